@@ -1,0 +1,1 @@
+//! A simulated machine with a TLB per CPU, to test `hugetlb` on.

@@ -1,0 +1,2 @@
+//! The host command: runs, measures and audits.
+fn main() {}

@@ -1,0 +1,1 @@
+//! What the Linux programs here share.
