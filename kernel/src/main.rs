@@ -1,6 +1,10 @@
 //! The Roundtable kernel.
 #![no_std]
 #![no_main]
+
+mod errno;
+mod sync;
+
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo) -> ! {
     loop {}

@@ -1,0 +1,26 @@
+//! Locks, wait queues, and the rules for using them.
+//!
+//! | type | waiter | may be taken in an interrupt | may sleep while held |
+//! | --- | --- | --- | --- |
+//! | [`SpinLock`] | spins, interrupts stay as they are | no | no |
+//! | [`IrqLock`] | spins, interrupts off while held | yes | no, and never waits for another CPU |
+//! | [`Mutex`], [`RwLock`] | sleeps | no | yes |
+//!
+//! Kernel mode is not preempted: a thread leaves its CPU only where it sleeps or calls `sched::cond_resched`. A spin
+//! lock therefore is held for a bounded time by a running CPU. A CPU that spins on a [`SpinLock`] with interrupts on
+//! answers TLB shootdowns, so a holder may send them; the holder of an [`IrqLock`] must not.
+
+mod once;
+mod spin;
+
+pub use once::Once;
+pub use spin::{RawIrqLock, RawSpinLock};
+
+/// A lock that spins and leaves interrupts as they are.
+pub type SpinLock<T> = lock_api::Mutex<RawSpinLock, T>;
+/// The guard of a [`SpinLock`].
+pub type SpinLockGuard<'a, T> = lock_api::MutexGuard<'a, RawSpinLock, T>;
+/// A lock that spins and keeps interrupts off while it is held: for data that interrupt handlers use.
+pub type IrqLock<T> = lock_api::Mutex<RawIrqLock, T>;
+/// The guard of an [`IrqLock`].
+pub type IrqLockGuard<'a, T> = lock_api::MutexGuard<'a, RawIrqLock, T>;

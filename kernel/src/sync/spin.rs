@@ -1,0 +1,106 @@
+//! Raw spinning locks: with and without interrupts off.
+
+use core::cell::UnsafeCell;
+use core::hint::spin_loop;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use x86_64::instructions::interrupts;
+
+/// The raw lock behind [`super::SpinLock`].
+pub struct RawSpinLock {
+    locked: AtomicBool,
+}
+
+// SAFETY: the swap to `true` succeeds for one caller at a time, until `unlock` stores `false`.
+unsafe impl lock_api::RawMutex for RawSpinLock {
+    // An interior-mutable constant is how lock_api gets a fresh lock.
+    #[allow(clippy::declare_interior_mutable_const)]
+    const INIT: Self = Self { locked: AtomicBool::new(false) };
+    type GuardMarker = lock_api::GuardNoSend;
+
+    #[inline]
+    fn lock(&self) {
+        while !self.try_lock() {
+            // Relaxed: only a hint when to try again; `try_lock` orders.
+            while self.locked.load(Ordering::Relaxed) {
+                spin_loop();
+            }
+        }
+    }
+
+    #[inline]
+    fn try_lock(&self) -> bool {
+        // Acquire pairs with the Release in `unlock`: the critical sections are ordered.
+        !self.locked.swap(true, Ordering::Acquire)
+    }
+
+    #[inline]
+    unsafe fn unlock(&self) {
+        // Release: the next holder sees what this one wrote.
+        self.locked.store(false, Ordering::Release);
+    }
+
+    fn is_locked(&self) -> bool {
+        // Relaxed: the answer is stale at once anyway.
+        self.locked.load(Ordering::Relaxed)
+    }
+}
+
+/// The raw lock behind [`super::IrqLock`].
+pub struct RawIrqLock {
+    inner: RawSpinLock,
+    /// Whether interrupts were on when the holder took the lock. Only the holder uses it.
+    enabled: UnsafeCell<bool>,
+}
+
+// SAFETY: `enabled` is used by the holder of `inner` only.
+unsafe impl Sync for RawIrqLock {}
+// SAFETY: it is plain data while nobody holds the lock.
+unsafe impl Send for RawIrqLock {}
+
+// SAFETY: exclusion is that of `inner`.
+unsafe impl lock_api::RawMutex for RawIrqLock {
+    #[allow(clippy::declare_interior_mutable_const)]
+    const INIT: Self =
+        Self { inner: <RawSpinLock as lock_api::RawMutex>::INIT, enabled: UnsafeCell::new(false) };
+    type GuardMarker = lock_api::GuardNoSend;
+
+    #[inline]
+    fn lock(&self) {
+        // Interrupts come back on between tries: a CPU that waits here answers shootdowns.
+        while !self.try_lock() {
+            while lock_api::RawMutex::is_locked(&self.inner) {
+                spin_loop();
+            }
+        }
+    }
+
+    #[inline]
+    fn try_lock(&self) -> bool {
+        let enabled = interrupts::are_enabled();
+        interrupts::disable();
+        let taken = lock_api::RawMutex::try_lock(&self.inner);
+        if taken {
+            // SAFETY: this CPU holds the lock.
+            unsafe { *self.enabled.get() = enabled };
+        } else if enabled {
+            interrupts::enable();
+        }
+        taken
+    }
+
+    #[inline]
+    unsafe fn unlock(&self) {
+        // SAFETY: this CPU holds the lock until the line below; it reads the flag first.
+        let enabled = unsafe { *self.enabled.get() };
+        // SAFETY: the caller holds the lock.
+        unsafe { lock_api::RawMutex::unlock(&self.inner) };
+        if enabled {
+            interrupts::enable();
+        }
+    }
+
+    fn is_locked(&self) -> bool {
+        lock_api::RawMutex::is_locked(&self.inner)
+    }
+}
