@@ -2,7 +2,10 @@
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
 mod errno;
+mod fs;
 mod sync;
 
 #[panic_handler]

@@ -1,0 +1,66 @@
+//! What a process knows about the tree: its root, its working directory, its umask.
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use super::path::Path;
+use crate::sync::SpinLock;
+
+/// Root, working directory and umask of a process, shared with those that it made with `CLONE_FS`.
+pub struct FsContext {
+    places: SpinLock<(Path, Path)>,
+    umask: AtomicU32,
+}
+
+impl FsContext {
+    /// At the root of the system, umask 022.
+    pub fn new() -> Self {
+        let root = super::root();
+        Self { places: SpinLock::new((root.clone(), root)), umask: AtomicU32::new(0o022) }
+    }
+
+    /// A copy for a child process.
+    pub fn duplicate(&self) -> Self {
+        let places = self.places.lock().clone();
+        Self { places: SpinLock::new(places), umask: AtomicU32::new(self.umask()) }
+    }
+
+    /// What `/` means.
+    pub fn root(&self) -> Path {
+        self.places.lock().0.clone()
+    }
+
+    /// The working directory.
+    pub fn cwd(&self) -> Path {
+        self.places.lock().1.clone()
+    }
+
+    /// chroot(2).
+    pub fn set_root(&self, root: Path) {
+        let old = core::mem::replace(&mut self.places.lock().0, root);
+        drop(old);
+    }
+
+    /// chdir(2).
+    pub fn set_cwd(&self, cwd: Path) {
+        let old = core::mem::replace(&mut self.places.lock().1, cwd);
+        drop(old);
+    }
+
+    /// Permission bits that new files do not get.
+    pub fn umask(&self) -> u32 {
+        // Ordering: a word of its own.
+        self.umask.load(Ordering::Relaxed)
+    }
+
+    /// umask(2): sets it, returns the old.
+    pub fn set_umask(&self, mask: u32) -> u32 {
+        // Ordering: a word of its own.
+        self.umask.swap(mask & 0o777, Ordering::Relaxed)
+    }
+}
+
+impl Default for FsContext {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,374 @@
+//! Open file descriptions, and what stands behind one.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::any::Any;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use linux_raw_sys::general as abi;
+
+use super::dentry::Dentry;
+use super::inode::Inode;
+use super::iobuf::{Sink, Source};
+use super::path::Path;
+use super::poll::Events;
+use crate::errno::{Errno, Result};
+use crate::mm::backing::Backing;
+use crate::sync::{Mutex, SpinLock, WaitQueue};
+
+/// What a seek is relative to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Whence {
+    /// The begin of the file.
+    Start,
+    /// The position.
+    Current,
+    /// The end of the file.
+    End,
+    /// The next data at or after the offset.
+    Data,
+    /// The next hole at or after the offset; the end of the file is one.
+    Hole,
+}
+
+/// What a file does. One object may serve many open files (a regular file's inode) or one (an epoll instance). The defaults are
+/// right for a file that does not support the call.
+///
+/// Calls may block; none comes with a spin lock held. `Err(ERESTARTSYS)` says that a signal interrupted a wait before
+/// anything was done; what has been done counts before any error.
+#[allow(unused_variables)]
+pub trait FileOps: Any + Send + Sync {
+    /// Does it have a position? Without one, offsets are 0 and pread(2), lseek(2) fail with `ESPIPE`.
+    fn seekable(&self) -> bool {
+        false
+    }
+
+    /// Reads from `offset`; 0 at the end. Whether to block: [`File::nonblocking`].
+    fn read_at(&self, file: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
+        Err(Errno::EINVAL)
+    }
+
+    /// Writes at `offset`. A regular file that is open with `O_APPEND` first sets `offset` to its end, under the lock that makes the
+    /// append atomic. The caller adds the count.
+    fn write_at(&self, file: &File, offset: &mut u64, source: &mut Source) -> Result<usize> {
+        Err(Errno::EINVAL)
+    }
+
+    /// The new position for lseek(2), given the present one; the default knows the size by the inode.
+    fn seek(&self, file: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {
+        let size = file.inode().stat().size;
+        let base = match whence {
+            Whence::Start => 0,
+            Whence::Current => position,
+            Whence::End => size,
+            Whence::Data | Whence::Hole => {
+                if offset < 0 || offset as u64 >= size {
+                    return Err(Errno::ENXIO);
+                }
+                return Ok(if whence == Whence::Data { offset as u64 } else { size });
+            }
+        };
+        let at = (base as i64).checked_add(offset).ok_or(Errno::EOVERFLOW)?;
+        u64::try_from(at).map_err(|_| Errno::EINVAL)
+    }
+
+    /// The readiness now. Called again after a queue of `wait_queues` woke its watchers.
+    fn poll(&self, file: &File) -> Events {
+        Events::ALWAYS
+    }
+
+    /// Shows `visit` each queue that is woken when the result of `poll` may have changed. They live as long as the file does.
+    fn wait_queues(&self, file: &File, visit: &mut dyn FnMut(&WaitQueue)) {}
+
+    /// True when the result of `poll` can change: epoll refuses files without readiness (`EPERM`).
+    fn pollable(&self) -> bool {
+        let _ = self;
+        false
+    }
+
+    /// ioctl(2); what every file has (FIOCLEX, FIONBIO) is done before.
+    fn ioctl(&self, file: &File, command: u32, argument: usize) -> Result<usize> {
+        Err(Errno::ENOTTY)
+    }
+
+    /// What backs a mapping of `len` bytes from `offset`. `shared_writable`: stores are to reach the file, now or after mprotect(2).
+    fn mmap(&self, file: &Arc<File>, offset: u64, len: u64, shared_writable: bool) -> Result<Backing> {
+        Err(Errno::ENODEV)
+    }
+
+    /// ftruncate(2).
+    fn truncate(&self, file: &File, size: u64) -> Result<()> {
+        Err(Errno::EINVAL)
+    }
+
+    /// fallocate(2); range and descriptor are checked, the mode's combinations are not.
+    fn fallocate(&self, file: &File, mode: u32, offset: u64, len: u64) -> Result<()> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// fsync(2) and fdatasync(2).
+    fn sync(&self, file: &File) -> Result<()> {
+        Err(Errno::EINVAL)
+    }
+
+    /// The commands of fcntl(2) that belong to the type: `F_GETPIPE_SZ`, `F_ADD_SEALS`.
+    fn fcntl(&self, file: &File, command: u32, argument: usize) -> Result<usize> {
+        Err(Errno::EINVAL)
+    }
+
+    /// The status flags are about to change to `flags` by fcntl(F_SETFL) or FIONBIO.
+    fn flags_changed(&self, file: &File, flags: u32) -> Result<()> {
+        Ok(())
+    }
+
+    /// The last reference to the open file is gone. Called outside of all locks.
+    fn release(&self, file: &File) {}
+
+    /// Lines of its own in `/proc/PID/fdinfo/N`.
+    fn describe(&self, file: &File, out: &mut String) {}
+}
+
+/// Who gets SIGIO.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct FileOwner {
+    /// `F_OWNER_TID`, `F_OWNER_PID` or `F_OWNER_PGRP`.
+    pub kind: u32,
+    /// The thread, process or group; 0 for nobody.
+    pub id: i32,
+    /// The signal to send in place of SIGIO; 0 for SIGIO.
+    pub signal: i32,
+}
+
+/// An open file description: what descriptors refer to.
+pub struct File {
+    path: Path,
+    ops: Arc<dyn FileOps>,
+    /// Access mode and status flags, `O_*`.
+    flags: AtomicU32,
+    position: Mutex<u64>,
+    owner: SpinLock<FileOwner>,
+    /// Differs from every other open file's: the owner of flock(2) and OFD locks.
+    id: u64,
+}
+
+/// The status flags that stay with an open file: what `F_GETFL` shows beside the access mode.
+const STATUS_FLAGS: u32 = abi::O_APPEND
+    | abi::O_NONBLOCK
+    | abi::O_DSYNC
+    | abi::O_SYNC
+    | abi::FASYNC
+    | abi::O_DIRECT
+    | abi::O_LARGEFILE
+    | abi::O_DIRECTORY
+    | abi::O_NOFOLLOW
+    | abi::O_NOATIME
+    | abi::O_PATH;
+/// Those that `F_SETFL` changes.
+const SETTABLE_FLAGS: u32 = abi::O_APPEND | abi::O_NONBLOCK | abi::FASYNC | abi::O_DIRECT | abi::O_NOATIME;
+
+impl File {
+    /// The file at `path`, opened with `flags` (`O_*`), served by `ops`.
+    pub fn new(path: Path, ops: Arc<dyn FileOps>, flags: u32) -> Arc<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        Arc::new(Self {
+            path,
+            ops,
+            flags: AtomicU32::new(flags & (abi::O_ACCMODE | STATUS_FLAGS)),
+            position: Mutex::new(0),
+            owner: SpinLock::new(FileOwner::default()),
+            // Ordering: only the numbers have to differ.
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        })
+    }
+
+    /// Where it was opened.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its name.
+    pub fn dentry(&self) -> &Arc<Dentry> {
+        &self.path.dentry
+    }
+
+    /// Its inode.
+    pub fn inode(&self) -> &Arc<Inode> {
+        &self.path.dentry.inode
+    }
+
+    /// What stands behind it.
+    pub fn ops(&self) -> &Arc<dyn FileOps> {
+        &self.ops
+    }
+
+    /// What stands behind it, when that is a `T`: how a system call finds out that a descriptor is an epoll instance, a socket ...
+    pub fn ops_as<T: FileOps>(&self) -> Option<&T> {
+        let any: &dyn Any = &*self.ops;
+        any.downcast_ref()
+    }
+
+    /// As `ops_as`, to keep.
+    pub fn ops_arc<T: FileOps>(&self) -> Option<Arc<T>> {
+        let any: Arc<dyn Any + Send + Sync> = self.ops.clone();
+        any.downcast().ok()
+    }
+
+    /// Differs from every other open file's.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Access mode and status flags, as `F_GETFL` returns them.
+    pub fn flags(&self) -> u32 {
+        // Ordering: a flag word of its own; no other data hangs on it.
+        self.flags.load(Ordering::Relaxed)
+    }
+
+    /// Changes the flags that `F_SETFL` changes; others stay.
+    pub fn set_flags(&self, flags: u32) -> Result<()> {
+        let new = self.flags() & !SETTABLE_FLAGS | flags & SETTABLE_FLAGS;
+        self.ops.flags_changed(self, new)?;
+        // Ordering: as above.
+        self.flags.store(new, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Opened for reading?
+    pub fn readable(&self) -> bool {
+        let flags = self.flags();
+        flags & abi::O_PATH == 0 && flags & abi::O_ACCMODE != abi::O_WRONLY
+    }
+
+    /// Opened for writing?
+    pub fn writable(&self) -> bool {
+        let flags = self.flags();
+        flags & abi::O_PATH == 0 && matches!(flags & abi::O_ACCMODE, abi::O_WRONLY | abi::O_RDWR)
+    }
+
+    /// Is it only a reference to a place in the tree (`O_PATH`)?
+    pub fn is_path(&self) -> bool {
+        self.flags() & abi::O_PATH != 0
+    }
+
+    /// `EAGAIN` in place of a wait?
+    pub fn nonblocking(&self) -> bool {
+        self.flags() & abi::O_NONBLOCK != 0
+    }
+
+    /// Every write at the end?
+    pub fn appending(&self) -> bool {
+        self.flags() & abi::O_APPEND != 0
+    }
+
+    /// Who gets SIGIO.
+    pub fn owner(&self) -> FileOwner {
+        *self.owner.lock()
+    }
+
+    /// Sets who gets SIGIO.
+    pub fn set_owner(&self, owner: FileOwner) {
+        *self.owner.lock() = owner;
+    }
+
+    /// The position; 0 for a file without one.
+    pub fn position(&self) -> u64 {
+        *self.position.lock()
+    }
+
+    /// Calls `work` with the position, which nobody else changes meanwhile.
+    pub fn with_position<R>(&self, work: impl FnOnce(&mut u64) -> R) -> R {
+        work(&mut self.position.lock())
+    }
+
+    /// read(2): from the position, which moves on.
+    pub fn read(&self, sink: &mut Sink) -> Result<usize> {
+        if !self.readable() {
+            return Err(Errno::EBADF);
+        }
+        if !self.ops.seekable() {
+            return self.ops.read_at(self, 0, sink);
+        }
+        let mut position = self.position.lock();
+        let count = self.ops.read_at(self, *position, sink)?;
+        *position += count as u64;
+        Ok(count)
+    }
+
+    /// write(2): at the position, which moves on.
+    pub fn write(&self, source: &mut Source) -> Result<usize> {
+        if !self.writable() {
+            return Err(Errno::EBADF);
+        }
+        if !self.ops.seekable() {
+            return self.ops.write_at(self, &mut 0, source);
+        }
+        let mut position = self.position.lock();
+        let mut at = *position;
+        let count = self.ops.write_at(self, &mut at, source)?;
+        *position = at + count as u64;
+        Ok(count)
+    }
+
+    /// pread(2): from `offset`; the position stays.
+    pub fn read_at(&self, offset: u64, sink: &mut Sink) -> Result<usize> {
+        if !self.ops.seekable() {
+            return Err(Errno::ESPIPE);
+        }
+        if !self.readable() {
+            return Err(Errno::EBADF);
+        }
+        self.ops.read_at(self, offset, sink)
+    }
+
+    /// pwrite(2): at `offset`, or at the end with `O_APPEND`; the position stays.
+    pub fn write_at(&self, offset: u64, source: &mut Source) -> Result<usize> {
+        if !self.ops.seekable() {
+            return Err(Errno::ESPIPE);
+        }
+        if !self.writable() {
+            return Err(Errno::EBADF);
+        }
+        let mut at = offset;
+        self.ops.write_at(self, &mut at, source)
+    }
+
+    /// Reads into kernel memory until `buffer` is full or the file ends; the position stays.
+    pub fn read_kernel(&self, offset: u64, buffer: &mut [u8]) -> Result<usize> {
+        let mut done = 0;
+        while done < buffer.len() {
+            let count = self.read_at(offset + done as u64, &mut Sink::kernel(&mut buffer[done..]))?;
+            if count == 0 {
+                break;
+            }
+            done += count;
+        }
+        Ok(done)
+    }
+
+    /// lseek(2).
+    pub fn seek(&self, whence: Whence, offset: i64) -> Result<u64> {
+        if self.is_path() {
+            return Err(Errno::EBADF);
+        }
+        if !self.ops.seekable() {
+            return Err(Errno::ESPIPE);
+        }
+        let mut position = self.position.lock();
+        *position = self.ops.seek(self, whence, offset, *position)?;
+        Ok(*position)
+    }
+
+    /// The readiness now.
+    pub fn poll(&self) -> Events {
+        if self.is_path() { Events::NVAL } else { self.ops.poll(self) }
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        self.inode().locks.file_released(self.id);
+        let ops = self.ops.clone();
+        ops.release(self);
+        self.path.mount.file_closed(self);
+    }
+}

@@ -1,0 +1,410 @@
+//! Inodes: a file without its names, and what a file system implements for it.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::any::Any;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use super::access::Credentials;
+use super::dentry::Dentry;
+use super::file::{File, FileOps};
+use super::locks::LockTable;
+use super::path::Path;
+use super::stat::{DeviceId, FileType, Stat, Statfs, Timestamp};
+use crate::errno::{Errno, Result};
+use crate::sync::{Mutex, SpinLock};
+
+/// A mounted file system: what all its inodes have in common. Lives as long as any of its inodes.
+pub struct Superblock {
+    /// The number of the (pretended) device that it is on.
+    pub dev: DeviceId,
+    /// The name of its type, as in `/proc/filesystems`.
+    pub kind: &'static str,
+    /// What the file system does itself.
+    pub ops: Box<dyn SuperblockOps>,
+    /// Mounts of it; when the last goes, `SuperblockOps::kill` is called.
+    pub(super) mounts: AtomicU64,
+    next_ino: AtomicU64,
+    /// `MS_RDONLY` or nothing.
+    flags: AtomicU32,
+}
+
+/// What a file-system type implements once for each instance.
+pub trait SuperblockOps: Any + Send + Sync {
+    /// statfs(2), without flags and identifier.
+    fn statfs(&self) -> Statfs;
+    /// The options for `/proc/mounts`, each with a comma in front: `,size=1024k`; empty when there are none.
+    fn options(&self) -> alloc::string::String {
+        alloc::string::String::new()
+    }
+    /// New options by `mount -o remount`.
+    fn remount(&self, _options: &str) -> Result<()> {
+        Ok(())
+    }
+    /// The last mount is gone and no file of it is open: let go of everything that refers back to itself.
+    fn kill(&self) {}
+}
+
+impl Superblock {
+    /// A file system of type `kind` on a device number of its own.
+    pub fn new(kind: &'static str, ops: impl SuperblockOps) -> Arc<Self> {
+        // As Linux numbers file systems without a device: major 0, minors counted up.
+        static NEXT_MINOR: AtomicU64 = AtomicU64::new(1);
+        // Ordering: only the numbers have to differ.
+        let minor = NEXT_MINOR.fetch_add(1, Ordering::Relaxed) as u32;
+        Arc::new(Self {
+            dev: DeviceId::new(0, minor),
+            kind,
+            ops: Box::new(ops),
+            mounts: AtomicU64::new(0),
+            next_ino: AtomicU64::new(1),
+            flags: AtomicU32::new(0),
+        })
+    }
+
+    /// Flags that hold for all mounts of it: `MS_RDONLY` or nothing.
+    pub fn flags(&self) -> u32 {
+        // Ordering: a flag word of its own.
+        self.flags.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_flags(&self, flags: u32) {
+        // Ordering: as above.
+        self.flags.store(flags, Ordering::Relaxed);
+    }
+
+    /// The file system's own data, when it is a `T`.
+    pub fn ops_as<T: SuperblockOps>(&self) -> Option<&T> {
+        let any: &dyn Any = &*self.ops;
+        any.downcast_ref()
+    }
+
+    /// The next unused inode number: 1, 2, ...
+    pub fn allocate_ino(&self) -> u64 {
+        // Ordering: only the numbers have to differ.
+        self.next_ino.fetch_add(1, Ordering::Relaxed)
+    }
+}
+
+/// What chmod, chown, utimensat, link and writes change.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Attributes {
+    /// Permission bits with set-user-ID, set-group-ID and sticky; no type bits.
+    pub permissions: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Names.
+    pub nlink: u32,
+    /// Last read.
+    pub atime: Timestamp,
+    /// Last change of the content.
+    pub mtime: Timestamp,
+    /// Last change of content or attributes.
+    pub ctime: Timestamp,
+    /// Creation.
+    pub btime: Timestamp,
+}
+
+impl Attributes {
+    /// Attributes of a new file: all times now, one name.
+    pub fn new(permissions: u32, uid: u32, gid: u32) -> Self {
+        let now = super::now();
+        Self { permissions, uid, gid, nlink: 1, atime: now, mtime: now, ctime: now, btime: now }
+    }
+}
+
+/// A change of attributes; `None` leaves one as it is.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SetAttributes {
+    /// New permission bits (07777).
+    pub permissions: Option<u32>,
+    /// New owner.
+    pub uid: Option<u32>,
+    /// New group.
+    pub gid: Option<u32>,
+    /// New time of last read.
+    pub atime: Option<Timestamp>,
+    /// New time of last change.
+    pub mtime: Option<Timestamp>,
+}
+
+/// What a new directory entry is to be.
+#[derive(Clone, Copy, Debug)]
+pub enum NewNode<'a> {
+    /// An empty regular file.
+    Regular,
+    /// An empty directory.
+    Directory,
+    /// A symbolic link with this target.
+    Symlink(&'a [u8]),
+    /// A character device.
+    CharDevice(DeviceId),
+    /// A block device.
+    BlockDevice(DeviceId),
+    /// A named pipe.
+    Fifo,
+    /// The address of a Unix socket.
+    Socket,
+}
+
+impl NewNode<'_> {
+    /// Its file type.
+    pub fn file_type(&self) -> FileType {
+        match self {
+            Self::Regular => FileType::Regular,
+            Self::Directory => FileType::Directory,
+            Self::Symlink(_) => FileType::Symlink,
+            Self::CharDevice(_) => FileType::CharDevice,
+            Self::BlockDevice(_) => FileType::BlockDevice,
+            Self::Fifo => FileType::Fifo,
+            Self::Socket => FileType::Socket,
+        }
+    }
+}
+
+/// One entry as `readdir` reports it.
+#[derive(Clone, Copy, Debug)]
+pub struct Dirent<'a> {
+    /// Number of the inode.
+    pub ino: u64,
+    /// Where to go on after this entry: greater than this entry's own offset, at least 3.
+    pub next_offset: u64,
+    /// Type.
+    pub kind: FileType,
+    /// Name.
+    pub name: &'a [u8],
+}
+
+/// A file without its names.
+pub struct Inode {
+    /// Its number in the file system.
+    pub ino: u64,
+    /// Its type, for ever.
+    pub kind: FileType,
+    /// The device, for a device node.
+    pub rdev: DeviceId,
+    /// Its file system.
+    pub superblock: Arc<Superblock>,
+    /// What the file system does for it.
+    pub ops: Box<dyn InodeOps>,
+    attributes: SpinLock<Attributes>,
+    /// Serialises writers of a regular file (write, truncate, fallocate) and changes of a directory. Outside of all
+    /// other locks of a file system; a page fault does not take it, so user memory may be touched with it held.
+    pub lock: Mutex<()>,
+    /// flock(2) and fcntl(2) locks.
+    pub locks: LockTable,
+    /// For a named pipe the open pipe, for a socket node the listening socket: whatever the owner of the type keeps here.
+    pub attachment: SpinLock<Option<Arc<dyn Any + Send + Sync>>>,
+}
+
+impl Inode {
+    /// A new inode with the next number of its file system.
+    pub fn new(
+        superblock: &Arc<Superblock>,
+        kind: FileType,
+        attributes: Attributes,
+        ops: impl InodeOps,
+    ) -> Arc<Self> {
+        Self::with_number(superblock, superblock.allocate_ino(), kind, DeviceId::default(), attributes, ops)
+    }
+
+    /// A new inode with a number and a device of the caller's choice.
+    pub fn with_number(
+        superblock: &Arc<Superblock>,
+        ino: u64,
+        kind: FileType,
+        rdev: DeviceId,
+        attributes: Attributes,
+        ops: impl InodeOps,
+    ) -> Arc<Self> {
+        Self::boxed(superblock, ino, kind, rdev, attributes, Box::new(ops))
+    }
+
+    /// As `with_number`, with operations whose type is chosen at run time.
+    pub fn boxed(
+        superblock: &Arc<Superblock>,
+        ino: u64,
+        kind: FileType,
+        rdev: DeviceId,
+        attributes: Attributes,
+        ops: Box<dyn InodeOps>,
+    ) -> Arc<Self> {
+        Arc::new(Self {
+            ino,
+            kind,
+            rdev,
+            superblock: superblock.clone(),
+            ops,
+            attributes: SpinLock::new(attributes),
+            lock: Mutex::new(()),
+            locks: LockTable::new(),
+            attachment: SpinLock::new(None),
+        })
+    }
+
+    /// The file system's own data for this inode, when it is a `T`.
+    pub fn ops_as<T: InodeOps>(&self) -> Option<&T> {
+        let any: &dyn Any = &*self.ops;
+        any.downcast_ref()
+    }
+
+    /// A copy of the attributes.
+    pub fn attributes(&self) -> Attributes {
+        *self.attributes.lock()
+    }
+
+    /// Changes attributes in one step; `change` must not block.
+    pub fn update<R>(&self, change: impl FnOnce(&mut Attributes) -> R) -> R {
+        change(&mut self.attributes.lock())
+    }
+
+    /// Type and permission bits.
+    pub fn mode(&self) -> u32 {
+        self.kind.mode_bits() | self.attributes.lock().permissions
+    }
+
+    /// True for a directory.
+    pub fn is_dir(&self) -> bool {
+        self.kind == FileType::Directory
+    }
+
+    /// Everything that stat(2) reports.
+    pub fn stat(&self) -> Stat {
+        let a = self.attributes();
+        let mut stat = Stat {
+            dev: self.superblock.dev,
+            ino: self.ino,
+            nlink: a.nlink,
+            mode: self.kind.mode_bits() | a.permissions,
+            uid: a.uid,
+            gid: a.gid,
+            rdev: self.rdev,
+            size: 0,
+            block_size: 4096,
+            blocks: 0,
+            atime: a.atime,
+            mtime: a.mtime,
+            ctime: a.ctime,
+            btime: a.btime,
+        };
+        self.ops.stat(self, &mut stat);
+        stat
+    }
+
+    /// The content changed now.
+    pub fn touch_modified(&self) {
+        let now = super::now();
+        self.update(|a| {
+            a.mtime = now;
+            a.ctime = now;
+        });
+    }
+
+    /// The attributes changed now.
+    pub fn touch_changed(&self) {
+        let now = super::now();
+        self.update(|a| a.ctime = now);
+    }
+}
+
+/// What a file system implements for its inodes. The defaults are right for an inode that does not support the call.
+///
+/// Calls that change a directory come with that directory's `Inode::lock` held and permissions checked; names are 1 to
+/// 255 bytes, without `/`, neither `.` nor `..`.
+#[allow(unused_variables)]
+pub trait InodeOps: Any + Send + Sync {
+    /// The entry `name` of the directory `dir`. A file system whose entries come and go by themselves makes them through
+    /// [`Dentry::child`]; one with a tree in memory returns its own.
+    fn lookup(&self, dir: &Arc<Dentry>, name: &[u8]) -> Result<Arc<Dentry>> {
+        Err(Errno::ENOTDIR)
+    }
+
+    /// Reports the directory's entries but `.` and `..` from offset `from` (2 is the first) to `emit`, until that returns false. No
+    /// entry that exists throughout may be missed or repeated, whatever else happens to the directory.
+    fn readdir(&self, dir: &Arc<Dentry>, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
+        Err(Errno::ENOTDIR)
+    }
+
+    /// Creates an entry; `EEXIST` when there is one.
+    fn create(
+        &self,
+        dir: &Arc<Dentry>,
+        name: &[u8],
+        node: NewNode,
+        permissions: u32,
+        credentials: &Credentials,
+    ) -> Result<Arc<Dentry>> {
+        Err(Errno::EPERM)
+    }
+
+    /// An unnamed regular file in this directory (`O_TMPFILE`).
+    fn tmpfile(&self, dir: &Arc<Dentry>, permissions: u32, credentials: &Credentials) -> Result<Arc<Inode>> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
+    /// A further name for `inode`, which is of the same file system and no directory.
+    fn link(&self, dir: &Arc<Dentry>, name: &[u8], inode: &Arc<Inode>) -> Result<()> {
+        Err(Errno::EPERM)
+    }
+
+    /// Removes the name `victim` of a file that is no directory.
+    fn unlink(&self, dir: &Arc<Dentry>, victim: &Arc<Dentry>) -> Result<()> {
+        Err(Errno::EPERM)
+    }
+
+    /// Removes the directory `victim`; `ENOTEMPTY` when it has entries.
+    fn rmdir(&self, dir: &Arc<Dentry>, victim: &Arc<Dentry>) -> Result<()> {
+        Err(Errno::EPERM)
+    }
+
+    /// Moves `entry` from here to `new_dir` under `new_name`, replacing `target`, or exchanging it when `exchange`. Both directories
+    /// are of this file system and locked, types and permissions are checked; emptiness of a directory that is
+    /// replaced is not.
+    fn rename(
+        &self,
+        dir: &Arc<Dentry>,
+        entry: &Arc<Dentry>,
+        new_dir: &Arc<Dentry>,
+        new_name: &[u8],
+        target: Option<&Arc<Dentry>>,
+        exchange: bool,
+    ) -> Result<()> {
+        Err(Errno::EPERM)
+    }
+
+    /// The target of a symbolic link as text.
+    fn readlink(&self, inode: &Inode) -> Result<Vec<u8>> {
+        Err(Errno::EINVAL)
+    }
+
+    /// Where the link leads when it is not by its text (`/proc/PID/fd/3`, `exe`, `cwd`, `root`).
+    fn follow(&self) -> Option<Result<Path>> {
+        None
+    }
+
+    /// The operations of a newly opened regular file or special file; directories, devices, pipes are opened by the VFS.
+    fn open(&self, path: &Path, flags: u32) -> Result<Arc<dyn FileOps>> {
+        Err(Errno::ENXIO)
+    }
+
+    /// Called when `file` is complete, before the descriptor exists, to let the file system keep or refuse it.
+    fn opened(&self, file: &File) -> Result<()> {
+        Ok(())
+    }
+
+    /// Fills in size and blocks, or anything that differs from the attributes.
+    fn stat(&self, inode: &Inode, stat: &mut Stat) {}
+
+    /// May the attributes be changed this way? Permissions are checked, the change itself is done by the caller.
+    fn set_attributes(&self, inode: &Inode, change: &SetAttributes) -> Result<()> {
+        Ok(())
+    }
+
+    /// Sets the size of a regular file; called with `Inode::lock` held.
+    fn truncate(&self, inode: &Inode, size: u64) -> Result<()> {
+        Err(Errno::EINVAL)
+    }
+}

@@ -1,0 +1,354 @@
+//! The mount table: which file system is visible where.
+//!
+//! There is one table for all processes. A mount covers one dentry of its parent mount; the table finds it by the pair. Paths hold
+//! references to their mounts, so that a mount which is taken out of the tree (`MNT_DETACH`) serves those who are in it until they leave.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use linux_raw_sys::general as abi;
+
+use super::dentry::Dentry;
+use super::file::File;
+use super::inode::Superblock;
+use super::path::Path;
+use crate::errno::{Errno, Result};
+use crate::sync::{Mutex, SpinLock};
+
+/// The flags that belong to a mount and not to the file system.
+pub const MOUNT_FLAGS: u32 = abi::MS_RDONLY
+    | abi::MS_NOSUID
+    | abi::MS_NODEV
+    | abi::MS_NOEXEC
+    | abi::MS_NOATIME
+    | abi::MS_NODIRATIME
+    | abi::MS_RELATIME
+    | abi::MS_NOSYMFOLLOW;
+
+/// A file system, or a part of one, as it is visible at one place.
+pub struct Mount {
+    /// Differs from every other mount's.
+    pub id: u64,
+    /// The file system.
+    pub superblock: Arc<Superblock>,
+    /// What is visible at the mount point.
+    pub root: Arc<Dentry>,
+    /// The device or other text that mount(2) was given.
+    pub source: String,
+    flags: AtomicU32,
+    /// Files that are open for writing through it.
+    writers: AtomicU32,
+    /// Where it is; `None` for the root of all, for a detached mount, and for mounts of the kernel's own.
+    place: SpinLock<Option<Place>>,
+}
+
+#[derive(Clone)]
+struct Place {
+    parent: Arc<Mount>,
+    point: Arc<Dentry>,
+}
+
+struct Table {
+    /// The mounts on something, by parent mount and covered dentry (its address, which the mount keeps alive).
+    covering: BTreeMap<(u64, usize), Arc<Mount>>,
+    /// All that are in the tree, in the order in which they came.
+    list: Vec<Arc<Mount>>,
+}
+
+static TABLE: SpinLock<Table> = SpinLock::new(Table { covering: BTreeMap::new(), list: Vec::new() });
+/// Serialises changes of the table, which look at it more than once.
+static CHANGE: Mutex<()> = Mutex::new(());
+/// Counts changes: what poll(2) on `/proc/mounts` looks at.
+static GENERATION: AtomicU64 = AtomicU64::new(1);
+
+fn key(path: &Path) -> (u64, usize) {
+    (path.mount.id, Arc::as_ptr(&path.dentry) as usize)
+}
+
+impl Mount {
+    /// A mount of the file system with that root, not yet in the tree: for the kernel's own use, or for `attach`.
+    pub fn new(root: Arc<Dentry>, source: &str, flags: u32) -> Arc<Self> {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        let superblock = root.inode.superblock.clone();
+        superblock.mounts.fetch_add(1, Ordering::SeqCst);
+        Arc::new(Self {
+            // Ordering: only the numbers have to differ.
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            superblock,
+            root,
+            source: source.into(),
+            flags: AtomicU32::new(flags & MOUNT_FLAGS),
+            writers: AtomicU32::new(0),
+            place: SpinLock::new(None),
+        })
+    }
+
+    /// Its flags (`MS_RDONLY`, `MS_NOEXEC` ...), those of the file system included.
+    pub fn flags(&self) -> u32 {
+        // Ordering: a flag word of its own.
+        self.flags.load(Ordering::Relaxed) | self.superblock.flags()
+    }
+
+    /// Is any of these flags set?
+    pub fn has(&self, flags: u32) -> bool {
+        self.flags() & flags != 0
+    }
+
+    /// `EROFS` when nothing may be changed through it.
+    pub fn check_writable(&self) -> Result<()> {
+        if self.has(abi::MS_RDONLY) { Err(Errno::EROFS) } else { Ok(()) }
+    }
+
+    /// The parent mount and what is covered there.
+    pub fn place(&self) -> Option<Path> {
+        self.place.lock().clone().map(|p| Path { mount: p.parent, dentry: p.point })
+    }
+
+    pub(super) fn file_opened(&self, file: &File) {
+        if file.writable() {
+            self.writers.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    pub(super) fn file_closed(&self, file: &File) {
+        if file.writable() {
+            self.writers.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Drop for Mount {
+    fn drop(&mut self) {
+        if self.superblock.mounts.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.superblock.ops.kill();
+        }
+    }
+}
+
+/// Counts the changes of the table so far.
+pub fn generation() -> u64 {
+    GENERATION.load(Ordering::SeqCst)
+}
+
+/// The top of the mounts on `path`: where a path walk that arrives at `path` goes on.
+pub fn enter(mut path: Path) -> Path {
+    // Ordering: a walk that races with mount(2) may see either state.
+    while path.dentry.mounts.load(Ordering::Acquire) > 0 {
+        let Some(mount) = TABLE.lock().covering.get(&key(&path)).cloned() else { break };
+        path = Path { dentry: mount.root.clone(), mount };
+    }
+    path
+}
+
+/// Is something mounted on this very place?
+pub fn is_covered(path: &Path) -> bool {
+    path.dentry.mounts.load(Ordering::Acquire) > 0 && TABLE.lock().covering.contains_key(&key(path))
+}
+
+/// Is anything mounted on the dentry, through whichever mount? Such a directory cannot be removed or replaced.
+pub fn is_mount_point(dentry: &Dentry) -> bool {
+    dentry.mounts.load(Ordering::Acquire) > 0
+}
+
+/// Puts `mount` on `at`; both must be directories, or neither.
+pub fn attach(mount: &Arc<Mount>, at: Path) -> Result<()> {
+    let _change = CHANGE.lock();
+    let at = enter(at);
+    attach_locked(mount, at)
+}
+
+fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
+    if mount.root.inode.is_dir() != at.dentry.inode.is_dir() {
+        return Err(Errno::ENOTDIR);
+    }
+    if at.dentry.is_removed() {
+        return Err(Errno::ENOENT);
+    }
+    let mut table = TABLE.lock();
+    at.dentry.mounts.fetch_add(1, Ordering::SeqCst);
+    *mount.place.lock() = Some(Place { parent: at.mount.clone(), point: at.dentry.clone() });
+    table.covering.insert(key(&at), mount.clone());
+    table.list.push(mount.clone());
+    drop(table);
+    GENERATION.fetch_add(1, Ordering::SeqCst);
+    Ok(())
+}
+
+/// Makes `mount` the root of all: the first mount of the system.
+pub fn attach_root(mount: &Arc<Mount>) {
+    TABLE.lock().list.push(mount.clone());
+    GENERATION.fetch_add(1, Ordering::SeqCst);
+}
+
+/// Takes the mount out of the tree without looking whether it is in use. Its place is returned to be dropped outside of locks.
+fn detach_one(mount: &Arc<Mount>) -> Option<Place> {
+    let mut table = TABLE.lock();
+    let place = mount.place.lock().take();
+    if let Some(place) = &place {
+        table.covering.remove(&(place.parent.id, Arc::as_ptr(&place.point) as usize));
+        place.point.mounts.fetch_sub(1, Ordering::SeqCst);
+    }
+    table.list.retain(|m| !Arc::ptr_eq(m, mount));
+    place
+}
+
+/// The mounts below `mount`, itself first: each before those that are on it.
+fn subtree(mount: &Arc<Mount>) -> Vec<Arc<Mount>> {
+    let list = TABLE.lock().list.clone();
+    let mut found: Vec<Arc<Mount>> = alloc::vec![mount.clone()];
+    // A mount can be moved below a later one: repeat until nothing is added.
+    loop {
+        let before = found.len();
+        for candidate in &list {
+            let inside = candidate.place().is_some_and(|p| found.iter().any(|f| Arc::ptr_eq(f, &p.mount)));
+            if inside && !found.iter().any(|f| Arc::ptr_eq(f, candidate)) {
+                found.push(candidate.clone());
+            }
+        }
+        if found.len() == before {
+            return found;
+        }
+    }
+}
+
+/// umount2(2) of the mount whose root `path` is.
+pub fn unmount(path: Path, lazy: bool) -> Result<()> {
+    let _change = CHANGE.lock();
+    if !Arc::ptr_eq(&path.dentry, &path.mount.root) {
+        return Err(Errno::EINVAL);
+    }
+    let mount = path.mount.clone();
+    drop(path);
+    if mount.place().is_none() {
+        // The root of all stays, and so does what is no longer in the tree.
+        return Err(Errno::EINVAL);
+    }
+    let below = subtree(&mount);
+    if !lazy && below.len() > 1 {
+        return Err(Errno::EBUSY);
+    }
+    if !lazy {
+        // Under the table's lock no walk can enter the mount; these references are known: ours, the subtree's list, the table's two.
+        let mut table = TABLE.lock();
+        if Arc::strong_count(&mount) > 4 {
+            return Err(Errno::EBUSY);
+        }
+        let place = mount.place.lock().take();
+        if let Some(place) = &place {
+            table.covering.remove(&(place.parent.id, Arc::as_ptr(&place.point) as usize));
+            place.point.mounts.fetch_sub(1, Ordering::SeqCst);
+        }
+        table.list.retain(|m| !Arc::ptr_eq(m, &mount));
+        drop(table);
+        drop(place);
+    } else {
+        for mount in below.iter().rev() {
+            drop(detach_one(mount));
+        }
+    }
+    GENERATION.fetch_add(1, Ordering::SeqCst);
+    Ok(())
+}
+
+/// A second view of what is visible at `from`, put on `at`; with `recursive` the mounts below as well.
+pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
+    let _change = CHANGE.lock();
+    let at = enter(at);
+    let copy = |mount: &Mount, root: Arc<Dentry>| Mount::new(root, &mount.source, mount.flags.load(Ordering::Relaxed));
+    let top = copy(&from.mount, from.dentry.clone());
+    // Before the new mount is there, or it would be copied into itself.
+    let below = if recursive { subtree(&from.mount) } else { Vec::new() };
+    attach_locked(&top, at)?;
+    let mut copies: Vec<(Arc<Mount>, Arc<Mount>)> = alloc::vec![(from.mount.clone(), top)];
+    for original in below.iter().skip(1) {
+        let Some(place) = original.place() else { continue };
+        let Some((parent, new_parent)) = copies.iter().find(|(old, _)| Arc::ptr_eq(old, &place.mount)).cloned()
+        else {
+            continue;
+        };
+        if Arc::ptr_eq(&parent, &from.mount) && !from.dentry.is_ancestor_of(&place.dentry) {
+            continue;
+        }
+        let new = copy(original, original.root.clone());
+        attach_locked(&new, Path { mount: new_parent, dentry: place.dentry })?;
+        copies.push((original.clone(), new));
+    }
+    Ok(())
+}
+
+/// Moves the mount whose root `from` is to `at`.
+pub fn relocate(from: &Path, at: Path) -> Result<()> {
+    let _change = CHANGE.lock();
+    let at = enter(at);
+    let mount = &from.mount;
+    if !Arc::ptr_eq(&from.dentry, &mount.root) || mount.place().is_none() {
+        return Err(Errno::EINVAL);
+    }
+    if mount.root.inode.is_dir() != at.dentry.inode.is_dir() {
+        return Err(Errno::ENOTDIR);
+    }
+    if subtree(mount).iter().any(|m| Arc::ptr_eq(m, &at.mount)) {
+        return Err(Errno::ELOOP);
+    }
+    let old = detach_one(mount);
+    let moved = attach_locked(mount, at);
+    drop(old);
+    moved
+}
+
+/// Changes the flags of the mount that `path` is the root of; unless `mount_only`, the file system's as well, which gets `options`.
+pub fn remount(path: &Path, flags: u32, mount_only: bool, options: &str) -> Result<()> {
+    let _change = CHANGE.lock();
+    let mount = &path.mount;
+    if !Arc::ptr_eq(&path.dentry, &mount.root) {
+        return Err(Errno::EINVAL);
+    }
+    if !mount_only {
+        if flags & abi::MS_RDONLY != 0 && mount.superblock.flags() & abi::MS_RDONLY == 0 {
+            let busy = TABLE.lock().list.iter().any(|m| {
+                Arc::ptr_eq(&m.superblock, &mount.superblock) && m.writers.load(Ordering::SeqCst) > 0
+            });
+            if busy {
+                return Err(Errno::EBUSY);
+            }
+        }
+        mount.superblock.ops.remount(options)?;
+        mount.superblock.set_flags(flags & abi::MS_RDONLY);
+    } else if flags & abi::MS_RDONLY != 0 && mount.writers.load(Ordering::SeqCst) > 0 {
+        return Err(Errno::EBUSY);
+    }
+    // Ordering: a flag word of its own.
+    mount.flags.store(flags & MOUNT_FLAGS, Ordering::Relaxed);
+    GENERATION.fetch_add(1, Ordering::SeqCst);
+    Ok(())
+}
+
+/// pivot_root(2): `new_root` becomes the root of the tree, the present root moves to `put_old`.
+pub fn pivot(old_root: &Path, new_root: &Path, put_old: Path) -> Result<()> {
+    let _change = CHANGE.lock();
+    let (old, new) = (&old_root.mount, &new_root.mount);
+    if !Arc::ptr_eq(&new_root.dentry, &new.root) || !Arc::ptr_eq(&old_root.dentry, &old.root) {
+        return Err(Errno::EINVAL);
+    }
+    if Arc::ptr_eq(old, new) || Arc::ptr_eq(old, &put_old.mount) {
+        return Err(Errno::EBUSY);
+    }
+    if !subtree(new).iter().any(|m| Arc::ptr_eq(m, &put_old.mount)) {
+        return Err(Errno::EINVAL);
+    }
+    // As in Linux: the first root file system is not attached to anything and cannot be moved.
+    let (Some(old_place), Some(_)) = (old.place(), new.place()) else { return Err(Errno::EINVAL) };
+    let put_old = enter(put_old);
+    drop(detach_one(new));
+    drop(detach_one(old));
+    attach_locked(new, old_place)?;
+    attach_locked(old, put_old)
+}
+
+/// All mounts that are in the tree, in the order in which they were made.
+pub fn list() -> Vec<Arc<Mount>> {
+    TABLE.lock().list.clone()
+}

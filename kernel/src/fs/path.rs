@@ -1,0 +1,324 @@
+//! Paths: places in the tree of mounts, and the walk that finds them.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use linux_raw_sys::general as abi;
+
+use super::access::{self, Credentials};
+use super::dentry::{Dentry, NAME_MAX};
+use super::inode::Inode;
+use super::mount::{self, Mount};
+use super::stat::FileType;
+use crate::errno::{Errno, Result};
+
+/// The longest path, its final NUL included, bytes.
+pub const PATH_MAX: usize = 4096;
+/// The most symbolic links that one walk follows.
+const MAX_LINKS: u32 = 40;
+
+/// A place in the tree: a dentry, and the mount through which it is seen.
+#[derive(Clone)]
+pub struct Path {
+    /// The mount.
+    pub mount: Arc<Mount>,
+    /// The dentry; of the mount's file system.
+    pub dentry: Arc<Dentry>,
+}
+
+impl Path {
+    /// The file at this place.
+    pub fn inode(&self) -> &Arc<Inode> {
+        &self.dentry.inode
+    }
+
+    /// The same place: same mount, same dentry?
+    pub fn same(&self, other: &Path) -> bool {
+        Arc::ptr_eq(&self.mount, &other.mount) && Arc::ptr_eq(&self.dentry, &other.dentry)
+    }
+
+    /// One level up, as `..` goes: not above `root`, through mount points, onto what is mounted there.
+    pub fn parent(&self, root: &Path) -> Path {
+        let mut at = self.clone();
+        loop {
+            if at.same(root) {
+                return at;
+            }
+            if !Arc::ptr_eq(&at.dentry, &at.mount.root)
+                && let Some(parent) = at.dentry.parent()
+            {
+                return mount::enter(Path { mount: at.mount, dentry: parent });
+            }
+            // The root of a mount: as seen from the mount point. The root of all is its own parent.
+            match at.mount.place() {
+                Some(place) => at = place,
+                None => return at,
+            }
+        }
+    }
+
+    /// The path as text, as seen from `root`, and whether it was reached from there: a place outside begins with no known directory.
+    pub fn to_text(&self, root: &Path) -> (Vec<u8>, bool) {
+        let mut names: Vec<Box<[u8]>> = Vec::new();
+        let mut at = self.clone();
+        let reachable = loop {
+            if at.same(root) {
+                break true;
+            }
+            if Arc::ptr_eq(&at.dentry, &at.mount.root) {
+                match at.mount.place() {
+                    Some(place) => at = place,
+                    None => break false,
+                }
+                continue;
+            }
+            let (parent, name) = at.dentry.location();
+            match parent {
+                Some(parent) => {
+                    names.push(name);
+                    at.dentry = parent;
+                }
+                None => {
+                    // A file outside of any tree: a pipe, a socket, a memfd. Its name is all there is.
+                    names.push(name);
+                    let mut text = Vec::new();
+                    text.extend_from_slice(&names[names.len() - 1]);
+                    return (text, true);
+                }
+            }
+        };
+        let mut text = Vec::new();
+        for name in names.iter().rev() {
+            text.push(b'/');
+            text.extend_from_slice(name);
+        }
+        if text.is_empty() {
+            text.push(b'/');
+        }
+        (text, reachable)
+    }
+
+    /// The text that `/proc` shows: ` (deleted)` behind a name that is gone.
+    pub fn display(&self, root: &Path) -> Vec<u8> {
+        let (mut text, _) = self.to_text(root);
+        if self.dentry.is_removed() {
+            text.extend_from_slice(b" (deleted)");
+        }
+        text
+    }
+}
+
+/// Where and as whom a walk is made.
+#[derive(Clone)]
+pub struct Start {
+    /// What `/` means and `..` does not leave.
+    pub root: Path,
+    /// Where a relative path begins.
+    pub base: Path,
+    /// Who asks.
+    pub credentials: Credentials,
+    /// `RESOLVE_*` restrictions of openat2(2).
+    pub resolve: u32,
+}
+
+impl Start {
+    /// From the root of the system, as the kernel itself.
+    pub fn kernel() -> Self {
+        let root = super::root();
+        Self { base: root.clone(), root, credentials: Credentials::kernel(), resolve: 0 }
+    }
+}
+
+/// The final component of a path.
+pub enum Last {
+    /// A name, and whether a slash follows it.
+    Name { name: Box<[u8]>, slash: bool },
+    /// `.`, `..` or `/`: the place itself is where the walk stands.
+    Place,
+}
+
+/// A path walk under way. It stands at a directory; what is left to do is on a stack, since symbolic links put text in front.
+pub struct Walk {
+    start: Start,
+    at: Path,
+    pending: Vec<(Vec<u8>, usize)>,
+    links: u32,
+    /// The last step went through a magic link, which may lead to anything.
+    jumped: bool,
+}
+
+impl Walk {
+    /// Begins at `start.base`, or at the root for an absolute path. `ENOENT` for an empty path.
+    pub fn new(start: &Start, path: &[u8]) -> Result<Self> {
+        if path.is_empty() {
+            return Err(Errno::ENOENT);
+        }
+        if path.len() >= PATH_MAX {
+            return Err(Errno::ENAMETOOLONG);
+        }
+        let mut walk = Self {
+            start: start.clone(),
+            at: start.base.clone(),
+            pending: Vec::new(),
+            links: 0,
+            jumped: false,
+        };
+        if start.resolve & abi::RESOLVE_IN_ROOT != 0 {
+            walk.start.root = start.base.clone();
+        }
+        walk.push(path.to_vec())?;
+        Ok(walk)
+    }
+
+    /// Where the walk stands: after `parent` the directory of the last component.
+    pub fn place(&self) -> &Path {
+        &self.at
+    }
+
+    fn push(&mut self, text: Vec<u8>) -> Result<()> {
+        if text.first() == Some(&b'/') {
+            if self.start.resolve & abi::RESOLVE_BENEATH != 0 {
+                return Err(Errno::EXDEV);
+            }
+            self.at = self.start.root.clone();
+        }
+        self.pending.push((text, 0));
+        Ok(())
+    }
+
+    /// The next component, whether nothing but slashes follows, and whether any do.
+    fn next(&mut self) -> Option<(Box<[u8]>, bool, bool)> {
+        let name = loop {
+            let (text, position) = self.pending.last_mut()?;
+            let rest = &text[*position..];
+            let Some(begin) = rest.iter().position(|c| *c != b'/') else {
+                self.pending.pop();
+                continue;
+            };
+            let rest = &rest[begin..];
+            let len = rest.iter().position(|c| *c == b'/').unwrap_or(rest.len());
+            let name: Box<[u8]> = rest[..len].into();
+            *position += begin + len;
+            break name;
+        };
+        let rest = || self.pending.iter().map(|(text, position)| &text[*position..]);
+        let last = rest().all(|r| r.iter().all(|c| *c == b'/'));
+        let slash = rest().any(|r| !r.is_empty());
+        Some((name, last, slash))
+    }
+
+    /// Goes to the directory of the last component, and tells that. The directory is checked to be one that may be searched.
+    pub fn parent(&mut self) -> Result<Last> {
+        loop {
+            let Some((name, last, slash)) = self.next() else { return Ok(Last::Place) };
+            if !self.at.inode().is_dir() {
+                return Err(Errno::ENOTDIR);
+            }
+            self.start.credentials.check(self.at.inode(), access::EXECUTE)?;
+            match &*name {
+                b"." => {}
+                b".." => self.up()?,
+                _ if name.len() > NAME_MAX => return Err(Errno::ENAMETOOLONG),
+                _ if last => return Ok(Last::Name { name, slash }),
+                _ => {
+                    let next = self.look(&name)?;
+                    self.step(next, true)?;
+                }
+            }
+        }
+    }
+
+    fn up(&mut self) -> Result<()> {
+        if self.start.resolve & abi::RESOLVE_BENEATH != 0 && self.at.same(&self.start.base) {
+            return Err(Errno::EXDEV);
+        }
+        let parent = self.at.parent(&self.start.root);
+        self.check_mount(&parent)?;
+        self.at = parent;
+        Ok(())
+    }
+
+    fn check_mount(&self, to: &Path) -> Result<()> {
+        if self.start.resolve & abi::RESOLVE_NO_XDEV != 0 && !Arc::ptr_eq(&self.at.mount, &to.mount) {
+            return Err(Errno::EXDEV);
+        }
+        Ok(())
+    }
+
+    /// The entry `name` of the directory where the walk stands, mounts entered.
+    pub fn look(&self, name: &[u8]) -> Result<Path> {
+        let dir = &self.at.dentry;
+        let dentry = dir.inode.ops.lookup(dir, name)?;
+        let path = mount::enter(Path { mount: self.at.mount.clone(), dentry });
+        self.check_mount(&path)?;
+        Ok(path)
+    }
+
+    /// Steps onto `next`, or with `follow` through it when it is a symbolic link: then there is text to walk on with, or the
+    /// walk stands at a magic link's target. True when it was a link that was followed.
+    pub fn step(&mut self, next: Path, follow: bool) -> Result<bool> {
+        if !follow || next.inode().kind != FileType::Symlink {
+            self.at = next;
+            return Ok(false);
+        }
+        self.links += 1;
+        if self.links > MAX_LINKS
+            || next.mount.has(abi::MS_NOSYMFOLLOW)
+            || self.start.resolve & abi::RESOLVE_NO_SYMLINKS != 0
+        {
+            return Err(Errno::ELOOP);
+        }
+        if let Some(target) = next.inode().ops.follow() {
+            if self.start.resolve & abi::RESOLVE_NO_MAGICLINKS != 0 {
+                return Err(Errno::ELOOP);
+            }
+            if self.start.resolve & (abi::RESOLVE_BENEATH | abi::RESOLVE_IN_ROOT) != 0 {
+                return Err(Errno::EXDEV);
+            }
+            self.at = target?;
+            self.jumped = true;
+            return Ok(true);
+        }
+        let text = next.inode().ops.readlink(next.inode())?;
+        if text.is_empty() {
+            return Err(Errno::ENOENT);
+        }
+        super::touch_accessed(&next);
+        self.push(text)?;
+        Ok(true)
+    }
+
+    /// Goes to the end. `follow`: through a symbolic link that is last; a slash behind it, too, asks for what it points to.
+    pub fn finish(mut self, follow: bool) -> Result<Path> {
+        let mut directory = false;
+        loop {
+            match self.parent()? {
+                Last::Place => {
+                    if directory && !self.at.inode().is_dir() {
+                        return Err(Errno::ENOTDIR);
+                    }
+                    return Ok(self.at);
+                }
+                Last::Name { name, slash } => {
+                    directory |= slash;
+                    // The slashes are dealt with here.
+                    self.pending.clear();
+                    let next = self.look(&name)?;
+                    self.step(next, follow || directory)?;
+                    if self.pending.is_empty() {
+                        if directory && !self.at.inode().is_dir() {
+                            return Err(Errno::ENOTDIR);
+                        }
+                        return Ok(self.at);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The place that `path` names. `follow`: a symbolic link at the end stands for its target.
+pub fn resolve(start: &Start, path: &[u8], follow: bool) -> Result<Path> {
+    Walk::new(start, path)?.finish(follow)
+}
