@@ -1,0 +1,237 @@
+//! The job file: what init shall run, and how.
+
+use std::fmt;
+
+/// Where the job file lies in the initramfs.
+pub const PATH: &str = "/.roundtable/job";
+
+/// What init shall do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// The secret that marks init's frames; the job itself cannot know it.
+    pub key: String,
+    /// What to run.
+    pub work: Work,
+    /// `NAME=value` strings.
+    pub environment: Vec<Vec<u8>>,
+    /// Working directory in the guest.
+    pub directory: Vec<u8>,
+    /// Where the job's standard input comes from.
+    pub input: Input,
+    /// Whether the console turns newlines into CR LF, which only a raw terminal needs.
+    pub cooked_output: bool,
+    /// Rows and columns of the user's terminal.
+    pub window: Option<(u16, u16)>,
+}
+
+/// What to run.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// One program, whose ending is the machine's.
+    Run {
+        /// Path in the guest.
+        path: Vec<u8>,
+        /// All arguments, the program's name first.
+        arguments: Vec<Vec<u8>>,
+    },
+    /// Test programs, one after the other, each reported on its own.
+    Tests(Vec<Test>),
+}
+
+/// One test program of a batch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Test {
+    /// Path in the guest.
+    pub path: Vec<u8>,
+    /// All arguments, the program's name first.
+    pub arguments: Vec<Vec<u8>>,
+    /// Seconds after which it is killed.
+    pub limit: u32,
+}
+
+/// Where the job's standard input comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Input {
+    /// `/dev/null`.
+    Null,
+    /// The console, as the job's controlling terminal.
+    Terminal,
+    /// A pipe that init fills from the stuffed stream on the console.
+    Relay,
+}
+
+/// A job file that init cannot use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BadJob(String);
+
+impl fmt::Display for BadJob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the job file is not one of ours: {}", self.0)
+    }
+}
+
+impl std::error::Error for BadJob {}
+
+impl Job {
+    /// The job file's bytes: NUL-terminated names and values in turn, since no argument contains a NUL.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut out = Vec::new();
+        let mut put = |name: &str, value: &[u8]| {
+            out.extend_from_slice(name.as_bytes());
+            out.push(0);
+            out.extend_from_slice(value);
+            out.push(0);
+        };
+        put("key", self.key.as_bytes());
+        for variable in &self.environment {
+            put("environment", variable);
+        }
+        put("directory", &self.directory);
+        put(
+            "input",
+            match self.input {
+                Input::Null => b"null",
+                Input::Terminal => b"terminal",
+                Input::Relay => b"relay",
+            },
+        );
+        if self.cooked_output {
+            put("cooked-output", b"");
+        }
+        if let Some((rows, columns)) = self.window {
+            put("window", format!("{rows} {columns}").as_bytes());
+        }
+        match &self.work {
+            Work::Run { path, arguments } => {
+                put("run", path);
+                arguments.iter().for_each(|argument| put("argument", argument));
+            }
+            Work::Tests(tests) => {
+                put("tests", b"");
+                for test in tests {
+                    put("test", &test.path);
+                    put("limit", test.limit.to_string().as_bytes());
+                    test.arguments.iter().for_each(|argument| put("argument", argument));
+                }
+            }
+        }
+        out
+    }
+
+    /// Reads what [`Job::encode`] wrote.
+    pub fn decode(bytes: &[u8]) -> Result<Job, BadJob> {
+        let bad = |what: &str| BadJob(what.to_string());
+        let mut job = Job {
+            key: String::new(),
+            work: Work::Tests(Vec::new()),
+            environment: Vec::new(),
+            directory: b"/".to_vec(),
+            input: Input::Null,
+            cooked_output: false,
+            window: None,
+        };
+        let body = bytes.strip_suffix(&[0]).ok_or_else(|| bad("it does not end with a NUL"))?;
+        let mut strings = body.split(|&byte| byte == 0);
+        let mut has_work = false;
+        while let Some(name) = strings.next() {
+            let value = strings.next().ok_or_else(|| bad("a name without a value"))?;
+            let text = || std::str::from_utf8(value).map_err(|_| bad("a value that is not UTF-8"));
+            match name {
+                b"key" => job.key = text()?.to_string(),
+                b"environment" => job.environment.push(value.to_vec()),
+                b"directory" => job.directory = value.to_vec(),
+                b"input" => {
+                    job.input = match value {
+                        b"null" => Input::Null,
+                        b"terminal" => Input::Terminal,
+                        b"relay" => Input::Relay,
+                        _ => return Err(bad("an unknown input")),
+                    }
+                }
+                b"cooked-output" => job.cooked_output = true,
+                b"window" => {
+                    let (rows, columns) = text()?.split_once(' ').ok_or_else(|| bad("window"))?;
+                    let number = |text: &str| text.parse().map_err(|_| bad("window"));
+                    job.window = Some((number(rows)?, number(columns)?));
+                }
+                b"run" => {
+                    has_work = true;
+                    job.work = Work::Run { path: value.to_vec(), arguments: Vec::new() };
+                }
+                b"tests" => has_work = true,
+                b"test" => match &mut job.work {
+                    Work::Tests(tests) => {
+                        tests.push(Test { path: value.to_vec(), arguments: Vec::new(), limit: 60 });
+                    }
+                    Work::Run { .. } => return Err(bad("a test beside a job")),
+                },
+                b"limit" => {
+                    let limit = text()?.parse().map_err(|_| bad("limit"))?;
+                    match &mut job.work {
+                        Work::Tests(tests) => tests.last_mut().ok_or_else(|| bad("limit"))?.limit = limit,
+                        Work::Run { .. } => return Err(bad("limit")),
+                    }
+                }
+                b"argument" => match &mut job.work {
+                    Work::Run { arguments, .. } => arguments.push(value.to_vec()),
+                    Work::Tests(tests) => {
+                        let test = tests.last_mut().ok_or_else(|| bad("an argument for nothing"))?;
+                        test.arguments.push(value.to_vec());
+                    }
+                },
+                _ => return Err(bad("an unknown name")),
+            }
+        }
+        if job.key.is_empty() || !has_work {
+            return Err(bad("no key or no work"));
+        }
+        Ok(job)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn job(work: Work) -> Job {
+        Job {
+            key: "0123456789abcdef".into(),
+            work,
+            environment: vec![b"PATH=/bin".to_vec(), b"EMPTY=".to_vec()],
+            directory: b"/tmp".to_vec(),
+            input: Input::Relay,
+            cooked_output: true,
+            window: Some((24, 80)),
+        }
+    }
+
+    #[test]
+    fn a_run_survives_the_file() {
+        let arguments = vec![b"sh".to_vec(), b"-c".to_vec(), b"".to_vec(), b"\xff\n".to_vec()];
+        let run = job(Work::Run { path: b"/bin/sh".to_vec(), arguments });
+        assert_eq!(Job::decode(&run.encode()), Ok(run));
+    }
+
+    #[test]
+    fn a_batch_of_tests_survives_the_file() {
+        let test = |name: &str, limit| Test {
+            path: format!("/bin/{name}").into_bytes(),
+            arguments: vec![name.as_bytes().to_vec()],
+            limit,
+        };
+        let tests = job(Work::Tests(vec![test("test_mmap", 10), test("test_fork", 90)]));
+        assert_eq!(Job::decode(&tests.encode()), Ok(tests));
+        let none = job(Work::Tests(vec![]));
+        assert_eq!(Job::decode(&none.encode()), Ok(none));
+    }
+
+    #[test]
+    fn a_damaged_file_is_refused() {
+        let good = job(Work::Run { path: b"/x".to_vec(), arguments: vec![] }).encode();
+        assert!(Job::decode(&good[..good.len() - 1]).is_err());
+        assert!(Job::decode(b"").is_err());
+        assert!(Job::decode(b"key\0k\0").is_err());
+        assert!(Job::decode(b"key\0k\0run\0/x\0limit\x007\0").is_err());
+        assert!(Job::decode(b"key\0k\0tests\0\0argument\0a\0").is_err());
+    }
+}

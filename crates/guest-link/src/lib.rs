@@ -1,0 +1,16 @@
+//! What the host and the guest's init say to each other.
+//!
+//! Three one-way streams, all of them Linux interfaces that every kernel has, so that the same
+//! init works on Roundtable and on Debian's Linux:
+//!
+//! * the [`Job`]: a file in the initramfs, written by the host, read and removed by init;
+//! * [`Frame`]s: reports of init to the host, in between the job's output on the console;
+//! * [`relay`]: the job's standard input, when it is not a terminal, byte-stuffed so that it has an end.
+#![warn(missing_docs)]
+
+pub mod frame;
+pub mod job;
+pub mod relay;
+
+pub use frame::{Decoder, Ending, Frame, Item};
+pub use job::{Input, Job, Test, Work};

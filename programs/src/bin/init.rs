@@ -1,0 +1,359 @@
+//! PID 1 of the guests that the host command starts, on either kernel.
+//!
+//! It mounts what programs expect, runs the job that the host left in the initramfs, reports how that ended in a
+//! frame on the console and powers the machine off. It uses nothing but Linux interfaces.
+
+use std::ffi::{CString, OsStr, OsString};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use guest_link::{Ending, Frame, Input, Job, Test, Work, job, relay};
+
+fn main() {
+    let mut init = match Init::new() {
+        Ok(init) => init,
+        Err(error) => {
+            // No key, so no frame: the host sees a machine that went down without a word, and this line.
+            eprintln!("init: {}: {error}", job::PATH);
+            power_off();
+        }
+    };
+    init.mount_all();
+    init.set_up_console();
+    init.report(Frame::Start);
+    match init.job.work.clone() {
+        Work::Run { path, arguments } => {
+            let ending = init.run(&path, &arguments);
+            // Twice: a kernel message may fall into one of them.
+            init.report(Frame::Exit(ending));
+            init.report(Frame::Exit(ending));
+        }
+        Work::Tests(tests) => {
+            let pools = pools();
+            for (index, test) in tests.iter().enumerate() {
+                init.test(index, test);
+                pools.iter().for_each(restore_pool);
+            }
+            init.report(Frame::Exit(Ending::Code(0)));
+            init.report(Frame::Exit(Ending::Code(0)));
+        }
+    }
+    power_off();
+}
+
+struct Init {
+    job: Job,
+    console: File,
+}
+
+impl Init {
+    fn new() -> io::Result<Init> {
+        let bytes = fs::read(job::PATH)?;
+        let job = Job::decode(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+        // The key in it is not for the job to read.
+        fs::remove_file(job::PATH)?;
+        fs::remove_dir(Path::new(job::PATH).parent().expect("the job file lies in a folder"))?;
+        let console = File::from(std::os::fd::AsFd::as_fd(&io::stdout()).try_clone_to_owned()?);
+        Ok(Init { job, console })
+    }
+
+    /// Sends a frame to the host, with the kernel's log silenced so that it stays whole.
+    fn report(&mut self, frame: Frame) {
+        set_console_level(1);
+        let bytes = frame.encode(&self.job.key);
+        let sent = self.console.write_all(&bytes);
+        drain(&self.console);
+        set_console_level(7);
+        if let Err(error) = sent {
+            eprintln!("init: cannot write to the console: {error}");
+        }
+    }
+
+    fn mount_all(&mut self) {
+        self.mount("devtmpfs", "/dev", "mode=0755");
+        self.mount("proc", "/proc", "");
+        self.mount("sysfs", "/sys", "");
+        self.mount("devpts", "/dev/pts", "mode=0620,ptmxmode=0666");
+        self.mount("tmpfs", "/dev/shm", "mode=1777");
+        self.mount("tmpfs", "/tmp", "mode=1777");
+        self.mount("tmpfs", "/run", "mode=0755");
+        self.mount("hugetlbfs", "/mnt/huge", "pagesize=2M,mode=1777");
+        if Path::new("/sys/kernel/mm/hugepages/hugepages-1048576kB").exists() {
+            self.mount("hugetlbfs", "/mnt/huge-1g", "pagesize=1G,mode=1777");
+        }
+    }
+
+    fn mount(&mut self, kind: &str, target: &str, options: &str) {
+        let c = |text: &str| CString::new(text).expect("the mount table has no NUL");
+        let made = fs::create_dir_all(target);
+        let (kind_c, target_c, options_c) = (c(kind), c(target), c(options));
+        // SAFETY: all four pointers are to NUL-terminated strings that outlive the call.
+        let result = unsafe {
+            libc::mount(kind_c.as_ptr(), target_c.as_ptr(), kind_c.as_ptr(), 0, options_c.as_ptr().cast())
+        };
+        if result != 0 {
+            let error = io::Error::last_os_error();
+            // The kernel may have mounted devtmpfs itself.
+            if error.raw_os_error() != Some(libc::EBUSY) {
+                let made = made.err().map(|error| format!(" (mkdir: {error})")).unwrap_or_default();
+                self.report(Frame::Note(format!("mount {kind} on {target}: {error}{made}")));
+            }
+        }
+    }
+
+    /// Makes the console a terminal for the job, or a line that changes no byte.
+    fn set_up_console(&mut self) {
+        let fd = self.console.as_raw_fd();
+        // SAFETY: a termios of zero bytes is valid, and tcgetattr fills it.
+        let mut settings: libc::termios = unsafe { std::mem::zeroed() };
+        // SAFETY: `settings` is a termios that lives through the call.
+        if unsafe { libc::tcgetattr(fd, &mut settings) } != 0 {
+            self.report(Frame::Note(format!("tcgetattr: {}", io::Error::last_os_error())));
+            return;
+        }
+        if self.job.input != Input::Terminal {
+            settings.c_iflag &= !(libc::ICRNL | libc::INLCR | libc::IXON | libc::ISTRIP);
+            settings.c_lflag &= !(libc::ICANON | libc::ECHO | libc::ISIG | libc::IEXTEN);
+            settings.c_cc[libc::VMIN] = 1;
+            settings.c_cc[libc::VTIME] = 0;
+        }
+        if !self.job.cooked_output {
+            settings.c_oflag &= !libc::OPOST;
+        }
+        // SAFETY: `settings` is a termios that lives through the call.
+        if unsafe { libc::tcsetattr(fd, libc::TCSADRAIN, &settings) } != 0 {
+            self.report(Frame::Note(format!("tcsetattr: {}", io::Error::last_os_error())));
+        }
+        if let Some((rows, columns)) = self.job.window {
+            let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+            // SAFETY: TIOCSWINSZ reads one winsize.
+            if unsafe { libc::ioctl(fd, libc::TIOCSWINSZ, &size) } != 0 {
+                self.report(Frame::Note(format!("TIOCSWINSZ: {}", io::Error::last_os_error())));
+            }
+        }
+    }
+
+    fn run(&mut self, path: &[u8], arguments: &[Vec<u8>]) -> Ending {
+        let (stdin, terminal) = match self.job.input {
+            Input::Null => (Ok(Stdio::null()), None),
+            Input::Relay => (self.start_relay().map(Stdio::from), None),
+            // /dev/console cannot be a controlling terminal, so job control needs the device behind it.
+            Input::Terminal => match OpenOptions::new().read(true).write(true).open("/dev/ttyS0") {
+                Ok(terminal) => (terminal.try_clone().map(Stdio::from), Some(terminal)),
+                Err(error) => {
+                    self.report(Frame::Note(format!("/dev/ttyS0: {error}")));
+                    (Ok(Stdio::inherit()), None)
+                }
+            },
+        };
+        let stdin = match stdin {
+            Ok(stdin) => stdin,
+            Err(error) => return not_started(&error),
+        };
+        let mut command = self.command(path, arguments);
+        command.stdin(stdin);
+        if let Some(terminal) = &terminal {
+            match (terminal.try_clone(), terminal.try_clone()) {
+                (Ok(out), Ok(err)) => command.stdout(out).stderr(err),
+                (Err(error), _) | (_, Err(error)) => return not_started(&error),
+            };
+        }
+        let controlling = terminal.is_some();
+        // SAFETY: the closure makes system calls only, which is allowed between fork and exec.
+        unsafe { command.pre_exec(move || new_session(controlling)) };
+        match command.spawn() {
+            Ok(child) => {
+                drop(command);
+                wait_for(child.id() as i32, None).unwrap_or(Ending::TimedOut)
+            }
+            Err(error) => not_started(&error),
+        }
+    }
+
+    fn test(&mut self, index: usize, test: &Test) {
+        self.report(Frame::TestStart { index });
+        let start = Instant::now();
+        let mut command = self.command(&test.path, &test.arguments);
+        command.stdin(Stdio::null());
+        // SAFETY: the closure makes system calls only, which is allowed between fork and exec.
+        unsafe { command.pre_exec(|| new_session(false)) };
+        let ending = match command.spawn() {
+            Ok(child) => {
+                let limit = start + Duration::from_secs(test.limit.into());
+                wait_for(child.id() as i32, Some(limit)).unwrap_or(Ending::TimedOut)
+            }
+            Err(error) => not_started(&error),
+        };
+        let milliseconds = start.elapsed().as_millis() as u64;
+        kill_the_rest();
+        self.report(Frame::TestEnd { index, ending, milliseconds });
+    }
+
+    fn command(&self, path: &[u8], arguments: &[Vec<u8>]) -> Command {
+        let mut command = Command::new(OsStr::from_bytes(path));
+        let mut arguments = arguments.iter().map(|argument| OsStr::from_bytes(argument));
+        if let Some(name) = arguments.next() {
+            command.arg0(name);
+        }
+        command.args(arguments).current_dir(OsStr::from_bytes(&self.job.directory)).env_clear();
+        for variable in &self.job.environment {
+            let cut = variable.iter().position(|&byte| byte == b'=').unwrap_or(variable.len());
+            let value = variable.get(cut + 1..).unwrap_or_default();
+            command.env(OsString::from_vec(variable[..cut].to_vec()), OsString::from_vec(value.to_vec()));
+        }
+        command
+    }
+
+    /// Starts the process that feeds the job's standard input; gives the end to read from.
+    fn start_relay(&mut self) -> io::Result<OwnedFd> {
+        let (read, write) = io::pipe()?;
+        // SAFETY: this process has one thread, so the child may go on as the parent would.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => {
+                drop(read);
+                self.relay(File::from(OwnedFd::from(write)));
+                std::process::exit(0);
+            }
+            _ => Ok(read.into()),
+        }
+    }
+
+    fn relay(&mut self, mut job: File) {
+        let mut unstuff = relay::Unstuff::default();
+        let mut buffer = [0; 1024];
+        let mut job_reads = true;
+        while !unstuff.ended() {
+            let read = match io::stdin().lock().read(&mut buffer) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return self.report(Frame::Note(format!("console: {error}"))),
+            };
+            let bytes = unstuff.feed(&buffer[..read]);
+            // A job that does not read its input is no error; the host's window must still move on.
+            job_reads = job_reads && job.write_all(&bytes).is_ok();
+            self.report(Frame::Credit(read));
+        }
+    }
+}
+
+fn new_session(controlling: bool) -> io::Result<()> {
+    // SAFETY: the calls below take integers, and a signal set on this stack that sigemptyset fills.
+    unsafe {
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &none, std::ptr::null_mut());
+        if libc::setsid() == -1 {
+            return Err(io::Error::last_os_error());
+        }
+        if controlling && libc::ioctl(0, libc::TIOCSCTTY, 0) == -1 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+fn not_started(error: &io::Error) -> Ending {
+    Ending::NotStarted(error.raw_os_error().unwrap_or(libc::EIO))
+}
+
+/// Reaps whatever ends until `pid` does; `None` when it has not by the limit.
+fn wait_for(pid: i32, limit: Option<Instant>) -> Option<Ending> {
+    // SAFETY: a signal set on this stack that sigemptyset fills before use.
+    let child_signal = unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+        set
+    };
+    loop {
+        let options = if limit.is_some() { libc::WNOHANG } else { 0 };
+        let mut status = 0;
+        // SAFETY: `status` lives through the call.
+        let ended = unsafe { libc::waitpid(-1, &mut status, options) };
+        if ended == pid {
+            return Some(if libc::WIFSIGNALED(status) {
+                Ending::Signal(libc::WTERMSIG(status))
+            } else {
+                Ending::Code(libc::WEXITSTATUS(status))
+            });
+        }
+        if ended > 0 {
+            continue;
+        }
+        let Some(limit) = limit else { continue };
+        let left = limit.checked_duration_since(Instant::now())?;
+        let left = libc::timespec { tv_sec: left.as_secs() as i64, tv_nsec: left.subsec_nanos().into() };
+        // SIGCHLD is blocked, so one that comes between the waitpid above and this call is kept for it.
+        // SAFETY: the set and the time live through the call; no siginfo is asked for.
+        let signal = unsafe { libc::sigtimedwait(&child_signal, std::ptr::null_mut(), &left) };
+        if signal == -1 && io::Error::last_os_error().raw_os_error() == Some(libc::EAGAIN) {
+            return None;
+        }
+    }
+}
+
+/// Ends every other process and reaps those whose parent is gone.
+fn kill_the_rest() {
+    let mut status = 0;
+    // SAFETY: the calls take integers and a status that lives through them.
+    unsafe {
+        libc::kill(-1, libc::SIGKILL);
+        while libc::waitpid(-1, &mut status, 0) > 0 {}
+    }
+}
+
+type Pool = (std::path::PathBuf, String);
+
+/// The huge-page pools' settings, so that a test that dies half-way does not take the next one along.
+fn pools() -> Vec<Pool> {
+    let Ok(sizes) = fs::read_dir("/sys/kernel/mm/hugepages") else { return Vec::new() };
+    sizes
+        .flatten()
+        .flat_map(|size| {
+            ["nr_hugepages", "nr_overcommit_hugepages"].map(|file| {
+                let path = size.path().join(file);
+                fs::read_to_string(&path).ok().map(|value| (path, value))
+            })
+        })
+        .flatten()
+        .collect()
+}
+
+fn restore_pool((path, value): &Pool) {
+    if fs::read_to_string(path).is_ok_and(|now| now != *value)
+        && let Err(error) = fs::write(path, value)
+    {
+        println!("init: {}: {error}", path.display());
+    }
+}
+
+fn set_console_level(level: i32) {
+    const CONSOLE_LEVEL: i32 = 8;
+    // A kernel without this call has a log that cannot be silenced; then frames take their chance.
+    // SAFETY: this action takes no buffer.
+    unsafe { libc::klogctl(CONSOLE_LEVEL, std::ptr::null_mut(), level) };
+}
+
+fn drain(console: &File) {
+    // SAFETY: tcdrain takes a descriptor, which `console` keeps open.
+    unsafe { libc::tcdrain(console.as_raw_fd()) };
+}
+
+fn power_off() -> ! {
+    // SAFETY: these calls take no pointers. Power-off does not return.
+    unsafe {
+        libc::sync();
+        libc::tcdrain(1);
+        libc::reboot(libc::RB_POWER_OFF);
+    }
+    panic!("power-off: {}", io::Error::last_os_error());
+}
