@@ -1,2 +1,45 @@
-//! The host command: runs, measures and audits.
-fn main() {}
+//! The host command: runs programs on the Roundtable kernel.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use roundtable::options::RunOptions;
+use roundtable::run::{MACHINE_FAILED, Parts, run};
+
+/// Runs programs on the Roundtable kernel.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a Linux program, or the demonstration, on the kernel in QEMU
+    Run {
+        /// The folder that `cargo xtask build` left the kernel and the programs in
+        #[arg(long, value_name = "FOLDER", default_value = "target/roundtable", env = "ROUNDTABLE_PARTS")]
+        parts: PathBuf,
+        #[command(flatten)]
+        run: Box<RunOptions>,
+    },
+}
+
+fn main() -> ExitCode {
+    match execute(Cli::parse()) {
+        Ok(status) => ExitCode::from(status as u8),
+        Err(error) => {
+            eprintln!("roundtable: {error:#}");
+            ExitCode::from(MACHINE_FAILED as u8)
+        }
+    }
+}
+
+fn execute(cli: Cli) -> Result<i32> {
+    match cli.command {
+        Command::Run { parts, run: options } => run(&options, &Parts::in_folder(&parts)),
+    }
+}

@@ -1,0 +1,180 @@
+//! The options of a run, the same for `cargo xtask run` and `roundtable run`.
+
+use std::ffi::OsString;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::size::Size;
+
+/// Which kernel to run on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Kernel {
+    /// Ours.
+    Roundtable,
+    /// Debian's Linux.
+    Linux,
+    /// This file.
+    File(PathBuf),
+}
+
+fn parse_kernel(text: &str) -> Result<Kernel, String> {
+    match text {
+        "roundtable" => Ok(Kernel::Roundtable),
+        "linux" => Ok(Kernel::Linux),
+        path if path.contains('/') => Ok(Kernel::File(path.into())),
+        _ => Err("it is 'roundtable', 'linux', or the path of a kernel (with a slash in it)".into()),
+    }
+}
+
+/// What to run, and on which machine.
+#[derive(Args, Clone, Debug)]
+pub struct RunOptions {
+    /// Number of CPUs
+    #[arg(short = 'c', long, value_name = "N", default_value = "2", help_heading = "Machine")]
+    pub cpus: NonZeroU32,
+
+    /// Memory, such as 512M or 8G [default: what the huge pages need, and room for the programs]
+    #[arg(short, long, value_name = "SIZE", help_heading = "Machine")]
+    pub memory: Option<Size>,
+
+    /// QEMU's machine type: pc or q35
+    #[arg(long, value_name = "TYPE", help_heading = "Machine")]
+    pub machine: Option<String>,
+
+    /// Count instructions instead of time, so that runs are alike; only with one CPU
+    #[arg(long, help_heading = "Machine")]
+    pub icount: bool,
+
+    /// The kernel to run on: roundtable, linux (Debian's, to compare), or the path of a kernel
+    #[arg(
+        short, long, value_name = "KERNEL", default_value = "roundtable", value_parser = parse_kernel,
+        help_heading = "Machine"
+    )]
+    pub kernel: Kernel,
+
+    /// Kernel parameter, such as hugetlb_sharing=vma-lock; may be given several times
+    #[arg(short, long = "append", value_name = "PARAMETER", help_heading = "Machine")]
+    pub parameters: Vec<String>,
+
+    /// Huge pages of 2 MiB in the pool at boot [default: 0; for the demonstration what it needs]
+    #[arg(long, value_name = "N", help_heading = "Huge pages")]
+    pub huge_2m: Option<u64>,
+
+    /// Huge pages of 1 GiB in the pool at boot
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Huge pages")]
+    pub huge_1g: u64,
+
+    /// Put a file or folder into the guest, at the same path or at GUEST; may be given several times
+    #[arg(short, long = "file", value_name = "HOST[:GUEST]", help_heading = "Job")]
+    pub files: Vec<String>,
+
+    /// Set a variable in the job's environment; may be given several times
+    #[arg(short, long = "env", value_name = "NAME=VALUE", help_heading = "Job")]
+    pub environment: Vec<String>,
+
+    /// The job's working directory in the guest
+    #[arg(long, value_name = "PATH", default_value = "/", help_heading = "Job")]
+    pub directory: String,
+
+    /// End the machine after so many seconds, with exit status 124
+    #[arg(short, long, value_name = "SECONDS", help_heading = "Job")]
+    pub time_limit: Option<u64>,
+
+    /// Show all of the console, the kernel's start and end too
+    #[arg(short, long, help_heading = "Job")]
+    pub verbose: bool,
+
+    /// Processes of the demonstration that share one file
+    #[arg(long, value_name = "N", default_value = "1000", help_heading = "Demonstration")]
+    pub sharers: NonZeroU32,
+
+    /// Size of the file that the demonstration shares
+    #[arg(long, value_name = "SIZE", default_value = "1G", help_heading = "Demonstration")]
+    pub size: Size,
+
+    /// The program to run as the job, and its arguments: a path on the host, one of ours, or a name in the PATH.
+    /// Without one the demonstration runs: many processes that share one huge-page table
+    #[arg(last = true, value_name = "PROGRAM [ARGS]")]
+    pub program: Vec<OsString>,
+}
+
+impl RunOptions {
+    /// Whether the demonstration runs rather than a program of the user's.
+    pub fn is_demonstration(&self) -> bool {
+        self.program.is_empty()
+    }
+
+    /// Huge pages of 2 MiB at boot: what was asked for, or what the demonstration's file takes.
+    pub fn pages_2m(&self) -> u64 {
+        let demonstration = if self.is_demonstration() { self.size.0.div_ceil(2 << 20) } else { 0 };
+        self.huge_2m.unwrap_or(demonstration)
+    }
+
+    /// The machine's memory: what was asked for, or the huge pages and room for the programs.
+    pub fn memory(&self) -> Size {
+        self.memory.unwrap_or_else(|| {
+            let pages = (self.pages_2m() << 21).saturating_add(self.huge_1g << 30);
+            // Measured: a process of the demonstration takes below 200 KiB.
+            let programs =
+                if self.is_demonstration() { u64::from(self.sharers.get()) * (256 << 10) } else { 0 };
+            let total = pages + programs + Size::gibibytes(1).0;
+            Size(total.next_multiple_of(Size::mebibytes(256).0))
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory, Parser};
+
+    #[derive(Parser, Debug)]
+    struct Cli {
+        #[command(flatten)]
+        run: RunOptions,
+    }
+
+    fn parse(line: &str) -> Result<RunOptions, clap::Error> {
+        Cli::try_parse_from(std::iter::once("run").chain(line.split_whitespace())).map(|cli| cli.run)
+    }
+
+    #[test]
+    fn the_options_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn without_a_program_the_demonstration_runs() {
+        let run = parse("").unwrap();
+        assert!(run.is_demonstration());
+        assert_eq!((run.cpus.get(), run.sharers.get(), run.pages_2m()), (2, 1000, 512));
+        assert_eq!(run.memory(), Size::mebibytes(2304));
+        assert_eq!(parse("--sharers 10000").unwrap().memory(), Size::mebibytes(4608));
+    }
+
+    #[test]
+    fn everything_behind_the_dashes_is_the_programs() {
+        let run = parse("-c 4 --huge-1g 1 -- /bin/ls -c --help").unwrap();
+        assert_eq!(run.cpus.get(), 4);
+        assert_eq!(run.program, ["/bin/ls", "-c", "--help"]);
+        assert_eq!(run.memory(), Size::gibibytes(2));
+        assert_eq!(run.pages_2m(), 0);
+    }
+
+    #[test]
+    fn a_kernel_is_a_name_or_a_path() {
+        assert_eq!(parse("").unwrap().kernel, Kernel::Roundtable);
+        assert_eq!(parse("-k linux").unwrap().kernel, Kernel::Linux);
+        assert_eq!(parse("-k ./vmlinuz").unwrap().kernel, Kernel::File("./vmlinuz".into()));
+        assert!(parse("-k minix").is_err());
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for line in ["-c 0", "-m 1X", "--sharers 0", "--size big", "ls"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}
