@@ -1,2 +1,94 @@
 //! Sets up, builds, runs and tests Roundtable.
-fn main() {}
+
+mod build;
+mod debian;
+mod licences;
+mod linux;
+mod setup;
+mod step;
+mod test;
+mod toolchain;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use roundtable::options::{Kernel, RunOptions};
+use roundtable::run::{MACHINE_FAILED, Parts};
+
+/// Sets up, builds, runs and tests Roundtable.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what is missing: the kernel's target, QEMU, what the tests need
+    Setup,
+    /// Build the kernel (target/roundtable/kernel.elf) and the Linux programs
+    Build(build::BuildOptions),
+    /// Run the demonstration, or a Linux program, on the kernel in QEMU; the exit status is the program's
+    Run(Box<Run>),
+    /// Run all tests: on the host, on the kernel in QEMU, and the same on Debian's Linux to compare
+    Test(test::TestOptions),
+    /// Check that all dependencies are under permissive licences
+    Licences,
+}
+
+#[derive(Parser)]
+struct Run {
+    #[command(flatten)]
+    build: build::BuildOptions,
+    #[command(flatten)]
+    run: RunOptions,
+}
+
+fn main() -> ExitCode {
+    match execute(Cli::parse().command) {
+        Ok(status) => ExitCode::from(status as u8),
+        Err(error) => {
+            eprintln!("xtask: {error:#}");
+            ExitCode::from(MACHINE_FAILED as u8)
+        }
+    }
+}
+
+fn execute(command: Command) -> Result<i32> {
+    match command {
+        Command::Setup => setup::all().map(|()| 0),
+        Command::Build(options) => {
+            build::kernel(&options, &output_folder().join("kernel.elf"))?;
+            build::programs()?;
+            Ok(0)
+        }
+        Command::Run(options) => run(&options),
+        Command::Test(options) => test::run(&options),
+        Command::Licences => licences::check().map(|()| 0),
+    }
+}
+
+fn run(options: &Run) -> Result<i32> {
+    setup::qemu()?;
+    setup::host_libc()?;
+    match options.run.kernel {
+        Kernel::Roundtable => build::kernel(&options.build, &output_folder().join("kernel.elf"))?,
+        Kernel::Linux => linux::fetch()?,
+        Kernel::File(_) => {}
+    }
+    build::programs()?;
+    roundtable::run::run(&options.run, &Parts::in_folder(&output_folder()))
+}
+
+/// The workspace's folder.
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask lies in the workspace").to_path_buf()
+}
+
+/// Where the built things go.
+fn output_folder() -> PathBuf {
+    root().join("target/roundtable")
+}

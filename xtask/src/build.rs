@@ -1,0 +1,153 @@
+//! Builds the kernel and the Linux programs into target/roundtable.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use cargo_metadata::{Message, MetadataCommand};
+use clap::Args;
+
+use crate::toolchain::{self, TARGET};
+use crate::{output_folder, root, setup};
+
+/// How the kernel is built.
+#[derive(Args, Clone, Debug, Default)]
+pub struct BuildOptions {
+    /// Optimise the kernel; the default
+    #[arg(long, help_heading = "Kernel build")]
+    pub release: bool,
+
+    /// Optimise the kernel and keep its debug assertions and checkers, as the tests do
+    #[arg(long, conflicts_with = "release", help_heading = "Kernel build")]
+    pub checked: bool,
+
+    /// Build the kernel for a debugger
+    #[arg(long, conflicts_with_all = ["release", "checked"], help_heading = "Kernel build")]
+    pub debug: bool,
+
+    /// Build the kernel with the protocol that is there to be seen failing
+    #[arg(long, help_heading = "Kernel build")]
+    pub lab: bool,
+
+    /// Features of the kernel to build with
+    #[arg(long, value_name = "LIST", help_heading = "Kernel build")]
+    pub features: Option<String>,
+}
+
+impl BuildOptions {
+    /// The tests' kernel.
+    pub fn checked() -> BuildOptions {
+        BuildOptions { checked: true, ..BuildOptions::default() }
+    }
+
+    /// Cargo's profile and the folder that it builds into.
+    fn profile(&self) -> (&'static str, &'static str) {
+        match (self.checked, self.debug) {
+            (true, _) => ("checked", "checked"),
+            (_, true) => ("dev", "debug"),
+            _ => ("release", "release"),
+        }
+    }
+}
+
+/// Builds the kernel and leaves it at `output`.
+pub fn kernel(options: &BuildOptions, output: &Path) -> Result<()> {
+    let toolchain = toolchain::find_or_install()?;
+    let (profile, folder) = options.profile();
+    // A folder of its own: another compiler in the same one would rebuild the host's programs every time.
+    let target_folder = root().join("target/kernel");
+    let mut features: Vec<&str> = options.features.iter().map(String::as_str).collect();
+    if options.lab {
+        features.push("lab");
+    }
+    let mut command = toolchain.cargo("build");
+    command.args(["--package", "roundtable-kernel", "--profile", profile]);
+    command.arg("--target-dir").arg(&target_folder);
+    if !features.is_empty() {
+        command.args(["--features", &features.join(",")]);
+    }
+    run(&mut command, "the kernel does not build")?;
+    copy(&target_folder.join(TARGET).join(folder).join("roundtable-kernel"), output)
+}
+
+/// Builds the Linux programs, static, and leaves them in `target/roundtable/programs`; gives their names.
+pub fn programs() -> Result<BTreeSet<String>> {
+    setup::host_libc()?;
+    let folder = output_folder().join("programs");
+    let mut names = BTreeSet::new();
+    for path in build_programs("target/programs", "-Ctarget-feature=+crt-static", &["--bins"])? {
+        let name = file_name(&path)?;
+        copy(&path, &folder.join(&name))?;
+        names.insert(name);
+    }
+    // Position-independent is the default for static programs; the kernel has to load the other kind as well.
+    let fixed = fixed_position_programs()?;
+    if !fixed.is_empty() {
+        let selection: Vec<&str> = fixed.iter().flat_map(|name| ["--bin", name]).collect();
+        let flags = "-Ctarget-feature=+crt-static -Crelocation-model=static";
+        for path in build_programs("target/programs-non-pie", flags, &selection)? {
+            let name = format!("{}-non-pie", file_name(&path)?);
+            copy(&path, &folder.join(&name))?;
+            names.insert(name);
+        }
+    }
+    for entry in fs::read_dir(&folder)?.flatten() {
+        if entry.file_name().to_str().is_none_or(|name| !names.contains(name)) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    Ok(names)
+}
+
+fn build_programs(target_folder: &str, flags: &str, selection: &[&str]) -> Result<Vec<PathBuf>> {
+    let mut command = toolchain::own_cargo("build");
+    command.args(["--package", "roundtable-programs", "--profile", "programs"]).args(selection);
+    // With a target named, the flags are not for build scripts and macros.
+    command.args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"]).arg(root().join(target_folder));
+    command.env("RUSTFLAGS", flags).arg("--message-format=json-render-diagnostics");
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cargo does not start")?;
+    let messages = BufReader::new(child.stdout.take().expect("piped above"));
+    let mut paths = Vec::new();
+    for message in Message::parse_stream(messages) {
+        if let Message::CompilerArtifact(artifact) = message.context("cargo's messages")? {
+            paths.extend(artifact.executable.map(PathBuf::from));
+        }
+    }
+    if !child.wait()?.success() {
+        bail!("the Linux programs do not build");
+    }
+    Ok(paths)
+}
+
+/// The programs that `programs/Cargo.toml` lists under `package.metadata.roundtable.non-pie`.
+fn fixed_position_programs() -> Result<Vec<String>> {
+    let metadata = MetadataCommand::new().current_dir(root()).no_deps().exec().context("cargo metadata")?;
+    let package = metadata.packages.iter().find(|package| package.name.as_str() == "roundtable-programs");
+    let list =
+        package.and_then(|package| package.metadata.pointer("/roundtable/non-pie")?.as_array().cloned());
+    Ok(list.unwrap_or_default().iter().filter_map(|name| name.as_str().map(str::to_string)).collect())
+}
+
+fn file_name(path: &Path) -> Result<String> {
+    Ok(path.file_name().and_then(|name| name.to_str()).context("a program without a name")?.to_string())
+}
+
+fn run(command: &mut Command, failure: &str) -> Result<()> {
+    let status = command.status().context("cargo does not start")?;
+    if !status.success() {
+        bail!("{failure}");
+    }
+    Ok(())
+}
+
+/// Puts a built file in its place in one go, so that nobody sees half of it.
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    let folder = to.parent().context("a place without a folder")?;
+    fs::create_dir_all(folder)?;
+    let half = to.with_extension("new");
+    fs::copy(from, &half).with_context(|| from.display().to_string())?;
+    fs::rename(&half, to).with_context(|| to.display().to_string())
+}
