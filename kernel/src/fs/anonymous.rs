@@ -84,7 +84,7 @@ impl File {
 }
 
 fn anonymous_inode(kind: Kind) -> Arc<Inode> {
-    let (uid, gid) = super::access::current_ids();
+    let (uid, gid) = super::caller::current_ids();
     let (file_type, mode) = match kind {
         Kind::Anonymous => (FileType::Anonymous, 0o600),
         Kind::Pipe => (FileType::Fifo, 0o600),
@@ -92,5 +92,12 @@ fn anonymous_inode(kind: Kind) -> Arc<Inode> {
     };
     let superblock = &home(kind).mount.superblock;
     let ino = superblock.allocate_ino();
-    Inode::with_number(superblock, ino, file_type, DeviceId::default(), Attributes::new(mode, uid, gid), Plain)
+    Inode::with_number(
+        superblock,
+        ino,
+        file_type,
+        DeviceId::default(),
+        Attributes::new(mode, uid, gid),
+        Plain,
+    )
 }

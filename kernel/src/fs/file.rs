@@ -170,7 +170,7 @@ impl File {
     /// The file at `path`, opened with `flags` (`O_*`), served by `ops`.
     pub fn new(path: Path, ops: Arc<dyn FileOps>, flags: u32) -> Arc<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
-        Arc::new(Self {
+        let file = Arc::new(Self {
             path,
             ops,
             flags: AtomicU32::new(flags & (abi::O_ACCMODE | STATUS_FLAGS)),
@@ -178,7 +178,12 @@ impl File {
             owner: SpinLock::new(FileOwner::default()),
             // Ordering: only the numbers have to differ.
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
-        })
+        });
+        if file.writable() {
+            file.path.mount.add_writer();
+            file.inode().add_writer();
+        }
+        file
     }
 
     /// Where it was opened.
@@ -369,6 +374,9 @@ impl Drop for File {
         self.inode().locks.file_released(self.id);
         let ops = self.ops.clone();
         ops.release(self);
-        self.path.mount.file_closed(self);
+        if self.writable() {
+            self.inode().end_writing();
+            self.path.mount.remove_writer();
+        }
     }
 }

@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::any::Any;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use super::access::Credentials;
 use super::dentry::Dentry;
@@ -111,7 +111,7 @@ pub struct Attributes {
 impl Attributes {
     /// Attributes of a new file: all times now, one name.
     pub fn new(permissions: u32, uid: u32, gid: u32) -> Self {
-        let now = super::now();
+        let now = super::caller::now();
         Self { permissions, uid, gid, nlink: 1, atime: now, mtime: now, ctime: now, btime: now }
     }
 }
@@ -198,6 +198,10 @@ pub struct Inode {
     pub locks: LockTable,
     /// For a named pipe the open pipe, for a socket node the listening socket: whatever the owner of the type keeps here.
     pub attachment: SpinLock<Option<Arc<dyn Any + Send + Sync>>>,
+    /// Above 0: open files that write. Below 0: programs that run from it, which keeps writers out.
+    write_access: AtomicI32,
+    /// An unnamed file (`O_TMPFILE`) that linkat(2) may give a name.
+    may_link: AtomicBool,
 }
 
 impl Inode {
@@ -242,6 +246,8 @@ impl Inode {
             lock: Mutex::new(()),
             locks: LockTable::new(),
             attachment: SpinLock::new(None),
+            write_access: AtomicI32::new(0),
+            may_link: AtomicBool::new(false),
         })
     }
 
@@ -294,9 +300,51 @@ impl Inode {
         stat
     }
 
+    /// One more open file that writes; `ETXTBSY` while a program runs from it.
+    pub fn begin_writing(&self) -> Result<()> {
+        let more = |count: i32| (count >= 0).then_some(count + 1);
+        self.change_access(more)
+    }
+
+    /// One more open file that writes, of a file that has one already.
+    pub(super) fn add_writer(&self) {
+        self.write_access.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// One fewer.
+    pub fn end_writing(&self) {
+        self.write_access.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// A program begins to run from it: no one may open it for writing; `ETXTBSY` when someone has.
+    pub fn deny_writing(&self) -> Result<()> {
+        let fewer = |count: i32| (count <= 0).then_some(count - 1);
+        self.change_access(fewer)
+    }
+
+    /// Undoes one `deny_writing`.
+    pub fn allow_writing(&self) {
+        self.write_access.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn change_access(&self, change: impl Fn(i32) -> Option<i32>) -> Result<()> {
+        let changed = self.write_access.fetch_update(Ordering::SeqCst, Ordering::SeqCst, change);
+        changed.map(drop).map_err(|_| Errno::ETXTBSY)
+    }
+
+    /// May linkat(2) give this unnamed file a name?
+    pub fn may_link(&self) -> bool {
+        self.may_link.load(Ordering::SeqCst)
+    }
+
+    /// Lets linkat(2) give this unnamed file a name.
+    pub(super) fn allow_link(&self) {
+        self.may_link.store(true, Ordering::SeqCst);
+    }
+
     /// The content changed now.
     pub fn touch_modified(&self) {
-        let now = super::now();
+        let now = super::caller::now();
         self.update(|a| {
             a.mtime = now;
             a.ctime = now;
@@ -305,7 +353,7 @@ impl Inode {
 
     /// The attributes changed now.
     pub fn touch_changed(&self) {
-        let now = super::now();
+        let now = super::caller::now();
         self.update(|a| a.ctime = now);
     }
 }

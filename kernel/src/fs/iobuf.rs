@@ -199,9 +199,9 @@ impl<'a> Sink<'a> {
     pub unsafe fn write_raw(&mut self, from: *const u8, len: usize) -> Result<usize> {
         self.cursor.each(len, |piece, done| match piece {
             // SAFETY: the caller vouches for `from`, and `done + len` is at most the length that it gave.
-            Segment::User { address, len } => len - unsafe {
-                uaccess::copy_to_user_raw(address, from.add(done), len)
-            },
+            Segment::User { address, len } => {
+                len - unsafe { uaccess::copy_to_user_raw(address, from.add(done), len) }
+            }
             Segment::Kernel { start, len } => {
                 // SAFETY: as above; the destination is the slice that this sink borrows.
                 unsafe { core::ptr::copy(from.add(done), start, len) };
@@ -276,9 +276,9 @@ impl<'a> Source<'a> {
     pub unsafe fn read_raw(&mut self, to: *mut u8, len: usize) -> Result<usize> {
         self.cursor.each(len, |piece, done| match piece {
             // SAFETY: the caller vouches for `to`, and `done + len` is at most the length that it gave.
-            Segment::User { address, len } => len - unsafe {
-                uaccess::copy_from_user_raw(to.add(done), address, len)
-            },
+            Segment::User { address, len } => {
+                len - unsafe { uaccess::copy_from_user_raw(to.add(done), address, len) }
+            }
             Segment::Kernel { start, len } => {
                 // SAFETY: as above; the origin is the slice that this source borrows.
                 unsafe { core::ptr::copy(start, to.add(done), len) };

@@ -12,7 +12,6 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use linux_raw_sys::general as abi;
 
 use super::dentry::Dentry;
-use super::file::File;
 use super::inode::Superblock;
 use super::path::Path;
 use crate::errno::{Errno, Result};
@@ -107,16 +106,12 @@ impl Mount {
         self.place.lock().clone().map(|p| Path { mount: p.parent, dentry: p.point })
     }
 
-    pub(super) fn file_opened(&self, file: &File) {
-        if file.writable() {
-            self.writers.fetch_add(1, Ordering::SeqCst);
-        }
+    pub(super) fn add_writer(&self) {
+        self.writers.fetch_add(1, Ordering::SeqCst);
     }
 
-    pub(super) fn file_closed(&self, file: &File) {
-        if file.writable() {
-            self.writers.fetch_sub(1, Ordering::SeqCst);
-        }
+    pub(super) fn remove_writer(&self) {
+        self.writers.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -257,7 +252,9 @@ pub fn unmount(path: Path, lazy: bool) -> Result<()> {
 pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
     let _change = CHANGE.lock();
     let at = enter(at);
-    let copy = |mount: &Mount, root: Arc<Dentry>| Mount::new(root, &mount.source, mount.flags.load(Ordering::Relaxed));
+    let copy = |mount: &Mount, root: Arc<Dentry>| {
+        Mount::new(root, &mount.source, mount.flags.load(Ordering::Relaxed))
+    };
     let top = copy(&from.mount, from.dentry.clone());
     // Before the new mount is there, or it would be copied into itself.
     let below = if recursive { subtree(&from.mount) } else { Vec::new() };
@@ -265,7 +262,8 @@ pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
     let mut copies: Vec<(Arc<Mount>, Arc<Mount>)> = alloc::vec![(from.mount.clone(), top)];
     for original in below.iter().skip(1) {
         let Some(place) = original.place() else { continue };
-        let Some((parent, new_parent)) = copies.iter().find(|(old, _)| Arc::ptr_eq(old, &place.mount)).cloned()
+        let Some((parent, new_parent)) =
+            copies.iter().find(|(old, _)| Arc::ptr_eq(old, &place.mount)).cloned()
         else {
             continue;
         };

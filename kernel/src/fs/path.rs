@@ -138,14 +138,21 @@ pub enum Last {
     Place,
 }
 
+/// Where a step led.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The walk stands there.
+    There,
+    /// To the text of a symbolic link: walk on.
+    Onward,
+}
+
 /// A path walk under way. It stands at a directory; what is left to do is on a stack, since symbolic links put text in front.
 pub struct Walk {
     start: Start,
     at: Path,
     pending: Vec<(Vec<u8>, usize)>,
     links: u32,
-    /// The last step went through a magic link, which may lead to anything.
-    jumped: bool,
 }
 
 impl Walk {
@@ -157,13 +164,7 @@ impl Walk {
         if path.len() >= PATH_MAX {
             return Err(Errno::ENAMETOOLONG);
         }
-        let mut walk = Self {
-            start: start.clone(),
-            at: start.base.clone(),
-            pending: Vec::new(),
-            links: 0,
-            jumped: false,
-        };
+        let mut walk = Self { start: start.clone(), at: start.base.clone(), pending: Vec::new(), links: 0 };
         if start.resolve & abi::RESOLVE_IN_ROOT != 0 {
             walk.start.root = start.base.clone();
         }
@@ -255,12 +256,11 @@ impl Walk {
         Ok(path)
     }
 
-    /// Steps onto `next`, or with `follow` through it when it is a symbolic link: then there is text to walk on with, or the
-    /// walk stands at a magic link's target. True when it was a link that was followed.
-    pub fn step(&mut self, next: Path, follow: bool) -> Result<bool> {
+    /// Steps onto `next`, or with `follow` through it when it is a symbolic link.
+    pub fn step(&mut self, next: Path, follow: bool) -> Result<Step> {
         if !follow || next.inode().kind != FileType::Symlink {
             self.at = next;
-            return Ok(false);
+            return Ok(Step::There);
         }
         self.links += 1;
         if self.links > MAX_LINKS
@@ -277,42 +277,26 @@ impl Walk {
                 return Err(Errno::EXDEV);
             }
             self.at = target?;
-            self.jumped = true;
-            return Ok(true);
+            return Ok(Step::There);
         }
         let text = next.inode().ops.readlink(next.inode())?;
         if text.is_empty() {
             return Err(Errno::ENOENT);
         }
-        super::touch_accessed(&next);
+        super::attributes::touch_accessed(&next);
         self.push(text)?;
-        Ok(true)
+        Ok(Step::Onward)
     }
 
     /// Goes to the end. `follow`: through a symbolic link that is last; a slash behind it, too, asks for what it points to.
     pub fn finish(mut self, follow: bool) -> Result<Path> {
-        let mut directory = false;
         loop {
-            match self.parent()? {
-                Last::Place => {
-                    if directory && !self.at.inode().is_dir() {
-                        return Err(Errno::ENOTDIR);
-                    }
-                    return Ok(self.at);
-                }
-                Last::Name { name, slash } => {
-                    directory |= slash;
-                    // The slashes are dealt with here.
-                    self.pending.clear();
-                    let next = self.look(&name)?;
-                    self.step(next, follow || directory)?;
-                    if self.pending.is_empty() {
-                        if directory && !self.at.inode().is_dir() {
-                            return Err(Errno::ENOTDIR);
-                        }
-                        return Ok(self.at);
-                    }
-                }
+            let Last::Name { name, slash } = self.parent()? else { return Ok(self.at) };
+            let next = self.look(&name)?;
+            match self.step(next, follow || slash)? {
+                Step::Onward => {}
+                Step::There if slash && !self.at.inode().is_dir() => return Err(Errno::ENOTDIR),
+                Step::There => return Ok(self.at),
             }
         }
     }

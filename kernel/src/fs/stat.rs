@@ -145,11 +145,8 @@ impl Stat {
     pub fn to_statx(self, mount: Option<(u64, bool)>) -> abi::statx {
         // SAFETY: the structure consists of integers only, for which zero is a value.
         let mut out: abi::statx = unsafe { core::mem::zeroed() };
-        let time = |t: Timestamp| abi::statx_timestamp {
-            tv_sec: t.seconds,
-            tv_nsec: t.nanoseconds,
-            __reserved: 0,
-        };
+        let time =
+            |t: Timestamp| abi::statx_timestamp { tv_sec: t.seconds, tv_nsec: t.nanoseconds, __reserved: 0 };
         out.stx_mask = abi::STATX_BASIC_STATS | abi::STATX_BTIME;
         out.stx_blksize = self.block_size;
         out.stx_nlink = self.nlink;

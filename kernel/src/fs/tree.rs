@@ -260,7 +260,7 @@ impl InodeOps for Directory {
 
     fn link(&self, dir: &Arc<Dentry>, name: &[u8], inode: &Arc<Inode>) -> Result<()> {
         self.add(dir, name, inode.clone())?;
-        let now = super::now();
+        let now = super::caller::now();
         inode.update(|a| {
             a.nlink += 1;
             a.ctime = now;
@@ -297,7 +297,8 @@ impl InodeOps for Directory {
             let mut entries = self.entries.lock();
             if exchange {
                 let target = target.ok_or(Errno::ENOENT)?;
-                let (a, b) = (entries.by_name.get(&old_name).copied(), entries.by_name.get(new_name).copied());
+                let (a, b) =
+                    (entries.by_name.get(&old_name).copied(), entries.by_name.get(new_name).copied());
                 let (Some(a), Some(b)) = (a, b) else { return Err(Errno::ENOENT) };
                 entries.by_name.insert(old_name.clone(), b);
                 entries.by_name.insert(new_name.into(), a);
@@ -331,7 +332,7 @@ impl InodeOps for Directory {
             to.insert(new_name, moved);
             entry.relocate(new_dir, new_name);
         }
-        let now = super::now();
+        let now = super::caller::now();
         if let Some(target) = target {
             if exchange {
                 target.inode.update(|a| a.ctime = now);
@@ -380,7 +381,7 @@ impl Directory {
 /// Bookkeeping for an entry that was taken out of `dir`.
 fn forget(dir: &Arc<Dentry>, victim: &Arc<Dentry>) {
     victim.mark_removed();
-    let now = super::now();
+    let now = super::caller::now();
     let is_dir = victim.inode.is_dir();
     victim.inode.update(|a| {
         a.nlink = if is_dir { 0 } else { a.nlink.saturating_sub(1) };

@@ -1,0 +1,185 @@
+//! Changing what is known about a file: mode, owner, times, size; and the times that reading and writing change.
+
+use linux_raw_sys::general as abi;
+
+use super::access::{self, Credentials};
+use super::caller::{self, now};
+use super::file::File;
+use super::inode::{Inode, SetAttributes};
+use super::path::Path;
+use super::stat::{FileType, Timestamp};
+use crate::errno::{Errno, Result};
+
+/// After so many seconds a read sets the time of last read even on a `relatime` mount.
+const RELATIME_SECONDS: i64 = 24 * 60 * 60;
+
+/// The file at `path` was read: sets its time of last read, as the mount's options want it.
+pub fn touch_accessed(path: &Path) {
+    let inode = path.inode();
+    let flags = path.mount.flags();
+    if flags & (abi::MS_NOATIME | abi::MS_RDONLY) != 0 || inode.is_dir() && flags & abi::MS_NODIRATIME != 0 {
+        return;
+    }
+    let now = now();
+    inode.update(|a| {
+        // `relatime`: once after each change, and once a day.
+        let stale =
+            a.atime <= a.mtime || a.atime <= a.ctime || now.seconds - a.atime.seconds >= RELATIME_SECONDS;
+        if flags & abi::MS_RELATIME == 0 || stale {
+            a.atime = now;
+        }
+    });
+}
+
+/// As `touch_accessed`, unless the file was opened not to (`O_NOATIME`).
+pub fn file_accessed(file: &File) {
+    if file.flags() & abi::O_NOATIME == 0 {
+        touch_accessed(file.path());
+    }
+}
+
+/// The content is about to change: a program that runs with its owner's rights loses them.
+pub fn remove_privileges(inode: &Inode) {
+    let permissions = inode.attributes().permissions;
+    if permissions & (abi::S_ISUID | abi::S_ISGID) == 0 || inode.kind != FileType::Regular {
+        return;
+    }
+    if caller::credentials().capable(abi::CAP_FSETID) {
+        return;
+    }
+    inode.update(|a| a.permissions &= !dangerous_bits(a.permissions));
+}
+
+/// The set-ID bits that mean something: set-group-ID only together with execution by the group.
+fn dangerous_bits(permissions: u32) -> u32 {
+    let group = if permissions & abi::S_IXGRP != 0 { abi::S_ISGID } else { 0 };
+    permissions & (abi::S_ISUID | group)
+}
+
+/// chmod(2).
+pub fn chmod(path: &Path, credentials: &Credentials, permissions: u32) -> Result<()> {
+    path.mount.check_writable()?;
+    let inode = path.inode();
+    if inode.kind == FileType::Symlink {
+        return Err(Errno::EOPNOTSUPP);
+    }
+    if !credentials.owns(inode) {
+        return Err(Errno::EPERM);
+    }
+    let mut permissions = permissions & 0o7777;
+    if !credentials.in_group(inode.attributes().gid) && !credentials.capable(abi::CAP_FSETID) {
+        permissions &= !abi::S_ISGID;
+    }
+    let change = SetAttributes { permissions: Some(permissions), ..SetAttributes::default() };
+    inode.ops.set_attributes(inode, &change)?;
+    let now = now();
+    inode.update(|a| {
+        a.permissions = permissions;
+        a.ctime = now;
+    });
+    Ok(())
+}
+
+/// chown(2); `None` leaves one as it is.
+pub fn chown(path: &Path, credentials: &Credentials, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
+    path.mount.check_writable()?;
+    let inode = path.inode();
+    let old = inode.attributes();
+    if !credentials.capable(abi::CAP_CHOWN) {
+        let owner = credentials.uid == old.uid;
+        if uid.is_some_and(|uid| !owner || uid != old.uid) {
+            return Err(Errno::EPERM);
+        }
+        if gid.is_some_and(|gid| !owner || gid != old.gid && !credentials.in_group(gid)) {
+            return Err(Errno::EPERM);
+        }
+    }
+    let mut permissions = old.permissions;
+    if !inode.is_dir() && (uid.is_some() || gid.is_some()) {
+        permissions &= !dangerous_bits(permissions);
+    }
+    let change = SetAttributes { permissions: Some(permissions), uid, gid, ..SetAttributes::default() };
+    inode.ops.set_attributes(inode, &change)?;
+    let now = now();
+    inode.update(|a| {
+        a.permissions = permissions;
+        a.uid = uid.unwrap_or(a.uid);
+        a.gid = gid.unwrap_or(a.gid);
+        a.ctime = now;
+    });
+    Ok(())
+}
+
+/// What a timestamp is to become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SetTime {
+    /// The present time (`UTIME_NOW`).
+    Now,
+    /// Stay (`UTIME_OMIT`).
+    Omit,
+    /// This.
+    At(Timestamp),
+}
+
+/// utimensat(2). Setting both to now takes only permission to write.
+pub fn set_times(path: &Path, credentials: &Credentials, atime: SetTime, mtime: SetTime) -> Result<()> {
+    if atime == SetTime::Omit && mtime == SetTime::Omit {
+        return Ok(());
+    }
+    path.mount.check_writable()?;
+    let inode = path.inode();
+    if !credentials.owns(inode) {
+        if atime != SetTime::Now || mtime != SetTime::Now {
+            return Err(Errno::EPERM);
+        }
+        credentials.check(inode, access::WRITE)?;
+    }
+    let now = now();
+    let value = |time| match time {
+        SetTime::Now => Some(now),
+        SetTime::Omit => None,
+        SetTime::At(at) => Some(at),
+    };
+    let (atime, mtime) = (value(atime), value(mtime));
+    let change = SetAttributes { atime, mtime, ..SetAttributes::default() };
+    inode.ops.set_attributes(inode, &change)?;
+    inode.update(|a| {
+        a.atime = atime.unwrap_or(a.atime);
+        a.mtime = mtime.unwrap_or(a.mtime);
+        a.ctime = now;
+    });
+    Ok(())
+}
+
+/// truncate(2).
+pub fn truncate(path: &Path, credentials: &Credentials, size: u64) -> Result<()> {
+    let inode = path.inode();
+    match inode.kind {
+        FileType::Directory => return Err(Errno::EISDIR),
+        FileType::Regular => {}
+        _ => return Err(Errno::EINVAL),
+    }
+    path.mount.check_writable()?;
+    credentials.check(inode, access::WRITE)?;
+    inode.begin_writing()?;
+    let result = resize(inode, size);
+    inode.end_writing();
+    result
+}
+
+fn resize(inode: &Inode, size: u64) -> Result<()> {
+    check_size_limit(inode, size)?;
+    let _writers = inode.lock.lock();
+    inode.ops.truncate(inode, size)?;
+    remove_privileges(inode);
+    inode.touch_modified();
+    Ok(())
+}
+
+/// `EFBIG` and SIGXFSZ when the process may not make the file that large.
+pub fn check_size_limit(inode: &Inode, size: u64) -> Result<()> {
+    if size > inode.stat().size && size > 0 {
+        caller::write_room(size - 1, u64::MAX)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,118 @@
+//! What the file layer asks about the thread that calls it: identity, places, limits, signals, time.
+
+use alloc::sync::Arc;
+
+use super::access::Credentials;
+use super::context::FsContext;
+use super::fdtable::FdTable;
+use super::path::{Path, Start};
+use super::stat::Timestamp;
+use crate::errno::{Errno, Result};
+use crate::process;
+
+/// `RLIMIT_FSIZE` and `RLIMIT_NOFILE`.
+const FSIZE: usize = 1;
+const NOFILE: usize = 7;
+
+/// The wall clock.
+pub fn now() -> Timestamp {
+    let nanoseconds = crate::time::realtime_now();
+    Timestamp {
+        seconds: (nanoseconds / 1_000_000_000) as i64,
+        nanoseconds: (nanoseconds % 1_000_000_000) as u32,
+    }
+}
+
+/// Who the current thread is to file systems.
+pub fn credentials() -> Credentials {
+    match process::try_current() {
+        Some(thread) if !thread.is_kernel() => {
+            let c = thread.credentials();
+            Credentials { uid: c.fsuid, gid: c.fsgid, groups: c.groups.clone(), capabilities: c.effective }
+        }
+        _ => Credentials::kernel(),
+    }
+}
+
+/// Who the current thread is by its real identity, as access(2) asks.
+pub fn real_credentials() -> Credentials {
+    let thread = process::current();
+    let c = thread.credentials();
+    let capabilities = if c.uid == 0 { c.permitted } else { 0 };
+    Credentials { uid: c.uid, gid: c.gid, groups: c.groups.clone(), capabilities }
+}
+
+/// Owner and group of files that the current thread makes.
+pub fn current_ids() -> (u32, u32) {
+    let c = credentials();
+    (c.uid, c.gid)
+}
+
+/// The descriptors of the current process.
+pub fn files() -> Arc<FdTable> {
+    process::current().files()
+}
+
+/// Root, working directory and umask of the current process.
+pub fn context() -> Arc<FsContext> {
+    process::current().fs()
+}
+
+/// Where a path of the current thread begins: at the descriptor `dirfd`, or at the working directory for `AT_FDCWD`. An absolute path
+/// does not look at `dirfd`.
+pub fn start(dirfd: i32, path: &[u8]) -> Result<Start> {
+    start_as(dirfd, path, credentials())
+}
+
+/// As `start`, on behalf of `credentials`.
+pub fn start_as(dirfd: i32, path: &[u8], credentials: Credentials) -> Result<Start> {
+    let context = context();
+    let root = context.root();
+    let base = if path.first() == Some(&b'/') {
+        root.clone()
+    } else if dirfd == linux_raw_sys::general::AT_FDCWD {
+        context.cwd()
+    } else {
+        let file = files().get(dirfd)?;
+        if !path.is_empty() && !file.inode().is_dir() {
+            return Err(Errno::ENOTDIR);
+        }
+        file.path().clone()
+    };
+    Ok(Start { root, base, credentials, resolve: 0 })
+}
+
+/// The root of the current process, or that of the system.
+pub fn root() -> Path {
+    match process::try_current().and_then(|t| t.try_fs()) {
+        Some(context) => context.root(),
+        None => super::root(),
+    }
+}
+
+/// How many descriptors the current process may have.
+pub fn descriptor_limit() -> usize {
+    process::current().process.limit(NOFILE).min(usize::MAX as u64) as usize
+}
+
+/// A signal is pending that ends the current thread: long work gives up.
+pub fn fatal_signal_pending() -> bool {
+    process::try_current().is_some_and(|t| t.kill_pending())
+}
+
+/// How many bytes the current process may write at `offset` of a file of at most `max` bytes; `EFBIG` when none, with SIGXFSZ
+/// when it is the process's own limit.
+pub fn write_room(offset: u64, max: u64) -> Result<u64> {
+    let limit = match process::try_current() {
+        Some(thread) if !thread.is_kernel() => thread.process.limit(FSIZE),
+        _ => u64::MAX,
+    };
+    if offset >= limit {
+        crate::signal::send_thread(&process::current().to_arc(), crate::signal::SIGXFSZ);
+        return Err(Errno::EFBIG);
+    }
+    if offset >= max {
+        return Err(Errno::EFBIG);
+    }
+    Ok(limit.min(max) - offset)
+}

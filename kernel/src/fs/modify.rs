@@ -1,0 +1,182 @@
+//! Changing the tree: unlink, rmdir, link, rename.
+
+use alloc::sync::Arc;
+
+use linux_raw_sys::general as abi;
+
+use super::access;
+use super::dentry::Dentry;
+use super::open::{check_not_mounted, parent_of};
+use super::path::{Path, Start};
+use crate::errno::{Errno, Result};
+use crate::sync::Mutex;
+
+/// Only one rename between directories at a time: the shape of the tree does not change while another looks at it.
+static RENAME: Mutex<()> = Mutex::new(());
+
+/// May `victim` be taken out of `dir`?
+fn check_delete(start: &Start, dir: &Path, victim: &Dentry) -> Result<()> {
+    start.credentials.check(dir.inode(), access::WRITE | access::EXECUTE)?;
+    start.credentials.check_sticky(dir.inode(), &victim.inode)
+}
+
+/// unlink(2).
+pub fn unlink(start: &Start, path: &[u8]) -> Result<()> {
+    let (dir, name, slash) = parent_of(start, path, Errno::EISDIR)?;
+    let victim = {
+        let _changes = dir.inode().lock.lock();
+        let victim = dir.inode().ops.lookup(&dir.dentry, &name)?;
+        if slash {
+            return Err(if victim.inode.is_dir() { Errno::EISDIR } else { Errno::ENOTDIR });
+        }
+        dir.mount.check_writable()?;
+        check_delete(start, &dir, &victim)?;
+        if victim.inode.is_dir() {
+            return Err(Errno::EISDIR);
+        }
+        check_not_mounted(&victim)?;
+        dir.inode().ops.unlink(&dir.dentry, &victim)?;
+        victim
+    };
+    // The file may go with this, and its pages: outside of the directory's lock.
+    drop(victim);
+    Ok(())
+}
+
+/// rmdir(2).
+pub fn rmdir(start: &Start, path: &[u8]) -> Result<()> {
+    // What the last component says decides the error.
+    let trimmed = path.iter().rposition(|c| *c != b'/').map_or(&path[..0], |end| &path[..=end]);
+    let last = trimmed.rsplit(|c| *c == b'/').next().unwrap_or_default();
+    let otherwise = match last {
+        b"." => Errno::EINVAL,
+        b".." => Errno::ENOTEMPTY,
+        _ => Errno::EBUSY,
+    };
+    let (dir, name, _) = parent_of(start, path, otherwise)?;
+    let _changes = dir.inode().lock.lock();
+    let victim = dir.inode().ops.lookup(&dir.dentry, &name)?;
+    dir.mount.check_writable()?;
+    check_delete(start, &dir, &victim)?;
+    if !victim.inode.is_dir() {
+        return Err(Errno::ENOTDIR);
+    }
+    check_not_mounted(&victim)?;
+    // Waits for those who are creating something in it.
+    let _inside = victim.inode.lock.lock();
+    dir.inode().ops.rmdir(&dir.dentry, &victim)
+}
+
+/// link(2) of the file at `old`.
+pub fn link(start: &Start, old: &Path, path: &[u8]) -> Result<()> {
+    let (dir, name, slash) = parent_of(start, path, Errno::EEXIST)?;
+    if !Arc::ptr_eq(&old.mount, &dir.mount) {
+        return Err(Errno::EXDEV);
+    }
+    let inode = old.inode();
+    let _changes = dir.inode().lock.lock();
+    match dir.inode().ops.lookup(&dir.dentry, &name) {
+        Err(Errno::ENOENT) if slash => return Err(Errno::ENOENT),
+        Err(Errno::ENOENT) => {}
+        Ok(_) => return Err(Errno::EEXIST),
+        Err(error) => return Err(error),
+    }
+    dir.mount.check_writable()?;
+    start.credentials.check(dir.inode(), access::WRITE | access::EXECUTE)?;
+    if inode.is_dir() {
+        return Err(Errno::EPERM);
+    }
+    if dir.dentry.is_removed() || inode.attributes().nlink == 0 && !inode.may_link() {
+        return Err(Errno::ENOENT);
+    }
+    dir.inode().ops.link(&dir.dentry, &name, inode)
+}
+
+/// renameat2(2).
+pub fn rename(old_start: &Start, old: &[u8], new_start: &Start, new: &[u8], flags: u32) -> Result<()> {
+    if flags & !(abi::RENAME_NOREPLACE | abi::RENAME_EXCHANGE | abi::RENAME_WHITEOUT) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let exchange = flags & abi::RENAME_EXCHANGE != 0;
+    let no_replace = flags & abi::RENAME_NOREPLACE != 0;
+    if flags & abi::RENAME_WHITEOUT != 0 || exchange && no_replace {
+        return Err(Errno::EINVAL);
+    }
+    let (from, old_name, old_slash) = parent_of(old_start, old, Errno::EBUSY)?;
+    let busy = if no_replace { Errno::EEXIST } else { Errno::EBUSY };
+    let (to, new_name, new_slash) = parent_of(new_start, new, busy)?;
+    if !Arc::ptr_eq(&from.mount, &to.mount) {
+        return Err(Errno::EXDEV);
+    }
+    let same_dir = Arc::ptr_eq(&from.dentry, &to.dentry);
+    let _order = RENAME.lock();
+    // The ancestor first; of unrelated directories either may come first, because the rename lock lets only one caller hold two.
+    let (first, second) = if to.dentry.is_ancestor_of(&from.dentry) { (&to, &from) } else { (&from, &to) };
+    let _first = first.inode().lock.lock();
+    let _second = (!same_dir).then(|| second.inode().lock.lock());
+
+    let entry = from.inode().ops.lookup(&from.dentry, &old_name)?;
+    let target = match to.inode().ops.lookup(&to.dentry, &new_name) {
+        Ok(target) => Some(target),
+        Err(Errno::ENOENT) => None,
+        Err(error) => return Err(error),
+    };
+    if no_replace && target.is_some() {
+        return Err(Errno::EEXIST);
+    }
+    if exchange && target.is_none() {
+        return Err(Errno::ENOENT);
+    }
+    if !entry.inode.is_dir() && (old_slash || !exchange && new_slash) {
+        return Err(Errno::ENOTDIR);
+    }
+    if exchange && new_slash && target.as_ref().is_some_and(|t| !t.inode.is_dir()) {
+        return Err(Errno::ENOTDIR);
+    }
+    // A directory cannot become part of itself, nor replace what it is in.
+    if entry.is_ancestor_of(&to.dentry) {
+        return Err(Errno::EINVAL);
+    }
+    if let Some(target) = &target
+        && target.is_ancestor_of(&from.dentry)
+    {
+        return Err(if exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
+    }
+    from.mount.check_writable()?;
+    if let Some(target) = &target
+        && Arc::ptr_eq(&entry.inode, &target.inode)
+    {
+        // Two names of one file: nothing to do, by POSIX.
+        return Ok(());
+    }
+    check_delete(old_start, &from, &entry)?;
+    match &target {
+        Some(target) => check_delete(new_start, &to, target)?,
+        None => new_start.credentials.check(to.inode(), access::WRITE | access::EXECUTE)?,
+    }
+    if to.dentry.is_removed() {
+        return Err(Errno::ENOENT);
+    }
+    if let Some(target) = target.as_ref().filter(|_| !exchange) {
+        match (entry.inode.is_dir(), target.inode.is_dir()) {
+            (true, false) => return Err(Errno::ENOTDIR),
+            (false, true) => return Err(Errno::EISDIR),
+            _ => {}
+        }
+    }
+    // A directory that moves gets a new `..`, which is a change of its content.
+    if !same_dir && entry.inode.is_dir() {
+        old_start.credentials.check(&entry.inode, access::WRITE)?;
+    }
+    if !same_dir
+        && exchange
+        && let Some(target) = target.as_ref().filter(|t| t.inode.is_dir())
+    {
+        new_start.credentials.check(&target.inode, access::WRITE)?;
+    }
+    check_not_mounted(&entry)?;
+    if let Some(target) = &target {
+        check_not_mounted(target)?;
+    }
+    from.inode().ops.rename(&from.dentry, &entry, &to.dentry, &new_name, target.as_ref(), exchange)
+}

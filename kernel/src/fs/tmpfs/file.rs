@@ -1,0 +1,535 @@
+//! Regular files of tmpfs: reading, writing, truncation, holes, seals, mappings.
+//!
+//! The page table (`pages`) is under a spin lock that is held only to find, add or remove frames. Copies run on a frame's own reference,
+//! so a page that is punched out meanwhile stays readable until the copy is done, as if the copy had come first. What
+//! changes size or removes pages runs under the inode's lock; faults and reads do not take it.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt::Write as _;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use linux_raw_sys::general as abi;
+
+use super::Limits;
+use super::pages::Pages;
+use crate::errno::{Errno, Result};
+use crate::fs::file::{File, FileOps, Whence};
+use crate::fs::inode::{Inode, InodeOps};
+use crate::fs::iobuf::{Sink, Source};
+use crate::fs::path::Path;
+use crate::fs::stat::Stat;
+use crate::fs::tree::InodeCharge;
+use crate::memory::PAGE_SIZE;
+use crate::memory::frame::{Frame, Use};
+use crate::mm::backing::{Backing, MappingList, PageCache};
+use crate::sync::{Mutex, SpinLock};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// The largest file, bytes: Linux's `MAX_LFS_FILESIZE`.
+pub const MAX_SIZE: u64 = i64::MAX as u64;
+/// Pages that are removed in one go, between two flushes.
+const BATCH: usize = 512;
+
+/// The content of a regular file: its size and pages.
+pub struct RegularFile {
+    limits: Arc<Limits>,
+    size: AtomicU64,
+    pages: SpinLock<Pages>,
+    mappings: MappingList,
+    seals: AtomicU32,
+    /// Makes a new seal and a new writable mapping wait for each other.
+    sealing: Mutex<()>,
+    /// Device and inode number, known once the inode is there.
+    dev: AtomicU64,
+    ino: AtomicU64,
+}
+
+/// What the inode of a regular file holds.
+pub struct Node {
+    file: Arc<RegularFile>,
+    _charge: Option<InodeCharge>,
+}
+
+impl Node {
+    /// An empty file of a mounted tmpfs; it cannot be sealed.
+    pub fn new(charge: InodeCharge, limits: Arc<Limits>) -> Self {
+        Self { file: RegularFile::new(limits, abi::F_SEAL_SEAL), _charge: Some(charge) }
+    }
+
+    /// An empty file outside of any tree, with seals to begin with.
+    pub fn detached(limits: Arc<Limits>, seals: u32) -> Self {
+        Self { file: RegularFile::new(limits, seals), _charge: None }
+    }
+
+    /// The content.
+    pub fn file(&self) -> &Arc<RegularFile> {
+        &self.file
+    }
+}
+
+impl RegularFile {
+    fn new(limits: Arc<Limits>, seals: u32) -> Arc<Self> {
+        Arc::new(Self {
+            limits,
+            size: AtomicU64::new(0),
+            pages: SpinLock::new(Pages::new()),
+            mappings: MappingList::new(),
+            seals: AtomicU32::new(seals),
+            sealing: Mutex::new(()),
+            dev: AtomicU64::new(0),
+            ino: AtomicU64::new(0),
+        })
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// Tells the content which inode it belongs to, for `/proc/PID/maps`.
+    pub(super) fn identify(&self, inode: &Inode) {
+        // Ordering: as in `id`.
+        self.dev.store(inode.superblock.dev.encode(), Ordering::Relaxed);
+        self.ino.store(inode.ino, Ordering::Relaxed);
+    }
+
+    /// Seals from the start.
+    pub(super) fn seal_initially(&self, seals: u32) {
+        self.seals.store(seals, Ordering::SeqCst);
+    }
+
+    fn seals(&self) -> u32 {
+        self.seals.load(Ordering::SeqCst)
+    }
+
+    fn lookup(&self, index: u64) -> Option<Frame> {
+        self.pages.lock().get(index).cloned()
+    }
+
+    /// The page at `index`, allocated when there is a hole. `ENOSPC` by the limit, `ENOMEM` by the machine.
+    fn obtain(&self, index: u64) -> Result<Frame> {
+        if let Some(frame) = self.lookup(index) {
+            return Ok(frame);
+        }
+        self.limits.charge_pages(1)?;
+        let Some(frame) = Frame::alloc_zeroed(Use::File) else {
+            self.limits.uncharge_pages(1);
+            return Err(Errno::ENOMEM);
+        };
+        let mut pages = self.pages.lock();
+        match pages.insert(index, frame.clone()) {
+            Ok(()) => Ok(frame),
+            // Another thread was faster: theirs counts.
+            Err(_) => {
+                let theirs = pages.get(index).cloned();
+                drop(pages);
+                self.limits.uncharge_pages(1);
+                theirs.ok_or(Errno::ENOMEM)
+            }
+        }
+    }
+
+    /// Takes the pages `first..end` out of the file and out of all mappings, then frees them.
+    fn remove_pages(&self, first: u64, end: u64) {
+        let mut next = Some(first);
+        while let Some(from) = next {
+            let mut removed = Vec::new();
+            next = self.pages.lock().remove(from..end, BATCH, &mut removed);
+            if !removed.is_empty() {
+                self.limits.uncharge_pages(removed.len() as u64);
+                // Out of the cache first, then out of the mappings, and only then may the frames go.
+                self.mappings.unmap(from..next.unwrap_or(end));
+            }
+            drop(removed);
+            crate::sched::cond_resched();
+        }
+    }
+
+    /// Clears the bytes `start..end` as far as there are pages; both are in the same page.
+    fn clear(&self, start: u64, end: u64) {
+        if start < end
+            && let Some(frame) = self.lookup(start / PAGE)
+        {
+            // SAFETY: the range is inside the frame, to which `frame` is a reference. Programs that have it mapped may look at it at
+            // the same time; they see old bytes or zeroes.
+            unsafe { frame.as_ptr().add((start % PAGE) as usize).write_bytes(0, (end - start) as usize) };
+        }
+    }
+
+    /// Sets the size; the inode is locked.
+    fn resize(&self, size: u64) -> Result<()> {
+        let old = self.len();
+        let seals = self.seals();
+        if size < old && seals & abi::F_SEAL_SHRINK != 0 || size > old && seals & abi::F_SEAL_GROW != 0 {
+            return Err(Errno::EPERM);
+        }
+        if size > MAX_SIZE {
+            return Err(Errno::EFBIG);
+        }
+        {
+            // Under the lock, so that a fault sees size and pages together.
+            let _pages = self.pages.lock();
+            self.size.store(size, Ordering::Release);
+        }
+        if size < old {
+            let first = size.div_ceil(PAGE);
+            // Private copies behind the end go, too. After this no mapping shows anything there, and no fault adds to it.
+            self.mappings.unmap_with_copies(first..u64::MAX);
+            self.remove_pages(first, u64::MAX);
+        }
+        // What a mapping wrote behind the end must not show when the file grows over it.
+        let edge = size.min(old);
+        self.clear(edge, edge.next_multiple_of(PAGE));
+        Ok(())
+    }
+
+    fn read_from(&self, offset: u64, sink: &mut Sink) -> Result<usize> {
+        let mut done = 0;
+        while sink.remaining() > 0 {
+            let at = offset + done as u64;
+            let size = self.len();
+            if at >= size {
+                break;
+            }
+            let inside = (at % PAGE) as usize;
+            let want = (PAGE_SIZE - inside).min(sink.remaining()).min((size - at).min(PAGE) as usize);
+            let moved = match self.lookup(at / PAGE) {
+                // SAFETY: `inside + want` is within the frame, which the reference keeps.
+                Some(frame) => unsafe { sink.write_raw(frame.as_ptr().add(inside), want) },
+                None => sink.write_zeroes(want),
+            };
+            match moved {
+                Ok(count) => done += count,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => break,
+            }
+            if !moved.is_ok_and(|count| count == want) {
+                break;
+            }
+            crate::sched::cond_resched();
+        }
+        Ok(done)
+    }
+
+    /// Writes at `offset`; the inode is locked.
+    fn write_to(&self, offset: u64, source: &mut Source) -> Result<usize> {
+        let seals = self.seals();
+        if seals & (abi::F_SEAL_WRITE | abi::F_SEAL_FUTURE_WRITE) != 0 {
+            return Err(Errno::EPERM);
+        }
+        if seals & abi::F_SEAL_GROW != 0 {
+            // Only what lies inside may be overwritten.
+            let room = self.len().saturating_sub(offset);
+            if room == 0 {
+                return Err(Errno::EPERM);
+            }
+            let cut = source.truncate(room.min(usize::MAX as u64) as usize);
+            let result = self.write_pages(offset, source);
+            source.extend(cut);
+            return result;
+        }
+        self.write_pages(offset, source)
+    }
+
+    fn write_pages(&self, offset: u64, source: &mut Source) -> Result<usize> {
+        let old = self.len();
+        if offset > old {
+            self.clear(old, old.next_multiple_of(PAGE).min(offset));
+        }
+        let mut done = 0;
+        let mut failure = None;
+        while source.remaining() > 0 {
+            let at = offset + done as u64;
+            let inside = (at % PAGE) as usize;
+            let want = (PAGE_SIZE - inside).min(source.remaining());
+            let frame = match self.obtain(at / PAGE) {
+                Ok(frame) => frame,
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            };
+            // SAFETY: `inside + want` is within the frame, which the reference keeps.
+            let moved = unsafe { source.read_raw(frame.as_ptr().add(inside), want) };
+            let count = match moved {
+                Ok(count) => count,
+                Err(error) => {
+                    failure = Some(error);
+                    break;
+                }
+            };
+            done += count;
+            let end = at + count as u64;
+            if end > self.len() {
+                // Release: who sees the size finds the bytes.
+                self.size.store(end, Ordering::Release);
+            }
+            if count < want {
+                break;
+            }
+            crate::sched::cond_resched();
+        }
+        // A page may have been allocated for bytes that could not be had.
+        let size = self.len();
+        if failure.is_some() && self.lookup((offset + done as u64) / PAGE).is_some() {
+            let first = size.div_ceil(PAGE).max((offset + done as u64) / PAGE);
+            if (offset + done as u64) >= size {
+                self.remove_pages(first, first + 1);
+            }
+        }
+        match failure {
+            Some(error) if done == 0 => Err(error),
+            _ => Ok(done),
+        }
+    }
+
+    /// fallocate(2); the inode is locked.
+    fn allocate(&self, mode: u32, offset: u64, len: u64) -> Result<()> {
+        let end = offset.checked_add(len).filter(|e| *e <= MAX_SIZE).ok_or(Errno::EFBIG)?;
+        if mode & !(abi::FALLOC_FL_KEEP_SIZE | abi::FALLOC_FL_PUNCH_HOLE) != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let seals = self.seals();
+        if mode & abi::FALLOC_FL_PUNCH_HOLE != 0 {
+            if mode & abi::FALLOC_FL_KEEP_SIZE == 0 {
+                return Err(Errno::EOPNOTSUPP);
+            }
+            if seals & (abi::F_SEAL_WRITE | abi::F_SEAL_FUTURE_WRITE) != 0 {
+                return Err(Errno::EPERM);
+            }
+            let (first, last) = (offset.div_ceil(PAGE), end / PAGE);
+            if first > last {
+                self.clear(offset, end);
+                return Ok(());
+            }
+            self.clear(offset, first * PAGE);
+            self.clear(last * PAGE, end);
+            if first < last {
+                self.remove_pages(first, last);
+            }
+            return Ok(());
+        }
+        let grows = mode & abi::FALLOC_FL_KEEP_SIZE == 0 && end > self.len();
+        if seals & abi::F_SEAL_GROW != 0 && end > self.len() {
+            return Err(Errno::EPERM);
+        }
+        let mut added: Vec<(u64, u64)> = Vec::new();
+        for index in offset / PAGE..end.div_ceil(PAGE) {
+            if self.lookup(index).is_some() {
+                continue;
+            }
+            let failure = match self.obtain(index) {
+                Ok(_) if crate::fs::caller::fatal_signal_pending() => Some(Errno::EINTR),
+                Ok(_) => None,
+                Err(error) => Some(error),
+            };
+            match added.last_mut() {
+                Some(run) if run.1 == index => run.1 += 1,
+                _ => added.push((index, index + 1)),
+            }
+            if let Some(error) = failure {
+                // All or nothing.
+                for (first, end) in added {
+                    self.remove_pages(first, end);
+                }
+                return Err(error);
+            }
+            crate::sched::cond_resched();
+        }
+        if grows {
+            self.resize(end)?;
+        }
+        Ok(())
+    }
+
+    /// `F_ADD_SEALS`.
+    fn add_seals(&self, new: u32) -> Result<()> {
+        const ALL: u32 = abi::F_SEAL_SEAL
+            | abi::F_SEAL_SHRINK
+            | abi::F_SEAL_GROW
+            | abi::F_SEAL_WRITE
+            | abi::F_SEAL_FUTURE_WRITE
+            | abi::F_SEAL_EXEC;
+        if new & !ALL != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let _sealing = self.sealing.lock();
+        if self.seals() & abi::F_SEAL_SEAL != 0 {
+            return Err(Errno::EPERM);
+        }
+        if new & abi::F_SEAL_WRITE != 0
+            && self.seals() & abi::F_SEAL_WRITE == 0
+            && self.mappings.has_writable()
+        {
+            return Err(Errno::EBUSY);
+        }
+        self.seals.fetch_or(new, Ordering::SeqCst);
+        Ok(())
+    }
+}
+
+impl Drop for RegularFile {
+    fn drop(&mut self) {
+        self.limits.uncharge_pages(self.pages.get_mut().count());
+    }
+}
+
+impl PageCache for RegularFile {
+    fn page(&self, index: u64, _write: bool) -> Result<Frame> {
+        // Checked again after the page is there: a truncation in between has removed what it found, not what came after it.
+        if index >= self.len().div_ceil(PAGE) {
+            return Err(Errno::EFAULT);
+        }
+        let frame = self.obtain(index)?;
+        if index >= self.len().div_ceil(PAGE) {
+            self.remove_pages(index, index + 1);
+            return Err(Errno::EFAULT);
+        }
+        Ok(frame)
+    }
+
+    fn size(&self) -> u64 {
+        self.len()
+    }
+
+    fn mappings(&self) -> &MappingList {
+        &self.mappings
+    }
+
+    fn cached(&self, index: u64) -> Option<Frame> {
+        if index < self.len().div_ceil(PAGE) { self.lookup(index) } else { None }
+    }
+
+    fn id(&self) -> (u64, u64) {
+        // Ordering: set before the file can be mapped, by the open that leads there.
+        (self.dev.load(Ordering::Relaxed), self.ino.load(Ordering::Relaxed))
+    }
+}
+
+impl InodeOps for Node {
+    fn open(&self, path: &Path, _flags: u32) -> Result<Arc<dyn FileOps>> {
+        self.file.identify(path.inode());
+        Ok(self.file.clone())
+    }
+
+    fn stat(&self, _inode: &Inode, stat: &mut Stat) {
+        stat.size = self.file.len();
+        stat.blocks = self.file.pages.lock().count() * (PAGE / 512);
+    }
+
+    fn truncate(&self, _inode: &Inode, size: u64) -> Result<()> {
+        self.file.resize(size)
+    }
+}
+
+impl FileOps for RegularFile {
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    fn read_at(&self, file: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
+        let count = self.read_from(offset, sink)?;
+        crate::fs::attributes::file_accessed(file);
+        Ok(count)
+    }
+
+    fn write_at(&self, file: &File, offset: &mut u64, source: &mut Source) -> Result<usize> {
+        let inode = file.inode();
+        let _writers = inode.lock.lock();
+        if file.appending() {
+            *offset = self.len();
+        }
+        if source.remaining() == 0 {
+            return Ok(0);
+        }
+        let room = crate::fs::caller::write_room(*offset, MAX_SIZE)?;
+        let cut = source.truncate(room.min(usize::MAX as u64) as usize);
+        crate::fs::attributes::remove_privileges(inode);
+        let result = self.write_to(*offset, source);
+        source.extend(cut);
+        if result.is_ok() {
+            inode.touch_modified();
+        }
+        result
+    }
+
+    fn seek(&self, _file: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {
+        let size = self.len();
+        let base = match whence {
+            Whence::Start => 0,
+            Whence::Current => position,
+            Whence::End => size,
+            Whence::Data | Whence::Hole => {
+                let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
+                if from >= size {
+                    return Err(Errno::ENXIO);
+                }
+                let pages = self.pages.lock();
+                let found = if whence == Whence::Data {
+                    pages.next_page(from / PAGE).ok_or(Errno::ENXIO)?
+                } else {
+                    pages.next_hole(from / PAGE)
+                };
+                let at = (found * PAGE).max(from);
+                return match whence {
+                    Whence::Data if at >= size => Err(Errno::ENXIO),
+                    _ => Ok(at.min(size)),
+                };
+            }
+        };
+        let at = i64::try_from(base).ok().and_then(|b| b.checked_add(offset)).ok_or(Errno::EOVERFLOW)?;
+        u64::try_from(at).map_err(|_| Errno::EINVAL)
+    }
+
+    fn mmap(&self, file: &Arc<File>, _offset: u64, _len: u64, shared_writable: bool) -> Result<Backing> {
+        let _sealing = self.sealing.lock();
+        if shared_writable && self.seals() & (abi::F_SEAL_WRITE | abi::F_SEAL_FUTURE_WRITE) != 0 {
+            return Err(Errno::EPERM);
+        }
+        let cache: Arc<RegularFile> = file.ops_arc().ok_or(Errno::ENODEV)?;
+        Ok(Backing::PageCache(cache))
+    }
+
+    fn truncate(&self, file: &File, size: u64) -> Result<()> {
+        let inode = file.inode();
+        let _writers = inode.lock.lock();
+        self.resize(size)?;
+        crate::fs::attributes::remove_privileges(inode);
+        inode.touch_modified();
+        Ok(())
+    }
+
+    fn fallocate(&self, file: &File, mode: u32, offset: u64, len: u64) -> Result<()> {
+        let inode = file.inode();
+        let _writers = inode.lock.lock();
+        self.allocate(mode, offset, len)?;
+        inode.touch_modified();
+        Ok(())
+    }
+
+    fn sync(&self, _file: &File) -> Result<()> {
+        // Memory is where the file lives.
+        Ok(())
+    }
+
+    fn fcntl(&self, file: &File, command: u32, argument: usize) -> Result<usize> {
+        match command {
+            abi::F_ADD_SEALS => {
+                if !file.writable() {
+                    return Err(Errno::EPERM);
+                }
+                let _writers = file.inode().lock.lock();
+                self.add_seals(argument as u32)?;
+                Ok(0)
+            }
+            abi::F_GET_SEALS => Ok(self.seals() as usize),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+
+    fn describe(&self, _file: &File, out: &mut String) {
+        let _ = writeln!(out, "size:\t{}", self.len());
+    }
+}

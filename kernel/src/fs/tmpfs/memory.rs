@@ -1,0 +1,79 @@
+//! Files in memory without a name in any directory: memfd_create(2), SysV shared memory, shared anonymous memory.
+
+use alloc::sync::Arc;
+
+use linux_raw_sys::general as abi;
+
+use super::file::Node;
+use super::{Limits, MAGIC};
+use crate::errno::{Errno, Result};
+use crate::fs::dentry::Dentry;
+use crate::fs::file::File;
+use crate::fs::inode::{Attributes, Inode, InodeOps, Superblock, SuperblockOps};
+use crate::fs::mount::Mount;
+use crate::fs::path::Path;
+use crate::fs::stat::{DeviceId, FileType, Statfs};
+use crate::memory::{PAGE_SIZE, Pressure};
+use crate::sync::Once;
+
+/// The tmpfs that is mounted nowhere and has no limits of its own.
+struct Internal {
+    mount: Arc<Mount>,
+    limits: Arc<Limits>,
+}
+
+struct NoTree;
+impl InodeOps for NoTree {}
+
+struct Statistics;
+impl SuperblockOps for Statistics {
+    fn statfs(&self) -> Statfs {
+        Statfs { magic: MAGIC, block_size: PAGE_SIZE as u64, name_max: 255, ..Statfs::default() }
+    }
+}
+
+fn internal() -> &'static Internal {
+    static INTERNAL: Once<Internal> = Once::new();
+    INTERNAL.call_once(|| {
+        let superblock = Superblock::new("tmpfs", Statistics);
+        let root = Inode::new(&superblock, FileType::Directory, Attributes::new(0o1777, 0, 0), NoTree);
+        Internal { mount: Mount::new(Dentry::root(root), "tmpfs", 0), limits: Limits::unlimited() }
+    })
+}
+
+/// A file of `size` zero bytes, open for reading and writing; `name` is what `/proc/PID/maps` shows. `seals` are set from the
+/// start: `F_SEAL_SEAL` for a file that cannot be sealed.
+pub fn memory_file(name: &[u8], size: u64, permissions: u32, seals: u32) -> Result<Arc<File>> {
+    if crate::memory::pressure() != Pressure::None {
+        return Err(Errno::ENOMEM);
+    }
+    let home = internal();
+    let (uid, gid) = crate::fs::caller::current_ids();
+    let attributes = Attributes { nlink: 0, ..Attributes::new(permissions, uid, gid) };
+    let node = Node::detached(home.limits.clone(), 0);
+    let content = node.file().clone();
+    let superblock = &home.mount.superblock;
+    let ino = superblock.allocate_ino();
+    let inode = Inode::with_number(superblock, ino, FileType::Regular, DeviceId::default(), attributes, node);
+    content.identify(&inode);
+    inode.ops.truncate(&inode, size)?;
+    content.seal_initially(seals);
+    let dentry = Dentry::detached(name, inode);
+    dentry.mark_removed();
+    Ok(File::new(Path { mount: home.mount.clone(), dentry }, content, abi::O_RDWR | abi::O_LARGEFILE))
+}
+
+/// memfd_create(2) of a file with base pages; `name` without the prefix.
+pub fn memfd(name: &[u8], flags: u32) -> Result<Arc<File>> {
+    let mut label = b"/memfd:".to_vec();
+    label.extend_from_slice(name);
+    // As Linux: a file that must never become executable can be sealed, else sealing is to be asked for.
+    let (mode, seals) = if flags & abi::MFD_NOEXEC_SEAL != 0 {
+        (0o666, abi::F_SEAL_EXEC)
+    } else if flags & abi::MFD_ALLOW_SEALING != 0 {
+        (0o777, 0)
+    } else {
+        (0o777, abi::F_SEAL_SEAL)
+    };
+    memory_file(&label, 0, mode, seals)
+}

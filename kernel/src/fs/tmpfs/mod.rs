@@ -1,0 +1,245 @@
+//! tmpfs: files in memory. Also the root file system, `/dev/shm`, memfd_create(2) and SysV shared memory.
+
+mod file;
+mod memory;
+mod pages;
+
+pub use file::RegularFile;
+pub use memory::{memfd, memory_file};
+
+use alloc::boxed::Box;
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::any::Any;
+use core::fmt::Write;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::dentry::Dentry;
+use super::inode::{Inode, InodeOps, SetAttributes, Superblock, SuperblockOps};
+use super::registry::{MountRequest, options, parse_size};
+use super::stat::Statfs;
+use super::tree::{self, InodeCharge, TreeFs};
+use crate::errno::{Errno, Result};
+use crate::memory::{self as physical, PAGE_SIZE, Pressure};
+use crate::sync::SpinLock;
+
+/// `TMPFS_MAGIC`.
+pub const MAGIC: u64 = 0x0102_1994;
+
+/// The limits of one tmpfs and what is used of them. 0 stands for no limit.
+pub struct Limits {
+    max_pages: AtomicU64,
+    used_pages: AtomicU64,
+    max_inodes: AtomicU64,
+    used_inodes: AtomicU64,
+    /// What the options said, for `/proc/mounts`: permissions, owner and group of the root.
+    root: (Option<u32>, u32, u32),
+}
+
+impl Limits {
+    fn unlimited() -> Arc<Self> {
+        Arc::new(Self {
+            max_pages: AtomicU64::new(0),
+            used_pages: AtomicU64::new(0),
+            max_inodes: AtomicU64::new(0),
+            used_inodes: AtomicU64::new(0),
+            root: (None, 0, 0),
+        })
+    }
+
+    fn take(used: &AtomicU64, max: &AtomicU64, count: u64) -> Result<()> {
+        // Ordering: counters that order nothing else; the update itself is atomic.
+        let fits = |now: u64| {
+            let limit = max.load(Ordering::Relaxed);
+            let new = now.checked_add(count)?;
+            (limit == 0 || new <= limit).then_some(new)
+        };
+        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits).map(drop).map_err(|_| Errno::ENOSPC)
+    }
+
+    /// Counts pages against `size=`; `ENOSPC`.
+    fn charge_pages(&self, count: u64) -> Result<()> {
+        Self::take(&self.used_pages, &self.max_pages, count)
+    }
+
+    fn uncharge_pages(&self, count: u64) {
+        // Ordering: as in `take`.
+        self.used_pages.fetch_sub(count, Ordering::Relaxed);
+    }
+}
+
+impl TreeFs for Limits {
+    fn charge_inode(&self) -> Result<()> {
+        // Names and inodes are kernel memory, which is not refused to anyone: so they are refused here in time.
+        if physical::pressure() != Pressure::None {
+            return Err(Errno::ENOMEM);
+        }
+        Self::take(&self.used_inodes, &self.max_inodes, 1)
+    }
+
+    fn uncharge_inode(&self) {
+        // Ordering: as in `take`.
+        self.used_inodes.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    fn regular(&self, charge: InodeCharge) -> Box<dyn InodeOps> {
+        let fs: Arc<dyn Any + Send + Sync> = charge.fs().clone();
+        match fs.downcast::<Limits>() {
+            Ok(limits) => Box::new(file::Node::new(charge, limits)),
+            Err(_) => unreachable!("an inode of tmpfs is charged to a tmpfs"),
+        }
+    }
+
+    fn entry_size(&self) -> u64 {
+        // What Linux pretends an entry takes.
+        20
+    }
+
+    fn check_attributes(&self, _inode: &Inode, _change: &SetAttributes) -> Result<()> {
+        Ok(())
+    }
+}
+
+/// One tmpfs.
+struct Tmpfs {
+    limits: Arc<Limits>,
+    /// Holds the tree until the last mount is gone.
+    root: SpinLock<Option<Arc<Dentry>>>,
+}
+
+impl SuperblockOps for Tmpfs {
+    fn statfs(&self) -> Statfs {
+        let l = &self.limits;
+        // Ordering: a snapshot for display.
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let (pages, inodes) = (get(&l.max_pages), get(&l.max_inodes));
+        let free = pages.saturating_sub(get(&l.used_pages));
+        Statfs {
+            magic: MAGIC,
+            block_size: PAGE_SIZE as u64,
+            blocks: pages,
+            blocks_free: if pages == 0 { 0 } else { free },
+            blocks_available: if pages == 0 { 0 } else { free },
+            files: inodes,
+            files_free: inodes.saturating_sub(get(&l.used_inodes)),
+            name_max: 255,
+        }
+    }
+
+    fn options(&self) -> String {
+        let l = &self.limits;
+        let mut out = String::new();
+        // Ordering: a snapshot for display.
+        let pages = l.max_pages.load(Ordering::Relaxed);
+        if pages != 0 && pages != default_pages() {
+            let _ = write!(out, ",size={}k", pages * PAGE_SIZE as u64 / 1024);
+        }
+        let inodes = l.max_inodes.load(Ordering::Relaxed);
+        if inodes != 0 && inodes != default_pages() {
+            let _ = write!(out, ",nr_inodes={inodes}");
+        }
+        if let Some(mode) = l.root.0 {
+            let _ = write!(out, ",mode={mode:o}");
+        }
+        if l.root.1 != 0 {
+            let _ = write!(out, ",uid={}", l.root.1);
+        }
+        if l.root.2 != 0 {
+            let _ = write!(out, ",gid={}", l.root.2);
+        }
+        out
+    }
+
+    fn remount(&self, text: &str) -> Result<()> {
+        let new = Options::parse(text)?;
+        let l = &self.limits;
+        // Ordering: counters that order nothing else.
+        let check = |new: Option<u64>, used: &AtomicU64| match new {
+            Some(n) if n != 0 && n < used.load(Ordering::Relaxed) => Err(Errno::EINVAL),
+            _ => Ok(()),
+        };
+        check(new.pages, &l.used_pages)?;
+        check(new.inodes, &l.used_inodes)?;
+        if let Some(pages) = new.pages {
+            l.max_pages.store(pages, Ordering::Relaxed);
+        }
+        if let Some(inodes) = new.inodes {
+            l.max_inodes.store(inodes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn kill(&self) {
+        let root = self.root.lock().take();
+        if let Some(root) = root {
+            tree::teardown(&root);
+        }
+    }
+}
+
+/// Half of the memory: the default of `size=`, and of `nr_inodes=`.
+fn default_pages() -> u64 {
+    physical::stats().total / PAGE_SIZE as u64 / 2
+}
+
+#[derive(Default)]
+struct Options {
+    pages: Option<u64>,
+    inodes: Option<u64>,
+    mode: Option<u32>,
+    uid: Option<u32>,
+    gid: Option<u32>,
+}
+
+impl Options {
+    fn parse(text: &str) -> Result<Self> {
+        let mut out = Self::default();
+        for (name, value) in options(text) {
+            let value = || value.ok_or(Errno::EINVAL);
+            let number = || value()?.parse::<u32>().map_err(|_| Errno::EINVAL);
+            let page = PAGE_SIZE as u64;
+            match name {
+                "size" => out.pages = Some(parse_size(value()?, physical::stats().total)?.div_ceil(page)),
+                "nr_blocks" => out.pages = Some(parse_size(value()?, 0)?),
+                "nr_inodes" => out.inodes = Some(parse_size(value()?, 0)?),
+                "mode" => {
+                    let mode = u32::from_str_radix(value()?, 8).map_err(|_| Errno::EINVAL)?;
+                    out.mode = Some(mode & 0o7777);
+                }
+                "uid" => out.uid = Some(number()?),
+                "gid" => out.gid = Some(number()?),
+                // Placement and huge pages: there is nothing to choose from here, and Linux's defaults are what happens.
+                "huge" if value()? == "never" => {}
+                "mpol" if value()?.starts_with("default") || value()?.starts_with("local") => {}
+                "inode32" | "inode64" | "noswap" => {}
+                _ => return Err(Errno::EINVAL),
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// Makes a tmpfs of the named type (`rootfs` is one, too).
+pub fn new_instance(kind: &'static str, text: &str) -> Result<Arc<Dentry>> {
+    let options = Options::parse(text)?;
+    let (uid, gid) = (options.uid.unwrap_or(0), options.gid.unwrap_or(0));
+    let limits = Arc::new(Limits {
+        max_pages: AtomicU64::new(options.pages.unwrap_or_else(default_pages)),
+        used_pages: AtomicU64::new(0),
+        max_inodes: AtomicU64::new(options.inodes.unwrap_or_else(default_pages)),
+        used_inodes: AtomicU64::new(0),
+        root: (options.mode, uid, gid),
+    });
+    let superblock = Superblock::new(kind, Tmpfs { limits: limits.clone(), root: SpinLock::new(None) });
+    let fs: Arc<dyn TreeFs> = limits;
+    let root = tree::new_root(&superblock, &fs, options.mode.unwrap_or(0o1777), uid, gid)?;
+    if let Some(tmpfs) = superblock.ops_as::<Tmpfs>() {
+        *tmpfs.root.lock() = Some(root.clone());
+    }
+    Ok(root)
+}
+
+/// For the registry of file-system types.
+pub fn mount(request: &MountRequest) -> Result<Arc<Dentry>> {
+    new_instance("tmpfs", request.options)
+}

@@ -1,0 +1,110 @@
+//! The pages of a file in memory, sparse: which page frame holds which part.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use crate::memory::frame::Frame;
+
+/// Pages of one node: small enough for a small file, large enough to keep the tree flat.
+const CHUNK: u64 = 32;
+
+struct Chunk {
+    pages: [Option<Frame>; CHUNK as usize],
+    used: u32,
+}
+
+/// Frames by page index.
+#[derive(Default)]
+pub struct Pages {
+    chunks: BTreeMap<u64, Box<Chunk>>,
+    count: u64,
+}
+
+impl Pages {
+    /// No pages.
+    pub const fn new() -> Self {
+        Self { chunks: BTreeMap::new(), count: 0 }
+    }
+
+    /// How many pages there are.
+    pub fn count(&self) -> u64 {
+        self.count
+    }
+
+    /// The page at `index`.
+    pub fn get(&self, index: u64) -> Option<&Frame> {
+        self.chunks.get(&(index / CHUNK))?.pages[(index % CHUNK) as usize].as_ref()
+    }
+
+    /// Puts a page where there is none; gives it back when there is one.
+    pub fn insert(&mut self, index: u64, frame: Frame) -> Result<(), Frame> {
+        let chunk = self
+            .chunks
+            .entry(index / CHUNK)
+            .or_insert_with(|| Box::new(Chunk { pages: [const { None }; CHUNK as usize], used: 0 }));
+        let slot = &mut chunk.pages[(index % CHUNK) as usize];
+        if slot.is_some() {
+            return Err(frame);
+        }
+        *slot = Some(frame);
+        chunk.used += 1;
+        self.count += 1;
+        Ok(())
+    }
+
+    /// Takes up to `limit` pages of `range` out, and tells where to go on; `None` when the range is done.
+    pub fn remove(&mut self, range: Range<u64>, limit: usize, out: &mut Vec<Frame>) -> Option<u64> {
+        let mut at = range.start;
+        while at < range.end {
+            let Some((&key, chunk)) = self.chunks.range_mut(at / CHUNK..).next() else { return None };
+            let base = key * CHUNK;
+            let end = range.end.min(base + CHUNK);
+            at = at.max(base);
+            if at >= end {
+                return None;
+            }
+            while at < end {
+                if out.len() >= limit {
+                    return Some(at);
+                }
+                if let Some(frame) = chunk.pages[(at - base) as usize].take() {
+                    out.push(frame);
+                    chunk.used -= 1;
+                    self.count -= 1;
+                }
+                at += 1;
+            }
+            if chunk.used == 0 {
+                self.chunks.remove(&key);
+            }
+        }
+        None
+    }
+
+    /// The first page at or after `from`.
+    pub fn next_page(&self, from: u64) -> Option<u64> {
+        for (key, chunk) in self.chunks.range(from / CHUNK..) {
+            let base = key * CHUNK;
+            let first = from.saturating_sub(base);
+            let found = (first..CHUNK).find(|i| chunk.pages[*i as usize].is_some());
+            if let Some(i) = found {
+                return Some(base + i);
+            }
+        }
+        None
+    }
+
+    /// The first index at or after `from` without a page.
+    pub fn next_hole(&self, from: u64) -> u64 {
+        let mut at = from;
+        while let Some(chunk) = self.chunks.get(&(at / CHUNK)) {
+            match (at % CHUNK..CHUNK).find(|i| chunk.pages[*i as usize].is_none()) {
+                Some(i) => return at / CHUNK * CHUNK + i,
+                None => at = (at / CHUNK + 1) * CHUNK,
+            }
+        }
+        at
+    }
+}
