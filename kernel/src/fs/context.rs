@@ -46,6 +46,16 @@ impl FsContext {
         drop(old);
     }
 
+    /// Root and working directory go from `old` to `new` where they are there.
+    pub fn move_root(&self, old: &Path, new: &Path) {
+        if self.root().same(old) {
+            self.set_root(new.clone());
+        }
+        if self.cwd().same(old) {
+            self.set_cwd(new.clone());
+        }
+    }
+
     /// Permission bits that new files do not get.
     pub fn umask(&self) -> u32 {
         // Ordering: a word of its own.

@@ -106,6 +106,11 @@ impl FdTable {
         Ok(fd as i32)
     }
 
+    /// `EMFILE` when `install` could give no descriptor now.
+    pub fn check_room(&self, limit: usize) -> Result<()> {
+        if self.table.lock().find_free(0) < limit { Ok(()) } else { Err(Errno::EMFILE) }
+    }
+
     /// Gives `file` the descriptor `fd`, closing what was there; `EBADF` when it is not below `limit`.
     pub fn replace(&self, fd: i32, file: Arc<File>, limit: usize, close_on_exec: bool) -> Result<()> {
         let fd = usize::try_from(fd).ok().filter(|fd| *fd < limit).ok_or(Errno::EBADF)?;

@@ -31,6 +31,9 @@ pub enum Whence {
     Hole,
 }
 
+/// The offset that stands for the end of the file in `FileOps::write_at`.
+pub const AT_END: u64 = u64::MAX;
+
 /// What a file does. One object may serve many open files (a regular file's inode) or one (an epoll instance). The defaults are
 /// right for a file that does not support the call.
 ///
@@ -48,8 +51,8 @@ pub trait FileOps: Any + Send + Sync {
         Err(Errno::EINVAL)
     }
 
-    /// Writes at `offset`. A regular file that is open with `O_APPEND` first sets `offset` to its end, under the lock that makes the
-    /// append atomic. The caller adds the count.
+    /// Writes at `offset`. For a regular file that is open with `O_APPEND`, and for the offset [`AT_END`], it first sets `offset` to
+    /// the file's end, under the lock that makes the append atomic. The caller adds the count.
     fn write_at(&self, file: &File, offset: &mut u64, source: &mut Source) -> Result<usize> {
         Err(Errno::EINVAL)
     }
@@ -335,6 +338,21 @@ impl File {
         }
         let mut at = offset;
         self.ops.write_at(self, &mut at, source)
+    }
+
+    /// Writes at the end, as with `O_APPEND`; the position moves there.
+    pub fn append(&self, source: &mut Source) -> Result<usize> {
+        if !self.writable() {
+            return Err(Errno::EBADF);
+        }
+        if !self.ops.seekable() {
+            return self.ops.write_at(self, &mut 0, source);
+        }
+        let mut position = self.position.lock();
+        let mut at = AT_END;
+        let count = self.ops.write_at(self, &mut at, source)?;
+        *position = at + count as u64;
+        Ok(count)
     }
 
     /// Reads into kernel memory until `buffer` is full or the file ends; the position stays.

@@ -69,6 +69,11 @@ impl Superblock {
         self.flags.load(Ordering::Relaxed)
     }
 
+    /// Nothing may be changed in it from now on.
+    pub fn make_read_only(&self) {
+        self.set_flags(linux_raw_sys::general::MS_RDONLY);
+    }
+
     pub(super) fn set_flags(&self, flags: u32) {
         // Ordering: as above.
         self.flags.store(flags, Ordering::Relaxed);

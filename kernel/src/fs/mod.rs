@@ -12,18 +12,23 @@
 // pub mod access;
 // pub mod anonymous;
 // pub mod attributes;
+// mod bringup;
 // pub mod caller;
 // pub mod context;
+// mod cpio;
 // pub mod dentry;
+// pub mod dev;
 // pub mod device;
-// mod directory;
+// pub mod directory;
 // pub mod fdtable;
 // pub mod file;
+// pub mod initramfs;
 // pub mod inode;
 // pub mod iobuf;
 // pub mod locks;
 // pub mod modify;
 // pub mod mount;
+// pub mod mount_text;
 // pub mod open;
 // pub mod path;
 // pub mod poll;
@@ -34,6 +39,7 @@
 //
 // pub use access::Credentials;
 // pub use anonymous::Kind;
+// pub use bringup::{init, initial_descriptors, open_console};
 // pub use context::FsContext;
 // pub use dentry::Dentry;
 // pub use fdtable::FdTable;
@@ -45,8 +51,6 @@
 // pub use poll::Events;
 // pub use registry::{MountRequest, register_filesystem};
 // pub use stat::{DeviceId, FileType, Stat, Statfs, Timestamp};
-//
-// use linux_raw_sys::general as abi;
 //
 // use crate::sync::Once;
 //

@@ -15,7 +15,7 @@ use linux_raw_sys::general as abi;
 use super::Limits;
 use super::pages::Pages;
 use crate::errno::{Errno, Result};
-use crate::fs::file::{File, FileOps, Whence};
+use crate::fs::file::{AT_END, File, FileOps, Whence};
 use crate::fs::inode::{Inode, InodeOps};
 use crate::fs::iobuf::{Sink, Source};
 use crate::fs::path::Path;
@@ -438,7 +438,7 @@ impl FileOps for RegularFile {
     fn write_at(&self, file: &File, offset: &mut u64, source: &mut Source) -> Result<usize> {
         let inode = file.inode();
         let _writers = inode.lock.lock();
-        if file.appending() {
+        if file.appending() || *offset == AT_END {
             *offset = self.len();
         }
         if source.remaining() == 0 {

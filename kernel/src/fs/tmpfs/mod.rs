@@ -26,6 +26,9 @@ use crate::sync::SpinLock;
 /// `TMPFS_MAGIC`.
 pub const MAGIC: u64 = 0x0102_1994;
 
+/// `RAMFS_MAGIC`.
+const RAMFS_MAGIC: u64 = 0x8584_58f6;
+
 /// The limits of one tmpfs and what is used of them. 0 stands for no limit.
 pub struct Limits {
     max_pages: AtomicU64,
@@ -102,6 +105,7 @@ impl TreeFs for Limits {
 
 /// One tmpfs.
 struct Tmpfs {
+    magic: u64,
     limits: Arc<Limits>,
     /// Holds the tree until the last mount is gone.
     root: SpinLock<Option<Arc<Dentry>>>,
@@ -115,7 +119,7 @@ impl SuperblockOps for Tmpfs {
         let (pages, inodes) = (get(&l.max_pages), get(&l.max_inodes));
         let free = pages.saturating_sub(get(&l.used_pages));
         Statfs {
-            magic: MAGIC,
+            magic: self.magic,
             block_size: PAGE_SIZE as u64,
             blocks: pages,
             blocks_free: if pages == 0 { 0 } else { free },
@@ -230,13 +234,27 @@ pub fn new_instance(kind: &'static str, text: &str) -> Result<Arc<Dentry>> {
         used_inodes: AtomicU64::new(0),
         root: (options.mode, uid, gid),
     });
-    let superblock = Superblock::new(kind, Tmpfs { limits: limits.clone(), root: SpinLock::new(None) });
+    let magic = if kind == "ramfs" { RAMFS_MAGIC } else { MAGIC };
+    let superblock =
+        Superblock::new(kind, Tmpfs { magic, limits: limits.clone(), root: SpinLock::new(None) });
     let fs: Arc<dyn TreeFs> = limits;
     let root = tree::new_root(&superblock, &fs, options.mode.unwrap_or(0o1777), uid, gid)?;
     if let Some(tmpfs) = superblock.ops_as::<Tmpfs>() {
         *tmpfs.root.lock() = Some(root.clone());
     }
     Ok(root)
+}
+
+/// For the registry: ramfs, which is a tmpfs without limits and with no option but the mode.
+pub fn mount_ramfs(request: &MountRequest) -> Result<Arc<Dentry>> {
+    let mut text = String::from("size=0,nr_inodes=0,mode=0755");
+    for (name, value) in options(request.options) {
+        if name == "mode" {
+            text.push_str(",mode=");
+            text.push_str(value.unwrap_or_default());
+        }
+    }
+    new_instance("ramfs", &text)
 }
 
 /// For the registry of file-system types.

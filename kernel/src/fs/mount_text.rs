@@ -1,0 +1,119 @@
+//! The mount table as text: `/proc/mounts` and `/proc/PID/mountinfo`.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::fmt::Write;
+
+use linux_raw_sys::general as abi;
+
+use super::mount::{self, Mount};
+use super::path::Path;
+
+/// Blanks, line ends and backslashes as octal numbers, since blanks separate the fields.
+fn escape(text: &[u8]) -> String {
+    let mut out = String::new();
+    for chunk in text.utf8_chunks() {
+        for c in chunk.valid().chars() {
+            match c {
+                ' ' | '\t' | '\n' | '\\' | '#' => {
+                    let _ = write!(out, "\\{:03o}", c as u32);
+                }
+                c => out.push(c),
+            }
+        }
+        for byte in chunk.invalid() {
+            let _ = write!(out, "\\{byte:03o}");
+        }
+    }
+    out
+}
+
+/// The flags of the mount itself, `rw` or `ro` in front.
+fn flag_text(flags: u32) -> String {
+    const NAMES: [(u32, &str); 7] = [
+        (abi::MS_NOSUID, ",nosuid"),
+        (abi::MS_NODEV, ",nodev"),
+        (abi::MS_NOEXEC, ",noexec"),
+        (abi::MS_NOATIME, ",noatime"),
+        (abi::MS_NODIRATIME, ",nodiratime"),
+        (abi::MS_RELATIME, ",relatime"),
+        (abi::MS_NOSYMFOLLOW, ",nosymfollow"),
+    ];
+    let mut out = String::from(read_only_text(flags));
+    for (flag, name) in NAMES {
+        if flags & flag != 0 {
+            out.push_str(name);
+        }
+    }
+    out
+}
+
+fn read_only_text(flags: u32) -> &'static str {
+    if flags & abi::MS_RDONLY != 0 { "ro" } else { "rw" }
+}
+
+/// Where the mount is, as seen from `root`; `None` when it is not below that.
+fn mount_point(mount: &Arc<Mount>, root: &Path) -> Option<Vec<u8>> {
+    let inside = Path { mount: mount.clone(), dentry: mount.root.clone() };
+    let (text, reachable) = inside.to_text(root);
+    reachable.then_some(text)
+}
+
+/// `/proc/mounts` for a process with this root.
+pub fn mounts(root: &Path) -> String {
+    let mut out = String::new();
+    for mount in mount::list() {
+        let Some(point) = mount_point(&mount, root) else { continue };
+        let _ = writeln!(
+            out,
+            "{} {} {} {}{} 0 0",
+            escape(mount.source.as_bytes()),
+            escape(&point),
+            mount.superblock.kind,
+            flag_text(mount.flags()),
+            mount.superblock.ops.options(),
+        );
+    }
+    out
+}
+
+/// `/proc/PID/mountinfo` for a process with this root.
+pub fn mountinfo(root: &Path) -> String {
+    let mut out = String::new();
+    for mount in mount::list() {
+        let Some(point) = mount_point(&mount, root) else { continue };
+        let parent = mount.place().map_or(mount.id, |place| place.mount.id);
+        let mut inner = Vec::new();
+        let mut top = mount.root.clone();
+        let mut names = Vec::new();
+        while let (Some(parent), name) = top.location() {
+            names.push(name);
+            top = parent;
+        }
+        for name in names.iter().rev() {
+            inner.push(b'/');
+            inner.extend_from_slice(name);
+        }
+        if inner.is_empty() {
+            inner.push(b'/');
+        }
+        let dev = mount.superblock.dev;
+        let _ = writeln!(
+            out,
+            "{} {} {}:{} {} {} {} - {} {} {}{}",
+            mount.id,
+            parent,
+            dev.major,
+            dev.minor,
+            escape(&inner),
+            escape(&point),
+            flag_text(mount.flags()),
+            mount.superblock.kind,
+            escape(mount.source.as_bytes()),
+            read_only_text(mount.superblock.flags()),
+            mount.superblock.ops.options(),
+        );
+    }
+    out
+}

@@ -1,0 +1,255 @@
+//! System calls about descriptors: dup, fcntl, flock, ioctl.
+
+use alloc::sync::Arc;
+
+use linux_raw_sys::general as abi;
+use syscalls::Sysno;
+
+use super::{Args, Handler};
+use crate::errno::{Errno, Result};
+use crate::fs::caller::{descriptor_limit, files};
+use crate::fs::file::FileOwner;
+use crate::fs::locks::{Owner, RecordLock};
+use crate::fs::{File, FileType};
+use crate::mm::uaccess;
+
+pub const TABLE: &[(Sysno, Handler)] = &[
+    (Sysno::dup, dup),
+    (Sysno::dup2, dup2),
+    (Sysno::dup3, dup3),
+    (Sysno::fcntl, fcntl),
+    (Sysno::flock, flock),
+    (Sysno::ioctl, ioctl),
+];
+
+fn dup(args: &mut Args) -> Result<usize> {
+    let table = files();
+    let file = table.get(args.a[0] as i32)?;
+    table.install(file, 0, descriptor_limit(), false).map(|fd| fd as usize)
+}
+
+fn dup2(args: &mut Args) -> Result<usize> {
+    let [old, new, ..] = args.a;
+    if old as i32 == new as i32 {
+        files().get(old as i32)?;
+        return Ok(old as u32 as usize);
+    }
+    duplicate_to(old as i32, new as i32, false)
+}
+
+fn dup3(args: &mut Args) -> Result<usize> {
+    let [old, new, flags, ..] = args.a;
+    if flags as u32 & !abi::O_CLOEXEC != 0 || old as i32 == new as i32 {
+        return Err(Errno::EINVAL);
+    }
+    duplicate_to(old as i32, new as i32, flags as u32 & abi::O_CLOEXEC != 0)
+}
+
+fn duplicate_to(old: i32, new: i32, close_on_exec: bool) -> Result<usize> {
+    let table = files();
+    let file = table.get(old)?;
+    table.replace(new, file, descriptor_limit(), close_on_exec)?;
+    Ok(new as usize)
+}
+
+fn fcntl(args: &mut Args) -> Result<usize> {
+    let [fd, command, argument, ..] = args.a;
+    let (fd, command) = (fd as i32, command as u32);
+    let table = files();
+    let file = table.get(fd)?;
+    // What may be done with a mere reference to a place.
+    let for_any = matches!(
+        command,
+        abi::F_DUPFD | abi::F_DUPFD_CLOEXEC | abi::F_GETFD | abi::F_SETFD | abi::F_GETFL | abi::F_DUPFD_QUERY
+    );
+    if file.is_path() && !for_any {
+        return Err(Errno::EBADF);
+    }
+    match command {
+        abi::F_DUPFD | abi::F_DUPFD_CLOEXEC => {
+            let limit = descriptor_limit();
+            let min = usize::try_from(argument as i32).ok().filter(|m| *m < limit).ok_or(Errno::EINVAL)?;
+            let fd = table.install(file, min, limit, command == abi::F_DUPFD_CLOEXEC)?;
+            Ok(fd as usize)
+        }
+        abi::F_GETFD => Ok(table.close_on_exec(fd)?.into()),
+        abi::F_SETFD => {
+            table.set_close_on_exec(fd, argument as u32 & abi::FD_CLOEXEC != 0)?;
+            Ok(0)
+        }
+        abi::F_GETFL => Ok(file.flags() as usize),
+        abi::F_SETFL => {
+            file.set_flags(argument as u32)?;
+            Ok(0)
+        }
+        abi::F_DUPFD_QUERY => Ok(table.get(argument as i32).is_ok_and(|f| Arc::ptr_eq(&f, &file)).into()),
+        abi::F_GETLK | abi::F_SETLK | abi::F_SETLKW => {
+            record_lock(&file, table.id(), command, argument, false)
+        }
+        abi::F_OFD_GETLK | abi::F_OFD_SETLK | abi::F_OFD_SETLKW => {
+            record_lock(&file, table.id(), command, argument, true)
+        }
+        abi::F_GETOWN => {
+            let owner = file.owner();
+            let id = if owner.kind == abi::F_OWNER_PGRP { -owner.id } else { owner.id };
+            Ok(id as isize as usize)
+        }
+        abi::F_SETOWN => {
+            let id = argument as i32;
+            let (kind, id) = if id < 0 {
+                (abi::F_OWNER_PGRP, id.checked_neg().ok_or(Errno::EINVAL)?)
+            } else {
+                (abi::F_OWNER_PID, id)
+            };
+            file.set_owner(FileOwner { kind, id, ..file.owner() });
+            Ok(0)
+        }
+        abi::F_GETOWN_EX => {
+            let owner = file.owner();
+            let out = abi::f_owner_ex { type_: owner.kind as i32, pid: owner.id };
+            uaccess::write_user(argument, &out)?;
+            Ok(0)
+        }
+        abi::F_SETOWN_EX => {
+            let new: abi::f_owner_ex = uaccess::read_user(argument)?;
+            let kind = new.type_ as u32;
+            if kind > abi::F_OWNER_PGRP {
+                return Err(Errno::EINVAL);
+            }
+            file.set_owner(FileOwner { kind, id: new.pid, ..file.owner() });
+            Ok(0)
+        }
+        abi::F_GETSIG => Ok(file.owner().signal as usize),
+        abi::F_SETSIG => {
+            let signal = argument as i32;
+            if !(0..=64).contains(&signal) {
+                return Err(Errno::EINVAL);
+            }
+            file.set_owner(FileOwner { signal, ..file.owner() });
+            Ok(0)
+        }
+        // No leases are ever given.
+        abi::F_GETLEASE => Ok(abi::F_UNLCK as usize),
+        _ => file.ops().fcntl(&file, command, argument),
+    }
+}
+
+fn record_lock(file: &File, table: u64, command: u32, address: usize, by_file: bool) -> Result<usize> {
+    let mut request: abi::flock = uaccess::read_user(address)?;
+    if by_file && request.l_pid != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let base = match request.l_whence as u32 {
+        abi::SEEK_SET => 0,
+        abi::SEEK_CUR => file.position() as i64,
+        abi::SEEK_END => file.inode().stat().size as i64,
+        _ => return Err(Errno::EINVAL),
+    };
+    let at = base.checked_add(request.l_start).ok_or(Errno::EOVERFLOW)?;
+    // A negative length is the part in front.
+    let (start, end) = match request.l_len {
+        0 => (at, None),
+        len if len > 0 => (at, Some(at.checked_add(len - 1).ok_or(Errno::EOVERFLOW)?)),
+        len => (at.checked_add(len).ok_or(Errno::EINVAL)?, Some(at - 1)),
+    };
+    let start = u64::try_from(start).map_err(|_| Errno::EINVAL)?;
+    let end = end.map_or(u64::MAX, |end| end as u64);
+    let owner = if by_file { Owner::OpenFile(file.id()) } else { Owner::Table(table) };
+    let kind = request.l_type as u32;
+    let locks = &file.inode().locks;
+    let get = matches!(command, abi::F_GETLK | abi::F_OFD_GETLK);
+    if kind == abi::F_UNLCK && !get {
+        locks.unlock_record(owner, start, end);
+        return Ok(0);
+    }
+    let exclusive = match kind {
+        abi::F_RDLCK => false,
+        abi::F_WRLCK => true,
+        _ => return Err(Errno::EINVAL),
+    };
+    let pid = if by_file { -1 } else { crate::process::current().process.pid as i32 };
+    let wanted = RecordLock { owner, exclusive, start, end, pid };
+    if get {
+        match locks.conflict(&wanted) {
+            None => request.l_type = abi::F_UNLCK as i16,
+            Some(lock) => {
+                request.l_type = if lock.exclusive { abi::F_WRLCK } else { abi::F_RDLCK } as i16;
+                request.l_whence = abi::SEEK_SET as i16;
+                request.l_start = lock.start as i64;
+                request.l_len = if lock.end == u64::MAX { 0 } else { (lock.end - lock.start + 1) as i64 };
+                request.l_pid = lock.pid;
+            }
+        }
+        uaccess::write_user(address, &request)?;
+        return Ok(0);
+    }
+    if exclusive && !file.writable() || !exclusive && !file.readable() {
+        return Err(Errno::EBADF);
+    }
+    locks.lock_record(wanted, matches!(command, abi::F_SETLKW | abi::F_OFD_SETLKW))?;
+    Ok(0)
+}
+
+fn flock(args: &mut Args) -> Result<usize> {
+    let [fd, operation, ..] = args.a;
+    let file = files().get(fd as i32)?;
+    if file.is_path() {
+        return Err(Errno::EBADF);
+    }
+    let wait = operation as u32 & abi::LOCK_NB == 0;
+    let locks = &file.inode().locks;
+    match operation as u32 & !abi::LOCK_NB {
+        abi::LOCK_SH => locks.lock_whole(file.id(), false, wait)?,
+        abi::LOCK_EX => locks.lock_whole(file.id(), true, wait)?,
+        abi::LOCK_UN => locks.unlock_whole(file.id()),
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(0)
+}
+
+const FIONCLEX: u32 = 0x5450;
+const FIOCLEX: u32 = 0x5451;
+const FIONBIO: u32 = 0x5421;
+const FIOASYNC: u32 = 0x5452;
+const FIONREAD: u32 = 0x541b;
+const FIOQSIZE: u32 = 0x5460;
+const FIGETBSZ: u32 = 2;
+
+fn ioctl(args: &mut Args) -> Result<usize> {
+    let [fd, command, argument, ..] = args.a;
+    let (fd, command) = (fd as i32, command as u32);
+    let table = files();
+    let file = table.get(fd)?;
+    if file.is_path() {
+        return Err(Errno::EBADF);
+    }
+    let set_flag = |flag: u32| {
+        let on = uaccess::read_user::<i32>(argument)? != 0;
+        let flags = file.flags();
+        file.set_flags(if on { flags | flag } else { flags & !flag })?;
+        Ok(0)
+    };
+    let kind = file.inode().kind;
+    match command {
+        FIOCLEX | FIONCLEX => {
+            table.set_close_on_exec(fd, command == FIOCLEX)?;
+            Ok(0)
+        }
+        FIONBIO => set_flag(abi::O_NONBLOCK),
+        FIOASYNC => set_flag(abi::FASYNC),
+        FIOQSIZE if matches!(kind, FileType::Regular | FileType::Directory | FileType::Symlink) => {
+            uaccess::write_user(argument, &file.inode().stat().size)?;
+            Ok(0)
+        }
+        FIONREAD if kind == FileType::Regular => {
+            let left = file.inode().stat().size as i64 - file.position() as i64;
+            uaccess::write_user(argument, &(left as i32))?;
+            Ok(0)
+        }
+        FIGETBSZ if matches!(kind, FileType::Regular | FileType::Directory) => {
+            uaccess::write_user(argument, &(file.inode().stat().block_size as i32))?;
+            Ok(0)
+        }
+        _ => file.ops().ioctl(&file, command, argument),
+    }
+}

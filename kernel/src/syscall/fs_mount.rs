@@ -1,0 +1,92 @@
+//! System calls that mount and unmount.
+
+use alloc::string::String;
+
+use linux_raw_sys::general as abi;
+use syscalls::Sysno;
+
+use super::{Args, Handler};
+use crate::errno::{Errno, Result};
+use crate::fs::caller::{credentials, start};
+use crate::fs::mount::{self, MOUNT_FLAGS, Mount};
+use crate::fs::path::{PATH_MAX, resolve};
+use crate::fs::registry::{self, MountRequest};
+use crate::memory::PAGE_SIZE;
+use crate::mm::uaccess::{self, read_path};
+
+pub const TABLE: &[(Sysno, Handler)] = &[(Sysno::mount, mount_call), (Sysno::umount2, umount2)];
+
+/// A string argument that may be missing; at most a page, as Linux has it.
+fn text(address: usize) -> Result<String> {
+    if address == 0 {
+        return Ok(String::new());
+    }
+    let bytes = uaccess::read_cstr(address, PAGE_SIZE - 1, Errno::EINVAL)?;
+    String::from_utf8(bytes).map_err(|_| Errno::EINVAL)
+}
+
+fn mount_call(args: &mut Args) -> Result<usize> {
+    let [source, target, kind, flags, data, _] = args.a;
+    let mut flags = flags as u32;
+    if flags & abi::MS_MGC_MSK == abi::MS_MGC_VAL {
+        flags &= !abi::MS_MGC_MSK;
+    }
+    let kind = text(kind)?;
+    let source_text = text(source)?;
+    let options = text(data)?;
+    let path = read_path(target)?;
+    let at = resolve(&start(abi::AT_FDCWD, &path)?, &path, true)?;
+    if !credentials().capable(abi::CAP_SYS_ADMIN) {
+        return Err(Errno::EPERM);
+    }
+    // What an ordinary mount gets unless it asks for something else.
+    let mut mount_flags = flags & MOUNT_FLAGS;
+    if flags & (abi::MS_NOATIME | abi::MS_STRICTATIME) == 0 {
+        mount_flags |= abi::MS_RELATIME;
+    } else {
+        mount_flags &= !abi::MS_RELATIME;
+    }
+    if flags & abi::MS_REMOUNT != 0 {
+        mount::remount(&at, mount_flags, flags & abi::MS_BIND != 0, &options)?;
+    } else if flags & abi::MS_BIND != 0 {
+        let start = start(abi::AT_FDCWD, source_text.as_bytes())?;
+        let from = resolve(&start, source_text.as_bytes(), true)?;
+        mount::bind(&from, at, flags & abi::MS_REC != 0)?;
+    } else if flags & (abi::MS_SHARED | abi::MS_PRIVATE | abi::MS_SLAVE | abi::MS_UNBINDABLE) != 0 {
+        // There is one mount table: nothing propagates anywhere, whatever the kind.
+        if !alloc::sync::Arc::ptr_eq(&at.dentry, &at.mount.root) {
+            return Err(Errno::EINVAL);
+        }
+    } else if flags & abi::MS_MOVE != 0 {
+        let start = start(abi::AT_FDCWD, source_text.as_bytes())?;
+        let from = resolve(&start, source_text.as_bytes(), true)?;
+        mount::relocate(&from, at)?;
+    } else {
+        let create = registry::find(&kind)?;
+        let source = if source == 0 { "none" } else { &source_text };
+        let root = create(&MountRequest { source, flags, options: &options })?;
+        if flags & abi::MS_RDONLY != 0 {
+            root.inode.superblock.make_read_only();
+        }
+        let new = Mount::new(root, source, mount_flags);
+        mount::attach(&new, at)?;
+    }
+    Ok(0)
+}
+
+fn umount2(args: &mut Args) -> Result<usize> {
+    let [target, flags, ..] = args.a;
+    let flags = flags as u32;
+    let known = abi::MNT_FORCE | abi::MNT_DETACH | abi::UMOUNT_NOFOLLOW;
+    // MNT_EXPIRE would need to know when a mount was last used.
+    if flags & !known != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let path = uaccess::read_cstr(target, PATH_MAX - 1, Errno::ENAMETOOLONG)?;
+    let at = resolve(&start(abi::AT_FDCWD, &path)?, &path, flags & abi::UMOUNT_NOFOLLOW == 0)?;
+    if !credentials().capable(abi::CAP_SYS_ADMIN) {
+        return Err(Errno::EPERM);
+    }
+    mount::unmount(at, flags & abi::MNT_DETACH != 0)?;
+    Ok(0)
+}
