@@ -39,7 +39,6 @@ pub struct BuildOptions {
 
 impl BuildOptions {
     /// The tests' kernel.
-    #[expect(dead_code, reason = "the tests come next")]
     pub fn checked() -> BuildOptions {
         BuildOptions { checked: true, ..BuildOptions::default() }
     }

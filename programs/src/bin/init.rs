@@ -25,6 +25,7 @@ fn main() {
         }
     };
     init.mount_all();
+    init.console_level = console_level().unwrap_or(init.console_level);
     init.set_up_console();
     init.report(Frame::Start);
     match init.job.work.clone() {
@@ -50,6 +51,8 @@ fn main() {
 struct Init {
     job: Job,
     console: File,
+    /// The kernel's messages up to this level belong on the console.
+    console_level: i32,
 }
 
 impl Init {
@@ -60,7 +63,7 @@ impl Init {
         fs::remove_file(job::PATH)?;
         fs::remove_dir(Path::new(job::PATH).parent().expect("the job file lies in a folder"))?;
         let console = File::from(std::os::fd::AsFd::as_fd(&io::stdout()).try_clone_to_owned()?);
-        Ok(Init { job, console })
+        Ok(Init { job, console, console_level: 7 })
     }
 
     /// Sends a frame to the host, with the kernel's log silenced so that it stays whole.
@@ -69,7 +72,7 @@ impl Init {
         let bytes = frame.encode(&self.job.key);
         let sent = self.console.write_all(&bytes);
         drain(&self.console);
-        set_console_level(7);
+        set_console_level(self.console_level);
         if let Err(error) = sent {
             eprintln!("init: cannot write to the console: {error}");
         }
@@ -334,6 +337,11 @@ fn restore_pool((path, value): &Pool) {
     {
         println!("init: {}: {error}", path.display());
     }
+}
+
+/// What the kernel command line, or its default, has made of it.
+fn console_level() -> Option<i32> {
+    fs::read_to_string("/proc/sys/kernel/printk").ok()?.split_whitespace().next()?.parse().ok()
 }
 
 fn set_console_level(level: i32) {

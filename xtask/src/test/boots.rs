@@ -1,0 +1,358 @@
+//! The table of guests that the tests boot.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result};
+use roundtable::initramfs::Initramfs;
+use roundtable::machine::{Machine, pool_parameters};
+use roundtable::run::Parts;
+use roundtable::size::Size;
+
+use super::Subject;
+use super::programs::TestProgram;
+
+/// One guest, and what it shall show.
+pub struct Boot {
+    /// Unique in the table; console logs are called by it.
+    pub name: &'static str,
+    pub cpus: u32,
+    pub memory: Size,
+    /// QEMU's machine type.
+    pub machine: Option<&'static str>,
+    pub icount: bool,
+    /// Huge pages at boot, of 2 MiB and of 1 GiB.
+    pub pools: (u64, u64),
+    /// Further kernel parameters.
+    pub parameters: &'static [&'static str],
+    /// Seconds for each test program, or for the whole conversation.
+    pub limit: u32,
+    pub kernels: Kernels,
+    /// Programs of ours that the test programs start.
+    pub helpers: &'static [&'static str],
+    pub work: Work,
+}
+
+/// Where a boot's tests run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kernels {
+    /// On ours and on Debian's.
+    Both,
+    /// On ours only: what is tested is our own.
+    Ours,
+}
+
+/// What a guest does.
+pub enum Work {
+    /// Runs test programs under our init.
+    Programs(Selection),
+    /// Boots somebody's archive and is talked to.
+    Console(Script),
+}
+
+/// Which test programs a boot runs.
+pub enum Selection {
+    /// These.
+    Only(&'static [&'static str]),
+    /// All that no other boot asks for.
+    Rest,
+}
+
+/// A conversation with a console.
+pub struct Script {
+    pub archive: fn(&Parts) -> Result<Initramfs>,
+    pub gzip: bool,
+    pub talk: &'static [Talk],
+    pub end: End,
+}
+
+/// One turn of a conversation.
+#[derive(Clone, Copy, Debug)]
+pub enum Talk {
+    /// Wait until this is printed, behind what was waited for before.
+    Expect(&'static str),
+    /// Type this.
+    Send(&'static str),
+}
+
+/// How a conversation's machine has to end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// By itself; QEMU ends with status 0.
+    PowerOff,
+}
+
+use Talk::{Expect, Send};
+
+const BOOT: Boot = Boot {
+    name: "",
+    cpus: 2,
+    memory: Size::gibibytes(2),
+    machine: None,
+    icount: false,
+    pools: (0, 0),
+    parameters: &[],
+    limit: 120,
+    kernels: Kernels::Both,
+    helpers: &[],
+    work: Work::Programs(Selection::Rest),
+};
+
+/// All guests, in the order in which they are booted.
+pub fn all() -> Vec<Boot> {
+    let mut boots = vec![
+        // Without it nothing else can work, so it comes first.
+        Boot { name: "outsider", work: outsider(false, OUTSIDER), limit: 120, ..BOOT },
+        Boot { name: "programs", memory: Size::gibibytes(3), ..BOOT },
+        Boot {
+            name: "many-sharers",
+            memory: Size::gibibytes(4),
+            limit: 600,
+            // Debian's kernel needs more than these 4 GiB for the same processes: that is the point of ours.
+            kernels: Kernels::Ours,
+            work: Work::Programs(Selection::Only(&["test_ten_thousand"])),
+            ..BOOT
+        },
+        Boot {
+            name: "gigantic",
+            memory: Size::gibibytes(4),
+            pools: (0, 2),
+            work: Work::Programs(Selection::Only(&["test_gigantic"])),
+            ..BOOT
+        },
+        Boot {
+            name: "small-memory",
+            memory: Size::mebibytes(512),
+            work: Work::Programs(Selection::Only(&["test_oom", "test_fork_bomb"])),
+            ..BOOT
+        },
+        Boot { name: "outsider-gzip", work: outsider(true, OUTSIDER), ..BOOT },
+        Boot { name: "outsider-q35", machine: Some("q35"), work: outsider(false, OUTSIDER), ..BOOT },
+        Boot { name: "outsider-1-cpu", cpus: 1, work: outsider(false, OUTSIDER_1_CPU), ..BOOT },
+        Boot {
+            name: "outsider-8-cpus",
+            cpus: 8,
+            memory: Size::gibibytes(8),
+            work: outsider(false, OUTSIDER_8_CPUS),
+            ..BOOT
+        },
+        Boot {
+            name: "outsider-512-mib",
+            memory: Size::mebibytes(512),
+            work: outsider(false, OUTSIDER),
+            ..BOOT
+        },
+        Boot {
+            name: "outsider-icount",
+            cpus: 1,
+            icount: true,
+            kernels: Kernels::Ours,
+            work: outsider(false, OUTSIDER_1_CPU),
+            ..BOOT
+        },
+        Boot {
+            name: "pools-at-boot",
+            memory: Size::gibibytes(3),
+            pools: (100, 1),
+            work: Work::Console(Script {
+                archive: pool_archive,
+                gzip: false,
+                talk: POOLS,
+                end: End::PowerOff,
+            }),
+            ..BOOT
+        },
+        Boot {
+            name: "init-dies",
+            // The kernel without its first process says so and restarts, which -no-reboot makes an end.
+            work: Work::Console(Script {
+                archive: |parts| busybox_init(parts, "#!/bin/busybox sh\necho 'init is going'\nexit 7\n"),
+                gzip: false,
+                talk: &[Expect("init is going"), Expect("Attempted to kill init!")],
+                end: End::PowerOff,
+            }),
+            ..BOOT
+        },
+    ];
+    boots.extend(shells());
+    boots
+}
+
+/// Debian's busybox as a person uses it: started by the kernel, typed at.
+fn shells() -> [Boot; 2] {
+    let shell =
+        |talk| Work::Console(Script { archive: shell_archive, gzip: false, talk, end: End::PowerOff });
+    [
+        Boot { name: "shell", limit: 180, work: shell(SHELL), ..BOOT },
+        Boot { name: "shell-jobs", limit: 180, work: shell(SHELL_JOBS), ..BOOT },
+    ]
+}
+
+/// An archive as outsiders make them: nothing but /init in an otherwise empty root.
+fn outsider(gzip: bool, talk: &'static [Talk]) -> Work {
+    Work::Console(Script {
+        archive: |parts| busybox_init(parts, include_str!("outsider.sh")),
+        gzip,
+        talk,
+        end: End::PowerOff,
+    })
+}
+
+const OUTSIDER: &[Talk] =
+    &[Expect("init is 1"), Expect("cpus 2"), Expect("pool 16"), Expect("file 4194304"), Expect("bye")];
+const OUTSIDER_1_CPU: &[Talk] =
+    &[Expect("init is 1"), Expect("cpus 1"), Expect("pool 16"), Expect("file 4194304"), Expect("bye")];
+const OUTSIDER_8_CPUS: &[Talk] =
+    &[Expect("init is 1"), Expect("cpus 8"), Expect("pool 16"), Expect("file 4194304"), Expect("bye")];
+
+const POOLS: &[Talk] = &[Expect("pools 100 1"), Expect("bye")];
+
+const SHELL: &[Talk] = &[
+    Expect("# "),
+    Send("echo $((6 * 7)) is the answer | tr a-z A-Z > /tmp/a && cat /tmp/a\n"),
+    Expect("\n42 IS THE ANSWER\n"),
+    Send("for i in 1 2 3; do echo line-$i; done | wc -l\n"),
+    Expect("\n3\n"),
+    Send("mkdir -p /mnt && mount -t hugetlbfs none /mnt && mount | grep -c '^none on /mnt type hugetlbfs'\n"),
+    Expect("\n1\n"),
+    Send("echo 8 > /proc/sys/vm/nr_hugepages; grep HugePages_Free /proc/meminfo\n"),
+    Expect("HugePages_Free:        8\n"),
+    Send("dd if=/dev/zero of=/tmp/z bs=4k count=100 2>&1 | head -n 1; wc -c < /tmp/z\n"),
+    Expect("100+0 records in"),
+    Expect("\n409600\n"),
+    // A typing error, taken back with the delete key: line editing.
+    Send("echo wrongg\x7f\x7f\x7f\x7f\x7f\x7fright\n"),
+    Expect("\nright\n"),
+    Send("ps | grep -c '[s]h$'; echo done-$?\n"),
+    Expect("\ndone-0\n"),
+    Send("no-such-program; echo status-$?\n"),
+    Expect("\nstatus-127\n"),
+    Send("poweroff -f\n"),
+];
+
+const SHELL_JOBS: &[Talk] = &[
+    Expect("# "),
+    // The console cannot be a controlling terminal, so job control needs the device behind it.
+    Send("exec setsid sh -c 'exec sh -i </dev/ttyS0 >/dev/ttyS0 2>&1'\n"),
+    Expect("# "),
+    Send("sleep 1000 & echo started-$!\n"),
+    Expect("\nstarted-"),
+    Send("jobs\n"),
+    Expect("Running"),
+    Send("kill %1; wait; echo gone-$?\n"),
+    Expect("gone-"),
+    Send("(sleep 1000; echo survived)\n"),
+    Expect("survived)\n"),
+    // Ctrl-C ends the job in front, not the shell.
+    Send("\x03"),
+    Expect("# "),
+    Send("echo status-$?\n"),
+    Expect("\nstatus-130\n"),
+    Send("sleep 1000\n"),
+    Expect("sleep 1000\n"),
+    // Ctrl-Z stops it.
+    Send("\x1a"),
+    Expect("Stopped"),
+    Send("kill -9 %1; echo still-here\n"),
+    Expect("\nstill-here\n"),
+    Send("busybox poweroff -f\n"),
+];
+
+fn busybox(parts: &Parts) -> Result<&PathBuf> {
+    parts.busybox.as_ref().context("there is no busybox")
+}
+
+/// Busybox, and a script for it as /init. No folder besides /bin.
+fn busybox_init(parts: &Parts, script: &str) -> Result<Initramfs> {
+    let mut initramfs = Initramfs::empty();
+    initramfs.add_program("/bin/busybox", busybox(parts)?)?;
+    initramfs.add_bytes("/init", 0o755, script);
+    Ok(initramfs)
+}
+
+fn pool_archive(parts: &Parts) -> Result<Initramfs> {
+    busybox_init(parts, include_str!("pools.sh"))
+}
+
+/// A whole root with busybox's links, whose /init ends up in a shell on the console.
+fn shell_archive(parts: &Parts) -> Result<Initramfs> {
+    let mut initramfs = Initramfs::new();
+    initramfs.add_busybox(busybox(parts)?)?;
+    initramfs.add_bytes("/init", 0o755, include_str!("shell.sh"));
+    Ok(initramfs)
+}
+
+impl Selection {
+    /// The programs among `tests` that are meant.
+    pub fn of<'a>(&self, tests: &'a [TestProgram]) -> Vec<&'a TestProgram> {
+        let claimed: Vec<&str> = all()
+            .iter()
+            .filter_map(|boot| match &boot.work {
+                Work::Programs(Selection::Only(names)) => Some(*names),
+                _ => None,
+            })
+            .flatten()
+            .copied()
+            .collect();
+        tests
+            .iter()
+            .filter(|test| match self {
+                Selection::Only(names) => names.contains(&test.name.as_str()),
+                Selection::Rest => !claimed.contains(&test.name.as_str()),
+            })
+            .collect()
+    }
+}
+
+impl Boot {
+    /// The machine for it.
+    pub fn machine(&self, kernel: PathBuf, initrd: PathBuf, subject: Subject) -> Machine {
+        let mut parameters = pool_parameters(self.pools.0, self.pools.1);
+        parameters.extend(self.parameters.iter().map(|parameter| parameter.to_string()));
+        if subject == Subject::Linux {
+            // Its remarks on crashing programs would fall into the lines of the results.
+            parameters.push("loglevel=1".to_string());
+        }
+        Machine {
+            kernel,
+            initrd,
+            cpus: self.cpus,
+            memory: self.memory,
+            machine: self.machine.map(str::to_string),
+            icount: self.icount,
+            parameters,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+
+    fn program(name: &str) -> TestProgram {
+        TestProgram { name: name.into(), subtests: BTreeSet::from(["a".to_string()]), whole: true }
+    }
+
+    #[test]
+    fn names_are_unique_and_only_one_boot_takes_the_rest() {
+        let boots = all();
+        let names: BTreeSet<_> = boots.iter().map(|boot| boot.name).collect();
+        assert_eq!(names.len(), boots.len());
+        assert!(!names.contains(""));
+        let rest = boots.iter().filter(|boot| matches!(boot.work, Work::Programs(Selection::Rest)));
+        assert_eq!(rest.count(), 1);
+    }
+
+    #[test]
+    fn every_program_has_exactly_one_boot() {
+        let tests = [program("test_mmap"), program("test_ten_thousand"), program("test_oom")];
+        for test in &tests {
+            let boots = all();
+            let takers = boots.iter().filter(|boot| match &boot.work {
+                Work::Programs(selection) => selection.of(&tests).contains(&test),
+                Work::Console(_) => false,
+            });
+            assert_eq!(takers.count(), 1, "{}", test.name);
+        }
+    }
+}

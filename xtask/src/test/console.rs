@@ -1,0 +1,154 @@
+//! Boots an outsider's archive and talks to its console.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use roundtable::console::{Log, printable};
+use roundtable::guest::{Event, Guest};
+
+use super::boots::{Boot, End, Script, Talk};
+use super::report::Report;
+use super::{Bench, Subject};
+
+/// How much of a console is shown when a guest fails.
+const SHOWN_LINES: usize = 60;
+
+/// Runs one conversation as one test.
+pub fn run(
+    bench: &Bench,
+    boot: &Boot,
+    script: &Script,
+    subject: Subject,
+    name: &str,
+    report: &mut Report,
+) -> Result<()> {
+    let name = format!("[{}] {name}", subject.name());
+    report.busy_with(&name);
+    let initrd = tempfile::Builder::new()
+        .prefix("initramfs-")
+        .suffix(".cpio")
+        .tempfile_in(&bench.parts.scratch)?
+        .into_temp_path();
+    (script.archive)(&bench.parts)?.write(&initrd, script.gzip)?;
+    let machine = boot.machine(bench.kernel(subject)?, initrd.to_path_buf(), subject);
+    let mut log = Log::create(&bench.log(boot.name, subject))?;
+    let start = Instant::now();
+    let deadline = start + Duration::from_secs(boot.limit.into());
+    let mut guest = Guest::start(machine.command())?;
+    let mut talk = Conversation::new(script.talk);
+    let failure = loop {
+        let answer = talk.next_to_send();
+        guest.send(answer.as_bytes());
+        match guest.wait(&bench.signals, Some(deadline), None)? {
+            Event::Output(bytes) => {
+                log.add(&bytes)?;
+                if bench.verbose {
+                    report.print(printable(&bytes).trim_end_matches('\n'));
+                }
+                talk.hear(&bytes);
+            }
+            Event::Closed => {
+                let (status, errors) = guest.reap()?;
+                break if let Some(expected) = talk.missing() {
+                    Some(format!("the machine went down before it printed {expected:?} {errors}"))
+                } else if !status.success() {
+                    Some(format!("QEMU ended with {status}: {errors}"))
+                } else {
+                    None
+                };
+            }
+            Event::Deadline => {
+                guest.finish()?;
+                break match (talk.missing(), script.end) {
+                    (Some(expected), _) => Some(format!("{expected:?} did not come in {} s", boot.limit)),
+                    (None, End::PowerOff) => Some("the machine did not power off".to_string()),
+                };
+            }
+            Event::Signal(signal) => {
+                guest.finish()?;
+                bail!("ended by signal {signal}");
+            }
+            Event::Input => {}
+        }
+    };
+    match failure {
+        None => report.pass(&name, Some(start.elapsed())),
+        Some(reason) => {
+            let console =
+                format!("{}\n(the whole console: {})", log.last_lines(SHOWN_LINES), log.path().display());
+            report.fail(&name, &reason, &console);
+        }
+    }
+    Ok(())
+}
+
+/// Where a conversation stands.
+struct Conversation<'a> {
+    rest: &'a [Talk],
+    heard: String,
+}
+
+impl<'a> Conversation<'a> {
+    fn new(talk: &'a [Talk]) -> Conversation<'a> {
+        Conversation { rest: talk, heard: String::new() }
+    }
+
+    /// What is our turn to say.
+    fn next_to_send(&mut self) -> String {
+        let mut out = String::new();
+        loop {
+            match self.rest.first() {
+                Some(Talk::Send(text)) => out.push_str(text),
+                Some(Talk::Expect(text)) => match self.heard.find(text) {
+                    // What comes next is looked for behind it only.
+                    Some(at) => {
+                        self.heard.drain(..at + text.len());
+                    }
+                    None => return out,
+                },
+                None => return out,
+            }
+            self.rest = &self.rest[1..];
+        }
+    }
+
+    fn hear(&mut self, bytes: &[u8]) {
+        self.heard.push_str(&String::from_utf8_lossy(bytes).replace('\r', ""));
+    }
+
+    fn missing(&self) -> Option<&'static str> {
+        self.rest.iter().find_map(|talk| match talk {
+            Talk::Expect(text) => Some(*text),
+            Talk::Send(_) => None,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_sent_when_what_it_answers_has_come() {
+        let talk = [
+            Talk::Expect("# "),
+            Talk::Send("ls\n"),
+            Talk::Expect("file"),
+            Talk::Expect("# "),
+            Talk::Send("exit\n"),
+        ];
+        let mut conversation = Conversation::new(&talk);
+        assert_eq!(conversation.next_to_send(), "");
+        conversation.hear(b"welcome\r\n#");
+        assert_eq!(conversation.next_to_send(), "");
+        conversation.hear(b" ");
+        assert_eq!(conversation.next_to_send(), "ls\n");
+        assert_eq!(conversation.missing(), Some("file"));
+        // The prompt before the file is not the one that is waited for.
+        conversation.hear(b"# ls\r\nfile\r\n");
+        assert_eq!(conversation.next_to_send(), "");
+        conversation.hear(b"# ");
+        assert_eq!(conversation.next_to_send(), "exit\n");
+        assert_eq!(conversation.missing(), None);
+    }
+}

@@ -1,0 +1,111 @@
+//! The tests that run on the host: cargo-nextest where installed, else cargo test.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result};
+
+use super::TestOptions;
+use super::report::Report;
+use crate::debian::has_program;
+use crate::toolchain::own_cargo;
+
+/// All members but the kernel, which has no test that a host could run.
+const SELECTION: [&str; 3] = ["--workspace", "--exclude", "roundtable-kernel"];
+
+/// Runs them with the runner's own output, and takes over its count.
+pub fn run(options: &TestOptions, report: &mut Report) -> Result<()> {
+    let filter = options.filter.as_deref();
+    if has_program("cargo-nextest") {
+        let mut command = own_cargo("nextest");
+        // A filter may well match no test of the host.
+        command.arg("run").args(SELECTION).args(["--no-tests=pass", "--no-fail-fast"]).args(filter);
+        one("host tests", command, report)?;
+        // Nextest leaves the examples in the documentation out.
+        let mut command = own_cargo("test");
+        command.args(SELECTION).args(["--quiet", "--no-fail-fast", "--doc"]).args(filter);
+        one("documentation tests", command, report)
+    } else {
+        let mut command = own_cargo("test");
+        command.args(SELECTION).args(["--quiet", "--no-fail-fast"]).args(filter);
+        one("host tests", command, report)
+    }
+}
+
+fn one(what: &str, mut command: Command, report: &mut Report) -> Result<()> {
+    let mut count = Count::default();
+    // Both streams in one pipe: nextest reports on standard error, cargo test on standard output.
+    let (reader, writer) = std::io::pipe()?;
+    command.stdin(Stdio::null()).stdout(writer.try_clone()?).stderr(writer);
+    let mut child = command.spawn().context("cargo does not start")?;
+    // The command holds the pipe's other end.
+    drop(command);
+    for line in BufReader::new(reader).split(b'\n') {
+        let line = String::from_utf8_lossy(&line?).into_owned();
+        report.print(&line);
+        count.add_line(&console::strip_ansi_codes(&line));
+    }
+    let status = child.wait()?;
+    report.add(count.passed, count.failed, count.skipped);
+    if !status.success() && count.failed == 0 {
+        report.fail(what, &format!("cargo ended with {status}"), "");
+    }
+    Ok(())
+}
+
+/// What a runner's closing lines say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Count {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+}
+
+impl Count {
+    fn add_line(&mut self, line: &str) {
+        let line = line.trim();
+        let is_nextest = line.starts_with("Summary [") && line.contains(" run: ");
+        if !is_nextest && !line.starts_with("test result: ") {
+            return;
+        }
+        // A filter of the runner's own leaves tests out that nobody asked for: they are not skipped ones.
+        let words: Vec<_> = line.split([' ', ',', ';', '(', ')']).filter(|word| !word.is_empty()).collect();
+        for pair in words.windows(2) {
+            let Ok(number) = pair[0].parse::<u64>() else { continue };
+            match pair[1] {
+                "passed" => self.passed += number,
+                "failed" => self.failed += number,
+                "timed" => self.failed += number,
+                "ignored" => self.skipped += number,
+                _ => {}
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn count(text: &str) -> (u64, u64, u64) {
+        let mut count = Count::default();
+        text.lines().for_each(|line| count.add_line(line));
+        (count.passed, count.failed, count.skipped)
+    }
+
+    #[test]
+    fn the_closing_line_of_nextest_is_understood() {
+        let line = "     Summary [   0.230s] 26 tests run: 26 passed, 3 skipped";
+        assert_eq!(count(line), (26, 0, 0));
+        let line = "     Summary [  10.230s] 30 tests run: 25 passed (1 slow, 2 leaky), 4 failed, 1 timed out, 0 skipped";
+        assert_eq!(count(line), (25, 5, 0));
+    }
+
+    #[test]
+    fn the_closing_lines_of_cargo_test_are_summed() {
+        let text = "test a ... ok\n\
+            test result: ok. 12 passed; 0 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.00s\n\
+            test result: FAILED. 3 passed; 2 failed; 1 ignored; 0 measured; 7 filtered out; finished in 0.1s\n";
+        assert_eq!(count(text), (15, 2, 1));
+    }
+}

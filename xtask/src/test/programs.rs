@@ -1,0 +1,335 @@
+//! Runs test programs in a guest, many in one boot.
+
+use std::collections::{BTreeSet, HashSet};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use guest_link::{Decoder, Ending, Frame, Input, Item, Job, Test, Work};
+use roundtable::console::{Log, printable};
+use roundtable::guest::{Event, Guest};
+use roundtable::initramfs::Initramfs;
+use roundtable::run::{Parts, base_environment, new_key};
+
+use super::boots::Boot;
+use super::report::Report;
+use super::results::{Outcome, parse};
+use super::{Bench, Subject, TestOptions};
+
+/// How long a kernel may take to start its init, on a busy machine.
+const BOOT: Duration = Duration::from_secs(120);
+/// How much longer than a test's own limit we wait for init to say so.
+const GRACE: Duration = Duration::from_secs(30);
+/// How much of a console is shown when a guest fails.
+const SHOWN_LINES: usize = 60;
+
+/// A test program and what to run of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TestProgram {
+    /// Its name, `test_...`.
+    pub name: String,
+    /// The subtests that it has to report.
+    pub subtests: BTreeSet<String>,
+    /// Whether these are all of them.
+    pub whole: bool,
+}
+
+/// The test programs among the built ones, with the subtests that the filter leaves.
+pub fn find(parts: &Parts, names: &BTreeSet<String>, options: &TestOptions) -> Result<Vec<TestProgram>> {
+    let mut tests = Vec::new();
+    for name in names.iter().filter(|name| name.starts_with("test_")) {
+        // They are Linux programs, and so is the host's kernel: it can tell what they have.
+        let path = parts.programs.join(name);
+        let output =
+            Command::new(&path).arg("--list").output().with_context(|| path.display().to_string())?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let all: BTreeSet<String> = text.split_whitespace().map(str::to_string).collect();
+        if !output.status.success() || all.is_empty() {
+            bail!("{name} --list names no subtests");
+        }
+        let count = all.len();
+        let subtests: BTreeSet<_> =
+            all.into_iter().filter(|subtest| options.wants(&format!("{name}::{subtest}"))).collect();
+        if !subtests.is_empty() {
+            let whole = subtests.len() == count;
+            tests.push(TestProgram { name: name.clone(), subtests, whole });
+        }
+    }
+    Ok(tests)
+}
+
+/// Runs the programs one after the other; after a machine that died or hung the rest in a new one.
+pub fn run(
+    bench: &Bench,
+    boot: &Boot,
+    subject: Subject,
+    mut tests: Vec<&TestProgram>,
+    report: &mut Report,
+) -> Result<()> {
+    while !tests.is_empty() {
+        let done = Batch::start(bench, boot, subject, &tests)?.watch(bench, report)?;
+        tests.drain(..done.max(1));
+    }
+    Ok(())
+}
+
+/// One boot's run through a list of programs.
+struct Batch<'a> {
+    boot: &'a Boot,
+    subject: Subject,
+    tests: &'a [&'a TestProgram],
+    guest: Guest,
+    decoder: Decoder,
+    log: Log,
+    started: bool,
+    ended: bool,
+    /// How many programs are over.
+    done: usize,
+    current: Option<Current>,
+    deadline: Instant,
+    _initrd: tempfile::TempPath,
+}
+
+/// The program that runs now.
+struct Current {
+    missing: HashSet<String>,
+    unfinished_line: Vec<u8>,
+    output: Vec<u8>,
+    failed: Vec<(String, String)>,
+}
+
+impl<'a> Batch<'a> {
+    fn start(
+        bench: &Bench,
+        boot: &'a Boot,
+        subject: Subject,
+        tests: &'a [&'a TestProgram],
+    ) -> Result<Batch<'a>> {
+        let parts = &bench.parts;
+        let mut initramfs = Initramfs::new();
+        for test in tests {
+            initramfs.add_program(&format!("/bin/{}", test.name), &parts.programs.join(&test.name))?;
+        }
+        for name in boot.helpers {
+            initramfs.add_program(&format!("/bin/{name}"), &parts.programs.join(name))?;
+        }
+        if let Some(busybox) = &parts.busybox {
+            initramfs.add_busybox(busybox)?;
+        }
+        let jobs = tests.iter().map(|test| {
+            let name = test.name.clone().into_bytes();
+            let chosen = test.subtests.iter().filter(|_| !test.whole);
+            Test {
+                path: format!("/bin/{}", test.name).into_bytes(),
+                arguments: std::iter::once(name)
+                    .chain(chosen.map(|subtest| subtest.clone().into_bytes()))
+                    .collect(),
+                limit: boot.limit,
+            }
+        });
+        let job = Job {
+            key: new_key()?,
+            work: Work::Tests(jobs.collect()),
+            environment: base_environment(),
+            directory: b"/tmp".to_vec(),
+            input: Input::Null,
+            cooked_output: false,
+            window: None,
+        };
+        initramfs.set_job(&parts.programs.join("init"), &job)?;
+        let initrd = tempfile::Builder::new()
+            .prefix("initramfs-")
+            .suffix(".cpio")
+            .tempfile_in(&parts.scratch)?
+            .into_temp_path();
+        initramfs.write(&initrd, false)?;
+        let machine = boot.machine(bench.kernel(subject)?, initrd.to_path_buf(), subject);
+        let log = Log::create(&bench.log(boot.name, subject))?;
+        Ok(Batch {
+            boot,
+            subject,
+            tests,
+            guest: Guest::start(machine.command())?,
+            decoder: Decoder::new(&job.key),
+            log,
+            started: false,
+            ended: false,
+            done: 0,
+            current: None,
+            deadline: Instant::now() + BOOT,
+            _initrd: initrd,
+        })
+    }
+
+    /// The name that a test is shown under.
+    fn shown(&self, test: &str, subtest: &str) -> String {
+        format!("[{}] {test}::{subtest}", self.subject.name())
+    }
+
+    /// Follows the console to the end; gives how many programs are done with.
+    fn watch(mut self, bench: &Bench, report: &mut Report) -> Result<usize> {
+        report.busy_with(&format!("{} on {}: booting", self.boot.name, self.subject.name()));
+        let why = loop {
+            match self.guest.wait(&bench.signals, Some(self.deadline), None)? {
+                Event::Output(bytes) => {
+                    for item in self.decoder.feed(&bytes) {
+                        self.take(item, bench.verbose, report)?;
+                    }
+                }
+                Event::Closed => break None,
+                Event::Deadline => break Some("the machine hangs"),
+                Event::Signal(signal) => {
+                    self.guest.finish()?;
+                    bail!("ended by signal {signal}");
+                }
+                Event::Input => {}
+            }
+        };
+        let (status, errors) = match why {
+            None => self.guest.reap()?,
+            Some(_) => self.guest.finish()?,
+        };
+        if self.ended && why.is_none() && self.done == self.tests.len() {
+            return Ok(self.done);
+        }
+        let why = match why {
+            Some(_) if self.ended => "the machine did not power off".to_string(),
+            Some(why) => why.to_string(),
+            None if !status.success() || !errors.is_empty() => format!("QEMU ended with {status}: {errors}"),
+            None => "the machine went down".to_string(),
+        };
+        Ok(self.give_up(&why, report))
+    }
+
+    fn take(&mut self, item: Item, verbose: bool, report: &mut Report) -> Result<()> {
+        match item {
+            Item::Text(text) => {
+                self.log.add(&text)?;
+                if verbose {
+                    report.print(printable(&text).trim_end_matches('\n'));
+                }
+                if let Some(mut current) = self.current.take() {
+                    current.output.extend_from_slice(&text);
+                    current.unfinished_line.extend_from_slice(&text);
+                    while let Some(end) = current.unfinished_line.iter().position(|&byte| byte == b'\n') {
+                        let line: Vec<u8> = current.unfinished_line.drain(..=end).collect();
+                        self.take_line(&mut current, &String::from_utf8_lossy(&line), report);
+                    }
+                    self.current = Some(current);
+                }
+            }
+            Item::Frame(Frame::Start) => {
+                self.started = true;
+                self.deadline = Instant::now() + GRACE;
+            }
+            Item::Frame(Frame::TestStart { index }) => {
+                let test = self.tests.get(index).context("the guest runs a test that it was not given")?;
+                self.log.add(format!("--- {}\n", test.name).as_bytes())?;
+                report.busy_with(&format!("{} on {}", test.name, self.subject.name()));
+                self.current = Some(Current {
+                    missing: test.subtests.iter().cloned().collect(),
+                    unfinished_line: Vec::new(),
+                    output: Vec::new(),
+                    failed: Vec::new(),
+                });
+                self.deadline = Instant::now() + Duration::from_secs(self.boot.limit.into()) + GRACE;
+            }
+            Item::Frame(Frame::TestEnd { index, ending, milliseconds }) => {
+                self.log.add(format!("--- {ending} after {milliseconds} ms\n").as_bytes())?;
+                self.end_test(index, ending, report);
+                self.deadline = Instant::now() + GRACE;
+            }
+            Item::Frame(Frame::Exit(_)) => {
+                self.ended = true;
+                self.deadline = Instant::now() + GRACE;
+            }
+            Item::Frame(Frame::Note(note)) => self.log.add(format!("init: {note}\n").as_bytes())?,
+            Item::Frame(Frame::Credit(_)) => {}
+        }
+        Ok(())
+    }
+
+    fn take_line(&self, current: &mut Current, line: &str, report: &mut Report) {
+        let Some(subtest) = parse(line) else { return };
+        // Anything else that looks like a result is a child's idle talk.
+        if !current.missing.remove(&subtest.name) {
+            return;
+        }
+        let name = self.shown(&self.tests[self.done].name, &subtest.name);
+        match subtest.outcome {
+            Outcome::Passed => report.pass(&name, None),
+            Outcome::Skipped(reason) => report.skip(&name, &reason),
+            // Shown at the program's end, with all that it has printed.
+            Outcome::Failed(reason) => current.failed.push((name, reason)),
+        }
+    }
+
+    fn end_test(&mut self, index: usize, ending: Ending, report: &mut Report) {
+        let Some(mut current) = self.current.take() else { return };
+        let test = self.tests[index].name.clone();
+        let last = std::mem::take(&mut current.unfinished_line);
+        self.take_line(&mut current, &String::from_utf8_lossy(&last), report);
+        self.done = index + 1;
+        let ended = match ending {
+            Ending::Code(0) if current.failed.is_empty() && current.missing.is_empty() => return,
+            Ending::Code(code) => format!("the program ended with status {code}"),
+            Ending::Signal(signal) => format!("the program was killed by signal {signal}"),
+            Ending::NotStarted(errno) => {
+                format!("the program does not start: {}", std::io::Error::from_raw_os_error(errno))
+            }
+            Ending::TimedOut => format!("the program took longer than {} s", self.boot.limit),
+        };
+        let mut missing: Vec<_> = current.missing.into_iter().collect();
+        missing.sort();
+        let mut failures = std::mem::take(&mut current.failed);
+        for subtest in missing {
+            failures.push((self.shown(&test, &subtest), format!("it did not report; {ended}")));
+        }
+        if failures.is_empty() {
+            failures.push((self.shown(&test, "end"), format!("all subtests passed, but {ended}")));
+        }
+        let output = printable(&current.output);
+        let count = failures.len();
+        for (number, (name, reason)) in failures.into_iter().enumerate() {
+            // The program's output once, below the last of its failures.
+            report.fail(&name, &reason, if number + 1 == count { &output } else { "" });
+        }
+    }
+
+    /// Reports the tests that the machine took down with it; gives how many programs are done with.
+    fn give_up(mut self, why: &str, report: &mut Report) -> usize {
+        let lines = self.log.last_lines(SHOWN_LINES);
+        let place = self.log.path().display().to_string();
+        let console = format!("{lines}\n(the whole console: {place})");
+        if let Some(current) = self.current.take() {
+            let test = self.tests[self.done];
+            let mut failures = current.failed;
+            let mut missing: Vec<_> = current.missing.into_iter().collect();
+            missing.sort();
+            failures.extend(
+                missing.into_iter().map(|subtest| (self.shown(&test.name, &subtest), why.to_string())),
+            );
+            if failures.is_empty() {
+                failures.push((self.shown(&test.name, "end"), why.to_string()));
+            }
+            let count = failures.len();
+            for (number, (name, reason)) in failures.into_iter().enumerate() {
+                report.fail(&name, &reason, if number + 1 == count { &console } else { "" });
+            }
+            return self.done + 1;
+        }
+        let place = format!("[{}] boot {}", self.subject.name(), self.boot.name);
+        if self.done == self.tests.len() || self.started && self.done > 0 {
+            // All that ran has reported; the machine itself is what failed.
+            report.fail(&place, why, &console);
+            return self.done;
+        }
+        report.fail(&place, &format!("{why} before the first test"), &console);
+        for test in self.tests {
+            for subtest in &test.subtests {
+                report.fail(&self.shown(&test.name, subtest), "its machine does not boot", "");
+            }
+        }
+        self.tests.len()
+    }
+}

@@ -1,0 +1,107 @@
+//! The lines that a test run prints, and its count.
+
+use std::time::Duration;
+
+use console::style;
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// What became of the tests so far.
+pub struct Report {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+    failures: Vec<String>,
+    bar: ProgressBar,
+}
+
+impl Report {
+    /// Nothing yet.
+    pub fn new() -> Report {
+        let bar = ProgressBar::new_spinner();
+        let style = ProgressStyle::with_template("     {spinner} {elapsed} {wide_msg}");
+        bar.set_style(style.expect("the template is a constant"));
+        Report { passed: 0, failed: 0, skipped: 0, failures: Vec::new(), bar }
+    }
+
+    /// Says what is going on, on a terminal only.
+    pub fn busy_with(&self, what: &str) {
+        self.bar.enable_steady_tick(Duration::from_millis(100));
+        self.bar.set_message(what.to_string());
+    }
+
+    /// A test that passed.
+    pub fn pass(&mut self, name: &str, took: Option<Duration>) {
+        self.passed += 1;
+        let took = took.map(|took| format!(" ({:.1} s)", took.as_secs_f64())).unwrap_or_default();
+        self.print(&format!("{} {name}{took}", style("        ok").green()));
+    }
+
+    /// A test that cannot be run here, and why.
+    pub fn skip(&mut self, name: &str, reason: &str) {
+        self.skipped += 1;
+        self.print(&format!("{} {name}: {reason}", style("   skipped").yellow()));
+    }
+
+    /// A test that failed, and what it printed.
+    pub fn fail(&mut self, name: &str, reason: &str, output: &str) {
+        self.failed += 1;
+        self.failures.push(format!("{name}: {reason}"));
+        self.print(&format!("{} {name}: {reason}", style("    FAILED").red().bold()));
+        for line in output.lines() {
+            self.print(&format!("           | {line}"));
+        }
+    }
+
+    /// Tests that another runner has counted and shown.
+    pub fn add(&mut self, passed: u64, failed: u64, skipped: u64) {
+        self.passed += passed;
+        self.failed += failed;
+        self.skipped += skipped;
+    }
+
+    /// A line above the progress line.
+    pub fn print(&self, line: &str) {
+        self.bar.suspend(|| println!("{line}"));
+    }
+
+    /// Prints what failed and the count; gives the exit status.
+    pub fn finish(self) -> i32 {
+        self.bar.finish_and_clear();
+        if !self.failures.is_empty() {
+            println!("\nfailed:");
+            for failure in &self.failures {
+                println!("    {failure}");
+            }
+        }
+        println!("\n{}", summary(self.passed, self.failed, self.skipped));
+        i32::from(self.failed > 0 || self.passed == 0)
+    }
+}
+
+fn summary(passed: u64, failed: u64, skipped: u64) -> String {
+    let skipped = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
+    format!("{passed} passed, {failed} failed{skipped}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_count_is_a_line_that_machines_read() {
+        assert_eq!(summary(12, 0, 0), "12 passed, 0 failed");
+        assert_eq!(summary(12, 1, 3), "12 passed, 1 failed, 3 skipped");
+    }
+
+    #[test]
+    fn a_run_without_a_test_is_no_success() {
+        assert_eq!(Report::new().finish(), 1);
+        let mut report = Report::new();
+        report.pass("a", None);
+        assert_eq!(report.finish(), 0);
+        let mut report = Report::new();
+        report.pass("a", None);
+        report.fail("b", "wrong", "");
+        assert_eq!(report.finish(), 1);
+    }
+}
