@@ -23,6 +23,10 @@ pub fn run(
     report: &mut Report,
 ) -> Result<()> {
     let name = format!("[{}] {name}", subject.name());
+    if bench.is_out_of_time() {
+        report.fail(&name, "not run: the time budget is used up", "");
+        return Ok(());
+    }
     report.busy_with(&name);
     let initrd = tempfile::Builder::new()
         .prefix("initramfs-")
@@ -33,7 +37,7 @@ pub fn run(
     let machine = boot.machine(bench.kernel(subject)?, initrd.to_path_buf(), subject);
     let mut log = Log::create(&bench.log(boot.name, subject))?;
     let start = Instant::now();
-    let deadline = start + Duration::from_secs(boot.limit.into());
+    let deadline = bench.deadline(Duration::from_secs(boot.limit.into()));
     let mut guest = Guest::start(machine.command())?;
     let mut talk = Conversation::new(script.talk);
     let failure = loop {
@@ -60,7 +64,9 @@ pub fn run(
             Event::Deadline => {
                 guest.finish()?;
                 break match (talk.missing(), script.end) {
-                    (Some(expected), _) => Some(format!("{expected:?} did not come in {} s", boot.limit)),
+                    (Some(expected), _) => {
+                        Some(format!("{expected:?} did not come in {} s", start.elapsed().as_secs()))
+                    }
                     (None, End::PowerOff) => Some("the machine did not power off".to_string()),
                 };
             }

@@ -7,7 +7,9 @@ mod programs;
 mod report;
 mod results;
 
+use std::cell::Cell;
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
@@ -46,6 +48,10 @@ pub struct TestOptions {
     #[arg(long, conflicts_with_all = ["no_linux", "linux_too"])]
     pub only_linux: bool,
 
+    /// Do not start another guest after so many seconds; what is left then has failed
+    #[arg(long, value_name = "SECONDS")]
+    pub time_budget: Option<u64>,
+
     /// Show the console of every guest while it runs
     #[arg(short, long)]
     pub verbose: bool,
@@ -83,6 +89,10 @@ pub struct Bench {
     parts: Parts,
     signals: Signals,
     verbose: bool,
+    /// When the time for all guests is used up.
+    end: Option<Instant>,
+    /// How many consoles were logged so far.
+    logs: Cell<usize>,
 }
 
 impl Bench {
@@ -94,8 +104,20 @@ impl Bench {
         })
     }
 
+    /// Where the next console's log goes. A boot may be repeated, so the name has a number.
     fn log(&self, boot: &str, subject: Subject) -> PathBuf {
-        self.parts.scratch.join("logs").join(format!("{boot}-{}.log", subject.name()))
+        self.logs.set(self.logs.get() + 1);
+        self.parts.scratch.join("logs").join(format!("{:02}-{boot}-{}.log", self.logs.get(), subject.name()))
+    }
+
+    /// Now and so much, or earlier when the time for all guests ends before.
+    fn deadline(&self, limit: Duration) -> Instant {
+        let deadline = Instant::now() + limit;
+        self.end.map_or(deadline, |end| deadline.min(end))
+    }
+
+    fn is_out_of_time(&self) -> bool {
+        self.end.is_some_and(|end| end <= Instant::now())
     }
 }
 
@@ -129,19 +151,25 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
     }
     let mut parts = Parts::in_folder(&output_folder());
     parts.busybox = Some(busybox);
-    let context = Bench { parts, signals: Signals::catch()?, verbose: options.verbose };
-    let tests = programs::find(&context.parts, &names, options)?;
+    let logs = parts.scratch.join("logs");
+    if logs.is_dir() {
+        std::fs::remove_dir_all(&logs).with_context(|| logs.display().to_string())?;
+    }
+    let end = options.time_budget.map(|seconds| Instant::now() + Duration::from_secs(seconds));
+    let bench =
+        Bench { parts, signals: Signals::catch()?, verbose: options.verbose, end, logs: Cell::new(0) };
+    let tests = programs::find(&bench.parts, &names, options)?;
     for boot in boots::all() {
         for subject in subjects(&boot, ours, !options.no_linux) {
             match &boot.work {
                 Work::Programs(selection) => {
                     let chosen = selection.of(&tests);
-                    programs::run(&context, &boot, subject, chosen, report)?;
+                    programs::run(&bench, &boot, subject, chosen, report)?;
                 }
                 Work::Console(script) => {
                     let name = format!("boots::{}", boot.name);
                     if options.wants(&name) {
-                        console::run(&context, &boot, script, subject, &name, report)?;
+                        console::run(&bench, &boot, script, subject, &name, report)?;
                     }
                 }
             }

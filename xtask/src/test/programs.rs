@@ -67,10 +67,23 @@ pub fn run(
     report: &mut Report,
 ) -> Result<()> {
     while !tests.is_empty() {
+        if bench.is_out_of_time() {
+            let names =
+                tests.iter().flat_map(|test| test.subtests.iter().map(move |subtest| (test, subtest)));
+            for (test, subtest) in names {
+                report.fail(&shown(subject, &test.name, subtest), "not run: the time budget is used up", "");
+            }
+            break;
+        }
         let done = Batch::start(bench, boot, subject, &tests)?.watch(bench, report)?;
         tests.drain(..done.max(1));
     }
     Ok(())
+}
+
+/// The name that a test is shown under.
+fn shown(subject: Subject, test: &str, subtest: &str) -> String {
+    format!("[{}] {test}::{subtest}", subject.name())
 }
 
 /// One boot's run through a list of programs.
@@ -156,14 +169,13 @@ impl<'a> Batch<'a> {
             ended: false,
             done: 0,
             current: None,
-            deadline: Instant::now() + BOOT,
+            deadline: bench.deadline(BOOT),
             _initrd: initrd,
         })
     }
 
-    /// The name that a test is shown under.
     fn shown(&self, test: &str, subtest: &str) -> String {
-        format!("[{}] {test}::{subtest}", self.subject.name())
+        shown(self.subject, test, subtest)
     }
 
     /// Follows the console to the end; gives how many programs are done with.
@@ -173,7 +185,7 @@ impl<'a> Batch<'a> {
             match self.guest.wait(&bench.signals, Some(self.deadline), None)? {
                 Event::Output(bytes) => {
                     for item in self.decoder.feed(&bytes) {
-                        self.take(item, bench.verbose, report)?;
+                        self.take(item, bench, report)?;
                     }
                 }
                 Event::Closed => break None,
@@ -201,11 +213,11 @@ impl<'a> Batch<'a> {
         Ok(self.give_up(&why, report))
     }
 
-    fn take(&mut self, item: Item, verbose: bool, report: &mut Report) -> Result<()> {
+    fn take(&mut self, item: Item, bench: &Bench, report: &mut Report) -> Result<()> {
         match item {
             Item::Text(text) => {
                 self.log.add(&text)?;
-                if verbose {
+                if bench.verbose {
                     report.print(printable(&text).trim_end_matches('\n'));
                 }
                 if let Some(mut current) = self.current.take() {
@@ -220,7 +232,7 @@ impl<'a> Batch<'a> {
             }
             Item::Frame(Frame::Start) => {
                 self.started = true;
-                self.deadline = Instant::now() + GRACE;
+                self.deadline = bench.deadline(GRACE);
             }
             Item::Frame(Frame::TestStart { index }) => {
                 let test = self.tests.get(index).context("the guest runs a test that it was not given")?;
@@ -232,16 +244,16 @@ impl<'a> Batch<'a> {
                     output: Vec::new(),
                     failed: Vec::new(),
                 });
-                self.deadline = Instant::now() + Duration::from_secs(self.boot.limit.into()) + GRACE;
+                self.deadline = bench.deadline(Duration::from_secs(self.boot.limit.into()) + GRACE);
             }
             Item::Frame(Frame::TestEnd { index, ending, milliseconds }) => {
                 self.log.add(format!("--- {ending} after {milliseconds} ms\n").as_bytes())?;
                 self.end_test(index, ending, report);
-                self.deadline = Instant::now() + GRACE;
+                self.deadline = bench.deadline(GRACE);
             }
             Item::Frame(Frame::Exit(_)) => {
                 self.ended = true;
-                self.deadline = Instant::now() + GRACE;
+                self.deadline = bench.deadline(GRACE);
             }
             Item::Frame(Frame::Note(note)) => self.log.add(format!("init: {note}\n").as_bytes())?,
             Item::Frame(Frame::Credit(_)) => {}
