@@ -2,17 +2,54 @@
 #![no_std]
 #![no_main]
 
+extern crate alloc;
+
+mod arch;
+mod boot;
 mod errno;
 mod fs;
+mod log;
+mod memory;
+mod panic;
 mod sync;
 
+use ::log::info;
+
+use arch::smp;
+use boot::cmdline;
+
 // `cargo check` for the host builds all members together, and one of them may turn on a shared dependency's `std`
-// feature; then std is linked and has the panic handler already.
+// feature; then std is linked and has the panic handler and the allocator already.
 #[cfg(not(target_os = "none"))]
 extern crate std as _;
 
-#[cfg(target_os = "none")]
-#[panic_handler]
-fn panic(_: &core::panic::PanicInfo) -> ! {
-    loop {}
+/// Where the boot code arrives in 64-bit mode, on the boot stack, with interrupts off.
+extern "C" fn kernel_start(start_info: u32) -> ! {
+    // SAFETY: first of all, by the boot CPU, with the loader's pointer.
+    let loader = unsafe {
+        smp::init_early();
+        boot::info::init(start_info)
+    };
+    log::init();
+    info!("Roundtable {}", env!("CARGO_PKG_VERSION"));
+    memory::init(loader.ram(), &[boot::info::initrd_range()]);
+    info!("memory: {} MiB", memory::stats().total >> 20);
+    smp::init_devices(loader.rsdp);
+    kernel_main()
+}
+
+/// Brings the rest up, in an order in which each part finds what it needs.
+fn kernel_main() -> ! {
+    let cpus = cmdline::get("maxcpus").and_then(|count| count.parse().ok()).unwrap_or(usize::MAX);
+    smp::start_others(cpus);
+    arch::interrupts::enable();
+    smp::release_others();
+    panic!("nothing to run yet");
+}
+
+/// Where the other CPUs go once the scheduler works.
+fn secondary_main() -> ! {
+    loop {
+        arch::interrupts::enable_and_wait();
+    }
 }

@@ -1,0 +1,230 @@
+//! What the firmware's ACPI tables say: CPUs, interrupt controllers, timer, power registers.
+
+use acpi::address::{AddressSpace, GenericAddress};
+use acpi::fadt::Fadt;
+use acpi::madt::{Madt, MadtEntry};
+use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
+use alloc::vec::Vec;
+use core::ptr::NonNull;
+
+use crate::memory::{self, PhysAddr};
+use crate::sync::Once;
+
+/// Maps tables through the direct map, or as device memory where firmware put them outside of RAM.
+#[derive(Clone)]
+struct Mapper;
+
+impl AcpiHandler for Mapper {
+    unsafe fn map_physical_region<T>(&self, address: usize, size: usize) -> PhysicalMapping<Self, T> {
+        let address = PhysAddr(address as u64);
+        let pointer = memory::paging::map_firmware(address, size as u64).as_ptr::<T>();
+        let pointer = NonNull::new(pointer).expect("kernel addresses are not null");
+        // SAFETY: the region is mapped, and stays so.
+        unsafe { PhysicalMapping::new(address.as_usize(), pointer, size, size, Self) }
+    }
+
+    // Mappings stay: there are a dozen small tables, read at boot.
+    fn unmap_physical_region<T>(_region: &PhysicalMapping<Self, T>) {}
+}
+
+/// An I/O interrupt controller.
+#[derive(Clone, Copy, Debug)]
+pub struct IoApicInfo {
+    pub address: PhysAddr,
+    /// First global interrupt that it serves.
+    pub first: u32,
+}
+
+/// How an ISA interrupt is wired.
+#[derive(Clone, Copy, Debug)]
+pub struct IsaRoute {
+    pub isa: u8,
+    pub global: u32,
+    pub active_low: bool,
+    pub level: bool,
+}
+
+/// The power-management timer.
+#[derive(Clone, Copy, Debug)]
+pub struct PmTimer {
+    pub port: u16,
+    /// 32 bits, not 24.
+    pub wide: bool,
+}
+
+/// A register that firmware describes.
+#[derive(Clone, Copy, Debug)]
+pub struct Register {
+    pub port: bool,
+    pub address: u64,
+}
+
+/// How to switch off and restart.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PowerRegisters {
+    pub pm1a_control: Option<Register>,
+    pub pm1b_control: Option<Register>,
+    /// Of hardware-reduced ACPI: takes the place of the PM1 control registers.
+    pub sleep_control: Option<Register>,
+    /// Sleep types of state S5 for the two PM1 registers.
+    pub s5: Option<(u8, u8)>,
+    pub reset: Option<(Register, u8)>,
+    /// Port and value that turn the ACPI registers on.
+    pub enable: Option<(u16, u8)>,
+}
+
+/// All that the kernel wants to know.
+#[derive(Debug, Default)]
+pub struct Firmware {
+    /// APIC identifiers of usable CPUs, in the table's order.
+    pub cpus: Vec<u32>,
+    pub io_apics: Vec<IoApicInfo>,
+    pub isa_routes: Vec<IsaRoute>,
+    pub pm_timer: Option<PmTimer>,
+    pub power: PowerRegisters,
+}
+
+static FIRMWARE: Once<Firmware> = Once::new();
+
+/// Reads the tables.
+pub(super) fn init(rsdp: Option<PhysAddr>) {
+    let firmware = match read(rsdp) {
+        Ok(firmware) => firmware,
+        Err(error) => {
+            log::warn!("no usable ACPI tables ({error:?}): one CPU, no power-off");
+            Firmware::default()
+        }
+    };
+    FIRMWARE.call_once(|| firmware);
+}
+
+/// What the tables say; nothing before they are read.
+pub fn firmware() -> Option<&'static Firmware> {
+    FIRMWARE.get()
+}
+
+pub(super) fn pm_timer() -> Option<PmTimer> {
+    firmware()?.pm_timer
+}
+
+fn read(rsdp: Option<PhysAddr>) -> Result<Firmware, acpi::AcpiError> {
+    // SAFETY: the loader's pointer, or the places where the BIOS leaves it; the tables are only read.
+    let tables = unsafe {
+        match rsdp {
+            Some(address) => AcpiTables::from_rsdp(Mapper, address.as_usize())?,
+            None => AcpiTables::search_for_rsdp_bios(Mapper)?,
+        }
+    };
+    let mut firmware = Firmware::default();
+    match tables.find_table::<Madt>() {
+        Ok(madt) => read_madt(&madt, &mut firmware),
+        Err(error) => log::warn!("no table of CPUs: {error:?}"),
+    }
+    match tables.find_table::<Fadt>() {
+        Ok(fadt) => read_fadt(&fadt, &mut firmware),
+        Err(error) => log::warn!("no fixed ACPI description: {error:?}"),
+    }
+    if let Ok(dsdt) = tables.dsdt() {
+        let code = memory::paging::map_firmware(PhysAddr(dsdt.address as u64), dsdt.length as u64);
+        // SAFETY: mapped just now, and never changed.
+        let code = unsafe { core::slice::from_raw_parts(code.as_ptr::<u8>(), dsdt.length as usize) };
+        firmware.power.s5 = find_s5(code);
+    }
+    Ok(firmware)
+}
+
+fn read_madt(madt: &PhysicalMapping<Mapper, Madt>, firmware: &mut Firmware) {
+    const ENABLED: u32 = 1;
+    const BROADCAST: u32 = 255;
+    for entry in madt.get().entries() {
+        match entry {
+            MadtEntry::LocalApic(entry) if { entry.flags } & ENABLED != 0 => {
+                firmware.cpus.push(entry.apic_id as u32);
+            }
+            // Only identifiers that fit into xAPIC's eight bits can be addressed.
+            MadtEntry::LocalX2Apic(entry)
+                if { entry.flags } & ENABLED != 0 && { entry.x2apic_id } < BROADCAST =>
+            {
+                firmware.cpus.push(entry.x2apic_id);
+            }
+            MadtEntry::IoApic(entry) => firmware.io_apics.push(IoApicInfo {
+                address: PhysAddr(entry.io_apic_address as u64),
+                first: entry.global_system_interrupt_base,
+            }),
+            MadtEntry::InterruptSourceOverride(entry) => firmware.isa_routes.push(IsaRoute {
+                isa: entry.irq,
+                global: entry.global_system_interrupt,
+                active_low: entry.flags & 3 == 3,
+                level: entry.flags >> 2 & 3 == 3,
+            }),
+            _ => {}
+        }
+    }
+}
+
+fn register(address: GenericAddress) -> Option<Register> {
+    match address.address_space {
+        AddressSpace::SystemIo => Some(Register { port: true, address: address.address }),
+        AddressSpace::SystemMemory => Some(Register { port: false, address: address.address }),
+        _ => None,
+    }
+    .filter(|register| register.address != 0)
+}
+
+fn read_fadt(fadt: &Fadt, firmware: &mut Firmware) {
+    let flags = fadt.flags;
+    if let Ok(Some(block)) = fadt.pm_timer_block()
+        && let Some(Register { port: true, address }) = register(block)
+    {
+        firmware.pm_timer = Some(PmTimer { port: address as u16, wide: flags.pm_timer_is_32_bit() });
+    }
+    let power = &mut firmware.power;
+    power.pm1a_control = fadt.pm1a_control_block().ok().and_then(register);
+    power.pm1b_control = fadt.pm1b_control_block().ok().flatten().and_then(register);
+    if flags.system_is_hw_reduced_acpi() {
+        power.sleep_control = fadt.sleep_control_register().ok().flatten().and_then(register);
+    }
+    if flags.supports_system_reset_via_fadt() {
+        power.reset = fadt
+            .reset_register()
+            .ok()
+            .and_then(register)
+            .map(|register| (register, fadt.reset_value));
+    }
+    let command = fadt.smi_cmd_port;
+    if command != 0 && fadt.acpi_enable != 0 {
+        power.enable = Some((command as u16, fadt.acpi_enable));
+    }
+}
+
+/// Finds the sleep types of state S5 in the DSDT's byte code.
+///
+/// `_S5_` is a name with a package of constants, in every firmware that has it, so no interpreter is needed:
+/// the name, the package operator, a length, a count, and integers (ACPI 6.5, 20.2.5.4 and 20.2.3).
+fn find_s5(code: &[u8]) -> Option<(u8, u8)> {
+    const NAME_OP: u8 = 0x08;
+    const PACKAGE_OP: u8 = 0x12;
+    let start = code.windows(4).enumerate().position(|(at, name)| {
+        name == b"_S5_" && code[..at].last().is_some_and(|before| matches!(*before, NAME_OP | b'\\'))
+    })?;
+    let package = code.get(start + 4..)?;
+    if *package.first()? != PACKAGE_OP {
+        return None;
+    }
+    // The length's first byte says in its top bits how many more bytes it has; the count follows.
+    let mut rest = package.get(3 + (*package.get(1)? >> 6) as usize..)?;
+    let mut next = || -> Option<u8> {
+        let (value, size) = match *rest.first()? {
+            0 => (0, 1),                // ZeroOp
+            1 => (1, 1),                // OneOp
+            0x0a => (*rest.get(1)?, 2), // byte constant
+            0x0b => (*rest.get(1)?, 3), // word constant
+            0x0c => (*rest.get(1)?, 5), // double-word constant
+            _ => return None,
+        };
+        rest = rest.get(size..)?;
+        Some(value)
+    };
+    let first = next()?;
+    Some((first, next().unwrap_or(0)))
+}

@@ -1,0 +1,193 @@
+//! The floating-point and vector registers of user mode; the kernel is built without.
+
+use core::arch::asm;
+
+use super::features;
+use crate::errno::{Errno, Result};
+
+/// State components that user mode may use: x87, SSE and, where there is one, AVX.
+const X87_SSE: u64 = 0b011;
+const AVX: u64 = 0b100;
+
+const LEGACY_SIZE: usize = 512;
+const HEADER_SIZE: usize = 64;
+const AVX_SIZE: usize = 256;
+const AREA_SIZE: usize = LEGACY_SIZE + HEADER_SIZE + AVX_SIZE;
+
+/// Where the legacy area keeps the control registers.
+const CONTROL_WORD: usize = 0;
+const MXCSR: usize = 24;
+const MXCSR_MASK: usize = 28;
+/// Bytes of the legacy area that software may use: Linux describes the extended state there.
+const SOFTWARE: usize = 464;
+
+const INITIAL_CONTROL_WORD: u16 = 0x37f;
+const INITIAL_MXCSR: u32 = 0x1f80;
+/// Bits of MXCSR that exist where the CPU does not say.
+const DEFAULT_MXCSR_MASK: u32 = 0xffbf;
+
+const MAGIC1: u32 = 0x4650_5853;
+const MAGIC2: u32 = 0x4650_5845;
+
+/// The user-visible floating-point state of one thread.
+#[derive(Clone)]
+#[repr(C, align(64))]
+pub struct FpuState {
+    area: [u8; AREA_SIZE],
+}
+
+impl Default for FpuState {
+    /// The state that a program starts with on Linux.
+    fn default() -> Self {
+        let mut area = [0; AREA_SIZE];
+        area[CONTROL_WORD..CONTROL_WORD + 2].copy_from_slice(&INITIAL_CONTROL_WORD.to_le_bytes());
+        area[MXCSR..MXCSR + 4].copy_from_slice(&INITIAL_MXCSR.to_le_bytes());
+        let mut state = Self { area };
+        state.set_components(X87_SSE);
+        state
+    }
+}
+
+/// Components that XSAVE and XRSTOR handle here.
+fn components() -> u64 {
+    X87_SSE | if features::has_avx() { AVX } else { 0 }
+}
+
+/// Bytes of the area that this CPU uses.
+fn used_size() -> usize {
+    match (features::has_xsave(), features::has_avx()) {
+        (false, _) => LEGACY_SIZE,
+        (true, false) => LEGACY_SIZE + HEADER_SIZE,
+        (true, true) => AREA_SIZE,
+    }
+}
+
+/// Lets user mode use the registers on the calling CPU.
+pub(super) fn init() {
+    if features::has_xsave() {
+        let enabled = components();
+        // SAFETY: the CPU has these components.
+        unsafe {
+            asm!("xsetbv", in("ecx") 0, in("eax") enabled as u32, in("edx") (enabled >> 32) as u32, options(nostack))
+        };
+    }
+    FpuState::default().load();
+}
+
+impl FpuState {
+    /// The initial state.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Stores this CPU's registers here.
+    pub fn save(&mut self) {
+        let area = self.area.as_mut_ptr();
+        // SAFETY: the area is aligned and large enough for the enabled components.
+        unsafe {
+            if features::has_xsave() {
+                asm!("xsave64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack, preserves_flags));
+            } else {
+                asm!("fxsave64 [{}]", in(reg) area, options(nostack, preserves_flags));
+            }
+        }
+    }
+
+    /// Loads this CPU's registers from here.
+    pub fn load(&self) {
+        let area = self.area.as_ptr();
+        // SAFETY: the area holds what `save` or `default` wrote, or what `from_signal_frame` checked.
+        unsafe {
+            if features::has_xsave() {
+                asm!("xrstor64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack, readonly, preserves_flags));
+            } else {
+                asm!("fxrstor64 [{}]", in(reg) area, options(nostack, readonly, preserves_flags));
+            }
+        }
+    }
+
+    /// The state as XSAVE lays it out (FXSAVE's 512 bytes first): also what `ptrace` shows.
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.area[..used_size()]
+    }
+
+    fn components(&self) -> u64 {
+        u64::from_le_bytes(self.area[LEGACY_SIZE..LEGACY_SIZE + 8].try_into().expect("eight bytes"))
+    }
+
+    fn set_components(&mut self, components: u64) {
+        self.area[LEGACY_SIZE..LEGACY_SIZE + 8].copy_from_slice(&components.to_le_bytes());
+    }
+
+    fn word(&self, offset: usize) -> u32 {
+        u32::from_le_bytes(self.area[offset..offset + 4].try_into().expect("four bytes"))
+    }
+
+    fn set_word(&mut self, offset: usize, value: u32) {
+        self.area[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
+    }
+
+    /// Bytes that a signal frame needs for the state; the frame's part starts at a multiple of 64.
+    pub fn signal_frame_size() -> usize {
+        used_size() + if features::has_xsave() { 4 } else { 0 }
+    }
+
+    /// Largest value of [`Self::signal_frame_size`].
+    pub const MAX_SIGNAL_FRAME_SIZE: usize = AREA_SIZE + 4;
+
+    /// Writes the state as Linux puts it in a signal frame: with the description of the extended part.
+    ///
+    /// `frame` has [`Self::signal_frame_size`] bytes.
+    pub fn to_signal_frame(&self, frame: &mut [u8]) {
+        let used = used_size();
+        frame[..used].copy_from_slice(&self.area[..used]);
+        if features::has_xsave() {
+            let software = &mut frame[SOFTWARE..LEGACY_SIZE];
+            software.fill(0);
+            software[0..4].copy_from_slice(&MAGIC1.to_le_bytes());
+            software[4..8].copy_from_slice(&(used as u32 + 4).to_le_bytes());
+            software[8..16].copy_from_slice(&components().to_le_bytes());
+            software[16..20].copy_from_slice(&(used as u32).to_le_bytes());
+            frame[used..used + 4].copy_from_slice(&MAGIC2.to_le_bytes());
+        }
+    }
+
+    /// Reads a state that user mode may have changed in its signal frame; what would fault in XRSTOR is `EINVAL`.
+    pub fn from_signal_frame(frame: &[u8]) -> Result<Self> {
+        if frame.len() < LEGACY_SIZE {
+            return Err(Errno::EINVAL);
+        }
+        let mut state = Self::default();
+        let software: [u8; 4] = frame[SOFTWARE..SOFTWARE + 4].try_into().expect("four bytes");
+        let used = used_size();
+        let extended = features::has_xsave()
+            && u32::from_le_bytes(software) == MAGIC1
+            && frame.len() >= used + 4
+            && frame[used..used + 4] == MAGIC2.to_le_bytes();
+        if extended {
+            state.area[..used].copy_from_slice(&frame[..used]);
+            // The header: only enabled components, the standard layout, reserved bytes zero.
+            let header = &state.area[LEGACY_SIZE + 8..LEGACY_SIZE + HEADER_SIZE];
+            if state.components() & !components() != 0 || header.iter().any(|byte| *byte != 0) {
+                return Err(Errno::EINVAL);
+            }
+        } else {
+            state.area[..LEGACY_SIZE].copy_from_slice(&frame[..LEGACY_SIZE]);
+            state.set_components(X87_SSE);
+        }
+        let mask = match state.hardware_mxcsr_mask() {
+            0 => DEFAULT_MXCSR_MASK,
+            mask => mask,
+        };
+        let mxcsr = state.word(MXCSR);
+        state.set_word(MXCSR, mxcsr & mask);
+        Ok(state)
+    }
+
+    /// The bits of MXCSR that this CPU has, as it reports them.
+    fn hardware_mxcsr_mask(&self) -> u32 {
+        let mut probe = Self::default();
+        probe.save();
+        probe.word(MXCSR_MASK)
+    }
+}

@@ -1,0 +1,56 @@
+//! Physically contiguous memory: huge pages, and what hardware wants in one piece.
+
+use super::buddy::{self, MAX_ORDER};
+use super::usage::Use;
+use super::{PAGE_SHIFT, PAGE_SIZE, PhysAddr};
+
+/// Memory for a huge page: `bytes` (any multiple of a page up to 1 GiB) at a multiple of `align`; `None` when no
+/// free block is large enough or user memory is used up. The content is arbitrary.
+pub fn alloc(bytes: usize, align: usize) -> Option<PhysAddr> {
+    alloc_for(bytes, align, Use::Huge)
+}
+
+/// Frees what [`alloc`] gave; also a page-aligned part of it.
+///
+/// # Safety
+/// Nobody uses the memory any more, on any CPU.
+pub unsafe fn free(address: PhysAddr, bytes: usize) {
+    // SAFETY: the caller's promise.
+    unsafe { free_for(address, bytes, Use::Huge) };
+}
+
+/// [`alloc`] for another use.
+pub fn alloc_for(bytes: usize, align: usize, for_use: Use) -> Option<PhysAddr> {
+    let frames = bytes.div_ceil(PAGE_SIZE).max(1);
+    let order = frames.next_power_of_two().max(align.div_ceil(PAGE_SIZE)).next_power_of_two().ilog2() as usize;
+    if order > MAX_ORDER {
+        return None;
+    }
+    let start = buddy::allocate(order, for_use)?;
+    // What the size does not need goes back at once.
+    give_back(start + frames as u64, (1 << order) - frames, for_use);
+    Some(PhysAddr(start << PAGE_SHIFT))
+}
+
+/// Frees what [`alloc_for`] gave.
+///
+/// # Safety
+/// As [`free`].
+pub unsafe fn free_for(address: PhysAddr, bytes: usize, used_for: Use) {
+    give_back(address.page_number(), bytes.div_ceil(PAGE_SIZE).max(1), used_for);
+}
+
+/// Frees any run of frames as the largest aligned blocks that it consists of.
+fn give_back(mut frame: u64, mut count: usize, used_for: Use) {
+    while count > 0 {
+        let order = (frame.trailing_zeros() as usize).min(count.ilog2() as usize).min(MAX_ORDER);
+        buddy::free(frame, order, used_for);
+        frame += 1 << order;
+        count -= 1 << order;
+    }
+}
+
+/// Free blocks of 2^n pages, for n from 0 on.
+pub fn free_blocks() -> [usize; MAX_ORDER + 1] {
+    buddy::free_blocks()
+}

@@ -1,0 +1,106 @@
+//! Physical frames with a reference count each.
+
+use core::mem::ManuallyDrop;
+use core::sync::atomic::{Ordering, fence};
+
+use super::buddy::{self, FrameInfo};
+pub use super::usage::Use;
+use super::{PAGE_SHIFT, PAGE_SIZE, PhysAddr};
+
+/// One reference to a frame of 4 KiB; the last one to go frees it.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Frame(PhysAddr);
+
+impl Frame {
+    /// A frame with arbitrary content; `None` when memory for this use is used up.
+    pub fn alloc(for_use: Use) -> Option<Self> {
+        let frame = buddy::allocate(0, for_use)?;
+        // Relaxed: nobody else knows the frame yet.
+        buddy::info(frame).count.store(1, Ordering::Relaxed);
+        Some(Self(PhysAddr(frame << PAGE_SHIFT)))
+    }
+
+    /// A frame of zeros; `None` when memory for this use is used up.
+    pub fn alloc_zeroed(for_use: Use) -> Option<Self> {
+        let frame = Self::alloc(for_use)?;
+        // SAFETY: the frame is ours alone.
+        unsafe { frame.as_ptr().write_bytes(0, PAGE_SIZE) };
+        Some(frame)
+    }
+
+    fn info(&self) -> &'static FrameInfo {
+        buddy::info(self.0.page_number())
+    }
+
+    /// How many references there are, this one included. Stale at once unless it is 1.
+    pub fn count(&self) -> u32 {
+        // Acquire: whoever finds itself alone sees what the others did before they let go.
+        self.info().count.load(Ordering::Acquire)
+    }
+
+    pub fn phys(&self) -> PhysAddr {
+        self.0
+    }
+
+    /// The frame in the direct map.
+    pub fn as_ptr(&self) -> *mut u8 {
+        self.0.as_ptr()
+    }
+
+    pub fn used_for(&self) -> Use {
+        // Relaxed: set before the frame was handed out.
+        Use::from_u8(self.info().used_for.load(Ordering::Relaxed))
+    }
+
+    /// Turns the reference into an address, for a page table; [`Self::from_raw`] turns it back.
+    pub fn into_raw(self) -> PhysAddr {
+        ManuallyDrop::new(self).0
+    }
+
+    /// Takes back the reference that [`Self::into_raw`] gave.
+    ///
+    /// # Safety
+    /// Once for each `into_raw`; `address` may have any offset in the frame.
+    pub unsafe fn from_raw(address: PhysAddr) -> Self {
+        Self(address.align_down(PAGE_SIZE as u64))
+    }
+
+    /// Another reference to a frame that is referenced already.
+    ///
+    /// # Safety
+    /// The frame has a reference that does not go away during the call: a page-table entry under its lock, say.
+    pub unsafe fn share_raw(address: PhysAddr) -> Self {
+        // SAFETY: the borrowed reference is never dropped.
+        let borrowed = ManuallyDrop::new(unsafe { Self::from_raw(address) });
+        Self::clone(&borrowed)
+    }
+
+    /// References to the frame at `address` now, for reports; 0 for what is no counted frame.
+    pub fn count_at(address: PhysAddr) -> u32 {
+        // Relaxed: a snapshot.
+        buddy::info(address.page_number()).count.load(Ordering::Relaxed)
+    }
+}
+
+impl Clone for Frame {
+    fn clone(&self) -> Self {
+        // Relaxed: the reference that is cloned keeps the frame alive.
+        let before = self.info().count.fetch_add(1, Ordering::Relaxed);
+        assert!(before != 0 && before < u32::MAX / 2, "reference count of frame {} is {before}", self.0);
+        Self(self.0)
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        let info = self.info();
+        // Release: what we did to the frame comes before its next use.
+        let before = info.count.fetch_sub(1, Ordering::Release);
+        assert!(before != 0, "frame {} freed twice", self.0);
+        if before == 1 {
+            // Pairs with the Release of the other references' drops.
+            fence(Ordering::Acquire);
+            buddy::free(self.0.page_number(), 0, self.used_for());
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Who uses how much physical memory, and how much must stay free for whom.
+
+use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+use super::PAGE_SIZE;
+
+/// What a frame is used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Use {
+    /// Private memory of processes.
+    Anon,
+    /// Pages of files: tmpfs, shared memory.
+    File,
+    PageTable,
+    KernelStack,
+    Heap,
+    /// Huge pages.
+    Huge,
+    Other,
+}
+
+const USES: usize = 7;
+
+impl Use {
+    pub(super) const fn from_u8(value: u8) -> Self {
+        match value {
+            0 => Self::Anon,
+            1 => Self::File,
+            2 => Self::PageTable,
+            3 => Self::KernelStack,
+            4 => Self::Heap,
+            5 => Self::Huge,
+            _ => Self::Other,
+        }
+    }
+
+    /// Frames that must stay free after an allocation for this use.
+    fn watermark(self) -> i64 {
+        // Relaxed: set once at boot.
+        let min = MIN.load(Ordering::Relaxed);
+        match self {
+            // User memory stops first, so that the tables and stacks to handle that can still be had.
+            Self::Anon | Self::File | Self::Huge => 2 * min,
+            Self::PageTable | Self::KernelStack | Self::Other => min,
+            Self::Heap => 0,
+        }
+    }
+}
+
+static TOTAL: AtomicU64 = AtomicU64::new(0);
+static FREE: AtomicI64 = AtomicI64::new(0);
+static MIN: AtomicI64 = AtomicI64::new(0);
+static USED: [AtomicU64; USES] = [const { AtomicU64::new(0) }; USES];
+
+/// Physical memory in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stats {
+    /// All that the kernel manages: RAM without the kernel image and what firmware keeps.
+    pub total: u64,
+    pub free: u64,
+    pub anon: u64,
+    pub file: u64,
+    pub page_tables: u64,
+    pub kernel_stacks: u64,
+    pub heap: u64,
+    pub huge: u64,
+    pub other: u64,
+}
+
+/// How scarce memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Pressure {
+    None,
+    /// Allocation of user memory fails, or nearly.
+    Low,
+    /// Allocation of page tables and kernel stacks fails, or nearly.
+    Critical,
+}
+
+/// Exact at the moment of each counter, not across them.
+pub fn stats() -> Stats {
+    let used = |of: Use| USED[of as usize].load(Ordering::SeqCst) * PAGE_SIZE as u64;
+    // Pages that the heap keeps ready, empty, are as good as free.
+    let spare = super::heap::spare_bytes() as u64;
+    Stats {
+        total: TOTAL.load(Ordering::SeqCst) * PAGE_SIZE as u64,
+        free: FREE.load(Ordering::SeqCst).max(0) as u64 * PAGE_SIZE as u64 + spare,
+        anon: used(Use::Anon),
+        file: used(Use::File),
+        page_tables: used(Use::PageTable),
+        kernel_stacks: used(Use::KernelStack),
+        heap: used(Use::Heap).saturating_sub(spare),
+        huge: used(Use::Huge),
+        other: used(Use::Other),
+    }
+}
+
+pub fn pressure() -> Pressure {
+    let free = FREE.load(Ordering::SeqCst);
+    // Relaxed: set once at boot.
+    let min = MIN.load(Ordering::Relaxed);
+    if free <= min {
+        Pressure::Critical
+    } else if free <= 2 * min {
+        Pressure::Low
+    } else {
+        Pressure::None
+    }
+}
+
+/// Frames become the allocator's.
+pub(super) fn add_frames(frames: u64) {
+    TOTAL.fetch_add(frames, Ordering::SeqCst);
+    FREE.fetch_add(frames as i64, Ordering::SeqCst);
+}
+
+/// Sets how much is kept for the kernel: a 64th of memory, at least 2 MiB and at most 32 MiB.
+pub(super) fn set_watermarks() {
+    let frames = (TOTAL.load(Ordering::SeqCst) / 64).clamp((2 << 20) / 4096, (32 << 20) / 4096);
+    MIN.store(frames as i64, Ordering::SeqCst);
+}
+
+/// Takes `frames` off the free count for `for_use`; false when too few would be left.
+pub(super) fn charge(frames: u64, for_use: Use) -> bool {
+    let frames_signed = frames as i64;
+    if FREE.fetch_sub(frames_signed, Ordering::SeqCst) - frames_signed < for_use.watermark() {
+        FREE.fetch_add(frames_signed, Ordering::SeqCst);
+        return false;
+    }
+    USED[for_use as usize].fetch_add(frames, Ordering::SeqCst);
+    true
+}
+
+/// Undoes [`charge`].
+pub(super) fn uncharge(frames: u64, for_use: Use) {
+    USED[for_use as usize].fetch_sub(frames, Ordering::SeqCst);
+    FREE.fetch_add(frames as i64, Ordering::SeqCst);
+}
