@@ -185,11 +185,8 @@ fn read_fadt(fadt: &Fadt, firmware: &mut Firmware) {
         power.sleep_control = fadt.sleep_control_register().ok().flatten().and_then(register);
     }
     if flags.supports_system_reset_via_fadt() {
-        power.reset = fadt
-            .reset_register()
-            .ok()
-            .and_then(register)
-            .map(|register| (register, fadt.reset_value));
+        power.reset =
+            fadt.reset_register().ok().and_then(register).map(|register| (register, fadt.reset_value));
     }
     let command = fadt.smi_cmd_port;
     if command != 0 && fadt.acpi_enable != 0 {

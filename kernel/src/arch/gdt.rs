@@ -122,10 +122,8 @@ pub(super) unsafe fn init(area: &'static CpuArea, cpu: u32, stacks: *mut Interru
     }
     descriptors.set_cpu_number(cpu);
     descriptors.set_task_state();
-    let pointer = TablePointer {
-        limit: size_of::<[u64; 16]>() as u16 - 1,
-        base: &raw const descriptors.gdt as u64,
-    };
+    let pointer =
+        TablePointer { limit: size_of::<[u64; 16]>() as u16 - 1, base: &raw const descriptors.gdt as u64 };
     // SAFETY: the table is complete and static; the selectors are those of the table. Loading GS would clear
     // its base, so it keeps its old selector, which is null already.
     unsafe {

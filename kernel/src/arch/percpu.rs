@@ -75,7 +75,9 @@ pub(super) fn area(cpu: CpuId) -> &'static CpuArea {
 pub(super) fn this_area() -> &'static CpuArea {
     let area: *const CpuArea;
     // SAFETY: GS points to this CPU's area in kernel mode.
-    unsafe { asm!("mov {}, gs:[{}]", out(reg) area, const offset_of!(CpuArea, this), options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("mov {}, gs:[{}]", out(reg) area, const offset_of!(CpuArea, this), options(nostack, preserves_flags))
+    };
     // SAFETY: areas are static.
     unsafe { &*area }
 }
@@ -83,7 +85,9 @@ pub(super) fn this_area() -> &'static CpuArea {
 pub fn cpu_id() -> CpuId {
     let id: u32;
     // SAFETY: GS points to this CPU's area in kernel mode.
-    unsafe { asm!("mov {:e}, gs:[{}]", out(reg) id, const offset_of!(CpuArea, id), options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("mov {:e}, gs:[{}]", out(reg) id, const offset_of!(CpuArea, id), options(nostack, preserves_flags))
+    };
     id
 }
 
@@ -91,21 +95,27 @@ pub fn cpu_id() -> CpuId {
 pub fn current() -> *const () {
     let current: *const ();
     // SAFETY: GS points to this CPU's area in kernel mode.
-    unsafe { asm!("mov {}, gs:[{}]", out(reg) current, const offset_of!(CpuArea, current), options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("mov {}, gs:[{}]", out(reg) current, const offset_of!(CpuArea, current), options(nostack, preserves_flags))
+    };
     current
 }
 
 /// Stores the running thread; the scheduler does this around its switch, with interrupts off.
 pub fn set_current(thread: *const ()) {
     // SAFETY: as above; the store is one instruction.
-    unsafe { asm!("mov gs:[{}], {}", const offset_of!(CpuArea, current), in(reg) thread, options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("mov gs:[{}], {}", const offset_of!(CpuArea, current), in(reg) thread, options(nostack, preserves_flags))
+    };
 }
 
 /// How many reasons this CPU has not to block or switch.
 pub fn preempt_count() -> u32 {
     let count: u32;
     // SAFETY: GS points to this CPU's area in kernel mode.
-    unsafe { asm!("mov {:e}, gs:[{}]", out(reg) count, const offset_of!(CpuArea, preempt_count), options(nostack, preserves_flags)) };
+    unsafe {
+        asm!("mov {:e}, gs:[{}]", out(reg) count, const offset_of!(CpuArea, preempt_count), options(nostack, preserves_flags))
+    };
     count
 }
 

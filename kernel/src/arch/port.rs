@@ -3,7 +3,7 @@
 use core::arch::asm;
 
 macro_rules! port {
-    ($read:ident, $write:ident, $type:ty, $register:literal) => {
+    ($read:ident, $write:ident, $type:ty, $register:tt) => {
         /// Reads from an I/O port.
         ///
         /// # Safety

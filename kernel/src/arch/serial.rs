@@ -2,8 +2,9 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use uart_16550::backend::PioBackend;
+use uart_16550::spec::registers::FifoTriggerLevel;
 use uart_16550::spec::registers::IER;
-use uart_16550::{BaudRate, Config, Uart16550, spec::FifoTriggerLevel};
+use uart_16550::{BaudRate, Config, Uart16550};
 
 use super::ioapic;
 use crate::sync::IrqLock;

@@ -1,5 +1,6 @@
 //! What the loader passes (PVH start info), copied before its memory is used for anything else.
 
+use core::alloc::Layout;
 use core::sync::atomic::{AtomicU64, Ordering};
 use pvh::start_info::reader::{MemMap, StartInfoReader};
 
@@ -12,8 +13,9 @@ use crate::sync::Once;
 struct DirectMap;
 
 impl MemMap for DirectMap {
-    fn phys_to_virt(&self, address: u64) -> usize {
-        PhysAddr(address).to_virt().as_usize()
+    fn ptr(&self, address: usize, layout: Layout) -> *const u8 {
+        let pointer = PhysAddr(address as u64).as_ptr::<u8>();
+        if pointer.addr().is_multiple_of(layout.align()) { pointer } else { core::ptr::null() }
     }
 }
 

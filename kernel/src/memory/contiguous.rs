@@ -22,7 +22,8 @@ pub unsafe fn free(address: PhysAddr, bytes: usize) {
 /// [`alloc`] for another use.
 pub fn alloc_for(bytes: usize, align: usize, for_use: Use) -> Option<PhysAddr> {
     let frames = bytes.div_ceil(PAGE_SIZE).max(1);
-    let order = frames.next_power_of_two().max(align.div_ceil(PAGE_SIZE)).next_power_of_two().ilog2() as usize;
+    let order =
+        frames.next_power_of_two().max(align.div_ceil(PAGE_SIZE)).next_power_of_two().ilog2() as usize;
     if order > MAX_ORDER {
         return None;
     }

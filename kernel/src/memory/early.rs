@@ -19,7 +19,8 @@ struct Free {
     count: usize,
 }
 
-static FREE: IrqLock<Free> = IrqLock::new(Free { ranges: [Range { start: 0, end: 0 }; MAX_RANGES], count: 0 });
+static FREE: IrqLock<Free> =
+    IrqLock::new(Free { ranges: [Range { start: 0, end: 0 }; MAX_RANGES], count: 0 });
 
 /// The boot page tables show this much of physical memory.
 const REACHABLE: u64 = 4 << 30;

@@ -13,8 +13,7 @@ use super::{PAGE_SIZE, PhysAddr, VirtAddr, buddy, contiguous};
 use crate::sync::IrqLock;
 
 /// Sizes of objects. All are multiples of 16, so that every object is aligned to 16.
-const SIZES: [usize; 16] =
-    [16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 768, 1024, 1360, 2032, 4064];
+const SIZES: [usize; 16] = [16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 768, 1024, 1360, 2032, 4064];
 const CLASSES: usize = SIZES.len();
 const HEADER_SIZE: usize = 64;
 /// Objects from this size on come from slabs of four pages.
