@@ -1,0 +1,240 @@
+//! madvise(2).
+
+use alloc::sync::Arc;
+use core::ops::Range;
+
+use linux_raw_sys::general as abi;
+
+use super::backing::PageCache;
+use super::fault::{Access, FaultError};
+use super::gather::Gather;
+use super::space::{AddressSpace, Areas};
+use super::vma::{Kind, VmFlags, Vma};
+use super::{PAGE, accounting, page_up};
+use crate::errno::{Errno, Result};
+use crate::fs::File;
+use crate::memory::PAGE_SHIFT;
+use crate::process;
+use crate::sched;
+
+const FALLOC_FL_KEEP_SIZE: u32 = 1;
+const FALLOC_FL_PUNCH_HOLE: u32 = 2;
+
+/// What is punched out by MADV_REMOVE, done without the areas lock.
+enum Punch {
+    File(Arc<File>, Range<u64>),
+    Cache(Arc<dyn PageCache>, Range<u64>),
+}
+
+impl AddressSpace {
+    /// madvise(2).
+    pub fn advise(&self, start: u64, len: u64, advice: u32) -> Result<()> {
+        let known = matches!(
+            advice,
+            abi::MADV_NORMAL..=abi::MADV_WILLNEED
+                | abi::MADV_DONTNEED
+                | abi::MADV_FREE..=abi::MADV_DOFORK
+                | abi::MADV_HUGEPAGE..=abi::MADV_DONTNEED_LOCKED
+                | abi::MADV_HWPOISON
+                | abi::MADV_SOFT_OFFLINE
+        );
+        if !known || !start.is_multiple_of(PAGE) {
+            return Err(Errno::EINVAL);
+        }
+        let len = page_up(len).ok_or(Errno::EINVAL)?;
+        let end = start.checked_add(len).ok_or(Errno::EINVAL)?;
+        if matches!(advice, abi::MADV_HWPOISON | abi::MADV_SOFT_OFFLINE) {
+            // There is no handling of bad memory, as in a kernel that was built without.
+            let allowed = process::current().credentials().capable(abi::CAP_SYS_ADMIN);
+            return Err(if allowed { Errno::EINVAL } else { Errno::EPERM });
+        }
+        let range = start..end;
+        if range.is_empty() {
+            return Ok(());
+        }
+        match advice {
+            abi::MADV_POPULATE_READ => self.advise_populate(range, Access::Read),
+            abi::MADV_POPULATE_WRITE => self.advise_populate(range, Access::Write),
+            abi::MADV_REMOVE => self.advise_remove(range),
+            abi::MADV_DONTNEED
+            | abi::MADV_DONTNEED_LOCKED
+            | abi::MADV_FREE
+            | abi::MADV_COLD
+            | abi::MADV_PAGEOUT
+            | abi::MADV_WILLNEED => self.advise_pages(range, advice),
+            _ => self.advise_flags(range, advice),
+        }
+    }
+
+    /// Calls `work` for each area's part of the range; `ENOMEM` at the end when there were gaps.
+    fn each_part(areas: &Areas, range: Range<u64>, mut work: impl FnMut(&Vma, Range<u64>) -> Result<()>) -> Result<()> {
+        let mut at = range.start;
+        let mut gap = false;
+        for vma in areas.set.overlapping(range.clone()) {
+            gap |= vma.start > at;
+            work(vma, vma.start.max(range.start)..vma.end.min(range.end))?;
+            at = vma.end;
+        }
+        if gap || at < range.end { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+
+    /// The advices that change what is in memory, not the areas.
+    fn advise_pages(&self, range: Range<u64>, advice: u32) -> Result<()> {
+        let areas = self.read();
+        Self::each_part(&areas, range, |vma, part| {
+            let locked = vma.flags.contains(VmFlags::LOCKED);
+            match advice {
+                abi::MADV_WILLNEED => return Ok(()),
+                abi::MADV_DONTNEED_LOCKED => {}
+                _ if locked => return Err(Errno::EINVAL),
+                _ => {}
+            }
+            match &vma.kind {
+                Kind::Special(_) => Err(Errno::EINVAL),
+                Kind::Huge(huge) => match advice {
+                    abi::MADV_DONTNEED | abi::MADV_DONTNEED_LOCKED => huge.discard(part),
+                    _ => Err(Errno::EINVAL),
+                },
+                Kind::File(_) if advice == abi::MADV_FREE => Err(Errno::EINVAL),
+                // There is nowhere to page out to.
+                _ if matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT) => Ok(()),
+                _ => {
+                    let mut gather = Gather::new(self);
+                    self.zap(part, false, &mut gather);
+                    Ok(())
+                }
+            }
+        })
+    }
+
+    /// The advices that are kept in the areas.
+    fn advise_flags(&self, range: Range<u64>, advice: u32) -> Result<()> {
+        let mut guard = self.write();
+        let areas: &mut Areas = &mut guard;
+        let mut at = range.start;
+        let mut gap = false;
+        let mut result = Ok(());
+        while at < range.end {
+            let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) else {
+                gap = true;
+                break;
+            };
+            gap |= vma.start > at;
+            let part = vma.start.max(at)..vma.end.min(range.end);
+            at = part.end;
+            result = new_flags(vma, advice).and_then(|new| self.set_flags(areas, part, new));
+            if result.is_err() {
+                break;
+            }
+        }
+        areas.set.merge(range);
+        result?;
+        if gap { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+
+    /// Gives a part of an area other flags; rights stay.
+    pub(super) fn set_flags(&self, areas: &mut Areas, part: Range<u64>, flags: VmFlags) -> Result<()> {
+        let Some(vma) = areas.set.find(part.start) else { return Ok(()) };
+        if vma.flags == flags {
+            return Ok(());
+        }
+        let splits = usize::from(vma.start < part.start) + usize::from(part.end < vma.end);
+        if areas.set.count() + splits > accounting::max_map_count() {
+            return Err(Errno::ENOMEM);
+        }
+        areas.set.isolate(part.clone(), self.weak())?;
+        areas.set.update(part.start, |vma| vma.flags = flags);
+        Ok(())
+    }
+
+    fn advise_populate(&self, range: Range<u64>, access: Access) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let step = {
+                let areas = self.read();
+                let vma = areas.set.find(at).ok_or(Errno::ENOMEM)?;
+                if matches!(vma.kind, Kind::Special(_)) {
+                    return Err(Errno::EINVAL);
+                }
+                vma.granule()
+            };
+            self.fault(at, access).map_err(|error| match error {
+                FaultError::NotMapped | FaultError::NoMemory => Errno::ENOMEM,
+                // An area without the right: `EFAULT` is for what would be SIGBUS.
+                FaultError::Denied => Errno::EINVAL,
+                FaultError::Bus => Errno::EFAULT,
+            })?;
+            at = (at & !(step - 1)) + step;
+            sched::cond_resched();
+            if process::current().kill_pending() {
+                return Err(Errno::EINTR);
+            }
+        }
+        Ok(())
+    }
+
+    fn advise_remove(&self, range: Range<u64>) -> Result<()> {
+        let mut punches = alloc::vec::Vec::new();
+        let areas = self.read();
+        let result = Self::each_part(&areas, range, |vma, part| {
+            if vma.flags.contains(VmFlags::LOCKED) {
+                return Err(Errno::EINVAL);
+            }
+            let offset = vma.index_of(part.start) << PAGE_SHIFT;
+            let bytes = offset..offset + (part.end - part.start);
+            let punch = match &vma.kind {
+                Kind::File(area) => match &area.file {
+                    Some(file) => Punch::File(file.clone(), bytes),
+                    None => Punch::Cache(area.link.cache().clone(), bytes),
+                },
+                Kind::Huge(huge) => match huge.file() {
+                    Some(file) => Punch::File(file.clone(), bytes),
+                    None => return Err(Errno::EINVAL),
+                },
+                Kind::Anonymous | Kind::Special(_) => return Err(Errno::EINVAL),
+            };
+            if !vma.flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE) {
+                return Err(Errno::EACCES);
+            }
+            punches.push(punch);
+            Ok(())
+        });
+        // Punching visits all mappings, this one too.
+        drop(areas);
+        for punch in punches {
+            match punch {
+                Punch::File(file, bytes) => {
+                    let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+                    file.ops().fallocate(&file, mode, bytes.start, bytes.end - bytes.start)?;
+                }
+                Punch::Cache(cache, bytes) => {
+                    cache.punch(bytes.start >> PAGE_SHIFT..bytes.end.div_ceil(PAGE))?;
+                }
+            }
+        }
+        result
+    }
+}
+
+/// What `advice` makes of the area's flags.
+fn new_flags(vma: &Vma, advice: u32) -> Result<VmFlags> {
+    let flags = vma.flags;
+    let anonymous = matches!(vma.kind, Kind::Anonymous);
+    Ok(match advice {
+        abi::MADV_NORMAL => flags - (VmFlags::RANDOM | VmFlags::SEQUENTIAL),
+        abi::MADV_SEQUENTIAL => flags - VmFlags::RANDOM | VmFlags::SEQUENTIAL,
+        abi::MADV_RANDOM => flags - VmFlags::SEQUENTIAL | VmFlags::RANDOM,
+        abi::MADV_DONTFORK => flags | VmFlags::DONT_FORK,
+        abi::MADV_DOFORK => flags - VmFlags::DONT_FORK,
+        abi::MADV_WIPEONFORK if !anonymous => return Err(Errno::EINVAL),
+        abi::MADV_WIPEONFORK => flags | VmFlags::WIPE_ON_FORK,
+        abi::MADV_KEEPONFORK => flags - VmFlags::WIPE_ON_FORK,
+        abi::MADV_DONTDUMP => flags | VmFlags::DONT_DUMP,
+        abi::MADV_DODUMP if vma.is_huge() || matches!(vma.kind, Kind::Special(_)) => return Err(Errno::EINVAL),
+        abi::MADV_DODUMP => flags - VmFlags::DONT_DUMP,
+        abi::MADV_HUGEPAGE | abi::MADV_NOHUGEPAGE if vma.is_huge() => return Err(Errno::EINVAL),
+        abi::MADV_HUGEPAGE => flags - VmFlags::NO_HUGE_PAGE | VmFlags::HUGE_PAGE,
+        abi::MADV_NOHUGEPAGE => flags - VmFlags::HUGE_PAGE | VmFlags::NO_HUGE_PAGE,
+        _ => return Err(Errno::EINVAL),
+    })
+}

@@ -1,0 +1,128 @@
+//! Shared anonymous memory: a page cache without a file.
+//!
+//! `MAP_SHARED | MAP_ANONYMOUS` mappings and SysV segments are of this kind. Pages appear, zeroed, at the first touch, and go with the last
+//! mapping, or when MADV_REMOVE punches them out.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::accounting;
+use super::backing::{MappingList, PageCache};
+use crate::errno::{Errno, Result};
+use crate::memory::PAGE_SIZE;
+use crate::memory::frame::{Frame, Use};
+use crate::sync::SpinLock;
+
+/// Memory of a fixed size that several address spaces share.
+pub struct SharedMemory {
+    /// Bytes.
+    size: u64,
+    pages: SpinLock<BTreeMap<u64, Frame>>,
+    mappings: MappingList,
+    ino: u64,
+    committed: bool,
+}
+
+/// Pages of all shared anonymous memory.
+static PAGES: AtomicU64 = AtomicU64::new(0);
+
+/// Pages that shared anonymous memory and SysV segments have now: part of `Shmem` in `/proc/meminfo`.
+pub fn page_count() -> u64 {
+    // Relaxed: a statistic.
+    PAGES.load(Ordering::Relaxed)
+}
+
+/// The device number that maps show for it: as the kernel-internal mount of tmpfs.
+pub const DEVICE: u64 = 1;
+
+impl SharedMemory {
+    /// `size` bytes of zeroes. Commits them unless told not to.
+    pub fn new(size: u64, reserve: bool) -> Result<Arc<Self>> {
+        static NEXT_INO: AtomicU64 = AtomicU64::new(1024);
+        if reserve {
+            accounting::commit(size.div_ceil(PAGE_SIZE as u64))?;
+        }
+        Ok(Arc::new(Self {
+            size,
+            pages: SpinLock::new(BTreeMap::new()),
+            mappings: MappingList::new(),
+            // Relaxed: only the numbers have to differ.
+            ino: NEXT_INO.fetch_add(1, Ordering::Relaxed),
+            committed: reserve,
+        }))
+    }
+
+    /// How many pages there are now.
+    pub fn pages(&self) -> u64 {
+        self.pages.lock().len() as u64
+    }
+}
+
+impl PageCache for SharedMemory {
+    fn page(&self, index: u64, _write: bool) -> Result<Frame> {
+        if index >= self.size.div_ceil(PAGE_SIZE as u64) {
+            return Err(Errno::EFAULT);
+        }
+        if let Some(frame) = self.cached(index) {
+            return Ok(frame);
+        }
+        let new = Frame::alloc_zeroed(Use::File).ok_or(Errno::ENOMEM)?;
+        let mut pages = self.pages.lock();
+        // Another thread may have been faster: theirs counts.
+        let frame = pages.entry(index).or_insert_with(|| {
+            // Relaxed: a statistic.
+            PAGES.fetch_add(1, Ordering::Relaxed);
+            new
+        });
+        Ok(frame.clone())
+    }
+
+    fn cached(&self, index: u64) -> Option<Frame> {
+        self.pages.lock().get(&index).cloned()
+    }
+
+    fn punch(&self, range: Range<u64>) -> Result<()> {
+        let mut from = range.start;
+        while from < range.end {
+            let mut removed = alloc::vec::Vec::new();
+            let mut pages = self.pages.lock();
+            while removed.len() < 512 {
+                let Some(index) = pages.range(from..range.end).next().map(|(index, _)| *index) else {
+                    from = range.end;
+                    break;
+                };
+                removed.extend(pages.remove(&index));
+                from = index + 1;
+            }
+            drop(pages);
+            // Relaxed: a statistic.
+            PAGES.fetch_sub(removed.len() as u64, Ordering::Relaxed);
+            self.mappings.unmap(range.start..from);
+        }
+        Ok(())
+    }
+
+    fn size(&self) -> u64 {
+        self.size
+    }
+
+    fn mappings(&self) -> &MappingList {
+        &self.mappings
+    }
+
+    fn id(&self) -> (u64, u64) {
+        (DEVICE, self.ino)
+    }
+}
+
+impl Drop for SharedMemory {
+    fn drop(&mut self) {
+        // Relaxed: a statistic.
+        PAGES.fetch_sub(self.pages.get_mut().len() as u64, Ordering::Relaxed);
+        if self.committed {
+            accounting::uncommit(self.size.div_ceil(PAGE_SIZE as u64));
+        }
+    }
+}

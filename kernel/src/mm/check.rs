@@ -1,0 +1,108 @@
+//! A checker for the invariants of base-page tables, for debug builds and tests.
+//!
+//! * A leaf that is mapped lies in an area, and gives no right that the area does not.
+//! * A counted page has at least one reference; a writable anonymous page has exactly one.
+//! * The counters of resident pages and tables are what the tables say.
+
+use alloc::string::String;
+use core::sync::atomic::Ordering;
+
+use super::entry::Entry;
+use super::space::AddressSpace;
+use super::tables::{ENTRIES, Resident, Tables, entries, span};
+use super::vma::{Kind, VmFlags, VmaSet};
+use crate::memory::PhysAddr;
+use crate::memory::frame::Frame;
+
+impl AddressSpace {
+    /// What is wrong with the tables, if anything is.
+    pub fn check(&self) -> Result<(), String> {
+        let areas = self.read();
+        let tables = self.tables.lock();
+        let mut found = Found::default();
+        check_level(&areas.set, &tables, tables.root(), 4, 0, &mut found)?;
+        let counted = tables.resident;
+        let seen = found.resident;
+        if (counted.anonymous, counted.file, counted.shmem) != (seen.anonymous, seen.file, seen.shmem) {
+            return Err(alloc::format!("resident pages: counted {counted:?}, found {seen:?}"));
+        }
+        if tables.count != found.tables {
+            return Err(alloc::format!("tables: counted {}, found {}", tables.count, found.tables));
+        }
+        Ok(())
+    }
+}
+
+#[derive(Default)]
+struct Found {
+    resident: Resident,
+    tables: u64,
+}
+
+fn check_level(
+    set: &VmaSet,
+    tables: &Tables,
+    table: PhysAddr,
+    level: u32,
+    base: u64,
+    found: &mut Found,
+) -> Result<(), String> {
+    let count = if level == 4 { ENTRIES / 2 } else { ENTRIES };
+    // SAFETY: the page-table lock is held for `tables`, so no table goes away.
+    let slots = unsafe { entries(table) };
+    for (index, slot) in slots.iter().take(count).enumerate() {
+        let entry = Entry(slot.load(Ordering::SeqCst));
+        let address = base + index as u64 * span(level);
+        if level > 1 {
+            let owned_elsewhere =
+                level <= 3 && set.overlapping(address..address + span(level)).any(|vma| vma.is_huge());
+            if !entry.is_present() || owned_elsewhere {
+                continue;
+            }
+            found.tables += 1;
+            check_level(set, tables, entry.address(), level - 1, address, found)?;
+            continue;
+        }
+        if !entry.is_mapped() {
+            if entry.0 != 0 {
+                return Err(alloc::format!("entry {:#x} at {address:#x} is neither empty nor mapped", entry.0));
+            }
+            continue;
+        }
+        check_leaf(set, entry, address)?;
+        found.resident.add(entry);
+    }
+    Ok(())
+}
+
+fn check_leaf(set: &VmaSet, entry: Entry, address: u64) -> Result<(), String> {
+    let bad = |what: &str| Err(alloc::format!("{what}: entry {:#x} at {address:#x}", entry.0));
+    let Some(vma) = set.find(address) else { return bad("a page outside of all areas") };
+    if entry.is_present() && !vma.flags.intersects(VmFlags::ACCESS) {
+        return bad("a page that PROT_NONE does not keep away");
+    }
+    if entry.has(Entry::WRITABLE) && !vma.flags.contains(VmFlags::WRITE) {
+        return bad("a writable page in an area that is not");
+    }
+    if entry.is_present() && !entry.has(Entry::NO_EXECUTE) && !vma.flags.contains(VmFlags::EXEC) {
+        return bad("an executable page in an area that is not");
+    }
+    if entry.owns_frame() {
+        let users = Frame::count_at(entry.address());
+        if users == 0 {
+            return bad("a page without a reference");
+        }
+        let private = entry.has(Entry::ANON | Entry::WRITABLE);
+        // A reader from outside may hold a reference for a moment, but never under this lock.
+        if private && users != 1 {
+            return bad("a writable private page that is shared");
+        }
+    }
+    if entry.has(Entry::ANON) && vma.flags.contains(VmFlags::SHARED) {
+        return bad("a private page in a shared area");
+    }
+    if matches!(vma.kind, Kind::Special(_)) != entry.has(Entry::SPECIAL) && !matches!(vma.kind, Kind::Anonymous) {
+        return bad("a page of the wrong kind");
+    }
+    Ok(())
+}

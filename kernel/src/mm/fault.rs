@@ -1,0 +1,401 @@
+//! Page faults: finding out what should be there, and putting it there.
+//!
+//! A fault holds the areas lock for reading, so the area cannot change under it, and several faults run at once. The page is found or
+//! made first, without the page-table lock; then, under that lock, the entry is looked at again, and the page goes in only
+//! if the entry is as it was. Whoever comes second finds a present entry and drops its own page.
+
+use core::sync::atomic::Ordering;
+
+use super::backing::PageCache;
+use super::entry::Entry;
+use super::gather::Gather;
+use super::space::{AddressSpace, Areas};
+use super::tables::{NoMemory, Tables};
+use super::vma::{Kind, VmFlags, Vma};
+use super::{PAGE, TASK_SIZE, layout, page_down, uaccess};
+use crate::arch::tlb;
+use crate::arch::trap::TrapFrame;
+use crate::errno::Errno;
+use crate::memory::frame::{Frame, Use};
+use crate::memory::{PAGE_SIZE, PhysAddr};
+use crate::process;
+use crate::signal;
+use crate::sync::Once;
+
+/// What the program tried to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    Read,
+    Write,
+    Execute,
+}
+
+/// Why a fault cannot be resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FaultError {
+    /// Nothing is mapped there: SIGSEGV with SEGV_MAPERR.
+    NotMapped,
+    /// The area does not allow it: SIGSEGV with SEGV_ACCERR.
+    Denied,
+    /// Behind the end of the file, or no huge page: SIGBUS with BUS_ADRERR.
+    Bus,
+    /// No memory: the out-of-memory killer decides.
+    NoMemory,
+}
+
+impl FaultError {
+    /// What a system call returns for it.
+    pub fn errno(self) -> Errno {
+        match self {
+            Self::NoMemory => Errno::ENOMEM,
+            _ => Errno::EFAULT,
+        }
+    }
+
+    fn from_errno(errno: Errno) -> Self {
+        match errno {
+            Errno::ENOMEM => Self::NoMemory,
+            _ => Self::Bus,
+        }
+    }
+}
+
+impl From<NoMemory> for FaultError {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
+const PROTECTION: u64 = 1 << 0;
+const WRITE: u64 = 1 << 1;
+const RESERVED: u64 = 1 << 3;
+const FETCH: u64 = 1 << 4;
+
+const SEGV_MAPERR: i32 = 1;
+const SEGV_ACCERR: i32 = 2;
+const BUS_ADRERR: i32 = 2;
+
+/// How many pages around a fault in a file are mapped with it when they are in the cache: a power of two.
+const AROUND: u64 = 16;
+
+static ZERO_PAGE: Once<Frame> = Once::new();
+
+/// The page that all untouched anonymous memory reads.
+pub fn zero_page() -> PhysAddr {
+    ZERO_PAGE.phys()
+}
+
+pub(super) fn init() {
+    let frame = Frame::alloc_zeroed(Use::Other).expect("memory for the zero page");
+    assert!(ZERO_PAGE.set(frame).is_ok(), "initialised twice");
+}
+
+/// A page fault at `address` with the hardware's `error` code, in user mode or in kernel mode. False when it is the kernel's own and
+/// stays unresolved: then [`uaccess::fixup`] knows whether the instruction may fail. Interrupts are as they were at the fault.
+pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
+    let user = frame.is_user();
+    if !user && (uaccess::fixup(frame.rip).is_none() || uaccess::faults_disabled() || address >= TASK_SIZE) {
+        return false;
+    }
+    assert!(error & RESERVED == 0, "page table with reserved bits, address {address:#x}");
+    let Some(current) = process::try_current() else { return false };
+    let Some(space) = current.process.mm() else { return false };
+    let access = match error {
+        e if e & FETCH != 0 => Access::Execute,
+        e if e & WRITE != 0 => Access::Write,
+        _ => Access::Read,
+    };
+    // Relaxed: statistics.
+    current.minor_faults.fetch_add(1, Ordering::Relaxed);
+    loop {
+        let failure = match space.fault(address, access) {
+            Ok(()) => {
+                if error & PROTECTION != 0 {
+                    // Another CPU may have granted the right without telling this one's TLB.
+                    tlb::flush_page(address);
+                }
+                return true;
+            }
+            Err(failure) => failure,
+        };
+        if failure == FaultError::NoMemory {
+            process::oom::out_of_memory();
+            if !current.kill_pending() {
+                continue;
+            }
+            // Chosen to die: user mode is left on the way back to it, a system call fails and gets there soon.
+            return user;
+        }
+        if !user {
+            return false;
+        }
+        let (signal, code) = match failure {
+            FaultError::NotMapped => (signal::SIGSEGV, SEGV_MAPERR),
+            FaultError::Denied => (signal::SIGSEGV, SEGV_ACCERR),
+            _ => (signal::SIGBUS, BUS_ADRERR),
+        };
+        signal::force_fault(signal, code, address as usize);
+        return true;
+    }
+}
+
+impl Access {
+    /// Does the area allow it? A readable page is what x86-64 makes of any right at all.
+    fn allowed_by(self, flags: VmFlags) -> bool {
+        match self {
+            Self::Read => flags.intersects(VmFlags::ACCESS),
+            Self::Write => flags.contains(VmFlags::WRITE),
+            Self::Execute => flags.contains(VmFlags::EXEC),
+        }
+    }
+}
+
+/// The bits of a present leaf in an area with `flags`, without WRITABLE.
+pub(super) fn leaf_bits(flags: VmFlags) -> u64 {
+    let execute = if flags.contains(VmFlags::EXEC) { 0 } else { Entry::NO_EXECUTE };
+    let access = if flags.intersects(VmFlags::ACCESS) { Entry::PRESENT } else { Entry::HELD };
+    access | Entry::USER | Entry::ACCESSED | execute
+}
+
+impl AddressSpace {
+    /// Makes `address` accessible the way `access` wants it, if it should be.
+    pub fn fault(&self, address: u64, access: Access) -> Result<(), FaultError> {
+        if address >= TASK_SIZE {
+            return Err(FaultError::NotMapped);
+        }
+        loop {
+            let areas = self.read();
+            let Some(vma) = areas.set.find_from(address) else { return Err(FaultError::NotMapped) };
+            if vma.start <= address {
+                return self.fault_in(vma, address, access);
+            }
+            if !vma.flags.contains(VmFlags::GROWS_DOWN) {
+                return Err(FaultError::NotMapped);
+            }
+            drop(areas);
+            self.grow_stack(address)?;
+        }
+    }
+
+    /// Moves the begin of the stack above `address` down to it.
+    fn grow_stack(&self, address: u64) -> Result<(), FaultError> {
+        let start = page_down(address);
+        let mut guard = self.write();
+        let areas: &mut Areas = &mut guard;
+        let Some(vma) = areas.set.find_from(address) else { return Err(FaultError::NotMapped) };
+        if vma.start <= address {
+            // Another thread was faster.
+            return Ok(());
+        }
+        if !vma.flags.contains(VmFlags::GROWS_DOWN) {
+            return Err(FaultError::NotMapped);
+        }
+        let (old, grown) = (vma.start, (vma.start - start) / PAGE);
+        layout::may_grow_stack(&areas.set, vma, start).map_err(|_| FaultError::NotMapped)?;
+        layout::charge(&areas.set, vma.flags, grown).map_err(|_| FaultError::NoMemory)?;
+        areas.set.update(old, |vma| {
+            vma.first -= grown;
+            vma.start = start;
+        });
+        Ok(())
+    }
+
+    fn fault_in(&self, vma: &Vma, address: u64, access: Access) -> Result<(), FaultError> {
+        if !access.allowed_by(vma.flags) {
+            return Err(FaultError::Denied);
+        }
+        let page = page_down(address);
+        let write = access == Access::Write;
+        match &vma.kind {
+            Kind::Huge(huge) => huge.fault(vma.flags, address, write),
+            Kind::Special(pages) => self.special_fault(vma, pages.frame(vma.index_of(page)), page),
+            Kind::Anonymous => self.anonymous_fault(vma, page, write),
+            Kind::File(area) => self.file_fault(vma, &**area.link.cache(), page, write),
+        }
+    }
+
+    /// A page of the kernel's own, read only.
+    fn special_fault(&self, vma: &Vma, page: Option<PhysAddr>, address: u64) -> Result<(), FaultError> {
+        let physical = page.ok_or(FaultError::Bus)?;
+        let mut tables = self.tables.lock();
+        if !tables.leaf(address).is_present() {
+            tables.install(address, Entry::new(physical, leaf_bits(vma.flags) | Entry::SPECIAL))?;
+        }
+        Ok(())
+    }
+
+    fn anonymous_fault(&self, vma: &Vma, address: u64, write: bool) -> Result<(), FaultError> {
+        // Before the first page can be there: fork looks at it.
+        if !vma.is_touched() {
+            vma.touched.store(true, Ordering::SeqCst);
+        }
+        let bits = leaf_bits(vma.flags);
+        if !write {
+            let mut tables = self.tables.lock();
+            if !tables.leaf(address).is_mapped() {
+                tables.install(address, Entry::new(zero_page(), bits | Entry::SPECIAL))?;
+            }
+            return Ok(());
+        }
+        let present = self.tables.lock().leaf(address);
+        if present.is_mapped() {
+            return self.write_to_present(vma, address);
+        }
+        let frame = Frame::alloc_zeroed(Use::Anon).ok_or(FaultError::NoMemory)?;
+        let mut tables = self.tables.lock();
+        if tables.leaf(address).is_mapped() {
+            drop(tables);
+            return self.write_to_present(vma, address);
+        }
+        install(&mut tables, address, frame, bits | Entry::WRITABLE | Entry::DIRTY | Entry::ANON)
+    }
+
+    fn file_fault(
+        &self,
+        vma: &Vma,
+        cache: &dyn PageCache,
+        address: u64,
+        write: bool,
+    ) -> Result<(), FaultError> {
+        let shared = vma.flags.contains(VmFlags::SHARED);
+        if !shared && write && !vma.is_touched() {
+            vma.touched.store(true, Ordering::SeqCst);
+        }
+        let index = vma.index_of(address);
+        let mut bits = leaf_bits(vma.flags);
+        if cache.is_shmem() {
+            bits |= Entry::SHMEM;
+        }
+        if shared && vma.flags.contains(VmFlags::WRITE) {
+            bits |= Entry::WRITABLE;
+        }
+        loop {
+            let present = self.tables.lock().leaf(address);
+            if present.is_mapped() {
+                return match () {
+                    () if !write || present.has(Entry::WRITABLE) => Ok(()),
+                    () if shared => self.make_writable(address),
+                    () => self.write_to_present(vma, address),
+                };
+            }
+            let unmappings = cache.mappings().unmappings();
+            let page = cache.page(index, write && shared).map_err(FaultError::from_errno)?;
+            let copy = if write && !shared {
+                let copy = Frame::alloc(Use::Anon).ok_or(FaultError::NoMemory)?;
+                copy_page(&copy, &page);
+                Some(copy)
+            } else {
+                None
+            };
+            let mut tables = self.tables.lock();
+            if cache.mappings().unmappings() != unmappings || tables.leaf(address).is_mapped() {
+                // The page may be gone from the file (see `backing`), or another thread was faster: look again.
+                continue;
+            }
+            return match copy {
+                Some(copy) => {
+                    let bits = leaf_bits(vma.flags);
+                    install(&mut tables, address, copy, bits | Entry::WRITABLE | Entry::DIRTY | Entry::ANON)
+                }
+                None => {
+                    install(&mut tables, address, page, bits)?;
+                    map_around(&mut tables, vma, cache, address, bits);
+                    Ok(())
+                }
+            };
+        }
+    }
+
+    /// A shared page's entry lacks the right to write that its area has.
+    fn make_writable(&self, address: u64) -> Result<(), FaultError> {
+        let tables = self.tables.lock();
+        if let Some(slot) = tables.find(address, 1)
+            && Entry(slot.load(Ordering::SeqCst)).is_present()
+        {
+            slot.fetch_or(Entry::WRITABLE, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// A store to a private page whose entry does not allow it (yet): a page that another address space or the file shares gets
+    /// copied; one that is ours alone becomes writable.
+    fn write_to_present(&self, vma: &Vma, address: u64) -> Result<(), FaultError> {
+        let tables = self.tables.lock();
+        let Some(slot) = tables.find(address, 1) else { return Ok(()) };
+        let old = Entry(slot.load(Ordering::SeqCst));
+        if !old.is_present() || old.has(Entry::WRITABLE) {
+            // Gone or done meanwhile: the access comes again if it has to.
+            return Ok(());
+        }
+        if old.has(Entry::ANON) && Frame::count_at(old.address()) == 1 {
+            // This entry has the only reference. Further ones come by fork, which the areas lock keeps away, or through this entry.
+            slot.fetch_or(Entry::WRITABLE | Entry::DIRTY, Ordering::SeqCst);
+            return Ok(());
+        }
+        // SAFETY: under the lock the entry's reference does not go away.
+        let original = old.owns_frame().then(|| unsafe { Frame::share_raw(old.address()) });
+        drop(tables);
+        let copy = match &original {
+            None => Frame::alloc_zeroed(Use::Anon),
+            Some(_) => Frame::alloc(Use::Anon),
+        }
+        .ok_or(FaultError::NoMemory)?;
+        if let Some(original) = &original {
+            copy_page(&copy, original);
+        }
+        let bits = leaf_bits(vma.flags) | Entry::WRITABLE | Entry::DIRTY | Entry::ANON;
+        let mut gather = Gather::new(self);
+        let mut tables = self.tables.lock();
+        let Some(slot) = tables.find(address, 1) else { return Ok(()) };
+        let now = Entry(slot.load(Ordering::SeqCst));
+        if !now.is_present() || now.address() != old.address() || now.has(Entry::WRITABLE) {
+            return Ok(());
+        }
+        // Empty first, flush, then the copy: no CPU may still read the old page when another has written to the new one.
+        let now = Entry(slot.swap(0, Ordering::SeqCst));
+        gather.flush_range(address..address + PAGE);
+        gather.flush();
+        tables.resident.remove(now);
+        if now.owns_frame() {
+            // SAFETY: the entry owned this reference, and is gone.
+            gather.page(address, unsafe { Frame::from_raw(now.address()) });
+        }
+        install(&mut tables, address, copy, bits)
+    }
+}
+
+/// Puts a frame's reference into an empty entry.
+fn install(tables: &mut Tables, address: u64, frame: Frame, bits: u64) -> Result<(), FaultError> {
+    let entry = Entry::new(frame.phys(), bits);
+    tables.install(address, entry)?;
+    // The entry has the reference now.
+    let _ = frame.into_raw();
+    Ok(())
+}
+
+/// Maps pages of the cache beside `address` that are there: programs and libraries touch neighbours soon.
+fn map_around(tables: &mut Tables, vma: &Vma, cache: &dyn PageCache, address: u64, bits: u64) {
+    // The truth of "accessed" is worth less than a fault; but a neighbour nobody asked for was not accessed.
+    let bits = bits & !Entry::ACCESSED;
+    let window = address & !(AROUND * PAGE - 1);
+    let limit = cache.size().div_ceil(PAGE);
+    let mut at = window.max(vma.start);
+    let end = (window + AROUND * PAGE).min(vma.end);
+    while at < end {
+        let index = vma.index_of(at);
+        if index < limit
+            && !tables.leaf(at).is_mapped()
+            && let Some(page) = cache.cached(index)
+            && install(tables, at, page, bits).is_err()
+        {
+            return;
+        }
+        at += PAGE;
+    }
+}
+
+/// Copies a page. The source may change meanwhile: shared memory does not promise more.
+fn copy_page(to: &Frame, from: &Frame) {
+    // SAFETY: both frames are referenced, and `to` is not known to anybody else.
+    unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), PAGE_SIZE) };
+}

@@ -1,0 +1,219 @@
+//! Where mappings go, and how much there may be: address choice, stack growth, limits.
+
+use core::ops::Range;
+
+use linux_raw_sys::general as abi;
+
+use super::space::{Areas, Layout};
+use super::vma::{VmFlags, Vma, VmaSet};
+use super::{PAGE, TASK_SIZE, accounting, limit, page_down};
+use crate::errno::{Errno, Result};
+
+/// No area comes closer to the begin of a stack than this.
+pub const STACK_GUARD: u64 = 256 * PAGE;
+/// mmap(2) places nothing below unless told to.
+pub const MIN_ADDRESS: u64 = 0x1_0000;
+/// A huge-page table's reach: the unit in which tables are shared.
+pub const SLOT: u64 = 1 << 30;
+
+/// Where a free range is looked for, and how it must lie.
+#[derive(Clone, Copy)]
+pub struct Placement {
+    pub len: u64,
+    /// The address modulo `align`, a power of two, is to be `phase`.
+    pub align: u64,
+    pub phase: u64,
+    /// Keep away from slots of huge pages whose tables are shared: what small areas do where there is room.
+    pub avoid_slots: bool,
+    /// Take whole slots of one's own.
+    pub own_slots: bool,
+}
+
+impl Placement {
+    /// Base pages anywhere.
+    pub fn pages(len: u64) -> Self {
+        Self { len, align: PAGE, phase: 0, avoid_slots: true, own_slots: false }
+    }
+
+    /// The highest start in `free` that fits.
+    fn fit(&self, free: Range<u64>) -> Option<u64> {
+        let free = if self.own_slots {
+            // Neither the first nor the last slot may have a stranger in it.
+            free.start.next_multiple_of(SLOT)..free.end & !(SLOT - 1)
+        } else {
+            free
+        };
+        let highest = free.end.checked_sub(self.len)?;
+        let below = highest.wrapping_sub(self.phase) & (self.align - 1);
+        let start = highest.checked_sub(below)?;
+        (start >= free.start).then_some(start)
+    }
+}
+
+/// Parts of the free range `hole` that have no slot in common with huge pages at either end.
+fn without_slots(set: &VmaSet, hole: Range<u64>) -> Range<u64> {
+    let below = set.before(hole.start + 1).filter(|vma| vma.is_huge() && vma.end == hole.start);
+    let above = set.find_from(hole.start).filter(|vma| vma.is_huge() && vma.start == hole.end);
+    let start = if below.is_some() { hole.start.next_multiple_of(SLOT) } else { hole.start };
+    let end = if above.is_some() { hole.end & !(SLOT - 1) } else { hole.end };
+    start..end.max(start)
+}
+
+/// A free range of `place.len` bytes in `within`, as high as there is one.
+fn search(set: &VmaSet, within: Range<u64>, place: &Placement, avoid_slots: bool) -> Option<u64> {
+    let mut end = within.end;
+    // Areas from the top down; each round looks at the hole below the last one.
+    let mut below = set.overlapping(within.clone()).rev();
+    loop {
+        let vma = below.next();
+        let start = vma.map_or(within.start, |vma| vma.end).max(within.start);
+        if start < end {
+            let hole = start..end;
+            let hole = if avoid_slots { without_slots(set, hole) } else { hole };
+            if let Some(found) = place.fit(hole) {
+                return Some(found);
+            }
+        }
+        let vma = vma?;
+        end = vma.start;
+        if vma.flags.contains(VmFlags::GROWS_DOWN) {
+            end = end.saturating_sub(STACK_GUARD);
+        }
+        if end <= within.start {
+            return None;
+        }
+    }
+}
+
+/// Where a mapping without a fixed address goes: at `hint` if that is free, else as high as possible below the base, else anywhere.
+pub fn choose(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
+    if place.len > TASK_SIZE - MIN_ADDRESS {
+        return Err(Errno::ENOMEM);
+    }
+    if hint != 0 {
+        let at = page_down(hint).max(MIN_ADDRESS);
+        let at = at + (place.phase.wrapping_sub(at) & (place.align - 1));
+        if at <= TASK_SIZE - place.len && is_free(&areas.set, at..at + place.len) {
+            return Ok(at);
+        }
+    }
+    let base = areas.layout.mmap_base.min(TASK_SIZE);
+    for within in [MIN_ADDRESS..base, base..TASK_SIZE] {
+        let avoid = if place.avoid_slots { &[true, false][..] } else { &[false] };
+        for avoid_slots in avoid {
+            if let Some(found) = search(&areas.set, within.clone(), place, *avoid_slots) {
+                return Ok(found);
+            }
+        }
+    }
+    if place.own_slots {
+        return choose(areas, 0, &Placement { own_slots: false, ..*place });
+    }
+    Err(Errno::ENOMEM)
+}
+
+/// As [`choose`], in the lowest 2 GiB: MAP_32BIT.
+pub fn choose_low(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
+    let within = 0x4000_0000..0x8000_0000;
+    if hint != 0 {
+        let at = page_down(hint);
+        if at >= MIN_ADDRESS && at + place.len <= within.end && is_free(&areas.set, at..at + place.len) {
+            return Ok(at);
+        }
+    }
+    search(&areas.set, within, place, false).ok_or(Errno::ENOMEM)
+}
+
+/// Is nothing in `range`, nor a stack so close above that it would lose its guard gap?
+pub fn is_free(set: &VmaSet, range: Range<u64>) -> bool {
+    match set.find_from(range.start) {
+        None => true,
+        Some(next) if next.flags.contains(VmFlags::GROWS_DOWN) => {
+            range.end <= next.start.saturating_sub(STACK_GUARD)
+        }
+        Some(next) => range.end <= next.start,
+    }
+}
+
+/// May the stack `vma` begin at `start`?
+pub fn may_grow_stack(set: &VmaSet, vma: &Vma, start: u64) -> Result<()> {
+    if start < MIN_ADDRESS || vma.end - start > limit(abi::RLIMIT_STACK) {
+        return Err(Errno::ENOMEM);
+    }
+    match set.before(vma.start) {
+        Some(below) if below.flags.contains(VmFlags::GROWS_DOWN) && below.end <= start => Ok(()),
+        Some(below) if !below.flags.intersects(VmFlags::ACCESS) && below.end <= start => Ok(()),
+        Some(below) if start < below.end || start - below.end < STACK_GUARD => Err(Errno::ENOMEM),
+        _ => Ok(()),
+    }
+}
+
+/// May there be `pages` more pages of an area with `flags`? Commits them when they count; [`accounting::uncommit`] undoes that.
+pub fn charge(set: &VmaSet, flags: VmFlags, pages: u64) -> Result<()> {
+    check_limits(set, flags, pages)?;
+    if flags.contains(VmFlags::LOCKED) {
+        super::lock::check_limit(set.locked + pages).map_err(|_| Errno::EAGAIN)?;
+    }
+    if flags.contains(VmFlags::ACCOUNT) { accounting::commit(pages) } else { Ok(()) }
+}
+
+/// RLIMIT_DATA for `pages` pages that get the right to be written to.
+pub fn check_limits_data(set: &VmaSet, flags: VmFlags, pages: u64) -> Result<()> {
+    let over = (set.data + pages).saturating_mul(PAGE) > limit(abi::RLIMIT_DATA);
+    if over && !flags.contains(VmFlags::GROWS_DOWN) { Err(Errno::ENOMEM) } else { Ok(()) }
+}
+
+/// RLIMIT_AS and RLIMIT_DATA for `pages` more pages.
+pub fn check_limits(set: &VmaSet, flags: VmFlags, pages: u64) -> Result<()> {
+    let over = |present: u64, resource| (present + pages).saturating_mul(PAGE) > limit(resource);
+    if over(set.total, abi::RLIMIT_AS) {
+        return Err(Errno::ENOMEM);
+    }
+    let data = flags & (VmFlags::WRITE | VmFlags::SHARED | VmFlags::GROWS_DOWN) == VmFlags::WRITE;
+    if data && over(set.data, abi::RLIMIT_DATA) {
+        return Err(Errno::ENOMEM);
+    }
+    Ok(())
+}
+
+/// Bits of randomness in pages for the mmap base, the stack and the heap, as Linux's defaults on x86-64.
+const MMAP_BITS: u32 = 28;
+const STACK_BITS: u32 = 22;
+
+/// Addresses of a new program.
+pub struct Origins {
+    /// End of the stack.
+    pub stack_top: u64,
+    /// For [`Layout::mmap_base`].
+    pub mmap_base: u64,
+    /// Where a position-independent program goes.
+    pub program: u64,
+    /// Distance from the end of the program to the heap.
+    pub brk_gap: u64,
+}
+
+impl Origins {
+    /// Random ones, or always the same.
+    pub fn new(randomise: bool) -> Self {
+        let random = |bits: u32| if randomise { crate::random::number() & ((1 << bits) - 1) } else { 0 };
+        let stack_top = TASK_SIZE - (random(STACK_BITS) << 12);
+        // Room for the stack to grow to its limit, within sense, plus what randomness may have taken from the top.
+        let gap = limit(abi::RLIMIT_STACK).clamp(128 << 20, TASK_SIZE / 6 * 5) + STACK_GUARD;
+        let gap = gap + if randomise { (1 << STACK_BITS) << 12 } else { 0 };
+        let mmap_base = page_down(TASK_SIZE - gap) - (random(MMAP_BITS) << 12);
+        let program = (TASK_SIZE / 3 * 2 & !0xfff) + (random(MMAP_BITS) << 12);
+        Self { stack_top, mmap_base, program, brk_gap: random(13) << 12 }
+    }
+}
+
+impl Layout {
+    /// Is `vma` the heap?
+    pub fn is_heap(&self, vma: &Vma) -> bool {
+        vma.start <= self.brk && vma.end >= self.brk_start && self.brk_start < self.brk
+    }
+
+    /// Is `vma` the main stack?
+    pub fn is_stack(&self, vma: &Vma) -> bool {
+        vma.start <= self.stack_start && self.stack_start <= vma.end
+    }
+}

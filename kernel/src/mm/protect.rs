@@ -1,0 +1,142 @@
+//! mprotect(2).
+
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+
+use linux_raw_sys::general as abi;
+
+use super::entry::Entry;
+use super::fault::leaf_bits;
+use super::gather::Gather;
+use super::map::{access_flags, page_range};
+use super::space::{AddressSpace, Areas};
+use super::vma::{Kind, VmFlags, Vma};
+use super::{accounting, layout};
+use crate::errno::{Errno, Result};
+use crate::memory::frame::Frame;
+use crate::sched;
+
+const PROT_SEM: u32 = 8;
+
+impl AddressSpace {
+    /// mprotect(2).
+    pub fn protect(&self, start: u64, len: u64, prot: u32) -> Result<()> {
+        let grows_down = prot & abi::PROT_GROWSDOWN != 0;
+        let grows_up = prot & abi::PROT_GROWSUP != 0;
+        let prot = prot & !(abi::PROT_GROWSDOWN | abi::PROT_GROWSUP);
+        if grows_down && grows_up {
+            return Err(Errno::EINVAL);
+        }
+        let mut range = page_range(start, len)?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        if prot & !(abi::PROT_READ | abi::PROT_WRITE | abi::PROT_EXEC | PROT_SEM) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let mut guard = self.write();
+        let areas: &mut Areas = &mut guard;
+        let first = areas.set.find_from(range.start).ok_or(Errno::ENOMEM)?;
+        if grows_down {
+            if first.start >= range.end {
+                return Err(Errno::ENOMEM);
+            }
+            if !first.flags.contains(VmFlags::GROWS_DOWN) {
+                return Err(Errno::EINVAL);
+            }
+            range.start = first.start;
+        } else if first.start > range.start {
+            return Err(Errno::ENOMEM);
+        }
+        if grows_up {
+            // No area of this architecture grows up.
+            return Err(Errno::EINVAL);
+        }
+        let result = self.protect_locked(areas, range.clone(), access_flags(prot));
+        areas.set.merge(range);
+        result
+    }
+
+    /// Area by area; what comes before the first that cannot be changed stays changed, as on Linux.
+    fn protect_locked(&self, areas: &mut Areas, range: Range<u64>, access: VmFlags) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let vma = areas.set.find(at).ok_or(Errno::ENOMEM)?;
+            let part = at..vma.end.min(range.end);
+            at = part.end;
+            let old = vma.flags;
+            let mut new = old & !VmFlags::ACCESS | access;
+            // MAY_READ and so on are four bits above READ and so on.
+            if access.bits() & !(old.bits() >> 4) & VmFlags::ACCESS.bits() != 0 {
+                return Err(Errno::EACCES);
+            }
+            if new == old {
+                continue;
+            }
+            let splits = usize::from(vma.start < part.start) + usize::from(part.end < vma.end);
+            if areas.set.count() + splits > accounting::max_map_count() {
+                return Err(Errno::ENOMEM);
+            }
+            for border in [part.start, part.end] {
+                if border > vma.start && border < vma.end && !(border - vma.start).is_multiple_of(vma.granule()) {
+                    return Err(Errno::EINVAL);
+                }
+            }
+            let pages = (part.end - part.start) >> 12;
+            let becomes_private_writable = new & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE
+                && !old.contains(VmFlags::WRITE);
+            if becomes_private_writable && !vma.is_huge() {
+                layout::check_limits_data(&areas.set, new, pages)?;
+                if !old.intersects(VmFlags::ACCOUNT | VmFlags::NO_RESERVE) {
+                    accounting::commit(pages)?;
+                    new |= VmFlags::ACCOUNT;
+                }
+            }
+            areas.set.isolate(part.clone(), self.weak())?;
+            areas.set.update(part.start, |vma| {
+                vma.flags = new;
+                match &vma.kind {
+                    Kind::Huge(huge) => huge.protect(new),
+                    _ => self.protect_leaves(vma),
+                }
+            });
+        }
+        Ok(())
+    }
+
+    /// Gives the present leaves of an area the rights that its flags say.
+    fn protect_leaves(&self, vma: &Vma) {
+        const RIGHTS: u64 = Entry::PRESENT | Entry::HELD | Entry::WRITABLE | Entry::NO_EXECUTE;
+        let shared = vma.flags.contains(VmFlags::SHARED);
+        let writable = vma.flags.contains(VmFlags::WRITE);
+        let rights = leaf_bits(vma.flags) & RIGHTS;
+        let mut gather = Gather::new(self);
+        let mut at = vma.start;
+        while at < vma.end {
+            let tables = self.tables.lock();
+            at = tables.walk(at..vma.end, 4096, |address, slot| {
+                let mut old = Entry(slot.load(Ordering::SeqCst));
+                loop {
+                    let mut new = Entry(old.0 & !RIGHTS | rights);
+                    // A private page may be written to only if nobody shares it; the fault finds out about the others.
+                    let ours = old.has(Entry::ANON) && Frame::count_at(old.address()) == 1;
+                    if writable && new.is_present() && (shared || ours) && !old.has(Entry::SPECIAL) {
+                        new = new.with(Entry::WRITABLE);
+                    }
+                    // The hardware may set bits meanwhile: they must not get lost.
+                    match slot.compare_exchange(old.0, new.0, Ordering::SeqCst, Ordering::SeqCst) {
+                        Ok(_) => {
+                            if !new.allows_all_of(old) {
+                                gather.flush_range(address..address + super::PAGE);
+                            }
+                            return;
+                        }
+                        Err(now) => old = Entry(now),
+                    }
+                }
+            });
+            drop(tables);
+            sched::cond_resched();
+        }
+    }
+}

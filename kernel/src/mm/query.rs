@@ -1,0 +1,91 @@
+//! mincore(2) and msync(2): what is in memory, and what is to be written back.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use linux_raw_sys::general as abi;
+
+use super::map::page_range;
+use super::space::AddressSpace;
+use super::vma::{Kind, VmFlags, Vma};
+use super::{PAGE, TASK_SIZE, page_up};
+use crate::errno::{Errno, Result};
+use crate::fs::File;
+
+impl AddressSpace {
+    /// One byte for each page of the range: 1 when it is in memory. `ENOMEM` where nothing is mapped.
+    pub fn residency(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        let areas = self.read();
+        let mut out = Vec::with_capacity(((range.end - range.start) / PAGE) as usize);
+        let mut at = range.start;
+        while at < range.end {
+            let vma = areas.set.find(at).ok_or(Errno::ENOMEM)?;
+            let end = vma.end.min(range.end);
+            while at < end {
+                out.push(u8::from(self.is_resident(vma, at)));
+                at += PAGE;
+            }
+        }
+        Ok(out)
+    }
+
+    fn is_resident(&self, vma: &Vma, address: u64) -> bool {
+        match &vma.kind {
+            Kind::Huge(huge) => huge.is_resident(address),
+            Kind::Special(_) => true,
+            Kind::Anonymous => self.tables.lock().leaf(address).is_mapped(),
+            Kind::File(area) => {
+                self.tables.lock().leaf(address).is_mapped()
+                    || area.link.cache().cached(vma.index_of(address)).is_some()
+            }
+        }
+    }
+
+    /// The range of mincore(2): `EINVAL` unaligned, `ENOMEM` outside of user space.
+    pub fn residency_range(start: u64, len: u64) -> Result<Range<u64>> {
+        if !start.is_multiple_of(PAGE) {
+            return Err(Errno::EINVAL);
+        }
+        let len = page_up(len).ok_or(Errno::ENOMEM)?;
+        match start.checked_add(len) {
+            Some(end) if end <= TASK_SIZE => Ok(start..end),
+            _ => Err(Errno::ENOMEM),
+        }
+    }
+
+    /// msync(2).
+    pub fn sync(&self, start: u64, len: u64, flags: u32) -> Result<()> {
+        let (sync, lazy) = (flags & abi::MS_SYNC != 0, flags & abi::MS_ASYNC != 0);
+        if flags & !(abi::MS_SYNC | abi::MS_ASYNC | abi::MS_INVALIDATE) != 0 || sync && lazy {
+            return Err(Errno::EINVAL);
+        }
+        let range = page_range(start, len)?;
+        if range.is_empty() {
+            return Ok(());
+        }
+        let mut files: Vec<Arc<File>> = Vec::new();
+        let areas = self.read();
+        let mut at = range.start;
+        let mut gap = false;
+        for vma in areas.set.overlapping(range.clone()) {
+            gap |= vma.start > at;
+            if flags & abi::MS_INVALIDATE != 0 && vma.flags.contains(VmFlags::LOCKED) {
+                return Err(Errno::EBUSY);
+            }
+            if sync
+                && vma.flags.contains(VmFlags::SHARED)
+                && let Some(file) = vma.file()
+            {
+                files.push(file.clone());
+            }
+            at = vma.end;
+        }
+        gap |= at < range.end;
+        drop(areas);
+        for file in files {
+            file.ops().sync(&file)?;
+        }
+        if gap { Err(Errno::ENOMEM) } else { Ok(()) }
+    }
+}

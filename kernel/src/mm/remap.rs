@@ -1,0 +1,264 @@
+//! mremap(2): growing, shrinking and moving.
+
+use alloc::boxed::Box;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use linux_raw_sys::general as abi;
+
+use super::backing::Link;
+use super::entry::Entry;
+use super::gather::Gather;
+use super::layout::{self, Placement};
+use super::space::{AddressSpace, Areas, Leftovers};
+use super::tables::NoMemory;
+use super::vma::{FileArea, Kind, VmFlags, Vma};
+use super::{PAGE, TASK_SIZE, accounting, page_up};
+use crate::errno::{Errno, Result};
+use crate::memory::PAGE_SHIFT;
+
+/// What mremap(2) was asked for; lengths are multiples of the granule.
+struct Remap {
+    old: Range<u64>,
+    new_len: u64,
+    /// The new address, with MREMAP_FIXED; a hint for MREMAP_DONTUNMAP.
+    target: u64,
+    may_move: bool,
+    fixed: bool,
+    keep_old: bool,
+}
+
+impl AddressSpace {
+    /// mremap(2): returns the new address.
+    pub fn remap(&self, address: u64, old_len: u64, new_len: u64, flags: u32, target: u64) -> Result<u64> {
+        if flags & !(abi::MREMAP_MAYMOVE | abi::MREMAP_FIXED | abi::MREMAP_DONTUNMAP) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let may_move = flags & abi::MREMAP_MAYMOVE != 0;
+        let fixed = flags & abi::MREMAP_FIXED != 0;
+        let keep_old = flags & abi::MREMAP_DONTUNMAP != 0;
+        if (fixed || keep_old) && !may_move || keep_old && old_len != new_len || !address.is_multiple_of(PAGE) {
+            return Err(Errno::EINVAL);
+        }
+        let old_len = page_up(old_len).ok_or(Errno::EINVAL)?;
+        let new_len = page_up(new_len).filter(|len| *len != 0).ok_or(Errno::EINVAL)?;
+        let mut leftovers = Leftovers::default();
+        let mut areas = self.write();
+        let vma = areas.set.find(address).ok_or(Errno::EFAULT)?;
+        let granule = vma.granule();
+        let old_len = old_len.checked_next_multiple_of(granule).ok_or(Errno::EINVAL)?;
+        let new_len = new_len.checked_next_multiple_of(granule).ok_or(Errno::EINVAL)?;
+        if !address.is_multiple_of(granule) || vma.is_huge() && new_len > old_len {
+            return Err(Errno::EINVAL);
+        }
+        let end = address.checked_add(old_len).filter(|end| *end <= TASK_SIZE).ok_or(Errno::EFAULT)?;
+        let remap = Remap { old: address..end, new_len, target, may_move, fixed, keep_old };
+        let result = self.remap_locked(&mut areas, remap, &mut leftovers);
+        drop(areas);
+        let (start, locked_growth) = result?;
+        if let Some(range) = locked_growth {
+            // What cannot be populated is found out at the first touch.
+            let _ = self.populate(range);
+        }
+        Ok(start)
+    }
+
+    /// The new address, and the range to populate when the area is locked.
+    fn remap_locked(
+        &self,
+        areas: &mut Areas,
+        mut remap: Remap,
+        leftovers: &mut Leftovers,
+    ) -> Result<(u64, Option<Range<u64>>)> {
+        let Remap { new_len, .. } = remap;
+        let old_len = remap.old.end - remap.old.start;
+        if remap.fixed || remap.keep_old {
+            self.check_target(areas, &remap)?;
+            if remap.fixed {
+                let target = remap.target..remap.target + new_len;
+                self.unmap_locked(areas, target, leftovers)?;
+            }
+        }
+        if old_len > new_len {
+            let tail = remap.old.start + new_len..remap.old.end;
+            self.unmap_locked(areas, tail.clone(), leftovers)?;
+            remap.old.end = tail.start;
+        }
+        if old_len >= new_len && !remap.fixed && !remap.keep_old {
+            return Ok((remap.old.start, None));
+        }
+        let vma = areas.set.find(remap.old.start).ok_or(Errno::EFAULT)?;
+        let flags = vma.flags;
+        let old_len = remap.old.end - remap.old.start;
+        if old_len == 0 && !flags.contains(VmFlags::SHARED) {
+            return Err(Errno::EINVAL);
+        }
+        if remap.old.end > vma.end {
+            return Err(Errno::EFAULT);
+        }
+        if new_len > old_len {
+            if flags.contains(VmFlags::DONT_EXPAND) || matches!(vma.kind, Kind::Special(_)) {
+                return Err(Errno::EFAULT);
+            }
+            let first = vma.index_of(remap.old.start);
+            if first.checked_add(new_len >> PAGE_SHIFT).is_none_or(|end| end > 1 << 52) {
+                return Err(Errno::EINVAL);
+            }
+        }
+        let locked = flags & (VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT) == VmFlags::LOCKED;
+        let in_place = remap.old.end == vma.end && old_len != 0 && !remap.fixed && !remap.keep_old;
+        if in_place {
+            let growth = remap.old.end..remap.old.end + (new_len - old_len);
+            if growth.end <= TASK_SIZE && layout::is_free(&areas.set, growth.clone()) {
+                layout::charge(&areas.set, flags, (growth.end - growth.start) >> PAGE_SHIFT)?;
+                let start = vma.start;
+                areas.set.update(start, |vma| {
+                    vma.end = growth.end;
+                    if let Kind::File(area) = &vma.kind {
+                        area.link.update(vma.start, vma.first, vma.pages(), || ());
+                    }
+                });
+                areas.set.merge(growth.clone());
+                return Ok((remap.old.start, locked.then_some(growth)));
+            }
+        }
+        if !remap.may_move {
+            return Err(Errno::ENOMEM);
+        }
+        let start = if remap.fixed { remap.target } else { self.find_target(areas, &remap)? };
+        self.move_area(areas, &remap, start, leftovers)?;
+        Ok((start, locked.then_some(start + old_len..start + new_len)))
+    }
+
+    fn check_target(&self, areas: &Areas, remap: &Remap) -> Result<()> {
+        let target = remap.target;
+        let granule = areas.set.find(remap.old.start).map_or(PAGE, |vma| vma.granule());
+        if !target.is_multiple_of(granule) || remap.new_len > TASK_SIZE || target > TASK_SIZE - remap.new_len {
+            return Err(Errno::EINVAL);
+        }
+        let overlaps = target < remap.old.end && remap.old.start < target + remap.new_len;
+        if remap.fixed && overlaps {
+            return Err(Errno::EINVAL);
+        }
+        if areas.set.count() + 2 >= accounting::max_map_count().saturating_sub(3) {
+            return Err(Errno::ENOMEM);
+        }
+        Ok(())
+    }
+
+    fn find_target(&self, areas: &Areas, remap: &Remap) -> Result<u64> {
+        let mut place = Placement::pages(remap.new_len);
+        if let Some(vma) = areas.set.find(remap.old.start)
+            && vma.is_huge()
+        {
+            let offset = vma.index_of(remap.old.start) << PAGE_SHIFT;
+            let align = if remap.new_len >= layout::SLOT { layout::SLOT } else { vma.granule() };
+            place = Placement { align, phase: offset & (align - 1), avoid_slots: false, ..place };
+        }
+        layout::choose(areas, if remap.keep_old { remap.target } else { 0 }, &place)
+    }
+
+    /// Makes the area at `start`, takes the pages along, and removes the old one unless it is to stay.
+    fn move_area(&self, areas: &mut Areas, remap: &Remap, start: u64, leftovers: &mut Leftovers) -> Result<()> {
+        let old = remap.old.clone();
+        let old_len = old.end - old.start;
+        let copies = old_len == 0;
+        let vma = areas.set.find(old.start).ok_or(Errno::EFAULT)?;
+        let flags = vma.flags;
+        let pages = remap.new_len >> PAGE_SHIFT;
+        // A move takes its pages along; only what is more than before has to be within the limits.
+        let more = if copies || remap.keep_old { pages } else { pages - (old_len >> PAGE_SHIFT) };
+        if areas.set.count() + 3 > accounting::max_map_count() {
+            return Err(Errno::ENOMEM);
+        }
+        layout::charge(&areas.set, flags, more)?;
+        let uncharge = || {
+            if flags.contains(VmFlags::ACCOUNT) {
+                accounting::uncommit(more);
+            }
+        };
+        if !copies {
+            areas.set.isolate(old.clone(), self.weak()).inspect_err(|_| uncharge())?;
+        }
+        let vma = areas.set.find(old.start).ok_or(Errno::EFAULT)?;
+        let first = vma.index_of(old.start);
+        let range = start..start + remap.new_len;
+        let kind = match &vma.kind {
+            Kind::Anonymous => Kind::Anonymous,
+            Kind::Special(pages) => Kind::Special(pages),
+            Kind::File(area) => {
+                // Later on the file's list than the old area, so an unmapping that has passed the new one has emptied the old one before.
+                let cache = area.link.cache().clone();
+                let writable = flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
+                let link = Link::new(cache, self.weak().clone(), start, first, pages, writable);
+                let (file, attachment) = (area.file.clone(), area.attachment.clone());
+                Kind::File(Box::new(FileArea { link, file, attachment }))
+            }
+            Kind::Huge(huge) => {
+                let moved = huge.move_to(range.clone(), copies || remap.keep_old);
+                Kind::Huge(Box::new(moved.inspect_err(|_| uncharge())?))
+            }
+        };
+        let huge = matches!(kind, Kind::Huge(_));
+        if !copies && !huge && self.move_pages(old.clone(), start).is_err() {
+            uncharge();
+            return Err(Errno::ENOMEM);
+        }
+        let touched = AtomicBool::new(vma.is_touched());
+        let first = if matches!(kind, Kind::Anonymous) { start >> PAGE_SHIFT } else { first };
+        if !copies && !remap.keep_old {
+            if let Some(vma) = areas.set.remove(old.start) {
+                leftovers.push(vma);
+            }
+            let mut gather = Gather::new(self);
+            self.free_tables(areas, old.clone(), &mut gather);
+            if areas.layout.vdso == old.start {
+                areas.layout.vdso = start;
+            }
+        } else if remap.keep_old {
+            areas.set.update(old.start, |vma| vma.flags -= VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
+        }
+        areas.set.insert(Vma { start, end: range.end, flags, first, kind, touched });
+        areas.set.merge(range);
+        Ok(())
+    }
+
+    /// Moves the leaves of `old` to `start`. Either all of them or none.
+    fn move_pages(&self, old: Range<u64>, start: u64) -> Result<(), NoMemory> {
+        let target = |address: u64| start + (address - old.start);
+        let mut tables = self.tables.lock();
+        // First the tables, which may fail. Leaves only go away meanwhile: nothing faults without the areas lock.
+        let mut at = old.start;
+        while at < old.end {
+            let mut occupied = false;
+            at = tables.walk(at..old.end, 1, |_, _| occupied = true);
+            if occupied {
+                let moved = tables.find_or_make(target(at - PAGE), 1).map(|_| ());
+                if moved.is_err() {
+                    drop(tables);
+                    let mut gather = Gather::new(self);
+                    let areas_around = start..target(old.end);
+                    self.tables.lock().free(areas_around, &mut gather);
+                    return moved;
+                }
+            }
+        }
+        let mut gather = Gather::new(self);
+        let tables = tables;
+        at = old.start;
+        while at < old.end {
+            at = tables.walk(at..old.end, 512, |address, slot| {
+                let value = slot.swap(0, Ordering::SeqCst);
+                if let Some(new) = tables.find(target(address), 1) {
+                    new.store(value, Ordering::SeqCst);
+                }
+                if Entry(value).is_present() {
+                    gather.flush_range(address..address + PAGE);
+                }
+            });
+        }
+        // Still under the lock: no unmapping may free a page that a TLB shows at its old address.
+        gather.flush();
+        Ok(())
+    }
+}

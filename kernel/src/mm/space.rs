@@ -1,0 +1,318 @@
+//! An address space: its areas, its tables, the CPUs that run it.
+
+use alloc::boxed::Box;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+
+use super::backing::PageCache;
+use super::entry::Entry;
+use super::exec::Executable;
+use super::gather::Gather;
+use super::shm::Attachment;
+use super::tables::{Resident, Tables};
+use super::vma::{Kind, VmFlags, Vma, VmaSet};
+use super::{TASK_SIZE, accounting};
+use crate::arch::cpu::{AtomicCpuSet, CpuId, CpuSet};
+use crate::arch::features;
+use crate::errno::{Errno, Result};
+use crate::fs::File;
+use crate::hugetlb::HugeArea;
+use crate::memory::frame::Frame;
+use crate::memory::{PhysAddr, paging};
+use crate::sched;
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, SpinLock};
+
+/// Where the parts of a program are, for brk(2), placement and reports.
+#[derive(Clone, Default)]
+pub struct Layout {
+    /// mmap(2) without an address goes below.
+    pub mmap_base: u64,
+    /// Where the heap begins, and its present end, to the byte.
+    pub brk_start: u64,
+    pub brk: u64,
+    pub code: Range<u64>,
+    pub data: Range<u64>,
+    /// The first stack pointer.
+    pub stack_start: u64,
+    pub arguments: Range<u64>,
+    pub environment: Range<u64>,
+    /// Where the vDSO's image is; 0 for none.
+    pub vdso: u64,
+    /// As it stands on the stack, pairs of type and value.
+    pub auxv: Vec<u64>,
+    /// The program's file: `/proc/PID/exe`.
+    pub executable: Option<Arc<Executable>>,
+}
+
+/// What the areas lock guards.
+pub struct Areas {
+    pub set: VmaSet,
+    pub layout: Layout,
+    /// Flags that each new area gets: LOCKED, LOCK_ON_FAULT after mlockall(MCL_FUTURE).
+    pub new_flags: VmFlags,
+}
+
+/// An address space. The last reference must be dropped where the thread may sleep: the end of the space closes files.
+pub struct AddressSpace {
+    this: Weak<AddressSpace>,
+    root: PhysAddr,
+    pub(super) areas: RwLock<Areas>,
+    pub(super) tables: SpinLock<Tables>,
+    /// The CPUs that have it loaded.
+    cpus: AtomicCpuSet,
+    /// What the library of huge pages knows of it.
+    pub(crate) huge: crate::hugetlb::SpaceState,
+}
+
+impl AddressSpace {
+    /// An empty one.
+    pub fn new() -> Result<Arc<Self>> {
+        let tables = Tables::new().map_err(|_| Errno::ENOMEM)?;
+        Ok(Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            root: tables.root(),
+            areas: RwLock::new(Areas {
+                set: VmaSet::default(),
+                layout: Layout::default(),
+                new_flags: VmFlags::empty(),
+            }),
+            tables: SpinLock::new(tables),
+            cpus: AtomicCpuSet::new(),
+            huge: crate::hugetlb::SpaceState::new(this.clone()),
+        }))
+    }
+
+    pub(super) fn weak(&self) -> &Weak<Self> {
+        &self.this
+    }
+
+    /// A counted reference to it.
+    pub fn to_arc(&self) -> Arc<Self> {
+        self.this.upgrade().expect("a borrowed address space has an owner")
+    }
+
+    /// Loads it on the calling CPU, `cpu`. Interrupts are off.
+    pub fn activate(&self, cpu: CpuId) {
+        // First the set, then the table: see `gather`. The locked instruction orders them.
+        self.cpus.insert(cpu);
+        // SAFETY: the table maps the kernel, and lives until `deactivate`: whoever runs the space holds a reference.
+        unsafe { features::write_cr3(self.root.0) };
+    }
+
+    /// Takes the calling CPU, `cpu`, out of its set, and loads the kernel's own table if it is still loaded. Interrupts are off. Call it
+    /// after another space's `activate` to save one load.
+    pub fn deactivate(&self, cpu: CpuId) {
+        if features::read_cr3() & !0xfff == self.root.0 {
+            // SAFETY: the kernel's table is never freed.
+            unsafe { features::write_cr3(paging::kernel_root().0) };
+        }
+        self.cpus.remove(cpu);
+    }
+
+    /// The CPUs that have it loaded now.
+    pub fn cpus(&self) -> CpuSet {
+        self.cpus.load()
+    }
+
+    /// Physical address of the top-level table.
+    pub fn root(&self) -> PhysAddr {
+        self.root
+    }
+
+    /// The areas, not to be changed while the guard lives.
+    pub fn read(&self) -> RwLockReadGuard<'_, Areas> {
+        self.areas.read()
+    }
+
+    /// The areas, to change them.
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Areas> {
+        self.areas.write()
+    }
+
+    /// Pages that are mapped, by kind.
+    pub fn resident(&self) -> Resident {
+        self.tables.lock().resident
+    }
+
+    /// The most pages that were mapped at once.
+    pub fn peak_resident(&self) -> u64 {
+        self.tables.lock().peak
+    }
+
+    /// Bytes of page tables that belong to this space alone, as `VmPTE` has it.
+    pub fn table_bytes(&self) -> u64 {
+        self.tables.lock().count * 4096
+    }
+
+    /// The program's file.
+    pub fn executable(&self) -> Option<Arc<File>> {
+        self.read().layout.executable.as_ref().map(|executable| executable.file().clone())
+    }
+
+    /// Removes the pages of `range` from the tables, for base pages only. Private copies and anonymous pages stay if
+    /// `keep_copies`. The gather holds what was removed.
+    pub(super) fn zap(&self, range: Range<u64>, keep_copies: bool, gather: &mut Gather) {
+        let mut at = range.start;
+        while at < range.end {
+            let mut tables = self.tables.lock();
+            let mut removed = Resident::default();
+            at = tables.walk(at..range.end, 512, |address, slot| {
+                let value = Entry(slot.load(Ordering::SeqCst));
+                if keep_copies && value.has(Entry::ANON) {
+                    return;
+                }
+                // The hardware may have set bits since: the exchange returns the last word, and none after it can.
+                let value = Entry(slot.swap(0, Ordering::SeqCst));
+                removed.add(value);
+                if value.is_present() {
+                    gather.flush_range(address..address + super::PAGE);
+                }
+                if value.owns_frame() {
+                    // SAFETY: the entry owned this reference, and is gone.
+                    gather.page(address, unsafe { Frame::from_raw(value.address()) });
+                }
+            });
+            tables.resident.anonymous -= removed.anonymous;
+            tables.resident.file -= removed.file;
+            tables.resident.shmem -= removed.shmem;
+            drop(tables);
+            if gather.is_full() {
+                gather.flush();
+            }
+        }
+    }
+
+    /// A file's pages went away: removes them at `range`. Called under the file's list of mappings, which knows the range to
+    /// be one of this file's.
+    pub(super) fn unmap_file_pages(&self, range: Range<u64>, with_copies: bool) {
+        let mut gather = Gather::new(self);
+        self.zap(range, !with_copies, &mut gather);
+    }
+
+    /// Removes all areas and parts of areas in `range`, whose ends are multiples of the base page.
+    pub(super) fn unmap_locked(
+        &self,
+        areas: &mut Areas,
+        range: Range<u64>,
+        leftovers: &mut Leftovers,
+    ) -> Result<()> {
+        if !areas.set.is_occupied(range.clone()) {
+            return Ok(());
+        }
+        let splits_middle = areas
+            .set
+            .find(range.start)
+            .is_some_and(|vma| vma.start < range.start && range.end < vma.end);
+        if splits_middle && areas.set.count() >= accounting::max_map_count() {
+            return Err(Errno::ENOMEM);
+        }
+        // Both ends are judged before anything is cut, so that a failure leaves all as it was.
+        for at in [range.start, range.end] {
+            if let Some(vma) = areas.set.find(at)
+                && vma.start < at
+                && !(at - vma.start).is_multiple_of(vma.granule())
+            {
+                return Err(Errno::EINVAL);
+            }
+        }
+        areas.set.isolate(range.clone(), &self.this)?;
+        let mut gather = Gather::new(self);
+        while let Some(start) = areas.set.overlapping(range.clone()).next().map(|vma| vma.start) {
+            let Some(vma) = areas.set.remove(start) else { break };
+            match &vma.kind {
+                Kind::Huge(huge) => huge.unmap(),
+                _ => self.zap(vma.range(), false, &mut gather),
+            }
+            if vma.flags.contains(VmFlags::ACCOUNT) {
+                accounting::uncommit(vma.pages());
+            }
+            leftovers.push(vma);
+        }
+        self.free_tables(areas, range, &mut gather);
+        Ok(())
+    }
+
+    /// Frees the tables that nothing uses around `range`, in which no area is any more.
+    pub(super) fn free_tables(&self, areas: &Areas, range: Range<u64>, gather: &mut Gather) {
+        let floor = areas.set.before(range.start + 1).map_or(0, |vma| vma.end);
+        let ceiling = areas.set.find_from(range.start).map_or(1 << 47, |vma| vma.start);
+        if floor < ceiling {
+            self.tables.lock().free(floor..ceiling, gather);
+        }
+    }
+
+    /// munmap(2).
+    pub fn unmap(&self, start: u64, len: u64) -> Result<()> {
+        if !start.is_multiple_of(super::PAGE) || len == 0 {
+            return Err(Errno::EINVAL);
+        }
+        let len = super::page_up(len).ok_or(Errno::EINVAL)?;
+        if start > TASK_SIZE || len > TASK_SIZE - start {
+            return Err(Errno::EINVAL);
+        }
+        let mut leftovers = Leftovers::default();
+        let mut areas = self.write();
+        let result = self.unmap_locked(&mut areas, start..start + len, &mut leftovers);
+        drop(areas);
+        result
+    }
+
+    /// Removes everything: the space has no users any more.
+    fn tear_down(&mut self) {
+        let areas = self.areas.get_mut().set.take_all();
+        let mut leftovers = Leftovers::default();
+        let mut gather = Gather::new(self);
+        for (_, vma) in areas {
+            match &vma.kind {
+                Kind::Huge(huge) => huge.unmap(),
+                _ => self.zap(vma.range(), false, &mut gather),
+            }
+            if vma.flags.contains(VmFlags::ACCOUNT) {
+                accounting::uncommit(vma.pages());
+            }
+            leftovers.push(vma);
+            sched::cond_resched();
+        }
+        self.tables.lock().free(0..1 << 47, &mut gather);
+        gather.flush();
+        let tables = self.tables.lock();
+        debug_assert_eq!(tables.resident.total(), 0, "pages left in an empty address space");
+        debug_assert_eq!(tables.count, 0, "tables left in an empty address space");
+    }
+}
+
+impl Drop for AddressSpace {
+    fn drop(&mut self) {
+        debug_assert!(self.cpus().is_empty(), "an address space is dropped while a CPU runs it");
+        self.tear_down();
+    }
+}
+
+/// What is left of removed areas, to be dropped without locks: files, segments, caches.
+#[derive(Default)]
+pub struct Leftovers(Vec<Leftover>);
+
+#[allow(dead_code)] // only held to be dropped
+enum Leftover {
+    File { file: Option<Arc<File>>, cache: Arc<dyn PageCache>, attachment: Option<Attachment> },
+    Huge(Box<HugeArea>),
+}
+
+impl Leftovers {
+    /// Takes an area whose pages are unmapped. It leaves its file's list of mappings at once: the range may get
+    /// another meaning as soon as the areas lock is free.
+    pub(super) fn push(&mut self, vma: Vma) {
+        match vma.kind {
+            Kind::File(area) => {
+                let cache = area.link.cache().clone();
+                let super::vma::FileArea { link, file, attachment } = *area;
+                drop(link);
+                self.0.push(Leftover::File { file, cache, attachment });
+            }
+            Kind::Huge(huge) => self.0.push(Leftover::Huge(huge)),
+            Kind::Anonymous | Kind::Special(_) => {}
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! User page tables: walking, filling, emptying, freeing.
+//!
+//! One spin lock per address space guards its tables' structure and all changes by software; the hardware sets accessed and dirty
+//! bits at any time, so entries are changed with atomic operations only. Every entry that maps a counted frame owns one
+//! reference to it. Ranges of huge pages belong to the `hugetlb` library below the PUD level: the walks here never enter
+//! them, since their callers go by area.
+
+use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use super::entry::Entry;
+use super::gather::Gather;
+use crate::memory::frame::{Frame, Use};
+use crate::memory::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, paging};
+
+/// Entries of a table.
+pub const ENTRIES: usize = 512;
+const PAGE: u64 = PAGE_SIZE as u64;
+/// The level of the root; leaves are level 1.
+const TOP: u32 = 4;
+
+/// There was no frame for a page table.
+#[derive(Debug)]
+pub struct NoMemory;
+
+/// Base-2 logarithm of what an entry of a table of `level` spans.
+const fn shift(level: u32) -> u32 {
+    PAGE_SHIFT as u32 + 9 * (level - 1)
+}
+
+/// Bytes that an entry of a table of `level` spans.
+pub const fn span(level: u32) -> u64 {
+    1 << shift(level)
+}
+
+const fn index(address: u64, level: u32) -> usize {
+    (address >> shift(level)) as usize % ENTRIES
+}
+
+/// The entries of the table at `address`.
+///
+/// # Safety
+/// The frame must be a page table that nobody frees while the result is in use.
+pub unsafe fn entries<'a>(address: PhysAddr) -> &'a [AtomicU64; ENTRIES] {
+    // SAFETY: the direct map shows the whole frame, aligned; the caller vouches for its life.
+    unsafe { &*address.as_ptr::<[AtomicU64; ENTRIES]>() }
+}
+
+/// Pages that are mapped, by kind.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Resident {
+    /// Anonymous pages and private copies.
+    pub anonymous: u64,
+    /// Pages of files.
+    pub file: u64,
+    /// Pages of tmpfs files and shared anonymous memory.
+    pub shmem: u64,
+}
+
+impl Resident {
+    /// All of them.
+    pub fn total(&self) -> u64 {
+        self.anonymous + self.file + self.shmem
+    }
+
+    fn counter(&mut self, entry: Entry) -> &mut u64 {
+        if entry.has(Entry::ANON) {
+            &mut self.anonymous
+        } else if entry.has(Entry::SHMEM) {
+            &mut self.shmem
+        } else {
+            &mut self.file
+        }
+    }
+
+    /// Counts a page in.
+    pub fn add(&mut self, entry: Entry) {
+        if entry.owns_frame() {
+            *self.counter(entry) += 1;
+        }
+    }
+
+    /// Counts a page out.
+    pub fn remove(&mut self, entry: Entry) {
+        if entry.owns_frame() {
+            *self.counter(entry) -= 1;
+        }
+    }
+}
+
+/// The tables of one address space, behind its page-table lock.
+pub struct Tables {
+    root: Frame,
+    /// Tables below the root that belong to this address space alone.
+    pub count: u64,
+    /// Pages that the leaves map.
+    pub resident: Resident,
+    /// The most that were ever mapped.
+    pub peak: u64,
+}
+
+impl Tables {
+    /// A root that maps the kernel and nothing else.
+    pub fn new() -> Result<Self, NoMemory> {
+        let root = Frame::alloc_zeroed(Use::PageTable).ok_or(NoMemory)?;
+        // SAFETY: both are page tables: the new one is ours alone, the kernel's root is never freed.
+        let (ours, kernel) = unsafe { (entries(root.phys()), entries(paging::kernel_root())) };
+        for i in ENTRIES / 2..ENTRIES {
+            // Relaxed: nobody uses the new table yet, and the kernel's top-level entries never change after boot.
+            ours[i].store(kernel[i].load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        Ok(Self { root, count: 0, resident: Resident::default(), peak: 0 })
+    }
+
+    /// What CR3 gets.
+    pub fn root(&self) -> PhysAddr {
+        self.root.phys()
+    }
+
+    /// The entry of `level` for `address`, if the tables above it exist.
+    pub fn find(&self, address: u64, level: u32) -> Option<&AtomicU64> {
+        let mut table = self.root.phys();
+        for at in (level..=TOP).rev() {
+            // SAFETY: a table that a present entry names lives as long as the lock is held, which `&self` stands for.
+            let entry = unsafe { &entries(table)[index(address, at)] };
+            if at == level {
+                return Some(entry);
+            }
+            let value = Entry(entry.load(Ordering::SeqCst));
+            if !value.is_present() || value.has(Entry::HUGE) {
+                return None;
+            }
+            table = value.address();
+        }
+        None
+    }
+
+    /// The entry of `level` for `address`; makes the tables above it.
+    pub fn find_or_make(&mut self, address: u64, level: u32) -> Result<&AtomicU64, NoMemory> {
+        let mut table = self.root.phys();
+        let mut at = TOP;
+        loop {
+            // SAFETY: as in `find`.
+            let entry = unsafe { &entries(table)[index(address, at)] };
+            if at == level {
+                return Ok(entry);
+            }
+            let mut value = Entry(entry.load(Ordering::SeqCst));
+            if !value.is_present() {
+                let new = Frame::alloc_zeroed(Use::PageTable).ok_or(NoMemory)?;
+                value = Entry::table(new.into_raw());
+                self.count += 1;
+                // SeqCst: the walkers in hardware see the zeroes before the entry.
+                entry.store(value.0, Ordering::SeqCst);
+            }
+            debug_assert!(!value.has(Entry::HUGE), "base page inside a huge page at {address:#x}");
+            table = value.address();
+            at -= 1;
+        }
+    }
+
+    /// The leaf entry for `address`.
+    pub fn leaf(&self, address: u64) -> Entry {
+        self.find(address, 1).map_or(Entry(0), |entry| Entry(entry.load(Ordering::SeqCst)))
+    }
+
+    /// Puts a leaf where there was none. The entry takes the frame's reference over.
+    pub fn install(&mut self, address: u64, entry: Entry) -> Result<(), NoMemory> {
+        self.find_or_make(address, 1)?.store(entry.0, Ordering::SeqCst);
+        self.resident.add(entry);
+        self.peak = self.peak.max(self.resident.total());
+        Ok(())
+    }
+
+    /// Shows `visit` each leaf entry of `range` that is not 0, at most `budget` slots of them. Returns where to go on;
+    /// the end of the range when it is done.
+    pub fn walk(&self, range: Range<u64>, budget: usize, mut visit: impl FnMut(u64, &AtomicU64)) -> u64 {
+        let mut at = range.start;
+        let mut left = budget;
+        while at < range.end && left > 0 {
+            // The level-1 table for `at`, or how far the gap reaches.
+            let mut table = self.root.phys();
+            let mut level = TOP;
+            let found = loop {
+                // SAFETY: as in `find`.
+                let value = Entry(unsafe { entries(table)[index(at, level)].load(Ordering::SeqCst) });
+                if !value.is_present() || value.has(Entry::HUGE) {
+                    break None;
+                }
+                table = value.address();
+                level -= 1;
+                if level == 1 {
+                    break Some(table);
+                }
+            };
+            let Some(table) = found else {
+                // The whole entry is empty. No overflow: user addresses end far below.
+                at = (at & !(span(level) - 1)) + span(level);
+                // Looking at an empty entry costs as well, and there can be many.
+                left -= 1;
+                continue;
+            };
+            // SAFETY: as in `find`.
+            let leaves = unsafe { entries(table) };
+            let end = range.end.min((at & !(span(2) - 1)) + span(2));
+            while at < end && left > 0 {
+                let leaf = &leaves[index(at, 1)];
+                if leaf.load(Ordering::SeqCst) != 0 {
+                    visit(at, leaf);
+                }
+                at += PAGE;
+                left -= 1;
+            }
+        }
+        at.min(range.end)
+    }
+
+    /// Frees the tables that lie in `hole` as a whole. All leaves in it are empty, and no area is in it.
+    pub fn free(&mut self, hole: Range<u64>, gather: &mut Gather) {
+        let root = self.root.phys();
+        self.free_below(root, TOP, 0, hole, gather);
+    }
+
+    /// Frees the tables of levels below `level` that the table at `table`, which begins at address `base`, names.
+    fn free_below(&mut self, table: PhysAddr, level: u32, base: u64, hole: Range<u64>, gather: &mut Gather) {
+        let top = base + (span(level) * ENTRIES as u64).min(1 << 47);
+        let (start, end) = (hole.start.max(base), hole.end.min(top));
+        if level == 1 || start >= end {
+            return;
+        }
+        for i in index(start, level)..=index(end - 1, level) {
+            // SAFETY: as in `find`.
+            let slot = unsafe { &entries(table)[i] };
+            let value = Entry(slot.load(Ordering::SeqCst));
+            if !value.is_present() || value.has(Entry::HUGE) {
+                continue;
+            }
+            let from = base + i as u64 * span(level);
+            let to = from + span(level);
+            self.free_below(value.address(), level - 1, from, hole.clone(), gather);
+            if from >= hole.start && to <= hole.end {
+                slot.store(0, Ordering::SeqCst);
+                self.count -= 1;
+                // SAFETY: the entry owned the reference that `find_or_make` gave it, and is gone.
+                gather.table(from..to, unsafe { Frame::from_raw(value.address()) });
+            }
+        }
+    }
+}

@@ -1,0 +1,288 @@
+//! What an address space shows of itself: the data behind `/proc/PID/{maps,smaps,status,statm,pagemap,cmdline,environ,auxv}`.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::ops::Range;
+use core::sync::atomic::Ordering;
+
+use super::entry::Entry;
+use super::space::{AddressSpace, Areas, Layout};
+use super::tables::Resident;
+use super::vma::{Kind, VmFlags, Vma};
+use super::PAGE;
+use crate::fs::File;
+use crate::memory::PAGE_SHIFT;
+use crate::memory::frame::Frame;
+
+/// What an area is called.
+#[derive(Clone)]
+pub enum AreaName {
+    None,
+    /// `[heap]`, `[stack]`, `[vdso]`, `/SYSV00000000 (deleted)` ...
+    Text(String),
+    /// The path of the file.
+    File(Arc<File>),
+}
+
+/// One line of maps.
+#[derive(Clone)]
+pub struct AreaView {
+    pub range: Range<u64>,
+    pub flags: VmFlags,
+    /// Byte offset in what it maps; 0 for anonymous memory.
+    pub offset: u64,
+    /// Device number and inode number; 0 for anonymous memory.
+    pub device: u64,
+    pub inode: u64,
+    pub name: AreaName,
+    /// Bytes of its pages: the base page's, or a huge page's.
+    pub page_size: u64,
+}
+
+/// What smaps says of an area, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    pub rss: u64,
+    /// Each page divided by the number of its users.
+    pub pss: u64,
+    pub shared_clean: u64,
+    pub shared_dirty: u64,
+    pub private_clean: u64,
+    pub private_dirty: u64,
+    pub referenced: u64,
+    pub anonymous: u64,
+    pub shared_hugetlb: u64,
+    pub private_hugetlb: u64,
+    pub locked: u64,
+}
+
+impl core::ops::AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        self.rss += other.rss;
+        self.pss += other.pss;
+        self.shared_clean += other.shared_clean;
+        self.shared_dirty += other.shared_dirty;
+        self.private_clean += other.private_clean;
+        self.private_dirty += other.private_dirty;
+        self.referenced += other.referenced;
+        self.anonymous += other.anonymous;
+        self.shared_hugetlb += other.shared_hugetlb;
+        self.private_hugetlb += other.private_hugetlb;
+        self.locked += other.locked;
+    }
+}
+
+/// The memory lines of `/proc/PID/status` and the columns of statm, in bytes.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Summary {
+    pub size: u64,
+    pub peak: u64,
+    pub locked: u64,
+    pub high_water: u64,
+    pub resident: Resident,
+    pub data: u64,
+    pub stack: u64,
+    /// Executable code of the program, and all other executable areas.
+    pub code: u64,
+    pub libraries: u64,
+    pub tables: u64,
+    pub hugetlb: u64,
+}
+
+impl AreaView {
+    fn new(layout: &Layout, vma: &Vma) -> Self {
+        let (offset, (device, inode)) = match &vma.kind {
+            Kind::Anonymous | Kind::Special(_) => (0, (0, 0)),
+            Kind::File(area) => (vma.first << PAGE_SHIFT, area.link.cache().id()),
+            Kind::Huge(huge) => (vma.first << PAGE_SHIFT, huge.id()),
+        };
+        let name = match vma.file() {
+            Some(file) => AreaName::File(file.clone()),
+            None => match vma.name() {
+                Some(name) => AreaName::Text(name),
+                None if layout.is_heap(vma) => AreaName::Text("[heap]".into()),
+                None if layout.is_stack(vma) => AreaName::Text("[stack]".into()),
+                None => AreaName::None,
+            },
+        };
+        Self { range: vma.range(), flags: vma.flags, offset, device, inode, name, page_size: vma.granule() }
+    }
+}
+
+impl AddressSpace {
+    /// All areas in order.
+    pub fn maps(&self) -> Vec<AreaView> {
+        let areas = self.read();
+        areas.set.iter().map(|vma| AreaView::new(&areas.layout, vma)).collect()
+    }
+
+    /// What of the area at `start` is in memory; zeroes when there is none any more.
+    pub fn usage(&self, start: u64) -> Usage {
+        let areas = self.read();
+        areas.set.find(start).map_or_else(Usage::default, |vma| self.usage_of(vma))
+    }
+
+    fn usage_of(&self, vma: &Vma) -> Usage {
+        let mut usage = Usage::default();
+        if let Kind::Huge(huge) = &vma.kind {
+            (usage.shared_hugetlb, usage.private_hugetlb) = huge.resident_bytes();
+            return usage;
+        }
+        let mut at = vma.start;
+        while at < vma.end {
+            let tables = self.tables.lock();
+            at = tables.walk(at..vma.end, 4096, |_, slot| {
+                let entry = Entry(slot.load(Ordering::SeqCst));
+                if !entry.owns_frame() {
+                    return;
+                }
+                // A file's page has one reference from its cache, which is no user.
+                let cached = u32::from(!entry.has(Entry::ANON));
+                let users = Frame::count_at(entry.address()).saturating_sub(cached).max(1);
+                let dirty = entry.has(Entry::DIRTY);
+                usage.rss += PAGE;
+                usage.pss += PAGE / u64::from(users);
+                *match (users > 1, dirty) {
+                    (true, true) => &mut usage.shared_dirty,
+                    (true, false) => &mut usage.shared_clean,
+                    (false, true) => &mut usage.private_dirty,
+                    (false, false) => &mut usage.private_clean,
+                } += PAGE;
+                if entry.has(Entry::ACCESSED) {
+                    usage.referenced += PAGE;
+                }
+                if entry.has(Entry::ANON) {
+                    usage.anonymous += PAGE;
+                }
+            });
+        }
+        if vma.flags.contains(VmFlags::LOCKED) {
+            usage.locked = usage.pss;
+        }
+        usage
+    }
+
+    /// The sum over all areas.
+    pub fn summary(&self) -> Summary {
+        let areas = self.read();
+        let Areas { set, layout, .. } = &*areas;
+        let program_code = layout.code.end.next_multiple_of(PAGE) - layout.code.start / PAGE * PAGE;
+        let mut sum = Summary {
+            size: set.total * PAGE,
+            peak: set.peak * PAGE,
+            locked: set.locked * PAGE,
+            data: set.data * PAGE,
+            code: program_code,
+            ..Summary::default()
+        };
+        let mut executable = 0;
+        for vma in set.iter() {
+            if vma.flags.contains(VmFlags::GROWS_DOWN) {
+                sum.stack += vma.len();
+            }
+            if vma.flags & (VmFlags::EXEC | VmFlags::WRITE | VmFlags::GROWS_DOWN) == VmFlags::EXEC {
+                executable += vma.len();
+            }
+            if let Kind::Huge(huge) = &vma.kind {
+                let (shared, private) = huge.resident_bytes();
+                sum.hugetlb += shared + private;
+            }
+        }
+        sum.libraries = executable.saturating_sub(program_code);
+        let tables = self.tables.lock();
+        sum.resident = tables.resident;
+        sum.high_water = tables.peak.max(tables.resident.total()) * PAGE;
+        sum.tables = tables.count * PAGE;
+        sum
+    }
+
+    /// One word for each page of `range`, as `/proc/PID/pagemap` has it, with frame numbers if the reader may see them.
+    pub fn pagemap(&self, range: Range<u64>, with_frames: bool) -> Vec<u64> {
+        const PRESENT: u64 = 1 << 63;
+        const FILE: u64 = 1 << 61;
+        const EXCLUSIVE: u64 = 1 << 56;
+        const FRAME: u64 = (1 << 55) - 1;
+        let areas = self.read();
+        let mut words = Vec::with_capacity(((range.end - range.start) / PAGE) as usize);
+        let mut at = range.start;
+        while at < range.end {
+            let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) else {
+                words.resize(((range.end - range.start) / PAGE) as usize, 0);
+                break;
+            };
+            while at < vma.start.min(range.end) {
+                words.push(0);
+                at += PAGE;
+            }
+            while at < vma.end.min(range.end) {
+                let word = match &vma.kind {
+                    Kind::Huge(huge) => huge.frame_at(at).map(|(address, exclusive)| {
+                        (address.0 >> PAGE_SHIFT & FRAME, !vma.flags.contains(VmFlags::SHARED), exclusive)
+                    }),
+                    _ => {
+                        let entry = self.tables.lock().leaf(at);
+                        entry.is_mapped().then(|| {
+                            let cached = u32::from(!entry.has(Entry::ANON));
+                            let alone = entry.owns_frame() && Frame::count_at(entry.address()) == 1 + cached;
+                            (entry.address().0 >> PAGE_SHIFT & FRAME, entry.has(Entry::ANON), alone)
+                        })
+                    }
+                };
+                words.push(word.map_or(0, |(frame, anonymous, alone)| {
+                    PRESENT
+                        | if with_frames { frame } else { 0 }
+                        | if anonymous { 0 } else { FILE }
+                        | if alone { EXCLUSIVE } else { 0 }
+                }));
+                at += PAGE;
+            }
+        }
+        words
+    }
+
+    /// `/proc/PID/cmdline`: the arguments as the program has them now, each with its end.
+    pub fn command_line(&self) -> Vec<u8> {
+        let (arguments, environment) = {
+            let areas = self.read();
+            (areas.layout.arguments.clone(), areas.layout.environment.clone())
+        };
+        let mut text = self.read_range(arguments.clone());
+        // A program that writes its title over the arguments and goes on into the environment has overwritten the last end.
+        if text.last().is_some_and(|byte| *byte != 0) {
+            text.extend(self.read_range(environment));
+            let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
+            text.truncate(end);
+        }
+        text
+    }
+
+    /// `/proc/PID/environ`: the first environment, as it is in memory now.
+    pub fn environment(&self) -> Vec<u8> {
+        let range = self.read().layout.environment.clone();
+        self.read_range(range)
+    }
+
+    /// `/proc/PID/auxv`: pairs of type and value.
+    pub fn auxiliary_vector(&self) -> Vec<u64> {
+        self.read().layout.auxv.clone()
+    }
+
+    fn read_range(&self, range: Range<u64>) -> Vec<u8> {
+        let mut bytes = alloc::vec![0; (range.end - range.start) as usize];
+        let len = self.read_remote(range.start, &mut bytes).unwrap_or(0);
+        bytes.truncate(len);
+        bytes
+    }
+
+    /// Addresses for `/proc/PID/stat`: begin and end of the code, begin of the stack, of data, of the heap, ranges of arguments and
+    /// environment.
+    pub fn layout(&self) -> Layout {
+        self.read().layout.clone()
+    }
+
+    /// Bytes of address space.
+    pub fn size(&self) -> u64 {
+        self.read().set.total * PAGE
+    }
+}

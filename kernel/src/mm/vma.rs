@@ -1,0 +1,423 @@
+//! Virtual memory areas: the ranges of an address space, what backs them, and the ordered set of them.
+
+use alloc::boxed::Box;
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use bitflags::bitflags;
+
+use super::AddressSpace;
+use super::backing::{Link, PageCache};
+use super::shm::Attachment;
+use super::vdso::SpecialPages;
+use crate::errno::{Errno, Result};
+use crate::fs::File;
+use crate::hugetlb::HugeArea;
+use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+
+bitflags! {
+    /// What an area allows and how it behaves.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub struct VmFlags: u32 {
+        /// PROT_READ.
+        const READ = 1 << 0;
+        /// PROT_WRITE.
+        const WRITE = 1 << 1;
+        /// PROT_EXEC.
+        const EXEC = 1 << 2;
+        /// MAP_SHARED.
+        const SHARED = 1 << 3;
+        /// mprotect(2) may add READ.
+        const MAY_READ = 1 << 4;
+        /// mprotect(2) may add WRITE.
+        const MAY_WRITE = 1 << 5;
+        /// mprotect(2) may add EXEC.
+        const MAY_EXEC = 1 << 6;
+        /// Grows towards lower addresses when touched below: a stack.
+        const GROWS_DOWN = 1 << 7;
+        /// mlock(2): pages stay resident. Ours always do; this is for the account.
+        const LOCKED = 1 << 8;
+        /// mlock2(MLOCK_ONFAULT).
+        const LOCK_ON_FAULT = 1 << 9;
+        /// MADV_DONTFORK: a child does not get it.
+        const DONT_FORK = 1 << 10;
+        /// MADV_WIPEONFORK: a child gets it empty.
+        const WIPE_ON_FORK = 1 << 11;
+        /// MADV_DONTDUMP.
+        const DONT_DUMP = 1 << 12;
+        /// mremap(2) may not grow it.
+        const DONT_EXPAND = 1 << 13;
+        /// MAP_NORESERVE.
+        const NO_RESERVE = 1 << 14;
+        /// Its pages count as committed memory.
+        const ACCOUNT = 1 << 15;
+        /// MADV_SEQUENTIAL.
+        const SEQUENTIAL = 1 << 16;
+        /// MADV_RANDOM.
+        const RANDOM = 1 << 17;
+        /// MADV_HUGEPAGE.
+        const HUGE_PAGE = 1 << 18;
+        /// MADV_NOHUGEPAGE.
+        const NO_HUGE_PAGE = 1 << 19;
+        /// MADV_MERGEABLE.
+        const MERGEABLE = 1 << 20;
+        /// READ, WRITE and EXEC.
+        const ACCESS = 0b111;
+    }
+}
+
+/// A mapping of base pages of a file, or of shared anonymous memory.
+pub struct FileArea {
+    pub(super) link: Link,
+    /// The open file; `None` for shared anonymous and SysV memory.
+    pub(super) file: Option<Arc<File>>,
+    /// SysV: counts as one attachment of the segment.
+    pub(super) attachment: Option<Attachment>,
+}
+
+/// What is behind an area.
+pub enum Kind {
+    /// Private anonymous memory.
+    Anonymous,
+    /// Base pages of a page cache.
+    File(Box<FileArea>),
+    /// Huge pages.
+    Huge(Box<HugeArea>),
+    /// Pages of the kernel's: the vDSO and its data.
+    Special(&'static SpecialPages),
+}
+
+/// One range with the same rights and backing throughout.
+pub struct Vma {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) flags: VmFlags,
+    /// Page index in the backing of the page at `start`; the page number for anonymous memory.
+    pub(super) first: u64,
+    pub(super) kind: Kind,
+    /// May there be anonymous pages in it? Fork has nothing to copy where there are none.
+    pub(super) touched: AtomicBool,
+}
+
+impl Vma {
+    /// An anonymous area.
+    pub(super) fn anonymous(range: Range<u64>, flags: VmFlags) -> Self {
+        Self {
+            start: range.start,
+            end: range.end,
+            flags,
+            first: range.start >> PAGE_SHIFT,
+            kind: Kind::Anonymous,
+            touched: AtomicBool::new(false),
+        }
+    }
+
+    /// Its addresses.
+    pub fn range(&self) -> Range<u64> {
+        self.start..self.end
+    }
+
+    /// Bytes.
+    pub fn len(&self) -> u64 {
+        self.end - self.start
+    }
+
+    /// Base pages.
+    pub fn pages(&self) -> u64 {
+        self.len() >> PAGE_SHIFT
+    }
+
+    /// Rights and behaviour.
+    pub fn flags(&self) -> VmFlags {
+        self.flags
+    }
+
+    /// Index in its backing of the page at `address`.
+    pub fn index_of(&self, address: u64) -> u64 {
+        self.first + ((address - self.start) >> PAGE_SHIFT)
+    }
+
+    /// Does it consist of huge pages?
+    pub fn is_huge(&self) -> bool {
+        matches!(self.kind, Kind::Huge(_))
+    }
+
+    /// Smallest unit that it can be cut at, bytes.
+    pub fn granule(&self) -> u64 {
+        match &self.kind {
+            Kind::Huge(huge) => huge.page_size(),
+            _ => PAGE,
+        }
+    }
+
+    /// Is it memory of its process alone that stores go to: what RLIMIT_DATA and the commit limit count?
+    pub fn is_private_writable(&self) -> bool {
+        self.flags & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE
+    }
+
+    /// Does the area belong to RLIMIT_DATA?
+    pub(super) fn is_data(&self) -> bool {
+        self.is_private_writable() && !self.flags.contains(VmFlags::GROWS_DOWN)
+    }
+
+    /// Could there be anonymous pages?
+    pub(super) fn is_touched(&self) -> bool {
+        self.touched.load(Ordering::SeqCst)
+    }
+
+    /// The open file that it maps.
+    pub fn file(&self) -> Option<&Arc<File>> {
+        match &self.kind {
+            Kind::File(area) => area.file.as_ref(),
+            Kind::Huge(huge) => huge.file(),
+            Kind::Anonymous | Kind::Special(_) => None,
+        }
+    }
+
+    /// The page cache that it maps.
+    pub(super) fn cache(&self) -> Option<&Arc<dyn PageCache>> {
+        match &self.kind {
+            Kind::File(area) => Some(area.link.cache()),
+            _ => None,
+        }
+    }
+
+    /// Makes it end at `at` and returns the rest, an area of its own. `at` is inside and at a multiple of the granule; `EINVAL`
+    /// for another multiple of the base page.
+    pub(super) fn split_off(&mut self, at: u64, space: &Weak<AddressSpace>) -> Result<Vma> {
+        debug_assert!(self.start < at && at < self.end);
+        if !at.is_multiple_of(self.granule()) {
+            return Err(Errno::EINVAL);
+        }
+        let first = self.index_of(at);
+        let kind = match &mut self.kind {
+            Kind::Anonymous => Kind::Anonymous,
+            Kind::Special(pages) => Kind::Special(pages),
+            Kind::File(area) => {
+                // The new entry first: an unmapping in between finds the upper part twice, never not at all.
+                let pages = (self.end - at) >> PAGE_SHIFT;
+                let writable = self.flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
+                let link = Link::new(area.link.cache().clone(), space.clone(), at, first, pages, writable);
+                area.link.update(self.start, self.first, (at - self.start) >> PAGE_SHIFT, || ());
+                Kind::File(Box::new(FileArea {
+                    link,
+                    file: area.file.clone(),
+                    attachment: area.attachment.clone(),
+                }))
+            }
+            Kind::Huge(huge) => Kind::Huge(Box::new(huge.split_off(at)?)),
+        };
+        let upper =
+            Vma { start: at, end: self.end, flags: self.flags, first, kind, touched: AtomicBool::new(self.is_touched()) };
+        self.end = at;
+        Ok(upper)
+    }
+
+    /// Could `next`, which begins where this ends, be one area with it?
+    pub(super) fn can_merge(&self, next: &Vma) -> bool {
+        if self.end != next.start || self.flags != next.flags {
+            return false;
+        }
+        match (&self.kind, &next.kind) {
+            (Kind::Anonymous, Kind::Anonymous) => true,
+            (Kind::File(a), Kind::File(b)) => {
+                let same_file = match (&a.file, &b.file) {
+                    (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+                    (None, None) => true,
+                    _ => false,
+                };
+                same_file
+                    && Arc::ptr_eq(a.link.cache(), b.link.cache())
+                    && a.attachment.is_none()
+                    && b.attachment.is_none()
+                    && self.index_of(self.end) == next.first
+            }
+            _ => false,
+        }
+    }
+
+    /// Takes over the range of `next`, for which `can_merge` was true.
+    pub(super) fn merge(&mut self, next: Vma) {
+        self.end = next.end;
+        if next.is_touched() {
+            self.touched.store(true, Ordering::SeqCst);
+        }
+        if let Kind::File(area) = &self.kind {
+            area.link.update(self.start, self.first, self.pages(), || ());
+        }
+        // Only now its entry in the file's list goes, so no page is ever without one.
+        drop(next);
+    }
+
+    /// What maps calls it, apart from heap and stack.
+    pub(super) fn name(&self) -> Option<String> {
+        match &self.kind {
+            Kind::Special(pages) => Some(pages.name.into()),
+            Kind::File(area) if area.file.is_none() => Some(match &area.attachment {
+                Some(attachment) => attachment.name(),
+                None => "/dev/zero (deleted)".into(),
+            }),
+            Kind::Huge(huge) => huge.name(),
+            _ => None,
+        }
+    }
+}
+
+/// The areas of an address space in order.
+#[derive(Default)]
+pub struct VmaSet {
+    areas: BTreeMap<u64, Vma>,
+    /// Sum of all areas, pages.
+    pub(super) total: u64,
+    /// The most that `total` ever was.
+    pub(super) peak: u64,
+    /// Sum of those that RLIMIT_DATA counts, pages.
+    pub(super) data: u64,
+    /// Sum of the locked ones, pages.
+    pub(super) locked: u64,
+}
+
+impl VmaSet {
+    /// How many areas there are.
+    pub fn count(&self) -> usize {
+        self.areas.len()
+    }
+
+    /// In ascending order.
+    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Vma> {
+        self.areas.values()
+    }
+
+    /// The area that contains `address`.
+    pub fn find(&self, address: u64) -> Option<&Vma> {
+        self.areas.range(..=address).next_back().map(|(_, vma)| vma).filter(|vma| address < vma.end)
+    }
+
+    /// The first area that ends after `address`: it contains it or is the next above.
+    pub fn find_from(&self, address: u64) -> Option<&Vma> {
+        self.find(address).or_else(|| self.areas.range(address..).next().map(|(_, vma)| vma))
+    }
+
+    /// The last area that begins before `address`.
+    pub fn before(&self, address: u64) -> Option<&Vma> {
+        self.areas.range(..address).next_back().map(|(_, vma)| vma)
+    }
+
+    /// The areas that have a byte in `range`.
+    pub fn overlapping(&self, range: Range<u64>) -> impl DoubleEndedIterator<Item = &Vma> {
+        let start = self.find(range.start).map_or(range.start, |vma| vma.start);
+        self.areas.range(start..range.end.max(start)).map(|(_, vma)| vma)
+    }
+
+    /// Is any byte of `range` in an area?
+    pub fn is_occupied(&self, range: Range<u64>) -> bool {
+        self.overlapping(range).next().is_some()
+    }
+
+    /// Is every byte of `range` in an area?
+    pub fn covers(&self, range: Range<u64>) -> bool {
+        let mut at = range.start;
+        for vma in self.overlapping(range.clone()) {
+            if vma.start > at {
+                return false;
+            }
+            at = vma.end;
+        }
+        at >= range.end
+    }
+
+    fn count_in(&mut self, vma: &Vma) {
+        self.total += vma.pages();
+        self.peak = self.peak.max(self.total);
+        if vma.is_data() {
+            self.data += vma.pages();
+        }
+        if vma.flags.contains(VmFlags::LOCKED) {
+            self.locked += vma.pages();
+        }
+    }
+
+    fn count_out(&mut self, vma: &Vma) {
+        self.total -= vma.pages();
+        if vma.is_data() {
+            self.data -= vma.pages();
+        }
+        if vma.flags.contains(VmFlags::LOCKED) {
+            self.locked -= vma.pages();
+        }
+    }
+
+    /// Adds an area where there is none.
+    pub(super) fn insert(&mut self, vma: Vma) {
+        debug_assert!(!self.is_occupied(vma.range()));
+        self.count_in(&vma);
+        self.areas.insert(vma.start, vma);
+    }
+
+    /// Takes the area that starts at `start` out.
+    pub(super) fn remove(&mut self, start: u64) -> Option<Vma> {
+        let vma = self.areas.remove(&start)?;
+        self.count_out(&vma);
+        Some(vma)
+    }
+
+    /// Takes all areas out.
+    pub(super) fn take_all(&mut self) -> BTreeMap<u64, Vma> {
+        (self.total, self.data, self.locked) = (0, 0, 0);
+        core::mem::take(&mut self.areas)
+    }
+
+    /// Changes the area at `start` in place; its start stays, or `change` moves it where nothing is in the way.
+    pub(super) fn update<R>(&mut self, start: u64, change: impl FnOnce(&mut Vma) -> R) -> Option<R> {
+        let mut vma = self.remove(start)?;
+        let result = change(&mut vma);
+        self.insert(vma);
+        Some(result)
+    }
+
+    /// Makes an area begin at `at` when one goes across it.
+    pub(super) fn split(&mut self, at: u64, space: &Weak<AddressSpace>) -> Result<()> {
+        let Some(start) = self.find(at).map(|vma| vma.start).filter(|start| *start < at) else { return Ok(()) };
+        let Some(vma) = self.areas.get_mut(&start) else { return Ok(()) };
+        // The sums stay: both parts together are what it was.
+        let upper = vma.split_off(at, space)?;
+        self.areas.insert(at, upper);
+        Ok(())
+    }
+
+    /// Makes `range` begin and end at area borders.
+    pub(super) fn isolate(&mut self, range: Range<u64>, space: &Weak<AddressSpace>) -> Result<()> {
+        self.split(range.start, space)?;
+        self.split(range.end, space)
+    }
+
+    /// Merges areas that touch inside `range` and at its ends where they can be one.
+    pub(super) fn merge(&mut self, range: Range<u64>) {
+        let mut at = match self.before(range.start) {
+            Some(vma) => vma.start,
+            None => range.start,
+        };
+        loop {
+            let Some((&start, vma)) = self.areas.range(at..).next() else { return };
+            if start > range.end {
+                return;
+            }
+            let end = vma.end;
+            let mergeable = self.areas.get(&end).is_some_and(|next| vma.can_merge(next));
+            if mergeable
+                && let Some(next) = self.areas.remove(&end)
+                && let Some(vma) = self.areas.get_mut(&start)
+            {
+                vma.merge(next);
+                at = start;
+            } else {
+                at = end;
+            }
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! System calls about memory.
+
+use alloc::sync::Arc;
+
+use linux_raw_sys::general as abi;
+use syscalls::Sysno;
+
+use super::{Args, Handler};
+use crate::errno::{Errno, Result};
+use crate::fs::caller::files;
+use crate::mm::uaccess::{self, copy_to_user, read_user_array, write_user};
+use crate::mm::{AddressSpace, MapRequest, PAGE};
+use crate::process::{self, Process};
+
+pub const TABLE: &[(Sysno, Handler)] = &[
+    (Sysno::brk, brk),
+    (Sysno::mmap, mmap),
+    (Sysno::munmap, munmap),
+    (Sysno::mprotect, mprotect),
+    (Sysno::mremap, mremap),
+    (Sysno::madvise, madvise),
+    (Sysno::process_madvise, process_madvise),
+    (Sysno::mincore, mincore),
+    (Sysno::msync, msync),
+    (Sysno::mlock, mlock),
+    (Sysno::mlock2, mlock2),
+    (Sysno::munlock, munlock),
+    (Sysno::mlockall, mlockall),
+    (Sysno::munlockall, munlockall),
+    (Sysno::get_mempolicy, get_mempolicy),
+    (Sysno::set_mempolicy, set_mempolicy),
+    (Sysno::mbind, mbind),
+    (Sysno::migrate_pages, migrate_pages),
+    (Sysno::process_vm_readv, process_vm_readv),
+    (Sysno::process_vm_writev, process_vm_writev),
+    (Sysno::pkey_mprotect, pkey_mprotect),
+    (Sysno::pkey_alloc, pkey_alloc),
+    (Sysno::pkey_free, pkey_free),
+];
+
+/// The calling process's memory.
+pub(super) fn space() -> Result<Arc<AddressSpace>> {
+    process::current().process.mm().ok_or(Errno::ENOMEM)
+}
+
+fn brk(args: &mut Args) -> Result<usize> {
+    Ok(space()?.brk(args.a[0] as u64) as usize)
+}
+
+fn mmap(args: &mut Args) -> Result<usize> {
+    let [address, len, prot, flags, fd, offset] = args.a;
+    if !(offset as u64).is_multiple_of(PAGE) {
+        return Err(Errno::EINVAL);
+    }
+    let flags = flags as u32;
+    let file = if flags & abi::MAP_ANONYMOUS == 0 { Some(files().get(fd as i32)?) } else { None };
+    let request =
+        MapRequest { address: address as u64, len: len as u64, prot: prot as u32, flags, file, offset: offset as u64 };
+    Ok(space()?.map(request)? as usize)
+}
+
+fn munmap(args: &mut Args) -> Result<usize> {
+    let [address, len, ..] = args.a;
+    space()?.unmap(address as u64, len as u64).map(|()| 0)
+}
+
+fn mprotect(args: &mut Args) -> Result<usize> {
+    let [address, len, prot, ..] = args.a;
+    space()?.protect(address as u64, len as u64, u32::try_from(prot).map_err(|_| Errno::EINVAL)?).map(|()| 0)
+}
+
+fn mremap(args: &mut Args) -> Result<usize> {
+    let [address, old_len, new_len, flags, target, _] = args.a;
+    let flags = u32::try_from(flags).map_err(|_| Errno::EINVAL)?;
+    Ok(space()?.remap(address as u64, old_len as u64, new_len as u64, flags, target as u64)? as usize)
+}
+
+fn madvise(args: &mut Args) -> Result<usize> {
+    let [address, len, advice, ..] = args.a;
+    space()?.advise(address as u64, len as u64, advice as u32).map(|()| 0)
+}
+
+/// For the process behind a pidfd; only the advices that cannot harm it.
+fn process_madvise(args: &mut Args) -> Result<usize> {
+    let [fd, vector, count, advice, flags, _] = args.a;
+    let advice = advice as u32;
+    if flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let file = files().get(fd as i32)?;
+    let process = process::pidfd::process_of(&file).ok_or(Errno::EBADF)?;
+    let own = Arc::ptr_eq(&process, &process::current().process);
+    let harmless = matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT | abi::MADV_WILLNEED | abi::MADV_COLLAPSE);
+    if !harmless && !own {
+        return Err(Errno::EINVAL);
+    }
+    if !own {
+        check_may_access(&process)?;
+    }
+    let space = process.mm().ok_or(Errno::ESRCH)?;
+    let mut done = 0;
+    for [base, len] in vectors(vector, count)? {
+        match space.advise(base as u64, len as u64, advice) {
+            Ok(()) => done += len,
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok(done)
+}
+
+fn mincore(args: &mut Args) -> Result<usize> {
+    let [address, len, out, ..] = args.a;
+    let range = AddressSpace::residency_range(address as u64, len as u64)?;
+    let pages = ((range.end - range.start) / PAGE) as usize;
+    uaccess::check_range(out, pages)?;
+    let space = space()?;
+    let mut done = 0;
+    // Piece by piece, each copied out without a lock.
+    while done < pages {
+        let count = (pages - done).min(4096);
+        let start = range.start + done as u64 * PAGE;
+        let residency = space.residency(start..start + count as u64 * PAGE)?;
+        copy_to_user(out + done, &residency)?;
+        done += count;
+    }
+    Ok(0)
+}
+
+fn msync(args: &mut Args) -> Result<usize> {
+    let [address, len, flags, ..] = args.a;
+    space()?.sync(address as u64, len as u64, flags as u32).map(|()| 0)
+}
+
+fn mlock(args: &mut Args) -> Result<usize> {
+    let [address, len, ..] = args.a;
+    space()?.lock(address as u64, len as u64, 0).map(|()| 0)
+}
+
+fn mlock2(args: &mut Args) -> Result<usize> {
+    let [address, len, flags, ..] = args.a;
+    space()?.lock(address as u64, len as u64, flags as u32).map(|()| 0)
+}
+
+fn munlock(args: &mut Args) -> Result<usize> {
+    let [address, len, ..] = args.a;
+    space()?.unlock(address as u64, len as u64).map(|()| 0)
+}
+
+fn mlockall(args: &mut Args) -> Result<usize> {
+    space()?.lock_all(args.a[0] as u32).map(|()| 0)
+}
+
+fn munlockall(_: &mut Args) -> Result<usize> {
+    space()?.unlock_all();
+    Ok(0)
+}
+
+const MPOL_DEFAULT: u32 = 0;
+const MPOL_PREFERRED: u32 = 1;
+const MPOL_LOCAL: u32 = 4;
+const MPOL_MAX: u32 = 7;
+const MPOL_MODE_FLAGS: u32 = 0xe000;
+const MPOL_F_NODE: usize = 1;
+const MPOL_F_ADDR: usize = 2;
+const MPOL_F_MEMS_ALLOWED: usize = 4;
+
+/// There is one memory node, so every policy that is valid means the same.
+fn check_policy(mode: u32, mask: usize, bits: usize) -> Result<()> {
+    let mode = mode & !MPOL_MODE_FLAGS;
+    if mode >= MPOL_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let nodes = read_nodes(mask, bits)?;
+    match mode {
+        MPOL_DEFAULT | MPOL_LOCAL if nodes != 0 => Err(Errno::EINVAL),
+        MPOL_DEFAULT | MPOL_LOCAL | MPOL_PREFERRED => Ok(()),
+        _ if nodes & 1 == 0 => Err(Errno::EINVAL),
+        _ => Ok(()),
+    }
+}
+
+/// The first word of a node mask; `EINVAL` when it names a node that there is not.
+fn read_nodes(mask: usize, bits: usize) -> Result<u64> {
+    let bits = bits.saturating_sub(1);
+    if mask == 0 || bits == 0 {
+        return Ok(0);
+    }
+    if bits > PAGE as usize * 8 {
+        return Err(Errno::EINVAL);
+    }
+    let words: alloc::vec::Vec<u64> = read_user_array(mask, bits.div_ceil(64))?;
+    if words[0] & !1 != 0 && bits > 1 || words[1..].iter().any(|word| *word != 0) {
+        return Err(Errno::EINVAL);
+    }
+    Ok(words[0] & 1)
+}
+
+fn set_mempolicy(args: &mut Args) -> Result<usize> {
+    let [mode, mask, bits, ..] = args.a;
+    check_policy(mode as u32, mask, bits)?;
+    Ok(0)
+}
+
+fn mbind(args: &mut Args) -> Result<usize> {
+    let [address, len, mode, mask, bits, flags] = args.a;
+    const FLAGS: usize = 7;
+    if flags & !FLAGS != 0 || !(address as u64).is_multiple_of(PAGE) {
+        return Err(Errno::EINVAL);
+    }
+    check_policy(mode as u32, mask, bits)?;
+    let start = address as u64;
+    let end = (len as u64).checked_next_multiple_of(PAGE).and_then(|len| start.checked_add(len)).ok_or(Errno::EINVAL)?;
+    if start < end && !space()?.read().set.covers(start..end) {
+        return Err(Errno::EFAULT);
+    }
+    Ok(0)
+}
+
+fn get_mempolicy(args: &mut Args) -> Result<usize> {
+    let [mode, mask, bits, address, flags, _] = args.a;
+    let known = MPOL_F_NODE | MPOL_F_ADDR | MPOL_F_MEMS_ALLOWED;
+    if flags & !known != 0 || mask != 0 && bits < 1 {
+        return Err(Errno::EINVAL);
+    }
+    let allowed = flags & MPOL_F_MEMS_ALLOWED != 0;
+    if allowed && flags & (MPOL_F_NODE | MPOL_F_ADDR) != 0 || flags & MPOL_F_ADDR == 0 && address != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if flags & MPOL_F_ADDR != 0 && space()?.read().set.find(address as u64).is_none() {
+        return Err(Errno::EFAULT);
+    }
+    if mode != 0 {
+        // Node 0, or the policy MPOL_DEFAULT, which has the same number.
+        write_user(mode, &0u32)?;
+    }
+    if mask != 0 {
+        let bytes = bits.div_ceil(64) * 8;
+        if uaccess::zero_user_raw(mask, bytes.min(PAGE as usize)) != 0 {
+            return Err(Errno::EFAULT);
+        }
+        if allowed {
+            write_user(mask, &1u64)?;
+        }
+    }
+    Ok(0)
+}
+
+/// All pages are where they can be.
+fn migrate_pages(args: &mut Args) -> Result<usize> {
+    let [pid, bits, from, to, ..] = args.a;
+    if pid != 0 && process::find(pid as u32).is_none() {
+        return Err(Errno::ESRCH);
+    }
+    read_nodes(from, bits)?;
+    read_nodes(to, bits)?;
+    Ok(0)
+}
+
+fn vectors(address: usize, count: usize) -> Result<alloc::vec::Vec<[usize; 2]>> {
+    const IOV_MAX: usize = 1024;
+    if count > IOV_MAX {
+        return Err(Errno::EINVAL);
+    }
+    let vectors: alloc::vec::Vec<[usize; 2]> = read_user_array(address, count)?;
+    let mut total = 0usize;
+    for [_, len] in &vectors {
+        total = total.checked_add(*len).filter(|total| *total <= isize::MAX as usize).ok_or(Errno::EINVAL)?;
+    }
+    Ok(vectors)
+}
+
+/// `EPERM` unless the caller may look into the process: the same user throughout, or CAP_SYS_PTRACE.
+fn check_may_access(process: &Arc<Process>) -> Result<()> {
+    let who = process::current().credentials();
+    let whom = process.credentials();
+    let same = who.uid == whom.euid
+        && who.uid == whom.suid
+        && who.uid == whom.uid
+        && who.gid == whom.egid
+        && who.gid == whom.sgid
+        && who.gid == whom.gid;
+    if same || who.capable(abi::CAP_SYS_PTRACE) { Ok(()) } else { Err(Errno::EPERM) }
+}
+
+fn process_vm_readv(args: &mut Args) -> Result<usize> {
+    process_vm(args, false)
+}
+
+fn process_vm_writev(args: &mut Args) -> Result<usize> {
+    process_vm(args, true)
+}
+
+fn process_vm(args: &mut Args, write: bool) -> Result<usize> {
+    let [pid, local, local_count, remote, remote_count, flags] = args.a;
+    if flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut local = vectors(local, local_count)?.into_iter().filter(|[_, len]| *len > 0).peekable();
+    let remote = vectors(remote, remote_count)?;
+    let process = process::find(pid as u32).ok_or(Errno::ESRCH)?;
+    check_may_access(&process)?;
+    let space = process.mm().ok_or(Errno::ESRCH)?;
+    let mut buffer = alloc::vec![0; 16 * PAGE as usize];
+    let mut done = 0;
+    for [mut at, mut left] in remote {
+        while left > 0 {
+            let Some([here, room]) = local.peek_mut() else { return Ok(done) };
+            let len = left.min(*room).min(buffer.len());
+            let moved = if write {
+                uaccess::copy_from_user(&mut buffer[..len], *here)
+                    .and_then(|()| space.write_remote(at as u64, &buffer[..len]).map_err(|_| Errno::EFAULT))
+            } else {
+                space.read_remote(at as u64, &mut buffer[..len]).map_err(|_| Errno::EFAULT).and_then(|got| {
+                    copy_to_user(*here, &buffer[..got])?;
+                    Ok(got)
+                })
+            };
+            let moved = match moved {
+                Ok(moved) => moved,
+                Err(error) if done == 0 => return Err(error),
+                Err(_) => return Ok(done),
+            };
+            done += moved;
+            if moved < len {
+                return Ok(done);
+            }
+            (at, left) = (at + moved, left - moved);
+            (*here, *room) = (*here + moved, *room - moved);
+            if *room == 0 {
+                local.next();
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// Without protection keys in the hardware only "no key" is valid.
+fn pkey_mprotect(args: &mut Args) -> Result<usize> {
+    if args.a[3] as i32 != -1 { Err(Errno::EINVAL) } else { mprotect(args) }
+}
+
+fn pkey_alloc(args: &mut Args) -> Result<usize> {
+    const RIGHTS: usize = 3;
+    Err(if args.a[0] != 0 || args.a[1] & !RIGHTS != 0 { Errno::EINVAL } else { Errno::ENOSPC })
+}
+
+fn pkey_free(_: &mut Args) -> Result<usize> {
+    Err(Errno::EINVAL)
+}
+
