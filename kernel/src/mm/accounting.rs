@@ -87,4 +87,3 @@ pub fn set_overcommit_ratio(percent: u64) {
 pub fn set_max_map_count(count: usize) {
     MAX_MAP_COUNT.store(count, Ordering::Relaxed);
 }
-

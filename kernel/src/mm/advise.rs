@@ -67,7 +67,11 @@ impl AddressSpace {
     }
 
     /// Calls `work` for each area's part of the range; `ENOMEM` at the end when there were gaps.
-    fn each_part(areas: &Areas, range: Range<u64>, mut work: impl FnMut(&Vma, Range<u64>) -> Result<()>) -> Result<()> {
+    fn each_part(
+        areas: &Areas,
+        range: Range<u64>,
+        mut work: impl FnMut(&Vma, Range<u64>) -> Result<()>,
+    ) -> Result<()> {
         let mut at = range.start;
         let mut gap = false;
         for vma in areas.set.overlapping(range.clone()) {
@@ -230,7 +234,9 @@ fn new_flags(vma: &Vma, advice: u32) -> Result<VmFlags> {
         abi::MADV_WIPEONFORK => flags | VmFlags::WIPE_ON_FORK,
         abi::MADV_KEEPONFORK => flags - VmFlags::WIPE_ON_FORK,
         abi::MADV_DONTDUMP => flags | VmFlags::DONT_DUMP,
-        abi::MADV_DODUMP if vma.is_huge() || matches!(vma.kind, Kind::Special(_)) => return Err(Errno::EINVAL),
+        abi::MADV_DODUMP if vma.is_huge() || matches!(vma.kind, Kind::Special(_)) => {
+            return Err(Errno::EINVAL);
+        }
         abi::MADV_DODUMP => flags - VmFlags::DONT_DUMP,
         abi::MADV_HUGEPAGE | abi::MADV_NOHUGEPAGE if vma.is_huge() => return Err(Errno::EINVAL),
         abi::MADV_HUGEPAGE => flags - VmFlags::NO_HUGE_PAGE | VmFlags::HUGE_PAGE,

@@ -63,15 +63,15 @@ impl AddressSpace {
             Kind::Anonymous | Kind::Special(_) => None,
         };
         let from_address = || areas.set.overlapping(address..TASK_SIZE);
-        let segment = from_address()
-            .filter(|vma| origin(vma) == address)
-            .find_map(segment_of)
-            .ok_or(Errno::EINVAL)?;
+        let segment =
+            from_address().filter(|vma| origin(vma) == address).find_map(segment_of).ok_or(Errno::EINVAL)?;
         let end = address.saturating_add(segment.size.next_multiple_of(1 << 30)).min(TASK_SIZE);
         let ranges: Vec<_> = areas
             .set
             .overlapping(address..end)
-            .filter(|vma| origin(vma) == address && segment_of(vma).is_some_and(|found| found.id == segment.id))
+            .filter(|vma| {
+                origin(vma) == address && segment_of(vma).is_some_and(|found| found.id == segment.id)
+            })
             .map(Vma::range)
             .collect();
         let mut result = Ok(());

@@ -24,7 +24,10 @@ impl AddressSpace {
         let old = areas.layout.brk;
         let moved = self.move_brk(&mut areas, wanted, &mut leftovers);
         let populate = match moved {
-            Ok(()) if wanted > old && areas.new_flags & (VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT) == VmFlags::LOCKED => {
+            Ok(())
+                if wanted > old
+                    && areas.new_flags & (VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT) == VmFlags::LOCKED =>
+            {
                 Some(super::page_down(old)..areas.layout.brk)
             }
             _ => None,

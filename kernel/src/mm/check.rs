@@ -65,7 +65,10 @@ fn check_level(
         }
         if !entry.is_mapped() {
             if entry.0 != 0 {
-                return Err(alloc::format!("entry {:#x} at {address:#x} is neither empty nor mapped", entry.0));
+                return Err(alloc::format!(
+                    "entry {:#x} at {address:#x} is neither empty nor mapped",
+                    entry.0
+                ));
             }
             continue;
         }
@@ -101,7 +104,9 @@ fn check_leaf(set: &VmaSet, entry: Entry, address: u64) -> Result<(), String> {
     if entry.has(Entry::ANON) && vma.flags.contains(VmFlags::SHARED) {
         return bad("a private page in a shared area");
     }
-    if matches!(vma.kind, Kind::Special(_)) != entry.has(Entry::SPECIAL) && !matches!(vma.kind, Kind::Anonymous) {
+    if matches!(vma.kind, Kind::Special(_)) != entry.has(Entry::SPECIAL)
+        && !matches!(vma.kind, Kind::Anonymous)
+    {
         return bad("a page of the wrong kind");
     }
     Ok(())

@@ -134,7 +134,7 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
             FaultError::Denied => (signal::SIGSEGV, SEGV_ACCERR),
             _ => (signal::SIGBUS, BUS_ADRERR),
         };
-        signal::force_fault(signal, code, address as usize);
+        signal::force_fault(signal, code, address, error);
         return true;
     }
 }

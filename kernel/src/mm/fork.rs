@@ -47,7 +47,13 @@ impl AddressSpace {
         result.map(|()| child)
     }
 
-    fn fork_area(&self, vma: &Vma, child: &Arc<AddressSpace>, copy: &mut Areas, gather: &mut Gather) -> Result<()> {
+    fn fork_area(
+        &self,
+        vma: &Vma,
+        child: &Arc<AddressSpace>,
+        copy: &mut Areas,
+        gather: &mut Gather,
+    ) -> Result<()> {
         let mut flags = vma.flags - (VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
         if flags.contains(VmFlags::ACCOUNT) {
             accounting::commit(vma.pages())?;
@@ -95,7 +101,10 @@ impl AddressSpace {
             let mut result = Ok(());
             at = tables.walk(at..vma.end, 512, |address, slot| {
                 let value = Entry(slot.load(Ordering::SeqCst));
-                if result.is_err() || !value.is_mapped() || !(value.has(Entry::ANON) || value.has(Entry::SPECIAL)) {
+                if result.is_err()
+                    || !value.is_mapped()
+                    || !(value.has(Entry::ANON) || value.has(Entry::SPECIAL))
+                {
                     return;
                 }
                 if value.has(Entry::WRITABLE) {

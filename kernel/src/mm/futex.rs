@@ -1,9 +1,9 @@
 //! What identifies a futex, wherever it is mapped.
 
+use super::TASK_SIZE;
 use super::fault::Access;
 use super::space::AddressSpace;
 use super::vma::{Kind, VmFlags};
-use super::TASK_SIZE;
 use crate::errno::{Errno, Result};
 use crate::memory::PAGE_SHIFT;
 use crate::process;

@@ -163,14 +163,7 @@ impl AddressSpace {
             }
         };
         let first = if matches!(kind, Kind::Anonymous) { start >> PAGE_SHIFT } else { plan.first };
-        areas.set.insert(Vma {
-            start,
-            end: range.end,
-            flags,
-            first,
-            kind,
-            touched: AtomicBool::new(false),
-        });
+        areas.set.insert(Vma { start, end: range.end, flags, first, kind, touched: AtomicBool::new(false) });
         areas.set.merge(range.clone());
         Ok(range)
     }
@@ -353,7 +346,12 @@ fn file_source(request: &MapRequest, len: u64, shared: bool, flags: &mut VmFlags
         *flags -= VmFlags::MAY_WRITE;
     }
     let wants_write = request.prot & abi::PROT_WRITE != 0;
-    let backing = match file.ops().mmap(file, request.offset, len, flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE)) {
+    let backing = match file.ops().mmap(
+        file,
+        request.offset,
+        len,
+        flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE),
+    ) {
         // Sealed against stores: a mapping to look at is allowed, and stays one.
         Err(Errno::EPERM) if shared && !wants_write => {
             *flags -= VmFlags::MAY_WRITE;

@@ -13,8 +13,8 @@
 
 pub mod accounting;
 mod advise;
-mod attach;
 pub mod anonymous;
+mod attach;
 pub mod backing;
 mod brk;
 #[cfg(debug_assertions)]

@@ -78,13 +78,16 @@ impl AddressSpace {
                 return Err(Errno::ENOMEM);
             }
             for border in [part.start, part.end] {
-                if border > vma.start && border < vma.end && !(border - vma.start).is_multiple_of(vma.granule()) {
+                if border > vma.start
+                    && border < vma.end
+                    && !(border - vma.start).is_multiple_of(vma.granule())
+                {
                     return Err(Errno::EINVAL);
                 }
             }
             let pages = (part.end - part.start) >> 12;
-            let becomes_private_writable = new & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE
-                && !old.contains(VmFlags::WRITE);
+            let becomes_private_writable =
+                new & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE && !old.contains(VmFlags::WRITE);
             if becomes_private_writable && !vma.is_huge() {
                 layout::check_limits_data(&areas.set, new, pages)?;
                 if !old.intersects(VmFlags::ACCOUNT | VmFlags::NO_RESERVE) {

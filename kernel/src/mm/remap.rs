@@ -37,7 +37,8 @@ impl AddressSpace {
         let may_move = flags & abi::MREMAP_MAYMOVE != 0;
         let fixed = flags & abi::MREMAP_FIXED != 0;
         let keep_old = flags & abi::MREMAP_DONTUNMAP != 0;
-        if (fixed || keep_old) && !may_move || keep_old && old_len != new_len || !address.is_multiple_of(PAGE) {
+        if (fixed || keep_old) && !may_move || keep_old && old_len != new_len || !address.is_multiple_of(PAGE)
+        {
             return Err(Errno::EINVAL);
         }
         let old_len = page_up(old_len).ok_or(Errno::EINVAL)?;
@@ -133,7 +134,8 @@ impl AddressSpace {
     fn check_target(&self, areas: &Areas, remap: &Remap) -> Result<()> {
         let target = remap.target;
         let granule = areas.set.find(remap.old.start).map_or(PAGE, |vma| vma.granule());
-        if !target.is_multiple_of(granule) || remap.new_len > TASK_SIZE || target > TASK_SIZE - remap.new_len {
+        if !target.is_multiple_of(granule) || remap.new_len > TASK_SIZE || target > TASK_SIZE - remap.new_len
+        {
             return Err(Errno::EINVAL);
         }
         let overlaps = target < remap.old.end && remap.old.start < target + remap.new_len;
@@ -159,7 +161,13 @@ impl AddressSpace {
     }
 
     /// Makes the area at `start`, takes the pages along, and removes the old one unless it is to stay.
-    fn move_area(&self, areas: &mut Areas, remap: &Remap, start: u64, leftovers: &mut Leftovers) -> Result<()> {
+    fn move_area(
+        &self,
+        areas: &mut Areas,
+        remap: &Remap,
+        start: u64,
+        leftovers: &mut Leftovers,
+    ) -> Result<()> {
         let old = remap.old.clone();
         let old_len = old.end - old.start;
         let copies = old_len == 0;

@@ -228,9 +228,8 @@ impl Table {
     }
 
     fn by_key(&self, key: i32) -> Option<&Arc<Segment>> {
-        let live = |segment: &&Arc<Segment>| {
-            segment.key == key && segment.state.lock().permissions.mode & DEST == 0
-        };
+        let live =
+            |segment: &&Arc<Segment>| segment.key == key && segment.state.lock().permissions.mode & DEST == 0;
         self.slots.iter().flatten().find(live)
     }
 }

@@ -105,8 +105,7 @@ impl AddressSpace {
     /// after another space's `activate` to save one load.
     pub fn deactivate(&self, cpu: CpuId) {
         if features::read_cr3() & !0xfff == self.root.0 {
-            // SAFETY: the kernel's table is never freed.
-            unsafe { features::write_cr3(paging::kernel_root().0) };
+            paging::load_kernel_table();
         }
         self.cpus.remove(cpu);
     }
@@ -201,10 +200,8 @@ impl AddressSpace {
         if !areas.set.is_occupied(range.clone()) {
             return Ok(());
         }
-        let splits_middle = areas
-            .set
-            .find(range.start)
-            .is_some_and(|vma| vma.start < range.start && range.end < vma.end);
+        let splits_middle =
+            areas.set.find(range.start).is_some_and(|vma| vma.start < range.start && range.end < vma.end);
         if splits_middle && areas.set.count() >= accounting::max_map_count() {
             return Err(Errno::ENOMEM);
         }
@@ -219,8 +216,9 @@ impl AddressSpace {
         }
         areas.set.isolate(range.clone(), &self.this)?;
         let mut gather = Gather::new(self);
-        while let Some(start) = areas.set.overlapping(range.clone()).next().map(|vma| vma.start) {
-            let Some(vma) = areas.set.remove(start) else { break };
+        loop {
+            let first = areas.set.overlapping(range.clone()).next().map(|vma| vma.start);
+            let Some(vma) = first.and_then(|start| areas.set.remove(start)) else { break };
             match &vma.kind {
                 Kind::Huge(huge) => huge.unmap(),
                 _ => self.zap(vma.range(), false, &mut gather),

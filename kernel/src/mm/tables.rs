@@ -103,12 +103,8 @@ impl Tables {
     /// A root that maps the kernel and nothing else.
     pub fn new() -> Result<Self, NoMemory> {
         let root = Frame::alloc_zeroed(Use::PageTable).ok_or(NoMemory)?;
-        // SAFETY: both are page tables: the new one is ours alone, the kernel's root is never freed.
-        let (ours, kernel) = unsafe { (entries(root.phys()), entries(paging::kernel_root())) };
-        for i in ENTRIES / 2..ENTRIES {
-            // Relaxed: nobody uses the new table yet, and the kernel's top-level entries never change after boot.
-            ours[i].store(kernel[i].load(Ordering::Relaxed), Ordering::Relaxed);
-        }
+        // SAFETY: the new table is ours alone.
+        paging::copy_kernel_half(unsafe { entries(root.phys()) });
         Ok(Self { root, count: 0, resident: Resident::default(), peak: 0 })
     }
 

@@ -200,7 +200,7 @@ pub fn write_user<T: Copy + 'static>(address: usize, value: &T) -> Result<()> {
 pub fn read_user_array<T: Copy + 'static>(address: usize, count: usize) -> Result<Vec<T>> {
     let bytes = count.checked_mul(size_of::<T>()).ok_or(Errno::EFAULT)?;
     check_range(address, bytes)?;
-    let mut values = Vec::new();
+    let mut values: Vec<T> = Vec::new();
     values.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
     // SAFETY: there is room for `count` values, and only after all their bytes are written the length says so.
     unsafe {

@@ -194,7 +194,7 @@ pub(super) fn init() {
     // SAFETY: the frame is ours and large enough.
     unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), image.as_ptr(), bytes.len()) };
     assert!(DATA.frame.set(data).is_ok() && IMAGE.frame.set(image).is_ok(), "initialised twice");
-    set_realtime_offset(crate::time::realtime_offset());
+    set_realtime_offset(crate::time::clock::realtime_offset());
 }
 
 /// Tells programs how far real time is from monotonic time, in nanoseconds.

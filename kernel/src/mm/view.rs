@@ -6,11 +6,11 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
+use super::PAGE;
 use super::entry::Entry;
 use super::space::{AddressSpace, Areas, Layout};
 use super::tables::Resident;
 use super::vma::{Kind, VmFlags, Vma};
-use super::PAGE;
 use crate::fs::File;
 use crate::memory::PAGE_SHIFT;
 use crate::memory::frame::Frame;

@@ -212,8 +212,14 @@ impl Vma {
             }
             Kind::Huge(huge) => Kind::Huge(Box::new(huge.split_off(at)?)),
         };
-        let upper =
-            Vma { start: at, end: self.end, flags: self.flags, first, kind, touched: AtomicBool::new(self.is_touched()) };
+        let upper = Vma {
+            start: at,
+            end: self.end,
+            flags: self.flags,
+            first,
+            kind,
+            touched: AtomicBool::new(self.is_touched()),
+        };
         self.end = at;
         Ok(upper)
     }
@@ -382,7 +388,9 @@ impl VmaSet {
 
     /// Makes an area begin at `at` when one goes across it.
     pub(super) fn split(&mut self, at: u64, space: &Weak<AddressSpace>) -> Result<()> {
-        let Some(start) = self.find(at).map(|vma| vma.start).filter(|start| *start < at) else { return Ok(()) };
+        let Some(start) = self.find(at).map(|vma| vma.start).filter(|start| *start < at) else {
+            return Ok(());
+        };
         let Some(vma) = self.areas.get_mut(&start) else { return Ok(()) };
         // The sums stay: both parts together are what it was.
         let upper = vma.split_off(at, space)?;

@@ -54,8 +54,14 @@ fn mmap(args: &mut Args) -> Result<usize> {
     }
     let flags = flags as u32;
     let file = if flags & abi::MAP_ANONYMOUS == 0 { Some(files().get(fd as i32)?) } else { None };
-    let request =
-        MapRequest { address: address as u64, len: len as u64, prot: prot as u32, flags, file, offset: offset as u64 };
+    let request = MapRequest {
+        address: address as u64,
+        len: len as u64,
+        prot: prot as u32,
+        flags,
+        file,
+        offset: offset as u64,
+    };
     Ok(space()?.map(request)? as usize)
 }
 
@@ -90,7 +96,8 @@ fn process_madvise(args: &mut Args) -> Result<usize> {
     let file = files().get(fd as i32)?;
     let process = process::pidfd::process_of(&file).ok_or(Errno::EBADF)?;
     let own = Arc::ptr_eq(&process, &process::current().process);
-    let harmless = matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT | abi::MADV_WILLNEED | abi::MADV_COLLAPSE);
+    let harmless =
+        matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT | abi::MADV_WILLNEED | abi::MADV_COLLAPSE);
     if !harmless && !own {
         return Err(Errno::EINVAL);
     }
@@ -210,7 +217,10 @@ fn mbind(args: &mut Args) -> Result<usize> {
     }
     check_policy(mode as u32, mask, bits)?;
     let start = address as u64;
-    let end = (len as u64).checked_next_multiple_of(PAGE).and_then(|len| start.checked_add(len)).ok_or(Errno::EINVAL)?;
+    let end = (len as u64)
+        .checked_next_multiple_of(PAGE)
+        .and_then(|len| start.checked_add(len))
+        .ok_or(Errno::EINVAL)?;
     if start < end && !space()?.read().set.covers(start..end) {
         return Err(Errno::EFAULT);
     }
@@ -348,4 +358,3 @@ fn pkey_alloc(args: &mut Args) -> Result<usize> {
 fn pkey_free(_: &mut Args) -> Result<usize> {
     Err(Errno::EINVAL)
 }
-

@@ -190,7 +190,13 @@ impl Binary {
     }
 
     /// Maps one segment: its part of the file, and zeroes behind it.
-    fn map_segment(&self, space: &AddressSpace, file: &Arc<File>, load: &ProgramHeader, bias: u64) -> Result<()> {
+    fn map_segment(
+        &self,
+        space: &AddressSpace,
+        file: &Arc<File>,
+        load: &ProgramHeader,
+        bias: u64,
+    ) -> Result<()> {
         let start = bias.wrapping_add(load.p_vaddr);
         let file_end = start + load.p_filesz;
         let end = start + load.p_memsz;

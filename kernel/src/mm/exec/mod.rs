@@ -173,13 +173,20 @@ pub fn load(mut request: Request) -> Result<Image> {
 /// Maps the vDSO and its data; returns where the code is.
 fn map_vdso(space: &AddressSpace) -> Result<u64> {
     const READ: VmFlags = VmFlags::READ.union(VmFlags::MAY_READ);
-    const CODE: VmFlags =
-        READ.union(VmFlags::EXEC).union(VmFlags::MAY_EXEC).union(VmFlags::MAY_WRITE).union(VmFlags::DONT_EXPAND);
+    const CODE: VmFlags = READ
+        .union(VmFlags::EXEC)
+        .union(VmFlags::MAY_EXEC)
+        .union(VmFlags::MAY_WRITE)
+        .union(VmFlags::DONT_EXPAND);
     const DATA: VmFlags = READ.union(VmFlags::DONT_EXPAND).union(VmFlags::DONT_DUMP);
     let mut areas = space.write();
     let at = super::layout::choose(&areas, 0, &super::layout::Placement::pages(vdso::LEN))?;
     for (start, pages, flags) in [(at, &vdso::DATA, DATA), (at + PAGE, &vdso::IMAGE, CODE)] {
-        areas.set.insert(Vma { kind: Kind::Special(pages), first: 0, ..Vma::anonymous(start..start + PAGE, flags) });
+        areas.set.insert(Vma {
+            kind: Kind::Special(pages),
+            first: 0,
+            ..Vma::anonymous(start..start + PAGE, flags)
+        });
     }
     Ok(at + PAGE)
 }

@@ -54,7 +54,8 @@ impl Strings {
 
 /// Makes the stack; returns the first stack pointer.
 pub fn build(space: &AddressSpace, request: &Request, facts: &Facts) -> Result<u64> {
-    let strings_len: usize = request.arguments.iter().chain(&request.environment).map(|string| string.len() + 1).sum();
+    let strings_len: usize =
+        request.arguments.iter().chain(&request.environment).map(|string| string.len() + 1).sum();
     // Eight zero bytes at the very end, the program's name below, the strings below that.
     let name_at = facts.top - 8 - (request.name.len() as u64 + 1);
     let base = name_at - strings_len as u64;
