@@ -15,6 +15,8 @@ pub const WRITE: u32 = 2;
 /// To execute, or to pass through a directory.
 pub const EXECUTE: u32 = 1;
 
+pub use super::caller::credentials as current;
+
 /// Who asks, as far as file systems are concerned.
 #[derive(Clone, Debug)]
 pub struct Credentials {

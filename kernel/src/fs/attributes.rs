@@ -47,7 +47,13 @@ pub fn remove_privileges(inode: &Inode) {
     if caller::credentials().capable(abi::CAP_FSETID) {
         return;
     }
-    inode.update(|a| a.permissions &= !dangerous_bits(a.permissions));
+    let in_group = caller::credentials().in_group(inode.attributes().gid);
+    inode.update(|a| {
+        a.permissions &= !dangerous_bits(a.permissions);
+        if !in_group {
+            a.permissions &= !abi::S_ISGID;
+        }
+    });
 }
 
 /// The set-ID bits that mean something: set-group-ID only together with execution by the group.
@@ -95,8 +101,15 @@ pub fn chown(path: &Path, credentials: &Credentials, uid: Option<u32>, gid: Opti
         }
     }
     let mut permissions = old.permissions;
-    if !inode.is_dir() && (uid.is_some() || gid.is_some()) {
+    if !inode.is_dir() {
         permissions &= !dangerous_bits(permissions);
+        if !credentials.in_group(old.gid) && !credentials.capable(abi::CAP_FSETID) {
+            permissions &= !abi::S_ISGID;
+        }
+    }
+    // Taking the bits away is a change of mode, which only the owner may make.
+    if permissions != old.permissions && !credentials.owns(inode) {
+        return Err(Errno::EPERM);
     }
     let change = SetAttributes { permissions: Some(permissions), uid, gid, ..SetAttributes::default() };
     inode.ops.set_attributes(inode, &change)?;

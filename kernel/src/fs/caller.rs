@@ -92,11 +92,11 @@ pub fn root() -> Path {
 
 /// After pivot_root(2): whoever was at the old root is at the new one.
 pub fn move_all(old_root: &Path, new_root: &Path) {
-    process::registry::for_each(|process| {
+    for process in process::processes() {
         if let Some(context) = process.fs() {
             context.move_root(old_root, new_root);
         }
-    });
+    }
 }
 
 /// How many descriptors the current process may have.

@@ -165,6 +165,7 @@ const STATUS_FLAGS: u32 = abi::O_APPEND
     | abi::O_DIRECTORY
     | abi::O_NOFOLLOW
     | abi::O_NOATIME
+    | abi::O_TMPFILE
     | abi::O_PATH;
 /// Those that `F_SETFL` changes.
 const SETTABLE_FLAGS: u32 = abi::O_APPEND | abi::O_NONBLOCK | abi::FASYNC | abi::O_DIRECT | abi::O_NOATIME;
@@ -244,7 +245,7 @@ impl File {
     /// Opened for reading?
     pub fn readable(&self) -> bool {
         let flags = self.flags();
-        flags & abi::O_PATH == 0 && flags & abi::O_ACCMODE != abi::O_WRONLY
+        flags & abi::O_PATH == 0 && matches!(flags & abi::O_ACCMODE, abi::O_RDONLY | abi::O_RDWR)
     }
 
     /// Opened for writing?

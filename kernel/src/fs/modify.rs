@@ -4,9 +4,9 @@ use alloc::sync::Arc;
 
 use linux_raw_sys::general as abi;
 
-use super::access;
+use super::access::{self, Credentials};
 use super::dentry::Dentry;
-use super::open::{check_not_mounted, parent_of};
+use super::open::{Target, check_not_mounted};
 use super::path::{Path, Start};
 use crate::errno::{Errno, Result};
 use crate::sync::Mutex;
@@ -15,14 +15,15 @@ use crate::sync::Mutex;
 static RENAME: Mutex<()> = Mutex::new(());
 
 /// May `victim` be taken out of `dir`?
-fn check_delete(start: &Start, dir: &Path, victim: &Dentry) -> Result<()> {
-    start.credentials.check(dir.inode(), access::WRITE | access::EXECUTE)?;
-    start.credentials.check_sticky(dir.inode(), &victim.inode)
+fn check_delete(credentials: &Credentials, dir: &Path, victim: &Dentry) -> Result<()> {
+    credentials.check(dir.inode(), access::WRITE | access::EXECUTE)?;
+    credentials.check_sticky(dir.inode(), &victim.inode)
 }
 
 /// unlink(2).
 pub fn unlink(start: &Start, path: &[u8]) -> Result<()> {
-    let (dir, name, slash) = parent_of(start, path, Errno::EISDIR)?;
+    let Target { credentials, dir, last } = Target::find(start, path)?;
+    let (name, slash) = last.name(Errno::EISDIR)?;
     let victim = {
         let _changes = dir.inode().lock.lock();
         let victim = dir.inode().ops.lookup(&dir.dentry, &name)?;
@@ -30,7 +31,7 @@ pub fn unlink(start: &Start, path: &[u8]) -> Result<()> {
             return Err(if victim.inode.is_dir() { Errno::EISDIR } else { Errno::ENOTDIR });
         }
         dir.mount.check_writable()?;
-        check_delete(start, &dir, &victim)?;
+        check_delete(&credentials, &dir, &victim)?;
         if victim.inode.is_dir() {
             return Err(Errno::EISDIR);
         }
@@ -53,11 +54,12 @@ pub fn rmdir(start: &Start, path: &[u8]) -> Result<()> {
         b".." => Errno::ENOTEMPTY,
         _ => Errno::EBUSY,
     };
-    let (dir, name, _) = parent_of(start, path, otherwise)?;
+    let Target { credentials, dir, last } = Target::find(start, path)?;
+    let (name, _) = last.name(otherwise)?;
     let _changes = dir.inode().lock.lock();
     let victim = dir.inode().ops.lookup(&dir.dentry, &name)?;
     dir.mount.check_writable()?;
-    check_delete(start, &dir, &victim)?;
+    check_delete(&credentials, &dir, &victim)?;
     if !victim.inode.is_dir() {
         return Err(Errno::ENOTDIR);
     }
@@ -69,7 +71,8 @@ pub fn rmdir(start: &Start, path: &[u8]) -> Result<()> {
 
 /// link(2) of the file at `old`.
 pub fn link(start: &Start, old: &Path, path: &[u8]) -> Result<()> {
-    let (dir, name, slash) = parent_of(start, path, Errno::EEXIST)?;
+    let Target { credentials, dir, last } = Target::find(start, path)?;
+    let (name, slash) = last.name(Errno::EEXIST)?;
     if !Arc::ptr_eq(&old.mount, &dir.mount) {
         return Err(Errno::EXDEV);
     }
@@ -82,7 +85,7 @@ pub fn link(start: &Start, old: &Path, path: &[u8]) -> Result<()> {
         Err(error) => return Err(error),
     }
     dir.mount.check_writable()?;
-    start.credentials.check(dir.inode(), access::WRITE | access::EXECUTE)?;
+    credentials.check(dir.inode(), access::WRITE | access::EXECUTE)?;
     if inode.is_dir() {
         return Err(Errno::EPERM);
     }
@@ -92,26 +95,26 @@ pub fn link(start: &Start, old: &Path, path: &[u8]) -> Result<()> {
     dir.inode().ops.link(&dir.dentry, &name, inode)
 }
 
-/// renameat2(2).
-pub fn rename(old_start: &Start, old: &[u8], new_start: &Start, new: &[u8], flags: u32) -> Result<()> {
-    if flags & !(abi::RENAME_NOREPLACE | abi::RENAME_EXCHANGE | abi::RENAME_WHITEOUT) != 0 {
-        return Err(Errno::EINVAL);
-    }
+/// The flags of renameat2(2) that are known and go together.
+pub fn check_rename_flags(flags: u32) -> Result<()> {
+    const KNOWN: u32 = abi::RENAME_NOREPLACE | abi::RENAME_EXCHANGE;
+    if flags & !KNOWN != 0 || flags == KNOWN { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
+/// renameat2(2); `flags` have been checked.
+pub fn rename(old: Target, new: Target, flags: u32) -> Result<()> {
     let exchange = flags & abi::RENAME_EXCHANGE != 0;
     let no_replace = flags & abi::RENAME_NOREPLACE != 0;
-    if flags & abi::RENAME_WHITEOUT != 0 || exchange && no_replace {
-        return Err(Errno::EINVAL);
-    }
-    let (from, old_name, old_slash) = parent_of(old_start, old, Errno::EBUSY)?;
-    let busy = if no_replace { Errno::EEXIST } else { Errno::EBUSY };
-    let (to, new_name, new_slash) = parent_of(new_start, new, busy)?;
+    let (from, to) = (&old.dir, &new.dir);
     if !Arc::ptr_eq(&from.mount, &to.mount) {
         return Err(Errno::EXDEV);
     }
+    let (old_name, old_slash) = old.last.name(Errno::EBUSY)?;
+    let (new_name, new_slash) = new.last.name(if no_replace { Errno::EEXIST } else { Errno::EBUSY })?;
     let same_dir = Arc::ptr_eq(&from.dentry, &to.dentry);
     let _order = RENAME.lock();
     // The ancestor first; of unrelated directories either may come first, because the rename lock lets only one caller hold two.
-    let (first, second) = if to.dentry.is_ancestor_of(&from.dentry) { (&to, &from) } else { (&from, &to) };
+    let (first, second) = if to.dentry.is_ancestor_of(&from.dentry) { (to, from) } else { (from, to) };
     let _first = first.inode().lock.lock();
     let _second = (!same_dir).then(|| second.inode().lock.lock());
 
@@ -149,10 +152,10 @@ pub fn rename(old_start: &Start, old: &[u8], new_start: &Start, new: &[u8], flag
         // Two names of one file: nothing to do, by POSIX.
         return Ok(());
     }
-    check_delete(old_start, &from, &entry)?;
+    check_delete(&old.credentials, from, &entry)?;
     match &target {
-        Some(target) => check_delete(new_start, &to, target)?,
-        None => new_start.credentials.check(to.inode(), access::WRITE | access::EXECUTE)?,
+        Some(target) => check_delete(&new.credentials, to, target)?,
+        None => new.credentials.check(to.inode(), access::WRITE | access::EXECUTE)?,
     }
     if to.dentry.is_removed() {
         return Err(Errno::ENOENT);
@@ -166,13 +169,13 @@ pub fn rename(old_start: &Start, old: &[u8], new_start: &Start, new: &[u8], flag
     }
     // A directory that moves gets a new `..`, which is a change of its content.
     if !same_dir && entry.inode.is_dir() {
-        old_start.credentials.check(&entry.inode, access::WRITE)?;
+        old.credentials.check(&entry.inode, access::WRITE)?;
     }
     if !same_dir
         && exchange
         && let Some(target) = target.as_ref().filter(|t| t.inode.is_dir())
     {
-        new_start.credentials.check(&target.inode, access::WRITE)?;
+        new.credentials.check(&target.inode, access::WRITE)?;
     }
     check_not_mounted(&entry)?;
     if let Some(target) = &target {

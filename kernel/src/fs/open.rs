@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 
 use linux_raw_sys::general as abi;
 
-use super::access;
+use super::access::{self, Credentials};
 use super::dentry::Dentry;
 use super::directory::DirectoryFile;
 use super::file::{File, FileOps};
@@ -59,7 +59,7 @@ pub fn check_flags(flags: u32) -> Result<u32> {
         flags &= abi::O_PATH | abi::O_DIRECTORY | abi::O_NOFOLLOW | abi::O_CLOEXEC;
     }
     if flags & TMPFILE_BIT != 0 {
-        let writes = matches!(flags & abi::O_ACCMODE, abi::O_WRONLY | abi::O_RDWR);
+        let writes = flags & abi::O_ACCMODE != abi::O_RDONLY;
         if flags & abi::O_DIRECTORY == 0 || flags & abi::O_CREAT != 0 || !writes {
             return Err(Errno::EINVAL);
         }
@@ -99,6 +99,7 @@ pub fn open(start: &Start, path: &[u8], flags: u32, mode: u32) -> Result<Arc<Fil
         if exclusive {
             return Err(Errno::EEXIST);
         }
+        let dir = walk.place().inode().clone();
         let follow = slash || flags & abi::O_NOFOLLOW == 0;
         match walk.step(next, follow)? {
             Step::Onward => continue,
@@ -110,10 +111,27 @@ pub fn open(start: &Start, path: &[u8], flags: u32, mode: u32) -> Result<Arc<Fil
                 if create && place.inode().is_dir() {
                     return Err(Errno::EISDIR);
                 }
+                if create {
+                    check_create_in_sticky(start, &dir, place.inode())?;
+                }
                 return open_place(start, place, flags);
             }
         }
     }
+}
+
+/// Whoever may create files in a directory like `/tmp` must not be led to use what another user put there in their place. As in Linux,
+/// regular files and named pipes are exempt unless an administrator asks for more.
+fn check_create_in_sticky(start: &Start, dir: &Inode, inode: &Inode) -> Result<()> {
+    if matches!(inode.kind, FileType::Regular | FileType::Fifo) {
+        return Ok(());
+    }
+    let (dir, file) = (dir.attributes(), inode.attributes());
+    let shared = dir.permissions & abi::S_ISVTX != 0 && dir.permissions & abi::S_IWOTH != 0;
+    if shared && file.uid != dir.uid && file.uid != start.credentials.uid {
+        return Err(Errno::EACCES);
+    }
+    Ok(())
 }
 
 enum Found {
@@ -158,7 +176,7 @@ fn open_tmpfile(start: &Start, dir: &Path, flags: u32, mode: u32) -> Result<Arc<
     if flags & abi::O_EXCL == 0 {
         dentry.inode.allow_link();
     }
-    finish(Path { mount: dir.mount.clone(), dentry }, flags & !abi::O_DIRECTORY)
+    finish(Path { mount: dir.mount.clone(), dentry }, flags)
 }
 
 /// Opens what is at a place, with all checks.
@@ -187,7 +205,6 @@ pub fn open_place(start: &Start, path: &Path, flags: u32) -> Result<Arc<File>> {
             return Err(Errno::EACCES);
         }
         FileType::Regular if writes => path.mount.check_writable()?,
-        FileType::Socket | FileType::Anonymous => return Err(Errno::ENXIO),
         _ => {}
     }
     start.credentials.check(inode, want)?;
@@ -266,12 +283,32 @@ pub fn create(start: &Start, path: &[u8], node: NewNode, mode: u32) -> Result<Pa
     Ok(Path { mount: dir.mount.clone(), dentry })
 }
 
-/// The directory and the last component of a path that is to be changed; `Place` is refused with `otherwise`.
-pub(super) fn parent_of(start: &Start, path: &[u8], otherwise: Errno) -> Result<(Path, Box<[u8]>, bool)> {
-    let mut walk = Walk::new(start, path)?;
-    match walk.parent()? {
-        Last::Name { name, slash } => Ok((walk.place().clone(), name, slash)),
-        Last::Place => Err(otherwise),
+/// An entry that is to be changed, as far as its directory: on whose behalf, where, and which.
+pub struct Target {
+    /// Who asks.
+    pub(super) credentials: Credentials,
+    /// The directory.
+    pub(super) dir: Path,
+    /// The entry in it.
+    pub(super) last: Last,
+}
+
+impl Target {
+    /// Walks to the directory of what `path` names.
+    pub fn find(start: &Start, path: &[u8]) -> Result<Self> {
+        let mut walk = Walk::new(start, path)?;
+        let last = walk.parent()?;
+        Ok(Self { credentials: start.credentials.clone(), dir: walk.place().clone(), last })
+    }
+}
+
+impl Last {
+    /// Name and slash; a mere place is refused with `otherwise`.
+    pub(super) fn name(self, otherwise: Errno) -> Result<(Box<[u8]>, bool)> {
+        match self {
+            Self::Name { name, slash } => Ok((name, slash)),
+            Self::Place => Err(otherwise),
+        }
     }
 }
 

@@ -161,6 +161,9 @@ fn check_seekable(file: &File) -> Result<()> {
 fn lseek(args: &mut Args) -> Result<usize> {
     let [fd, at, whence, ..] = args.a;
     let file = file(fd)?;
+    if file.is_path() {
+        return Err(Errno::EBADF);
+    }
     let whence = match whence as u32 {
         abi::SEEK_SET => Whence::Start,
         abi::SEEK_CUR => Whence::Current,

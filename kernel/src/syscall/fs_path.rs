@@ -9,6 +9,7 @@ use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::access::EXECUTE;
 use crate::fs::caller::{self, context, credentials, files, start};
+use crate::fs::open::Target;
 use crate::fs::path::{Path, resolve};
 use crate::fs::{DeviceId, FileType, NewNode, attributes, directory, modify, mount, open};
 use crate::mm::uaccess::{self, read_path};
@@ -148,9 +149,11 @@ fn renameat2(args: &mut Args) -> Result<usize> {
 }
 
 fn move_entry(old_dir: usize, old: usize, new_dir: usize, new: usize, flags: u32) -> Result<usize> {
+    modify::check_rename_flags(flags)?;
     let (old, new) = (read_path(old)?, read_path(new)?);
-    let (old_start, new_start) = (start(old_dir as i32, &old)?, start(new_dir as i32, &new)?);
-    modify::rename(&old_start, &old, &new_start, &new, flags)?;
+    let old = Target::find(&start(old_dir as i32, &old)?, &old)?;
+    let new = Target::find(&start(new_dir as i32, &new)?, &new)?;
+    modify::rename(old, new, flags)?;
     Ok(0)
 }
 
@@ -169,11 +172,13 @@ fn add_link(old_dir: usize, old: usize, new_dir: usize, new: usize, flags: u32) 
         return Err(Errno::EINVAL);
     }
     let (old, new) = (read_path(old)?, read_path(new)?);
+    // A descriptor may have come from someone who could see what the caller cannot.
+    let by_descriptor = flags & abi::AT_EMPTY_PATH != 0 && old_dir != CWD && old.first() != Some(&b'/');
+    if by_descriptor && !credentials().capable(abi::CAP_DAC_READ_SEARCH) {
+        return Err(Errno::ENOENT);
+    }
     let old_start = start(old_dir as i32, &old)?;
     let place = if old.is_empty() && flags & abi::AT_EMPTY_PATH != 0 {
-        if !old_start.credentials.capable(abi::CAP_DAC_READ_SEARCH) {
-            return Err(Errno::ENOENT);
-        }
         old_start.base.clone()
     } else {
         resolve(&old_start, &old, flags & abi::AT_SYMLINK_FOLLOW != 0)?

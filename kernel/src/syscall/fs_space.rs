@@ -70,9 +70,6 @@ fn fallocate(args: &mut Args) -> Result<usize> {
     if !file.writable() {
         return Err(Errno::EBADF);
     }
-    if file.appending() && mode & !abi::FALLOC_FL_KEEP_SIZE != 0 {
-        return Err(Errno::EPERM);
-    }
     match file.inode().kind {
         FileType::Regular => {}
         FileType::Fifo => return Err(Errno::ESPIPE),

@@ -108,8 +108,15 @@ impl RegularFile {
         self.pages.lock().get(index).cloned()
     }
 
-    /// The page at `index`, allocated when there is a hole. `ENOSPC` by the limit, `ENOMEM` by the machine.
+    /// The page at `index` to put data in, allocated when there is a hole. `ENOSPC` by the limit, `ENOMEM` by the machine.
     fn obtain(&self, index: u64) -> Result<Frame> {
+        let frame = self.allocate_page(index)?;
+        self.pages.lock().mark_written(index);
+        Ok(frame)
+    }
+
+    /// The page at `index`, allocated when there is a hole: no data yet.
+    fn allocate_page(&self, index: u64) -> Result<Frame> {
         if let Some(frame) = self.lookup(index) {
             return Ok(frame);
         }
@@ -173,7 +180,8 @@ impl RegularFile {
             let _pages = self.pages.lock();
             self.size.store(size, Ordering::Release);
         }
-        if size < old {
+        // Also for the same size: pages may have been allocated behind the end.
+        if size <= old {
             let first = size.div_ceil(PAGE);
             // Private copies behind the end go, too. After this no mapping shows anything there, and no fault adds to it.
             self.mappings.unmap_with_copies(first..u64::MAX);
@@ -320,7 +328,7 @@ impl RegularFile {
             if self.lookup(index).is_some() {
                 continue;
             }
-            let failure = match self.obtain(index) {
+            let failure = match self.allocate_page(index) {
                 Ok(_) if crate::fs::caller::fatal_signal_pending() => Some(Errno::EINTR),
                 Ok(_) => None,
                 Err(error) => Some(error),
@@ -436,13 +444,14 @@ impl FileOps for RegularFile {
     }
 
     fn write_at(&self, file: &File, offset: &mut u64, source: &mut Source) -> Result<usize> {
+        // Nothing at all happens, not even to the position.
+        if source.remaining() == 0 {
+            return Ok(0);
+        }
         let inode = file.inode();
         let _writers = inode.lock.lock();
         if file.appending() || *offset == AT_END {
             *offset = self.len();
-        }
-        if source.remaining() == 0 {
-            return Ok(0);
         }
         let room = crate::fs::caller::write_room(*offset, MAX_SIZE)?;
         let cut = source.truncate(room.min(usize::MAX as u64) as usize);
@@ -468,7 +477,7 @@ impl FileOps for RegularFile {
                 }
                 let pages = self.pages.lock();
                 let found = if whence == Whence::Data {
-                    pages.next_page(from / PAGE).ok_or(Errno::ENXIO)?
+                    pages.next_data(from / PAGE).ok_or(Errno::ENXIO)?
                 } else {
                     pages.next_hole(from / PAGE)
                 };
@@ -505,6 +514,7 @@ impl FileOps for RegularFile {
         let inode = file.inode();
         let _writers = inode.lock.lock();
         self.allocate(mode, offset, len)?;
+        crate::fs::attributes::remove_privileges(inode);
         inode.touch_modified();
         Ok(())
     }

@@ -13,6 +13,8 @@ const CHUNK: u64 = 32;
 struct Chunk {
     pages: [Option<Frame>; CHUNK as usize],
     used: u32,
+    /// One bit a page: it has (or may have) been written, and is data to lseek(2). The others were only allocated.
+    written: u32,
 }
 
 /// Frames by page index.
@@ -40,10 +42,9 @@ impl Pages {
 
     /// Puts a page where there is none; gives it back when there is one.
     pub fn insert(&mut self, index: u64, frame: Frame) -> Result<(), Frame> {
-        let chunk = self
-            .chunks
-            .entry(index / CHUNK)
-            .or_insert_with(|| Box::new(Chunk { pages: [const { None }; CHUNK as usize], used: 0 }));
+        let chunk = self.chunks.entry(index / CHUNK).or_insert_with(|| {
+            Box::new(Chunk { pages: [const { None }; CHUNK as usize], used: 0, written: 0 })
+        });
         let slot = &mut chunk.pages[(index % CHUNK) as usize];
         if slot.is_some() {
             return Err(frame);
@@ -52,6 +53,13 @@ impl Pages {
         chunk.used += 1;
         self.count += 1;
         Ok(())
+    }
+
+    /// The page at `index` counts as data from now on.
+    pub fn mark_written(&mut self, index: u64) {
+        if let Some(chunk) = self.chunks.get_mut(&(index / CHUNK)) {
+            chunk.written |= 1 << (index % CHUNK);
+        }
     }
 
     /// Takes up to `limit` pages of `range` out, and tells where to go on; `None` when the range is done.
@@ -71,6 +79,7 @@ impl Pages {
                 }
                 if let Some(frame) = chunk.pages[(at - base) as usize].take() {
                     out.push(frame);
+                    chunk.written &= !(1 << (at - base));
                     chunk.used -= 1;
                     self.count -= 1;
                 }
@@ -83,27 +92,28 @@ impl Pages {
         None
     }
 
-    /// The first page at or after `from`.
-    pub fn next_page(&self, from: u64) -> Option<u64> {
+    /// The first page with data at or after `from`.
+    pub fn next_data(&self, from: u64) -> Option<u64> {
         for (key, chunk) in self.chunks.range(from / CHUNK..) {
             let base = key * CHUNK;
             let first = from.saturating_sub(base);
-            let found = (first..CHUNK).find(|i| chunk.pages[*i as usize].is_some());
-            if let Some(i) = found {
-                return Some(base + i);
+            if first < CHUNK && chunk.written >> first != 0 {
+                return Some(base + first + u64::from((chunk.written >> first).trailing_zeros()));
             }
         }
         None
     }
 
-    /// The first index at or after `from` without a page.
+    /// The first index at or after `from` without data.
     pub fn next_hole(&self, from: u64) -> u64 {
         let mut at = from;
         while let Some(chunk) = self.chunks.get(&(at / CHUNK)) {
-            match (at % CHUNK..CHUNK).find(|i| chunk.pages[*i as usize].is_none()) {
-                Some(i) => return at / CHUNK * CHUNK + i,
-                None => at = (at / CHUNK + 1) * CHUNK,
+            let first = at % CHUNK;
+            let run = u64::from((!(chunk.written >> first)).trailing_zeros());
+            if first + run < CHUNK {
+                return at + run;
             }
+            at = (at / CHUNK + 1) * CHUNK;
         }
         at
     }
