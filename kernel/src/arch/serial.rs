@@ -1,13 +1,13 @@
-//! The first serial port (16550): output by polling, input by interrupt.
+//! The first serial port (16550): polled output for the kernel, interrupts for the terminal.
 
 use core::sync::atomic::{AtomicBool, Ordering};
 use uart_16550::backend::PioBackend;
 use uart_16550::spec::registers::FifoTriggerLevel;
-use uart_16550::spec::registers::IER;
+use uart_16550::spec::registers::{IER, ISR};
 use uart_16550::{BaudRate, Config, Uart16550};
 
 use super::ioapic;
-use crate::sync::IrqLock;
+use crate::sync::{IrqLock, Once};
 
 const COM1: u16 = 0x3f8;
 const COM1_INTERRUPT: u8 = 4;
@@ -23,6 +23,8 @@ const fn com1() -> Uart16550<PioBackend> {
 static UART: IrqLock<Uart16550<PioBackend>> = IrqLock::new(com1());
 /// Whether there is a port at all.
 static PRESENT: AtomicBool = AtomicBool::new(false);
+/// Whether the port interrupts.
+static INTERRUPTS: AtomicBool = AtomicBool::new(false);
 
 /// Sets the port up for output.
 pub(super) fn init() {
@@ -36,29 +38,68 @@ pub(super) fn init() {
     PRESENT.store(present, Ordering::SeqCst);
 }
 
-/// Lets input come: each byte goes to `tty::serial_input`.
-pub fn enable_input() {
+/// Who takes input, and who has more output.
+struct Handlers {
+    input: fn(u8),
+    transmit_ready: fn(),
+}
+
+static HANDLERS: Once<Handlers> = Once::new();
+
+/// Lets the port interrupt: each byte that comes goes to `input`, and `transmit_ready` runs when the port can take
+/// output after [`request_transmit_interrupt`]. Both run with interrupts off, without the port's lock.
+pub fn enable_interrupts(input: fn(u8), transmit_ready: fn()) {
+    HANDLERS.call_once(|| Handlers { input, transmit_ready });
     if PRESENT.load(Ordering::SeqCst) && ioapic::enable_isa(COM1_INTERRUPT, interrupt) {
+        INTERRUPTS.store(true, Ordering::SeqCst);
         UART.lock().enable_interrupts(IER::DATA_READY);
     }
 }
 
-/// Takes what has arrived. Interrupts are off.
+/// The port's interrupt is edge triggered: it comes again only after nothing was pending.
 fn interrupt() {
+    let Some(handlers) = HANDLERS.get() else { return };
     let mut buffer = [0; 16];
     loop {
-        // The lock is not held while the bytes are passed on: their receiver echoes them through this port.
-        let count = UART.lock().receive_bytes(&mut buffer);
-        if count == 0 {
-            return;
-        }
+        let (count, can_send) = {
+            let mut uart = UART.lock();
+            // Set means that nothing is pending.
+            if uart.isr().contains(ISR::INTERRUPT_STATUS) {
+                return;
+            }
+            let count = uart.receive_bytes(&mut buffer);
+            (count, uart.ier().contains(IER::THR_EMPTY) && uart.ready_to_send().is_ok())
+        };
+        // The lock is not held while the bytes are passed on: their receiver may echo them through this port.
         for byte in &buffer[..count] {
-            input(*byte);
+            (handlers.input)(*byte);
+        }
+        if can_send {
+            (handlers.transmit_ready)();
         }
     }
 }
 
-fn input(_byte: u8) {}
+/// Asks for `transmit_ready` once the port can take more output, or no longer.
+pub fn request_transmit_interrupt(wanted: bool) {
+    let mut uart = UART.lock();
+    if wanted != uart.ier().contains(IER::THR_EMPTY) {
+        if wanted {
+            uart.enable_interrupts(IER::THR_EMPTY);
+        } else {
+            uart.disable_interrupts(IER::THR_EMPTY);
+        }
+    }
+}
+
+/// Sends as much as the port takes at once; all of it where the port cannot interrupt.
+pub fn try_write(bytes: &[u8]) -> usize {
+    if !INTERRUPTS.load(Ordering::SeqCst) {
+        write(bytes);
+        return bytes.len();
+    }
+    UART.lock().send_bytes(bytes)
+}
 
 /// Sends bytes as they are, and waits until the port has taken them.
 ///
