@@ -20,7 +20,10 @@ pub fn fetch() -> Result<()> {
         return Ok(());
     }
     unpack(&folder).with_context(|| {
-        format!("put a Linux 6.12 kernel image by hand at {} (Debian: {META_PACKAGE})", image.display())
+        format!(
+            "Debian's kernel cannot be fetched here: put the image of {META_PACKAGE} at {} by hand",
+            image.display()
+        )
     })
 }
 

@@ -28,8 +28,9 @@ pub fn qemu() -> Result<()> {
     if debian::has_program(QEMU) {
         return Ok(());
     }
-    debian::install(&["qemu-system-x86"], "QEMU, the machine that the kernel runs on")
-        .context("install QEMU for x86-64 by hand, so that `qemu-system-x86_64` is in the PATH")
+    debian::install(&["qemu-system-x86"], "QEMU, the machine that the kernel runs on").context(
+        "QEMU cannot be installed here: install it by hand, so that `qemu-system-x86_64` is in the PATH",
+    )
 }
 
 /// What links static programs for the host.
@@ -38,8 +39,9 @@ pub fn host_libc() -> Result<()> {
     if folders.iter().any(|folder| Path::new(folder).join("libc.a").is_file()) {
         return Ok(());
     }
-    debian::install(&["libc6-dev"], "static glibc, for the Linux programs")
-        .context("install glibc's static library (libc.a) by hand; Fedora calls it glibc-static")
+    debian::install(&["libc6-dev"], "static glibc, for the Linux programs").context(
+        "static glibc cannot be installed here: install it (libc.a) by hand; Fedora calls it glibc-static",
+    )
 }
 
 /// A static busybox; where it is.
@@ -49,7 +51,7 @@ pub fn busybox() -> Result<PathBuf> {
     if let Some(path) = find() {
         return Ok(path);
     }
-    let by_hand = "install a static busybox by hand, as /bin/busybox";
+    let by_hand = "busybox cannot be installed here: put a static one at /bin/busybox by hand";
     debian::install(&["busybox-static"], "a shell and its programs in the guest").context(by_hand)?;
     find().context(by_hand)
 }

@@ -13,7 +13,7 @@ use crate::step::Step;
 /// What the kernel is built for.
 pub const TARGET: &str = "x86_64-unknown-none";
 const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
-const BY_HAND: &str = "run `rustup target add x86_64-unknown-none` by hand where rustup can download, \
+const BY_HAND: &str = "no Rust for the kernel can be installed here: run `rustup target add x86_64-unknown-none` by hand where rustup can download, \
     or install Debian's rustc-web, cargo-web and rust-web-src";
 
 /// A Rust that can build the kernel.

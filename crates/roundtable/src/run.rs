@@ -199,7 +199,12 @@ impl<'a> Session<'a> {
         let guest = Guest::start(machine.command())?;
         let spinner = ProgressBar::new_spinner();
         if !options.verbose {
-            spinner.set_message(format!("booting {}", machine.kernel.display()));
+            let name = match &options.kernel {
+                Kernel::Roundtable => "Roundtable".into(),
+                Kernel::Linux => "Debian's Linux".into(),
+                Kernel::File(path) => path.display().to_string(),
+            };
+            spinner.set_message(format!("booting {name}"));
             spinner.enable_steady_tick(Duration::from_millis(100));
         }
         Ok(Session {
