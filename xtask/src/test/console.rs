@@ -53,12 +53,11 @@ pub fn run(
             }
             Event::Closed => {
                 let (status, errors) = guest.reap()?;
-                break if let Some(expected) = talk.missing() {
-                    Some(format!("the machine went down before it printed {expected:?} {errors}"))
-                } else if !status.success() {
-                    Some(format!("QEMU ended with {status}: {errors}"))
+                break if !status.success() || !errors.is_empty() {
+                    Some(format!("QEMU failed ({status}): {errors}"))
                 } else {
-                    None
+                    talk.missing()
+                        .map(|expected| format!("the machine went down before it printed {expected:?}"))
                 };
             }
             Event::Deadline => {

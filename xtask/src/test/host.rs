@@ -42,8 +42,11 @@ fn one(what: &str, mut command: Command, report: &mut Report) -> Result<()> {
     drop(command);
     for line in BufReader::new(reader).split(b'\n') {
         let line = String::from_utf8_lossy(&line?).into_owned();
-        report.print(&line);
-        count.add_line(&console::strip_ansi_codes(&line));
+        let plain = console::strip_ansi_codes(&line);
+        count.add_line(&plain);
+        if !is_empty_suite(&plain) {
+            report.print(&line);
+        }
     }
     let status = child.wait()?;
     report.add(count.passed, count.failed, count.skipped);
@@ -51,6 +54,14 @@ fn one(what: &str, mut command: Command, report: &mut Report) -> Result<()> {
         report.fail(what, &format!("cargo ended with {status}"), "");
     }
     Ok(())
+}
+
+/// Whether a line only says that a suite has no tests; most members have none in their documentation.
+fn is_empty_suite(line: &str) -> bool {
+    let line = line.trim();
+    line.is_empty()
+        || line == "running 0 tests"
+        || line.starts_with("test result: ok. 0 passed; 0 failed; 0 ignored")
 }
 
 /// What a runner's closing lines say.
