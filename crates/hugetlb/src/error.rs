@@ -1,0 +1,85 @@
+//! What can go wrong, and the errno it becomes.
+
+use core::fmt;
+
+/// The result of an operation that can fail with an [`Error`].
+pub type Result<T, E = Error> = core::result::Result<T, E>;
+
+/// A page-table frame could not be had.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OutOfMemory;
+
+/// Why an operation failed; each value is an errno of Linux.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Error {
+    /// ENOMEM: no reservation to be had, or no frame for a page table.
+    NoMemory,
+    /// ENOSPC: the pool, the mount's `size=` or its `nr_inodes=` is used up.
+    NoSpace,
+    /// EINVAL: an argument is not aligned, out of range, or makes no sense together with others.
+    Invalid,
+    /// EOPNOTSUPP: a mode that hugetlbfs does not know.
+    NotSupported,
+    /// EINTR: the caller's interruption check said stop.
+    Interrupted,
+    /// EFBIG: beyond the largest file.
+    TooBig,
+    /// ENODEV: the machine has no pages of that size.
+    NoSuchSize,
+}
+
+impl Error {
+    /// The errno of Linux (positive).
+    pub const fn errno(self) -> i32 {
+        match self {
+            Error::Interrupted => 4,
+            Error::NoMemory => 12,
+            Error::NoSuchSize => 19,
+            Error::Invalid => 22,
+            Error::TooBig => 27,
+            Error::NoSpace => 28,
+            Error::NotSupported => 95,
+        }
+    }
+}
+
+impl From<OutOfMemory> for Error {
+    fn from(_: OutOfMemory) -> Error {
+        Error::NoMemory
+    }
+}
+
+impl fmt::Display for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Error::NoMemory => "cannot allocate memory",
+            Error::NoSpace => "no space left",
+            Error::Invalid => "invalid argument",
+            Error::NotSupported => "operation not supported",
+            Error::Interrupted => "interrupted",
+            Error::TooBig => "file too large",
+            Error::NoSuchSize => "no such page size",
+        })
+    }
+}
+
+impl core::error::Error for Error {}
+
+/// Why a fault could not be resolved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultError {
+    /// SIGBUS with BUS_ADRERR: beyond the end of the file, or the pool or the mount's quota is empty.
+    Sigbus,
+    /// No frame for a page table: the host's out-of-memory handling, then the access again.
+    OutOfMemory,
+    /// SIGSEGV with SEGV_ACCERR: the mapping does not permit the access.
+    Access,
+    /// SIGSEGV with SEGV_MAPERR: the address is not, or no longer, in this mapping.
+    NotMapped,
+}
+
+impl From<OutOfMemory> for FaultError {
+    fn from(_: OutOfMemory) -> FaultError {
+        FaultError::OutOfMemory
+    }
+}
