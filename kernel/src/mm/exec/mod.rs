@@ -13,7 +13,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use self::binary::Binary;
-pub use self::open::{Executable, open_program};
+pub use self::open::{Executable, open_place, open_program};
 use super::layout::Origins;
 use super::vma::{Kind, VmFlags, Vma};
 use super::{AddressSpace, PAGE, limit, vdso};
