@@ -1,1 +1,14 @@
-//! What the Linux programs here share.
+//! What the Linux programs here share: a small test library and thin covers over system calls.
+
+pub mod child;
+pub mod fault;
+pub mod file;
+pub mod harness;
+pub mod huge;
+pub mod mem;
+pub mod procfs;
+pub mod rng;
+pub mod shared;
+pub mod sys;
+
+pub use nix::errno::Errno;

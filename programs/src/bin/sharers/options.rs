@@ -1,0 +1,73 @@
+//! The demonstration's command line.
+
+pub const USAGE: &str = "usage: sharers [--processes N] [--bytes SIZE] [--mount PATH]
+  --processes N  processes that share the file [1000]
+  --bytes SIZE   the file's size, such as 1073741824, 512M or 1G [1G]
+  --mount PATH   where a hugetlbfs with pages of 2 MiB is mounted [/mnt/huge]";
+
+#[derive(Debug, PartialEq, Eq)]
+pub struct Options {
+    pub processes: usize,
+    pub bytes: usize,
+    pub mount: String,
+}
+
+impl Options {
+    pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Options, String> {
+        let mut options = Options { processes: 1000, bytes: 1 << 30, mount: "/mnt/huge".to_string() };
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or(format!("{word} needs a value"));
+            match word.as_str() {
+                "--processes" => options.processes = number(&value()?)?,
+                "--bytes" => options.bytes = size(&value()?)?,
+                "--mount" => options.mount = value()?,
+                _ => return Err(format!("what is {word}?")),
+            }
+        }
+        if options.processes == 0 || options.bytes == 0 {
+            return Err("one process and one byte is the least".to_string());
+        }
+        Ok(options)
+    }
+}
+
+fn number(text: &str) -> Result<usize, String> {
+    text.parse().map_err(|_| format!("{text} is no number"))
+}
+
+fn size(text: &str) -> Result<usize, String> {
+    let digits = text.trim_end_matches(|c: char| !c.is_ascii_digit());
+    let shift = match &text[digits.len()..] {
+        "" => 0,
+        "K" | "KiB" => 10,
+        "M" | "MiB" => 20,
+        "G" | "GiB" => 30,
+        "T" | "TiB" => 40,
+        _ => return Err(format!("{text} is no size")),
+    };
+    number(digits)?.checked_mul(1 << shift).ok_or(format!("{text} is too much"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        Options::parse(line.split_whitespace().map(str::to_string))
+    }
+
+    #[test]
+    fn words_become_options() {
+        let options = parse("--processes 7 --bytes 64M --mount /m").unwrap();
+        assert_eq!(options, Options { processes: 7, bytes: 64 << 20, mount: "/m".to_string() });
+        assert_eq!(parse("--bytes 1073741824").unwrap().bytes, 1 << 30);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for line in ["--processes", "--processes 0", "--bytes 1X", "--bytes M", "--bytes 99999999999T", "-x"]
+        {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

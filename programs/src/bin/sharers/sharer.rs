@@ -1,0 +1,154 @@
+//! One of the many processes: it maps the file, touches every page, reports and waits.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use nix::errno::Errno;
+use roundtable_programs::file::Fd;
+use roundtable_programs::huge::{GIB, HUGE, stamp};
+use roundtable_programs::mem::{ANON, Map, NORESERVE, PRIVATE, R, RW, SHARED};
+use roundtable_programs::shared::{Shared, wait};
+use roundtable_programs::sys::{check, faults};
+
+/// Index of the counter of processes that are done.
+pub const READY: usize = 0;
+/// Index of the word that lets them go.
+pub const GO: usize = 16;
+
+/// Far from everything else, at a multiple of 1 GiB, as sharing on Linux demands.
+const PLACE: usize = 0x1000 * GIB;
+
+/// How the file is mapped.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Shared.
+    Shared,
+    /// Private and read-only: the same pages, but a table that no kernel shares.
+    Unshared,
+}
+
+/// Writes each page's stamp at its start and its end.
+pub fn stamp_pages(map: &Map, pages: usize) {
+    for page in 0..pages {
+        map.set_u64(page * HUGE, stamp(1, page));
+        map.set_u64((page + 1) * HUGE - 8, !stamp(1, page));
+    }
+}
+
+/// Reads them all; the first page that is wrong.
+#[inline(never)]
+fn wrong_page(map: &Map, pages: usize, seal: fn(usize) -> u64) -> Option<usize> {
+    (0..pages).find(|&page| {
+        let (first, last) = (map.get_u64(page * HUGE), map.get_u64(page * HUGE + map.length.min(HUGE) - 8));
+        first != seal(page) || last != !seal(page)
+    })
+}
+
+/// Four words for each process, which it writes and the parent reads.
+pub struct Crew {
+    records: Map,
+    count: usize,
+}
+
+const RECORD: usize = 32;
+const FAULTS: usize = 0;
+const NANOSECONDS: usize = 8;
+/// 0 not done, 1 all right, else the wrong page plus 2.
+const VERDICT: usize = 16;
+
+impl Crew {
+    pub fn new(count: usize) -> Crew {
+        let length = (count * RECORD).next_multiple_of(4096);
+        Crew { records: Map::new(length, RW, SHARED | ANON, -1, 0).expect("records"), count }
+    }
+
+    fn word(&self, index: usize, field: usize) -> &AtomicU64 {
+        let address = self.records.address + index * RECORD + field;
+        // SAFETY: inside the mapping, aligned, and the mapping lives as long as `self`.
+        unsafe { AtomicU64::from_ptr(address as *mut u64) }
+    }
+
+    /// Forks a process. In it this does not return.
+    pub fn start(
+        &self,
+        index: usize,
+        file: &Fd,
+        pages: usize,
+        kind: Kind,
+        control: &Shared,
+    ) -> Result<i32, Errno> {
+        // SAFETY: this process has one thread, and the child only makes system calls and touches memory.
+        match check(unsafe { libc::fork() })? {
+            0 => self.live(index, file, pages, kind, control),
+            pid => Ok(pid as i32),
+        }
+    }
+
+    fn live(&self, index: usize, file: &Fd, pages: usize, kind: Kind, control: &Shared) -> ! {
+        let flags = match kind {
+            Kind::Shared => SHARED,
+            Kind::Unshared => PRIVATE | NORESERVE,
+        };
+        // Code, stack and these words are faulted in before, so that what is counted is the file's.
+        self.word(index, VERDICT).store(0, Ordering::SeqCst);
+        control.get(READY);
+        warm_up();
+        let (faults_before, _) = faults();
+        let start = Instant::now();
+        let map = Map::at(PLACE, pages * HUGE, R, flags | libc::MAP_FIXED_NOREPLACE, file.raw(), 0);
+        let wrong = map.as_ref().map(|map| wrong_page(map, pages, |page| stamp(1, page)));
+        let time = start.elapsed();
+        let (faults_after, _) = faults();
+        let verdict = match wrong {
+            Ok(None) => 1,
+            Ok(Some(page)) => page as u64 + 2,
+            Err(error) => {
+                eprintln!("sharers: mmap: {}", error.desc());
+                u64::MAX
+            }
+        };
+        self.word(index, FAULTS).store(faults_after - faults_before, Ordering::SeqCst);
+        self.word(index, NANOSECONDS).store(time.as_nanos() as u64, Ordering::SeqCst);
+        self.word(index, VERDICT).store(verdict, Ordering::SeqCst);
+        control.add(READY);
+        while control.get(GO) == 0 {
+            wait(control.word(GO), 0, None);
+        }
+        // SAFETY: ends the process; the parent's values must not be dropped here.
+        unsafe { libc::_exit(i32::from(verdict != 1)) }
+    }
+
+    /// Whether all processes saw the right data.
+    pub fn verify(&self) -> Result<(), String> {
+        for index in 0..self.count {
+            match self.word(index, VERDICT).load(Ordering::SeqCst) {
+                1 => {}
+                0 => return Err(format!("process {} did not report", index + 1)),
+                u64::MAX => return Err(format!("process {} could not map the file", index + 1)),
+                page => return Err(format!("process {} saw wrong data in page {}", index + 1, page - 2)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Faults and nanoseconds of all, each sorted.
+    pub fn measurements(&self) -> (Vec<u64>, Vec<u64>) {
+        let sorted = |field| {
+            let mut all: Vec<u64> =
+                (0..self.count).map(|index| self.word(index, field).load(Ordering::SeqCst)).collect();
+            all.sort_unstable();
+            all
+        };
+        (sorted(FAULTS), sorted(NANOSECONDS))
+    }
+}
+
+/// Runs all that is measured once, on a page of its own.
+fn warm_up() {
+    let start = Instant::now();
+    if let Ok(map) = Map::at(PLACE, 4096, RW, PRIVATE | ANON | libc::MAP_FIXED_NOREPLACE, -1, 0) {
+        map.set_u64(4096 - 8, !0);
+        assert_eq!(wrong_page(&map, 1, |_| 0), None);
+    }
+    let _ = (start.elapsed(), faults());
+}

@@ -1,0 +1,63 @@
+//! Readers of /proc.
+
+use std::collections::BTreeMap;
+use std::fs;
+
+/// A file of `Name: value [kB]` lines; values in the file's own unit.
+pub fn fields(path: &str) -> BTreeMap<String, u64> {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    text.lines()
+        .filter_map(|line| {
+            let (name, value) = line.split_once(':')?;
+            Some((name.to_string(), value.split_whitespace().next()?.parse().ok()?))
+        })
+        .collect()
+}
+
+/// /proc/meminfo; sizes in kB, huge pages in pages.
+pub struct Meminfo(BTreeMap<String, u64>);
+
+impl Meminfo {
+    pub fn read() -> Meminfo {
+        Meminfo(fields("/proc/meminfo"))
+    }
+
+    #[track_caller]
+    pub fn get(&self, name: &str) -> u64 {
+        *self.0.get(name).unwrap_or_else(|| panic!("/proc/meminfo has no {name}"))
+    }
+}
+
+/// A number of /proc/PID/status, sizes in kB.
+#[track_caller]
+pub fn status(pid: i32, name: &str) -> u64 {
+    let path = format!("/proc/{pid}/status");
+    *fields(&path).get(name).unwrap_or_else(|| panic!("{path} has no {name}"))
+}
+
+/// How many processes there are.
+pub fn process_count() -> usize {
+    fs::read_dir("/proc")
+        .expect("/proc")
+        .flatten()
+        .filter(|entry| entry.file_name().to_str().is_some_and(|name| name.parse::<u32>().is_ok()))
+        .count()
+}
+
+/// The state letter of /proc/PID/stat.
+pub fn state(pid: i32) -> Option<char> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    text.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Writes a sysctl or sysfs file.
+pub fn write(path: &str, value: impl std::fmt::Display) -> std::io::Result<()> {
+    fs::write(path, value.to_string())
+}
+
+/// Reads a file that holds one number.
+#[track_caller]
+pub fn number(path: &str) -> u64 {
+    let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    text.trim().parse().unwrap_or_else(|_| panic!("{path} says {text:?}"))
+}
