@@ -9,12 +9,19 @@
 //! Kernel mode is not preempted: a thread leaves its CPU only where it sleeps or calls `sched::cond_resched`. A spin
 //! lock therefore is held for a bounded time by a running CPU. A CPU that spins on a [`SpinLock`] with interrupts on
 //! answers TLB shootdowns, so a holder may send them; the holder of an [`IrqLock`] must not.
+//!
+//! Debug builds count the spin locks that a CPU holds, and the functions that sleep assert that it is none.
 
+pub mod debug;
 mod once;
+mod sleep;
 mod spin;
+mod wait;
 
 pub use once::Once;
+pub use sleep::{RawMutex, RawRwLock};
 pub use spin::{RawIrqLock, RawSpinLock};
+pub use wait::{WaitError, WaitQueue, Watcher};
 
 /// A lock that spins and leaves interrupts as they are.
 pub type SpinLock<T> = lock_api::Mutex<RawSpinLock, T>;
@@ -24,3 +31,13 @@ pub type SpinLockGuard<'a, T> = lock_api::MutexGuard<'a, RawSpinLock, T>;
 pub type IrqLock<T> = lock_api::Mutex<RawIrqLock, T>;
 /// The guard of an [`IrqLock`].
 pub type IrqLockGuard<'a, T> = lock_api::MutexGuard<'a, RawIrqLock, T>;
+/// A lock that sleeps, first come first served.
+pub type Mutex<T> = lock_api::Mutex<RawMutex, T>;
+/// The guard of a [`Mutex`].
+pub type MutexGuard<'a, T> = lock_api::MutexGuard<'a, RawMutex, T>;
+/// A lock that sleeps and lets readers share, first come first served: neither side starves.
+pub type RwLock<T> = lock_api::RwLock<RawRwLock, T>;
+/// The guard of a reader of an [`RwLock`].
+pub type RwLockReadGuard<'a, T> = lock_api::RwLockReadGuard<'a, RawRwLock, T>;
+/// The guard of the writer of an [`RwLock`].
+pub type RwLockWriteGuard<'a, T> = lock_api::RwLockWriteGuard<'a, RawRwLock, T>;

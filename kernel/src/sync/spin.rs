@@ -6,6 +6,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use x86_64::instructions::interrupts;
 
+use super::debug;
+
 /// The raw lock behind [`super::SpinLock`].
 pub struct RawSpinLock {
     locked: AtomicBool,
@@ -30,14 +32,21 @@ unsafe impl lock_api::RawMutex for RawSpinLock {
 
     #[inline]
     fn try_lock(&self) -> bool {
+        // Counted before the lock is taken, so that an interrupt between the two does not see a held lock uncounted.
+        debug::spin_acquired();
         // Acquire pairs with the Release in `unlock`: the critical sections are ordered.
-        !self.locked.swap(true, Ordering::Acquire)
+        let taken = !self.locked.swap(true, Ordering::Acquire);
+        if !taken {
+            debug::spin_released();
+        }
+        taken
     }
 
     #[inline]
     unsafe fn unlock(&self) {
         // Release: the next holder sees what this one wrote.
         self.locked.store(false, Ordering::Release);
+        debug::spin_released();
     }
 
     fn is_locked(&self) -> bool {

@@ -1,0 +1,103 @@
+//! CPU time and resource usage.
+
+use core::sync::atomic::Ordering;
+
+use super::Process;
+use crate::sched::TICK;
+
+/// Every [`TICK`] on a CPU that runs a thread, in the timer interrupt: the clocks of setitimer(2) and RLIMIT_CPU.
+pub fn tick(user: bool) {
+    let Some(thread) = super::try_current() else { return };
+    if !thread.is_kernel() {
+        thread.process.timers.tick(user, TICK);
+    }
+}
+
+/// What getrusage(2) and wait4(2) say; times in nanoseconds, memory in KiB.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    pub user: u64,
+    pub system: u64,
+    pub max_rss: u64,
+    pub minor_faults: u64,
+    pub major_faults: u64,
+    pub voluntary: u64,
+    pub involuntary: u64,
+}
+
+impl Usage {
+    /// Of all threads of a process, those that have ended included.
+    pub fn of_process(process: &Process) -> Self {
+        let (user, system) = process.cpu_times();
+        let (minor_faults, major_faults) = process.faults();
+        let (voluntary, involuntary) = process.switches();
+        let peak = process.mm().map_or(0, |mm| mm.peak_resident() / 1024);
+        // Relaxed: statistics.
+        let max_rss = process.totals.max_rss.load(Ordering::Relaxed).max(peak);
+        Self { user, system, max_rss, minor_faults, major_faults, voluntary, involuntary }
+    }
+
+    /// Of the children that a process has waited for.
+    pub fn of_children(process: &Process) -> Self {
+        let totals = &process.totals;
+        // Relaxed: statistics.
+        Self {
+            user: totals.children_user.load(Ordering::Relaxed),
+            system: totals.children_system.load(Ordering::Relaxed),
+            max_rss: totals.children_max_rss.load(Ordering::Relaxed),
+            minor_faults: totals.children_minor_faults.load(Ordering::Relaxed),
+            major_faults: totals.children_major_faults.load(Ordering::Relaxed),
+            voluntary: totals.children_voluntary.load(Ordering::Relaxed),
+            involuntary: totals.children_involuntary.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Of one thread.
+    pub fn of_thread(thread: &super::Thread) -> Self {
+        let (user, system) = thread.sched.times();
+        let (voluntary, involuntary) = thread.sched.switches();
+        Self {
+            user,
+            system,
+            // Relaxed: statistics.
+            minor_faults: thread.minor_faults.load(Ordering::Relaxed),
+            major_faults: thread.major_faults.load(Ordering::Relaxed),
+            voluntary,
+            involuntary,
+            ..Self::of_process_memory(&thread.process)
+        }
+    }
+
+    fn of_process_memory(process: &Process) -> Self {
+        let peak = process.mm().map_or(0, |mm| mm.peak_resident() / 1024);
+        // Relaxed: a statistic.
+        Self { max_rss: process.totals.max_rss.load(Ordering::Relaxed).max(peak), ..Self::default() }
+    }
+
+    /// Plus what the process's own children used.
+    pub fn with_children(self, process: &Process) -> Self {
+        let children = Self::of_children(process);
+        Self {
+            user: self.user + children.user,
+            system: self.system + children.system,
+            max_rss: self.max_rss.max(children.max_rss),
+            minor_faults: self.minor_faults + children.minor_faults,
+            major_faults: self.major_faults + children.major_faults,
+            voluntary: self.voluntary + children.voluntary,
+            involuntary: self.involuntary + children.involuntary,
+        }
+    }
+
+    /// The process has waited for a child that used this.
+    pub(super) fn add_to_children_of(&self, process: &Process) {
+        let totals = &process.totals;
+        // Relaxed: statistics.
+        totals.children_user.fetch_add(self.user, Ordering::Relaxed);
+        totals.children_system.fetch_add(self.system, Ordering::Relaxed);
+        totals.children_max_rss.fetch_max(self.max_rss, Ordering::Relaxed);
+        totals.children_minor_faults.fetch_add(self.minor_faults, Ordering::Relaxed);
+        totals.children_major_faults.fetch_add(self.major_faults, Ordering::Relaxed);
+        totals.children_voluntary.fetch_add(self.voluntary, Ordering::Relaxed);
+        totals.children_involuntary.fetch_add(self.involuntary, Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,79 @@
+//! execve(2) in a process with several threads: the others end, and the one that stays becomes the first.
+
+use core::sync::atomic::Ordering;
+
+use alloc::sync::Arc;
+
+use super::{Process, Thread, tree};
+use crate::errno::{Errno, Result};
+use crate::sched;
+use crate::signal::{self, Actions};
+use crate::sync::WaitError;
+
+/// Ends all other threads of the process and waits for that. `EAGAIN` when another thread does the same or the process ends.
+pub(super) fn de_thread(thread: &Thread) -> Result<()> {
+    let process = &thread.process;
+    {
+        let tree = tree::lock();
+        let mut state = process.signals.state.lock();
+        if state.ending.is_some() || state.exec {
+            return Err(Errno::EAGAIN);
+        }
+        if process.relations.get(&tree).live > 1 {
+            state.exec = true;
+            for other in process.threads_locked(&tree) {
+                if !core::ptr::eq(other, thread) {
+                    signal::kill_thread(other);
+                }
+            }
+        }
+    }
+    let alone = process.thread_ended.wait_killable(None, || (process.thread_count() == 1).then_some(()));
+    process.signals.state.lock().exec = false;
+    if let Err(WaitError::Interrupted | WaitError::TimedOut) = alone {
+        return Err(Errno::EINTR);
+    }
+    if !thread.is_leader() {
+        take_lead(thread, process);
+    }
+    unshare_actions(process);
+    Ok(())
+}
+
+/// Takes the number of the first thread, which has ended: the process keeps its number.
+fn take_lead(thread: &Thread, process: &Arc<Process>) {
+    let mut tree = tree::lock();
+    let old = process.relations.get_mut(&mut tree).leader.take();
+    let registered = old.as_ref().and_then(|old| tree.remove_thread(old));
+    let own = tree.remove_thread(thread);
+    thread.set_tid(process.pid);
+    if let Some(own) = &own {
+        tree.claim_pid(process.pid);
+        tree.insert_thread(own);
+    }
+    let relations = process.relations.get_mut(&mut tree);
+    relations.leader = own;
+    relations.leader_status = None;
+    drop(tree);
+    if let Some(old) = &old {
+        while !old.sched.is_dead() {
+            core::hint::spin_loop();
+        }
+        sched::wait_off_cpu(old);
+    }
+    drop(registered);
+    drop(old);
+    sched::reap();
+}
+
+/// Another process may share the actions through clone(CLONE_SIGHAND): exec must not change them for it.
+fn unshare_actions(process: &Process) {
+    let mut actions = process.actions.lock();
+    if Arc::strong_count(&actions) > 1 {
+        let copy: Arc<Actions> = actions.duplicate();
+        let old = core::mem::replace(&mut *actions, copy);
+        drop(actions);
+        drop(old);
+    }
+    process.has_execed.store(true, Ordering::SeqCst);
+}

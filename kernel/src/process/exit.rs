@@ -1,0 +1,271 @@
+//! The end of threads and processes.
+
+use core::sync::atomic::Ordering;
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::process::WaitStatus;
+use super::{Process, Thread, futex, tree, user};
+use crate::arch::interrupts;
+use crate::mm::uaccess;
+use crate::sched;
+use crate::signal::{self, SIGCHLD, SIGCONT, SIGHUP, SigInfo, flags};
+
+/// A kernel thread's function has returned.
+pub(super) fn kernel_thread_ended() -> ! {
+    sched::exit_current()
+}
+
+/// exit(2): only the current thread ends, with this code if it is the last.
+pub fn exit_thread(code: u8) -> ! {
+    finish(WaitStatus::Exited(code))
+}
+
+/// Ends the process: all other threads are killed, and the current one ends.
+pub fn end_process(status: WaitStatus) -> ! {
+    let thread = super::current();
+    let status = {
+        let tree = tree::lock();
+        let mut state = thread.process.signals.state.lock();
+        if state.exec && state.ending.is_none() && thread.kill_pending() {
+            // Another thread executes a program and has asked this one to go: then that is all that happens.
+            WaitStatus::Exited(0)
+        } else {
+            signal::end_all(&tree, &thread.process, &mut state, status);
+            state.ending.unwrap_or(status)
+        }
+    };
+    finish(status)
+}
+
+/// The current thread was killed: by a signal to the process, by exit_group(2), or by an execve(2) of another thread.
+pub fn thread_killed() -> ! {
+    let thread = super::current();
+    let status = thread.process.signals.state.lock().ending.unwrap_or(WaitStatus::Exited(0));
+    finish(status)
+}
+
+/// Lets go of everything, and leaves the CPU for good.
+fn finish(status: WaitStatus) -> ! {
+    let thread = super::current();
+    let process = thread.process.clone();
+    debug_assert!(interrupts::are_enabled());
+    // It is dying already: what it still waits for below must be able to happen.
+    thread.signals.clear_killed();
+    if process.pid == 1 && is_last(&process) {
+        panic!("Attempted to kill init! exitcode={:#010x}", status.to_bits());
+    }
+    futex::exit_robust_list(&thread);
+    clear_child_tid(&thread);
+    leave_memory(&thread);
+    thread.set_files(None);
+    thread.set_fs(None);
+    let restart = thread.restart.lock().take();
+    drop(restart);
+    signal::notify_stop_of_ending_thread(&thread);
+    unlink(&thread, &process, status);
+    process.thread_ended.wake_all();
+    // The scheduler's reference keeps the thread until it has left its stack; ours would never be dropped.
+    drop(process);
+    sched::exit_current()
+}
+
+fn is_last(process: &Process) -> bool {
+    process.thread_count() == 1
+}
+
+/// set_tid_address(2): tells joiners that the thread is gone.
+fn clear_child_tid(thread: &Thread) {
+    let address = thread.clear_child_tid.swap(0, Ordering::SeqCst);
+    if address != 0 && uaccess::write_user(address, &0u32).is_ok() {
+        futex::wake_after_exit(address);
+    }
+}
+
+/// Lets go of the address space; a vfork(2) parent goes on.
+fn leave_memory(thread: &Thread) {
+    let process = &thread.process;
+    process.note_resident();
+    let own = user::drop_address_space(thread);
+    let last = {
+        let tree = tree::lock();
+        process.relations.get(&tree).live == 1
+    };
+    let shared = if last { process.replace_mm(None) } else { None };
+    // The one that drops the last reference takes the memory apart, with interrupts on and no lock held.
+    drop(own);
+    drop(shared);
+    if last {
+        release_vfork(process);
+    }
+}
+
+/// The process does not use its vfork(2) parent's memory any more.
+pub(super) fn release_vfork(process: &Process) {
+    if !process.vfork_released.swap(true, Ordering::SeqCst) {
+        process.vfork_wait.wake_all();
+    }
+}
+
+/// Takes the thread out of its process, and ends the process if it was the last.
+fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
+    let times = thread.sched.times();
+    let switches = thread.sched.switches();
+    let totals = &process.totals;
+    // Relaxed: statistics; the tree's lock orders them with the removal of the thread.
+    let mut tree = tree::lock();
+    totals.ended_user.fetch_add(times.0, Ordering::Relaxed);
+    totals.ended_system.fetch_add(times.1, Ordering::Relaxed);
+    totals.ended_minor_faults.fetch_add(thread.minor_faults.load(Ordering::Relaxed), Ordering::Relaxed);
+    totals.ended_major_faults.fetch_add(thread.major_faults.load(Ordering::Relaxed), Ordering::Relaxed);
+    totals.ended_voluntary.fetch_add(switches.0, Ordering::Relaxed);
+    totals.ended_involuntary.fetch_add(switches.1, Ordering::Relaxed);
+    let leader = thread.is_leader();
+    let relations = process.relations.get_mut(&mut tree);
+    // SAFETY: a live thread is on its process's list.
+    let removed = unsafe { relations.threads.cursor_mut_from_ptr(thread).remove() };
+    relations.live -= 1;
+    let last = relations.live == 0;
+    if leader {
+        relations.leader_status = Some(status);
+    }
+    let unregistered = if leader { None } else { tree.remove_thread(thread) };
+    if last {
+        let state = process.signals.state.lock();
+        let status = state.ending.or(process.relations.get(&tree).leader_status).unwrap_or(status);
+        drop(state);
+        end(tree, process, status);
+    } else {
+        drop(tree);
+    }
+    drop(removed);
+    drop(unregistered);
+}
+
+/// The last thread has ended: children find a new parent, the parent is told.
+fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
+    let mut removed = Vec::new();
+    let led_session = process.relations.get(&tree).group.as_ref().map(|group| group.session.clone());
+    let led_session = led_session.filter(|session| session.sid == process.pid);
+    reparent_children(&mut tree, process, &mut removed);
+    // Its own group may lose the last member that could continue it.
+    let parent = process.relations.get(&tree).parent.clone();
+    if let (Some(group), Some(parent)) = (process.relations.get(&tree).group.clone(), parent) {
+        hang_up_if_newly_orphaned(&mut tree, &group, process, &parent);
+    }
+    process.relations.get_mut(&mut tree).ended = Some(status);
+    tree.child_to_front(process);
+    let reaped = tell_parent(&mut tree, process, status);
+    if reaped {
+        removed.extend(super::wait::remove(&mut tree, process));
+    }
+    drop(tree);
+    drop(removed);
+    process.timers.process_ends();
+    if let Some(session) = led_session {
+        crate::tty::session_leader_exited(&session);
+    }
+    process.ended.wake_all();
+}
+
+/// SIGCHLD and waking. True if the parent does not care, so that the process is gone at once.
+fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status: WaitStatus) -> bool {
+    let Some(parent) = process.relations.get(tree).parent.clone() else { return true };
+    let exit_signal = process.relations.get(tree).exit_signal;
+    let mut reap = false;
+    if exit_signal != 0 {
+        let mut send = true;
+        if exit_signal == SIGCHLD {
+            let action = parent.actions.lock().get(SIGCHLD);
+            if action.handler == signal::SIG_IGN {
+                (reap, send) = (true, false);
+            } else if action.flags & flags::SA_NOCLDWAIT != 0 {
+                reap = true;
+            }
+        }
+        if send {
+            let mut info = signal::child_info(process, status);
+            info.signal = exit_signal as i32;
+            signal::send_process_locked(tree, &parent, info);
+        }
+    }
+    parent.child_events.wake_all();
+    reap
+}
+
+fn reparent_children(tree: &mut tree::Guard, process: &Arc<Process>, removed: &mut Vec<tree::Removed>) {
+    if process.relations.get(tree).children.is_empty() {
+        return;
+    }
+    let new_parent = new_parent(tree, process);
+    while let Some(child) = process.relations.get(tree).children.front().clone_pointer() {
+        for thread in mourners(&child, tree) {
+            let signal = thread.parent_death_signal.load(Ordering::SeqCst);
+            signal::send_process_locked(tree, &child, SigInfo::user(signal, 0, process.pid, 0));
+        }
+        let Some(new_parent) = &new_parent else {
+            removed.push(tree.disown(&child));
+            continue;
+        };
+        // The group is judged while the child still has its old parent, whose end it is about.
+        if let Some(group) = child.relations.get(tree).group.clone() {
+            hang_up_if_newly_orphaned(tree, &group, &child, process);
+        }
+        removed.push(tree.adopt(new_parent, &child));
+        child.relations.get_mut(tree).exit_signal = SIGCHLD;
+        if let Some(status) = child.relations.get(tree).ended {
+            if tell_parent(tree, &child, status) {
+                removed.extend(super::wait::remove(tree, &child));
+            }
+        }
+    }
+}
+
+/// The nearest ancestor that takes orphans, else the first process.
+fn new_parent(tree: &tree::Guard, process: &Process) -> Option<Arc<Process>> {
+    let mut ancestor = process.relations.get(tree).parent.clone();
+    while let Some(candidate) = ancestor {
+        if candidate.child_subreaper.load(Ordering::SeqCst) && candidate.relations.get(tree).live > 0 {
+            return Some(candidate);
+        }
+        ancestor = candidate.relations.get(tree).parent.clone();
+    }
+    tree.init()
+}
+
+/// When `process` ends or loses `parent`, its group may become orphaned. If it has stopped members then,
+/// they get SIGHUP and SIGCONT: nobody else could continue them.
+fn hang_up_if_newly_orphaned(
+    tree: &mut tree::Guard,
+    group: &Arc<tree::Group>,
+    process: &Arc<Process>,
+    parent: &Arc<Process>,
+) {
+    let ties = parent.relations.get(tree).group.as_ref().is_some_and(|other| {
+        !Arc::ptr_eq(other, group) && Arc::ptr_eq(&other.session, &group.session)
+    });
+    if !ties || !super::groups::is_orphaned(tree, group, Some(process)) {
+        return;
+    }
+    let stopped = group
+        .members
+        .get(tree)
+        .iter()
+        .any(|member| member.signals.state.lock().stop.is_some());
+    if !stopped {
+        return;
+    }
+    let mut next = tree::first_member(tree, group);
+    while let Some(member) = next {
+        next = tree::next_member(tree, group, &member);
+        signal::send_process_locked(tree, &member, SigInfo::kernel(SIGHUP));
+        signal::send_process_locked(tree, &member, SigInfo::kernel(SIGCONT));
+    }
+}
+
+/// Threads that want to hear of their parent's end, collected so that the tree may change meanwhile.
+fn mourners(process: &Process, tree: &tree::Guard) -> Vec<Arc<Thread>> {
+    let wants = |thread: &&Thread| thread.parent_death_signal.load(Ordering::SeqCst) != 0;
+    process.threads_locked(tree).filter(wants).map(Thread::to_arc).collect()
+}

@@ -1,0 +1,285 @@
+//! clone(2) in all its forms.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
+
+use linux_raw_sys::general as abi;
+
+use super::thread::Parts;
+use super::{Pid, Process, Thread, limits, process, spawn, tree};
+use crate::arch::context::Context;
+use crate::arch::cpu;
+use crate::arch::trap::TrapFrame;
+use crate::errno::{Errno, Result};
+use crate::memory::stack::KernelStack;
+use crate::mm::uaccess;
+use crate::sched::{self, Entity, Parameters, Policy};
+use crate::signal::{self, AltStack, ThreadSignals};
+
+/// What clone3(2) is asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct CloneArgs {
+    /// `CLONE_*`, without the exit signal.
+    pub flags: u64,
+    pub exit_signal: u32,
+    /// Stack pointer of the child, 0 for the parent's.
+    pub stack: u64,
+    pub tls: u64,
+    pub parent_tid: usize,
+    pub child_tid: usize,
+    pub pidfd: usize,
+}
+
+const VM: u64 = abi::CLONE_VM as u64;
+const FS: u64 = abi::CLONE_FS as u64;
+const FILES: u64 = abi::CLONE_FILES as u64;
+const SIGHAND: u64 = abi::CLONE_SIGHAND as u64;
+const PIDFD: u64 = abi::CLONE_PIDFD as u64;
+const VFORK: u64 = abi::CLONE_VFORK as u64;
+const PARENT: u64 = abi::CLONE_PARENT as u64;
+const THREAD: u64 = abi::CLONE_THREAD as u64;
+const SETTLS: u64 = abi::CLONE_SETTLS as u64;
+const PARENT_SETTID: u64 = abi::CLONE_PARENT_SETTID as u64;
+const CHILD_CLEARTID: u64 = abi::CLONE_CHILD_CLEARTID as u64;
+const DETACHED: u64 = abi::CLONE_DETACHED as u64;
+const CHILD_SETTID: u64 = abi::CLONE_CHILD_SETTID as u64;
+const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
+const NAMESPACES: u64 = (abi::CLONE_NEWNS
+    | abi::CLONE_NEWCGROUP
+    | abi::CLONE_NEWUTS
+    | abi::CLONE_NEWIPC
+    | abi::CLONE_NEWUSER
+    | abi::CLONE_NEWPID
+    | abi::CLONE_NEWNET
+    | abi::CLONE_NEWTIME) as u64;
+
+fn check(args: &CloneArgs, parent: &Process) -> Result<()> {
+    let has = |flag: u64| args.flags & flag != 0;
+    let invalid = has(NAMESPACES)
+        || (has(THREAD) && !has(SIGHAND))
+        || (has(SIGHAND) && !has(VM))
+        || (has(SIGHAND) && has(CLEAR_SIGHAND))
+        || (has(PIDFD) && has(DETACHED | THREAD))
+        || (has(PARENT) && parent.pid == 1)
+        || args.exit_signal > signal::SIGNAL_MAX;
+    if invalid { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
+/// Makes a thread or a process after the current one; returns its number. With CLONE_VFORK, returns when the child has let go of the memory.
+pub fn clone(args: CloneArgs, frame: &TrapFrame) -> Result<Pid> {
+    let current = super::current();
+    check(&args, &current.process)?;
+    let child = Child::make(&args, frame, &current)?;
+    if args.flags & PIDFD != 0 {
+        child.make_pidfd(args.pidfd)?;
+    }
+    let thread = child.link(&args, &current)?;
+    let tid = thread.tid();
+    if args.flags & PARENT_SETTID != 0 {
+        // As Linux: the child exists whether this succeeds or not.
+        let _ = uaccess::write_user(args.parent_tid, &(tid as i32));
+    }
+    let process = thread.process.clone();
+    sched::start(&thread);
+    drop(thread);
+    if args.flags & VFORK != 0 {
+        // A signal that kills the parent ends the wait; others wait until the child has let go.
+        let _ = process
+            .vfork_wait
+            .wait_killable(None, || process.vfork_released.load(Ordering::SeqCst).then_some(()));
+    }
+    Ok(tid)
+}
+
+/// A thread that is made, but not in the tree yet. Dropped, it gives back its number.
+struct Child {
+    thread: Option<Arc<Thread>>,
+    new_process: bool,
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        if let Some(thread) = &self.thread {
+            tree::lock().free_pid(thread.tid());
+        }
+    }
+}
+
+/// The number of a thread that is being made.
+struct PidReservation(Option<Pid>);
+
+impl PidReservation {
+    fn take(mut self) -> Pid {
+        self.0.take().expect("taken once")
+    }
+}
+
+impl Drop for PidReservation {
+    fn drop(&mut self) {
+        if let Some(pid) = self.0 {
+            tree::lock().free_pid(pid);
+        }
+    }
+}
+
+impl Child {
+    fn make(args: &CloneArgs, frame: &TrapFrame, current: &Thread) -> Result<Self> {
+        let has = |flag: u64| args.flags & flag != 0;
+        let parent = &current.process;
+        let credentials = current.credentials();
+        let charge = super::list::charge(&credentials, parent)?;
+        let stack = KernelStack::new().ok_or(Errno::ENOMEM)?;
+        let mm = parent.mm().ok_or(Errno::ENOMEM)?;
+        let mm = if has(VM) { mm } else { mm.fork()? };
+        let files = current.files();
+        let files = if has(FILES) { files } else { Arc::new(files.duplicate()) };
+        let fs = current.fs();
+        let fs = if has(FS) { fs } else { Arc::new(fs.duplicate()) };
+        let pid = PidReservation(Some(tree::lock().allocate_pid()?));
+        let new_process = !has(THREAD);
+        let process = if new_process {
+            let actions = parent.actions.lock().clone();
+            let actions = if has(SIGHAND) { actions } else { actions.duplicate() };
+            if has(CLEAR_SIGHAND) {
+                actions.clear_handlers();
+            }
+            Process::new(process::Parts {
+                pid: pid.0.expect("just reserved"),
+                relations: tree::Relations::new(args.exit_signal),
+                mm: Some(mm.clone()),
+                actions,
+                limits: *parent.limits.lock(),
+                uid: credentials.uid,
+                oom_score_adj: parent.oom_score_adj.load(Ordering::SeqCst),
+                personality: parent.personality.load(Ordering::SeqCst),
+                dumpable: parent.dumpable.load(Ordering::SeqCst),
+                has_execed: false,
+            })
+        } else {
+            parent.clone()
+        };
+        let mut registers = Context::current_user_registers();
+        if has(SETTLS) {
+            if args.tls >= crate::memory::USER_END {
+                return Err(Errno::EPERM);
+            }
+            registers.fs_base = args.tls;
+        }
+        let mut child_frame = *frame;
+        child_frame.rax = 0;
+        child_frame.forget_syscall();
+        if args.stack != 0 {
+            child_frame.rsp = args.stack;
+        }
+        let context = Context::user(stack.top(), &child_frame, registers, spawn::user_entry, 0);
+        // A thread, and a child on its parent's memory, does not inherit the stack that the parent's handlers use.
+        let alt_stack = if has(VM) && !has(VFORK) { AltStack::DISABLED } else { *current.signals.alt_stack.lock() };
+        let tid = pid.take();
+        let child_tid = args.child_tid;
+        let set_child_tid = has(CHILD_SETTID);
+        let thread = Thread::new(Parts {
+            tid,
+            process,
+            sched: Entity::new(inherited(current), current.sched.affinity(), cpu::id()),
+            context,
+            stack: Some(stack),
+            address_space: Some(mm),
+            files: Some(files),
+            fs: Some(fs),
+            credentials,
+            comm: current.comm(),
+            signals: ThreadSignals::new(current.signals.mask(), alt_stack),
+            charge,
+            start: set_child_tid.then(|| -> Box<dyn FnOnce() + Send> {
+                Box::new(move || {
+                    // As Linux: a bad address is the child's problem.
+                    let _ = uaccess::write_user(child_tid, &(tid as i32));
+                })
+            }),
+        });
+        if has(CHILD_CLEARTID) {
+            thread.clear_child_tid.store(args.child_tid, Ordering::SeqCst);
+        }
+        thread.no_new_privileges.store(current.no_new_privileges.load(Ordering::SeqCst), Ordering::SeqCst);
+        // A thread registers its own area; a forked child keeps the one in its copy of the memory.
+        if !has(VM) {
+            super::rseq::inherit(current, &thread);
+        }
+        Ok(Self { thread: Some(thread), new_process })
+    }
+
+    fn thread(&self) -> &Arc<Thread> {
+        self.thread.as_ref().expect("not linked yet")
+    }
+
+    /// The descriptor by which the parent knows the child: CLONE_PIDFD.
+    fn make_pidfd(&self, address: usize) -> Result<()> {
+        let fd = super::pidfd::open(&self.thread().process, 0)?;
+        uaccess::write_user(address, &fd).inspect_err(|_| {
+            let _ = super::current().files().close(fd);
+        })
+    }
+
+    /// Makes the child known: from here on it gets signals.
+    fn link(mut self, args: &CloneArgs, current: &Thread) -> Result<Arc<Thread>> {
+        let thread = self.thread().clone();
+        let process = &thread.process;
+        let parent = &current.process;
+        let mut tree = tree::lock();
+        // A signal to the group, or one that kills, that came before the child was there must not miss it: the parent
+        // handles it first and then makes the call again.
+        if current.signal_pending() {
+            drop(tree);
+            return Err(Errno::ERESTARTNOINTR);
+        }
+        tree.insert_thread(&thread);
+        let relations = process.relations.get_mut(&mut tree);
+        relations.threads.push_back(thread.clone());
+        relations.live += 1;
+        let mut removed = (None, None);
+        if self.new_process {
+            relations.leader = Some(thread.clone());
+            let siblings_parent =
+                if args.flags & PARENT != 0 { process::parent_of(parent, &tree) } else { Some(parent.clone()) };
+            if let Some(siblings_parent) = siblings_parent {
+                removed.0 = Some(tree.adopt(&siblings_parent, process));
+            }
+            if args.flags & PARENT != 0 {
+                let signal = parent.relations.get(&tree).exit_signal;
+                process.relations.get_mut(&mut tree).exit_signal = signal;
+            }
+            if let Some(group) = parent.relations.get(&tree).group.clone() {
+                removed.1 = Some(tree.join_group(process, &group));
+            }
+        } else {
+            signal::join_stop(process, &thread);
+        }
+        drop(tree);
+        drop(removed);
+        self.thread = None;
+        super::list::note_fork();
+        Ok(thread)
+    }
+}
+
+fn inherited(current: &Thread) -> Parameters {
+    let parameters = current.sched.parameters();
+    if !parameters.reset_on_fork {
+        return parameters;
+    }
+    let realtime = parameters.policy.is_realtime();
+    Parameters {
+        policy: if realtime { Policy::Other } else { parameters.policy },
+        nice: if realtime { 0 } else { parameters.nice.max(0) },
+        priority: 0,
+        reset_on_fork: false,
+    }
+}
+
+/// Checks RLIMIT_NPROC again: execve(2) fails for a user who has too many processes after setuid(2).
+pub(super) fn over_process_limit(thread: &Thread) -> bool {
+    let credentials = thread.credentials();
+    let limit = thread.process.limit(limits::NPROC);
+    super::list::threads_of_user(credentials.uid) as u64 > limit && !super::list::exempt(&credentials)
+}

@@ -1,0 +1,134 @@
+//! Futexes that are owned: FUTEX_LOCK_PI and FUTEX_UNLOCK_PI.
+//!
+//! The word holds the owner's thread number. Who unlocks a word that has waiters writes the first waiter's number into it, so that
+//! the lock is never free in between. There is no real-time priority to inherit for threads of the fair classes; owners of
+//! real-time waiters are not boosted.
+
+use core::sync::atomic::Ordering;
+
+use alloc::sync::Arc;
+
+use super::{Bucket, Waiter, bucket_of, key_of, with_value};
+use crate::errno::{Errno, Result};
+use crate::mm::{Key, uaccess};
+use crate::process;
+use crate::sched::{self, Sleep};
+use crate::sync::WaitError;
+
+pub(super) const WAITERS: u32 = 0x8000_0000;
+pub(super) const OWNER_DIED: u32 = 0x4000_0000;
+pub(super) const TID_MASK: u32 = 0x3fff_ffff;
+
+fn exchange(address: usize, old: u32, new: u32) -> Result<bool> {
+    uaccess::cmpxchg_u32_nofault(address, old, new).map(|found| found == old)
+}
+
+fn has_waiter(bucket: &Bucket, key: &Key) -> bool {
+    bucket.iter().any(|waiter| waiter.pi && waiter.waits_for(key))
+}
+
+/// FUTEX_LOCK_PI, FUTEX_LOCK_PI2 and FUTEX_TRYLOCK_PI. The deadline is in monotonic nanoseconds.
+pub fn lock_pi(address: usize, shared: bool, deadline: Option<u64>, only_try: bool) -> Result<usize> {
+    let key = key_of(address, shared)?;
+    let tid = process::current().tid();
+    let waiter = Waiter::new(key.clone(), super::MATCH_ANY, true);
+    let taken = with_value(address, bucket_of(&key), true, |bucket, value| {
+        let mut value = value;
+        loop {
+            let owner = value & TID_MASK;
+            if owner == tid {
+                return Err(Errno::EDEADLK);
+            }
+            let new = if owner == 0 {
+                let waiters = if has_waiter(bucket, &key) { WAITERS } else { 0 };
+                tid | (value & OWNER_DIED) | waiters
+            } else if only_try {
+                return Err(Errno::EAGAIN);
+            } else {
+                value | WAITERS
+            };
+            if exchange(address, value, new)? {
+                if owner == 0 {
+                    return Ok(true);
+                }
+                if process::find_thread(owner).is_none() {
+                    return Err(Errno::ESRCH);
+                }
+                bucket.push_back(waiter.clone());
+                return Ok(false);
+            }
+            value = uaccess::load_u32_nofault(address)?;
+        }
+    })?;
+    if taken {
+        return Ok(0);
+    }
+    match sched::sleep(Sleep::Interruptible, deadline, || waiter.is_woken()) {
+        Ok(()) => Ok(0),
+        Err(_) if !waiter.leave() => Ok(0),
+        Err(WaitError::TimedOut) => Err(Errno::ETIMEDOUT),
+        Err(WaitError::Interrupted) => Err(Errno::ERESTARTNOINTR),
+    }
+}
+
+/// FUTEX_UNLOCK_PI.
+pub fn unlock_pi(address: usize, shared: bool) -> Result<usize> {
+    let key = key_of(address, shared)?;
+    let tid = process::current().tid();
+    let next = with_value(address, bucket_of(&key), true, |bucket, value| {
+        if value & TID_MASK != tid {
+            return Err(Errno::EPERM);
+        }
+        hand_over(bucket, &key, address, value, 0)
+    })?;
+    if let Some(next) = next {
+        sched::wake(&next.thread);
+    }
+    Ok(0)
+}
+
+/// Gives the word to its first waiter, or frees it. `EFAULT` if the page must be brought in first.
+pub(super) fn hand_over(
+    bucket: &mut Bucket,
+    key: &Key,
+    address: usize,
+    mut value: u32,
+    mark: u32,
+) -> Result<Option<Arc<Waiter>>> {
+    let next = bucket.iter().find(|waiter| waiter.pi && waiter.waits_for(key)).map(core::ptr::from_ref);
+    loop {
+        let new = match next {
+            None => mark,
+            Some(next) => {
+                let more = bucket.iter().filter(|waiter| waiter.pi && waiter.waits_for(key)).count() > 1;
+                // SAFETY: it is in the bucket, whose lock is held.
+                unsafe { (*next).thread.tid() | mark | if more { WAITERS } else { 0 } }
+            }
+        };
+        if exchange(address, value, new)? {
+            break;
+        }
+        value = uaccess::load_u32_nofault(address)?;
+    }
+    Ok(next.and_then(|next| {
+        // SAFETY: as above.
+        let waiter = unsafe { bucket.cursor_mut_from_ptr(next).remove() }?;
+        waiter.woken.store(true, Ordering::SeqCst);
+        Some(waiter)
+    }))
+}
+
+/// The owner of the word has died: the next waiter gets it, and is told by the mark.
+pub(super) fn owner_died(address: usize, tid: u32) -> Result<()> {
+    let key = key_of(address, true)?;
+    let next = with_value(address, bucket_of(&key), true, |bucket, value| {
+        if value & TID_MASK != tid {
+            return Ok(None);
+        }
+        hand_over(bucket, &key, address, value, OWNER_DIED)
+    })?;
+    if let Some(next) = next {
+        sched::wake(&next.thread);
+    }
+    Ok(())
+}

@@ -1,0 +1,188 @@
+//! Looking processes up, counting them, and showing them.
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use super::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Credentials, Pid, Process, Thread, limits, tree};
+use crate::errno::{Errno, Result};
+use crate::memory::{self, Pressure};
+use crate::sync::SpinLock;
+
+/// The process with this number, alive or a zombie.
+pub fn find(pid: Pid) -> Option<Arc<Process>> {
+    tree::lock().process(pid)
+}
+
+/// The thread with this number.
+pub fn find_thread(tid: Pid) -> Option<Arc<Thread>> {
+    tree::lock().thread(tid)
+}
+
+/// The process with the lowest number above `pid`: one step of a walk over all.
+pub fn process_after(pid: Pid) -> Option<Arc<Process>> {
+    tree::lock().process_after(pid)
+}
+
+/// All processes in the order of their numbers. The lock is held for each step only; who starts meanwhile may be missed.
+pub fn processes() -> impl Iterator<Item = Arc<Process>> {
+    let mut last = 0;
+    core::iter::from_fn(move || {
+        let process = process_after(last)?;
+        last = process.pid;
+        Some(process)
+    })
+}
+
+/// The live threads of a process.
+pub fn threads_of(process: &Process) -> Vec<Arc<Thread>> {
+    // The room is made outside of the lock; threads that start meanwhile come in the next round.
+    loop {
+        let mut threads = Vec::with_capacity(process.thread_count() + 4);
+        let tree = tree::lock();
+        if process.relations.get(&tree).live > threads.capacity() {
+            continue;
+        }
+        threads.extend(process.threads_locked(&tree).map(Thread::to_arc));
+        return threads;
+    }
+}
+
+/// The members of a process group.
+pub(super) fn members(pgid: Pid) -> Vec<Arc<Process>> {
+    let mut members = Vec::new();
+    let mut last: Option<Arc<Process>> = None;
+    loop {
+        let tree = tree::lock();
+        let Some(group) = tree.group(pgid) else { break };
+        let next = match &last {
+            None => tree::first_member(&tree, &group),
+            Some(last) => {
+                let still = last.relations.get(&tree).group.as_ref().is_some_and(|own| Arc::ptr_eq(own, &group));
+                if !still {
+                    break;
+                }
+                tree::next_member(&tree, &group, last)
+            }
+        };
+        drop(tree);
+        let Some(next) = next else { break };
+        members.push(next.clone());
+        last = Some(next);
+    }
+    members
+}
+
+/// How many threads each user has.
+static USERS: SpinLock<BTreeMap<u32, usize>> = SpinLock::new(BTreeMap::new());
+/// Threads and processes made since boot.
+static FORKS: AtomicU64 = AtomicU64::new(0);
+
+/// A thread's share in its user's count; given back when it is dropped.
+pub struct Charge {
+    uid: u32,
+}
+
+impl Charge {
+    fn take(uid: u32) -> Self {
+        *USERS.lock().entry(uid).or_insert(0) += 1;
+        Self { uid }
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        let mut users = USERS.lock();
+        if let Some(count) = users.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                users.remove(&self.uid);
+            }
+        }
+    }
+}
+
+/// How many threads a user has.
+pub(super) fn threads_of_user(uid: u32) -> usize {
+    USERS.lock().get(&uid).copied().unwrap_or(0)
+}
+
+/// Whether RLIMIT_NPROC does not bind this user.
+pub(super) fn exempt(credentials: &Credentials) -> bool {
+    credentials.uid == 0 || credentials.capable(CAP_SYS_RESOURCE) || credentials.capable(CAP_SYS_ADMIN)
+}
+
+/// Counts one thread more for the user; `EAGAIN` beyond RLIMIT_NPROC or the machine's most threads, `ENOMEM` when memory is short.
+pub(super) fn charge(credentials: &Credentials, parent: &Process) -> Result<Option<Charge>> {
+    if tree::thread_count() >= super::max_threads() {
+        return Err(Errno::EAGAIN);
+    }
+    if memory::pressure() == Pressure::Critical {
+        return Err(Errno::ENOMEM);
+    }
+    let charge = Charge::take(credentials.uid);
+    let limit = parent.limit(limits::NPROC);
+    if threads_of_user(credentials.uid) as u64 > limit && !exempt(credentials) {
+        return Err(Errno::EAGAIN);
+    }
+    Ok(Some(charge))
+}
+
+impl Thread {
+    /// After a change of its real user: the thread counts for the new one.
+    pub(crate) fn recharge(&self) {
+        self.set_charge(Some(Charge::take(self.credentials().uid)));
+    }
+}
+
+pub(super) fn note_fork() {
+    // Relaxed: a statistic.
+    FORKS.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Threads and processes made since boot: `processes` in /proc/stat.
+pub fn forks() -> u64 {
+    // Relaxed: a statistic.
+    FORKS.load(Ordering::Relaxed)
+}
+
+/// Writes all threads to the log, with what they do and where they wait: for a system that seems to hang.
+pub fn dump() {
+    let now = crate::time::now();
+    log::error!("threads, {} runnable:", crate::sched::runnable());
+    for process in processes() {
+        let threads = threads_of(&process);
+        if threads.is_empty() {
+            log::error!("{:6} {:16} Z {:?}", process.pid, name(&process.comm()), process.wait_status());
+        }
+        for thread in threads {
+            let on = crate::sched::running_on(&thread);
+            let state = thread.state();
+            match thread.sched.wait_place() {
+                Some((place, since)) => log::error!(
+                    "{:6} {:16} {state} cpu {} waits for {} ms at {place} in {}",
+                    thread.tid(),
+                    name(&thread.comm()),
+                    thread.sched.cpu(),
+                    now.saturating_sub(since) / 1_000_000,
+                    thread.syscall_name(),
+                ),
+                None => log::error!(
+                    "{:6} {:16} {state} cpu {} {} in {}",
+                    thread.tid(),
+                    name(&thread.comm()),
+                    thread.sched.cpu(),
+                    if on.is_some() { "runs" } else { "queued" },
+                    thread.syscall_name(),
+                ),
+            }
+        }
+    }
+}
+
+fn name(comm: &[u8; 16]) -> &str {
+    let length = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+    core::str::from_utf8(&comm[..length]).unwrap_or("?")
+}

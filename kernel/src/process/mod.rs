@@ -1,0 +1,64 @@
+//! Processes and threads: their start, their end, and who they are.
+
+mod account;
+mod credentials;
+mod de_thread;
+mod exec;
+pub(crate) mod exit;
+mod fork;
+pub mod futex;
+mod groups;
+pub mod limits;
+mod list;
+pub mod oom;
+pub mod pidfd;
+mod process;
+pub(crate) mod rseq;
+mod spawn;
+mod thread;
+pub(crate) mod tree;
+mod user;
+mod wait;
+
+pub use account::tick;
+pub use credentials::*;
+pub use exec::execve;
+pub use fork::{CloneArgs, clone};
+pub use groups::{
+    Target, getpgid, getsid, is_group_orphaned, kill, session, session_of_group, setpgid, setsid,
+};
+pub use list::{dump, find, find_thread, processes, threads_of};
+pub use process::{Process, Totals, WaitStatus};
+pub use spawn::{new_idle_thread, new_kernel_thread, spawn_init};
+pub use thread::{Current, Restart, Thread, comm_of, current, try_current};
+pub use tree::{Group, PID_MAX, Session, last_pid, thread_count};
+pub use user::{exit_to_user, switch_address_space};
+pub use wait::{IdKind, WaitFlags, Waited, wait};
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+/// Number of a thread, process, group or session.
+pub type Pid = u32;
+
+/// What the last exception of a thread was: signal frames say it.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Trap {
+    pub vector: u8,
+    pub error: u64,
+    pub address: u64,
+}
+
+static MAX_THREADS: AtomicUsize = AtomicUsize::new(0);
+
+/// Most threads that may exist at once.
+pub fn max_threads() -> usize {
+    match MAX_THREADS.load(Ordering::SeqCst) {
+        0 => limits::max_threads_for_memory(),
+        set => set,
+    }
+}
+
+/// /proc/sys/kernel/threads-max.
+pub fn set_max_threads(threads: usize) {
+    MAX_THREADS.store(threads.clamp(20, PID_MAX as usize - 1), Ordering::SeqCst);
+}

@@ -1,0 +1,369 @@
+//! A process: what its threads share.
+
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+
+use alloc::sync::Arc;
+use intrusive_collections::LinkedListAtomicLink;
+
+use super::limits::Limits;
+use super::tree::{self, Relations, TreeCell};
+use super::{Credentials, Pid, Thread};
+use crate::fs::{FdTable, FsContext};
+use crate::mm::AddressSpace;
+use crate::signal::{self, Actions, ProcessSignals};
+use crate::sync::{SpinLock, WaitQueue};
+use crate::time::process_timers::ProcessTimers;
+
+/// One process, alive or a zombie.
+pub struct Process {
+    pub pid: Pid,
+    /// Parent, children, threads, group: guarded by the tree's lock.
+    pub(super) relations: TreeCell<Relations>,
+    pub(super) sibling: LinkedListAtomicLink,
+    pub(super) in_group: LinkedListAtomicLink,
+    mm: SpinLock<Option<Arc<AddressSpace>>>,
+    /// Where clone(CLONE_SIGHAND) shares, hence behind a lock of its own: execve(2) puts a copy there.
+    pub(crate) actions: SpinLock<Arc<Actions>>,
+    pub(crate) signals: ProcessSignals,
+    pub(crate) limits: SpinLock<Limits>,
+    pub(crate) timers: ProcessTimers,
+    /// Woken when a child changes state.
+    pub(super) child_events: WaitQueue,
+    /// Woken when the process itself ends: pidfds poll it.
+    pub(crate) ended: WaitQueue,
+    /// Woken when a thread ends, for execve(2).
+    pub(super) thread_ended: WaitQueue,
+    /// Woken when a signal is posted to the process or one of its threads: signalfds poll it.
+    pub(crate) signals_changed: WaitQueue,
+    /// A vfork(2) parent waits here until `vfork_released`.
+    pub(super) vfork_wait: WaitQueue,
+    pub(super) vfork_released: AtomicBool,
+    pub(crate) totals: Totals,
+    /// The real user of the thread that changed it last.
+    pub(crate) uid: AtomicU32,
+    pub(crate) dumpable: AtomicU32,
+    /// -1000 to 1000, as /proc/PID/oom_score_adj has it.
+    pub(crate) oom_score_adj: AtomicI32,
+    pub(super) child_subreaper: AtomicBool,
+    pub(super) has_execed: AtomicBool,
+    pub(crate) personality: AtomicU32,
+    /// Monotonic nanoseconds.
+    pub(crate) started_at: u64,
+}
+
+/// Sums over threads and children that have ended, and over ticks; in nanoseconds where they are times.
+#[derive(Default)]
+pub struct Totals {
+    pub ended_user: AtomicU64,
+    pub ended_system: AtomicU64,
+    pub ended_minor_faults: AtomicU64,
+    pub ended_major_faults: AtomicU64,
+    pub ended_voluntary: AtomicU64,
+    pub ended_involuntary: AtomicU64,
+    pub children_user: AtomicU64,
+    pub children_system: AtomicU64,
+    pub children_minor_faults: AtomicU64,
+    pub children_major_faults: AtomicU64,
+    pub children_voluntary: AtomicU64,
+    pub children_involuntary: AtomicU64,
+    /// Largest resident set so far, of this process and of the children waited for, in KiB.
+    pub max_rss: AtomicU64,
+    pub children_max_rss: AtomicU64,
+}
+
+/// How a process ended, or what else its parent is told: a wait(2) status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitStatus {
+    Exited(u8),
+    Killed { signal: u8, core: bool },
+    Stopped(u8),
+    Continued,
+}
+
+impl WaitStatus {
+    /// As wait4(2) writes it.
+    pub fn to_bits(self) -> i32 {
+        match self {
+            Self::Exited(code) => i32::from(code) << 8,
+            Self::Killed { signal, core } => i32::from(signal) | if core { 0x80 } else { 0 },
+            Self::Stopped(signal) => i32::from(signal) << 8 | 0x7f,
+            Self::Continued => 0xffff,
+        }
+    }
+
+    /// `si_code` and `si_status` of the SIGCHLD that tells of it.
+    pub fn to_siginfo(self) -> (i32, i32) {
+        const CLD_EXITED: i32 = 1;
+        const CLD_KILLED: i32 = 2;
+        const CLD_DUMPED: i32 = 3;
+        const CLD_STOPPED: i32 = 5;
+        const CLD_CONTINUED: i32 = 6;
+        match self {
+            Self::Exited(code) => (CLD_EXITED, i32::from(code)),
+            Self::Killed { signal, core } => (if core { CLD_DUMPED } else { CLD_KILLED }, i32::from(signal)),
+            Self::Stopped(signal) => (CLD_STOPPED, i32::from(signal)),
+            Self::Continued => (CLD_CONTINUED, signal::SIGCONT as i32),
+        }
+    }
+}
+
+/// What a new process starts with.
+pub(super) struct Parts {
+    pub pid: Pid,
+    pub relations: Relations,
+    pub mm: Option<Arc<AddressSpace>>,
+    pub actions: Arc<Actions>,
+    pub limits: Limits,
+    pub uid: u32,
+    pub oom_score_adj: i32,
+    pub personality: u32,
+    pub dumpable: u32,
+    pub has_execed: bool,
+}
+
+impl Process {
+    pub(super) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            pid: parts.pid,
+            relations: TreeCell::new(parts.relations),
+            sibling: LinkedListAtomicLink::new(),
+            in_group: LinkedListAtomicLink::new(),
+            mm: SpinLock::new(parts.mm),
+            actions: SpinLock::new(parts.actions),
+            signals: ProcessSignals::new(),
+            limits: SpinLock::new(parts.limits),
+            timers: ProcessTimers::new(this.clone()),
+            child_events: WaitQueue::new(),
+            ended: WaitQueue::new(),
+            thread_ended: WaitQueue::new(),
+            signals_changed: WaitQueue::new(),
+            vfork_wait: WaitQueue::new(),
+            vfork_released: AtomicBool::new(false),
+            totals: Totals::default(),
+            uid: AtomicU32::new(parts.uid),
+            dumpable: AtomicU32::new(parts.dumpable),
+            oom_score_adj: AtomicI32::new(parts.oom_score_adj),
+            child_subreaper: AtomicBool::new(false),
+            has_execed: AtomicBool::new(parts.has_execed),
+            personality: AtomicU32::new(parts.personality),
+            started_at: crate::time::now(),
+        })
+    }
+
+    /// The address space; `None` for kernel threads and once the process has let go of it.
+    pub fn mm(&self) -> Option<Arc<AddressSpace>> {
+        self.mm.lock().clone()
+    }
+
+    /// Puts another address space in place; the old one is returned, so that it is dropped without a lock.
+    pub(super) fn replace_mm(&self, mm: Option<Arc<AddressSpace>>) -> Option<Arc<AddressSpace>> {
+        core::mem::replace(&mut *self.mm.lock(), mm)
+    }
+
+    /// The thread to ask for what belongs to threads: the current one if it is of this process, else the first that lives.
+    fn representative(&self) -> Option<Arc<Thread>> {
+        if let Some(current) = super::try_current()
+            && core::ptr::eq(Arc::as_ptr(&current.process), self)
+        {
+            return Some(current.to_arc());
+        }
+        let tree = tree::lock();
+        let relations = self.relations.get(&tree);
+        relations.threads.front().clone_pointer().or_else(|| relations.leader.clone())
+    }
+
+    /// The process's first thread: it stays, if only as a husk, until the process has been waited for.
+    pub fn leader(&self) -> Option<Arc<Thread>> {
+        self.relations.get(&tree::lock()).leader.clone()
+    }
+
+    /// Open files; `None` when the process has ended.
+    pub fn files(&self) -> Option<Arc<FdTable>> {
+        self.representative()?.try_files()
+    }
+
+    /// Root, working directory, umask; `None` when the process has ended.
+    pub fn fs(&self) -> Option<Arc<FsContext>> {
+        self.representative()?.try_fs()
+    }
+
+    /// The user and groups that the process acts as.
+    pub fn credentials(&self) -> Arc<Credentials> {
+        self.representative().map_or_else(Credentials::root, |thread| thread.credentials())
+    }
+
+    /// The name of its first thread, with zero bytes at the end.
+    pub fn comm(&self) -> [u8; 16] {
+        self.leader().map_or([0; 16], |thread| thread.comm())
+    }
+
+    /// User and system time of all threads, those that have ended included, in nanoseconds.
+    pub fn cpu_times(&self) -> (u64, u64) {
+        // Relaxed: statistics.
+        let mut user = self.totals.ended_user.load(Ordering::Relaxed);
+        let mut system = self.totals.ended_system.load(Ordering::Relaxed);
+        let tree = tree::lock();
+        for thread in self.relations.get(&tree).threads.iter() {
+            let times = thread.sched.times();
+            user += times.0;
+            system += times.1;
+        }
+        (user, system)
+    }
+
+    /// Minor and major faults of all threads.
+    pub fn faults(&self) -> (u64, u64) {
+        // Relaxed: statistics.
+        let mut minor = self.totals.ended_minor_faults.load(Ordering::Relaxed);
+        let mut major = self.totals.ended_major_faults.load(Ordering::Relaxed);
+        let tree = tree::lock();
+        for thread in self.relations.get(&tree).threads.iter() {
+            minor += thread.minor_faults.load(Ordering::Relaxed);
+            major += thread.major_faults.load(Ordering::Relaxed);
+        }
+        (minor, major)
+    }
+
+    /// Voluntary and involuntary switches of all threads.
+    pub fn switches(&self) -> (u64, u64) {
+        // Relaxed: statistics.
+        let mut voluntary = self.totals.ended_voluntary.load(Ordering::Relaxed);
+        let mut involuntary = self.totals.ended_involuntary.load(Ordering::Relaxed);
+        let tree = tree::lock();
+        for thread in self.relations.get(&tree).threads.iter() {
+            let switches = thread.sched.switches();
+            voluntary += switches.0;
+            involuntary += switches.1;
+        }
+        (voluntary, involuntary)
+    }
+
+    /// One of the limits of getrlimit(2): the soft value.
+    pub fn limit(&self, resource: usize) -> u64 {
+        self.limits.lock().soft(resource)
+    }
+
+    /// Whether the process has ended and waits to be waited for.
+    pub fn is_zombie(&self) -> bool {
+        self.relations.get(&tree::lock()).ended.is_some()
+    }
+
+    /// The parent's number, 0 for none.
+    pub fn parent_pid(&self) -> Pid {
+        self.relations.get(&tree::lock()).parent.as_ref().map_or(0, |parent| parent.pid)
+    }
+
+    /// The process group's number.
+    pub fn pgid(&self) -> Pid {
+        self.relations.get(&tree::lock()).group.as_ref().map_or(0, |group| group.pgid)
+    }
+
+    /// The session's number.
+    pub fn sid(&self) -> Pid {
+        self.session().map_or(0, |session| session.sid)
+    }
+
+    /// The session.
+    pub fn session(&self) -> Option<Arc<super::Session>> {
+        self.relations.get(&tree::lock()).group.as_ref().map(|group| group.session.clone())
+    }
+
+    /// The live threads, for those who hold the tree's lock.
+    pub(crate) fn threads_locked<'a>(&'a self, tree: &'a tree::Guard) -> impl Iterator<Item = &'a Thread> {
+        self.relations.get(tree).threads.iter()
+    }
+
+    /// How the process ended, for those who hold the tree's lock.
+    pub(crate) fn ended_locked(&self, tree: &tree::Guard) -> Option<WaitStatus> {
+        self.relations.get(tree).ended
+    }
+
+    /// The parent, for those who hold the tree's lock.
+    pub(crate) fn parent_locked(&self, tree: &tree::Guard) -> Option<Arc<Process>> {
+        self.relations.get(tree).parent.clone()
+    }
+
+    /// A stop or continuation for the parent to wait for.
+    pub(crate) fn set_news(&self, tree: &mut tree::Guard, news: WaitStatus) {
+        self.relations.get_mut(tree).news = Some(news);
+    }
+
+    /// A child has changed state: whoever waits looks again.
+    pub(crate) fn child_event(&self) {
+        self.child_events.wake_all();
+    }
+
+    /// The user that signals about this process name, without the tree's lock.
+    pub(crate) fn uid_for_signals(&self) -> u32 {
+        self.uid.load(Ordering::SeqCst)
+    }
+
+    /// Whether no parent outside of the group could continue the process's group.
+    pub(crate) fn group_is_orphaned(&self) -> bool {
+        let tree = tree::lock();
+        let group = self.relations.get(&tree).group.clone();
+        group.is_none_or(|group| super::groups::is_orphaned(&tree, &group, None))
+    }
+
+    /// prctl(PR_SET_DUMPABLE).
+    pub(crate) fn is_dumpable(&self) -> bool {
+        self.dumpable.load(Ordering::SeqCst) == 1
+    }
+
+    /// Remembers the largest resident set, before the memory goes.
+    pub(super) fn note_resident(&self) {
+        if let Some(mm) = self.mm() {
+            self.totals.max_rss.fetch_max(mm.peak_resident() / 1024, Ordering::SeqCst);
+        }
+    }
+
+    /// How many threads live.
+    pub fn thread_count(&self) -> usize {
+        self.relations.get(&tree::lock()).live
+    }
+
+    /// The letter of /proc/PID/stat.
+    pub fn state(&self) -> char {
+        if self.is_zombie() {
+            return 'Z';
+        }
+        self.representative_for_state().map_or('Z', |thread| thread.state())
+    }
+
+    fn representative_for_state(&self) -> Option<Arc<Thread>> {
+        let tree = tree::lock();
+        let relations = self.relations.get(&tree);
+        relations.leader.clone().filter(|leader| !leader.sched.is_dead()).or_else(|| relations.threads.front().clone_pointer())
+    }
+
+    /// Which signal tells the parent that the process has ended, 0 for none.
+    pub fn exit_signal(&self) -> u32 {
+        self.relations.get(&tree::lock()).exit_signal
+    }
+
+    /// The status for wait(2), once the process has ended.
+    pub fn wait_status(&self) -> Option<WaitStatus> {
+        self.relations.get(&tree::lock()).ended
+    }
+}
+
+impl Thread {
+    /// The letter of /proc/PID/task/TID/stat.
+    pub fn state(&self) -> char {
+        use crate::sched::Sleep;
+        if self.sched.is_dead() {
+            return 'Z';
+        }
+        match self.sched.sleeping() {
+            None => 'R',
+            Some(Sleep::Interruptible) => 'S',
+            Some(Sleep::Stopped) => 'T',
+            Some(Sleep::Uninterruptible | Sleep::Killable) => 'D',
+        }
+    }
+}
+
+/// A process's parent, for those who hold the tree's lock.
+pub(super) fn parent_of(process: &Process, tree: &tree::Guard) -> Option<Arc<Process>> {
+    process.relations.get(tree).parent.clone()
+}

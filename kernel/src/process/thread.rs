@@ -1,0 +1,335 @@
+//! A thread: what has a kernel stack, registers, and a place in the scheduler.
+
+use core::cell::UnsafeCell;
+use core::marker::PhantomData;
+use core::ops::Deref;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+
+use alloc::boxed::Box;
+use alloc::sync::{Arc, Weak};
+use intrusive_collections::{LinkedListAtomicLink, RBTreeAtomicLink};
+
+use super::{Credentials, Pid, Process};
+use crate::arch::context::Context;
+use crate::arch::percpu;
+use crate::errno::Result;
+use crate::fs::{FdTable, FsContext};
+use crate::memory::stack::KernelStack;
+use crate::mm::AddressSpace;
+use crate::sched::{self, Entity};
+use crate::signal::ThreadSignals;
+use crate::sync::{IrqLock, SpinLock};
+use crate::syscall::Args;
+use crate::time::Timer;
+
+/// What a restarted system call does: see restart_syscall(2).
+pub type Restart = Box<dyn FnOnce(&mut Args) -> Result<usize> + Send>;
+
+/// One thread, of a process or of the kernel.
+pub struct Thread {
+    tid: AtomicU32,
+    /// The process that it belongs to; all kernel threads belong to process 0.
+    pub process: Arc<Process>,
+    pub(crate) sched: Entity,
+    pub(crate) context: UnsafeCell<Context>,
+    stack: SpinLock<Option<KernelStack>>,
+    /// What the scheduler loads for this thread. Only the thread itself changes it, with interrupts off.
+    pub(super) address_space: UnsafeCell<Option<Arc<AddressSpace>>>,
+    files: SpinLock<Option<Arc<FdTable>>>,
+    fs: SpinLock<Option<Arc<FsContext>>>,
+    credentials: SpinLock<Arc<Credentials>>,
+    comm: IrqLock<[u8; 16]>,
+    /// Pending signals, mask and flags.
+    pub(crate) signals: ThreadSignals,
+    /// Links that the process tree's lock guards.
+    pub(super) by_tid: RBTreeAtomicLink,
+    pub(super) in_process: LinkedListAtomicLink,
+    /// Memory that is cleared, and whose futex is woken, when the thread ends: set_tid_address(2).
+    pub(crate) clear_child_tid: AtomicUsize,
+    /// Head of the list of robust futexes: set_robust_list(2).
+    pub(crate) robust_list: AtomicUsize,
+    /// The registered restartable-sequence area and its signature: rseq(2).
+    pub(crate) rseq: AtomicUsize,
+    pub(crate) rseq_signature: AtomicU32,
+    pub(crate) rseq_length: AtomicU32,
+    /// The area must be looked at before user mode goes on.
+    pub(crate) rseq_due: AtomicBool,
+    /// The system call that the thread is in, `u32::MAX` for none: for the thread dump.
+    pub(crate) syscall: AtomicU32,
+    /// How the last system call goes on after a signal that has no handler.
+    pub(crate) restart: SpinLock<Option<Restart>>,
+    sleep_timer: SpinLock<Option<Arc<Timer>>>,
+    /// Slack of timers: prctl(PR_SET_TIMERSLACK) sets it; sleeping is more exact than that here.
+    pub(crate) timer_slack: AtomicU64,
+    /// Signal that it gets when its parent ends: prctl(PR_SET_PDEATHSIG).
+    pub(crate) parent_death_signal: AtomicU32,
+    pub(crate) no_new_privileges: AtomicBool,
+    trap: IrqLock<super::Trap>,
+    /// What the thread counts as for RLIMIT_NPROC.
+    charge: SpinLock<Option<super::list::Charge>>,
+    /// Page faults without and with I/O.
+    pub(crate) minor_faults: AtomicU64,
+    pub(crate) major_faults: AtomicU64,
+    pub(super) start: SpinLock<Option<Box<dyn FnOnce() + Send>>>,
+    /// Monotonic nanoseconds.
+    pub(crate) started_at: u64,
+}
+
+// SAFETY: `context` is touched by the CPU that runs or switches the thread, `address_space` by the thread itself and that CPU.
+unsafe impl Sync for Thread {}
+// SAFETY: as above.
+unsafe impl Send for Thread {}
+
+/// What a new thread starts with.
+pub(super) struct Parts {
+    pub tid: Pid,
+    pub process: Arc<Process>,
+    pub sched: Entity,
+    pub context: Context,
+    pub stack: Option<KernelStack>,
+    pub address_space: Option<Arc<AddressSpace>>,
+    pub files: Option<Arc<FdTable>>,
+    pub fs: Option<Arc<FsContext>>,
+    pub credentials: Arc<Credentials>,
+    pub comm: [u8; 16],
+    pub signals: ThreadSignals,
+    pub charge: Option<super::list::Charge>,
+    pub start: Option<Box<dyn FnOnce() + Send>>,
+}
+
+impl Thread {
+    pub(super) fn new(parts: Parts) -> Arc<Self> {
+        Arc::new(Self {
+            tid: AtomicU32::new(parts.tid),
+            process: parts.process,
+            sched: parts.sched,
+            context: UnsafeCell::new(parts.context),
+            stack: SpinLock::new(parts.stack),
+            address_space: UnsafeCell::new(parts.address_space),
+            files: SpinLock::new(parts.files),
+            fs: SpinLock::new(parts.fs),
+            credentials: SpinLock::new(parts.credentials),
+            comm: IrqLock::new(parts.comm),
+            signals: parts.signals,
+            by_tid: RBTreeAtomicLink::new(),
+            in_process: LinkedListAtomicLink::new(),
+            clear_child_tid: AtomicUsize::new(0),
+            robust_list: AtomicUsize::new(0),
+            rseq: AtomicUsize::new(0),
+            rseq_signature: AtomicU32::new(0),
+            rseq_length: AtomicU32::new(0),
+            rseq_due: AtomicBool::new(false),
+            syscall: AtomicU32::new(u32::MAX),
+            restart: SpinLock::new(None),
+            sleep_timer: SpinLock::new(None),
+            timer_slack: AtomicU64::new(50_000),
+            parent_death_signal: AtomicU32::new(0),
+            no_new_privileges: AtomicBool::new(false),
+            trap: IrqLock::new(super::Trap::default()),
+            charge: SpinLock::new(parts.charge),
+            minor_faults: AtomicU64::new(0),
+            major_faults: AtomicU64::new(0),
+            start: SpinLock::new(parts.start),
+            started_at: crate::time::now(),
+        })
+    }
+
+    /// Thread number; that of the first thread is the process's.
+    pub fn tid(&self) -> Pid {
+        self.tid.load(Ordering::SeqCst)
+    }
+
+    /// execve(2) by a thread that is not the first makes it the first.
+    pub(super) fn set_tid(&self, tid: Pid) {
+        self.tid.store(tid, Ordering::SeqCst);
+    }
+
+    /// Whether it is the process's first thread, whose number is the process's.
+    pub fn is_leader(&self) -> bool {
+        self.tid() == self.process.pid
+    }
+
+    /// Whether it is a thread of the kernel's own.
+    pub fn is_kernel(&self) -> bool {
+        self.process.pid == 0
+    }
+
+    /// Open files; `None` once the thread is on its way out, and for kernel threads.
+    pub fn try_files(&self) -> Option<Arc<FdTable>> {
+        self.files.lock().clone()
+    }
+
+    /// Open files of a thread that is in a system call.
+    pub fn files(&self) -> Arc<FdTable> {
+        self.try_files().expect("a running user thread has files")
+    }
+
+    /// Root, working directory, umask; `None` once the thread is on its way out, and for kernel threads.
+    pub fn try_fs(&self) -> Option<Arc<FsContext>> {
+        self.fs.lock().clone()
+    }
+
+    /// Root, working directory, umask of a thread that is in a system call.
+    pub fn fs(&self) -> Arc<FsContext> {
+        self.try_fs().expect("a running user thread has a working directory")
+    }
+
+    /// Puts another table of files in place: unshare(2), execve(2), exit(2). The old one is dropped without a lock.
+    pub fn set_files(&self, files: Option<Arc<FdTable>>) {
+        let old = core::mem::replace(&mut *self.files.lock(), files);
+        drop(old);
+    }
+
+    /// Puts another file-system context in place.
+    pub fn set_fs(&self, fs: Option<Arc<FsContext>>) {
+        let old = core::mem::replace(&mut *self.fs.lock(), fs);
+        drop(old);
+    }
+
+    /// The user and groups that the thread acts as.
+    pub fn credentials(&self) -> Arc<Credentials> {
+        self.credentials.lock().clone()
+    }
+
+    /// Changes them.
+    pub fn set_credentials(&self, credentials: Credentials) {
+        self.process.uid.store(credentials.uid, Ordering::SeqCst);
+        let new = Arc::new(credentials);
+        let old = core::mem::replace(&mut *self.credentials.lock(), new);
+        drop(old);
+    }
+
+    /// The thread's name, with zero bytes at the end.
+    pub fn comm(&self) -> [u8; 16] {
+        *self.comm.lock()
+    }
+
+    /// The thread's name without the zero bytes.
+    pub fn name(&self) -> alloc::string::String {
+        let comm = self.comm();
+        let length = comm.iter().position(|byte| *byte == 0).unwrap_or(comm.len());
+        alloc::string::String::from_utf8_lossy(&comm[..length]).into_owned()
+    }
+
+    /// Sets the name, cut to 15 bytes.
+    pub fn set_comm(&self, name: &[u8]) {
+        *self.comm.lock() = comm_of(name);
+    }
+
+    /// Whether a sleep should end with `EINTR` or a restart.
+    #[inline]
+    pub fn signal_pending(&self) -> bool {
+        self.signals.pending()
+    }
+
+    /// Whether the thread is to die.
+    #[inline]
+    pub fn kill_pending(&self) -> bool {
+        self.signals.killed()
+    }
+
+    /// Sets the restart of the current system call; return `ERESTART_RESTARTBLOCK` then.
+    pub fn set_restart(&self, restart: impl FnOnce(&mut Args) -> Result<usize> + Send + 'static) {
+        let old = self.restart.lock().replace(Box::new(restart));
+        drop(old);
+    }
+
+    /// The system call that the thread is in.
+    pub fn syscall_name(&self) -> &'static str {
+        // Relaxed: for the thread dump.
+        match self.syscall.load(Ordering::Relaxed) {
+            u32::MAX => "no system call",
+            number => syscalls::Sysno::new(number as usize).map_or("an unknown call", |call| call.name()),
+        }
+    }
+
+    /// The last exception.
+    pub(crate) fn trap(&self) -> super::Trap {
+        *self.trap.lock()
+    }
+
+    pub(crate) fn set_trap(&self, trap: super::Trap) {
+        *self.trap.lock() = trap;
+    }
+
+    /// Makes the thread count for another user, or for none.
+    pub(super) fn set_charge(&self, charge: Option<super::list::Charge>) {
+        let old = core::mem::replace(&mut *self.charge.lock(), charge);
+        drop(old);
+    }
+
+    /// Arms the timer that ends this thread's sleep.
+    pub(crate) fn arm_sleep_timer(&self, deadline: u64) -> Arc<Timer> {
+        let timer = {
+            let existing = self.sleep_timer.lock().clone();
+            existing.unwrap_or_else(|| {
+                let thread: Weak<Thread> = Arc::downgrade(&self.to_arc());
+                let timer = Timer::new(move || {
+                    if let Some(thread) = thread.upgrade() {
+                        sched::wake(&thread);
+                    }
+                });
+                *self.sleep_timer.lock() = Some(timer.clone());
+                timer
+            })
+        };
+        timer.arm(deadline);
+        timer
+    }
+
+    /// A counted reference to this thread.
+    pub fn to_arc(&self) -> Arc<Thread> {
+        // SAFETY: threads are only ever made by `Arc::new` above, and whoever has a reference keeps one alive.
+        unsafe {
+            Arc::increment_strong_count(self);
+            Arc::from_raw(self)
+        }
+    }
+
+    /// Frees the kernel stack of a thread that has ended and left its CPU.
+    pub(crate) fn free_stack(&self) {
+        let stack = self.stack.lock().take();
+        drop(stack);
+        // The user registers go with it.
+        // SAFETY: the thread has ended and is off its CPU.
+        unsafe { *self.context.get() = Context::booted() };
+    }
+}
+
+/// A thread's name as the kernel keeps it.
+pub fn comm_of(name: &[u8]) -> [u8; 16] {
+    let mut comm = [0; 16];
+    let length = name.iter().position(|byte| *byte == 0).unwrap_or(name.len()).min(15);
+    comm[..length].copy_from_slice(&name[..length]);
+    comm
+}
+
+/// The thread that runs this code. It stays alive as long as it runs, so no count is needed.
+#[derive(Clone, Copy)]
+pub struct Current {
+    thread: *const Thread,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Deref for Current {
+    type Target = Thread;
+
+    #[inline]
+    fn deref(&self) -> &Thread {
+        // SAFETY: the scheduler holds a reference to a thread until after its last switch, and this type does not leave the thread.
+        unsafe { &*self.thread }
+    }
+}
+
+/// The thread that runs this code.
+#[inline]
+pub fn current() -> Current {
+    try_current().expect("the scheduler runs")
+}
+
+/// The thread that runs this code; `None` during bring-up.
+#[inline]
+pub fn try_current() -> Option<Current> {
+    let thread = percpu::current().cast::<Thread>();
+    (!thread.is_null()).then_some(Current { thread, not_send: PhantomData })
+}

@@ -1,0 +1,390 @@
+//! Who is whose parent, thread, group and session: one lock for all of it.
+//!
+//! The lock keeps interrupts off, because signals to groups come from interrupt handlers too (a timer, the terminal's ^C). Nothing is
+//! allocated or freed under it: the links are inside the processes and threads, and what leaves the tree is handed out
+//! and dropped after the lock.
+//!
+//! Lock order: tree, then a process's signals, then a thread's; run queues are innermost.
+
+use core::cell::UnsafeCell;
+use core::ops::{Deref, DerefMut};
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use alloc::sync::Arc;
+use intrusive_collections::{
+    Bound, KeyAdapter, LinkedList, LinkedListAtomicLink, RBTree, RBTreeAtomicLink, intrusive_adapter,
+};
+
+use super::process::WaitStatus;
+use super::{Pid, Process, Thread};
+use crate::errno::{Errno, Result};
+use crate::sync::{IrqLock, IrqLockGuard, SpinLock};
+
+intrusive_adapter!(ByTid = Arc<Thread>: Thread { by_tid => RBTreeAtomicLink });
+intrusive_adapter!(pub(super) InProcess = Arc<Thread>: Thread { in_process => LinkedListAtomicLink });
+intrusive_adapter!(pub(super) Siblings = Arc<Process>: Process { sibling => LinkedListAtomicLink });
+intrusive_adapter!(pub(super) InGroup = Arc<Process>: Process { in_group => LinkedListAtomicLink });
+intrusive_adapter!(ByPgid = Arc<Group>: Group { by_pgid => RBTreeAtomicLink });
+intrusive_adapter!(BySid = Arc<Session>: Session { by_sid => RBTreeAtomicLink });
+
+impl<'a> KeyAdapter<'a> for ByTid {
+    type Key = Pid;
+    fn get_key(&self, thread: &'a Thread) -> Pid {
+        thread.tid()
+    }
+}
+
+impl<'a> KeyAdapter<'a> for ByPgid {
+    type Key = Pid;
+    fn get_key(&self, group: &'a Group) -> Pid {
+        group.pgid
+    }
+}
+
+impl<'a> KeyAdapter<'a> for BySid {
+    type Key = Pid;
+    fn get_key(&self, session: &'a Session) -> Pid {
+        session.sid
+    }
+}
+
+/// What is guarded by the tree's lock.
+pub(crate) struct Tree {
+    threads: RBTree<ByTid>,
+    groups: RBTree<ByPgid>,
+    sessions: RBTree<BySid>,
+    next_pid: Pid,
+    /// Numbers that threads have or are about to have.
+    used: [u64; PID_MAX as usize / 64],
+    init: Option<Arc<Process>>,
+}
+
+static TREE: IrqLock<Tree> = IrqLock::new(Tree {
+    threads: RBTree::new(ByTid::NEW),
+    groups: RBTree::new(ByPgid::NEW),
+    sessions: RBTree::new(BySid::NEW),
+    next_pid: 1,
+    used: [0; PID_MAX as usize / 64],
+    init: None,
+});
+
+static THREAD_COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// Largest process number plus one; Linux's default on small machines.
+pub const PID_MAX: Pid = 32768;
+/// Where the numbers start again after `PID_MAX`, so that the low ones stay with long-lived processes.
+const RESERVED_PIDS: Pid = 300;
+
+/// The tree's lock, held.
+pub(crate) struct Guard(IrqLockGuard<'static, Tree>);
+
+/// Takes the tree's lock.
+pub(crate) fn lock() -> Guard {
+    Guard(TREE.lock())
+}
+
+/// Data in a process or group that is guarded by the tree's lock: one who shows the guard gets at it.
+pub(crate) struct TreeCell<T>(UnsafeCell<T>);
+
+// SAFETY: access needs the guard of the one lock; `&mut` access needs `&mut` of the guard.
+unsafe impl<T: Send> Sync for TreeCell<T> {}
+
+impl<T> TreeCell<T> {
+    pub const fn new(value: T) -> Self {
+        Self(UnsafeCell::new(value))
+    }
+
+    pub fn get<'a>(&'a self, _: &'a Guard) -> &'a T {
+        // SAFETY: the lock is held, and nobody has `&mut` of the guard meanwhile.
+        unsafe { &*self.0.get() }
+    }
+
+    #[allow(clippy::mut_from_ref)]
+    pub fn get_mut<'a>(&'a self, _: &'a mut Guard) -> &'a mut T {
+        // SAFETY: the lock is held, and the guard is borrowed for as long as the result.
+        unsafe { &mut *self.0.get() }
+    }
+}
+
+/// A process's place in the tree.
+pub(super) struct Relations {
+    pub parent: Option<Arc<Process>>,
+    /// Those that have ended come first.
+    pub children: LinkedList<Siblings>,
+    /// The threads that live.
+    pub threads: LinkedList<InProcess>,
+    pub live: usize,
+    /// The first thread, alive or not.
+    pub leader: Option<Arc<Thread>>,
+    pub group: Option<Arc<Group>>,
+    /// Set once the last thread has ended.
+    pub ended: Option<WaitStatus>,
+    /// How the first thread ended, for when the last one does.
+    pub leader_status: Option<WaitStatus>,
+    /// A stop or continuation that the parent has not waited for yet.
+    pub news: Option<WaitStatus>,
+    pub exit_signal: u32,
+}
+
+impl Relations {
+    pub fn new(exit_signal: u32) -> Self {
+        Self {
+            parent: None,
+            children: LinkedList::new(Siblings::NEW),
+            threads: LinkedList::new(InProcess::NEW),
+            live: 0,
+            leader: None,
+            group: None,
+            ended: None,
+            leader_status: None,
+            news: None,
+            exit_signal,
+        }
+    }
+}
+
+/// A process group.
+pub struct Group {
+    pub pgid: Pid,
+    pub session: Arc<Session>,
+    by_pgid: RBTreeAtomicLink,
+    pub(super) members: TreeCell<LinkedList<InGroup>>,
+}
+
+/// A session, with what the terminal's driver needs.
+pub struct Session {
+    pub sid: Pid,
+    by_sid: RBTreeAtomicLink,
+    groups: TreeCell<usize>,
+    /// The controlling terminal: the terminal's driver sets and reads it.
+    pub terminal: SpinLock<Option<Arc<dyn core::any::Any + Send + Sync>>>,
+}
+
+impl Group {
+    pub(super) fn new(pgid: Pid, session: Arc<Session>) -> Arc<Self> {
+        Arc::new(Self {
+            pgid,
+            session,
+            by_pgid: RBTreeAtomicLink::new(),
+            members: TreeCell::new(LinkedList::new(InGroup::NEW)),
+        })
+    }
+}
+
+impl Session {
+    pub(super) fn new(sid: Pid) -> Arc<Self> {
+        Arc::new(Self {
+            sid,
+            by_sid: RBTreeAtomicLink::new(),
+            groups: TreeCell::new(0),
+            terminal: SpinLock::new(None),
+        })
+    }
+}
+
+/// What has left the tree, to be dropped without the lock.
+#[derive(Default)]
+pub(crate) struct Removed {
+    pub _process: Option<Arc<Process>>,
+    pub _group: Option<Arc<Group>>,
+    pub _session: Option<Arc<Session>>,
+    pub _threads: [Option<Arc<Thread>>; 2],
+    pub _parent: Option<Arc<Process>>,
+}
+
+impl Guard {
+    /// A number that no thread, group or session has. It is taken until `free_pid` or `remove_thread`.
+    pub fn allocate_pid(&mut self) -> Result<Pid> {
+        let tree = &mut *self.0;
+        for _ in 0..PID_MAX {
+            let pid = tree.next_pid;
+            tree.next_pid = if pid + 1 >= PID_MAX { RESERVED_PIDS } else { pid + 1 };
+            let (word, bit) = (pid as usize / 64, 1 << (pid % 64));
+            let used = tree.used[word] & bit != 0
+                || !tree.groups.find(&pid).is_null()
+                || !tree.sessions.find(&pid).is_null();
+            if !used {
+                tree.used[word] |= bit;
+                return Ok(pid);
+            }
+        }
+        Err(Errno::EAGAIN)
+    }
+
+    /// Takes a number that was just freed, under the same lock.
+    pub fn claim_pid(&mut self, pid: Pid) {
+        self.0.used[pid as usize / 64] |= 1 << (pid % 64);
+    }
+
+    /// The number of a thread that did not come to be.
+    pub fn free_pid(&mut self, pid: Pid) {
+        self.0.used[pid as usize / 64] &= !(1 << (pid % 64));
+    }
+
+    pub fn insert_thread(&mut self, thread: &Arc<Thread>) {
+        THREAD_COUNT.fetch_add(1, Ordering::SeqCst);
+        self.0.threads.insert(thread.clone());
+    }
+
+    /// Takes a thread out of the register of numbers.
+    pub fn remove_thread(&mut self, thread: &Thread) -> Option<Arc<Thread>> {
+        if !thread.by_tid.is_linked() {
+            return None;
+        }
+        THREAD_COUNT.fetch_sub(1, Ordering::SeqCst);
+        self.free_pid(thread.tid());
+        // SAFETY: it is linked, and only ever in this tree.
+        unsafe { self.0.threads.cursor_mut_from_ptr(thread).remove() }
+    }
+
+    pub fn thread(&self, tid: Pid) -> Option<Arc<Thread>> {
+        self.0.threads.find(&tid).clone_pointer()
+    }
+
+    /// The process with this number, alive or a zombie.
+    pub fn process(&self, pid: Pid) -> Option<Arc<Process>> {
+        let thread = self.0.threads.find(&pid);
+        thread.get().filter(|thread| thread.is_leader()).map(|thread| thread.process.clone())
+    }
+
+    /// The process with the lowest number above `pid`.
+    pub fn process_after(&self, pid: Pid) -> Option<Arc<Process>> {
+        let mut cursor = self.0.threads.lower_bound(Bound::Excluded(&pid));
+        while let Some(thread) = cursor.get() {
+            if thread.is_leader() {
+                return Some(thread.process.clone());
+            }
+            cursor.move_next();
+        }
+        None
+    }
+
+    pub fn group(&self, pgid: Pid) -> Option<Arc<Group>> {
+        self.0.groups.find(&pgid).clone_pointer()
+    }
+
+    pub fn session(&self, sid: Pid) -> Option<Arc<Session>> {
+        self.0.sessions.find(&sid).clone_pointer()
+    }
+
+    pub fn init(&self) -> Option<Arc<Process>> {
+        self.0.init.clone()
+    }
+
+    pub fn set_init(&mut self, init: Arc<Process>) {
+        self.0.init = Some(init);
+    }
+
+    /// Makes `process` a member of `group`, and of no other; what became empty is returned.
+    pub fn join_group(&mut self, process: &Arc<Process>, group: &Arc<Group>) -> Removed {
+        let removed = self.leave_group(process);
+        if !group.by_pgid.is_linked() {
+            self.0.groups.insert(group.clone());
+            if !group.session.by_sid.is_linked() {
+                self.0.sessions.insert(group.session.clone());
+            }
+            *group.session.groups.get_mut(self) += 1;
+        }
+        group.members.get_mut(self).push_back(process.clone());
+        process.relations.get_mut(self).group = Some(group.clone());
+        removed
+    }
+
+    /// Takes a process out of its group; a group without members and a session without groups leave the tree.
+    pub fn leave_group(&mut self, process: &Process) -> Removed {
+        let mut removed = Removed::default();
+        let Some(group) = process.relations.get_mut(self).group.take() else { return removed };
+        let members = group.members.get_mut(self);
+        // SAFETY: a process with a group is on that group's list.
+        removed._process = unsafe { members.cursor_mut_from_ptr(process).remove() };
+        if members.is_empty() {
+            // SAFETY: a group with members is in the tree.
+            let _ = unsafe { self.0.groups.cursor_mut_from_ptr(Arc::as_ptr(&group)).remove() };
+            let session = group.session.clone();
+            let groups = session.groups.get_mut(self);
+            *groups -= 1;
+            if *groups == 0 {
+                // SAFETY: a session with groups is in the tree.
+                let _ = unsafe { self.0.sessions.cursor_mut_from_ptr(Arc::as_ptr(&session)).remove() };
+            }
+            removed._session = Some(session);
+        }
+        removed._group = Some(group);
+        removed
+    }
+
+    /// Makes `child` a child of `parent`; ended ones come first, so that wait(2) finds them at once.
+    pub fn adopt(&mut self, parent: &Arc<Process>, child: &Arc<Process>) -> Removed {
+        let mut removed = self.disown(child);
+        let ended = child.relations.get(self).ended.is_some();
+        let children = &mut parent.relations.get_mut(self).children;
+        if ended {
+            children.push_front(child.clone());
+        } else {
+            children.push_back(child.clone());
+        }
+        removed._parent = child.relations.get_mut(self).parent.replace(parent.clone()).or(removed._parent);
+        removed
+    }
+
+    /// Takes a process from its parent's list.
+    pub fn disown(&mut self, child: &Process) -> Removed {
+        let mut removed = Removed::default();
+        if let Some(parent) = child.relations.get_mut(self).parent.take() {
+            if child.sibling.is_linked() {
+                let children = &mut parent.relations.get_mut(self).children;
+                // SAFETY: a linked child is on its parent's list.
+                removed._process = unsafe { children.cursor_mut_from_ptr(child).remove() };
+            }
+            removed._parent = Some(parent);
+        }
+        removed
+    }
+
+    /// Moves a child that has ended to where wait(2) looks first.
+    pub fn child_to_front(&mut self, child: &Arc<Process>) {
+        let Some(parent) = child.relations.get(self).parent.clone() else { return };
+        let children = &mut parent.relations.get_mut(self).children;
+        // SAFETY: a process with a parent is on the parent's list.
+        if let Some(child) = unsafe { children.cursor_mut_from_ptr(Arc::as_ptr(child)).remove() } {
+            children.push_front(child);
+        }
+        // The parent lives on: the tree and the child still refer to it, so this clone is not the last.
+    }
+}
+
+impl Deref for Guard {
+    type Target = Tree;
+    fn deref(&self) -> &Tree {
+        &self.0
+    }
+}
+
+impl DerefMut for Guard {
+    fn deref_mut(&mut self) -> &mut Tree {
+        &mut self.0
+    }
+}
+
+/// How many threads there are, kernel threads not counted.
+pub fn thread_count() -> usize {
+    THREAD_COUNT.load(Ordering::SeqCst)
+}
+
+/// The number that the next process will probably get.
+pub fn last_pid() -> Pid {
+    TREE.lock().next_pid.saturating_sub(1)
+}
+
+/// The first member of a group; with [`next_member`], a walk during which signals may be sent.
+pub(crate) fn first_member(tree: &Guard, group: &Group) -> Option<Arc<Process>> {
+    group.members.get(tree).front().clone_pointer()
+}
+
+/// The member after `process`.
+pub(crate) fn next_member(tree: &Guard, group: &Group, process: &Process) -> Option<Arc<Process>> {
+    // SAFETY: members stay on the list while the lock is held.
+    let mut cursor = unsafe { group.members.get(tree).cursor_from_ptr(process) };
+    cursor.move_next();
+    cursor.clone_pointer()
+}

@@ -1,0 +1,175 @@
+//! wait4(2) and waitid(2).
+
+use core::sync::atomic::Ordering;
+
+use alloc::sync::Arc;
+
+use super::account::Usage;
+use super::process::WaitStatus;
+use super::{Pid, Process, tree};
+use crate::errno::{Errno, Result};
+use crate::sched;
+use crate::signal::SIGCHLD;
+use crate::sync::WaitError;
+
+/// Which children are meant.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IdKind {
+    All,
+    Pid(Pid),
+    Group(Pid),
+}
+
+/// How to wait.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WaitFlags {
+    pub no_hang: bool,
+    pub exited: bool,
+    pub stopped: bool,
+    pub continued: bool,
+    /// Leave the child in its state: WNOWAIT.
+    pub keep: bool,
+    /// Children whose end does not send SIGCHLD: only those (__WCLONE), or those too (__WALL).
+    pub clones_only: bool,
+    pub clones_too: bool,
+}
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub struct Waited {
+    pub pid: Pid,
+    pub uid: u32,
+    pub status: WaitStatus,
+    pub usage: Usage,
+}
+
+/// Waits for a child; `None` with `no_hang` when there is none ready. `ECHILD` when there is no such child at all.
+pub fn wait(kind: IdKind, flags: WaitFlags) -> Result<Option<Waited>> {
+    let process = super::current().process.clone();
+    let waited = process.child_events.wait_event(None, || match look(&process, kind, flags) {
+        Ok(Some(waited)) => Some(Ok(Some(waited))),
+        Ok(None) if flags.no_hang => Some(Ok(None)),
+        Ok(None) => None,
+        Err(error) => Some(Err(error)),
+    });
+    match waited {
+        Ok(result) => result,
+        Err(WaitError::Interrupted | WaitError::TimedOut) => Err(Errno::ERESTARTSYS),
+    }
+}
+
+/// Looks once through the children.
+fn look(process: &Arc<Process>, kind: IdKind, flags: WaitFlags) -> Result<Option<Waited>> {
+    let mut tree = tree::lock();
+    let mut any = false;
+    let mut found = None;
+    if let IdKind::Pid(pid) = kind {
+        let child = tree.process(pid).filter(|child| {
+            child.relations.get(&tree).parent.as_ref().is_some_and(|parent| Arc::ptr_eq(parent, process))
+        });
+        if let Some(child) = child.filter(|child| is_meant(&tree, child, kind, flags)) {
+            any = true;
+            found = status_of(&tree, &child, flags).map(|status| (child, status));
+        }
+    } else {
+        // Those that have ended come first: without an interest in stops, the first that has not ends the search.
+        let only_ended = !flags.stopped && !flags.continued;
+        for child in process.relations.get(&tree).children.iter() {
+            let ended = child.relations.get(&tree).ended.is_some();
+            if only_ended && !ended && any {
+                break;
+            }
+            if !is_meant(&tree, child, kind, flags) {
+                continue;
+            }
+            any = true;
+            if let Some(status) = status_of(&tree, child, flags) {
+                found = Some((child, status));
+                break;
+            }
+        }
+        return finish(tree, found.map(|(child, status)| (to_arc(child), status)), any, flags, process);
+    }
+    finish(tree, found, any, flags, process)
+}
+
+fn to_arc(process: &Process) -> Arc<Process> {
+    // SAFETY: processes are only ever made by `Arc::new_cyclic`, and the tree's reference keeps this one.
+    unsafe {
+        Arc::increment_strong_count(process);
+        Arc::from_raw(process)
+    }
+}
+
+fn is_meant(tree: &tree::Guard, child: &Process, kind: IdKind, flags: WaitFlags) -> bool {
+    let relations = child.relations.get(tree);
+    let of_kind = match kind {
+        IdKind::All => true,
+        IdKind::Pid(pid) => child.pid == pid,
+        IdKind::Group(pgid) => relations.group.as_ref().is_some_and(|group| group.pgid == pgid),
+    };
+    let is_clone = relations.exit_signal != SIGCHLD;
+    of_kind && (flags.clones_too || is_clone == flags.clones_only)
+}
+
+fn status_of(tree: &tree::Guard, child: &Process, flags: WaitFlags) -> Option<WaitStatus> {
+    let relations = child.relations.get(tree);
+    if relations.ended.is_some() {
+        return relations.ended.filter(|_| flags.exited);
+    }
+    relations.news.filter(|news| match news {
+        WaitStatus::Stopped(_) => flags.stopped,
+        _ => flags.continued,
+    })
+}
+
+fn finish(
+    mut tree: tree::Guard,
+    found: Option<(Arc<Process>, WaitStatus)>,
+    any: bool,
+    flags: WaitFlags,
+    process: &Process,
+) -> Result<Option<Waited>> {
+    let Some((child, status)) = found else {
+        return if any { Ok(None) } else { Err(Errno::ECHILD) };
+    };
+    let ended = child.relations.get(&tree).ended.is_some();
+    let mut removed = None;
+    let leader = child.relations.get(&tree).leader.clone();
+    if !flags.keep {
+        if ended {
+            removed = Some(remove(&mut tree, &child));
+        } else {
+            child.relations.get_mut(&mut tree).news = None;
+        }
+    }
+    drop(tree);
+    let usage = Usage::of_process(&child).with_children(&child);
+    if removed.is_some() {
+        usage.add_to_children_of(process);
+        if let Some(leader) = leader {
+            // It told of its end on its own stack: that it has left it is a matter of a few instructions.
+            while !leader.sched.is_dead() {
+                core::hint::spin_loop();
+            }
+            sched::wait_off_cpu(&leader);
+            leader.set_charge(None);
+        }
+        drop(removed);
+        sched::reap();
+    }
+    Ok(Some(Waited { pid: child.pid, uid: child.uid.load(Ordering::SeqCst), status, usage }))
+}
+
+/// Takes a process that has ended out of the tree; what goes is dropped by the caller, without the lock.
+pub(super) fn remove(tree: &mut tree::Guard, process: &Process) -> [tree::Removed; 3] {
+    let by_parent = tree.disown(process);
+    let by_group = tree.leave_group(process);
+    let mut by_number = tree::Removed::default();
+    // The process and its first thread refer to each other until here.
+    if let Some(leader) = process.relations.get_mut(tree).leader.take() {
+        let registered = tree.remove_thread(&leader);
+        by_number._threads = [Some(leader), registered];
+    }
+    [by_parent, by_group, by_number]
+}

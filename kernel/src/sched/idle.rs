@@ -1,0 +1,57 @@
+//! The idle thread of each CPU, and freeing what dead threads leave.
+
+use core::sync::atomic::{AtomicPtr, Ordering};
+
+use alloc::sync::Arc;
+
+use super::{queue, switch};
+use crate::arch::cpu::{self, CpuId, MAX_CPUS};
+use crate::arch::interrupts;
+use crate::arch::percpu::{self, PerCpu};
+use crate::process::{self, Thread};
+
+static THREADS: PerCpu<AtomicPtr<Thread>> =
+    PerCpu::new([const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS]);
+
+/// Makes what runs on this CPU its idle thread. Each CPU calls this once, before it takes interrupts.
+pub fn init_cpu() {
+    let thread = process::new_idle_thread(cpu::id());
+    thread.sched.set_on_cpu(true);
+    // The idle thread lives as long as its CPU.
+    let pointer = Arc::into_raw(thread).cast_mut();
+    THREADS.store(pointer, Ordering::SeqCst);
+    percpu::set_current(pointer.cast_const().cast());
+}
+
+pub(super) fn of(cpu: CpuId) -> *const Thread {
+    THREADS.of(cpu).load(Ordering::SeqCst)
+}
+
+/// Runs whatever there is to run on this CPU, and waits for interrupts when there is nothing.
+pub fn enter_idle() -> ! {
+    let idle = of(cpu::id());
+    // SAFETY: idle threads are never freed.
+    queue::note_running(unsafe { &*idle }, true);
+    loop {
+        if switch::any_dead() {
+            interrupts::enable();
+            reap();
+        }
+        interrupts::disable();
+        switch::preempt();
+        // Nothing to run a moment ago. Whoever queues something now sets the flag and sends an interrupt, which the
+        // CPU takes after `sti; hlt`, not before; another CPU's queue is only looked at when it says so.
+        queue::note_idle();
+        if queue::resched_wanted() || queue::has_work() {
+            continue;
+        }
+        interrupts::enable_and_wait();
+    }
+}
+
+/// Frees the stacks of threads that have ended. Interrupts are on, no spin lock is held.
+pub fn reap() {
+    for thread in switch::take_dead() {
+        thread.free_stack();
+    }
+}

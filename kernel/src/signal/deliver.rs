@@ -1,0 +1,171 @@
+//! What happens to pending signals on the way to user mode.
+
+use syscalls::Errno;
+
+use super::pending::Queued;
+use super::{
+    Action, DefaultAction, Pending, SIG_DFL, SIG_IGN, SIGSTOP, SigInfo, SigSet, codes, default_of, flags, frame, stop,
+};
+use crate::arch::trap::TrapFrame;
+use crate::process::{self, Thread, WaitStatus, exit, limits};
+use crate::time::process_timers;
+
+/// Handles everything that is pending for the current thread, with interrupts on: the thread dies, stops, or has a handler's frame put on its stack.
+/// A system call that was interrupted restarts, or returns `EINTR`.
+pub fn deliver(frame: &mut TrapFrame) {
+    let thread = process::current();
+    loop {
+        if thread.kill_pending() {
+            exit::thread_killed();
+        }
+        stop::stop_if_asked();
+        if thread.kill_pending() {
+            continue;
+        }
+        let Some((info, action)) = take(&thread) else { break };
+        let signal = info.signal as u32;
+        match action.handler {
+            SIG_IGN => continue,
+            SIG_DFL => {
+                default_action(&thread, signal, &info);
+                continue;
+            }
+            _ => {}
+        }
+        restart_for_handler(frame, &action);
+        let old_mask = thread.signals.take_saved_mask().unwrap_or_else(|| thread.signals.mask());
+        process::rseq::abort_for_signal(frame);
+        if frame::push(frame, &info, &action, old_mask).is_err() {
+            // No room for the frame: SIGSEGV, and if that is what failed to be delivered, with its default action.
+            super::exception::force_segv(signal);
+            continue;
+        }
+        let mut mask = thread.signals.mask().union(SigSet(action.mask));
+        if action.flags & flags::SA_NODEFER == 0 {
+            mask = mask.with(signal);
+        }
+        thread.set_signal_mask(mask);
+        return_to_handler(&thread);
+        // Further signals that are not blocked interrupt the handler at its first instruction.
+        if !thread.signals.pending() {
+            return;
+        }
+        continue;
+    }
+    restart_without_handler(frame);
+    thread.restore_mask();
+}
+
+/// The next signal, with its action; SA_RESETHAND has been done.
+fn take(thread: &Thread) -> Option<(SigInfo, Action)> {
+    let queued;
+    {
+        let mut state = thread.process.signals.state.lock();
+        let wanted = SigSet(!thread.signals.mask().0);
+        queued = take_from(&mut thread.signals.own.lock(), wanted)
+            .or_else(|| take_from(&mut state.shared, wanted));
+        state.recalculate(&thread.signals);
+    }
+    let queued = queued?;
+    let signal = queued.signal();
+    let actions = thread.process.actions.lock().clone();
+    let action = actions.get(signal);
+    if action.flags & flags::SA_RESETHAND != 0 && action.handler > SIG_IGN {
+        actions.set(signal, Action { handler: SIG_DFL, ..action });
+    }
+    let mut info = *queued.info();
+    if info.code == codes::SI_TIMER {
+        process_timers::delivered(&thread.process, &mut info);
+    }
+    Some((info, action))
+}
+
+fn take_from(pending: &mut Pending, wanted: SigSet) -> Option<alloc::boxed::Box<Queued>> {
+    let signal = pending.next(wanted)?;
+    pending.take(signal)
+}
+
+/// Takes one of the signals in `wanted`, blocked or not, for sigtimedwait(2) and signalfd(2).
+pub fn take_waited(thread: &Thread, wanted: SigSet) -> Option<SigInfo> {
+    let queued;
+    {
+        let mut state = thread.process.signals.state.lock();
+        queued = take_from(&mut thread.signals.own.lock(), wanted)
+            .or_else(|| take_from(&mut state.shared, wanted));
+        state.recalculate(&thread.signals);
+    }
+    let mut info = *queued?.info();
+    if info.code == codes::SI_TIMER {
+        process_timers::delivered(&thread.process, &mut info);
+    }
+    Some(info)
+}
+
+fn default_action(thread: &Thread, signal: u32, info: &SigInfo) {
+    let process = &thread.process;
+    match default_of(signal) {
+        DefaultAction::Ignore | DefaultAction::Continue => {}
+        DefaultAction::Stop => {
+            // A group that nobody could continue does not stop, except by SIGSTOP.
+            if signal == SIGSTOP || !process.group_is_orphaned() {
+                stop::begin(process, signal);
+            }
+        }
+        // What the first process does not handle does not reach it, unless it is its own fault.
+        _ if process.pid == 1 && info.is_from_user() => {}
+        action => {
+            let core = action == DefaultAction::Core && process.limit(limits::CORE) > 0 && process.is_dumpable();
+            exit::end_process(WaitStatus::Killed { signal: signal as u8, core });
+        }
+    }
+}
+
+/// An entry into a handler: what the interrupted system call returns, or whether it is made again after the handler.
+fn restart_for_handler(frame: &mut TrapFrame, action: &Action) {
+    let Some(error) = restart_code(frame) else { return };
+    match error {
+        Errno::ERESTARTNOINTR => restart(frame, frame.orig_rax),
+        Errno::ERESTARTSYS if action.flags & flags::SA_RESTART != 0 => restart(frame, frame.orig_rax),
+        _ => frame.rax = -(Errno::EINTR.into_raw() as i64) as u64,
+    }
+    frame.forget_syscall();
+}
+
+/// No handler is entered: the interrupted system call is made again, as if nothing had happened.
+fn restart_without_handler(frame: &mut TrapFrame) {
+    let Some(error) = restart_code(frame) else { return };
+    const RESTART_SYSCALL: u64 = 219;
+    match error {
+        Errno::ERESTART_RESTARTBLOCK => restart(frame, RESTART_SYSCALL),
+        _ => restart(frame, frame.orig_rax),
+    }
+    frame.forget_syscall();
+}
+
+/// Why the system call wants to be restarted; `None` if it does not, or if this is no system call.
+fn restart_code(frame: &TrapFrame) -> Option<Errno> {
+    if !frame.is_syscall() {
+        return None;
+    }
+    let error = Errno::new(i32::try_from(-(frame.rax as i64)).ok()?);
+    [
+        Errno::ERESTARTSYS,
+        Errno::ERESTARTNOINTR,
+        Errno::ERESTARTNOHAND,
+        Errno::ERESTART_RESTARTBLOCK,
+    ]
+    .contains(&error)
+    .then_some(error)
+}
+
+/// Back to the `syscall` instruction, which is two bytes long.
+fn restart(frame: &mut TrapFrame, number: u64) {
+    frame.rax = number;
+    frame.rip -= 2;
+}
+
+fn return_to_handler(thread: &Thread) {
+    // A restart that the interrupted call had prepared is void: the handler may make calls of its own.
+    let restart = thread.restart.lock().take();
+    drop(restart);
+}

@@ -1,0 +1,149 @@
+//! `siginfo_t`: what a handler is told.
+
+use super::{SIGCHLD, SIGTRAP};
+use crate::process::Pid;
+
+/// As user space sees it: 128 bytes, the fields after the first three by kind of signal.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct SigInfo {
+    pub signal: i32,
+    pub errno: i32,
+    pub code: i32,
+    pad: i32,
+    fields: [u64; 14],
+}
+
+/// Values of `si_code`.
+#[allow(missing_docs)]
+pub mod codes {
+    pub const SI_USER: i32 = 0;
+    pub const SI_KERNEL: i32 = 0x80;
+    pub const SI_QUEUE: i32 = -1;
+    pub const SI_TIMER: i32 = -2;
+    pub const SI_TKILL: i32 = -6;
+    pub const ILL_ILLOPN: i32 = 2;
+    pub const FPE_INTDIV: i32 = 1;
+    pub const FPE_FLTDIV: i32 = 3;
+    pub const FPE_FLTOVF: i32 = 4;
+    pub const FPE_FLTUND: i32 = 5;
+    pub const FPE_FLTRES: i32 = 6;
+    pub const FPE_FLTINV: i32 = 7;
+    pub const SEGV_MAPERR: i32 = 1;
+    pub const SEGV_ACCERR: i32 = 2;
+    pub const BUS_ADRALN: i32 = 1;
+    pub const BUS_ADRERR: i32 = 2;
+    pub const BUS_MCEERR_AR: i32 = 4;
+    pub const TRAP_BRKPT: i32 = 1;
+    pub const TRAP_TRACE: i32 = 2;
+    pub const TRAP_HWBKPT: i32 = 4;
+}
+
+impl SigInfo {
+    /// Without further fields.
+    pub const fn new(signal: u32, code: i32) -> Self {
+        Self { signal: signal as i32, errno: 0, code, pad: 0, fields: [0; 14] }
+    }
+
+    /// All zero: waitid(2) found nothing.
+    pub const fn new_empty() -> Self {
+        Self::new(0, 0)
+    }
+
+    /// The kernel itself sends it, for no process's sake.
+    pub const fn kernel(signal: u32) -> Self {
+        Self::new(signal, codes::SI_KERNEL)
+    }
+
+    /// A process sends it: kill(2) with `SI_USER`, tgkill(2) with `SI_TKILL`.
+    pub const fn user(signal: u32, code: i32, pid: Pid, uid: u32) -> Self {
+        let mut info = Self::new(signal, code);
+        info.fields[0] = pid as u64 | (uid as u64) << 32;
+        info
+    }
+
+    /// An instruction raised it, at or with this address.
+    pub const fn fault(signal: u32, code: i32, address: u64) -> Self {
+        let mut info = Self::new(signal, code);
+        info.fields[0] = address;
+        info
+    }
+
+    /// A child has changed state; times in clock ticks of 10 ms.
+    pub fn child(code: i32, pid: Pid, uid: u32, status: i32, user_time: u64, system_time: u64) -> Self {
+        let mut info = Self::new(SIGCHLD, code);
+        info.fields[0] = u64::from(pid) | u64::from(uid) << 32;
+        info.fields[1] = u64::from(status as u32);
+        info.fields[2] = user_time;
+        info.fields[3] = system_time;
+        info
+    }
+
+    /// A timer of timer_create(2) went off.
+    pub fn timer(signal: u32, id: i32, overrun: i32, value: u64) -> Self {
+        let mut info = Self::new(signal, codes::SI_TIMER);
+        info.fields[0] = u64::from(id as u32) | u64::from(overrun as u32) << 32;
+        info.fields[1] = value;
+        info
+    }
+
+    /// Whether a process (and not the kernel) sent it.
+    pub fn is_from_user(&self) -> bool {
+        self.code <= 0
+    }
+
+    /// The sender's number, of those signals that have one.
+    pub fn pid(&self) -> u32 {
+        self.fields[0] as u32
+    }
+
+    /// The sender's user.
+    pub fn uid(&self) -> u32 {
+        (self.fields[0] >> 32) as u32
+    }
+
+    /// The value of sigqueue(3) and of timers.
+    pub fn value(&self) -> u64 {
+        self.fields[1]
+    }
+
+    /// The address of a fault.
+    pub fn address(&self) -> u64 {
+        self.fields[0]
+    }
+
+    /// The status of a child.
+    pub fn status(&self) -> i32 {
+        self.fields[1] as i32
+    }
+
+    /// The timer's number and overrun count.
+    pub fn timer_id(&self) -> (i32, i32) {
+        (self.fields[0] as i32, (self.fields[0] >> 32) as i32)
+    }
+
+    /// The timer's overrun count is known when its signal is delivered.
+    pub fn set_overrun(&mut self, overrun: i32) {
+        self.fields[0] = self.fields[0] & 0xffff_ffff | u64::from(overrun as u32) << 32;
+    }
+
+    /// User and system time of a child, in clock ticks.
+    pub fn child_times(&self) -> (u64, u64) {
+        (self.fields[2], self.fields[3])
+    }
+
+    /// Whether code and signal say that `si_addr` is meant.
+    pub fn is_fault(&self) -> bool {
+        self.code > 0 && self.code != codes::SI_KERNEL && self.signal as u32 != SIGCHLD && self.signal as u32 != SIGTRAP
+            || self.signal as u32 == SIGTRAP && self.code > 0
+    }
+}
+
+/// A plain signal number: the kernel sends it.
+impl From<u32> for SigInfo {
+    fn from(signal: u32) -> Self {
+        Self::kernel(signal)
+    }
+}
+
+const _: () = assert!(size_of::<SigInfo>() == 128);

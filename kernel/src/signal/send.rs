@@ -1,0 +1,248 @@
+//! Sending: to a thread, a process, a group.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+
+use super::pending::Queued;
+use super::state::State;
+use super::{Pending, SIG_DFL, SIGCONT, SIGKILL, SIGRTMIN, SIGSTOP, SigInfo, SigSet, stop};
+use crate::arch::{cpu, ipi};
+use crate::errno::{Errno, Result};
+use crate::process::{Pid, Process, Thread, WaitStatus, limits, tree};
+use crate::sched;
+
+/// Sends a signal to a process as a whole: a thread that does not block it takes it. Usable in interrupt handlers.
+pub fn send_process(process: &Arc<Process>, info: impl Into<SigInfo>) {
+    // Only users' real-time signals can find the queue full.
+    let _ = queue_process(process, info);
+}
+
+/// Sends a signal to one thread. Usable in interrupt handlers.
+pub fn send_thread(thread: &Arc<Thread>, info: impl Into<SigInfo>) {
+    // Only users' real-time signals can find the queue full.
+    let _ = queue_thread(thread, info);
+}
+
+/// As [`send_process`]; `EAGAIN` when too many real-time signals wait.
+pub fn queue_process(process: &Arc<Process>, info: impl Into<SigInfo>) -> Result<()> {
+    let queued = Queued::new(info.into());
+    let mut tree = tree::lock();
+    let leftover = send(&mut tree, process, None, queued);
+    drop(tree);
+    leftover.map(drop)
+}
+
+/// As [`send_process`], for those who hold the tree's lock.
+pub fn send_process_locked(tree: &mut tree::Guard, process: &Arc<Process>, info: SigInfo) {
+    // A full queue only concerns real-time signals of users; the kernel's own are standard ones.
+    let _ = send(tree, process, None, Queued::new(info));
+}
+
+/// As [`send_thread`]; `EAGAIN` when too many real-time signals wait.
+pub fn queue_thread(thread: &Arc<Thread>, info: impl Into<SigInfo>) -> Result<()> {
+    let queued = Queued::new(info.into());
+    let mut tree = tree::lock();
+    let leftover = send(&mut tree, &thread.process, Some(thread), queued);
+    drop(tree);
+    leftover.map(drop)
+}
+
+/// Sends a signal to all members of a process group, if there is one of that number. Usable in interrupt handlers.
+pub fn send_group(pgid: Pid, info: impl Into<SigInfo>) {
+    let info = info.into();
+    let mut tree = tree::lock();
+    let Some(group) = tree.group(pgid) else { return };
+    let mut next = tree::first_member(&tree, &group);
+    while let Some(process) = next {
+        next = tree::next_member(&tree, &group, &process);
+        let _ = send(&mut tree, &process, None, Queued::new(info));
+    }
+}
+
+/// Whether the current thread blocks or its process ignores the signal: the terminal asks before it stops a background process.
+pub fn is_ignored_or_blocked(signal: u32) -> bool {
+    let thread = crate::process::current();
+    let action = thread.process.actions.lock().get(signal);
+    thread.signals.mask().contains(signal) || action.handler == super::SIG_IGN
+}
+
+/// Puts the signal on the right set and makes the right thread see it. What is left over is dropped by the caller, after the lock.
+pub(super) fn send(
+    tree: &mut tree::Guard,
+    process: &Arc<Process>,
+    thread: Option<&Arc<Thread>>,
+    queued: Box<Queued>,
+) -> Result<Pending> {
+    let signal = queued.signal();
+    let mut dropped = Pending::new();
+    if process.ended_locked(tree).is_some() {
+        return Ok(dropped);
+    }
+    let mut continued = false;
+    let outcome = {
+        let mut state = process.signals.state.lock();
+        if signal == SIGCONT {
+            continued = resume(tree, process, &mut state, &mut dropped);
+        } else if SigSet::STOPPING.contains(signal) {
+            remove_everywhere(tree, process, &mut state, SigSet::of(&[SIGCONT]), &mut dropped);
+        }
+        if is_ignored(tree, process, thread, &queued) {
+            Ok(Some(queued))
+        } else {
+            post(tree, process, thread, &mut state, queued)
+        }
+    };
+    if continued {
+        stop::tell_parent(tree, process, WaitStatus::Continued);
+    }
+    drop(outcome?);
+    Ok(dropped)
+}
+
+/// Queues the signal and wakes its thread. The signal comes back when one like it is pending.
+fn post(
+    tree: &tree::Guard,
+    process: &Arc<Process>,
+    thread: Option<&Arc<Thread>>,
+    state: &mut State,
+    queued: Box<Queued>,
+) -> Result<Option<Box<Queued>>> {
+    let signal = queued.signal();
+    let info = *queued.info();
+    let limited = signal >= SIGRTMIN && info.is_from_user();
+    let limit = process.limit(limits::SIGPENDING) as usize;
+    let full = |pending: &Pending| limited && pending.len() >= limit;
+    let leftover = match thread {
+        Some(thread) => {
+            let mut own = thread.signals.own.lock();
+            if full(&own) {
+                return Err(Errno::EAGAIN);
+            }
+            own.add(queued)
+        }
+        None if full(&state.shared) => return Err(Errno::EAGAIN),
+        None => state.shared.add(queued),
+    };
+    if signal == SIGKILL {
+        end_all(tree, process, state, WaitStatus::Killed { signal: SIGKILL as u8, core: false });
+        return Ok(leftover);
+    }
+    match thread {
+        Some(thread) if thread.signals.unblocks(signal) => notify(thread),
+        Some(_) => {}
+        None => {
+            if let Some(thread) = process.threads_locked(tree).find(|thread| thread.signals.unblocks(signal)) {
+                notify(&thread.to_arc());
+            }
+        }
+    }
+    process.signals_changed.wake_all();
+    Ok(leftover)
+}
+
+/// Makes a thread look at its signals: ends its sleep, or interrupts the CPU that runs it in user mode.
+fn notify(thread: &Arc<Thread>) {
+    thread.signals.mark_pending();
+    if !sched::wake_for_signal(thread, false) {
+        kick(thread);
+    }
+}
+
+/// If the thread runs on another CPU, brings it into the kernel.
+pub(super) fn kick(thread: &Thread) {
+    if let Some(on) = sched::running_on(thread)
+        && on != cpu::id()
+    {
+        ipi::reschedule(on);
+    }
+}
+
+/// Marks a process as ending, and all its threads to be killed.
+pub(crate) fn end_all(tree: &tree::Guard, process: &Process, state: &mut State, status: WaitStatus) {
+    state.ending.get_or_insert(status);
+    state.stop = None;
+    for thread in process.threads_locked(tree) {
+        kill_thread(thread);
+    }
+}
+
+/// Makes one thread end.
+pub(crate) fn kill_thread(thread: &Thread) {
+    thread.signals.mark_killed();
+    if !sched::wake_for_signal(&thread.to_arc(), true) {
+        kick(thread);
+    }
+}
+
+/// Whether the signal has no effect at all, so that it is not even queued.
+fn is_ignored(tree: &tree::Guard, process: &Process, thread: Option<&Arc<Thread>>, queued: &Queued) -> bool {
+    let signal = queued.signal();
+    let action = process.actions.lock().get(signal);
+    // The first process cannot be killed or stopped: what it does not handle does not reach it.
+    let unkillable = process.pid == 1 && action.handler == SIG_DFL;
+    if signal == SIGKILL || signal == SIGSTOP {
+        return unkillable;
+    }
+    // A blocked signal waits: the action may change until it is unblocked.
+    let blocked = match thread {
+        Some(thread) => thread.signals.mask().contains(signal),
+        None => process.threads_locked(tree).next().is_none_or(|first| first.signals.mask().contains(signal)),
+    };
+    !blocked && (unkillable || action.ignores(signal))
+}
+
+/// SIGCONT: no stop signal is pending any more, and stopped threads go on. True if the process had stopped.
+fn resume(tree: &tree::Guard, process: &Arc<Process>, state: &mut State, dropped: &mut Pending) -> bool {
+    remove_everywhere(tree, process, state, SigSet::STOPPING, dropped);
+    let stopped = state.stop.take().is_some();
+    state.stop_left = 0;
+    for thread in process.threads_locked(tree) {
+        thread.signals.take_stop();
+        sched::wake_stopped(&thread.to_arc());
+    }
+    stopped
+}
+
+fn remove_everywhere(
+    tree: &tree::Guard,
+    process: &Process,
+    state: &mut State,
+    which: SigSet,
+    dropped: &mut Pending,
+) {
+    state.shared.remove(which, dropped);
+    for thread in process.threads_locked(tree) {
+        thread.signals.own.lock().remove(which, dropped);
+        state.recalculate(&thread.signals);
+    }
+}
+
+/// sigaction(2) made a signal ignored: pending ones are thrown away.
+pub fn discard(process: &Arc<Process>, which: SigSet) {
+    let mut dropped = Pending::new();
+    let tree = tree::lock();
+    remove_everywhere(&tree, process, &mut process.signals.state.lock(), which, &mut dropped);
+}
+
+/// Shared signals that one thread has just blocked go to another that takes them.
+pub(super) fn retarget(process: &Process, signals: SigSet) {
+    let tree = tree::lock();
+    let state = process.signals.state.lock();
+    let mut left = signals.intersection(state.shared.set());
+    while !left.is_empty() {
+        let signal = left.0.trailing_zeros() + 1;
+        left = left.without(SigSet::of(&[signal]));
+        if let Some(thread) = process.threads_locked(&tree).find(|thread| thread.signals.unblocks(signal)) {
+            notify(&thread.to_arc());
+        }
+    }
+}
+
+/// Posts a signal to the current thread without asking whether it is ignored; even the first process gets it.
+pub(super) fn force(thread: &Arc<Thread>, info: SigInfo) {
+    let queued = Queued::new(info);
+    let tree = tree::lock();
+    let mut state = thread.process.signals.state.lock();
+    // Not limited: it is no real-time signal of a user. One that is pending already is as good.
+    let _ = post(&tree, &thread.process, Some(thread), &mut state, queued);
+}

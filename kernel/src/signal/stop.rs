@@ -1,0 +1,95 @@
+//! Stopping and going on: job control's part of signals.
+
+use alloc::sync::Arc;
+
+use super::send::{kick, send};
+use super::{SIGCHLD, SigInfo, flags};
+use crate::process::{self, Process, Thread, WaitStatus, tree};
+use crate::sched::{self, Sleep};
+
+/// Begins to stop a process: every thread stops on its way to user mode, or where it sleeps.
+pub(super) fn begin(process: &Arc<Process>, signal: u32) {
+    let tree = tree::lock();
+    let mut state = process.signals.state.lock();
+    if state.stop.is_some() || state.ending.is_some() {
+        return;
+    }
+    state.stop = Some(signal);
+    state.stop_left = 0;
+    for thread in process.threads_locked(&tree) {
+        state.stop_left += 1;
+        thread.signals.ask_stop();
+        if !sched::wake_for_signal(&thread.to_arc(), false) {
+            kick(thread);
+        }
+    }
+}
+
+/// Stops the current thread if that was asked for; returns when the process goes on or is killed.
+pub fn stop_if_asked() {
+    let thread = process::current();
+    let process = &thread.process;
+    if !thread.signals.take_stop() {
+        return;
+    }
+    took_part(process);
+    // The flag is cleared by SIGCONT under the same lock that guards `stop`.
+    while process.signals.state.lock().stop.is_some() && !thread.kill_pending() {
+        sched::sleep_until(Sleep::Stopped, || {
+            process.signals.state.lock().stop.is_none() || thread.kill_pending()
+        });
+    }
+}
+
+/// A thread that ends takes part in a stop by that.
+pub fn notify_stop_of_ending_thread(thread: &Thread) {
+    if thread.signals.take_stop() {
+        took_part(&thread.process);
+    }
+}
+
+/// A new thread of a process that stops or ends does so too. The tree's lock is held.
+pub(crate) fn join_stop(process: &Process, thread: &Thread) {
+    let mut state = process.signals.state.lock();
+    if state.ending.is_some() {
+        thread.signals.mark_killed();
+    } else if state.stop.is_some() {
+        state.stop_left += 1;
+        thread.signals.ask_stop();
+    }
+}
+
+/// One thread more has stopped; the last one tells the parent.
+fn took_part(process: &Arc<Process>) {
+    let mut tree = tree::lock();
+    let complete = {
+        let mut state = process.signals.state.lock();
+        state.stop_left = state.stop_left.saturating_sub(1);
+        state.stop.filter(|_| state.stop_left == 0)
+    };
+    if let Some(signal) = complete {
+        tell_parent(&mut tree, process, WaitStatus::Stopped(signal as u8));
+    }
+}
+
+/// Tells the parent that the process has stopped or goes on: SIGCHLD, unless it does not want that, and wait(2).
+pub(super) fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status: WaitStatus) {
+    process.set_news(tree, status);
+    let Some(parent) = process.parent_locked(tree) else { return };
+    let action = parent.actions.lock().get(SIGCHLD);
+    if action.flags & flags::SA_NOCLDSTOP == 0 {
+        let info = child_info(process, status);
+        let _ = send(tree, &parent, None, super::pending::Queued::new(info));
+    }
+    parent.child_event();
+}
+
+/// What SIGCHLD says about a child.
+pub(crate) fn child_info(process: &Process, status: WaitStatus) -> SigInfo {
+    const TICK: u64 = crate::time::SECOND / 100;
+    let (code, value) = status.to_siginfo();
+    // Relaxed: statistics. Of the threads that have ended: the others' times would need the lock that is held.
+    let user = process.totals.ended_user.load(core::sync::atomic::Ordering::Relaxed);
+    let system = process.totals.ended_system.load(core::sync::atomic::Ordering::Relaxed);
+    SigInfo::child(code, process.pid, process.uid_for_signals(), value, user / TICK, system / TICK)
+}

@@ -1,0 +1,294 @@
+//! Wait queues: threads sleep until a condition holds, watchers are told of each wake.
+//!
+//! The guarantee: whoever changes the condition and then wakes the queue is never missed. A waiter joins the queue first and
+//! evaluates the condition after that, and both sides go through the queue's lock: either the waker finds the waiter, or the waiter
+//! sees what the waker wrote. A condition may itself sleep.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::cell::UnsafeCell;
+use core::ptr::NonNull;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
+
+use super::{IrqLock, debug};
+use crate::errno::Errno;
+use crate::process::{self, Thread};
+use crate::sched::{self, Sleep};
+
+/// Somebody who wants to hear of wakes without sleeping in the queue: poll, epoll.
+pub trait Watcher: Send + Sync {
+    /// The queue was woken. Called with interrupts off and with the queue's lock held: sets flags, wakes threads, nothing else.
+    fn notify(&self);
+}
+
+/// Why a wait ended without its condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitError {
+    /// A signal is pending. The caller chooses between `EINTR` and one of the restart codes.
+    Interrupted,
+    /// The deadline has passed.
+    TimedOut,
+}
+
+/// For waits that restart after a signal handler with SA_RESTART, and whose deadline means `ETIMEDOUT`.
+impl From<WaitError> for Errno {
+    fn from(error: WaitError) -> Errno {
+        match error {
+            WaitError::Interrupted => Errno::ERESTARTSYS,
+            WaitError::TimedOut => Errno::ETIMEDOUT,
+        }
+    }
+}
+
+/// A waiting thread, on its own stack; linked under the queue's lock.
+struct Waiter {
+    prev: UnsafeCell<Option<NonNull<Waiter>>>,
+    next: UnsafeCell<Option<NonNull<Waiter>>>,
+    queued: UnsafeCell<bool>,
+    /// Position in the order of arrival: `wake_all` stops at those who came after it began.
+    ticket: UnsafeCell<usize>,
+    woken: AtomicBool,
+    thread: Arc<Thread>,
+}
+
+struct Waiters {
+    head: Option<NonNull<Waiter>>,
+    tail: Option<NonNull<Waiter>>,
+    next_ticket: usize,
+    watchers: Vec<Arc<dyn Watcher>>,
+}
+
+// SAFETY: the waiters are used under the lock around this list only, and unlink themselves before they leave their stack.
+unsafe impl Send for Waiters {}
+
+impl Waiters {
+    /// # Safety
+    /// The waiter is not queued, and stays where it is until it was unlinked.
+    unsafe fn push(&mut self, waiter: &Waiter) {
+        let node = NonNull::from(waiter);
+        // SAFETY: the queue's lock is held (`&mut self`), and queued waiters are alive.
+        unsafe {
+            *waiter.prev.get() = self.tail;
+            *waiter.next.get() = None;
+            *waiter.queued.get() = true;
+            *waiter.ticket.get() = self.next_ticket;
+            match self.tail {
+                Some(tail) => *tail.as_ref().next.get() = Some(node),
+                None => self.head = Some(node),
+            }
+        }
+        self.next_ticket += 1;
+        self.tail = Some(node);
+    }
+
+    /// Unlinks the waiter if it is queued.
+    fn unlink(&mut self, waiter: &Waiter) {
+        // SAFETY: as in `push`.
+        unsafe {
+            if !*waiter.queued.get() {
+                return;
+            }
+            *waiter.queued.get() = false;
+            let (prev, next) = (*waiter.prev.get(), *waiter.next.get());
+            match prev {
+                Some(prev) => *prev.as_ref().next.get() = next,
+                None => self.head = next,
+            }
+            match next {
+                Some(next) => *next.as_ref().prev.get() = prev,
+                None => self.tail = prev,
+            }
+        }
+    }
+
+    /// Unlinks the head, if it came before `limit`, and marks it woken. The thread is still to be woken.
+    fn pop(&mut self, limit: usize) -> Option<Arc<Thread>> {
+        let head = self.head?;
+        // SAFETY: as in `push`. Once `woken` is set and the lock is released the waiter may be gone.
+        unsafe {
+            let waiter = head.as_ref();
+            if *waiter.ticket.get() >= limit {
+                return None;
+            }
+            self.unlink(waiter);
+            let thread = waiter.thread.clone();
+            waiter.woken.store(true, Ordering::SeqCst);
+            Some(thread)
+        }
+    }
+}
+
+/// Threads that wait for something, and watchers.
+pub struct WaitQueue {
+    /// How many waiters and watchers there are: a wake of an empty queue takes no lock.
+    users: AtomicUsize,
+    waiters: IrqLock<Waiters>,
+}
+
+impl WaitQueue {
+    /// An empty queue.
+    pub const fn new() -> Self {
+        Self {
+            users: AtomicUsize::new(0),
+            waiters: IrqLock::new(Waiters { head: None, tail: None, next_ticket: 0, watchers: Vec::new() }),
+        }
+    }
+
+    /// Waits until the condition gives a value. No signal ends this wait: for things that are sure to happen soon.
+    pub fn wait_until<T>(&self, condition: impl FnMut() -> Option<T>) -> T {
+        match self.wait(Sleep::Uninterruptible, None, condition) {
+            Ok(value) => value,
+            Err(_) => unreachable!("neither signals nor a deadline end this wait"),
+        }
+    }
+
+    /// Waits until the condition gives a value, a signal is pending, or the deadline (monotonic nanoseconds) has passed.
+    /// The condition has the last word: it is evaluated once more before an error is returned.
+    pub fn wait_event<T>(
+        &self,
+        deadline: Option<u64>,
+        condition: impl FnMut() -> Option<T>,
+    ) -> Result<T, WaitError> {
+        self.wait(Sleep::Interruptible, deadline, condition)
+    }
+
+    /// Like [`Self::wait_event`], but only a signal that kills the thread ends it.
+    pub fn wait_killable<T>(
+        &self,
+        deadline: Option<u64>,
+        condition: impl FnMut() -> Option<T>,
+    ) -> Result<T, WaitError> {
+        self.wait(Sleep::Killable, deadline, condition)
+    }
+
+    fn wait<T>(
+        &self,
+        mode: Sleep,
+        deadline: Option<u64>,
+        mut condition: impl FnMut() -> Option<T>,
+    ) -> Result<T, WaitError> {
+        debug::assert_may_sleep();
+        if let Some(value) = condition() {
+            return Ok(value);
+        }
+        let waiter = Waiter {
+            prev: UnsafeCell::new(None),
+            next: UnsafeCell::new(None),
+            queued: UnsafeCell::new(false),
+            ticket: UnsafeCell::new(0),
+            woken: AtomicBool::new(false),
+            thread: process::current().to_arc(),
+        };
+        self.users.fetch_add(1, Ordering::SeqCst);
+        let result = loop {
+            {
+                let mut waiters = self.waiters.lock();
+                waiter.woken.store(false, Ordering::SeqCst);
+                // SAFETY: `unlink` below runs before the waiter leaves this frame.
+                unsafe {
+                    if !*waiter.queued.get() {
+                        waiters.push(&waiter);
+                    }
+                }
+            }
+            // Pairs with the fence in `wake`: either the waker counts this user, or the condition sees its change.
+            fence(Ordering::SeqCst);
+            if let Some(value) = condition() {
+                break Ok(value);
+            }
+            let slept = sched::sleep(mode, deadline, || waiter.woken.load(Ordering::SeqCst));
+            if let Err(error) = slept {
+                // A wake may have come between the look at the flag and here. It must not be lost: it was perhaps
+                // meant for one waiter only. The condition decides, and if it does not hold the wake is passed on.
+                self.waiters.lock().unlink(&waiter);
+                if let Some(value) = condition() {
+                    break Ok(value);
+                }
+                if waiter.woken.load(Ordering::SeqCst) {
+                    self.wake_one();
+                }
+                break Err(error);
+            }
+        };
+        self.waiters.lock().unlink(&waiter);
+        self.users.fetch_sub(1, Ordering::SeqCst);
+        result
+    }
+
+    /// Wakes the waiter that came first, and all watchers. Usable in interrupt handlers.
+    pub fn wake_one(&self) {
+        self.wake(1);
+    }
+
+    /// Wakes all waiters and watchers. Usable in interrupt handlers.
+    pub fn wake_all(&self) {
+        self.wake(usize::MAX);
+    }
+
+    fn wake(&self, count: usize) {
+        // Pairs with the fence in `wait`.
+        fence(Ordering::SeqCst);
+        if self.users.load(Ordering::SeqCst) == 0 {
+            return;
+        }
+        let mut waiters = self.waiters.lock();
+        for watcher in &waiters.watchers {
+            watcher.notify();
+        }
+        let limit = waiters.next_ticket;
+        let mut left = count;
+        while left > 0 {
+            let Some(thread) = waiters.pop(limit) else { break };
+            // Interrupts come on between two wakes: ten thousand waiters must not keep a CPU from answering.
+            drop(waiters);
+            sched::wake(&thread);
+            drop(thread);
+            left -= 1;
+            waiters = self.waiters.lock();
+        }
+    }
+
+    /// Adds a watcher, which is told of every wake from now on.
+    pub fn add_watcher(&self, watcher: Arc<dyn Watcher>) {
+        self.users.fetch_add(1, Ordering::SeqCst);
+        let mut room: Vec<Arc<dyn Watcher>> = Vec::new();
+        loop {
+            let mut waiters = self.waiters.lock();
+            if waiters.watchers.len() < waiters.watchers.capacity() {
+                waiters.watchers.push(watcher);
+                break;
+            }
+            if room.capacity() > waiters.watchers.len() {
+                room.append(&mut waiters.watchers);
+                room.push(watcher);
+                core::mem::swap(&mut room, &mut waiters.watchers);
+                break;
+            }
+            let wanted = (waiters.watchers.len() + 1).next_power_of_two();
+            drop(waiters);
+            // Allocation stays outside the lock.
+            room = Vec::with_capacity(wanted);
+        }
+    }
+
+    /// Removes a watcher that was added (the first entry of the same object). It may be told once more by a wake that runs now.
+    pub fn remove_watcher(&self, watcher: &Arc<dyn Watcher>) {
+        let removed = {
+            let mut waiters = self.waiters.lock();
+            let position = waiters
+                .watchers
+                .iter()
+                .position(|entry| Arc::as_ptr(entry).cast::<()>() == Arc::as_ptr(watcher).cast::<()>());
+            position.map(|index| waiters.watchers.swap_remove(index))
+        };
+        if removed.is_some() {
+            self.users.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Default for WaitQueue {
+    fn default() -> Self {
+        Self::new()
+    }
+}

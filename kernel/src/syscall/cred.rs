@@ -1,0 +1,346 @@
+//! System calls: users, groups, capabilities, prctl.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use linux_raw_sys::prctl as pr;
+use syscalls::Sysno;
+
+use super::{Args, Handler};
+use crate::errno::{Errno, Result};
+use crate::mm::uaccess::{copy_to_user, read_user, read_user_array, write_user};
+use crate::process::{self, CAP_SETGID, CAP_SETPCAP, Credentials, LAST_CAPABILITY};
+use crate::signal;
+
+pub const TABLE: &[(Sysno, Handler)] = &[
+    (Sysno::getuid, getuid),
+    (Sysno::geteuid, geteuid),
+    (Sysno::getgid, getgid),
+    (Sysno::getegid, getegid),
+    (Sysno::getresuid, getresuid),
+    (Sysno::getresgid, getresgid),
+    (Sysno::getgroups, getgroups),
+    (Sysno::setuid, setuid),
+    (Sysno::setgid, setgid),
+    (Sysno::setreuid, setreuid),
+    (Sysno::setregid, setregid),
+    (Sysno::setresuid, setresuid),
+    (Sysno::setresgid, setresgid),
+    (Sysno::setfsuid, setfsuid),
+    (Sysno::setfsgid, setfsgid),
+    (Sysno::setgroups, setgroups),
+    (Sysno::capget, capget),
+    (Sysno::capset, capset),
+    (Sysno::prctl, prctl),
+];
+
+fn credentials() -> Arc<Credentials> {
+    process::current().credentials()
+}
+
+fn getuid(_: &mut Args) -> Result<usize> {
+    Ok(credentials().uid as usize)
+}
+
+fn geteuid(_: &mut Args) -> Result<usize> {
+    Ok(credentials().euid as usize)
+}
+
+fn getgid(_: &mut Args) -> Result<usize> {
+    Ok(credentials().gid as usize)
+}
+
+fn getegid(_: &mut Args) -> Result<usize> {
+    Ok(credentials().egid as usize)
+}
+
+fn getresuid(args: &mut Args) -> Result<usize> {
+    let own = credentials();
+    for (at, id) in args.a.iter().zip([own.uid, own.euid, own.suid]) {
+        write_user(*at, &id)?;
+    }
+    Ok(0)
+}
+
+fn getresgid(args: &mut Args) -> Result<usize> {
+    let own = credentials();
+    for (at, id) in args.a.iter().zip([own.gid, own.egid, own.sgid]) {
+        write_user(*at, &id)?;
+    }
+    Ok(0)
+}
+
+fn getgroups(args: &mut Args) -> Result<usize> {
+    let own = credentials();
+    let room = args.int(0);
+    if room < 0 {
+        return Err(Errno::EINVAL);
+    }
+    if room != 0 {
+        if (room as usize) < own.groups.len() {
+            return Err(Errno::EINVAL);
+        }
+        for (index, gid) in own.groups.iter().enumerate() {
+            write_user(args.a[1] + index * 4, gid)?;
+        }
+    }
+    Ok(own.groups.len())
+}
+
+/// Makes new credentials out of the present ones.
+fn change(change: impl FnOnce(&mut Credentials) -> Result<()>) -> Result<usize> {
+    let thread = process::current();
+    let old = thread.credentials();
+    let mut new = (*old).clone();
+    change(&mut new)?;
+    let (ids_changed, user_changed) = (
+        (old.euid, old.egid, old.fsuid, old.fsgid) != (new.euid, new.egid, new.fsuid, new.fsgid),
+        old.uid != new.uid,
+    );
+    thread.set_credentials(new);
+    if ids_changed {
+        // What ran with other rights must not be looked into with these.
+        thread.process.dumpable.store(0, Ordering::SeqCst);
+        thread.parent_death_signal.store(0, Ordering::SeqCst);
+    }
+    if user_changed {
+        thread.recharge();
+    }
+    Ok(0)
+}
+
+fn setuid(args: &mut Args) -> Result<usize> {
+    change(|new| new.set_uid(args.uint(0)))
+}
+
+fn setgid(args: &mut Args) -> Result<usize> {
+    change(|new| new.set_gid(args.uint(0)))
+}
+
+fn setreuid(args: &mut Args) -> Result<usize> {
+    change(|new| new.set_reuid(args.uint(0), args.uint(1)))
+}
+
+fn setregid(args: &mut Args) -> Result<usize> {
+    change(|new| new.set_regid(args.uint(0), args.uint(1)))
+}
+
+fn setresuid(args: &mut Args) -> Result<usize> {
+    change(|new| new.set_resuid(args.uint(0), args.uint(1), args.uint(2)))
+}
+
+fn setresgid(args: &mut Args) -> Result<usize> {
+    change(|new| new.set_resgid(args.uint(0), args.uint(1), args.uint(2)))
+}
+
+fn setfsuid(args: &mut Args) -> Result<usize> {
+    let mut old = 0;
+    change(|new| {
+        old = new.set_fsuid(args.uint(0));
+        Ok(())
+    })?;
+    Ok(old as usize)
+}
+
+fn setfsgid(args: &mut Args) -> Result<usize> {
+    let mut old = 0;
+    change(|new| {
+        old = new.set_fsgid(args.uint(0));
+        Ok(())
+    })?;
+    Ok(old as usize)
+}
+
+fn setgroups(args: &mut Args) -> Result<usize> {
+    const MOST: usize = 65536;
+    credentials().require(CAP_SETGID)?;
+    let count = args.uint(0) as usize;
+    if count > MOST {
+        return Err(Errno::EINVAL);
+    }
+    let mut groups: Vec<u32> = read_user_array(args.a[1], count)?;
+    groups.sort_unstable();
+    change(|new| {
+        new.groups = groups.into();
+        Ok(())
+    })
+}
+
+/// The versions of `struct __user_cap_header_struct`.
+const VERSION_1: u32 = 0x1998_0330;
+const VERSION_2: u32 = 0x2007_1026;
+const VERSION_3: u32 = 0x2008_0522;
+
+/// How many words the sets of a version have; the kernel's own version is written back for an unknown one.
+fn words_of_version(header: usize) -> Result<Option<usize>> {
+    match read_user::<u32>(header)? {
+        VERSION_1 => Ok(Some(1)),
+        VERSION_2 | VERSION_3 => Ok(Some(2)),
+        _ => {
+            write_user(header, &VERSION_3)?;
+            Ok(None)
+        }
+    }
+}
+
+fn capget(args: &mut Args) -> Result<usize> {
+    let words = words_of_version(args.a[0])?;
+    if args.a[1] == 0 {
+        // A question for the version only.
+        return Ok(0);
+    }
+    let words = words.ok_or(Errno::EINVAL)?;
+    let pid: i32 = read_user(args.a[0] + 4)?;
+    let own = match pid {
+        0 => credentials(),
+        pid if pid < 0 => return Err(Errno::EINVAL),
+        pid => process::find_thread(pid as u32).ok_or(Errno::ESRCH)?.credentials(),
+    };
+    for word in 0..words {
+        let part = |set: u64| (set >> (word * 32)) as u32;
+        write_user(args.a[1] + word * 12, &[part(own.effective), part(own.permitted), part(own.inheritable)])?;
+    }
+    Ok(0)
+}
+
+fn capset(args: &mut Args) -> Result<usize> {
+    let words = words_of_version(args.a[0])?.ok_or(Errno::EINVAL)?;
+    let pid: i32 = read_user(args.a[0] + 4)?;
+    if pid != 0 && pid != process::current().tid() as i32 {
+        return Err(Errno::EPERM);
+    }
+    let (mut effective, mut permitted, mut inheritable) = (0u64, 0u64, 0u64);
+    for word in 0..words {
+        let parts: [u32; 3] = read_user(args.a[1] + word * 12)?;
+        effective |= u64::from(parts[0]) << (word * 32);
+        permitted |= u64::from(parts[1]) << (word * 32);
+        inheritable |= u64::from(parts[2]) << (word * 32);
+    }
+    let all = process::ALL_CAPABILITIES;
+    (effective, permitted, inheritable) = (effective & all, permitted & all, inheritable & all);
+    change(|new| {
+        let may_inherit = new.inheritable | if new.capable(CAP_SETPCAP) { new.bounding } else { new.permitted };
+        if inheritable & !may_inherit != 0
+            || inheritable & !(new.inheritable | new.bounding) != 0
+            || permitted & !new.permitted != 0
+            || effective & !permitted != 0
+        {
+            return Err(Errno::EPERM);
+        }
+        (new.effective, new.permitted, new.inheritable) = (effective, permitted, inheritable);
+        new.ambient &= permitted & inheritable;
+        Ok(())
+    })
+}
+
+fn prctl(args: &mut Args) -> Result<usize> {
+    let thread = process::current();
+    let process = &thread.process;
+    let value = args.a[1];
+    let rest_is_zero = args.a[2..5].iter().all(|value| *value == 0);
+    match args.uint(0) {
+        pr::PR_SET_NAME => {
+            let mut name = [0u8; 16];
+            for (index, byte) in name.iter_mut().enumerate().take(15) {
+                *byte = read_user(value + index)?;
+                if *byte == 0 {
+                    break;
+                }
+            }
+            thread.set_comm(&name);
+        }
+        pr::PR_GET_NAME => copy_to_user(value, &thread.comm())?,
+        pr::PR_SET_PDEATHSIG => {
+            let signal = signal::from_user(value)?;
+            thread.parent_death_signal.store(signal.unwrap_or(0), Ordering::SeqCst);
+        }
+        pr::PR_GET_PDEATHSIG => write_user(value, &thread.parent_death_signal.load(Ordering::SeqCst))?,
+        pr::PR_SET_DUMPABLE if value <= 1 => process.dumpable.store(value as u32, Ordering::SeqCst),
+        pr::PR_SET_DUMPABLE => return Err(Errno::EINVAL),
+        pr::PR_GET_DUMPABLE => return Ok(process.dumpable.load(Ordering::SeqCst) as usize),
+        pr::PR_SET_KEEPCAPS if value <= 1 => {
+            return change(|new| {
+                new.keep_capabilities = value == 1;
+                Ok(())
+            });
+        }
+        pr::PR_GET_KEEPCAPS => return Ok(usize::from(thread.credentials().keep_capabilities)),
+        pr::PR_SET_CHILD_SUBREAPER => process.set_subreaper(value != 0),
+        pr::PR_GET_CHILD_SUBREAPER => write_user(value, &i32::from(process.is_subreaper()))?,
+        pr::PR_SET_NO_NEW_PRIVS if value == 1 && rest_is_zero => {
+            thread.no_new_privileges.store(true, Ordering::SeqCst);
+        }
+        pr::PR_GET_NO_NEW_PRIVS if value == 0 && rest_is_zero => {
+            return Ok(usize::from(thread.no_new_privileges.load(Ordering::SeqCst)));
+        }
+        pr::PR_SET_TIMERSLACK => {
+            let slack = if value == 0 { 50_000 } else { value as u64 };
+            thread.timer_slack.store(slack, Ordering::SeqCst);
+        }
+        pr::PR_GET_TIMERSLACK => return Ok(thread.timer_slack.load(Ordering::SeqCst) as usize),
+        pr::PR_CAPBSET_READ => {
+            let bit = capability(value)?;
+            return Ok(usize::from(thread.credentials().bounding & bit != 0));
+        }
+        pr::PR_CAPBSET_DROP => {
+            let bit = capability(value)?;
+            return change(|new| {
+                new.require(CAP_SETPCAP)?;
+                new.bounding &= !bit;
+                Ok(())
+            });
+        }
+        pr::PR_CAP_AMBIENT => return ambient(args),
+        pr::PR_GET_SECUREBITS => return Ok(thread.credentials().securebits as usize),
+        pr::PR_SET_SECUREBITS => {
+            return change(|new| {
+                new.require(CAP_SETPCAP)?;
+                new.securebits = value as u32;
+                Ok(())
+            });
+        }
+        pr::PR_GET_TID_ADDRESS => write_user(value, &thread.clear_child_tid.load(Ordering::SeqCst))?,
+        // No seccomp filter is set, ever.
+        pr::PR_GET_SECCOMP => return Ok(0),
+        pr::PR_GET_TSC => write_user(value, &(pr::PR_TSC_ENABLE as i32))?,
+        pr::PR_SET_TSC if value as u32 == pr::PR_TSC_ENABLE => {}
+        pr::PR_TASK_PERF_EVENTS_DISABLE | pr::PR_TASK_PERF_EVENTS_ENABLE => {}
+        // There are no transparent huge pages, so turning them off is no change.
+        pr::PR_SET_THP_DISABLE if rest_is_zero => {}
+        pr::PR_GET_THP_DISABLE => return Ok(1),
+        // Names of anonymous memory: kept by nobody, as on a Linux without that option.
+        _ => return Err(Errno::EINVAL),
+    }
+    Ok(0)
+}
+
+fn capability(number: usize) -> Result<u64> {
+    if number as u32 > LAST_CAPABILITY { Err(Errno::EINVAL) } else { Ok(1 << number) }
+}
+
+fn ambient(args: &Args) -> Result<usize> {
+    let command = args.uint(1);
+    if command == pr::PR_CAP_AMBIENT_CLEAR_ALL {
+        return change(|new| {
+            new.ambient = 0;
+            Ok(())
+        });
+    }
+    let bit = capability(args.a[2])?;
+    match command {
+        pr::PR_CAP_AMBIENT_IS_SET => Ok(usize::from(credentials().ambient & bit != 0)),
+        pr::PR_CAP_AMBIENT_LOWER => change(|new| {
+            new.ambient &= !bit;
+            Ok(())
+        }),
+        pr::PR_CAP_AMBIENT_RAISE => change(|new| {
+            if new.permitted & new.inheritable & bit == 0 {
+                return Err(Errno::EPERM);
+            }
+            new.ambient |= bit;
+            Ok(())
+        }),
+        _ => Err(Errno::EINVAL),
+    }
+}

@@ -1,0 +1,148 @@
+//! System calls: futexes.
+
+use core::sync::atomic::Ordering;
+
+use alloc::vec::Vec;
+use linux_raw_sys::general as abi;
+use syscalls::Sysno;
+
+use super::{Args, Handler};
+use crate::errno::{Errno, Result};
+use crate::mm::uaccess::{read_user, write_user};
+use crate::process::futex::{self, MATCH_ANY, WaitWord};
+use crate::process::{self, CAP_SYS_ADMIN};
+use crate::time::clock::Timespec;
+use crate::time::{self, ClockId};
+
+pub const TABLE: &[(Sysno, Handler)] = &[
+    (Sysno::futex, futex_call),
+    (Sysno::futex_waitv, futex_waitv),
+    (Sysno::set_robust_list, set_robust_list),
+    (Sysno::get_robust_list, get_robust_list),
+];
+
+/// The deadline of a call whose fourth argument is a time.
+fn deadline(args: &Args, realtime: bool, absolute: bool) -> Result<Option<u64>> {
+    if args.a[3] == 0 {
+        return Ok(None);
+    }
+    let time = read_user::<Timespec>(args.a[3])?.to_ns()?;
+    let clock = if realtime { ClockId::Realtime } else { ClockId::Monotonic };
+    Ok(Some(if absolute { clock.to_deadline(time)? } else { time::now().saturating_add(time) }))
+}
+
+/// A count as C passes it: negative ones count as one, for waking.
+fn count(value: usize) -> usize {
+    (value as i32).max(1) as usize
+}
+
+/// A count of requeue, which must not be negative.
+fn requeue_counts(args: &Args) -> Result<(usize, usize)> {
+    let (wake, requeue) = (args.int(2), args.int(3));
+    if wake < 0 || requeue < 0 {
+        return Err(Errno::EINVAL);
+    }
+    Ok((wake as usize, requeue as usize))
+}
+
+fn futex_call(args: &mut Args) -> Result<usize> {
+    let operation = args.uint(1);
+    let shared = operation & abi::FUTEX_PRIVATE_FLAG == 0;
+    let realtime = operation & abi::FUTEX_CLOCK_REALTIME != 0;
+    let command = operation & !(abi::FUTEX_PRIVATE_FLAG | abi::FUTEX_CLOCK_REALTIME);
+    let (address, value, second, third) = (args.a[0], args.uint(2), args.a[4], args.uint(5));
+    let takes_clock = matches!(command, abi::FUTEX_WAIT | abi::FUTEX_WAIT_BITSET | abi::FUTEX_LOCK_PI2);
+    if realtime && !takes_clock {
+        return Err(Errno::ENOSYS);
+    }
+    match command {
+        // Relative time is the same on either clock.
+        abi::FUTEX_WAIT => futex::wait(address, shared, value, deadline(args, realtime, false)?, MATCH_ANY),
+        abi::FUTEX_WAIT_BITSET => futex::wait(address, shared, value, deadline(args, realtime, true)?, third),
+        abi::FUTEX_WAKE => futex::wake(address, shared, count(args.a[2]), MATCH_ANY),
+        abi::FUTEX_WAKE_BITSET => futex::wake(address, shared, count(args.a[2]), third),
+        abi::FUTEX_REQUEUE => {
+            let (wake, requeue) = requeue_counts(args)?;
+            futex::requeue(address, second, shared, wake, requeue, None)
+        }
+        abi::FUTEX_CMP_REQUEUE => {
+            let (wake, requeue) = requeue_counts(args)?;
+            futex::requeue(address, second, shared, wake, requeue, Some(third))
+        }
+        abi::FUTEX_WAKE_OP => {
+            futex::wake_op(address, second, shared, count(args.a[2]), count(args.a[3]), third)
+        }
+        abi::FUTEX_LOCK_PI => futex::lock_pi(address, shared, deadline(args, true, true)?, false),
+        abi::FUTEX_LOCK_PI2 => futex::lock_pi(address, shared, deadline(args, realtime, true)?, false),
+        abi::FUTEX_TRYLOCK_PI => futex::lock_pi(address, shared, None, true),
+        abi::FUTEX_UNLOCK_PI => futex::unlock_pi(address, shared),
+        _ => Err(Errno::ENOSYS),
+    }
+}
+
+/// `struct futex_waitv`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct WaitV {
+    value: u64,
+    address: u64,
+    flags: u32,
+    reserved: u32,
+}
+
+fn futex_waitv(args: &mut Args) -> Result<usize> {
+    const MOST: usize = 128;
+    const SIZE_U32: u32 = 2;
+    const PRIVATE: u32 = 128;
+    let count = args.uint(1) as usize;
+    if args.uint(2) != 0 || count == 0 || count > MOST {
+        return Err(Errno::EINVAL);
+    }
+    let deadline = match args.a[3] {
+        0 => None,
+        at => {
+            let clock = match args.int(4) {
+                0 => ClockId::Realtime,
+                1 => ClockId::Monotonic,
+                _ => return Err(Errno::EINVAL),
+            };
+            Some(clock.to_deadline(read_user::<Timespec>(at)?.to_ns()?)?)
+        }
+    };
+    let mut words = Vec::with_capacity(count);
+    for index in 0..count {
+        let word: WaitV = read_user(args.a[0] + index * size_of::<WaitV>())?;
+        if word.flags & !PRIVATE != SIZE_U32 || word.reserved != 0 {
+            return Err(Errno::EINVAL);
+        }
+        words.push(WaitWord {
+            address: word.address as usize,
+            shared: word.flags & PRIVATE == 0,
+            expected: word.value as u32,
+        });
+    }
+    futex::waitv(&words, deadline)
+}
+
+fn set_robust_list(args: &mut Args) -> Result<usize> {
+    if args.a[1] != futex::HEAD_SIZE {
+        return Err(Errno::EINVAL);
+    }
+    process::current().robust_list.store(args.a[0], Ordering::SeqCst);
+    Ok(0)
+}
+
+fn get_robust_list(args: &mut Args) -> Result<usize> {
+    let current = process::current();
+    let thread = match args.int(0) {
+        0 => current.to_arc(),
+        tid => process::find_thread(tid as u32).ok_or(Errno::ESRCH)?,
+    };
+    let (own, other) = (current.credentials(), thread.credentials());
+    if own.euid != other.uid && !own.capable(CAP_SYS_ADMIN) {
+        return Err(Errno::EPERM);
+    }
+    write_user(args.a[2], &futex::HEAD_SIZE)?;
+    write_user(args.a[1], &thread.robust_list.load(Ordering::SeqCst))?;
+    Ok(0)
+}

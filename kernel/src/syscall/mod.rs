@@ -1,0 +1,105 @@
+//! System calls: the table, the dispatch, and the log of calls.
+
+pub mod cred;
+pub mod futex;
+pub mod process;
+pub mod sched;
+pub mod signal;
+pub mod system;
+pub mod time;
+mod trace;
+
+use syscalls::{Errno, Sysno};
+
+use crate::arch::trap::TrapFrame;
+use crate::errno::Result;
+use core::sync::atomic::Ordering;
+
+/// The arguments of a system call, and the registers it came with.
+pub struct Args<'a> {
+    pub a: [usize; 6],
+    pub frame: &'a mut TrapFrame,
+}
+
+impl Args<'_> {
+    /// An argument as the `int` that it is in C.
+    pub fn int(&self, index: usize) -> i32 {
+        self.a[index] as i32
+    }
+
+    /// An argument as the `unsigned int` that it is in C.
+    pub fn uint(&self, index: usize) -> u32 {
+        self.a[index] as u32
+    }
+}
+
+/// A system call: the result goes to the caller as it is, an error as its negative number.
+pub type Handler = fn(&mut Args) -> Result<usize>;
+
+/// A group's part of the table.
+pub type Group = &'static [(Sysno, Handler)];
+
+/// Every group's table.
+const GROUPS: &[Group] = &[
+    cred::TABLE,
+    futex::TABLE,
+    process::TABLE,
+    sched::TABLE,
+    signal::TABLE,
+    system::TABLE,
+    time::TABLE,
+];
+
+/// One more than the highest number that can have a handler.
+const COUNT: usize = 512;
+
+static TABLE: [Option<Handler>; COUNT] = merge();
+
+const fn merge() -> [Option<Handler>; COUNT] {
+    let mut table: [Option<Handler>; COUNT] = [None; COUNT];
+    let mut group = 0;
+    while group < GROUPS.len() {
+        let mut entry = 0;
+        while entry < GROUPS[group].len() {
+            let (number, handler) = GROUPS[group][entry];
+            assert!(table[number as usize].is_none(), "two groups have the same call");
+            table[number as usize] = Some(handler);
+            entry += 1;
+        }
+        group += 1;
+    }
+    table
+}
+
+/// Reads the command line's `strace=1`.
+pub fn init() {
+    trace::init();
+}
+
+/// A system call of user mode, with interrupts on. The result goes to `rax`.
+pub fn dispatch(frame: &mut TrapFrame) {
+    let number = frame.orig_rax as usize;
+    let thread = crate::process::current();
+    // Relaxed: for the thread dump only.
+    thread.syscall.store(number as u32, Ordering::Relaxed);
+    let a = [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9].map(|value| value as usize);
+    let traced = trace::enabled();
+    if traced {
+        trace::enter(number, &a);
+    }
+    let result = match TABLE.get(number) {
+        Some(Some(handler)) => handler(&mut Args { a, frame }),
+        _ => Err(Errno::ENOSYS),
+    };
+    if traced {
+        trace::leave(number, &a, &result);
+    }
+    // rt_sigreturn has put a whole set of registers in place, which is no result of a call.
+    if frame.is_syscall() {
+        frame.rax = match result {
+            Ok(value) => value as u64,
+            Err(error) => -i64::from(error.into_raw()) as u64,
+        };
+    }
+    thread.syscall.store(u32::MAX, Ordering::Relaxed);
+}

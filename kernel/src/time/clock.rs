@@ -1,0 +1,171 @@
+//! The clocks of clock_gettime(2).
+
+use core::sync::atomic::{AtomicI64, Ordering};
+
+use alloc::sync::Arc;
+
+use super::SECOND;
+use crate::arch;
+use crate::errno::{Errno, Result};
+use crate::process::{self, Process, Thread};
+
+/// Nanoseconds since boot: the time of deadlines and timers.
+#[inline]
+pub fn now() -> u64 {
+    arch::clock::now_ns()
+}
+
+/// Real time minus monotonic time, in nanoseconds.
+static REALTIME_OFFSET: AtomicI64 = AtomicI64::new(0);
+
+/// Takes the wall-clock time at boot from the hardware clock.
+pub fn init() {
+    set_realtime_offset(arch::clock::wall_at_boot_ns() as i64);
+}
+
+/// Real time minus monotonic time, in nanoseconds: the vDSO's data page has it too.
+pub fn realtime_offset() -> i64 {
+    REALTIME_OFFSET.load(Ordering::SeqCst)
+}
+
+fn set_realtime_offset(offset: i64) {
+    REALTIME_OFFSET.store(offset, Ordering::SeqCst);
+}
+
+/// Nanoseconds since 1970.
+pub fn realtime_now() -> u64 {
+    now().wrapping_add_signed(realtime_offset())
+}
+
+/// Sets the real-time clock.
+pub fn set_realtime(nanoseconds: u64) {
+    set_realtime_offset(nanoseconds.wrapping_sub(now()) as i64);
+}
+
+/// Which clock a call means.
+#[derive(Clone)]
+pub enum ClockId {
+    Realtime,
+    Monotonic,
+    ProcessCpu(Arc<Process>),
+    ThreadCpu(Arc<Thread>),
+}
+
+/// What part of the CPU time a CPU clock counts.
+impl ClockId {
+    /// From the number of clock_gettime(2). The coarse, raw, boot-time, TAI and alarm clocks are the plain ones here: there is no
+    /// suspend, no leap second, no rate correction.
+    pub fn from_number(number: i32) -> Result<Self> {
+        Ok(match number {
+            0 | 5 | 8 | 11 => Self::Realtime,
+            1 | 4 | 6 | 7 | 9 => Self::Monotonic,
+            2 => Self::ProcessCpu(process::current().process.clone()),
+            3 => Self::ThreadCpu(process::current().to_arc()),
+            number if number < 0 => Self::cpu_clock(number)?,
+            _ => return Err(Errno::EINVAL),
+        })
+    }
+
+    /// A process's or thread's CPU clock: `~id << 3 | per-thread << 2 | kind`, as clock_getcpuclockid(3) makes it.
+    fn cpu_clock(number: i32) -> Result<Self> {
+        const PER_THREAD: i32 = 4;
+        const KIND: i32 = 3;
+        if number & KIND == KIND {
+            // A clock device's file descriptor: there are none.
+            return Err(Errno::EINVAL);
+        }
+        let id = !(number >> 3) as u32;
+        let current = process::current();
+        if number & PER_THREAD != 0 {
+            let thread = if id == 0 { current.to_arc() } else { process::find_thread(id).ok_or(Errno::EINVAL)? };
+            // A thread of another process is nobody's business.
+            if !Arc::ptr_eq(&thread.process, &current.process) {
+                return Err(Errno::EINVAL);
+            }
+            Ok(Self::ThreadCpu(thread))
+        } else if id == 0 {
+            Ok(Self::ProcessCpu(current.process.clone()))
+        } else {
+            Ok(Self::ProcessCpu(process::find(id).ok_or(Errno::EINVAL)?))
+        }
+    }
+
+    /// The clock's time in nanoseconds.
+    pub fn now(&self) -> u64 {
+        match self {
+            Self::Realtime => realtime_now(),
+            Self::Monotonic => now(),
+            Self::ProcessCpu(process) => {
+                let (user, system) = process.cpu_times();
+                user + system
+            }
+            Self::ThreadCpu(thread) => thread.sched.runtime(),
+        }
+    }
+
+    /// A time of this clock as monotonic nanoseconds, for the clocks that run by themselves.
+    pub fn to_deadline(&self, time: u64) -> Result<u64> {
+        match self {
+            Self::Realtime => Ok((time as i64).saturating_sub(realtime_offset()).max(0) as u64),
+            Self::Monotonic => Ok(time),
+            Self::ProcessCpu(_) | Self::ThreadCpu(_) => Err(Errno::EOPNOTSUPP),
+        }
+    }
+
+    /// Resolution in nanoseconds.
+    pub fn resolution(number: i32) -> u64 {
+        // The coarse clocks say the length of a tick.
+        if number == 5 || number == 6 { crate::sched::TICK } else { 1 }
+    }
+}
+
+/// A `struct timespec` of user space.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timespec {
+    pub seconds: i64,
+    pub nanoseconds: i64,
+}
+
+impl Timespec {
+    /// From nanoseconds.
+    pub fn from_ns(nanoseconds: u64) -> Self {
+        Self { seconds: (nanoseconds / SECOND) as i64, nanoseconds: (nanoseconds % SECOND) as i64 }
+    }
+
+    /// In nanoseconds, saturated; `EINVAL` for what is no time.
+    pub fn to_ns(self) -> Result<u64> {
+        if self.seconds < 0 || !(0..SECOND as i64).contains(&self.nanoseconds) {
+            return Err(Errno::EINVAL);
+        }
+        // Half of the range, so that sums of two times do not overflow.
+        const MOST: u64 = i64::MAX as u64;
+        Ok((self.seconds as u64).saturating_mul(SECOND).saturating_add(self.nanoseconds as u64).min(MOST))
+    }
+}
+
+/// A `struct timeval` of user space.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Timeval {
+    pub seconds: i64,
+    pub microseconds: i64,
+}
+
+impl Timeval {
+    /// From nanoseconds, rounded down.
+    pub fn from_ns(nanoseconds: u64) -> Self {
+        Self {
+            seconds: (nanoseconds / SECOND) as i64,
+            microseconds: (nanoseconds % SECOND / 1000) as i64,
+        }
+    }
+
+    /// In nanoseconds; `EINVAL` for what is no time.
+    pub fn to_ns(self) -> Result<u64> {
+        if !(0..1_000_000).contains(&self.microseconds) {
+            return Err(Errno::EINVAL);
+        }
+        Timespec { seconds: self.seconds, nanoseconds: self.microseconds * 1000 }.to_ns()
+    }
+}
