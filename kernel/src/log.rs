@@ -11,7 +11,8 @@ use crate::sync::IrqLock;
 
 /// Longest text of a record, in bytes; longer ones are cut.
 pub const MAX_TEXT: usize = 1000;
-const RING_SIZE: usize = 128 << 10;
+/// Bytes of the ring.
+pub const RING_SIZE: usize = 128 << 10;
 /// Sequence number, time, level, length.
 const HEADER_SIZE: usize = 8 + 8 + 1 + 2;
 

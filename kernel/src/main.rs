@@ -8,10 +8,18 @@ mod arch;
 mod boot;
 mod errno;
 mod fs;
+mod hugetlb;
 mod log;
 mod memory;
+mod mm;
 mod panic;
+mod process;
+mod random;
+mod sched;
+mod signal;
 mod sync;
+mod syscall;
+mod time;
 
 use ::log::info;
 

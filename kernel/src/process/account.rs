@@ -1,16 +1,53 @@
 //! CPU time and resource usage.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::Process;
 use crate::sched::TICK;
 
 /// Every [`TICK`] on a CPU that runs a thread, in the timer interrupt: the clocks of setitimer(2) and RLIMIT_CPU.
 pub fn tick(user: bool) {
+    update_loads();
     let Some(thread) = super::try_current() else { return };
     if !thread.is_kernel() {
         thread.process.timers.tick(user, TICK);
     }
+}
+
+/// Averages of the number of runnable threads over 1, 5 and 15 minutes, with 11 bits after the point.
+static LOADS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+/// When they are due next, in monotonic nanoseconds.
+static LOADS_AT: AtomicU64 = AtomicU64::new(0);
+/// How often they are updated.
+const LOAD_PERIOD: u64 = 5 * crate::time::SECOND;
+
+/// Updates the averages if it is time; each CPU's tick asks.
+fn update_loads() {
+    let due = LOADS_AT.load(Ordering::SeqCst);
+    let now = crate::time::now();
+    let next = now + LOAD_PERIOD;
+    if now < due || LOADS_AT.compare_exchange(due, next, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+        return;
+    }
+    // An idle system has no ticks: the periods that were missed count as idle.
+    let missed = if due == 0 { 0 } else { (now - due) / LOAD_PERIOD };
+    let active = (crate::sched::runnable() as u64) << 11;
+    // 2048 / e^(5 s / 1, 5, 15 min), as every Unix has it.
+    for (load, decay) in LOADS.iter().zip([1884, 2014, 2037]) {
+        // Relaxed: statistics; one CPU is here at a time.
+        let mut value = load.load(Ordering::Relaxed);
+        for _ in 0..missed.min(1000) {
+            value = value * decay >> 11;
+        }
+        load.store((value * decay + active * (2048 - decay)) >> 11, Ordering::Relaxed);
+    }
+}
+
+/// Averages of the number of runnable threads over 1, 5 and 15 minutes, with 11 bits after the point.
+pub fn load_averages() -> [u64; 3] {
+    update_loads();
+    // Relaxed: statistics.
+    [0, 1, 2].map(|index: usize| LOADS[index].load(Ordering::Relaxed))
 }
 
 /// What getrusage(2) and wait4(2) say; times in nanoseconds, memory in KiB.
@@ -31,7 +68,7 @@ impl Usage {
         let (user, system) = process.cpu_times();
         let (minor_faults, major_faults) = process.faults();
         let (voluntary, involuntary) = process.switches();
-        let peak = process.mm().map_or(0, |mm| mm.peak_resident() / 1024);
+        let peak = process.mm().map_or(0, |mm| mm.peak_resident() * 4);
         // Relaxed: statistics.
         let max_rss = process.totals.max_rss.load(Ordering::Relaxed).max(peak);
         Self { user, system, max_rss, minor_faults, major_faults, voluntary, involuntary }
@@ -69,7 +106,7 @@ impl Usage {
     }
 
     fn of_process_memory(process: &Process) -> Self {
-        let peak = process.mm().map_or(0, |mm| mm.peak_resident() / 1024);
+        let peak = process.mm().map_or(0, |mm| mm.peak_resident() * 4);
         // Relaxed: a statistic.
         Self { max_rss: process.totals.max_rss.load(Ordering::Relaxed).max(peak), ..Self::default() }
     }

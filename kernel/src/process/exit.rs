@@ -76,7 +76,7 @@ fn is_last(process: &Process) -> bool {
 }
 
 /// set_tid_address(2): tells joiners that the thread is gone.
-fn clear_child_tid(thread: &Thread) {
+pub(super) fn clear_child_tid(thread: &Thread) {
     let address = thread.clear_child_tid.swap(0, Ordering::SeqCst);
     if address != 0 && uaccess::write_user(address, &0u32).is_ok() {
         futex::wake_after_exit(address);

@@ -123,12 +123,18 @@ pub enum Target {
 }
 
 /// Whether a process with these credentials may send the signal.
-pub(crate) fn may_signal(sender: &Credentials, target: &Process, signal: Option<u32>) -> bool {
+fn may_signal(sender: &Credentials, target: &Process, signal: Option<u32>) -> bool {
     let other = target.credentials();
     let same_user = [sender.euid, sender.uid].iter().any(|uid| *uid == other.suid || *uid == other.uid);
     same_user
         || sender.capable(super::CAP_KILL)
         || (signal == Some(SIGCONT) && target.sid() == super::current().process.sid())
+}
+
+/// `EPERM` unless the current thread may send the signal.
+pub fn check_may_signal(target: &Process, signal: Option<u32>) -> Result<()> {
+    let sender = super::current().credentials();
+    if may_signal(&sender, target, signal) { Ok(()) } else { Err(Errno::EPERM) }
 }
 
 /// kill(2): sends to all that are meant and that the caller may signal. `EPERM` if there were some but none allowed,

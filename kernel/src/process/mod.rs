@@ -20,14 +20,14 @@ pub(crate) mod tree;
 mod user;
 mod wait;
 
-pub use account::tick;
+pub use account::{Usage, load_averages, tick};
 pub use credentials::*;
-pub use exec::execve;
+pub use exec::{execute, execve};
 pub use fork::{CloneArgs, clone};
 pub use groups::{
-    Target, getpgid, getsid, is_group_orphaned, kill, session, session_of_group, setpgid, setsid,
+    Target, check_may_signal, getpgid, getsid, is_group_orphaned, kill, session, session_of_group, setpgid, setsid,
 };
-pub use list::{dump, find, find_thread, processes, threads_of};
+pub use list::{dump, find, find_thread, forks, process_after, processes, threads_of};
 pub use process::{Process, Totals, WaitStatus};
 pub use spawn::{new_idle_thread, new_kernel_thread, spawn_init};
 pub use thread::{Current, Restart, Thread, comm_of, current, try_current};

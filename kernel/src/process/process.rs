@@ -45,6 +45,8 @@ pub struct Process {
     /// -1000 to 1000, as /proc/PID/oom_score_adj has it.
     pub(crate) oom_score_adj: AtomicI32,
     pub(super) child_subreaper: AtomicBool,
+    /// The registrations of membarrier(2).
+    pub(crate) membarrier: AtomicU32,
     pub(super) has_execed: AtomicBool,
     pub(crate) personality: AtomicU32,
     /// Monotonic nanoseconds.
@@ -144,6 +146,7 @@ impl Process {
             dumpable: AtomicU32::new(parts.dumpable),
             oom_score_adj: AtomicI32::new(parts.oom_score_adj),
             child_subreaper: AtomicBool::new(false),
+            membarrier: AtomicU32::new(0),
             has_execed: AtomicBool::new(parts.has_execed),
             personality: AtomicU32::new(parts.personality),
             started_at: crate::time::now(),
@@ -243,6 +246,21 @@ impl Process {
         self.limits.lock().soft(resource)
     }
 
+    /// Whether the process has ended, waited for or not.
+    pub fn has_ended(&self) -> bool {
+        self.relations.get(&tree::lock()).ended.is_some()
+    }
+
+    /// prctl(PR_SET_CHILD_SUBREAPER).
+    pub fn set_subreaper(&self, on: bool) {
+        self.child_subreaper.store(on, Ordering::SeqCst);
+    }
+
+    /// prctl(PR_GET_CHILD_SUBREAPER).
+    pub fn is_subreaper(&self) -> bool {
+        self.child_subreaper.load(Ordering::SeqCst)
+    }
+
     /// Whether the process has ended and waits to be waited for.
     pub fn is_zombie(&self) -> bool {
         self.relations.get(&tree::lock()).ended.is_some()
@@ -313,7 +331,7 @@ impl Process {
     /// Remembers the largest resident set, before the memory goes.
     pub(super) fn note_resident(&self) {
         if let Some(mm) = self.mm() {
-            self.totals.max_rss.fetch_max(mm.peak_resident() / 1024, Ordering::SeqCst);
+            self.totals.max_rss.fetch_max(mm.peak_resident() * 4, Ordering::SeqCst);
         }
     }
 

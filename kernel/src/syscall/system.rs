@@ -1,7 +1,7 @@
 //! System calls: limits, usage, names, memory of the machine, randomness, restart.
 
 use core::fmt::Write as _;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use alloc::string::String;
 use linux_raw_sys::general as abi;
@@ -319,15 +319,42 @@ fn syslog(args: &mut Args) -> Result<usize> {
             if args.a[1] == 0 || args.int(2) < 0 {
                 return Err(Errno::EINVAL);
             }
-            let text = crate::log::snapshot();
+            let text = log_text();
             let length = text.len().min(args.a[2]);
-            copy_to_user(args.a[1], &text[text.len() - length..])?;
+            copy_to_user(args.a[1], &text.as_bytes()[text.len() - length..])?;
+            if command == READ_CLEAR {
+                CLEARED.store(crate::log::bounds().1, Ordering::SeqCst);
+            }
             Ok(length)
         }
-        CLEAR | CONSOLE_LEVEL | SIZE_UNREAD => Ok(0),
-        SIZE_BUFFER => Ok(crate::log::snapshot().len()),
+        CLEAR => {
+            CLEARED.store(crate::log::bounds().1, Ordering::SeqCst);
+            Ok(0)
+        }
+        CONSOLE_LEVEL if !(1..=8).contains(&args.int(2)) => Err(Errno::EINVAL),
+        CONSOLE_LEVEL => {
+            crate::log::set_console_level(args.a[2] as u8);
+            Ok(0)
+        }
+        SIZE_UNREAD => Ok(log_text().len()),
+        SIZE_BUFFER => Ok(crate::log::RING_SIZE),
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// The first record that syslog(2) shows: what was before has been cleared.
+static CLEARED: AtomicU64 = AtomicU64::new(0);
+
+/// The log as dmesg(1) has it: a line for each record, with its level and time.
+fn log_text() -> String {
+    let (first, end) = crate::log::bounds();
+    let mut text = String::new();
+    for sequence in first.max(CLEARED.load(Ordering::SeqCst))..end {
+        let Some(entry) = crate::log::read(sequence) else { continue };
+        let (seconds, micros) = (entry.time_ns / SECOND, entry.time_ns % SECOND / 1000);
+        let _ = writeln!(text, "<{}>[{seconds:5}.{micros:06}] {}", entry.level, entry.text());
+    }
+    text
 }
 
 /// The line of /proc/version.

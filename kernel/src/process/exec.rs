@@ -1,0 +1,162 @@
+//! execve(2): another program in the same process.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use linux_raw_sys::general as abi;
+
+use super::{Thread, de_thread, exit, fork, rseq, user};
+use crate::arch::interrupts;
+use crate::arch::trap::{self, TrapFrame};
+use crate::errno::{Errno, Result};
+use crate::fs::{File, caller, path};
+use crate::mm::exec::{self, Identity, Image, MAX_STRING, Request};
+use crate::mm::uaccess::{read_cstr, read_user};
+use crate::signal;
+
+/// execve(2) and execveat(2), with addresses in user space.
+pub fn execve(
+    directory: i32,
+    path_at: usize,
+    arguments_at: usize,
+    environment_at: usize,
+    flags: u32,
+    frame: &mut TrapFrame,
+) -> Result<usize> {
+    if flags & !(abi::AT_EMPTY_PATH | abi::AT_SYMLINK_NOFOLLOW) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let thread = super::current();
+    if fork::over_process_limit(&thread) {
+        return Err(Errno::EAGAIN);
+    }
+    let name = crate::mm::uaccess::read_path(path_at)?;
+    let (file, shown) = open(directory, &name, flags)?;
+    let arguments = read_strings(arguments_at)?;
+    let environment = read_strings(environment_at)?;
+    let image = load(file, &shown, arguments, environment)?;
+    commit(image, &name, frame)?;
+    Ok(0)
+}
+
+/// The program of the first process, or another one that the kernel itself starts in the current process.
+pub fn execute(path: &str, arguments: Vec<String>, environment: Vec<String>) -> Result<()> {
+    let bytes = |strings: Vec<String>| strings.into_iter().map(String::into_bytes).collect();
+    let file = exec::open_program(path.as_bytes())?;
+    let image = load(file, path.as_bytes(), bytes(arguments), bytes(environment))?;
+    // SAFETY: the frame of this thread's way to user mode, at the top of its own stack.
+    let frame = unsafe { &mut *trap::user_frame() };
+    commit(image, path.as_bytes(), frame)
+}
+
+/// The file, and the name that the program is told: for a descriptor that of /dev/fd, as Linux makes it.
+fn open(directory: i32, name: &[u8], flags: u32) -> Result<(Arc<File>, Vec<u8>)> {
+    let by_descriptor = directory != abi::AT_FDCWD && name.first() != Some(&b'/');
+    let shown = match (by_descriptor, name.is_empty()) {
+        (false, _) => name.to_vec(),
+        (true, true) => alloc::format!("/dev/fd/{directory}").into_bytes(),
+        (true, false) => {
+            alloc::format!("/dev/fd/{directory}/{}", String::from_utf8_lossy(name)).into_bytes()
+        }
+    };
+    let start = caller::start(directory, name)?;
+    if name.is_empty() {
+        if flags & abi::AT_EMPTY_PATH == 0 {
+            return Err(Errno::ENOENT);
+        }
+        let place = start.base.clone();
+        return Ok((exec::open_place(&start, &place)?, shown));
+    }
+    let follow = flags & abi::AT_SYMLINK_NOFOLLOW == 0;
+    let place = path::resolve(&start, name, follow)?;
+    if !follow && place.inode().kind == crate::fs::FileType::Symlink {
+        return Err(Errno::ELOOP);
+    }
+    Ok((exec::open_place(&start, &place)?, shown))
+}
+
+/// An array of strings that ends with a null pointer; a null array is an empty one, as Linux has it.
+fn read_strings(mut at: usize) -> Result<Vec<Vec<u8>>> {
+    let mut strings = Vec::new();
+    let mut bytes = 0;
+    while at != 0 {
+        let string: usize = read_user(at)?;
+        if string == 0 {
+            break;
+        }
+        let string = read_cstr(string, MAX_STRING - 1, Errno::E2BIG)?;
+        bytes += string.len() + 1 + size_of::<usize>();
+        // The exact limit depends on the stack's and is the loader's matter; this one keeps the kernel's memory.
+        if bytes > MOST_BYTES {
+            return Err(Errno::E2BIG);
+        }
+        strings.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
+        strings.push(string);
+        at += size_of::<usize>();
+        if super::current().kill_pending() {
+            return Err(Errno::EINTR);
+        }
+    }
+    Ok(strings)
+}
+
+/// Three quarters of the default stack: Linux's bound for all arguments.
+const MOST_BYTES: usize = 6 << 20;
+
+fn load(file: Arc<File>, name: &[u8], arguments: Vec<Vec<u8>>, environment: Vec<Vec<u8>>) -> Result<Image> {
+    let identity = |_: &Arc<File>| {
+        // Set-user-ID bits are not honoured, as on a mount with `nosuid`: no program gains rights by running.
+        let own = super::current().credentials();
+        Identity { uid: own.uid, euid: own.euid, gid: own.gid, egid: own.egid, secure: false }
+    };
+    exec::load(Request { file, name, arguments, environment, identity: &identity })
+}
+
+/// Puts the new program in the place of the old one. After the point of no return an error ends the process.
+fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
+    let thread = super::current();
+    let process = thread.process.clone();
+    de_thread::de_thread(&thread).inspect_err(|_| {
+        // Other threads may have ended already: there is no way back.
+        if thread.kill_pending() {
+            exit::thread_killed();
+        }
+    })?;
+    // Words in the old memory that the end of the program changes.
+    super::futex::exit_robust_list(&thread);
+    exit::clear_child_tid(&thread);
+    rseq::forget(&thread);
+    process.note_resident();
+    let old = user::replace_address_space(&thread, &image.space);
+    drop(old);
+    exit::release_vfork(&process);
+    process.actions.lock().reset_for_exec();
+    *thread.signals.alt_stack.lock() = signal::AltStack::DISABLED;
+    process.timers.exec();
+    let restart = thread.restart.lock().take();
+    drop(restart);
+    unshare_files(&thread);
+    let credentials = thread.credentials().after_exec();
+    thread.set_credentials(credentials);
+    process.dumpable.store(1, Ordering::SeqCst);
+    thread.set_comm(name.rsplit(|byte| *byte == b'/').next().unwrap_or(name));
+    interrupts::without(|| {
+        // SAFETY: the current thread's own context.
+        unsafe { (*thread.context.get()).become_user() };
+    });
+    *frame = TrapFrame::user(image.entry, image.stack);
+    Ok(())
+}
+
+/// The new program has a table of files of its own, without those that are to be closed.
+fn unshare_files(thread: &Thread) {
+    let files = thread.files();
+    // The thread's own reference and this one: more means that another process shares the table.
+    if Arc::strong_count(&files) > 2 {
+        let copy = Arc::new(files.duplicate());
+        thread.set_files(Some(copy));
+    }
+    thread.files().exec();
+}
