@@ -8,64 +8,57 @@
 //! file's [`Inode::lock`]; then the file system's own spin locks. User memory may be touched with an inode's lock held but
 //! with no spin lock, because a page fault takes none of the former and possibly the latter.
 
-// The rest of the room is switched on when the rooms that it stands on have landed:
-// pub mod access;
-// pub mod anonymous;
-// pub mod attributes;
-// mod bringup;
-// pub mod caller;
-// pub mod context;
-// mod cpio;
-// pub mod dentry;
-// pub mod dev;
-// pub mod device;
-// pub mod directory;
-// pub mod fdtable;
-// pub mod file;
-// pub mod initramfs;
-// pub mod inode;
-// pub mod iobuf;
-// pub mod locks;
-// pub mod modify;
-// pub mod mount;
-// pub mod mount_text;
-// pub mod open;
-// pub mod path;
-// pub mod poll;
-// pub mod registry;
-// pub mod stat;
-// pub mod tmpfs;
-// pub mod tree;
-//
-// pub use access::Credentials;
-// pub use anonymous::Kind;
-// pub use bringup::{init, initial_descriptors, open_console};
-// pub use context::FsContext;
-// pub use dentry::Dentry;
-// pub use fdtable::FdTable;
-// pub use file::{File, FileOps, Whence};
-// pub use inode::{Attributes, Dirent, Inode, InodeOps, NewNode, SetAttributes, Superblock, SuperblockOps};
-// pub use iobuf::{Sink, Source};
-// pub use mount::Mount;
-// pub use path::Path;
-// pub use poll::Events;
-// pub use registry::{MountRequest, register_filesystem};
-// pub use stat::{DeviceId, FileType, Stat, Statfs, Timestamp};
-//
-// use crate::sync::Once;
-//
-// static ROOT: Once<Path> = Once::new();
-//
-// /// The root of the system.
-// pub fn root() -> Path {
-//     match ROOT.get() {
-//         Some(root) => root.clone(),
-//         None => panic!("a path is used before the root file system is there"),
-//     }
-// }
-
+pub mod access;
+pub mod anonymous;
+pub mod attributes;
+mod bringup;
+pub mod caller;
+pub mod context;
+mod cpio;
+pub mod dentry;
+pub mod dev;
+pub mod device;
+pub mod directory;
+pub mod fdtable;
+pub mod file;
+pub mod initramfs;
+pub mod inode;
+pub mod iobuf;
+pub mod locks;
+pub mod modify;
+pub mod mount;
+pub mod mount_text;
+pub mod open;
+pub mod path;
 pub mod poll;
+pub mod registry;
 pub mod stat;
+pub mod tmpfs;
+pub mod tree;
 
+pub use access::Credentials;
+pub use anonymous::Kind;
+pub use bringup::{init, initial_descriptors, open_console};
+pub use context::FsContext;
+pub use dentry::Dentry;
+pub use fdtable::FdTable;
+pub use file::{File, FileOps, Whence};
+pub use inode::{Attributes, Dirent, Inode, InodeOps, NewNode, SetAttributes, Superblock, SuperblockOps};
+pub use iobuf::{Sink, Source};
+pub use mount::Mount;
+pub use path::Path;
 pub use poll::Events;
+pub use registry::{MountRequest, register_filesystem};
 pub use stat::{DeviceId, FileType, Stat, Statfs, Timestamp};
+
+use crate::sync::Once;
+
+static ROOT: Once<Path> = Once::new();
+
+/// The root of the system.
+pub fn root() -> Path {
+    match ROOT.get() {
+        Some(root) => root.clone(),
+        None => panic!("a path is used before the root file system is there"),
+    }
+}

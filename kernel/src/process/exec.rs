@@ -57,9 +57,7 @@ fn open(directory: i32, name: &[u8], flags: u32) -> Result<(Arc<File>, Vec<u8>)>
     let shown = match (by_descriptor, name.is_empty()) {
         (false, _) => name.to_vec(),
         (true, true) => alloc::format!("/dev/fd/{directory}").into_bytes(),
-        (true, false) => {
-            alloc::format!("/dev/fd/{directory}/{}", String::from_utf8_lossy(name)).into_bytes()
-        }
+        (true, false) => alloc::format!("/dev/fd/{directory}/{}", String::from_utf8_lossy(name)).into_bytes(),
     };
     let start = caller::start(directory, name)?;
     if name.is_empty() {

@@ -163,8 +163,8 @@ fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
     drop(tree);
     drop(removed);
     process.timers.process_ends();
-    if let Some(session) = led_session {
-        crate::tty::session_leader_exited(&session);
+    if let (Some(session), Some(hook)) = (led_session, super::SESSION_LEADER_EXITED.get()) {
+        hook(&session);
     }
     process.ended.wake_all();
 }
@@ -242,17 +242,16 @@ fn hang_up_if_newly_orphaned(
     process: &Arc<Process>,
     parent: &Arc<Process>,
 ) {
-    let ties = parent.relations.get(tree).group.as_ref().is_some_and(|other| {
-        !Arc::ptr_eq(other, group) && Arc::ptr_eq(&other.session, &group.session)
-    });
+    let ties = parent
+        .relations
+        .get(tree)
+        .group
+        .as_ref()
+        .is_some_and(|other| !Arc::ptr_eq(other, group) && Arc::ptr_eq(&other.session, &group.session));
     if !ties || !super::groups::is_orphaned(tree, group, Some(process)) {
         return;
     }
-    let stopped = group
-        .members
-        .get(tree)
-        .iter()
-        .any(|member| member.signals.state.lock().stop.is_some());
+    let stopped = group.members.get(tree).iter().any(|member| member.signals.state.lock().stop.is_some());
     if !stopped {
         return;
     }

@@ -174,7 +174,8 @@ impl Child {
         }
         let context = Context::user(stack.top(), &child_frame, registers, spawn::user_entry, 0);
         // A thread, and a child on its parent's memory, does not inherit the stack that the parent's handlers use.
-        let alt_stack = if has(VM) && !has(VFORK) { AltStack::DISABLED } else { *current.signals.alt_stack.lock() };
+        let alt_stack =
+            if has(VM) && !has(VFORK) { AltStack::DISABLED } else { *current.signals.alt_stack.lock() };
         let tid = pid.take();
         let child_tid = args.child_tid;
         let set_child_tid = has(CHILD_SETTID);
@@ -240,8 +241,11 @@ impl Child {
         let mut removed = (None, None);
         if self.new_process {
             relations.leader = Some(thread.clone());
-            let siblings_parent =
-                if args.flags & PARENT != 0 { process::parent_of(parent, &tree) } else { Some(parent.clone()) };
+            let siblings_parent = if args.flags & PARENT != 0 {
+                process::parent_of(parent, &tree)
+            } else {
+                Some(parent.clone())
+            };
             if let Some(siblings_parent) = siblings_parent {
                 removed.0 = Some(tree.adopt(&siblings_parent, process));
             }

@@ -12,7 +12,9 @@ use crate::signal::{self, SIGCONT, SigInfo};
 pub(super) fn is_orphaned(tree: &Guard, group: &Arc<Group>, except: Option<&Arc<Process>>) -> bool {
     !group.members.get(tree).iter().any(|member| {
         let relations = member.relations.get(tree);
-        if except.is_some_and(|except| core::ptr::eq(Arc::as_ptr(except), member)) || relations.ended.is_some() {
+        if except.is_some_and(|except| core::ptr::eq(Arc::as_ptr(except), member))
+            || relations.ended.is_some()
+        {
             return false;
         }
         let Some(parent) = &relations.parent else { return false };
@@ -51,12 +53,8 @@ pub fn setpgid(pid: Pid, pgid: Pid) -> Result<()> {
         process.relations.get(tree).group.as_ref().map(|group| group.session.clone())
     };
     let own_session = session_of(&current, &tree).ok_or(Errno::ESRCH)?;
-    let is_child = process
-        .relations
-        .get(&tree)
-        .parent
-        .as_ref()
-        .is_some_and(|parent| Arc::ptr_eq(parent, &current));
+    let is_child =
+        process.relations.get(&tree).parent.as_ref().is_some_and(|parent| Arc::ptr_eq(parent, &current));
     if is_child {
         if !session_of(&process, &tree).is_some_and(|session| Arc::ptr_eq(&session, &own_session)) {
             return Err(Errno::EPERM);

@@ -60,7 +60,8 @@ pub(super) fn members(pgid: Pid) -> Vec<Arc<Process>> {
         let next = match &last {
             None => tree::first_member(&tree, &group),
             Some(last) => {
-                let still = last.relations.get(&tree).group.as_ref().is_some_and(|own| Arc::ptr_eq(own, &group));
+                let still =
+                    last.relations.get(&tree).group.as_ref().is_some_and(|own| Arc::ptr_eq(own, &group));
                 if !still {
                     break;
                 }

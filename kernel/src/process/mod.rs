@@ -25,7 +25,8 @@ pub use credentials::*;
 pub use exec::{execute, execve};
 pub use fork::{CloneArgs, clone};
 pub use groups::{
-    Target, check_may_signal, getpgid, getsid, is_group_orphaned, kill, session, session_of_group, setpgid, setsid,
+    Target, check_may_signal, getpgid, getsid, is_group_orphaned, kill, session, session_of_group, setpgid,
+    setsid,
 };
 pub use list::{dump, find, find_thread, forks, process_after, processes, threads_of};
 pub use process::{Process, Totals, WaitStatus};
@@ -62,3 +63,7 @@ pub fn max_threads() -> usize {
 pub fn set_max_threads(threads: usize) {
     MAX_THREADS.store(threads.clamp(20, PID_MAX as usize - 1), Ordering::SeqCst);
 }
+
+/// What the terminal's driver does when the leader of a session has ended.
+pub static SESSION_LEADER_EXITED: crate::sync::Once<fn(&alloc::sync::Arc<Session>)> =
+    crate::sync::Once::new();

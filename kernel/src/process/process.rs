@@ -351,7 +351,11 @@ impl Process {
     fn representative_for_state(&self) -> Option<Arc<Thread>> {
         let tree = tree::lock();
         let relations = self.relations.get(&tree);
-        relations.leader.clone().filter(|leader| !leader.sched.is_dead()).or_else(|| relations.threads.front().clone_pointer())
+        relations
+            .leader
+            .clone()
+            .filter(|leader| !leader.sched.is_dead())
+            .or_else(|| relations.threads.front().clone_pointer())
     }
 
     /// Which signal tells the parent that the process has ended, 0 for none.

@@ -84,11 +84,10 @@ fn look(process: &Arc<Process>, kind: IdKind, flags: WaitFlags) -> Result<Option
             }
             any = true;
             if let Some(status) = status_of(&tree, child, flags) {
-                found = Some((child, status));
+                found = Some((to_arc(child), status));
                 break;
             }
         }
-        return finish(tree, found.map(|(child, status)| (to_arc(child), status)), any, flags, process);
     }
     finish(tree, found, any, flags, process)
 }

@@ -47,11 +47,7 @@ pub(super) struct RunQueue {
 impl RunQueue {
     const fn new() -> Self {
         Self {
-            tree: IrqLock::new(Tree {
-                threads: RBTree::new(RunAdapter::NEW),
-                min_vruntime: 0,
-                sequence: 0,
-            }),
+            tree: IrqLock::new(Tree { threads: RBTree::new(RunAdapter::NEW), min_vruntime: 0, sequence: 0 }),
             length: AtomicUsize::new(0),
             busy: AtomicBool::new(false),
             resched: AtomicBool::new(false),
@@ -110,7 +106,11 @@ pub fn load(cpu: CpuId) -> usize {
 pub(super) fn note_running(thread: &Thread, idle: bool) {
     let queue = this();
     queue.busy.store(!idle, Ordering::SeqCst);
-    let class = if idle { u32::MAX } else { u32::from(thread.sched.class()) << 8 | (99 - thread.sched.priority().min(99)) };
+    let class = if idle {
+        u32::MAX
+    } else {
+        u32::from(thread.sched.class()) << 8 | (99 - thread.sched.priority().min(99))
+    };
     queue.running_class.store(class, Ordering::SeqCst);
     queue.running_vruntime.store(thread.sched.vruntime.load(Ordering::SeqCst), Ordering::SeqCst);
     if idle {
@@ -219,19 +219,29 @@ fn enqueue(thread: &Thread, cpu: CpuId, placement: Placement) {
             // A thread that was preempted stays ahead of its equals, one that yields or wakes goes behind them.
             // SAFETY: the thread is on no queue, so this is the only user of its key.
             let last = unsafe { (*entity.key.get()).sequence };
-            let keep = placement == Placement::Preempted && entity.parameters_are_fifo() && entity.cpu() == cpu;
-            Key { class, value: u64::from(99 - entity.priority().min(99)), sequence: if keep { last } else { sequence } }
+            let keep =
+                placement == Placement::Preempted && entity.parameters_are_fifo() && entity.cpu() == cpu;
+            Key {
+                class,
+                value: u64::from(99 - entity.priority().min(99)),
+                sequence: if keep { last } else { sequence },
+            }
         } else {
             let own = entity.vruntime.load(Ordering::SeqCst);
             let floor = tree.min_vruntime;
             let vruntime = match placement {
                 // A new thread waits for about one slice, so that forking is no way to more CPU time.
                 Placement::New => floor + slice_of(entity),
-                Placement::Woken => own.clamp(floor.saturating_sub(SLEEPER_BONUS), floor + 100 * SLEEPER_BONUS),
+                Placement::Woken => {
+                    own.clamp(floor.saturating_sub(SLEEPER_BONUS), floor + 100 * SLEEPER_BONUS)
+                }
                 Placement::Preempted | Placement::Moved => own.max(floor.saturating_sub(SLEEPER_BONUS)),
-                Placement::Yielded => own.max(tree.threads.back().get().map_or(floor, |last| {
-                    last.sched.vruntime.load(Ordering::SeqCst)
-                })),
+                Placement::Yielded => own.max(
+                    tree.threads
+                        .back()
+                        .get()
+                        .map_or(floor, |last| last.sched.vruntime.load(Ordering::SeqCst)),
+                ),
             };
             entity.vruntime.store(vruntime, Ordering::SeqCst);
             Key { class, value: vruntime, sequence }

@@ -110,9 +110,8 @@ fn schedule(why: Why) {
     };
     // A thread that may no longer run here gives way to anything, even to the idle thread.
     let may_stay = runnable && current.sched.is_allowed_on(here);
-    let next = queue::take_best(may_stay.then_some(current), why == Why::Yield).or_else(|| {
-        if may_stay { None } else { queue::steal(0) }
-    });
+    let next = queue::take_best(may_stay.then_some(current), why == Why::Yield)
+        .or_else(|| if may_stay { None } else { queue::steal(0) });
     let next = match next {
         Some(next) => next,
         None if may_stay || was_idle => return,
@@ -146,7 +145,6 @@ fn switch_to(current: &Thread, next: *const Thread, requeue: bool, yielded: bool
     }
     process::switch_address_space(current, next);
     percpu::set_current(core::ptr::from_ref(next).cast());
-    current.save_user_state();
     // SAFETY: both contexts belong to threads that only this CPU touches now; `finish` runs on the other side.
     unsafe { context::switch(&mut *current.context.get(), &*next.context.get()) };
     finish();
@@ -157,8 +155,6 @@ fn finish() {
     // SAFETY: this CPU's copy, with interrupts off.
     let (previous, requeue, yielded) =
         unsafe { (*LEAVING.thread.get(), *LEAVING.requeue.get(), *LEAVING.yielded.get()) };
-    // SAFETY: the current thread is alive.
-    unsafe { &*percpu::current().cast::<Thread>() }.restore_user_state();
     // SAFETY: it cannot end or be freed before `set_on_cpu(false)` below.
     let entity = unsafe { &(*previous).sched };
     if entity.is_dead() {

@@ -45,7 +45,8 @@ pub struct Action {
 impl Action {
     /// Whether the signal is thrown away at once, by wish or by default.
     pub fn ignores(&self, signal: u32) -> bool {
-        self.handler == SIG_IGN || (self.handler == SIG_DFL && default_of(signal) == super::DefaultAction::Ignore)
+        self.handler == SIG_IGN
+            || (self.handler == SIG_DFL && default_of(signal) == super::DefaultAction::Ignore)
     }
 }
 

@@ -4,7 +4,8 @@ use syscalls::Errno;
 
 use super::pending::Queued;
 use super::{
-    Action, DefaultAction, Pending, SIG_DFL, SIG_IGN, SIGSTOP, SigInfo, SigSet, codes, default_of, flags, frame, stop,
+    Action, DefaultAction, Pending, SIG_DFL, SIG_IGN, SIGSTOP, SigInfo, SigSet, codes, default_of, flags,
+    frame, stop,
 };
 use crate::arch::trap::TrapFrame;
 use crate::process::{self, Thread, WaitStatus, exit, limits};
@@ -114,7 +115,8 @@ fn default_action(thread: &Thread, signal: u32, info: &SigInfo) {
         // What the first process does not handle does not reach it, unless it is its own fault.
         _ if process.pid == 1 && info.is_from_user() => {}
         action => {
-            let core = action == DefaultAction::Core && process.limit(limits::CORE) > 0 && process.is_dumpable();
+            let core =
+                action == DefaultAction::Core && process.limit(limits::CORE) > 0 && process.is_dumpable();
             exit::end_process(WaitStatus::Killed { signal: signal as u8, core });
         }
     }
@@ -148,14 +150,9 @@ fn restart_code(frame: &TrapFrame) -> Option<Errno> {
         return None;
     }
     let error = Errno::new(i32::try_from(-(frame.rax as i64)).ok()?);
-    [
-        Errno::ERESTARTSYS,
-        Errno::ERESTARTNOINTR,
-        Errno::ERESTARTNOHAND,
-        Errno::ERESTART_RESTARTBLOCK,
-    ]
-    .contains(&error)
-    .then_some(error)
+    [Errno::ERESTARTSYS, Errno::ERESTARTNOINTR, Errno::ERESTARTNOHAND, Errno::ERESTART_RESTARTBLOCK]
+        .contains(&error)
+        .then_some(error)
 }
 
 /// Back to the `syscall` instruction, which is two bytes long.

@@ -1,8 +1,6 @@
 //! Signals that the thread itself causes: by an instruction, or by a fault of its stack.
 
-use super::{
-    Action, SIG_DFL, SIG_IGN, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, SigInfo, SigSet, codes,
-};
+use super::{Action, SIG_DFL, SIG_IGN, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, SigInfo, SigSet, codes};
 use crate::arch::trap::{self, TrapFrame};
 use crate::process::{self, Trap};
 

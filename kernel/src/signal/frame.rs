@@ -143,7 +143,8 @@ pub(super) fn push(frame: &mut TrapFrame, info: &SigInfo, action: &Action, mask:
         return Err(Errno::EFAULT);
     }
     let mut sp = frame.rsp.wrapping_sub(RED_ZONE);
-    let enters_alt = action.flags & flags::SA_ONSTACK != 0 && alt_stack.is_enabled() && !alt_stack.holds(frame.rsp);
+    let enters_alt =
+        action.flags & flags::SA_ONSTACK != 0 && alt_stack.is_enabled() && !alt_stack.holds(frame.rsp);
     if enters_alt {
         sp = alt_stack.base.wrapping_add(alt_stack.size);
     }

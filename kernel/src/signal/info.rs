@@ -134,7 +134,10 @@ impl SigInfo {
 
     /// Whether code and signal say that `si_addr` is meant.
     pub fn is_fault(&self) -> bool {
-        self.code > 0 && self.code != codes::SI_KERNEL && self.signal as u32 != SIGCHLD && self.signal as u32 != SIGTRAP
+        self.code > 0
+            && self.code != codes::SI_KERNEL
+            && self.signal as u32 != SIGCHLD
+            && self.signal as u32 != SIGTRAP
             || self.signal as u32 == SIGTRAP && self.code > 0
     }
 }

@@ -131,7 +131,8 @@ fn post(
         Some(thread) if thread.signals.unblocks(signal) => notify(thread),
         Some(_) => {}
         None => {
-            if let Some(thread) = process.threads_locked(tree).find(|thread| thread.signals.unblocks(signal)) {
+            if let Some(thread) = process.threads_locked(tree).find(|thread| thread.signals.unblocks(signal))
+            {
                 notify(&thread.to_arc());
             }
         }

@@ -199,7 +199,10 @@ fn capget(args: &mut Args) -> Result<usize> {
     };
     for word in 0..words {
         let part = |set: u64| (set >> (word * 32)) as u32;
-        write_user(args.a[1] + word * 12, &[part(own.effective), part(own.permitted), part(own.inheritable)])?;
+        write_user(
+            args.a[1] + word * 12,
+            &[part(own.effective), part(own.permitted), part(own.inheritable)],
+        )?;
     }
     Ok(0)
 }
@@ -220,7 +223,8 @@ fn capset(args: &mut Args) -> Result<usize> {
     let all = process::ALL_CAPABILITIES;
     (effective, permitted, inheritable) = (effective & all, permitted & all, inheritable & all);
     change(|new| {
-        let may_inherit = new.inheritable | if new.capable(CAP_SETPCAP) { new.bounding } else { new.permitted };
+        let may_inherit =
+            new.inheritable | if new.capable(CAP_SETPCAP) { new.bounding } else { new.permitted };
         if inheritable & !may_inherit != 0
             || inheritable & !(new.inheritable | new.bounding) != 0
             || permitted & !new.permitted != 0

@@ -284,7 +284,7 @@ fn set_timevals(dirfd: usize, path: usize, times: usize) -> Result<usize> {
         let values: [[i64; 2]; 2] = uaccess::read_user(times)?;
         let at = |[seconds, micros]: [i64; 2]| {
             let micros = u32::try_from(micros).ok().filter(|m| *m < 1_000_000).ok_or(Errno::EINVAL)?;
-            Ok(SetTime::At(Timestamp { seconds, nanoseconds: micros * 1000 }))
+            Ok::<_, Errno>(SetTime::At(Timestamp { seconds, nanoseconds: micros * 1000 }))
         };
         (atime, mtime) = (at(values[0])?, at(values[1])?);
     }

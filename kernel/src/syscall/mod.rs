@@ -1,7 +1,16 @@
 //! System calls: the table, the dispatch, and the log of calls.
 
 pub mod cred;
+pub mod fs_attr;
+pub mod fs_fd;
+pub mod fs_io;
+pub mod fs_mount;
+pub mod fs_open;
+pub mod fs_path;
+pub mod fs_space;
 pub mod futex;
+pub mod ipc;
+pub mod mm;
 pub mod process;
 pub mod sched;
 pub mod signal;
@@ -42,7 +51,16 @@ pub type Group = &'static [(Sysno, Handler)];
 /// Every group's table.
 const GROUPS: &[Group] = &[
     cred::TABLE,
+    fs_attr::TABLE,
+    fs_fd::TABLE,
+    fs_io::TABLE,
+    fs_mount::TABLE,
+    fs_open::TABLE,
+    fs_path::TABLE,
+    fs_space::TABLE,
     futex::TABLE,
+    ipc::TABLE,
+    mm::TABLE,
     process::TABLE,
     sched::TABLE,
     signal::TABLE,

@@ -98,7 +98,8 @@ fn clone3(args: &mut Args) -> Result<usize> {
             return Err(Errno::E2BIG);
         }
     }
-    let [flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, _, set_tid_size, _] = words;
+    let [flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, _, set_tid_size, _] =
+        words;
     const KNOWN: u64 = 0x3_ffff_ffff;
     const INTO_CGROUP: u64 = 0x2_0000_0000;
     let csignal = u64::from(abi::CSIGNAL);
@@ -158,7 +159,8 @@ fn exit_group(args: &mut Args) -> Result<usize> {
 
 fn wait4(args: &mut Args) -> Result<usize> {
     let (pid, options) = (args.int(0), args.uint(2));
-    let known = abi::WNOHANG | abi::WUNTRACED | abi::WCONTINUED | abi::__WNOTHREAD | abi::__WCLONE | abi::__WALL;
+    let known =
+        abi::WNOHANG | abi::WUNTRACED | abi::WCONTINUED | abi::__WNOTHREAD | abi::__WCLONE | abi::__WALL;
     if options & !known != 0 {
         return Err(Errno::EINVAL);
     }

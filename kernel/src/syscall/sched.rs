@@ -263,11 +263,7 @@ fn threads_of(which: u32, who: i32) -> Result<Vec<Arc<Thread>>> {
 fn getpriority(args: &mut Args) -> Result<usize> {
     let threads = threads_of(args.uint(0), args.int(1))?;
     // 1 to 40, so that no result looks like an error.
-    threads
-        .iter()
-        .map(|thread| (20 - thread.sched.parameters().nice) as usize)
-        .max()
-        .ok_or(Errno::ESRCH)
+    threads.iter().map(|thread| (20 - thread.sched.parameters().nice) as usize).max().ok_or(Errno::ESRCH)
 }
 
 fn setpriority(args: &mut Args) -> Result<usize> {

@@ -229,7 +229,8 @@ fn find_thread(tgid: Option<i32>, tid: i32) -> Result<Arc<Thread>> {
     if tid <= 0 || tgid.is_some_and(|tgid| tgid <= 0) {
         return Err(Errno::EINVAL);
     }
-    let thread = process::find_thread(tid as u32).filter(|thread| !thread.sched.is_dead()).ok_or(Errno::ESRCH)?;
+    let thread =
+        process::find_thread(tid as u32).filter(|thread| !thread.sched.is_dead()).ok_or(Errno::ESRCH)?;
     if tgid.is_some_and(|tgid| thread.process.pid != tgid as u32) {
         return Err(Errno::ESRCH);
     }

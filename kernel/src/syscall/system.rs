@@ -125,7 +125,8 @@ struct Names {
     domain: [u8; 65],
 }
 
-static NAMES: SpinLock<Names> = SpinLock::new(Names { host: padded(b"roundtable"), domain: padded(b"(none)") });
+static NAMES: SpinLock<Names> =
+    SpinLock::new(Names { host: padded(b"roundtable"), domain: padded(b"(none)") });
 
 const fn padded(text: &[u8]) -> [u8; 65] {
     let mut field = [0; 65];
@@ -172,8 +173,14 @@ fn uname(args: &mut Args) -> Result<usize> {
         let names = NAMES.lock();
         (names.host, names.domain)
     };
-    let fields =
-        [padded(b"Linux"), host, padded(RELEASE.as_bytes()), padded(VERSION.as_bytes()), padded(b"x86_64"), domain];
+    let fields = [
+        padded(b"Linux"),
+        host,
+        padded(RELEASE.as_bytes()),
+        padded(VERSION.as_bytes()),
+        padded(b"x86_64"),
+        domain,
+    ];
     copy_to_user(args.a[0], fields.as_flattened())?;
     Ok(0)
 }
@@ -240,7 +247,9 @@ fn sysinfo(args: &mut Args) -> Result<usize> {
 fn getrandom(args: &mut Args) -> Result<usize> {
     let flags = args.uint(2);
     const KNOWN: u32 = abi::GRND_NONBLOCK | abi::GRND_RANDOM | abi::GRND_INSECURE;
-    if flags & !KNOWN != 0 || flags & (abi::GRND_RANDOM | abi::GRND_INSECURE) == abi::GRND_RANDOM | abi::GRND_INSECURE {
+    if flags & !KNOWN != 0
+        || flags & (abi::GRND_RANDOM | abi::GRND_INSECURE) == abi::GRND_RANDOM | abi::GRND_INSECURE
+    {
         return Err(Errno::EINVAL);
     }
     let length = args.a[1].min(i32::MAX as usize);

@@ -219,7 +219,11 @@ fn timer_create(args: &mut Args) -> Result<usize> {
                 if !alloc::sync::Arc::ptr_eq(&target.process, process) {
                     return Err(Errno::EINVAL);
                 }
-                Ok(Notify::Thread { signal, value: event.value, thread: alloc::sync::Arc::downgrade(&target) })
+                Ok(Notify::Thread {
+                    signal,
+                    value: event.value,
+                    thread: alloc::sync::Arc::downgrade(&target),
+                })
             }
             _ => Err(Errno::EINVAL),
         }

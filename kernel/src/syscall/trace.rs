@@ -35,7 +35,14 @@ pub(super) fn enabled() -> bool {
 pub(super) fn enter(number: usize, a: &[usize; 6]) {
     if matches!(
         Sysno::new(number),
-        Some(Sysno::exit | Sysno::exit_group | Sysno::execve | Sysno::wait4 | Sysno::pause | Sysno::rt_sigsuspend)
+        Some(
+            Sysno::exit
+                | Sysno::exit_group
+                | Sysno::execve
+                | Sysno::wait4
+                | Sysno::pause
+                | Sysno::rt_sigsuspend
+        )
     ) {
         let thread = process::current();
         log::info!("[{}:{}] {} ...", thread.process.pid, thread.tid(), Call(number, a));

@@ -77,7 +77,8 @@ impl ClockId {
         let id = !(number >> 3) as u32;
         let current = process::current();
         if number & PER_THREAD != 0 {
-            let thread = if id == 0 { current.to_arc() } else { process::find_thread(id).ok_or(Errno::EINVAL)? };
+            let thread =
+                if id == 0 { current.to_arc() } else { process::find_thread(id).ok_or(Errno::EINVAL)? };
             // A thread of another process is nobody's business.
             if !Arc::ptr_eq(&thread.process, &current.process) {
                 return Err(Errno::EINVAL);
@@ -155,10 +156,7 @@ pub struct Timeval {
 impl Timeval {
     /// From nanoseconds, rounded down.
     pub fn from_ns(nanoseconds: u64) -> Self {
-        Self {
-            seconds: (nanoseconds / SECOND) as i64,
-            microseconds: (nanoseconds % SECOND / 1000) as i64,
-        }
+        Self { seconds: (nanoseconds / SECOND) as i64, microseconds: (nanoseconds % SECOND / 1000) as i64 }
     }
 
     /// In nanoseconds; `EINVAL` for what is no time.

@@ -126,7 +126,8 @@ impl ProcessTimers {
             Which::Real => {
                 let real = self.real.lock();
                 // A timer that is about to go off has a little left, never nothing.
-                let value = if real.deadline == 0 { 0 } else { real.deadline.saturating_sub(now()).max(1000) };
+                let value =
+                    if real.deadline == 0 { 0 } else { real.deadline.saturating_sub(now()).max(1000) };
                 Setting { value, interval: real.interval }
             }
             Which::Virtual | Which::Prof => {
@@ -222,7 +223,9 @@ impl ProcessTimers {
 
     /// RLIMIT_CPU: SIGXCPU each second beyond the soft limit, SIGKILL at the hard one.
     fn check_limit(&self, process: &Arc<Process>, used: u64, length: u64) {
-        let Some(limit) = process.limits.try_lock().and_then(|limits| limits.get(limits::CPU).ok()) else { return };
+        let Some(limit) = process.limits.try_lock().and_then(|limits| limits.get(limits::CPU).ok()) else {
+            return;
+        };
         if limit.soft == limits::INFINITY {
             return;
         }
@@ -285,7 +288,6 @@ impl ProcessTimers {
         }
     }
 
-
     /// The process has ended.
     pub fn process_ends(&self) {
         let real = self.real_timer.lock().take();
@@ -326,8 +328,7 @@ impl PosixTimer {
             value if absolute => value,
             value => self.clock.now().saturating_add(value),
         };
-        *self.state.lock() =
-            PosixState { deadline, interval: new.interval, overruns: 0, last_overruns: 0 };
+        *self.state.lock() = PosixState { deadline, interval: new.interval, overruns: 0, last_overruns: 0 };
         if self.is_cpu_clock() {
             if let Some(process) = self.process.upgrade() {
                 process.timers.watch();

@@ -13,7 +13,13 @@ use crate::sched::{self, Sleep};
 use crate::sync::WaitError;
 
 /// FUTEX_WAIT and FUTEX_WAIT_BITSET. The deadline is in monotonic nanoseconds.
-pub fn wait(address: usize, shared: bool, expected: u32, deadline: Option<u64>, bitset: u32) -> Result<usize> {
+pub fn wait(
+    address: usize,
+    shared: bool,
+    expected: u32,
+    deadline: Option<u64>,
+    bitset: u32,
+) -> Result<usize> {
     if bitset == 0 {
         return Err(Errno::EINVAL);
     }
@@ -27,8 +33,7 @@ pub fn wait(address: usize, shared: bool, expected: u32, deadline: Option<u64>, 
         Err(WaitError::TimedOut) => Err(Errno::ETIMEDOUT),
         Err(WaitError::Interrupted) => {
             let Some(deadline) = deadline else { return Err(Errno::ERESTARTSYS) };
-            process::current()
-                .set_restart(move |_| wait(address, shared, expected, Some(deadline), bitset));
+            process::current().set_restart(move |_| wait(address, shared, expected, Some(deadline), bitset));
             Err(Errno::ERESTART_RESTARTBLOCK)
         }
     }
@@ -76,7 +81,8 @@ pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
             Err(error) => return leave_all(&waiters).ok_or(error),
         }
     }
-    let slept = sched::sleep(Sleep::Interruptible, deadline, || waiters.iter().any(|waiter| waiter.is_woken()));
+    let slept =
+        sched::sleep(Sleep::Interruptible, deadline, || waiters.iter().any(|waiter| waiter.is_woken()));
     match (leave_all(&waiters), slept) {
         (Some(index), _) => Ok(index),
         (None, Err(WaitError::TimedOut)) => Err(Errno::ETIMEDOUT),
