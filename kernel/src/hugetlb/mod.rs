@@ -3,7 +3,7 @@
 //! Until the library's mappings are wired in there is no page size that `MAP_HUGETLB` accepts, so the types below have no values.
 
 use alloc::string::String;
-use alloc::sync::{Arc, Weak};
+use alloc::sync::Arc;
 use core::ops::Range;
 
 use crate::errno::{Errno, Result};
@@ -16,17 +16,11 @@ use crate::mm::{AddressSpace, VmFlags};
 /// A file of huge pages.
 pub enum HugeFile {}
 
+/// What is left of an area when its pages are unmapped.
+pub enum HugeLeftover {}
+
 /// An area of huge pages.
 pub enum HugeArea {}
-
-/// What huge pages keep with an address space.
-pub struct SpaceState;
-
-impl SpaceState {
-    pub fn new(_space: Weak<AddressSpace>) -> Self {
-        Self
-    }
-}
 
 pub fn default_page_size() -> u64 {
     2 << 20
@@ -95,8 +89,8 @@ impl HugeArea {
         match *self {}
     }
 
-    pub fn unmap(&self) {
-        match *self {}
+    pub fn unmap(self) -> HugeLeftover {
+        match self {}
     }
 
     pub fn fault(&self, _flags: VmFlags, _address: u64, _write: bool) -> Result<(), FaultError> {

@@ -28,6 +28,8 @@ impl Entry {
     pub const HELD: u64 = 1 << 11;
     /// Software: the page is one of shared memory's (for the resident-set counters).
     pub const SHMEM: u64 = 1 << 52;
+    /// Software, in the entry for a table of level 2: the table is the library's (`hugetlb::format::MANAGED`).
+    pub const MANAGED: u64 = 1 << 9;
     /// Instructions cannot be fetched.
     pub const NO_EXECUTE: u64 = 1 << 63;
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -60,6 +62,11 @@ impl Entry {
     /// Does the entry own one reference to its page's frame?
     pub const fn owns_frame(self) -> bool {
         self.is_mapped() && !self.has(Self::SPECIAL)
+    }
+
+    /// Does it lead to no table that is ours to walk: empty, a huge page, or a table of huge pages that others share?
+    pub const fn is_end(self, level: u32) -> bool {
+        !self.is_present() || self.has(Self::HUGE) || level == 3 && self.has(Self::MANAGED)
     }
 
     /// The page's or table's physical address.

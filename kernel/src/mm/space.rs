@@ -1,6 +1,5 @@
 //! An address space: its areas, its tables, the CPUs that run it.
 
-use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::ops::Range;
@@ -11,18 +10,18 @@ use super::entry::Entry;
 use super::exec::Executable;
 use super::gather::Gather;
 use super::shm::Attachment;
-use super::tables::{Resident, Tables};
+use super::tables::{PageTables, Resident};
 use super::vma::{Kind, VmFlags, Vma, VmaSet};
 use super::{TASK_SIZE, accounting};
-use crate::arch::cpu::{AtomicCpuSet, CpuId, CpuSet};
+use crate::arch::cpu::{CpuId, CpuSet};
 use crate::arch::features;
 use crate::errno::{Errno, Result};
 use crate::fs::File;
-use crate::hugetlb::HugeArea;
+use crate::hugetlb::HugeLeftover;
 use crate::memory::frame::Frame;
 use crate::memory::{PhysAddr, paging};
 use crate::sched;
-use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, SpinLock};
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 /// Where the parts of a program are, for brk(2), placement and reports.
 #[derive(Clone, Default)]
@@ -57,30 +56,23 @@ pub struct Areas {
 /// An address space. The last reference must be dropped where the thread may sleep: the end of the space closes files.
 pub struct AddressSpace {
     this: Weak<AddressSpace>,
-    root: PhysAddr,
     pub(super) areas: RwLock<Areas>,
-    pub(super) tables: SpinLock<Tables>,
-    /// The CPUs that have it loaded.
-    cpus: AtomicCpuSet,
-    /// What the library of huge pages knows of it.
-    pub(crate) huge: crate::hugetlb::SpaceState,
+    /// Apart from the space, since mappings of huge pages refer to the tables alone.
+    pub(super) tables: Arc<PageTables>,
 }
 
 impl AddressSpace {
     /// An empty one.
     pub fn new() -> Result<Arc<Self>> {
-        let tables = Tables::new().map_err(|_| Errno::ENOMEM)?;
+        let tables = PageTables::new().map_err(|_| Errno::ENOMEM)?;
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
-            root: tables.root(),
             areas: RwLock::new(Areas {
                 set: VmaSet::default(),
                 layout: Layout::default(),
                 new_flags: VmFlags::empty(),
             }),
-            tables: SpinLock::new(tables),
-            cpus: AtomicCpuSet::new(),
-            huge: crate::hugetlb::SpaceState::new(this.clone()),
+            tables,
         }))
     }
 
@@ -96,28 +88,33 @@ impl AddressSpace {
     /// Loads it on the calling CPU, `cpu`. Interrupts are off.
     pub fn activate(&self, cpu: CpuId) {
         // First the set, then the table: see `gather`. The locked instruction orders them.
-        self.cpus.insert(cpu);
+        self.tables.cpus.insert(cpu);
         // SAFETY: the table maps the kernel, and lives until `deactivate`: whoever runs the space holds a reference.
-        unsafe { features::write_cr3(self.root.0) };
+        unsafe { features::write_cr3(self.tables.root.0) };
     }
 
     /// Takes the calling CPU, `cpu`, out of its set, and loads the kernel's own table if it is still loaded. Interrupts are off. Call it
     /// after another space's `activate` to save one load.
     pub fn deactivate(&self, cpu: CpuId) {
-        if features::read_cr3() & !0xfff == self.root.0 {
+        if features::read_cr3() & !0xfff == self.tables.root.0 {
             paging::load_kernel_table();
         }
-        self.cpus.remove(cpu);
+        self.tables.cpus.remove(cpu);
     }
 
     /// The CPUs that have it loaded now.
     pub fn cpus(&self) -> CpuSet {
-        self.cpus.load()
+        self.tables.cpus.load()
     }
 
     /// Physical address of the top-level table.
     pub fn root(&self) -> PhysAddr {
-        self.root
+        self.tables.root
+    }
+
+    /// The page tables, for mappings of huge pages.
+    pub fn page_tables(&self) -> &Arc<PageTables> {
+        &self.tables
     }
 
     /// The areas, not to be changed while the guard lives.
@@ -219,9 +216,8 @@ impl AddressSpace {
         loop {
             let first = areas.set.overlapping(range.clone()).next().map(|vma| vma.start);
             let Some(vma) = first.and_then(|start| areas.set.remove(start)) else { break };
-            match &vma.kind {
-                Kind::Huge(huge) => huge.unmap(),
-                _ => self.zap(vma.range(), false, &mut gather),
+            if !vma.is_huge() {
+                self.zap(vma.range(), false, &mut gather);
             }
             if vma.flags.contains(VmFlags::ACCOUNT) {
                 accounting::uncommit(vma.pages());
@@ -263,9 +259,8 @@ impl AddressSpace {
         let mut leftovers = Leftovers::default();
         let mut gather = Gather::new(self);
         for (_, vma) in areas {
-            match &vma.kind {
-                Kind::Huge(huge) => huge.unmap(),
-                _ => self.zap(vma.range(), false, &mut gather),
+            if !vma.is_huge() {
+                self.zap(vma.range(), false, &mut gather);
             }
             if vma.flags.contains(VmFlags::ACCOUNT) {
                 accounting::uncommit(vma.pages());
@@ -295,7 +290,7 @@ pub struct Leftovers(Vec<Leftover>);
 #[allow(dead_code)] // only held to be dropped
 enum Leftover {
     File { file: Option<Arc<File>>, cache: Arc<dyn PageCache>, attachment: Option<Attachment> },
-    Huge(Box<HugeArea>),
+    Huge(HugeLeftover),
 }
 
 impl Leftovers {
@@ -309,7 +304,8 @@ impl Leftovers {
                 drop(link);
                 self.0.push(Leftover::File { file, cache, attachment });
             }
-            Kind::Huge(huge) => self.0.push(Leftover::Huge(huge)),
+            // Its pages and tables go here and now: the tables around it are looked at next.
+            Kind::Huge(huge) => self.0.push(Leftover::Huge(huge.unmap())),
             Kind::Anonymous | Kind::Special(_) => {}
         }
     }

@@ -5,13 +5,16 @@
 //! reference to it. Ranges of huge pages belong to the `hugetlb` library below the PUD level: the walks here never enter
 //! them, since their callers go by area.
 
+use alloc::sync::Arc;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::entry::Entry;
 use super::gather::Gather;
+use crate::arch::cpu::{AtomicCpuSet, CpuSet};
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, paging};
+use crate::sync::{SpinLock, SpinLockGuard};
 
 /// Entries of a table.
 pub const ENTRIES: usize = 512;
@@ -88,6 +91,40 @@ impl Resident {
     }
 }
 
+/// The tables of one address space, their lock, and the CPUs that have them loaded.
+pub struct PageTables {
+    /// Differs from that of all other tables, for ever.
+    pub id: u64,
+    /// What CR3 gets.
+    pub root: PhysAddr,
+    pub(super) cpus: AtomicCpuSet,
+    inner: SpinLock<Tables>,
+}
+
+impl PageTables {
+    pub fn new() -> Result<Arc<Self>, NoMemory> {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let tables = Tables::new()?;
+        Ok(Arc::new(Self {
+            // Relaxed: only the numbers have to differ.
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            root: tables.root(),
+            cpus: AtomicCpuSet::new(),
+            inner: SpinLock::new(tables),
+        }))
+    }
+
+    /// Takes the page-table lock.
+    pub fn lock(&self) -> SpinLockGuard<'_, Tables> {
+        self.inner.lock()
+    }
+
+    /// The CPUs that have the tables loaded.
+    pub fn cpus(&self) -> CpuSet {
+        self.cpus.load()
+    }
+}
+
 /// The tables of one address space, behind its page-table lock.
 pub struct Tables {
     root: Frame,
@@ -123,7 +160,7 @@ impl Tables {
                 return Some(entry);
             }
             let value = Entry(entry.load(Ordering::SeqCst));
-            if !value.is_present() || value.has(Entry::HUGE) {
+            if value.is_end(at) {
                 return None;
             }
             table = value.address();
@@ -149,7 +186,7 @@ impl Tables {
                 // SeqCst: the walkers in hardware see the zeroes before the entry.
                 entry.store(value.0, Ordering::SeqCst);
             }
-            debug_assert!(!value.has(Entry::HUGE), "base page inside a huge page at {address:#x}");
+            assert!(!value.is_end(at), "base page inside huge pages at {address:#x}");
             table = value.address();
             at -= 1;
         }
@@ -180,7 +217,7 @@ impl Tables {
             let found = loop {
                 // SAFETY: as in `find`.
                 let value = Entry(unsafe { entries(table)[index(at, level)].load(Ordering::SeqCst) });
-                if !value.is_present() || value.has(Entry::HUGE) {
+                if value.is_end(level) {
                     break None;
                 }
                 table = value.address();
@@ -228,7 +265,7 @@ impl Tables {
             // SAFETY: as in `find`.
             let slot = unsafe { &entries(table)[i] };
             let value = Entry(slot.load(Ordering::SeqCst));
-            if !value.is_present() || value.has(Entry::HUGE) {
+            if value.is_end(level) {
                 continue;
             }
             let from = base + i as u64 * span(level);
