@@ -28,8 +28,8 @@ pub fn init() {
 }
 
 fn bring_up() -> Result<()> {
-    let root = tmpfs::new_instance("rootfs", "mode=0755")?;
-    let mount = Mount::new(root.clone(), "rootfs", abi::MS_RELATIME);
+    let root = tmpfs::new_instance("rootfs", "", 0o755)?;
+    let mount = Mount::new(root.clone(), "rootfs", 0);
     mount::attach_root(&mount);
     ROOT.set(Path { mount, dentry: root }).map_err(|_| Errno::EBUSY)?;
     dev::init()?;
@@ -49,17 +49,15 @@ pub fn open_console() -> Result<Arc<File>> {
     }
 }
 
-/// The descriptors that the first process starts with: the console as 0, 1 and 2.
-pub fn initial_descriptors() -> FdTable {
-    let table = FdTable::new();
+/// Gives the first process the console as descriptors 0, 1 and 2.
+pub fn install_console(table: &FdTable) {
     match open_console() {
         Ok(file) => {
             for fd in 0..3 {
-                // The table is empty and the limit far off.
+                // The numbers are below the limit.
                 let _ = table.replace(fd, file.clone(), 3, false);
             }
         }
         Err(error) => log::warn!("unable to open an initial console: {error}"),
     }
-    table
 }

@@ -298,6 +298,7 @@ impl File {
             return self.ops.read_at(self, 0, sink);
         }
         let mut position = self.position.lock();
+        check_range(*position, sink.remaining())?;
         let count = self.ops.read_at(self, *position, sink)?;
         *position += count as u64;
         Ok(count)
@@ -313,6 +314,7 @@ impl File {
         }
         let mut position = self.position.lock();
         let mut at = *position;
+        check_range(at, source.remaining())?;
         let count = self.ops.write_at(self, &mut at, source)?;
         *position = at + count as u64;
         Ok(count)
@@ -326,6 +328,7 @@ impl File {
         if !self.readable() {
             return Err(Errno::EBADF);
         }
+        check_range(offset, sink.remaining())?;
         self.ops.read_at(self, offset, sink)
     }
 
@@ -338,6 +341,9 @@ impl File {
             return Err(Errno::EBADF);
         }
         let mut at = offset;
+        if at != AT_END {
+            check_range(at, source.remaining())?;
+        }
         self.ops.write_at(self, &mut at, source)
     }
 
@@ -385,6 +391,14 @@ impl File {
     /// The readiness now.
     pub fn poll(&self) -> Events {
         if self.is_path() { Events::NVAL } else { self.ops.poll(self) }
+    }
+}
+
+/// `EINVAL` for a range that ends behind what an offset can say.
+fn check_range(offset: u64, len: usize) -> Result<()> {
+    match offset.checked_add(len as u64) {
+        Some(end) if end <= i64::MAX as u64 => Ok(()),
+        _ => Err(Errno::EINVAL),
     }
 }
 

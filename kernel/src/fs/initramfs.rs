@@ -24,11 +24,17 @@ use crate::errno::{Errno, Result};
 
 /// Unpacks all archives in `image`. What cannot be created is reported and left out, as Linux does.
 pub fn unpack(image: &[u8]) {
-    let mut unpacker =
-        Unpacker { start: Start::kernel(), links: BTreeMap::new(), current: None, failure: None };
+    let mut unpacker = Unpacker {
+        start: Start::kernel(),
+        links: BTreeMap::new(),
+        directories: Vec::new(),
+        current: None,
+        failure: None,
+    };
     if let Err(Malformed(why)) = unpack_all(image, &mut unpacker) {
         log::error!("initramfs: {why}");
     }
+    unpacker.set_directory_times();
     if let Some((name, error)) = unpacker.failure {
         log::error!("initramfs: {}: {error}", alloc::string::String::from_utf8_lossy(&name));
     }
@@ -117,6 +123,10 @@ fn gzip_body(bytes: &[u8]) -> Result<&[u8], Malformed> {
     Ok(rest)
 }
 
+fn time(mtime: u32) -> SetTime {
+    SetTime::At(Timestamp { seconds: mtime.into(), nanoseconds: 0 })
+}
+
 /// Device and number of a file with several names, and its type.
 type LinkKey = (u32, u32, u32, u32);
 
@@ -125,6 +135,8 @@ struct Unpacker {
     start: Start,
     /// The first name of each file with several.
     links: BTreeMap<LinkKey, Vec<u8>>,
+    /// Directories with their times, which what is put into them changes: set in the end.
+    directories: Vec<(Vec<u8>, u32)>,
     current: Option<Current>,
     /// The first thing that went wrong.
     failure: Option<(Vec<u8>, Errno)>,
@@ -268,14 +280,26 @@ impl Unpacker {
         self.set_attributes(&entry, &path)
     }
 
-    fn set_attributes(&self, entry: &Entry, path: &Path) -> Result<()> {
+    fn set_attributes(&mut self, entry: &Entry, path: &Path) -> Result<()> {
         let kernel = &self.start.credentials;
         attributes::chown(path, kernel, Some(entry.uid), Some(entry.gid))?;
         if path.inode().kind != FileType::Symlink {
             attributes::chmod(path, kernel, entry.mode & 0o7777)?;
         }
-        let time = SetTime::At(Timestamp { seconds: entry.mtime.into(), nanoseconds: 0 });
-        attributes::set_times(path, kernel, time, time)
+        if path.inode().is_dir() {
+            self.directories.push((entry.name.clone(), entry.mtime));
+            return Ok(());
+        }
+        attributes::set_times(path, kernel, time(entry.mtime), time(entry.mtime))
+    }
+
+    fn set_directory_times(&mut self) {
+        for (name, mtime) in core::mem::take(&mut self.directories) {
+            // Another archive may have put something else there.
+            if let Ok(path) = resolve(&self.start, &name, false) {
+                let _ = attributes::set_times(&path, &self.start.credentials, time(mtime), time(mtime));
+            }
+        }
     }
 
     fn fail(&mut self, name: Vec<u8>, error: Errno) {

@@ -347,6 +347,11 @@ impl Inode {
         self.may_link.store(true, Ordering::SeqCst);
     }
 
+    /// It had its chance: when its last name goes, it gets no further one.
+    pub(super) fn forbid_link(&self) {
+        self.may_link.store(false, Ordering::SeqCst);
+    }
+
     /// The content changed now.
     pub fn touch_modified(&self) {
         let now = super::caller::now();

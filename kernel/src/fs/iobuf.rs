@@ -52,8 +52,8 @@ impl Cursor {
     }
 
     fn user(address: usize, len: usize) -> Result<Self> {
-        let len = len.min(MAX_RW_COUNT);
         uaccess::check_range(address, len)?;
+        let len = len.min(MAX_RW_COUNT);
         Ok(Self::new(SmallVec::from_buf([Segment::User { address, len }])))
     }
 

@@ -38,7 +38,7 @@ pub mod tree;
 
 pub use access::Credentials;
 pub use anonymous::Kind;
-pub use bringup::{init, initial_descriptors, open_console};
+pub use bringup::{init, install_console, open_console};
 pub use context::FsContext;
 pub use dentry::Dentry;
 pub use fdtable::FdTable;

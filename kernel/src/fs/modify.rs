@@ -24,13 +24,13 @@ fn check_delete(credentials: &Credentials, dir: &Path, victim: &Dentry) -> Resul
 pub fn unlink(start: &Start, path: &[u8]) -> Result<()> {
     let Target { credentials, dir, last } = Target::find(start, path)?;
     let (name, slash) = last.name(Errno::EISDIR)?;
+    dir.mount.check_writable()?;
     let victim = {
         let _changes = dir.inode().lock.lock();
         let victim = dir.inode().ops.lookup(&dir.dentry, &name)?;
         if slash {
             return Err(if victim.inode.is_dir() { Errno::EISDIR } else { Errno::ENOTDIR });
         }
-        dir.mount.check_writable()?;
         check_delete(&credentials, &dir, &victim)?;
         if victim.inode.is_dir() {
             return Err(Errno::EISDIR);
@@ -56,9 +56,9 @@ pub fn rmdir(start: &Start, path: &[u8]) -> Result<()> {
     };
     let Target { credentials, dir, last } = Target::find(start, path)?;
     let (name, _) = last.name(otherwise)?;
+    dir.mount.check_writable()?;
     let _changes = dir.inode().lock.lock();
     let victim = dir.inode().ops.lookup(&dir.dentry, &name)?;
-    dir.mount.check_writable()?;
     check_delete(&credentials, &dir, &victim)?;
     if !victim.inode.is_dir() {
         return Err(Errno::ENOTDIR);
@@ -92,7 +92,9 @@ pub fn link(start: &Start, old: &Path, path: &[u8]) -> Result<()> {
     if dir.dentry.is_removed() || inode.attributes().nlink == 0 && !inode.may_link() {
         return Err(Errno::ENOENT);
     }
-    dir.inode().ops.link(&dir.dentry, &name, inode)
+    dir.inode().ops.link(&dir.dentry, &name, inode)?;
+    inode.forbid_link();
+    Ok(())
 }
 
 /// The flags of renameat2(2) that are known and go together.
@@ -111,6 +113,7 @@ pub fn rename(old: Target, new: Target, flags: u32) -> Result<()> {
     }
     let (old_name, old_slash) = old.last.name(Errno::EBUSY)?;
     let (new_name, new_slash) = new.last.name(if no_replace { Errno::EEXIST } else { Errno::EBUSY })?;
+    from.mount.check_writable()?;
     let same_dir = Arc::ptr_eq(&from.dentry, &to.dentry);
     let _order = RENAME.lock();
     // The ancestor first; of unrelated directories either may come first, because the rename lock lets only one caller hold two.
@@ -145,7 +148,6 @@ pub fn rename(old: Target, new: Target, flags: u32) -> Result<()> {
     {
         return Err(if exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
     }
-    from.mount.check_writable()?;
     if let Some(target) = &target
         && Arc::ptr_eq(&entry.inode, &target.inode)
     {

@@ -209,8 +209,13 @@ fn subtree(mount: &Arc<Mount>) -> Vec<Arc<Mount>> {
     }
 }
 
-/// umount2(2) of the mount whose root `path` is.
-pub fn unmount(path: Path, lazy: bool) -> Result<()> {
+/// umount2(2) of the mount whose root `path` is; `root` is the caller's.
+pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
+    // As in Linux: one's own root stays, and becomes read-only.
+    if !lazy && path.same(root) && Arc::ptr_eq(&path.dentry, &path.mount.root) {
+        let flags = path.mount.flags() | abi::MS_RDONLY;
+        return remount(&path, flags, false, "");
+    }
     let _change = CHANGE.lock();
     if !Arc::ptr_eq(&path.dentry, &path.mount.root) {
         return Err(Errno::EINVAL);

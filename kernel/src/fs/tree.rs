@@ -259,7 +259,18 @@ impl InodeOps for Directory {
     }
 
     fn link(&self, dir: &Arc<Dentry>, name: &[u8], inode: &Arc<Inode>) -> Result<()> {
-        self.add(dir, name, inode.clone())?;
+        // As in Linux a further name counts like a file: it takes memory of the same kind.
+        let fs = self.charge.fs();
+        let further = inode.attributes().nlink > 0;
+        if further {
+            fs.charge_inode()?;
+        }
+        if let Err(error) = self.add(dir, name, inode.clone()) {
+            if further {
+                fs.uncharge_inode();
+            }
+            return Err(error);
+        }
         let now = super::caller::now();
         inode.update(|a| {
             a.nlink += 1;
@@ -270,7 +281,7 @@ impl InodeOps for Directory {
 
     fn unlink(&self, dir: &Arc<Dentry>, victim: &Arc<Dentry>) -> Result<()> {
         let removed = self.entries.lock().remove(&victim.name());
-        forget(dir, &removed.ok_or(Errno::ENOENT)?);
+        self.forget(dir, &removed.ok_or(Errno::ENOENT)?);
         Ok(())
     }
 
@@ -337,7 +348,7 @@ impl InodeOps for Directory {
             if exchange {
                 target.inode.update(|a| a.ctime = now);
             } else {
-                forget(new_dir, target);
+                new.forget(new_dir, target);
             }
         }
         // Directories count their subdirectories' `..`.
@@ -367,6 +378,25 @@ impl InodeOps for Directory {
 }
 
 impl Directory {
+    /// Bookkeeping for an entry that was taken out of `dir`.
+    fn forget(&self, dir: &Arc<Dentry>, victim: &Arc<Dentry>) {
+        victim.mark_removed();
+        let now = super::caller::now();
+        let is_dir = victim.inode.is_dir();
+        let left = victim.inode.update(|a| {
+            a.nlink = if is_dir { 0 } else { a.nlink.saturating_sub(1) };
+            a.ctime = now;
+            a.nlink
+        });
+        if left > 0 {
+            self.charge.fs().uncharge_inode();
+        }
+        if is_dir {
+            dir.inode.update(|a| a.nlink -= 1);
+        }
+        dir.inode.touch_modified();
+    }
+
     /// From now on nothing is created here; `ENOTEMPTY` when something is.
     fn retire(&self) -> Result<()> {
         let mut entries = self.entries.lock();
@@ -376,21 +406,6 @@ impl Directory {
         entries.dead = true;
         Ok(())
     }
-}
-
-/// Bookkeeping for an entry that was taken out of `dir`.
-fn forget(dir: &Arc<Dentry>, victim: &Arc<Dentry>) {
-    victim.mark_removed();
-    let now = super::caller::now();
-    let is_dir = victim.inode.is_dir();
-    victim.inode.update(|a| {
-        a.nlink = if is_dir { 0 } else { a.nlink.saturating_sub(1) };
-        a.ctime = now;
-    });
-    if is_dir {
-        dir.inode.update(|a| a.nlink -= 1);
-    }
-    dir.inode.touch_modified();
 }
 
 impl InodeOps for Symlink {

@@ -7,7 +7,7 @@ use syscalls::Sysno;
 
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
-use crate::fs::caller::{credentials, start};
+use crate::fs::caller::{context, credentials, start};
 use crate::fs::mount::{self, MOUNT_FLAGS, Mount};
 use crate::fs::path::{PATH_MAX, resolve};
 use crate::fs::registry::{self, MountRequest};
@@ -87,6 +87,6 @@ fn umount2(args: &mut Args) -> Result<usize> {
     if !credentials().capable(abi::CAP_SYS_ADMIN) {
         return Err(Errno::EPERM);
     }
-    mount::unmount(at, flags & abi::MNT_DETACH != 0)?;
+    mount::unmount(at, flags & abi::MNT_DETACH != 0, &context().root())?;
     Ok(0)
 }

@@ -23,7 +23,7 @@ static INSTANCE: Once<Arc<Mount>> = Once::new();
 
 /// Makes the instance with the memory devices, and registers their drivers.
 pub fn init() -> Result<()> {
-    let root = tmpfs::new_instance("devtmpfs", "mode=0755")?;
+    let root = tmpfs::new_instance("devtmpfs", "mode=0755", 0o755)?;
     let mount = Mount::new(root, "devtmpfs", 0);
     INSTANCE.set(mount).map_err(|_| Errno::EBUSY)?;
     memory::init()?;

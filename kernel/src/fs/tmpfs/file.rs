@@ -16,7 +16,7 @@ use super::Limits;
 use super::pages::Pages;
 use crate::errno::{Errno, Result};
 use crate::fs::file::{AT_END, File, FileOps, Whence};
-use crate::fs::inode::{Inode, InodeOps};
+use crate::fs::inode::{Inode, InodeOps, SetAttributes};
 use crate::fs::iobuf::{Sink, Source};
 use crate::fs::path::Path;
 use crate::fs::stat::Stat;
@@ -227,23 +227,12 @@ impl RegularFile {
         if seals & (abi::F_SEAL_WRITE | abi::F_SEAL_FUTURE_WRITE) != 0 {
             return Err(Errno::EPERM);
         }
-        if seals & abi::F_SEAL_GROW != 0 {
-            // Only what lies inside may be overwritten.
-            let room = self.len().saturating_sub(offset);
-            if room == 0 {
-                return Err(Errno::EPERM);
-            }
-            let cut = source.truncate(room.min(usize::MAX as u64) as usize);
-            let result = self.write_pages(offset, source);
-            source.extend(cut);
-            return result;
-        }
-        self.write_pages(offset, source)
+        self.write_pages(offset, source, seals & abi::F_SEAL_GROW == 0)
     }
 
-    fn write_pages(&self, offset: u64, source: &mut Source) -> Result<usize> {
+    fn write_pages(&self, offset: u64, source: &mut Source, may_grow: bool) -> Result<usize> {
         let old = self.len();
-        if offset > old {
+        if offset > old && may_grow {
             self.clear(old, old.next_multiple_of(PAGE).min(offset));
         }
         let mut done = 0;
@@ -252,6 +241,11 @@ impl RegularFile {
             let at = offset + done as u64;
             let inside = (at % PAGE) as usize;
             let want = (PAGE_SIZE - inside).min(source.remaining());
+            // As in Linux, a page is written whole or not at all.
+            if !may_grow && at + want as u64 > self.len() {
+                failure = Some(Errno::EPERM);
+                break;
+            }
             let frame = match self.obtain(at / PAGE) {
                 Ok(frame) => frame,
                 Err(error) => {
@@ -425,6 +419,15 @@ impl InodeOps for Node {
     fn stat(&self, _inode: &Inode, stat: &mut Stat) {
         stat.size = self.file.len();
         stat.blocks = self.file.pages.lock().count() * (PAGE / 512);
+    }
+
+    fn set_attributes(&self, inode: &Inode, change: &SetAttributes) -> Result<()> {
+        const EXECUTE: u32 = 0o111;
+        let changes = |new: u32| (new ^ inode.attributes().permissions) & EXECUTE != 0;
+        if self.file.seals() & abi::F_SEAL_EXEC != 0 && change.permissions.is_some_and(changes) {
+            return Err(Errno::EPERM);
+        }
+        Ok(())
     }
 
     fn truncate(&self, _inode: &Inode, size: u64) -> Result<()> {

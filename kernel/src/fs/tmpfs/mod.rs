@@ -223,8 +223,8 @@ impl Options {
     }
 }
 
-/// Makes a tmpfs of the named type (`rootfs` is one, too).
-pub fn new_instance(kind: &'static str, text: &str) -> Result<Arc<Dentry>> {
+/// Makes a tmpfs of the named type (`rootfs` is one, too), whose root has these permissions unless an option says otherwise.
+pub fn new_instance(kind: &'static str, text: &str, permissions: u32) -> Result<Arc<Dentry>> {
     let options = Options::parse(text)?;
     let (uid, gid) = (options.uid.unwrap_or(0), options.gid.unwrap_or(0));
     let limits = Arc::new(Limits {
@@ -238,7 +238,7 @@ pub fn new_instance(kind: &'static str, text: &str) -> Result<Arc<Dentry>> {
     let superblock =
         Superblock::new(kind, Tmpfs { magic, limits: limits.clone(), root: SpinLock::new(None) });
     let fs: Arc<dyn TreeFs> = limits;
-    let root = tree::new_root(&superblock, &fs, options.mode.unwrap_or(0o1777), uid, gid)?;
+    let root = tree::new_root(&superblock, &fs, options.mode.unwrap_or(permissions), uid, gid)?;
     if let Some(tmpfs) = superblock.ops_as::<Tmpfs>() {
         *tmpfs.root.lock() = Some(root.clone());
     }
@@ -247,17 +247,17 @@ pub fn new_instance(kind: &'static str, text: &str) -> Result<Arc<Dentry>> {
 
 /// For the registry: ramfs, which is a tmpfs without limits and with no option but the mode.
 pub fn mount_ramfs(request: &MountRequest) -> Result<Arc<Dentry>> {
-    let mut text = String::from("size=0,nr_inodes=0,mode=0755");
+    let mut text = String::from("size=0,nr_inodes=0");
     for (name, value) in options(request.options) {
         if name == "mode" {
             text.push_str(",mode=");
             text.push_str(value.unwrap_or_default());
         }
     }
-    new_instance("ramfs", &text)
+    new_instance("ramfs", &text, 0o755)
 }
 
 /// For the registry of file-system types.
 pub fn mount(request: &MountRequest) -> Result<Arc<Dentry>> {
-    new_instance("tmpfs", request.options)
+    new_instance("tmpfs", request.options, 0o1777)
 }
