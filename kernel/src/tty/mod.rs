@@ -1,0 +1,18 @@
+//! Terminals: the serial console, pseudoterminals, line discipline, job control.
+//!
+//! A [`Tty`](core::Tty) has a [`Driver`](driver::Driver) below it and the line discipline inside; programs see it through a
+//! [`TtyFile`](file::TtyFile).
+
+pub mod core;
+mod discipline;
+mod driver;
+mod file;
+mod ioctl;
+pub mod job;
+pub mod pty;
+mod serial;
+mod termios;
+
+pub use file::{TtyFile, init};
+pub use job::session_leader_exited;
+pub use serial::{console, drain, input as serial_input, transmit_ready as serial_transmit_ready};

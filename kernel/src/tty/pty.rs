@@ -1,0 +1,425 @@
+//! Pseudoterminals: a terminal whose device is another program.
+//!
+//! `/dev/ptmx` makes a pair. The master side is a [`Master`]; the other, `/dev/pts/N`, is an ordinary terminal whose driver puts output
+//! where the master reads it, and whose input is what the master writes.
+
+use alloc::boxed::Box;
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use linux_raw_sys::general as abi;
+use linux_raw_sys::ioctl as request;
+
+use super::core::Tty;
+use super::driver::Driver;
+use super::file::TtyFile;
+use super::ioctl::{self, Opened};
+use super::termios::Termios;
+use crate::errno::{Errno, Result};
+use crate::fs::device::register_character_device;
+use crate::fs::{DeviceId, Events, File, FileOps, Kind, Path, Sink, Source};
+use crate::mm::uaccess::{read_user, write_user};
+use crate::process;
+use crate::sync::{Mutex, SpinLock, WaitQueue};
+
+/// Bytes from the terminal that wait for the master.
+const BUFFER_SIZE: usize = 8192;
+/// Major number of `/dev/pts/N`.
+const MAJOR: u32 = 136;
+/// The most pairs at once.
+const MOST: u32 = 4096;
+
+/// What both sides share.
+struct Link {
+    output: SpinLock<Output>,
+    /// Woken when there is something for the master.
+    readable: WaitQueue,
+    /// Woken when there is room for what the master writes.
+    writable: WaitQueue,
+    /// The terminal's side is in use: there is somebody to read and write there.
+    opened: AtomicBool,
+    /// The terminal's side was open and no longer is.
+    slave_closed: AtomicBool,
+    master_closed: AtomicBool,
+}
+
+#[derive(Default)]
+struct Output {
+    bytes: VecDeque<u8>,
+    stopped: bool,
+    /// TIOCPKT: each read begins with a byte of status.
+    packet_mode: bool,
+    status: u8,
+}
+
+/// The terminal's driver.
+struct Slave(Arc<Link>);
+
+impl Slave {
+    fn status(&self, set: u32, clear: u32) {
+        {
+            let mut output = self.0.output.lock();
+            if !output.packet_mode {
+                return;
+            }
+            output.status = output.status & !(clear as u8) | set as u8;
+        }
+        self.0.readable.wake_all();
+    }
+}
+
+impl Driver for Slave {
+    fn write(&self, bytes: &[u8]) -> usize {
+        let count = {
+            let mut output = self.0.output.lock();
+            if output.stopped {
+                return 0;
+            }
+            let count = bytes.len().min(BUFFER_SIZE.saturating_sub(output.bytes.len()));
+            output.bytes.extend(&bytes[..count]);
+            count
+        };
+        if count > 0 {
+            self.0.readable.wake_all();
+        }
+        count
+    }
+
+    fn room(&self) -> usize {
+        let output = self.0.output.lock();
+        if output.stopped { 0 } else { BUFFER_SIZE.saturating_sub(output.bytes.len()) }
+    }
+
+    fn pending(&self) -> usize {
+        // What the master has not read counts as delivered, as in Linux: a terminal that is drained does not wait for it.
+        0
+    }
+
+    fn flush_output(&self) {
+        self.0.output.lock().bytes.clear();
+        self.status(abi::TIOCPKT_FLUSHWRITE, 0);
+    }
+
+    fn set_stopped(&self, stopped: bool) {
+        let changed = {
+            let mut output = self.0.output.lock();
+            core::mem::replace(&mut output.stopped, stopped) != stopped
+        };
+        if changed && stopped {
+            self.status(abi::TIOCPKT_STOP, abi::TIOCPKT_START);
+        } else if changed {
+            self.status(abi::TIOCPKT_START, abi::TIOCPKT_STOP);
+        }
+    }
+
+    fn input_taken(&self) {
+        self.0.writable.wake_all();
+    }
+
+    fn other_end_closed(&self) -> bool {
+        self.0.master_closed.load(Ordering::SeqCst)
+    }
+
+    fn all_closed(&self) {
+        self.0.slave_closed.store(true, Ordering::SeqCst);
+        self.0.readable.wake_all();
+        self.0.writable.wake_all();
+    }
+}
+
+/// A pair: found by its number for as long as the master is open.
+struct Pair {
+    link: Arc<Link>,
+    tty: Arc<Tty>,
+    locked: AtomicBool,
+    uid: u32,
+    gid: u32,
+}
+
+static PAIRS: SpinLock<BTreeMap<u32, Arc<Pair>>> = SpinLock::new(BTreeMap::new());
+
+/// Registers the terminals' device numbers.
+pub fn init() {
+    register_character_device(DeviceId::new(MAJOR, 0), MOST, open_slave);
+}
+
+/// Numbers of the pairs that exist, for `/dev/pts`.
+pub fn numbers() -> Vec<u32> {
+    PAIRS.lock().keys().copied().collect()
+}
+
+/// Device number and owner of the terminal with that number.
+pub fn owner(number: u32) -> Option<(DeviceId, u32, u32)> {
+    PAIRS.lock().get(&number).map(|pair| (pair.tty.device, pair.uid, pair.gid))
+}
+
+/// The master side of a pair.
+pub struct Master {
+    number: u32,
+    pair: Arc<Pair>,
+    reading: Mutex<()>,
+    writing: Mutex<()>,
+}
+
+/// Opens `/dev/ptmx`: a new pair. It is locked until TIOCSPTLCK says otherwise.
+pub fn open_master(_flags: u32) -> Result<Arc<dyn FileOps>> {
+    let link = Arc::new(Link {
+        output: SpinLock::default(),
+        readable: WaitQueue::new(),
+        writable: WaitQueue::new(),
+        opened: AtomicBool::new(false),
+        slave_closed: AtomicBool::new(false),
+        master_closed: AtomicBool::new(false),
+    });
+    let credentials = process::current().credentials();
+    // The place is reserved under the lock, with everything made before it.
+    loop {
+        let number = {
+            let pairs = PAIRS.lock();
+            (0..MOST).find(|n| !pairs.contains_key(n)).ok_or(Errno::ENOSPC)?
+        };
+        let termios = Termios::new(abi::B38400, 38_400);
+        let device = DeviceId::new(MAJOR, number);
+        let tty = Tty::new(device, alloc::format!("pts/{number}"), termios, Box::new(Slave(link.clone())));
+        let pair = Arc::new(Pair {
+            link: link.clone(),
+            tty,
+            locked: AtomicBool::new(true),
+            uid: credentials.fsuid,
+            gid: credentials.fsgid,
+        });
+        let mut pairs = PAIRS.lock();
+        if pairs.contains_key(&number) {
+            drop(pairs);
+            continue;
+        }
+        pairs.insert(number, pair.clone());
+        drop(pairs);
+        return Ok(Arc::new(Master {
+            number,
+            pair,
+            reading: Mutex::new(()),
+            writing: Mutex::new(()),
+        }));
+    }
+}
+
+fn find(number: u32) -> Result<Arc<Pair>> {
+    PAIRS.lock().get(&number).cloned().ok_or(Errno::EIO)
+}
+
+fn open_slave(device: DeviceId, _: &Path, flags: u32) -> Result<Arc<dyn FileOps>> {
+    open_side(&find(device.minor)?, flags)
+}
+
+fn open_side(pair: &Arc<Pair>, flags: u32) -> Result<Arc<dyn FileOps>> {
+    if pair.locked.load(Ordering::SeqCst) || pair.link.master_closed.load(Ordering::SeqCst) {
+        return Err(Errno::EIO);
+    }
+    pair.link.opened.store(true, Ordering::SeqCst);
+    pair.link.slave_closed.store(false, Ordering::SeqCst);
+    TtyFile::open(pair.tty.clone(), flags)
+}
+
+impl Master {
+    /// Nobody is at the other side any more, and what was written there is read.
+    fn slave_gone(&self) -> bool {
+        self.pair.link.slave_closed.load(Ordering::SeqCst)
+    }
+
+    fn has_data(&self) -> bool {
+        let output = self.pair.link.output.lock();
+        !output.bytes.is_empty() || output.packet_mode && output.status != 0
+    }
+
+    /// Copies out what there is, at most what one read gets.
+    fn take(&self, sink: &mut Sink) -> Result<usize> {
+        let (bytes, packet) = {
+            let mut output = self.pair.link.output.lock();
+            if output.packet_mode && output.status != 0 {
+                (alloc::vec![core::mem::take(&mut output.status)], false)
+            } else {
+                let header = usize::from(output.packet_mode);
+                let count = output.bytes.len().min(sink.remaining().saturating_sub(header));
+                let mut bytes = Vec::with_capacity(count + header);
+                if output.packet_mode {
+                    bytes.push(abi::TIOCPKT_DATA as u8);
+                }
+                bytes.extend(output.bytes.iter().take(count));
+                (bytes, output.packet_mode)
+            }
+        };
+        let count = sink.write(&bytes)?;
+        let mut output = self.pair.link.output.lock();
+        let data = if packet { count.saturating_sub(1) } else { count.min(output.bytes.len()) };
+        let data = data.min(output.bytes.len());
+        output.bytes.drain(..data);
+        drop(output);
+        self.pair.tty.output.wake_all();
+        Ok(count)
+    }
+}
+
+impl FileOps for Master {
+    fn read_at(&self, file: &File, _: u64, sink: &mut Sink) -> Result<usize> {
+        let _reader = if file.nonblocking() {
+            self.reading.try_lock().ok_or(Errno::EAGAIN)?
+        } else {
+            self.reading.lock()
+        };
+        if sink.remaining() == 0 {
+            return Ok(0);
+        }
+        if !self.has_data() {
+            if self.slave_gone() {
+                return Err(Errno::EIO);
+            }
+            if file.nonblocking() {
+                return Err(Errno::EAGAIN);
+            }
+            self.pair
+                .link
+                .readable
+                .wait_event(None, || (self.has_data() || self.slave_gone()).then_some(()))?;
+            if !self.has_data() {
+                return Err(Errno::EIO);
+            }
+        }
+        self.take(sink)
+    }
+
+    fn write_at(&self, file: &File, _: &mut u64, source: &mut Source) -> Result<usize> {
+        let _writer = if file.nonblocking() {
+            self.writing.try_lock().ok_or(Errno::EAGAIN)?
+        } else {
+            self.writing.lock()
+        };
+        let tty = &self.pair.tty;
+        let mut done = 0;
+        let mut buffer = [0u8; 512];
+        while source.remaining() > 0 {
+            let want = source.remaining().min(buffer.len());
+            let count = match source.read(&mut buffer[..want]) {
+                Err(_) if done > 0 => return Ok(done),
+                other => other?,
+            };
+            let mut taken = 0;
+            while taken < count {
+                taken += tty.receive(&buffer[taken..count]);
+                if taken == count {
+                    break;
+                }
+                if self.slave_gone() && !self.pair.link.opened.load(Ordering::SeqCst) {
+                    return Err(Errno::EIO);
+                }
+                let wait = if file.nonblocking() {
+                    Err(Errno::EAGAIN)
+                } else {
+                    self.pair
+                        .link
+                        .writable
+                        .wait_event(None, || tty.discipline.lock().has_room().then_some(()))
+                        .map_err(Errno::from)
+                };
+                if let Err(error) = wait {
+                    source.rewind(count - taken);
+                    done += taken;
+                    return if done > 0 { Ok(done) } else { Err(error) };
+                }
+            }
+            done += count;
+        }
+        Ok(done)
+    }
+
+    fn poll(&self, _: &File) -> Events {
+        let mut events = Events::empty();
+        if self.has_data() {
+            events |= Events::READABLE;
+            if self.pair.link.output.lock().status != 0 {
+                events |= Events::PRI;
+            }
+        }
+        if self.slave_gone() {
+            events |= Events::HUP;
+        }
+        if self.pair.tty.discipline.lock().has_room() {
+            events |= Events::WRITABLE;
+        }
+        events
+    }
+
+    fn wait_queues(&self, _: &File, visit: &mut dyn FnMut(&WaitQueue)) {
+        visit(&self.pair.link.readable);
+        visit(&self.pair.link.writable);
+    }
+
+    fn pollable(&self) -> bool {
+        true
+    }
+
+    fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
+        match command {
+            request::TIOCGPTN => write_user(argument, &self.number)?,
+            request::TIOCSPTLCK => {
+                let lock: i32 = read_user(argument)?;
+                self.pair.locked.store(lock != 0, Ordering::SeqCst);
+            }
+            request::TIOCGPTLCK => {
+                write_user(argument, &i32::from(self.pair.locked.load(Ordering::SeqCst)))?;
+            }
+            request::TIOCPKT => {
+                let on: i32 = read_user(argument)?;
+                let mut output = self.pair.link.output.lock();
+                output.packet_mode = on != 0;
+                output.status = 0;
+            }
+            request::TIOCGPKT => {
+                let on = self.pair.link.output.lock().packet_mode;
+                write_user(argument, &i32::from(on))?;
+            }
+            request::TIOCSIG => {
+                let signal = argument as u32;
+                if !(1..=64).contains(&signal) {
+                    return Err(Errno::EINVAL);
+                }
+                self.pair.tty.signal_foreground(signal);
+            }
+            request::TIOCGPTPEER => return self.open_peer(argument as u32),
+            request::FIONREAD => {
+                let count = self.pair.link.output.lock().bytes.len();
+                write_user(argument, &(count as i32))?;
+            }
+            _ => {
+                let tty = &self.pair.tty;
+                let file = Opened { generation: tty.generation(), readable: true, master: true };
+                return ioctl::ioctl(tty, file, command, argument);
+            }
+        }
+        Ok(0)
+    }
+
+    fn release(&self, _: &File) {
+        PAIRS.lock().remove(&self.number);
+        self.pair.link.master_closed.store(true, Ordering::SeqCst);
+        super::job::hang_up_session(&self.pair.tty);
+        self.pair.tty.hang_up();
+    }
+}
+
+impl Master {
+    /// TIOCGPTPEER: a descriptor for the terminal, without a path.
+    fn open_peer(&self, flags: u32) -> Result<usize> {
+        let allowed = abi::O_ACCMODE | abi::O_NOCTTY | abi::O_CLOEXEC | abi::O_NONBLOCK;
+        if flags & !allowed != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let ops = open_side(&self.pair, flags)?;
+        let file = File::anonymous(Kind::Anonymous, &self.pair.tty.name, ops, flags);
+        let limit = crate::fs::caller::descriptor_limit();
+        let fd = crate::fs::caller::files().install(file, 0, limit, flags & abi::O_CLOEXEC != 0)?;
+        Ok(fd as usize)
+    }
+}
