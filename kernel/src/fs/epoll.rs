@@ -1,0 +1,384 @@
+//! epoll(7).
+//!
+//! Each watched file has an [`Item`], which hears of the file's wakes and puts itself on the instance's ready list. Whether the file is really ready is
+//! asked when events are fetched: an item on the list that is not goes off it, and comes back with the next wake. An item
+//! leaves the list before its file is asked, so no wake is lost.
+//!
+//! Locks: `items` (which files are watched) is taken before `fetching` (who takes items off the list); both sleep. The ready list
+//! is innermost, with interrupts off: wakes come from interrupt handlers.
+
+use alloc::collections::BTreeMap;
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::fmt::Write;
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter};
+use linux_raw_sys::general as abi;
+
+use super::anonymous::Kind;
+use super::file::{File, FileOps};
+use super::poll::Events;
+use crate::errno::{Errno, Result};
+use crate::sync::{IrqLock, Mutex, WaitError, WaitQueue, Watcher};
+
+/// How deep instances may be nested in each other.
+const MAX_NESTING: usize = 5;
+/// The bits of an interest that are no events.
+const EDGE: u32 = abi::EPOLLET;
+const ONE_SHOT: u32 = abi::EPOLLONESHOT;
+const EXCLUSIVE: u32 = abi::EPOLLEXCLUSIVE;
+const PRIVATE: u32 = EDGE | ONE_SHOT | EXCLUSIVE | abi::EPOLLWAKEUP;
+
+/// Serialises changes that nest instances: the search for cycles sees a tree that does not change.
+static NESTING: Mutex<()> = Mutex::new(());
+
+/// Interest in one file.
+pub struct Item {
+    this: Weak<Item>,
+    link: LinkedListAtomicLink,
+    epoll: Weak<Epoll>,
+    file: Weak<File>,
+    key: Key,
+    /// The events, and the bits in `PRIVATE`. 0 but for those after a one-shot event.
+    events: AtomicU32,
+    data: AtomicU64,
+    /// Taken out of the instance: it no longer goes on the list.
+    gone: AtomicBool,
+}
+
+/// Descriptor and identifier of the open file: the same file may be watched by two descriptors.
+type Key = (i32, u64);
+
+intrusive_adapter!(Ready = Arc<Item>: Item { link => LinkedListAtomicLink });
+
+/// An epoll instance.
+pub struct Epoll {
+    this: Weak<Epoll>,
+    items: Mutex<BTreeMap<Key, Arc<Item>>>,
+    fetching: Mutex<()>,
+    ready: IrqLock<LinkedList<Ready>>,
+    /// Woken when something goes on the list.
+    wait: WaitQueue,
+}
+
+/// What epoll_ctl(2) is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// Watch a file.
+    Add,
+    /// Watch for other events.
+    Modify,
+    /// Watch no longer.
+    Delete,
+}
+
+impl Watcher for Item {
+    fn notify(&self) {
+        if self.events.load(Ordering::SeqCst) & !PRIVATE == 0 {
+            return;
+        }
+        if let (Some(epoll), Some(item)) = (self.epoll.upgrade(), self.this.upgrade()) {
+            epoll.queue(item);
+        }
+    }
+}
+
+impl Item {
+    /// What of its interest is ready now.
+    fn ready_events(&self, file: &File) -> Events {
+        let wanted = self.events.load(Ordering::SeqCst);
+        if wanted & !PRIVATE == 0 {
+            return Events::empty();
+        }
+        file.poll() & (Events::from_bits_retain(wanted & !PRIVATE) | Events::ERR | Events::HUP)
+    }
+
+    fn stop_watching(self: &Arc<Self>, file: &File) {
+        let watcher: Arc<dyn Watcher> = self.clone();
+        file.ops().wait_queues(file, &mut |queue| queue.remove_watcher(&watcher));
+    }
+}
+
+/// A new instance.
+pub fn create() -> Arc<File> {
+    let epoll = Arc::new_cyclic(|this| Epoll {
+        this: this.clone(),
+        items: Mutex::new(BTreeMap::new()),
+        fetching: Mutex::new(()),
+        ready: IrqLock::new(LinkedList::new(Ready::NEW)),
+        wait: WaitQueue::new(),
+    });
+    File::anonymous(Kind::Anonymous, "eventpoll", epoll, abi::O_RDWR)
+}
+
+/// The last reference to an open file is gone: nobody watches it any more. Called with no lock held.
+pub(super) fn file_released(file: &File, items: Vec<Weak<Item>>) {
+    for item in items.iter().filter_map(Weak::upgrade) {
+        item.stop_watching(file);
+        if let Some(epoll) = item.epoll.upgrade() {
+            epoll.remove(&item);
+        }
+    }
+}
+
+impl Epoll {
+    fn queue(&self, item: Arc<Item>) {
+        {
+            let mut ready = self.ready.lock();
+            if item.link.is_linked() || item.gone.load(Ordering::SeqCst) {
+                return;
+            }
+            ready.push_back(item);
+        }
+        self.wait.wake_one();
+    }
+
+    /// Takes an item off the list; the list's reference is returned to be dropped outside of the lock.
+    fn unqueue(&self, item: &Item) -> Option<Arc<Item>> {
+        let mut ready = self.ready.lock();
+        if !item.link.is_linked() {
+            return None;
+        }
+        // SAFETY: an item is only ever on the list of its own instance, whose lock is held.
+        unsafe { ready.cursor_mut_from_ptr(item).remove() }
+    }
+
+    fn remove(&self, item: &Arc<Item>) {
+        item.gone.store(true, Ordering::SeqCst);
+        let removed = {
+            let mut items = self.items.lock();
+            let same = items.get(&item.key).is_some_and(|i| Arc::ptr_eq(i, item));
+            if same { items.remove(&item.key) } else { None }
+        };
+        let queued = self.unqueue(item);
+        drop((removed, queued));
+    }
+
+    /// epoll_ctl(2). `target` is the file behind `fd`.
+    pub fn control(&self, change: Change, fd: i32, target: &Arc<File>, events: u32, data: u64) -> Result<()> {
+        let target_epoll = target.ops_arc::<Epoll>();
+        if target_epoll.as_ref().is_some_and(|t| core::ptr::eq(&**t, self)) {
+            return Err(Errno::EINVAL);
+        }
+        if !target.ops().pollable() {
+            return Err(Errno::EPERM);
+        }
+        let key = (fd, target.id());
+        if events & EXCLUSIVE != 0 && change != Change::Delete {
+            let allowed = Events::IN | Events::OUT | Events::ERR | Events::HUP;
+            let allowed = allowed.bits() | EDGE | EXCLUSIVE | abi::EPOLLWAKEUP;
+            if change == Change::Modify || target_epoll.is_some() || events & !allowed != 0 {
+                return Err(Errno::EINVAL);
+            }
+        }
+        match change {
+            Change::Add => {
+                let _nesting = target_epoll.as_ref().map(|_| NESTING.lock());
+                if let Some(other) = &target_epoll
+                    && other.reaches(self, MAX_NESTING)
+                {
+                    return Err(Errno::ELOOP);
+                }
+                self.add(key, target, events, data)
+            }
+            Change::Modify => {
+                let item = self.items.lock().get(&key).cloned().ok_or(Errno::ENOENT)?;
+                if item.events.load(Ordering::SeqCst) & EXCLUSIVE != 0 {
+                    return Err(Errno::EINVAL);
+                }
+                item.data.store(data, Ordering::SeqCst);
+                item.events.store(events, Ordering::SeqCst);
+                self.look(&item, target);
+                Ok(())
+            }
+            Change::Delete => {
+                let item = self.items.lock().get(&key).cloned().ok_or(Errno::ENOENT)?;
+                item.stop_watching(target);
+                target.forget_watch(&item);
+                self.remove(&item);
+                Ok(())
+            }
+        }
+    }
+
+    fn add(&self, key: Key, target: &Arc<File>, events: u32, data: u64) -> Result<()> {
+        let item = Arc::new_cyclic(|this| Item {
+            this: this.clone(),
+            link: LinkedListAtomicLink::new(),
+            epoll: self.this.clone(),
+            file: Arc::downgrade(target),
+            key,
+            events: AtomicU32::new(events),
+            data: AtomicU64::new(data),
+            gone: AtomicBool::new(false),
+        });
+        {
+            let mut items = self.items.lock();
+            if items.contains_key(&key) {
+                return Err(Errno::EEXIST);
+            }
+            items.insert(key, item.clone());
+        }
+        target.remember_watch(&item);
+        target.ops().wait_queues(target, &mut |queue| queue.add_watcher(item.clone()));
+        self.look(&item, target);
+        Ok(())
+    }
+
+    /// Queues the item if its file is ready now.
+    fn look(&self, item: &Arc<Item>, file: &File) {
+        if !item.ready_events(file).is_empty() {
+            self.queue(item.clone());
+        }
+    }
+
+    /// Is `other` watched by this instance, or by one that it watches? Also true when they would be nested too deep.
+    fn reaches(&self, other: &Epoll, depth: usize) -> bool {
+        if core::ptr::eq(self, other) || depth == 0 {
+            return true;
+        }
+        let files: Vec<Arc<File>> = self.items.lock().values().filter_map(|i| i.file.upgrade()).collect();
+        files.iter().filter_map(|f| f.ops_as::<Epoll>()).any(|e| e.reaches(other, depth - 1))
+    }
+
+    /// epoll_wait(2): gives up to `most` events to `emit`, which may refuse one. The deadline is in monotonic nanoseconds.
+    pub fn wait(
+        &self,
+        most: usize,
+        deadline: Option<u64>,
+        mut emit: impl FnMut(u32, u64) -> Result<()>,
+    ) -> Result<usize> {
+        loop {
+            let count = self.fetch(most, &mut emit)?;
+            if count > 0 || deadline == Some(0) {
+                return Ok(count);
+            }
+            match self.wait.wait_event(deadline, || (!self.ready.lock().is_empty()).then_some(())) {
+                Ok(()) => {}
+                Err(WaitError::TimedOut) => return self.fetch(most, &mut emit),
+                Err(WaitError::Interrupted) => return Err(Errno::EINTR),
+            }
+        }
+    }
+
+    fn fetch(&self, most: usize, emit: &mut impl FnMut(u32, u64) -> Result<()>) -> Result<usize> {
+        let mut count = 0;
+        // Files that were closed meanwhile are let go of at the end, without a lock: that may take this instance's own.
+        let mut files = Vec::new();
+        let fetching = self.fetching.lock();
+        // What goes back on the list is not looked at twice.
+        let mut left = self.ready.lock().iter().count();
+        let mut error = None;
+        while left > 0 && count < most {
+            left -= 1;
+            let Some(item) = self.ready.lock().pop_front() else { break };
+            let Some(file) = item.file.upgrade() else { continue };
+            let events = item.ready_events(&file);
+            files.push(file);
+            if events.is_empty() {
+                continue;
+            }
+            if let Err(refused) = emit(events.bits(), item.data.load(Ordering::SeqCst)) {
+                self.queue(item);
+                error = Some(refused);
+                break;
+            }
+            count += 1;
+            let interest = item.events.load(Ordering::SeqCst);
+            if interest & ONE_SHOT != 0 {
+                item.events.fetch_and(PRIVATE, Ordering::SeqCst);
+            } else if interest & EDGE == 0 {
+                // Level-triggered: looked at again next time.
+                self.requeue(item);
+            }
+        }
+        drop(fetching);
+        drop(files);
+        match error {
+            Some(error) if count == 0 => Err(error),
+            _ => {
+                // Other waiters may take what is left.
+                if count > 0 && !self.ready.lock().is_empty() {
+                    self.wait.wake_one();
+                }
+                Ok(count)
+            }
+        }
+    }
+
+    fn requeue(&self, item: Arc<Item>) {
+        let mut ready = self.ready.lock();
+        if !item.link.is_linked() && !item.gone.load(Ordering::SeqCst) {
+            ready.push_back(item);
+        }
+    }
+
+    /// Is any watched file ready? Items whose files are not go off the list.
+    fn any_ready(&self) -> bool {
+        let mut files = Vec::new();
+        let fetching = self.fetching.lock();
+        let mut found = false;
+        while !found {
+            let Some(item) = self.ready.lock().pop_front() else { break };
+            let Some(file) = item.file.upgrade() else { continue };
+            found = !item.ready_events(&file).is_empty();
+            files.push(file);
+            if found {
+                let mut ready = self.ready.lock();
+                if !item.link.is_linked() && !item.gone.load(Ordering::SeqCst) {
+                    ready.push_front(item);
+                }
+            }
+        }
+        drop(fetching);
+        drop(files);
+        found
+    }
+}
+
+impl FileOps for Epoll {
+    fn poll(&self, _: &File) -> Events {
+        if self.any_ready() { Events::READABLE } else { Events::empty() }
+    }
+
+    fn wait_queues(&self, _: &File, visit: &mut dyn FnMut(&WaitQueue)) {
+        visit(&self.wait);
+    }
+
+    fn pollable(&self) -> bool {
+        true
+    }
+
+    fn release(&self, _: &File) {
+        let items = core::mem::take(&mut *self.items.lock());
+        for item in items.into_values() {
+            item.gone.store(true, Ordering::SeqCst);
+            if let Some(file) = item.file.upgrade() {
+                item.stop_watching(&file);
+                file.forget_watch(&item);
+            }
+            drop(self.unqueue(&item));
+        }
+    }
+
+    fn describe(&self, _: &File, out: &mut String) {
+        let items: Vec<Arc<Item>> = self.items.lock().values().cloned().collect();
+        for item in items {
+            let Some(file) = item.file.upgrade() else { continue };
+            let stat = file.inode().stat();
+            // Writing to a string does not fail.
+            let _ = writeln!(
+                out,
+                "tfd: {:8} events: {:8x} data: {:16x}  pos:{} ino:{:x} sdev:{:x}",
+                item.key.0,
+                item.events.load(Ordering::SeqCst),
+                item.data.load(Ordering::SeqCst),
+                file.position(),
+                stat.ino,
+                stat.dev.encode(),
+            );
+        }
+    }
+}

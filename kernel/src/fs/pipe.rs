@@ -1,0 +1,429 @@
+//! Pipes, with and without a name.
+//!
+//! A pipe is a ring of page-sized buffers that are allocated when something is written and freed when it is read. As in Linux its capacity is a
+//! number of buffers: a write goes on in the last one only if what does not fill whole pages fits there, so that a write of up to
+//! `PIPE_BUF` bytes is never torn apart.
+//!
+//! The ring's lock sleeps and is held over user copies. What poll(2) and waiting threads look at is beside it, in atomics.
+
+use alloc::collections::VecDeque;
+use alloc::sync::{Arc, Weak};
+use core::any::Any;
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+
+use linux_raw_sys::general as abi;
+use linux_raw_sys::ioctl;
+
+use super::anonymous::Kind;
+use super::file::{File, FileOps};
+use super::inode::Inode;
+use super::iobuf::{Sink, Source};
+use super::poll::Events;
+use crate::errno::{Errno, Result};
+use crate::memory::PAGE_SIZE;
+use crate::memory::frame::{Frame, Use};
+use crate::mm::uaccess::write_user;
+use crate::process;
+use crate::signal;
+use crate::sync::{Mutex, SpinLock, WaitQueue};
+
+/// Buffers of a new pipe: 64 KiB.
+const DEFAULT_BUFFERS: usize = 16;
+/// The largest capacity that an unprivileged process may ask for, in bytes: `/proc/sys/fs/pipe-max-size`.
+static MAX_SIZE: AtomicUsize = AtomicUsize::new(1 << 20);
+
+/// `fs.pipe-max-size`, bytes.
+pub fn max_size() -> usize {
+    MAX_SIZE.load(Ordering::SeqCst)
+}
+
+/// Sets `fs.pipe-max-size`, rounded up as a capacity is.
+pub fn set_max_size(bytes: usize) -> Result<()> {
+    MAX_SIZE.store(round_size(bytes)?, Ordering::SeqCst);
+    Ok(())
+}
+
+/// A capacity that a pipe can have: a power of two of pages.
+fn round_size(bytes: usize) -> Result<usize> {
+    if bytes > 1 << 31 {
+        return Err(Errno::EINVAL);
+    }
+    Ok(bytes.max(PAGE_SIZE).next_power_of_two())
+}
+
+struct Buffer {
+    frame: Frame,
+    start: usize,
+    end: usize,
+    /// Written in packet mode: a read gets this one only, and loses what it does not take.
+    packet: bool,
+}
+
+#[derive(Default)]
+struct Ring {
+    buffers: VecDeque<Buffer>,
+}
+
+/// A pipe.
+pub struct Pipe {
+    ring: Mutex<Ring>,
+    /// Buffers in use, and how many there may be.
+    used: AtomicUsize,
+    limit: AtomicUsize,
+    /// Bytes in the buffers.
+    bytes: AtomicUsize,
+    readers: AtomicU32,
+    writers: AtomicU32,
+    /// Opens for reading and for writing so far: who waits for the other side of a named pipe looks at them.
+    reader_opens: AtomicU32,
+    writer_opens: AtomicU32,
+    /// Woken when there is something to read, and when the last writer goes.
+    readable: WaitQueue,
+    /// Woken when there is room, and when the last reader goes.
+    writable: WaitQueue,
+}
+
+/// One open end: what an open file of a pipe refers to.
+pub struct End {
+    pipe: Arc<Pipe>,
+    reads: bool,
+    writes: bool,
+    /// For a reader that did not wait for a writer: the number of opens for writing then. No hangup before the first.
+    before_writers: Option<u32>,
+}
+
+impl Pipe {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            ring: Mutex::new(Ring::default()),
+            used: AtomicUsize::new(0),
+            limit: AtomicUsize::new(DEFAULT_BUFFERS),
+            bytes: AtomicUsize::new(0),
+            readers: AtomicU32::new(0),
+            writers: AtomicU32::new(0),
+            reader_opens: AtomicU32::new(0),
+            writer_opens: AtomicU32::new(0),
+            readable: WaitQueue::new(),
+            writable: WaitQueue::new(),
+        })
+    }
+
+    fn is_empty(&self) -> bool {
+        self.used.load(Ordering::SeqCst) == 0
+    }
+
+    fn is_full(&self) -> bool {
+        self.used.load(Ordering::SeqCst) >= self.limit.load(Ordering::SeqCst)
+    }
+
+    fn has_readers(&self) -> bool {
+        self.readers.load(Ordering::SeqCst) > 0
+    }
+
+    fn has_writers(&self) -> bool {
+        self.writers.load(Ordering::SeqCst) > 0
+    }
+
+    fn read(&self, nonblocking: bool, sink: &mut Sink) -> Result<usize> {
+        let mut done = 0;
+        loop {
+            let was_full = self.is_full();
+            let taken = self.take(sink, &mut done);
+            if was_full && !self.is_full() {
+                self.writable.wake_all();
+            }
+            taken?;
+            if done > 0 || sink.remaining() == 0 || !self.has_writers() && self.is_empty() {
+                return Ok(done);
+            }
+            if nonblocking {
+                return Err(Errno::EAGAIN);
+            }
+            self.readable.wait_event(None, || (!self.is_empty() || !self.has_writers()).then_some(()))?;
+        }
+    }
+
+    /// Takes what there is, as much as fits.
+    fn take(&self, sink: &mut Sink, done: &mut usize) -> Result<()> {
+        let mut ring = self.ring.lock();
+        while sink.remaining() > 0
+            && let Some(buffer) = ring.buffers.front_mut()
+        {
+            let len = buffer.end - buffer.start;
+            // SAFETY: the buffer's frame is ours, and the range is inside it.
+            let moved = unsafe { sink.write_raw(buffer.frame.as_ptr().add(buffer.start), len) };
+            let moved = match moved {
+                Ok(moved) => moved,
+                Err(_) if *done > 0 => return Ok(()),
+                Err(error) => return Err(error),
+            };
+            *done += moved;
+            let packet = buffer.packet;
+            let gone = if packet { len } else { moved };
+            buffer.start += gone;
+            self.bytes.fetch_sub(gone, Ordering::SeqCst);
+            if buffer.start == buffer.end {
+                let empty = ring.buffers.pop_front();
+                drop(empty);
+                self.used.store(ring.buffers.len(), Ordering::SeqCst);
+            }
+            if packet || moved < len {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, nonblocking: bool, packets: bool, source: &mut Source) -> Result<usize> {
+        let mut done = 0;
+        if source.remaining() == 0 {
+            return Ok(0);
+        }
+        let mut first = true;
+        loop {
+            if !self.has_readers() {
+                signal::send_thread(&process::current().to_arc(), signal::SIGPIPE);
+                return if done > 0 { Ok(done) } else { Err(Errno::EPIPE) };
+            }
+            let before = done;
+            let put = self.put(packets, first, source, &mut done);
+            first = false;
+            if done > before {
+                self.readable.wake_all();
+            }
+            match put {
+                Err(_) if done > 0 => return Ok(done),
+                other => other?,
+            }
+            if source.remaining() == 0 {
+                return Ok(done);
+            }
+            if nonblocking {
+                return if done > 0 { Ok(done) } else { Err(Errno::EAGAIN) };
+            }
+            let woken =
+                self.writable.wait_event(None, || (!self.is_full() || !self.has_readers()).then_some(()));
+            match woken {
+                Err(_) if done > 0 => return Ok(done),
+                other => other?,
+            }
+        }
+    }
+
+    /// Puts in what there is room for.
+    fn put(&self, packets: bool, first: bool, source: &mut Source, done: &mut usize) -> Result<()> {
+        let mut ring = self.ring.lock();
+        let limit = self.limit.load(Ordering::SeqCst);
+        // What does not fill whole pages goes into the last buffer, if all of it fits.
+        let rest = source.remaining() % PAGE_SIZE;
+        if first
+            && rest > 0
+            && !packets
+            && let Some(last) = ring.buffers.back_mut()
+            && !last.packet
+            && last.end + rest <= PAGE_SIZE
+        {
+            // SAFETY: the range is inside the buffer's frame, which is ours.
+            let moved = unsafe { source.read_raw(last.frame.as_ptr().add(last.end), rest) }?;
+            last.end += moved;
+            *done += moved;
+            self.bytes.fetch_add(moved, Ordering::SeqCst);
+            if moved < rest {
+                return Err(Errno::EFAULT);
+            }
+        }
+        while source.remaining() > 0 && ring.buffers.len() < limit {
+            let frame = Frame::alloc(Use::Other).ok_or(Errno::ENOMEM)?;
+            let want = source.remaining().min(PAGE_SIZE);
+            // SAFETY: a whole frame, not yet known to anybody else.
+            let moved = unsafe { source.read_raw(frame.as_ptr(), want) }?;
+            *done += moved;
+            ring.buffers.push_back(Buffer { frame, start: 0, end: moved, packet: packets });
+            self.bytes.fetch_add(moved, Ordering::SeqCst);
+            self.used.store(ring.buffers.len(), Ordering::SeqCst);
+            if moved < want {
+                return Err(Errno::EFAULT);
+            }
+        }
+        Ok(())
+    }
+
+    fn set_size(&self, bytes: usize) -> Result<usize> {
+        let size = round_size(bytes)?;
+        let privileged = process::current().credentials().capable(abi::CAP_SYS_RESOURCE);
+        let ring = self.ring.lock();
+        let grows = size / PAGE_SIZE > self.limit.load(Ordering::SeqCst);
+        if grows && size > max_size() && !privileged {
+            return Err(Errno::EPERM);
+        }
+        if size / PAGE_SIZE < ring.buffers.len() {
+            return Err(Errno::EBUSY);
+        }
+        self.limit.store(size / PAGE_SIZE, Ordering::SeqCst);
+        drop(ring);
+        self.writable.wake_all();
+        Ok(size)
+    }
+}
+
+impl End {
+    fn open(pipe: &Arc<Pipe>, reads: bool, writes: bool) -> Self {
+        if reads {
+            pipe.readers.fetch_add(1, Ordering::SeqCst);
+            pipe.reader_opens.fetch_add(1, Ordering::SeqCst);
+            pipe.writable.wake_all();
+        }
+        if writes {
+            pipe.writers.fetch_add(1, Ordering::SeqCst);
+            pipe.writer_opens.fetch_add(1, Ordering::SeqCst);
+            pipe.readable.wake_all();
+        }
+        Self { pipe: pipe.clone(), reads, writes, before_writers: None }
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        if self.reads && self.pipe.readers.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.pipe.writable.wake_all();
+        }
+        if self.writes && self.pipe.writers.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.pipe.readable.wake_all();
+        }
+    }
+}
+
+impl FileOps for End {
+    fn read_at(&self, file: &File, _: u64, sink: &mut Sink) -> Result<usize> {
+        self.pipe.read(file.nonblocking(), sink)
+    }
+
+    fn write_at(&self, file: &File, _: &mut u64, source: &mut Source) -> Result<usize> {
+        self.pipe.write(file.nonblocking(), file.flags() & abi::O_DIRECT != 0, source)
+    }
+
+    fn poll(&self, _: &File) -> Events {
+        let mut events = Events::empty();
+        if self.reads {
+            if !self.pipe.is_empty() {
+                events |= Events::READABLE;
+            }
+            let came = self.before_writers != Some(self.pipe.writer_opens.load(Ordering::SeqCst));
+            if !self.pipe.has_writers() && came {
+                events |= Events::HUP;
+            }
+        }
+        if self.writes {
+            if !self.pipe.is_full() {
+                events |= Events::WRITABLE;
+            }
+            if !self.pipe.has_readers() {
+                events |= Events::ERR;
+            }
+        }
+        events
+    }
+
+    fn wait_queues(&self, _: &File, visit: &mut dyn FnMut(&WaitQueue)) {
+        if self.reads {
+            visit(&self.pipe.readable);
+        }
+        if self.writes {
+            visit(&self.pipe.writable);
+        }
+    }
+
+    fn pollable(&self) -> bool {
+        true
+    }
+
+    fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
+        match command {
+            ioctl::FIONREAD => {
+                write_user(argument, &(self.pipe.bytes.load(Ordering::SeqCst) as i32))?;
+                Ok(0)
+            }
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+
+    fn fcntl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
+        match command {
+            abi::F_GETPIPE_SZ => Ok(self.pipe.limit.load(Ordering::SeqCst) * PAGE_SIZE),
+            abi::F_SETPIPE_SZ => self.pipe.set_size(argument as u32 as usize),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
+/// pipe2(2): the reading and the writing end. `flags`: `O_NONBLOCK`, `O_DIRECT`.
+pub fn create(flags: u32) -> (Arc<File>, Arc<File>) {
+    let pipe = Pipe::new();
+    let reader = Arc::new(End::open(&pipe, true, false));
+    let writer = Arc::new(End::open(&pipe, false, true));
+    let read = File::anonymous(Kind::Pipe, "", reader, abi::O_RDONLY | flags & abi::O_NONBLOCK);
+    let write = read.sibling(writer, abi::O_WRONLY | flags & (abi::O_NONBLOCK | abi::O_DIRECT));
+    (read, write)
+}
+
+/// What a named pipe's inode keeps: the pipe, as long as somebody has it open.
+struct Named {
+    pipe: SpinLock<Weak<Pipe>>,
+}
+
+fn named_pipe(inode: &Inode) -> Arc<Pipe> {
+    let named = {
+        let fresh: Arc<dyn Any + Send + Sync> = Arc::new(Named { pipe: SpinLock::new(Weak::new()) });
+        let mut attachment = inode.attachment.lock();
+        attachment.get_or_insert(fresh).clone()
+    };
+    let fresh = Pipe::new();
+    let Ok(named) = named.downcast::<Named>() else { return fresh };
+    let mut slot = named.pipe.lock();
+    match slot.upgrade() {
+        Some(pipe) => pipe,
+        None => {
+            *slot = Arc::downgrade(&fresh);
+            fresh
+        }
+    }
+}
+
+/// Opens a named pipe: waits until the other side is open, too, unless `O_NONBLOCK` says otherwise. fifo(7).
+pub fn open_named(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
+    let pipe = named_pipe(inode);
+    let nonblocking = flags & abi::O_NONBLOCK != 0;
+    match flags & abi::O_ACCMODE {
+        abi::O_RDONLY => {
+            let mut end = End::open(&pipe, true, false);
+            if !pipe.has_writers() {
+                let before = pipe.writer_opens.load(Ordering::SeqCst);
+                if nonblocking {
+                    end.before_writers = Some(before);
+                } else {
+                    pipe.readable.wait_event(None, || {
+                        (pipe.writer_opens.load(Ordering::SeqCst) != before || pipe.has_writers())
+                            .then_some(())
+                    })?;
+                }
+            }
+            Ok(Arc::new(end))
+        }
+        abi::O_WRONLY => {
+            if nonblocking && !pipe.has_readers() {
+                return Err(Errno::ENXIO);
+            }
+            let before = pipe.reader_opens.load(Ordering::SeqCst);
+            let end = End::open(&pipe, false, true);
+            if !pipe.has_readers() {
+                pipe.writable.wait_event(None, || {
+                    (pipe.reader_opens.load(Ordering::SeqCst) != before || pipe.has_readers())
+                        .then_some(())
+                })?;
+            }
+            Ok(Arc::new(end))
+        }
+        abi::O_RDWR => Ok(Arc::new(End::open(&pipe, true, true))),
+        _ => Err(Errno::EINVAL),
+    }
+}

@@ -1,0 +1,76 @@
+//! Waiting for the readiness of several files: what poll(2) and select(2) have in common.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use super::file::File;
+use crate::sync::{WaitError, WaitQueue, Watcher};
+
+/// Notes that one of the watched files may have become ready.
+struct Poller {
+    woken: AtomicBool,
+    queue: WaitQueue,
+}
+
+impl Watcher for Poller {
+    fn notify(&self) {
+        self.woken.store(true, Ordering::SeqCst);
+        self.queue.wake_all();
+    }
+}
+
+/// Watches files until it is dropped.
+struct Watch {
+    poller: Arc<Poller>,
+    files: Vec<Arc<File>>,
+}
+
+impl Watch {
+    fn new(files: Vec<Arc<File>>) -> Self {
+        let poller = Arc::new(Poller { woken: AtomicBool::new(false), queue: WaitQueue::new() });
+        for file in &files {
+            file.ops().wait_queues(file, &mut |queue| queue.add_watcher(poller.clone()));
+        }
+        Self { poller, files }
+    }
+}
+
+impl Drop for Watch {
+    fn drop(&mut self) {
+        let watcher: Arc<dyn Watcher> = self.poller.clone();
+        for file in &self.files {
+            file.ops().wait_queues(file, &mut |queue| queue.remove_watcher(&watcher));
+        }
+    }
+}
+
+/// Calls `scan` until it finds something ready (a number above 0), the deadline (monotonic nanoseconds) passes, or a signal comes.
+/// `files` gives what to watch; it is asked once and only if there is nothing at first. Without files it just sleeps.
+pub fn wait(
+    deadline: Option<u64>,
+    files: impl FnOnce() -> Vec<Arc<File>>,
+    mut scan: impl FnMut() -> usize,
+) -> Result<usize, WaitError> {
+    let ready = scan();
+    if ready > 0 || deadline == Some(0) {
+        return Ok(ready);
+    }
+    let watch = Watch::new(files());
+    loop {
+        watch.poller.woken.store(false, Ordering::SeqCst);
+        let ready = scan();
+        if ready > 0 {
+            return Ok(ready);
+        }
+        let woken = watch
+            .poller
+            .queue
+            .wait_event(deadline, || watch.poller.woken.load(Ordering::SeqCst).then_some(()));
+        match woken {
+            Ok(()) => {}
+            Err(WaitError::TimedOut) => return Ok(scan()),
+            Err(error) => return Err(error),
+        }
+    }
+}
