@@ -20,6 +20,7 @@ mod signal;
 mod sync;
 mod syscall;
 mod time;
+mod tty;
 
 use ::log::info;
 

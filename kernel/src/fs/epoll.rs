@@ -56,6 +56,8 @@ intrusive_adapter!(Ready = Arc<Item>: Item { link => LinkedListAtomicLink });
 /// An epoll instance.
 pub struct Epoll {
     this: Weak<Epoll>,
+    /// One change at a time: adding and removing an item take several steps.
+    changing: Mutex<()>,
     items: Mutex<BTreeMap<Key, Arc<Item>>>,
     fetching: Mutex<()>,
     ready: IrqLock<LinkedList<Ready>>,
@@ -105,6 +107,7 @@ impl Item {
 pub fn create() -> Arc<File> {
     let epoll = Arc::new_cyclic(|this| Epoll {
         this: this.clone(),
+        changing: Mutex::new(()),
         items: Mutex::new(BTreeMap::new()),
         fetching: Mutex::new(()),
         ready: IrqLock::new(LinkedList::new(Ready::NEW)),
@@ -173,9 +176,10 @@ impl Epoll {
                 return Err(Errno::EINVAL);
             }
         }
+        let _nesting = target_epoll.as_ref().filter(|_| change == Change::Add).map(|_| NESTING.lock());
+        let _changing = self.changing.lock();
         match change {
             Change::Add => {
-                let _nesting = target_epoll.as_ref().map(|_| NESTING.lock());
                 if let Some(other) = &target_epoll
                     && other.reaches(self, MAX_NESTING)
                 {

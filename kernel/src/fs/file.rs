@@ -1,13 +1,15 @@
 //! Open file descriptions, and what stands behind one.
 
 use alloc::string::String;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
 use super::dentry::Dentry;
+use super::epoll;
 use super::inode::Inode;
 use super::iobuf::{Sink, Source};
 use super::path::Path;
@@ -150,6 +152,8 @@ pub struct File {
     flags: AtomicU32,
     position: Mutex<u64>,
     owner: SpinLock<FileOwner>,
+    /// The epoll instances' interests in it.
+    watches: SpinLock<Vec<Weak<epoll::Item>>>,
     /// Differs from every other open file's: the owner of flock(2) and OFD locks.
     id: u64,
 }
@@ -180,6 +184,7 @@ impl File {
             flags: AtomicU32::new(flags & (abi::O_ACCMODE | STATUS_FLAGS)),
             position: Mutex::new(0),
             owner: SpinLock::new(FileOwner::default()),
+            watches: SpinLock::new(Vec::new()),
             // Ordering: only the numbers have to differ.
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
         });
@@ -388,6 +393,16 @@ impl File {
         Ok(*position)
     }
 
+    /// An epoll instance watches the file now, and is to be told when it is released.
+    pub(super) fn remember_watch(&self, item: &Arc<epoll::Item>) {
+        self.watches.lock().push(Arc::downgrade(item));
+    }
+
+    /// Undoes `remember_watch`.
+    pub(super) fn forget_watch(&self, item: &Arc<epoll::Item>) {
+        self.watches.lock().retain(|w| !core::ptr::eq(w.as_ptr(), Arc::as_ptr(item)));
+    }
+
     /// The readiness now.
     pub fn poll(&self) -> Events {
         if self.is_path() { Events::NVAL } else { self.ops.poll(self) }
@@ -405,6 +420,8 @@ fn check_range(offset: u64, len: usize) -> Result<()> {
 impl Drop for File {
     fn drop(&mut self) {
         self.inode().locks.file_released(self.id);
+        let watches = core::mem::take(self.watches.get_mut());
+        epoll::file_released(self, watches);
         let ops = self.ops.clone();
         ops.release(self);
         if self.writable() {

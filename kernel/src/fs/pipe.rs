@@ -417,8 +417,7 @@ pub fn open_named(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
             let end = End::open(&pipe, false, true);
             if !pipe.has_readers() {
                 pipe.writable.wait_event(None, || {
-                    (pipe.reader_opens.load(Ordering::SeqCst) != before || pipe.has_readers())
-                        .then_some(())
+                    (pipe.reader_opens.load(Ordering::SeqCst) != before || pipe.has_readers()).then_some(())
                 })?;
             }
             Ok(Arc::new(end))

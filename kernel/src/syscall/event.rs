@@ -182,11 +182,8 @@ struct EpollEvent {
 
 fn epoll_ctl(args: &mut Args) -> Result<usize> {
     let change = args.uint(1);
-    let event = if change == abi::EPOLL_CTL_DEL {
-        EpollEvent { events: 0, data: 0 }
-    } else {
-        read_user(args.a[3])?
-    };
+    let event =
+        if change == abi::EPOLL_CTL_DEL { EpollEvent { events: 0, data: 0 } } else { read_user(args.a[3])? };
     let files = caller::files();
     let file = files.get(args.int(0))?;
     let target = files.get(args.int(2))?;
@@ -488,9 +485,8 @@ fn pselect6(args: &mut Args) -> Result<usize> {
             read_mask(address, size)?
         }
     };
-    let result = with_mask(mask, || {
-        Sets::read(args.int(0), [args.a[1], args.a[2], args.a[3]])?.run(deadline)
-    });
+    let result =
+        with_mask(mask, || Sets::read(args.int(0), [args.a[1], args.a[2], args.a[3]])?.run(deadline));
     finish_timeout(result, deadline, |ns| match args.a[4] {
         0 => Ok(()),
         address => write_user(address, &Timespec::from_ns(ns)),

@@ -1,6 +1,7 @@
 //! System calls: the table, the dispatch, and the log of calls.
 
 pub mod cred;
+pub mod event;
 pub mod fs_attr;
 pub mod fs_fd;
 pub mod fs_io;
@@ -51,6 +52,7 @@ pub type Group = &'static [(Sysno, Handler)];
 /// Every group's table.
 const GROUPS: &[Group] = &[
     cred::TABLE,
+    event::TABLE,
     fs_attr::TABLE,
     fs_fd::TABLE,
     fs_io::TABLE,

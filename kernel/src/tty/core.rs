@@ -198,11 +198,8 @@ impl Tty {
             return Ok(0);
         }
         job::check_background_read(self)?;
-        let _reader = if nonblocking {
-            self.reading.try_lock().ok_or(Errno::EAGAIN)?
-        } else {
-            self.reading.lock()
-        };
+        let _reader =
+            if nonblocking { self.reading.try_lock().ok_or(Errno::EAGAIN)? } else { self.reading.lock() };
         if sink.remaining() == 0 {
             return Ok(0);
         }
@@ -292,11 +289,8 @@ impl Tty {
         if self.termios().local(abi::TOSTOP) {
             job::check_background_change(self)?;
         }
-        let _writer = if nonblocking {
-            self.writing.try_lock().ok_or(Errno::EAGAIN)?
-        } else {
-            self.writing.lock()
-        };
+        let _writer =
+            if nonblocking { self.writing.try_lock().ok_or(Errno::EAGAIN)? } else { self.writing.lock() };
         let mut done = 0;
         let mut buffer = [0u8; CHUNK];
         while source.remaining() > 0 {
@@ -309,9 +303,8 @@ impl Tty {
                     return if done > 0 { Ok(done) } else { Err(Errno::EAGAIN) };
                 }
                 let woken = self.output.wait_event(None, || {
-                    let go = self.driver.room() > 0
-                        || self.hung_up(generation)
-                        || self.driver.other_end_closed();
+                    let go =
+                        self.driver.room() > 0 || self.hung_up(generation) || self.driver.other_end_closed();
                     go.then_some(())
                 });
                 match woken {

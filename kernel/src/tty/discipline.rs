@@ -212,8 +212,7 @@ impl Discipline {
             }
         }
         if t.local(abi::ISIG) {
-            let signals =
-                [(abi::VINTR, abi::SIGINT), (abi::VQUIT, abi::SIGQUIT), (abi::VSUSP, abi::SIGTSTP)];
+            let signals = [(abi::VINTR, abi::SIGINT), (abi::VQUIT, abi::SIGQUIT), (abi::VSUSP, abi::SIGTSTP)];
             for (index, signal) in signals {
                 if t.is_char(c, index) {
                     return self.signal(c, signal, out);

@@ -15,4 +15,4 @@ mod termios;
 
 pub use file::{TtyFile, init};
 pub use job::session_leader_exited;
-pub use serial::{console, drain, input as serial_input, transmit_ready as serial_transmit_ready};
+pub use serial::{console, drain};

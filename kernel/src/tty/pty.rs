@@ -197,12 +197,7 @@ pub fn open_master(_flags: u32) -> Result<Arc<dyn FileOps>> {
         }
         pairs.insert(number, pair.clone());
         drop(pairs);
-        return Ok(Arc::new(Master {
-            number,
-            pair,
-            reading: Mutex::new(()),
-            writing: Mutex::new(()),
-        }));
+        return Ok(Arc::new(Master { number, pair, reading: Mutex::new(()), writing: Mutex::new(()) }));
     }
 }
 

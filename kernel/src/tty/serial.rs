@@ -147,12 +147,11 @@ pub fn init() {
     OUTPUT.lock().bytes.reserve_exact(OUTPUT_SIZE + ECHO_ROOM + 16);
     let mut termios = Termios::new(abi::B115200, 115_200);
     termios.control |= abi::CLOCAL;
-    let tty = CONSOLE.call_once(|| {
-        Tty::new(DeviceId::new(4, 64), "ttyS0".into(), termios, Box::new(SerialPort))
-    });
+    let tty =
+        CONSOLE.call_once(|| Tty::new(DeviceId::new(4, 64), "ttyS0".into(), termios, Box::new(SerialPort)));
     let tty = tty.clone();
     sched::spawn_kernel_thread("ttyS0", move || receive_loop(&tty));
-    serial::enable_input();
+    serial::enable_interrupts(input, transmit_ready);
 }
 
 /// The console's terminal.
