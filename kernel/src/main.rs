@@ -51,14 +51,21 @@ extern "C" fn kernel_start(start_info: u32) -> ! {
 fn kernel_main() -> ! {
     let cpus = cmdline::get("maxcpus").and_then(|count| count.parse().ok()).unwrap_or(usize::MAX);
     smp::start_others(cpus);
+    time::clock::init();
+    sched::init_cpu();
     arch::interrupts::enable();
     smp::release_others();
-    panic!("nothing to run yet");
+    mm::init();
+    fs::init();
+    syscall::init();
+    if let Err(error) = process::spawn_init(process::first_process) {
+        panic!("the first process could not be made: {error}");
+    }
+    sched::enter_idle()
 }
 
 /// Where the other CPUs go once the scheduler works.
 fn secondary_main() -> ! {
-    loop {
-        arch::interrupts::enable_and_wait();
-    }
+    sched::init_cpu();
+    sched::enter_idle()
 }

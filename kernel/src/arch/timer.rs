@@ -36,6 +36,3 @@ pub fn arm(deadline_ns: Option<u64>) {
     // Zero would stop the timer; a deadline that has passed fires at once.
     apic::arm_timer(ticks.clamp(1, u32::MAX as u128) as u32);
 }
-
-/// The timer's interrupt. Interrupts are off.
-pub(super) fn interrupt() {}

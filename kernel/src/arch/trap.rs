@@ -125,15 +125,15 @@ fn failed_return(frame: &TrapFrame) -> &'static mut TrapFrame {
     }
 }
 
-fn handle_interrupt(_frame: &mut TrapFrame, vector: u8) {
+fn handle_interrupt(frame: &mut TrapFrame, vector: u8) {
     match vector {
         interrupts::SPURIOUS => return,
         _ => apic::end_of_interrupt(),
     }
     match vector {
-        interrupts::TIMER => super::timer::interrupt(),
+        interrupts::TIMER => crate::time::timer_interrupt(frame.is_user()),
         interrupts::CALL => ipi::handle_calls(),
-        interrupts::RESCHEDULE => {}
+        interrupts::RESCHEDULE => crate::sched::resched_interrupt(),
         interrupts::APIC_ERROR => log::warn!("local APIC error {:#x}", apic::take_error()),
         _ => {
             if !interrupts::run_handler(vector) {
@@ -148,12 +148,38 @@ fn user_exception(frame: &mut TrapFrame, vector: u8) {
     if frame.interrupts_enabled() {
         interrupts::enable();
     }
-    panic!("exception {vector} in user mode at {:#x}, address {address:#x}", frame.rip);
+    if vector == PAGE_FAULT {
+        crate::mm::fault::page_fault(frame, address, frame.error);
+    } else {
+        crate::signal::exception(frame, vector, frame.error, address);
+    }
 }
 
 fn kernel_exception(frame: &mut TrapFrame, vector: u8) {
     let address = if vector == PAGE_FAULT { features::read_cr2() } else { 0 };
+    if vector == PAGE_FAULT && resolve_kernel_fault(frame, address) {
+        return;
+    }
+    if (vector == PAGE_FAULT || vector == GENERAL_PROTECTION)
+        && let Some(target) = crate::mm::uaccess::fixup(frame.rip)
+    {
+        frame.rip = target;
+        return;
+    }
     crate::panic::exception(frame, vector, address);
+}
+
+/// A fault of the kernel's on a user address: brings the page in, with interrupts on if they were.
+fn resolve_kernel_fault(frame: &mut TrapFrame, address: u64) -> bool {
+    let enabled = frame.interrupts_enabled();
+    if enabled {
+        interrupts::enable();
+    }
+    let resolved = crate::mm::fault::page_fault(frame, address, frame.error);
+    if enabled {
+        interrupts::disable();
+    }
+    resolved
 }
 
 /// Handles the vectors with stacks of their own when they interrupt the kernel: nothing here may block.
@@ -168,7 +194,9 @@ pub(super) extern "C" fn handle_paranoid(frame: &mut TrapFrame) {
 
 pub(super) extern "C" fn handle_syscall(frame: &mut TrapFrame) {
     interrupts::enable();
-    panic!("system call {} before there are any", frame.orig_rax);
+    crate::syscall::dispatch(frame);
+    interrupts::disable();
+    leave(frame);
 }
 
 /// What a new thread does between its first function and user mode.
@@ -178,4 +206,6 @@ pub(super) extern "C" fn handle_first_return(frame: &mut TrapFrame) {
 }
 
 /// Everything that must happen before each return to user mode.
-fn leave(_frame: &mut TrapFrame) {}
+fn leave(frame: &mut TrapFrame) {
+    crate::process::exit_to_user(frame);
+}

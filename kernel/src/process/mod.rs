@@ -5,6 +5,7 @@ mod credentials;
 mod de_thread;
 mod exec;
 pub(crate) mod exit;
+mod first;
 mod fork;
 pub mod futex;
 mod groups;
@@ -23,6 +24,7 @@ mod wait;
 pub use account::{Usage, load_averages, tick};
 pub use credentials::*;
 pub use exec::{execute, execve};
+pub use first::first_process;
 pub use fork::{CloneArgs, clone};
 pub use groups::{
     Target, check_may_signal, getpgid, getsid, is_group_orphaned, kill, session, session_of_group, setpgid,
