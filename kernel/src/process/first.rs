@@ -17,7 +17,7 @@ pub fn first_process() {
     let files = super::current().files();
     fs::install_console(&files);
     let given = cmdline::get("rdinit").or_else(|| cmdline::get("init"));
-    let candidates: Vec<&str> = match given {
+    let candidates: Vec<&'static str> = match given {
         Some(path) => alloc::vec![path],
         None => alloc::vec!["/init", "/sbin/init", "/etc/init", "/bin/init", "/bin/sh"],
     };
@@ -35,7 +35,7 @@ pub fn first_process() {
 }
 
 /// The program's name, and what the command line has after `--`.
-fn arguments(path: &str) -> Vec<String> {
+fn arguments(path: &'static str) -> Vec<String> {
     core::iter::once(path).chain(cmdline::init_arguments()).map(ToString::to_string).collect()
 }
 
