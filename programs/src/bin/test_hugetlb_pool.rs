@@ -1,7 +1,7 @@
 //! The pool of huge pages: its size at run time, surplus pages, the files that show it.
 
 use roundtable_programs::huge::{
-    self, Counters, HUGE, counters, expect_counters, expect_pool, file, set_overcommit, set_pool, sized,
+    self, Counters, HUGE, expect_counters, expect_pool, file, set_overcommit, set_pool, sized,
 };
 use roundtable_programs::mem::{ANON, Map, PRIVATE, RW, SHARED};
 use roundtable_programs::procfs::{self, Meminfo};
@@ -9,7 +9,7 @@ use roundtable_programs::{Errno, child, tests};
 
 tests! { grows_and_shrinks, gives_memory_back, shrinks_only_to_what_is_in_use, keeps_reserved_pages,
 pages_in_use_become_surplus, overcommit, overcommit_has_a_limit, surplus_goes_when_freed,
-surplus_becomes_persistent, sysfs_agrees, meminfo_hugetlb_line, no_pages_no_mapping, asks_for_too_many }
+surplus_becomes_persistent, sysfs_agrees, meminfo_hugetlb_line, no_pages_no_mapping }
 
 fn grows_and_shrinks() {
     huge::pool(8);
@@ -147,17 +147,4 @@ fn no_pages_no_mapping() {
     assert_eq!(file.map(HUGE, RW, SHARED).err(), Some(Errno::ENOMEM));
     assert_eq!(file.fallocate(0, 0, HUGE as u64), Err(Errno::ENOSPC));
     expect_pool(0, 0);
-}
-
-fn asks_for_too_many() {
-    huge::pool(0);
-    // Not all memory can become huge pages; what it comes to is a fact to be read back, not an error.
-    let total = Meminfo::read().get("MemTotal") / 2048;
-    child::in_child(move || {
-        let got = set_pool(total + 1000);
-        assert!(got > 0 && got < total, "{got} huge pages of a memory of {total}");
-        assert_eq!(counters().total, got);
-        set_pool(0);
-    });
-    expect_counters(Counters { total: 0, free: 0, reserved: 0, surplus: 0 });
 }
