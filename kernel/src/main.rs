@@ -57,6 +57,9 @@ fn kernel_main() -> ! {
     smp::release_others();
     mm::init();
     fs::init();
+    if let Err(error) = tty::init() {
+        ::log::error!("no terminals: {error}");
+    }
     syscall::init();
     if let Err(error) = process::spawn_init(process::first_process) {
         panic!("the first process could not be made: {error}");

@@ -163,8 +163,8 @@ fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
     drop(tree);
     drop(removed);
     process.timers.process_ends();
-    if let (Some(session), Some(hook)) = (led_session, super::SESSION_LEADER_EXITED.get()) {
-        hook(&session);
+    if let Some(session) = led_session {
+        crate::tty::session_leader_exited(&session);
     }
     process.ended.wake_all();
 }

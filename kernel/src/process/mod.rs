@@ -65,7 +65,3 @@ pub fn max_threads() -> usize {
 pub fn set_max_threads(threads: usize) {
     MAX_THREADS.store(threads.clamp(20, PID_MAX as usize - 1), Ordering::SeqCst);
 }
-
-/// What the terminal's driver does when the leader of a session has ended.
-pub static SESSION_LEADER_EXITED: crate::sync::Once<fn(&alloc::sync::Arc<Session>)> =
-    crate::sync::Once::new();
