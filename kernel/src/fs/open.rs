@@ -12,9 +12,8 @@ use super::file::{File, FileOps};
 use super::inode::{Inode, NewNode};
 use super::path::{Last, Path, Start, Step, Walk};
 use super::stat::FileType;
-use super::{device, mount};
+use super::{device, mount, pipe};
 use crate::errno::{Errno, Result};
-use crate::sync::Once;
 
 /// The flags that open(2) knows; others are ignored.
 pub const KNOWN_FLAGS: u32 = abi::O_ACCMODE
@@ -37,16 +36,6 @@ pub const KNOWN_FLAGS: u32 = abi::O_ACCMODE
     | abi::O_TMPFILE;
 /// `O_TMPFILE` without the `O_DIRECTORY` that it contains.
 const TMPFILE_BIT: u32 = abi::O_TMPFILE & !abi::O_DIRECTORY;
-
-/// Opens a named pipe for a new open file with `flags`; may wait for the other side.
-pub type FifoOpen = fn(&Arc<Inode>, u32) -> Result<Arc<dyn FileOps>>;
-static FIFO: Once<FifoOpen> = Once::new();
-
-/// Makes named pipes work: called once by the pipe's room.
-pub fn set_fifo_open(open: FifoOpen) {
-    // A second call changes nothing.
-    let _ = FIFO.set(open);
-}
 
 /// A reference to a place (`O_PATH`): nothing can be done with it but what looks at the place.
 struct PlaceOnly;
@@ -240,7 +229,7 @@ fn finish(path: Path, flags: u32) -> Result<Arc<File>> {
     let ops = match inode.kind {
         FileType::Directory => DirectoryFile::new() as Arc<dyn FileOps>,
         FileType::CharDevice | FileType::BlockDevice => device::open(&path, flags)?,
-        FileType::Fifo => FIFO.get().ok_or(Errno::ENXIO)?(&inode, flags)?,
+        FileType::Fifo => pipe::open_named(&inode, flags)?,
         _ => inode.ops.open(&path, flags)?,
     };
     let file = File::new(path, ops, flags);
