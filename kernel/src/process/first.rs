@@ -4,7 +4,7 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 
 use crate::boot::{self, cmdline};
-use crate::errno::Errno;
+use crate::errno::{Errno, Result};
 use crate::fs;
 
 /// What process 1 does in the kernel. Returns to enter the program.
@@ -16,30 +16,67 @@ pub fn first_process() {
     }
     let files = super::current().files();
     fs::install_console(&files);
-    let given = cmdline::get("rdinit").or_else(|| cmdline::get("init"));
-    let candidates: Vec<&'static str> = match given {
-        Some(path) => alloc::vec![path],
-        None => alloc::vec!["/init", "/sbin/init", "/etc/init", "/bin/init", "/bin/sh"],
-    };
-    for path in candidates {
-        match super::execute(path, arguments(path), environment()) {
-            Ok(()) => {
-                log::info!("Run {path} as init process");
-                return;
-            }
+    if let Err(error) = start_program() {
+        panic!("No working init found ({error}). Try passing init= option to kernel.");
+    }
+}
+
+/// Executes `rdinit=` (or `/init`), else `init=`, else what is in one of the usual places. As in Linux, `init=` is final.
+fn start_program() -> Result<()> {
+    let early = cmdline::get("rdinit").unwrap_or("/init");
+    match run(early) {
+        Ok(()) => return Ok(()),
+        Err(Errno::ENOENT) if !cmdline::has("rdinit") => {}
+        Err(error) => log::error!("Failed to execute {early} ({error})"),
+    }
+    if let Some(asked) = cmdline::get("init") {
+        return run(asked).inspect_err(|error| log::error!("Failed to execute {asked} ({error})"));
+    }
+    let mut last = Errno::ENOENT;
+    for path in ["/sbin/init", "/etc/init", "/bin/init", "/bin/sh"] {
+        match run(path) {
+            Ok(()) => return Ok(()),
             Err(Errno::ENOENT) => {}
-            Err(error) => log::error!("Failed to execute {path} ({error})"),
+            Err(error) => {
+                log::error!("{path} exists but could not be executed ({error})");
+                last = error;
+            }
         }
     }
-    panic!("No working init found. Try passing init= option to kernel.");
+    Err(last)
 }
 
-/// The program's name, and what the command line has after `--`.
+fn run(path: &'static str) -> Result<()> {
+    super::execute(path, arguments(path), environment())?;
+    log::info!("Run {path} as init process");
+    Ok(())
+}
+
+/// The program's name, run levels, and what the command line has after `--`.
+///
+/// Linux hands over every word that it does not know itself. Which those are cannot be told here, where most of Linux's
+/// parameters mean nothing; so it is those that init programs take.
 fn arguments(path: &'static str) -> Vec<String> {
-    core::iter::once(path).chain(cmdline::init_arguments()).map(ToString::to_string).collect()
+    let is_run_level = |word: &str| {
+        matches!(word, "single" | "emergency" | "rescue" | "s" | "S" | "1" | "2" | "3" | "4" | "5")
+    };
+    let words = cmdline::parameters().filter(|(_, value)| value.is_none()).map(|(name, _)| name);
+    let levels = words.filter(|word| is_run_level(word));
+    core::iter::once(path).chain(levels).chain(cmdline::init_arguments()).map(ToString::to_string).collect()
 }
 
-/// The two variables that Linux sets.
+/// The two variables that Linux sets, and parameters whose names are in upper case: none of the kernel's own is.
 fn environment() -> Vec<String> {
-    ["HOME=/", "TERM=linux"].map(ToString::to_string).into()
+    let mut variables = ["HOME=/", "TERM=linux"].map(ToString::to_string).to_vec();
+    let valid = |c: u8| c.is_ascii_uppercase() || c.is_ascii_digit() || c == b'_';
+    for (name, value) in cmdline::parameters() {
+        let Some(value) = value else { continue };
+        if !name.bytes().all(valid) || !name.starts_with(|c: char| c.is_ascii_uppercase()) {
+            continue;
+        }
+        let variable = alloc::format!("{name}={value}");
+        variables.retain(|other| !other.starts_with(&variable[..=name.len()]));
+        variables.push(variable);
+    }
+    variables
 }
