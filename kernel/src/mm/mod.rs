@@ -45,7 +45,7 @@ pub use futex::{Key, futex_key};
 pub use gather::Gather;
 pub use map::{MapFlags, MapRequest, huge_size};
 pub use space::{AddressSpace, Areas, Layout, Leftovers};
-pub use tables::{NoMemory, PageTables, Resident, Tables};
+pub use tables::{NoMemory, PageTables, Resident, Tables, entries as table_entries};
 pub use vma::{Kind, VmFlags, Vma, VmaSet};
 
 use crate::memory::{PAGE_SIZE, USER_END};
