@@ -255,6 +255,10 @@ impl AddressSpace {
 
     /// Removes everything: the space has no users any more.
     fn tear_down(&mut self) {
+        #[cfg(debug_assertions)]
+        if let Err(what) = self.check() {
+            panic!("page tables at the end of an address space: {what}");
+        }
         let areas = self.areas.get_mut().set.take_all();
         let mut leftovers = Leftovers::default();
         let mut gather = Gather::new(self);
