@@ -214,12 +214,11 @@ impl AddressSpace {
         }
         let touched = AtomicBool::new(vma.is_touched());
         let first = if matches!(kind, Kind::Anonymous) { start >> PAGE_SHIFT } else { first };
-        if !copies && !remap.keep_old {
+        let gone = !copies && !remap.keep_old;
+        if gone {
             if let Some(vma) = areas.set.remove(old.start) {
                 leftovers.push(vma);
             }
-            let mut gather = Gather::new(self);
-            self.free_tables(areas, old.clone(), &mut gather);
             if areas.layout.vdso == old.start {
                 areas.layout.vdso = start;
             }
@@ -227,6 +226,11 @@ impl AddressSpace {
             areas.set.update(old.start, |vma| vma.flags -= VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
         }
         areas.set.insert(Vma { start, end: range.end, flags, first, kind, touched });
+        if gone {
+            // With the new area in the set: its tables may be close by, and must stay.
+            let mut gather = Gather::new(self);
+            self.free_tables(areas, old.clone(), &mut gather);
+        }
         areas.set.merge(range);
         Ok(())
     }
