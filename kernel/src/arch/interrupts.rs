@@ -1,7 +1,10 @@
 //! The interrupt flag of this CPU, and who handles which interrupt vector.
 
 use core::arch::asm;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use super::cpu::MAX_CPUS;
+use super::percpu::PerCpu;
 
 const INTERRUPT_FLAG: u64 = 1 << 9;
 
@@ -77,4 +80,40 @@ pub(super) fn run_handler(vector: u8) -> bool {
     let handler: fn() = unsafe { core::mem::transmute(handler) };
     handler();
     true
+}
+
+/// How often each kind of interrupt came to each CPU.
+pub struct Counts {
+    /// The local timer.
+    pub timer: AtomicU64,
+    /// Calls from other CPUs, flushes included.
+    pub calls: AtomicU64,
+    /// Wakes from other CPUs.
+    pub reschedules: AtomicU64,
+    /// Devices: the serial port is the only one.
+    pub devices: AtomicU64,
+}
+
+/// The counts since boot.
+pub static COUNTS: PerCpu<Counts> = PerCpu::new(
+    [const {
+        Counts {
+            timer: AtomicU64::new(0),
+            calls: AtomicU64::new(0),
+            reschedules: AtomicU64::new(0),
+            devices: AtomicU64::new(0),
+        }
+    }; MAX_CPUS],
+);
+
+/// Counts an interrupt of this CPU.
+pub(super) fn count(vector: u8) {
+    let counter = match vector {
+        TIMER => &COUNTS.timer,
+        CALL => &COUNTS.calls,
+        RESCHEDULE => &COUNTS.reschedules,
+        _ => &COUNTS.devices,
+    };
+    // Relaxed: a statistic.
+    counter.fetch_add(1, Ordering::Relaxed);
 }

@@ -130,6 +130,7 @@ fn handle_interrupt(frame: &mut TrapFrame, vector: u8) {
         interrupts::SPURIOUS => return,
         _ => apic::end_of_interrupt(),
     }
+    interrupts::count(vector);
     match vector {
         interrupts::TIMER => crate::time::timer_interrupt(frame.is_user()),
         interrupts::CALL => ipi::handle_calls(),

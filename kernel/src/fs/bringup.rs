@@ -11,7 +11,7 @@ use super::mount::{self, Mount};
 use super::path::{Path, Start};
 use super::registry::register_filesystem;
 use super::stat::DeviceId;
-use super::{ROOT, dev, open, tmpfs};
+use super::{ROOT, dev, open, pipe, proc, sys, tmpfs};
 use crate::errno::{Errno, Result};
 
 /// `/dev/console`.
@@ -33,6 +33,9 @@ fn bring_up() -> Result<()> {
     mount::attach_root(&mount);
     ROOT.set(Path { mount, dentry: root }).map_err(|_| Errno::EBUSY)?;
     dev::init()?;
+    proc::init()?;
+    sys::init()?;
+    open::set_fifo_open(pipe::open_named);
     // What Linux's built-in archive holds: so an archive without a console still has one.
     let start = Start::kernel();
     open::create(&start, b"/dev", NewNode::Directory, 0o755)?;

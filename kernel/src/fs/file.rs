@@ -158,6 +158,15 @@ pub struct File {
     id: u64,
 }
 
+/// Open files in all.
+static OPEN: AtomicU64 = AtomicU64::new(0);
+
+/// How many open files there are: `fs.file-nr`.
+pub fn open_count() -> u64 {
+    // Ordering: a statistic.
+    OPEN.load(Ordering::Relaxed)
+}
+
 /// The status flags that stay with an open file: what `F_GETFL` shows beside the access mode.
 const STATUS_FLAGS: u32 = abi::O_APPEND
     | abi::O_NONBLOCK
@@ -178,6 +187,8 @@ impl File {
     /// The file at `path`, opened with `flags` (`O_*`), served by `ops`.
     pub fn new(path: Path, ops: Arc<dyn FileOps>, flags: u32) -> Arc<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+        // Ordering: a statistic.
+        OPEN.fetch_add(1, Ordering::Relaxed);
         let file = Arc::new(Self {
             path,
             ops,
@@ -419,6 +430,8 @@ fn check_range(offset: u64, len: usize) -> Result<()> {
 
 impl Drop for File {
     fn drop(&mut self) {
+        // Ordering: a statistic.
+        OPEN.fetch_sub(1, Ordering::Relaxed);
         self.inode().locks.file_released(self.id);
         let watches = core::mem::take(self.watches.get_mut());
         epoll::file_released(self, watches);

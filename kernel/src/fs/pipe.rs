@@ -362,6 +362,8 @@ pub fn create(flags: u32) -> (Arc<File>, Arc<File>) {
     let reader = Arc::new(End::open(&pipe, true, false));
     let writer = Arc::new(End::open(&pipe, false, true));
     let read = File::anonymous(Kind::Pipe, "", reader, abi::O_RDONLY | flags & abi::O_NONBLOCK);
+    // Opening it once more, by `/proc/self/fd/N`, gets the same pipe.
+    *read.inode().attachment.lock() = Some(Arc::new(Named { pipe: SpinLock::new(Arc::downgrade(&pipe)) }));
     let write = read.sibling(writer, abi::O_WRONLY | flags & (abi::O_NONBLOCK | abi::O_DIRECT));
     (read, write)
 }

@@ -3,15 +3,78 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::Process;
+use crate::arch::cpu::{CpuId, MAX_CPUS};
+use crate::arch::percpu::PerCpu;
 use crate::sched::TICK;
 
 /// Every [`TICK`] on a CPU that runs a thread, in the timer interrupt: the clocks of setitimer(2) and RLIMIT_CPU.
 pub fn tick(user: bool) {
     update_loads();
+    // Relaxed: statistics.
+    let ticks = if user { &STATISTICS.user_ticks } else { &STATISTICS.system_ticks };
+    ticks.fetch_add(1, Ordering::Relaxed);
     let Some(thread) = super::try_current() else { return };
     if !thread.is_kernel() {
         thread.process.timers.tick(user, TICK);
     }
+}
+
+/// What each CPU counts, for `/proc/stat` and `/proc/vmstat`.
+struct Statistics {
+    user_ticks: AtomicU64,
+    system_ticks: AtomicU64,
+    switches: AtomicU64,
+    minor_faults: AtomicU64,
+    major_faults: AtomicU64,
+}
+
+static STATISTICS: PerCpu<Statistics> = PerCpu::new(
+    [const {
+        Statistics {
+            user_ticks: AtomicU64::new(0),
+            system_ticks: AtomicU64::new(0),
+            switches: AtomicU64::new(0),
+            minor_faults: AtomicU64::new(0),
+            major_faults: AtomicU64::new(0),
+        }
+    }; MAX_CPUS],
+);
+
+fn sum(counter: impl Fn(&Statistics) -> &AtomicU64) -> u64 {
+    // Relaxed: statistics.
+    (0..crate::arch::cpu::count()).map(|cpu| counter(STATISTICS.of(cpu)).load(Ordering::Relaxed)).sum()
+}
+
+/// This CPU switches to another thread.
+pub fn note_switch() {
+    // Relaxed: a statistic.
+    STATISTICS.switches.fetch_add(1, Ordering::Relaxed);
+}
+
+/// A page fault was resolved on this CPU.
+pub(super) fn note_fault(major: bool) {
+    let counter = if major { &STATISTICS.major_faults } else { &STATISTICS.minor_faults };
+    // Relaxed: a statistic.
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Switches of all CPUs since boot.
+pub fn context_switches() -> u64 {
+    sum(|s| &s.switches)
+}
+
+/// Minor and major faults of all CPUs since boot.
+pub fn all_faults() -> (u64, u64) {
+    (sum(|s| &s.minor_faults), sum(|s| &s.major_faults))
+}
+
+/// What a CPU has done since boot, in nanoseconds: user mode, the kernel, idle. Ticks tell the first two, and an idle CPU has none.
+pub fn cpu_usage(cpu: CpuId) -> (u64, u64, u64) {
+    let statistics = STATISTICS.of(cpu);
+    // Relaxed: statistics.
+    let user = statistics.user_ticks.load(Ordering::Relaxed) * TICK;
+    let system = statistics.system_ticks.load(Ordering::Relaxed) * TICK;
+    (user, system, crate::time::now().saturating_sub(user + system))
 }
 
 /// Averages of the number of runnable threads over 1, 5 and 15 minutes, with 11 bits after the point.

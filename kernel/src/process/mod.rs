@@ -21,7 +21,9 @@ pub(crate) mod tree;
 mod user;
 mod wait;
 
-pub use account::{Usage, load_averages, tick};
+pub use account::{
+    Usage, all_faults, context_switches, cpu_usage, load_averages, note_switch, tick,
+};
 pub use credentials::*;
 pub use exec::{execute, execve};
 pub use first::first_process;

@@ -99,5 +99,6 @@ impl Thread {
         let counter = if major { &self.major_faults } else { &self.minor_faults };
         // Relaxed: statistics.
         counter.fetch_add(1, Ordering::Relaxed);
+        super::account::note_fault(major);
     }
 }

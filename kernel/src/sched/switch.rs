@@ -123,6 +123,7 @@ fn schedule(why: Why) {
     } else {
         current.sched.voluntary_switches.fetch_add(1, Ordering::Relaxed);
     }
+    process::note_switch();
     switch_to(current, next, runnable && !was_idle, why == Why::Yield);
 }
 

@@ -140,6 +140,11 @@ impl Tty {
         }
     }
 
+    /// The foreground process group; 0 for none.
+    pub fn foreground(&self) -> crate::process::Pid {
+        self.job.lock().foreground
+    }
+
     pub(super) fn signal_foreground(&self, signal: u32) {
         let group = self.job.lock().foreground;
         if group > 0 {

@@ -1,0 +1,326 @@
+//! The files that show a process's memory.
+
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+
+use linux_raw_sys::general as abi;
+
+use super::super::bytes;
+use super::super::system::put;
+use super::Target;
+use crate::errno::{Errno, Result};
+use crate::fs::file::{File, FileOps, Whence};
+use crate::fs::inode::InodeOps;
+use crate::fs::iobuf::{Sink, Source};
+use crate::fs::path::Path;
+use crate::fs::{DeviceId, caller};
+use crate::memory::PAGE_SIZE;
+use crate::mm::view::{AreaName, AreaView, Usage};
+use crate::mm::{AddressSpace, TASK_SIZE, VmFlags};
+use crate::process;
+
+/// Bytes that are copied through the kernel at a time.
+const CHUNK: usize = PAGE_SIZE;
+/// `/proc/PID/maps` puts names in this column.
+const NAME_COLUMN: usize = 72;
+
+/// The address space; `None` for a zombie, whose files are empty.
+fn space(target: &Target) -> Result<Option<Arc<AddressSpace>>> {
+    Ok(target.process()?.mm())
+}
+
+pub fn cmdline(target: &Target) -> Result<Vec<u8>> {
+    Ok(space(target)?.map_or_else(Vec::new, |mm| mm.command_line()))
+}
+
+pub fn environ(target: &Target) -> Result<Vec<u8>> {
+    Ok(space(target)?.map_or_else(Vec::new, |mm| mm.environment()))
+}
+
+pub fn auxv(target: &Target) -> Result<Vec<u8>> {
+    let words = space(target)?.map_or_else(Vec::new, |mm| mm.auxiliary_vector());
+    Ok(words.iter().flat_map(|w| w.to_ne_bytes()).collect())
+}
+
+pub fn statm(target: &Target) -> Result<Vec<u8>> {
+    let sum = space(target)?.map(|mm| mm.summary()).unwrap_or_default();
+    let pages = |bytes: u64| bytes / PAGE_SIZE as u64;
+    let shared = sum.resident.file + sum.resident.shmem;
+    bytes(alloc::format!(
+        "{} {} {shared} {} 0 {} 0\n",
+        pages(sum.size),
+        sum.resident.total(),
+        pages(sum.code),
+        pages(sum.data + sum.stack),
+    ))
+}
+
+/// One line of maps.
+fn area_line(out: &mut String, area: &AreaView) {
+    let begin = out.len();
+    let flag = |flag, letter| if area.flags.contains(flag) { letter } else { '-' };
+    let device = DeviceId::decode(area.device);
+    put!(
+        out,
+        "{:08x}-{:08x} {}{}{}{} {:08x} {:02x}:{:02x} {} ",
+        area.range.start,
+        area.range.end,
+        flag(VmFlags::READ, 'r'),
+        flag(VmFlags::WRITE, 'w'),
+        flag(VmFlags::EXEC, 'x'),
+        if area.flags.contains(VmFlags::SHARED) { 's' } else { 'p' },
+        area.offset,
+        device.major,
+        device.minor,
+        area.inode,
+    );
+    let name = match &area.name {
+        AreaName::None => None,
+        AreaName::Text(text) => Some(text.clone()),
+        AreaName::File(file) => {
+            let path = file.path().display(&caller::root());
+            Some(String::from_utf8_lossy(&path).replace('\n', "\\012"))
+        }
+    };
+    if let Some(name) = name {
+        while out.len() - begin <= NAME_COLUMN {
+            out.push(' ');
+        }
+        out.push_str(&name);
+    }
+    out.push('\n');
+}
+
+pub fn maps(target: &Target) -> Result<Vec<u8>> {
+    let mut out = String::new();
+    for area in space(target)?.iter().flat_map(|mm| mm.maps()) {
+        area_line(&mut out, &area);
+    }
+    bytes(out)
+}
+
+fn row(out: &mut String, name: &str, bytes: u64) {
+    put!(out, "{name:<16}{:>8} kB\n", bytes >> 10);
+}
+
+/// The rows that smaps and smaps_rollup have in common.
+fn usage_rows(out: &mut String, usage: &Usage, parts: Option<[u64; 3]>) {
+    row(out, "Rss:", usage.rss);
+    row(out, "Pss:", usage.pss);
+    // A dirty page's share: exact for private pages, and an upper bound for shared ones.
+    row(out, "Pss_Dirty:", usage.pss.min(usage.private_dirty + usage.shared_dirty));
+    if let Some([anonymous, file, shmem]) = parts {
+        row(out, "Pss_Anon:", anonymous);
+        row(out, "Pss_File:", file);
+        row(out, "Pss_Shmem:", shmem);
+    }
+    row(out, "Shared_Clean:", usage.shared_clean);
+    row(out, "Shared_Dirty:", usage.shared_dirty);
+    row(out, "Private_Clean:", usage.private_clean);
+    row(out, "Private_Dirty:", usage.private_dirty);
+    row(out, "Referenced:", usage.referenced);
+    row(out, "Anonymous:", usage.anonymous);
+    row(out, "KSM:", 0);
+    row(out, "LazyFree:", 0);
+    row(out, "AnonHugePages:", 0);
+    row(out, "ShmemPmdMapped:", 0);
+    row(out, "FilePmdMapped:", 0);
+    row(out, "Shared_Hugetlb:", usage.shared_hugetlb);
+    row(out, "Private_Hugetlb:", usage.private_hugetlb);
+    row(out, "Swap:", 0);
+    row(out, "SwapPss:", 0);
+    row(out, "Locked:", usage.locked);
+}
+
+pub fn smaps(target: &Target) -> Result<Vec<u8>> {
+    let mut out = String::new();
+    let Some(mm) = space(target)? else { return bytes(out) };
+    for area in mm.maps() {
+        let usage = mm.usage(area.range.start);
+        area_line(&mut out, &area);
+        row(&mut out, "Size:", area.range.end - area.range.start);
+        row(&mut out, "KernelPageSize:", area.page_size);
+        row(&mut out, "MMUPageSize:", area.page_size);
+        usage_rows(&mut out, &usage, None);
+        put!(out, "THPeligible:    {:>8}\n", 0);
+        out.push_str("VmFlags:");
+        let huge = area.page_size > PAGE_SIZE as u64;
+        let names = [
+            (area.flags.contains(VmFlags::READ), "rd"),
+            (area.flags.contains(VmFlags::WRITE), "wr"),
+            (area.flags.contains(VmFlags::EXEC), "ex"),
+            (area.flags.contains(VmFlags::SHARED), "sh"),
+            (area.flags.contains(VmFlags::MAY_READ), "mr"),
+            (area.flags.contains(VmFlags::MAY_WRITE), "mw"),
+            (area.flags.contains(VmFlags::MAY_EXEC), "me"),
+            (area.flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE), "ms"),
+            (area.flags.contains(VmFlags::GROWS_DOWN), "gd"),
+            (area.flags.contains(VmFlags::LOCKED), "lo"),
+            (area.flags.contains(VmFlags::SEQUENTIAL), "sr"),
+            (area.flags.contains(VmFlags::RANDOM), "rr"),
+            (area.flags.contains(VmFlags::DONT_FORK), "dc"),
+            (area.flags.contains(VmFlags::DONT_EXPAND), "de"),
+            (area.flags.contains(VmFlags::ACCOUNT), "ac"),
+            (area.flags.contains(VmFlags::NO_RESERVE), "nr"),
+            (huge, "ht"),
+            (area.flags.contains(VmFlags::WIPE_ON_FORK), "wf"),
+            (area.flags.contains(VmFlags::DONT_DUMP), "dd"),
+            (area.flags.contains(VmFlags::HUGE_PAGE), "hg"),
+            (area.flags.contains(VmFlags::NO_HUGE_PAGE), "nh"),
+            (area.flags.contains(VmFlags::MERGEABLE), "mg"),
+        ];
+        for (_, name) in names.iter().filter(|(set, _)| *set) {
+            put!(out, " {name}");
+        }
+        out.push_str(" \n");
+    }
+    bytes(out)
+}
+
+pub fn smaps_rollup(target: &Target) -> Result<Vec<u8>> {
+    let mut out = String::new();
+    let Some(mm) = space(target)? else { return Err(Errno::ESRCH) };
+    let areas = mm.maps();
+    let mut sum = Usage::default();
+    // Shares of anonymous pages, of files, of shared memory; an area is taken as one kind.
+    let mut parts = [0; 3];
+    for area in &areas {
+        let usage = mm.usage(area.range.start);
+        let part = if usage.anonymous >= usage.rss {
+            0
+        } else if matches!(area.name, AreaName::File(_)) {
+            1
+        } else {
+            2
+        };
+        parts[part] += usage.pss;
+        sum += usage;
+    }
+    let begin = areas.first().map_or(0, |a| a.range.start);
+    let end = areas.last().map_or(0, |a| a.range.end);
+    put!(out, "{begin:08x}-{end:08x} ---p 00000000 00:00 0");
+    while out.len() <= NAME_COLUMN {
+        out.push(' ');
+    }
+    out.push_str("[rollup]\n");
+    usage_rows(&mut out, &sum, Some(parts));
+    bytes(out)
+}
+
+/// The inode of `mem` or `pagemap`.
+pub struct MemoryInode {
+    pub target: Target,
+    pub pagemap: bool,
+}
+
+impl InodeOps for MemoryInode {
+    fn open(&self, _: &Path, _: u32) -> Result<Arc<dyn FileOps>> {
+        self.target.check_access()?;
+        let mm = self.target.process()?.mm();
+        let mm = mm.as_ref().map_or_else(Weak::new, Arc::downgrade);
+        Ok(if self.pagemap { Arc::new(Pagemap(mm)) } else { Arc::new(Memory(mm)) })
+    }
+}
+
+/// An open `mem`: the memory that the process had when it was opened. Once that is gone, reads and writes find nothing.
+struct Memory(Weak<AddressSpace>);
+
+impl FileOps for Memory {
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    fn read_at(&self, _: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
+        let Some(mm) = self.0.upgrade() else { return Ok(0) };
+        let mut buffer = alloc::vec![0; CHUNK.min(sink.remaining())];
+        let mut done = 0;
+        while sink.remaining() > 0 {
+            let want = sink.remaining().min(CHUNK);
+            let count = match mm.read_remote(offset.wrapping_add(done as u64), &mut buffer[..want]) {
+                Err(_) if done > 0 => break,
+                other => other?,
+            };
+            match sink.write(&buffer[..count]) {
+                Err(_) if done > 0 => break,
+                other => done += other?,
+            }
+            if count < want {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn write_at(&self, _: &File, offset: &mut u64, source: &mut Source) -> Result<usize> {
+        let Some(mm) = self.0.upgrade() else { return Ok(0) };
+        let mut buffer = alloc::vec![0; CHUNK.min(source.remaining())];
+        let mut done = 0;
+        while source.remaining() > 0 {
+            let want = source.remaining().min(CHUNK);
+            let got = match source.read(&mut buffer[..want]) {
+                Err(_) if done > 0 => break,
+                other => other?,
+            };
+            let count = match mm.write_remote(offset.wrapping_add(done as u64), &buffer[..got]) {
+                Err(_) if done > 0 => break,
+                other => other?,
+            };
+            done += count;
+            if count < got {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn seek(&self, _: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {
+        match whence {
+            // Addresses may be above what fits into a signed number.
+            Whence::Start => Ok(offset as u64),
+            Whence::Current => Ok(position.wrapping_add_signed(offset)),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}
+
+/// An open `pagemap`: a word of 8 bytes for each page.
+struct Pagemap(Weak<AddressSpace>);
+
+impl FileOps for Pagemap {
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    fn read_at(&self, _: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
+        const WORD: u64 = 8;
+        if !offset.is_multiple_of(WORD) || !(sink.remaining() as u64).is_multiple_of(WORD) {
+            return Err(Errno::EINVAL);
+        }
+        let Some(mm) = self.0.upgrade() else { return Ok(0) };
+        let with_frames = process::current().credentials().capable(abi::CAP_SYS_ADMIN);
+        let page = PAGE_SIZE as u64;
+        let mut done = 0;
+        let mut at = (offset / WORD).saturating_mul(page);
+        while sink.remaining() > 0 && at < TASK_SIZE {
+            let pages = (sink.remaining() as u64 / WORD).min(512).min((TASK_SIZE - at).div_ceil(page));
+            let words = mm.pagemap(at..at + pages * page, with_frames);
+            let raw: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
+            match sink.write(&raw) {
+                Err(_) if done > 0 => break,
+                other => done += other?,
+            }
+            at += pages * page;
+            crate::sched::cond_resched();
+        }
+        Ok(done)
+    }
+
+    fn seek(&self, _: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {
+        match whence {
+            Whence::Start => u64::try_from(offset).map_err(|_| Errno::EINVAL),
+            Whence::Current => position.checked_add_signed(offset).ok_or(Errno::EINVAL),
+            _ => Err(Errno::EINVAL),
+        }
+    }
+}

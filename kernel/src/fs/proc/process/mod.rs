@@ -1,0 +1,462 @@
+//! `/proc/PID` and `/proc/PID/task/TID`.
+//!
+//! A directory's inode, and that of each file in it, holds a [`Target`]: who is meant, not the process itself, which may end at any
+//! time and is then gone from here.
+
+mod descriptors;
+mod memory;
+mod status;
+
+use alloc::format;
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use linux_raw_sys::general as abi;
+
+use super::{bytes, parse_pid, superblock};
+use crate::errno::{Errno, Result};
+use crate::fs::dentry::Dentry;
+use crate::fs::inode::{Attributes, Dirent, Inode, InodeOps};
+use crate::fs::path::Path;
+use crate::fs::pseudo::{Text, TextInode};
+use crate::fs::stat::{DeviceId, FileType};
+use crate::fs::{caller, mount_text};
+use crate::process::{self, Pid, Process, Thread};
+
+/// A process, or one thread of it.
+#[derive(Clone)]
+pub struct Target {
+    pid: Pid,
+    process: Weak<Process>,
+    /// For `task/TID`.
+    thread: Option<Weak<Thread>>,
+}
+
+impl Target {
+    /// The process, while it is there; `ESRCH` once it was waited for.
+    fn process(&self) -> Result<Arc<Process>> {
+        let process = self.process.upgrade().ok_or(Errno::ESRCH)?;
+        let registered = process::find(self.pid).is_some_and(|p| Arc::ptr_eq(&p, &process));
+        if registered { Ok(process) } else { Err(Errno::ESRCH) }
+    }
+
+    /// The thread that is meant: the first, or the one of `task/TID`.
+    fn thread(&self) -> Result<Arc<Thread>> {
+        let process = self.process()?;
+        match &self.thread {
+            None => process.leader().ok_or(Errno::ESRCH),
+            Some(thread) => {
+                let thread = thread.upgrade().ok_or(Errno::ESRCH)?;
+                let registered = process::find_thread(thread.tid());
+                let same = registered.is_some_and(|t| Arc::ptr_eq(&t, &thread));
+                if same { Ok(thread) } else { Err(Errno::ESRCH) }
+            }
+        }
+    }
+
+    fn is_task(&self) -> bool {
+        self.thread.is_some()
+    }
+
+    /// Distinguishes the inodes of processes, threads, and their files.
+    fn ino(&self, file: u64) -> u64 {
+        let id = match &self.thread {
+            None => self.pid,
+            Some(thread) => thread.upgrade().map_or(0, |t| t.tid()),
+        };
+        1 << 48 | u64::from(self.is_task()) << 47 | u64::from(id) << 24 | file
+    }
+
+    /// May the current thread look into the process, as ptrace(2) would let it? `EACCES`.
+    fn check_access(&self) -> Result<()> {
+        let process = self.process()?;
+        let thread = process::current();
+        if Arc::ptr_eq(&process, &thread.process) {
+            return Ok(());
+        }
+        let own = thread.credentials();
+        let other = process.credentials();
+        let same = [other.uid, other.euid, other.suid].iter().all(|id| *id == own.fsuid)
+            && [other.gid, other.egid, other.sgid].iter().all(|id| *id == own.fsgid);
+        let allowed = own.capable(abi::CAP_SYS_PTRACE) || same && process.is_dumpable();
+        if allowed { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    /// Owner of the files: the effective user, or root for what may not be looked into.
+    fn owner(&self) -> (u32, u32) {
+        match self.process() {
+            Ok(process) if process.is_dumpable() => {
+                let credentials = process.credentials();
+                (credentials.euid, credentials.egid)
+            }
+            _ => (0, 0),
+        }
+    }
+
+    fn inode(&self, file: u64, kind: FileType, permissions: u32, ops: impl InodeOps) -> Arc<Inode> {
+        let (uid, gid) = self.owner();
+        let nlink = if kind == FileType::Directory { 2 } else { 1 };
+        let attributes = Attributes { nlink, ..Attributes::new(permissions, uid, gid) };
+        Inode::with_number(superblock(), self.ino(file), kind, DeviceId::default(), attributes, ops)
+    }
+}
+
+/// The inode number of `/proc/PID`.
+pub fn directory_ino(pid: Pid) -> u64 {
+    1 << 48 | u64::from(pid) << 24
+}
+
+/// The directory of a process.
+pub fn lookup(dir: &Arc<Dentry>, name: &[u8], pid: Pid) -> Result<Arc<Dentry>> {
+    // Threads that are not the first can be named, but are not listed.
+    let thread = process::find_thread(pid).ok_or(Errno::ENOENT)?;
+    let process = thread.process.clone();
+    let target = Target {
+        pid: process.pid,
+        process: Arc::downgrade(&process),
+        thread: (!thread.is_leader()).then(|| Arc::downgrade(&thread)),
+    };
+    child_directory(dir, name, target)
+}
+
+fn child_directory(dir: &Arc<Dentry>, name: &[u8], target: Target) -> Result<Arc<Dentry>> {
+    let same = |inode: &Inode| {
+        inode.ops_as::<ProcessDirectory>().is_some_and(|d| {
+            let one = |a: &Option<Weak<Thread>>| a.as_ref().map(Weak::as_ptr);
+            Weak::ptr_eq(&d.0.process, &target.process) && one(&d.0.thread) == one(&target.thread)
+        })
+    };
+    let make = || Ok(target.inode(0, FileType::Directory, 0o555, ProcessDirectory(target.clone())));
+    let dentry = dir.child(name, same, make)?;
+    // The owner changes with the process's identity.
+    let (uid, gid) = target.owner();
+    dentry.inode.update(|a| (a.uid, a.gid) = (uid, gid));
+    Ok(dentry)
+}
+
+/// How an entry of such a directory is made.
+enum Make {
+    /// A text that anybody with the permissions may read.
+    Text(fn(&Target) -> Result<Vec<u8>>),
+    /// A text for those who may look into the process.
+    Private(fn(&Target) -> Result<Vec<u8>>),
+    /// A text that can be set.
+    Setting(fn(&Target) -> Result<Vec<u8>>, fn(&Target, &[u8]) -> Result<()>),
+    /// A symbolic link that leads to a place without going by its text.
+    Link(fn(&Target) -> Result<Path>),
+    /// `fd`, `fdinfo`.
+    Descriptors { info: bool },
+    /// `task`.
+    Tasks,
+    /// `mem` and `pagemap`.
+    Memory { pagemap: bool },
+}
+
+struct Entry {
+    name: &'static str,
+    permissions: u32,
+    /// Not in `task/TID`.
+    process_only: bool,
+    make: Make,
+}
+
+const fn entry(name: &'static str, permissions: u32, make: Make) -> Entry {
+    Entry { name, permissions, process_only: false, make }
+}
+
+const ENTRIES: &[Entry] = &[
+    Entry { name: "task", permissions: 0o555, process_only: true, make: Make::Tasks },
+    entry("fd", 0o500, Make::Descriptors { info: false }),
+    entry("fdinfo", 0o555, Make::Descriptors { info: true }),
+    entry("environ", 0o400, Make::Private(memory::environ)),
+    entry("auxv", 0o400, Make::Private(memory::auxv)),
+    entry("status", 0o444, Make::Text(status::status)),
+    entry("personality", 0o400, Make::Private(status::personality)),
+    entry("limits", 0o444, Make::Text(status::limits)),
+    entry("comm", 0o644, Make::Setting(comm, set_comm)),
+    entry("syscall", 0o400, Make::Private(status::syscall)),
+    entry("cmdline", 0o444, Make::Text(memory::cmdline)),
+    entry("stat", 0o444, Make::Text(status::stat)),
+    entry("statm", 0o444, Make::Text(memory::statm)),
+    entry("maps", 0o444, Make::Private(memory::maps)),
+    entry("mem", 0o600, Make::Memory { pagemap: false }),
+    entry("cwd", 0o777, Make::Link(cwd)),
+    entry("root", 0o777, Make::Link(root)),
+    entry("exe", 0o777, Make::Link(exe)),
+    entry("mounts", 0o444, Make::Text(mounts)),
+    entry("mountinfo", 0o444, Make::Text(mountinfo)),
+    entry("smaps", 0o444, Make::Private(memory::smaps)),
+    entry("smaps_rollup", 0o444, Make::Private(memory::smaps_rollup)),
+    entry("pagemap", 0o400, Make::Memory { pagemap: true }),
+    entry("wchan", 0o444, Make::Text(status::wchan)),
+    entry("schedstat", 0o444, Make::Text(status::schedstat)),
+    entry("oom_score", 0o444, Make::Text(oom_score)),
+    entry("oom_adj", 0o644, Make::Setting(oom_adj, set_oom_adj)),
+    entry("oom_score_adj", 0o644, Make::Setting(oom_score_adj, set_oom_score_adj)),
+    entry("io", 0o400, Make::Private(status::io)),
+];
+
+/// Offset of the first entry.
+const FIRST_OFFSET: u64 = 2;
+
+/// `/proc/PID`.
+struct ProcessDirectory(Target);
+
+impl ProcessDirectory {
+    fn entries(&self) -> impl Iterator<Item = (u64, &'static Entry)> {
+        let task = self.0.is_task();
+        let all = ENTRIES.iter().enumerate().map(|(i, e)| (i as u64 + 1, e));
+        all.filter(move |(_, e)| !(task && e.process_only))
+    }
+}
+
+impl InodeOps for ProcessDirectory {
+    fn lookup(&self, dir: &Arc<Dentry>, name: &[u8]) -> Result<Arc<Dentry>> {
+        self.0.thread().map_err(|_| Errno::ENOENT)?;
+        let (number, entry) = self.entries().find(|(_, e)| e.name.as_bytes() == name).ok_or(Errno::ENOENT)?;
+        let target = self.0.clone();
+        let (number, mode) = (number << 16, entry.permissions);
+        let make = || {
+            Ok(match entry.make {
+                Make::Text(show) => target.text(
+                    number,
+                    mode,
+                    ProcessText { target: target.clone(), show, store: None, private: false },
+                ),
+                Make::Private(show) => target.text(
+                    number,
+                    mode,
+                    ProcessText { target: target.clone(), show, store: None, private: true },
+                ),
+                Make::Setting(show, store) => {
+                    let text =
+                        ProcessText { target: target.clone(), show, store: Some(store), private: false };
+                    target.text(number, mode, text)
+                }
+                Make::Link(place) => {
+                    let link = PlaceLink { target: target.clone(), place };
+                    target.inode(number, FileType::Symlink, mode, link)
+                }
+                Make::Descriptors { info } => {
+                    let ops = descriptors::Descriptors { target: target.clone(), info };
+                    target.inode(number, FileType::Directory, mode, ops)
+                }
+                Make::Tasks => target.inode(number, FileType::Directory, mode, Tasks(target.clone())),
+                Make::Memory { pagemap } => {
+                    let ops = memory::MemoryInode { target: target.clone(), pagemap };
+                    target.inode(number, FileType::Regular, mode, ops)
+                }
+            })
+        };
+        let dentry = dir.child(name, |_| true, make)?;
+        let (uid, gid) = self.0.owner();
+        dentry.inode.update(|a| (a.uid, a.gid) = (uid, gid));
+        Ok(dentry)
+    }
+
+    fn readdir(&self, _: &Arc<Dentry>, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
+        self.0.thread().map_err(|_| Errno::ENOENT)?;
+        for (number, entry) in self.entries().filter(|(n, _)| n + FIRST_OFFSET > from) {
+            let kind = match entry.make {
+                Make::Link(_) => FileType::Symlink,
+                Make::Descriptors { .. } | Make::Tasks => FileType::Directory,
+                _ => FileType::Regular,
+            };
+            let ino = self.0.ino(number << 16);
+            let next_offset = number + FIRST_OFFSET;
+            if !emit(Dirent { ino, next_offset, kind, name: entry.name.as_bytes() }) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Target {
+    fn text(&self, number: u64, permissions: u32, text: ProcessText) -> Arc<Inode> {
+        self.inode(number, FileType::Regular, permissions, TextInode(Arc::new(text)))
+    }
+}
+
+/// A file about a process.
+struct ProcessText {
+    target: Target,
+    show: fn(&Target) -> Result<Vec<u8>>,
+    store: Option<fn(&Target, &[u8]) -> Result<()>>,
+    private: bool,
+}
+
+impl Text for ProcessText {
+    fn show(&self) -> Result<Vec<u8>> {
+        self.target.thread()?;
+        if self.private {
+            self.target.check_access()?;
+        }
+        (self.show)(&self.target)
+    }
+
+    fn store(&self, text: &[u8]) -> Result<()> {
+        match self.store {
+            Some(store) => store(&self.target, text),
+            None => Err(Errno::EIO),
+        }
+    }
+}
+
+/// `exe`, `cwd`, `root`.
+struct PlaceLink {
+    target: Target,
+    place: fn(&Target) -> Result<Path>,
+}
+
+impl PlaceLink {
+    fn place(&self) -> Result<Path> {
+        self.target.thread().map_err(|_| Errno::ENOENT)?;
+        self.target.check_access()?;
+        (self.place)(&self.target)
+    }
+}
+
+impl InodeOps for PlaceLink {
+    fn readlink(&self, _: &Inode) -> Result<Vec<u8>> {
+        Ok(self.place()?.display(&caller::root()))
+    }
+
+    fn follow(&self) -> Option<Result<Path>> {
+        Some(self.place())
+    }
+}
+
+fn cwd(target: &Target) -> Result<Path> {
+    Ok(target.thread()?.try_fs().ok_or(Errno::ENOENT)?.cwd())
+}
+
+fn root(target: &Target) -> Result<Path> {
+    Ok(target.thread()?.try_fs().ok_or(Errno::ENOENT)?.root())
+}
+
+fn exe(target: &Target) -> Result<Path> {
+    let mm = target.process()?.mm().ok_or(Errno::ENOENT)?;
+    Ok(mm.executable().ok_or(Errno::ENOENT)?.path().clone())
+}
+
+fn mounts(target: &Target) -> Result<Vec<u8>> {
+    bytes(mount_text::mounts(&root(target).map_err(|_| Errno::EINVAL)?))
+}
+
+fn mountinfo(target: &Target) -> Result<Vec<u8>> {
+    bytes(mount_text::mountinfo(&root(target).map_err(|_| Errno::EINVAL)?))
+}
+
+fn comm(target: &Target) -> Result<Vec<u8>> {
+    bytes(format!("{}\n", target.thread()?.name()))
+}
+
+fn set_comm(target: &Target, text: &[u8]) -> Result<()> {
+    let process = target.process()?;
+    if !Arc::ptr_eq(&process, &process::current().process) {
+        return Err(Errno::EINVAL);
+    }
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    target.thread()?.set_comm(text);
+    Ok(())
+}
+
+fn oom_score_adj(target: &Target) -> Result<Vec<u8>> {
+    bytes(format!("{}\n", target.process()?.oom_score_adj.load(Ordering::SeqCst)))
+}
+
+fn parse_signed(text: &[u8]) -> Result<i32> {
+    let text = core::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
+    text.trim().parse().map_err(|_| Errno::EINVAL)
+}
+
+fn adjust(target: &Target, value: i32) -> Result<()> {
+    let process = target.process()?;
+    let old = process.oom_score_adj.load(Ordering::SeqCst);
+    // To make a process less likely to be killed needs a privilege.
+    if value < old && !process::current().credentials().capable(abi::CAP_SYS_RESOURCE) {
+        return Err(Errno::EACCES);
+    }
+    process.oom_score_adj.store(value, Ordering::SeqCst);
+    Ok(())
+}
+
+fn set_oom_score_adj(target: &Target, text: &[u8]) -> Result<()> {
+    let value = parse_signed(text)?;
+    if !(-1000..=1000).contains(&value) {
+        return Err(Errno::EINVAL);
+    }
+    adjust(target, value)
+}
+
+/// The older scale, from -17 to 15.
+fn oom_adj(target: &Target) -> Result<Vec<u8>> {
+    let value = target.process()?.oom_score_adj.load(Ordering::SeqCst);
+    let scaled = if value == 1000 { 15 } else { value * 17 / 1000 };
+    bytes(format!("{scaled}\n"))
+}
+
+fn set_oom_adj(target: &Target, text: &[u8]) -> Result<()> {
+    let value = parse_signed(text)?;
+    if !(-17..=15).contains(&value) {
+        return Err(Errno::EINVAL);
+    }
+    adjust(target, if value == 15 { 1000 } else { value * 1000 / 17 })
+}
+
+/// How likely the process is to be killed when memory runs out, from 0 to 2000: its share of memory, in thousandths, and the adjustment.
+fn oom_score(target: &Target) -> Result<Vec<u8>> {
+    let process = target.process()?;
+    let adjustment = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
+    let pages = process.mm().map_or(0, |mm| mm.resident().total() + mm.table_bytes() / 4096);
+    let total = (crate::memory::stats().total / 4096).max(1);
+    let score = if adjustment == -1000 || process.pid == 1 {
+        0
+    } else {
+        let points = (pages * 1000 / total) as i64 + adjustment;
+        // As Linux scales it: 1000 plus the points, by two thirds.
+        ((1000 + points) * 2 / 3).max(0)
+    };
+    bytes(format!("{score}\n"))
+}
+
+/// `/proc/PID/task`.
+struct Tasks(Target);
+
+impl InodeOps for Tasks {
+    fn lookup(&self, dir: &Arc<Dentry>, name: &[u8]) -> Result<Arc<Dentry>> {
+        let process = self.0.process().map_err(|_| Errno::ENOENT)?;
+        let thread = process::find_thread(parse_pid(name)?).ok_or(Errno::ENOENT)?;
+        if !Arc::ptr_eq(&thread.process, &process) {
+            return Err(Errno::ENOENT);
+        }
+        let target = Target { thread: Some(Arc::downgrade(&thread)), ..self.0.clone() };
+        child_directory(dir, name, target)
+    }
+
+    fn readdir(&self, _: &Arc<Dentry>, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
+        let process = self.0.process().map_err(|_| Errno::ENOENT)?;
+        let mut tids: Vec<Pid> = process::threads_of(&process).iter().map(|t| t.tid()).collect();
+        // A process whose first thread has ended still shows it.
+        if !tids.contains(&process.pid) {
+            tids.push(process.pid);
+        }
+        tids.sort_unstable();
+        for tid in tids.into_iter().filter(|tid| u64::from(*tid) + FIRST_OFFSET >= from) {
+            let name: String = format!("{tid}");
+            let entry = Dirent {
+                ino: 1 << 48 | 1 << 47 | u64::from(tid) << 24,
+                next_offset: u64::from(tid) + FIRST_OFFSET + 1,
+                kind: FileType::Directory,
+                name: name.as_bytes(),
+            };
+            if !emit(entry) {
+                break;
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,224 @@
+//! `/proc/sys`: settings of the kernel as files.
+
+use alloc::string::{String, ToString};
+use alloc::sync::Arc;
+use core::fmt::Display;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use crate::errno::{Errno, Result};
+use crate::fs::pipe;
+use crate::fs::pseudo::Functions;
+use crate::mm::{accounting, shm};
+use crate::process;
+use crate::sync::Once;
+
+/// Registers the setting `path` (below `/proc/sys`, as in `vm/nr_hugepages`). `read` gives the text without the end of line; `write`
+/// gets what was written, without white space around it.
+pub fn register(
+    path: &str,
+    read: impl Fn() -> Result<String> + Send + Sync + 'static,
+    write: impl Fn(&str) -> Result<()> + Send + Sync + 'static,
+) -> Result<()> {
+    add(path, 0o644, read, write)
+}
+
+/// Registers a setting that cannot be changed.
+pub fn register_read_only(
+    path: &str,
+    read: impl Fn() -> Result<String> + Send + Sync + 'static,
+) -> Result<()> {
+    add(path, 0o444, read, |_| Err(Errno::EPERM))
+}
+
+fn add(
+    path: &str,
+    permissions: u32,
+    read: impl Fn() -> Result<String> + Send + Sync + 'static,
+    write: impl Fn(&str) -> Result<()> + Send + Sync + 'static,
+) -> Result<()> {
+    let show = move || {
+        let mut text = read()?;
+        text.push('\n');
+        Ok(text)
+    };
+    let store = move |text: &str| write(text.trim_matches(|c: char| c.is_ascii_whitespace() || c == '\0'));
+    super::tree().register(&alloc::format!("sys/{path}"), permissions, Arc::new(Functions { show, store }))
+}
+
+/// A number as the kernel's settings are written: decimal, or with `0x` or `0` in front. `EINVAL`.
+pub fn parse<T: TryFrom<u64>>(text: &str) -> Result<T> {
+    // Several numbers may be given; the first counts.
+    let word = text.split_ascii_whitespace().next().ok_or(Errno::EINVAL)?;
+    let number = if let Some(hex) = word.strip_prefix("0x") {
+        u64::from_str_radix(hex, 16)
+    } else if let Some(octal) = word.strip_prefix('0').filter(|rest| !rest.is_empty()) {
+        u64::from_str_radix(octal, 8)
+    } else {
+        word.parse()
+    };
+    T::try_from(number.map_err(|_| Errno::EINVAL)?).map_err(|_| Errno::EINVAL)
+}
+
+fn text(value: impl Display) -> Result<String> {
+    Ok(value.to_string())
+}
+
+/// A number that is kept here because nothing but its readers looks at it.
+fn register_number(path: &str, initial: u64, range: core::ops::RangeInclusive<u64>) -> Result<()> {
+    let value = Arc::new(AtomicU64::new(initial));
+    let stored = value.clone();
+    register(
+        path,
+        move || text(value.load(Ordering::SeqCst)),
+        move |new| {
+            let new: u64 = parse(new)?;
+            if !range.contains(&new) {
+                return Err(Errno::EINVAL);
+            }
+            stored.store(new, Ordering::SeqCst);
+            Ok(())
+        },
+    )
+}
+
+/// A random UUID, version 4.
+fn uuid() -> String {
+    let mut b = [0u8; 16];
+    crate::random::fill(&mut b);
+    b[6] = b[6] & 0x0f | 0x40;
+    b[8] = b[8] & 0x3f | 0x80;
+    let n = u128::from_be_bytes(b);
+    let part = |shift: u32, digits: u32| n >> shift & ((1 << (digits * 4)) - 1);
+    alloc::format!(
+        "{:08x}-{:04x}-{:04x}-{:04x}-{:012x}",
+        part(96, 8),
+        part(80, 4),
+        part(64, 4),
+        part(48, 4),
+        part(0, 12)
+    )
+}
+
+/// The settings that belong to no other room.
+pub fn init() -> Result<()> {
+    kernel()?;
+    memory()?;
+    files()
+}
+
+fn kernel() -> Result<()> {
+    use crate::syscall::system;
+    register_read_only("kernel/ostype", || text("Linux"))?;
+    register_read_only("kernel/osrelease", || text(system::RELEASE))?;
+    register_read_only("kernel/version", || text(system::VERSION))?;
+    register(
+        "kernel/hostname",
+        || text(system::hostname()),
+        |name| {
+            system::set_hostname(name.as_bytes());
+            Ok(())
+        },
+    )?;
+    register(
+        "kernel/domainname",
+        || text(system::domainname()),
+        |name| {
+            system::set_domainname(name.as_bytes());
+            Ok(())
+        },
+    )?;
+    register_read_only("kernel/pid_max", || text(process::PID_MAX))?;
+    register(
+        "kernel/threads-max",
+        || text(process::max_threads()),
+        |new| {
+            process::set_max_threads(parse(new)?);
+            Ok(())
+        },
+    )?;
+    register_read_only("kernel/ngroups_max", || text(65536))?;
+    register_read_only("kernel/cap_last_cap", || text(process::LAST_CAPABILITY))?;
+    // Kept by who reads them: stack and mapping placement are not random here.
+    register_read_only("kernel/randomize_va_space", || text(0))?;
+    register_read_only("kernel/tainted", || text(0))?;
+    register_read_only("kernel/random/boot_id", || {
+        static BOOT_ID: Once<String> = Once::new();
+        Ok(BOOT_ID.call_once(uuid).clone())
+    })?;
+    register_read_only("kernel/random/uuid", || Ok(uuid()))?;
+    register_read_only("kernel/random/entropy_avail", || text(256))?;
+    register_read_only("kernel/random/poolsize", || text(256))?;
+    register(
+        "kernel/shmmax",
+        || text(shm::shmmax()),
+        |new| {
+            shm::set_shmmax(parse(new)?);
+            Ok(())
+        },
+    )?;
+    register(
+        "kernel/shmall",
+        || text(shm::shmall()),
+        |new| {
+            shm::set_shmall(parse(new)?);
+            Ok(())
+        },
+    )?;
+    register("kernel/shmmni", || text(shm::shmmni()), |new| shm::set_shmmni(parse(new)?))?;
+    register_number("kernel/panic", 0, 0..=u64::MAX)?;
+    register_number("kernel/kptr_restrict", 0, 0..=2)?;
+    register_number("kernel/dmesg_restrict", 0, 0..=1)?;
+    register_number("kernel/perf_event_paranoid", 2, 0..=4)?;
+    register_number("kernel/sched_rt_runtime_us", 950_000, 0..=1_000_000)?;
+    register("kernel/core_pattern", || text("core"), |_| Ok(()))
+}
+
+fn memory() -> Result<()> {
+    register(
+        "vm/overcommit_memory",
+        || text(accounting::overcommit_memory()),
+        |new| accounting::set_overcommit_memory(parse(new)?),
+    )?;
+    register(
+        "vm/overcommit_ratio",
+        || text(accounting::overcommit_ratio()),
+        |new| {
+            accounting::set_overcommit_ratio(parse(new)?);
+            Ok(())
+        },
+    )?;
+    register(
+        "vm/max_map_count",
+        || text(accounting::max_map_count()),
+        |new| {
+            accounting::set_max_map_count(parse(new)?);
+            Ok(())
+        },
+    )?;
+    // There is no cache of a disk to drop, and memory is compacted where it is needed: both accept what Linux accepts.
+    register_number("vm/drop_caches", 0, 1..=4)?;
+    add(
+        "vm/compact_memory",
+        0o200,
+        || text(0),
+        |new| match parse(new)? {
+            1u64 => Ok(()),
+            _ => Err(Errno::EINVAL),
+        },
+    )?;
+    register_number("vm/swappiness", 60, 0..=200)?;
+    register_number("vm/panic_on_oom", 0, 0..=2)?;
+    register_number("vm/oom_kill_allocating_task", 0, 0..=1)?;
+    register_number("vm/mmap_min_addr", 65536, 0..=u64::MAX)
+}
+
+fn files() -> Result<()> {
+    register_number("fs/file-max", i64::MAX as u64, 0..=i64::MAX as u64)?;
+    register_read_only("fs/file-nr", || {
+        Ok(alloc::format!("{}\t0\t{}", crate::fs::file::open_count(), i64::MAX))
+    })?;
+    register_read_only("fs/nr_open", || text(1_048_576))?;
+    register("fs/pipe-max-size", || text(pipe::max_size()), |new| pipe::set_max_size(parse(new)?))?;
+    register_read_only("fs/overflowuid", || text(65534))?;
+    register_read_only("fs/overflowgid", || text(65534))
+}

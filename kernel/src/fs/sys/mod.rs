@@ -1,0 +1,159 @@
+//! sysfs: what the kernel tells of its devices and subsystems, and lets be set.
+//!
+//! A subsystem registers its files once, while the system comes up or later: [`register`].
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::fmt::Display;
+
+use super::dentry::Dentry;
+use super::inode::{Superblock, SuperblockOps};
+use super::pseudo::{Directory, Functions};
+use super::registry::{MountRequest, register_filesystem};
+use super::stat::Statfs;
+use crate::arch::cpu;
+use crate::errno::{Errno, Result};
+use crate::memory;
+use crate::sync::Once;
+
+struct SysFs;
+
+impl SuperblockOps for SysFs {
+    fn statfs(&self) -> Statfs {
+        Statfs { magic: 0x6265_6572, block_size: 4096, name_max: 255, ..Statfs::default() }
+    }
+}
+
+struct Tree {
+    directory: Arc<Directory>,
+    root: Arc<Dentry>,
+}
+
+fn tree() -> &'static Tree {
+    static TREE: Once<Tree> = Once::new();
+    TREE.call_once(|| {
+        let superblock = Superblock::new("sysfs", SysFs);
+        let directory = Directory::new(&superblock);
+        let root = Dentry::root(directory.inode());
+        Tree { directory, root }
+    })
+}
+
+/// Registers the file `path` (below `/sys`, without a slash in front) that is read through `show` and written through `store`.
+pub fn register(
+    path: &str,
+    show: impl Fn() -> Result<String> + Send + Sync + 'static,
+    store: impl Fn(&str) -> Result<()> + Send + Sync + 'static,
+) -> Result<()> {
+    tree().directory.register(path, 0o644, Arc::new(Functions { show, store }))
+}
+
+/// Registers a file that is only read.
+pub fn register_read_only(
+    path: &str,
+    show: impl Fn() -> Result<String> + Send + Sync + 'static,
+) -> Result<()> {
+    let store = |_: &str| Err(Errno::EIO);
+    tree().directory.register(path, 0o444, Arc::new(Functions { show, store }))
+}
+
+/// Registers a file that only its owner may write to, and nobody read.
+pub fn register_write_only(
+    path: &str,
+    store: impl Fn(&str) -> Result<()> + Send + Sync + 'static,
+) -> Result<()> {
+    let show = || Err(Errno::EIO);
+    tree().directory.register(path, 0o200, Arc::new(Functions { show, store }))
+}
+
+/// Makes the directory `path` exist.
+pub fn make_directory(path: &str) -> Result<()> {
+    let mut directory = tree().directory.clone();
+    for part in path.split('/').filter(|p| !p.is_empty()) {
+        directory = directory.directory(part)?;
+    }
+    Ok(())
+}
+
+fn mount(_: &MountRequest) -> Result<Arc<Dentry>> {
+    Ok(tree().root.clone())
+}
+
+fn line(value: impl Display) -> Result<String> {
+    Ok(alloc::format!("{value}\n"))
+}
+
+/// The CPUs 0 to `count - 1`, as Linux writes lists.
+fn cpu_list(count: u32) -> String {
+    if count == 1 { "0\n".into() } else { alloc::format!("0-{}\n", count - 1) }
+}
+
+/// Makes sysfs known, with the files that belong to no other room.
+pub fn init() -> Result<()> {
+    register_filesystem("sysfs", mount);
+    const CPU: &str = "devices/system/cpu";
+    for name in ["online", "possible", "present"] {
+        register_read_only(&alloc::format!("{CPU}/{name}"), || Ok(cpu_list(cpu::count())))?;
+    }
+    register_read_only(&alloc::format!("{CPU}/offline"), || line(""))?;
+    register_read_only(&alloc::format!("{CPU}/isolated"), || line(""))?;
+    register_read_only(&alloc::format!("{CPU}/kernel_max"), || line(cpu::MAX_CPUS - 1))?;
+    for id in 0..cpu::count() {
+        let directory = alloc::format!("{CPU}/cpu{id}");
+        // The first CPU cannot be taken off, as in Linux; the others could, and are on.
+        if id > 0 {
+            register_read_only(&alloc::format!("{directory}/online"), || line(1))?;
+        }
+        let topology = alloc::format!("{directory}/topology");
+        register_read_only(&alloc::format!("{topology}/core_id"), move || line(id))?;
+        register_read_only(&alloc::format!("{topology}/physical_package_id"), || line(0))?;
+        register_read_only(&alloc::format!("{topology}/thread_siblings_list"), move || line(id))?;
+        register_read_only(&alloc::format!("{topology}/core_siblings_list"), || Ok(cpu_list(cpu::count())))?;
+    }
+    node()?;
+    register_read_only("kernel/mm/transparent_hugepage/enabled", || line("always madvise [never]"))?;
+    register_read_only("kernel/mm/transparent_hugepage/hpage_pmd_size", || line(2 << 20))?;
+    make_directory("fs/cgroup")?;
+    make_directory("kernel/debug")?;
+    make_directory("class")?;
+    make_directory("block")?;
+    make_directory("bus")
+}
+
+/// The one memory node.
+fn node() -> Result<()> {
+    const NODE: &str = "devices/system/node";
+    for name in ["online", "possible", "has_cpu", "has_memory", "has_normal_memory"] {
+        register_read_only(&alloc::format!("{NODE}/{name}"), || line(0))?;
+    }
+    register_read_only(&alloc::format!("{NODE}/node0/cpulist"), || Ok(cpu_list(cpu::count())))?;
+    register_read_only(&alloc::format!("{NODE}/node0/cpumap"), || {
+        let count = cpu::count();
+        // Groups of 32 CPUs, the highest first.
+        let mut text = String::new();
+        for group in (0..count.div_ceil(32)).rev() {
+            let bits = (count - group * 32).min(32);
+            let mask = if bits == 32 { u32::MAX } else { (1 << bits) - 1 };
+            let separator = if group > 0 { "," } else { "\n" };
+            text.push_str(&alloc::format!("{mask:x}{separator}"));
+        }
+        Ok(text)
+    })?;
+    register_read_only(&alloc::format!("{NODE}/node0/distance"), || line(10))?;
+    register_read_only(&alloc::format!("{NODE}/node0/meminfo"), || {
+        let stats = memory::stats();
+        let mut text = String::new();
+        let mut put = |name: &str, bytes: u64| {
+            let label = alloc::format!("{name}:");
+            text.push_str(&alloc::format!("Node 0 {label:<15} {:>8} kB\n", bytes >> 10));
+        };
+        put("MemTotal", stats.total);
+        put("MemFree", stats.free);
+        put("MemUsed", stats.total - stats.free);
+        put("FilePages", stats.file);
+        put("AnonPages", stats.anon);
+        put("KernelStack", stats.kernel_stacks);
+        put("PageTables", stats.page_tables);
+        Ok(text)
+    })
+}
