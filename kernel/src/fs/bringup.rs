@@ -35,7 +35,6 @@ fn bring_up() -> Result<()> {
     dev::init()?;
     proc::init()?;
     sys::init()?;
-    open::set_fifo_open(pipe::open_named);
     // What Linux's built-in archive holds: so an archive without a console still has one.
     let start = Start::kernel();
     open::create(&start, b"/dev", NewNode::Directory, 0o755)?;

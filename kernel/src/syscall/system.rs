@@ -292,14 +292,17 @@ fn reboot(args: &mut Args) -> Result<usize> {
         CAD_ON => CTRL_ALT_DEL.store(true, Ordering::SeqCst),
         CAD_OFF => CTRL_ALT_DEL.store(false, Ordering::SeqCst),
         RESTART | RESTART_2 => {
+            crate::tty::drain();
             log::info!("reboot: Restarting system");
             power::restart()
         }
         HALT => {
+            crate::tty::drain();
             log::info!("reboot: System halted");
             power::halt()
         }
         POWER_OFF => {
+            crate::tty::drain();
             log::info!("reboot: Power down");
             power::off()
         }
