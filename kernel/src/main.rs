@@ -61,6 +61,7 @@ fn kernel_main() -> ! {
         ::log::error!("no terminals: {error}");
     }
     syscall::init();
+    process::watch::init();
     if let Err(error) = process::spawn_init(process::first_process) {
         panic!("the first process could not be made: {error}");
     }

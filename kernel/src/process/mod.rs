@@ -20,6 +20,7 @@ mod thread;
 pub(crate) mod tree;
 mod user;
 mod wait;
+pub mod watch;
 
 pub use account::{
     Usage, all_faults, context_switches, cpu_usage, load_averages, note_switch, tick,
