@@ -333,7 +333,7 @@ fn file_source(request: &MapRequest, len: u64, shared: bool, flags: &mut VmFlags
         return Err(Errno::EBADF);
     }
     let end = request.offset.checked_add(len).ok_or(Errno::EOVERFLOW)?;
-    if end > i64::MAX as u64 + 1 {
+    if end > i64::MAX as u64 {
         return Err(Errno::EOVERFLOW);
     }
     if !file.readable() {
