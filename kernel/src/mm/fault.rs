@@ -99,7 +99,7 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
     }
     assert!(error & RESERVED == 0, "page table with reserved bits, address {address:#x}");
     let Some(current) = process::try_current() else { return false };
-    let Some(space) = current.process.mm() else { return false };
+    let Some(space) = current.space() else { return false };
     let access = match error {
         e if e & FETCH != 0 => Access::Execute,
         e if e & WRITE != 0 => Access::Write,

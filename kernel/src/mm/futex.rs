@@ -20,7 +20,8 @@ pub enum Key {
 /// The key of the futex at `address` of the current process; `shared` unless the caller said that it is private. `EINVAL` for an unaligned address,
 /// `EFAULT` when nothing can be there. May fault the page in, never with a lock held.
 pub fn futex_key(address: usize, shared: bool) -> Result<Key> {
-    let space = process::current().process.mm().ok_or(Errno::EFAULT)?;
+    let current = process::current();
+    let space = current.space().ok_or(Errno::EFAULT)?;
     space.futex_key(address as u64, shared)
 }
 

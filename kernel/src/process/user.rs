@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use alloc::sync::Arc;
 
-use super::{Thread, rseq};
+use super::{Current, Thread, rseq};
 use crate::arch::trap::TrapFrame;
 use crate::arch::{cpu, interrupts, percpu};
 use crate::mm::AddressSpace;
@@ -54,11 +54,12 @@ pub fn switch_address_space(previous: &Thread, next: &Thread) {
         return;
     }
     let here = cpu::id();
-    if let Some(from) = from {
-        from.deactivate(here);
-    }
+    // In this order the table is loaded once.
     if let Some(to) = to {
         to.activate(here);
+    }
+    if let Some(from) = from {
+        from.deactivate(here);
     }
 }
 
@@ -91,6 +92,14 @@ pub(super) fn replace_address_space(
         old
     });
     (of_process, of_thread)
+}
+
+impl Current {
+    /// The address space that the thread runs on; `None` for kernel threads, and once the thread has let go of it.
+    pub fn space(&self) -> Option<&Arc<AddressSpace>> {
+        // SAFETY: only the thread itself changes it, by calls that nothing makes while it looks at its space.
+        unsafe { (*self.address_space.get()).as_ref() }
+    }
 }
 
 impl Thread {

@@ -30,6 +30,7 @@ pub fn realtime_offset() -> i64 {
 
 fn set_realtime_offset(offset: i64) {
     REALTIME_OFFSET.store(offset, Ordering::SeqCst);
+    crate::mm::vdso::set_realtime_offset(offset);
 }
 
 /// Nanoseconds since 1970.

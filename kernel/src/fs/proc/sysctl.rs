@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use crate::errno::{Errno, Result};
 use crate::fs::pipe;
 use crate::fs::pseudo::Functions;
-use crate::mm::{accounting, shm};
+use crate::mm::{accounting, exec, shm};
 use crate::process;
 use crate::sync::Once;
 
@@ -138,8 +138,17 @@ fn kernel() -> Result<()> {
     )?;
     register_read_only("kernel/ngroups_max", || text(65536))?;
     register_read_only("kernel/cap_last_cap", || text(process::LAST_CAPABILITY))?;
-    // Kept by who reads them: stack and mapping placement are not random here.
-    register_read_only("kernel/randomize_va_space", || text(0))?;
+    register(
+        "kernel/randomize_va_space",
+        || text(exec::randomize_va_space()),
+        |new| match parse(new)? {
+            level @ 0..=2 => {
+                exec::set_randomize_va_space(level);
+                Ok(())
+            }
+            _ => Err(Errno::EINVAL),
+        },
+    )?;
     register_read_only("kernel/tainted", || text(0))?;
     register_read_only("kernel/random/boot_id", || {
         static BOOT_ID: Once<String> = Once::new();
