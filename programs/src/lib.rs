@@ -5,6 +5,7 @@ pub mod fault;
 pub mod file;
 pub mod harness;
 pub mod huge;
+pub mod leak;
 pub mod mem;
 pub mod procfs;
 pub mod rng;

@@ -8,7 +8,7 @@ use roundtable_programs::mem::{ANON, Map, PRIVATE, R, RW, SHARED, munmap};
 use roundtable_programs::{Errno, child, procfs, tests};
 
 tests! { counters, anonymous: 60, file: 60, two_mappings: 60, fork_shares: 60, unaligned, pool_runs_out: 60,
-truncate_and_refault: 60, memfd: 60, set_at_run_time: 60, private_copy: 90 }
+truncate_and_refault: 60, memfd: 60, private_copy: 90, set_at_run_time: 60 }
 
 const FOLDER: &str = "/sys/kernel/mm/hugepages/hugepages-1048576kB";
 

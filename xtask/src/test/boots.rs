@@ -109,6 +109,7 @@ pub fn all() -> Vec<Boot> {
             limit: 600,
             // Debian's kernel needs more than these 4 GiB for the same processes: that is the point of ours.
             kernels: Kernels::Ours,
+            helpers: &["sharers"],
             work: Work::Programs(Selection::Only(&["test_ten_thousand"])),
             ..BOOT
         },

@@ -1,0 +1,129 @@
+//! Memory that runs out: who takes it is refused or killed, everybody else goes on.
+
+use std::time::{Duration, Instant};
+
+use roundtable_programs::child::{self, Child, End};
+use roundtable_programs::file::Fd;
+use roundtable_programs::huge;
+use roundtable_programs::leak::Baseline;
+use roundtable_programs::mem::{ANON, Map, PRIVATE, RW, SHARED};
+use roundtable_programs::procfs::{self, Meminfo};
+use roundtable_programs::shared::Shared;
+use roundtable_programs::{Errno, tests};
+
+tests! { one_hog_is_killed: 60, a_storm_of_hogs: 100, page_tables_run_out: 60, shared_memory_runs_out: 60,
+all_memory_as_huge_pages: 60, more_than_there_is_at_once }
+
+/// Marks this process as the one to kill.
+fn volunteer() {
+    procfs::write("/proc/self/oom_score_adj", 1000).expect("oom_score_adj");
+}
+
+fn take_everything(flags: i32) {
+    volunteer();
+    let bytes = Meminfo::read().get("MemTotal") as usize * 1024;
+    for _ in 0..4 {
+        let map = Map::new(bytes, RW, flags | ANON | libc::MAP_NORESERVE, -1, 0).expect("address space");
+        (0..bytes).step_by(4096).for_each(|at| map.set(at, 1));
+        std::mem::forget(map);
+    }
+    unreachable!("four times all memory");
+}
+
+/// A process that counts, in memory of its own, and touches new pages now and then.
+fn bystander(shared: &Shared) -> Child {
+    child::fork(|| {
+        loop {
+            let map = Map::anonymous(16 * 4096);
+            (0..16).for_each(|page| map.set(page * 4096, 1));
+            shared.add(0);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    })
+}
+
+fn one_hog_is_killed() {
+    let shared = Shared::new();
+    let bystander = bystander(&shared);
+    shared.wait(0, 1);
+    let before = Baseline::take();
+    let hog = child::fork(|| take_everything(PRIVATE));
+    assert_eq!(hog.wait(), End::Signal(libc::SIGKILL));
+    before.check();
+    let count = shared.get(0);
+    assert!(shared.wait_for(0, count + 3, Duration::from_secs(20)), "the bystander is gone");
+    bystander.end();
+}
+
+fn a_storm_of_hogs() {
+    let shared = Shared::new();
+    let bystander = bystander(&shared);
+    shared.wait(0, 1);
+    let before = Baseline::take();
+    for _ in 0..2 {
+        let hogs: Vec<Child> = (0..6).map(|_| child::fork(|| take_everything(PRIVATE))).collect();
+        for hog in hogs {
+            assert_eq!(hog.wait(), End::Signal(libc::SIGKILL));
+        }
+    }
+    before.check();
+    let count = shared.get(0);
+    assert!(shared.wait_for(0, count + 3, Duration::from_secs(20)), "the bystander is gone");
+    bystander.end();
+}
+
+fn page_tables_run_out() {
+    let before = Baseline::take();
+    let hog = child::fork(|| {
+        volunteer();
+        // Every page needs a table of its own.
+        let size = 1usize << 45;
+        let map = Map::new(size, RW, PRIVATE | ANON | libc::MAP_NORESERVE, -1, 0).expect("address space");
+        (0..size).step_by(2 << 20).for_each(|at| _ = map.get(at));
+        unreachable!("16 million tables");
+    });
+    assert_eq!(hog.wait(), End::Signal(libc::SIGKILL));
+    before.check();
+}
+
+fn shared_memory_runs_out() {
+    let before = Baseline::take();
+    let hog = child::fork(|| take_everything(SHARED));
+    assert_eq!(hog.wait(), End::Signal(libc::SIGKILL));
+    before.check();
+    // A file on a tmpfs has the tmpfs's limit.
+    let path = "/tmp/too-much";
+    let file = Fd::open(path, libc::O_RDWR | libc::O_CREAT).unwrap();
+    let block = vec![1; 1 << 20];
+    let start = Instant::now();
+    let error = loop {
+        match file.write(&block) {
+            Ok(_) => assert!(start.elapsed() < Duration::from_secs(40), "the tmpfs has no end"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Errno::ENOSPC | Errno::ENOMEM), "{error}");
+    drop(file);
+    std::fs::remove_file(path).unwrap();
+    before.check();
+}
+
+fn all_memory_as_huge_pages() {
+    let before = Baseline::take();
+    let total = Meminfo::read().get("MemTotal") / 2048;
+    // Not all memory can become huge pages; what it comes to is a fact to be read back, not an error.
+    let got = huge::set_pool(total + 1000);
+    assert!(got > 0 && got < total, "{got} huge pages of a memory of {total}");
+    assert_eq!(huge::counters().total, got);
+    // There is little left for anything else, but some.
+    child::in_child(|| Map::anonymous(64 << 10).set(0, 1));
+    assert_eq!(huge::set_pool(0), 0);
+    before.check();
+}
+
+fn more_than_there_is_at_once() {
+    // The kernel's heuristic refuses what can never be: far more than all memory, to be reserved.
+    let bytes = Meminfo::read().get("MemTotal") as usize * 1024 * 16;
+    let result = Map::new(bytes, RW, PRIVATE | ANON, -1, 0);
+    assert_eq!(result.err(), Some(Errno::ENOMEM));
+}
