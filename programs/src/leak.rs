@@ -6,8 +6,13 @@ use crate::huge::{self, Counters};
 use crate::procfs::{self, Meminfo};
 use crate::sys::settles;
 
-/// What free memory may differ by, in kB. Linux keeps pages of what it has freed in its slabs and per-CPU lists.
-pub const FREE_TOLERANCE: u64 = 12 << 10;
+/// What free memory may differ by, in kB. Ours gives all back. Linux keeps pages of what it has freed in its slabs and
+/// per-CPU lists (measured on 6.12: 13 MiB after 3,000 forks, 22 MiB after five stacks of 8 MiB), so there only large
+/// leaks show; it is told by /proc/kallsyms, which ours does not have.
+fn free_tolerance() -> u64 {
+    if std::path::Path::new("/proc/kallsyms").exists() { 32 << 10 } else { 4 << 10 }
+}
+
 /// What page tables may differ by, in kB: those of processes that have nothing to do with us.
 pub const TABLE_TOLERANCE: u64 = 512;
 
@@ -44,7 +49,7 @@ impl Baseline {
         now.pool == self.pool
             && now.processes <= self.processes
             && now.tables_kb <= self.tables_kb + TABLE_TOLERANCE
-            && now.free_kb + FREE_TOLERANCE >= self.free_kb
+            && now.free_kb + free_tolerance() >= self.free_kb
     }
 
     /// Expects all to be as it was, after a moment in which the kernel frees what it has to.
@@ -52,7 +57,7 @@ impl Baseline {
     pub fn check(&self) {
         settles(Duration::from_secs(10), || self.returned(&Baseline::take()));
         // What may be dropped is no leak.
-        if Meminfo::read().get("MemFree") + FREE_TOLERANCE < self.free_kb {
+        if Meminfo::read().get("MemFree") + free_tolerance() < self.free_kb {
             let _ = procfs::write("/proc/sys/vm/drop_caches", 3);
         }
         let now = Baseline::take();
