@@ -7,6 +7,7 @@ pub mod harness;
 pub mod huge;
 pub mod leak;
 pub mod mem;
+pub mod place;
 pub mod procfs;
 pub mod rng;
 pub mod shared;
