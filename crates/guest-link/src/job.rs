@@ -4,6 +4,8 @@ use std::fmt;
 
 /// Where the job file lies in the initramfs.
 pub const PATH: &str = "/.roundtable/job";
+/// Where the standard input lies in the initramfs when it is [`Input::File`].
+pub const INPUT_PATH: &str = "/.roundtable/input";
 
 /// What init shall do.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -58,6 +60,8 @@ pub enum Input {
     Terminal,
     /// A pipe that init fills from the stuffed stream on the console.
     Relay,
+    /// A file in the initramfs: what is known before the boot need not go through the console.
+    File,
 }
 
 /// A job file that init cannot use.
@@ -93,6 +97,7 @@ impl Job {
                 Input::Null => b"null",
                 Input::Terminal => b"terminal",
                 Input::Relay => b"relay",
+                Input::File => b"file",
             },
         );
         if self.cooked_output {
@@ -145,6 +150,7 @@ impl Job {
                         b"null" => Input::Null,
                         b"terminal" => Input::Terminal,
                         b"relay" => Input::Relay,
+                        b"file" => Input::File,
                         _ => return Err(bad("an unknown input")),
                     }
                 }
@@ -223,6 +229,14 @@ mod tests {
         assert_eq!(Job::decode(&tests.encode()), Ok(tests));
         let none = job(Work::Tests(vec![]));
         assert_eq!(Job::decode(&none.encode()), Ok(none));
+    }
+
+    #[test]
+    fn every_kind_of_input_survives_the_file() {
+        for input in [Input::Null, Input::Terminal, Input::Relay, Input::File] {
+            let job = Job { input, ..job(Work::Tests(vec![])) };
+            assert_eq!(Job::decode(&job.encode()), Ok(job));
+        }
     }
 
     #[test]

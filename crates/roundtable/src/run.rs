@@ -1,11 +1,11 @@
 //! Runs one job in a guest, with its console on the user's terminal.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use guest_link::{Decoder, Ending, Frame, Input, Item, Job, Work, relay};
+use guest_link::{Decoder, Ending, Frame, Input, Item, Job, Work, job, relay};
 use indicatif::ProgressBar;
 
 use crate::console::{self, Log};
@@ -86,6 +86,7 @@ pub fn base_environment() -> Vec<Vec<u8>> {
 /// Runs the job that the options describe; gives the exit status for the shell.
 pub fn run(options: &RunOptions, parts: &Parts) -> Result<i32> {
     let interactive = terminal::is_interactive();
+    let input = input_file()?;
     let job = Job {
         key: new_key()?,
         work: Work::Run { path: Vec::new(), arguments: Vec::new() },
@@ -94,21 +95,39 @@ pub fn run(options: &RunOptions, parts: &Parts) -> Result<i32> {
             .chain(options.environment.iter().map(|variable| variable.clone().into_bytes()))
             .collect(),
         directory: options.directory.clone().into_bytes(),
-        input: match (interactive, io::stdin().is_terminal()) {
-            (true, _) => Input::Terminal,
-            // A terminal that types into a job whose output goes elsewhere stays in its own line mode.
-            (false, true) | (false, false) => Input::Relay,
+        input: match &input {
+            _ if interactive => Input::Terminal,
+            Some(_) => Input::File,
+            // Also for a terminal that types into a job whose output goes elsewhere: it stays in its own line mode.
+            None => Input::Relay,
         },
         cooked_output: interactive,
         window: terminal::window(),
     };
-    let (machine, job, _initrd) = prepare(options, parts, job)?;
+    let (machine, job, _initrd) = prepare(options, parts, job, input)?;
     let log = Log::create(&parts.scratch.join("console.log"))?;
     Session::new(options, &job, &machine, log)?.run()
 }
 
+/// What is left of our standard input, when it is a file.
+fn input_file() -> Result<Option<Vec<u8>>> {
+    let stdin = io::stdin();
+    let mode = rustix::fs::fstat(&stdin).map(|stat| stat.st_mode);
+    if !mode.is_ok_and(|mode| rustix::fs::FileType::from_raw_mode(mode).is_file()) {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    stdin.lock().read_to_end(&mut bytes).context("standard input")?;
+    Ok(Some(bytes))
+}
+
 /// Writes the initial RAM disk; it is removed when the last value is dropped.
-fn prepare(options: &RunOptions, parts: &Parts, mut job: Job) -> Result<(Machine, Job, tempfile::TempPath)> {
+fn prepare(
+    options: &RunOptions,
+    parts: &Parts,
+    mut job: Job,
+    input: Option<Vec<u8>>,
+) -> Result<(Machine, Job, tempfile::TempPath)> {
     let kernel = parts.kernel(&options.kernel)?;
     let (pages_2m, memory) = (options.pages_2m(), options.memory());
     if (pages_2m << 21).saturating_add(options.huge_1g << 30) >= memory.0 {
@@ -144,6 +163,9 @@ fn prepare(options: &RunOptions, parts: &Parts, mut job: Job) -> Result<(Machine
     }
     let arguments = std::iter::once(name.into_bytes()).chain(arguments).collect();
     job.work = Work::Run { path: program.guest.into_bytes(), arguments };
+    if let Some(input) = input {
+        initramfs.add_bytes(job::INPUT_PATH, 0o400, input);
+    }
     initramfs.set_job(&parts.programs.join("init"), &job)?;
     let initrd = tempfile::Builder::new()
         .prefix("initramfs-")
@@ -191,6 +213,8 @@ enum Stop {
     Signal(i32),
     Deadline,
     User,
+    /// Nobody reads our output any more.
+    Output,
 }
 
 impl<'a> Session<'a> {
@@ -258,6 +282,8 @@ impl<'a> Session<'a> {
                 Ok(Ending::TimedOut.status())
             }
             (_, Stop::Signal(signal)) => Ok(128 + signal),
+            // As a program on the host would end: by SIGPIPE, without a word.
+            (_, Stop::Output) => Ok(128 + 13),
             (_, Stop::User) => {
                 eprintln!("roundtable: the machine was ended by Ctrl-A X");
                 Ok(130)
@@ -290,12 +316,18 @@ impl<'a> Session<'a> {
     fn serve(&mut self) -> Result<Stop> {
         let stdin = io::stdin();
         loop {
-            let wants_input = self.started && self.ending.is_none() && self.input_open && self.window > 1;
+            let wants_input = self.started
+                && self.ending.is_none()
+                && self.input_open
+                && self.window > 1
+                && matches!(self.input, Input::Terminal | Input::Relay);
             let watched = wants_input.then_some(&stdin);
             match self.guest.wait(&self.signals, self.deadline, watched)? {
                 Event::Output(bytes) => {
                     for item in self.decoder.feed(&bytes) {
-                        self.take(item)?;
+                        if !self.take(item)? {
+                            return Ok(Stop::Output);
+                        }
                     }
                 }
                 Event::Input => {
@@ -310,13 +342,17 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn take(&mut self, item: Item) -> Result<()> {
+    /// Handles one item of the console's stream; false when nobody reads our output.
+    fn take(&mut self, item: Item) -> Result<bool> {
         match item {
             Item::Text(text) => {
                 self.log.add(&text)?;
                 if self.options.verbose || (self.started && self.ending.is_none()) {
                     let mut out = io::stdout().lock();
-                    out.write_all(&text).and_then(|()| out.flush()).context("standard output")?;
+                    match out.write_all(&text).and_then(|()| out.flush()) {
+                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
+                        result => result.context("standard output")?,
+                    }
                 }
             }
             Item::Frame(Frame::Start) => {
@@ -340,7 +376,7 @@ impl<'a> Session<'a> {
             }
             Item::Frame(Frame::TestStart { .. } | Frame::TestEnd { .. }) => {}
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Takes what our standard input has; false when the user wants the machine to end.

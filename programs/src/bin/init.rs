@@ -51,6 +51,8 @@ fn main() {
 struct Init {
     job: Job,
     console: File,
+    /// The job's standard input, when it is a file.
+    input: Option<File>,
     /// The kernel's messages up to this level belong on the console.
     console_level: i32,
 }
@@ -59,11 +61,11 @@ impl Init {
     fn new() -> io::Result<Init> {
         let bytes = fs::read(job::PATH)?;
         let job = Job::decode(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-        // The key in it is not for the job to read.
-        fs::remove_file(job::PATH)?;
-        fs::remove_dir(Path::new(job::PATH).parent().expect("the job file lies in a folder"))?;
+        // The key in it is not for the job to read; an open input file needs no name.
+        let input = (job.input == Input::File).then(|| File::open(job::INPUT_PATH)).transpose()?;
+        fs::remove_dir_all(Path::new(job::PATH).parent().expect("the job file lies in a folder"))?;
         let console = File::from(std::os::fd::AsFd::as_fd(&io::stdout()).try_clone_to_owned()?);
-        Ok(Init { job, console, console_level: 7 })
+        Ok(Init { job, console, input, console_level: 7 })
     }
 
     /// Sends a frame to the host, with the kernel's log silenced so that it stays whole.
@@ -93,6 +95,10 @@ impl Init {
     }
 
     fn mount(&mut self, kind: &str, target: &str, options: &str) {
+        // What the user put there is not to be hidden.
+        if kind == "tmpfs" && fs::read_dir(target).is_ok_and(|mut entries| entries.next().is_some()) {
+            return;
+        }
         let c = |text: &str| CString::new(text).expect("the mount table has no NUL");
         let made = fs::create_dir_all(target);
         let (kind_c, target_c, options_c) = (c(kind), c(target), c(options));
@@ -145,6 +151,7 @@ impl Init {
     fn run(&mut self, path: &[u8], arguments: &[Vec<u8>]) -> Ending {
         let (stdin, terminal) = match self.job.input {
             Input::Null => (Ok(Stdio::null()), None),
+            Input::File => (Ok(self.input.take().map_or_else(Stdio::null, Stdio::from)), None),
             Input::Relay => (self.start_relay().map(Stdio::from), None),
             // /dev/console cannot be a controlling terminal, so job control needs the device behind it.
             Input::Terminal => match OpenOptions::new().read(true).write(true).open("/dev/ttyS0") {
@@ -232,6 +239,7 @@ impl Init {
         let mut unstuff = relay::Unstuff::default();
         let mut buffer = [0; 1024];
         let mut job_reads = true;
+        let mut taken = 0;
         while !unstuff.ended() {
             let read = match io::stdin().lock().read(&mut buffer) {
                 Ok(0) => break,
@@ -242,7 +250,11 @@ impl Init {
             let bytes = unstuff.feed(&buffer[..read]);
             // A job that does not read its input is no error; the host's window must still move on.
             job_reads = job_reads && job.write_all(&bytes).is_ok();
-            self.report(Frame::Credit(read));
+            taken += read;
+            // A frame costs more than the bytes that it is about; half the window keeps the line busy.
+            if taken >= relay::WINDOW / 2 {
+                self.report(Frame::Credit(std::mem::take(&mut taken)));
+            }
         }
     }
 }
