@@ -5,7 +5,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use guest_link::{Decoder, Ending, Frame, Input, Item, Job, Test, Work};
+use guest_link::{Decoder, Ending, Frame, Input, Item, Job, Test};
 use roundtable::console::{Log, printable};
 use roundtable::guest::{Event, Guest};
 use roundtable::initramfs::Initramfs;
@@ -100,7 +100,8 @@ struct Batch<'a> {
     done: usize,
     current: Option<Current>,
     deadline: Instant,
-    _initrd: tempfile::TempPath,
+    /// Removed with the batch.
+    initrd: Option<tempfile::TempPath>,
 }
 
 /// The program that runs now.
@@ -142,7 +143,7 @@ impl<'a> Batch<'a> {
         });
         let job = Job {
             key: new_key()?,
-            work: Work::Tests(jobs.collect()),
+            work: guest_link::Work::Tests(jobs.collect()),
             environment: base_environment(),
             directory: b"/tmp".to_vec(),
             input: Input::Null,
@@ -157,20 +158,33 @@ impl<'a> Batch<'a> {
             .into_temp_path();
         initramfs.write(&initrd, false)?;
         let machine = boot.machine(bench.kernel(subject)?, initrd.to_path_buf(), subject);
-        let log = Log::create(&bench.log(boot.name, subject))?;
+        let guest = Guest::start(machine.command())?;
+        let mut batch = Batch::new(bench, boot, subject, tests, guest, &job.key)?;
+        batch.initrd = Some(initrd);
+        Ok(batch)
+    }
+
+    fn new(
+        bench: &Bench,
+        boot: &'a Boot,
+        subject: Subject,
+        tests: &'a [&'a TestProgram],
+        guest: Guest,
+        key: &str,
+    ) -> Result<Batch<'a>> {
         Ok(Batch {
             boot,
             subject,
             tests,
-            guest: Guest::start(machine.command())?,
-            decoder: Decoder::new(&job.key),
-            log,
+            guest,
+            decoder: Decoder::new(key),
+            log: Log::create(&bench.log(boot.name, subject))?,
             started: false,
             ended: false,
             done: 0,
             current: None,
             deadline: bench.deadline(BOOT),
-            _initrd: initrd,
+            initrd: None,
         })
     }
 
@@ -343,5 +357,150 @@ impl<'a> Batch<'a> {
             }
         }
         self.tests.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::test::boots::{Kernels, Selection, Work};
+    use roundtable::guest::Signals;
+    use roundtable::size::Size;
+    use std::cell::Cell;
+
+    const KEY: &str = "0011223344556677";
+
+    fn program(name: &str, subtests: &[&str]) -> TestProgram {
+        let subtests = subtests.iter().map(|name| name.to_string()).collect();
+        TestProgram { name: name.into(), subtests, whole: true }
+    }
+
+    /// Plays a guest whose console prints this; gives how many programs are done with, and the counts.
+    fn play(tests: &[&TestProgram], console: &[u8], then: &str) -> (usize, (u64, u64, u64)) {
+        let folder = tempfile::tempdir().unwrap();
+        let script = folder.path().join("console");
+        std::fs::write(&script, console).unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", &format!("cat \"$0\"; {then}")]).arg(&script);
+        let bench = Bench {
+            parts: Parts { scratch: folder.path().to_path_buf(), ..Parts::in_folder(folder.path()) },
+            signals: Signals::catch().unwrap(),
+            verbose: false,
+            // A guest that hangs is given up soon.
+            end: Some(Instant::now() + Duration::from_secs(if then.is_empty() { 60 } else { 1 })),
+            logs: Cell::new(0),
+        };
+        let boot = Boot {
+            name: "played",
+            cpus: 1,
+            memory: Size::gibibytes(1),
+            machine: None,
+            icount: false,
+            pools: (0, 0),
+            parameters: &[],
+            limit: 60,
+            kernels: Kernels::Both,
+            helpers: &[],
+            work: Work::Programs(Selection::Rest),
+        };
+        let mut report = Report::new();
+        let guest = Guest::start(command).unwrap();
+        let batch = Batch::new(&bench, &boot, Subject::Linux, tests, guest, KEY).unwrap();
+        let done = batch.watch(&bench, &mut report).unwrap();
+        (done, report.counts())
+    }
+
+    fn start(index: usize) -> Vec<u8> {
+        Frame::TestStart { index }.encode(KEY)
+    }
+
+    fn end(index: usize, ending: Ending) -> Vec<u8> {
+        Frame::TestEnd { index, ending, milliseconds: 5 }.encode(KEY)
+    }
+
+    fn frame(frame: Frame) -> Vec<u8> {
+        frame.encode(KEY)
+    }
+
+    #[test]
+    fn subtests_are_counted_by_what_their_lines_say() {
+        let (a, b) = (program("test_a", &["one", "two", "three"]), program("test_b", &["four"]));
+        let console = [
+            b"boot noise\r\n".to_vec(),
+            frame(Frame::Start),
+            start(0),
+            b"ok one\r\nsome output\r\nskip two: no such thing\r\nnot ok three: 1 is not 2\r\n".to_vec(),
+            end(0, Ending::Code(1)),
+            start(1),
+            b"ok four\r\n".to_vec(),
+            end(1, Ending::Code(0)),
+            frame(Frame::Exit(Ending::Code(0))),
+        ];
+        assert_eq!(play(&[&a, &b], &console.concat(), ""), (2, (2, 1, 1)));
+    }
+
+    #[test]
+    fn a_test_that_says_nothing_has_failed() {
+        let a = program("test_a", &["one", "two"]);
+        let run = |ending| {
+            let console = [
+                frame(Frame::Start),
+                start(0),
+                b"ok one\n".to_vec(),
+                end(0, ending),
+                frame(Frame::Exit(Ending::Code(0))),
+            ];
+            play(&[&a], &console.concat(), "").1
+        };
+        for ending in [Ending::Code(0), Ending::Signal(11), Ending::TimedOut, Ending::NotStarted(2)] {
+            assert_eq!(run(ending), (1, 1, 0), "{ending}");
+        }
+    }
+
+    #[test]
+    fn a_program_whose_subtests_all_pass_still_has_to_end_well() {
+        let a = program("test_a", &["one"]);
+        let console = [
+            frame(Frame::Start),
+            start(0),
+            b"ok one\n".to_vec(),
+            end(0, Ending::Signal(6)),
+            frame(Frame::Exit(Ending::Code(0))),
+        ];
+        assert_eq!(play(&[&a], &console.concat(), "").1, (1, 1, 0));
+    }
+
+    #[test]
+    fn a_machine_that_goes_down_fails_the_running_test_and_leaves_the_rest_to_the_next() {
+        let (a, b) = (program("test_a", &["one", "two"]), program("test_b", &["three"]));
+        let console = [frame(Frame::Start), start(0), b"ok one\nKernel panic\n".to_vec()];
+        assert_eq!(play(&[&a, &b], &console.concat(), ""), (1, (1, 1, 0)));
+    }
+
+    #[test]
+    fn a_machine_that_hangs_is_ended() {
+        let a = program("test_a", &["one"]);
+        let console = [frame(Frame::Start), start(0)];
+        assert_eq!(play(&[&a], &console.concat(), "exec sleep 1000"), (1, (0, 1, 0)));
+    }
+
+    #[test]
+    fn a_machine_that_does_not_boot_fails_all_tests_and_itself() {
+        let (a, b) = (program("test_a", &["one", "two"]), program("test_b", &["three"]));
+        assert_eq!(play(&[&a, &b], b"SeaBIOS\n", ""), (2, (0, 4, 0)));
+        assert_eq!(play(&[&a, &b], b"", "exit 1"), (2, (0, 4, 0)));
+    }
+
+    #[test]
+    fn a_machine_that_does_not_power_off_has_failed() {
+        let a = program("test_a", &["one"]);
+        let console = [
+            frame(Frame::Start),
+            start(0),
+            b"ok one\n".to_vec(),
+            end(0, Ending::Code(0)),
+            frame(Frame::Exit(Ending::Code(0))),
+        ];
+        assert_eq!(play(&[&a], &console.concat(), "exec sleep 1000"), (1, (1, 1, 0)));
     }
 }

@@ -64,6 +64,11 @@ impl Report {
         self.bar.suspend(|| println!("{line}"));
     }
 
+    /// How many passed, failed and were skipped.
+    pub fn counts(&self) -> (u64, u64, u64) {
+        (self.passed, self.failed, self.skipped)
+    }
+
     /// Prints what failed and the count; gives the exit status.
     pub fn finish(self) -> i32 {
         self.bar.finish_and_clear();
@@ -73,8 +78,9 @@ impl Report {
                 println!("    {failure}");
             }
         }
-        println!("\n{}", summary(self.passed, self.failed, self.skipped));
-        i32::from(self.failed > 0 || self.passed == 0)
+        let (passed, failed, skipped) = self.counts();
+        println!("\n{}", summary(passed, failed, skipped));
+        i32::from(failed > 0 || passed == 0)
     }
 }
 
