@@ -39,7 +39,11 @@ pub fn check_may_use_shm() -> Result<()> {
 }
 
 impl HugeFile {
-    pub fn anonymous(_page: u64, _len: u64, _no_reserve: bool) -> Result<Arc<Self>> {
+    pub fn anonymous(_page: u64, _len: u64) -> Result<Arc<Self>> {
+        Err(Errno::EINVAL)
+    }
+
+    pub fn segment(_page: u64, _len: u64, _no_reserve: bool) -> Result<Arc<Self>> {
         Err(Errno::EINVAL)
     }
 
@@ -105,7 +109,7 @@ impl HugeArea {
         match *self {}
     }
 
-    pub fn move_to(&self, _range: Range<u64>, _keep: bool) -> Result<Self> {
+    pub fn move_to(&mut self, _start: u64) -> Result<()> {
         match *self {}
     }
 

@@ -317,7 +317,7 @@ pub fn huge_size(flags: u32) -> Result<u64> {
 
 fn anonymous_source(map: MapFlags, shared: bool, granule: u64, len: u64, flags: &VmFlags) -> Result<Source> {
     if map.contains(MapFlags::HUGETLB) {
-        let file = hugetlb::HugeFile::anonymous(granule, len, flags.contains(VmFlags::NO_RESERVE))?;
+        let file = hugetlb::HugeFile::anonymous(granule, len)?;
         return Ok(Source::Huge { file, opened: None, attachment: None });
     }
     if !shared {

@@ -49,7 +49,7 @@ impl AddressSpace {
         let granule = vma.granule();
         let old_len = old_len.checked_next_multiple_of(granule).ok_or(Errno::EINVAL)?;
         let new_len = new_len.checked_next_multiple_of(granule).ok_or(Errno::EINVAL)?;
-        if !address.is_multiple_of(granule) || vma.is_huge() && new_len > old_len {
+        if !address.is_multiple_of(granule) || vma.is_huge() && (new_len > old_len || keep_old) {
             return Err(Errno::EINVAL);
         }
         let end = address.checked_add(old_len).filter(|end| *end <= TASK_SIZE).ok_or(Errno::EFAULT)?;
@@ -202,13 +202,9 @@ impl AddressSpace {
                 let (file, attachment) = (area.file.clone(), area.attachment.clone());
                 Kind::File(Box::new(FileArea { link, file, attachment }))
             }
-            Kind::Huge(huge) => {
-                let moved = huge.move_to(range.clone(), copies || remap.keep_old);
-                Kind::Huge(Box::new(moved.inspect_err(|_| uncharge())?))
-            }
+            Kind::Huge(_) => return self.move_huge(areas, old, start),
         };
-        let huge = matches!(kind, Kind::Huge(_));
-        if !copies && !huge && self.move_pages(old.clone(), start).is_err() {
+        if !copies && self.move_pages(old.clone(), start).is_err() {
             uncharge();
             return Err(Errno::ENOMEM);
         }
@@ -232,6 +228,23 @@ impl AddressSpace {
             self.free_tables(areas, old.clone(), &mut gather);
         }
         areas.set.merge(range);
+        Ok(())
+    }
+
+    /// Moves a whole area of huge pages, which neither grows nor stays behind.
+    fn move_huge(&self, areas: &mut Areas, old: Range<u64>, start: u64) -> Result<()> {
+        let mut vma = areas.set.remove(old.start).ok_or(Errno::EFAULT)?;
+        let result = match &mut vma.kind {
+            Kind::Huge(huge) => huge.move_to(start),
+            _ => Err(Errno::EFAULT),
+        };
+        if result.is_ok() {
+            (vma.start, vma.end) = (start, start + (old.end - old.start));
+        }
+        areas.set.insert(vma);
+        result?;
+        let mut gather = Gather::new(self);
+        self.free_tables(areas, old, &mut gather);
         Ok(())
     }
 

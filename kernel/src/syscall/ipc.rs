@@ -54,7 +54,7 @@ fn shmget(args: &mut Args) -> Result<usize> {
         crate::hugetlb::check_may_use_shm()?;
         let page = crate::mm::huge_size(flags)?;
         let len = size.checked_next_multiple_of(page).ok_or(Errno::EINVAL)?;
-        Memory::Huge(HugeFile::anonymous(page, len, flags & SHM_NORESERVE != 0)?)
+        Memory::Huge(HugeFile::segment(page, len, flags & SHM_NORESERVE != 0)?)
     } else {
         Memory::Pages(SharedMemory::new(size, flags & SHM_NORESERVE == 0)?)
     };
