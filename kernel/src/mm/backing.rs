@@ -122,11 +122,6 @@ impl MappingList {
         self.entries.lock().values().any(|entry| entry.writable)
     }
 
-    /// Is the file mapped at all?
-    pub fn is_mapped(&self) -> bool {
-        !self.entries.lock().is_empty()
-    }
-
     /// How often pages were unmapped so far; see the module.
     pub(super) fn unmappings(&self) -> u64 {
         self.unmappings.load(Ordering::SeqCst)

@@ -40,13 +40,11 @@ pub mod vdso;
 pub mod view;
 mod vma;
 
-pub use entry::Entry;
 pub use futex::{Key, futex_key};
-pub use gather::Gather;
-pub use map::{MapFlags, MapRequest, huge_size};
-pub use space::{AddressSpace, Areas, Layout, Leftovers};
-pub use tables::{NoMemory, PageTables, Resident, Tables, entries as table_entries};
-pub use vma::{Kind, VmFlags, Vma, VmaSet};
+pub use map::{MapRequest, huge_size};
+pub use space::{AddressSpace, Areas};
+pub use tables::{PageTables, entries as table_entries};
+pub use vma::VmFlags;
 
 use crate::memory::{PAGE_SIZE, USER_END};
 use crate::process;

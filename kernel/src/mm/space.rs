@@ -19,7 +19,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::hugetlb::HugeLeftover;
 use crate::memory::frame::Frame;
-use crate::memory::{PhysAddr, paging};
+use crate::memory::paging;
 use crate::sched;
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
@@ -80,11 +80,6 @@ impl AddressSpace {
         &self.this
     }
 
-    /// A counted reference to it.
-    pub fn to_arc(&self) -> Arc<Self> {
-        self.this.upgrade().expect("a borrowed address space has an owner")
-    }
-
     /// Loads it on the calling CPU, `cpu`. Interrupts are off.
     pub fn activate(&self, cpu: CpuId) {
         // First the set, then the table: see `gather`. The locked instruction orders them.
@@ -105,11 +100,6 @@ impl AddressSpace {
     /// The CPUs that have it loaded now.
     pub fn cpus(&self) -> CpuSet {
         self.tables.cpus.load()
-    }
-
-    /// Physical address of the top-level table.
-    pub fn root(&self) -> PhysAddr {
-        self.tables.root
     }
 
     /// The page tables, for mappings of huge pages.

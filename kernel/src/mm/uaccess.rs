@@ -7,7 +7,6 @@
 
 use alloc::vec::Vec;
 use core::arch::asm;
-use core::marker::PhantomData;
 use core::mem::MaybeUninit;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -166,16 +165,6 @@ pub fn copy_from_user(bytes: &mut [u8], address: usize) -> Result<()> {
     }
 }
 
-/// As [`copy_to_user`], without sleeping: also fails where a page is not there at once.
-pub fn copy_to_user_nofault(address: usize, bytes: &[u8]) -> Result<()> {
-    without_faults(|| copy_to_user(address, bytes))
-}
-
-/// As [`copy_from_user`], without sleeping: also fails where a page is not there at once.
-pub fn copy_from_user_nofault(bytes: &mut [u8], address: usize) -> Result<()> {
-    without_faults(|| copy_from_user(bytes, address))
-}
-
 /// Reads a value from user memory. Only for types that any bytes make a value of: integers, and C structures of them.
 pub fn read_user<T: Copy + 'static>(address: usize) -> Result<T> {
     let mut value = MaybeUninit::<T>::uninit();
@@ -288,99 +277,5 @@ pub fn update_u32(address: usize, change: impl Fn(u32) -> u32) -> Result<u32> {
             return Ok(old);
         }
         old = found;
-    }
-}
-
-/// An address that a user program says is that of a `T`.
-#[derive(Debug)]
-pub struct UserPtr<T> {
-    address: usize,
-    value: PhantomData<*mut T>,
-}
-
-impl<T> Clone for UserPtr<T> {
-    fn clone(&self) -> Self {
-        *self
-    }
-}
-
-impl<T> Copy for UserPtr<T> {}
-
-impl<T: Copy + 'static> UserPtr<T> {
-    /// Nothing is checked before the first access.
-    pub const fn new(address: usize) -> Self {
-        Self { address, value: PhantomData }
-    }
-
-    /// The pointer, or `None` for null.
-    pub fn non_null(address: usize) -> Option<Self> {
-        (address != 0).then(|| Self::new(address))
-    }
-
-    /// The address.
-    pub const fn address(self) -> usize {
-        self.address
-    }
-
-    /// Is it null?
-    pub const fn is_null(self) -> bool {
-        self.address == 0
-    }
-
-    /// Reads the value.
-    pub fn read(self) -> Result<T> {
-        read_user(self.address)
-    }
-
-    /// Writes the value.
-    pub fn write(self, value: T) -> Result<()> {
-        write_user(self.address, &value)
-    }
-
-    /// The element `count` places on.
-    pub fn add(self, count: usize) -> Result<Self> {
-        let bytes = count.checked_mul(size_of::<T>()).ok_or(Errno::EFAULT)?;
-        self.address.checked_add(bytes).map(Self::new).ok_or(Errno::EFAULT)
-    }
-}
-
-/// A range of bytes in user memory.
-#[derive(Clone, Copy, Debug)]
-pub struct UserSlice {
-    address: usize,
-    len: usize,
-}
-
-impl UserSlice {
-    /// `EFAULT` when the range is not in the user half.
-    pub fn new(address: usize, len: usize) -> Result<Self> {
-        check_range(address, len)?;
-        Ok(Self { address, len })
-    }
-
-    /// Its length in bytes.
-    pub const fn len(&self) -> usize {
-        self.len
-    }
-
-    /// Is its length 0?
-    pub const fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Fills `bytes` from the begin of the range; `EFAULT` when the range is shorter.
-    pub fn copy_in(&self, bytes: &mut [u8]) -> Result<()> {
-        if bytes.len() > self.len {
-            return Err(Errno::EFAULT);
-        }
-        copy_from_user(bytes, self.address)
-    }
-
-    /// Puts `bytes` at the begin of the range; `EFAULT` when the range is shorter.
-    pub fn copy_out(&self, bytes: &[u8]) -> Result<()> {
-        if bytes.len() > self.len {
-            return Err(Errno::EFAULT);
-        }
-        copy_to_user(self.address, bytes)
     }
 }

@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use bitflags::bitflags;
 
 use super::AddressSpace;
-use super::backing::{Link, PageCache};
+use super::backing::Link;
 use super::shm::Attachment;
 use super::vdso::SpecialPages;
 use crate::errno::{Errno, Result};
@@ -132,11 +132,6 @@ impl Vma {
         self.len() >> PAGE_SHIFT
     }
 
-    /// Rights and behaviour.
-    pub fn flags(&self) -> VmFlags {
-        self.flags
-    }
-
     /// Index in its backing of the page at `address`.
     pub fn index_of(&self, address: u64) -> u64 {
         self.first + ((address - self.start) >> PAGE_SHIFT)
@@ -176,14 +171,6 @@ impl Vma {
             Kind::File(area) => area.file.as_ref(),
             Kind::Huge(huge) => huge.file(),
             Kind::Anonymous | Kind::Special(_) => None,
-        }
-    }
-
-    /// The page cache that it maps.
-    pub(super) fn cache(&self) -> Option<&Arc<dyn PageCache>> {
-        match &self.kind {
-            Kind::File(area) => Some(area.link.cache()),
-            _ => None,
         }
     }
 
