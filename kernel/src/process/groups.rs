@@ -120,61 +120,73 @@ pub enum Target {
     All,
 }
 
-/// Whether a process with these credentials may send the signal.
-fn may_signal(sender: &Credentials, target: &Process, signal: Option<u32>) -> bool {
-    let other = target.credentials();
+/// Whether a process with the credentials `sender` may send the signal to one with `other`.
+fn may_signal(sender: &Credentials, other: &Credentials, signal: Option<u32>, same_session: bool) -> bool {
     let same_user = [sender.euid, sender.uid].iter().any(|uid| *uid == other.suid || *uid == other.uid);
-    same_user
-        || sender.capable(super::CAP_KILL)
-        || (signal == Some(SIGCONT) && target.sid() == super::current().process.sid())
+    same_user || sender.capable(super::CAP_KILL) || (signal == Some(SIGCONT) && same_session)
 }
 
 /// `EPERM` unless the current thread may send the signal.
 pub fn check_may_signal(target: &Process, signal: Option<u32>) -> Result<()> {
-    let sender = super::current().credentials();
-    if may_signal(&sender, target, signal) { Ok(()) } else { Err(Errno::EPERM) }
+    let current = super::current();
+    let same_session = target.sid() == current.process.sid();
+    if may_signal(&current.credentials(), &target.credentials(), signal, same_session) {
+        Ok(())
+    } else {
+        Err(Errno::EPERM)
+    }
 }
 
 /// kill(2): sends to all that are meant and that the caller may signal. `EPERM` if there were some but none allowed,
 /// `ESRCH` if there were none. Signal `None` only checks.
+///
+/// A group gets its signal in one step of the tree: a member that forks meanwhile either has its child in the group before, or gets the
+/// signal before the child is there and does not fork. So not even a fork bomb escapes.
 pub fn kill(target: Target, signal: Option<u32>) -> Result<()> {
     let current = super::current();
     let sender = current.credentials();
-    let own_pid = current.process.pid;
-    let info = signal.map(|signal| SigInfo::user(signal, signal::codes::SI_USER, own_pid, sender.uid));
-    let send = |process: &Arc<Process>| -> Result<()> {
-        if !may_signal(&sender, process, signal) {
+    let own = current.process.clone();
+    let info = signal.map(|signal| SigInfo::user(signal, signal::codes::SI_USER, own.pid, sender.uid));
+    let session_of = |tree: &Guard, process: &Process| {
+        process.relations.get(tree).group.as_ref().map(|group| group.session.sid)
+    };
+    let send = |tree: &mut Guard, process: &Arc<Process>| -> Result<()> {
+        let same_session = session_of(tree, process) == session_of(tree, &own);
+        if !may_signal(&sender, &process.credentials_locked(tree), signal, same_session) {
             return Err(Errno::EPERM);
         }
-        info.map_or(Ok(()), |info| signal::queue_process(process, info))
+        info.map_or(Ok(()), |info| signal::queue_process_locked(tree, process, info))
     };
+    let mut result = Err(Errno::ESRCH);
+    let mut note = |sent: Result<()>| {
+        if result.is_err() {
+            result = sent;
+        }
+    };
+    let mut tree = tree::lock();
     match target {
-        Target::Process(pid) => send(&super::find(pid).ok_or(Errno::ESRCH)?),
+        Target::Process(pid) => {
+            let process = tree.process(pid).ok_or(Errno::ESRCH)?;
+            return send(&mut tree, &process);
+        }
         Target::Group(pgid) => {
-            let members = super::list::members(pgid);
-            let mut result = Err(Errno::ESRCH);
-            for process in members {
-                match send(&process) {
-                    Ok(()) => result = Ok(()),
-                    Err(error) if result.is_err() => result = Err(error),
-                    Err(_) => {}
-                }
+            let group = tree.group(pgid).ok_or(Errno::ESRCH)?;
+            let mut next = tree::first_member(&tree, &group);
+            while let Some(process) = next {
+                next = tree::next_member(&tree, &group, &process);
+                note(send(&mut tree, &process));
             }
-            result
         }
         Target::All => {
-            let mut result = Err(Errno::ESRCH);
-            for process in super::processes() {
-                if process.pid == 1 || process.pid == own_pid {
-                    continue;
-                }
-                match send(&process) {
-                    Ok(()) => result = Ok(()),
-                    Err(error) if result.is_err() => result = Err(error),
-                    Err(_) => {}
+            let mut last = 1;
+            while let Some(process) = tree.process_after(last) {
+                last = process.pid;
+                if !Arc::ptr_eq(&process, &own) {
+                    note(send(&mut tree, &process));
                 }
             }
-            result
         }
     }
+    drop(tree);
+    result
 }

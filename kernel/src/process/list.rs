@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use super::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Credentials, Pid, Process, Thread, limits, tree};
 use crate::errno::{Errno, Result};
 use crate::memory::{self, Pressure};
-use crate::sync::SpinLock;
+use crate::sync::IrqLock;
 
 /// The process with this number, alive or a zombie.
 pub fn find(pid: Pid) -> Option<Arc<Process>> {
@@ -50,34 +50,10 @@ pub fn threads_of(process: &Process) -> Vec<Arc<Thread>> {
     }
 }
 
-/// The members of a process group.
-pub(super) fn members(pgid: Pid) -> Vec<Arc<Process>> {
-    let mut members = Vec::new();
-    let mut last: Option<Arc<Process>> = None;
-    loop {
-        let tree = tree::lock();
-        let Some(group) = tree.group(pgid) else { break };
-        let next = match &last {
-            None => tree::first_member(&tree, &group),
-            Some(last) => {
-                let still =
-                    last.relations.get(&tree).group.as_ref().is_some_and(|own| Arc::ptr_eq(own, &group));
-                if !still {
-                    break;
-                }
-                tree::next_member(&tree, &group, last)
-            }
-        };
-        drop(tree);
-        let Some(next) = next else { break };
-        members.push(next.clone());
-        last = Some(next);
-    }
-    members
-}
-
 /// How many threads each user has.
-static USERS: SpinLock<BTreeMap<u32, usize>> = SpinLock::new(BTreeMap::new());
+///
+/// The last reference to a thread may go in an interrupt handler, and its share with it: hence the kind of lock.
+static USERS: IrqLock<BTreeMap<u32, usize>> = IrqLock::new(BTreeMap::new());
 /// Threads and processes made since boot.
 static FORKS: AtomicU64 = AtomicU64::new(0);
 

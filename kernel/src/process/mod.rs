@@ -22,9 +22,7 @@ mod user;
 mod wait;
 pub mod watch;
 
-pub use account::{
-    Usage, all_faults, context_switches, cpu_usage, load_averages, note_switch, tick,
-};
+pub use account::{Usage, all_faults, context_switches, cpu_usage, load_averages, note_switch, tick};
 pub use credentials::*;
 pub use exec::{execute, execve};
 pub use first::first_process;

@@ -11,7 +11,7 @@ use super::{Credentials, Pid, Thread};
 use crate::fs::{FdTable, FsContext};
 use crate::mm::AddressSpace;
 use crate::signal::{self, Actions, ProcessSignals};
-use crate::sync::{SpinLock, WaitQueue};
+use crate::sync::{IrqLock, SpinLock, WaitQueue};
 use crate::time::process_timers::ProcessTimers;
 
 /// One process, alive or a zombie.
@@ -23,9 +23,9 @@ pub struct Process {
     pub(super) in_group: LinkedListAtomicLink,
     mm: SpinLock<Option<Arc<AddressSpace>>>,
     /// Where clone(CLONE_SIGHAND) shares, hence behind a lock of its own: execve(2) puts a copy there.
-    pub(crate) actions: SpinLock<Arc<Actions>>,
+    pub(crate) actions: IrqLock<Arc<Actions>>,
     pub(crate) signals: ProcessSignals,
-    pub(crate) limits: SpinLock<Limits>,
+    pub(crate) limits: IrqLock<Limits>,
     pub(crate) timers: ProcessTimers,
     /// Woken when a child changes state.
     pub(super) child_events: WaitQueue,
@@ -131,9 +131,9 @@ impl Process {
             sibling: LinkedListAtomicLink::new(),
             in_group: LinkedListAtomicLink::new(),
             mm: SpinLock::new(parts.mm),
-            actions: SpinLock::new(parts.actions),
+            actions: IrqLock::new(parts.actions),
             signals: ProcessSignals::new(),
-            limits: SpinLock::new(parts.limits),
+            limits: IrqLock::new(parts.limits),
             timers: ProcessTimers::new(this.clone()),
             child_events: WaitQueue::new(),
             ended: WaitQueue::new(),
@@ -294,6 +294,12 @@ impl Process {
     /// How the process ended, for those who hold the tree's lock.
     pub(crate) fn ended_locked(&self, tree: &tree::Guard) -> Option<WaitStatus> {
         self.relations.get(tree).ended
+    }
+
+    /// The credentials of its first thread, for those who hold the tree's lock.
+    pub(super) fn credentials_locked(&self, tree: &tree::Guard) -> Arc<Credentials> {
+        let leader = self.relations.get(tree).leader.as_ref();
+        leader.map_or_else(Credentials::root, |leader| leader.credentials())
     }
 
     /// The parent, for those who hold the tree's lock.

@@ -37,7 +37,8 @@ pub struct Thread {
     pub(super) address_space: UnsafeCell<Option<Arc<AddressSpace>>>,
     files: SpinLock<Option<Arc<FdTable>>>,
     fs: SpinLock<Option<Arc<FsContext>>>,
-    credentials: SpinLock<Arc<Credentials>>,
+    /// Senders of signals look at it under the tree's lock, hence with interrupts off.
+    credentials: IrqLock<Arc<Credentials>>,
     comm: IrqLock<[u8; 16]>,
     /// Pending signals, mask and flags.
     pub(crate) signals: ThreadSignals,
@@ -108,7 +109,7 @@ impl Thread {
             address_space: UnsafeCell::new(parts.address_space),
             files: SpinLock::new(parts.files),
             fs: SpinLock::new(parts.fs),
-            credentials: SpinLock::new(parts.credentials),
+            credentials: IrqLock::new(parts.credentials),
             comm: IrqLock::new(parts.comm),
             signals: parts.signals,
             by_tid: RBTreeAtomicLink::new(),

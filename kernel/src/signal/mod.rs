@@ -21,8 +21,8 @@ pub use frame::{AltStack, sigreturn};
 pub use info::{SigInfo, codes};
 pub use pending::Pending;
 pub use send::{
-    discard, is_ignored_or_blocked, queue_process, queue_thread, send_group, send_process,
-    send_process_locked, send_thread,
+    discard, is_ignored_or_blocked, queue_process, queue_process_locked, queue_thread, send_group,
+    send_process, send_process_locked, send_thread,
 };
 pub(crate) use send::{end_all, kill_thread};
 pub use state::{ProcessSignals, ThreadSignals};

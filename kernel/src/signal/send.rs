@@ -17,6 +17,11 @@ pub fn send_process(process: &Arc<Process>, info: impl Into<SigInfo>) {
     let _ = queue_process(process, info);
 }
 
+/// As [`queue_process`], for those who hold the tree's lock.
+pub fn queue_process_locked(tree: &mut tree::Guard, process: &Arc<Process>, info: SigInfo) -> Result<()> {
+    send(tree, process, None, Queued::new(info)).map(drop)
+}
+
 /// Sends a signal to one thread. Usable in interrupt handlers.
 pub fn send_thread(thread: &Arc<Thread>, info: impl Into<SigInfo>) {
     // Only users' real-time signals can find the queue full.
