@@ -1,7 +1,8 @@
 //! Random numbers, for getrandom(2), `/dev/urandom` and the kernel itself.
 //!
-//! One ChaCha20 generator, seeded from the processor's own source where there is one and from the jitter of the time stamp counter in any
-//! case. After each request it is keyed anew from its own output, so that what was handed out cannot be computed from what is kept.
+//! One ChaCha20 generator, seeded from the processor's own source where there is one and from the jitter of
+//! the time stamp counter in any case. After each request it is keyed anew from its own output, so that what
+//! was handed out cannot be computed from what is kept.
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -28,7 +29,8 @@ pub fn number() -> u64 {
     u64::from_ne_bytes(bytes)
 }
 
-/// Stirs `bytes` into the generator's state: what user space writes to `/dev/urandom`. It cannot make the numbers less random.
+/// Stirs `bytes` into the generator's state: what user space writes to `/dev/urandom`. It cannot make the
+/// numbers less random.
 pub fn mix(bytes: &[u8]) {
     for chunk in bytes.chunks(32) {
         let mut pool = POOL.lock();

@@ -15,8 +15,6 @@ pub const WRITE: u32 = 2;
 /// To execute, or to pass through a directory.
 pub const EXECUTE: u32 = 1;
 
-pub use super::caller::credentials as current;
-
 /// Who asks, as far as file systems are concerned.
 #[derive(Clone, Debug)]
 pub struct Credentials {
@@ -77,7 +75,8 @@ impl Credentials {
         Err(Errno::EACCES)
     }
 
-    /// May the entry for `victim` be removed from or renamed in `dir`, which is writable: the sticky bit's rule.
+    /// May the entry for `victim` be removed from or renamed in `dir`, which is writable: the sticky bit's
+    /// rule.
     pub fn check_sticky(&self, dir: &Inode, victim: &Inode) -> Result<()> {
         let a = dir.attributes();
         if a.permissions & abi::S_ISVTX != 0

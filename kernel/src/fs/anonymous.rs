@@ -59,8 +59,9 @@ fn home(kind: Kind) -> &'static Home {
 }
 
 impl File {
-    /// An open file of one of the kernel's own kinds. `name` is the one between the brackets for `Kind::Anonymous`
-    /// (`eventpoll`); pipes and sockets have an inode of their own, whose number takes its place.
+    /// An open file of one of the kernel's own kinds. `name` is the one between the brackets for
+    /// `Kind::Anonymous` (`eventpoll`); pipes and sockets have an inode of their own, whose number takes its
+    /// place.
     pub fn anonymous(kind: Kind, name: &str, ops: Arc<dyn FileOps>, flags: u32) -> Arc<File> {
         let home = home(kind);
         let dentry = match kind {

@@ -111,7 +111,7 @@ pub fn chown(path: &Path, credentials: &Credentials, uid: Option<u32>, gid: Opti
     if permissions != old.permissions && !credentials.owns(inode) {
         return Err(Errno::EPERM);
     }
-    let change = SetAttributes { permissions: Some(permissions), uid, gid, ..SetAttributes::default() };
+    let change = SetAttributes { permissions: Some(permissions), uid, gid };
     inode.ops.set_attributes(inode, &change)?;
     let now = now();
     inode.update(|a| {
@@ -154,8 +154,7 @@ pub fn set_times(path: &Path, credentials: &Credentials, atime: SetTime, mtime: 
         SetTime::At(at) => Some(at),
     };
     let (atime, mtime) = (value(atime), value(mtime));
-    let change = SetAttributes { atime, mtime, ..SetAttributes::default() };
-    inode.ops.set_attributes(inode, &change)?;
+    inode.ops.set_attributes(inode, &SetAttributes::default())?;
     inode.update(|a| {
         a.atime = atime.unwrap_or(a.atime);
         a.mtime = mtime.unwrap_or(a.mtime);

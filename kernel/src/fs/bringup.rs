@@ -11,13 +11,14 @@ use super::mount::{self, Mount};
 use super::path::{Path, Start};
 use super::registry::register_filesystem;
 use super::stat::DeviceId;
-use super::{ROOT, dev, open, pipe, proc, sys, tmpfs};
+use super::{ROOT, dev, open, proc, sys, tmpfs};
 use crate::errno::{Errno, Result};
 
 /// `/dev/console`.
 const CONSOLE: DeviceId = DeviceId::new(5, 1);
 
-/// Makes the root file system and registers the types that this room provides. Called once, before any path is used.
+/// Makes the root file system and registers the types that this room provides. Called once, before any path
+/// is used.
 pub fn init() {
     register_filesystem("tmpfs", tmpfs::mount);
     register_filesystem("ramfs", tmpfs::mount_ramfs);
@@ -43,7 +44,8 @@ fn bring_up() -> Result<()> {
     Ok(())
 }
 
-/// The console, for the kernel to give to the first process: `/dev/console`, or the device itself where the archive put something else.
+/// The console, for the kernel to give to the first process: `/dev/console`, or the device itself where the
+/// archive put something else.
 pub fn open_console() -> Result<Arc<File>> {
     match open::open(&Start::kernel(), b"/dev/console", abi::O_RDWR | abi::O_LARGEFILE, 0) {
         Ok(file) => Ok(file),

@@ -58,8 +58,8 @@ pub fn context() -> Arc<FsContext> {
     process::current().fs()
 }
 
-/// Where a path of the current thread begins: at the descriptor `dirfd`, or at the working directory for `AT_FDCWD`. An absolute path
-/// does not look at `dirfd`.
+/// Where a path of the current thread begins: at the descriptor `dirfd`, or at the working directory for
+/// `AT_FDCWD`. An absolute path does not look at `dirfd`.
 pub fn start(dirfd: i32, path: &[u8]) -> Result<Start> {
     start_as(dirfd, path, credentials())
 }
@@ -109,8 +109,8 @@ pub fn fatal_signal_pending() -> bool {
     process::try_current().is_some_and(|t| t.kill_pending())
 }
 
-/// How many bytes the current process may write at `offset` of a file of at most `max` bytes; `EFBIG` when none, with SIGXFSZ
-/// when it is the process's own limit.
+/// How many bytes the current process may write at `offset` of a file of at most `max` bytes; `EFBIG` when
+/// none, with SIGXFSZ when it is the process's own limit.
 pub fn write_room(offset: u64, max: u64) -> Result<u64> {
     let limit = match process::try_current() {
         Some(thread) if !thread.is_kernel() => thread.process.limit(FSIZE),

@@ -100,7 +100,8 @@ impl Reader {
         piece
     }
 
-    /// Reads on. Returns what is left over when something that is no archive follows, which can only be at a boundary.
+    /// Reads on. Returns what is left over when something that is no archive follows, which can only be at a
+    /// boundary.
     pub fn push<'a>(&mut self, mut bytes: &'a [u8], to: &mut dyn Consumer) -> Result<&'a [u8], Malformed> {
         while !bytes.is_empty() {
             match self.state {

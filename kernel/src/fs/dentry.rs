@@ -1,13 +1,13 @@
 //! Dentries: the names of the tree.
 //!
-//! A dentry is one name of one inode, and knows its parent. A directory has exactly one dentry as long as it is in use, so that
-//! mounts and working directories, which refer to dentries, see each other. File systems with a tree in memory keep their dentries
-//! themselves; for the others [`Dentry::child`] finds the one in use or makes it.
+//! A dentry is one name of one inode, and knows its parent. A directory has exactly one dentry as long as it
+//! is in use, so that mounts and working directories, which refer to dentries, see each other. File systems
+//! with a tree in memory keep their dentries themselves; for the others [`Dentry::child`] finds the one in
+//! use or makes it.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::inode::Inode;
@@ -61,7 +61,8 @@ impl Dentry {
         })
     }
 
-    /// The entry `name` that is in use and of which `valid` approves, or else a new one for the inode from `make`.
+    /// The entry `name` that is in use and of which `valid` approves, or else a new one for the inode from
+    /// `make`.
     pub fn child(
         self: &Arc<Self>,
         name: &[u8],
@@ -98,11 +99,6 @@ impl Dentry {
     /// The name; `/` for a root.
     pub fn name(&self) -> Box<[u8]> {
         self.link.lock().name.clone()
-    }
-
-    /// True when it is the entry of that name.
-    pub fn is_named(&self, name: &[u8]) -> bool {
-        *self.link.lock().name == *name
     }
 
     /// Parent and name as they are at one moment.
@@ -142,50 +138,30 @@ impl Dentry {
             }
         }
     }
+}
 
-    /// Path components from the root of the file system, or from `top`, down to here.
-    pub fn components(self: &Arc<Self>, top: &Arc<Dentry>) -> Vec<Box<[u8]>> {
-        let mut names = Vec::new();
-        let mut at = self.clone();
-        while !Arc::ptr_eq(&at, top) {
-            let (parent, name) = at.location();
-            let Some(parent) = parent else { break };
-            names.push(name);
-            at = parent;
+impl Dentry {
+    /// Lets go of the parent, and of the place among its children in use; returns the parent.
+    fn take_parent(&mut self) -> Option<Arc<Dentry>> {
+        let link = self.link.get_mut();
+        let parent = link.parent.take()?;
+        let mut children = parent.children.lock();
+        // A new dentry may have the name by now: only a dead one is ours to remove.
+        if children.get(&*link.name).is_some_and(|c| c.strong_count() == 0) {
+            children.remove(&*link.name);
         }
-        names.reverse();
-        names
+        drop(children);
+        Some(parent)
     }
 }
 
 impl Drop for Dentry {
     fn drop(&mut self) {
-        let link = self.link.get_mut();
-        let (mut parent, name) = (link.parent.take(), core::mem::take(&mut link.name));
-        if let Some(parent) = &parent {
-            let mut children = parent.children.lock();
-            // A new dentry may have the name by now: only a dead one is ours to remove.
-            if children.get(&*name).is_some_and(|c| c.strong_count() == 0) {
-                children.remove(&*name);
-            }
-        }
-        // A chain of removed directories may be long: walk up, do not recurse.
-        while let Some(dentry) = parent {
-            match Arc::into_inner(dentry) {
-                Some(mut last) => {
-                    // With the parent taken out, dropping `last` goes no further; its own entry in the parent's map goes the same way.
-                    let link = last.link.get_mut();
-                    let (up, name) = (link.parent.take(), core::mem::take(&mut link.name));
-                    if let Some(up) = &up {
-                        let mut children = up.children.lock();
-                        if children.get(&*name).is_some_and(|c| c.strong_count() == 0) {
-                            children.remove(&*name);
-                        }
-                    }
-                    parent = up;
-                }
-                None => break,
-            }
+        // A chain of removed directories may be long: walk up, do not recurse. Each is dropped without a
+        // parent.
+        let mut parent = self.take_parent();
+        while let Some(mut last) = parent.and_then(Arc::into_inner) {
+            parent = last.take_parent();
         }
     }
 }

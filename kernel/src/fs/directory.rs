@@ -41,8 +41,8 @@ impl FileOps for DirectoryFile {
     }
 }
 
-/// Reports entries of the open directory from its position on, `.` and `..` first, until `emit` returns false; the position
-/// ends behind the last that was taken.
+/// Reports entries of the open directory from its position on, `.` and `..` first, until `emit` returns
+/// false; the position ends behind the last that was taken.
 pub fn read(file: &File, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
     if file.ops_as::<DirectoryFile>().is_none() {
         return Err(Errno::ENOTDIR);

@@ -46,8 +46,8 @@ impl Table {
 
 /// The descriptors of a process, shared with those that it made with `CLONE_FILES`.
 ///
-/// A descriptor that is closed while another thread uses it leaves that thread its file: `get` counts a reference. Files are let go of outside of
-/// the table's lock.
+/// A descriptor that is closed while another thread uses it leaves that thread its file: `get` counts a
+/// reference. Files are let go of outside of the table's lock.
 pub struct FdTable {
     table: SpinLock<Table>,
     /// Differs from every other table's: the owner of fcntl(2) record locks.
@@ -94,7 +94,8 @@ impl FdTable {
         table.slots.get(fd).and_then(Option::as_ref).map(|s| s.file.clone()).ok_or(Errno::EBADF)
     }
 
-    /// Gives `file` the lowest free descriptor from `min` up; `EMFILE` when that is not below `limit` (RLIMIT_NOFILE).
+    /// Gives `file` the lowest free descriptor from `min` up; `EMFILE` when that is not below `limit`
+    /// (RLIMIT_NOFILE).
     pub fn install(&self, file: Arc<File>, min: usize, limit: usize, close_on_exec: bool) -> Result<i32> {
         let mut table = self.table.lock();
         let fd = table.find_free(min);
@@ -192,7 +193,8 @@ impl FdTable {
         self.table.lock().slots.len().next_multiple_of(64)
     }
 
-    /// A descriptor of this table no longer refers to the file: POSIX has the process lose its record locks on it.
+    /// A descriptor of this table no longer refers to the file: POSIX has the process lose its record locks
+    /// on it.
     fn let_go(&self, slot: Option<Slot>) {
         if let Some(slot) = slot {
             slot.file.inode().locks.table_closed(self.id);

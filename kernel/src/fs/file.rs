@@ -36,11 +36,11 @@ pub enum Whence {
 /// The offset that stands for the end of the file in `FileOps::write_at`.
 pub const AT_END: u64 = u64::MAX;
 
-/// What a file does. One object may serve many open files (a regular file's inode) or one (an epoll instance). The defaults are
-/// right for a file that does not support the call.
+/// What a file does. One object may serve many open files (a regular file's inode) or one (an epoll
+/// instance). The defaults are right for a file that does not support the call.
 ///
-/// Calls may block; none comes with a spin lock held. `Err(ERESTARTSYS)` says that a signal interrupted a wait before
-/// anything was done; what has been done counts before any error.
+/// Calls may block; none comes with a spin lock held. `Err(ERESTARTSYS)` says that a signal interrupted a
+/// wait before anything was done; what has been done counts before any error.
 #[allow(unused_variables)]
 pub trait FileOps: Any + Send + Sync {
     /// Does it have a position? Without one, offsets are 0 and pread(2), lseek(2) fail with `ESPIPE`.
@@ -53,8 +53,9 @@ pub trait FileOps: Any + Send + Sync {
         Err(Errno::EINVAL)
     }
 
-    /// Writes at `offset`. For a regular file that is open with `O_APPEND`, and for the offset [`AT_END`], it first sets `offset` to
-    /// the file's end, under the lock that makes the append atomic. The caller adds the count.
+    /// Writes at `offset`. For a regular file that is open with `O_APPEND`, and for the offset [`AT_END`], it
+    /// first sets `offset` to the file's end, under the lock that makes the append atomic. The caller adds
+    /// the count.
     fn write_at(&self, file: &File, offset: &mut u64, source: &mut Source) -> Result<usize> {
         Err(Errno::EINVAL)
     }
@@ -82,7 +83,8 @@ pub trait FileOps: Any + Send + Sync {
         Events::ALWAYS
     }
 
-    /// Shows `visit` each queue that is woken when the result of `poll` may have changed. They live as long as the file does.
+    /// Shows `visit` each queue that is woken when the result of `poll` may have changed. They live as long
+    /// as the file does.
     fn wait_queues(&self, file: &File, visit: &mut dyn FnMut(&WaitQueue)) {}
 
     /// True when the result of `poll` can change: epoll refuses files without readiness (`EPERM`).
@@ -96,7 +98,8 @@ pub trait FileOps: Any + Send + Sync {
         Err(Errno::ENOTTY)
     }
 
-    /// What backs a mapping of `len` bytes from `offset`. `shared_writable`: stores are to reach the file, now or after mprotect(2).
+    /// What backs a mapping of `len` bytes from `offset`. `shared_writable`: stores are to reach the file,
+    /// now or after mprotect(2).
     fn mmap(&self, file: &Arc<File>, offset: u64, len: u64, shared_writable: bool) -> Result<Backing> {
         Err(Errno::ENODEV)
     }
@@ -226,7 +229,8 @@ impl File {
         &self.ops
     }
 
-    /// What stands behind it, when that is a `T`: how a system call finds out that a descriptor is an epoll instance, a socket ...
+    /// What stands behind it, when that is a `T`: how a system call finds out that a descriptor is an epoll
+    /// instance, a socket ...
     pub fn ops_as<T: FileOps>(&self) -> Option<&T> {
         let any: &dyn Any = &*self.ops;
         any.downcast_ref()

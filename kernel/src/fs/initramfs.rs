@@ -1,7 +1,8 @@
 //! Unpacks the initial RAM disk into the root file system.
 //!
-//! It is a sequence of cpio archives, each plain or compressed with gzip, with zeroes between them. A plain one is read
-//! where it lies; a compressed one goes through a window of 32 KiB. Either way the content is copied once, into the page cache.
+//! It is a sequence of cpio archives, each plain or compressed with gzip, with zeroes between them. A plain
+//! one is read where it lies; a compressed one goes through a window of 32 KiB. Either way the content is
+//! copied once, into the page cache.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;

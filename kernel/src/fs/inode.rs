@@ -121,7 +121,7 @@ impl Attributes {
     }
 }
 
-/// A change of attributes; `None` leaves one as it is.
+/// A change of mode or owner; `None` leaves one as it is. All are `None` for a change of times.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SetAttributes {
     /// New permission bits (07777).
@@ -130,10 +130,6 @@ pub struct SetAttributes {
     pub uid: Option<u32>,
     /// New group.
     pub gid: Option<u32>,
-    /// New time of last read.
-    pub atime: Option<Timestamp>,
-    /// New time of last change.
-    pub mtime: Option<Timestamp>,
 }
 
 /// What a new directory entry is to be.
@@ -196,12 +192,14 @@ pub struct Inode {
     /// What the file system does for it.
     pub ops: Box<dyn InodeOps>,
     attributes: SpinLock<Attributes>,
-    /// Serialises writers of a regular file (write, truncate, fallocate) and changes of a directory. Outside of all
-    /// other locks of a file system; a page fault does not take it, so user memory may be touched with it held.
+    /// Serialises writers of a regular file (write, truncate, fallocate) and changes of a directory. Outside
+    /// of all other locks of a file system; a page fault does not take it, so user memory may be touched with
+    /// it held.
     pub lock: Mutex<()>,
     /// flock(2) and fcntl(2) locks.
     pub locks: LockTable,
-    /// For a named pipe the open pipe, for a socket node the listening socket: whatever the owner of the type keeps here.
+    /// For a named pipe the open pipe, for a socket node the listening socket: whatever the owner of the type
+    /// keeps here.
     pub attachment: SpinLock<Option<Arc<dyn Any + Send + Sync>>>,
     /// Above 0: open files that write. Below 0: programs that run from it, which keeps writers out.
     write_access: AtomicI32,
@@ -270,11 +268,6 @@ impl Inode {
     /// Changes attributes in one step; `change` must not block.
     pub fn update<R>(&self, change: impl FnOnce(&mut Attributes) -> R) -> R {
         change(&mut self.attributes.lock())
-    }
-
-    /// Type and permission bits.
-    pub fn mode(&self) -> u32 {
-        self.kind.mode_bits() | self.attributes.lock().permissions
     }
 
     /// True for a directory.
@@ -360,28 +353,24 @@ impl Inode {
             a.ctime = now;
         });
     }
-
-    /// The attributes changed now.
-    pub fn touch_changed(&self) {
-        let now = super::caller::now();
-        self.update(|a| a.ctime = now);
-    }
 }
 
-/// What a file system implements for its inodes. The defaults are right for an inode that does not support the call.
+/// What a file system implements for its inodes. The defaults are right for an inode that does not support
+/// the call.
 ///
-/// Calls that change a directory come with that directory's `Inode::lock` held and permissions checked; names are 1 to
-/// 255 bytes, without `/`, neither `.` nor `..`.
+/// Calls that change a directory come with that directory's `Inode::lock` held and permissions checked; names
+/// are 1 to 255 bytes, without `/`, neither `.` nor `..`.
 #[allow(unused_variables)]
 pub trait InodeOps: Any + Send + Sync {
-    /// The entry `name` of the directory `dir`. A file system whose entries come and go by themselves makes them through
-    /// [`Dentry::child`]; one with a tree in memory returns its own.
+    /// The entry `name` of the directory `dir`. A file system whose entries come and go by themselves makes
+    /// them through [`Dentry::child`]; one with a tree in memory returns its own.
     fn lookup(&self, dir: &Arc<Dentry>, name: &[u8]) -> Result<Arc<Dentry>> {
         Err(Errno::ENOTDIR)
     }
 
-    /// Reports the directory's entries but `.` and `..` from offset `from` (2 is the first) to `emit`, until that returns false. No
-    /// entry that exists throughout may be missed or repeated, whatever else happens to the directory.
+    /// Reports the directory's entries but `.` and `..` from offset `from` (2 is the first) to `emit`, until
+    /// that returns false. No entry that exists throughout may be missed or repeated, whatever else happens
+    /// to the directory.
     fn readdir(&self, dir: &Arc<Dentry>, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
         Err(Errno::ENOTDIR)
     }
@@ -418,9 +407,9 @@ pub trait InodeOps: Any + Send + Sync {
         Err(Errno::EPERM)
     }
 
-    /// Moves `entry` from here to `new_dir` under `new_name`, replacing `target`, or exchanging it when `exchange`. Both directories
-    /// are of this file system and locked, types and permissions are checked; emptiness of a directory that is
-    /// replaced is not.
+    /// Moves `entry` from here to `new_dir` under `new_name`, replacing `target`, or exchanging it when
+    /// `exchange`. Both directories are of this file system and locked, types and permissions are checked;
+    /// emptiness of a directory that is replaced is not.
     fn rename(
         &self,
         dir: &Arc<Dentry>,
@@ -443,12 +432,14 @@ pub trait InodeOps: Any + Send + Sync {
         None
     }
 
-    /// The operations of a newly opened regular file or special file; directories, devices, pipes are opened by the VFS.
+    /// The operations of a newly opened regular file or special file; directories, devices, pipes are opened
+    /// by the VFS.
     fn open(&self, path: &Path, flags: u32) -> Result<Arc<dyn FileOps>> {
         Err(Errno::ENXIO)
     }
 
-    /// Called when `file` is complete, before the descriptor exists, to let the file system keep or refuse it.
+    /// Called when `file` is complete, before the descriptor exists, to let the file system keep or refuse
+    /// it.
     fn opened(&self, file: &File) -> Result<()> {
         Ok(())
     }
@@ -456,7 +447,8 @@ pub trait InodeOps: Any + Send + Sync {
     /// Fills in size and blocks, or anything that differs from the attributes.
     fn stat(&self, inode: &Inode, stat: &mut Stat) {}
 
-    /// May the attributes be changed this way? Permissions are checked, the change itself is done by the caller.
+    /// May the attributes be changed this way? Permissions are checked, the change itself is done by the
+    /// caller.
     fn set_attributes(&self, inode: &Inode, change: &SetAttributes) -> Result<()> {
         Ok(())
     }

@@ -1,13 +1,15 @@
 //! Where a read puts its bytes and where a write takes them from.
 //!
-//! A [`Sink`] or [`Source`] is a list of pieces of user memory (one for read(2), many for readv(2)) or a piece of kernel memory, with a
-//! position. Copies go straight between it and the page cache; nothing is gathered in the kernel first.
+//! A [`Sink`] or [`Source`] is a list of pieces of user memory (one for read(2), many for readv(2)) or a
+//! piece of kernel memory, with a position. Copies go straight between it and the page cache; nothing is
+//! gathered in the kernel first.
 //!
-//! A copy to user memory may fault, and the fault may need any lock that a fault takes: never call the ordinary
-//! methods with a spin lock held, nor with a lock that a page fault on a file mapping takes.
+//! A copy to user memory may fault, and the fault may need any lock that a fault takes: never call the
+//! ordinary methods with a spin lock held, nor with a lock that a page fault on a file mapping takes.
 //!
-//! All methods tell how many bytes were moved. Fewer than asked means that the memory behind the next byte is not there: stop, and report what
-//! has been done so far; they fail with `EFAULT` only when not even the first byte could be moved.
+//! All methods tell how many bytes were moved. Fewer than asked means that the memory behind the next byte is
+//! not there: stop, and report what has been done so far; they fail with `EFAULT` only when not even the
+//! first byte could be moved.
 
 use core::marker::PhantomData;
 
@@ -108,8 +110,8 @@ impl Cursor {
         self.offset -= count;
     }
 
-    /// Lets `copy` move up to `len` bytes, piece by piece; it gets the piece and how far into the other side it begins, and
-    /// returns how much it moved.
+    /// Lets `copy` move up to `len` bytes, piece by piece; it gets the piece and how far into the other side
+    /// it begins, and returns how much it moved.
     fn each(&mut self, len: usize, mut copy: impl FnMut(Segment, usize) -> usize) -> Result<usize> {
         let len = len.min(self.remaining);
         let mut done = 0;
@@ -198,8 +200,8 @@ impl<'a> Sink<'a> {
     /// `from` must be readable for `len` bytes.
     pub unsafe fn write_raw(&mut self, from: *const u8, len: usize) -> Result<usize> {
         self.cursor.each(len, |piece, done| match piece {
-            // SAFETY: the caller vouches for `from`, and `done + len` is at most the length that it gave.
             Segment::User { address, len } => {
+                // SAFETY: the caller vouches for `from`, and `done + len` is at most the length that it gave.
                 len - unsafe { uaccess::copy_to_user_raw(address, from.add(done), len) }
             }
             Segment::Kernel { start, len } => {
@@ -208,23 +210,6 @@ impl<'a> Sink<'a> {
                 len
             }
         })
-    }
-
-    /// Takes the last `count` bytes back: the next write overwrites them.
-    pub fn rewind(&mut self, count: usize) {
-        self.cursor.rewind(count);
-    }
-
-    /// Lets at most `len` further bytes in, and returns how many were cut off; undo with [`Sink::extend`].
-    pub fn truncate(&mut self, len: usize) -> usize {
-        let cut = self.cursor.remaining.saturating_sub(len);
-        self.cursor.remaining -= cut;
-        cut
-    }
-
-    /// Undoes a [`Sink::truncate`].
-    pub fn extend(&mut self, cut: usize) {
-        self.cursor.remaining += cut;
     }
 }
 
@@ -275,8 +260,8 @@ impl<'a> Source<'a> {
     /// `to` must be writable for `len` bytes.
     pub unsafe fn read_raw(&mut self, to: *mut u8, len: usize) -> Result<usize> {
         self.cursor.each(len, |piece, done| match piece {
-            // SAFETY: the caller vouches for `to`, and `done + len` is at most the length that it gave.
             Segment::User { address, len } => {
+                // SAFETY: the caller vouches for `to`, and `done + len` is at most the length that it gave.
                 len - unsafe { uaccess::copy_from_user_raw(to.add(done), address, len) }
             }
             Segment::Kernel { start, len } => {

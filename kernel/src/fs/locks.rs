@@ -1,6 +1,5 @@
 //! Advisory locks on files: flock(2), and the record locks of fcntl(2) by process and by open file.
 
-use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -97,8 +96,8 @@ impl LockTable {
         held.records.iter().find(|l| l.conflicts(wanted)).copied()
     }
 
-    /// Takes `wanted`, in place of what its owner holds in the range. Without `wait`, `EAGAIN` when another holds a conflicting
-    /// lock; with it, `EDEADLK` when waiting could never end.
+    /// Takes `wanted`, in place of what its owner holds in the range. Without `wait`, `EAGAIN` when another
+    /// holds a conflicting lock; with it, `EDEADLK` when waiting could never end.
     pub fn lock_record(&self, wanted: RecordLock, wait: bool) -> Result<()> {
         let state = self.state();
         let attempt = || {
@@ -166,7 +165,8 @@ impl LockTable {
             held.whole.push((file, exclusive));
             Some(())
         };
-        // As Linux: a conversion first gives up the old lock, so that two who convert do not wait for each other.
+        // As Linux: a conversion first gives up the old lock, so that two who convert do not wait for each
+        // other.
         let had = state.held.lock().whole.iter().find(|(owner, _)| *owner == file).map(|(_, kind)| *kind);
         if had == Some(exclusive) {
             return Ok(());
@@ -208,20 +208,10 @@ impl LockTable {
             self.unlock_record(Owner::Table(table), 0, u64::MAX);
         }
     }
-
-    /// All locks, for `/proc/locks`: record locks, and the open files with a flock.
-    pub fn held(&self) -> Box<(Vec<RecordLock>, Vec<(u64, bool)>)> {
-        match self.existing() {
-            Some(state) => {
-                let held = state.held.lock();
-                Box::new((held.records.clone(), held.whole.clone()))
-            }
-            None => Box::default(),
-        }
-    }
 }
 
-/// Cuts `range` out of what its owner holds, and with `take` puts it in. True when others may have a chance now.
+/// Cuts `range` out of what its owner holds, and with `take` puts it in. True when others may have a chance
+/// now.
 fn replace_range(records: &mut Vec<RecordLock>, range: &RecordLock, take: bool) -> bool {
     let mut rest = Vec::with_capacity(records.len() + 2);
     let mut new = *range;

@@ -11,7 +11,8 @@ use super::path::{Path, Start};
 use crate::errno::{Errno, Result};
 use crate::sync::Mutex;
 
-/// Only one rename between directories at a time: the shape of the tree does not change while another looks at it.
+/// Only one rename between directories at a time: the shape of the tree does not change while another looks
+/// at it.
 static RENAME: Mutex<()> = Mutex::new(());
 
 /// May `victim` be taken out of `dir`?
@@ -116,7 +117,8 @@ pub fn rename(old: Target, new: Target, flags: u32) -> Result<()> {
     from.mount.check_writable()?;
     let same_dir = Arc::ptr_eq(&from.dentry, &to.dentry);
     let _order = RENAME.lock();
-    // The ancestor first; of unrelated directories either may come first, because the rename lock lets only one caller hold two.
+    // The ancestor first; of unrelated directories either may come first, because the rename lock lets only
+    // one caller hold two.
     let (first, second) = if to.dentry.is_ancestor_of(&from.dentry) { (to, from) } else { (from, to) };
     let _first = first.inode().lock.lock();
     let _second = (!same_dir).then(|| second.inode().lock.lock());

@@ -1,7 +1,8 @@
 //! The mount table: which file system is visible where.
 //!
-//! There is one table for all processes. A mount covers one dentry of its parent mount; the table finds it by the pair. Paths hold
-//! references to their mounts, so that a mount which is taken out of the tree (`MNT_DETACH`) serves those who are in it until they leave.
+//! There is one table for all processes. A mount covers one dentry of its parent mount; the table finds it by
+//! the pair. Paths hold references to their mounts, so that a mount which is taken out of the tree
+//! (`MNT_DETACH`) serves those who are in it until they leave.
 
 use alloc::collections::BTreeMap;
 use alloc::string::String;
@@ -51,7 +52,8 @@ struct Place {
 }
 
 struct Table {
-    /// The mounts on something, by parent mount and covered dentry (its address, which the mount keeps alive).
+    /// The mounts on something, by parent mount and covered dentry (its address, which the mount keeps
+    /// alive).
     covering: BTreeMap<(u64, usize), Arc<Mount>>,
     /// All that are in the tree, in the order in which they came.
     list: Vec<Arc<Mount>>,
@@ -60,15 +62,13 @@ struct Table {
 static TABLE: SpinLock<Table> = SpinLock::new(Table { covering: BTreeMap::new(), list: Vec::new() });
 /// Serialises changes of the table, which look at it more than once.
 static CHANGE: Mutex<()> = Mutex::new(());
-/// Counts changes: what poll(2) on `/proc/mounts` looks at.
-static GENERATION: AtomicU64 = AtomicU64::new(1);
-
 fn key(path: &Path) -> (u64, usize) {
     (path.mount.id, Arc::as_ptr(&path.dentry) as usize)
 }
 
 impl Mount {
-    /// A mount of the file system with that root, not yet in the tree: for the kernel's own use, or for `attach`.
+    /// A mount of the file system with that root, not yet in the tree: for the kernel's own use, or for
+    /// `attach`.
     pub fn new(root: Arc<Dentry>, source: &str, flags: u32) -> Arc<Self> {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         let superblock = root.inode.superblock.clone();
@@ -123,11 +123,6 @@ impl Drop for Mount {
     }
 }
 
-/// Counts the changes of the table so far.
-pub fn generation() -> u64 {
-    GENERATION.load(Ordering::SeqCst)
-}
-
 /// The top of the mounts on `path`: where a path walk that arrives at `path` goes on.
 pub fn enter(mut path: Path) -> Path {
     // Ordering: a walk that races with mount(2) may see either state.
@@ -138,12 +133,8 @@ pub fn enter(mut path: Path) -> Path {
     path
 }
 
-/// Is something mounted on this very place?
-pub fn is_covered(path: &Path) -> bool {
-    path.dentry.mounts.load(Ordering::Acquire) > 0 && TABLE.lock().covering.contains_key(&key(path))
-}
-
-/// Is anything mounted on the dentry, through whichever mount? Such a directory cannot be removed or replaced.
+/// Is anything mounted on the dentry, through whichever mount? Such a directory cannot be removed or
+/// replaced.
 pub fn is_mount_point(dentry: &Dentry) -> bool {
     dentry.mounts.load(Ordering::Acquire) > 0
 }
@@ -168,17 +159,16 @@ fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
     table.covering.insert(key(&at), mount.clone());
     table.list.push(mount.clone());
     drop(table);
-    GENERATION.fetch_add(1, Ordering::SeqCst);
     Ok(())
 }
 
 /// Makes `mount` the root of all: the first mount of the system.
 pub fn attach_root(mount: &Arc<Mount>) {
     TABLE.lock().list.push(mount.clone());
-    GENERATION.fetch_add(1, Ordering::SeqCst);
 }
 
-/// Takes the mount out of the tree without looking whether it is in use. Its place is returned to be dropped outside of locks.
+/// Takes the mount out of the tree without looking whether it is in use. Its place is returned to be dropped
+/// outside of locks.
 fn detach_one(mount: &Arc<Mount>) -> Option<Place> {
     let mut table = TABLE.lock();
     let place = mount.place.lock().take();
@@ -231,7 +221,8 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
         return Err(Errno::EBUSY);
     }
     if !lazy {
-        // Under the table's lock no walk can enter the mount; these references are known: ours, the subtree's list, the table's two.
+        // Under the table's lock no walk can enter the mount; these references are known: ours, the subtree's
+        // list, the table's two.
         let mut table = TABLE.lock();
         if Arc::strong_count(&mount) > 4 {
             return Err(Errno::EBUSY);
@@ -249,7 +240,6 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
             drop(detach_one(mount));
         }
     }
-    GENERATION.fetch_add(1, Ordering::SeqCst);
     Ok(())
 }
 
@@ -302,7 +292,8 @@ pub fn relocate(from: &Path, at: Path) -> Result<()> {
     moved
 }
 
-/// Changes the flags of the mount that `path` is the root of; unless `mount_only`, the file system's as well, which gets `options`.
+/// Changes the flags of the mount that `path` is the root of; unless `mount_only`, the file system's as well,
+/// which gets `options`.
 pub fn remount(path: &Path, flags: u32, mount_only: bool, options: &str) -> Result<()> {
     let _change = CHANGE.lock();
     let mount = &path.mount;
@@ -325,7 +316,6 @@ pub fn remount(path: &Path, flags: u32, mount_only: bool, options: &str) -> Resu
     }
     // Ordering: a flag word of its own.
     mount.flags.store(flags & MOUNT_FLAGS, Ordering::Relaxed);
-    GENERATION.fetch_add(1, Ordering::SeqCst);
     Ok(())
 }
 

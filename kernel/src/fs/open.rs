@@ -58,7 +58,8 @@ pub fn check_flags(flags: u32) -> Result<u32> {
     Ok(flags)
 }
 
-/// open(2). `flags` have passed `check_flags`; `mode` are the permissions of a new file, umask already taken off.
+/// open(2). `flags` have passed `check_flags`; `mode` are the permissions of a new file, umask already taken
+/// off.
 pub fn open(start: &Start, path: &[u8], flags: u32, mode: u32) -> Result<Arc<File>> {
     if flags & TMPFILE_BIT != 0 {
         let dir = super::path::resolve(start, path, flags & abi::O_NOFOLLOW == 0)?;
@@ -109,8 +110,8 @@ pub fn open(start: &Start, path: &[u8], flags: u32, mode: u32) -> Result<Arc<Fil
     }
 }
 
-/// Whoever may create files in a directory like `/tmp` must not be led to use what another user put there in their place. As in Linux,
-/// regular files and named pipes are exempt unless an administrator asks for more.
+/// Whoever may create files in a directory like `/tmp` must not be led to use what another user put there in
+/// their place. As in Linux, regular files and named pipes are exempt unless an administrator asks for more.
 fn check_create_in_sticky(start: &Start, dir: &Inode, inode: &Inode) -> Result<()> {
     if matches!(inode.kind, FileType::Regular | FileType::Fifo) {
         return Ok(());
@@ -224,7 +225,8 @@ fn finish(path: Path, flags: u32) -> Result<Arc<File>> {
     let inode = path.inode().clone();
     let truncate = flags & abi::O_TRUNC != 0 && inode.kind == FileType::Regular;
     let writes = truncate || matches!(flags & abi::O_ACCMODE, abi::O_WRONLY | abi::O_RDWR);
-    // A program that runs from the file keeps writers out; the open file counts itself, this count covers the time until then.
+    // A program that runs from the file keeps writers out; the open file counts itself, this count covers the
+    // time until then.
     let _writer = if writes { Some(WriteAccess::new(&inode)?) } else { None };
     let ops = match inode.kind {
         FileType::Directory => DirectoryFile::new() as Arc<dyn FileOps>,
@@ -243,7 +245,8 @@ fn finish(path: Path, flags: u32) -> Result<Arc<File>> {
     Ok(file)
 }
 
-/// Creates the node that a path names: mkdir(2), mknod(2), symlink(2), bind(2) of a socket. `mode` without the umask's bits.
+/// Creates the node that a path names: mkdir(2), mknod(2), symlink(2), bind(2) of a socket. `mode` without
+/// the umask's bits.
 pub fn create(start: &Start, path: &[u8], node: NewNode, mode: u32) -> Result<Path> {
     let mut walk = Walk::new(start, path)?;
     let Last::Name { name, slash } = walk.parent()? else { return Err(Errno::EEXIST) };

@@ -58,7 +58,8 @@ impl Path {
         }
     }
 
-    /// The path as text, as seen from `root`, and whether it was reached from there: a place outside begins with no known directory.
+    /// The path as text, as seen from `root`, and whether it was reached from there: a place outside begins
+    /// with no known directory.
     pub fn to_text(&self, root: &Path) -> (Vec<u8>, bool) {
         let mut names: Vec<Box<[u8]>> = Vec::new();
         let mut at = self.clone();
@@ -147,7 +148,8 @@ pub enum Step {
     Onward,
 }
 
-/// A path walk under way. It stands at a directory; what is left to do is on a stack, since symbolic links put text in front.
+/// A path walk under way. It stands at a directory; what is left to do is on a stack, since symbolic links
+/// put text in front.
 pub struct Walk {
     start: Start,
     at: Path,
@@ -209,7 +211,8 @@ impl Walk {
         Some((name, last, slash))
     }
 
-    /// Goes to the directory of the last component, and tells that. The directory is checked to be one that may be searched.
+    /// Goes to the directory of the last component, and tells that. The directory is checked to be one that
+    /// may be searched.
     pub fn parent(&mut self) -> Result<Last> {
         loop {
             let Some((name, last, slash)) = self.next() else { return Ok(Last::Place) };
@@ -288,7 +291,8 @@ impl Walk {
         Ok(Step::Onward)
     }
 
-    /// Goes to the end. `follow`: through a symbolic link that is last; a slash behind it, too, asks for what it points to.
+    /// Goes to the end. `follow`: through a symbolic link that is last; a slash behind it, too, asks for what
+    /// it points to.
     pub fn finish(mut self, follow: bool) -> Result<Path> {
         loop {
             let Last::Name { name, slash } = self.parent()? else { return Ok(self.at) };

@@ -9,10 +9,6 @@ use crate::sync::SpinLock;
 
 /// What mount(2) was given for a new mount.
 pub struct MountRequest<'a> {
-    /// The device, or any text for file systems without one.
-    pub source: &'a str,
-    /// `MS_*`.
-    pub flags: u32,
     /// Comma-separated options of the type.
     pub options: &'a str,
 }

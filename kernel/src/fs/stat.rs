@@ -140,8 +140,8 @@ impl Stat {
         }
     }
 
-    /// In the layout of statx(2). `mount` is the identifier of the mount that the file was reached through and
-    /// whether the file is that mount's root.
+    /// In the layout of statx(2). `mount` is the identifier of the mount that the file was reached through
+    /// and whether the file is that mount's root.
     pub fn to_statx(self, mount: Option<(u64, bool)>) -> abi::statx {
         // SAFETY: the structure consists of integers only, for which zero is a value.
         let mut out: abi::statx = unsafe { core::mem::zeroed() };

@@ -1,8 +1,9 @@
 //! A directory tree that lives in memory: the names of tmpfs, devtmpfs and hugetlbfs.
 //!
-//! The tree keeps its dentries: a directory's table holds them, and they hold their directory. Unlinking takes the dentry out; when the
-//! file system is unmounted, [`teardown`] takes them all out. Directory offsets are cookies that count up and are never used
-//! again, so that a reader neither misses nor repeats what stays where it is.
+//! The tree keeps its dentries: a directory's table holds them, and they hold their directory. Unlinking
+//! takes the dentry out; when the file system is unmounted, [`teardown`] takes them all out. Directory
+//! offsets are cookies that count up and are never used again, so that a reader neither misses nor repeats
+//! what stays where it is.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
@@ -123,7 +124,8 @@ pub fn new_root(
     Ok(Dentry::root(Inode::new(superblock, FileType::Directory, attributes, directory)))
 }
 
-/// Takes the tree apart, so that its dentries no longer hold each other. Those that are open stay as they are.
+/// Takes the tree apart, so that its dentries no longer hold each other. Those that are open stay as they
+/// are.
 pub fn teardown(root: &Arc<Dentry>) {
     let mut pending: Vec<Arc<Dentry>> = alloc::vec![root.clone()];
     while let Some(dentry) = pending.pop() {
@@ -134,7 +136,8 @@ pub fn teardown(root: &Arc<Dentry>) {
     }
 }
 
-/// Makes an inode for `node` in the directory `dir`, whose group it inherits when that has the set-group-ID bit.
+/// Makes an inode for `node` in the directory `dir`, whose group it inherits when that has the set-group-ID
+/// bit.
 pub fn new_inode(
     fs: &Arc<dyn TreeFs>,
     dir: &Inode,
@@ -323,7 +326,8 @@ impl InodeOps for Directory {
             }
             entry.relocate(dir, new_name);
         } else {
-            // Both at once, so that no lookup finds the file at neither place; two renames cannot meet (the rename lock).
+            // Both at once, so that no lookup finds the file at neither place; two renames cannot meet (the
+            // rename lock).
             let (mut from, mut to) = if core::ptr::from_ref(self) < core::ptr::from_ref(new) {
                 let from = self.entries.lock();
                 (from, new.entries.lock())

@@ -178,8 +178,8 @@ fn lseek(args: &mut Args) -> Result<usize> {
 /// Bytes that are copied in one step between files.
 const STEP: usize = 16 * 1024;
 
-/// Copies up to `count` bytes by `read` and `write`; what was read but not written does not count, and the reader is told
-/// by the next offset.
+/// Copies up to `count` bytes by `read` and `write`; what was read but not written does not count, and the
+/// reader is told by the next offset.
 fn copy(
     count: usize,
     mut from: u64,

@@ -64,7 +64,7 @@ fn mount_call(args: &mut Args) -> Result<usize> {
     } else {
         let create = registry::find(&kind)?;
         let source = if source == 0 { "none" } else { &source_text };
-        let root = create(&MountRequest { source, flags, options: &options })?;
+        let root = create(&MountRequest { options: &options })?;
         if flags & abi::MS_RDONLY != 0 {
             root.inode.superblock.make_read_only();
         }

@@ -97,7 +97,8 @@ impl FileOps for Device {
     }
 
     fn seek(&self, _file: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {
-        // As Linux: null, zero and full stay at the begin, whatever is asked; random has a position that means nothing.
+        // As Linux: null, zero and full stay at the begin, whatever is asked; random has a position that
+        // means nothing.
         if *self != Self::Random {
             return Ok(0);
         }

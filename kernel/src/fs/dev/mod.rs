@@ -1,6 +1,7 @@
 //! devtmpfs: the device nodes that the kernel itself provides.
 //!
-//! There is one instance; each mount of it shows the same tree. It is a tmpfs, so user programs may add to it.
+//! There is one instance; each mount of it shows the same tree. It is a tmpfs, so user programs may add to
+//! it.
 
 mod kmsg;
 mod memory;
@@ -47,14 +48,6 @@ pub fn create_node(name: &str, device: DeviceId, permissions: u32) -> Result<()>
         }
     }
     open::create(&start, name.as_bytes(), NewNode::CharDevice(device), permissions).map(drop)
-}
-
-/// Removes a node that `create_node` made.
-pub fn remove_node(name: &str) -> Result<()> {
-    let mount = INSTANCE.get().ok_or(Errno::ENODEV)?;
-    let root = Path { mount: mount.clone(), dentry: mount.root.clone() };
-    let start = Start { base: root.clone(), root, credentials: Credentials::kernel(), resolve: 0 };
-    super::modify::unlink(&start, name.as_bytes())
 }
 
 /// Opens a device by its number as the kernel itself does, without a node in any directory.

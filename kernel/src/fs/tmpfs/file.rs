@@ -1,13 +1,12 @@
-//! Regular files of tmpfs: reading, writing, truncation, holes, seals, mappings.
+//! The content of a regular file of tmpfs: pages, size, holes, seals.
 //!
-//! The page table (`pages`) is under a spin lock that is held only to find, add or remove frames. Copies run on a frame's own reference,
-//! so a page that is punched out meanwhile stays readable until the copy is done, as if the copy had come first. What
-//! changes size or removes pages runs under the inode's lock; faults and reads do not take it.
+//! The page table (`pages`) is under a spin lock that is held only to find, add or remove frames. Copies run
+//! on a frame's own reference, so a page that is punched out meanwhile stays readable until the copy is done,
+//! as if the copy had come first. What changes size or removes pages runs under the inode's lock; faults and
+//! reads do not take it.
 
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
@@ -15,18 +14,14 @@ use linux_raw_sys::general as abi;
 use super::Limits;
 use super::pages::Pages;
 use crate::errno::{Errno, Result};
-use crate::fs::file::{AT_END, File, FileOps, Whence};
-use crate::fs::inode::{Inode, InodeOps, SetAttributes};
+use crate::fs::inode::Inode;
 use crate::fs::iobuf::{Sink, Source};
-use crate::fs::path::Path;
-use crate::fs::stat::Stat;
-use crate::fs::tree::InodeCharge;
 use crate::memory::PAGE_SIZE;
 use crate::memory::frame::{Frame, Use};
-use crate::mm::backing::{Backing, MappingList, PageCache};
+use crate::mm::backing::{MappingList, PageCache};
 use crate::sync::{Mutex, SpinLock};
 
-const PAGE: u64 = PAGE_SIZE as u64;
+pub(super) const PAGE: u64 = PAGE_SIZE as u64;
 /// The largest file, bytes: Linux's `MAX_LFS_FILESIZE`.
 pub const MAX_SIZE: u64 = i64::MAX as u64;
 /// Pages that are removed in one go, between two flushes.
@@ -36,41 +31,18 @@ const BATCH: usize = 512;
 pub struct RegularFile {
     limits: Arc<Limits>,
     size: AtomicU64,
-    pages: SpinLock<Pages>,
+    pub(super) pages: SpinLock<Pages>,
     mappings: MappingList,
     seals: AtomicU32,
     /// Makes a new seal and a new writable mapping wait for each other.
-    sealing: Mutex<()>,
+    pub(super) sealing: Mutex<()>,
     /// Device and inode number, known once the inode is there.
     dev: AtomicU64,
     ino: AtomicU64,
 }
 
-/// What the inode of a regular file holds.
-pub struct Node {
-    file: Arc<RegularFile>,
-    _charge: Option<InodeCharge>,
-}
-
-impl Node {
-    /// An empty file of a mounted tmpfs; it cannot be sealed.
-    pub fn new(charge: InodeCharge, limits: Arc<Limits>) -> Self {
-        Self { file: RegularFile::new(limits, abi::F_SEAL_SEAL), _charge: Some(charge) }
-    }
-
-    /// An empty file outside of any tree, with seals to begin with.
-    pub fn detached(limits: Arc<Limits>, seals: u32) -> Self {
-        Self { file: RegularFile::new(limits, seals), _charge: None }
-    }
-
-    /// The content.
-    pub fn file(&self) -> &Arc<RegularFile> {
-        &self.file
-    }
-}
-
 impl RegularFile {
-    fn new(limits: Arc<Limits>, seals: u32) -> Arc<Self> {
+    pub(super) fn new(limits: Arc<Limits>, seals: u32) -> Arc<Self> {
         Arc::new(Self {
             limits,
             size: AtomicU64::new(0),
@@ -100,7 +72,7 @@ impl RegularFile {
         self.seals.store(seals, Ordering::SeqCst);
     }
 
-    fn seals(&self) -> u32 {
+    pub(super) fn seals(&self) -> u32 {
         self.seals.load(Ordering::SeqCst)
     }
 
@@ -108,7 +80,8 @@ impl RegularFile {
         self.pages.lock().get(index).cloned()
     }
 
-    /// The page at `index` to put data in, allocated when there is a hole. `ENOSPC` by the limit, `ENOMEM` by the machine.
+    /// The page at `index` to put data in, allocated when there is a hole. `ENOSPC` by the limit, `ENOMEM` by
+    /// the machine.
     fn obtain(&self, index: u64) -> Result<Frame> {
         let frame = self.allocate_page(index)?;
         self.pages.lock().mark_written(index);
@@ -159,14 +132,14 @@ impl RegularFile {
         if start < end
             && let Some(frame) = self.lookup(start / PAGE)
         {
-            // SAFETY: the range is inside the frame, to which `frame` is a reference. Programs that have it mapped may look at it at
-            // the same time; they see old bytes or zeroes.
+            // SAFETY: the range is inside the frame, to which `frame` is a reference. Programs that have it
+            // mapped may look at it at the same time; they see old bytes or zeroes.
             unsafe { frame.as_ptr().add((start % PAGE) as usize).write_bytes(0, (end - start) as usize) };
         }
     }
 
     /// Sets the size; the inode is locked.
-    fn resize(&self, size: u64) -> Result<()> {
+    pub(super) fn resize(&self, size: u64) -> Result<()> {
         let old = self.len();
         let seals = self.seals();
         if size < old && seals & abi::F_SEAL_SHRINK != 0 || size > old && seals & abi::F_SEAL_GROW != 0 {
@@ -183,7 +156,8 @@ impl RegularFile {
         // Also for the same size: pages may have been allocated behind the end.
         if size <= old {
             let first = size.div_ceil(PAGE);
-            // Private copies behind the end go, too. After this no mapping shows anything there, and no fault adds to it.
+            // Private copies behind the end go, too. After this no mapping shows anything there, and no fault
+            // adds to it.
             self.mappings.unmap_with_copies(first..u64::MAX);
             self.remove_pages(first, u64::MAX);
         }
@@ -193,7 +167,7 @@ impl RegularFile {
         Ok(())
     }
 
-    fn read_from(&self, offset: u64, sink: &mut Sink) -> Result<usize> {
+    pub(super) fn read_from(&self, offset: u64, sink: &mut Sink) -> Result<usize> {
         let mut done = 0;
         while sink.remaining() > 0 {
             let at = offset + done as u64;
@@ -222,7 +196,7 @@ impl RegularFile {
     }
 
     /// Writes at `offset`; the inode is locked.
-    fn write_to(&self, offset: u64, source: &mut Source) -> Result<usize> {
+    pub(super) fn write_to(&self, offset: u64, source: &mut Source) -> Result<usize> {
         let seals = self.seals();
         if seals & (abi::F_SEAL_WRITE | abi::F_SEAL_FUTURE_WRITE) != 0 {
             return Err(Errno::EPERM);
@@ -288,7 +262,7 @@ impl RegularFile {
     }
 
     /// fallocate(2); the inode is locked.
-    fn allocate(&self, mode: u32, offset: u64, len: u64) -> Result<()> {
+    pub(super) fn allocate(&self, mode: u32, offset: u64, len: u64) -> Result<()> {
         let end = offset.checked_add(len).filter(|e| *e <= MAX_SIZE).ok_or(Errno::EFBIG)?;
         if mode & !(abi::FALLOC_FL_KEEP_SIZE | abi::FALLOC_FL_PUNCH_HOLE) != 0 {
             return Err(Errno::EOPNOTSUPP);
@@ -347,7 +321,7 @@ impl RegularFile {
     }
 
     /// `F_ADD_SEALS`.
-    fn add_seals(&self, new: u32) -> Result<()> {
+    pub(super) fn add_seals(&self, new: u32) -> Result<()> {
         const ALL: u32 = abi::F_SEAL_SEAL
             | abi::F_SEAL_SHRINK
             | abi::F_SEAL_GROW
@@ -380,7 +354,8 @@ impl Drop for RegularFile {
 
 impl PageCache for RegularFile {
     fn page(&self, index: u64, _write: bool) -> Result<Frame> {
-        // Checked again after the page is there: a truncation in between has removed what it found, not what came after it.
+        // Checked again after the page is there: a truncation in between has removed what it found, not what
+        // came after it.
         if index >= self.len().div_ceil(PAGE) {
             return Err(Errno::EFAULT);
         }
@@ -407,142 +382,5 @@ impl PageCache for RegularFile {
     fn id(&self) -> (u64, u64) {
         // Ordering: set before the file can be mapped, by the open that leads there.
         (self.dev.load(Ordering::Relaxed), self.ino.load(Ordering::Relaxed))
-    }
-}
-
-impl InodeOps for Node {
-    fn open(&self, path: &Path, _flags: u32) -> Result<Arc<dyn FileOps>> {
-        self.file.identify(path.inode());
-        Ok(self.file.clone())
-    }
-
-    fn stat(&self, _inode: &Inode, stat: &mut Stat) {
-        stat.size = self.file.len();
-        stat.blocks = self.file.pages.lock().count() * (PAGE / 512);
-    }
-
-    fn set_attributes(&self, inode: &Inode, change: &SetAttributes) -> Result<()> {
-        const EXECUTE: u32 = 0o111;
-        let changes = |new: u32| (new ^ inode.attributes().permissions) & EXECUTE != 0;
-        if self.file.seals() & abi::F_SEAL_EXEC != 0 && change.permissions.is_some_and(changes) {
-            return Err(Errno::EPERM);
-        }
-        Ok(())
-    }
-
-    fn truncate(&self, _inode: &Inode, size: u64) -> Result<()> {
-        self.file.resize(size)
-    }
-}
-
-impl FileOps for RegularFile {
-    fn seekable(&self) -> bool {
-        true
-    }
-
-    fn read_at(&self, file: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
-        let count = self.read_from(offset, sink)?;
-        crate::fs::attributes::file_accessed(file);
-        Ok(count)
-    }
-
-    fn write_at(&self, file: &File, offset: &mut u64, source: &mut Source) -> Result<usize> {
-        // Nothing at all happens, not even to the position.
-        if source.remaining() == 0 {
-            return Ok(0);
-        }
-        let inode = file.inode();
-        let _writers = inode.lock.lock();
-        if file.appending() || *offset == AT_END {
-            *offset = self.len();
-        }
-        let room = crate::fs::caller::write_room(*offset, MAX_SIZE)?;
-        let cut = source.truncate(room.min(usize::MAX as u64) as usize);
-        crate::fs::attributes::remove_privileges(inode);
-        let result = self.write_to(*offset, source);
-        source.extend(cut);
-        if result.is_ok() {
-            inode.touch_modified();
-        }
-        result
-    }
-
-    fn seek(&self, _file: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {
-        let size = self.len();
-        let base = match whence {
-            Whence::Start => 0,
-            Whence::Current => position,
-            Whence::End => size,
-            Whence::Data | Whence::Hole => {
-                let from = u64::try_from(offset).map_err(|_| Errno::ENXIO)?;
-                if from >= size {
-                    return Err(Errno::ENXIO);
-                }
-                let pages = self.pages.lock();
-                let found = if whence == Whence::Data {
-                    pages.next_data(from / PAGE).ok_or(Errno::ENXIO)?
-                } else {
-                    pages.next_hole(from / PAGE)
-                };
-                let at = (found * PAGE).max(from);
-                return match whence {
-                    Whence::Data if at >= size => Err(Errno::ENXIO),
-                    _ => Ok(at.min(size)),
-                };
-            }
-        };
-        let at = i64::try_from(base).ok().and_then(|b| b.checked_add(offset)).ok_or(Errno::EOVERFLOW)?;
-        u64::try_from(at).map_err(|_| Errno::EINVAL)
-    }
-
-    fn mmap(&self, file: &Arc<File>, _offset: u64, _len: u64, shared_writable: bool) -> Result<Backing> {
-        let _sealing = self.sealing.lock();
-        if shared_writable && self.seals() & (abi::F_SEAL_WRITE | abi::F_SEAL_FUTURE_WRITE) != 0 {
-            return Err(Errno::EPERM);
-        }
-        let cache: Arc<RegularFile> = file.ops_arc().ok_or(Errno::ENODEV)?;
-        Ok(Backing::PageCache(cache))
-    }
-
-    fn truncate(&self, file: &File, size: u64) -> Result<()> {
-        let inode = file.inode();
-        let _writers = inode.lock.lock();
-        self.resize(size)?;
-        crate::fs::attributes::remove_privileges(inode);
-        inode.touch_modified();
-        Ok(())
-    }
-
-    fn fallocate(&self, file: &File, mode: u32, offset: u64, len: u64) -> Result<()> {
-        let inode = file.inode();
-        let _writers = inode.lock.lock();
-        self.allocate(mode, offset, len)?;
-        crate::fs::attributes::remove_privileges(inode);
-        inode.touch_modified();
-        Ok(())
-    }
-
-    fn sync(&self, _file: &File) -> Result<()> {
-        // Memory is where the file lives.
-        Ok(())
-    }
-
-    fn fcntl(&self, file: &File, command: u32, argument: usize) -> Result<usize> {
-        match command {
-            abi::F_ADD_SEALS => {
-                if !file.writable() {
-                    return Err(Errno::EPERM);
-                }
-                let _writers = file.inode().lock.lock();
-                self.add_seals(argument as u32)?;
-                Ok(0)
-            }
-            abi::F_GET_SEALS => Ok(self.seals() as usize),
-            _ => Err(Errno::EINVAL),
-        }
-    }
-
-    fn describe(&self, _file: &File, out: &mut String) {
-        let _ = writeln!(out, "size:\t{}", self.len());
     }
 }

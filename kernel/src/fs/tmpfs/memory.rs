@@ -1,10 +1,10 @@
-//! Files in memory without a name in any directory: memfd_create(2), SysV shared memory, shared anonymous memory.
+//! Files in memory without a name in any directory: memfd_create(2).
 
 use alloc::sync::Arc;
 
 use linux_raw_sys::general as abi;
 
-use super::file::Node;
+use super::ops::Node;
 use super::{Limits, MAGIC};
 use crate::errno::{Errno, Result};
 use crate::fs::dentry::Dentry;
@@ -41,9 +41,9 @@ fn internal() -> &'static Internal {
     })
 }
 
-/// A file of `size` zero bytes, open for reading and writing; `name` is what `/proc/PID/maps` shows. `seals` are set from the
-/// start: `F_SEAL_SEAL` for a file that cannot be sealed.
-pub fn memory_file(name: &[u8], size: u64, permissions: u32, seals: u32) -> Result<Arc<File>> {
+/// A file of `size` zero bytes, open for reading and writing; `name` is what `/proc/PID/maps` shows. `seals`
+/// are set from the start: `F_SEAL_SEAL` for a file that cannot be sealed.
+fn memory_file(name: &[u8], size: u64, permissions: u32, seals: u32) -> Result<Arc<File>> {
     if crate::memory::pressure() != Pressure::None {
         return Err(Errno::ENOMEM);
     }

@@ -1,11 +1,11 @@
-//! tmpfs: files in memory. Also the root file system, `/dev/shm`, memfd_create(2) and SysV shared memory.
+//! tmpfs: files in memory, also for the root file system and memfd_create(2).
 
 mod file;
 mod memory;
+mod ops;
 mod pages;
 
-pub use file::RegularFile;
-pub use memory::{memfd, memory_file};
+pub use memory::memfd;
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -73,7 +73,8 @@ impl Limits {
 
 impl TreeFs for Limits {
     fn charge_inode(&self) -> Result<()> {
-        // Names and inodes are kernel memory, which is not refused to anyone: so they are refused here in time.
+        // Names and inodes are kernel memory, which is not refused to anyone: so they are refused here in
+        // time.
         if physical::pressure() != Pressure::None {
             return Err(Errno::ENOMEM);
         }
@@ -88,7 +89,7 @@ impl TreeFs for Limits {
     fn regular(&self, charge: InodeCharge) -> Box<dyn InodeOps> {
         let fs: Arc<dyn Any + Send + Sync> = charge.fs().clone();
         match fs.downcast::<Limits>() {
-            Ok(limits) => Box::new(file::Node::new(charge, limits)),
+            Ok(limits) => Box::new(ops::Node::new(charge, limits)),
             Err(_) => unreachable!("an inode of tmpfs is charged to a tmpfs"),
         }
     }
@@ -212,7 +213,8 @@ impl Options {
                 }
                 "uid" => out.uid = Some(number()?),
                 "gid" => out.gid = Some(number()?),
-                // Placement and huge pages: there is nothing to choose from here, and Linux's defaults are what happens.
+                // Placement and huge pages: there is nothing to choose from here, and Linux's defaults are
+                // what happens.
                 "huge" if value()? == "never" => {}
                 "mpol" if value()?.starts_with("default") || value()?.starts_with("local") => {}
                 "inode32" | "inode64" | "noswap" => {}
@@ -223,7 +225,8 @@ impl Options {
     }
 }
 
-/// Makes a tmpfs of the named type (`rootfs` is one, too), whose root has these permissions unless an option says otherwise.
+/// Makes a tmpfs of the named type (`rootfs` is one, too), whose root has these permissions unless an option
+/// says otherwise.
 pub fn new_instance(kind: &'static str, text: &str, permissions: u32) -> Result<Arc<Dentry>> {
     let options = Options::parse(text)?;
     let (uid, gid) = (options.uid.unwrap_or(0), options.gid.unwrap_or(0));

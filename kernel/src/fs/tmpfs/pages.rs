@@ -13,7 +13,8 @@ const CHUNK: u64 = 32;
 struct Chunk {
     pages: [Option<Frame>; CHUNK as usize],
     used: u32,
-    /// One bit a page: it has (or may have) been written, and is data to lseek(2). The others were only allocated.
+    /// One bit a page: it has (or may have) been written, and is data to lseek(2). The others were only
+    /// allocated.
     written: u32,
 }
 
@@ -66,7 +67,7 @@ impl Pages {
     pub fn remove(&mut self, range: Range<u64>, limit: usize, out: &mut Vec<Frame>) -> Option<u64> {
         let mut at = range.start;
         while at < range.end {
-            let Some((&key, chunk)) = self.chunks.range_mut(at / CHUNK..).next() else { return None };
+            let (&key, chunk) = self.chunks.range_mut(at / CHUNK..).next()?;
             let base = key * CHUNK;
             let end = range.end.min(base + CHUNK);
             at = at.max(base);
