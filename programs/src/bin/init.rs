@@ -177,10 +177,11 @@ impl Init {
         let controlling = terminal.is_some();
         // SAFETY: the closure makes system calls only, which is allowed between fork and exec.
         unsafe { command.pre_exec(move || new_session(controlling)) };
-        match command.spawn() {
+        match spawn(&mut command) {
             Ok(child) => {
+                // It holds the ends of pipes that only the job shall have.
                 drop(command);
-                wait_for(child.id() as i32, None).unwrap_or(Ending::TimedOut)
+                wait_for(child, None).unwrap_or(Ending::TimedOut)
             }
             Err(error) => not_started(&error),
         }
@@ -193,10 +194,10 @@ impl Init {
         command.stdin(Stdio::null());
         // SAFETY: the closure makes system calls only, which is allowed between fork and exec.
         unsafe { command.pre_exec(|| new_session(false)) };
-        let ending = match command.spawn() {
+        let ending = match spawn(&mut command) {
             Ok(child) => {
                 let limit = start + Duration::from_secs(test.limit.into());
-                wait_for(child.id() as i32, Some(limit)).unwrap_or(Ending::TimedOut)
+                wait_for(child, Some(limit)).unwrap_or(Ending::TimedOut)
             }
             Err(error) => not_started(&error),
         };
@@ -254,6 +255,33 @@ impl Init {
             // A frame costs more than the bytes that it is about; half the window keeps the line busy.
             if taken >= relay::WINDOW / 2 {
                 self.report(Frame::Credit(std::mem::take(&mut taken)));
+            }
+        }
+    }
+}
+
+/// Starts a command; gives its process ID. The standard library's own way asks the kernel for sockets and pidfds, and
+/// init shall report on kernels that have neither.
+fn spawn(command: &mut Command) -> io::Result<i32> {
+    let (mut read, mut write) = io::pipe()?;
+    // SAFETY: this process has one thread, so the child may go on as the parent would.
+    match unsafe { libc::fork() } {
+        -1 => Err(io::Error::last_os_error()),
+        0 => {
+            drop(read);
+            let errno = command.exec().raw_os_error().unwrap_or(libc::EIO);
+            // Without a reader there is nobody to tell.
+            let _ = write.write_all(&errno.to_ne_bytes());
+            std::process::exit(127);
+        }
+        child => {
+            drop(write);
+            let mut errno = [0; 4];
+            match read.read_exact(&mut errno) {
+                // exec has closed the pipe.
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(child),
+                Err(error) => Err(error),
+                Ok(()) => Err(io::Error::from_raw_os_error(i32::from_ne_bytes(errno))),
             }
         }
     }
