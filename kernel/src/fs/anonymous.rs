@@ -1,4 +1,4 @@
-//! Open files that are in no directory: pipes, sockets, epoll instances, memory files.
+//! Open files that are in no directory: pipes, sockets, epoll instances.
 
 use alloc::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Changing what is known about a file: mode, owner, times, size; and the times that reading and writing change.
+//! Changing mode, owner, times and size of files.
 
 use linux_raw_sys::general as abi;
 

@@ -1,4 +1,4 @@
-//! Brings the file layer up: the root file system, the types, the nodes that must be there before `/init` runs.
+//! Brings up the root file system, the types, the first nodes.
 
 use alloc::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What the file layer asks about the thread that calls it: identity, places, limits, signals, time.
+//! The thread that calls the file layer: identity, places, limits, time.
 
 use alloc::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! What a process knows about the tree: its root, its working directory, its umask.
+//! Root, working directory and umask of a process.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 

@@ -1,4 +1,4 @@
-//! Advisory locks on files: flock(2), and the record locks of fcntl(2) by process and by open file.
+//! Advisory locks: flock(2), and the record locks of fcntl(2).
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;

@@ -1,4 +1,4 @@
-//! Files: the tree of names, mounts, open files, and the file systems that live in memory.
+//! Files: the tree of names, mounts, open files, file systems in memory.
 //!
 //! From the outside in: a process has an [`FdTable`] and an [`FsContext`]; a descriptor leads to a [`File`],
 //! the open file description; a file was opened at a [`Path`], a [`Dentry`] seen through a mount; a dentry

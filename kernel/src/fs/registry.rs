@@ -1,4 +1,4 @@
-//! The types of file systems: what mount(2) can mount and `/proc/filesystems` lists.
+//! The types of file systems that mount(2) can mount.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;

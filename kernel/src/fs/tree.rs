@@ -1,4 +1,4 @@
-//! A directory tree that lives in memory: the names of tmpfs, devtmpfs and hugetlbfs.
+//! A directory tree in memory: the names of tmpfs, devtmpfs, hugetlbfs.
 //!
 //! The tree keeps its dentries: a directory's table holds them, and they hold their directory. Unlinking
 //! takes the dentry out; when the file system is unmounted, [`teardown`] takes them all out. Directory

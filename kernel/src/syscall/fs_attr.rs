@@ -1,4 +1,4 @@
-//! System calls about what is known of a file: stat, access, chmod, chown, utimes, xattr.
+//! System calls about what is known of a file: stat, access, chmod, utimes.
 
 use alloc::sync::Arc;
 

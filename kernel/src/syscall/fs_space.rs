@@ -1,4 +1,4 @@
-//! System calls about the size of files and about when data is where it should be.
+//! System calls about the size of files, and about syncing them.
 
 use linux_raw_sys::general as abi;
 use syscalls::Sysno;

@@ -1,4 +1,4 @@
-//! The content of files in memory: holes, appending, limits, seals, mappings, locks, copies.
+//! The content of files in memory: holes, limits, seals, mappings, locks.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 

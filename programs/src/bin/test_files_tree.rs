@@ -1,4 +1,4 @@
-//! The tree of names: paths, links, renames, permissions, directories that change while they are read.
+//! The tree of names: paths, links, renames, permissions, reading directories.
 
 use std::collections::BTreeSet;
 

@@ -1,4 +1,4 @@
-//! What the calls on a regular file of tmpfs do: checks and locks around its content.
+//! Calls on a regular file of tmpfs: checks and locks around its content.
 
 use alloc::string::String;
 use alloc::sync::Arc;
