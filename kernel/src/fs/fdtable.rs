@@ -6,6 +6,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::file::File;
 use crate::errno::{Errno, Result};
+use crate::memory::{self, Pressure};
 use crate::sync::SpinLock;
 
 struct Slot {
@@ -97,6 +98,10 @@ impl FdTable {
     /// Gives `file` the lowest free descriptor from `min` up; `EMFILE` when that is not below `limit`
     /// (RLIMIT_NOFILE).
     pub fn install(&self, file: Arc<File>, min: usize, limit: usize, close_on_exec: bool) -> Result<i32> {
+        // Open files are kernel memory, which is not refused to anyone: so they are refused here in time.
+        if memory::pressure() == Pressure::Critical {
+            return Err(Errno::ENFILE);
+        }
         let mut table = self.table.lock();
         let fd = table.find_free(min);
         if fd >= limit {

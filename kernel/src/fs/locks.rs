@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::errno::{Errno, Result};
+use crate::memory::{self, Pressure};
 use crate::sync::{SpinLock, WaitQueue};
 
 /// Who holds a lock.
@@ -99,6 +100,10 @@ impl LockTable {
     /// Takes `wanted`, in place of what its owner holds in the range. Without `wait`, `EAGAIN` when another
     /// holds a conflicting lock; with it, `EDEADLK` when waiting could never end.
     pub fn lock_record(&self, wanted: RecordLock, wait: bool) -> Result<()> {
+        // A process may hold as many locks as it likes while there is memory.
+        if memory::pressure() != Pressure::None {
+            return Err(Errno::ENOLCK);
+        }
         let state = self.state();
         let attempt = || {
             let mut held = state.held.lock();

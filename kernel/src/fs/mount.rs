@@ -341,7 +341,13 @@ pub fn pivot(old_root: &Path, new_root: &Path, put_old: Path) -> Result<()> {
     attach_locked(old, put_old)
 }
 
-/// All mounts that are in the tree, in the order in which they were made.
-pub fn list() -> Vec<Arc<Mount>> {
-    TABLE.lock().list.clone()
+/// Calls `work` with all mounts that are in the tree, in the order in which they were made. The tree does not
+/// change meanwhile, and the references to the mounts do not make them look busy.
+pub fn with_all<R>(work: impl FnOnce(&[Arc<Mount>]) -> R) -> R {
+    let _change = CHANGE.lock();
+    let list = TABLE.lock().list.clone();
+    let result = work(&list);
+    // Before the lock is released: unmount counts references.
+    drop(list);
+    result
 }

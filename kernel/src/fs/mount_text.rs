@@ -62,9 +62,13 @@ fn mount_point(mount: &Arc<Mount>, root: &Path) -> Option<Vec<u8>> {
 
 /// `/proc/mounts` for a process with this root.
 pub fn mounts(root: &Path) -> String {
+    mount::with_all(|all| mount_lines(all, root))
+}
+
+fn mount_lines(all: &[Arc<Mount>], root: &Path) -> String {
     let mut out = String::new();
-    for mount in mount::list() {
-        let Some(point) = mount_point(&mount, root) else { continue };
+    for mount in all {
+        let Some(point) = mount_point(mount, root) else { continue };
         let _ = writeln!(
             out,
             "{} {} {} {}{} 0 0",
@@ -80,9 +84,13 @@ pub fn mounts(root: &Path) -> String {
 
 /// `/proc/PID/mountinfo` for a process with this root.
 pub fn mountinfo(root: &Path) -> String {
+    mount::with_all(|all| mountinfo_lines(all, root))
+}
+
+fn mountinfo_lines(all: &[Arc<Mount>], root: &Path) -> String {
     let mut out = String::new();
-    for mount in mount::list() {
-        let Some(point) = mount_point(&mount, root) else { continue };
+    for mount in all {
+        let Some(point) = mount_point(mount, root) else { continue };
         let parent = mount.place().map_or(mount.id, |place| place.mount.id);
         let mut inner = Vec::new();
         let mut top = mount.root.clone();
