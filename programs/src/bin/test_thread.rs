@@ -90,8 +90,12 @@ fn spinning_threads_share_one_cpu() {
 }
 
 /// One thread writes without pause; another CPU takes the page away, and from then on no write may succeed.
-fn taken_by_another_cpu(map: &Map, expected: impl Fn(usize) -> Fault, take: impl Fn()) {
-    let (one, two) = two_cpus();
+fn taken_by_another_cpu(
+    (one, two): (usize, usize),
+    map: &Map,
+    expected: impl Fn(usize) -> Fault,
+    take: impl Fn(),
+) {
     let (address, started, taken, late) = (
         map.address,
         Arc::new(AtomicBool::new(false)),
@@ -125,33 +129,37 @@ fn taken_by_another_cpu(map: &Map, expected: impl Fn(usize) -> Fault, take: impl
 }
 
 fn unmapped_by_another_cpu() {
+    let cpus = two_cpus();
     for _ in 0..50 {
         let map = Map::anonymous(4096);
-        taken_by_another_cpu(&map, Fault::unmapped, || munmap(map.address, 4096).unwrap());
+        taken_by_another_cpu(cpus, &map, Fault::unmapped, || munmap(map.address, 4096).unwrap());
     }
 }
 
 fn protected_by_another_cpu() {
+    let cpus = two_cpus();
     for _ in 0..50 {
         let map = Map::anonymous(4096);
-        taken_by_another_cpu(&map, Fault::forbidden, || mprotect(map.address, 4096, R).unwrap());
+        taken_by_another_cpu(cpus, &map, Fault::forbidden, || mprotect(map.address, 4096, R).unwrap());
     }
 }
 
 fn huge_unmapped_by_another_cpu() {
+    let cpus = two_cpus();
     huge::pool(2);
     for _ in 0..20 {
         let map = Map::new(HUGE, RW, PRIVATE | ANON | libc::MAP_HUGETLB, -1, 0).unwrap();
-        taken_by_another_cpu(&map, Fault::unmapped, || munmap(map.address, HUGE).unwrap());
+        taken_by_another_cpu(cpus, &map, Fault::unmapped, || munmap(map.address, HUGE).unwrap());
     }
 }
 
 fn huge_punched_by_another_cpu() {
+    let cpus = two_cpus();
     huge::pool(2);
     for _ in 0..20 {
         let file = huge::sized(1);
         let map = file.map(HUGE, RW, SHARED).unwrap();
-        taken_by_another_cpu(&map, Fault::bus, || file.truncate(0).unwrap());
+        taken_by_another_cpu(cpus, &map, Fault::bus, || file.truncate(0).unwrap());
         huge::expect_pool(2, 0);
     }
 }
@@ -306,8 +314,8 @@ fn stack_sizes() {
         let space = std::hint::black_box([depth; 256]);
         if depth == 0 { 0 } else { dive(depth - 1) + std::hint::black_box(space)[3] / depth }
     }
-    let thread = std::thread::Builder::new().stack_size(32 << 20).spawn(|| dive(20_000)).unwrap();
-    assert_eq!(thread.join().unwrap(), 20_000);
+    let thread = std::thread::Builder::new().stack_size(32 << 20).spawn(|| dive(8_000)).unwrap();
+    assert_eq!(thread.join().unwrap(), 8_000);
 }
 
 fn panic_in_a_thread() {
