@@ -16,6 +16,7 @@ mod panic;
 mod process;
 mod random;
 mod sched;
+mod selftest;
 mod signal;
 mod sync;
 mod syscall;
@@ -55,6 +56,9 @@ fn kernel_main() -> ! {
     sched::init_cpu();
     arch::interrupts::enable();
     smp::release_others();
+    if selftest::wanted() {
+        selftest::run();
+    }
     mm::init();
     fs::init();
     if let Err(error) = tty::init() {
@@ -70,6 +74,11 @@ fn kernel_main() -> ! {
 
 /// Where the other CPUs go once the scheduler works.
 fn secondary_main() -> ! {
+    if selftest::wanted() {
+        arch::interrupts::enable();
+        selftest::join();
+        arch::interrupts::disable();
+    }
     sched::init_cpu();
     sched::enter_idle()
 }

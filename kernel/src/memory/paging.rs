@@ -200,6 +200,14 @@ pub fn map_device(address: PhysAddr, bytes: u64) -> VirtAddr {
     map_area(address, bytes, KERNEL_DATA | no_execute() | NO_CACHE | WRITE_THROUGH)
 }
 
+/// Makes a page that [`map_device`] mapped show another frame; the caller flushes.
+pub fn remap_device(address: VirtAddr, frame: PhysAddr) {
+    let _area = AREA.lock();
+    let entry = entry(table(kernel_table()), address.as_u64(), 1, &mut || None).expect("a mapped page");
+    let flags = entry.load(Ordering::SeqCst) & !ADDRESS;
+    entry.store(frame.as_u64() | flags, Ordering::SeqCst);
+}
+
 /// Shows memory that firmware filled: in the direct map where it is, else mapped for good.
 pub fn map_firmware(address: PhysAddr, bytes: u64) -> VirtAddr {
     let (start, end) = (address.as_u64(), address.as_u64() + bytes);
