@@ -12,6 +12,7 @@ mod hugetlb;
 mod log;
 mod memory;
 mod mm;
+mod net;
 mod panic;
 mod process;
 mod random;

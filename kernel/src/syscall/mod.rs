@@ -12,6 +12,7 @@ pub mod fs_space;
 pub mod futex;
 pub mod ipc;
 pub mod mm;
+pub mod net;
 pub mod process;
 pub mod sched;
 pub mod signal;
@@ -63,6 +64,7 @@ const GROUPS: &[Group] = &[
     futex::TABLE,
     ipc::TABLE,
     mm::TABLE,
+    net::TABLE,
     process::TABLE,
     sched::TABLE,
     signal::TABLE,

@@ -1,0 +1,237 @@
+//! What travels between sockets: bytes, and what is sent along with them.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+
+use super::unix::Socket;
+use super::unix::address::Address;
+use crate::errno::{Errno, Result};
+use crate::fs::File;
+use crate::process;
+use crate::process::limits;
+use crate::sync::{Mutex, SpinLock};
+use linux_raw_sys::general as abi;
+
+/// The most descriptors that one message carries.
+pub const MAX_RIGHTS: usize = 253;
+/// What a message counts for beyond its bytes, against the sender's buffer.
+const OVERHEAD: usize = 512;
+
+/// `struct ucred`: who sends, or who is at the other end.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ucred {
+    /// Process.
+    pub pid: u32,
+    /// User.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+}
+
+impl Ucred {
+    /// Nobody: what SO_PEERCRED says of a socket without a peer.
+    pub const NOBODY: Self = Self { pid: 0, uid: u32::MAX, gid: u32::MAX };
+
+    /// The current process, by its effective identity.
+    pub fn current() -> Self {
+        let thread = process::current();
+        let credentials = thread.credentials();
+        Self { pid: thread.process.pid, uid: credentials.euid, gid: credentials.egid }
+    }
+
+    /// What SCM_CREDENTIALS has by default: the real identity.
+    pub fn current_real() -> Self {
+        let thread = process::current();
+        let credentials = thread.credentials();
+        Self { pid: thread.process.pid, uid: credentials.uid, gid: credentials.gid }
+    }
+
+    /// May the current process claim to be this? Its own identities it may use, others need capabilities. `EPERM`.
+    pub fn check_claim(&self) -> Result<()> {
+        let thread = process::current();
+        let c = thread.credentials();
+        let pid = self.pid == thread.process.pid || c.capable(abi::CAP_SYS_ADMIN);
+        let uid = [c.uid, c.euid, c.suid].contains(&self.uid) || c.capable(abi::CAP_SETUID);
+        let gid = [c.gid, c.egid, c.sgid].contains(&self.gid) || c.capable(abi::CAP_SETGID);
+        if pid && uid && gid { Ok(()) } else { Err(Errno::EPERM) }
+    }
+}
+
+/// Open files on their way in a message.
+pub struct Rights {
+    files: Vec<Arc<File>>,
+    uid: u32,
+}
+
+/// One message, or a piece of a stream.
+pub struct Message {
+    /// The bytes.
+    pub bytes: Vec<u8>,
+    /// How many of them were read already (of a stream).
+    pub taken: usize,
+    /// Who sent it.
+    pub credentials: Ucred,
+    /// Files that come with it.
+    pub rights: Option<Rights>,
+    /// The sender's address, of a datagram.
+    pub from: Option<Address>,
+    sender: Weak<Socket>,
+    charge: usize,
+}
+
+impl Message {
+    /// A message of `sender`, counted against its buffer until it is dropped.
+    pub fn new(
+        sender: &Arc<Socket>,
+        bytes: Vec<u8>,
+        credentials: Ucred,
+        rights: Option<Rights>,
+        from: Option<Address>,
+    ) -> Self {
+        let charge = bytes.len() + OVERHEAD;
+        sender.charge(charge);
+        Self { bytes, taken: 0, credentials, rights, from, sender: Arc::downgrade(sender), charge }
+    }
+
+    /// The bytes that were not read yet.
+    pub fn rest(&self) -> &[u8] {
+        &self.bytes[self.taken..]
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        if let Some(sender) = self.sender.upgrade() {
+            sender.discharge(self.charge);
+        }
+    }
+}
+
+/// A socket that is on its way, and in how many messages.
+struct InFlight {
+    file: Weak<File>,
+    count: usize,
+}
+
+#[derive(Default)]
+struct Flights {
+    /// Sockets on their way, by the identifiers of their open files.
+    sockets: BTreeMap<u64, InFlight>,
+    /// Files on their way, by the user who sent them.
+    users: BTreeMap<u32, usize>,
+}
+
+static FLIGHTS: SpinLock<Flights> =
+    SpinLock::new(Flights { sockets: BTreeMap::new(), users: BTreeMap::new() });
+/// Held while messages with files are taken from queues, and while garbage is looked for: the search sees each file either in a queue
+/// or taken out and no longer counted.
+pub static TAKING: Mutex<()> = Mutex::new(());
+
+impl Rights {
+    /// Sends files on their way. `ETOOMANYREFS` when the user has too many of them under way already.
+    pub fn new(files: Vec<Arc<File>>) -> Result<Self> {
+        let thread = process::current();
+        let credentials = thread.credentials();
+        let uid = credentials.uid;
+        let limit = thread.process.limit(limits::NOFILE) as usize;
+        let privileged =
+            credentials.capable(abi::CAP_SYS_RESOURCE) || credentials.capable(abi::CAP_SYS_ADMIN);
+        let mut flights = FLIGHTS.lock();
+        let user = flights.users.entry(uid).or_insert(0);
+        if *user + files.len() > limit && !privileged {
+            if *user == 0 {
+                flights.users.remove(&uid);
+            }
+            return Err(Errno::ETOOMANYREFS);
+        }
+        *user += files.len();
+        for file in files.iter().filter(|f| f.ops_as::<Socket>().is_some()) {
+            let entry = || InFlight { file: Arc::downgrade(file), count: 0 };
+            flights.sockets.entry(file.id()).or_insert_with(entry).count += 1;
+        }
+        drop(flights);
+        Ok(Self { files, uid })
+    }
+
+    /// The files, to look at.
+    pub fn files(&self) -> &[Arc<File>] {
+        &self.files
+    }
+
+    /// The files have arrived.
+    pub fn into_files(mut self) -> Vec<Arc<File>> {
+        let files = core::mem::take(&mut self.files);
+        land(self.uid, &files);
+        files
+    }
+}
+
+impl Drop for Rights {
+    fn drop(&mut self) {
+        land(self.uid, &self.files);
+    }
+}
+
+/// Files are on their way no longer.
+fn land(uid: u32, files: &[Arc<File>]) {
+    if files.is_empty() {
+        return;
+    }
+    let mut flights = FLIGHTS.lock();
+    for file in files {
+        if let Some(entry) = flights.sockets.get_mut(&file.id()) {
+            entry.count -= 1;
+            if entry.count == 0 {
+                flights.sockets.remove(&file.id());
+            }
+        }
+    }
+    if let Some(user) = flights.users.get_mut(&uid) {
+        *user = user.saturating_sub(files.len());
+        if *user == 0 {
+            flights.users.remove(&uid);
+        }
+    }
+}
+
+/// Is any socket on its way?
+pub fn any_socket_in_flight() -> bool {
+    !FLIGHTS.lock().sockets.is_empty()
+}
+
+/// Frees sockets that nobody can reach any more: those whose only references are in messages that wait in such sockets. What waits in
+/// them is dropped. Called when a socket is closed while others are on their way; the caller holds no lock.
+pub fn collect_garbage() {
+    let taking = TAKING.lock();
+    let candidates: Vec<(Arc<File>, usize)> = {
+        let flights = FLIGHTS.lock();
+        flights.sockets.values().filter_map(|f| Some((f.file.upgrade()?, f.count))).collect()
+    };
+    // One reference more than those in messages: ours.
+    let mut unreached: BTreeMap<u64, Arc<File>> = BTreeMap::new();
+    let mut pending: Vec<Arc<File>> = Vec::new();
+    for (file, count) in candidates {
+        if Arc::strong_count(&file) > count + 1 {
+            pending.push(file);
+        } else {
+            unreached.insert(file.id(), file);
+        }
+    }
+    // Whatever waits in a socket that is in use can still be received, and so on.
+    while let Some(file) = pending.pop() {
+        let Some(socket) = file.ops_as::<Socket>() else { continue };
+        socket.each_right(&mut |inner| {
+            if let Some(found) = unreached.remove(&inner.id()) {
+                pending.push(found);
+            }
+        });
+    }
+    let garbage: Vec<Message> =
+        unreached.values().filter_map(|f| f.ops_as::<Socket>()).flat_map(Socket::drain).collect();
+    drop(taking);
+    // This closes the sockets, which may close further files.
+    drop(garbage);
+    drop(unreached);
+}

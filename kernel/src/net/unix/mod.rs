@@ -1,0 +1,437 @@
+//! Sockets of the Unix domain: unix(7).
+//!
+//! Each socket has a queue of messages that it has received. A sender counts what it has under way against its own buffer; a message
+//! gives that back when it is dropped. Connected sockets know each other weakly: a socket lives as long as its open file, or
+//! as long as it waits in a listener's backlog.
+//!
+//! No two sockets' locks are held at once, but for `link`, which connects sockets that nobody else knows yet.
+
+pub mod address;
+mod connect;
+mod receive;
+mod send;
+
+use alloc::collections::VecDeque;
+use alloc::string::String;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::fmt::Write;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use linux_raw_sys::{general as abi, ioctl, net};
+
+use self::address::Address;
+use super::message::{self, Message, Ucred};
+use super::options::Options;
+use crate::errno::{Errno, Result};
+use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
+use crate::mm::uaccess::write_user;
+use crate::sync::{Mutex, SpinLock, WaitQueue};
+
+pub use connect::pair;
+pub use receive::Received;
+pub use send::Along;
+
+/// How a socket transports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A connection of bytes.
+    Stream,
+    /// Messages without a connection; reliable here, and in order.
+    Datagram,
+    /// A connection of messages.
+    SeqPacket,
+}
+
+impl Kind {
+    /// From the type of socket(2), flags taken off.
+    pub fn from_number(number: u32) -> Result<Self> {
+        match number {
+            net::SOCK_STREAM => Ok(Self::Stream),
+            // Raw sockets of this domain are datagram sockets.
+            net::SOCK_DGRAM | net::SOCK_RAW => Ok(Self::Datagram),
+            net::SOCK_SEQPACKET => Ok(Self::SeqPacket),
+            _ => Err(Errno::ESOCKTNOSUPPORT),
+        }
+    }
+
+    /// As SO_TYPE has it.
+    pub fn number(self) -> u32 {
+        match self {
+            Self::Stream => net::SOCK_STREAM,
+            Self::Datagram => net::SOCK_DGRAM,
+            Self::SeqPacket => net::SOCK_SEQPACKET,
+        }
+    }
+}
+
+/// Where a socket stands.
+enum Role {
+    /// Not connected.
+    Fresh,
+    /// Waits for connections.
+    Listening { backlog: usize, pending: VecDeque<Arc<Socket>> },
+    /// Connected; for a datagram socket: has a default destination.
+    Connected(Weak<Socket>),
+    /// Was connected; the peer is gone.
+    Orphaned,
+}
+
+struct State {
+    role: Role,
+    address: Option<Address>,
+    /// The address of the peer, as getpeername(2) gives it.
+    peer_address: Option<Address>,
+    peer_credentials: Ucred,
+    receive_closed: bool,
+    send_closed: bool,
+    error: Option<Errno>,
+    /// The open file is gone.
+    released: bool,
+}
+
+/// A socket.
+pub struct Socket {
+    this: Weak<Socket>,
+    /// How it transports.
+    pub kind: Kind,
+    state: SpinLock<State>,
+    queue: SpinLock<VecDeque<Message>>,
+    /// Bytes of messages under way that this socket has sent.
+    pub(super) in_flight: AtomicUsize,
+    pub(super) options: SpinLock<Options>,
+    /// One reader of a stream at a time: what it takes is in one piece.
+    reading: Mutex<()>,
+    /// Woken when there is something to receive, to accept, or when nothing will come any more.
+    readable: WaitQueue,
+    /// Woken when this socket may send.
+    pub(super) writable: WaitQueue,
+    /// Woken when there is room in the queue or the backlog of this socket: for those who send to it.
+    room: WaitQueue,
+    /// Sockets whose poll(2) found this one's queue full.
+    held_up: SpinLock<Vec<Weak<Socket>>>,
+}
+
+/// Datagrams that wait in a socket beyond which senders wait.
+const QUEUE_LIMIT: usize = 10;
+
+impl Socket {
+    /// A new socket, not connected.
+    pub fn new(kind: Kind) -> Arc<Self> {
+        Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            kind,
+            state: SpinLock::new(State {
+                role: Role::Fresh,
+                address: None,
+                peer_address: None,
+                peer_credentials: Ucred::NOBODY,
+                receive_closed: false,
+                send_closed: false,
+                error: None,
+                released: false,
+            }),
+            queue: SpinLock::new(VecDeque::new()),
+            in_flight: AtomicUsize::new(0),
+            options: SpinLock::new(Options::new()),
+            reading: Mutex::new(()),
+            readable: WaitQueue::new(),
+            writable: WaitQueue::new(),
+            room: WaitQueue::new(),
+            held_up: SpinLock::new(Vec::new()),
+        })
+    }
+
+    /// An open file for it. `flags`: `O_NONBLOCK`.
+    pub fn into_file(self: Arc<Self>, flags: u32) -> Arc<File> {
+        File::anonymous(FileKind::Socket, "", self, abi::O_RDWR | flags & abi::O_NONBLOCK)
+    }
+
+    fn to_arc(&self) -> Arc<Self> {
+        self.this.upgrade().expect("a borrowed socket has an owner")
+    }
+
+    pub(super) fn charge(&self, bytes: usize) {
+        self.in_flight.fetch_add(bytes, Ordering::SeqCst);
+    }
+
+    pub(super) fn discharge(&self, bytes: usize) {
+        self.in_flight.fetch_sub(bytes, Ordering::SeqCst);
+        self.writable.wake_all();
+    }
+
+    /// The peer, while there is one.
+    fn peer(&self) -> Option<Arc<Socket>> {
+        match &self.state.lock().role {
+            Role::Connected(peer) => peer.upgrade(),
+            _ => None,
+        }
+    }
+
+    /// Its own address.
+    pub fn address(&self) -> Option<Address> {
+        self.state.lock().address.clone()
+    }
+
+    /// getpeername(2).
+    pub fn peer_address(&self) -> Result<Option<Address>> {
+        let state = self.state.lock();
+        match state.role {
+            Role::Connected(_) | Role::Orphaned => Ok(state.peer_address.clone()),
+            _ => Err(Errno::ENOTCONN),
+        }
+    }
+
+    /// SO_PEERCRED.
+    pub fn peer_credentials(&self) -> Ucred {
+        self.state.lock().peer_credentials
+    }
+
+    /// Does SCM_CREDENTIALS come with each message?
+    pub fn passes_credentials(&self) -> bool {
+        self.options.lock().pass_credentials
+    }
+
+    /// SO_ERROR: the error that is pending, which is then no more.
+    pub fn take_error(&self) -> Option<Errno> {
+        self.state.lock().error.take()
+    }
+
+    /// Does it wait for connections?
+    pub fn is_listening(&self) -> bool {
+        matches!(self.state.lock().role, Role::Listening { .. })
+    }
+
+    /// Are there too many messages in the queue for a datagram more?
+    fn is_full(&self) -> bool {
+        self.queue.lock().len() > QUEUE_LIMIT
+    }
+
+    /// Something was taken from the queue or the backlog.
+    fn made_room(&self) {
+        self.room.wake_all();
+        let held_up = core::mem::take(&mut *self.held_up.lock());
+        for socket in held_up.iter().filter_map(Weak::upgrade) {
+            socket.writable.wake_all();
+        }
+    }
+
+    /// Shows the files that wait in the queue, and in those of connections that were not accepted yet.
+    pub(super) fn each_right(&self, visit: &mut dyn FnMut(&Arc<File>)) {
+        for file in self.queue.lock().iter().filter_map(|m| m.rights.as_ref()).flat_map(|r| r.files()) {
+            visit(file);
+        }
+        let pending: Vec<Arc<Socket>> = match &self.state.lock().role {
+            Role::Listening { pending, .. } => pending.iter().cloned().collect(),
+            _ => Vec::new(),
+        };
+        for socket in pending {
+            socket.each_right(visit);
+        }
+    }
+
+    /// Takes everything out of the queue, and out of those of connections that were not accepted yet.
+    pub(super) fn drain(&self) -> Vec<Message> {
+        let mut all: Vec<Message> = core::mem::take(&mut *self.queue.lock()).into();
+        let pending: Vec<Arc<Socket>> = match &self.state.lock().role {
+            Role::Listening { pending, .. } => pending.iter().cloned().collect(),
+            _ => Vec::new(),
+        };
+        for socket in pending {
+            all.extend(socket.drain());
+        }
+        all
+    }
+
+    /// shutdown(2).
+    pub fn shutdown(&self, receive: bool, send: bool) -> Result<()> {
+        let peer = {
+            let mut state = self.state.lock();
+            if self.kind != Kind::Datagram && matches!(state.role, Role::Fresh) {
+                return Err(Errno::ENOTCONN);
+            }
+            state.receive_closed |= receive;
+            state.send_closed |= send;
+            match &state.role {
+                Role::Connected(peer) => peer.upgrade(),
+                _ => None,
+            }
+        };
+        self.readable.wake_all();
+        self.writable.wake_all();
+        self.room.wake_all();
+        if let Some(peer) = peer.filter(|_| self.kind != Kind::Datagram) {
+            {
+                let mut state = peer.state.lock();
+                state.receive_closed |= send;
+                state.send_closed |= receive;
+            }
+            peer.readable.wake_all();
+            peer.writable.wake_all();
+        }
+        Ok(())
+    }
+
+    /// The open file is gone, or the listener of a connection that was never accepted.
+    fn close(&self) {
+        let (role, address) = {
+            let mut state = self.state.lock();
+            state.released = true;
+            state.receive_closed = true;
+            state.send_closed = true;
+            (core::mem::replace(&mut state.role, Role::Fresh), state.address.take())
+        };
+        if let Some(address) = &address {
+            address::release(self, address);
+        }
+        let unread = {
+            let taken = core::mem::take(&mut *self.queue.lock());
+            !taken.is_empty()
+        };
+        match role {
+            Role::Connected(peer) if self.kind != Kind::Datagram => {
+                if let Some(peer) = peer.upgrade() {
+                    peer.peer_closed(unread);
+                }
+            }
+            Role::Listening { pending, .. } => {
+                for socket in pending {
+                    socket.close_unaccepted();
+                }
+            }
+            _ => {}
+        }
+        // Senders find nobody.
+        self.made_room();
+        self.readable.wake_all();
+        self.writable.wake_all();
+    }
+
+    /// The listener is gone: the other side learns that its connection was never taken.
+    fn close_unaccepted(&self) {
+        let peer = self.peer();
+        self.close();
+        if let Some(peer) = peer {
+            peer.state.lock().error = Some(Errno::ECONNRESET);
+            peer.readable.wake_all();
+        }
+    }
+
+    /// The peer has closed; `lost`: it had not read everything.
+    fn peer_closed(&self, lost: bool) {
+        {
+            let mut state = self.state.lock();
+            state.role = Role::Orphaned;
+            state.receive_closed = true;
+            state.send_closed = true;
+            if lost {
+                state.error = Some(Errno::ECONNRESET);
+            }
+        }
+        self.readable.wake_all();
+        self.writable.wake_all();
+    }
+
+    /// Bytes that FIONREAD reports: all of a stream, or the next message.
+    fn available(&self) -> usize {
+        let queue = self.queue.lock();
+        match self.kind {
+            Kind::Stream => queue.iter().map(|m| m.rest().len()).sum(),
+            _ => queue.front().map_or(0, |m| m.bytes.len()),
+        }
+    }
+}
+
+impl FileOps for Socket {
+    fn read_at(&self, file: &File, _: u64, sink: &mut Sink) -> Result<usize> {
+        let flags = if file.nonblocking() { net::MSG_DONTWAIT } else { 0 };
+        self.receive(sink, flags).map(|r| r.count)
+    }
+
+    fn write_at(&self, file: &File, _: &mut u64, source: &mut Source) -> Result<usize> {
+        let flags = if file.nonblocking() { net::MSG_DONTWAIT } else { 0 };
+        self.send(source, flags, None, send::Along::default())
+    }
+
+    fn poll(&self, _: &File) -> Events {
+        let mut events = Events::empty();
+        let connection = self.kind != Kind::Datagram;
+        let peer = {
+            let state = self.state.lock();
+            if state.error.is_some() {
+                events |= Events::ERR;
+            }
+            if state.receive_closed {
+                events |= Events::READABLE | Events::RDHUP;
+                if state.send_closed {
+                    events |= Events::HUP;
+                }
+            }
+            match &state.role {
+                Role::Listening { pending, .. } => {
+                    if !pending.is_empty() {
+                        events |= Events::READABLE;
+                    }
+                    return events;
+                }
+                Role::Fresh | Role::Orphaned if connection => {
+                    events |= Events::HUP;
+                    None
+                }
+                Role::Connected(peer) => peer.upgrade(),
+                _ => None,
+            }
+        };
+        if !self.queue.lock().is_empty() {
+            events |= Events::READABLE;
+        }
+        let mut writable = self.in_flight.load(Ordering::SeqCst) * 4 <= self.options.lock().send_buffer;
+        if !connection
+            && writable
+            && let Some(peer) = peer
+            && peer.is_full()
+        {
+            // Asked to be told, then looked again: room that was made in between is seen.
+            peer.held_up.lock().push(self.this.clone());
+            writable = !peer.is_full();
+        }
+        if writable {
+            events |= Events::WRITABLE;
+        }
+        events
+    }
+
+    fn wait_queues(&self, _: &File, visit: &mut dyn FnMut(&WaitQueue)) {
+        visit(&self.readable);
+        visit(&self.writable);
+    }
+
+    fn pollable(&self) -> bool {
+        true
+    }
+
+    fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
+        let value = match command {
+            ioctl::FIONREAD if self.is_listening() => return Err(Errno::EINVAL),
+            ioctl::FIONREAD => self.available(),
+            ioctl::TIOCOUTQ => self.in_flight.load(Ordering::SeqCst),
+            _ => return Err(Errno::ENOTTY),
+        };
+        write_user(argument, &(value as i32))?;
+        Ok(0)
+    }
+
+    fn release(&self, _: &File) {
+        self.close();
+        if message::any_socket_in_flight() {
+            message::collect_garbage();
+        }
+    }
+
+    fn describe(&self, _: &File, out: &mut String) {
+        let rights: usize =
+            self.queue.lock().iter().filter_map(|m| m.rights.as_ref()).map(|r| r.files().len()).sum();
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "scm_fds: {rights}");
+    }
+}

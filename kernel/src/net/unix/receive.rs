@@ -1,0 +1,249 @@
+//! Receiving.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+
+use linux_raw_sys::net;
+
+use super::address::Address;
+use super::connect::{deadline, wait_error};
+use super::{Kind, Role, Socket};
+use crate::errno::{Errno, Result};
+use crate::fs::{File, Sink};
+use crate::net::message::{Message, Rights, TAKING, Ucred};
+
+/// What one receive got.
+#[derive(Default)]
+pub struct Received {
+    /// Bytes; with MSG_TRUNC the whole message's.
+    pub count: usize,
+    /// `MSG_TRUNC` when a message was longer than the memory for it.
+    pub flags: u32,
+    /// The sender's address: of datagrams, and of sockets that have one.
+    pub from: Option<Address>,
+    /// Files that came along.
+    pub files: Vec<Arc<File>>,
+    /// Who sent it.
+    pub credentials: Option<Ucred>,
+}
+
+impl Socket {
+    /// Receives into `sink`. `flags` are `MSG_*`.
+    pub fn receive(&self, sink: &mut Sink, flags: u32) -> Result<Received> {
+        if flags & net::MSG_OOB != 0 {
+            return Err(if self.kind == Kind::Stream { Errno::EINVAL } else { Errno::EOPNOTSUPP });
+        }
+        match self.kind {
+            Kind::Stream => self.receive_stream(sink, flags),
+            _ => self.receive_message(sink, flags),
+        }
+    }
+
+    /// Is there something to read, or will there never be? `Some(false)` is the end of the connection.
+    fn look(&self) -> Option<Result<bool>> {
+        if !self.queue.lock().is_empty() {
+            return Some(Ok(true));
+        }
+        let mut state = self.state.lock();
+        if let Some(error) = state.error.take() {
+            return Some(Err(error));
+        }
+        if state.receive_closed {
+            // What came before the end comes first: it may have come since the look at the queue.
+            return Some(Ok(!self.queue.lock().is_empty()));
+        }
+        None
+    }
+
+    /// Waits for something to read; false at the end of the connection.
+    fn wait_readable(&self, flags: u32, deadline: Option<u64>, timeout: u64) -> Result<bool> {
+        match self.look() {
+            Some(result) => result,
+            None if flags & net::MSG_DONTWAIT != 0 => Err(Errno::EAGAIN),
+            None => self.readable.wait_event(deadline, || self.look()).map_err(|e| wait_error(e, timeout))?,
+        }
+    }
+
+    fn check_connected(&self) -> Result<()> {
+        match self.state.lock().role {
+            Role::Connected(_) | Role::Orphaned => Ok(()),
+            _ if self.kind == Kind::Stream => Err(Errno::EINVAL),
+            _ => Err(Errno::ENOTCONN),
+        }
+    }
+
+    fn receive_stream(&self, sink: &mut Sink, flags: u32) -> Result<Received> {
+        self.check_connected()?;
+        let timeout = self.options.lock().receive_timeout;
+        let deadline = deadline(timeout);
+        let mut received = Received::default();
+        let reader = if flags & net::MSG_DONTWAIT != 0 {
+            self.reading.try_lock().ok_or(Errno::EAGAIN)?
+        } else {
+            self.reading.lock()
+        };
+        let whole = flags & net::MSG_WAITALL != 0 && flags & net::MSG_PEEK == 0;
+        // With MSG_PEEK nothing is taken: how far it has looked.
+        let mut peeked = 0;
+        while sink.remaining() > 0 {
+            if received.count == 0 || whole && self.queue.lock().is_empty() {
+                match self.wait_readable(flags, deadline, timeout) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    Err(_) if received.count > 0 => break,
+                    Err(error) => return Err(error),
+                }
+            }
+            let step = if flags & net::MSG_PEEK != 0 {
+                self.peek_piece(sink, &mut peeked, &mut received)
+            } else {
+                self.take_piece(sink, &mut received)
+            };
+            match step {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(_) if received.count > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        drop(reader);
+        if received.count > 0 {
+            received.from = self.state.lock().peer_address.clone();
+        }
+        Ok(received)
+    }
+
+    /// May a piece be joined to what was received before? Not when it has another sender that counts, or when files would get mixed.
+    fn joins(&self, message: &Message, received: &Received) -> bool {
+        if received.count == 0 {
+            return true;
+        }
+        let passing = self.options.lock().pass_credentials;
+        let same_sender = !passing || received.credentials == Some(message.credentials);
+        same_sender && received.files.is_empty() && message.rights.is_none()
+    }
+
+    /// Takes from the first message. False when the receive is to end. The reader's lock is held: nobody else takes.
+    fn take_piece(&self, sink: &mut Sink, received: &mut Received) -> Result<bool> {
+        let (bytes, has_rights) = {
+            let queue = self.queue.lock();
+            let Some(front) = queue.front() else { return Ok(false) };
+            if !self.joins(front, received) {
+                return Ok(false);
+            }
+            let len = front.rest().len().min(sink.remaining());
+            (front.rest()[..len].to_vec(), front.rights.is_some())
+        };
+        // Copied without a spin lock: user memory may have to be faulted in.
+        let count = sink.write(&bytes)?;
+        received.count += count;
+        let taking = has_rights.then(|| TAKING.lock());
+        let mut queue = self.queue.lock();
+        let Some(front) = queue.front_mut() else { return Ok(false) };
+        received.credentials = Some(front.credentials);
+        let rights = front.rights.take();
+        front.taken += count;
+        let finished = if front.rest().is_empty() { queue.pop_front() } else { None };
+        drop(queue);
+        let files = rights.map(Rights::into_files);
+        drop(taking);
+        if finished.is_some() {
+            self.made_room();
+        }
+        drop(finished);
+        if let Some(files) = files {
+            received.files = files;
+            return Ok(false);
+        }
+        Ok(count == bytes.len())
+    }
+
+    /// Looks at the stream without taking anything. `peeked`: how far it has got.
+    fn peek_piece(&self, sink: &mut Sink, peeked: &mut usize, received: &mut Received) -> Result<bool> {
+        let (bytes, files) = {
+            let queue = self.queue.lock();
+            let mut skip = *peeked;
+            let mut found = None;
+            for message in queue.iter() {
+                if skip < message.rest().len() {
+                    found = Some(message);
+                    break;
+                }
+                skip -= message.rest().len();
+            }
+            let Some(message) = found else { return Ok(false) };
+            if !self.joins(message, received) {
+                return Ok(false);
+            }
+            received.credentials = Some(message.credentials);
+            let rest = &message.rest()[skip..];
+            let files = message.rights.as_ref().map(|r| r.files().to_vec());
+            (rest[..rest.len().min(sink.remaining())].to_vec(), files)
+        };
+        let count = sink.write(&bytes)?;
+        received.count += count;
+        *peeked += count;
+        if let Some(files) = files {
+            received.files = files;
+            return Ok(false);
+        }
+        Ok(count == bytes.len())
+    }
+
+    fn receive_message(&self, sink: &mut Sink, flags: u32) -> Result<Received> {
+        if self.kind == Kind::SeqPacket {
+            self.check_connected()?;
+        }
+        let timeout = self.options.lock().receive_timeout;
+        let deadline = deadline(timeout);
+        loop {
+            if !self.wait_readable(flags, deadline, timeout)? {
+                return Ok(Received::default());
+            }
+            if flags & net::MSG_PEEK != 0 {
+                let Some((bytes, mut received)) = self.peek_message() else { continue };
+                let copied = if sink.remaining() > 0 { sink.write(&bytes)? } else { 0 };
+                finish(&mut received, bytes.len(), copied, flags);
+                return Ok(received);
+            }
+            let taking = TAKING.lock();
+            let Some(mut message) = self.queue.lock().pop_front() else { continue };
+            let files = message.rights.take().map(Rights::into_files).unwrap_or_default();
+            drop(taking);
+            self.made_room();
+            let mut received = Received {
+                from: message.from.take(),
+                files,
+                credentials: Some(message.credentials),
+                ..Received::default()
+            };
+            // A message is gone even when the memory for it is not there.
+            let copied = if sink.remaining() > 0 && !message.bytes.is_empty() {
+                sink.write(&message.bytes)?
+            } else {
+                0
+            };
+            finish(&mut received, message.bytes.len(), copied, flags);
+            return Ok(received);
+        }
+    }
+
+    fn peek_message(&self) -> Option<(Vec<u8>, Received)> {
+        let queue = self.queue.lock();
+        let message = queue.front()?;
+        let received = Received {
+            from: message.from.clone(),
+            files: message.rights.as_ref().map(|r| r.files().to_vec()).unwrap_or_default(),
+            credentials: Some(message.credentials),
+            ..Received::default()
+        };
+        Some((message.bytes.clone(), received))
+    }
+}
+
+fn finish(received: &mut Received, len: usize, copied: usize, flags: u32) {
+    if copied < len {
+        received.flags |= net::MSG_TRUNC;
+    }
+    received.count = if flags & net::MSG_TRUNC != 0 { len } else { copied };
+}

@@ -1,0 +1,249 @@
+//! Sending.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use linux_raw_sys::net;
+
+use super::address::{self, Address};
+use super::connect::{deadline, wait_error};
+use super::{Kind, Role, Socket};
+use crate::errno::{Errno, Result};
+use crate::fs::Source;
+use crate::net::message::{Message, Rights, Ucred};
+use crate::process;
+use crate::signal;
+
+/// The most bytes of a stream that are put into one message.
+const PIECE: usize = 32 * 1024;
+
+/// What is sent along with the bytes.
+#[derive(Default)]
+pub struct Along {
+    /// Files: SCM_RIGHTS.
+    pub rights: Option<Rights>,
+    /// Another identity than the sender's own: SCM_CREDENTIALS.
+    pub credentials: Option<Ucred>,
+}
+
+impl Socket {
+    /// Sends what `source` has. `to` is the destination of a datagram; `flags` are `MSG_*`.
+    pub fn send(&self, source: &mut Source, flags: u32, to: Option<Address>, along: Along) -> Result<usize> {
+        if flags & net::MSG_OOB != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        self.bind_if_passing()?;
+        let result = match self.kind {
+            Kind::Stream => self.send_stream(source, flags, to.as_ref(), along),
+            Kind::SeqPacket => self.send_packet(source, flags, along),
+            Kind::Datagram => self.send_datagram(source, flags, to, along),
+        };
+        if result == Err(Errno::EPIPE) && self.kind != Kind::Datagram && flags & net::MSG_NOSIGNAL == 0 {
+            signal::send_thread(&process::current().to_arc(), signal::SIGPIPE);
+        }
+        result
+    }
+
+    /// The peer of a connection, if something can be sent to it.
+    fn open_peer(&self) -> Result<Arc<Socket>> {
+        let peer = {
+            let mut state = self.state.lock();
+            if let Some(error) = state.error.take() {
+                return Err(error);
+            }
+            if state.send_closed {
+                return Err(Errno::EPIPE);
+            }
+            match &state.role {
+                Role::Connected(peer) => peer.upgrade(),
+                Role::Orphaned => None,
+                _ => return Err(Errno::ENOTCONN),
+            }
+        };
+        let peer = peer.ok_or(Errno::EPIPE)?;
+        let closed = {
+            let state = peer.state.lock();
+            state.receive_closed || state.released
+        };
+        if closed { Err(Errno::EPIPE) } else { Ok(peer) }
+    }
+
+    fn has_buffer(&self) -> bool {
+        self.in_flight.load(Ordering::SeqCst) < self.options.lock().send_buffer
+    }
+
+    /// Waits until there is room for a message in this socket's buffer.
+    fn wait_for_buffer(&self, flags: u32) -> Result<()> {
+        if self.has_buffer() {
+            return Ok(());
+        }
+        if flags & net::MSG_DONTWAIT != 0 {
+            return Err(Errno::EAGAIN);
+        }
+        let timeout = self.options.lock().send_timeout;
+        self.writable
+            .wait_event(deadline(timeout), || {
+                let closed = self.state.lock().send_closed;
+                (self.has_buffer() || closed).then_some(())
+            })
+            .map_err(|e| wait_error(e, timeout))
+    }
+
+    /// Puts a message into the queue of `to`.
+    fn deliver(&self, to: &Socket, message: Message) -> Result<()> {
+        let refused = {
+            let state = to.state.lock();
+            if state.receive_closed || state.released {
+                Some(message)
+            } else {
+                to.queue.lock().push_back(message);
+                None
+            }
+        };
+        if refused.is_some() {
+            return Err(Errno::EPIPE);
+        }
+        to.readable.wake_all();
+        Ok(())
+    }
+
+    fn send_stream(
+        &self,
+        source: &mut Source,
+        flags: u32,
+        to: Option<&Address>,
+        mut along: Along,
+    ) -> Result<usize> {
+        if to.is_some() {
+            let connected = matches!(self.state.lock().role, Role::Connected(_));
+            return Err(if connected { Errno::EISCONN } else { Errno::EOPNOTSUPP });
+        }
+        let credentials = along.credentials.unwrap_or_else(Ucred::current_real);
+        self.open_peer()?;
+        let mut done = 0;
+        while source.remaining() > 0 {
+            let step = self.send_piece(source, flags, credentials, &mut along);
+            match step {
+                Ok(count) => done += count,
+                Err(_) if done > 0 => break,
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(done)
+    }
+
+    fn send_piece(
+        &self,
+        source: &mut Source,
+        flags: u32,
+        credentials: Ucred,
+        along: &mut Along,
+    ) -> Result<usize> {
+        self.wait_for_buffer(flags)?;
+        let peer = self.open_peer()?;
+        // Half of the buffer at most: the receiver can read while the rest is sent.
+        let most = (self.options.lock().send_buffer / 2).clamp(1, PIECE);
+        let mut bytes = Vec::new();
+        let len = source.remaining().min(most);
+        bytes.try_reserve_exact(len).map_err(|_| Errno::ENOBUFS)?;
+        bytes.resize(len, 0);
+        let count = source.read(&mut bytes)?;
+        bytes.truncate(count);
+        let rights = along.rights.take();
+        let message = Message::new(&self.to_arc(), bytes, credentials, rights, None);
+        self.deliver(&peer, message)?;
+        Ok(count)
+    }
+
+    /// All of `source` as one message's bytes.
+    fn whole(&self, source: &mut Source) -> Result<Vec<u8>> {
+        let len = source.remaining();
+        if len > self.options.lock().send_buffer.saturating_sub(32) {
+            return Err(Errno::EMSGSIZE);
+        }
+        let mut bytes = Vec::new();
+        bytes.try_reserve_exact(len).map_err(|_| Errno::ENOBUFS)?;
+        bytes.resize(len, 0);
+        if len > 0 {
+            source.read_exact(&mut bytes)?;
+        }
+        Ok(bytes)
+    }
+
+    fn send_packet(&self, source: &mut Source, flags: u32, along: Along) -> Result<usize> {
+        self.open_peer()?;
+        let bytes = self.whole(source)?;
+        self.wait_for_buffer(flags)?;
+        let peer = self.open_peer()?;
+        let credentials = along.credentials.unwrap_or_else(Ucred::current_real);
+        let count = bytes.len();
+        let message = Message::new(&self.to_arc(), bytes, credentials, along.rights, None);
+        self.deliver(&peer, message)?;
+        Ok(count)
+    }
+
+    fn send_datagram(
+        &self,
+        source: &mut Source,
+        flags: u32,
+        to: Option<Address>,
+        along: Along,
+    ) -> Result<usize> {
+        if self.state.lock().send_closed {
+            return Err(Errno::EPIPE);
+        }
+        let bytes = self.whole(source)?;
+        let peer = match &to {
+            Some(address) => address::find(address, self.kind)?,
+            None => self.default_destination()?,
+        };
+        if !peer.accepts_from(self) {
+            return Err(Errno::EPERM);
+        }
+        self.wait_for_buffer(flags)?;
+        self.wait_for_room(&peer, flags)?;
+        let credentials = along.credentials.unwrap_or_else(Ucred::current_real);
+        let count = bytes.len();
+        let message = Message::new(&self.to_arc(), bytes, credentials, along.rights, self.address());
+        self.deliver(&peer, message)
+            .map_err(|error| if peer.state.lock().released { Errno::ECONNREFUSED } else { error })?;
+        Ok(count)
+    }
+
+    fn default_destination(&self) -> Result<Arc<Socket>> {
+        let mut state = self.state.lock();
+        let peer = match &state.role {
+            Role::Connected(peer) => peer.upgrade(),
+            _ => return Err(Errno::ENOTCONN),
+        };
+        match peer {
+            Some(peer) => Ok(peer),
+            None => {
+                // A destination that is gone is forgotten.
+                state.role = Role::Fresh;
+                Err(Errno::ECONNREFUSED)
+            }
+        }
+    }
+
+    /// Waits while too many datagrams are in the peer's queue. One that a socket sends to itself, or back to its own peer, is let through.
+    fn wait_for_room(&self, peer: &Arc<Socket>, flags: u32) -> Result<()> {
+        if core::ptr::eq(&**peer, self) || !peer.is_full() {
+            return Ok(());
+        }
+        if flags & net::MSG_DONTWAIT != 0 {
+            return Err(Errno::EAGAIN);
+        }
+        let timeout = self.options.lock().send_timeout;
+        peer.room
+            .wait_event(deadline(timeout), || {
+                let closed = {
+                    let state = peer.state.lock();
+                    state.released || state.receive_closed
+                };
+                (closed || !peer.is_full()).then_some(())
+            })
+            .map_err(|e| wait_error(e, timeout))
+    }
+}
