@@ -3,18 +3,41 @@
 //! This crate is hugetlbfs for any kernel written in Rust: pools of huge pages, reservations, files with a page
 //! cache, mappings with their fault path, and page tables that processes share. It walks and writes page tables
 //! through a [`Machine`] and a [`Space`] that the host kernel implements, and has no unsafe code of its own.
+//!
+//! Begin with [`Hugetlb`], the whole subsystem; it makes a [`Superblock`] for each mount, that makes a [`File`] for each
+//! inode, and [`File::map`] makes a [`Mapping`] for each VMA. What the host must do is in [`machine`].
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
 extern crate alloc;
+#[cfg(test)]
+extern crate std;
 
 mod addr;
 mod error;
+mod file;
 pub mod format;
+mod hugetlb;
 pub mod machine;
+mod mapping;
+mod pool;
+mod reserve;
+mod sharing;
+mod stats;
+mod superblock;
 mod sync;
+#[cfg(test)]
+mod testing;
 
 pub use addr::{PageIndex, PageSize, PhysAddr, SLOT_SIZE, TABLE_SIZE, VirtAddr};
 pub use error::{Error, FaultError, OutOfMemory, Result};
+pub use file::{Chunk, FallocateMode, File, FileStatistics, MAX_FILE_SIZE, MapOptions, PageRef};
+pub use format::Protection;
+pub use hugetlb::{Config, Hugetlb};
 pub use machine::{Flush, Machine, Space, TableEntries};
+pub use mapping::{Access, Mapping, Resident};
+pub use pool::{Pool, PoolStatistics};
+pub use sharing::ProtocolKind;
+pub use stats::{Fallback, SharingStatistics};
+pub use superblock::{HUGETLBFS_MAGIC, InodeCharge, Limit, MountOptions, MountStatistics, Superblock};

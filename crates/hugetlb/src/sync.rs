@@ -3,7 +3,7 @@
 //! A model checker swaps its own types in here; nothing else in the crate names `core::sync` or `alloc::sync`.
 
 pub(crate) use alloc::sync::Arc;
-pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crate::machine::Machine;
 
@@ -13,5 +13,3 @@ pub(crate) type Spin<M, T> = lock_api::Mutex<<M as Machine>::RawSpinLock, T>;
 pub(crate) type Mutex<M, T> = lock_api::Mutex<<M as Machine>::RawMutex, T>;
 /// A reader/writer lock whose waiters sleep.
 pub(crate) type RwLock<M, T> = lock_api::RwLock<<M as Machine>::RawRwLock, T>;
-/// The guard of a [`Mutex`].
-pub(crate) type MutexGuard<'a, M, T> = lock_api::MutexGuard<'a, <M as Machine>::RawMutex, T>;

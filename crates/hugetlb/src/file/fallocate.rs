@@ -1,0 +1,116 @@
+//! fallocate(2): allocate pages ahead, punch holes.
+
+use super::{File, MAX_FILE_SIZE};
+use crate::addr::{PageIndex, PhysAddr};
+use crate::error::{Error, Result};
+use crate::machine::Machine;
+
+/// The mode of fallocate(2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FallocateMode {
+    /// Mode 0: allocate, and extend the file to the end of the range.
+    Allocate,
+    /// `FALLOC_FL_KEEP_SIZE`: allocate, also beyond the end of the file, which stays where it is.
+    AllocateKeepSize,
+    /// `FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE`: free the pages that lie wholly in the range, zero the rest of it.
+    PunchHole,
+}
+
+impl FallocateMode {
+    /// The mode of a `FALLOC_FL_*` value.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NotSupported`] for all that hugetlbfs does not know.
+    pub fn from_flags(flags: u32) -> Result<FallocateMode> {
+        match flags {
+            0 => Ok(FallocateMode::Allocate),
+            1 => Ok(FallocateMode::AllocateKeepSize),
+            3 => Ok(FallocateMode::PunchHole),
+            _ => Err(Error::NotSupported),
+        }
+    }
+}
+
+impl<M: Machine> File<M> {
+    /// fallocate(2) on a byte range. `interrupted` is asked before each page.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when the range is empty, [`Error::TooBig`] when it ends beyond the largest file,
+    /// [`Error::NoSpace`] when the pool or the mount is used up (pages allocated so far stay),
+    /// [`Error::Interrupted`].
+    pub fn fallocate(
+        &self,
+        mode: FallocateMode,
+        offset: u64,
+        length: u64,
+        interrupted: impl FnMut() -> bool,
+    ) -> Result<()> {
+        if length == 0 {
+            return Err(Error::Invalid);
+        }
+        let end = offset.checked_add(length).filter(|end| *end <= MAX_FILE_SIZE).ok_or(Error::TooBig)?;
+        let _size = self.size_lock.lock();
+        match mode {
+            FallocateMode::PunchHole => self.punch(offset, end),
+            FallocateMode::Allocate => {
+                self.allocate_range(offset, end, interrupted)?;
+                let mut cache = self.cache.lock();
+                if cache.size() < end {
+                    cache.set_size(end);
+                }
+            }
+            FallocateMode::AllocateKeepSize => self.allocate_range(offset, end, interrupted)?,
+        }
+        Ok(())
+    }
+
+    fn allocate_range(&self, offset: u64, end: u64, mut interrupted: impl FnMut() -> bool) -> Result<()> {
+        let size = self.page_size();
+        for index in (offset >> size.shift()..end.div_ceil(size.bytes())).map(PageIndex) {
+            if interrupted() {
+                return Err(Error::Interrupted);
+            }
+            let _fault = self.hugetlb.fault_mutex(self.id, index).lock();
+            if self.cache.lock().get(index).is_some() {
+                continue;
+            }
+            let page = self.allocate_page(index)?;
+            page.zero();
+            self.cache.lock().insert_anywhere(index, page);
+        }
+        Ok(())
+    }
+
+    fn punch(&self, offset: u64, end: u64) {
+        let bytes = self.page_size().bytes();
+        let (first, last) = (offset.div_ceil(bytes), end / bytes);
+        if first > last {
+            // The range lies within one page.
+            self.zero_within(offset, end);
+            return;
+        }
+        self.zero_within(offset, first * bytes);
+        if first < last {
+            self.unmap_everywhere(first..last);
+            self.remove_pages(first..last, true);
+        }
+        self.zero_within(last * bytes, end);
+    }
+
+    /// Zeroes bytes of one page, if the file has it; the mappings see it at once.
+    fn zero_within(&self, from: u64, end: u64) {
+        if from >= end {
+            return;
+        }
+        let size = self.page_size();
+        let index = PageIndex(from >> size.shift());
+        let _fault = self.hugetlb.fault_mutex(self.id, index).lock();
+        let page = self.cache.lock().get(index).cloned();
+        if let Some(page) = page {
+            let within = from & (size.bytes() - 1);
+            self.pool.machine().zero(PhysAddr(page.frame().0 + within), end - from);
+        }
+    }
+}

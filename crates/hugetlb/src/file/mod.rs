@@ -1,0 +1,291 @@
+//! Files of huge pages: a size, a page cache, a reservation map, and the mappings.
+//!
+//! # Who may change what
+//!
+//! * The *size* shrinks under the size lock; it and the cache are read and written under the cache's spin lock, so that
+//!   no fault can add a page beyond the end once the size is set.
+//! * The *cache* changes at an index only under that index's fault mutex.
+//! * The *reservation map* changes under its own mutex, held from the look at an index to the page taken for it.
+//! * An area is put on the *mapping list* before it gets its first entry, and leaves it after its last.
+
+mod cache;
+mod fallocate;
+mod read;
+mod truncate;
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+pub(crate) use cache::Cache;
+pub use fallocate::FallocateMode;
+pub use read::{Chunk, PageRef};
+
+use crate::addr::{PageIndex, PageSize, VirtAddr};
+use crate::error::{Error, Result};
+use crate::format::Protection;
+use crate::hugetlb::Hugetlb;
+use crate::machine::Machine;
+use crate::mapping::{Area, Batch, Mapping};
+use crate::pool::{Page, Pool};
+use crate::reserve::{self, Regions, Subpool};
+use crate::superblock::InodeCharge;
+use crate::sync::{Arc, Mutex, RwLock, Spin};
+
+/// The largest file, in bytes, as for every file of Linux.
+pub const MAX_FILE_SIZE: u64 = i64::MAX as u64;
+
+/// How a file is to be mapped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapOptions {
+    /// `MAP_SHARED`; else `MAP_PRIVATE`.
+    pub shared: bool,
+    /// `MAP_NORESERVE`: promise no pages.
+    pub no_reserve: bool,
+    /// `PROT_*`.
+    pub protection: Protection,
+}
+
+/// What stat(2) tells of a file.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FileStatistics {
+    /// `st_size`, in bytes.
+    pub size: u64,
+    /// Pages in the cache, in huge pages; `st_blocks` counts 512-byte units of them.
+    pub pages: u64,
+}
+
+/// How many areas an unmap visits before it flushes.
+const AREAS_PER_FLUSH: usize = 64;
+
+/// Whether mappings may adopt tables just now.
+pub(crate) struct Attach {
+    /// Removals of pages under way that must not see an entry come back by adoption.
+    paused: usize,
+}
+
+impl Attach {
+    /// Whether a mapping may adopt a partner's table.
+    pub(crate) fn may_adopt(&self) -> bool {
+        self.paused == 0
+    }
+}
+
+/// A file of huge pages.
+///
+/// The host keeps an `Arc` of it in its inode; each mapping keeps one, too. When the last is gone, pages and promises
+/// return.
+pub struct File<M: Machine> {
+    id: u64,
+    hugetlb: Arc<Hugetlb<M>>,
+    pool: Arc<Pool<M>>,
+    subpool: Option<Arc<Subpool<M>>>,
+    _inode: Option<InodeCharge<M>>,
+    /// Serialises what changes the size or frees ranges, and mmap's promise with it.
+    size_lock: Mutex<M, ()>,
+    cache: Spin<M, Cache<M>>,
+    regions: Mutex<M, Regions>,
+    /// Serialises that mappings attach to tables; see the `sharing` module.
+    attach: Mutex<M, Attach>,
+    /// By age: an area made during a walk comes behind the walker.
+    mappings: RwLock<M, BTreeMap<u64, Arc<Area<M>>>>,
+}
+
+impl<M: Machine> File<M> {
+    pub(crate) fn new(
+        hugetlb: Arc<Hugetlb<M>>,
+        page_size: PageSize,
+        subpool: Option<Arc<Subpool<M>>>,
+        inode: Option<InodeCharge<M>>,
+    ) -> Arc<File<M>> {
+        let pool = hugetlb.pool(page_size).clone();
+        Arc::new(File {
+            id: hugetlb.next_id(),
+            hugetlb,
+            pool,
+            subpool,
+            _inode: inode,
+            size_lock: Mutex::<M, _>::new(()),
+            cache: Spin::<M, _>::new(Cache::new()),
+            regions: Mutex::<M, _>::new(Regions::default()),
+            attach: Mutex::<M, _>::new(Attach { paused: 0 }),
+            mappings: RwLock::<M, _>::new(BTreeMap::new()),
+        })
+    }
+
+    /// Tells files apart, also after one is gone and another was made: for futex keys.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// The size of the file's pages.
+    pub fn page_size(&self) -> PageSize {
+        self.pool.page_size()
+    }
+
+    /// Size and allocated pages.
+    pub fn statistics(&self) -> FileStatistics {
+        let cache = self.cache.lock();
+        FileStatistics { size: cache.size(), pages: cache.len() }
+    }
+
+    /// The subsystem that the file belongs to.
+    pub fn hugetlb(&self) -> &Arc<Hugetlb<M>> {
+        &self.hugetlb
+    }
+
+    pub(crate) fn pool(&self) -> &Arc<Pool<M>> {
+        &self.pool
+    }
+
+    pub(crate) fn subpool(&self) -> Option<&Arc<Subpool<M>>> {
+        self.subpool.as_ref()
+    }
+
+    pub(crate) fn cache(&self) -> &Spin<M, Cache<M>> {
+        &self.cache
+    }
+
+    pub(crate) fn attach(&self) -> &Mutex<M, Attach> {
+        &self.attach
+    }
+
+    pub(crate) fn mappings(&self) -> &RwLock<M, BTreeMap<u64, Arc<Area<M>>>> {
+        &self.mappings
+    }
+
+    /// Sets the size of a file that nobody maps yet and that promises nothing: for anonymous memory and `shmget`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when `size` is not a multiple of the page size or beyond the largest file.
+    pub(crate) fn set_initial_size(&self, size: u64) -> Result<()> {
+        self.check_size(size)?;
+        self.cache.lock().set_size(size);
+        Ok(())
+    }
+
+    fn check_size(&self, size: u64) -> Result<()> {
+        if size & (self.page_size().bytes() - 1) != 0 || size > MAX_FILE_SIZE {
+            return Err(Error::Invalid);
+        }
+        Ok(())
+    }
+
+    /// Promises the pages of the byte range for shared mappings to come, as `shmget(SHM_HUGETLB)` does without
+    /// `SHM_NORESERVE`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoMemory`] when the pool or the mount cannot keep the promise.
+    pub fn reserve(&self, bytes: Range<u64>) -> Result<()> {
+        let shift = self.page_size().shift();
+        self.reserve_pages(bytes.start >> shift..bytes.end.div_ceil(self.page_size().bytes()))
+    }
+
+    fn reserve_pages(&self, pages: Range<u64>) -> Result<()> {
+        let mut regions = self.regions.lock();
+        reserve::reserve(&self.pool, self.subpool(), regions.missing(pages.clone()))?;
+        regions.insert(pages);
+        Ok(())
+    }
+
+    /// Maps `length` bytes from byte `offset` at `start`; all three are multiples of the page size.
+    ///
+    /// The host holds the address space's lock for writing, and has nothing else in the range. A mapping that may be
+    /// written extends the file to its end, as hugetlbfs does. With 1 GiB pages the PUD entries of the range are empty.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] for bad alignment or range; [`Error::NoMemory`] when the pages cannot be promised.
+    pub fn map(
+        self: &Arc<Self>,
+        space: M::Space,
+        start: VirtAddr,
+        length: u64,
+        offset: u64,
+        options: MapOptions,
+    ) -> Result<Mapping<M>> {
+        let size = self.page_size();
+        let misaligned = (start.0 | length | offset) & (size.bytes() - 1) != 0;
+        let end = offset.checked_add(length).filter(|end| *end <= MAX_FILE_SIZE).ok_or(Error::Invalid)?;
+        if misaligned || length == 0 || start.0.checked_add(length).is_none() {
+            return Err(Error::Invalid);
+        }
+        let first = PageIndex(offset >> size.shift());
+        let pages = length >> size.shift();
+
+        let _size = self.size_lock.lock();
+        if !options.no_reserve {
+            if options.shared {
+                self.reserve_pages(first.0..first.0 + pages)?;
+            } else {
+                reserve::reserve(&self.pool, self.subpool(), pages)?;
+            }
+        }
+        if options.protection.contains(Protection::WRITE) {
+            let mut cache = self.cache.lock();
+            if cache.size() < end {
+                cache.set_size(end);
+            }
+        }
+        Ok(Mapping::new(self.clone(), space, start, first, pages, options))
+    }
+
+    /// Takes a page for an index that has none, by the file's promises. The index's fault mutex is held. The content is
+    /// arbitrary.
+    pub(crate) fn allocate_page(&self, index: PageIndex) -> Result<Arc<Page<M>>> {
+        // Held from the look to the change: a truncation that deletes the promise comes before or after both.
+        let mut regions = self.regions.lock();
+        let frame = if regions.contains(index.0) {
+            self.pool.take(true).ok_or(Error::NoSpace)?
+        } else {
+            let frame = reserve::take_unpromised(&self.pool, self.subpool())?;
+            regions.insert(index.0..index.0 + 1);
+            frame
+        };
+        Ok(Arc::new(Page::new(frame, self.pool.clone(), self.subpool.clone())))
+    }
+
+    /// As [`File::unmap_everywhere`] for one index whose fault mutex is held, so that no entry for it is left afterwards.
+    ///
+    /// The walk visits mappings in turn. Without the pause a mapping behind the walker could adopt the table of one before it,
+    /// with the entry still in.
+    pub(crate) fn unmap_for_good(&self, index: PageIndex) {
+        // Taken alone: a mapping that holds the mutex holds its own lock too, for which the walk waits.
+        self.attach.lock().paused += 1;
+        self.unmap_everywhere(index.0..index.0 + 1);
+        self.attach.lock().paused -= 1;
+    }
+
+    /// Clears the entries of all mappings for the page indices, drops private copies, and flushes.
+    pub(crate) fn unmap_everywhere(&self, range: Range<u64>) {
+        let mut next = 0;
+        loop {
+            // By age, so an area that a fork or a split makes while its origin is locked is met later in this walk.
+            let areas: Vec<Arc<Area<M>>> = self
+                .mappings
+                .read()
+                .range(next..)
+                .take(AREAS_PER_FLUSH)
+                .map(|(_, area)| area.clone())
+                .collect();
+            let Some(last) = areas.last() else { return };
+            next = last.id() + 1;
+            let mut batch = Batch::new(self);
+            for area in &areas {
+                area.unmap_indices(self, range.clone(), &mut batch);
+            }
+            batch.finish();
+        }
+    }
+}
+
+impl<M: Machine> Drop for File<M> {
+    fn drop(&mut self) {
+        // Nobody maps or reads the file any more. The pages return by themselves; promises that no page used do here.
+        let used = self.cache.lock().len();
+        let promised = self.regions.get_mut().remove(0..u64::MAX);
+        reserve::unreserve(&self.pool, self.subpool.as_ref(), promised.saturating_sub(used));
+    }
+}

@@ -1,0 +1,55 @@
+//! Reading a file from its page cache: read(2), pread(2), sendfile(2).
+
+use super::File;
+use crate::addr::{PageIndex, PhysAddr};
+use crate::machine::Machine;
+use crate::pool::Page;
+use crate::sync::Arc;
+
+/// Bytes of a cached page, which stays allocated while this is held.
+///
+/// A hole punch may take the page out of the file meanwhile; the reader then copies what was there before.
+pub struct PageRef<M: Machine> {
+    page: Arc<Page<M>>,
+    within: u64,
+    length: u64,
+}
+
+impl<M: Machine> PageRef<M> {
+    /// Where the bytes are.
+    pub fn address(&self) -> PhysAddr {
+        PhysAddr(self.page.frame().0 + self.within)
+    }
+
+    /// How many bytes there are.
+    pub fn length(&self) -> u64 {
+        self.length
+    }
+}
+
+/// What a file has at an offset, up to the end of a page at most.
+pub enum Chunk<M: Machine> {
+    /// Bytes to copy; the host does that.
+    Data(PageRef<M>),
+    /// A hole of that many bytes: they read as zero.
+    Hole(u64),
+    /// The offset is at or beyond the end of the file.
+    End,
+}
+
+impl<M: Machine> File<M> {
+    /// What the file has at byte `offset`, for a reader who wants `length` bytes.
+    pub fn read(&self, offset: u64, length: u64) -> Chunk<M> {
+        let cache = self.cache.lock();
+        if offset >= cache.size() {
+            return Chunk::End;
+        }
+        let bytes = self.page_size().bytes();
+        let within = offset & (bytes - 1);
+        let length = length.min(bytes - within).min(cache.size() - offset);
+        match cache.get(PageIndex(offset >> self.page_size().shift())) {
+            Some(page) => Chunk::Data(PageRef { page: page.clone(), within, length }),
+            None => Chunk::Hole(length),
+        }
+    }
+}

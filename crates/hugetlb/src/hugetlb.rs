@@ -1,0 +1,121 @@
+//! The handle to the whole subsystem: pools, protocol, fault mutexes, counters.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+
+use crate::addr::{PageIndex, PageSize};
+use crate::error::Result;
+use crate::file::File;
+use crate::machine::Machine;
+use crate::pool::Pool;
+use crate::sharing::{Protocol, ProtocolKind};
+use crate::stats::{Counters, SharingStatistics};
+use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
+
+/// Fault mutexes; two faults on different pages meet in one with a probability of 1 in so many.
+const FAULT_MUTEXES: usize = 256;
+
+/// How the subsystem is set up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Config {
+    /// The page size of `MAP_HUGETLB` without a size, `/proc/meminfo`'s `Hugepagesize` (`default_hugepagesz=`).
+    pub default_size: PageSize,
+    /// How page tables are shared (`hugetlb_sharing=`).
+    pub protocol: ProtocolKind,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config { default_size: PageSize::Size2M, protocol: ProtocolKind::VmaLock }
+    }
+}
+
+/// The huge-page subsystem of a machine.
+pub struct Hugetlb<M: Machine> {
+    machine: Arc<M>,
+    config: Config,
+    pools: [Arc<Pool<M>>; 2],
+    protocol: Box<dyn Protocol<M>>,
+    fault_mutexes: Vec<Mutex<M, ()>>,
+    counters: Counters,
+    next_id: AtomicU64,
+}
+
+impl<M: Machine> Hugetlb<M> {
+    /// A subsystem with empty pools.
+    pub fn new(machine: M, config: Config) -> Arc<Hugetlb<M>> {
+        let machine = Arc::new(machine);
+        Arc::new(Hugetlb {
+            pools: PageSize::ALL.map(|size| Arc::new(Pool::new(machine.clone(), size))),
+            machine,
+            config,
+            protocol: config.protocol.protocol(),
+            fault_mutexes: (0..FAULT_MUTEXES).map(|_| Mutex::<M, _>::new(())).collect(),
+            counters: Counters::default(),
+            next_id: AtomicU64::new(1),
+        })
+    }
+
+    /// The machine it runs on.
+    pub fn machine(&self) -> &M {
+        &self.machine
+    }
+
+    /// The pool of a page size.
+    pub fn pool(&self, size: PageSize) -> &Arc<Pool<M>> {
+        &self.pools[size.slot()]
+    }
+
+    /// The page size of `MAP_HUGETLB` without a size.
+    pub fn default_size(&self) -> PageSize {
+        self.config.default_size
+    }
+
+    /// How page tables are shared.
+    pub fn protocol_kind(&self) -> ProtocolKind {
+        self.config.protocol
+    }
+
+    /// `/proc/meminfo`'s `Hugetlb`: the bytes of all pools.
+    pub fn total_bytes(&self) -> u64 {
+        self.pools.iter().map(|pool| pool.statistics().total * pool.page_size().bytes()).sum()
+    }
+
+    /// Counters of table sharing.
+    pub fn sharing(&self) -> SharingStatistics {
+        self.counters.snapshot()
+    }
+
+    /// A file of `bytes` that no mount limits, for `MAP_ANONYMOUS | MAP_HUGETLB`, `shmget(SHM_HUGETLB)` and
+    /// `memfd_create(MFD_HUGETLB)`; promises come with [`File::reserve`] or the mapping.
+    ///
+    /// # Errors
+    ///
+    /// [`crate::Error::Invalid`] when `bytes` is not a multiple of the page size.
+    pub fn anonymous_file(self: &Arc<Self>, size: PageSize, bytes: u64) -> Result<Arc<File<M>>> {
+        let file = File::new(self.clone(), size, None, None);
+        file.set_initial_size(bytes)?;
+        Ok(file)
+    }
+
+    pub(crate) fn protocol(&self) -> &dyn Protocol<M> {
+        &*self.protocol
+    }
+
+    pub(crate) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// An identity that is never used again. Ids grow: the younger of two has the larger one.
+    pub(crate) fn next_id(&self) -> u64 {
+        // Relaxed: only that each value is given out once matters; lists order by it under their own locks.
+        self.next_id.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// The mutex that serialises what happens to one page of a file.
+    pub(crate) fn fault_mutex(&self, file: u64, index: PageIndex) -> &Mutex<M, ()> {
+        let mixed = (file ^ index.0.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        &self.fault_mutexes[(mixed >> 40) as usize % FAULT_MUTEXES]
+    }
+}

@@ -1,0 +1,305 @@
+//! What a file knows of a mapping: where it is, its private copies, its tables, its lock.
+//!
+//! The area is on the file's list, so operations on the file reach it without the address space's lock. Its reader/writer
+//! lock is a part of it and lives as long as the list's reference: an operation that found the area can take the lock,
+//! however fast the mapping goes away. (Linux hangs the lock off a pointer that copies of a VMA duplicate.)
+
+use alloc::collections::BTreeMap;
+use core::ops::Range;
+
+use super::Batch;
+use crate::addr::{PageIndex, PageSize, SLOT_SIZE, VirtAddr};
+use crate::error::OutOfMemory;
+use crate::file::File;
+use crate::format::{self, Protection};
+use crate::machine::{Machine, Space};
+use crate::pool::Page;
+use crate::reserve::Regions;
+use crate::sharing::{Change, Slot, Table, entry_index};
+use crate::sync::{Arc, AtomicU64, Ordering, RwLock, Spin};
+
+/// What the mapping lock guards.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Placement {
+    pub(super) start: VirtAddr,
+    pub(super) first: PageIndex,
+    pub(super) pages: u64,
+    pub(super) protection: Protection,
+}
+
+impl Placement {
+    pub(super) fn indices(&self) -> Range<u64> {
+        self.first.0..self.first.0 + self.pages
+    }
+}
+
+/// What only a `MAP_PRIVATE` mapping has.
+pub(super) struct Private<M: Machine> {
+    /// Its own pages by file index; after a fork several areas hold one page.
+    pub(super) copies: BTreeMap<PageIndex, Arc<Page<M>>>,
+    /// Indices whose promise was used up.
+    pub(super) used: Regions,
+    /// The promise is this mapping's: it was made at mmap, and no fork inherits it.
+    pub(super) owner: bool,
+    /// The owner took a page away for want of another; what is absent here stays so (`HPAGE_RESV_UNMAPPED`).
+    pub(super) robbed: bool,
+}
+
+/// A mapping as its file sees it.
+pub(crate) struct Area<M: Machine> {
+    id: u64,
+    space: M::Space,
+    shared: bool,
+    size: PageSize,
+    /// The mapping lock: faults read, what moves or takes away entries writes.
+    placement: RwLock<M, Placement>,
+    /// Changed under the mapping lock (by faults: for reading, plus the fault mutex of the index).
+    private: Spin<M, Private<M>>,
+    /// Managed tables by the file index at the start of their slot. Added under the file's attach mutex, removed under the mapping
+    /// lock for writing.
+    tables: Spin<M, BTreeMap<PageIndex, Arc<Table<M>>>>,
+}
+
+impl<M: Machine> Area<M> {
+    pub(super) fn new(
+        id: u64,
+        space: M::Space,
+        shared: bool,
+        size: PageSize,
+        placement: Placement,
+        private: Private<M>,
+    ) -> Arc<Area<M>> {
+        Arc::new(Area {
+            id,
+            space,
+            shared,
+            size,
+            placement: RwLock::<M, _>::new(placement),
+            private: Spin::<M, _>::new(private),
+            tables: Spin::<M, _>::new(BTreeMap::new()),
+        })
+    }
+
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(crate) fn space(&self) -> &M::Space {
+        &self.space
+    }
+
+    pub(super) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    pub(super) fn placement(&self) -> &RwLock<M, Placement> {
+        &self.placement
+    }
+
+    pub(super) fn private(&self) -> &Spin<M, Private<M>> {
+        &self.private
+    }
+
+    /// The managed table of the slot with file index `base` at its start.
+    pub(crate) fn table(&self, base: PageIndex) -> Option<Arc<Table<M>>> {
+        self.tables.lock().get(&base).cloned()
+    }
+
+    pub(crate) fn set_table(&self, base: PageIndex, table: Arc<Table<M>>) {
+        self.tables.lock().insert(base, table);
+    }
+
+    pub(crate) fn take_table(&self, base: PageIndex) -> Option<Arc<Table<M>>> {
+        self.tables.lock().remove(&base)
+    }
+
+    /// Takes the managed tables of the slots from an index on.
+    pub(super) fn split_tables(&self, from: PageIndex) -> BTreeMap<PageIndex, Arc<Table<M>>> {
+        self.tables.lock().split_off(&from)
+    }
+
+    /// The address of a page index.
+    pub(super) fn address(&self, placement: &Placement, index: u64) -> VirtAddr {
+        placement.start + ((index - placement.first.0) << self.size.shift())
+    }
+
+    /// The slot around `address`, if the mapping covers all of it and can share its table.
+    pub(super) fn slot(&self, placement: &Placement, address: VirtAddr) -> Option<Slot> {
+        let start = address.slot();
+        let end = placement.start.0 + (placement.pages << self.size.shift());
+        let covered = start >= placement.start && start.0 + SLOT_SIZE <= end;
+        if !self.shared || self.size != PageSize::Size2M || !covered {
+            return None;
+        }
+        let base = placement.first + ((start.0 - placement.start.0) >> self.size.shift());
+        Some(Slot { start, base, protection: placement.protection })
+    }
+
+    /// The entry for an address in tables of the host, if there is one.
+    pub(super) fn find_host_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
+        let pud = self.space.find_pud_entry(address)?;
+        if self.size == PageSize::Size1G {
+            return Some(pud);
+        }
+        // Acquire: pairs with the release that installed the table.
+        let entry = pud.load(Ordering::Acquire);
+        if format::is_managed(entry) || format::is_leaf(entry) {
+            None
+        } else {
+            self.space.find_pmd_entry(address)
+        }
+    }
+
+    /// The entry for an address in tables of the host, made on need.
+    pub(super) fn host_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
+        match self.size {
+            PageSize::Size1G => self.space.pud_entry(address),
+            PageSize::Size2M => self.space.pmd_entry(address),
+        }
+    }
+
+    /// The value of the leaf entry for an address, 0 when there is none; the mapping lock is held.
+    pub(super) fn leaf(&self, file: &File<M>, placement: &Placement, address: VirtAddr) -> u64 {
+        let managed = self.slot(placement, address).and_then(|slot| self.table(slot.base));
+        let entry = match &managed {
+            Some(table) => Some(&table.entries(file.hugetlb().machine())[entry_index(address)]),
+            None => self.find_host_entry(address),
+        };
+        // Acquire: who reads the page through the frame finds what was in it when the entry was written.
+        entry.map(|entry| entry.load(Ordering::Acquire)).filter(|entry| format::is_leaf(*entry)).unwrap_or(0)
+    }
+
+    /// The page that the leaf of an index leads to: the private copy, else the file's.
+    pub(super) fn page(&self, file: &File<M>, index: PageIndex) -> Option<Arc<Page<M>>> {
+        let copy = self.private.lock().copies.get(&index).cloned();
+        copy.or_else(|| file.cache().lock().get(index).cloned())
+    }
+
+    /// Shows `visit` the entries of the page indices that exist, with the index and the address; a slot whose shared
+    /// table must be given up is detached instead. `visit` returns true when the TLBs must forget the entry. The mapping
+    /// lock is held for writing.
+    ///
+    /// `keep`: some entries of a table may stay; else whole tables are given up.
+    pub(super) fn change_entries(
+        &self,
+        file: &File<M>,
+        placement: &Placement,
+        indices: Range<u64>,
+        keep: bool,
+        batch: &mut Batch<'_, M>,
+        mut visit: impl FnMut(&AtomicU64, PageIndex, &mut Batch<'_, M>) -> bool,
+    ) {
+        let mine = placement.indices();
+        let (mut index, end) = (indices.start.max(mine.start), indices.end.min(mine.end));
+        while index < end {
+            let address = self.address(placement, index);
+            // Up to the next slot, whose table is another one.
+            let slot_end = address.slot().0.saturating_add(SLOT_SIZE);
+            let run_end = end.min(index + (slot_end - address.0).div_ceil(self.size.bytes()));
+            let change = match self.slot(placement, address) {
+                Some(slot) => {
+                    file.hugetlb().protocol().prepare_change(self, slot.start, slot.base, keep, batch)
+                }
+                None => Change::NoTable,
+            };
+            match change {
+                Change::Detached => {}
+                Change::InPlace(table) => {
+                    let entries = table.entries(file.hugetlb().machine());
+                    for index in index..run_end {
+                        let address = self.address(placement, index);
+                        if visit(&entries[entry_index(address)], PageIndex(index), batch) {
+                            batch.flush_leaf(self, address);
+                        }
+                    }
+                }
+                Change::NoTable => {
+                    // Where there is no table there are no entries: a sparse terabyte is passed over slot by slot.
+                    let first = self.find_host_entry(address);
+                    for index in if first.is_some() { index..run_end } else { 0..0 } {
+                        let address = self.address(placement, index);
+                        if let Some(entry) = self.find_host_entry(address)
+                            && visit(entry, PageIndex(index), batch)
+                        {
+                            batch.flush_leaf(self, address);
+                        }
+                    }
+                }
+            }
+            index = run_end;
+        }
+    }
+
+    /// Clears the entries of the page indices, without private copies.
+    pub(super) fn clear_entries(
+        &self,
+        file: &File<M>,
+        placement: &Placement,
+        indices: Range<u64>,
+        keep: bool,
+        batch: &mut Batch<'_, M>,
+    ) {
+        self.change_entries(file, placement, indices, keep, batch, |entry, index, batch| {
+            // AcqRel: the page's last user must come before its next, and the flush after the store.
+            let old = entry.swap(0, Ordering::AcqRel);
+            if !format::is_leaf(old) {
+                return false;
+            }
+            if let Some(page) = self.page(file, index) {
+                debug_assert_eq!(page.frame(), format::leaf_frame(old, self.size), "an entry and its page");
+                batch.unmap(page);
+            }
+            true
+        });
+    }
+
+    /// For operations on the file: clears the entries of the indices and drops private copies.
+    pub(crate) fn unmap_indices(&self, file: &File<M>, indices: Range<u64>, batch: &mut Batch<'_, M>) {
+        // The lock is released before the flush. That is safe because only the caller gives pages of the file up, after its
+        // flush; what another operation on this mapping took away is flushed before that one lets go of the lock.
+        let placement = self.placement.write();
+        self.clear_entries(file, &placement, indices.clone(), true, batch);
+        self.drop_copies(indices, false, batch);
+    }
+
+    /// Drops private copies; the mapping lock is held for writing. With `restore` the promise of each is renewed, if
+    /// it was this mapping's.
+    pub(super) fn drop_copies(&self, indices: Range<u64>, restore: bool, batch: &mut Batch<'_, M>) {
+        if self.shared {
+            return;
+        }
+        let mut private = self.private.lock();
+        loop {
+            let next = private.copies.range(PageIndex(indices.start)..PageIndex(indices.end)).next();
+            let Some(index) = next.map(|(index, _)| *index) else { return };
+            let Some(page) = private.copies.remove(&index) else { return };
+            // Only a sole owner's page comes free; a relative's keeps its reservation where it is.
+            if restore && private.owner && private.used.contains(index.0) && Arc::strong_count(&page) <= 2 {
+                private.used.remove(index.0..index.0 + 1);
+                page.restore();
+            }
+            batch.keep(page);
+        }
+    }
+
+    /// Takes the private copy at `index` away from a mapping that did not reserve it, if it is `page`.
+    pub(super) fn rob(
+        &self,
+        file: &File<M>,
+        index: PageIndex,
+        page: &Arc<Page<M>>,
+        batch: &mut Batch<'_, M>,
+    ) {
+        let placement = self.placement.write();
+        {
+            let private = self.private.lock();
+            let same = private.copies.get(&index).is_some_and(|copy| Arc::ptr_eq(copy, page));
+            if private.owner || !same {
+                return;
+            }
+        }
+        self.clear_entries(file, &placement, index.0..index.0 + 1, true, batch);
+        self.drop_copies(index.0..index.0 + 1, false, batch);
+        self.private.lock().robbed = true;
+    }
+}

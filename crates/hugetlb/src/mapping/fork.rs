@@ -1,0 +1,56 @@
+//! fork: a mapping of the same file in the child.
+
+use super::area::Private;
+use super::{Batch, Mapping};
+use crate::format::{self, Protection};
+use crate::machine::Machine;
+use crate::reserve::Regions;
+use crate::sync::Ordering;
+
+impl<M: Machine> Mapping<M> {
+    /// The child's mapping at the same addresses. The host holds the address-space locks of both for writing.
+    ///
+    /// A shared mapping starts without entries, as on Linux. A private one shares its copies with the child until one of
+    /// them writes, and the promise stays with the parent: the child may find the pool empty.
+    pub fn fork(&self, space: M::Space) -> Mapping<M> {
+        // Held until the child is on the list and the parent's entries are read-only in every TLB.
+        let placement = self.area.placement().write();
+        let mut batch = Batch::new(&self.file);
+        let copies = self.area.private().lock().copies.clone();
+        if !copies.is_empty() {
+            let size = self.page_size();
+            self.area.change_entries(
+                &self.file,
+                &placement,
+                placement.indices(),
+                true,
+                &mut batch,
+                |entry, index, _| {
+                    // Relaxed: the mapping lock orders it.
+                    let old = entry.load(Ordering::Relaxed);
+                    if !format::is_leaf(old) || !format::is_writable(old) || !copies.contains_key(&index) {
+                        return false;
+                    }
+                    let permitted = placement.protection - Protection::WRITE;
+                    // AcqRel: a store through the old entry comes before the flush or faults.
+                    entry.swap(format::leaf(format::leaf_frame(old, size), permitted), Ordering::AcqRel);
+                    true
+                },
+            );
+        }
+        let robbed = self.area.private().lock().robbed;
+        let private = Private { copies, used: Regions::default(), owner: false, robbed };
+        debug_assert!(private.copies.is_empty() || !self.area.is_shared());
+        let child = Self::enlist(self.file.clone(), space, self.area.is_shared(), *placement, private);
+        batch.finish();
+        child
+    }
+}
+
+impl<M: Machine> Private<M> {
+    /// Takes what belongs to the indices from `at` on.
+    pub(super) fn split_off(&mut self, at: crate::addr::PageIndex) -> Private<M> {
+        let copies = self.copies.split_off(&at);
+        Private { copies, used: self.used.split_off(at.0), owner: self.owner, robbed: self.robbed }
+    }
+}

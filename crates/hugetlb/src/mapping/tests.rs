@@ -1,0 +1,254 @@
+//! What a mapping promises, on the test machine.
+
+use crate::addr::{PageSize, SLOT_SIZE, VirtAddr};
+use crate::error::{Error, FaultError};
+use crate::file::{FallocateMode, File, MapOptions};
+use crate::format::{self, Protection};
+use crate::hugetlb::Hugetlb;
+use crate::mapping::{Access, Mapping};
+use crate::sync::Arc;
+use crate::testing::{TestMachine, TestSpace, hugetlb};
+
+const MIB2: u64 = 2 << 20;
+const RW: Protection = Protection::READ.union(Protection::WRITE);
+const SHARED: MapOptions = MapOptions { shared: true, no_reserve: true, protection: RW };
+const PRIVATE: MapOptions = MapOptions { shared: false, no_reserve: false, protection: RW };
+const HERE: VirtAddr = VirtAddr(4 << 30);
+
+type System = Arc<Hugetlb<TestMachine>>;
+
+fn file(hugetlb: &System, bytes: u64) -> Arc<File<TestMachine>> {
+    hugetlb.anonymous_file(PageSize::Size2M, bytes).unwrap()
+}
+
+fn map_at(
+    file: &Arc<File<TestMachine>>,
+    at: VirtAddr,
+    length: u64,
+    options: MapOptions,
+) -> (TestSpace, Mapping<TestMachine>) {
+    let space = file.hugetlb().machine().space();
+    let mapping = file.map(space.clone(), at, length, 0, options).unwrap();
+    (space, mapping)
+}
+
+/// The pool's counters that must come back: free pages and promises.
+fn pool(hugetlb: &System) -> (u64, u64) {
+    let statistics = hugetlb.pool(PageSize::Size2M).statistics();
+    assert!(statistics.reserved <= statistics.free && statistics.free <= statistics.total);
+    (statistics.free, statistics.reserved)
+}
+
+fn store(mapping: &Mapping<TestMachine>, address: VirtAddr, value: u64) {
+    let machine = mapping.file().hugetlb().machine();
+    mapping.fault_then(address, Access::Write, |frame| machine.set_word(frame, value)).unwrap();
+}
+
+fn load(mapping: &Mapping<TestMachine>, address: VirtAddr) -> u64 {
+    let machine = mapping.file().hugetlb().machine();
+    mapping.fault_then(address, Access::Read, |frame| machine.word(frame)).unwrap()
+}
+
+#[test]
+fn congruent_mappings_share_one_table_and_see_each_other() {
+    let hugetlb = hugetlb(8);
+    let tables = hugetlb.machine().free_tables();
+    let file = file(&hugetlb, SLOT_SIZE);
+    let (space_a, a) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    let (space_b, b) = map_at(&file, VirtAddr(9 << 30), SLOT_SIZE, SHARED);
+    store(&a, HERE + 3 * MIB2, 77);
+    assert_eq!(load(&b, VirtAddr(9 << 30) + 3 * MIB2), 77);
+    assert!(format::is_managed(space_a.pud(HERE)));
+    assert_eq!(space_a.pud(HERE), space_b.pud(VirtAddr(9 << 30)));
+    // What one of them faults in is there for the other.
+    store(&a, HERE + 5 * MIB2, 78);
+    assert!(b.is_resident(VirtAddr(9 << 30) + 5 * MIB2));
+    assert_eq!((hugetlb.sharing().tables, hugetlb.sharing().attachments), (1, 2));
+    drop(a);
+    assert_eq!(space_a.pud(HERE), 0);
+    assert_eq!(load(&b, VirtAddr(9 << 30) + 3 * MIB2), 77);
+    drop((b, file));
+    assert_eq!(pool(&hugetlb), (8, 0));
+    assert_eq!(hugetlb.machine().free_tables(), tables);
+}
+
+#[test]
+fn what_is_not_congruent_or_too_small_has_tables_of_the_host() {
+    let hugetlb = hugetlb(8);
+    let file = file(&hugetlb, SLOT_SIZE);
+    let (_, _a) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    let (space, b) = map_at(&file, HERE + MIB2, SLOT_SIZE, SHARED);
+    store(&b, HERE + MIB2, 1);
+    assert!(format::is_present(space.pud(HERE)) && !format::is_managed(space.pud(HERE)));
+    assert_eq!(hugetlb.sharing().attachments, 0);
+}
+
+#[test]
+fn a_hole_punch_takes_the_page_from_every_sharer() {
+    let hugetlb = hugetlb(8);
+    let file = file(&hugetlb, SLOT_SIZE);
+    let mappings: std::vec::Vec<_> = (0..5).map(|_| map_at(&file, HERE, SLOT_SIZE, SHARED).1).collect();
+    for mapping in &mappings {
+        store(mapping, HERE, 5);
+        store(mapping, HERE + MIB2, 6);
+    }
+    file.fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
+    assert_eq!(pool(&hugetlb).0, 7);
+    for mapping in &mappings {
+        assert!(!mapping.is_resident(HERE));
+        assert_eq!(load(mapping, HERE), 0);
+        assert_eq!(load(mapping, HERE + MIB2), 6);
+    }
+    assert_eq!(hugetlb.sharing().tables, 1);
+}
+
+#[test]
+fn a_truncation_makes_accesses_sigbus_and_gives_promises_back() {
+    let hugetlb = hugetlb(4);
+    let file = file(&hugetlb, 4 * MIB2);
+    let reserving = MapOptions { no_reserve: false, ..SHARED };
+    let (_, mapping) = map_at(&file, HERE, 4 * MIB2, reserving);
+    store(&mapping, HERE + 2 * MIB2, 1);
+    assert_eq!(pool(&hugetlb), (3, 3));
+    file.truncate(MIB2).unwrap();
+    assert_eq!(pool(&hugetlb), (4, 1));
+    assert_eq!(mapping.fault(HERE + 2 * MIB2, Access::Read), Err(FaultError::Sigbus));
+    store(&mapping, HERE, 1);
+    assert_eq!(pool(&hugetlb), (3, 0));
+    drop((mapping, file));
+    assert_eq!(pool(&hugetlb), (4, 0));
+}
+
+#[test]
+fn a_shared_promise_is_made_once_for_a_part_of_the_file() {
+    let hugetlb = hugetlb(4);
+    let file = file(&hugetlb, 8 * MIB2);
+    let reserving = MapOptions { no_reserve: false, ..SHARED };
+    let (_, _a) = map_at(&file, HERE, 3 * MIB2, reserving);
+    let (_, _b) = map_at(&file, HERE, 4 * MIB2, reserving);
+    assert_eq!(pool(&hugetlb), (4, 4));
+    let space = hugetlb.machine().space();
+    assert!(matches!(file.map(space, HERE, 5 * MIB2, 0, reserving), Err(Error::NoMemory)));
+    assert_eq!(pool(&hugetlb), (4, 4));
+}
+
+#[test]
+fn private_copies_are_copied_on_write_after_a_fork() {
+    let hugetlb = hugetlb(4);
+    let file = file(&hugetlb, 2 * MIB2);
+    let (_, parent) = map_at(&file, HERE, 2 * MIB2, PRIVATE);
+    assert_eq!(pool(&hugetlb), (4, 2));
+    store(&parent, HERE, 1);
+    let child = parent.fork(hugetlb.machine().space());
+    assert_eq!(load(&child, HERE), 1);
+    store(&child, HERE, 2);
+    assert_eq!((load(&parent, HERE), load(&child, HERE)), (1, 2));
+    store(&parent, HERE, 3);
+    assert_eq!((load(&parent, HERE), load(&child, HERE)), (3, 2));
+    drop(parent);
+    assert_eq!(load(&child, HERE), 2);
+    drop(child);
+    assert_eq!(pool(&hugetlb), (4, 0));
+}
+
+#[test]
+fn the_owner_of_the_promise_takes_a_page_back_from_its_children() {
+    let hugetlb = hugetlb(1);
+    let file = file(&hugetlb, MIB2);
+    let (_, parent) = map_at(&file, HERE, MIB2, PRIVATE);
+    store(&parent, HERE, 1);
+    let child = parent.fork(hugetlb.machine().space());
+    assert_eq!(load(&child, HERE), 1);
+    assert_eq!(child.fault(HERE, Access::Write), Err(FaultError::Sigbus));
+    store(&parent, HERE, 2);
+    assert_eq!(load(&parent, HERE), 2);
+    assert_eq!(child.fault(HERE, Access::Read), Err(FaultError::Sigbus));
+    drop((parent, child));
+    assert_eq!(pool(&hugetlb), (1, 0));
+}
+
+#[test]
+fn discarding_a_private_page_renews_its_promise() {
+    let hugetlb = hugetlb(2);
+    let file = file(&hugetlb, 2 * MIB2);
+    let (_, mapping) = map_at(&file, HERE, 2 * MIB2, PRIVATE);
+    store(&mapping, HERE, 1);
+    assert_eq!(pool(&hugetlb), (1, 1));
+    mapping.discard(HERE..HERE + MIB2).unwrap();
+    assert_eq!(pool(&hugetlb), (2, 2));
+    assert_eq!(load(&mapping, HERE), 0);
+    drop(mapping);
+    assert_eq!(pool(&hugetlb), (2, 0));
+}
+
+#[test]
+fn a_split_takes_its_slot_out_of_the_shared_table() {
+    let hugetlb = hugetlb(8);
+    let file = file(&hugetlb, 2 * SLOT_SIZE);
+    let (space, mut a) = map_at(&file, HERE, 2 * SLOT_SIZE, SHARED);
+    let (_, b) = map_at(&file, HERE, 2 * SLOT_SIZE, SHARED);
+    for mapping in [&a, &b] {
+        store(mapping, HERE, 1);
+        store(mapping, HERE + SLOT_SIZE, 2);
+    }
+    let upper = a.split(HERE + MIB2).unwrap();
+    assert_eq!(space.pud(HERE), 0);
+    assert!(format::is_managed(space.pud(HERE + SLOT_SIZE)));
+    assert_eq!((load(&a, HERE), load(&upper, HERE + SLOT_SIZE), load(&b, HERE)), (1, 2, 1));
+    assert!(!format::is_managed(space.pud(HERE)));
+    drop(upper);
+    assert_eq!(space.pud(HERE + SLOT_SIZE), 0);
+    assert_eq!(a.fault(HERE + MIB2, Access::Read), Err(FaultError::NotMapped));
+    assert_eq!((load(&a, HERE), load(&b, HERE + SLOT_SIZE)), (1, 2));
+}
+
+#[test]
+fn protection_changes_leave_partners_alone() {
+    let hugetlb = hugetlb(8);
+    let file = file(&hugetlb, SLOT_SIZE);
+    let (space_a, mut a) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    let (space_b, b) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    store(&a, HERE, 1);
+    store(&b, HERE, 2);
+    a.protect(Protection::READ);
+    assert_eq!(a.fault(HERE, Access::Write), Err(FaultError::Access));
+    assert_eq!((load(&a, HERE), load(&b, HERE)), (2, 2));
+    assert_ne!(space_a.pud(HERE), space_b.pud(HERE));
+    assert_eq!(b.translate(HERE).map(|(_, writable)| writable), Some(true));
+    assert_eq!(a.translate(HERE).map(|(_, writable)| writable), Some(false));
+    // Alone in its table, it changes the entries in place.
+    a.protect(RW);
+    assert_eq!(a.translate(HERE).map(|(_, writable)| writable), Some(true));
+    a.protect(Protection::empty());
+    assert_eq!(a.fault(HERE, Access::Read), Err(FaultError::Access));
+    assert_eq!(load(&b, HERE), 2);
+}
+
+#[test]
+fn a_moved_mapping_finds_its_pages_again() {
+    let hugetlb = hugetlb(4);
+    let file = file(&hugetlb, 2 * MIB2);
+    for options in [SHARED, PRIVATE] {
+        let (_, mut mapping) = map_at(&file, HERE, 2 * MIB2, options);
+        store(&mapping, HERE, 9);
+        mapping.move_to(VirtAddr(7 << 30)).unwrap();
+        assert_eq!(mapping.fault(HERE, Access::Read), Err(FaultError::NotMapped));
+        assert_eq!(load(&mapping, VirtAddr(7 << 30)), 9);
+    }
+}
+
+#[test]
+fn without_a_table_frame_a_fault_changes_nothing_that_stays() {
+    let hugetlb = hugetlb(2);
+    let file = file(&hugetlb, MIB2);
+    let (_, mapping) = map_at(&file, HERE, MIB2, SHARED);
+    let hoard: std::vec::Vec<_> =
+        core::iter::from_fn(|| crate::Machine::allocate_table(hugetlb.machine())).collect();
+    assert_eq!(mapping.fault(HERE, Access::Write), Err(FaultError::OutOfMemory));
+    for table in hoard {
+        crate::Machine::retire_table(hugetlb.machine(), table);
+    }
+    store(&mapping, HERE, 1);
+    drop((mapping, file));
+    assert_eq!(pool(&hugetlb), (2, 0));
+}

@@ -1,0 +1,77 @@
+//! One huge page in use, which returns to its pool when the last owner is gone.
+
+use super::Pool;
+use crate::addr::{PageSize, PhysAddr};
+use crate::machine::Machine;
+use crate::reserve::Subpool;
+use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering};
+
+/// A huge page outside the free list.
+///
+/// Who holds an `Arc` of it keeps it: a file's page cache, the private map of a `MAP_PRIVATE` mapping (after a fork of
+/// several), a reader of the file for as long as it copies, and an unmap between clearing an entry and the flush. Entries
+/// of page tables hold nothing: they exist only while the page is in the cache or in the private map.
+pub(crate) struct Page<M: Machine> {
+    frame: PhysAddr,
+    pool: Arc<Pool<M>>,
+    subpool: Option<Arc<Subpool<M>>>,
+    /// The reservation that the page used up is still promised: see [`Page::restore`].
+    restore: AtomicBool,
+    /// Entries of page tables that lead here; an entry is subtracted only after its flush.
+    mapped: AtomicU64,
+}
+
+impl<M: Machine> Page<M> {
+    pub(crate) fn new(frame: PhysAddr, pool: Arc<Pool<M>>, subpool: Option<Arc<Subpool<M>>>) -> Page<M> {
+        Page { frame, pool, subpool, restore: AtomicBool::new(false), mapped: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn frame(&self) -> PhysAddr {
+        self.frame
+    }
+
+    pub(crate) fn size(&self) -> PageSize {
+        self.pool.page_size()
+    }
+
+    /// Makes the return of the page promise it anew to whom it was promised before: the page was not used after all, or
+    /// a private owner gave it up and keeps the right to a fresh one.
+    pub(crate) fn restore(&self) {
+        self.restore.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn zero(&self) {
+        self.pool.machine().zero(self.frame, self.size().bytes());
+    }
+
+    pub(crate) fn copy_from(&self, other: &Page<M>) {
+        self.pool.machine().copy_huge(self.size(), other.frame, self.frame);
+    }
+
+    /// Counts an entry that is about to be written.
+    pub(crate) fn add_entry(&self) {
+        self.mapped.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Counts out an entry that was cleared and flushed.
+    pub(crate) fn remove_entry(&self) {
+        let before = self.mapped.fetch_sub(1, Ordering::SeqCst);
+        debug_assert!(before > 0, "an entry was removed twice");
+    }
+
+    pub(crate) fn is_mapped(&self) -> bool {
+        self.mapped.load(Ordering::SeqCst) != 0
+    }
+}
+
+impl<M: Machine> Drop for Page<M> {
+    fn drop(&mut self) {
+        debug_assert!(!self.is_mapped(), "a page returns to the pool under entries that lead to it");
+        let mut restore = self.restore.load(Ordering::SeqCst);
+        if !restore && let Some(subpool) = &self.subpool {
+            // The mount keeps its minimum: what it does not hand on stays promised to it.
+            restore = subpool.put(1) == 0;
+        }
+        self.pool.give(self.frame, restore);
+    }
+}

@@ -1,0 +1,105 @@
+//! A PMD table of the library, and the count of the mappings attached to it.
+
+use crate::addr::{PageIndex, PhysAddr};
+use crate::file::File;
+use crate::format::{self, Protection};
+use crate::machine::{Machine, TableEntries};
+use crate::sync::Spin;
+
+/// What the table lock guards.
+struct State {
+    /// Mappings attached, those included that wait for their flush to be counted out. The count is not the
+    /// lifetime of the frame's references or of the `Arc`: mixing those up was CVE-2024-57883.
+    sharers: usize,
+    /// Changes in place under way: no newcomer may see entries whose flush knows only the old sharer.
+    closed: usize,
+    /// What the leaves permit.
+    protection: Protection,
+}
+
+/// A PMD table that mappings of one file can share: it maps 512 pages from `base` on.
+pub(crate) struct Table<M: Machine> {
+    frame: PhysAddr,
+    base: PageIndex,
+    state: Spin<M, State>,
+}
+
+impl<M: Machine> Table<M> {
+    /// An empty table, attached once.
+    pub(super) fn new(frame: PhysAddr, base: PageIndex, protection: Protection) -> Table<M> {
+        Table { frame, base, state: Spin::<M, _>::new(State { sharers: 1, closed: 0, protection }) }
+    }
+
+    pub(crate) fn frame(&self) -> PhysAddr {
+        self.frame
+    }
+
+    pub(crate) fn entries<'m>(&self, machine: &'m M) -> &'m TableEntries {
+        machine.table(self.frame)
+    }
+
+    /// Counts a further mapping in, unless the table is dying, is being changed, or permits something else.
+    pub(super) fn adopt(&self, protection: Protection) -> bool {
+        let mut state = self.state.lock();
+        // A count of 0 never rises: its last sharer is taking the entries down.
+        if state.sharers == 0 || state.closed != 0 || state.protection != protection {
+            return false;
+        }
+        state.sharers += 1;
+        true
+    }
+
+    /// Closes the table to newcomers if there is but one sharer; returns whether there was.
+    pub(super) fn close(&self) -> bool {
+        let mut state = self.state.lock();
+        if state.sharers != 1 {
+            return false;
+        }
+        state.closed += 1;
+        true
+    }
+
+    /// Ends a change in place: its flush is done.
+    pub(crate) fn open(&self) {
+        self.state.lock().closed -= 1;
+    }
+
+    /// What the leaves permit from now on; the table is closed.
+    pub(crate) fn set_protection(&self, protection: Protection) {
+        self.state.lock().protection = protection;
+    }
+
+    /// What the leaves permit.
+    pub(crate) fn protection(&self) -> Protection {
+        self.state.lock().protection
+    }
+
+    /// Counts a mapping out whose PUD entry is clear and whose TLBs were flushed; the last one takes the table down.
+    pub(crate) fn release(&self, file: &File<M>) {
+        let last = {
+            let mut state = self.state.lock();
+            state.sharers -= 1;
+            state.sharers == 0
+        };
+        file.hugetlb().counters().attachments.subtract(1);
+        if !last {
+            file.hugetlb().counters().unshares.add(1);
+            return;
+        }
+        // Nobody is attached and nobody can be: the entries are ours, and no TLB holds any of them.
+        let machine = file.hugetlb().machine();
+        {
+            let cache = file.cache().lock();
+            for (entry, index) in self.entries(machine).iter().zip(self.base.0..) {
+                let old = entry.swap(0, crate::sync::Ordering::AcqRel);
+                if format::is_leaf(old)
+                    && let Some(page) = cache.get(PageIndex(index))
+                {
+                    page.remove_entry();
+                }
+            }
+        }
+        machine.retire_table(self.frame);
+        file.hugetlb().counters().tables.subtract(1);
+    }
+}

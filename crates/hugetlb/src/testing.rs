@@ -1,0 +1,175 @@
+//! A machine for the unit tests: frames are numbers, each huge page has one word, and freed frames are checked.
+
+use std::boxed::Box;
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+use std::vec::Vec;
+
+use crate::addr::{PageSize, PhysAddr, VirtAddr};
+use crate::error::OutOfMemory;
+use crate::format;
+use crate::hugetlb::{Config, Hugetlb};
+use crate::machine::{Flush, Machine, Space, TableEntries};
+use crate::sharing::ProtocolKind;
+use crate::sync::{Arc, AtomicU64, Ordering};
+
+const TABLES: usize = 64;
+
+/// Tables live here for good, so that references to them need no unsafe code.
+struct Arena {
+    tables: Vec<Box<TableEntries>>,
+    free: Mutex<Vec<usize>>,
+}
+
+/// The test machine.
+pub(crate) struct TestMachine {
+    arena: Arc<Arena>,
+    huge: Mutex<HashMap<u64, u64>>,
+    used: Mutex<HashSet<u64>>,
+    next: AtomicU64,
+    pub(crate) flushes: AtomicU64,
+}
+
+/// A test address space: PUD entries of its own, host PMD tables from the arena.
+#[derive(Clone)]
+pub(crate) struct TestSpace {
+    id: u64,
+    arena: Arc<Arena>,
+    pud: Arc<TableEntries>,
+}
+
+fn table_address(index: usize) -> PhysAddr {
+    PhysAddr((index as u64 + 1) << 12)
+}
+
+impl Arena {
+    fn allocate(&self) -> Option<PhysAddr> {
+        self.free.lock().unwrap().pop().map(table_address)
+    }
+
+    fn entries(&self, table: PhysAddr) -> &TableEntries {
+        &self.tables[(table.0 >> 12) as usize - 1]
+    }
+}
+
+impl TestMachine {
+    pub(crate) fn new() -> TestMachine {
+        let tables = (0..TABLES).map(|_| Box::new([const { AtomicU64::new(0) }; 512])).collect();
+        let arena = Arc::new(Arena { tables, free: Mutex::new((0..TABLES).collect()) });
+        TestMachine {
+            arena,
+            huge: Mutex::default(),
+            used: Mutex::default(),
+            next: AtomicU64::new(1),
+            flushes: AtomicU64::new(0),
+        }
+    }
+
+    pub(crate) fn space(&self) -> TestSpace {
+        TestSpace {
+            id: self.next.fetch_add(1, Ordering::SeqCst),
+            arena: self.arena.clone(),
+            pud: Arc::new([const { AtomicU64::new(0) }; 512]),
+        }
+    }
+
+    /// The word of a huge page.
+    pub(crate) fn word(&self, frame: PhysAddr) -> u64 {
+        self.huge.lock().unwrap()[&frame.0]
+    }
+
+    pub(crate) fn set_word(&self, frame: PhysAddr, value: u64) {
+        self.huge.lock().unwrap().insert(frame.0, value);
+    }
+
+    pub(crate) fn free_tables(&self) -> usize {
+        self.arena.free.lock().unwrap().len()
+    }
+}
+
+impl TestSpace {
+    pub(crate) fn pud(&self, address: VirtAddr) -> u64 {
+        self.pud[(address.0 >> 30) as usize & 511].load(Ordering::SeqCst)
+    }
+}
+
+impl Space for TestSpace {
+    fn id(&self) -> u64 {
+        self.id
+    }
+
+    fn find_pud_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
+        Some(&self.pud[(address.0 >> 30) as usize & 511])
+    }
+
+    fn pud_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
+        self.find_pud_entry(address).ok_or(OutOfMemory)
+    }
+
+    fn find_pmd_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
+        let pud = self.pud(address);
+        let index = (address.0 >> 21) as usize & 511;
+        format::is_present(pud).then(|| &self.arena.entries(format::table_frame(pud))[index])
+    }
+
+    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
+        if !format::is_present(self.pud(address)) {
+            let table = self.arena.allocate().ok_or(OutOfMemory)?;
+            self.pud[(address.0 >> 30) as usize & 511].store(table.0 | 7, Ordering::SeqCst);
+        }
+        self.find_pmd_entry(address).ok_or(OutOfMemory)
+    }
+}
+
+impl Machine for TestMachine {
+    type RawSpinLock = parking_lot::RawMutex;
+    type RawMutex = parking_lot::RawMutex;
+    type RawRwLock = parking_lot::RawRwLock;
+    type Space = TestSpace;
+
+    fn allocate_table(&self) -> Option<PhysAddr> {
+        self.arena.allocate()
+    }
+
+    fn retire_table(&self, table: PhysAddr) {
+        assert!(self.table(table).iter().all(|entry| entry.load(Ordering::SeqCst) == 0));
+        self.arena.free.lock().unwrap().push((table.0 >> 12) as usize - 1);
+    }
+
+    fn table(&self, table: PhysAddr) -> &TableEntries {
+        self.arena.entries(table)
+    }
+
+    fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
+        let frame = self.next.fetch_add(1, Ordering::SeqCst) << size.shift();
+        self.used.lock().unwrap().insert(frame);
+        self.huge.lock().unwrap().insert(frame, 0xdead);
+        Some(PhysAddr(frame))
+    }
+
+    fn free_huge(&self, _: PageSize, frame: PhysAddr) {
+        assert!(self.used.lock().unwrap().remove(&frame.0), "a frame was freed twice");
+        self.huge.lock().unwrap().remove(&frame.0);
+    }
+
+    fn zero(&self, start: PhysAddr, _: u64) {
+        self.huge.lock().unwrap().insert(start.0, 0);
+    }
+
+    fn copy_huge(&self, _: PageSize, from: PhysAddr, to: PhysAddr) {
+        let word = self.word(from);
+        self.set_word(to, word);
+    }
+
+    fn flush(&self, _: &[Flush<TestSpace>]) {
+        self.flushes.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+/// A subsystem under `vma-lock` with so many persistent 2 MiB pages.
+pub(crate) fn hugetlb(pages: u64) -> Arc<Hugetlb<TestMachine>> {
+    let config = Config { default_size: PageSize::Size2M, protocol: ProtocolKind::VmaLock };
+    let hugetlb = Hugetlb::new(TestMachine::new(), config);
+    assert_eq!(hugetlb.pool(PageSize::Size2M).set_persistent(pages, || false), pages);
+    hugetlb
+}
