@@ -1,0 +1,323 @@
+//! The formats of the files in /proc and /sys that programs read.
+
+use std::fs;
+
+use roundtable_programs::procfs::{Meminfo, number};
+use roundtable_programs::{child, sys, tests};
+
+tests! { meminfo, stat_of_a_process, status_of_a_process, statm, cmdline_and_comm, links_of_a_process, fd_folder,
+mounts, filesystems, version, cpuinfo, stat_of_the_machine, uptime_and_loadavg, pagemap, sysctls, cpus_in_sys,
+huge_pages_in_sys, other_users_processes, gone_process, self_and_thread_self, limits, read_in_pieces, kpageflags }
+
+fn read(path: &str) -> String {
+    fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+fn meminfo() {
+    let text = read("/proc/meminfo");
+    for line in text.lines() {
+        let (name, value) = line.split_once(':').unwrap();
+        let words: Vec<&str> = value.split_whitespace().collect();
+        assert!(words[0].parse::<u64>().is_ok(), "{line}");
+        // Counts have no unit, sizes have theirs.
+        assert_eq!(words.get(1).copied(), (!name.starts_with("HugePages_")).then_some("kB"), "{line}");
+    }
+    let meminfo = Meminfo::read();
+    let (total, free, available) =
+        (meminfo.get("MemTotal"), meminfo.get("MemFree"), meminfo.get("MemAvailable"));
+    assert!(free <= total && available <= total && total > 0);
+    for name in
+        ["Buffers", "Cached", "SwapTotal", "SwapFree", "Shmem", "AnonPages", "Mapped", "Slab", "PageTables"]
+    {
+        meminfo.get(name);
+    }
+    for name in
+        ["HugePages_Total", "HugePages_Free", "HugePages_Rsvd", "HugePages_Surp", "Hugepagesize", "Hugetlb"]
+    {
+        meminfo.get(name);
+    }
+    assert!(text.contains("HugePages_Total: ") && text.contains("Hugepagesize:       2048 kB"), "{text}");
+}
+
+fn stat_fields(pid: i32) -> (String, Vec<String>) {
+    let text = read(&format!("/proc/{pid}/stat"));
+    let (start, rest) = text.trim_end().rsplit_once(") ").unwrap();
+    let (number, name) = start.split_once(" (").unwrap();
+    assert_eq!(number, pid.to_string());
+    (name.to_string(), rest.split(' ').map(str::to_string).collect())
+}
+
+fn stat_of_a_process() {
+    let (name, fields) = stat_fields(sys::pid());
+    assert_eq!(name, "test_proc");
+    // From the third: state, parent, group, session.
+    assert_eq!(fields.len(), 50);
+    assert_eq!(fields[0], "R");
+    // SAFETY: takes nothing.
+    assert_eq!(fields[1], unsafe { libc::getppid() }.to_string());
+    assert_eq!(fields[2], sys::pid().to_string());
+    assert_eq!(fields[17], "1", "threads");
+    assert!(fields[20].parse::<u64>().unwrap() > 0, "size");
+    let child = child::fork(|| std::thread::sleep(std::time::Duration::from_secs(100)));
+    assert!(sys::settles(std::time::Duration::from_secs(10), || stat_fields(child.pid).1[0] == "S"));
+    child.end();
+}
+
+fn status_of_a_process() {
+    let text = read("/proc/self/status");
+    let value = |name: &str| {
+        let line = text
+            .lines()
+            .find(|line| line.starts_with(&format!("{name}:\t")))
+            .unwrap_or_else(|| panic!("{name} in {text}"));
+        line.split_once(":\t").unwrap().1.trim().to_string()
+    };
+    assert_eq!(value("Name"), "test_proc");
+    assert_eq!((value("Pid"), value("Tgid")), (sys::pid().to_string(), sys::pid().to_string()));
+    assert_eq!(value("Uid"), "0\t0\t0\t0");
+    assert_eq!(value("State"), "R (running)");
+    for name in ["VmSize", "VmRSS", "VmPTE", "VmData", "VmStk", "VmHWM", "VmPeak", "VmLck", "HugetlbPages"] {
+        assert!(value(name).ends_with(" kB"), "{name}: {}", value(name));
+    }
+    for name in ["SigPnd", "SigBlk", "SigIgn", "SigCgt", "CapEff"] {
+        assert_eq!(value(name).len(), 16, "{name}");
+    }
+    assert!(
+        value("Threads") == "1"
+            && value("Groups").split(' ').all(|group| group.parse::<u32>().is_ok() || group.is_empty())
+    );
+    value("Cpus_allowed_list");
+    value("voluntary_ctxt_switches");
+}
+
+fn statm() {
+    let words: Vec<u64> =
+        read("/proc/self/statm").split_whitespace().map(|word| word.parse().unwrap()).collect();
+    assert_eq!(words.len(), 7);
+    assert!(words[0] >= words[1] && words[1] >= words[2]);
+}
+
+fn cmdline_and_comm() {
+    let line = fs::read("/proc/self/cmdline").unwrap();
+    assert_eq!(line.last(), Some(&0));
+    let first = line.split(|&byte| byte == 0).next().unwrap();
+    assert!(first.ends_with(b"test_proc"));
+    fs::write("/proc/self/comm", "renamed").unwrap();
+    assert_eq!(read("/proc/self/comm"), "renamed\n");
+}
+
+fn links_of_a_process() {
+    let link = |name: &str| {
+        fs::read_link(format!("/proc/self/{name}")).unwrap().into_os_string().into_string().unwrap()
+    };
+    assert!(link("exe").ends_with("/test_proc"));
+    assert_eq!(link("cwd"), std::env::current_dir().unwrap().to_str().unwrap());
+    assert_eq!(link("root"), "/");
+    assert_eq!(
+        read("/proc/self/environ").split('\0').filter(|word| !word.is_empty()).count(),
+        std::env::vars_os().count()
+    );
+}
+
+fn fd_folder() {
+    let file = roundtable_programs::file::Fd::temporary();
+    let (pipe, _write) = roundtable_programs::file::pipe(0);
+    let link = |fd: i32| {
+        fs::read_link(format!("/proc/self/fd/{fd}")).unwrap().into_os_string().into_string().unwrap()
+    };
+    assert_eq!(link(file.raw()), "/memfd:temporary (deleted)");
+    assert!(link(pipe.raw()).starts_with("pipe:["));
+    let names: Vec<i32> = fs::read_dir("/proc/self/fd")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_str().unwrap().parse().unwrap())
+        .collect();
+    assert!(names.contains(&file.raw()) && names.contains(&pipe.raw()));
+    let info = read(&format!("/proc/self/fdinfo/{}", file.raw()));
+    assert!(info.starts_with("pos:\t0\n") && info.contains("\nflags:\t0"), "{info}");
+    // What a link of these names can be opened again.
+    file.write(b"again").unwrap();
+    assert_eq!(read(&format!("/proc/self/fd/{}", file.raw())), "again");
+}
+
+fn mounts() {
+    let text = read("/proc/mounts");
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split(' ').collect();
+        assert_eq!((fields.len(), fields[4], fields[5]), (6, "0", "0"), "{line}");
+        assert!(fields[3].starts_with("rw") || fields[3].starts_with("ro"), "{line}");
+    }
+    assert!(
+        text.lines()
+            .any(|line| line.split(' ').nth(1) == Some("/proc") && line.split(' ').nth(2) == Some("proc"))
+    );
+    let info = read("/proc/self/mountinfo");
+    assert_eq!(info.lines().count(), text.lines().count());
+    assert!(info.lines().all(|line| line.contains(" - ")));
+}
+
+fn filesystems() {
+    let text = read("/proc/filesystems");
+    for name in ["proc", "sysfs", "tmpfs", "hugetlbfs", "devtmpfs"] {
+        assert!(text.lines().any(|line| line == format!("nodev\t{name}")), "{name} in {text}");
+    }
+}
+
+fn version() {
+    assert!(read("/proc/version").contains(&sys::release()));
+    assert_eq!(read("/proc/sys/kernel/osrelease").trim_end(), sys::release());
+}
+
+fn cpuinfo() {
+    let text = read("/proc/cpuinfo");
+    let count = text.lines().filter(|line| line.starts_with("processor\t: ")).count();
+    assert_eq!(count, sys::cpus().len());
+    assert!(text.lines().any(|line| line.starts_with("flags\t\t: ") && line.contains(" pse ")));
+    assert!(text.lines().any(|line| line.starts_with("model name\t: ")));
+}
+
+fn stat_of_the_machine() {
+    let text = read("/proc/stat");
+    let lines = |name: &str| text.lines().filter(|line| line.starts_with(name)).count();
+    assert_eq!(lines("cpu "), 1);
+    assert_eq!(lines("cpu"), 1 + sys::cpus().len());
+    assert!(lines("btime ") == 1 && lines("processes ") == 1 && lines("ctxt ") == 1);
+    let total = text
+        .lines()
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .skip(1)
+        .map(|word| word.parse::<u64>().unwrap())
+        .sum::<u64>();
+    assert!(total > 0);
+}
+
+fn uptime_and_loadavg() {
+    assert_eq!(read("/proc/uptime").split_whitespace().filter(|word| word.parse::<f64>().is_ok()).count(), 2);
+    let text = read("/proc/loadavg");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    assert!(
+        words.len() == 5
+            && words[3].contains('/')
+            && words[..3].iter().all(|word| word.parse::<f64>().is_ok()),
+        "{text}"
+    );
+}
+
+fn pagemap() {
+    let map = roundtable_programs::mem::Map::anonymous(3 * 4096);
+    map.set(4096, 1);
+    let file = roundtable_programs::file::Fd::open("/proc/self/pagemap", libc::O_RDONLY).unwrap();
+    let mut entries = [0; 24];
+    assert_eq!(file.read_at(&mut entries, (map.address / 4096 * 8) as u64), Ok(24));
+    let present: Vec<bool> =
+        entries.chunks(8).map(|word| u64::from_ne_bytes(word.try_into().unwrap()) >> 63 != 0).collect();
+    assert_eq!(present, [false, true, false]);
+}
+
+fn sysctls() {
+    for path in [
+        "vm/nr_hugepages",
+        "vm/nr_overcommit_hugepages",
+        "vm/overcommit_memory",
+        "kernel/shmmni",
+        "kernel/tainted",
+        "kernel/cap_last_cap",
+        "kernel/pid_max",
+        "kernel/threads-max",
+    ] {
+        number(&format!("/proc/sys/{path}"));
+    }
+    read("/proc/sys/kernel/shmmax").trim().parse::<u64>().unwrap();
+    fs::write("/proc/sys/vm/drop_caches", "3\n").unwrap();
+    fs::write("/proc/sys/vm/compact_memory", "1\n").unwrap();
+    assert!(fs::write("/proc/sys/vm/nr_hugepages", "many").is_err());
+    assert!(fs::write("/proc/sys/kernel/osrelease", "x").is_err());
+}
+
+fn cpus_in_sys() {
+    let folder = "/sys/devices/system/cpu";
+    let last = sys::cpus().len() - 1;
+    let expected = if last == 0 { "0\n".to_string() } else { format!("0-{last}\n") };
+    assert_eq!(read(&format!("{folder}/online")), expected);
+    read(&format!("{folder}/possible"));
+    number(&format!("{folder}/kernel_max"));
+    assert!(fs::exists(format!("{folder}/cpu0")).unwrap());
+}
+
+fn huge_pages_in_sys() {
+    let names: Vec<String> = fs::read_dir("/sys/kernel/mm/hugepages")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(names.iter().any(|name| name == "hugepages-2048kB"), "{names:?}");
+    for name in
+        ["nr_hugepages", "free_hugepages", "resv_hugepages", "surplus_hugepages", "nr_overcommit_hugepages"]
+    {
+        number(&format!("/sys/kernel/mm/hugepages/hugepages-2048kB/{name}"));
+    }
+}
+
+fn other_users_processes() {
+    child::in_child(|| {
+        // SAFETY: takes integers.
+        unsafe { libc::setuid(4321) };
+        read("/proc/1/stat");
+        read("/proc/1/cmdline");
+        assert_eq!(fs::read_link("/proc/1/exe").unwrap_err().raw_os_error(), Some(libc::EACCES));
+        assert!(matches!(fs::read_dir("/proc/1/fd").unwrap_err().raw_os_error(), Some(libc::EACCES)));
+        assert!(fs::write("/proc/sys/vm/nr_hugepages", "5").is_err());
+    });
+}
+
+fn gone_process() {
+    let child = child::fork_code(|| 0);
+    let file = fs::File::open(format!("/proc/{}/stat", child.pid)).unwrap();
+    let pid = child.pid;
+    child.wait();
+    let mut text = String::new();
+    let error = std::io::Read::read_to_string(&mut &file, &mut text).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
+    assert!(!fs::exists(format!("/proc/{pid}")).unwrap());
+}
+
+fn self_and_thread_self() {
+    let link =
+        |name: &str| fs::read_link(format!("/proc/{name}")).unwrap().into_os_string().into_string().unwrap();
+    assert_eq!(link("self"), sys::pid().to_string());
+    assert_eq!(link("thread-self"), format!("{0}/task/{0}", sys::pid()));
+}
+
+fn limits() {
+    let text = read("/proc/self/limits");
+    assert!(
+        text.starts_with("Limit                     Soft Limit           Hard Limit           Units"),
+        "{text}"
+    );
+    assert!(text.lines().any(|line| line.starts_with("Max open files ")));
+}
+
+fn read_in_pieces() {
+    let whole = read("/proc/self/maps");
+    let file = roundtable_programs::file::Fd::open("/proc/self/maps", libc::O_RDONLY).unwrap();
+    let mut pieces = Vec::new();
+    let mut buffer = [0; 100];
+    while let Ok(length @ 1..) = file.read(&mut buffer) {
+        pieces.extend_from_slice(&buffer[..length]);
+    }
+    let pieces = String::from_utf8(pieces).unwrap();
+    // The heap may have grown between the two.
+    let stable = |text: &str| {
+        text.lines()
+            .filter(|line| !line.ends_with("[heap]") && line.contains('/'))
+            .map(str::to_string)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(stable(&pieces), stable(&whole));
+}
+
+fn kpageflags() {
+    let file = roundtable_programs::file::Fd::open("/proc/kpageflags", libc::O_RDONLY).unwrap();
+    let mut entry = [0; 8];
+    assert_eq!(file.read_at(&mut entry, 8 * 4096), Ok(8));
+}
