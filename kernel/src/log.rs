@@ -140,11 +140,6 @@ pub fn bounds() -> (u64, u64) {
     (ring.first_sequence, ring.next_sequence)
 }
 
-/// Size of the ring in bytes: syslog(2)'s SYSLOG_ACTION_SIZE_BUFFER.
-pub const fn ring_size() -> usize {
-    RING_SIZE
-}
-
 /// Levels below this one go to the console, as Linux counts them.
 static CONSOLE_LEVEL: AtomicU8 = AtomicU8::new(7);
 

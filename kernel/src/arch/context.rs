@@ -82,15 +82,6 @@ impl Context {
         Self { rsp, stack_top, user: Some(Box::new(registers)) }
     }
 
-    /// User registers as they were at the last switch away; `None` for a kernel thread.
-    pub fn user_registers(&self) -> Option<&UserRegisters> {
-        self.user.as_deref()
-    }
-
-    pub fn user_registers_mut(&mut self) -> Option<&mut UserRegisters> {
-        self.user.as_deref_mut()
-    }
-
     /// Gives a kernel thread (PID 1 before its first program) a user mode, with initial registers, loaded at once.
     ///
     /// # Safety

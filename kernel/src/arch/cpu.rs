@@ -78,10 +78,6 @@ impl CpuSet {
         self.0.iter().map(|word| word.count_ones()).sum()
     }
 
-    pub fn union(&self, other: &Self) -> Self {
-        Self(core::array::from_fn(|i| self.0[i] | other.0[i]))
-    }
-
     pub fn intersection(&self, other: &Self) -> Self {
         Self(core::array::from_fn(|i| self.0[i] & other.0[i]))
     }
@@ -134,10 +130,6 @@ impl AtomicCpuSet {
 
     pub fn remove(&self, cpu: CpuId) {
         self.0[cpu as usize / 64].fetch_and(!(1 << (cpu % 64)), Ordering::SeqCst);
-    }
-
-    pub fn contains(&self, cpu: CpuId) -> bool {
-        self.0[cpu as usize / 64].load(Ordering::SeqCst) >> (cpu % 64) & 1 != 0
     }
 
     /// A copy; each word at one moment, not the whole.

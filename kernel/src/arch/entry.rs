@@ -12,8 +12,6 @@ use super::{features, gdt, percpu};
 unsafe extern "C" {
     static trap_stubs: [[u8; 16]; 256];
     fn syscall_entry();
-    fn return_from_trap();
-    pub(super) fn first_return() -> !;
     static user_iretq: u8;
 }
 
@@ -40,24 +38,6 @@ pub(super) fn init_syscall() {
         features::write_msr(features::MSR_LSTAR, syscall_entry as *const () as u64);
         features::write_msr(features::MSR_CSTAR, 0);
         features::write_msr(features::MSR_SYSCALL_MASK, SYSCALL_MASK);
-    }
-}
-
-/// Enters user mode with the registers of a frame.
-///
-/// # Safety
-/// `frame` is at the top of the current thread's kernel stack, interrupts are off, and the thread's address
-/// space is loaded.
-pub unsafe fn enter_user(frame: *mut super::trap::TrapFrame) -> ! {
-    // SAFETY: the caller's promise.
-    unsafe {
-        core::arch::asm!(
-            "mov rsp, {}",
-            "jmp {}",
-            in(reg) frame,
-            sym return_from_trap,
-            options(noreturn)
-        )
     }
 }
 

@@ -63,8 +63,6 @@ features! {
     /// RDTSCP, and so the TSC_AUX register, which holds the CPU's number.
     RDTSCP has_rdtscp = 7;
     UMIP has_umip = 8;
-    /// The TSC counts at one rate whatever the power state.
-    INVARIANT_TSC has_invariant_tsc = 9;
 }
 
 /// Finds out what the boot CPU can do; the others are taken to be its equals.
@@ -86,9 +84,6 @@ pub(super) fn detect() {
         set(NX, info.has_execute_disable());
         set(GIB_PAGES, info.has_1gib_pages());
         set(RDTSCP, info.has_rdtscp());
-    }
-    if let Some(info) = cpuid.get_advanced_power_mgmt_info() {
-        set(INVARIANT_TSC, info.has_invariant_tsc());
     }
     PRESENT.store(present, Ordering::SeqCst);
 }

@@ -15,6 +15,7 @@ macro_rules! port {
             value
         }
 
+        #[allow(dead_code)] // each width has both directions
         /// Writes to an I/O port.
         ///
         /// # Safety

@@ -68,11 +68,6 @@ pub unsafe fn init(address: u32) -> &'static StartInfo {
     INFO.call_once(|| info)
 }
 
-/// What the loader passed.
-pub fn get() -> &'static StartInfo {
-    INFO.get().expect("read at boot")
-}
-
 /// The initial RAM disk's physical addresses.
 pub fn initrd_range() -> Range {
     Range { start: INITRD_START.load(Ordering::SeqCst), end: INITRD_END.load(Ordering::SeqCst) }

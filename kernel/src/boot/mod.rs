@@ -4,5 +4,3 @@ pub mod cmdline;
 mod entry;
 pub mod info;
 pub mod trampoline;
-
-pub use info::{initrd, release_initrd};

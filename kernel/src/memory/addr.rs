@@ -28,39 +28,12 @@ macro_rules! address {
         pub struct $name(pub u64);
 
         impl $name {
-            pub const fn new(address: u64) -> Self {
-                Self(address)
-            }
-
             pub const fn as_u64(self) -> u64 {
                 self.0
             }
 
             pub const fn as_usize(self) -> usize {
                 self.0 as usize
-            }
-
-            /// Rounds down to a multiple of `align`, a power of two.
-            pub const fn align_down(self, align: u64) -> Self {
-                Self(self.0 & !(align - 1))
-            }
-
-            /// Rounds up to a multiple of `align`, a power of two.
-            pub const fn align_up(self, align: u64) -> Self {
-                Self((self.0 + align - 1) & !(align - 1))
-            }
-
-            pub const fn is_aligned(self, align: u64) -> bool {
-                self.0 & (align - 1) == 0
-            }
-
-            /// Number of the base page that holds this address.
-            pub const fn page_number(self) -> u64 {
-                self.0 >> PAGE_SHIFT
-            }
-
-            pub const fn page_offset(self) -> usize {
-                (self.0 & (PAGE_SIZE as u64 - 1)) as usize
             }
         }
 
@@ -115,6 +88,24 @@ address! {
 }
 
 impl PhysAddr {
+    /// Rounds down to a multiple of `align`, a power of two.
+    pub const fn align_down(self, align: u64) -> Self {
+        Self(self.0 & !(align - 1))
+    }
+
+    pub const fn is_aligned(self, align: u64) -> bool {
+        self.0 & (align - 1) == 0
+    }
+
+    /// Number of the base page that holds this address.
+    pub const fn page_number(self) -> u64 {
+        self.0 >> PAGE_SHIFT
+    }
+
+    pub const fn page_offset(self) -> usize {
+        (self.0 & (PAGE_SIZE as u64 - 1)) as usize
+    }
+
     /// Where the direct map shows this address.
     pub const fn to_virt(self) -> VirtAddr {
         VirtAddr(self.0 + DIRECT_MAP)
@@ -145,14 +136,4 @@ impl VirtAddr {
             None
         }
     }
-
-    /// Whether the address belongs to user space.
-    pub const fn is_user(self) -> bool {
-        self.0 < USER_END
-    }
-}
-
-/// The direct map's view of `address`.
-pub const fn phys_to_virt(address: PhysAddr) -> VirtAddr {
-    address.to_virt()
 }

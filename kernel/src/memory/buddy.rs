@@ -245,17 +245,3 @@ fn drain_caches() {
         cache.count = 0;
     }
 }
-
-/// Free blocks of each order, the caches' frames not counted: `/proc/buddyinfo`.
-pub fn free_blocks() -> [usize; MAX_ORDER + 1] {
-    let buddy = BUDDY.lock();
-    buddy.heads.map(|head| {
-        let (mut count, mut frame) = (0, head);
-        while frame != NONE {
-            count += 1;
-            // SAFETY: a block on the list, and the lock is held.
-            frame = unsafe { (*links(frame)).next };
-        }
-        count
-    })
-}

@@ -50,8 +50,3 @@ fn give_back(mut frame: u64, mut count: usize, used_for: Use) {
         count -= 1 << order;
     }
 }
-
-/// Free blocks of 2^n pages, for n from 0 on.
-pub fn free_blocks() -> [usize; MAX_ORDER + 1] {
-    buddy::free_blocks()
-}

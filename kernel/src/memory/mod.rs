@@ -5,12 +5,14 @@ mod buddy;
 pub mod contiguous;
 pub mod early;
 pub mod frame;
+// Where the kernel is only checked, for the host, std has the allocator.
+#[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod heap;
 pub mod paging;
 pub mod stack;
 mod usage;
 
-pub use addr::{DIRECT_MAP, KERNEL_AREA, PAGE_SHIFT, PAGE_SIZE, PhysAddr, USER_END, VirtAddr, phys_to_virt};
+pub use addr::{DIRECT_MAP, PAGE_SHIFT, PAGE_SIZE, PhysAddr, USER_END, VirtAddr};
 pub use usage::{Pressure, Stats, Use, pressure, stats};
 
 use early::Range;

@@ -17,7 +17,6 @@ use crate::sync::IrqLock;
 pub mod flags {
     pub const PRESENT: u64 = 1;
     pub const WRITABLE: u64 = 1 << 1;
-    pub const USER: u64 = 1 << 2;
     pub const WRITE_THROUGH: u64 = 1 << 3;
     pub const NO_CACHE: u64 = 1 << 4;
     pub const ACCESSED: u64 = 1 << 5;

@@ -65,7 +65,6 @@ pub struct Stats {
     pub kernel_stacks: u64,
     pub heap: u64,
     pub huge: u64,
-    pub other: u64,
 }
 
 /// How scarce memory is.
@@ -92,7 +91,6 @@ pub fn stats() -> Stats {
         kernel_stacks: used(Use::KernelStack),
         heap: used(Use::Heap).saturating_sub(spare),
         huge: used(Use::Huge),
-        other: used(Use::Other),
     }
 }
 

@@ -362,7 +362,9 @@ fn log_text() -> String {
     let (first, end) = crate::log::bounds();
     let mut text = String::new();
     for sequence in first.max(CLEARED.load(Ordering::SeqCst))..end {
-        let Some(entry) = crate::log::read(sequence) else { continue };
+        let Some(entry) = crate::log::read(sequence).filter(|entry| entry.sequence == sequence) else {
+            continue;
+        };
         let (seconds, micros) = (entry.time_ns / SECOND, entry.time_ns % SECOND / 1000);
         let _ = writeln!(text, "<{}>[{seconds:5}.{micros:06}] {}", entry.level, entry.text());
     }
