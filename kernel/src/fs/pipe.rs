@@ -397,9 +397,11 @@ pub fn open_named(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
     let nonblocking = flags & abi::O_NONBLOCK != 0;
     match flags & abi::O_ACCMODE {
         abi::O_RDONLY => {
+            // Looked at before this reader shows: a writer that waits for it may write and be gone the moment after.
+            let before = pipe.writer_opens.load(Ordering::SeqCst);
+            let written_to = pipe.has_writers();
             let mut end = End::open(&pipe, true, false);
-            if !pipe.has_writers() {
-                let before = pipe.writer_opens.load(Ordering::SeqCst);
+            if !written_to {
                 if nonblocking {
                     end.before_writers = Some(before);
                 } else {
