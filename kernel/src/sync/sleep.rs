@@ -1,9 +1,10 @@
-//! Raw sleeping locks: one queue of waiters, served in order.
+//! Raw sleeping locks: one queue of waiters, overtaken only for a short while.
 //!
-//! The state word answers the uncontended cases with one atomic operation. Whoever cannot have the lock at once
-//! sets `QUEUED` and joins the queue; from then on every acquisition goes through the queue, and the holder that leaves last hands
-//! the lock to the head of the queue: to one writer, or to all readers up to the next writer. Nobody overtakes the queue, so neither
-//! readers nor writers starve.
+//! The state word answers the uncontended cases with one atomic operation. Whoever cannot have the lock at once joins the
+//! queue and sets `QUEUED`. The holder that leaves last wakes the head of the queue, which then tries again: a running thread may be
+//! faster and take the lock in between, so that a lock that many want is not handed from sleeper to sleeper at the price of a
+//! switch each time. A head that has been overtaken twice sets `HANDOFF`: from then on nobody takes the lock past the queue, and the holder
+//! that leaves last gives it to the head: to one writer, or to all readers up to the next writer. So neither readers nor writers starve.
 
 use core::cell::UnsafeCell;
 use core::hint::spin_loop;
@@ -18,7 +19,13 @@ use crate::sched::{self, Sleep};
 
 const WRITER: usize = 1;
 const QUEUED: usize = 2;
-const READER: usize = 4;
+const HANDOFF: usize = 4;
+const READER: usize = 8;
+/// What says nothing of holders.
+const FLAGS: usize = QUEUED | HANDOFF;
+
+/// How often the head of the queue is overtaken before the lock is handed to it.
+const OVERTAKEN: u32 = 2;
 
 /// How often a waiter looks again before it goes to sleep: most critical sections are shorter than two switches.
 const SPINS: u32 = 64;
@@ -27,6 +34,8 @@ const SPINS: u32 = 64;
 struct Waiter {
     next: UnsafeCell<Option<NonNull<Waiter>>>,
     writer: bool,
+    /// The lock is free, or was a moment ago: try again.
+    retry: AtomicBool,
     granted: AtomicBool,
     thread: Arc<Thread>,
 }
@@ -55,15 +64,34 @@ impl Queue {
         self.head.map(|head| unsafe { head.as_ref().writer })
     }
 
-    /// Unlinks the head and tells it that it has the lock. The thread is still to be woken.
-    fn grant_head(&mut self) -> Option<Arc<Thread>> {
-        let head = self.head?;
-        // SAFETY: as in `push`; after `granted` is set the waiter may be gone, so all else is read before.
-        unsafe {
-            self.head = *head.as_ref().next.get();
+    fn is_head(&self, waiter: &Waiter) -> bool {
+        self.head == Some(NonNull::from(waiter))
+    }
+
+    fn unlink_head(&mut self) {
+        if let Some(head) = self.head {
+            // SAFETY: as in `push`.
+            self.head = unsafe { *head.as_ref().next.get() };
             if self.head.is_none() {
                 self.tail = None;
             }
+        }
+    }
+
+    /// Tells the head to try again. The thread is still to be woken.
+    fn nudge_head(&self) -> Option<Arc<Thread>> {
+        // SAFETY: as in `push`.
+        let head = unsafe { self.head?.as_ref() };
+        head.retry.store(true, Ordering::SeqCst);
+        Some(head.thread.clone())
+    }
+
+    /// Unlinks the head and tells it that it has the lock. The thread is still to be woken.
+    fn grant_head(&mut self) -> Option<Arc<Thread>> {
+        let head = self.head?;
+        self.unlink_head();
+        // SAFETY: as in `push`; after `granted` is set the waiter may be gone, so all else is read before.
+        unsafe {
             let thread = head.as_ref().thread.clone();
             // Release pairs with the Acquire in `wait`: the new holder sees what the last one wrote.
             head.as_ref().granted.store(true, Ordering::Release);
@@ -83,17 +111,17 @@ impl RawRwLock {
         Self { state: AtomicUsize::new(0), queue: IrqLock::new(Queue { head: None, tail: None }) }
     }
 
-    /// Takes the lock if it is free for this kind of user and nobody waits (or `barging` under the queue's lock).
+    /// Takes the lock if it is free for this kind of user; not past a queue that waits for a hand-over.
     #[inline]
     fn try_acquire(&self, writer: bool) -> bool {
         // Relaxed loads: the compare-and-exchange decides. Acquire on success pairs with the releasing holder.
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
-            let blocked = if writer { state != 0 } else { state & (WRITER | QUEUED) != 0 };
+            let blocked = if writer { state & !QUEUED != 0 } else { state & (WRITER | HANDOFF) != 0 };
             if blocked {
                 return false;
             }
-            let next = if writer { WRITER } else { state + READER };
+            let next = if writer { state | WRITER } else { state + READER };
             match self.state.compare_exchange_weak(state, next, Ordering::Acquire, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(now) => state = now,
@@ -102,6 +130,7 @@ impl RawRwLock {
     }
 
     #[cold]
+    #[track_caller]
     fn acquire_slow(&self, writer: bool) {
         for _ in 0..SPINS {
             spin_loop();
@@ -119,37 +148,92 @@ impl RawRwLock {
         let waiter = Waiter {
             next: UnsafeCell::new(None),
             writer,
+            retry: AtomicBool::new(true),
             granted: AtomicBool::new(false),
             thread: thread.to_arc(),
         };
         {
             let mut queue = self.queue.lock();
-            // From here on nobody takes the lock but through the queue, whose lock is held: the state can only lose
-            // holders, and the one who leaves last waits for the queue's lock.
-            self.state.fetch_or(QUEUED, Ordering::SeqCst);
             queue.push(&waiter);
-            self.hand_over(&mut queue);
+            self.state.fetch_or(QUEUED, Ordering::SeqCst);
         }
-        // Acquire pairs with `grant_head`.
-        sched::sleep_until(Sleep::Uninterruptible, || waiter.granted.load(Ordering::Acquire));
+        let mut overtaken = 0;
+        loop {
+            sched::sleep_until(Sleep::Uninterruptible, || {
+                waiter.granted.load(Ordering::SeqCst) || waiter.retry.load(Ordering::SeqCst)
+            });
+            if self.try_as_head(&waiter, &mut overtaken) {
+                return;
+            }
+        }
     }
 
-    /// Gives the lock to those at the head of the queue who can have it now, and wakes them.
+    /// A waiter that was told to try again: true if it has the lock now, and is no longer queued.
+    fn try_as_head(&self, waiter: &Waiter, overtaken: &mut u32) -> bool {
+        let mut queue = self.queue.lock();
+        // Acquire pairs with `grant_head`.
+        if waiter.granted.load(Ordering::Acquire) {
+            return true;
+        }
+        // Before the attempt: a holder that leaves after it waits for the queue's lock and then sets it again.
+        waiter.retry.store(false, Ordering::SeqCst);
+        if !queue.is_head(waiter) {
+            return false;
+        }
+        if self.try_acquire(waiter.writer) {
+            queue.unlink_head();
+            self.queue_changed(&queue);
+            // Readers come in company.
+            if !waiter.writer && queue.head_is_writer() == Some(false) {
+                wake(queue.nudge_head());
+            }
+            return true;
+        }
+        *overtaken += 1;
+        if *overtaken > OVERTAKEN {
+            self.state.fetch_or(HANDOFF, Ordering::SeqCst);
+            // The holder may have left just before it could see that.
+            self.hand_over(&mut queue);
+            return waiter.granted.load(Ordering::Acquire);
+        }
+        false
+    }
+
+    /// Nobody waits any more: the flags go.
+    fn queue_changed(&self, queue: &Queue) {
+        if queue.head.is_none() {
+            self.state.fetch_and(!FLAGS, Ordering::SeqCst);
+        }
+    }
+
+    /// With `HANDOFF` set: gives the lock to those at the head of the queue who can have it now, and wakes them.
     fn hand_over(&self, queue: &mut Queue) {
+        let mut given = false;
         while let Some(writer) = queue.head_is_writer() {
-            // QUEUED is set, so that only holders that leave change the state beside this.
+            // HANDOFF is set, so that only holders that leave change the state beside this.
             let state = self.state.load(Ordering::SeqCst);
-            let busy = if writer { state & !QUEUED != 0 } else { state & WRITER != 0 };
+            let busy = if writer { state & !FLAGS != 0 } else { state & WRITER != 0 };
             if busy {
                 break;
             }
             self.state.fetch_add(if writer { WRITER } else { READER }, Ordering::SeqCst);
-            if let Some(thread) = queue.grant_head() {
-                sched::wake(&thread);
-            }
+            wake(queue.grant_head());
+            given = true;
         }
-        if queue.head.is_none() {
-            self.state.fetch_and(!QUEUED, Ordering::SeqCst);
+        if given {
+            self.state.fetch_and(!HANDOFF, Ordering::SeqCst);
+        }
+        self.queue_changed(queue);
+    }
+
+    /// A holder has left, or a writer has become a reader, and somebody waits.
+    #[cold]
+    fn next(&self) {
+        let mut queue = self.queue.lock();
+        if self.state.load(Ordering::SeqCst) & HANDOFF != 0 {
+            self.hand_over(&mut queue);
+        } else {
+            wake(queue.nudge_head());
         }
     }
 
@@ -157,10 +241,15 @@ impl RawRwLock {
     fn release(&self, holder: usize) {
         // Release: the next holder sees what this one wrote.
         let left = self.state.fetch_sub(holder, Ordering::Release) - holder;
-        if left == QUEUED {
-            // The last holder has gone and somebody waits. Another CPU may have handed over meanwhile: `hand_over` looks again.
-            self.hand_over(&mut self.queue.lock());
+        if left & QUEUED != 0 && left & !FLAGS == 0 {
+            self.next();
         }
+    }
+}
+
+fn wake(thread: Option<Arc<Thread>>) {
+    if let Some(thread) = thread {
+        sched::wake(&thread);
     }
 }
 
@@ -171,6 +260,7 @@ unsafe impl lock_api::RawRwLock for RawRwLock {
     type GuardMarker = lock_api::GuardNoSend;
 
     #[inline]
+    #[track_caller]
     fn lock_shared(&self) {
         debug::assert_may_sleep();
         if !self.try_acquire(false) {
@@ -189,6 +279,7 @@ unsafe impl lock_api::RawRwLock for RawRwLock {
     }
 
     #[inline]
+    #[track_caller]
     fn lock_exclusive(&self) {
         debug::assert_may_sleep();
         if !self.try_acquire(true) {
@@ -208,7 +299,7 @@ unsafe impl lock_api::RawRwLock for RawRwLock {
 
     fn is_locked(&self) -> bool {
         // Relaxed: the answer is stale at once anyway.
-        self.state.load(Ordering::Relaxed) & !QUEUED != 0
+        self.state.load(Ordering::Relaxed) & !FLAGS != 0
     }
 }
 
@@ -218,7 +309,7 @@ unsafe impl lock_api::RawRwLockDowngrade for RawRwLock {
         // Release: readers see what the writer wrote. Adding READER - WRITER is one step: never free in between.
         let before = self.state.fetch_add(READER - WRITER, Ordering::Release);
         if before & QUEUED != 0 {
-            self.hand_over(&mut self.queue.lock());
+            self.next();
         }
     }
 }
@@ -235,6 +326,7 @@ unsafe impl lock_api::RawMutex for RawMutex {
     type GuardMarker = lock_api::GuardNoSend;
 
     #[inline]
+    #[track_caller]
     fn lock(&self) {
         lock_api::RawRwLock::lock_exclusive(&self.inner);
     }
