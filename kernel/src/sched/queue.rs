@@ -26,14 +26,15 @@ impl<'a> KeyAdapter<'a> for RunAdapter {
 
 struct Tree {
     threads: RBTree<RunAdapter>,
-    /// Never goes back: where threads that come here begin.
-    min_vruntime: u64,
     sequence: u64,
 }
 
 /// The runnable threads of a CPU, but the one that runs.
 pub(super) struct RunQueue {
     tree: IrqLock<Tree>,
+    /// The least virtual run time of the running thread and the queued ones; it never goes back. Threads that come here begin
+    /// relative to it, so it must follow a thread that runs alone. Changed under the tree's lock.
+    floor: AtomicU64,
     length: AtomicUsize,
     /// Length and the running thread, unless that is the idle thread.
     busy: AtomicBool,
@@ -47,7 +48,8 @@ pub(super) struct RunQueue {
 impl RunQueue {
     const fn new() -> Self {
         Self {
-            tree: IrqLock::new(Tree { threads: RBTree::new(RunAdapter::NEW), min_vruntime: 0, sequence: 0 }),
+            tree: IrqLock::new(Tree { threads: RBTree::new(RunAdapter::NEW), sequence: 0 }),
+            floor: AtomicU64::new(0),
             length: AtomicUsize::new(0),
             busy: AtomicBool::new(false),
             resched: AtomicBool::new(false),
@@ -55,6 +57,26 @@ impl RunQueue {
             running_vruntime: AtomicU64::new(0),
             ticks: AtomicU32::new(0),
         }
+    }
+}
+
+/// The running class of a CPU that runs a thread of the fair classes with the ordinary policy.
+const FAIR: u32 = 1 << 8 | 99;
+
+impl RunQueue {
+    /// Moves the floor up to the least virtual run time here, and returns it.
+    fn advance_floor(&self, tree: &Tree) -> u64 {
+        // SAFETY: under the queue's lock.
+        let first = tree.threads.front().get().map(|thread| unsafe { *thread.sched.key.get() });
+        let first = first.filter(|key| key.class == 1).map(|key| key.value);
+        let running = (self.running_class.load(Ordering::SeqCst) == FAIR)
+            .then(|| self.running_vruntime.load(Ordering::SeqCst));
+        let least = match (first, running) {
+            (Some(first), Some(running)) => first.min(running),
+            (Some(one), None) | (None, Some(one)) => one,
+            (None, None) => 0,
+        };
+        self.floor.fetch_max(least, Ordering::SeqCst).max(least)
     }
 }
 
@@ -111,8 +133,9 @@ pub(super) fn note_running(thread: &Thread, idle: bool) {
     } else {
         u32::from(thread.sched.class()) << 8 | (99 - thread.sched.priority().min(99))
     };
-    queue.running_class.store(class, Ordering::SeqCst);
+    // In this order: another CPU must not take the old thread's run time for the new one's, if that is behind.
     queue.running_vruntime.store(thread.sched.vruntime.load(Ordering::SeqCst), Ordering::SeqCst);
+    queue.running_class.store(class, Ordering::SeqCst);
     if idle {
         IDLE.insert(cpu::id());
     } else {
@@ -227,8 +250,13 @@ fn enqueue(thread: &Thread, cpu: CpuId, placement: Placement) {
                 sequence: if keep { last } else { sequence },
             }
         } else {
-            let own = entity.vruntime.load(Ordering::SeqCst);
-            let floor = tree.min_vruntime;
+            let floor = queue.advance_floor(&tree);
+            let mut own = entity.vruntime.load(Ordering::SeqCst);
+            if entity.cpu() != cpu {
+                // Each CPU counts from another floor: what it is ahead or behind goes with it.
+                let old_floor = QUEUES.of(entity.cpu()).floor.load(Ordering::SeqCst);
+                own = (floor + own).saturating_sub(old_floor);
+            }
             let vruntime = match placement {
                 // A new thread waits for about one slice, so that forking is no way to more CPU time.
                 Placement::New => floor + slice_of(entity),
@@ -290,9 +318,12 @@ fn slice_of(entity: &Entity) -> u64 {
 pub(super) fn take_best(running: Option<&Thread>, yielded: bool) -> Option<*const Thread> {
     let queue = this();
     let mut tree = queue.tree.lock();
-    let best = tree.threads.front_mut();
+    if let Some(running) = running {
+        queue.running_vruntime.store(running.sched.vruntime.load(Ordering::SeqCst), Ordering::SeqCst);
+    }
+    queue.advance_floor(&tree);
     let key = {
-        let thread = best.get()?;
+        let thread = tree.threads.front().get()?;
         // SAFETY: under the queue's lock.
         unsafe { *thread.sched.key.get() }
     };
@@ -318,14 +349,6 @@ pub(super) fn take_best(running: Option<&Thread>, yielded: bool) -> Option<*cons
 fn remove(queue: &RunQueue, tree: &mut Tree, key: Key) -> *const Thread {
     let thread = tree.threads.find_mut(&key).remove().expect("found under the same lock");
     queue.length.fetch_sub(1, Ordering::SeqCst);
-    if key.class == 1 {
-        let floor = tree.threads.front().get().map_or(key.value, |next| {
-            // SAFETY: under the queue's lock.
-            let next = unsafe { *next.sched.key.get() };
-            if next.class == 1 { next.value.min(key.value) } else { key.value }
-        });
-        tree.min_vruntime = tree.min_vruntime.max(floor);
-    }
     UnsafeRef::into_raw(thread)
 }
 
@@ -343,7 +366,7 @@ pub(super) fn steal(margin: usize) -> Option<*const Thread> {
             .1;
         tried.insert(victim);
         let queue = QUEUES.of(victim);
-        let (thread, floor) = {
+        let thread = {
             let mut tree = queue.tree.lock();
             let mut found = None;
             let mut cursor = tree.threads.lower_bound(Bound::Unbounded);
@@ -357,12 +380,13 @@ pub(super) fn steal(margin: usize) -> Option<*const Thread> {
                 cursor.move_next();
             }
             let Some(key) = found else { continue };
-            (remove(queue, &mut tree, key), tree.min_vruntime)
+            remove(queue, &mut tree, key)
         };
         // SAFETY: taken from a queue, so alive and nobody else's.
         let entity = unsafe { &(*thread).sched };
-        let lead = entity.vruntime.load(Ordering::SeqCst).saturating_sub(floor);
-        entity.vruntime.store(this().tree.lock().min_vruntime + lead, Ordering::SeqCst);
+        let (own, floor) = (entity.vruntime.load(Ordering::SeqCst), queue.floor.load(Ordering::SeqCst));
+        let new_floor = this().floor.load(Ordering::SeqCst);
+        entity.vruntime.store((new_floor + own).saturating_sub(floor), Ordering::SeqCst);
         entity.set_cpu(here);
         return Some(thread);
     }
