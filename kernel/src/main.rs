@@ -60,8 +60,13 @@ fn kernel_main() -> ! {
     if selftest::wanted() {
         selftest::run();
     }
+    // Early: pages of 1 GiB need memory in one piece.
+    hugetlb::init();
     mm::init();
     fs::init();
+    if let Err(error) = hugetlb::register() {
+        ::log::error!("no hugetlbfs: {error}");
+    }
     if let Err(error) = tty::init() {
         ::log::error!("no terminals: {error}");
     }

@@ -187,6 +187,12 @@ impl<M: Machine> Superblock<M> {
         Ok(File::new(self.hugetlb.clone(), self.page_size, self.subpool.clone(), Some(inode)))
     }
 
+    /// A new, empty file whose inode the host has counted by [`Superblock::charge_inode`], and keeps counted as long as the
+    /// file lives.
+    pub fn create_charged_file(&self) -> Arc<File<M>> {
+        File::new(self.hugetlb.clone(), self.page_size, self.subpool.clone(), None)
+    }
+
     /// What statfs(2) tells.
     pub fn statistics(&self) -> MountStatistics {
         let blocks = self.subpool.as_ref().and_then(|subpool| Some((subpool.maximum()?, subpool.used())));

@@ -1,146 +1,64 @@
-//! Huge pages in the kernel: what memory management asks of them.
+//! Huge pages in the kernel: the library `hugetlb` on this kernel's memory, and what user space sees of it.
 //!
-//! Until the library's mappings are wired in there is no page size that `MAP_HUGETLB` accepts, so the types below have no values.
+//! | file | what |
+//! | --- | --- |
+//! | `machine` | frames, tables, locks and TLBs for the library |
+//! | `area` | an area of an address space that maps huge pages |
+//! | `file` | a file of huge pages as the file layer sees it; memfd_create(MFD_HUGETLB) |
+//! | `filesystem` | hugetlbfs: mount options, inodes, statfs |
+//! | `settings` | boot parameters, `/proc/sys/vm`, `/sys/kernel/mm/hugepages`, `/proc/meminfo` |
 
-use alloc::string::String;
+mod area;
+mod file;
+mod filesystem;
+mod machine;
+mod settings;
+
 use alloc::sync::Arc;
-use core::ops::Range;
 
-use crate::errno::{Errno, Result};
+pub use self::area::{HugeArea, HugeLeftover};
+pub use self::file::{HugeFile, memfd};
+use self::machine::Kernel;
+pub use self::settings::check_may_use_shm;
+use crate::errno::Errno;
 use crate::fs::File;
-use crate::memory::PhysAddr;
-use crate::mm::fault::FaultError;
-use crate::mm::shm::Attachment;
-use crate::mm::{AddressSpace, VmFlags};
+use crate::sync::Once;
+use ::hugetlb::{Error, Hugetlb, PageSize};
 
-/// A file of huge pages.
-pub enum HugeFile {}
+static SYSTEM: Once<Arc<Hugetlb<Kernel>>> = Once::new();
 
-/// What is left of an area when its pages are unmapped.
-pub enum HugeLeftover {}
+/// The subsystem.
+fn system() -> &'static Arc<Hugetlb<Kernel>> {
+    SYSTEM.get().expect("huge pages are set up at boot")
+}
 
-/// An area of huge pages.
-pub enum HugeArea {}
+/// Sets the pools up as the command line says, while memory is in one piece.
+pub fn init() {
+    settings::init();
+}
 
+/// Makes hugetlbfs and the settings known, once the file layer is up.
+pub fn register() -> crate::errno::Result<()> {
+    crate::fs::register_filesystem("hugetlbfs", filesystem::mount);
+    settings::register()
+}
+
+/// The size of `MAP_HUGETLB` without a size, bytes.
 pub fn default_page_size() -> u64 {
-    2 << 20
+    system().default_size().bytes()
 }
 
-pub fn is_page_size(_size: u64) -> bool {
-    false
+/// Is it the size of huge pages of this machine?
+pub fn is_page_size(bytes: u64) -> bool {
+    PageSize::from_bytes(bytes).is_some()
 }
 
-pub fn page_size_of(_file: &Arc<File>) -> Option<u64> {
-    None
+/// The page size of an open file of huge pages; `None` for other files.
+pub fn page_size_of(file: &Arc<File>) -> Option<u64> {
+    file.ops_as::<HugeFile>().map(HugeFile::page_size)
 }
 
-pub fn check_may_use_shm() -> Result<()> {
-    Err(Errno::EINVAL)
-}
-
-impl HugeFile {
-    pub fn anonymous(_page: u64, _len: u64) -> Result<Arc<Self>> {
-        Err(Errno::EINVAL)
-    }
-
-    pub fn segment(_page: u64, _len: u64, _no_reserve: bool) -> Result<Arc<Self>> {
-        Err(Errno::EINVAL)
-    }
-
-    pub fn page_size(&self) -> u64 {
-        match *self {}
-    }
-
-    pub fn resident_bytes(&self) -> u64 {
-        match *self {}
-    }
-}
-
-impl HugeArea {
-    pub fn new(
-        _space: &AddressSpace,
-        file: Arc<HugeFile>,
-        _opened: Option<Arc<File>>,
-        _attachment: Option<Attachment>,
-        _range: Range<u64>,
-        _offset: u64,
-        _flags: VmFlags,
-    ) -> Result<Self> {
-        match *file {}
-    }
-
-    pub fn page_size(&self) -> u64 {
-        match *self {}
-    }
-
-    pub fn file(&self) -> Option<&Arc<File>> {
-        match *self {}
-    }
-
-    pub fn attachment(&self) -> Option<&Attachment> {
-        match *self {}
-    }
-
-    pub fn name(&self) -> Option<String> {
-        match *self {}
-    }
-
-    pub fn id(&self) -> (u64, u64) {
-        match *self {}
-    }
-
-    pub fn split_off(&mut self, _at: u64) -> Result<Self> {
-        match *self {}
-    }
-
-    pub fn unmap(self) -> HugeLeftover {
-        match self {}
-    }
-
-    pub fn fault(&self, _flags: VmFlags, _address: u64, _write: bool) -> Result<(), FaultError> {
-        match *self {}
-    }
-
-    pub fn protect(&self, _flags: VmFlags) {
-        match *self {}
-    }
-
-    pub fn fork(&self, _child: &Arc<AddressSpace>, _flags: VmFlags) -> Result<Self> {
-        match *self {}
-    }
-
-    pub fn move_to(&mut self, _start: u64) -> Result<()> {
-        match *self {}
-    }
-
-    pub fn discard(&self, _range: Range<u64>) -> Result<()> {
-        match *self {}
-    }
-
-    pub fn is_resident(&self, _address: u64) -> bool {
-        match *self {}
-    }
-
-    pub fn resident_bytes(&self) -> (u64, u64) {
-        match *self {}
-    }
-
-    pub fn frame_at(&self, _address: u64) -> Option<(PhysAddr, bool)> {
-        match *self {}
-    }
-
-    pub fn with_memory(
-        &self,
-        _flags: VmFlags,
-        _address: u64,
-        _write: bool,
-        _work: impl FnOnce(*mut u8),
-    ) -> Result<(), FaultError> {
-        match *self {}
-    }
-}
-
-/// memfd_create(2) with MFD_HUGETLB. No pool has been set up, so there is no size to choose from.
-pub fn memfd(_name: &[u8], _flags: u32) -> Result<Arc<File>> {
-    Err(Errno::ENODEV)
+/// The kernel's error number for the library's error.
+fn errno(error: Error) -> Errno {
+    Errno::new(error.errno())
 }

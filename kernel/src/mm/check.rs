@@ -54,9 +54,8 @@ fn check_level(
         let entry = Entry(slot.load(Ordering::SeqCst));
         let address = base + index as u64 * span(level);
         if level > 1 {
-            let owned_elsewhere =
-                level <= 3 && set.overlapping(address..address + span(level)).any(|vma| vma.is_huge());
-            if !entry.is_present() || owned_elsewhere {
+            // Huge pages, and tables of theirs that others share, are the library's to check.
+            if entry.is_end(level) {
                 continue;
             }
             found.tables += 1;

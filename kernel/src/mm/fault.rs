@@ -207,7 +207,7 @@ impl AddressSpace {
         let page = page_down(address);
         let write = access == Access::Write;
         match &vma.kind {
-            Kind::Huge(huge) => huge.fault(vma.flags, address, write),
+            Kind::Huge(huge) => huge.fault(address, access),
             Kind::Special(pages) => self.special_fault(vma, pages.frame(vma.index_of(page)), page),
             Kind::Anonymous => self.anonymous_fault(vma, page, write),
             Kind::File(area) => self.file_fault(vma, &**area.link.cache(), page, write),

@@ -98,7 +98,7 @@ impl AddressSpace {
             areas.set.isolate(part.clone(), self.weak())?;
             areas.set.update(part.start, |vma| {
                 vma.flags = new;
-                match &vma.kind {
+                match &mut vma.kind {
                     Kind::Huge(huge) => huge.protect(new),
                     _ => self.protect_leaves(vma),
                 }

@@ -79,7 +79,7 @@ impl AddressSpace {
             if let Some(vma) = areas.set.find(address)
                 && let Kind::Huge(huge) = &vma.kind
             {
-                return huge.with_memory(vma.flags, address, write, work);
+                return huge.with_memory(address, access, work);
             }
             let tables = self.tables.lock();
             if let Some((physical, entry)) = tables.translate(address)

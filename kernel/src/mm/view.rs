@@ -217,8 +217,8 @@ impl AddressSpace {
             }
             while at < vma.end.min(range.end) {
                 let word = match &vma.kind {
-                    Kind::Huge(huge) => huge.frame_at(at).map(|(address, exclusive)| {
-                        (address.0 >> PAGE_SHIFT & FRAME, !vma.flags.contains(VmFlags::SHARED), exclusive)
+                    Kind::Huge(huge) => huge.frame_at(at).map(|address| {
+                        (address.0 >> PAGE_SHIFT & FRAME, !vma.flags.contains(VmFlags::SHARED), false)
                     }),
                     _ => {
                         let entry = self.tables.lock().leaf(at);

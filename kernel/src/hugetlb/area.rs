@@ -1,0 +1,211 @@
+//! An area of an address space that maps huge pages: the library's mapping, and what keeps it alive.
+
+use alloc::string::String;
+use alloc::sync::Arc;
+use core::ops::Range;
+
+use ::hugetlb::format::Protection;
+use ::hugetlb::{Access as LibraryAccess, FaultError as LibraryError, MapOptions, Mapping, VirtAddr};
+
+use super::errno;
+use super::file::HugeFile;
+use super::machine::{Kernel, SpaceTables};
+use crate::errno::Result;
+use crate::fs::File;
+use crate::memory::PhysAddr;
+use crate::mm::fault::{Access, FaultError};
+use crate::mm::shm::Attachment;
+use crate::mm::{AddressSpace, VmFlags};
+
+/// Counts a shared mapping through which stores reach the file, as long as it lives.
+struct Writable(Arc<HugeFile>);
+
+impl Writable {
+    fn new(file: &Arc<HugeFile>, flags: VmFlags) -> Option<Self> {
+        flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE).then(|| {
+            file.count_writable(true);
+            Self(file.clone())
+        })
+    }
+}
+
+impl Drop for Writable {
+    fn drop(&mut self) {
+        self.0.count_writable(false);
+    }
+}
+
+/// An area of huge pages.
+pub struct HugeArea {
+    mapping: Mapping<Kernel>,
+    keeps: HugeLeftover,
+    writable: Option<Writable>,
+}
+
+/// What is left of an area when its pages are unmapped: dropped without locks.
+pub struct HugeLeftover {
+    file: Arc<HugeFile>,
+    opened: Option<Arc<File>>,
+    attachment: Option<Attachment>,
+}
+
+impl HugeLeftover {
+    fn duplicate(&self) -> Self {
+        Self { file: self.file.clone(), opened: self.opened.clone(), attachment: self.attachment.clone() }
+    }
+}
+
+fn protection(flags: VmFlags) -> Protection {
+    let mut protection = Protection::empty();
+    protection.set(Protection::READ, flags.contains(VmFlags::READ));
+    protection.set(Protection::WRITE, flags.contains(VmFlags::WRITE));
+    protection.set(Protection::EXECUTE, flags.contains(VmFlags::EXEC));
+    protection
+}
+
+fn library_access(access: Access) -> LibraryAccess {
+    match access {
+        Access::Read => LibraryAccess::Read,
+        Access::Write => LibraryAccess::Write,
+        Access::Execute => LibraryAccess::Execute,
+    }
+}
+
+fn fault_error(error: LibraryError) -> FaultError {
+    match error {
+        LibraryError::Sigbus => FaultError::Bus,
+        LibraryError::OutOfMemory => FaultError::NoMemory,
+        LibraryError::Access => FaultError::Denied,
+        LibraryError::NotMapped => FaultError::NotMapped,
+    }
+}
+
+impl HugeArea {
+    /// Maps `range` from byte `offset` of the file on. The areas lock is held for writing, and nothing else is in the range.
+    pub fn new(
+        space: &AddressSpace,
+        file: Arc<HugeFile>,
+        opened: Option<Arc<File>>,
+        attachment: Option<Attachment>,
+        range: Range<u64>,
+        offset: u64,
+        flags: VmFlags,
+    ) -> Result<Self> {
+        let options = MapOptions {
+            shared: flags.contains(VmFlags::SHARED),
+            no_reserve: flags.contains(VmFlags::NO_RESERVE),
+            protection: protection(flags),
+        };
+        let tables = SpaceTables(space.page_tables().clone());
+        let len = range.end - range.start;
+        let mapping =
+            file.content().map(tables, VirtAddr(range.start), len, offset, options).map_err(errno)?;
+        let writable = Writable::new(&file, flags);
+        Ok(Self { mapping, keeps: HugeLeftover { file, opened, attachment }, writable })
+    }
+
+    /// Bytes of a page.
+    pub fn page_size(&self) -> u64 {
+        self.keeps.file.page_size()
+    }
+
+    /// The open file that it maps; `None` for memory without a file.
+    pub fn file(&self) -> Option<&Arc<File>> {
+        self.keeps.opened.as_ref()
+    }
+
+    /// SysV: its hold on the segment.
+    pub fn attachment(&self) -> Option<&Attachment> {
+        self.keeps.attachment.as_ref()
+    }
+
+    /// What maps call it when it has no open file.
+    pub fn name(&self) -> Option<String> {
+        match (&self.keeps.opened, &self.keeps.attachment) {
+            (Some(_), _) => None,
+            (None, Some(attachment)) => Some(attachment.name()),
+            (None, None) => Some("/anon_hugepage (deleted)".into()),
+        }
+    }
+
+    /// Device and inode number of what it maps.
+    pub fn id(&self) -> (u64, u64) {
+        self.keeps.file.id()
+    }
+}
+
+impl HugeArea {
+    /// Ends the area at `at`, and returns the rest. `EINVAL` when that is not at a huge page.
+    pub fn split_off(&mut self, at: u64) -> Result<Self> {
+        let mapping = self.mapping.split(VirtAddr(at)).map_err(errno)?;
+        let writable = self.writable.as_ref().map(|writable| {
+            writable.0.count_writable(true);
+            Writable(writable.0.clone())
+        });
+        Ok(Self { mapping, keeps: self.keeps.duplicate(), writable })
+    }
+
+    /// Unmaps everything, and returns what else the area held.
+    pub fn unmap(self) -> HugeLeftover {
+        let Self { mapping, keeps, writable } = self;
+        drop(mapping);
+        drop(writable);
+        keeps
+    }
+
+    /// Makes `address` accessible.
+    pub fn fault(&self, address: u64, access: Access) -> Result<(), FaultError> {
+        self.mapping.fault(VirtAddr(address), library_access(access)).map_err(fault_error)
+    }
+
+    /// Sets what the area allows.
+    pub fn protect(&mut self, flags: VmFlags) {
+        self.mapping.protect(protection(flags));
+    }
+
+    /// The same area in a child.
+    pub fn fork(&self, child: &AddressSpace, flags: VmFlags) -> Self {
+        let mapping = self.mapping.fork(SpaceTables(child.page_tables().clone()));
+        Self { mapping, keeps: self.keeps.duplicate(), writable: Writable::new(&self.keeps.file, flags) }
+    }
+
+    /// Moves the whole area.
+    pub fn move_to(&mut self, start: u64) -> Result<()> {
+        self.mapping.move_to(VirtAddr(start)).map_err(errno)
+    }
+
+    /// MADV_DONTNEED. The end is rounded down to a huge page, as on Linux.
+    pub fn discard(&self, range: Range<u64>) -> Result<()> {
+        let end = range.end & !(self.page_size() - 1);
+        let range = range.start..end.max(range.start);
+        self.mapping.discard(VirtAddr(range.start)..VirtAddr(range.end)).map_err(errno)
+    }
+
+    /// Is the page at `address` in this address space's tables?
+    pub fn is_resident(&self, address: u64) -> bool {
+        self.mapping.is_resident(VirtAddr(address))
+    }
+
+    /// Bytes that this address space has entries for: shared, private.
+    pub fn resident_bytes(&self) -> (u64, u64) {
+        let resident = self.mapping.resident();
+        (resident.shared, resident.private)
+    }
+
+    /// The physical address that `address` leads to.
+    pub fn frame_at(&self, address: u64) -> Option<PhysAddr> {
+        self.mapping.translate(VirtAddr(address)).map(|(physical, _)| PhysAddr(physical.0))
+    }
+
+    /// Calls `work` with the direct map's pointer to `address`, made accessible first. `work` stays within the base page.
+    pub fn with_memory(
+        &self,
+        address: u64,
+        access: Access,
+        work: impl FnOnce(*mut u8),
+    ) -> Result<(), FaultError> {
+        let within = address & (self.page_size() - 1);
+        let work = |frame: ::hugetlb::PhysAddr| work(PhysAddr(frame.0 + within).as_ptr());
+        self.mapping.fault_then(VirtAddr(address), library_access(access), work).map_err(fault_error)
+    }
+}

@@ -1,0 +1,172 @@
+//! What the library of huge pages runs on: this kernel's frames, tables, locks and TLBs.
+
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicU64, Ordering, fence};
+
+use ::hugetlb::{Flush, Machine, OutOfMemory, PageSize, PhysAddr, Space, TableEntries, VirtAddr};
+
+use crate::arch::cpu::{self, CpuSet};
+use crate::arch::{features, ipi, tlb};
+use crate::memory::frame::{Frame, Use};
+use crate::memory::{self, PAGE_SIZE, contiguous};
+use crate::mm::{PageTables, table_entries};
+use crate::{sched, sync};
+
+/// This kernel, as a machine: all of its state is global.
+#[derive(Clone, Copy, Debug)]
+pub struct Kernel;
+
+/// How much is cleared or copied before other threads get their turn, bytes.
+const STEP: u64 = 256 << 10;
+/// More translations than this are dearer to forget one by one than all at once.
+const MAX_SINGLE: u64 = 32;
+
+impl Machine for Kernel {
+    type RawSpinLock = sync::RawSpinLock;
+    type RawMutex = sync::RawMutex;
+    type RawRwLock = sync::RawRwLock;
+    type Space = SpaceTables;
+
+    fn allocate_table(&self) -> Option<PhysAddr> {
+        Frame::alloc_zeroed(Use::PageTable).map(|frame| PhysAddr(frame.into_raw().0))
+    }
+
+    fn retire_table(&self, table: PhysAddr) {
+        // The grace period is over already: nothing in this kernel walks user tables without a lock. Faults and reports go through the
+        // mapping's lock or the page-table lock, and the hardware's walks ended with the flush before this call.
+        // SAFETY: the reference that `allocate_table` gave away, given back once.
+        drop(unsafe { Frame::from_raw(memory::PhysAddr(table.0)) });
+    }
+
+    fn table(&self, table: PhysAddr) -> &TableEntries {
+        // SAFETY: the caller's table is not retired, so the frame is a table as long as it is looked at.
+        unsafe { table_entries(memory::PhysAddr(table.0)) }
+    }
+
+    fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
+        let bytes = size.bytes() as usize;
+        contiguous::alloc(bytes, bytes).map(|address| PhysAddr(address.0))
+    }
+
+    fn free_huge(&self, size: PageSize, frame: PhysAddr) {
+        // SAFETY: the caller gives back what `allocate_huge` gave it, and nothing uses it any more.
+        unsafe { contiguous::free(memory::PhysAddr(frame.0), size.bytes() as usize) };
+    }
+
+    fn zero(&self, start: PhysAddr, bytes: u64) {
+        in_steps(bytes, |offset, len| {
+            let pointer: *mut u8 = memory::PhysAddr(start.0 + offset).as_ptr();
+            // SAFETY: the range is inside a huge frame that the library owns; the direct map shows it.
+            unsafe { pointer.write_bytes(0, len as usize) };
+        });
+    }
+
+    fn copy_huge(&self, size: PageSize, from: PhysAddr, to: PhysAddr) {
+        in_steps(size.bytes(), |offset, len| {
+            let source: *const u8 = memory::PhysAddr(from.0 + offset).as_ptr::<u8>();
+            let target: *mut u8 = memory::PhysAddr(to.0 + offset).as_ptr();
+            // SAFETY: two different huge frames that the library owns. Programs may still store to the source: a copy of memory
+            // that is stored to has old or new bytes.
+            unsafe { core::ptr::copy_nonoverlapping(source, target, len as usize) };
+        });
+    }
+
+    fn flush(&self, batch: &[Flush<SpaceTables>]) {
+        // The changed entries are visible before the sets are read: a CPU that is not in a set yet loads the changed
+        // table. See `mm::gather`.
+        fence(Ordering::SeqCst);
+        let mut cpus = CpuSet::new();
+        for flush in batch {
+            flush.space.0.cpus().iter().for_each(|cpu| cpus.insert(cpu));
+        }
+        let this = cpu::id();
+        if cpus.contains(this) {
+            flush_here(batch);
+        }
+        cpus.remove(this);
+        if !cpus.is_empty() {
+            ipi::call(&cpus, &|| flush_here(batch));
+        }
+    }
+}
+
+/// Calls `work` with offset and length of each step, and lets other threads run in between.
+fn in_steps(bytes: u64, work: impl Fn(u64, u64)) {
+    let mut offset = 0;
+    while offset < bytes {
+        let len = STEP.min(bytes - offset);
+        work(offset, len);
+        offset += len;
+        sched::cond_resched();
+    }
+}
+
+/// Forgets on this CPU what the batch has for the space that it runs.
+fn flush_here(batch: &[Flush<SpaceTables>]) {
+    let root = features::read_cr3() & !(PAGE_SIZE as u64 - 1);
+    for flush in batch.iter().filter(|flush| flush.space.0.root.0 == root) {
+        let (start, end) = (flush.range.start.0, flush.range.end.0);
+        let stride = PageSize::Size2M.bytes();
+        // A changed table entry is in paging-structure caches, which INVLPG empties as well, for every address.
+        if (end - start).div_ceil(stride) > MAX_SINGLE {
+            tlb::flush_all();
+            return;
+        }
+        let mut address = start;
+        while address < end {
+            tlb::flush_page(address);
+            address += stride;
+        }
+        if flush.tables {
+            tlb::flush_page(start);
+        }
+    }
+}
+
+/// The page tables of an address space, as the library sees them.
+#[derive(Clone)]
+pub struct SpaceTables(pub Arc<PageTables>);
+
+/// The levels of the entries that the library asks for.
+const PUD: u32 = 3;
+const PMD: u32 = 2;
+
+impl SpaceTables {
+    fn find(&self, address: VirtAddr, level: u32) -> Option<&AtomicU64> {
+        let tables = self.0.lock();
+        let entry = core::ptr::from_ref(tables.find(address.0, level)?);
+        // SAFETY: tables are freed only where no area is, and a live mapping of huge pages is one; the library keeps to the addresses of
+        // its mappings, as `hugetlb::machine` lays down. The handle keeps the root.
+        Some(unsafe { &*entry })
+    }
+
+    fn find_or_make(&self, address: VirtAddr, level: u32) -> Result<&AtomicU64, OutOfMemory> {
+        let mut tables = self.0.lock();
+        let entry = tables.find_or_make(address.0, level).map_err(|_| OutOfMemory)?;
+        let entry = core::ptr::from_ref(entry);
+        // SAFETY: as in `find`.
+        Ok(unsafe { &*entry })
+    }
+}
+
+impl Space for SpaceTables {
+    fn id(&self) -> u64 {
+        self.0.id
+    }
+
+    fn find_pud_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
+        self.find(address, PUD)
+    }
+
+    fn pud_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
+        self.find_or_make(address, PUD)
+    }
+
+    fn find_pmd_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
+        self.find(address, PMD)
+    }
+
+    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
+        self.find_or_make(address, PMD)
+    }
+}
