@@ -100,7 +100,9 @@ pub fn init() {
 
 /// A system call of user mode, with interrupts on. The result goes to `rax`.
 pub fn dispatch(frame: &mut TrapFrame) {
-    let number = frame.orig_rax as usize;
+    // 32 bits of the register count, as on Linux. A number like -1 is a call too, of which the frame shall tell.
+    let number = frame.orig_rax as u32 as usize;
+    frame.orig_rax = number as u64;
     let thread = crate::process::current();
     // Relaxed: for the thread dump only.
     thread.syscall.store(number as u32, Ordering::Relaxed);

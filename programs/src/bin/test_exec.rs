@@ -85,7 +85,11 @@ fn status_is_handed_on() {
 }
 
 fn close_on_exec() {
-    let closed = roundtable_programs::file::Fd::temporary();
+    let file = roundtable_programs::file::Fd::temporary();
+    // Away from the numbers that the program's own files get.
+    // SAFETY: takes integers.
+    let closed = sys::check(unsafe { libc::fcntl(file.raw(), libc::F_DUPFD_CLOEXEC, 100) }).unwrap();
+    let closed = roundtable_programs::file::Fd::own(closed);
     let open = roundtable_programs::file::Fd::temporary();
     // SAFETY: takes integers.
     unsafe { libc::fcntl(open.raw(), libc::F_SETFD, 0) };

@@ -46,7 +46,7 @@ fn wrong_arguments() {
     assert_eq!(munmap(1, PAGE), Err(Errno::EINVAL));
     assert_eq!(munmap(PAGE, 0), Err(Errno::EINVAL));
     assert_eq!(mprotect(1, PAGE, R), Err(Errno::EINVAL));
-    assert_eq!(mmap(0x7fff_ffff_f000, PAGE, RW, flags | FIXED, -1, 0), Err(Errno::ENOMEM));
+    assert_eq!(mmap(0xffff_8000_0000_0000, PAGE, RW, flags | FIXED, -1, 0), Err(Errno::ENOMEM));
 }
 
 fn partial_unmap() {
