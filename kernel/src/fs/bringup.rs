@@ -11,7 +11,7 @@ use super::mount::{self, Mount};
 use super::path::{Path, Start};
 use super::registry::register_filesystem;
 use super::stat::DeviceId;
-use super::{ROOT, dev, open, proc, sys, tmpfs};
+use super::{ROOT, dev, devpts, open, proc, sys, tmpfs};
 use crate::errno::{Errno, Result};
 
 /// `/dev/console`.
@@ -34,6 +34,7 @@ fn bring_up() -> Result<()> {
     mount::attach_root(&mount);
     ROOT.set(Path { mount, dentry: root }).map_err(|_| Errno::EBUSY)?;
     dev::init()?;
+    devpts::init();
     proc::init()?;
     sys::init()?;
     // What Linux's built-in archive holds: so an archive without a console still has one.

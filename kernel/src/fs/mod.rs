@@ -20,6 +20,7 @@ mod cpio;
 pub mod dentry;
 pub mod dev;
 pub mod device;
+mod devpts;
 pub mod directory;
 pub mod epoll;
 pub mod eventfd;

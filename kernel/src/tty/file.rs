@@ -7,7 +7,8 @@ use linux_raw_sys::general as abi;
 
 use super::core::Tty;
 use super::ioctl::{self, Opened};
-use super::{job, pty, serial};
+use super::pty::{self, PTMX};
+use super::{job, serial};
 use crate::errno::{Errno, Result};
 use crate::fs::device::register_character_device;
 use crate::fs::{DeviceId, Events, File, FileOps, Path, Sink, Source, dev};
@@ -86,7 +87,6 @@ impl FileOps for TtyFile {
 /// `/dev/tty` is 5:0, `/dev/console` 5:1, `/dev/ptmx` 5:2.
 const TTY: DeviceId = DeviceId::new(5, 0);
 const CONSOLE: DeviceId = DeviceId::new(5, 1);
-const PTMX: DeviceId = DeviceId::new(5, 2);
 const SERIAL: DeviceId = DeviceId::new(4, 64);
 
 fn open_aux(device: DeviceId, _: &Path, flags: u32) -> Result<Arc<dyn FileOps>> {

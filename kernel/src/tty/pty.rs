@@ -19,7 +19,7 @@ use super::ioctl::{self, Opened};
 use super::termios::Termios;
 use crate::errno::{Errno, Result};
 use crate::fs::device::register_character_device;
-use crate::fs::{DeviceId, Events, File, FileOps, Kind, Path, Sink, Source};
+use crate::fs::{Dentry, DeviceId, Events, File, FileOps, Kind, Path, Sink, Source};
 use crate::mm::uaccess::{read_user, write_user};
 use crate::process;
 use crate::sync::{Mutex, SpinLock, WaitQueue};
@@ -129,13 +129,36 @@ impl Driver for Slave {
     }
 }
 
+/// `/dev/ptmx`.
+pub const PTMX: DeviceId = DeviceId::new(5, 2);
+
 /// A pair: found by its number for as long as the master is open.
-struct Pair {
+pub struct Pair {
     link: Arc<Link>,
     tty: Arc<Tty>,
     locked: AtomicBool,
     uid: u32,
     gid: u32,
+    /// The terminal's name, kept with what chmod(2) and chown(2) made of it.
+    dentry: SpinLock<Option<Arc<Dentry>>>,
+}
+
+impl Pair {
+    /// The terminal's device number.
+    pub fn device(&self) -> DeviceId {
+        self.tty.device
+    }
+
+    /// User and group that made the pair.
+    pub fn owner(&self) -> (u32, u32) {
+        (self.uid, self.gid)
+    }
+
+    /// Keeps the name for as long as the pair exists.
+    pub fn keep(&self, dentry: &Arc<Dentry>) {
+        let old = self.dentry.lock().replace(dentry.clone());
+        drop(old);
+    }
 }
 
 static PAIRS: SpinLock<BTreeMap<u32, Arc<Pair>>> = SpinLock::new(BTreeMap::new());
@@ -150,9 +173,9 @@ pub fn numbers() -> Vec<u32> {
     PAIRS.lock().keys().copied().collect()
 }
 
-/// Device number and owner of the terminal with that number.
-pub fn owner(number: u32) -> Option<(DeviceId, u32, u32)> {
-    PAIRS.lock().get(&number).map(|pair| (pair.tty.device, pair.uid, pair.gid))
+/// The pair with that number.
+pub fn find(number: u32) -> Option<Arc<Pair>> {
+    PAIRS.lock().get(&number).cloned()
 }
 
 /// The master side of a pair.
@@ -189,6 +212,7 @@ pub fn open_master(_flags: u32) -> Result<Arc<dyn FileOps>> {
             locked: AtomicBool::new(true),
             uid: credentials.fsuid,
             gid: credentials.fsgid,
+            dentry: SpinLock::new(None),
         });
         let mut pairs = PAIRS.lock();
         if pairs.contains_key(&number) {
@@ -201,12 +225,8 @@ pub fn open_master(_flags: u32) -> Result<Arc<dyn FileOps>> {
     }
 }
 
-fn find(number: u32) -> Result<Arc<Pair>> {
-    PAIRS.lock().get(&number).cloned().ok_or(Errno::EIO)
-}
-
 fn open_slave(device: DeviceId, _: &Path, flags: u32) -> Result<Arc<dyn FileOps>> {
-    open_side(&find(device.minor)?, flags)
+    open_side(&find(device.minor).ok_or(Errno::EIO)?, flags)
 }
 
 fn open_side(pair: &Arc<Pair>, flags: u32) -> Result<Arc<dyn FileOps>> {
@@ -397,7 +417,11 @@ impl FileOps for Master {
     }
 
     fn release(&self, _: &File) {
-        PAIRS.lock().remove(&self.number);
+        // Dropped outside of the lock.
+        let pair = PAIRS.lock().remove(&self.number);
+        drop(pair);
+        let dentry = self.pair.dentry.lock().take();
+        drop(dentry);
         self.pair.link.master_closed.store(true, Ordering::SeqCst);
         super::job::hang_up_session(&self.pair.tty);
         self.pair.tty.hang_up();
