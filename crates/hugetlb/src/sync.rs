@@ -3,7 +3,7 @@
 //! A model checker swaps its own types in here; nothing else in the crate names `core::sync` or `alloc::sync`.
 
 pub(crate) use alloc::sync::Arc;
-pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use crate::machine::Machine;
 

@@ -28,6 +28,8 @@ pub(crate) struct TestMachine {
     used: Mutex<HashSet<u64>>,
     next: AtomicU64,
     pub(crate) flushes: AtomicU64,
+    watched: Mutex<Option<(TestSpace, VirtAddr)>>,
+    seen: Mutex<Vec<u64>>,
 }
 
 /// A test address space: PUD entries of its own, host PMD tables from the arena.
@@ -62,6 +64,8 @@ impl TestMachine {
             used: Mutex::default(),
             next: AtomicU64::new(1),
             flushes: AtomicU64::new(0),
+            watched: Mutex::default(),
+            seen: Mutex::default(),
         }
     }
 
@@ -80,6 +84,16 @@ impl TestMachine {
 
     pub(crate) fn set_word(&self, frame: PhysAddr, value: u64) {
         self.huge.lock().unwrap().insert(frame.0, value);
+    }
+
+    /// Notes from now on what the host's entry for an address is at each flush.
+    pub(crate) fn watch(&self, space: TestSpace, address: VirtAddr) {
+        *self.watched.lock().unwrap() = Some((space, address));
+    }
+
+    /// What was noted.
+    pub(crate) fn seen(&self) -> Vec<u64> {
+        self.seen.lock().unwrap().clone()
     }
 
     pub(crate) fn free_tables(&self) -> usize {
@@ -163,6 +177,10 @@ impl Machine for TestMachine {
 
     fn flush(&self, _: &[Flush<TestSpace>]) {
         self.flushes.fetch_add(1, Ordering::SeqCst);
+        if let Some((space, address)) = &*self.watched.lock().unwrap() {
+            let entry = space.find_pmd_entry(*address).map_or(0, |entry| entry.load(Ordering::SeqCst));
+            self.seen.lock().unwrap().push(entry);
+        }
     }
 }
 

@@ -26,7 +26,7 @@ use crate::error::{Error, Result};
 use crate::format::Protection;
 use crate::hugetlb::Hugetlb;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Mapping};
+use crate::mapping::{Area, Mapping};
 use crate::pool::{Page, Pool};
 use crate::reserve::{self, Regions, Subpool};
 use crate::superblock::InodeCharge;
@@ -55,8 +55,8 @@ pub struct FileStatistics {
     pub pages: u64,
 }
 
-/// How many areas an unmap visits before it flushes.
-const AREAS_PER_FLUSH: usize = 64;
+/// How many areas a walk takes from the list at a time, so that it does not keep the list locked while it waits.
+const AREAS_AT_A_TIME: usize = 64;
 
 /// Whether mappings may adopt tables just now.
 pub(crate) struct Attach {
@@ -267,16 +267,14 @@ impl<M: Machine> File<M> {
                 .mappings
                 .read()
                 .range(next..)
-                .take(AREAS_PER_FLUSH)
+                .take(AREAS_AT_A_TIME)
                 .map(|(_, area)| area.clone())
                 .collect();
             let Some(last) = areas.last() else { return };
             next = last.id() + 1;
-            let mut batch = Batch::new(self);
             for area in &areas {
-                area.unmap_indices(self, range.clone(), &mut batch);
+                area.unmap_indices(self, range.clone());
             }
-            batch.finish();
         }
     }
 }

@@ -240,11 +240,12 @@ impl<M: Machine> Area<M> {
         batch: &mut Batch<'_, M>,
     ) {
         self.change_entries(file, placement, indices, keep, batch, |entry, index, batch| {
-            // AcqRel: the page's last user must come before its next, and the flush after the store.
-            let old = entry.swap(0, Ordering::AcqRel);
-            if !format::is_leaf(old) {
+            // A PUD entry that leads to a table is not ours to clear. Acquire: as below.
+            if !format::is_leaf(entry.load(Ordering::Acquire)) {
                 return false;
             }
+            // AcqRel: the page's last user must come before its next, and the flush after the store.
+            let old = entry.swap(0, Ordering::AcqRel);
             if let Some(page) = self.page(file, index) {
                 debug_assert_eq!(page.frame(), format::leaf_frame(old, self.size), "an entry and its page");
                 batch.unmap(page);
@@ -254,17 +255,58 @@ impl<M: Machine> Area<M> {
     }
 
     /// For operations on the file: clears the entries of the indices and drops private copies.
-    pub(crate) fn unmap_indices(&self, file: &File<M>, indices: Range<u64>, batch: &mut Batch<'_, M>) {
-        // The lock is released before the flush. That is safe because only the caller gives pages of the file up, after its
-        // flush; what another operation on this mapping took away is flushed before that one lets go of the lock.
+    pub(crate) fn unmap_indices(&self, file: &File<M>, indices: Range<u64>) {
+        // Most walks miss most areas of a large file: look before waiting for the faults under way. An area that grows into
+        // the range only after this look (there is none: areas shrink and move) would have nothing stale.
+        if !overlaps(&self.placement.read().indices(), &indices) {
+            return;
+        }
+        // Held over the flush. Else the mapping could go meanwhile, without a flush of its own since it finds nothing, and
+        // a new one at its place would be hidden behind the old translations.
         let placement = self.placement.write();
-        self.clear_entries(file, &placement, indices.clone(), true, batch);
-        self.drop_copies(indices, false, batch);
+        let mut batch = Batch::new(file);
+        self.clear(file, &placement, indices, true, &mut batch);
+        batch.finish();
     }
 
-    /// Drops private copies; the mapping lock is held for writing. With `restore` the promise of each is renewed, if
-    /// it was this mapping's.
-    pub(super) fn drop_copies(&self, indices: Range<u64>, restore: bool, batch: &mut Batch<'_, M>) {
+    /// Clears the entries of the page indices and drops private copies; the mapping lock is held for writing.
+    pub(super) fn clear(
+        &self,
+        file: &File<M>,
+        placement: &Placement,
+        indices: Range<u64>,
+        keep: bool,
+        batch: &mut Batch<'_, M>,
+    ) {
+        self.restore_promises(file, indices.clone());
+        self.clear_entries(file, placement, indices.clone(), keep, batch);
+        self.drop_copies(indices, batch);
+    }
+
+    /// Lets an owner that is about to drop copies of which it is the only holder keep the right to fresh ones, so that
+    /// `MADV_DONTNEED` does not cost it its promise. As on Linux, not while the pool has surplus pages.
+    ///
+    /// Comes before the entries are cleared, while the map's references are the only ones.
+    fn restore_promises(&self, file: &File<M>, indices: Range<u64>) {
+        if self.shared || file.pool().statistics().surplus > 0 {
+            return;
+        }
+        let mut private = self.private.lock();
+        let Private { copies, used, owner, .. } = &mut *private;
+        if !*owner {
+            return;
+        }
+        for (index, page) in copies.range(PageIndex(indices.start)..PageIndex(indices.end)) {
+            // A relative can only go away meanwhile, and then the promise is lost, not doubled: the mapping lock keeps forks
+            // out.
+            if Arc::strong_count(page) == 1 && used.remove(index.0..index.0 + 1) == 1 {
+                page.restore();
+            }
+        }
+    }
+
+    /// Drops private copies; the mapping lock is held for writing.
+    fn drop_copies(&self, indices: Range<u64>, batch: &mut Batch<'_, M>) {
         if self.shared {
             return;
         }
@@ -273,33 +315,28 @@ impl<M: Machine> Area<M> {
             let next = private.copies.range(PageIndex(indices.start)..PageIndex(indices.end)).next();
             let Some(index) = next.map(|(index, _)| *index) else { return };
             let Some(page) = private.copies.remove(&index) else { return };
-            // Only a sole owner's page comes free; a relative's keeps its reservation where it is.
-            if restore && private.owner && private.used.contains(index.0) && Arc::strong_count(&page) <= 2 {
-                private.used.remove(index.0..index.0 + 1);
-                page.restore();
-            }
             batch.keep(page);
         }
     }
 
     /// Takes the private copy at `index` away from a mapping that did not reserve it, if it is `page`.
-    pub(super) fn rob(
-        &self,
-        file: &File<M>,
-        index: PageIndex,
-        page: &Arc<Page<M>>,
-        batch: &mut Batch<'_, M>,
-    ) {
+    pub(super) fn rob(&self, file: &File<M>, index: PageIndex, page: &Arc<Page<M>>) {
+        // Held over the flush: as in `unmap_indices`.
         let placement = self.placement.write();
         {
-            let private = self.private.lock();
+            let mut private = self.private.lock();
             let same = private.copies.get(&index).is_some_and(|copy| Arc::ptr_eq(copy, page));
             if private.owner || !same {
                 return;
             }
+            private.robbed = true;
         }
-        self.clear_entries(file, &placement, index.0..index.0 + 1, true, batch);
-        self.drop_copies(index.0..index.0 + 1, false, batch);
-        self.private.lock().robbed = true;
+        let mut batch = Batch::new(file);
+        self.clear(file, &placement, index.0..index.0 + 1, true, &mut batch);
+        batch.finish();
     }
+}
+
+fn overlaps(a: &Range<u64>, b: &Range<u64>) -> bool {
+    a.start < b.end && b.start < a.end
 }

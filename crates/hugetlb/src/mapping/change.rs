@@ -87,8 +87,7 @@ impl<M: Machine> Mapping<M> {
         // Held over the flush: as in `drop`.
         let placement = self.area.placement().write();
         let mut batch = Batch::new(&self.file);
-        self.area.clear_entries(&self.file, &placement, indices.clone(), true, &mut batch);
-        self.area.drop_copies(indices, true, &mut batch);
+        self.area.clear(&self.file, &placement, indices, true, &mut batch);
         batch.finish();
         Ok(())
     }

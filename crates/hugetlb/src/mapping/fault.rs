@@ -9,7 +9,7 @@ use crate::machine::Machine;
 use crate::pool::Page;
 use crate::reserve;
 use crate::sharing::entry_index;
-use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::sync::{Arc, AtomicU64, Ordering, fence};
 
 /// The access that faulted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -119,9 +119,21 @@ impl<M: Machine> Mapping<M> {
                 let entries = table.entries(self.file.hugetlb().machine());
                 publish(&entries[entry_index(address)], &page, table.protection());
             }
-            None => publish(self.area.host_entry(address)?, &page, placement.protection),
+            None => publish(self.host_entry(address)?, &page, placement.protection),
         }
         Ok(page)
+    }
+
+    /// The entry for an address in tables of the host.
+    fn host_entry(&self, address: VirtAddr) -> Result<&AtomicU64, FaultError> {
+        let entry = self.area.host_entry(address)?;
+        let value = entry.load(Ordering::Acquire);
+        if format::is_present(value) && !format::is_leaf(value) {
+            // The host left a table of its own where a 1 GiB page goes. Writing over it would lose that table.
+            debug_assert!(false, "a 1 GiB mapping over a PMD table of the host");
+            return Err(FaultError::OutOfMemory);
+        }
+        Ok(entry)
     }
 
     /// The file's page; the fault mutex is held.
@@ -166,12 +178,14 @@ impl<M: Machine> Mapping<M> {
             }
             cache.get(index).cloned()
         };
-        let entry = self.area.host_entry(address)?;
+        let entry = self.host_entry(address)?;
         let read_only = placement.protection - Protection::WRITE;
         let write = access == Access::Write;
         match (copy, cached) {
             // The area's map and `copy` hold it: nobody else does, so no relative sees the store.
             (Some(page), _) if Arc::strong_count(&page) == 2 => {
+                // Acquire: what the last relative read comes before our store; it let go with a release.
+                fence(Ordering::Acquire);
                 self.replace(entry, address, None, &page, placement.protection);
                 Ok(page)
             }
@@ -254,15 +268,17 @@ impl<M: Machine> Mapping<M> {
             entry.store(new, Ordering::Release);
             return;
         }
-        page.add_entry();
-        entry.store(new, Ordering::Release);
+        // Cleared and flushed before the copy shows: else one thread could store through the new entry while another
+        // still reads the origin through its TLB. Who faults in between waits for the fault mutex.
+        entry.store(0, Ordering::Release);
         let mut batch = Batch::new(&self.file);
         if let Some(origin) = origin {
             batch.unmap(origin);
         }
-        // Other threads of this process may still read the origin; they must not after our store was seen.
         batch.flush_leaf(&self.area, address);
         batch.finish();
+        page.add_entry();
+        entry.store(new, Ordering::Release);
     }
 
     /// Takes a page away from the mappings that a fork gave it to and that reserved nothing, so that its owner has it alone.
@@ -275,11 +291,9 @@ impl<M: Machine> Mapping<M> {
             .filter(|area| !area.is_shared() && area.id() != self.area.id())
             .cloned()
             .collect();
-        let mut batch = Batch::new(&self.file);
         for area in relatives {
-            area.rob(&self.file, index, page, &mut batch);
+            area.rob(&self.file, index, page);
         }
-        batch.finish();
     }
 
     /// The frame at `address` and whether stores are permitted, if this address space has an entry for it: for

@@ -4,8 +4,8 @@
 //!
 //! Outermost first, as the library takes them:
 //!
-//! 1. the file's size lock (truncate, fallocate, mmap);
-//! 2. the host's address-space lock (the host's, around the calls here);
+//! 1. the host's address-space lock (the host's, around the calls here; never held over truncate, fallocate, read);
+//! 2. the file's size lock (truncate, fallocate, mmap);
 //! 3. the fault mutex of a page index;
 //! 4. the mapping lock of an [`Area`] (one at a time);
 //! 5. the file's attach mutex, then its reservation map;
@@ -146,8 +146,7 @@ impl<M: Machine> Drop for Mapping<M> {
             // Held over the flush: a truncation that finds nothing here any more must not free pages that our TLBs still hold.
             let placement = self.area.placement().write();
             let mut batch = Batch::new(&self.file);
-            self.area.clear_entries(&self.file, &placement, placement.indices(), false, &mut batch);
-            self.area.drop_copies(placement.indices(), false, &mut batch);
+            self.area.clear(&self.file, &placement, placement.indices(), false, &mut batch);
             batch.finish();
         }
         self.file.mappings().write().remove(&self.area.id());

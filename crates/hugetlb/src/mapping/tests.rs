@@ -94,8 +94,9 @@ fn a_hole_punch_takes_the_page_from_every_sharer() {
     }
     file.fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
     assert_eq!(pool(&hugetlb).0, 7);
+    // Before anyone loads: the first to fault fills the table for the others.
+    assert!(mappings.iter().all(|mapping| !mapping.is_resident(HERE)));
     for mapping in &mappings {
-        assert!(!mapping.is_resident(HERE));
         assert_eq!(load(mapping, HERE), 0);
         assert_eq!(load(mapping, HERE + MIB2), 6);
     }
@@ -251,4 +252,82 @@ fn without_a_table_frame_a_fault_changes_nothing_that_stays() {
     store(&mapping, HERE, 1);
     drop((mapping, file));
     assert_eq!(pool(&hugetlb), (2, 0));
+}
+
+#[test]
+fn a_page_that_a_child_still_holds_does_not_renew_the_promise() {
+    let hugetlb = hugetlb(3);
+    let file = file(&hugetlb, MIB2);
+    let (_, mut parent) = map_at(&file, HERE, MIB2, PRIVATE);
+    store(&parent, HERE, 1);
+    let child = parent.fork(hugetlb.machine().space());
+    // Without an entry, nothing but the two private maps holds the page.
+    parent.protect(Protection::empty());
+    parent.protect(RW);
+    parent.discard(HERE..HERE + MIB2).unwrap();
+    // The page is the child's now; a renewed promise would count one page twice.
+    assert_eq!(pool(&hugetlb), (2, 0));
+    store(&parent, HERE, 2);
+    assert_eq!((load(&child, HERE), load(&parent, HERE)), (1, 2));
+    drop((parent, child, file));
+    assert_eq!(pool(&hugetlb), (3, 0));
+}
+
+#[test]
+fn a_copy_shows_only_after_the_origin_was_flushed() {
+    let hugetlb = hugetlb(4);
+    let file = file(&hugetlb, MIB2);
+    let (space, parent) = map_at(&file, HERE, MIB2, PRIVATE);
+    store(&parent, HERE, 1);
+    let child = parent.fork(hugetlb.machine().space());
+    assert_eq!(load(&parent, HERE), 1);
+    // At each flush the entry that is flushed must be gone, or writable by nobody.
+    let before = hugetlb.machine().flushes.load(crate::sync::Ordering::SeqCst);
+    hugetlb.machine().watch(space, HERE);
+    store(&parent, HERE, 2);
+    assert!(hugetlb.machine().flushes.load(crate::sync::Ordering::SeqCst) > before);
+    assert_eq!(hugetlb.machine().seen(), [0]);
+    assert_eq!((load(&child, HERE), load(&parent, HERE)), (1, 2));
+}
+
+#[test]
+fn pages_of_1_gib_are_leaves_in_the_pud_table() {
+    let hugetlb = hugetlb(0);
+    let gib = hugetlb.pool(PageSize::Size1G);
+    assert_eq!(gib.set_persistent(2, || false), 2);
+    let file = hugetlb.anonymous_file(PageSize::Size1G, 2 * SLOT_SIZE).unwrap();
+    let (space, mut mapping) = map_at(&file, HERE, 2 * SLOT_SIZE, SHARED);
+    store(&mapping, HERE + SLOT_SIZE, 4);
+    assert!(format::is_leaf(space.pud(HERE + SLOT_SIZE)) && !format::is_present(space.pud(HERE)));
+    let upper = mapping.split(HERE + SLOT_SIZE).unwrap();
+    drop(mapping);
+    assert_eq!(load(&upper, HERE + SLOT_SIZE), 4);
+    file.fallocate(FallocateMode::PunchHole, SLOT_SIZE, SLOT_SIZE, || false).unwrap();
+    assert_eq!(space.pud(HERE + SLOT_SIZE), 0);
+    assert_eq!(gib.statistics().free, 2);
+    assert_eq!(hugetlb.pool(PageSize::Size1G).set_overcommit(1), Err(Error::Invalid));
+}
+
+#[test]
+fn the_pool_follows_linux_when_it_is_resized_in_use() {
+    let hugetlb = hugetlb(4);
+    let pool = hugetlb.pool(PageSize::Size2M);
+    let file = file(&hugetlb, 3 * MIB2);
+    let (_, mapping) = map_at(&file, HERE, 3 * MIB2, MapOptions { no_reserve: false, ..SHARED });
+    store(&mapping, HERE, 1);
+    // One page is used, two are promised: those stay, as surplus.
+    assert_eq!(pool.set_persistent(0, || false), 0);
+    let now = pool.statistics();
+    assert_eq!((now.total, now.free, now.reserved, now.surplus), (3, 2, 2, 3));
+    drop((mapping, file));
+    let now = pool.statistics();
+    assert_eq!((now.total, now.free, now.reserved, now.surplus), (0, 0, 0, 0));
+    // Overcommit lends pages for promises and takes them back.
+    pool.set_overcommit(2).unwrap();
+    let file = self::file(&hugetlb, 3 * MIB2);
+    assert_eq!(file.reserve(0..3 * MIB2), Err(Error::NoMemory));
+    file.reserve(0..2 * MIB2).unwrap();
+    assert_eq!((pool.statistics().surplus, pool.statistics().reserved), (2, 2));
+    drop(file);
+    assert_eq!(pool.statistics().total, 0);
 }
