@@ -161,6 +161,28 @@ pub struct File {
     id: u64,
 }
 
+/// Adds a read to the account of the current process.
+fn count_read(result: Result<usize>) -> Result<usize> {
+    if let Some(thread) = crate::process::try_current() {
+        let io = &thread.process.io;
+        // Ordering: statistics.
+        io.reads.fetch_add(1, Ordering::Relaxed);
+        io.read_bytes.fetch_add(result.unwrap_or(0) as u64, Ordering::Relaxed);
+    }
+    result
+}
+
+/// Adds a write to the account of the current process.
+fn count_write(result: Result<usize>) -> Result<usize> {
+    if let Some(thread) = crate::process::try_current() {
+        let io = &thread.process.io;
+        // Ordering: statistics.
+        io.writes.fetch_add(1, Ordering::Relaxed);
+        io.written_bytes.fetch_add(result.unwrap_or(0) as u64, Ordering::Relaxed);
+    }
+    result
+}
+
 /// Open files in all.
 static OPEN: AtomicU64 = AtomicU64::new(0);
 
@@ -315,11 +337,11 @@ impl File {
             return Err(Errno::EBADF);
         }
         if !self.ops.seekable() {
-            return self.ops.read_at(self, 0, sink);
+            return count_read(self.ops.read_at(self, 0, sink));
         }
         let mut position = self.position.lock();
         check_range(*position, sink.remaining())?;
-        let count = self.ops.read_at(self, *position, sink)?;
+        let count = count_read(self.ops.read_at(self, *position, sink))?;
         *position += count as u64;
         Ok(count)
     }
@@ -330,12 +352,12 @@ impl File {
             return Err(Errno::EBADF);
         }
         if !self.ops.seekable() {
-            return self.ops.write_at(self, &mut 0, source);
+            return count_write(self.ops.write_at(self, &mut 0, source));
         }
         let mut position = self.position.lock();
         let mut at = *position;
         check_range(at, source.remaining())?;
-        let count = self.ops.write_at(self, &mut at, source)?;
+        let count = count_write(self.ops.write_at(self, &mut at, source))?;
         *position = at + count as u64;
         Ok(count)
     }
@@ -349,7 +371,7 @@ impl File {
             return Err(Errno::EBADF);
         }
         check_range(offset, sink.remaining())?;
-        self.ops.read_at(self, offset, sink)
+        count_read(self.ops.read_at(self, offset, sink))
     }
 
     /// pwrite(2): at `offset`, or at the end with `O_APPEND`; the position stays.
@@ -364,7 +386,7 @@ impl File {
         if at != AT_END {
             check_range(at, source.remaining())?;
         }
-        self.ops.write_at(self, &mut at, source)
+        count_write(self.ops.write_at(self, &mut at, source))
     }
 
     /// Writes at the end, as with `O_APPEND`; the position moves there.
@@ -373,11 +395,11 @@ impl File {
             return Err(Errno::EBADF);
         }
         if !self.ops.seekable() {
-            return self.ops.write_at(self, &mut 0, source);
+            return count_write(self.ops.write_at(self, &mut 0, source));
         }
         let mut position = self.position.lock();
         let mut at = AT_END;
-        let count = self.ops.write_at(self, &mut at, source)?;
+        let count = count_write(self.ops.write_at(self, &mut at, source))?;
         *position = at + count as u64;
         Ok(count)
     }

@@ -52,6 +52,30 @@ pub unsafe fn init(memory: *mut FrameInfo, count: usize) {
     INFO_COUNT.store(count, Ordering::SeqCst);
 }
 
+/// How many frames have a description.
+pub fn count() -> u64 {
+    // Relaxed: set once, before the other CPUs start.
+    INFO_COUNT.load(Ordering::Relaxed) as u64
+}
+
+/// Is the frame in a free block? Without the lock: for reports.
+pub fn is_free(frame: u64) -> bool {
+    (0..=MAX_ORDER).any(|order| {
+        // Relaxed: a snapshot.
+        let free = info(frame & !((1 << order) - 1)).free_order.load(Ordering::Relaxed);
+        free != NOT_FREE && usize::from(free) >= order
+    })
+}
+
+/// Notes for reports that the blocks of 2 MiB in a run of frames begin memory for huge pages, or no longer do.
+pub fn mark_huge(frame: u64, count: u64, huge: bool) {
+    let used_for = if huge { Use::Huge } else { Use::Other };
+    for first in (frame..frame + count).filter(|f| f.is_multiple_of(512)) {
+        // Relaxed: for reports.
+        info(first).used_for.store(used_for as u8, Ordering::Relaxed);
+    }
+}
+
 /// The description of a frame of RAM.
 pub fn info(frame: u64) -> &'static FrameInfo {
     // Relaxed: set once, before the other CPUs start.

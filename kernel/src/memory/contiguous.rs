@@ -7,7 +7,9 @@ use super::{PAGE_SHIFT, PAGE_SIZE, PhysAddr};
 /// Memory for a huge page: `bytes` (any multiple of a page up to 1 GiB) at a multiple of `align`; `None` when no
 /// free block is large enough or user memory is used up. The content is arbitrary.
 pub fn alloc(bytes: usize, align: usize) -> Option<PhysAddr> {
-    alloc_for(bytes, align, Use::Huge)
+    let address = alloc_for(bytes, align, Use::Huge)?;
+    buddy::mark_huge(address.page_number(), (bytes / PAGE_SIZE) as u64, true);
+    Some(address)
 }
 
 /// Frees what [`alloc`] gave; also a page-aligned part of it.
@@ -15,6 +17,7 @@ pub fn alloc(bytes: usize, align: usize) -> Option<PhysAddr> {
 /// # Safety
 /// Nobody uses the memory any more, on any CPU.
 pub unsafe fn free(address: PhysAddr, bytes: usize) {
+    buddy::mark_huge(address.page_number(), (bytes / PAGE_SIZE) as u64, false);
     // SAFETY: the caller's promise.
     unsafe { free_for(address, bytes, Use::Huge) };
 }

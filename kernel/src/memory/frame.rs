@@ -104,3 +104,42 @@ impl Drop for Frame {
         }
     }
 }
+
+/// What a frame is, for reports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FrameState {
+    /// Not managed: no memory, or the kernel image and firmware.
+    Absent,
+    /// Free, in the allocator's lists.
+    Free,
+    /// Part of a huge page, or of memory for one; `first`: its first frame of 2 MiB.
+    Huge { first: bool },
+    /// In use, with its references; 0 for memory that is not counted.
+    Used { by: Use, references: u32 },
+}
+
+/// What the frame with this number is now; stale at once.
+pub fn state_of(frame: u64) -> FrameState {
+    /// Frames of the smallest huge page.
+    const HUGE: u64 = 512;
+    if frame >= buddy::count() {
+        return FrameState::Absent;
+    }
+    if buddy::is_free(frame) {
+        return FrameState::Free;
+    }
+    // Relaxed, twice: a snapshot.
+    let info = buddy::info(frame);
+    let references = info.count.load(Ordering::Relaxed);
+    let used_for = |frame: u64| Use::from_u8(buddy::info(frame).used_for.load(Ordering::Relaxed));
+    let first = frame / HUGE * HUGE;
+    if references == 0 && used_for(first) == Use::Huge {
+        return FrameState::Huge { first: frame == first };
+    }
+    FrameState::Used { by: used_for(frame), references }
+}
+
+/// One more than the number of the last frame.
+pub fn frame_count() -> u64 {
+    buddy::count()
+}

@@ -39,6 +39,7 @@ pub struct Process {
     pub(super) vfork_wait: WaitQueue,
     pub(super) vfork_released: AtomicBool,
     pub(crate) totals: Totals,
+    pub(crate) io: Io,
     /// The real user of the thread that changed it last.
     pub(crate) uid: AtomicU32,
     pub(crate) dumpable: AtomicU32,
@@ -71,6 +72,15 @@ pub struct Totals {
     /// Largest resident set so far, of this process and of the children waited for, in KiB.
     pub max_rss: AtomicU64,
     pub children_max_rss: AtomicU64,
+}
+
+/// What a process has read and written: `/proc/PID/io`.
+#[derive(Default)]
+pub struct Io {
+    pub read_bytes: AtomicU64,
+    pub written_bytes: AtomicU64,
+    pub reads: AtomicU64,
+    pub writes: AtomicU64,
 }
 
 /// How a process ended, or what else its parent is told: a wait(2) status.
@@ -142,6 +152,7 @@ impl Process {
             vfork_wait: WaitQueue::new(),
             vfork_released: AtomicBool::new(false),
             totals: Totals::default(),
+            io: Io::default(),
             uid: AtomicU32::new(parts.uid),
             dumpable: AtomicU32::new(parts.dumpable),
             oom_score_adj: AtomicI32::new(parts.oom_score_adj),

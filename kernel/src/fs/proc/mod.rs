@@ -3,6 +3,7 @@
 //! `/proc/PID` directories are made when they are looked up, from the processes that there are; a file in one of them keeps only the
 //! process's identity, and says `ESRCH` once the process is gone. The rest is a tree of registered files ([`register`]).
 
+mod kpage;
 mod process;
 pub mod sysctl;
 mod system;
@@ -86,6 +87,8 @@ pub fn init() -> Result<()> {
     });
     tree().register_inode("thread-self", FileType::Symlink, 0o777, own_thread)?;
     tree().register_link("mounts", "self/mounts")?;
+    register_inode("kpagecount", 0o400, kpage::COUNTS)?;
+    register_inode("kpageflags", 0o400, kpage::FLAGS)?;
     system::init()?;
     sysctl::init()
 }
