@@ -1,6 +1,6 @@
 //! Runs one job in a guest, with its console on the user's terminal.
 
-use std::io::{self, Read, Write};
+use std::io::{self, IsTerminal, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -77,7 +77,9 @@ pub fn new_key() -> Result<String> {
 
 /// The environment that every job starts with.
 pub fn base_environment() -> Vec<Vec<u8>> {
-    let terminal = std::env::var("TERM").unwrap_or_else(|_| "dumb".into());
+    // The guest's console is a terminal always; this is how a job learns that nobody watches the other end.
+    let watched = io::stdout().is_terminal();
+    let terminal = std::env::var("TERM").ok().filter(|_| watched).unwrap_or_else(|| "dumb".into());
     ["PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", "USER=root", &format!("TERM={terminal}")]
         .map(|variable| variable.as_bytes().to_vec())
         .to_vec()

@@ -15,7 +15,9 @@ pub struct Progress {
 
 impl Progress {
     pub fn new(shown: bool, total: usize) -> Progress {
-        let terminal = std::io::stdout().is_terminal();
+        // A console whose other end is a file or a pipe says so by its TERM.
+        let dumb = std::env::var_os("TERM").is_some_and(|kind| kind == "dumb");
+        let terminal = std::io::stdout().is_terminal() && !dumb;
         Progress { shown, terminal, total, started: Instant::now(), last: None, printed: ("", 0) }
     }
 
