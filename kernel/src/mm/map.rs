@@ -265,7 +265,11 @@ fn plan(request: &MapRequest) -> Result<Plan> {
     let granule = match () {
         () if anonymous && map.contains(MapFlags::HUGETLB) => huge_size(request.flags)?,
         () => match &request.file {
-            Some(file) => hugetlb::page_size_of(file).unwrap_or(PAGE),
+            Some(file) => match hugetlb::page_size_of(file) {
+                Some(size) => size,
+                None if map.contains(MapFlags::HUGETLB) => return Err(Errno::EINVAL),
+                None => PAGE,
+            },
             None => PAGE,
         },
     };
