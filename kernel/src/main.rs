@@ -64,6 +64,9 @@ fn kernel_main() -> ! {
     hugetlb::init();
     mm::init();
     fs::init();
+    if let Err(error) = mm::shm::register() {
+        ::log::error!("no list of segments: {error}");
+    }
     if let Err(error) = hugetlb::register() {
         ::log::error!("no hugetlbfs: {error}");
     }

@@ -1,6 +1,7 @@
 //! Where mappings go, and how much there may be: address choice, stack growth, limits.
 
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
@@ -59,8 +60,51 @@ fn without_slots(set: &VmaSet, hole: Range<u64>) -> Range<u64> {
     start..end.max(start)
 }
 
-/// A free range of `place.len` bytes in `within`, as high as there is one.
-fn search(set: &VmaSet, within: Range<u64>, place: &Placement, avoid_slots: bool) -> Option<u64> {
+/// What the last search of the usual region found out: holes from `from` up to the base are no larger than `largest`. So that a
+/// program with very many areas does not look at all of them for each new one.
+pub struct SearchHint {
+    from: AtomicU64,
+    largest: AtomicU64,
+}
+
+impl SearchHint {
+    /// Nothing is known: the next search begins at the top.
+    pub fn new() -> Self {
+        Self { from: AtomicU64::new(u64::MAX), largest: AtomicU64::new(0) }
+    }
+
+    /// Where a search for `len` bytes may begin.
+    fn begin(&self, len: u64, base: u64) -> u64 {
+        // Relaxed, as below: the areas lock orders changes, and a stale hint costs a search.
+        if len > self.largest.load(Ordering::Relaxed) {
+            self.from.load(Ordering::Relaxed).min(base)
+        } else {
+            base
+        }
+    }
+
+    /// A search that began at `begin` came to `found`, past holes of at most `skipped` bytes.
+    fn note(&self, begin: u64, base: u64, found: u64, skipped: u64) {
+        let above = if begin == base { 0 } else { self.largest.load(Ordering::Relaxed) };
+        self.largest.store(above.max(skipped), Ordering::Relaxed);
+        self.from.store(found, Ordering::Relaxed);
+    }
+
+    /// There is a new hole that ends at `end`.
+    pub fn freed(&self, end: u64) {
+        self.from.fetch_max(end, Ordering::Relaxed);
+    }
+}
+
+/// A free range of `place.len` bytes in `within`, as high as there is one. `skipped` becomes the size of the largest hole that was
+/// passed over.
+fn search(
+    set: &VmaSet,
+    within: Range<u64>,
+    place: &Placement,
+    avoid_slots: bool,
+    skipped: &mut u64,
+) -> Option<u64> {
     let mut end = within.end;
     // Areas from the top down; each round looks at the hole below the last one.
     let mut below = set.overlapping(within.clone()).rev();
@@ -69,10 +113,12 @@ fn search(set: &VmaSet, within: Range<u64>, place: &Placement, avoid_slots: bool
         let start = vma.map_or(within.start, |vma| vma.end).max(within.start);
         if start < end {
             let hole = start..end;
+            let size = end - start;
             let hole = if avoid_slots { without_slots(set, hole) } else { hole };
             if let Some(found) = place.fit(hole) {
                 return Some(found);
             }
+            *skipped = size.max(*skipped);
         }
         let vma = vma?;
         end = vma.start;
@@ -98,10 +144,20 @@ pub fn choose(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
         }
     }
     let base = areas.layout.mmap_base.min(TASK_SIZE);
+    let mut skipped = 0;
+    if place.avoid_slots {
+        let begin = areas.hint.begin(place.len, base);
+        if let Some(found) =
+            search(&areas.set, MIN_ADDRESS..begin.max(MIN_ADDRESS), place, true, &mut skipped)
+        {
+            areas.hint.note(begin, base, found, skipped);
+            return Ok(found);
+        }
+    }
     for within in [MIN_ADDRESS..base, base..TASK_SIZE] {
         let avoid = if place.avoid_slots { &[true, false][..] } else { &[false] };
         for avoid_slots in avoid {
-            if let Some(found) = search(&areas.set, within.clone(), place, *avoid_slots) {
+            if let Some(found) = search(&areas.set, within.clone(), place, *avoid_slots, &mut skipped) {
                 return Ok(found);
             }
         }
@@ -121,7 +177,7 @@ pub fn choose_low(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
             return Ok(at);
         }
     }
-    search(&areas.set, within, place, false).ok_or(Errno::ENOMEM)
+    search(&areas.set, within, place, false, &mut 0).ok_or(Errno::ENOMEM)
 }
 
 /// Is nothing in `range`, nor a stack so close above that it would lose its guard gap?

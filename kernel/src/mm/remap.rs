@@ -223,6 +223,7 @@ impl AddressSpace {
         }
         areas.set.insert(Vma { start, end: range.end, flags, first, kind, touched });
         if gone {
+            areas.hint.freed(old.end);
             // With the new area in the set: its tables may be close by, and must stay.
             let mut gather = Gather::new(self);
             self.free_tables(areas, old.clone(), &mut gather);
@@ -243,6 +244,7 @@ impl AddressSpace {
         }
         areas.set.insert(vma);
         result?;
+        areas.hint.freed(old.end);
         let mut gather = Gather::new(self);
         self.free_tables(areas, old, &mut gather);
         Ok(())

@@ -6,6 +6,7 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::anonymous::SharedMemory;
@@ -254,8 +255,8 @@ pub fn by_key(key: i32) -> Option<Arc<Segment>> {
     TABLE.lock().by_key(key).cloned()
 }
 
-/// All segments: `/proc/sysvipc/shm`.
-pub fn all() -> Vec<Arc<Segment>> {
+/// All segments.
+fn all() -> Vec<Arc<Segment>> {
     TABLE.lock().slots.iter().flatten().cloned().collect()
 }
 
@@ -362,4 +363,46 @@ impl Drop for Attachment {
         // The memory is freed without the lock, when `self.0` goes.
         drop(gone);
     }
+}
+
+/// `/proc/sysvipc/shm`, in the columns of Linux.
+fn list() -> Result<String> {
+    let mut text = String::from(
+        "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      \
+         atime      dtime      ctime                   rss                  swap\n",
+    );
+    for segment in all() {
+        let status = segment.status();
+        let permissions = status.permissions;
+        let resident = match &segment.memory {
+            Memory::Pages(memory) => memory.pages() * super::PAGE,
+            Memory::Huge(file) => file.resident_bytes(),
+        };
+        let _ = writeln!(
+            text,
+            "{:10} {:10}  {:4o} {:21} {:5} {:5}  {:5} {:5} {:5} {:5} {:5} {:10} {:10} {:10} {:21} {:21}",
+            status.key,
+            segment.id,
+            permissions.mode,
+            status.size,
+            status.creator,
+            status.last_pid,
+            status.attachments,
+            permissions.uid,
+            permissions.gid,
+            permissions.creator_uid,
+            permissions.creator_gid,
+            status.attached_at,
+            status.detached_at,
+            status.changed_at,
+            resident,
+            0,
+        );
+    }
+    Ok(text)
+}
+
+/// Makes `/proc/sysvipc/shm` known, once procfs is up.
+pub fn register() -> Result<()> {
+    crate::fs::proc::register("sysvipc/shm", 0o444, list)
 }

@@ -9,6 +9,7 @@ use super::backing::PageCache;
 use super::entry::Entry;
 use super::exec::Executable;
 use super::gather::Gather;
+use super::layout::SearchHint;
 use super::shm::Attachment;
 use super::tables::{PageTables, Resident};
 use super::vma::{Kind, VmFlags, Vma, VmaSet};
@@ -51,6 +52,8 @@ pub struct Areas {
     pub layout: Layout,
     /// Flags that each new area gets: LOCKED, LOCK_ON_FAULT after mlockall(MCL_FUTURE).
     pub new_flags: VmFlags,
+    /// Where a search for a free range may begin.
+    pub(super) hint: SearchHint,
 }
 
 /// An address space. The last reference must be dropped where the thread may sleep: the end of the space closes files.
@@ -71,6 +74,7 @@ impl AddressSpace {
                 set: VmaSet::default(),
                 layout: Layout::default(),
                 new_flags: VmFlags::empty(),
+                hint: SearchHint::new(),
             }),
             tables,
         }))
@@ -202,6 +206,7 @@ impl AddressSpace {
             }
         }
         areas.set.isolate(range.clone(), &self.this)?;
+        areas.hint.freed(range.end);
         let mut gather = Gather::new(self);
         loop {
             let first = areas.set.overlapping(range.clone()).next().map(|vma| vma.start);

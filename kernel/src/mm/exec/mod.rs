@@ -72,8 +72,6 @@ pub struct Image {
     pub entry: u64,
     /// The first stack pointer.
     pub stack: u64,
-    /// The file that runs.
-    pub file: Arc<File>,
 }
 
 /// Bytes that arguments and environment may have, with their pointers.
@@ -162,12 +160,7 @@ pub fn load(mut request: Request) -> Result<Image> {
         top: origins.stack_top,
     };
     let stack = stack::build(&space, &request, &facts)?;
-    Ok(Image {
-        entry: loader.as_ref().map_or(program.entry, |loader| loader.entry),
-        stack,
-        file: request.file,
-        space,
-    })
+    Ok(Image { entry: loader.as_ref().map_or(program.entry, |loader| loader.entry), stack, space })
 }
 
 /// Maps the vDSO and its data; returns where the code is.
