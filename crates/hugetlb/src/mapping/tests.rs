@@ -269,6 +269,8 @@ fn a_page_that_a_child_still_holds_does_not_renew_the_promise() {
     assert_eq!(pool(&hugetlb), (2, 0));
     store(&parent, HERE, 2);
     assert_eq!((load(&child, HERE), load(&parent, HERE)), (1, 2));
+    // One page is free, so two cannot be promised.
+    assert_eq!(self::file(&hugetlb, 2 * MIB2).reserve(0..2 * MIB2), Err(Error::NoMemory));
     drop((parent, child, file));
     assert_eq!(pool(&hugetlb), (3, 0));
 }
