@@ -1,0 +1,162 @@
+//! The simulated machine: memory, CPUs, shootdowns, and what must always hold.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use hugetlb::{Config, Flush, Hugetlb, Machine, PageSize, PhysAddr, Space, TableEntries, VirtAddr};
+
+use crate::cpu::{self, Cpu};
+use crate::memory::Memory;
+use crate::process::Process;
+use crate::space::SimSpace;
+
+/// A handle to a simulated machine.
+#[derive(Clone)]
+pub struct SimMachine(Arc<Inner>);
+
+struct Inner {
+    memory: Arc<Memory>,
+    cpus: Vec<Cpu>,
+    next_space: AtomicU64,
+    forget_flushes: AtomicBool,
+}
+
+impl SimMachine {
+    /// A machine with so many CPUs, page-table frames, and huge frames of each size.
+    pub fn new(cpus: usize, tables: usize, small: usize, large: usize) -> SimMachine {
+        let memory = Arc::new(Memory::new(tables, small, large));
+        SimMachine(Arc::new(Inner {
+            cpus: (0..cpus).map(|_| Cpu { memory: memory.clone(), tlb: Default::default() }).collect(),
+            memory,
+            next_space: AtomicU64::new(1),
+            forget_flushes: AtomicBool::new(false),
+        }))
+    }
+
+    /// Breaks the machine on purpose: from now on flushes do nothing. Tests of the checkers use it.
+    pub fn forget_flushes(&self) {
+        self.0.forget_flushes.store(true, Ordering::SeqCst);
+    }
+
+    /// The subsystem on this machine.
+    pub fn hugetlb(&self, config: Config) -> Arc<Hugetlb<SimMachine>> {
+        Hugetlb::new(self.clone(), config)
+    }
+
+    /// A CPU.
+    pub fn cpu(&self, number: usize) -> &Cpu {
+        &self.0.cpus[number % self.0.cpus.len()]
+    }
+
+    /// A new process; `None` without a frame for its PUD table.
+    pub fn process(&self) -> Option<Process> {
+        Some(Process::new(self.clone(), self.space()?))
+    }
+
+    pub(crate) fn space(&self) -> Option<SimSpace> {
+        SimSpace::new(self.0.next_space.fetch_add(1, Ordering::SeqCst), &self.0.memory)
+    }
+
+    /// Page-table frames that are in use.
+    pub fn tables_in_use(&self) -> usize {
+        self.0.memory.tables_in_use()
+    }
+
+    /// Huge frames that were taken from the machine.
+    pub fn huge_in_use(&self, size: PageSize) -> usize {
+        self.0.memory.huge_in_use(size)
+    }
+
+    /// A word of memory, for the host's own copies.
+    pub fn word(&self, address: PhysAddr) -> u64 {
+        self.0.memory.word(address).load(Ordering::SeqCst)
+    }
+
+    pub(crate) fn free_host_table(&self, space: &SimSpace, slot: VirtAddr, table: PhysAddr) {
+        let range = slot..slot + hugetlb::SLOT_SIZE;
+        self.flush(&[Flush { space: space.clone(), range, tables: true }]);
+        self.0.memory.free_table(table);
+    }
+
+    /// Compares each TLB with the tables, while no operation is under way: what a TLB holds the tables must say, with no
+    /// fewer permissions.
+    pub fn check(&self) -> Result<(), String> {
+        for (number, cpu) in self.0.cpus.iter().enumerate() {
+            let tlb = cpu.tlb.lock();
+            for ((id, address), (space, held)) in &tlb.leaves {
+                let now = cpu::walk(&self.0.memory, space.entry(*address).load(Ordering::SeqCst), *address);
+                if !now.as_ref().is_some_and(|now| held.is_within(now)) {
+                    return Err(format!(
+                        "CPU {number}, space {id}, {address:?}: the TLB has {held:?}, the tables {now:?}"
+                    ));
+                }
+            }
+            for ((id, slot), (space, held)) in &tlb.tables {
+                let now = space.entry(*slot).load(Ordering::SeqCst);
+                if *held != now {
+                    return Err(format!(
+                        "CPU {number}, space {id}, {slot:?}: cached PUD entry {held:#x}, now {now:#x}"
+                    ));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Machine for SimMachine {
+    type RawSpinLock = parking_lot::RawMutex;
+    type RawMutex = parking_lot::RawMutex;
+    type RawRwLock = parking_lot::RawRwLock;
+    type Space = SimSpace;
+
+    fn allocate_table(&self) -> Option<PhysAddr> {
+        self.0.memory.allocate_table()
+    }
+
+    fn retire_table(&self, table: PhysAddr) {
+        for cpu in &self.0.cpus {
+            let tlb = cpu.tlb.lock();
+            let held = tlb.tables.values().any(|(_, pud)| hugetlb::format::table_frame(*pud) == table);
+            assert!(!held, "a table is retired that a paging-structure cache leads to");
+        }
+        self.0.memory.free_table(table);
+    }
+
+    fn table(&self, table: PhysAddr) -> &TableEntries {
+        self.0.memory.table(table)
+    }
+
+    fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
+        self.0.memory.allocate_huge(size)
+    }
+
+    fn free_huge(&self, size: PageSize, frame: PhysAddr) {
+        for cpu in &self.0.cpus {
+            let held = cpu.tlb.lock().leaves.values().any(|(_, found)| found.frame == frame);
+            assert!(!held, "a frame is freed that a TLB leads to");
+        }
+        self.0.memory.free_huge(size, frame);
+    }
+
+    fn zero(&self, start: PhysAddr, bytes: u64) {
+        self.0.memory.zero(start, bytes);
+    }
+
+    fn copy_huge(&self, size: PageSize, from: PhysAddr, to: PhysAddr) {
+        self.0.memory.copy(size, from, to);
+    }
+
+    fn flush(&self, batch: &[Flush<SimSpace>]) {
+        if self.0.forget_flushes.load(Ordering::SeqCst) {
+            return;
+        }
+        for cpu in &self.0.cpus {
+            // Waits for the access that runs there, as an interrupt does.
+            let mut tlb = cpu.tlb.lock();
+            for flush in batch {
+                tlb.flush(flush.space.id(), &flush.range, flush.tables);
+            }
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! A simulated process: the host kernel's side, as small as it can be.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use hugetlb::{Access, Error, FaultError, File, MapOptions, Mapping, Protection, SLOT_SIZE, VirtAddr};
+use parking_lot::RwLock;
+
+use crate::machine::SimMachine;
+use crate::space::SimSpace;
+
+/// What an access that could not be made is answered with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Signal {
+    /// SIGSEGV.
+    Segv,
+    /// SIGBUS.
+    Bus,
+    /// No memory for page tables.
+    OutOfMemory,
+}
+
+type Mappings = BTreeMap<VirtAddr, Mapping<SimMachine>>;
+
+/// An address space with its mappings, behind the address-space lock.
+pub struct Process {
+    machine: SimMachine,
+    space: SimSpace,
+    mappings: RwLock<Mappings>,
+}
+
+impl Process {
+    pub(crate) fn new(machine: SimMachine, space: SimSpace) -> Process {
+        Process { machine, space, mappings: RwLock::default() }
+    }
+
+    /// Maps part of a file; nothing else is in the range.
+    pub fn map(
+        &self,
+        file: &Arc<File<SimMachine>>,
+        start: VirtAddr,
+        length: u64,
+        offset: u64,
+        options: MapOptions,
+    ) -> Result<(), Error> {
+        let mut mappings = self.mappings.write();
+        let mapping = file.map(self.space.clone(), start, length, offset, options)?;
+        mappings.insert(start, mapping);
+        Ok(())
+    }
+
+    /// Takes all mappings in the range away; ends of the range may lie inside mappings.
+    pub fn unmap(&self, range: Range<VirtAddr>) {
+        let mut mappings = self.mappings.write();
+        for start in self.isolate(&mut mappings, &range) {
+            drop(mappings.remove(&start));
+        }
+        self.free_tables(&mappings, &range);
+    }
+
+    /// Changes what the mappings in the range permit.
+    pub fn protect(&self, range: Range<VirtAddr>, protection: Protection) {
+        let mut mappings = self.mappings.write();
+        for start in self.isolate(&mut mappings, &range) {
+            if let Some(mapping) = mappings.get_mut(&start) {
+                mapping.protect(protection);
+            }
+        }
+    }
+
+    /// MADV_DONTNEED on a range inside one mapping.
+    pub fn discard(&self, range: Range<VirtAddr>) -> Result<(), Error> {
+        let mappings = self.mappings.read();
+        let (_, mapping) = mappings.range(..=range.start).next_back().ok_or(Error::Invalid)?;
+        mapping.discard(range)
+    }
+
+    /// Moves the mapping that starts at `from`; nothing else is in the new range.
+    pub fn move_to(&self, from: VirtAddr, to: VirtAddr) -> Result<(), Error> {
+        let mut mappings = self.mappings.write();
+        let mut mapping = mappings.remove(&from).ok_or(Error::Invalid)?;
+        let result = mapping.move_to(to);
+        let old = from..from + mapping.length();
+        mappings.insert(mapping.start(), mapping);
+        self.free_tables(&mappings, &old);
+        result
+    }
+
+    /// A child; `None` without a frame for its PUD table.
+    pub fn fork(&self) -> Option<Process> {
+        let mappings = self.mappings.write();
+        let child = Process::new(self.machine.clone(), self.machine.space()?);
+        let copies = mappings.iter().map(|(start, mapping)| (*start, mapping.fork(child.space.clone())));
+        *child.mappings.write() = copies.collect();
+        drop(mappings);
+        Some(child)
+    }
+
+    /// A load by a program on a CPU.
+    pub fn load(&self, cpu: usize, address: VirtAddr) -> Result<u64, Signal> {
+        loop {
+            match self.machine.cpu(cpu).load(&self.space, address) {
+                Ok(value) => return Ok(value),
+                Err(_) => self.fault(address, Access::Read)?,
+            }
+        }
+    }
+
+    /// A store by a program on a CPU.
+    pub fn store(&self, cpu: usize, address: VirtAddr, value: u64) -> Result<(), Signal> {
+        loop {
+            match self.machine.cpu(cpu).store(&self.space, address, value) {
+                Ok(()) => return Ok(()),
+                Err(_) => self.fault(address, Access::Write)?,
+            }
+        }
+    }
+
+    fn fault(&self, address: VirtAddr, access: Access) -> Result<(), Signal> {
+        let mappings = self.mappings.read();
+        let (_, mapping) = mappings.range(..=address).next_back().ok_or(Signal::Segv)?;
+        mapping.fault(address, access).map_err(|error| match error {
+            FaultError::Sigbus => Signal::Bus,
+            FaultError::OutOfMemory => Signal::OutOfMemory,
+            FaultError::Access | FaultError::NotMapped => Signal::Segv,
+        })
+    }
+
+    /// Splits what crosses the ends of the range; returns the starts of the mappings that lie inside.
+    fn isolate(&self, mappings: &mut Mappings, range: &Range<VirtAddr>) -> Vec<VirtAddr> {
+        for at in [range.start, range.end] {
+            if let Some((start, mapping)) = mappings.range_mut(..at).next_back()
+                && *start < at
+                && at < *start + mapping.length()
+            {
+                let upper = mapping.split(at).expect("the range is aligned");
+                mappings.insert(at, upper);
+            }
+        }
+        mappings.range(range.clone()).map(|(start, _)| *start).collect()
+    }
+
+    /// Frees the host's tables of slots in which no mapping is left.
+    fn free_tables(&self, mappings: &Mappings, range: &Range<VirtAddr>) {
+        let mut slot = range.start.slot();
+        while slot < range.end {
+            let end = slot + SLOT_SIZE;
+            let used = mappings
+                .range(..end)
+                .next_back()
+                .is_some_and(|(start, mapping)| *start + mapping.length() > slot);
+            if !used && let Some(table) = self.space.take_host_table(slot) {
+                self.machine.free_host_table(&self.space, slot, table);
+            }
+            slot = end;
+        }
+    }
+}
+
+/// Exit.
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.unmap(VirtAddr(0)..VirtAddr(512 * SLOT_SIZE));
+    }
+}
