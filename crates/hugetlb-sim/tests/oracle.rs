@@ -280,7 +280,7 @@ macro_rules! against_the_oracle {
                 state.0.check(model);
             }
 
-            fn teardown(state: Self, _: Model) {
+            fn teardown(state: Self) {
                 state.0.finish();
             }
         }
@@ -291,7 +291,7 @@ against_the_oracle!(WithVmaLock, ProtocolKind::VmaLock);
 against_the_oracle!(WithoutSharing, ProtocolKind::None);
 
 prop_state_machine! {
-    #![proptest_config(ProptestConfig { cases: 128, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn vma_lock_agrees_with_the_oracle(sequential 1..80 => WithVmaLock);
