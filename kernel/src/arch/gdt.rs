@@ -13,7 +13,7 @@ pub const USER_DATA: u16 = 0x28 | 3;
 pub const USER_CODE: u16 = 0x30 | 3;
 const TASK_STATE: u16 = 0x40;
 /// LSL of this selector gives the CPU's number, as on Linux (`__getcpu`).
-pub const CPU_NUMBER: u16 = 15 * 8 | 3;
+pub const CPU_NUMBER: u16 = (15 * 8) | 3;
 
 /// Interrupt stacks, by number in the gate (1 is the first).
 pub const IST_DOUBLE_FAULT: u8 = 1;

@@ -48,19 +48,17 @@ pub mod tmpfs;
 pub mod tree;
 pub mod watch;
 
-pub use access::Credentials;
 pub use anonymous::Kind;
-pub use bringup::{init, install_console, open_console};
+pub use bringup::{init, install_console};
 pub use context::FsContext;
 pub use dentry::Dentry;
 pub use fdtable::FdTable;
 pub use file::{File, FileOps, Whence};
-pub use inode::{Attributes, Dirent, Inode, InodeOps, NewNode, SetAttributes, Superblock, SuperblockOps};
+pub use inode::{Dirent, NewNode};
 pub use iobuf::{Sink, Source};
-pub use mount::Mount;
 pub use path::Path;
 pub use poll::Events;
-pub use registry::{MountRequest, register_filesystem};
+pub use registry::register_filesystem;
 pub use stat::{DeviceId, FileType, Stat, Statfs, Timestamp};
 
 use crate::sync::Once;

@@ -187,7 +187,7 @@ impl Directory {
     }
 
     /// The directory `name` in here, made when there is none. `ENOTDIR` when the name is taken by something else.
-    pub fn directory(self: &Arc<Self>, name: &str) -> Result<Arc<Directory>> {
+    pub fn subdirectory(self: &Arc<Self>, name: &str) -> Result<Arc<Directory>> {
         match self.find(name.as_bytes()) {
             Some(Entry::Directory(found)) => Ok(found),
             Some(_) => Err(Errno::ENOTDIR),
@@ -222,7 +222,7 @@ impl Directory {
         let mut parts = path.split('/').filter(|p| !p.is_empty()).peekable();
         while let Some(part) = parts.next() {
             if parts.peek().is_some() {
-                directory = directory.directory(part)?;
+                directory = directory.subdirectory(part)?;
                 continue;
             }
             let attributes = Attributes::new(permissions, 0, 0);

@@ -95,7 +95,7 @@ fn class_of(layout: &Layout) -> Option<usize> {
         }
         let size = layout.size().next_multiple_of(64);
         let first = *CLASS_OF.get(size.div_ceil(16))? as usize;
-        return (first..CLASSES).find(|class| SIZES[*class] % 64 == 0);
+        return (first..CLASSES).find(|class| SIZES[*class].is_multiple_of(64));
     }
     CLASS_OF.get(layout.size().div_ceil(16)).map(|class| *class as usize)
 }

@@ -15,7 +15,7 @@ static MAX_MAP_COUNT: AtomicUsize = AtomicUsize::new(65530);
 
 /// Pages in RAM.
 fn total_pages() -> u64 {
-    (memory::stats().total as u64) / PAGE_SIZE as u64
+    memory::stats().total / PAGE_SIZE as u64
 }
 
 /// Pages that may be committed in mode 2.

@@ -226,8 +226,8 @@ fn new_flags(vma: &Vma, advice: u32) -> Result<VmFlags> {
     let anonymous = matches!(vma.kind, Kind::Anonymous);
     Ok(match advice {
         abi::MADV_NORMAL => flags - (VmFlags::RANDOM | VmFlags::SEQUENTIAL),
-        abi::MADV_SEQUENTIAL => flags - VmFlags::RANDOM | VmFlags::SEQUENTIAL,
-        abi::MADV_RANDOM => flags - VmFlags::SEQUENTIAL | VmFlags::RANDOM,
+        abi::MADV_SEQUENTIAL => (flags - VmFlags::RANDOM) | VmFlags::SEQUENTIAL,
+        abi::MADV_RANDOM => (flags - VmFlags::SEQUENTIAL) | VmFlags::RANDOM,
         abi::MADV_DONTFORK => flags | VmFlags::DONT_FORK,
         abi::MADV_DOFORK => flags - VmFlags::DONT_FORK,
         abi::MADV_WIPEONFORK if !anonymous => return Err(Errno::EINVAL),
@@ -239,8 +239,8 @@ fn new_flags(vma: &Vma, advice: u32) -> Result<VmFlags> {
         }
         abi::MADV_DODUMP => flags - VmFlags::DONT_DUMP,
         abi::MADV_HUGEPAGE | abi::MADV_NOHUGEPAGE if vma.is_huge() => return Err(Errno::EINVAL),
-        abi::MADV_HUGEPAGE => flags - VmFlags::NO_HUGE_PAGE | VmFlags::HUGE_PAGE,
-        abi::MADV_NOHUGEPAGE => flags - VmFlags::HUGE_PAGE | VmFlags::NO_HUGE_PAGE,
+        abi::MADV_HUGEPAGE => (flags - VmFlags::NO_HUGE_PAGE) | VmFlags::HUGE_PAGE,
+        abi::MADV_NOHUGEPAGE => (flags - VmFlags::HUGE_PAGE) | VmFlags::NO_HUGE_PAGE,
         _ => return Err(Errno::EINVAL),
     })
 }

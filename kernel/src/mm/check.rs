@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 
 use super::entry::Entry;
 use super::space::AddressSpace;
-use super::tables::{ENTRIES, Resident, Tables, entries, span};
+use super::tables::{ENTRIES, Resident, entries, span};
 use super::vma::{Kind, VmFlags, VmaSet};
 use crate::memory::PhysAddr;
 use crate::memory::frame::Frame;
@@ -20,7 +20,7 @@ impl AddressSpace {
         let areas = self.read();
         let tables = self.tables.lock();
         let mut found = Found::default();
-        check_level(&areas.set, &tables, tables.root(), 4, 0, &mut found)?;
+        check_level(&areas.set, tables.root(), 4, 0, &mut found)?;
         let counted = tables.resident;
         let seen = found.resident;
         if (counted.anonymous, counted.file, counted.shmem) != (seen.anonymous, seen.file, seen.shmem) {
@@ -41,7 +41,6 @@ struct Found {
 
 fn check_level(
     set: &VmaSet,
-    tables: &Tables,
     table: PhysAddr,
     level: u32,
     base: u64,
@@ -59,7 +58,7 @@ fn check_level(
                 continue;
             }
             found.tables += 1;
-            check_level(set, tables, entry.address(), level - 1, address, found)?;
+            check_level(set, entry.address(), level - 1, address, found)?;
             continue;
         }
         if !entry.is_mapped() {

@@ -105,8 +105,7 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
         e if e & WRITE != 0 => Access::Write,
         _ => Access::Read,
     };
-    // Relaxed: statistics.
-    current.minor_faults.fetch_add(1, Ordering::Relaxed);
+    current.count_fault(false);
     loop {
         let failure = match space.fault(address, access) {
             Ok(()) => {

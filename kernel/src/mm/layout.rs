@@ -257,7 +257,7 @@ impl Origins {
         let gap = limit(abi::RLIMIT_STACK).clamp(128 << 20, TASK_SIZE / 6 * 5) + STACK_GUARD;
         let gap = gap + if randomise { (1 << STACK_BITS) << 12 } else { 0 };
         let mmap_base = page_down(TASK_SIZE - gap) - (random(MMAP_BITS) << 12);
-        let program = (TASK_SIZE / 3 * 2 & !0xfff) + (random(MMAP_BITS) << 12);
+        let program = ((TASK_SIZE / 3 * 2) & !0xfff) + (random(MMAP_BITS) << 12);
         Self { stack_top, mmap_base, program, brk_gap: random(13) << 12 }
     }
 }

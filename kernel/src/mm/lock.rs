@@ -125,7 +125,7 @@ impl AddressSpace {
             if matches!(vma.kind, Kind::Huge(_) | Kind::Special(_)) {
                 continue;
             }
-            let flags = vma.flags - LOCK_FLAGS | new;
+            let flags = (vma.flags - LOCK_FLAGS) | new;
             result = self.set_flags(areas, part, flags);
             if result.is_err() {
                 break;

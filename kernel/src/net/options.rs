@@ -7,7 +7,6 @@ use super::unix::Socket;
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{copy_to_user, read_user, write_user};
 use crate::time::SECOND;
-use core::sync::atomic::Ordering;
 
 /// Default of buffers, and the most that an unprivileged process may ask for, bytes.
 pub const BUFFER_SIZE: usize = 212_992;
@@ -173,9 +172,4 @@ pub fn get(socket: &Socket, level: u32, name: u32, address: usize, len_address: 
         _ => return Err(Errno::ENOPROTOOPT),
     };
     give(&number.to_ne_bytes())
-}
-
-/// Bytes that a sender has under way.
-pub fn unsent(socket: &Socket) -> usize {
-    socket.in_flight.load(Ordering::SeqCst)
 }

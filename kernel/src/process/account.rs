@@ -100,7 +100,7 @@ fn update_loads() {
         // Relaxed: statistics; one CPU is here at a time.
         let mut value = load.load(Ordering::Relaxed);
         for _ in 0..missed.min(1000) {
-            value = value * decay >> 11;
+            value = (value * decay) >> 11;
         }
         load.store((value * decay + active * (2048 - decay)) >> 11, Ordering::Relaxed);
     }

@@ -42,8 +42,6 @@ pub const CAP_SETUID: u32 = 7;
 #[allow(missing_docs)]
 pub const CAP_SETPCAP: u32 = 8;
 #[allow(missing_docs)]
-pub const CAP_IPC_LOCK: u32 = 14;
-#[allow(missing_docs)]
 pub const CAP_SYS_ADMIN: u32 = 21;
 #[allow(missing_docs)]
 pub const CAP_SYS_BOOT: u32 = 22;
@@ -89,11 +87,6 @@ impl Credentials {
     /// Whether the capability is in effect.
     pub fn capable(&self, capability: u32) -> bool {
         self.effective >> capability & 1 != 0
-    }
-
-    /// Whether the capability is in effect.
-    pub fn has_capability(&self, capability: u32) -> bool {
-        self.capable(capability)
     }
 
     /// `EPERM` unless the capability is in effect.

@@ -214,10 +214,10 @@ fn reparent_children(tree: &mut tree::Guard, process: &Arc<Process>, removed: &m
         }
         removed.push(tree.adopt(new_parent, &child));
         child.relations.get_mut(tree).exit_signal = SIGCHLD;
-        if let Some(status) = child.relations.get(tree).ended {
-            if tell_parent(tree, &child, status) {
-                removed.extend(super::wait::remove(tree, &child));
-            }
+        if let Some(status) = child.relations.get(tree).ended
+            && tell_parent(tree, &child, status)
+        {
+            removed.extend(super::wait::remove(tree, &child));
         }
     }
 }

@@ -6,10 +6,6 @@ use crate::memory;
 #[allow(missing_docs)]
 pub const CPU: usize = 0;
 #[allow(missing_docs)]
-pub const FSIZE: usize = 1;
-#[allow(missing_docs)]
-pub const DATA: usize = 2;
-#[allow(missing_docs)]
 pub const STACK: usize = 3;
 #[allow(missing_docs)]
 pub const CORE: usize = 4;
@@ -19,8 +15,6 @@ pub const NPROC: usize = 6;
 pub const NOFILE: usize = 7;
 #[allow(missing_docs)]
 pub const MEMLOCK: usize = 8;
-#[allow(missing_docs)]
-pub const AS: usize = 9;
 #[allow(missing_docs)]
 pub const SIGPENDING: usize = 11;
 #[allow(missing_docs)]

@@ -13,6 +13,7 @@ pub mod limits;
 mod list;
 pub mod oom;
 pub mod pidfd;
+#[allow(clippy::module_inception)] // `Process` is what the folder is about.
 mod process;
 pub(crate) mod rseq;
 mod spawn;
@@ -31,11 +32,11 @@ pub use groups::{
     Target, check_may_signal, getpgid, getsid, is_group_orphaned, kill, session, session_of_group, setpgid,
     setsid,
 };
-pub use list::{dump, find, find_thread, forks, process_after, processes, threads_of};
-pub use process::{Process, Totals, WaitStatus};
+pub use list::{find, find_thread, forks, process_after, processes, threads_of};
+pub use process::{Process, WaitStatus};
 pub use spawn::{new_idle_thread, new_kernel_thread, spawn_init};
-pub use thread::{Current, Restart, Thread, comm_of, current, try_current};
-pub use tree::{Group, PID_MAX, Session, last_pid, thread_count};
+pub use thread::{Current, Thread, current, try_current};
+pub use tree::{PID_MAX, Session, last_pid, thread_count};
 pub use user::{exit_to_user, switch_address_space};
 pub use wait::{IdKind, WaitFlags, Waited, wait};
 

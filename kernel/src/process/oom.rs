@@ -69,13 +69,6 @@ pub fn badness(process: &Process) -> Option<i64> {
     Some(pages + adjust * total / 1000)
 }
 
-/// The value of /proc/PID/oom_score: 0 to 2000.
-pub fn score(process: &Process) -> u64 {
-    let total = (memory::stats().total / memory::PAGE_SIZE as u64) as i64;
-    let points = badness(process).unwrap_or(i64::MIN / 4000);
-    (1000 + points * 1000 / total.max(1)).clamp(0, 3000) as u64 * 2 / 3
-}
-
 fn choose() -> Option<(Arc<Process>, i64)> {
     process::processes()
         .filter(|process| process.signals.state.lock().ending.is_none())

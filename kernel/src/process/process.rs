@@ -8,7 +8,7 @@ use intrusive_collections::LinkedListAtomicLink;
 use super::limits::Limits;
 use super::tree::{self, Relations, TreeCell};
 use super::{Credentials, Pid, Thread};
-use crate::fs::{FdTable, FsContext};
+use crate::fs::FsContext;
 use crate::mm::AddressSpace;
 use crate::signal::{self, Actions, ProcessSignals};
 use crate::sync::{IrqLock, SpinLock, WaitQueue};
@@ -189,11 +189,6 @@ impl Process {
     /// The process's first thread: it stays, if only as a husk, until the process has been waited for.
     pub fn leader(&self) -> Option<Arc<Thread>> {
         self.relations.get(&tree::lock()).leader.clone()
-    }
-
-    /// Open files; `None` when the process has ended.
-    pub fn files(&self) -> Option<Arc<FdTable>> {
-        self.representative()?.try_files()
     }
 
     /// Root, working directory, umask; `None` when the process has ended.

@@ -60,7 +60,7 @@ pub fn wait(kind: IdKind, flags: WaitFlags) -> Result<Option<Waited>> {
 
 /// Looks once through the children.
 fn look(process: &Arc<Process>, kind: IdKind, flags: WaitFlags) -> Result<Option<Waited>> {
-    let mut tree = tree::lock();
+    let tree = tree::lock();
     let mut any = false;
     let mut found = None;
     if let IdKind::Pid(pid) = kind {

@@ -24,8 +24,8 @@ mod switch;
 
 pub use entity::{Entity, Parameters, Sleep};
 pub use idle::{enter_idle, init_cpu, reap};
-pub use policy::{Policy, weight_of_nice};
-pub use queue::{load, runnable, set_affinity, tick};
+pub use policy::Policy;
+pub use queue::{runnable, set_affinity, tick};
 pub use switch::{TICK, exit_current, finish_switch_for_new_thread, resched_interrupt};
 
 use alloc::boxed::Box;

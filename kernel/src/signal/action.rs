@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use super::{SIGNAL_MAX, SigSet, default_of};
+use super::{SIGNAL_MAX, default_of};
 use crate::sync::IrqLock;
 
 /// The default action.
@@ -88,18 +88,5 @@ impl Actions {
     /// clone(CLONE_CLEAR_SIGHAND): all that are not ignored become default.
     pub fn clear_handlers(&self) {
         self.reset_for_exec();
-    }
-
-    /// The ignored and the caught signals, for /proc/PID/status.
-    pub fn ignored_and_caught(&self) -> (SigSet, SigSet) {
-        let mut sets = (SigSet::EMPTY, SigSet::EMPTY);
-        for (signal, action) in (1..).zip(self.table.lock().iter()) {
-            match action.handler {
-                SIG_DFL => {}
-                SIG_IGN => sets.0 = sets.0.with(signal),
-                _ => sets.1 = sets.1.with(signal),
-            }
-        }
-        sets
     }
 }

@@ -19,7 +19,6 @@ pub struct SigInfo {
 pub mod codes {
     pub const SI_USER: i32 = 0;
     pub const SI_KERNEL: i32 = 0x80;
-    pub const SI_QUEUE: i32 = -1;
     pub const SI_TIMER: i32 = -2;
     pub const SI_TKILL: i32 = -6;
     pub const ILL_ILLOPN: i32 = 2;
@@ -29,14 +28,8 @@ pub mod codes {
     pub const FPE_FLTUND: i32 = 5;
     pub const FPE_FLTRES: i32 = 6;
     pub const FPE_FLTINV: i32 = 7;
-    pub const SEGV_MAPERR: i32 = 1;
-    pub const SEGV_ACCERR: i32 = 2;
     pub const BUS_ADRALN: i32 = 1;
-    pub const BUS_ADRERR: i32 = 2;
-    pub const BUS_MCEERR_AR: i32 = 4;
-    pub const TRAP_BRKPT: i32 = 1;
     pub const TRAP_TRACE: i32 = 2;
-    pub const TRAP_HWBKPT: i32 = 4;
 }
 
 impl SigInfo {
@@ -134,11 +127,8 @@ impl SigInfo {
 
     /// Whether code and signal say that `si_addr` is meant.
     pub fn is_fault(&self) -> bool {
-        self.code > 0
-            && self.code != codes::SI_KERNEL
-            && self.signal as u32 != SIGCHLD
-            && self.signal as u32 != SIGTRAP
-            || self.signal as u32 == SIGTRAP && self.code > 0
+        let signal = self.signal as u32;
+        self.code > 0 && (signal == SIGTRAP || self.code != codes::SI_KERNEL && signal != SIGCHLD)
     }
 }
 

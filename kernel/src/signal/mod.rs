@@ -26,8 +26,8 @@ pub use send::{
 };
 pub(crate) use send::{end_all, kill_thread};
 pub use state::{ProcessSignals, ThreadSignals};
+pub use stop::notify_stop_of_ending_thread;
 pub(crate) use stop::{child_info, join_stop};
-pub use stop::{notify_stop_of_ending_thread, stop_if_asked};
 
 use crate::errno::{Errno, Result};
 
@@ -84,7 +84,8 @@ impl SigSet {
 
 macro_rules! signals {
     ($($name:ident = $number:literal),* $(,)?) => {
-        $(#[allow(missing_docs)] pub const $name: u32 = $number;)*
+        // The whole table, whether this kernel sends each of them or not.
+        $(#[allow(missing_docs, dead_code)] pub const $name: u32 = $number;)*
     };
 }
 signals!(

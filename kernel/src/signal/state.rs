@@ -52,10 +52,6 @@ impl ThreadSignals {
         self.flags.load(Ordering::SeqCst) & KILLED != 0
     }
 
-    pub(super) fn stop_asked(&self) -> bool {
-        self.flags.load(Ordering::SeqCst) & STOP != 0
-    }
-
     pub(crate) fn mark_killed(&self) {
         self.flags.fetch_or(KILLED, Ordering::SeqCst);
     }

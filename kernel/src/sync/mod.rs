@@ -33,8 +33,6 @@ pub type IrqLock<T> = lock_api::Mutex<RawIrqLock, T>;
 pub type IrqLockGuard<'a, T> = lock_api::MutexGuard<'a, RawIrqLock, T>;
 /// A lock that sleeps, first come first served.
 pub type Mutex<T> = lock_api::Mutex<RawMutex, T>;
-/// The guard of a [`Mutex`].
-pub type MutexGuard<'a, T> = lock_api::MutexGuard<'a, RawMutex, T>;
 /// A lock that sleeps and lets readers share, first come first served: neither side starves.
 pub type RwLock<T> = lock_api::RwLock<RawRwLock, T>;
 /// The guard of a reader of an [`RwLock`].

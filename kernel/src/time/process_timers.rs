@@ -376,12 +376,13 @@ impl PosixTimer {
                 return;
             }
             let mut expirations = 1;
-            if state.interval == 0 {
-                state.deadline = 0;
-            } else {
-                let missed = (time - state.deadline) / state.interval;
-                expirations += missed;
-                state.deadline += (missed + 1) * state.interval;
+            match (time - state.deadline).checked_div(state.interval) {
+                // Once only.
+                None => state.deadline = 0,
+                Some(missed) => {
+                    expirations += missed;
+                    state.deadline += (missed + 1) * state.interval;
+                }
             }
             if self.queued.load(Ordering::SeqCst) {
                 state.overruns += expirations;

@@ -40,11 +40,6 @@ impl TtyFile {
         let generation = tty.generation();
         Arc::new(Self { tty, generation })
     }
-
-    /// Its terminal.
-    pub fn tty(&self) -> &Arc<Tty> {
-        &self.tty
-    }
 }
 
 impl Drop for TtyFile {

@@ -13,6 +13,6 @@ pub mod pty;
 mod serial;
 mod termios;
 
-pub use file::{TtyFile, init};
+pub use file::init;
 pub use job::session_leader_exited;
-pub use serial::{console, drain};
+pub use serial::drain;

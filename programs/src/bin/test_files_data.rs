@@ -252,6 +252,7 @@ fn bad_addresses() {
     let (read, write) = (
         // SAFETY: the kernel checks the addresses, here and below.
         |at: usize, len: usize| check(unsafe { libc::pread(fd.raw(), at as *mut _, len, 0) as i64 }),
+        // SAFETY: as above.
         |at: usize, len: usize| check(unsafe { libc::pwrite(fd.raw(), at as *const _, len, 0) as i64 }),
     );
     assert_eq!(write(edge, 10), Err(Errno::EFAULT));
@@ -268,7 +269,7 @@ fn bad_addresses() {
     // SAFETY: as above.
     assert_eq!(check(unsafe { libc::open(8 as *const _, 0) }), Err(Errno::EFAULT));
     // SAFETY: as above.
-    assert_eq!(check(unsafe { libc::fstat(fd.raw(), 8 as *mut _) }), Err(Errno::EFAULT));
+    assert_eq!(check(unsafe { libc::fstat(fd.raw(), std::ptr::dangling_mut()) }), Err(Errno::EFAULT));
 }
 
 fn vectors() {

@@ -269,30 +269,44 @@ fn no_stack_at_all() {
 }
 
 fn privileged_instructions() {
-    // SAFETY (all): they fault on purpose.
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe { std::arch::asm!("hlt") });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe { std::arch::asm!("cli") });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe { std::arch::asm!("mov {0}, cr0", out(reg) _) });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe { std::arch::asm!("mov cr3, {0}", in(reg) 0u64) });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe {
         std::arch::asm!("rdmsr", in("ecx") 0xc000_0080u32, out("eax") _, out("edx") _)
     });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe {
         std::arch::asm!("wrmsr", in("ecx") 0xc000_0082u32, in("eax") 0, in("edx") 0)
     });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe { std::arch::asm!("out 0x64, al", in("al") 0xfeu8) });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe { std::arch::asm!("lgdt [{0}]", in(reg) &0u128) });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe { std::arch::asm!("ltr {0:x}", in(reg) 0x40u16) });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe { std::arch::asm!("invlpg [{0}]", in(reg) &0u8) });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe { std::arch::asm!("swapgs") });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe { std::arch::asm!("int 0x20") });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe { std::arch::asm!("mov ds, {0:x}", in(reg) 0x18u16) });
 }
 
 fn bad_instructions() {
-    // SAFETY (all): they fault on purpose.
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGILL, || unsafe { std::arch::asm!("ud2") });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGTRAP, || unsafe { std::arch::asm!("int3") });
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGFPE, || unsafe {
         std::arch::asm!("xor edx, edx", "xor ecx, ecx", "div ecx", out("eax") _, out("ecx") _, out("edx") _);
     });
@@ -300,9 +314,11 @@ fn bad_instructions() {
 
 fn not_canonical() {
     for address in [0x8000_0000_0000_0000usize, 0x0000_8000_0000_0000, 0xffff_7fff_ffff_ffff] {
-        // SAFETY (all): they fault on purpose.
+        // SAFETY: it faults on purpose, in a child.
         dies_of(libc::SIGSEGV, || unsafe { _ = (address as *const u8).read_volatile() });
+        // SAFETY: it faults on purpose, in a child.
         dies_of(libc::SIGSEGV, || unsafe { std::arch::asm!("jmp {0}", in(reg) address) });
+        // SAFETY: it faults on purpose, in a child.
         let end = child::fork(|| unsafe {
             std::arch::asm!("mov rsp, {0}", "push rax", in(reg) address, options(noreturn))
         });
@@ -313,8 +329,9 @@ fn not_canonical() {
 
 fn kernel_addresses() {
     for address in [0xffff_8000_0000_0000usize, 0xffff_ffff_8000_0000, 0xffff_ffff_ffff_fff8] {
-        // SAFETY (all): they fault on purpose.
+        // SAFETY: it faults on purpose, in a child.
         dies_of(libc::SIGSEGV, || unsafe { _ = (address as *const u8).read_volatile() });
+        // SAFETY: it faults on purpose, in a child.
         dies_of(libc::SIGSEGV, || unsafe { (address as *mut u8).write_volatile(1) });
     }
 }
@@ -371,6 +388,7 @@ fn forged_frames() {
     let end = run(flags);
     assert!(matches!(end, End::Code(33) | End::Signal(_)), "{end:?}");
     // No frame at all.
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe {
         std::arch::asm!("xor esp, esp", "mov eax, 15", "syscall", options(noreturn))
     });
@@ -508,6 +526,7 @@ fn alignment_check() {
 
 fn unmapped_under_own_feet() {
     // All of the user's half, its own code among it.
+    // SAFETY: it faults on purpose, in a child.
     dies_of(libc::SIGSEGV, || unsafe {
         // SAFETY: the end of this process.
         std::arch::asm!(

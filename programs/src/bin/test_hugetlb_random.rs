@@ -72,12 +72,11 @@ impl World {
                 self.length = index + count;
                 self.model[self.length..].fill(0);
             }
-            6 => {
+            6
                 // Not with KEEP_SIZE: whether a page behind the end can be touched is not for a test to say.
-                if self.file.fallocate(0, offset, (count * HUGE) as u64).is_ok() {
+                if self.file.fallocate(0, offset, (count * HUGE) as u64).is_ok() => {
                     self.length = self.length.max(index + count);
                 }
-            }
             7 | 8 if !self.maps.is_empty() => {
                 let (map, first) = &self.maps[rng.below(self.maps.len())];
                 let page = rng.below(map.length / HUGE);

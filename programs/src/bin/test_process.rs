@@ -212,7 +212,7 @@ fn parent_death_signal() {
 }
 
 fn groups() {
-    // SAFETY (all below): they take integers.
+    // SAFETY: it takes an integer.
     let group = |pid| sys::check(unsafe { libc::getpgid(pid) }).map(|group| group as i32);
     assert_eq!(group(0), Ok(sys::pid()), "each subtest is a group of its own");
     let shared = Shared::new();

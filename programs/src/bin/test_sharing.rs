@@ -475,7 +475,7 @@ fn random_process(rng: &mut Rng, file: &Fd, foreign: &Fd) {
         let page = USED[rng.below(USED.len())];
         let at = view.address + page * HUGE;
         match rng.below(9) {
-            0 => _ = munmap(at, HUGE).unwrap(),
+            0 => munmap(at, HUGE).unwrap(),
             1 => _ = mmap(at, HUGE, RW, flags, file.raw(), (page * HUGE) as i64).unwrap(),
             2 => _ = mprotect(at, HUGE, R),
             3 => _ = mprotect(view.address, GIB, RW),

@@ -184,7 +184,7 @@ fn loadavg() -> Result<String> {
     for load in process::load_averages() {
         // 11 bits after the point, rounded to two digits.
         let load = load + (1 << 11) / 200;
-        put!(out, "{}.{:02} ", load >> 11, (load & 2047) * 100 >> 11);
+        put!(out, "{}.{:02} ", load >> 11, ((load & 2047) * 100) >> 11);
     }
     put!(out, "{}/{} {}\n", sched::runnable().max(1), process::thread_count(), process::last_pid());
     Ok(out)

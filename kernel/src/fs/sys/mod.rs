@@ -57,20 +57,11 @@ pub fn register_read_only(
     tree().directory.register(path, 0o444, Arc::new(Functions { show, store }))
 }
 
-/// Registers a file that only its owner may write to, and nobody read.
-pub fn register_write_only(
-    path: &str,
-    store: impl Fn(&str) -> Result<()> + Send + Sync + 'static,
-) -> Result<()> {
-    let show = || Err(Errno::EIO);
-    tree().directory.register(path, 0o200, Arc::new(Functions { show, store }))
-}
-
 /// Makes the directory `path` exist.
 pub fn make_directory(path: &str) -> Result<()> {
     let mut directory = tree().directory.clone();
     for part in path.split('/').filter(|p| !p.is_empty()) {
-        directory = directory.directory(part)?;
+        directory = directory.subdirectory(part)?;
     }
     Ok(())
 }

@@ -39,6 +39,10 @@ pub struct Mapped {
     pub end: u64,
 }
 
+/// The span of no segment: its ends give way to those of any other.
+#[allow(clippy::reversed_empty_ranges)]
+const NOTHING: core::ops::Range<u64> = u64::MAX..0;
+
 impl Binary {
     /// Reads the headers; `bad` when it is no ELF file for this machine.
     pub fn read(file: &Arc<File>, bad: Errno) -> Result<Self> {
@@ -158,8 +162,8 @@ impl Binary {
             bias,
             entry: self.header.e_entry.wrapping_add(bias),
             headers: 0,
-            code: u64::MAX..0,
-            data: u64::MAX..0,
+            code: NOTHING,
+            data: NOTHING,
             end: 0,
         };
         for load in self.loads() {

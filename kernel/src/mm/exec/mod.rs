@@ -78,7 +78,7 @@ pub struct Image {
 fn argument_limit() -> u64 {
     const ARG_MAX: u64 = 131_072;
     const DEFAULT_STACK: u64 = 8 << 20;
-    (limit(linux_raw_sys::general::RLIMIT_STACK) / 4).min(DEFAULT_STACK / 4 * 3).max(ARG_MAX)
+    (limit(linux_raw_sys::general::RLIMIT_STACK) / 4).clamp(ARG_MAX, DEFAULT_STACK / 4 * 3)
 }
 
 fn check_strings(request: &Request) -> Result<()> {

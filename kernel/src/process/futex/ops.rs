@@ -175,7 +175,7 @@ pub fn requeue(
         let count = moved.len();
         for waiter in moved {
             // SAFETY: it was in the first bucket and comes to the second; both locks are held.
-            unsafe { *waiter.key.get() = to.clone() };
+            unsafe { *waiter.key.get() = to };
             waiter.bucket.store(to_index, Ordering::SeqCst);
             target.push_back(waiter);
         }

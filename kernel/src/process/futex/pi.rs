@@ -31,7 +31,7 @@ fn has_waiter(bucket: &Bucket, key: &Key) -> bool {
 pub fn lock_pi(address: usize, shared: bool, deadline: Option<u64>, only_try: bool) -> Result<usize> {
     let key = key_of(address, shared)?;
     let tid = process::current().tid();
-    let waiter = Waiter::new(key.clone(), super::MATCH_ANY, true);
+    let waiter = Waiter::new(key, super::MATCH_ANY, true);
     let taken = with_value(address, bucket_of(&key), true, |bucket, value| {
         let mut value = value;
         loop {

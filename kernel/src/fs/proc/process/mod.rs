@@ -284,9 +284,12 @@ impl Target {
 struct ProcessText {
     target: Target,
     show: fn(&Target) -> Result<Vec<u8>>,
-    store: Option<fn(&Target, &[u8]) -> Result<()>>,
+    store: Option<Store>,
     private: bool,
 }
+
+/// Takes what a program writes to the file.
+type Store = fn(&Target, &[u8]) -> Result<()>;
 
 impl Text for ProcessText {
     fn show(&self) -> Result<Vec<u8>> {
