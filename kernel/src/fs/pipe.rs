@@ -127,9 +127,9 @@ impl Pipe {
     fn read(&self, nonblocking: bool, sink: &mut Sink) -> Result<usize> {
         let mut done = 0;
         loop {
-            let was_full = self.is_full();
             let taken = self.take(sink, &mut done);
-            if was_full && !self.is_full() {
+            // Whether it was full before does not tell: a writer may have filled it, and begun to wait, in between.
+            if done > 0 && !self.is_full() {
                 self.writable.wake_all();
             }
             taken?;
