@@ -116,22 +116,18 @@ pub fn set_controlling(tty: &Arc<Tty>, steal: bool, readable: bool) -> Result<()
     Ok(())
 }
 
-/// TIOCNOTTY by the session leader, and what happens when it ends: the foreground group is told, and nobody of the session has the
-/// terminal any more.
-fn release(session: &Session, tty: &Arc<Tty>) {
+/// Takes the terminal away from the session; returns its foreground group, 0 for none.
+fn release(session: &Session, tty: &Arc<Tty>) -> Pid {
     let foreground = {
         let mut job = tty.job.lock();
         if job.session != session.sid {
-            return;
+            return 0;
         }
         core::mem::take(&mut *job).foreground
     };
     let old = session.terminal.lock().take();
     drop(old);
-    if foreground != 0 {
-        signal::send_group(foreground, abi::SIGHUP);
-        signal::send_group(foreground, abi::SIGCONT);
-    }
+    foreground
 }
 
 /// TIOCNOTTY.
@@ -143,22 +139,31 @@ pub fn give_up(tty: &Arc<Tty>) -> Result<()> {
     let session = process.session().ok_or(Errno::ENOTTY)?;
     // The terminal belongs to the session as a whole here: it is the leader's to give up.
     if session.sid == process.pid {
-        release(&session, tty);
+        let foreground = release(&session, tty);
+        if foreground != 0 {
+            signal::send_group(foreground, abi::SIGHUP);
+            signal::send_group(foreground, abi::SIGCONT);
+        }
     }
     Ok(())
 }
 
-/// A session leader is about to end: the terminal is hung up for all who have it open, and the foreground group gets SIGHUP and
-/// SIGCONT.
+/// A session leader is about to end: the foreground group gets SIGHUP, and a terminal that is no pseudoterminal is hung up for all who
+/// have it open.
 pub fn session_leader_exited(session: &Session) {
     if let Some(tty) = terminal_of(session) {
-        release(session, &tty);
-        tty.hang_up();
+        let foreground = release(session, &tty);
+        if foreground != 0 {
+            signal::send_group(foreground, abi::SIGHUP);
+        }
+        if tty.driver.hangs_up_with_session() {
+            tty.hang_up();
+        }
     }
 }
 
-/// The device is gone for good (a pseudoterminal's master was closed): the session leader gets SIGHUP, the foreground group SIGHUP and
-/// SIGCONT, and the session has no terminal any more.
+/// The device is gone for good (a pseudoterminal's master was closed): the session leader gets SIGHUP and SIGCONT, and the session has
+/// no terminal any more. What becomes of the foreground group is the leader's business.
 pub fn hang_up_session(tty: &Arc<Tty>) {
     let sid = tty.job.lock().session;
     if sid == 0 {
@@ -169,7 +174,9 @@ pub fn hang_up_session(tty: &Arc<Tty>) {
         signal::send_process(&leader, abi::SIGCONT);
     }
     match process::session(sid) {
-        Some(session) => release(&session, tty),
+        Some(session) => {
+            release(&session, tty);
+        }
         None => *tty.job.lock() = Job::default(),
     }
 }

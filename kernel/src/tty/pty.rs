@@ -122,6 +122,10 @@ impl Driver for Slave {
         self.0.master_closed.load(Ordering::SeqCst)
     }
 
+    fn hangs_up_with_session(&self) -> bool {
+        false
+    }
+
     fn all_closed(&self) {
         self.0.slave_closed.store(true, Ordering::SeqCst);
         self.0.readable.wake_all();

@@ -247,9 +247,6 @@ impl Socket {
     pub fn shutdown(&self, receive: bool, send: bool) -> Result<()> {
         let peer = {
             let mut state = self.state.lock();
-            if self.kind != Kind::Datagram && matches!(state.role, Role::Fresh) {
-                return Err(Errno::ENOTCONN);
-            }
             state.receive_closed |= receive;
             state.send_closed |= send;
             match &state.role {
