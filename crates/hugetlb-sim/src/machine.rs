@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hugetlb::{Config, Flush, Hugetlb, Machine, PageSize, PhysAddr, Space, TableEntries, VirtAddr};
 
+use parking_lot::Mutex;
+
 use crate::cpu::{self, Cpu};
 use crate::memory::Memory;
 use crate::process::Process;
@@ -19,6 +21,19 @@ struct Inner {
     cpus: Vec<Cpu>,
     next_space: AtomicU64,
     forget_flushes: AtomicBool,
+    in_zero: Mutex<Option<Hook>>,
+    in_flush: Mutex<Option<Hook>>,
+}
+
+/// Runs once, in the middle of what takes long on a real machine: so a test can put another thread's step exactly there.
+type Hook = Box<dyn FnOnce() + Send>;
+
+fn run_hook(place: &Mutex<Option<Hook>>) {
+    // Taken first: what it calls may zero and flush, too.
+    let hook = place.lock().take();
+    if let Some(hook) = hook {
+        hook();
+    }
 }
 
 impl SimMachine {
@@ -30,12 +45,24 @@ impl SimMachine {
             memory,
             next_space: AtomicU64::new(1),
             forget_flushes: AtomicBool::new(false),
+            in_zero: Mutex::new(None),
+            in_flush: Mutex::new(None),
         }))
     }
 
     /// Breaks the machine on purpose: from now on flushes do nothing. Tests of the checkers use it.
     pub fn forget_flushes(&self) {
         self.0.forget_flushes.store(true, Ordering::SeqCst);
+    }
+
+    /// Runs `hook` in the middle of the next zeroing.
+    pub fn in_next_zero(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.0.in_zero.lock() = Some(Box::new(hook));
+    }
+
+    /// Runs `hook` in the next shootdown, before any TLB has forgotten anything.
+    pub fn in_next_flush(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.0.in_flush.lock() = Some(Box::new(hook));
     }
 
     /// The subsystem on this machine.
@@ -140,6 +167,7 @@ impl Machine for SimMachine {
     }
 
     fn zero(&self, start: PhysAddr, bytes: u64) {
+        run_hook(&self.0.in_zero);
         self.0.memory.zero(start, bytes);
     }
 
@@ -148,6 +176,7 @@ impl Machine for SimMachine {
     }
 
     fn flush(&self, batch: &[Flush<SimSpace>]) {
+        run_hook(&self.0.in_flush);
         if self.0.forget_flushes.load(Ordering::SeqCst) {
             return;
         }

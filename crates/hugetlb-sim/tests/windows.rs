@@ -1,0 +1,94 @@
+//! Races with their steps put in order by hand, through the machine's hooks.
+
+use std::sync::Arc;
+use std::sync::mpsc;
+use std::thread;
+use std::time::Duration;
+
+use hugetlb::{Config, FallocateMode, Hugetlb, MapOptions, PageSize, Protection, SLOT_SIZE, VirtAddr};
+use hugetlb_sim::{Signal, SimMachine};
+
+const SIZE: u64 = 2 << 20;
+const POOL: u64 = 8;
+const SLOT: VirtAddr = VirtAddr(SLOT_SIZE);
+const SHARED: MapOptions =
+    MapOptions { shared: true, no_reserve: true, protection: Protection::READ.union(Protection::WRITE) };
+
+fn machine() -> (SimMachine, Arc<Hugetlb<SimMachine>>) {
+    let machine = SimMachine::new(2, 64, POOL as usize, 0);
+    let hugetlb = machine.hugetlb(Config::default());
+    assert_eq!(hugetlb.pool(PageSize::Size2M).set_persistent(POOL, || false), POOL);
+    (machine, hugetlb)
+}
+
+fn pool(hugetlb: &Hugetlb<SimMachine>) -> (u64, u64) {
+    let statistics = hugetlb.pool(PageSize::Size2M).statistics();
+    (statistics.free, statistics.reserved)
+}
+
+/// A fault has looked at the size and zeroes its page; the file is truncated meanwhile.
+#[test]
+fn a_page_does_not_appear_behind_a_truncation() {
+    for no_reserve in [true, false] {
+        let (machine, hugetlb) = machine();
+        let file = hugetlb.anonymous_file(PageSize::Size2M, 2 * SIZE).unwrap();
+        let process = machine.process().unwrap();
+        process.map(&file, SLOT, 2 * SIZE, 0, MapOptions { no_reserve, ..SHARED }).unwrap();
+        let (done, wait) = mpsc::channel();
+        let truncated = file.clone();
+        machine.in_next_zero(move || {
+            // It waits for the fault after it has set the size.
+            let file = truncated.clone();
+            thread::spawn(move || {
+                file.truncate(0).unwrap();
+                done.send(()).unwrap();
+            });
+            while truncated.statistics().size != 0 {
+                thread::yield_now();
+            }
+        });
+        assert_eq!(process.store(0, SLOT, 1), Err(Signal::Bus));
+        wait.recv().unwrap();
+        assert_eq!(file.statistics().pages, 0);
+        assert_eq!(pool(&hugetlb), (POOL, 0), "a promise was lost or doubled");
+        // A counter below zero would lend out more than there is.
+        assert!(file.reserve(0..(POOL + 1) * SIZE).is_err());
+        drop(process);
+        machine.check().unwrap();
+    }
+}
+
+/// A hole punch has cleared a mapping's entry and waits for its flush; the process replaces the mapping meanwhile.
+#[test]
+fn a_new_mapping_is_not_hidden_behind_old_translations() {
+    let (machine, hugetlb) = machine();
+    let [old, new] = [5, 6].map(|value| {
+        let file = hugetlb.anonymous_file(PageSize::Size2M, SIZE).unwrap();
+        let process = machine.process().unwrap();
+        process.map(&file, SLOT, SIZE, 0, SHARED).unwrap();
+        process.store(0, SLOT, value).unwrap();
+        file
+    });
+    let process = Arc::new(machine.process().unwrap());
+    process.map(&old, SLOT, SIZE, 0, SHARED).unwrap();
+    assert_eq!(process.load(1, SLOT), Ok(5));
+    let (done, wait) = mpsc::channel();
+    let (finished, was_early) = mpsc::channel();
+    machine.in_next_flush(move || {
+        thread::spawn(move || {
+            process.unmap(SLOT..SLOT + SIZE);
+            process.map(&new, SLOT, SIZE, 0, SHARED).unwrap();
+            let seen = process.load(1, SLOT);
+            finished.send(()).ok();
+            done.send(seen).unwrap();
+        });
+        // Time enough for the other thread to get through, if nothing holds it.
+        assert!(
+            was_early.recv_timeout(Duration::from_millis(200)).is_err(),
+            "the mapping went before its flush"
+        );
+    });
+    old.fallocate(FallocateMode::PunchHole, 0, SIZE, || false).unwrap();
+    assert_eq!(wait.recv().unwrap(), Ok(6));
+    machine.check().unwrap();
+}
