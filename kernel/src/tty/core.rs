@@ -156,13 +156,20 @@ impl Tty {
     pub fn receive(&self, bytes: &[u8]) -> usize {
         let mut taken = 0;
         let mut ready = false;
+        let mut resumed = false;
         let mut echo = Vec::new();
         while taken < bytes.len() {
             let mut pending = Action::None;
             let mut discipline = self.discipline.lock();
             while taken < bytes.len() && discipline.has_room() {
+                let was_stopped = discipline.stopped;
                 let action = discipline.receive(bytes[taken], &mut echo);
                 taken += 1;
+                if was_stopped && !discipline.stopped {
+                    // By the START character, or with IXANY by one that ended a line as well.
+                    self.driver.set_stopped(false);
+                    resumed = true;
+                }
                 match action {
                     Action::None => {}
                     Action::Ready => ready = true,
@@ -193,6 +200,10 @@ impl Tty {
         }
         if ready {
             self.input.wake_all();
+        }
+        if resumed {
+            // Writers wait while output is stopped.
+            self.output.wake_all();
         }
         taken
     }

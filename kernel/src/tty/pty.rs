@@ -98,7 +98,7 @@ impl Driver for Slave {
     }
 
     fn flush_output(&self) {
-        self.0.output.lock().bytes.clear();
+        // Nothing is on its way: as with `pending`, what the master may read has been delivered.
         self.status(abi::TIOCPKT_FLUSHWRITE, 0);
     }
 

@@ -24,10 +24,12 @@ fn gives_memory_back() {
     let before = Meminfo::read().get("MemFree");
     huge::pool(64);
     let with = Meminfo::read().get("MemFree");
-    assert!(with + 100 * 1024 < before, "64 huge pages are 128 MiB: {before} kB free, then {with}");
+    // Half of it: Linux keeps tens of MiB of pages that were just freed on lists of its CPUs, which MemFree leaves out.
+    let half = 64 * 1024;
+    assert!(with + half < before, "64 huge pages are 128 MiB: {before} kB free, then {with}");
     huge::pool(0);
     let after = Meminfo::read().get("MemFree");
-    assert!(after > with + 100 * 1024, "{before} kB free, with the pool {with}, after it {after}");
+    assert!(after > with + half, "{before} kB free, with the pool {with}, after it {after}");
 }
 
 fn shrinks_only_to_what_is_in_use() {

@@ -201,7 +201,13 @@ impl RegularFile {
         if seals & (abi::F_SEAL_WRITE | abi::F_SEAL_FUTURE_WRITE) != 0 {
             return Err(Errno::EPERM);
         }
-        self.write_pages(offset, source, seals & abi::F_SEAL_GROW == 0)
+        let may_grow = seals & abi::F_SEAL_GROW == 0;
+        let fits = offset.checked_add(source.remaining() as u64).is_some_and(|end| end <= self.len());
+        if !may_grow && !fits {
+            // Linux 6.12 refuses the part that fits as well: it looks at the end of up to 2 MiB at once.
+            return Err(Errno::EPERM);
+        }
+        self.write_pages(offset, source, may_grow)
     }
 
     fn write_pages(&self, offset: u64, source: &mut Source, may_grow: bool) -> Result<usize> {
