@@ -30,6 +30,11 @@ mod sync;
 #[cfg(test)]
 mod testing;
 
+/// Compiles the example in the README.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use addr::{PageIndex, PageSize, PhysAddr, SLOT_SIZE, TABLE_SIZE, VirtAddr};
 pub use error::{Error, FaultError, OutOfMemory, Result};
 pub use file::{Chunk, FallocateMode, File, FileStatistics, MAX_FILE_SIZE, MapOptions, PageRef};
