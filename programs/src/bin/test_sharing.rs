@@ -158,7 +158,8 @@ fn second_process_has_few_faults() {
 fn tables_grow_by_little() {
     let file = full_file();
     let control = Shared::new();
-    let count = 24;
+    // So many that the saving stands out from what Linux's counters on each CPU have not yet told.
+    let count = 200;
     let mut children = vec![touch_all(&file, &control, 0, SHARED)];
     control.wait(0, 1);
     let before = Meminfo::read().get("PageTables");
@@ -177,7 +178,7 @@ fn tables_grow_by_little() {
     // Processes that do not share have a table more each.
     let saved = private as i64 - shared as i64;
     assert!(
-        saved >= i64::from(count) * 4 * 3 / 4,
+        saved >= i64::from(count) * 4 / 2,
         "{count} sharers: {shared} kB of page tables; as many others: {private} kB"
     );
 }
