@@ -28,7 +28,7 @@ pub struct BuildOptions {
     #[arg(long, conflicts_with_all = ["release", "checked"], help_heading = "Kernel build")]
     pub debug: bool,
 
-    /// Build the kernel with the protocol that is there to be seen failing
+    /// Build the kernel with the protocol that corrupts memory, to see it do so (kernel-lab.elf)
     #[arg(long, help_heading = "Kernel build")]
     pub lab: bool,
 
@@ -38,9 +38,14 @@ pub struct BuildOptions {
 }
 
 impl BuildOptions {
-    /// The tests' kernel.
+    /// The tests' kernel. It has the protocol that fails: a third kernel for the few tests of that would cost another build.
     pub fn checked() -> BuildOptions {
-        BuildOptions { checked: true, ..BuildOptions::default() }
+        BuildOptions { checked: true, lab: true, ..BuildOptions::default() }
+    }
+
+    /// Where the built kernel goes: `kernel.elf` is never a laboratory's.
+    pub fn output(&self) -> PathBuf {
+        output_folder().join(if self.lab { "kernel-lab.elf" } else { "kernel.elf" })
     }
 
     /// Cargo's profile and the folder that it builds into.

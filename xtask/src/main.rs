@@ -61,7 +61,7 @@ fn execute(command: Command) -> Result<i32> {
     match command {
         Command::Setup => setup::all().map(|()| 0),
         Command::Build(options) => {
-            build::kernel(&options, &output_folder().join("kernel.elf"))?;
+            build::kernel(&options, &options.output())?;
             build::programs()?;
             Ok(0)
         }
@@ -75,12 +75,13 @@ fn run(options: &Run) -> Result<i32> {
     setup::qemu()?;
     setup::host_libc()?;
     match options.run.kernel {
-        Kernel::Roundtable => build::kernel(&options.build, &output_folder().join("kernel.elf"))?,
+        Kernel::Roundtable => build::kernel(&options.build, &options.build.output())?,
         Kernel::Linux => linux::fetch()?,
         Kernel::File(_) => {}
     }
     build::programs()?;
-    roundtable::run::run(&options.run, &Parts::in_folder(&output_folder()))
+    let parts = Parts { kernel: options.build.output(), ..Parts::in_folder(&output_folder()) };
+    roundtable::run::run(&options.run, &parts)
 }
 
 /// The workspace's folder.

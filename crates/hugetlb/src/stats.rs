@@ -14,32 +14,83 @@ pub enum Fallback {
     Occupied,
 }
 
-/// What happened with shared tables, for `/sys/kernel/mm/hugepages/sharing/`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct SharingStatistics {
+impl Fallback {
+    /// All reasons, in the order of their declaration.
+    pub const ALL: [Fallback; 3] = [Fallback::Private, Fallback::NotCovered, Fallback::Occupied];
+
+    /// The name of the reason's counter.
+    pub const fn counter_name(self) -> &'static str {
+        match self {
+            Fallback::Private => "fallback_private",
+            Fallback::NotCovered => "fallback_not_covered",
+            Fallback::Occupied => "fallback_occupied",
+        }
+    }
+}
+
+/// Declares what is counted: a name and what it means give the field of the snapshot, the live counter, and the entry
+/// in the listing.
+macro_rules! counted {
+    ($($(#[$meaning:meta])* $name:ident,)*) => {
+        /// What happened with shared tables, for `/sys/kernel/mm/hugepages/sharing/`.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct SharingStatistics {
+            $($(#[$meaning])* pub $name: u64,)*
+            /// Slots or faults that came to private tables, ever, in the order of [`Fallback::ALL`].
+            pub fallbacks: [u64; Fallback::ALL.len()],
+        }
+
+        impl SharingStatistics {
+            /// All of them by name, derived ones included: a host that lists these shows every counter there is.
+            pub fn list(&self) -> impl Iterator<Item = (&'static str, u64)> {
+                let counted = [$((stringify!($name), self.$name),)*];
+                let derived = [("table_bytes", self.table_bytes()), ("saved_bytes", self.saved_bytes())];
+                let fallbacks =
+                    Fallback::ALL.map(|reason| (reason.counter_name(), self.fallbacks[reason as usize]));
+                counted.into_iter().chain(derived).chain(fallbacks)
+            }
+        }
+
+        #[derive(Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Counter,)*
+            fallbacks: [Counter; Fallback::ALL.len()],
+        }
+
+        impl Counters {
+            pub(crate) fn snapshot(&self) -> SharingStatistics {
+                SharingStatistics {
+                    $($name: self.$name.get(),)*
+                    fallbacks: Fallback::ALL.map(|reason| self.fallbacks[reason as usize].get()),
+                }
+            }
+        }
+    };
+}
+
+counted! {
     /// Tables of the library that are in use.
-    pub tables: u64,
+    tables,
     /// PUD entries that lead to them.
-    pub attachments: u64,
+    attachments,
     /// Slots that adopted another mapping's table, ever.
-    pub shares: u64,
+    shares,
     /// Slots that gave up a table that others kept, ever.
-    pub unshares: u64,
-    /// Slots with private tables because the mapping is private, ever.
-    pub fallback_private: u64,
-    /// Slots with private tables because the mapping does not cover them, ever.
-    pub fallback_not_covered: u64,
-    /// Faults that found the host's table in a slot that could be shared, ever.
-    pub fallback_occupied: u64,
+    unshares,
     /// Faults, ever.
-    pub faults: u64,
+    faults,
     /// Faults that took a page from the pool, ever.
-    pub faults_allocated: u64,
+    faults_allocated,
     /// Faults that copied a page, ever.
-    pub faults_copied: u64,
+    faults_copied,
 }
 
 impl SharingStatistics {
+    /// How often slots or faults came to private tables for that reason, ever.
+    pub fn fallbacks(&self, reason: Fallback) -> u64 {
+        self.fallbacks[reason as usize]
+    }
+
     /// Bytes of shared tables, each counted once: for `PageTables` in `/proc/meminfo`.
     pub fn table_bytes(&self) -> u64 {
         self.tables * TABLE_SIZE
@@ -72,35 +123,32 @@ impl Counter {
     }
 }
 
-#[derive(Default)]
-pub(crate) struct Counters {
-    pub(crate) tables: Counter,
-    pub(crate) attachments: Counter,
-    pub(crate) shares: Counter,
-    pub(crate) unshares: Counter,
-    fallbacks: [Counter; 3],
-    pub(crate) faults: Counter,
-    pub(crate) faults_allocated: Counter,
-    pub(crate) faults_copied: Counter,
-}
-
 impl Counters {
     pub(crate) fn fall_back(&self, reason: Fallback, slots: u64) {
         self.fallbacks[reason as usize].add(slots);
     }
+}
 
-    pub(crate) fn snapshot(&self) -> SharingStatistics {
-        SharingStatistics {
-            tables: self.tables.get(),
-            attachments: self.attachments.get(),
-            shares: self.shares.get(),
-            unshares: self.unshares.get(),
-            fallback_private: self.fallbacks[Fallback::Private as usize].get(),
-            fallback_not_covered: self.fallbacks[Fallback::NotCovered as usize].get(),
-            fallback_occupied: self.fallbacks[Fallback::Occupied as usize].get(),
-            faults: self.faults.get(),
-            faults_allocated: self.faults_allocated.get(),
-            faults_copied: self.faults_copied.get(),
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_listing_names_every_counter_once() {
+        let counters = Counters::default();
+        counters.tables.add(2);
+        counters.attachments.add(5);
+        counters.fall_back(Fallback::Occupied, 3);
+        let statistics = counters.snapshot();
+        let listed: std::vec::Vec<_> = statistics.list().collect();
+        let names: std::collections::BTreeSet<_> = listed.iter().map(|(name, _)| *name).collect();
+        assert_eq!(names.len(), listed.len());
+        for expected in
+            [("tables", 2), ("attachments", 5), ("saved_bytes", 3 * 4096), ("fallback_occupied", 3)]
+        {
+            assert!(listed.contains(&expected), "{expected:?} of {listed:?}");
         }
+        // The order of `ALL` is what `as usize` counts on.
+        assert!(Fallback::ALL.iter().enumerate().all(|(index, reason)| *reason as usize == index));
     }
 }

@@ -2,10 +2,11 @@
 
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::fmt::Write as _;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use ::hugetlb::{Config, Hugetlb, PageSize, Pool, ProtocolKind, SharingStatistics};
+use ::hugetlb::{Config, Hugetlb, PageSize, Pool, ProtocolKind};
 use linux_raw_sys::general as abi;
 
 use super::machine::Kernel;
@@ -32,6 +33,25 @@ fn parse_size(text: &str) -> Option<PageSize> {
     PageSize::from_bytes(digits.parse::<u64>().ok()?.checked_mul(1 << shift)?)
 }
 
+/// The protocol that `hugetlb_sharing=` names. Whoever names one wants that one: with another one all that they measure or test would
+/// be wrong without a word, so the machine stops.
+fn protocol(name: &str) -> ProtocolKind {
+    let Some(protocol) = ProtocolKind::from_name(name) else {
+        if ProtocolKind::LAB_ONLY.contains(&name) {
+            panic!(
+                "hugetlb_sharing={name}: this protocol corrupts memory and is there to be seen doing so; \
+                 only a kernel built with the feature lab has it (cargo xtask build --lab)"
+            );
+        }
+        let known: Vec<&str> = ProtocolKind::ALL.iter().map(|(name, _)| *name).collect();
+        panic!("hugetlb_sharing={name}: no such protocol; this kernel has {}", known.join(", "));
+    };
+    if ProtocolKind::LAB_ONLY.contains(&name) {
+        log::warn!("hugetlb_sharing={name}: MEMORY WILL BE CORRUPTED, this is a laboratory");
+    }
+    protocol
+}
+
 pub(super) fn init() {
     let mut config = Config::default();
     if let Some(text) = cmdline::get("default_hugepagesz") {
@@ -41,10 +61,7 @@ pub(super) fn init() {
         }
     }
     if let Some(name) = cmdline::get("hugetlb_sharing") {
-        match ProtocolKind::from_name(name) {
-            Some(protocol) => config.protocol = protocol,
-            None => log::warn!("hugetlb_sharing={name}: no such protocol"),
-        }
+        config.protocol = protocol(name);
     }
     let system = Hugetlb::new(Kernel, config);
     // `hugepages=` goes with the size in front of it; without one, with the default size.
@@ -161,24 +178,13 @@ fn register_pool(size: PageSize) -> Result<()> {
 /// `/sys/kernel/mm/hugepages/sharing`: what Linux does not tell.
 fn register_sharing() -> Result<()> {
     const DIRECTORY: &str = "kernel/mm/hugepages/sharing";
-    type Counter = fn(&SharingStatistics) -> u64;
-    const COUNTERS: [(&str, Counter); 12] = [
-        ("tables", |s| s.tables),
-        ("attachments", |s| s.attachments),
-        ("table_bytes", SharingStatistics::table_bytes),
-        ("saved_bytes", SharingStatistics::saved_bytes),
-        ("shares", |s| s.shares),
-        ("unshares", |s| s.unshares),
-        ("fallback_private", |s| s.fallback_private),
-        ("fallback_not_covered", |s| s.fallback_not_covered),
-        ("fallback_occupied", |s| s.fallback_occupied),
-        ("faults", |s| s.faults),
-        ("faults_allocated", |s| s.faults_allocated),
-        ("faults_copied", |s| s.faults_copied),
-    ];
-    for (name, counter) in COUNTERS {
+    // Whatever the library counts has a file: its listing has the same names in the same order always.
+    for (index, (name, _)) in system().sharing().list().enumerate() {
         let path = alloc::format!("{DIRECTORY}/{name}");
-        sys::register_read_only(&path, move || Ok(alloc::format!("{}\n", counter(&system().sharing()))))?;
+        sys::register_read_only(&path, move || {
+            let value = system().sharing().list().nth(index).map_or(0, |(_, value)| value);
+            Ok(alloc::format!("{value}\n"))
+        })?;
     }
     sys::register_read_only(&alloc::format!("{DIRECTORY}/protocol"), || {
         Ok(alloc::format!("{}\n", system().protocol_kind().name()))

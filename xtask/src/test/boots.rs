@@ -175,7 +175,36 @@ pub fn all() -> Vec<Boot> {
         },
     ];
     boots.extend(shells());
+    boots.extend(refusals());
     boots
+}
+
+/// What is wrong about a protocol stops the kernel, with the reason.
+fn refusals() -> [Boot; 2] {
+    let refused = |name, parameters, talk| Boot {
+        name,
+        parameters,
+        kernels: Kernels::Ours,
+        work: Work::Console(Script {
+            archive: |parts| busybox_init(parts, "#!/bin/busybox sh\necho 'it runs all the same'\n"),
+            gzip: false,
+            talk,
+            end: End::PowerOff,
+        }),
+        ..BOOT
+    };
+    [
+        refused(
+            "lab-only",
+            &["hugetlb_sharing=unfenced"],
+            &[Expect("only a kernel built with the feature lab has it")],
+        ),
+        refused(
+            "no-such-protocol",
+            &["hugetlb_sharing=no-such"],
+            &[Expect("no-such: no such protocol; this kernel has none, ")],
+        ),
+    ]
 }
 
 /// Debian's busybox as a person uses it: started by the kernel, typed at.

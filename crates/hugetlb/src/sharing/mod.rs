@@ -47,7 +47,10 @@ impl ProtocolKind {
     pub const ALL: [(&'static str, ProtocolKind); 2] =
         [("none", ProtocolKind::None), ("vma-lock", ProtocolKind::VmaLock)];
 
-    /// The protocol of a name.
+    /// Names of protocols that only builds with the feature `lab` have: they are wrong, to be seen going wrong.
+    pub const LAB_ONLY: [&'static str; 1] = ["unfenced"];
+
+    /// The protocol of a name, if this build has it.
     pub fn from_name(name: &str) -> Option<ProtocolKind> {
         Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
     }
