@@ -1,0 +1,288 @@
+//! One cast: the processes that race one way for a while, round by round.
+
+use std::time::{Duration, Instant};
+
+use roundtable_programs::child::{End, waitpid};
+use roundtable_programs::file::Fd;
+use roundtable_programs::huge::{self, GIB};
+use roundtable_programs::rng::Rng;
+use roundtable_programs::sys::{faults, settles};
+
+use crate::Scene;
+use crate::actor::Actor;
+use crate::board::{Board, Count, Finding, Kind, Step};
+use crate::options::Options;
+use crate::victim::Victim;
+use crate::ways::{Way, punch_any};
+
+/// Processes that have nothing to do with the files.
+const VICTIMS: u32 = 2;
+/// How long somebody may take to come to a stop: longer than any system call that works.
+const PATIENCE: Duration = Duration::from_secs(30);
+/// How a process ends that could not be set up.
+const NOT_SET_UP: i32 = 2;
+
+/// What a cast came to.
+pub struct Outcome {
+    pub way: Way,
+    pub beside_punch: bool,
+    pub rounds: u32,
+    pub board: Board,
+    /// When the first corruption was seen, since the cast began.
+    pub first: Option<Duration>,
+}
+
+impl Outcome {
+    pub fn corruptions(&self) -> u32 {
+        Kind::ALL.into_iter().map(|kind| self.board.found(kind)).sum()
+    }
+}
+
+struct Cast<'a> {
+    scene: &'a Scene,
+    options: &'a Options,
+    way: Way,
+    beside_punch: bool,
+    board: Board,
+    pids: Vec<i32>,
+    /// Threads that arrive at each step.
+    actors: u32,
+}
+
+/// Why a cast is over before its time.
+enum Broken {
+    /// Somebody is dead or hung: found and reported.
+    Corrupt,
+    NotSetUp,
+}
+
+/// Lets a cast run for a while.
+pub fn run(
+    scene: &Scene,
+    options: &Options,
+    way: Way,
+    beside_punch: bool,
+    time: Duration,
+    seed: u64,
+) -> Result<Outcome, String> {
+    let before = huge::counters();
+    let start = Instant::now();
+    let mut cast =
+        Cast { scene, options, way, beside_punch, board: Board::new(), pids: Vec::new(), actors: 0 };
+    let mut rounds = 0;
+    let mut first = None;
+    let mut rng = Rng::new(seed);
+    let arrived = cast.board.begin(Step::Pause);
+    cast.start(&mut rng)?;
+    let mut state = cast.gather(arrived);
+    while state.is_ok() && start.elapsed() < time {
+        state = cast.round(rounds, &mut rng);
+        rounds += 1;
+        if cast.board.found_any() {
+            first.get_or_insert_with(|| start.elapsed());
+            if options.until_found {
+                break;
+            }
+        }
+    }
+    if let Err(Broken::NotSetUp) = state {
+        return Err("a process could not be set up".to_string());
+    }
+    cast.finish(state.is_err());
+    cast.take_pages_back();
+    if !settles(Duration::from_secs(3), || huge::counters() == before) {
+        let now = huge::counters();
+        eprintln!("race: the pool was {before:?} and is {now:?}");
+        let difference = before.free.abs_diff(now.free) + before.reserved.abs_diff(now.reserved);
+        cast.find(Kind::Counters, difference, 0);
+    }
+    if cast.board.found_any() {
+        first.get_or_insert_with(|| start.elapsed());
+    }
+    Ok(Outcome { way, beside_punch, rounds, board: cast.board, first })
+}
+
+impl Cast<'_> {
+    fn find(&self, kind: Kind, seen: u64, expected: u64) {
+        self.board.report(Finding { kind, process: u32::MAX, file: 0, index: 0, seen, expected });
+    }
+
+    fn start(&mut self, rng: &mut Rng) -> Result<(), String> {
+        let processes = self.options.processes as u32;
+        for number in 0..processes {
+            let disturbs = self.way.is_done_by(number);
+            let (threads, seed) = (self.options.threads, rng.draw());
+            self.fork(threads as u32 + u32::from(disturbs), |cast| cast.actor(number, disturbs, seed))?;
+        }
+        if self.beside_punch {
+            let seed = rng.draw();
+            self.fork(1, |cast| {
+                let scene = cast.scene;
+                let actor =
+                    Actor::outside(processes, cast.way, &cast.board, &scene.files, &scene.sitter);
+                let mut rng = Rng::new(seed);
+                actor.play(
+                    || {
+                        punch_any(&actor, &mut rng);
+                        std::thread::yield_now();
+                    },
+                    false,
+                );
+                true
+            })?;
+        }
+        for number in 0..VICTIMS {
+            let seed = rng.draw();
+            self.fork(1, |cast| {
+                let scene = cast.scene;
+                let number = processes + 1 + number;
+                let actor = Actor::outside(number, cast.way, &cast.board, &[], &scene.sitter);
+                Victim::new(&actor, &scene.canary).live(Rng::new(seed));
+                true
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Forks a process that lives as `live` says and ends well if that was true.
+    fn fork(&mut self, threads: u32, live: impl FnOnce(&Cast) -> bool) -> Result<(), String> {
+        // SAFETY: this process has one thread.
+        match unsafe { libc::fork() } {
+            -1 => {
+                let error = std::io::Error::last_os_error();
+                self.finish(true);
+                Err(format!("fork: {error}"))
+            }
+            0 => {
+                let fine = live(self);
+                self.board.add(Count::Faults, faults().0);
+                // SAFETY: ends the process; nothing of the parent's may run twice.
+                unsafe { libc::_exit(if fine { 0 } else { NOT_SET_UP }) }
+            }
+            pid => {
+                self.pids.push(pid);
+                self.actors += threads;
+                Ok(())
+            }
+        }
+    }
+
+    fn actor(&self, number: u32, disturbs: bool, seed: u64) -> bool {
+        let scene = self.scene;
+        let actor = match Actor::new(number, self.way, &self.board, &scene.files, &scene.sitter) {
+            Ok(actor) => actor,
+            Err(error) => {
+                eprintln!("race: mmap of a file: {}", error.desc());
+                return false;
+            }
+        };
+        let mut rng = Rng::new(seed);
+        std::thread::scope(|scope| {
+            for _ in 1..self.options.threads {
+                let rng = Rng::new(rng.draw());
+                scope.spawn(|| actor.fault(rng, false));
+            }
+            if disturbs {
+                let rng = Rng::new(rng.draw());
+                scope.spawn(|| actor.disturb(rng));
+            }
+            actor.fault(rng, true);
+        });
+        true
+    }
+
+    /// All run for a while, stand still, one writes, all compare; then the files are emptied, so that the next round has
+    /// pages to fault in whatever the way does.
+    fn round(&self, round: u32, rng: &mut Rng) -> Result<(), Broken> {
+        self.board.begin(Step::Run);
+        std::thread::sleep(Duration::from_millis(40 + rng.below(100) as u64));
+        self.step(Step::Pause)?;
+        self.board.set_writer(round % self.options.processes as u32);
+        self.step(Step::Write)?;
+        self.step(Step::Compare)?;
+        self.take_pages_back();
+        Ok(())
+    }
+
+    fn step(&self, step: Step) -> Result<(), Broken> {
+        let arrived = self.board.begin(step);
+        self.gather(arrived)
+    }
+
+    fn gather(&self, arrived: u32) -> Result<(), Broken> {
+        let mut broken = None;
+        let complete = self.board.gather(arrived, self.actors, PATIENCE, || {
+            broken = self.pids.iter().find_map(|&pid| self.look_after(pid));
+            broken.is_none()
+        });
+        match (complete, broken) {
+            (true, _) => Ok(()),
+            (false, Some(broken)) => Err(broken),
+            (false, None) => {
+                self.find(Kind::Hung, 0, 0);
+                Err(Broken::Corrupt)
+            }
+        }
+    }
+
+    /// Whether a process ended before its time. It is not reaped.
+    fn look_after(&self, pid: i32) -> Option<Broken> {
+        // SAFETY: a siginfo of zeros is valid, and the call fills it.
+        let info = unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+            let result = libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags);
+            if result != 0 || info.si_pid() == 0 {
+                return None;
+            }
+            info
+        };
+        // SAFETY: waitid filled it in for an ended child.
+        let status = unsafe { info.si_status() };
+        if info.si_code == libc::CLD_EXITED && status == NOT_SET_UP {
+            return Some(Broken::NotSetUp);
+        }
+        self.find(Kind::Killed, status as u64, 0);
+        Some(Broken::Corrupt)
+    }
+
+    fn finish(&mut self, by_force: bool) {
+        self.board.begin(Step::Stop);
+        let pids = std::mem::take(&mut self.pids);
+        if by_force {
+            for &pid in &pids {
+                // SAFETY: takes integers; the child was not waited for.
+                unsafe { libc::kill(pid, libc::SIGKILL) };
+            }
+        }
+        let deadline = Instant::now() + PATIENCE;
+        for pid in pids {
+            let mut end = None;
+            let gone = settles(deadline.saturating_duration_since(Instant::now()), || match waitpid(pid, libc::WNOHANG) {
+                Ok((0, _)) => false,
+                Ok((_, how)) => {
+                    end = Some(how);
+                    true
+                }
+                Err(_) => true,
+            });
+            match end {
+                _ if !gone => self.find(Kind::Hung, 0, 0),
+                Some(End::Signal(signal)) if !by_force => self.find(Kind::Killed, signal as u64, 0),
+                _ => {}
+            }
+        }
+    }
+
+    fn take_pages_back(&self) {
+        for file in &self.scene.files {
+            if let Err(error) = punch_all(file) {
+                eprintln!("race: punch: {}", error.desc());
+            }
+        }
+    }
+}
+
+fn punch_all(file: &Fd) -> Result<(), roundtable_programs::Errno> {
+    file.punch(0, GIB as u64)
+}

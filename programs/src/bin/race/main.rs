@@ -1,0 +1,134 @@
+//! Provokes the race between a fault and whoever takes a shared page table away, and looks for what it destroys.
+//!
+//! Several processes map the same sparse files of 1 GiB, each over a whole slot, so that their page tables are shared.
+//! Threads fault absent pages in, which takes long because a huge page is zeroed; meanwhile tables are taken away: by
+//! protecting, unmapping, moving, cutting, forgetting, truncating, punching, forking and exiting. Bystanders build
+//! tables all the time, so that a table that was lost is soon somebody else's. An ordinary Linux program.
+
+mod actor;
+mod board;
+mod cast;
+mod compare;
+mod options;
+mod probe;
+mod report;
+mod stamp;
+mod victim;
+mod ways;
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use roundtable_programs::file::Fd;
+use roundtable_programs::huge::{self, GIB, HUGE};
+use roundtable_programs::leak::Baseline;
+use roundtable_programs::mem::{NORESERVE, RW, SHARED};
+use roundtable_programs::procfs;
+use roundtable_programs::rng::Rng;
+
+use options::Options;
+use stamp::{LAST_QUARTER, PLACES, USED, stamp};
+
+/// The files that are raced on.
+const FILES: usize = 3;
+
+/// The files of a run.
+pub struct Scene {
+    pub files: Vec<Fd>,
+    pub sitter: Fd,
+    pub canary: Fd,
+}
+
+fn main() -> ExitCode {
+    let options = match Options::parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(message) => {
+            eprintln!("race: {message}\n{}", options::USAGE);
+            return 2.into();
+        }
+    };
+    match run(&options) {
+        Ok(false) => {
+            println!("race: no corruption");
+            0.into()
+        }
+        Ok(true) => {
+            println!("race: CORRUPTION");
+            1.into()
+        }
+        Err(message) => {
+            eprintln!("race: {message}");
+            2.into()
+        }
+    }
+}
+
+/// Whether there was corruption.
+fn run(options: &Options) -> Result<bool, String> {
+    const NR: &str = "/proc/sys/vm/nr_hugepages";
+    let persistent = procfs::number(NR);
+    procfs::write(NR, options.pages.max(persistent)).map_err(|error| format!("{NR}: {error}"))?;
+    let free = huge::counters().free;
+    // All pages that are used, two files of the victims' own, and what waits for its flush.
+    let least = (FILES * USED.len() + 2 * 4 + 2 + 8) as u64;
+    if free < least {
+        huge::set_pool(persistent);
+        return Err(format!("{least} free huge pages are the least, and there are {free}"));
+    }
+    let result = race(options);
+    huge::set_pool(persistent);
+    result
+}
+
+fn race(options: &Options) -> Result<bool, String> {
+    probe::install();
+    let baseline = Baseline::take();
+    let start = Instant::now();
+    let mut outcomes = Vec::new();
+    let mut rng = Rng::new(options.seed);
+    let casts = options.ways.len() as u32 * 2;
+    {
+        let scene = Scene::set_up()?;
+        'ways: for &way in &options.ways {
+            for beside_punch in [false, true] {
+                let time = options.time / casts;
+                let outcome = cast::run(&scene, options, way, beside_punch, time, rng.draw())?;
+                report::progress(&outcome, start.elapsed());
+                let end = options.until_found && outcome.corruptions() > 0;
+                outcomes.push(outcome);
+                if end {
+                    break 'ways;
+                }
+            }
+        }
+    }
+    let leak = baseline.leak();
+    report::table(&outcomes);
+    if let Some(leak) = &leak {
+        println!("race: {leak}");
+    }
+    Ok(leak.is_some() || outcomes.iter().any(|outcome| outcome.corruptions() > 0))
+}
+
+impl Scene {
+    fn set_up() -> Result<Scene, String> {
+        let sitter = USED.into_iter().filter(|&index| index >= LAST_QUARTER);
+        Ok(Scene {
+            files: (0..FILES).map(|_| huge::sized(512)).collect(),
+            sitter: filled(ways::SITTER, sitter)?,
+            canary: filled(victim::CANARY, victim::CANARY_PAGES)?,
+        })
+    }
+}
+
+/// A sparse file of 1 GiB with stamps in some of its pages.
+fn filled(number: usize, pages: impl IntoIterator<Item = usize>) -> Result<Fd, String> {
+    let file = huge::sized(512);
+    let map = file.map(GIB, RW, SHARED | NORESERVE).map_err(|error| format!("mmap: {}", error.desc()))?;
+    for index in pages {
+        for place in PLACES {
+            map.set_u64(index * HUGE + place, stamp(number, index, 0));
+        }
+    }
+    Ok(file)
+}

@@ -1,0 +1,96 @@
+//! The command line of `race`.
+
+use std::time::Duration;
+
+use crate::ways::Way;
+
+pub const USAGE: &str = "usage: race [OPTIONS]
+  --seconds N     how long, all ways together [30]
+  --ways LIST     which of them, such as punch,truncate [all]: punch truncate dontneed mprotect munmap
+                  partial-munmap mremap fork exit
+  --processes N   processes that map the files [3]
+  --threads N     threads that fault in each of them [2]
+  --pages N       huge pages of 2 MiB that the pool is to have [96]
+  --seed N        where the random numbers start [1]
+  --until-found   end at the first corruption
+Exit status: 0 no corruption, 1 corruption, 2 the run could not be set up.";
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    pub time: Duration,
+    pub ways: Vec<Way>,
+    pub processes: usize,
+    pub threads: usize,
+    /// Huge pages in the pool.
+    pub pages: u64,
+    pub seed: u64,
+    pub until_found: bool,
+}
+
+impl Options {
+    pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Options, String> {
+        let mut options = Options {
+            time: Duration::from_secs(30),
+            ways: Way::ALL.to_vec(),
+            processes: 3,
+            threads: 2,
+            pages: 96,
+            seed: 1,
+            until_found: false,
+        };
+        while let Some(word) = words.next() {
+            let mut value = || words.next().ok_or(format!("{word} needs a value"));
+            match word.as_str() {
+                "--seconds" => {
+                    let seconds: f64 = number(&value()?)?;
+                    options.time = Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string())?;
+                }
+                "--ways" => {
+                    options.ways = value()?
+                        .split(',')
+                        .map(|name| Way::from_name(name).ok_or(format!("there is no way {name}")))
+                        .collect::<Result<_, _>>()?;
+                }
+                "--processes" => options.processes = number(&value()?)?,
+                "--threads" => options.threads = number(&value()?)?,
+                "--pages" => options.pages = number(&value()?)?,
+                "--seed" => options.seed = number(&value()?)?,
+                "--until-found" => options.until_found = true,
+                _ => return Err(format!("what is {word}?")),
+            }
+        }
+        if options.processes == 0 || options.threads == 0 || options.time.is_zero() {
+            return Err("one process, one thread and some time are the least".to_string());
+        }
+        Ok(options)
+    }
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("{text} is no number"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Options, String> {
+        Options::parse(line.split_whitespace().map(str::to_string))
+    }
+
+    #[test]
+    fn words_become_options() {
+        let options = parse("--seconds 0.5 --ways exit,punch --seed 7 --until-found").unwrap();
+        assert_eq!(options.time, Duration::from_millis(500));
+        assert_eq!(options.ways, [Way::Exit, Way::Punch]);
+        assert_eq!((options.seed, options.until_found), (7, true));
+        assert_eq!(parse("").unwrap().ways, Way::ALL);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        for line in ["--seconds", "--seconds 0", "--seconds -1", "--ways x", "--threads 0", "-x"] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+    }
+}

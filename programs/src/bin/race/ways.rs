@@ -1,0 +1,258 @@
+//! The ways to take a table away from under a fault, and what a thread does over and over in each of them.
+
+use roundtable_programs::child::waitpid;
+use roundtable_programs::huge::{GIB, HUGE};
+use roundtable_programs::mem::{
+    self, ANON, FIXED, NONE, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, mremap, munmap,
+};
+use roundtable_programs::rng::Rng;
+
+use crate::actor::{Actor, View};
+use crate::board::Kind;
+use crate::probe;
+use crate::stamp::{LAST_QUARTER, PLACES, USED, stamp};
+
+/// The file that sits where the last quarter of a mapping was unmapped.
+pub const SITTER: usize = 100;
+/// What a truncation leaves of a file: its first two quarters.
+const TRUNCATED: u64 = (256 * HUGE) as u64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    Punch,
+    Truncate,
+    DontNeed,
+    Mprotect,
+    Munmap,
+    PartialMunmap,
+    Mremap,
+    Fork,
+    Exit,
+}
+
+impl Way {
+    pub const ALL: [Way; 9] = [
+        Way::Punch,
+        Way::Truncate,
+        Way::DontNeed,
+        Way::Mprotect,
+        Way::Munmap,
+        Way::PartialMunmap,
+        Way::Mremap,
+        Way::Fork,
+        Way::Exit,
+    ];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Way::Punch => "punch",
+            Way::Truncate => "truncate",
+            Way::DontNeed => "dontneed",
+            Way::Mprotect => "mprotect",
+            Way::Munmap => "munmap",
+            Way::PartialMunmap => "partial-munmap",
+            Way::Mremap => "mremap",
+            Way::Fork => "fork",
+            Way::Exit => "exit",
+        }
+    }
+
+    pub fn from_name(name: &str) -> Option<Way> {
+        Way::ALL.into_iter().find(|way| way.name() == name)
+    }
+
+    /// Whether every process does it. A truncation knows that its file is short only when nobody else makes it long.
+    pub fn is_done_by(self, process: u32) -> bool {
+        self != Way::Truncate || process == 0
+    }
+
+    /// Whether an address in the last quarter of a slot may belong to the sitter.
+    pub fn has_sitter(self) -> bool {
+        self == Way::PartialMunmap
+    }
+
+    /// Does it once. What only this thread changes is verified on the way.
+    pub fn act(self, actor: &Actor, rng: &mut Rng) {
+        let view = &actor.views[rng.below(actor.views.len())];
+        match self {
+            Way::Punch => punch(actor, view, rng),
+            Way::Truncate => truncate(actor, view, rng),
+            Way::DontNeed => {
+                let (start, length) = part(rng);
+                let _ = mem::madvise(view.start() + start, length, libc::MADV_DONTNEED);
+            }
+            Way::Mprotect => protect(actor, view, rng),
+            Way::Munmap => unmap(actor, view, rng),
+            Way::PartialMunmap => unmap_last_quarter(actor, view, rng),
+            Way::Mremap => remap(actor, view, rng),
+            Way::Fork => fork(actor, rng),
+            Way::Exit => exit(actor, rng),
+        }
+    }
+}
+
+/// A part of a slot as offset and length: all of it, or its last quarter.
+fn part(rng: &mut Rng) -> (usize, usize) {
+    if rng.chance(2) { (0, GIB) } else { (LAST_QUARTER * HUGE, GIB - LAST_QUARTER * HUGE) }
+}
+
+fn any_used(rng: &mut Rng) -> usize {
+    USED[rng.below(USED.len())]
+}
+
+fn punch(actor: &Actor, view: &View, rng: &mut Rng) {
+    let index = any_used(rng);
+    let length = 1 + rng.below(4);
+    let result = actor.files[view.file].punch((index * HUGE) as u64, (length * HUGE) as u64);
+    actor.expect(result.is_ok(), "punch");
+}
+
+/// Also for the process that punches beside another way.
+pub fn punch_any(actor: &Actor, rng: &mut Rng) {
+    let file = &actor.files[rng.below(actor.files.len())];
+    let index = any_used(rng);
+    actor.expect(file.punch((index * HUGE) as u64, HUGE as u64).is_ok(), "punch");
+}
+
+fn truncate(actor: &Actor, view: &View, rng: &mut Rng) {
+    let file = &actor.files[view.file];
+    actor.expect(file.truncate(TRUNCATED).is_ok(), "ftruncate");
+    for _ in 0..2 {
+        let index = USED[USED.len() - 1 - rng.below(4)];
+        if let Ok(word) = probe::load(view.address(index, 0)) {
+            actor.find(Kind::Beyond, view.file, index, word, 0);
+        }
+    }
+    actor.expect(file.truncate(GIB as u64).is_ok(), "ftruncate");
+}
+
+fn protect(actor: &Actor, view: &View, rng: &mut Rng) {
+    let (offset, length) = part(rng);
+    let start = view.start() + offset;
+    let protection = if rng.chance(2) { R } else { NONE };
+    actor.expect(mprotect(start, length, protection).is_ok(), "mprotect");
+    for _ in 0..2 {
+        // The last quarter is protected in either case.
+        let index = USED[USED.len() - 1 - rng.below(4)];
+        let address = view.address(index, 0);
+        if protection == NONE
+            && let Ok(word) = probe::load(address)
+        {
+            actor.find(Kind::Permission, view.file, index, word, 0);
+        }
+        let word = stamp(view.file, index, actor.board.nonce());
+        if probe::store(address, word).is_ok() {
+            actor.find(Kind::Permission, view.file, index, word, 0);
+        }
+    }
+    actor.expect(mprotect(start, length, RW).is_ok(), "mprotect");
+}
+
+/// Nothing is mapped at the view's addresses now, so nothing may be seen there.
+fn expect_nothing(actor: &Actor, view: &View, start: usize, rng: &mut Rng) {
+    for _ in 0..2 {
+        let index = USED[USED.len() - 1 - rng.below(4)];
+        if let Ok(word) = probe::load(start + index * HUGE) {
+            actor.find(Kind::Permission, view.file, index, word, 0);
+        }
+    }
+}
+
+fn unmap(actor: &Actor, view: &View, rng: &mut Rng) {
+    actor.expect(munmap(view.start(), GIB).is_ok(), "munmap");
+    expect_nothing(actor, view, view.start(), rng);
+    actor.expect(view.map(0, GIB).is_ok(), "mmap");
+}
+
+fn unmap_last_quarter(actor: &Actor, view: &View, rng: &mut Rng) {
+    let offset = LAST_QUARTER * HUGE;
+    let start = view.start() + offset;
+    actor.expect(munmap(start, GIB - offset).is_ok(), "munmap");
+    expect_nothing(actor, view, view.start(), rng);
+    // Read-only: other threads may be about to store a stamp of the file that was here.
+    let flags = SHARED | FIXED | NORESERVE;
+    let sitter = mmap(start, GIB - offset, R, flags, actor.sitter.raw(), offset as i64);
+    actor.expect(sitter.is_ok(), "mmap");
+    for index in USED.into_iter().filter(|&index| index >= LAST_QUARTER) {
+        let expected = stamp(SITTER, index, 0);
+        match probe::load(view.start() + index * HUGE + PLACES[rng.below(PLACES.len())]) {
+            Ok(word) if word == expected => {}
+            Ok(word) => actor.find(Kind::Intruder, SITTER, index, word, expected),
+            Err(refused) => actor.find(Kind::Intruder, SITTER, index, refused.0 as u64, expected),
+        }
+    }
+    actor.expect(view.map(offset, GIB - offset).is_ok(), "mmap");
+}
+
+fn remap(actor: &Actor, view: &View, rng: &mut Rng) {
+    let (from, to) = (view.start(), view.other_start());
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    actor.expect(mremap(from, GIB, GIB, flags, to).is_ok(), "mremap");
+    view.moved();
+    expect_nothing(actor, view, from, rng);
+    let flags = PRIVATE | ANON | NORESERVE | FIXED;
+    actor.expect(mmap(from, GIB, NONE, flags, -1, 0).is_ok(), "mmap");
+}
+
+/// Starts a process that goes on with `child`, which must allocate no memory: other threads may hold the allocator's lock.
+fn start(actor: &Actor, child: impl FnOnce()) -> Option<i32> {
+    // SAFETY: the child touches memory and ends.
+    match unsafe { libc::fork() } {
+        -1 => {
+            actor.expect(false, "fork");
+            None
+        }
+        0 => {
+            child();
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(0) }
+        }
+        pid => Some(pid),
+    }
+}
+
+/// Waits for a child; it may have been killed by `killer` only.
+fn finish(actor: &Actor, pid: i32, killer: i32) {
+    use roundtable_programs::child::End;
+    match waitpid(pid, 0) {
+        Ok((_, End::Code(0))) => {}
+        Ok((_, End::Signal(signal))) if signal == killer => {}
+        Ok((_, End::Signal(signal))) => actor.find(Kind::Killed, 0, 0, signal as u64, 0),
+        _ => actor.expect(false, "waitpid"),
+    }
+}
+
+fn fork(actor: &Actor, rng: &mut Rng) {
+    let mut rng = rng.clone();
+    let child = start(actor, || {
+        for _ in 0..3 {
+            actor.touch(&mut rng);
+        }
+    });
+    if let Some(pid) = child {
+        finish(actor, pid, 0);
+    }
+}
+
+/// Two sharers that end while they fault: one of them as it likes, the other at any point.
+fn exit(actor: &Actor, rng: &mut Rng) {
+    let (mut one, mut two) = (rng.clone(), Rng::new(rng.draw()));
+    let short = start(actor, || {
+        for _ in 0..4 {
+            actor.touch(&mut one);
+        }
+    });
+    let long = start(actor, || {
+        while actor.board.running() {
+            actor.touch(&mut two);
+        }
+    });
+    if let Some(pid) = short {
+        finish(actor, pid, 0);
+    }
+    if let Some(pid) = long {
+        // SAFETY: takes integers; the child was not waited for.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+        finish(actor, pid, libc::SIGKILL);
+    }
+}
