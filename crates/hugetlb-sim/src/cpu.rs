@@ -127,10 +127,20 @@ impl Cpu {
     }
 }
 
+const WRITABLE: u64 = 1 << 1;
+const USER: u64 = 1 << 2;
+const NO_EXECUTE: u64 = 1 << 63;
+
+/// Whether a cached PUD entry leads to the table that the entry leads to now, and permits nothing that it does not.
+pub(crate) fn table_is_within(held: u64, now: u64) -> bool {
+    let rights = WRITABLE | NO_EXECUTE;
+    held & !rights == now & !rights
+        && held & WRITABLE <= now & WRITABLE
+        && held & NO_EXECUTE >= now & NO_EXECUTE
+}
+
 /// What the tables below a PUD entry say of an address.
 pub(crate) fn walk(memory: &Memory, pud: u64, address: VirtAddr) -> Option<Translation> {
-    const USER: u64 = 1 << 2;
-    const NO_EXECUTE: u64 = 1 << 63;
     if !format::is_present(pud) || pud & USER == 0 {
         return None;
     }

@@ -178,7 +178,7 @@ struct System {
 
 impl System {
     fn new(protocol: ProtocolKind) -> System {
-        let machine = SimMachine::new(CPUS, 256, PAGES as usize, 0);
+        let machine = SimMachine::new(CPUS, 512, PAGES as usize, 0);
         let hugetlb = machine.hugetlb(Config { default_size: PageSize::Size2M, protocol });
         assert_eq!(hugetlb.pool(PageSize::Size2M).set_persistent(PAGES, || false), PAGES);
         let files = (0..FILES).map(|_| hugetlb.anonymous_file(PageSize::Size2M, 0).unwrap()).collect();
@@ -287,11 +287,19 @@ macro_rules! against_the_oracle {
     };
 }
 
+against_the_oracle!(WithFileLock, ProtocolKind::FileLock);
 against_the_oracle!(WithVmaLock, ProtocolKind::VmaLock);
+against_the_oracle!(WithFileTables, ProtocolKind::FileTables);
 against_the_oracle!(WithoutSharing, ProtocolKind::None);
 
 prop_state_machine! {
     #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn file_lock_agrees_with_the_oracle(sequential 1..80 => WithFileLock);
+
+    #[test]
+    fn file_tables_agree_with_the_oracle(sequential 1..80 => WithFileTables);
 
     #[test]
     fn vma_lock_agrees_with_the_oracle(sequential 1..80 => WithVmaLock);

@@ -189,6 +189,16 @@ fn faults_survive_all_that_takes_away_under_vma_lock() {
 }
 
 #[test]
+fn faults_survive_all_that_takes_away_under_file_lock() {
+    faults_survive(ProtocolKind::FileLock);
+}
+
+#[test]
+fn faults_survive_all_that_takes_away_under_file_tables() {
+    faults_survive(ProtocolKind::FileTables);
+}
+
+#[test]
 fn faults_survive_all_that_takes_away_with_private_tables() {
     faults_survive(ProtocolKind::None);
 }

@@ -61,6 +61,10 @@ impl<M: Machine> Hugetlb<M> {
         &self.machine
     }
 
+    pub(crate) fn shared_machine(&self) -> &Arc<M> {
+        &self.machine
+    }
+
     /// The pool of a page size.
     pub fn pool(&self, size: PageSize) -> &Arc<Pool<M>> {
         &self.pools[size.slot()]

@@ -12,11 +12,15 @@
 //! operations of *other* processes (truncate, punch) walk the tables of a mapping without this address space's lock.
 //! It does well to free it then, because the library shares tables only in slots whose PUD entry is empty.
 //!
+//! A mapping may have a managed PUD entry in a slot that it covers in part, as long as it has the slot for itself. The host
+//! says what it has around a mapping ([`crate::MapOptions::room`]), and *before* it maps anything else into a slot that a
+//! mapping ends in it tells that mapping ([`crate::Mapping::set_room`]), which gives the slot's table back.
+//!
 //! # What the host's locks must do
 //!
 //! The host holds its address-space lock (a sleeping reader/writer lock) for *reading* over
 //! [`Mapping::fault`](crate::Mapping::fault) and the queries, and for *writing* over creating and dropping a mapping,
-//! `protect`, `move_to`, `split`, `fork` (both spaces). The file operations (truncate, fallocate, read) take no
+//! `protect`, `move_to`, `split`, `set_room`, `fork` (both spaces). The file operations (truncate, fallocate, read) take no
 //! address-space lock and must not be called with one held.
 
 use core::ops::Range;
@@ -75,6 +79,14 @@ pub trait Machine: Send + Sync + Sized + 'static {
     /// The library does not ask for a flush when an entry gains permissions: the access that faults on the stale
     /// translation drops it, as x86 hardware does.
     fn flush(&self, batch: &[Flush<Self::Space>]);
+
+    /// Makes every CPU that may hold translations of a space of which `concerned` says yes (by [`Space::id`]) forget all of
+    /// that space, and returns when all have. For tables that many spaces use: the cost is to depend on the CPUs, not
+    /// on the spaces.
+    ///
+    /// As [`Machine::flush`], it waits for other CPUs and is never called with a spin lock held; `concerned` takes one. A CPU that
+    /// switches to a space and flushes then needs no interrupt, if it had read no entry of the space before this call.
+    fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool);
 }
 
 /// Translations to forget.

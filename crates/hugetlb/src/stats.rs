@@ -12,11 +12,14 @@ pub enum Fallback {
     NotCovered,
     /// The host has a table in the slot.
     Occupied,
+    /// The mapping is not alone in the slot.
+    Neighbour,
 }
 
 impl Fallback {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Fallback; 3] = [Fallback::Private, Fallback::NotCovered, Fallback::Occupied];
+    pub const ALL: [Fallback; 4] =
+        [Fallback::Private, Fallback::NotCovered, Fallback::Occupied, Fallback::Neighbour];
 
     /// The name of the reason's counter.
     pub const fn counter_name(self) -> &'static str {
@@ -24,6 +27,7 @@ impl Fallback {
             Fallback::Private => "fallback_private",
             Fallback::NotCovered => "fallback_not_covered",
             Fallback::Occupied => "fallback_occupied",
+            Fallback::Neighbour => "fallback_neighbour",
         }
     }
 }
@@ -73,7 +77,7 @@ counted! {
     tables,
     /// PUD entries that lead to them.
     attachments,
-    /// Slots that adopted another mapping's table, ever.
+    /// Slots that were attached to a table that was there already, ever.
     shares,
     /// Slots that gave up a table that others kept, ever.
     unshares,

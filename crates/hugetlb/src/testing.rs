@@ -182,11 +182,18 @@ impl Machine for TestMachine {
             self.seen.lock().unwrap().push(entry);
         }
     }
+
+    fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool) {
+        let spaces = 1..self.next.load(Ordering::SeqCst);
+        if spaces.into_iter().any(concerned) {
+            self.flushes.fetch_add(1, Ordering::SeqCst);
+        }
+    }
 }
 
-/// A subsystem under `vma-lock` with so many persistent 2 MiB pages.
-pub(crate) fn hugetlb(pages: u64) -> Arc<Hugetlb<TestMachine>> {
-    let config = Config { default_size: PageSize::Size2M, protocol: ProtocolKind::VmaLock };
+/// A subsystem under a protocol with so many persistent 2 MiB pages.
+pub(crate) fn hugetlb(pages: u64, protocol: ProtocolKind) -> Arc<Hugetlb<TestMachine>> {
+    let config = Config { default_size: PageSize::Size2M, protocol };
     let hugetlb = Hugetlb::new(TestMachine::new(), config);
     assert_eq!(hugetlb.pool(PageSize::Size2M).set_persistent(pages, || false), pages);
     hugetlb

@@ -50,9 +50,18 @@ pub struct HugeLeftover {
 }
 
 impl HugeLeftover {
+    /// What an area of `file` holds.
+    pub fn new(file: Arc<HugeFile>, opened: Option<Arc<File>>, attachment: Option<Attachment>) -> Self {
+        Self { file, opened, attachment }
+    }
+
     fn duplicate(&self) -> Self {
         Self { file: self.file.clone(), opened: self.opened.clone(), attachment: self.attachment.clone() }
     }
+}
+
+fn addresses(range: Range<u64>) -> Range<VirtAddr> {
+    VirtAddr(range.start)..VirtAddr(range.end)
 }
 
 fn protection(flags: VmFlags) -> Protection {
@@ -81,13 +90,12 @@ fn fault_error(error: LibraryError) -> FaultError {
 }
 
 impl HugeArea {
-    /// Maps `range` from byte `offset` of the file on. The areas lock is held for writing, and nothing else is in the range.
+    /// Maps `range` from byte `offset` of the file on. The areas lock is held for writing, and nothing else is in `room`.
     pub fn new(
         space: &AddressSpace,
-        file: Arc<HugeFile>,
-        opened: Option<Arc<File>>,
-        attachment: Option<Attachment>,
+        keeps: HugeLeftover,
         range: Range<u64>,
+        room: Range<u64>,
         offset: u64,
         flags: VmFlags,
     ) -> Result<Self> {
@@ -98,10 +106,18 @@ impl HugeArea {
         };
         let tables = SpaceTables(space.page_tables().clone());
         let len = range.end - range.start;
-        let mapping =
-            file.content().map(tables, VirtAddr(range.start), len, offset, options).map_err(errno)?;
-        let writable = Writable::new(&file, flags);
-        Ok(Self { mapping, keeps: HugeLeftover { file, opened, attachment }, writable })
+        let file = &keeps.file;
+        let mapping = file
+            .content()
+            .map(tables, VirtAddr(range.start), len, offset, addresses(room), options)
+            .map_err(errno)?;
+        let writable = Writable::new(file, flags);
+        Ok(Self { mapping, keeps, writable })
+    }
+
+    /// Nothing else is in `room` from now on, or something is about to be around it. The areas lock is held for writing.
+    pub fn set_room(&mut self, room: Range<u64>) {
+        self.mapping.set_room(addresses(room));
     }
 
     /// Bytes of a page.
@@ -169,9 +185,9 @@ impl HugeArea {
         Self { mapping, keeps: self.keeps.duplicate(), writable: Writable::new(&self.keeps.file, flags) }
     }
 
-    /// Moves the whole area.
-    pub fn move_to(&mut self, start: u64) -> Result<()> {
-        self.mapping.move_to(VirtAddr(start)).map_err(errno)
+    /// Moves the whole area to where nothing else is in `room`.
+    pub fn move_to(&mut self, start: u64, room: Range<u64>) -> Result<()> {
+        self.mapping.move_to(VirtAddr(start), addresses(room)).map_err(errno)
     }
 
     /// MADV_DONTNEED. The end is rounded down to a huge page, as on Linux.

@@ -9,7 +9,7 @@ use crate::arch::cpu::{self, CpuSet};
 use crate::arch::{features, ipi, tlb};
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{self, PAGE_SIZE, contiguous};
-use crate::mm::{PageTables, table_entries};
+use crate::mm::{self, PageTables, table_entries};
 use crate::{sched, sync};
 
 /// This kernel, as a machine: all of its state is global.
@@ -86,6 +86,19 @@ impl Machine for Kernel {
         cpus.remove(this);
         if !cpus.is_empty() {
             ipi::call(&cpus, &|| flush_here(batch));
+        }
+    }
+    fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool) {
+        // As in `flush`.
+        fence(Ordering::SeqCst);
+        let mut cpus = mm::cpus_running(concerned);
+        let this = cpu::id();
+        if cpus.contains(this) {
+            tlb::flush_all();
+        }
+        cpus.remove(this);
+        if !cpus.is_empty() {
+            ipi::call(&cpus, &tlb::flush_all);
         }
     }
 }

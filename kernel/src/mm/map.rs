@@ -153,7 +153,9 @@ impl AddressSpace {
             }
             Source::Huge { file, opened, attachment } => {
                 let offset = plan.first << PAGE_SHIFT;
-                match hugetlb::HugeArea::new(self, file, opened, attachment, range.clone(), offset, flags) {
+                let keeps = hugetlb::HugeLeftover::new(file, opened, attachment);
+                let room = areas.set.room(range.clone());
+                match hugetlb::HugeArea::new(self, keeps, range.clone(), room, offset, flags) {
                     Ok(area) => Kind::Huge(Box::new(area)),
                     Err(error) => {
                         uncharge();

@@ -42,7 +42,7 @@ mod vma;
 
 pub use futex::{Key, futex_key};
 pub use map::{MapRequest, huge_size};
-pub use space::{AddressSpace, Areas};
+pub use space::{AddressSpace, Areas, cpus_running};
 pub use tables::{PageTables, entries as table_entries};
 pub use vma::VmFlags;
 

@@ -227,6 +227,7 @@ impl AddressSpace {
             // With the new area in the set: its tables may be close by, and must stay.
             let mut gather = Gather::new(self);
             self.free_tables(areas, old.clone(), &mut gather);
+            areas.set.tell_neighbours(old, false);
         }
         areas.set.merge(range);
         Ok(())
@@ -236,7 +237,16 @@ impl AddressSpace {
     fn move_huge(&self, areas: &mut Areas, old: Range<u64>, start: u64) -> Result<()> {
         let mut vma = areas.set.remove(old.start).ok_or(Errno::EFAULT)?;
         let result = match &mut vma.kind {
-            Kind::Huge(huge) => huge.move_to(start),
+            Kind::Huge(huge) => {
+                // Its old place is not free before its pages there are gone.
+                let mut room = areas.set.room(start..start + (old.end - old.start));
+                if old.end <= start {
+                    room.start = room.start.max(old.end);
+                } else {
+                    room.end = room.end.min(old.start);
+                }
+                huge.move_to(start, room)
+            }
             _ => Err(Errno::EFAULT),
         };
         if result.is_ok() {
@@ -246,7 +256,8 @@ impl AddressSpace {
         result?;
         areas.hint.freed(old.end);
         let mut gather = Gather::new(self);
-        self.free_tables(areas, old, &mut gather);
+        self.free_tables(areas, old.clone(), &mut gather);
+        areas.set.tell_neighbours(old, false);
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::backing::PageCache;
 use super::entry::Entry;
@@ -14,7 +14,7 @@ use super::shm::Attachment;
 use super::tables::{PageTables, Resident};
 use super::vma::{Kind, VmFlags, Vma, VmaSet};
 use super::{TASK_SIZE, accounting};
-use crate::arch::cpu::{CpuId, CpuSet};
+use crate::arch::cpu::{self, CpuId, CpuSet};
 use crate::arch::features;
 use crate::errno::{Errno, Result};
 use crate::fs::File;
@@ -56,6 +56,25 @@ pub struct Areas {
     pub(super) hint: SearchHint,
 }
 
+/// The id of the space's tables that each CPU has loaded; 0 for the kernel's own.
+///
+/// Written before the tables are loaded: a CPU that is named after another space still runs kernel code, and forgets the old
+/// one's translations with the load.
+static ACTIVE: [AtomicU64; cpu::MAX_CPUS] = [const { AtomicU64::new(0) }; cpu::MAX_CPUS];
+
+/// The CPUs that have tables loaded of whose id `concerned` says yes. Entries that were changed before the call are all that a CPU
+/// which is not among them can read.
+pub fn cpus_running(concerned: &dyn Fn(u64) -> bool) -> CpuSet {
+    let mut cpus = CpuSet::new();
+    for cpu in cpu::online().iter() {
+        let id = ACTIVE[cpu as usize].load(Ordering::SeqCst);
+        if id != 0 && concerned(id) {
+            cpus.insert(cpu);
+        }
+    }
+    cpus
+}
+
 /// An address space. The last reference must be dropped where the thread may sleep: the end of the space closes files.
 pub struct AddressSpace {
     this: Weak<AddressSpace>,
@@ -87,6 +106,7 @@ impl AddressSpace {
     /// Loads it on the calling CPU, `cpu`. Interrupts are off.
     pub fn activate(&self, cpu: CpuId) {
         // First the set, then the table: see `gather`. The locked instruction orders them.
+        ACTIVE[cpu as usize].store(self.tables.id, Ordering::SeqCst);
         self.tables.cpus.insert(cpu);
         // SAFETY: the table maps the kernel, and lives until `deactivate`: whoever runs the space holds a reference.
         unsafe { features::write_cr3(self.tables.root.0) };
@@ -97,6 +117,7 @@ impl AddressSpace {
     pub fn deactivate(&self, cpu: CpuId) {
         if features::read_cr3() & !0xfff == self.tables.root.0 {
             paging::load_kernel_table();
+            ACTIVE[cpu as usize].store(0, Ordering::SeqCst);
         }
         self.tables.cpus.remove(cpu);
     }
@@ -219,7 +240,9 @@ impl AddressSpace {
             }
             leftovers.push(vma);
         }
-        self.free_tables(areas, range, &mut gather);
+        self.free_tables(areas, range.clone(), &mut gather);
+        // What is left around it may have a slot for itself now.
+        areas.set.tell_neighbours(range, false);
         Ok(())
     }
 

@@ -9,10 +9,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use bitflags::bitflags;
 
-use super::AddressSpace;
 use super::backing::Link;
 use super::shm::Attachment;
 use super::vdso::SpecialPages;
+use super::{AddressSpace, TASK_SIZE};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::hugetlb::HugeArea;
@@ -345,9 +345,36 @@ impl VmaSet {
         }
     }
 
+    /// The addresses around `range`, in which there is nothing, up to the next areas.
+    pub(super) fn room(&self, range: Range<u64>) -> Range<u64> {
+        let floor = self.before(range.start).map_or(0, |vma| vma.end);
+        let ceiling = self.areas.range(range.end..).next().map_or(TASK_SIZE, |(_, vma)| vma.start);
+        floor..ceiling
+    }
+
+    /// Tells the huge pages next to `range` how much room they have. With `coming`, something is about to be in `range`: they give up
+    /// the shared table of a slot that they have in common with it. Without, they may have more room than before.
+    pub(super) fn tell_neighbours(&mut self, range: Range<u64>, coming: bool) {
+        let below = self.before(range.start).filter(|vma| vma.is_huge()).map(Vma::range);
+        let above = self.areas.range(range.end..).next().map(|(_, vma)| vma);
+        let above = above.filter(|vma| vma.is_huge()).map(Vma::range);
+        for neighbour in below.into_iter().chain(above) {
+            let mut room = self.room(neighbour.clone());
+            if coming && range.start >= neighbour.end {
+                room.end = room.end.min(range.start);
+            } else if coming {
+                room.start = room.start.max(range.end);
+            }
+            if let Some(Kind::Huge(huge)) = self.areas.get_mut(&neighbour.start).map(|vma| &mut vma.kind) {
+                huge.set_room(room);
+            }
+        }
+    }
+
     /// Adds an area where there is none.
     pub(super) fn insert(&mut self, vma: Vma) {
         debug_assert!(!self.is_occupied(vma.range()));
+        self.tell_neighbours(vma.range(), true);
         self.count_in(&vma);
         self.areas.insert(vma.start, vma);
     }

@@ -1,24 +1,30 @@
-//! The page cache of a file, and its size.
+//! The page cache of a file, its size, and the tables that show it.
 
 use alloc::collections::BTreeMap;
 
-use crate::addr::PageIndex;
+use super::index::IndexLock;
+use super::mirror::{Mirror, Window};
+use crate::addr::{PageIndex, PhysAddr};
+use crate::format;
 use crate::machine::Machine;
 use crate::pool::Page;
-use crate::sync::Arc;
+use crate::sync::{Arc, Ordering};
 
-/// The pages of a file by index, and where the file ends.
+/// The pages of a file by index, where the file ends, and its tables.
 pub(crate) struct Cache<M: Machine> {
+    machine: Arc<M>,
+    page_shift: u32,
     size: u64,
     pages: BTreeMap<PageIndex, Arc<Page<M>>>,
+    mirror: Mirror,
 }
 
 /// The index is beyond the end of the file.
 pub(crate) struct BeyondEnd;
 
 impl<M: Machine> Cache<M> {
-    pub(super) fn new() -> Cache<M> {
-        Cache { size: 0, pages: BTreeMap::new() }
+    pub(super) fn new(machine: Arc<M>, page_shift: u32) -> Cache<M> {
+        Cache { machine, page_shift, size: 0, pages: BTreeMap::new(), mirror: Mirror::default() }
     }
 
     /// The file's size in bytes.
@@ -26,37 +32,83 @@ impl<M: Machine> Cache<M> {
         self.size
     }
 
+    /// Moves the end. Pages that `FALLOC_FL_KEEP_SIZE` put behind the old one come into sight; what is behind the new one is
+    /// the caller's to take away.
     pub(super) fn set_size(&mut self, size: u64) {
+        let old = self.end();
         self.size = size;
+        if old < self.end() {
+            for (index, page) in self.pages.range(old..self.end()) {
+                self.mirror.show(&*self.machine, *index, page);
+            }
+        }
+    }
+
+    /// The first index that does not lie wholly in front of the file's end.
+    fn end(&self) -> PageIndex {
+        PageIndex(self.size >> self.page_shift)
     }
 
     /// Whether the whole page lies in front of the file's end.
-    pub(crate) fn covers(&self, index: PageIndex, shift: u32) -> bool {
-        index.0 < self.size >> shift
+    pub(crate) fn covers(&self, index: PageIndex) -> bool {
+        index < self.end()
     }
 
     pub(crate) fn get(&self, index: PageIndex) -> Option<&Arc<Page<M>>> {
         self.pages.get(&index)
     }
 
-    /// Adds a page for a fault. That the end is looked at in the same critical section is what makes a truncation final:
-    /// once the size is set no page appears behind it.
-    pub(crate) fn insert(&mut self, index: PageIndex, page: Arc<Page<M>>) -> Result<(), BeyondEnd> {
-        if !self.covers(index, page.size().shift()) {
+    /// Adds a page for a fault, and shows it. That the end is looked at in the same critical section is what makes a
+    /// truncation final: once the size is set no page appears behind it.
+    pub(crate) fn insert(&mut self, at: &IndexLock<'_, M>, page: Arc<Page<M>>) -> Result<(), BeyondEnd> {
+        if !self.covers(at.index()) {
             return Err(BeyondEnd);
         }
-        self.insert_anywhere(index, page);
+        self.insert_anywhere(at, page);
         Ok(())
     }
 
-    /// Adds a page, also beyond the end: for `FALLOC_FL_KEEP_SIZE`, under the size lock.
-    pub(super) fn insert_anywhere(&mut self, index: PageIndex, page: Arc<Page<M>>) {
-        let old = self.pages.insert(index, page);
+    /// Adds a page, also beyond the end, where no table shows it: for `FALLOC_FL_KEEP_SIZE`, under the size lock.
+    pub(super) fn insert_anywhere(&mut self, at: &IndexLock<'_, M>, page: Arc<Page<M>>) {
+        if self.covers(at.index()) {
+            self.mirror.show(&*self.machine, at.index(), &page);
+        }
+        let old = self.pages.insert(at.index(), page);
         debug_assert!(old.is_none(), "two pages for one index");
     }
 
-    pub(super) fn remove(&mut self, index: PageIndex) -> Option<Arc<Page<M>>> {
-        self.pages.remove(&index)
+    /// Shows a page again that an unmapping hid; the page is in the cache and in front of the end.
+    pub(crate) fn show(&self, at: &IndexLock<'_, M>, page: &Page<M>) {
+        self.mirror.show(&*self.machine, at.index(), page);
+    }
+
+    /// Hides the cached pages from an index on, at most `limit` of them. `hidden` gets each page that tables showed, with the
+    /// number of entries. Returns where to go on.
+    pub(crate) fn hide(
+        &self,
+        indices: core::ops::Range<PageIndex>,
+        limit: usize,
+        mut hidden: impl FnMut(&Arc<Page<M>>, u64),
+    ) -> Option<PageIndex> {
+        let mut count = 0;
+        for (index, page) in self.pages.range(indices) {
+            if count == limit {
+                return Some(*index);
+            }
+            count += 1;
+            if page.is_mapped() {
+                hidden(page, self.mirror.hide(&*self.machine, *index));
+            }
+        }
+        None
+    }
+
+    /// Takes a page out; with it the number of entries that showed it, which are cleared, to be flushed and counted out.
+    ///
+    /// Both in one critical section: a table that is made now must not be filled with a page that is about to go.
+    pub(super) fn remove(&mut self, at: &IndexLock<'_, M>) -> Option<(Arc<Page<M>>, u64)> {
+        let page = self.pages.remove(&at.index())?;
+        Some((page, self.mirror.hide(&*self.machine, at.index())))
     }
 
     /// The first cached index in the range.
@@ -70,5 +122,54 @@ impl<M: Machine> Cache<M> {
     /// Pages in the cache.
     pub(crate) fn len(&self) -> u64 {
         self.pages.len() as u64
+    }
+
+    /// Pages that a mapping of the indices can see.
+    pub(crate) fn visible(&self, indices: core::ops::Range<u64>) -> u64 {
+        let end = PageIndex(indices.end).min(self.end());
+        let first = PageIndex(indices.start);
+        if first < end { self.pages.range(first..end).count() as u64 } else { 0 }
+    }
+
+    /// The table of a window, attached once more; `spare`, an empty table, becomes it when there is none. `None` when there is
+    /// neither.
+    pub(crate) fn attach(&mut self, window: Window, spare: &mut Option<PhysAddr>) -> Option<PhysAddr> {
+        let end = (window.first + window.pages).min(self.end()).max(window.first);
+        let pages = self.pages.range(window.first..end).map(|(index, page)| (*index, &**page));
+        self.mirror.attach(&*self.machine, window, spare, pages)
+    }
+
+    /// Counts an attachment out whose PUD entry is clear and whose TLBs were flushed. Returns the table when it was the last:
+    /// it is empty and off the list.
+    pub(crate) fn detach(&mut self, window: Window) -> Option<PhysAddr> {
+        let frame = self.mirror.detach(window)?;
+        let entries = self.machine.table(frame);
+        for (entry, index) in
+            entries[window.entry..].iter().zip(window.first.0..window.first.0 + window.pages)
+        {
+            // Relaxed: nobody is attached, and no TLB holds any of them.
+            let old = entry.swap(0, Ordering::Relaxed);
+            if format::is_leaf(old)
+                && let Some(page) = self.pages.get(&PageIndex(index))
+            {
+                page.remove_entry();
+            }
+        }
+        Some(frame)
+    }
+
+    /// See [`Mirror::join`].
+    pub(crate) fn join(&mut self, space: u64) {
+        self.mirror.join(space);
+    }
+
+    /// See [`Mirror::leave`].
+    pub(crate) fn leave(&mut self, space: u64) {
+        self.mirror.leave(space);
+    }
+
+    /// See [`Mirror::has_joined`].
+    pub(crate) fn has_joined(&self, space: u64) -> bool {
+        self.mirror.has_joined(space)
     }
 }

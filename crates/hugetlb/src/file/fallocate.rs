@@ -72,13 +72,13 @@ impl<M: Machine> File<M> {
             if interrupted() {
                 return Err(Error::Interrupted);
             }
-            let _fault = self.hugetlb.fault_mutex(self.id, index).lock();
+            let at = self.lock_index(index);
             if self.cache.lock().get(index).is_some() {
                 continue;
             }
-            let page = self.allocate_page(index)?;
+            let page = self.allocate_page(&at)?;
             page.zero();
-            self.cache.lock().insert_anywhere(index, page);
+            self.cache.lock().insert_anywhere(&at, page);
         }
         Ok(())
     }
@@ -93,7 +93,7 @@ impl<M: Machine> File<M> {
         }
         self.zero_within(offset, first * bytes);
         if first < last {
-            self.unmap_everywhere(first..last);
+            self.unmap(first..last);
             self.remove_pages(first..last, true);
         }
         self.zero_within(last * bytes, end);
@@ -106,7 +106,7 @@ impl<M: Machine> File<M> {
         }
         let size = self.page_size();
         let index = PageIndex(from >> size.shift());
-        let _fault = self.hugetlb.fault_mutex(self.id, index).lock();
+        let _index = self.lock_index(index);
         let page = self.cache.lock().get(index).cloned();
         if let Some(page) = page {
             let within = from & (size.bytes() - 1);

@@ -10,6 +10,8 @@
 
 mod cache;
 mod fallocate;
+mod index;
+pub(crate) mod mirror;
 mod read;
 mod truncate;
 
@@ -19,6 +21,8 @@ use core::ops::Range;
 
 pub(crate) use cache::Cache;
 pub use fallocate::FallocateMode;
+pub(crate) use index::IndexLock;
+pub(crate) use mirror::Window;
 pub use read::{Chunk, PageRef};
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
@@ -26,7 +30,7 @@ use crate::error::{Error, Result};
 use crate::format::Protection;
 use crate::hugetlb::Hugetlb;
 use crate::machine::Machine;
-use crate::mapping::{Area, Mapping};
+use crate::mapping::{Alone, Area, Mapping, Placement};
 use crate::pool::{Page, Pool};
 use crate::reserve::{self, Regions, Subpool};
 use crate::superblock::InodeCharge;
@@ -69,6 +73,15 @@ impl Attach {
     pub(crate) fn may_adopt(&self) -> bool {
         self.paused == 0
     }
+
+    /// From now on nobody adopts, until as many calls of [`Attach::resume`].
+    pub(crate) fn pause(&mut self) {
+        self.paused += 1;
+    }
+
+    pub(crate) fn resume(&mut self) {
+        self.paused -= 1;
+    }
 }
 
 /// A file of huge pages.
@@ -85,9 +98,12 @@ pub struct File<M: Machine> {
     size_lock: Mutex<M, ()>,
     cache: Spin<M, Cache<M>>,
     regions: Mutex<M, Regions>,
-    /// Serialises that mappings attach to tables; see the `sharing` module.
+    /// Held by all faults (for reading) and by what takes away (for writing) under the protocol `file-lock`.
+    fence: RwLock<M, ()>,
+    /// Serialises that mappings adopt tables; see the `sharing` module.
     attach: Mutex<M, Attach>,
-    /// By age: an area made during a walk comes behind the walker.
+    /// Mappings with entries that the file does not write itself, by age: one that is put here during a walk comes behind the
+    /// walker.
     mappings: RwLock<M, BTreeMap<u64, Arc<Area<M>>>>,
 }
 
@@ -99,6 +115,7 @@ impl<M: Machine> File<M> {
         inode: Option<InodeCharge<M>>,
     ) -> Arc<File<M>> {
         let pool = hugetlb.pool(page_size).clone();
+        let cache = Cache::new(hugetlb.shared_machine().clone(), page_size.shift());
         Arc::new(File {
             id: hugetlb.next_id(),
             hugetlb,
@@ -106,7 +123,8 @@ impl<M: Machine> File<M> {
             subpool,
             _inode: inode,
             size_lock: Mutex::<M, _>::new(()),
-            cache: Spin::<M, _>::new(Cache::new()),
+            cache: Spin::<M, _>::new(cache),
+            fence: RwLock::<M, _>::new(()),
             regions: Mutex::<M, _>::new(Regions::default()),
             attach: Mutex::<M, _>::new(Attach { paused: 0 }),
             mappings: RwLock::<M, _>::new(BTreeMap::new()),
@@ -144,6 +162,10 @@ impl<M: Machine> File<M> {
 
     pub(crate) fn cache(&self) -> &Spin<M, Cache<M>> {
         &self.cache
+    }
+
+    pub(crate) fn fence(&self) -> &RwLock<M, ()> {
+        &self.fence
     }
 
     pub(crate) fn attach(&self) -> &Mutex<M, Attach> {
@@ -190,7 +212,8 @@ impl<M: Machine> File<M> {
         Ok(())
     }
 
-    /// Maps `length` bytes from byte `offset` at `start`; all three are multiples of the page size.
+    /// Maps `length` bytes from byte `offset` at `start`; all three are multiples of the page size. `room` are the addresses,
+    /// those of the mapping included, in which the address space has nothing else: see [`Mapping::set_room`].
     ///
     /// The host holds the address space's lock for writing, and has nothing else in the range. A mapping that may be
     /// written extends the file to its end, as hugetlbfs does. With 1 GiB pages the PUD entries of the range are empty.
@@ -204,6 +227,7 @@ impl<M: Machine> File<M> {
         start: VirtAddr,
         length: u64,
         offset: u64,
+        room: Range<VirtAddr>,
         options: MapOptions,
     ) -> Result<Mapping<M>> {
         let size = self.page_size();
@@ -229,51 +253,44 @@ impl<M: Machine> File<M> {
                 cache.set_size(end);
             }
         }
-        Ok(Mapping::new(self.clone(), space, start, first, pages, options))
+        // mmap changes the list of mappings.
+        let _fence = self.hugetlb.protocol().change_fence(self);
+        let alone = Alone::new(start, length, &room);
+        let placement = Placement { start, first, pages, protection: options.protection, alone };
+        Ok(Mapping::new(self.clone(), space, placement, options))
     }
 
-    /// Takes a page for an index that has none, by the file's promises. The index's fault mutex is held. The content is
-    /// arbitrary.
-    pub(crate) fn allocate_page(&self, index: PageIndex) -> Result<Arc<Page<M>>> {
+    /// Takes a page for an index that has none, by the file's promises. The content is arbitrary.
+    pub(crate) fn allocate_page(&self, at: &IndexLock<'_, M>) -> Result<Arc<Page<M>>> {
         // Held from the look to the change: a truncation that deletes the promise comes before or after both.
         let mut regions = self.regions.lock();
-        let frame = if regions.contains(index.0) {
+        let index = at.index().0;
+        let frame = if regions.contains(index) {
             self.pool.take(true).ok_or(Error::NoSpace)?
         } else {
             let frame = reserve::take_unpromised(&self.pool, self.subpool())?;
-            regions.insert(index.0..index.0 + 1);
+            regions.insert(index..index + 1);
             frame
         };
         Ok(Arc::new(Page::new(frame, self.pool.clone(), self.subpool.clone())))
     }
 
-    /// As [`File::unmap_everywhere`] for one index whose fault mutex is held, so that no entry for it is left afterwards.
-    ///
-    /// The walk visits mappings in turn. Without the pause a mapping behind the walker could adopt the table of one before it,
-    /// with the entry still in.
-    pub(crate) fn unmap_for_good(&self, index: PageIndex) {
-        // Taken alone: a mapping that holds the mutex holds its own lock too, for which the walk waits.
-        self.attach.lock().paused += 1;
-        self.unmap_everywhere(index.0..index.0 + 1);
-        self.attach.lock().paused -= 1;
-    }
-
-    /// Clears the entries of all mappings for the page indices, drops private copies, and flushes.
-    pub(crate) fn unmap_everywhere(&self, range: Range<u64>) {
+    /// Clears the entries of the listed mappings for the page indices, drops private copies, and flushes.
+    pub(crate) fn unmap_listed(&self, indices: Range<u64>) {
         let mut next = 0;
         loop {
             // By age, so an area that a fork or a split makes while its origin is locked is met later in this walk.
-            let areas: Vec<Arc<Area<M>>> = self
+            let areas: Vec<(u64, Arc<Area<M>>)> = self
                 .mappings
                 .read()
                 .range(next..)
                 .take(AREAS_AT_A_TIME)
-                .map(|(_, area)| area.clone())
+                .map(|(key, area)| (*key, area.clone()))
                 .collect();
-            let Some(last) = areas.last() else { return };
-            next = last.id() + 1;
-            for area in &areas {
-                area.unmap_indices(self, range.clone());
+            let Some((last, _)) = areas.last() else { return };
+            next = last + 1;
+            for (_, area) in &areas {
+                area.unmap_indices(self, indices.clone());
             }
         }
     }

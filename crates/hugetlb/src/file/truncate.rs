@@ -10,6 +10,7 @@ use super::File;
 use crate::addr::PageIndex;
 use crate::error::Result;
 use crate::machine::Machine;
+use crate::mapping::Batch;
 use crate::reserve;
 
 impl<M: Machine> File<M> {
@@ -24,7 +25,7 @@ impl<M: Machine> File<M> {
         let _size = self.size_lock.lock();
         self.cache.lock().set_size(size);
         let end = size >> self.page_size().shift();
-        self.unmap_everywhere(end..u64::MAX);
+        self.unmap(end..u64::MAX);
         let freed = self.remove_pages(end..u64::MAX, false);
         let promised = self.regions.lock().remove(end..u64::MAX);
         reserve::unreserve(&self.pool, self.subpool(), promised.saturating_sub(freed));
@@ -39,18 +40,43 @@ impl<M: Machine> File<M> {
         loop {
             let Some(index) = self.cache.lock().next(next, end) else { return freed };
             next = index + 1;
-            let _fault = self.hugetlb.fault_mutex(self.id, index).lock();
-            // Another punch cannot have taken it (size lock), but look rather than assume.
-            let Some(page) = self.cache.lock().get(index).cloned() else { continue };
-            if page.is_mapped() {
-                self.unmap_for_good(index);
-                debug_assert!(!page.is_mapped(), "an entry outlived its page");
-            }
-            self.cache.lock().remove(index);
-            if punch {
-                self.regions.lock().remove(index.0..index.0 + 1);
-            }
-            freed += 1;
+            freed += u64::from(self.remove_page(index, punch));
         }
+    }
+
+    /// Clears the entries of all mappings for the page indices, with few flushes; a fault may bring one back.
+    pub(super) fn unmap(&self, indices: Range<u64>) {
+        let protocol = self.hugetlb.protocol();
+        let _fence = protocol.change_fence(self);
+        protocol.unmap(self, indices);
+    }
+
+    /// Takes a page out of the cache and gives it up; returns whether there was one.
+    fn remove_page(&self, index: PageIndex, punch: bool) -> bool {
+        let protocol = self.hugetlb.protocol();
+        let mut at = self.lock_index(index);
+        let is_mapped = || self.cache.lock().get(index).is_some_and(|page| page.is_mapped());
+        let mut _fence = None;
+        if is_mapped() {
+            // The fence comes before the index: let go, and look again.
+            drop(at);
+            _fence = protocol.change_fence(self);
+            at = self.lock_index(index);
+            if is_mapped() {
+                protocol.unmap_for_good(self, index);
+            }
+        }
+        // Another punch cannot have taken it (size lock), but look rather than assume.
+        let Some((page, entries)) = self.cache.lock().remove(&at) else { return false };
+        if punch {
+            self.regions.lock().remove(index.0..index.0 + 1);
+        }
+        // The index is locked until the TLBs are flushed: no fresh page appears to one process while another still sees
+        // the old one.
+        let mut batch = Batch::new(self);
+        batch.hide(&page, entries);
+        batch.finish();
+        debug_assert!(!page.is_mapped(), "an entry outlived its page");
+        true
     }
 }

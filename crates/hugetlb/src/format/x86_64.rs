@@ -42,9 +42,22 @@ pub fn leaf(frame: PhysAddr, protection: Protection) -> u64 {
     entry
 }
 
-/// A PUD entry that leads to a managed PMD table and takes no permission away.
-pub fn managed(table: PhysAddr) -> u64 {
-    table.0 | PRESENT | WRITABLE | USER | ACCESSED | MANAGED
+/// A PUD entry that leads to a managed PMD table and leaves of its leaves' permissions those of `protection`, which is not
+/// empty: on this architecture permissions combine over the levels.
+pub fn managed(table: PhysAddr, protection: Protection) -> u64 {
+    let mut entry = table.0 | PRESENT | USER | ACCESSED | MANAGED;
+    if protection.contains(Protection::WRITE) {
+        entry |= WRITABLE;
+    }
+    if !protection.contains(Protection::EXECUTE) {
+        entry |= NO_EXECUTE;
+    }
+    entry
+}
+
+/// The leaf with what the entry above it leaves of its permissions.
+pub fn combine(above: u64, leaf: u64) -> u64 {
+    (leaf & (above | !WRITABLE)) | (above & NO_EXECUTE)
 }
 
 /// Whether the hardware uses the entry.
@@ -104,8 +117,22 @@ mod tests {
 
     #[test]
     fn a_managed_entry_is_no_leaf() {
-        let entry = managed(PhysAddr(0x1234_5000));
-        assert!(is_managed(entry) && is_present(entry) && !is_leaf(entry));
-        assert_eq!(table_frame(entry), PhysAddr(0x1234_5000));
+        for bits in 1..8 {
+            let entry = managed(PhysAddr(0x1234_5000), Protection::from_bits_truncate(bits));
+            assert!(is_managed(entry) && is_present(entry) && !is_leaf(entry));
+            assert_eq!(table_frame(entry), PhysAddr(0x1234_5000));
+        }
+    }
+
+    #[test]
+    fn permissions_combine_to_what_both_levels_permit() {
+        for (above, below) in (1..8).flat_map(|above| (1..8).map(move |below| (above, below))) {
+            let above = Protection::from_bits_truncate(above) | Protection::READ;
+            let below = Protection::from_bits_truncate(below) | Protection::READ;
+            let leaf = leaf(PhysAddr(0x40_0000_0000), below);
+            let combined = combine(managed(PhysAddr(0x1000), above), leaf);
+            assert_eq!(protection(combined), above & below);
+            assert_eq!(leaf_frame(combined, PageSize::Size2M), PhysAddr(0x40_0000_0000));
+        }
     }
 }

@@ -10,26 +10,66 @@ use core::ops::Range;
 use super::Batch;
 use crate::addr::{PageIndex, PageSize, SLOT_SIZE, VirtAddr};
 use crate::error::OutOfMemory;
-use crate::file::File;
+use crate::file::{Cache, File};
 use crate::format::{self, Protection};
 use crate::machine::{Machine, Space};
 use crate::pool::Page;
 use crate::reserve::Regions;
-use crate::sharing::{Change, Slot, Table, entry_index};
-use crate::sync::{Arc, AtomicU64, Ordering, RwLock, Spin};
+use crate::sharing::{Change, Purpose, Table, entry_index};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering, RwLock, Spin};
 
 /// What the mapping lock guards.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Placement {
-    pub(super) start: VirtAddr,
-    pub(super) first: PageIndex,
-    pub(super) pages: u64,
-    pub(super) protection: Protection,
+    pub(crate) start: VirtAddr,
+    pub(crate) first: PageIndex,
+    pub(crate) pages: u64,
+    pub(crate) protection: Protection,
+    pub(crate) alone: Alone,
 }
 
 impl Placement {
     pub(super) fn indices(&self) -> Range<u64> {
         self.first.0..self.first.0 + self.pages
+    }
+}
+
+/// Whether the mapping is the only one in the slots at its ends, where it covers them in part.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Alone {
+    pub(super) first: bool,
+    pub(super) last: bool,
+}
+
+impl Alone {
+    /// `room`: the addresses around the mapping in which the space has nothing else.
+    pub(crate) fn new(start: VirtAddr, length: u64, room: &Range<VirtAddr>) -> Alone {
+        let last_slot = (start + (length - 1)).slot();
+        Alone { first: room.start <= start.slot(), last: room.end.0 >= last_slot.0.saturating_add(SLOT_SIZE) }
+    }
+}
+
+/// The part of a shared mapping of 2 MiB pages that lies in one 1 GiB slot: what one table maps.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slot {
+    /// The slot's first address.
+    pub(crate) start: VirtAddr,
+    /// The page at the part's first address.
+    pub(crate) first: PageIndex,
+    /// The pages of the part.
+    pub(crate) pages: u64,
+    /// The entry of the first page in a table for the slot.
+    pub(crate) entry: usize,
+    /// The address space has nothing else in the slot.
+    pub(crate) alone: bool,
+    /// What the mapping permits.
+    pub(crate) protection: Protection,
+}
+
+impl Slot {
+    /// Whether the mapping covers the whole slot.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.pages << PageSize::Size2M.shift() == SLOT_SIZE
     }
 }
 
@@ -55,9 +95,13 @@ pub(crate) struct Area<M: Machine> {
     placement: RwLock<M, Placement>,
     /// Changed under the mapping lock (by faults: for reading, plus the fault mutex of the index).
     private: Spin<M, Private<M>>,
-    /// Managed tables by the file index at the start of their slot. Added under the file's attach mutex, removed under the mapping
+    /// Adopted tables by the file index at the start of their slot. Added under the file's attach mutex, removed under the mapping
     /// lock for writing.
     tables: Spin<M, BTreeMap<PageIndex, Arc<Table<M>>>>,
+    /// The key on the file's list, 0 while it is not there. Set once, under the list's lock.
+    listed: AtomicU64,
+    /// Whether the file's mirror knows the address space from this mapping. Changed under the cache lock.
+    joined: AtomicBool,
 }
 
 impl<M: Machine> Area<M> {
@@ -77,6 +121,8 @@ impl<M: Machine> Area<M> {
             placement: RwLock::<M, _>::new(placement),
             private: Spin::<M, _>::new(private),
             tables: Spin::<M, _>::new(BTreeMap::new()),
+            listed: AtomicU64::new(0),
+            joined: AtomicBool::new(false),
         })
     }
 
@@ -123,16 +169,95 @@ impl<M: Machine> Area<M> {
         placement.start + ((index - placement.first.0) << self.size.shift())
     }
 
-    /// The slot around `address`, if the mapping covers all of it and can share its table.
-    pub(super) fn slot(&self, placement: &Placement, address: VirtAddr) -> Option<Slot> {
-        let start = address.slot();
-        let end = placement.start.0 + (placement.pages << self.size.shift());
-        let covered = start >= placement.start && start.0 + SLOT_SIZE <= end;
-        if !self.shared || self.size != PageSize::Size2M || !covered {
+    /// The part of the mapping in the slot around `address`, which it covers; `None` when the mapping cannot share tables.
+    pub(crate) fn slot(&self, placement: &Placement, address: VirtAddr) -> Option<Slot> {
+        if !self.shared || self.size != PageSize::Size2M {
             return None;
         }
-        let base = placement.first + ((start.0 - placement.start.0) >> self.size.shift());
-        Some(Slot { start, base, protection: placement.protection })
+        let start = address.slot();
+        let slot_end = start.0.saturating_add(SLOT_SIZE);
+        let end = placement.start.0 + (placement.pages << self.size.shift());
+        let (from, to) = (start.max(placement.start), slot_end.min(end));
+        Some(Slot {
+            start,
+            first: placement.first + ((from.0 - placement.start.0) >> self.size.shift()),
+            pages: (to - from.0) >> self.size.shift(),
+            entry: entry_index(from),
+            alone: (from == start || placement.alone.first) && (to == slot_end || placement.alone.last),
+            protection: placement.protection,
+        })
+    }
+
+    /// The parts of the mapping by slot; none when it cannot share tables.
+    pub(crate) fn slots(&self, placement: &Placement) -> impl Iterator<Item = Slot> {
+        let first = self.slot(placement, placement.start);
+        let (placement, end) = (*placement, placement.start.0 + (placement.pages << self.size.shift()));
+        core::iter::successors(first, move |slot| {
+            let next = slot.start.0.checked_add(SLOT_SIZE).filter(|next| *next < end)?;
+            self.slot(&placement, VirtAddr(next))
+        })
+    }
+
+    /// Puts the mapping on the file's list, unless it is there: from now on unmappings visit it.
+    ///
+    /// It comes before the mapping's first entry in a table that others do not know of. A walk that is under way may have
+    /// passed the list's end: it takes the pages away index by index afterwards, and then meets the mapping.
+    pub(crate) fn enlist(self: &Arc<Self>, file: &File<M>) {
+        // Relaxed: the list's lock orders it; once set it stays.
+        if self.listed.load(Ordering::Relaxed) != 0 {
+            return;
+        }
+        let mut list = file.mappings().write();
+        if self.listed.load(Ordering::Relaxed) == 0 {
+            // The key is taken under the list's lock, so that walkers meet areas in the order of their keys.
+            let key = file.hugetlb().next_id();
+            self.listed.store(key, Ordering::Relaxed);
+            list.insert(key, self.clone());
+        }
+    }
+
+    /// Whether the mapping is on the file's list.
+    pub(crate) fn is_listed(&self) -> bool {
+        // Relaxed: the list's lock orders it.
+        self.listed.load(Ordering::Relaxed) != 0
+    }
+
+    /// Takes the mapping, which has no entries any more, from the file's list.
+    pub(super) fn delist(&self, file: &File<M>) {
+        // Relaxed: nobody enlists a mapping that is going away.
+        let key = self.listed.load(Ordering::Relaxed);
+        if key != 0 {
+            file.mappings().write().remove(&key);
+        }
+    }
+
+    /// Makes the address space known to the file's tables, before the first of them is attached.
+    pub(crate) fn join(&self, cache: &mut Cache<M>) {
+        // Relaxed: the cache lock, of which `cache` is the proof, orders it.
+        if !self.joined.swap(true, Ordering::Relaxed) {
+            cache.join(self.space.id());
+        }
+    }
+
+    /// Whether attached slots lead to tables of the file.
+    pub(super) fn has_joined(&self) -> bool {
+        // Relaxed: the caller holds the mapping lock, and found an attached slot under it.
+        self.joined.load(Ordering::Relaxed)
+    }
+
+    /// As [`Area::join`], for a mapping that takes over attached slots of `other`.
+    pub(super) fn join_as(&self, other: &Area<M>, cache: &mut Cache<M>) {
+        if other.joined.load(Ordering::Relaxed) {
+            self.join(cache);
+        }
+    }
+
+    /// Takes it back: no table is attached, and the TLBs were flushed.
+    pub(super) fn leave(&self, cache: &mut Cache<M>) {
+        // Relaxed: as `join`.
+        if self.joined.swap(false, Ordering::Relaxed) {
+            cache.leave(self.space.id());
+        }
     }
 
     /// The entry for an address in tables of the host, if there is one.
@@ -158,15 +283,24 @@ impl<M: Machine> Area<M> {
         }
     }
 
-    /// The value of the leaf entry for an address, 0 when there is none; the mapping lock is held.
-    pub(super) fn leaf(&self, file: &File<M>, placement: &Placement, address: VirtAddr) -> u64 {
-        let managed = self.slot(placement, address).and_then(|slot| self.table(slot.base));
-        let entry = match &managed {
-            Some(table) => Some(&table.entries(file.hugetlb().machine())[entry_index(address)]),
-            None => self.find_host_entry(address),
+    /// The value of the leaf entry for an address, with the rights that the upper levels leave it; 0 when there is none. The
+    /// mapping lock is held.
+    pub(super) fn leaf(&self, file: &File<M>, address: VirtAddr) -> u64 {
+        // Acquire: with who attached the table, or installed it.
+        let pud = self.space.find_pud_entry(address).map_or(0, |entry| entry.load(Ordering::Acquire));
+        let managed = format::is_managed(pud);
+        let entry = match managed {
+            // An attached table is alive.
+            true => Some(&file.hugetlb().machine().table(format::table_frame(pud))[entry_index(address)]),
+            false => self.find_host_entry(address),
         };
         // Acquire: who reads the page through the frame finds what was in it when the entry was written.
-        entry.map(|entry| entry.load(Ordering::Acquire)).filter(|entry| format::is_leaf(*entry)).unwrap_or(0)
+        let leaf = entry.map_or(0, |entry| entry.load(Ordering::Acquire));
+        match format::is_leaf(leaf) {
+            true if managed => format::combine(pud, leaf),
+            true => leaf,
+            false => 0,
+        }
     }
 
     /// The page that the leaf of an index leads to: the private copy, else the file's.
@@ -175,17 +309,15 @@ impl<M: Machine> Area<M> {
         copy.or_else(|| file.cache().lock().get(index).cloned())
     }
 
-    /// Shows `visit` the entries of the page indices that exist, with the index and the address; a slot whose shared
-    /// table must be given up is detached instead. `visit` returns true when the TLBs must forget the entry. The mapping
-    /// lock is held for writing.
-    ///
-    /// `keep`: some entries of a table may stay; else whole tables are given up.
+    /// Shows `visit` the entries of the page indices that exist, with the index; what the protocol does for a whole slot is
+    /// done already, and not shown. `visit` returns true when the TLBs must forget the entry. The mapping lock is held for
+    /// writing.
     pub(super) fn change_entries(
         &self,
         file: &File<M>,
         placement: &Placement,
         indices: Range<u64>,
-        keep: bool,
+        purpose: Purpose,
         batch: &mut Batch<'_, M>,
         mut visit: impl FnMut(&AtomicU64, PageIndex, &mut Batch<'_, M>) -> bool,
     ) {
@@ -197,13 +329,11 @@ impl<M: Machine> Area<M> {
             let slot_end = address.slot().0.saturating_add(SLOT_SIZE);
             let run_end = end.min(index + (slot_end - address.0).div_ceil(self.size.bytes()));
             let change = match self.slot(placement, address) {
-                Some(slot) => {
-                    file.hugetlb().protocol().prepare_change(self, slot.start, slot.base, keep, batch)
-                }
-                None => Change::NoTable,
+                Some(slot) => file.hugetlb().protocol().prepare_change(self, slot, purpose, batch),
+                None => Change::Host,
             };
             match change {
-                Change::Detached => {}
+                Change::Done => {}
                 Change::InPlace(table) => {
                     let entries = table.entries(file.hugetlb().machine());
                     for index in index..run_end {
@@ -213,7 +343,7 @@ impl<M: Machine> Area<M> {
                         }
                     }
                 }
-                Change::NoTable => {
+                Change::Host => {
                     // Where there is no table there are no entries: a sparse terabyte is passed over slot by slot.
                     let first = self.find_host_entry(address);
                     for index in if first.is_some() { index..run_end } else { 0..0 } {
@@ -236,10 +366,10 @@ impl<M: Machine> Area<M> {
         file: &File<M>,
         placement: &Placement,
         indices: Range<u64>,
-        keep: bool,
+        purpose: Purpose,
         batch: &mut Batch<'_, M>,
     ) {
-        self.change_entries(file, placement, indices, keep, batch, |entry, index, batch| {
+        self.change_entries(file, placement, indices, purpose, batch, |entry, index, batch| {
             // A PUD entry that leads to a table is not ours to clear. Acquire: as below.
             if !format::is_leaf(entry.load(Ordering::Acquire)) {
                 return false;
@@ -265,7 +395,7 @@ impl<M: Machine> Area<M> {
         // a new one at its place would be hidden behind the old translations.
         let placement = self.placement.write();
         let mut batch = Batch::new(file);
-        self.clear(file, &placement, indices, true, &mut batch);
+        self.clear(file, &placement, indices, Purpose::Clear, &mut batch);
         batch.finish();
     }
 
@@ -275,11 +405,11 @@ impl<M: Machine> Area<M> {
         file: &File<M>,
         placement: &Placement,
         indices: Range<u64>,
-        keep: bool,
+        purpose: Purpose,
         batch: &mut Batch<'_, M>,
     ) {
         self.restore_promises(file, indices.clone());
-        self.clear_entries(file, placement, indices.clone(), keep, batch);
+        self.clear_entries(file, placement, indices.clone(), purpose, batch);
         self.drop_copies(indices, batch);
     }
 
@@ -332,7 +462,7 @@ impl<M: Machine> Area<M> {
             private.robbed = true;
         }
         let mut batch = Batch::new(file);
-        self.clear(file, &placement, index.0..index.0 + 1, true, &mut batch);
+        self.clear(file, &placement, index.0..index.0 + 1, Purpose::Clear, &mut batch);
         batch.finish();
     }
 }

@@ -4,7 +4,7 @@ use alloc::vec::Vec;
 
 use super::Area;
 use crate::addr::{SLOT_SIZE, VirtAddr};
-use crate::file::File;
+use crate::file::{File, Window};
 use crate::machine::{Flush, Machine};
 use crate::pool::Page;
 use crate::sharing::Table;
@@ -18,10 +18,17 @@ pub(crate) struct Batch<'f, M: Machine> {
     file: &'f File<M>,
     flushes: Vec<Flush<M::Space>>,
     unmapped: Vec<Arc<Page<M>>>,
-    detached: Vec<Arc<Table<M>>>,
+    /// All who are attached to tables of the file are to forget.
+    sharers: bool,
+    hidden: Vec<(Arc<Page<M>>, u64)>,
+    released: Vec<Arc<Table<M>>>,
+    detached: Vec<Window>,
     closed: Vec<Arc<Table<M>>>,
     kept: Vec<Arc<Page<M>>>,
 }
+
+/// Tables that are detached from with one hold of the cache lock.
+const DETACHED_AT_A_TIME: usize = 64;
 
 impl<'f, M: Machine> Batch<'f, M> {
     pub(crate) fn new(file: &'f File<M>) -> Batch<'f, M> {
@@ -29,6 +36,9 @@ impl<'f, M: Machine> Batch<'f, M> {
             file,
             flushes: Vec::new(),
             unmapped: Vec::new(),
+            sharers: false,
+            hidden: Vec::new(),
+            released: Vec::new(),
             detached: Vec::new(),
             closed: Vec::new(),
             kept: Vec::new(),
@@ -45,9 +55,22 @@ impl<'f, M: Machine> Batch<'f, M> {
         self.kept.push(page);
     }
 
-    /// A table was detached from; it is counted out after the flush.
+    /// A page of the file was hidden: so many entries for it in the file's tables were cleared.
+    pub(crate) fn hide(&mut self, page: &Arc<Page<M>>, entries: u64) {
+        if entries != 0 {
+            self.sharers = true;
+            self.hidden.push((page.clone(), entries));
+        }
+    }
+
+    /// An adopted table was detached from; it is counted out after the flush.
     pub(crate) fn release_later(&mut self, table: Arc<Table<M>>) {
-        self.detached.push(table);
+        self.released.push(table);
+    }
+
+    /// A table of the file was detached from; it is counted out after the flush.
+    pub(crate) fn detach_later(&mut self, window: Window) {
+        self.detached.push(window);
     }
 
     /// A table was closed for a change in place; it opens after the flush.
@@ -79,20 +102,45 @@ impl<'f, M: Machine> Batch<'f, M> {
         self.flushes.push(flush);
     }
 
-    /// Flushes, then gives up what waited for it.
+    /// Flushes, then gives up what waited for it. The mapping locks of what was changed are still held.
     pub(crate) fn finish(self) {
+        let machine = self.file.hugetlb().machine();
         if !self.flushes.is_empty() {
-            self.file.hugetlb().machine().flush(&self.flushes);
+            machine.flush(&self.flushes);
+        }
+        if self.sharers {
+            machine.flush_spaces(&|space| self.file.cache().lock().has_joined(space));
         }
         for page in &self.unmapped {
             page.remove_entry();
         }
-        for table in &self.detached {
+        for (page, entries) in &self.hidden {
+            (0..*entries).for_each(|_| page.remove_entry());
+        }
+        for table in &self.released {
             table.release(self.file);
+        }
+        for windows in self.detached.chunks(DETACHED_AT_A_TIME) {
+            self.detach(windows);
         }
         for table in &self.closed {
             table.open();
         }
         // `kept` and `unmapped` are dropped here, behind the flush.
+    }
+
+    fn detach(&self, windows: &[Window]) {
+        let mut empty = Vec::new();
+        {
+            let mut cache = self.file.cache().lock();
+            empty.extend(windows.iter().filter_map(|window| cache.detach(*window)));
+        }
+        let counters = self.file.hugetlb().counters();
+        counters.attachments.subtract(windows.len() as u64);
+        counters.unshares.add((windows.len() - empty.len()) as u64);
+        counters.tables.subtract(empty.len() as u64);
+        for table in empty {
+            self.file.hugetlb().machine().retire_table(table);
+        }
     }
 }

@@ -2,69 +2,112 @@
 
 use core::ops::Range;
 
-use super::{Area, Batch, Mapping};
-use crate::addr::VirtAddr;
+use super::{Alone, Area, Batch, Mapping, Placement};
+use crate::addr::{PageIndex, VirtAddr};
 use crate::error::{Error, Result};
+use crate::file::File;
 use crate::format::{self, Protection};
 use crate::machine::Machine;
-use crate::sharing::Change;
-use crate::sync::Ordering;
+use crate::sharing::{Change, Purpose};
+use crate::sync::{Arc, Ordering};
 
 impl<M: Machine> Mapping<M> {
     /// Changes what the whole mapping permits (mprotect); split it first for a part. The host holds its address-space
     /// lock for writing.
     pub fn protect(&mut self, protection: Protection) {
-        // Held over the flush: as in `drop`.
-        let mut placement = self.area.placement().write();
-        let old = placement.protection;
+        let old = self.placement.protection;
         if old == protection {
             return;
         }
-        let mut batch = Batch::new(&self.file);
-        if protection.is_empty() {
-            // An entry permits loads at least, so PROT_NONE has none.
-            self.area.clear_entries(&self.file, &placement, placement.indices(), false, &mut batch);
-        } else {
-            self.change_protection(&placement, protection, !protection.contains(old), &mut batch);
+        {
+            let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+            // Held over the flush: as in `drop`.
+            let mut placement = self.area.placement().write();
+            let mut batch = Batch::new(&self.file);
+            if protection.is_empty() {
+                // An entry permits loads at least, so PROT_NONE has none.
+                let all = placement.indices();
+                self.area.clear_entries(&self.file, &placement, all, Purpose::Leave, &mut batch);
+            } else {
+                self.change_protection(&placement, protection, !protection.contains(old), &mut batch);
+            }
+            placement.protection = protection;
+            self.placement.protection = protection;
+            batch.finish();
         }
-        placement.protection = protection;
-        self.placement.protection = protection;
-        batch.finish();
+        if old.is_empty() {
+            self.attach();
+        }
     }
 
     fn change_protection(
         &self,
-        placement: &super::Placement,
+        placement: &Placement,
         protection: Protection,
         loses: bool,
         batch: &mut Batch<'_, M>,
     ) {
         let private = !self.area.is_shared();
-        // Tables of the library first learn what their leaves will say, then adopters may come again.
-        for_each_slot(placement, self.page_size().shift(), |address| {
-            if let Some(slot) = self.area.slot(placement, address)
-                && let Change::InPlace(table) = self
-                    .file
-                    .hugetlb()
-                    .protocol()
-                    .prepare_change(&self.area, slot.start, slot.base, true, batch)
-            {
-                table.set_protection(protection);
-            }
-        });
         let size = self.page_size();
-        self.area.change_entries(&self.file, placement, placement.indices(), true, batch, |entry, _, _| {
-            // Relaxed: the mapping lock orders it; nothing is read through it.
-            let old = entry.load(Ordering::Relaxed);
-            if !format::is_leaf(old) {
-                return false;
+        let purpose = Purpose::Protect(protection);
+        self.area.change_entries(
+            &self.file,
+            placement,
+            placement.indices(),
+            purpose,
+            batch,
+            |entry, _, _| {
+                // Relaxed: the mapping lock orders it; nothing is read through it.
+                let old = entry.load(Ordering::Relaxed);
+                if !format::is_leaf(old) {
+                    return false;
+                }
+                // A private page may have relatives: the next store faults and looks.
+                let permitted = if private { protection - Protection::WRITE } else { protection };
+                // AcqRel: no access with the old rights is ordered behind the flush.
+                entry.swap(format::leaf(format::leaf_frame(old, size), permitted), Ordering::AcqRel);
+                loses || (private && format::is_writable(old))
+            },
+        );
+    }
+
+    /// Tells the mapping what is around it: `room` are the addresses, its own included, in which the address space has
+    /// nothing else. The host holds its address-space lock for writing.
+    ///
+    /// The host calls it *before* it puts something else into a slot that the mapping ends in, and may call it when there
+    /// is more room than before: a slot that the mapping has for itself can have a shared table.
+    pub fn set_room(&mut self, room: Range<VirtAddr>) {
+        let alone = Alone::new(self.start(), self.length(), &room);
+        let before = self.placement.alone;
+        if alone == before {
+            return;
+        }
+        {
+            let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+            // Held over the flush: as in `drop`.
+            let mut placement = self.area.placement().write();
+            let mut batch = Batch::new(&self.file);
+            let last = VirtAddr(self.start().0 + self.length() - 1);
+            let crowded = Placement { alone, ..*placement };
+            for address in [self.start(), last] {
+                let slots = (self.area.slot(&placement, address), self.area.slot(&crowded, address));
+                if let (Some(slot), Some(next)) = slots
+                    && slot.alone
+                    && !next.alone
+                    && !slot.is_whole()
+                {
+                    // Its pages come back by faults, into a table of the host.
+                    let protocol = self.file.hugetlb().protocol();
+                    protocol.prepare_change(&self.area, slot, Purpose::Leave, &mut batch);
+                }
             }
-            // A private page may have relatives: the next store faults and looks.
-            let permitted = if private { protection - Protection::WRITE } else { protection };
-            // AcqRel: no access with the old rights is ordered behind the flush.
-            entry.swap(format::leaf(format::leaf_frame(old, size), permitted), Ordering::AcqRel);
-            loses || (private && format::is_writable(old))
-        });
+            *placement = crowded;
+            self.placement.alone = alone;
+            batch.finish();
+        }
+        if (alone.first && !before.first) || (alone.last && !before.last) {
+            self.attach();
+        }
     }
 
     /// Forgets the pages of a byte range that lies in the mapping (MADV_DONTNEED): a shared mapping finds them again in
@@ -84,31 +127,38 @@ impl<M: Machine> Mapping<M> {
         let first = self.placement.first.0;
         let indices = first + ((range.start.0 - self.start().0) >> size.shift())
             ..first + ((range.end.0 - self.start().0) >> size.shift());
+        let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         // Held over the flush: as in `drop`.
         let placement = self.area.placement().write();
         let mut batch = Batch::new(&self.file);
-        self.area.clear(&self.file, &placement, indices, true, &mut batch);
+        self.area.clear(&self.file, &placement, indices, Purpose::Clear, &mut batch);
         batch.finish();
         Ok(())
     }
 
-    /// Moves the mapping to another address (mremap); its pages come back by faults there. The host holds its address-space
-    /// lock for writing and has nothing else in the new range.
+    /// Moves the mapping to another address (mremap); what is not attached there at once comes back by faults. `room` as for
+    /// [`Mapping::set_room`]. The host holds its address-space lock for writing and has nothing else in the new range.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] when `start` is not a multiple of the page size or the range ends beyond all addresses.
-    pub fn move_to(&mut self, start: VirtAddr) -> Result<()> {
+    pub fn move_to(&mut self, start: VirtAddr, room: Range<VirtAddr>) -> Result<()> {
         if !start.is_aligned(self.page_size()) || start.0.checked_add(self.length()).is_none() {
             return Err(Error::Invalid);
         }
-        // Held over the flush: as in `drop`.
-        let mut placement = self.area.placement().write();
-        let mut batch = Batch::new(&self.file);
-        self.area.clear_entries(&self.file, &placement, placement.indices(), false, &mut batch);
-        placement.start = start;
-        self.placement.start = start;
-        batch.finish();
+        {
+            let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+            // Held over the flush: as in `drop`.
+            let mut placement = self.area.placement().write();
+            let mut batch = Batch::new(&self.file);
+            let all = placement.indices();
+            self.area.clear_entries(&self.file, &placement, all, Purpose::Leave, &mut batch);
+            placement.start = start;
+            placement.alone = Alone::new(start, self.length(), &room);
+            self.placement = *placement;
+            batch.finish();
+        }
+        self.attach();
         Ok(())
     }
 
@@ -125,57 +175,45 @@ impl<M: Machine> Mapping<M> {
         }
         let lower_pages = (at.0 - self.start().0) >> size.shift();
         let middle = self.placement.first + lower_pages;
+        let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         // Held until both halves are on the list and the flush is done. In between nobody can share the slot again: Linux let
         // a fault do so (CVE-2025-38084).
         let mut placement = self.area.placement().write();
         let mut batch = Batch::new(&self.file);
-        if let Some(slot) = self.area.slot(&placement, at)
-            && slot.start != at
-        {
+        let cut = self.area.slot(&placement, at).filter(|slot| slot.start != at);
+        if let Some(slot) = cut {
             // The slot that the cut goes through has two mappings from now on.
-            let table = self
-                .file
-                .hugetlb()
-                .protocol()
-                .prepare_change(&self.area, slot.start, slot.base, false, &mut batch);
-            debug_assert!(!matches!(table, Change::InPlace(_)), "the table was to be given up");
+            let protocol = self.file.hugetlb().protocol();
+            let change = protocol.prepare_change(&self.area, slot, Purpose::Leave, &mut batch);
+            debug_assert!(!matches!(change, Change::InPlace(_)), "the table was to be given up");
         }
-        let mut upper_placement = *placement;
-        upper_placement.start = at;
-        upper_placement.first = middle;
-        upper_placement.pages -= lower_pages;
+        let upper_placement = Placement {
+            start: at,
+            first: middle,
+            pages: placement.pages - lower_pages,
+            alone: Alone { first: cut.is_none(), ..placement.alone },
+            ..*placement
+        };
         let private = self.area.private().lock().split_off(middle);
         placement.pages = lower_pages;
-        self.placement.pages = lower_pages;
-        let upper = Self::enlist(
-            self.file.clone(),
-            self.area.space().clone(),
-            self.area.is_shared(),
-            upper_placement,
-            private,
-        );
-        upper.area.adopt_tables(&self.area, middle);
+        placement.alone.last = cut.is_none();
+        self.placement = *placement;
+        let (file, space) = (self.file.clone(), self.area.space().clone());
+        let upper = Self::unattached(file, space, self.area.is_shared(), upper_placement, private);
+        upper.area.take_over(&self.area, &self.file, middle);
         batch.finish();
         Ok(upper)
     }
 }
 
-/// Calls `visit` with an address in each slot of the placement.
-fn for_each_slot(placement: &super::Placement, shift: u32, mut visit: impl FnMut(VirtAddr)) {
-    let end = placement.start.0 + (placement.pages << shift);
-    let mut address = placement.start;
-    while address.0 < end {
-        visit(address);
-        let Some(next) = address.slot().0.checked_add(crate::addr::SLOT_SIZE) else { return };
-        address = VirtAddr(next);
-    }
-}
-
 impl<M: Machine> Area<M> {
-    /// Takes over the managed tables of a lower part from an index on.
-    fn adopt_tables(&self, lower: &Area<M>, from: crate::addr::PageIndex) {
-        let tables = lower.split_tables(from);
-        for (base, table) in tables {
+    /// Takes over from a lower part what belongs to the indices from `from` on: its place on the file's list, its tables.
+    fn take_over(self: &Arc<Self>, lower: &Area<M>, file: &File<M>, from: PageIndex) {
+        if lower.is_listed() {
+            self.enlist(file);
+        }
+        self.join_as(lower, &mut file.cache().lock());
+        for (base, table) in lower.split_tables(from) {
             self.set_table(base, table);
         }
     }

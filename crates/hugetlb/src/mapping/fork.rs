@@ -5,14 +5,17 @@ use super::{Batch, Mapping};
 use crate::format::{self, Protection};
 use crate::machine::Machine;
 use crate::reserve::Regions;
+use crate::sharing::Purpose;
 use crate::sync::Ordering;
 
 impl<M: Machine> Mapping<M> {
     /// The child's mapping at the same addresses. The host holds the address-space locks of both for writing.
     ///
-    /// A shared mapping starts without entries, as on Linux. A private one shares its copies with the child until one of
+    /// A shared mapping starts with what the protocol attaches it to: under `file-tables` with all that is in the file, else
+    /// without entries, as on Linux. A private one shares its copies with the child until one of
     /// them writes, and the promise stays with the parent: the child may find the pool empty.
     pub fn fork(&self, space: M::Space) -> Mapping<M> {
+        let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         // Held until the child is on the list and the parent's entries are read-only in every TLB.
         let placement = self.area.placement().write();
         let mut batch = Batch::new(&self.file);
@@ -23,7 +26,7 @@ impl<M: Machine> Mapping<M> {
                 &self.file,
                 &placement,
                 placement.indices(),
-                true,
+                Purpose::Clear,
                 &mut batch,
                 |entry, index, _| {
                     // Relaxed: the mapping lock orders it.
@@ -41,7 +44,8 @@ impl<M: Machine> Mapping<M> {
         let robbed = self.area.private().lock().robbed;
         let private = Private { copies, used: Regions::default(), owner: false, robbed };
         debug_assert!(private.copies.is_empty() || !self.area.is_shared());
-        let child = Self::enlist(self.file.clone(), space, self.area.is_shared(), *placement, private);
+        let child = Self::unattached(self.file.clone(), space, self.area.is_shared(), *placement, private);
+        child.attach();
         batch.finish();
         child
     }

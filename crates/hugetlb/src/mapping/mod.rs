@@ -6,11 +6,12 @@
 //!
 //! 1. the host's address-space lock (the host's, around the calls here; never held over truncate, fallocate, read);
 //! 2. the file's size lock (truncate, fallocate, mmap);
-//! 3. the fault mutex of a page index;
-//! 4. the mapping lock of an [`Area`] (one at a time);
-//! 5. the file's attach mutex, then its reservation map;
-//! 6. the file's list of mappings;
-//! 7. spin locks, never two of one kind: private copies, tables of an area, table state, cache, quota, pool.
+//! 3. the file's fence (protocol `file-lock` only);
+//! 4. the fault mutex of a page index ([`crate::file::IndexLock`]);
+//! 5. the mapping lock of an [`Area`] (one at a time);
+//! 6. the file's attach mutex, then its reservation map;
+//! 7. the file's list of mappings;
+//! 8. spin locks, never two of one kind: private copies, adopted tables of an area, table state, cache, quota, pool.
 //!
 //! A fault takes the fault mutex *before* the mapping lock: a hole punch holds the mutex while it unmaps the page from all
 //! mappings, and would wait for a fault that waits for it otherwise.
@@ -18,7 +19,7 @@
 //! # What a mapping may lose while it faults
 //!
 //! * Its place: no, that takes the host's address-space lock for writing.
-//! * Its table: no, that takes the mapping lock for writing.
+//! * Its table: that is what the protocols differ in, see [`crate::sharing`].
 //! * The page: no, that takes the fault mutex.
 //! * The end of the file may move in front of the index. The fault looks at the size once more in the critical section
 //!   that adds the page to the cache; a page that was mapped just before is met by the truncation's own walk.
@@ -28,21 +29,26 @@ mod batch;
 mod change;
 mod fault;
 mod fork;
+mod private;
+mod query;
 #[cfg(test)]
 mod tests;
 
 use alloc::collections::BTreeMap;
 
-pub(crate) use area::Area;
-use area::{Placement, Private};
+use area::Private;
+pub(crate) use area::{Alone, Area, Placement, Slot};
 pub(crate) use batch::Batch;
-pub use fault::{Access, Resident};
+pub use fault::Access;
+pub(crate) use fault::{Fault, publish};
+pub use query::Resident;
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
 use crate::file::{File, MapOptions};
 use crate::format::Protection;
 use crate::machine::Machine;
 use crate::reserve::{self, Regions};
+use crate::sharing::Purpose;
 use crate::stats::Fallback;
 use crate::sync::Arc;
 
@@ -61,41 +67,43 @@ impl<M: Machine> Mapping<M> {
     pub(crate) fn new(
         file: Arc<File<M>>,
         space: M::Space,
-        start: VirtAddr,
-        first: PageIndex,
-        pages: u64,
+        placement: Placement,
         options: MapOptions,
     ) -> Mapping<M> {
-        let placement = Placement { start, first, pages, protection: options.protection };
         let private = Private {
             copies: BTreeMap::new(),
             used: Regions::default(),
             owner: !options.shared && !options.no_reserve,
             robbed: false,
         };
-        let mapping = Self::enlist(file, space, options.shared, placement, private);
         if !options.shared {
-            mapping.file.hugetlb().counters().fall_back(Fallback::Private, 1);
-        } else if mapping.page_size() == PageSize::Size2M && mapping.area.slot(&placement, start).is_none() {
-            mapping.file.hugetlb().counters().fall_back(Fallback::NotCovered, 1);
+            file.hugetlb().counters().fall_back(Fallback::Private, 1);
         }
+        let mapping = Self::unattached(file, space, options.shared, placement, private);
+        mapping.attach();
         mapping
     }
 
-    /// Puts a new area on the file's list.
-    fn enlist(
+    /// A mapping that the file does not know yet.
+    fn unattached(
         file: Arc<File<M>>,
         space: M::Space,
         shared: bool,
         placement: Placement,
         private: Private<M>,
     ) -> Mapping<M> {
-        let mut list = file.mappings().write();
-        // The id is taken under the list's lock, so that walkers meet areas in the order of their ids.
         let area = Area::new(file.hugetlb().next_id(), space, shared, file.page_size(), placement, private);
-        list.insert(area.id(), area.clone());
-        drop(list);
         Mapping { file, area, placement }
+    }
+
+    /// Makes a new mapping known to the file, and attaches a shared one to what there is. Faults come later: the host holds
+    /// its address-space lock for writing.
+    fn attach(&self) {
+        match self.is_shared() {
+            true => self.file.hugetlb().protocol().attach(&self.file, &self.area, &self.placement),
+            // Private copies are found by the list.
+            false => self.area.enlist(&self.file),
+        }
     }
 
     /// The file.
@@ -142,14 +150,16 @@ impl<M: Machine> Mapping<M> {
 
 impl<M: Machine> Drop for Mapping<M> {
     fn drop(&mut self) {
+        let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         {
             // Held over the flush: a truncation that finds nothing here any more must not free pages that our TLBs still hold.
             let placement = self.area.placement().write();
             let mut batch = Batch::new(&self.file);
-            self.area.clear(&self.file, &placement, placement.indices(), false, &mut batch);
+            self.area.clear(&self.file, &placement, placement.indices(), Purpose::Leave, &mut batch);
             batch.finish();
         }
-        self.file.mappings().write().remove(&self.area.id());
+        self.area.leave(&mut self.file.cache().lock());
+        self.area.delist(&self.file);
         let unused = {
             let private = self.area.private().lock();
             if private.owner {

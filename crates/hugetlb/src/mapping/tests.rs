@@ -1,11 +1,14 @@
 //! What a mapping promises, on the test machine.
 
+use core::ops::Range;
+
 use crate::addr::{PageSize, SLOT_SIZE, VirtAddr};
 use crate::error::{Error, FaultError};
 use crate::file::{FallocateMode, File, MapOptions};
 use crate::format::{self, Protection};
 use crate::hugetlb::Hugetlb;
 use crate::mapping::{Access, Mapping};
+use crate::sharing::ProtocolKind;
 use crate::sync::Arc;
 use crate::testing::{TestMachine, TestSpace, hugetlb};
 
@@ -14,6 +17,8 @@ const RW: Protection = Protection::READ.union(Protection::WRITE);
 const SHARED: MapOptions = MapOptions { shared: true, no_reserve: true, protection: RW };
 const PRIVATE: MapOptions = MapOptions { shared: false, no_reserve: false, protection: RW };
 const HERE: VirtAddr = VirtAddr(4 << 30);
+/// The mapping is alone in its address space.
+const EVERYTHING: Range<VirtAddr> = VirtAddr(0)..VirtAddr(u64::MAX);
 
 type System = Arc<Hugetlb<TestMachine>>;
 
@@ -28,7 +33,7 @@ fn map_at(
     options: MapOptions,
 ) -> (TestSpace, Mapping<TestMachine>) {
     let space = file.hugetlb().machine().space();
-    let mapping = file.map(space.clone(), at, length, 0, options).unwrap();
+    let mapping = file.map(space.clone(), at, length, 0, EVERYTHING, options).unwrap();
     (space, mapping)
 }
 
@@ -51,7 +56,7 @@ fn load(mapping: &Mapping<TestMachine>, address: VirtAddr) -> u64 {
 
 #[test]
 fn congruent_mappings_share_one_table_and_see_each_other() {
-    let hugetlb = hugetlb(8);
+    let hugetlb = hugetlb(8, ProtocolKind::VmaLock);
     let tables = hugetlb.machine().free_tables();
     let file = file(&hugetlb, SLOT_SIZE);
     let (space_a, a) = map_at(&file, HERE, SLOT_SIZE, SHARED);
@@ -74,7 +79,7 @@ fn congruent_mappings_share_one_table_and_see_each_other() {
 
 #[test]
 fn what_is_not_congruent_or_too_small_has_tables_of_the_host() {
-    let hugetlb = hugetlb(8);
+    let hugetlb = hugetlb(8, ProtocolKind::VmaLock);
     let file = file(&hugetlb, SLOT_SIZE);
     let (_, _a) = map_at(&file, HERE, SLOT_SIZE, SHARED);
     let (space, b) = map_at(&file, HERE + MIB2, SLOT_SIZE, SHARED);
@@ -85,7 +90,7 @@ fn what_is_not_congruent_or_too_small_has_tables_of_the_host() {
 
 #[test]
 fn a_hole_punch_takes_the_page_from_every_sharer() {
-    let hugetlb = hugetlb(8);
+    let hugetlb = hugetlb(8, ProtocolKind::VmaLock);
     let file = file(&hugetlb, SLOT_SIZE);
     let mappings: std::vec::Vec<_> = (0..5).map(|_| map_at(&file, HERE, SLOT_SIZE, SHARED).1).collect();
     for mapping in &mappings {
@@ -105,7 +110,7 @@ fn a_hole_punch_takes_the_page_from_every_sharer() {
 
 #[test]
 fn a_truncation_makes_accesses_sigbus_and_gives_promises_back() {
-    let hugetlb = hugetlb(4);
+    let hugetlb = hugetlb(4, ProtocolKind::VmaLock);
     let file = file(&hugetlb, 4 * MIB2);
     let reserving = MapOptions { no_reserve: false, ..SHARED };
     let (_, mapping) = map_at(&file, HERE, 4 * MIB2, reserving);
@@ -122,20 +127,20 @@ fn a_truncation_makes_accesses_sigbus_and_gives_promises_back() {
 
 #[test]
 fn a_shared_promise_is_made_once_for_a_part_of_the_file() {
-    let hugetlb = hugetlb(4);
+    let hugetlb = hugetlb(4, ProtocolKind::VmaLock);
     let file = file(&hugetlb, 8 * MIB2);
     let reserving = MapOptions { no_reserve: false, ..SHARED };
     let (_, _a) = map_at(&file, HERE, 3 * MIB2, reserving);
     let (_, _b) = map_at(&file, HERE, 4 * MIB2, reserving);
     assert_eq!(pool(&hugetlb), (4, 4));
     let space = hugetlb.machine().space();
-    assert!(matches!(file.map(space, HERE, 5 * MIB2, 0, reserving), Err(Error::NoMemory)));
+    assert!(matches!(file.map(space, HERE, 5 * MIB2, 0, EVERYTHING, reserving), Err(Error::NoMemory)));
     assert_eq!(pool(&hugetlb), (4, 4));
 }
 
 #[test]
 fn private_copies_are_copied_on_write_after_a_fork() {
-    let hugetlb = hugetlb(4);
+    let hugetlb = hugetlb(4, ProtocolKind::VmaLock);
     let file = file(&hugetlb, 2 * MIB2);
     let (_, parent) = map_at(&file, HERE, 2 * MIB2, PRIVATE);
     assert_eq!(pool(&hugetlb), (4, 2));
@@ -154,7 +159,7 @@ fn private_copies_are_copied_on_write_after_a_fork() {
 
 #[test]
 fn the_owner_of_the_promise_takes_a_page_back_from_its_children() {
-    let hugetlb = hugetlb(1);
+    let hugetlb = hugetlb(1, ProtocolKind::VmaLock);
     let file = file(&hugetlb, MIB2);
     let (_, parent) = map_at(&file, HERE, MIB2, PRIVATE);
     store(&parent, HERE, 1);
@@ -170,7 +175,7 @@ fn the_owner_of_the_promise_takes_a_page_back_from_its_children() {
 
 #[test]
 fn discarding_a_private_page_renews_its_promise() {
-    let hugetlb = hugetlb(2);
+    let hugetlb = hugetlb(2, ProtocolKind::VmaLock);
     let file = file(&hugetlb, 2 * MIB2);
     let (_, mapping) = map_at(&file, HERE, 2 * MIB2, PRIVATE);
     store(&mapping, HERE, 1);
@@ -184,7 +189,7 @@ fn discarding_a_private_page_renews_its_promise() {
 
 #[test]
 fn a_split_takes_its_slot_out_of_the_shared_table() {
-    let hugetlb = hugetlb(8);
+    let hugetlb = hugetlb(8, ProtocolKind::VmaLock);
     let file = file(&hugetlb, 2 * SLOT_SIZE);
     let (space, mut a) = map_at(&file, HERE, 2 * SLOT_SIZE, SHARED);
     let (_, b) = map_at(&file, HERE, 2 * SLOT_SIZE, SHARED);
@@ -205,7 +210,7 @@ fn a_split_takes_its_slot_out_of_the_shared_table() {
 
 #[test]
 fn protection_changes_leave_partners_alone() {
-    let hugetlb = hugetlb(8);
+    let hugetlb = hugetlb(8, ProtocolKind::VmaLock);
     let file = file(&hugetlb, SLOT_SIZE);
     let (space_a, mut a) = map_at(&file, HERE, SLOT_SIZE, SHARED);
     let (space_b, b) = map_at(&file, HERE, SLOT_SIZE, SHARED);
@@ -227,12 +232,12 @@ fn protection_changes_leave_partners_alone() {
 
 #[test]
 fn a_moved_mapping_finds_its_pages_again() {
-    let hugetlb = hugetlb(4);
+    let hugetlb = hugetlb(4, ProtocolKind::VmaLock);
     let file = file(&hugetlb, 2 * MIB2);
     for options in [SHARED, PRIVATE] {
         let (_, mut mapping) = map_at(&file, HERE, 2 * MIB2, options);
         store(&mapping, HERE, 9);
-        mapping.move_to(VirtAddr(7 << 30)).unwrap();
+        mapping.move_to(VirtAddr(7 << 30), EVERYTHING).unwrap();
         assert_eq!(mapping.fault(HERE, Access::Read), Err(FaultError::NotMapped));
         assert_eq!(load(&mapping, VirtAddr(7 << 30)), 9);
     }
@@ -240,7 +245,7 @@ fn a_moved_mapping_finds_its_pages_again() {
 
 #[test]
 fn without_a_table_frame_a_fault_changes_nothing_that_stays() {
-    let hugetlb = hugetlb(2);
+    let hugetlb = hugetlb(2, ProtocolKind::VmaLock);
     let file = file(&hugetlb, MIB2);
     let (_, mapping) = map_at(&file, HERE, MIB2, SHARED);
     let hoard: std::vec::Vec<_> =
@@ -256,7 +261,7 @@ fn without_a_table_frame_a_fault_changes_nothing_that_stays() {
 
 #[test]
 fn a_page_that_a_child_still_holds_does_not_renew_the_promise() {
-    let hugetlb = hugetlb(3);
+    let hugetlb = hugetlb(3, ProtocolKind::VmaLock);
     let file = file(&hugetlb, MIB2);
     let (_, mut parent) = map_at(&file, HERE, MIB2, PRIVATE);
     store(&parent, HERE, 1);
@@ -277,7 +282,7 @@ fn a_page_that_a_child_still_holds_does_not_renew_the_promise() {
 
 #[test]
 fn a_copy_shows_only_after_the_origin_was_flushed() {
-    let hugetlb = hugetlb(4);
+    let hugetlb = hugetlb(4, ProtocolKind::VmaLock);
     let file = file(&hugetlb, MIB2);
     let (space, parent) = map_at(&file, HERE, MIB2, PRIVATE);
     store(&parent, HERE, 1);
@@ -294,7 +299,7 @@ fn a_copy_shows_only_after_the_origin_was_flushed() {
 
 #[test]
 fn pages_of_1_gib_are_leaves_in_the_pud_table() {
-    let hugetlb = hugetlb(0);
+    let hugetlb = hugetlb(0, ProtocolKind::VmaLock);
     let gib = hugetlb.pool(PageSize::Size1G);
     assert_eq!(gib.set_persistent(2, || false), 2);
     let file = hugetlb.anonymous_file(PageSize::Size1G, 2 * SLOT_SIZE).unwrap();
@@ -312,7 +317,7 @@ fn pages_of_1_gib_are_leaves_in_the_pud_table() {
 
 #[test]
 fn the_pool_follows_linux_when_it_is_resized_in_use() {
-    let hugetlb = hugetlb(4);
+    let hugetlb = hugetlb(4, ProtocolKind::VmaLock);
     let pool = hugetlb.pool(PageSize::Size2M);
     let file = file(&hugetlb, 3 * MIB2);
     let (_, mapping) = map_at(&file, HERE, 3 * MIB2, MapOptions { no_reserve: false, ..SHARED });

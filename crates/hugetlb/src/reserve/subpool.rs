@@ -83,11 +83,12 @@ impl<M: Machine> Drop for Subpool<M> {
 mod tests {
     use super::*;
     use crate::PageSize;
+    use crate::sharing::ProtocolKind;
     use crate::testing::{TestMachine, hugetlb};
 
     #[test]
     fn a_minimum_is_promised_at_once_and_given_back_with_the_mount() {
-        let hugetlb = hugetlb(4);
+        let hugetlb = hugetlb(4, ProtocolKind::VmaLock);
         let pool = hugetlb.pool(PageSize::Size2M);
         let subpool = Subpool::<TestMachine>::new(pool.clone(), Some(3), 2).unwrap();
         assert_eq!(pool.statistics().reserved, 2);
@@ -101,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_minimum_beyond_the_pool_is_refused() {
-        let hugetlb = hugetlb(1);
+        let hugetlb = hugetlb(1, ProtocolKind::VmaLock);
         let pool = hugetlb.pool(PageSize::Size2M);
         assert!(Subpool::<TestMachine>::new(pool.clone(), None, 2).is_err());
         assert_eq!(pool.statistics().reserved, 0);

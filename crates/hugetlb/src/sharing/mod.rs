@@ -4,48 +4,74 @@
 //!
 //! A fault writes a leaf only into a table that its own mapping is attached to for as long as the write takes, and a page
 //! is given back only after every TLB that may hold it was flushed. Each protocol is one file that says how it keeps the
-//! first half; the second is kept here, for all of them:
+//! first half; the second is kept by [`Batch`], for all of them.
 //!
-//! * A [`Table`] counts the mappings attached to it, and nothing else; the count rises from 1 or more only. A mapping that
-//!   detaches clears its PUD entry, flushes its TLBs, and only *then* is counted out. So a count of 1 means that no
-//!   other TLB holds anything of the table.
-//! * Entries of a table that several mappings are attached to are added (under the fault mutex of their index) but never
-//!   changed or taken away. Whoever wants to change entries detaches; or, when it is alone, *closes* the table to newcomers,
-//!   changes them in place, flushes, and opens it again.
-//! * The last that is counted out takes the entries down and retires the frame.
+//! # The protocols
+//!
+//! | file | tables are | a fault is fenced by |
+//! | --- | --- | --- |
+//! | `none` | each mapping's own | nothing to fence |
+//! | `unfenced` | adopted from a partner | nothing: the race is there to be seen (feature `lab`) |
+//! | `file_lock` | adopted | a lock of the file that all faults hold |
+//! | `vma_lock` | adopted | the mapping's own reader/writer lock |
+//! | `file_tables` | the file's | nothing to fence: no mapping can take a table away |
+//!
+//! What the three with adopted tables have in common is in [`adopted`]. The tables of a file are in
+//! [`crate::file::mirror`], where its pages are.
 //!
 //! The library changes PUD entries with managed tables under the mapping lock: for reading when it attaches (entries go
-//! from empty to present, serialised by the file's attach mutex), for writing when it detaches.
+//! from empty to present, one attachment at a time), for writing when it detaches.
 
+mod adopted;
+mod adopted_table;
+mod file_lock;
+mod file_tables;
 mod none;
-mod table;
+#[cfg(feature = "lab")]
+mod unfenced;
 mod vma_lock;
 
 use alloc::boxed::Box;
+use core::ops::Range;
 
-pub(crate) use table::Table;
+pub(crate) use adopted_table::Table;
 
 use crate::addr::{PageIndex, SLOT_SIZE, VirtAddr};
-use crate::error::OutOfMemory;
+use crate::error::FaultError;
 use crate::file::File;
 use crate::format::Protection;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch};
-use crate::sync::Arc;
+use crate::mapping::{Area, Batch, Fault, Placement, Slot};
+use crate::pool::Page;
+use crate::sync::{Arc, ReadGuard, WriteGuard};
 
 /// How page tables are shared.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ProtocolKind {
     /// Not at all: each mapping has tables of its own. For comparison.
     None,
+    /// Tables adopted from a partner, and faults that nothing fences: Linux before 5.7. It **corrupts memory**, and is
+    /// there to show it.
+    #[cfg(feature = "lab")]
+    Unfenced,
+    /// Tables adopted from a partner; faults are fenced by one lock of the file (Linux 5.7 to 6.0).
+    FileLock,
     /// Tables adopted from a partner; faults are fenced by the mapping's own reader/writer lock (Linux 6.1 and later).
     VmaLock,
+    /// Tables that belong to the file, as its pages do.
+    FileTables,
 }
 
 impl ProtocolKind {
     /// The protocols by the names that `hugetlb_sharing=` takes.
-    pub const ALL: [(&'static str, ProtocolKind); 2] =
-        [("none", ProtocolKind::None), ("vma-lock", ProtocolKind::VmaLock)];
+    pub const ALL: &[(&'static str, ProtocolKind)] = &[
+        ("none", ProtocolKind::None),
+        #[cfg(feature = "lab")]
+        ("unfenced", ProtocolKind::Unfenced),
+        ("file-lock", ProtocolKind::FileLock),
+        ("vma-lock", ProtocolKind::VmaLock),
+        ("file-tables", ProtocolKind::FileTables),
+    ];
 
     /// Names of protocols that only builds with the feature `lab` have: they are wrong, to be seen going wrong.
     pub const LAB_ONLY: [&'static str; 1] = ["unfenced"];
@@ -57,65 +83,83 @@ impl ProtocolKind {
 
     /// The name of the protocol.
     pub fn name(self) -> &'static str {
-        match self {
-            ProtocolKind::None => "none",
-            ProtocolKind::VmaLock => "vma-lock",
-        }
+        Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
     }
 
     pub(crate) fn protocol<M: Machine>(self) -> Box<dyn Protocol<M>> {
         match self {
             ProtocolKind::None => Box::new(none::NoSharing),
+            #[cfg(feature = "lab")]
+            ProtocolKind::Unfenced => Box::new(unfenced::Unfenced),
+            ProtocolKind::FileLock => Box::new(file_lock::FileLock),
             ProtocolKind::VmaLock => Box::new(vma_lock::VmaLock),
+            ProtocolKind::FileTables => Box::new(file_tables::FileTables),
         }
     }
 }
 
-/// A 1 GiB slot that one shared mapping covers wholly: what can have a shared table.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Slot {
-    /// Its first address.
-    pub(crate) start: VirtAddr,
-    /// The file's page index there.
-    pub(crate) base: PageIndex,
-    /// What the mapping permits; leaves of an adopted table say the same.
-    pub(crate) protection: Protection,
+/// Why entries of a mapping in a slot are to change.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Purpose {
+    /// The mapping leaves the slot: its table is given up as a whole.
+    Leave,
+    /// Some entries are to be cleared, others stay.
+    Clear,
+    /// The mapping permits something else from now on; not nothing.
+    Protect(Protection),
 }
 
-/// What is to become of the entries of a slot that are to change.
+/// What of the entries in a slot is left to change for the caller.
 pub(crate) enum Change<M: Machine> {
-    /// The slot has no table of the library.
-    NoTable,
-    /// The mapping gave its table up; there is nothing left to change.
-    Detached,
-    /// The table is the mapping's alone until the batch is finished: change the entries.
+    /// The entries in tables of the host.
+    Host,
+    /// Nothing.
+    Done,
+    /// Those of the table, which is the mapping's alone until the batch is finished.
     InPlace(Arc<Table<M>>),
 }
 
 /// A protocol: when a mapping shares a table, and what protects a fault from losing it.
+///
+/// The defaults are those of a protocol in which tables belong to mappings and the file knows all of these.
 pub(crate) trait Protocol<M: Machine>: Send + Sync {
-    /// The table that a fault in `slot` writes to; attaches one on need. `None`: the slot has tables of the host.
-    ///
-    /// The area's lock is held for reading and the fault mutex of the index is held.
-    fn table_for_fault(
-        &self,
-        file: &File<M>,
-        area: &Area<M>,
-        slot: Slot,
-    ) -> Result<Option<Arc<Table<M>>>, OutOfMemory>;
+    /// What every fault on the file holds from before it locks its page's index to its end.
+    fn fault_fence<'f>(&self, _: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
+        None
+    }
 
-    /// Prepares a change of entries in the slot with file index `base` at its start. `keep` tells whether some entries
-    /// are to stay: if not, the table is given up as a whole.
+    /// What excludes all faults on the file: taken by whoever takes tables or entries away or changes the file's list of
+    /// mappings, before any index or mapping lock.
+    fn change_fence<'f>(&self, _: &'f File<M>) -> Option<WriteGuard<'f, M, ()>> {
+        None
+    }
+
+    /// Resolves a fault on a shared mapping: the page is in the file and mapped when it returns `Ok`.
+    fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError>;
+
+    /// A shared mapping was made by mmap or fork, or came to other addresses or rights: what it may attach to at once.
     ///
-    /// The area's lock is held for writing.
+    /// Nobody else changes the mapping meanwhile.
+    fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement);
+
+    /// Prepares a change of the entries of a shared mapping in a slot. The area's lock is held for writing.
     fn prepare_change(
         &self,
         area: &Area<M>,
-        start: VirtAddr,
-        base: PageIndex,
-        keep: bool,
+        slot: Slot,
+        purpose: Purpose,
         batch: &mut Batch<'_, M>,
     ) -> Change<M>;
+
+    /// Clears the entries of all mappings for the page indices, and flushes. A fault may bring an entry back at once.
+    fn unmap(&self, file: &File<M>, indices: Range<u64>) {
+        file.unmap_listed(indices);
+    }
+
+    /// As [`Protocol::unmap`] for one index, which is locked: no entry for it is left afterwards.
+    fn unmap_for_good(&self, file: &File<M>, index: PageIndex) {
+        file.unmap_listed(index.0..index.0 + 1);
+    }
 }
 
 /// The entry of a table for an address.

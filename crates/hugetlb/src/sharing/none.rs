@@ -1,33 +1,28 @@
 //! The protocol `none`: nothing is shared; what sharing saves is measured against it.
 
-use super::{Change, Protocol, Slot, Table};
-use crate::addr::{PageIndex, VirtAddr};
-use crate::error::OutOfMemory;
+use super::{Change, Protocol, Purpose};
+use crate::error::FaultError;
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch};
+use crate::mapping::{Area, Batch, Fault, Placement, Slot, publish};
+use crate::pool::Page;
 use crate::sync::Arc;
 
 pub(super) struct NoSharing;
 
 impl<M: Machine> Protocol<M> for NoSharing {
-    fn table_for_fault(
-        &self,
-        _: &File<M>,
-        _: &Area<M>,
-        _: Slot,
-    ) -> Result<Option<Arc<Table<M>>>, OutOfMemory> {
-        Ok(None)
+    fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {
+        let placement = fault.lock_mapping()?;
+        let page = fault.page()?;
+        publish(fault.host_entry()?, &page, placement.protection);
+        Ok(page)
     }
 
-    fn prepare_change(
-        &self,
-        _: &Area<M>,
-        _: VirtAddr,
-        _: PageIndex,
-        _: bool,
-        _: &mut Batch<'_, M>,
-    ) -> Change<M> {
-        Change::NoTable
+    fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, _: &Placement) {
+        area.enlist(file);
+    }
+
+    fn prepare_change(&self, _: &Area<M>, _: Slot, _: Purpose, _: &mut Batch<'_, M>) -> Change<M> {
+        Change::Host
     }
 }

@@ -1,0 +1,174 @@
+//! The fault path of `MAP_PRIVATE`: copies on write, and who gets a page when the pool is empty.
+
+use super::{Access, Area, Batch};
+use crate::addr::PageIndex;
+use crate::error::FaultError;
+use crate::format::{self, Protection};
+use crate::machine::Machine;
+use crate::mapping::area::Placement;
+use crate::mapping::fault::Fault;
+use crate::pool::Page;
+use crate::reserve;
+use crate::sync::{Arc, AtomicU64, Ordering, fence};
+
+enum Failure<M: Machine> {
+    Fault(FaultError),
+    /// The pool is empty, and relatives of the page could be made to give it up.
+    Rob(Arc<Page<M>>),
+}
+
+impl<M: Machine, E: Into<FaultError>> From<E> for Failure<M> {
+    fn from(error: E) -> Failure<M> {
+        Failure::Fault(error.into())
+    }
+}
+
+impl<M: Machine> Fault<'_, M> {
+    /// Resolves a fault on a private mapping.
+    pub(super) fn private(&self) -> Result<Arc<Page<M>>, FaultError> {
+        loop {
+            let placement = self.lock_mapping()?;
+            match self.try_private(&placement) {
+                Ok(page) => return Ok(page),
+                Err(Failure::Fault(error)) => return Err(error),
+                // Relatives are other areas: their locks come after ours is released. The fault mutex keeps the page's
+                // state as it is.
+                Err(Failure::Rob(page)) => {
+                    drop(placement);
+                    self.rob_relatives(&page);
+                }
+            }
+        }
+    }
+
+    fn try_private(&self, placement: &Placement) -> Result<Arc<Page<M>>, Failure<M>> {
+        let index = self.index.index();
+        let (copy, robbed) = {
+            let private = self.area.private().lock();
+            (private.copies.get(&index).cloned(), private.robbed)
+        };
+        let cached = {
+            let cache = self.file.cache().lock();
+            // Looked at under the mapping lock: a truncation that comes later meets what this fault maps.
+            if !cache.covers(index) {
+                return Err(FaultError::Sigbus.into());
+            }
+            cache.get(index).cloned()
+        };
+        let entry = self.host_entry()?;
+        let read_only = placement.protection - Protection::WRITE;
+        let write = self.access == Access::Write;
+        match (copy, cached) {
+            // The area's map and `copy` hold it: nobody else does, so no relative sees the store.
+            (Some(page), _) if Arc::strong_count(&page) == 2 => {
+                // Acquire: what the last relative read comes before our store; it let go with a release.
+                fence(Ordering::Acquire);
+                self.replace(entry, None, &page, placement.protection);
+                Ok(page)
+            }
+            (Some(page), _) if !write => {
+                self.replace(entry, None, &page, read_only);
+                Ok(page)
+            }
+            (None, Some(page)) if !write => {
+                self.replace(entry, None, &page, read_only);
+                Ok(page)
+            }
+            (copy, cached) => {
+                let origin = copy.clone().or(cached);
+                if origin.is_none() && robbed {
+                    return Err(FaultError::Sigbus.into());
+                }
+                let Some(page) = self.allocate_private(index) else {
+                    return Err(match copy {
+                        Some(page) if self.area.private().lock().owner => Failure::Rob(page),
+                        _ => FaultError::Sigbus.into(),
+                    });
+                };
+                match &origin {
+                    Some(origin) => {
+                        page.copy_from(origin);
+                        self.file.hugetlb().counters().faults_copied.add(1);
+                    }
+                    None => page.zero(),
+                }
+                self.area.private().lock().copies.insert(index, page.clone());
+                self.replace(entry, origin, &page, placement.protection);
+                Ok(page)
+            }
+        }
+    }
+
+    /// A page for a private copy: promised to this mapping, or else not promised to anybody.
+    fn allocate_private(&self, index: PageIndex) -> Option<Arc<Page<M>>> {
+        let (pool, subpool) = (self.file.pool(), self.file.subpool());
+        let promised = {
+            let mut private = self.area.private().lock();
+            let promised = private.owner && !private.used.contains(index.0);
+            if promised {
+                private.used.insert(index.0..index.0 + 1);
+            }
+            promised
+        };
+        let frame = if promised {
+            let frame = pool.take(true);
+            if frame.is_none() {
+                self.area.private().lock().used.remove(index.0..index.0 + 1);
+            }
+            frame?
+        } else {
+            reserve::take_unpromised(pool, subpool).ok()?
+        };
+        self.file.hugetlb().counters().faults_allocated.add(1);
+        Some(Arc::new(Page::new(frame, pool.clone(), subpool.cloned())))
+    }
+
+    /// Makes `entry` lead to `page`; `origin` is the page that it may have led to, if that is another one.
+    fn replace(
+        &self,
+        entry: &AtomicU64,
+        origin: Option<Arc<Page<M>>>,
+        page: &Arc<Page<M>>,
+        protection: Protection,
+    ) {
+        let new = format::leaf(page.frame(), protection);
+        // Acquire and release: as in `publish`. The fault mutex makes us the only writer.
+        let old = entry.load(Ordering::Acquire);
+        if !format::is_leaf(old) {
+            page.add_entry();
+            entry.store(new, Ordering::Release);
+            return;
+        }
+        if format::leaf_frame(old, self.file.page_size()) == page.frame() {
+            // More rights at most: whoever holds the old entry faults, and looks again.
+            entry.store(new, Ordering::Release);
+            return;
+        }
+        // Cleared and flushed before the copy shows: else one thread could store through the new entry while another
+        // still reads the origin through its TLB. Who faults in between waits for the fault mutex.
+        entry.store(0, Ordering::Release);
+        let mut batch = Batch::new(self.file);
+        if let Some(origin) = origin {
+            batch.unmap(origin);
+        }
+        batch.flush_leaf(self.area, self.address);
+        batch.finish();
+        page.add_entry();
+        entry.store(new, Ordering::Release);
+    }
+
+    /// Takes a page away from the mappings that a fork gave it to and that reserved nothing, so that its owner has it alone.
+    fn rob_relatives(&self, page: &Arc<Page<M>>) {
+        let relatives: alloc::vec::Vec<Arc<Area<M>>> = self
+            .file
+            .mappings()
+            .read()
+            .values()
+            .filter(|area| !area.is_shared() && area.id() != self.area.id())
+            .cloned()
+            .collect();
+        for area in relatives {
+            area.rob(self.file, self.index.index(), page);
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! The protocol `file-lock`: every fault on a file is fenced by one lock of the file.
+//!
+//! **The fence.** All faults on the file hold its lock for reading from beginning to end; truncate, punch, mmap, munmap,
+//! mprotect, mremap, fork and exit hold it for writing as long as they walk and flush. So a fault that found a table
+//! writes into it without looking again, and without its mapping's lock.
+//!
+//! **The price.** Whoever takes entries away from one mapping holds up the faults of all, those on files that never share
+//! included, and a fault that clears a huge page holds up the change. Linux used the lock of the file's list of mappings
+//! (`i_mmap_rwsem`) for it from 5.7 to 6.0.
+
+use super::{Change, Protocol, Purpose, adopted};
+use crate::error::FaultError;
+use crate::file::File;
+use crate::machine::Machine;
+use crate::mapping::{Area, Batch, Fault, Placement, Slot};
+use crate::pool::Page;
+use crate::sync::{Arc, ReadGuard, WriteGuard};
+
+pub(super) struct FileLock;
+
+impl<M: Machine> Protocol<M> for FileLock {
+    fn fault_fence<'f>(&self, file: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
+        Some(file.fence().read())
+    }
+
+    fn change_fence<'f>(&self, file: &'f File<M>) -> Option<WriteGuard<'f, M, ()>> {
+        Some(file.fence().write())
+    }
+
+    fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {
+        // The mapping's lock goes at once; the file's fence is still held.
+        let target = {
+            let placement = fault.lock_mapping()?;
+            adopted::find_target(fault, &placement)?
+        };
+        let page = fault.page()?;
+        target.publish(&page);
+        Ok(page)
+    }
+
+    fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement) {
+        adopted::enlist(file, area, placement);
+    }
+
+    fn prepare_change(
+        &self,
+        area: &Area<M>,
+        slot: Slot,
+        purpose: Purpose,
+        batch: &mut Batch<'_, M>,
+    ) -> Change<M> {
+        adopted::prepare_change(area, slot, purpose, batch)
+    }
+
+    // `unmap_for_good` needs no pause: its caller holds the fence for writing, and who adopts is a fault.
+}
