@@ -2,9 +2,11 @@
 //!
 //! They run before the first thread, while nobody else uses memory, so that counters can be compared exactly.
 
+mod grace;
+
 use alloc::vec::Vec;
 use core::alloc::Layout;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use crate::arch::cpu::{self, CpuSet};
 use crate::arch::tlb::{self, Flush};
@@ -19,14 +21,17 @@ pub fn wanted() -> bool {
     cmdline::get("selftest").is_some_and(|value| value != "0")
 }
 
-/// CPUs that have joined the storm, and whether it rages.
+/// CPUs that take part.
 static JOINED: AtomicU32 = AtomicU32::new(0);
-static STORM: AtomicBool = AtomicBool::new(false);
+/// How many of [`PARTS`] have begun.
+static BEGUN: AtomicUsize = AtomicUsize::new(0);
+/// What the other CPUs do, one after the other.
+const PARTS: [fn(); 2] = [storm, grace::read_until_stopped];
 static ENDED: AtomicBool = AtomicBool::new(false);
 
 /// Runs all checks on the boot CPU; the others are in [`join`], and leave it when this returns.
 pub fn run() {
-    let checks: [(&str, fn()); 9] = [
+    let checks: [(&str, fn()); 11] = [
         ("frames are counted", frames_are_counted),
         ("user memory stops before the kernel's", user_memory_stops_first),
         ("freed blocks become whole again", blocks_become_whole),
@@ -36,6 +41,8 @@ pub fn run() {
         ("a call reaches every CPU", call_reaches_all),
         ("a shootdown makes every CPU see a new mapping", shootdown_is_seen),
         ("all CPUs call each other at once", call_storm),
+        ("a page table outlives its readers", grace::readers_keep_a_table),
+        ("page tables change under readers", || grace::tables_change_under_readers(|| begin(1))),
     ];
     for (name, check) in checks {
         let start = clock::now_ns();
@@ -50,22 +57,31 @@ pub fn run() {
 /// Waits for the checks, and takes part in those that need all CPUs. Interrupts are on.
 pub fn join() {
     JOINED.fetch_add(1, Ordering::SeqCst);
-    let mut stormed = false;
+    let mut done = 0;
     loop {
         interrupts::disable();
         if ENDED.load(Ordering::SeqCst) {
             interrupts::enable();
             return;
         }
-        if STORM.load(Ordering::SeqCst) && !stormed {
+        if BEGUN.load(Ordering::SeqCst) > done {
             interrupts::enable();
-            storm();
-            stormed = true;
+            PARTS[done]();
+            done += 1;
         } else {
             // Not spinning: the host may have fewer CPUs than we.
             interrupts::enable_and_wait();
         }
     }
+}
+
+/// Sends the other CPUs into a part. All of them are in [`join`] by then.
+fn begin(part: usize) {
+    while JOINED.load(Ordering::SeqCst) != cpu::count() - 1 {
+        core::hint::spin_loop();
+    }
+    BEGUN.store(part + 1, Ordering::SeqCst);
+    wake_others();
 }
 
 fn wake_others() {
@@ -319,12 +335,8 @@ fn storm() {
 
 fn call_storm() {
     let cpus = cpu::count();
-    while JOINED.load(Ordering::SeqCst) != cpus - 1 {
-        core::hint::spin_loop();
-    }
     STORM_LEFT.store(cpus, Ordering::SeqCst);
-    STORM.store(true, Ordering::SeqCst);
-    wake_others();
+    begin(0);
     storm();
     assert_eq!(STORM_CALLS.load(Ordering::SeqCst), STORM_ROUNDS * u64::from(cpus) * u64::from(cpus - 1));
 }

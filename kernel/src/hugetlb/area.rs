@@ -197,20 +197,10 @@ impl HugeArea {
         self.mapping.discard(VirtAddr(range.start)..VirtAddr(range.end)).map_err(errno)
     }
 
-    /// Is the page at `address` in this address space's tables?
-    pub fn is_resident(&self, address: u64) -> bool {
-        self.mapping.is_resident(VirtAddr(address))
-    }
-
     /// Bytes that this address space has entries for: shared, private.
     pub fn resident_bytes(&self) -> (u64, u64) {
         let resident = self.mapping.resident();
         (resident.shared, resident.private)
-    }
-
-    /// The physical address that `address` leads to.
-    pub fn frame_at(&self, address: u64) -> Option<PhysAddr> {
-        self.mapping.translate(VirtAddr(address)).map(|(physical, _)| PhysAddr(physical.0))
     }
 
     /// Calls `work` with the direct map's pointer to `address`, made accessible first. `work` stays within the base page.

@@ -10,6 +10,7 @@ use crate::arch::{features, ipi, tlb};
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{self, PAGE_SIZE, contiguous};
 use crate::mm::{self, PageTables, table_entries};
+use crate::sync::grace;
 use crate::{sched, sync};
 
 /// This kernel, as a machine: all of its state is global.
@@ -28,14 +29,15 @@ impl Machine for Kernel {
     type Space = SpaceTables;
 
     fn allocate_table(&self) -> Option<PhysAddr> {
-        Frame::alloc_zeroed(Use::PageTable).map(|frame| PhysAddr(frame.into_raw().0))
+        let allocate = || Frame::alloc_zeroed(Use::PageTable);
+        // What other tables have left may be on its way back.
+        let frame = allocate().or_else(|| if grace::collect() { allocate() } else { None })?;
+        Some(PhysAddr(frame.into_raw().0))
     }
 
     fn retire_table(&self, table: PhysAddr) {
-        // The grace period is over already: nothing in this kernel walks user tables without a lock. Faults and reports go through the
-        // mapping's lock or the page-table lock, and the hardware's walks ended with the flush before this call.
         // SAFETY: the reference that `allocate_table` gave away, given back once.
-        drop(unsafe { Frame::from_raw(memory::PhysAddr(table.0)) });
+        grace::retire(unsafe { Frame::from_raw(memory::PhysAddr(table.0)) });
     }
 
     fn table(&self, table: PhysAddr) -> &TableEntries {
@@ -146,14 +148,18 @@ const PMD: u32 = 2;
 
 impl SpaceTables {
     fn find(&self, address: VirtAddr, level: u32) -> Option<&AtomicU64> {
-        let tables = self.0.lock();
-        let entry = core::ptr::from_ref(tables.find(address.0, level)?);
+        let reading = grace::read();
+        let entry = core::ptr::from_ref(self.0.find(address.0, level, &reading)?);
         // SAFETY: tables are freed only where no area is, and a live mapping of huge pages is one; the library keeps to the addresses of
         // its mappings, as `hugetlb::machine` lays down. The handle keeps the root.
         Some(unsafe { &*entry })
     }
 
     fn find_or_make(&self, address: VirtAddr, level: u32) -> Result<&AtomicU64, OutOfMemory> {
+        // Mostly it is there.
+        if let Some(entry) = self.find(address, level) {
+            return Ok(entry);
+        }
         let mut tables = self.0.lock();
         let entry = tables.find_or_make(address.0, level).map_err(|_| OutOfMemory)?;
         let entry = core::ptr::from_ref(entry);

@@ -18,10 +18,21 @@ use super::vma::{FileArea, Kind, VmFlags, Vma};
 use crate::errno::{Errno, Result};
 use crate::memory::frame::Frame;
 use crate::sched;
+use crate::sync::grace;
 
 impl AddressSpace {
     /// A copy for fork(2).
     pub fn fork(&self) -> Result<Arc<AddressSpace>> {
+        loop {
+            match self.try_fork() {
+                // Page tables that are on their way out may be all that was missing.
+                Err(Errno::ENOMEM) if grace::collect() => {}
+                result => return result,
+            }
+        }
+    }
+
+    fn try_fork(&self) -> Result<Arc<AddressSpace>> {
         let child = AddressSpace::new()?;
         let mut parent = self.write();
         let mut copy = child.write();

@@ -51,7 +51,10 @@ impl AddressSpace {
             };
             if let Some((device, inode)) = id {
                 drop(areas);
-                // The page must be possible to have: behind the end of a file there is no futex.
+                // The page must be possible to have: behind the end of a file there is no futex. Mostly it is there.
+                if self.tables.lookup(address).is_some() {
+                    return Ok(Key::Shared { device, inode, offset });
+                }
                 self.fault(address, Access::Read).map_err(|error| error.errno())?;
                 return Ok(Key::Shared { device, inode, offset });
             }

@@ -11,6 +11,7 @@ use core::sync::atomic::{Ordering, fence};
 use super::AddressSpace;
 use crate::arch::tlb::{self, Flush};
 use crate::memory::frame::Frame;
+use crate::sync::grace;
 
 /// Frames after which a flush is due.
 const LIMIT: usize = 512;
@@ -20,14 +21,15 @@ pub struct Gather<'a> {
     space: &'a AddressSpace,
     start: u64,
     end: u64,
-    tables: bool,
     frames: Vec<Frame>,
+    /// Others may look at them without a lock, so they are freed after a grace period.
+    tables: Vec<Frame>,
 }
 
 impl<'a> Gather<'a> {
     /// Nothing yet.
     pub fn new(space: &'a AddressSpace) -> Self {
-        Self { space, start: u64::MAX, end: 0, tables: false, frames: Vec::new() }
+        Self { space, start: u64::MAX, end: 0, frames: Vec::new(), tables: Vec::new() }
     }
 
     /// The translations of `range` may not be used any more.
@@ -45,13 +47,12 @@ impl<'a> Gather<'a> {
     /// `frame` is no longer the page table for `range`.
     pub fn table(&mut self, range: Range<u64>, frame: Frame) {
         self.flush_range(range);
-        self.tables = true;
-        self.frames.push(frame);
+        self.tables.push(frame);
     }
 
     /// Is it time for [`Gather::flush`]?
     pub fn is_full(&self) -> bool {
-        self.frames.len() >= LIMIT
+        self.frames.len() + self.tables.len() >= LIMIT
     }
 
     /// Flushes the TLBs, then frees. May be called under the page-table lock: CPUs that spin for it answer.
@@ -62,12 +63,20 @@ impl<'a> Gather<'a> {
             let cpus = self.space.cpus();
             if !cpus.is_empty() {
                 // A freed table may be in paging-structure caches for any address below it.
-                let what = if self.tables { Flush::All } else { Flush::range(self.start, self.end) };
+                let what =
+                    if !self.tables.is_empty() { Flush::All } else { Flush::range(self.start, self.end) };
                 tlb::shootdown(&cpus, what);
             }
-            (self.start, self.end, self.tables) = (u64::MAX, 0, false);
+            (self.start, self.end) = (u64::MAX, 0);
         }
         self.frames.clear();
+        self.tables.drain(..).for_each(grace::retire);
+    }
+
+    /// As [`Gather::flush`], for an address space that nobody can look at any more: its tables need no grace period.
+    pub fn flush_unseen(&mut self) {
+        self.frames.append(&mut self.tables);
+        self.flush();
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! An [`AddressSpace`] has two locks. The *areas lock*, a sleeping reader/writer lock, guards the set of areas: page faults and reports read,
 //! everything that changes areas writes. The *page-table lock*, a spin lock, guards the tables: faults on several CPUs run at the same
-//! time and meet only for the moment in which an entry changes. Truncation of a file takes only the page-table lock.
+//! time and meet only for the moment in which an entry changes. Truncation of a file takes only the page-table lock. Who only looks ([`walk`])
+//! takes none of them.
 //!
 //! Rules:
 //! * Nothing touches user memory through `uaccess` with a lock of an address space held.
@@ -39,6 +40,7 @@ pub mod uaccess;
 pub mod vdso;
 pub mod view;
 mod vma;
+mod walk;
 
 pub use futex::{Key, futex_key};
 pub use map::{MapRequest, huge_size};

@@ -32,7 +32,7 @@ impl AddressSpace {
 
     fn is_resident(&self, vma: &Vma, address: u64) -> bool {
         match &vma.kind {
-            Kind::Huge(huge) => huge.is_resident(address),
+            Kind::Huge(_) => self.tables.lookup(address).is_some(),
             Kind::Special(_) => true,
             Kind::Anonymous => self.tables.lock().leaf(address).is_mapped(),
             Kind::File(area) => {

@@ -22,7 +22,7 @@ use crate::hugetlb::HugeLeftover;
 use crate::memory::frame::Frame;
 use crate::memory::paging;
 use crate::sched;
-use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, grace};
 
 /// Where the parts of a program are, for brk(2), placement and reports.
 #[derive(Clone, Default)]
@@ -268,6 +268,8 @@ impl AddressSpace {
         let mut areas = self.write();
         let result = self.unmap_locked(&mut areas, start..start + len, &mut leftovers);
         drop(areas);
+        drop(leftovers);
+        grace::throttle();
         result
     }
 
@@ -291,7 +293,8 @@ impl AddressSpace {
             sched::cond_resched();
         }
         self.tables.lock().free(0..1 << 47, &mut gather);
-        gather.flush();
+        // Who looks at tables without a lock holds a reference to the space, and this was the last.
+        gather.flush_unseen();
         let tables = self.tables.lock();
         debug_assert_eq!(tables.resident.total(), 0, "pages left in an empty address space");
         debug_assert_eq!(tables.count, 0, "tables left in an empty address space");

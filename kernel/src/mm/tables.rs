@@ -20,7 +20,7 @@ use crate::sync::{SpinLock, SpinLockGuard};
 pub const ENTRIES: usize = 512;
 const PAGE: u64 = PAGE_SIZE as u64;
 /// The level of the root; leaves are level 1.
-const TOP: u32 = 4;
+pub(super) const TOP: u32 = 4;
 
 /// There was no frame for a page table.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ pub const fn span(level: u32) -> u64 {
     1 << shift(level)
 }
 
-const fn index(address: u64, level: u32) -> usize {
+pub(super) const fn index(address: u64, level: u32) -> usize {
     (address >> shift(level)) as usize % ENTRIES
 }
 

@@ -217,7 +217,7 @@ impl AddressSpace {
             }
             while at < vma.end.min(range.end) {
                 let word = match &vma.kind {
-                    Kind::Huge(huge) => huge.frame_at(at).map(|address| {
+                    Kind::Huge(_) => self.tables.lookup(at).map(|(address, _)| {
                         (address.0 >> PAGE_SHIFT & FRAME, !vma.flags.contains(VmFlags::SHARED), false)
                     }),
                     _ => {

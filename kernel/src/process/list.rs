@@ -9,7 +9,7 @@ use alloc::vec::Vec;
 use super::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Credentials, Pid, Process, Thread, limits, tree};
 use crate::errno::{Errno, Result};
 use crate::memory::{self, Pressure};
-use crate::sync::IrqLock;
+use crate::sync::{IrqLock, grace};
 
 /// The process with this number, alive or a zombie.
 pub fn find(pid: Pid) -> Option<Arc<Process>> {
@@ -96,7 +96,8 @@ pub(super) fn charge(credentials: &Credentials, parent: &Process) -> Result<Opti
     if tree::thread_count() >= super::max_threads() {
         return Err(Errno::EAGAIN);
     }
-    if memory::pressure() == Pressure::Critical {
+    let critical = || memory::pressure() == Pressure::Critical;
+    if critical() && !(grace::collect() && !critical()) {
         return Err(Errno::ENOMEM);
     }
     let charge = Charge::take(credentials.uid);

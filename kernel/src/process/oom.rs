@@ -7,7 +7,7 @@ use alloc::sync::Arc;
 use super::{Pid, Process, WaitStatus, tree};
 use crate::memory;
 use crate::sched;
-use crate::sync::Mutex;
+use crate::sync::{Mutex, grace};
 use crate::{process, signal, time};
 
 /// One decision at a time: the second in need waits and then finds memory.
@@ -23,6 +23,10 @@ const PATIENCE: u64 = 2 * time::SECOND;
 pub fn out_of_memory() {
     let current = process::current();
     if current.kill_pending() {
+        return;
+    }
+    // Page tables that are on their way out may be all that is missing.
+    if grace::collect() {
         return;
     }
     let victim = {

@@ -8,6 +8,7 @@ use super::{Current, Thread, rseq};
 use crate::arch::trap::TrapFrame;
 use crate::arch::{cpu, interrupts, percpu};
 use crate::mm::AddressSpace;
+use crate::sync::grace;
 use crate::{sched, signal};
 
 /// Everything that must happen before each return to user mode. Entered and left with interrupts off.
@@ -31,6 +32,7 @@ pub fn exit_to_user(frame: &mut TrapFrame) {
         rseq::update(&thread, frame);
         interrupts::disable();
     }
+    grace::quiescent();
 }
 
 /// A system call that a signal has ended; the signal itself may be gone by now, taken by another thread.

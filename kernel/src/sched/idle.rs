@@ -9,6 +9,7 @@ use crate::arch::cpu::{self, CpuId, MAX_CPUS};
 use crate::arch::interrupts;
 use crate::arch::percpu::{self, PerCpu};
 use crate::process::{self, Thread};
+use crate::sync::grace;
 
 static THREADS: PerCpu<AtomicPtr<Thread>> =
     PerCpu::new([const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS]);
@@ -32,6 +33,7 @@ pub fn enter_idle() -> ! {
     let idle = of(cpu::id());
     // SAFETY: idle threads are never freed.
     queue::note_running(unsafe { &*idle }, true);
+    grace::end_idle();
     loop {
         if switch::any_dead() {
             interrupts::enable();
@@ -45,7 +47,12 @@ pub fn enter_idle() -> ! {
         if queue::resched_wanted() || queue::has_work() {
             continue;
         }
+        if !grace::begin_idle() {
+            interrupts::enable();
+            continue;
+        }
         interrupts::enable_and_wait();
+        grace::end_idle();
     }
 }
 

@@ -34,7 +34,7 @@ use core::panic::Location;
 
 use crate::arch::{cpu, interrupts};
 use crate::process::{self, Thread};
-use crate::sync::{WaitError, debug};
+use crate::sync::{WaitError, debug, grace};
 use crate::time;
 
 /// The slice of SCHED_RR, in nanoseconds.
@@ -110,7 +110,11 @@ pub fn yield_now() {
 
 /// Switches to another thread if one is due. For loops in the kernel that may take long.
 pub fn cond_resched() {
-    if queue::resched_wanted() && process::try_current().is_some() {
+    if process::try_current().is_none() {
+        return;
+    }
+    grace::quiescent();
+    if queue::resched_wanted() {
         debug::assert_may_sleep();
         interrupts::without(switch::preempt);
     }

@@ -12,6 +12,7 @@ use crate::arch::cpu::{self, MAX_CPUS};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{context, interrupts};
 use crate::process::{self, Thread};
+use crate::sync::grace;
 use crate::time;
 
 /// Time between two ticks of a CPU that runs a thread, in nanoseconds; also the slice of a thread of nice 0.
@@ -92,6 +93,7 @@ pub(super) fn account(thread: &Thread) {
 /// Chooses the next thread and runs it; returns when the current thread runs again. Interrupts are off throughout.
 fn schedule(why: Why) {
     debug_assert!(!interrupts::are_enabled());
+    grace::quiescent();
     let previous = percpu::current().cast::<Thread>();
     // SAFETY: the thread that runs this code is alive.
     let current = unsafe { &*previous };

@@ -10,9 +10,12 @@
 //! lock therefore is held for a bounded time by a running CPU. A CPU that spins on a [`SpinLock`] with interrupts on
 //! answers TLB shootdowns, so a holder may send them; the holder of an [`IrqLock`] must not.
 //!
+//! Who looks at page tables takes none of them, but a read section: [`grace`].
+//!
 //! Debug builds count the spin locks that a CPU holds, and the functions that sleep assert that it is none.
 
 pub mod debug;
+pub mod grace;
 mod once;
 mod sleep;
 mod spin;

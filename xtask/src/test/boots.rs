@@ -176,6 +176,18 @@ pub fn all() -> Vec<Boot> {
     ];
     boots.extend(shells());
     boots.extend(refusals());
+    boots.push(Boot {
+        name: "selftest",
+        parameters: &["selftest=1"],
+        kernels: Kernels::Ours,
+        work: Work::Console(Script {
+            archive: |parts| busybox_init(parts, "#!/bin/busybox sh\nexec busybox poweroff -f\n"),
+            gzip: false,
+            talk: &[Expect("selftest: page tables change under readers"), Expect("selftest: all passed")],
+            end: End::PowerOff,
+        }),
+        ..BOOT
+    });
     boots
 }
 

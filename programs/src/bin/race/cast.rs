@@ -118,8 +118,7 @@ impl Cast<'_> {
             let seed = rng.draw();
             self.fork(1, |cast| {
                 let scene = cast.scene;
-                let actor =
-                    Actor::outside(processes, cast.way, &cast.board, &scene.files, &scene.sitter);
+                let actor = Actor::outside(processes, cast.way, &cast.board, &scene.files, &scene.sitter);
                 let mut rng = Rng::new(seed);
                 actor.play(
                     || {
@@ -258,13 +257,15 @@ impl Cast<'_> {
         let deadline = Instant::now() + PATIENCE;
         for pid in pids {
             let mut end = None;
-            let gone = settles(deadline.saturating_duration_since(Instant::now()), || match waitpid(pid, libc::WNOHANG) {
-                Ok((0, _)) => false,
-                Ok((_, how)) => {
-                    end = Some(how);
-                    true
+            let gone = settles(deadline.saturating_duration_since(Instant::now()), || {
+                match waitpid(pid, libc::WNOHANG) {
+                    Ok((0, _)) => false,
+                    Ok((_, how)) => {
+                        end = Some(how);
+                        true
+                    }
+                    Err(_) => true,
                 }
-                Err(_) => true,
             });
             match end {
                 _ if !gone => self.find(Kind::Hung, 0, 0),
