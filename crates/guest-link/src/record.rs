@@ -1,0 +1,208 @@
+//! What a measuring program says: one JSON object a line, marked so that it is found between other output.
+
+use serde::{Deserialize, Serialize};
+
+/// What a record's line begins with.
+pub const MARK: &str = "record ";
+
+/// One measurement.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "kebab-case")]
+pub enum Record {
+    /// Which machine this is.
+    Machine {
+        /// The kernel's release, as uname tells it.
+        release: String,
+        /// CPUs that the program may use.
+        cpus: u32,
+        /// The protocol, where the kernel tells it.
+        protocol: Option<String>,
+    },
+    /// How long a bystander's accesses took while another process did something to the same file.
+    Bystander {
+        /// What the bystander did.
+        access: Access,
+        /// What the other process did.
+        disturbance: String,
+        /// Further processes that had the file mapped and its table attached.
+        sharers: u32,
+        /// How often the disturbance was done.
+        disturbances: u64,
+        /// Accesses that overlapped it, which are those measured.
+        accesses: u64,
+        /// Faults that the bystander took during all its accesses.
+        faults: u64,
+        /// Their times.
+        times: Times,
+        /// Upper ends of buckets in nanoseconds, each with its number of accesses; empty ones are left out.
+        histogram: Vec<(u64, u64)>,
+    },
+    /// What an operation cost while so many processes shared the file's table.
+    Cost {
+        /// The operation.
+        operation: Operation,
+        /// Processes that had the file mapped and its table attached, the acting one included.
+        sharers: u32,
+        /// How often it was measured.
+        runs: u32,
+        /// Nanoseconds: the median and the least.
+        median: u64,
+        /// As above.
+        least: u64,
+    },
+    /// How a process came to see all present pages of a file.
+    Attach {
+        /// The case.
+        case: AttachCase,
+        /// Pages touched.
+        pages: u32,
+        /// Faults taken.
+        faults: u64,
+        /// Nanoseconds of mmap and all touches, the median of several processes.
+        nanoseconds: u64,
+    },
+    /// Page-table memory.
+    Tables {
+        /// Bytes of the file.
+        file_bytes: u64,
+        /// Pages of it that are there, and were touched by every process.
+        pages: u32,
+        /// Processes that mapped all of it.
+        sharers: u32,
+        /// What `PageTables` in /proc/meminfo grew by, in bytes.
+        growth: u64,
+        /// VmPTE of one of them, in bytes.
+        vmpte: u64,
+        /// Counters of the kernel's own view of sharing, by name, where it has one.
+        counters: Vec<(String, u64)>,
+    },
+    /// The length of a path, in instructions (under instruction counting) or nanoseconds.
+    Path {
+        /// What was done.
+        path: String,
+        /// For each time it was done.
+        length: u64,
+        /// Faults that were taken for each hundred.
+        faults_percent: u64,
+    },
+    /// Something that a reader of the figures has to know.
+    Note {
+        /// It.
+        text: String,
+    },
+    /// The last one: how many there were before it.
+    End {
+        /// As said.
+        records: u32,
+    },
+}
+
+/// What a bystander does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Access {
+    /// Loads a word of a page that the file has, after MADV_DONTNEED of its mapping.
+    Present,
+    /// Stores into a page that the file has not.
+    Fresh,
+}
+
+/// What is paid for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Operation {
+    /// Punching 64 MiB of present pages.
+    Punch,
+    /// Cutting 64 MiB of present pages off.
+    Truncate,
+    /// mprotect of the whole mapping.
+    Mprotect,
+    /// fork, until it returns in the parent.
+    Fork,
+    /// From fork until the child has touched every page.
+    Start,
+    /// From the child's exit until it was waited for.
+    Exit,
+    /// mmap and the touch of every present page.
+    Attach,
+    /// munmap.
+    Detach,
+}
+
+/// How a file is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AttachCase {
+    /// A whole 1 GiB slot, as its partner maps it.
+    Congruent,
+    /// 1 GiB at another distance from the slot's start than the partner's.
+    OtherPhase,
+    /// 64 MiB of it.
+    Part,
+    /// A whole slot, private: nothing can be shared.
+    Private,
+}
+
+/// A distribution in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Times {
+    /// 50 in 100 were not longer.
+    pub p50: u64,
+    /// 99 in 100.
+    pub p99: u64,
+    /// 999 in 1,000.
+    pub p999: u64,
+    /// None was longer.
+    pub max: u64,
+}
+
+impl Record {
+    /// The line that says it.
+    pub fn line(&self) -> String {
+        let json = serde_json::to_string(self).expect("a record is plain data");
+        format!("{MARK}{json}\n")
+    }
+
+    /// The record in a line, if it is one.
+    pub fn parse(line: &str) -> Option<Record> {
+        serde_json::from_str(line.trim_end().strip_prefix(MARK)?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_survives_its_line() {
+        let times = Times { p50: 1, p99: 2, p999: 3, max: 4 };
+        for record in [
+            Record::Bystander {
+                access: Access::Present,
+                disturbance: "punch".into(),
+                sharers: 16,
+                disturbances: 5,
+                accesses: 7,
+                faults: 0,
+                times,
+                histogram: vec![(100, 7)],
+            },
+            Record::Cost { operation: Operation::Punch, sharers: 1, runs: 3, median: 9, least: 8 },
+            Record::End { records: 2 },
+        ] {
+            let line = record.line();
+            assert_eq!(line.matches('\n').count(), 1);
+            assert_eq!(Record::parse(&line), Some(record.clone()));
+            assert_eq!(Record::parse(&line.replace('\n', "\r\n")), Some(record));
+        }
+    }
+
+    #[test]
+    fn other_lines_are_no_records() {
+        for line in
+            ["", "record", "record {}", "the record {\"record\":\"end\",\"records\":1}", "record {\"rec"]
+        {
+            assert_eq!(Record::parse(line), None, "{line:?}");
+        }
+    }
+}

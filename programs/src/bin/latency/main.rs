@@ -1,0 +1,108 @@
+//! Measures what sharing page tables costs and spares: delays of bystanders, costs of operations, memory of tables.
+//!
+//! An ordinary Linux program. Each result is a line for the host, see `guest_link::record`.
+
+mod attach;
+mod bystander;
+mod cost;
+mod crew;
+mod options;
+mod path;
+mod stage;
+mod tables;
+
+use std::process::ExitCode;
+
+use guest_link::record::Record;
+use roundtable_programs::huge::{self, GIB};
+use roundtable_programs::{procfs, sys};
+
+use crew::Crew;
+use options::{Options, Part};
+use stage::{BATCH, PAGES, Stage, touch, touch_one};
+
+/// Huge pages at least: a slot of present ones, and one of fresh ones or one page in each of 1,024 slots.
+const POOL: u64 = 1024 + 16;
+
+fn main() -> ExitCode {
+    let options = match Options::parse(std::env::args().skip(1)) {
+        Ok(options) => options,
+        Err(message) => {
+            eprintln!("latency: {message}\n{}", options::USAGE);
+            return 2.into();
+        }
+    };
+    let persistent = procfs::number("/proc/sys/vm/nr_hugepages");
+    if persistent < POOL && huge::set_pool(POOL) < POOL {
+        huge::set_pool(persistent);
+        eprintln!("latency: there is no memory for {POOL} huge pages");
+        return 1.into();
+    }
+    let result = measure(&options);
+    huge::set_pool(persistent);
+    match result {
+        Ok(()) => 0.into(),
+        Err(message) => {
+            eprintln!("latency: {message}");
+            1.into()
+        }
+    }
+}
+
+fn measure(options: &Options) -> Result<(), String> {
+    let stage = Stage::new()?;
+    stage.say(&Record::Machine {
+        release: sys::release(),
+        cpus: sys::cpus().len() as u32,
+        protocol: tables::protocol(),
+    });
+    let wants = |part| options.parts.contains(&part);
+    if wants(Part::Path) {
+        path::measure(&stage)?;
+    }
+    if wants(Part::Attach) {
+        attach::measure(&stage)?;
+    }
+    if wants(Part::Cost) || wants(Part::Bystander) {
+        crowded(&stage, options)?;
+    }
+    if wants(Part::Tebibyte) {
+        // Room in the pool.
+        stage.punch(0, PAGES);
+        tables::tebibyte(&stage, &options.tib_sharers)?;
+    }
+    stage.end();
+    Ok(())
+}
+
+/// All that is measured against the number of sharers, in one crew that grows.
+fn crowded(stage: &Stage, options: &Options) -> Result<(), String> {
+    let mut jobs: Vec<(u32, Part)> = Vec::new();
+    if options.parts.contains(&Part::Cost) {
+        // The acting process is one of them.
+        jobs.extend(options.cost_sharers.iter().map(|&sharers| (sharers - 1, Part::Cost)));
+    }
+    if options.parts.contains(&Part::Bystander) {
+        jobs.extend(options.sharers.iter().map(|&sharers| (sharers, Part::Bystander)));
+    }
+    jobs.sort_by_key(|&(crew, _)| crew);
+    let before = tables::table_bytes();
+    let mine = stage.address(0, 0);
+    touch(mine, PAGES);
+    let mut crew = Crew::new();
+    for (count, part) in jobs {
+        // One page is enough to have the table, and it is one that is never taken away.
+        if let Err(message) = crew.grow(count as usize, || touch_one(stage.address(0, BATCH))) {
+            // What was measured with fewer stands.
+            stage.note(&format!("no more than {} sharers could be started: {message}", crew.count()));
+            break;
+        }
+        if part == Part::Cost {
+            tables::say(stage, &crew, before, GIB as u64, PAGES, count as usize + 1);
+            cost::measure(stage, &crew, options.runs)?;
+        } else {
+            bystander::measure(stage, &crew, options.time)?;
+        }
+    }
+    crew.leave()
+}
