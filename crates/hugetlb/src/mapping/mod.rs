@@ -153,10 +153,12 @@ impl<M: Machine> Drop for Mapping<M> {
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         {
             // Held over the flush: a truncation that finds nothing here any more must not free pages that our TLBs still hold.
-            let placement = self.area.placement().write();
+            let mut placement = self.area.placement().write();
             let mut batch = Batch::new(&self.file);
             self.area.clear(&self.file, &placement, placement.indices(), Purpose::Leave, &mut batch);
             batch.finish();
+            // A walk that found the area before it left the list finds it empty: what comes to its addresses is another's.
+            placement.pages = 0;
         }
         self.area.leave(&mut self.file.cache().lock());
         self.area.delist(&self.file);

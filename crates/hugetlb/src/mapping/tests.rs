@@ -338,3 +338,20 @@ fn the_pool_follows_linux_when_it_is_resized_in_use() {
     drop(file);
     assert_eq!(pool.statistics().total, 0);
 }
+
+#[test]
+fn a_walk_that_found_a_mapping_before_it_went_does_not_touch_what_came_to_its_place() {
+    let hugetlb = hugetlb(8, ProtocolKind::VmaLock);
+    let (old, new) = (file(&hugetlb, 2 * MIB2), file(&hugetlb, 2 * MIB2));
+    let (space, gone) = map_at(&old, HERE, 2 * MIB2, SHARED);
+    store(&gone, HERE, 1);
+    // What a truncation of the old file holds while it waits for the mapping's lock.
+    let area = old.mappings().read().values().next().cloned().unwrap();
+    drop(gone);
+    let mapping = new.map(space, HERE, 2 * MIB2, 0, EVERYTHING, SHARED).unwrap();
+    store(&mapping, HERE, 2);
+    old.fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
+    area.unmap_indices(&old, 0..2);
+    assert!(mapping.is_resident(HERE), "another file's entry was taken");
+    assert_eq!(load(&mapping, HERE), 2);
+}
