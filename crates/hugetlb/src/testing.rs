@@ -96,6 +96,11 @@ impl TestMachine {
         self.seen.lock().unwrap().clone()
     }
 
+    /// The table that a PUD entry leads to.
+    pub(crate) fn table_of(&self, entry: u64) -> &TableEntries {
+        self.arena.entries(format::table_frame(entry))
+    }
+
     pub(crate) fn free_tables(&self) -> usize {
         self.arena.free.lock().unwrap().len()
     }

@@ -1,5 +1,7 @@
 //! What a mapping promises, on the test machine.
 
+mod file_tables;
+
 use core::ops::Range;
 
 use crate::addr::{PageSize, SLOT_SIZE, VirtAddr};

@@ -1,0 +1,204 @@
+//! What `file-tables` promises beyond the other protocols.
+
+use super::*;
+use crate::stats::SharingStatistics;
+
+const THERE: VirtAddr = VirtAddr((9 << 30) + 7 * MIB2);
+
+/// A file of one slot with pages at the first indices.
+fn filled(pages: u64) -> (System, Arc<File<TestMachine>>) {
+    let hugetlb = hugetlb(16, ProtocolKind::FileTables);
+    let file = file(&hugetlb, SLOT_SIZE);
+    file.fallocate(FallocateMode::AllocateKeepSize, 0, pages * MIB2, || false).unwrap();
+    (hugetlb, file)
+}
+
+fn sharing(hugetlb: &System) -> SharingStatistics {
+    hugetlb.sharing()
+}
+
+#[test]
+fn what_is_in_the_file_faults_in_no_mapping() {
+    let (hugetlb, file) = filled(3);
+    let (space, a) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    let (_, b) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    assert!(format::is_managed(space.pud(HERE)));
+    for mapping in [&a, &b] {
+        assert!((0..3).all(|page| mapping.is_resident(HERE + page * MIB2)));
+        assert!(!mapping.is_resident(HERE + 3 * MIB2));
+    }
+    // What one of them adds is there for the other.
+    store(&a, HERE + 3 * MIB2, 5);
+    assert!(b.is_resident(HERE + 3 * MIB2));
+    let child = b.fork(hugetlb.machine().space());
+    assert!(child.is_resident(HERE + 3 * MIB2));
+    let now = sharing(&hugetlb);
+    assert_eq!((now.tables, now.attachments, now.faults), (1, 3, 1));
+    drop((a, b, child, file));
+    assert_eq!(pool(&hugetlb), (16, 0));
+    assert_eq!(sharing(&hugetlb).tables, 0);
+}
+
+#[test]
+fn a_mapping_smaller_than_a_slot_shares_at_the_same_phase() {
+    let (hugetlb, file) = filled(4);
+    let map = |at: VirtAddr| {
+        let space = hugetlb.machine().space();
+        let mapping = file.map(space.clone(), at, 2 * MIB2, MIB2, EVERYTHING, SHARED).unwrap();
+        (space, mapping)
+    };
+    let (space_a, _a) = map(HERE + MIB2);
+    let (space_b, b) = map(VirtAddr(11 << 30) + MIB2);
+    assert_eq!(space_a.pud(HERE), space_b.pud(VirtAddr(11 << 30)));
+    // Another phase has a table of its own, which says the same.
+    let (space_c, c) = map(THERE);
+    assert_ne!(space_c.pud(THERE), space_a.pud(HERE));
+    assert!(c.is_resident(THERE) && c.is_resident(THERE + MIB2));
+    // Nothing of the file outside the window can be reached.
+    let table = hugetlb.machine().table_of(space_a.pud(HERE));
+    let present = table.iter().filter(|entry| entry.load(crate::sync::Ordering::SeqCst) != 0).count();
+    assert_eq!(present, 2);
+    assert_eq!((sharing(&hugetlb).tables, sharing(&hugetlb).attachments), (2, 3));
+    drop(b);
+    assert_eq!((sharing(&hugetlb).tables, sharing(&hugetlb).attachments), (2, 2));
+}
+
+#[test]
+fn an_incongruent_mapping_of_a_slot_lies_in_two_tables() {
+    let (hugetlb, file) = filled(1);
+    file.fallocate(FallocateMode::AllocateKeepSize, SLOT_SIZE - MIB2, MIB2, || false).unwrap();
+    let (space_a, a) = map_at(&file, THERE, SLOT_SIZE, SHARED);
+    let (space_b, _b) = map_at(&file, THERE, SLOT_SIZE, SHARED);
+    let next = THERE + SLOT_SIZE;
+    assert_eq!(space_a.pud(THERE), space_b.pud(THERE));
+    assert_eq!(space_a.pud(next), space_b.pud(next));
+    assert!(a.is_resident(THERE) && a.is_resident(THERE + (SLOT_SIZE - MIB2)));
+    assert_eq!((sharing(&hugetlb).tables, sharing(&hugetlb).attachments), (2, 4));
+}
+
+#[test]
+fn rights_stand_in_the_entry_of_the_process() {
+    let (hugetlb, file) = filled(1);
+    let (space_a, mut a) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    let reading = MapOptions { protection: Protection::READ, ..SHARED };
+    let (space_b, b) = map_at(&file, HERE, SLOT_SIZE, reading);
+    let table = |space: &TestSpace| format::table_frame(space.pud(HERE));
+    assert_eq!(table(&space_a), table(&space_b));
+    let writable = |mapping: &Mapping<TestMachine>| mapping.translate(HERE).map(|(_, writable)| writable);
+    assert_eq!((writable(&a), writable(&b)), (Some(true), Some(false)));
+    assert_eq!(b.fault(HERE, Access::Write), Err(FaultError::Access));
+    // Losing a right is flushed, winning one is not.
+    let flushes = || hugetlb.machine().flushes.load(crate::sync::Ordering::SeqCst);
+    let before = flushes();
+    a.protect(Protection::READ);
+    assert_eq!((writable(&a), flushes()), (Some(false), before + 1));
+    a.protect(RW);
+    assert_eq!((writable(&a), flushes()), (Some(true), before + 1));
+    a.protect(Protection::empty());
+    assert_eq!((space_a.pud(HERE), sharing(&hugetlb).attachments), (0, 1));
+    assert_eq!(a.fault(HERE, Access::Read), Err(FaultError::Access));
+    a.protect(RW);
+    assert_eq!(table(&space_a), table(&space_b));
+    assert_eq!(sharing(&hugetlb).faults_allocated, 0);
+}
+
+#[test]
+fn a_punch_flushes_once_however_many_share() {
+    for sharers in [1, 20] {
+        let (hugetlb, file) = filled(8);
+        let mappings: std::vec::Vec<_> =
+            (0..sharers).map(|_| map_at(&file, HERE, SLOT_SIZE, SHARED).1).collect();
+        let before = hugetlb.machine().flushes.load(crate::sync::Ordering::SeqCst);
+        file.fallocate(FallocateMode::PunchHole, 0, 6 * MIB2, || false).unwrap();
+        assert_eq!(hugetlb.machine().flushes.load(crate::sync::Ordering::SeqCst), before + 1);
+        for mapping in &mappings {
+            assert!(!mapping.is_resident(HERE + 5 * MIB2) && mapping.is_resident(HERE + 6 * MIB2));
+        }
+        assert_eq!(pool(&hugetlb).0, 14);
+    }
+}
+
+#[test]
+fn pages_behind_the_end_are_hidden_until_the_file_grows() {
+    let hugetlb = hugetlb(4, ProtocolKind::FileTables);
+    let file = file(&hugetlb, MIB2);
+    let (_, mapping) = map_at(&file, HERE, 4 * MIB2, MapOptions { protection: Protection::READ, ..SHARED });
+    file.fallocate(FallocateMode::AllocateKeepSize, 0, 2 * MIB2, || false).unwrap();
+    assert!(mapping.is_resident(HERE) && !mapping.is_resident(HERE + MIB2));
+    assert_eq!(mapping.fault(HERE + MIB2, Access::Read), Err(FaultError::Sigbus));
+    // Also from a table that is made now.
+    let (_, late) = map_at(&file, THERE, 4 * MIB2, MapOptions { protection: Protection::READ, ..SHARED });
+    assert!(late.is_resident(THERE) && !late.is_resident(THERE + MIB2));
+    file.truncate(2 * MIB2).unwrap();
+    assert!(mapping.is_resident(HERE + MIB2) && late.is_resident(THERE + MIB2));
+    file.truncate(MIB2).unwrap();
+    assert!(!mapping.is_resident(HERE + MIB2) && !late.is_resident(THERE + MIB2));
+    assert_eq!(pool(&hugetlb).0, 3);
+}
+
+#[test]
+fn a_neighbour_in_the_slot_takes_the_table_away_and_gives_it_back() {
+    let (hugetlb, file) = filled(2);
+    let (space, mut mapping) = map_at(&file, HERE, 2 * MIB2, SHARED);
+    assert!(format::is_managed(space.pud(HERE)));
+    mapping.set_room(VirtAddr(0)..HERE + 3 * MIB2);
+    assert_eq!(space.pud(HERE), 0);
+    assert_eq!(load(&mapping, HERE), 0);
+    assert!(format::is_present(space.pud(HERE)) && !format::is_managed(space.pud(HERE)));
+    // A punch finds the entry in the table of the host.
+    file.fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
+    assert!(!mapping.is_resident(HERE));
+    // The host's table is in the way, so more room changes nothing.
+    mapping.set_room(EVERYTHING);
+    assert!(!format::is_managed(space.pud(HERE)));
+    assert_eq!(load(&mapping, HERE + MIB2), 0);
+    // Where nothing is in the way it does.
+    let (space, mut mapping) = map_at(&file, HERE, 2 * MIB2, SHARED);
+    mapping.set_room(VirtAddr(0)..HERE + 3 * MIB2);
+    mapping.set_room(EVERYTHING);
+    assert!(format::is_managed(space.pud(HERE)) && mapping.is_resident(HERE + MIB2));
+    assert_eq!(sharing(&hugetlb).tables, 1);
+}
+
+#[test]
+fn a_split_leaves_one_window_for_another() {
+    let (_, file) = filled(8);
+    let (space, mut lower) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    let (other, _whole) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    let upper = lower.split(HERE + 4 * MIB2).unwrap();
+    assert_eq!(space.pud(HERE), 0);
+    assert_eq!((load(&lower, HERE), load(&upper, HERE + 5 * MIB2)), (0, 0));
+    drop((lower, upper));
+    // A partial unmap: split, drop a half, and the other is alone.
+    let (space, mut lower) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    drop(lower.split(HERE + 4 * MIB2).unwrap());
+    lower.set_room(EVERYTHING);
+    assert!(format::is_managed(space.pud(HERE)));
+    assert_ne!(format::table_frame(space.pud(HERE)), format::table_frame(other.pud(HERE)));
+    assert!(lower.is_resident(HERE + 3 * MIB2));
+    assert_eq!(lower.resident().shared, 4 * MIB2);
+}
+
+#[test]
+fn a_discard_of_what_belongs_to_the_file_does_nothing() {
+    let (hugetlb, file) = filled(2);
+    let (_, mapping) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    mapping.discard(HERE..HERE + 2 * MIB2).unwrap();
+    assert!(mapping.is_resident(HERE));
+    assert_eq!(hugetlb.machine().flushes.load(crate::sync::Ordering::SeqCst), 0);
+}
+
+#[test]
+fn a_sparse_mapping_makes_no_more_than_its_share_of_tables() {
+    let hugetlb = hugetlb(2, ProtocolKind::FileTables);
+    let tables = hugetlb.machine().free_tables() as u64;
+    let file = file(&hugetlb, (tables + 40) * SLOT_SIZE);
+    let space = hugetlb.machine().space();
+    // The test machine runs out of tables on the way: mmap succeeds all the same, and a fault tells.
+    let mapping = file.map(space, HERE, (tables + 40) * SLOT_SIZE, 0, EVERYTHING, SHARED).unwrap();
+    assert_eq!(sharing(&hugetlb).tables, tables);
+    assert_eq!(mapping.fault(HERE + (tables + 1) * SLOT_SIZE, Access::Read), Err(FaultError::OutOfMemory));
+    assert_eq!(load(&mapping, HERE), 0);
+    drop(mapping);
+    assert_eq!(hugetlb.machine().free_tables() as u64, tables);
+}
