@@ -11,6 +11,7 @@ pub mod place;
 pub mod procfs;
 pub mod rng;
 pub mod shared;
+pub mod sharing;
 pub mod sys;
 
 pub use nix::errno::Errno;

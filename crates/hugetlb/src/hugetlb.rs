@@ -26,7 +26,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Config {
-        Config { default_size: PageSize::Size2M, protocol: ProtocolKind::VmaLock }
+        Config { default_size: PageSize::Size2M, protocol: ProtocolKind::FileTables }
     }
 }
 
