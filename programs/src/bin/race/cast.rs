@@ -4,16 +4,18 @@ use std::time::{Duration, Instant};
 
 use roundtable_programs::child::{End, waitpid};
 use roundtable_programs::file::Fd;
-use roundtable_programs::huge::{self, GIB};
+use roundtable_programs::huge::{self, GIB, HUGE};
+
 use roundtable_programs::rng::Rng;
 use roundtable_programs::sys::{faults, settles};
 
 use crate::Scene;
 use crate::actor::Actor;
 use crate::board::{Board, Count, Finding, Kind, Step};
-use crate::options::Options;
+use crate::options::Shape;
+use crate::stamp::ANCHOR;
 use crate::victim::Victim;
-use crate::ways::{Way, punch_any};
+use crate::ways::{Way, come_and_go};
 
 /// Processes that have nothing to do with the files.
 const VICTIMS: u32 = 2;
@@ -22,10 +24,22 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// How a process ends that could not be set up.
 const NOT_SET_UP: i32 = 2;
 
+/// What a cast plays.
+#[derive(Clone, Copy, Debug)]
+pub struct Plot {
+    pub way: Way,
+    pub shape: Shape,
+    /// Whether a further sharer comes and goes, and punches holes, meanwhile: see [`come_and_go`].
+    pub in_company: bool,
+    /// Whether bystanders use anonymous memory too: a kernel that frees what it finds in a corrupted table of it may die of
+    /// that before anybody has looked.
+    pub anonymous: bool,
+    pub until_found: bool,
+}
+
 /// What a cast came to.
 pub struct Outcome {
-    pub way: Way,
-    pub beside_punch: bool,
+    pub plot: Plot,
     pub rounds: u32,
     pub board: Board,
     /// When the first corruption was seen, since the cast began.
@@ -40,9 +54,7 @@ impl Outcome {
 
 struct Cast<'a> {
     scene: &'a Scene,
-    options: &'a Options,
-    way: Way,
-    beside_punch: bool,
+    plot: Plot,
     board: Board,
     pids: Vec<i32>,
     /// Threads that arrive at each step.
@@ -57,18 +69,11 @@ enum Broken {
 }
 
 /// Lets a cast run for a while.
-pub fn run(
-    scene: &Scene,
-    options: &Options,
-    way: Way,
-    beside_punch: bool,
-    time: Duration,
-    seed: u64,
-) -> Result<Outcome, String> {
+pub fn run(scene: &Scene, plot: Plot, time: Duration, seed: u64) -> Result<Outcome, String> {
+    scene.files.iter().try_for_each(empty).map_err(|error| format!("fallocate: {}", error.desc()))?;
     let before = huge::counters();
     let start = Instant::now();
-    let mut cast =
-        Cast { scene, options, way, beside_punch, board: Board::new(), pids: Vec::new(), actors: 0 };
+    let mut cast = Cast { scene, plot, board: Board::new(), pids: Vec::new(), actors: 0 };
     let mut rounds = 0;
     let mut first = None;
     let mut rng = Rng::new(seed);
@@ -76,12 +81,13 @@ pub fn run(
     cast.start(&mut rng)?;
     let mut state = cast.gather(arrived);
     while state.is_ok() && start.elapsed() < time {
-        state = cast.round(rounds, &mut rng);
+        state = cast.round(&mut rng, rounds);
         rounds += 1;
         if cast.board.found_any() {
             first.get_or_insert_with(|| start.elapsed());
-            if options.until_found {
-                break;
+            if plot.until_found {
+                cast.freeze();
+                return Ok(Outcome { plot, rounds, board: cast.board, first });
             }
         }
     }
@@ -99,7 +105,7 @@ pub fn run(
     if cast.board.found_any() {
         first.get_or_insert_with(|| start.elapsed());
     }
-    Ok(Outcome { way, beside_punch, rounds, board: cast.board, first })
+    Ok(Outcome { plot, rounds, board: cast.board, first })
 }
 
 impl Cast<'_> {
@@ -108,25 +114,19 @@ impl Cast<'_> {
     }
 
     fn start(&mut self, rng: &mut Rng) -> Result<(), String> {
-        let processes = self.options.processes as u32;
+        let Shape { processes, threads } = self.plot.shape;
+        let processes = processes as u32;
         for number in 0..processes {
-            let disturbs = self.way.is_done_by(number);
-            let (threads, seed) = (self.options.threads, rng.draw());
-            self.fork(threads as u32 + u32::from(disturbs), |cast| cast.actor(number, disturbs, seed))?;
+            let disturbs = self.plot.way.is_done_by(number);
+            let seed = rng.draw();
+            self.fork(threads as u32 + u32::from(disturbs), |cast| cast.live(number, disturbs, seed))?;
         }
-        if self.beside_punch {
+        if self.plot.in_company {
             let seed = rng.draw();
             self.fork(1, |cast| {
-                let scene = cast.scene;
-                let actor = Actor::outside(processes, cast.way, &cast.board, &scene.files, &scene.sitter);
+                let Some(actor) = cast.actor(processes) else { return false };
                 let mut rng = Rng::new(seed);
-                actor.play(
-                    || {
-                        punch_any(&actor, &mut rng);
-                        std::thread::yield_now();
-                    },
-                    false,
-                );
+                actor.play(|| come_and_go(&actor, &mut rng), false);
                 true
             })?;
         }
@@ -135,16 +135,16 @@ impl Cast<'_> {
             self.fork(1, |cast| {
                 let scene = cast.scene;
                 let number = processes + 1 + number;
-                let actor = Actor::outside(number, cast.way, &cast.board, &[], &scene.sitter);
-                Victim::new(&actor, &scene.canary).live(Rng::new(seed));
+                let actor = Actor::outside(number, cast.plot.way, &cast.board, &[], &scene.sitter);
+                Victim::new(&actor, &scene.canary, cast.plot.anonymous).live(Rng::new(seed));
                 true
             })?;
         }
         Ok(())
     }
 
-    /// Forks a process that lives as `live` says and ends well if that was true.
-    fn fork(&mut self, threads: u32, live: impl FnOnce(&Cast) -> bool) -> Result<(), String> {
+    /// Forks a process that does `run` and ends well if that was true.
+    fn fork(&mut self, threads: u32, run: impl FnOnce(&Cast) -> bool) -> Result<(), String> {
         // SAFETY: this process has one thread.
         match unsafe { libc::fork() } {
             -1 => {
@@ -153,7 +153,7 @@ impl Cast<'_> {
                 Err(format!("fork: {error}"))
             }
             0 => {
-                let fine = live(self);
+                let fine = run(self);
                 self.board.add(Count::Faults, faults().0);
                 // SAFETY: ends the process; nothing of the parent's may run twice.
                 unsafe { libc::_exit(if fine { 0 } else { NOT_SET_UP }) }
@@ -166,18 +166,18 @@ impl Cast<'_> {
         }
     }
 
-    fn actor(&self, number: u32, disturbs: bool, seed: u64) -> bool {
+    /// A process with all files mapped.
+    fn actor(&self, number: u32) -> Option<Actor<'_>> {
         let scene = self.scene;
-        let actor = match Actor::new(number, self.way, &self.board, &scene.files, &scene.sitter) {
-            Ok(actor) => actor,
-            Err(error) => {
-                eprintln!("race: mmap of a file: {}", error.desc());
-                return false;
-            }
-        };
+        let actor = Actor::new(number, self.plot.way, &self.board, &scene.files, &scene.sitter);
+        actor.inspect_err(|error| eprintln!("race: mmap of a file: {}", error.desc())).ok()
+    }
+
+    fn live(&self, number: u32, disturbs: bool, seed: u64) -> bool {
+        let Some(actor) = self.actor(number) else { return false };
         let mut rng = Rng::new(seed);
         std::thread::scope(|scope| {
-            for _ in 1..self.options.threads {
+            for _ in 1..self.plot.shape.threads {
                 let rng = Rng::new(rng.draw());
                 scope.spawn(|| actor.fault(rng, false));
             }
@@ -192,11 +192,17 @@ impl Cast<'_> {
 
     /// All run for a while, stand still, one writes, all compare; then the files are emptied, so that the next round has
     /// pages to fault in whatever the way does.
-    fn round(&self, round: u32, rng: &mut Rng) -> Result<(), Broken> {
+    fn round(&self, rng: &mut Rng, round: u32) -> Result<(), Broken> {
         self.board.begin(Step::Run);
-        std::thread::sleep(Duration::from_millis(40 + rng.below(100) as u64));
+        let end = Instant::now() + Duration::from_millis(40 + rng.below(100) as u64);
+        while Instant::now() < end && !(self.plot.until_found && self.board.found_any()) {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        if self.board.found_any() && self.plot.until_found {
+            return Ok(());
+        }
         self.step(Step::Pause)?;
-        self.board.set_writer(round % self.options.processes as u32);
+        self.board.set_writer(round % self.plot.shape.processes as u32);
         self.step(Step::Write)?;
         self.step(Step::Compare)?;
         self.take_pages_back();
@@ -245,6 +251,14 @@ impl Cast<'_> {
         Some(Broken::Corrupt)
     }
 
+    /// Stops all processes where they are: taking tables down that hold somebody else's entries is what kernels die of.
+    fn freeze(&self) {
+        for &pid in &self.pids {
+            // SAFETY: takes integers; the child was not waited for.
+            unsafe { libc::kill(pid, libc::SIGSTOP) };
+        }
+    }
+
     fn finish(&mut self, by_force: bool) {
         self.board.begin(Step::Stop);
         let pids = std::mem::take(&mut self.pids);
@@ -277,13 +291,17 @@ impl Cast<'_> {
 
     fn take_pages_back(&self) {
         for file in &self.scene.files {
-            if let Err(error) = punch_all(file) {
-                eprintln!("race: punch: {}", error.desc());
+            if let Err(error) = empty(file) {
+                eprintln!("race: a file cannot be emptied: {}", error.desc());
             }
         }
     }
 }
 
-fn punch_all(file: &Fd) -> Result<(), roundtable_programs::Errno> {
-    file.punch(0, GIB as u64)
+/// Takes all pages out of a file, but for the anchor.
+fn empty(file: &Fd) -> Result<(), roundtable_programs::Errno> {
+    let (anchor, behind) = ((ANCHOR * HUGE) as u64, ((ANCHOR + 1) * HUGE) as u64);
+    file.fallocate(0, anchor, HUGE as u64)?;
+    file.punch(0, anchor)?;
+    file.punch(behind, GIB as u64 - behind)
 }

@@ -26,11 +26,14 @@ use roundtable_programs::mem::{NORESERVE, RW, SHARED};
 use roundtable_programs::procfs;
 use roundtable_programs::rng::Rng;
 
+use cast::Plot;
 use options::Options;
 use stamp::{LAST_QUARTER, PLACES, USED, stamp};
 
 /// The files that are raced on.
 const FILES: usize = 3;
+/// Pages in 1 GiB.
+const SLOT: usize = 512;
 
 /// The files of a run.
 pub struct Scene {
@@ -69,8 +72,8 @@ fn run(options: &Options) -> Result<bool, String> {
     let persistent = procfs::number(NR);
     procfs::write(NR, options.pages.max(persistent)).map_err(|error| format!("{NR}: {error}"))?;
     let free = huge::counters().free;
-    // All pages that are used, two files of the victims' own, and what waits for its flush.
-    let least = (FILES * USED.len() + 2 * 4 + 2 + 8) as u64;
+    // All pages that are used: the files', the sitter's, the canary's, the victims' own; and what waits for its flush.
+    let least = (FILES * (USED.len() + 1) + 4 + victim::CANARY_SLOTS + 2 + 8) as u64;
     if free < least {
         huge::set_pool(persistent);
         return Err(format!("{least} free huge pages are the least, and there are {free}"));
@@ -86,18 +89,24 @@ fn race(options: &Options) -> Result<bool, String> {
     let start = Instant::now();
     let mut outcomes = Vec::new();
     let mut rng = Rng::new(options.seed);
-    let casts = options.ways.len() as u32 * 2;
+    let shapes = options.shapes();
+    let casts = (options.ways.len() * shapes.len() * 2) as u32;
     {
         let scene = Scene::set_up()?;
-        'ways: for &way in &options.ways {
-            for beside_punch in [false, true] {
+        for &way in &options.ways {
+            for (shape, in_company) in shapes.iter().flat_map(|&shape| [(shape, false), (shape, true)]) {
                 let time = options.time / casts;
-                let outcome = cast::run(&scene, options, way, beside_punch, time, rng.draw())?;
+                let anonymous = !options.until_found;
+                let plot = Plot { way, shape, in_company, anonymous, until_found: options.until_found };
+                let outcome = cast::run(&scene, plot, time, rng.draw())?;
                 report::progress(&outcome, start.elapsed());
                 let end = options.until_found && outcome.corruptions() > 0;
                 outcomes.push(outcome);
                 if end {
-                    break 'ways;
+                    // Nothing is taken down any more, and nothing given back: see `cast`.
+                    report::table(&outcomes);
+                    println!("race: CORRUPTION");
+                    std::process::exit(1);
                 }
             }
         }
@@ -113,18 +122,20 @@ fn race(options: &Options) -> Result<bool, String> {
 impl Scene {
     fn set_up() -> Result<Scene, String> {
         let sitter = USED.into_iter().filter(|&index| index >= LAST_QUARTER);
+        let canary = (0..victim::CANARY_SLOTS).map(|slot| slot * SLOT + victim::CANARY_PAGE);
         Ok(Scene {
-            files: (0..FILES).map(|_| huge::sized(512)).collect(),
-            sitter: filled(ways::SITTER, sitter)?,
-            canary: filled(victim::CANARY, victim::CANARY_PAGES)?,
+            files: (0..FILES).map(|_| huge::sized(SLOT)).collect(),
+            sitter: filled(ways::SITTER, 1, sitter)?,
+            canary: filled(victim::CANARY, victim::CANARY_SLOTS, canary)?,
         })
     }
 }
 
-/// A sparse file of 1 GiB with stamps in some of its pages.
-fn filled(number: usize, pages: impl IntoIterator<Item = usize>) -> Result<Fd, String> {
-    let file = huge::sized(512);
-    let map = file.map(GIB, RW, SHARED | NORESERVE).map_err(|error| format!("mmap: {}", error.desc()))?;
+/// A sparse file of so many GiB with stamps in some of its pages.
+fn filled(number: usize, slots: usize, pages: impl IntoIterator<Item = usize>) -> Result<Fd, String> {
+    let file = huge::sized(slots * SLOT);
+    let map =
+        file.map(slots * GIB, RW, SHARED | NORESERVE).map_err(|error| format!("mmap: {}", error.desc()))?;
     for index in pages {
         for place in PLACES {
             map.set_u64(index * HUGE + place, stamp(number, index, 0));

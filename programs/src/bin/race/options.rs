@@ -9,10 +9,11 @@ pub const USAGE: &str = "usage: race [OPTIONS]
   --ways LIST     which of them, such as punch,truncate [all]: punch truncate dontneed mprotect munmap
                   partial-munmap mremap fork exit
   --processes N   processes that map the files [3]
-  --threads N     threads that fault in each of them [2]
+  --threads N     threads that fault in each of them [2]; each way is played by one process with these threads,
+                  by two with one each, and by all
   --pages N       huge pages of 2 MiB that the pool is to have [96]
   --seed N        where the random numbers start [1]
-  --until-found   end at the first corruption
+  --until-found   end at the first corruption, and leave all processes stopped as they are
 Exit status: 0 no corruption, 1 corruption, 2 the run could not be set up.";
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,7 +28,27 @@ pub struct Options {
     pub until_found: bool,
 }
 
+/// Processes, and threads that fault in each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    pub processes: usize,
+    pub threads: usize,
+}
+
 impl Options {
+    /// The shapes in which every way is played: threads of one process; a process that is alone with its table as soon as
+    /// the other has lost it; and a crowd.
+    pub fn shapes(&self) -> Vec<Shape> {
+        let mut shapes = vec![
+            Shape { processes: 1, threads: self.threads },
+            Shape { processes: 2, threads: 1 },
+            Shape { processes: self.processes, threads: self.threads },
+        ];
+        shapes.retain(|shape| shape.processes <= self.processes);
+        shapes.dedup();
+        shapes
+    }
+
     pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Options, String> {
         let mut options = Options {
             time: Duration::from_secs(30),

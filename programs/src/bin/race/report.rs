@@ -3,23 +3,24 @@
 use std::time::Duration;
 
 use crate::board::{Count, Finding, Kind};
-use crate::cast::Outcome;
+use crate::cast::{Outcome, Plot};
 use crate::stamp::describe;
 
 /// How many findings of a cast are shown.
 const SHOWN: usize = 6;
 
-fn name(outcome: &Outcome) -> String {
-    let beside = if outcome.beside_punch { " beside punch" } else { "" };
-    format!("{}{beside}", outcome.way.name())
+fn name(plot: &Plot) -> String {
+    let Plot { way, shape, in_company, .. } = *plot;
+    let beside = if in_company { " in company" } else { "" };
+    format!("{} {}x{}{beside}", way.name(), shape.processes, shape.threads)
 }
 
 /// A line when a cast is over, and its findings.
 pub fn progress(outcome: &Outcome, since_start: Duration) {
     println!(
-        "race: {:>6.1} s  {:<28} {:>3} rounds {:>7} touches {:>6} acts  {} corruptions",
+        "race: {:>6.1} s  {:<32} {:>3} rounds {:>7} touches {:>6} acts  {} corruptions",
         since_start.as_secs_f32(),
-        name(outcome),
+        name(&outcome.plot),
         outcome.rounds,
         outcome.board.count(Count::Touches),
         outcome.board.count(Count::Acts),
@@ -33,7 +34,7 @@ pub fn progress(outcome: &Outcome, since_start: Duration) {
     }
 }
 
-fn tell(finding: &Finding) -> String {
+pub fn tell(finding: &Finding) -> String {
     let Finding { kind, process, file, index, seen, expected } = *finding;
     let who = format!("process {process}");
     let place = format!("file {file} page {index}");
@@ -63,14 +64,14 @@ fn tell(finding: &Finding) -> String {
 pub fn table(outcomes: &[Outcome]) {
     println!();
     println!(
-        "  {:<28} {:>9} {:>9} {:>8} {:>8} {:>8} {:>9}  corruptions",
+        "  {:<32} {:>9} {:>9} {:>8} {:>8} {:>8} {:>9}  corruptions",
         "way", "touches", "refused", "acts", "faults", "churns", "compared"
     );
     for outcome in outcomes {
         let count = |count| outcome.board.count(count);
         println!(
-            "  {:<28} {:>9} {:>9} {:>8} {:>8} {:>8} {:>9}  {}",
-            name(outcome),
+            "  {:<32} {:>9} {:>9} {:>8} {:>8} {:>8} {:>9}  {}",
+            name(&outcome.plot),
             count(Count::Touches),
             count(Count::Refused),
             count(Count::Acts),

@@ -4,6 +4,8 @@ use roundtable_programs::huge::HUGE;
 
 /// The pages of each file that are used: in the first, second and last quarter of a 1 GiB slot.
 pub const USED: [usize; 12] = [0, 1, 2, 3, 130, 131, 132, 133, 400, 401, 402, 511];
+/// A page of each file that is there always and never stored into: with it a mapping gets its table in no time.
+pub const ANCHOR: usize = 7;
 /// Where the last quarter of a slot begins, as a page index.
 pub const LAST_QUARTER: usize = 384;
 /// Where the stamps lie in a page, in bytes.

@@ -1,14 +1,16 @@
 //! A process that has nothing to do with the files: whatever it sees of them is corruption.
 //!
-//! It builds page tables and takes them down all the time, of anonymous memory and of a file of huge pages of its own, so
-//! that a table that somebody else has lost is soon one of its tables or one of its pages. A late store into such a
-//! table shows in it at the entries of the indices that the others use.
+//! It builds page tables and takes them down all the time, of a file of huge pages that only victims map and of anonymous
+//! memory, so that a table that somebody else has lost is soon one of its tables or one of its pages. A late store into
+//! such a table shows in it at the entries of the indices that the others use.
 
 use std::collections::VecDeque;
 
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, GIB, HUGE};
-use roundtable_programs::mem::{self, ANON, FIXED, Map, NORESERVE, PRIVATE, RW, SHARED, mmap, munmap};
+use roundtable_programs::mem::{
+    self, ANON, FIXED, Map, NORESERVE, PRIVATE, RW, SHARED, mincore, mmap, munmap,
+};
 use roundtable_programs::rng::Rng;
 use roundtable_programs::sys::PAGE;
 
@@ -19,8 +21,12 @@ use crate::stamp::{PLACES, USED, stamp};
 
 /// The file that the victims share, filled before they start.
 pub const CANARY: usize = 200;
-/// The pages of it.
-pub const CANARY_PAGES: [usize; 4] = [0, 3, 132, 511];
+/// Its slots of 1 GiB, each of which has a table of its own.
+pub const CANARY_SLOTS: usize = 8;
+/// The one page in each of them: not one of those that others use.
+pub const CANARY_PAGE: usize = 5;
+/// How often slots of the canary are mapped anew before the rest has its turn.
+const REMAPS: usize = 32;
 /// The file that a victim has alone: this and its number.
 const OWN: usize = 210;
 
@@ -35,6 +41,8 @@ pub struct Victim<'a> {
     canary_file: &'a Fd,
     own: Fd,
     own_map: Map,
+    /// Whether it uses anonymous memory too.
+    anonymous: bool,
     regions: VecDeque<Region>,
 }
 
@@ -44,13 +52,13 @@ struct Region {
 }
 
 impl<'a> Victim<'a> {
-    pub fn new(actor: &'a Actor<'a>, canary_file: &'a Fd) -> Victim<'a> {
-        let canary = Map::reserve(GIB, GIB);
-        map_slot(actor, &canary, canary_file);
+    pub fn new(actor: &'a Actor<'a>, canary_file: &'a Fd, anonymous: bool) -> Victim<'a> {
+        let canary = Map::reserve(CANARY_SLOTS * GIB, GIB);
+        (0..CANARY_SLOTS).for_each(|slot| map_slot(actor, canary.address + slot * GIB, canary_file, slot));
         let own = huge::sized(512);
         let own_map = Map::reserve(GIB, GIB);
-        map_slot(actor, &own_map, &own);
-        Victim { actor, canary, canary_file, own, own_map, regions: VecDeque::new() }
+        map_slot(actor, own_map.address, &own, 0);
+        Victim { actor, canary, canary_file, own, own_map, anonymous, regions: VecDeque::new() }
     }
 
     pub fn live(&mut self, mut rng: Rng) {
@@ -65,27 +73,52 @@ impl<'a> Victim<'a> {
     }
 
     fn churn(&mut self, rng: &mut Rng) {
-        if self.regions.len() == REGIONS {
-            self.regions.pop_front();
+        for _ in 0..REMAPS {
+            // A new table, if the other victim does not hold the old one; and what became of those that there are.
+            let slot = rng.below(CANARY_SLOTS);
+            let address = self.canary.address + slot * GIB;
+            self.actor.expect(munmap(address, GIB).is_ok(), "munmap");
+            map_slot(self.actor, address, self.canary_file, slot);
+            self.verify_canary(slot, rng);
+            self.verify_canary(rng.below(CANARY_SLOTS), rng);
+            if !self.actor.board.running() {
+                return;
+            }
         }
-        self.regions.push_back(Region::new(rng));
-        self.regions.iter().for_each(|region| region.verify(self.actor));
-        self.verify_canary();
-        if rng.chance(4) {
-            // A new table for the canary, if the other victim does not hold it.
-            self.actor.expect(munmap(self.canary.address, GIB).is_ok(), "munmap");
-            map_slot(self.actor, &self.canary, self.canary_file);
+        (0..CANARY_SLOTS).for_each(|slot| self.verify_canary(slot, rng));
+        if self.anonymous {
+            self.churn_anonymous(rng);
         }
         if rng.chance(8) {
             self.verify_fresh(rng);
         }
     }
 
-    fn verify_canary(&self) {
-        for index in CANARY_PAGES {
-            for place in PLACES {
-                let expected = stamp(CANARY, index, 0);
-                self.expect_word(self.canary.address + index * HUGE + place, expected, CANARY, index);
+    fn churn_anonymous(&mut self, rng: &mut Rng) {
+        if self.regions.len() == REGIONS
+            && let Some(oldest) = self.regions.pop_front()
+            && !oldest.is_sound(self.actor)
+        {
+            // The kernel would free what somebody else's entry in its tables leads to, and may not survive that.
+            std::mem::forget(oldest);
+        }
+        self.regions.push_back(Region::new(rng));
+        for region in &self.regions {
+            region.is_sound(self.actor);
+        }
+    }
+
+    /// The slot's page is there, and no other has an entry.
+    fn verify_canary(&self, slot: usize, rng: &mut Rng) {
+        let start = self.canary.address + slot * GIB;
+        let index = slot * 512 + CANARY_PAGE;
+        let place = PLACES[rng.below(PLACES.len())];
+        self.expect_word(start + CANARY_PAGE * HUGE + place, stamp(CANARY, index, 0), CANARY, index);
+        for index in USED {
+            let address = start + index * HUGE;
+            if mincore(address, PAGE).is_ok_and(|resident| resident[0]) {
+                let seen = probe::load(address).unwrap_or_else(|refused| refused.0 as u64);
+                self.actor.find(Kind::Intruder, CANARY, slot * 512 + index, seen, 0);
             }
         }
     }
@@ -121,9 +154,10 @@ impl<'a> Victim<'a> {
     }
 }
 
-fn map_slot(actor: &Actor, place: &Map, file: &Fd) {
+fn map_slot(actor: &Actor, address: usize, file: &Fd, slot: usize) {
     let flags = SHARED | FIXED | NORESERVE;
-    actor.expect(mmap(place.address, GIB, RW, flags, file.raw(), 0).is_ok(), "mmap");
+    let mapped = mmap(address, GIB, RW, flags, file.raw(), (slot * GIB) as i64);
+    actor.expect(mapped.is_ok(), "mmap");
 }
 
 impl Region {
@@ -141,28 +175,33 @@ impl Region {
         region
     }
 
-    fn verify(&self, actor: &Actor) {
-        let expect = |offset: usize, expected: u64, index: usize| match probe::load(self.map.address + offset)
-        {
-            Ok(word) if word == expected => {}
-            Ok(word) => actor.find(Kind::Intruder, 0, index, word, expected),
-            Err(refused) => actor.find(Kind::Intruder, 0, index, refused.0 as u64, expected),
+    /// Whether the region is as it was made; if not, that is reported.
+    fn is_sound(&self, actor: &Actor) -> bool {
+        let mut sound = true;
+        let mut expect = |offset: usize, expected: u64, index: usize| {
+            let seen = probe::load(self.map.address + offset).unwrap_or_else(|refused| refused.0 as u64);
+            if seen != expected {
+                actor.find(Kind::Intruder, 0, index, seen, expected);
+                sound = false;
+            }
         };
+        let resident = |offset| mincore(self.map.address + offset, PAGE).is_ok_and(|pages| pages[0]);
         for touched in TOUCHED {
             for index in USED {
                 // The page's own data.
                 expect(touched * HUGE + index * 8, self.pattern, index);
                 // The page table: 4 KiB that nobody touched.
-                if index != 0 {
+                if index != 0 && resident(touched * HUGE + index * PAGE) {
                     expect(touched * HUGE + index * PAGE, 0, index);
                 }
             }
         }
-        // The PMD table: 2 MiB that nobody touched. Looked at in one region of the ring only: looking makes page tables.
-        if self.pattern.is_multiple_of(4) {
-            for index in USED.into_iter().filter(|index| !TOUCHED.contains(index)) {
+        // The PMD table: 2 MiB that nobody touched.
+        for index in USED.into_iter().filter(|index| !TOUCHED.contains(index)) {
+            if resident(index * HUGE) {
                 expect(index * HUGE, 0, index);
             }
         }
+        sound
     }
 }

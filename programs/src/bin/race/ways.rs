@@ -10,7 +10,7 @@ use roundtable_programs::rng::Rng;
 use crate::actor::{Actor, View};
 use crate::board::Kind;
 use crate::probe;
-use crate::stamp::{LAST_QUARTER, PLACES, USED, stamp};
+use crate::stamp::{ANCHOR, LAST_QUARTER, PLACES, USED, stamp};
 
 /// The file that sits where the last quarter of a mapping was unmapped.
 pub const SITTER: usize = 100;
@@ -107,11 +107,22 @@ fn punch(actor: &Actor, view: &View, rng: &mut Rng) {
     actor.expect(result.is_ok(), "punch");
 }
 
-/// Also for the process that punches beside another way.
-pub fn punch_any(actor: &Actor, rng: &mut Rng) {
-    let file = &actor.files[rng.below(actor.files.len())];
-    let index = any_used(rng);
-    actor.expect(file.punch((index * HUGE) as u64, HUGE as u64).is_ok(), "punch");
+/// What the company of a cast does: it is the youngest sharer of a table when it punches a hole elsewhere, and leaves.
+///
+/// Where a punch takes the table away from one mapping after the other, all but the last lose it, and the last takes it
+/// along. A fault that had found the table then stores into a frame that may be anybody's.
+pub fn come_and_go(actor: &Actor, rng: &mut Rng) {
+    let view = &actor.views[rng.below(actor.views.len())];
+    actor.expect(munmap(view.start(), GIB).is_ok(), "munmap");
+    actor.expect(view.map(0, GIB).is_ok(), "mmap");
+    match probe::load(view.address(ANCHOR, 0)) {
+        Ok(0) => {}
+        Ok(word) => actor.find(Kind::Foreign, view.file, ANCHOR, word, 0),
+        // The pool may be empty for a moment.
+        Err(_) => {}
+    }
+    let index = any_used(rng) as u64;
+    actor.expect(actor.files[view.file].punch(index * HUGE as u64, HUGE as u64).is_ok(), "punch");
 }
 
 fn truncate(actor: &Actor, view: &View, rng: &mut Rng) {
