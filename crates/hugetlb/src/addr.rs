@@ -3,8 +3,10 @@
 use core::fmt;
 use core::ops::Add;
 
+/// The entries of a page table. A model checker looks at each step of what walks a table, so its tables are small.
+pub const TABLE_ENTRIES: usize = if cfg!(feature = "model") { 4 } else { 512 };
 /// The bytes that one entry of a PUD table covers: 1 GiB.
-pub const SLOT_SIZE: u64 = 1 << 30;
+pub const SLOT_SIZE: u64 = (TABLE_ENTRIES as u64) << PageSize::Size2M.shift();
 /// The bytes of a page table.
 pub const TABLE_SIZE: u64 = 4096;
 

@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::pool::Pool;
 use crate::sharing::{Protocol, ProtocolKind};
 use crate::stats::{Counters, SharingStatistics};
-use crate::sync::{Arc, AtomicU64, Mutex, Ordering};
+use crate::sync::{Arc, Mutex, Ordering, Tally};
 
 /// Fault mutexes; two faults on different pages meet in one with a probability of 1 in so many.
 const FAULT_MUTEXES: usize = 256;
@@ -38,7 +38,7 @@ pub struct Hugetlb<M: Machine> {
     protocol: Box<dyn Protocol<M>>,
     fault_mutexes: Vec<Mutex<M, ()>>,
     counters: Counters,
-    next_id: AtomicU64,
+    next_id: Tally,
 }
 
 impl<M: Machine> Hugetlb<M> {
@@ -52,7 +52,7 @@ impl<M: Machine> Hugetlb<M> {
             protocol: config.protocol.protocol(),
             fault_mutexes: (0..FAULT_MUTEXES).map(|_| Mutex::<M, _>::new(())).collect(),
             counters: Counters::default(),
-            next_id: AtomicU64::new(1),
+            next_id: Tally::new(1),
         })
     }
 

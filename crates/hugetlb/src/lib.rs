@@ -11,7 +11,7 @@
 #![warn(missing_docs)]
 
 extern crate alloc;
-#[cfg(test)]
+#[cfg(any(test, feature = "model"))]
 extern crate std;
 
 mod addr;
@@ -21,12 +21,14 @@ pub mod format;
 mod hugetlb;
 pub mod machine;
 mod mapping;
+#[doc(hidden)]
+pub mod mutant;
 mod pool;
 mod reserve;
 mod sharing;
 mod stats;
 mod superblock;
-mod sync;
+pub mod sync;
 #[cfg(test)]
 mod testing;
 
@@ -35,7 +37,7 @@ mod testing;
 #[doc = include_str!("../README.md")]
 struct Readme;
 
-pub use addr::{PageIndex, PageSize, PhysAddr, SLOT_SIZE, TABLE_SIZE, VirtAddr};
+pub use addr::{PageIndex, PageSize, PhysAddr, SLOT_SIZE, TABLE_ENTRIES, TABLE_SIZE, VirtAddr};
 pub use error::{Error, FaultError, OutOfMemory, Result};
 pub use file::{Chunk, FallocateMode, File, FileStatistics, MAX_FILE_SIZE, MapOptions, PageRef};
 pub use format::Protection;

@@ -25,12 +25,12 @@
 
 use core::ops::Range;
 
-use crate::addr::{PageSize, PhysAddr, VirtAddr};
+use crate::addr::{PageSize, PhysAddr, TABLE_ENTRIES, VirtAddr};
 use crate::error::OutOfMemory;
 use crate::sync::AtomicU64;
 
 /// The 512 entries of a page table.
-pub type TableEntries = [AtomicU64; 512];
+pub type TableEntries = [AtomicU64; TABLE_ENTRIES];
 
 /// The machine that the library runs on: frames, locks, TLBs. Implemented once by the host kernel.
 ///

@@ -1,7 +1,7 @@
 //! Counters of page-table sharing and of faults.
 
 use crate::addr::TABLE_SIZE;
-use crate::sync::{AtomicU64, Ordering};
+use crate::sync::{Ordering, Tally};
 
 /// Why a 1 GiB slot of a mapping has private tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -108,7 +108,7 @@ impl SharingStatistics {
 
 /// A counter that nothing is ordered by.
 #[derive(Default)]
-pub(crate) struct Counter(AtomicU64);
+pub(crate) struct Counter(Tally);
 
 impl Counter {
     pub(crate) fn add(&self, amount: u64) {

@@ -23,14 +23,11 @@
 
 use alloc::collections::BTreeMap;
 
-use crate::addr::{PageIndex, PhysAddr};
+use crate::addr::{PageIndex, PhysAddr, TABLE_ENTRIES};
 use crate::format::{self, Protection};
 use crate::machine::Machine;
 use crate::pool::Page;
 use crate::sync::Ordering;
-
-/// Entries of a table.
-const ENTRIES: u64 = 512;
 
 /// Which pages a table shows, and from which entry on. Mappings that differ in neither share the table: at any address of
 /// the same phase (virtual page number minus page index, modulo 512), and of any length.
@@ -67,7 +64,7 @@ pub(super) struct Mirror {
 impl Mirror {
     /// The tables that show a page, with its entry: one, unless the file is mapped at several windows or phases.
     fn showing(&self, index: PageIndex) -> impl Iterator<Item = (PhysAddr, usize)> {
-        let from = Window { first: PageIndex(index.0.saturating_sub(ENTRIES - 1)), pages: 0, entry: 0 };
+        let from = Window { first: PageIndex(index.0.saturating_sub(TABLE_ENTRIES as u64 - 1)), pages: 0, entry: 0 };
         let to = Window { first: index, pages: u64::MAX, entry: usize::MAX };
         self.tables
             .range(from..=to)

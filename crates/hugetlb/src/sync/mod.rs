@@ -1,11 +1,28 @@
 //! The one place from which the library takes atomics, `Arc` and its locks.
 //!
-//! A model checker swaps its own types in here; nothing else in the crate names `core::sync` or `alloc::sync`.
+//! With the feature `model` the atomics are those of a model checker; nothing else in the crate names `core::sync` or
+//! `alloc::sync`. The locks are the machine's, so a model's machine brings locks that the checker schedules. `Arc` and the
+//! counters of [`Tally`] are not scheduled: no decision hangs on their order.
+
+#[cfg(feature = "model")]
+pub mod model;
 
 pub(crate) use alloc::sync::Arc;
-pub(crate) use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+#[cfg(not(feature = "model"))]
+pub use core::sync::atomic::AtomicU64;
+pub(crate) use core::sync::atomic::Ordering;
+#[cfg(not(feature = "model"))]
+pub(crate) use core::sync::atomic::{AtomicBool, fence};
+
+#[cfg(feature = "model")]
+pub use model::AtomicU64;
+#[cfg(feature = "model")]
+pub(crate) use model::{AtomicBool, fence};
 
 use crate::machine::Machine;
+
+/// A number that is only added to and shown, or given out: a model checker need not try its orders.
+pub(crate) type Tally = core::sync::atomic::AtomicU64;
 
 /// A lock for short leaf sections: the holder does not sleep, wait for another CPU, or allocate huge frames.
 pub(crate) type Spin<M, T> = lock_api::Mutex<<M as Machine>::RawSpinLock, T>;
