@@ -64,7 +64,8 @@ pub(super) struct Mirror {
 impl Mirror {
     /// The tables that show a page, with its entry: one, unless the file is mapped at several windows or phases.
     fn showing(&self, index: PageIndex) -> impl Iterator<Item = (PhysAddr, usize)> {
-        let from = Window { first: PageIndex(index.0.saturating_sub(TABLE_ENTRIES as u64 - 1)), pages: 0, entry: 0 };
+        let from =
+            Window { first: PageIndex(index.0.saturating_sub(TABLE_ENTRIES as u64 - 1)), pages: 0, entry: 0 };
         let to = Window { first: index, pages: u64::MAX, entry: usize::MAX };
         self.tables
             .range(from..=to)

@@ -11,6 +11,7 @@ use crate::addr::PageIndex;
 use crate::error::Result;
 use crate::machine::Machine;
 use crate::mapping::Batch;
+use crate::mutant::Mutant;
 use crate::reserve;
 
 impl<M: Machine> File<M> {
@@ -23,12 +24,17 @@ impl<M: Machine> File<M> {
     pub fn truncate(&self, size: u64) -> Result<()> {
         self.check_size(size)?;
         let _size = self.size_lock.lock();
-        self.cache.lock().set_size(size);
+        if !Mutant::SizeSetLast.is_on() {
+            self.cache.lock().set_size(size);
+        }
         let end = size >> self.page_size().shift();
         self.unmap(end..u64::MAX);
         let freed = self.remove_pages(end..u64::MAX, false);
         let promised = self.regions.lock().remove(end..u64::MAX);
         reserve::unreserve(&self.pool, self.subpool(), promised.saturating_sub(freed));
+        if Mutant::SizeSetLast.is_on() {
+            self.cache.lock().set_size(size);
+        }
         Ok(())
     }
 
@@ -59,22 +65,28 @@ impl<M: Machine> File<M> {
         let mut _fence = None;
         if is_mapped() {
             // The fence comes before the index: let go, and look again.
+            if Mutant::FenceBehindIndex.is_on() {
+                _fence = protocol.change_fence(self);
+            }
             drop(at);
             _fence = protocol.change_fence(self);
             at = self.lock_index(index);
-            if is_mapped() {
+            if is_mapped() && !Mutant::MappedAgainNotMet.is_on() {
                 protocol.unmap_for_good(self, index);
             }
         }
         // Another punch cannot have taken it (size lock), but look rather than assume.
         let Some((page, entries)) = self.cache.lock().remove(&at) else { return false };
-        if punch {
+        if punch && !Mutant::PromiseOutlivesPunch.is_on() {
             self.regions.lock().remove(index.0..index.0 + 1);
         }
         // The index is locked until the TLBs are flushed: no fresh page appears to one process while another still sees
         // the old one.
         let mut batch = Batch::new(self);
         batch.hide(&page, entries);
+        if Mutant::IndexUnlockedEarly.is_on() {
+            drop(at);
+        }
         batch.finish();
         debug_assert!(!page.is_mapped(), "an entry outlived its page");
         true

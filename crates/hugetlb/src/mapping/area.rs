@@ -13,6 +13,7 @@ use crate::error::OutOfMemory;
 use crate::file::{Cache, File};
 use crate::format::{self, Protection};
 use crate::machine::{Machine, Space};
+use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::reserve::Regions;
 use crate::sharing::{Change, Purpose, Table, entry_index};
@@ -396,6 +397,9 @@ impl<M: Machine> Area<M> {
         let placement = self.placement.write();
         let mut batch = Batch::new(file);
         self.clear(file, &placement, indices, Purpose::Clear, &mut batch);
+        if Mutant::UnlockedFlush.is_on() {
+            drop(placement);
+        }
         batch.finish();
     }
 

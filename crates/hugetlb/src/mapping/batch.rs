@@ -6,6 +6,7 @@ use super::Area;
 use crate::addr::{SLOT_SIZE, VirtAddr};
 use crate::file::{File, Window};
 use crate::machine::{Flush, Machine};
+use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::sharing::Table;
 use crate::sync::Arc;
@@ -80,7 +81,11 @@ impl<'f, M: Machine> Batch<'f, M> {
 
     /// A PUD entry that led to a table was cleared.
     pub(crate) fn flush_tables(&mut self, area: &Area<M>, slot: VirtAddr) {
-        self.push(Flush { space: area.space().clone(), range: slot..slot + SLOT_SIZE, tables: true });
+        self.push(Flush {
+            space: area.space().clone(),
+            range: slot..slot + SLOT_SIZE,
+            tables: !Mutant::TablesNotFlushed.is_on(),
+        });
     }
 
     /// The leaf at `address` was cleared, replaced or lost rights.
@@ -103,12 +108,25 @@ impl<'f, M: Machine> Batch<'f, M> {
     }
 
     /// Flushes, then gives up what waited for it. The mapping locks of what was changed are still held.
-    pub(crate) fn finish(self) {
+    pub(crate) fn finish(mut self) {
         let machine = self.file.hugetlb().machine();
-        if !self.flushes.is_empty() {
+        if Mutant::PagesBeforeFlush.is_on() {
+            self.unmapped.drain(..).for_each(|page| page.remove_entry());
+        }
+        if Mutant::ReleaseBeforeFlush.is_on() {
+            self.released.drain(..).for_each(|table| table.release(self.file));
+        }
+        if Mutant::DetachBeforeFlush.is_on() {
+            self.detach(&self.detached);
+            self.detached.clear();
+        }
+        if Mutant::OpenBeforeFlush.is_on() {
+            self.closed.drain(..).for_each(|table| table.open());
+        }
+        if !self.flushes.is_empty() && !Mutant::FlushForgotten.is_on() {
             machine.flush(&self.flushes);
         }
-        if self.sharers {
+        if self.sharers && !Mutant::SharersNotFlushed.is_on() {
             machine.flush_spaces(&|space| self.file.cache().lock().has_joined(space));
         }
         for page in &self.unmapped {

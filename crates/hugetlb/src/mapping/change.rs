@@ -8,6 +8,7 @@ use crate::error::{Error, Result};
 use crate::file::File;
 use crate::format::{self, Protection};
 use crate::machine::Machine;
+use crate::mutant::Mutant;
 use crate::sharing::{Change, Purpose};
 use crate::sync::{Arc, Ordering};
 
@@ -66,7 +67,7 @@ impl<M: Machine> Mapping<M> {
                 let permitted = if private { protection - Protection::WRITE } else { protection };
                 // AcqRel: no access with the old rights is ordered behind the flush.
                 entry.swap(format::leaf(format::leaf_frame(old, size), permitted), Ordering::AcqRel);
-                loses || (private && format::is_writable(old))
+                !Mutant::LostRightNotFlushed.is_on() && (loses || (private && format::is_writable(old)))
             },
         );
     }
@@ -98,7 +99,9 @@ impl<M: Machine> Mapping<M> {
                 {
                     // Its pages come back by faults, into a table of the host.
                     let protocol = self.file.hugetlb().protocol();
-                    protocol.prepare_change(&self.area, slot, Purpose::Leave, &mut batch);
+                    if !Mutant::CrowdedSlotKept.is_on() {
+                        protocol.prepare_change(&self.area, slot, Purpose::Leave, &mut batch);
+                    }
                 }
             }
             *placement = crowded;
@@ -181,11 +184,14 @@ impl<M: Machine> Mapping<M> {
         let mut placement = self.area.placement().write();
         let mut batch = Batch::new(&self.file);
         let cut = self.area.slot(&placement, at).filter(|slot| slot.start != at);
-        if let Some(slot) = cut {
+        if let Some(slot) = cut.filter(|_| !Mutant::SplitSlotKept.is_on()) {
             // The slot that the cut goes through has two mappings from now on.
             let protocol = self.file.hugetlb().protocol();
             let change = protocol.prepare_change(&self.area, slot, Purpose::Leave, &mut batch);
             debug_assert!(!matches!(change, Change::InPlace(_)), "the table was to be given up");
+            if Mutant::SharedAgainInSplit.is_on() {
+                protocol.attach(&self.file, &self.area, &placement);
+            }
         }
         let upper_placement = Placement {
             start: at,

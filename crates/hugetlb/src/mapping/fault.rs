@@ -7,6 +7,7 @@ use crate::error::FaultError;
 use crate::file::{File, IndexLock};
 use crate::format::{self, Protection};
 use crate::machine::Machine;
+use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::sync::{Arc, AtomicU64, Ordering, ReadGuard};
 
@@ -55,7 +56,7 @@ impl<M: Machine> Mapping<M> {
             address: address.page(self.page_size()),
             access,
             // Two faults on one page, and a fault and the page's removal, come one after the other.
-            index: self.file.lock_index(index),
+            index: self.file.lock_index(if Mutant::FaultLocksAnother.is_on() { index + 77 } else { index }),
         };
         let page = if self.area.is_shared() { hugetlb.protocol().fault(&fault)? } else { fault.private()? };
         // The index is still locked.
@@ -100,12 +101,16 @@ impl<'m, M: Machine> Fault<'m, M> {
         }
         let page = self.file.allocate_page(&self.index).map_err(|_| FaultError::Sigbus)?;
         self.file.hugetlb().counters().faults_allocated.add(1);
-        page.zero();
+        if !Mutant::PageNotZeroed.is_on() {
+            page.zero();
+        }
         let inserted = self.file.cache().lock().insert(&self.index, page.clone());
         inserted.map(|()| page.clone()).map_err(|_| {
             // A truncation came in between. The promise that the page used up is the truncation's to delete, or stays with
             // the file's map; the page must not take it along.
-            page.restore();
+            if !Mutant::PromiseTakenAlong.is_on() {
+                page.restore();
+            }
             FaultError::Sigbus
         })
     }
@@ -131,7 +136,10 @@ pub(crate) fn publish<M: Machine>(entry: &AtomicU64, page: &Page<M>, protection:
         debug_assert_eq!(format::leaf_frame(old, page.size()), page.frame(), "a table equals the cache");
         return;
     }
-    page.add_entry();
+    if !Mutant::EntryNotCounted.is_on() {
+        page.add_entry();
+    }
     // Release: the page's zeroes come before its entry, on every CPU.
-    entry.store(format::leaf(page.frame(), protection), Ordering::Release);
+    let order = if Mutant::LeafWithoutRelease.is_on() { Ordering::Relaxed } else { Ordering::Release };
+    entry.store(format::leaf(page.frame(), protection), order);
 }

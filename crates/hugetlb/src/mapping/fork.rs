@@ -4,6 +4,7 @@ use super::area::Private;
 use super::{Batch, Mapping};
 use crate::format::{self, Protection};
 use crate::machine::Machine;
+use crate::mutant::Mutant;
 use crate::reserve::Regions;
 use crate::sharing::Purpose;
 use crate::sync::Ordering;
@@ -37,7 +38,7 @@ impl<M: Machine> Mapping<M> {
                     let permitted = placement.protection - Protection::WRITE;
                     // AcqRel: a store through the old entry comes before the flush or faults.
                     entry.swap(format::leaf(format::leaf_frame(old, size), permitted), Ordering::AcqRel);
-                    true
+                    !Mutant::ForkNotFlushed.is_on()
                 },
             );
         }

@@ -47,6 +47,7 @@ use crate::addr::{PageIndex, PageSize, VirtAddr};
 use crate::file::{File, MapOptions};
 use crate::format::Protection;
 use crate::machine::Machine;
+use crate::mutant::Mutant;
 use crate::reserve::{self, Regions};
 use crate::sharing::Purpose;
 use crate::stats::Fallback;
@@ -151,6 +152,9 @@ impl<M: Machine> Mapping<M> {
 impl<M: Machine> Drop for Mapping<M> {
     fn drop(&mut self) {
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+        if Mutant::LeaveBeforeFlush.is_on() {
+            self.area.leave(&mut self.file.cache().lock());
+        }
         {
             // Held over the flush: a truncation that finds nothing here any more must not free pages that our TLBs still hold.
             let mut placement = self.area.placement().write();
@@ -158,7 +162,9 @@ impl<M: Machine> Drop for Mapping<M> {
             self.area.clear(&self.file, &placement, placement.indices(), Purpose::Leave, &mut batch);
             batch.finish();
             // A walk that found the area before it left the list finds it empty: what comes to its addresses is another's.
-            placement.pages = 0;
+            if !Mutant::DeadMappingKeepsPages.is_on() {
+                placement.pages = 0;
+            }
         }
         self.area.leave(&mut self.file.cache().lock());
         self.area.delist(&self.file);
@@ -170,6 +176,8 @@ impl<M: Machine> Drop for Mapping<M> {
                 0
             }
         };
-        reserve::unreserve(self.file.pool(), self.file.subpool(), unused);
+        if !Mutant::PromiseOfMappingLost.is_on() {
+            reserve::unreserve(self.file.pool(), self.file.subpool(), unused);
+        }
     }
 }

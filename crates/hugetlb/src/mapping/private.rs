@@ -7,6 +7,7 @@ use crate::format::{self, Protection};
 use crate::machine::Machine;
 use crate::mapping::area::Placement;
 use crate::mapping::fault::Fault;
+use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::reserve;
 use crate::sync::{Arc, AtomicU64, Ordering, fence};
@@ -60,7 +61,7 @@ impl<M: Machine> Fault<'_, M> {
         let write = self.access == Access::Write;
         match (copy, cached) {
             // The area's map and `copy` hold it: nobody else does, so no relative sees the store.
-            (Some(page), _) if Arc::strong_count(&page) == 2 => {
+            (Some(page), _) if Arc::strong_count(&page) == 2 || Mutant::CopyOfRelatives.is_on() => {
                 // Acquire: what the last relative read comes before our store; it let go with a release.
                 fence(Ordering::Acquire);
                 self.replace(entry, None, &page, placement.protection);
@@ -146,7 +147,7 @@ impl<M: Machine> Fault<'_, M> {
         }
         // Cleared and flushed before the copy shows: else one thread could store through the new entry while another
         // still reads the origin through its TLB. Who faults in between waits for the fault mutex.
-        entry.store(0, Ordering::Release);
+        entry.store(if Mutant::CopyShownBeforeFlush.is_on() { new } else { 0 }, Ordering::Release);
         let mut batch = Batch::new(self.file);
         if let Some(origin) = origin {
             batch.unmap(origin);

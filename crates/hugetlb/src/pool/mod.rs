@@ -18,6 +18,7 @@ pub(crate) use page::Page;
 
 use crate::addr::{PageSize, PhysAddr};
 use crate::machine::Machine;
+use crate::mutant::Mutant;
 use crate::sync::{Arc, Mutex, Spin};
 
 /// The counters of a pool, in huge pages, as `/proc/meminfo` and `/sys/kernel/mm/hugepages` name them.
@@ -115,10 +116,10 @@ impl<M: Machine> Pool<M> {
     pub(crate) fn take(&self, reserved: bool) -> Option<PhysAddr> {
         {
             let mut state = self.state.lock();
-            if (reserved || state.unreserved() > 0)
+            if (reserved || state.unreserved() > 0 || Mutant::PromisedPageTaken.is_on())
                 && let Some(frame) = state.free.pop()
             {
-                state.reserved -= i64::from(reserved);
+                state.reserved -= i64::from(reserved && !Mutant::PromiseNotUsedUp.is_on());
                 return Some(frame);
             }
         }
@@ -132,7 +133,7 @@ impl<M: Machine> Pool<M> {
     /// Takes a page back; with `restore` it is promised again.
     pub(crate) fn give(&self, frame: PhysAddr, restore: bool) {
         let mut state = self.state.lock();
-        state.reserved += i64::from(restore);
+        state.reserved += i64::from(restore && !Mutant::PromiseNotRenewed.is_on());
         // A surplus page goes back to the machine first, unless a promise needs it.
         if state.surplus > 0 && state.unreserved() >= 0 {
             state.surplus -= 1;

@@ -19,6 +19,7 @@ use crate::file::File;
 use crate::format::{self, Protection};
 use crate::machine::{Machine, Space};
 use crate::mapping::{Area, Batch, Fault, Placement, Slot, publish};
+use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::stats::Fallback;
 use crate::sync::{Arc, AtomicU64, Ordering};
@@ -81,7 +82,7 @@ fn table_for_fault<M: Machine>(
     // Two first faults, in one process or in two, must not make two tables for one part of the file. Only a slot's
     // first fault in a process comes here.
     let attach = file.attach().lock();
-    if let Some(table) = area.table(slot.first) {
+    if let Some(table) = area.table(slot.first).filter(|_| !Mutant::SlotNotLookedAtAgain.is_on()) {
         return Ok(Some(table));
     }
     let counters = file.hugetlb().counters();
@@ -138,7 +139,9 @@ pub(super) fn prepare_change<M: Machine>(
     if let Some(entry) = area.space().find_pud_entry(slot.start) {
         // From here the hardware cannot walk into the table any more; what TLBs still hold goes with the batch's flush,
         // and the table counts this mapping until then.
-        entry.store(0, Ordering::Release);
+        if !Mutant::UpperEntryKept.is_on() {
+            entry.store(0, Ordering::Release);
+        }
     }
     batch.release_later(table);
     batch.flush_tables(area, slot.start);
@@ -149,6 +152,9 @@ pub(super) fn prepare_change<M: Machine>(
 /// with the entry still in.
 pub(super) fn unmap_for_good<M: Machine>(file: &File<M>, index: PageIndex) {
     // Taken alone: a mapping that holds the mutex holds its own lock too, for which the walk waits.
+    if Mutant::AdoptedDuringRemoval.is_on() {
+        return file.unmap_listed(index.0..index.0 + 1);
+    }
     file.attach().lock().pause();
     file.unmap_listed(index.0..index.0 + 1);
     file.attach().lock().resume();

@@ -4,7 +4,8 @@ use crate::addr::{PageIndex, PhysAddr};
 use crate::file::File;
 use crate::format::{self, Protection};
 use crate::machine::{Machine, TableEntries};
-use crate::sync::Spin;
+use crate::mutant::Mutant;
+use crate::sync::{Arc, Spin};
 
 /// What the table lock guards.
 struct State {
@@ -42,17 +43,20 @@ impl<M: Machine> Table<M> {
     pub(super) fn adopt(&self, protection: Protection) -> bool {
         let mut state = self.state.lock();
         // A count of 0 never rises: its last sharer is taking the entries down.
-        if state.sharers == 0 || state.closed != 0 || state.protection != protection {
+        if (state.sharers == 0 && !Mutant::DyingTableAdopted.is_on())
+            || (state.closed != 0 && !Mutant::ClosedTableAdopted.is_on())
+            || (state.protection != protection && !Mutant::OtherRightsAdopted.is_on())
+        {
             return false;
         }
-        state.sharers += 1;
+        state.sharers += usize::from(!Mutant::SharerNotCounted.is_on());
         true
     }
 
     /// Closes the table to newcomers if there is but one sharer; returns whether there was.
     pub(super) fn close(&self) -> bool {
         let mut state = self.state.lock();
-        if state.sharers != 1 {
+        if state.sharers != 1 && !Mutant::SharersNotNoticed.is_on() {
             return false;
         }
         state.closed += 1;
@@ -75,11 +79,15 @@ impl<M: Machine> Table<M> {
     }
 
     /// Counts a mapping out whose PUD entry is clear and whose TLBs were flushed; the last one takes the table down.
-    pub(crate) fn release(&self, file: &File<M>) {
+    pub(crate) fn release(self: &Arc<Self>, file: &File<M>) {
         let last = {
             let mut state = self.state.lock();
             state.sharers -= 1;
-            state.sharers == 0
+            if Mutant::CountedByReferences.is_on() {
+                Arc::strong_count(self) == 1
+            } else {
+                state.sharers == 0
+            }
         };
         file.hugetlb().counters().attachments.subtract(1);
         if !last {

@@ -13,6 +13,7 @@ use crate::error::FaultError;
 use crate::file::File;
 use crate::machine::Machine;
 use crate::mapping::{Area, Batch, Fault, Placement, Slot};
+use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::sync::{Arc, ReadGuard, WriteGuard};
 
@@ -20,11 +21,11 @@ pub(super) struct FileLock;
 
 impl<M: Machine> Protocol<M> for FileLock {
     fn fault_fence<'f>(&self, file: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
-        Some(file.fence().read())
+        (!Mutant::FaultNotFenced.is_on()).then(|| file.fence().read())
     }
 
     fn change_fence<'f>(&self, file: &'f File<M>) -> Option<WriteGuard<'f, M, ()>> {
-        Some(file.fence().write())
+        (!Mutant::ChangeNotFenced.is_on()).then(|| file.fence().write())
     }
 
     fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {

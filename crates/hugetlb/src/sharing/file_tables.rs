@@ -23,6 +23,7 @@ use crate::file::{File, Window};
 use crate::format;
 use crate::machine::{Machine, Space};
 use crate::mapping::{Area, Batch, Fault, Placement, Slot, publish};
+use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::stats::Fallback;
 use crate::sync::{Arc, Ordering};
@@ -129,13 +130,17 @@ impl<M: Machine> Protocol<M> for FileTables {
                 _ => {
                     // The page came with the table or went into it; but a hole punch that has not reached the page yet may
                     // have hidden it.
-                    fault.file.cache().lock().show(&fault.index, &page);
+                    if !Mutant::NotShownAgain.is_on() {
+                        fault.file.cache().lock().show(&fault.index, &page);
+                    }
                     return Ok(page);
                 }
             }
         }
         // Listed before it has an entry: see `Area::enlist`.
-        fault.area.enlist(fault.file);
+        if !Mutant::NotEnlisted.is_on() {
+            fault.area.enlist(fault.file);
+        }
         publish(fault.host_entry()?, &page, placement.protection);
         Ok(page)
     }
@@ -179,14 +184,16 @@ impl<M: Machine> Protocol<M> for FileTables {
             Purpose::Clear => {}
             Purpose::Protect(protection) => {
                 entry.store(format::managed(format::table_frame(old), protection), Ordering::Release);
-                if !protection.contains(slot.protection) {
+                if !protection.contains(slot.protection) && !Mutant::LostRightNotFlushed.is_on() {
                     batch.flush_tables(area, slot.start);
                 }
             }
             Purpose::Leave => {
                 // From here the hardware cannot walk into the table any more; what TLBs still hold goes with the batch's
                 // flush, and the table counts this mapping until then.
-                entry.store(0, Ordering::Release);
+                if !Mutant::UpperEntryKept.is_on() {
+                    entry.store(0, Ordering::Release);
+                }
                 batch.detach_later(window(slot));
                 batch.flush_tables(area, slot.start);
             }

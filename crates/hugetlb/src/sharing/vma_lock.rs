@@ -12,6 +12,7 @@ use crate::error::FaultError;
 use crate::file::File;
 use crate::machine::Machine;
 use crate::mapping::{Area, Batch, Fault, Placement, Slot};
+use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::sync::Arc;
 
@@ -22,6 +23,9 @@ impl<M: Machine> Protocol<M> for VmaLock {
         // The fence: held until the leaf is written.
         let placement = fault.lock_mapping()?;
         let target = adopted::find_target(fault, &placement)?;
+        if Mutant::MappingUnlockedEarly.is_on() {
+            drop(placement);
+        }
         let page = fault.page()?;
         target.publish(&page);
         Ok(page)
