@@ -9,9 +9,10 @@ use roundtable_programs::mem::{FIXED, Map, NORESERVE, RW, SHARED, mmap};
 use roundtable_programs::rng::Rng;
 
 use crate::board::{Board, Count, Finding, Kind, Step};
+use crate::cast::Plot;
 use crate::probe;
 use crate::stamp::{LAST_QUARTER, PLACES, USED, Word, stamp};
-use crate::ways::{SITTER, Way};
+use crate::ways::SITTER;
 
 /// A file's mapping: a whole 1 GiB slot, in one of two places.
 pub struct View {
@@ -56,7 +57,7 @@ impl View {
 
 pub struct Actor<'a> {
     pub number: u32,
-    pub way: Way,
+    pub plot: Plot,
     pub board: &'a Board,
     pub files: &'a [Fd],
     pub sitter: &'a Fd,
@@ -66,18 +67,18 @@ pub struct Actor<'a> {
 impl<'a> Actor<'a> {
     pub fn new(
         number: u32,
-        way: Way,
+        plot: Plot,
         board: &'a Board,
         files: &'a [Fd],
         sitter: &'a Fd,
     ) -> Result<Actor<'a>, Errno> {
         let views = files.iter().enumerate().map(|(file, fd)| View::new(file, fd));
-        Ok(Actor { number, way, board, files, sitter, views: views.collect::<Result<_, _>>()? })
+        Ok(Actor { number, plot, board, files, sitter, views: views.collect::<Result<_, _>>()? })
     }
 
-    /// The process that punches beside a way: it maps nothing.
-    pub fn outside(number: u32, way: Way, board: &'a Board, files: &'a [Fd], sitter: &'a Fd) -> Actor<'a> {
-        Actor { number, way, board, files, sitter, views: Vec::new() }
+    /// A process that has nothing to do with the files: it maps none of them.
+    pub fn outside(number: u32, plot: Plot, board: &'a Board, files: &'a [Fd], sitter: &'a Fd) -> Actor<'a> {
+        Actor { number, plot, board, files, sitter, views: Vec::new() }
     }
 
     pub fn find(&self, kind: Kind, file: usize, index: usize, seen: u64, expected: u64) {
@@ -119,7 +120,8 @@ impl<'a> Actor<'a> {
             Word::Foreign => Kind::Foreign,
             Word::Junk => Kind::Junk,
         };
-        let by_sitter = self.way.has_sitter() && index >= LAST_QUARTER && word == stamp(SITTER, index, 0);
+        let by_sitter =
+            self.plot.way.has_sitter() && index >= LAST_QUARTER && word == stamp(SITTER, index, 0);
         if !by_sitter {
             self.find(kind, file, index, word, 0);
         }
@@ -141,7 +143,7 @@ impl<'a> Actor<'a> {
     pub fn disturb(&self, mut rng: Rng) {
         self.play(
             || {
-                self.way.act(self, &mut rng);
+                self.plot.way.act(self, &mut rng);
                 self.board.add(Count::Acts, 1);
             },
             false,

@@ -135,7 +135,7 @@ impl Cast<'_> {
             self.fork(1, |cast| {
                 let scene = cast.scene;
                 let number = processes + 1 + number;
-                let actor = Actor::outside(number, cast.plot.way, &cast.board, &[], &scene.sitter);
+                let actor = Actor::outside(number, cast.plot, &cast.board, &[], &scene.sitter);
                 Victim::new(&actor, &scene.canary, cast.plot.anonymous).live(Rng::new(seed));
                 true
             })?;
@@ -169,7 +169,7 @@ impl Cast<'_> {
     /// A process with all files mapped.
     fn actor(&self, number: u32) -> Option<Actor<'_>> {
         let scene = self.scene;
-        let actor = Actor::new(number, self.plot.way, &self.board, &scene.files, &scene.sitter);
+        let actor = Actor::new(number, self.plot, &self.board, &scene.files, &scene.sitter);
         actor.inspect_err(|error| eprintln!("race: mmap of a file: {}", error.desc())).ok()
     }
 
