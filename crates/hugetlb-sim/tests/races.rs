@@ -204,23 +204,33 @@ fn faults_survive_all_that_takes_away_with_private_tables() {
 }
 
 /// The checkers see what they are there for: without flushes the same calls leave TLBs that contradict the tables.
-#[test]
-fn a_forgotten_flush_is_found() {
+fn a_forgotten_flush_is_found(protocol: ProtocolKind) {
     let machine = SimMachine::new(2, 64, 8, 0);
-    let hugetlb = machine.hugetlb(Config::default());
+    let hugetlb = machine.hugetlb(Config { default_size: PageSize::Size2M, protocol });
     hugetlb.pool(PageSize::Size2M).set_persistent(8, || false);
     let file = hugetlb.anonymous_file(PageSize::Size2M, SLOT_SIZE).unwrap();
     let process = machine.process().unwrap();
     let slot = VirtAddr(SLOT_SIZE);
     process.map(&file, slot, SLOT_SIZE, 0, SHARED).unwrap();
+    let punch = || file.fallocate(FallocateMode::PunchHole, 0, SIZE, || false).unwrap();
     process.store(1, slot, 5).unwrap();
     machine.check().unwrap();
-    process.discard(slot..slot + SIZE).unwrap();
+    punch();
     machine.check().unwrap();
     process.store(1, slot, 6).unwrap();
     machine.forget_flushes();
-    process.discard(slot..slot + SIZE).unwrap();
+    punch();
     assert!(machine.check().unwrap_err().contains("the TLB has"));
     // The machine is broken: its destructors would find more.
     std::mem::forget((process, file));
+}
+
+#[test]
+fn a_forgotten_flush_is_found_under_vma_lock() {
+    a_forgotten_flush_is_found(ProtocolKind::VmaLock);
+}
+
+#[test]
+fn a_forgotten_flush_is_found_under_file_tables() {
+    a_forgotten_flush_is_found(ProtocolKind::FileTables);
 }

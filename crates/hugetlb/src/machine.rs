@@ -119,6 +119,12 @@ pub trait Space: Clone + Send + Sync + 'static {
     /// The PUD entry for an address; makes the upper tables on need.
     fn pud_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory>;
 
+    /// The PUD entries for an address and the slots after it, as many as lie in one table; makes the upper tables on need. To
+    /// attach a large mapping with few walks.
+    fn pud_entries(&self, address: VirtAddr) -> Result<&[AtomicU64], OutOfMemory> {
+        self.pud_entry(address).map(core::slice::from_ref)
+    }
+
     /// The entry for an address in the *host's* PMD table, if there is one. The PUD entry is empty or leads to a table of
     /// the host: the library has looked. `None` when it is empty.
     fn find_pmd_entry(&self, address: VirtAddr) -> Option<&AtomicU64>;

@@ -181,6 +181,13 @@ impl Space for SpaceTables {
         self.find_or_make(address, PUD)
     }
 
+    fn pud_entries(&self, address: VirtAddr) -> Result<&[AtomicU64], OutOfMemory> {
+        let first = self.find_or_make(address, PUD)?;
+        let rest = (PAGE_SIZE - core::ptr::from_ref(first).addr() % PAGE_SIZE) / size_of::<AtomicU64>();
+        // SAFETY: from the entry to the end of its table, which lives as the entry does.
+        Ok(unsafe { core::slice::from_raw_parts(first, rest) })
+    }
+
     fn find_pmd_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
         self.find(address, PMD)
     }

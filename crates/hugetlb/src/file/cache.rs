@@ -1,9 +1,10 @@
 //! The page cache of a file, its size, and the tables that show it.
 
 use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
 
 use super::index::IndexLock;
-use super::mirror::{Mirror, Window};
+use super::mirror::{Mirror, Run, Window};
 use crate::addr::{PageIndex, PhysAddr};
 use crate::format;
 use crate::machine::Machine;
@@ -143,23 +144,36 @@ impl<M: Machine> Cache<M> {
         self.mirror.attach(&*self.machine, window, spare, pages)
     }
 
-    /// Counts an attachment out whose PUD entry is clear and whose TLBs were flushed. Returns the table when it was the last:
-    /// it is empty and off the list.
-    pub(crate) fn detach(&mut self, window: Window) -> Option<PhysAddr> {
-        let frame = self.mirror.detach(window)?;
+    /// See [`Mirror::from`].
+    pub(crate) fn tables_from(&mut self, window: Window) -> Run<'_> {
+        self.mirror.from(window)
+    }
+
+    /// Counts attachments out whose PUD entries are clear and whose TLBs were flushed; the windows ascend. `retire` gets the
+    /// tables that nobody is attached to any more: they are empty and off the list.
+    pub(crate) fn detach(&mut self, windows: &[Window], mut retire: impl FnMut(PhysAddr)) {
+        debug_assert!(windows.is_sorted(), "a run of tables goes one way");
+        let Some(first) = windows.first() else { return };
+        let mut run = self.mirror.from(*first);
+        let unused: Vec<Window> = windows.iter().copied().filter(|window| run.detach(*window)).collect();
+        for window in unused {
+            if let Some(frame) = self.mirror.remove(window) {
+                self.empty(window, frame);
+                retire(frame);
+            }
+        }
+    }
+
+    /// Takes the entries out of a table that nobody is attached to.
+    fn empty(&self, window: Window, frame: PhysAddr) {
         let entries = self.machine.table(frame);
-        for (entry, index) in
-            entries[window.entry..].iter().zip(window.first.0..window.first.0 + window.pages)
-        {
-            // Relaxed: nobody is attached, and no TLB holds any of them.
-            let old = entry.swap(0, Ordering::Relaxed);
-            if format::is_leaf(old)
-                && let Some(page) = self.pages.get(&PageIndex(index))
-            {
+        for (index, page) in self.pages.range(window.first..window.first + window.pages) {
+            // Relaxed: no TLB holds any of them.
+            let entry = &entries[window.entry + (index.0 - window.first.0) as usize];
+            if format::is_leaf(entry.swap(0, Ordering::Relaxed)) {
                 page.remove_entry();
             }
         }
-        Some(frame)
     }
 
     /// See [`Mirror::join`].

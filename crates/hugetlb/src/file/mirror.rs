@@ -22,6 +22,8 @@
 //! runs one of them: what it costs depends on the CPUs, not on the sharers.
 
 use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::RangeMut;
+use core::iter::Peekable;
 
 use crate::addr::{PageIndex, PhysAddr, TABLE_ENTRIES};
 use crate::format::{self, Protection};
@@ -112,14 +114,13 @@ impl Mirror {
         Some(frame)
     }
 
-    /// Counts an attachment out whose PUD entry is clear and whose TLBs were flushed; returns the table that nobody is
-    /// attached to any more, off the list and with its entries still in.
-    pub(super) fn detach(&mut self, window: Window) -> Option<PhysAddr> {
-        let table = self.tables.get_mut(&window)?;
-        table.attachments -= 1;
-        if table.attachments != 0 {
-            return None;
-        }
+    /// The tables from a window on, in the order of windows: for large mappings, whose slots come in that order, too.
+    pub(super) fn from(&mut self, window: Window) -> Run<'_> {
+        Run { tables: self.tables.range_mut(window..).peekable() }
+    }
+
+    /// Takes a table off the list that nobody is attached to any more; its entries are still in.
+    pub(super) fn remove(&mut self, window: Window) -> Option<PhysAddr> {
         self.tables.remove(&window).map(|table| table.frame)
     }
 
@@ -141,6 +142,34 @@ impl Mirror {
     /// Whether the address space may hold translations of any of the tables.
     pub(super) fn has_joined(&self, space: u64) -> bool {
         self.spaces.contains_key(&space)
+    }
+}
+
+/// Tables in the order of their windows, to attach to and detach from: each step is one to the next table, not a search.
+pub(crate) struct Run<'m> {
+    tables: Peekable<RangeMut<'m, Window, FileTable>>,
+}
+
+impl Run<'_> {
+    /// The table of a window, which comes behind those asked for before.
+    fn find(&mut self, window: Window) -> Option<&mut FileTable> {
+        while self.tables.next_if(|(other, _)| **other < window).is_some() {}
+        self.tables.next_if(|(other, _)| **other == window).map(|(_, table)| table)
+    }
+
+    /// Attaches to the table of a window, if there is one.
+    pub(crate) fn attach(&mut self, window: Window) -> Option<PhysAddr> {
+        let table = self.find(window)?;
+        table.attachments += 1;
+        Some(table.frame)
+    }
+
+    /// Counts an attachment out whose PUD entry is clear and whose TLBs were flushed; returns whether it was the last.
+    pub(super) fn detach(&mut self, window: Window) -> bool {
+        self.find(window).is_some_and(|table| {
+            table.attachments -= 1;
+            table.attachments == 0
+        })
     }
 }
 

@@ -1,11 +1,12 @@
 //! What waits for a TLB flush: the translations to forget, and what may be given up after it.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 
 use super::Area;
 use crate::addr::{SLOT_SIZE, VirtAddr};
 use crate::file::{File, Window};
-use crate::machine::{Flush, Machine};
+use crate::machine::{Flush, Machine, Space};
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::sharing::Table;
@@ -69,7 +70,7 @@ impl<'f, M: Machine> Batch<'f, M> {
         self.released.push(table);
     }
 
-    /// A table of the file was detached from; it is counted out after the flush.
+    /// A table of the file was detached from; it is counted out after the flush. A batch's windows ascend.
     pub(crate) fn detach_later(&mut self, window: Window) {
         self.detached.push(window);
     }
@@ -81,30 +82,24 @@ impl<'f, M: Machine> Batch<'f, M> {
 
     /// A PUD entry that led to a table was cleared.
     pub(crate) fn flush_tables(&mut self, area: &Area<M>, slot: VirtAddr) {
-        self.push(Flush {
-            space: area.space().clone(),
-            range: slot..slot + SLOT_SIZE,
-            tables: !Mutant::TablesNotFlushed.is_on(),
-        });
+        self.push(area, slot..slot + SLOT_SIZE, !Mutant::TablesNotFlushed.is_on());
     }
 
     /// The leaf at `address` was cleared, replaced or lost rights.
     pub(super) fn flush_leaf(&mut self, area: &Area<M>, address: VirtAddr) {
-        let range = address..address + self.file.page_size().bytes();
-        self.push(Flush { space: area.space().clone(), range, tables: false });
+        self.push(area, address..address + self.file.page_size().bytes(), false);
     }
 
-    fn push(&mut self, flush: Flush<M::Space>) {
-        use crate::machine::Space;
+    fn push(&mut self, area: &Area<M>, range: Range<VirtAddr>, tables: bool) {
         if let Some(last) = self.flushes.last_mut()
-            && last.space.id() == flush.space.id()
-            && last.range.end == flush.range.start
+            && last.space.id() == area.space().id()
+            && last.range.end == range.start
         {
-            last.range.end = flush.range.end;
-            last.tables |= flush.tables;
+            last.range.end = range.end;
+            last.tables |= tables;
             return;
         }
-        self.flushes.push(flush);
+        self.flushes.push(Flush { space: area.space().clone(), range, tables });
     }
 
     /// Flushes, then gives up what waited for it. The mapping locks of what was changed are still held.
@@ -148,16 +143,13 @@ impl<'f, M: Machine> Batch<'f, M> {
     }
 
     fn detach(&self, windows: &[Window]) {
-        let mut empty = Vec::new();
-        {
-            let mut cache = self.file.cache().lock();
-            empty.extend(windows.iter().filter_map(|window| cache.detach(*window)));
-        }
+        let mut unused = Vec::new();
+        self.file.cache().lock().detach(windows, |table| unused.push(table));
         let counters = self.file.hugetlb().counters();
         counters.attachments.subtract(windows.len() as u64);
-        counters.unshares.add((windows.len() - empty.len()) as u64);
-        counters.tables.subtract(empty.len() as u64);
-        for table in empty {
+        counters.unshares.add((windows.len() - unused.len()) as u64);
+        counters.tables.subtract(unused.len() as u64);
+        for table in unused {
             self.file.hugetlb().machine().retire_table(table);
         }
     }
