@@ -79,9 +79,12 @@ impl<M: Machine> Cache<M> {
         debug_assert!(old.is_none(), "two pages for one index");
     }
 
-    /// Shows a page again that an unmapping hid; the page is in the cache and in front of the end.
+    /// Shows a page of the cache again that an unmapping hid. A page that a truncation has just put behind the end stays hidden: the
+    /// access that asked for it faults once more.
     pub(crate) fn show(&self, at: &IndexLock<'_, M>, page: &Page<M>) {
-        self.mirror.show(&*self.machine, at.index(), page);
+        if self.covers(at.index()) {
+            self.mirror.show(&*self.machine, at.index(), page);
+        }
     }
 
     /// Hides the cached pages from an index on, at most `limit` of them. `hidden` gets each page that tables showed, with the
