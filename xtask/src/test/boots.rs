@@ -114,6 +114,15 @@ pub fn all() -> Vec<Boot> {
             ..BOOT
         },
         Boot {
+            name: "terabyte",
+            // With 8 GiB it has its ten thousand processes, too.
+            memory: Size::gibibytes(4),
+            limit: 300,
+            kernels: Kernels::Ours,
+            work: Work::Programs(Selection::Only(&["test_terabyte"])),
+            ..BOOT
+        },
+        Boot {
             name: "gigantic",
             memory: Size::gibibytes(4),
             pools: (0, 2),
