@@ -24,6 +24,8 @@ pub struct Placement {
     /// The address modulo `align`, a power of two, is to be `phase`.
     pub align: u64,
     pub phase: u64,
+    /// What the address must be a multiple of, come what may.
+    pub granule: u64,
     /// Keep away from slots of huge pages whose tables are shared: what small areas do where there is room.
     pub avoid_slots: bool,
     /// Take whole slots of one's own.
@@ -33,17 +35,46 @@ pub struct Placement {
 impl Placement {
     /// Base pages anywhere.
     pub fn pages(len: u64) -> Self {
-        Self { len, align: PAGE, phase: 0, avoid_slots: true, own_slots: false }
+        Self { len, align: PAGE, phase: 0, granule: PAGE, avoid_slots: true, own_slots: false }
+    }
+
+    /// Huge pages of `granule` bytes from byte `offset` of a file on. Shared ones get addresses at which all mappings of the file share
+    /// their tables, whatever each process has mapped before: congruent with the offset modulo the slot, in slots that
+    /// nothing else uses. Private ones share none, and lie close together.
+    pub fn huge(len: u64, granule: u64, offset: u64, shared: bool) -> Self {
+        let any = Self { align: granule, granule, ..Self::pages(len) };
+        if !shared {
+            return any;
+        }
+        let align = SLOT.max(granule);
+        Self { align, phase: offset & (align - 1), avoid_slots: false, own_slots: true, ..any }
+    }
+
+    /// Wherever there is room.
+    fn anywhere(&self) -> Self {
+        Self { align: self.granule, phase: 0, avoid_slots: false, own_slots: false, ..*self }
+    }
+
+    /// How much there must be of what [`Placement::usable`] leaves.
+    fn need(&self) -> u64 {
+        if self.own_slots { (self.phase + self.len).next_multiple_of(SLOT) } else { self.len }
+    }
+
+    /// The part of the free range `hole` that is good for it.
+    fn usable(&self, set: &VmaSet, hole: Range<u64>, avoid_slots: bool) -> Range<u64> {
+        if self.own_slots {
+            // Neither the first nor the last slot may have a stranger in it.
+            let start = hole.start.next_multiple_of(SLOT);
+            start..(hole.end & !(SLOT - 1)).max(start)
+        } else if avoid_slots {
+            without_slots(set, hole)
+        } else {
+            hole
+        }
     }
 
     /// The highest start in `free` that fits.
     fn fit(&self, free: Range<u64>) -> Option<u64> {
-        let free = if self.own_slots {
-            // Neither the first nor the last slot may have a stranger in it.
-            free.start.next_multiple_of(SLOT)..free.end & !(SLOT - 1)
-        } else {
-            free
-        };
         let highest = free.end.checked_sub(self.len)?;
         let below = highest.wrapping_sub(self.phase) & (self.align - 1);
         let start = highest.checked_sub(below)?;
@@ -51,17 +82,17 @@ impl Placement {
     }
 }
 
-/// Parts of the free range `hole` that have no slot in common with huge pages at either end.
+/// Parts of the free range `hole` that have no slot in common with huge pages at either end whose tables are shared.
 fn without_slots(set: &VmaSet, hole: Range<u64>) -> Range<u64> {
-    let below = set.before(hole.start + 1).filter(|vma| vma.is_huge() && vma.end == hole.start);
-    let above = set.find_from(hole.start).filter(|vma| vma.is_huge() && vma.start == hole.end);
+    let below = set.before(hole.start + 1).filter(|vma| vma.shares_tables() && vma.end == hole.start);
+    let above = set.find_from(hole.start).filter(|vma| vma.shares_tables() && vma.start == hole.end);
     let start = if below.is_some() { hole.start.next_multiple_of(SLOT) } else { hole.start };
     let end = if above.is_some() { hole.end & !(SLOT - 1) } else { hole.end };
     start..end.max(start)
 }
 
-/// What the last search of the usual region found out: holes from `from` up to the base are no larger than `largest`. So that a
-/// program with very many areas does not look at all of them for each new one.
+/// What the last search of the usual region found out: what is usable of holes from `from` up to the base is no larger than `largest`. So
+/// that a program with very many areas does not look at all of them for each new one.
 pub struct SearchHint {
     from: AtomicU64,
     largest: AtomicU64,
@@ -113,9 +144,9 @@ fn search(
         let start = vma.map_or(within.start, |vma| vma.end).max(within.start);
         if start < end {
             let hole = start..end;
-            let size = end - start;
-            let hole = if avoid_slots { without_slots(set, hole) } else { hole };
-            if let Some(found) = place.fit(hole) {
+            let usable = place.usable(set, hole, avoid_slots);
+            let size = usable.end - usable.start;
+            if let Some(found) = place.fit(usable) {
                 return Some(found);
             }
             *skipped = size.max(*skipped);
@@ -137,20 +168,20 @@ pub fn choose(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
         return Err(Errno::ENOMEM);
     }
     if hint != 0 {
-        let at = page_down(hint).max(MIN_ADDRESS);
-        let at = at + (place.phase.wrapping_sub(at) & (place.align - 1));
+        // What was asked for comes before what would be good for sharing.
+        let at = page_down(hint).max(MIN_ADDRESS).next_multiple_of(place.granule);
         if at <= TASK_SIZE - place.len && is_free(&areas.set, at..at + place.len) {
             return Ok(at);
         }
     }
     let base = areas.layout.mmap_base.min(TASK_SIZE);
     let mut skipped = 0;
-    if place.avoid_slots {
-        let begin = areas.hint.begin(place.len, base);
-        if let Some(found) =
-            search(&areas.set, MIN_ADDRESS..begin.max(MIN_ADDRESS), place, true, &mut skipped)
-        {
-            areas.hint.note(begin, base, found, skipped);
+    let memory = if place.own_slots { &areas.slot_hint } else { &areas.hint };
+    if place.avoid_slots || place.own_slots {
+        let begin = memory.begin(place.need(), base);
+        let within = MIN_ADDRESS..begin.max(MIN_ADDRESS);
+        if let Some(found) = search(&areas.set, within, place, place.avoid_slots, &mut skipped) {
+            memory.note(begin, base, found, skipped);
             return Ok(found);
         }
     }
@@ -165,19 +196,21 @@ pub fn choose(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
     if place.own_slots {
         return choose(areas, 0, &Placement { own_slots: false, ..*place });
     }
-    Err(Errno::ENOMEM)
+    // Sharing is not worth a failure.
+    if place.align > place.granule { choose(areas, 0, &place.anywhere()) } else { Err(Errno::ENOMEM) }
 }
 
 /// As [`choose`], in the lowest 2 GiB: MAP_32BIT.
 pub fn choose_low(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
     let within = 0x4000_0000..0x8000_0000;
     if hint != 0 {
-        let at = page_down(hint);
+        let at = page_down(hint).next_multiple_of(place.granule);
         if at >= MIN_ADDRESS && at + place.len <= within.end && is_free(&areas.set, at..at + place.len) {
             return Ok(at);
         }
     }
-    search(&areas.set, within, place, false, &mut 0).ok_or(Errno::ENOMEM)
+    let search = |place: &Placement| search(&areas.set, within.clone(), place, false, &mut 0);
+    search(place).or_else(|| search(&place.anywhere())).ok_or(Errno::ENOMEM)
 }
 
 /// Is nothing in `range`, nor a stack so close above that it would lose its guard gap?

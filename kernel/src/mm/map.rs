@@ -227,17 +227,13 @@ impl AddressSpace {
 }
 
 fn place(areas: &Areas, plan: &Plan) -> Result<u64> {
-    let mut place = Placement::pages(plan.len);
-    if let Source::Huge { file, .. } = &plan.source {
-        let size = file.page_size();
-        place = Placement { align: size, avoid_slots: false, ..place };
-        if plan.len >= layout::SLOT {
-            // Congruent with the offset modulo the slot, in slots that nothing else uses: so all mappings of the file share
-            // their tables.
-            let phase = (plan.first << PAGE_SHIFT) & (layout::SLOT - 1);
-            place = Placement { align: layout::SLOT, phase, own_slots: true, ..place };
+    let place = match &plan.source {
+        Source::Huge { file, .. } => {
+            let shared = plan.flags.contains(VmFlags::SHARED);
+            Placement::huge(plan.len, file.page_size(), plan.first << PAGE_SHIFT, shared)
         }
-    }
+        _ => Placement::pages(plan.len),
+    };
     if plan.low {
         return layout::choose_low(areas, plan.hint, &place);
     }

@@ -149,14 +149,13 @@ impl AddressSpace {
     }
 
     fn find_target(&self, areas: &Areas, remap: &Remap) -> Result<u64> {
-        let mut place = Placement::pages(remap.new_len);
-        if let Some(vma) = areas.set.find(remap.old.start)
-            && vma.is_huge()
-        {
-            let offset = vma.index_of(remap.old.start) << PAGE_SHIFT;
-            let align = if remap.new_len >= layout::SLOT { layout::SLOT } else { vma.granule() };
-            place = Placement { align, phase: offset & (align - 1), avoid_slots: false, ..place };
-        }
+        let place = match areas.set.find(remap.old.start).filter(|vma| vma.is_huge()) {
+            Some(vma) => {
+                let offset = vma.index_of(remap.old.start) << PAGE_SHIFT;
+                Placement::huge(remap.new_len, vma.granule(), offset, vma.flags.contains(VmFlags::SHARED))
+            }
+            None => Placement::pages(remap.new_len),
+        };
         layout::choose(areas, if remap.keep_old { remap.target } else { 0 }, &place)
     }
 
@@ -223,7 +222,7 @@ impl AddressSpace {
         }
         areas.set.insert(Vma { start, end: range.end, flags, first, kind, touched });
         if gone {
-            areas.hint.freed(old.end);
+            areas.freed(old.end);
             // With the new area in the set: its tables may be close by, and must stay.
             let mut gather = Gather::new(self);
             self.free_tables(areas, old.clone(), &mut gather);
@@ -254,7 +253,7 @@ impl AddressSpace {
         }
         areas.set.insert(vma);
         result?;
-        areas.hint.freed(old.end);
+        areas.freed(old.end);
         let mut gather = Gather::new(self);
         self.free_tables(areas, old.clone(), &mut gather);
         areas.set.tell_neighbours(old, false);

@@ -9,7 +9,7 @@ use super::backing::PageCache;
 use super::entry::Entry;
 use super::exec::Executable;
 use super::gather::Gather;
-use super::layout::SearchHint;
+use super::layout::{SLOT, SearchHint};
 use super::shm::Attachment;
 use super::tables::{PageTables, Resident};
 use super::vma::{Kind, VmFlags, Vma, VmaSet};
@@ -54,6 +54,16 @@ pub struct Areas {
     pub new_flags: VmFlags,
     /// Where a search for a free range may begin.
     pub(super) hint: SearchHint,
+    /// The same for whole slots.
+    pub(super) slot_hint: SearchHint,
+}
+
+impl Areas {
+    /// There is a new hole that ends at `end`.
+    pub(super) fn freed(&self, end: u64) {
+        self.hint.freed(end);
+        self.slot_hint.freed(end.next_multiple_of(SLOT));
+    }
 }
 
 /// The id of the space's tables that each CPU has loaded; 0 for the kernel's own.
@@ -94,6 +104,7 @@ impl AddressSpace {
                 layout: Layout::default(),
                 new_flags: VmFlags::empty(),
                 hint: SearchHint::new(),
+                slot_hint: SearchHint::new(),
             }),
             tables,
         }))
@@ -227,7 +238,7 @@ impl AddressSpace {
             }
         }
         areas.set.isolate(range.clone(), &self.this)?;
-        areas.hint.freed(range.end);
+        areas.freed(range.end);
         let mut gather = Gather::new(self);
         loop {
             let first = areas.set.overlapping(range.clone()).next().map(|vma| vma.start);

@@ -148,6 +148,11 @@ impl Vma {
         self.flags.intersects(VmFlags::ACCESS) || self.is_huge()
     }
 
+    /// Does it consist of huge pages whose tables other processes share?
+    pub fn shares_tables(&self) -> bool {
+        self.is_huge() && self.flags.contains(VmFlags::SHARED)
+    }
+
     /// Smallest unit that it can be cut at, bytes.
     pub fn granule(&self) -> u64 {
         match &self.kind {

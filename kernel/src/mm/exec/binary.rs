@@ -152,7 +152,7 @@ impl Binary {
             let start = match origin {
                 Some(origin) => origin & !(align - 1),
                 None => {
-                    let place = layout::Placement { align, ..layout::Placement::pages(len) };
+                    let place = layout::Placement { align, granule: align, ..layout::Placement::pages(len) };
                     layout::choose(&space.read(), 0, &place)?
                 }
             };
