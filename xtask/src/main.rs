@@ -1,5 +1,6 @@
 //! Sets up, builds, runs and tests Roundtable.
 
+mod bench;
 mod build;
 mod debian;
 mod licences;
@@ -35,6 +36,8 @@ enum Command {
     Run(Box<Run>),
     /// Run all tests: on the host, on the kernel in QEMU, and the same on Debian's Linux to compare
     Test(test::TestOptions),
+    /// Measure all protocols and Debian's Linux in the same machine: a table, and a page with plots
+    Bench(roundtable::bench::BenchOptions),
     /// Check that all dependencies are under permissive licences
     Licences,
 }
@@ -67,6 +70,7 @@ fn execute(command: Command) -> Result<i32> {
         }
         Command::Run(options) => run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Bench(options) => bench::run(&options),
         Command::Licences => licences::check().map(|()| 0),
     }
 }

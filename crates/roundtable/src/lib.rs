@@ -2,6 +2,7 @@
 #![warn(missing_docs)]
 
 pub mod archive;
+pub mod bench;
 pub mod console;
 pub mod guest;
 pub mod initramfs;

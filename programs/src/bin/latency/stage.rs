@@ -28,10 +28,10 @@ pub struct Stage {
 }
 
 impl Stage {
+    /// With an empty file.
     pub fn new() -> Result<Stage, String> {
         let file = huge::file();
         file.truncate(LENGTH).map_err(|error| format!("ftruncate: {}", error.desc()))?;
-        file.fallocate(0, 0, GIB as u64).map_err(|error| format!("fallocate: {}", error.desc()))?;
         let stage = Stage { file, home: Map::reserve(3 * GIB, GIB), records: Shared::new() };
         stage.map(0, 0, GIB);
         Ok(stage)

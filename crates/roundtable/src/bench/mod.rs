@@ -1,0 +1,259 @@
+//! The benchmark: each protocol on our kernel and Debian's Linux, in the same machine, in one run.
+//!
+//! Every subject is booted twice with the program `latency` as its job: with two CPUs for times and memory, and with
+//! counted instructions for the length of paths. What it prints as records is collected, written as JSON, and drawn as a
+//! table and as a page.
+
+mod boot;
+mod figures;
+mod goals;
+mod page;
+mod plots;
+mod table;
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use guest_link::record::Record;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::guest::Signals;
+use crate::run::Parts;
+use boot::Boot;
+
+/// What the benchmark measures, and how long.
+#[derive(Args, Clone, Debug)]
+pub struct BenchOptions {
+    /// Few sharers and short times: to see whether all works
+    #[arg(long)]
+    pub quick: bool,
+
+    /// What to measure: protocols of our kernel, and linux
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "unfenced,file-lock,vma-lock,file-tables,linux"
+    )]
+    pub protocols: Vec<String>,
+
+    /// The largest number of processes that share a table [default: 10000, or 256 with --quick]
+    #[arg(long, value_name = "N")]
+    pub sharers: Option<u32>,
+
+    /// The largest number of processes that map the file of 1 TiB [default: 256, or 16 with --quick]
+    #[arg(long, value_name = "N")]
+    pub tib_sharers: Option<u32>,
+
+    /// Where results.json and report.html go
+    #[arg(long, value_name = "FOLDER", default_value = "target/roundtable/bench")]
+    pub out: PathBuf,
+
+    /// Draw the table and the page anew from an earlier run's results.json
+    #[arg(long, value_name = "FILE")]
+    pub from: Option<PathBuf>,
+}
+
+/// A kernel to measure.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// As shown: the protocol, or `linux`.
+    pub name: String,
+    /// Its kernel.
+    pub kernel: PathBuf,
+    /// Its kernel parameters.
+    pub parameters: Vec<String>,
+}
+
+/// All results of a run.
+#[derive(Clone, Debug, Serialize, serde::Deserialize)]
+pub struct Results {
+    /// Seconds since 1970 when the run began.
+    pub began: u64,
+    /// How long it took, in seconds.
+    pub took: u64,
+    /// The command line that made it.
+    pub command: String,
+    /// The host's processor.
+    pub processor: String,
+    /// QEMU's command line, with the paths left out.
+    pub machine: String,
+    /// One for each subject, in the order of the run.
+    pub subjects: Vec<Measured>,
+}
+
+/// The results of one subject.
+#[derive(Clone, Debug, Serialize, serde::Deserialize)]
+pub struct Measured {
+    /// The subject's name.
+    pub name: String,
+    /// What the program said.
+    pub records: Vec<Record>,
+    /// What went wrong, with the end of the console.
+    pub failures: Vec<String>,
+}
+
+/// Numbers of sharers up to a largest one.
+fn steps(all: &[u32], most: u32) -> Vec<u32> {
+    let mut steps: Vec<u32> = all.iter().copied().filter(|&step| step <= most).collect();
+    if steps.last().is_none_or(|&last| last < most) {
+        steps.push(most);
+    }
+    steps
+}
+
+fn joined(numbers: &[u32]) -> String {
+    numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// What the options come to for the program in the guest.
+struct Plan {
+    cost: Vec<u32>,
+    bystander: Vec<u32>,
+    tebibyte: Vec<u32>,
+    seconds: f32,
+    runs: u32,
+}
+
+impl Plan {
+    fn of(options: &BenchOptions) -> Plan {
+        let (most, most_tib) = if options.quick { (256, 16) } else { (10_000, 256) };
+        let most = options.sharers.unwrap_or(most);
+        Plan {
+            cost: steps(&[1, 16, 256, 1024, 4096, 10_000], most.max(1)),
+            bystander: steps(&[0, 16, 256, 4096], most.min(4096)),
+            tebibyte: steps(&[1, 16, 256], options.tib_sharers.unwrap_or(most_tib).max(1)),
+            seconds: if options.quick { 0.3 } else { 1.0 },
+            runs: if options.quick { 3 } else { 5 },
+        }
+    }
+
+    fn arguments(&self) -> Vec<String> {
+        let words = [
+            ("--sharers", joined(&self.bystander)),
+            ("--cost-sharers", joined(&self.cost)),
+            ("--tib-sharers", joined(&self.tebibyte)),
+            ("--seconds", self.seconds.to_string()),
+            ("--runs", self.runs.to_string()),
+        ];
+        words.into_iter().flat_map(|(name, value)| [name.to_string(), value]).collect()
+    }
+
+    /// How many records a subject has when nothing goes wrong.
+    fn records(&self) -> usize {
+        const ATTACH: usize = 4;
+        const COSTS_AND_TABLES: usize = 9;
+        const BYSTANDERS: usize = 11;
+        const PATHS: usize = 3;
+        let fixed = 2 * 2 + ATTACH + PATHS;
+        fixed + self.cost.len() * COSTS_AND_TABLES + self.bystander.len() * BYSTANDERS + self.tebibyte.len()
+    }
+
+    /// How long the first boot may take on a slow machine.
+    fn limit(&self) -> Duration {
+        let cases = (self.bystander.len() * 11) as f32 * self.seconds;
+        let processes: u32 = self.cost.iter().chain(&self.bystander).chain(&self.tebibyte).sum();
+        Duration::from_secs_f32(300.0 + cases * 6.0 + processes as f32 * 0.06)
+    }
+}
+
+/// Runs the benchmark; gives the exit status.
+pub fn run(options: &BenchOptions, subjects: &[Subject], parts: &Parts) -> Result<i32> {
+    let results = match &options.from {
+        Some(path) => load(path)?,
+        None => measure(options, subjects, parts)?,
+    };
+    std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
+    let write = |name: &str, text: String| -> Result<PathBuf> {
+        let path = options.out.join(name);
+        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+        Ok(path)
+    };
+    let json = write("results.json", serde_json::to_string_pretty(&results)?)?;
+    let page = write("report.html", page::draw(&results)?)?;
+    print!("{}", table::draw(&results));
+    println!("\nAll results: {}\nWith plots:  {}", json.display(), page.display());
+    // The protocol that corrupts memory may fail; that is what it is there for.
+    let failed = results.subjects.iter().any(|one| one.name != "unfenced" && !one.failures.is_empty());
+    Ok(i32::from(failed))
+}
+
+fn load(path: &Path) -> Result<Results> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
+}
+
+fn measure(options: &BenchOptions, subjects: &[Subject], parts: &Parts) -> Result<Results> {
+    if subjects.is_empty() {
+        bail!("nothing to measure");
+    }
+    let plan = Plan::of(options);
+    let signals = Signals::catch()?;
+    let start = Instant::now();
+    let bar = ProgressBar::new((plan.records() * subjects.len()) as u64);
+    let style = ProgressStyle::with_template("{elapsed_precise} [{bar:30}] {pos}/{len} {wide_msg}");
+    bar.set_style(style.expect("the template is a constant").progress_chars("=> "));
+    bar.enable_steady_tick(Duration::from_millis(250));
+    let mut measured = Vec::new();
+    let mut machine = String::new();
+    for (number, subject) in subjects.iter().enumerate() {
+        let mut one = Measured { name: subject.name.clone(), records: Vec::new(), failures: Vec::new() };
+        for boot in [Boot::times(subject, plan.arguments(), plan.limit()), Boot::paths(subject)] {
+            if machine.is_empty() {
+                machine = boot.machine_line();
+            }
+            let outcome = boot.run(parts, &signals, |record| {
+                bar.inc(1);
+                bar.set_message(format!("{}: {}", subject.name, figures::headline(record)));
+                one.records.push(record.clone());
+            })?;
+            if let Some(failure) = outcome {
+                bar.suspend(|| eprintln!("{}: {}", subject.name, failure.lines().next().unwrap_or_default()));
+                one.failures.push(failure);
+            }
+        }
+        bar.set_position((plan.records() * (number + 1)) as u64);
+        measured.push(one);
+    }
+    bar.finish_and_clear();
+    Ok(Results {
+        began: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() - start.elapsed().as_secs(),
+        took: start.elapsed().as_secs(),
+        command: command_line(),
+        processor: processor(),
+        machine,
+        subjects: measured,
+    })
+}
+
+/// How we were called, as a user would type it.
+fn command_line() -> String {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    format!("cargo xtask {}", arguments.join(" "))
+}
+
+fn processor() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find(|line| line.starts_with(name))?;
+        Some(line.split_once(':')?.1.trim().to_string())
+    };
+    let count = std::thread::available_parallelism().map_or(0, usize::from);
+    format!("{count} CPUs of {}", field("model name").unwrap_or_else(|| "an unknown kind".into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn steps_end_at_the_largest() {
+        assert_eq!(steps(&[1, 16, 256], 256), [1, 16, 256]);
+        assert_eq!(steps(&[1, 16, 256], 100), [1, 16, 100]);
+        assert_eq!(steps(&[0, 16], 0), [0]);
+        assert_eq!(joined(&[1, 2]), "1,2");
+    }
+}

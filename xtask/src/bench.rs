@@ -1,0 +1,43 @@
+//! `cargo xtask bench`: builds what is to be measured and lets the host library measure it.
+
+use anyhow::{Context, Result, bail};
+use roundtable::bench::{BenchOptions, Subject};
+use roundtable::run::Parts;
+
+use crate::build::{self, BuildOptions};
+use crate::{linux, output_folder, setup};
+
+/// Protocols of our kernel.
+const PROTOCOLS: [&str; 5] = ["none", "unfenced", "file-lock", "vma-lock", "file-tables"];
+
+/// Runs the benchmark.
+pub fn run(options: &BenchOptions) -> Result<i32> {
+    let parts = Parts::in_folder(&output_folder());
+    if options.from.is_some() {
+        return roundtable::bench::run(options, &[], &parts);
+    }
+    setup::qemu()?;
+    setup::host_libc()?;
+    build::programs()?;
+    let ordinary = output_folder().join("kernel.elf");
+    // Not kernel-lab.elf, where the tests have one with their assertions.
+    let laboratory = output_folder().join("kernel-bench-lab.elf");
+    let mut subjects = Vec::new();
+    for name in &options.protocols {
+        let (kernel, parameters) = match name.as_str() {
+            "linux" => {
+                linux::fetch().context("or leave linux out with --protocols")?;
+                (output_folder().join("linux/vmlinuz"), Vec::new())
+            }
+            name if PROTOCOLS.contains(&name) => {
+                let lab = name == "unfenced";
+                let kernel = if lab { &laboratory } else { &ordinary };
+                build::kernel(&BuildOptions { lab, ..BuildOptions::default() }, kernel)?;
+                (kernel.clone(), vec![format!("hugetlb_sharing={name}")])
+            }
+            other => bail!("there is no protocol {other}: {}, linux", PROTOCOLS.join(", ")),
+        };
+        subjects.push(Subject { name: name.clone(), kernel, parameters });
+    }
+    roundtable::bench::run(options, &subjects, &parts)
+}
