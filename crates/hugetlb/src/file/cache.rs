@@ -95,12 +95,10 @@ impl<M: Machine> Cache<M> {
         limit: usize,
         mut hidden: impl FnMut(&Arc<Page<M>>, u64),
     ) -> Option<PageIndex> {
-        let mut count = 0;
-        for (index, page) in self.pages.range(indices) {
+        for (count, (index, page)) in self.pages.range(indices).enumerate() {
             if count == limit {
                 return Some(*index);
             }
-            count += 1;
             if page.is_mapped() {
                 hidden(page, self.mirror.hide(&*self.machine, *index));
             }
