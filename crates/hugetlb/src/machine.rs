@@ -13,7 +13,7 @@
 //! It does well to free it then, because the library shares tables only in slots whose PUD entry is empty.
 //!
 //! A mapping may have a managed PUD entry in a slot that it covers in part, as long as it has the slot for itself. The host
-//! says what it has around a mapping ([`crate::MapOptions::room`]), and *before* it maps anything else into a slot that a
+//! says what it has around a mapping (`room` in [`crate::File::map`]), and *before* it maps anything else into a slot that a
 //! mapping ends in it tells that mapping ([`crate::Mapping::set_room`]), which gives the slot's table back.
 //!
 //! # What the host's locks must do

@@ -97,7 +97,8 @@ pub(super) fn charge(credentials: &Credentials, parent: &Process) -> Result<Opti
         return Err(Errno::EAGAIN);
     }
     let critical = || memory::pressure() == Pressure::Critical;
-    if critical() && !(grace::collect() && !critical()) {
+    // What waits for its grace period may be enough.
+    if critical() && (!grace::collect() || critical()) {
         return Err(Errno::ENOMEM);
     }
     let charge = Charge::take(credentials.uid);
