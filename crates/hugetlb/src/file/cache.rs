@@ -177,6 +177,11 @@ impl<M: Machine> Cache<M> {
         }
     }
 
+    /// The file's tables.
+    pub(super) fn mirror(&self) -> &Mirror {
+        &self.mirror
+    }
+
     /// See [`Mirror::join`].
     pub(crate) fn join(&mut self, space: u64) {
         self.mirror.join(space);

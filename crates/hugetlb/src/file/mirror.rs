@@ -124,6 +124,11 @@ impl Mirror {
         self.tables.remove(&window).map(|table| table.frame)
     }
 
+    /// All tables with their windows.
+    pub(super) fn tables(&self) -> impl Iterator<Item = (&Window, PhysAddr)> {
+        self.tables.iter().map(|(window, table)| (window, table.frame))
+    }
+
     /// A mapping of the address space is attached for the first time.
     pub(super) fn join(&mut self, space: u64) {
         *self.spaces.entry(space).or_insert(0) += 1;

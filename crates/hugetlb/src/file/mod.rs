@@ -9,6 +9,7 @@
 //! * An area is put on the *mapping list* before it gets its first entry, and leaves it after its last.
 
 mod cache;
+mod check;
 mod fallocate;
 mod index;
 pub(crate) mod mirror;

@@ -1,0 +1,391 @@
+//! The machine of a model: a few frames, two CPUs with TLBs, and what must never happen.
+//!
+//! What CPUs and programs do are steps of the model: loads of entries and words, and the lock that makes an access and a
+//! shootdown come one after the other. The machine's own records are not: they are looked at between two steps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use hugetlb::sync::AtomicU64;
+use hugetlb::{
+    Access, Flush, Machine, PageSize, PhysAddr, SLOT_SIZE, Space, TABLE_ENTRIES, TABLE_SIZE, TableEntries,
+    VirtAddr, format,
+};
+
+use crate::lock::{RawMutex, RawRwLock};
+use crate::space::{ModelSpace, Upper};
+
+/// CPUs of the machine.
+pub const CPUS: usize = 2;
+/// Page-table frames.
+const TABLES: usize = 6;
+/// What a huge page has in it that nobody uses.
+pub(crate) const POISON: u64 = 0xdead_dead_dead_dead;
+pub(crate) const HUGE_BASE: u64 = 1 << 40;
+
+/// A translation, with the rights of both levels.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Translation {
+    frame: PhysAddr,
+    writable: bool,
+}
+
+/// What a CPU remembers, by space and address. Only a flush empties it.
+#[derive(Default)]
+struct Tlb {
+    leaves: BTreeMap<(u64, VirtAddr), Translation>,
+    /// PUD entries that lead to tables.
+    tables: BTreeMap<(u64, VirtAddr), u64>,
+}
+
+impl Tlb {
+    fn flush(&mut self, space: u64, range: &std::ops::Range<VirtAddr>, tables: bool) {
+        let page = PageSize::Size2M.bytes();
+        self.leaves.retain(|(id, address), _| {
+            *id != space || *address + page <= range.start || *address >= range.end
+        });
+        if tables {
+            self.tables.retain(|(id, slot), _| {
+                *id != space || *slot + SLOT_SIZE <= range.start || *slot >= range.end
+            });
+        }
+    }
+
+    fn spaces(&self) -> BTreeSet<u64> {
+        self.leaves.keys().chain(self.tables.keys()).map(|(space, _)| *space).collect()
+    }
+}
+
+#[derive(Clone, PartialEq, Eq)]
+enum TableState {
+    Free,
+    Used,
+    /// Waits for the walkers that were under way.
+    Retired([bool; CPUS]),
+}
+
+struct Records {
+    tables: Vec<TableState>,
+    huge: Vec<bool>,
+    tlbs: [Tlb; CPUS],
+    walking: [bool; CPUS],
+    /// Breaks the machine on purpose: a retired table is reused at once.
+    no_grace_period: bool,
+    spaces: Vec<Weak<Upper>>,
+}
+
+/// Frames, and who uses them.
+pub(crate) struct Memory {
+    tables: Vec<TableEntries>,
+    words: Vec<AtomicU64>,
+    records: Mutex<Records>,
+}
+
+/// A handle to the machine of a model.
+#[derive(Clone)]
+pub struct ModelMachine(Arc<Inner>);
+
+struct Inner {
+    memory: Arc<Memory>,
+    /// An access runs to its end before an interrupt.
+    interrupts: [lock_api::Mutex<RawMutex, ()>; CPUS],
+}
+
+fn table_number(table: PhysAddr) -> usize {
+    (table.0 / TABLE_SIZE) as usize - 1
+}
+
+fn huge_number(frame: PhysAddr) -> usize {
+    ((frame.0 - HUGE_BASE) >> PageSize::Size2M.shift()) as usize
+}
+
+impl Memory {
+    fn records(&self) -> MutexGuard<'_, Records> {
+        // A failed model unwinds through here, too.
+        self.records.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn allocate_table(&self) -> Option<PhysAddr> {
+        let mut records = self.records();
+        // Reused as soon as may be: the harshest case.
+        let grace = [false; CPUS];
+        let number = records
+            .tables
+            .iter()
+            .position(|state| *state == TableState::Retired(grace))
+            .or_else(|| records.tables.iter().position(|state| *state == TableState::Free))?;
+        let left = self.tables[number].iter().any(|entry| entry.peek() != 0);
+        assert!(!left, "an entry was written into a table behind its end");
+        records.tables[number] = TableState::Used;
+        Some(PhysAddr((number as u64 + 1) * TABLE_SIZE))
+    }
+
+    fn retire_table(&self, table: PhysAddr) {
+        let mut records = self.records();
+        let number = table_number(table);
+        assert!(records.tables[number] == TableState::Used, "a table is retired twice");
+        let left = self.tables[number].iter().any(|entry| entry.peek() != 0);
+        assert!(!left, "a table is retired with entries in it");
+        let leads = records.spaces.iter().filter_map(Weak::upgrade).any(|space| space.leads_to(table));
+        assert!(!leads, "a table is retired that a PUD entry leads to");
+        let held = records
+            .tlbs
+            .iter()
+            .any(|tlb| tlb.tables.values().any(|pud| format::table_frame(*pud) == table));
+        assert!(!held, "a table is retired that a paging-structure cache leads to");
+        let waits_for = if records.no_grace_period { [false; CPUS] } else { records.walking };
+        records.tables[number] = TableState::Retired(waits_for);
+    }
+
+    pub(crate) fn table(&self, table: PhysAddr) -> &TableEntries {
+        let state = self.records().tables[table_number(table)].clone();
+        assert!(state == TableState::Used, "a table is used behind its end");
+        &self.tables[table_number(table)]
+    }
+
+    fn free_huge(&self, frame: PhysAddr) {
+        let mut records = self.records();
+        assert!(records.huge[huge_number(frame)], "a page is freed twice");
+        let held = records.tlbs.iter().any(|tlb| tlb.leaves.values().any(|found| found.frame == frame));
+        assert!(!held, "a page is freed that a TLB leads to");
+        let shown = self.tables.iter().flatten().map(AtomicU64::peek).any(|entry| {
+            format::is_leaf(entry) && format::leaf_frame(entry, PageSize::Size2M) == frame
+        });
+        assert!(!shown, "a page is freed that an entry leads to");
+        records.huge[huge_number(frame)] = false;
+        drop(records);
+        // Relaxed: as a program's store.
+        self.words[huge_number(frame)].store(POISON, Ordering::Relaxed);
+    }
+
+    /// The word of a page that a program or the host touches.
+    fn word(&self, frame: PhysAddr) -> &AtomicU64 {
+        assert!(self.records().huge[huge_number(frame)], "a program reaches a page that was freed");
+        &self.words[huge_number(frame)]
+    }
+}
+
+/// The tables do not permit an access.
+pub(crate) struct PageFault;
+
+impl ModelMachine {
+    /// A machine with so many huge frames.
+    pub(crate) fn new(frames: usize) -> ModelMachine {
+        let records = Records {
+            tables: vec![TableState::Free; TABLES],
+            huge: vec![false; frames],
+            tlbs: Default::default(),
+            walking: [false; CPUS],
+            no_grace_period: false,
+            spaces: Vec::new(),
+        };
+        let memory = Memory {
+            tables: (0..TABLES).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect(),
+            words: (0..frames).map(|_| AtomicU64::new(POISON)).collect(),
+            records: Mutex::new(records),
+        };
+        let interrupts = std::array::from_fn(|_| lock_api::Mutex::new(()));
+        ModelMachine(Arc::new(Inner { memory: Arc::new(memory), interrupts }))
+    }
+
+    /// Breaks the machine on purpose: a table is reused while a walker is in it.
+    pub fn forget_grace_periods(&self) {
+        self.0.memory.records().no_grace_period = true;
+    }
+
+    pub(crate) fn space(&self) -> ModelSpace {
+        let mut records = self.0.memory.records();
+        let space = ModelSpace::new(records.spaces.len() as u64 + 1, self.0.memory.clone());
+        records.spaces.push(Arc::downgrade(&space.0));
+        space
+    }
+
+    /// Page-table frames in use.
+    pub(crate) fn tables_in_use(&self) -> usize {
+        self.0.memory.records().tables.iter().filter(|state| **state == TableState::Used).count()
+    }
+
+    pub(crate) fn free_host_table(&self, space: &ModelSpace, slot: VirtAddr, table: PhysAddr) {
+        self.flush(&[Flush { space: space.clone(), range: slot..slot + SLOT_SIZE, tables: true }]);
+        self.0.memory.retire_table(table);
+    }
+
+    /// One load or store of a program.
+    pub(crate) fn access(
+        &self,
+        cpu: usize,
+        space: &ModelSpace,
+        address: VirtAddr,
+        store: Option<u64>,
+    ) -> Result<u64, PageFault> {
+        let _running = self.0.interrupts[cpu].lock();
+        let access = if store.is_some() { Access::Write } else { Access::Read };
+        let key = (space.id(), address.page(PageSize::Size2M));
+        let found = self.translate(cpu, space, address);
+        let Some(found) = found.filter(|found| found.writable || access == Access::Read) else {
+            // As on x86, a page fault drops what the TLB has for the address.
+            let tlb = &mut self.0.memory.records().tlbs[cpu];
+            tlb.leaves.remove(&key);
+            tlb.tables.remove(&(space.id(), address.slot()));
+            return Err(PageFault);
+        };
+        // Relaxed: a program's loads and stores are ordered by nothing but what led to the page.
+        let word = self.0.memory.word(found.frame);
+        Ok(match store {
+            Some(value) => {
+                word.store(value, Ordering::Relaxed);
+                value
+            }
+            None => word.load(Ordering::Relaxed),
+        })
+    }
+
+    fn translate(&self, cpu: usize, space: &ModelSpace, address: VirtAddr) -> Option<Translation> {
+        let leaf_key = (space.id(), address.page(PageSize::Size2M));
+        let table_key = (space.id(), address.slot());
+        let memory = &self.0.memory;
+        let (hit, cached) = {
+            let tlb = &memory.records().tlbs[cpu];
+            (tlb.leaves.get(&leaf_key).copied(), tlb.tables.get(&table_key).copied())
+        };
+        if hit.is_some() {
+            return hit;
+        }
+        // Acquire: the walker reads what an entry leads to after the entry.
+        let pud = cached.unwrap_or_else(|| space.entry(address).load(Ordering::Acquire));
+        if !format::is_present(pud) {
+            return None;
+        }
+        let index = (address.0 >> PageSize::Size2M.shift()) as usize % TABLE_ENTRIES;
+        let leaf = memory.table(format::table_frame(pud))[index].load(Ordering::Acquire);
+        let mut records = memory.records();
+        records.tlbs[cpu].tables.insert(table_key, pud);
+        if !format::is_leaf(leaf) {
+            return None;
+        }
+        let frame = format::leaf_frame(leaf, PageSize::Size2M);
+        let found =
+            Translation { frame, writable: format::is_writable(leaf) && format::is_writable(pud) };
+        records.tlbs[cpu].leaves.insert(leaf_key, found);
+        Some(found)
+    }
+
+    /// What a lockless walker of the host finds at an address: the frame, if there is one. It holds up grace periods, and
+    /// nothing else.
+    pub fn walk(&self, cpu: usize, space: &ModelSpace, address: VirtAddr) -> Option<PhysAddr> {
+        let memory = &self.0.memory;
+        memory.records().walking[cpu] = true;
+        // Acquire: as the hardware.
+        let pud = space.entry(address).load(Ordering::Acquire);
+        let found = format::is_present(pud).then(|| {
+            let number = table_number(format::table_frame(pud));
+            let index = (address.0 >> PageSize::Size2M.shift()) as usize % TABLE_ENTRIES;
+            memory.tables[number][index].load(Ordering::Acquire)
+        });
+        let found = found.filter(|leaf| format::is_leaf(*leaf));
+        let mut records = memory.records();
+        records.walking[cpu] = false;
+        for state in &mut records.tables {
+            if let TableState::Retired(waits_for) = state {
+                waits_for[cpu] = false;
+            }
+        }
+        found.map(|leaf| format::leaf_frame(leaf, PageSize::Size2M))
+    }
+
+    /// Compares each TLB with the tables at the end of a model.
+    pub(crate) fn check(&self) {
+        let memory = &self.0.memory;
+        let records = memory.records();
+        let space = |id: u64| records.spaces[id as usize - 1].upgrade().map(ModelSpace);
+        for (cpu, tlb) in records.tlbs.iter().enumerate() {
+            for ((id, slot), held) in &tlb.tables {
+                let now = space(*id).map_or(0, |space| space.entry(*slot).peek());
+                let same = format::is_present(now) && format::table_frame(now) == format::table_frame(*held);
+                assert!(
+                    same && format::is_writable(*held) <= format::is_writable(now),
+                    "a paging-structure cache contradicts the tables: CPU {cpu}, space {id}, {slot:?}"
+                );
+            }
+            for ((id, address), held) in &tlb.leaves {
+                let pud = space(*id).map_or(0, |space| space.entry(*address).peek());
+                let index = (address.0 >> PageSize::Size2M.shift()) as usize % TABLE_ENTRIES;
+                let leaf = match format::is_present(pud) {
+                    true => memory.tables[table_number(format::table_frame(pud))][index].peek(),
+                    false => 0,
+                };
+                let same =
+                    format::is_leaf(leaf) && format::leaf_frame(leaf, PageSize::Size2M) == held.frame;
+                let writable = format::is_writable(leaf) && format::is_writable(pud);
+                assert!(
+                    same && held.writable <= writable,
+                    "a TLB contradicts the tables: CPU {cpu}, space {id}, {address:?}"
+                );
+            }
+        }
+    }
+}
+
+impl Machine for ModelMachine {
+    type RawSpinLock = RawMutex;
+    type RawMutex = RawMutex;
+    type RawRwLock = RawRwLock;
+    type Space = ModelSpace;
+
+    fn allocate_table(&self) -> Option<PhysAddr> {
+        self.0.memory.allocate_table()
+    }
+
+    fn retire_table(&self, table: PhysAddr) {
+        self.0.memory.retire_table(table);
+    }
+
+    fn table(&self, table: PhysAddr) -> &TableEntries {
+        self.0.memory.table(table)
+    }
+
+    fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
+        assert_eq!(size, PageSize::Size2M);
+        let mut records = self.0.memory.records();
+        let number = records.huge.iter().position(|used| !used)?;
+        records.huge[number] = true;
+        Some(PhysAddr(HUGE_BASE + ((number as u64) << size.shift())))
+    }
+
+    fn free_huge(&self, _: PageSize, frame: PhysAddr) {
+        self.0.memory.free_huge(frame);
+    }
+
+    fn zero(&self, start: PhysAddr, _: u64) {
+        // Relaxed: what orders it before its sight is the library's business.
+        self.0.memory.word(start).store(0, Ordering::Relaxed);
+    }
+
+    fn copy_huge(&self, _: PageSize, from: PhysAddr, to: PhysAddr) {
+        let memory = &self.0.memory;
+        // Relaxed: as `zero`.
+        memory.word(to).store(memory.word(from).load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    fn flush(&self, batch: &[Flush<ModelSpace>]) {
+        for (cpu, interrupts) in self.0.interrupts.iter().enumerate() {
+            let _interrupt = interrupts.lock();
+            for flush in batch {
+                let tlb = &mut self.0.memory.records().tlbs[cpu];
+                tlb.flush(flush.space.id(), &flush.range, flush.tables);
+            }
+        }
+    }
+
+    fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool) {
+        for (cpu, interrupts) in self.0.interrupts.iter().enumerate() {
+            let _interrupt = interrupts.lock();
+            let spaces = self.0.memory.records().tlbs[cpu].spaces();
+            for space in spaces.into_iter().filter(|space| concerned(*space)) {
+                let all = VirtAddr(0)..VirtAddr(u64::MAX);
+                self.0.memory.records().tlbs[cpu].flush(space, &all, true);
+            }
+        }
+    }
+}

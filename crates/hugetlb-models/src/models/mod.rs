@@ -1,0 +1,84 @@
+//! The models, by name.
+//!
+//! CPU 0 runs the first step's programs and CPU 1 the second's, if a model does not say otherwise.
+
+mod ancestors;
+mod changes;
+mod faults;
+
+use hugetlb::ProtocolKind;
+
+/// A model: two or three threads under a protocol.
+#[derive(Clone, Copy)]
+pub struct Model {
+    /// The name: what races with what.
+    pub name: &'static str,
+    /// The model. Explorers run it many times.
+    pub run: fn(ProtocolKind),
+    /// How many preemptions loom tries.
+    pub preemptions: usize,
+}
+
+/// The protocols that must survive every model.
+pub const PROTOCOLS: [ProtocolKind; 4] =
+    [ProtocolKind::None, ProtocolKind::FileLock, ProtocolKind::VmaLock, ProtocolKind::FileTables];
+
+macro_rules! models {
+    ($($module:ident { $($name:ident $preemptions:literal,)* })*) => {
+        /// All models.
+        pub const MODELS: &[Model] = &[
+            $($(Model { name: stringify!($name), run: $module::$name, preemptions: $preemptions },)*)*
+        ];
+    };
+}
+
+models! {
+    faults {
+        fault_against_discard 3,
+        fault_against_munmap 3,
+        fault_against_punch 3,
+        fault_against_truncate 3,
+        fault_against_truncate_with_promises 3,
+        fault_against_split 3,
+        fault_against_protect 3,
+        fault_against_fork 3,
+        fault_against_reclaim 3,
+        two_first_faults 3,
+        first_faults_of_one_process 3,
+        store_against_fork_of_private_pages 3,
+        private_fault_against_punch 3,
+        private_store_against_a_reader 3,
+    }
+    changes {
+        punch_against_mmap 3,
+        punch_against_munmap 3,
+        punch_against_munmap_of_a_part 3,
+        punch_against_a_neighbour 3,
+        punch_against_move 3,
+        punch_against_split 3,
+        punch_against_adoption 3,
+        protect_against_adoption 3,
+        fresh_page_against_old_translations 3,
+        table_reuse_against_a_fault 2,
+        allocate_against_mmap 3,
+    }
+    ancestors {
+        walker_without_grace 3,
+        cve_2024_57883_share_count_is_no_reference_count 3,
+        cve_2025_38084_shared_again_before_the_split 3,
+        cve_2025_38085_lockless_walker_in_a_table_that_changed_hands 3,
+        cve_2026_23100_sharing_not_noticed_by_a_reader 3,
+        truncation_holds_a_lock_that_is_freed 3,
+    }
+}
+
+impl Model {
+    /// The model of a name.
+    ///
+    /// # Panics
+    ///
+    /// When there is none.
+    pub fn named(name: &str) -> Model {
+        *MODELS.iter().find(|model| model.name == name).unwrap_or_else(|| panic!("no such model: {name}"))
+    }
+}

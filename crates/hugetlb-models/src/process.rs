@@ -1,0 +1,218 @@
+//! A process of a model: the host kernel's side, as small as it can be.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use hugetlb::{Access, Error, FaultError, File, MapOptions, Mapping, Protection, SLOT_SIZE, VirtAddr};
+
+use crate::lock::RawRwLock;
+use crate::machine::ModelMachine;
+use crate::space::{ModelSpace, SLOTS};
+
+/// What an access that could not be made is answered with.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Signal {
+    /// SIGSEGV.
+    Segv,
+    /// SIGBUS.
+    Bus,
+}
+
+type Mappings = BTreeMap<VirtAddr, Mapping<ModelMachine>>;
+
+/// The free addresses around a range, with something in the range `also`, too.
+fn room(mappings: &Mappings, range: &Range<VirtAddr>, also: &Range<VirtAddr>) -> Range<VirtAddr> {
+    let mut room = VirtAddr(0)..VirtAddr(SLOTS * SLOT_SIZE);
+    let taken = mappings.iter().map(|(start, mapping)| *start..*start + mapping.length());
+    for other in taken.chain([also.clone()]) {
+        if other.end <= range.start {
+            room.start = room.start.max(other.end);
+        } else if other.start >= range.end {
+            room.end = room.end.min(other.start);
+        }
+    }
+    room
+}
+
+/// Tells each mapping the room it has, with something in the range `also`.
+fn tell_neighbours(mappings: &mut Mappings, also: &Range<VirtAddr>) {
+    let ranges: Vec<_> = mappings.iter().map(|(start, mapping)| *start..*start + mapping.length()).collect();
+    for range in ranges {
+        let room = room(mappings, &range, also);
+        if let Some(mapping) = mappings.get_mut(&range.start) {
+            mapping.set_room(room);
+        }
+    }
+}
+
+const NOWHERE: Range<VirtAddr> = VirtAddr(0)..VirtAddr(0);
+
+/// An address space with its mappings, behind the address-space lock.
+pub struct Process {
+    machine: ModelMachine,
+    space: ModelSpace,
+    mappings: lock_api::RwLock<RawRwLock, Mappings>,
+}
+
+impl Process {
+    pub(crate) fn new(machine: &ModelMachine) -> Process {
+        let mappings = lock_api::RwLock::new(Mappings::new());
+        Process { machine: machine.clone(), space: machine.space(), mappings }
+    }
+
+    /// Its page tables.
+    pub fn space(&self) -> &ModelSpace {
+        &self.space
+    }
+
+    /// Maps part of a file; nothing else is in the range.
+    pub fn map(
+        &self,
+        file: &Arc<File<ModelMachine>>,
+        start: VirtAddr,
+        length: u64,
+        offset: u64,
+        options: MapOptions,
+    ) -> Result<(), Error> {
+        let mut mappings = self.mappings.write();
+        let range = start..start + length;
+        tell_neighbours(&mut mappings, &range);
+        let room = room(&mappings, &range, &NOWHERE);
+        let mapping = file.map(self.space.clone(), start, length, offset, room, options)?;
+        mappings.insert(start, mapping);
+        Ok(())
+    }
+
+    /// Takes all mappings in the range away; ends of the range may lie inside mappings.
+    pub fn unmap(&self, range: Range<VirtAddr>) {
+        let mut mappings = self.mappings.write();
+        for start in Self::isolate(&mut mappings, &range) {
+            drop(mappings.remove(&start));
+        }
+        self.free_tables(&mappings, &range);
+        tell_neighbours(&mut mappings, &NOWHERE);
+    }
+
+    /// Takes all mappings away, as at the end.
+    pub fn exit(&self) {
+        self.unmap(VirtAddr(0)..VirtAddr(SLOTS * SLOT_SIZE));
+    }
+
+    /// Changes what the mappings in the range permit.
+    pub fn protect(&self, range: Range<VirtAddr>, protection: Protection) {
+        let mut mappings = self.mappings.write();
+        for start in Self::isolate(&mut mappings, &range) {
+            if let Some(mapping) = mappings.get_mut(&start) {
+                mapping.protect(protection);
+            }
+        }
+    }
+
+    /// MADV_DONTNEED on a range inside one mapping.
+    pub fn discard(&self, range: Range<VirtAddr>) -> Result<(), Error> {
+        let mappings = self.mappings.read();
+        let (_, mapping) = mappings.range(..=range.start).next_back().ok_or(Error::Invalid)?;
+        mapping.discard(range)
+    }
+
+    /// Moves the only mapping, which starts at `from`.
+    pub fn move_to(&self, from: VirtAddr, to: VirtAddr) -> Result<(), Error> {
+        let mut mappings = self.mappings.write();
+        let mut mapping = mappings.remove(&from).ok_or(Error::Invalid)?;
+        let old = from..from + mapping.length();
+        let result = mapping.move_to(to, room(&mappings, &(to..to + mapping.length()), &NOWHERE));
+        mappings.insert(mapping.start(), mapping);
+        self.free_tables(&mappings, &old);
+        result
+    }
+
+    /// A child.
+    pub fn fork(&self) -> Process {
+        let mappings = self.mappings.write();
+        let child = Process::new(&self.machine);
+        let copies = mappings.iter().map(|(start, mapping)| (*start, mapping.fork(child.space.clone())));
+        *child.mappings.write() = copies.collect();
+        drop(mappings);
+        child
+    }
+
+    /// A load by a program on a CPU.
+    pub fn load(&self, cpu: usize, address: VirtAddr) -> Result<u64, Signal> {
+        self.access(cpu, address, None)
+    }
+
+    /// A store by a program on a CPU.
+    pub fn store(&self, cpu: usize, address: VirtAddr, value: u64) -> Result<(), Signal> {
+        self.access(cpu, address, Some(value)).map(|_| ())
+    }
+
+    fn access(&self, cpu: usize, address: VirtAddr, store: Option<u64>) -> Result<u64, Signal> {
+        let access = if store.is_some() { Access::Write } else { Access::Read };
+        // Somebody may take the page away before the access is tried again, but not for ever.
+        for _ in 0..8 {
+            if let Ok(value) = self.machine.access(cpu, &self.space, address, store) {
+                return Ok(value);
+            }
+            self.fault(address, access)?;
+        }
+        panic!("faults are resolved and the access faults all the same");
+    }
+
+    /// The fault of an access, without the access.
+    pub fn fault(&self, address: VirtAddr, access: Access) -> Result<(), Signal> {
+        let mappings = self.mappings.read();
+        let (_, mapping) = mappings.range(..=address).next_back().ok_or(Signal::Segv)?;
+        mapping.fault(address, access).map_err(|error| match error {
+            FaultError::Sigbus => Signal::Bus,
+            FaultError::OutOfMemory => panic!("there are tables enough"),
+            FaultError::Access | FaultError::NotMapped => Signal::Segv,
+        })
+    }
+
+    /// What the host's own walks tell of an address: whether there is an entry, and whether it permits stores.
+    pub fn translate(&self, address: VirtAddr) -> Option<bool> {
+        let mappings = self.mappings.read();
+        let (_, mapping) = mappings.range(..=address).next_back()?;
+        mapping.translate(address).map(|(_, writable)| writable)
+    }
+
+    /// Splits what crosses the ends of the range; returns the starts of the mappings that lie inside.
+    fn isolate(mappings: &mut Mappings, range: &Range<VirtAddr>) -> Vec<VirtAddr> {
+        for at in [range.start, range.end] {
+            if let Some((start, mapping)) = mappings.range_mut(..at).next_back()
+                && *start < at
+                && at < *start + mapping.length()
+            {
+                let upper = mapping.split(at).expect("the range is aligned");
+                mappings.insert(at, upper);
+            }
+        }
+        mappings.range(range.clone()).map(|(start, _)| *start).collect()
+    }
+
+    /// Frees the host's tables of slots in which no mapping is left.
+    fn free_tables(&self, mappings: &Mappings, range: &Range<VirtAddr>) {
+        let mut slot = range.start.slot();
+        while slot < range.end {
+            let end = slot + SLOT_SIZE;
+            let used = mappings
+                .range(..end)
+                .next_back()
+                .is_some_and(|(start, mapping)| *start + mapping.length() > slot);
+            if !used && let Some(table) = self.space.take_host_table(slot) {
+                self.machine.free_host_table(&self.space, slot, table);
+            }
+            slot = end;
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // A model that failed has locks that are held.
+        if !std::thread::panicking() {
+            self.exit();
+        }
+    }
+}
