@@ -80,6 +80,8 @@ pub(crate) struct Memory {
     tables: Vec<TableEntries>,
     words: Vec<AtomicU64>,
     records: Mutex<Records>,
+    /// What every allocator has: who gets a frame comes after who gave it back. Walkers begin and end under it, too.
+    frames: lock_api::Mutex<RawMutex, ()>,
 }
 
 /// A handle to the machine of a model.
@@ -107,6 +109,7 @@ impl Memory {
     }
 
     pub(crate) fn allocate_table(&self) -> Option<PhysAddr> {
+        let _frames = self.frames.lock();
         let mut records = self.records();
         // Reused as soon as may be: the harshest case.
         let grace = [false; CPUS];
@@ -122,6 +125,7 @@ impl Memory {
     }
 
     fn retire_table(&self, table: PhysAddr) {
+        let _frames = self.frames.lock();
         let mut records = self.records();
         let number = table_number(table);
         assert!(records.tables[number] == TableState::Used, "a table is retired twice");
@@ -184,6 +188,7 @@ impl ModelMachine {
             tables: (0..TABLES).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect(),
             words: (0..frames).map(|_| AtomicU64::new(POISON)).collect(),
             records: Mutex::new(records),
+            frames: lock_api::Mutex::new(()),
         };
         let interrupts = std::array::from_fn(|_| lock_api::Mutex::new(()));
         ModelMachine(Arc::new(Inner { memory: Arc::new(memory), interrupts }))
@@ -275,7 +280,10 @@ impl ModelMachine {
     /// nothing else.
     pub fn walk(&self, cpu: usize, space: &ModelSpace, address: VirtAddr) -> Option<PhysAddr> {
         let memory = &self.0.memory;
-        memory.records().walking[cpu] = true;
+        {
+            let _frames = memory.frames.lock();
+            memory.records().walking[cpu] = true;
+        }
         // Acquire: as the hardware.
         let pud = space.entry(address).load(Ordering::Acquire);
         let found = format::is_present(pud).then(|| {
@@ -284,6 +292,7 @@ impl ModelMachine {
             memory.tables[number][index].load(Ordering::Acquire)
         });
         let found = found.filter(|leaf| format::is_leaf(*leaf));
+        let _frames = memory.frames.lock();
         let mut records = memory.records();
         records.walking[cpu] = false;
         for state in &mut records.tables {

@@ -105,9 +105,10 @@ fn table_for_fault<M: Machine>(
         }
     };
     counters.attachments.add(1);
-    area.set_table(slot.first, table.clone());
     // Release: a walker that follows the entry finds the table's content.
     entry.store(format::managed(table.frame(), Protection::all()), Ordering::Release);
+    // Behind the entry: else a fault that finds the table here resolves nothing, and comes again until the entry is there.
+    area.set_table(slot.first, table.clone());
     Ok(Some(table))
 }
 
