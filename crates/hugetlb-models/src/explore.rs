@@ -45,7 +45,10 @@ impl Explorer {
     }
 }
 
-fn shuttle(scheduler: impl shuttle::scheduler::Scheduler + 'static, model: impl Fn() + Send + Sync + 'static) {
+fn shuttle(
+    scheduler: impl shuttle::scheduler::Scheduler + 'static,
+    model: impl Fn() + Send + Sync + 'static,
+) {
     let mut config = shuttle::Config::new();
     config.stack_size = STACK;
     Checker::Shuttle.enter();

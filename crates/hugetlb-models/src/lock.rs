@@ -9,12 +9,19 @@ use std::sync::OnceLock;
 
 use hugetlb::sync::model::Checker;
 
+/// Who holds a guard: shuttle's read guards know it, loom's are all alike.
+type Holder = Option<shuttle::thread::ThreadId>;
+
+fn holder() -> Holder {
+    (Checker::current() == Checker::Shuttle).then(|| shuttle::thread::current().id())
+}
+
 /// What the checkers have in common. Created at the first use: `lock_api` makes locks in constants.
 #[derive(Default)]
 struct Lock<L, G> {
     // Boxed: the guards point at it.
     checked: OnceLock<Box<L>>,
-    guards: UnsafeCell<Vec<G>>,
+    guards: UnsafeCell<Vec<(Holder, G)>>,
     /// Who holds it or waits for it.
     users: Cell<usize>,
 }
@@ -43,7 +50,7 @@ impl<L: 'static, G> Lock<L, G> {
         self.users.set(self.users.get() + 1);
         match lock(checked) {
             // SAFETY: nothing else borrows the guards now: see `Sync`.
-            Some(guard) => unsafe { (*self.guards.get()).push(guard) },
+            Some(guard) => unsafe { (*self.guards.get()).push((holder(), guard)) },
             None => {
                 self.users.set(self.users.get() - 1);
                 return false;
@@ -54,9 +61,13 @@ impl<L: 'static, G> Lock<L, G> {
 
     fn unlock(&self) {
         // SAFETY: as above; the guard, whose drop may switch, is taken out first.
-        let guard = unsafe { (*self.guards.get()).pop() };
+        let guard = unsafe {
+            let guards = &mut *self.guards.get();
+            let place = guards.iter().position(|(other, _)| *other == holder()).expect("the lock is held");
+            guards.swap_remove(place)
+        };
         self.users.set(self.users.get() - 1);
-        drop(guard.expect("the lock is held"));
+        drop(guard);
     }
 }
 
@@ -86,8 +97,7 @@ fn either<A, B>(loom: impl FnOnce() -> A, shuttle: impl FnOnce() -> B) -> Either
 }
 
 type AnyMutex = Either<loom::sync::Mutex<()>, shuttle::sync::Mutex<()>>;
-type AnyMutexGuard =
-    Either<loom::sync::MutexGuard<'static, ()>, shuttle::sync::MutexGuard<'static, ()>>;
+type AnyMutexGuard = Either<loom::sync::MutexGuard<'static, ()>, shuttle::sync::MutexGuard<'static, ()>>;
 
 /// A mutex that the checker schedules.
 pub struct RawMutex(Lock<AnyMutex, AnyMutexGuard>);
@@ -145,7 +155,7 @@ impl RawRwLock {
     }
 }
 
-// SAFETY: the checker's lock excludes writers from all others. Read guards are alike: which one is dropped is all the same.
+// SAFETY: the checker's lock excludes writers from all others; a thread drops its own guard.
 unsafe impl lock_api::RawRwLock for RawRwLock {
     #[allow(clippy::declare_interior_mutable_const)]
     const INIT: RawRwLock = RawRwLock(Lock::new());

@@ -133,10 +133,8 @@ impl Memory {
         assert!(!left, "a table is retired with entries in it");
         let leads = records.spaces.iter().filter_map(Weak::upgrade).any(|space| space.leads_to(table));
         assert!(!leads, "a table is retired that a PUD entry leads to");
-        let held = records
-            .tlbs
-            .iter()
-            .any(|tlb| tlb.tables.values().any(|pud| format::table_frame(*pud) == table));
+        let held =
+            records.tlbs.iter().any(|tlb| tlb.tables.values().any(|pud| format::table_frame(*pud) == table));
         assert!(!held, "a table is retired that a paging-structure cache leads to");
         let waits_for = if records.no_grace_period { [false; CPUS] } else { records.walking };
         records.tables[number] = TableState::Retired(waits_for);
@@ -153,9 +151,12 @@ impl Memory {
         assert!(records.huge[huge_number(frame)], "a page is freed twice");
         let held = records.tlbs.iter().any(|tlb| tlb.leaves.values().any(|found| found.frame == frame));
         assert!(!held, "a page is freed that a TLB leads to");
-        let shown = self.tables.iter().flatten().map(AtomicU64::peek).any(|entry| {
-            format::is_leaf(entry) && format::leaf_frame(entry, PageSize::Size2M) == frame
-        });
+        let shown = self
+            .tables
+            .iter()
+            .flatten()
+            .map(AtomicU64::peek)
+            .any(|entry| format::is_leaf(entry) && format::leaf_frame(entry, PageSize::Size2M) == frame);
         assert!(!shown, "a page is freed that an entry leads to");
         records.huge[huge_number(frame)] = false;
         drop(records);
@@ -270,8 +271,7 @@ impl ModelMachine {
             return None;
         }
         let frame = format::leaf_frame(leaf, PageSize::Size2M);
-        let found =
-            Translation { frame, writable: format::is_writable(leaf) && format::is_writable(pud) };
+        let found = Translation { frame, writable: format::is_writable(leaf) && format::is_writable(pud) };
         records.tlbs[cpu].leaves.insert(leaf_key, found);
         Some(found)
     }
@@ -324,8 +324,7 @@ impl ModelMachine {
                     true => memory.tables[table_number(format::table_frame(pud))][index].peek(),
                     false => 0,
                 };
-                let same =
-                    format::is_leaf(leaf) && format::leaf_frame(leaf, PageSize::Size2M) == held.frame;
+                let same = format::is_leaf(leaf) && format::leaf_frame(leaf, PageSize::Size2M) == held.frame;
                 let writable = format::is_writable(leaf) && format::is_writable(pud);
                 assert!(
                     same && held.writable <= writable,

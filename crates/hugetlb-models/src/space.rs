@@ -54,9 +54,10 @@ impl ModelSpace {
 impl Upper {
     /// Whether a PUD entry leads to the table.
     pub(crate) fn leads_to(&self, table: PhysAddr) -> bool {
-        self.pud.iter().map(|entry| entry.peek()).any(|entry| {
-            format::is_present(entry) && format::table_frame(entry) == table
-        })
+        self.pud
+            .iter()
+            .map(|entry| entry.peek())
+            .any(|entry| format::is_present(entry) && format::table_frame(entry) == table)
     }
 }
 

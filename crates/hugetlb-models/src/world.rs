@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use hugetlb::{
-    Config, FallocateMode, File, Hugetlb, MapOptions, PageSize, PhysAddr, Protection, ProtocolKind, SLOT_SIZE, VirtAddr,
+    Config, FallocateMode, File, Hugetlb, MapOptions, PageSize, PhysAddr, Protection, ProtocolKind,
+    SLOT_SIZE, VirtAddr,
 };
 
 use crate::explore::spawn;

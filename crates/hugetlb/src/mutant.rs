@@ -104,6 +104,22 @@ mutants! {
         NotShownAgain,
         /// A mapping with entries in tables of the host is not on the file's list.
         NotEnlisted,
+        /// An attachment to a table of the file is not counted.
+        AttachmentNotCounted,
+        /// A new table of the file does not get the pages that are there.
+        TableNotFilled,
+        /// An entry in a table of the file is written without a release.
+        ShownWithoutRelease,
+        /// A fresh page is not shown in the file's tables.
+        FreshPageNotShown,
+        /// A page is shown again that a truncation has put behind the end.
+        ShownBehindEnd,
+        /// The entries of a table of the file that goes are not counted out.
+        EmptiedNotCounted,
+        /// A slot is attached whatever is in its PUD entry.
+        SlotAttachedTwice,
+        /// The address space that attaches is not known to the file.
+        SpaceNotJoined,
     }
     Simulator {
         /// A fault that a truncation overtook does not leave the promise behind that its page used up.
@@ -118,6 +134,8 @@ mutants! {
         PromiseNotRenewed,
         /// A page that is taken by a promise leaves the promise.
         PromiseNotUsedUp,
+        /// Pages that come into sight when a file grows are not shown.
+        GrownFileNotShown,
     }
 }
 

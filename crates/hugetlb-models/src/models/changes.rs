@@ -25,8 +25,7 @@ pub(super) fn punch_against_mmap(protocol: ProtocolKind) {
 
 /// A mapping whose TLB holds the page goes while the page goes.
 pub(super) fn punch_against_munmap(protocol: ProtocolKind) {
-    World::sharing(protocol, 2)
-        .race([|world| world.punch(0, 1), |world| world.processes[0].exit()]);
+    World::sharing(protocol, 2).race([|world| world.punch(0, 1), |world| world.processes[0].exit()]);
 }
 
 /// As [`punch_against_munmap`], for a mapping that has entries in a table of the host under every protocol.

@@ -6,19 +6,19 @@ use crate::{PAGE, SHARED, SLOT, Signal, World, stamp};
 
 const NEXT: VirtAddr = VirtAddr(SLOT.0 + PAGE);
 
+/// The first process faults on its second page.
+fn store_next(world: &World) {
+    world.processes[0].store(0, NEXT, stamp(0, 1)).unwrap();
+    assert_eq!(world.processes[0].load(0, NEXT), Ok(stamp(0, 1)));
+}
+
 /// A fault of one thread, MADV_DONTNEED of the next, and then the only other sharer exits: the table goes while the fault
 /// is under way, unless something keeps it.
 pub(super) fn fault_against_discard(protocol: ProtocolKind) {
-    World::sharing(protocol, 2).race([
-        |world| {
-            world.processes[0].store(0, NEXT, stamp(0, 1)).unwrap();
-            assert_eq!(world.processes[0].load(0, NEXT), Ok(stamp(0, 1)));
-        },
-        |world| {
-            world.processes[0].discard(SLOT..SLOT + SLOT_SIZE).unwrap();
-            world.processes[1].exit();
-        },
-    ]);
+    World::sharing(protocol, 2).race([store_next, |world| {
+        world.processes[0].discard(SLOT..SLOT + SLOT_SIZE).unwrap();
+        world.processes[1].exit();
+    }]);
 }
 
 /// A sharer goes while another faults into the table.
@@ -44,6 +44,22 @@ pub(super) fn fault_against_punch(protocol: ProtocolKind) {
         },
         |world| world.punch(0, 2),
     ]);
+}
+
+/// As [`fault_against_discard`], with a hole punch elsewhere in the file that detaches the faulting mapping.
+pub(super) fn fault_against_punch_and_exit(protocol: ProtocolKind) {
+    World::sharing(protocol, 2).race([store_next, |world| {
+        world.punch(2, 1);
+        world.processes[1].exit();
+    }]);
+}
+
+/// As [`fault_against_discard`], with a truncation behind the page.
+pub(super) fn fault_against_truncate_and_exit(protocol: ProtocolKind) {
+    World::sharing(protocol, 2).race([store_next, |world| {
+        world.files[0].truncate(2 * PAGE).unwrap();
+        world.processes[1].exit();
+    }]);
 }
 
 /// No page appears behind the end of the file, and all accesses there are SIGBUS.

@@ -39,7 +39,7 @@ impl<M: Machine> Cache<M> {
     pub(super) fn set_size(&mut self, size: u64) {
         let old = self.end();
         self.size = size;
-        if old < self.end() {
+        if old < self.end() && !Mutant::GrownFileNotShown.is_on() {
             for (index, page) in self.pages.range(old..self.end()) {
                 self.mirror.show(&*self.machine, *index, page);
             }
@@ -72,7 +72,7 @@ impl<M: Machine> Cache<M> {
 
     /// Adds a page, also beyond the end, where no table shows it: for `FALLOC_FL_KEEP_SIZE`, under the size lock.
     pub(super) fn insert_anywhere(&mut self, at: &IndexLock<'_, M>, page: Arc<Page<M>>) {
-        if self.covers(at.index()) {
+        if self.covers(at.index()) && !Mutant::FreshPageNotShown.is_on() {
             self.mirror.show(&*self.machine, at.index(), &page);
         }
         let old = self.pages.insert(at.index(), page);
@@ -82,7 +82,7 @@ impl<M: Machine> Cache<M> {
     /// Shows a page of the cache again that an unmapping hid. A page that a truncation has just put behind the end stays hidden: the
     /// access that asked for it faults once more.
     pub(crate) fn show(&self, at: &IndexLock<'_, M>, page: &Page<M>) {
-        if self.covers(at.index()) {
+        if self.covers(at.index()) || Mutant::ShownBehindEnd.is_on() {
             self.mirror.show(&*self.machine, at.index(), page);
         }
     }
@@ -171,7 +171,7 @@ impl<M: Machine> Cache<M> {
         for (index, page) in self.pages.range(window.first..window.first + window.pages) {
             // Relaxed: no TLB holds any of them.
             let entry = &entries[window.entry + (index.0 - window.first.0) as usize];
-            if format::is_leaf(entry.swap(0, Ordering::Relaxed)) {
+            if format::is_leaf(entry.swap(0, Ordering::Relaxed)) && !Mutant::EmptiedNotCounted.is_on() {
                 page.remove_entry();
             }
         }

@@ -28,6 +28,7 @@ use core::iter::Peekable;
 use crate::addr::{PageIndex, PhysAddr, TABLE_ENTRIES};
 use crate::format::{self, Protection};
 use crate::machine::Machine;
+use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::sync::Ordering;
 
@@ -101,12 +102,14 @@ impl Mirror {
         pages: impl Iterator<Item = (PageIndex, &'p Page<M>)>,
     ) -> Option<PhysAddr> {
         if let Some(table) = self.tables.get_mut(&window) {
-            table.attachments += 1;
+            table.attachments += u64::from(!Mutant::AttachmentNotCounted.is_on());
             return Some(table.frame);
         }
         let frame = spare.take()?;
         for (index, page) in pages {
-            if let Some(entry) = window.entry_of(index) {
+            if let Some(entry) = window.entry_of(index)
+                && !Mutant::TableNotFilled.is_on()
+            {
                 show_in(machine, frame, entry, page);
             }
         }
@@ -165,7 +168,7 @@ impl Run<'_> {
     /// Attaches to the table of a window, if there is one.
     pub(crate) fn attach(&mut self, window: Window) -> Option<PhysAddr> {
         let table = self.find(window)?;
-        table.attachments += 1;
+        table.attachments += u64::from(!Mutant::AttachmentNotCounted.is_on());
         Some(table.frame)
     }
 
@@ -187,5 +190,6 @@ fn show_in<M: Machine>(machine: &M, frame: PhysAddr, entry: usize, page: &Page<M
     }
     page.add_entry();
     // Release: the page's zeroes come before its entry, on every CPU.
-    entry.store(format::leaf(page.frame(), Protection::all()), Ordering::Release);
+    let order = if Mutant::ShownWithoutRelease.is_on() { Ordering::Relaxed } else { Ordering::Release };
+    entry.store(format::leaf(page.frame(), Protection::all()), order);
 }

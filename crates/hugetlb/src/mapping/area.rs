@@ -234,6 +234,9 @@ impl<M: Machine> Area<M> {
 
     /// Makes the address space known to the file's tables, before the first of them is attached.
     pub(crate) fn join(&self, cache: &mut Cache<M>) {
+        if Mutant::SpaceNotJoined.is_on() {
+            return;
+        }
         // Relaxed: the cache lock, of which `cache` is the proof, orders it.
         if !self.joined.swap(true, Ordering::Relaxed) {
             cache.join(self.space.id());

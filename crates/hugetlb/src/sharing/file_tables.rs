@@ -72,10 +72,10 @@ fn attach_locked(
 ) -> Attached {
     // Acquire: pairs with the host's release when it installs a table of its own.
     let old = entry.load(Ordering::Acquire);
-    if format::is_managed(old) {
+    if format::is_managed(old) && !Mutant::SlotAttachedTwice.is_on() {
         return Attached::Before;
     }
-    if format::is_present(old) {
+    if format::is_present(old) && !Mutant::SlotAttachedTwice.is_on() {
         return Attached::Occupied;
     }
     let Some((frame, attached)) = find() else { return Attached::NoTable };
