@@ -389,6 +389,7 @@ impl Thread {
             return 'Z';
         }
         match self.sched.sleeping() {
+            None if signal::has_stopped(self) => 'T',
             None => 'R',
             Some(Sleep::Interruptible) => 'S',
             Some(Sleep::Stopped) => 'T',

@@ -26,7 +26,7 @@ pub use send::{
 };
 pub(crate) use send::{end_all, kill_thread};
 pub use state::{ProcessSignals, ThreadSignals};
-pub use stop::notify_stop_of_ending_thread;
+pub use stop::{has_stopped, notify_stop_of_ending_thread};
 pub(crate) use stop::{child_info, join_stop};
 
 use crate::errno::{Errno, Result};

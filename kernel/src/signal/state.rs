@@ -69,6 +69,11 @@ impl ThreadSignals {
         self.flags.fetch_or(STOP, Ordering::SeqCst);
     }
 
+    /// Has it yet to take part in a stop?
+    pub(super) fn is_asked_to_stop(&self) -> bool {
+        self.flags.load(Ordering::SeqCst) & STOP != 0
+    }
+
     /// False if it was not asked.
     pub(super) fn take_stop(&self) -> bool {
         self.flags.fetch_and(!STOP, Ordering::SeqCst) & STOP != 0

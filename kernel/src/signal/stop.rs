@@ -41,6 +41,12 @@ pub fn stop_if_asked() {
     }
 }
 
+/// Has the thread taken part in a stop of its process that still lasts? It may be a few instructions away from its sleep, but the
+/// parent may have been told already.
+pub fn has_stopped(thread: &Thread) -> bool {
+    thread.process.signals.state.lock().stop.is_some() && !thread.signals.is_asked_to_stop()
+}
+
 /// A thread that ends takes part in a stop by that.
 pub fn notify_stop_of_ending_thread(thread: &Thread) {
     if thread.signals.take_stop() {
