@@ -1,13 +1,15 @@
-//! The host side: initial RAM disks, QEMU, and the guest's reports.
+//! The host side: initial RAM disks, QEMU, the guest's reports; audits of Linux hosts.
 #![warn(missing_docs)]
 
 pub mod archive;
+pub mod audit;
 pub mod bench;
 pub mod console;
 pub mod guest;
 pub mod initramfs;
 pub mod machine;
 pub mod options;
+pub mod output;
 pub mod program;
 pub mod run;
 pub mod size;

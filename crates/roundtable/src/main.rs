@@ -1,14 +1,15 @@
-//! The host command: runs programs on the Roundtable kernel.
+//! The host command: runs programs on the Roundtable kernel, and audits Linux hosts.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use roundtable::audit::{self, AuditOptions};
 use roundtable::options::RunOptions;
 use roundtable::run::{MACHINE_FAILED, Parts, run};
 
-/// Runs programs on the Roundtable kernel.
+/// Runs programs on the Roundtable kernel; on a Linux host tells who shares page tables, who could, and what it saves.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -26,6 +27,8 @@ enum Command {
         #[command(flatten)]
         run: Box<RunOptions>,
     },
+    /// Tell who shares page tables of huge pages on this Linux host, who does not and why, and what it costs
+    Audit(AuditOptions),
 }
 
 fn main() -> ExitCode {
@@ -41,5 +44,6 @@ fn main() -> ExitCode {
 fn execute(cli: Cli) -> Result<i32> {
     match cli.command {
         Command::Run { parts, run: options } => run(&options, &Parts::in_folder(&parts)),
+        Command::Audit(options) => audit::run(&options),
     }
 }

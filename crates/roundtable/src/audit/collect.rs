@@ -1,0 +1,259 @@
+//! Reads all processes: who they are, what their page tables weigh, and which files of huge or shared pages they map.
+
+use std::collections::HashMap;
+use std::io::ErrorKind;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use procfs::ProcError;
+use procfs::process::Process as Handle;
+
+use super::files::{Devices, FileId, Kind};
+use super::maps::{self, Access, Line};
+use super::source::Source;
+
+/// Shared mappings on base pages below this are no database's memory.
+const SMALLEST: u64 = 2 << 20;
+
+/// A process.
+#[derive(Clone, Debug, Default)]
+pub struct Process {
+    /// Its number.
+    pub pid: i32,
+    /// Its name, at most 15 bytes.
+    pub name: String,
+    /// Bytes of its page tables as the kernel counts them: a shared table counts in each process.
+    pub vm_pte: u64,
+    /// Bytes of huge pages that its own faults have mapped.
+    pub hugetlb: u64,
+    /// Page faults since its start, if they were asked for.
+    pub faults: u64,
+    /// Whether its mappings may be read.
+    pub readable: bool,
+    /// Its mappings of hugetlbfs and of shared memory.
+    pub mappings: Vec<Mapping>,
+}
+
+/// A mapping of a file of huge or shared pages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mapping {
+    /// First address.
+    pub start: u64,
+    /// Address behind the last.
+    pub end: u64,
+    /// Place in the file of the first byte.
+    pub offset: u64,
+    /// What may be done there.
+    pub access: Access,
+    /// The file.
+    pub file: FileId,
+}
+
+/// A file that somebody maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    /// Its name as the kernel gives it.
+    pub name: Vec<u8>,
+    /// Bytes of a page.
+    pub page_size: u64,
+    /// Whether it lies on hugetlbfs.
+    pub is_hugetlb: bool,
+}
+
+/// What was seen.
+#[derive(Debug, Default)]
+pub struct Census {
+    /// All processes with memory of their own.
+    pub processes: Vec<Process>,
+    /// All files that they map.
+    pub files: HashMap<FileId, File>,
+    /// Processes that ended while they were read.
+    pub vanished: u64,
+}
+
+/// What the first look at a process gives.
+enum Look {
+    Seen(Process, Vec<(FileId, File)>),
+    /// A kernel thread or a zombie.
+    Empty,
+    Gone,
+}
+
+/// Reads all processes.
+pub fn census(source: &Source, devices: &Devices, with_faults: bool) -> std::io::Result<Census> {
+    let pids = source.processes()?;
+    let looks = in_parallel(&pids, None, |&pid, buffer| look(source, devices, pid, with_faults, buffer));
+    let mut census = Census::default();
+    for look in looks.into_iter().flatten() {
+        match look {
+            Look::Seen(process, files) => {
+                census.processes.push(process);
+                census.files.extend(files);
+            }
+            Look::Gone => census.vanished += 1,
+            Look::Empty => {}
+        }
+    }
+    Ok(census)
+}
+
+fn look(source: &Source, devices: &Devices, pid: i32, with_faults: bool, buffer: &mut Vec<u8>) -> Look {
+    let Ok(handle) = source.process(pid) else { return Look::Gone };
+    let Ok(Some(mut process)) = status(source, &handle, buffer) else {
+        return if std::fs::exists(source.path(&format!("proc/{pid}"))).unwrap_or(false) {
+            Look::Empty
+        } else {
+            Look::Gone
+        };
+    };
+    if with_faults {
+        process.faults = faults(source, &handle, buffer).unwrap_or(0);
+    }
+    let mut files = Vec::new();
+    match read(source, &handle, "maps", buffer) {
+        Ok(()) => {
+            process.readable = true;
+            for line in maps::lines(buffer) {
+                if let Some((mapping, file)) = interesting(source, devices, &handle, &line) {
+                    files.push((mapping.file, file));
+                    process.mappings.push(mapping);
+                }
+            }
+        }
+        Err(Missing::Denied) => {}
+        Err(Missing::Gone) => return Look::Gone,
+    }
+    Look::Seen(process, files)
+}
+
+/// The mapping as one to look into, when its file is of huge or shared pages.
+pub fn interesting(
+    source: &Source,
+    devices: &Devices,
+    handle: &Handle,
+    line: &Line,
+) -> Option<(Mapping, File)> {
+    let kind = devices.kind(source, handle, line);
+    let (page_size, is_hugetlb) = match kind {
+        Kind::Hugetlb(page_size) => (page_size, true),
+        Kind::SharedMemory if line.access.shared && line.end - line.start >= SMALLEST => {
+            (source.geometry.page(), false)
+        }
+        _ => return None,
+    };
+    let mut file = FileId { device: line.device, inode: line.inode, namespace: 0 };
+    if line.name.starts_with(b"/SYSV") {
+        // Not readable means not known: then segments of two namespaces with one number are taken for one.
+        let link =
+            std::fs::read_link(source.path(&format!("proc/{}/ns/ipc", handle.pid))).unwrap_or_default();
+        let digits: String = link.to_string_lossy().chars().filter(char::is_ascii_digit).collect();
+        file.namespace = digits.parse().unwrap_or(0);
+    }
+    let mapping =
+        Mapping { start: line.start, end: line.end, offset: line.offset, access: line.access, file };
+    Some((mapping, File { name: line.name.to_vec(), page_size, is_hugetlb }))
+}
+
+/// Why a process's file cannot be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// It is another user's.
+    Denied,
+    /// The process has ended.
+    Gone,
+}
+
+/// Reads one file of a process.
+pub fn read(source: &Source, handle: &Handle, name: &str, buffer: &mut Vec<u8>) -> Result<(), Missing> {
+    let file = handle.open_relative(name).map_err(|error| match error {
+        ProcError::PermissionDenied(_) => Missing::Denied,
+        _ => Missing::Gone,
+    })?;
+    source.read_into(file, buffer).map_err(|error| match error.kind() {
+        ErrorKind::PermissionDenied => Missing::Denied,
+        _ => Missing::Gone,
+    })
+}
+
+/// Who a process is; `None` when it has no memory of its own. Read from bytes: its name need not be UTF-8.
+pub fn status(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> Result<Option<Process>, Missing> {
+    read(source, handle, "status", buffer)?;
+    let mut process = Process { pid: handle.pid, ..Process::default() };
+    let mut has_memory = false;
+    for line in buffer.split(|&byte| byte == b'\n') {
+        let kilobytes = |value: &[u8]| {
+            maps::number(value.trim_ascii().strip_suffix(b" kB").unwrap_or(value)).unwrap_or(0) << 10
+        };
+        if let Some(value) = line.strip_prefix(b"Name:") {
+            process.name = String::from_utf8_lossy(value).trim().to_string();
+        } else if let Some(value) = line.strip_prefix(b"VmPTE:") {
+            process.vm_pte = kilobytes(value);
+            has_memory = true;
+        } else if let Some(value) = line.strip_prefix(b"HugetlbPages:") {
+            process.hugetlb = kilobytes(value);
+        }
+    }
+    Ok(has_memory.then_some(process))
+}
+
+/// Minor and major faults of a process since its start.
+fn faults(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> Option<u64> {
+    read(source, handle, "stat", buffer).ok()?;
+    // The name in parentheses may have anything in it, parentheses and blanks too.
+    let behind = buffer.iter().rposition(|&byte| byte == b')')? + 2;
+    let fields: Vec<&[u8]> = buffer.get(behind..)?.split(|&byte| byte == b' ').collect();
+    // Fields 10 and 12 of proc(5); the first one here is field 3.
+    Some(maps::number(fields.get(7)?)? + maps::number(fields.get(9)?)?)
+}
+
+/// Calls `work` for all items on as many threads as there are CPUs, until the deadline: what was not begun by then is
+/// `None`. Each thread has a buffer of its own, for files to be read into.
+pub fn in_parallel<T: Sync, R: Send>(
+    items: &[T],
+    deadline: Option<Instant>,
+    work: impl Fn(&T, &mut Vec<u8>) -> R + Sync,
+) -> Vec<Option<R>> {
+    let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len().max(1));
+    let next = AtomicUsize::new(0);
+    let done = Mutex::new(Vec::with_capacity(items.len()));
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                let mut buffer = Vec::new();
+                let mut mine = Vec::new();
+                while deadline.is_none_or(|deadline| Instant::now() < deadline) {
+                    let index = next.fetch_add(1, Ordering::SeqCst);
+                    let Some(item) = items.get(index) else { break };
+                    mine.push((index, work(item, &mut buffer)));
+                }
+                done.lock().expect("no holder panics").append(&mut mine);
+            });
+        }
+    });
+    let mut results: Vec<Option<R>> = items.iter().map(|_| None).collect();
+    for (index, result) in done.into_inner().expect("no holder panics") {
+        results[index] = Some(result);
+    }
+    results
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn every_item_is_worked_on_once_and_results_keep_their_order() {
+        let items: Vec<u32> = (0..1000).collect();
+        let results = in_parallel(&items, None, |&item, _| item * 2);
+        assert!(results.into_iter().zip(&items).all(|(result, item)| result == Some(item * 2)));
+        assert!(in_parallel(&Vec::<u32>::new(), None, |&item, _| item).is_empty());
+    }
+
+    #[test]
+    fn after_the_deadline_nothing_is_begun() {
+        let past = Instant::now() - Duration::from_millis(1);
+        assert!(in_parallel(&[1, 2, 3], Some(past), |&item, _| item).iter().all(Option::is_none));
+    }
+}

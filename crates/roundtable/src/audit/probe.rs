@@ -1,0 +1,159 @@
+//! Looks into one process: which of its pages are there, which tables they need, and with which flags it maps files.
+
+use std::io::BufReader;
+
+use procfs::process::Process as Handle;
+
+use super::collect::{self, File, Mapping, Missing};
+use super::files::{Devices, FileId};
+use super::geometry::Tables;
+use super::maps::{self, Flags, for_each_in_smaps};
+use super::pagemap::{Pagemap, Range};
+use super::source::Source;
+use super::tables::Counter;
+
+/// What the look has shown.
+#[derive(Clone, Debug)]
+pub struct Probe {
+    /// The process.
+    pub pid: i32,
+    /// All its page tables, by its pages; a shared one counts as its own.
+    pub tables: Tables,
+    /// Bytes of its page tables as the kernel counts them, at that moment.
+    pub vm_pte: u64,
+    /// Whether it has mapped all its huge pages by faults of its own.
+    pub filled_itself: bool,
+    /// Its mappings of hugetlbfs and of shared memory.
+    pub mappings: Vec<Probed>,
+}
+
+/// One mapping.
+#[derive(Clone, Debug)]
+pub struct Probed {
+    /// Where and what.
+    pub mapping: Mapping,
+    /// Its VmFlags; `None` where no slot could be shared anyway.
+    pub flags: Option<Flags>,
+    /// For each slot that the mapping touches, from the lowest address: whether it has a page there.
+    pub populated: Vec<bool>,
+    /// Pages that are there, of the file's size.
+    pub pages: u64,
+    /// Tables that nothing but this mapping needs.
+    pub exclusive: Tables,
+}
+
+/// A mapping with what the walk needs to know.
+struct Area {
+    start: u64,
+    end: u64,
+    /// The level of the tables that hold its entries.
+    leaf: usize,
+    /// Its place among those that are watched.
+    watched: Option<usize>,
+}
+
+/// Looks into a process; the files that it maps come with the result.
+pub fn probe(
+    source: &Source,
+    devices: &Devices,
+    pid: i32,
+    buffer: &mut Vec<u8>,
+) -> Result<(Probe, Vec<(FileId, File)>), Missing> {
+    let handle = source.process(pid).map_err(|_| Missing::Gone)?;
+    let geometry = source.geometry;
+    collect::read(source, &handle, "maps", buffer)?;
+    let (mut areas, mut mappings, mut files) = (Vec::new(), Vec::new(), Vec::new());
+    for line in maps::lines(buffer) {
+        // The vsyscall page lies in the kernel's half.
+        if line.start >> 63 != 0 {
+            continue;
+        }
+        let found = collect::interesting(source, devices, &handle, &line);
+        let page_size = found.as_ref().map_or(geometry.page(), |(_, file)| file.page_size);
+        let watched = found.is_some().then_some(mappings.len());
+        areas.push(Area { start: line.start, end: line.end, leaf: geometry.leaf_level(page_size), watched });
+        if let Some((mapping, file)) = found {
+            let slots = (mapping.end - 1) / geometry.slot() - mapping.start / geometry.slot() + 1;
+            files.push((mapping.file, file));
+            mappings.push(Probed {
+                mapping,
+                flags: None,
+                populated: vec![false; slots as usize],
+                pages: 0,
+                exclusive: Tables::default(),
+            });
+        }
+    }
+    add_flags(source, &handle, &mut mappings, &files)?;
+    let opened = handle.open_relative("pagemap").map_err(|_| Missing::Denied)?;
+    let mut pagemap = Pagemap::new(opened, source);
+    let mut counter = Counter::new(geometry, mappings.len());
+    let ranges: Vec<(u64, u64)> = areas.iter().map(|area| (area.start, area.end)).collect();
+    let mut at = 0;
+    let walked = pagemap.populated(&ranges, |range| {
+        // Ranges and areas are both in order; a range may go over the border of two areas.
+        while at < areas.len() && areas[at].end <= range.start {
+            at += 1;
+        }
+        for area in areas[at..].iter().take_while(|area| area.start < range.end) {
+            let part = Range { start: range.start.max(area.start), end: range.end.min(area.end), ..range };
+            // A transparent huge page of a file needs no table of base pages; an anonymous one keeps one in reserve.
+            let leaf = if area.leaf == 0 && range.huge && range.file { 1 } else { area.leaf };
+            counter.add(part.start, part.end, leaf, area.watched);
+            if let Some(index) = area.watched {
+                let probed = &mut mappings[index];
+                probed.pages += (part.end - part.start) / files[index].1.page_size.max(1);
+                let first = probed.mapping.start / geometry.slot();
+                for slot in part.start / geometry.slot()..=(part.end - 1) / geometry.slot() {
+                    probed.populated[(slot - first) as usize] = true;
+                }
+            }
+        }
+    });
+    walked.map_err(|_| Missing::Gone)?;
+    let (tables, exclusive) = counter.finish();
+    let mut huge_bytes = 0;
+    for ((probed, exclusive), (_, file)) in mappings.iter_mut().zip(exclusive).zip(&files) {
+        probed.exclusive = exclusive;
+        huge_bytes += if file.is_hugetlb { probed.pages * file.page_size } else { 0 };
+    }
+    let status = collect::status(source, &handle, buffer)?.ok_or(Missing::Gone)?;
+    let filled_itself = huge_bytes > 0 && status.hugetlb >= huge_bytes;
+    Ok((Probe { pid, tables, vm_pte: status.vm_pte, filled_itself, mappings }, files))
+}
+
+/// Reads the flags of the mappings that could share a table, and no further: smaps is costly.
+fn add_flags(
+    source: &Source,
+    handle: &Handle,
+    mappings: &mut [Probed],
+    files: &[(FileId, File)],
+) -> Result<(), Missing> {
+    let geometry = source.geometry;
+    let mut wanted: Vec<&mut Probed> = mappings
+        .iter_mut()
+        .zip(files)
+        .filter(|(probed, (_, file))| {
+            let mapping = &probed.mapping;
+            let first = mapping.start.next_multiple_of(geometry.slot());
+            file.is_hugetlb
+                && file.page_size == geometry.huge()
+                && mapping.access.shared
+                && first + geometry.slot() <= mapping.end
+        })
+        .map(|(probed, _)| probed)
+        .collect();
+    let mut left = wanted.len();
+    if left == 0 {
+        return Ok(());
+    }
+    let smaps = handle.open_relative("smaps").map_err(|_| Missing::Denied)?;
+    let read = for_each_in_smaps(BufReader::with_capacity(1 << 16, source.counted(smaps)), |line, extra| {
+        if let Some(probed) = wanted.iter_mut().find(|probed| probed.mapping.start == line.start) {
+            probed.flags = extra.flags;
+            left -= 1;
+        }
+        left > 0
+    });
+    read.map_err(|_| Missing::Gone)
+}

@@ -1,0 +1,75 @@
+//! Numbers as people read them.
+
+/// Bytes in the largest unit that leaves a number of at least one: `39.1 GiB`, `512 B`. Whole numbers have no fraction.
+pub fn bytes(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
+    let mut unit = 0;
+    while unit + 1 < units.len() && bytes >> (10 * (unit + 1)) > 0 {
+        unit += 1;
+    }
+    let one = 1u64 << (10 * unit);
+    let tenths = (u128::from(bytes) * 10 + u128::from(one) / 2) / u128::from(one);
+    // 1023.96 KiB is 1 MiB to a reader.
+    if tenths >= 10240 && unit + 1 < units.len() {
+        return format!("1 {}", units[unit + 1]);
+    }
+    if bytes % one == 0 || tenths % 10 == 0 && tenths >= 1000 {
+        format!("{} {}", tenths / 10, units[unit])
+    } else {
+        format!("{}.{} {}", tenths / 10, tenths % 10, units[unit])
+    }
+}
+
+/// A number with its thousands set apart.
+pub fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut out = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index) % 3 == 0 {
+            out.push(',');
+        }
+        out.push(digit);
+    }
+    out
+}
+
+/// How far `value` is from `reference`, in percent with a sign.
+pub fn difference(value: u64, reference: u64) -> String {
+    if reference == 0 {
+        return if value == 0 { "+0.0 %".into() } else { "-".into() };
+    }
+    format!("{:+.1} %", (value as f64 / reference as f64 - 1.0) * 100.0)
+}
+
+/// `1 process`, `2 processes`.
+pub fn processes(number: u64) -> String {
+    if number == 1 { "1 process".into() } else { format!("{} processes", count(number)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_are_rounded_to_a_tenth() {
+        for (number, text) in [
+            (0, "0 B"),
+            (512, "512 B"),
+            (4096, "4 KiB"),
+            (1536, "1.5 KiB"),
+            (41_943_040_000, "39.1 GiB"),
+            (1 << 40, "1 TiB"),
+            ((1 << 20) - 1, "1 MiB"),
+            (u64::MAX, "16384 PiB"),
+        ] {
+            assert_eq!(bytes(number), text, "{number}");
+        }
+    }
+
+    #[test]
+    fn thousands_are_set_apart() {
+        assert_eq!([0, 999, 1000, 1234567].map(count), ["0", "999", "1,000", "1,234,567"]);
+        assert_eq!(difference(105, 100), "+5.0 %");
+        assert_eq!(difference(98, 100), "-2.0 %");
+    }
+}

@@ -1,0 +1,180 @@
+//! An audit in Prometheus' text format, for node_exporter's textfile collector.
+//!
+//! Names follow Prometheus' conventions: base units, `_bytes` and `_total` where they belong, gauges for what goes up and
+//! down. The file's labels are few and stable, so that a fleet's series do not multiply with its processes.
+
+use std::fmt::Write;
+
+use crate::audit::kernel_version::Status;
+use crate::audit::report::{FileReport, Report};
+
+/// One metric: all its samples stand together below its HELP and TYPE lines, as the format wants it.
+struct Metric {
+    name: &'static str,
+    help: &'static str,
+    samples: Vec<(Vec<(&'static str, String)>, u64)>,
+}
+
+/// The whole audit.
+pub fn text(report: &Report) -> String {
+    let mut out = String::new();
+    for metric in metrics(report) {
+        if metric.samples.is_empty() {
+            continue;
+        }
+        let _ = writeln!(out, "# HELP {} {}", metric.name, metric.help);
+        let _ = writeln!(out, "# TYPE {} gauge", metric.name);
+        for (labels, value) in metric.samples {
+            let labels: Vec<String> =
+                labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+            let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
+            let _ = writeln!(out, "{}{labels} {value}", metric.name);
+        }
+    }
+    out
+}
+
+fn metrics(report: &Report) -> Vec<Metric> {
+    let files = || report.huge.iter().chain(&report.base);
+    let of_file = |name, help, value: &dyn Fn(&FileReport) -> u64| Metric {
+        name,
+        help,
+        samples: files().map(|file| (labels(file), value(file))).collect(),
+    };
+    let plain = |name, help, value| Metric { name, help, samples: vec![(Vec::new(), value)] };
+    let kinds = ["now", "unshared", "huge_pages", "best_here", "file_owned"];
+    let mut metrics = vec![
+        of_file(
+            "roundtable_file_size_bytes",
+            "Bytes of a file from its start to the end of what is mapped.",
+            &|file| file.size,
+        ),
+        of_file("roundtable_file_processes", "Processes that map a file.", &|file| file.processes),
+        of_file("roundtable_file_mappings", "Mappings of a file.", &|file| file.mappings),
+        Metric {
+            name: "roundtable_file_page_table_bytes",
+            help: "Page tables that only a file's mappings need: now, without sharing, on huge pages, at best on this kernel, and with tables owned by the file.",
+            samples: files()
+                .flat_map(|file| {
+                    let bytes = file.bytes;
+                    let values = [bytes.now, bytes.unshared, bytes.huge, bytes.best_here, bytes.best_owned];
+                    kinds
+                        .into_iter()
+                        .zip(values)
+                        .map(move |(kind, value)| (with(labels(file), "state", kind), value))
+                })
+                .collect(),
+        },
+        Metric {
+            name: "roundtable_file_slots",
+            help: "Slots of one shared table each, of all mappings of a file, by what became of them.",
+            samples: report
+                .huge
+                .iter()
+                .flat_map(|file| {
+                    file.slots.iter().map(move |(verdict, count)| {
+                        let name = serde_json::to_value(verdict).ok();
+                        let name =
+                            name.as_ref().and_then(|name| name.as_str()).unwrap_or_default().to_string();
+                        (with(labels(file), "verdict", &name), *count)
+                    })
+                })
+                .collect(),
+        },
+        Metric {
+            name: "roundtable_pool_pages",
+            help: "Huge pages of a pool.",
+            samples: report
+                .pools
+                .iter()
+                .flat_map(|pool| {
+                    let values = [
+                        ("total", pool.total),
+                        ("free", pool.free),
+                        ("reserved", pool.reserved),
+                        ("surplus", pool.surplus),
+                    ];
+                    values.map(|(state, value)| {
+                        (vec![("page_size", pool.page_size.to_string()), ("state", state.to_string())], value)
+                    })
+                })
+                .collect(),
+        },
+        plain("roundtable_page_tables_bytes", "PageTables of /proc/meminfo.", report.check.page_tables),
+        plain(
+            "roundtable_vm_pte_bytes",
+            "VmPTE of all processes together; shared tables count in each.",
+            report.check.vm_pte_all,
+        ),
+        plain(
+            "roundtable_shared_tables_counted_again_bytes",
+            "What of VmPTE counts shared tables again.",
+            report.check.counted_again,
+        ),
+        plain("roundtable_processes", "Processes with memory of their own.", report.seen.processes),
+        plain(
+            "roundtable_processes_unreadable",
+            "Processes whose mappings may not be read.",
+            report.seen.unreadable,
+        ),
+        plain(
+            "roundtable_processes_mapping",
+            "Processes that map huge or shared pages.",
+            report.seen.mapping,
+        ),
+        plain(
+            "roundtable_processes_looked_into",
+            "Processes that were looked into.",
+            report.seen.looked_into,
+        ),
+        plain(
+            "roundtable_kernel_shares_tables",
+            "Whether this kernel shares page tables of huge pages.",
+            report.kernel.shares.into(),
+        ),
+    ];
+    metrics.push(Metric {
+        name: "roundtable_kernel_known_bug",
+        help: "1 for a known bug that the kernel's version carries, 0 for one that it does not; absent where the version does not tell.",
+        samples: report
+            .kernel
+            .findings
+            .iter()
+            .filter(|finding| finding.status != Status::Unknown)
+            .map(|finding| (vec![("bug", finding.id.to_string())], u64::from(finding.status == Status::Present)))
+            .collect(),
+    });
+    metrics
+}
+
+fn labels(file: &FileReport) -> Vec<(&'static str, String)> {
+    vec![
+        ("file", file.name.clone()),
+        ("device", file.device.clone()),
+        ("inode", file.inode.to_string()),
+        ("page_size", file.page_size.to_string()),
+    ]
+}
+
+fn with(
+    mut labels: Vec<(&'static str, String)>,
+    name: &'static str,
+    value: &str,
+) -> Vec<(&'static str, String)> {
+    labels.push((name, value.to_string()));
+    labels
+}
+
+/// A label's value as the format has it.
+fn escaped(value: &str) -> String {
+    let mut out = String::with_capacity(value.len());
+    for c in value.chars() {
+        match c {
+            '\\' => out.push_str("\\\\"),
+            '"' => out.push_str("\\\""),
+            '\n' => out.push_str("\\n"),
+            c => out.push(c),
+        }
+    }
+    out
+}
