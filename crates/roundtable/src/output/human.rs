@@ -13,7 +13,7 @@ pub fn bytes(bytes: u64) -> String {
     if tenths >= 10240 && unit + 1 < units.len() {
         return format!("1 {}", units[unit + 1]);
     }
-    if bytes % one == 0 || tenths % 10 == 0 && tenths >= 1000 {
+    if bytes.is_multiple_of(one) || tenths % 10 == 0 && tenths >= 1000 {
         format!("{} {}", tenths / 10, units[unit])
     } else {
         format!("{}.{} {}", tenths / 10, tenths % 10, units[unit])
@@ -25,7 +25,7 @@ pub fn count(number: u64) -> String {
     let digits = number.to_string();
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index) % 3 == 0 {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
             out.push(',');
         }
         out.push(digit);
