@@ -107,6 +107,11 @@ impl TestMachine {
 }
 
 impl TestSpace {
+    /// Breaks the PUD entry for an address; returns what it was.
+    pub(crate) fn set_pud(&self, address: VirtAddr, value: u64) -> u64 {
+        self.pud[(address.0 >> 30) as usize & 511].swap(value, Ordering::SeqCst)
+    }
+
     pub(crate) fn pud(&self, address: VirtAddr) -> u64 {
         self.pud[(address.0 >> 30) as usize & 511].load(Ordering::SeqCst)
     }

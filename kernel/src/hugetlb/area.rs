@@ -1,5 +1,6 @@
 //! An area of an address space that maps huge pages: the library's mapping, and what keeps it alive.
 
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::ops::Range;
@@ -201,6 +202,11 @@ impl HugeArea {
     pub fn resident_bytes(&self) -> (u64, u64) {
         let resident = self.mapping.resident();
         (resident.shared, resident.private)
+    }
+
+    /// What is wrong with its entries, if anything is. `seen`: shared tables that were looked at already.
+    pub fn check(&self, seen: &mut BTreeSet<::hugetlb::PhysAddr>) -> core::result::Result<(), String> {
+        self.mapping.check(seen)
     }
 
     /// Calls `work` with the direct map's pointer to `address`, made accessible first. `work` stays within the base page.

@@ -4,11 +4,13 @@
 //! | --- | --- |
 //! | `machine` | frames, tables, locks and TLBs for the library |
 //! | `area` | an area of an address space that maps huge pages |
+//! | `check` | the page-table checker |
 //! | `file` | a file of huge pages as the file layer sees it; memfd_create(MFD_HUGETLB) |
 //! | `filesystem` | hugetlbfs: mount options, inodes, statfs |
 //! | `settings` | boot parameters, `/proc/sys/vm`, `/sys/kernel/mm/hugepages`, `/proc/meminfo` |
 
 mod area;
+mod check;
 mod file;
 mod filesystem;
 mod machine;
@@ -40,7 +42,9 @@ pub fn init() {
 /// Makes hugetlbfs and the settings known, once the file layer is up.
 pub fn register() -> crate::errno::Result<()> {
     crate::fs::register_filesystem("hugetlbfs", filesystem::mount);
-    settings::register()
+    settings::register()?;
+    check::init();
+    Ok(())
 }
 
 /// The size of `MAP_HUGETLB` without a size, bytes.

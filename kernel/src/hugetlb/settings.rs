@@ -10,7 +10,7 @@ use ::hugetlb::{Config, Hugetlb, PageSize, Pool, ProtocolKind};
 use linux_raw_sys::general as abi;
 
 use super::machine::Kernel;
-use super::{SYSTEM, errno, system};
+use super::{SYSTEM, check, errno, system};
 use crate::boot::cmdline;
 use crate::errno::{Errno, Result};
 use crate::fs::proc::{self, sysctl};
@@ -186,6 +186,10 @@ fn register_sharing() -> Result<()> {
             Ok(alloc::format!("{value}\n"))
         })?;
     }
+    sys::register_read_only(&alloc::format!("{DIRECTORY}/check"), || {
+        let found = check::run();
+        Ok(found.map_or_else(|what| alloc::format!("{what}\n"), |round| alloc::format!("{round}\n")))
+    })?;
     sys::register_read_only(&alloc::format!("{DIRECTORY}/protocol"), || {
         Ok(alloc::format!("{}\n", system().protocol_kind().name()))
     })

@@ -1,9 +1,15 @@
-//! A checker for the invariants of base-page tables, for debug builds and tests.
+//! A checker for the invariants of page tables, for debug builds and tests.
+//!
+//! It walks what the hardware walks. Of base pages:
 //!
 //! * A leaf that is mapped lies in an area, and gives no right that the area does not.
 //! * A counted page has at least one reference; a writable anonymous page has exactly one.
 //! * The counters of resident pages and tables are what the tables say.
+//!
+//! Of huge pages: a leaf or a shared table is only where an area of huge pages is, and what these lead to is what the file has
+//! there, see `hugetlb::Mapping::check`.
 
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 use core::sync::atomic::Ordering;
 
@@ -31,6 +37,30 @@ impl AddressSpace {
         }
         Ok(())
     }
+
+    /// As [`AddressSpace::check`], and what huge pages lead to. `seen` are shared tables that were looked at already.
+    pub fn check_huge(&self, seen: &mut BTreeSet<hugetlb::PhysAddr>) -> Result<(), String> {
+        self.check()?;
+        let areas = self.read();
+        for vma in areas.set.iter() {
+            if let Kind::Huge(huge) = &vma.kind {
+                huge.check(seen)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Checks a huge leaf, or the entry of a table that address spaces share.
+fn check_huge_entry(set: &VmaSet, entry: Entry, level: u32, address: u64) -> Result<(), String> {
+    let mut areas = set.overlapping(address..address + span(level));
+    if entry.is_present() && !areas.any(|vma| vma.is_huge()) {
+        return Err(alloc::format!(
+            "invariant 6: a huge page or a shared table where no huge pages are mapped: entry {:#x} of level {level} at {address:#x}",
+            entry.0
+        ));
+    }
+    Ok(())
 }
 
 #[derive(Default)]
@@ -53,8 +83,8 @@ fn check_level(
         let entry = Entry(slot.load(Ordering::SeqCst));
         let address = base + index as u64 * span(level);
         if level > 1 {
-            // Huge pages, and tables of theirs that others share, are the library's to check.
             if entry.is_end(level) {
+                check_huge_entry(set, entry, level, address)?;
                 continue;
             }
             found.tables += 1;

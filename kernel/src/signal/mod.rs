@@ -26,8 +26,8 @@ pub use send::{
 };
 pub(crate) use send::{end_all, kill_thread};
 pub use state::{ProcessSignals, ThreadSignals};
-pub use stop::{has_stopped, notify_stop_of_ending_thread};
 pub(crate) use stop::{child_info, join_stop};
+pub use stop::{has_stopped, notify_stop_of_ending_thread};
 
 use crate::errno::{Errno, Result};
 

@@ -182,6 +182,11 @@ impl<M: Machine> Cache<M> {
         &self.mirror
     }
 
+    /// The table of a window, for checks.
+    pub(crate) fn table_at(&self, first: PageIndex, pages: u64, entry: usize) -> Option<PhysAddr> {
+        self.mirror.table(Window { first, pages, entry })
+    }
+
     /// See [`Mirror::join`].
     pub(crate) fn join(&mut self, space: u64) {
         self.mirror.join(space);

@@ -132,6 +132,11 @@ impl Mirror {
         self.tables.iter().map(|(window, table)| (window, table.frame))
     }
 
+    /// The table of a window.
+    pub(super) fn table(&self, window: Window) -> Option<PhysAddr> {
+        self.tables.get(&window).map(|table| table.frame)
+    }
+
     /// A mapping of the address space is attached for the first time.
     pub(super) fn join(&mut self, space: u64) {
         *self.spaces.entry(space).or_insert(0) += 1;

@@ -27,6 +27,7 @@
 mod area;
 mod batch;
 mod change;
+mod check;
 mod fault;
 mod fork;
 mod private;

@@ -1,5 +1,6 @@
 //! What a mapping promises, on the test machine.
 
+mod check;
 mod file_tables;
 
 use core::ops::Range;

@@ -1,0 +1,132 @@
+//! What must hold of a mapping's entries at any moment, looked at from the hardware's side.
+//!
+//! For a host's debug builds: [`Mapping::check`] reads the PUD entries of the address space and what they lead to, not the
+//! library's own records of what it wrote, and compares with the file. It holds the mapping lock for writing and the cache lock
+//! for each table, so that what it sees is one moment; it is correct to call it while everything else goes on.
+
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::String;
+use core::ops::Range;
+
+use super::{Mapping, Placement, Slot};
+use crate::addr::{PageIndex, PhysAddr, VirtAddr};
+use crate::format::{is_leaf, is_managed, is_present, leaf_frame, protection, table_frame};
+use crate::machine::{Machine, Space};
+use crate::sharing::entry_index;
+use crate::sync::Ordering;
+
+type Check = core::result::Result<(), String>;
+
+impl<M: Machine> Mapping<M> {
+    /// Checks the invariants of what the hardware can reach through this mapping: every leaf leads to the file's page at its
+    /// index, or to a private copy; a table of the library belongs to this part of the file and shows nothing else; no
+    /// entry permits more than the mapping. The host holds its address-space lock for reading.
+    ///
+    /// `seen` are tables whose content was checked already in this round: each is looked at once, however many share it.
+    ///
+    /// # Errors
+    ///
+    /// Which invariant is broken, at which address, by which entry.
+    pub fn check(&self, seen: &mut BTreeSet<PhysAddr>) -> Check {
+        // No fault of this mapping is under way, and nobody attaches or detaches it.
+        let placement = self.area.placement().write();
+        if self.area.slot(&placement, placement.start).is_none() {
+            return self.check_host(&placement, placement.indices());
+        }
+        for slot in self.area.slots(&placement) {
+            let Some(entry) = self.area.space().find_pud_entry(slot.start) else { continue };
+            let pud = entry.load(Ordering::Acquire);
+            if is_managed(pud) {
+                self.check_attached(slot, pud, seen)?;
+            } else if is_present(pud) {
+                self.check_host(&placement, slot.first.0..slot.first.0 + slot.pages)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A slot whose PUD entry leads to a table of the library.
+    fn check_attached(&self, slot: Slot, pud: u64, seen: &mut BTreeSet<PhysAddr>) -> Check {
+        let frame = table_frame(pud);
+        let cache = self.file.cache().lock();
+        let adopted = self.area.table(slot.first).map(|table| table.frame());
+        let owned = cache.table_at(slot.first, slot.pages, slot.entry);
+        if ![adopted, owned].contains(&Some(frame)) {
+            return Err(format!(
+                "invariant 3: {:?} leads to the table {frame:?}, which does not belong there ({adopted:?}, {owned:?})",
+                slot.start
+            ));
+        }
+        // Adopted tables have the rights in their leaves.
+        if owned.is_some() && !slot.protection.contains(protection(pud)) {
+            return Err(format!(
+                "invariant 3: {:?} permits {:?} by entry {pud:#x}, its mapping {:?}",
+                slot.start,
+                protection(pud),
+                slot.protection
+            ));
+        }
+        if !seen.insert(frame) {
+            return Ok(());
+        }
+        for (number, entry) in self.file.hugetlb().machine().table(frame).iter().enumerate() {
+            // Under the cache lock: whatever a leaf leads to cannot leave the cache between this load and the comparison.
+            let value = entry.load(Ordering::Acquire);
+            if value == 0 {
+                continue;
+            }
+            let within = number.checked_sub(slot.entry).filter(|within| (*within as u64) < slot.pages);
+            let page = within.and_then(|within| cache.get(slot.first + within as u64));
+            let found = is_leaf(value).then(|| leaf_frame(value, self.page_size()));
+            if found.is_none() || found != page.map(|page| page.frame()) {
+                return Err(format!(
+                    "invariant 1: entry {number} of the table {frame:?} at {:?} is {value:#x}, the file's page there {:?}",
+                    slot.start,
+                    page.map(|page| page.frame())
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Entries in tables of the host.
+    fn check_host(&self, placement: &Placement, indices: Range<u64>) -> Check {
+        for index in indices.map(PageIndex) {
+            let address = self.area.address(placement, index.0);
+            let cache = self.file.cache().lock();
+            let Some(entry) = self.area.find_host_entry(address) else { continue };
+            let value = entry.load(Ordering::Acquire);
+            if value == 0 {
+                continue;
+            }
+            self.check_leaf(placement, address, value, cache.get(index).map(|page| page.frame()), index)?;
+        }
+        Ok(())
+    }
+
+    fn check_leaf(
+        &self,
+        placement: &Placement,
+        address: VirtAddr,
+        value: u64,
+        cached: Option<PhysAddr>,
+        index: PageIndex,
+    ) -> Check {
+        let copy = self.area.private().lock().copies.get(&index).map(|page| page.frame());
+        let found = is_leaf(value).then(|| leaf_frame(value, self.page_size()));
+        if found.is_none() || (found != copy && (copy.is_some() || found != cached)) {
+            return Err(format!(
+                "invariant 1: the entry at {address:?} ({}) is {value:#x}, the file's page there {cached:?}, the copy {copy:?}",
+                entry_index(address)
+            ));
+        }
+        if !placement.protection.contains(protection(value)) {
+            return Err(format!(
+                "invariant 3: the entry at {address:?} is {value:#x}, its mapping permits {:?}",
+                placement.protection
+            ));
+        }
+        Ok(())
+    }
+}
