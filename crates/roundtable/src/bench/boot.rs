@@ -14,8 +14,8 @@ use crate::machine::Machine;
 use crate::run::{Parts, base_environment, new_key};
 use crate::size::Size;
 
-/// How long a kernel may take to start its init.
-const START: Duration = Duration::from_secs(120);
+/// How long a kernel may take to start its init, on a busy machine. Linux with counted instructions is slow.
+const START: Duration = Duration::from_secs(300);
 /// How long one may take to power off.
 const POWER_OFF: Duration = Duration::from_secs(30);
 /// How much of the console a failure shows.
