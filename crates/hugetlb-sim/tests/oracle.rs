@@ -293,7 +293,7 @@ against_the_oracle!(WithFileTables, ProtocolKind::FileTables);
 against_the_oracle!(WithoutSharing, ProtocolKind::None);
 
 prop_state_machine! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn file_lock_agrees_with_the_oracle(sequential 1..80 => WithFileLock);

@@ -27,6 +27,8 @@ pub struct Boot {
     /// Seconds for each test program, or for the whole conversation.
     pub limit: u32,
     pub kernels: Kernels,
+    /// Which of our kernels; by the kind of work when absent.
+    pub own: Option<Subject>,
     /// Programs of ours that the test programs start.
     pub helpers: &'static [&'static str],
     pub work: Work,
@@ -83,7 +85,8 @@ pub enum End {
 
 use Talk::{Expect, Send};
 
-const BOOT: Boot = Boot {
+/// What most boots are.
+pub const BOOT: Boot = Boot {
     name: "",
     cpus: 2,
     memory: Size::gibibytes(2),
@@ -93,6 +96,7 @@ const BOOT: Boot = Boot {
     parameters: &[],
     limit: 120,
     kernels: Kernels::Both,
+    own: None,
     helpers: &[],
     work: Work::Programs(Selection::Rest),
 };
@@ -185,6 +189,7 @@ pub fn all() -> Vec<Boot> {
     ];
     boots.extend(shells());
     boots.extend(refusals());
+    boots.extend(super::race::boots());
     boots.push(Boot {
         name: "selftest",
         parameters: &["selftest=1"],
@@ -315,7 +320,7 @@ fn busybox(parts: &Parts) -> Result<&PathBuf> {
 }
 
 /// Busybox, and a script for it as /init. No folder besides /bin.
-fn busybox_init(parts: &Parts, script: &str) -> Result<Initramfs> {
+pub fn busybox_init(parts: &Parts, script: &str) -> Result<Initramfs> {
     let mut initramfs = Initramfs::empty();
     initramfs.add_program("/bin/busybox", busybox(parts)?)?;
     initramfs.add_bytes("/init", 0o755, script);

@@ -4,6 +4,7 @@ mod boots;
 mod console;
 mod host;
 mod programs;
+mod race;
 mod report;
 mod results;
 
@@ -179,11 +180,11 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
 }
 
 fn subjects(boot: &Boot, ours: bool, linux: bool) -> Vec<Subject> {
-    let own = match boot.work {
+    let own = boot.own.unwrap_or(match boot.work {
         Work::Programs(_) => Subject::Checked,
         // An outsider's archive boots what an outsider gets.
         Work::Console(_) => Subject::Shipped,
-    };
+    });
     let mut subjects = Vec::new();
     if ours {
         subjects.push(own);

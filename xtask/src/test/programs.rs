@@ -400,6 +400,7 @@ mod tests {
             parameters: &[],
             limit: 60,
             kernels: Kernels::Both,
+            own: None,
             helpers: &[],
             work: Work::Programs(Selection::Rest),
         };

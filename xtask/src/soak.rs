@@ -1,0 +1,151 @@
+//! `cargo xtask soak TIME`: the long forms of the tests that look for races.
+//!
+//! A quarter of the time goes to the simulated machine on the host: random operations against the oracle, and threads
+//! as CPUs. The rest goes to the program `race` in guests, in equal parts under each protocol that has a cure. Last, the
+//! protocol without one has to be found out.
+
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::{Args, Parser};
+use console::style;
+use roundtable::options::RunOptions;
+use roundtable::run::Parts;
+
+use crate::build::{self, BuildOptions};
+use crate::toolchain::own_cargo;
+use crate::{output_folder, setup};
+
+/// How long, and what.
+#[derive(Args, Clone, Debug)]
+pub struct SoakOptions {
+    /// How long, such as 90s, 10m or 2h, builds left out
+    #[arg(value_name = "TIME", value_parser = humantime::parse_duration)]
+    pub time: Duration,
+
+    /// Protocols to race under
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "file-lock,vma-lock,file-tables"
+    )]
+    pub protocols: Vec<String>,
+
+    /// Where the program's random numbers start
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+}
+
+/// What a part came to.
+struct Part {
+    name: String,
+    took: Duration,
+    /// What was wrong.
+    failure: Option<String>,
+}
+
+/// Random cases of each property in one go of the host's tests.
+const CASES: &str = "2048";
+/// Seconds in which the protocol without a cure has to be found out.
+const UNFENCED: u64 = 30;
+/// How much longer than its own time a guest may take.
+const GRACE: u64 = 300;
+
+/// Runs all parts; 0 when all are well.
+pub fn run(options: &SoakOptions) -> Result<i32> {
+    setup::qemu()?;
+    setup::host_libc()?;
+    build::programs()?;
+    // With its assertions, and with the protocol that corrupts memory.
+    let checked = output_folder().join("kernel-checked.elf");
+    build::kernel(&BuildOptions::checked(), &checked)?;
+    // That one as fast as it can be: an assertion would stop the kernel before the program has seen anything.
+    let laboratory = output_folder().join("kernel-bench-lab.elf");
+    build::kernel(&BuildOptions { lab: true, ..BuildOptions::default() }, &laboratory)?;
+    let mut host_tests = host_tests()?;
+    let mut parts = Vec::new();
+
+    let share = options.time / 4;
+    let start = Instant::now();
+    let mut goes = 0;
+    let mut failure = None;
+    while failure.is_none() && (goes == 0 || start.elapsed() < share) {
+        goes += 1;
+        let status = host_tests.status().context("cargo does not start")?;
+        failure = (!status.success()).then(|| format!("go {goes} ended with {status}"));
+    }
+    parts.push(Part { name: format!("simulated machine, {goes} times"), took: start.elapsed(), failure });
+
+    let share = (options.time - share) / options.protocols.len().max(1) as u32;
+    for protocol in &options.protocols {
+        let seconds = share.as_secs().max(1);
+        let words = ["--seconds".to_string(), seconds.to_string(), "--seed".into(), options.seed.to_string()];
+        parts.push(race(protocol, &checked, &words, seconds, 0)?);
+    }
+    let words = ["--seconds".to_string(), UNFENCED.to_string(), "--until-found".into()];
+    parts.push(race("unfenced", &laboratory, &words, UNFENCED, 1)?);
+    Ok(summary(&parts))
+}
+
+/// The host's tests, built.
+fn host_tests() -> Result<Command> {
+    let command = |words: &[&str]| {
+        let mut command = own_cargo("test");
+        command.args(["--package", "hugetlb-sim", "--profile", "checked", "--quiet"]).args(words);
+        command
+    };
+    let status = command(&["--no-run"]).status().context("cargo does not start")?;
+    anyhow::ensure!(status.success(), "the tests of the simulated machine do not build");
+    let mut run = command(&[]);
+    run.env("PROPTEST_CASES", CASES);
+    Ok(run)
+}
+
+#[derive(Parser)]
+struct Guest {
+    #[command(flatten)]
+    run: RunOptions,
+}
+
+/// Runs `race` in a guest, its output on the terminal.
+fn race(
+    protocol: &str,
+    kernel: &std::path::Path,
+    words: &[String],
+    seconds: u64,
+    expected: i32,
+) -> Result<Part> {
+    println!("\n{} race under {protocol}", style("       ==>").bold());
+    let parameter = format!("hugetlb_sharing={protocol}");
+    let limit = (seconds + GRACE).to_string();
+    let line = ["run", "--append", &parameter, "--time-limit", &limit, "--memory", "1G", "--", "race"];
+    let line = line.into_iter().map(str::to_string).chain(words.iter().cloned());
+    let guest = Guest::try_parse_from(line).context("the options of a run")?;
+    let parts = Parts { kernel: kernel.to_path_buf(), ..Parts::in_folder(&output_folder()) };
+    let start = Instant::now();
+    let status = roundtable::run::run(&guest.run, &parts)?;
+    let failure = match (status == expected, expected) {
+        (true, _) => None,
+        (false, 0) => Some(format!("it ended with {status}")),
+        (false, _) => Some(format!("the corruption was not found (it ended with {status})")),
+    };
+    Ok(Part { name: format!("race under {protocol}"), took: start.elapsed(), failure })
+}
+
+fn summary(parts: &[Part]) -> i32 {
+    println!();
+    for part in parts {
+        let took = part.took.as_secs();
+        match &part.failure {
+            None => println!("{} {} ({took} s)", style("        ok").green(), part.name),
+            Some(failure) => {
+                println!("{} {} ({took} s): {failure}", style("    FAILED").red().bold(), part.name);
+            }
+        }
+    }
+    let failed = parts.iter().filter(|part| part.failure.is_some()).count();
+    println!("\n{} passed, {failed} failed", parts.len() - failed);
+    i32::from(failed > 0)
+}
