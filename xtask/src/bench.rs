@@ -20,8 +20,6 @@ pub fn run(options: &BenchOptions) -> Result<i32> {
     setup::host_libc()?;
     build::programs()?;
     let ordinary = output_folder().join("kernel.elf");
-    // Not kernel-lab.elf, where the tests have one with their assertions.
-    let laboratory = output_folder().join("kernel-bench-lab.elf");
     let mut subjects = Vec::new();
     for name in &options.protocols {
         let (kernel, parameters) = match name.as_str() {
@@ -29,11 +27,13 @@ pub fn run(options: &BenchOptions) -> Result<i32> {
                 linux::fetch().context("or leave linux out with --protocols")?;
                 (output_folder().join("linux/vmlinuz"), Vec::new())
             }
+            "unfenced" => {
+                build::laboratory()?;
+                (build::laboratory_output(), vec!["hugetlb_sharing=unfenced".to_string()])
+            }
             name if PROTOCOLS.contains(&name) => {
-                let lab = name == "unfenced";
-                let kernel = if lab { &laboratory } else { &ordinary };
-                build::kernel(&BuildOptions { lab, ..BuildOptions::default() }, kernel)?;
-                (kernel.clone(), vec![format!("hugetlb_sharing={name}")])
+                build::kernel(&BuildOptions::default(), &ordinary)?;
+                (ordinary.clone(), vec![format!("hugetlb_sharing={name}")])
             }
             other => bail!("there is no protocol {other}: {}, linux", PROTOCOLS.join(", ")),
         };

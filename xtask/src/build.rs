@@ -58,6 +58,17 @@ impl BuildOptions {
     }
 }
 
+/// Where [`laboratory`] leaves its kernel.
+pub fn laboratory_output() -> PathBuf {
+    output_folder().join("kernel-unfenced.elf")
+}
+
+/// Builds the kernel as it is shipped, but with the protocol that corrupts memory: without assertions, so that programs come to see
+/// what it does.
+pub fn laboratory() -> Result<()> {
+    kernel(&BuildOptions { lab: true, ..BuildOptions::default() }, &laboratory_output())
+}
+
 /// Builds the kernel and leaves it at `output`.
 pub fn kernel(options: &BuildOptions, output: &Path) -> Result<()> {
     let toolchain = toolchain::find_or_install()?;

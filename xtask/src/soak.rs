@@ -62,8 +62,7 @@ pub fn run(options: &SoakOptions) -> Result<i32> {
     let checked = output_folder().join("kernel-checked.elf");
     build::kernel(&BuildOptions::checked(), &checked)?;
     // That one as fast as it can be: an assertion would stop the kernel before the program has seen anything.
-    let laboratory = output_folder().join("kernel-bench-lab.elf");
-    build::kernel(&BuildOptions { lab: true, ..BuildOptions::default() }, &laboratory)?;
+    build::laboratory()?;
     let mut host_tests = host_tests()?;
     let mut parts = Vec::new();
 
@@ -85,7 +84,7 @@ pub fn run(options: &SoakOptions) -> Result<i32> {
         parts.push(race(protocol, &checked, &words, seconds, 0)?);
     }
     let words = ["--seconds".to_string(), UNFENCED.to_string(), "--until-found".into()];
-    parts.push(race("unfenced", &laboratory, &words, UNFENCED, 1)?);
+    parts.push(race("unfenced", &build::laboratory_output(), &words, UNFENCED, 1)?);
     Ok(summary(&parts))
 }
 

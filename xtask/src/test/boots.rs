@@ -72,6 +72,8 @@ pub struct Script {
 pub enum Talk {
     /// Wait until this is printed, behind what was waited for before.
     Expect(&'static str),
+    /// The same for the first of several; there is at least one.
+    ExpectOneOf(&'static [&'static str]),
     /// Type this.
     Send(&'static str),
 }

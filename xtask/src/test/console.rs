@@ -104,17 +104,30 @@ impl<'a> Conversation<'a> {
         loop {
             match self.rest.first() {
                 Some(Talk::Send(text)) => out.push_str(text),
-                Some(Talk::Expect(text)) => match self.heard.find(text) {
-                    // What comes next is looked for behind it only.
-                    Some(at) => {
-                        self.heard.drain(..at + text.len());
+                Some(Talk::Expect(text)) => {
+                    if !self.find(&[text]) {
+                        return out;
                     }
-                    None => return out,
-                },
+                }
+                Some(Talk::ExpectOneOf(texts)) => {
+                    if !self.find(texts) {
+                        return out;
+                    }
+                }
                 None => return out,
             }
             self.rest = &self.rest[1..];
         }
+    }
+
+    /// Whether one of the texts has come; what comes next is looked for behind the first of them only.
+    fn find(&mut self, texts: &[&str]) -> bool {
+        let ends = texts.iter().filter_map(|text| Some(self.heard.find(text)? + text.len()));
+        let first = ends.min();
+        if let Some(end) = first {
+            self.heard.drain(..end);
+        }
+        first.is_some()
     }
 
     fn hear(&mut self, bytes: &[u8]) {
@@ -124,6 +137,7 @@ impl<'a> Conversation<'a> {
     fn missing(&self) -> Option<&'static str> {
         self.rest.iter().find_map(|talk| match talk {
             Talk::Expect(text) => Some(*text),
+            Talk::ExpectOneOf(texts) => Some(texts[0]),
             Talk::Send(_) => None,
         })
     }
@@ -155,5 +169,16 @@ mod tests {
         conversation.hear(b"# ");
         assert_eq!(conversation.next_to_send(), "exit\n");
         assert_eq!(conversation.missing(), None);
+    }
+
+    #[test]
+    fn one_of_several_is_enough() {
+        let talk = [Talk::ExpectOneOf(&["this", "that"]), Talk::Send("x"), Talk::ExpectOneOf(&["a", "b"])];
+        let mut conversation = Conversation::new(&talk);
+        conversation.hear(b"it is");
+        assert_eq!(conversation.next_to_send(), "");
+        conversation.hear(b" that");
+        assert_eq!(conversation.next_to_send(), "x");
+        assert_eq!(conversation.missing(), Some("a"));
     }
 }

@@ -72,6 +72,8 @@ pub enum Subject {
     Checked,
     /// Ours, as it is shipped.
     Shipped,
+    /// Ours, as fast as that, with the protocol that corrupts memory and nothing that would notice.
+    Laboratory,
     /// Debian's.
     Linux,
 }
@@ -79,7 +81,7 @@ pub enum Subject {
 impl Subject {
     fn name(self) -> &'static str {
         match self {
-            Subject::Checked | Subject::Shipped => "roundtable",
+            Subject::Checked | Subject::Shipped | Subject::Laboratory => "roundtable",
             Subject::Linux => "linux",
         }
     }
@@ -101,6 +103,7 @@ impl Bench {
         Ok(match subject {
             Subject::Checked => checked_kernel(),
             Subject::Shipped => self.parts.kernel.clone(),
+            Subject::Laboratory => build::laboratory_output(),
             Subject::Linux => self.parts.linux.clone().context("Debian's kernel is not there")?,
         })
     }
@@ -146,6 +149,10 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
     if ours {
         build::kernel(&BuildOptions::checked(), &checked_kernel())?;
         build::kernel(&BuildOptions::default(), &output_folder().join("kernel.elf"))?;
+    }
+    let is_wanted = |boot: &Boot| options.wants(&format!("boots::{}", boot.name));
+    if ours && boots::all().iter().any(|boot| boot.own == Some(Subject::Laboratory) && is_wanted(boot)) {
+        build::laboratory()?;
     }
     if !options.no_linux {
         linux::fetch().context("or leave the comparison out with --no-linux")?;

@@ -6,23 +6,25 @@ use roundtable::run::Parts;
 
 use super::Subject;
 use super::boots::{BOOT, Boot, End, Kernels, Script, Talk, Work, busybox_init};
-use Talk::Expect;
+use Talk::{Expect, ExpectOneOf};
 
 /// Guests that race: under the cures nothing may be found, by the program or by the kernel's assertions; without one
-/// something has to be.
-pub fn boots() -> [Boot; 4] {
-    let cured = |name, parameters| race(name, parameters, clean_archive, CLEAN);
+/// both have to find something.
+pub fn boots() -> [Boot; 5] {
+    let checked = Subject::Checked;
     [
-        cured("race-file-lock", &["hugetlb_sharing=file-lock"]),
-        cured("race-vma-lock", &["hugetlb_sharing=vma-lock"]),
-        cured("race-file-tables", &["hugetlb_sharing=file-tables"]),
-        race("race-unfenced", &["hugetlb_sharing=unfenced"], corrupt_archive, CORRUPT),
+        race("race-file-lock", &["hugetlb_sharing=file-lock"], checked, clean_archive, CLEAN),
+        race("race-vma-lock", &["hugetlb_sharing=vma-lock"], checked, clean_archive, CLEAN),
+        race("race-file-tables", &["hugetlb_sharing=file-tables"], checked, clean_archive, CLEAN),
+        race("race-is-caught", &["hugetlb_sharing=unfenced"], checked, corrupt_archive, CAUGHT),
+        race("race-is-seen", &["hugetlb_sharing=unfenced"], Subject::Laboratory, corrupt_archive, SEEN),
     ]
 }
 
 fn race(
     name: &'static str,
     parameters: &'static [&'static str],
+    own: Subject,
     archive: fn(&Parts) -> Result<Initramfs>,
     talk: &'static [Talk],
 ) -> Boot {
@@ -30,8 +32,7 @@ fn race(
         name,
         parameters,
         kernels: Kernels::Ours,
-        // With its assertions, and with the protocol that corrupts memory.
-        own: Some(Subject::Checked),
+        own: Some(own),
         limit: 120,
         work: Work::Console(Script { archive, gzip: false, talk, end: End::PowerOff }),
         ..BOOT
@@ -39,10 +40,15 @@ fn race(
 }
 
 const CLEAN: &[Talk] = &[Expect("race: no corruption"), Expect("race ended with 0")];
-const CORRUPT: &[Talk] = &[Expect("race: FOUND ")];
+/// The invariants that break, as the kernel tells them.
+const CAUGHT: &[Talk] = &[
+    Expect("Kernel panic - "),
+    ExpectOneOf(&["an entry outlived its page", "a table equals the cache", "freed twice", "page table"]),
+];
+const SEEN: &[Talk] = &[Expect("race: FOUND ")];
 
 fn clean_archive(parts: &Parts) -> Result<Initramfs> {
-    archive(parts, "race --seconds 6")
+    archive(parts, "race --seconds 5")
 }
 
 fn corrupt_archive(parts: &Parts) -> Result<Initramfs> {

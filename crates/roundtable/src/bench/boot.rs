@@ -205,7 +205,7 @@ mod tests {
             for piece in text.as_bytes().chunks(size) {
                 lines.feed(piece, &mut |record| taken.push(record.clone()));
             }
-            assert_eq!(taken, [record.clone()]);
+            assert_eq!(taken, std::slice::from_ref(&record));
             assert!(lines.complete());
         }
         let mut lines = Lines::default();

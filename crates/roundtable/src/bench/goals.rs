@@ -29,8 +29,11 @@ pub struct Figure {
     pub unit: Unit,
     /// Ours divided by Linux's, at most.
     pub goal: Option<f64>,
-    read: Box<dyn Fn(&Measured) -> Option<f64>>,
+    read: Box<Read>,
 }
+
+/// Reads a figure out of a subject's results.
+type Read = dyn Fn(&Measured) -> Option<f64>;
 
 impl Figure {
     pub fn of(&self, measured: &Measured) -> Option<f64> {
