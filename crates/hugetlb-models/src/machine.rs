@@ -147,21 +147,23 @@ impl Memory {
     }
 
     fn free_huge(&self, frame: PhysAddr) {
-        let mut records = self.records();
-        assert!(records.huge[huge_number(frame)], "a page is freed twice");
-        let held = records.tlbs.iter().any(|tlb| tlb.leaves.values().any(|found| found.frame == frame));
-        assert!(!held, "a page is freed that a TLB leads to");
-        let shown = self
-            .tables
-            .iter()
-            .flatten()
-            .map(AtomicU64::peek)
-            .any(|entry| format::is_leaf(entry) && format::leaf_frame(entry, PageSize::Size2M) == frame);
-        assert!(!shown, "a page is freed that an entry leads to");
-        records.huge[huge_number(frame)] = false;
-        drop(records);
+        let _frames = self.frames.lock();
+        self.check_unreachable(frame, "a page is freed");
         // Relaxed: as a program's store.
         self.words[huge_number(frame)].store(POISON, Ordering::Relaxed);
+        self.records().huge[huge_number(frame)] = false;
+    }
+
+    /// Nobody reaches a page any more, or yet.
+    fn check_unreachable(&self, frame: PhysAddr, what: &str) {
+        let records = self.records();
+        assert!(records.huge[huge_number(frame)], "{what} that is free");
+        let held = records.tlbs.iter().any(|tlb| tlb.leaves.values().any(|found| found.frame == frame));
+        assert!(!held, "{what} that a TLB leads to");
+        let shown = self.tables.iter().flatten().map(AtomicU64::peek).any(|entry| {
+            format::is_leaf(entry) && format::leaf_frame(entry, PageSize::Size2M) == frame
+        });
+        assert!(!shown, "{what} that an entry leads to");
     }
 
     /// The word of a page that a program or the host touches.
@@ -210,6 +212,11 @@ impl ModelMachine {
     /// Page-table frames in use.
     pub(crate) fn tables_in_use(&self) -> usize {
         self.0.memory.records().tables.iter().filter(|state| **state == TableState::Used).count()
+    }
+
+    /// Huge frames in use.
+    pub(crate) fn huge_in_use(&self) -> usize {
+        self.0.memory.records().huge.iter().filter(|used| **used).count()
     }
 
     pub(crate) fn free_host_table(&self, space: &ModelSpace, slot: VirtAddr, table: PhysAddr) {
@@ -355,6 +362,7 @@ impl Machine for ModelMachine {
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
         assert_eq!(size, PageSize::Size2M);
+        let _frames = self.0.memory.frames.lock();
         let mut records = self.0.memory.records();
         let number = records.huge.iter().position(|used| !used)?;
         records.huge[number] = true;
@@ -365,7 +373,10 @@ impl Machine for ModelMachine {
         self.0.memory.free_huge(frame);
     }
 
-    fn zero(&self, start: PhysAddr, _: u64) {
+    fn zero(&self, start: PhysAddr, bytes: u64) {
+        if bytes == PageSize::Size2M.bytes() {
+            self.0.memory.check_unreachable(start, "a fresh page is zeroed");
+        }
         // Relaxed: what orders it before its sight is the library's business.
         self.0.memory.word(start).store(0, Ordering::Relaxed);
     }

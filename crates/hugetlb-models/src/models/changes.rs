@@ -132,6 +132,20 @@ pub(super) fn fresh_page_against_old_translations(protocol: ProtocolKind) {
     ]);
 }
 
+/// As [`fresh_page_against_old_translations`], for a table that is made, with the page, while the page goes.
+pub(super) fn fresh_page_against_a_new_table(protocol: ProtocolKind) {
+    World::sharing(protocol, 1).with_processes(1).race([
+        |world| world.punch(0, 1),
+        |world| {
+            world.processes[1].map(&world.files[0], NEXT, 2 * PAGE, 0, SHARED).unwrap();
+            one_of(world, 1, 1, NEXT, stamp(0, 0));
+            if world.processes[0].load(0, SLOT) == Ok(0) {
+                assert_eq!(world.processes[1].load(1, NEXT), Ok(0), "the page that was taken is still seen");
+            }
+        },
+    ]);
+}
+
 /// A table goes, its frame becomes the table of another file, and a fault that began before is still under way.
 pub(super) fn table_reuse_against_a_fault(protocol: ProtocolKind) {
     World::sharing(protocol, 2).with_processes(1).race([

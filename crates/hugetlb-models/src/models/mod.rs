@@ -50,6 +50,7 @@ models! {
         store_against_fork_of_private_pages 3,
         private_fault_against_punch 3,
         private_store_against_a_reader 3,
+        fault_against_a_walk 3,
     }
     changes {
         punch_against_mmap 3,
@@ -61,6 +62,7 @@ models! {
         punch_against_adoption 3,
         protect_against_adoption 3,
         fresh_page_against_old_translations 3,
+        fresh_page_against_a_new_table 3,
         table_reuse_against_a_fault 2,
         allocate_against_mmap 3,
     }
