@@ -1,0 +1,86 @@
+//! The mutants that a model has to catch: which, under which protocol, with which checker, and what is seen then.
+
+/// A mutant and who catches it.
+pub(super) struct Mutant {
+    pub(super) name: &'static str,
+    pub(super) model: &'static str,
+    pub(super) protocol: &'static str,
+    pub(super) checker: &'static str,
+    /// What the failure says.
+    pub(super) message: &'static str,
+}
+
+const fn loom(
+    name: &'static str,
+    model: &'static str,
+    protocol: &'static str,
+    message: &'static str,
+) -> Mutant {
+    Mutant { name, model, protocol, checker: "loom", message }
+}
+
+const VMA: &str = "vma-lock";
+const FILE: &str = "file-tables";
+const FENCE: &str = "file-lock";
+
+const RETIRED_CACHED: &str = "a table is retired that a paging-structure cache leads to";
+
+pub(super) const MUTANTS: &[Mutant] = &[
+    loom("FlushForgotten", "fault_against_discard", VMA, RETIRED_CACHED),
+    loom("SharersNotFlushed", "fault_against_truncate", FILE, "that a TLB leads to"),
+    loom("TablesNotFlushed", "fault_against_discard", VMA, RETIRED_CACHED),
+    loom("ReleaseBeforeFlush", "fault_against_munmap", VMA, RETIRED_CACHED),
+    loom("DetachBeforeFlush", "fault_against_reclaim", FILE, RETIRED_CACHED),
+    loom("UnlockedFlush", "truncation_holds_a_lock_that_is_freed", VMA, "a truncation took another file's entry"),
+    loom("LeaveBeforeFlush", "punch_against_munmap", FILE, "a page is freed that a TLB leads to"),
+    loom("DeadMappingKeepsPages", "truncation_holds_a_lock_that_is_freed", FILE, "an entry and its page"),
+    loom("LostRightNotFlushed", "fault_against_protect", FILE, "assertion"),
+    loom("LostRightNotFlushed", "protect_against_adoption", VMA, "assertion"),
+    loom("CrowdedSlotKept", "punch_against_a_neighbour", FILE, "a table that is not the host's"),
+    loom("SplitSlotKept", "fault_against_split", VMA, "a table of the library in a slot without mappings"),
+    loom(
+        "SharedAgainInSplit",
+        "cve_2025_38084_shared_again_before_the_split",
+        FILE,
+        "under entries that lead to it",
+    ),
+    loom("FaultLocksAnother", "fault_against_discard", VMA, "Bus"),
+    loom("PageNotZeroed", "fault_against_a_walk", VMA, "before the zeroes"),
+    loom("LeafWithoutRelease", "fault_against_a_walk", VMA, "before the zeroes"),
+    loom("ShownWithoutRelease", "fault_against_a_walk", FILE, "before the zeroes"),
+    loom("EntryNotCounted", "fault_against_discard", VMA, "an entry was removed twice"),
+    loom("CopyShownBeforeFlush", "private_store_against_a_reader", VMA, "a reader sees the origin of a copy"),
+    loom("CopyOfRelatives", "store_against_fork_of_private_pages", VMA, "assertion"),
+    loom("ForkNotFlushed", "store_against_fork_of_private_pages", VMA, "a TLB contradicts the tables"),
+    loom("SizeSetLast", "fault_against_truncate", VMA, "Ok("),
+    loom("MappedAgainNotMet", "fault_against_punch", VMA, "an entry outlived its page"),
+    loom("FenceBehindIndex", "fault_against_punch", FENCE, "deadlock"),
+    loom(
+        "IndexUnlockedEarly",
+        "fresh_page_against_a_new_table",
+        FILE,
+        "the page that was taken is still seen",
+    ),
+    loom("EndNotLookedAtAgain", "fault_against_truncate", FILE, "a page appeared behind the end"),
+    loom("RemovedButShown", "punch_against_move", FILE, "an entry outlived its page"),
+    loom("DyingTableAdopted", "fault_against_discard", VMA, "a table is used behind its end"),
+    loom("ClosedTableAdopted", "protect_against_adoption", VMA, "a TLB contradicts the tables"),
+    loom("OtherRightsAdopted", "protect_against_adoption", VMA, "the access faults all the same"),
+    loom("SharerNotCounted", "fault_against_discard", VMA, "a table is retired that a PUD entry leads to"),
+    loom("SharersNotNoticed", "cve_2026_23100_sharing_not_noticed_by_a_reader", VMA, "the access faults all the same"),
+    loom(
+        "CountedByReferences",
+        "cve_2024_57883_share_count_is_no_reference_count",
+        VMA,
+        "under entries that lead to it",
+    ),
+    loom("SlotNotLookedAtAgain", "first_faults_of_one_process", VMA, "a table that is not the host's"),
+    loom("UpperEntryKept", "fault_against_munmap", VMA, "a table is retired that a PUD entry leads to"),
+    loom("UpperEntryKept", "fault_against_munmap", FILE, "a table is retired that a PUD entry leads to"),
+    loom("AdoptedDuringRemoval", "punch_against_adoption", VMA, "an entry outlived its page"),
+    loom("MappingUnlockedEarly", "fault_against_discard", VMA, "behind its end"),
+    loom("FaultNotFenced", "fault_against_discard", FENCE, "behind its end"),
+    loom("ChangeNotFenced", "fault_against_discard", FENCE, "behind its end"),
+    loom("NotShownAgain", "fault_against_punch", FILE, "the access faults all the same"),
+    loom("NotEnlisted", "punch_against_munmap_of_a_part", FILE, "an entry outlived its page"),
+];
