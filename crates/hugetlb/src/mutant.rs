@@ -34,8 +34,6 @@ mutants! {
         ReleaseBeforeFlush,
         /// A table of the file is counted out before the TLBs are flushed.
         DetachBeforeFlush,
-        /// A table that is changed in place opens to newcomers before the TLBs are flushed.
-        OpenBeforeFlush,
         /// The mapping lock is let go before the flush of an unmapping.
         UnlockedFlush,
         /// An address space is forgotten by the file before its TLBs are flushed.
@@ -112,8 +110,6 @@ mutants! {
         ShownWithoutRelease,
         /// A fresh page is not shown in the file's tables.
         FreshPageNotShown,
-        /// A page is shown again that a truncation has put behind the end.
-        ShownBehindEnd,
         /// The entries of a table of the file that goes are not counted out.
         EmptiedNotCounted,
         /// A slot is attached whatever is in its PUD entry.

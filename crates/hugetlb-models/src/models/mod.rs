@@ -62,7 +62,7 @@ models! {
         punch_against_adoption 3,
         protect_against_adoption 3,
         fresh_page_against_old_translations 3,
-        fresh_page_against_a_new_table 4,
+        fresh_page_against_a_new_table 3,
         table_reuse_against_a_fault 2,
         allocate_against_mmap 3,
     }

@@ -115,9 +115,6 @@ impl<'f, M: Machine> Batch<'f, M> {
             self.detach(&self.detached);
             self.detached.clear();
         }
-        if Mutant::OpenBeforeFlush.is_on() {
-            self.closed.drain(..).for_each(|table| table.open());
-        }
         if !self.flushes.is_empty() && !Mutant::FlushForgotten.is_on() {
             machine.flush(&self.flushes);
         }
