@@ -1,4 +1,4 @@
-//! The tests that run on the host: cargo-nextest where installed, else cargo test.
+//! The tests that run on the host: cargo-nextest where installed, else cargo test; and the models.
 
 use std::io::{BufRead, BufReader};
 use std::process::{Command, Stdio};
@@ -24,12 +24,17 @@ pub fn run(options: &TestOptions, report: &mut Report) -> Result<()> {
         // Nextest leaves the examples in the documentation out.
         let mut command = own_cargo("test");
         command.args(SELECTION).args(["--quiet", "--no-fail-fast", "--doc"]).args(filter);
-        one("documentation tests", command, report)
+        one("documentation tests", command, report)?;
     } else {
         let mut command = own_cargo("test");
         command.args(SELECTION).args(["--quiet", "--no-fail-fast"]).args(filter);
-        one("host tests", command, report)
+        one("host tests", command, report)?;
     }
+    // By themselves: what they make of the library must not reach the others. Not quiet: the names of the mutants and of
+    // the models that catch them are the table of what the models are worth.
+    let mut command = own_cargo("test");
+    command.args(["-p", "hugetlb-models", "--features", "run", "--test", "models", "--"]).args(filter);
+    one("models", command, report)
 }
 
 fn one(what: &str, mut command: Command, report: &mut Report) -> Result<()> {
