@@ -13,9 +13,9 @@ use Talk::{Expect, ExpectOneOf};
 pub fn boots() -> [Boot; 5] {
     let checked = Subject::Checked;
     [
-        race("race-file-lock", &["hugetlb_sharing=file-lock"], checked, clean_archive, CLEAN),
-        race("race-vma-lock", &["hugetlb_sharing=vma-lock"], checked, clean_archive, CLEAN),
-        race("race-file-tables", &["hugetlb_sharing=file-tables"], checked, clean_archive, CLEAN),
+        race("race-file-lock", &["hugetlb_sharing=file-lock", CHECKER], checked, clean_archive, CLEAN),
+        race("race-vma-lock", &["hugetlb_sharing=vma-lock", CHECKER], checked, clean_archive, CLEAN),
+        race("race-file-tables", &["hugetlb_sharing=file-tables", CHECKER], checked, clean_archive, CLEAN),
         race("race-is-caught", &["hugetlb_sharing=unfenced"], checked, corrupt_archive, CAUGHT),
         race("race-is-seen", &["hugetlb_sharing=unfenced"], Subject::Laboratory, corrupt_archive, SEEN),
     ]
@@ -39,13 +39,17 @@ fn race(
     }
 }
 
+/// The page-table checker runs beside the race, and panics on what it finds.
+const CHECKER: &str = "hugetlb_check=1";
+
 const CLEAN: &[Talk] = &[Expect("race: no corruption"), Expect("race ended with 0")];
 /// The invariants that break, as the kernel tells them.
 const CAUGHT: &[Talk] = &[
     Expect("Kernel panic - "),
     ExpectOneOf(&["an entry outlived its page", "a table equals the cache", "freed twice", "page table"]),
 ];
-const SEEN: &[Talk] = &[Expect("race: FOUND ")];
+/// The program sees it in its memory, and then the checker in the tables that the program leaves as they are.
+const SEEN: &[Talk] = &[Expect("race: FOUND "), Expect("invariant ")];
 
 fn clean_archive(parts: &Parts) -> Result<Initramfs> {
     archive(parts, "race --seconds 5")
@@ -57,8 +61,9 @@ fn corrupt_archive(parts: &Parts) -> Result<Initramfs> {
 
 fn archive(parts: &Parts, command: &str) -> Result<Initramfs> {
     let script = format!(
-        "#!/bin/busybox sh\nb=/bin/busybox\n$b mkdir -p /proc /tmp\n$b mount -t proc none /proc\n\
-         /bin/{command}\necho race ended with $?\n$b poweroff -f\n"
+        "#!/bin/busybox sh\nb=/bin/busybox\n$b mkdir -p /proc /sys /tmp\n$b mount -t proc none /proc\n\
+         $b mount -t sysfs none /sys\n/bin/{command}\necho race ended with $?\n\
+         $b cat /sys/kernel/mm/hugepages/sharing/check\n$b poweroff -f\n"
     );
     let mut initramfs = busybox_init(parts, &script)?;
     initramfs.add_program("/bin/race", &parts.programs.join("race"))?;
