@@ -18,7 +18,6 @@ pub mod anonymous;
 mod attach;
 pub mod backing;
 mod brk;
-#[cfg(debug_assertions)]
 pub mod check;
 mod entry;
 pub mod exec;
