@@ -1,8 +1,9 @@
 //! The table of guests that the tests boot.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use roundtable::initramfs::Initramfs;
 use roundtable::machine::{Machine, pool_parameters};
 use roundtable::run::Parts;
@@ -55,8 +56,20 @@ pub enum Work {
 pub enum Selection {
     /// These.
     Only(&'static [&'static str]),
-    /// All that no other boot asks for.
+    /// These once more, after the boot that they belong to.
+    Also(&'static [&'static str]),
+    /// All that no other boot has for itself.
     Rest,
+}
+
+impl Selection {
+    /// The programs that are named, for this boot alone or not.
+    fn names(&self) -> &'static [&'static str] {
+        match self {
+            Selection::Only(names) | Selection::Also(names) => names,
+            Selection::Rest => &[],
+        }
+    }
 }
 
 /// A conversation with a console.
@@ -189,6 +202,7 @@ pub fn all() -> Vec<Boot> {
             ..BOOT
         },
     ];
+    boots.extend(protocols());
     boots.extend(shells());
     boots.extend(refusals());
     boots.extend(super::race::boots());
@@ -205,6 +219,35 @@ pub fn all() -> Vec<Boot> {
         ..BOOT
     });
     boots
+}
+
+/// Sharing under the protocols that are not the default.
+fn protocols() -> [Boot; 2] {
+    let sharing = |name, parameters| Boot {
+        name,
+        parameters,
+        kernels: Kernels::Ours,
+        work: Work::Programs(Selection::Also(&["test_sharing", "test_hugetlb_random"])),
+        ..BOOT
+    };
+    [
+        sharing("sharing-vma-lock", &["hugetlb_sharing=vma-lock"]),
+        sharing("sharing-file-lock", &["hugetlb_sharing=file-lock"]),
+    ]
+}
+
+/// Refuses a table that names a program which was not built: its tests would silently not run.
+pub fn check_names(boots: &[Boot], built: &BTreeSet<String>) -> Result<()> {
+    for boot in boots {
+        let tests = match &boot.work {
+            Work::Programs(selection) => selection.names(),
+            Work::Console(_) => &[],
+        };
+        for name in tests.iter().chain(boot.helpers) {
+            ensure!(built.contains(*name), "boot {} wants {name}, and there is no such program", boot.name);
+        }
+    }
+    Ok(())
 }
 
 /// What is wrong about a protocol stops the kernel, with the reason.
@@ -356,7 +399,7 @@ impl Selection {
         tests
             .iter()
             .filter(|test| match self {
-                Selection::Only(names) => names.contains(&test.name.as_str()),
+                Selection::Only(names) | Selection::Also(names) => names.contains(&test.name.as_str()),
                 Selection::Rest => !claimed.contains(&test.name.as_str()),
             })
             .collect()
@@ -364,6 +407,14 @@ impl Selection {
 }
 
 impl Boot {
+    /// What its tests are told apart by: the kernel, and the boot itself where the same ones run in several.
+    pub fn label(&self, subject: Subject) -> String {
+        match &self.work {
+            Work::Programs(Selection::Also(_)) => format!("{} {}", subject.name(), self.name),
+            _ => subject.name().to_string(),
+        }
+    }
+
     /// The machine for it.
     pub fn machine(&self, kernel: PathBuf, initrd: PathBuf, subject: Subject) -> Machine {
         let mut parameters = pool_parameters(self.pools.0, self.pools.1);
@@ -387,7 +438,6 @@ impl Boot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeSet;
 
     fn program(name: &str) -> TestProgram {
         TestProgram { name: name.into(), subtests: BTreeSet::from(["a".to_string()]), whole: true }
@@ -403,16 +453,42 @@ mod tests {
         assert_eq!(rest.count(), 1);
     }
 
+    fn takers(test: &TestProgram, tests: &[TestProgram]) -> Vec<&'static str> {
+        let boots = all();
+        let takers = boots.iter().filter(|boot| match &boot.work {
+            Work::Programs(selection) => selection.of(tests).contains(&test),
+            Work::Console(_) => false,
+        });
+        takers.map(|boot| boot.name).collect()
+    }
+
     #[test]
-    fn every_program_has_exactly_one_boot() {
+    fn every_program_has_exactly_one_boot_of_its_own() {
         let tests = [program("test_mmap"), program("test_ten_thousand"), program("test_oom")];
         for test in &tests {
-            let boots = all();
-            let takers = boots.iter().filter(|boot| match &boot.work {
-                Work::Programs(selection) => selection.of(&tests).contains(&test),
-                Work::Console(_) => false,
-            });
-            assert_eq!(takers.count(), 1, "{}", test.name);
+            assert_eq!(takers(test, &tests).len(), 1, "{}", test.name);
+        }
+    }
+
+    #[test]
+    fn a_program_that_also_runs_elsewhere_is_not_taken_from_the_rest() {
+        let tests = [program("test_sharing")];
+        assert_eq!(takers(&tests[0], &tests), ["programs", "sharing-vma-lock", "sharing-file-lock"]);
+    }
+
+    #[test]
+    fn names_of_programs_that_do_not_exist_are_refused() {
+        let boots = [Boot {
+            name: "a",
+            helpers: &["helper"],
+            work: Work::Programs(Selection::Also(&["test_a"])),
+            ..BOOT
+        }];
+        let built = |names: &[&str]| names.iter().map(|name| name.to_string()).collect::<BTreeSet<_>>();
+        assert!(check_names(&boots, &built(&["helper", "test_a"])).is_ok());
+        for names in [&["helper"], &["test_a"]] {
+            let error = check_names(&boots, &built(names)).unwrap_err().to_string();
+            assert!(error.starts_with("boot a wants "), "{error}");
         }
     }
 }

@@ -8,8 +8,11 @@ mod race;
 mod report;
 mod results;
 
-use std::cell::Cell;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -18,8 +21,9 @@ use roundtable::guest::Signals;
 use roundtable::run::Parts;
 
 use crate::build::{self, BuildOptions};
-use crate::{linux, output_folder, setup};
+use crate::{linux, output_folder, setup, toolchain};
 use boots::{Boot, Kernels, Work};
+use programs::TestProgram;
 use report::Report;
 
 /// Which tests to run.
@@ -52,6 +56,10 @@ pub struct TestOptions {
     /// Do not start another guest after so many seconds; what is left then has failed
     #[arg(long, value_name = "SECONDS")]
     pub time_budget: Option<u64>,
+
+    /// Boot one guest at a time; else one of each kernel runs where the host's memory holds both
+    #[arg(long)]
+    pub one_by_one: bool,
 
     /// Show the console of every guest while it runs
     #[arg(short, long)]
@@ -87,15 +95,15 @@ impl Subject {
     }
 }
 
-/// What all guest tests share.
+/// What all guest tests on one kernel share.
 pub struct Bench {
     parts: Parts,
     signals: Signals,
     verbose: bool,
     /// When the time for all guests is used up.
     end: Option<Instant>,
-    /// How many consoles were logged so far.
-    logs: Cell<usize>,
+    /// How many consoles were logged so far, by all.
+    logs: Arc<AtomicUsize>,
 }
 
 impl Bench {
@@ -110,8 +118,8 @@ impl Bench {
 
     /// Where the next console's log goes. A boot may be repeated, so the name has a number.
     fn log(&self, boot: &str, subject: Subject) -> PathBuf {
-        self.logs.set(self.logs.get() + 1);
-        self.parts.scratch.join("logs").join(format!("{:02}-{boot}-{}.log", self.logs.get(), subject.name()))
+        let number = self.logs.fetch_add(1, Ordering::SeqCst) + 1;
+        self.parts.scratch.join("logs").join(format!("{number:02}-{boot}-{}.log", subject.name()))
     }
 
     /// Now and so much, or earlier when the time for all guests ends before.
@@ -144,46 +152,93 @@ pub fn run(options: &TestOptions) -> Result<i32> {
 fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
     setup::qemu()?;
     let busybox = setup::busybox()?;
-    let names = build::programs()?;
     let ours = !options.only_linux;
-    if ours {
-        build::kernel(&BuildOptions::checked(), &checked_kernel())?;
-        build::kernel(&BuildOptions::default(), &output_folder().join("kernel.elf"))?;
-    }
+    let boots = boots::all();
     let is_wanted = |boot: &Boot| options.wants(&format!("boots::{}", boot.name));
-    if ours && boots::all().iter().any(|boot| boot.own == Some(Subject::Laboratory) && is_wanted(boot)) {
-        build::laboratory()?;
-    }
+    let laboratory = boots.iter().any(|boot| boot.own == Some(Subject::Laboratory) && is_wanted(boot));
     if !options.no_linux {
         linux::fetch().context("or leave the comparison out with --no-linux")?;
     }
+    let names = if ours { build_all(laboratory)? } else { build::programs()? };
     let mut parts = Parts::in_folder(&output_folder());
     parts.busybox = Some(busybox);
     let logs = parts.scratch.join("logs");
     if logs.is_dir() {
         std::fs::remove_dir_all(&logs).with_context(|| logs.display().to_string())?;
     }
+    boots::check_names(&boots, &names)?;
+    let tests = programs::find(&parts, &names, options)?;
     let end = options.time_budget.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let bench =
-        Bench { parts, signals: Signals::catch()?, verbose: options.verbose, end, logs: Cell::new(0) };
-    let tests = programs::find(&bench.parts, &names, options)?;
-    for boot in boots::all() {
-        for subject in subjects(&boot, ours, !options.no_linux) {
-            match &boot.work {
-                Work::Programs(selection) => {
-                    let chosen = selection.of(&tests);
-                    programs::run(&bench, &boot, subject, chosen, report)?;
-                }
-                Work::Console(script) => {
-                    let name = format!("boots::{}", boot.name);
-                    if options.wants(&name) {
-                        console::run(&bench, &boot, script, subject, &name, report)?;
-                    }
-                }
+    let logs = Arc::new(AtomicUsize::new(0));
+    let bench = || -> Result<Bench> {
+        // Signals of its own, as one is taken only once.
+        let signals = Signals::catch()?;
+        Ok(Bench { parts: parts.clone(), signals, verbose: options.verbose, end, logs: logs.clone() })
+    };
+    let lane = |subjects: &dyn Fn(&Boot) -> Vec<Subject>, report: &mut Report| -> Result<()> {
+        let bench = bench()?;
+        for boot in &boots {
+            for subject in subjects(boot) {
+                run_boot(&bench, boot, subject, &tests, options, report)?;
             }
         }
+        Ok(())
+    };
+    if !ours || options.no_linux || options.one_by_one || !memory_holds_two() {
+        return lane(&|boot| subjects(boot, ours, !options.no_linux), report);
     }
-    Ok(())
+    // A guest waits much: two of them finish sooner than one after the other, on two CPUs as well.
+    let mut linux_report = report.beside();
+    let (own, linux) = thread::scope(|scope| {
+        let linux = scope.spawn(|| lane(&|boot| subjects(boot, false, true), &mut linux_report));
+        let own = lane(&|boot| subjects(boot, true, false), report);
+        (own, linux.join().expect("a panic ends the program"))
+    });
+    report.take_over(linux_report);
+    own.and(linux)
+}
+
+/// Builds the programs and the kernels, side by side: each ends with one crate that keeps one CPU busy. Gives the programs' names.
+fn build_all(laboratory: bool) -> Result<BTreeSet<String>> {
+    // Here, so that what has to be installed is installed one after the other.
+    setup::host_libc()?;
+    toolchain::find_or_install()?;
+    thread::scope(|scope| {
+        let programs = scope.spawn(build::programs);
+        let kernels = build::kernel(&BuildOptions::checked(), &checked_kernel())
+            .and_then(|()| build::kernel(&BuildOptions::default(), &output_folder().join("kernel.elf")))
+            .and_then(|()| if laboratory { build::laboratory() } else { Ok(()) });
+        let names = programs.join().expect("a panic ends the program");
+        kernels.and(names)
+    })
+}
+
+/// Whether two guests find room; the largest use 4 GiB each, and QEMU itself needs some.
+fn memory_holds_two() -> bool {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let available = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kilobytes = available.and_then(|rest| rest.split_whitespace().next()?.parse::<u64>().ok());
+    kilobytes.is_none_or(|kilobytes| kilobytes >= 10 << 20)
+}
+
+fn run_boot(
+    bench: &Bench,
+    boot: &Boot,
+    subject: Subject,
+    tests: &[TestProgram],
+    options: &TestOptions,
+    report: &mut Report,
+) -> Result<()> {
+    match &boot.work {
+        Work::Programs(selection) => programs::run(bench, boot, subject, selection.of(tests), report),
+        Work::Console(script) => {
+            let name = format!("boots::{}", boot.name);
+            if options.wants(&name) {
+                console::run(bench, boot, script, subject, &name, report)?;
+            }
+            Ok(())
+        }
+    }
 }
 
 fn subjects(boot: &Boot, ours: bool, linux: bool) -> Vec<Subject> {

@@ -71,7 +71,11 @@ pub fn run(
             let names =
                 tests.iter().flat_map(|test| test.subtests.iter().map(move |subtest| (test, subtest)));
             for (test, subtest) in names {
-                report.fail(&shown(subject, &test.name, subtest), "not run: the time budget is used up", "");
+                report.fail(
+                    &shown(boot, subject, &test.name, subtest),
+                    "not run: the time budget is used up",
+                    "",
+                );
             }
             break;
         }
@@ -82,8 +86,8 @@ pub fn run(
 }
 
 /// The name that a test is shown under.
-fn shown(subject: Subject, test: &str, subtest: &str) -> String {
-    format!("[{}] {test}::{subtest}", subject.name())
+fn shown(boot: &Boot, subject: Subject, test: &str, subtest: &str) -> String {
+    format!("[{}] {test}::{subtest}", boot.label(subject))
 }
 
 /// One boot's run through a list of programs.
@@ -189,7 +193,7 @@ impl<'a> Batch<'a> {
     }
 
     fn shown(&self, test: &str, subtest: &str) -> String {
-        shown(self.subject, test, subtest)
+        shown(self.boot, self.subject, test, subtest)
     }
 
     /// Follows the console to the end; gives how many programs are done with.
@@ -366,7 +370,8 @@ mod tests {
     use crate::test::boots::{Kernels, Selection, Work};
     use roundtable::guest::Signals;
     use roundtable::size::Size;
-    use std::cell::Cell;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicUsize;
 
     const KEY: &str = "0011223344556677";
 
@@ -388,7 +393,7 @@ mod tests {
             verbose: false,
             // A guest that hangs is given up soon.
             end: Some(Instant::now() + Duration::from_secs(if then.is_empty() { 60 } else { 1 })),
-            logs: Cell::new(0),
+            logs: Arc::new(AtomicUsize::new(0)),
         };
         let boot = Boot {
             name: "played",

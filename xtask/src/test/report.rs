@@ -23,6 +23,17 @@ impl Report {
         Report { passed: 0, failed: 0, skipped: 0, failures: Vec::new(), bar }
     }
 
+    /// A report with nothing in it that prints above the same progress line.
+    pub fn beside(&self) -> Report {
+        Report { passed: 0, failed: 0, skipped: 0, failures: Vec::new(), bar: self.bar.clone() }
+    }
+
+    /// Adds what another one holds.
+    pub fn take_over(&mut self, other: Report) {
+        self.add(other.passed, other.failed, other.skipped);
+        self.failures.extend(other.failures);
+    }
+
     /// Says what is going on, on a terminal only.
     pub fn busy_with(&self, what: &str) {
         self.bar.enable_steady_tick(Duration::from_millis(100));
@@ -46,10 +57,13 @@ impl Report {
     pub fn fail(&mut self, name: &str, reason: &str, output: &str) {
         self.failed += 1;
         self.failures.push(format!("{name}: {reason}"));
-        self.print(&format!("{} {name}: {reason}", style("    FAILED").red().bold()));
+        let mut text = format!("{} {name}: {reason}", style("    FAILED").red().bold());
         for line in output.lines() {
-            self.print(&format!("           | {line}"));
+            text.push_str("\n           | ");
+            text.push_str(line);
         }
+        // In one go: another guest's lines must not come between.
+        self.print(&text);
     }
 
     /// Tests that another runner has counted and shown.
@@ -59,9 +73,9 @@ impl Report {
         self.skipped += skipped;
     }
 
-    /// A line above the progress line.
-    pub fn print(&self, line: &str) {
-        self.bar.suspend(|| println!("{line}"));
+    /// Lines above the progress line, together.
+    pub fn print(&self, lines: &str) {
+        self.bar.suspend(|| println!("{lines}"));
     }
 
     /// How many passed, failed and were skipped.
@@ -108,6 +122,13 @@ mod tests {
         let mut report = Report::new();
         report.pass("a", None);
         report.fail("b", "wrong", "");
+        assert_eq!(report.finish(), 1);
+        let mut report = Report::new();
+        report.pass("a", None);
+        let mut beside = report.beside();
+        beside.fail("b", "wrong", "");
+        report.take_over(beside);
+        assert_eq!(report.counts(), (1, 1, 0));
         assert_eq!(report.finish(), 1);
     }
 }
