@@ -1,34 +1,34 @@
 //! The demonstration: many processes share one huge file, and its page table.
 //!
-//! One file on hugetlbfs is filled with stamps. Then many processes map it, touch and verify every page, and stay until
-//! all of them have. What that costs is measured: page tables, faults, time. Exit status 0 only when every process saw
-//! the right data and the pool's counters are back where they were.
+//! One file on hugetlbfs is filled with stamps. Then many processes map it; when all have, they touch and verify every
+//! page, and stay until all have done that, too. As many do the same without sharing. What that costs is measured: page
+//! tables, faults, time. Exit status 0 only when every process saw the right data, the figures are what the kernel's
+//! protocol promises, and the pool's counters are back where they were.
 
 mod options;
 mod progress;
 mod report;
 mod sharer;
+mod verdict;
 
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use roundtable_programs::child::End;
 use roundtable_programs::file::Fd;
-use roundtable_programs::huge::{self, Counters, HUGE, MAGIC};
+use roundtable_programs::huge::{self, Counters, GIB, HUGE, MAGIC};
 use roundtable_programs::mem::{Map, RW, SHARED};
 use roundtable_programs::procfs::{self, Meminfo};
 use roundtable_programs::shared::Shared;
+use roundtable_programs::sharing;
 use roundtable_programs::sys::{pid, settles};
 
 use options::Options;
 use progress::Progress;
 use report::Report;
-use sharer::{Crew, Kind, stamp_pages};
+use sharer::{Crew, Kind, Measurements, stamp_pages};
+use verdict::{Crowd, contradiction};
 
-/// Processes that map without sharing, to see what each of them costs.
-const UNSHARED_SAMPLE: usize = 16;
-/// Of more processes than this, as many are asked for their VmPTE.
-const VMPTE_SAMPLE: usize = 200;
 /// What page tables may differ by at the end, in kB: those of processes that have nothing to do with us.
 const TABLE_TOLERANCE: u64 = 256;
 
@@ -56,6 +56,29 @@ pub struct Snapshot {
     pub pool: Counters,
     pub free_kb: u64,
     pub tables_kb: u64,
+    /// Of the kernel's shared tables, where it tells.
+    pub sharing: Option<Sharing>,
+}
+
+/// The kernel's counters of shared tables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sharing {
+    pub tables: u64,
+    pub attachments: u64,
+    pub table_bytes: u64,
+    pub saved_bytes: u64,
+}
+
+impl Sharing {
+    fn read() -> Option<Sharing> {
+        sharing::protocol()?;
+        Some(Sharing {
+            tables: sharing::counter("tables"),
+            attachments: sharing::counter("attachments"),
+            table_bytes: sharing::counter("table_bytes"),
+            saved_bytes: sharing::counter("saved_bytes"),
+        })
+    }
 }
 
 impl Snapshot {
@@ -65,6 +88,7 @@ impl Snapshot {
             pool: huge::counters(),
             free_kb: meminfo.get("MemFree"),
             tables_kb: meminfo.get("PageTables"),
+            sharing: Sharing::read(),
         }
     }
 }
@@ -82,11 +106,8 @@ fn run(options: &Options) -> Result<(), String> {
     let result = share(options, pages, before);
     huge::set_pool(persistent);
     let mut report = result?;
-    // What the kernel frees after a process has been waited for comes a moment later.
-    settles(Duration::from_secs(10), || {
-        let now = Snapshot::take();
-        now.pool == before.pool && now.tables_kb <= before.tables_kb + TABLE_TOLERANCE
-    });
+    settle(before.tables_kb);
+    settles(Duration::from_secs(10), || Snapshot::take().pool == before.pool);
     report.after = Snapshot::take();
     report.print();
     if report.after.pool != before.pool {
@@ -95,7 +116,19 @@ fn run(options: &Options) -> Result<(), String> {
     if report.after.tables_kb > before.tables_kb + TABLE_TOLERANCE {
         return Err("page tables were not freed".to_string());
     }
-    Ok(())
+    if report.after.sharing != before.sharing {
+        return Err(format!("shared tables were not given back: {:?}", report.after.sharing));
+    }
+    let slots = options.bytes.div_ceil(GIB) as u64;
+    match contradiction(report.protocol.as_deref(), slots, &report.shared.crowd(), &report.unshared.crowd()) {
+        Some(what) => Err(format!("the figures are not what sharing promises: {what}")),
+        None => Ok(()),
+    }
+}
+
+/// Waits for what the kernel frees only a moment after a process has been waited for.
+fn settle(tables_kb: u64) {
+    settles(Duration::from_secs(10), || Snapshot::take().tables_kb <= tables_kb + TABLE_TOLERANCE);
 }
 
 fn share(options: &Options, pages: usize, before: Snapshot) -> Result<Report, String> {
@@ -115,41 +148,66 @@ fn share(options: &Options, pages: usize, before: Snapshot) -> Result<Report, St
         stamp_pages(&map, pages);
     }
     println!(
-        "One file of {} ({pages} huge pages), filled in {:.0} ms. Starting {} processes.",
+        "One file of {} ({pages} huge pages), filled in {:.0} ms.",
         report::size(length as u64),
         start.elapsed().as_secs_f64() * 1e3,
-        options.processes
     );
-    // Nothing of an unshared mapping may be left when the sharers are measured, so these come first.
-    let unshared = gather(&file, pages, Kind::Unshared, options.processes.min(UNSHARED_SAMPLE))?;
+    let protocol = sharing::protocol();
+    let how = protocol.as_ref().map(|name| format!(" (protocol {name})")).unwrap_or_default();
+    println!("{} processes map it, then touch all of it{how}:", options.processes);
     let shared = gather(&file, pages, Kind::Shared, options.processes)?;
-    Ok(Report { processes: options.processes, length, before, unshared, shared, after: before })
+    // Nothing of these may be left when the others are measured.
+    settle(before.tables_kb);
+    println!("{} do so without sharing, by private mappings:", options.unshared);
+    let unshared = gather(&file, pages, Kind::Unshared, options.unshared)?;
+    Ok(Report { protocol, length, before, unshared, shared, after: before })
 }
 
 /// What a crowd of processes came to.
 pub struct Gathering {
     pub processes: usize,
-    /// While all were there.
-    pub during: Snapshot,
-    /// What page tables grew by, in kB.
-    pub tables_kb: u64,
-    /// Median VmPTE in kB, and of how many processes.
-    pub vmpte_kb: u64,
-    pub vmpte_of: usize,
-    /// Sorted.
-    pub faults: Vec<u64>,
-    /// Sorted; nanoseconds to map, touch and verify.
-    pub times: Vec<u64>,
+    pub before: Snapshot,
+    /// When all have mapped the file.
+    pub attached: Snapshot,
+    /// When all have touched it.
+    pub touched: Snapshot,
+    pub measurements: Measurements,
     pub start: Duration,
     pub end: Duration,
 }
 
-/// Starts processes, waits until all have touched all pages, looks, and lets them go.
+impl Gathering {
+    /// What page tables grew by, in kB.
+    pub fn tables_kb(&self) -> u64 {
+        self.touched.tables_kb.saturating_sub(self.before.tables_kb)
+    }
+
+    /// The figures that a protocol makes promises about.
+    pub fn crowd(&self) -> Crowd {
+        let counted = |of: fn(&Sharing) -> u64, at: &Snapshot| {
+            let value = |snapshot: &Snapshot| snapshot.sharing.as_ref().map_or(0, of);
+            value(at).saturating_sub(value(&self.before))
+        };
+        let faults = &self.measurements;
+        Crowd {
+            processes: self.processes as u64,
+            tables_kb: self.tables_kb(),
+            touched_kb: self.touched.tables_kb.saturating_sub(self.attached.tables_kb),
+            shared_tables: counted(|sharing| sharing.tables, &self.touched),
+            attachments_at_mmap: counted(|sharing| sharing.attachments, &self.attached),
+            attachments: counted(|sharing| sharing.attachments, &self.touched),
+            least_faults: faults.faults[0],
+            most_touch_faults: faults.touch_faults[faults.touch_faults.len() - 1],
+        }
+    }
+}
+
+/// Starts processes, waits until all have mapped and then touched all pages, looks each time, and lets them go.
 fn gather(file: &Fd, pages: usize, kind: Kind, count: usize) -> Result<Gathering, String> {
     let control = Shared::new();
     let crew = Crew::new(count);
     let before = Snapshot::take();
-    let mut progress = Progress::new(kind == Kind::Shared, count);
+    let mut progress = Progress::new(count);
     let start = Instant::now();
     let mut pids = Vec::with_capacity(count);
     let mut result = Ok(());
@@ -161,24 +219,19 @@ fn gather(file: &Fd, pages: usize, kind: Kind, count: usize) -> Result<Gathering
                 break;
             }
         }
-        progress.show("attached", control.get(sharer::READY) as usize);
+        progress.show("attached", control.get(sharer::ATTACHED) as usize);
     }
-    while result.is_ok() && !control.wait_for(sharer::READY, count as u32, progress.interval()) {
-        progress.show("attached", control.get(sharer::READY) as usize);
-        if let Ok((pid @ 1.., end)) = roundtable_programs::child::waitpid(-1, libc::WNOHANG) {
-            pids.retain(|&other| other != pid);
-            result = Err(format!("process {pid} ended before its time: {end:?}"));
+    let mut moments = [before; 2];
+    let steps = [("attached", sharer::ATTACHED), ("touched", sharer::TOUCHED)];
+    for (step, (verb, counter)) in steps.into_iter().enumerate() {
+        if result.is_ok() {
+            result = watch(&control, counter, verb, &mut pids, &mut progress);
         }
+        moments[step] = Snapshot::take();
+        control.set(sharer::GO, step as u32 + 1);
     }
     let start = start.elapsed();
-    progress.show("attached", control.get(sharer::READY) as usize);
-    let during = Snapshot::take();
-    let step = (pids.len() / VMPTE_SAMPLE).max(1);
-    let mut vmpte: Vec<u64> = pids.iter().step_by(step).map(|&pid| procfs::status(pid, "VmPTE")).collect();
-    vmpte.sort_unstable();
-
     let leave = Instant::now();
-    control.set(sharer::GO, 1);
     for (ended, &pid) in pids.iter().enumerate() {
         match roundtable_programs::child::waitpid(pid, 0) {
             Ok((_, End::Code(0))) => {}
@@ -191,16 +244,27 @@ fn gather(file: &Fd, pages: usize, kind: Kind, count: usize) -> Result<Gathering
     progress.finish();
     result?;
     crew.verify()?;
-    let (faults, times) = crew.measurements();
-    Ok(Gathering {
-        processes: count,
-        during,
-        tables_kb: during.tables_kb.saturating_sub(before.tables_kb),
-        vmpte_kb: vmpte[vmpte.len() / 2],
-        vmpte_of: vmpte.len(),
-        faults,
-        times,
-        start,
-        end,
-    })
+    let [attached, touched] = moments;
+    let measurements = crew.measurements();
+    Ok(Gathering { processes: count, before, attached, touched, measurements, start, end })
+}
+
+/// Waits until all processes have counted themselves; fails when one ends.
+fn watch(
+    control: &Shared,
+    counter: usize,
+    verb: &'static str,
+    pids: &mut Vec<i32>,
+    progress: &mut Progress,
+) -> Result<(), String> {
+    let count = pids.len();
+    while !control.wait_for(counter, count as u32, progress.interval()) {
+        progress.show(verb, control.get(counter) as usize);
+        if let Ok((pid @ 1.., end)) = roundtable_programs::child::waitpid(-1, libc::WNOHANG) {
+            pids.retain(|&other| other != pid);
+            return Err(format!("process {pid} ended before its time: {end:?}"));
+        }
+    }
+    progress.show(verb, count);
+    Ok(())
 }

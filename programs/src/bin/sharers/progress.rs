@@ -4,7 +4,6 @@ use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 pub struct Progress {
-    shown: bool,
     terminal: bool,
     total: usize,
     started: Instant,
@@ -14,11 +13,11 @@ pub struct Progress {
 }
 
 impl Progress {
-    pub fn new(shown: bool, total: usize) -> Progress {
+    pub fn new(total: usize) -> Progress {
         // A console whose other end is a file or a pipe says so by its TERM.
         let dumb = std::env::var_os("TERM").is_some_and(|kind| kind == "dumb");
         let terminal = std::io::stdout().is_terminal() && !dumb;
-        Progress { shown, terminal, total, started: Instant::now(), last: None, printed: ("", 0) }
+        Progress { terminal, total, started: Instant::now(), last: None, printed: ("", 0) }
     }
 
     /// How long to wait before it is worth showing again.
@@ -27,9 +26,6 @@ impl Progress {
     }
 
     pub fn show(&mut self, verb: &'static str, done: usize) {
-        if !self.shown {
-            return;
-        }
         let tenth = done * 10 / self.total;
         let due = if self.terminal {
             done == self.total || self.last.is_none_or(|last| last.elapsed() >= self.interval())
@@ -53,7 +49,7 @@ impl Progress {
     }
 
     pub fn finish(self) {
-        if self.shown && self.terminal {
+        if self.terminal {
             println!();
         }
     }

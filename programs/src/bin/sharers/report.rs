@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use crate::verdict::TABLE_KB;
 use crate::{Gathering, Snapshot};
 
 pub struct Report {
-    pub processes: usize,
+    /// How the kernel shares, where it tells.
+    pub protocol: Option<String>,
     /// The file's, in bytes.
     pub length: usize,
     pub before: Snapshot,
@@ -55,52 +57,43 @@ impl Report {
     pub fn print(&self) {
         let (shared, unshared) = (&self.shared, &self.unshared);
         println!();
-        println!(
-            "{} processes, each with all of a file of {} mapped",
-            self.processes,
-            size(self.length as u64)
-        );
+        println!("Each process has all of a file of {} mapped and has touched it.", size(self.length as u64));
         println!();
         row("", "sharing", "without sharing");
-        row("page tables of all processes", &kb(shared.tables_kb), &self.unshared_tables());
-        let each = |gathering: &Gathering| size((gathering.tables_kb << 10) / gathering.processes as u64);
-        row("page tables for each process", &each(shared), &each(unshared));
-        row("VmPTE of a process (median)", &kb(shared.vmpte_kb), &kb(unshared.vmpte_kb));
+        row("processes", &shared.processes.to_string(), &unshared.processes.to_string());
+        row("page tables of all processes", &kb(shared.tables_kb()), &kb(unshared.tables_kb()));
+        let tables = |g: &Gathering| {
+            let tables = pmd_tables(g);
+            format!("{tables} ({})", kb(tables * TABLE_KB))
+        };
+        row("of these, PMD tables for the huge pages", &tables(shared), &tables(unshared));
         let faults = |g: &Gathering| {
-            format!("{} / {} / {}", g.faults[0], percentile(&g.faults, 50), percentile(&g.faults, 100))
+            let faults = &g.measurements.faults;
+            format!("{} / {}", percentile(faults, 50), percentile(faults, 100))
         };
-        row("faults to touch all (min / median / max)", &faults(shared), &faults(unshared));
-        let times = |g: &Gathering| {
-            format!("{} / {}", micros(percentile(&g.times, 50)), micros(percentile(&g.times, 99)))
+        row("faults of a process (median / most)", &faults(shared), &faults(unshared));
+        let times = |sorted: &[u64]| {
+            format!("{} / {}", micros(percentile(sorted, 50)), micros(percentile(sorted, 99)))
         };
-        row("map, touch and verify all (median / 99 %)", &times(shared), &times(unshared));
+        let both = |of: fn(&Gathering) -> &[u64]| (times(of(shared)), times(of(unshared)));
+        let (with, without) = both(|g| &g.measurements.attach_nanoseconds);
+        row("time to attach: mmap (median / 99 %)", &with, &without);
+        let (with, without) = both(|g| &g.measurements.touch_nanoseconds);
+        row("CPU time to touch and verify (median / 99 %)", &with, &without);
+        let whole = |g: &Gathering| format!("{} / {}", seconds(g.start), seconds(g.end));
+        row("all there after / all gone after another", &whole(shared), &whole(unshared));
         println!();
         println!(
-            "  Page tables are the growth of PageTables in /proc/meminfo while all processes were there."
+            "  Page tables: the growth of PageTables in /proc/meminfo. All but the PMD tables for the huge pages"
         );
-        println!(
-            "  Without sharing: measured with {} processes that map privately{}.",
-            unshared.processes,
-            if unshared.processes < self.processes { ", extrapolated where marked with ~" } else { "" }
-        );
-        println!("  VmPTE was read from /proc of {} and {} processes.", shared.vmpte_of, unshared.vmpte_of);
-        println!(
-            "  All processes were there after {}, and gone after another {}.",
-            seconds(shared.start),
-            seconds(shared.end)
-        );
+        println!("  map the processes' own programs, stacks and records, which nobody shares.");
+        println!("  PMD tables: what the kernel counts as shared, and what touching added to PageTables.");
         println!();
         self.print_counters();
     }
 
-    fn unshared_tables(&self) -> String {
-        let sample = self.unshared.processes as u64;
-        let all = self.unshared.tables_kb * self.processes as u64 / sample;
-        if sample == self.processes as u64 { kb(all) } else { format!("~{}", kb(all)) }
-    }
-
     fn print_counters(&self) {
-        let moments = [self.before, self.shared.during, self.after];
+        let moments = [self.before, self.shared.touched, self.after];
         println!("  {:<22} {:>14} {:>14} {:>14}", "", "before", "during", "after");
         let line = |name: &str, of: &dyn Fn(&Snapshot) -> String| {
             let [before, during, after] = moments.each_ref().map(of);
@@ -112,5 +105,24 @@ impl Report {
         line("HugePages_Surp", &|s| s.pool.surplus.to_string());
         line("PageTables", &|s| kb(s.tables_kb));
         line("MemFree", &|s| kb(s.free_kb));
+        if self.before.sharing.is_some() {
+            println!();
+            println!(
+                "  /sys/kernel/mm/hugepages/sharing (protocol {})",
+                self.protocol.as_deref().unwrap_or("?")
+            );
+            let sharing = |s: &Snapshot| s.sharing.expect("it was there before");
+            line("tables", &|s| sharing(s).tables.to_string());
+            line("attachments", &|s| sharing(s).attachments.to_string());
+            line("table_bytes", &|s| size(sharing(s).table_bytes));
+            line("saved_bytes", &|s| size(sharing(s).saved_bytes));
+        }
     }
+}
+
+/// PMD tables for the file: the shared ones, and the processes' own, which came with their first faults.
+fn pmd_tables(gathering: &Gathering) -> u64 {
+    let crowd = gathering.crowd();
+    // Shared tables that came by a fault are in what touching added, too.
+    (crowd.touched_kb / TABLE_KB).max(crowd.shared_tables)
 }

@@ -1,4 +1,4 @@
-//! One of the many processes: it maps the file, touches every page, reports and waits.
+//! One of the many processes: it maps the file, waits, touches every page, and waits for its end.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -10,13 +10,18 @@ use roundtable_programs::mem::{ANON, Map, NORESERVE, PRIVATE, R, RW, SHARED};
 use roundtable_programs::shared::{Shared, wait};
 use roundtable_programs::sys::{check, faults};
 
-/// Index of the counter of processes that are done.
-pub const READY: usize = 0;
-/// Index of the word that lets them go.
+/// Index of the counter of processes that have mapped the file.
+pub const ATTACHED: usize = 0;
+/// Index of the counter of those that have touched all of it.
+pub const TOUCHED: usize = 8;
+/// Index of the word that tells how far they may go: 1 to touch, 2 to end.
 pub const GO: usize = 16;
 
-/// Far from everything else, at a multiple of 1 GiB, as sharing on Linux demands.
-const PLACE: usize = 0x1000 * GIB;
+/// Where the processes' records are: in front of the file, so that both have the same table of the level above, and what
+/// the file costs is its PMD tables alone.
+const RECORDS: usize = 0x1000 * GIB;
+/// At a multiple of 1 GiB, as sharing on Linux demands.
+const PLACE: usize = RECORDS + GIB;
 
 /// How the file is mapped.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -44,22 +49,35 @@ fn wrong_page(map: &Map, pages: usize, seal: fn(usize) -> u64) -> Option<usize> 
     })
 }
 
-/// Four words for each process, which it writes and the parent reads.
+/// The words of each process, which it writes and the parent reads.
 pub struct Crew {
     records: Map,
     count: usize,
 }
 
-const RECORD: usize = 32;
-const FAULTS: usize = 0;
-const NANOSECONDS: usize = 8;
+const RECORD: usize = 64;
+const ATTACH_FAULTS: usize = 0;
+const TOUCH_FAULTS: usize = 8;
+const ATTACH_NANOSECONDS: usize = 16;
+const TOUCH_NANOSECONDS: usize = 24;
 /// 0 not done, 1 all right, else the wrong page plus 2.
-const VERDICT: usize = 16;
+const VERDICT: usize = 32;
+
+/// What the processes measured; each list sorted.
+pub struct Measurements {
+    /// While mapping and while touching, both together.
+    pub faults: Vec<u64>,
+    pub touch_faults: Vec<u64>,
+    pub attach_nanoseconds: Vec<u64>,
+    /// Of CPU time: all touch at once, and wait for the CPU most of the time.
+    pub touch_nanoseconds: Vec<u64>,
+}
 
 impl Crew {
     pub fn new(count: usize) -> Crew {
         let length = (count * RECORD).next_multiple_of(4096);
-        Crew { records: Map::new(length, RW, SHARED | ANON, -1, 0).expect("records"), count }
+        let flags = SHARED | ANON | libc::MAP_FIXED_NOREPLACE;
+        Crew { records: Map::at(RECORDS, length, RW, flags, -1, 0).expect("records"), count }
     }
 
     fn word(&self, index: usize, field: usize) -> &AtomicU64 {
@@ -91,14 +109,22 @@ impl Crew {
         };
         // Code, stack and these words are faulted in before, so that what is counted is the file's.
         self.word(index, VERDICT).store(0, Ordering::SeqCst);
-        control.get(READY);
+        control.get(ATTACHED);
         warm_up();
         let (faults_before, _) = faults();
         let start = Instant::now();
         let map = Map::at(PLACE, pages * HUGE, R, flags | libc::MAP_FIXED_NOREPLACE, file.raw(), 0);
+        let attach = start.elapsed();
+        let (faults_attached, _) = faults();
+        self.word(index, ATTACH_NANOSECONDS).store(attach.as_nanos() as u64, Ordering::SeqCst);
+        self.word(index, ATTACH_FAULTS).store(faults_attached - faults_before, Ordering::SeqCst);
+        control.add(ATTACHED);
+        wait_for_go(control, 1);
+        let (faults_before, _) = faults();
+        let start = cpu_time();
         let wrong = map.as_ref().map(|map| wrong_page(map, pages, |page| stamp(1, page)));
-        let time = start.elapsed();
-        let (faults_after, _) = faults();
+        let touch = cpu_time() - start;
+        let (faults_touched, _) = faults();
         let verdict = match wrong {
             Ok(None) => 1,
             Ok(Some(page)) => page as u64 + 2,
@@ -107,13 +133,11 @@ impl Crew {
                 u64::MAX
             }
         };
-        self.word(index, FAULTS).store(faults_after - faults_before, Ordering::SeqCst);
-        self.word(index, NANOSECONDS).store(time.as_nanos() as u64, Ordering::SeqCst);
+        self.word(index, TOUCH_NANOSECONDS).store(touch, Ordering::SeqCst);
+        self.word(index, TOUCH_FAULTS).store(faults_touched - faults_before, Ordering::SeqCst);
         self.word(index, VERDICT).store(verdict, Ordering::SeqCst);
-        control.add(READY);
-        while control.get(GO) == 0 {
-            wait(control.word(GO), 0, None);
-        }
+        control.add(TOUCHED);
+        wait_for_go(control, 2);
         // SAFETY: ends the process; the parent's values must not be dropped here.
         unsafe { libc::_exit(i32::from(verdict != 1)) }
     }
@@ -131,16 +155,40 @@ impl Crew {
         Ok(())
     }
 
-    /// Faults and nanoseconds of all, each sorted.
-    pub fn measurements(&self) -> (Vec<u64>, Vec<u64>) {
-        let sorted = |field| {
-            let mut all: Vec<u64> =
-                (0..self.count).map(|index| self.word(index, field).load(Ordering::SeqCst)).collect();
+    pub fn measurements(&self) -> Measurements {
+        let sorted = |fields: &[usize]| {
+            let word = |index, field: &usize| self.word(index, *field).load(Ordering::SeqCst);
+            let sum = |index| fields.iter().map(|field| word(index, field)).sum();
+            let mut all: Vec<u64> = (0..self.count).map(sum).collect();
             all.sort_unstable();
             all
         };
-        (sorted(FAULTS), sorted(NANOSECONDS))
+        Measurements {
+            faults: sorted(&[ATTACH_FAULTS, TOUCH_FAULTS]),
+            touch_faults: sorted(&[TOUCH_FAULTS]),
+            attach_nanoseconds: sorted(&[ATTACH_NANOSECONDS]),
+            touch_nanoseconds: sorted(&[TOUCH_NANOSECONDS]),
+        }
     }
+}
+
+/// Sleeps until the processes may go so far.
+fn wait_for_go(control: &Shared, step: u32) {
+    loop {
+        let now = control.get(GO);
+        if now >= step {
+            return;
+        }
+        wait(control.word(GO), now, None);
+    }
+}
+
+/// Nanoseconds that this thread has had a CPU.
+fn cpu_time() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the time is ours to write.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// Runs all that is measured once, on a page of its own.
@@ -150,5 +198,5 @@ fn warm_up() {
         map.set_u64(4096 - 8, !0);
         assert_eq!(wrong_page(&map, 1, |_| 0), None);
     }
-    let _ = (start.elapsed(), faults());
+    let _ = (start.elapsed(), cpu_time(), faults());
 }
