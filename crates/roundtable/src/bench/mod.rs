@@ -48,7 +48,11 @@ pub struct BenchOptions {
     #[arg(long, value_name = "N")]
     pub tib_sharers: Option<u32>,
 
-    /// Where results.json and report.html go
+    /// Seconds for each case of a bystander [default: 1, or 0.3 with --quick]
+    #[arg(long, value_name = "SECONDS")]
+    pub seconds: Option<f32>,
+
+    /// Where results.json and report.html go; the former grows with every subject
     #[arg(long, value_name = "FOLDER", default_value = "target/roundtable/bench")]
     pub out: PathBuf,
 
@@ -126,7 +130,7 @@ impl Plan {
             cost: steps(&[1, 16, 256, 1024, 4096, 10_000], most.max(1)),
             bystander: steps(&[0, 16, 256, 4096], most.min(4096)),
             tebibyte: steps(&[1, 16, 256], options.tib_sharers.unwrap_or(most_tib).max(1)),
-            seconds: if options.quick { 0.3 } else { 1.0 },
+            seconds: options.seconds.unwrap_or(if options.quick { 0.3 } else { 1.0 }).max(0.05),
             runs: if options.quick { 3 } else { 5 },
         }
     }
@@ -166,19 +170,20 @@ pub fn run(options: &BenchOptions, subjects: &[Subject], parts: &Parts) -> Resul
         Some(path) => load(path)?,
         None => measure(options, subjects, parts)?,
     };
-    std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
-    let write = |name: &str, text: String| -> Result<PathBuf> {
-        let path = options.out.join(name);
-        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
-        Ok(path)
-    };
-    let json = write("results.json", serde_json::to_string_pretty(&results)?)?;
-    let page = write("report.html", page::draw(&results)?)?;
+    let json = write(options, "results.json", &serde_json::to_string_pretty(&results)?)?;
+    let page = write(options, "report.html", &page::draw(&results)?)?;
     print!("{}", table::draw(&results));
     println!("\nAll results: {}\nWith plots:  {}", json.display(), page.display());
     // The protocol that corrupts memory may fail; that is what it is there for.
     let failed = results.subjects.iter().any(|one| one.name != "unfenced" && !one.failures.is_empty());
     Ok(i32::from(failed))
+}
+
+fn write(options: &BenchOptions, name: &str, text: &str) -> Result<PathBuf> {
+    std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
+    let path = options.out.join(name);
+    std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+    Ok(path)
 }
 
 fn load(path: &Path) -> Result<Results> {
@@ -197,13 +202,19 @@ fn measure(options: &BenchOptions, subjects: &[Subject], parts: &Parts) -> Resul
     let style = ProgressStyle::with_template("{elapsed_precise} [{bar:30}] {pos}/{len} {wide_msg}");
     bar.set_style(style.expect("the template is a constant").progress_chars("=> "));
     bar.enable_steady_tick(Duration::from_millis(250));
-    let mut measured = Vec::new();
-    let mut machine = String::new();
+    let mut results = Results {
+        began: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs(),
+        took: 0,
+        command: command_line(),
+        processor: processor(),
+        machine: String::new(),
+        subjects: Vec::new(),
+    };
     for (number, subject) in subjects.iter().enumerate() {
         let mut one = Measured { name: subject.name.clone(), records: Vec::new(), failures: Vec::new() };
         for boot in [Boot::times(subject, plan.arguments(), plan.limit()), Boot::paths(subject)] {
-            if machine.is_empty() {
-                machine = boot.machine_line();
+            if results.machine.is_empty() {
+                results.machine = boot.machine_line();
             }
             let outcome = boot.run(parts, &signals, |record| {
                 bar.inc(1);
@@ -216,17 +227,13 @@ fn measure(options: &BenchOptions, subjects: &[Subject], parts: &Parts) -> Resul
             }
         }
         bar.set_position((plan.records() * (number + 1)) as u64);
-        measured.push(one);
+        results.subjects.push(one);
+        results.took = start.elapsed().as_secs();
+        // A run of half an hour that is ended keeps what it has.
+        write(options, "results.json", &serde_json::to_string_pretty(&results)?)?;
     }
     bar.finish_and_clear();
-    Ok(Results {
-        began: SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs() - start.elapsed().as_secs(),
-        took: start.elapsed().as_secs(),
-        command: command_line(),
-        processor: processor(),
-        machine,
-        subjects: measured,
-    })
+    Ok(results)
 }
 
 /// How we were called, as a user would type it.
