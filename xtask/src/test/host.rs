@@ -33,7 +33,18 @@ pub fn run(options: &TestOptions, report: &mut Report) -> Result<()> {
     // By themselves: what they make of the library must not reach the others. Not quiet: the names of the mutants and of
     // the models that catch them are the table of what the models are worth.
     let mut command = own_cargo("test");
-    command.args(["-p", "hugetlb-models", "--features", "run", "--test", "models", "--"]).args(filter);
+    command.args([
+        "-p",
+        "hugetlb-models",
+        "--features",
+        "run",
+        "--profile",
+        "models",
+        "--test",
+        "models",
+        "--",
+    ]);
+    command.args(filter);
     one("models", command, report)
 }
 
