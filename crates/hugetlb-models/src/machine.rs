@@ -160,9 +160,12 @@ impl Memory {
         assert!(records.huge[huge_number(frame)], "{what} that is free");
         let held = records.tlbs.iter().any(|tlb| tlb.leaves.values().any(|found| found.frame == frame));
         assert!(!held, "{what} that a TLB leads to");
-        let shown = self.tables.iter().flatten().map(AtomicU64::peek).any(|entry| {
-            format::is_leaf(entry) && format::leaf_frame(entry, PageSize::Size2M) == frame
-        });
+        let shown = self
+            .tables
+            .iter()
+            .flatten()
+            .map(AtomicU64::peek)
+            .any(|entry| format::is_leaf(entry) && format::leaf_frame(entry, PageSize::Size2M) == frame);
         assert!(!shown, "{what} that an entry leads to");
     }
 

@@ -48,9 +48,7 @@ mod models {
         for model in MODELS {
             for protocol in PROTOCOLS {
                 let (model, protocol) = (model.name, protocol.name());
-                trials.push(Trial::test(format!("{model}::{protocol}"), move || {
-                    survives(model, protocol)
-                }));
+                trials.push(Trial::test(format!("{model}::{protocol}"), move || survives(model, protocol)));
             }
         }
         // The race, as Linux had it: both checkers must see it, and see what it is.
