@@ -48,10 +48,10 @@ pub struct Case<'a> {
 }
 
 impl Measured {
-    /// Median nanoseconds of an operation, by sharers.
+    /// The least nanoseconds of an operation, by sharers: what it takes when nothing else has the CPU.
     pub fn costs(&self, wanted: Operation) -> Vec<(u32, u64)> {
         let cost = |record: &Record| match *record {
-            Record::Cost { operation, sharers, median, .. } if operation == wanted => Some((sharers, median)),
+            Record::Cost { operation, sharers, least, .. } if operation == wanted => Some((sharers, least)),
             _ => None,
         };
         self.records.iter().filter_map(cost).collect()

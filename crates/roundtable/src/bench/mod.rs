@@ -131,7 +131,7 @@ impl Plan {
             bystander: steps(&[0, 16, 256, 4096], most.min(4096)),
             tebibyte: steps(&[1, 16, 256], options.tib_sharers.unwrap_or(most_tib).max(1)),
             seconds: options.seconds.unwrap_or(if options.quick { 0.3 } else { 1.0 }).max(0.05),
-            runs: if options.quick { 3 } else { 5 },
+            runs: if options.quick { 3 } else { 7 },
         }
     }
 

@@ -90,7 +90,7 @@ fn table(out: &mut String, results: &Results) {
         let goal = figure.goal.map(|goal| if goal == 0.0 { "0".into() } else { format!("&le; {goal}") });
         let _ = write!(out, "<td>{}</td></tr>", goal.unwrap_or_default());
     }
-    out.push_str("</table><p><small>In parentheses: divided by Linux's figure.</small></p>");
+    out.push_str("</table><p><small>In parentheses: divided by Linux's figure. Costs are the least of several runs; all are in results.json.</small></p>");
 }
 
 fn expected(out: &mut String, results: &Results) {
@@ -182,7 +182,7 @@ fn costs(out: &mut String, results: &Results) -> Result<()> {
         let axes = Axes {
             title: operation_name(operation),
             x: "processes that share the table",
-            y: "median time",
+            y: "least time",
             write_x: |value| format!("{value:.0}"),
             write_y: |value| time(value as u64),
         };
