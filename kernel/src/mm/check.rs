@@ -11,14 +11,14 @@
 
 use alloc::collections::BTreeSet;
 use alloc::string::String;
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::entry::Entry;
 use super::space::AddressSpace;
 use super::tables::{ENTRIES, Resident, entries, span};
 use super::vma::{Kind, VmFlags, VmaSet};
 use crate::memory::PhysAddr;
-use crate::memory::frame::Frame;
+use crate::memory::frame::{Frame, FrameState, Use, state_of};
 
 impl AddressSpace {
     /// What is wrong with the tables, if anything is.
@@ -51,12 +51,31 @@ impl AddressSpace {
     }
 }
 
-/// Checks a huge leaf, or the entry of a table that address spaces share.
-fn check_huge_entry(set: &VmaSet, entry: Entry, level: u32, address: u64) -> Result<(), String> {
+/// Checks a huge leaf, or the entry of a table that address spaces share. The page-table lock is held, which keeps this CPU from a
+/// quiescent point: a table that the entry named is not freed meanwhile.
+fn check_huge_entry(set: &VmaSet, slot: &AtomicU64, level: u32, address: u64) -> Result<(), String> {
+    let entry = Entry(slot.load(Ordering::SeqCst));
+    if !entry.is_present() {
+        return Ok(());
+    }
     let mut areas = set.overlapping(address..address + span(level));
-    if entry.is_present() && !areas.any(|vma| vma.is_huge()) {
+    if !areas.any(|vma| vma.is_huge()) {
         return Err(alloc::format!(
             "invariant 6: a huge page or a shared table where no huge pages are mapped: entry {:#x} of level {level} at {address:#x}",
+            entry.0
+        ));
+    }
+    // The allocator of frames knows nothing of the library, and the library nothing of it: what both say is likely true.
+    let state = state_of(entry.address().page_number());
+    let right = match entry.has(Entry::HUGE) {
+        true => matches!(state, FrameState::Huge { .. }),
+        false => matches!(state, FrameState::Used { by: Use::PageTable, references: 1 }),
+    };
+    // A page that a hole punch has just taken away may be free by now, but then its entry has gone before.
+    if !right && slot.load(Ordering::SeqCst) == entry.0 {
+        let which = if entry.has(Entry::HUGE) { "2: a mapped page" } else { "4: a table in use" };
+        return Err(alloc::format!(
+            "invariant {which} is {state:?}: entry {:#x} of level {level} at {address:#x}",
             entry.0
         ));
     }
@@ -84,7 +103,7 @@ fn check_level(
         let address = base + index as u64 * span(level);
         if level > 1 {
             if entry.is_end(level) {
-                check_huge_entry(set, entry, level, address)?;
+                check_huge_entry(set, slot, level, address)?;
                 continue;
             }
             found.tables += 1;

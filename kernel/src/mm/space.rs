@@ -309,6 +309,8 @@ impl AddressSpace {
         let tables = self.tables.lock();
         debug_assert_eq!(tables.resident.total(), 0, "pages left in an empty address space");
         debug_assert_eq!(tables.count, 0, "tables left in an empty address space");
+        drop(tables);
+        grace::throttle();
     }
 }
 
