@@ -118,6 +118,14 @@ pub fn programs() -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
+/// Builds the host command and leaves it among the Linux programs: guests run its audit.
+pub fn host_command(programs: &Path) -> Result<()> {
+    let mut command = toolchain::own_cargo("build");
+    command.args(["--package", "roundtable", "--bin", "roundtable"]);
+    run(&mut command, "the host command does not build")?;
+    copy(&root().join("target/debug/roundtable"), &programs.join("roundtable"))
+}
+
 fn build_programs(target_folder: &str, flags: &str, selection: &[&str]) -> Result<Vec<PathBuf>> {
     let mut command = toolchain::own_cargo("build");
     command.args(["--package", "roundtable-programs", "--profile", "programs"]).args(selection);

@@ -42,6 +42,8 @@ pub enum Kernels {
     Both,
     /// On ours only: what is tested is our own.
     Ours,
+    /// On Debian's only: what is tested is a tool for Linux hosts.
+    Linux,
 }
 
 /// What a guest does.
@@ -146,6 +148,15 @@ pub fn all() -> Vec<Boot> {
             memory: Size::gibibytes(4),
             pools: (0, 2),
             work: Work::Programs(Selection::Only(&["test_gigantic"])),
+            ..BOOT
+        },
+        Boot {
+            name: "audit",
+            memory: Size::gibibytes(4),
+            pools: (0, 1),
+            kernels: Kernels::Linux,
+            helpers: &["roundtable", "map_file"],
+            work: Work::Programs(Selection::Only(&["test_audit"])),
             ..BOOT
         },
         Boot {
