@@ -10,6 +10,7 @@ pub mod initramfs;
 pub mod machine;
 pub mod options;
 pub mod output;
+pub mod plan;
 pub mod program;
 pub mod run;
 pub mod size;

@@ -7,6 +7,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use roundtable::audit::{self, AuditOptions};
 use roundtable::options::RunOptions;
+use roundtable::plan::{self, PlanOptions};
 use roundtable::run::{MACHINE_FAILED, Parts, run};
 
 /// Runs programs on the Roundtable kernel; on a Linux host tells who shares page tables, who could, and what it saves.
@@ -29,6 +30,8 @@ enum Command {
     },
     /// Tell who shares page tables of huge pages on this Linux host, who does not and why, and what it costs
     Audit(AuditOptions),
+    /// Count the page tables that a machine will need which does not exist yet
+    Plan(PlanOptions),
 }
 
 fn main() -> ExitCode {
@@ -45,5 +48,6 @@ fn execute(cli: Cli) -> Result<i32> {
     match cli.command {
         Command::Run { parts, run: options } => run(&options, &Parts::in_folder(&parts)),
         Command::Audit(options) => audit::run(&options),
+        Command::Plan(options) => plan::run(&options),
     }
 }

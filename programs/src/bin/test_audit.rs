@@ -20,7 +20,8 @@ use serde_json::Value;
 tests! { shared_by_congruent_mappings: 120, not_congruent: 120, too_short: 60, other_protection: 60, other_flags: 60,
 private_mappings: 60, userfaultfd_write_protect: 60, userfaultfd_minor: 60, sysv_segment: 60,
 path_and_unrelated_processes: 60, table_from_before: 60, first_of_several_and_untouched: 60, gigantic_pages: 60,
-shared_memory_on_base_pages: 60, another_user_sees_less: 60, output_formats: 60 }
+shared_memory_on_base_pages: 60, another_user_sees_less: 60, output_formats: 60,
+postgres_on_huge_pages: 200, postgres_on_base_pages: 200 }
 
 /// Where mappings go: free in every process, far from everything.
 const PLACE: usize = 0x2000_0000_0000;
@@ -450,4 +451,165 @@ fn output_formats() {
     assert!(shared.is_some_and(|line| line.contains("verdict=\"shared\"") && line.ends_with(" 2")), "{text}");
     let table = command(&["audit"]).output().expect("roundtable starts");
     assert!(String::from_utf8_lossy(&table.stdout).contains(&name));
+}
+
+/// A PostgreSQL server with 50 connections; it ends with this value.
+struct Postgres {
+    folder: String,
+    server: std::process::Child,
+    clients: Vec<std::process::Child>,
+    programs: std::path::PathBuf,
+}
+
+/// PostgreSQL refuses to run as root.
+const NOBODY: u32 = 65534;
+const CONNECTIONS: usize = 50;
+
+impl Postgres {
+    fn start(settings: &[&str]) -> Postgres {
+        use std::os::unix::process::CommandExt;
+        let versions = std::fs::read_dir("/usr/lib/postgresql")
+            .map(|entries| {
+                entries
+                    .flatten()
+                    .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                    .collect::<Vec<_>>()
+            })
+            .unwrap_or_default();
+        let programs = versions.iter().map(|version| format!("/usr/lib/postgresql/{version}/bin"));
+        let Some(programs) =
+            programs.filter(|path| std::fs::exists(format!("{path}/initdb")).unwrap_or(false)).last()
+        else {
+            harness::skip("no PostgreSQL below /usr/lib/postgresql: install Debian's package postgresql");
+        };
+        let programs = std::path::PathBuf::from(programs);
+        let folder = format!("/tmp/audit-postgres-{}", sys::pid());
+        std::fs::create_dir(&folder).unwrap();
+        std::os::unix::fs::chown(&folder, Some(NOBODY), Some(NOBODY)).unwrap();
+        let data = format!("{folder}/data");
+        let output = Command::new(programs.join("initdb"))
+            .args(["-D", &data, "-U", "test", "-A", "trust", "-N", "--locale=C", "-E", "UTF8"])
+            .current_dir(&folder)
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .output()
+            .expect("initdb starts");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let server = Command::new(programs.join("postgres"))
+            .args([
+                "-D",
+                &data,
+                "-k",
+                &folder,
+                "-c",
+                "listen_addresses=",
+                "-c",
+                "max_connections=60",
+                "-c",
+                "fsync=off",
+            ])
+            .args(settings.iter().flat_map(|setting| ["-c", setting]))
+            .current_dir(&folder)
+            .uid(NOBODY)
+            .gid(NOBODY)
+            .stdout(Stdio::null())
+            .stderr(std::fs::File::create(format!("{folder}/log")).unwrap())
+            .spawn()
+            .expect("postgres starts");
+        let mut postgres = Postgres { folder, server, clients: Vec::new(), programs };
+        postgres.connect();
+        postgres
+    }
+
+    /// Opens all connections; in each a query has run that goes over much of the buffers.
+    fn connect(&mut self) {
+        let end = std::time::Instant::now() + Duration::from_secs(60);
+        while !self.psql("select 1").status.success() {
+            let log = std::fs::read_to_string(format!("{}/log", self.folder)).unwrap_or_default();
+            assert!(self.server.try_wait().unwrap().is_none(), "the server has ended: {log}");
+            assert!(std::time::Instant::now() < end, "the server does not get ready: {log}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        let made =
+            self.psql("create table t as select generate_series(1, 1500000) as a, repeat('x', 100) as b");
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        for _ in 0..CONNECTIONS {
+            let mut client =
+                self.client().stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("psql starts");
+            use std::io::Write;
+            client
+                .stdin
+                .as_mut()
+                .unwrap()
+                .write_all(b"set synchronize_seqscans = off; select count(b) from t;\n")
+                .unwrap();
+            self.clients.push(client);
+        }
+        for client in &mut self.clients {
+            let mut lines = BufReader::new(client.stdout.as_mut().unwrap()).lines();
+            assert!(lines.any(|line| line.is_ok_and(|line| line == "1500000")), "a client's query failed");
+        }
+    }
+
+    fn client(&self) -> Command {
+        let mut command = Command::new(self.programs.join("psql"));
+        command.args(["-h", &self.folder, "-U", "test", "-At", "postgres"]);
+        command
+    }
+
+    fn psql(&self, query: &str) -> std::process::Output {
+        self.client().args(["-c", query]).output().expect("psql starts")
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        for client in &mut self.clients {
+            drop(client.stdin.take());
+            let _ = client.wait();
+        }
+        // SAFETY: takes integers; SIGINT asks for a fast shutdown.
+        unsafe { libc::kill(self.server.id() as i32, libc::SIGINT) };
+        let _ = self.server.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+/// Expects the audit's figures within 5 % of the kernel's.
+#[track_caller]
+fn expect_close(report: &Value, what: &str) {
+    let check = &report["check"];
+    let number = |name: &str| check[name].as_u64().unwrap() as f64;
+    let (estimate, vm_pte) = (number("estimate"), number("vm_pte"));
+    let expected = number("vm_pte_all") - number("counted_again");
+    println!(
+        "# {what}: estimate {estimate}, VmPTE {vm_pte} ({:+.2} %); PageTables {}, by the audit {expected} ({:+.2} %)",
+        (estimate / vm_pte - 1.0) * 100.0,
+        number("page_tables"),
+        (expected / number("page_tables") - 1.0) * 100.0
+    );
+    assert!((estimate / vm_pte - 1.0).abs() < 0.05, "{check}");
+    assert!((expected / number("page_tables") - 1.0).abs() < 0.05, "{check}");
+}
+
+fn postgres_on_huge_pages() {
+    huge::pool(160);
+    let _server = Postgres::start(&["huge_pages=on", "shared_buffers=256MB"]);
+    let report = audit();
+    let files = report["huge"].as_array().unwrap();
+    let seen =
+        files.iter().find(|file| file["names"].to_string().contains("postgres")).expect("the shared memory");
+    assert!(seen["processes"].as_u64().unwrap() >= CONNECTIONS as u64, "{seen}");
+    expect_close(&report, "huge_pages=on");
+}
+
+fn postgres_on_base_pages() {
+    let _server = Postgres::start(&["huge_pages=off", "shared_buffers=256MB"]);
+    let report = audit();
+    let files = report["base"].as_array().unwrap();
+    let seen =
+        files.iter().find(|file| file["names"].to_string().contains("postgres")).expect("the shared memory");
+    assert!(seen["processes"].as_u64().unwrap() >= CONNECTIONS as u64, "{seen}");
+    assert!(seen["cures"].to_string().contains("huge_pages=on"), "{seen}");
+    expect_close(&report, "huge_pages=off");
 }
