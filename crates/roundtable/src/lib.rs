@@ -15,3 +15,4 @@ pub mod program;
 pub mod run;
 pub mod size;
 pub mod terminal;
+pub mod watch;

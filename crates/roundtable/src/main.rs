@@ -9,6 +9,7 @@ use roundtable::audit::{self, AuditOptions};
 use roundtable::options::RunOptions;
 use roundtable::plan::{self, PlanOptions};
 use roundtable::run::{MACHINE_FAILED, Parts, run};
+use roundtable::watch::{self, WatchOptions};
 
 /// Runs programs on the Roundtable kernel; on a Linux host tells who shares page tables, who could, and what it saves.
 #[derive(Parser)]
@@ -30,6 +31,8 @@ enum Command {
     },
     /// Tell who shares page tables of huge pages on this Linux host, who does not and why, and what it costs
     Audit(AuditOptions),
+    /// Show the audit as a live screen: page tables, pools, faults
+    Watch(WatchOptions),
     /// Count the page tables that a machine will need which does not exist yet
     Plan(PlanOptions),
 }
@@ -49,5 +52,6 @@ fn execute(cli: Cli) -> Result<i32> {
         Command::Run { parts, run: options } => run(&options, &Parts::in_folder(&parts)),
         Command::Audit(options) => audit::run(&options),
         Command::Plan(options) => plan::run(&options),
+        Command::Watch(options) => watch::run(&options),
     }
 }
