@@ -40,7 +40,7 @@ pub fn for_huge(
         add(saves, congruence(group, geometry, &unit));
     }
     let short = slots(Verdict::TooShort);
-    if short > 1 {
+    if short > 1 && (wrong == 0 || !group.size.is_multiple_of(slot)) {
         add((short - 1) * page, length(group, geometry, &unit));
     }
     let protection = slots(Verdict::ProtectionDiffers);
