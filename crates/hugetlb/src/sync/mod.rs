@@ -1,7 +1,7 @@
 //! The one place from which the library takes atomics, `Arc` and its locks.
 //!
 //! With the feature `model` the atomics are those of a model checker; nothing else in the crate names `core::sync` or
-//! `alloc::sync`. The locks are the machine's, so a model's machine brings locks that the checker schedules. `Arc` and the
+//! `alloc::sync`. The locks are the machine's, so a model's machine brings locks that the checker schedules. `Arc` and
 //! counters of `Tally` are not scheduled: no decision hangs on their order.
 
 #[cfg(feature = "model")]
