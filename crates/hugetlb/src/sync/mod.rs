@@ -2,7 +2,7 @@
 //!
 //! With the feature `model` the atomics are those of a model checker; nothing else in the crate names `core::sync` or
 //! `alloc::sync`. The locks are the machine's, so a model's machine brings locks that the checker schedules. `Arc` and
-//! counters of `Tally` are not scheduled: no decision hangs on their order.
+//! the counters (`Tally`) are not scheduled.
 
 #[cfg(feature = "model")]
 pub mod model;
