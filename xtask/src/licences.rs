@@ -7,7 +7,7 @@ use spdx::{Expression, LicenseReq, ParseMode};
 use crate::root;
 
 /// What we accept: no copyleft in any form.
-const PERMISSIVE: [&str; 12] = [
+const PERMISSIVE: [&str; 14] = [
     "0BSD",
     "Apache-2.0",
     "BSD-2-Clause",
@@ -18,6 +18,9 @@ const PERMISSIVE: [&str; 12] = [
     "MIT",
     "MIT-0",
     "Unicode-3.0",
+    "Unicode-DFS-2016",
+    // In the lock file by a terminal library that is not built.
+    "WTFPL",
     "Unlicense",
     "Zlib",
 ];

@@ -169,7 +169,8 @@ pub fn choose(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
     }
     if hint != 0 {
         // What was asked for comes before what would be good for sharing.
-        let at = page_down(hint).max(MIN_ADDRESS).next_multiple_of(place.granule);
+        // Down to a page of its size, as Linux does on this architecture.
+        let at = (hint & !(place.granule - 1)).max(MIN_ADDRESS).next_multiple_of(place.granule);
         if at <= TASK_SIZE - place.len && is_free(&areas.set, at..at + place.len) {
             return Ok(at);
         }

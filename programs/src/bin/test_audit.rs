@@ -476,9 +476,9 @@ impl Postgres {
                     .collect::<Vec<_>>()
             })
             .unwrap_or_default();
-        let programs = versions.iter().map(|version| format!("/usr/lib/postgresql/{version}/bin"));
+        let mut programs = versions.iter().map(|version| format!("/usr/lib/postgresql/{version}/bin"));
         let Some(programs) =
-            programs.filter(|path| std::fs::exists(format!("{path}/initdb")).unwrap_or(false)).last()
+            programs.rfind(|path| std::fs::exists(format!("{path}/initdb")).unwrap_or(false))
         else {
             harness::skip("no PostgreSQL below /usr/lib/postgresql: install Debian's package postgresql");
         };

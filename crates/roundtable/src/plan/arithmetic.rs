@@ -116,7 +116,7 @@ mod tests {
         assert_eq!(pmd(Way::Huge), 10_000 * (4 << 20));
         assert_eq!(pmd(Way::Huge) >> 30, 39);
         assert_eq!((pmd(Way::HugeShared), pmd(Way::FileOwned), pmd(Way::Gigantic)), (4 << 20, 4 << 20, 0));
-        assert_eq!(of(Way::Huge, 1 << 30, 10_000).tables.unwrap().pmd * 4096 >> 20, 39);
+        assert_eq!((of(Way::Huge, 1 << 30, 10_000).tables.unwrap().pmd * 4096) >> 20, 39);
         // 2 GiB of base-page tables for each process, and what stands above them.
         let base = of(Way::Base, TIB, 10_000);
         assert_eq!(base.tables, Some(Tables { pte: 5_242_880_000, pmd: 10_240_000, pud: 20_000 }));
