@@ -54,6 +54,18 @@ pub(super) fn enlist<M: Machine>(file: &File<M>, area: &Arc<Area<M>>, placement:
     area.enlist(file);
 }
 
+/// A fault that lets go of its mapping before it clears the page (long), and writes into the table that it found before. What keeps
+/// the table meanwhile, if anything, is the protocol's business.
+pub(super) fn fault_letting_go<M: Machine>(fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {
+    let target = {
+        let placement = fault.lock_mapping()?;
+        find_target(fault, &placement)?
+    };
+    let page = fault.page()?;
+    target.publish(&page);
+    Ok(page)
+}
+
 /// The place for the leaf of a fault; attaches the mapping to a table on need.
 pub(super) fn find_target<'f, M: Machine>(
     fault: &Fault<'f, M>,

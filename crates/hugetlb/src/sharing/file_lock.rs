@@ -8,11 +8,11 @@
 //! included, and a fault that clears a huge page holds up the change. Linux used the lock of the file's list of mappings
 //! (`i_mmap_rwsem`) for it from 5.7 to 6.0.
 
-use super::{Change, Protocol, Purpose, adopted};
+use super::{Protocol, adopted};
 use crate::error::FaultError;
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Fault, Placement, Slot};
+use crate::mapping::Fault;
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::sync::{Arc, ReadGuard, WriteGuard};
@@ -29,28 +29,8 @@ impl<M: Machine> Protocol<M> for FileLock {
     }
 
     fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {
-        // The mapping's lock goes at once; the file's fence is still held.
-        let target = {
-            let placement = fault.lock_mapping()?;
-            adopted::find_target(fault, &placement)?
-        };
-        let page = fault.page()?;
-        target.publish(&page);
-        Ok(page)
-    }
-
-    fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement) {
-        adopted::enlist(file, area, placement);
-    }
-
-    fn prepare_change(
-        &self,
-        area: &Area<M>,
-        slot: Slot,
-        purpose: Purpose,
-        batch: &mut Batch<'_, M>,
-    ) -> Change<M> {
-        adopted::prepare_change(area, slot, purpose, batch)
+        // The file's fence is held over all of it.
+        adopted::fault_letting_go(fault)
     }
 
     // `unmap_for_good` needs no pause: its caller holds the fence for writing, and who adopts is a fault.

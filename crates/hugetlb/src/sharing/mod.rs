@@ -121,7 +121,7 @@ pub(crate) enum Change<M: Machine> {
 
 /// A protocol: when a mapping shares a table, and what protects a fault from losing it.
 ///
-/// The defaults are those of a protocol in which tables belong to mappings and the file knows all of these.
+/// The defaults are those of the protocols with adopted tables, in which the file knows all mappings: see [`adopted`].
 pub(crate) trait Protocol<M: Machine>: Send + Sync {
     /// What every fault on the file holds from before it locks its page's index to its end.
     fn fault_fence<'f>(&self, _: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
@@ -140,7 +140,9 @@ pub(crate) trait Protocol<M: Machine>: Send + Sync {
     /// A shared mapping was made by mmap or fork, or came to other addresses or rights: what it may attach to at once.
     ///
     /// Nobody else changes the mapping meanwhile.
-    fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement);
+    fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement) {
+        adopted::enlist(file, area, placement);
+    }
 
     /// Prepares a change of the entries of a shared mapping in a slot. The area's lock is held for writing.
     fn prepare_change(
@@ -149,7 +151,9 @@ pub(crate) trait Protocol<M: Machine>: Send + Sync {
         slot: Slot,
         purpose: Purpose,
         batch: &mut Batch<'_, M>,
-    ) -> Change<M>;
+    ) -> Change<M> {
+        adopted::prepare_change(area, slot, purpose, batch)
+    }
 
     /// Clears the entries of all mappings for the page indices, and flushes. A fault may bring an entry back at once.
     fn unmap(&self, file: &File<M>, indices: Range<u64>) {

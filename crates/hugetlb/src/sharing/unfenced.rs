@@ -4,14 +4,14 @@
 //! found. Meanwhile a hole punch, a truncation or MADV_DONTNEED may detach the mapping: the table may be down and its
 //! frame another's, who then sees a page that it never mapped.
 //!
-//! Compare with `vma_lock`: the one difference is how long the mapping's lock is held.
+//! Compare with `vma_lock`, whose fault keeps the mapping's lock, and with `file_lock`, whose fault is this one inside a fence.
 
-use super::{Change, Protocol, Purpose, adopted};
+use super::{Protocol, adopted};
 use crate::addr::PageIndex;
 use crate::error::FaultError;
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Fault, Placement, Slot};
+use crate::mapping::Fault;
 use crate::pool::Page;
 use crate::sync::Arc;
 
@@ -19,28 +19,8 @@ pub(super) struct Unfenced;
 
 impl<M: Machine> Protocol<M> for Unfenced {
     fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {
-        let target = {
-            let placement = fault.lock_mapping()?;
-            adopted::find_target(fault, &placement)?
-        };
-        // The race: from here on nothing keeps the table.
-        let page = fault.page()?;
-        target.publish(&page);
-        Ok(page)
-    }
-
-    fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement) {
-        adopted::enlist(file, area, placement);
-    }
-
-    fn prepare_change(
-        &self,
-        area: &Area<M>,
-        slot: Slot,
-        purpose: Purpose,
-        batch: &mut Batch<'_, M>,
-    ) -> Change<M> {
-        adopted::prepare_change(area, slot, purpose, batch)
+        // The race: nothing keeps the table once the mapping is let go.
+        adopted::fault_letting_go(fault)
     }
 
     fn unmap_for_good(&self, file: &File<M>, index: PageIndex) {

@@ -6,12 +6,12 @@
 //!
 //! **The price.** Truncation and hole punch visit and detach every mapping of the file, and each comes back by a fault.
 
-use super::{Change, Protocol, Purpose, adopted};
+use super::{Protocol, adopted};
 use crate::addr::PageIndex;
 use crate::error::FaultError;
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Fault, Placement, Slot};
+use crate::mapping::Fault;
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::sync::Arc;
@@ -29,20 +29,6 @@ impl<M: Machine> Protocol<M> for VmaLock {
         let page = fault.page()?;
         target.publish(&page);
         Ok(page)
-    }
-
-    fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement) {
-        adopted::enlist(file, area, placement);
-    }
-
-    fn prepare_change(
-        &self,
-        area: &Area<M>,
-        slot: Slot,
-        purpose: Purpose,
-        batch: &mut Batch<'_, M>,
-    ) -> Change<M> {
-        adopted::prepare_change(area, slot, purpose, batch)
     }
 
     fn unmap_for_good(&self, file: &File<M>, index: PageIndex) {
