@@ -5,6 +5,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use guest_link::{Job, job};
+use tempfile::TempPath;
 
 use crate::archive::{Archive, Content, Node};
 use crate::program;
@@ -103,9 +104,16 @@ impl Initramfs {
         Ok(())
     }
 
-    /// Writes the archive to a file.
-    pub fn write(&self, path: &Path, gzip: bool) -> Result<()> {
-        self.archive.write_file(path, gzip).with_context(|| path.display().to_string())
+    /// Writes the archive to a file of its own in `folder`, which goes with what is returned.
+    pub fn write_temporary(&self, folder: &Path, gzip: bool) -> Result<TempPath> {
+        let path = tempfile::Builder::new()
+            .prefix("initramfs-")
+            .suffix(".cpio")
+            .tempfile_in(folder)
+            .with_context(|| folder.display().to_string())?
+            .into_temp_path();
+        self.archive.write_file(&path, gzip).with_context(|| path.display().to_string())?;
+        Ok(path)
     }
 }
 

@@ -169,13 +169,7 @@ fn prepare(
         initramfs.add_bytes(job::INPUT_PATH, 0o400, input);
     }
     initramfs.set_job(&parts.programs.join("init"), &job)?;
-    let initrd = tempfile::Builder::new()
-        .prefix("initramfs-")
-        .suffix(".cpio")
-        .tempfile_in(&parts.scratch)
-        .with_context(|| parts.scratch.display().to_string())?
-        .into_temp_path();
-    initramfs.write(&initrd, false)?;
+    let initrd = initramfs.write_temporary(&parts.scratch, false)?;
     let mut parameters = pool_parameters(pages_2m, options.huge_1g);
     parameters.extend(options.parameters.iter().cloned());
     let machine = Machine {

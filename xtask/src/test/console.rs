@@ -28,12 +28,7 @@ pub fn run(
         return Ok(());
     }
     report.busy_with(&name);
-    let initrd = tempfile::Builder::new()
-        .prefix("initramfs-")
-        .suffix(".cpio")
-        .tempfile_in(&bench.parts.scratch)?
-        .into_temp_path();
-    (script.archive)(&bench.parts)?.write(&initrd, script.gzip)?;
+    let initrd = (script.archive)(&bench.parts)?.write_temporary(&bench.parts.scratch, script.gzip)?;
     let machine = boot.machine(bench.kernel(subject)?, initrd.to_path_buf(), subject);
     let mut log = Log::create(&bench.log(boot.name, subject))?;
     let start = Instant::now();

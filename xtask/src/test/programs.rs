@@ -155,12 +155,7 @@ impl<'a> Batch<'a> {
             window: None,
         };
         initramfs.set_job(&parts.programs.join("init"), &job)?;
-        let initrd = tempfile::Builder::new()
-            .prefix("initramfs-")
-            .suffix(".cpio")
-            .tempfile_in(&parts.scratch)?
-            .into_temp_path();
-        initramfs.write(&initrd, false)?;
+        let initrd = initramfs.write_temporary(&parts.scratch, false)?;
         let machine = boot.machine(bench.kernel(subject)?, initrd.to_path_buf(), subject);
         let guest = Guest::start(machine.command())?;
         let mut batch = Batch::new(bench, boot, subject, tests, guest, &job.key)?;

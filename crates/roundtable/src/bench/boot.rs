@@ -93,12 +93,7 @@ impl<'a> Boot<'a> {
             window: None,
         };
         initramfs.set_job(&parts.programs.join("init"), &job)?;
-        let initrd = tempfile::Builder::new()
-            .prefix("initramfs-")
-            .suffix(".cpio")
-            .tempfile_in(&parts.scratch)?
-            .into_temp_path();
-        initramfs.write(&initrd, false)?;
+        let initrd = initramfs.write_temporary(&parts.scratch, false)?;
         let log = format!("logs/bench-{}-{}.log", self.subject.name, self.name);
         let mut log = Log::create(&parts.scratch.join(log))?;
         let mut guest = Guest::start(self.machine(initrd.to_path_buf()).command())?;
