@@ -238,12 +238,7 @@ impl AddressSpace {
         let result = match &mut vma.kind {
             Kind::Huge(huge) => {
                 // Its old place is not free before its pages there are gone.
-                let mut room = areas.set.room(start..start + (old.end - old.start));
-                if old.end <= start {
-                    room.start = room.start.max(old.end);
-                } else {
-                    room.end = room.end.min(old.start);
-                }
+                let room = areas.set.room_beside(start..start + (old.end - old.start), &old);
                 huge.move_to(start, room)
             }
             _ => Err(Errno::EFAULT),

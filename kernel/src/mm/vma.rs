@@ -381,18 +381,26 @@ impl VmaSet {
         floor..ceiling
     }
 
+    /// As [`VmaSet::room`], when something has or gets pages in `other`, too, which does not overlap `range`.
+    pub(super) fn room_beside(&self, range: Range<u64>, other: &Range<u64>) -> Range<u64> {
+        let room = self.room(range.clone());
+        if other.end <= range.start {
+            room.start.max(other.end)..room.end
+        } else {
+            room.start..room.end.min(other.start)
+        }
+    }
+
     /// Tells the huge pages next to `range` how much room they have. With `coming`, something is about to have pages in `range`: they
     /// give up the shared table of a slot that they have in common with it. Without, they may have more room than before.
     pub(super) fn tell_neighbours(&mut self, range: Range<u64>, coming: bool) {
         let huge = |vma: Option<&Vma>| vma.filter(|vma| vma.is_huge()).map(Vma::range);
         let neighbours = [huge(self.user_below(range.start)), huge(self.user_above(range.end))];
         for neighbour in neighbours.into_iter().flatten() {
-            let mut room = self.room(neighbour.clone());
-            if coming && range.start >= neighbour.end {
-                room.end = room.end.min(range.start);
-            } else if coming {
-                room.start = room.start.max(range.end);
-            }
+            let room = match coming {
+                true => self.room_beside(neighbour.clone(), &range),
+                false => self.room(neighbour.clone()),
+            };
             if let Some(Kind::Huge(huge)) = self.areas.get_mut(&neighbour.start).map(|vma| &mut vma.kind) {
                 huge.set_room(room);
             }
