@@ -155,12 +155,18 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
     let busybox = setup::busybox()?;
     let ours = !options.only_linux;
     let boots = boots::all();
-    let is_wanted = |boot: &Boot| options.wants(&format!("boots::{}", boot.name));
-    let laboratory = boots.iter().any(|boot| boot.own == Some(Subject::Laboratory) && is_wanted(boot));
+    // Which programs are wanted is known when they are built; a conversation is known by its name.
+    let may_run = |boot: &Boot| {
+        matches!(boot.work, Work::Programs(_)) || options.wants(&format!("boots::{}", boot.name))
+    };
+    let needs = |subject| boots.iter().any(|boot| own_subject(boot) == subject && may_run(boot));
+    let kernels =
+        [Subject::Checked, Subject::Shipped, Subject::Laboratory].into_iter().filter(|own| needs(*own));
+    let kernels: Vec<Subject> = kernels.collect();
     if !options.no_linux {
         linux::fetch().context("or leave the comparison out with --no-linux")?;
     }
-    let mut names = if ours { build_all(laboratory)? } else { build::programs()? };
+    let mut names = if ours { build_all(&kernels)? } else { build::programs()? };
     build::host_command(&output_folder().join("programs"))?;
     names.insert("roundtable".to_string());
     let mut parts = Parts::in_folder(&output_folder());
@@ -209,16 +215,19 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
     own.and(linux)
 }
 
-/// Builds the programs and the kernels, side by side: each ends with one crate that keeps one CPU busy. Gives the programs' names.
-fn build_all(laboratory: bool) -> Result<BTreeSet<String>> {
+/// Builds the programs and kernels of ours, side by side: each ends with one crate that keeps one CPU busy. Gives the programs' names.
+fn build_all(kernels: &[Subject]) -> Result<BTreeSet<String>> {
     // Here, so that what has to be installed is installed one after the other.
     setup::host_libc()?;
     toolchain::find_or_install()?;
     thread::scope(|scope| {
         let programs = scope.spawn(build::programs);
-        let kernels = build::kernel(&BuildOptions::checked(), &checked_kernel())
-            .and_then(|()| build::kernel(&BuildOptions::default(), &output_folder().join("kernel.elf")))
-            .and_then(|()| if laboratory { build::laboratory() } else { Ok(()) });
+        let kernels = kernels.iter().try_for_each(|subject| match subject {
+            Subject::Checked => build::kernel(&BuildOptions::checked(), &checked_kernel()),
+            Subject::Shipped => build::kernel(&BuildOptions::default(), &output_folder().join("kernel.elf")),
+            Subject::Laboratory => build::laboratory(),
+            Subject::Linux => Ok(()),
+        });
         let names = programs.join().expect("a panic ends the program");
         kernels.and(names)
     })
@@ -280,15 +289,19 @@ fn is_done_on_host(
     Ok(false)
 }
 
-fn subjects(boot: &Boot, ours: bool, linux: bool) -> Vec<Subject> {
-    let own = boot.own.unwrap_or(match boot.work {
+/// The kernel of ours that a boot is for.
+fn own_subject(boot: &Boot) -> Subject {
+    boot.own.unwrap_or(match boot.work {
         Work::Programs(_) => Subject::Checked,
         // An outsider's archive boots what an outsider gets.
         Work::Console(_) => Subject::Shipped,
-    });
+    })
+}
+
+fn subjects(boot: &Boot, ours: bool, linux: bool) -> Vec<Subject> {
     let mut subjects = Vec::new();
     if ours && boot.kernels != Kernels::Linux {
-        subjects.push(own);
+        subjects.push(own_subject(boot));
     }
     if linux && boot.kernels != Kernels::Ours {
         subjects.push(Subject::Linux);
