@@ -2,6 +2,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
+//! | `lab` | tables under the protocol that corrupts memory |
 //! | `machine` | frames, tables, locks and TLBs for the library |
 //! | `area` | an area of an address space that maps huge pages |
 //! | `check` | the page-table checker |
@@ -13,6 +14,8 @@ mod area;
 mod check;
 mod file;
 mod filesystem;
+#[cfg(feature = "lab")]
+mod lab;
 mod machine;
 mod settings;
 
