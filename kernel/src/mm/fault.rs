@@ -107,6 +107,7 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
     };
     current.count_fault(false);
     loop {
+        let asked = process::oom::moment();
         let failure = match space.fault(address, access) {
             Ok(()) => {
                 if error & PROTECTION != 0 {
@@ -118,7 +119,7 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
             Err(failure) => failure,
         };
         if failure == FaultError::NoMemory {
-            process::oom::out_of_memory();
+            process::oom::out_of_memory(asked);
             if !current.kill_pending() {
                 continue;
             }

@@ -21,6 +21,7 @@ use crate::fs::File;
 use crate::hugetlb::HugeLeftover;
 use crate::memory::frame::Frame;
 use crate::memory::paging;
+use crate::process::oom;
 use crate::sched;
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, grace};
 
@@ -91,6 +92,8 @@ pub struct AddressSpace {
     pub(super) areas: RwLock<Areas>,
     /// Apart from the space, since mappings of huge pages refer to the tables alone.
     pub(super) tables: Arc<PageTables>,
+    /// The last field: all others are dropped before it.
+    remains: oom::Remains,
 }
 
 impl AddressSpace {
@@ -107,7 +110,13 @@ impl AddressSpace {
                 slot_hint: SearchHint::new(),
             }),
             tables,
+            remains: oom::Remains::new(),
         }))
+    }
+
+    /// What outlives its pages.
+    pub fn remains(&self) -> &oom::Remains {
+        &self.remains
     }
 
     pub(super) fn weak(&self) -> &Weak<Self> {

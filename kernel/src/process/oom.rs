@@ -1,26 +1,63 @@
 //! When memory is short: the largest process is killed, so that the others go on.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 
-use super::{Pid, Process, WaitStatus, tree};
+use super::{Process, WaitStatus, tree};
 use crate::memory;
+use crate::mm::AddressSpace;
 use crate::sched;
-use crate::sync::{Mutex, grace};
+use crate::sync::{Mutex, WaitError, WaitQueue, grace};
 use crate::{process, signal, time};
 
-/// One decision at a time: the second in need waits and then finds memory.
-static DECISION: Mutex<()> = Mutex::new(());
-/// The process that was killed last and may not have given its memory back yet; 0 for none.
-static VICTIM: AtomicU32 = AtomicU32::new(0);
+/// One decision at a time: the second in need waits, and then most likely finds memory.
+static DECISION: Mutex<Option<Victim>> = Mutex::new(None);
+/// How many victims have given their memory back.
+static RETURNED: AtomicU64 = AtomicU64::new(0);
+/// Wakes those who wait for an address space to be gone.
+static GONE: WaitQueue = WaitQueue::new();
 
-/// How long a victim may take to give its memory back before another one is chosen, in nanoseconds.
-const PATIENCE: u64 = 2 * time::SECOND;
+/// How long a victim may take to give its memory back before another one is chosen, in nanoseconds. It takes a moment for each of its pages.
+const PATIENCE: u64 = 10 * time::SECOND;
 
-/// Makes room: kills the process that uses most memory, `oom_score_adj` considered, and waits until it has let go. The caller
-/// then tries again, or dies itself: a pending kill ends the wait. Called without locks that an ending process needs.
-pub fn out_of_memory() {
+/// The process that was killed last.
+struct Victim {
+    process: Weak<Process>,
+    memory: Weak<()>,
+}
+
+/// Part of an address space, dropped after all else of it: then its memory is back.
+pub struct Remains(Option<Arc<()>>);
+
+impl Remains {
+    pub fn new() -> Self {
+        Self(Some(Arc::new(())))
+    }
+
+    fn watch(&self) -> Weak<()> {
+        self.0.as_ref().map(Arc::downgrade).unwrap_or_default()
+    }
+}
+
+impl Drop for Remains {
+    fn drop(&mut self) {
+        self.0 = None;
+        GONE.wake_all();
+    }
+}
+
+/// To be taken before memory is asked for, and handed to [`out_of_memory`] when there was none.
+pub fn moment() -> Moment {
+    Moment(RETURNED.load(Ordering::SeqCst))
+}
+
+/// A point in the history of victims.
+pub struct Moment(u64);
+
+/// Makes room: kills the process that uses most memory, `oom_score_adj` considered, and waits until it has let go. The caller, who had no
+/// success since `asked`, then tries again, or dies itself: a pending kill ends the wait. Called without locks that an ending process needs.
+pub fn out_of_memory(asked: Moment) {
     let current = process::current();
     if current.kill_pending() {
         return;
@@ -29,39 +66,53 @@ pub fn out_of_memory() {
     if grace::collect() {
         return;
     }
-    let victim = {
-        let _decision = DECISION.lock();
-        match still_ending() {
-            Some(victim) => Some(victim),
-            None => choose().inspect(|(victim, _)| kill(victim)).map(|(victim, _)| victim),
+    let memory = {
+        let mut decision = DECISION.lock();
+        match &*decision {
+            Some(victim) if victim.memory.strong_count() > 0 => {
+                if is(&victim.process, &current.process) {
+                    return;
+                }
+                victim.memory.clone()
+            }
+            dead => {
+                if dead.is_some() {
+                    RETURNED.fetch_add(1, Ordering::SeqCst);
+                    *decision = None;
+                }
+                // A victim's memory came back after the caller had asked: to kill another one would be one too many.
+                if RETURNED.load(Ordering::SeqCst) != asked.0 {
+                    return;
+                }
+                let Some((victim, mm)) = choose() else { panic!("Out of memory and no killable processes") };
+                let memory = mm.remains().watch();
+                *decision = Some(Victim { process: Arc::downgrade(&victim), memory: memory.clone() });
+                kill(&victim, &mm);
+                if Arc::ptr_eq(&victim, &current.process) {
+                    return;
+                }
+                memory
+            }
         }
     };
-    let Some(victim) = victim else {
-        panic!("Out of memory and no killable processes");
-    };
-    if Arc::ptr_eq(&victim, &current.process) {
-        return;
-    }
-    // An ended process has let go of its memory, before it tells anybody.
-    let deadline = time::now() + PATIENCE;
-    let _ = victim.ended.wait_killable(Some(deadline), || victim.mm().is_none().then_some(()));
-    if victim.mm().is_some() {
-        // It is stuck or slow; the next round may choose another.
-        VICTIM.store(0, Ordering::SeqCst);
+    let gone = || (memory.strong_count() == 0).then_some(());
+    if GONE.wait_killable(Some(time::now() + PATIENCE), gone) == Err(WaitError::TimedOut) {
+        // It is stuck; the next round may choose another, but not the same.
+        let mut decision = DECISION.lock();
+        if decision.as_ref().is_some_and(|victim| victim.memory.ptr_eq(&memory)) {
+            *decision = None;
+        }
     }
     sched::yield_now();
 }
 
-/// The victim of an earlier decision, as long as it has memory.
-fn still_ending() -> Option<Arc<Process>> {
-    let pid: Pid = VICTIM.load(Ordering::SeqCst);
-    let victim = (pid != 0).then(|| process::find(pid)).flatten()?;
-    let ending = victim.signals.state.lock().ending.is_some();
-    (ending && victim.mm().is_some()).then_some(victim)
+fn is(process: &Weak<Process>, other: &Arc<Process>) -> bool {
+    core::ptr::eq(process.as_ptr(), Arc::as_ptr(other))
 }
 
-/// How bad a process is: pages that its end gives back, and a thousandth of all memory for each point of `oom_score_adj`. `None` if it must not be killed.
-pub fn badness(process: &Process) -> Option<i64> {
+/// How bad a process is: pages that its end gives back, and a thousandth of all memory for each point of `oom_score_adj`. `None` if it must not be
+/// killed. And its memory.
+fn badness(process: &Process) -> Option<(i64, Arc<AddressSpace>)> {
     let adjust = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
     if process.pid <= 1 || adjust == -1000 {
         return None;
@@ -70,40 +121,38 @@ pub fn badness(process: &Process) -> Option<i64> {
     let total = (memory::stats().total / memory::PAGE_SIZE as u64) as i64;
     let resident = mm.resident();
     let pages = (resident.total() + mm.table_bytes() / memory::PAGE_SIZE as u64) as i64;
-    Some(pages + adjust * total / 1000)
+    Some((pages + adjust * total / 1000, mm))
 }
 
-fn choose() -> Option<(Arc<Process>, i64)> {
+fn choose() -> Option<(Arc<Process>, Arc<AddressSpace>)> {
     process::processes()
         .filter(|process| process.signals.state.lock().ending.is_none())
-        .filter_map(|process| badness(&process).map(|points| (process, points)))
-        .max_by_key(|(_, points)| *points)
+        .filter_map(|process| badness(&process).map(|(points, mm)| (points, process, mm)))
+        .max_by_key(|(points, ..)| *points)
+        .map(|(_, process, mm)| (process, mm))
 }
 
-fn kill(victim: &Arc<Process>) {
+fn kill(victim: &Arc<Process>, mm: &Arc<AddressSpace>) {
     let comm = victim.comm();
     let name = core::str::from_utf8(&comm).unwrap_or("?").trim_end_matches('\0');
-    let resident = victim.mm().map_or(0, |mm| mm.resident().total() * 4);
+    let resident = mm.resident().total() * 4;
     log::error!(
         "Out of memory: Killed process {} ({name}) rss:{resident}kB oom_score_adj:{}",
         victim.pid,
         victim.oom_score_adj.load(Ordering::SeqCst)
     );
-    VICTIM.store(victim.pid, Ordering::SeqCst);
     let tree = tree::lock();
     let mut state = victim.signals.state.lock();
     let status = WaitStatus::Killed { signal: signal::SIGKILL as u8, core: false };
     signal::end_all(&tree, victim, &mut state, status);
     drop(state);
+    drop(tree);
     // Others that use the same memory keep it alive: they go too.
-    if let Some(mm) = victim.mm() {
-        drop(tree);
-        for process in process::processes() {
-            let shares = process.pid > 1 && process.mm().is_some_and(|other| Arc::ptr_eq(&other, &mm));
-            if shares && !Arc::ptr_eq(&process, victim) {
-                let tree = tree::lock();
-                signal::end_all(&tree, &process, &mut process.signals.state.lock(), status);
-            }
+    for process in process::processes() {
+        let shares = process.pid > 1 && process.mm().is_some_and(|other| Arc::ptr_eq(&other, mm));
+        if shares && !Arc::ptr_eq(&process, victim) {
+            let tree = tree::lock();
+            signal::end_all(&tree, &process, &mut process.signals.state.lock(), status);
         }
     }
 }

@@ -4,15 +4,17 @@ use std::time::{Duration, Instant};
 
 use roundtable_programs::child::{self, Child, End};
 use roundtable_programs::file::Fd;
-use roundtable_programs::huge;
+use roundtable_programs::huge::{self, GIB};
 use roundtable_programs::leak::Baseline;
-use roundtable_programs::mem::{ANON, Map, PRIVATE, RW, SHARED};
+use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, RW, SHARED};
 use roundtable_programs::procfs::{self, Meminfo};
 use roundtable_programs::shared::Shared;
 use roundtable_programs::{Errno, tests};
 
-tests! { one_hog_is_killed: 60, a_storm_of_hogs: 100, page_tables_run_out: 60, shared_memory_runs_out: 60,
+tests! { one_hog_is_killed: 60, a_slow_end_kills_nobody_else: 60, a_storm_of_hogs: 100, page_tables_run_out: 60, shared_memory_runs_out: 60,
 all_memory_as_huge_pages: 60, more_than_there_is_at_once }
+
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Marks this process as the one to kill.
 fn volunteer() {
@@ -30,21 +32,21 @@ fn take_everything(flags: i32) {
     unreachable!("four times all memory");
 }
 
-/// A process that counts, in memory of its own, and touches new pages now and then.
-fn bystander(shared: &Shared) -> Child {
+/// A process that counts, in memory of its own, and touches new pages after each pause.
+fn bystander(shared: &Shared, pause: Duration) -> Child {
     child::fork(|| {
         loop {
             let map = Map::anonymous(16 * 4096);
             (0..16).for_each(|page| map.set(page * 4096, 1));
             shared.add(0);
-            std::thread::sleep(Duration::from_millis(10));
+            std::thread::sleep(pause);
         }
     })
 }
 
 fn one_hog_is_killed() {
     let shared = Shared::new();
-    let bystander = bystander(&shared);
+    let bystander = bystander(&shared, PAUSE);
     shared.wait(0, 1);
     let before = Baseline::take();
     let hog = child::fork(|| take_everything(PRIVATE));
@@ -55,9 +57,30 @@ fn one_hog_is_killed() {
     bystander.end();
 }
 
+/// While a victim's memory is on its way back, others in need have to wait for it, not to become the next victims.
+fn a_slow_end_kills_nobody_else() {
+    let shared = Shared::new();
+    let bystanders: Vec<Child> = (0..3).map(|_| bystander(&shared, Duration::ZERO)).collect();
+    shared.wait(0, 1);
+    let before = Baseline::take();
+    for _ in 0..3 {
+        let hog = child::fork(|| {
+            // Entries that the kernel has to look at, at its end, before it comes to any page that it can give back.
+            let zeroes = Map::at(0x1000_0000, GIB, RW, PRIVATE | ANON | NORESERVE | FIXED, -1, 0).unwrap();
+            (0..GIB).step_by(4096).for_each(|at| _ = zeroes.get(at));
+            take_everything(PRIVATE)
+        });
+        assert_eq!(hog.wait(), End::Signal(libc::SIGKILL));
+    }
+    before.check();
+    let count = shared.get(0);
+    assert!(shared.wait_for(0, count + 3, Duration::from_secs(20)), "the bystanders are gone");
+    bystanders.into_iter().for_each(Child::end);
+}
+
 fn a_storm_of_hogs() {
     let shared = Shared::new();
-    let bystander = bystander(&shared);
+    let bystander = bystander(&shared, PAUSE);
     shared.wait(0, 1);
     let before = Baseline::take();
     for _ in 0..2 {
