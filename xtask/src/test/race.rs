@@ -16,7 +16,7 @@ pub fn boots() -> [Boot; 5] {
         race("race-file-lock", &["hugetlb_sharing=file-lock", CHECKER], checked, clean_archive, CLEAN),
         race("race-vma-lock", &["hugetlb_sharing=vma-lock", CHECKER], checked, clean_archive, CLEAN),
         race("race-file-tables", &["hugetlb_sharing=file-tables", CHECKER], checked, clean_archive, CLEAN),
-        race("race-is-caught", &["hugetlb_sharing=unfenced"], checked, corrupt_archive, CAUGHT),
+        race("race-is-caught", &["hugetlb_sharing=unfenced", CHECKER], checked, long_archive, CAUGHT),
         race("race-is-seen", &["hugetlb_sharing=unfenced"], Subject::Laboratory, corrupt_archive, SEEN),
     ]
 }
@@ -53,6 +53,11 @@ const SEEN: &[Talk] = &[Expect("race: FOUND ")];
 
 fn clean_archive(parts: &Parts) -> Result<Initramfs> {
     archive(parts, "race --seconds 5")
+}
+
+/// Goes on when the program has found something: the kernel has to as well.
+fn long_archive(parts: &Parts) -> Result<Initramfs> {
+    archive(parts, "race --seconds 60")
 }
 
 fn corrupt_archive(parts: &Parts) -> Result<Initramfs> {

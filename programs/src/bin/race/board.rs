@@ -234,16 +234,16 @@ impl Board {
         self.memory().counts[count as usize].load(Ordering::SeqCst)
     }
 
-    /// Reports a corruption. The first one is printed at once: a kernel whose tables are corrupted may not live long.
+    /// Reports a corruption. The first ones are printed at once: a kernel whose tables are corrupted may not live long.
     pub fn report(&self, finding: Finding) {
         let memory = self.memory();
-        memory.kinds[finding.kind as usize].fetch_add(1, Ordering::SeqCst);
-        let place = memory.taken.fetch_add(1, Ordering::SeqCst) as usize;
-        if place == 0 {
-            // In one write: its process may be stopped for good right away. Who cannot write cannot be helped.
+        if !self.found_any() {
+            // Before it is counted: who sees the count may end everybody. In one write; who cannot write cannot be helped.
             let line = format!("race: FOUND {}\n", crate::report::tell(&finding));
             let _ = std::io::Write::write_all(&mut std::io::stderr(), line.as_bytes());
         }
+        memory.kinds[finding.kind as usize].fetch_add(1, Ordering::SeqCst);
+        let place = memory.taken.fetch_add(1, Ordering::SeqCst) as usize;
         let Some(slot) = memory.slots.get(place) else { return };
         slot.process.store(finding.process, Ordering::SeqCst);
         slot.file.store(finding.file, Ordering::SeqCst);
