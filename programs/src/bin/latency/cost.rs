@@ -14,15 +14,19 @@ use crate::stage::{BATCH, CUT, LENGTH, PAGES, PUNCHED, Stage, summary, time, tou
 /// Operations that leave the others' tables alone are measured so many times more often.
 const CHEAP: usize = 3;
 
+/// Not recorded, before those that are: an emulator translates code when it first comes to it.
+const WARM_UP: usize = 2;
+
 /// Measures all operations; the acting process is a sharer too.
 pub fn measure(stage: &Stage, crew: &Crew, runs: usize) -> Result<(), String> {
-    let say = |operation: Operation, times: Vec<Duration>| {
+    let say = |operation: Operation, mut times: Vec<Duration>| {
+        times.drain(..WARM_UP);
         let (runs, (median, least)) = (times.len() as u32, summary(times));
         stage.say(&Record::Cost { operation, sharers: crew.count() as u32 + 1, runs, median, least });
     };
     let mine = stage.address(0, 0);
     let mut times = Vec::new();
-    for _ in 0..runs {
+    for _ in 0..WARM_UP + runs {
         stage.fill(PUNCHED, BATCH);
         touch(mine, PAGES);
         crew.touch()?;
@@ -30,7 +34,7 @@ pub fn measure(stage: &Stage, crew: &Crew, runs: usize) -> Result<(), String> {
     }
     say(Operation::Punch, std::mem::take(&mut times));
     stage.fill(PUNCHED, BATCH);
-    for _ in 0..runs {
+    for _ in 0..WARM_UP + runs {
         touch(mine, PAGES);
         crew.touch()?;
         times.push(time(|| stage.file.truncate((CUT * HUGE) as u64).expect("ftruncate")));
@@ -40,14 +44,14 @@ pub fn measure(stage: &Stage, crew: &Crew, runs: usize) -> Result<(), String> {
     say(Operation::Truncate, std::mem::take(&mut times));
     touch(mine, PAGES);
     crew.touch()?;
-    for _ in 0..runs * CHEAP {
+    for _ in 0..WARM_UP + runs * CHEAP {
         times.push(time(|| mprotect(mine, GIB, R).expect("mprotect")));
         touch(mine, PAGES);
         mprotect(mine, GIB, RW).expect("mprotect");
         touch(mine, PAGES);
     }
     say(Operation::Mprotect, std::mem::take(&mut times));
-    for _ in 0..runs * CHEAP {
+    for _ in 0..WARM_UP + runs * CHEAP {
         times.push(time(|| {
             stage.map(1, 0, GIB);
             touch(stage.address(1, 0), PAGES);
@@ -55,14 +59,14 @@ pub fn measure(stage: &Stage, crew: &Crew, runs: usize) -> Result<(), String> {
         stage.unmap(1);
     }
     say(Operation::Attach, std::mem::take(&mut times));
-    for _ in 0..runs * CHEAP {
+    for _ in 0..WARM_UP + runs * CHEAP {
         stage.map(1, 0, GIB);
         touch(stage.address(1, 0), PAGES);
         times.push(time(|| stage.unmap(1)));
     }
     say(Operation::Detach, std::mem::take(&mut times));
     let mut all = [Vec::new(), Vec::new(), Vec::new()];
-    for _ in 0..runs * CHEAP {
+    for _ in 0..WARM_UP + runs * CHEAP {
         let life = life(stage)?;
         all.iter_mut().zip(life).for_each(|(times, time)| times.push(time));
     }

@@ -11,7 +11,8 @@ mod path;
 mod stage;
 mod tables;
 
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 
 use guest_link::record::Record;
 use roundtable_programs::huge::{self, GIB};
@@ -34,6 +35,10 @@ fn main() -> ExitCode {
             return 2.into();
         }
     };
+    if let Err(error) = place_as_always() {
+        eprintln!("latency: the addresses cannot be made to be the same in each run: {error}");
+        return 1.into();
+    }
     let persistent = procfs::number("/proc/sys/vm/nr_hugepages");
     let pool = if options.parts == [Part::Path] { SMALL_POOL } else { POOL };
     if persistent < pool && huge::set_pool(pool) < pool {
@@ -50,6 +55,24 @@ fn main() -> ExitCode {
             1.into()
         }
     }
+}
+
+/// Starts the program anew without randomised addresses: where stack and mappings happen to be decides how many page tables they need.
+fn place_as_always() -> std::io::Result<()> {
+    const ASK: libc::c_ulong = 0xffff_ffff;
+    // SAFETY: asks, and sets a flag that counts for programs to come.
+    let before = unsafe { libc::personality(ASK) };
+    if before < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    if before & libc::ADDR_NO_RANDOMIZE != 0 {
+        return Ok(());
+    }
+    // SAFETY: the same.
+    if unsafe { libc::personality((before | libc::ADDR_NO_RANDOMIZE) as libc::c_ulong) } < 0 {
+        return Err(std::io::Error::last_os_error());
+    }
+    Err(Command::new("/proc/self/exe").args(std::env::args_os().skip(1)).exec())
 }
 
 fn measure(options: &Options) -> Result<(), String> {
