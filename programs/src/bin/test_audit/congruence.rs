@@ -1,0 +1,105 @@
+//! Where and when processes map a file: at congruent addresses or not, too little of it, before the others.
+
+use roundtable_programs::child::Child;
+use roundtable_programs::huge::{GIB, HUGE};
+use roundtable_programs::mem::{R, RW, SHARED, mprotect};
+
+use crate::saying::{audit, command, expect, file_of};
+use crate::scene::{FEW, PLACE, expect_faults, faults_of_a_new_one, filled, map_at, stays, touch};
+
+pub fn shared_by_congruent_mappings() {
+    let (file, name) = filled(GIB, 512);
+    let _sharers: Vec<Child> = (0..3)
+        .map(|index| {
+            stays(|| {
+                map_at(PLACE + index * 4 * GIB, GIB, RW, SHARED, &file);
+                touch(PLACE + index * 4 * GIB, 512);
+            })
+        })
+        .collect();
+    let report = audit();
+    let seen = file_of(&report, "huge", &name);
+    expect(seen, &[("shared", 3)]);
+    assert_eq!(seen["evidence"], "kpagecount");
+    assert_eq!(seen["processes"], 3);
+    assert_eq!((&seen["tables"]["now"]["pmd"], &seen["tables"]["unshared"]["pmd"]), (&1.into(), &3.into()));
+    assert_eq!(seen["tables"]["best_here"]["pmd"], 1);
+    let place = PLACE + 64 * GIB;
+    expect_faults(faults_of_a_new_one(|| map_at(place, GIB, RW, SHARED, &file), place, 512), 1);
+    // And without root's means, by the processes' counters.
+    let output = command(&["audit", "--all"]).output().expect("roundtable starts");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("3 shared") && text.contains(&name), "{text}");
+}
+
+pub fn not_congruent() {
+    let (file, name) = filled(GIB, 512);
+    let first = stays(|| {
+        map_at(PLACE, 2 * GIB, RW, SHARED, &file);
+        touch(PLACE, 512);
+    });
+    let second = stays(|| {
+        map_at(PLACE + 4 * GIB + HUGE, 2 * GIB, RW, SHARED, &file);
+        touch(PLACE + 4 * GIB + HUGE, 512);
+    });
+    let report = audit();
+    let seen = file_of(&report, "huge", &name);
+    // The second one's 512 pages lie in two slots, of which the first is not filled.
+    expect(seen, &[("not_congruent", 2), ("too_short", 1), ("untouched", 2)]);
+    let cures = seen["cures"].to_string();
+    assert!(cures.contains("0x40000000"), "{cures}");
+    drop((first, second));
+    let _first = stays(|| {
+        map_at(PLACE, GIB, RW, SHARED, &file);
+        touch(PLACE, 512);
+    });
+    let place = PLACE + 64 * GIB + HUGE;
+    expect_faults(faults_of_a_new_one(|| map_at(place, GIB, RW, SHARED, &file), place, 512), 512);
+}
+
+pub fn too_short() {
+    let (file, name) = filled(GIB / 2, FEW);
+    let _sharers: Vec<Child> = (0..2)
+        .map(|_| {
+            stays(|| {
+                map_at(PLACE, GIB / 2, RW, SHARED, &file);
+                touch(PLACE, FEW);
+            })
+        })
+        .collect();
+    let report = audit();
+    let seen = file_of(&report, "huge", &name);
+    expect(seen, &[("too_short", 2)]);
+    assert!(seen["cures"].to_string().contains("make it 1 GiB instead of 512 MiB"), "{seen}");
+    expect_faults(faults_of_a_new_one(|| map_at(PLACE, GIB / 2, RW, SHARED, &file), PLACE, FEW), FEW as u32);
+}
+
+pub fn table_from_before() {
+    let (file, name) = filled(GIB, FEW);
+    let _first = stays(|| {
+        map_at(PLACE, GIB, RW, SHARED, &file);
+        touch(PLACE, FEW);
+    });
+    // By the rules the two could share; but the second one's table dates from the time when it only read.
+    let _second = stays(|| {
+        map_at(PLACE, GIB, R, SHARED, &file);
+        touch(PLACE, FEW);
+        mprotect(PLACE, GIB, RW).expect("mprotect");
+    });
+    let report = audit();
+    let seen = file_of(&report, "huge", &name);
+    expect(seen, &[("own_table", 2)]);
+    assert_eq!(seen["tables"]["now"]["pmd"], 2);
+}
+
+pub fn first_of_several_and_untouched() {
+    let (file, name) = filled(2 * GIB, FEW);
+    let _first = stays(|| {
+        map_at(PLACE, 2 * GIB, RW, SHARED, &file);
+        touch(PLACE, FEW);
+    });
+    let _second = stays(|| map_at(PLACE, 2 * GIB, RW, SHARED, &file));
+    let report = audit();
+    expect(file_of(&report, "huge", &name), &[("first_of_several", 1), ("untouched", 3)]);
+    expect_faults(faults_of_a_new_one(|| map_at(PLACE, 2 * GIB, RW, SHARED, &file), PLACE, FEW), 1);
+}

@@ -1,0 +1,34 @@
+//! What the audit says: its JSON, and what of it a test expects.
+
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Runs the audit and gives what it says, as JSON.
+pub fn audit() -> Value {
+    let output = command(&["audit", "--json", "--all"]).output().expect("roundtable starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
+pub fn command(arguments: &[&str]) -> Command {
+    let mut command = Command::new(std::env::var_os("ROUNDTABLE").unwrap_or("/bin/roundtable".into()));
+    command.args(arguments);
+    command
+}
+
+/// What an audit says of one file on huge pages.
+#[track_caller]
+pub fn file_of<'a>(report: &'a Value, list: &str, name: &str) -> &'a Value {
+    let files = report[list].as_array().expect("a list of files");
+    files.iter().find(|file| file["name"] == name).unwrap_or_else(|| panic!("no {name} in {files:?}"))
+}
+
+/// Expects these slots of a file and no others.
+#[track_caller]
+pub fn expect(file: &Value, expected: &[(&str, u64)]) {
+    let seen = file["slots"].as_object().expect("slots");
+    let expected: serde_json::Map<String, Value> =
+        expected.iter().map(|(verdict, count)| (verdict.to_string(), Value::from(*count))).collect();
+    assert_eq!(seen, &expected, "{file}");
+}

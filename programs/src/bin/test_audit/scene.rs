@@ -1,0 +1,107 @@
+//! What a situation is made of: files of huge pages, processes that map them, and the faults of one that comes anew.
+
+use std::time::Duration;
+
+use roundtable_programs::child::{self, Child};
+use roundtable_programs::file::Fd;
+use roundtable_programs::huge::{self, GIB, HUGE};
+use roundtable_programs::mem::{FIXED, NORESERVE, RW, SHARED, mmap};
+use roundtable_programs::shared::Shared;
+use roundtable_programs::sys;
+use serde_json::Value;
+
+use crate::saying::{audit, expect, file_of};
+
+/// Where mappings go: free in every process, far from everything.
+pub const PLACE: usize = 0x2000_0000_0000;
+pub const FEW: usize = 16;
+
+/// A file of huge pages with so many of them there, and the name that the audit gives it.
+pub fn filled(length: usize, pages: usize) -> (Fd, String) {
+    huge::pool(pages as u64 + 2);
+    let name = format!("audit-{}", sys::pid());
+    let file = Fd::memfd(&name, libc::MFD_CLOEXEC | libc::MFD_HUGETLB).expect("memfd_create");
+    file.truncate(length as u64).unwrap();
+    fill(&file, length, pages);
+    (file, format!("memfd {name}"))
+}
+
+/// Puts pages into a file, and leaves no mapping of it.
+pub fn fill(file: &Fd, length: usize, pages: usize) {
+    let map = file.map(length, RW, SHARED | NORESERVE).unwrap();
+    (0..pages).for_each(|page| map.set_u64(page * HUGE, page as u64));
+}
+
+pub fn map_at(address: usize, length: usize, protection: i32, flags: i32, file: &Fd) {
+    mmap(address, length, protection, flags | FIXED | NORESERVE, file.raw(), 0).expect("mmap");
+}
+
+pub fn touch(address: usize, pages: usize) {
+    for page in 0..pages {
+        // SAFETY: callers have mapped so many pages there.
+        unsafe { ((address + page * HUGE) as *const u8).read_volatile() };
+    }
+}
+
+/// A child that has done this and stays.
+pub fn stays(work: impl FnOnce()) -> Child {
+    let control = Shared::new();
+    let child = child::fork(|| {
+        work();
+        control.add(0);
+        loop {
+            // SAFETY: waits for a signal.
+            unsafe { libc::pause() };
+        }
+    });
+    assert!(control.wait_for(0, 1, Duration::from_secs(20)), "the child does not get ready");
+    child
+}
+
+/// Minor faults that a process takes which comes anew, maps, and touches these pages.
+pub fn faults_of_a_new_one(map: impl FnOnce(), address: usize, pages: usize) -> u32 {
+    let control = Shared::new();
+    child::in_child(|| {
+        map();
+        // The first call makes the code's own pages present.
+        minor_faults();
+        let before = minor_faults();
+        touch(address, pages);
+        control.set(0, minor_faults() - before);
+    });
+    control.get(0)
+}
+
+pub fn minor_faults() -> u32 {
+    // SAFETY: a rusage of zero bytes is valid, and the call fills it.
+    unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
+        usage.ru_minflt as u32
+    }
+}
+
+/// Faults by code and stack, which a page of the test's own may cost.
+#[track_caller]
+pub fn expect_faults(faults: u32, expected: u32) {
+    assert!((expected..=expected + 2).contains(&faults), "{faults} faults, {expected} expected");
+}
+
+/// Two processes, the second one different: the verdict, and the faults of a third that is as the second.
+pub fn two(prepare: impl Fn(&Fd), verdicts: &[(&str, u64)], faults: u32) -> Value {
+    let (file, name) = filled(GIB, FEW);
+    let _first = stays(|| {
+        map_at(PLACE, GIB, RW, SHARED, &file);
+        touch(PLACE, FEW);
+    });
+    let second = stays(|| {
+        prepare(&file);
+        touch(PLACE, FEW);
+    });
+    let report = audit();
+    let seen = file_of(&report, "huge", &name).clone();
+    expect(&seen, verdicts);
+    second.end();
+    expect_faults(faults_of_a_new_one(|| prepare(&file), PLACE, FEW), faults);
+    seen
+}
