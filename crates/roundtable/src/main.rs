@@ -5,6 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use roundtable::audit::record::{self, RecordOptions};
 use roundtable::audit::{self, AuditOptions};
 use roundtable::options::RunOptions;
 use roundtable::plan::{self, PlanOptions};
@@ -33,6 +34,8 @@ enum Command {
     Audit(AuditOptions),
     /// Show the audit as a live screen: page tables, pools, faults
     Watch(WatchOptions),
+    /// Copy what an audit reads into a folder, without names of files and processes, to look at it elsewhere
+    Record(RecordOptions),
     /// Count the page tables that a machine will need which does not exist yet
     Plan(PlanOptions),
 }
@@ -51,6 +54,7 @@ fn execute(cli: Cli) -> Result<i32> {
     match cli.command {
         Command::Run { parts, run: options } => run(&options, &Parts::in_folder(&parts)),
         Command::Audit(options) => audit::run(&options),
+        Command::Record(options) => record::run(&options),
         Command::Plan(options) => plan::run(&options),
         Command::Watch(options) => watch::run(&options),
     }

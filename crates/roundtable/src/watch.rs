@@ -184,7 +184,7 @@ mod tests {
         std::fs::write(process.join("maps"), line).unwrap();
         let smaps = format!("{line}KernelPageSize:     2048 kB\nVmFlags: rd wr sh ms ht \n");
         std::fs::write(process.join("smaps"), smaps).unwrap();
-        std::fs::write(process.join("pagemap"), "").unwrap();
+        std::fs::write(process.join("pagemap.txt"), "").unwrap();
         let options = LookOptions { seconds: 1, all: true, min_processes: 2, root: None };
         audit(&Source::recorded(folder.path()), &options, true).unwrap()
     }

@@ -11,6 +11,7 @@ use procfs::process::Process as Handle;
 
 use super::files::{Devices, FileId, Kind};
 use super::maps::{self, Access, Line};
+use super::recording;
 use super::source::Source;
 
 /// Shared mappings on base pages below this are no database's memory.
@@ -115,9 +116,14 @@ fn look(source: &Source, devices: &Devices, pid: i32, with_faults: bool, buffer:
         Ok(()) => {
             process.readable = true;
             for line in maps::lines(buffer) {
-                if let Some((mapping, file)) = interesting(source, devices, &handle, &line) {
-                    files.push((mapping.file, file));
-                    process.mappings.push(mapping);
+                match interesting(source, devices, &handle, &line) {
+                    Ok(Some((mapping, file))) => {
+                        files.push((mapping.file, file));
+                        process.mappings.push(mapping);
+                    }
+                    Ok(None) => {}
+                    Err(Missing::Denied) => process.readable = false,
+                    Err(Missing::Gone) => return Look::Gone,
                 }
             }
         }
@@ -133,14 +139,14 @@ pub fn interesting(
     devices: &Devices,
     handle: &Handle,
     line: &Line,
-) -> Option<(Mapping, File)> {
-    let kind = devices.kind(source, handle, line);
+) -> Result<Option<(Mapping, File)>, Missing> {
+    let kind = devices.kind(source, handle, line)?;
     let (page_size, is_hugetlb) = match kind {
         Kind::Hugetlb(page_size) => (page_size, true),
         Kind::SharedMemory if line.access.shared && line.end - line.start >= SMALLEST => {
             (source.geometry.page(), false)
         }
-        _ => return None,
+        _ => return Ok(None),
     };
     let mut file = FileId { device: line.device, inode: line.inode, namespace: 0 };
     if line.name.starts_with(b"/SYSV") {
@@ -152,7 +158,7 @@ pub fn interesting(
     }
     let mapping =
         Mapping { start: line.start, end: line.end, offset: line.offset, access: line.access, file };
-    Some((mapping, File { name: line.name.to_vec(), page_size, is_hugetlb }))
+    Ok(Some((mapping, File { name: line.name.to_vec(), page_size, is_hugetlb })))
 }
 
 /// Why a process's file cannot be read.
@@ -164,12 +170,18 @@ pub enum Missing {
     Gone,
 }
 
+/// Opens one file of a process.
+pub fn open(source: &Source, handle: &Handle, name: &str) -> Result<std::fs::File, Missing> {
+    handle.open_relative(name).map_err(|error| match error {
+        ProcError::PermissionDenied(_) => Missing::Denied,
+        _ if source.is_recording() && handle.open_relative(recording::DENIED).is_ok() => Missing::Denied,
+        _ => Missing::Gone,
+    })
+}
+
 /// Reads one file of a process.
 pub fn read(source: &Source, handle: &Handle, name: &str, buffer: &mut Vec<u8>) -> Result<(), Missing> {
-    let file = handle.open_relative(name).map_err(|error| match error {
-        ProcError::PermissionDenied(_) => Missing::Denied,
-        _ => Missing::Gone,
-    })?;
+    let file = open(source, handle, name)?;
     source.read_into(file, buffer).map_err(|error| match error.kind() {
         ErrorKind::PermissionDenied => Missing::Denied,
         _ => Missing::Gone,
@@ -198,7 +210,7 @@ pub fn status(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> Result<
 }
 
 /// Minor and major faults of a process since its start.
-fn faults(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> Option<u64> {
+pub fn faults(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> Option<u64> {
     read(source, handle, "stat", buffer).ok()?;
     // The name in parentheses may have anything in it, parentheses and blanks too.
     let behind = buffer.iter().rposition(|&byte| byte == b')')? + 2;

@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use procfs::process::Process;
 
+use super::collect::{self, Missing};
 use super::maps::{Line, for_each_in_smaps};
 use super::source::Source;
 
@@ -40,23 +41,23 @@ pub struct Devices {
 
 impl Devices {
     /// What a mapping's file is. Only a device that was not met before costs anything.
-    pub fn kind(&self, source: &Source, process: &Process, line: &Line) -> Kind {
+    pub fn kind(&self, source: &Source, process: &Process, line: &Line) -> Result<Kind, Missing> {
         // Both file systems live on devices without a driver.
         if line.device.0 != 0 || !line.has_file() {
-            return Kind::Other;
+            return Ok(Kind::Other);
         }
         if let Some(&kind) = self.known.lock().expect("no holder panics").get(&line.device) {
-            return kind;
+            return Ok(kind);
         }
-        let Some(kind) = look(source, process, line) else { return Kind::Other };
+        let Some(kind) = look(source, process, line)? else { return Ok(Kind::Other) };
         self.known.lock().expect("no holder panics").insert(line.device, kind);
-        kind
+        Ok(kind)
     }
 }
 
-/// Asks the kernel about one mapping; `None` when the process or the mapping is gone.
-fn look(source: &Source, process: &Process, wanted: &Line) -> Option<Kind> {
-    let smaps = BufReader::new(source.counted(process.open_relative("smaps").ok()?));
+/// Asks the kernel about one mapping; `None` when the mapping is gone.
+fn look(source: &Source, process: &Process, wanted: &Line) -> Result<Option<Kind>, Missing> {
+    let smaps = BufReader::new(source.counted(collect::open(source, process, "smaps")?));
     let mut page_size = None;
     for_each_in_smaps(smaps, |line, extra| {
         if line.start == wanted.start && line.device == wanted.device {
@@ -64,17 +65,18 @@ fn look(source: &Source, process: &Process, wanted: &Line) -> Option<Kind> {
         }
         page_size.is_none()
     })
-    .ok()?;
-    match page_size? {
-        size if size > source.geometry.page() => Some(Kind::Hugetlb(size)),
-        _ if is_kernels_own(wanted.name) => Some(Kind::SharedMemory),
+    .map_err(|_| Missing::Gone)?;
+    Ok(page_size.map(|size| match size {
+        size if size > source.geometry.page() => Kind::Hugetlb(size),
+        _ if is_kernels_own(wanted.name) => Kind::SharedMemory,
         _ => {
             // The process's own table of mounts: it may live in a container.
-            let file = process.open_relative("mountinfo").ok()?;
             let device = format!("{}:{}", wanted.device.0, wanted.device.1);
-            Some(if is_tmpfs(source, file, &device) { Kind::SharedMemory } else { Kind::Other })
+            let mounts = collect::open(source, process, "mountinfo");
+            let is_tmpfs = mounts.is_ok_and(|file| is_tmpfs(source, file, &device));
+            if is_tmpfs { Kind::SharedMemory } else { Kind::Other }
         }
-    }
+    }))
 }
 
 /// Names that only the kernel's own tmpfs gives, which is mounted nowhere.

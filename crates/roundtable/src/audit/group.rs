@@ -48,6 +48,8 @@ pub struct Shape {
     pub witness: Option<i32>,
     /// For each slot how many of the probed have a page there.
     pub populated: Vec<u32>,
+    /// For each slot one of these: not all that are alike have touched the same parts.
+    pub witnesses: Vec<Option<i32>>,
     /// Tables that only these mappings need, of the probed together.
     pub exclusive: Tables,
     /// Of the probed, those whose process has mapped all its huge pages by faults of its own.
@@ -117,8 +119,10 @@ pub fn groups(census: &Census, probes: &HashMap<i32, Option<Probe>>, geometry: G
                     shape.witness.get_or_insert(process.pid);
                     shape.exclusive += probed.exclusive;
                     shape.filled_itself += u64::from(probe.filled_itself && any);
-                    for (sum, &populated) in shape.populated.iter_mut().zip(&probed.populated) {
-                        *sum += u32::from(populated);
+                    for (slot, _) in probed.populated.iter().enumerate().filter(|(_, populated)| **populated)
+                    {
+                        shape.populated[slot] += 1;
+                        shape.witnesses[slot].get_or_insert(process.pid);
                     }
                 }
             }
@@ -153,6 +157,7 @@ fn empty(key: Key, flags: Option<&Flags>, geometry: Geometry) -> Shape {
         probed: 0,
         witness: None,
         populated: vec![0; slots as usize],
+        witnesses: vec![None; slots as usize],
         exclusive: Tables::default(),
         filled_itself: 0,
     }

@@ -297,11 +297,10 @@ fn true_version(release: &str, build: &str, signature: Option<&str>) -> (Option<
 
 fn shares(version: Option<Version>, machine: &str, config: Option<&str>, page: u64) -> (bool, String) {
     if let Some(config) = config {
-        // Newer kernels have the first name; the older one says what the architecture wants.
-        let new = "CONFIG_HUGETLB_PMD_PAGE_TABLE_SHARING";
-        let old = "CONFIG_ARCH_WANT_HUGE_PMD_SHARE";
+        // Newer kernels have the second name; the older one says what the architecture wants.
+        let [hugetlb, new, old] = SHARING_OPTIONS;
         let is_set = |name: &str| config.lines().any(|line| line.strip_prefix(name) == Some("=y"));
-        let has_hugetlb = is_set("CONFIG_HUGETLB_PAGE");
+        let has_hugetlb = is_set(hugetlb);
         return match (has_hugetlb, is_set(new), is_set(old)) {
             (false, _, _) => (false, "it is built without CONFIG_HUGETLB_PAGE".into()),
             (_, true, _) => (true, format!("{new}=y")),
@@ -321,8 +320,12 @@ fn shares(version: Option<Version>, machine: &str, config: Option<&str>, page: u
     }
 }
 
+/// The options of the kernel's configuration that decide whether tables are shared.
+pub const SHARING_OPTIONS: [&str; 3] =
+    ["CONFIG_HUGETLB_PAGE", "CONFIG_HUGETLB_PMD_PAGE_TABLE_SHARING", "CONFIG_ARCH_WANT_HUGE_PMD_SHARE"];
+
 /// The kernel's configuration, where it shows it.
-fn config(source: &Source, release: &str) -> Option<String> {
+pub fn config(source: &Source, release: &str) -> Option<String> {
     use std::io::Read;
     if let Ok(file) = std::fs::File::open(source.path("proc/config.gz")) {
         let mut text = String::new();

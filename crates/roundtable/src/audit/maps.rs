@@ -121,6 +121,13 @@ impl Flags {
     }
 }
 
+impl std::fmt::Display for Flags {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let names: Vec<_> = self.0.iter().map(|name| String::from_utf8_lossy(name)).collect();
+        f.write_str(&names.join(" "))
+    }
+}
+
 /// What smaps adds to a mapping's line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Extra {

@@ -15,6 +15,8 @@ pub mod kernel_version;
 pub mod maps;
 pub mod pagemap;
 pub mod probe;
+pub mod record;
+pub mod recording;
 pub mod report;
 pub mod slots;
 pub mod source;
@@ -81,8 +83,8 @@ pub struct LookOptions {
     #[arg(long, value_name = "N", default_value_t = 2)]
     pub min_processes: usize,
 
-    /// Read from this folder, which has copies of proc and sys, instead of this host
-    #[arg(long, value_name = "FOLDER", hide = true)]
+    /// Look at a recording that `roundtable record` has made, instead of this host
+    #[arg(long, value_name = "FOLDER")]
     pub root: Option<PathBuf>,
 }
 
@@ -269,6 +271,7 @@ fn file_report(
         name: files::describe(&group.file.name, group.id.inode),
         device: format!("{}:{}", group.id.device.0, group.id.device.1),
         inode: group.id.inode,
+        ipc_namespace: group.id.namespace,
         page_size: group.file.page_size,
         size: group.size,
         processes: group.pids.len() as u64,

@@ -7,8 +7,11 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
+use procfs::process::Process;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
 
+use super::collect::{self, Missing};
+use super::recording::Ranges;
 use super::source::Source;
 
 /// Bytes of one entry.
@@ -40,33 +43,51 @@ pub struct Range {
 
 /// An open pagemap.
 pub struct Pagemap<'a> {
-    file: File,
     source: &'a Source,
-    scans: bool,
+    way: Way,
+}
+
+/// Where the answers come from.
+enum Way {
+    /// Ranges from the kernel.
+    Scan(File),
+    /// Entry by entry from a kernel that knows no ranges.
+    Read(File),
+    Recording(Ranges),
 }
 
 impl<'a> Pagemap<'a> {
-    /// Takes an open /proc/PID/pagemap.
-    pub fn new(file: File, source: &'a Source) -> Pagemap<'a> {
-        Pagemap { file, source, scans: true }
+    /// Opens a process's.
+    pub fn open(source: &'a Source, handle: &Process) -> Result<Pagemap<'a>, Missing> {
+        let way = if source.is_recording() {
+            Way::Recording(Ranges::open(source, handle)?)
+        } else {
+            Way::Scan(collect::open(source, handle, "pagemap")?)
+        };
+        Ok(Pagemap { source, way })
     }
 
     /// Calls `take` with the populated ranges of these areas, which are in order; a range may go over several areas.
     pub fn populated(&mut self, areas: &[(u64, u64)], mut take: impl FnMut(Range)) -> io::Result<()> {
         let (Some(first), Some(last)) = (areas.first(), areas.last()) else { return Ok(()) };
-        if self.scans {
-            match self.scan(first.0, last.1, &mut take) {
-                // An older kernel, or a recorded file.
-                Err(error) if is_unknown(&error) => self.scans = false,
+        if let Way::Recording(ranges) = &self.way {
+            ranges.within(first.0, last.1).for_each(take);
+            return Ok(());
+        }
+        if let Way::Scan(file) = &self.way {
+            match self.scan(file, first.0, last.1, &mut take) {
+                // An older kernel.
+                Err(error) if is_unknown(&error) => self.way = Way::Read(file.try_clone()?),
                 result => return result,
             }
         }
+        let Way::Read(file) = &self.way else { return Ok(()) };
         // An area that is larger has been reserved rather than filled; entry by entry it would take minutes.
         let readable = areas.iter().filter(|(start, end)| end - start <= LARGEST_READ);
-        readable.into_iter().try_for_each(|&(start, end)| self.read(start, end, &mut take))
+        readable.into_iter().try_for_each(|&(start, end)| self.read(file, start, end, &mut take))
     }
 
-    fn scan(&self, start: u64, end: u64, take: &mut impl FnMut(Range)) -> io::Result<()> {
+    fn scan(&self, file: &File, start: u64, end: u64, take: &mut impl FnMut(Range)) -> io::Result<()> {
         let mut ranges = vec![PageRegion::default(); RANGES];
         let mut at = start;
         while at < end {
@@ -82,7 +103,7 @@ impl<'a> Pagemap<'a> {
             };
             // SAFETY: the argument has the layout that the call wants and names a vector of `vec_len` elements that
             // lives through the call; no flag is set by which the call would change anything in the process.
-            let found = unsafe { rustix::ioctl::ioctl(&self.file, Scan(&mut argument)) }?;
+            let found = unsafe { rustix::ioctl::ioctl(file, Scan(&mut argument)) }?;
             self.source.count(1, (found * size_of::<PageRegion>()) as u64);
             for range in &ranges[..found.min(RANGES)] {
                 let has = |category| range.categories & category != 0;
@@ -101,7 +122,7 @@ impl<'a> Pagemap<'a> {
         Ok(())
     }
 
-    fn read(&self, start: u64, end: u64, take: &mut impl FnMut(Range)) -> io::Result<()> {
+    fn read(&self, file: &File, start: u64, end: u64, take: &mut impl FnMut(Range)) -> io::Result<()> {
         let page = self.source.geometry.page();
         let mut buffer = vec![0; CHUNK * ENTRY as usize];
         let mut open: Option<Range> = None;
@@ -111,9 +132,9 @@ impl<'a> Pagemap<'a> {
             if wanted == 0 {
                 break;
             }
-            let read = self.file.read_at(&mut buffer[..wanted as usize], at / page * ENTRY)?;
+            let read = file.read_at(&mut buffer[..wanted as usize], at / page * ENTRY)?;
             self.source.count(1, read as u64);
-            // The end of the address space, or a recorded file that holds no more.
+            // The end of the address space.
             if read < ENTRY as usize {
                 break;
             }
@@ -137,8 +158,9 @@ impl<'a> Pagemap<'a> {
 
     /// The frame that is mapped at an address; `None` where none is, or where only root may know.
     pub fn frame(&self, address: u64) -> Option<u64> {
+        let (Way::Scan(file) | Way::Read(file)) = &self.way else { return None };
         let mut bytes = [0; ENTRY as usize];
-        self.file.read_exact_at(&mut bytes, address / self.source.geometry.page() * ENTRY).ok()?;
+        file.read_exact_at(&mut bytes, address / self.source.geometry.page() * ENTRY).ok()?;
         self.source.count(1, ENTRY);
         let entry = u64::from_ne_bytes(bytes);
         (entry & PRESENT != 0 && entry & FRAME != 0).then_some(entry & FRAME)
@@ -213,7 +235,7 @@ mod tests {
     use super::*;
     use std::io::Write;
 
-    fn recorded(entries: &[u64]) -> (tempfile::TempDir, File) {
+    fn file_of(entries: &[u64]) -> (tempfile::TempDir, File) {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("pagemap");
         let bytes: Vec<u8> = entries.iter().flat_map(|entry| entry.to_ne_bytes()).collect();
@@ -224,9 +246,9 @@ mod tests {
 
     #[test]
     fn entries_become_ranges() {
-        let (folder, file) = recorded(&[0, PRESENT | 7, SWAPPED, 0, PRESENT | 1 << 61, PRESENT]);
+        let (folder, file) = file_of(&[0, PRESENT | 7, SWAPPED, 0, PRESENT | 1 << 61, PRESENT]);
         let source = Source::recorded(folder.path());
-        let mut map = Pagemap::new(file, &source);
+        let mut map = Pagemap { source: &source, way: Way::Read(file) };
         let mut seen = Vec::new();
         map.populated(&[(0, 6 << 12)], |range| seen.push((range.start >> 12, range.end >> 12, range.file)))
             .unwrap();
@@ -247,8 +269,9 @@ mod tests {
         let value = Box::new([1u8; 64]);
         let address = value.as_ptr() as u64 & !(page - 1);
         for scans in [true, false] {
-            let mut map = Pagemap::new(File::open("/proc/self/pagemap").unwrap(), &source);
-            map.scans = scans;
+            let file = File::open("/proc/self/pagemap").unwrap();
+            let way = if scans { Way::Scan(file) } else { Way::Read(file) };
+            let mut map = Pagemap { source: &source, way };
             let mut pages = 0;
             map.populated(&[(address, address + page)], |range| pages += (range.end - range.start) / page)
                 .unwrap();

@@ -68,7 +68,7 @@ pub fn probe(
         if line.start >> 63 != 0 {
             continue;
         }
-        let found = collect::interesting(source, devices, &handle, &line);
+        let found = collect::interesting(source, devices, &handle, &line)?;
         let page_size = found.as_ref().map_or(geometry.page(), |(_, file)| file.page_size);
         let watched = found.is_some().then_some(mappings.len());
         areas.push(Area { start: line.start, end: line.end, leaf: geometry.leaf_level(page_size), watched });
@@ -85,8 +85,7 @@ pub fn probe(
         }
     }
     add_flags(source, &handle, &mut mappings, &files)?;
-    let opened = handle.open_relative("pagemap").map_err(|_| Missing::Denied)?;
-    let mut pagemap = Pagemap::new(opened, source);
+    let mut pagemap = Pagemap::open(source, &handle)?;
     let mut counter = Counter::new(geometry, mappings.len());
     let ranges: Vec<(u64, u64)> = areas.iter().map(|area| (area.start, area.end)).collect();
     let mut at = 0;
@@ -147,7 +146,7 @@ fn add_flags(
     if left == 0 {
         return Ok(());
     }
-    let smaps = handle.open_relative("smaps").map_err(|_| Missing::Denied)?;
+    let smaps = collect::open(source, handle, "smaps")?;
     let read = for_each_in_smaps(BufReader::with_capacity(1 << 16, source.counted(smaps)), |line, extra| {
         if let Some(probed) = wanted.iter_mut().find(|probed| probed.mapping.start == line.start) {
             probed.flags = extra.flags;

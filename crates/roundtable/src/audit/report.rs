@@ -102,6 +102,8 @@ pub struct FileReport {
     pub device: String,
     /// Its number there.
     pub inode: u64,
+    /// The IPC namespace of a SysV segment, whose number is only that namespace's; 0 for other files.
+    pub ipc_namespace: u64,
     /// Bytes of a page.
     pub page_size: u64,
     /// Bytes from its start to the end of what is mapped.

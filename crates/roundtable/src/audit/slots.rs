@@ -310,7 +310,7 @@ fn gather(
                     return None;
                 }
                 let start = shape.slot_start(slot_index, geometry);
-                let (address, count) = witness.mapcount(shape.witness?, start, start + slot)?;
+                let (address, count) = witness.mapcount(shape.witnesses[slot_index]?, start, start + slot)?;
                 Some((shape.offset + (address - shape.start), count))
             });
             let extra = match answer {

@@ -13,6 +13,7 @@ use super::geometry::Geometry;
 #[derive(Debug)]
 pub struct Source {
     root: PathBuf,
+    is_recording: bool,
     /// How base pages and tables are cut.
     pub geometry: Geometry,
     reads: AtomicU64,
@@ -23,16 +24,21 @@ impl Source {
     /// The running host.
     pub fn host() -> Source {
         let geometry = Geometry::new(rustix::param::page_size() as u64).unwrap_or(Geometry::four_kib());
-        Source::new(PathBuf::from("/"), geometry)
+        Source::new(PathBuf::from("/"), false, geometry)
     }
 
-    /// A folder with `proc`, `sys` and `boot` in it, recorded or made, of a machine with base pages of 4 KiB.
+    /// A recording: a folder with `proc`, `sys` and `boot` in it, of a machine with base pages of 4 KiB.
     pub fn recorded(root: &Path) -> Source {
-        Source::new(root.to_path_buf(), Geometry::four_kib())
+        Source::new(root.to_path_buf(), true, Geometry::four_kib())
     }
 
-    fn new(root: PathBuf, geometry: Geometry) -> Source {
-        Source { root, geometry, reads: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    fn new(root: PathBuf, is_recording: bool, geometry: Geometry) -> Source {
+        Source { root, is_recording, geometry, reads: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+    }
+
+    /// Whether this is a recording: what only the kernel itself can answer is text there.
+    pub fn is_recording(&self) -> bool {
+        self.is_recording
     }
 
     /// A path below the root.

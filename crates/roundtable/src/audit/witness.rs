@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use super::pagemap::Pagemap;
+use super::recording::Ranges;
 use super::slots::Witness;
 use super::source::Source;
 
@@ -29,7 +30,10 @@ impl Witness for Kernel<'_> {
     fn mapcount(&self, pid: i32, start: u64, end: u64) -> Option<(u64, u64)> {
         let counts = self.counts.as_ref()?;
         let handle = self.source.process(pid).ok()?;
-        let pagemap = Pagemap::new(handle.open_relative("pagemap").ok()?, self.source);
+        if self.source.is_recording() {
+            return Ranges::open(self.source, &handle).ok()?.mapcount(start, end);
+        }
+        let pagemap = Pagemap::open(self.source, &handle).ok()?;
         let huge = self.source.geometry.huge();
         let (address, frame) =
             (start..end).step_by(huge as usize).find_map(|at| Some((at, pagemap.frame(at)?)))?;

@@ -73,10 +73,7 @@ fn metrics(report: &Report) -> Vec<Metric> {
                 .iter()
                 .flat_map(|file| {
                     file.slots.iter().map(move |(verdict, count)| {
-                        let name = serde_json::to_value(verdict).ok();
-                        let name =
-                            name.as_ref().and_then(|name| name.as_str()).unwrap_or_default().to_string();
-                        (with(labels(file), "verdict", &name), *count)
+                        (with(labels(file), "verdict", &name_of(verdict)), *count)
                     })
                 })
                 .collect(),
@@ -127,6 +124,18 @@ fn metrics(report: &Report) -> Vec<Metric> {
             "Processes that were looked into.",
             report.seen.looked_into,
         ),
+        Metric {
+            name: "roundtable_kernel_info",
+            help: "The kernel's release, and how its faults are fenced from tables that are taken away; always 1.",
+            samples: vec![(
+                vec![
+                    ("release", report.kernel.release.clone()),
+                    ("machine", report.kernel.machine.clone()),
+                    ("protocol", name_of(&report.kernel.protocol)),
+                ],
+                1,
+            )],
+        },
         plain(
             "roundtable_kernel_shares_tables",
             "Whether this kernel shares page tables of huge pages.",
@@ -147,13 +156,24 @@ fn metrics(report: &Report) -> Vec<Metric> {
     metrics
 }
 
+/// The name that a value has in the JSON output too.
+fn name_of(value: &impl serde::Serialize) -> String {
+    let value = serde_json::to_value(value).ok();
+    value.as_ref().and_then(|value| value.as_str()).unwrap_or_default().to_string()
+}
+
 fn labels(file: &FileReport) -> Vec<(&'static str, String)> {
-    vec![
+    let mut labels = vec![
         ("file", file.name.clone()),
         ("device", file.device.clone()),
         ("inode", file.inode.to_string()),
         ("page_size", file.page_size.to_string()),
-    ]
+    ];
+    // Two namespaces each have a segment 0 on the same device.
+    if file.ipc_namespace != 0 {
+        labels.push(("ipc_namespace", file.ipc_namespace.to_string()));
+    }
+    labels
 }
 
 fn with(

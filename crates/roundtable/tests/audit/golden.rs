@@ -1,0 +1,93 @@
+//! The three outputs of recordings, word for word. UPDATE_EXPECT=1 writes them anew.
+
+use std::path::Path;
+use std::process::Command;
+
+use expect_test::expect_file;
+
+use crate::recordings::folder;
+
+/// What the program prints about a recording.
+fn printed(name: &str, format: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_roundtable"))
+        .args(["audit", "--all", "--root"])
+        .arg(folder(name))
+        .args(format)
+        .output()
+        .expect("roundtable starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("all output is UTF-8")
+}
+
+/// Reads and bytes depend on which thread meets a device first.
+fn without_work(text: &str) -> String {
+    let without = |line: &str| match line.split_once(": ") {
+        Some((name, number)) if name.ends_with("reads\"") || name.ends_with("bytes_read\"") => {
+            format!("{name}: 0{}\n", if number.ends_with(',') { "," } else { "" })
+        }
+        _ => format!("{line}\n"),
+    };
+    text.lines().map(without).collect()
+}
+
+#[test]
+fn tables() {
+    expect_file!["../recordings/database.txt"].assert_eq(&printed("database", &[]));
+    expect_file!["../recordings/hostile.txt"].assert_eq(&printed("hostile", &[]));
+}
+
+#[test]
+fn json() {
+    let text = printed("database", &["--json"]);
+    expect_file!["../recordings/database.json"].assert_eq(&without_work(&text));
+    let text = printed("hostile", &["--json"]);
+    expect_file!["../recordings/hostile.json"].assert_eq(&without_work(&text));
+}
+
+#[test]
+fn prometheus() {
+    expect_file!["../recordings/database.prom"].assert_eq(&printed("database", &["--prometheus"]));
+    expect_file!["../recordings/hostile.prom"].assert_eq(&printed("hostile", &["--prometheus"]));
+}
+
+/// Every field of the JSON output stands in its documentation, and nothing else does: what is added or renamed is written down, and
+/// what changes its meaning raises the number.
+#[test]
+fn the_shape_of_the_json_is_documented() {
+    let mut fields = std::collections::BTreeSet::new();
+    for name in ["database", "hostile"] {
+        let value: serde_json::Value = serde_json::from_str(&printed(name, &["--json"])).unwrap();
+        assert_eq!(value["schema"], roundtable::audit::report::SCHEMA);
+        walk(&value, "", &mut fields);
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/audit-json.md");
+    let document = std::fs::read_to_string(path).unwrap();
+    assert!(document.contains(&format!("Schema {}", roundtable::audit::report::SCHEMA)));
+    let rows = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
+    let documented: std::collections::BTreeSet<String> = rows.map(|(field, _)| field.to_string()).collect();
+    assert_eq!(fields, documented);
+}
+
+/// The paths of all fields: `huge[].slots{}` for lists and maps by kind.
+fn walk(value: &serde_json::Value, path: &str, fields: &mut std::collections::BTreeSet<String>) {
+    match value {
+        // Its keys are values: verdicts.
+        serde_json::Value::Object(_) if path.ends_with("[].slots") => drop(fields.insert(path.to_string())),
+        serde_json::Value::Object(map) => {
+            for (name, value) in map {
+                let dot = if path.is_empty() { "" } else { "." };
+                // Both lists have the same form.
+                let path = format!("{path}{dot}{name}");
+                walk(value, &path.replacen("base[]", "huge[]", 1), fields);
+            }
+        }
+        serde_json::Value::Array(list) => {
+            if list.iter().all(|value| !value.is_object()) {
+                fields.insert(path.to_string());
+            }
+            list.iter().for_each(|value| walk(value, &format!("{path}[]"), fields));
+        }
+        _ if path.ends_with("[]") => {}
+        _ => drop(fields.insert(path.to_string())),
+    }
+}
