@@ -60,7 +60,8 @@ fn look(source: &Source, process: &Process, wanted: &Line) -> Result<Option<Kind
     let smaps = BufReader::new(source.counted(collect::open(source, process, "smaps")?));
     let mut page_size = None;
     for_each_in_smaps(smaps, |line, extra| {
-        if line.start == wanted.start && line.device == wanted.device {
+        // 0 where smaps was cut off: what is not known must not be remembered of the device.
+        if line.start == wanted.start && line.device == wanted.device && extra.page_size > 0 {
             page_size = Some(extra.page_size);
         }
         page_size.is_none()

@@ -147,10 +147,12 @@ pub fn for_each_in_smaps(
     let mut line = Vec::new();
     loop {
         line.clear();
-        let read = smaps.read_until(b'\n', &mut line)?;
-        let text = line.strip_suffix(b"\n").unwrap_or(&line);
+        smaps.read_until(b'\n', &mut line)?;
+        // A line that was cut off says less than it meant to: "20" of "2048 kB".
+        let whole = line.strip_suffix(b"\n");
+        let text = whole.unwrap_or_default();
         // Attributes begin with a capital letter, addresses are written in small ones.
-        if read != 0 && text.first().is_some_and(u8::is_ascii_uppercase) {
+        if text.first().is_some_and(u8::is_ascii_uppercase) {
             if let Some(value) = text.strip_prefix(b"KernelPageSize:") {
                 let digits: Vec<u8> = value.iter().copied().filter(u8::is_ascii_digit).collect();
                 extra.page_size = number(&digits).unwrap_or(0) << 10;
@@ -164,7 +166,7 @@ pub fn for_each_in_smaps(
         {
             return Ok(());
         }
-        if read == 0 {
+        if whole.is_none() {
             return Ok(());
         }
         header = text.to_vec();

@@ -82,7 +82,8 @@ fn walk(value: &serde_json::Value, path: &str, fields: &mut std::collections::BT
             }
         }
         serde_json::Value::Array(list) => {
-            if list.iter().all(|value| !value.is_object()) {
+            // An empty one does not tell what would be in it.
+            if !path.ends_with(".cures") && list.iter().all(|value| !value.is_object()) {
                 fields.insert(path.to_string());
             }
             list.iter().for_each(|value| walk(value, &format!("{path}[]"), fields));
