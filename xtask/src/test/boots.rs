@@ -233,7 +233,7 @@ pub fn all() -> Vec<Boot> {
 }
 
 /// Sharing under the protocols that are not the default.
-fn protocols() -> [Boot; 2] {
+fn protocols() -> [Boot; 4] {
     let sharing = |name, parameters| Boot {
         name,
         parameters,
@@ -241,7 +241,22 @@ fn protocols() -> [Boot; 2] {
         work: Work::Programs(Selection::Also(&["test_sharing", "test_hugetlb_random"])),
         ..BOOT
     };
+    // A clock that counts instructions: figures are exact, and those of the kernel as it is shipped.
+    let costs = |name, parameters, programs| Boot {
+        name,
+        cpus: 1,
+        memory: Size::gibibytes(3),
+        icount: true,
+        parameters,
+        kernels: Kernels::Ours,
+        own: Some(Subject::Shipped),
+        helpers: &["latency"],
+        work: Work::Programs(programs),
+        ..BOOT
+    };
     [
+        costs("costs", &[], Selection::Only(&["test_costs"])),
+        costs("costs-vma-lock", &["hugetlb_sharing=vma-lock"], Selection::Also(&["test_costs"])),
         sharing("sharing-vma-lock", &["hugetlb_sharing=vma-lock"]),
         sharing("sharing-file-lock", &["hugetlb_sharing=file-lock"]),
     ]
