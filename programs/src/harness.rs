@@ -77,7 +77,8 @@ pub fn main(tests: &[Test]) -> std::process::ExitCode {
     std::panic::set_hook(Box::new(|info| {
         let place = info.location().map(|place| format!("{}:{}", place.file(), place.line()));
         PLACE.with_borrow_mut(|slot| *slot = place.clone());
-        if std::thread::current().name() != Some("main") {
+        // Where a panic is the end, nobody will be there to hand the message on.
+        if cfg!(panic = "abort") || std::thread::current().name() != Some("main") {
             eprintln!("{info}");
         }
     }));

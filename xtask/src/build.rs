@@ -94,21 +94,10 @@ pub fn programs() -> Result<BTreeSet<String>> {
     setup::host_libc()?;
     let folder = output_folder().join("programs");
     let mut names = BTreeSet::new();
-    for path in build_programs("target/programs", "-Ctarget-feature=+crt-static", &["--bins"])? {
+    for path in build_programs(static_cargo("build").arg("--bins"))? {
         let name = file_name(&path)?;
         copy(&path, &folder.join(&name))?;
         names.insert(name);
-    }
-    // Position-independent is the default for static programs; the kernel has to load the other kind as well.
-    let fixed = fixed_position_programs()?;
-    if !fixed.is_empty() {
-        let selection: Vec<&str> = fixed.iter().flat_map(|name| ["--bin", name]).collect();
-        let flags = "-Ctarget-feature=+crt-static -Crelocation-model=static";
-        for path in build_programs("target/programs-non-pie", flags, &selection)? {
-            let name = format!("{}-non-pie", file_name(&path)?);
-            copy(&path, &folder.join(&name))?;
-            names.insert(name);
-        }
     }
     for entry in fs::read_dir(&folder)?.flatten() {
         if entry.file_name().to_str().is_none_or(|name| !names.contains(name)) {
@@ -118,20 +107,58 @@ pub fn programs() -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
-/// Builds the host command and leaves it among the Linux programs: guests run its audit.
-pub fn host_command(programs: &Path) -> Result<()> {
+/// Builds what the tests start besides the static programs: the host command, and some programs in every other kind that a kernel has to
+/// load; adds their names.
+pub fn helpers_of_tests(names: &mut BTreeSet<String>) -> Result<()> {
+    let folder = output_folder().join("programs");
+    let mut keep = |path: &Path, kind: &str| -> Result<()> {
+        let name = format!("{}{kind}", file_name(path)?);
+        copy(path, &folder.join(&name))?;
+        names.insert(name);
+        Ok(())
+    };
     let mut command = toolchain::own_cargo("build");
     command.args(["--package", "roundtable", "--bin", "roundtable"]);
     run(&mut command, "the host command does not build")?;
-    copy(&root().join("target/debug/roundtable"), &programs.join("roundtable"))
+    keep(&root().join("target/debug/roundtable"), "")?;
+    for name in programs_of_every_kind()? {
+        // The flags are for the program alone: what it is made of is built already, as a part of the static programs or of the host's
+        // tests, and serves for either kind.
+        let fixed = "-Crelocation-model=static";
+        for path in build_programs(static_cargo("rustc").args(["--bin", &name, "--", fixed]))? {
+            keep(&path, "-non-pie")?;
+        }
+        for (kind, flags) in [("-dynamic", &[][..]), ("-dynamic-non-pie", &[fixed])] {
+            let mut command = programs_cargo("rustc");
+            command.args(["--bin", &name, "--", "-Cstrip=debuginfo"]).args(flags);
+            for path in build_programs(&mut command)? {
+                keep(&path, kind)?;
+            }
+        }
+    }
+    Ok(())
 }
 
-fn build_programs(target_folder: &str, flags: &str, selection: &[&str]) -> Result<Vec<PathBuf>> {
-    let mut command = toolchain::own_cargo("build");
-    command.args(["--package", "roundtable-programs", "--profile", "programs"]).args(selection);
+/// A cargo command that builds some of the Linux programs, as the host's programs are built.
+fn programs_cargo(subcommand: &str) -> Command {
+    let mut command = toolchain::own_cargo(subcommand);
+    command.args(["--package", "roundtable-programs", "--message-format=json-render-diagnostics"]);
+    command
+}
+
+/// A cargo command that builds some of the Linux programs static.
+fn static_cargo(subcommand: &str) -> Command {
+    let mut command = programs_cargo(subcommand);
     // With a target named, the flags are not for build scripts and macros.
-    command.args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"]).arg(root().join(target_folder));
-    command.env("RUSTFLAGS", flags).arg("--message-format=json-render-diagnostics");
+    command
+        .args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"])
+        .arg(root().join("target/programs"));
+    command.args(["--profile", "programs"]).env("RUSTFLAGS", "-Ctarget-feature=+crt-static");
+    command
+}
+
+/// Runs such a command; gives the programs that it leaves.
+fn build_programs(command: &mut Command) -> Result<Vec<PathBuf>> {
     let mut child = command.stdout(Stdio::piped()).spawn().context("cargo does not start")?;
     let messages = BufReader::new(child.stdout.take().expect("piped above"));
     let mut paths = Vec::new();
@@ -146,12 +173,12 @@ fn build_programs(target_folder: &str, flags: &str, selection: &[&str]) -> Resul
     Ok(paths)
 }
 
-/// The programs that `programs/Cargo.toml` lists under `package.metadata.roundtable.non-pie`.
-fn fixed_position_programs() -> Result<Vec<String>> {
+/// The programs that `programs/Cargo.toml` lists under `package.metadata.roundtable.every-kind`.
+fn programs_of_every_kind() -> Result<Vec<String>> {
     let metadata = MetadataCommand::new().current_dir(root()).no_deps().exec().context("cargo metadata")?;
     let package = metadata.packages.iter().find(|package| package.name.as_str() == "roundtable-programs");
     let list =
-        package.and_then(|package| package.metadata.pointer("/roundtable/non-pie")?.as_array().cloned());
+        package.and_then(|package| package.metadata.pointer("/roundtable/every-kind")?.as_array().cloned());
     Ok(list.unwrap_or_default().iter().filter_map(|name| name.as_str().map(str::to_string)).collect())
 }
 

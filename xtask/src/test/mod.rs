@@ -167,8 +167,7 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
         linux::fetch().context("or leave the comparison out with --no-linux")?;
     }
     let mut names = if ours { build_all(&kernels)? } else { build::programs()? };
-    build::host_command(&output_folder().join("programs"))?;
-    names.insert("roundtable".to_string());
+    build::helpers_of_tests(&mut names)?;
     let mut parts = Parts::in_folder(&output_folder());
     parts.busybox = Some(busybox);
     let logs = parts.scratch.join("logs");
