@@ -71,10 +71,13 @@ pub fn clone(args: CloneArgs, frame: &TrapFrame) -> Result<Pid> {
     let current = super::current();
     check(&args, &current.process)?;
     let child = Child::make(&args, frame, &current)?;
-    if args.flags & PIDFD != 0 {
-        child.make_pidfd(args.pidfd)?;
-    }
-    let thread = child.link(&args, &current)?;
+    let pidfd = if args.flags & PIDFD != 0 { Some(child.make_pidfd(args.pidfd)?) } else { None };
+    let thread = child.link(&args, &current).inspect_err(|_| {
+        // The call is made again, and opens another.
+        if let Some(fd) = pidfd {
+            let _ = current.files().close(fd);
+        }
+    })?;
     let tid = thread.tid();
     if args.flags & PARENT_SETTID != 0 {
         // As Linux: the child exists whether this succeeds or not.
@@ -215,9 +218,9 @@ impl Child {
     }
 
     /// The descriptor by which the parent knows the child: CLONE_PIDFD.
-    fn make_pidfd(&self, address: usize) -> Result<()> {
+    fn make_pidfd(&self, address: usize) -> Result<i32> {
         let fd = super::pidfd::open(&self.thread().process, 0)?;
-        uaccess::write_user(address, &fd).inspect_err(|_| {
+        uaccess::write_user(address, &fd).map(|()| fd).inspect_err(|_| {
             let _ = super::current().files().close(fd);
         })
     }

@@ -11,7 +11,7 @@ use super::{Args, Handler};
 use crate::arch::{cpu, power};
 use crate::errno::{Errno, Result};
 use crate::memory;
-use crate::mm::uaccess::{copy_from_user, copy_to_user, read_user, write_user};
+use crate::mm::uaccess::{copy_from_user, copy_to_user, read_cstr, read_user, write_user};
 use crate::process::limits::{self, Limit};
 use crate::process::{self, CAP_SYS_ADMIN, CAP_SYS_BOOT, CAP_SYS_RESOURCE, Process, Usage};
 use crate::sync::SpinLock;
@@ -292,6 +292,13 @@ fn reboot(args: &mut Args) -> Result<usize> {
         CAD_ON => CTRL_ALT_DEL.store(true, Ordering::SeqCst),
         CAD_OFF => CTRL_ALT_DEL.store(false, Ordering::SeqCst),
         RESTART | RESTART_2 => {
+            if args.uint(2) == RESTART_2 {
+                // A command for the firmware, of which only so much counts. This machine's has none to choose from.
+                match read_cstr(args.a[3], 255, Errno::E2BIG) {
+                    Ok(_) | Err(Errno::E2BIG) => {}
+                    Err(error) => return Err(error),
+                }
+            }
             crate::tty::drain();
             log::info!("reboot: Restarting system");
             power::restart()

@@ -135,9 +135,20 @@ fn gettimeofday(args: &mut Args) -> Result<usize> {
 }
 
 fn settimeofday(args: &mut Args) -> Result<usize> {
+    const MOST_MINUTES_WEST: u32 = 15 * 60;
+    let mut time = None;
     if args.a[0] != 0 {
-        let time = read_user::<Timeval>(args.a[0])?.to_ns()?;
-        process::current().credentials().require(CAP_SYS_TIME)?;
+        time = Some(read_user::<Timeval>(args.a[0])?.to_ns()?);
+    }
+    if args.a[1] != 0 {
+        let [minutes_west, _]: [i32; 2] = read_user(args.a[1])?;
+        if minutes_west.abs_diff(0) > MOST_MINUTES_WEST {
+            return Err(Errno::EINVAL);
+        }
+    }
+    process::current().credentials().require(CAP_SYS_TIME)?;
+    // The zone is not kept: it is obsolete, and gettimeofday(2) says Greenwich.
+    if let Some(time) = time {
         time::clock::set_realtime(time);
     }
     Ok(0)

@@ -1,18 +1,16 @@
 //! What programs can do wrong: the offender gets its errno or its signal, the others go on, nothing leaks.
 
-use std::time::Duration;
-
-use roundtable_programs::child::{self, Child, End};
+use roundtable_programs::child::{self, End};
 use roundtable_programs::file::Fd;
 use roundtable_programs::leak::Baseline;
 use roundtable_programs::mem::{ANON, Map, PRIVATE, R, RW, mprotect};
 use roundtable_programs::{Errno, sys, tests};
 
-tests! { bad_pointers_give_efault, wild_arguments: 110, jump_to_nowhere, jump_to_data, jump_to_kernel, stack_overflow,
+tests! { jump_to_nowhere, jump_to_data, jump_to_kernel, stack_overflow,
 no_stack_at_all, privileged_instructions, bad_instructions, not_canonical, kernel_addresses, forged_frames: 60,
 wild_thread_pointer, wild_stack_pointer_in_a_call, running_out_of_descriptors, running_out_of_address_space,
 many_mappings: 60, trap_flag, alignment_check, unmapped_under_own_feet, deep_recursion_of_signals,
-wrong_call_numbers, old_call_gates }
+old_call_gates }
 
 /// Not canonical, the kernel's half, unmapped, null, all ones.
 const BAD: [usize; 6] =
@@ -29,187 +27,6 @@ fn dies_of(signal: i32, act: impl FnOnce()) {
     })
     .wait();
     assert_eq!(end, End::Signal(signal));
-}
-
-fn bad_pointers_give_efault() {
-    use libc::*;
-    let file = Fd::temporary();
-    file.write(&[1; 8192]).unwrap();
-    let (read_end, write_end) = roundtable_programs::file::pipe(O_NONBLOCK);
-    write_end.write(b"something").unwrap();
-    let fd = file.raw() as usize;
-    let readable = read_end.raw() as usize;
-    let here = &raw const fd as usize;
-    for bad in BAD {
-        // Null is allowed in some of these; they are tried with the others only.
-        let always: &[(i64, [usize; 6])] = &[
-            (SYS_pread64, [fd, bad, 10, 0, 0, 0]),
-            (SYS_pwrite64, [fd, bad, 10, 0, 0, 0]),
-            (SYS_read, [readable, bad, 4, 0, 0, 0]),
-            (SYS_open, [bad, 0, 0, 0, 0, 0]),
-            (SYS_openat, [AT_FDCWD as usize, bad, 0, 0, 0, 0]),
-            (SYS_fstat, [fd, bad, 0, 0, 0, 0]),
-            (SYS_stat, [bad, here, 0, 0, 0, 0]),
-            (SYS_pipe2, [bad, 0, 0, 0, 0, 0]),
-            (SYS_uname, [bad, 0, 0, 0, 0, 0]),
-            (SYS_sysinfo, [bad, 0, 0, 0, 0, 0]),
-            (SYS_getrlimit, [RLIMIT_NOFILE as usize, bad, 0, 0, 0, 0]),
-            (SYS_getrusage, [0, bad, 0, 0, 0, 0]),
-            (SYS_getrandom, [bad, 16, 0, 0, 0, 0]),
-            (SYS_clock_gettime, [CLOCK_MONOTONIC as usize, bad, 0, 0, 0, 0]),
-            (SYS_nanosleep, [bad, 0, 0, 0, 0, 0]),
-            (SYS_mkdir, [bad, 0o755, 0, 0, 0, 0]),
-            (SYS_unlink, [bad, 0, 0, 0, 0, 0]),
-            (SYS_execve, [bad, 0, 0, 0, 0, 0]),
-            (SYS_chdir, [bad, 0, 0, 0, 0, 0]),
-            (SYS_readlink, [bad, here, 8, 0, 0, 0]),
-            (SYS_getcwd, [bad, 4096, 0, 0, 0, 0]),
-            (SYS_memfd_create, [bad, 0, 0, 0, 0, 0]),
-            (SYS_statfs, [bad, here, 0, 0, 0, 0]),
-            (SYS_fstatfs, [fd, bad, 0, 0, 0, 0]),
-            (SYS_poll, [bad, 1, 0, 0, 0, 0]),
-            (SYS_writev, [fd, bad, 1, 0, 0, 0]),
-            (SYS_socketpair, [AF_UNIX as usize, SOCK_STREAM as usize, 0, bad, 0, 0]),
-        ];
-        let not_null: &[(i64, [usize; 6])] = &[
-            (SYS_rt_sigaction, [SIGUSR1 as usize, bad, 0, 8, 0, 0]),
-            (SYS_rt_sigprocmask, [SIG_BLOCK as usize, bad, 0, 8, 0, 0]),
-            (SYS_sigaltstack, [bad, 0, 0, 0, 0, 0]),
-            (SYS_gettimeofday, [bad, 0, 0, 0, 0, 0]),
-        ];
-        for (number, arguments) in always.iter().chain(not_null.iter().filter(|_| bad != 0)) {
-            // SAFETY: the kernel has to check the address.
-            let result = unsafe { sys::raw(*number, *arguments) };
-            assert_eq!(result, Err(Errno::EFAULT), "call {number} with {bad:#x}");
-        }
-        // A futex also wants its word aligned, and says so first.
-        if bad % 4 == 0 {
-            // SAFETY: the kernel has to check the address.
-            let result = unsafe { sys::raw(SYS_futex, [bad, FUTEX_WAIT as usize, 0, 0, 0, 0]) };
-            assert_eq!(result, Err(Errno::EFAULT), "futex at {bad:#x}");
-        }
-    }
-    // The pipe still has what nobody could read.
-    let mut buffer = [0; 20];
-    assert_eq!(read_end.read(&mut buffer), Ok(9));
-}
-
-/// Calls that would end the machine, signal other processes, go on twice on one stack or set the clock.
-fn must_not_be_called(number: i64) -> bool {
-    use libc::*;
-    [
-        SYS_reboot,
-        SYS_kill,
-        SYS_tkill,
-        SYS_tgkill,
-        SYS_rt_sigqueueinfo,
-        SYS_rt_tgsigqueueinfo,
-        SYS_pidfd_send_signal,
-        SYS_fork,
-        SYS_vfork,
-        SYS_clone,
-        SYS_clone3,
-        SYS_vhangup,
-        SYS_swapon,
-        SYS_swapoff,
-        SYS_settimeofday,
-        SYS_clock_settime,
-        SYS_clock_adjtime,
-        SYS_adjtimex,
-        SYS_iopl,
-        SYS_ioperm,
-        SYS_init_module,
-        SYS_finit_module,
-        SYS_delete_module,
-        SYS_kexec_load,
-        SYS_kexec_file_load,
-        SYS_msgget,
-        SYS_semget,
-        SYS_shmget,
-        SYS_sethostname,
-        SYS_setdomainname,
-        SYS_syslog,
-        SYS_umount2,
-        SYS_sync,
-    ]
-    .contains(&number)
-}
-
-fn wild_arguments() {
-    let file = Fd::temporary();
-    file.write(&[1; 4096]).unwrap();
-    let null = Fd::open("/dev/null", libc::O_RDWR).unwrap();
-    let edge = Map::anonymous(8192);
-    edge.set(0, 1);
-    edge.set(4096, 1);
-    mprotect(edge.address + 4096, 4096, libc::PROT_NONE).unwrap();
-    // Seven bytes before what cannot be touched.
-    let edge = edge.address + 4096 - 7;
-    let fd = file.raw() as usize;
-    let kinds: [[usize; 6]; 7] = [
-        [0; 6],
-        [usize::MAX; 6],
-        [0xffff_8000_0000_1000; 6],
-        [0x8000_0000_0000_0000; 6],
-        [edge; 6],
-        [fd, edge, 4096, edge, 4096, edge],
-        [1, 0x1000_0000, 1, 0x1000_0000, 1, 1],
-    ];
-    let attempt = |number: i64, arguments: [usize; 6]| {
-        let child = child::fork_code(|| {
-            // SAFETY: the descriptors are ours; what the call does to this process is its end.
-            unsafe {
-                (0..3).for_each(|standard| _ = libc::dup2(null.raw(), standard));
-                let _ = libc::syscall(
-                    number,
-                    arguments[0],
-                    arguments[1],
-                    arguments[2],
-                    arguments[3],
-                    arguments[4],
-                    arguments[5],
-                );
-                libc::_exit(0)
-            }
-        });
-        finish(child, Duration::from_millis(300));
-    };
-    (0..60).filter(|&number| !must_not_be_called(number)).for_each(|number| attempt(number, kinds[0]));
-    let before = Baseline::take();
-    for number in (0..=470).filter(|&number| !must_not_be_called(number)) {
-        for arguments in kinds {
-            attempt(number, arguments);
-        }
-    }
-    before.check();
-}
-
-/// Waits for a process, and kills it when it takes longer: some calls wait for ever, and may.
-fn finish(child: Child, limit: Duration) {
-    let ended = |pid| {
-        // SAFETY: the siginfo lives through the call; the child is left to be waited for.
-        unsafe {
-            let mut info: libc::siginfo_t = std::mem::zeroed();
-            let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-            libc::waitid(libc::P_PID, pid as u32, &mut info, options);
-            info.si_pid() == pid
-        }
-    };
-    // Most are quick; then it is worth asking often.
-    for _ in 0..200 {
-        if ended(child.pid) {
-            child.wait();
-            return;
-        }
-        // SAFETY: takes nothing.
-        unsafe { libc::sched_yield() };
-    }
-    if sys::settles(limit, || ended(child.pid)) {
-        child.wait();
-    } else {
-        // What nothing ends but SIGKILL; a kernel that does not let go of it fails the test by its time limit.
-        child.end();
-    }
 }
 
 fn jump_to_nowhere() {
@@ -553,13 +370,6 @@ fn deep_recursion_of_signals() {
     })
     .wait();
     assert_eq!(end, End::Signal(libc::SIGSEGV));
-}
-
-fn wrong_call_numbers() {
-    for number in [471 + 100, 1000, 0x4000_0000, i64::MAX, -1, 0xffff_ffff] {
-        // SAFETY: there are no such calls.
-        assert_eq!(unsafe { sys::raw(number, [0; 6]) }, Err(Errno::ENOSYS), "{number}");
-    }
 }
 
 fn old_call_gates() {
