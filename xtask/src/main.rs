@@ -37,6 +37,8 @@ enum Command {
     Run(Box<Run>),
     /// Run all tests: on the host, on the kernel in QEMU, and the same on Debian's Linux to compare
     Test(test::TestOptions),
+    /// Break the library in each way that it knows, and show which model catches it
+    Mutants,
     /// Run the long forms of the tests that look for races, for so long
     Soak(soak::SoakOptions),
     /// Measure all protocols and Debian's Linux in the same machine: a table, and a page with plots
@@ -73,6 +75,7 @@ fn execute(command: Command) -> Result<i32> {
         }
         Command::Run(options) => run(&options),
         Command::Test(options) => test::run(&options),
+        Command::Mutants => test::mutants(),
         Command::Soak(options) => soak::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Licences => licences::check().map(|()| 0),

@@ -96,6 +96,7 @@ impl World {
         }
         let World { machine, hugetlb, files, processes, .. } = self;
         drop((processes, files));
+        hugetlb.pool(PageSize::Size2M).check().unwrap();
         let pool = hugetlb.pool(PageSize::Size2M).statistics();
         assert_eq!((pool.total, pool.reserved, pool.surplus), (0, 0, 0), "pages or promises leaked");
         assert_eq!(machine.huge_in_use(), 0, "huge frames leaked");

@@ -30,22 +30,22 @@ pub fn run(options: &TestOptions, report: &mut Report) -> Result<()> {
         command.args(SELECTION).args(["--quiet", "--no-fail-fast"]).args(filter);
         one("host tests", command, report)?;
     }
-    // By themselves: what they make of the library must not reach the others. Not quiet: the names of the mutants and of
-    // the models that catch them are the table of what the models are worth.
-    let mut command = own_cargo("test");
-    command.args([
-        "-p",
-        "hugetlb-models",
-        "--features",
-        "run",
-        "--profile",
-        "models",
-        "--test",
-        "models",
-        "--",
-    ]);
-    command.args(filter);
+    let mut command = models();
+    if options.lint {
+        // In the same build: without their feature there is nothing to read, and a second build would take as long.
+        command.env("RUSTC_WORKSPACE_WRAPPER", "clippy-driver");
+        command.env("CLIPPY_ARGS", "-Dwarnings__CLIPPY_HACKERY__");
+    }
+    command.arg("--").args(filter);
     one("models", command, report)
+}
+
+/// Runs the models, whose build is by itself: what they make of the library must not reach the others. Not quiet: the names of
+/// the mutants and of the models that catch them are the table of what the models are worth.
+pub fn models() -> Command {
+    let mut command = own_cargo("test");
+    command.args(["-p", "hugetlb-models", "--features", "run", "--profile", "models", "--test", "models"]);
+    command
 }
 
 fn one(what: &str, mut command: Command, report: &mut Report) -> Result<()> {

@@ -62,6 +62,10 @@ pub struct TestOptions {
     #[arg(long)]
     pub one_by_one: bool,
 
+    /// Let clippy read the models in the build that runs them; a warning is a failure
+    #[arg(long)]
+    pub lint: bool,
+
     /// Show the console of every guest while it runs
     #[arg(short, long)]
     pub verbose: bool,
@@ -136,6 +140,12 @@ impl Bench {
 
 fn checked_kernel() -> PathBuf {
     output_folder().join("kernel-checked.elf")
+}
+
+/// Breaks the library in each way that it knows and shows which model catches it; 0 when all are caught.
+pub fn mutants() -> Result<i32> {
+    let status = host::models().env("HUGETLB_MUTANTS", "table").status().context("cargo does not start")?;
+    Ok(i32::from(!status.success()))
 }
 
 /// Runs the tests; 0 when all pass.

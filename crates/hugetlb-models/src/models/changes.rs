@@ -109,7 +109,11 @@ pub(super) fn protect_against_adoption(protocol: ProtocolKind) {
     world.race([
         |world| {
             world.processes[0].protect(SLOT..SLOT + SLOT_SIZE, Protection::READ);
-            assert_eq!(world.processes[0].store(0, SLOT, 5), Err(Signal::Segv));
+            assert_eq!(
+                world.processes[0].store(0, SLOT, 5),
+                Err(Signal::Segv),
+                "a right that was lost is used"
+            );
         },
         |world| {
             world.processes[1].store(1, SLOT, stamp(0, 0)).unwrap();

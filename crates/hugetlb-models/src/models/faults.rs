@@ -83,7 +83,10 @@ fn truncate(world: World) {
             let stored = world.processes[1].store(0, NEXT, stamp(0, 1));
             assert!(matches!(stored, Ok(()) | Err(Signal::Bus)), "{stored:?}");
             let loaded = world.processes[1].load(0, NEXT);
-            assert!(matches!(loaded, Err(Signal::Bus)) || loaded == Ok(stamp(0, 1)), "{loaded:?}");
+            assert!(
+                matches!(loaded, Err(Signal::Bus)) || loaded == Ok(stamp(0, 1)),
+                "a store that was made is lost in a truncation: {loaded:?}"
+            );
         },
         |world| {
             world.files[0].truncate(0).unwrap();
@@ -119,7 +122,7 @@ pub(super) fn fault_against_protect(protocol: ProtocolKind) {
             let process = &world.processes[0];
             process.protect(SLOT..SLOT + SLOT_SIZE, Protection::READ);
             // CPU 0 had stored there before.
-            assert_eq!(process.store(0, SLOT, 5), Err(Signal::Segv));
+            assert_eq!(process.store(0, SLOT, 5), Err(Signal::Segv), "a right that was lost is used");
             assert_eq!(process.load(0, SLOT), Ok(stamp(0, 0)));
             process.protect(SLOT..SLOT + SLOT_SIZE, crate::RW);
             assert_eq!(process.store(0, SLOT, stamp(0, 0)), Ok(()));
@@ -198,7 +201,7 @@ pub(super) fn store_against_fork_of_private_pages(protocol: ProtocolKind) {
     world.race([
         |world| {
             world.processes[0].store(0, SLOT, 2).unwrap();
-            assert_eq!(world.processes[0].load(0, SLOT), Ok(2));
+            assert_eq!(world.processes[0].load(0, SLOT), Ok(2), "the child writes into the parent's page");
         },
         |world| {
             let child = world.processes[0].fork();

@@ -5,6 +5,7 @@
 mod ancestors;
 mod changes;
 mod faults;
+mod promises;
 
 use hugetlb::ProtocolKind;
 
@@ -15,7 +16,7 @@ pub struct Model {
     pub name: &'static str,
     /// The model. Explorers run it many times.
     pub run: fn(ProtocolKind),
-    /// How many preemptions loom tries.
+    /// How many preemptions loom tries; 0 for what has one thread.
     pub preemptions: usize,
 }
 
@@ -72,6 +73,9 @@ models! {
         cve_2025_38085_lockless_walker_in_a_table_that_changed_hands 3,
         cve_2026_23100_sharing_not_noticed_by_a_reader 3,
         truncation_holds_a_lock_that_is_freed 3,
+    }
+    promises {
+        promises_are_kept 0,
     }
 }
 

@@ -3,6 +3,7 @@
 use super::File;
 use crate::addr::PageIndex;
 use crate::machine::Machine;
+use crate::mutant::Mutant;
 use crate::sync::MutexGuard;
 
 /// The fault mutex of one page index of a file, held: faults on the page and the page's removal come one after the other.
@@ -23,6 +24,8 @@ impl<M: Machine> IndexLock<'_, M> {
 impl<M: Machine> File<M> {
     /// Takes the fault mutex of an index. Several indices share a mutex: a thread holds one at a time.
     pub(crate) fn lock_index(&self, index: PageIndex) -> IndexLock<'_, M> {
-        IndexLock { index, _mutex: self.hugetlb.fault_mutex(self.id, index).lock() }
+        // A new number each time: another mutex.
+        let file = if Mutant::IndexNotLocked.is_on() { self.hugetlb.next_id() } else { self.id };
+        IndexLock { index, _mutex: self.hugetlb.fault_mutex(file, index).lock() }
     }
 }

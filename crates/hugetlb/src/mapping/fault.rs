@@ -56,7 +56,7 @@ impl<M: Machine> Mapping<M> {
             address: address.page(self.page_size()),
             access,
             // Two faults on one page, and a fault and the page's removal, come one after the other.
-            index: self.file.lock_index(if Mutant::FaultLocksAnother.is_on() { index + 77 } else { index }),
+            index: self.file.lock_index(index),
         };
         let page = if self.area.is_shared() { hugetlb.protocol().fault(&fault)? } else { fault.private()? };
         // The index is still locked.

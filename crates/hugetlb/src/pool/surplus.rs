@@ -90,6 +90,7 @@ impl<M: Machine> Pool<M> {
             // A resize may have declared it persistent meanwhile.
             state.surplus = state.surplus.saturating_sub(1);
             state.total -= 1;
+            state.persistent = state.total - state.surplus;
         }
         frame
     }

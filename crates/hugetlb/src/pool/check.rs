@@ -1,0 +1,29 @@
+//! Invariant 5, to be looked at by tests while no operation is under way: a pool's counters fit together.
+
+use alloc::format;
+use alloc::string::String;
+
+use super::Pool;
+use crate::machine::Machine;
+
+impl<M: Machine> Pool<M> {
+    /// Checks the counters at rest. [`Pool::statistics`] cannot tell that fewer than no pages are promised; this can.
+    ///
+    /// # Errors
+    ///
+    /// The counters.
+    #[doc(hidden)]
+    pub fn check(&self) -> core::result::Result<(), String> {
+        let state = self.state.lock();
+        let free = state.free.len() as u64;
+        let promised = u64::try_from(state.reserved).is_ok_and(|reserved| reserved <= free);
+        if promised && free <= state.total && state.total.checked_sub(state.surplus) == Some(state.persistent)
+        {
+            return Ok(());
+        }
+        Err(format!(
+            "invariant 5: {} pages, {free} free, {} promised, {} surplus, {} persistent",
+            state.total, state.reserved, state.surplus, state.persistent
+        ))
+    }
+}
