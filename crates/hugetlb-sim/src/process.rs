@@ -1,6 +1,6 @@
 //! A simulated process: the host kernel's side, as small as it can be.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -150,6 +150,12 @@ impl Process {
                 Err(_) => self.fault(address, Access::Write)?,
             }
         }
+    }
+
+    /// Looks at all that the hardware can reach through the mappings, see [`Mapping::check`].
+    pub fn check(&self) -> Result<(), String> {
+        let mut seen = BTreeSet::new();
+        self.mappings.read().values().try_for_each(|mapping| mapping.check(&mut seen))
     }
 
     fn fault(&self, address: VirtAddr, access: Access) -> Result<(), Signal> {

@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 
 use super::Pool;
-use crate::addr::{PageSize, PhysAddr};
+use crate::addr::PhysAddr;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
 
@@ -56,16 +56,15 @@ impl<M: Machine> Pool<M> {
         let mut freed = Vec::new();
         let mut state = self.state.lock();
         state.reserved -= pages as i64;
-        if self.size != PageSize::Size1G {
-            let most = pages.min(state.surplus);
-            for _ in 0..most {
-                if state.unreserved() <= 0 {
-                    break;
-                }
-                let Some(frame) = state.remove_free() else { break };
-                state.surplus -= 1;
-                freed.push(frame);
+        // 1 GiB pages, too: Linux 6.12 keeps those, so that its pool does not return to where it was; later ones do not.
+        let most = pages.min(state.surplus);
+        for _ in 0..most {
+            if state.unreserved() <= 0 {
+                break;
             }
+            let Some(frame) = state.remove_free() else { break };
+            state.surplus -= 1;
+            freed.push(frame);
         }
         drop(state);
         for frame in freed {
