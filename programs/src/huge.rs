@@ -82,6 +82,17 @@ impl HugeFs {
         let number = NEXT.fetch_add(1, Ordering::SeqCst);
         let path = format!("/tmp/huge-{}-{number}", crate::sys::pid());
         std::fs::create_dir_all(&path).expect("mkdir");
+        HugeFs::try_mount_at(&path, options)
+    }
+
+    /// Mounts one over a folder.
+    #[track_caller]
+    pub fn mount_at(path: &str, options: &str) -> HugeFs {
+        HugeFs::try_mount_at(path, options).expect("mount of hugetlbfs")
+    }
+
+    fn try_mount_at(path: &str, options: &str) -> Result<HugeFs, Errno> {
+        let path = path.to_string();
         let (source, target, kind, data) =
             (c_string("none"), c_string(&path), c_string("hugetlbfs"), c_string(options));
         // SAFETY: all are NUL-terminated and live through the call.

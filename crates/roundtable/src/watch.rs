@@ -14,7 +14,6 @@ use ratatui::text::Line;
 use ratatui::widgets::{Block, Paragraph, Row, Table};
 
 use crate::audit::report::{FileReport, Report};
-use crate::audit::slots::Verdict;
 use crate::audit::{LookOptions, audit};
 use crate::output::human;
 
@@ -129,7 +128,7 @@ impl Screen {
                 human::bytes(file.page_size),
                 human::bytes(file.size),
                 human::count(file.processes),
-                human::count(file.slots(Verdict::Shared)),
+                human::count(file.shared_slots()),
                 human::bytes(file.bytes.now),
                 human::bytes(file.bytes.best_here),
                 human::count(rate),

@@ -1,6 +1,9 @@
 //! Maps a file at an address, touches it, says so, and stays until its standard input ends: a process of its own kin.
+//!
+//! With `again` behind the other arguments it says nothing and becomes the same program anew, for ever.
 
 use std::io::Read;
+use std::os::unix::process::CommandExt;
 
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::HUGE;
@@ -8,8 +11,8 @@ use roundtable_programs::mem::{FIXED, NORESERVE, RW, SHARED, mmap};
 
 fn main() {
     let arguments: Vec<String> = std::env::args().collect();
-    let [_, path, address, length, pages] = arguments.as_slice() else {
-        eprintln!("usage: map_file PATH ADDRESS LENGTH PAGES");
+    let [program, path, address, length, pages, rest @ ..] = arguments.as_slice() else {
+        eprintln!("usage: map_file PATH ADDRESS LENGTH PAGES [again]");
         std::process::exit(2);
     };
     let number = |text: &str| text.parse::<usize>().expect("a number");
@@ -19,6 +22,9 @@ fn main() {
     for page in 0..number(pages) {
         // SAFETY: inside the mapping that was just made.
         unsafe { ((address + page * HUGE) as *const u8).read_volatile() };
+    }
+    if rest == ["again"] {
+        panic!("exec: {}", std::process::Command::new(program).args(&arguments[1..]).exec());
     }
     println!("ready");
     let _ = std::io::stdin().read_to_end(&mut Vec::new());

@@ -154,6 +154,7 @@ pub fn all() -> Vec<Boot> {
             name: "audit",
             memory: Size::gibibytes(4),
             pools: (0, 1),
+            limit: 300,
             kernels: Kernels::Linux,
             helpers: &["roundtable", "map_file"],
             work: Work::Programs(Selection::Only(&["test_audit"])),

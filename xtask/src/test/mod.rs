@@ -185,15 +185,11 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
         std::fs::remove_dir_all(&logs).with_context(|| logs.display().to_string())?;
     }
     boots::check_names(&boots, &names)?;
-    let tests = programs::find(&parts, &names, options)?;
+    let mut tests = programs::find(&parts, &names, options)?;
     // The host's own turn is before any guest's: its tests change the pool of huge pages.
-    let mut left = Vec::new();
-    for boot in boots {
-        if boot.kernels != Kernels::Linux || !is_done_on_host(&boot, &parts, &tests, options, report)? {
-            left.push(boot);
-        }
+    for boot in boots.iter().filter(|boot| boot.kernels == Kernels::Linux) {
+        tests = leave_to_linux(boot, &parts, tests, options, report)?;
     }
-    let boots = left;
     let end = options.time_budget.map(|seconds| Instant::now() + Duration::from_secs(seconds));
     let logs = Arc::new(AtomicUsize::new(0));
     let bench = || -> Result<Bench> {
@@ -270,32 +266,34 @@ fn run_boot(
     }
 }
 
-/// Runs the tests of a tool for Linux hosts on this one; `false` where Debian's Linux has to do.
-fn is_done_on_host(
+/// Runs the tests of a tool for Linux hosts on this one; gives all tests without those that are done with by that.
+fn leave_to_linux(
     boot: &Boot,
     parts: &Parts,
-    tests: &[programs::TestProgram],
+    tests: Vec<TestProgram>,
     options: &TestOptions,
     report: &mut Report,
-) -> Result<bool> {
-    let Work::Programs(selection) = &boot.work else { return Ok(false) };
-    let chosen = selection.of(tests);
-    if chosen.is_empty() {
-        return Ok(true);
-    }
-    if !options.no_host && !options.only_linux && audit::run_on_host(parts, &chosen, report)? {
-        return Ok(true);
-    }
-    if options.no_linux {
-        for test in chosen {
-            for subtest in &test.subtests {
-                let name = format!("{}::{subtest}", test.name);
-                report.skip(&name, "neither the host nor Debian's Linux was to run it");
-            }
+) -> Result<Vec<TestProgram>> {
+    let Work::Programs(selection) = &boot.work else { return Ok(tests) };
+    let chosen: Vec<TestProgram> = selection.of(&tests).into_iter().cloned().collect();
+    let mut left = Vec::new();
+    for test in tests {
+        if !chosen.contains(&test) {
+            left.push(test);
+            continue;
         }
-        return Ok(true);
+        let on_host = !options.no_host && !options.only_linux;
+        let moved = if on_host { audit::run_on_host(parts, &test, report)? } else { test.subtests.clone() };
+        if options.no_linux {
+            for subtest in moved {
+                let name = format!("{}::{subtest}", test.name);
+                report.skip(&name, "the host cannot run it, or was not to, and neither was Debian's Linux");
+            }
+        } else {
+            left.extend(test.only(moved));
+        }
     }
-    Ok(false)
+    Ok(left)
 }
 
 /// The kernel of ours that a boot is for.

@@ -9,9 +9,10 @@ use std::time::Instant;
 use procfs::ProcError;
 use procfs::process::Process as Handle;
 
-use super::files::{Devices, FileId, Kind};
+use super::files::{self, Devices, FileId, Kind};
 use super::maps::{self, Access, Line};
 use super::recording;
+use super::same_memory;
 use super::source::Source;
 
 /// Shared mappings on base pages below this are no database's memory.
@@ -22,8 +23,12 @@ const SMALLEST: u64 = 2 << 20;
 pub struct Process {
     /// Its number.
     pub pid: i32,
+    /// The process that it is a child of.
+    pub parent: i32,
     /// Its name, at most 15 bytes.
     pub name: String,
+    /// Bytes of its address space in use.
+    pub vm_size: u64,
     /// Bytes of its page tables as the kernel counts them: a shared table counts in each process.
     pub vm_pte: u64,
     /// Bytes of huge pages that its own faults have mapped.
@@ -49,6 +54,14 @@ pub struct Mapping {
     pub access: Access,
     /// The file.
     pub file: FileId,
+}
+
+impl Mapping {
+    /// Whether a line of maps is of this mapping, unchanged.
+    pub fn is_at(&self, line: &Line) -> bool {
+        (self.start, self.end, self.offset, self.access) == (line.start, line.end, line.offset, line.access)
+            && (self.file.device, self.file.inode) == (line.device, line.inode)
+    }
 }
 
 /// A file that somebody maps.
@@ -96,17 +109,25 @@ pub fn census(source: &Source, devices: &Devices, with_faults: bool) -> std::io:
             Look::Empty => {}
         }
     }
+    if !source.is_recording() {
+        same_memory::leave_out(&mut census.processes, same_memory::have_one);
+    }
     Ok(census)
 }
 
 fn look(source: &Source, devices: &Devices, pid: i32, with_faults: bool, buffer: &mut Vec<u8>) -> Look {
-    let Ok(handle) = source.process(pid) else { return Look::Gone };
-    let Ok(Some(mut process)) = status(source, &handle, buffer) else {
-        return if std::fs::exists(source.path(&format!("proc/{pid}"))).unwrap_or(false) {
-            Look::Empty
-        } else {
-            Look::Gone
-        };
+    // With hidepid=1 another user's process is listed, and not even its status may be read.
+    let hidden = || Look::Seen(Process { pid, ..Process::default() }, Vec::new());
+    let handle = match source.process(pid) {
+        Ok(handle) => handle,
+        Err(ProcError::PermissionDenied(_)) => return hidden(),
+        Err(_) => return Look::Gone,
+    };
+    let mut process = match status(source, &handle, buffer) {
+        Ok(Some(process)) => process,
+        Ok(None) => return Look::Empty,
+        Err(Missing::Denied) => return hidden(),
+        Err(Missing::Gone) => return Look::Gone,
     };
     if with_faults {
         process.faults = faults(source, &handle, buffer).unwrap_or(0);
@@ -150,11 +171,9 @@ pub fn interesting(
     };
     let mut file = FileId { device: line.device, inode: line.inode, namespace: 0 };
     if line.name.starts_with(b"/SYSV") {
-        // Not readable means not known: then segments of two namespaces with one number are taken for one.
-        let link =
-            std::fs::read_link(source.path(&format!("proc/{}/ns/ipc", handle.pid))).unwrap_or_default();
-        let digits: String = link.to_string_lossy().chars().filter(char::is_ascii_digit).collect();
-        file.namespace = digits.parse().unwrap_or(0);
+        // Not readable means not known: then segments of two namespaces with one number are taken for one, but for no
+        // memfd, which may have the number too.
+        file.namespace = files::namespace(source, handle.pid, "ipc").unwrap_or(u64::MAX);
     }
     let mapping =
         Mapping { start: line.start, end: line.end, offset: line.offset, access: line.access, file };
@@ -199,6 +218,10 @@ pub fn status(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> Result<
         };
         if let Some(value) = line.strip_prefix(b"Name:") {
             process.name = String::from_utf8_lossy(value).trim().to_string();
+        } else if let Some(value) = line.strip_prefix(b"PPid:") {
+            process.parent = maps::number(value).and_then(|pid| i32::try_from(pid).ok()).unwrap_or(0);
+        } else if let Some(value) = line.strip_prefix(b"VmSize:") {
+            process.vm_size = kilobytes(value);
         } else if let Some(value) = line.strip_prefix(b"VmPTE:") {
             process.vm_pte = kilobytes(value);
             has_memory = true;

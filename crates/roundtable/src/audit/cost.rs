@@ -30,7 +30,8 @@ pub fn cost(group: &Group, analysis: &Analysis, geometry: Geometry, kernel_share
     for shape in &group.shapes {
         let mut tables = shape.exclusive();
         unshared += tables;
-        let filled = (0..shape.populated.len()).filter(|&index| shape.fills(index, geometry));
+        let filled =
+            (0..shape.populated.len()).filter(|&index| analysis.owned || shape.fills(index, geometry));
         if group.file.is_hugetlb && is_sharable(shape, group, geometry) && kernel_shares {
             // Those are counted once below, however many mappings use them.
             tables.pmd -= filled.map(|index| shape.tables(index)).sum::<u64>().min(tables.pmd);

@@ -63,7 +63,7 @@ pub fn for_huge(
         add(
             flags * page,
             format!(
-                "Map it with the same flags everywhere: the mappings differ in {} (see proc(5), VmFlags; nr is MAP_NORESERVE, dc is MADV_DONTFORK, dd is MADV_DONTDUMP, sd comes and goes with /proc/PID/clear_refs).",
+                "Map it with the same flags everywhere: the mappings differ in {} (see proc(5), VmFlags; nr is MAP_NORESERVE, dc is MADV_DONTFORK, dd is MADV_DONTDUMP, um is a userfaultfd, kN is protection key N, sd comes and goes with /proc/PID/clear_refs).",
                 names.join(", ")
             ),
         );

@@ -104,6 +104,14 @@ impl Flags {
         Flags(all.into_iter().filter(|(set, _)| *set).map(|(_, name)| name).collect())
     }
 
+    /// Adds a protection key: the kernel keeps it among the flags and compares it with them, but smaps tells it apart.
+    /// The default key 0 is none.
+    pub fn add_protection_key(&mut self, key: u64) {
+        if let Some(digit) = char::from_digit(key as u32, 16).filter(|_| key != 0) {
+            self.0.insert([b'k', digit as u8]);
+        }
+    }
+
     /// Whether this flag is set.
     pub fn has(&self, name: &[u8; 2]) -> bool {
         self.0.contains(name)
@@ -133,7 +141,7 @@ impl std::fmt::Display for Flags {
 pub struct Extra {
     /// Bytes of a page of the file, 0 when not told.
     pub page_size: u64,
-    /// The flags, when told.
+    /// The flags, when told, with the protection key among them.
     pub flags: Option<Flags>,
 }
 
@@ -144,6 +152,7 @@ pub fn for_each_in_smaps(
 ) -> std::io::Result<()> {
     let mut header: Vec<u8> = Vec::new();
     let mut extra = Extra::default();
+    let mut key = 0;
     let mut line = Vec::new();
     loop {
         line.clear();
@@ -156,10 +165,16 @@ pub fn for_each_in_smaps(
             if let Some(value) = text.strip_prefix(b"KernelPageSize:") {
                 let digits: Vec<u8> = value.iter().copied().filter(u8::is_ascii_digit).collect();
                 extra.page_size = number(&digits).unwrap_or(0) << 10;
+            } else if let Some(value) = text.strip_prefix(b"ProtectionKey:") {
+                key = number(value).unwrap_or(0);
             } else if let Some(value) = text.strip_prefix(b"VmFlags:") {
                 extra.flags = Some(Flags::parse(value));
             }
             continue;
+        }
+        let key_of_this = std::mem::take(&mut key);
+        if let Some(flags) = &mut extra.flags {
+            flags.add_protection_key(key_of_this);
         }
         if let Some(before) = parse_line(&header)
             && !take(&before, std::mem::take(&mut extra))
@@ -231,6 +246,21 @@ mod tests {
         })
         .unwrap();
         assert_eq!(seen, [(0x1000, 2 << 20, true), (0x3000, 4096, false)]);
+    }
+
+    #[test]
+    fn a_protection_key_counts_as_a_flag() {
+        let smaps: &[u8] =
+            b"1000-2000 rw-s 00000000 00:0f 7   /a\nProtectionKey:         3\nVmFlags: rd ht \n\
+            2000-3000 rw-s 00000000 00:0f 7   /a\nVmFlags: rd ht \nProtectionKey:         0\n";
+        let mut seen = Vec::new();
+        for_each_in_smaps(smaps, |_, extra| {
+            seen.push(extra.flags.unwrap());
+            true
+        })
+        .unwrap();
+        assert_eq!(seen[0].difference(&seen[1]), ["k3"]);
+        assert_eq!(seen[1], Flags::parse(b"rd ht"));
     }
 
     #[test]

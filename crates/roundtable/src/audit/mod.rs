@@ -18,6 +18,8 @@ pub mod probe;
 pub mod record;
 pub mod recording;
 pub mod report;
+pub mod same_memory;
+pub mod sight;
 pub mod slots;
 pub mod source;
 pub mod tables;
@@ -34,7 +36,7 @@ use procfs::FromRead;
 use self::collect::{Census, Missing};
 use self::files::Devices;
 use self::group::Group;
-use self::kernel_version::Kernel;
+use self::kernel_version::{Kernel, Protocol};
 use self::probe::Probe;
 use self::report::{Bytes, Check, FileReport, Pool, Report, SCHEMA, Seen};
 use self::slots::Witness;
@@ -131,6 +133,8 @@ pub fn audit(source: &Source, options: &LookOptions, with_faults: bool) -> Resul
             mapping: census.processes.iter().filter(|process| !process.mappings.is_empty()).count() as u64,
             looked_into: probes.values().flatten().count() as u64,
             kpagecount: witness.can_tell(),
+            in_container: sight::is_in_a_container(source),
+            others_hidden: sight::are_others_hidden(source),
             ..Seen::default()
         },
         check: Check {
@@ -156,7 +160,12 @@ pub fn audit(source: &Source, options: &LookOptions, with_faults: bool) -> Resul
             report.base.push(base(source, &group, &report.kernel, &names, &faults));
         }
     }
+    let mut of_this_name: HashMap<String, u64> = HashMap::new();
+    for file in report.huge.iter().chain(&report.base) {
+        *of_this_name.entry(file.name.clone()).or_default() += 1;
+    }
     for list in [&mut report.huge, &mut report.base] {
+        list.iter_mut().for_each(|file| file.is_ambiguous = of_this_name[&file.name] > 1);
         list.sort_by(|a, b| {
             b.bytes.now.cmp(&a.bytes.now).then_with(|| (&a.name, a.inode).cmp(&(&b.name, b.inode)))
         });
@@ -220,7 +229,10 @@ fn huge(
     faults: &HashMap<i32, u64>,
 ) -> FileReport {
     let geometry = source.geometry;
-    let analysis = slots::analyse(group, geometry, kernel.shares, witness);
+    let analysis = match kernel.protocol {
+        Protocol::FileTables => slots::analyse_owned(group, geometry),
+        _ => slots::analyse(group, geometry, kernel.shares, witness),
+    };
     let cost = cost::cost(group, &analysis, geometry, kernel.shares);
     check.counted_again +=
         (analysis.sharable_uses - analysis.sharable_tables.min(analysis.sharable_uses)) * geometry.page();
@@ -248,6 +260,7 @@ fn base(
         sharable_tables: 0,
         sharable_uses: 0,
         evidence: slots::Evidence::Rules,
+        owned: false,
     };
     let cost = cost::cost(group, &nothing, geometry, kernel.shares);
     let report = file_report(group, source, cost, names, faults);
@@ -271,7 +284,9 @@ fn file_report(
         name: files::describe(&group.file.name, group.id.inode),
         device: format!("{}:{}", group.id.device.0, group.id.device.1),
         inode: group.id.inode,
-        ipc_namespace: group.id.namespace,
+        // Not known is nothing that could be shown.
+        ipc_namespace: Some(group.id.namespace).filter(|namespace| *namespace != u64::MAX).unwrap_or(0),
+        is_ambiguous: false,
         page_size: group.file.page_size,
         size: group.size,
         processes: group.pids.len() as u64,

@@ -60,15 +60,44 @@ pub fn probe(
     buffer: &mut Vec<u8>,
 ) -> Result<(Probe, Vec<(FileId, File)>), Missing> {
     let handle = source.process(pid).map_err(|_| Missing::Gone)?;
+    let mut before = image(source, &handle, buffer);
+    for _ in 0..PROGRAMS {
+        let found = look(source, devices, &handle, buffer)?;
+        let after = image(source, &handle, buffer);
+        if before == after {
+            return Ok(found);
+        }
+        // It has started another program meanwhile: what was read is of two.
+        before = after;
+    }
+    Err(Missing::Gone)
+}
+
+/// A process that starts another program each time it is looked into has none to be counted.
+const PROGRAMS: usize = 4;
+
+/// What tells a process's program from the one that it runs next: its auxiliary vector, with the random places in it.
+/// Empty where it cannot be read: of a process that is gone, or a recorded one.
+fn image(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> Vec<u8> {
+    collect::read(source, handle, "auxv", buffer).map_or_else(|_| Vec::new(), |()| buffer.clone())
+}
+
+fn look(
+    source: &Source,
+    devices: &Devices,
+    handle: &Handle,
+    buffer: &mut Vec<u8>,
+) -> Result<(Probe, Vec<(FileId, File)>), Missing> {
+    let pid = handle.pid;
     let geometry = source.geometry;
-    collect::read(source, &handle, "maps", buffer)?;
+    collect::read(source, handle, "maps", buffer)?;
     let (mut areas, mut mappings, mut files) = (Vec::new(), Vec::new(), Vec::new());
     for line in maps::lines(buffer) {
         // The vsyscall page lies in the kernel's half.
         if line.start >> 63 != 0 {
             continue;
         }
-        let found = collect::interesting(source, devices, &handle, &line)?;
+        let found = collect::interesting(source, devices, handle, &line)?;
         let page_size = found.as_ref().map_or(geometry.page(), |(_, file)| file.page_size);
         let watched = found.is_some().then_some(mappings.len());
         areas.push(Area { start: line.start, end: line.end, leaf: geometry.leaf_level(page_size), watched });
@@ -84,8 +113,8 @@ pub fn probe(
             });
         }
     }
-    add_flags(source, &handle, &mut mappings, &files)?;
-    let mut pagemap = Pagemap::open(source, &handle)?;
+    let gone = add_flags(source, handle, &mut mappings, &files)?;
+    let mut pagemap = Pagemap::open(source, handle)?;
     let mut counter = Counter::new(geometry, mappings.len());
     let ranges: Vec<(u64, u64)> = areas.iter().map(|area| (area.start, area.end)).collect();
     let mut at = 0;
@@ -116,43 +145,47 @@ pub fn probe(
         probed.exclusive = exclusive;
         huge_bytes += if file.is_hugetlb { probed.pages * file.page_size } else { 0 };
     }
-    let status = collect::status(source, &handle, buffer)?.ok_or(Missing::Gone)?;
+    let status = collect::status(source, handle, buffer)?.ok_or(Missing::Gone)?;
     let filled_itself = huge_bytes > 0 && status.hugetlb >= huge_bytes;
+    for index in gone.into_iter().rev() {
+        mappings.remove(index);
+        files.remove(index);
+    }
     Ok((Probe { pid, tables, vm_pte: status.vm_pte, filled_itself, mappings }, files))
 }
 
-/// Reads the flags of the mappings that could share a table, and no further: smaps is costly.
+/// Reads the flags of the mappings that could share a table, and no further: smaps is costly. Gives, in order, those
+/// that were unmapped meanwhile.
 fn add_flags(
     source: &Source,
     handle: &Handle,
     mappings: &mut [Probed],
     files: &[(FileId, File)],
-) -> Result<(), Missing> {
+) -> Result<Vec<usize>, Missing> {
     let geometry = source.geometry;
-    let mut wanted: Vec<&mut Probed> = mappings
-        .iter_mut()
-        .zip(files)
-        .filter(|(probed, (_, file))| {
-            let mapping = &probed.mapping;
-            let first = mapping.start.next_multiple_of(geometry.slot());
-            file.is_hugetlb
-                && file.page_size == geometry.huge()
-                && mapping.access.shared
-                && first + geometry.slot() <= mapping.end
-        })
-        .map(|(probed, _)| probed)
-        .collect();
-    let mut left = wanted.len();
-    if left == 0 {
-        return Ok(());
+    let mut wanted: Vec<usize> = Vec::new();
+    for (index, (probed, (_, file))) in mappings.iter().zip(files).enumerate() {
+        let mapping = &probed.mapping;
+        let first = mapping.start.next_multiple_of(geometry.slot());
+        let could_share = file.is_hugetlb
+            && file.page_size == geometry.huge()
+            && mapping.access.shared
+            && first + geometry.slot() <= mapping.end;
+        if could_share {
+            wanted.push(index);
+        }
+    }
+    if wanted.is_empty() {
+        return Ok(wanted);
     }
     let smaps = collect::open(source, handle, "smaps")?;
     let read = for_each_in_smaps(BufReader::with_capacity(1 << 16, source.counted(smaps)), |line, extra| {
-        if let Some(probed) = wanted.iter_mut().find(|probed| probed.mapping.start == line.start) {
-            probed.flags = extra.flags;
-            left -= 1;
+        let found = wanted.iter().position(|&index| mappings[index].mapping.is_at(line));
+        if let Some(found) = found {
+            mappings[wanted.remove(found)].flags = extra.flags;
         }
-        left > 0
+        !wanted.is_empty()
     });
-    read.map_err(|_| Missing::Gone)
+    read.map_err(|_| Missing::Gone)?;
+    Ok(wanted)
 }

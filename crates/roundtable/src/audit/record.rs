@@ -14,7 +14,7 @@ use clap::Args;
 use procfs::process::Process as Handle;
 
 use super::collect::{self, Missing, interesting};
-use super::files::Devices;
+use super::files::{Devices, FileId};
 use super::kernel_version::SHARING_OPTIONS;
 use super::maps::{self, Line};
 use super::pagemap::Pagemap;
@@ -246,18 +246,25 @@ impl Recorder<'_> {
         Ok(out.write_all(&lines)?)
     }
 
-    /// The populated ranges, those of huge pages cut at the slots' ends, for each slot's first page is asked about.
+    /// The populated ranges, those of huge pages cut at the ends of slots and mappings: each slot's first page is asked about.
     fn ranges(&self, handle: &Handle, pagemap: &mut Pagemap, maps: &[u8]) -> Result<Ranges> {
         let user = |line: &Line| line.start >> 63 == 0;
-        let areas: Vec<(u64, u64)> =
-            maps::lines(maps).filter(user).map(|line| (line.start, line.end)).collect();
+        let lines: Vec<Line> = maps::lines(maps).filter(user).collect();
+        let areas: Vec<(u64, u64)> = lines.iter().map(|line| (line.start, line.end)).collect();
         let slot = self.source.geometry.slot();
         let mut ranges = Ranges::default();
         let _ = pagemap.populated(&areas, |range| {
             let mut start = range.start;
             while start < range.end {
-                let end = if range.huge { range.end.min((start / slot + 1) * slot) } else { range.end };
-                let asked = range.huge.then(|| self.witness.mapcount(handle.pid, start, end)).flatten();
+                let mut end = range.end;
+                let mut asked = None;
+                if let Some(line) =
+                    lines.iter().find(|line| range.huge && (line.start..line.end).contains(&start))
+                {
+                    end = end.min((start / slot + 1) * slot).min(line.end);
+                    let file = FileId { device: line.device, inode: line.inode, namespace: 0 };
+                    asked = self.witness.mapcount(handle.pid, file, start, end);
+                }
                 let mapcount = asked.filter(|&(address, _)| address == start).map(|(_, count)| count);
                 ranges.push(Recorded { range: super::pagemap::Range { start, end, ..range }, mapcount });
                 start = end;

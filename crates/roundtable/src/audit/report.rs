@@ -65,6 +65,10 @@ pub struct Seen {
     pub looked_into: u64,
     /// Whether the kernel tells in how many tables a page is.
     pub kpagecount: bool,
+    /// Whether this is a PID namespace and not the whole host.
+    pub in_container: bool,
+    /// Whether /proc hides other users' processes (hidepid).
+    pub others_hidden: bool,
     /// Files and pieces of files read.
     pub reads: u64,
     /// Bytes read.
@@ -104,6 +108,9 @@ pub struct FileReport {
     pub inode: u64,
     /// The IPC namespace of a SysV segment, whose number is only that namespace's; 0 for other files.
     pub ipc_namespace: u64,
+    /// Whether another file has the same name: an older one that is deleted, or one on another mount.
+    #[serde(skip)]
+    pub is_ambiguous: bool,
     /// Bytes of a page.
     pub page_size: u64,
     /// Bytes from its start to the end of what is mapped.
@@ -157,5 +164,10 @@ impl FileReport {
     /// Slots of a kind.
     pub fn slots(&self, verdict: Verdict) -> u64 {
         self.slots.get(&verdict).copied().unwrap_or(0)
+    }
+
+    /// Slots whose table others may use too: shared with them, or the file's.
+    pub fn shared_slots(&self) -> u64 {
+        self.slots(Verdict::Shared) + self.slots(Verdict::FileOwned)
     }
 }

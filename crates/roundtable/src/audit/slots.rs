@@ -14,6 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use serde::Serialize;
 
 use super::coverage::Coverage;
+use super::files::FileId;
 use super::geometry::{Geometry, scaled};
 use super::group::{Group, Shape};
 use super::maps::Flags;
@@ -54,6 +55,8 @@ pub enum Verdict {
     OwnTable,
     /// This kernel shares no tables.
     KernelCannot,
+    /// It uses a table that belongs to the file.
+    FileOwned,
 }
 
 /// By what a verdict of sharing is backed.
@@ -70,15 +73,15 @@ pub enum Evidence {
 
 /// Tells in how many tables a page has an entry.
 pub trait Witness {
-    /// The address of the first page that the process has between these addresses, and its page's number of entries.
-    fn mapcount(&self, pid: i32, start: u64, end: u64) -> Option<(u64, u64)>;
+    /// The address of the first page of the file that the process has between these addresses, and its number of entries.
+    fn mapcount(&self, pid: i32, file: FileId, start: u64, end: u64) -> Option<(u64, u64)>;
 }
 
 /// Nobody to ask.
 pub struct NoWitness;
 
 impl Witness for NoWitness {
-    fn mapcount(&self, _: i32, _: u64, _: u64) -> Option<(u64, u64)> {
+    fn mapcount(&self, _: i32, _: FileId, _: u64, _: u64) -> Option<(u64, u64)> {
         None
     }
 }
@@ -96,6 +99,8 @@ pub struct Analysis {
     pub sharable_uses: u64,
     /// What backs the verdict.
     pub evidence: Evidence,
+    /// Whether the tables belong to the file: then slots that a mapping does not fill are shared as well.
+    pub owned: bool,
 }
 
 /// No more slots of a file than this are checked with the kernel; the others are taken to be alike.
@@ -171,6 +176,7 @@ pub fn analyse(group: &Group, geometry: Geometry, kernel_shares: bool, witness: 
         sharable_tables: 0,
         sharable_uses: 0,
         evidence,
+        owned: false,
     };
     let mut add = |verdict, count| {
         if count > 0 {
@@ -223,6 +229,34 @@ pub fn analyse(group: &Group, geometry: Geometry, kernel_shares: bool, witness: 
         }
     }
     analysis
+}
+
+/// Decides for a kernel whose files own their tables, one for each part of a slot that is mapped at each phase.
+pub fn analyse_owned(group: &Group, geometry: Geometry) -> Analysis {
+    let mut verdicts = BTreeMap::new();
+    let mut tables = BTreeSet::new();
+    let mut uses = 0;
+    for shape in &group.shapes {
+        let barrier = barrier(shape, group, geometry, true);
+        for index in 0..shape.populated.len() {
+            let touched = shape.tables(index);
+            *verdicts.entry(Verdict::Untouched).or_insert(0) += shape.members - touched.min(shape.members);
+            *verdicts.entry(barrier.unwrap_or(Verdict::FileOwned)).or_insert(0) += touched;
+            if barrier.is_none() && touched > 0 {
+                tables.insert((phase(shape, geometry), shape.file_range(index, geometry)));
+                uses += touched;
+            }
+        }
+    }
+    verdicts.retain(|_, count| *count > 0);
+    Analysis {
+        verdicts,
+        differing: BTreeSet::new(),
+        sharable_tables: tables.len() as u64,
+        sharable_uses: uses,
+        evidence: Evidence::Rules,
+        owned: true,
+    }
 }
 
 fn lanes(group: &Group, geometry: Geometry, barriers: &[Option<Verdict>]) -> BTreeMap<(u64, Flags), Lane> {
@@ -310,7 +344,8 @@ fn gather(
                     return None;
                 }
                 let start = shape.slot_start(slot_index, geometry);
-                let (address, count) = witness.mapcount(shape.witnesses[slot_index]?, start, start + slot)?;
+                let witness_of_slot = shape.witnesses[slot_index]?;
+                let (address, count) = witness.mapcount(witness_of_slot, group.id, start, start + slot)?;
                 Some((shape.offset + (address - shape.start), count))
             });
             let extra = match answer {

@@ -152,7 +152,7 @@ fn slots_that_nobody_has_touched_have_no_table() {
 struct Says(u64, RefCell<u32>);
 
 impl Witness for Says {
-    fn mapcount(&self, _: i32, start: u64, _: u64) -> Option<(u64, u64)> {
+    fn mapcount(&self, _: i32, _: FileId, start: u64, _: u64) -> Option<(u64, u64)> {
         *self.1.borrow_mut() += 1;
         Some((start, self.0))
     }
@@ -216,6 +216,24 @@ fn the_design_documents_figures_come_out() {
     let none = cost(&all, &analyse(&all, GEOMETRY, false, &NoWitness), GEOMETRY, false);
     assert_eq!((none.now.pmd, none.best_here.pmd), (10_240_000, 10_240_000));
     assert_eq!(none.best_owned.pmd, 1024);
+}
+
+#[test]
+fn a_file_that_owns_its_tables_shares_them_with_all() {
+    let reader = with_flags(shape(PLACE, GIB, 0, 2), b"rd sh mr mw me ms de ht");
+    let elsewhere = shape(PLACE + HUGE, GIB, 0, 1);
+    let watched = with_flags(shape(PLACE, GIB, 0, 1), b"rd wr sh mr mw me ms de ht uw");
+    let all = group(vec![shape(PLACE, GIB, 0, 3), reader, elsewhere, watched]);
+    let analysis = analyse_owned(&all, GEOMETRY);
+    assert_eq!(
+        analysis.verdicts.iter().map(|(verdict, count)| (*verdict, *count)).collect::<Vec<_>>(),
+        // The one elsewhere lies in two slots.
+        [(Verdict::UserfaultfdWriteProtect, 1), (Verdict::FileOwned, 7)]
+    );
+    assert_eq!((analysis.sharable_tables, analysis.sharable_uses), (3, 7));
+    let sum = cost(&all, &analysis, GEOMETRY, true);
+    assert_eq!((sum.unshared.pmd, sum.now.pmd), (8, 4));
+    assert!(sum.best_here.pmd <= sum.now.pmd && sum.best_owned.pmd <= sum.best_here.pmd);
 }
 
 /// A naive oracle: two slots share when Linux's conditions hold for them as a pair.

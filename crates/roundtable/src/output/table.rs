@@ -37,7 +37,7 @@ pub fn text(report: &Report, top: usize) -> String {
                 human::bytes(file.page_size),
                 human::bytes(file.size),
                 human::count(file.processes),
-                human::count(file.slots(Verdict::Shared)),
+                human::count(file.shared_slots()),
                 human::count(not_shared(file)),
                 human::bytes(file.bytes.now),
                 human::bytes(file.bytes.best_here),
@@ -89,10 +89,11 @@ fn kernel(out: &mut String, report: &Report) {
     let base = version.map(|version| format!(", made from {version}")).unwrap_or_default();
     let _ = writeln!(
         out,
-        "Linux {} ({}{base}): {} ({}).",
+        "Linux {} ({}{base}): {}{} ({}).",
         kernel.release,
         kernel.machine,
         kernel.protocol.describe(),
+        if kernel.vendor_fixes && kernel.shares { ", as far as the version tells" } else { "" },
         kernel.reason
     );
     let of = |status| kernel.findings.iter().filter(move |finding| finding.status == status);
@@ -126,7 +127,16 @@ fn unseen(out: &mut String, report: &Report) {
             human::count(some)
         ),
     };
-    if seen.unreadable > 0 {
+    if seen.in_container {
+        out.push_str(
+            "Not seen: processes outside this container (PID namespace); run it on the host to see them.\n",
+        );
+    }
+    if seen.others_hidden {
+        out.push_str(
+            "Not seen: other users' processes (/proc is mounted with hidepid); run as root to see them.\n",
+        );
+    } else if seen.unreadable > 0 {
         let _ = writeln!(
             out,
             "Not seen: the mappings of {} of other users; run as root to see them.",
@@ -142,7 +152,7 @@ fn unseen(out: &mut String, report: &Report) {
 }
 
 fn not_shared(file: &FileReport) -> u64 {
-    let other = [Verdict::Shared, Verdict::Untouched];
+    let other = [Verdict::Shared, Verdict::FileOwned, Verdict::Untouched];
     file.slots.iter().filter(|(verdict, _)| !other.contains(verdict)).map(|(_, count)| count).sum()
 }
 
@@ -165,6 +175,7 @@ pub fn describe(verdict: Verdict) -> &'static str {
         Verdict::OtherPageSize => "a page size whose tables Linux does not share",
         Verdict::OwnTable => "a table of its own from before",
         Verdict::KernelCannot => "this kernel shares no tables",
+        Verdict::FileOwned => "in a table that belongs to the file",
     }
 }
 
@@ -258,6 +269,10 @@ fn shown_name(file: &FileReport) -> String {
     let mut name = printable(&file.name);
     if name == "anonymous memory" {
         name = format!("anonymous memory {}", file.inode);
+    } else if file.is_ambiguous && file.ipc_namespace != 0 {
+        name = format!("{name} of IPC namespace {}", file.ipc_namespace);
+    } else if file.is_ambiguous {
+        name = format!("{name} (inode {} of {})", file.inode, file.device);
     }
     name
 }

@@ -2,10 +2,12 @@
 
 use roundtable_programs::child::Child;
 use roundtable_programs::huge::{GIB, HUGE};
-use roundtable_programs::mem::{R, RW, SHARED, mprotect};
+use roundtable_programs::mem::{FIXED, NORESERVE, R, RW, SHARED, mmap, mprotect};
 
-use crate::saying::{audit, command, expect, file_of};
-use crate::scene::{FEW, PLACE, expect_faults, faults_of_a_new_one, filled, map_at, stays, touch};
+use crate::saying::{audit, expect, file_of, table};
+use crate::scene::{
+    FEW, PLACE, expect_faults, faults_at, faults_of_a_new_one, filled, filled_at, map_at, stays, touch,
+};
 
 pub fn shared_by_congruent_mappings() {
     let (file, name) = filled(GIB, 512);
@@ -26,9 +28,7 @@ pub fn shared_by_congruent_mappings() {
     assert_eq!(seen["tables"]["best_here"]["pmd"], 1);
     let place = PLACE + 64 * GIB;
     expect_faults(faults_of_a_new_one(|| map_at(place, GIB, RW, SHARED, &file), place, 512), 1);
-    // And without root's means, by the processes' counters.
-    let output = command(&["audit", "--all"]).output().expect("roundtable starts");
-    let text = String::from_utf8_lossy(&output.stdout);
+    let text = table();
     assert!(text.contains("3 shared") && text.contains(&name), "{text}");
 }
 
@@ -102,4 +102,39 @@ pub fn first_of_several_and_untouched() {
     let report = audit();
     expect(file_of(&report, "huge", &name), &[("first_of_several", 1), ("untouched", 3)]);
     expect_faults(faults_of_a_new_one(|| map_at(PLACE, 2 * GIB, RW, SHARED, &file), PLACE, FEW), 1);
+}
+
+/// Half of the file at an address of its own: the offset counts for congruence.
+pub fn part_of_the_file() {
+    let (file, name) = filled_at(2 * GIB, &[GIB], FEW);
+    let place = PLACE + 8 * GIB;
+    let map_half = || {
+        mmap(place, GIB, RW, SHARED | FIXED | NORESERVE, file.raw(), GIB as i64).expect("mmap");
+    };
+    let _whole = stays(|| {
+        map_at(PLACE, 2 * GIB, RW, SHARED, &file);
+        touch(PLACE + GIB, FEW);
+    });
+    let _half = stays(|| {
+        map_half();
+        touch(place, FEW);
+    });
+    let report = audit();
+    expect(file_of(&report, "huge", &name), &[("shared", 2), ("untouched", 1)]);
+    expect_faults(faults_of_a_new_one(map_half, place, FEW), 1);
+}
+
+/// The mapping comes by fork, as PostgreSQL's does; one child has not touched it.
+pub fn forked_processes() {
+    let (file, name) = filled_at(2 * GIB, &[0, GIB], FEW);
+    let places = [PLACE, PLACE + GIB];
+    let touch_all = || places.iter().for_each(|&place| touch(place, FEW));
+    map_at(PLACE, 2 * GIB, RW, SHARED, &file);
+    touch_all();
+    let _children = [stays(touch_all), stays(touch_all), stays(|| ())];
+    let report = audit();
+    let seen = file_of(&report, "huge", &name);
+    expect(seen, &[("shared", 6), ("untouched", 2)]);
+    assert_eq!((&seen["processes"], &seen["tables"]["now"]["pmd"]), (&4.into(), &2.into()));
+    expect_faults(faults_at(|| (), &places, FEW), 2);
 }

@@ -4,9 +4,12 @@
 //! each slot that is shared, and one for each page of a slot that is not.
 
 mod base_pages;
+mod comings;
 mod congruence;
 mod differences;
 mod files;
+mod mounts;
+mod namespaces;
 mod output;
 mod postgres;
 mod saying;
@@ -15,17 +18,24 @@ mod sight;
 
 use roundtable_programs::tests;
 
-use base_pages::shared_memory_on_base_pages;
+use base_pages::{shared_memory_of_each_kind, shared_memory_on_base_pages};
+use comings::{several_in_one_memory, storm};
 use congruence::{
-    first_of_several_and_untouched, not_congruent, shared_by_congruent_mappings, table_from_before, too_short,
+    first_of_several_and_untouched, forked_processes, not_congruent, part_of_the_file,
+    shared_by_congruent_mappings, table_from_before, too_short,
 };
 use differences::{
-    other_flags, other_protection, private_mappings, userfaultfd_minor, userfaultfd_write_protect,
+    locked_memory, other_flags, other_protection, other_reservation, private_mappings, protection_key,
+    soft_dirty_tracking, userfaultfd_minor, userfaultfd_missing, userfaultfd_write_protect,
 };
 use files::{gigantic_pages, path_and_unrelated_processes, sysv_segment};
+use mounts::{
+    anonymous_huge_memory, deleted_and_new_file_of_one_name, one_file_at_two_mounts, other_mount_namespace,
+    sysv_segments_of_two_containers,
+};
 use output::output_formats;
 use postgres::{postgres_on_base_pages, postgres_on_huge_pages};
-use sight::another_user_sees_less;
+use sight::{another_user_sees_less, counters_tell_without_root, hidden_processes, in_a_container};
 
 tests! {
     // Where and when.
@@ -34,20 +44,40 @@ tests! {
     too_short: 60,
     table_from_before: 60,
     first_of_several_and_untouched: 60,
+    part_of_the_file: 60,
+    forked_processes: 60,
     // How.
     other_protection: 60,
     other_flags: 60,
+    other_reservation: 60,
+    locked_memory: 60,
+    soft_dirty_tracking: 60,
+    protection_key: 60,
     private_mappings: 60,
+    userfaultfd_missing: 60,
     userfaultfd_write_protect: 60,
     userfaultfd_minor: 60,
     // What kind of file.
     sysv_segment: 60,
     path_and_unrelated_processes: 60,
     gigantic_pages: 60,
+    anonymous_huge_memory: 60,
+    // Which file.
+    deleted_and_new_file_of_one_name: 60,
+    other_mount_namespace: 60,
+    one_file_at_two_mounts: 60,
+    sysv_segments_of_two_containers: 60,
     // On base pages.
     shared_memory_on_base_pages: 60,
+    shared_memory_of_each_kind: 60,
     // Not everything in sight.
     another_user_sees_less: 60,
+    counters_tell_without_root: 60,
+    in_a_container: 60,
+    hidden_processes: 60,
+    // Not for long.
+    storm: 60,
+    several_in_one_memory: 60,
     // Output.
     output_formats: 60,
     // PostgreSQL.

@@ -32,3 +32,23 @@ pub fn expect(file: &Value, expected: &[(&str, u64)]) {
         expected.iter().map(|(verdict, count)| (verdict.to_string(), Value::from(*count))).collect();
     assert_eq!(seen, &expected, "{file}");
 }
+
+/// What it says of all files of this name: there may be several.
+pub fn files_of<'a>(report: &'a Value, list: &str, name: &str) -> Vec<&'a Value> {
+    let files = report[list].as_array().expect("a list of files");
+    files.iter().filter(|file| file["name"] == name).collect()
+}
+
+/// The slots of each of these files, in an order of their own.
+pub fn slots_of(files: &[&Value]) -> Vec<String> {
+    let mut slots: Vec<String> = files.iter().map(|file| file["slots"].to_string()).collect();
+    slots.sort();
+    slots
+}
+
+/// The audit for people.
+pub fn table() -> String {
+    let output = command(&["audit", "--all"]).output().expect("roundtable starts");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}

@@ -18,18 +18,28 @@ pub const FEW: usize = 16;
 
 /// A file of huge pages with so many of them there, and the name that the audit gives it.
 pub fn filled(length: usize, pages: usize) -> (Fd, String) {
-    huge::pool(pages as u64 + 2);
+    filled_at(length, &[0], pages)
+}
+
+/// The same with so many pages at each of these places in the file.
+pub fn filled_at(length: usize, places: &[usize], pages: usize) -> (Fd, String) {
+    huge::pool((places.len() * pages) as u64 + 2);
     let name = format!("audit-{}", sys::pid());
     let file = Fd::memfd(&name, libc::MFD_CLOEXEC | libc::MFD_HUGETLB).expect("memfd_create");
     file.truncate(length as u64).unwrap();
-    fill(&file, length, pages);
+    places.iter().for_each(|&place| fill_from(&file, length, place, pages));
     (file, format!("memfd {name}"))
 }
 
 /// Puts pages into a file, and leaves no mapping of it.
 pub fn fill(file: &Fd, length: usize, pages: usize) {
+    fill_from(file, length, 0, pages);
+}
+
+/// The same from this place in the file on.
+fn fill_from(file: &Fd, length: usize, from: usize, pages: usize) {
     let map = file.map(length, RW, SHARED | NORESERVE).unwrap();
-    (0..pages).for_each(|page| map.set_u64(page * HUGE, page as u64));
+    (0..pages).for_each(|page| map.set_u64(from + page * HUGE, page as u64));
 }
 
 pub fn map_at(address: usize, length: usize, protection: i32, flags: i32, file: &Fd) {
@@ -43,16 +53,21 @@ pub fn touch(address: usize, pages: usize) {
     }
 }
 
+/// Waits until it is killed.
+pub fn stay() -> ! {
+    loop {
+        // SAFETY: waits for a signal.
+        unsafe { libc::pause() };
+    }
+}
+
 /// A child that has done this and stays.
 pub fn stays(work: impl FnOnce()) -> Child {
     let control = Shared::new();
     let child = child::fork(|| {
         work();
         control.add(0);
-        loop {
-            // SAFETY: waits for a signal.
-            unsafe { libc::pause() };
-        }
+        stay();
     });
     assert!(control.wait_for(0, 1, Duration::from_secs(20)), "the child does not get ready");
     child
@@ -60,19 +75,24 @@ pub fn stays(work: impl FnOnce()) -> Child {
 
 /// Minor faults that a process takes which comes anew, maps, and touches these pages.
 pub fn faults_of_a_new_one(map: impl FnOnce(), address: usize, pages: usize) -> u32 {
+    faults_at(map, &[address], pages)
+}
+
+/// The same for so many pages at each of these places.
+pub fn faults_at(map: impl FnOnce(), places: &[usize], pages: usize) -> u32 {
     let control = Shared::new();
     child::in_child(|| {
         map();
         // The first call makes the code's own pages present.
         minor_faults();
         let before = minor_faults();
-        touch(address, pages);
+        places.iter().for_each(|&place| touch(place, pages));
         control.set(0, minor_faults() - before);
     });
     control.get(0)
 }
 
-pub fn minor_faults() -> u32 {
+fn minor_faults() -> u32 {
     // SAFETY: a rusage of zero bytes is valid, and the call fills it.
     unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
