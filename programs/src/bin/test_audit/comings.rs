@@ -35,7 +35,7 @@ pub fn storm() {
     let mut execs =
         Command::new(program).args(arguments).stdin(Stdio::null()).spawn().expect("map_file starts");
     let (mut changed, mut first) = (false, None);
-    for _ in 0..8 {
+    for _ in 0..5 {
         let report = audit();
         let seen = file_of(&report, "huge", &path);
         let slots = seen["slots"].as_object().unwrap();

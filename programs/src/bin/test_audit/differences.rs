@@ -8,7 +8,9 @@ use roundtable_programs::shared::Shared;
 use roundtable_programs::{harness, sys};
 
 use crate::saying::{audit, expect, file_of};
-use crate::scene::{FEW, PLACE, expect_faults, faults_of_a_new_one, filled, map_at, stays, touch, two};
+use crate::scene::{
+    FEW, PLACE, expect_faults, faults_by, faults_of_a_new_one, filled, map_at, stays, touch, two,
+};
 
 pub fn other_protection() {
     let seen = two(|file| map_at(PLACE, GIB, R, SHARED, file), &[("protection_differs", 2)], FEW as u32);
@@ -63,13 +65,23 @@ pub fn other_reservation() {
 
 /// Locked memory shares: Linux compares no flags of mlock.
 pub fn locked_memory() {
-    let prepare = |file: &Fd| {
-        map_at(PLACE, GIB, RW, SHARED, file);
-        // SAFETY: locks what was just mapped, as far as it is touched.
-        let result = unsafe { libc::mlock2(PLACE as *const _, GIB, libc::MLOCK_ONFAULT) };
-        assert_eq!(result, 0, "mlock2: {}", std::io::Error::last_os_error());
+    let (file, name) = filled(GIB, FEW);
+    let map = || map_at(PLACE, GIB, RW, SHARED, &file);
+    let lock = || {
+        // SAFETY: locks what is mapped, and makes it present.
+        let result = unsafe { libc::mlock(PLACE as *const _, FEW * HUGE) };
+        assert_eq!(result, 0, "mlock: {}", std::io::Error::last_os_error());
     };
-    two(prepare, &[("shared", 2)], 1);
+    let _first = stays(|| {
+        map();
+        touch(PLACE, FEW);
+    });
+    let _second = stays(|| {
+        map();
+        lock();
+    });
+    expect(file_of(&audit(), "huge", &name), &[("shared", 2)]);
+    expect_faults(faults_by(map, lock), 1);
 }
 
 /// Who watches a process's writes through /proc/PID/clear_refs takes a flag from its mappings.

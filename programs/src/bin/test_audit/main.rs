@@ -60,7 +60,7 @@ tests! {
     // What kind of file.
     sysv_segment: 60,
     path_and_unrelated_processes: 60,
-    gigantic_pages: 60,
+    gigantic_pages: 150,
     anonymous_huge_memory: 60,
     // Which file.
     deleted_and_new_file_of_one_name: 60,

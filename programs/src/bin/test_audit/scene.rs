@@ -69,7 +69,7 @@ pub fn stays(work: impl FnOnce()) -> Child {
         control.add(0);
         stay();
     });
-    assert!(control.wait_for(0, 1, Duration::from_secs(20)), "the child does not get ready");
+    assert!(control.wait_for(0, 1, Duration::from_secs(60)), "the child does not get ready");
     child
 }
 
@@ -80,13 +80,18 @@ pub fn faults_of_a_new_one(map: impl FnOnce(), address: usize, pages: usize) -> 
 
 /// The same for so many pages at each of these places.
 pub fn faults_at(map: impl FnOnce(), places: &[usize], pages: usize) -> u32 {
+    faults_by(map, || places.iter().for_each(|&place| touch(place, pages)))
+}
+
+/// Minor faults of this work, by a process that comes anew and maps first.
+pub fn faults_by(map: impl FnOnce(), work: impl FnOnce()) -> u32 {
     let control = Shared::new();
     child::in_child(|| {
         map();
         // The first call makes the code's own pages present.
         minor_faults();
         let before = minor_faults();
-        places.iter().for_each(|&place| touch(place, pages));
+        work();
         control.set(0, minor_faults() - before);
     });
     control.get(0)
