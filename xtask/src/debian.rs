@@ -83,6 +83,19 @@ pub fn dependencies(package: &str, step: &Step) -> Result<Vec<String>> {
     Ok(depends.map(str::to_string).collect())
 }
 
+/// The packages that are not installed and would have to be for this one, itself among them.
+pub fn missing_for(package: &str, step: &Step) -> Result<Vec<String>> {
+    let mut command = apt_get();
+    command.args(["--simulate", "--no-install-recommends", "install", package]);
+    Ok(to_install(&step.run(&mut command, LIMIT)?))
+}
+
+/// The packages in a simulation's lines `Inst NAME (VERSION ...)`.
+fn to_install(simulation: &str) -> Vec<String> {
+    let lines = simulation.lines().filter_map(|line| line.strip_prefix("Inst "));
+    lines.filter_map(|rest| rest.split(' ').next().map(str::to_string)).collect()
+}
+
 /// Whether the package lists have a version to install.
 fn is_known(package: &str) -> bool {
     Command::new("apt-cache")
@@ -136,6 +149,13 @@ fn apt_get_as_root(words: &[&str]) -> Result<Command> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_simulation_tells_what_is_missing() {
+        let text = "Reading package lists...\nInst libpq5 (15.18-0+deb12u1 Debian:12.1/stable [amd64])\n\
+            Inst postgresql-15 [15.1] (15.18-0+deb12u1 Debian:12.1/stable [amd64])\nConf libpq5 (15.18)\n";
+        assert_eq!(to_install(text), ["libpq5", "postgresql-15"]);
+    }
 
     #[test]
     fn a_package_without_a_version_is_not_known() {

@@ -5,6 +5,7 @@ mod build;
 mod debian;
 mod licences;
 mod linux;
+mod postgres;
 mod setup;
 mod soak;
 mod step;

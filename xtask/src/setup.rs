@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use roundtable::machine::QEMU;
 
-use crate::{debian, linux, toolchain};
+use crate::{debian, linux, postgres, toolchain};
 
 /// All steps, each with a line even when there is nothing to do.
 pub fn all() -> Result<()> {
@@ -20,6 +20,8 @@ pub fn all() -> Result<()> {
     done("busybox, a shell in the guest");
     linux::fetch()?;
     done("Debian's Linux kernel, to compare with");
+    let place = postgres::find_or_fetch()?;
+    done(&format!("PostgreSQL in {}, to hold the audit against", place.join("usr/lib/postgresql").display()));
     Ok(())
 }
 

@@ -10,6 +10,7 @@ use roundtable::run::Parts;
 use super::programs::TestProgram;
 use super::report::Report;
 use super::results::{Outcome, parse};
+use crate::postgres;
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
 /// Huge pages that the largest of these tests takes.
@@ -23,6 +24,13 @@ pub fn run_on_host(parts: &Parts, test: &TestProgram, report: &mut Report) -> Re
     }
     let mut command = Command::new(parts.programs.join(&test.name));
     command.env("ROUNDTABLE", parts.programs.join("roundtable")).stdin(Stdio::null());
+    if test.subtests.iter().any(|subtest| subtest.starts_with("postgres")) {
+        // Where it is not to be had, its tests are skipped and say why.
+        match postgres::find_or_fetch() {
+            Ok(root) => command.env("ROUNDTABLE_POSTGRES", root),
+            Err(error) => command.env("ROUNDTABLE_NO_POSTGRES", format!("{error:#}").replace('\n', " ")),
+        };
+    }
     if !test.whole {
         command.args(&test.subtests);
     }

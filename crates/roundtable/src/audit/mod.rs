@@ -38,7 +38,7 @@ use self::files::Devices;
 use self::group::Group;
 use self::kernel_version::{Kernel, Protocol};
 use self::probe::Probe;
-use self::report::{Bytes, Check, FileReport, Pool, Report, SCHEMA, Seen};
+use self::report::{Bytes, Check, FileReport, OfProcesses, Pool, Report, SCHEMA, Seen};
 use self::slots::Witness;
 use self::source::Source;
 use crate::output;
@@ -155,9 +155,10 @@ pub fn audit(source: &Source, options: &LookOptions, with_faults: bool) -> Resul
     for group in group::groups(&census, &probes, source.geometry) {
         if group.file.is_hugetlb {
             let file = huge(source, &group, &report.kernel, &witness, &mut report.check, &names, &faults);
-            report.huge.push(file);
+            report.huge.push(FileReport { of_processes: of_processes(&group, &probes, source), ..file });
         } else if group.size >= LARGE && group.pids.len() >= options.min_processes {
-            report.base.push(base(source, &group, &report.kernel, &names, &faults));
+            let file = base(source, &group, &report.kernel, &names, &faults);
+            report.base.push(FileReport { of_processes: of_processes(&group, &probes, source), ..file });
         }
     }
     let mut of_this_name: HashMap<String, u64> = HashMap::new();
@@ -298,6 +299,7 @@ fn file_report(
             .iter()
             .map(|shape| if shape.witness.is_some() { shape.probed } else { 0 })
             .sum(),
+        of_processes: OfProcesses::default(),
         slots: BTreeMap::new(),
         evidence: slots::Evidence::Rules,
         differing_flags: BTreeSet::new(),
@@ -313,6 +315,17 @@ fn file_report(
         faults: faults_by_pid.iter().map(|(_, faults)| faults).sum(),
         faults_by_pid,
     }
+}
+
+/// All page tables of a file's processes, of those that were looked into.
+fn of_processes(group: &Group, probes: &HashMap<i32, Option<Probe>>, source: &Source) -> OfProcesses {
+    let mut all = OfProcesses::default();
+    for probe in group.pids.iter().filter_map(|pid| probes.get(pid)?.as_ref()) {
+        all.processes += 1;
+        all.estimate += probe.tables.bytes(source.geometry);
+        all.vm_pte += probe.vm_pte;
+    }
+    all
 }
 
 /// `PageTables` of /proc/meminfo, in bytes.

@@ -125,6 +125,8 @@ pub struct FileReport {
     pub mappings: u64,
     /// Mappings whose process was looked into.
     pub looked_into: u64,
+    /// All page tables of the processes that were looked into, of this file or not, in bytes.
+    pub of_processes: OfProcesses,
     /// Slots of all its mappings, by what became of them.
     pub slots: BTreeMap<Verdict, u64>,
     /// By what that is backed.
@@ -143,6 +145,17 @@ pub struct FileReport {
     /// How these faults are spread: by process.
     #[serde(skip)]
     pub faults_by_pid: Vec<(i32, u64)>,
+}
+
+/// All page tables of some processes, by two ways that should agree.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct OfProcesses {
+    /// How many processes.
+    pub processes: u64,
+    /// By their pages.
+    pub estimate: u64,
+    /// By their `VmPTE`.
+    pub vm_pte: u64,
 }
 
 /// [`Cost`] in bytes.

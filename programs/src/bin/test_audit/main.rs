@@ -14,6 +14,7 @@ mod output;
 mod postgres;
 mod saying;
 mod scene;
+mod server;
 mod sight;
 
 use roundtable_programs::tests;
@@ -34,7 +35,7 @@ use mounts::{
     sysv_segments_of_two_containers,
 };
 use output::output_formats;
-use postgres::{postgres_on_base_pages, postgres_on_huge_pages};
+use postgres::{postgres_on_base_pages, postgres_on_huge_pages, postgres_plan};
 use sight::{another_user_sees_less, counters_tell_without_root, hidden_processes, in_a_container};
 
 tests! {
@@ -83,4 +84,5 @@ tests! {
     // PostgreSQL.
     postgres_on_huge_pages: 200,
     postgres_on_base_pages: 200,
+    postgres_plan: 60,
 }
