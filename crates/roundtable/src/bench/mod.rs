@@ -171,7 +171,11 @@ pub fn run(options: &BenchOptions, subjects: &[Subject], parts: &Parts) -> Resul
         None => measure(options, subjects, parts)?,
     };
     let json = write(options, "results.json", &serde_json::to_string_pretty(&results)?)?;
-    let page = write(options, "report.html", &page::draw(&results)?)?;
+    let drawn = page::draw(&results)?;
+    let page = write(options, "report.html", &drawn.html)?;
+    for (name, svg) in &drawn.plots {
+        write(options, name, svg)?;
+    }
     print!("{}", table::draw(&results));
     println!("\nAll results: {}\nWith plots:  {}", json.display(), page.display());
     // The protocol that corrupts memory may fail; that is what it is there for.

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use guest_link::record::{Access, Operation, Record};
 
-use super::figures::{bytes, operation_name, time};
+use super::figures::{operation_name, time};
 use super::goals::{figures, verdicts};
 use super::plots::{Axes, Line, log_log};
 use super::{Measured, Results};
@@ -15,9 +15,18 @@ table{border-collapse:collapse;margin:1em 0}td,th{padding:.25em .7em;border-bott
 td:first-child,th:first-child{text-align:left}.good{color:#05672f}.bad{color:#a3150b}.plots{display:flex;flex-wrap:wrap;gap:12px}
 pre{background:#f5f5f5;padding:.8em;overflow-x:auto}small{color:#666}";
 
+/// What is drawn.
+#[derive(Default)]
+pub struct Page {
+    pub html: String,
+    /// The plots once more, as SVG files with these names.
+    pub plots: Vec<(String, String)>,
+}
+
 /// Draws it.
-pub fn draw(results: &Results) -> Result<String> {
-    let mut out = String::new();
+pub fn draw(results: &Results) -> Result<Page> {
+    let mut page = Page::default();
+    let out = &mut page.html;
     let _ = write!(
         out,
         "<!DOCTYPE html><html lang=\"en\"><meta charset=\"utf-8\"><title>Roundtable: sharing page tables, measured</title>\
@@ -29,16 +38,16 @@ pub fn draw(results: &Results) -> Result<String> {
         escape(&results.processor),
         escape(&results.machine)
     );
-    releases(&mut out, results);
-    table(&mut out, results);
-    expected(&mut out, results);
-    delays(&mut out, results)?;
-    costs(&mut out, results)?;
-    memory(&mut out, results)?;
-    cases(&mut out, results);
-    failures(&mut out, results);
-    out.push_str("</html>\n");
-    Ok(out)
+    releases(out, results);
+    table(out, results);
+    expected(out, results);
+    delays(&mut page, results)?;
+    costs(&mut page, results)?;
+    memory(&mut page, results)?;
+    cases(&mut page.html, results);
+    failures(&mut page.html, results);
+    page.html.push_str("</html>\n");
+    Ok(page)
 }
 
 fn escape(text: &str) -> String {
@@ -107,9 +116,12 @@ fn expected(out: &mut String, results: &Results) {
     out.push_str("</ul>");
 }
 
-fn plot(out: &mut String, axes: &Axes, lines: &[Line]) -> Result<()> {
+fn plot(page: &mut Page, axes: &Axes, lines: &[Line]) -> Result<()> {
     if let Some(svg) = log_log(axes, lines)? {
-        let _ = write!(out, "<figure style=\"margin:0\">{svg}</figure>");
+        let _ = write!(page.html, "<figure style=\"margin:0\">{svg}</figure>");
+        let words: Vec<&str> =
+            axes.title.split(|c: char| !c.is_alphanumeric()).filter(|w| !w.is_empty()).collect();
+        page.plots.push((format!("{}.svg", words.join("-")), svg));
     }
     Ok(())
 }
@@ -126,8 +138,8 @@ fn survivors(histogram: &[(u64, u64)]) -> Vec<(f64, f64)> {
     points
 }
 
-fn delays(out: &mut String, results: &Results) -> Result<()> {
-    out.push_str(
+fn delays(page: &mut Page, results: &Results) -> Result<()> {
+    page.html.push_str(
         "<h2>A bystander's delays</h2><p>Another process does something to the file again and again; how long a \
          bystander's accesses take that overlap it. Each line: the part of the accesses that took at least so long. \
          The bystander forgets its mapping's entries (MADV_DONTNEED) before each access to a present page.</p>\
@@ -151,17 +163,17 @@ fn delays(out: &mut String, results: &Results) -> Result<()> {
                 x: "time",
                 y: "part of the accesses",
                 write_x: |value| time(value as u64),
-                write_y: |value| format!("{value:.4}"),
+                write_y: |value| format!("{} %", (value * 1e8).round() / 1e6),
             };
-            plot(out, &axes, &lines)?;
+            plot(page, &axes, &lines)?;
         }
     }
-    out.push_str("</div>");
+    page.html.push_str("</div>");
     Ok(())
 }
 
-fn costs(out: &mut String, results: &Results) -> Result<()> {
-    out.push_str("<h2>Costs against the number of sharers</h2><div class=\"plots\">");
+fn costs(page: &mut Page, results: &Results) -> Result<()> {
+    page.html.push_str("<h2>Costs against the number of sharers</h2><div class=\"plots\">");
     let all = [
         Operation::Punch,
         Operation::Truncate,
@@ -186,14 +198,14 @@ fn costs(out: &mut String, results: &Results) -> Result<()> {
             write_x: |value| format!("{value:.0}"),
             write_y: |value| time(value as u64),
         };
-        plot(out, &axes, &lines)?;
+        plot(page, &axes, &lines)?;
     }
-    out.push_str("</div>");
+    page.html.push_str("</div>");
     Ok(())
 }
 
-fn memory(out: &mut String, results: &Results) -> Result<()> {
-    out.push_str(
+fn memory(page: &mut Page, results: &Results) -> Result<()> {
+    page.html.push_str(
         "<h2>Page-table memory</h2><p>What PageTables in /proc/meminfo grew by, all tables of the processes included. \
          The line \"without sharing\" is computed: the growth with the file's PMD tables once for each process.</p>\
          <div class=\"plots\">",
@@ -204,7 +216,8 @@ fn memory(out: &mut String, results: &Results) -> Result<()> {
             .iter()
             .map(|one| {
                 let points = one.tables(size).into_iter();
-                let points = points.map(|(sharers, growth)| (f64::from(sharers), growth as f64)).collect();
+                let points =
+                    points.map(|(sharers, growth)| (f64::from(sharers), mebibytes(growth))).collect();
                 Line { name: one.name.clone(), points }
             })
             .collect();
@@ -214,7 +227,7 @@ fn memory(out: &mut String, results: &Results) -> Result<()> {
             let points = points
                 .map(|(sharers, growth)| {
                     let unshared = growth + tables * u64::from(sharers.saturating_sub(1));
-                    (f64::from(sharers), unshared as f64)
+                    (f64::from(sharers), mebibytes(unshared))
                 })
                 .collect();
             lines.push(Line { name: "without sharing".into(), points });
@@ -224,12 +237,17 @@ fn memory(out: &mut String, results: &Results) -> Result<()> {
             x: "processes",
             y: "growth of PageTables",
             write_x: |value| format!("{value:.0}"),
-            write_y: |value| bytes(value as u64),
+            // The ticks are powers of ten.
+            write_y: |value| format!("{value} MiB"),
         };
-        plot(out, &axes, &lines)?;
+        plot(page, &axes, &lines)?;
     }
-    out.push_str("</div>");
+    page.html.push_str("</div>");
     Ok(())
+}
+
+fn mebibytes(bytes: u64) -> f64 {
+    bytes as f64 / f64::from(1 << 20)
 }
 
 fn cases(out: &mut String, results: &Results) {
@@ -302,7 +320,7 @@ mod tests {
                 failures: vec!["a < b".into()],
             }],
         };
-        let page = draw(&results).unwrap();
+        let page = draw(&results).unwrap().html;
         assert!(page.contains("&lt;quick&gt;") && page.contains("a &lt; b"));
         assert!(!page.contains("http://") || page.contains("http://www.w3.org/2000/svg"));
     }

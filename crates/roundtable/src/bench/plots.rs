@@ -3,7 +3,9 @@
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
 
-const SIZE: (u32, u32) = (560, 360);
+const SIZE: (u32, u32) = (640, 360);
+/// On the right: what each line is. Among the lines it would hide some.
+const LEGEND: u32 = 110;
 
 /// A line of a plot.
 pub struct Line {
@@ -61,9 +63,12 @@ fn draw(
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let plain = |error: DrawingAreaErrorKind<_>| error.to_string();
     root.fill(&WHITE).map_err(plain)?;
-    let mut chart = ChartBuilder::on(&root)
+    let (plot, legend) = root.split_horizontally(SIZE.0 - LEGEND);
+    let mut chart = ChartBuilder::on(&plot)
         .caption(axes.title, ("sans-serif", 16))
         .margin(10)
+        // Half of the last tick's label.
+        .margin_right(20)
         .x_label_area_size(42)
         .y_label_area_size(74)
         .build_cartesian_2d((x.0..x.1).log_scale(), (y.0..y.1).log_scale())
@@ -79,28 +84,20 @@ fn draw(
         .bold_line_style(RGBColor(225, 225, 225))
         .draw()
         .map_err(plain)?;
-    for line in lines {
+    for (row, line) in lines.iter().enumerate() {
         let style = colour(&line.name).stroke_width(2);
         let points: Vec<(f64, f64)> =
             line.points.iter().copied().filter(|p| p.0 > 0.0 && p.1 > 0.0).collect();
-        chart
-            .draw_series(LineSeries::new(points.clone(), style))
-            .map_err(plain)?
-            .label(line.name.as_str())
-            .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], style));
+        chart.draw_series(LineSeries::new(points.clone(), style)).map_err(plain)?;
+        let height = 50 + 20 * row as i32;
+        legend.draw(&PathElement::new([(0, height), (18, height)], style)).map_err(plain)?;
+        let name = Text::new(line.name.as_str(), (24, height - 7), ("sans-serif", 12));
+        legend.draw(&name).map_err(plain)?;
         if points.len() <= 12 {
             let dots = points.into_iter().map(|point| Circle::new(point, 3, colour(&line.name).filled()));
             chart.draw_series(dots).map_err(plain)?;
         }
     }
-    chart
-        .configure_series_labels()
-        .label_font(("sans-serif", 12))
-        .background_style(WHITE.mix(0.85))
-        .border_style(RGBColor(200, 200, 200))
-        .position(SeriesLabelPosition::UpperLeft)
-        .draw()
-        .map_err(plain)?;
     root.present().map_err(plain)?;
     drop(chart);
     drop(root);
