@@ -104,24 +104,25 @@ pub fn first_of_several_and_untouched() {
     expect_faults(faults_of_a_new_one(|| map_at(PLACE, 2 * GIB, RW, SHARED, &file), PLACE, FEW), 1);
 }
 
-/// Half of the file at an address of its own: the offset counts for congruence.
+/// All but the file's first page, at an address of its own: the offset counts for congruence.
 pub fn part_of_the_file() {
     let (file, name) = filled_at(2 * GIB, &[GIB], FEW);
     let place = PLACE + 8 * GIB;
-    let map_half = || {
-        mmap(place, GIB, RW, SHARED | FIXED | NORESERVE, file.raw(), GIB as i64).expect("mmap");
+    let map_part = || {
+        let (address, length) = (place + HUGE, 2 * GIB - HUGE);
+        mmap(address, length, RW, SHARED | FIXED | NORESERVE, file.raw(), HUGE as i64).expect("mmap");
     };
     let _whole = stays(|| {
         map_at(PLACE, 2 * GIB, RW, SHARED, &file);
         touch(PLACE + GIB, FEW);
     });
-    let _half = stays(|| {
-        map_half();
-        touch(place, FEW);
+    let _part = stays(|| {
+        map_part();
+        touch(place + GIB, FEW);
     });
     let report = audit();
-    expect(file_of(&report, "huge", &name), &[("shared", 2), ("untouched", 1)]);
-    expect_faults(faults_of_a_new_one(map_half, place, FEW), 1);
+    expect(file_of(&report, "huge", &name), &[("shared", 2), ("untouched", 2)]);
+    expect_faults(faults_of_a_new_one(map_part, place + GIB, FEW), 1);
 }
 
 /// The mapping comes by fork, as PostgreSQL's does; one child has not touched it.
