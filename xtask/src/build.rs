@@ -107,6 +107,17 @@ pub fn programs() -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
+/// Builds the host command, which is a Linux program as others are.
+pub fn host_command() -> Result<PathBuf> {
+    let mut command = toolchain::own_cargo("build");
+    command.args(["--package", "roundtable", "--bin", HOST_COMMAND]);
+    run(&mut command, "the host command does not build")?;
+    Ok(root().join("target/debug").join(HOST_COMMAND))
+}
+
+/// The name of the host command.
+pub const HOST_COMMAND: &str = "roundtable";
+
 /// Builds what the tests start besides the static programs: the host command, and some programs in every other kind that a kernel has to
 /// load; adds their names.
 pub fn helpers_of_tests(names: &mut BTreeSet<String>) -> Result<()> {
@@ -117,10 +128,7 @@ pub fn helpers_of_tests(names: &mut BTreeSet<String>) -> Result<()> {
         names.insert(name);
         Ok(())
     };
-    let mut command = toolchain::own_cargo("build");
-    command.args(["--package", "roundtable", "--bin", "roundtable"]);
-    run(&mut command, "the host command does not build")?;
-    keep(&root().join("target/debug/roundtable"), "")?;
+    keep(&host_command()?, "")?;
     for name in programs_of_every_kind()? {
         // The flags are for the program alone: what it is made of is built already, as a part of the static programs or of the host's
         // tests, and serves for either kind.

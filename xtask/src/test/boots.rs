@@ -140,7 +140,8 @@ pub fn all() -> Vec<Boot> {
             memory: Size::gibibytes(4),
             limit: 300,
             kernels: Kernels::Ours,
-            work: Work::Programs(Selection::Only(&["test_terabyte"])),
+            helpers: &["roundtable"],
+            work: Work::Programs(Selection::Only(&["test_terabyte", "test_audit_own"])),
             ..BOOT
         },
         Boot {
