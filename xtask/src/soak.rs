@@ -2,7 +2,7 @@
 //!
 //! A quarter of the time goes to the simulated machine on the host: random operations against the oracle, and threads
 //! as CPUs. The rest goes to the program `race` in guests, in equal parts under each protocol that has a cure. Last, the
-//! protocol without one has to be found out.
+//! protocol without one has to be found out, and 10,000 processes map a file of 1 TiB.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -85,6 +85,7 @@ pub fn run(options: &SoakOptions) -> Result<i32> {
     }
     let words = ["--seconds".to_string(), UNFENCED.to_string(), "--until-found".into()];
     parts.push(race("unfenced", &build::laboratory_output(), &words, UNFENCED, 1)?);
+    parts.push(terabyte()?);
     Ok(summary(&parts))
 }
 
@@ -119,18 +120,35 @@ fn race(
     println!("\n{} race under {protocol}", style("       ==>").bold());
     let parameter = format!("hugetlb_sharing={protocol}");
     let limit = (seconds + GRACE).to_string();
-    let line = ["run", "--append", &parameter, "--time-limit", &limit, "--memory", "1G", "--", "race"];
-    let line = line.into_iter().map(str::to_string).chain(words.iter().cloned());
-    let guest = Guest::try_parse_from(line).context("the options of a run")?;
-    let parts = Parts { kernel: kernel.to_path_buf(), ..Parts::in_folder(&output_folder()) };
-    let start = Instant::now();
-    let status = roundtable::run::run(&guest.run, &parts)?;
+    let options = ["--append", &parameter, "--time-limit", &limit, "--memory", "1G"];
+    let program: Vec<&str> = std::iter::once("race").chain(words.iter().map(String::as_str)).collect();
+    let (status, took) = guest(kernel, &options, &program)?;
     let failure = match (status == expected, expected) {
         (true, _) => None,
         (false, 0) => Some(format!("it ended with {status}")),
         (false, _) => Some(format!("the corruption was not found (it ended with {status})")),
     };
-    Ok(Part { name: format!("race under {protocol}"), took: start.elapsed(), failure })
+    Ok(Part { name: format!("race under {protocol}"), took, failure })
+}
+
+/// The case that tables of their own would cost 39 GiB. It takes more memory than each test may.
+fn terabyte() -> Result<Part> {
+    println!("\n{} 10,000 processes with 1 TiB", style("       ==>").bold());
+    let limit = GRACE.to_string();
+    let options = ["--time-limit", &limit, "--memory", "8G"];
+    let (status, took) = guest(&build::laboratory_output(), &options, &["test_terabyte", "ten_thousand"])?;
+    let failure = (status != 0).then(|| format!("it ended with {status}"));
+    Ok(Part { name: "10,000 processes with 1 TiB".to_string(), took, failure })
+}
+
+/// Runs a program in a guest; its status, and how long it took.
+fn guest(kernel: &std::path::Path, options: &[&str], program: &[&str]) -> Result<(i32, Duration)> {
+    let line = ["run"].iter().chain(options).chain(&["--"]).chain(program);
+    let guest = Guest::try_parse_from(line).context("the options of a run")?;
+    let parts = Parts { kernel: kernel.to_path_buf(), ..Parts::in_folder(&output_folder()) };
+    let start = Instant::now();
+    let status = roundtable::run::run(&guest.run, &parts)?;
+    Ok((status, start.elapsed()))
 }
 
 fn summary(parts: &[Part]) -> i32 {
