@@ -19,9 +19,9 @@ pub fn are_others_hidden(source: &Source) -> bool {
 }
 
 fn hides(mountinfo: &str) -> bool {
-    let of_proc = mountinfo.lines().filter(|line| line.split(' ').nth(4) == Some("/proc"));
+    let mut of_proc = mountinfo.lines().filter(|line| line.split(' ').nth(4) == Some("/proc"));
     // The last one lies over the others.
-    let Some((_, right)) = of_proc.last().and_then(|line| line.split_once(" - ")) else { return false };
+    let Some((_, right)) = of_proc.next_back().and_then(|line| line.split_once(" - ")) else { return false };
     let mut options = right.split(' ').nth(2).unwrap_or_default().split(',');
     options.any(|option| option.strip_prefix("hidepid=").is_some_and(|value| !["0", "off"].contains(&value)))
 }

@@ -61,7 +61,7 @@ impl Witness for Kernel<'_> {
             return Ranges::open(self.source, &handle).ok()?.mapcount(start, end);
         }
         let mut last = self.last.borrow_mut();
-        if !last.as_ref().is_some_and(|(of, about, _)| (*of, *about) == (pid, file)) {
+        if last.as_ref().is_none_or(|(of, about, _)| (*of, *about) != (pid, file)) {
             *last = Some((pid, file, self.open(pid, file)?));
         }
         let (_, _, asked) = last.as_ref()?;
