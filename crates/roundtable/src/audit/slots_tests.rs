@@ -31,7 +31,7 @@ fn shape(start: u64, length: u64, offset: u64, members: u64) -> Shape {
         members,
         probed: members,
         witness: Some(1),
-        witnesses: vec![Some(1); slots as usize],
+        witnesses: vec![Some(1); slots],
         populated: vec![members as u32; slots],
         exclusive: Tables::default(),
         filled_itself: 0,
