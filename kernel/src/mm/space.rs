@@ -289,7 +289,6 @@ impl AddressSpace {
         let result = self.unmap_locked(&mut areas, start..start + len, &mut leftovers);
         drop(areas);
         drop(leftovers);
-        grace::throttle();
         result
     }
 

@@ -224,13 +224,16 @@ pub fn collect() -> bool {
     true
 }
 
-/// Waits when too much memory is in retirement: for those who may have retired many tables, at their end, without locks.
+/// Waits when too much memory is in retirement: at the end of each system call, most of which can retire tables, and of each address
+/// space. A quiescent point frees a few, and one call may have retired thousands. Without locks.
+#[inline]
 pub fn throttle() {
     if waiting_frames() > LIMIT {
         wait_for(RETIRED.load(Ordering::SeqCst) - LIMIT / 2);
     }
 }
 
+#[cold]
 fn wait_for(goal: u64) {
     let reached = || FREED.load(Ordering::SeqCst) >= goal;
     while !reached() {

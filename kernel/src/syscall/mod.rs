@@ -24,6 +24,7 @@ use syscalls::{Errno, Sysno};
 
 use crate::arch::trap::TrapFrame;
 use crate::errno::Result;
+use crate::sync::grace;
 use core::sync::atomic::Ordering;
 
 /// The arguments of a system call, and the registers it came with.
@@ -115,6 +116,7 @@ pub fn dispatch(frame: &mut TrapFrame) {
         Some(Some(handler)) => handler(&mut Args { a, frame }),
         _ => Err(Errno::ENOSYS),
     };
+    grace::throttle();
     if traced {
         trace::leave(number, &a, &result);
     }

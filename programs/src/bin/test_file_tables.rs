@@ -8,6 +8,7 @@ use roundtable_programs::file::Fd;
 use roundtable_programs::harness::skip;
 use roundtable_programs::huge::{self, GIB, HUGE, expect_pool, file, stamp};
 use roundtable_programs::mem::{self, FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
+use roundtable_programs::procfs::Meminfo;
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sharing::{self, counter};
 use roundtable_programs::{sys, tests};
@@ -16,7 +17,7 @@ tests! { attach_faults_nothing: 60, fork_faults_nothing: 60, incongruent_faults_
 small_mappings_without_an_address_share: 60, one_table_for_readers_and_writers: 60, new_pages_fault_once: 60,
 prot_none_and_back: 60, dontneed_keeps_the_table: 60, neighbour_in_the_slot: 60, kept_free_space_is_no_neighbour: 60,
 pages_behind_the_end: 60, partial_munmap_shares_the_rest: 60, moved_mapping_faults_nothing: 60, punch_of_many: 60,
-sparse_terabyte_forks: 60 }
+sparse_terabyte_forks: 60, retired_tables_come_back: 60 }
 
 /// Pages that a small file has.
 const PAGES: usize = 32;
@@ -323,4 +324,31 @@ fn sparse_terabyte_forks() {
     }
     drop(map);
     assert!(counter("tables") < before);
+}
+
+/// A program that gives up a thousand tables again and again, beside one that is never in the kernel of itself: what waits for that
+/// one's CPU must not pile up. The tables in retirement count as page tables.
+fn retired_tables_come_back() {
+    const SLOTS: usize = 1024;
+    const ROUNDS: usize = 24;
+    // The kernel lets 8 MiB wait, then come those of the call that exceeds it, and those in use.
+    let most = (8 << 10) + 3 * (SLOTS as u64) * 4;
+    only_file_tables();
+    let file = file();
+    file.truncate((SLOTS * GIB) as u64).unwrap();
+    let busy = child::fork(|| {
+        loop {
+            std::hint::spin_loop();
+        }
+    });
+    let tables = || Meminfo::read().get("PageTables");
+    let before = tables();
+    let map = file.map(SLOTS * GIB, RW, SHARED | NORESERVE).unwrap();
+    for round in 0..ROUNDS {
+        mprotect(map.address, SLOTS * GIB, mem::NONE).unwrap();
+        mprotect(map.address, SLOTS * GIB, RW).unwrap();
+        let more = tables().saturating_sub(before);
+        assert!(more < most, "{more} kB of page tables in round {round}");
+    }
+    busy.end();
 }
