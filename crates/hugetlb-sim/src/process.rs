@@ -1,10 +1,12 @@
 //! A simulated process: the host kernel's side, as small as it can be.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use hugetlb::{Access, Error, FaultError, File, MapOptions, Mapping, Protection, SLOT_SIZE, VirtAddr};
+use hugetlb::{
+    Access, CheckRound, Error, FaultError, File, MapOptions, Mapping, Protection, SLOT_SIZE, VirtAddr,
+};
 use parking_lot::RwLock;
 
 use crate::machine::SimMachine;
@@ -153,9 +155,8 @@ impl Process {
     }
 
     /// Looks at all that the hardware can reach through the mappings, see [`Mapping::check`].
-    pub fn check(&self) -> Result<(), String> {
-        let mut seen = BTreeSet::new();
-        self.mappings.read().values().try_for_each(|mapping| mapping.check(&mut seen))
+    pub fn check(&self, round: &mut CheckRound<SimMachine>) -> Result<(), String> {
+        self.mappings.read().values().try_for_each(|mapping| mapping.check(round))
     }
 
     fn fault(&self, address: VirtAddr, access: Access) -> Result<(), Signal> {

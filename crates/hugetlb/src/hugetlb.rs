@@ -80,6 +80,10 @@ impl<M: Machine> Hugetlb<M> {
         self.config.protocol
     }
 
+    pub(crate) fn pools(&self) -> &[Arc<Pool<M>>] {
+        &self.pools
+    }
+
     /// `/proc/meminfo`'s `Hugetlb`: the bytes of all pools.
     pub fn total_bytes(&self) -> u64 {
         self.pools.iter().map(|pool| pool.statistics().total * pool.page_size().bytes()).sum()

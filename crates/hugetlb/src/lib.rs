@@ -43,7 +43,7 @@ pub use file::{Chunk, FallocateMode, File, FileStatistics, MAX_FILE_SIZE, MapOpt
 pub use format::Protection;
 pub use hugetlb::{Config, Hugetlb};
 pub use machine::{Flush, Machine, Space, TableEntries};
-pub use mapping::{Access, Mapping, Resident};
+pub use mapping::{Access, CheckRound, Mapping, Resident};
 pub use pool::{Pool, PoolStatistics};
 pub use sharing::ProtocolKind;
 pub use stats::{Fallback, SharingStatistics};

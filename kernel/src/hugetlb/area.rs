@@ -1,6 +1,5 @@
 //! An area of an address space that maps huge pages: the library's mapping, and what keeps it alive.
 
-use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::ops::Range;
@@ -8,9 +7,9 @@ use core::ops::Range;
 use ::hugetlb::format::Protection;
 use ::hugetlb::{Access as LibraryAccess, FaultError as LibraryError, MapOptions, Mapping, VirtAddr};
 
-use super::errno;
 use super::file::HugeFile;
 use super::machine::{Kernel, SpaceTables};
+use super::{CheckRound, errno};
 use crate::errno::Result;
 use crate::fs::File;
 use crate::memory::PhysAddr;
@@ -204,9 +203,9 @@ impl HugeArea {
         (resident.shared, resident.private)
     }
 
-    /// What is wrong with its entries, if anything is. `seen`: shared tables that were looked at already.
-    pub fn check(&self, seen: &mut BTreeSet<::hugetlb::PhysAddr>) -> core::result::Result<(), String> {
-        self.mapping.check(seen)
+    /// What is wrong with its entries, if anything is. `round` gets to know what was found.
+    pub fn check(&self, round: &mut CheckRound) -> core::result::Result<(), String> {
+        self.mapping.check(round)
     }
 
     /// Calls `work` with the direct map's pointer to `address`, made accessible first. `work` stays within the base page.

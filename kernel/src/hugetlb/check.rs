@@ -6,24 +6,30 @@
 //!
 //! It needs no standstill. Of each address space it holds the areas lock for reading, so that no mapping comes or goes; the
 //! library holds the mapping's lock and the file's cache lock over each comparison. An entry that is right at every moment is right
-//! at the moment that this picks.
+//! at the moment that this picks. Only the counts over all address spaces are no matter of one moment: a wrong one is looked at
+//! again and again, and is wrong when nothing else changes meanwhile.
 
 use alloc::collections::BTreeSet;
 use alloc::string::String;
+use alloc::sync::Arc;
 
 use ::hugetlb::PageSize;
 
-use super::system;
+use super::{CheckRound, system};
 use crate::boot::cmdline;
 use crate::process;
 use crate::sched::{self, Sleep};
 use crate::time::{self, SECOND};
 
+/// How often a count is looked at before it is wrong, and the time between two looks. Whoever is between writing an entry and counting it, or
+/// in a fork whose child has no number yet, has got on by then.
+const LOOKS: u32 = 5;
+const PAUSE: u64 = SECOND / 5;
+
 /// What a round looked at.
-#[derive(Default)]
 pub(super) struct Round {
     spaces: usize,
-    attached: usize,
+    attached: u64,
 }
 
 impl core::fmt::Display for Round {
@@ -32,22 +38,50 @@ impl core::fmt::Display for Round {
     }
 }
 
+/// A count that is wrong, and the [`CheckRound::activity`] before it was taken.
+#[derive(PartialEq, Eq)]
+struct Miscount {
+    what: String,
+    activity: u64,
+}
+
 /// Checks everything once.
 pub(super) fn run() -> Result<Round, String> {
-    let mut round = Round::default();
-    let mut seen = BTreeSet::new();
+    let (round, miscount) = look()?;
+    for _ in 1..LOOKS {
+        if miscount.is_none() {
+            break;
+        }
+        pause(PAUSE);
+        if look()?.1 != miscount {
+            return Ok(round);
+        }
+    }
+    miscount.map_or(Ok(round), |miscount| Err(miscount.what))
+}
+
+/// Looks at every address space once, however many processes have it.
+fn look() -> Result<(Round, Option<Miscount>), String> {
+    let mut round = CheckRound::new(system());
+    let activity = round.activity();
+    let mut spaces = BTreeSet::new();
     for process in process::processes() {
         let Some(mm) = process.mm() else { continue };
-        mm.check_huge(&mut seen)
+        if !spaces.insert(Arc::as_ptr(&mm).addr()) {
+            continue;
+        }
+        mm.check_huge(&mut round)
             .map_err(|what| alloc::format!("process {} ({}): {what}", process.pid, name(&process.comm())))?;
-        round.spaces += 1;
-        // A table that was seen may be another's by the time of the next process.
-        round.attached += seen.len();
-        seen.clear();
         sched::cond_resched();
     }
     check_pools()?;
-    Ok(round)
+    let miscount = round.check_counts().err().map(|what| Miscount { what, activity });
+    Ok((Round { spaces: spaces.len(), attached: round.attachments() }, miscount))
+}
+
+fn pause(time: u64) {
+    // The deadline is what ends this sleep.
+    let _ = sched::sleep(Sleep::Uninterruptible, Some(time::now() + time), || false);
 }
 
 fn name(comm: &[u8; 16]) -> String {
@@ -74,8 +108,7 @@ pub(super) fn init() {
     sched::spawn_kernel_thread("khugecheckd", move || {
         let mut broken = 0u64;
         loop {
-            // The deadline is what ends this sleep.
-            let _ = sched::sleep(Sleep::Uninterruptible, Some(time::now() + period), || false);
+            pause(period);
             if let Err(what) = run() {
                 assert!(report, "hugetlb_check: {what}");
                 broken += 1;

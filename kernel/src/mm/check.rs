@@ -9,7 +9,6 @@
 //! Of huge pages: a leaf or a shared table is only where an area of huge pages is, and what these lead to is what the file has
 //! there, see `hugetlb::Mapping::check`.
 
-use alloc::collections::BTreeSet;
 use alloc::string::String;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -38,13 +37,13 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// As [`AddressSpace::check`], and what huge pages lead to. `seen` are shared tables that were looked at already.
-    pub fn check_huge(&self, seen: &mut BTreeSet<hugetlb::PhysAddr>) -> Result<(), String> {
+    /// As [`AddressSpace::check`], and what huge pages lead to. `round` gets to know what was found.
+    pub fn check_huge(&self, round: &mut crate::hugetlb::CheckRound) -> Result<(), String> {
         self.check()?;
         let areas = self.read();
         for vma in areas.set.iter() {
             if let Kind::Huge(huge) = &vma.kind {
-                huge.check(seen)?;
+                huge.check(round)?;
             }
         }
         Ok(())

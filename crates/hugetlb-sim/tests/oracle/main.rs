@@ -12,7 +12,9 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use generate::{CPUS, GIGANTIC, Oracle};
-use hugetlb::{Config, Error, FallocateMode, File, Hugetlb, MapOptions, PageSize, ProtocolKind, VirtAddr};
+use hugetlb::{
+    CheckRound, Config, Error, FallocateMode, File, Hugetlb, MapOptions, PageSize, ProtocolKind, VirtAddr,
+};
 use hugetlb_sim::{Process, Signal, SimMachine};
 use model::Model;
 use operation::{Operation, Outcome, Protection};
@@ -155,9 +157,11 @@ impl System {
             let statistics = file.statistics();
             assert_eq!((statistics.size, statistics.pages), (model.size * SIZE, model.pages.len() as u64));
         }
+        let mut round = CheckRound::new(&self.hugetlb);
         for process in &self.processes {
-            process.check().unwrap();
+            process.check(&mut round).unwrap();
         }
+        round.check_counts().unwrap();
         for size in PageSize::ALL {
             self.hugetlb.pool(size).check().unwrap();
             let pool = self.hugetlb.pool(size).statistics();

@@ -182,8 +182,8 @@ impl<M: Machine> Cache<M> {
         &self.mirror
     }
 
-    /// The table of a window, for checks.
-    pub(crate) fn table_at(&self, first: PageIndex, pages: u64, entry: usize) -> Option<PhysAddr> {
+    /// The table of a window and the count of its attachments, for checks.
+    pub(crate) fn table_at(&self, first: PageIndex, pages: u64, entry: usize) -> Option<(PhysAddr, u64)> {
         self.mirror.table(Window { first, pages, entry })
     }
 

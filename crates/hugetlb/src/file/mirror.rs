@@ -132,9 +132,9 @@ impl Mirror {
         self.tables.iter().map(|(window, table)| (window, table.frame))
     }
 
-    /// The table of a window.
-    pub(super) fn table(&self, window: Window) -> Option<PhysAddr> {
-        self.tables.get(&window).map(|table| table.frame)
+    /// The table of a window, and the count of its attachments.
+    pub(super) fn table(&self, window: Window) -> Option<(PhysAddr, u64)> {
+        self.tables.get(&window).map(|table| (table.frame, table.attachments))
     }
 
     /// A mapping of the address space is attached for the first time.

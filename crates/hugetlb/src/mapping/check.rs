@@ -4,12 +4,11 @@
 //! library's own records of what it wrote, and compares with the file. It holds the mapping lock for writing and the cache lock
 //! for each table, so that what it sees is one moment; it is correct to call it while everything else goes on.
 
-use alloc::collections::BTreeSet;
 use alloc::format;
 use alloc::string::String;
 use core::ops::Range;
 
-use super::{Mapping, Placement, Slot};
+use super::{CheckRound, Mapping, Placement, Slot};
 use crate::addr::{PageIndex, PhysAddr, VirtAddr};
 use crate::format::{is_leaf, is_managed, is_present, leaf_frame, protection, table_frame};
 use crate::machine::{Machine, Space};
@@ -23,35 +22,42 @@ impl<M: Machine> Mapping<M> {
     /// index, or to a private copy; a table of the library belongs to this part of the file and shows nothing else; no
     /// entry permits more than the mapping. The host holds its address-space lock for reading.
     ///
-    /// `seen` are tables whose content was checked already in this round: each is looked at once, however many share it.
+    /// `round` is told what was found: a page belongs to one file and is not free, and what a table's count is worth is seen when
+    /// all mappings were looked at.
     ///
     /// # Errors
     ///
     /// Which invariant is broken, at which address, by which entry.
-    pub fn check(&self, seen: &mut BTreeSet<PhysAddr>) -> Check {
+    pub fn check(&self, round: &mut CheckRound<M>) -> Check {
         // No fault of this mapping is under way, and nobody attaches or detaches it.
         let placement = self.area.placement().write();
         if self.area.slot(&placement, placement.start).is_none() {
-            return self.check_host(&placement, placement.indices());
+            return self.check_host(&placement, placement.indices(), round);
         }
         for slot in self.area.slots(&placement) {
             let Some(entry) = self.area.space().find_pud_entry(slot.start) else { continue };
             let pud = entry.load(Ordering::Acquire);
             if is_managed(pud) {
-                self.check_attached(slot, pud, seen)?;
+                self.check_attached(slot, pud, round)?;
             } else if is_present(pud) {
-                self.check_host(&placement, slot.first.0..slot.first.0 + slot.pages)?;
+                self.check_host(&placement, slot.first.0..slot.first.0 + slot.pages, round)?;
             }
         }
         Ok(())
     }
 
     /// A slot whose PUD entry leads to a table of the library.
-    fn check_attached(&self, slot: Slot, pud: u64, seen: &mut BTreeSet<PhysAddr>) -> Check {
+    fn check_attached(&self, slot: Slot, pud: u64, round: &mut CheckRound<M>) -> Check {
         let frame = table_frame(pud);
         let cache = self.file.cache().lock();
-        let adopted = self.area.table(slot.first).map(|table| table.frame());
+        let adopted = self.area.table(slot.first);
         let owned = cache.table_at(slot.first, slot.pages, slot.entry);
+        let counted = match (&adopted, owned) {
+            (Some(table), _) => table.sharers(),
+            (None, Some((_, attachments))) => attachments,
+            (None, None) => 0,
+        };
+        let (adopted, owned) = (adopted.map(|table| table.frame()), owned.map(|(frame, _)| frame));
         if ![adopted, owned].contains(&Some(frame)) {
             return Err(format!(
                 "invariant 3: {:?} leads to the table {frame:?}, which does not belong there ({adopted:?}, {owned:?})",
@@ -67,7 +73,7 @@ impl<M: Machine> Mapping<M> {
                 slot.protection
             ));
         }
-        if !seen.insert(frame) {
+        if !round.found_table(frame, counted) {
             return Ok(());
         }
         for (number, entry) in self.file.hugetlb().machine().table(frame).iter().enumerate() {
@@ -86,12 +92,15 @@ impl<M: Machine> Mapping<M> {
                     page.map(|page| page.frame())
                 ));
             }
+            if let Some(page) = page {
+                round.found_page(self.file.id(), slot.first + (number - slot.entry) as u64, page)?;
+            }
         }
         Ok(())
     }
 
     /// Entries in tables of the host.
-    fn check_host(&self, placement: &Placement, indices: Range<u64>) -> Check {
+    fn check_host(&self, placement: &Placement, indices: Range<u64>, round: &mut CheckRound<M>) -> Check {
         for index in indices.map(PageIndex) {
             let address = self.area.address(placement, index.0);
             let cache = self.file.cache().lock();
@@ -100,7 +109,13 @@ impl<M: Machine> Mapping<M> {
             if value == 0 {
                 continue;
             }
-            self.check_leaf(placement, address, value, cache.get(index).map(|page| page.frame()), index)?;
+            let copy = self.area.private().lock().copies.get(&index).cloned();
+            let cached = cache.get(index);
+            let frames = [&copy, &cached.cloned()].map(|page| page.as_ref().map(|page| page.frame()));
+            self.check_leaf(placement, address, value, frames)?;
+            if let Some(page) = copy.as_ref().or(cached) {
+                round.found_page(self.file.id(), index, page)?;
+            }
         }
         Ok(())
     }
@@ -110,10 +125,8 @@ impl<M: Machine> Mapping<M> {
         placement: &Placement,
         address: VirtAddr,
         value: u64,
-        cached: Option<PhysAddr>,
-        index: PageIndex,
+        [copy, cached]: [Option<PhysAddr>; 2],
     ) -> Check {
-        let copy = self.area.private().lock().copies.get(&index).map(|page| page.frame());
         let found = is_leaf(value).then(|| leaf_frame(value, self.page_size()));
         if found.is_none() || (found != copy && (copy.is_some() || found != cached)) {
             return Err(format!(

@@ -32,6 +32,7 @@ mod fault;
 mod fork;
 mod private;
 mod query;
+mod round;
 #[cfg(test)]
 mod tests;
 
@@ -43,6 +44,7 @@ pub(crate) use batch::Batch;
 pub use fault::Access;
 pub(crate) use fault::{Fault, publish};
 pub use query::Resident;
+pub use round::CheckRound;
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
 use crate::file::{File, MapOptions};

@@ -2,11 +2,23 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 use super::Pool;
+use crate::addr::PhysAddr;
 use crate::machine::Machine;
 
 impl<M: Machine> Pool<M> {
+    /// The frames that are free.
+    pub(crate) fn free_frames(&self) -> Vec<PhysAddr> {
+        self.state.lock().free.clone()
+    }
+
+    /// Whether a frame is on the list of free ones.
+    pub(super) fn is_free(&self, frame: PhysAddr) -> bool {
+        self.state.lock().free.contains(&frame)
+    }
+
     /// Checks the counters at rest. [`Pool::statistics`] cannot tell that fewer than no pages are promised; this can.
     ///
     /// # Errors

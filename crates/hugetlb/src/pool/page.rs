@@ -59,6 +59,11 @@ impl<M: Machine> Page<M> {
         debug_assert!(before > 0, "an entry was removed twice");
     }
 
+    /// Whether the pool believes that nobody has its frame, for checks.
+    pub(crate) fn is_free(&self) -> bool {
+        self.pool.is_free(self.frame)
+    }
+
     pub(crate) fn is_mapped(&self) -> bool {
         self.mapped.load(Ordering::SeqCst) != 0
     }

@@ -68,6 +68,11 @@ impl<M: Machine> Table<M> {
         self.state.lock().closed -= 1;
     }
 
+    /// The mappings attached, for checks.
+    pub(crate) fn sharers(&self) -> u64 {
+        self.state.lock().sharers as u64
+    }
+
     /// What the leaves permit from now on; the table is closed.
     pub(crate) fn set_protection(&self, protection: Protection) {
         self.state.lock().protection = protection;

@@ -7,7 +7,7 @@
 #[cfg(feature = "model")]
 pub mod model;
 
-pub(crate) use alloc::sync::Arc;
+pub(crate) use alloc::sync::{Arc, Weak};
 #[cfg(not(feature = "model"))]
 pub use core::sync::atomic::AtomicU64;
 pub(crate) use core::sync::atomic::Ordering;

@@ -1,12 +1,13 @@
 //! The checker finds each invariant that is broken on purpose.
 
-use std::collections::BTreeSet;
-
 use super::*;
+use crate::PageIndex;
+use crate::mapping::CheckRound;
+use crate::pool::Page;
 use crate::sync::Ordering;
 
 fn check(mapping: &Mapping<TestMachine>) -> std::result::Result<(), std::string::String> {
-    mapping.check(&mut BTreeSet::new())
+    mapping.check(&mut CheckRound::new(mapping.file().hugetlb()))
 }
 
 #[track_caller]
@@ -97,4 +98,74 @@ fn rights_that_the_mapping_does_not_give_are_found() {
     entry.store(format::leaf(format::leaf_frame(own, PageSize::Size2M), RW), Ordering::SeqCst);
     expect(&crowded, "invariant 3");
     entry.store(own, Ordering::SeqCst);
+}
+
+/// A round over several mappings, to its end.
+fn check_all(mappings: &[&Mapping<TestMachine>]) -> std::result::Result<(), std::string::String> {
+    let mut round = CheckRound::new(mappings[0].file().hugetlb());
+    mappings.iter().try_for_each(|mapping| mapping.check(&mut round))?;
+    round.check_counts()
+}
+
+#[track_caller]
+fn expect_of_all(mappings: &[&Mapping<TestMachine>], what: &str) {
+    let found = check_all(mappings).expect_err("a broken invariant was not found");
+    assert!(found.contains(what), "{found}");
+}
+
+#[test]
+fn a_table_that_miscounts_is_found() {
+    for protocol in [ProtocolKind::VmaLock, ProtocolKind::FileTables] {
+        let (_, [(space, mapping), (_, other)]) = two(protocol);
+        let (partner, second) = map_at(mapping.file(), HERE, SLOT_SIZE, SHARED);
+        load(&second, HERE);
+        assert_eq!(format::table_frame(space.pud(HERE)), format::table_frame(partner.pud(HERE)));
+        check_all(&[&mapping, &second, &other]).unwrap();
+        // A mapping that no address space has any more is still counted.
+        expect_of_all(&[&mapping, &other], "1 PUD entries lead to the table");
+        // As is one whose entry somebody took away.
+        let own = partner.set_pud(HERE, 0);
+        expect_of_all(&[&mapping, &second, &other], "1 PUD entries lead to the table");
+        let last = space.set_pud(HERE, 0);
+        expect_of_all(&[&mapping, &second, &other], "1 PUD entries lead to tables, 3 are counted");
+        partner.set_pud(HERE, own);
+        space.set_pud(HERE, last);
+        check_all(&[&mapping, &second, &other]).unwrap();
+    }
+}
+
+#[test]
+fn a_page_of_two_files_is_found() {
+    for protocol in [ProtocolKind::None, ProtocolKind::VmaLock, ProtocolKind::FileTables] {
+        let (_hugetlb, [(_, mapping), (_, other)]) = two(protocol);
+        check_all(&[&mapping, &other]).unwrap();
+        // The second file's page becomes one that has the first one's frame; both tables say what their caches say.
+        let first = mapping.file().cache().lock().get(PageIndex(0)).unwrap().frame();
+        let pool = other.file().pool().clone();
+        let punch = || other.file().fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
+        punch();
+        let double = Arc::new(Page::new(first, pool, None));
+        // It must not give the frame back.
+        std::mem::forget(double.clone());
+        let index = other.file().lock_index(PageIndex(0));
+        assert!(other.file().cache().lock().insert(&index, double).is_ok());
+        drop(index);
+        assert_eq!(load(&other, HERE), 1);
+        expect_of_all(&[&mapping, &other], "invariant 6");
+        punch();
+        check_all(&[&mapping, &other]).unwrap();
+    }
+}
+
+#[test]
+fn a_mapped_page_that_is_free_is_found() {
+    for protocol in [ProtocolKind::None, ProtocolKind::VmaLock, ProtocolKind::FileTables] {
+        let (_, [(_, mapping), (_, other)]) = two(protocol);
+        let pool = mapping.file().pool();
+        let frame = mapping.file().cache().lock().get(PageIndex(0)).unwrap().frame();
+        pool.give(frame, false);
+        expect_of_all(&[&mapping, &other], "which is free");
+        assert_eq!(pool.take(false), Some(frame));
+        check_all(&[&mapping, &other]).unwrap();
+    }
 }

@@ -1,0 +1,118 @@
+//! What one round of checks knows of all mappings together: who refers to a table, and whose a page is.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+use crate::addr::{PageIndex, PhysAddr};
+use crate::hugetlb::Hugetlb;
+use crate::machine::Machine;
+use crate::pool::Page;
+use crate::sync::{Arc, Weak};
+
+type Check = core::result::Result<(), String>;
+
+/// How often a table was found, and how often it counts itself attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Uses {
+    found: u64,
+    counted: u64,
+}
+
+/// A page as a mapping showed it.
+struct Owner<M: Machine> {
+    page: Weak<Page<M>>,
+    file: u64,
+    index: PageIndex,
+}
+
+/// A round of [`crate::Mapping::check`] over the mappings of all address spaces, each address space once.
+pub struct CheckRound<M: Machine> {
+    hugetlb: Arc<Hugetlb<M>>,
+    /// The frames that were free at the start, sorted.
+    free: Vec<PhysAddr>,
+    tables: BTreeMap<PhysAddr, Uses>,
+    /// Tables whose content was looked at: once, however many share them.
+    looked_at: BTreeSet<PhysAddr>,
+    pages: BTreeMap<PhysAddr, Owner<M>>,
+}
+
+impl<M: Machine> CheckRound<M> {
+    /// A round that has seen nothing yet.
+    pub fn new(hugetlb: &Arc<Hugetlb<M>>) -> CheckRound<M> {
+        let mut free: Vec<PhysAddr> = hugetlb.pools().iter().flat_map(|pool| pool.free_frames()).collect();
+        free.sort_unstable();
+        CheckRound {
+            hugetlb: hugetlb.clone(),
+            free,
+            tables: BTreeMap::new(),
+            looked_at: BTreeSet::new(),
+            pages: BTreeMap::new(),
+        }
+    }
+
+    /// Tables that were found so far.
+    pub fn tables(&self) -> usize {
+        self.tables.len()
+    }
+
+    /// Attachments that were found so far.
+    pub fn attachments(&self) -> u64 {
+        self.tables.values().map(|uses| uses.found).sum()
+    }
+
+    /// After the last mapping: each table is referred to as often as it counts, and all of them as often as the subsystem counts.
+    /// A mapping that comes or goes during the round makes a difference; one that stays while [`CheckRound::activity`] does not
+    /// change is a broken invariant.
+    ///
+    /// # Errors
+    ///
+    /// Which table, and the numbers.
+    pub fn check_counts(&self) -> Check {
+        if let Some((frame, uses)) = self.tables.iter().find(|(_, uses)| uses.found != uses.counted) {
+            return Err(format!(
+                "invariant 4: {} PUD entries lead to the table {frame:?}, which counts {}",
+                uses.found, uses.counted
+            ));
+        }
+        let (found, counted) = (self.attachments(), self.hugetlb.sharing().attachments);
+        if found != counted {
+            return Err(format!("invariant 4: {found} PUD entries lead to tables, {counted} are counted"));
+        }
+        Ok(())
+    }
+
+    /// A number that changes when mappings begin or end to share a table.
+    pub fn activity(&self) -> u64 {
+        let sharing = self.hugetlb.sharing();
+        sharing.shares + sharing.unshares
+    }
+
+    /// A PUD entry leads to the table, which counts so many. Returns whether its content is yet to be looked at.
+    pub(super) fn found_table(&mut self, frame: PhysAddr, counted: u64) -> bool {
+        let uses = self.tables.entry(frame).or_insert(Uses { found: 0, counted });
+        uses.found += 1;
+        uses.counted = counted;
+        self.looked_at.insert(frame)
+    }
+
+    /// A mapping shows a page of a file, or of its own. The caller keeps the page from going.
+    pub(super) fn found_page(&mut self, file: u64, index: PageIndex, page: &Arc<Page<M>>) -> Check {
+        let frame = page.frame();
+        // The list is of the start; what is on it now counts.
+        if self.free.binary_search(&frame).is_ok() && page.is_free() {
+            return Err(format!("invariant 2: page {index:?} of file {file} is {frame:?}, which is free"));
+        }
+        let found = Owner { page: Arc::downgrade(page), file, index };
+        let Some(other) = self.pages.insert(frame, found) else { return Ok(()) };
+        // Pages come and go, and a frame with them; two that are there at once have a frame each.
+        match other.page.upgrade() {
+            Some(owner) if !Arc::ptr_eq(&owner, page) => Err(format!(
+                "invariant 6: {frame:?} is page {:?} of file {} and page {index:?} of file {file}",
+                other.index, other.file
+            )),
+            _ => Ok(()),
+        }
+    }
+}
