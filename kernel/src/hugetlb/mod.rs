@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! | --- | --- |
-//! | `lab` | tables under the protocol that corrupts memory |
+//! | `lab` | what kernels that are broken on purpose have: tables under the protocol that corrupts memory |
 //! | `machine` | frames, tables, locks and TLBs for the library |
 //! | `area` | an area of an address space that maps huge pages |
 //! | `check` | the page-table checker |

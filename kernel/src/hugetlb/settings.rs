@@ -190,6 +190,8 @@ fn register_sharing() -> Result<()> {
         let found = check::run();
         Ok(found.map_or_else(|what| alloc::format!("{what}\n"), |round| alloc::format!("{round}\n")))
     })?;
+    #[cfg(feature = "lab")]
+    sys::register(&alloc::format!("{DIRECTORY}/break"), || Ok(String::new()), super::lab::break_entry)?;
     sys::register_read_only(&alloc::format!("{DIRECTORY}/protocol"), || {
         Ok(alloc::format!("{}\n", system().protocol_kind().name()))
     })

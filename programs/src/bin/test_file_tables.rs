@@ -17,7 +17,7 @@ tests! { attach_faults_nothing: 60, fork_faults_nothing: 60, incongruent_faults_
 small_mappings_without_an_address_share: 60, one_table_for_readers_and_writers: 60, new_pages_fault_once: 60,
 prot_none_and_back: 60, dontneed_keeps_the_table: 60, neighbour_in_the_slot: 60, kept_free_space_is_no_neighbour: 60,
 pages_behind_the_end: 60, partial_munmap_shares_the_rest: 60, moved_mapping_faults_nothing: 60, punch_of_many: 60,
-sparse_terabyte_forks: 60, retired_tables_come_back: 60 }
+sparse_terabyte_forks: 60, retired_tables_come_back: 60, the_checker_misses_an_entry: 60 }
 
 /// Pages that a small file has.
 const PAGES: usize = 32;
@@ -351,4 +351,25 @@ fn retired_tables_come_back() {
         assert!(more < most, "{more} kB of page tables in round {round}");
     }
     busy.end();
+}
+
+/// The kernel counts who leads to a table, over all processes: it notices when one entry is not there any more.
+fn the_checker_misses_an_entry() {
+    const BREAK: &str = "/sys/kernel/mm/hugepages/sharing/break";
+    let check = || std::fs::read_to_string("/sys/kernel/mm/hugepages/sharing/check").unwrap();
+    let file = filled();
+    if !std::path::Path::new(BREAK).exists() {
+        skip("only a kernel built with the feature lab can be broken");
+    }
+    let map = map_whole(&file, 0, RW);
+    child::in_child(|| {
+        let found = check();
+        assert!(found.starts_with("ok: "), "{found}");
+        std::fs::write(BREAK, format!("{:x}", map.address)).unwrap();
+        let found = check();
+        std::fs::write(BREAK, "0").unwrap();
+        assert!(found.contains("invariant 4: 1 PUD entries lead to the table"), "{found}");
+        let found = check();
+        assert!(found.starts_with("ok: "), "{found}");
+    });
 }
