@@ -2,20 +2,28 @@
 
 use std::collections::HashMap;
 use std::io::IsTerminal;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{self, Receiver, TryRecvError};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use ratatui::Frame;
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Paragraph, Row, Table};
+use ratatui::{DefaultTerminal, Frame};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::audit::report::{FileReport, Report};
 use crate::audit::{LookOptions, audit};
 use crate::output::human;
+
+/// How long the screen may take to notice a signal or a new audit.
+const ANSWERS: Duration = Duration::from_millis(100);
 
 /// How to watch.
 #[derive(Args, Clone, Debug)]
@@ -29,36 +37,80 @@ pub struct WatchOptions {
     pub look: LookOptions,
 }
 
-/// Watches until the user presses q, Esc or Ctrl-C; the exit status.
+/// Watches until the user presses q, Esc or Ctrl-C, or a signal asks to end; the exit status.
 pub fn run(options: &WatchOptions) -> Result<i32> {
     if !std::io::stdout().is_terminal() || !std::io::stdin().is_terminal() {
         bail!("watch needs a terminal; `roundtable audit` prints the same once");
     }
-    let source = options.look.source();
     // An error before the screen is taken stays readable.
-    let mut screen = Screen::new(audit(&source, &options.look, true)?);
+    let looks = looks(options)?;
+    let ended = Arc::new(AtomicUsize::new(0));
+    for signal in [SIGINT, SIGTERM, SIGHUP] {
+        signal_hook::flag::register_usize(signal, ended.clone(), signal as usize)?;
+    }
     // Restores the terminal on a panic as well.
     let mut terminal = ratatui::try_init()?;
-    let result = (|| {
-        loop {
-            let next = Instant::now() + Duration::from_secs(options.interval);
-            terminal.draw(|frame| screen.draw(frame))?;
-            while let Some(left) = next.checked_duration_since(Instant::now()) {
-                if event::poll(left)? {
-                    match event::read()? {
-                        event if is_end(&event) => return Ok(0),
-                        Event::Resize(..) => {
-                            terminal.draw(|frame| screen.draw(frame))?;
-                        }
-                        _ => {}
-                    }
-                }
-            }
-            screen.update(audit(&source, &options.look, true)?, Duration::from_secs(options.interval));
-        }
-    })();
+    let result = show(&mut terminal, &looks, &ended);
     ratatui::restore();
     result
+}
+
+/// An audit, and when it began.
+type Look = (Instant, Result<Report>);
+
+/// Audits again and again, aside, so that the screen answers while an audit takes its time.
+fn looks(options: &WatchOptions) -> Result<Receiver<Look>> {
+    let (sender, looks) = mpsc::sync_channel(0);
+    let options = options.clone();
+    let source = options.look.source();
+    let mut began = Instant::now();
+    let mut next = audit(&source, &options.look, true)?;
+    thread::Builder::new().name("audit".into()).spawn(move || {
+        // Ends with the screen, which then takes no more.
+        while sender.send((began, Ok(next))).is_ok() {
+            thread::sleep(Duration::from_secs(options.interval));
+            began = Instant::now();
+            next = match audit(&source, &options.look, true) {
+                Ok(report) => report,
+                Err(error) => {
+                    let _ = sender.send((began, Err(error)));
+                    return;
+                }
+            };
+        }
+    })?;
+    Ok(looks)
+}
+
+fn show(terminal: &mut DefaultTerminal, looks: &Receiver<Look>, ended: &AtomicUsize) -> Result<i32> {
+    let (mut last, first) = looks.recv()?;
+    let mut screen = Screen::new(first?);
+    terminal.draw(|frame| screen.draw(frame))?;
+    loop {
+        let mut is_new = false;
+        if event::poll(ANSWERS)? {
+            match event::read()? {
+                event if is_end(&event) => return Ok(0),
+                event => is_new = matches!(event, Event::Resize(..)),
+            }
+        }
+        match ended.load(Ordering::SeqCst) {
+            0 => {}
+            signal => return Ok(128 + signal as i32),
+        }
+        match looks.try_recv() {
+            Ok((began, report)) => {
+                screen.update(report?, began - last);
+                last = began;
+                is_new = true;
+            }
+            Err(TryRecvError::Empty) => {}
+            Err(TryRecvError::Disconnected) => bail!("the audit has ended"),
+        }
+        if is_new {
+            terminal.draw(|frame| screen.draw(frame))?;
+        }
+    }
 }
 
 /// Whether the user wants to leave.
@@ -121,38 +173,98 @@ impl Screen {
             Line::from(format!("pools  {}", pools.collect::<Vec<_>>().join("   "))),
         ];
         frame.render_widget(Paragraph::new(lines), head);
+        let shown = columns(body.width.saturating_sub(2));
         let rows = files(report).map(|file| {
             let rate = self.rates.get(&(file.device.clone(), file.inode)).copied().unwrap_or(0);
-            Row::new([
-                file.name.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
-                human::bytes(file.page_size),
-                human::bytes(file.size),
-                human::count(file.processes),
-                human::count(file.shared_slots()),
-                human::bytes(file.bytes.now),
-                human::bytes(file.bytes.best_here),
-                human::count(rate),
-            ])
+            Row::new(shown.iter().map(|column| column.text(file, rate)))
         });
-        let widths = [
-            Constraint::Fill(1),
-            Constraint::Length(8),
-            Constraint::Length(10),
-            Constraint::Length(9),
-            Constraint::Length(8),
-            Constraint::Length(10),
-            Constraint::Length(10),
-            Constraint::Length(9),
-        ];
-        let header =
-            Row::new(["file", "page", "size", "processes", "shared", "tables", "best here", "faults/s"])
-                .style(Style::new().add_modifier(Modifier::BOLD));
-        frame.render_widget(Table::new(rows, widths).header(header).block(Block::bordered()), body);
-        frame.render_widget(
-            Paragraph::new("q leaves; faults are all of the processes that map the file"),
-            foot,
-        );
+        let widths = shown.iter().map(|column| match column.width() {
+            None => Constraint::Fill(1),
+            Some(width) => Constraint::Length(width),
+        });
+        let header = Row::new(shown.iter().map(|column| column.title()))
+            .style(Style::new().add_modifier(Modifier::BOLD));
+        let table = Table::new(rows, widths).header(header).block(Block::bordered());
+        frame.render_widget(table, body);
+        // The borders and the header are no files.
+        let hidden = files(report).count().saturating_sub(usize::from(body.height.saturating_sub(3)));
+        let rest = if hidden > 0 { format!("; {hidden} more do not fit") } else { String::new() };
+        let text = format!("q leaves{rest}; faults are all of the processes that map the file");
+        frame.render_widget(Paragraph::new(text), foot);
     }
+}
+
+/// What is shown of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Column {
+    File,
+    Page,
+    Size,
+    Processes,
+    Shared,
+    Tables,
+    Best,
+    Faults,
+}
+
+impl Column {
+    /// `None` takes what the others leave.
+    fn width(self) -> Option<u16> {
+        match self {
+            Column::File => None,
+            Column::Page => Some(6),
+            Column::Shared => Some(7),
+            Column::Processes | Column::Faults => Some(9),
+            Column::Size | Column::Tables | Column::Best => Some(9),
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Column::File => "file",
+            Column::Page => "page",
+            Column::Size => "size",
+            Column::Processes => "processes",
+            Column::Shared => "shared",
+            Column::Tables => "tables",
+            Column::Best => "best here",
+            Column::Faults => "faults/s",
+        }
+    }
+
+    fn text(self, file: &FileReport, rate: u64) -> String {
+        match self {
+            Column::File => file.name.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
+            Column::Page => human::bytes(file.page_size),
+            Column::Size => human::bytes(file.size),
+            Column::Processes => human::count(file.processes),
+            Column::Shared => human::count(file.shared_slots()),
+            Column::Tables => human::bytes(file.bytes.now),
+            Column::Best => human::bytes(file.bytes.best_here),
+            Column::Faults => human::count(rate),
+        }
+    }
+}
+
+/// A file's name gets at least so much.
+const NAME: u16 = 16;
+
+/// The columns that find room beside the name, the most telling ones first.
+fn columns(width: u16) -> Vec<Column> {
+    use Column::{Best, Faults, File, Page, Processes, Shared, Size, Tables};
+    let mut columns = vec![File];
+    let mut left = width.saturating_sub(NAME);
+    for column in [Tables, Faults, Processes, Best, Shared, Size, Page] {
+        // One for the gap.
+        let needed = column.width().unwrap_or(0) + 1;
+        if needed > left {
+            break;
+        }
+        left -= needed;
+        columns.push(column);
+    }
+    columns.sort();
+    columns
 }
 
 fn files(report: &Report) -> impl Iterator<Item = &FileReport> {
@@ -204,6 +316,22 @@ mod tests {
         screen.update(report(5000), Duration::from_secs(2));
         let text = shown(&screen, 100, 12);
         assert!(text.contains("2,000") && text.contains("1 GiB") && text.contains("2 MiB"), "{text}");
+    }
+
+    #[test]
+    fn a_narrow_terminal_shows_the_name_and_what_tells_most() {
+        let screen = Screen::new(report(1));
+        let text = shown(&screen, 80, 24);
+        assert!(
+            text.contains("memfd sga?") && text.contains("tables") && text.contains("faults/s"),
+            "{text}"
+        );
+        assert_eq!(columns(98).len(), 8, "all of them");
+        assert_eq!(columns(78).first(), Some(&Column::File));
+        assert_eq!(columns(30), [Column::File, Column::Tables]);
+        assert_eq!(columns(0), [Column::File]);
+        let text = shown(&screen, 100, 7);
+        assert!(text.contains("1 more do not fit"), "{text}");
     }
 
     #[test]

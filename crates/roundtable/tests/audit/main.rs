@@ -8,3 +8,4 @@ mod golden;
 mod output_file;
 mod prometheus;
 mod recordings;
+mod watch;
