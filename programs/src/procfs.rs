@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::time::Duration;
+
+use crate::sys::settles;
 
 /// A file of `Name: value [kB]` lines; values in the file's own unit.
 pub fn fields(path: &str) -> BTreeMap<String, u64> {
@@ -48,6 +51,13 @@ pub fn process_count() -> usize {
 pub fn state(pid: i32) -> Option<char> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     text.rsplit_once(") ")?.1.chars().next()
+}
+
+/// Waits until a process sleeps: for who shall wake it, and not be there before it waits.
+#[track_caller]
+pub fn wait_for_sleep(pid: i32) {
+    let asleep = settles(Duration::from_secs(20), || state(pid) == Some('S'));
+    assert!(asleep, "process {pid} never sleeps; it is {:?}", state(pid));
 }
 
 /// Writes a sysctl or sysfs file.

@@ -15,6 +15,7 @@ use super::iobuf::{Sink, Source};
 use super::path::Path;
 use super::poll::Events;
 use crate::errno::{Errno, Result};
+use crate::fs::seals::Seals;
 use crate::mm::backing::Backing;
 use crate::sync::{Mutex, SpinLock, WaitQueue};
 
@@ -98,10 +99,15 @@ pub trait FileOps: Any + Send + Sync {
         Err(Errno::ENOTTY)
     }
 
-    /// What backs a mapping of `len` bytes from `offset`. `shared_writable`: stores are to reach the file,
-    /// now or after mprotect(2).
-    fn mmap(&self, file: &Arc<File>, offset: u64, len: u64, shared_writable: bool) -> Result<Backing> {
+    /// What backs a mapping of `len` bytes from `offset`.
+    fn mmap(&self, file: &Arc<File>, offset: u64, len: u64) -> Result<Backing> {
         Err(Errno::ENODEV)
+    }
+
+    /// The seals, for files that can have some.
+    fn seals(&self) -> Option<&Arc<Seals>> {
+        let _ = self;
+        None
     }
 
     /// ftruncate(2).

@@ -40,6 +40,7 @@ pub mod poll;
 pub mod proc;
 pub mod pseudo;
 pub mod registry;
+pub mod seals;
 pub mod signalfd;
 pub mod stat;
 pub mod sys;

@@ -3,7 +3,7 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt::Write as _;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use ::hugetlb::{Chunk, FallocateMode, PageSize};
 use linux_raw_sys::general as abi;
@@ -15,10 +15,11 @@ use crate::fs::dentry::Dentry;
 use crate::fs::inode::{Attributes, Inode, InodeOps, Superblock, SuperblockOps};
 use crate::fs::mount::Mount;
 use crate::fs::path::Path;
+use crate::fs::seals::{self, Seals};
 use crate::fs::{DeviceId, File, FileOps, FileType, Sink, Source, Stat, Statfs, attributes, caller};
 use crate::memory::PhysAddr;
 use crate::mm::backing::Backing;
-use crate::sync::{Mutex, Once};
+use crate::sync::Once;
 
 type Content = ::hugetlb::File<Kernel>;
 
@@ -28,9 +29,7 @@ pub struct HugeFile {
     /// Of the inode that it is opened through; of the kernel-internal mount for memory without a file.
     device: AtomicU64,
     inode: AtomicU64,
-    seals: AtomicU32,
-    /// Makes a new seal and a new writable mapping wait for each other.
-    sealing: Mutex<()>,
+    seals: Arc<Seals>,
     /// Shared mappings through which stores reach it, or could after mprotect(2).
     writable_mappings: AtomicU64,
 }
@@ -43,8 +42,7 @@ impl HugeFile {
             device: AtomicU64::new(internal.superblock.dev.encode()),
             inode: AtomicU64::new(content.id()),
             content,
-            seals: AtomicU32::new(seals),
-            sealing: Mutex::new(()),
+            seals: Seals::new(seals),
             writable_mappings: AtomicU64::new(0),
         })
     }
@@ -102,40 +100,10 @@ impl HugeFile {
         }
     }
 
-    fn seals(&self) -> u32 {
-        self.seals.load(Ordering::SeqCst)
-    }
-
     /// Sets the size; the inode is locked.
     pub(super) fn resize(&self, size: u64) -> Result<()> {
-        let old = self.content.statistics().size;
-        let seals = self.seals();
-        if size < old && seals & abi::F_SEAL_SHRINK != 0 || size > old && seals & abi::F_SEAL_GROW != 0 {
-            return Err(Errno::EPERM);
-        }
+        self.seals.check_resize(self.content.statistics().size, size)?;
         self.content.truncate(size).map_err(errno)
-    }
-
-    fn add_seals(&self, new: u32) -> Result<()> {
-        const ALL: u32 = abi::F_SEAL_SEAL
-            | abi::F_SEAL_SHRINK
-            | abi::F_SEAL_GROW
-            | abi::F_SEAL_WRITE
-            | abi::F_SEAL_FUTURE_WRITE
-            | abi::F_SEAL_EXEC;
-        if new & !ALL != 0 {
-            return Err(Errno::EINVAL);
-        }
-        let _sealing = self.sealing.lock();
-        if self.seals() & abi::F_SEAL_SEAL != 0 {
-            return Err(Errno::EPERM);
-        }
-        let becomes_read_only = new & abi::F_SEAL_WRITE != 0 && self.seals() & abi::F_SEAL_WRITE == 0;
-        if becomes_read_only && self.writable_mappings.load(Ordering::SeqCst) != 0 {
-            return Err(Errno::EBUSY);
-        }
-        self.seals.fetch_or(new, Ordering::SeqCst);
-        Ok(())
     }
 
     fn stat(&self, stat: &mut Stat) {
@@ -181,11 +149,11 @@ impl FileOps for HugeFile {
         Err(Errno::EINVAL)
     }
 
-    fn mmap(&self, file: &Arc<File>, offset: u64, _len: u64, shared_writable: bool) -> Result<Backing> {
-        let _sealing = self.sealing.lock();
-        if shared_writable && self.seals() & (abi::F_SEAL_WRITE | abi::F_SEAL_FUTURE_WRITE) != 0 {
-            return Err(Errno::EPERM);
-        }
+    fn seals(&self) -> Option<&Arc<Seals>> {
+        Some(&self.seals)
+    }
+
+    fn mmap(&self, file: &Arc<File>, offset: u64, _len: u64) -> Result<Backing> {
         if !offset.is_multiple_of(self.page_size()) {
             return Err(Errno::EINVAL);
         }
@@ -205,13 +173,11 @@ impl FileOps for HugeFile {
         let mode = FallocateMode::from_flags(mode).map_err(errno)?;
         let inode = file.inode();
         let _writers = inode.lock.lock();
-        let seals = self.seals();
-        let punches = matches!(mode, FallocateMode::PunchHole);
-        let grows = !punches && offset.saturating_add(len) > self.content.statistics().size;
-        if punches && seals & (abi::F_SEAL_WRITE | abi::F_SEAL_FUTURE_WRITE) != 0
-            || grows && seals & abi::F_SEAL_GROW != 0
-        {
-            return Err(Errno::EPERM);
+        if matches!(mode, FallocateMode::PunchHole) {
+            self.seals.check_write()?;
+        } else {
+            let size = self.content.statistics().size;
+            self.seals.check_resize(size, offset.saturating_add(len).max(size))?;
         }
         let interrupted = || {
             crate::sched::cond_resched();
@@ -228,18 +194,8 @@ impl FileOps for HugeFile {
     }
 
     fn fcntl(&self, file: &File, command: u32, argument: usize) -> Result<usize> {
-        match command {
-            abi::F_ADD_SEALS => {
-                if !file.writable() {
-                    return Err(Errno::EPERM);
-                }
-                let _writers = file.inode().lock.lock();
-                self.add_seals(argument as u32)?;
-                Ok(0)
-            }
-            abi::F_GET_SEALS => Ok(self.seals() as usize),
-            _ => Err(Errno::EINVAL),
-        }
+        let has_writable = || self.writable_mappings.load(Ordering::SeqCst) != 0;
+        self.seals.fcntl(file, command, argument, has_writable)
     }
 
     fn describe(&self, _file: &File, out: &mut String) {
@@ -304,13 +260,7 @@ pub fn memfd(name: &[u8], flags: u32) -> Result<Arc<File>> {
         0 => system().default_size(),
         _ => PageSize::from_bytes(1u64.checked_shl(bits).unwrap_or(0)).ok_or(Errno::ENODEV)?,
     };
-    let (mode, seals) = if flags & abi::MFD_NOEXEC_SEAL != 0 {
-        (0o666, abi::F_SEAL_EXEC)
-    } else if flags & abi::MFD_ALLOW_SEALING != 0 {
-        (0o777, 0)
-    } else {
-        (0o777, abi::F_SEAL_SEAL)
-    };
+    let (mode, seals) = seals::of_memfd(flags);
     let content = system().anonymous_file(size, 0).map_err(errno)?;
     let file = HugeFile::new(content, seals);
     let home = internal(size);

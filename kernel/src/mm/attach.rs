@@ -40,6 +40,7 @@ impl AddressSpace {
             flags,
             first: 0,
             source,
+            _arriving: None,
         };
         match self.map_plan(plan) {
             Ok(range) => Ok(range.start),

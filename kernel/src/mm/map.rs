@@ -18,6 +18,7 @@ use super::vma::{FileArea, Kind, VmFlags, Vma};
 use super::{PAGE, TASK_SIZE, accounting, lock, page_up};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
+use crate::fs::seals::{Arriving, Seals};
 use crate::hugetlb;
 use crate::memory::PAGE_SHIFT;
 use crate::process;
@@ -92,6 +93,8 @@ pub(super) struct Plan {
     /// Page index in the source.
     pub first: u64,
     pub source: Source,
+    /// Keeps the file from being sealed until the mapping is there.
+    pub _arriving: Option<Arriving>,
 }
 
 impl AddressSpace {
@@ -282,6 +285,7 @@ fn plan(request: &MapRequest) -> Result<Plan> {
         flags |= VmFlags::LOCKED;
     }
     let fixed = map.intersects(MapFlags::FIXED | MapFlags::FIXED_NOREPLACE);
+    let mut arriving = None;
     let (first, source) = if anonymous {
         if map.contains(MapFlags::GROWSDOWN) {
             if shared || map.contains(MapFlags::HUGETLB) {
@@ -294,7 +298,8 @@ fn plan(request: &MapRequest) -> Result<Plan> {
         if map.contains(MapFlags::GROWSDOWN) {
             return Err(Errno::EINVAL);
         }
-        file_source(request, len, shared, &mut flags)?
+        arriving = admit(request, len, &mut flags)?;
+        file_source(request, len, &flags)?
     };
     let accountable = flags & (VmFlags::WRITE | VmFlags::SHARED | VmFlags::NO_RESERVE) == VmFlags::WRITE;
     flags.set(VmFlags::ACCOUNT, accountable && !matches!(source, Source::Huge { .. }));
@@ -307,6 +312,7 @@ fn plan(request: &MapRequest) -> Result<Plan> {
         flags,
         first,
         source,
+        _arriving: arriving,
     })
 }
 
@@ -329,7 +335,8 @@ fn anonymous_source(map: MapFlags, shared: bool, granule: u64, len: u64, flags: 
     Ok(Source::Cache { cache, file: None, attachment: None })
 }
 
-fn file_source(request: &MapRequest, len: u64, shared: bool, flags: &mut VmFlags) -> Result<(u64, Source)> {
+/// Whether the file may be mapped so, by how it is opened and by its seals: without leave to store it is a mapping to look at, and stays one.
+fn admit(request: &MapRequest, len: u64, flags: &mut VmFlags) -> Result<Option<Arriving>> {
     let file = request.file.as_ref().ok_or(Errno::EBADF)?;
     if file.is_path() {
         return Err(Errno::EBADF);
@@ -341,26 +348,30 @@ fn file_source(request: &MapRequest, len: u64, shared: bool, flags: &mut VmFlags
     if !file.readable() {
         return Err(Errno::EACCES);
     }
-    if shared && !file.writable() {
-        if request.prot & abi::PROT_WRITE != 0 {
+    let wants_write = request.prot & abi::PROT_WRITE != 0;
+    if !flags.contains(VmFlags::SHARED) {
+        return Ok(None);
+    }
+    if !file.writable() {
+        if wants_write {
             return Err(Errno::EACCES);
         }
         *flags -= VmFlags::MAY_WRITE;
+        return Ok(None);
     }
-    let wants_write = request.prot & abi::PROT_WRITE != 0;
-    let backing = match file.ops().mmap(
-        file,
-        request.offset,
-        len,
-        flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE),
-    ) {
-        // Sealed against stores: a mapping to look at is allowed, and stays one.
-        Err(Errno::EPERM) if shared && !wants_write => {
+    match file.ops().seals().map(Seals::admit_writable_mapping).transpose() {
+        Err(Errno::EPERM) if !wants_write => {
             *flags -= VmFlags::MAY_WRITE;
-            file.ops().mmap(file, request.offset, len, false)?
+            Ok(None)
         }
-        other => other?,
-    };
+        admitted => admitted,
+    }
+}
+
+fn file_source(request: &MapRequest, len: u64, flags: &VmFlags) -> Result<(u64, Source)> {
+    let file = request.file.as_ref().ok_or(Errno::EBADF)?;
+    let shared = flags.contains(VmFlags::SHARED);
+    let backing = file.ops().mmap(file, request.offset, len)?;
     let first = request.offset >> PAGE_SHIFT;
     Ok(match backing {
         Backing::PageCache(cache) => {

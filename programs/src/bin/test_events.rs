@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use roundtable_programs::child::{End, fork};
 use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::place::Place;
-use roundtable_programs::sys::{c_string, check};
+use roundtable_programs::procfs;
+use roundtable_programs::sys::{self, c_string, check};
 use roundtable_programs::{Errno, tests};
 
 tests! { pipe_capacity, pipe_writes_are_atomic, pipe_ends, pipe_size, pipe_packets, pipe_by_proc, fifo_open_waits,
@@ -146,14 +147,13 @@ fn fifo_open_waits() {
     let place = Place::new("");
     let path = place.path("fifo");
     mkfifo(&path);
+    let reader = sys::pid();
     let writer = fork(|| {
-        std::thread::sleep(Duration::from_millis(100));
+        procfs::wait_for_sleep(reader);
         let write = Fd::open(&path, libc::O_WRONLY).unwrap();
         assert_eq!(write.write(b"through"), Ok(7));
     });
-    let start = Instant::now();
     let read = Fd::open(&path, libc::O_RDONLY).unwrap();
-    assert!(start.elapsed() >= Duration::from_millis(90));
     let mut buffer = [0; 100];
     assert_eq!(read.read(&mut buffer), Ok(7));
     assert_eq!(read.read(&mut buffer), Ok(0));
@@ -215,8 +215,9 @@ fn poll_timeout() {
 
 fn poll_wakes() {
     let (read, write) = pipe(0);
+    let reader = sys::pid();
     let writer = fork(|| {
-        std::thread::sleep(Duration::from_millis(50));
+        procfs::wait_for_sleep(reader);
         assert_eq!(write.write(b"x"), Ok(1));
     });
     assert_eq!(poll_one(read.raw(), libc::POLLIN, 10_000), libc::POLLIN);
@@ -429,8 +430,9 @@ fn epoll_wakes() {
     let (read, write) = pipe(0);
     let epoll = epoll();
     add(&epoll, &read, IN);
+    let reader = sys::pid();
     let writer = fork(|| {
-        std::thread::sleep(Duration::from_millis(50));
+        procfs::wait_for_sleep(reader);
         assert_eq!(write.write(b"x"), Ok(1));
     });
     assert_eq!(fetch(&epoll, 10_000).len(), 1);
@@ -465,8 +467,9 @@ fn eventfd_counts() {
     assert_eq!(event.write(&u64::MAX.to_ne_bytes()), Err(Errno::EINVAL));
     assert_eq!(event.read(&mut [0; 4]), Err(Errno::EINVAL));
     let waited = eventfd(0, 0);
+    let reader = sys::pid();
     let child = fork(|| {
-        std::thread::sleep(Duration::from_millis(30));
+        procfs::wait_for_sleep(reader);
         assert_eq!(waited.write(&9u64.to_ne_bytes()), Ok(8));
     });
     assert_eq!(read_word(&waited), Ok(9));
@@ -496,9 +499,9 @@ fn signalfd_reads() {
     assert_eq!(word(0), libc::SIGUSR1 as u32);
     assert_eq!(word(12), std::process::id());
     assert_eq!(fd.read(&mut info), Err(Errno::EAGAIN));
-    let parent = std::process::id() as i32;
+    let parent = sys::pid();
     let sender = fork(move || {
-        std::thread::sleep(Duration::from_millis(50));
+        procfs::wait_for_sleep(parent);
         // SAFETY: takes integers.
         unsafe { libc::kill(parent, libc::SIGUSR1) };
     });

@@ -20,10 +20,6 @@ fn futex(word: &AtomicU32, operation: i32, value: u32, rest: [usize; 3]) -> Resu
     unsafe { sys::raw(libc::SYS_futex, arguments) }
 }
 
-fn sleeps(pid: i32) -> bool {
-    procfs::state(pid) == Some('S')
-}
-
 fn value_differs() {
     let word = AtomicU32::new(5);
     assert_eq!(wait(&word, 4, None), libc::EAGAIN);
@@ -59,7 +55,7 @@ fn wakes_one_and_all() {
             })
         })
         .collect();
-    assert!(sys::settles(Duration::from_secs(20), || children.iter().all(|child| sleeps(child.pid))));
+    children.iter().for_each(|child| procfs::wait_for_sleep(child.pid));
     assert_eq!(wake(shared.word(0), 1), 1);
     assert!(sys::settles(Duration::from_secs(20), || shared.get(1) == 1));
     assert_eq!(wake(shared.word(0), 2), 2);
@@ -100,7 +96,7 @@ fn key_is_the_page_not_the_address() {
             wait(there.atomic(100), 0, Some(Duration::from_secs(30)));
         }
     });
-    assert!(sys::settles(Duration::from_secs(20), || sleeps(child.pid)));
+    procfs::wait_for_sleep(child.pid);
     here.atomic(4196).store(1, SeqCst);
     assert_eq!(wake(here.atomic(4196), 10), 1);
     child.ok();
@@ -114,7 +110,7 @@ fn private_keys_are_apart() {
         let operation = libc::FUTEX_WAIT | libc::FUTEX_PRIVATE_FLAG;
         assert_eq!(futex(shared.word(0), operation, 0, limit), Err(Errno::ETIMEDOUT));
     });
-    assert!(sys::settles(Duration::from_secs(20), || sleeps(child.pid)));
+    procfs::wait_for_sleep(child.pid);
     assert_eq!(futex(shared.word(0), libc::FUTEX_WAKE | libc::FUTEX_PRIVATE_FLAG, 10, [0; 3]), Ok(0));
     child.ok();
 }
@@ -124,7 +120,7 @@ fn anonymous_private_is_apart_after_fork() {
     map.set(0, 0);
     let child =
         child::fork(|| assert_eq!(wait(map.atomic(0), 0, Some(Duration::from_secs(1))), libc::ETIMEDOUT));
-    assert!(sys::settles(Duration::from_secs(20), || sleeps(child.pid)));
+    procfs::wait_for_sleep(child.pid);
     assert_eq!(wake(map.atomic(0), 10), 0);
     child.ok();
 }
@@ -133,7 +129,7 @@ fn requeue() {
     let shared = Shared::new();
     let children: Vec<_> =
         (0..4).map(|_| child::fork(|| _ = wait(shared.word(0), 0, Some(Duration::from_secs(30))))).collect();
-    assert!(sys::settles(Duration::from_secs(20), || children.iter().all(|child| sleeps(child.pid))));
+    children.iter().for_each(|child| procfs::wait_for_sleep(child.pid));
     // One is woken, two are moved, one stays.
     let rest = [2, shared.word(8).as_ptr() as usize, 0];
     assert_eq!(futex(shared.word(0), libc::FUTEX_CMP_REQUEUE, 1, rest), Ok(3));
@@ -153,7 +149,7 @@ fn bitset() {
     let child = child::fork(|| {
         assert_eq!(futex(shared.word(0), libc::FUTEX_WAIT_BITSET, 0, [0, 0, 0b100]), Ok(0));
     });
-    assert!(sys::settles(Duration::from_secs(20), || sleeps(child.pid)));
+    procfs::wait_for_sleep(child.pid);
     assert_eq!(futex(shared.word(0), libc::FUTEX_WAKE_BITSET, 10, [0, 0, 0b011]), Ok(0));
     assert_eq!(futex(shared.word(0), libc::FUTEX_WAKE_BITSET, 10, [0, 0, 0b110]), Ok(1));
     child.ok();
@@ -185,7 +181,7 @@ fn interrupted_by_a_signal() {
 fn killed_while_waiting() {
     let shared = Shared::new();
     let child = child::fork(|| _ = wait(shared.word(0), 0, None));
-    assert!(sys::settles(Duration::from_secs(20), || sleeps(child.pid)));
+    procfs::wait_for_sleep(child.pid);
     child.kill(libc::SIGKILL);
     assert_eq!(child.wait(), child::End::Signal(libc::SIGKILL));
     // It does not stand in the queue any more.
@@ -240,7 +236,7 @@ fn robust_list() {
 fn wake_op() {
     let shared = Shared::new();
     let child = child::fork(|| _ = wait(shared.word(8), 0, Some(Duration::from_secs(30))));
-    assert!(sys::settles(Duration::from_secs(20), || sleeps(child.pid)));
+    procfs::wait_for_sleep(child.pid);
     // Word 4: set to 3; if it was 0, wake word 8's too.
     let operation = 3 << 12;
     let rest = [10, shared.word(8).as_ptr() as usize, operation];

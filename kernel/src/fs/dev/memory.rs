@@ -110,7 +110,7 @@ impl FileOps for Device {
         base.checked_add(offset).and_then(|at| u64::try_from(at).ok()).ok_or(Errno::EINVAL)
     }
 
-    fn mmap(&self, _file: &Arc<File>, _offset: u64, _len: u64, _shared_writable: bool) -> Result<Backing> {
+    fn mmap(&self, _file: &Arc<File>, _offset: u64, _len: u64) -> Result<Backing> {
         match self {
             Self::Zero => Ok(Backing::Zero),
             _ => Err(Errno::ENODEV),

@@ -7,7 +7,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
@@ -16,10 +16,11 @@ use super::pages::Pages;
 use crate::errno::{Errno, Result};
 use crate::fs::inode::Inode;
 use crate::fs::iobuf::{Sink, Source};
+use crate::fs::seals::Seals;
 use crate::memory::PAGE_SIZE;
 use crate::memory::frame::{Frame, Use};
 use crate::mm::backing::{MappingList, PageCache};
-use crate::sync::{Mutex, SpinLock};
+use crate::sync::SpinLock;
 
 pub(super) const PAGE: u64 = PAGE_SIZE as u64;
 /// The largest file, bytes: Linux's `MAX_LFS_FILESIZE`.
@@ -33,9 +34,7 @@ pub struct RegularFile {
     size: AtomicU64,
     pub(super) pages: SpinLock<Pages>,
     mappings: MappingList,
-    seals: AtomicU32,
-    /// Makes a new seal and a new writable mapping wait for each other.
-    pub(super) sealing: Mutex<()>,
+    pub(super) seals: Arc<Seals>,
     /// Device and inode number, known once the inode is there.
     dev: AtomicU64,
     ino: AtomicU64,
@@ -48,8 +47,7 @@ impl RegularFile {
             size: AtomicU64::new(0),
             pages: SpinLock::new(Pages::new()),
             mappings: MappingList::new(),
-            seals: AtomicU32::new(seals),
-            sealing: Mutex::new(()),
+            seals: Seals::new(seals),
             dev: AtomicU64::new(0),
             ino: AtomicU64::new(0),
         })
@@ -65,15 +63,6 @@ impl RegularFile {
         // Ordering: as in `id`.
         self.dev.store(inode.superblock.dev.encode(), Ordering::Relaxed);
         self.ino.store(inode.ino, Ordering::Relaxed);
-    }
-
-    /// Seals from the start.
-    pub(super) fn seal_initially(&self, seals: u32) {
-        self.seals.store(seals, Ordering::SeqCst);
-    }
-
-    pub(super) fn seals(&self) -> u32 {
-        self.seals.load(Ordering::SeqCst)
     }
 
     fn lookup(&self, index: u64) -> Option<Frame> {
@@ -141,10 +130,7 @@ impl RegularFile {
     /// Sets the size; the inode is locked.
     pub(super) fn resize(&self, size: u64) -> Result<()> {
         let old = self.len();
-        let seals = self.seals();
-        if size < old && seals & abi::F_SEAL_SHRINK != 0 || size > old && seals & abi::F_SEAL_GROW != 0 {
-            return Err(Errno::EPERM);
-        }
+        self.seals.check_resize(old, size)?;
         if size > MAX_SIZE {
             return Err(Errno::EFBIG);
         }
@@ -197,11 +183,8 @@ impl RegularFile {
 
     /// Writes at `offset`; the inode is locked.
     pub(super) fn write_to(&self, offset: u64, source: &mut Source) -> Result<usize> {
-        let seals = self.seals();
-        if seals & (abi::F_SEAL_WRITE | abi::F_SEAL_FUTURE_WRITE) != 0 {
-            return Err(Errno::EPERM);
-        }
-        let may_grow = seals & abi::F_SEAL_GROW == 0;
+        self.seals.check_write()?;
+        let may_grow = self.seals.allow_growth();
         let fits = offset.checked_add(source.remaining() as u64).is_some_and(|end| end <= self.len());
         if !may_grow && !fits {
             // Linux 6.12 refuses the part that fits as well: it looks at the end of up to 2 MiB at once.
@@ -273,14 +256,11 @@ impl RegularFile {
         if mode & !(abi::FALLOC_FL_KEEP_SIZE | abi::FALLOC_FL_PUNCH_HOLE) != 0 {
             return Err(Errno::EOPNOTSUPP);
         }
-        let seals = self.seals();
         if mode & abi::FALLOC_FL_PUNCH_HOLE != 0 {
             if mode & abi::FALLOC_FL_KEEP_SIZE == 0 {
                 return Err(Errno::EOPNOTSUPP);
             }
-            if seals & (abi::F_SEAL_WRITE | abi::F_SEAL_FUTURE_WRITE) != 0 {
-                return Err(Errno::EPERM);
-            }
+            self.seals.check_write()?;
             let (first, last) = (offset.div_ceil(PAGE), end / PAGE);
             if first > last {
                 self.clear(offset, end);
@@ -294,9 +274,7 @@ impl RegularFile {
             return Ok(());
         }
         let grows = mode & abi::FALLOC_FL_KEEP_SIZE == 0 && end > self.len();
-        if seals & abi::F_SEAL_GROW != 0 && end > self.len() {
-            return Err(Errno::EPERM);
-        }
+        self.seals.check_resize(self.len(), end.max(self.len()))?;
         let mut added: Vec<(u64, u64)> = Vec::new();
         for index in offset / PAGE..end.div_ceil(PAGE) {
             if self.lookup(index).is_some() {
@@ -326,29 +304,9 @@ impl RegularFile {
         Ok(())
     }
 
-    /// `F_ADD_SEALS`.
-    pub(super) fn add_seals(&self, new: u32) -> Result<()> {
-        const ALL: u32 = abi::F_SEAL_SEAL
-            | abi::F_SEAL_SHRINK
-            | abi::F_SEAL_GROW
-            | abi::F_SEAL_WRITE
-            | abi::F_SEAL_FUTURE_WRITE
-            | abi::F_SEAL_EXEC;
-        if new & !ALL != 0 {
-            return Err(Errno::EINVAL);
-        }
-        let _sealing = self.sealing.lock();
-        if self.seals() & abi::F_SEAL_SEAL != 0 {
-            return Err(Errno::EPERM);
-        }
-        if new & abi::F_SEAL_WRITE != 0
-            && self.seals() & abi::F_SEAL_WRITE == 0
-            && self.mappings.has_writable()
-        {
-            return Err(Errno::EBUSY);
-        }
-        self.seals.fetch_or(new, Ordering::SeqCst);
-        Ok(())
+    /// Is there a mapping through which stores reach the file, or could after mprotect(2)?
+    pub(super) fn has_writable_mapping(&self) -> bool {
+        self.mappings.has_writable()
     }
 }
 

@@ -12,6 +12,7 @@ use crate::fs::file::File;
 use crate::fs::inode::{Attributes, Inode, InodeOps, Superblock, SuperblockOps};
 use crate::fs::mount::Mount;
 use crate::fs::path::Path;
+use crate::fs::seals;
 use crate::fs::stat::{DeviceId, FileType, Statfs};
 use crate::memory::{PAGE_SIZE, Pressure};
 use crate::sync::Once;
@@ -50,14 +51,13 @@ fn memory_file(name: &[u8], size: u64, permissions: u32, seals: u32) -> Result<A
     let home = internal();
     let (uid, gid) = crate::fs::caller::current_ids();
     let attributes = Attributes { nlink: 0, ..Attributes::new(permissions, uid, gid) };
-    let node = Node::detached(home.limits.clone(), 0);
+    let node = Node::detached(home.limits.clone(), seals);
     let content = node.file().clone();
     let superblock = &home.mount.superblock;
     let ino = superblock.allocate_ino();
     let inode = Inode::with_number(superblock, ino, FileType::Regular, DeviceId::default(), attributes, node);
     content.identify(&inode);
     inode.ops.truncate(&inode, size)?;
-    content.seal_initially(seals);
     let dentry = Dentry::detached(name, inode);
     dentry.mark_removed();
     Ok(File::new(Path { mount: home.mount.clone(), dentry }, content, abi::O_RDWR | abi::O_LARGEFILE))
@@ -67,13 +67,6 @@ fn memory_file(name: &[u8], size: u64, permissions: u32, seals: u32) -> Result<A
 pub fn memfd(name: &[u8], flags: u32) -> Result<Arc<File>> {
     let mut label = b"/memfd:".to_vec();
     label.extend_from_slice(name);
-    // As Linux: a file that must never become executable can be sealed, else sealing is to be asked for.
-    let (mode, seals) = if flags & abi::MFD_NOEXEC_SEAL != 0 {
-        (0o666, abi::F_SEAL_EXEC)
-    } else if flags & abi::MFD_ALLOW_SEALING != 0 {
-        (0o777, 0)
-    } else {
-        (0o777, abi::F_SEAL_SEAL)
-    };
+    let (mode, seals) = seals::of_memfd(flags);
     memory_file(&label, 0, mode, seals)
 }

@@ -13,6 +13,7 @@ use crate::fs::file::{AT_END, File, FileOps, Whence};
 use crate::fs::inode::{Inode, InodeOps, SetAttributes};
 use crate::fs::iobuf::{Sink, Source};
 use crate::fs::path::Path;
+use crate::fs::seals::Seals;
 use crate::fs::stat::Stat;
 use crate::fs::tree::InodeCharge;
 use crate::fs::{attributes, caller};
@@ -55,7 +56,7 @@ impl InodeOps for Node {
     fn set_attributes(&self, inode: &Inode, change: &SetAttributes) -> Result<()> {
         const EXECUTE: u32 = 0o111;
         let changes = |new: u32| (new ^ inode.attributes().permissions) & EXECUTE != 0;
-        if self.file.seals() & abi::F_SEAL_EXEC != 0 && change.permissions.is_some_and(changes) {
+        if !self.file.seals.allow_change_of_execution() && change.permissions.is_some_and(changes) {
             return Err(Errno::EPERM);
         }
         Ok(())
@@ -126,11 +127,11 @@ impl FileOps for RegularFile {
         u64::try_from(at).map_err(|_| Errno::EINVAL)
     }
 
-    fn mmap(&self, file: &Arc<File>, _offset: u64, _len: u64, shared_writable: bool) -> Result<Backing> {
-        let _sealing = self.sealing.lock();
-        if shared_writable && self.seals() & (abi::F_SEAL_WRITE | abi::F_SEAL_FUTURE_WRITE) != 0 {
-            return Err(Errno::EPERM);
-        }
+    fn seals(&self) -> Option<&Arc<Seals>> {
+        Some(&self.seals)
+    }
+
+    fn mmap(&self, file: &Arc<File>, _offset: u64, _len: u64) -> Result<Backing> {
         let cache: Arc<RegularFile> = file.ops_arc().ok_or(Errno::ENODEV)?;
         Ok(Backing::PageCache(cache))
     }
@@ -159,18 +160,7 @@ impl FileOps for RegularFile {
     }
 
     fn fcntl(&self, file: &File, command: u32, argument: usize) -> Result<usize> {
-        match command {
-            abi::F_ADD_SEALS => {
-                if !file.writable() {
-                    return Err(Errno::EPERM);
-                }
-                let _writers = file.inode().lock.lock();
-                self.add_seals(argument as u32)?;
-                Ok(0)
-            }
-            abi::F_GET_SEALS => Ok(self.seals() as usize),
-            _ => Err(Errno::EINVAL),
-        }
+        self.seals.fcntl(file, command, argument, || self.has_writable_mapping())
     }
 
     fn describe(&self, _file: &File, out: &mut String) {
