@@ -5,7 +5,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use nix::errno::Errno;
 
 use crate::mem::Map;
-use crate::sys::{c_string, check};
+use crate::sys::{PAGE, c_string, check};
 
 /// An open file.
 #[derive(Debug)]
@@ -33,6 +33,14 @@ impl Fd {
     /// A file without a name on a tmpfs.
     pub fn temporary() -> Fd {
         Fd::memfd("temporary", libc::MFD_CLOEXEC).expect("memfd_create")
+    }
+
+    /// Such a file of so many pages, the first full of ones, the second of twos, and so on.
+    pub fn of_pages(pages: usize) -> Fd {
+        let file = Fd::temporary();
+        let bytes: Vec<u8> = (0..pages * PAGE).map(|at| (at / PAGE + 1) as u8).collect();
+        assert_eq!(file.write_at(&bytes, 0), Ok(bytes.len()));
+        file
     }
 
     pub fn raw(&self) -> i32 {

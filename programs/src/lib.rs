@@ -12,6 +12,8 @@ pub mod procfs;
 pub mod rng;
 pub mod shared;
 pub mod sharing;
+pub mod signals;
+pub mod socket;
 pub mod sys;
 
 pub use nix::errno::Errno;

@@ -35,6 +35,12 @@ impl Place {
         Fd::open(&self.path(name), flags)
     }
 
+    /// Opens a file in it for reading and writing, and makes it if there is none.
+    #[track_caller]
+    pub fn create(&self, name: &str) -> Fd {
+        self.open(name, libc::O_CREAT | libc::O_RDWR).expect("open")
+    }
+
     /// Makes a file with that content.
     pub fn write(&self, name: &str, content: &[u8]) {
         std::fs::write(self.path(name), content).expect("write");

@@ -1,4 +1,4 @@
-//! The content of files in memory: holes, limits, seals, mappings, locks.
+//! The content of files in memory: holes, limits, calls beside mappings, times.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -12,18 +12,14 @@ use roundtable_programs::{Errno, tests};
 tests! { holes_read_as_zeroes, seek_data_and_hole, allocate_and_punch, full_file_system, grow_over_old_bytes,
 appends_of_many_processes: 60, mapping_and_calls_see_each_other, truncation_reaches_mappings,
 private_mappings_keep_copies, write_from_its_own_mapping, read_into_its_own_mapping, bad_addresses, vectors,
-positions_are_shared_by_dup, size_limit_signal, seals, record_locks, locks_go_with_the_process, lock_deadlock,
-flock_of_open_files, sendfile_and_copy, times, memory_comes_back: 120, close_while_reading: 60 }
+positions_are_shared_by_dup, size_limit_signal, sendfile_and_copy, times, memory_comes_back: 120,
+close_while_reading: 60 }
 
 const PAGE: u64 = 4096;
 
 fn seek(fd: &Fd, to: i64, whence: i32) -> Result<usize, Errno> {
     // SAFETY: takes integers.
     check(unsafe { libc::lseek(fd.raw(), to, whence) })
-}
-
-fn new(p: &Place, name: &str) -> Fd {
-    p.open(name, libc::O_CREAT | libc::O_RDWR).unwrap()
 }
 
 fn ignore<T>(_: T) {}
@@ -37,7 +33,7 @@ fn read_all(fd: &Fd) -> Vec<u8> {
 
 fn holes_read_as_zeroes() {
     let p = Place::new("");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     fd.write_at(b"end", 5 * PAGE + 7).unwrap();
     let content = read_all(&fd);
     assert_eq!(content.len() as u64, 5 * PAGE + 10);
@@ -55,7 +51,7 @@ fn holes_read_as_zeroes() {
 
 fn seek_data_and_hole() {
     let p = Place::new("");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     fd.write_at(b"x", 2 * PAGE).unwrap();
     fd.write_at(b"x", 5 * PAGE).unwrap();
     fd.truncate(8 * PAGE).unwrap();
@@ -76,7 +72,7 @@ fn seek_data_and_hole() {
 
 fn allocate_and_punch() {
     let p = Place::new("size=1m");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     fd.fallocate(0, 0, 10 * PAGE).unwrap();
     assert_eq!((fd.stat().st_size as u64, fd.stat().st_blocks), (10 * PAGE, 80));
     fd.fallocate(libc::FALLOC_FL_KEEP_SIZE, 10 * PAGE, PAGE).unwrap();
@@ -103,10 +99,10 @@ fn allocate_and_punch() {
 
 fn full_file_system() {
     let p = Place::new("size=64k");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     assert_eq!(fd.write(&[1; 100_000]), Ok(65536));
     assert_eq!(fd.write(b"x"), Err(Errno::ENOSPC));
-    assert_eq!(new(&p, "g").write(b"x"), Err(Errno::ENOSPC));
+    assert_eq!(p.create("g").write(b"x"), Err(Errno::ENOSPC));
     assert_eq!((fd.statfs().f_blocks, fd.statfs().f_bfree), (16, 0));
     // What is there can be overwritten; what a mapping cannot get is a signal.
     assert_eq!(fd.write_at(&[2; 65536], 0), Ok(65536));
@@ -120,12 +116,12 @@ fn full_file_system() {
     unlink(&p.path("f")).unwrap();
     assert_eq!(fd.statfs().f_bfree, 0);
     drop(fd);
-    assert_eq!(new(&p, "g").statfs().f_bfree, 16);
+    assert_eq!(p.create("g").statfs().f_bfree, 16);
 }
 
 fn grow_over_old_bytes() {
     let p = Place::new("");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     fd.write(&[9; 3000]).unwrap();
     fd.truncate(1000).unwrap();
     fd.truncate(3000).unwrap();
@@ -157,7 +153,7 @@ fn appends_of_many_processes() {
 
 fn mapping_and_calls_see_each_other() {
     let p = Place::new("");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     fd.truncate(4 * PAGE).unwrap();
     let map = fd.map(4 * PAGE as usize, RW, SHARED).unwrap();
     map.set(PAGE as usize, 5);
@@ -178,7 +174,7 @@ fn mapping_and_calls_see_each_other() {
 
 fn truncation_reaches_mappings() {
     let p = Place::new("");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     fd.write(&[3; 3 * PAGE as usize]).unwrap();
     let map = fd.map(3 * PAGE as usize, RW, SHARED).unwrap();
     assert_eq!(map.get(2 * PAGE as usize), 3);
@@ -192,7 +188,7 @@ fn truncation_reaches_mappings() {
 
 fn private_mappings_keep_copies() {
     let p = Place::new("");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     fd.write(&[3; 2 * PAGE as usize]).unwrap();
     let map = fd.map(2 * PAGE as usize, RW, PRIVATE).unwrap();
     map.set(0, 9);
@@ -210,7 +206,7 @@ fn private_mappings_keep_copies() {
 /// The source of the write is a page of the same file that has to be faulted in, also at the place that is written.
 fn write_from_its_own_mapping() {
     let p = Place::new("");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     fd.truncate(64 * PAGE).unwrap();
     let map = fd.map(66 * PAGE as usize, RW, SHARED).unwrap();
     let write = |from: u64, to: u64, len: u64| {
@@ -230,7 +226,7 @@ fn write_from_its_own_mapping() {
 
 fn read_into_its_own_mapping() {
     let p = Place::new("");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     fd.write(&[8; 4 * PAGE as usize]).unwrap();
     fd.truncate(32 * PAGE).unwrap();
     let map = fd.map(32 * PAGE as usize, RW, SHARED).unwrap();
@@ -245,7 +241,7 @@ fn read_into_its_own_mapping() {
 
 fn bad_addresses() {
     let p = Place::new("");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     let map = Map::anonymous(2 * PAGE as usize);
     let edge = map.address + PAGE as usize;
     roundtable_programs::mem::munmap(edge, PAGE as usize).unwrap();
@@ -274,7 +270,7 @@ fn bad_addresses() {
 
 fn vectors() {
     let p = Place::new("");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     let (a, b) = ([1u8; 10], [2u8; 5000]);
     let piece = |bytes: &[u8]| libc::iovec { iov_base: bytes.as_ptr() as *mut _, iov_len: bytes.len() };
     let pieces = [piece(&a), piece(&[]), piece(&b)];
@@ -297,7 +293,7 @@ fn vectors() {
 
 fn positions_are_shared_by_dup() {
     let p = Place::new("");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     fd.write(b"0123456789").unwrap();
     // SAFETY: takes an integer.
     let copy = Fd::own(check(unsafe { libc::dup(fd.raw()) }).unwrap());
@@ -313,7 +309,7 @@ fn positions_are_shared_by_dup() {
 
 fn size_limit_signal() {
     let p = Place::new("");
-    let fd = new(&p, "f");
+    let fd = p.create("f");
     let limited = |run: &dyn Fn()| {
         child::fork(|| {
             let limit = libc::rlimit { rlim_cur: 1000, rlim_max: 1000 };
@@ -338,149 +334,9 @@ fn size_limit_signal() {
     assert_eq!(limited(&ignored), End::Code(0));
 }
 
-fn seals() {
-    let add = |fd: &Fd, seals: i32| {
-        // SAFETY: takes integers.
-        check(unsafe { libc::fcntl(fd.raw(), libc::F_ADD_SEALS, seals) }).map(drop)
-    };
-    let fd = Fd::memfd("s", libc::MFD_ALLOW_SEALING).unwrap();
-    fd.truncate(2 * PAGE).unwrap();
-    assert_eq!(add(&fd, libc::F_SEAL_SHRINK), Ok(()));
-    assert_eq!((fd.truncate(PAGE), fd.truncate(3 * PAGE)), (Err(Errno::EPERM), Ok(())));
-    assert_eq!(add(&fd, libc::F_SEAL_GROW), Ok(()));
-    assert_eq!((fd.truncate(4 * PAGE), fd.write_at(b"xx", 3 * PAGE)), (Err(Errno::EPERM), Err(Errno::EPERM)));
-    let (over, inside) = (fd.write_at(b"xx", 3 * PAGE - 1), fd.write_at(b"xx", 3 * PAGE - 2));
-    assert_eq!((over, inside), (Err(Errno::EPERM), Ok(2)));
-    let map = fd.map(PAGE as usize, RW, SHARED).unwrap();
-    assert_eq!(add(&fd, libc::F_SEAL_WRITE), Err(Errno::EBUSY));
-    map.unmap().unwrap();
-    assert_eq!(add(&fd, libc::F_SEAL_WRITE), Ok(()));
-    assert_eq!((fd.write_at(b"x", 0), fd.punch(0, PAGE)), (Err(Errno::EPERM), Err(Errno::EPERM)));
-    assert_eq!(fd.map(PAGE as usize, RW, SHARED).err(), Some(Errno::EPERM));
-    let read_only = fd.map(PAGE as usize, R, SHARED).unwrap();
-    assert_eq!(roundtable_programs::mem::mprotect(read_only.address, PAGE as usize, RW), Err(Errno::EACCES));
-    assert_eq!(add(&fd, libc::F_SEAL_SEAL), Ok(()));
-    assert_eq!(add(&fd, libc::F_SEAL_SEAL), Err(Errno::EPERM));
-    assert_eq!(add(&Fd::memfd("n", 0).unwrap(), libc::F_SEAL_GROW), Err(Errno::EPERM));
-}
-
-fn record(kind: i32, start: i64, len: i64) -> libc::flock {
-    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: start, l_len: len, l_pid: 0 }
-}
-
-fn lock(fd: &Fd, command: i32, lock: &mut libc::flock) -> Result<usize, Errno> {
-    // SAFETY: the structure lives through the call.
-    check(unsafe { libc::fcntl(fd.raw(), command, lock) })
-}
-
-fn record_locks() {
-    let p = Place::new("");
-    let fd = new(&p, "f");
-    let set = |fd: &Fd, kind, start, len| lock(fd, libc::F_SETLK, &mut record(kind, start, len));
-    assert_eq!(set(&fd, libc::F_WRLCK, 10, 10), Ok(0));
-    assert_eq!(set(&fd, libc::F_RDLCK, 30, 0), Ok(0));
-    let mine = sys::pid();
-    in_child(|| {
-        assert_eq!(set(&fd, libc::F_RDLCK, 0, 10), Ok(0));
-        assert_eq!(set(&fd, libc::F_RDLCK, 19, 1), Err(Errno::EAGAIN));
-        assert_eq!(set(&fd, libc::F_RDLCK, 100, 1), Ok(0));
-        assert_eq!(set(&fd, libc::F_WRLCK, 100, 1), Err(Errno::EAGAIN));
-        let mut wanted = record(libc::F_WRLCK, 0, 0);
-        lock(&fd, libc::F_GETLK, &mut wanted).unwrap();
-        assert_eq!((wanted.l_start, wanted.l_len, wanted.l_pid), (10, 10, mine));
-        wanted = record(libc::F_RDLCK, 40, 5);
-        lock(&fd, libc::F_GETLK, &mut wanted).unwrap();
-        assert_eq!(i32::from(wanted.l_type), libc::F_UNLCK);
-    });
-    // The middle is given up: two parts stay.
-    assert_eq!(set(&fd, libc::F_UNLCK, 13, 4), Ok(0));
-    in_child(|| {
-        assert_eq!(set(&fd, libc::F_WRLCK, 13, 4), Ok(0));
-        assert_eq!(set(&fd, libc::F_WRLCK, 12, 1), Err(Errno::EAGAIN));
-        assert_eq!(set(&fd, libc::F_WRLCK, 17, 1), Err(Errno::EAGAIN));
-    });
-    // A descriptor of the same file that is closed takes the locks along.
-    drop(p.open("f", libc::O_RDONLY).unwrap());
-    in_child(|| assert_eq!(set(&fd, libc::F_WRLCK, 0, 0), Ok(0)));
-    // Locks of open files belong to those.
-    let other = p.open("f", libc::O_RDWR).unwrap();
-    assert_eq!(lock(&fd, libc::F_OFD_SETLK, &mut record(libc::F_WRLCK, 0, 0)), Ok(0));
-    assert_eq!(lock(&other, libc::F_OFD_SETLK, &mut record(libc::F_WRLCK, 5, 1)), Err(Errno::EAGAIN));
-    drop(fd);
-    assert_eq!(lock(&other, libc::F_OFD_SETLK, &mut record(libc::F_WRLCK, 5, 1)), Ok(0));
-}
-
-fn locks_go_with_the_process() {
-    let p = Place::new("");
-    let fd = new(&p, "f");
-    let (ready, tell) = pipe(0);
-    let holder = child::fork(|| {
-        lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 0, 0)).unwrap();
-        tell.write(b"x").unwrap();
-        loop {
-            std::thread::park();
-        }
-    });
-    ready.read(&mut [0]).unwrap();
-    assert_eq!(lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 0, 0)), Err(Errno::EAGAIN));
-    let waiter = child::fork(|| {
-        tell.write(b"y").unwrap();
-        assert_eq!(lock(&fd, libc::F_SETLKW, &mut record(libc::F_WRLCK, 0, 0)), Ok(0));
-    });
-    ready.read(&mut [0]).unwrap();
-    holder.end();
-    waiter.ok();
-}
-
-fn lock_deadlock() {
-    let p = Place::new("");
-    let fd = new(&p, "f");
-    let (ready, tell) = pipe(0);
-    lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 0, 1)).unwrap();
-    let other = child::fork(|| {
-        lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 1, 1)).unwrap();
-        tell.write(b"x").unwrap();
-        assert_eq!(lock(&fd, libc::F_SETLKW, &mut record(libc::F_WRLCK, 0, 1)), Ok(0));
-    });
-    ready.read(&mut [0]).unwrap();
-    // Once the other waits for us, waiting for it could not end; before that we would wait for it, so ask until it does.
-    let deadlocked = sys::settles(std::time::Duration::from_secs(20), || {
-        let asked = child_waits(other.pid);
-        asked && lock(&fd, libc::F_SETLKW, &mut record(libc::F_WRLCK, 1, 1)) == Err(Errno::EDEADLK)
-    });
-    assert!(deadlocked);
-    lock(&fd, libc::F_SETLK, &mut record(libc::F_UNLCK, 0, 0)).unwrap();
-    other.ok();
-}
-
-/// Does the process sleep?
-fn child_waits(pid: i32) -> bool {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
-    stat.rsplit(") ").next().unwrap().starts_with('S')
-}
-
-fn flock_of_open_files() {
-    let p = Place::new("");
-    let (a, b) = (new(&p, "f"), new(&p, "f"));
-    // SAFETY: takes integers.
-    let flock = |fd: &Fd, how: i32| check(unsafe { libc::flock(fd.raw(), how) }).map(drop);
-    assert_eq!(flock(&a, libc::LOCK_EX), Ok(()));
-    assert_eq!(flock(&b, libc::LOCK_SH | libc::LOCK_NB), Err(Errno::EAGAIN));
-    assert_eq!(flock(&a, libc::LOCK_SH), Ok(()));
-    assert_eq!(flock(&b, libc::LOCK_SH | libc::LOCK_NB), Ok(()));
-    assert_eq!(flock(&a, libc::LOCK_EX | libc::LOCK_NB), Err(Errno::EAGAIN));
-    let waiter = child::fork(|| assert_eq!(flock(&b, libc::LOCK_EX), Ok(())));
-    // The lock belongs to the open file, which the child shares.
-    drop(a);
-    waiter.ok();
-    assert_eq!(flock(&new(&p, "f"), libc::LOCK_EX | libc::LOCK_NB), Err(Errno::EAGAIN));
-    drop(b);
-    assert_eq!(flock(&new(&p, "f"), libc::LOCK_EX | libc::LOCK_NB), Ok(()));
-}
-
 fn sendfile_and_copy() {
     let p = Place::new("");
-    let (from, to) = (new(&p, "from"), new(&p, "to"));
+    let (from, to) = (p.create("from"), p.create("to"));
     let data: Vec<u8> = (0..100_000u32).map(|i| (i * 7 + i / 251) as u8).collect();
     from.write(&data).unwrap();
     let mut at: i64 = 1000;
@@ -553,7 +409,7 @@ fn memory_comes_back() {
                 p.write(&format!("d{directory}/f{file}"), &[1; 9000]);
             }
         }
-        let big = new(&p, "big");
+        let big = p.create("big");
         big.fallocate(0, 0, 64 << 20).unwrap();
         let map = big.map(64 << 20, RW, SHARED).unwrap();
         map.set(1 << 20, 1);

@@ -1,4 +1,4 @@
-//! Memory of base pages: anonymous, files, copy-on-write, stack, brk, moves, advice, signals.
+//! Memory of base pages: protection, copy-on-write, stack, brk, moves, advice.
 
 use roundtable_programs::fault::{self, Fault};
 use roundtable_programs::file::Fd;
@@ -7,17 +7,15 @@ use roundtable_programs::mem::{
 };
 use roundtable_programs::{Errno, child, procfs, sys, tests};
 
-const PAGE: usize = 4096;
-
-tests! { anonymous_is_zero, used_again_it_is_zero, wrong_arguments, partial_unmap, unmap_of_nothing, fixed_replaces,
-noreplace, hint, protection, protect_of_holes, read_only_zero_page, cow_after_fork, cow_of_many_generations,
-shared_anonymous, file_shared_writes, file_private_writes, file_changes_show, behind_the_end_of_a_file,
-tail_of_a_file_is_zero, truncate_takes_pages, punch_hole_in_file, write_protected_file, brk_grows_and_shrinks,
-stack_grows, stack_limit, remap_grows_in_place_or_moves, remap_shrinks, remap_fixed, remap_keeps_file_offset,
-remap_dontunmap, dontneed_zeroes, dontneed_of_a_file, free_advice, willneed_and_others, mincore_of_anonymous,
-locked_memory, msync_and_files, populate, maps_shows_areas, areas_merge, rss_counts, page_tables_are_freed,
-large_sparse_area, kernel_writes_break_cow, prot_exec_needed, growsdown_flag, map_of_a_pipe, exec_only_text,
+tests! { anonymous_is_zero, used_again_it_is_zero, wrong_arguments, partial_unmap, unmap_of_nothing,
+fixed_replaces, noreplace, hint, protection, protect_of_holes, read_only_zero_page, cow_after_fork,
+cow_of_many_generations, shared_anonymous, brk_grows_and_shrinks, stack_grows, stack_limit,
+remap_grows_in_place_or_moves, remap_shrinks, remap_fixed, remap_dontunmap, dontneed_zeroes, free_advice,
+willneed_and_others, mincore_of_anonymous, locked_memory, populate, maps_shows_areas, areas_merge, rss_counts,
+page_tables_are_freed, large_sparse_area, kernel_writes_break_cow, prot_exec_needed, growsdown_flag,
 wipe_on_fork, process_vm }
+
+const PAGE: usize = 4096;
 
 fn anonymous_is_zero() {
     let map = Map::anonymous(64 * PAGE);
@@ -157,103 +155,6 @@ fn shared_anonymous() {
     assert_eq!((map.get(0), map.get(3 * PAGE)), (9, 8));
 }
 
-fn file_of(pages: usize) -> Fd {
-    let file = Fd::temporary();
-    let bytes: Vec<u8> = (0..pages * PAGE).map(|at| (at / PAGE + 1) as u8).collect();
-    assert_eq!(file.write_at(&bytes, 0), Ok(bytes.len()));
-    file
-}
-
-fn file_shared_writes() {
-    let file = file_of(4);
-    let map = file.map(4 * PAGE, RW, SHARED).unwrap();
-    map.set(PAGE + 5, 99);
-    let mut byte = [0];
-    file.read_at(&mut byte, PAGE as u64 + 5).unwrap();
-    assert_eq!(byte, [99]);
-    let other = file.map_at(PAGE as u64, PAGE, R, SHARED).unwrap();
-    assert_eq!(other.get(5), 99);
-}
-
-fn file_private_writes() {
-    let file = file_of(2);
-    let map = file.map(2 * PAGE, RW, PRIVATE).unwrap();
-    map.set(0, 99);
-    let mut byte = [0];
-    file.read_at(&mut byte, 0).unwrap();
-    assert_eq!((byte, map.get(0), map.get(PAGE)), ([1], 99, 2));
-    file.write_at(&[55], 0).unwrap();
-    assert_eq!(map.get(0), 99);
-}
-
-fn file_changes_show() {
-    let file = file_of(2);
-    let (shared, private) = (file.map(PAGE, R, SHARED).unwrap(), file.map(PAGE, R, PRIVATE).unwrap());
-    assert_eq!((shared.get(0), private.get(0)), (1, 1));
-    file.write_at(&[77], 0).unwrap();
-    assert_eq!(shared.get(0), 77);
-    assert_eq!(private.get(0), 77);
-}
-
-fn behind_the_end_of_a_file() {
-    let file = file_of(1);
-    let map = file.map(3 * PAGE, RW, SHARED).unwrap();
-    assert_eq!(map.get(0), 1);
-    let behind = map.address + PAGE + 7;
-    assert_eq!(fault::read(behind), Err(Fault::bus(behind)));
-    assert_eq!(fault::write(behind, 1), Err(Fault::bus(behind)));
-    file.truncate(3 * PAGE as u64).unwrap();
-    assert_eq!(fault::read(behind), Ok(0));
-    let empty = Fd::temporary();
-    let map = empty.map(PAGE, R, PRIVATE).unwrap();
-    assert_eq!(fault::read(map.address), Err(Fault::bus(map.address)));
-}
-
-fn tail_of_a_file_is_zero() {
-    let file = Fd::temporary();
-    file.write(&[5; 100]).unwrap();
-    let map = file.map(PAGE, RW, SHARED).unwrap();
-    assert_eq!((map.get(99), map.get(100), map.get(PAGE - 1)), (5, 0, 0));
-}
-
-fn truncate_takes_pages() {
-    let file = file_of(4);
-    let (shared, private) =
-        (file.map(4 * PAGE, RW, SHARED).unwrap(), file.map(4 * PAGE, RW, PRIVATE).unwrap());
-    shared.set(3 * PAGE, 1);
-    private.set(3 * PAGE, 2);
-    file.truncate(2 * PAGE as u64).unwrap();
-    for map in [&shared, &private] {
-        let at = map.address + 3 * PAGE;
-        assert_eq!(fault::read(at), Err(Fault::bus(at)));
-        assert_eq!(fault::read(map.address + PAGE), Ok(2));
-    }
-    file.truncate(4 * PAGE as u64).unwrap();
-    assert_eq!((shared.get(3 * PAGE), private.get(3 * PAGE)), (0, 0));
-}
-
-fn punch_hole_in_file() {
-    let file = file_of(4);
-    let map = file.map(4 * PAGE, RW, SHARED).unwrap();
-    assert_eq!(map.get(PAGE), 2);
-    file.punch(PAGE as u64, 2 * PAGE as u64).unwrap();
-    assert_eq!([0, 1, 2, 3].map(|page| map.get(page * PAGE)), [1, 0, 0, 4]);
-}
-
-fn write_protected_file() {
-    let path = format!("/tmp/protected-{}", sys::pid());
-    std::fs::write(&path, vec![1; PAGE]).unwrap();
-    let file = Fd::open(&path, libc::O_RDONLY).unwrap();
-    assert_eq!(file.map(PAGE, RW, SHARED).err(), Some(Errno::EACCES));
-    let map = file.map(PAGE, R, SHARED).unwrap();
-    assert_eq!(mprotect(map.address, PAGE, RW), Err(Errno::EACCES));
-    let private = file.map(PAGE, RW, PRIVATE).unwrap();
-    private.set(0, 2);
-    let write_only = Fd::open(&path, libc::O_WRONLY).unwrap();
-    assert_eq!(write_only.map(PAGE, R, SHARED).err(), Some(Errno::EACCES));
-    std::fs::remove_file(&path).unwrap();
-}
-
 fn brk_grows_and_shrinks() {
     child::in_child(|| {
         // SAFETY: the break is put back; the allocator of this process is not used in between.
@@ -340,15 +241,6 @@ fn remap_fixed() {
     assert_eq!(mremap(target.address, 2 * PAGE, 2 * PAGE, flags, target.address + PAGE), Err(Errno::EINVAL));
 }
 
-fn remap_keeps_file_offset() {
-    let file = file_of(4);
-    let map = file.map_at(PAGE as u64, 2 * PAGE, RW, SHARED).unwrap();
-    let moved = mremap(map.address, 2 * PAGE, 3 * PAGE, libc::MREMAP_MAYMOVE, 0).unwrap();
-    let moved = Map { address: moved, length: 3 * PAGE };
-    assert_eq!([0, 1, 2].map(|page| moved.get(page * PAGE)), [2, 3, 4]);
-    std::mem::forget(map);
-}
-
 fn remap_dontunmap() {
     let map = Map::anonymous(2 * PAGE);
     map.set(0, 4);
@@ -367,16 +259,6 @@ fn dontneed_zeroes() {
     munmap(map.address + 2 * PAGE, PAGE).unwrap();
     assert_eq!(madvise(map.address, 4 * PAGE, libc::MADV_DONTNEED), Err(Errno::ENOMEM));
     assert_eq!(map.get(3 * PAGE), 0, "what is there is done, holes or not");
-}
-
-fn dontneed_of_a_file() {
-    let file = file_of(1);
-    let (shared, private) = (file.map(PAGE, RW, SHARED).unwrap(), file.map(PAGE, RW, PRIVATE).unwrap());
-    private.set(0, 50);
-    shared.set(1, 60);
-    madvise(shared.address, PAGE, libc::MADV_DONTNEED).unwrap();
-    madvise(private.address, PAGE, libc::MADV_DONTNEED).unwrap();
-    assert_eq!((shared.get(1), private.get(0), private.get(1)), (60, 1, 60));
 }
 
 fn free_advice() {
@@ -426,18 +308,6 @@ fn locked_memory() {
     assert_eq!(sys::check(unsafe { libc::mlock(map.address as *const _, PAGE) }), Err(Errno::ENOMEM));
 }
 
-fn msync_and_files() {
-    let file = file_of(2);
-    let map = file.map(2 * PAGE, RW, SHARED).unwrap();
-    map.set(0, 9);
-    // SAFETY: the range is the mapping's, or refused.
-    let msync = |at: usize, flags| sys::check(unsafe { libc::msync(at as *mut _, 2 * PAGE, flags) });
-    assert_eq!(msync(map.address, libc::MS_SYNC), Ok(0));
-    assert_eq!(msync(map.address, libc::MS_SYNC | libc::MS_ASYNC), Err(Errno::EINVAL));
-    munmap(map.address, PAGE).unwrap();
-    assert_eq!(msync(map.address, libc::MS_SYNC), Err(Errno::ENOMEM));
-}
-
 fn populate() {
     let map = Map::new(32 * PAGE, RW, PRIVATE | ANON | libc::MAP_POPULATE, -1, 0).unwrap();
     let (before, _) = sys::faults();
@@ -450,7 +320,7 @@ fn maps_of_self() -> Vec<String> {
 }
 
 fn maps_shows_areas() {
-    let file = file_of(4);
+    let file = Fd::of_pages(4);
     let map = file.map_at(PAGE as u64, 2 * PAGE, R, SHARED).unwrap();
     let lines = maps_of_self();
     let start = format!("{:08x}-{:08x} r--s 00001000 ", map.address, map.address + 2 * PAGE);
@@ -546,19 +416,6 @@ fn growsdown_flag() {
     assert_eq!(fault::write(top - 8, 1), Ok(()));
     assert_eq!(fault::read(top - 8), Ok(1));
     munmap(address, 1 << 24).unwrap();
-}
-
-fn map_of_a_pipe() {
-    let (read, _write) = roundtable_programs::file::pipe(0);
-    assert_eq!(read.map(PAGE, R, SHARED).err(), Some(Errno::ENODEV));
-    let folder = Fd::open("/tmp", libc::O_RDONLY).unwrap();
-    assert_eq!(folder.map(PAGE, R, PRIVATE).err(), Some(Errno::ENODEV));
-}
-
-fn exec_only_text() {
-    // A program's code cannot be written.
-    let code = exec_only_text as *const () as usize;
-    assert_eq!(fault::write(code, 0x90), Err(Fault::forbidden(code)));
 }
 
 fn wipe_on_fork() {

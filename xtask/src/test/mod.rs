@@ -66,6 +66,10 @@ pub struct TestOptions {
     #[arg(long)]
     pub lint: bool,
 
+    /// Give the guests that run test programs so many CPUs, in place of their own number
+    #[arg(long, value_name = "N")]
+    pub cpus: Option<std::num::NonZeroU32>,
+
     /// Show the console of every guest while it runs
     #[arg(short, long)]
     pub verbose: bool,
@@ -164,7 +168,13 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
     setup::qemu()?;
     let busybox = setup::busybox()?;
     let ours = !options.only_linux;
-    let boots = boots::all();
+    let mut boots = boots::all();
+    if let Some(cpus) = options.cpus {
+        boots
+            .iter_mut()
+            .filter(|boot| matches!(boot.work, Work::Programs(_)))
+            .for_each(|boot| boot.cpus = cpus.get());
+    }
     // Which programs are wanted is known when they are built; a conversation is known by its name.
     let may_run = |boot: &Boot| {
         matches!(boot.work, Work::Programs(_)) || options.wants(&format!("boots::{}", boot.name))

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use roundtable_programs::Errno;
+use roundtable_programs::fault;
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{GIB, HUGE};
 use roundtable_programs::mem::{FIXED, Map, NORESERVE, RW, SHARED, mmap};
@@ -10,7 +11,6 @@ use roundtable_programs::rng::Rng;
 
 use crate::board::{Board, Count, Finding, Kind, Step};
 use crate::cast::Plot;
-use crate::probe;
 use crate::stamp::{LAST_QUARTER, PLACES, USED, Word, stamp};
 use crate::ways::SITTER;
 
@@ -102,13 +102,13 @@ impl<'a> Actor<'a> {
         let index = USED[rng.below(USED.len())];
         let address = view.address(index, PLACES[rng.below(PLACES.len())]);
         self.board.add(Count::Touches, 1);
-        match probe::load(address) {
+        match fault::load(address) {
             Ok(word) => self.judge(word, view.file, index),
             Err(_) => return self.board.add(Count::Refused, 1),
         }
         if rng.chance(2) {
             self.board.add(Count::Touches, 1);
-            if probe::store(address, stamp(view.file, index, self.board.nonce())).is_err() {
+            if fault::store(address, stamp(view.file, index, self.board.nonce())).is_err() {
                 self.board.add(Count::Refused, 1);
             }
         }

@@ -3,12 +3,12 @@
 //! read(2) goes through the file's cache, a load through the page table. Only pages that the table has an entry for are
 //! looked at, so that looking changes nothing.
 
+use roundtable_programs::fault;
 use roundtable_programs::huge::HUGE;
 use roundtable_programs::mem::mincore;
 
 use crate::actor::{Actor, View};
 use crate::board::{Count, Kind};
-use crate::probe;
 use crate::stamp::{PLACES, USED, Word, stamp};
 
 fn in_file(actor: &Actor, file: usize, index: usize, place: usize) -> Option<u64> {
@@ -33,7 +33,7 @@ pub fn write(actor: &Actor) {
         for index in present(view) {
             for place in PLACES {
                 let word = stamp(view.file, index, actor.board.nonce());
-                if probe::store(view.address(index, place), word).is_err() {
+                if fault::store(view.address(index, place), word).is_err() {
                     continue;
                 }
                 let held = in_file(actor, view.file, index, place);
@@ -51,7 +51,7 @@ pub fn compare(actor: &Actor) {
     for view in &actor.views {
         for index in present(view) {
             for place in PLACES {
-                let Ok(word) = probe::load(view.address(index, place)) else { continue };
+                let Ok(word) = fault::load(view.address(index, place)) else { continue };
                 let held = in_file(actor, view.file, index, place);
                 compared += 1;
                 match Word::of(word, view.file, index) {

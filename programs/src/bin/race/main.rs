@@ -10,7 +10,6 @@ mod board;
 mod cast;
 mod compare;
 mod options;
-mod probe;
 mod report;
 mod stamp;
 mod victim;
@@ -84,7 +83,6 @@ fn run(options: &Options) -> Result<bool, String> {
 }
 
 fn race(options: &Options) -> Result<bool, String> {
-    probe::install();
     let baseline = Baseline::take();
     let start = Instant::now();
     let mut outcomes = Vec::new();

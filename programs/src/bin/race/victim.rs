@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 
+use roundtable_programs::fault;
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, GIB, HUGE};
 use roundtable_programs::mem::{
@@ -16,7 +17,6 @@ use roundtable_programs::sys::PAGE;
 
 use crate::actor::Actor;
 use crate::board::{Count, Kind};
-use crate::probe;
 use crate::stamp::{PLACES, USED, stamp};
 
 /// The file that the victims share, filled before they start.
@@ -117,17 +117,17 @@ impl<'a> Victim<'a> {
         for index in USED {
             let address = start + index * HUGE;
             if mincore(address, PAGE).is_ok_and(|resident| resident[0]) {
-                let seen = probe::load(address).unwrap_or_else(|refused| refused.0 as u64);
+                let seen = fault::load(address).unwrap_or_else(|refused| refused.signal as u64);
                 self.actor.find(Kind::Intruder, CANARY, slot * 512 + index, seen, 0);
             }
         }
     }
 
     fn expect_word(&self, address: usize, expected: u64, file: usize, index: usize) {
-        match probe::load(address) {
+        match fault::load(address) {
             Ok(word) if word == expected => {}
             Ok(word) => self.actor.find(Kind::Intruder, file, index, word, expected),
-            Err(refused) => self.actor.find(Kind::Intruder, file, index, refused.0 as u64, expected),
+            Err(refused) => self.actor.find(Kind::Intruder, file, index, refused.signal as u64, expected),
         }
     }
 
@@ -137,7 +137,7 @@ impl<'a> Victim<'a> {
         let word = stamp(file, index, self.actor.board.nonce());
         let address = |place| self.own_map.address + index * HUGE + place;
         for place in PLACES {
-            match probe::load(address(place)) {
+            match fault::load(address(place)) {
                 Ok(0) => {}
                 Ok(seen) => self.actor.find(Kind::Dirty, file, index, seen, 0),
                 // The pool may be empty.
@@ -145,7 +145,7 @@ impl<'a> Victim<'a> {
             }
         }
         for place in PLACES {
-            self.actor.expect(probe::store(address(place), word).is_ok(), "a store into a file of one's own");
+            self.actor.expect(fault::store(address(place), word).is_ok(), "a store into a file of one's own");
         }
         for place in PLACES {
             self.expect_word(address(place), word, file, index);
@@ -179,7 +179,7 @@ impl Region {
     fn is_sound(&self, actor: &Actor) -> bool {
         let mut sound = true;
         let mut expect = |offset: usize, expected: u64, index: usize| {
-            let seen = probe::load(self.map.address + offset).unwrap_or_else(|refused| refused.0 as u64);
+            let seen = fault::load(self.map.address + offset).unwrap_or_else(|refused| refused.signal as u64);
             if seen != expected {
                 actor.find(Kind::Intruder, 0, index, seen, expected);
                 sound = false;

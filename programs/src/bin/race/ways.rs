@@ -1,6 +1,7 @@
 //! The ways to take a table away from under a fault, and what a thread does over and over in each of them.
 
 use roundtable_programs::child::waitpid;
+use roundtable_programs::fault;
 use roundtable_programs::huge::{GIB, HUGE};
 use roundtable_programs::mem::{
     self, ANON, FIXED, NONE, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, mremap, munmap,
@@ -9,7 +10,6 @@ use roundtable_programs::rng::Rng;
 
 use crate::actor::{Actor, View};
 use crate::board::Kind;
-use crate::probe;
 use crate::stamp::{ANCHOR, LAST_QUARTER, PLACES, USED, stamp};
 
 /// The file that sits where the last quarter of a mapping was unmapped.
@@ -115,7 +115,7 @@ pub fn come_and_go(actor: &Actor, rng: &mut Rng) {
     let view = &actor.views[rng.below(actor.views.len())];
     actor.expect(munmap(view.start(), GIB).is_ok(), "munmap");
     actor.expect(view.map(0, GIB).is_ok(), "mmap");
-    match probe::load(view.address(ANCHOR, 0)) {
+    match fault::load(view.address(ANCHOR, 0)) {
         Ok(0) => {}
         Ok(word) => actor.find(Kind::Foreign, view.file, ANCHOR, word, 0),
         // The pool may be empty for a moment.
@@ -131,7 +131,7 @@ fn truncate(actor: &Actor, view: &View, rng: &mut Rng) {
     for _ in 0..2 {
         let index = USED[USED.len() - 1 - rng.below(4)];
         // The company maps the file anew, which makes it as long as the mapping.
-        if let Ok(word) = probe::load(view.address(index, 0))
+        if let Ok(word) = fault::load(view.address(index, 0))
             && !actor.plot.in_company
         {
             actor.find(Kind::Beyond, view.file, index, word, 0);
@@ -150,12 +150,12 @@ fn protect(actor: &Actor, view: &View, rng: &mut Rng) {
         let index = USED[USED.len() - 1 - rng.below(4)];
         let address = view.address(index, 0);
         if protection == NONE
-            && let Ok(word) = probe::load(address)
+            && let Ok(word) = fault::load(address)
         {
             actor.find(Kind::Permission, view.file, index, word, 0);
         }
         let word = stamp(view.file, index, actor.board.nonce());
-        if probe::store(address, word).is_ok() {
+        if fault::store(address, word).is_ok() {
             actor.find(Kind::Permission, view.file, index, word, 0);
         }
     }
@@ -166,7 +166,7 @@ fn protect(actor: &Actor, view: &View, rng: &mut Rng) {
 fn expect_nothing(actor: &Actor, view: &View, start: usize, rng: &mut Rng) {
     for _ in 0..2 {
         let index = USED[USED.len() - 1 - rng.below(4)];
-        if let Ok(word) = probe::load(start + index * HUGE) {
+        if let Ok(word) = fault::load(start + index * HUGE) {
             actor.find(Kind::Permission, view.file, index, word, 0);
         }
     }
@@ -189,10 +189,10 @@ fn unmap_last_quarter(actor: &Actor, view: &View, rng: &mut Rng) {
     actor.expect(sitter.is_ok(), "mmap");
     for index in USED.into_iter().filter(|&index| index >= LAST_QUARTER) {
         let expected = stamp(SITTER, index, 0);
-        match probe::load(view.start() + index * HUGE + PLACES[rng.below(PLACES.len())]) {
+        match fault::load(view.start() + index * HUGE + PLACES[rng.below(PLACES.len())]) {
             Ok(word) if word == expected => {}
             Ok(word) => actor.find(Kind::Intruder, SITTER, index, word, expected),
-            Err(refused) => actor.find(Kind::Intruder, SITTER, index, refused.0 as u64, expected),
+            Err(refused) => actor.find(Kind::Intruder, SITTER, index, refused.signal as u64, expected),
         }
     }
     actor.expect(view.map(offset, GIB - offset).is_ok(), "mmap");

@@ -1,0 +1,186 @@
+//! What processes keep each other from doing with a file: locks, and seals.
+
+use std::sync::Barrier;
+
+use roundtable_programs::child::{self, in_child};
+use roundtable_programs::file::{Fd, pipe};
+use roundtable_programs::huge::{self, HUGE};
+use roundtable_programs::mem::{R, RW, SHARED};
+use roundtable_programs::place::Place;
+use roundtable_programs::sys::{self, check};
+use roundtable_programs::{Errno, tests};
+
+tests! { seals, record_locks, locks_go_with_the_process, lock_deadlock, flock_of_open_files,
+sealing_and_mapping_exclude_each_other: 60 }
+
+const PAGE: u64 = 4096;
+
+fn seals() {
+    let add = |fd: &Fd, seals: i32| {
+        // SAFETY: takes integers.
+        check(unsafe { libc::fcntl(fd.raw(), libc::F_ADD_SEALS, seals) }).map(drop)
+    };
+    let fd = Fd::memfd("s", libc::MFD_ALLOW_SEALING).unwrap();
+    fd.truncate(2 * PAGE).unwrap();
+    assert_eq!(add(&fd, libc::F_SEAL_SHRINK), Ok(()));
+    assert_eq!((fd.truncate(PAGE), fd.truncate(3 * PAGE)), (Err(Errno::EPERM), Ok(())));
+    assert_eq!(add(&fd, libc::F_SEAL_GROW), Ok(()));
+    assert_eq!((fd.truncate(4 * PAGE), fd.write_at(b"xx", 3 * PAGE)), (Err(Errno::EPERM), Err(Errno::EPERM)));
+    let (over, inside) = (fd.write_at(b"xx", 3 * PAGE - 1), fd.write_at(b"xx", 3 * PAGE - 2));
+    assert_eq!((over, inside), (Err(Errno::EPERM), Ok(2)));
+    let map = fd.map(PAGE as usize, RW, SHARED).unwrap();
+    assert_eq!(add(&fd, libc::F_SEAL_WRITE), Err(Errno::EBUSY));
+    map.unmap().unwrap();
+    assert_eq!(add(&fd, libc::F_SEAL_WRITE), Ok(()));
+    assert_eq!((fd.write_at(b"x", 0), fd.punch(0, PAGE)), (Err(Errno::EPERM), Err(Errno::EPERM)));
+    assert_eq!(fd.map(PAGE as usize, RW, SHARED).err(), Some(Errno::EPERM));
+    let read_only = fd.map(PAGE as usize, R, SHARED).unwrap();
+    assert_eq!(roundtable_programs::mem::mprotect(read_only.address, PAGE as usize, RW), Err(Errno::EACCES));
+    assert_eq!(add(&fd, libc::F_SEAL_SEAL), Ok(()));
+    assert_eq!(add(&fd, libc::F_SEAL_SEAL), Err(Errno::EPERM));
+    assert_eq!(add(&Fd::memfd("n", 0).unwrap(), libc::F_SEAL_GROW), Err(Errno::EPERM));
+}
+
+fn sealing_and_mapping_exclude_each_other() {
+    huge::set_pool(4);
+    for (size, kind) in [(PAGE as usize, 0), (HUGE, libc::MFD_HUGETLB)] {
+        let (mut sealed, mut mapped) = (0, 0);
+        for round in 0..400 {
+            let fd = Fd::memfd("s", libc::MFD_ALLOW_SEALING | kind).unwrap();
+            fd.truncate(size as u64).unwrap();
+            let start = Barrier::new(2);
+            let (seal, map) = std::thread::scope(|scope| {
+                let map = scope.spawn(|| {
+                    start.wait();
+                    // Not always first, and not always second.
+                    (0..round % 20 * 50).for_each(|_| std::hint::spin_loop());
+                    fd.map(size, RW, SHARED)
+                });
+                start.wait();
+                // SAFETY: takes integers.
+                let seal = check(unsafe { libc::fcntl(fd.raw(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) });
+                (seal, map.join().unwrap())
+            });
+            match (seal, map) {
+                (Ok(_), Err(Errno::EPERM)) => sealed += 1,
+                (Err(Errno::EBUSY), Ok(_)) => mapped += 1,
+                both => panic!("round {round}: {both:?}"),
+            }
+        }
+        println!("# {sealed} were sealed, {mapped} were mapped");
+    }
+}
+
+fn record(kind: i32, start: i64, len: i64) -> libc::flock {
+    libc::flock { l_type: kind as i16, l_whence: libc::SEEK_SET as i16, l_start: start, l_len: len, l_pid: 0 }
+}
+
+fn lock(fd: &Fd, command: i32, lock: &mut libc::flock) -> Result<usize, Errno> {
+    // SAFETY: the structure lives through the call.
+    check(unsafe { libc::fcntl(fd.raw(), command, lock) })
+}
+
+fn record_locks() {
+    let p = Place::new("");
+    let fd = p.create("f");
+    let set = |fd: &Fd, kind, start, len| lock(fd, libc::F_SETLK, &mut record(kind, start, len));
+    assert_eq!(set(&fd, libc::F_WRLCK, 10, 10), Ok(0));
+    assert_eq!(set(&fd, libc::F_RDLCK, 30, 0), Ok(0));
+    let mine = sys::pid();
+    in_child(|| {
+        assert_eq!(set(&fd, libc::F_RDLCK, 0, 10), Ok(0));
+        assert_eq!(set(&fd, libc::F_RDLCK, 19, 1), Err(Errno::EAGAIN));
+        assert_eq!(set(&fd, libc::F_RDLCK, 100, 1), Ok(0));
+        assert_eq!(set(&fd, libc::F_WRLCK, 100, 1), Err(Errno::EAGAIN));
+        let mut wanted = record(libc::F_WRLCK, 0, 0);
+        lock(&fd, libc::F_GETLK, &mut wanted).unwrap();
+        assert_eq!((wanted.l_start, wanted.l_len, wanted.l_pid), (10, 10, mine));
+        wanted = record(libc::F_RDLCK, 40, 5);
+        lock(&fd, libc::F_GETLK, &mut wanted).unwrap();
+        assert_eq!(i32::from(wanted.l_type), libc::F_UNLCK);
+    });
+    // The middle is given up: two parts stay.
+    assert_eq!(set(&fd, libc::F_UNLCK, 13, 4), Ok(0));
+    in_child(|| {
+        assert_eq!(set(&fd, libc::F_WRLCK, 13, 4), Ok(0));
+        assert_eq!(set(&fd, libc::F_WRLCK, 12, 1), Err(Errno::EAGAIN));
+        assert_eq!(set(&fd, libc::F_WRLCK, 17, 1), Err(Errno::EAGAIN));
+    });
+    // A descriptor of the same file that is closed takes the locks along.
+    drop(p.open("f", libc::O_RDONLY).unwrap());
+    in_child(|| assert_eq!(set(&fd, libc::F_WRLCK, 0, 0), Ok(0)));
+    // Locks of open files belong to those.
+    let other = p.open("f", libc::O_RDWR).unwrap();
+    assert_eq!(lock(&fd, libc::F_OFD_SETLK, &mut record(libc::F_WRLCK, 0, 0)), Ok(0));
+    assert_eq!(lock(&other, libc::F_OFD_SETLK, &mut record(libc::F_WRLCK, 5, 1)), Err(Errno::EAGAIN));
+    drop(fd);
+    assert_eq!(lock(&other, libc::F_OFD_SETLK, &mut record(libc::F_WRLCK, 5, 1)), Ok(0));
+}
+
+fn locks_go_with_the_process() {
+    let p = Place::new("");
+    let fd = p.create("f");
+    let (ready, tell) = pipe(0);
+    let holder = child::fork(|| {
+        lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 0, 0)).unwrap();
+        tell.write(b"x").unwrap();
+        loop {
+            std::thread::park();
+        }
+    });
+    ready.read(&mut [0]).unwrap();
+    assert_eq!(lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 0, 0)), Err(Errno::EAGAIN));
+    let waiter = child::fork(|| {
+        tell.write(b"y").unwrap();
+        assert_eq!(lock(&fd, libc::F_SETLKW, &mut record(libc::F_WRLCK, 0, 0)), Ok(0));
+    });
+    ready.read(&mut [0]).unwrap();
+    holder.end();
+    waiter.ok();
+}
+
+fn lock_deadlock() {
+    let p = Place::new("");
+    let fd = p.create("f");
+    let (ready, tell) = pipe(0);
+    lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 0, 1)).unwrap();
+    let other = child::fork(|| {
+        lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 1, 1)).unwrap();
+        tell.write(b"x").unwrap();
+        assert_eq!(lock(&fd, libc::F_SETLKW, &mut record(libc::F_WRLCK, 0, 1)), Ok(0));
+    });
+    ready.read(&mut [0]).unwrap();
+    // Once the other waits for us, waiting for it could not end; before that we would wait for it, so ask until it does.
+    let deadlocked = sys::settles(std::time::Duration::from_secs(20), || {
+        let asked = child_waits(other.pid);
+        asked && lock(&fd, libc::F_SETLKW, &mut record(libc::F_WRLCK, 1, 1)) == Err(Errno::EDEADLK)
+    });
+    assert!(deadlocked);
+    lock(&fd, libc::F_SETLK, &mut record(libc::F_UNLCK, 0, 0)).unwrap();
+    other.ok();
+}
+
+/// Does the process sleep?
+fn child_waits(pid: i32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(") ").next().unwrap().starts_with('S')
+}
+
+fn flock_of_open_files() {
+    let p = Place::new("");
+    let (a, b) = (p.create("f"), p.create("f"));
+    // SAFETY: takes integers.
+    let flock = |fd: &Fd, how: i32| check(unsafe { libc::flock(fd.raw(), how) }).map(drop);
+    assert_eq!(flock(&a, libc::LOCK_EX), Ok(()));
+    assert_eq!(flock(&b, libc::LOCK_SH | libc::LOCK_NB), Err(Errno::EAGAIN));
+    assert_eq!(flock(&a, libc::LOCK_SH), Ok(()));
+    assert_eq!(flock(&b, libc::LOCK_SH | libc::LOCK_NB), Ok(()));
+    assert_eq!(flock(&a, libc::LOCK_EX | libc::LOCK_NB), Err(Errno::EAGAIN));
+    let waiter = child::fork(|| assert_eq!(flock(&b, libc::LOCK_EX), Ok(())));
+    // The lock belongs to the open file, which the child shares.
+    drop(a);
+    waiter.ok();
+    assert_eq!(flock(&p.create("f"), libc::LOCK_EX | libc::LOCK_NB), Err(Errno::EAGAIN));
+    drop(b);
+    assert_eq!(flock(&p.create("f"), libc::LOCK_EX | libc::LOCK_NB), Ok(()));
+}

@@ -1,0 +1,176 @@
+//! What goes along with the messages of Unix-domain sockets: credentials, files.
+
+use std::mem::{size_of, zeroed};
+use std::time::Duration;
+
+use roundtable_programs::child::fork;
+use roundtable_programs::file::{Fd, pipe};
+use roundtable_programs::socket::{pair, recv, send, set_option};
+use roundtable_programs::sys::{check, settles};
+use roundtable_programs::{Errno, tests};
+
+tests! { peer_credentials, passed_credentials, passed_files, passed_files_do_not_fit, cycles_are_freed }
+
+fn peer_credentials() {
+    let (a, _b) = pair(libc::SOCK_STREAM);
+    // SAFETY: the structure is as long as we say.
+    let peer = unsafe {
+        let mut peer: libc::ucred = zeroed();
+        let mut len = size_of::<libc::ucred>() as u32;
+        let to: *mut libc::ucred = &mut peer;
+        check(libc::getsockopt(a.raw(), libc::SOL_SOCKET, libc::SO_PEERCRED, to.cast(), &mut len)).unwrap();
+        peer
+    };
+    // SAFETY: take nothing.
+    let (uid, gid) = unsafe { (libc::geteuid(), libc::getegid()) };
+    assert_eq!((peer.pid as u32, peer.uid, peer.gid), (std::process::id(), uid, gid));
+}
+
+/// What recvmsg got: bytes, flags, and the ancillary data as (type, body).
+struct Message {
+    count: usize,
+    flags: i32,
+    control: Vec<(i32, Vec<u8>)>,
+}
+
+impl Message {
+    fn files(&self) -> Vec<Fd> {
+        let bodies = self.control.iter().filter(|(kind, _)| *kind == libc::SCM_RIGHTS);
+        bodies
+            .flat_map(|(_, body)| body.chunks(4))
+            .map(|fd| Fd::own(i32::from_ne_bytes(fd.try_into().unwrap()) as usize))
+            .collect()
+    }
+}
+
+fn receive(fd: &Fd, buffer: &mut [u8], room: usize, flags: i32) -> Result<Message, Errno> {
+    let mut control = vec![0u64; room.div_ceil(8)];
+    // SAFETY: all buffers are locals, as long as we say; the headers are walked as the C library does it.
+    unsafe {
+        let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let mut header: libc::msghdr = zeroed();
+        header.msg_iov = &mut piece;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = room;
+        let count = check(libc::recvmsg(fd.raw(), &mut header, flags) as i64)?;
+        let mut found = Vec::new();
+        let mut at = libc::CMSG_FIRSTHDR(&header);
+        while !at.is_null() {
+            let len = (*at).cmsg_len - libc::CMSG_LEN(0) as usize;
+            let body = std::slice::from_raw_parts(libc::CMSG_DATA(at), len).to_vec();
+            found.push(((*at).cmsg_type, body));
+            at = libc::CMSG_NXTHDR(&header, at);
+        }
+        Ok(Message { count, flags: header.msg_flags, control: found })
+    }
+}
+
+fn send_along(fd: &Fd, bytes: &[u8], kind: i32, body: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: all buffers are locals, as long as we say.
+    unsafe {
+        let mut control = vec![0u64; (libc::CMSG_SPACE(body.len() as u32) as usize).div_ceil(8)];
+        let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let mut header: libc::msghdr = zeroed();
+        header.msg_iov = &mut piece;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = libc::CMSG_SPACE(body.len() as u32) as usize;
+        let at = libc::CMSG_FIRSTHDR(&header);
+        (*at).cmsg_level = libc::SOL_SOCKET;
+        (*at).cmsg_type = kind;
+        (*at).cmsg_len = libc::CMSG_LEN(body.len() as u32) as usize;
+        std::ptr::copy_nonoverlapping(body.as_ptr(), libc::CMSG_DATA(at), body.len());
+        check(libc::sendmsg(fd.raw(), &header, 0) as i64)
+    }
+}
+
+fn send_files(fd: &Fd, bytes: &[u8], files: &[i32]) -> Result<usize, Errno> {
+    let body: Vec<u8> = files.iter().flat_map(|fd| fd.to_ne_bytes()).collect();
+    send_along(fd, bytes, libc::SCM_RIGHTS, &body)
+}
+
+fn passed_credentials() {
+    let (a, b) = pair(libc::SOCK_DGRAM);
+    set_option(&b.0, libc::SO_PASSCRED, 1i32);
+    assert_eq!(send(&a, b"x", 0), Ok(1));
+    let mut buffer = [0; 10];
+    let message = receive(&b, &mut buffer, 100, 0).unwrap();
+    assert_eq!(message.control.len(), 1);
+    assert_eq!(message.control[0].0, libc::SCM_CREDENTIALS);
+    let pid = u32::from_ne_bytes(message.control[0].1[..4].try_into().unwrap());
+    assert_eq!(pid, std::process::id());
+    // One's own identity may be claimed, another only as root.
+    let claim = |pid: i32, uid: u32| [pid.to_ne_bytes(), uid.to_ne_bytes(), 0u32.to_ne_bytes()].concat();
+    let own = std::process::id() as i32;
+    fork(|| {
+        // SAFETY: takes integers.
+        unsafe { libc::setresuid(1000, 1000, 1000) };
+        let me = std::process::id() as i32;
+        assert_eq!(send_along(&a, b"x", libc::SCM_CREDENTIALS, &claim(me, 1000)), Ok(1));
+        assert_eq!(send_along(&a, b"x", libc::SCM_CREDENTIALS, &claim(me, 0)), Err(Errno::EPERM));
+        assert_eq!(send_along(&a, b"x", libc::SCM_CREDENTIALS, &claim(own, 1000)), Err(Errno::EPERM));
+    })
+    .ok();
+}
+
+fn passed_files() {
+    let (a, b) = pair(libc::SOCK_STREAM);
+    let (read, write) = pipe(0);
+    assert_eq!(send_files(&a, b"with a file", &[read.raw(), write.raw()]), Ok(11));
+    drop((read, write));
+    assert_eq!(a.write(b"without"), Ok(7));
+    let mut buffer = [0; 100];
+    let message = receive(&b, &mut buffer, 100, libc::MSG_CMSG_CLOEXEC).unwrap();
+    // A read ends behind what came with files.
+    assert_eq!(message.count, 11);
+    let files = message.files();
+    assert_eq!(files.len(), 2);
+    // SAFETY: takes integers.
+    let flags = unsafe { libc::fcntl(files[0].raw(), libc::F_GETFD) };
+    assert_eq!(flags, libc::FD_CLOEXEC);
+    assert_eq!(files[1].write(b"through both"), Ok(12));
+    assert_eq!(files[0].read(&mut buffer), Ok(12));
+    assert_eq!(receive(&b, &mut buffer, 100, 0).unwrap().count, 7);
+    assert_eq!(send_files(&a, b"x", &[999]), Err(Errno::EBADF));
+    assert_eq!(send_files(&a, b"x", &[0; 254]), Err(Errno::EINVAL));
+}
+
+fn passed_files_do_not_fit() {
+    let (a, b) = pair(libc::SOCK_DGRAM);
+    let (read, write) = pipe(0);
+    assert_eq!(send_files(&a, b"x", &[write.raw(), write.raw(), write.raw()]), Ok(1));
+    drop(write);
+    let mut buffer = [0; 10];
+    // SAFETY: computes a size.
+    let room = unsafe { libc::CMSG_LEN(8) } as usize;
+    let message = receive(&b, &mut buffer, room, 0).unwrap();
+    assert_eq!(message.flags & libc::MSG_CTRUNC, libc::MSG_CTRUNC);
+    assert_eq!(message.files().len(), 2);
+    // All copies are closed by now, the one that did not fit as well.
+    assert_eq!(read.read(&mut buffer), Ok(0));
+    // A receiver without room gets none, and nothing is left open.
+    let (read, write) = pipe(0);
+    assert_eq!(send_files(&a, b"x", &[write.raw()]), Ok(1));
+    drop(write);
+    assert_eq!(recv(&b, &mut buffer, 0), Ok(1));
+    assert_eq!(read.read(&mut buffer), Ok(0));
+}
+
+fn cycles_are_freed() {
+    let (read, write) = pipe(libc::O_NONBLOCK);
+    for _ in 0..10 {
+        let (a, b) = pair(libc::SOCK_STREAM);
+        // Each holds the other in its queue, and one of them the pipe.
+        assert_eq!(send_files(&a, b"x", &[a.raw(), b.raw(), write.raw()]), Ok(1));
+        assert_eq!(send_files(&b, b"x", &[a.raw(), b.raw()]), Ok(1));
+    }
+    drop(write);
+    let mut buffer = [0; 1];
+    let freed = settles(Duration::from_secs(10), || {
+        // Closing any socket makes the kernel look for such.
+        drop(pair(libc::SOCK_STREAM));
+        read.read(&mut buffer) == Ok(0)
+    });
+    assert!(freed, "sockets that nobody can reach keep a pipe open");
+}
