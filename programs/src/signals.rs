@@ -15,7 +15,10 @@ pub static VALUE: AtomicUsize = AtomicUsize::new(0);
 pub static ADDRESS: AtomicUsize = AtomicUsize::new(0);
 
 /// Notes the signal and its siginfo.
-pub extern "C" fn note(signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
+///
+/// # Safety
+/// To be called by the kernel, or by a handler with what the kernel gave it.
+pub unsafe extern "C" fn note(signal: i32, info: *mut libc::siginfo_t, _context: *mut libc::c_void) {
     // SAFETY: the kernel gives a siginfo that lives while the handler runs.
     let info = unsafe { &*info };
     SIGNAL.store(signal, SeqCst);
@@ -29,7 +32,7 @@ pub extern "C" fn note(signal: i32, info: *mut libc::siginfo_t, _context: *mut l
     COUNT.fetch_add(1, SeqCst);
 }
 
-pub type Handler = extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
+pub type Handler = unsafe extern "C" fn(i32, *mut libc::siginfo_t, *mut libc::c_void);
 
 /// sigaction(2) with SA_SIGINFO.
 pub fn catch_with(signal: i32, handler: Handler, flags: i32, mask: &[i32]) {

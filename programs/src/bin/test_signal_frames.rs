@@ -15,7 +15,8 @@ vector_registers_survive, return_to_changed_place }
 
 extern "C" fn note_stack(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     let local = 0u8;
-    note(signal, info, context);
+    // SAFETY: what the kernel gave.
+    unsafe { note(signal, info, context) };
     VALUE.store(&raw const local as usize, SeqCst);
 }
 
@@ -88,7 +89,8 @@ fn segv_of_protection() {
 static EXCEPTION_SHARED: AtomicUsize = AtomicUsize::new(0);
 
 extern "C" fn report_and_leave(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    note(signal, info, context);
+    // SAFETY: what the kernel gave.
+    unsafe { note(signal, info, context) };
     // SAFETY: a `Shared` that outlives the child.
     let shared = unsafe { &*(EXCEPTION_SHARED.load(SeqCst) as *const Shared) };
     // SAFETY: the context is the kernel's.
@@ -181,7 +183,8 @@ fn registers_survive() {
 }
 
 extern "C" fn spoil_vectors(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
-    note(signal, info, context);
+    // SAFETY: what the kernel gave.
+    unsafe { note(signal, info, context) };
     // SAFETY: clobbers only what it says.
     unsafe { std::arch::asm!("pxor xmm5, xmm5", "pxor xmm12, xmm12", out("xmm5") _, out("xmm12") _) };
 }
