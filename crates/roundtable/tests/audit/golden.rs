@@ -50,6 +50,31 @@ fn prometheus() {
     expect_file!["../recordings/hostile.prom"].assert_eq(&printed("hostile", &["--prometheus"]));
 }
 
+/// The examples for operators that anybody can make again are what the program prints now.
+#[test]
+fn the_page_for_operators_is_up_to_date() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let document = std::fs::read_to_string(root.join("docs/operators.md")).unwrap();
+    let bin = Path::new(env!("CARGO_BIN_EXE_roundtable")).parent().unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let (mut made, mut examples) = (String::new(), 0);
+    let mut blocks = document.split("```console\n$ ");
+    made += blocks.next().unwrap();
+    for block in blocks {
+        let (command, rest) = block.split_once('\n').unwrap();
+        let (output, rest) = rest.split_once("```").unwrap();
+        let mut output = output.to_string();
+        if command.starts_with("roundtable plan") || command.contains("--root ") {
+            let run = Command::new("sh").args(["-c", command]).current_dir(&root).env("PATH", &path).output();
+            output = String::from_utf8(run.expect("sh starts").stdout).unwrap();
+            examples += 1;
+        }
+        made += &format!("```console\n$ {command}\n{output}```{rest}");
+    }
+    assert!(examples >= 4, "{examples}");
+    expect_file!["../../../../docs/operators.md"].assert_eq(&made);
+}
+
 /// Every field of the JSON output stands in its documentation, and nothing else does: what is added or renamed is written down, and
 /// what changes its meaning raises the number.
 #[test]

@@ -8,4 +8,5 @@ mod golden;
 mod output_file;
 mod prometheus;
 mod recordings;
+mod scale;
 mod watch;
