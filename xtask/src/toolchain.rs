@@ -151,7 +151,8 @@ impl Toolchain {
                 command
             }
         };
-        command.args(["--target", TARGET]);
+        // Who reads the host's crates while they are built has a compiler of its own.
+        command.env_remove("RUSTC_WORKSPACE_WRAPPER").args(["--target", TARGET]);
         command
     }
 }

@@ -41,7 +41,7 @@ fn many_at_once() {
 fn many_in_turn() {
     (0..50).for_each(|_| child::in_child(|| {}));
     let before = Baseline::take();
-    for _ in 0..1500 {
+    for _ in 0..1000 {
         child::in_child(|| Map::anonymous(64 << 10).set(4096, 1));
     }
     before.check();

@@ -442,7 +442,7 @@ fn random_operations() {
     let seed = 20_241_124;
     let file = filled();
     let foreign = file_of_others();
-    let end = Instant::now() + Duration::from_secs(15);
+    let end = Instant::now() + Duration::from_secs(6);
     let children: Vec<Child> = (0..4u64)
         .map(|number| {
             let (file, foreign) = (&file, &foreign);

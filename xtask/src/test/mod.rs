@@ -62,10 +62,6 @@ pub struct TestOptions {
     #[arg(long)]
     pub one_by_one: bool,
 
-    /// Let clippy read the models in the build that runs them; a warning is a failure
-    #[arg(long)]
-    pub lint: bool,
-
     /// Give the guests that run test programs so many CPUs, in place of their own number
     #[arg(long, value_name = "N")]
     pub cpus: Option<std::num::NonZeroU32>,
