@@ -110,7 +110,8 @@ pub fn programs() -> Result<BTreeSet<String>> {
 /// Builds the host command, which is a Linux program as others are.
 pub fn host_command() -> Result<PathBuf> {
     let mut command = toolchain::own_cargo("build");
-    command.args(["--package", "roundtable", "--bin", HOST_COMMAND]);
+    // This program's package as well: then it is made of what this program is made of, with the same features, and that is built.
+    command.args(["--package", "roundtable", "--package", "xtask", "--bin", HOST_COMMAND]);
     run(&mut command, "the host command does not build")?;
     Ok(root().join("target/debug").join(HOST_COMMAND))
 }

@@ -167,19 +167,28 @@ pub fn all() -> Vec<Boot> {
             work: Work::Programs(Selection::Only(&["test_oom", "test_fork_bomb"])),
             ..BOOT
         },
-        Boot { name: "outsider-gzip", work: outsider(true, OUTSIDER), ..BOOT },
-        Boot { name: "outsider-q35", machine: Some("q35"), work: outsider(false, OUTSIDER), ..BOOT },
+        // The line that outsiders boot our kernel with, in other machines.
+        Boot { name: "outsider-gzip", work: outsider(true, OUTSIDER), kernels: Kernels::Ours, ..BOOT },
+        Boot {
+            name: "outsider-q35",
+            machine: Some("q35"),
+            kernels: Kernels::Ours,
+            work: outsider(false, OUTSIDER),
+            ..BOOT
+        },
         Boot { name: "outsider-1-cpu", cpus: 1, work: outsider(false, OUTSIDER_1_CPU), ..BOOT },
         Boot {
             name: "outsider-8-cpus",
             cpus: 8,
             memory: Size::gibibytes(8),
+            kernels: Kernels::Ours,
             work: outsider(false, OUTSIDER_8_CPUS),
             ..BOOT
         },
         Boot {
             name: "outsider-512-mib",
             memory: Size::mebibytes(512),
+            kernels: Kernels::Ours,
             work: outsider(false, OUTSIDER),
             ..BOOT
         },

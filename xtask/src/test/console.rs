@@ -8,7 +8,7 @@ use roundtable::guest::{Event, Guest};
 
 use super::boots::{Boot, End, Script, Talk};
 use super::report::Report;
-use super::{Bench, Subject};
+use super::{Bench, Subject, emulator};
 
 /// How much of a console is shown when a guest fails.
 const SHOWN_LINES: usize = 60;
@@ -27,15 +27,42 @@ pub fn run(
         report.fail(&name, "not run: the time budget is used up", "");
         return Ok(());
     }
-    report.busy_with(&name);
+    let mut excused = 0;
+    loop {
+        report.busy_with(&name);
+        let start = Instant::now();
+        let mut log = Log::create(&bench.log(boot.name, subject))?;
+        let Some(reason) = talk_once(bench, boot, script, subject, &mut log, report)? else {
+            report.pass(&name, Some(start.elapsed()));
+            return Ok(());
+        };
+        let console = log.last_lines(SHOWN_LINES);
+        if excused < emulator::MOST && emulator::is_to_blame(subject, boot.name, &console, report) {
+            excused += 1;
+            continue;
+        }
+        let place = log.path().display();
+        report.fail(&name, &reason, &format!("{console}\n(the whole console: {place})"));
+        return Ok(());
+    }
+}
+
+/// Boots, talks, and gives what went wrong, if anything.
+fn talk_once(
+    bench: &Bench,
+    boot: &Boot,
+    script: &Script,
+    subject: Subject,
+    log: &mut Log,
+    report: &mut Report,
+) -> Result<Option<String>> {
     let initrd = (script.archive)(&bench.parts)?.write_temporary(&bench.parts.scratch, script.gzip)?;
     let machine = boot.machine(bench.kernel(subject)?, initrd.to_path_buf(), subject);
-    let mut log = Log::create(&bench.log(boot.name, subject))?;
     let start = Instant::now();
     let deadline = bench.deadline(Duration::from_secs(boot.limit.into()));
     let mut guest = Guest::start(machine.command())?;
     let mut talk = Conversation::new(script.talk);
-    let failure = loop {
+    loop {
         let answer = talk.next_to_send();
         guest.send(answer.as_bytes());
         match guest.wait(&bench.signals, Some(deadline), None)? {
@@ -48,21 +75,22 @@ pub fn run(
             }
             Event::Closed => {
                 let (status, errors) = guest.reap()?;
-                break if !status.success() || !errors.is_empty() {
-                    Some(format!("QEMU failed ({status}): {errors}"))
-                } else {
-                    talk.missing()
-                        .map(|expected| format!("the machine went down before it printed {expected:?}"))
-                };
+                if !status.success() || !errors.is_empty() {
+                    return Ok(Some(format!("QEMU failed ({status}): {errors}")));
+                }
+                let missing = talk.missing();
+                return Ok(
+                    missing.map(|expected| format!("the machine went down before it printed {expected:?}"))
+                );
             }
             Event::Deadline => {
                 guest.finish()?;
-                break match (talk.missing(), script.end) {
+                return Ok(Some(match (talk.missing(), script.end) {
                     (Some(expected), _) => {
-                        Some(format!("{expected:?} did not come in {} s", start.elapsed().as_secs()))
+                        format!("{expected:?} did not come in {} s", start.elapsed().as_secs())
                     }
-                    (None, End::PowerOff) => Some("the machine did not power off".to_string()),
-                };
+                    (None, End::PowerOff) => "the machine did not power off".to_string(),
+                }));
             }
             Event::Signal(signal) => {
                 guest.finish()?;
@@ -70,16 +98,7 @@ pub fn run(
             }
             Event::Input => {}
         }
-    };
-    match failure {
-        None => report.pass(&name, Some(start.elapsed())),
-        Some(reason) => {
-            let console =
-                format!("{}\n(the whole console: {})", log.last_lines(SHOWN_LINES), log.path().display());
-            report.fail(&name, &reason, &console);
-        }
     }
-    Ok(())
 }
 
 /// Where a conversation stands.

@@ -3,6 +3,7 @@
 mod audit;
 mod boots;
 mod console;
+mod emulator;
 mod host;
 mod programs;
 mod race;

@@ -14,7 +14,7 @@ use roundtable::run::{Parts, base_environment, new_key};
 use super::boots::Boot;
 use super::report::Report;
 use super::results::{Outcome, parse};
-use super::{Bench, Subject, TestOptions};
+use super::{Bench, Subject, TestOptions, emulator};
 
 /// How long a kernel may take to start its init, on a busy machine.
 const BOOT: Duration = Duration::from_secs(120);
@@ -66,6 +66,7 @@ pub fn run(
     mut tests: Vec<&TestProgram>,
     report: &mut Report,
 ) -> Result<()> {
+    let mut excused = 0;
     while !tests.is_empty() {
         if bench.is_out_of_time() {
             let names =
@@ -79,8 +80,11 @@ pub fn run(
             }
             break;
         }
-        let done = Batch::start(bench, boot, subject, &tests)?.watch(bench, report)?;
-        tests.drain(..done.max(1));
+        let excuses = excused < emulator::MOST;
+        match Batch::start(bench, boot, subject, &tests)?.watch(bench, excuses, report)? {
+            Some(done) => _ = tests.drain(..done.max(1)),
+            None => excused += 1,
+        }
     }
     Ok(())
 }
@@ -191,8 +195,9 @@ impl<'a> Batch<'a> {
         shown(self.boot, self.subject, test, subtest)
     }
 
-    /// Follows the console to the end; gives how many programs are done with.
-    fn watch(mut self, bench: &Bench, report: &mut Report) -> Result<usize> {
+    /// Follows the console to the end; gives how many programs are done with, or nothing if the emulator failed Linux and is
+    /// excused.
+    fn watch(mut self, bench: &Bench, excuses: bool, report: &mut Report) -> Result<Option<usize>> {
         report.busy_with(&format!("{} on {}: booting", self.boot.name, self.subject.name()));
         let why = loop {
             match self.guest.wait(&bench.signals, Some(self.deadline), None)? {
@@ -215,7 +220,13 @@ impl<'a> Batch<'a> {
             Some(_) => self.guest.finish()?,
         };
         if self.ended && why.is_none() && self.done == self.tests.len() {
-            return Ok(self.done);
+            return Ok(Some(self.done));
+        }
+        if excuses && !self.started {
+            let console = self.log.last_lines(SHOWN_LINES);
+            if emulator::is_to_blame(self.subject, self.boot.name, &console, report) {
+                return Ok(None);
+            }
         }
         let why = match why {
             Some(_) if self.ended => "the machine did not power off".to_string(),
@@ -223,7 +234,7 @@ impl<'a> Batch<'a> {
             None if !status.success() || !errors.is_empty() => format!("QEMU ended with {status}: {errors}"),
             None => "the machine went down".to_string(),
         };
-        Ok(self.give_up(&why, report))
+        Ok(Some(self.give_up(&why, report)))
     }
 
     fn take(&mut self, item: Item, bench: &Bench, report: &mut Report) -> Result<()> {
@@ -407,8 +418,8 @@ mod tests {
         let mut report = Report::new();
         let guest = Guest::start(command).unwrap();
         let batch = Batch::new(&bench, &boot, Subject::Linux, tests, guest, KEY).unwrap();
-        let done = batch.watch(&bench, &mut report).unwrap();
-        (done, report.counts())
+        let done = batch.watch(&bench, true, &mut report).unwrap();
+        (done.unwrap_or(0), report.counts())
     }
 
     fn start(index: usize) -> Vec<u8> {
@@ -438,6 +449,15 @@ mod tests {
             frame(Frame::Exit(Ending::Code(0))),
         ];
         assert_eq!(play(&[&a, &b], &console.concat(), ""), (2, (2, 1, 1)));
+    }
+
+    #[test]
+    fn the_emulators_fault_is_excused_before_the_tests_only() {
+        let a = program("test_a", &["one"]);
+        let oops = b"[    1.967632] Oops: int3: 0000 [#1] PREEMPT SMP NOPTI\r\n";
+        assert_eq!(play(&[&a], oops, ""), (0, (0, 0, 0)));
+        let console = [&frame(Frame::Start), &start(0), &oops[..]].concat();
+        assert_eq!(play(&[&a], &console, ""), (1, (0, 1, 0)));
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::os::unix::fs::symlink;
 use std::process::Command;
+use std::ptr::null_mut;
+use std::time::Instant;
 
 use crate::recordings::folder;
 
@@ -49,4 +51,62 @@ fn ten_times_the_processes_cost_ten_times_the_work() {
     for what in ["reads", "bytes_read"] {
         assert!(per_process(&many, what) < per_process(&few, what) * 1.01, "{what}: {few} {many}");
     }
+}
+
+/// Prints what the figure in docs/operators.md is: `cargo test --release -p roundtable --test audit -- --ignored --nocapture ten_thousand`.
+#[test]
+#[ignore = "10,000 processes, to see how long an audit of them takes"]
+fn ten_thousand_real_processes() {
+    const PROCESSES: u64 = 10_000;
+    const BYTES: usize = 64 << 20;
+    // SAFETY: a new mapping, which nothing else knows of, is written from end to end.
+    unsafe {
+        let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
+        let memory = libc::mmap(null_mut(), BYTES, libc::PROT_READ | libc::PROT_WRITE, flags, -1, 0);
+        assert_ne!(memory, libc::MAP_FAILED);
+        memory.cast::<u8>().write_bytes(1, BYTES);
+    }
+    let mut sleepers = Vec::new();
+    for _ in 0..PROCESSES {
+        // SAFETY: the child makes system calls only. It ends with this thread, however that ends.
+        match unsafe { libc::fork() } {
+            -1 => panic!("only {} processes: {}", sleepers.len(), std::io::Error::last_os_error()),
+            0 => unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                loop {
+                    libc::pause();
+                }
+            },
+            pid => sleepers.push(pid),
+        }
+    }
+    let start = Instant::now();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_roundtable")).args(["audit", "--json"]).output().expect("it starts");
+    let took = start.elapsed();
+    // SAFETY: a rusage of zero bytes is valid, and the call fills it. The only child that was waited for is the audit.
+    let usage = unsafe {
+        let mut usage: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &mut usage);
+        usage
+    };
+    for pid in sleepers {
+        // SAFETY: a child of ours, which is not waited for before.
+        unsafe {
+            libc::kill(pid, libc::SIGKILL);
+            libc::waitpid(pid, null_mut(), 0);
+        }
+    }
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let files = report["base"].as_array().unwrap();
+    // The test itself has it mapped as well.
+    assert!(files.iter().any(|file| file["processes"] == PROCESSES + 1), "{files:?}");
+    let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
+    println!(
+        "an audit of {PROCESSES} processes took {:.2} s: {:.2} s of CPU in the program, {:.2} s in the kernel, at most {} kB of memory",
+        took.as_secs_f64(),
+        seconds(usage.ru_utime),
+        seconds(usage.ru_stime),
+        usage.ru_maxrss
+    );
 }
