@@ -71,6 +71,7 @@ fn ten_thousand_real_processes() {
         // SAFETY: the child makes system calls only. It ends with this thread, however that ends.
         match unsafe { libc::fork() } {
             -1 => panic!("only {} processes: {}", sleepers.len(), std::io::Error::last_os_error()),
+            // SAFETY: as said: two system calls.
             0 => unsafe {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 loop {
