@@ -428,7 +428,12 @@ fn hangup_by_leader() {
 
 fn flow_control() {
     let pty = Pty::silent();
-    pty.type_in(b"\x13");
+    // Linux looks at what is typed in its own time, in order: when the line has come, the stop before it has been seen.
+    pty.type_in(b"\x13seen\n");
+    assert!(readable(&pty.slave, 1000));
+    let mut line = [0; 5];
+    assert_eq!(pty.slave.read(&mut line), Ok(5));
+    assert_eq!(&line, b"seen\n");
     let writer = fork(|| assert_eq!(pty.slave.write(b"held up"), Ok(7)));
     assert!(!readable(&pty.master, 100));
     pty.type_in(b"\x11");
