@@ -32,10 +32,10 @@ use ::hugetlb::{Error, Hugetlb, PageSize};
 
 static SYSTEM: Once<Arc<Hugetlb<Kernel>>> = Once::new();
 
-/// The subsystem.
 /// A round of checks over all address spaces.
 pub type CheckRound = ::hugetlb::CheckRound<Kernel>;
 
+/// The subsystem.
 fn system() -> &'static Arc<Hugetlb<Kernel>> {
     SYSTEM.get().expect("huge pages are set up at boot")
 }

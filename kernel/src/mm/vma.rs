@@ -397,9 +397,10 @@ impl VmaSet {
         let huge = |vma: Option<&Vma>| vma.filter(|vma| vma.is_huge()).map(Vma::range);
         let neighbours = [huge(self.user_below(range.start)), huge(self.user_above(range.end))];
         for neighbour in neighbours.into_iter().flatten() {
-            let room = match coming {
-                true => self.room_beside(neighbour.clone(), &range),
-                false => self.room(neighbour.clone()),
+            let room = if coming {
+                self.room_beside(neighbour.clone(), &range)
+            } else {
+                self.room(neighbour.clone())
             };
             if let Some(Kind::Huge(huge)) = self.areas.get_mut(&neighbour.start).map(|vma| &mut vma.kind) {
                 huge.set_room(room);

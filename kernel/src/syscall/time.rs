@@ -142,7 +142,7 @@ fn settimeofday(args: &mut Args) -> Result<usize> {
     }
     if args.a[1] != 0 {
         let [minutes_west, _]: [i32; 2] = read_user(args.a[1])?;
-        if minutes_west.abs_diff(0) > MOST_MINUTES_WEST {
+        if minutes_west.unsigned_abs() > MOST_MINUTES_WEST {
             return Err(Errno::EINVAL);
         }
     }
