@@ -11,8 +11,8 @@ use crate::sched;
 use crate::sync::{Mutex, WaitError, WaitQueue, grace};
 use crate::{process, signal, time};
 
-/// One decision at a time: the second in need waits, and then most likely finds memory.
-static DECISION: Mutex<Option<Victim>> = Mutex::new(None);
+/// The memory of the process that was killed last. One decision at a time: the second in need waits, and then most likely finds memory.
+static VICTIM: Mutex<Option<Weak<()>>> = Mutex::new(None);
 /// How many victims have given their memory back.
 static RETURNED: AtomicU64 = AtomicU64::new(0);
 /// Wakes those who wait for an address space to be gone.
@@ -20,12 +20,6 @@ static GONE: WaitQueue = WaitQueue::new();
 
 /// How long a victim may take to give its memory back before another one is chosen, in nanoseconds. It takes a moment for each of its pages.
 const PATIENCE: u64 = 10 * time::SECOND;
-
-/// The process that was killed last.
-struct Victim {
-    process: Weak<Process>,
-    memory: Weak<()>,
-}
 
 /// Part of an address space, dropped after all else of it: then its memory is back.
 pub struct Remains(Option<Arc<()>>);
@@ -67,18 +61,13 @@ pub fn out_of_memory(asked: Moment) {
         return;
     }
     let memory = {
-        let mut decision = DECISION.lock();
-        match &*decision {
-            Some(victim) if victim.memory.strong_count() > 0 => {
-                if is(&victim.process, &current.process) {
-                    return;
-                }
-                victim.memory.clone()
-            }
-            dead => {
-                if dead.is_some() {
+        let mut last = VICTIM.lock();
+        match &*last {
+            Some(memory) if memory.strong_count() > 0 => memory.clone(),
+            gone => {
+                if gone.is_some() {
                     RETURNED.fetch_add(1, Ordering::SeqCst);
-                    *decision = None;
+                    *last = None;
                 }
                 // A victim's memory came back after the caller had asked: to kill another one would be one too many.
                 if RETURNED.load(Ordering::SeqCst) != asked.0 {
@@ -86,28 +75,22 @@ pub fn out_of_memory(asked: Moment) {
                 }
                 let Some((victim, mm)) = choose() else { panic!("Out of memory and no killable processes") };
                 let memory = mm.remains().watch();
-                *decision = Some(Victim { process: Arc::downgrade(&victim), memory: memory.clone() });
+                *last = Some(memory.clone());
                 kill(&victim, &mm);
-                if Arc::ptr_eq(&victim, &current.process) {
-                    return;
-                }
                 memory
             }
         }
     };
+    // The victim itself does not wait: it is being killed.
     let gone = || (memory.strong_count() == 0).then_some(());
     if GONE.wait_killable(Some(time::now() + PATIENCE), gone) == Err(WaitError::TimedOut) {
         // It is stuck; the next round may choose another, but not the same.
-        let mut decision = DECISION.lock();
-        if decision.as_ref().is_some_and(|victim| victim.memory.ptr_eq(&memory)) {
-            *decision = None;
+        let mut last = VICTIM.lock();
+        if last.as_ref().is_some_and(|last| last.ptr_eq(&memory)) {
+            *last = None;
         }
     }
     sched::yield_now();
-}
-
-fn is(process: &Weak<Process>, other: &Arc<Process>) -> bool {
-    core::ptr::eq(process.as_ptr(), Arc::as_ptr(other))
 }
 
 /// How bad a process is: pages that its end gives back, and a thousandth of all memory for each point of `oom_score_adj`. `None` if it must not be
@@ -141,16 +124,11 @@ fn kill(victim: &Arc<Process>, mm: &Arc<AddressSpace>) {
         victim.pid,
         victim.oom_score_adj.load(Ordering::SeqCst)
     );
-    let tree = tree::lock();
-    let mut state = victim.signals.state.lock();
     let status = WaitStatus::Killed { signal: signal::SIGKILL as u8, core: false };
-    signal::end_all(&tree, victim, &mut state, status);
-    drop(state);
-    drop(tree);
     // Others that use the same memory keep it alive: they go too.
+    let uses_it = |process: &Process| process.mm().is_some_and(|other| Arc::ptr_eq(&other, mm));
     for process in process::processes() {
-        let shares = process.pid > 1 && process.mm().is_some_and(|other| Arc::ptr_eq(&other, mm));
-        if shares && !Arc::ptr_eq(&process, victim) {
+        if Arc::ptr_eq(&process, victim) || process.pid > 1 && uses_it(&process) {
             let tree = tree::lock();
             signal::end_all(&tree, &process, &mut process.signals.state.lock(), status);
         }
