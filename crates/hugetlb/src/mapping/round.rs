@@ -1,6 +1,6 @@
 //! What one round of checks knows of all mappings together: who refers to a table, and whose a page is.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -14,7 +14,7 @@ use crate::sync::{Arc, Weak};
 type Check = core::result::Result<(), String>;
 
 /// How often a table was found, and how often it counts itself attached.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
 struct Uses {
     found: u64,
     counted: u64,
@@ -33,8 +33,6 @@ pub struct CheckRound<M: Machine> {
     /// The frames that were free at the start, sorted.
     free: Vec<PhysAddr>,
     tables: BTreeMap<PhysAddr, Uses>,
-    /// Tables whose content was looked at: once, however many share them.
-    looked_at: BTreeSet<PhysAddr>,
     pages: BTreeMap<PhysAddr, Owner<M>>,
 }
 
@@ -43,13 +41,7 @@ impl<M: Machine> CheckRound<M> {
     pub fn new(hugetlb: &Arc<Hugetlb<M>>) -> CheckRound<M> {
         let mut free: Vec<PhysAddr> = hugetlb.pools().iter().flat_map(|pool| pool.free_frames()).collect();
         free.sort_unstable();
-        CheckRound {
-            hugetlb: hugetlb.clone(),
-            free,
-            tables: BTreeMap::new(),
-            looked_at: BTreeSet::new(),
-            pages: BTreeMap::new(),
-        }
+        CheckRound { hugetlb: hugetlb.clone(), free, tables: BTreeMap::new(), pages: BTreeMap::new() }
     }
 
     /// Tables that were found so far.
@@ -89,12 +81,13 @@ impl<M: Machine> CheckRound<M> {
         sharing.shares + sharing.unshares
     }
 
-    /// A PUD entry leads to the table, which counts so many. Returns whether its content is yet to be looked at.
+    /// A PUD entry leads to the table, which counts so many. Returns whether its content is yet to be looked at: once, however
+    /// many share it.
     pub(super) fn found_table(&mut self, frame: PhysAddr, counted: u64) -> bool {
-        let uses = self.tables.entry(frame).or_insert(Uses { found: 0, counted });
+        let uses = self.tables.entry(frame).or_default();
         uses.found += 1;
         uses.counted = counted;
-        self.looked_at.insert(frame)
+        uses.found == 1
     }
 
     /// A mapping shows a page of a file, or of its own. The caller keeps the page from going.
