@@ -32,12 +32,14 @@ pub fn run(
         report.busy_with(&name);
         let start = Instant::now();
         let mut log = Log::create(&bench.log(boot.name, subject))?;
-        let Some(reason) = talk_once(bench, boot, script, subject, &mut log, report)? else {
+        let Some(Failure { reason, heard }) = talk_once(bench, boot, script, subject, &mut log, report)?
+        else {
             report.pass(&name, Some(start.elapsed()));
             return Ok(());
         };
         let console = log.last_lines(SHOWN_LINES);
-        if excused < emulator::MOST && emulator::is_to_blame(subject, boot.name, &console, report) {
+        let excuses = excused < emulator::MOST && !heard;
+        if excuses && emulator::is_to_blame(subject, boot.name, &console, report) {
             excused += 1;
             continue;
         }
@@ -45,6 +47,13 @@ pub fn run(
         report.fail(&name, &reason, &format!("{console}\n(the whole console: {place})"));
         return Ok(());
     }
+}
+
+/// What went wrong.
+struct Failure {
+    reason: String,
+    /// Whether anything that was waited for had come before.
+    heard: bool,
 }
 
 /// Boots, talks, and gives what went wrong, if anything.
@@ -55,14 +64,14 @@ fn talk_once(
     subject: Subject,
     log: &mut Log,
     report: &mut Report,
-) -> Result<Option<String>> {
+) -> Result<Option<Failure>> {
     let initrd = (script.archive)(&bench.parts)?.write_temporary(&bench.parts.scratch, script.gzip)?;
     let machine = boot.machine(bench.kernel(subject)?, initrd.to_path_buf(), subject);
     let start = Instant::now();
     let deadline = bench.deadline(Duration::from_secs(boot.limit.into()));
     let mut guest = Guest::start(machine.command())?;
     let mut talk = Conversation::new(script.talk);
-    loop {
+    let reason = loop {
         let answer = talk.next_to_send();
         guest.send(answer.as_bytes());
         match guest.wait(&bench.signals, Some(deadline), None)? {
@@ -75,22 +84,21 @@ fn talk_once(
             }
             Event::Closed => {
                 let (status, errors) = guest.reap()?;
-                if !status.success() || !errors.is_empty() {
-                    return Ok(Some(format!("QEMU failed ({status}): {errors}")));
-                }
-                let missing = talk.missing();
-                return Ok(
-                    missing.map(|expected| format!("the machine went down before it printed {expected:?}"))
-                );
+                break if !status.success() || !errors.is_empty() {
+                    Some(format!("QEMU failed ({status}): {errors}"))
+                } else {
+                    talk.missing()
+                        .map(|expected| format!("the machine went down before it printed {expected:?}"))
+                };
             }
             Event::Deadline => {
                 guest.finish()?;
-                return Ok(Some(match (talk.missing(), script.end) {
+                break match (talk.missing(), script.end) {
                     (Some(expected), _) => {
-                        format!("{expected:?} did not come in {} s", start.elapsed().as_secs())
+                        Some(format!("{expected:?} did not come in {} s", start.elapsed().as_secs()))
                     }
-                    (None, End::PowerOff) => "the machine did not power off".to_string(),
-                }));
+                    (None, End::PowerOff) => Some("the machine did not power off".to_string()),
+                };
             }
             Event::Signal(signal) => {
                 guest.finish()?;
@@ -98,7 +106,8 @@ fn talk_once(
             }
             Event::Input => {}
         }
-    }
+    };
+    Ok(reason.map(|reason| Failure { reason, heard: talk.rest.len() < script.talk.len() }))
 }
 
 /// Where a conversation stands.
