@@ -234,7 +234,7 @@ impl Column {
 
     fn text(self, file: &FileReport, rate: u64) -> String {
         match self {
-            Column::File => file.name.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
+            Column::File => human::printable(&file.name),
             Column::Page => human::bytes(file.page_size),
             Column::Size => human::bytes(file.size),
             Column::Processes => human::count(file.processes),

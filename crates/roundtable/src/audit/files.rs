@@ -9,6 +9,7 @@ use procfs::process::Process;
 
 use super::collect::{self, Missing};
 use super::maps::{Line, for_each_in_smaps};
+use super::mounts::mounts;
 use super::source::Source;
 
 /// What lies on a device, as far as the audit cares.
@@ -133,11 +134,7 @@ fn is_kernels_own(name: &[u8]) -> bool {
 /// The type of the file system on a device, by a table of mounts.
 fn file_system(mountinfo: &str, device: (u32, u32)) -> Option<&str> {
     let device = format!("{}:{}", device.0, device.1);
-    mountinfo.lines().find_map(|line| {
-        // The number of optional fields in the middle varies; a dash ends them.
-        let (left, right) = line.split_once(" - ")?;
-        (left.split(' ').nth(2)? == device).then(|| right.split(' ').next())?
-    })
+    mounts(mountinfo).find(|mount| mount.device == device).map(|mount| mount.kind)
 }
 
 /// A file in an operator's words.

@@ -13,6 +13,7 @@ pub mod geometry;
 pub mod group;
 pub mod kernel_version;
 pub mod maps;
+pub mod mounts;
 pub mod pagemap;
 pub mod probe;
 pub mod record;

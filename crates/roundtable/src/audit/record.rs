@@ -17,6 +17,7 @@ use super::collect::{self, Missing, interesting};
 use super::files::{Devices, FileId};
 use super::kernel_version::SHARING_OPTIONS;
 use super::maps::{self, Line};
+use super::mounts::{Mount, mounts};
 use super::pagemap::Pagemap;
 use super::recording::{DENIED, RANGES, Ranges, Recorded};
 use super::slots::Witness;
@@ -218,10 +219,7 @@ impl Recorder<'_> {
         }
         let text = String::from_utf8_lossy(&text);
         let mut out = String::new();
-        for line in text.lines() {
-            let Some((left, right)) = line.split_once(" - ") else { continue };
-            let kind = right.split(' ').next().unwrap_or_default();
-            let device = left.split(' ').nth(2).unwrap_or_default();
+        for Mount { device, kind, .. } in mounts(&text) {
             if ["tmpfs", "hugetlbfs"].contains(&kind) {
                 out += &format!("1 1 {device} / / rw - {kind} {kind} rw\n");
             }

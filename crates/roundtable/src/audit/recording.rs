@@ -42,18 +42,16 @@ impl Ranges {
 
     /// Those that begin in a part of the address space.
     pub fn within(&self, start: u64, end: u64) -> impl Iterator<Item = Range> {
-        self.0
-            .iter()
-            .map(|recorded| recorded.range)
-            .filter(move |range| start <= range.start && range.start < end)
+        self.between(start, end).map(|recorded| recorded.range)
+    }
+
+    fn between(&self, start: u64, end: u64) -> impl Iterator<Item = &Recorded> {
+        self.0.iter().filter(move |recorded| start <= recorded.range.start && recorded.range.start < end)
     }
 
     /// The first page in a part of the address space of which it is known, and in how many tables it is.
     pub fn mapcount(&self, start: u64, end: u64) -> Option<(u64, u64)> {
-        self.0
-            .iter()
-            .filter(|recorded| start <= recorded.range.start && recorded.range.start < end)
-            .find_map(|recorded| Some((recorded.range.start, recorded.mapcount?)))
+        self.between(start, end).find_map(|recorded| Some((recorded.range.start, recorded.mapcount?)))
     }
 
     /// One line for each range: `START-END huge|base file|anonymous TABLES`.

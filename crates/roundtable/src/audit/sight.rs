@@ -1,6 +1,7 @@
 //! How far the audit can see: a container and a /proc that hides processes show less, and do not say so by themselves.
 
 use super::files;
+use super::mounts::mounts;
 use super::source::Source;
 
 /// The number of the first PID namespace, the host's: fixed by the kernel (PROC_PID_INIT_INO).
@@ -19,10 +20,9 @@ pub fn are_others_hidden(source: &Source) -> bool {
 }
 
 fn hides(mountinfo: &str) -> bool {
-    let mut of_proc = mountinfo.lines().filter(|line| line.split(' ').nth(4) == Some("/proc"));
     // The last one lies over the others.
-    let Some((_, right)) = of_proc.next_back().and_then(|line| line.split_once(" - ")) else { return false };
-    let mut options = right.split(' ').nth(2).unwrap_or_default().split(',');
+    let Some(of_proc) = mounts(mountinfo).rfind(|mount| mount.place == "/proc") else { return false };
+    let mut options = of_proc.options.split(',');
     options.any(|option| option.strip_prefix("hidepid=").is_some_and(|value| !["0", "off"].contains(&value)))
 }
 

@@ -46,6 +46,11 @@ pub fn processes(number: u64) -> String {
     if number == 1 { "1 process".into() } else { format!("{} processes", count(number)) }
 }
 
+/// A name without what a terminal would obey: anybody may give a file or a process any name.
+pub fn printable(name: &str) -> String {
+    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -187,7 +187,7 @@ fn details(out: &mut String, file: &FileReport, unit: &str) {
         human::bytes(file.size),
         human::bytes(file.page_size),
         human::processes(file.processes),
-        file.names.iter().map(|name| printable(name)).collect::<Vec<_>>().join(", ")
+        file.names.iter().map(|name| human::printable(name)).collect::<Vec<_>>().join(", ")
     );
     for (verdict, count) in &file.slots {
         let _ = writeln!(out, "  {:>9} {}", human::count(*count), describe(*verdict));
@@ -260,13 +260,8 @@ fn check(out: &mut String, report: &Report) {
     let _ = writeln!(out, "{}", aligned(table));
 }
 
-/// A name without what a terminal would obey: anybody may give a file or a process any name.
-fn printable(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
-}
-
 fn shown_name(file: &FileReport) -> String {
-    let mut name = printable(&file.name);
+    let mut name = human::printable(&file.name);
     if name == "anonymous memory" {
         name = format!("anonymous memory {}", file.inode);
     } else if file.is_ambiguous && file.ipc_namespace != 0 {

@@ -1,7 +1,7 @@
 //! `--output` replaces a file whole or not at all.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use crate::exposition;
@@ -18,6 +18,21 @@ fn write(prefix: &str, root: &Path, output: &Path) -> Output {
         .expect("sh starts")
 }
 
+/// A folder with an older output in it.
+fn older() -> (tempfile::TempDir, PathBuf) {
+    let place = tempfile::tempdir().unwrap();
+    let path = place.path().join("roundtable.prom");
+    fs::write(&path, "old\n").unwrap();
+    (place, path)
+}
+
+/// The older output is there, and nothing else.
+#[track_caller]
+fn expect_older(place: &Path, path: &Path) {
+    assert_eq!(fs::read_to_string(path).unwrap(), "old\n");
+    assert_eq!(names(place), ["roundtable.prom"]);
+}
+
 fn names(folder: &Path) -> Vec<String> {
     fs::read_dir(folder)
         .unwrap()
@@ -28,26 +43,20 @@ fn names(folder: &Path) -> Vec<String> {
 
 #[test]
 fn what_was_there_stays_when_writing_fails() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("roundtable.prom");
-    fs::write(&path, "old\n").unwrap();
+    let (place, path) = older();
     // A full disk, as far as a process can tell.
     let output = write("trap '' XFSZ; ulimit -f 0;", &folder("database"), &path);
     assert!(!output.status.success());
     let errors = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(errors.contains("roundtable.prom"), "{errors}");
-    assert_eq!(fs::read_to_string(&path).unwrap(), "old\n");
-    assert_eq!(names(place.path()), ["roundtable.prom"]);
+    expect_older(place.path(), &path);
 }
 
 #[test]
 fn what_was_there_stays_when_there_is_nothing_to_read() {
-    let place = tempfile::tempdir().unwrap();
-    let path = place.path().join("roundtable.prom");
-    fs::write(&path, "old\n").unwrap();
+    let (place, path) = older();
     assert!(!write("", &place.path().join("nowhere"), &path).status.success());
-    assert_eq!(fs::read_to_string(&path).unwrap(), "old\n");
-    assert_eq!(names(place.path()), ["roundtable.prom"]);
+    expect_older(place.path(), &path);
 }
 
 #[test]
