@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use crate::huge::{self, Counters};
 use crate::procfs::{self, Meminfo};
-use crate::sys::settles;
+use crate::sys::{is_linux, settles};
 
 /// What free memory may differ by, in kB. Ours gives all back. Linux keeps pages of what it has freed in its slabs and
 /// per-CPU lists (measured on 6.12: 13 MiB after 3,000 forks, 22 MiB after five stacks of 8 MiB), so there only large
-/// leaks show; it is told by /proc/kallsyms, which ours does not have.
+/// leaks show.
 fn free_tolerance() -> u64 {
-    if std::path::Path::new("/proc/kallsyms").exists() { 32 << 10 } else { 4 << 10 }
+    if is_linux() { 32 << 10 } else { 4 << 10 }
 }
 
 /// What page tables may differ by, in kB: those of processes that have nothing to do with us.

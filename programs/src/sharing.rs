@@ -2,7 +2,7 @@
 
 use crate::procfs;
 
-const DIRECTORY: &str = "/sys/kernel/mm/hugepages/sharing";
+pub const DIRECTORY: &str = "/sys/kernel/mm/hugepages/sharing";
 
 /// The protocol; `None` on a kernel that has none of ours.
 pub fn protocol() -> Option<String> {

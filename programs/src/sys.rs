@@ -97,6 +97,11 @@ pub fn faults() -> (u64, u64) {
     }
 }
 
+/// Whether this is Linux itself: it has a file that ours has not.
+pub fn is_linux() -> bool {
+    std::path::Path::new("/proc/kallsyms").exists()
+}
+
 /// The kernel's release, such as `6.12.1`.
 pub fn release() -> String {
     // SAFETY: a utsname of zeros is valid, and the call fills it with NUL-terminated texts.

@@ -6,7 +6,7 @@
 use std::process::Command;
 
 use guest_link::record::{AttachCase, Operation, Record};
-use roundtable_programs::tests;
+use roundtable_programs::{sharing, tests};
 
 tests! { costs_against_sharers: 100, faults_of_a_newcomer: 60 }
 
@@ -25,11 +25,10 @@ fn measure(arguments: &[&str]) -> Vec<Record> {
 
 /// Whether tables belong to files; else processes share their own.
 fn of_the_file() -> bool {
-    let protocol = std::fs::read_to_string("/sys/kernel/mm/hugepages/sharing/protocol").expect("a protocol");
-    match protocol.trim() {
-        "file-tables" => true,
-        "vma-lock" => false,
-        other => panic!("nothing is known of {other}"),
+    match sharing::protocol().as_deref() {
+        Some("file-tables") => true,
+        Some("vma-lock") => false,
+        other => panic!("nothing is known of {other:?}"),
     }
 }
 

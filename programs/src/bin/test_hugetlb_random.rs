@@ -10,7 +10,8 @@ use roundtable_programs::harness::skip;
 use roundtable_programs::huge::{self, Counters, HUGE, counters, sized};
 use roundtable_programs::mem::{self, ANON, Map, NORESERVE, PRIVATE, RW, SHARED};
 use roundtable_programs::rng::Rng;
-use roundtable_programs::{child, sys, tests};
+use roundtable_programs::sys::{self, is_linux};
+use roundtable_programs::{child, tests};
 
 tests! { data_and_free_pages: 100, reservations_come_back: 100 }
 
@@ -151,11 +152,6 @@ fn run(seeds: std::ops::Range<u64>) -> Vec<u64> {
 /// Fewer on Linux, which takes six times as long and is not what is tested.
 fn seeds() -> u64 {
     if is_linux() { 16 } else { 40 }
-}
-
-/// Ours has no such file.
-fn is_linux() -> bool {
-    std::path::Path::new("/proc/kallsyms").exists()
 }
 
 fn data_and_free_pages() {

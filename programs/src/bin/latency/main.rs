@@ -16,7 +16,7 @@ use std::process::{Command, ExitCode};
 
 use guest_link::record::Record;
 use roundtable_programs::huge::{self, GIB};
-use roundtable_programs::{procfs, sys};
+use roundtable_programs::{procfs, sharing, sys};
 
 use crew::Crew;
 use options::{Options, Part};
@@ -80,7 +80,7 @@ fn measure(options: &Options) -> Result<(), String> {
     stage.say(&Record::Machine {
         release: sys::release(),
         cpus: sys::cpus().len() as u32,
-        protocol: tables::protocol(),
+        protocol: sharing::protocol(),
     });
     let wants = |part| options.parts.contains(&part);
     if wants(Part::Path) {

@@ -6,28 +6,23 @@ use guest_link::record::Record;
 use roundtable_programs::huge::{self, GIB, HUGE};
 use roundtable_programs::mem::{FIXED, Map, NORESERVE, RW, SHARED, mmap, munmap};
 use roundtable_programs::procfs::{self, Meminfo};
+use roundtable_programs::sharing;
 
 use crate::crew::Crew;
 use crate::stage::{Stage, touch_one};
-
-/// The kernel's own view, where it has one.
-const SHARING: &str = "/sys/kernel/mm/hugepages/sharing";
 
 /// `PageTables`, in bytes.
 pub fn table_bytes() -> u64 {
     Meminfo::read().get("PageTables") << 10
 }
 
-/// The protocol that the kernel runs, where it tells.
-pub fn protocol() -> Option<String> {
-    let text = fs::read_to_string(format!("{SHARING}/protocol")).ok()?;
-    Some(text.trim().to_string())
-}
-
+/// The kernel's own view, where it has one.
 fn counters() -> Vec<(String, u64)> {
-    let Ok(entries) = fs::read_dir(SHARING) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(sharing::DIRECTORY) else { return Vec::new() };
     let mut counters: Vec<(String, u64)> = entries
         .flatten()
+        // No counter: whoever reads it has all page tables checked, of thousands of processes here.
+        .filter(|entry| entry.file_name() != "check")
         .filter_map(|entry| {
             let value = fs::read_to_string(entry.path()).ok()?.trim().parse().ok()?;
             Some((entry.file_name().into_string().ok()?, value))

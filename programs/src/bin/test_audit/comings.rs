@@ -3,22 +3,19 @@
 use std::process::{Command, Stdio};
 
 use roundtable_programs::child::{self, Child, waitpid};
-use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, GIB, HugeFs};
 use roundtable_programs::mem::{RW, SHARED};
 use roundtable_programs::shared::Shared;
 
 use crate::saying::{audit, expect, file_of};
-use crate::scene::{FEW, PLACE, fill, filled, map_at, stay, stays, touch};
+use crate::scene::{FEW, PLACE, create, filled, map_at, stay, stays, touch};
 
 /// Processes by fork, by exec and by both as fast as they come, some with the same file: no error, and no wrong verdict.
 pub fn storm() {
     let mount = HugeFs::mount("");
     huge::pool(FEW as u64 + 2);
     let path = format!("{}/sga", mount.path);
-    let file = Fd::open(&path, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).expect("file on hugetlbfs");
-    file.truncate(GIB as u64).unwrap();
-    fill(&file, GIB, FEW);
+    let file = create(&path);
     let map_and_touch = || {
         map_at(PLACE, GIB, RW, SHARED, &file);
         touch(PLACE, FEW);

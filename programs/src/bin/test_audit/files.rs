@@ -9,7 +9,7 @@ use roundtable_programs::mem::{RW, SHARED};
 use roundtable_programs::{harness, sys};
 
 use crate::saying::{audit, expect, file_of};
-use crate::scene::{FEW, PLACE, expect_faults, faults_of_a_new_one, fill, map_at, stays, touch};
+use crate::scene::{FEW, PLACE, create, expect_faults, faults_of_a_new_one, map_at, stays, touch};
 
 pub fn sysv_segment() {
     huge::pool(FEW as u64 + 2);
@@ -50,9 +50,7 @@ pub fn path_and_unrelated_processes() {
     let mount = HugeFs::mount("");
     huge::pool(FEW as u64 + 2);
     let path = format!("{}/sga", mount.path);
-    let file = Fd::open(&path, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).expect("file on hugetlbfs");
-    file.truncate(GIB as u64).unwrap();
-    fill(&file, GIB, FEW);
+    let file = create(&path);
     let program = std::env::current_exe().expect("our path").with_file_name("map_file");
     let start = |address: usize| {
         let mut process = Command::new(&program)

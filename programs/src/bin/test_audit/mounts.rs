@@ -8,14 +8,7 @@ use roundtable_programs::sys;
 
 use crate::namespaces::{bind, enter, need};
 use crate::saying::{audit, command, expect, files_of, slots_of, table};
-use crate::scene::{FEW, PLACE, expect_faults, faults_of_a_new_one, fill, map_at, stays, touch};
-
-fn create(path: &str) -> Fd {
-    let file = Fd::open(path, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).expect("file on hugetlbfs");
-    file.truncate(GIB as u64).unwrap();
-    fill(&file, GIB, FEW);
-    file
-}
+use crate::scene::{FEW, PLACE, create, expect_faults, faults_of_a_new_one, map_at, stays, touch};
 
 fn maps(file: &Fd) -> Child {
     stays(|| {

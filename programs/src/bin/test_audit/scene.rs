@@ -27,17 +27,20 @@ pub fn filled_at(length: usize, places: &[usize], pages: usize) -> (Fd, String) 
     let name = format!("audit-{}", sys::pid());
     let file = Fd::memfd(&name, libc::MFD_CLOEXEC | libc::MFD_HUGETLB).expect("memfd_create");
     file.truncate(length as u64).unwrap();
-    places.iter().for_each(|&place| fill_from(&file, length, place, pages));
+    places.iter().for_each(|&place| fill(&file, length, place, pages));
     (file, format!("memfd {name}"))
 }
 
-/// Puts pages into a file, and leaves no mapping of it.
-pub fn fill(file: &Fd, length: usize, pages: usize) {
-    fill_from(file, length, 0, pages);
+/// A file of 1 GiB on a hugetlbfs, with a few pages.
+pub fn create(path: &str) -> Fd {
+    let file = Fd::open(path, libc::O_RDWR | libc::O_CREAT | libc::O_EXCL).expect("file on hugetlbfs");
+    file.truncate(GIB as u64).unwrap();
+    fill(&file, GIB, 0, FEW);
+    file
 }
 
-/// The same from this place in the file on.
-fn fill_from(file: &Fd, length: usize, from: usize, pages: usize) {
+/// Puts pages into a file, from this place in it on, and leaves no mapping of it.
+fn fill(file: &Fd, length: usize, from: usize, pages: usize) {
     let map = file.map(length, RW, SHARED | NORESERVE).unwrap();
     (0..pages).for_each(|page| map.set_u64(from + page * HUGE, page as u64));
 }
@@ -89,21 +92,12 @@ pub fn faults_by(map: impl FnOnce(), work: impl FnOnce()) -> u32 {
     child::in_child(|| {
         map();
         // The first call makes the code's own pages present.
-        minor_faults();
-        let before = minor_faults();
+        sys::faults();
+        let (before, _) = sys::faults();
         work();
-        control.set(0, minor_faults() - before);
+        control.set(0, (sys::faults().0 - before) as u32);
     });
     control.get(0)
-}
-
-fn minor_faults() -> u32 {
-    // SAFETY: a rusage of zero bytes is valid, and the call fills it.
-    unsafe {
-        let mut usage: libc::rusage = std::mem::zeroed();
-        libc::getrusage(libc::RUSAGE_SELF, &mut usage);
-        usage.ru_minflt as u32
-    }
 }
 
 /// Faults by code and stack, which a page of the test's own may cost.
