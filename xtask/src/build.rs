@@ -204,7 +204,7 @@ fn run(command: &mut Command, failure: &str) -> Result<()> {
 }
 
 /// Puts a built file in its place in one go, so that nobody sees half of it.
-fn copy(from: &Path, to: &Path) -> Result<()> {
+pub fn copy(from: &Path, to: &Path) -> Result<()> {
     let folder = to.parent().context("a place without a folder")?;
     fs::create_dir_all(folder)?;
     let half = to.with_extension("new");

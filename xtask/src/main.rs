@@ -94,7 +94,7 @@ fn run(options: &Run) -> Result<i32> {
     build::programs()?;
     let parts = Parts { kernel: options.build.output(), ..Parts::in_folder(&output_folder()) };
     if options.run.program.first().is_some_and(|name| name == build::HOST_COMMAND) {
-        std::fs::copy(build::host_command()?, parts.programs.join(build::HOST_COMMAND))?;
+        build::copy(&build::host_command()?, &parts.programs.join(build::HOST_COMMAND))?;
     }
     roundtable::run::run(&options.run, &parts)
 }
