@@ -58,7 +58,7 @@ pub struct AuditOptions {
     #[arg(long)]
     pub prometheus: bool,
 
-    /// Write to this file, replacing it in one go
+    /// Write to this file, which is replaced in one go; to a device, FIFO or socket; or with - to standard output
     #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
 

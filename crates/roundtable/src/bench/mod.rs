@@ -21,6 +21,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use crate::guest::Signals;
+use crate::output;
 use crate::run::Parts;
 use boot::Boot;
 
@@ -186,7 +187,7 @@ pub fn run(options: &BenchOptions, subjects: &[Subject], parts: &Parts) -> Resul
 fn write(options: &BenchOptions, name: &str, text: &str) -> Result<PathBuf> {
     std::fs::create_dir_all(&options.out).with_context(|| options.out.display().to_string())?;
     let path = options.out.join(name);
-    std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+    output::file::write(text, Some(&path))?;
     Ok(path)
 }
 

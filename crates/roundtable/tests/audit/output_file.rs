@@ -1,6 +1,8 @@
-//! `--output` replaces a file whole or not at all.
+//! `--output` replaces a file whole or not at all, and nothing but a file.
 
 use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -87,4 +89,67 @@ fn readers_see_the_old_or_the_new_one() {
         }
     });
     assert_ne!(fs::read_to_string(&path).unwrap(), first);
+}
+
+/// What the audit prints without `--output`.
+fn printed(root: &Path) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_roundtable"))
+        .args(["audit", "--all", "--prometheus", "--root"])
+        .arg(root)
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[test]
+fn a_fifo_and_a_socket_are_written_to_and_stay() {
+    let place = tempfile::tempdir().unwrap();
+    let (fifo, socket) = (place.path().join("fifo"), place.path().join("socket"));
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let listener = UnixListener::bind(&socket).unwrap();
+    let expected = printed(&folder("hostile"));
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| fs::read_to_string(&fifo).unwrap());
+        assert!(write("", &folder("hostile"), &fifo).status.success());
+        assert!(fifo.symlink_metadata().unwrap().file_type().is_fifo());
+        assert!(reader.join().unwrap() == expected);
+        let reader = scope.spawn(|| std::io::read_to_string(listener.accept().unwrap().0).unwrap());
+        assert!(write("", &folder("hostile"), &socket).status.success());
+        assert!(socket.symlink_metadata().unwrap().file_type().is_socket());
+        assert!(reader.join().unwrap() == expected);
+    });
+}
+
+/// A device of our own: a program that replaces it must not do so to the host's.
+#[test]
+fn a_device_is_written_to_and_stays() {
+    let place = tempfile::tempdir().unwrap();
+    for (name, minor, succeeds) in [("null", "3", true), ("full", "7", false)] {
+        let device = place.path().join(name);
+        if !Command::new("mknod").arg(&device).args(["c", "1", minor]).output().unwrap().status.success() {
+            eprintln!("skipped: only root makes devices");
+            return;
+        }
+        assert_eq!(write("", &folder("database"), &device).status.success(), succeeds, "{name}");
+        assert!(device.symlink_metadata().unwrap().file_type().is_char_device(), "{name}");
+    }
+    assert_eq!(names(place.path()).len(), 2);
+}
+
+#[test]
+fn a_dash_and_the_device_of_that_name_are_standard_output() {
+    let place = tempfile::tempdir().unwrap();
+    let expected = printed(&folder("database"));
+    for (name, to_log) in [("-", false), ("/dev/stdout", false), ("/dev/stdout", true), ("/dev/fd/1", true)] {
+        fs::write(place.path().join("log"), "before\n").unwrap();
+        let exec = if to_log { "exec >>log;" } else { "" };
+        let prefix = format!("cd '{}'; {exec}", place.path().display());
+        let output = write(&prefix, &fs::canonicalize(folder("database")).unwrap(), Path::new(name));
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let log = fs::read_to_string(place.path().join("log")).unwrap();
+        let shown = if to_log { log } else { String::from_utf8(output.stdout).unwrap() };
+        let before = if to_log { "before\n" } else { "" };
+        assert!(shown == format!("{before}{expected}"), "{name} {to_log}");
+        assert_eq!(names(place.path()), ["log"]);
+    }
 }
