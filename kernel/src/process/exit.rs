@@ -135,6 +135,12 @@ fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
         let state = process.signals.state.lock();
         let status = state.ending.or(process.relations.get(&tree).leader_status).unwrap_or(status);
         drop(state);
+        if let Some(session) = led_session(&tree, process) {
+            drop(tree);
+            // Before the parent hears of the end: the next session that it starts on the terminal must not be hung up.
+            crate::tty::session_leader_ends(&session);
+            tree = tree::lock();
+        }
         end(tree, process, status);
     } else {
         drop(tree);
@@ -143,11 +149,15 @@ fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
     drop(unregistered);
 }
 
+/// The session that a process leads.
+fn led_session(tree: &tree::Guard, process: &Process) -> Option<Arc<tree::Session>> {
+    let group = process.relations.get(tree).group.as_ref()?;
+    (group.session.sid == process.pid).then(|| group.session.clone())
+}
+
 /// The last thread has ended: children find a new parent, the parent is told.
 fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
     let mut removed = Vec::new();
-    let led_session = process.relations.get(&tree).group.as_ref().map(|group| group.session.clone());
-    let led_session = led_session.filter(|session| session.sid == process.pid);
     reparent_children(&mut tree, process, &mut removed);
     // Its own group may lose the last member that could continue it.
     let parent = process.relations.get(&tree).parent.clone();
@@ -163,9 +173,6 @@ fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
     drop(tree);
     drop(removed);
     process.timers.process_ends();
-    if let Some(session) = led_session {
-        crate::tty::session_leader_exited(&session);
-    }
     process.ended.wake_all();
 }
 

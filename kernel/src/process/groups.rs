@@ -37,9 +37,11 @@ pub fn session(sid: Pid) -> Option<Arc<Session>> {
     tree::lock().session(sid)
 }
 
-/// The number of the session that a group belongs to.
+/// The number of the session that a group belongs to, or else the thread with that number.
 pub fn session_of_group(pgid: Pid) -> Option<Pid> {
-    tree::lock().group(pgid).map(|group| group.session.sid)
+    let tree = tree::lock();
+    let of_thread = || tree.thread(pgid)?.process.relations.get(&tree).group.clone();
+    tree.group(pgid).or_else(of_thread).map(|group| group.session.sid)
 }
 
 /// setpgid(2).

@@ -128,8 +128,9 @@ pub fn spawn_init(body: impl FnOnce() + Send + 'static) -> Result<Arc<Thread>> {
         start: Some(Box::new(body)),
     });
     {
-        let session = tree::Session::new(1);
-        let group = tree::Group::new(1, session);
+        // As on Linux it leads neither a session nor a group, until it calls setsid(2): so no terminal that it opens becomes its own.
+        let session = tree::Session::new(0);
+        let group = tree::Group::new(0, session);
         let mut tree = tree::lock();
         let pid = tree.allocate_pid()?;
         assert_eq!(pid, 1, "the first process comes first");

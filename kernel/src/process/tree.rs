@@ -8,7 +8,7 @@
 
 use core::cell::UnsafeCell;
 use core::ops::{Deref, DerefMut};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use alloc::sync::Arc;
 use intrusive_collections::{
@@ -158,6 +158,8 @@ pub struct Session {
     groups: TreeCell<usize>,
     /// The controlling terminal: the terminal's driver sets and reads it.
     pub terminal: SpinLock<Option<Arc<dyn core::any::Any + Send + Sync>>>,
+    /// The group in the foreground of a terminal that was hung up, 0 for none: the terminal's driver tells it of the leader's end.
+    pub left_in_foreground: AtomicU32,
 }
 
 impl Group {
@@ -178,6 +180,7 @@ impl Session {
             by_sid: RBTreeAtomicLink::new(),
             groups: TreeCell::new(0),
             terminal: SpinLock::new(None),
+            left_in_foreground: AtomicU32::new(0),
         })
     }
 }

@@ -32,6 +32,7 @@ pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::getpgrp, getpgrp),
     (Sysno::setsid, setsid),
     (Sysno::getsid, getsid),
+    (Sysno::vhangup, vhangup),
     (Sysno::set_tid_address, set_tid_address),
     (Sysno::arch_prctl, arch_prctl),
     (Sysno::rseq, rseq_register),
@@ -269,6 +270,10 @@ fn getpgid(args: &mut Args) -> Result<usize> {
 
 fn getpgrp(_: &mut Args) -> Result<usize> {
     Ok(process::current().process.pgid() as usize)
+}
+
+fn vhangup(_: &mut Args) -> Result<usize> {
+    crate::tty::job::vhangup().map(|()| 0)
 }
 
 fn setsid(_: &mut Args) -> Result<usize> {

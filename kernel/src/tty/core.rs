@@ -42,6 +42,19 @@ pub struct WindowSize {
     pub height: u16,
 }
 
+/// What an open file of a terminal is to its terminal.
+#[derive(Clone, Copy)]
+pub struct Opened {
+    /// [`Tty::generation`] when it was opened.
+    pub generation: u64,
+    /// Open for reading?
+    pub readable: bool,
+    /// The master side of a pseudoterminal: it acts on the other side's terminal, and job control does not hold it up.
+    pub master: bool,
+    /// Open as `/dev/console`: no hang-up takes it away, and job control does not stop who reads or writes it.
+    pub console: bool,
+}
+
 /// A terminal.
 pub struct Tty {
     /// Its device number.
@@ -95,9 +108,9 @@ impl Tty {
         self.generation.load(Ordering::SeqCst)
     }
 
-    /// Was the terminal hung up since?
-    pub fn hung_up(&self, generation: u64) -> bool {
-        self.generation() != generation
+    /// Has a hang-up taken the terminal away from this file?
+    pub fn hung_up(&self, file: Opened) -> bool {
+        !file.console && self.generation() != file.generation
     }
 
     /// The settings.
@@ -209,11 +222,14 @@ impl Tty {
     }
 
     /// read(2).
-    pub fn read(&self, generation: u64, nonblocking: bool, sink: &mut Sink) -> Result<usize> {
-        if self.hung_up(generation) {
+    pub fn read(&self, file: Opened, nonblocking: bool, sink: &mut Sink) -> Result<usize> {
+        // A hang-up from here on ends the read, of the console too.
+        let generation = self.generation();
+        if self.hung_up(file) {
             return Ok(0);
         }
-        job::check_background_read(self)?;
+        let check_background = || if file.console { Ok(()) } else { job::check_background_read(self) };
+        check_background()?;
         let _reader =
             if nonblocking { self.reading.try_lock().ok_or(Errno::EAGAIN)? } else { self.reading.lock() };
         if sink.remaining() == 0 {
@@ -223,6 +239,10 @@ impl Tty {
         // Times of VTIME are in tenths of a second.
         let tenth = time::SECOND / 10;
         loop {
+            // First: what is typed after the hang-up is for others.
+            if self.generation() != generation {
+                return Ok(done);
+            }
             let termios = self.termios();
             let (minimum, timeout) = if termios.local(abi::ICANON) {
                 (1, None)
@@ -249,9 +269,6 @@ impl Tty {
             if done > 0 && nonblocking {
                 return Ok(done);
             }
-            if self.hung_up(generation) {
-                return Ok(done);
-            }
             if self.driver.other_end_closed() {
                 // What came before the close is read first.
                 if self.discipline.lock().readable(1) {
@@ -268,7 +285,7 @@ impl Tty {
             let deadline = timeout.map(|t| time::now() + t);
             let woken = self.input.wait_event(deadline, || {
                 let ready = self.discipline.lock().readable(1);
-                (ready || self.hung_up(generation) || self.driver.other_end_closed()).then_some(())
+                (ready || self.generation() != generation || self.driver.other_end_closed()).then_some(())
             });
             match woken {
                 Ok(()) => {}
@@ -277,7 +294,7 @@ impl Tty {
                 Err(error) => return Err(error.into()),
             }
             // Another process may be in the foreground by now.
-            job::check_background_read(self)?;
+            check_background()?;
         }
     }
 
@@ -298,11 +315,11 @@ impl Tty {
     }
 
     /// write(2).
-    pub fn write(&self, generation: u64, nonblocking: bool, source: &mut Source) -> Result<usize> {
-        if self.hung_up(generation) {
+    pub fn write(&self, file: Opened, nonblocking: bool, source: &mut Source) -> Result<usize> {
+        if self.hung_up(file) {
             return Err(Errno::EIO);
         }
-        if self.termios().local(abi::TOSTOP) {
+        if !file.console && self.termios().local(abi::TOSTOP) {
             job::check_background_change(self)?;
         }
         let _writer =
@@ -312,15 +329,14 @@ impl Tty {
         while source.remaining() > 0 {
             let room = self.driver.room();
             if room == 0 {
-                if self.hung_up(generation) || self.driver.other_end_closed() {
+                if self.hung_up(file) || self.driver.other_end_closed() {
                     return if done > 0 { Ok(done) } else { Err(Errno::EIO) };
                 }
                 if nonblocking {
                     return if done > 0 { Ok(done) } else { Err(Errno::EAGAIN) };
                 }
                 let woken = self.output.wait_event(None, || {
-                    let go =
-                        self.driver.room() > 0 || self.hung_up(generation) || self.driver.other_end_closed();
+                    let go = self.driver.room() > 0 || self.hung_up(file) || self.driver.other_end_closed();
                     go.then_some(())
                 });
                 match woken {
@@ -364,8 +380,8 @@ impl Tty {
     }
 
     /// Readiness.
-    pub fn poll(&self, generation: u64) -> Events {
-        if self.hung_up(generation) {
+    pub fn poll(&self, file: Opened) -> Events {
+        if self.hung_up(file) {
             return Events::READABLE | Events::WRITABLE | Events::HUP | Events::ERR;
         }
         let mut events = Events::empty();
@@ -387,10 +403,9 @@ impl Tty {
     }
 
     /// Waits until all output has left.
-    pub fn drain(&self, generation: u64) -> Result<()> {
+    pub fn drain(&self, file: Opened) -> Result<()> {
         self.output.wait_event(None, || {
-            (self.driver.pending() == 0 || self.hung_up(generation) || self.driver.other_end_closed())
-                .then_some(())
+            (self.driver.pending() == 0 || self.hung_up(file) || self.driver.other_end_closed()).then_some(())
         })?;
         Ok(())
     }
@@ -419,13 +434,16 @@ impl Tty {
         }
     }
 
-    /// Files that have it open no longer do: they read an end of file and cannot write. The settings are those of a new terminal again.
-    pub fn hang_up(&self) {
+    /// Files that have it open no longer do, but for those of `/dev/console`: they read an end of file and cannot write. A
+    /// pseudoterminal has the settings of a new one again; a serial line keeps its own.
+    pub(super) fn hang_up(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         {
             let mut discipline = self.discipline.lock();
             discipline.flush_input();
-            discipline.set_termios(self.defaults);
+            if self.driver.is_pseudoterminal() {
+                discipline.set_termios(self.defaults);
+            }
             discipline.stopped = false;
             self.driver.set_stopped(false);
         }

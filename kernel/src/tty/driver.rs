@@ -24,8 +24,8 @@ pub trait Driver: Send + Sync {
     }
     /// The last open file of the terminal is gone.
     fn all_closed(&self) {}
-    /// Do open files of the terminal become useless when its session's leader ends?
-    fn hangs_up_with_session(&self) -> bool {
-        true
+    /// A pseudoterminal is not hung up when its session's leader ends.
+    fn is_pseudoterminal(&self) -> bool {
+        false
     }
 }

@@ -5,8 +5,8 @@ use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
-use super::core::Tty;
-use super::ioctl::{self, Opened};
+use super::core::{Opened, Tty};
+use super::ioctl;
 use super::pty::{self, PTMX};
 use super::{job, serial};
 use crate::errno::{Errno, Result};
@@ -19,6 +19,7 @@ use crate::sync::WaitQueue;
 pub struct TtyFile {
     tty: Arc<Tty>,
     generation: u64,
+    console: bool,
 }
 
 impl TtyFile {
@@ -31,14 +32,19 @@ impl TtyFile {
         if flags & abi::O_NOCTTY == 0 && process::try_current().is_some_and(|t| !t.is_kernel()) {
             job::opened(&tty, flags & abi::O_ACCMODE != abi::O_WRONLY);
         }
-        Ok(Self::attach(tty))
+        Ok(Self::attach(tty, false))
     }
 
-    /// As `open`, without becoming the controlling terminal.
-    pub fn attach(tty: Arc<Tty>) -> Arc<dyn FileOps> {
+    /// As `open`, without becoming the controlling terminal. `console`: as `/dev/console`.
+    fn attach(tty: Arc<Tty>, console: bool) -> Arc<dyn FileOps> {
         tty.opens.fetch_add(1, Ordering::SeqCst);
         let generation = tty.generation();
-        Arc::new(Self { tty, generation })
+        Arc::new(Self { tty, generation, console })
+    }
+
+    fn opened(&self, file: &File) -> Opened {
+        let Self { generation, console, .. } = *self;
+        Opened { generation, readable: file.readable(), master: false, console }
     }
 }
 
@@ -53,15 +59,15 @@ impl Drop for TtyFile {
 
 impl FileOps for TtyFile {
     fn read_at(&self, file: &File, _: u64, sink: &mut Sink) -> Result<usize> {
-        self.tty.read(self.generation, file.nonblocking(), sink)
+        self.tty.read(self.opened(file), file.nonblocking(), sink)
     }
 
     fn write_at(&self, file: &File, _: &mut u64, source: &mut Source) -> Result<usize> {
-        self.tty.write(self.generation, file.nonblocking(), source)
+        self.tty.write(self.opened(file), file.nonblocking(), source)
     }
 
-    fn poll(&self, _: &File) -> Events {
-        self.tty.poll(self.generation)
+    fn poll(&self, file: &File) -> Events {
+        self.tty.poll(self.opened(file))
     }
 
     fn wait_queues(&self, _: &File, visit: &mut dyn FnMut(&WaitQueue)) {
@@ -74,8 +80,7 @@ impl FileOps for TtyFile {
     }
 
     fn ioctl(&self, file: &File, command: u32, argument: usize) -> Result<usize> {
-        let opened = Opened { generation: self.generation, readable: file.readable(), master: false };
-        ioctl::ioctl(&self.tty, opened, command, argument)
+        ioctl::ioctl(&self.tty, self.opened(file), command, argument)
     }
 }
 
@@ -88,10 +93,10 @@ fn open_aux(device: DeviceId, _: &Path, flags: u32) -> Result<Arc<dyn FileOps>> 
     match device {
         TTY => {
             let tty = job::current_terminal().ok_or(Errno::ENXIO)?;
-            Ok(TtyFile::attach(tty))
+            Ok(TtyFile::attach(tty, false))
         }
         // The console never becomes the controlling terminal by being opened.
-        CONSOLE => Ok(TtyFile::attach(serial::console().clone())),
+        CONSOLE => Ok(TtyFile::attach(serial::console().clone(), true)),
         PTMX => pty::open_master(flags),
         _ => Err(Errno::ENXIO),
     }

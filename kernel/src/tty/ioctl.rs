@@ -5,23 +5,12 @@ use alloc::sync::Arc;
 use linux_raw_sys::general as abi;
 use linux_raw_sys::ioctl;
 
-use super::core::{Tty, WindowSize};
+use super::core::{Opened, Tty, WindowSize};
 use super::job;
 use super::termios::{KernelTermios, KernelTermios2, SystemVTermio, Termios};
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{read_user, write_user};
 use core::sync::atomic::Ordering;
-
-/// What an open file of a terminal is to its terminal.
-#[derive(Clone, Copy)]
-pub struct Opened {
-    /// [`Tty::generation`] when it was opened.
-    pub generation: u64,
-    /// Open for reading?
-    pub readable: bool,
-    /// The master side of a pseudoterminal: it acts on the other side's terminal, and job control does not hold it up.
-    pub master: bool,
-}
 
 /// When new settings take effect.
 enum When {
@@ -32,8 +21,9 @@ enum When {
 
 /// Carries an ioctl out on `tty`. `ENOTTY` for what terminals do not know.
 pub fn ioctl(tty: &Arc<Tty>, file: Opened, command: u32, argument: usize) -> Result<usize> {
-    if tty.hung_up(file.generation) && command != ioctl::TIOCSPGRP {
-        return Err(Errno::EIO);
+    if tty.hung_up(file) {
+        // A shell that is left without its terminal takes this one as the word that it has none.
+        return Err(if command == ioctl::TIOCSPGRP { Errno::ENOTTY } else { Errno::EIO });
     }
     match command {
         ioctl::TCGETS => write_user(argument, &tty.termios().to_kernel())?,
@@ -78,7 +68,7 @@ pub fn ioctl(tty: &Arc<Tty>, file: Opened, command: u32, argument: usize) -> Res
         // A break cannot be sent: what remains of both calls is the wait for the output.
         ioctl::TCSBRK | ioctl::TCSBRKP | ioctl::TIOCSBRK | ioctl::TIOCCBRK => {
             check(tty, file)?;
-            tty.drain(file.generation)?;
+            tty.drain(file)?;
         }
         ioctl::FIONREAD => {
             let count = tty.discipline.lock().available();
@@ -110,7 +100,7 @@ pub fn ioctl(tty: &Arc<Tty>, file: Opened, command: u32, argument: usize) -> Res
             if !crate::process::current().credentials().capable(abi::CAP_SYS_ADMIN) {
                 return Err(Errno::EPERM);
             }
-            tty.hang_up();
+            job::hang_up(tty);
         }
         _ => return Err(Errno::ENOTTY),
     }
@@ -135,9 +125,9 @@ fn set_termios(tty: &Tty, file: Opened, when: When, change: impl FnOnce(Termios)
     check(tty, file)?;
     match when {
         When::Now => {}
-        When::AfterOutput => tty.drain(file.generation)?,
+        When::AfterOutput => tty.drain(file)?,
         When::AfterOutputWithoutInput => {
-            tty.drain(file.generation)?;
+            tty.drain(file)?;
             tty.flush_input();
         }
     }

@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use core::any::Any;
+use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
@@ -72,6 +73,8 @@ fn adopt(tty: &Arc<Tty>, session: &Arc<Session>) {
     let terminal: Arc<dyn Any + Send + Sync> = tty.clone();
     let old = session.terminal.lock().replace(terminal);
     drop(old);
+    // Relaxed: as in `hang_up`.
+    session.left_in_foreground.store(0, Ordering::Relaxed);
 }
 
 /// A session leader without a terminal that opens one for reading gets it, unless another session has it.
@@ -148,37 +151,59 @@ pub fn give_up(tty: &Arc<Tty>) -> Result<()> {
     Ok(())
 }
 
-/// A session leader is about to end: the foreground group gets SIGHUP, and a terminal that is no pseudoterminal is hung up for all who
-/// have it open.
-pub fn session_leader_exited(session: &Session) {
-    if let Some(tty) = terminal_of(session) {
-        let foreground = release(session, &tty);
-        if foreground != 0 {
-            signal::send_group(foreground, abi::SIGHUP);
+/// A session leader is about to end. The foreground group gets SIGHUP, and a terminal that is no pseudoterminal is hung up for all
+/// who have it open. The group that was in the foreground of a terminal which was hung up before hears of it now.
+pub fn session_leader_ends(session: &Session) {
+    let Some(tty) = terminal_of(session) else {
+        // Relaxed: the leader alone is left to hang up, and it is ending.
+        let left = session.left_in_foreground.swap(0, Ordering::Relaxed);
+        // The number may be another session's by now.
+        if left != 0 && process::session_of_group(left) == Some(session.sid) {
+            signal::send_group(left, abi::SIGHUP);
+            signal::send_group(left, abi::SIGCONT);
         }
-        if tty.driver.hangs_up_with_session() {
-            tty.hang_up();
-        }
+        return;
+    };
+    if !tty.driver.is_pseudoterminal() {
+        tty.hang_up();
+    }
+    let foreground = release(session, &tty);
+    if foreground != 0 {
+        signal::send_group(foreground, abi::SIGHUP);
     }
 }
 
-/// The device is gone for good (a pseudoterminal's master was closed): the session leader gets SIGHUP and SIGCONT, and the session has
-/// no terminal any more. What becomes of the foreground group is the leader's business.
-pub fn hang_up_session(tty: &Arc<Tty>) {
+/// Takes the terminal away from all who have it open: a pseudoterminal's master was closed, or vhangup(2). Its session has no terminal
+/// any more, and the leader gets SIGHUP and SIGCONT. The foreground group is the leader's business until that ends.
+pub fn hang_up(tty: &Arc<Tty>) {
+    tty.hang_up();
     let sid = tty.job.lock().session;
     if sid == 0 {
         return;
+    }
+    match process::session(sid) {
+        Some(session) => {
+            let foreground = release(&session, tty);
+            // Relaxed: a number; who ends as leader reads it when it has taken locks that order the two.
+            session.left_in_foreground.store(foreground, Ordering::Relaxed);
+        }
+        None => *tty.job.lock() = Job::default(),
     }
     if let Some(leader) = process::find(sid) {
         signal::send_process(&leader, abi::SIGHUP);
         signal::send_process(&leader, abi::SIGCONT);
     }
-    match process::session(sid) {
-        Some(session) => {
-            release(&session, tty);
-        }
-        None => *tty.job.lock() = Job::default(),
+}
+
+/// vhangup(2): for the terminal of the current process, if it has one.
+pub fn vhangup() -> Result<()> {
+    if !process::current().credentials().capable(abi::CAP_SYS_TTY_CONFIG) {
+        return Err(Errno::EPERM);
     }
+    if let Some(tty) = current_terminal() {
+        hang_up(&tty);
+    }
+    Ok(())
 }
 
 /// TIOCGPGRP. Only for one's own terminal, or from a pseudoterminal's master.
@@ -201,6 +226,8 @@ pub fn set_foreground(tty: &Tty, group: i32) -> Result<()> {
     }
     let group = Pid::try_from(group).map_err(|_| Errno::EINVAL)?;
     match process::session_of_group(group) {
+        // The first process's group has no number that could be asked for.
+        _ if group == 0 => Err(Errno::ESRCH),
         None => Err(Errno::ESRCH),
         Some(sid) if sid != session => Err(Errno::EPERM),
         Some(_) => {

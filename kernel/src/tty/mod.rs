@@ -14,5 +14,5 @@ mod serial;
 mod termios;
 
 pub use file::init;
-pub use job::session_leader_exited;
+pub use job::session_leader_ends;
 pub use serial::drain;

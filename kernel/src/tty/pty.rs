@@ -12,10 +12,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use linux_raw_sys::general as abi;
 use linux_raw_sys::ioctl as request;
 
-use super::core::Tty;
+use super::core::{Opened, Tty};
 use super::driver::Driver;
 use super::file::TtyFile;
-use super::ioctl::{self, Opened};
+use super::ioctl;
 use super::termios::Termios;
 use crate::errno::{Errno, Result};
 use crate::fs::device::register_character_device;
@@ -122,8 +122,8 @@ impl Driver for Slave {
         self.0.master_closed.load(Ordering::SeqCst)
     }
 
-    fn hangs_up_with_session(&self) -> bool {
-        false
+    fn is_pseudoterminal(&self) -> bool {
+        true
     }
 
     fn all_closed(&self) {
@@ -413,7 +413,8 @@ impl FileOps for Master {
             }
             _ => {
                 let tty = &self.pair.tty;
-                let file = Opened { generation: tty.generation(), readable: true, master: true };
+                let generation = tty.generation();
+                let file = Opened { generation, readable: true, master: true, console: false };
                 return ioctl::ioctl(tty, file, command, argument);
             }
         }
@@ -427,8 +428,7 @@ impl FileOps for Master {
         let dentry = self.pair.dentry.lock().take();
         drop(dentry);
         self.pair.link.master_closed.store(true, Ordering::SeqCst);
-        super::job::hang_up_session(&self.pair.tty);
-        self.pair.tty.hang_up();
+        super::job::hang_up(&self.pair.tty);
     }
 }
 

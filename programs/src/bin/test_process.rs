@@ -239,6 +239,11 @@ fn groups() {
 }
 
 fn sessions() {
+    // SAFETY: these take integers.
+    unsafe {
+        assert_eq!(sys::check(libc::getsid(1)), Ok(0), "the first process leads no session");
+        assert_eq!(sys::check(libc::getpgid(1)), Ok(0), "nor a group");
+    }
     child::in_child(|| {
         // SAFETY: these take integers.
         unsafe {

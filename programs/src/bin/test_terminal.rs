@@ -5,12 +5,13 @@ use std::time::{Duration, Instant};
 
 use roundtable_programs::child::{End, fork};
 use roundtable_programs::file::Fd;
+use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{check, settles};
 use roundtable_programs::{Errno, place, tests};
 
 tests! { canonical_line, erasing, literal_next, end_of_file, echo_of_controls, newlines, raw_minimum_and_time,
 switch_to_canonical, signals_reach_the_foreground, background_read_stops, background_write, orphans_get_an_error,
-window_size, hangup_by_close, hangup_by_leader, flow_control, flush, packet_mode, session_rules, settings_are_kept,
+window_size, hangup_by_close, hangup_by_leader, hangup_and_the_foreground, vhangup, serial_line, flow_control, flush, packet_mode, session_rules, settings_are_kept,
 names_and_locks }
 
 /// Both sides of a new pseudoterminal.
@@ -47,6 +48,13 @@ impl Pty {
         ioctl(&master, libc::TIOCSPTLCK, &mut 0i32).expect("TIOCSPTLCK");
         let slave = Fd::open(&format!("/dev/pts/{number}"), libc::O_RDWR | libc::O_NOCTTY).expect("slave");
         Pty { master, slave }
+    }
+
+    /// The name below `/dev/pts`.
+    fn number(&self) -> u32 {
+        let mut number = 0;
+        ioctl(&self.master, libc::TIOCGPTN, &mut number).expect("TIOCGPTN");
+        number
     }
 
     /// Without echo, so that the master reads output only.
@@ -424,6 +432,147 @@ fn hangup_by_leader() {
     // Descriptors of a pseudoterminal outlive the session, unlike those of a serial port.
     assert_eq!(pty.slave.write(b"x"), Ok(1));
     assert_eq!(pty.screen(1), b"x");
+}
+
+/// Waits for a signal that was blocked before.
+fn take_signal(signal: i32) {
+    let timeout = libc::timespec { tv_sec: 20, tv_nsec: 0 };
+    // SAFETY: the set and the time are locals.
+    unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigaddset(&mut set, signal);
+        assert_eq!(libc::sigtimedwait(&set, std::ptr::null_mut(), &timeout), signal);
+    }
+}
+
+fn block_signal(signal: i32) {
+    // SAFETY: the set is a local.
+    unsafe {
+        let mut set: libc::sigset_t = zeroed();
+        libc::sigaddset(&mut set, signal);
+        libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+    }
+}
+
+/// What a file is like whose terminal was hung up.
+fn expect_hung_up(fd: &Fd) {
+    assert_eq!(fd.read(&mut [0; 10]), Ok(0));
+    assert_eq!(fd.write(b"x"), Err(Errno::EIO));
+    assert_eq!(ioctl(fd, libc::TIOCGPGRP, &mut 0i32), Err(Errno::EIO));
+    assert_eq!(ioctl(fd, libc::TIOCSPGRP, &mut 1i32), Err(Errno::ENOTTY));
+    let mut entry = libc::pollfd { fd: fd.raw(), events: libc::POLLIN | libc::POLLOUT, revents: 0 };
+    // SAFETY: one entry, which lives through the call.
+    assert_eq!(check(unsafe { libc::poll(&mut entry, 1, 0) }), Ok(1));
+    assert_eq!(entry.revents, libc::POLLIN | libc::POLLOUT | libc::POLLERR | libc::POLLHUP);
+}
+
+/// A hang-up tells the leader only. The group that was in the foreground hears of it when the leader ends.
+fn hangup_and_the_foreground() {
+    let pty = Pty::silent();
+    let ready = Shared::new();
+    let leader = fork(|| {
+        block_signal(libc::SIGHUP);
+        // SAFETY: take integers.
+        unsafe {
+            libc::close(pty.master.raw());
+            libc::signal(libc::SIGTTOU, libc::SIG_IGN);
+            check(libc::setsid()).unwrap();
+            check(libc::ioctl(pty.slave.raw(), libc::TIOCSCTTY, 0)).unwrap();
+        }
+        let child = in_group(|| {
+            ready.wait(0, 1);
+            ready.add(1);
+            take_signal(libc::SIGHUP);
+            assert_eq!(ready.get(2), 1, "told while the leader lives");
+            ready.add(3);
+        });
+        foreground(&pty, child.pid).unwrap();
+        ready.add(0);
+        take_signal(libc::SIGHUP);
+        assert_eq!(Fd::open("/dev/tty", libc::O_RDWR).unwrap_err(), Errno::ENXIO);
+        ready.add(2);
+        std::mem::forget(child);
+    });
+    ready.wait(1, 1);
+    let Pty { master, slave } = pty;
+    drop(master);
+    leader.ok();
+    ready.wait(3, 1);
+    expect_hung_up(&slave);
+}
+
+fn vhangup() {
+    let pty = Pty::new();
+    pty.change(|t| t.c_cc[libc::VINTR] = 7);
+    let number = pty.number();
+    in_session(&pty, || {
+        block_signal(libc::SIGHUP);
+        // SAFETY: takes nothing.
+        assert_eq!(check(unsafe { libc::vhangup() }), Ok(0));
+        take_signal(libc::SIGHUP);
+        expect_hung_up(&pty.slave);
+        assert_eq!(Fd::open("/dev/tty", libc::O_RDWR).unwrap_err(), Errno::ENXIO);
+        // The leader may have it again, as new.
+        let slave = Fd::open(&format!("/dev/pts/{number}"), libc::O_RDWR).unwrap();
+        assert_eq!(Fd::open("/dev/tty", libc::O_RDWR).unwrap().write(b"x"), Ok(1));
+        // SAFETY: a termios of zeros is one, and the call fills it.
+        let settings = unsafe {
+            let mut settings: libc::termios = zeroed();
+            check(libc::tcgetattr(slave.raw(), &mut settings)).unwrap();
+            settings
+        };
+        assert_eq!(settings.c_cc[libc::VINTR], 3);
+    });
+    assert_eq!(pty.screen(1), b"x");
+}
+
+/// A serial line is hung up when its session's leader ends. The console on it is spared, and the line keeps its settings.
+fn serial_line() {
+    let open = |flags| Fd::open("/dev/ttyS0", libc::O_RDWR | flags).unwrap();
+    let console = Fd::open("/dev/console", libc::O_RDWR | libc::O_NONBLOCK).unwrap();
+    let line = Pty { master: open(libc::O_NOCTTY), slave: open(libc::O_NOCTTY) };
+    let before = line.settings().c_cc[libc::VREPRINT];
+    line.change(|t| t.c_cc[libc::VREPRINT] = 7);
+    let ready = Shared::new();
+    fork(|| {
+        block_signal(libc::SIGHUP);
+        // SAFETY: takes nothing.
+        check(unsafe { libc::setsid() }).unwrap();
+        // Neither the console nor a file for writing only becomes the terminal of the session.
+        drop(Fd::open("/dev/console", libc::O_RDWR).unwrap());
+        drop(Fd::open("/dev/ttyS0", libc::O_WRONLY).unwrap());
+        assert_eq!(Fd::open("/dev/tty", libc::O_RDWR).unwrap_err(), Errno::ENXIO);
+        let own = open(0);
+        let mut session = 0i32;
+        ioctl(&own, libc::TIOCGSID, &mut session).unwrap();
+        assert_eq!(session, std::process::id() as i32);
+        // One in the background is not stopped at the console.
+        in_group(|| assert_eq!(console.read(&mut [0; 10]), Err(Errno::EAGAIN))).ok();
+        // SAFETY: takes integers.
+        unsafe { libc::signal(libc::SIGTTOU, libc::SIG_IGN) };
+        let child = in_group(|| {
+            ready.add(0);
+            take_signal(libc::SIGHUP);
+            expect_hung_up(&own);
+            ready.add(1);
+        });
+        foreground(&line, child.pid).unwrap();
+        ready.wait(0, 1);
+        std::mem::forget(child);
+        // Linux's hang-up forgets what was written and has not left, of the test before this one too.
+        // SAFETY: takes an integer.
+        check(unsafe { libc::tcdrain(console.raw()) }).unwrap();
+    })
+    .ok();
+    // The hang-up was before the leader's end was told.
+    expect_hung_up(&line.slave);
+    assert_eq!(console.write(b"\n"), Ok(1));
+    assert_eq!(console.read(&mut [0; 10]), Err(Errno::EAGAIN));
+    ready.wait(1, 1);
+    let line = Pty { master: line.master, slave: open(libc::O_NOCTTY) };
+    assert_eq!(line.settings().c_cc[libc::VREPRINT], 7);
+    line.change(|t| t.c_cc[libc::VREPRINT] = before);
+    assert_eq!(line.slave.write(b"\n"), Ok(1));
 }
 
 fn flow_control() {

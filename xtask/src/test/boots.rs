@@ -369,8 +369,24 @@ const SHELL: &[Talk] = &[
 
 const SHELL_JOBS: &[Talk] = &[
     Expect("# "),
+    // The first process has no session, so what it opens does not become its terminal.
+    Send("exec 3<>/dev/ttyS0; cut -d ' ' -f 6-8 /proc/1/stat\n"),
+    Expect("\n0 0 -1\n"),
     // The console cannot be a controlling terminal, so job control needs the device behind it; and children of PID 1
     // are an orphaned process group, which the terminal does not stop, so this shell is not PID 1.
+    Send("setsid sh -c 'exec sh -i </dev/ttyS0 >/dev/ttyS0 2>&1'\n"),
+    Expect("# "),
+    Send("echo session-$(($(cut -d ' ' -f 6 /proc/$$/stat) - $$))\n"),
+    Expect("\nsession-0\n"),
+    Expect("# "),
+    // The line is hung up when the session ends, and what was typed is lost with it. The console on it is spared, and the next
+    // session gets the line.
+    Send("exit\n"),
+    Expect("exit\n"),
+    Expect("# "),
+    Send("echo back-on-the-console >/dev/console; echo lost >&3; echo status-$?\n"),
+    Expect("\nback-on-the-console\n"),
+    Expect("\nstatus-1\n"),
     Send("setsid sh -c 'exec sh -i </dev/ttyS0 >/dev/ttyS0 2>&1'\n"),
     Expect("# "),
     Send("sleep 1000 & echo started-$!\n"),
