@@ -154,7 +154,7 @@ impl Screen {
             Layout::vertical([Constraint::Length(3), Constraint::Fill(1), Constraint::Length(1)])
                 .areas(frame.area());
         let report = &self.report;
-        let pools = report.pools.iter().filter(|pool| pool.total > 0).map(|pool| {
+        let pools = report.pools.iter().map(|one| &one.pool).filter(|pool| pool.total > 0).map(|pool| {
             format!(
                 "{}: {} of {} free, {} reserved",
                 human::bytes(pool.page_size),
@@ -275,6 +275,7 @@ fn files(report: &Report) -> impl Iterator<Item = &FileReport> {
 mod tests {
     use super::*;
     use crate::audit::source::Source;
+    use crate::size::Size;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use ratatui::crossterm::event::KeyEvent;
@@ -296,7 +297,8 @@ mod tests {
         let smaps = format!("{line}KernelPageSize:     2048 kB\nVmFlags: rd wr sh ms ht \n");
         std::fs::write(process.join("smaps"), smaps).unwrap();
         std::fs::write(process.join("pagemap.txt"), "").unwrap();
-        let options = LookOptions { seconds: 1, all: true, min_processes: 2, root: None };
+        let options =
+            LookOptions { seconds: 1, all: true, min_processes: 2, worth: Size(1 << 20), root: None };
         audit(&Source::recorded(folder.path()), &options, true).unwrap()
     }
 

@@ -14,6 +14,7 @@ use super::maps::{self, Access, Line};
 use super::recording;
 use super::same_memory;
 use super::source::Source;
+use super::unit;
 
 /// Shared mappings on base pages below this are no database's memory.
 const SMALLEST: u64 = 2 << 20;
@@ -27,6 +28,8 @@ pub struct Process {
     pub parent: i32,
     /// Its name, at most 15 bytes.
     pub name: String,
+    /// What systemd or a container engine calls the group of processes that it is in; empty where there is none.
+    pub unit: String,
     /// Bytes of its address space in use.
     pub vm_size: u64,
     /// Bytes of its page tables as the kernel counts them: a shared table counts in each process.
@@ -132,6 +135,7 @@ fn look(source: &Source, devices: &Devices, pid: i32, with_faults: bool, buffer:
     if with_faults {
         process.faults = faults(source, &handle, buffer).unwrap_or(0);
     }
+    process.unit = unit::of(source, &handle, buffer);
     let mut files = Vec::new();
     match read(source, &handle, "maps", buffer) {
         Ok(()) => {

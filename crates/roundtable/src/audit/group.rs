@@ -48,6 +48,8 @@ pub struct Shape {
     pub witness: Option<i32>,
     /// For each slot how many of the probed have a page there.
     pub populated: Vec<u32>,
+    /// Pages that are there, of the probed mapping that has most.
+    pub most_pages: u64,
     /// For each slot one of these: not all that are alike have touched the same parts.
     pub witnesses: Vec<Option<i32>>,
     /// Tables that only these mappings need, of the probed together.
@@ -118,6 +120,7 @@ pub fn groups(census: &Census, probes: &HashMap<i32, Option<Probe>>, geometry: G
                     shape.probed += 1;
                     shape.witness.get_or_insert(process.pid);
                     shape.exclusive += probed.exclusive;
+                    shape.most_pages = shape.most_pages.max(probed.pages);
                     shape.filled_itself += u64::from(probe.filled_itself && any);
                     for (slot, _) in probed.populated.iter().enumerate().filter(|(_, populated)| **populated)
                     {
@@ -157,6 +160,7 @@ fn empty(key: Key, flags: Option<&Flags>, geometry: Geometry) -> Shape {
         probed: 0,
         witness: None,
         populated: vec![0; slots as usize],
+        most_pages: 0,
         witnesses: vec![None; slots as usize],
         exclusive: Tables::default(),
         filled_itself: 0,

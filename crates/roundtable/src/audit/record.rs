@@ -19,9 +19,11 @@ use super::kernel_version::SHARING_OPTIONS;
 use super::maps::{self, Line};
 use super::mounts::{Mount, mounts};
 use super::pagemap::Pagemap;
+use super::pools;
 use super::recording::{DENIED, RANGES, Ranges, Recorded};
 use super::slots::Witness;
 use super::source::Source;
+use super::unit;
 use super::witness::Kernel;
 use crate::output::human;
 
@@ -102,13 +104,9 @@ fn machine(source: &Source, folder: &Path) -> Result<()> {
         let kept: Vec<&str> = kept.collect();
         put(&format!("boot/config-{}", release.trim()), &(kept.join("\n") + "\n"))?;
     }
-    let pools = "sys/kernel/mm/hugepages";
-    for entry in fs::read_dir(source.path(pools)).into_iter().flatten().flatten() {
-        for file in ["nr_hugepages", "free_hugepages", "resv_hugepages", "surplus_hugepages"] {
-            let name = format!("{pools}/{}/{file}", entry.file_name().to_string_lossy());
-            if let Some(text) = source.text(&name) {
-                put(&name, &text)?;
-            }
+    for name in pools::recorded_files(source) {
+        if let Some(text) = source.text(&name) {
+            put(&name, &text)?;
         }
     }
     Ok(())
@@ -141,6 +139,8 @@ impl Recorder<'_> {
         let status = format!("Name:\t{name}\nVmPTE:\t{tables:8} kB\nHugetlbPages:\t{huge:8} kB\n");
         fs::write(folder.join("status"), status)?;
         fs::write(folder.join("stat"), format!("{number} ({name}) S 1 1 1 0 -1 0 {faults} 0 0 0 0 0\n"))?;
+        let unit = unit::of(self.source, &handle, &mut Vec::new());
+        fs::write(folder.join("cgroup"), format!("0::/{}\n", self.unit(&unit)))?;
         match maps {
             None => fs::write(folder.join(DENIED), "")?,
             Some(maps) if self.maps_shared_memory(&handle, &maps) => {
@@ -209,6 +209,17 @@ impl Recorder<'_> {
         let start = if name.starts_with(b"/memfd:") { "/memfd:" } else { "/" };
         let end = if name.ends_with(b" (deleted)") { " (deleted)" } else { "" };
         format!("{start}file-{number}{end}").into_bytes()
+    }
+
+    /// A unit's name, or a number for it.
+    fn unit(&mut self, unit: &str) -> String {
+        match &mut self.names {
+            Some(names) if !unit.is_empty() => {
+                let next = names.len() + 1;
+                format!("unit-{}.service", *names.entry(unit.as_bytes().to_vec()).or_insert(next))
+            }
+            _ => unit.to_string(),
+        }
     }
 
     /// File systems in memory, without where they are mounted.

@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
+use super::advice::pool::Need;
+use super::advice::{Advice, Subject};
 use super::cost::Cost;
-use super::cures::Cure;
 use super::kernel_version::Kernel;
+use super::pools::Pool;
 use super::slots::{Evidence, Verdict};
 
 /// The form of the JSON output; it grows when a field changes its meaning or goes away.
-pub const SCHEMA: u32 = 1;
+pub const SCHEMA: u32 = 2;
 
 /// All of it. Sizes are in bytes.
 #[derive(Clone, Debug, Serialize)]
@@ -24,7 +26,7 @@ pub struct Report {
     /// Bytes that one shared table maps.
     pub slot: u64,
     /// The pools of huge pages.
-    pub pools: Vec<Pool>,
+    pub pools: Vec<PoolReport>,
     /// What was seen and what was not.
     pub seen: Seen,
     /// The estimates beside what the kernel says.
@@ -33,21 +35,18 @@ pub struct Report {
     pub huge: Vec<FileReport>,
     /// Shared memory on base pages that would be better off on huge ones.
     pub base: Vec<FileReport>,
+    /// What to do, that with the largest gain first.
+    pub advice: Vec<Advice>,
 }
 
-/// A pool of huge pages; counts in pages.
+/// A pool of huge pages.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Pool {
-    /// Bytes of a page.
-    pub page_size: u64,
-    /// All pages.
-    pub total: u64,
-    /// Pages in no file.
-    pub free: u64,
-    /// Free pages that are promised.
-    pub reserved: u64,
-    /// Pages beyond the persistent ones.
-    pub surplus: u64,
+pub struct PoolReport {
+    /// What the kernel says of it.
+    #[serde(flatten)]
+    pub pool: Pool,
+    /// How large it has to be.
+    pub need: Need,
 }
 
 /// What was seen.
@@ -121,6 +120,8 @@ pub struct FileReport {
     pub some_pids: Vec<i32>,
     /// What they are called.
     pub names: BTreeSet<String>,
+    /// Their units.
+    pub units: BTreeSet<String>,
     /// Mappings of it.
     pub mappings: u64,
     /// Mappings whose process was looked into.
@@ -137,8 +138,6 @@ pub struct FileReport {
     pub tables: Cost,
     /// Page tables, in bytes.
     pub bytes: Bytes,
-    /// What to do.
-    pub cures: Vec<Cure>,
     /// Faults of its processes since their start, 0 if not asked for.
     #[serde(skip)]
     pub faults: u64,
@@ -174,6 +173,17 @@ pub struct Bytes {
 }
 
 impl FileReport {
+    /// Whom an advice about it is about.
+    pub fn subject(&self) -> Subject {
+        Subject {
+            programs: self.names.clone(),
+            processes: self.processes,
+            some_pids: self.some_pids.clone(),
+            units: self.units.clone(),
+            file: self.name.clone(),
+        }
+    }
+
     /// Slots of a kind.
     pub fn slots(&self, verdict: Verdict) -> u64 {
         self.slots.get(&verdict).copied().unwrap_or(0)

@@ -33,6 +33,7 @@ fn shape(start: u64, length: u64, offset: u64, members: u64) -> Shape {
         witness: Some(1),
         witnesses: vec![Some(1); slots],
         populated: vec![members as u32; slots],
+        most_pages: 0,
         exclusive: Tables::default(),
         filled_itself: 0,
     };

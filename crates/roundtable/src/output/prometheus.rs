@@ -6,7 +6,7 @@
 use std::fmt::Write;
 
 use crate::audit::kernel_version::Status;
-use crate::audit::report::{FileReport, Report};
+use crate::audit::report::{FileReport, PoolReport, Report};
 
 /// One metric: all its samples stand together below its HELP and TYPE lines, as the format wants it.
 struct Metric {
@@ -84,12 +84,13 @@ fn metrics(report: &Report) -> Vec<Metric> {
             samples: report
                 .pools
                 .iter()
-                .flat_map(|pool| {
+                .flat_map(|PoolReport { pool, need }| {
                     let values = [
                         ("total", pool.total),
                         ("free", pool.free),
                         ("reserved", pool.reserved),
                         ("surplus", pool.surplus),
+                        ("needed", need.nr_hugepages),
                     ];
                     values.map(|(state, value)| {
                         (vec![("page_size", pool.page_size.to_string()), ("state", state.to_string())], value)

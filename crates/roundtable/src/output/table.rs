@@ -1,5 +1,7 @@
 //! An audit as tables for people.
 
+mod advice;
+
 use std::fmt::Write;
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
@@ -7,7 +9,7 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use super::human;
 use crate::audit::kernel_version::Status;
-use crate::audit::report::{FileReport, Report};
+use crate::audit::report::{FileReport, PoolReport, Report};
 use crate::audit::slots::{Evidence, Verdict};
 
 /// The whole audit; of each kind of file so many.
@@ -71,12 +73,10 @@ pub fn text(report: &Report, top: usize) -> String {
         }
         let _ = writeln!(out, "{}", aligned(table));
         rest(&mut out, report.base.len(), top);
-        for file in report.base.iter().take(top) {
-            cures(&mut out, file);
-        }
     }
     pools(&mut out, report);
     check(&mut out, report);
+    advice::text(&mut out, report);
     out
 }
 
@@ -182,7 +182,7 @@ pub fn describe(verdict: Verdict) -> &'static str {
 fn details(out: &mut String, file: &FileReport, unit: &str) {
     let _ = writeln!(
         out,
-        "\n{}: {} of {} in {} ({})",
+        "\n{}: {} of {} in {}: {}",
         shown_name(file),
         human::bytes(file.size),
         human::bytes(file.page_size),
@@ -211,31 +211,24 @@ fn details(out: &mut String, file: &FileReport, unit: &str) {
             human::count(file.mappings)
         );
     }
-    cures(out, file);
-}
-
-fn cures(out: &mut String, file: &FileReport) {
-    for cure in &file.cures {
-        let saves =
-            if cure.saves > 0 { format!(" (saves {})", human::bytes(cure.saves)) } else { String::new() };
-        let _ = writeln!(out, "  cure: {}{saves}", cure.what);
-    }
 }
 
 fn pools(out: &mut String, report: &Report) {
-    let used: Vec<_> = report.pools.iter().filter(|pool| pool.total > 0).collect();
+    let used: Vec<_> =
+        report.pools.iter().filter(|one| one.pool.total > 0 || !one.need.wanted.is_empty()).collect();
     if used.is_empty() {
         return;
     }
     out.push_str("\nPools of huge pages\n");
-    let mut table = new_table(&["page", "total", "free", "reserved", "surplus"]);
-    for pool in used {
+    let mut table = new_table(&["page", "total", "free", "reserved", "surplus", "needed"]);
+    for PoolReport { pool, need } in used {
         table.add_row([
             human::bytes(pool.page_size),
             human::count(pool.total),
             human::count(pool.free),
             human::count(pool.reserved),
             human::count(pool.surplus),
+            human::count(need.nr_hugepages),
         ]);
     }
     let _ = writeln!(out, "{}", aligned(table));

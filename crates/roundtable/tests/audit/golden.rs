@@ -1,17 +1,22 @@
 //! The three outputs of recordings, word for word. UPDATE_EXPECT=1 writes them anew.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
 use expect_test::expect_file;
 
-use crate::recordings::folder;
+use crate::recordings::{folder, with_nodes};
 
 /// What the program prints about a recording.
 fn printed(name: &str, format: &[&str]) -> String {
+    printed_of(&folder(name), format)
+}
+
+fn printed_of(root: &Path, format: &[&str]) -> String {
     let output = Command::new(env!("CARGO_BIN_EXE_roundtable"))
         .args(["audit", "--all", "--root"])
-        .arg(folder(name))
+        .arg(root)
         .args(format)
         .output()
         .expect("roundtable starts");
@@ -79,22 +84,24 @@ fn the_page_for_operators_is_up_to_date() {
 /// what changes its meaning raises the number.
 #[test]
 fn the_shape_of_the_json_is_documented() {
-    let mut fields = std::collections::BTreeSet::new();
-    for name in ["database", "hostile"] {
-        let value: serde_json::Value = serde_json::from_str(&printed(name, &["--json"])).unwrap();
+    let (mut fields, mut empty) = (BTreeSet::new(), BTreeSet::new());
+    let nodes = with_nodes();
+    for root in [folder("database"), folder("hostile"), nodes.path().to_path_buf()] {
+        let value: serde_json::Value = serde_json::from_str(&printed_of(&root, &["--json"])).unwrap();
         assert_eq!(value["schema"], roundtable::audit::report::SCHEMA);
-        walk(&value, "", &mut fields);
+        walk(&value, "", &mut fields, &mut empty);
     }
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/audit-json.md");
     let document = std::fs::read_to_string(path).unwrap();
     assert!(document.contains(&format!("Schema {}", roundtable::audit::report::SCHEMA)));
     let rows = document.lines().filter_map(|line| line.strip_prefix("| `")?.split_once('`'));
-    let documented: std::collections::BTreeSet<String> = rows.map(|(field, _)| field.to_string()).collect();
+    let documented: BTreeSet<String> = rows.map(|(field, _)| field.to_string()).collect();
+    fields.extend(empty.into_iter().filter(|field| documented.contains(field)));
     assert_eq!(fields, documented);
 }
 
 /// The paths of all fields: `huge[].slots{}` for lists and maps by kind.
-fn walk(value: &serde_json::Value, path: &str, fields: &mut std::collections::BTreeSet<String>) {
+fn walk(value: &serde_json::Value, path: &str, fields: &mut BTreeSet<String>, empty: &mut BTreeSet<String>) {
     match value {
         // Its keys are values: verdicts.
         serde_json::Value::Object(_) if path.ends_with("[].slots") => drop(fields.insert(path.to_string())),
@@ -103,15 +110,17 @@ fn walk(value: &serde_json::Value, path: &str, fields: &mut std::collections::BT
                 let dot = if path.is_empty() { "" } else { "." };
                 // Both lists have the same form.
                 let path = format!("{path}{dot}{name}");
-                walk(value, &path.replacen("base[]", "huge[]", 1), fields);
+                walk(value, &path.replacen("base[]", "huge[]", 1), fields, empty);
             }
         }
         serde_json::Value::Array(list) => {
-            // An empty one does not tell what would be in it.
-            if !path.ends_with(".cures") && list.iter().all(|value| !value.is_object()) {
-                fields.insert(path.to_string());
+            match list.iter().any(|value| !value.is_object()) {
+                true => drop(fields.insert(path.to_string())),
+                // What would be in it another one tells, or it is a list of texts.
+                false if list.is_empty() => drop(empty.insert(path.to_string())),
+                false => {}
             }
-            list.iter().for_each(|value| walk(value, &format!("{path}[]"), fields));
+            list.iter().for_each(|value| walk(value, &format!("{path}[]"), fields, empty));
         }
         _ if path.ends_with("[]") => {}
         _ => drop(fields.insert(path.to_string())),

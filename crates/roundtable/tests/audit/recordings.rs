@@ -10,6 +10,7 @@ use roundtable::audit::report::Report;
 use roundtable::audit::slots::{Evidence, Verdict};
 use roundtable::audit::source::Source;
 use roundtable::audit::{LookOptions, audit};
+use roundtable::size::Size;
 
 /// A recording of this name.
 pub fn folder(name: &str) -> PathBuf {
@@ -18,7 +19,7 @@ pub fn folder(name: &str) -> PathBuf {
 
 /// An audit of a folder, without what depends on how the threads take turns.
 pub fn audited(root: &Path) -> Report {
-    let options = LookOptions { seconds: 1, all: true, min_processes: 2, root: None };
+    let options = LookOptions { seconds: 1, all: true, min_processes: 2, worth: Size(1 << 20), root: None };
     let mut report = audit(&Source::recorded(root), &options, true).unwrap();
     (report.seen.reads, report.seen.bytes_read) = (0, 0);
     report
@@ -42,6 +43,36 @@ fn copy(name: &str) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
     tree(&folder(name), copy.path());
     copy
+}
+
+/// The recording of a database on a host with two nodes of memory: of its pool, node 0 has most, and more in use.
+pub fn with_nodes() -> tempfile::TempDir {
+    let copy = copy("database");
+    for (node, total, free) in [(0, 900, 300), (1, 280, 173)] {
+        let node = copy.path().join(format!("sys/devices/system/node/node{node}"));
+        let pool = node.join("hugepages/hugepages-2048kB");
+        fs::create_dir_all(&pool).unwrap();
+        fs::write(node.join("meminfo"), "Node 0 MemTotal: 8388608 kB\nNode 0 MemFree: 1048576 kB\n").unwrap();
+        for (file, number) in [("nr", total), ("free", free), ("surplus", 0)] {
+            fs::write(pool.join(format!("{file}_hugepages")), format!("{number}\n")).unwrap();
+        }
+    }
+    copy
+}
+
+/// One figure for each pool, and one for each node: nobody loses a page, and all are promised what they want.
+#[test]
+fn a_pool_over_two_nodes_grows_on_both() {
+    let report = audited(with_nodes().path());
+    let pool = &report.pools[0];
+    let parts: Vec<u64> = pool.need.nodes.iter().map(|node| node.nr_hugepages).collect();
+    // 600 and 107 are in use; of 429 promised and 138 wanted each gets a half, and none has less than before.
+    assert_eq!(parts, [900, 107 + 283]);
+    assert!(pool.need.nr_hugepages >= pool.pool.in_use() + pool.pool.reserved + 138);
+    let again = tempfile::tempdir().unwrap();
+    let options = RecordOptions { folder: again.path().join("again"), keep_names: true };
+    record(&Source::recorded(with_nodes().path()), &options).unwrap();
+    assert_eq!(audited(&options.folder).pools, report.pools, "a recording keeps the nodes");
 }
 
 fn json(report: &Report) -> serde_json::Value {

@@ -4,7 +4,7 @@ use roundtable_programs::child::Child;
 use roundtable_programs::huge::{GIB, HUGE};
 use roundtable_programs::mem::{FIXED, NORESERVE, R, RW, SHARED, mmap, mprotect};
 
-use crate::saying::{audit, expect, file_of, table};
+use crate::saying::{advice, audit, expect, file_of, table};
 use crate::scene::{
     FEW, PLACE, expect_faults, faults_at, faults_of_a_new_one, filled, filled_at, map_at, stays, touch,
 };
@@ -46,8 +46,8 @@ pub fn not_congruent() {
     let seen = file_of(&report, "huge", &name);
     // The second one's 512 pages lie in two slots, of which the first is not filled.
     expect(seen, &[("not_congruent", 2), ("too_short", 1), ("untouched", 2)]);
-    let cures = seen["cures"].to_string();
-    assert!(cures.contains("0x40000000"), "{cures}");
+    let steps = advice(&report, &name, "same-address")["steps"].to_string();
+    assert!(steps.contains("0x40000000"), "{steps}");
     drop((first, second));
     let _first = stays(|| {
         map_at(PLACE, GIB, RW, SHARED, &file);
@@ -70,7 +70,8 @@ pub fn too_short() {
     let report = audit();
     let seen = file_of(&report, "huge", &name);
     expect(seen, &[("too_short", 2)]);
-    assert!(seen["cures"].to_string().contains("make it 1 GiB instead of 512 MiB"), "{seen}");
+    let steps = advice(&report, &name, "fill-slots")["steps"].to_string();
+    assert!(steps.contains("Make it 1 GiB instead of 512 MiB"), "{steps}");
     expect_faults(faults_of_a_new_one(|| map_at(PLACE, GIB / 2, RW, SHARED, &file), PLACE, FEW), FEW as u32);
 }
 

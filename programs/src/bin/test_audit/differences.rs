@@ -14,7 +14,7 @@ use crate::scene::{
 
 pub fn other_protection() {
     let seen = two(|file| map_at(PLACE, GIB, R, SHARED, file), &[("protection_differs", 2)], FEW as u32);
-    assert!(seen["cures"].to_string().contains("same protection"), "{seen}");
+    assert!(seen["advice"].to_string().contains("same-protection"), "{seen}");
 }
 
 pub fn other_flags() {
@@ -36,7 +36,7 @@ pub fn other_flags() {
 fn expect_flag(flag: &str, prepare: impl Fn(&Fd)) {
     let seen = two(prepare, &[("flags_differ", 2)], FEW as u32);
     assert_eq!(seen["differing_flags"], serde_json::json!([flag]));
-    assert!(seen["cures"].to_string().contains("same flags"), "{seen}");
+    assert!(seen["advice"].to_string().contains("same-flags"), "{seen}");
 }
 
 /// A mapping that reserves its pages, beside one that does not.

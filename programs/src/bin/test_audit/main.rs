@@ -11,6 +11,7 @@ mod files;
 mod mounts;
 mod namespaces;
 mod output;
+mod pool;
 mod postgres;
 mod saying;
 mod scene;
@@ -35,6 +36,7 @@ use mounts::{
     sysv_segments_of_two_containers,
 };
 use output::output_formats;
+use pool::pool_advice_keeps_what_is_in_use;
 use postgres::{postgres_on_base_pages, postgres_on_huge_pages, postgres_plan};
 use sight::{another_user_sees_less, counters_tell_without_root, hidden_processes, in_a_container};
 
@@ -71,6 +73,8 @@ tests! {
     // On base pages.
     shared_memory_on_base_pages: 60,
     shared_memory_of_each_kind: 60,
+    // Pools.
+    pool_advice_keeps_what_is_in_use: 60,
     // Not everything in sight.
     another_user_sees_less: 60,
     counters_tell_without_root: 60,

@@ -60,7 +60,6 @@ pub fn postgres_on_base_pages() {
     let before = settled_audit();
     let server = Server::start("off");
     let file = expect_close(&before, &server, "base", "huge_pages=off");
-    assert!(file["cures"].to_string().contains("huge_pages=on"), "{file}");
     // 110 tables of 2 MiB each for the part that each connection has looked at.
     let tables = file["tables"]["now"]["pte"].as_u64().unwrap();
     assert!((110 * CONNECTIONS as u64..125 * CONNECTIONS as u64).contains(&tables), "{file}");

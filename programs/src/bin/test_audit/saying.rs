@@ -4,9 +4,9 @@ use std::process::Command;
 
 use serde_json::Value;
 
-/// Runs the audit and gives what it says, as JSON.
+/// Runs the audit and gives what it says, as JSON, with advice for the little that these tests take.
 pub fn audit() -> Value {
-    let output = command(&["audit", "--json", "--all"]).output().expect("roundtable starts");
+    let output = command(&["audit", "--json", "--all", "--worth", "0"]).output().expect("roundtable starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
@@ -31,6 +31,19 @@ pub fn expect(file: &Value, expected: &[(&str, u64)]) {
     let expected: serde_json::Map<String, Value> =
         expected.iter().map(|(verdict, count)| (verdict.to_string(), Value::from(*count))).collect();
     assert_eq!(seen, &expected, "{file}");
+}
+
+/// What it advises about a file.
+pub fn advice_of<'a>(report: &'a Value, name: &str) -> Vec<&'a Value> {
+    let all = report["advice"].as_array().expect("a list of advice");
+    all.iter().filter(|advice| advice["subject"]["file"] == name).collect()
+}
+
+/// The one advice of a kind about a file.
+#[track_caller]
+pub fn advice<'a>(report: &'a Value, name: &str, id: &str) -> &'a Value {
+    let all = advice_of(report, name);
+    all.iter().find(|advice| advice["id"] == id).unwrap_or_else(|| panic!("no {id} in {all:?}"))
 }
 
 /// What it says of all files of this name: there may be several.

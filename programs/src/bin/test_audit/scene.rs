@@ -10,7 +10,7 @@ use roundtable_programs::shared::Shared;
 use roundtable_programs::sys;
 use serde_json::Value;
 
-use crate::saying::{audit, expect, file_of};
+use crate::saying::{advice_of, audit, expect, file_of};
 
 /// Where mappings go: free in every process, far from everything.
 pub const PLACE: usize = 0x2000_0000_0000;
@@ -106,7 +106,8 @@ pub fn expect_faults(faults: u32, expected: u32) {
     assert!((expected..=expected + 2).contains(&faults), "{faults} faults, {expected} expected");
 }
 
-/// Two processes, the second one different: the verdict, and the faults of a third that is as the second.
+/// Two processes, the second one different: the verdict, and the faults of a third that is as the second. What the audit says
+/// of the file comes back, and under `advice` the kinds of what it advises.
 pub fn two(prepare: impl Fn(&Fd), verdicts: &[(&str, u64)], faults: u32) -> Value {
     let (file, name) = filled(GIB, FEW);
     let _first = stays(|| {
@@ -118,8 +119,9 @@ pub fn two(prepare: impl Fn(&Fd), verdicts: &[(&str, u64)], faults: u32) -> Valu
         touch(PLACE, FEW);
     });
     let report = audit();
-    let seen = file_of(&report, "huge", &name).clone();
+    let mut seen = file_of(&report, "huge", &name).clone();
     expect(&seen, verdicts);
+    seen["advice"] = advice_of(&report, &name).iter().map(|advice| advice["id"].clone()).collect();
     second.end();
     expect_faults(faults_of_a_new_one(|| prepare(&file), PLACE, FEW), faults);
     seen

@@ -1,0 +1,127 @@
+//! Advice for shared memory on base pages: put it on huge ones.
+
+use super::program::{self, Memory, Program};
+use super::{Advice, Pages, Step, Subject, Worth, sources};
+use crate::audit::pools::Pool;
+use crate::audit::report::FileReport;
+use crate::output::human;
+
+/// What is advised for a file on base pages, if that is worth it. `resident` are its bytes that are in memory already.
+pub fn advise(file: &FileReport, pool: Option<&Pool>, resident: u64, worth: Worth) -> Option<Advice> {
+    let pool = pool?;
+    let subject = file.subject();
+    let program = subject.program();
+    let count = file.size.div_ceil(pool.page_size);
+    let gain = file.bytes.now.saturating_sub(file.bytes.huge);
+    let cost = (count * pool.page_size).saturating_sub(resident);
+    if !worth.is_reached(gain, cost) {
+        return None;
+    }
+    let memory =
+        Memory { file: &file.name, size: file.size, page_size: pool.page_size, is_default: pool.is_default };
+    let pages = Some(Pages { size: pool.page_size, count });
+    let (mut steps, source) = match program {
+        Program::PostgreSql if file.name.starts_with("/dev/shm/") => return transparent(file, subject, gain),
+        Program::PostgreSql => (postgresql(pool, count), sources::POSTGRESQL),
+        Program::Redis => return None,
+        program => program.put_on_huge_pages(memory)?,
+    };
+    if program != Program::Memcached {
+        steps.insert(0, pool_first(count, pool));
+    }
+    Some(Advice {
+        id: "huge-pages",
+        situation: format!(
+            "{} of shared memory on base pages cost {} of page tables in {}; on huge pages {}.",
+            human::bytes(file.size),
+            human::bytes(file.bytes.now),
+            human::processes(file.processes),
+            human::bytes(file.bytes.huge)
+        ),
+        subject,
+        steps,
+        gain,
+        cost,
+        pages: if program == Program::Memcached { None } else { pages },
+        source,
+    })
+}
+
+fn pool_first(count: u64, pool: &Pool) -> Step {
+    let size = human::bytes(pool.page_size);
+    if pool.available() >= count {
+        Step::by_hand(format!(
+            "The pool has {} pages of {size} that nobody has been promised; {} of them are needed.",
+            human::count(pool.available()),
+            human::count(count)
+        ))
+    } else {
+        Step::by_hand(format!(
+            "Give the pool {} pages of {size} for it (see grow-pool), and check that it has got them.",
+            human::count(count)
+        ))
+    }
+}
+
+fn postgresql(pool: &Pool, count: u64) -> Vec<Step> {
+    let mut steps = vec![Step::run(
+        "Let PostgreSQL ask for them. With try it starts on base pages where the pool is too short, and does not say so; with on it then ends with FATAL: could not map anonymous shared memory. Both want shared_memory_type=mmap, its default: with sysv, on is refused.",
+        ["psql -U postgres -c \"alter system set huge_pages = 'try'\"".into()],
+    )];
+    if !pool.is_default {
+        steps.push(Step::run(
+            "Name the size, which is not the host's default (PostgreSQL 14 and later).",
+            [format!(
+                "psql -U postgres -c \"alter system set huge_page_size = '{}kB'\"",
+                pool.page_size >> 10
+            )],
+        ));
+    }
+    steps.push(Step::by_hand(
+        "Start the server again (systemctl restart, or pg_ctl restart): a reload does not change its memory.",
+    ));
+    steps.push(Step::run(
+        format!(
+            "Check that it has them: about {} pages less are free or more are promised than before. PostgreSQL 17 and later say huge_pages_status=on.",
+            human::count(count)
+        ),
+        ["grep HugePages_ /proc/meminfo".into()],
+    ));
+    steps
+}
+
+/// For a tmpfs file that no setting puts on hugetlbfs.
+fn transparent(file: &FileReport, subject: Subject, gain: u64) -> Option<Advice> {
+    Some(Advice {
+        id: "transparent-huge-pages",
+        situation: format!(
+            "{} of dynamic shared memory in /dev/shm cost {} of page tables in {}; huge_pages has no bearing on it.",
+            human::bytes(file.size),
+            human::bytes(file.bytes.now),
+            human::processes(file.processes)
+        ),
+        subject,
+        steps: vec![
+            Step::by_hand(
+                "Set min_dynamic_shared_memory to what parallel queries take: that much is then part of the main memory, and on its huge pages.",
+            ),
+            Step::run(
+                "Or let tmpfs take transparent huge pages where a whole one is written; it applies to files that are made from then on.",
+                ["mount -o remount,huge=within_size /dev/shm".into()],
+            ),
+        ],
+        gain,
+        cost: 0,
+        pages: None,
+        source: sources::TRANSPARENT,
+    })
+}
+
+/// The program that most advice goes by: that of the first name that is known.
+impl Subject {
+    /// Which program it is.
+    pub fn program(&self) -> Program {
+        let known = self.programs.iter().map(|name| program::of(name, &self.file));
+        known.min().unwrap_or(Program::Other)
+    }
+}

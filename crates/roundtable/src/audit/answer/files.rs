@@ -1,0 +1,136 @@
+//! Which files of huge and shared pages there are, what their page tables cost, and what to do about it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::audit::LARGE;
+use crate::audit::advice::{Advice, Worth, base_pages, sharing};
+use crate::audit::cost::{Cost, cost};
+use crate::audit::files::describe;
+use crate::audit::group::Group;
+use crate::audit::host::Host;
+use crate::audit::kernel_version::Protocol;
+use crate::audit::report::{Bytes, FileReport, OfProcesses};
+use crate::audit::slots::{self, Analysis, Evidence};
+
+/// Of the processes, names and units of a file no more than so many are told.
+const TOLD: usize = 8;
+
+/// The files.
+pub struct Files {
+    /// Those on huge pages.
+    pub huge: Vec<FileReport>,
+    /// Large ones on base pages that several processes map.
+    pub base: Vec<FileReport>,
+    /// Bytes of shared tables that VmPTE counts again.
+    pub counted_again: u64,
+}
+
+/// Judges all files; what is advised for them comes behind `advice`.
+pub fn answer(host: &Host, min_processes: usize, worth: Worth, advice: &mut Vec<Advice>) -> Files {
+    let mut files = Files { huge: Vec::new(), base: Vec::new(), counted_again: 0 };
+    for group in &host.groups {
+        if group.file.is_hugetlb {
+            let (file, analysis) = huge(host, group);
+            files.counted_again += (analysis.sharable_uses
+                - analysis.sharable_tables.min(analysis.sharable_uses))
+                * host.source.geometry.page();
+            advice.extend(sharing::advise(
+                group,
+                &analysis,
+                &file.tables,
+                &host.kernel,
+                host.source.geometry,
+                &file.subject(),
+                worth,
+            ));
+            files.huge.push(file);
+        } else if group.size >= LARGE && group.pids.len() >= min_processes {
+            let file = base(host, group);
+            let pool = host.pools.iter().find(|pool| pool.page_size == host.source.geometry.huge());
+            let pages = group.shapes.iter().map(|shape| shape.most_pages).max().unwrap_or(0);
+            advice.extend(base_pages::advise(&file, pool, pages * group.file.page_size, worth));
+            files.base.push(file);
+        }
+    }
+    files
+}
+
+fn huge(host: &Host, group: &Group) -> (FileReport, Analysis) {
+    let geometry = host.source.geometry;
+    let shares = host.kernel.shares;
+    let analysis = match host.kernel.protocol {
+        Protocol::FileTables => slots::analyse_owned(group, geometry),
+        _ => slots::analyse(group, geometry, shares, &host.witness),
+    };
+    let file = FileReport {
+        slots: analysis.verdicts.clone(),
+        evidence: analysis.evidence,
+        differing_flags: analysis.differing.clone(),
+        ..file(host, group, cost(group, &analysis, geometry, shares))
+    };
+    (file, analysis)
+}
+
+fn base(host: &Host, group: &Group) -> FileReport {
+    let nothing = Analysis {
+        verdicts: BTreeMap::new(),
+        differing: BTreeSet::new(),
+        sharable_tables: 0,
+        sharable_uses: 0,
+        evidence: Evidence::Rules,
+        owned: false,
+    };
+    file(host, group, cost(group, &nothing, host.source.geometry, host.kernel.shares))
+}
+
+fn file(host: &Host, group: &Group, cost: Cost) -> FileReport {
+    let geometry = host.source.geometry;
+    let processes = || group.pids.iter().filter_map(|pid| host.process(*pid));
+    let some = |names: BTreeSet<&String>| names.into_iter().take(TOLD).cloned().collect();
+    let faults_by_pid: Vec<(i32, u64)> = processes().map(|process| (process.pid, process.faults)).collect();
+    FileReport {
+        name: describe(&group.file.name, group.id.inode),
+        device: format!("{}:{}", group.id.device.0, group.id.device.1),
+        inode: group.id.inode,
+        // Not known is nothing that could be shown.
+        ipc_namespace: Some(group.id.namespace).filter(|namespace| *namespace != u64::MAX).unwrap_or(0),
+        is_ambiguous: false,
+        page_size: group.file.page_size,
+        size: group.size,
+        processes: group.pids.len() as u64,
+        some_pids: group.pids.iter().copied().take(TOLD).collect(),
+        names: some(processes().map(|process| &process.name).collect()),
+        units: some(processes().map(|process| &process.unit).filter(|unit| !unit.is_empty()).collect()),
+        mappings: group.shapes.iter().map(|shape| shape.members).sum(),
+        looked_into: group
+            .shapes
+            .iter()
+            .map(|shape| if shape.witness.is_some() { shape.probed } else { 0 })
+            .sum(),
+        of_processes: of_processes(host, group),
+        slots: BTreeMap::new(),
+        evidence: Evidence::Rules,
+        differing_flags: BTreeSet::new(),
+        bytes: Bytes {
+            now: cost.now.bytes(geometry),
+            unshared: cost.unshared.bytes(geometry),
+            huge: cost.huge.bytes(geometry),
+            best_here: cost.best_here.bytes(geometry),
+            best_owned: cost.best_owned.bytes(geometry),
+        },
+        tables: cost,
+        faults: faults_by_pid.iter().map(|(_, faults)| faults).sum(),
+        faults_by_pid,
+    }
+}
+
+/// All page tables of a file's processes, of those that were looked into.
+fn of_processes(host: &Host, group: &Group) -> OfProcesses {
+    let mut all = OfProcesses::default();
+    for probe in group.pids.iter().filter_map(|pid| host.probe(*pid)) {
+        all.processes += 1;
+        all.estimate += probe.tables.bytes(host.source.geometry);
+        all.vm_pte += probe.vm_pte;
+    }
+    all
+}

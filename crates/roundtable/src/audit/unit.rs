@@ -1,0 +1,67 @@
+//! The unit that a process belongs to: what systemd or a container engine calls it, by its control group.
+
+use super::collect;
+use super::source::Source;
+use procfs::process::Process as Handle;
+
+/// Endings of names that systemd gives to groups of processes.
+const KINDS: [&str; 5] = [".service", ".scope", ".socket", ".mount", ".swap"];
+
+/// The unit of a process; empty where it has none or it cannot be read.
+pub fn of(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> String {
+    match collect::read(source, handle, "cgroup", buffer) {
+        Ok(()) => name(group(&String::from_utf8_lossy(buffer))),
+        Err(_) => String::new(),
+    }
+}
+
+/// The path of a process's control group: that of the second version, else systemd's own of the first, else the deepest.
+pub fn group(cgroup: &str) -> &str {
+    let paths = || {
+        cgroup.lines().filter_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            rest.split_once(':')
+        })
+    };
+    let of =
+        |wanted: &str| paths().find(|(kind, path)| *kind == wanted && *path != "/").map(|(_, path)| path);
+    let deepest = || paths().map(|(_, path)| path).max_by_key(|path| path.matches('/').count());
+    of("").or_else(|| of("name=systemd")).or_else(deepest).unwrap_or("/")
+}
+
+/// A group's path as a name: of a service its own, of a container or pod the last two parts, of anything else the path.
+pub fn name(path: &str) -> String {
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != "..").collect();
+    if let Some(unit) = parts.iter().rev().find(|part| KINDS.iter().any(|kind| part.ends_with(kind))) {
+        return (*unit).to_string();
+    }
+    parts[parts.len().saturating_sub(2)..].join("/")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_are_called_as_systemd_calls_them() {
+        for (cgroup, unit) in [
+            (
+                "0::/system.slice/system-postgresql.slice/postgresql@15-main.service\n",
+                "postgresql@15-main.service",
+            ),
+            ("0::/user.slice/user-0.slice/session-1.scope\n", "session-1.scope"),
+            ("0::/user.slice/user@1000.service/app.slice/vte-spawn-1.scope\n", "vte-spawn-1.scope"),
+            ("12:hugetlb:/a\n1:name=systemd:/system.slice/cron.service\n0::/\n", "cron.service"),
+            (
+                "0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-12ab.scope\n",
+                "cri-containerd-12ab.scope",
+            ),
+            ("5:memory:/docker/12ab\n4:cpu:/\n", "docker/12ab"),
+            ("0::/\n", ""),
+            ("", ""),
+            ("x\n:\n0:\n", ""),
+        ] {
+            assert_eq!(name(group(cgroup)), unit, "{cgroup}");
+        }
+    }
+}
