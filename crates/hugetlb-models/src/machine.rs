@@ -124,7 +124,7 @@ impl Memory {
         Some(PhysAddr((number as u64 + 1) * TABLE_SIZE))
     }
 
-    fn retire_table(&self, table: PhysAddr) {
+    pub(crate) fn retire_table(&self, table: PhysAddr) {
         let _frames = self.frames.lock();
         let mut records = self.records();
         let number = table_number(table);

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use hugetlb::{Access, Error, FaultError, File, MapOptions, Mapping, Protection, SLOT_SIZE, VirtAddr};
+use hugetlb::{
+    Access, Error, FaultError, File, MapOptions, Mapping, NoEntry, Protection, SLOT_SIZE, Space, VirtAddr,
+};
 
 use crate::lock::RawRwLock;
 use crate::machine::ModelMachine;
@@ -20,33 +22,6 @@ pub enum Signal {
 }
 
 type Mappings = BTreeMap<VirtAddr, Mapping<ModelMachine>>;
-
-/// The free addresses around a range, with something in the range `also`, too.
-fn room(mappings: &Mappings, range: &Range<VirtAddr>, also: &Range<VirtAddr>) -> Range<VirtAddr> {
-    let mut room = VirtAddr(0)..VirtAddr(SLOTS * SLOT_SIZE);
-    let taken = mappings.iter().map(|(start, mapping)| *start..*start + mapping.length());
-    for other in taken.chain([also.clone()]) {
-        if other.end <= range.start {
-            room.start = room.start.max(other.end);
-        } else if other.start >= range.end {
-            room.end = room.end.min(other.start);
-        }
-    }
-    room
-}
-
-/// Tells each mapping the room it has, with something in the range `also`.
-fn tell_neighbours(mappings: &mut Mappings, also: &Range<VirtAddr>) {
-    let ranges: Vec<_> = mappings.iter().map(|(start, mapping)| *start..*start + mapping.length()).collect();
-    for range in ranges {
-        let room = room(mappings, &range, also);
-        if let Some(mapping) = mappings.get_mut(&range.start) {
-            mapping.set_room(room);
-        }
-    }
-}
-
-const NOWHERE: Range<VirtAddr> = VirtAddr(0)..VirtAddr(0);
 
 /// An address space with its mappings, behind the address-space lock.
 pub struct Process {
@@ -76,10 +51,7 @@ impl Process {
         options: MapOptions,
     ) -> Result<(), Error> {
         let mut mappings = self.mappings.write();
-        let range = start..start + length;
-        tell_neighbours(&mut mappings, &range);
-        let room = room(&mappings, &range, &NOWHERE);
-        let mapping = file.map(self.space.clone(), start, length, offset, room, options)?;
+        let mapping = file.map(self.space.clone(), start, length, offset, options)?;
         mappings.insert(start, mapping);
         Ok(())
     }
@@ -91,7 +63,6 @@ impl Process {
             drop(mappings.remove(&start));
         }
         self.free_tables(&mappings, &range);
-        tell_neighbours(&mut mappings, &NOWHERE);
     }
 
     /// Takes all mappings away, as at the end.
@@ -121,7 +92,7 @@ impl Process {
         let mut mappings = self.mappings.write();
         let mut mapping = mappings.remove(&from).ok_or(Error::Invalid)?;
         let old = from..from + mapping.length();
-        let result = mapping.move_to(to, room(&mappings, &(to..to + mapping.length()), &NOWHERE));
+        let result = mapping.move_to(to);
         mappings.insert(mapping.start(), mapping);
         self.free_tables(&mappings, &old);
         result
@@ -163,11 +134,35 @@ impl Process {
     pub fn fault(&self, address: VirtAddr, access: Access) -> Result<(), Signal> {
         let mappings = self.mappings.read();
         let (_, mapping) = mappings.range(..=address).next_back().ok_or(Signal::Segv)?;
-        mapping.fault(address, access).map_err(|error| match error {
-            FaultError::Sigbus => Signal::Bus,
-            FaultError::OutOfMemory => panic!("there are tables enough"),
-            FaultError::Access | FaultError::NotMapped => Signal::Segv,
-        })
+        loop {
+            return match mapping.fault(address, access) {
+                Ok(()) => Ok(()),
+                Err(FaultError::Sigbus) => Err(Signal::Bus),
+                Err(FaultError::OutOfMemory) => panic!("there are tables enough"),
+                Err(FaultError::Access | FaultError::NotMapped) => Err(Signal::Segv),
+                Err(FaultError::SlotShared) => {
+                    self.give_slot(&mappings, address);
+                    continue;
+                }
+            };
+        }
+    }
+
+    /// Makes the host's table in a slot, as a fault on a base page does.
+    pub fn take_slot(&self, address: VirtAddr) {
+        let mappings = self.mappings.read();
+        if matches!(self.space.pmd_entry(address), Err(NoEntry::Managed)) {
+            self.give_slot(&mappings, address);
+            assert!(self.space.pmd_entry(address).is_ok(), "a slot that was asked for stays shared");
+        }
+    }
+
+    /// Takes the mappings in a slot out of the shared table there.
+    fn give_slot(&self, mappings: &Mappings, address: VirtAddr) {
+        for mapping in mappings.range(..address.slot() + SLOT_SIZE).rev().map(|(_, mapping)| mapping) {
+            mapping.leave_slot(address).expect("there are tables enough");
+        }
+        assert!(self.space.find_pmd_entry(address).is_some(), "a slot that was asked for stays shared");
     }
 
     /// What the host's own walks tell of an address: whether there is an entry, and whether it permits stores.

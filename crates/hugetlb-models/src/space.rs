@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use hugetlb::sync::AtomicU64;
-use hugetlb::{OutOfMemory, PageSize, PhysAddr, SLOT_SIZE, Space, TABLE_ENTRIES, VirtAddr, format};
+use hugetlb::{NoEntry, OutOfMemory, PageSize, PhysAddr, SLOT_SIZE, Space, TABLE_ENTRIES, VirtAddr, format};
 
-use crate::lock::RawMutex;
 use crate::machine::Memory;
 
 /// Slots of an address space.
@@ -19,8 +18,6 @@ pub(crate) struct Upper {
     id: u64,
     memory: Arc<Memory>,
     pud: [AtomicU64; SLOTS as usize],
-    /// Makes of two first faults in a slot one table.
-    install: lock_api::Mutex<RawMutex, ()>,
 }
 
 /// A handle to the tables of an address space.
@@ -30,7 +27,7 @@ pub struct ModelSpace(pub(crate) Arc<Upper>);
 impl ModelSpace {
     pub(crate) fn new(id: u64, memory: Arc<Memory>) -> ModelSpace {
         let pud = std::array::from_fn(|_| AtomicU64::new(0));
-        ModelSpace(Arc::new(Upper { id, memory, pud, install: lock_api::Mutex::new(()) }))
+        ModelSpace(Arc::new(Upper { id, memory, pud }))
     }
 
     pub(crate) fn entry(&self, address: VirtAddr) -> &AtomicU64 {
@@ -77,25 +74,31 @@ impl Space for ModelSpace {
     fn find_pmd_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
         // Acquire: with the installation.
         let pud = self.entry(address).load(Ordering::Acquire);
-        if !format::is_present(pud) {
+        if !format::is_present(pud) || format::is_managed(pud) {
             return None;
         }
-        assert!(!format::is_managed(pud), "the library asks for a table that is not the host's");
         let index = (address.0 >> PageSize::Size2M.shift()) as usize % TABLE_ENTRIES;
         Some(&self.0.memory.table(format::table_frame(pud))[index])
     }
 
-    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
-        {
-            let _install = self.0.install.lock();
-            let pud = self.entry(address);
-            // Acquire: with the installation.
-            if !format::is_present(pud.load(Ordering::Acquire)) {
-                let table = self.0.memory.allocate_table().ok_or(OutOfMemory)?;
-                // Release: with who walks.
-                pud.store(table.0 | HOST_TABLE, Ordering::Release);
+    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, NoEntry> {
+        let pud = self.entry(address);
+        // Acquire: with the installation.
+        if !format::is_present(pud.load(Ordering::Acquire)) {
+            let table = self.0.memory.allocate_table().ok_or(OutOfMemory)?;
+            // Release: with who walks.
+            if pud.compare_exchange(0, table.0 | HOST_TABLE, Ordering::Release, Ordering::Relaxed).is_err() {
+                self.0.memory.retire_table(table);
             }
         }
-        self.find_pmd_entry(address).ok_or(OutOfMemory)
+        self.find_pmd_entry(address).ok_or(NoEntry::Managed)
+    }
+
+    fn replace_managed(&self, address: VirtAddr) -> Result<(), OutOfMemory> {
+        let table = self.0.memory.allocate_table().ok_or(OutOfMemory)?;
+        // Release: with who walks. Acquire: what the shared table showed comes before.
+        let old = self.entry(address).swap(table.0 | HOST_TABLE, Ordering::AcqRel);
+        assert!(format::is_managed(old), "a table that is not the library's is replaced");
+        Ok(())
     }
 }

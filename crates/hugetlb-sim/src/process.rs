@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use hugetlb::{
-    Access, CheckRound, Error, FaultError, File, MapOptions, Mapping, Protection, SLOT_SIZE, VirtAddr,
+    Access, CheckRound, Error, FaultError, File, MapOptions, Mapping, OutOfMemory, Protection, SLOT_SIZE,
+    VirtAddr,
 };
 use parking_lot::RwLock;
 
@@ -24,31 +25,6 @@ pub enum Signal {
 }
 
 type Mappings = BTreeMap<VirtAddr, Mapping<SimMachine>>;
-
-/// The free addresses around a range, when something is in the ranges `also` too.
-fn room(mappings: &Mappings, range: &Range<VirtAddr>, also: &[Range<VirtAddr>]) -> Range<VirtAddr> {
-    let mut room = VirtAddr(0)..VirtAddr(512 * SLOT_SIZE);
-    let taken = mappings.iter().map(|(start, mapping)| *start..*start + mapping.length());
-    for other in taken.chain(also.iter().cloned()) {
-        if other.end <= range.start {
-            room.start = room.start.max(other.end);
-        } else if other.start >= range.end {
-            room.end = room.end.min(other.start);
-        }
-    }
-    room
-}
-
-/// Tells each mapping the room it has, with something in the ranges `also`.
-fn tell_neighbours(mappings: &mut Mappings, also: &[Range<VirtAddr>]) {
-    let ranges: Vec<_> = mappings.iter().map(|(start, mapping)| *start..*start + mapping.length()).collect();
-    for range in ranges {
-        let room = room(mappings, &range, also);
-        if let Some(mapping) = mappings.get_mut(&range.start) {
-            mapping.set_room(room);
-        }
-    }
-}
 
 /// An address space with its mappings, behind the address-space lock.
 pub struct Process {
@@ -72,14 +48,9 @@ impl Process {
         options: MapOptions,
     ) -> Result<(), Error> {
         let mut mappings = self.mappings.write();
-        let range = start..start + length;
-        // Before anything is in the range: a neighbour in one of its slots gives its shared table up.
-        tell_neighbours(&mut mappings, std::slice::from_ref(&range));
-        let room = room(&mappings, &range, &[]);
-        let result = file.map(self.space.clone(), start, length, offset, room, options);
-        let result = result.map(|mapping| drop(mappings.insert(start, mapping)));
-        tell_neighbours(&mut mappings, &[]);
-        result
+        let mapping = file.map(self.space.clone(), start, length, offset, options)?;
+        mappings.insert(start, mapping);
+        Ok(())
     }
 
     /// Takes all mappings in the range away; ends of the range may lie inside mappings.
@@ -89,7 +60,6 @@ impl Process {
             drop(mappings.remove(&start));
         }
         self.free_tables(&mappings, &range);
-        tell_neighbours(&mut mappings, &[]);
     }
 
     /// Changes what the mappings in the range permit.
@@ -113,14 +83,10 @@ impl Process {
     pub fn move_to(&self, from: VirtAddr, to: VirtAddr) -> Result<(), Error> {
         let mut mappings = self.mappings.write();
         let mut mapping = mappings.remove(&from).ok_or(Error::Invalid)?;
-        let (old, new) = (from..from + mapping.length(), to..to + mapping.length());
-        // Its old place is taken until its entries there are gone.
-        let both = [old.clone(), new.clone()];
-        tell_neighbours(&mut mappings, &both);
-        let result = mapping.move_to(to, room(&mappings, &new, &both[..1]));
+        let old = from..from + mapping.length();
+        let result = mapping.move_to(to);
         mappings.insert(mapping.start(), mapping);
         self.free_tables(&mappings, &old);
-        tell_neighbours(&mut mappings, &[]);
         result
     }
 
@@ -162,10 +128,20 @@ impl Process {
     fn fault(&self, address: VirtAddr, access: Access) -> Result<(), Signal> {
         let mappings = self.mappings.read();
         let (_, mapping) = mappings.range(..=address).next_back().ok_or(Signal::Segv)?;
-        mapping.fault(address, access).map_err(|error| match error {
-            FaultError::Sigbus => Signal::Bus,
-            FaultError::OutOfMemory => Signal::OutOfMemory,
-            FaultError::Access | FaultError::NotMapped => Signal::Segv,
+        mapping.fault(address, access).or_else(|error| match error {
+            FaultError::Sigbus => Err(Signal::Bus),
+            FaultError::OutOfMemory => Err(Signal::OutOfMemory),
+            FaultError::Access | FaultError::NotMapped => Err(Signal::Segv),
+            // The access comes again.
+            FaultError::SlotShared => Self::give_slot(&mappings, address),
+        })
+    }
+
+    /// Takes the mappings in a slot out of the shared table there.
+    fn give_slot(mappings: &Mappings, address: VirtAddr) -> Result<(), Signal> {
+        let in_slot = mappings.range(..address.slot() + SLOT_SIZE);
+        in_slot.rev().try_for_each(|(_, mapping)| {
+            mapping.leave_slot(address).map(|_| ()).map_err(|OutOfMemory| Signal::OutOfMemory)
         })
     }
 

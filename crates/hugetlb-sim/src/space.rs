@@ -3,8 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hugetlb::{OutOfMemory, PageSize, PhysAddr, SLOT_SIZE, Space, VirtAddr, format};
-use parking_lot::Mutex;
+use hugetlb::{NoEntry, OutOfMemory, PageSize, PhysAddr, SLOT_SIZE, Space, VirtAddr, format};
 
 use crate::memory::Memory;
 
@@ -15,8 +14,6 @@ pub(crate) struct Upper {
     id: u64,
     memory: Arc<Memory>,
     pud: PhysAddr,
-    /// Makes of two first faults in a slot one table.
-    install: Mutex<()>,
 }
 
 /// A handle to the tables of an address space.
@@ -26,7 +23,7 @@ pub struct SimSpace(Arc<Upper>);
 impl SimSpace {
     pub(crate) fn new(id: u64, memory: &Arc<Memory>) -> Option<SimSpace> {
         let pud = memory.allocate_table()?;
-        Some(SimSpace(Arc::new(Upper { id, memory: memory.clone(), pud, install: Mutex::new(()) })))
+        Some(SimSpace(Arc::new(Upper { id, memory: memory.clone(), pud })))
     }
 
     /// The host's table in a slot, taken out: nothing of the host's or the library's is in it any more. The caller
@@ -76,26 +73,30 @@ impl Space for SimSpace {
 
     fn find_pmd_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
         let pud = self.entry(address).load(Ordering::SeqCst);
-        if !format::is_present(pud) {
+        if !format::is_present(pud) || format::is_managed(pud) {
             return None;
         }
-        assert!(
-            !format::is_managed(pud) && !format::is_leaf(pud),
-            "the library asks for a table that is not the host's"
-        );
+        assert!(!format::is_leaf(pud), "the library asks for a table below a huge page");
         let index = (address.0 >> PageSize::Size2M.shift()) as usize % 512;
         Some(&self.0.memory.table(format::table_frame(pud))[index])
     }
 
-    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
-        {
-            let _install = self.0.install.lock();
-            let pud = self.entry(address);
-            if !format::is_present(pud.load(Ordering::SeqCst)) {
-                let table = self.0.memory.allocate_table().ok_or(OutOfMemory)?;
-                pud.store(table.0 | HOST_TABLE, Ordering::SeqCst);
+    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, NoEntry> {
+        let pud = self.entry(address);
+        if !format::is_present(pud.load(Ordering::SeqCst)) {
+            let table = self.0.memory.allocate_table().ok_or(OutOfMemory)?;
+            let new = table.0 | HOST_TABLE;
+            if pud.compare_exchange(0, new, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+                self.0.memory.free_table(table);
             }
         }
-        self.find_pmd_entry(address).ok_or(OutOfMemory)
+        self.find_pmd_entry(address).ok_or(NoEntry::Managed)
+    }
+
+    fn replace_managed(&self, address: VirtAddr) -> Result<(), OutOfMemory> {
+        let table = self.0.memory.allocate_table().ok_or(OutOfMemory)?;
+        let old = self.entry(address).swap(table.0 | HOST_TABLE, Ordering::SeqCst);
+        assert!(format::is_managed(old), "a table that is not the library's is replaced");
+        Ok(())
     }
 }

@@ -9,6 +9,21 @@ pub type Result<T, E = Error> = core::result::Result<T, E>;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct OutOfMemory;
 
+/// Why the host has no entry of a PMD table of its own for an address.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum NoEntry {
+    /// A page-table frame could not be had.
+    OutOfMemory,
+    /// The PUD entry leads to a table of the library: another mapping in the slot is attached to it.
+    Managed,
+}
+
+impl From<OutOfMemory> for NoEntry {
+    fn from(_: OutOfMemory) -> NoEntry {
+        NoEntry::OutOfMemory
+    }
+}
+
 /// Why an operation failed; each value is an errno of Linux.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Error {
@@ -76,6 +91,18 @@ pub enum FaultError {
     Access,
     /// SIGSEGV with SEGV_MAPERR: the address is not, or no longer, in this mapping.
     NotMapped,
+    /// No signal: another mapping in the slot of the address has a shared table there. The host asks the mappings in the
+    /// slot to leave it ([`crate::Mapping::leave_slot`]), then the access is tried again.
+    SlotShared,
+}
+
+impl From<NoEntry> for FaultError {
+    fn from(reason: NoEntry) -> FaultError {
+        match reason {
+            NoEntry::OutOfMemory => FaultError::OutOfMemory,
+            NoEntry::Managed => FaultError::SlotShared,
+        }
+    }
 }
 
 impl From<OutOfMemory> for FaultError {

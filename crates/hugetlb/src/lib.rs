@@ -38,7 +38,7 @@ mod testing;
 struct Readme;
 
 pub use addr::{PageIndex, PageSize, PhysAddr, SLOT_SIZE, TABLE_ENTRIES, TABLE_SIZE, VirtAddr};
-pub use error::{Error, FaultError, OutOfMemory, Result};
+pub use error::{Error, FaultError, NoEntry, OutOfMemory, Result};
 pub use file::{Chunk, FallocateMode, File, FileStatistics, MAX_FILE_SIZE, MapOptions, PageRef};
 pub use format::Protection;
 pub use hugetlb::{Config, Hugetlb};

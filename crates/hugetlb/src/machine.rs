@@ -12,21 +12,29 @@
 //! operations of *other* processes (truncate, punch) walk the tables of a mapping without this address space's lock.
 //! It does well to free it then, because the library shares tables only in slots whose PUD entry is empty.
 //!
-//! A mapping may have a managed PUD entry in a slot that it covers in part, as long as it has the slot for itself. The host
-//! says what it has around a mapping (`room` in [`crate::File::map`]), and *before* it maps anything else into a slot that a
-//! mapping ends in it tells that mapping ([`crate::Mapping::set_room`]), which gives the slot's table back.
+//! # Who gets a slot
+//!
+//! A mapping attaches to a shared table in an empty PUD entry, also in a slot that it covers in part. Nobody announces
+//! what else may come into the slot. Who needs a table of the host there (the host for base pages, or another
+//! mapping that faults) and finds a managed entry asks for the slot at that moment: the host calls
+//! [`Mapping::leave_slot`](crate::Mapping::leave_slot) of the mappings in the slot. The one that is attached puts an empty table
+//! of the host in the place of the shared one, and its own pages come back by faults. From then on the slot has the host's
+//! table, so one round over the mappings is enough.
+//!
+//! The library changes a PUD entry from empty to managed without a lock of the host. So the host installs its PMD tables by
+//! compare-and-swap from an empty entry, and looks at what it finds instead.
 //!
 //! # What the host's locks must do
 //!
 //! The host holds its address-space lock (a sleeping reader/writer lock) for *reading* over
 //! [`Mapping::fault`](crate::Mapping::fault) and the queries, and for *writing* over creating and dropping a mapping,
-//! `protect`, `move_to`, `split`, `set_room`, `fork` (both spaces). The file operations (truncate, fallocate, read) take no
+//! `protect`, `move_to`, `split`, `fork` (both spaces). For `leave_slot` reading is enough. The file operations (truncate, fallocate, read) take no
 //! address-space lock and must not be called with one held.
 
 use core::ops::Range;
 
 use crate::addr::{PageSize, PhysAddr, TABLE_ENTRIES, VirtAddr};
-use crate::error::OutOfMemory;
+use crate::error::{NoEntry, OutOfMemory};
 use crate::sync::AtomicU64;
 
 /// The 512 entries of a page table.
@@ -125,10 +133,13 @@ pub trait Space: Clone + Send + Sync + 'static {
         self.pud_entry(address).map(core::slice::from_ref)
     }
 
-    /// The entry for an address in the *host's* PMD table, if there is one. The PUD entry is empty or leads to a table of
-    /// the host: the library has looked. `None` when it is empty.
+    /// The entry for an address in the *host's* PMD table; `None` when the PUD entry is empty or managed.
     fn find_pmd_entry(&self, address: VirtAddr) -> Option<&AtomicU64>;
 
-    /// The entry for an address in the *host's* PMD table; makes that table on need.
-    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory>;
+    /// The entry for an address in the *host's* PMD table; makes that table where the PUD entry is empty.
+    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, NoEntry>;
+
+    /// Makes an empty PMD table of the host and puts it, in one store, in the place of the library's table to which the
+    /// managed PUD entry for an address leads. Nobody else changes the entry meanwhile. May sleep.
+    fn replace_managed(&self, address: VirtAddr) -> Result<(), OutOfMemory>;
 }

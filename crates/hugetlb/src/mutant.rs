@@ -45,8 +45,12 @@ mutants! {
     DeadMappingKeepsPages,
     /// A right that a mapping loses is not flushed.
     LostRightNotFlushed,
-    /// A slot that gets a neighbour keeps its shared table.
+    /// A mapping that is asked for its slot keeps the shared table.
     CrowdedSlotKept,
+    /// A mapping that is asked for its slot does not flush.
+    CrowdedSlotNotFlushed,
+    /// The shared table of another mapping in the slot is taken for the mapping's own.
+    StrangersTableTaken,
     /// A slot that a split cuts keeps its shared table.
     SplitSlotKept,
     /// A slot that a split cuts is attached again before the cut: CVE-2025-38084.

@@ -12,7 +12,7 @@ pub enum Fallback {
     NotCovered,
     /// The host has a table in the slot.
     Occupied,
-    /// The mapping is not alone in the slot.
+    /// Something else in the slot needed a table there, or another mapping has a shared one.
     Neighbour,
 }
 

@@ -6,7 +6,7 @@ use std::sync::Mutex;
 use std::vec::Vec;
 
 use crate::addr::{PageSize, PhysAddr, VirtAddr};
-use crate::error::OutOfMemory;
+use crate::error::{NoEntry, OutOfMemory};
 use crate::format;
 use crate::hugetlb::{Config, Hugetlb};
 use crate::machine::{Flush, Machine, Space, TableEntries};
@@ -133,15 +133,22 @@ impl Space for TestSpace {
     fn find_pmd_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
         let pud = self.pud(address);
         let index = (address.0 >> 21) as usize & 511;
-        format::is_present(pud).then(|| &self.arena.entries(format::table_frame(pud))[index])
+        let is_host = format::is_present(pud) && !format::is_managed(pud);
+        is_host.then(|| &self.arena.entries(format::table_frame(pud))[index])
     }
 
-    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
+    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, NoEntry> {
         if !format::is_present(self.pud(address)) {
             let table = self.arena.allocate().ok_or(OutOfMemory)?;
-            self.pud[(address.0 >> 30) as usize & 511].store(table.0 | 7, Ordering::SeqCst);
+            self.set_pud(address, table.0 | 7);
         }
-        self.find_pmd_entry(address).ok_or(OutOfMemory)
+        self.find_pmd_entry(address).ok_or(NoEntry::Managed)
+    }
+
+    fn replace_managed(&self, address: VirtAddr) -> Result<(), OutOfMemory> {
+        let table = self.arena.allocate().ok_or(OutOfMemory)?;
+        assert!(format::is_managed(self.set_pud(address, table.0 | 7)), "the table was another's");
+        Ok(())
     }
 }
 

@@ -13,9 +13,9 @@ use super::{CheckRound, errno};
 use crate::errno::Result;
 use crate::fs::File;
 use crate::memory::PhysAddr;
-use crate::mm::fault::{Access, FaultError};
+use crate::mm::fault::{Access, FaultError, Unresolved};
 use crate::mm::shm::Attachment;
-use crate::mm::{AddressSpace, VmFlags};
+use crate::mm::{AddressSpace, NoMemory, VmFlags};
 
 /// Counts a shared mapping through which stores reach the file, as long as it lives.
 struct Writable(Arc<HugeFile>);
@@ -60,10 +60,6 @@ impl HugeLeftover {
     }
 }
 
-fn addresses(range: Range<u64>) -> Range<VirtAddr> {
-    VirtAddr(range.start)..VirtAddr(range.end)
-}
-
 fn protection(flags: VmFlags) -> Protection {
     let mut protection = Protection::empty();
     protection.set(Protection::READ, flags.contains(VmFlags::READ));
@@ -80,22 +76,22 @@ fn library_access(access: Access) -> LibraryAccess {
     }
 }
 
-fn fault_error(error: LibraryError) -> FaultError {
-    match error {
+fn unresolved(error: LibraryError) -> Unresolved {
+    Unresolved::Failed(match error {
         LibraryError::Sigbus => FaultError::Bus,
         LibraryError::OutOfMemory => FaultError::NoMemory,
         LibraryError::Access => FaultError::Denied,
         LibraryError::NotMapped => FaultError::NotMapped,
-    }
+        LibraryError::SlotShared => return Unresolved::SlotShared,
+    })
 }
 
 impl HugeArea {
-    /// Maps `range` from byte `offset` of the file on. The areas lock is held for writing, and nothing else is in `room`.
+    /// Maps `range` from byte `offset` of the file on. The areas lock is held for writing.
     pub fn new(
         space: &AddressSpace,
         keeps: HugeLeftover,
         range: Range<u64>,
-        room: Range<u64>,
         offset: u64,
         flags: VmFlags,
     ) -> Result<Self> {
@@ -107,17 +103,22 @@ impl HugeArea {
         let tables = SpaceTables(space.page_tables().clone());
         let len = range.end - range.start;
         let file = &keeps.file;
-        let mapping = file
-            .content()
-            .map(tables, VirtAddr(range.start), len, offset, addresses(room), options)
-            .map_err(errno)?;
+        let mapping =
+            file.content().map(tables, VirtAddr(range.start), len, offset, options).map_err(errno)?;
         let writable = Writable::new(file, flags);
         Ok(Self { mapping, keeps, writable })
     }
 
-    /// Nothing else is in `room` from now on, or something is about to be around it. The areas lock is held for writing.
-    pub fn set_room(&mut self, room: Range<u64>) {
-        self.mapping.set_room(addresses(room));
+    /// Gives the shared table in the slot of `address` up, if it has one there: a table of the address space takes its place. The
+    /// areas lock is held.
+    pub fn leave_slot(&self, address: u64) -> Result<(), NoMemory> {
+        self.mapping.leave_slot(VirtAddr(address)).map(|_| ()).map_err(|_| NoMemory)
+    }
+
+    /// Something else has left the slot of `address`: the area shares a table there again, if it can. The areas lock is held for
+    /// writing.
+    pub fn settle(&self, address: u64) {
+        self.mapping.settle(VirtAddr(address));
     }
 
     /// Bytes of a page.
@@ -170,8 +171,8 @@ impl HugeArea {
     }
 
     /// Makes `address` accessible.
-    pub fn fault(&self, address: u64, access: Access) -> Result<(), FaultError> {
-        self.mapping.fault(VirtAddr(address), library_access(access)).map_err(fault_error)
+    pub fn fault(&self, address: u64, access: Access) -> Result<(), Unresolved> {
+        self.mapping.fault(VirtAddr(address), library_access(access)).map_err(unresolved)
     }
 
     /// Sets what the area allows.
@@ -185,9 +186,9 @@ impl HugeArea {
         Self { mapping, keeps: self.keeps.duplicate(), writable: Writable::new(&self.keeps.file, flags) }
     }
 
-    /// Moves the whole area to where nothing else is in `room`.
-    pub fn move_to(&mut self, start: u64, room: Range<u64>) -> Result<()> {
-        self.mapping.move_to(VirtAddr(start), addresses(room)).map_err(errno)
+    /// Moves the whole area to where nothing else is.
+    pub fn move_to(&mut self, start: u64) -> Result<()> {
+        self.mapping.move_to(VirtAddr(start)).map_err(errno)
     }
 
     /// MADV_DONTNEED. The end is rounded down to a huge page, as on Linux.
@@ -213,10 +214,10 @@ impl HugeArea {
         &self,
         address: u64,
         access: Access,
-        work: impl FnOnce(*mut u8),
-    ) -> Result<(), FaultError> {
+        work: &mut impl FnMut(*mut u8),
+    ) -> Result<(), Unresolved> {
         let within = address & (self.page_size() - 1);
         let work = |frame: ::hugetlb::PhysAddr| work(PhysAddr(frame.0 + within).as_ptr());
-        self.mapping.fault_then(VirtAddr(address), library_access(access), work).map_err(fault_error)
+        self.mapping.fault_then(VirtAddr(address), library_access(access), work).map_err(unresolved)
     }
 }

@@ -3,13 +3,13 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
-use ::hugetlb::{Flush, Machine, OutOfMemory, PageSize, PhysAddr, Space, TableEntries, VirtAddr};
+use ::hugetlb::{Flush, Machine, NoEntry, OutOfMemory, PageSize, PhysAddr, Space, TableEntries, VirtAddr};
 
 use crate::arch::cpu::{self, CpuSet};
 use crate::arch::{features, ipi, tlb};
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{self, PAGE_SIZE, contiguous};
-use crate::mm::{self, PageTables, table_entries};
+use crate::mm::{self, NoTable, PageTables, table_entries};
 use crate::sync::grace;
 use crate::{sched, sync};
 
@@ -162,13 +162,16 @@ impl SpaceTables {
         Some(unsafe { &*entry })
     }
 
-    fn find_or_make(&self, address: VirtAddr, level: u32) -> Result<&AtomicU64, OutOfMemory> {
+    fn find_or_make(&self, address: VirtAddr, level: u32) -> Result<&AtomicU64, NoEntry> {
         // Mostly it is there.
         if let Some(entry) = self.find(address, level) {
             return Ok(entry);
         }
         let mut tables = self.0.lock();
-        let entry = tables.find_or_make(address.0, level).map_err(|_| OutOfMemory)?;
+        let entry = tables.find_or_make(address.0, level).map_err(|reason| match reason {
+            NoTable::NoMemory => NoEntry::OutOfMemory,
+            NoTable::SlotShared => NoEntry::Managed,
+        })?;
         let entry = core::ptr::from_ref(entry);
         // SAFETY: as in `find`.
         Ok(unsafe { &*entry })
@@ -185,11 +188,12 @@ impl Space for SpaceTables {
     }
 
     fn pud_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
-        self.find_or_make(address, PUD)
+        // No table above this level is shared.
+        self.find_or_make(address, PUD).map_err(|_| OutOfMemory)
     }
 
     fn pud_entries(&self, address: VirtAddr) -> Result<&[AtomicU64], OutOfMemory> {
-        let first = self.find_or_make(address, PUD)?;
+        let first = self.pud_entry(address)?;
         let rest = (PAGE_SIZE - core::ptr::from_ref(first).addr() % PAGE_SIZE) / size_of::<AtomicU64>();
         // SAFETY: from the entry to the end of its table, which lives as the entry does.
         Ok(unsafe { core::slice::from_raw_parts(first, rest) })
@@ -199,7 +203,11 @@ impl Space for SpaceTables {
         self.find(address, PMD)
     }
 
-    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
+    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, NoEntry> {
         self.find_or_make(address, PMD)
+    }
+
+    fn replace_managed(&self, address: VirtAddr) -> Result<(), OutOfMemory> {
+        self.0.lock().replace_shared(address.0).map_err(|_| OutOfMemory)
     }
 }

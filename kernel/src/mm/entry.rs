@@ -69,6 +69,11 @@ impl Entry {
         !self.is_present() || self.has(Self::HUGE) || level == 3 && self.has(Self::MANAGED)
     }
 
+    /// Does it lead to a table of huge pages that others share?
+    pub const fn leads_to_shared(self, level: u32) -> bool {
+        level == 3 && self.has(Self::PRESENT | Self::MANAGED) && !self.has(Self::HUGE)
+    }
+
     /// The page's or table's physical address.
     pub const fn address(self) -> PhysAddr {
         PhysAddr(self.0 & Self::ADDRESS)

@@ -10,7 +10,7 @@ use super::backing::PageCache;
 use super::entry::Entry;
 use super::gather::Gather;
 use super::space::{AddressSpace, Areas};
-use super::tables::{NoMemory, Tables};
+use super::tables::{NoMemory, NoTable, Tables};
 use super::vma::{Kind, VmFlags, Vma};
 use super::{PAGE, TASK_SIZE, layout, page_down, uaccess};
 use crate::arch::tlb;
@@ -63,6 +63,30 @@ impl FaultError {
 impl From<NoMemory> for FaultError {
     fn from(_: NoMemory) -> Self {
         Self::NoMemory
+    }
+}
+
+/// Why a step of a fault did not resolve it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unresolved {
+    /// It cannot be.
+    Failed(FaultError),
+    /// It can be when [`AddressSpace::take_slot`] has made the slot the address space's own.
+    SlotShared,
+}
+
+impl From<FaultError> for Unresolved {
+    fn from(error: FaultError) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<NoTable> for Unresolved {
+    fn from(why: NoTable) -> Self {
+        match why {
+            NoTable::NoMemory => Self::Failed(FaultError::NoMemory),
+            NoTable::SlotShared => Self::SlotShared,
+        }
     }
 }
 
@@ -167,7 +191,12 @@ impl AddressSpace {
             let areas = self.read();
             let Some(vma) = areas.set.find_from(address) else { return Err(FaultError::NotMapped) };
             if vma.start <= address {
-                return self.fault_in(vma, address, access);
+                match self.fault_in(vma, address, access) {
+                    Ok(()) => return Ok(()),
+                    Err(Unresolved::Failed(error)) => return Err(error),
+                    Err(Unresolved::SlotShared) => self.take_slot(&areas.set, address)?,
+                }
+                continue;
             }
             if !vma.flags.contains(VmFlags::GROWS_DOWN) {
                 return Err(FaultError::NotMapped);
@@ -200,9 +229,9 @@ impl AddressSpace {
         Ok(())
     }
 
-    fn fault_in(&self, vma: &Vma, address: u64, access: Access) -> Result<(), FaultError> {
+    fn fault_in(&self, vma: &Vma, address: u64, access: Access) -> Result<(), Unresolved> {
         if !access.allowed_by(vma.flags) {
-            return Err(FaultError::Denied);
+            return Err(FaultError::Denied.into());
         }
         let page = page_down(address);
         let write = access == Access::Write;
@@ -215,7 +244,7 @@ impl AddressSpace {
     }
 
     /// A page of the kernel's own, read only.
-    fn special_fault(&self, vma: &Vma, page: Option<PhysAddr>, address: u64) -> Result<(), FaultError> {
+    fn special_fault(&self, vma: &Vma, page: Option<PhysAddr>, address: u64) -> Result<(), Unresolved> {
         let physical = page.ok_or(FaultError::Bus)?;
         let mut tables = self.tables.lock();
         if !tables.leaf(address).is_present() {
@@ -224,7 +253,7 @@ impl AddressSpace {
         Ok(())
     }
 
-    fn anonymous_fault(&self, vma: &Vma, address: u64, write: bool) -> Result<(), FaultError> {
+    fn anonymous_fault(&self, vma: &Vma, address: u64, write: bool) -> Result<(), Unresolved> {
         // Before the first page can be there: fork looks at it.
         if !vma.is_touched() {
             vma.touched.store(true, Ordering::SeqCst);
@@ -247,7 +276,7 @@ impl AddressSpace {
             drop(tables);
             return self.write_to_present(vma, address);
         }
-        install(&mut tables, address, frame, bits | Entry::WRITABLE | Entry::DIRTY | Entry::ANON)
+        Ok(install(&mut tables, address, frame, bits | Entry::WRITABLE | Entry::DIRTY | Entry::ANON)?)
     }
 
     fn file_fault(
@@ -256,7 +285,7 @@ impl AddressSpace {
         cache: &dyn PageCache,
         address: u64,
         write: bool,
-    ) -> Result<(), FaultError> {
+    ) -> Result<(), Unresolved> {
         let shared = vma.flags.contains(VmFlags::SHARED);
         if !shared && write && !vma.is_touched() {
             vma.touched.store(true, Ordering::SeqCst);
@@ -295,7 +324,8 @@ impl AddressSpace {
             return match copy {
                 Some(copy) => {
                     let bits = leaf_bits(vma.flags);
-                    install(&mut tables, address, copy, bits | Entry::WRITABLE | Entry::DIRTY | Entry::ANON)
+                    let bits = bits | Entry::WRITABLE | Entry::DIRTY | Entry::ANON;
+                    Ok(install(&mut tables, address, copy, bits)?)
                 }
                 None => {
                     install(&mut tables, address, page, bits)?;
@@ -307,7 +337,7 @@ impl AddressSpace {
     }
 
     /// A shared page's entry lacks the right to write that its area has.
-    fn make_writable(&self, address: u64) -> Result<(), FaultError> {
+    fn make_writable(&self, address: u64) -> Result<(), Unresolved> {
         let tables = self.tables.lock();
         if let Some(slot) = tables.find(address, 1)
             && Entry(slot.load(Ordering::SeqCst)).is_present()
@@ -319,7 +349,7 @@ impl AddressSpace {
 
     /// A store to a private page whose entry does not allow it (yet): a page that another address space or the file shares gets
     /// copied; one that is ours alone becomes writable.
-    fn write_to_present(&self, vma: &Vma, address: u64) -> Result<(), FaultError> {
+    fn write_to_present(&self, vma: &Vma, address: u64) -> Result<(), Unresolved> {
         let tables = self.tables.lock();
         let Some(slot) = tables.find(address, 1) else { return Ok(()) };
         let old = Entry(slot.load(Ordering::SeqCst));
@@ -360,12 +390,12 @@ impl AddressSpace {
             // SAFETY: the entry owned this reference, and is gone.
             gather.page(address, unsafe { Frame::from_raw(now.address()) });
         }
-        install(&mut tables, address, copy, bits)
+        Ok(install(&mut tables, address, copy, bits)?)
     }
 }
 
 /// Puts a frame's reference into an empty entry.
-fn install(tables: &mut Tables, address: u64, frame: Frame, bits: u64) -> Result<(), FaultError> {
+fn install(tables: &mut Tables, address: u64, frame: Frame, bits: u64) -> Result<(), NoTable> {
     let entry = Entry::new(frame.phys(), bits);
     tables.install(address, entry)?;
     // The entry has the reference now.

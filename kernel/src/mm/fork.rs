@@ -13,8 +13,8 @@ use super::backing::Link;
 use super::entry::Entry;
 use super::gather::Gather;
 use super::space::{AddressSpace, Areas};
-use super::tables::NoMemory;
-use super::vma::{FileArea, Kind, VmFlags, Vma};
+use super::tables::{NoMemory, NoTable};
+use super::vma::{FileArea, Kind, VmFlags, Vma, VmaSet};
 use crate::errno::{Errno, Result};
 use crate::memory::frame::Frame;
 use crate::sched;
@@ -97,22 +97,28 @@ impl AddressSpace {
             touched: AtomicBool::new(copies_pages),
         });
         if copies_pages {
-            self.fork_pages(vma, child, gather).map_err(|_| Errno::ENOMEM)?;
+            self.fork_pages(vma, child, &copy.set, gather).map_err(|_| Errno::ENOMEM)?;
         }
         Ok(())
     }
 
-    /// Shares an area's anonymous pages with the child.
-    fn fork_pages(&self, vma: &Vma, child: &AddressSpace, gather: &mut Gather) -> Result<(), NoMemory> {
+    /// Shares an area's anonymous pages with the child, whose areas so far are `set`.
+    fn fork_pages(
+        &self,
+        vma: &Vma,
+        child: &AddressSpace,
+        set: &VmaSet,
+        gather: &mut Gather,
+    ) -> Result<(), NoMemory> {
         let mut at = vma.start;
         while at < vma.end {
             let tables = self.tables.lock();
             // Nobody else knows the child, so the order of the two locks cannot matter.
             let mut childs = child.tables.lock();
-            let mut result = Ok(());
+            let mut failed = None;
             at = tables.walk(at..vma.end, 512, |address, slot| {
                 let value = Entry(slot.load(Ordering::SeqCst));
-                if result.is_err()
+                if failed.is_some()
                     || !value.is_mapped()
                     || !(value.has(Entry::ANON) || value.has(Entry::SPECIAL))
                 {
@@ -123,8 +129,9 @@ impl AddressSpace {
                     gather.flush_range(address..address + super::PAGE);
                 }
                 let shared = value.without(Entry::WRITABLE);
-                result = childs.install(address, shared);
-                if result.is_ok() && shared.owns_frame() {
+                if let Err(why) = childs.install(address, shared) {
+                    failed = Some((address, why));
+                } else if shared.owns_frame() {
                     // SAFETY: under its lock the parent's entry keeps its reference.
                     let frame = unsafe { Frame::share_raw(shared.address()) };
                     let _ = frame.into_raw();
@@ -132,7 +139,14 @@ impl AddressSpace {
             });
             drop(childs);
             drop(tables);
-            result?;
+            match failed {
+                None => {}
+                Some((_, NoTable::NoMemory)) => return Err(NoMemory),
+                Some((address, NoTable::SlotShared)) => {
+                    child.take_slot(set, address)?;
+                    at = address;
+                }
+            }
         }
         Ok(())
     }

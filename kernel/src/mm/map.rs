@@ -157,8 +157,7 @@ impl AddressSpace {
             Source::Huge { file, opened, attachment } => {
                 let offset = plan.first << PAGE_SHIFT;
                 let keeps = hugetlb::HugeLeftover::new(file, opened, attachment);
-                let room = areas.set.room(range.clone());
-                match hugetlb::HugeArea::new(self, keeps, range.clone(), room, offset, flags) {
+                match hugetlb::HugeArea::new(self, keeps, range.clone(), offset, flags) {
                     Ok(area) => Kind::Huge(Box::new(area)),
                     Err(error) => {
                         uncharge();

@@ -44,7 +44,7 @@ mod walk;
 pub use futex::{Key, futex_key};
 pub use map::{MapRequest, huge_size};
 pub use space::{AddressSpace, Areas, cpus_running};
-pub use tables::{PageTables, entries as table_entries};
+pub use tables::{NoMemory, NoTable, PageTables, entries as table_entries};
 pub use vma::VmFlags;
 
 use crate::memory::{PAGE_SIZE, USER_END};

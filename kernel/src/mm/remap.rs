@@ -11,8 +11,8 @@ use super::entry::Entry;
 use super::gather::Gather;
 use super::layout::{self, Placement};
 use super::space::{AddressSpace, Areas, Leftovers};
-use super::tables::NoMemory;
-use super::vma::{FileArea, Kind, VmFlags, Vma};
+use super::tables::{NoMemory, NoTable};
+use super::vma::{FileArea, Kind, VmFlags, Vma, VmaSet};
 use super::{PAGE, TASK_SIZE, accounting, page_up};
 use crate::errno::{Errno, Result};
 use crate::memory::PAGE_SHIFT;
@@ -203,7 +203,7 @@ impl AddressSpace {
             }
             Kind::Huge(_) => return self.move_huge(areas, old, start),
         };
-        if !copies && self.move_pages(old.clone(), start).is_err() {
+        if !copies && self.move_pages(&areas.set, old.clone(), start).is_err() {
             uncharge();
             return Err(Errno::ENOMEM);
         }
@@ -225,8 +225,7 @@ impl AddressSpace {
             areas.freed(old.end);
             // With the new area in the set: its tables may be close by, and must stay.
             let mut gather = Gather::new(self);
-            self.free_tables(areas, old.clone(), &mut gather);
-            areas.set.tell_neighbours(old, false);
+            self.free_tables(areas, old, &mut gather);
         }
         areas.set.merge(range);
         Ok(())
@@ -236,11 +235,7 @@ impl AddressSpace {
     fn move_huge(&self, areas: &mut Areas, old: Range<u64>, start: u64) -> Result<()> {
         let mut vma = areas.set.remove(old.start).ok_or(Errno::EFAULT)?;
         let result = match &mut vma.kind {
-            Kind::Huge(huge) => {
-                // Its old place is not free before its pages there are gone.
-                let room = areas.set.room_beside(start..start + (old.end - old.start), &old);
-                huge.move_to(start, room)
-            }
+            Kind::Huge(huge) => huge.move_to(start),
             _ => Err(Errno::EFAULT),
         };
         if result.is_ok() {
@@ -250,29 +245,41 @@ impl AddressSpace {
         result?;
         areas.freed(old.end);
         let mut gather = Gather::new(self);
-        self.free_tables(areas, old.clone(), &mut gather);
-        areas.set.tell_neighbours(old, false);
+        self.free_tables(areas, old, &mut gather);
         Ok(())
     }
 
     /// Moves the leaves of `old` to `start`. Either all of them or none.
-    fn move_pages(&self, old: Range<u64>, start: u64) -> Result<(), NoMemory> {
+    fn move_pages(&self, set: &VmaSet, old: Range<u64>, start: u64) -> Result<(), NoMemory> {
         let target = |address: u64| start + (address - old.start);
         let mut tables = self.tables.lock();
         // First the tables, which may fail. Leaves only go away meanwhile: nothing faults without the areas lock.
         let mut at = old.start;
         while at < old.end {
             let mut occupied = false;
-            at = tables.walk(at..old.end, 1, |_, _| occupied = true);
-            if occupied {
-                let moved = tables.find_or_make(target(at - PAGE), 1).map(|_| ());
-                if moved.is_err() {
-                    drop(tables);
-                    let mut gather = Gather::new(self);
-                    let areas_around = start..target(old.end);
-                    self.tables.lock().free(areas_around, &mut gather);
-                    return moved;
+            let next = tables.walk(at..old.end, 1, |_, _| occupied = true);
+            if !occupied {
+                at = next;
+                continue;
+            }
+            let made = match tables.find_or_make(target(next - PAGE), 1) {
+                Ok(_) => {
+                    at = next;
+                    continue;
                 }
+                Err(NoTable::NoMemory) => Err(NoMemory),
+                Err(NoTable::SlotShared) => {
+                    drop(tables);
+                    let taken = self.take_slot(set, target(next - PAGE));
+                    tables = self.tables.lock();
+                    taken
+                }
+            };
+            if made.is_err() {
+                let mut gather = Gather::new(self);
+                tables.free(start..target(old.end), &mut gather);
+                drop(tables);
+                return made;
             }
         }
         let mut gather = Gather::new(self);

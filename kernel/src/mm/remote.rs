@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use super::entry::Entry;
-use super::fault::{Access, FaultError};
+use super::fault::{Access, FaultError, Unresolved};
 use super::space::AddressSpace;
 use super::tables::{Tables, span};
 use super::vma::Kind;
@@ -61,7 +61,7 @@ impl AddressSpace {
         while done < total {
             let Some(at) = address.checked_add(done as u64) else { break };
             let len = (total - done).min((PAGE - (at & (PAGE - 1))) as usize);
-            match self.with_page(at, access, |pointer| work(pointer, done, len)) {
+            match self.with_page(at, access, &mut |pointer| work(pointer, done, len)) {
                 Ok(()) => done += len,
                 Err(FaultError::NoMemory) if done == 0 => return Err(Errno::ENOMEM),
                 Err(_) => break,
@@ -72,14 +72,24 @@ impl AddressSpace {
 
     /// Calls `work` with the direct map's pointer to `address`, made accessible first. `work` must not sleep, nor go beyond the
     /// page.
-    fn with_page(&self, address: u64, access: Access, work: impl FnOnce(*mut u8)) -> Result<(), FaultError> {
+    fn with_page(
+        &self,
+        address: u64,
+        access: Access,
+        work: &mut impl FnMut(*mut u8),
+    ) -> Result<(), FaultError> {
         let write = access == Access::Write;
         loop {
             let areas = self.read();
             if let Some(vma) = areas.set.find(address)
                 && let Kind::Huge(huge) = &vma.kind
             {
-                return huge.with_memory(address, access, work);
+                match huge.with_memory(address, access, work) {
+                    Ok(()) => return Ok(()),
+                    Err(Unresolved::Failed(error)) => return Err(error),
+                    Err(Unresolved::SlotShared) => self.take_slot(&areas.set, address)?,
+                }
+                continue;
             }
             let tables = self.tables.lock();
             if let Some((physical, entry)) = tables.translate(address)

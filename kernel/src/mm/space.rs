@@ -11,7 +11,7 @@ use super::exec::Executable;
 use super::gather::Gather;
 use super::layout::{SLOT, SearchHint};
 use super::shm::Attachment;
-use super::tables::{PageTables, Resident};
+use super::tables::{NoMemory, PageTables, Resident};
 use super::vma::{Kind, VmFlags, Vma, VmaSet};
 use super::{TASK_SIZE, accounting};
 use crate::arch::cpu::{self, CpuId, CpuSet};
@@ -260,19 +260,41 @@ impl AddressSpace {
             }
             leftovers.push(vma);
         }
-        self.free_tables(areas, range.clone(), &mut gather);
-        // What is left around it may have a slot for itself now.
-        areas.set.tell_neighbours(range, false);
+        self.free_tables(areas, range, &mut gather);
         Ok(())
     }
 
-    /// Frees the tables that nothing uses around `range`, in which no area is any more.
+    /// Frees the tables that nothing uses around `range`, in which no area is any more; huge pages beside it may share tables again.
     pub(super) fn free_tables(&self, areas: &Areas, range: Range<u64>, gather: &mut Gather) {
-        let floor = areas.set.before(range.start + 1).map_or(0, |vma| vma.end);
-        let ceiling = areas.set.find_from(range.start).map_or(1 << 47, |vma| vma.start);
+        let (below, above) = (areas.set.before(range.start + 1), areas.set.find_from(range.start));
+        let floor = below.map_or(0, |vma| vma.end);
+        let ceiling = above.map_or(1 << 47, |vma| vma.start);
         if floor < ceiling {
             self.tables.lock().free(floor..ceiling, gather);
         }
+        for (neighbour, at) in [(below, range.start), (above, range.end - 1)] {
+            if let Some(Kind::Huge(huge)) = neighbour.map(|vma| &vma.kind) {
+                huge.settle(at);
+            }
+        }
+    }
+
+    /// Makes the slot of `address` the address space's own: huge pages in it that use a shared table leave that, and come back by faults.
+    /// To be called when [`NoTable::SlotShared`](super::NoTable::SlotShared) says so, with the areas lock held; then the table can be made.
+    pub(super) fn take_slot(&self, set: &VmaSet, address: u64) -> Result<(), NoMemory> {
+        let slot = address & !(SLOT - 1);
+        for vma in set.overlapping(slot..slot + SLOT) {
+            if let Kind::Huge(huge) = &vma.kind {
+                huge.leave_slot(address)?;
+            }
+        }
+        let shared = self.tables.lock().find(slot, 3).is_some_and(|entry| {
+            let value = Entry(entry.load(Ordering::SeqCst));
+            value.leads_to_shared(3)
+        });
+        // Whoever attaches later finds the table of the one that left.
+        assert!(!shared, "base page inside huge pages at {address:#x}");
+        Ok(())
     }
 
     /// munmap(2).

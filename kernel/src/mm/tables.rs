@@ -26,6 +26,21 @@ pub(super) const TOP: u32 = 4;
 #[derive(Debug)]
 pub struct NoMemory;
 
+/// Why there is no table of the address space's own for an address.
+#[derive(Debug)]
+pub enum NoTable {
+    /// There was no frame for it.
+    NoMemory,
+    /// Huge pages in the same slot use a table that others share: see [`super::AddressSpace::take_slot`].
+    SlotShared,
+}
+
+impl From<NoMemory> for NoTable {
+    fn from(_: NoMemory) -> Self {
+        Self::NoMemory
+    }
+}
+
 /// Base-2 logarithm of what an entry of a table of `level` spans.
 const fn shift(level: u32) -> u32 {
     PAGE_SHIFT as u32 + 9 * (level - 1)
@@ -169,7 +184,7 @@ impl Tables {
     }
 
     /// The entry of `level` for `address`; makes the tables above it.
-    pub fn find_or_make(&mut self, address: u64, level: u32) -> Result<&AtomicU64, NoMemory> {
+    pub fn find_or_make(&mut self, address: u64, level: u32) -> Result<&AtomicU64, NoTable> {
         let mut table = self.root.phys();
         let mut at = TOP;
         loop {
@@ -181,15 +196,37 @@ impl Tables {
             let mut value = Entry(entry.load(Ordering::SeqCst));
             if !value.is_present() {
                 let new = Frame::alloc_zeroed(Use::PageTable).ok_or(NoMemory)?;
-                value = Entry::table(new.into_raw());
-                self.count += 1;
-                // SeqCst: the walkers in hardware see the zeroes before the entry.
-                entry.store(value.0, Ordering::SeqCst);
+                value = Entry::table(new.phys());
+                // The library attaches its tables without the lock. SeqCst: the walkers in hardware see the zeroes before the
+                // entry.
+                match entry.compare_exchange(0, value.0, Ordering::SeqCst, Ordering::SeqCst) {
+                    Ok(_) => {
+                        // The entry has the reference now.
+                        let _ = new.into_raw();
+                        self.count += 1;
+                    }
+                    Err(now) => value = Entry(now),
+                }
+            }
+            if value.leads_to_shared(at) {
+                return Err(NoTable::SlotShared);
             }
             assert!(!value.is_end(at), "base page inside huge pages at {address:#x}");
             table = value.address();
             at -= 1;
         }
+    }
+
+    /// Puts a table in the place of the library's in the slot of `address`, which has one; the caller is the library, and nobody
+    /// else changes the entry.
+    pub fn replace_shared(&mut self, address: u64) -> Result<(), NoMemory> {
+        let new = Frame::alloc_zeroed(Use::PageTable).ok_or(NoMemory)?;
+        let slot = self.find(address, 3).ok_or(NoMemory)?;
+        // SeqCst: as in `find_or_make`.
+        let old = Entry(slot.swap(Entry::table(new.into_raw()).0, Ordering::SeqCst));
+        assert!(old.leads_to_shared(3), "a table that is not the library's is replaced at {address:#x}");
+        self.count += 1;
+        Ok(())
     }
 
     /// The leaf entry for `address`.
@@ -198,7 +235,7 @@ impl Tables {
     }
 
     /// Puts a leaf where there was none. The entry takes the frame's reference over.
-    pub fn install(&mut self, address: u64, entry: Entry) -> Result<(), NoMemory> {
+    pub fn install(&mut self, address: u64, entry: Entry) -> Result<(), NoTable> {
         self.find_or_make(address, 1)?.store(entry.0, Ordering::SeqCst);
         self.resident.add(entry);
         self.peak = self.peak.max(self.resident.total());

@@ -9,11 +9,10 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use bitflags::bitflags;
 
+use super::AddressSpace;
 use super::backing::Link;
-use super::layout::SLOT;
 use super::shm::Attachment;
 use super::vdso::SpecialPages;
-use super::{AddressSpace, TASK_SIZE};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::hugetlb::HugeArea;
@@ -141,11 +140,6 @@ impl Vma {
     /// Does it consist of huge pages?
     pub fn is_huge(&self) -> bool {
         matches!(self.kind, Kind::Huge(_))
-    }
-
-    /// May it need page tables? Address space that is only kept free does not, before mprotect(2) says otherwise.
-    fn may_have_pages(&self) -> bool {
-        self.flags.intersects(VmFlags::ACCESS) || self.is_huge()
     }
 
     /// Does it consist of huge pages whose tables other processes share?
@@ -356,64 +350,9 @@ impl VmaSet {
         }
     }
 
-    /// The next area below `at` that has pages or may get some, and the same above; no further away than the slot of huge pages around
-    /// `at` reaches. Address space that is only kept free (PROT_NONE) is passed over, at most [`accounting::max_map_count`] areas.
-    fn user_below(&self, at: u64) -> Option<&Vma> {
-        let slot = at.saturating_sub(1) & !(SLOT - 1);
-        self.areas
-            .range(..at)
-            .rev()
-            .map(|(_, vma)| vma)
-            .take_while(|vma| vma.end > slot)
-            .find(|vma| vma.may_have_pages())
-    }
-
-    fn user_above(&self, at: u64) -> Option<&Vma> {
-        let end = at.next_multiple_of(SLOT);
-        self.areas.range(at..end).map(|(_, vma)| vma).find(|vma| vma.may_have_pages())
-    }
-
-    /// The addresses around `range` in whose slots nothing else has or gets pages. An area that may is told with
-    /// [`VmaSet::tell_neighbours`].
-    pub(super) fn room(&self, range: Range<u64>) -> Range<u64> {
-        let floor = self.user_below(range.start).map_or(0, |vma| vma.end);
-        let ceiling = self.user_above(range.end).map_or(TASK_SIZE, |vma| vma.start);
-        floor..ceiling
-    }
-
-    /// As [`VmaSet::room`], when something has or gets pages in `other`, too, which does not overlap `range`.
-    pub(super) fn room_beside(&self, range: Range<u64>, other: &Range<u64>) -> Range<u64> {
-        let room = self.room(range.clone());
-        if other.end <= range.start {
-            room.start.max(other.end)..room.end
-        } else {
-            room.start..room.end.min(other.start)
-        }
-    }
-
-    /// Tells the huge pages next to `range` how much room they have. With `coming`, something is about to have pages in `range`: they
-    /// give up the shared table of a slot that they have in common with it. Without, they may have more room than before.
-    pub(super) fn tell_neighbours(&mut self, range: Range<u64>, coming: bool) {
-        let huge = |vma: Option<&Vma>| vma.filter(|vma| vma.is_huge()).map(Vma::range);
-        let neighbours = [huge(self.user_below(range.start)), huge(self.user_above(range.end))];
-        for neighbour in neighbours.into_iter().flatten() {
-            let room = if coming {
-                self.room_beside(neighbour.clone(), &range)
-            } else {
-                self.room(neighbour.clone())
-            };
-            if let Some(Kind::Huge(huge)) = self.areas.get_mut(&neighbour.start).map(|vma| &mut vma.kind) {
-                huge.set_room(room);
-            }
-        }
-    }
-
     /// Adds an area where there is none.
     pub(super) fn insert(&mut self, vma: Vma) {
         debug_assert!(!self.is_occupied(vma.range()));
-        if vma.may_have_pages() {
-            self.tell_neighbours(vma.range(), true);
-        }
         self.count_in(&vma);
         self.areas.insert(vma.start, vma);
     }

@@ -23,7 +23,7 @@ use core::ops::Range;
 pub(crate) use cache::Cache;
 pub use fallocate::FallocateMode;
 pub(crate) use index::IndexLock;
-pub(crate) use mirror::Window;
+pub(crate) use mirror::{Run, Window};
 pub use read::{Chunk, PageRef};
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
@@ -31,7 +31,7 @@ use crate::error::{Error, Result};
 use crate::format::Protection;
 use crate::hugetlb::Hugetlb;
 use crate::machine::Machine;
-use crate::mapping::{Alone, Area, Mapping, Placement};
+use crate::mapping::{Area, Mapping, Placement};
 use crate::pool::{Page, Pool};
 use crate::reserve::{self, Regions, Subpool};
 use crate::superblock::InodeCharge;
@@ -213,8 +213,7 @@ impl<M: Machine> File<M> {
         Ok(())
     }
 
-    /// Maps `length` bytes from byte `offset` at `start`; all three are multiples of the page size. `room` are the addresses,
-    /// those of the mapping included, in which the address space has nothing else: see [`Mapping::set_room`].
+    /// Maps `length` bytes from byte `offset` at `start`; all three are multiples of the page size.
     ///
     /// The host holds the address space's lock for writing, and has nothing else in the range. A mapping that may be
     /// written extends the file to its end, as hugetlbfs does. With 1 GiB pages the PUD entries of the range are empty.
@@ -228,7 +227,6 @@ impl<M: Machine> File<M> {
         start: VirtAddr,
         length: u64,
         offset: u64,
-        room: Range<VirtAddr>,
         options: MapOptions,
     ) -> Result<Mapping<M>> {
         let size = self.page_size();
@@ -256,8 +254,7 @@ impl<M: Machine> File<M> {
         }
         // mmap changes the list of mappings.
         let _fence = self.hugetlb.protocol().change_fence(self);
-        let alone = Alone::new(start, length, &room);
-        let placement = Placement { start, first, pages, protection: options.protection, alone };
+        let placement = Placement { start, first, pages, protection: options.protection };
         Ok(Mapping::new(self.clone(), space, placement, options))
     }
 

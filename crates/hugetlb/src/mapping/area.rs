@@ -9,7 +9,7 @@ use core::ops::Range;
 
 use super::Batch;
 use crate::addr::{PageIndex, PageSize, SLOT_SIZE, VirtAddr};
-use crate::error::OutOfMemory;
+use crate::error::NoEntry;
 use crate::file::{Cache, File};
 use crate::format::{self, Protection};
 use crate::machine::{Machine, Space};
@@ -26,27 +26,11 @@ pub(crate) struct Placement {
     pub(crate) first: PageIndex,
     pub(crate) pages: u64,
     pub(crate) protection: Protection,
-    pub(crate) alone: Alone,
 }
 
 impl Placement {
     pub(super) fn indices(&self) -> Range<u64> {
         self.first.0..self.first.0 + self.pages
-    }
-}
-
-/// Whether the mapping is the only one in the slots at its ends, where it covers them in part.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Alone {
-    pub(super) first: bool,
-    pub(super) last: bool,
-}
-
-impl Alone {
-    /// `room`: the addresses around the mapping in which the space has nothing else.
-    pub(crate) fn new(start: VirtAddr, length: u64, room: &Range<VirtAddr>) -> Alone {
-        let last_slot = (start + (length - 1)).slot();
-        Alone { first: room.start <= start.slot(), last: room.end.0 >= last_slot.0.saturating_add(SLOT_SIZE) }
     }
 }
 
@@ -61,14 +45,12 @@ pub(crate) struct Slot {
     pub(crate) pages: u64,
     /// The entry of the first page in a table for the slot.
     pub(crate) entry: usize,
-    /// The address space has nothing else in the slot.
-    pub(crate) alone: bool,
     /// What the mapping permits.
     pub(crate) protection: Protection,
 }
 
 impl Slot {
-    /// Whether the mapping covers the whole slot.
+    /// Whether the mapping covers the whole slot. Then nothing else is in it, and a managed table there is the mapping's.
     pub(crate) fn is_whole(&self) -> bool {
         self.pages << PageSize::Size2M.shift() == SLOT_SIZE
     }
@@ -170,7 +152,7 @@ impl<M: Machine> Area<M> {
         placement.start + ((index - placement.first.0) << self.size.shift())
     }
 
-    /// The part of the mapping in the slot around `address`, which it covers; `None` when the mapping cannot share tables.
+    /// The part of the mapping in the slot around `address`, in which it has pages; `None` when the mapping cannot share tables.
     pub(crate) fn slot(&self, placement: &Placement, address: VirtAddr) -> Option<Slot> {
         if !self.shared || self.size != PageSize::Size2M {
             return None;
@@ -184,7 +166,6 @@ impl<M: Machine> Area<M> {
             first: placement.first + ((from.0 - placement.start.0) >> self.size.shift()),
             pages: (to - from.0) >> self.size.shift(),
             entry: entry_index(from),
-            alone: (from == start || placement.alone.first) && (to == slot_end || placement.alone.last),
             protection: placement.protection,
         })
     }
@@ -264,6 +245,25 @@ impl<M: Machine> Area<M> {
         }
     }
 
+    /// What is in the PUD entry of a slot, if it leads to a table that this mapping is attached to; the mapping lock is held.
+    ///
+    /// A slot that the mapping covers in part may have another mapping's table. Tables differ in their windows, so the one
+    /// that the file has for the mapping's window is the mapping's.
+    pub(crate) fn attached(&self, file: &File<M>, slot: &Slot, entry: &AtomicU64) -> Option<u64> {
+        // Acquire: with who attached.
+        let pud = entry.load(Ordering::Acquire);
+        if slot.is_whole() || !format::is_managed(pud) || Mutant::StrangersTableTaken.is_on() {
+            return format::is_managed(pud).then_some(pud);
+        }
+        let cache = file.cache().lock();
+        // Once more under the lock: both tables are alive at this moment, so one frame is one table.
+        let pud = entry.load(Ordering::Acquire);
+        let table = cache.table_at(slot.first, slot.pages, slot.entry);
+        table
+            .is_some_and(|(frame, _)| format::is_managed(pud) && format::table_frame(pud) == frame)
+            .then_some(pud)
+    }
+
     /// The entry for an address in tables of the host, if there is one.
     pub(super) fn find_host_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
         let pud = self.space.find_pud_entry(address)?;
@@ -280,30 +280,32 @@ impl<M: Machine> Area<M> {
     }
 
     /// The entry for an address in tables of the host, made on need.
-    pub(super) fn host_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
+    pub(super) fn host_entry(&self, address: VirtAddr) -> Result<&AtomicU64, NoEntry> {
         match self.size {
-            PageSize::Size1G => self.space.pud_entry(address),
+            PageSize::Size1G => Ok(self.space.pud_entry(address)?),
             PageSize::Size2M => self.space.pmd_entry(address),
         }
     }
 
     /// The value of the leaf entry for an address, with the rights that the upper levels leave it; 0 when there is none. The
     /// mapping lock is held.
-    pub(super) fn leaf(&self, file: &File<M>, address: VirtAddr) -> u64 {
-        // Acquire: with who attached the table, or installed it.
-        let pud = self.space.find_pud_entry(address).map_or(0, |entry| entry.load(Ordering::Acquire));
-        let managed = format::is_managed(pud);
-        let entry = match managed {
+    pub(super) fn leaf(&self, file: &File<M>, placement: &Placement, address: VirtAddr) -> u64 {
+        let slot = self.slot(placement, address);
+        let attached =
+            slot.and_then(|slot| self.attached(file, &slot, self.space.find_pud_entry(slot.start)?));
+        let entry = match attached {
             // An attached table is alive.
-            true => Some(&file.hugetlb().machine().table(format::table_frame(pud))[entry_index(address)]),
-            false => self.find_host_entry(address),
+            Some(pud) => {
+                Some(&file.hugetlb().machine().table(format::table_frame(pud))[entry_index(address)])
+            }
+            None => self.find_host_entry(address),
         };
         // Acquire: who reads the page through the frame finds what was in it when the entry was written.
         let leaf = entry.map_or(0, |entry| entry.load(Ordering::Acquire));
-        match format::is_leaf(leaf) {
-            true if managed => format::combine(pud, leaf),
-            true => leaf,
-            false => 0,
+        match (format::is_leaf(leaf), attached) {
+            (true, Some(pud)) => format::combine(pud, leaf),
+            (true, None) => leaf,
+            (false, _) => 0,
         }
     }
 

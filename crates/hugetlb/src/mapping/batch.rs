@@ -47,6 +47,11 @@ impl<'f, M: Machine> Batch<'f, M> {
         }
     }
 
+    /// The file whose entries change.
+    pub(crate) fn file(&self) -> &'f File<M> {
+        self.file
+    }
+
     /// An entry for `page` was cleared or replaced; it is counted out after the flush.
     pub(super) fn unmap(&mut self, page: Arc<Page<M>>) {
         self.unmapped.push(page);

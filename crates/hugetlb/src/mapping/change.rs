@@ -2,9 +2,9 @@
 
 use core::ops::Range;
 
-use super::{Alone, Area, Batch, Mapping, Placement};
-use crate::addr::{PageIndex, VirtAddr};
-use crate::error::{Error, Result};
+use super::{Area, Batch, Mapping, Placement};
+use crate::addr::{PageIndex, SLOT_SIZE, VirtAddr};
+use crate::error::{Error, OutOfMemory, Result};
 use crate::file::File;
 use crate::format::{self, Protection};
 use crate::machine::Machine;
@@ -72,44 +72,48 @@ impl<M: Machine> Mapping<M> {
         );
     }
 
-    /// Tells the mapping what is around it: `room` are the addresses, its own included, in which the address space has
-    /// nothing else. The host holds its address-space lock for writing.
+    /// Takes the mapping out of the shared table in the slot around an address: an empty table of the host takes the place
+    /// of the shared one, and the mapping's pages there come back by faults. Returns whether the mapping was attached.
     ///
-    /// The host calls it *before* it puts something else into a slot that the mapping ends in, and may call it when there
-    /// is more room than before: a slot that the mapping has for itself can have a shared table.
-    pub fn set_room(&mut self, room: Range<VirtAddr>) {
-        let alone = Alone::new(self.start(), self.length(), &room);
-        let before = self.placement.alone;
-        if alone == before {
-            return;
+    /// The host calls it of each mapping in the slot when it needs a table of its own there and finds a managed PUD entry, or when
+    /// another mapping's fault says [`crate::FaultError::SlotShared`]. It holds its address-space lock for reading or writing.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] when the host has no frame for its table; nothing has changed then.
+    pub fn leave_slot(&self, address: VirtAddr) -> Result<bool, OutOfMemory> {
+        // Held over the flush: as in `drop`.
+        let placement = self.area.placement().write();
+        let (start, end) =
+            (address.slot(), placement.start.0 + (placement.pages << self.page_size().shift()));
+        if placement.start.0 >= start.0.saturating_add(SLOT_SIZE) || end <= start.0 {
+            return Ok(false);
         }
-        {
-            let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
-            // Held over the flush: as in `drop`.
-            let mut placement = self.area.placement().write();
-            let mut batch = Batch::new(&self.file);
-            let last = VirtAddr(self.start().0 + self.length() - 1);
-            let crowded = Placement { alone, ..*placement };
-            for address in [self.start(), last] {
-                let slots = (self.area.slot(&placement, address), self.area.slot(&crowded, address));
-                if let (Some(slot), Some(next)) = slots
-                    && slot.alone
-                    && !next.alone
-                    && !slot.is_whole()
-                {
-                    // Its pages come back by faults, into a table of the host.
-                    let protocol = self.file.hugetlb().protocol();
-                    if !Mutant::CrowdedSlotKept.is_on() {
-                        protocol.prepare_change(&self.area, slot, Purpose::Leave, &mut batch);
-                    }
-                }
-            }
-            *placement = crowded;
-            self.placement.alone = alone;
-            batch.finish();
-        }
-        if (alone.first && !before.first) || (alone.last && !before.last) {
-            self.attach();
+        // Nothing else can be in a slot that the mapping covers wholly.
+        let Some(slot) = self.area.slot(&placement, start).filter(|slot| !slot.is_whole()) else {
+            return Ok(false);
+        };
+        let mut batch = Batch::new(&self.file);
+        let left = self.file.hugetlb().protocol().leave_slot(&self.area, slot, &mut batch)?;
+        batch.finish();
+        Ok(left)
+    }
+
+    /// Attaches the mapping in the slot around an address, if the slot's PUD entry is empty: so the next access there need not
+    /// fault. The host may call it when something has left the slot. It holds its address-space lock for writing.
+    pub fn settle(&self, address: VirtAddr) {
+        let (start, end) = (self.start(), self.start() + self.length());
+        let from = address.slot().max(start);
+        let to = VirtAddr(address.slot().0.saturating_add(SLOT_SIZE)).min(end);
+        if from < to {
+            let shift = self.page_size().shift();
+            let part = Placement {
+                start: from,
+                first: self.placement.first + ((from.0 - start.0) >> shift),
+                pages: (to.0 - from.0) >> shift,
+                ..self.placement
+            };
+            self.attach_part(&part);
         }
     }
 
@@ -139,13 +143,13 @@ impl<M: Machine> Mapping<M> {
         Ok(())
     }
 
-    /// Moves the mapping to another address (mremap); what is not attached there at once comes back by faults. `room` as for
-    /// [`Mapping::set_room`]. The host holds its address-space lock for writing and has nothing else in the new range.
+    /// Moves the mapping to another address (mremap); what is not attached there at once comes back by faults. The host holds
+    /// its address-space lock for writing and has nothing else in the new range.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] when `start` is not a multiple of the page size or the range ends beyond all addresses.
-    pub fn move_to(&mut self, start: VirtAddr, room: Range<VirtAddr>) -> Result<()> {
+    pub fn move_to(&mut self, start: VirtAddr) -> Result<()> {
         if !start.is_aligned(self.page_size()) || start.0.checked_add(self.length()).is_none() {
             return Err(Error::Invalid);
         }
@@ -157,7 +161,6 @@ impl<M: Machine> Mapping<M> {
             let all = placement.indices();
             self.area.clear_entries(&self.file, &placement, all, Purpose::Leave, &mut batch);
             placement.start = start;
-            placement.alone = Alone::new(start, self.length(), &room);
             self.placement = *placement;
             batch.finish();
         }
@@ -193,16 +196,10 @@ impl<M: Machine> Mapping<M> {
                 protocol.attach(&self.file, &self.area, &placement);
             }
         }
-        let upper_placement = Placement {
-            start: at,
-            first: middle,
-            pages: placement.pages - lower_pages,
-            alone: Alone { first: cut.is_none(), ..placement.alone },
-            ..*placement
-        };
+        let upper_placement =
+            Placement { start: at, first: middle, pages: placement.pages - lower_pages, ..*placement };
         let private = self.area.private().lock().split_off(middle);
         placement.pages = lower_pages;
-        placement.alone.last = cut.is_none();
         self.placement = *placement;
         let (file, space) = (self.file.clone(), self.area.space().clone());
         let upper = Self::unattached(file, space, self.area.is_shared(), upper_placement, private);

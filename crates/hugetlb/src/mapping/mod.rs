@@ -39,7 +39,7 @@ mod tests;
 use alloc::collections::BTreeMap;
 
 use area::Private;
-pub(crate) use area::{Alone, Area, Placement, Slot};
+pub(crate) use area::{Area, Placement, Slot};
 pub(crate) use batch::Batch;
 pub use fault::Access;
 pub(crate) use fault::{Fault, publish};
@@ -103,8 +103,13 @@ impl<M: Machine> Mapping<M> {
     /// Makes a new mapping known to the file, and attaches a shared one to what there is. Faults come later: the host holds
     /// its address-space lock for writing.
     fn attach(&self) {
+        self.attach_part(&self.placement);
+    }
+
+    /// As [`Mapping::attach`], for a part of the mapping that covers as much of its slots as the mapping does.
+    fn attach_part(&self, part: &Placement) {
         match self.is_shared() {
-            true => self.file.hugetlb().protocol().attach(&self.file, &self.area, &self.placement),
+            true => self.file.hugetlb().protocol().attach(&self.file, &self.area, part),
             // Private copies are found by the list.
             false => self.area.enlist(&self.file),
         }

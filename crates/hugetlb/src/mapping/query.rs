@@ -6,7 +6,6 @@ use super::{Mapping, Slot};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::format;
 use crate::machine::{Machine, Space};
-use crate::sync::Ordering;
 
 /// What of a mapping has entries in this address space, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -22,8 +21,8 @@ impl<M: Machine> Mapping<M> {
     /// `/proc/PID/pagemap`. The host holds its address-space lock for reading.
     pub fn translate(&self, address: VirtAddr) -> Option<(PhysAddr, bool)> {
         self.index(address)?;
-        let _placement = self.area.placement().read();
-        let entry = self.area.leaf(&self.file, address);
+        let placement = self.area.placement().read();
+        let entry = self.area.leaf(&self.file, &placement, address);
         format::is_leaf(entry).then(|| {
             let within = address.0 - address.page(self.page_size()).0;
             (PhysAddr(format::leaf_frame(entry, self.page_size()).0 + within), format::is_writable(entry))
@@ -39,7 +38,10 @@ impl<M: Machine> Mapping<M> {
     pub fn resident(&self) -> Resident {
         let placement = self.area.placement().read();
         let count = |indices: Range<u64>| {
-            let entry = |index: &u64| self.area.leaf(&self.file, self.area.address(&placement, *index)) != 0;
+            let entry = |index: &u64| {
+                let address = self.area.address(&placement, *index);
+                self.area.leaf(&self.file, &placement, address) != 0
+            };
             indices.filter(entry).count() as u64
         };
         let entries: u64 = if self.area.slot(&placement, placement.start).is_none() {
@@ -48,13 +50,12 @@ impl<M: Machine> Mapping<M> {
             // By slot, so that a sparse terabyte is not looked at page by page.
             let of_slot = |slot: Slot| {
                 let indices = slot.first.0..slot.first.0 + slot.pages;
-                let pud = self.area.space().find_pud_entry(slot.start);
-                // Acquire: with who attached the table.
-                match pud.map_or(0, |entry| entry.load(Ordering::Acquire)) {
-                    0 => 0,
-                    pud if format::is_managed(pud) && self.area.has_joined() => {
-                        self.file.cache().lock().visible(indices)
-                    }
+                let Some(entry) = self.area.space().find_pud_entry(slot.start) else { return 0 };
+                let attached = self.area.attached(&self.file, &slot, entry).is_some();
+                match attached {
+                    true if self.area.has_joined() => self.file.cache().lock().visible(indices),
+                    // Where the slot is empty or another's there are no entries of this mapping.
+                    false if self.area.find_host_entry(slot.start).is_none() => 0,
                     _ => count(indices),
                 }
             };

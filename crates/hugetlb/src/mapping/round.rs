@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
-use crate::addr::{PageIndex, PhysAddr};
+use crate::addr::{PageIndex, PhysAddr, VirtAddr};
 use crate::hugetlb::Hugetlb;
 use crate::machine::Machine;
 use crate::pool::Page;
@@ -34,6 +34,8 @@ pub struct CheckRound<M: Machine> {
     free: Vec<PhysAddr>,
     tables: BTreeMap<PhysAddr, Uses>,
     pages: BTreeMap<PhysAddr, Owner<M>>,
+    /// Whether the table in a slot that several mappings may have a part of is one of theirs, by address space and slot.
+    parts: BTreeMap<(u64, VirtAddr), bool>,
 }
 
 impl<M: Machine> CheckRound<M> {
@@ -41,7 +43,13 @@ impl<M: Machine> CheckRound<M> {
     pub fn new(hugetlb: &Arc<Hugetlb<M>>) -> CheckRound<M> {
         let mut free: Vec<PhysAddr> = hugetlb.pools().iter().flat_map(|pool| pool.free_frames()).collect();
         free.sort_unstable();
-        CheckRound { hugetlb: hugetlb.clone(), free, tables: BTreeMap::new(), pages: BTreeMap::new() }
+        CheckRound {
+            hugetlb: hugetlb.clone(),
+            free,
+            tables: BTreeMap::new(),
+            pages: BTreeMap::new(),
+            parts: BTreeMap::new(),
+        }
     }
 
     /// Tables that were found so far.
@@ -54,7 +62,8 @@ impl<M: Machine> CheckRound<M> {
         self.tables.values().map(|uses| uses.found).sum()
     }
 
-    /// After the last mapping: each table is referred to as often as it counts, and all of them as often as the subsystem counts.
+    /// After the last mapping: each table is referred to as often as it counts, and all of them as often as the subsystem counts;
+    /// each table in a slot that mappings have in part belongs to one of them.
     /// A mapping that comes or goes during the round makes a difference; one that stays while [`CheckRound::activity`] does not
     /// change is a broken invariant.
     ///
@@ -67,6 +76,9 @@ impl<M: Machine> CheckRound<M> {
                 "invariant 4: {} PUD entries lead to the table {frame:?}, which counts {}",
                 uses.found, uses.counted
             ));
+        }
+        if let Some(((_, slot), _)) = self.parts.iter().find(|(_, is_own)| !**is_own) {
+            return Err(format!("invariant 3: {slot:?} leads to a table that belongs to no mapping there"));
         }
         let (found, counted) = (self.attachments(), self.hugetlb.sharing().attachments);
         if found != counted {
@@ -88,6 +100,11 @@ impl<M: Machine> CheckRound<M> {
         uses.found += 1;
         uses.counted = counted;
         uses.found == 1
+    }
+
+    /// A PUD entry of a slot that a mapping has a part of leads to a table, of that mapping or not.
+    pub(super) fn found_in_part(&mut self, space: u64, slot: VirtAddr, is_own: bool) {
+        *self.parts.entry((space, slot)).or_default() |= is_own;
     }
 
     /// A mapping shows a page of a file, or of its own. The caller keeps the page from going.

@@ -11,7 +11,8 @@
 //! * **Punch and truncate** clear the entries in the file's tables, normally one for each page, and ask each CPU once whether
 //!   it runs a sharer. How many sharers there are does not matter.
 //!
-//! A slot in which the mapping is not alone, or in which the host has a table, has entries in a table of the host. A
+//! A slot has one table, so of several mappings that have a part of a slot one is attached at most, and none when the host
+//! has a table there. Who needs the slot next asks for it, and from then on it has a table of the host ([`crate::machine`]). A
 //! mapping is on the file's list, where unmappings visit it, only from its first fault in such a slot.
 
 use core::iter::Peekable;
@@ -20,7 +21,7 @@ use core::ops::Range;
 use super::{Change, Protocol, Purpose};
 use crate::addr::{PageIndex, PhysAddr, SLOT_SIZE};
 use crate::error::{FaultError, OutOfMemory};
-use crate::file::{Cache, File, Window};
+use crate::file::{Cache, File, Run, Window};
 use crate::format;
 use crate::machine::{Machine, Space};
 use crate::mapping::{Area, Batch, Fault, Placement, Slot, publish};
@@ -54,37 +55,49 @@ enum Attached {
     NoTable,
     /// The host has a table in the slot.
     Occupied,
+    /// Another mapping in the slot is attached.
+    Neighbour,
 }
 
 fn window(slot: Slot) -> Window {
     Window { first: slot.first, pages: slot.pages, entry: slot.entry }
 }
 
-/// Attaches a slot, unless it is, to the table that `find` finds. Several faults may try at once, so the cache is locked from the
-/// look to the store.
+/// What is in the PUD entry of a slot; `None` when it is empty.
+fn occupant<M: Machine>(cache: &Cache<M>, slot: Slot, entry: &AtomicU64) -> Option<Attached> {
+    // Acquire: pairs with the host's release when it installs a table of its own.
+    let old = entry.load(Ordering::Acquire);
+    if !format::is_present(old) || Mutant::SlotAttachedTwice.is_on() {
+        return None;
+    }
+    if !format::is_managed(old) {
+        return Some(Attached::Occupied);
+    }
+    // As in `Area::attached`.
+    let is_own = || cache.table_at(slot.first, slot.pages, slot.entry).map(|(frame, _)| frame);
+    match slot.is_whole() || Mutant::StrangersTableTaken.is_on() || is_own() == Some(format::table_frame(old))
+    {
+        true => Some(Attached::Before),
+        false => Some(Attached::Neighbour),
+    }
+}
+
+/// Makes the empty PUD entry of a slot lead to a table. False when the host or another mapping in the slot came first.
 ///
 /// The space has joined the cache before the hardware can walk into the table: an unmapping that comes later flushes it, one
 /// that came earlier left the entries clear.
-fn attach_locked(
-    slot: Slot,
-    entry: &AtomicU64,
-    find: impl FnOnce() -> Option<(PhysAddr, Attached)>,
-) -> Attached {
-    // Acquire: pairs with the host's release when it installs a table of its own.
-    let old = entry.load(Ordering::Acquire);
-    if format::is_managed(old) && !Mutant::SlotAttachedTwice.is_on() {
-        return Attached::Before;
+fn lead(slot: Slot, entry: &AtomicU64, frame: PhysAddr) -> bool {
+    let new = format::managed(frame, slot.protection);
+    if Mutant::SlotAttachedTwice.is_on() {
+        entry.store(new, Ordering::Release);
+        return true;
     }
-    if format::is_present(old) && !Mutant::SlotAttachedTwice.is_on() {
-        return Attached::Occupied;
-    }
-    let Some((frame, attached)) = find() else { return Attached::NoTable };
-    // Release: a walker that follows the entry finds the table's content.
-    entry.store(format::managed(frame, slot.protection), Ordering::Release);
-    attached
+    // Release: a walker that follows the entry finds the table's content. Relaxed: who fails looks again.
+    entry.compare_exchange(0, new, Ordering::Release, Ordering::Relaxed).is_ok()
 }
 
-/// As [`attach_locked`], to any table of the window; `spare` becomes it when there is none.
+/// Attaches a slot, unless it is, to the table of its window; `spare` becomes it when there is none. Several faults may try at
+/// once, so the cache is locked from the look to the store.
 fn attach_one<M: Machine>(
     cache: &mut Cache<M>,
     area: &Area<M>,
@@ -93,11 +106,18 @@ fn attach_one<M: Machine>(
     spare: &mut Option<PhysAddr>,
 ) -> Attached {
     area.join(cache);
-    attach_locked(slot, entry, || {
+    loop {
+        if let Some(occupant) = occupant(cache, slot, entry) {
+            return occupant;
+        }
         let had_spare = spare.is_some();
-        let frame = cache.attach(window(slot), spare)?;
-        Some((frame, if had_spare && spare.is_none() { Attached::New } else { Attached::Now }))
-    })
+        let Some(frame) = cache.attach(window(slot), spare) else { return Attached::NoTable };
+        let made = had_spare && spare.is_none();
+        if lead(slot, entry, frame) {
+            return if made { Attached::New } else { Attached::Now };
+        }
+        cache.detach(&[window(slot)], |unused| *spare = Some(unused));
+    }
 }
 
 /// What came of attempts to attach: for the counters.
@@ -106,7 +126,7 @@ struct Tally {
     joined: u64,
     made: u64,
     occupied: u64,
-    alone_no_more: u64,
+    neighbours: u64,
 }
 
 impl Tally {
@@ -115,6 +135,7 @@ impl Tally {
             Attached::Now => self.joined += 1,
             Attached::New => self.made += 1,
             Attached::Occupied => self.occupied += 1,
+            Attached::Neighbour => self.neighbours += 1,
             Attached::Before | Attached::NoTable => {}
         }
     }
@@ -124,11 +145,12 @@ impl Tally {
         counters.tables.add(self.made);
         counters.shares.add(self.joined);
         counters.fall_back(Fallback::Occupied, self.occupied);
-        counters.fall_back(Fallback::Neighbour, self.alone_no_more);
+        counters.fall_back(Fallback::Neighbour, self.neighbours);
     }
 }
 
-/// Attaches the slot of a fault; makes a table on need. Returns whether it is attached: else the host has a table there.
+/// Attaches the slot of a fault; makes a table on need. Returns whether it is attached: else the host or another mapping has a
+/// table there.
 fn attach_for_fault<M: Machine>(file: &File<M>, area: &Area<M>, slot: Slot) -> Result<bool, OutOfMemory> {
     let entry = area.space().pud_entry(slot.start)?;
     let mut spare = None;
@@ -144,7 +166,7 @@ fn attach_for_fault<M: Machine>(file: &File<M>, area: &Area<M>, slot: Slot) -> R
     let mut tally = Tally::default();
     tally.add(attached);
     tally.count(file.hugetlb().counters());
-    Ok(attached != Attached::Occupied)
+    Ok(matches!(attached, Attached::Before | Attached::Now | Attached::New))
 }
 
 /// Attaches slots from the first on, as many as lie in its row of PUD entries, with one hold of the cache lock. Returns
@@ -162,26 +184,33 @@ fn attach_row<M: Machine>(
     let mut cache = file.cache().lock();
     area.join(&mut cache);
     let mut next = slots.peek().and_then(|slot| Some((*slot, entry(slot)?)));
-    let mut tables = next.map(|(slot, _)| cache.tables_from(window(slot)));
+    let mut tables: Option<Run<'_>> = None;
+    // Where one table is missing the next ones are, too: no run any more.
+    let mut run_ends = false;
     for _ in 0..ATTACHED_AT_A_TIME {
         let Some((slot, place)) = next else { break };
-        let mut attached = match &mut tables {
-            _ if !slot.alone => {
-                tally.alone_no_more += 1;
-                Attached::Before
+        // Acquire: as in `occupant`.
+        let in_run = slot.is_whole() && !run_ends && !format::is_present(place.load(Ordering::Acquire));
+        if in_run && tables.is_none() {
+            tables = Some(cache.tables_from(window(slot)));
+        }
+        let found = tables.as_mut().filter(|_| in_run).and_then(|run| run.attach(window(slot)));
+        match found {
+            // Nobody else has anything in the slot, and nobody faults in this mapping.
+            Some(frame) if lead(slot, place, frame) => tally.add(Attached::Now),
+            Some(_) => {
+                tables = None;
+                cache.detach(&[window(slot)], |_| debug_assert!(false, "the table had other sharers"));
             }
-            Some(run) => attach_locked(slot, place, || Some((run.attach(window(slot))?, Attached::Now))),
-            None => Attached::NoTable,
-        };
-        if attached == Attached::NoTable {
-            // Where one table is missing the next ones are, too: no run any more.
-            tables = None;
-            attached = attach_one(&mut cache, area, slot, place, spare);
-            if attached == Attached::NoTable {
-                return Ok(true);
+            None => {
+                tables = None;
+                run_ends |= in_run;
+                match attach_one(&mut cache, area, slot, place, spare) {
+                    Attached::NoTable => return Ok(true),
+                    attached => tally.add(attached),
+                }
             }
         }
-        tally.add(attached);
         slots.next();
         next = slots.peek().and_then(|slot| Some((*slot, entry(slot)?)));
     }
@@ -215,7 +244,6 @@ impl<M: Machine> Protocol<M> for FileTables {
         let placement = fault.lock_mapping()?;
         let page = fault.page()?;
         if let Some(slot) = fault.area.slot(&placement, fault.address)
-            && slot.alone
             && attach_for_fault(fault.file, fault.area, slot)?
         {
             // The page came with the table or went into it; but a hole punch that has not reached the page yet may have
@@ -266,11 +294,7 @@ impl<M: Machine> Protocol<M> for FileTables {
         batch: &mut Batch<'_, M>,
     ) -> Change<M> {
         let Some(entry) = area.space().find_pud_entry(slot.start) else { return Change::Done };
-        // Acquire: with who attached.
-        let old = entry.load(Ordering::Acquire);
-        if !format::is_managed(old) {
-            return Change::Host;
-        }
+        let Some(old) = area.attached(batch.file(), &slot, entry) else { return Change::Host };
         match purpose {
             // Attached slots lose pages with the file only.
             Purpose::Clear => {}
@@ -291,6 +315,23 @@ impl<M: Machine> Protocol<M> for FileTables {
             }
         }
         Change::Done
+    }
+
+    fn leave_slot(&self, area: &Area<M>, slot: Slot, batch: &mut Batch<'_, M>) -> Result<bool, OutOfMemory> {
+        let Some(entry) = area.space().find_pud_entry(slot.start) else { return Ok(false) };
+        if area.attached(batch.file(), &slot, entry).is_none() || Mutant::CrowdedSlotKept.is_on() {
+            return Ok(false);
+        }
+        // The entry is never empty in between, in which another mapping in the slot could attach.
+        area.space().replace_managed(slot.start)?;
+        // What TLBs and paging-structure caches hold of the table stays right until the flush: it still counts this mapping, and
+        // its pages are flushed for this space, too, when they go.
+        batch.detach_later(window(slot));
+        if !Mutant::CrowdedSlotNotFlushed.is_on() {
+            batch.flush_tables(area, slot.start);
+        }
+        batch.file().hugetlb().counters().fall_back(Fallback::Neighbour, 1);
+        Ok(true)
     }
 
     fn unmap(&self, file: &File<M>, indices: Range<u64>) {

@@ -20,7 +20,9 @@
 //! [`crate::file::mirror`], where its pages are.
 //!
 //! The library changes PUD entries with managed tables under the mapping lock: for reading when it attaches (entries go
-//! from empty to present, one attachment at a time), for writing when it detaches.
+//! from empty to present, one attachment at a time), for writing when it detaches. Several mappings may have a part of one
+//! slot each: only the one that is attached changes a managed entry, and it alone can take it back, see
+//! [`crate::Mapping::leave_slot`].
 
 mod adopted;
 mod adopted_table;
@@ -37,7 +39,7 @@ use core::ops::Range;
 pub(crate) use adopted_table::Table;
 
 use crate::addr::{PageIndex, SLOT_SIZE, VirtAddr};
-use crate::error::FaultError;
+use crate::error::{FaultError, OutOfMemory};
 use crate::file::File;
 use crate::format::Protection;
 use crate::machine::Machine;
@@ -153,6 +155,14 @@ pub(crate) trait Protocol<M: Machine>: Send + Sync {
         batch: &mut Batch<'_, M>,
     ) -> Change<M> {
         adopted::prepare_change(area, slot, purpose, batch)
+    }
+
+    /// Gives the table of a slot, which the mapping covers in part, up to the host, whose own takes its place; returns whether
+    /// there was one. The area's lock is held for writing.
+    ///
+    /// Adopted tables are for whole slots, in which nothing else can be.
+    fn leave_slot(&self, _: &Area<M>, _: Slot, _: &mut Batch<'_, M>) -> Result<bool, OutOfMemory> {
+        Ok(false)
     }
 
     /// Clears the entries of all mappings for the page indices, and flushes. A fault may bring an entry back at once.

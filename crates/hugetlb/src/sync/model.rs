@@ -95,6 +95,31 @@ impl AtomicU64 {
     }
 
     /// As of `core`.
+    ///
+    /// # Errors
+    ///
+    /// The value, when it is not `old`.
+    pub fn compare_exchange(
+        &self,
+        old: u64,
+        new: u64,
+        success: Ordering,
+        failure: Ordering,
+    ) -> Result<u64, u64> {
+        let result = match &self.scheduled {
+            Scheduled::Nothing => return self.last.compare_exchange(old, new, success, failure),
+            Scheduled::Loom(atomic) => atomic.compare_exchange(old, new, success, failure),
+            Scheduled::Shuttle(atomic) => {
+                atomic.compare_exchange(old, new, Ordering::SeqCst, Ordering::SeqCst)
+            }
+        };
+        if result.is_ok() {
+            self.last.store(new, Ordering::SeqCst);
+        }
+        result
+    }
+
+    /// As of `core`.
     pub fn fetch_add(&self, amount: u64, order: Ordering) -> u64 {
         let old = match &self.scheduled {
             Scheduled::Nothing => return self.last.fetch_add(amount, order),

@@ -33,14 +33,8 @@ fn all_is_well_under_every_protocol() {
     for (_, protocol) in ProtocolKind::ALL {
         let (_, pairs) = two(*protocol);
         pairs.iter().for_each(|(_, mapping)| check(mapping).unwrap());
-        let private = pairs[0].1.file().map(
-            pairs[0].1.file().hugetlb().machine().space(),
-            HERE,
-            2 * MIB2,
-            0,
-            EVERYTHING,
-            PRIVATE,
-        );
+        let private =
+            pairs[0].1.file().map(pairs[0].1.file().hugetlb().machine().space(), HERE, 2 * MIB2, 0, PRIVATE);
         let private = private.unwrap();
         assert_eq!(load(&private, HERE), 1);
         check(&private).unwrap();
@@ -88,8 +82,8 @@ fn rights_that_the_mapping_does_not_give_are_found() {
     // In a table of the host.
     let file = mapping.file().clone();
     let (space, mut crowded) = map_at(&file, HERE, 2 * MIB2, SHARED);
-    // The room ends in the slot, so the host's table is used from now on.
-    crowded.set_room(HERE..HERE + 2 * MIB2);
+    // The host's table is used from now on.
+    assert_eq!(crowded.leave_slot(HERE), Ok(true));
     store(&crowded, HERE, 4);
     crowded.protect(Protection::READ);
     check(&crowded).unwrap();

@@ -44,7 +44,7 @@ fn a_mapping_smaller_than_a_slot_shares_at_the_same_phase() {
     let (hugetlb, file) = filled(4);
     let map = |at: VirtAddr| {
         let space = hugetlb.machine().space();
-        let mapping = file.map(space.clone(), at, 2 * MIB2, MIB2, EVERYTHING, SHARED).unwrap();
+        let mapping = file.map(space.clone(), at, 2 * MIB2, MIB2, SHARED).unwrap();
         (space, mapping)
     };
     let (space_a, _a) = map(HERE + MIB2);
@@ -137,27 +137,83 @@ fn pages_behind_the_end_are_hidden_until_the_file_grows() {
 }
 
 #[test]
-fn a_neighbour_in_the_slot_takes_the_table_away_and_gives_it_back() {
+fn who_needs_a_table_in_the_slot_takes_the_shared_one_away() {
     let (hugetlb, file) = filled(2);
-    let (space, mut mapping) = map_at(&file, HERE, 2 * MIB2, SHARED);
+    let (space, mapping) = map_at(&file, HERE, 2 * MIB2, SHARED);
     assert!(format::is_managed(space.pud(HERE)));
-    mapping.set_room(VirtAddr(0)..HERE + 3 * MIB2);
-    assert_eq!(space.pud(HERE), 0);
-    assert_eq!(load(&mapping, HERE), 0);
+    // Anywhere in the slot, but not in another one.
+    for elsewhere in [HERE + SLOT_SIZE, VirtAddr(0), VirtAddr(u64::MAX)] {
+        assert_eq!(mapping.leave_slot(elsewhere), Ok(false));
+    }
+    let before = hugetlb.machine().flushes.load(crate::sync::Ordering::SeqCst);
+    assert_eq!(mapping.leave_slot(HERE + 400 * MIB2), Ok(true));
+    assert_eq!(hugetlb.machine().flushes.load(crate::sync::Ordering::SeqCst), before + 1);
     assert!(format::is_present(space.pud(HERE)) && !format::is_managed(space.pud(HERE)));
+    assert_eq!((mapping.is_resident(HERE), sharing(&hugetlb).tables), (false, 0));
+    assert_eq!(load(&mapping, HERE), 0);
     // A punch finds the entry in the table of the host.
     file.fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
     assert!(!mapping.is_resident(HERE));
-    // The host's table is in the way, so more room changes nothing.
-    mapping.set_room(EVERYTHING);
-    assert!(!format::is_managed(space.pud(HERE)));
     assert_eq!(load(&mapping, HERE + MIB2), 0);
-    // Where nothing is in the way it does.
-    let (space, mut mapping) = map_at(&file, HERE, 2 * MIB2, SHARED);
-    mapping.set_room(VirtAddr(0)..HERE + 3 * MIB2);
-    mapping.set_room(EVERYTHING);
-    assert!(format::is_managed(space.pud(HERE)) && mapping.is_resident(HERE + MIB2));
-    assert_eq!(sharing(&hugetlb).tables, 1);
+    assert_eq!(mapping.leave_slot(HERE), Ok(false));
+    assert_eq!(sharing(&hugetlb).fallbacks(crate::Fallback::Neighbour), 1);
+}
+
+#[test]
+fn without_a_table_for_the_host_the_slot_stays_shared() {
+    let (hugetlb, file) = filled(1);
+    let (space, mapping) = map_at(&file, HERE, MIB2, SHARED);
+    let hoard: std::vec::Vec<_> =
+        core::iter::from_fn(|| crate::Machine::allocate_table(hugetlb.machine())).collect();
+    assert_eq!(mapping.leave_slot(HERE), Err(crate::OutOfMemory));
+    assert!(format::is_managed(space.pud(HERE)) && mapping.is_resident(HERE));
+    for table in hoard {
+        crate::Machine::retire_table(hugetlb.machine(), table);
+    }
+    assert_eq!(mapping.leave_slot(HERE), Ok(true));
+}
+
+#[test]
+fn of_two_mappings_in_a_slot_the_first_is_attached_until_the_second_faults() {
+    for options in [SHARED, PRIVATE] {
+        let (hugetlb, file) = filled(4);
+        let (space, first) = map_at(&file, HERE, 2 * MIB2, SHARED);
+        let there = HERE + 9 * MIB2;
+        let second = file.map(space.clone(), there, 2 * MIB2, 2 * MIB2, options).unwrap();
+        let pud = space.pud(HERE);
+        assert!(format::is_managed(pud) && first.is_resident(HERE) && !second.is_resident(there));
+        assert_eq!((first.resident().shared, second.resident()), (2 * MIB2, Default::default()));
+        assert_eq!(second.leave_slot(HERE), Ok(false));
+        // What takes entries away from the second leaves the first's table.
+        second.discard(there..there + 2 * MIB2).unwrap();
+        assert_eq!(space.pud(HERE), pud);
+        assert_eq!(second.fault(there, Access::Read), Err(FaultError::SlotShared));
+        assert_eq!(first.leave_slot(there), Ok(true));
+        assert_eq!((load(&second, there), load(&first, HERE)), (0, 0));
+        assert!(!format::is_managed(space.pud(HERE)) && second.is_resident(there));
+        drop(second);
+        assert!(first.is_resident(HERE) && space.pud(HERE) != 0);
+        assert_eq!(sharing(&hugetlb).attachments, 0);
+    }
+}
+
+#[test]
+fn the_second_mapping_of_a_slot_goes_without_the_firsts_table() {
+    let (hugetlb, file) = filled(4);
+    let (space, first) = map_at(&file, HERE, 2 * MIB2, SHARED);
+    let there = HERE + 9 * MIB2;
+    let mut second = file.map(space.clone(), there, 2 * MIB2, 0, SHARED).unwrap();
+    let pud = space.pud(HERE);
+    second.protect(Protection::READ);
+    second.protect(Protection::empty());
+    second.protect(RW);
+    second.move_to(there + MIB2).unwrap();
+    drop(second.split(there + 2 * MIB2).unwrap());
+    drop(second);
+    assert_eq!((space.pud(HERE), sharing(&hugetlb).attachments), (pud, 1));
+    assert!(first.is_resident(HERE + MIB2));
+    drop(first);
+    assert_eq!((space.pud(HERE), sharing(&hugetlb).tables), (0, 0));
 }
 
 #[test]
@@ -167,12 +223,17 @@ fn a_split_leaves_one_window_for_another() {
     let (other, _whole) = map_at(&file, HERE, SLOT_SIZE, SHARED);
     let upper = lower.split(HERE + 4 * MIB2).unwrap();
     assert_eq!(space.pud(HERE), 0);
-    assert_eq!((load(&lower, HERE), load(&upper, HERE + 5 * MIB2)), (0, 0));
+    assert_eq!(load(&lower, HERE), 0);
+    assert!(format::is_managed(space.pud(HERE)) && !upper.is_resident(HERE + 5 * MIB2));
     drop((lower, upper));
-    // A partial unmap: split, drop a half, and the other is alone.
+    // A partial unmap: split, drop a half, and the other shares with all who have the same left.
     let (space, mut lower) = map_at(&file, HERE, SLOT_SIZE, SHARED);
     drop(lower.split(HERE + 4 * MIB2).unwrap());
-    lower.set_room(EVERYTHING);
+    for elsewhere in [VirtAddr(0), HERE + SLOT_SIZE, VirtAddr(u64::MAX)] {
+        lower.settle(elsewhere);
+    }
+    assert_eq!(space.pud(HERE), 0);
+    lower.settle(HERE + 4 * MIB2);
     assert!(format::is_managed(space.pud(HERE)));
     assert_ne!(format::table_frame(space.pud(HERE)), format::table_frame(other.pud(HERE)));
     assert!(lower.is_resident(HERE + 3 * MIB2));
@@ -195,7 +256,7 @@ fn a_sparse_mapping_makes_no_more_than_its_share_of_tables() {
     let file = file(&hugetlb, (tables + 40) * SLOT_SIZE);
     let space = hugetlb.machine().space();
     // The test machine runs out of tables on the way: mmap succeeds all the same, and a fault tells.
-    let mapping = file.map(space, HERE, (tables + 40) * SLOT_SIZE, 0, EVERYTHING, SHARED).unwrap();
+    let mapping = file.map(space, HERE, (tables + 40) * SLOT_SIZE, 0, SHARED).unwrap();
     assert_eq!(sharing(&hugetlb).tables, tables);
     assert_eq!(mapping.fault(HERE + (tables + 1) * SLOT_SIZE, Access::Read), Err(FaultError::OutOfMemory));
     assert_eq!(load(&mapping, HERE), 0);

@@ -3,8 +3,6 @@
 mod check;
 mod file_tables;
 
-use core::ops::Range;
-
 use crate::addr::{PageSize, SLOT_SIZE, VirtAddr};
 use crate::error::{Error, FaultError};
 use crate::file::{FallocateMode, File, MapOptions};
@@ -20,8 +18,6 @@ const RW: Protection = Protection::READ.union(Protection::WRITE);
 const SHARED: MapOptions = MapOptions { shared: true, no_reserve: true, protection: RW };
 const PRIVATE: MapOptions = MapOptions { shared: false, no_reserve: false, protection: RW };
 const HERE: VirtAddr = VirtAddr(4 << 30);
-/// The mapping is alone in its address space.
-const EVERYTHING: Range<VirtAddr> = VirtAddr(0)..VirtAddr(u64::MAX);
 
 type System = Arc<Hugetlb<TestMachine>>;
 
@@ -36,7 +32,7 @@ fn map_at(
     options: MapOptions,
 ) -> (TestSpace, Mapping<TestMachine>) {
     let space = file.hugetlb().machine().space();
-    let mapping = file.map(space.clone(), at, length, 0, EVERYTHING, options).unwrap();
+    let mapping = file.map(space.clone(), at, length, 0, options).unwrap();
     (space, mapping)
 }
 
@@ -137,7 +133,7 @@ fn a_shared_promise_is_made_once_for_a_part_of_the_file() {
     let (_, _b) = map_at(&file, HERE, 4 * MIB2, reserving);
     assert_eq!(pool(&hugetlb), (4, 4));
     let space = hugetlb.machine().space();
-    assert!(matches!(file.map(space, HERE, 5 * MIB2, 0, EVERYTHING, reserving), Err(Error::NoMemory)));
+    assert!(matches!(file.map(space, HERE, 5 * MIB2, 0, reserving), Err(Error::NoMemory)));
     assert_eq!(pool(&hugetlb), (4, 4));
 }
 
@@ -240,7 +236,7 @@ fn a_moved_mapping_finds_its_pages_again() {
     for options in [SHARED, PRIVATE] {
         let (_, mut mapping) = map_at(&file, HERE, 2 * MIB2, options);
         store(&mapping, HERE, 9);
-        mapping.move_to(VirtAddr(7 << 30), EVERYTHING).unwrap();
+        mapping.move_to(VirtAddr(7 << 30)).unwrap();
         assert_eq!(mapping.fault(HERE, Access::Read), Err(FaultError::NotMapped));
         assert_eq!(load(&mapping, VirtAddr(7 << 30)), 9);
     }
@@ -351,7 +347,7 @@ fn a_walk_that_found_a_mapping_before_it_went_does_not_touch_what_came_to_its_pl
     // What a truncation of the old file holds while it waits for the mapping's lock.
     let area = old.mappings().read().values().next().cloned().unwrap();
     drop(gone);
-    let mapping = new.map(space, HERE, 2 * MIB2, 0, EVERYTHING, SHARED).unwrap();
+    let mapping = new.map(space, HERE, 2 * MIB2, 0, SHARED).unwrap();
     store(&mapping, HERE, 2);
     old.fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
     area.unmap_indices(&old, 0..2);
