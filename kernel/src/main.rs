@@ -60,6 +60,7 @@ fn kernel_main() -> ! {
     if selftest::wanted() {
         selftest::run();
     }
+    time::init();
     // Early: pages of 1 GiB need memory in one piece.
     hugetlb::init();
     mm::init();

@@ -15,5 +15,6 @@ pub mod sharing;
 pub mod signals;
 pub mod socket;
 pub mod sys;
+pub mod timers;
 
 pub use nix::errno::Errno;

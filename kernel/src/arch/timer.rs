@@ -7,15 +7,30 @@ use super::{apic, clock};
 /// Timer ticks a second.
 static FREQUENCY: AtomicU64 = AtomicU64::new(0);
 
+/// A reading of the timer and the clock at that moment: the tightest of several, since the host may have run something else in
+/// between.
+fn anchor() -> (u64, u32) {
+    (0..8)
+        .map(|_| {
+            let before = clock::now_ns();
+            let ticks = apic::measured();
+            let after = clock::now_ns();
+            (after - before, before + (after - before) / 2, ticks)
+        })
+        .min_by_key(|(width, ..)| *width)
+        .map(|(_, time, ticks)| (time, ticks))
+        .expect("eight readings")
+}
+
 /// Measures the timer's rate against the clock; the boot CPU does this once.
 pub(super) fn calibrate() {
     const MEASURED_US: u64 = 10_000;
     apic::start_measuring();
-    let (start, from) = (clock::now_ns(), apic::measured());
+    let (start, from) = anchor();
     clock::delay_us(MEASURED_US);
-    let (end, to) = (clock::now_ns(), apic::measured());
+    let (end, to) = anchor();
     apic::arm_timer(0);
-    let frequency = ((to - from) as u128 * 1_000_000_000 / (end - start) as u128) as u64;
+    let frequency = (u128::from(to - from) * 1_000_000_000 / u128::from(end - start)) as u64;
     FREQUENCY.store(frequency.max(1), Ordering::Relaxed);
     log::info!("APIC timer: {}.{:03} MHz", frequency / 1_000_000, frequency / 1000 % 1000);
 }

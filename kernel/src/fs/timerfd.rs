@@ -51,7 +51,7 @@ pub fn create(clock: i32, flags: u32) -> Arc<File> {
         TimerFd {
             clock,
             state: IrqLock::new(State::default()),
-            timer: Timer::new(move || {
+            timer: Timer::new_deferred(move || {
                 if let Some(this) = this.upgrade() {
                     this.went_off();
                 }
@@ -67,10 +67,11 @@ impl State {
     fn update(&mut self, now: u64) {
         let Some(deadline) = self.deadline.filter(|d| *d <= now) else { return };
         if let Some(periods) = (now - deadline).checked_div(self.interval) {
-            self.ticks += periods + 1;
-            self.deadline = Some(deadline.saturating_add((periods + 1).saturating_mul(self.interval)));
+            let periods = periods.saturating_add(1);
+            self.ticks = self.ticks.saturating_add(periods);
+            self.deadline = Some(deadline.saturating_add(periods.saturating_mul(self.interval)));
         } else {
-            self.ticks += 1;
+            self.ticks = self.ticks.saturating_add(1);
             self.deadline = None;
         }
     }
@@ -83,17 +84,33 @@ impl State {
 }
 
 impl TimerFd {
-    /// In the timer interrupt. A periodic timer is armed again when it is read, not before.
+    /// Called after the deadline. A periodic timer is armed again when it is read, not before.
     fn went_off(&self) {
-        self.state.lock().update(time::now());
+        {
+            let mut state = self.state.lock();
+            state.update(time::now());
+            if state.ticks == 0 {
+                // Set anew since, or early by this CPU's clock.
+                self.arm(&state);
+                return;
+            }
+        }
         self.expired.wake_all();
+    }
+
+    /// Makes the timer wait for the deadline, if there is one. Under the state's lock: of two settings at once the later one counts for
+    /// both.
+    fn arm(&self, state: &State) {
+        match state.deadline {
+            Some(deadline) => self.timer.arm(deadline),
+            None => _ = self.timer.cancel(),
+        }
     }
 
     /// timerfd_settime(2): returns the old setting. `absolute`: the value is a time of the timer's clock.
     pub fn set(&self, new: Setting, flags: u32) -> Setting {
         let absolute = flags & abi::TFD_TIMER_ABSTIME != 0;
         let now = time::now();
-        self.timer.cancel();
         let mut state = self.state.lock();
         state.update(now);
         let old = state.setting(now);
@@ -108,11 +125,7 @@ impl TimerFd {
             }
             (true, _) => new.value,
         });
-        let deadline = state.deadline;
-        drop(state);
-        if let Some(deadline) = deadline {
-            self.timer.arm(deadline);
-        }
+        self.arm(&state);
         old
     }
 
@@ -130,13 +143,8 @@ impl TimerFd {
         if state.ticks == 0 {
             return None;
         }
-        let ticks = core::mem::take(&mut state.ticks);
-        let deadline = state.deadline;
-        drop(state);
-        if let Some(deadline) = deadline {
-            self.timer.arm(deadline);
-        }
-        Some(ticks)
+        self.arm(&state);
+        Some(core::mem::take(&mut state.ticks))
     }
 }
 

@@ -14,8 +14,12 @@ pub fn tick(user: bool) {
     let ticks = if user { &STATISTICS.user_ticks } else { &STATISTICS.system_ticks };
     ticks.fetch_add(1, Ordering::Relaxed);
     let Some(thread) = super::try_current() else { return };
-    if !thread.is_kernel() {
-        thread.process.timers.tick(user, TICK);
+    if thread.is_kernel() {
+        return;
+    }
+    let of_process = thread.process.timers.tick(user, TICK);
+    if of_process || thread.cpu_timers.is_due(thread.sched.runtime()) {
+        thread.timers_due.store(true, Ordering::SeqCst);
     }
 }
 

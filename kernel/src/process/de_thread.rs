@@ -56,10 +56,7 @@ fn take_lead(thread: &Thread, process: &Arc<Process>) {
     relations.leader_status = None;
     drop(tree);
     if let Some(old) = &old {
-        while !old.sched.is_dead() {
-            core::hint::spin_loop();
-        }
-        sched::wait_off_cpu(old);
+        sched::wait_for_end(old);
     }
     drop(registered);
     drop(old);

@@ -10,7 +10,7 @@ use super::{Process, Thread, futex, tree, user};
 use crate::arch::interrupts;
 use crate::mm::uaccess;
 use crate::sched;
-use crate::signal::{self, SIGCHLD, SIGCONT, SIGHUP, SigInfo, flags};
+use crate::signal::{self, SIGCHLD, SIGCONT, SIGHUP, SigInfo, SigSet, flags};
 
 /// A kernel thread's function has returned.
 pub(super) fn kernel_thread_ended() -> ! {
@@ -53,6 +53,9 @@ fn finish(status: WaitStatus) -> ! {
     debug_assert!(interrupts::are_enabled());
     // It is dying already: what it still waits for below must be able to happen.
     thread.signals.clear_killed();
+    // What it was told to take for the process is for another thread now.
+    thread.set_signal_mask(SigSet(u64::MAX));
+    thread.cpu_timers.end();
     if process.pid == 1 && is_last(&process) {
         panic!("Attempted to kill init! exitcode={:#010x}", status.to_bits());
     }

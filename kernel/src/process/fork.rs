@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
+use super::accounts::{self, Counted};
 use super::thread::Parts;
 use super::{Pid, Process, Thread, limits, process, spawn, tree};
 use crate::arch::context::Context;
@@ -288,5 +289,5 @@ fn inherited(current: &Thread) -> Parameters {
 pub(super) fn over_process_limit(thread: &Thread) -> bool {
     let credentials = thread.credentials();
     let limit = thread.process.limit(limits::NPROC);
-    super::list::threads_of_user(credentials.uid) as u64 > limit && !super::list::exempt(&credentials)
+    accounts::count(credentials.uid, Counted::Threads) as u64 > limit && !super::list::exempt(&credentials)
 }

@@ -66,6 +66,11 @@ impl Limits {
         self.0[resource].soft
     }
 
+    /// Both values of one of the resources above.
+    pub fn of(&self, resource: usize) -> Limit {
+        self.0[resource]
+    }
+
     /// Both values; `EINVAL` for what is no resource.
     pub fn get(&self, resource: usize) -> Result<Limit> {
         self.0.get(resource).copied().ok_or(Errno::EINVAL)

@@ -2,14 +2,14 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use super::accounts::{Counted, Share};
 use super::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Credentials, Pid, Process, Thread, limits, tree};
 use crate::errno::{Errno, Result};
 use crate::memory::{self, Pressure};
-use crate::sync::{IrqLock, grace};
+use crate::sync::grace;
 
 /// The process with this number, alive or a zombie.
 pub fn find(pid: Pid) -> Option<Arc<Process>> {
@@ -50,41 +50,8 @@ pub fn threads_of(process: &Process) -> Vec<Arc<Thread>> {
     }
 }
 
-/// How many threads each user has.
-///
-/// The last reference to a thread may go in an interrupt handler, and its share with it: hence the kind of lock.
-static USERS: IrqLock<BTreeMap<u32, usize>> = IrqLock::new(BTreeMap::new());
 /// Threads and processes made since boot.
 static FORKS: AtomicU64 = AtomicU64::new(0);
-
-/// A thread's share in its user's count; given back when it is dropped.
-pub struct Charge {
-    uid: u32,
-}
-
-impl Charge {
-    fn take(uid: u32) -> Self {
-        *USERS.lock().entry(uid).or_insert(0) += 1;
-        Self { uid }
-    }
-}
-
-impl Drop for Charge {
-    fn drop(&mut self) {
-        let mut users = USERS.lock();
-        if let Some(count) = users.get_mut(&self.uid) {
-            *count -= 1;
-            if *count == 0 {
-                users.remove(&self.uid);
-            }
-        }
-    }
-}
-
-/// How many threads a user has.
-pub(super) fn threads_of_user(uid: u32) -> usize {
-    USERS.lock().get(&uid).copied().unwrap_or(0)
-}
 
 /// Whether RLIMIT_NPROC does not bind this user.
 pub(super) fn exempt(credentials: &Credentials) -> bool {
@@ -92,7 +59,7 @@ pub(super) fn exempt(credentials: &Credentials) -> bool {
 }
 
 /// Counts one thread more for the user; `EAGAIN` beyond RLIMIT_NPROC or the machine's most threads, `ENOMEM` when memory is short.
-pub(super) fn charge(credentials: &Credentials, parent: &Process) -> Result<Option<Charge>> {
+pub(super) fn charge(credentials: &Credentials, parent: &Process) -> Result<Option<Share>> {
     if tree::thread_count() >= super::max_threads() {
         return Err(Errno::EAGAIN);
     }
@@ -101,9 +68,8 @@ pub(super) fn charge(credentials: &Credentials, parent: &Process) -> Result<Opti
     if critical() && (!grace::collect() || critical()) {
         return Err(Errno::ENOMEM);
     }
-    let charge = Charge::take(credentials.uid);
-    let limit = parent.limit(limits::NPROC);
-    if threads_of_user(credentials.uid) as u64 > limit && !exempt(credentials) {
+    let (charge, count) = Share::take(credentials.uid, Counted::Threads);
+    if count as u64 > parent.limit(limits::NPROC) && !exempt(credentials) {
         return Err(Errno::EAGAIN);
     }
     Ok(Some(charge))
@@ -112,7 +78,7 @@ pub(super) fn charge(credentials: &Credentials, parent: &Process) -> Result<Opti
 impl Thread {
     /// After a change of its real user: the thread counts for the new one.
     pub(crate) fn recharge(&self) {
-        self.set_charge(Some(Charge::take(self.credentials().uid)));
+        self.set_charge(Some(Share::take(self.credentials().uid, Counted::Threads).0));
     }
 }
 

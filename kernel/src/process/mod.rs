@@ -1,6 +1,7 @@
 //! Processes and threads: their start, their end, and who they are.
 
 mod account;
+pub mod accounts;
 mod credentials;
 mod de_thread;
 mod exec;

@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use alloc::sync::Arc;
 use intrusive_collections::LinkedListAtomicLink;
 
-use super::limits::Limits;
+use super::limits::{self, Limits};
 use super::tree::{self, Relations, TreeCell};
 use super::{Credentials, Pid, Thread};
 use crate::fs::FsContext;
@@ -144,7 +144,7 @@ impl Process {
             actions: IrqLock::new(parts.actions),
             signals: ProcessSignals::new(),
             limits: IrqLock::new(parts.limits),
-            timers: ProcessTimers::new(this.clone()),
+            timers: ProcessTimers::new(this.clone(), parts.limits.of(limits::CPU)),
             child_events: WaitQueue::new(),
             ended: WaitQueue::new(),
             thread_ended: WaitQueue::new(),

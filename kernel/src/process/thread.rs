@@ -21,6 +21,7 @@ use crate::signal::ThreadSignals;
 use crate::sync::{IrqLock, SpinLock};
 use crate::syscall::Args;
 use crate::time::Timer;
+use crate::time::cpu_timers::CpuTimers;
 
 /// What a restarted system call does: see restart_syscall(2).
 pub type Restart = Box<dyn FnOnce(&mut Args) -> Result<usize> + Send>;
@@ -60,6 +61,10 @@ pub struct Thread {
     /// How the last system call goes on after a signal that has no handler.
     pub(crate) restart: SpinLock<Option<Restart>>,
     sleep_timer: SpinLock<Option<Arc<Timer>>>,
+    /// Timers that wait for this thread's CPU clock.
+    pub(crate) cpu_timers: CpuTimers,
+    /// A tick found timers of this thread or its process due.
+    pub(crate) timers_due: AtomicBool,
     /// Slack of timers: prctl(PR_SET_TIMERSLACK) sets it; sleeping is more exact than that here.
     pub(crate) timer_slack: AtomicU64,
     /// Signal that it gets when its parent ends: prctl(PR_SET_PDEATHSIG).
@@ -67,7 +72,7 @@ pub struct Thread {
     pub(crate) no_new_privileges: AtomicBool,
     trap: IrqLock<super::Trap>,
     /// What the thread counts as for RLIMIT_NPROC.
-    charge: SpinLock<Option<super::list::Charge>>,
+    charge: SpinLock<Option<super::accounts::Share>>,
     /// Page faults without and with I/O.
     pub(crate) minor_faults: AtomicU64,
     pub(crate) major_faults: AtomicU64,
@@ -94,7 +99,7 @@ pub(super) struct Parts {
     pub credentials: Arc<Credentials>,
     pub comm: [u8; 16],
     pub signals: ThreadSignals,
-    pub charge: Option<super::list::Charge>,
+    pub charge: Option<super::accounts::Share>,
     pub start: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -123,6 +128,8 @@ impl Thread {
             syscall: AtomicU32::new(u32::MAX),
             restart: SpinLock::new(None),
             sleep_timer: SpinLock::new(None),
+            cpu_timers: CpuTimers::new(),
+            timers_due: AtomicBool::new(false),
             timer_slack: AtomicU64::new(50_000),
             parent_death_signal: AtomicU32::new(0),
             no_new_privileges: AtomicBool::new(false),
@@ -254,7 +261,7 @@ impl Thread {
     }
 
     /// Makes the thread count for another user, or for none.
-    pub(super) fn set_charge(&self, charge: Option<super::list::Charge>) {
+    pub(super) fn set_charge(&self, charge: Option<super::accounts::Share>) {
         let old = core::mem::replace(&mut *self.charge.lock(), charge);
         drop(old);
     }

@@ -9,6 +9,7 @@ use crate::arch::trap::TrapFrame;
 use crate::arch::{cpu, interrupts, percpu};
 use crate::mm::AddressSpace;
 use crate::sync::grace;
+use crate::time::process_timers;
 use crate::{sched, signal};
 
 /// Everything that must happen before each return to user mode. Entered and left with interrupts off.
@@ -18,6 +19,14 @@ pub fn exit_to_user(frame: &mut TrapFrame) {
     let thread = super::current();
     loop {
         if sched::resched_if_wanted() {
+            continue;
+        }
+        // Relaxed: set by this thread's own ticks, on the CPU that it was on.
+        if thread.timers_due.load(Ordering::Relaxed) {
+            thread.timers_due.store(false, Ordering::Relaxed);
+            interrupts::enable();
+            process_timers::run_due(&thread);
+            interrupts::disable();
             continue;
         }
         let signals = thread.signals.pending();

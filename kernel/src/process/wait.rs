@@ -147,11 +147,8 @@ fn finish(
     if removed.is_some() {
         usage.add_to_children_of(process);
         if let Some(leader) = leader {
-            // It told of its end on its own stack: that it has left it is a matter of a few instructions.
-            while !leader.sched.is_dead() {
-                core::hint::spin_loop();
-            }
-            sched::wait_off_cpu(&leader);
+            // It told of its end on its own stack.
+            sched::wait_for_end(&leader);
             leader.set_charge(None);
         }
         drop(removed);

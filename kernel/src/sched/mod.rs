@@ -90,7 +90,8 @@ pub fn sleep(mode: Sleep, deadline: Option<u64>, mut ready: impl FnMut() -> bool
             if time::now() >= deadline {
                 break Err(WaitError::TimedOut);
             }
-            timer.get_or_insert_with(|| thread.arm_sleep_timer(deadline));
+            // Each time: a timer that went off early, by another CPU's clock, has woken this thread and does not do so again.
+            timer = Some(thread.arm_sleep_timer(deadline));
         }
         switch::block();
     };
@@ -142,11 +143,9 @@ pub fn start(thread: &Arc<Thread>) {
     queue::enqueue_new(thread);
 }
 
-/// Waits until no CPU runs on the stack of `thread`, which has ended.
-pub fn wait_off_cpu(thread: &Thread) {
-    while thread.sched.is_on_cpu() {
-        core::hint::spin_loop();
-    }
+/// Waits until `thread`, which is about to end, has left its stack. It may have to run for that, perhaps on this CPU, so this sleeps.
+pub fn wait_for_end(thread: &Thread) {
+    switch::DEAD_WAIT.wait_until(|| (thread.sched.is_dead() && !thread.sched.is_on_cpu()).then_some(()));
 }
 
 /// Whether the thread runs on a CPU now, and on which; for statistics.

@@ -12,7 +12,7 @@ use crate::arch::cpu::{self, MAX_CPUS};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{context, interrupts};
 use crate::process::{self, Thread};
-use crate::sync::grace;
+use crate::sync::{WaitQueue, grace};
 use crate::time;
 
 /// Time between two ticks of a CPU that runs a thread, in nanoseconds; also the slice of a thread of nice 0.
@@ -43,6 +43,9 @@ static LEAVING: PerCpu<Leaving> = PerCpu::new([const { Leaving::new() }; MAX_CPU
 
 /// Threads that have ended and whose stacks are no longer in use, linked through `dead_next`.
 static DEAD_LIST: AtomicPtr<Thread> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Woken when a dead thread has left its stack.
+pub(super) static DEAD_WAIT: WaitQueue = WaitQueue::new();
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Why {
@@ -86,6 +89,7 @@ pub(super) fn account(thread: &Thread) {
     // Relaxed: the thread's own CPU writes these; others read them as statistics.
     let ran = now.saturating_sub(entity.started_at.swap(now, Ordering::Relaxed));
     entity.runtime.fetch_add(ran, Ordering::Relaxed);
+    thread.process.timers.charge(ran);
     let weighted = ran * u64::from(NICE_0_WEIGHT) / u64::from(entity.weight().max(1));
     entity.vruntime.fetch_add(weighted, Ordering::SeqCst);
 }
@@ -100,14 +104,16 @@ fn schedule(why: Why) {
     let here = cpu::id();
     let idle = idle::of(here);
     let was_idle = core::ptr::eq(previous, idle);
+    if why == Why::Block && !current.sched.park() {
+        return;
+    }
+    // Behind the attempt to sleep: one that a wake has overtaken does not answer a request to switch.
     queue::clear_resched();
     if !was_idle {
         account(current);
     }
     let runnable = match why {
-        Why::Exit => false,
-        Why::Block if !current.sched.park() => return,
-        Why::Block => false,
+        Why::Exit | Why::Block => false,
         Why::Preempt | Why::Yield => !was_idle,
     };
     // A thread that may no longer run here gives way to anything, even to the idle thread.
@@ -170,8 +176,12 @@ fn finish() {
             }
         }
     }
+    let dead = entity.is_dead();
     // From here on another CPU may run or free it, unless it is runnable: then this CPU alone can queue it.
     entity.set_on_cpu(false);
+    if dead {
+        DEAD_WAIT.wake_all();
+    }
     if requeue {
         // SAFETY: a runnable thread does not end before it has run again.
         queue::requeue(unsafe { &*previous }, yielded);
@@ -194,7 +204,9 @@ pub(super) fn take_dead() -> impl Iterator<Item = Arc<Thread>> {
         let thread = unsafe { Arc::from_raw(next) };
         next = thread.sched.dead_next.load(Ordering::SeqCst);
         // `finish` puts the thread on the list a few instructions before it lets go.
-        super::wait_off_cpu(&thread);
+        while thread.sched.is_on_cpu() {
+            core::hint::spin_loop();
+        }
         Some(thread)
     })
 }

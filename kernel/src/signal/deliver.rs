@@ -1,15 +1,15 @@
 //! What happens to pending signals on the way to user mode.
 
+use alloc::sync::Arc;
 use syscalls::Errno;
 
 use super::pending::Queued;
 use super::{
-    Action, DefaultAction, Pending, SIG_DFL, SIG_IGN, SIGSTOP, SigInfo, SigSet, codes, default_of, flags,
+    Action, DefaultAction, Pending, SIG_DFL, SIG_IGN, SIGALRM, SIGSTOP, SigInfo, SigSet, default_of, flags,
     frame, stop,
 };
 use crate::arch::trap::TrapFrame;
 use crate::process::{self, Thread, WaitStatus, exit, limits};
-use crate::time::process_timers;
 
 /// Handles everything that is pending for the current thread, with interrupts on: the thread dies, stops, or has a handler's frame put on its stack.
 /// A system call that was interrupted restarts, or returns `EINTR`.
@@ -74,14 +74,21 @@ fn take(thread: &Thread) -> Option<(SigInfo, Action)> {
     if action.flags & flags::SA_RESETHAND != 0 && action.handler > SIG_IGN {
         actions.set(signal, Action { handler: SIG_DFL, ..action });
     }
-    let mut info = *queued.info();
-    if info.code == codes::SI_TIMER {
-        process_timers::delivered(&thread.process, &mut info);
-    }
-    Some((info, action))
+    Some((taken(thread, &queued), action))
 }
 
-fn take_from(pending: &mut Pending, wanted: SigSet) -> Option<alloc::boxed::Box<Queued>> {
+/// A signal is taken: says what it says, and arms the periodic timer that sent it for the next time.
+fn taken(thread: &Thread, queued: &Queued) -> SigInfo {
+    let mut info = *queued.info();
+    if let Some(timer) = queued.timer() {
+        info.set_overrun(timer.signal_taken());
+    } else if queued.signal() == SIGALRM {
+        thread.process.timers.alarm_taken();
+    }
+    info
+}
+
+fn take_from(pending: &mut Pending, wanted: SigSet) -> Option<Arc<Queued>> {
     let signal = pending.next(wanted)?;
     pending.take(signal)
 }
@@ -95,11 +102,7 @@ pub fn take_waited(thread: &Thread, wanted: SigSet) -> Option<SigInfo> {
             .or_else(|| take_from(&mut state.shared, wanted));
         state.recalculate(&thread.signals);
     }
-    let mut info = *queued?.info();
-    if info.code == codes::SI_TIMER {
-        process_timers::delivered(&thread.process, &mut info);
-    }
-    Some(info)
+    Some(taken(thread, &*queued?))
 }
 
 fn default_action(thread: &Thread, signal: u32, info: &SigInfo) {

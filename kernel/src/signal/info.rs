@@ -85,6 +85,11 @@ impl SigInfo {
         self.code <= 0
     }
 
+    /// Whether it queues at the expense of its receiver's user: RLIMIT_SIGPENDING.
+    pub fn is_limited(&self) -> bool {
+        self.signal as u32 >= super::SIGRTMIN && self.is_from_user()
+    }
+
     /// The sender's number, of those signals that have one.
     pub fn pid(&self) -> u32 {
         self.fields[0] as u32

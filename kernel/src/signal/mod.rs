@@ -19,10 +19,10 @@ pub use deliver::{deliver, take_waited};
 pub use exception::{exception, force_fault, force_signal};
 pub use frame::{AltStack, sigreturn};
 pub use info::{SigInfo, codes};
-pub use pending::Pending;
+pub use pending::{Pending, Queued};
 pub use send::{
     discard, is_ignored_or_blocked, queue_process, queue_process_locked, queue_thread, send_group,
-    send_process, send_process_locked, send_thread,
+    send_of_timer, send_process, send_process_locked, send_thread,
 };
 pub(crate) use send::{end_all, kill_thread};
 pub use state::{ProcessSignals, ThreadSignals};

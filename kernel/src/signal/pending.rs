@@ -1,22 +1,55 @@
 //! A set of pending signals, with what their senders said.
 
-use alloc::boxed::Box;
-use intrusive_collections::{LinkedList, LinkedListLink, intrusive_adapter};
+use core::cell::UnsafeCell;
+
+use alloc::sync::{Arc, Weak};
+use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeAtomicLink, intrusive_adapter};
 
 use super::{SIGRTMIN, SigInfo, SigSet};
+use crate::process::accounts::{Counted, Share};
+use crate::process::{Process, limits};
+use crate::time::posix_timers::PosixTimer;
 
-/// A pending signal's information: made by the sender outside of all locks.
+/// A signal's information: made by the sender outside of all locks. A timer has one for all its life.
 pub struct Queued {
-    link: LinkedListLink,
+    link: RBTreeAtomicLink,
+    /// Used under the lock of the set that the signal is on.
+    sequence: UnsafeCell<u64>,
     info: SigInfo,
+    /// What it counts for its receiver's user.
+    share: Option<Share>,
+    /// The timer that sends it.
+    timer: Option<Weak<PosixTimer>>,
 }
 
-// SAFETY: the link is used by the list that owns the box only.
+// SAFETY: `sequence` is guarded as its comment says, the rest is atomic or immutable.
+unsafe impl Sync for Queued {}
+// SAFETY: as above.
 unsafe impl Send for Queued {}
 
 impl Queued {
-    pub fn new(info: SigInfo) -> Box<Self> {
-        Box::new(Self { link: LinkedListLink::new(), info })
+    /// A signal of the kernel's own, or one that does not queue.
+    pub fn new(info: SigInfo) -> Arc<Self> {
+        Self::make(info, None, None)
+    }
+
+    /// A signal for a process, which counts for its user if it is one of those that do.
+    pub fn to(process: &Process, info: SigInfo) -> Arc<Self> {
+        let share = info.is_limited().then(|| {
+            let limit = process.limit(limits::SIGPENDING);
+            Share::take_within(process.uid_for_signals(), Counted::Signals, limit)
+        });
+        Self::make(info, share.flatten(), None)
+    }
+
+    /// A timer's signal; the timer itself counts for its user.
+    pub fn of_timer(info: SigInfo, timer: Weak<PosixTimer>) -> Arc<Self> {
+        Self::make(info, None, Some(timer))
+    }
+
+    fn make(info: SigInfo, share: Option<Share>, timer: Option<Weak<PosixTimer>>) -> Arc<Self> {
+        let link = RBTreeAtomicLink::new();
+        Arc::new(Self { link, sequence: UnsafeCell::new(0), info, share, timer })
     }
 
     pub fn signal(&self) -> u32 {
@@ -26,15 +59,41 @@ impl Queued {
     pub fn info(&self) -> &SigInfo {
         &self.info
     }
+
+    /// Whether the receiver's user has too many of this kind.
+    pub fn is_over_limit(&self) -> bool {
+        self.info.is_limited() && self.timer.is_none() && self.share.is_none()
+    }
+
+    /// Whether it is on a set.
+    pub fn is_pending(&self) -> bool {
+        self.link.is_linked()
+    }
+
+    /// The timer that sends it, if one does and is still there.
+    pub fn timer(&self) -> Option<Arc<PosixTimer>> {
+        self.timer.as_ref()?.upgrade()
+    }
 }
 
-intrusive_adapter!(QueuedAdapter = Box<Queued>: Queued { link => LinkedListLink });
+intrusive_adapter!(BySignal = Arc<Queued>: Queued { link => RBTreeAtomicLink });
 
-/// Pending signals in the order in which they came. Of the standard signals one each, of the real-time ones all.
+impl<'a> KeyAdapter<'a> for BySignal {
+    type Key = (u32, u64);
+
+    fn get_key(&self, queued: &'a Queued) -> (u32, u64) {
+        // SAFETY: the tree is inside its owner's lock.
+        (queued.signal(), unsafe { *queued.sequence.get() })
+    }
+}
+
+/// Pending signals, by number and then in the order in which they came. Of the standard signals one each and one of each timer, of
+/// the real-time ones all.
 pub struct Pending {
     set: SigSet,
-    queue: LinkedList<QueuedAdapter>,
+    queue: RBTree<BySignal>,
     length: usize,
+    next_sequence: u64,
 }
 
 // SAFETY: it owns its nodes.
@@ -42,7 +101,7 @@ unsafe impl Send for Pending {}
 
 impl Pending {
     pub const fn new() -> Self {
-        Self { set: SigSet::EMPTY, queue: LinkedList::new(QueuedAdapter::NEW), length: 0 }
+        Self { set: SigSet::EMPTY, queue: RBTree::new(BySignal::NEW), length: 0, next_sequence: 0 }
     }
 
     /// The signals that are pending.
@@ -50,20 +109,18 @@ impl Pending {
         self.set
     }
 
-    /// How many entries there are.
-    pub fn len(&self) -> usize {
-        self.length
-    }
-
-    /// Adds one; gives it back when a standard signal is pending already.
-    pub fn add(&mut self, queued: Box<Queued>) -> Option<Box<Queued>> {
+    /// Adds one; gives it back when a standard signal is pending already, or this very one.
+    pub fn add(&mut self, queued: Arc<Queued>) -> Option<Arc<Queued>> {
         let signal = queued.signal();
-        if signal < SIGRTMIN && self.set.contains(signal) {
+        if queued.is_pending() || signal < SIGRTMIN && queued.timer.is_none() && self.set.contains(signal) {
             return Some(queued);
         }
         self.set = self.set.with(signal);
         self.length += 1;
-        self.queue.push_back(queued);
+        self.next_sequence += 1;
+        // SAFETY: it is on no set, and this set's lock is held.
+        unsafe { *queued.sequence.get() = self.next_sequence };
+        self.queue.insert(queued);
         None
     }
 
@@ -76,28 +133,18 @@ impl Pending {
     }
 
     /// Takes the oldest entry of a pending signal.
-    pub fn take(&mut self, signal: u32) -> Option<Box<Queued>> {
+    pub fn take(&mut self, signal: u32) -> Option<Arc<Queued>> {
         if !self.set.contains(signal) {
             return None;
         }
-        let mut taken = None;
-        let mut more = false;
-        let mut cursor = self.queue.front_mut();
-        while let Some(queued) = cursor.get() {
-            if queued.signal() != signal {
-                cursor.move_next();
-            } else if taken.is_none() {
-                taken = cursor.remove();
-            } else {
-                more = true;
-                break;
-            }
-        }
-        if !more {
+        let mut cursor = self.queue.lower_bound_mut(Bound::Included(&(signal, 0)));
+        let taken = cursor.remove()?;
+        debug_assert_eq!(taken.signal(), signal);
+        if cursor.get().is_none_or(|next| next.signal() != signal) {
             self.set = self.set.without(SigSet::of(&[signal]));
         }
-        self.length -= usize::from(taken.is_some());
-        taken
+        self.length -= 1;
+        Some(taken)
     }
 
     /// Moves all entries of the signals in `which` to `removed`, which is dropped without locks.
@@ -108,9 +155,23 @@ impl Pending {
             match self.take(signal) {
                 Some(queued) => {
                     removed.length += 1;
-                    removed.queue.push_back(queued);
+                    removed.next_sequence += 1;
+                    // SAFETY: it is on no set now.
+                    unsafe { *queued.sequence.get() = removed.next_sequence };
+                    removed.queue.insert(queued);
                 }
                 None => left = left.without(SigSet::of(&[signal])),
+            }
+        }
+    }
+}
+
+/// Signals that nobody takes any more: their timers need not wait for that.
+impl Drop for Pending {
+    fn drop(&mut self) {
+        while let Some(queued) = self.queue.front_mut().remove() {
+            if let Some(timer) = queued.timer() {
+                timer.signal_lost();
             }
         }
     }

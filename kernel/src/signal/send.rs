@@ -1,14 +1,13 @@
 //! Sending: to a thread, a process, a group.
 
-use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use super::pending::Queued;
 use super::state::State;
-use super::{Pending, SIG_DFL, SIGCONT, SIGKILL, SIGRTMIN, SIGSTOP, SigInfo, SigSet, stop};
+use super::{Pending, SIG_DFL, SIGCONT, SIGKILL, SIGSTOP, SigInfo, SigSet, stop};
 use crate::arch::{cpu, ipi};
 use crate::errno::{Errno, Result};
-use crate::process::{Pid, Process, Thread, WaitStatus, limits, tree};
+use crate::process::{Pid, Process, Thread, WaitStatus, tree};
 use crate::sched;
 
 /// Sends a signal to a process as a whole: a thread that does not block it takes it. Usable in interrupt handlers.
@@ -19,7 +18,7 @@ pub fn send_process(process: &Arc<Process>, info: impl Into<SigInfo>) {
 
 /// As [`queue_process`], for those who hold the tree's lock.
 pub fn queue_process_locked(tree: &mut tree::Guard, process: &Arc<Process>, info: SigInfo) -> Result<()> {
-    send(tree, process, None, Queued::new(info)).map(drop)
+    send(tree, process, None, Queued::to(process, info)).map(drop)
 }
 
 /// Sends a signal to one thread. Usable in interrupt handlers.
@@ -30,11 +29,11 @@ pub fn send_thread(thread: &Arc<Thread>, info: impl Into<SigInfo>) {
 
 /// As [`send_process`]; `EAGAIN` when too many real-time signals wait.
 pub fn queue_process(process: &Arc<Process>, info: impl Into<SigInfo>) -> Result<()> {
-    let queued = Queued::new(info.into());
+    let queued = Queued::to(process, info.into());
     let mut tree = tree::lock();
-    let leftover = send(&mut tree, process, None, queued);
+    let sent = send(&mut tree, process, None, queued);
     drop(tree);
-    leftover.map(drop)
+    sent.map(drop)
 }
 
 /// As [`send_process`], for those who hold the tree's lock.
@@ -45,11 +44,20 @@ pub fn send_process_locked(tree: &mut tree::Guard, process: &Arc<Process>, info:
 
 /// As [`send_thread`]; `EAGAIN` when too many real-time signals wait.
 pub fn queue_thread(thread: &Arc<Thread>, info: impl Into<SigInfo>) -> Result<()> {
-    let queued = Queued::new(info.into());
+    let queued = Queued::to(&thread.process, info.into());
     let mut tree = tree::lock();
-    let leftover = send(&mut tree, &thread.process, Some(thread), queued);
+    let sent = send(&mut tree, &thread.process, Some(thread), queued);
     drop(tree);
-    leftover.map(drop)
+    sent.map(drop)
+}
+
+/// Sends a timer's signal to a process, or to one of its threads. False if the signal is ignored.
+pub fn send_of_timer(process: &Arc<Process>, thread: Option<&Arc<Thread>>, queued: &Arc<Queued>) -> bool {
+    let mut tree = tree::lock();
+    let sent = send(&mut tree, process, thread, queued.clone());
+    drop(tree);
+    // A timer's signal finds no queue full.
+    sent.is_ok_and(|sent| !sent.ignored)
 }
 
 /// Sends a signal to all members of a process group, if there is one of that number. Usable in interrupt handlers.
@@ -71,19 +79,30 @@ pub fn is_ignored_or_blocked(signal: u32) -> bool {
     thread.signals.mask().contains(signal) || action.handler == super::SIG_IGN
 }
 
-/// Puts the signal on the right set and makes the right thread see it. What is left over is dropped by the caller, after the lock.
+/// What came of a signal. The caller drops it after the tree's lock.
+pub(super) struct Sent {
+    /// The process ignores the signal.
+    ignored: bool,
+    /// Signals that this one has removed.
+    _removed: Pending,
+    /// The signal itself, when it is not pending.
+    _leftover: Option<Arc<Queued>>,
+}
+
+/// Puts the signal on the right set and makes the right thread see it.
 pub(super) fn send(
     tree: &mut tree::Guard,
     process: &Arc<Process>,
     thread: Option<&Arc<Thread>>,
-    queued: Box<Queued>,
-) -> Result<Pending> {
+    queued: Arc<Queued>,
+) -> Result<Sent> {
     let signal = queued.signal();
     let mut dropped = Pending::new();
     if process.ended_locked(tree).is_some() {
-        return Ok(dropped);
+        return Ok(Sent { ignored: false, _removed: dropped, _leftover: Some(queued) });
     }
     let mut continued = false;
+    let mut ignored = false;
     let outcome = {
         let mut state = process.signals.state.lock();
         if signal == SIGCONT {
@@ -91,18 +110,18 @@ pub(super) fn send(
         } else if SigSet::STOPPING.contains(signal) {
             remove_everywhere(tree, process, &mut state, SigSet::of(&[SIGCONT]), &mut dropped);
         }
-        if is_ignored(tree, process, thread, &queued) {
-            Ok(Some(queued))
-        } else {
-            post(tree, process, thread, &mut state, queued)
-        }
+        ignored |= is_ignored(tree, process, thread, &queued);
+        if ignored { Ok(Some(queued)) } else { post(tree, process, thread, &mut state, queued) }
     };
     if continued {
         stop::tell_parent(tree, process, WaitStatus::Continued);
     }
-    drop(outcome?);
-    Ok(dropped)
+    outcome.map(|leftover| Sent { ignored, _removed: dropped, _leftover: leftover })
 }
+
+/// Threads that are asked whether they take a signal while one like it is pending: ten thousand threads that block it shall not be
+/// asked for each of ten thousand timers.
+const MOST_ASKED: usize = 64;
 
 /// Queues the signal and wakes its thread. The signal comes back when one like it is pending.
 fn post(
@@ -110,22 +129,16 @@ fn post(
     process: &Arc<Process>,
     thread: Option<&Arc<Thread>>,
     state: &mut State,
-    queued: Box<Queued>,
-) -> Result<Option<Box<Queued>>> {
+    queued: Arc<Queued>,
+) -> Result<Option<Arc<Queued>>> {
     let signal = queued.signal();
-    let info = *queued.info();
-    let limited = signal >= SIGRTMIN && info.is_from_user();
-    let limit = process.limit(limits::SIGPENDING) as usize;
-    let full = |pending: &Pending| limited && pending.len() >= limit;
+    if queued.is_over_limit() {
+        return Err(Errno::EAGAIN);
+    }
+    // Whoever takes the one that is pending finds this one too.
+    let told = thread.is_none() && state.shared.set().contains(signal);
     let leftover = match thread {
-        Some(thread) => {
-            let mut own = thread.signals.own.lock();
-            if full(&own) {
-                return Err(Errno::EAGAIN);
-            }
-            own.add(queued)
-        }
-        None if full(&state.shared) => return Err(Errno::EAGAIN),
+        Some(thread) => thread.signals.own.lock().add(queued),
         None => state.shared.add(queued),
     };
     if signal == SIGKILL {
@@ -136,8 +149,11 @@ fn post(
         Some(thread) if thread.signals.unblocks(signal) => notify(thread),
         Some(_) => {}
         None => {
-            if let Some(thread) = process.threads_locked(tree).find(|thread| thread.signals.unblocks(signal))
-            {
+            // A thread that has nothing to look at yet is preferred: several that wait shall take one each.
+            let most = if told { MOST_ASKED } else { usize::MAX };
+            let takers = || process.threads_locked(tree).take(most).filter(|t| t.signals.unblocks(signal));
+            let idle = takers().find(|thread| !thread.signals.pending());
+            if let Some(thread) = idle.or_else(|| takers().next()) {
                 notify(&thread.to_arc());
             }
         }

@@ -139,11 +139,6 @@ impl ProcessSignals {
     pub fn shared_pending(&self) -> SigSet {
         self.state.lock().shared.set()
     }
-
-    /// How many signals wait for the process as a whole.
-    pub fn queued(&self) -> usize {
-        self.state.lock().shared.len()
-    }
 }
 
 impl State {

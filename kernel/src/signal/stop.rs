@@ -63,6 +63,8 @@ pub(crate) fn join_stop(process: &Process, thread: &Thread) {
         state.stop_left += 1;
         thread.signals.ask_stop();
     }
+    // What waits for the process may be for this thread: the others perhaps block it.
+    state.recalculate(&thread.signals);
 }
 
 /// One thread more has stopped; the last one tells the parent.

@@ -57,6 +57,8 @@ fn rt_sigaction(args: &mut Args) -> Result<usize> {
             let old = actions.set(signal, new);
             if new.ignores(signal) {
                 signal::discard(&thread.process, SigSet::of(&[signal]));
+            } else if old.ignores(signal) {
+                thread.process.timers.posix.resume(signal);
             }
             old
         }

@@ -43,7 +43,7 @@ fn set_limit(process: &Process, resource: usize, new: Limit) -> Result<()> {
     let privileged = process::current().credentials().capable(CAP_SYS_RESOURCE);
     process.limits.lock().set(resource, new, privileged)?;
     if resource == limits::CPU {
-        process.timers.watch();
+        process.timers.limit_changed(new);
     }
     Ok(())
 }

@@ -11,7 +11,8 @@ use crate::sched::{self, Sleep};
 use crate::signal;
 use crate::sync::WaitError;
 use crate::time::clock::{Timespec, Timeval};
-use crate::time::process_timers::{Notify, Setting, Which};
+use crate::time::posix_timers::Notify;
+use crate::time::process_timers::{Setting, Which};
 use crate::time::{self, ClockId, SECOND};
 
 pub const TABLE: &[(Sysno, Handler)] = &[
@@ -116,7 +117,8 @@ fn sleep_for_cpu_time(clock: ClockId, duration: u64, absolute: bool) -> Result<u
         if now >= target {
             return Ok(0);
         }
-        let step = (target - now).max(sched::TICK);
+        // All CPUs may run its threads at once.
+        let step = ((target - now) / u64::from(crate::arch::cpu::count())).max(sched::TICK);
         if sleep_until(time::now().saturating_add(step)).is_err() {
             return Err(Errno::ERESTARTNOHAND);
         }
@@ -215,7 +217,7 @@ fn timer_create(args: &mut Args) -> Result<usize> {
     let event = if args.a[1] == 0 { None } else { Some(read_user::<SigEvent>(args.a[1])?) };
     let thread = process::current();
     let process = &thread.process;
-    let id = process.timers.create(clock, |id| {
+    let id = process.timers.posix.create(process, clock, |id| {
         let Some(event) = event else {
             return Ok(Notify::Signal { signal: signal::SIGALRM, value: id as u64 });
         };
@@ -240,7 +242,7 @@ fn timer_create(args: &mut Args) -> Result<usize> {
         }
     })?;
     if let Err(error) = write_user(args.a[2], &id) {
-        process.timers.delete(id)?;
+        process.timers.posix.delete(id)?;
         return Err(error);
     }
     Ok(0)
@@ -260,7 +262,7 @@ fn timer_settime(args: &mut Args) -> Result<usize> {
         return Err(Errno::EINVAL);
     }
     let new = read_setting(args.a[2])?;
-    let timer = process::current().process.timers.posix(args.int(0))?;
+    let timer = process::current().process.timers.posix.get(args.int(0))?;
     let old = timer.set(new, args.uint(1) & abi::TIMER_ABSTIME != 0);
     if args.a[3] != 0 {
         write_setting(args.a[3], old)?;
@@ -269,17 +271,17 @@ fn timer_settime(args: &mut Args) -> Result<usize> {
 }
 
 fn timer_gettime(args: &mut Args) -> Result<usize> {
-    let timer = process::current().process.timers.posix(args.int(0))?;
+    let timer = process::current().process.timers.posix.get(args.int(0))?;
     write_setting(args.a[1], timer.get())?;
     Ok(0)
 }
 
 fn timer_getoverrun(args: &mut Args) -> Result<usize> {
-    Ok(process::current().process.timers.posix(args.int(0))?.overrun() as usize)
+    Ok(process::current().process.timers.posix.get(args.int(0))?.overrun() as usize)
 }
 
 fn timer_delete(args: &mut Args) -> Result<usize> {
-    process::current().process.timers.delete(args.int(0)).map(|()| 0)
+    process::current().process.timers.posix.delete(args.int(0)).map(|()| 0)
 }
 
 /// Words of `struct timex`.

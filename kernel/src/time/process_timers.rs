@@ -1,15 +1,19 @@
-//! Timers that belong to a process: setitimer(2), timer_create(2), and the limit on CPU time.
+//! What of a process goes by time: setitimer(2), timer_create(2), and the limit on CPU time.
+//!
+//! As with the timers of timer_create(2) nothing goes off twice for one signal: the interval timer of real time is armed again when
+//! SIGALRM is taken, and those of CPU time go off once in a tick at most.
 
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 
-use super::{ClockId, SECOND, Timer, now};
-use crate::errno::{Errno, Result};
-use crate::process::{self, Process, Thread, limits};
+use super::cpu_timers::CpuTimers;
+use super::posix_timers::PosixTimers;
+use super::{SECOND, Timer, now};
+use crate::process::limits::{self, Limit};
+use crate::process::{Process, Thread};
 use crate::signal::{self, SIGALRM, SIGKILL, SIGPROF, SIGVTALRM, SIGXCPU, SigInfo};
-use crate::sync::{IrqLock, SpinLock};
+use crate::sync::{IrqLock, Once};
 
 /// The interval timers of setitimer(2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -26,10 +30,13 @@ pub struct Setting {
     pub interval: u64,
 }
 
+#[derive(Default)]
 struct Real {
     /// Monotonic nanoseconds, 0 when off.
     deadline: u64,
     interval: u64,
+    /// It waits for the deadline. If not, its signal has been sent and not been taken.
+    armed: bool,
 }
 
 /// A timer that counts a process's CPU time in ticks.
@@ -61,63 +68,50 @@ impl Counting {
     }
 }
 
-/// What a timer of timer_create(2) does when it goes off.
-#[derive(Clone)]
-pub enum Notify {
-    Nothing,
-    Signal { signal: u32, value: u64 },
-    Thread { signal: u32, value: u64, thread: Weak<Thread> },
-}
+/// What a tick found to be due.
+const VIRTUAL_DUE: u32 = 1;
+const PROF_DUE: u32 = 2;
 
-/// A timer of timer_create(2).
-pub struct PosixTimer {
-    pub id: i32,
-    clock: ClockId,
-    notify: Notify,
-    process: Weak<Process>,
-    state: IrqLock<PosixState>,
-    /// Its signal waits to be delivered: expirations meanwhile count as overruns.
-    queued: AtomicBool,
-    timer: SpinLock<Option<Arc<Timer>>>,
-}
+/// Timers of one CPU clock that go off at one tick; the next tick finds the others. As on Linux: the process shall get on between their
+/// signals.
+const MOST_AT_ONCE: usize = 20;
 
-#[derive(Default)]
-struct PosixState {
-    /// In the timer's clock; for CPU clocks compared at ticks. 0 when off.
-    deadline: u64,
-    interval: u64,
-    overruns: u64,
-    /// What the last delivered signal said.
-    last_overruns: i32,
-}
+const NEVER: u64 = u64::MAX;
 
 /// All of a process's timers.
 pub struct ProcessTimers {
     process: Weak<Process>,
     real: IrqLock<Real>,
-    real_timer: SpinLock<Option<Arc<Timer>>>,
+    real_timer: Once<Arc<Timer>>,
     counting: IrqLock<[Counting; 2]>,
-    /// Whether a tick has anything to look at.
-    watched: AtomicBool,
-    /// CPU time by ticks, for RLIMIT_CPU.
-    ticked: AtomicU64,
-    posix: IrqLock<BTreeMap<i32, Arc<PosixTimer>>>,
+    /// The bits above; each goes off once, however late its signal is sent.
+    due: AtomicU32,
+    /// CPU time of the process so far, in nanoseconds, but for what its threads have run since they were charged last: a tick at most.
+    used: AtomicU64,
+    /// The CPU time at which RLIMIT_CPU says something next.
+    limit_at: AtomicU64,
+    /// Timers that wait for this process's CPU clock.
+    pub(super) cpu: CpuTimers,
+    /// Those of timer_create(2).
+    pub posix: PosixTimers,
 }
 
-/// Most timers of timer_create(2) that a process may have.
-const MOST_TIMERS: usize = 4096;
-
 impl ProcessTimers {
-    pub fn new(process: Weak<Process>) -> Self {
-        Self {
+    /// None set; `limit` is the process's RLIMIT_CPU.
+    pub fn new(process: Weak<Process>, limit: Limit) -> Self {
+        let timers = Self {
             process,
-            real: IrqLock::new(Real { deadline: 0, interval: 0 }),
-            real_timer: SpinLock::new(None),
+            real: IrqLock::new(Real::default()),
+            real_timer: Once::new(),
             counting: IrqLock::new([Counting::OFF, Counting::OFF]),
-            watched: AtomicBool::new(false),
-            ticked: AtomicU64::new(0),
-            posix: IrqLock::new(BTreeMap::new()),
-        }
+            due: AtomicU32::new(0),
+            used: AtomicU64::new(0),
+            limit_at: AtomicU64::new(NEVER),
+            cpu: CpuTimers::new(),
+            posix: PosixTimers::new(),
+        };
+        timers.limit_changed(limit);
+        timers
     }
 
     /// getitimer(2).
@@ -125,9 +119,9 @@ impl ProcessTimers {
         match which {
             Which::Real => {
                 let real = self.real.lock();
-                // A timer that is about to go off has a little left, never nothing.
-                let value =
-                    if real.deadline == 0 { 0 } else { real.deadline.saturating_sub(now()).max(1000) };
+                // A timer that is about to go off has a little left, never nothing; one that has gone off is off until its signal
+                // is taken.
+                let value = if real.armed { real.deadline.saturating_sub(now()).max(1000) } else { 0 };
                 Setting { value, interval: real.interval }
             }
             Which::Virtual | Which::Prof => {
@@ -140,299 +134,153 @@ impl ProcessTimers {
 
     /// setitimer(2): returns the old setting.
     pub fn set(&self, which: Which, new: Setting) -> Setting {
-        let old = self.get(which);
         match which {
             Which::Real => {
                 let timer = self.real_timer();
-                timer.cancel();
-                let deadline = if new.value == 0 { 0 } else { now().saturating_add(new.value) };
-                *self.real.lock() = Real { deadline, interval: new.interval };
-                if deadline != 0 {
+                let mut real = self.real.lock();
+                let left = if real.armed { real.deadline.saturating_sub(now()).max(1000) } else { 0 };
+                let old = Setting { value: left, interval: real.interval };
+                let armed = new.value != 0;
+                let deadline = if armed { now().saturating_add(new.value) } else { 0 };
+                *real = Real { deadline, interval: new.interval, armed };
+                if armed {
                     timer.arm(deadline);
+                } else {
+                    timer.cancel();
                 }
+                old
             }
-            Which::Virtual | Which::Prof => {
-                self.counting.lock()[usize::from(which == Which::Prof)].set(new);
-                self.watched.store(true, Ordering::SeqCst);
-            }
+            Which::Virtual | Which::Prof => self.counting.lock()[usize::from(which == Which::Prof)].set(new),
         }
-        old
     }
 
-    fn real_timer(&self) -> Arc<Timer> {
-        if let Some(timer) = &*self.real_timer.lock() {
-            return timer.clone();
-        }
-        let process = self.process.clone();
-        let new = Timer::new_cyclic(|timer| {
-            let timer = timer.clone();
-            move || {
-                if let (Some(process), Some(timer)) = (process.upgrade(), timer.upgrade()) {
-                    process.timers.real_expired(&process, &timer);
+    fn real_timer(&self) -> &Arc<Timer> {
+        self.real_timer.call_once(|| {
+            let process = self.process.clone();
+            Timer::new_deferred(move || {
+                if let Some(process) = process.upgrade() {
+                    process.timers.real_expired(&process);
                 }
-            }
-        });
-        self.real_timer.lock().get_or_insert(new).clone()
+            })
+        })
     }
 
-    fn real_expired(&self, process: &Arc<Process>, timer: &Arc<Timer>) {
-        let next = {
+    fn real_expired(&self, process: &Arc<Process>) {
+        {
             let mut real = self.real.lock();
-            if real.deadline == 0 || real.deadline > now() {
-                // It was set anew while this expiration was under way.
+            if !real.armed {
                 return;
             }
-            real.deadline = match real.interval {
-                0 => 0,
-                interval => {
-                    let missed = (now() - real.deadline) / interval;
-                    real.deadline + (missed + 1) * interval
-                }
-            };
-            real.deadline
-        };
-        signal::send_process(process, SigInfo::kernel(SIGALRM));
-        if next != 0 {
-            timer.arm(next);
+            if real.deadline > now() {
+                // Set anew since, or early by this CPU's clock.
+                self.real_timer().arm(real.deadline);
+                return;
+            }
+            real.armed = false;
         }
+        signal::send_process(process, SigInfo::kernel(SIGALRM));
     }
 
-    /// A tick of a thread of this process, in the timer interrupt.
-    pub fn tick(&self, user: bool, length: u64) {
-        let used = self.ticked.fetch_add(length, Ordering::SeqCst) + length;
-        if !self.watched.load(Ordering::SeqCst) {
+    /// SIGALRM is taken: the periodic timer of real time waits for its next time. What was missed is no signal.
+    pub fn alarm_taken(&self) {
+        let mut real = self.real.lock();
+        if real.armed || real.interval == 0 || real.deadline == 0 {
             return;
         }
-        let Some(process) = self.process.upgrade() else { return };
-        let (virtual_expired, prof_expired) = {
+        let late = now().saturating_sub(real.deadline);
+        let periods = (late / real.interval).saturating_add(1);
+        real.deadline = real.deadline.saturating_add(periods.saturating_mul(real.interval));
+        real.armed = true;
+        self.real_timer().arm(real.deadline);
+    }
+
+    /// A thread of the process has run for so long.
+    pub fn charge(&self, time: u64) {
+        // Relaxed: a sum, compared with deadlines.
+        self.used.fetch_add(time, Ordering::Relaxed);
+    }
+
+    /// A tick found a thread of this process, in the timer interrupt. True if something is due: see [`run_due`].
+    pub fn tick(&self, user: bool, length: u64) -> bool {
+        let expired = {
             let mut counting = self.counting.lock();
-            (user && counting[0].advance(length), counting[1].advance(length))
+            let mut expired = 0;
+            if user && counting[0].advance(length) {
+                expired |= VIRTUAL_DUE;
+            }
+            if counting[1].advance(length) {
+                expired |= PROF_DUE;
+            }
+            expired
         };
-        if virtual_expired {
-            signal::send_process(&process, SigInfo::kernel(SIGVTALRM));
+        if expired != 0 {
+            self.due.fetch_or(expired, Ordering::SeqCst);
         }
-        if prof_expired {
-            signal::send_process(&process, SigInfo::kernel(SIGPROF));
-        }
-        self.check_limit(&process, used, length);
-        let timers = self.posix.lock();
-        for timer in timers.values() {
-            timer.check_cpu_clock();
-        }
+        // Relaxed: the next tick sees what this one has missed.
+        let used = self.used.load(Ordering::Relaxed);
+        expired != 0 || used >= self.limit_at.load(Ordering::Relaxed) || self.cpu.is_due(used)
+    }
+
+    /// RLIMIT_CPU has changed.
+    pub fn limit_changed(&self, limit: Limit) {
+        // Relaxed: see `tick`.
+        self.limit_at.store(limit.soft.saturating_mul(SECOND), Ordering::Relaxed);
     }
 
     /// RLIMIT_CPU: SIGXCPU each second beyond the soft limit, SIGKILL at the hard one.
-    fn check_limit(&self, process: &Arc<Process>, used: u64, length: u64) {
-        let Some(limit) = process.limits.try_lock().and_then(|limits| limits.get(limits::CPU).ok()) else {
-            return;
-        };
-        if limit.soft == limits::INFINITY {
+    fn check_limit(&self, process: &Arc<Process>, used: u64) {
+        let at = self.limit_at.load(Ordering::Relaxed);
+        if used < at {
             return;
         }
-        if used >= limit.hard.saturating_mul(SECOND) {
+        let Ok(limit) = process.limits.lock().get(limits::CPU) else { return };
+        let (soft, hard) = (limit.soft.saturating_mul(SECOND), limit.hard.saturating_mul(SECOND));
+        let next = if used >= hard { NEVER } else { hard.min((used / SECOND + 1) * SECOND).max(soft) };
+        // Of several threads that are here at once one sends the signal. Relaxed: nothing else hangs on it.
+        if self.limit_at.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            return;
+        }
+        if used >= hard {
             signal::send_process(process, SigInfo::kernel(SIGKILL));
-        } else if used >= limit.soft.saturating_mul(SECOND) && used % SECOND < length {
+        } else if used >= soft {
             signal::send_process(process, SigInfo::kernel(SIGXCPU));
         }
     }
 
-    /// RLIMIT_CPU has been set: ticks look at it from now on.
-    pub fn watch(&self) {
-        self.watched.store(true, Ordering::SeqCst);
-    }
-
-    /// timer_create(2).
-    pub fn create(&self, clock: ClockId, make: impl FnOnce(i32) -> Result<Notify>) -> Result<i32> {
-        let mut timers = self.posix.lock();
-        if timers.len() >= MOST_TIMERS {
-            return Err(Errno::EAGAIN);
-        }
-        let id = (0..).find(|id| !timers.contains_key(id)).expect("there are more numbers than timers");
-        drop(timers);
-        let notify = make(id)?;
-        let timer = Arc::new(PosixTimer {
-            id,
-            clock,
-            notify,
-            process: self.process.clone(),
-            state: IrqLock::new(PosixState::default()),
-            queued: AtomicBool::new(false),
-            timer: SpinLock::new(None),
-        });
-        timers = self.posix.lock();
-        if timers.contains_key(&id) {
-            // Another thread was faster: it tries again, with another number.
-            return Err(Errno::EAGAIN);
-        }
-        timers.insert(id, timer);
-        Ok(id)
-    }
-
-    /// The timer with this number; `EINVAL`.
-    pub fn posix(&self, id: i32) -> Result<Arc<PosixTimer>> {
-        self.posix.lock().get(&id).cloned().ok_or(Errno::EINVAL)
-    }
-
-    /// timer_delete(2).
-    pub fn delete(&self, id: i32) -> Result<()> {
-        let timer = self.posix.lock().remove(&id).ok_or(Errno::EINVAL)?;
-        timer.stop();
-        Ok(())
-    }
-
     /// execve(2): timers of timer_create(2) are gone, interval timers stay.
     pub fn exec(&self) {
-        let timers = core::mem::take(&mut *self.posix.lock());
-        for timer in timers.values() {
-            timer.stop();
-        }
+        self.posix.clear();
     }
 
     /// The process has ended.
     pub fn process_ends(&self) {
-        let real = self.real_timer.lock().take();
-        if let Some(real) = real {
-            real.cancel();
-        }
-        self.exec();
-    }
-}
-
-impl PosixTimer {
-    fn stop(&self) {
-        let timer = self.timer.lock().take();
-        if let Some(timer) = timer {
+        if let Some(timer) = self.real_timer.get() {
+            let mut real = self.real.lock();
+            *real = Real::default();
             timer.cancel();
         }
-        *self.state.lock() = PosixState::default();
-    }
-
-    fn is_cpu_clock(&self) -> bool {
-        matches!(self.clock, ClockId::ProcessCpu(_) | ClockId::ThreadCpu(_))
-    }
-
-    /// timer_gettime(2).
-    pub fn get(&self) -> Setting {
-        let state = self.state.lock();
-        let (deadline, interval) = (state.deadline, state.interval);
-        drop(state);
-        let value = if deadline == 0 { 0 } else { deadline.saturating_sub(self.clock.now()).max(1) };
-        Setting { value, interval }
-    }
-
-    /// timer_settime(2): returns the old setting.
-    pub fn set(self: &Arc<Self>, new: Setting, absolute: bool) -> Setting {
-        let old = self.get();
-        let deadline = match new.value {
-            0 => 0,
-            value if absolute => value,
-            value => self.clock.now().saturating_add(value),
-        };
-        *self.state.lock() = PosixState { deadline, interval: new.interval, overruns: 0, last_overruns: 0 };
-        if self.is_cpu_clock() {
-            if let Some(process) = self.process.upgrade() {
-                process.timers.watch();
-            }
-            return old;
-        }
-        let timer = {
-            let mut slot = self.timer.lock();
-            slot.get_or_insert_with(|| {
-                let this = Arc::downgrade(self);
-                Timer::new(move || {
-                    if let Some(this) = this.upgrade() {
-                        this.expired();
-                    }
-                })
-            })
-            .clone()
-        };
-        timer.cancel();
-        if deadline != 0 {
-            timer.arm(self.clock.to_deadline(deadline).unwrap_or(deadline));
-        }
-        old
-    }
-
-    /// timer_getoverrun(2).
-    pub fn overrun(&self) -> i32 {
-        self.state.lock().last_overruns
-    }
-
-    /// At a tick: CPU clocks have no hardware timer.
-    fn check_cpu_clock(&self) {
-        if self.is_cpu_clock() && self.state.lock().deadline != 0 {
-            // A thread's own clock needs no lock; a process's is the sum over its threads.
-            self.expired();
-        }
-    }
-
-    /// It may be due: sends its signal, and arms the next time.
-    fn expired(&self) {
-        let time = self.clock.now();
-        let next = {
-            let mut state = self.state.lock();
-            if state.deadline == 0 || state.deadline > time {
-                return;
-            }
-            let mut expirations = 1;
-            match (time - state.deadline).checked_div(state.interval) {
-                // Once only.
-                None => state.deadline = 0,
-                Some(missed) => {
-                    expirations += missed;
-                    state.deadline += (missed + 1) * state.interval;
-                }
-            }
-            if self.queued.load(Ordering::SeqCst) {
-                state.overruns += expirations;
-            } else {
-                state.overruns = expirations - 1;
-            }
-            state.deadline
-        };
-        if !self.queued.swap(true, Ordering::SeqCst) {
-            self.send();
-        }
-        if next != 0
-            && !self.is_cpu_clock()
-            && let Some(timer) = self.timer.try_lock().and_then(|timer| timer.clone())
-        {
-            timer.arm(self.clock.to_deadline(next).unwrap_or(next));
-        }
-    }
-
-    fn send(&self) {
-        match &self.notify {
-            Notify::Nothing => self.queued.store(false, Ordering::SeqCst),
-            Notify::Signal { signal, value } => {
-                if let Some(process) = self.process.upgrade() {
-                    signal::send_process(&process, SigInfo::timer(*signal, self.id, 0, *value));
-                }
-            }
-            Notify::Thread { signal, value, thread } => match thread.upgrade() {
-                Some(thread) => {
-                    signal::send_thread(&thread, SigInfo::timer(*signal, self.id, 0, *value));
-                }
-                None => self.queued.store(false, Ordering::SeqCst),
-            },
-        }
-    }
-
-    /// Its signal is delivered now: says how often it went off besides.
-    pub fn delivered(&self) -> i32 {
-        self.queued.store(false, Ordering::SeqCst);
-        let mut state = self.state.lock();
-        state.last_overruns = state.overruns.min(i32::MAX as u64) as i32;
-        state.overruns = 0;
-        state.last_overruns
+        self.posix.clear();
+        self.cpu.end();
     }
 }
 
-/// A timer's signal is delivered to a thread of the process: fills in the overrun count.
-pub fn delivered(process: &process::Process, info: &mut SigInfo) {
-    let (id, _) = info.timer_id();
-    if let Ok(timer) = process.timers.posix(id) {
-        info.set_overrun(timer.delivered());
+/// A tick has found something due for the current thread or its process. On the way to user mode, with interrupts on.
+pub fn run_due(thread: &Thread) {
+    let process = &thread.process;
+    let timers = &process.timers;
+    let due = timers.due.swap(0, Ordering::SeqCst);
+    if due & VIRTUAL_DUE != 0 {
+        signal::send_process(process, SigInfo::kernel(SIGVTALRM));
+    }
+    if due & PROF_DUE != 0 {
+        signal::send_process(process, SigInfo::kernel(SIGPROF));
+    }
+    let used = timers.used.load(Ordering::Relaxed);
+    timers.check_limit(process, used);
+    for (queue, time) in [(&timers.cpu, used), (&thread.cpu_timers, thread.sched.runtime())] {
+        for _ in 0..MOST_AT_ONCE {
+            let Some(timer) = queue.take_due(time) else { break };
+            timer.cpu_time_reached(time);
+        }
     }
 }

@@ -1,21 +1,52 @@
 //! Timers: a queue for each CPU, one hardware deadline.
 //!
-//! A timer sits on the queue of the CPU that armed it last. `Timer::cpu` says which, and changes only under that queue's lock. When it is
-//! due, the timer interrupt of that CPU takes it out and calls its function without any lock, with interrupts off.
+//! A timer sits on the queue of the CPU that armed it last. `Timer::cpu` says which, and changes only under that queue's lock.
+//! Arming and cancelling cost O(log n) in the timers of that CPU.
+//!
+//! # What an interrupt does
+//!
+//! Users choose how many timers there are and when they go off, so an interrupt must not do all that is due. It takes at most
+//! [`BATCH`] timers from the queue. What is due beyond that waits for the next interrupt, which comes after a pause as long as this
+//! one took: timers get half of a CPU at most, and other interrupts are held off for the time of one batch.
+//!
+//! A timer of [`Timer::new`] runs its function in the interrupt, with interrupts off: the function wakes one thread. A timer of
+//! [`Timer::new_deferred`] has a function that may take longer: it sends a signal, or wakes all who wait for a descriptor. The
+//! interrupt only puts it on a list; the thread `timers` runs the functions, with interrupts on.
+//!
+//! No function arms its own timer for the next period. A periodic timer is armed again when its user has taken the expiration: when
+//! the signal is delivered, or the descriptor is read. The periods that passed meanwhile are counted by a division.
+//!
+//! # Why no deadline is missed
+//!
+//! `Queue::armed` is a time at or before which this CPU will take a timer interrupt. It is written by this CPU only, with interrupts
+//! off:
+//!
+//! * [`Timer::arm`] inserts into this CPU's queue, never into another's. A deadline before `armed` sets the hardware; a later one is
+//!   found by the interrupt that comes at `armed`, since that looks at the whole queue.
+//! * An interrupt sets `armed` to `NEVER` first. The hardware was for one shot; what it was set to has happened. At its end it sets
+//!   the hardware to the first deadline of the queue, or the tick if that is earlier. A deadline that has passed makes the hardware
+//!   go off at once: [`crate::arch::timer::arm`] never writes the count 0, which would stop it.
+//! * An interrupt that comes early, since two clocks disagree or the hardware's counter is short, finds nothing due and sets the
+//!   hardware again for the rest.
+//! * [`Timer::cancel`] leaves the hardware as it is: an interrupt with nothing to do is harmless.
+//!
+//! The idle thread halts with the hardware set: it does not look at timers.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use intrusive_collections::{KeyAdapter, RBTree, RBTreeAtomicLink, intrusive_adapter};
+use intrusive_collections::{
+    KeyAdapter, LinkedList, LinkedListAtomicLink, RBTree, RBTreeAtomicLink, intrusive_adapter,
+};
 
 use super::clock::now;
 use crate::arch::cpu::{self, MAX_CPUS};
 use crate::arch::percpu::PerCpu;
 use crate::arch::{self, interrupts};
 use crate::sched::{self, TICK};
-use crate::sync::IrqLock;
+use crate::sync::{IrqLock, WaitQueue};
 
 /// Something that happens at a time. Made once, armed and cancelled as often as wanted.
 pub struct Timer {
@@ -24,6 +55,9 @@ pub struct Timer {
     deadline: UnsafeCell<u64>,
     /// The CPU on whose queue the timer is, or `NOWHERE`.
     cpu: AtomicU32,
+    /// The function runs in the thread `timers`.
+    deferred: bool,
+    due_link: LinkedListAtomicLink,
     function: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -35,6 +69,7 @@ unsafe impl Send for Timer {}
 const NOWHERE: u32 = u32::MAX;
 
 intrusive_adapter!(ByDeadline = Arc<Timer>: Timer { link => RBTreeAtomicLink });
+intrusive_adapter!(Due = Arc<Timer>: Timer { due_link => LinkedListAtomicLink });
 
 impl<'a> KeyAdapter<'a> for ByDeadline {
     /// The address tells apart timers with the same deadline.
@@ -66,26 +101,36 @@ static QUEUES: PerCpu<Queue> = PerCpu::new(
     }; MAX_CPUS],
 );
 
+/// Timers that one interrupt takes from its queue.
+const BATCH: usize = 16;
+/// The longest pause between two interrupts while timers are due, in nanoseconds: an emulator may have stood still in between.
+const MOST_PAUSE: u64 = 100_000;
+
+/// Deferred timers that have gone off, in the order of their deadlines.
+static DUE: IrqLock<LinkedList<Due>> = IrqLock::new(LinkedList::new(Due::NEW));
+/// Woken when there are some.
+static DUE_WAIT: WaitQueue = WaitQueue::new();
+
 impl Timer {
-    /// A timer that calls `function`, in the timer interrupt: it wakes, sets flags, sends signals, and arms timers.
+    /// A timer that calls `function` in the timer interrupt. The function's work is bounded and small: it wakes one thread.
     pub fn new(function: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
+        Self::make(false, Box::new(function))
+    }
+
+    /// A timer that calls `function` in a thread of the kernel's own, with interrupts on, soon after its deadline. The function does
+    /// not sleep. It may run once more after the timer was cancelled, or armed for later: it looks itself whether it is due.
+    pub fn new_deferred(function: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
+        Self::make(true, Box::new(function))
+    }
+
+    fn make(deferred: bool, function: Box<dyn Fn() + Send + Sync>) -> Arc<Self> {
         Arc::new(Self {
             link: RBTreeAtomicLink::new(),
             deadline: UnsafeCell::new(0),
             cpu: AtomicU32::new(NOWHERE),
-            function: Box::new(function),
-        })
-    }
-
-    /// Like [`Self::new`], for a function that needs the timer itself, to arm it again.
-    pub fn new_cyclic<F: Fn() + Send + Sync + 'static>(
-        make: impl FnOnce(&alloc::sync::Weak<Self>) -> F,
-    ) -> Arc<Self> {
-        Arc::new_cyclic(|weak| Self {
-            link: RBTreeAtomicLink::new(),
-            deadline: UnsafeCell::new(0),
-            cpu: AtomicU32::new(NOWHERE),
-            function: Box::new(make(weak)),
+            deferred,
+            due_link: LinkedListAtomicLink::new(),
+            function,
         })
     }
 
@@ -154,38 +199,78 @@ pub fn tick_wanted(wanted: bool) {
     }
 }
 
+impl Queue {
+    /// Takes a timer that was due at `time`.
+    fn take_due(&self, time: u64) -> Option<Arc<Timer>> {
+        let mut timers = self.timers.lock();
+        let mut first = timers.front_mut();
+        // SAFETY: under the queue's lock.
+        first.get().filter(|first| unsafe { *first.deadline.get() } <= time)?;
+        let timer = first.remove()?;
+        timer.cpu.store(NOWHERE, Ordering::SeqCst);
+        Some(timer)
+    }
+
+    fn first_deadline(&self) -> u64 {
+        // SAFETY: under the queue's lock.
+        self.timers.lock().front().get().map_or(NEVER, |first| unsafe { *first.deadline.get() })
+    }
+}
+
 /// This CPU's timer went off; `user`: it interrupted user mode. Interrupts are off.
 pub fn timer_interrupt(user: bool) {
     let queue = QUEUES.of(cpu::id());
     queue.armed.store(NEVER, Ordering::SeqCst);
-    loop {
-        let expired = {
-            let mut timers = queue.timers.lock();
-            let due = timers.front().get().is_some_and(|first| {
-                // SAFETY: under the queue's lock.
-                unsafe { *first.deadline.get() <= now() }
-            });
-            if !due {
-                break;
-            }
-            let timer = timers.front_mut().remove().expect("there is a first one");
-            timer.cpu.store(NOWHERE, Ordering::SeqCst);
-            timer
-        };
-        (expired.function)();
+    // One look at the clock: what comes due meanwhile is the next interrupt's.
+    let begin = now();
+    let mut deferred = false;
+    for _ in 0..BATCH {
+        let Some(timer) = queue.take_due(begin) else { break };
+        if timer.deferred {
+            deferred |= defer(timer);
+        } else {
+            (timer.function)();
+        }
+    }
+    if deferred {
+        DUE_WAIT.wake_one();
     }
     let tick_at = queue.tick_at.load(Ordering::SeqCst);
-    if tick_at != NEVER && tick_at <= now() {
-        queue.tick_at.store(now() + TICK, Ordering::SeqCst);
+    if tick_at <= begin {
+        queue.tick_at.store(begin + TICK, Ordering::SeqCst);
         sched::tick(user);
         crate::process::tick(user);
     }
-    let first = queue.timers.lock().front().get().map_or(NEVER, |first| {
-        // SAFETY: under the queue's lock.
-        unsafe { *first.deadline.get() }
-    });
+    let end = now();
+    let mut first = queue.first_deadline();
+    if first <= end {
+        first = end + (end - begin).min(MOST_PAUSE);
+    }
     let next = first.min(queue.tick_at.load(Ordering::SeqCst));
     if next < queue.armed.load(Ordering::SeqCst) {
         set_hardware(queue, next);
     }
+}
+
+/// Leaves the function to the thread. False if the timer waits for that already.
+fn defer(timer: Arc<Timer>) -> bool {
+    let mut due = DUE.lock();
+    if timer.due_link.is_linked() {
+        return false;
+    }
+    due.push_back(timer);
+    true
+}
+
+/// Starts the thread that runs the functions of deferred timers. It is an ordinary thread: it wakes ahead of those that run long, and one
+/// user's flood of timers gets it one thread's share of a CPU.
+pub fn init() {
+    sched::spawn_kernel_thread("timers", || {
+        loop {
+            let timer = DUE_WAIT.wait_until(|| DUE.lock().pop_front());
+            (timer.function)();
+            drop(timer);
+            sched::cond_resched();
+        }
+    });
 }

@@ -10,6 +10,7 @@ use super::super::system::{CLOCK_TICK, put};
 use super::Target;
 use crate::arch::cpu;
 use crate::errno::Result;
+use crate::process::accounts::{self, Counted};
 use crate::process::{Process, Thread, Usage, WaitStatus};
 use crate::sched::Policy;
 use crate::signal::{SIG_DFL, SIG_IGN, SIGNAL_MAX};
@@ -131,7 +132,12 @@ pub fn status(target: &Target) -> Result<Vec<u8>> {
         memory_lines(&mut out, &mm.summary());
     }
     put!(out, "Threads:\t{}\n", process.thread_count());
-    put!(out, "SigQ:\t{}/{}\n", process.signals.queued(), process.limit(11));
+    put!(
+        out,
+        "SigQ:\t{}/{}\n",
+        accounts::count(process.uid_for_signals(), Counted::Signals),
+        process.limit(11)
+    );
     let (ignored, caught) = dispositions(&process);
     put!(out, "SigPnd:\t{:016x}\n", thread.signals.own_pending().0);
     put!(out, "ShdPnd:\t{:016x}\n", process.signals.shared_pending().0);

@@ -1,0 +1,98 @@
+//! What each user has of the things that are limited for a user: threads, and signals that wait or that timers may send.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use alloc::sync::Arc;
+use intrusive_collections::{KeyAdapter, RBTree, RBTreeAtomicLink, intrusive_adapter};
+
+use crate::sync::IrqLock;
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Counted {
+    /// Threads: RLIMIT_NPROC.
+    Threads,
+    /// Real-time signals that wait, and timers of timer_create(2): RLIMIT_SIGPENDING.
+    Signals,
+}
+
+/// The counts of one user. It is on the list while one of them is above 0.
+struct Account {
+    uid: u32,
+    link: RBTreeAtomicLink,
+    /// Changed under the list's lock.
+    counts: [AtomicUsize; 2],
+}
+
+intrusive_adapter!(ByUid = Arc<Account>: Account { link => RBTreeAtomicLink });
+
+impl<'a> KeyAdapter<'a> for ByUid {
+    type Key = u32;
+
+    fn get_key(&self, account: &'a Account) -> u32 {
+        account.uid
+    }
+}
+
+/// The last reference to a thread or a signal may go in an interrupt handler, and its share with it: hence the kind of lock.
+static ACCOUNTS: IrqLock<RBTree<ByUid>> = IrqLock::new(RBTree::new(ByUid::NEW));
+
+/// One thing that counts for a user; it no longer does when this is dropped.
+pub struct Share {
+    account: Arc<Account>,
+    counted: Counted,
+}
+
+impl Share {
+    /// Counts one thing more for the user; the count with it.
+    pub fn take(uid: u32, counted: Counted) -> (Self, usize) {
+        let mut fresh = None;
+        loop {
+            let mut accounts = ACCOUNTS.lock();
+            let found = accounts.find(&uid).clone_pointer();
+            let account = match (found, fresh.take()) {
+                (Some(account), _) => account,
+                (None, Some(fresh)) => {
+                    accounts.insert(Arc::clone(&fresh));
+                    fresh
+                }
+                (None, None) => {
+                    drop(accounts);
+                    // Memory is allocated outside of the lock.
+                    let counts = [const { AtomicUsize::new(0) }; 2];
+                    fresh = Some(Arc::new(Account { uid, link: RBTreeAtomicLink::new(), counts }));
+                    continue;
+                }
+            };
+            let count = account.counts[counted as usize].fetch_add(1, Ordering::SeqCst) + 1;
+            drop(accounts);
+            return (Self { account, counted }, count);
+        }
+    }
+
+    /// Counts one thing more for the user, unless there are `limit` already.
+    pub fn take_within(uid: u32, counted: Counted, limit: u64) -> Option<Self> {
+        let (share, count) = Self::take(uid, counted);
+        (count as u64 <= limit).then_some(share)
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let removed = {
+            let mut accounts = ACCOUNTS.lock();
+            let counts = &self.account.counts;
+            counts[self.counted as usize].fetch_sub(1, Ordering::SeqCst);
+            let empty = counts.iter().all(|count| count.load(Ordering::SeqCst) == 0);
+            // SAFETY: it came on the list before it was first counted, and leaves it here when nothing counts.
+            empty.then(|| unsafe { accounts.cursor_mut_from_ptr(Arc::as_ptr(&self.account)).remove() })
+        };
+        drop(removed);
+    }
+}
+
+/// How many the user has.
+pub fn count(uid: u32, counted: Counted) -> usize {
+    let accounts = ACCOUNTS.lock();
+    accounts.find(&uid).get().map_or(0, |account| account.counts[counted as usize].load(Ordering::SeqCst))
+}
