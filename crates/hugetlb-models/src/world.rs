@@ -70,6 +70,12 @@ impl World {
         self
     }
 
+    /// The world with a process that was forked.
+    pub fn with(mut self, process: Process) -> World {
+        self.processes.push(process);
+        self
+    }
+
     /// Punches pages of the first file.
     pub fn punch(&self, first: u64, pages: u64) {
         self.files[0].fallocate(FallocateMode::PunchHole, first * PAGE, pages * PAGE, || false).unwrap();

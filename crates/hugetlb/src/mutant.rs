@@ -67,6 +67,8 @@ mutants! {
     CopyShownBeforeFlush,
     /// A copy that relatives hold too is written to.
     CopyOfRelatives,
+    /// A mapping's share of a private page is given up before its TLBs are flushed.
+    ShareDroppedBeforeFlush,
     /// The entries that a fork makes read-only are not flushed.
     ForkNotFlushed,
     /// A truncation sets the size after it has taken the pages.

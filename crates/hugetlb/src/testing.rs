@@ -30,7 +30,11 @@ pub(crate) struct TestMachine {
     pub(crate) flushes: AtomicU64,
     watched: Mutex<Option<(TestSpace, VirtAddr)>>,
     seen: Mutex<Vec<u64>>,
+    at_flush: Mutex<Option<Hook>>,
 }
+
+/// Runs once.
+type Hook = Box<dyn FnOnce() + Send>;
 
 /// A test address space: PUD entries of its own, host PMD tables from the arena.
 #[derive(Clone)]
@@ -66,6 +70,7 @@ impl TestMachine {
             flushes: AtomicU64::new(0),
             watched: Mutex::default(),
             seen: Mutex::default(),
+            at_flush: Mutex::default(),
         }
     }
 
@@ -89,6 +94,11 @@ impl TestMachine {
     /// Notes from now on what the host's entry for an address is at each flush.
     pub(crate) fn watch(&self, space: TestSpace, address: VirtAddr) {
         *self.watched.lock().unwrap() = Some((space, address));
+    }
+
+    /// Runs `hook` at the next flush, before any TLB has forgotten anything.
+    pub(crate) fn at_flush(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.at_flush.lock().unwrap() = Some(Box::new(hook));
     }
 
     /// What was noted.
@@ -194,6 +204,9 @@ impl Machine for TestMachine {
 
     fn flush(&self, _: &[Flush<TestSpace>]) {
         self.flushes.fetch_add(1, Ordering::SeqCst);
+        if let Some(hook) = self.at_flush.lock().unwrap().take() {
+            hook();
+        }
         if let Some((space, address)) = &*self.watched.lock().unwrap() {
             let entry = space.find_pmd_entry(*address).map_or(0, |entry| entry.load(Ordering::SeqCst));
             self.seen.lock().unwrap().push(entry);

@@ -214,6 +214,42 @@ pub(super) fn store_against_fork_of_private_pages(protocol: ProtocolKind) {
     ]);
 }
 
+/// A child copies a page while its parent, which has the page alone from then on, stores to it: no CPU of the child sees the
+/// parent's store.
+pub(super) fn private_store_against_the_childs_copy(protocol: ProtocolKind) {
+    let world = World::new(protocol, 1);
+    world.processes[0].map(&world.files[0], SLOT, PAGE, 0, PRIVATE).unwrap();
+    world.processes[0].store(0, SLOT, 1).unwrap();
+    let child = world.processes[0].fork();
+    // CPU 1 holds the page that both share.
+    assert_eq!(child.load(1, SLOT), Ok(1));
+    world.with(child).race([
+        |world| world.processes[1].store(0, SLOT, 3).unwrap(),
+        |world| {
+            world.processes[0].store(0, SLOT, 2).unwrap();
+            let seen = world.processes[1].load(1, SLOT).unwrap();
+            assert!(seen == 1 || seen == 3, "the child sees its parent's store");
+        },
+    ]);
+}
+
+/// As [`private_store_against_the_childs_copy`], with a child that goes.
+pub(super) fn private_store_against_exit_of_the_child(protocol: ProtocolKind) {
+    let world = World::new(protocol, 1);
+    world.processes[0].map(&world.files[0], SLOT, PAGE, 0, PRIVATE).unwrap();
+    world.processes[0].store(0, SLOT, 1).unwrap();
+    let child = world.processes[0].fork();
+    assert_eq!(child.load(1, SLOT), Ok(1));
+    world.with(child).race([
+        |world| world.processes[1].exit(),
+        |world| {
+            world.processes[0].store(0, SLOT, 2).unwrap();
+            let seen = world.processes[1].load(1, SLOT);
+            assert!(seen == Ok(1) || seen == Err(Signal::Segv), "the child sees its parent's store");
+        },
+    ]);
+}
+
 /// A hole punch takes the file's page and a copy of it.
 pub(super) fn private_fault_against_punch(protocol: ProtocolKind) {
     let world = World::new(protocol, 1);

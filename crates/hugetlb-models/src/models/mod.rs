@@ -51,6 +51,8 @@ models! {
         store_against_fork_of_private_pages 3,
         private_fault_against_punch 3,
         private_store_against_a_reader 3,
+        private_store_against_the_childs_copy 3,
+        private_store_against_exit_of_the_child 3,
         fault_against_a_walk 3,
     }
     changes {

@@ -63,6 +63,12 @@ pub(super) const MUTANTS: &[Mutant] = &[
         VMA,
         "the child writes into the parent's page",
     ),
+    loom(
+        "ShareDroppedBeforeFlush",
+        "private_store_against_exit_of_the_child",
+        VMA,
+        "the child sees its parent's store",
+    ),
     loom("ForkNotFlushed", "store_against_fork_of_private_pages", VMA, "a TLB contradicts the tables"),
     loom("SizeSetLast", "fault_against_truncate", VMA, "a store that was made is lost in a truncation"),
     loom("MappedAgainNotMet", "fault_against_punch", VMA, "an entry outlived its page"),

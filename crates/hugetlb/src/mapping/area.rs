@@ -7,7 +7,7 @@
 use alloc::collections::BTreeMap;
 use core::ops::Range;
 
-use super::Batch;
+use super::{Batch, Share};
 use crate::addr::{PageIndex, PageSize, SLOT_SIZE, VirtAddr};
 use crate::error::NoEntry;
 use crate::file::{Cache, File};
@@ -58,8 +58,8 @@ impl Slot {
 
 /// What only a `MAP_PRIVATE` mapping has.
 pub(super) struct Private<M: Machine> {
-    /// Its own pages by file index; after a fork several areas hold one page.
-    pub(super) copies: BTreeMap<PageIndex, Arc<Page<M>>>,
+    /// Its own pages by file index; after a fork several areas have a share of one page.
+    pub(super) copies: BTreeMap<PageIndex, Share<M>>,
     /// Indices whose promise was used up.
     pub(super) used: Regions,
     /// The promise is this mapping's: it was made at mmap, and no fork inherits it.
@@ -311,7 +311,7 @@ impl<M: Machine> Area<M> {
 
     /// The page that the leaf of an index leads to: the private copy, else the file's.
     pub(super) fn page(&self, file: &File<M>, index: PageIndex) -> Option<Arc<Page<M>>> {
-        let copy = self.private.lock().copies.get(&index).cloned();
+        let copy = self.private.lock().copies.get(&index).map(|share| share.page().clone());
         copy.or_else(|| file.cache().lock().get(index).cloned())
     }
 
@@ -422,10 +422,8 @@ impl<M: Machine> Area<M> {
         self.drop_copies(indices, batch);
     }
 
-    /// Lets an owner that is about to drop copies of which it is the only holder keep the right to fresh ones, so that
-    /// `MADV_DONTNEED` does not cost it its promise. As on Linux, not while the pool has surplus pages.
-    ///
-    /// Comes before the entries are cleared, while the map's references are the only ones.
+    /// Lets an owner that is about to drop copies which it has alone keep the right to fresh ones, so that `MADV_DONTNEED` does
+    /// not cost it its promise. As on Linux, not while the pool has surplus pages.
     fn restore_promises(&self, file: &File<M>, indices: Range<u64>) {
         if self.shared || file.pool().statistics().surplus > 0 {
             return;
@@ -435,11 +433,10 @@ impl<M: Machine> Area<M> {
         if !*owner {
             return;
         }
-        for (index, page) in copies.range(PageIndex(indices.start)..PageIndex(indices.end)) {
-            // A relative can only go away meanwhile, and then the promise is lost, not doubled: the mapping lock keeps forks
-            // out.
-            if Arc::strong_count(page) == 1 && used.remove(index.0..index.0 + 1) == 1 {
-                page.restore();
+        for (index, share) in copies.range(PageIndex(indices.start)..PageIndex(indices.end)) {
+            // A relative that goes away meanwhile came too late. The mapping lock keeps forks out.
+            if share.is_sole() && used.remove(index.0..index.0 + 1) == 1 {
+                share.page().restore();
             }
         }
     }
@@ -453,8 +450,8 @@ impl<M: Machine> Area<M> {
         loop {
             let next = private.copies.range(PageIndex(indices.start)..PageIndex(indices.end)).next();
             let Some(index) = next.map(|(index, _)| *index) else { return };
-            let Some(page) = private.copies.remove(&index) else { return };
-            batch.keep(page);
+            let Some(share) = private.copies.remove(&index) else { return };
+            batch.keep(share);
         }
     }
 
@@ -464,7 +461,7 @@ impl<M: Machine> Area<M> {
         let placement = self.placement.write();
         {
             let mut private = self.private.lock();
-            let same = private.copies.get(&index).is_some_and(|copy| Arc::ptr_eq(copy, page));
+            let same = private.copies.get(&index).is_some_and(|share| Arc::ptr_eq(share.page(), page));
             if private.owner || !same {
                 return;
             }

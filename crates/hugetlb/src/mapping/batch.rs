@@ -3,7 +3,7 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use super::Area;
+use super::{Area, Share};
 use crate::addr::{SLOT_SIZE, VirtAddr};
 use crate::file::{File, Window};
 use crate::machine::{Flush, Machine, Space};
@@ -26,7 +26,7 @@ pub(crate) struct Batch<'f, M: Machine> {
     released: Vec<Arc<Table<M>>>,
     detached: Vec<Window>,
     closed: Vec<Arc<Table<M>>>,
-    kept: Vec<Arc<Page<M>>>,
+    kept: Vec<Share<M>>,
 }
 
 /// Tables that are detached from with one hold of the cache lock.
@@ -58,8 +58,10 @@ impl<'f, M: Machine> Batch<'f, M> {
     }
 
     /// A private copy was given up; it returns to the pool after the flush.
-    pub(super) fn keep(&mut self, page: Arc<Page<M>>) {
-        self.kept.push(page);
+    pub(super) fn keep(&mut self, share: Share<M>) {
+        if !Mutant::ShareDroppedBeforeFlush.is_on() {
+            self.kept.push(share);
+        }
     }
 
     /// A page of the file was hidden: so many entries for it in the file's tables were cleared.

@@ -117,7 +117,7 @@ impl<M: Machine> Mapping<M> {
             if value == 0 {
                 continue;
             }
-            let copy = self.area.private().lock().copies.get(&index).cloned();
+            let copy = self.area.private().lock().copies.get(&index).map(|share| share.page().clone());
             let cached = cache.get(index);
             let frames = [&copy, &cached.cloned()].map(|page| page.as_ref().map(|page| page.frame()));
             self.check_leaf(placement, address, value, frames)?;

@@ -1,7 +1,10 @@
 //! fork: a mapping of the same file in the child.
 
+use alloc::collections::BTreeMap;
+
 use super::area::Private;
-use super::{Batch, Mapping};
+use super::{Batch, Mapping, Share};
+use crate::addr::PageIndex;
 use crate::format::{self, Protection};
 use crate::machine::Machine;
 use crate::mutant::Mutant;
@@ -20,7 +23,8 @@ impl<M: Machine> Mapping<M> {
         // Held until the child is on the list and the parent's entries are read-only in every TLB.
         let placement = self.area.placement().write();
         let mut batch = Batch::new(&self.file);
-        let copies = self.area.private().lock().copies.clone();
+        let copies: BTreeMap<PageIndex, Share<M>> =
+            self.area.private().lock().copies.iter().map(|(index, share)| (*index, share.fork())).collect();
         if !copies.is_empty() {
             let size = self.page_size();
             self.area.change_entries(
@@ -54,7 +58,7 @@ impl<M: Machine> Mapping<M> {
 
 impl<M: Machine> Private<M> {
     /// Takes what belongs to the indices from `at` on.
-    pub(super) fn split_off(&mut self, at: crate::addr::PageIndex) -> Private<M> {
+    pub(super) fn split_off(&mut self, at: PageIndex) -> Private<M> {
         let copies = self.copies.split_off(&at);
         Private { copies, used: self.used.split_off(at.0), owner: self.owner, robbed: self.robbed }
     }

@@ -33,6 +33,7 @@ mod fork;
 mod private;
 mod query;
 mod round;
+mod share;
 #[cfg(test)]
 mod tests;
 
@@ -45,6 +46,7 @@ pub use fault::Access;
 pub(crate) use fault::{Fault, publish};
 pub use query::Resident;
 pub use round::CheckRound;
+pub(crate) use share::Share;
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
 use crate::file::{File, MapOptions};

@@ -1,6 +1,6 @@
 //! The fault path of `MAP_PRIVATE`: copies on write, and who gets a page when the pool is empty.
 
-use super::{Access, Area, Batch};
+use super::{Access, Area, Batch, Share};
 use crate::addr::PageIndex;
 use crate::error::FaultError;
 use crate::format::{self, Protection};
@@ -10,7 +10,7 @@ use crate::mapping::fault::Fault;
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::reserve;
-use crate::sync::{Arc, AtomicU64, Ordering, fence};
+use crate::sync::{Arc, AtomicU64, Ordering};
 
 enum Failure<M: Machine> {
     Fault(FaultError),
@@ -27,17 +27,20 @@ impl<M: Machine, E: Into<FaultError>> From<E> for Failure<M> {
 impl<M: Machine> Fault<'_, M> {
     /// Resolves a fault on a private mapping.
     pub(super) fn private(&self) -> Result<Arc<Page<M>>, FaultError> {
+        let mut robbed = false;
         loop {
             let placement = self.lock_mapping()?;
             match self.try_private(&placement) {
                 Ok(page) => return Ok(page),
                 Err(Failure::Fault(error)) => return Err(error),
                 // Relatives are other areas: their locks come after ours is released. The fault mutex keeps the page's
-                // state as it is.
-                Err(Failure::Rob(page)) => {
+                // state as it is, and a relative that goes is through with its flush when its lock is free: once is enough.
+                Err(Failure::Rob(page)) if !robbed => {
                     drop(placement);
                     self.rob_relatives(&page);
+                    robbed = true;
                 }
+                Err(Failure::Rob(_)) => return Err(FaultError::Sigbus),
             }
         }
     }
@@ -46,7 +49,8 @@ impl<M: Machine> Fault<'_, M> {
         let index = self.index.index();
         let (copy, robbed) = {
             let private = self.area.private().lock();
-            (private.copies.get(&index).cloned(), private.robbed)
+            let share = private.copies.get(&index);
+            (share.map(|share| (share.page().clone(), share.is_sole())), private.robbed)
         };
         let cached = {
             let cache = self.file.cache().lock();
@@ -60,14 +64,12 @@ impl<M: Machine> Fault<'_, M> {
         let read_only = placement.protection - Protection::WRITE;
         let write = self.access == Access::Write;
         match (copy, cached) {
-            // The area's map and `copy` hold it: nobody else does, so no relative sees the store.
-            (Some(page), _) if Arc::strong_count(&page) == 2 || Mutant::CopyOfRelatives.is_on() => {
-                // Acquire: what the last relative read comes before our store; it let go with a release.
-                fence(Ordering::Acquire);
+            // No relative sees the store.
+            (Some((page, is_sole)), _) if is_sole || Mutant::CopyOfRelatives.is_on() => {
                 self.replace(entry, None, &page, placement.protection);
                 Ok(page)
             }
-            (Some(page), _) if !write => {
+            (Some((page, _)), _) if !write => {
                 self.replace(entry, None, &page, read_only);
                 Ok(page)
             }
@@ -76,6 +78,7 @@ impl<M: Machine> Fault<'_, M> {
                 Ok(page)
             }
             (copy, cached) => {
+                let copy = copy.map(|(page, _)| page);
                 let origin = copy.clone().or(cached);
                 if origin.is_none() && robbed {
                     return Err(FaultError::Sigbus.into());
@@ -93,8 +96,10 @@ impl<M: Machine> Fault<'_, M> {
                     }
                     None => page.zero(),
                 }
-                self.area.private().lock().copies.insert(index, page.clone());
+                let old = self.area.private().lock().copies.insert(index, Share::new(page.clone()));
                 self.replace(entry, origin, &page, placement.protection);
+                // Behind the flush: see `Share`.
+                drop(old);
                 Ok(page)
             }
         }

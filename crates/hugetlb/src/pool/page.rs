@@ -9,8 +9,9 @@ use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering};
 /// A huge page outside the free list.
 ///
 /// Who holds an `Arc` of it keeps it: a file's page cache, the private map of a `MAP_PRIVATE` mapping (after a fork of
-/// several), a reader of the file for as long as it copies, and an unmap between clearing an entry and the flush. Entries
-/// of page tables hold nothing: they exist only while the page is in the cache or in the private map.
+/// several), a fault, a reader of the file for as long as it copies, and an unmap between clearing an entry and the flush.
+/// Nothing is decided by how many those are. Entries of page tables hold nothing: they exist only while the page is in the
+/// cache or in the private map.
 pub(crate) struct Page<M: Machine> {
     frame: PhysAddr,
     pool: Arc<Pool<M>>,
@@ -19,11 +20,14 @@ pub(crate) struct Page<M: Machine> {
     restore: AtomicBool,
     /// Entries of page tables that lead here; an entry is subtracted only after its flush.
     mapped: AtomicU64,
+    /// Mappings that have it as a private page, see [`crate::mapping::Share`].
+    shares: AtomicU64,
 }
 
 impl<M: Machine> Page<M> {
     pub(crate) fn new(frame: PhysAddr, pool: Arc<Pool<M>>, subpool: Option<Arc<Subpool<M>>>) -> Page<M> {
-        Page { frame, pool, subpool, restore: AtomicBool::new(false), mapped: AtomicU64::new(0) }
+        let (restore, mapped, shares) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+        Page { frame, pool, subpool, restore, mapped, shares }
     }
 
     pub(crate) fn frame(&self) -> PhysAddr {
@@ -57,6 +61,24 @@ impl<M: Machine> Page<M> {
     pub(crate) fn remove_entry(&self) {
         let before = self.mapped.fetch_sub(1, Ordering::SeqCst);
         debug_assert!(before > 0, "an entry was removed twice");
+    }
+
+    /// Counts a private mapping in.
+    pub(crate) fn add_share(&self) {
+        // Relaxed: whoever adds has a share, or the page is not known to anybody else.
+        self.shares.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a private mapping out whose TLBs were flushed.
+    pub(crate) fn remove_share(&self) {
+        // Release: what the mapping read of the page comes before the stores of who is alone with it then.
+        self.shares.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Private mappings that have the page.
+    pub(crate) fn shares(&self) -> u64 {
+        // Acquire: with who let go.
+        self.shares.load(Ordering::Acquire)
     }
 
     /// Whether the pool believes that nobody has its frame, for checks.

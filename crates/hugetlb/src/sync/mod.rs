@@ -9,15 +9,15 @@ pub mod model;
 
 pub(crate) use alloc::sync::{Arc, Weak};
 #[cfg(not(feature = "model"))]
+pub(crate) use core::sync::atomic::AtomicBool;
+#[cfg(not(feature = "model"))]
 pub use core::sync::atomic::AtomicU64;
 pub(crate) use core::sync::atomic::Ordering;
-#[cfg(not(feature = "model"))]
-pub(crate) use core::sync::atomic::{AtomicBool, fence};
 
 #[cfg(feature = "model")]
-pub use model::AtomicU64;
+pub(crate) use model::AtomicBool;
 #[cfg(feature = "model")]
-pub(crate) use model::{AtomicBool, fence};
+pub use model::AtomicU64;
 
 use crate::machine::Machine;
 

@@ -157,11 +157,3 @@ impl AtomicBool {
         self.0.swap(value.into(), order) != 0
     }
 }
-
-pub(crate) fn fence(order: Ordering) {
-    match Checker::current() {
-        Checker::Nobody => core_atomic::fence(order),
-        Checker::Loom => loom::sync::atomic::fence(order),
-        Checker::Shuttle => shuttle::sync::atomic::fence(Ordering::SeqCst),
-    }
-}

@@ -1,8 +1,6 @@
 //! The checker finds each invariant that is broken on purpose.
 
 use super::*;
-use crate::PageIndex;
-use crate::mapping::CheckRound;
 use crate::pool::Page;
 use crate::sync::Ordering;
 

@@ -3,14 +3,14 @@
 mod check;
 mod file_tables;
 
-use crate::addr::{PageSize, SLOT_SIZE, VirtAddr};
+use crate::addr::{PageIndex, PageSize, SLOT_SIZE, VirtAddr};
 use crate::error::{Error, FaultError};
 use crate::file::{FallocateMode, File, MapOptions};
 use crate::format::{self, Protection};
 use crate::hugetlb::Hugetlb;
-use crate::mapping::{Access, Mapping};
+use crate::mapping::{Access, CheckRound, Mapping};
 use crate::sharing::ProtocolKind;
-use crate::sync::Arc;
+use crate::sync::{Arc, Ordering};
 use crate::testing::{TestMachine, TestSpace, hugetlb};
 
 const MIB2: u64 = 2 << 20;
@@ -184,6 +184,76 @@ fn discarding_a_private_page_renews_its_promise() {
     assert_eq!(load(&mapping, HERE), 0);
     drop(mapping);
     assert_eq!(pool(&hugetlb), (2, 0));
+}
+
+/// The private page of a mapping, as somebody else than a mapping holds it.
+fn private_page(mapping: &Mapping<TestMachine>) -> Arc<crate::pool::Page<TestMachine>> {
+    let index = PageIndex(0);
+    mapping.area.page(&mapping.file, index).unwrap()
+}
+
+#[test]
+fn a_promise_comes_back_from_a_page_whose_fault_is_not_over() {
+    let hugetlb = hugetlb(2, ProtocolKind::VmaLock);
+    let file = file(&hugetlb, MIB2);
+    let (_, mapping) = map_at(&file, HERE, MIB2, PRIVATE);
+    assert_eq!(pool(&hugetlb), (2, 1));
+    let discarded = mapping.fault_then(HERE, Access::Write, |_| {
+        assert_eq!(pool(&hugetlb), (1, 0));
+        mapping.discard(HERE..HERE + MIB2)
+    });
+    discarded.unwrap().unwrap();
+    assert_eq!(pool(&hugetlb), (2, 1));
+    // Nobody else gets the promised page.
+    assert_eq!(self::file(&hugetlb, 2 * MIB2).reserve(0..2 * MIB2), Err(Error::NoMemory));
+    store(&mapping, HERE, 1);
+    drop(mapping);
+    assert_eq!(pool(&hugetlb), (2, 0));
+}
+
+#[test]
+fn whoever_looks_at_a_private_page_is_no_sharer_of_it() {
+    let hugetlb = hugetlb(1, ProtocolKind::VmaLock);
+    let file = file(&hugetlb, MIB2);
+    let (_, mut parent) = map_at(&file, HERE, MIB2, PRIVATE);
+    store(&parent, HERE, 1);
+    let child = parent.fork(hugetlb.machine().space());
+    let frame = private_page(&parent).frame();
+    // A reader, and a checker that has seen the page in both.
+    let reader = private_page(&child);
+    let mut round = CheckRound::new(&hugetlb);
+    child.check(&mut round).unwrap();
+    parent.check(&mut round).unwrap();
+    drop(child);
+    // Without rights in between, so that the store faults. The pool is empty: a copy would be SIGBUS.
+    parent.protect(Protection::READ);
+    parent.protect(RW);
+    store(&parent, HERE, 2);
+    assert_eq!((private_page(&parent).frame(), hugetlb.sharing().faults_copied), (frame, 0));
+    // Nor do they keep the page and its promise.
+    parent.discard(HERE..HERE + MIB2).unwrap();
+    assert_eq!(pool(&hugetlb), (0, 0));
+    drop(reader);
+    assert_eq!(pool(&hugetlb), (1, 1));
+    store(&parent, HERE, 3);
+}
+
+#[test]
+fn a_child_that_exits_shares_its_pages_until_its_flush() {
+    let hugetlb = hugetlb(2, ProtocolKind::VmaLock);
+    let file = file(&hugetlb, MIB2);
+    let (_, parent) = map_at(&file, HERE, MIB2, PRIVATE);
+    store(&parent, HERE, 1);
+    let child = parent.fork(hugetlb.machine().space());
+    load(&child, HERE);
+    let page = private_page(&parent);
+    assert_eq!(page.shares(), 2);
+    let seen = Arc::new(core::sync::atomic::AtomicU64::new(0));
+    let noted = seen.clone();
+    hugetlb.machine().at_flush(move || noted.store(page.shares(), Ordering::SeqCst));
+    drop(child);
+    assert_eq!(seen.load(Ordering::SeqCst), 2);
+    assert_eq!(private_page(&parent).shares(), 1);
 }
 
 #[test]
