@@ -1,6 +1,6 @@
 //! `roundtable audit`: who shares page tables on this Linux host, who could, and what it saves.
 //!
-//! It reads /proc and /sys and nothing else; it never stops, traces or changes a process. First it looks at every process
+//! It reads /proc, /sys and the configuration files of database servers; it never stops, traces or changes a process. First it looks at every process
 //! briefly (status and maps), then into those that map huge or shared pages (pagemap, and smaps as far as needed), as
 //! many as the time allows: of mappings that are alike at least one is looked into, and the others are taken to be the same.
 
@@ -19,6 +19,7 @@ pub mod meminfo;
 pub mod mounts;
 pub mod pagemap;
 pub mod pools;
+pub mod postgres;
 pub mod probe;
 pub mod record;
 pub mod recording;

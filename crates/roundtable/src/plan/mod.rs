@@ -1,22 +1,25 @@
 //! `roundtable plan`: what page tables will cost on a machine that does not exist yet.
 
 pub mod arithmetic;
+pub mod check;
 pub mod postgres;
 
 use std::fmt::Write;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::Args;
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{CellAlignment, Table};
 use serde::Serialize;
 
 use self::arithmetic::{Line, Way, lines};
-use self::postgres::Settings;
+use self::check::Check;
+use self::postgres::{HugePages, Settings};
+use crate::audit::source::Source;
 use crate::output::{file, human};
-use crate::size::Size;
+use crate::size::{Size, thousands};
 
 /// What to plan for.
 #[derive(Args, Clone, Debug)]
@@ -26,16 +29,24 @@ pub struct PlanOptions {
     pub size: Option<Size>,
 
     /// Processes that map it
-    #[arg(long, value_name = "N", required_unless_present = "from")]
+    #[arg(long, value_name = "N", required_unless_present = "from", value_parser = processes)]
     pub processes: Option<u64>,
 
     /// Only for pages of this size: 4KiB, 2MiB or 1GiB
     #[arg(long, value_name = "SIZE", value_parser = page_size)]
     pub page_size: Option<Size>,
 
-    /// Take size and processes from a postgresql.conf
-    #[arg(long, value_name = "FILE")]
+    /// Take size and processes from a postgresql.conf, or from PostgreSQL's data folder
+    #[arg(long, value_name = "PATH")]
     pub from: Option<PathBuf>,
+
+    /// Compare with this host: its kernel, memory and pools; say what is missing, with exit status 1
+    #[arg(long)]
+    pub check: bool,
+
+    /// With --check: a recording in the place of this host
+    #[arg(long, value_name = "FOLDER", requires = "check")]
+    pub root: Option<PathBuf>,
 
     /// Write JSON instead of a table
     #[arg(long)]
@@ -46,6 +57,20 @@ fn page_size(text: &str) -> Result<Size, String> {
     let size = Size::from_str(text).map_err(|error| error.to_string())?;
     let known = [4 << 10, 2 << 20, 1 << 30].contains(&size.0);
     if known { Ok(size) } else { Err("it is 4KiB, 2MiB or 1GiB".into()) }
+}
+
+/// The address space of a process with five levels of tables.
+const LARGEST: u64 = 1 << 56;
+/// The most that `kernel.pid_max` can be.
+const MOST_PROCESSES: u64 = 1 << 22;
+
+fn processes(text: &str) -> Result<u64, String> {
+    let count = thousands(text).map_err(|_| "it is a whole number, such as 10000 or 10,000".to_string())?;
+    match count {
+        0 => Err("memory that no process maps needs no page tables".into()),
+        1..=MOST_PROCESSES => Ok(count),
+        _ => Err(format!("Linux has {} processes at the most", human::count(MOST_PROCESSES))),
+    }
 }
 
 /// A plan. Sizes are in bytes.
@@ -63,14 +88,21 @@ pub struct Plan {
     pub ways: Vec<Line>,
     /// What the configuration says against it.
     pub remarks: Vec<String>,
+    /// What of it this host has, if that was asked for.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub checks: Vec<Check>,
 }
 
 /// Plans and writes the plan; the exit status.
 pub fn run(options: &PlanOptions) -> Result<i32> {
-    let plan = plan(options)?;
+    let mut plan = plan(options)?;
+    if options.check {
+        let source = options.root.as_deref().map_or_else(Source::host, Source::recorded);
+        plan.checks = check::checks(&source, &plan, options.page_size);
+    }
     let text = if options.json { serde_json::to_string_pretty(&plan)? + "\n" } else { text(&plan) };
     file::write(&text, None)?;
-    Ok(0)
+    Ok(i32::from(plan.checks.iter().any(|check| !check.is_met)))
 }
 
 /// Counts.
@@ -91,8 +123,11 @@ pub fn plan(options: &PlanOptions) -> Result<Plan> {
             human::count(settings.max_connections()?),
             human::processes(processes)
         ));
-        if settings.huge_pages_off() {
-            remarks.push("huge_pages is off in this file.".into());
+        if settings.huge_pages() == HugePages::Off {
+            remarks.push("huge_pages is off.".into());
+        }
+        if settings.is_sysv() {
+            remarks.push("shared_memory_type is sysv: such memory cannot be on huge pages.".into());
         }
         match settings.huge_page_size()? {
             0 => {}
@@ -101,6 +136,12 @@ pub fn plan(options: &PlanOptions) -> Result<Plan> {
     }
     let size = options.size.map_or(size, |size| size.0);
     let processes = options.processes.unwrap_or(processes);
+    if size == 0 {
+        bail!("memory of no size needs no page tables");
+    }
+    if size > LARGEST {
+        bail!("{} is more than a process can map: {}", human::bytes(size), human::bytes(LARGEST));
+    }
     let wanted = |line: &Line| options.page_size.is_none_or(|page| line.way.page_size() == page.0);
     Ok(Plan {
         size,
@@ -109,6 +150,7 @@ pub fn plan(options: &PlanOptions) -> Result<Plan> {
         nr_hugepages_1g: size.div_ceil(1 << 30),
         ways: lines(size, processes).into_iter().filter(wanted).collect(),
         remarks,
+        checks: Vec::new(),
     })
 }
 
@@ -165,6 +207,13 @@ pub fn text(plan: &Plan) -> String {
     if has(Way::Huge.page_size()) {
         out.push_str("Linux shares only whole slots of 1 GiB at congruent addresses; a process that places the memory elsewhere pays as if nothing were shared.\n");
     }
+    if !plan.checks.is_empty() {
+        out.push_str("On this host\n");
+    }
+    for check in &plan.checks {
+        let mark = if check.is_met { "ok" } else { "MISSING" };
+        let _ = writeln!(out, "  {mark:<7} {}", check.what);
+    }
     out
 }
 
@@ -189,7 +238,18 @@ mod tests {
         let plan = planned("--size 1TiB --processes 10000").unwrap();
         assert_eq!((plan.nr_hugepages_2m, plan.nr_hugepages_1g, plan.ways.len()), (524_288, 1024, 5));
         assert_eq!(planned("--size 1GiB --processes 2 --page-size 2MiB").unwrap().ways.len(), 3);
-        for line in ["", "--size 1G", "--processes 1", "--size 1G --processes 1 --page-size 3M"] {
+        assert_eq!(planned("--size 1Gi --processes 10,000").unwrap().processes, 10_000);
+        for line in [
+            "",
+            "--size 1G",
+            "--processes 1",
+            "--size 1G --processes 1 --page-size 3M",
+            "--size 1G --processes 0",
+            "--size 1G --processes 5000000",
+            "--size 0 --processes 1",
+            "--size 16384P --processes 1",
+            "--size 65P --processes 1",
+        ] {
             assert!(planned(line).is_err(), "{line}");
         }
     }

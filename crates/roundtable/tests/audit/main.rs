@@ -6,6 +6,7 @@
 mod exposition;
 mod golden;
 mod output_file;
+mod plan;
 mod prometheus;
 mod recordings;
 mod scale;

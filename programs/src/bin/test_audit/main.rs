@@ -8,6 +8,7 @@ mod comings;
 mod congruence;
 mod differences;
 mod files;
+mod following;
 mod mounts;
 mod namespaces;
 mod output;
@@ -37,7 +38,7 @@ use mounts::{
 };
 use output::output_formats;
 use pool::pool_advice_keeps_what_is_in_use;
-use postgres::{postgres_on_base_pages, postgres_on_huge_pages, postgres_plan};
+use postgres::{postgres_advice_followed, postgres_on_base_pages, postgres_on_huge_pages, postgres_plan};
 use sight::{another_user_sees_less, counters_tell_without_root, hidden_processes, in_a_container};
 
 tests! {
@@ -89,4 +90,5 @@ tests! {
     postgres_on_huge_pages: 200,
     postgres_on_base_pages: 200,
     postgres_plan: 60,
+    postgres_advice_followed: 300,
 }

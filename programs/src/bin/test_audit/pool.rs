@@ -6,6 +6,7 @@ use roundtable_programs::huge::{self, HUGE, counters};
 use roundtable_programs::mem::{ANON, Map, RW, SHARED};
 use serde_json::Value;
 
+use crate::following::follow;
 use crate::saying::{advice, audit};
 use crate::scene::stays;
 
@@ -16,20 +17,6 @@ const WANTED: usize = 64 << 20;
 fn pool_of(report: &Value) -> &Value {
     let pools = report["pools"].as_array().expect("pools");
     pools.iter().find(|pool| pool["page_size"] == HUGE).expect("the pool")
-}
-
-/// Does the steps of an advice that write to a file: `echo VALUE > FILE`.
-fn follow(advice: &Value) {
-    for step in advice["steps"].as_array().expect("steps") {
-        for command in step["commands"].as_array().expect("commands") {
-            let command = command.as_str().expect("a command");
-            if let Some((value, file)) = command.strip_prefix("echo ").and_then(|rest| rest.split_once(" > "))
-                && file.ends_with("nr_hugepages")
-            {
-                std::fs::write(file, value).expect(file);
-            }
-        }
-    }
 }
 
 /// A pool of which some pages are in use and some promised, and two programs that want more: the pool grows by what they want and
@@ -58,7 +45,7 @@ pub fn pool_advice_keeps_what_is_in_use() {
     let wanted: u64 =
         need["wanted"].as_array().unwrap().iter().map(|want| want["pages"].as_u64().unwrap()).sum();
     assert_eq!(need["nr_hugepages"], 4 + 6 + wanted, "{need}");
-    follow(advice(&report, "pool of 2 MiB pages", "grow-pool"));
+    follow(&[advice(&report, "pool of 2 MiB pages", "grow-pool")]);
     let after = counters();
     assert_eq!((after.total, after.reserved), (10 + wanted, before.reserved), "{after:?}");
     assert_eq!(after.total - after.free, before.total - before.free, "nobody lost a page");

@@ -3,6 +3,7 @@
 use roundtable_programs::huge;
 use serde_json::Value;
 
+use crate::following::follow_with;
 use crate::saying::{audit, command};
 use crate::server::{CONNECTIONS, Cluster, Server};
 
@@ -97,5 +98,51 @@ pub fn postgres_plan() {
             (needed..=needed + 3 + needed / 200).contains(&planned),
             "{settings}: {planned}, not {needed}"
         );
+    }
+}
+
+/// Servers that run on base pages for three reasons. Each time the audit names the reason; its steps, done word for word, put the
+/// memory on huge pages and save what was promised.
+pub fn postgres_advice_followed() {
+    for (settings, reasons) in [
+        // The default: it tried, there were none, and it did not say so.
+        ("", &["huge_pages is try: when it started there were too few", "too few."][..]),
+        ("huge_pages = off\n", &["huge_pages is off in its configuration file"]),
+        ("shared_memory_type = sysv\n", &["shared_memory_type=sysv keeps it from taking any"]),
+    ] {
+        huge::pool(3);
+        let mut server = Server::start_with(settings);
+        let (report, before) = (audit(), server.vm_pte());
+        let all = report["advice"].as_array().unwrap();
+        let ours = |advice: &&Value| {
+            advice["subject"]["some_pids"].to_string().contains(&server.pids()[0].to_string())
+        };
+        let huge = all.iter().find(|advice| ours(advice) && advice["id"] == "huge-pages");
+        let huge = huge.unwrap_or_else(|| panic!("{settings}: {all:?}"));
+        for reason in reasons {
+            assert!(huge["situation"].as_str().unwrap().contains(reason), "{huge}");
+        }
+        // Those for the pool come before those for what takes from it.
+        let grow = all.iter().position(|advice| advice["id"] == "grow-pool").expect("the pool is too short");
+        assert!(grow < all.iter().position(|advice| ours(&advice)).unwrap(), "{all:?}");
+        follow_with(&[&all[grow], huge], &server.variables());
+        server.connect();
+        let (after, report) = (server.vm_pte(), audit());
+        let promised = huge["gain"].as_f64().unwrap();
+        let saved = (before - after) as f64;
+        println!(
+            "# {settings:?}: promised {promised}, saved {saved} ({:+.1} %)",
+            (saved / promised - 1.0) * 100.0
+        );
+        assert!((saved / promised - 1.0).abs() < 0.1, "{saved} saved, {promised} promised");
+        let on_huge = report["huge"].as_array().unwrap().iter().any(|file| {
+            file["names"].to_string().contains("postgres") && file["size"].as_u64().unwrap() > 256 << 20
+        });
+        assert!(on_huge, "{}", report["huge"]);
+        // With the pages there the strict setting starts as well.
+        let set = server.psql("alter system set huge_pages = on");
+        assert!(set.status.success(), "{}", String::from_utf8_lossy(&set.stderr));
+        let status = server.restart();
+        assert!(status.success(), "{settings}: huge_pages=on");
     }
 }

@@ -3,13 +3,14 @@
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 
 use roundtable_programs::{harness, sys};
 
 /// PostgreSQL refuses to run as root.
 const NOBODY: u32 = 65534;
+/// That user's name, which the cluster's superuser has as well: so a client of that user needs no name.
+const OWNER: &str = "nobody";
 pub const CONNECTIONS: usize = 50;
 /// Of the 8 KiB blocks of the table so many are looked at: at least one in each 2 MiB.
 const STEP: u32 = 100;
@@ -48,7 +49,7 @@ impl Cluster {
             .command("initdb")
             .arg("-D")
             .arg(cluster.data())
-            .args(["-U", "test", "-A", "trust", "-N", "--locale=C", "-E", "UTF8"])
+            .args(["-U", OWNER, "-A", "trust", "-N", "--locale=C", "-E", "UTF8"])
             .output()
             .expect("initdb starts");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -72,10 +73,14 @@ impl Cluster {
     pub fn command(&self, program: &str) -> Command {
         let mut command = Command::new(self.programs.join(program));
         command.current_dir(&self.folder).stdin(Stdio::null()).uid(NOBODY).gid(NOBODY);
-        if self.root != Path::new("/") {
-            command.env("LD_LIBRARY_PATH", self.root.join("usr/lib/x86_64-linux-gnu"));
-        }
+        command.envs(self.variables());
         command
+    }
+
+    /// What its programs need that are not where the host looks for them.
+    fn variables(&self) -> Vec<(&'static str, PathBuf)> {
+        let libraries = || ("LD_LIBRARY_PATH", self.root.join("usr/lib/x86_64-linux-gnu"));
+        (self.root != Path::new("/")).then(libraries).into_iter().collect()
     }
 }
 
@@ -92,50 +97,71 @@ fn programs(root: &Path) -> Option<PathBuf> {
 
 /// A server with all its connections open; in each a query has looked at a block of each 2 MiB of the table.
 pub struct Server {
-    server: Child,
+    /// Its first process.
+    pid: i32,
     clients: Vec<Child>,
     cluster: Cluster,
 }
 
 impl Server {
     pub fn start(huge_pages: &str) -> Server {
-        let cluster = Cluster::new();
-        let server = cluster
-            .command("postgres")
-            .arg("-D")
-            .arg(cluster.data())
-            .arg("-k")
-            .arg(&cluster.folder)
-            .args(["-c", "listen_addresses=", "-c", "max_connections=60", "-c", "fsync=off"])
-            // Its compiler is not fetched; and who comes and goes by itself would be in one reading and not in the other.
-            .args(["-c", "jit=off", "-c", "autovacuum=off", "-c", "max_parallel_workers_per_gather=0"])
-            .args(["-c", &format!("huge_pages={huge_pages}"), "-c", &format!("shared_buffers={BUFFERS}")])
-            .stdout(Stdio::null())
-            .stderr(std::fs::File::create(cluster.folder.join("log")).unwrap())
-            .spawn()
-            .expect("postgres starts");
-        let mut server = Server { server, clients: Vec::new(), cluster };
-        server.connect();
-        server
+        Server::start_with(&format!("huge_pages = {huge_pages}\n"))
     }
 
-    fn connect(&mut self) {
-        let end = Instant::now() + Duration::from_secs(60);
-        while !self.psql("select 1").status.success() {
-            let log = std::fs::read_to_string(self.cluster.folder.join("log")).unwrap_or_default();
-            assert!(self.server.try_wait().unwrap().is_none(), "the server has ended: {log}");
-            assert!(Instant::now() < end, "the server does not get ready: {log}");
-            std::thread::sleep(Duration::from_millis(50));
-        }
+    /// A server with these lines in its configuration.
+    pub fn start_with(settings: &str) -> Server {
+        let cluster = Cluster::new();
+        let conf = cluster.data().join("postgresql.conf");
+        let initial = std::fs::read_to_string(&conf).unwrap();
+        // Its compiler is not fetched; and who comes and goes by itself would be in one reading and not in the other.
+        let fixed = format!(
+            "listen_addresses = ''\nunix_socket_directories = '{}'\nmax_connections = 60\nfsync = off\njit = off\n\
+             autovacuum = off\nmax_parallel_workers_per_gather = 0\nshared_buffers = {BUFFERS}\n",
+            cluster.folder.display()
+        );
+        std::fs::write(&conf, initial + &fixed + settings).unwrap();
+        let mut server = Server { pid: 0, clients: Vec::new(), cluster };
+        let status = server
+            .cluster
+            .command("pg_ctl")
+            .args(["start", "-s", "-w", "-t", "60", "-D"])
+            .arg(server.cluster.data())
+            .arg("-l")
+            .arg(server.log())
+            .stdout(Stdio::null())
+            .status()
+            .expect("pg_ctl starts");
+        assert!(status.success(), "{}", std::fs::read_to_string(server.log()).unwrap_or_default());
         // One row a block. An insert goes through the buffers, where `create table as` uses a few of them again and again.
         let rows = TABLE / 8192;
-        let made = self.psql(&format!(
+        let made = server.psql(&format!(
             "create unlogged table t (a int, b text) with (fillfactor = 10); \
              alter table t alter b set storage plain; \
              insert into t select a, repeat('x', 1000) from generate_series(1, {rows}) a"
         ));
         assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-        let blocks = rows - 1;
+        server.connect();
+        server
+    }
+
+    /// What its programs need, as [`Cluster::command`] gives it.
+    pub fn variables(&self) -> Vec<(&'static str, PathBuf)> {
+        self.cluster.variables()
+    }
+
+    fn log(&self) -> PathBuf {
+        self.cluster.folder.join("log")
+    }
+
+    /// Opens all connections, of a server that was started or started again, and looks at the table in each.
+    pub fn connect(&mut self) {
+        self.clients.clear();
+        let pid_file = std::fs::read_to_string(self.cluster.data().join("postmaster.pid")).expect("it runs");
+        self.pid = pid_file.lines().next().unwrap().parse().unwrap();
+        let blocks = TABLE / 8192 - 1;
+        // After a start the table is not in the buffers.
+        let read = self.psql("select sum(length(b)) from t");
+        assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
         let query = format!(
             "select count(b) from t where ctid = any(array(select format('(%s,1)', n)::tid from generate_series(0, {blocks}, {STEP}) n));\n"
         );
@@ -154,17 +180,29 @@ impl Server {
 
     fn client(&self) -> Command {
         let mut command = self.cluster.command("psql");
-        command.arg("-h").arg(&self.cluster.folder).args(["-U", "test", "-At", "postgres"]);
+        command.arg("-h").arg(&self.cluster.folder).args(["-U", OWNER, "-At", "postgres"]);
         command
     }
 
-    fn psql(&self, query: &str) -> Output {
+    pub fn psql(&self, query: &str) -> Output {
         self.client().args(["-c", query]).output().expect("psql starts")
+    }
+
+    /// Starts it again, without connections.
+    pub fn restart(&mut self) -> ExitStatus {
+        self.clients.iter_mut().for_each(|client| drop(client.stdin.take()));
+        let mut restart = self.cluster.command("pg_ctl");
+        restart
+            .args(["restart", "-s", "-w", "-m", "fast", "-D"])
+            .arg(self.cluster.data())
+            .arg("-l")
+            .arg(self.log());
+        restart.stdout(Stdio::null()).status().expect("pg_ctl starts")
     }
 
     /// The postmaster and its children.
     pub fn pids(&self) -> Vec<u32> {
-        let parent = self.server.id();
+        let parent = self.pid as u32;
         let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children")).unwrap();
         let children = children.split_whitespace().map(|pid| pid.parse().unwrap());
         std::iter::once(parent).chain(children).collect()
@@ -183,12 +221,12 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // SAFETY: takes integers; SIGQUIT asks to end at once, without writing what nobody will read.
-        unsafe { libc::kill(self.server.id() as i32, libc::SIGQUIT) };
-        let _ = self.server.wait();
         for client in &mut self.clients {
             drop(client.stdin.take());
             let _ = client.wait();
         }
+        // At once, without writing what nobody will read; and wait until it has ended, since its folder goes.
+        let mut stop = self.cluster.command("pg_ctl");
+        let _ = stop.args(["stop", "-s", "-w", "-m", "immediate", "-D"]).arg(self.cluster.data()).output();
     }
 }

@@ -1,14 +1,15 @@
 //! Advice for shared memory on base pages: put it on huge ones.
 
+use super::postgres::{self, Case};
 use super::program::{self, Memory, Program};
 use super::{Advice, Pages, Step, Subject, Worth, sources};
 use crate::audit::pools::Pool;
 use crate::audit::report::FileReport;
 use crate::output::human;
 
-/// What is advised for a file on base pages, if that is worth it. `resident` are its bytes that are in memory already.
-pub fn advise(file: &FileReport, pool: Option<&Pool>, resident: u64, worth: Worth) -> Option<Advice> {
-    let pool = pool?;
+/// What is advised for a file on base pages, if that is worth it.
+pub fn advise(case: &Case, worth: Worth) -> Option<Advice> {
+    let Case { file, pool, resident, .. } = *case;
     let subject = file.subject();
     let program = subject.program();
     let count = file.size.div_ceil(pool.page_size);
@@ -22,7 +23,7 @@ pub fn advise(file: &FileReport, pool: Option<&Pool>, resident: u64, worth: Wort
     let pages = Some(Pages { size: pool.page_size, count });
     let (mut steps, source) = match program {
         Program::PostgreSql if file.name.starts_with("/dev/shm/") => return transparent(file, subject, gain),
-        Program::PostgreSql => (postgresql(pool, count), sources::POSTGRESQL),
+        Program::PostgreSql => return Some(postgres::advise(case, subject, gain)),
         Program::Redis => return None,
         program => program.put_on_huge_pages(memory)?,
     };
@@ -61,33 +62,6 @@ fn pool_first(count: u64, pool: &Pool) -> Step {
             human::count(count)
         ))
     }
-}
-
-fn postgresql(pool: &Pool, count: u64) -> Vec<Step> {
-    let mut steps = vec![Step::run(
-        "Let PostgreSQL ask for them. With try it starts on base pages where the pool is too short, and does not say so; with on it then ends with FATAL: could not map anonymous shared memory. Both want shared_memory_type=mmap, its default: with sysv, on is refused.",
-        ["psql -U postgres -c \"alter system set huge_pages = 'try'\"".into()],
-    )];
-    if !pool.is_default {
-        steps.push(Step::run(
-            "Name the size, which is not the host's default (PostgreSQL 14 and later).",
-            [format!(
-                "psql -U postgres -c \"alter system set huge_page_size = '{}kB'\"",
-                pool.page_size >> 10
-            )],
-        ));
-    }
-    steps.push(Step::by_hand(
-        "Start the server again (systemctl restart, or pg_ctl restart): a reload does not change its memory.",
-    ));
-    steps.push(Step::run(
-        format!(
-            "Check that it has them: about {} pages less are free or more are promised than before. PostgreSQL 17 and later say huge_pages_status=on.",
-            human::count(count)
-        ),
-        ["grep HugePages_ /proc/meminfo".into()],
-    ));
-    steps
 }
 
 /// For a tmpfs file that no setting puts on hugetlbfs.

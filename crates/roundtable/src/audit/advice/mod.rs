@@ -5,6 +5,7 @@
 
 pub mod base_pages;
 pub mod pool;
+pub mod postgres;
 pub mod program;
 pub mod sharing;
 pub mod sources;

@@ -3,12 +3,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::audit::LARGE;
+use crate::audit::advice::postgres::Case;
+use crate::audit::advice::program::Program;
 use crate::audit::advice::{Advice, Worth, base_pages, sharing};
 use crate::audit::cost::{Cost, cost};
 use crate::audit::files::describe;
 use crate::audit::group::Group;
 use crate::audit::host::Host;
 use crate::audit::kernel_version::Protocol;
+use crate::audit::postgres::server;
 use crate::audit::report::{Bytes, FileReport, OfProcesses};
 use crate::audit::slots::{self, Analysis, Evidence};
 
@@ -48,11 +51,31 @@ pub fn answer(host: &Host, min_processes: usize, worth: Worth, advice: &mut Vec<
             let file = base(host, group);
             let pool = host.pools.iter().find(|pool| pool.page_size == host.source.geometry.huge());
             let pages = group.shapes.iter().map(|shape| shape.most_pages).max().unwrap_or(0);
-            advice.extend(base_pages::advise(&file, pool, pages * group.file.page_size, worth));
+            let server = match file.subject().program() {
+                Program::PostgreSql => first_process(host, group).and_then(|pid| server(host.source, pid)),
+                _ => None,
+            };
+            advice.extend(pool.and_then(|pool| {
+                let case = Case {
+                    file: &file,
+                    server: server.as_ref(),
+                    pools: &host.pools,
+                    pool,
+                    resident: pages * group.file.page_size,
+                };
+                base_pages::advise(&case, worth)
+            }));
             files.base.push(file);
         }
     }
     files
+}
+
+/// Of the processes that map a file the one that the others are children of.
+fn first_process(host: &Host, group: &Group) -> Option<i32> {
+    let parents: BTreeSet<i32> =
+        group.pids.iter().filter_map(|pid| Some(host.process(*pid)?.parent)).collect();
+    group.pids.iter().copied().find(|pid| parents.contains(pid)).or_else(|| group.pids.first().copied())
 }
 
 fn huge(host: &Host, group: &Group) -> (FileReport, Analysis) {
