@@ -1,0 +1,427 @@
+//! Attaching mappings to tables of leaves, and making those tables.
+//!
+//! # A table is made
+//!
+//! with the first page of its window, by who attaches first. It is noted in the pieces that it lies over, that of its first
+//! page last, and then filled word by word, each under the lock of its piece. From the note on, every page that comes or
+//! goes is written by who brings or takes it. So the table misses nothing, however the filling and they cross.
+//!
+//! # A table goes
+//!
+//! with its last attachment. An attachment is counted in the section that writes the entry leading to the table. It is
+//! counted out after the entry was cleared and the TLBs were flushed. So who counts the last one out, and takes the
+//! notes away under the locks, has the table alone: no entry leads to it, nobody finds it, and nobody writes it.
+
+use crate::addr::{PhysAddr, VirtAddr};
+use crate::error::OutOfMemory;
+use crate::format::{EntryValue, Format, Protection};
+use crate::machine::{Entry, Machine, Space};
+use crate::mutant::Mutant;
+use crate::piece::{MOST_WINDOWS, Over, PIECE_PAGES};
+use crate::stripe::Need;
+use crate::sync::Ordering;
+use crate::tables::{FileTables, Frame};
+use crate::window::{Extent, Slot, Window};
+
+/// What came of an attempt to attach a slot of a mapping.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Attached {
+    /// The slot leads to a table of the file already.
+    Before,
+    /// It does now, to a table that was there.
+    Shared,
+    /// It does now, to a table that was made for it.
+    Made,
+    /// The window has no page yet, so it has no table.
+    Empty,
+    /// The host has a table or a page in the slot.
+    Occupied,
+    /// Too many windows lie over the same pages.
+    Crowded,
+}
+
+/// What came of an attempt to make a table.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Made {
+    /// It is there, and counts its maker as an attachment.
+    Now,
+    /// Another was first.
+    Before,
+    Crowded,
+}
+
+/// What came of attempts to attach, by kind.
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct AttachTally {
+    /// Slots that lead to tables that were there.
+    pub shared: u64,
+    /// Slots that lead to tables that were made for them.
+    pub made: u64,
+    /// Slots in which the host has something.
+    pub occupied: u64,
+    /// Slots that too many windows lie over.
+    pub crowded: u64,
+}
+
+impl AttachTally {
+    /// Counts one attempt.
+    pub fn add(&mut self, attached: Attached) {
+        match attached {
+            Attached::Shared => self.shared += 1,
+            Attached::Made => self.made += 1,
+            Attached::Occupied => self.occupied += 1,
+            Attached::Crowded => self.crowded += 1,
+            Attached::Before | Attached::Empty => {}
+        }
+    }
+}
+
+/// The pieces that a window's first and last page are in.
+fn pieces(window: &Window) -> (u64, u64) {
+    (window.first / PIECE_PAGES, (window.first + window.pages - 1) / PIECE_PAGES)
+}
+
+impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
+    /// Attaches all slots of a new mapping whose windows have pages, each at the highest level that the mapping fills. The
+    /// steps depend on the windows with pages, not on the size of the mapping.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] when a table could not be made. What was attached before stays; faults attach the rest.
+    pub fn attach_all(
+        &self,
+        space: &M::Space,
+        extent: &Extent,
+        rights: Protection,
+        tally: &mut AttachTally,
+    ) -> Result<(), OutOfMemory> {
+        let end = |this: &Self| this.end().min(extent.first.saturating_add(extent.pages));
+        let mut at = extent.first;
+        while let Some(index) = self.next(at..end(self)) {
+            let address = extent.start + ((index - extent.first) << self.leaf.shift());
+            let Some(slot) = extent.highest_slot(address) else { return Ok(()) };
+            self.attach_slot(space, extent, slot, rights, tally)?;
+            at = slot.window.indices().end;
+            self.machine.give_way();
+        }
+        Ok(())
+    }
+
+    fn attach_slot(
+        &self,
+        space: &M::Space,
+        extent: &Extent,
+        slot: Slot,
+        rights: Protection,
+        tally: &mut AttachTally,
+    ) -> Result<(), OutOfMemory> {
+        let attached = match space.entry(slot.address, slot.level)? {
+            Some(entry) => self.attach(&slot, entry, rights)?,
+            None => Attached::Occupied,
+        };
+        if slot.window.level > self.leaf && matches!(attached, Attached::Occupied | Attached::Crowded) {
+            return extent.parts(slot).try_for_each(|part| {
+                // Parts without pages need no tables of the host's either.
+                match self.is_populated(&part.window) {
+                    true => self.attach_slot(space, extent, part, rights, tally),
+                    false => Ok(()),
+                }
+            });
+        }
+        tally.add(attached);
+        Ok(())
+    }
+
+    /// Attaches the slot around `address`, whose page was added before, at the highest level that it can.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] when a table could not be made.
+    pub fn attach_for_fault(
+        &self,
+        space: &M::Space,
+        extent: &Extent,
+        address: VirtAddr,
+        rights: Protection,
+    ) -> Result<Attached, OutOfMemory> {
+        let Some(mut slot) = extent.highest_slot(address) else { return Ok(Attached::Empty) };
+        loop {
+            let attached = match space.entry(slot.address, slot.level)? {
+                Some(entry) => self.attach(&slot, entry, rights)?,
+                None => Attached::Occupied,
+            };
+            if slot.window.level == self.leaf {
+                return Ok(attached);
+            }
+            match attached {
+                Attached::Occupied | Attached::Crowded => {}
+                Attached::Empty => return Ok(attached),
+                Attached::Before | Attached::Shared | Attached::Made => {
+                    self.complete(extent, slot, address)?;
+                    return Ok(attached);
+                }
+            }
+            let below = slot.level.below().and_then(|level| extent.slot(address, level));
+            match below {
+                Some(below) => slot = below,
+                None => return Ok(attached),
+            }
+        }
+    }
+
+    /// Attaches a slot, whose entry is `entry`, to the table of its window. Makes the table on need, if the window has a page.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] when the table could not be made.
+    pub fn attach(&self, slot: &Slot, entry: &Entry, rights: Protection) -> Result<Attached, OutOfMemory> {
+        loop {
+            if let Some(attached) = self.attach_there(slot, entry, rights) {
+                return Ok(attached);
+            }
+            if !self.is_populated(&slot.window) {
+                return Ok(Attached::Empty);
+            }
+            match self.make(&slot.window)? {
+                Made::Now => {
+                    let attached = self.attach_there(slot, entry, rights);
+                    // The maker's own attachment kept it until here.
+                    self.count_out(&slot.window);
+                    return Ok(match attached {
+                        Some(Attached::Shared) => Attached::Made,
+                        Some(attached) => attached,
+                        None => Attached::Empty,
+                    });
+                }
+                Made::Before => {}
+                Made::Crowded => return Ok(Attached::Crowded),
+            }
+        }
+    }
+
+    fn is_populated(&self, window: &Window) -> bool {
+        let indices = window.indices();
+        self.next(indices.start..indices.end.min(self.end())).is_some()
+    }
+
+    /// Attaches a slot to a table that is there; `None` when there is none.
+    fn attach_there(&self, slot: &Slot, entry: &Entry, rights: Protection) -> Option<Attached> {
+        // Acquire: with who filled it.
+        if let Some(attached) = self.taken(slot, entry.load(Ordering::Acquire)) {
+            return Some(attached);
+        }
+        let mut write = |frame: PhysAddr| {
+            let value = M::Format::managed(frame, rights);
+            if Mutant::SlotAttachedTwice.is_on() {
+                entry.store(value, Ordering::Release);
+                return Ok(());
+            }
+            // Another thread of the process, or the host, may have been first.
+            entry.fill(value)
+        };
+        let written = if slot.window.level > self.leaf {
+            self.count_in_upper(&slot.window, &mut write)?
+        } else {
+            self.count_in_leaf(&slot.window, &mut write)?
+        };
+        match written {
+            Ok(()) => {
+                // Relaxed: a number to show.
+                self.counts.attachments.fetch_add(1, Ordering::Relaxed);
+                Some(Attached::Shared)
+            }
+            Err(other) => self.taken(slot, other),
+        }
+    }
+
+    /// What it means that a slot's entry has a value.
+    fn taken(&self, slot: &Slot, value: EntryValue) -> Option<Attached> {
+        if !M::Format::is_present(value) || Mutant::SlotAttachedTwice.is_on() {
+            return None;
+        }
+        Some(match M::Format::is_managed(slot.level, value) {
+            true => Attached::Before,
+            false => Attached::Occupied,
+        })
+    }
+
+    /// Calls `write` with a table of leaves; counts an attachment if it could. `None` when there is no such table.
+    pub(crate) fn count_in_leaf<E>(
+        &self,
+        window: &Window,
+        write: &mut impl FnMut(PhysAddr) -> Result<(), E>,
+    ) -> Option<Result<(), E>> {
+        let mut piece = self.piece(pieces(window).0)?;
+        let over = piece.find(window)?;
+        let written = write(over.frame);
+        if written.is_ok() && !Mutant::AttachmentNotCounted.is_on() {
+            over.attachments += 1;
+        }
+        Some(written)
+    }
+
+    /// Makes the table of a window, which counts its maker as an attachment.
+    pub(crate) fn make(&self, window: &Window) -> Result<Made, OutOfMemory> {
+        if self.is_there(window) && !Mutant::TableMadeTwice.is_on() {
+            return Ok(Made::Before);
+        }
+        let frame = self.machine.allocate_table().ok_or(OutOfMemory)?;
+        let made = if window.level > self.leaf {
+            self.add_upper(window, frame)
+        } else {
+            self.add_leaf(&Over { window: *window, frame, attachments: 1 })
+        };
+        if matches!(made, Ok(Made::Now)) {
+            // Relaxed: a number to show.
+            self.counts.tables.fetch_add(1, Ordering::Relaxed);
+            if window.level > self.leaf {
+                self.fill_upper(window);
+            }
+        } else {
+            self.machine.retire_table(frame);
+        }
+        made
+    }
+
+    fn is_there(&self, window: &Window) -> bool {
+        match window.level > self.leaf {
+            true => self.has_upper(window),
+            false => self.piece(pieces(window).0).is_some_and(|mut piece| piece.find(window).is_some()),
+        }
+    }
+
+    fn add_leaf(&self, over: &Over) -> Result<Made, OutOfMemory> {
+        let (home, last) = pieces(&over.window);
+        if last != home {
+            let mut piece = self.piece_with(last, Need::Note)?;
+            if piece.over().len() >= MOST_WINDOWS {
+                piece.settle();
+                return Ok(Made::Crowded);
+            }
+            piece.note(Over { attachments: 0, ..*over });
+        }
+        let made = match self.piece_with(home, Need::Note) {
+            Err(error) => Err(error),
+            Ok(mut piece) => {
+                let made = if piece.find(&over.window).is_some() && !Mutant::TableMadeTwice.is_on() {
+                    Made::Before
+                } else if piece.over().len() >= MOST_WINDOWS {
+                    Made::Crowded
+                } else {
+                    piece.note(*over);
+                    Made::Now
+                };
+                piece.settle();
+                Ok(made)
+            }
+        };
+        if !matches!(made, Ok(Made::Now)) {
+            self.forget(last, over);
+            return made;
+        }
+        for number in home..=last {
+            let mut from = Some(over.window.first.max(number * PIECE_PAGES));
+            while let Some(at) = from {
+                let Some(piece) = self.piece(number) else { break };
+                // The end is looked at under the lock: see `set_end`.
+                let end = over.window.indices().end.min(self.end());
+                from = if at < end { piece.fill(&*self.machine, over, at, end) } else { None };
+            }
+        }
+        made
+    }
+
+    /// Takes the note of a table out of a piece, and its entries out of the table: nobody is attached.
+    fn forget(&self, number: u64, over: &Over) {
+        if let Some(mut piece) = self.piece(number) {
+            piece.forget(over.frame);
+            piece.settle();
+        }
+        let window = &over.window;
+        let entries = self.machine.table(over.frame);
+        for entry in &entries[usize::from(window.entry)..][..window.pages as usize] {
+            // Relaxed: no TLB holds any of them, and no note leads here.
+            if M::Format::is_present(entry.load(Ordering::Relaxed)) {
+                entry.store(EntryValue::default(), Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Counts an attachment out whose entry was cleared and whose TLBs were flushed. The last one takes the table away.
+    pub fn detach(&self, window: &Window) {
+        // Relaxed: a number to show.
+        self.counts.attachments.fetch_sub(1, Ordering::Relaxed);
+        self.count_out(window);
+    }
+
+    pub(crate) fn count_out(&self, window: &Window) {
+        if window.level > self.leaf {
+            return self.count_out_upper(window);
+        }
+        let (home, last) = pieces(window);
+        let Some(mut piece) = self.piece(home) else { return debug_assert!(false, "no piece has the table") };
+        let Some(over) = piece.find(window) else { return debug_assert!(false, "no such table") };
+        over.attachments -= 1;
+        if over.attachments > 0 {
+            return;
+        }
+        let over = *over;
+        piece.forget(over.frame);
+        piece.settle();
+        self.forget(last, &over);
+        self.retire(over.frame);
+    }
+
+    pub(crate) fn retire(&self, frame: PhysAddr) {
+        // Relaxed: a number to show.
+        self.counts.tables.fetch_sub(1, Ordering::Relaxed);
+        self.machine.retire_table(frame);
+    }
+
+    /// Tables of the file, of all levels, and entries of processes that lead to them.
+    pub fn counts(&self) -> (u64, u64) {
+        // Relaxed: numbers to show.
+        (self.counts.tables.load(Ordering::Relaxed), self.counts.attachments.load(Ordering::Relaxed))
+    }
+}
+
+/// The entries of a mapping that lead to tables of its file, in the order of their addresses.
+///
+/// The mapping keeps its place meanwhile. The steps depend on the tables of the host that are there.
+pub fn attachments<'s, M: Machine>(
+    space: &'s M::Space,
+    extent: &Extent,
+) -> impl Iterator<Item = (Slot, &'s Entry)> + use<'s, M> {
+    let extent = *extent;
+    let mut next = Some(extent.start);
+    core::iter::from_fn(move || {
+        while let Some(address) = next.filter(|address| *address < extent.end()) {
+            let mut slot = extent.highest_slot(address)?;
+            loop {
+                next = slot.address.0.checked_add(slot.level.span()).map(VirtAddr);
+                let Some(entry) = space.find_entry(slot.address, slot.level) else {
+                    // The host has no table above: nothing is attached up to its end.
+                    let above = slot.level.above()?;
+                    next = slot.address.floor(above).0.checked_add(above.span()).map(VirtAddr);
+                    break;
+                };
+                // Acquire: with who attached.
+                let value = entry.load(Ordering::Acquire);
+                if M::Format::is_managed(slot.level, value) {
+                    return Some((slot, entry));
+                }
+                if !M::Format::is_present(value) || M::Format::is_leaf(slot.level, value) {
+                    break;
+                }
+                // A table of the host: what is below it.
+                let below = slot.level.below()?;
+                match extent.slot(address.max(slot.address), below) {
+                    Some(lower) => slot = lower,
+                    None => break,
+                }
+            }
+        }
+        None
+    })
+}

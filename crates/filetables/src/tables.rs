@@ -1,0 +1,352 @@
+//! The content of a file, and what comes and goes in it.
+
+use core::ops::Range;
+
+use once_cell::race::OnceBox;
+
+use crate::addr::{Level, PhysAddr};
+use crate::error::{InsertError, OutOfMemory};
+use crate::machine::Machine;
+use crate::mutant::Mutant;
+use crate::piece::PIECE_PAGES;
+use crate::stripe::{Need, STRIPES, Stripes};
+use crate::sync::{Arc, AtomicU64, Ordering, Tally};
+use crate::upper::Uppers;
+
+/// A page, or a handle that keeps one.
+pub trait Frame: Send + Sync + 'static {
+    /// Where the page is.
+    fn frame(&self) -> PhysAddr;
+}
+
+impl<T: Frame> Frame for Arc<T> {
+    fn frame(&self) -> PhysAddr {
+        (**self).frame()
+    }
+}
+
+/// Most pages that one call takes out of the content.
+pub const REMOVED_AT_A_TIME: u64 = if cfg!(roundtable_model) { 2 } else { 32 };
+
+/// Pieces that are looked at with one hold of a lock.
+const PIECES_AT_A_TIME: usize = if cfg!(roundtable_model) { 2 } else { 64 };
+
+/// The pages of a file by index, and the page tables that show them.
+///
+/// See the [crate's page](crate) for what it guarantees. A value without pages and mappings has no memory but its own.
+pub struct FileTables<M: Machine, P: Frame> {
+    pub(crate) machine: Arc<M>,
+    pub(crate) leaf: Level,
+    /// The first index that does not lie in front of the file's end.
+    end: AtomicU64,
+    pages: Tally,
+    pub(crate) stripes: OnceBox<Stripes<M, P>>,
+    pub(crate) uppers: Uppers<M>,
+    pub(crate) counts: Counts,
+}
+
+/// What a file's tables are counted by.
+#[derive(Default)]
+pub(crate) struct Counts {
+    pub(crate) tables: Tally,
+    pub(crate) attachments: Tally,
+}
+
+/// What was taken out of the content.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use = "what tables showed is to be flushed"]
+pub struct Removed {
+    /// Whether any table showed one of the pages. Then TLBs of all who are attached may hold it:
+    /// [`FileTables::flush`] comes before the pages are reused.
+    pub shown: bool,
+    /// How many pages.
+    pub pages: u64,
+}
+
+impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
+    /// Content without pages, which ends at index 0. The leaves of its tables are of `leaf`: the size of the pages.
+    pub fn new(machine: Arc<M>, leaf: Level) -> FileTables<M, P> {
+        FileTables {
+            machine,
+            leaf,
+            end: AtomicU64::new(0),
+            pages: Tally::new(0),
+            stripes: OnceBox::new(),
+            uppers: Uppers::new(),
+            counts: Counts::default(),
+        }
+    }
+
+    /// The level of the leaves.
+    pub fn leaf(&self) -> Level {
+        self.leaf
+    }
+
+    /// The machine.
+    pub fn machine(&self) -> &Arc<M> {
+        &self.machine
+    }
+
+    /// The index at which the file ends: pages from here on are in no table.
+    pub fn end(&self) -> u64 {
+        // Acquire: with `set_end`. What a lock is needed for is said there.
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// How many pages the content has.
+    pub fn len(&self) -> u64 {
+        // Relaxed: a number to show.
+        self.pages.load(Ordering::Relaxed)
+    }
+
+    /// Whether the content has no pages.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Moves the end. When it moves up, pages that were behind it come into sight. When it moves down, the pages behind it
+    /// are the caller's to [remove](FileTables::remove).
+    ///
+    /// The store comes before the caller takes any lock of a piece. An insertion looks at the end under that lock. So it
+    /// comes before the removal, which finds the page, or it sees the new end: no page appears behind the end afterwards.
+    pub fn set_end(&self, end: u64) {
+        let old = self.end.swap(end, Ordering::AcqRel);
+        let mut next = if Mutant::GrownFileNotShown.is_on() { None } else { self.next(old..end.max(old)) };
+        while let Some(index) = next {
+            self.show(index);
+            next = self.next(index + 1..end);
+            self.machine.give_way();
+        }
+    }
+
+    /// The page at an index.
+    pub fn get(&self, index: u64) -> Option<P> {
+        self.piece(index / PIECE_PAGES)?.get(index).cloned()
+    }
+
+    /// Adds a page where none is, and shows it in all tables.
+    ///
+    /// # Errors
+    ///
+    /// See [`InsertError`].
+    pub fn insert(&self, index: u64, page: P) -> Result<(), InsertError> {
+        self.insert_if(index, page, |end| index < end || Mutant::EndNotLookedAtAgain.is_on())
+    }
+
+    /// Adds a page also behind the end, where no table shows it.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileTables::insert`], but [`InsertError::BeyondEnd`].
+    pub fn insert_anywhere(&self, index: u64, page: P) -> Result<(), InsertError> {
+        self.insert_if(index, page, |_| true)
+    }
+
+    fn insert_if(&self, index: u64, page: P, may: impl FnOnce(u64) -> bool) -> Result<(), InsertError> {
+        let mut piece = self.piece_with(index / PIECE_PAGES, Need::Places)?;
+        // Under the lock: see `set_end`.
+        let end = self.end();
+        let result = match piece.get(index) {
+            _ if !may(end) => Err(InsertError::BeyondEnd),
+            Some(_) => Err(InsertError::Occupied),
+            None => {
+                piece.put(index, page);
+                // Relaxed: a number to show.
+                self.pages.fetch_add(1, Ordering::Relaxed);
+                if index < end && !Mutant::FreshPageNotShown.is_on() {
+                    piece.show(&*self.machine, index);
+                }
+                Ok(())
+            }
+        };
+        piece.settle();
+        result
+    }
+
+    /// Writes the entries of a page where they are missing.
+    pub fn show(&self, index: u64) {
+        if let Some(piece) = self.piece(index / PIECE_PAGES)
+            && index < self.end()
+        {
+            piece.show(&*self.machine, index);
+        }
+    }
+
+    /// Clears the entries of the pages in a range of at most [`REMOVED_AT_A_TIME`], which stay in the content. Returns
+    /// whether there were any: then [`FileTables::flush`] is due.
+    #[must_use = "entries that were cleared are to be flushed"]
+    pub fn hide(&self, indices: Range<u64>) -> bool {
+        debug_assert!(indices.end - indices.start <= REMOVED_AT_A_TIME);
+        let mut shown = false;
+        self.each_piece(indices, |piece, indices| {
+            let mut next = piece.next(indices.start, indices.end);
+            while let Some(index) = next {
+                shown |= piece.hide(&*self.machine, index);
+                next = piece.next(index + 1, indices.end);
+            }
+        });
+        shown
+    }
+
+    /// Takes the pages of a range of at most [`REMOVED_AT_A_TIME`] out, and hides them. `taken` gets each; it is called
+    /// under a spin lock, so it keeps the page and does nothing else.
+    ///
+    /// Both in one section: a table that is made now must not be filled with a page that is about to go.
+    pub fn remove(&self, indices: Range<u64>, mut taken: impl FnMut(u64, P)) -> Removed {
+        debug_assert!(indices.end - indices.start <= REMOVED_AT_A_TIME);
+        let mut removed = Removed { shown: false, pages: 0 };
+        self.each_piece(indices, |piece, indices| {
+            let mut next = piece.next(indices.start, indices.end);
+            while let Some(index) = next {
+                if !Mutant::RemovedButShown.is_on() {
+                    removed.shown |= piece.hide(&*self.machine, index);
+                }
+                if let Some(page) = piece.take(index) {
+                    removed.pages += 1;
+                    taken(index, page);
+                }
+                next = piece.next(index + 1, indices.end);
+            }
+        });
+        // Relaxed: a number to show.
+        self.pages.fetch_sub(removed.pages, Ordering::Relaxed);
+        removed
+    }
+
+    /// Shows `work` the pieces of a short range, each under its lock, with the part of the range that lies in it.
+    fn each_piece(&self, indices: Range<u64>, mut work: impl FnMut(&mut crate::piece::Piece<P>, Range<u64>)) {
+        let mut at = indices.start;
+        while at < indices.end {
+            let number = at / PIECE_PAGES;
+            let end = indices.end.min((number + 1).saturating_mul(PIECE_PAGES));
+            if let Some(mut piece) = self.piece(number) {
+                work(&mut piece, at..end);
+                piece.settle();
+            }
+            at = end;
+        }
+    }
+
+    /// The first index of the range that has a page. The steps depend on the pages there are, not on the range.
+    pub fn next(&self, indices: Range<u64>) -> Option<u64> {
+        let mut at = indices.start;
+        while at < indices.end {
+            let number = at / PIECE_PAGES;
+            if let Some(found) = self.piece(number).and_then(|piece| piece.next(at, indices.end)) {
+                return Some(found);
+            }
+            at = self.next_piece(number + 1)?.checked_mul(PIECE_PAGES)?;
+        }
+        None
+    }
+
+    /// A piece from `number` on that may have pages, with none that has in front of it.
+    fn next_piece(&self, number: u64) -> Option<u64> {
+        let stripes = self.stripes.get()?;
+        let in_stripe = |stripe: &crate::sync::Spin<M, crate::stripe::Stripe<P>>| {
+            let stripe = stripe.lock();
+            // Pieces without pages are passed over, but not without end: the last of them is looked at again.
+            let mut last = None;
+            for (number, piece) in stripe.pieces.from(number).take(PIECES_AT_A_TIME) {
+                last = Some(*number);
+                if piece.has_pages() {
+                    break;
+                }
+            }
+            last
+        };
+        let next = stripes.iter().filter_map(in_stripe).min();
+        self.machine.give_way();
+        next
+    }
+
+    /// How many pages of the range lie in front of the end.
+    pub fn visible(&self, indices: Range<u64>) -> u64 {
+        let indices = indices.start..indices.end.min(self.end());
+        if indices.is_empty() {
+            return 0;
+        }
+        let (first, last) = (indices.start / PIECE_PAGES, (indices.end - 1) / PIECE_PAGES);
+        if last - first < STRIPES as u64 {
+            let count = |number| self.piece(number).map_or(0, |piece| piece.count(indices.clone()));
+            return (first..=last).map(count).sum();
+        }
+        let mut count = 0;
+        for stripe in self.stripes.get().map_or(&[][..], |stripes| &stripes[..]) {
+            let mut from = Some(first);
+            while let Some(number) = from {
+                from = None;
+                for (looked_at, (number, piece)) in stripe.lock().pieces.from(number).enumerate() {
+                    if looked_at == PIECES_AT_A_TIME {
+                        from = Some(*number).filter(|number| *number <= last);
+                        break;
+                    }
+                    count += piece.count(indices.clone());
+                }
+                self.machine.give_way();
+            }
+        }
+        count
+    }
+
+    /// Makes all CPUs that run a space with attached tables of the file forget what they know of it.
+    ///
+    /// The entries were cleared before. A space that attaches later joins first, and finds them clear.
+    pub fn flush(&self) {
+        self.machine.flush_spaces(&|space| self.has_joined(space));
+    }
+
+    /// A mapping of the address space is about to attach to a table for the first time.
+    ///
+    /// The space is known before the hardware can walk into the table: a removal that comes later flushes it, one that came
+    /// earlier left the entries clear.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] when there is no memory to note it.
+    pub fn join(&self, space: u64) -> Result<(), OutOfMemory> {
+        let lock = &self.stripes()?[space as usize % STRIPES];
+        if Mutant::SpaceNotJoined.is_on() {
+            return Ok(());
+        }
+        let mut memory = alloc::vec::Vec::new();
+        loop {
+            let mut stripe = lock.lock();
+            if let Some(mappings) = stripe.spaces.get_mut(space) {
+                *mappings += 1;
+                return Ok(());
+            }
+            if stripe.spaces.wants().is_some() {
+                memory = stripe.spaces.move_to(memory);
+            }
+            let Some(room) = stripe.spaces.wants() else {
+                stripe.spaces.insert(space, 1);
+                // The lock first, then the memory.
+                drop(stripe);
+                drop(memory);
+                return Ok(());
+            };
+            drop(stripe);
+            memory = crate::memory::vec_with_room(room)?;
+        }
+    }
+
+    /// A mapping that joined is gone: none of its entries leads to a table, and the TLBs were flushed.
+    pub fn leave(&self, space: u64) {
+        let Some(stripes) = self.stripes.get() else { return };
+        let mut stripe = stripes[space as usize % STRIPES].lock();
+        if let Some(mappings) = stripe.spaces.get_mut(space) {
+            *mappings -= 1;
+            if *mappings == 0 {
+                stripe.spaces.remove(space);
+            }
+        }
+    }
+
+    /// Whether CPUs that run the address space may hold translations of any of the tables.
+    pub fn has_joined(&self, space: u64) -> bool {
+        self.stripes
+            .get()
+            .is_some_and(|stripes| stripes[space as usize % STRIPES].lock().spaces.get(space).is_some())
+    }
+}

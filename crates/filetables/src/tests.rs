@@ -1,0 +1,248 @@
+//! What a person who maps files would see.
+
+use std::vec::Vec;
+
+use crate::testing::{Page, TestMachine, TestSpace};
+use crate::*;
+
+type File = FileTables<TestMachine, Page>;
+
+const GIB: u64 = 1 << 30;
+const ALL: Protection = Protection::all();
+
+fn file(machine: &sync::Arc<TestMachine>, leaf: Level, end: u64) -> File {
+    let file = File::new(machine.clone(), leaf);
+    file.set_end(end);
+    file
+}
+
+fn page(leaf: Level, number: u64) -> Page {
+    Page(PhysAddr((number + 1) << leaf.shift()))
+}
+
+/// A mapping as a host keeps it.
+struct Mapping<'f> {
+    file: &'f File,
+    space: TestSpace,
+    extent: Extent,
+}
+
+impl<'f> Mapping<'f> {
+    fn new(machine: &TestMachine, file: &'f File, start: u64, first: u64, pages: u64) -> Mapping<'f> {
+        let leaf = file.leaf();
+        let extent = Extent { start: VirtAddr(start), first, pages, leaf, rights: ALL };
+        let mapping = Mapping { file, space: machine.space(), extent };
+        file.join(mapping.space.id()).unwrap();
+        let mut tally = AttachTally::default();
+        file.attach_all(&mapping.space, &extent, ALL, &mut tally).unwrap();
+        mapping
+    }
+
+    fn address(&self, index: u64) -> VirtAddr {
+        self.extent.start + ((index - self.extent.first) << self.file.leaf().shift())
+    }
+
+    fn sees(&self, index: u64) -> Option<PhysAddr> {
+        self.space.walk(self.address(index), self.file.leaf()).map(|(frame, _)| frame)
+    }
+
+    /// A fault on a page that was added.
+    fn fault(&self, index: u64) -> Attached {
+        let attached = self.file.attach_for_fault(&self.space, &self.extent, self.address(index), ALL);
+        self.file.show(index);
+        attached.unwrap()
+    }
+}
+
+impl Drop for Mapping<'_> {
+    fn drop(&mut self) {
+        let mut left = Vec::new();
+        for (slot, entry) in attachments::<TestMachine>(&self.space, &self.extent) {
+            entry.store(EntryValue::default(), sync::Ordering::SeqCst);
+            left.push(slot.window);
+        }
+        left.iter().for_each(|window| self.file.detach(window));
+        self.file.leave(self.space.id());
+    }
+}
+
+#[test]
+fn a_page_that_is_there_is_seen_by_who_maps_later() {
+    for leaf in [Level::Pte, Level::Pmd, Level::Pud] {
+        let machine = TestMachine::new(32);
+        let file = file(&machine, leaf, 100);
+        file.insert(7, page(leaf, 7)).unwrap();
+        let start = 5 * (leaf.span() << 9) + 3 * leaf.span();
+        let mappings = [(); 3].map(|()| Mapping::new(&machine, &file, start, 0, 20));
+        assert_eq!(file.counts(), (1, 3));
+        for mapping in &mappings {
+            assert_eq!(mapping.sees(7), Some(page(leaf, 7).0), "{leaf:?}");
+            assert_eq!(mapping.sees(8), None);
+        }
+        file.insert(8, page(leaf, 8)).unwrap();
+        assert!(mappings.iter().all(|mapping| mapping.sees(8) == Some(page(leaf, 8).0)));
+        file.check().unwrap();
+        drop(mappings);
+        assert_eq!(file.counts(), (0, 0));
+    }
+}
+
+#[test]
+fn an_empty_window_has_no_table_and_costs_one_fault() {
+    let machine = TestMachine::new(32);
+    let file = file(&machine, Level::Pmd, 2048);
+    let before = machine.free_tables();
+    let early = Mapping::new(&machine, &file, 8 * GIB, 0, 2048);
+    assert_eq!(file.counts(), (0, 0));
+    assert_eq!(machine.free_tables(), before, "neither the file nor the host made a table");
+    file.insert(600, page(Level::Pmd, 600)).unwrap();
+    assert_eq!(early.fault(600), Attached::Made);
+    file.insert(601, page(Level::Pmd, 601)).unwrap();
+    assert!(early.sees(600).is_some() && early.sees(601).is_some());
+    let late = Mapping::new(&machine, &file, 8 * GIB, 0, 2048);
+    assert!(late.sees(600).is_some() && late.sees(601).is_some());
+    assert_eq!(file.counts(), (1, 2));
+}
+
+#[test]
+fn a_window_at_another_phase_lies_over_two_pieces() {
+    let machine = TestMachine::new(32);
+    let file = file(&machine, Level::Pmd, 2048);
+    for index in [510, 511, 512, 513] {
+        file.insert(index, page(Level::Pmd, index)).unwrap();
+    }
+    let mapping = Mapping::new(&machine, &file, 8 * GIB, 300, 512);
+    assert_eq!(file.counts(), (1, 1));
+    assert!((510..514).all(|index| mapping.sees(index) == Some(page(Level::Pmd, index).0)));
+    let removed = file.remove(511..513, |_, _| {});
+    assert_eq!(removed, Removed { shown: true, pages: 2 });
+    file.flush();
+    assert_eq!(machine.flushes.load(sync::Ordering::SeqCst), 1);
+    assert_eq!([510, 511, 512, 513].map(|index| mapping.sees(index).is_some()), [true, false, false, true]);
+    file.check().unwrap();
+    drop(mapping);
+    assert_eq!(file.counts(), (0, 0));
+    assert_eq!(file.len(), 2);
+}
+
+#[test]
+fn a_mapping_of_1_tib_has_two_entries_and_no_table_of_its_own() {
+    let machine = TestMachine::new(32);
+    let pages = 2 << 18;
+    let file = file(&machine, Level::Pmd, pages);
+    for index in [0, 700, 300_000] {
+        file.insert(index, page(Level::Pmd, index)).unwrap();
+    }
+    let mappings = [512, 1024].map(|start| Mapping::new(&machine, &file, start * GIB, 0, pages));
+    for mapping in &mappings {
+        assert!([0, 700, 300_000].iter().all(|index| mapping.sees(*index).is_some()));
+        assert_eq!(mapping.space.host_tables(), 0);
+    }
+    // Two PUD tables, and the three PMD tables of the windows with pages.
+    assert_eq!(file.counts(), (5, 4));
+    file.insert(200_000, page(Level::Pmd, 200_000)).unwrap();
+    assert_eq!(mappings[0].fault(200_000), Attached::Before);
+    assert_eq!(mappings[1].sees(200_000), Some(page(Level::Pmd, 200_000).0), "all are told at once");
+    file.check().unwrap();
+    let removed = file.remove(200_000..200_001, |_, _| {});
+    assert!(removed.shown);
+    assert_eq!(mappings[1].sees(200_000), None);
+    drop(mappings);
+    assert_eq!(file.counts(), (0, 0));
+    assert_eq!(machine.free_tables(), 32);
+}
+
+#[test]
+fn base_pages_have_tables_of_three_levels() {
+    let machine = TestMachine::new(64);
+    let pages = (512 << 18) + (1 << 18) + 512 + 3;
+    let file = file(&machine, Level::Pte, pages);
+    let indices = [0, 511, 512, (512 << 18) + 5, (512 << 18) + (1 << 18) + 2, pages - 1];
+    for index in indices {
+        file.insert(index, page(Level::Pte, index)).unwrap();
+    }
+    let mapping = Mapping::new(&machine, &file, 512 * GIB, 0, pages);
+    assert!(indices.iter().all(|index| mapping.sees(*index) == Some(page(Level::Pte, *index).0)));
+    file.check().unwrap();
+    file.insert(1 << 20, page(Level::Pte, 1 << 20)).unwrap();
+    assert_eq!(mapping.fault(1 << 20), Attached::Before);
+    assert!(mapping.sees(1 << 20).is_some());
+    file.check().unwrap();
+    drop(mapping);
+    assert_eq!(file.counts(), (0, 0));
+}
+
+#[test]
+fn windows_over_one_piece_are_bounded() {
+    let machine = TestMachine::new(128);
+    let file = file(&machine, Level::Pmd, 512);
+    file.insert(100, page(Level::Pmd, 100)).unwrap();
+    let mappings: Vec<_> =
+        (0..20).map(|length| Mapping::new(&machine, &file, 8 * GIB, 90, 11 + length)).collect();
+    assert_eq!(file.counts(), (16, 16));
+    let crowded = mappings.last().unwrap();
+    assert_eq!(crowded.sees(100), None);
+    assert_eq!(crowded.fault(100), Attached::Crowded);
+    file.check().unwrap();
+}
+
+#[test]
+fn pages_behind_the_end_are_shown_when_the_file_grows() {
+    let machine = TestMachine::new(16);
+    let file = file(&machine, Level::Pmd, 10);
+    file.insert(3, page(Level::Pmd, 3)).unwrap();
+    assert_eq!(file.insert(10, page(Level::Pmd, 10)), Err(InsertError::BeyondEnd));
+    assert_eq!(file.insert(3, page(Level::Pmd, 3)), Err(InsertError::Occupied));
+    file.insert_anywhere(10, page(Level::Pmd, 10)).unwrap();
+    let mapping = Mapping::new(&machine, &file, GIB, 0, 100);
+    assert_eq!((mapping.sees(3).is_some(), mapping.sees(10)), (true, None));
+    assert_eq!((file.visible(0..100), file.len()), (1, 2));
+    file.set_end(50);
+    assert_eq!(mapping.sees(10), Some(page(Level::Pmd, 10).0));
+    assert_eq!(file.visible(0..100), 2);
+}
+
+#[test]
+fn without_memory_for_a_table_nothing_has_changed() {
+    let machine = TestMachine::new(1);
+    let file = file(&machine, Level::Pmd, 512);
+    file.insert(0, page(Level::Pmd, 0)).unwrap();
+    let extent = Extent { start: VirtAddr(GIB), first: 0, pages: 512, leaf: Level::Pmd, rights: ALL };
+    let space = machine.space();
+    // The frame goes to the host's PUD table.
+    let mut tally = AttachTally::default();
+    assert_eq!(file.attach_all(&space, &extent, ALL, &mut tally), Err(OutOfMemory));
+    assert_eq!((tally, file.counts()), (AttachTally::default(), (0, 0)));
+    file.check().unwrap();
+}
+
+#[test]
+fn rights_are_those_of_the_entry() {
+    let machine = TestMachine::new(16);
+    let file = file(&machine, Level::Pmd, 512);
+    file.insert(0, page(Level::Pmd, 0)).unwrap();
+    let writer = Mapping::new(&machine, &file, GIB, 0, 512);
+    let space = machine.space();
+    let mut tally = AttachTally::default();
+    file.attach_all(&space, &writer.extent, Protection::READ, &mut tally).unwrap();
+    assert_eq!(tally.shared, 1);
+    assert_eq!(space.walk(VirtAddr(GIB), Level::Pmd).unwrap().1, Protection::READ);
+    assert_eq!(writer.space.walk(VirtAddr(GIB), Level::Pmd).unwrap().1, ALL);
+}
+
+#[test]
+fn a_sparse_file_is_walked_by_its_pages() {
+    let machine = TestMachine::new(4);
+    let file = file(&machine, Level::Pmd, u64::MAX);
+    let indices = [0, 511, 512, 1 << 20, (1 << 30) + 77, 1 << 41];
+    indices.iter().for_each(|index| file.insert(*index, page(Level::Pmd, *index & 0xfff)).unwrap());
+    let mut found = Vec::new();
+    let mut at = 0;
+    while let Some(index) = file.next(at..u64::MAX) {
+        found.push(index);
+        at = index + 1;
+    }
+    assert_eq!(found, indices);
+    assert_eq!(file.visible(0..u64::MAX), 6);
+    assert_eq!(file.visible(500..520), 2);
+}

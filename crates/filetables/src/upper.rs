@@ -1,0 +1,226 @@
+//! Tables above those of leaves: their entries lead to tables of the same file.
+//!
+//! A table above is always whole. Its entries lead to the tables one level down of the windows that have had a page. A child
+//! counts each of them as an attachment.
+//!
+//! # A child and a table above it find each other
+//!
+//! Who makes a child looks for tables above it afterwards ([`FileTables::complete`]). Who makes a table above notes it first
+//! and looks for children afterwards. Both write the entry under the lock of the tables above, and whoever comes second
+//! finds the first.
+//!
+//! # Lock order
+//!
+//! The lock of the tables of a level comes before that of the level below, and that before a stripe.
+
+use crate::addr::{Level, PhysAddr, TABLE_ENTRIES};
+use crate::attach::Made;
+use crate::error::OutOfMemory;
+use crate::format::{EntryValue, Format, Protection};
+use crate::machine::Machine;
+use crate::memory::{Shelf, vec_with_room};
+use crate::mutant::Mutant;
+use crate::piece::MOST_WINDOWS;
+use crate::sync::{Ordering, Spin};
+use crate::tables::{FileTables, Frame};
+use crate::window::{Extent, Slot, Window};
+
+/// The index of the first page, and the rights: the rest of the window follows from the level.
+type Key = (u64, Protection);
+
+pub(crate) struct Upper {
+    frame: PhysAddr,
+    attachments: u64,
+}
+
+type UpperShelf = Shelf<Key, Upper>;
+
+/// The tables of a file above its tables of leaves, by level: PMD and PUD tables.
+pub(crate) struct Uppers<M: Machine>([Spin<M, UpperShelf>; 2]);
+
+impl<M: Machine> Uppers<M> {
+    pub(crate) fn new() -> Uppers<M> {
+        Uppers([Spin::<M, _>::new(Shelf::new()), Spin::<M, _>::new(Shelf::new())])
+    }
+
+    pub(crate) fn of(&self, level: Level) -> &Spin<M, UpperShelf> {
+        &self.0[usize::from(level > Level::Pmd)]
+    }
+}
+
+fn key(window: &Window) -> Key {
+    (window.first, window.rights)
+}
+
+/// The window of an entry of a table above.
+fn child(window: &Window, entry: u64) -> Option<Window> {
+    let pages = window.pages / TABLE_ENTRIES as u64;
+    Some(Window { first: window.first + entry * pages, pages, level: window.level.below()?, ..*window })
+}
+
+/// The window of a table above that begins at a page.
+fn window_of(level: Level, leaf: Level, (first, rights): Key) -> Window {
+    let pages = (level.span() >> leaf.shift()) * TABLE_ENTRIES as u64;
+    Window { first, pages, level, entry: 0, rights }
+}
+
+impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
+    pub(crate) fn has_upper(&self, window: &Window) -> bool {
+        self.uppers.of(window.level).lock().get(key(window)).is_some()
+    }
+
+    /// Puts a new table above on its shelf, where makers of children find it.
+    pub(crate) fn add_upper(&self, window: &Window, frame: PhysAddr) -> Result<Made, OutOfMemory> {
+        let mut memory = alloc::vec::Vec::new();
+        loop {
+            let mut shelf = self.uppers.of(window.level).lock();
+            if shelf.get(key(window)).is_some() {
+                return Ok(Made::Before);
+            }
+            let from = (window.first.saturating_sub(window.pages - 1), Protection::empty());
+            let over = shelf.from(from).take_while(|((first, _), _)| *first < window.indices().end);
+            if over.take(MOST_WINDOWS).count() == MOST_WINDOWS {
+                return Ok(Made::Crowded);
+            }
+            if shelf.wants().is_some() {
+                memory = shelf.move_to(memory);
+            }
+            let Some(room) = shelf.wants() else {
+                shelf.insert(key(window), Upper { frame, attachments: 1 });
+                // The lock first, then the memory.
+                drop(shelf);
+                drop(memory);
+                return Ok(Made::Now);
+            };
+            drop(shelf);
+            memory = vec_with_room(room)?;
+        }
+    }
+
+    /// Gives a new table above the children of the windows that have pages; makes those on need. Without memory for one
+    /// the rest is left to faults.
+    pub(crate) fn fill_upper(&self, window: &Window) {
+        let pages = window.pages / TABLE_ENTRIES as u64;
+        let mut at = window.first;
+        while let Some(index) = self.next(at..window.indices().end.min(self.end())) {
+            let entry = (index - window.first) / pages;
+            let Some(child) = child(window, entry) else { return };
+            if self.make_child(&child).is_err() {
+                return;
+            }
+            at = child.indices().end;
+            self.machine.give_way();
+        }
+    }
+
+    /// Sees to it that a page's table of leaves is there, and that all tables above it lead to it.
+    pub(crate) fn complete(
+        &self,
+        extent: &Extent,
+        slot: Slot,
+        address: crate::addr::VirtAddr,
+    ) -> Result<(), OutOfMemory> {
+        let mut level = slot.level;
+        while let Some(below) = level.below().filter(|below| *below > self.leaf) {
+            let Some(part) = extent.slot(address, below) else { return Ok(()) };
+            self.make_child(&part.window)?;
+            level = below;
+        }
+        Ok(())
+    }
+
+    /// Makes a table on need, and tells all tables above of it.
+    fn make_child(&self, window: &Window) -> Result<(), OutOfMemory> {
+        let made = self.make(window)?;
+        if made != Made::Crowded && !Mutant::ChildNotLinked.is_on() {
+            self.link(window);
+        }
+        if made == Made::Now {
+            // The maker's own attachment kept it until here.
+            self.count_out(window);
+        }
+        Ok(())
+    }
+
+    /// Makes the tables above a child lead to it.
+    fn link(&self, window: &Window) {
+        let Some(above) = window.level.above() else { return };
+        let shelf = self.uppers.of(above).lock();
+        let span = window.pages * (TABLE_ENTRIES as u64 - 1);
+        let from = (window.first.saturating_sub(span), Protection::empty());
+        for ((first, rights), upper) in shelf.from(from) {
+            let Some(distance) = window.first.checked_sub(*first) else { break };
+            if *rights != window.rights || !distance.is_multiple_of(window.pages) {
+                continue;
+            }
+            let entry = &self.machine.table(upper.frame)[(distance / window.pages) as usize];
+            // Relaxed: the lock orders all writers.
+            if M::Format::is_present(entry.load(Ordering::Relaxed)) {
+                continue;
+            }
+            let mut write = |frame| {
+                // Release: who follows the entry finds the table's content.
+                entry.store(M::Format::managed(frame, Protection::all()), Ordering::Release);
+                Ok::<(), core::convert::Infallible>(())
+            };
+            let _ = match window.level > self.leaf {
+                true => self.count_in_upper(window, &mut write),
+                false => self.count_in_leaf(window, &mut write),
+            };
+        }
+    }
+
+    /// As [`FileTables::count_in_leaf`], for a table above.
+    pub(crate) fn count_in_upper<E>(
+        &self,
+        window: &Window,
+        write: &mut impl FnMut(PhysAddr) -> Result<(), E>,
+    ) -> Option<Result<(), E>> {
+        let mut shelf = self.uppers.of(window.level).lock();
+        let upper = shelf.get_mut(key(window))?;
+        let written = write(upper.frame);
+        if written.is_ok() && !Mutant::AttachmentNotCounted.is_on() {
+            upper.attachments += 1;
+        }
+        Some(written)
+    }
+
+    pub(crate) fn count_out_upper(&self, window: &Window) {
+        let mut shelf = self.uppers.of(window.level).lock();
+        let Some(upper) = shelf.get_mut(key(window)) else { return debug_assert!(false, "no such table") };
+        upper.attachments -= 1;
+        if upper.attachments > 0 {
+            return;
+        }
+        let frame = upper.frame;
+        shelf.remove(key(window));
+        drop(shelf);
+        // No entry leads to the table and nobody finds it: it is ours alone.
+        for (number, entry) in self.machine.table(frame).iter().enumerate() {
+            // Relaxed: no TLB holds any of them.
+            if !M::Format::is_present(entry.load(Ordering::Relaxed)) {
+                continue;
+            }
+            entry.store(EntryValue::default(), Ordering::Relaxed);
+            if let Some(child) = child(window, number as u64) {
+                self.count_out(&child);
+            }
+            self.machine.give_way();
+        }
+        self.retire(frame);
+    }
+
+    /// The tables above, with their windows, frames and attachments.
+    pub(crate) fn each_upper(&self, mut visit: impl FnMut(&Window, PhysAddr, u64)) {
+        for level in [Level::Pmd, Level::Pud].into_iter().filter(|level| *level > self.leaf) {
+            for (key, upper) in self.uppers.of(level).lock().from((0, Protection::empty())) {
+                visit(&window_of(level, self.leaf, *key), upper.frame, upper.attachments);
+            }
+        }
+    }
+
+    /// The window of each entry of a table above.
+    pub(crate) fn child(&self, window: &Window, entry: u64) -> Option<Window> {
+        child(window, entry)
+    }
+}
