@@ -176,7 +176,7 @@ impl<P: Frame> Piece<P> {
             }
         }
         let next = base + WORD;
-        (next < end && next % PIECE_PAGES != 0 && next < self.first + PIECE_PAGES).then_some(next)
+        (next < end && !next.is_multiple_of(PIECE_PAGES) && next < self.first + PIECE_PAGES).then_some(next)
     }
 
     /// Clears the entries of a page in all tables; returns whether there were any. Who asks flushes afterwards.
