@@ -12,7 +12,7 @@
 //! counted out after the entry was cleared and the TLBs were flushed. So who counts the last one out, and takes the
 //! notes away under the locks, has the table alone: no entry leads to it, nobody finds it, and nobody writes it.
 
-use crate::addr::{PhysAddr, VirtAddr};
+use crate::addr::{Level, PhysAddr, VirtAddr};
 use crate::error::OutOfMemory;
 use crate::format::{EntryValue, Format, Protection};
 use crate::machine::{Entry, Machine, Space};
@@ -37,8 +37,17 @@ pub enum Attached {
     Empty,
     /// The host has a table or a page in the slot.
     Occupied,
+    /// The slot leads to a table of another mapping, which has another part of the slot.
+    Neighbour,
     /// Too many windows lie over the same pages.
     Crowded,
+}
+
+impl Attached {
+    /// Whether nothing is to be tried one level down.
+    fn is_settled(self) -> bool {
+        !matches!(self, Attached::Occupied | Attached::Neighbour | Attached::Crowded)
+    }
 }
 
 /// What came of an attempt to make a table.
@@ -60,6 +69,8 @@ pub struct AttachTally {
     pub made: u64,
     /// Slots in which the host has something.
     pub occupied: u64,
+    /// Slots that lead to tables of other mappings.
+    pub neighbours: u64,
     /// Slots that too many windows lie over.
     pub crowded: u64,
 }
@@ -71,6 +82,7 @@ impl AttachTally {
             Attached::Shared => self.shared += 1,
             Attached::Made => self.made += 1,
             Attached::Occupied => self.occupied += 1,
+            Attached::Neighbour => self.neighbours += 1,
             Attached::Crowded => self.crowded += 1,
             Attached::Before | Attached::Empty => {}
         }
@@ -120,7 +132,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             Some(entry) => self.attach(&slot, entry, rights)?,
             None => Attached::Occupied,
         };
-        if slot.window.level > self.leaf && matches!(attached, Attached::Occupied | Attached::Crowded) {
+        if slot.window.level > self.leaf && !attached.is_settled() {
             return extent.parts(slot).try_for_each(|part| {
                 // Parts without pages need no tables of the host's either.
                 match self.is_populated(&part.window) {
@@ -155,12 +167,13 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
                 return Ok(attached);
             }
             match attached {
-                Attached::Occupied | Attached::Crowded => {}
                 Attached::Empty => return Ok(attached),
                 Attached::Before | Attached::Shared | Attached::Made => {
                     self.complete(extent, slot, address)?;
                     return Ok(attached);
                 }
+                // One level down there may be a way.
+                Attached::Occupied | Attached::Neighbour | Attached::Crowded => {}
             }
             let below = slot.level.below().and_then(|level| extent.slot(address, level));
             match below {
@@ -208,8 +221,9 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// Attaches a slot to a table that is there; `None` when there is none.
     fn attach_there(&self, slot: &Slot, entry: &Entry, rights: Protection) -> Option<Attached> {
         // Acquire: with who filled it.
-        if let Some(attached) = self.taken(slot, entry.load(Ordering::Acquire)) {
-            return Some(attached);
+        let now = entry.load(Ordering::Acquire);
+        if M::Format::is_present(now) && !Mutant::SlotAttachedTwice.is_on() {
+            return Some(self.whose(slot, entry));
         }
         let mut write = |frame: PhysAddr| {
             let value = M::Format::managed(frame, rights);
@@ -220,30 +234,48 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             // Another thread of the process, or the host, may have been first.
             entry.fill(value)
         };
-        let written = if slot.window.level > self.leaf {
-            self.count_in_upper(&slot.window, &mut write)?
-        } else {
-            self.count_in_leaf(&slot.window, &mut write)?
+        let written = match slot.window.level > self.leaf {
+            true => self.count_in_upper(&slot.window, &mut write)?,
+            false => self.count_in_leaf(&slot.window, &mut write)?,
         };
-        match written {
-            Ok(()) => {
-                // Relaxed: a number to show.
-                self.counts.attachments.fetch_add(1, Ordering::Relaxed);
-                Some(Attached::Shared)
-            }
-            Err(other) => self.taken(slot, other),
+        if written.is_err() {
+            return Some(self.whose(slot, entry));
+        }
+        // Relaxed: a number to show.
+        self.counts.attachments.fetch_add(1, Ordering::Relaxed);
+        Some(Attached::Shared)
+    }
+
+    /// Whose table the entry of a slot leads to.
+    fn whose(&self, slot: &Slot, entry: &Entry) -> Attached {
+        // Acquire: as in `attach_there`.
+        if !M::Format::is_managed(slot.level, entry.load(Ordering::Acquire)) {
+            return Attached::Occupied;
+        }
+        match self.is_attached(slot, entry) {
+            true => Attached::Before,
+            false => Attached::Neighbour,
         }
     }
 
-    /// What it means that a slot's entry has a value.
-    fn taken(&self, slot: &Slot, value: EntryValue) -> Option<Attached> {
-        if !M::Format::is_present(value) || Mutant::SlotAttachedTwice.is_on() {
-            return None;
+    /// Whether the entry of a slot leads to the table of the slot's window. The mapping keeps its place meanwhile.
+    ///
+    /// A slot that the mapping has a part of may lead to the table of another mapping. Tables differ in their windows, so
+    /// the one that the file has for this window is this mapping's.
+    pub fn is_attached(&self, slot: &Slot, entry: &Entry) -> bool {
+        // Acquire: with who attached.
+        let leads_to = |value| match M::Format::is_managed(slot.level, value) {
+            true => Some(M::Format::table_frame(value)),
+            false => None,
+        };
+        let Some(frame) = leads_to(entry.load(Ordering::Acquire)) else { return false };
+        if slot.whole || Mutant::StrangersTableTaken.is_on() {
+            return true;
         }
-        Some(match M::Format::is_managed(slot.level, value) {
-            true => Attached::Before,
-            false => Attached::Occupied,
-        })
+        let Some(mut piece) = self.piece(pieces(&slot.window).0) else { return false };
+        // Once more under the lock: both tables are alive at this moment, so one frame is one table.
+        piece.find(&slot.window).is_some_and(|over| over.frame == frame)
+            && leads_to(entry.load(Ordering::Acquire)) == Some(frame)
     }
 
     /// Calls `write` with a table of leaves; counts an attachment if it could. `None` when there is no such table.
@@ -384,44 +416,58 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         // Relaxed: numbers to show.
         (self.counts.tables.load(Ordering::Relaxed), self.counts.attachments.load(Ordering::Relaxed))
     }
-}
 
-/// The entries of a mapping that lead to tables of its file, in the order of their addresses.
-///
-/// The mapping keeps its place meanwhile. The steps depend on the tables of the host that are there.
-pub fn attachments<'s, M: Machine>(
-    space: &'s M::Space,
-    extent: &Extent,
-) -> impl Iterator<Item = (Slot, &'s Entry)> + use<'s, M> {
-    let extent = *extent;
-    let mut next = Some(extent.start);
-    core::iter::from_fn(move || {
-        while let Some(address) = next.filter(|address| *address < extent.end()) {
-            let mut slot = extent.highest_slot(address)?;
-            loop {
-                next = slot.address.0.checked_add(slot.level.span()).map(VirtAddr);
-                let Some(entry) = space.find_entry(slot.address, slot.level) else {
-                    // The host has no table above: nothing is attached up to its end.
-                    let above = slot.level.above()?;
-                    next = slot.address.floor(above).0.checked_add(above.span()).map(VirtAddr);
-                    break;
-                };
-                // Acquire: with who attached.
-                let value = entry.load(Ordering::Acquire);
-                if M::Format::is_managed(slot.level, value) {
-                    return Some((slot, entry));
-                }
-                if !M::Format::is_present(value) || M::Format::is_leaf(slot.level, value) {
-                    break;
-                }
-                // A table of the host: what is below it.
-                let below = slot.level.below()?;
-                match extent.slot(address.max(slot.address), below) {
-                    Some(lower) => slot = lower,
-                    None => break,
+    /// The entries of a mapping that lead to tables of the file, in the order of their addresses.
+    ///
+    /// The mapping keeps its place meanwhile. The steps depend on the tables of the host that are there.
+    pub fn attachments<'s>(
+        &self,
+        space: &'s M::Space,
+        extent: &Extent,
+    ) -> impl Iterator<Item = (Slot, &'s Entry)> + use<'s, '_, M, P> {
+        let extent = *extent;
+        let mut next = Some(extent.start);
+        core::iter::from_fn(move || {
+            while let Some(address) = next.filter(|address| *address < extent.end()) {
+                let (found, behind) = self.attachment_at(space, &extent, address)?;
+                next = behind;
+                if found.is_some() {
+                    return found;
                 }
             }
+            None
+        })
+    }
+
+    /// The attachment of a mapping at an address, if there is one, and where to go on.
+    #[expect(clippy::type_complexity, reason = "the parts have no name by themselves")]
+    fn attachment_at<'s>(
+        &self,
+        space: &'s M::Space,
+        extent: &Extent,
+        address: VirtAddr,
+    ) -> Option<(Option<(Slot, &'s Entry)>, Option<VirtAddr>)> {
+        let behind = |slot: VirtAddr, level: Level| slot.0.checked_add(level.span()).map(VirtAddr);
+        let mut slot = extent.highest_slot(address)?;
+        loop {
+            let next = behind(slot.address, slot.level);
+            let Some(entry) = space.find_entry(slot.address, slot.level) else {
+                // The host has no table above: nothing is attached up to its end.
+                let above = slot.level.above()?;
+                return Some((None, behind(slot.address.floor(above), above)));
+            };
+            // Acquire: with who attached.
+            let value = entry.load(Ordering::Acquire);
+            if M::Format::is_managed(slot.level, value) {
+                return Some((self.is_attached(&slot, entry).then_some((slot, entry)), next));
+            }
+            let is_table = M::Format::is_present(value) && !M::Format::is_leaf(slot.level, value);
+            // A table of the host: what is below it.
+            let below = slot.level.below().and_then(|level| extent.slot(address, level));
+            match below.filter(|_| is_table) {
+                Some(lower) => slot = lower,
+                None => return Some((None, next)),
+            }
         }
-        None
-    })
+    }
 }

@@ -89,7 +89,7 @@ mod upper;
 mod window;
 
 pub use addr::{Level, PhysAddr, TABLE_ENTRIES, TABLE_SIZE, VirtAddr};
-pub use attach::{AttachTally, Attached, attachments};
+pub use attach::{AttachTally, Attached};
 pub use error::{InsertError, OutOfMemory};
 pub use format::{EntryValue, Format, Protection};
 pub use lock_api;

@@ -60,6 +60,8 @@ mutants! {
     SlotAttachedTwice,
     /// The address space that attaches is not known to the file.
     SpaceNotJoined,
+    /// The table of another mapping in a slot is taken for the mapping's own.
+    StrangersTableTaken,
     /// A table that two make at once is noted twice.
     TableMadeTwice,
     /// A table above that comes while one below is made is not told of it.

@@ -97,6 +97,22 @@ pub(crate) struct Root {
     host_tables: Mutex<Vec<PhysAddr>>,
 }
 
+impl Drop for Root {
+    fn drop(&mut self) {
+        let tables = core::mem::take(self.host_tables.get_mut().unwrap());
+        for table in &tables {
+            for entry in self.arena.entries(*table) {
+                let value = entry.swap(EntryValue::default(), Ordering::SeqCst);
+                assert!(
+                    value.0 == 0 || value.0 & 0xfff == HOST_TABLE,
+                    "an address space ends with {value:?}"
+                );
+            }
+        }
+        tables.into_iter().for_each(|table| self.arena.free(table));
+    }
+}
+
 /// An address space: a root of its own, tables of the host from the arena.
 #[derive(Clone)]
 pub(crate) struct TestSpace(Arc<Root>);

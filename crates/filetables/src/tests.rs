@@ -57,7 +57,7 @@ impl<'f> Mapping<'f> {
 impl Drop for Mapping<'_> {
     fn drop(&mut self) {
         let mut left = Vec::new();
-        for (slot, entry) in attachments::<TestMachine>(&self.space, &self.extent) {
+        for (slot, entry) in self.file.attachments(&self.space, &self.extent) {
             entry.store(EntryValue::default(), sync::Ordering::SeqCst);
             left.push(slot.window);
         }
@@ -245,4 +245,64 @@ fn a_sparse_file_is_walked_by_its_pages() {
     assert_eq!(found, indices);
     assert_eq!(file.visible(0..u64::MAX), 6);
     assert_eq!(file.visible(500..520), 2);
+}
+
+#[test]
+fn of_two_mappings_in_a_slot_the_first_is_attached() {
+    let machine = TestMachine::new(16);
+    let file = file(&machine, Level::Pmd, 512);
+    file.insert(0, page(Level::Pmd, 0)).unwrap();
+    let first = Mapping::new(&machine, &file, GIB, 0, 4);
+    let second = Extent { start: VirtAddr(GIB + (8 << 21)), pages: 2, ..first.extent };
+    let mut tally = AttachTally::default();
+    file.attach_all(&first.space, &second, ALL, &mut tally).unwrap();
+    assert_eq!(tally, AttachTally { neighbours: 1, ..AttachTally::default() });
+    assert_eq!(file.attachments(&first.space, &second).count(), 0);
+    assert_eq!(file.attachments(&first.space, &first.extent).count(), 1);
+}
+
+/// Threads that attach, detach, add and take out, at two phases and at two levels; then all is as the content says.
+#[test]
+fn whatever_crosses_the_tables_equal_the_content_in_the_end() {
+    let machine = TestMachine::new(4096);
+    let pages = 512 * 512;
+    let file = file(&machine, Level::Pmd, pages);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (machine, file) = (&machine, &file);
+            scope.spawn(move || {
+                let mut seed = thread + 1;
+                let mut random = move |below: u64| {
+                    seed = seed.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+                    (seed >> 33) % below
+                };
+                for _ in 0..300 {
+                    // Each thread has its own pages: the owner of a file serialises what happens to one.
+                    let index = (random(3) * 512 + random(8) * 64) + thread;
+                    match random(4) {
+                        0 => {
+                            let _ = file.insert(index, page(Level::Pmd, index));
+                            file.show(index);
+                        }
+                        1 => {
+                            let _ = file.remove(index..index + 1, |_, _| {});
+                        }
+                        2 => drop(Mapping::new(machine, file, 512 * GIB, 0, pages)),
+                        _ => {
+                            let mapping = Mapping::new(machine, file, 8 * GIB, 100, 700);
+                            let _ = mapping.fault(200.max(index.min(799)));
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let whole = Mapping::new(&machine, &file, 512 * GIB, 0, pages);
+    file.check().unwrap();
+    for index in 0..2048 {
+        assert_eq!(whole.sees(index), file.get(index).map(|page| page.0), "{index}");
+    }
+    drop(whole);
+    assert_eq!(file.counts(), (0, 0));
+    assert_eq!(machine.free_tables(), 4096);
 }

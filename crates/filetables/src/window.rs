@@ -60,6 +60,8 @@ pub struct Slot {
     pub level: Level,
     /// What a table for the slot shows.
     pub window: Window,
+    /// Whether the mapping has all of the slot. Then nothing else is in it.
+    pub whole: bool,
 }
 
 /// The highest level of a table that can belong to a file.
@@ -88,8 +90,8 @@ impl Extent {
             entry: self.leaf.index(from) as u16 * u16::from(table == self.leaf),
             rights: self.rights,
         };
-        let is_whole = from == slot && to == slot_end;
-        (is_whole || table == self.leaf).then_some(Slot { address: slot, level, window })
+        let whole = from == slot && to == slot_end;
+        (whole || table == self.leaf).then_some(Slot { address: slot, level, window, whole })
     }
 
     /// The slot around `address` of the highest level that the mapping fills, else of the level above the leaves.
