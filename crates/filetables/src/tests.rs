@@ -29,12 +29,23 @@ struct Mapping<'f> {
 
 impl<'f> Mapping<'f> {
     fn new(machine: &TestMachine, file: &'f File, start: u64, first: u64, pages: u64) -> Mapping<'f> {
+        Self::with_rights(machine, file, start, first, pages, ALL)
+    }
+
+    fn with_rights(
+        machine: &TestMachine,
+        file: &'f File,
+        start: u64,
+        first: u64,
+        pages: u64,
+        rights: Protection,
+    ) -> Mapping<'f> {
         let leaf = file.leaf();
         let extent = Extent { start: VirtAddr(start), first, pages, leaf, rights: ALL };
         let mapping = Mapping { file, space: machine.space(), extent };
         file.join(mapping.space.id()).unwrap();
         let mut tally = AttachTally::default();
-        file.attach_all(&mapping.space, &extent, ALL, &mut tally).unwrap();
+        file.attach_all(&mapping.space, &extent, rights, &mut tally).unwrap();
         mapping
     }
 
@@ -222,11 +233,9 @@ fn rights_are_those_of_the_entry() {
     let file = file(&machine, Level::Pmd, 512);
     file.insert(0, page(Level::Pmd, 0)).unwrap();
     let writer = Mapping::new(&machine, &file, GIB, 0, 512);
-    let space = machine.space();
-    let mut tally = AttachTally::default();
-    file.attach_all(&space, &writer.extent, Protection::READ, &mut tally).unwrap();
-    assert_eq!(tally.shared, 1);
-    assert_eq!(space.walk(VirtAddr(GIB), Level::Pmd).unwrap().1, Protection::READ);
+    let reader = Mapping::with_rights(&machine, &file, GIB, 0, 512, Protection::READ);
+    assert_eq!(file.counts(), (1, 2));
+    assert_eq!(reader.space.walk(VirtAddr(GIB), Level::Pmd).unwrap().1, Protection::READ);
     assert_eq!(writer.space.walk(VirtAddr(GIB), Level::Pmd).unwrap().1, ALL);
 }
 
