@@ -112,9 +112,12 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         let mut at = extent.first;
         while let Some(index) = self.next(at..end(self)) {
             let address = extent.start + ((index - extent.first) << self.leaf.shift());
-            let Some(slot) = extent.highest_slot(address) else { return Ok(()) };
-            self.attach_slot(space, extent, slot, rights, tally)?;
-            at = slot.window.indices().end;
+            let slot = extent.highest_slot(address);
+            if let Some(slot) = slot {
+                self.attach_slot(space, extent, slot, rights, tally)?;
+            }
+            let Some(next) = extent.behind(address, slot).filter(|next| *next < extent.end()) else { break };
+            at = extent.first + ((next.0 - extent.start.0) >> self.leaf.shift());
             self.machine.give_way();
         }
         Ok(())
@@ -157,7 +160,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         address: VirtAddr,
         rights: Protection,
     ) -> Result<Attached, OutOfMemory> {
-        let Some(mut slot) = extent.highest_slot(address) else { return Ok(Attached::Empty) };
+        let Some(mut slot) = extent.highest_slot(address) else { return Ok(Attached::Occupied) };
         loop {
             let attached = match space.entry(slot.address, slot.level)? {
                 Some(entry) => self.attach(&slot, entry, rights)?,
@@ -439,16 +442,18 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         })
     }
 
-    /// The attachment of a mapping at an address, if there is one, and where to go on.
+    /// The attachment of a mapping at an address, if there is one, and where to look for the next.
     #[expect(clippy::type_complexity, reason = "the parts have no name by themselves")]
-    fn attachment_at<'s>(
+    pub fn attachment_at<'s>(
         &self,
         space: &'s M::Space,
         extent: &Extent,
         address: VirtAddr,
     ) -> Option<(Option<(Slot, &'s Entry)>, Option<VirtAddr>)> {
         let behind = |slot: VirtAddr, level: Level| slot.0.checked_add(level.span()).map(VirtAddr);
-        let mut slot = extent.highest_slot(address)?;
+        let Some(mut slot) = extent.highest_slot(address) else {
+            return Some((None, extent.behind(address, None)));
+        };
         loop {
             let next = behind(slot.address, slot.level);
             let Some(entry) = space.find_entry(slot.address, slot.level) else {

@@ -127,4 +127,12 @@ pub trait Space: Clone + Send + Sync + 'static {
     ///
     /// [`OutOfMemory`] when there is no frame for a table.
     fn entry(&self, address: VirtAddr, level: Level) -> Result<Option<&Entry>, OutOfMemory>;
+
+    /// Makes an empty table of the host and puts it, in one store, in the place of the library's table to which the
+    /// managed entry of `level` for an address leads. Nobody else changes the entry meanwhile. May sleep.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] when there is no frame for the table; the entry has not changed.
+    fn replace_managed(&self, address: VirtAddr, level: Level) -> Result<(), OutOfMemory>;
 }

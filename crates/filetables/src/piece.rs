@@ -108,6 +108,12 @@ impl<P: Frame> Piece<P> {
         None
     }
 
+    /// How many pages from an index on follow each other, before `end` and in one word of the piece.
+    pub(crate) fn run(&self, index: u64, end: u64) -> u64 {
+        let bits = self.word(index, end) >> (self.within(index) as u64 % WORD);
+        u64::from(bits.trailing_ones())
+    }
+
     /// How many pages of the range are there.
     pub(crate) fn count(&self, indices: Range<u64>) -> u64 {
         let (mut at, end) =

@@ -172,20 +172,12 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         }
     }
 
-    /// Clears the entries of the pages in a range of at most [`REMOVED_AT_A_TIME`], which stay in the content. Returns
-    /// whether there were any: then [`FileTables::flush`] is due.
-    #[must_use = "entries that were cleared are to be flushed"]
-    pub fn hide(&self, indices: Range<u64>) -> bool {
-        debug_assert!(indices.end - indices.start <= REMOVED_AT_A_TIME);
-        let mut shown = false;
-        self.each_piece(indices, |piece, indices| {
-            let mut next = piece.next(indices.start, indices.end);
-            while let Some(index) = next {
-                shown |= piece.hide(&*self.machine, index);
-                next = piece.next(index + 1, indices.end);
-            }
-        });
-        shown
+    /// The pages from an index on that follow each other without a hole, at most [`REMOVED_AT_A_TIME`] and before `end`.
+    /// Empty when the index has no page.
+    pub fn run(&self, index: u64, end: u64) -> Range<u64> {
+        let end = end.min(index.saturating_add(REMOVED_AT_A_TIME));
+        let length = self.piece(index / PIECE_PAGES).map_or(0, |piece| piece.run(index, end));
+        index..index + length
     }
 
     /// Takes the pages of a range of at most [`REMOVED_AT_A_TIME`] out, and hides them. `taken` gets each; it is called

@@ -179,6 +179,14 @@ impl Space for TestSpace {
     fn entry(&self, address: VirtAddr, level: Level) -> Result<Option<&Entry>, OutOfMemory> {
         self.down(address, level, true)
     }
+
+    fn replace_managed(&self, address: VirtAddr, level: Level) -> Result<(), OutOfMemory> {
+        let entry = self.down(address, level, false)?.ok_or(OutOfMemory)?;
+        let table = self.0.arena.allocate().ok_or(OutOfMemory)?;
+        self.0.host_tables.lock().unwrap().push(table);
+        entry.store(EntryValue(table.0 | HOST_TABLE), Ordering::SeqCst);
+        Ok(())
+    }
 }
 
 /// A page that is a number.

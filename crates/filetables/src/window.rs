@@ -91,10 +91,17 @@ impl Extent {
             rights: self.rights,
         };
         let whole = from == slot && to == slot_end;
-        (whole || table == self.leaf).then_some(Slot { address: slot, level, window, whole })
+        // A part of what the highest table spans is not shared: whoever else came to the rest would need all of it back.
+        (whole || (table == self.leaf && table < HIGHEST)).then_some(Slot {
+            address: slot,
+            level,
+            window,
+            whole,
+        })
     }
 
-    /// The slot around `address` of the highest level that the mapping fills, else of the level above the leaves.
+    /// The slot around `address` of the highest level that the mapping fills, else of the level above the leaves. `None`
+    /// where no table can be shared.
     pub fn highest_slot(&self, address: VirtAddr) -> Option<Slot> {
         let mut level = HIGHEST.above()?;
         loop {
@@ -108,10 +115,23 @@ impl Extent {
     /// The slots of the mapping in the order of their addresses, each of the highest level that the mapping fills.
     pub fn slots(&self) -> impl Iterator<Item = Slot> + use<> {
         let extent = *self;
-        core::iter::successors(extent.highest_slot(extent.start), move |slot| {
-            let next = slot.address.0.checked_add(slot.level.span())?;
-            extent.highest_slot(VirtAddr(next))
+        let mut next = Some(extent.start);
+        core::iter::from_fn(move || {
+            while let Some(address) = next.filter(|address| *address < extent.end()) {
+                let slot = extent.highest_slot(address);
+                next = extent.behind(address, slot);
+                if slot.is_some() {
+                    return slot;
+                }
+            }
+            None
         })
+    }
+
+    /// Where the slots go on behind that of `address`, or behind what cannot be shared around it.
+    pub(crate) fn behind(&self, address: VirtAddr, slot: Option<Slot>) -> Option<VirtAddr> {
+        let level = slot.map_or(HIGHEST.above()?, |slot| slot.level);
+        address.floor(level).0.checked_add(level.span()).map(VirtAddr)
     }
 
     /// The parts of a slot one level down; none of a slot that leads to leaves.
