@@ -12,7 +12,7 @@
 //! counted out after the entry was cleared and the TLBs were flushed. So who counts the last one out, and takes the
 //! notes away under the locks, has the table alone: no entry leads to it, nobody finds it, and nobody writes it.
 
-use crate::addr::{Level, PhysAddr, VirtAddr};
+use crate::addr::{PhysAddr, VirtAddr};
 use crate::error::OutOfMemory;
 use crate::format::{EntryValue, Format, Protection};
 use crate::machine::{Entry, Machine, Space};
@@ -432,47 +432,62 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         let mut next = Some(extent.start);
         core::iter::from_fn(move || {
             while let Some(address) = next.filter(|address| *address < extent.end()) {
-                let (found, behind) = self.attachment_at(space, &extent, address)?;
+                let (found, behind) = self.look(space, &extent, address);
                 next = behind;
-                if found.is_some() {
-                    return found;
+                if let Found::Attached(slot, entry) = found {
+                    return Some((slot, entry));
                 }
             }
             None
         })
     }
 
-    /// The attachment of a mapping at an address, if there is one, and where to look for the next.
-    #[expect(clippy::type_complexity, reason = "the parts have no name by themselves")]
-    pub fn attachment_at<'s>(
+    /// What a mapping has at an address, and from where on it may have something else.
+    pub fn look<'s>(
         &self,
         space: &'s M::Space,
         extent: &Extent,
         address: VirtAddr,
-    ) -> Option<(Option<(Slot, &'s Entry)>, Option<VirtAddr>)> {
-        let behind = |slot: VirtAddr, level: Level| slot.0.checked_add(level.span()).map(VirtAddr);
+    ) -> (Found<'s>, Option<VirtAddr>) {
         let Some(mut slot) = extent.highest_slot(address) else {
-            return Some((None, extent.behind(address, None)));
+            return (Found::Host, extent.behind(address, None));
         };
         loop {
-            let next = behind(slot.address, slot.level);
+            let behind = extent.behind(address, Some(slot));
             let Some(entry) = space.find_entry(slot.address, slot.level) else {
-                // The host has no table above: nothing is attached up to its end.
-                let above = slot.level.above()?;
-                return Some((None, behind(slot.address.floor(above), above)));
+                // The host has no table above: nothing is there up to its end.
+                let above = slot.level.above().map(|level| Slot { level, ..slot });
+                return (Found::Nothing, above.map_or(behind, |above| extent.behind(address, Some(above))));
             };
-            // Acquire: with who attached.
+            // Acquire: with who attached, or installed a table.
             let value = entry.load(Ordering::Acquire);
-            if M::Format::is_managed(slot.level, value) {
-                return Some((self.is_attached(&slot, entry).then_some((slot, entry)), next));
+            if !M::Format::is_present(value) {
+                return (Found::Nothing, behind);
             }
-            let is_table = M::Format::is_present(value) && !M::Format::is_leaf(slot.level, value);
-            // A table of the host: what is below it.
-            let below = slot.level.below().and_then(|level| extent.slot(address, level));
-            match below.filter(|_| is_table) {
-                Some(lower) => slot = lower,
-                None => return Some((None, next)),
+            if M::Format::is_managed(slot.level, value) {
+                let found = match self.is_attached(&slot, entry) {
+                    true => Found::Attached(slot, entry),
+                    false => Found::Nothing,
+                };
+                return (found, behind);
+            }
+            // The host's: what is below it.
+            let is_table = !M::Format::is_leaf(slot.level, value);
+            match slot.level.below().and_then(|level| extent.slot(address, level)).filter(|_| is_table) {
+                Some(below) => slot = below,
+                None => return (Found::Host, behind),
             }
         }
     }
+}
+
+/// What a mapping has at an address.
+#[derive(Clone, Copy, Debug)]
+pub enum Found<'s> {
+    /// A table of the file, to which the entry of the slot leads.
+    Attached(Slot, &'s Entry),
+    /// Entries in tables of the host, if any.
+    Host,
+    /// Nothing.
+    Nothing,
 }

@@ -7,10 +7,19 @@ use alloc::vec::Vec;
 use crate::addr::PhysAddr;
 use crate::format::Format;
 use crate::machine::Machine;
-use crate::piece::Over;
+use crate::piece::{Over, PIECE_PAGES};
 use crate::sync::Ordering;
 use crate::tables::{FileTables, Frame};
 use crate::window::Window;
+
+/// What a check found.
+#[derive(Debug)]
+pub enum Seen<'p, P> {
+    /// A table, and how many entries it counts to lead to it.
+    Table(PhysAddr, u64),
+    /// A page, with its index.
+    Page(u64, &'p P),
+}
 
 impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// All tables of leaves, as the pieces of their first pages note them.
@@ -18,7 +27,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         let mut tables = Vec::new();
         for stripe in self.stripes.get().map_or(&[][..], |stripes| &stripes[..]) {
             for (number, piece) in stripe.lock().pieces.from(0) {
-                let home = |over: &&Over| over.window.first / crate::piece::PIECE_PAGES == *number;
+                let home = |over: &&Over| over.window.first / PIECE_PAGES == *number;
                 tables.extend(piece.over().iter().filter(home).copied());
             }
         }
@@ -36,6 +45,90 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// The table of a window, and how many entries lead to it.
     pub fn table(&self, window: &Window) -> Option<(PhysAddr, u64)> {
         self.tables().into_iter().find(|(other, ..)| other == window).map(|(_, frame, count)| (frame, count))
+    }
+
+    /// Looks at all that the hardware can reach through the entry of a slot that a mapping is attached by, while everything else
+    /// goes on: each part is looked at under its lock. `seen` gets each table, and answers whether to look into it, and each
+    /// page.
+    ///
+    /// # Errors
+    ///
+    /// Which entry leads where it should not.
+    pub fn check_slot(
+        &self,
+        window: &Window,
+        frame: PhysAddr,
+        seen: &mut dyn FnMut(Seen<'_, P>) -> Result<bool, String>,
+    ) -> Result<(), String> {
+        let Some(attachments) = self.attachments_of(window, frame) else {
+            return Err(format!("invariant 3: an entry leads to {frame:?}, which is no table of {window:?}"));
+        };
+        if !seen(Seen::Table(frame, attachments))? {
+            return Ok(());
+        }
+        if window.level == self.leaf {
+            return self.check_leaves(window, frame, seen);
+        }
+        for (number, entry) in self.machine.table(frame).iter().enumerate() {
+            // Acquire: with who linked the child.
+            let value = entry.load(Ordering::Acquire);
+            if value.0 == 0 {
+                continue;
+            }
+            let child =
+                self.child(window, number as u64).filter(|_| M::Format::is_managed(window.level, value));
+            let Some(child) = child else {
+                return Err(format!("invariant 1: entry {number} of the table {frame:?} is {value:?}"));
+            };
+            self.check_slot(&child, M::Format::table_frame(value), seen)?;
+        }
+        Ok(())
+    }
+
+    /// How many entries lead to the table of a window, if it is this one.
+    fn attachments_of(&self, window: &Window, frame: PhysAddr) -> Option<u64> {
+        if window.level > self.leaf {
+            return self.upper_attachments(window, frame);
+        }
+        let mut piece = self.piece(window.first / PIECE_PAGES)?;
+        piece.find(window).filter(|over| over.frame == frame).map(|over| over.attachments)
+    }
+
+    fn check_leaves(
+        &self,
+        window: &Window,
+        frame: PhysAddr,
+        seen: &mut dyn FnMut(Seen<'_, P>) -> Result<bool, String>,
+    ) -> Result<(), String> {
+        for (number, entry) in self.machine.table(frame).iter().enumerate() {
+            // Acquire: as in `check_slot`. A first look without the lock: most entries of most tables are empty.
+            if entry.load(Ordering::Acquire).0 == 0 {
+                continue;
+            }
+            let within = number.checked_sub(usize::from(window.entry)).map(|within| within as u64);
+            let index = within.filter(|within| *within < window.pages).map(|within| window.first + within);
+            let piece = index.and_then(|index| self.piece(index / PIECE_PAGES));
+            // Under the lock: what a leaf leads to cannot leave the content before it was compared.
+            let value = entry.load(Ordering::Acquire);
+            if value.0 == 0 {
+                continue;
+            }
+            let page = index.and_then(|index| piece.as_ref()?.get(index));
+            let found =
+                M::Format::is_leaf(window.level, value).then(|| M::Format::leaf_frame(window.level, value));
+            match (index, page) {
+                (Some(index), Some(page)) if found == Some(page.frame()) => {
+                    seen(Seen::Page(index, page))?;
+                }
+                _ => {
+                    let wanted = page.map(|page| page.frame());
+                    return Err(format!(
+                        "invariant 1: entry {number} of the table {frame:?} is {value:?}, the page {wanted:?}"
+                    ));
+                }
+            }
+        }
+        Ok(())
     }
 
     /// Compares each table with the content: inside its window it says what the content says up to the end, outside it says

@@ -89,7 +89,8 @@ mod upper;
 mod window;
 
 pub use addr::{Level, PhysAddr, TABLE_ENTRIES, TABLE_SIZE, VirtAddr};
-pub use attach::{AttachTally, Attached};
+pub use attach::{AttachTally, Attached, Found};
+pub use check::Seen;
 pub use error::{InsertError, OutOfMemory};
 pub use format::{EntryValue, Format, Protection};
 pub use lock_api;

@@ -210,6 +210,12 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         self.retire(frame);
     }
 
+    /// How many entries lead to the table above of a window, if it is this one.
+    pub(crate) fn upper_attachments(&self, window: &Window, frame: PhysAddr) -> Option<u64> {
+        let shelf = self.uppers.of(window.level).lock();
+        shelf.get(key(window)).filter(|upper| upper.frame == frame).map(|upper| upper.attachments)
+    }
+
     /// The tables above, with their windows, frames and attachments.
     pub(crate) fn each_upper(&self, mut visit: impl FnMut(&Window, PhysAddr, u64)) {
         for level in [Level::Pmd, Level::Pud].into_iter().filter(|level| *level > self.leaf) {
