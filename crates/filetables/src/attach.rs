@@ -14,7 +14,7 @@
 
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::error::OutOfMemory;
-use crate::format::{EntryValue, Format, Protection};
+use crate::format::{Format, Protection};
 use crate::machine::{Entry, Machine, Space};
 use crate::mutant::Mutant;
 use crate::piece::{MOST_WINDOWS, Over, PIECE_PAGES};
@@ -87,6 +87,12 @@ impl AttachTally {
             Attached::Before | Attached::Empty => {}
         }
     }
+}
+
+/// A table that is counted out is there, or a caller counted wrongly.
+pub(crate) fn missing(what: &str) -> bool {
+    debug_assert!(false, "{what}");
+    false
 }
 
 /// The pieces that a window's first and last page are in.
@@ -238,14 +244,11 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             entry.fill(value)
         };
         let written = match slot.window.level > self.leaf {
-            true => self.count_in_upper(&slot.window, &mut write)?,
-            false => self.count_in_leaf(&slot.window, &mut write)?,
+            true => self.attach_upper(&slot.window, &mut write)?,
+            false => self.count_in_leaf(&slot.window, &mut write)?.map(|()| 1),
         };
-        if written.is_err() {
-            return Some(self.whose(slot, entry));
-        }
-        // Relaxed: a number to show.
-        self.counts.attachments.fetch_add(1, Ordering::Relaxed);
+        let Ok(reaches) = written else { return Some(self.whose(slot, entry)) };
+        self.count_attachment(true, reaches);
         Some(Attached::Shared)
     }
 
@@ -308,8 +311,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             self.add_leaf(&Over { window: *window, frame, attachments: 1 })
         };
         if matches!(made, Ok(Made::Now)) {
-            // Relaxed: a number to show.
-            self.counts.tables.fetch_add(1, Ordering::Relaxed);
+            self.count_table(true);
             if window.level > self.leaf {
                 self.fill_upper(window);
             }
@@ -352,7 +354,9 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             }
         };
         if !matches!(made, Ok(Made::Now)) {
-            self.forget(last, over);
+            if last != home {
+                self.forget(last, over);
+            }
             return made;
         }
         for number in home..=last {
@@ -367,57 +371,46 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         made
     }
 
-    /// Takes the note of a table out of a piece, and its entries out of the table: nobody is attached.
+    /// Takes the note of a table out of a piece, with the entries for the piece's pages: nobody is attached.
     fn forget(&self, number: u64, over: &Over) {
         if let Some(mut piece) = self.piece(number) {
-            piece.forget(over.frame);
+            piece.forget(&*self.machine, over);
             piece.settle();
         }
-        let window = &over.window;
-        let entries = self.machine.table(over.frame);
-        for entry in &entries[usize::from(window.entry)..][..window.pages as usize] {
-            // Relaxed: no TLB holds any of them, and no note leads here.
-            if M::Format::is_present(entry.load(Ordering::Relaxed)) {
-                entry.store(EntryValue::default(), Ordering::Relaxed);
-            }
-        }
     }
 
-    /// Counts an attachment out whose entry was cleared and whose TLBs were flushed. The last one takes the table away.
-    pub fn detach(&self, window: &Window) {
-        // Relaxed: a number to show.
-        self.counts.attachments.fetch_sub(1, Ordering::Relaxed);
-        self.count_out(window);
+    /// Counts an attachment out whose entry was cleared and whose TLBs were flushed. The last one takes the table away;
+    /// returns whether this was the last.
+    pub fn detach(&self, window: &Window) -> bool {
+        let reaches = if window.level > self.leaf { self.detach_upper(window) } else { 1 };
+        self.count_attachment(false, reaches);
+        self.count_out(window)
     }
 
-    pub(crate) fn count_out(&self, window: &Window) {
+    pub(crate) fn count_out(&self, window: &Window) -> bool {
         if window.level > self.leaf {
             return self.count_out_upper(window);
         }
         let (home, last) = pieces(window);
-        let Some(mut piece) = self.piece(home) else { return debug_assert!(false, "no piece has the table") };
-        let Some(over) = piece.find(window) else { return debug_assert!(false, "no such table") };
+        let Some(mut piece) = self.piece(home) else { return missing("no piece has the table") };
+        let Some(over) = piece.find(window) else { return missing("no such table") };
         over.attachments -= 1;
         if over.attachments > 0 {
-            return;
+            return false;
         }
         let over = *over;
-        piece.forget(over.frame);
+        piece.forget(&*self.machine, &over);
         piece.settle();
-        self.forget(last, &over);
+        if last != home {
+            self.forget(last, &over);
+        }
         self.retire(over.frame);
+        true
     }
 
     pub(crate) fn retire(&self, frame: PhysAddr) {
-        // Relaxed: a number to show.
-        self.counts.tables.fetch_sub(1, Ordering::Relaxed);
+        self.count_table(false);
         self.machine.retire_table(frame);
-    }
-
-    /// Tables of the file, of all levels, and entries of processes that lead to them.
-    pub fn counts(&self) -> (u64, u64) {
-        // Relaxed: numbers to show.
-        (self.counts.tables.load(Ordering::Relaxed), self.counts.attachments.load(Ordering::Relaxed))
     }
 
     /// The entries of a mapping that lead to tables of the file, in the order of their addresses.

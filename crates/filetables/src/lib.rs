@@ -95,5 +95,5 @@ pub use error::{InsertError, OutOfMemory};
 pub use format::{EntryValue, Format, Protection};
 pub use lock_api;
 pub use machine::{Entry, Machine, Space, TableEntries};
-pub use tables::{FileTables, Frame, REMOVED_AT_A_TIME, Removed};
+pub use tables::{Counts, FileTables, Frame, REMOVED_AT_A_TIME, Removed};
 pub use window::{Extent, HIGHEST, Slot, Window};

@@ -86,6 +86,12 @@ impl<K: Ord + Copy, V> Shelf<K, V> {
         self.items[at..].iter()
     }
 
+    /// As [`Shelf::from`], to change the values.
+    pub(crate) fn each_from(&mut self, key: K) -> impl Iterator<Item = (&K, &mut V)> {
+        let at = self.items.partition_point(|(other, _)| *other < key);
+        self.items[at..].iter_mut().map(|(key, value)| (&*key, value))
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.items.is_empty()
     }

@@ -64,8 +64,6 @@ mutants! {
     StrangersTableTaken,
     /// A table that two make at once is noted twice.
     TableMadeTwice,
-    /// A table above that comes while one below is made is not told of it.
-    ChildNotLinked,
 }
 
 /// The selected mutant.

@@ -155,8 +155,21 @@ impl<P: Frame> Piece<P> {
         self.over.push(over);
     }
 
-    pub(crate) fn forget(&mut self, frame: PhysAddr) {
-        self.over.retain(|over| over.frame != frame);
+    /// Takes the note of a table out, and the table's entries for the piece's pages: no TLB holds any of them.
+    ///
+    /// Both under the lock: a page that leaves the piece later has no entry anywhere.
+    pub(crate) fn forget<M: Machine>(&mut self, machine: &M, over: &Over) {
+        let entries = machine.table(over.frame);
+        let end = over.window.indices().end.min(self.first + PIECE_PAGES);
+        let mut next = self.next(over.window.first.max(self.first), end);
+        while let Some(index) = next {
+            if let Some(entry) = over.window.entry_of(index) {
+                // Relaxed: the lock orders all writers, and nobody walks here.
+                entries[entry].store(EntryValue::default(), Ordering::Relaxed);
+            }
+            next = self.next(index + 1, end);
+        }
+        self.over.retain(|other| other.frame != over.frame);
     }
 
     /// Writes the entries of a page where they are missing, in all tables that show it.

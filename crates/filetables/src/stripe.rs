@@ -13,7 +13,7 @@ use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::memory::{Boxed, Shelf, vec_with_room};
 use crate::piece::{Over, Piece};
-use crate::sync::{Spin, SpinGuard};
+use crate::sync::{Ordering, Spin, SpinGuard, fence};
 use crate::tables::{FileTables, Frame};
 
 /// Stripes of a file, made with its first page or first mapping.
@@ -142,13 +142,19 @@ impl<M: Machine, P: Frame> PieceGuard<'_, M, P> {
 impl<M: Machine, P: Frame> FileTables<M, P> {
     /// The stripes; made on need.
     pub(crate) fn stripes(&self) -> Result<&Stripes<M, P>, OutOfMemory> {
-        self.stripes.get_or_try_init(|| {
+        if let Some(stripes) = self.stripes.get() {
+            return Ok(stripes);
+        }
+        let made = self.stripes.get_or_try_init(|| {
             let mut stripes = vec_with_room(STRIPES)?;
             let empty = || Spin::<M, _>::new(Stripe { pieces: Shelf::new(), spaces: Shelf::new() });
             stripes.resize_with(STRIPES, empty);
             let stripes: Result<Box<Stripes<M, P>>, _> = stripes.into_boxed_slice().try_into();
             stripes.map_err(|_| OutOfMemory)
-        })
+        });
+        // See `FileTables::set_end`.
+        fence(Ordering::SeqCst);
+        made
     }
 
     /// The piece of a number, if there is one.

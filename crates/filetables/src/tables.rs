@@ -10,7 +10,7 @@ use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::piece::PIECE_PAGES;
 use crate::stripe::{Need, STRIPES, Stripes};
-use crate::sync::{Arc, AtomicU64, Ordering, Tally};
+use crate::sync::{Arc, AtomicU64, Ordering, Tally, fence};
 use crate::upper::Uppers;
 
 /// A page, or a handle that keeps one.
@@ -42,14 +42,37 @@ pub struct FileTables<M: Machine, P: Frame> {
     pages: Tally,
     pub(crate) stripes: OnceBox<Stripes<M, P>>,
     pub(crate) uppers: Uppers<M>,
-    pub(crate) counts: Counts,
+    counts: Counts,
+    totals: Arc<Counts>,
 }
 
-/// What a file's tables are counted by.
-#[derive(Default)]
-pub(crate) struct Counts {
-    pub(crate) tables: Tally,
-    pub(crate) attachments: Tally,
+/// How many tables there are, of all levels, and how many entries of processes lead to them.
+#[derive(Default, Debug)]
+pub struct Counts {
+    tables: Tally,
+    attachments: Tally,
+    reached: Tally,
+}
+
+impl Counts {
+    /// Tables, of 4 KiB each.
+    pub fn tables(&self) -> u64 {
+        // Relaxed: a number to show.
+        self.tables.load(Ordering::Relaxed)
+    }
+
+    /// Entries of processes that lead to tables.
+    pub fn attachments(&self) -> u64 {
+        // Relaxed: a number to show.
+        self.attachments.load(Ordering::Relaxed)
+    }
+
+    /// Tables that processes would have of their own in the place of these: each table once for each attachment that leads
+    /// to it, directly or by a table above.
+    pub fn reached(&self) -> u64 {
+        // Relaxed: a number to show.
+        self.reached.load(Ordering::Relaxed)
+    }
 }
 
 /// What was taken out of the content.
@@ -65,7 +88,8 @@ pub struct Removed {
 
 impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// Content without pages, which ends at index 0. The leaves of its tables are of `leaf`: the size of the pages.
-    pub fn new(machine: Arc<M>, leaf: Level) -> FileTables<M, P> {
+    /// `totals` are counted along: those of all files of an owner.
+    pub fn new(machine: Arc<M>, leaf: Level, totals: Arc<Counts>) -> FileTables<M, P> {
         FileTables {
             machine,
             leaf,
@@ -74,6 +98,35 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             stripes: OnceBox::new(),
             uppers: Uppers::new(),
             counts: Counts::default(),
+            totals,
+        }
+    }
+
+    /// The file's tables and attachments.
+    pub fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
+    pub(crate) fn count_table(&self, comes: bool) {
+        // Relaxed, here and below: numbers to show. To subtract one is to add the largest.
+        let change = if comes { 1 } else { u64::MAX };
+        for counts in [&self.counts, &*self.totals] {
+            counts.tables.fetch_add(change, Ordering::Relaxed);
+        }
+    }
+
+    /// An attachment that reaches so many tables comes or goes.
+    pub(crate) fn count_attachment(&self, comes: bool, reaches: u64) {
+        let change = if comes { 1 } else { u64::MAX };
+        for counts in [&self.counts, &*self.totals] {
+            counts.attachments.fetch_add(change, Ordering::Relaxed);
+        }
+        self.count_reached(reaches.wrapping_mul(change));
+    }
+
+    pub(crate) fn count_reached(&self, change: u64) {
+        for counts in [&self.counts, &*self.totals] {
+            counts.reached.fetch_add(change, Ordering::Relaxed);
         }
     }
 
@@ -111,6 +164,9 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// comes before the removal, which finds the page, or it sees the new end: no page appears behind the end afterwards.
     pub fn set_end(&self, end: u64) {
         let old = self.end.swap(end, Ordering::AcqRel);
+        // Without stripes there is no lock to order us and the first insertion: it makes them, and then looks at the end. A
+        // fence on each side: we find the stripes, or it finds the end.
+        fence(Ordering::SeqCst);
         let mut next = if Mutant::GrownFileNotShown.is_on() { None } else { self.next(old..end.max(old)) };
         while let Some(index) = next {
             self.show(index);

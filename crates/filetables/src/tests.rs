@@ -11,9 +11,14 @@ const GIB: u64 = 1 << 30;
 const ALL: Protection = Protection::all();
 
 fn file(machine: &sync::Arc<TestMachine>, leaf: Level, end: u64) -> File {
-    let file = File::new(machine.clone(), leaf);
+    let file = File::new(machine.clone(), leaf, sync::Arc::default());
     file.set_end(end);
     file
+}
+
+/// Tables and attachments.
+fn counts(file: &File) -> (u64, u64) {
+    (file.counts().tables(), file.counts().attachments())
 }
 
 fn page(leaf: Level, number: u64) -> Page {
@@ -72,7 +77,9 @@ impl Drop for Mapping<'_> {
             entry.store(EntryValue::default(), sync::Ordering::SeqCst);
             left.push(slot.window);
         }
-        left.iter().for_each(|window| self.file.detach(window));
+        for window in &left {
+            self.file.detach(window);
+        }
         self.file.leave(self.space.id());
     }
 }
@@ -85,7 +92,7 @@ fn a_page_that_is_there_is_seen_by_who_maps_later() {
         file.insert(7, page(leaf, 7)).unwrap();
         let start = 5 * (leaf.span() << 9) + 3 * leaf.span();
         let mappings = [(); 3].map(|()| Mapping::new(&machine, &file, start, 0, 20));
-        assert_eq!(file.counts(), (1, 3));
+        assert_eq!(counts(&file), (1, 3));
         for mapping in &mappings {
             assert_eq!(mapping.sees(7), Some(page(leaf, 7).0), "{leaf:?}");
             assert_eq!(mapping.sees(8), None);
@@ -94,7 +101,7 @@ fn a_page_that_is_there_is_seen_by_who_maps_later() {
         assert!(mappings.iter().all(|mapping| mapping.sees(8) == Some(page(leaf, 8).0)));
         file.check().unwrap();
         drop(mappings);
-        assert_eq!(file.counts(), (0, 0));
+        assert_eq!(counts(&file), (0, 0));
     }
 }
 
@@ -104,7 +111,7 @@ fn an_empty_window_has_no_table_and_costs_one_fault() {
     let file = file(&machine, Level::Pmd, 2048);
     let before = machine.free_tables();
     let early = Mapping::new(&machine, &file, 8 * GIB, 0, 2048);
-    assert_eq!(file.counts(), (0, 0));
+    assert_eq!(counts(&file), (0, 0));
     assert_eq!(machine.free_tables(), before, "neither the file nor the host made a table");
     file.insert(600, page(Level::Pmd, 600)).unwrap();
     assert_eq!(early.fault(600), Attached::Made);
@@ -112,7 +119,7 @@ fn an_empty_window_has_no_table_and_costs_one_fault() {
     assert!(early.sees(600).is_some() && early.sees(601).is_some());
     let late = Mapping::new(&machine, &file, 8 * GIB, 0, 2048);
     assert!(late.sees(600).is_some() && late.sees(601).is_some());
-    assert_eq!(file.counts(), (1, 2));
+    assert_eq!(counts(&file), (1, 2));
 }
 
 #[test]
@@ -123,7 +130,7 @@ fn a_window_at_another_phase_lies_over_two_pieces() {
         file.insert(index, page(Level::Pmd, index)).unwrap();
     }
     let mapping = Mapping::new(&machine, &file, 8 * GIB, 300, 512);
-    assert_eq!(file.counts(), (1, 1));
+    assert_eq!(counts(&file), (1, 1));
     assert!((510..514).all(|index| mapping.sees(index) == Some(page(Level::Pmd, index).0)));
     let removed = file.remove(511..513, |_, _| {});
     assert_eq!(removed, Removed { shown: true, pages: 2 });
@@ -132,7 +139,7 @@ fn a_window_at_another_phase_lies_over_two_pieces() {
     assert_eq!([510, 511, 512, 513].map(|index| mapping.sees(index).is_some()), [true, false, false, true]);
     file.check().unwrap();
     drop(mapping);
-    assert_eq!(file.counts(), (0, 0));
+    assert_eq!(counts(&file), (0, 0));
     assert_eq!(file.len(), 2);
 }
 
@@ -150,16 +157,19 @@ fn a_mapping_of_1_tib_has_two_entries_and_no_table_of_its_own() {
         assert_eq!(mapping.space.host_tables(), 0);
     }
     // Two PUD tables, and the three PMD tables of the windows with pages.
-    assert_eq!(file.counts(), (5, 4));
+    assert_eq!(counts(&file), (5, 4));
+    assert_eq!(file.counts().reached(), 2 * 5);
     file.insert(200_000, page(Level::Pmd, 200_000)).unwrap();
     assert_eq!(mappings[0].fault(200_000), Attached::Before);
     assert_eq!(mappings[1].sees(200_000), Some(page(Level::Pmd, 200_000).0), "all are told at once");
+    assert_eq!(file.counts().reached(), 2 * 6);
     file.check().unwrap();
     let removed = file.remove(200_000..200_001, |_, _| {});
     assert!(removed.shown);
     assert_eq!(mappings[1].sees(200_000), None);
     drop(mappings);
-    assert_eq!(file.counts(), (0, 0));
+    assert_eq!(counts(&file), (0, 0));
+    assert_eq!(file.counts().reached(), 0);
     assert_eq!(machine.free_tables(), 32);
 }
 
@@ -174,7 +184,7 @@ fn gigantic_pages_share_what_they_fill() {
         assert_eq!(mapping.sees(7), Some(page(Level::Pud, 7).0));
         assert_eq!(mapping.space.host_tables(), 0);
     }
-    assert_eq!(file.counts(), (1, 2));
+    assert_eq!(counts(&file), (1, 2));
     file.check().unwrap();
 }
 
@@ -195,7 +205,7 @@ fn base_pages_have_tables_of_three_levels() {
     assert!(mapping.sees(1 << 20).is_some());
     file.check().unwrap();
     drop(mapping);
-    assert_eq!(file.counts(), (0, 0));
+    assert_eq!(counts(&file), (0, 0));
 }
 
 #[test]
@@ -205,7 +215,7 @@ fn windows_over_one_piece_are_bounded() {
     file.insert(100, page(Level::Pmd, 100)).unwrap();
     let mappings: Vec<_> =
         (0..20).map(|length| Mapping::new(&machine, &file, 8 * GIB, 90, 11 + length)).collect();
-    assert_eq!(file.counts(), (16, 16));
+    assert_eq!(counts(&file), (16, 16));
     let crowded = mappings.last().unwrap();
     assert_eq!(crowded.sees(100), None);
     assert_eq!(crowded.fault(100), Attached::Crowded);
@@ -238,7 +248,7 @@ fn without_memory_for_a_table_nothing_has_changed() {
     // The frame goes to the host's PUD table.
     let mut tally = AttachTally::default();
     assert_eq!(file.attach_all(&space, &extent, ALL, &mut tally), Err(OutOfMemory));
-    assert_eq!((tally, file.counts()), (AttachTally::default(), (0, 0)));
+    assert_eq!((tally, counts(&file)), (AttachTally::default(), (0, 0)));
     file.check().unwrap();
 }
 
@@ -249,7 +259,7 @@ fn rights_are_those_of_the_entry() {
     file.insert(0, page(Level::Pmd, 0)).unwrap();
     let writer = Mapping::new(&machine, &file, GIB, 0, 512);
     let reader = Mapping::with_rights(&machine, &file, GIB, 0, 512, Protection::READ);
-    assert_eq!(file.counts(), (1, 2));
+    assert_eq!(counts(&file), (1, 2));
     assert_eq!(reader.space.walk(VirtAddr(GIB), Level::Pmd).unwrap().1, Protection::READ);
     assert_eq!(writer.space.walk(VirtAddr(GIB), Level::Pmd).unwrap().1, ALL);
 }
@@ -327,6 +337,6 @@ fn whatever_crosses_the_tables_equal_the_content_in_the_end() {
         assert_eq!(whole.sees(index), file.get(index).map(|page| page.0), "{index}");
     }
     drop(whole);
-    assert_eq!(file.counts(), (0, 0));
+    assert_eq!(counts(&file), (0, 0));
     assert_eq!(machine.free_tables(), 4096);
 }

@@ -14,7 +14,7 @@
 //! The lock of the tables of a level comes before that of the level below, and that before a stripe.
 
 use crate::addr::{Level, PhysAddr, TABLE_ENTRIES};
-use crate::attach::Made;
+use crate::attach::{Made, missing};
 use crate::error::OutOfMemory;
 use crate::format::{EntryValue, Format, Protection};
 use crate::machine::Machine;
@@ -31,6 +31,10 @@ type Key = (u64, Protection);
 pub(crate) struct Upper {
     frame: PhysAddr,
     attachments: u64,
+    /// Of these, entries of processes.
+    processes: u64,
+    /// Entries that lead to tables below.
+    children: u64,
 }
 
 type UpperShelf = Shelf<Key, Upper>;
@@ -86,7 +90,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
                 memory = shelf.move_to(memory);
             }
             let Some(room) = shelf.wants() else {
-                shelf.insert(key(window), Upper { frame, attachments: 1 });
+                shelf.insert(key(window), Upper { frame, attachments: 1, processes: 0, children: 0 });
                 // The lock first, then the memory.
                 drop(shelf);
                 drop(memory);
@@ -132,7 +136,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// Makes a table on need, and tells all tables above of it.
     fn make_child(&self, window: &Window) -> Result<(), OutOfMemory> {
         let made = self.make(window)?;
-        if made != Made::Crowded && !Mutant::ChildNotLinked.is_on() {
+        if made != Made::Crowded {
             self.link(window);
         }
         if made == Made::Now {
@@ -145,12 +149,12 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// Makes the tables above a child lead to it.
     fn link(&self, window: &Window) {
         let Some(above) = window.level.above() else { return };
-        let shelf = self.uppers.of(above).lock();
+        let mut shelf = self.uppers.of(above).lock();
         let span = window.pages * (TABLE_ENTRIES as u64 - 1);
         let from = (window.first.saturating_sub(span), Protection::empty());
-        for ((first, rights), upper) in shelf.from(from) {
-            let Some(distance) = window.first.checked_sub(*first) else { break };
-            if *rights != window.rights || !distance.is_multiple_of(window.pages) {
+        for (&(first, rights), upper) in shelf.each_from(from) {
+            let Some(distance) = window.first.checked_sub(first) else { break };
+            if rights != window.rights || !distance.is_multiple_of(window.pages) {
                 continue;
             }
             let entry = &self.machine.table(upper.frame)[(distance / window.pages) as usize];
@@ -163,10 +167,14 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
                 entry.store(M::Format::managed(frame, Protection::all()), Ordering::Release);
                 Ok::<(), core::convert::Infallible>(())
             };
-            let _ = match window.level > self.leaf {
+            let linked = match window.level > self.leaf {
                 true => self.count_in_upper(window, &mut write),
                 false => self.count_in_leaf(window, &mut write),
             };
+            if linked.is_some() {
+                upper.children += 1;
+                self.count_reached(upper.processes);
+            }
         }
     }
 
@@ -185,12 +193,36 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         Some(written)
     }
 
-    pub(crate) fn count_out_upper(&self, window: &Window) {
+    /// As [`FileTables::count_in_upper`], for an entry of a process. Returns how many tables it reaches.
+    pub(crate) fn attach_upper<E>(
+        &self,
+        window: &Window,
+        write: &mut impl FnMut(PhysAddr) -> Result<(), E>,
+    ) -> Option<Result<u64, E>> {
         let mut shelf = self.uppers.of(window.level).lock();
-        let Some(upper) = shelf.get_mut(key(window)) else { return debug_assert!(false, "no such table") };
+        let upper = shelf.get_mut(key(window))?;
+        Some(write(upper.frame).map(|()| {
+            upper.attachments += u64::from(!Mutant::AttachmentNotCounted.is_on());
+            upper.processes += 1;
+            1 + upper.children
+        }))
+    }
+
+    /// An entry of a process is about to be counted out. Returns how many tables it reached.
+    pub(crate) fn detach_upper(&self, window: &Window) -> u64 {
+        let mut shelf = self.uppers.of(window.level).lock();
+        shelf.get_mut(key(window)).map_or(0, |upper| {
+            upper.processes -= 1;
+            1 + upper.children
+        })
+    }
+
+    pub(crate) fn count_out_upper(&self, window: &Window) -> bool {
+        let mut shelf = self.uppers.of(window.level).lock();
+        let Some(upper) = shelf.get_mut(key(window)) else { return missing("no such table") };
         upper.attachments -= 1;
         if upper.attachments > 0 {
-            return;
+            return false;
         }
         let frame = upper.frame;
         shelf.remove(key(window));
@@ -208,6 +240,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             self.machine.give_way();
         }
         self.retire(frame);
+        true
     }
 
     /// How many entries lead to the table above of a window, if it is this one.

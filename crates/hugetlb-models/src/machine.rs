@@ -7,10 +7,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
+use hugetlb::filetables::format::Native;
 use hugetlb::sync::AtomicU64;
 use hugetlb::{
-    Access, Flush, Machine, PageSize, PhysAddr, SLOT_SIZE, Space, TABLE_ENTRIES, TABLE_SIZE, TableEntries,
-    VirtAddr, format,
+    Access, Entry, EntryValue, Flush, Format, Level, Machine, PageSize, PhysAddr, Protection, SLOT_SIZE,
+    Space, TABLE_SIZE, TableEntries, VirtAddr, filetables,
 };
 
 use crate::lock::{RawMutex, RawRwLock};
@@ -36,7 +37,7 @@ struct Translation {
 struct Tlb {
     leaves: BTreeMap<(u64, VirtAddr), Translation>,
     /// PUD entries that lead to tables.
-    tables: BTreeMap<(u64, VirtAddr), u64>,
+    tables: BTreeMap<(u64, VirtAddr), EntryValue>,
 }
 
 impl Tlb {
@@ -118,7 +119,7 @@ impl Memory {
             .iter()
             .position(|state| *state == TableState::Retired(grace))
             .or_else(|| records.tables.iter().position(|state| *state == TableState::Free))?;
-        let left = self.tables[number].iter().any(|entry| entry.peek() != 0);
+        let left = self.tables[number].iter().any(|entry| entry.peek() != EntryValue::default());
         assert!(!left, "an entry was written into a table behind its end");
         records.tables[number] = TableState::Used;
         Some(PhysAddr((number as u64 + 1) * TABLE_SIZE))
@@ -129,12 +130,12 @@ impl Memory {
         let mut records = self.records();
         let number = table_number(table);
         assert!(records.tables[number] == TableState::Used, "a table is retired twice");
-        let left = self.tables[number].iter().any(|entry| entry.peek() != 0);
+        let left = self.tables[number].iter().any(|entry| entry.peek() != EntryValue::default());
         assert!(!left, "a table is retired with entries in it");
         let leads = records.spaces.iter().filter_map(Weak::upgrade).any(|space| space.leads_to(table));
         assert!(!leads, "a table is retired that a PUD entry leads to");
         let held =
-            records.tlbs.iter().any(|tlb| tlb.tables.values().any(|pud| format::table_frame(*pud) == table));
+            records.tlbs.iter().any(|tlb| tlb.tables.values().any(|pud| Native::table_frame(*pud) == table));
         assert!(!held, "a table is retired that a paging-structure cache leads to");
         let waits_for = if records.no_grace_period { [false; CPUS] } else { records.walking };
         records.tables[number] = TableState::Retired(waits_for);
@@ -160,12 +161,9 @@ impl Memory {
         assert!(records.huge[huge_number(frame)], "{what} that is free");
         let held = records.tlbs.iter().any(|tlb| tlb.leaves.values().any(|found| found.frame == frame));
         assert!(!held, "{what} that a TLB leads to");
-        let shown = self
-            .tables
-            .iter()
-            .flatten()
-            .map(AtomicU64::peek)
-            .any(|entry| format::is_leaf(entry) && format::leaf_frame(entry, PageSize::Size2M) == frame);
+        let shown = self.tables.iter().flatten().map(Entry::peek).any(|entry| {
+            Native::is_leaf(Level::Pmd, entry) && Native::leaf_frame(Level::Pmd, entry) == frame
+        });
         assert!(!shown, "{what} that an entry leads to");
     }
 
@@ -174,6 +172,11 @@ impl Memory {
         assert!(self.records().huge[huge_number(frame)], "a program reaches a page that was freed");
         &self.words[huge_number(frame)]
     }
+}
+
+/// Whether an entry permits stores.
+fn is_writable(entry: EntryValue) -> bool {
+    Native::protection(entry).contains(Protection::WRITE)
 }
 
 /// The tables do not permit an access.
@@ -191,7 +194,7 @@ impl ModelMachine {
             spaces: Vec::new(),
         };
         let memory = Memory {
-            tables: (0..TABLES).map(|_| std::array::from_fn(|_| AtomicU64::new(0))).collect(),
+            tables: (0..TABLES).map(|_| std::array::from_fn(|_| Entry::empty())).collect(),
             words: (0..frames).map(|_| AtomicU64::new(POISON)).collect(),
             records: Mutex::new(records),
             frames: lock_api::Mutex::new(()),
@@ -237,13 +240,13 @@ impl ModelMachine {
     ) -> Result<u64, PageFault> {
         let _running = self.0.interrupts[cpu].lock();
         let access = if store.is_some() { Access::Write } else { Access::Read };
-        let key = (space.id(), address.page(PageSize::Size2M));
+        let key = (space.id(), address.floor(Level::Pmd));
         let found = self.translate(cpu, space, address);
         let Some(found) = found.filter(|found| found.writable || access == Access::Read) else {
             // As on x86, a page fault drops what the TLB has for the address.
             let tlb = &mut self.0.memory.records().tlbs[cpu];
             tlb.leaves.remove(&key);
-            tlb.tables.remove(&(space.id(), address.slot()));
+            tlb.tables.remove(&(space.id(), address.floor(Level::Pud)));
             return Err(PageFault);
         };
         // Relaxed: a program's loads and stores are ordered by nothing but what led to the page.
@@ -258,8 +261,8 @@ impl ModelMachine {
     }
 
     fn translate(&self, cpu: usize, space: &ModelSpace, address: VirtAddr) -> Option<Translation> {
-        let leaf_key = (space.id(), address.page(PageSize::Size2M));
-        let table_key = (space.id(), address.slot());
+        let leaf_key = (space.id(), address.floor(Level::Pmd));
+        let table_key = (space.id(), address.floor(Level::Pud));
         let memory = &self.0.memory;
         let (hit, cached) = {
             let tlb = &memory.records().tlbs[cpu];
@@ -269,19 +272,19 @@ impl ModelMachine {
             return hit;
         }
         // Acquire: the walker reads what an entry leads to after the entry.
-        let pud = cached.unwrap_or_else(|| space.entry(address).load(Ordering::Acquire));
-        if !format::is_present(pud) {
+        let pud = cached.unwrap_or_else(|| space.pud(address).load(Ordering::Acquire));
+        if !Native::is_present(pud) {
             return None;
         }
-        let index = (address.0 >> PageSize::Size2M.shift()) as usize % TABLE_ENTRIES;
-        let leaf = memory.table(format::table_frame(pud))[index].load(Ordering::Acquire);
+        let index = Level::Pmd.index(address);
+        let leaf = memory.table(Native::table_frame(pud))[index].load(Ordering::Acquire);
         let mut records = memory.records();
         records.tlbs[cpu].tables.insert(table_key, pud);
-        if !format::is_leaf(leaf) {
+        if !Native::is_leaf(Level::Pmd, leaf) {
             return None;
         }
-        let frame = format::leaf_frame(leaf, PageSize::Size2M);
-        let found = Translation { frame, writable: format::is_writable(leaf) && format::is_writable(pud) };
+        let frame = Native::leaf_frame(Level::Pmd, leaf);
+        let found = Translation { frame, writable: is_writable(leaf) && is_writable(pud) };
         records.tlbs[cpu].leaves.insert(leaf_key, found);
         Some(found)
     }
@@ -295,13 +298,13 @@ impl ModelMachine {
             memory.records().walking[cpu] = true;
         }
         // Acquire: as the hardware.
-        let pud = space.entry(address).load(Ordering::Acquire);
-        let found = format::is_present(pud).then(|| {
-            let number = table_number(format::table_frame(pud));
-            let index = (address.0 >> PageSize::Size2M.shift()) as usize % TABLE_ENTRIES;
+        let pud = space.pud(address).load(Ordering::Acquire);
+        let found = Native::is_present(pud).then(|| {
+            let number = table_number(Native::table_frame(pud));
+            let index = Level::Pmd.index(address);
             memory.tables[number][index].load(Ordering::Acquire)
         });
-        let found = found.filter(|leaf| format::is_leaf(*leaf));
+        let found = found.filter(|leaf| Native::is_leaf(Level::Pmd, *leaf));
         let _frames = memory.frames.lock();
         let mut records = memory.records();
         records.walking[cpu] = false;
@@ -310,7 +313,7 @@ impl ModelMachine {
                 waits_for[cpu] = false;
             }
         }
-        found.map(|leaf| format::leaf_frame(leaf, PageSize::Size2M))
+        found.map(|leaf| Native::leaf_frame(Level::Pmd, leaf))
     }
 
     /// Compares each TLB with the tables at the end of a model.
@@ -320,22 +323,23 @@ impl ModelMachine {
         let space = |id: u64| records.spaces[id as usize - 1].upgrade().map(ModelSpace);
         for (cpu, tlb) in records.tlbs.iter().enumerate() {
             for ((id, slot), held) in &tlb.tables {
-                let now = space(*id).map_or(0, |space| space.entry(*slot).peek());
-                let same = format::is_present(now) && format::table_frame(now) == format::table_frame(*held);
+                let now = space(*id).map_or(EntryValue::default(), |space| space.pud(*slot).peek());
+                let same = Native::is_present(now) && Native::table_frame(now) == Native::table_frame(*held);
                 assert!(
-                    same && format::is_writable(*held) <= format::is_writable(now),
+                    same && is_writable(*held) <= is_writable(now),
                     "a paging-structure cache contradicts the tables: CPU {cpu}, space {id}, {slot:?}"
                 );
             }
             for ((id, address), held) in &tlb.leaves {
-                let pud = space(*id).map_or(0, |space| space.entry(*address).peek());
-                let index = (address.0 >> PageSize::Size2M.shift()) as usize % TABLE_ENTRIES;
-                let leaf = match format::is_present(pud) {
-                    true => memory.tables[table_number(format::table_frame(pud))][index].peek(),
-                    false => 0,
+                let pud = space(*id).map_or(EntryValue::default(), |space| space.pud(*address).peek());
+                let index = Level::Pmd.index(*address);
+                let leaf = match Native::is_present(pud) {
+                    true => memory.tables[table_number(Native::table_frame(pud))][index].peek(),
+                    false => EntryValue::default(),
                 };
-                let same = format::is_leaf(leaf) && format::leaf_frame(leaf, PageSize::Size2M) == held.frame;
-                let writable = format::is_writable(leaf) && format::is_writable(pud);
+                let same =
+                    Native::is_leaf(Level::Pmd, leaf) && Native::leaf_frame(Level::Pmd, leaf) == held.frame;
+                let writable = is_writable(leaf) && is_writable(pud);
                 assert!(
                     same && held.writable <= writable,
                     "a TLB contradicts the tables: CPU {cpu}, space {id}, {address:?}"
@@ -345,10 +349,9 @@ impl ModelMachine {
     }
 }
 
-impl Machine for ModelMachine {
+impl filetables::Machine for ModelMachine {
+    type Format = Native;
     type RawSpinLock = RawMutex;
-    type RawMutex = RawMutex;
-    type RawRwLock = RawRwLock;
     type Space = ModelSpace;
 
     fn allocate_table(&self) -> Option<PhysAddr> {
@@ -362,6 +365,22 @@ impl Machine for ModelMachine {
     fn table(&self, table: PhysAddr) -> &TableEntries {
         self.0.memory.table(table)
     }
+
+    fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool) {
+        for (cpu, interrupts) in self.0.interrupts.iter().enumerate() {
+            let _interrupt = interrupts.lock();
+            let spaces = self.0.memory.records().tlbs[cpu].spaces();
+            for space in spaces.into_iter().filter(|space| concerned(*space)) {
+                let all = VirtAddr(0)..VirtAddr(u64::MAX);
+                self.0.memory.records().tlbs[cpu].flush(space, &all, true);
+            }
+        }
+    }
+}
+
+impl Machine for ModelMachine {
+    type RawMutex = RawMutex;
+    type RawRwLock = RawRwLock;
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
         assert_eq!(size, PageSize::Size2M);
@@ -396,17 +415,6 @@ impl Machine for ModelMachine {
             for flush in batch {
                 let tlb = &mut self.0.memory.records().tlbs[cpu];
                 tlb.flush(flush.space.id(), &flush.range, flush.tables);
-            }
-        }
-    }
-
-    fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool) {
-        for (cpu, interrupts) in self.0.interrupts.iter().enumerate() {
-            let _interrupt = interrupts.lock();
-            let spaces = self.0.memory.records().tlbs[cpu].spaces();
-            for space in spaces.into_iter().filter(|space| concerned(*space)) {
-                let all = VirtAddr(0)..VirtAddr(u64::MAX);
-                self.0.memory.records().tlbs[cpu].flush(space, &all, true);
             }
         }
     }

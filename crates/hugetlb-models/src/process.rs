@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use hugetlb::{
-    Access, Error, FaultError, File, MapOptions, Mapping, NoEntry, Protection, SLOT_SIZE, Space, VirtAddr,
+    Access, Error, FaultError, File, Level, MapOptions, Mapping, Protection, SLOT_SIZE, Space, VirtAddr,
 };
 
 use crate::lock::RawRwLock;
@@ -151,18 +151,24 @@ impl Process {
     /// Makes the host's table in a slot, as a fault on a base page does.
     pub fn take_slot(&self, address: VirtAddr) {
         let mappings = self.mappings.read();
-        if matches!(self.space.pmd_entry(address), Err(NoEntry::Managed)) {
+        let is_there = || self.space.entry(address, Level::Pmd).expect("there are tables enough").is_some();
+        if !is_there() {
             self.give_slot(&mappings, address);
-            assert!(self.space.pmd_entry(address).is_ok(), "a slot that was asked for stays shared");
+            assert!(is_there(), "a slot that was asked for stays shared");
         }
     }
 
     /// Takes the mappings in a slot out of the shared table there.
     fn give_slot(&self, mappings: &Mappings, address: VirtAddr) {
-        for mapping in mappings.range(..address.slot() + SLOT_SIZE).rev().map(|(_, mapping)| mapping) {
+        for mapping in
+            mappings.range(..address.floor(Level::Pud) + SLOT_SIZE).rev().map(|(_, mapping)| mapping)
+        {
             mapping.leave_slot(address).expect("there are tables enough");
         }
-        assert!(self.space.find_pmd_entry(address).is_some(), "a slot that was asked for stays shared");
+        assert!(
+            self.space.find_entry(address, Level::Pmd).is_some(),
+            "a slot that was asked for stays shared"
+        );
     }
 
     /// What the host's own walks tell of an address: whether there is an entry, and whether it permits stores.
@@ -188,7 +194,7 @@ impl Process {
 
     /// Frees the host's tables of slots in which no mapping is left.
     fn free_tables(&self, mappings: &Mappings, range: &Range<VirtAddr>) {
-        let mut slot = range.start.slot();
+        let mut slot = range.start.floor(Level::Pud);
         while slot < range.end {
             let end = slot + SLOT_SIZE;
             let used = mappings

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hugetlb::sync::AtomicU64;
-use hugetlb::{NoEntry, OutOfMemory, PageSize, PhysAddr, SLOT_SIZE, Space, TABLE_ENTRIES, VirtAddr, format};
+use hugetlb::filetables::format::Native;
+use hugetlb::{Entry, EntryValue, Format, Level, OutOfMemory, PhysAddr, SLOT_SIZE, Space, VirtAddr};
 
 use crate::machine::Memory;
 
@@ -17,7 +17,7 @@ const HOST_TABLE: u64 = 0x27;
 pub(crate) struct Upper {
     id: u64,
     memory: Arc<Memory>,
-    pud: [AtomicU64; SLOTS as usize],
+    pud: [Entry; SLOTS as usize],
 }
 
 /// A handle to the tables of an address space.
@@ -26,25 +26,25 @@ pub struct ModelSpace(pub(crate) Arc<Upper>);
 
 impl ModelSpace {
     pub(crate) fn new(id: u64, memory: Arc<Memory>) -> ModelSpace {
-        let pud = std::array::from_fn(|_| AtomicU64::new(0));
+        let pud = std::array::from_fn(|_| Entry::empty());
         ModelSpace(Arc::new(Upper { id, memory, pud }))
     }
 
-    pub(crate) fn entry(&self, address: VirtAddr) -> &AtomicU64 {
+    pub(crate) fn pud(&self, address: VirtAddr) -> &Entry {
         &self.0.pud[(address.0 / SLOT_SIZE) as usize]
     }
 
     /// The host's table in a slot, taken out: nothing is in it any more.
     pub(crate) fn take_host_table(&self, slot: VirtAddr) -> Option<PhysAddr> {
-        let pud = self.entry(slot);
+        let pud = self.pud(slot);
         // Acquire: with the installation.
         let value = pud.load(Ordering::Acquire);
-        if !format::is_present(value) {
+        if !Native::is_present(value) {
             return None;
         }
-        assert!(!format::is_managed(value), "a table of the library in a slot without mappings");
-        pud.store(0, Ordering::Release);
-        Some(format::table_frame(value))
+        assert!(!Native::is_managed(Level::Pud, value), "a table of the library in a slot without mappings");
+        pud.store(EntryValue::default(), Ordering::Release);
+        Some(Native::table_frame(value))
     }
 }
 
@@ -53,8 +53,8 @@ impl Upper {
     pub(crate) fn leads_to(&self, table: PhysAddr) -> bool {
         self.pud
             .iter()
-            .map(|entry| entry.peek())
-            .any(|entry| format::is_present(entry) && format::table_frame(entry) == table)
+            .map(Entry::peek)
+            .any(|entry| Native::is_present(entry) && Native::table_frame(entry) == table)
     }
 }
 
@@ -63,42 +63,35 @@ impl Space for ModelSpace {
         self.0.id
     }
 
-    fn find_pud_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
-        Some(self.entry(address))
-    }
-
-    fn pud_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
-        Ok(self.entry(address))
-    }
-
-    fn find_pmd_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
-        // Acquire: with the installation.
-        let pud = self.entry(address).load(Ordering::Acquire);
-        if !format::is_present(pud) || format::is_managed(pud) {
-            return None;
+    fn find_entry(&self, address: VirtAddr, level: Level) -> Option<&Entry> {
+        match level {
+            Level::Pud => Some(self.pud(address)),
+            Level::Pmd => {
+                // Acquire: with the installation.
+                let pud = self.pud(address).load(Ordering::Acquire);
+                let is_host = Native::is_present(pud) && !Native::is_managed(Level::Pud, pud);
+                is_host.then(|| &self.0.memory.table(Native::table_frame(pud))[level.index(address)])
+            }
+            Level::Pte | Level::Pgd => None,
         }
-        let index = (address.0 >> PageSize::Size2M.shift()) as usize % TABLE_ENTRIES;
-        Some(&self.0.memory.table(format::table_frame(pud))[index])
     }
 
-    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, NoEntry> {
-        let pud = self.entry(address);
+    fn entry(&self, address: VirtAddr, level: Level) -> Result<Option<&Entry>, OutOfMemory> {
         // Acquire: with the installation.
-        if !format::is_present(pud.load(Ordering::Acquire)) {
+        if level == Level::Pmd && !Native::is_present(self.pud(address).load(Ordering::Acquire)) {
             let table = self.0.memory.allocate_table().ok_or(OutOfMemory)?;
-            // Release: with who walks.
-            if pud.compare_exchange(0, table.0 | HOST_TABLE, Ordering::Release, Ordering::Relaxed).is_err() {
+            if self.pud(address).fill(EntryValue(table.0 | HOST_TABLE)).is_err() {
                 self.0.memory.retire_table(table);
             }
         }
-        self.find_pmd_entry(address).ok_or(NoEntry::Managed)
+        Ok(self.find_entry(address, level))
     }
 
-    fn replace_managed(&self, address: VirtAddr) -> Result<(), OutOfMemory> {
+    fn replace_managed(&self, address: VirtAddr, level: Level) -> Result<(), OutOfMemory> {
         let table = self.0.memory.allocate_table().ok_or(OutOfMemory)?;
         // Release: with who walks. Acquire: what the shared table showed comes before.
-        let old = self.entry(address).swap(table.0 | HOST_TABLE, Ordering::AcqRel);
-        assert!(format::is_managed(old), "a table that is not the library's is replaced");
+        let old = self.pud(address).swap(EntryValue(table.0 | HOST_TABLE), Ordering::AcqRel);
+        assert!(Native::is_managed(level, old), "a table that is not the library's is replaced");
         Ok(())
     }
 }

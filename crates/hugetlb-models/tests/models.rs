@@ -138,6 +138,10 @@ mod models {
         command.env("SHUTTLE_SILENCE_WARNINGS", "1");
         if let Some(mutant) = mutant {
             command.env(MUTANT, mutant);
+            // Random schedules stop with the first that fails: a mutant gets more of them than what is to survive.
+            if checker == "pct" {
+                command.env(EFFORT, "20");
+            }
         }
         let output = command.output()?;
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hugetlb::{Access, PageSize, PhysAddr, SLOT_SIZE, Space, VirtAddr, format};
+use hugetlb::filetables::format::Native;
+use hugetlb::{Access, EntryValue, Format, Level, PageSize, PhysAddr, Protection, Space, VirtAddr};
 use parking_lot::Mutex;
 
 use crate::memory::Memory;
@@ -20,35 +21,34 @@ pub struct PageFault;
 pub(crate) struct Translation {
     pub(crate) frame: PhysAddr,
     pub(crate) size: PageSize,
-    writable: bool,
-    executable: bool,
+    rights: Protection,
 }
 
 impl Translation {
     fn permits(&self, access: Access) -> bool {
-        match access {
-            Access::Read => true,
-            Access::Write => self.writable,
-            Access::Execute => self.executable,
-        }
+        self.rights.contains(match access {
+            Access::Read => Protection::READ,
+            Access::Write => Protection::WRITE,
+            Access::Execute => Protection::EXECUTE,
+        })
     }
 
     /// Whether it permits nothing that `other` does not, and leads to the same place.
     pub(crate) fn is_within(&self, other: &Translation) -> bool {
-        self.frame == other.frame
-            && self.size == other.size
-            && self.writable <= other.writable
-            && self.executable <= other.executable
+        self.frame == other.frame && self.size == other.size && other.rights.contains(self.rights)
     }
 }
+
+/// What a paging-structure cache has of an entry: the space, the level, where the entry begins.
+type TableKey = (u64, Level, VirtAddr);
 
 /// What a CPU remembers, keyed by space and address. Spaces are tagged (as with PCIDs), so that a switch flushes nothing: the
 /// harshest case.
 #[derive(Default)]
 pub(crate) struct Tlb {
     pub(crate) leaves: HashMap<(u64, VirtAddr), (SimSpace, Translation)>,
-    /// The paging-structure cache: PUD entries that lead to tables.
-    pub(crate) tables: HashMap<(u64, VirtAddr), (SimSpace, u64)>,
+    /// The paging-structure caches: entries that lead to tables, with the rights that the levels above leave.
+    pub(crate) tables: HashMap<TableKey, (SimSpace, EntryValue, Protection)>,
 }
 
 impl Tlb {
@@ -58,9 +58,19 @@ impl Tlb {
             *id != space || end <= range.start || *address >= range.end
         });
         if tables {
-            self.tables.retain(|(id, slot), _| {
-                *id != space || *slot + SLOT_SIZE <= range.start || *slot >= range.end
+            self.tables.retain(|(id, level, start), _| {
+                *id != space || *start + level.span() <= range.start || *start >= range.end
             });
+        }
+    }
+
+    /// As on x86, a page fault drops what the TLB has for the address.
+    fn forget(&mut self, space: u64, address: VirtAddr) {
+        for size in PageSize::ALL {
+            self.leaves.remove(&(space, address.floor(size.level())));
+        }
+        for level in [Level::Pud, Level::Pgd] {
+            self.tables.remove(&(space, level, address.floor(level)));
         }
     }
 }
@@ -94,11 +104,7 @@ impl Cpu {
         let mut tlb = self.tlb.lock();
         let translation = self.translate(&mut tlb, space, address).filter(|found| found.permits(access));
         let Some(translation) = translation else {
-            // As on x86, a page fault drops what the TLB has for the address.
-            for size in PageSize::ALL {
-                tlb.leaves.remove(&(space.id(), address.page(size)));
-            }
-            tlb.tables.remove(&(space.id(), address.slot()));
+            tlb.forget(space.id(), address);
             return Err(PageFault);
         };
         let within = address.0 & (translation.size.bytes() - 1);
@@ -107,58 +113,66 @@ impl Cpu {
 
     fn translate(&self, tlb: &mut Tlb, space: &SimSpace, address: VirtAddr) -> Option<Translation> {
         for size in PageSize::ALL {
-            if let Some((_, hit)) = tlb.leaves.get(&(space.id(), address.page(size)))
+            if let Some((_, hit)) = tlb.leaves.get(&(space.id(), address.floor(size.level())))
                 && hit.size == size
             {
                 return Some(*hit);
             }
         }
-        let key = (space.id(), address.slot());
-        let pud = match tlb.tables.get(&key) {
-            Some((_, pud)) => *pud,
-            None => space.entry(address).load(Ordering::SeqCst),
+        // From the lowest table that a paging-structure cache leads to.
+        let cached = [Level::Pud, Level::Pgd].into_iter().find_map(|level| {
+            let (_, value, rights) = tlb.tables.get(&(space.id(), level, address.floor(level)))?;
+            Some((level, *value, *rights))
+        });
+        let first = || {
+            (Level::Pgd, space.root()[Level::Pgd.index(address)].load(Ordering::SeqCst), Protection::all())
         };
-        let found = walk(&self.memory, pud, address)?;
-        if found.size == PageSize::Size2M {
-            tlb.tables.insert(key, (space.clone(), pud));
+        let (mut level, mut value, mut rights) = cached.unwrap_or_else(first);
+        while Native::is_present(value) && !Native::is_leaf(level, value) && level > Level::Pmd {
+            tlb.tables.insert((space.id(), level, address.floor(level)), (space.clone(), value, rights));
+            rights &= Native::protection(value);
+            level = level.below()?;
+            let table = self.memory.table(Native::table_frame(value));
+            value = table[level.index(address)].load(Ordering::SeqCst);
         }
-        tlb.leaves.insert((space.id(), address.page(found.size)), (space.clone(), found));
+        let found = translation(level, value, rights)?;
+        tlb.leaves.insert((space.id(), address.floor(found.size.level())), (space.clone(), found));
         Some(found)
     }
 }
 
-const WRITABLE: u64 = 1 << 1;
-const USER: u64 = 1 << 2;
-const NO_EXECUTE: u64 = 1 << 63;
-
-/// Whether a cached PUD entry leads to the table that the entry leads to now, and permits nothing that it does not.
-pub(crate) fn table_is_within(held: u64, now: u64) -> bool {
-    let rights = WRITABLE | NO_EXECUTE;
-    held & !rights == now & !rights
-        && held & WRITABLE <= now & WRITABLE
-        && held & NO_EXECUTE >= now & NO_EXECUTE
+/// What a leaf says, with the rights that the levels above leave. Rights combine: all must permit stores, none forbid
+/// execution.
+fn translation(level: Level, value: EntryValue, rights: Protection) -> Option<Translation> {
+    let size = PageSize::ALL.into_iter().find(|size| size.level() == level)?;
+    let is_leaf = Native::is_leaf(level, value);
+    is_leaf.then(|| Translation {
+        frame: Native::leaf_frame(level, value),
+        size,
+        rights: rights & Native::protection(value),
+    })
 }
 
-/// What the tables below a PUD entry say of an address.
-pub(crate) fn walk(memory: &Memory, pud: u64, address: VirtAddr) -> Option<Translation> {
-    if !format::is_present(pud) || pud & USER == 0 {
-        return None;
+/// Whether a cached entry leads to the table that the entry leads to now, and permits nothing that it does not.
+pub(crate) fn table_is_within(held: EntryValue, now: EntryValue) -> bool {
+    Native::is_present(now)
+        && Native::table_frame(held) == Native::table_frame(now)
+        && Native::protection(now).contains(Native::protection(held))
+}
+
+/// What the tables say of an address now.
+pub(crate) fn walk(space: &SimSpace, address: VirtAddr) -> Option<Translation> {
+    let mut rights = Protection::all();
+    let mut level = Level::Pgd;
+    loop {
+        let value = space.now(address, level);
+        if !Native::is_present(value) {
+            return None;
+        }
+        if let Some(found) = translation(level, value, rights) {
+            return Some(found);
+        }
+        rights &= Native::protection(value);
+        level = level.below()?;
     }
-    let (leaf, size) = if format::is_leaf(pud) {
-        (pud, PageSize::Size1G)
-    } else {
-        let table = memory.table(format::table_frame(pud));
-        let entry = table[(address.0 >> PageSize::Size2M.shift()) as usize % 512].load(Ordering::SeqCst);
-        (entry, PageSize::Size2M)
-    };
-    if !format::is_leaf(leaf) || leaf & USER == 0 {
-        return None;
-    }
-    // Permissions combine over the levels: all must permit stores, none forbid execution.
-    Some(Translation {
-        frame: format::leaf_frame(leaf, size),
-        size,
-        writable: format::is_writable(leaf) && format::is_writable(pud),
-        executable: (leaf | pud) & NO_EXECUTE == 0,
-    })
 }

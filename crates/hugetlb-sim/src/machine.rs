@@ -4,8 +4,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use hugetlb::{Config, Flush, Hugetlb, Machine, PageSize, PhysAddr, Space, TableEntries, VirtAddr};
-
+use hugetlb::filetables::format::Native;
+use hugetlb::{
+    Config, Flush, Format, Hugetlb, Machine, PageSize, PhysAddr, Space, TableEntries, VirtAddr, filetables,
+};
 use parking_lot::Mutex;
 
 use crate::cpu::{self, Cpu};
@@ -112,18 +114,18 @@ impl SimMachine {
         for (number, cpu) in self.0.cpus.iter().enumerate() {
             let tlb = cpu.tlb.lock();
             for ((id, address), (space, held)) in &tlb.leaves {
-                let now = cpu::walk(&self.0.memory, space.entry(*address).load(Ordering::SeqCst), *address);
+                let now = cpu::walk(space, *address);
                 if !now.as_ref().is_some_and(|now| held.is_within(now)) {
                     return Err(format!(
                         "CPU {number}, space {id}, {address:?}: the TLB has {held:?}, the tables {now:?}"
                     ));
                 }
             }
-            for ((id, slot), (space, held)) in &tlb.tables {
-                let now = space.entry(*slot).load(Ordering::SeqCst);
+            for ((id, level, slot), (space, held, _)) in &tlb.tables {
+                let now = space.now(*slot, *level);
                 if !cpu::table_is_within(*held, now) {
                     return Err(format!(
-                        "CPU {number}, space {id}, {slot:?}: cached PUD entry {held:#x}, now {now:#x}"
+                        "CPU {number}, space {id}, {slot:?}: cached {level:?} entry {held:?}, now {now:?}"
                     ));
                 }
             }
@@ -132,10 +134,9 @@ impl SimMachine {
     }
 }
 
-impl Machine for SimMachine {
+impl filetables::Machine for SimMachine {
+    type Format = Native;
     type RawSpinLock = parking_lot::RawMutex;
-    type RawMutex = parking_lot::RawMutex;
-    type RawRwLock = parking_lot::RawRwLock;
     type Space = SimSpace;
 
     fn allocate_table(&self) -> Option<PhysAddr> {
@@ -145,7 +146,7 @@ impl Machine for SimMachine {
     fn retire_table(&self, table: PhysAddr) {
         for cpu in &self.0.cpus {
             let tlb = cpu.tlb.lock();
-            let held = tlb.tables.values().any(|(_, pud)| hugetlb::format::table_frame(*pud) == table);
+            let held = tlb.tables.values().any(|(_, held, _)| Native::table_frame(*held) == table);
             assert!(!held, "a table is retired that a paging-structure cache leads to");
         }
         self.0.memory.free_table(table);
@@ -154,6 +155,31 @@ impl Machine for SimMachine {
     fn table(&self, table: PhysAddr) -> &TableEntries {
         self.0.memory.table(table)
     }
+
+    fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool) {
+        run_hook(&self.0.in_flush);
+        if self.0.forget_flushes.load(Ordering::SeqCst) {
+            return;
+        }
+        for cpu in &self.0.cpus {
+            // The spaces of a CPU are asked about before its lock is taken for the flush: what is held then and not now was
+            // flushed by another; what comes later was read from the changed tables.
+            let held: BTreeSet<u64> = {
+                let tlb = cpu.tlb.lock();
+                tlb.leaves.keys().map(|key| key.0).chain(tlb.tables.keys().map(|key| key.0)).collect()
+            };
+            let held: Vec<u64> = held.into_iter().filter(|id| concerned(*id)).collect();
+            let mut tlb = cpu.tlb.lock();
+            for id in held {
+                tlb.flush(id, &(VirtAddr(0)..VirtAddr(u64::MAX)), true);
+            }
+        }
+    }
+}
+
+impl Machine for SimMachine {
+    type RawMutex = parking_lot::RawMutex;
+    type RawRwLock = parking_lot::RawRwLock;
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
         self.0.memory.allocate_huge(size)
@@ -186,25 +212,6 @@ impl Machine for SimMachine {
             let mut tlb = cpu.tlb.lock();
             for flush in batch {
                 tlb.flush(flush.space.id(), &flush.range, flush.tables);
-            }
-        }
-    }
-    fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool) {
-        run_hook(&self.0.in_flush);
-        if self.0.forget_flushes.load(Ordering::SeqCst) {
-            return;
-        }
-        for cpu in &self.0.cpus {
-            // The spaces of a CPU are asked about before its lock is taken for the flush: what is held then and not now was
-            // flushed by another; what comes later was read from the changed tables.
-            let held: BTreeSet<u64> = {
-                let tlb = cpu.tlb.lock();
-                tlb.leaves.keys().chain(tlb.tables.keys()).map(|(id, _)| *id).collect()
-            };
-            let held: Vec<u64> = held.into_iter().filter(|id| concerned(*id)).collect();
-            let mut tlb = cpu.tlb.lock();
-            for id in held {
-                tlb.flush(id, &(VirtAddr(0)..VirtAddr(u64::MAX)), true);
             }
         }
     }

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use hugetlb::{PageSize, PhysAddr, TABLE_SIZE, TableEntries};
+use hugetlb::{Entry, EntryValue, PageSize, PhysAddr, TABLE_SIZE, TableEntries};
 use parking_lot::Mutex;
 
 /// The words of a huge page that are simulated, spread evenly over it.
@@ -64,7 +64,7 @@ impl HugeFrames {
 impl Memory {
     pub(crate) fn new(tables: usize, small: usize, large: usize) -> Memory {
         Memory {
-            tables: (0..tables).map(|_| Box::new([const { AtomicU64::new(0) }; 512])).collect(),
+            tables: (0..tables).map(|_| Box::new([const { Entry::empty() }; 512])).collect(),
             table_list: FreeList::new(tables),
             huge: [
                 HugeFrames::new(PageSize::Size2M, 1 << 40, small),
@@ -76,7 +76,7 @@ impl Memory {
     pub(crate) fn allocate_table(&self) -> Option<PhysAddr> {
         let number = self.table_list.take()?;
         for entry in self.tables[number].iter() {
-            entry.store(0, Ordering::SeqCst);
+            entry.store(EntryValue::default(), Ordering::SeqCst);
         }
         Some(PhysAddr(TABLES_BASE + number as u64 * TABLE_SIZE))
     }
@@ -84,7 +84,7 @@ impl Memory {
     pub(crate) fn free_table(&self, table: PhysAddr) {
         // A walk through a freed table finds translations to nowhere rather than plausible ones.
         for entry in self.table(table).iter() {
-            entry.store(u64::MAX, Ordering::SeqCst);
+            entry.store(EntryValue(u64::MAX), Ordering::SeqCst);
         }
         self.table_list.give(((table.0 - TABLES_BASE) / TABLE_SIZE) as usize);
     }

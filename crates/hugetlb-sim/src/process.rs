@@ -5,8 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use hugetlb::{
-    Access, CheckRound, Error, FaultError, File, MapOptions, Mapping, OutOfMemory, Protection, SLOT_SIZE,
-    VirtAddr,
+    Access, CheckRound, Error, FaultError, File, Flush, Level, Machine, MapOptions, Mapping, OutOfMemory,
+    Protection, SLOT_SIZE, VirtAddr,
 };
 use parking_lot::RwLock;
 
@@ -139,7 +139,7 @@ impl Process {
 
     /// Takes the mappings in a slot out of the shared table there.
     fn give_slot(mappings: &Mappings, address: VirtAddr) -> Result<(), Signal> {
-        let in_slot = mappings.range(..address.slot() + SLOT_SIZE);
+        let in_slot = mappings.range(..address.floor(Level::Pud) + SLOT_SIZE);
         in_slot.rev().try_for_each(|(_, mapping)| {
             mapping.leave_slot(address).map(|_| ()).map_err(|OutOfMemory| Signal::OutOfMemory)
         })
@@ -161,7 +161,7 @@ impl Process {
 
     /// Frees the host's tables of slots in which no mapping is left.
     fn free_tables(&self, mappings: &Mappings, range: &Range<VirtAddr>) {
-        let mut slot = range.start.slot();
+        let mut slot = range.start.floor(Level::Pud);
         while slot < range.end {
             let end = slot + SLOT_SIZE;
             let used = mappings
@@ -179,6 +179,9 @@ impl Process {
 /// Exit.
 impl Drop for Process {
     fn drop(&mut self) {
-        self.unmap(VirtAddr(0)..VirtAddr(512 * SLOT_SIZE));
+        let all = VirtAddr(0)..VirtAddr(512 * SLOT_SIZE);
+        self.unmap(all.clone());
+        // The host's upper tables go with the space.
+        self.machine.flush(&[Flush { space: self.space.clone(), range: all, tables: true }]);
     }
 }

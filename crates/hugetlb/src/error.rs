@@ -5,24 +5,7 @@ use core::fmt;
 /// The result of an operation that can fail with an [`Error`].
 pub type Result<T, E = Error> = core::result::Result<T, E>;
 
-/// A page-table frame could not be had.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct OutOfMemory;
-
-/// Why the host has no entry of a PMD table of its own for an address.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum NoEntry {
-    /// A page-table frame could not be had.
-    OutOfMemory,
-    /// The PUD entry leads to a table of the library: another mapping in the slot is attached to it.
-    Managed,
-}
-
-impl From<OutOfMemory> for NoEntry {
-    fn from(_: OutOfMemory) -> NoEntry {
-        NoEntry::OutOfMemory
-    }
-}
+pub use filetables::OutOfMemory;
 
 /// Why an operation failed; each value is an errno of Linux.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -96,17 +79,22 @@ pub enum FaultError {
     SlotShared,
 }
 
-impl From<NoEntry> for FaultError {
-    fn from(reason: NoEntry) -> FaultError {
-        match reason {
-            NoEntry::OutOfMemory => FaultError::OutOfMemory,
-            NoEntry::Managed => FaultError::SlotShared,
-        }
-    }
-}
-
 impl From<OutOfMemory> for FaultError {
     fn from(_: OutOfMemory) -> FaultError {
         FaultError::OutOfMemory
     }
 }
+
+impl fmt::Display for FaultError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            FaultError::Sigbus => "no page to be had there",
+            FaultError::OutOfMemory => "no memory for a page table",
+            FaultError::Access => "the mapping does not permit the access",
+            FaultError::NotMapped => "the address is not in the mapping",
+            FaultError::SlotShared => "another mapping has a shared table in the slot",
+        })
+    }
+}
+
+impl core::error::Error for FaultError {}

@@ -1,19 +1,15 @@
 //! The handle to the whole subsystem: pools, protocol, fault mutexes, counters.
 
 use alloc::boxed::Box;
-use alloc::vec::Vec;
 
-use crate::addr::{PageIndex, PageSize};
+use crate::addr::PageSize;
 use crate::error::Result;
 use crate::file::File;
 use crate::machine::Machine;
 use crate::pool::Pool;
 use crate::sharing::{Protocol, ProtocolKind};
 use crate::stats::{Counters, SharingStatistics};
-use crate::sync::{Arc, Mutex, Ordering, Tally};
-
-/// Fault mutexes; two faults on different pages meet in one with a probability of 1 in so many.
-const FAULT_MUTEXES: usize = 256;
+use crate::sync::{Arc, Ordering, Tally};
 
 /// How the subsystem is set up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -36,8 +32,9 @@ pub struct Hugetlb<M: Machine> {
     config: Config,
     pools: [Arc<Pool<M>>; 2],
     protocol: Box<dyn Protocol<M>>,
-    fault_mutexes: Vec<Mutex<M, ()>>,
     counters: Counters,
+    /// What the tables of all files are counted by.
+    tables: Arc<filetables::Counts>,
     next_id: Tally,
 }
 
@@ -50,8 +47,8 @@ impl<M: Machine> Hugetlb<M> {
             machine,
             config,
             protocol: config.protocol.protocol(),
-            fault_mutexes: (0..FAULT_MUTEXES).map(|_| Mutex::<M, _>::new(())).collect(),
             counters: Counters::default(),
+            tables: Arc::default(),
             next_id: Tally::new(1),
         })
     }
@@ -91,7 +88,11 @@ impl<M: Machine> Hugetlb<M> {
 
     /// Counters of table sharing.
     pub fn sharing(&self) -> SharingStatistics {
-        self.counters.snapshot()
+        let mut counted = self.counters.snapshot();
+        counted.tables += self.tables.tables();
+        counted.attachments += self.tables.attachments();
+        counted.reached += self.tables.reached();
+        counted
     }
 
     /// A file of `bytes` that no mount limits, for `MAP_ANONYMOUS | MAP_HUGETLB`, `shmget(SHM_HUGETLB)` and
@@ -110,6 +111,10 @@ impl<M: Machine> Hugetlb<M> {
         &*self.protocol
     }
 
+    pub(crate) fn table_counts(&self) -> Arc<filetables::Counts> {
+        self.tables.clone()
+    }
+
     pub(crate) fn counters(&self) -> &Counters {
         &self.counters
     }
@@ -118,12 +123,5 @@ impl<M: Machine> Hugetlb<M> {
     pub(crate) fn next_id(&self) -> u64 {
         // Relaxed: only that each value is given out once matters; lists order by it under their own locks.
         self.next_id.fetch_add(1, Ordering::Relaxed)
-    }
-
-    /// The mutex that serialises what happens to one page of a file.
-    pub(crate) fn fault_mutex(&self, file: u64, index: PageIndex) -> &Mutex<M, ()> {
-        let mixed = (file ^ index.0.rotate_left(32)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        &self.fault_mutexes[(mixed >> 40) as usize % FAULT_MUTEXES]
     }
 }

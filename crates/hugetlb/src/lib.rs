@@ -11,13 +11,12 @@
 #![warn(missing_docs)]
 
 extern crate alloc;
-#[cfg(any(test, feature = "model"))]
+#[cfg(any(test, roundtable_model))]
 extern crate std;
 
 mod addr;
 mod error;
 mod file;
-pub mod format;
 mod hugetlb;
 pub mod machine;
 mod mapping;
@@ -38,11 +37,11 @@ mod testing;
 struct Readme;
 
 pub use addr::{PageIndex, PageSize, PhysAddr, SLOT_SIZE, TABLE_ENTRIES, TABLE_SIZE, VirtAddr};
-pub use error::{Error, FaultError, NoEntry, OutOfMemory, Result};
+pub use error::{Error, FaultError, OutOfMemory, Result};
 pub use file::{Chunk, FallocateMode, File, FileStatistics, MAX_FILE_SIZE, MapOptions, PageRef};
-pub use format::Protection;
+pub use filetables::{self, EntryValue, Format, Level, Protection, lock_api};
 pub use hugetlb::{Config, Hugetlb};
-pub use machine::{Flush, Machine, Space, TableEntries};
+pub use machine::{Entry, Flush, Machine, Space, TableEntries};
 pub use mapping::{Access, CheckRound, Mapping, Resident};
 pub use pool::{Pool, PoolStatistics};
 pub use sharing::ProtocolKind;

@@ -1,30 +1,6 @@
-//! Points at which a test can break the library on purpose, to see that a checker notices.
-//!
-//! Each mutant drops one flush, one lock, one look or one count. With the feature `mutants` a test selects one by its name;
-//! without it a mutant is a constant `false`, and nothing of it is left in the program. `cargo xtask mutants` breaks the
-//! library in each way and shows who catches it: a mutant that nobody catches fails the tests.
+//! Points at which a test can break the library on purpose: see [`filetables::mutant`].
 
-#[cfg(all(feature = "mutants", target_os = "none"))]
-compile_error!("mutants are for tests on a host: no kernel has them");
-
-/// Declares the mutants: the documentation says what is dropped.
-macro_rules! mutants {
-    ($($(#[doc = $dropped:literal])* $name:ident,)*) => {
-        /// A way in which the library can be broken.
-        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-        pub(crate) enum Mutant {
-            $($(#[doc = $dropped])* $name,)*
-        }
-
-        /// All mutants: the name, what is dropped.
-        #[cfg(feature = "mutants")]
-        const ALL: &[(Mutant, &str, &str)] = &[
-            $((Mutant::$name, stringify!($name), concat!($($dropped),*)),)*
-        ];
-    };
-}
-
-mutants! {
+filetables::mutants! {
     /// A batch does not flush the addresses that it noted.
     FlushForgotten,
     /// A batch does not flush those who are attached to the file's tables.
@@ -49,8 +25,6 @@ mutants! {
     CrowdedSlotKept,
     /// A mapping that is asked for its slot does not flush.
     CrowdedSlotNotFlushed,
-    /// The shared table of another mapping in the slot is taken for the mapping's own.
-    StrangersTableTaken,
     /// A slot that a split cuts keeps its shared table.
     SplitSlotKept,
     /// A slot that a split cuts is attached again before the cut: CVE-2025-38084.
@@ -79,10 +53,6 @@ mutants! {
     FenceBehindIndex,
     /// The fault mutex of a page that is removed is let go before the flush.
     IndexUnlockedEarly,
-    /// A fault adds its page without a second look at the end of the file.
-    EndNotLookedAtAgain,
-    /// A page leaves the cache and stays in the file's tables.
-    RemovedButShown,
     /// A table is adopted whose last sharer is taking it down.
     DyingTableAdopted,
     /// A table is adopted while its entries change.
@@ -107,24 +77,8 @@ mutants! {
     FaultNotFenced,
     /// Changes do not take the fence of the file (protocol `file-lock`).
     ChangeNotFenced,
-    /// A page that a removal hid ahead is not shown again.
-    NotShownAgain,
     /// A mapping with entries in tables of the host is not on the file's list.
     NotEnlisted,
-    /// An attachment to a table of the file is not counted.
-    AttachmentNotCounted,
-    /// A new table of the file does not get the pages that are there.
-    TableNotFilled,
-    /// An entry in a table of the file is written without a release.
-    ShownWithoutRelease,
-    /// A fresh page is not shown in the file's tables.
-    FreshPageNotShown,
-    /// The entries of a table of the file that goes are not counted out.
-    EmptiedNotCounted,
-    /// A slot is attached whatever is in its PUD entry.
-    SlotAttachedTwice,
-    /// The address space that attaches is not known to the file.
-    SpaceNotJoined,
     /// A fault that a truncation overtook does not leave the promise behind that its page used up.
     PromiseTakenAlong,
     /// The promise of a private mapping is not given back with it.
@@ -137,55 +91,13 @@ mutants! {
     PromiseNotRenewed,
     /// A page that is taken by a promise leaves the promise.
     PromiseNotUsedUp,
-    /// Pages that come into sight when a file grows are not shown.
-    GrownFileNotShown,
 }
 
-#[cfg(feature = "mutants")]
-mod selection {
-    use core::sync::atomic::{AtomicUsize, Ordering};
-
-    use super::{ALL, Mutant};
-
-    /// One more than the place of the selected mutant, 0 for none. No model schedules it: it is set before all.
-    static SELECTED: AtomicUsize = AtomicUsize::new(0);
-
-    /// Breaks the library in one way from now on, for the whole program.
-    ///
-    /// # Panics
-    ///
-    /// When there is no such mutant: a test that selects nothing would find nothing.
-    pub fn select(name: &str) {
-        let place = ALL.iter().position(|(_, known, _)| *known == name);
-        let place = place.unwrap_or_else(|| panic!("no such mutant: {name}"));
-        SELECTED.store(place + 1, Ordering::SeqCst);
-    }
-
-    /// All mutants: the name, and what is dropped.
-    pub fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
-        ALL.iter().map(|(_, name, dropped)| (*name, dropped.trim()))
-    }
-
-    impl Mutant {
-        /// Whether the library is to be broken in this way.
-        pub(crate) fn is_on(self) -> bool {
-            // Relaxed: set before the threads start.
-            match SELECTED.load(Ordering::Relaxed) {
-                0 => false,
-                selected => ALL[selected - 1].0 == self,
-            }
-        }
-    }
+/// All mutants, those of the tables included: the name, and what is dropped.
+#[cfg(roundtable_model)]
+pub fn all() -> impl Iterator<Item = (&'static str, &'static str)> {
+    filetables::mutant::ALL.iter().chain(ALL).map(|(name, dropped)| (*name, dropped.trim()))
 }
 
-#[cfg(feature = "mutants")]
-pub use selection::{all, select};
-
-#[cfg(not(feature = "mutants"))]
-impl Mutant {
-    /// Whether the library is to be broken in this way: never.
-    #[inline(always)]
-    pub(crate) const fn is_on(self) -> bool {
-        false
-    }
-}
+#[cfg(roundtable_model)]
+pub use filetables::mutant::select;

@@ -14,12 +14,14 @@ pub enum Fallback {
     Occupied,
     /// Something else in the slot needed a table there, or another mapping has a shared one.
     Neighbour,
+    /// Too many windows lie over the same pages of the file.
+    Crowded,
 }
 
 impl Fallback {
     /// All reasons, in the order of their declaration.
-    pub const ALL: [Fallback; 4] =
-        [Fallback::Private, Fallback::NotCovered, Fallback::Occupied, Fallback::Neighbour];
+    pub const ALL: [Fallback; 5] =
+        [Fallback::Private, Fallback::NotCovered, Fallback::Occupied, Fallback::Neighbour, Fallback::Crowded];
 
     /// The name of the reason's counter.
     pub const fn counter_name(self) -> &'static str {
@@ -28,6 +30,7 @@ impl Fallback {
             Fallback::NotCovered => "fallback_not_covered",
             Fallback::Occupied => "fallback_occupied",
             Fallback::Neighbour => "fallback_neighbour",
+            Fallback::Crowded => "fallback_crowded",
         }
     }
 }
@@ -75,8 +78,10 @@ macro_rules! counted {
 counted! {
     /// Tables of the library that are in use.
     tables,
-    /// PUD entries that lead to them.
+    /// Entries of processes that lead to them.
     attachments,
+    /// Tables that processes would have of their own in the place of these: each once for each attachment that leads to it.
+    reached,
     /// Slots that were attached to a table that was there already, ever.
     shares,
     /// Slots that gave up a table that others kept, ever.
@@ -102,7 +107,7 @@ impl SharingStatistics {
 
     /// Bytes that private tables in the place of the shared ones would take more.
     pub fn saved_bytes(&self) -> u64 {
-        self.attachments.saturating_sub(self.tables) * TABLE_SIZE
+        self.reached.saturating_sub(self.tables) * TABLE_SIZE
     }
 }
 
@@ -142,6 +147,7 @@ mod tests {
         let counters = Counters::default();
         counters.tables.add(2);
         counters.attachments.add(5);
+        counters.reached.add(5);
         counters.fall_back(Fallback::Occupied, 3);
         let statistics = counters.snapshot();
         let listed: std::vec::Vec<_> = statistics.list().collect();

@@ -5,9 +5,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::vec::Vec;
 
+use filetables::format::X86_64;
+use filetables::{Entry, EntryValue, Format, Level};
+
 use crate::addr::{PageSize, PhysAddr, VirtAddr};
-use crate::error::{NoEntry, OutOfMemory};
-use crate::format;
+use crate::error::OutOfMemory;
 use crate::hugetlb::{Config, Hugetlb};
 use crate::machine::{Flush, Machine, Space, TableEntries};
 use crate::sharing::ProtocolKind;
@@ -29,7 +31,7 @@ pub(crate) struct TestMachine {
     next: AtomicU64,
     pub(crate) flushes: AtomicU64,
     watched: Mutex<Option<(TestSpace, VirtAddr)>>,
-    seen: Mutex<Vec<u64>>,
+    seen: Mutex<Vec<EntryValue>>,
     at_flush: Mutex<Option<Hook>>,
 }
 
@@ -60,7 +62,7 @@ impl Arena {
 
 impl TestMachine {
     pub(crate) fn new() -> TestMachine {
-        let tables = (0..TABLES).map(|_| Box::new([const { AtomicU64::new(0) }; 512])).collect();
+        let tables = (0..TABLES).map(|_| Box::new([const { Entry::empty() }; 512])).collect();
         let arena = Arc::new(Arena { tables, free: Mutex::new((0..TABLES).collect()) });
         TestMachine {
             arena,
@@ -78,7 +80,7 @@ impl TestMachine {
         TestSpace {
             id: self.next.fetch_add(1, Ordering::SeqCst),
             arena: self.arena.clone(),
-            pud: Arc::new([const { AtomicU64::new(0) }; 512]),
+            pud: Arc::new([const { Entry::empty() }; 512]),
         }
     }
 
@@ -102,13 +104,13 @@ impl TestMachine {
     }
 
     /// What was noted.
-    pub(crate) fn seen(&self) -> Vec<u64> {
+    pub(crate) fn seen(&self) -> Vec<EntryValue> {
         self.seen.lock().unwrap().clone()
     }
 
     /// The table that a PUD entry leads to.
-    pub(crate) fn table_of(&self, entry: u64) -> &TableEntries {
-        self.arena.entries(format::table_frame(entry))
+    pub(crate) fn table_of(&self, entry: EntryValue) -> &TableEntries {
+        self.arena.entries(X86_64::table_frame(entry))
     }
 
     pub(crate) fn free_tables(&self) -> usize {
@@ -116,14 +118,25 @@ impl TestMachine {
     }
 }
 
+/// Present, writable, user: an entry of the host that leads to a table of its own.
+const HOST_TABLE: u64 = 7;
+
 impl TestSpace {
-    /// Breaks the PUD entry for an address; returns what it was.
-    pub(crate) fn set_pud(&self, address: VirtAddr, value: u64) -> u64 {
-        self.pud[(address.0 >> 30) as usize & 511].swap(value, Ordering::SeqCst)
+    fn pud_entry(&self, address: VirtAddr) -> &Entry {
+        &self.pud[Level::Pud.index(address)]
     }
 
-    pub(crate) fn pud(&self, address: VirtAddr) -> u64 {
-        self.pud[(address.0 >> 30) as usize & 511].load(Ordering::SeqCst)
+    /// Breaks the PUD entry for an address; returns what it was.
+    pub(crate) fn set_pud(&self, address: VirtAddr, value: EntryValue) -> EntryValue {
+        self.pud_entry(address).swap(value, Ordering::SeqCst)
+    }
+
+    pub(crate) fn pud(&self, address: VirtAddr) -> EntryValue {
+        self.pud_entry(address).load(Ordering::SeqCst)
+    }
+
+    fn table(&self) -> Result<EntryValue, OutOfMemory> {
+        self.arena.allocate().map(|table| EntryValue(table.0 | HOST_TABLE)).ok_or(OutOfMemory)
     }
 }
 
@@ -132,40 +145,36 @@ impl Space for TestSpace {
         self.id
     }
 
-    fn find_pud_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
-        Some(&self.pud[(address.0 >> 30) as usize & 511])
-    }
-
-    fn pud_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
-        self.find_pud_entry(address).ok_or(OutOfMemory)
-    }
-
-    fn find_pmd_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
-        let pud = self.pud(address);
-        let index = (address.0 >> 21) as usize & 511;
-        let is_host = format::is_present(pud) && !format::is_managed(pud);
-        is_host.then(|| &self.arena.entries(format::table_frame(pud))[index])
-    }
-
-    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, NoEntry> {
-        if !format::is_present(self.pud(address)) {
-            let table = self.arena.allocate().ok_or(OutOfMemory)?;
-            self.set_pud(address, table.0 | 7);
+    fn find_entry(&self, address: VirtAddr, level: Level) -> Option<&Entry> {
+        match level {
+            Level::Pud => Some(self.pud_entry(address)),
+            Level::Pmd => {
+                let pud = self.pud(address);
+                let is_host = X86_64::is_present(pud) && !X86_64::is_managed(Level::Pud, pud);
+                is_host.then(|| &self.arena.entries(X86_64::table_frame(pud))[Level::Pmd.index(address)])
+            }
+            Level::Pte | Level::Pgd => None,
         }
-        self.find_pmd_entry(address).ok_or(NoEntry::Managed)
     }
 
-    fn replace_managed(&self, address: VirtAddr) -> Result<(), OutOfMemory> {
-        let table = self.arena.allocate().ok_or(OutOfMemory)?;
-        assert!(format::is_managed(self.set_pud(address, table.0 | 7)), "the table was another's");
+    fn entry(&self, address: VirtAddr, level: Level) -> Result<Option<&Entry>, OutOfMemory> {
+        if level == Level::Pmd && !X86_64::is_present(self.pud(address)) {
+            let table = self.table()?;
+            self.set_pud(address, table);
+        }
+        Ok(self.find_entry(address, level))
+    }
+
+    fn replace_managed(&self, address: VirtAddr, _: Level) -> Result<(), OutOfMemory> {
+        let table = self.table()?;
+        self.set_pud(address, table);
         Ok(())
     }
 }
 
-impl Machine for TestMachine {
+impl filetables::Machine for TestMachine {
+    type Format = X86_64;
     type RawSpinLock = parking_lot::RawMutex;
-    type RawMutex = parking_lot::RawMutex;
-    type RawRwLock = parking_lot::RawRwLock;
     type Space = TestSpace;
 
     fn allocate_table(&self) -> Option<PhysAddr> {
@@ -173,13 +182,30 @@ impl Machine for TestMachine {
     }
 
     fn retire_table(&self, table: PhysAddr) {
-        assert!(self.table(table).iter().all(|entry| entry.load(Ordering::SeqCst) == 0));
+        assert!(
+            self.arena
+                .entries(table)
+                .iter()
+                .all(|entry| entry.load(Ordering::SeqCst) == EntryValue::default())
+        );
         self.arena.free.lock().unwrap().push((table.0 >> 12) as usize - 1);
     }
 
     fn table(&self, table: PhysAddr) -> &TableEntries {
         self.arena.entries(table)
     }
+
+    fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool) {
+        let spaces = 1..self.next.load(Ordering::SeqCst);
+        if spaces.into_iter().any(concerned) {
+            self.flushes.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+}
+
+impl Machine for TestMachine {
+    type RawMutex = parking_lot::RawMutex;
+    type RawRwLock = parking_lot::RawRwLock;
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
         let frame = self.next.fetch_add(1, Ordering::SeqCst) << size.shift();
@@ -208,15 +234,10 @@ impl Machine for TestMachine {
             hook();
         }
         if let Some((space, address)) = &*self.watched.lock().unwrap() {
-            let entry = space.find_pmd_entry(*address).map_or(0, |entry| entry.load(Ordering::SeqCst));
+            let entry = space
+                .find_entry(*address, Level::Pmd)
+                .map_or(EntryValue::default(), |entry| entry.load(Ordering::SeqCst));
             self.seen.lock().unwrap().push(entry);
-        }
-    }
-
-    fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool) {
-        let spaces = 1..self.next.load(Ordering::SeqCst);
-        if spaces.into_iter().any(concerned) {
-            self.flushes.fetch_add(1, Ordering::SeqCst);
         }
     }
 }

@@ -4,7 +4,7 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use core::ops::Range;
 
-use ::hugetlb::format::Protection;
+use ::hugetlb::Protection;
 use ::hugetlb::{Access as LibraryAccess, FaultError as LibraryError, MapOptions, Mapping, VirtAddr};
 
 use super::file::HugeFile;

@@ -8,7 +8,7 @@
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use ::hugetlb::{ProtocolKind, Space, VirtAddr};
+use ::hugetlb::{EntryValue, Level, ProtocolKind, Space, VirtAddr};
 use syscalls::Errno;
 
 use super::machine::SpaceTables;
@@ -44,7 +44,7 @@ pub(super) fn take() -> Option<Frame> {
 struct Taken {
     space: SpaceTables,
     address: VirtAddr,
-    entry: u64,
+    entry: EntryValue,
 }
 
 static TAKEN: SpinLock<Option<Taken>> = SpinLock::new(None);
@@ -56,7 +56,7 @@ pub(super) fn break_entry(text: &str) -> Result<()> {
     let mut taken = TAKEN.lock();
     if address == VirtAddr(0) {
         let Taken { space, address, entry } = taken.take().ok_or(Errno::EINVAL)?;
-        space.find_pud_entry(address).ok_or(Errno::EFAULT)?.store(entry, Ordering::SeqCst);
+        space.find_entry(address, Level::Pud).ok_or(Errno::EFAULT)?.store(entry, Ordering::SeqCst);
         return Ok(());
     }
     if taken.is_some() {
@@ -64,7 +64,8 @@ pub(super) fn break_entry(text: &str) -> Result<()> {
     }
     let mm = process::current().process.mm().ok_or(Errno::ESRCH)?;
     let space = SpaceTables(mm.page_tables().clone());
-    let entry = space.find_pud_entry(address).ok_or(Errno::EFAULT)?.swap(0, Ordering::SeqCst);
+    let entry = space.find_entry(address, Level::Pud).ok_or(Errno::EFAULT)?;
+    let entry = entry.swap(EntryValue::default(), Ordering::SeqCst);
     *taken = Some(Taken { space, address, entry });
     Ok(())
 }

@@ -3,13 +3,14 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
-use ::hugetlb::{Flush, Machine, NoEntry, OutOfMemory, PageSize, PhysAddr, Space, TableEntries, VirtAddr};
+use ::hugetlb::filetables::{self, Entry, Level, format::Native};
+use ::hugetlb::{Flush, Machine, OutOfMemory, PageSize, PhysAddr, Space, TableEntries, VirtAddr};
 
 use crate::arch::cpu::{self, CpuSet};
 use crate::arch::{features, ipi, tlb};
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{self, PAGE_SIZE, contiguous};
-use crate::mm::{self, NoTable, PageTables, table_entries};
+use crate::mm::{self, NoTable, PageTables};
 use crate::sync::grace;
 use crate::{sched, sync};
 
@@ -22,10 +23,9 @@ const STEP: u64 = 256 << 10;
 /// More translations than this are dearer to forget one by one than all at once.
 const MAX_SINGLE: u64 = 32;
 
-impl Machine for Kernel {
+impl filetables::Machine for Kernel {
+    type Format = Native;
     type RawSpinLock = sync::RawSpinLock;
-    type RawMutex = sync::RawMutex;
-    type RawRwLock = sync::RawRwLock;
     type Space = SpaceTables;
 
     fn allocate_table(&self) -> Option<PhysAddr> {
@@ -49,8 +49,31 @@ impl Machine for Kernel {
 
     fn table(&self, table: PhysAddr) -> &TableEntries {
         // SAFETY: the caller's table is not retired, so the frame is a table as long as it is looked at.
-        unsafe { table_entries(memory::PhysAddr(table.0)) }
+        unsafe { &*memory::PhysAddr(table.0).as_ptr::<TableEntries>() }
     }
+
+    fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool) {
+        // As in `flush`.
+        fence(Ordering::SeqCst);
+        let mut cpus = mm::cpus_running(concerned);
+        let this = cpu::id();
+        if cpus.contains(this) {
+            tlb::flush_all();
+        }
+        cpus.remove(this);
+        if !cpus.is_empty() {
+            ipi::call(&cpus, &tlb::flush_all);
+        }
+    }
+
+    fn give_way(&self) {
+        sched::cond_resched();
+    }
+}
+
+impl Machine for Kernel {
+    type RawMutex = sync::RawMutex;
+    type RawRwLock = sync::RawRwLock;
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
         let bytes = size.bytes() as usize;
@@ -97,19 +120,6 @@ impl Machine for Kernel {
             ipi::call(&cpus, &|| flush_here(batch));
         }
     }
-    fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool) {
-        // As in `flush`.
-        fence(Ordering::SeqCst);
-        let mut cpus = mm::cpus_running(concerned);
-        let this = cpu::id();
-        if cpus.contains(this) {
-            tlb::flush_all();
-        }
-        cpus.remove(this);
-        if !cpus.is_empty() {
-            ipi::call(&cpus, &tlb::flush_all);
-        }
-    }
 }
 
 /// Calls `work` with offset and length of each step, and lets other threads run in between.
@@ -149,33 +159,10 @@ fn flush_here(batch: &[Flush<SpaceTables>]) {
 #[derive(Clone)]
 pub struct SpaceTables(pub Arc<PageTables>);
 
-/// The levels of the entries that the library asks for.
-const PUD: u32 = 3;
-const PMD: u32 = 2;
-
-impl SpaceTables {
-    fn find(&self, address: VirtAddr, level: u32) -> Option<&AtomicU64> {
-        let reading = grace::read();
-        let entry = core::ptr::from_ref(self.0.find(address.0, level, &reading)?);
-        // SAFETY: tables are freed only where no area is, and a live mapping of huge pages is one; the library keeps to the addresses of
-        // its mappings, as `hugetlb::machine` lays down. The handle keeps the root.
-        Some(unsafe { &*entry })
-    }
-
-    fn find_or_make(&self, address: VirtAddr, level: u32) -> Result<&AtomicU64, NoEntry> {
-        // Mostly it is there.
-        if let Some(entry) = self.find(address, level) {
-            return Ok(entry);
-        }
-        let mut tables = self.0.lock();
-        let entry = tables.find_or_make(address.0, level).map_err(|reason| match reason {
-            NoTable::NoMemory => NoEntry::OutOfMemory,
-            NoTable::SlotShared => NoEntry::Managed,
-        })?;
-        let entry = core::ptr::from_ref(entry);
-        // SAFETY: as in `find`.
-        Ok(unsafe { &*entry })
-    }
+/// An entry as the library sees it.
+fn library_entry(entry: &AtomicU64) -> &Entry {
+    // SAFETY: it has the layout of the hardware's entry.
+    unsafe { &*core::ptr::from_ref(entry).cast::<Entry>() }
 }
 
 impl Space for SpaceTables {
@@ -183,31 +170,32 @@ impl Space for SpaceTables {
         self.0.id
     }
 
-    fn find_pud_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
-        self.find(address, PUD)
+    fn find_entry(&self, address: VirtAddr, level: Level) -> Option<&Entry> {
+        let reading = grace::read();
+        let entry = core::ptr::from_ref(self.0.find(address.0, level as u32, &reading)?);
+        // SAFETY: tables are freed only where no area is, and a live mapping of huge pages is one; the library keeps to the addresses of
+        // its mappings, as `hugetlb::machine` lays down. The handle keeps the root.
+        Some(library_entry(unsafe { &*entry }))
     }
 
-    fn pud_entry(&self, address: VirtAddr) -> Result<&AtomicU64, OutOfMemory> {
-        // No table above this level is shared.
-        self.find_or_make(address, PUD).map_err(|_| OutOfMemory)
+    fn entry(&self, address: VirtAddr, level: Level) -> Result<Option<&Entry>, OutOfMemory> {
+        // Mostly it is there.
+        if let Some(entry) = self.find_entry(address, level) {
+            return Ok(Some(entry));
+        }
+        let mut tables = self.0.lock();
+        match tables.find_or_make(address.0, level as u32) {
+            Ok(entry) => {
+                let entry = core::ptr::from_ref(entry);
+                // SAFETY: as in `find_entry`.
+                Ok(Some(library_entry(unsafe { &*entry })))
+            }
+            Err(NoTable::SlotShared) => Ok(None),
+            Err(NoTable::NoMemory) => Err(OutOfMemory),
+        }
     }
 
-    fn pud_entries(&self, address: VirtAddr) -> Result<&[AtomicU64], OutOfMemory> {
-        let first = self.pud_entry(address)?;
-        let rest = (PAGE_SIZE - core::ptr::from_ref(first).addr() % PAGE_SIZE) / size_of::<AtomicU64>();
-        // SAFETY: from the entry to the end of its table, which lives as the entry does.
-        Ok(unsafe { core::slice::from_raw_parts(first, rest) })
-    }
-
-    fn find_pmd_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
-        self.find(address, PMD)
-    }
-
-    fn pmd_entry(&self, address: VirtAddr) -> Result<&AtomicU64, NoEntry> {
-        self.find_or_make(address, PMD)
-    }
-
-    fn replace_managed(&self, address: VirtAddr) -> Result<(), OutOfMemory> {
-        self.0.lock().replace_shared(address.0).map_err(|_| OutOfMemory)
+    fn replace_managed(&self, address: VirtAddr, level: Level) -> Result<(), OutOfMemory> {
+        self.0.lock().replace_shared(address.0, level as u32).map_err(|_| OutOfMemory)
     }
 }

@@ -28,7 +28,7 @@ impl Entry {
     pub const HELD: u64 = 1 << 11;
     /// Software: the page is one of shared memory's (for the resident-set counters).
     pub const SHMEM: u64 = 1 << 52;
-    /// Software, in the entry for a table of level 2: the table is the library's (`hugetlb::format::MANAGED`).
+    /// Software, in an entry that leads to a table: the table is a file's (`filetables::Format::is_managed`).
     pub const MANAGED: u64 = 1 << 9;
     /// Instructions cannot be fetched.
     pub const NO_EXECUTE: u64 = 1 << 63;
@@ -64,14 +64,14 @@ impl Entry {
         self.is_mapped() && !self.has(Self::SPECIAL)
     }
 
-    /// Does it lead to no table that is ours to walk: empty, a huge page, or a table of huge pages that others share?
+    /// Does it lead to no table that is ours to walk: empty, a huge page, or a table of a file that others share?
     pub const fn is_end(self, level: u32) -> bool {
-        !self.is_present() || self.has(Self::HUGE) || level == 3 && self.has(Self::MANAGED)
+        !self.is_present() || self.has(Self::HUGE) || level > 1 && self.has(Self::MANAGED)
     }
 
-    /// Does it lead to a table of huge pages that others share?
+    /// Does it lead to a table of a file that others share?
     pub const fn leads_to_shared(self, level: u32) -> bool {
-        level == 3 && self.has(Self::PRESENT | Self::MANAGED) && !self.has(Self::HUGE)
+        level > 1 && self.has(Self::PRESENT | Self::MANAGED) && !self.has(Self::HUGE)
     }
 
     /// The page's or table's physical address.

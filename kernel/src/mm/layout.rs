@@ -16,6 +16,8 @@ pub const STACK_GUARD: u64 = 256 * PAGE;
 pub const MIN_ADDRESS: u64 = 0x1_0000;
 /// A huge-page table's reach: the unit in which tables are shared.
 pub const SLOT: u64 = 1 << 30;
+/// The reach of a table above: who maps all of that shares it by one entry.
+const WIDE_SLOT: u64 = SLOT << 9;
 
 /// Where a free range is looked for, and how it must lie.
 #[derive(Clone, Copy)]
@@ -46,8 +48,17 @@ impl Placement {
         if !shared {
             return any;
         }
-        let align = SLOT.max(granule);
+        // Has the mapping all of a part of the file that such a table shows?
+        let first = offset.checked_next_multiple_of(WIDE_SLOT);
+        let is_wide = first.is_some_and(|first| first - offset <= len && len - (first - offset) >= WIDE_SLOT);
+        let align = if is_wide { WIDE_SLOT } else { SLOT.max(granule) };
         Self { align, phase: offset & (align - 1), avoid_slots: false, own_slots: true, ..any }
+    }
+
+    /// The same where there is no room for tables that show 512 GiB.
+    fn narrow(&self) -> Option<Self> {
+        let align = SLOT.max(self.granule);
+        (self.align > align).then_some(Self { align, phase: self.phase & (align - 1), ..*self })
     }
 
     /// Wherever there is room.
@@ -57,7 +68,7 @@ impl Placement {
 
     /// How much there must be of what [`Placement::usable`] leaves.
     fn need(&self) -> u64 {
-        if self.own_slots { (self.phase + self.len).next_multiple_of(SLOT) } else { self.len }
+        if self.own_slots { (self.phase % SLOT + self.len).next_multiple_of(SLOT) } else { self.len }
     }
 
     /// The part of the free range `hole` that is good for it.
@@ -185,6 +196,9 @@ pub fn choose(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
             memory.note(begin, base, found, skipped);
             return Ok(found);
         }
+    }
+    if let Some(narrow) = place.narrow() {
+        return choose(areas, 0, &narrow);
     }
     for within in [MIN_ADDRESS..base, base..TASK_SIZE] {
         let avoid = if place.avoid_slots { &[true, false][..] } else { &[false] };

@@ -217,14 +217,14 @@ impl Tables {
         }
     }
 
-    /// Puts a table in the place of the library's in the slot of `address`, which has one; the caller is the library, and nobody
-    /// else changes the entry.
-    pub fn replace_shared(&mut self, address: u64) -> Result<(), NoMemory> {
+    /// Puts a table in the place of the library's to which the entry of `level` for `address` leads; the caller is the library, and
+    /// nobody else changes the entry.
+    pub fn replace_shared(&mut self, address: u64, level: u32) -> Result<(), NoMemory> {
         let new = Frame::alloc_zeroed(Use::PageTable).ok_or(NoMemory)?;
-        let slot = self.find(address, 3).ok_or(NoMemory)?;
+        let slot = self.find(address, level).ok_or(NoMemory)?;
         // SeqCst: as in `find_or_make`.
         let old = Entry(slot.swap(Entry::table(new.into_raw()).0, Ordering::SeqCst));
-        assert!(old.leads_to_shared(3), "a table that is not the library's is replaced at {address:#x}");
+        assert!(old.leads_to_shared(level), "a table that is not the library's is replaced at {address:#x}");
         self.count += 1;
         Ok(())
     }

@@ -39,6 +39,7 @@ pub fn run(options: &TestOptions, report: &mut Report) -> Result<()> {
 /// the mutants and of the models that catch them are the table of what the models are worth.
 pub fn models() -> Command {
     let mut command = own_cargo("test");
+    command.env("RUSTFLAGS", "--cfg roundtable_model");
     command.args(["-p", "hugetlb-models", "--features", "run", "--profile", "models", "--test", "models"]);
     command
 }

@@ -88,6 +88,7 @@ pub(super) fn truncation_holds_a_lock_that_is_freed(protocol: ProtocolKind) {
     let world = World::new(protocol, 1);
     // With a neighbour, so that it is on the file's list and its entries are in a table of the host.
     world.processes[0].map(&world.files[1], SLOT + 2 * PAGE, PAGE, PAGE, SHARED).unwrap();
+    world.processes[0].take_slot(SLOT);
     world.processes[0].map(&world.files[0], SLOT, PAGE, 0, SHARED).unwrap();
     world.processes[0].store(0, SLOT, stamp(0, 0)).unwrap();
     world.race([

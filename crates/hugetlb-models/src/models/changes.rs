@@ -32,6 +32,7 @@ pub(super) fn punch_against_munmap(protocol: ProtocolKind) {
 pub(super) fn punch_against_munmap_of_a_part(protocol: ProtocolKind) {
     let world = World::new(protocol, 1);
     world.processes[0].map(&world.files[1], SLOT + 2 * PAGE, PAGE, 0, SHARED).unwrap();
+    world.processes[0].take_slot(SLOT);
     world.processes[0].map(&world.files[0], SLOT, PAGE, 0, SHARED).unwrap();
     world.processes[0].store(0, SLOT, stamp(0, 0)).unwrap();
     world.race([

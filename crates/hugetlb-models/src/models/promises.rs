@@ -53,9 +53,10 @@ pub(super) fn promises_are_kept(protocol: ProtocolKind) {
     expect(2, 0, "a private mapping ends");
 
     // Pages behind the end come into sight when the file grows.
+    files[1].fallocate(FallocateMode::Allocate, 0, PAGE, || false).unwrap();
     owner.map(&files[1], SLOT, 2 * PAGE, 0, MapOptions { protection: Protection::READ, ..SHARED }).unwrap();
-    files[1].fallocate(FallocateMode::AllocateKeepSize, 0, PAGE, || false).unwrap();
-    files[1].truncate(PAGE).unwrap();
+    files[1].fallocate(FallocateMode::AllocateKeepSize, PAGE, PAGE, || false).unwrap();
+    files[1].truncate(2 * PAGE).unwrap();
     files[1].check_tables().unwrap();
     machine.check();
     drop((owner, other, files));

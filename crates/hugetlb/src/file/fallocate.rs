@@ -38,7 +38,8 @@ impl<M: Machine> File<M> {
     /// # Errors
     ///
     /// [`Error::Invalid`] when the range is empty, [`Error::TooBig`] when it ends beyond the largest file,
-    /// [`Error::NoSpace`] when the pool or the mount is used up (pages allocated so far stay),
+    /// [`Error::NoSpace`] when the pool or the mount is used up, [`Error::NoMemory`] when there is no memory for the record of a page
+    /// (pages allocated so far stay),
     /// [`Error::Interrupted`].
     pub fn fallocate(
         &self,
@@ -53,12 +54,11 @@ impl<M: Machine> File<M> {
         let end = offset.checked_add(length).filter(|end| *end <= MAX_FILE_SIZE).ok_or(Error::TooBig)?;
         let _size = self.size_lock.lock();
         match mode {
-            FallocateMode::PunchHole => self.punch(offset, end),
+            FallocateMode::PunchHole => self.punch(offset, end)?,
             FallocateMode::Allocate => {
                 self.allocate_range(offset, end, interrupted)?;
-                let mut cache = self.cache.lock();
-                if cache.size() < end {
-                    cache.set_size(end);
+                if self.size() < end {
+                    self.set_size(end);
                 }
             }
             FallocateMode::AllocateKeepSize => self.allocate_range(offset, end, interrupted)?,
@@ -72,45 +72,47 @@ impl<M: Machine> File<M> {
             if interrupted() {
                 return Err(Error::Interrupted);
             }
-            let at = self.lock_index(index);
-            if self.cache.lock().get(index).is_some() {
+            let at = self.lock_index(index)?;
+            if self.content.get(index.0).is_some() {
                 continue;
             }
             let page = self.allocate_page(&at)?;
             page.zero();
-            self.cache.lock().insert_anywhere(&at, page);
+            self.content.insert_anywhere(index.0, page.clone()).map_err(|_| {
+                page.restore();
+                Error::NoMemory
+            })?;
         }
         Ok(())
     }
 
-    fn punch(&self, offset: u64, end: u64) {
+    fn punch(&self, offset: u64, end: u64) -> Result<()> {
         let bytes = self.page_size().bytes();
         let (first, last) = (offset.div_ceil(bytes), end / bytes);
         if first > last {
             // The range lies within one page.
-            self.zero_within(offset, end);
-            return;
+            return self.zero_within(offset, end);
         }
-        self.zero_within(offset, first * bytes);
+        self.zero_within(offset, first * bytes)?;
         if first < last {
             self.unmap(first..last);
             self.remove_pages(first..last, true);
         }
-        self.zero_within(last * bytes, end);
+        self.zero_within(last * bytes, end)
     }
 
     /// Zeroes bytes of one page, if the file has it; the mappings see it at once.
-    fn zero_within(&self, from: u64, end: u64) {
+    fn zero_within(&self, from: u64, end: u64) -> Result<()> {
         if from >= end {
-            return;
+            return Ok(());
         }
         let size = self.page_size();
         let index = PageIndex(from >> size.shift());
-        let _index = self.lock_index(index);
-        let page = self.cache.lock().get(index).cloned();
-        if let Some(page) = page {
+        let _index = self.lock_index(index)?;
+        if let Some(page) = self.content.get(index.0) {
             let within = from & (size.bytes() - 1);
             self.pool.machine().zero(PhysAddr(page.frame().0 + within), end - from);
         }
+        Ok(())
     }
 }

@@ -1,14 +1,47 @@
-//! The fault mutex of a page index, as a guard that other functions ask to see.
+//! The fault mutexes of page indices, as guards that other functions ask to see.
+//!
+//! A file has fault mutexes of its own, so a slow operation on one file never holds up a fault on another. They are made with
+//! the file's first page.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::ops::Range;
+
+use filetables::REMOVED_AT_A_TIME;
+use once_cell::race::OnceBox;
 
 use super::File;
 use crate::addr::PageIndex;
+use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
-use crate::sync::MutexGuard;
+use crate::sync::{Mutex, MutexGuard};
+
+/// Fault mutexes of a file. The pages of a run have different ones.
+const FAULT_MUTEXES: usize = 2 * REMOVED_AT_A_TIME as usize;
+
+/// The fault mutexes of a file.
+pub(crate) struct FaultMutexes<M: Machine>(OnceBox<[Mutex<M, ()>; FAULT_MUTEXES]>);
+
+impl<M: Machine> FaultMutexes<M> {
+    pub(super) fn new() -> FaultMutexes<M> {
+        FaultMutexes(OnceBox::new())
+    }
+
+    fn get_or_make(&self) -> Result<&[Mutex<M, ()>; FAULT_MUTEXES], OutOfMemory> {
+        self.0.get_or_try_init(|| {
+            let mut mutexes = Vec::new();
+            mutexes.try_reserve_exact(FAULT_MUTEXES).map_err(|_| OutOfMemory)?;
+            mutexes.resize_with(FAULT_MUTEXES, || Mutex::<M, _>::new(()));
+            let mutexes: Result<Box<_>, _> = mutexes.into_boxed_slice().try_into();
+            mutexes.map_err(|_| OutOfMemory)
+        })
+    }
+}
 
 /// The fault mutex of one page index of a file, held: faults on the page and the page's removal come one after the other.
 ///
-/// What changes the cache at an index asks for it, so that the compiler finds who forgot to lock.
+/// What changes the content at an index asks for it, so that the compiler finds who forgot to lock.
 pub(crate) struct IndexLock<'f, M: Machine> {
     index: PageIndex,
     _mutex: MutexGuard<'f, M, ()>,
@@ -21,11 +54,44 @@ impl<M: Machine> IndexLock<'_, M> {
     }
 }
 
+/// The fault mutexes of a run of pages, at most [`REMOVED_AT_A_TIME`]. Only a removal holds more than one, and the size lock
+/// admits one removal at a time.
+pub(super) struct RunLock<'f, M: Machine> {
+    run: Range<u64>,
+    _mutexes: [Option<MutexGuard<'f, M, ()>>; REMOVED_AT_A_TIME as usize],
+}
+
+impl<M: Machine> RunLock<'_, M> {
+    /// The indices that are locked.
+    pub(super) fn run(&self) -> Range<u64> {
+        self.run.clone()
+    }
+}
+
 impl<M: Machine> File<M> {
     /// Takes the fault mutex of an index. Several indices share a mutex: a thread holds one at a time.
-    pub(crate) fn lock_index(&self, index: PageIndex) -> IndexLock<'_, M> {
-        // A new number each time: another mutex.
-        let file = if Mutant::IndexNotLocked.is_on() { self.hugetlb.next_id() } else { self.id };
-        IndexLock { index, _mutex: self.hugetlb.fault_mutex(file, index).lock() }
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] when the file has no page yet, and there is no memory for its mutexes.
+    pub(crate) fn lock_index(&self, index: PageIndex) -> Result<IndexLock<'_, M>, OutOfMemory> {
+        let mutexes = self.fault_mutexes.get_or_make()?;
+        Ok(IndexLock { index, _mutex: mutexes[self.place(index.0)].lock() })
+    }
+
+    /// Takes the fault mutexes of a run of pages; `None` when the file never had a page.
+    pub(super) fn lock_run(&self, run: Range<u64>) -> Option<RunLock<'_, M>> {
+        let mutexes = self.fault_mutexes.0.get()?;
+        let mut guards = [const { None }; REMOVED_AT_A_TIME as usize];
+        for (guard, index) in guards.iter_mut().zip(run.clone()) {
+            *guard = Some(mutexes[self.place(index)].lock());
+        }
+        Some(RunLock { run, _mutexes: guards })
+    }
+
+    fn place(&self, index: u64) -> usize {
+        // A mutant that locks nothing locks another mutex.
+        let index = if Mutant::IndexNotLocked.is_on() { self.hugetlb.next_id() } else { index };
+        index as usize % FAULT_MUTEXES
     }
 }

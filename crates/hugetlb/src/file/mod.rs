@@ -2,17 +2,14 @@
 //!
 //! # Who may change what
 //!
-//! * The *size* shrinks under the size lock; it and the cache are read and written under the cache's spin lock, so that
-//!   no fault can add a page beyond the end once the size is set.
-//! * The *cache* changes at an index only under that index's fault mutex.
+//! * The *size* changes under the size lock. No fault can add a page beyond the end once it is set: see
+//!   [`FileTables::set_end`].
+//! * The *content* changes at an index only under that index's fault mutex.
 //! * The *reservation map* changes under its own mutex, held from the look at an index to the page taken for it.
 //! * An area is put on the *mapping list* before it gets its first entry, and leaves it after its last.
 
-mod cache;
-mod check;
 mod fallocate;
 mod index;
-pub(crate) mod mirror;
 mod read;
 mod truncate;
 
@@ -20,22 +17,22 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 use core::ops::Range;
 
-pub(crate) use cache::Cache;
+use filetables::{FileTables, Protection};
+
 pub use fallocate::FallocateMode;
+use index::FaultMutexes;
 pub(crate) use index::IndexLock;
-pub(crate) use mirror::{Run, Window};
 pub use read::{Chunk, PageRef};
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
 use crate::error::{Error, Result};
-use crate::format::Protection;
 use crate::hugetlb::Hugetlb;
 use crate::machine::Machine;
 use crate::mapping::{Area, Mapping, Placement};
 use crate::pool::{Page, Pool};
 use crate::reserve::{self, Regions, Subpool};
 use crate::superblock::InodeCharge;
-use crate::sync::{Arc, Mutex, RwLock, Spin};
+use crate::sync::{Arc, Mutex, Ordering, RwLock, Tally};
 
 /// The largest file, in bytes, as for every file of Linux.
 pub const MAX_FILE_SIZE: u64 = i64::MAX as u64;
@@ -97,7 +94,11 @@ pub struct File<M: Machine> {
     _inode: Option<InodeCharge<M>>,
     /// Serialises what changes the size or frees ranges, and mmap's promise with it.
     size_lock: Mutex<M, ()>,
-    cache: Spin<M, Cache<M>>,
+    /// `st_size`, in bytes. Changed under the size lock.
+    size: Tally,
+    /// The pages, and the tables that show them.
+    content: FileTables<M, Arc<Page<M>>>,
+    fault_mutexes: FaultMutexes<M>,
     regions: Mutex<M, Regions>,
     /// Held by all faults (for reading) and by what takes away (for writing) under the protocol `file-lock`.
     fence: RwLock<M, ()>,
@@ -116,7 +117,8 @@ impl<M: Machine> File<M> {
         inode: Option<InodeCharge<M>>,
     ) -> Arc<File<M>> {
         let pool = hugetlb.pool(page_size).clone();
-        let cache = Cache::new(hugetlb.shared_machine().clone(), page_size.shift());
+        let content =
+            FileTables::new(hugetlb.shared_machine().clone(), page_size.level(), hugetlb.table_counts());
         Arc::new(File {
             id: hugetlb.next_id(),
             hugetlb,
@@ -124,7 +126,9 @@ impl<M: Machine> File<M> {
             subpool,
             _inode: inode,
             size_lock: Mutex::<M, _>::new(()),
-            cache: Spin::<M, _>::new(cache),
+            size: Tally::new(0),
+            content,
+            fault_mutexes: FaultMutexes::new(),
             fence: RwLock::<M, _>::new(()),
             regions: Mutex::<M, _>::new(Regions::default()),
             attach: Mutex::<M, _>::new(Attach { paused: 0 }),
@@ -144,8 +148,7 @@ impl<M: Machine> File<M> {
 
     /// Size and allocated pages.
     pub fn statistics(&self) -> FileStatistics {
-        let cache = self.cache.lock();
-        FileStatistics { size: cache.size(), pages: cache.len() }
+        FileStatistics { size: self.size(), pages: self.content.len() }
     }
 
     /// The subsystem that the file belongs to.
@@ -161,8 +164,30 @@ impl<M: Machine> File<M> {
         self.subpool.as_ref()
     }
 
-    pub(crate) fn cache(&self) -> &Spin<M, Cache<M>> {
-        &self.cache
+    /// The pages, and the tables that show them.
+    pub(crate) fn content(&self) -> &FileTables<M, Arc<Page<M>>> {
+        &self.content
+    }
+
+    fn size(&self) -> u64 {
+        // Relaxed: what a fault must know is the content's end.
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Moves the end. The size lock is held, or nobody knows the file yet.
+    fn set_size(&self, size: u64) {
+        self.size.store(size, Ordering::Relaxed);
+        self.content.set_end(size >> self.page_size().shift());
+    }
+
+    /// Compares the file's tables with its content, while no operation is under way.
+    ///
+    /// # Errors
+    ///
+    /// What is different.
+    #[doc(hidden)]
+    pub fn check_tables(&self) -> core::result::Result<(), alloc::string::String> {
+        self.content.check()
     }
 
     pub(crate) fn fence(&self) -> &RwLock<M, ()> {
@@ -184,7 +209,7 @@ impl<M: Machine> File<M> {
     /// [`Error::Invalid`] when `size` is not a multiple of the page size or beyond the largest file.
     pub(crate) fn set_initial_size(&self, size: u64) -> Result<()> {
         self.check_size(size)?;
-        self.cache.lock().set_size(size);
+        self.set_size(size);
         Ok(())
     }
 
@@ -246,11 +271,8 @@ impl<M: Machine> File<M> {
                 reserve::reserve(&self.pool, self.subpool(), pages)?;
             }
         }
-        if options.protection.contains(Protection::WRITE) {
-            let mut cache = self.cache.lock();
-            if cache.size() < end {
-                cache.set_size(end);
-            }
+        if options.protection.contains(Protection::WRITE) && self.size() < end {
+            self.set_size(end);
         }
         // mmap changes the list of mappings.
         let _fence = self.hugetlb.protocol().change_fence(self);
@@ -297,7 +319,7 @@ impl<M: Machine> File<M> {
 impl<M: Machine> Drop for File<M> {
     fn drop(&mut self) {
         // Nobody maps or reads the file any more. The pages return by themselves; promises that no page used do here.
-        let used = self.cache.lock().len();
+        let used = self.content.len();
         let promised = self.regions.get_mut().remove(0..u64::MAX);
         reserve::unreserve(&self.pool, self.subpool.as_ref(), promised.saturating_sub(used));
     }

@@ -1,7 +1,7 @@
-//! Reading a file from its page cache: read(2), pread(2), sendfile(2).
+//! Reading a file from its pages: read(2), pread(2), sendfile(2).
 
 use super::File;
-use crate::addr::{PageIndex, PhysAddr};
+use crate::addr::PhysAddr;
 use crate::machine::Machine;
 use crate::pool::Page;
 use crate::sync::Arc;
@@ -40,15 +40,15 @@ pub enum Chunk<M: Machine> {
 impl<M: Machine> File<M> {
     /// What the file has at byte `offset`, for a reader who wants `length` bytes.
     pub fn read(&self, offset: u64, length: u64) -> Chunk<M> {
-        let cache = self.cache.lock();
-        if offset >= cache.size() {
+        let size = self.size();
+        if offset >= size {
             return Chunk::End;
         }
         let bytes = self.page_size().bytes();
         let within = offset & (bytes - 1);
-        let length = length.min(bytes - within).min(cache.size() - offset);
-        match cache.get(PageIndex(offset >> self.page_size().shift())) {
-            Some(page) => Chunk::Data(PageRef { page: page.clone(), within, length }),
+        let length = length.min(bytes - within).min(size - offset);
+        match self.content.get(offset >> self.page_size().shift()) {
+            Some(page) => Chunk::Data(PageRef { page, within, length }),
             None => Chunk::Hole(length),
         }
     }

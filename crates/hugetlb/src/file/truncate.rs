@@ -1,18 +1,23 @@
-//! Truncation, and taking pages out of the cache.
+//! Truncation, and taking pages out of the content.
 //!
-//! Both truncation and hole punch work in two passes. The first clears the range from all mappings with few flushes. The
-//! second takes each page out of the cache under its fault mutex; a page that a fault mapped again between the passes
-//! (its entry count says so) is unmapped once more, and cannot come back while the mutex is held.
+//! Both truncation and hole punch go over the range twice. First the *listed* mappings, those with entries that the file
+//! does not write itself, lose their entries in the range, each with one flush. Then the pages leave the content, run by
+//! run, under the fault mutexes of the run. The file's own tables lose the entries in the same step, and one flush of all who are
+//! attached does for the run. A page that a listed mapping mapped again in between (its count of entries says so) is
+//! unmapped once more, and cannot come back while the mutexes are held.
 
 use core::ops::Range;
 
+use filetables::REMOVED_AT_A_TIME;
+
 use super::File;
-use crate::addr::PageIndex;
+use super::index::RunLock;
 use crate::error::Result;
 use crate::machine::Machine;
-use crate::mapping::Batch;
 use crate::mutant::Mutant;
+use crate::pool::Page;
 use crate::reserve;
+use crate::sync::Arc;
 
 impl<M: Machine> File<M> {
     /// Sets the size in bytes (ftruncate). What lies behind it leaves the file and all mappings, private copies too; an
@@ -25,7 +30,7 @@ impl<M: Machine> File<M> {
         self.check_size(size)?;
         let _size = self.size_lock.lock();
         if !Mutant::SizeSetLast.is_on() {
-            self.cache.lock().set_size(size);
+            self.set_size(size);
         }
         let end = size >> self.page_size().shift();
         self.unmap(end..u64::MAX);
@@ -33,62 +38,77 @@ impl<M: Machine> File<M> {
         let promised = self.regions.lock().remove(end..u64::MAX);
         reserve::unreserve(&self.pool, self.subpool(), promised.saturating_sub(freed));
         if Mutant::SizeSetLast.is_on() {
-            self.cache.lock().set_size(size);
+            self.set_size(size);
         }
         Ok(())
     }
 
-    /// Takes the pages of `range` out of the cache; returns how many there were. A hole punch takes their promises along
-    /// one by one; a truncation deletes all promises of its range afterwards.
+    /// Takes the pages of `range` out of the content; returns how many there were. A hole punch takes their promises along
+    /// run by run; a truncation deletes all promises of its range afterwards.
     pub(super) fn remove_pages(&self, range: Range<u64>, punch: bool) -> u64 {
-        let (mut next, end) = (PageIndex(range.start), PageIndex(range.end));
-        let mut freed = 0;
-        loop {
-            let Some(index) = self.cache.lock().next(next, end) else { return freed };
-            next = index + 1;
-            freed += u64::from(self.remove_page(index, punch));
+        let (mut next, mut freed) = (range.start, 0);
+        while let Some(index) = self.content.next(next..range.end) {
+            let run = self.content.run(index, range.end);
+            next = run.end;
+            freed += self.remove_run(run, punch);
+            self.hugetlb.machine().give_way();
         }
+        freed
     }
 
-    /// Clears the entries of all mappings for the page indices, with few flushes; a fault may bring one back.
+    /// Clears the entries of the listed mappings for the page indices, each with one flush; a fault may bring one back.
     pub(super) fn unmap(&self, indices: Range<u64>) {
-        let protocol = self.hugetlb.protocol();
-        let _fence = protocol.change_fence(self);
-        protocol.unmap(self, indices);
+        let _fence = self.hugetlb.protocol().change_fence(self);
+        self.unmap_listed(indices);
     }
 
-    /// Takes a page out of the cache and gives it up; returns whether there was one.
-    fn remove_page(&self, index: PageIndex, punch: bool) -> bool {
+    /// Whether a page of a run has entries that the file does not write itself.
+    fn is_mapped(&self, run: Range<u64>) -> bool {
+        run.into_iter().any(|index| self.content.get(index).is_some_and(|page| page.is_mapped()))
+    }
+
+    /// Takes a run of pages out of the content and gives them up; returns how many there were.
+    fn remove_run(&self, run: Range<u64>, punch: bool) -> u64 {
         let protocol = self.hugetlb.protocol();
-        let mut at = self.lock_index(index);
-        let is_mapped = || self.cache.lock().get(index).is_some_and(|page| page.is_mapped());
+        let Some(mut at) = self.lock_run(run.clone()) else { return 0 };
         let mut _fence = None;
-        if is_mapped() {
+        if self.is_mapped(run.clone()) {
             // The fence comes before the index: let go, and look again.
             if Mutant::FenceBehindIndex.is_on() {
                 _fence = protocol.change_fence(self);
             }
             drop(at);
             _fence = protocol.change_fence(self);
-            at = self.lock_index(index);
-            if is_mapped() && !Mutant::MappedAgainNotMet.is_on() {
-                protocol.unmap_for_good(self, index);
+            let Some(again) = self.lock_run(run.clone()) else { return 0 };
+            at = again;
+            if self.is_mapped(run.clone()) && !Mutant::MappedAgainNotMet.is_on() {
+                protocol.unmap_for_good(self, run);
             }
         }
-        // Another punch cannot have taken it (size lock), but look rather than assume.
-        let Some((page, entries)) = self.cache.lock().remove(&at) else { return false };
+        self.take_run(at, punch)
+    }
+
+    fn take_run(&self, at: RunLock<'_, M>, punch: bool) -> u64 {
+        let mut pages: [Option<Arc<Page<M>>>; REMOVED_AT_A_TIME as usize] = [const { None }; _];
+        let mut place = pages.iter_mut();
+        let removed = self.content.remove(at.run(), |_, page| {
+            if let Some(place) = place.next() {
+                *place = Some(page);
+            }
+        });
         if punch && !Mutant::PromiseOutlivesPunch.is_on() {
-            self.regions.lock().remove(index.0..index.0 + 1);
+            self.regions.lock().remove(at.run());
         }
-        // The index is locked until the TLBs are flushed: no fresh page appears to one process while another still sees
-        // the old one.
-        let mut batch = Batch::new(self);
-        batch.hide(&page, entries);
-        if Mutant::IndexUnlockedEarly.is_on() {
-            drop(at);
+        // The mutexes are held until the TLBs are flushed: no fresh page appears to one process while another still sees the
+        // old one.
+        let at = Some(at).filter(|_| !Mutant::IndexUnlockedEarly.is_on());
+        if removed.shown && !Mutant::SharersNotFlushed.is_on() {
+            self.content.flush();
         }
-        batch.finish();
-        debug_assert!(!page.is_mapped(), "an entry outlived its page");
-        true
+        let outlived = pages.iter().flatten().any(|page| page.is_mapped());
+        debug_assert!(!outlived || cfg!(roundtable_model), "an entry outlived its page");
+        drop(at);
+        // The pages return to the pool here, behind the flush.
+        removed.pages
     }
 }

@@ -7,16 +7,17 @@
 use alloc::collections::BTreeMap;
 use core::ops::Range;
 
+use filetables::{Entry, EntryValue, Extent, Format, Found, Level, Protection, Space};
+
 use super::{Batch, Share};
 use crate::addr::{PageIndex, PageSize, SLOT_SIZE, VirtAddr};
-use crate::error::NoEntry;
-use crate::file::{Cache, File};
-use crate::format::{self, Protection};
-use crate::machine::{Machine, Space};
+use crate::error::{FaultError, OutOfMemory};
+use crate::file::File;
+use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::reserve::Regions;
-use crate::sharing::{Change, Purpose, Table, entry_index};
+use crate::sharing::{Change, Purpose, Table};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering, RwLock, Spin};
 
 /// What the mapping lock guards.
@@ -31,28 +32,6 @@ pub(crate) struct Placement {
 impl Placement {
     pub(super) fn indices(&self) -> Range<u64> {
         self.first.0..self.first.0 + self.pages
-    }
-}
-
-/// The part of a shared mapping of 2 MiB pages that lies in one 1 GiB slot: what one table maps.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Slot {
-    /// The slot's first address.
-    pub(crate) start: VirtAddr,
-    /// The page at the part's first address.
-    pub(crate) first: PageIndex,
-    /// The pages of the part.
-    pub(crate) pages: u64,
-    /// The entry of the first page in a table for the slot.
-    pub(crate) entry: usize,
-    /// What the mapping permits.
-    pub(crate) protection: Protection,
-}
-
-impl Slot {
-    /// Whether the mapping covers the whole slot. Then nothing else is in it, and a managed table there is the mapping's.
-    pub(crate) fn is_whole(&self) -> bool {
-        self.pages << PageSize::Size2M.shift() == SLOT_SIZE
     }
 }
 
@@ -83,7 +62,7 @@ pub(crate) struct Area<M: Machine> {
     tables: Spin<M, BTreeMap<PageIndex, Arc<Table<M>>>>,
     /// The key on the file's list, 0 while it is not there. Set once, under the list's lock.
     listed: AtomicU64,
-    /// Whether the file's mirror knows the address space from this mapping. Changed under the cache lock.
+    /// Whether the file's tables know the address space from this mapping.
     joined: AtomicBool,
 }
 
@@ -152,32 +131,15 @@ impl<M: Machine> Area<M> {
         placement.start + ((index - placement.first.0) << self.size.shift())
     }
 
-    /// The part of the mapping in the slot around `address`, in which it has pages; `None` when the mapping cannot share tables.
-    pub(crate) fn slot(&self, placement: &Placement, address: VirtAddr) -> Option<Slot> {
-        if !self.shared || self.size != PageSize::Size2M {
-            return None;
+    /// The mapping, as the tables of a file see it.
+    pub(crate) fn extent(&self, placement: &Placement) -> Extent {
+        Extent {
+            start: placement.start,
+            first: placement.first.0,
+            pages: placement.pages,
+            leaf: self.size.level(),
+            rights: M::Format::key_rights(placement.protection),
         }
-        let start = address.slot();
-        let slot_end = start.0.saturating_add(SLOT_SIZE);
-        let end = placement.start.0 + (placement.pages << self.size.shift());
-        let (from, to) = (start.max(placement.start), slot_end.min(end));
-        Some(Slot {
-            start,
-            first: placement.first + ((from.0 - placement.start.0) >> self.size.shift()),
-            pages: (to - from.0) >> self.size.shift(),
-            entry: entry_index(from),
-            protection: placement.protection,
-        })
-    }
-
-    /// The parts of the mapping by slot; none when it cannot share tables.
-    pub(crate) fn slots(&self, placement: &Placement) -> impl Iterator<Item = Slot> {
-        let first = self.slot(placement, placement.start);
-        let (placement, end) = (*placement, placement.start.0 + (placement.pages << self.size.shift()));
-        core::iter::successors(first, move |slot| {
-            let next = slot.start.0.checked_add(SLOT_SIZE).filter(|next| *next < end)?;
-            self.slot(&placement, VirtAddr(next))
-        })
     }
 
     /// Puts the mapping on the file's list, unless it is there: from now on unmappings visit it.
@@ -214,105 +176,87 @@ impl<M: Machine> Area<M> {
     }
 
     /// Makes the address space known to the file's tables, before the first of them is attached.
-    pub(crate) fn join(&self, cache: &mut Cache<M>) {
-        if Mutant::SpaceNotJoined.is_on() {
-            return;
+    ///
+    /// Of two faults that come here at once each joins, so that none goes on before the space is known; one takes it back.
+    pub(crate) fn join(&self, file: &File<M>) -> Result<(), OutOfMemory> {
+        // Acquire: with the swap of who joined.
+        if self.joined.load(Ordering::Acquire) {
+            return Ok(());
         }
-        // Relaxed: the cache lock, of which `cache` is the proof, orders it.
-        if !self.joined.swap(true, Ordering::Relaxed) {
-            cache.join(self.space.id());
+        file.content().join(self.space.id())?;
+        if self.joined.swap(true, Ordering::AcqRel) {
+            file.content().leave(self.space.id());
         }
+        Ok(())
     }
 
     /// Whether attached slots lead to tables of the file.
     pub(super) fn has_joined(&self) -> bool {
-        // Relaxed: the caller holds the mapping lock, and found an attached slot under it.
-        self.joined.load(Ordering::Relaxed)
-    }
-
-    /// As [`Area::join`], for a mapping that takes over attached slots of `other`.
-    pub(super) fn join_as(&self, other: &Area<M>, cache: &mut Cache<M>) {
-        if other.joined.load(Ordering::Relaxed) {
-            self.join(cache);
-        }
+        // Acquire: as `join`.
+        self.joined.load(Ordering::Acquire)
     }
 
     /// Takes it back: no table is attached, and the TLBs were flushed.
-    pub(super) fn leave(&self, cache: &mut Cache<M>) {
-        // Relaxed: as `join`.
-        if self.joined.swap(false, Ordering::Relaxed) {
-            cache.leave(self.space.id());
+    pub(super) fn leave(&self, file: &File<M>) {
+        if self.joined.swap(false, Ordering::AcqRel) {
+            file.content().leave(self.space.id());
         }
-    }
-
-    /// What is in the PUD entry of a slot, if it leads to a table that this mapping is attached to; the mapping lock is held.
-    ///
-    /// A slot that the mapping covers in part may have another mapping's table. Tables differ in their windows, so the one
-    /// that the file has for the mapping's window is the mapping's.
-    pub(crate) fn attached(&self, file: &File<M>, slot: &Slot, entry: &AtomicU64) -> Option<u64> {
-        // Acquire: with who attached.
-        let pud = entry.load(Ordering::Acquire);
-        if slot.is_whole() || !format::is_managed(pud) || Mutant::StrangersTableTaken.is_on() {
-            return format::is_managed(pud).then_some(pud);
-        }
-        let cache = file.cache().lock();
-        // Once more under the lock: both tables are alive at this moment, so one frame is one table.
-        let pud = entry.load(Ordering::Acquire);
-        let table = cache.table_at(slot.first, slot.pages, slot.entry);
-        table
-            .is_some_and(|(frame, _)| format::is_managed(pud) && format::table_frame(pud) == frame)
-            .then_some(pud)
     }
 
     /// The entry for an address in tables of the host, if there is one.
-    pub(super) fn find_host_entry(&self, address: VirtAddr) -> Option<&AtomicU64> {
-        let pud = self.space.find_pud_entry(address)?;
-        if self.size == PageSize::Size1G {
-            return Some(pud);
-        }
-        // Acquire: pairs with the release that installed the table.
-        let entry = pud.load(Ordering::Acquire);
-        if format::is_managed(entry) || format::is_leaf(entry) {
-            None
-        } else {
-            self.space.find_pmd_entry(address)
-        }
+    pub(super) fn find_host_entry(&self, address: VirtAddr) -> Option<&Entry> {
+        self.space.find_entry(address, self.size.level())
     }
 
     /// The entry for an address in tables of the host, made on need.
-    pub(super) fn host_entry(&self, address: VirtAddr) -> Result<&AtomicU64, NoEntry> {
-        match self.size {
-            PageSize::Size1G => Ok(self.space.pud_entry(address)?),
-            PageSize::Size2M => self.space.pmd_entry(address),
-        }
+    pub(super) fn host_entry(&self, address: VirtAddr) -> Result<&Entry, FaultError> {
+        // Another mapping in the slot may be attached to a table there.
+        self.space.entry(address, self.size.level())?.ok_or(FaultError::SlotShared)
     }
 
     /// The value of the leaf entry for an address, with the rights that the upper levels leave it; 0 when there is none. The
     /// mapping lock is held.
-    pub(super) fn leaf(&self, file: &File<M>, placement: &Placement, address: VirtAddr) -> u64 {
-        let slot = self.slot(placement, address);
-        let attached =
-            slot.and_then(|slot| self.attached(file, &slot, self.space.find_pud_entry(slot.start)?));
-        let entry = match attached {
-            // An attached table is alive.
-            Some(pud) => {
-                Some(&file.hugetlb().machine().table(format::table_frame(pud))[entry_index(address)])
-            }
-            None => self.find_host_entry(address),
+    pub(super) fn leaf(&self, file: &File<M>, placement: &Placement, address: VirtAddr) -> EntryValue {
+        let leaf_level = self.size.level();
+        let (found, _) = match self.shared {
+            true => file.content().look(&self.space, &self.extent(placement), address),
+            false => (Found::Host, None),
         };
-        // Acquire: who reads the page through the frame finds what was in it when the entry was written.
-        let leaf = entry.map_or(0, |entry| entry.load(Ordering::Acquire));
-        match (format::is_leaf(leaf), attached) {
-            (true, Some(pud)) => format::combine(pud, leaf),
-            (true, None) => leaf,
-            (false, _) => 0,
+        let mut rights = Protection::all();
+        let leaf = match found {
+            Found::Nothing => EntryValue::default(),
+            // Acquire, here and below: who reads the page through the frame finds what was in it when the entry was written.
+            Found::Host => self
+                .find_host_entry(address)
+                .map_or(EntryValue::default(), |entry| entry.load(Ordering::Acquire)),
+            Found::Attached(slot, entry) => {
+                let (mut value, mut level) = (entry.load(Ordering::Acquire), slot.level);
+                // An attached table is alive, and those below it are.
+                while level > leaf_level && M::Format::is_managed(level, value) {
+                    rights &= M::Format::protection(value) | Protection::all().difference(Self::combined());
+                    level = level.below().unwrap_or(leaf_level);
+                    let table = file.hugetlb().machine().table(M::Format::table_frame(value));
+                    value = table[level.index(address)].load(Ordering::Acquire);
+                }
+                value
+            }
+        };
+        if !M::Format::is_leaf(leaf_level, leaf) {
+            return EntryValue::default();
         }
+        let permitted = M::Format::protection(leaf) & rights;
+        M::Format::leaf(leaf_level, M::Format::leaf_frame(leaf_level, leaf), permitted)
+    }
+
+    /// The rights that an entry above a leaf can take away.
+    fn combined() -> Protection {
+        if M::Format::RIGHTS_COMBINE { Protection::all() } else { Protection::empty() }
     }
 
     /// The page that the leaf of an index leads to: the private copy, else the file's.
     pub(super) fn page(&self, file: &File<M>, index: PageIndex) -> Option<Arc<Page<M>>> {
         let copy = self.private.lock().copies.get(&index).map(|share| share.page().clone());
-        copy.or_else(|| file.cache().lock().get(index).cloned())
+        copy.or_else(|| file.content().get(index.0))
     }
 
     /// Shows `visit` the entries of the page indices that exist, with the index; what the protocol does for a whole slot is
@@ -325,18 +269,19 @@ impl<M: Machine> Area<M> {
         indices: Range<u64>,
         purpose: Purpose,
         batch: &mut Batch<'_, M>,
-        mut visit: impl FnMut(&AtomicU64, PageIndex, &mut Batch<'_, M>) -> bool,
+        mut visit: impl FnMut(&Entry, PageIndex, &mut Batch<'_, M>) -> bool,
     ) {
         let mine = placement.indices();
         let (mut index, end) = (indices.start.max(mine.start), indices.end.min(mine.end));
         while index < end {
             let address = self.address(placement, index);
-            // Up to the next slot, whose table is another one.
-            let slot_end = address.slot().0.saturating_add(SLOT_SIZE);
-            let run_end = end.min(index + (slot_end - address.0).div_ceil(self.size.bytes()));
-            let change = match self.slot(placement, address) {
-                Some(slot) => file.hugetlb().protocol().prepare_change(self, slot, purpose, batch),
-                None => Change::Host,
+            let (change, behind) = match self.shared {
+                true => file.hugetlb().protocol().prepare_change(self, placement, address, purpose, batch),
+                false => (Change::Host, next_slot(address)),
+            };
+            let run_end = match behind {
+                Some(behind) => end.min(index + (behind.0 - address.0).div_ceil(self.size.bytes())),
+                None => end,
             };
             match change {
                 Change::Done => {}
@@ -344,26 +289,51 @@ impl<M: Machine> Area<M> {
                     let entries = table.entries(file.hugetlb().machine());
                     for index in index..run_end {
                         let address = self.address(placement, index);
-                        if visit(&entries[entry_index(address)], PageIndex(index), batch) {
+                        if visit(&entries[self.size.level().index(address)], PageIndex(index), batch) {
                             batch.flush_leaf(self, address);
                         }
                     }
                 }
-                Change::Host => {
-                    // Where there is no table there are no entries: a sparse terabyte is passed over slot by slot.
-                    let first = self.find_host_entry(address);
-                    for index in if first.is_some() { index..run_end } else { 0..0 } {
-                        let address = self.address(placement, index);
-                        if let Some(entry) = self.find_host_entry(address)
-                            && visit(entry, PageIndex(index), batch)
-                        {
-                            batch.flush_leaf(self, address);
-                        }
-                    }
-                }
+                Change::Host => self.change_host_entries(placement, index..run_end, batch, &mut visit),
             }
             index = run_end;
+            file.hugetlb().machine().give_way();
         }
+    }
+
+    /// Shows `visit` the entries in tables of the host.
+    fn change_host_entries(
+        &self,
+        placement: &Placement,
+        indices: Range<u64>,
+        batch: &mut Batch<'_, M>,
+        visit: &mut impl FnMut(&Entry, PageIndex, &mut Batch<'_, M>) -> bool,
+    ) {
+        let mut index = indices.start;
+        while index < indices.end {
+            let address = self.address(placement, index);
+            if let Some(entry) = self.find_host_entry(address) {
+                if visit(entry, PageIndex(index), batch) {
+                    batch.flush_leaf(self, address);
+                }
+                index += 1;
+                continue;
+            }
+            // Where there is no table there are no entries: a sparse terabyte is passed over table by table.
+            let Some(behind) = self.behind_missing(address) else { return };
+            index += (behind.0 - address.0).div_ceil(self.size.bytes());
+        }
+    }
+
+    /// Where the entries may go on when the host has none at an address: behind the table that is missing.
+    fn behind_missing(&self, address: VirtAddr) -> Option<VirtAddr> {
+        let mut level = self.size.level().above()?;
+        while let Some(above) = level.above()
+            && self.space.find_entry(address, level).is_none()
+        {
+            level = above;
+        }
+        address.floor(level).0.checked_add(level.span()).map(VirtAddr)
     }
 
     /// Clears the entries of the page indices, without private copies.
@@ -376,14 +346,15 @@ impl<M: Machine> Area<M> {
         batch: &mut Batch<'_, M>,
     ) {
         self.change_entries(file, placement, indices, purpose, batch, |entry, index, batch| {
+            let level = self.size.level();
             // A PUD entry that leads to a table is not ours to clear. Acquire: as below.
-            if !format::is_leaf(entry.load(Ordering::Acquire)) {
+            if !M::Format::is_leaf(level, entry.load(Ordering::Acquire)) {
                 return false;
             }
             // AcqRel: the page's last user must come before its next, and the flush after the store.
-            let old = entry.swap(0, Ordering::AcqRel);
+            let old = entry.swap(EntryValue::default(), Ordering::AcqRel);
             if let Some(page) = self.page(file, index) {
-                debug_assert_eq!(page.frame(), format::leaf_frame(old, self.size), "an entry and its page");
+                debug_assert_eq!(page.frame(), M::Format::leaf_frame(level, old), "an entry and its page");
                 batch.unmap(page);
             }
             true
@@ -475,4 +446,9 @@ impl<M: Machine> Area<M> {
 
 fn overlaps(a: &Range<u64>, b: &Range<u64>) -> bool {
     a.start < b.end && b.start < a.end
+}
+
+/// The end of the slot of a PUD entry around an address.
+pub(crate) fn next_slot(address: VirtAddr) -> Option<VirtAddr> {
+    address.floor(Level::Pud).0.checked_add(SLOT_SIZE).map(VirtAddr)
 }

@@ -3,10 +3,12 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
+use filetables::{Level, Space, Window};
+
 use super::{Area, Share};
-use crate::addr::{SLOT_SIZE, VirtAddr};
-use crate::file::{File, Window};
-use crate::machine::{Flush, Machine, Space};
+use crate::addr::VirtAddr;
+use crate::file::File;
+use crate::machine::{Flush, Machine};
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::sharing::Table;
@@ -20,17 +22,11 @@ pub(crate) struct Batch<'f, M: Machine> {
     file: &'f File<M>,
     flushes: Vec<Flush<M::Space>>,
     unmapped: Vec<Arc<Page<M>>>,
-    /// All who are attached to tables of the file are to forget.
-    sharers: bool,
-    hidden: Vec<(Arc<Page<M>>, u64)>,
     released: Vec<Arc<Table<M>>>,
     detached: Vec<Window>,
     closed: Vec<Arc<Table<M>>>,
     kept: Vec<Share<M>>,
 }
-
-/// Tables that are detached from with one hold of the cache lock.
-const DETACHED_AT_A_TIME: usize = 64;
 
 impl<'f, M: Machine> Batch<'f, M> {
     pub(crate) fn new(file: &'f File<M>) -> Batch<'f, M> {
@@ -38,8 +34,6 @@ impl<'f, M: Machine> Batch<'f, M> {
             file,
             flushes: Vec::new(),
             unmapped: Vec::new(),
-            sharers: false,
-            hidden: Vec::new(),
             released: Vec::new(),
             detached: Vec::new(),
             closed: Vec::new(),
@@ -64,20 +58,12 @@ impl<'f, M: Machine> Batch<'f, M> {
         }
     }
 
-    /// A page of the file was hidden: so many entries for it in the file's tables were cleared.
-    pub(crate) fn hide(&mut self, page: &Arc<Page<M>>, entries: u64) {
-        if entries != 0 {
-            self.sharers = true;
-            self.hidden.push((page.clone(), entries));
-        }
-    }
-
     /// An adopted table was detached from; it is counted out after the flush.
     pub(crate) fn release_later(&mut self, table: Arc<Table<M>>) {
         self.released.push(table);
     }
 
-    /// A table of the file was detached from; it is counted out after the flush. A batch's windows ascend.
+    /// A table of the file was detached from; it is counted out after the flush.
     pub(crate) fn detach_later(&mut self, window: Window) {
         self.detached.push(window);
     }
@@ -87,9 +73,9 @@ impl<'f, M: Machine> Batch<'f, M> {
         self.closed.push(table);
     }
 
-    /// A PUD entry that led to a table was cleared.
-    pub(crate) fn flush_tables(&mut self, area: &Area<M>, slot: VirtAddr) {
-        self.push(area, slot..slot + SLOT_SIZE, !Mutant::TablesNotFlushed.is_on());
+    /// The entry of `level` that led to a table from the address `slot` on was cleared, or lost rights.
+    pub(crate) fn flush_tables(&mut self, area: &Area<M>, slot: VirtAddr, level: Level) {
+        self.push(area, slot..slot + level.span(), !Mutant::TablesNotFlushed.is_on());
     }
 
     /// The leaf at `address` was cleared, replaced or lost rights.
@@ -125,21 +111,13 @@ impl<'f, M: Machine> Batch<'f, M> {
         if !self.flushes.is_empty() && !Mutant::FlushForgotten.is_on() {
             machine.flush(&self.flushes);
         }
-        if self.sharers && !Mutant::SharersNotFlushed.is_on() {
-            machine.flush_spaces(&|space| self.file.cache().lock().has_joined(space));
-        }
         for page in &self.unmapped {
             page.remove_entry();
-        }
-        for (page, entries) in &self.hidden {
-            (0..*entries).for_each(|_| page.remove_entry());
         }
         for table in &self.released {
             table.release(self.file);
         }
-        for windows in self.detached.chunks(DETACHED_AT_A_TIME) {
-            self.detach(windows);
-        }
+        self.detach(&self.detached);
         for table in &self.closed {
             table.open();
         }
@@ -147,14 +125,10 @@ impl<'f, M: Machine> Batch<'f, M> {
     }
 
     fn detach(&self, windows: &[Window]) {
-        let mut unused = Vec::new();
-        self.file.cache().lock().detach(windows, |table| unused.push(table));
-        let counters = self.file.hugetlb().counters();
-        counters.attachments.subtract(windows.len() as u64);
-        counters.unshares.add((windows.len() - unused.len()) as u64);
-        counters.tables.subtract(unused.len() as u64);
-        for table in unused {
-            self.file.hugetlb().machine().retire_table(table);
+        for window in windows {
+            let was_last = self.file.content().detach(window);
+            self.file.hugetlb().counters().unshares.add(u64::from(!was_last));
+            self.file.hugetlb().machine().give_way();
         }
     }
 }

@@ -2,14 +2,15 @@
 
 use core::ops::Range;
 
-use super::{Area, Batch, Mapping, Placement};
-use crate::addr::{PageIndex, SLOT_SIZE, VirtAddr};
+use filetables::{Format, Level, Protection};
+
+use super::{Area, Batch, Mapping, Placement, next_slot};
+use crate::addr::{PageIndex, VirtAddr};
 use crate::error::{Error, OutOfMemory, Result};
 use crate::file::File;
-use crate::format::{self, Protection};
 use crate::machine::Machine;
 use crate::mutant::Mutant;
-use crate::sharing::{Change, Purpose};
+use crate::sharing::Purpose;
 use crate::sync::{Arc, Ordering};
 
 impl<M: Machine> Mapping<M> {
@@ -49,7 +50,7 @@ impl<M: Machine> Mapping<M> {
         batch: &mut Batch<'_, M>,
     ) {
         let private = !self.area.is_shared();
-        let size = self.page_size();
+        let level = self.page_size().level();
         let purpose = Purpose::Protect(protection);
         self.area.change_entries(
             &self.file,
@@ -60,14 +61,16 @@ impl<M: Machine> Mapping<M> {
             |entry, _, _| {
                 // Relaxed: the mapping lock orders it; nothing is read through it.
                 let old = entry.load(Ordering::Relaxed);
-                if !format::is_leaf(old) {
+                if !M::Format::is_leaf(level, old) {
                     return false;
                 }
                 // A private page may have relatives: the next store faults and looks.
                 let permitted = if private { protection - Protection::WRITE } else { protection };
                 // AcqRel: no access with the old rights is ordered behind the flush.
-                entry.swap(format::leaf(format::leaf_frame(old, size), permitted), Ordering::AcqRel);
-                !Mutant::LostRightNotFlushed.is_on() && (loses || (private && format::is_writable(old)))
+                let frame = M::Format::leaf_frame(level, old);
+                entry.swap(M::Format::leaf(level, frame, permitted), Ordering::AcqRel);
+                let was_writable = M::Format::protection(old).contains(Protection::WRITE);
+                !Mutant::LostRightNotFlushed.is_on() && (loses || (private && was_writable))
             },
         );
     }
@@ -84,17 +87,15 @@ impl<M: Machine> Mapping<M> {
     pub fn leave_slot(&self, address: VirtAddr) -> Result<bool, OutOfMemory> {
         // Held over the flush: as in `drop`.
         let placement = self.area.placement().write();
-        let (start, end) =
-            (address.slot(), placement.start.0 + (placement.pages << self.page_size().shift()));
-        if placement.start.0 >= start.0.saturating_add(SLOT_SIZE) || end <= start.0 {
+        // Where the mapping has the slot: the address may be of its neighbour.
+        let slot = address.floor(Level::Pud);
+        let address = slot.max(placement.start);
+        let end = placement.start.0 + (placement.pages << self.page_size().shift());
+        if !self.is_shared() || address.floor(Level::Pud) != slot || address.0 >= end {
             return Ok(false);
         }
-        // Nothing else can be in a slot that the mapping covers wholly.
-        let Some(slot) = self.area.slot(&placement, start).filter(|slot| !slot.is_whole()) else {
-            return Ok(false);
-        };
         let mut batch = Batch::new(&self.file);
-        let left = self.file.hugetlb().protocol().leave_slot(&self.area, slot, &mut batch)?;
+        let left = self.file.hugetlb().protocol().leave_slot(&self.area, &placement, address, &mut batch)?;
         batch.finish();
         Ok(left)
     }
@@ -103,8 +104,8 @@ impl<M: Machine> Mapping<M> {
     /// fault. The host may call it when something has left the slot. It holds its address-space lock for writing.
     pub fn settle(&self, address: VirtAddr) {
         let (start, end) = (self.start(), self.start() + self.length());
-        let from = address.slot().max(start);
-        let to = VirtAddr(address.slot().0.saturating_add(SLOT_SIZE)).min(end);
+        let from = address.floor(Level::Pud).max(start);
+        let to = next_slot(address).map_or(end, |next| next.min(end));
         if from < to {
             let shift = self.page_size().shift();
             let part = Placement {
@@ -127,7 +128,10 @@ impl<M: Machine> Mapping<M> {
     pub fn discard(&self, range: Range<VirtAddr>) -> Result<()> {
         let size = self.page_size();
         let inside = range.start >= self.start() && range.end.0 <= self.start().0 + self.length();
-        if !inside || range.start > range.end || !range.start.is_aligned(size) || !range.end.is_aligned(size)
+        if !inside
+            || range.start > range.end
+            || !range.start.begins(size.level())
+            || !range.end.begins(size.level())
         {
             return Err(Error::Invalid);
         }
@@ -150,7 +154,7 @@ impl<M: Machine> Mapping<M> {
     ///
     /// [`Error::Invalid`] when `start` is not a multiple of the page size or the range ends beyond all addresses.
     pub fn move_to(&mut self, start: VirtAddr) -> Result<()> {
-        if !start.is_aligned(self.page_size()) || start.0.checked_add(self.length()).is_none() {
+        if !start.begins(self.page_size().level()) || start.0.checked_add(self.length()).is_none() {
             return Err(Error::Invalid);
         }
         {
@@ -176,7 +180,7 @@ impl<M: Machine> Mapping<M> {
     /// [`Error::Invalid`] when `at` is not inside or not a multiple of the page size.
     pub fn split(&mut self, at: VirtAddr) -> Result<Mapping<M>> {
         let size = self.page_size();
-        if at <= self.start() || at.0 >= self.start().0 + self.length() || !at.is_aligned(size) {
+        if at <= self.start() || at.0 >= self.start().0 + self.length() || !at.begins(size.level()) {
             return Err(Error::Invalid);
         }
         let lower_pages = (at.0 - self.start().0) >> size.shift();
@@ -186,15 +190,13 @@ impl<M: Machine> Mapping<M> {
         // a fault do so (CVE-2025-38084).
         let mut placement = self.area.placement().write();
         let mut batch = Batch::new(&self.file);
-        let cut = self.area.slot(&placement, at).filter(|slot| slot.start != at);
-        if let Some(slot) = cut.filter(|_| !Mutant::SplitSlotKept.is_on()) {
-            // The slot that the cut goes through has two mappings from now on.
-            let protocol = self.file.hugetlb().protocol();
-            let change = protocol.prepare_change(&self.area, slot, Purpose::Leave, &mut batch);
-            debug_assert!(!matches!(change, Change::InPlace(_)), "the table was to be given up");
-            if Mutant::SharedAgainInSplit.is_on() {
-                protocol.attach(&self.file, &self.area, &placement);
-            }
+        // The slot that the cut goes through has two mappings from now on.
+        let protocol = self.file.hugetlb().protocol();
+        let is_cut = self.is_shared()
+            && !Mutant::SplitSlotKept.is_on()
+            && protocol.leave_cut_slot(&self.area, &placement, at, &mut batch);
+        if self.is_shared() && Mutant::SharedAgainInSplit.is_on() {
+            protocol.attach(&self.file, &self.area, &placement);
         }
         let upper_placement =
             Placement { start: at, first: middle, pages: placement.pages - lower_pages, ..*placement };
@@ -205,6 +207,12 @@ impl<M: Machine> Mapping<M> {
         let upper = Self::unattached(file, space, self.area.is_shared(), upper_placement, private);
         upper.area.take_over(&self.area, &self.file, middle);
         batch.finish();
+        drop(placement);
+        if is_cut {
+            // A slot of 512 GiB has many parts that neither half has to miss.
+            self.attach();
+            upper.attach();
+        }
         Ok(upper)
     }
 }
@@ -215,7 +223,10 @@ impl<M: Machine> Area<M> {
         if lower.is_listed() {
             self.enlist(file);
         }
-        self.join_as(lower, &mut file.cache().lock());
+        if lower.has_joined() {
+            let joined = self.join(file);
+            debug_assert!(joined.is_ok(), "a space that is known needs no memory to be known twice");
+        }
         for (base, table) in lower.split_tables(from) {
             self.set_table(base, table);
         }

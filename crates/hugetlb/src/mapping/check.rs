@@ -1,18 +1,18 @@
 //! What must hold of a mapping's entries at any moment, looked at from the hardware's side.
 //!
 //! For a host's debug builds: [`Mapping::check`] reads the PUD entries of the address space and what they lead to, not the
-//! library's own records of what it wrote, and compares with the file. It holds the mapping lock for writing and the cache lock
-//! for each table, so that what it sees is one moment; it is correct to call it while everything else goes on.
+//! library's own records of what it wrote, and compares with the file. It holds the mapping lock for writing and the lock of the piece
+//! for each entry, so that what it sees is one moment; it is correct to call it while everything else goes on.
 
 use alloc::format;
 use alloc::string::String;
 use core::ops::Range;
 
-use super::{CheckRound, Mapping, Placement, Slot};
+use filetables::{Entry, EntryValue, Format, Found, Level, Seen, Slot, Space};
+
+use super::{CheckRound, Mapping, Placement};
 use crate::addr::{PageIndex, PhysAddr, VirtAddr};
-use crate::format::{is_leaf, is_managed, is_present, leaf_frame, protection, table_frame};
-use crate::machine::{Machine, Space};
-use crate::sharing::entry_index;
+use crate::machine::Machine;
 use crate::sync::Ordering;
 
 type Check = core::result::Result<(), String>;
@@ -31,77 +31,97 @@ impl<M: Machine> Mapping<M> {
     pub fn check(&self, round: &mut CheckRound<M>) -> Check {
         // No fault of this mapping is under way, and nobody attaches or detaches it.
         let placement = self.area.placement().write();
-        if self.area.slot(&placement, placement.start).is_none() {
+        if !self.is_shared() {
             return self.check_host(&placement, placement.indices(), round);
         }
-        for slot in self.area.slots(&placement) {
-            let Some(entry) = self.area.space().find_pud_entry(slot.start) else { continue };
-            let pud = entry.load(Ordering::Acquire);
-            if is_managed(pud) {
-                self.check_attached(slot, pud, round)?;
-            } else if is_present(pud) {
-                self.check_host(&placement, slot.first.0..slot.first.0 + slot.pages, round)?;
+        let extent = self.area.extent(&placement);
+        let mut next = Some(placement.start);
+        while let Some(address) = next.filter(|address| *address < extent.end()) {
+            let found;
+            (found, next) = self.file.content().look(self.area.space(), &extent, address);
+            let slot = extent.slot(address, Level::Pud).filter(|slot| !slot.whole);
+            if let Some(slot) = slot
+                && let Some(entry) = self.area.space().find_entry(slot.address, slot.level)
+                && M::Format::is_managed(slot.level, entry.load(Ordering::Acquire))
+            {
+                // It may be the table of another mapping in the slot, which will say so.
+                let is_own = matches!(found, Found::Attached(..));
+                round.found_in_part(self.area.space().id(), slot.address, is_own);
+            }
+            let end = next.map_or(extent.end(), |next| next.min(extent.end()));
+            let index =
+                |address: VirtAddr| extent.first + ((address.0 - extent.start.0) >> self.page_size().shift());
+            match found {
+                Found::Nothing => {}
+                Found::Host => self.check_host(&placement, index(address)..index(end), round)?,
+                Found::Attached(slot, entry) => self.check_attached(&placement, slot, entry, round)?,
             }
         }
         Ok(())
     }
 
-    /// A slot whose PUD entry leads to a table of the library.
-    fn check_attached(&self, slot: Slot, pud: u64, round: &mut CheckRound<M>) -> Check {
-        let frame = table_frame(pud);
-        let cache = self.file.cache().lock();
-        let adopted = self.area.table(slot.first);
-        let owned = cache.table_at(slot.first, slot.pages, slot.entry);
-        let counted = match (&adopted, owned) {
-            (Some(table), _) => table.sharers(),
-            (None, Some((_, attachments))) => attachments,
-            (None, None) => 0,
-        };
-        let (adopted, owned) = (adopted.map(|table| table.frame()), owned.map(|(frame, _)| frame));
-        let is_own = [adopted, owned].contains(&Some(frame));
-        if !slot.is_whole() {
-            // It may be the table of another mapping in the slot, which will say so.
-            round.found_in_part(self.area.space().id(), slot.start, is_own);
-            if !is_own {
-                return Ok(());
+    /// A slot whose entry leads to a table of the library.
+    fn check_attached(
+        &self,
+        placement: &Placement,
+        slot: Slot,
+        entry: &Entry,
+        round: &mut CheckRound<M>,
+    ) -> Check {
+        let value = entry.load(Ordering::Acquire);
+        let frame = M::Format::table_frame(value);
+        if let Some(table) = self.area.table(PageIndex(slot.window.first)) {
+            return self.check_adopted(placement, slot, &table, frame, round);
+        }
+        let permitted = M::Format::protection(value);
+        if M::Format::RIGHTS_COMBINE && !placement.protection.contains(permitted) {
+            return Err(format!(
+                "invariant 3: {:?} permits {permitted:?} by entry {value:?}, its mapping {:?}",
+                slot.address, placement.protection
+            ));
+        }
+        self.file.content().check_slot(&slot.window, frame, &mut |seen| match seen {
+            Seen::Table(frame, attachments) => Ok(round.found_table(frame, attachments)),
+            Seen::Page(index, page) => {
+                round.found_page(self.file.id(), PageIndex(index), page).map(|()| true)
             }
-        }
-        if !is_own {
+        })
+    }
+
+    fn check_adopted(
+        &self,
+        placement: &Placement,
+        slot: Slot,
+        table: &crate::sharing::Table<M>,
+        frame: PhysAddr,
+        round: &mut CheckRound<M>,
+    ) -> Check {
+        if table.frame() != frame {
             return Err(format!(
-                "invariant 3: {:?} leads to the table {frame:?}, which does not belong there ({adopted:?}, {owned:?})",
-                slot.start
+                "invariant 3: {:?} leads to the table {frame:?}, which does not belong there ({:?})",
+                slot.address,
+                table.frame()
             ));
         }
-        // Adopted tables have the rights in their leaves.
-        if owned.is_some() && !slot.protection.contains(protection(pud)) {
-            return Err(format!(
-                "invariant 3: {:?} permits {:?} by entry {pud:#x}, its mapping {:?}",
-                slot.start,
-                protection(pud),
-                slot.protection
-            ));
-        }
-        if !round.found_table(frame, counted) {
+        if !round.found_table(frame, table.sharers()) {
             return Ok(());
         }
-        for (number, entry) in self.file.hugetlb().machine().table(frame).iter().enumerate() {
-            // Under the cache lock: whatever a leaf leads to cannot leave the cache between this load and the comparison.
+        for (number, entry) in table.entries(self.file.hugetlb().machine()).iter().enumerate() {
+            let index = PageIndex(slot.window.first + number as u64);
             let value = entry.load(Ordering::Acquire);
-            if value == 0 {
+            if value == EntryValue::default() {
                 continue;
             }
-            let within = number.checked_sub(slot.entry).filter(|within| (*within as u64) < slot.pages);
-            let page = within.and_then(|within| cache.get(slot.first + within as u64));
-            let found = is_leaf(value).then(|| leaf_frame(value, self.page_size()));
-            if found.is_none() || found != page.map(|page| page.frame()) {
-                return Err(format!(
-                    "invariant 1: entry {number} of the table {frame:?} at {:?} is {value:#x}, the file's page there {:?}",
-                    slot.start,
-                    page.map(|page| page.frame())
-                ));
+            let cached = self.file.content().get(index.0);
+            // Once more: a page whose entry is still there has not left the content before it was looked up.
+            if entry.load(Ordering::Acquire) != value {
+                continue;
             }
-            if let Some(page) = page {
-                round.found_page(self.file.id(), slot.first + (number - slot.entry) as u64, page)?;
+            let address = slot.address + ((number as u64) << self.page_size().shift());
+            let frames = [None, cached.as_ref().map(|page| page.frame())];
+            self.check_leaf(placement, address, value, frames)?;
+            if let Some(page) = &cached {
+                round.found_page(self.file.id(), index, page)?;
             }
         }
         Ok(())
@@ -111,17 +131,16 @@ impl<M: Machine> Mapping<M> {
     fn check_host(&self, placement: &Placement, indices: Range<u64>, round: &mut CheckRound<M>) -> Check {
         for index in indices.map(PageIndex) {
             let address = self.area.address(placement, index.0);
-            let cache = self.file.cache().lock();
             let Some(entry) = self.area.find_host_entry(address) else { continue };
             let value = entry.load(Ordering::Acquire);
-            if value == 0 {
+            if value == EntryValue::default() {
                 continue;
             }
             let copy = self.area.private().lock().copies.get(&index).map(|share| share.page().clone());
-            let cached = cache.get(index);
-            let frames = [&copy, &cached.cloned()].map(|page| page.as_ref().map(|page| page.frame()));
+            let cached = self.file.content().get(index.0);
+            let frames = [&copy, &cached].map(|page| page.as_ref().map(|page| page.frame()));
             self.check_leaf(placement, address, value, frames)?;
-            if let Some(page) = copy.as_ref().or(cached) {
+            if let Some(page) = copy.as_ref().or(cached.as_ref()) {
                 round.found_page(self.file.id(), index, page)?;
             }
         }
@@ -132,19 +151,19 @@ impl<M: Machine> Mapping<M> {
         &self,
         placement: &Placement,
         address: VirtAddr,
-        value: u64,
+        value: EntryValue,
         [copy, cached]: [Option<PhysAddr>; 2],
     ) -> Check {
-        let found = is_leaf(value).then(|| leaf_frame(value, self.page_size()));
+        let level = self.page_size().level();
+        let found = M::Format::is_leaf(level, value).then(|| M::Format::leaf_frame(level, value));
         if found.is_none() || (found != copy && (copy.is_some() || found != cached)) {
             return Err(format!(
-                "invariant 1: the entry at {address:?} ({}) is {value:#x}, the file's page there {cached:?}, the copy {copy:?}",
-                entry_index(address)
+                "invariant 1: the entry at {address:?} is {value:?}, the file's page there {cached:?}, the copy {copy:?}"
             ));
         }
-        if !placement.protection.contains(protection(value)) {
+        if !placement.protection.contains(M::Format::protection(value)) {
             return Err(format!(
-                "invariant 3: the entry at {address:?} is {value:#x}, its mapping permits {:?}",
+                "invariant 3: the entry at {address:?} is {value:?}, its mapping permits {:?}",
                 placement.protection
             ));
         }

@@ -1,15 +1,16 @@
 //! The fault path: from the host's call to the protocol, and the steps that the protocols are made of.
 
+use filetables::{Entry, Format, InsertError, Protection};
+
 use super::area::Placement;
 use super::{Area, Mapping};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::error::FaultError;
 use crate::file::{File, IndexLock};
-use crate::format::{self, Protection};
 use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::pool::Page;
-use crate::sync::{Arc, AtomicU64, Ordering, ReadGuard};
+use crate::sync::{Arc, Ordering, ReadGuard};
 
 /// The access that faulted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -53,10 +54,10 @@ impl<M: Machine> Mapping<M> {
         let fault = Fault {
             file: &self.file,
             area: &self.area,
-            address: address.page(self.page_size()),
+            address: address.floor(self.page_size().level()),
             access,
             // Two faults on one page, and a fault and the page's removal, come one after the other.
-            index: self.file.lock_index(index),
+            index: self.file.lock_index(index)?,
         };
         let page = if self.area.is_shared() { hugetlb.protocol().fault(&fault)? } else { fault.private()? };
         // The index is still locked.
@@ -89,37 +90,38 @@ impl<'m, M: Machine> Fault<'m, M> {
 
     /// The file's page; a fresh one, all zero, where there was a hole. Long: it may clear a huge page.
     pub(crate) fn page(&self) -> Result<Arc<Page<M>>, FaultError> {
-        let index = self.index.index();
-        {
-            let cache = self.file.cache().lock();
-            if !cache.covers(index) {
-                return Err(FaultError::Sigbus);
-            }
-            if let Some(page) = cache.get(index) {
-                return Ok(page.clone());
-            }
+        let index = self.index.index().0;
+        let content = self.file.content();
+        // Looked at under the mapping lock: a truncation that comes later meets what this fault maps.
+        if index >= content.end() {
+            return Err(FaultError::Sigbus);
+        }
+        if let Some(page) = content.get(index) {
+            return Ok(page);
         }
         let page = self.file.allocate_page(&self.index).map_err(|_| FaultError::Sigbus)?;
         self.file.hugetlb().counters().faults_allocated.add(1);
         if !Mutant::PageNotZeroed.is_on() {
             page.zero();
         }
-        let inserted = self.file.cache().lock().insert(&self.index, page.clone());
-        inserted.map(|()| page.clone()).map_err(|_| {
-            // A truncation came in between. The promise that the page used up is the truncation's to delete, or stays with
-            // the file's map; the page must not take it along.
+        content.insert(index, page.clone()).map(|()| page.clone()).map_err(|error| {
+            // A truncation came in between, or memory is short. The promise that the page used up is the truncation's to delete,
+            // or stays with the file's map; the page must not take it along.
             if !Mutant::PromiseTakenAlong.is_on() {
                 page.restore();
             }
-            FaultError::Sigbus
+            match error {
+                InsertError::OutOfMemory => FaultError::OutOfMemory,
+                InsertError::BeyondEnd | InsertError::Occupied => FaultError::Sigbus,
+            }
         })
     }
 
     /// The entry for the address in tables of the host.
-    pub(crate) fn host_entry(&self) -> Result<&'m AtomicU64, FaultError> {
+    pub(crate) fn host_entry(&self) -> Result<&'m Entry, FaultError> {
         let entry = self.area.host_entry(self.address)?;
         let value = entry.load(Ordering::Acquire);
-        if format::is_present(value) && !format::is_leaf(value) {
+        if M::Format::is_present(value) && !M::Format::is_leaf(self.file.page_size().level(), value) {
             // The host left a table of its own where a 1 GiB page goes. Writing over it would lose that table.
             debug_assert!(false, "a 1 GiB mapping over a PMD table of the host");
             return Err(FaultError::OutOfMemory);
@@ -129,11 +131,12 @@ impl<'m, M: Machine> Fault<'m, M> {
 }
 
 /// Writes the leaf for a page of the file, unless a sharer has.
-pub(crate) fn publish<M: Machine>(entry: &AtomicU64, page: &Page<M>, protection: Protection) {
+pub(crate) fn publish<M: Machine>(entry: &Entry, page: &Page<M>, protection: Protection) {
+    let level = page.size().level();
     // Acquire: with a sharer's release below.
     let old = entry.load(Ordering::Acquire);
-    if format::is_leaf(old) {
-        debug_assert_eq!(format::leaf_frame(old, page.size()), page.frame(), "a table equals the cache");
+    if M::Format::is_leaf(level, old) {
+        debug_assert_eq!(M::Format::leaf_frame(level, old), page.frame(), "a table equals the content");
         return;
     }
     if !Mutant::EntryNotCounted.is_on() {
@@ -141,5 +144,5 @@ pub(crate) fn publish<M: Machine>(entry: &AtomicU64, page: &Page<M>, protection:
     }
     // Release: the page's zeroes come before its entry, on every CPU.
     let order = if Mutant::LeafWithoutRelease.is_on() { Ordering::Relaxed } else { Ordering::Release };
-    entry.store(format::leaf(page.frame(), protection), order);
+    entry.store(M::Format::leaf(level, page.frame(), protection), order);
 }

@@ -2,10 +2,11 @@
 
 use alloc::collections::BTreeMap;
 
+use filetables::{Format, Protection};
+
 use super::area::Private;
 use super::{Batch, Mapping, Share};
 use crate::addr::PageIndex;
-use crate::format::{self, Protection};
 use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::reserve::Regions;
@@ -26,7 +27,7 @@ impl<M: Machine> Mapping<M> {
         let copies: BTreeMap<PageIndex, Share<M>> =
             self.area.private().lock().copies.iter().map(|(index, share)| (*index, share.fork())).collect();
         if !copies.is_empty() {
-            let size = self.page_size();
+            let level = self.page_size().level();
             self.area.change_entries(
                 &self.file,
                 &placement,
@@ -36,12 +37,14 @@ impl<M: Machine> Mapping<M> {
                 |entry, index, _| {
                     // Relaxed: the mapping lock orders it.
                     let old = entry.load(Ordering::Relaxed);
-                    if !format::is_leaf(old) || !format::is_writable(old) || !copies.contains_key(&index) {
+                    let writable = M::Format::protection(old).contains(Protection::WRITE);
+                    if !M::Format::is_leaf(level, old) || !writable || !copies.contains_key(&index) {
                         return false;
                     }
                     let permitted = placement.protection - Protection::WRITE;
                     // AcqRel: a store through the old entry comes before the flush or faults.
-                    entry.swap(format::leaf(format::leaf_frame(old, size), permitted), Ordering::AcqRel);
+                    let frame = M::Format::leaf_frame(level, old);
+                    entry.swap(M::Format::leaf(level, frame, permitted), Ordering::AcqRel);
                     !Mutant::ForkNotFlushed.is_on()
                 },
             );

@@ -39,8 +39,10 @@ mod tests;
 
 use alloc::collections::BTreeMap;
 
+use filetables::Protection;
+
 use area::Private;
-pub(crate) use area::{Area, Placement, Slot};
+pub(crate) use area::{Area, Placement, next_slot};
 pub(crate) use batch::Batch;
 pub use fault::Access;
 pub(crate) use fault::{Fault, publish};
@@ -50,7 +52,6 @@ pub(crate) use share::Share;
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
 use crate::file::{File, MapOptions};
-use crate::format::Protection;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::reserve::{self, Regions};
@@ -163,7 +164,7 @@ impl<M: Machine> Drop for Mapping<M> {
     fn drop(&mut self) {
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         if Mutant::LeaveBeforeFlush.is_on() {
-            self.area.leave(&mut self.file.cache().lock());
+            self.area.leave(&self.file);
         }
         {
             // Held over the flush: a truncation that finds nothing here any more must not free pages that our TLBs still hold.
@@ -176,7 +177,7 @@ impl<M: Machine> Drop for Mapping<M> {
                 placement.pages = 0;
             }
         }
-        self.area.leave(&mut self.file.cache().lock());
+        self.area.leave(&self.file);
         self.area.delist(&self.file);
         let unused = {
             let private = self.area.private().lock();

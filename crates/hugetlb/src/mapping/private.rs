@@ -1,16 +1,17 @@
 //! The fault path of `MAP_PRIVATE`: copies on write, and who gets a page when the pool is empty.
 
+use filetables::{Entry, EntryValue, Format, Protection};
+
 use super::{Access, Area, Batch, Share};
 use crate::addr::PageIndex;
 use crate::error::FaultError;
-use crate::format::{self, Protection};
 use crate::machine::Machine;
 use crate::mapping::area::Placement;
 use crate::mapping::fault::Fault;
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::reserve;
-use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::sync::{Arc, Ordering};
 
 enum Failure<M: Machine> {
     Fault(FaultError),
@@ -52,14 +53,11 @@ impl<M: Machine> Fault<'_, M> {
             let share = private.copies.get(&index);
             (share.map(|share| (share.page().clone(), share.is_sole())), private.robbed)
         };
-        let cached = {
-            let cache = self.file.cache().lock();
-            // Looked at under the mapping lock: a truncation that comes later meets what this fault maps.
-            if !cache.covers(index) {
-                return Err(FaultError::Sigbus.into());
-            }
-            cache.get(index).cloned()
-        };
+        // Looked at under the mapping lock: a truncation that comes later meets what this fault maps.
+        if index.0 >= self.file.content().end() {
+            return Err(FaultError::Sigbus.into());
+        }
+        let cached = self.file.content().get(index.0);
         let entry = self.host_entry()?;
         let read_only = placement.protection - Protection::WRITE;
         let write = self.access == Access::Write;
@@ -132,27 +130,29 @@ impl<M: Machine> Fault<'_, M> {
     /// Makes `entry` lead to `page`; `origin` is the page that it may have led to, if that is another one.
     fn replace(
         &self,
-        entry: &AtomicU64,
+        entry: &Entry,
         origin: Option<Arc<Page<M>>>,
         page: &Arc<Page<M>>,
         protection: Protection,
     ) {
-        let new = format::leaf(page.frame(), protection);
+        let level = self.file.page_size().level();
+        let new = M::Format::leaf(level, page.frame(), protection);
         // Acquire and release: as in `publish`. The fault mutex makes us the only writer.
         let old = entry.load(Ordering::Acquire);
-        if !format::is_leaf(old) {
+        if !M::Format::is_leaf(level, old) {
             page.add_entry();
             entry.store(new, Ordering::Release);
             return;
         }
-        if format::leaf_frame(old, self.file.page_size()) == page.frame() {
+        if M::Format::leaf_frame(level, old) == page.frame() {
             // More rights at most: whoever holds the old entry faults, and looks again.
             entry.store(new, Ordering::Release);
             return;
         }
         // Cleared and flushed before the copy shows: else one thread could store through the new entry while another
         // still reads the origin through its TLB. Who faults in between waits for the fault mutex.
-        entry.store(if Mutant::CopyShownBeforeFlush.is_on() { new } else { 0 }, Ordering::Release);
+        let shown = if Mutant::CopyShownBeforeFlush.is_on() { new } else { EntryValue::default() };
+        entry.store(shown, Ordering::Release);
         let mut batch = Batch::new(self.file);
         if let Some(origin) = origin {
             batch.unmap(origin);

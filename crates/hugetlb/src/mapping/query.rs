@@ -2,10 +2,11 @@
 
 use core::ops::Range;
 
-use super::{Mapping, Slot};
+use filetables::{EntryValue, Format, Found, Protection};
+
+use super::Mapping;
 use crate::addr::{PhysAddr, VirtAddr};
-use crate::format;
-use crate::machine::{Machine, Space};
+use crate::machine::Machine;
 
 /// What of a mapping has entries in this address space, in bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -22,10 +23,12 @@ impl<M: Machine> Mapping<M> {
     pub fn translate(&self, address: VirtAddr) -> Option<(PhysAddr, bool)> {
         self.index(address)?;
         let placement = self.area.placement().read();
+        let level = self.page_size().level();
         let entry = self.area.leaf(&self.file, &placement, address);
-        format::is_leaf(entry).then(|| {
-            let within = address.0 - address.page(self.page_size()).0;
-            (PhysAddr(format::leaf_frame(entry, self.page_size()).0 + within), format::is_writable(entry))
+        M::Format::is_leaf(level, entry).then(|| {
+            let within = address.0 - address.floor(level).0;
+            let writable = M::Format::protection(entry).contains(Protection::WRITE);
+            (PhysAddr(M::Format::leaf_frame(level, entry).0 + within), writable)
         })
     }
 
@@ -37,35 +40,45 @@ impl<M: Machine> Mapping<M> {
     /// What of the mapping has entries, for smaps and `HugetlbPages` of `/proc/PID/status`.
     pub fn resident(&self) -> Resident {
         let placement = self.area.placement().read();
-        let count = |indices: Range<u64>| {
-            let entry = |index: &u64| {
-                let address = self.area.address(&placement, *index);
-                self.area.leaf(&self.file, &placement, address) != 0
-            };
-            indices.filter(entry).count() as u64
-        };
-        let entries: u64 = if self.area.slot(&placement, placement.start).is_none() {
-            count(placement.indices())
-        } else {
-            // By slot, so that a sparse terabyte is not looked at page by page.
-            let of_slot = |slot: Slot| {
-                let indices = slot.first.0..slot.first.0 + slot.pages;
-                let Some(entry) = self.area.space().find_pud_entry(slot.start) else { return 0 };
-                let attached = self.area.attached(&self.file, &slot, entry).is_some();
-                match attached {
-                    true if self.area.has_joined() => self.file.cache().lock().visible(indices),
-                    // Where the slot is empty or another's there are no entries of this mapping.
-                    false if self.area.find_host_entry(slot.start).is_none() => 0,
-                    _ => count(indices),
+        let entries: u64 = match self.is_shared() {
+            false => self.count_entries(&placement, placement.indices()),
+            true => {
+                // By slot, so that a sparse terabyte is not looked at page by page.
+                let (mut entries, mut next) = (0, Some(placement.start));
+                let end = self.start() + self.length();
+                while let Some(address) = next.filter(|address| *address < end) {
+                    let found;
+                    let extent = self.area.extent(&placement);
+                    (found, next) = self.file.content().look(self.area.space(), &extent, address);
+                    let index = |address: VirtAddr| {
+                        placement.first.0 + ((address.0 - placement.start.0) >> self.page_size().shift())
+                    };
+                    let indices = index(address)..index(next.map_or(end, |next| next.min(end)));
+                    entries += match found {
+                        Found::Nothing => 0,
+                        Found::Attached(slot, _) if self.area.has_joined() => {
+                            self.file.content().visible(slot.window.indices())
+                        }
+                        Found::Attached(..) | Found::Host => self.count_entries(&placement, indices),
+                    };
+                    self.file.hugetlb().machine().give_way();
                 }
-            };
-            self.area.slots(&placement).map(of_slot).sum()
+                entries
+            }
         };
         let bytes = entries << self.page_size().shift();
         match self.area.is_shared() {
             true => Resident { shared: bytes, private: 0 },
             false => Resident { shared: 0, private: bytes },
         }
+    }
+
+    fn count_entries(&self, placement: &super::Placement, indices: Range<u64>) -> u64 {
+        let entry = |index: &u64| {
+            let address = self.area.address(placement, *index);
+            self.area.leaf(&self.file, placement, address) != EntryValue::default()
+        };
+        indices.filter(entry).count() as u64
     }
 
     /// What identifies the memory at `address` to every process that maps it, for the key of a shared futex: the file's

@@ -18,7 +18,8 @@ pub(crate) struct Page<M: Machine> {
     subpool: Option<Arc<Subpool<M>>>,
     /// The reservation that the page used up is still promised: see [`Page::restore`].
     restore: AtomicBool,
-    /// Entries of page tables that lead here; an entry is subtracted only after its flush.
+    /// Entries that lead here from tables that are not the file's. An entry is subtracted only after its flush. The file's own
+    /// tables are not counted: they are behind the same lock as the page.
     mapped: AtomicU64,
     /// Mappings that have it as a private page, see [`crate::mapping::Share`].
     shares: AtomicU64,
@@ -88,6 +89,12 @@ impl<M: Machine> Page<M> {
 
     pub(crate) fn is_mapped(&self) -> bool {
         self.mapped.load(Ordering::SeqCst) != 0
+    }
+}
+
+impl<M: Machine> filetables::Frame for Page<M> {
+    fn frame(&self) -> PhysAddr {
+        self.frame
     }
 }
 

@@ -12,24 +12,118 @@
 //!   changes them in place, flushes, and opens it again.
 //! * The last that is counted out takes the entries down and retires the frame.
 
-use super::{Change, Purpose, Table, entry_index};
-use crate::addr::PageIndex;
+use core::ops::Range;
+
+use filetables::{Entry, EntryValue, Format, Level, Protection, Slot, Space};
+
+use super::{Change, Protocol, Purpose, Table};
+use crate::addr::{PageIndex, VirtAddr};
 use crate::error::{FaultError, OutOfMemory};
 use crate::file::File;
-use crate::format::{self, Protection};
-use crate::machine::{Machine, Space};
-use crate::mapping::{Area, Batch, Fault, Placement, Slot, publish};
+use crate::machine::Machine;
+use crate::mapping::{Area, Batch, Fault, Placement, next_slot, publish};
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::stats::Fallback;
-use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::sync::{Arc, Ordering, ReadGuard, WriteGuard};
+
+/// What keeps a fault from writing into a table that its mapping has lost: all that the protocols with adopted tables
+/// differ in.
+pub(super) trait Fence<M: Machine>: Send + Sync {
+    /// See [`Protocol::fault_fence`].
+    fn fault_fence<'f>(&self, file: &'f File<M>) -> Option<ReadGuard<'f, M, ()>>;
+
+    /// See [`Protocol::change_fence`].
+    fn change_fence<'f>(&self, file: &'f File<M>) -> Option<WriteGuard<'f, M, ()>>;
+
+    /// See [`Protocol::fault`].
+    fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError>;
+
+    /// See [`Protocol::unmap_for_good`].
+    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>);
+}
+
+/// A protocol with adopted tables.
+pub(super) struct Adopted<F>(pub(super) F);
+
+impl<M: Machine, F: Fence<M>> Protocol<M> for Adopted<F> {
+    fn fault_fence<'f>(&self, file: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
+        self.0.fault_fence(file)
+    }
+
+    fn change_fence<'f>(&self, file: &'f File<M>) -> Option<WriteGuard<'f, M, ()>> {
+        self.0.change_fence(file)
+    }
+
+    fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {
+        self.0.fault(fault)
+    }
+
+    /// Puts a new mapping on the file's list, where partners are found.
+    fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement) {
+        if area.is_listed() {
+            return;
+        }
+        let last = placement.start + ((placement.pages - 1) << file.page_size().shift());
+        let ends = [placement.start, last].map(|address| area.extent(placement).slot(address, Level::Pud));
+        let is_one = ends[0] == ends[1];
+        let partial = ends.iter().flatten().skip(usize::from(is_one)).filter(|slot| !slot.whole).count();
+        file.hugetlb().counters().fall_back(Fallback::NotCovered, partial as u64);
+        area.enlist(file);
+    }
+
+    fn prepare_change(
+        &self,
+        area: &Area<M>,
+        placement: &Placement,
+        address: VirtAddr,
+        purpose: Purpose,
+        batch: &mut Batch<'_, M>,
+    ) -> (Change<M>, Option<VirtAddr>) {
+        let change = match whole_slot(area, placement, address) {
+            Some(slot) => prepare_change(area, &slot, purpose, batch),
+            None => Change::Host,
+        };
+        (change, next_slot(address))
+    }
+
+    fn leave_cut_slot(
+        &self,
+        area: &Area<M>,
+        placement: &Placement,
+        at: VirtAddr,
+        batch: &mut Batch<'_, M>,
+    ) -> bool {
+        let cut = whole_slot(area, placement, at).filter(|slot| slot.address != at);
+        if let Some(slot) = cut {
+            let change = prepare_change(area, &slot, Purpose::Leave, batch);
+            debug_assert!(!matches!(change, Change::InPlace(_)), "the table was to be given up");
+        }
+        false
+    }
+
+    /// Adopted tables are for whole slots, in which nothing else can be.
+    fn leave_slot(
+        &self,
+        _: &Area<M>,
+        _: &Placement,
+        _: VirtAddr,
+        _: &mut Batch<'_, M>,
+    ) -> Result<bool, OutOfMemory> {
+        Ok(false)
+    }
+
+    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>) {
+        self.0.unmap_for_good(file, run);
+    }
+}
 
 /// Where a fault is to write its leaf.
 pub(super) enum Target<'f, M: Machine> {
     /// Into a table of the library, at an entry.
     Shared(&'f M, Arc<Table<M>>, usize),
     /// Into an entry of a table of the host.
-    Host(&'f AtomicU64, Protection),
+    Host(&'f Entry, Protection),
 }
 
 impl<M: Machine> Target<'_, M> {
@@ -37,21 +131,16 @@ impl<M: Machine> Target<'_, M> {
     pub(super) fn publish(&self, page: &Page<M>) {
         match self {
             Target::Shared(machine, table, entry) => {
-                publish(&table.entries(*machine)[*entry], page, table.protection());
+                publish::<M>(&table.entries(*machine)[*entry], page, table.protection());
             }
-            Target::Host(entry, protection) => publish(entry, page, *protection),
+            Target::Host(entry, protection) => publish::<M>(entry, page, *protection),
         }
     }
 }
 
-/// Puts a new mapping on the file's list, where partners are found.
-pub(super) fn enlist<M: Machine>(file: &File<M>, area: &Arc<Area<M>>, placement: &Placement) {
-    if area.is_listed() {
-        return;
-    }
-    let partial = area.slots(placement).filter(|slot| !slot.is_whole()).count() as u64;
-    file.hugetlb().counters().fall_back(Fallback::NotCovered, partial);
-    area.enlist(file);
+/// The slot of a PUD entry around an address, if the mapping covers all of it with pages of 2 MiB.
+fn whole_slot<M: Machine>(area: &Area<M>, placement: &Placement, address: VirtAddr) -> Option<Slot> {
+    area.extent(placement).slot(address, Level::Pud).filter(|slot| slot.whole)
 }
 
 /// A fault that lets go of its mapping before it clears the page (long), and writes into the table that it found before. What keeps
@@ -71,13 +160,13 @@ pub(super) fn find_target<'f, M: Machine>(
     fault: &Fault<'f, M>,
     placement: &Placement,
 ) -> Result<Target<'f, M>, FaultError> {
-    let slot = fault.area.slot(placement, fault.address).filter(Slot::is_whole);
-    let table = match slot {
-        Some(slot) => table_for_fault(fault.file, fault.area, slot)?,
+    let table = match whole_slot(fault.area, placement, fault.address) {
+        Some(slot) => table_for_fault(fault.file, fault.area, &slot, placement.protection)?,
         None => None,
     };
+    let entry = Level::Pmd.index(fault.address);
     Ok(match table {
-        Some(table) => Target::Shared(fault.file.hugetlb().machine(), table, entry_index(fault.address)),
+        Some(table) => Target::Shared(fault.file.hugetlb().machine(), table, entry),
         None => Target::Host(fault.host_entry()?, placement.protection),
     })
 }
@@ -86,61 +175,69 @@ pub(super) fn find_target<'f, M: Machine>(
 fn table_for_fault<M: Machine>(
     file: &File<M>,
     area: &Area<M>,
-    slot: Slot,
-) -> Result<Option<Arc<Table<M>>>, OutOfMemory> {
-    if let Some(table) = area.table(slot.first) {
+    slot: &Slot,
+    protection: Protection,
+) -> Result<Option<Arc<Table<M>>>, FaultError> {
+    let first = PageIndex(slot.window.first);
+    if let Some(table) = area.table(first) {
         return Ok(Some(table));
     }
     // Two first faults, in one process or in two, must not make two tables for one part of the file. Only a slot's
     // first fault in a process comes here.
     let attach = file.attach().lock();
-    if let Some(table) = area.table(slot.first).filter(|_| !Mutant::SlotNotLookedAtAgain.is_on()) {
+    if let Some(table) = area.table(first).filter(|_| !Mutant::SlotNotLookedAtAgain.is_on()) {
         return Ok(Some(table));
     }
     let counters = file.hugetlb().counters();
-    let entry = area.space().pud_entry(slot.start)?;
+    let entry = area.space().entry(slot.address, slot.level)?.ok_or(FaultError::SlotShared)?;
     // Acquire: pairs with the host's release when it installs a table of its own.
-    if format::is_present(entry.load(Ordering::Acquire)) {
+    if M::Format::is_present(entry.load(Ordering::Acquire)) {
         counters.fall_back(Fallback::Occupied, 1);
         return Ok(None);
     }
-    let partner = if attach.may_adopt() { adopt(file, area, slot) } else { None };
+    let partner = if attach.may_adopt() { adopt(file, area, first, protection) } else { None };
+    let is_adopted = partner.is_some();
     let table = match partner {
-        Some(table) => {
-            counters.shares.add(1);
-            table
-        }
+        Some(table) => table,
         None => {
             let frame = file.hugetlb().machine().allocate_table().ok_or(OutOfMemory)?;
             counters.tables.add(1);
-            Arc::new(Table::new(frame, slot.first, slot.protection))
+            Arc::new(Table::new(frame, first, protection))
         }
     };
+    counters.shares.add(u64::from(is_adopted));
     counters.attachments.add(1);
+    counters.reached.add(1);
     // Release: a walker that follows the entry finds the table's content.
-    entry.store(format::managed(table.frame(), Protection::all()), Ordering::Release);
+    entry.store(M::Format::managed(table.frame(), Protection::all()), Ordering::Release);
     // Behind the entry: else a fault that finds the table here resolves nothing, and comes again until the entry is there.
-    area.set_table(slot.first, table.clone());
+    area.set_table(first, table.clone());
     Ok(Some(table))
 }
 
 /// A partner's table, with this mapping counted in already.
-fn adopt<M: Machine>(file: &File<M>, area: &Area<M>, slot: Slot) -> Option<Arc<Table<M>>> {
+fn adopt<M: Machine>(
+    file: &File<M>,
+    area: &Area<M>,
+    first: PageIndex,
+    protection: Protection,
+) -> Option<Arc<Table<M>>> {
     file.mappings().read().values().filter(|other| other.id() != area.id()).find_map(|other| {
         // The partner may be detaching just now. It is counted out only after its flush, and `adopt` refuses a count of 0:
         // what we get is alive and stays so.
-        other.table(slot.first).filter(|table| table.adopt(slot.protection))
+        other.table(first).filter(|table| table.adopt(protection))
     })
 }
 
 /// Gives the table of a slot up, or keeps others out of it while its entries change.
-pub(super) fn prepare_change<M: Machine>(
+fn prepare_change<M: Machine>(
     area: &Area<M>,
-    slot: Slot,
+    slot: &Slot,
     purpose: Purpose,
     batch: &mut Batch<'_, M>,
 ) -> Change<M> {
-    let Some(table) = area.table(slot.first).filter(|_| slot.is_whole()) else { return Change::Host };
+    let first = PageIndex(slot.window.first);
+    let Some(table) = area.table(first) else { return Change::Host };
     if purpose != Purpose::Leave && table.close() {
         if let Purpose::Protect(protection) = purpose {
             table.set_protection(protection);
@@ -148,27 +245,27 @@ pub(super) fn prepare_change<M: Machine>(
         batch.open_later(table.clone());
         return Change::InPlace(table);
     }
-    area.take_table(slot.first);
-    if let Some(entry) = area.space().find_pud_entry(slot.start) {
+    area.take_table(first);
+    if let Some(entry) = area.space().find_entry(slot.address, slot.level) {
         // From here the hardware cannot walk into the table any more; what TLBs still hold goes with the batch's flush,
         // and the table counts this mapping until then.
         if !Mutant::UpperEntryKept.is_on() {
-            entry.store(0, Ordering::Release);
+            entry.store(EntryValue::default(), Ordering::Release);
         }
     }
     batch.release_later(table);
-    batch.flush_tables(area, slot.start);
+    batch.flush_tables(area, slot.address, slot.level);
     Change::Done
 }
 
 /// The walk visits mappings in turn. Without the pause a mapping behind the walker could adopt the table of one before it,
 /// with the entry still in.
-pub(super) fn unmap_for_good<M: Machine>(file: &File<M>, index: PageIndex) {
+pub(super) fn unmap_for_good<M: Machine>(file: &File<M>, run: Range<u64>) {
     // Taken alone: a mapping that holds the mutex holds its own lock too, for which the walk waits.
     if Mutant::AdoptedDuringRemoval.is_on() {
-        return file.unmap_listed(index.0..index.0 + 1);
+        return file.unmap_listed(run);
     }
     file.attach().lock().pause();
-    file.unmap_listed(index.0..index.0 + 1);
+    file.unmap_listed(run);
     file.attach().lock().resume();
 }

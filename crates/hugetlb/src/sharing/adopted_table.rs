@@ -1,9 +1,10 @@
 //! A PMD table of the library, and the count of the mappings attached to it.
 
+use filetables::{EntryValue, Format, Level, Protection, TableEntries};
+
 use crate::addr::{PageIndex, PhysAddr};
 use crate::file::File;
-use crate::format::{self, Protection};
-use crate::machine::{Machine, TableEntries};
+use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::sync::{Arc, Spin};
 
@@ -95,21 +96,19 @@ impl<M: Machine> Table<M> {
             }
         };
         file.hugetlb().counters().attachments.subtract(1);
+        file.hugetlb().counters().reached.subtract(1);
         if !last {
             file.hugetlb().counters().unshares.add(1);
             return;
         }
         // Nobody is attached and nobody can be: the entries are ours, and no TLB holds any of them.
         let machine = file.hugetlb().machine();
-        {
-            let cache = file.cache().lock();
-            for (entry, index) in self.entries(machine).iter().zip(self.base.0..) {
-                let old = entry.swap(0, crate::sync::Ordering::AcqRel);
-                if format::is_leaf(old)
-                    && let Some(page) = cache.get(PageIndex(index))
-                {
-                    page.remove_entry();
-                }
+        for (entry, index) in self.entries(machine).iter().zip(self.base.0..) {
+            let old = entry.swap(EntryValue::default(), crate::sync::Ordering::AcqRel);
+            if M::Format::is_leaf(Level::Pmd, old)
+                && let Some(page) = file.content().get(index)
+            {
+                page.remove_entry();
             }
         }
         machine.retire_table(self.frame);

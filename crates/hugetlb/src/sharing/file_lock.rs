@@ -8,7 +8,9 @@
 //! included, and a fault that clears a huge page holds up the change. Linux used the lock of the file's list of mappings
 //! (`i_mmap_rwsem`) for it from 5.7 to 6.0.
 
-use super::{Protocol, adopted};
+use core::ops::Range;
+
+use super::adopted::{self, Fence};
 use crate::error::FaultError;
 use crate::file::File;
 use crate::machine::Machine;
@@ -19,7 +21,7 @@ use crate::sync::{Arc, ReadGuard, WriteGuard};
 
 pub(super) struct FileLock;
 
-impl<M: Machine> Protocol<M> for FileLock {
+impl<M: Machine> Fence<M> for FileLock {
     fn fault_fence<'f>(&self, file: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
         (!Mutant::FaultNotFenced.is_on()).then(|| file.fence().read())
     }
@@ -33,5 +35,8 @@ impl<M: Machine> Protocol<M> for FileLock {
         adopted::fault_letting_go(fault)
     }
 
-    // `unmap_for_good` needs no pause: its caller holds the fence for writing, and who adopts is a fault.
+    // It needs no pause: its caller holds the fence for writing, and who adopts is a fault.
+    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>) {
+        file.unmap_listed(run);
+    }
 }

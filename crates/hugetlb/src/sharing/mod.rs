@@ -16,8 +16,8 @@
 //! | `vma_lock` | adopted | the mapping's own reader/writer lock |
 //! | `file_tables` | the file's | nothing to fence: no mapping can take a table away |
 //!
-//! What the three with adopted tables have in common is in [`adopted`]. The tables of a file are in
-//! [`crate::file::mirror`], where its pages are.
+//! What the three with adopted tables have in common is in [`adopted`]. The tables of a file are a crate of their own,
+//! [`filetables`].
 //!
 //! The library changes PUD entries with managed tables under the mapping lock: for reading when it attaches (entries go
 //! from empty to present, one attachment at a time), for writing when it detaches. Several mappings may have a part of one
@@ -37,13 +37,13 @@ use alloc::boxed::Box;
 use core::ops::Range;
 
 pub(crate) use adopted_table::Table;
+use filetables::Protection;
 
-use crate::addr::{PageIndex, SLOT_SIZE, VirtAddr};
+use crate::addr::VirtAddr;
 use crate::error::{FaultError, OutOfMemory};
 use crate::file::File;
-use crate::format::Protection;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Fault, Placement, Slot};
+use crate::mapping::{Area, Batch, Fault, Placement};
 use crate::pool::Page;
 use crate::sync::{Arc, ReadGuard, WriteGuard};
 
@@ -92,9 +92,9 @@ impl ProtocolKind {
         match self {
             ProtocolKind::None => Box::new(none::NoSharing),
             #[cfg(feature = "lab")]
-            ProtocolKind::Unfenced => Box::new(unfenced::Unfenced),
-            ProtocolKind::FileLock => Box::new(file_lock::FileLock),
-            ProtocolKind::VmaLock => Box::new(vma_lock::VmaLock),
+            ProtocolKind::Unfenced => Box::new(adopted::Adopted(unfenced::Unfenced)),
+            ProtocolKind::FileLock => Box::new(adopted::Adopted(file_lock::FileLock)),
+            ProtocolKind::VmaLock => Box::new(adopted::Adopted(vma_lock::VmaLock)),
             ProtocolKind::FileTables => Box::new(file_tables::FileTables),
         }
     }
@@ -122,19 +122,13 @@ pub(crate) enum Change<M: Machine> {
 }
 
 /// A protocol: when a mapping shares a table, and what protects a fault from losing it.
-///
-/// The defaults are those of the protocols with adopted tables, in which the file knows all mappings: see [`adopted`].
 pub(crate) trait Protocol<M: Machine>: Send + Sync {
     /// What every fault on the file holds from before it locks its page's index to its end.
-    fn fault_fence<'f>(&self, _: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
-        None
-    }
+    fn fault_fence<'f>(&self, file: &'f File<M>) -> Option<ReadGuard<'f, M, ()>>;
 
     /// What excludes all faults on the file: taken by whoever takes tables or entries away or changes the file's list of
     /// mappings, before any index or mapping lock.
-    fn change_fence<'f>(&self, _: &'f File<M>) -> Option<WriteGuard<'f, M, ()>> {
-        None
-    }
+    fn change_fence<'f>(&self, file: &'f File<M>) -> Option<WriteGuard<'f, M, ()>>;
 
     /// Resolves a fault on a shared mapping: the page is in the file and mapped when it returns `Ok`.
     fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError>;
@@ -142,41 +136,39 @@ pub(crate) trait Protocol<M: Machine>: Send + Sync {
     /// A shared mapping was made by mmap or fork, or came to other addresses or rights: what it may attach to at once.
     ///
     /// Nobody else changes the mapping meanwhile.
-    fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement) {
-        adopted::enlist(file, area, placement);
-    }
+    fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement);
 
-    /// Prepares a change of the entries of a shared mapping in a slot. The area's lock is held for writing.
+    /// Prepares a change of what a shared mapping has at an address. Returns what is left to change for the caller, and
+    /// where the mapping may have something else. The area's lock is held for writing.
     fn prepare_change(
         &self,
         area: &Area<M>,
-        slot: Slot,
+        placement: &Placement,
+        address: VirtAddr,
         purpose: Purpose,
         batch: &mut Batch<'_, M>,
-    ) -> Change<M> {
-        adopted::prepare_change(area, slot, purpose, batch)
-    }
+    ) -> (Change<M>, Option<VirtAddr>);
 
-    /// Gives the table of a slot, which the mapping covers in part, up to the host, whose own takes its place; returns whether
-    /// there was one. The area's lock is held for writing.
-    ///
-    /// Adopted tables are for whole slots, in which nothing else can be.
-    fn leave_slot(&self, _: &Area<M>, _: Slot, _: &mut Batch<'_, M>) -> Result<bool, OutOfMemory> {
-        Ok(false)
-    }
+    /// A shared mapping is about to be cut at an address inside: leaves the slot that the cut goes through. Returns whether
+    /// the slot has parts that the mapping attaches again afterwards. The area's lock is held for writing.
+    fn leave_cut_slot(
+        &self,
+        area: &Area<M>,
+        placement: &Placement,
+        at: VirtAddr,
+        batch: &mut Batch<'_, M>,
+    ) -> bool;
 
-    /// Clears the entries of all mappings for the page indices, and flushes. A fault may bring an entry back at once.
-    fn unmap(&self, file: &File<M>, indices: Range<u64>) {
-        file.unmap_listed(indices);
-    }
+    /// Puts an empty table of the host in the place of the table that the mapping shares in the slot at `address`. Returns whether
+    /// it shared one there. The area's lock is held for writing.
+    fn leave_slot(
+        &self,
+        area: &Area<M>,
+        placement: &Placement,
+        address: VirtAddr,
+        batch: &mut Batch<'_, M>,
+    ) -> Result<bool, OutOfMemory>;
 
-    /// As [`Protocol::unmap`] for one index, which is locked: no entry for it is left afterwards.
-    fn unmap_for_good(&self, file: &File<M>, index: PageIndex) {
-        file.unmap_listed(index.0..index.0 + 1);
-    }
-}
-
-/// The entry of a table for an address.
-pub(crate) fn entry_index(address: VirtAddr) -> usize {
-    ((address.0 & (SLOT_SIZE - 1)) >> 21) as usize
+    /// Clears the entries of the listed mappings for a run of indices, which are locked: none is left afterwards.
+    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>);
 }

@@ -1,20 +1,31 @@
 //! The protocol `none`: nothing is shared; what sharing saves is measured against it.
 
+use core::ops::Range;
+
 use super::{Change, Protocol, Purpose};
-use crate::error::FaultError;
+use crate::addr::VirtAddr;
+use crate::error::{FaultError, OutOfMemory};
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Fault, Placement, Slot, publish};
+use crate::mapping::{Area, Batch, Fault, Placement, next_slot, publish};
 use crate::pool::Page;
-use crate::sync::Arc;
+use crate::sync::{Arc, ReadGuard, WriteGuard};
 
 pub(super) struct NoSharing;
 
 impl<M: Machine> Protocol<M> for NoSharing {
+    fn fault_fence<'f>(&self, _: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
+        None
+    }
+
+    fn change_fence<'f>(&self, _: &'f File<M>) -> Option<WriteGuard<'f, M, ()>> {
+        None
+    }
+
     fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {
         let placement = fault.lock_mapping()?;
         let page = fault.page()?;
-        publish(fault.host_entry()?, &page, placement.protection);
+        publish::<M>(fault.host_entry()?, &page, placement.protection);
         Ok(page)
     }
 
@@ -22,7 +33,32 @@ impl<M: Machine> Protocol<M> for NoSharing {
         area.enlist(file);
     }
 
-    fn prepare_change(&self, _: &Area<M>, _: Slot, _: Purpose, _: &mut Batch<'_, M>) -> Change<M> {
-        Change::Host
+    fn prepare_change(
+        &self,
+        _: &Area<M>,
+        _: &Placement,
+        address: VirtAddr,
+        _: Purpose,
+        _: &mut Batch<'_, M>,
+    ) -> (Change<M>, Option<VirtAddr>) {
+        (Change::Host, next_slot(address))
+    }
+
+    fn leave_cut_slot(&self, _: &Area<M>, _: &Placement, _: VirtAddr, _: &mut Batch<'_, M>) -> bool {
+        false
+    }
+
+    fn leave_slot(
+        &self,
+        _: &Area<M>,
+        _: &Placement,
+        _: VirtAddr,
+        _: &mut Batch<'_, M>,
+    ) -> Result<bool, OutOfMemory> {
+        Ok(false)
+    }
+
+    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>) {
+        file.unmap_listed(run);
     }
 }

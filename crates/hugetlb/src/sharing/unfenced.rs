@@ -6,24 +6,33 @@
 //!
 //! Compare with `vma_lock`, whose fault keeps the mapping's lock, and with `file_lock`, whose fault is this one inside a fence.
 
-use super::{Protocol, adopted};
-use crate::addr::PageIndex;
+use core::ops::Range;
+
+use super::adopted::{self, Fence};
 use crate::error::FaultError;
 use crate::file::File;
 use crate::machine::Machine;
 use crate::mapping::Fault;
 use crate::pool::Page;
-use crate::sync::Arc;
+use crate::sync::{Arc, ReadGuard, WriteGuard};
 
 pub(super) struct Unfenced;
 
-impl<M: Machine> Protocol<M> for Unfenced {
+impl<M: Machine> Fence<M> for Unfenced {
+    fn fault_fence<'f>(&self, _: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
+        None
+    }
+
+    fn change_fence<'f>(&self, _: &'f File<M>) -> Option<WriteGuard<'f, M, ()>> {
+        None
+    }
+
     fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {
         // The race: nothing keeps the table once the mapping is let go.
         adopted::fault_letting_go(fault)
     }
 
-    fn unmap_for_good(&self, file: &File<M>, index: PageIndex) {
-        adopted::unmap_for_good(file, index);
+    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>) {
+        adopted::unmap_for_good(file, run);
     }
 }

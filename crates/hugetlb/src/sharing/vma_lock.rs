@@ -6,19 +6,28 @@
 //!
 //! **The price.** Truncation and hole punch visit and detach every mapping of the file, and each comes back by a fault.
 
-use super::{Protocol, adopted};
-use crate::addr::PageIndex;
+use core::ops::Range;
+
+use super::adopted::{self, Fence};
 use crate::error::FaultError;
 use crate::file::File;
 use crate::machine::Machine;
 use crate::mapping::Fault;
 use crate::mutant::Mutant;
 use crate::pool::Page;
-use crate::sync::Arc;
+use crate::sync::{Arc, ReadGuard, WriteGuard};
 
 pub(super) struct VmaLock;
 
-impl<M: Machine> Protocol<M> for VmaLock {
+impl<M: Machine> Fence<M> for VmaLock {
+    fn fault_fence<'f>(&self, _: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
+        None
+    }
+
+    fn change_fence<'f>(&self, _: &'f File<M>) -> Option<WriteGuard<'f, M, ()>> {
+        None
+    }
+
     fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {
         // The fence: held until the leaf is written.
         let placement = fault.lock_mapping()?;
@@ -31,7 +40,7 @@ impl<M: Machine> Protocol<M> for VmaLock {
         Ok(page)
     }
 
-    fn unmap_for_good(&self, file: &File<M>, index: PageIndex) {
-        adopted::unmap_for_good(file, index);
+    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>) {
+        adopted::unmap_for_good(file, run);
     }
 }

@@ -54,7 +54,7 @@ fn a_leaf_of_another_file_is_found() {
         tables[0][0].store(own, Ordering::SeqCst);
         tables[0][9].store(own, Ordering::SeqCst);
         expect(&mapping, "invariant 1");
-        tables[0][9].store(0, Ordering::SeqCst);
+        tables[0][9].store(EMPTY, Ordering::SeqCst);
         check(&mapping).unwrap();
     }
 }
@@ -74,7 +74,7 @@ fn another_files_table_is_found() {
 fn rights_that_the_mapping_does_not_give_are_found() {
     let (hugetlb, [(space, mut mapping), _]) = two(ProtocolKind::FileTables);
     mapping.protect(Protection::READ);
-    let own = space.set_pud(HERE, format::managed(format::table_frame(space.pud(HERE)), RW));
+    let own = space.set_pud(HERE, X86_64::managed(X86_64::table_frame(space.pud(HERE)), RW));
     expect(&mapping, "invariant 3");
     space.set_pud(HERE, own);
     // In a table of the host.
@@ -87,7 +87,7 @@ fn rights_that_the_mapping_does_not_give_are_found() {
     check(&crowded).unwrap();
     let entry = &hugetlb.machine().table_of(space.pud(HERE))[0];
     let own = entry.load(Ordering::SeqCst);
-    entry.store(format::leaf(format::leaf_frame(own, PageSize::Size2M), RW), Ordering::SeqCst);
+    entry.store(X86_64::leaf(Level::Pmd, X86_64::leaf_frame(Level::Pmd, own), RW), Ordering::SeqCst);
     expect(&crowded, "invariant 3");
     entry.store(own, Ordering::SeqCst);
 }
@@ -111,14 +111,14 @@ fn a_table_that_miscounts_is_found() {
         let (_, [(space, mapping), (_, other)]) = two(protocol);
         let (partner, second) = map_at(mapping.file(), HERE, SLOT_SIZE, SHARED);
         load(&second, HERE);
-        assert_eq!(format::table_frame(space.pud(HERE)), format::table_frame(partner.pud(HERE)));
+        assert_eq!(X86_64::table_frame(space.pud(HERE)), X86_64::table_frame(partner.pud(HERE)));
         check_all(&[&mapping, &second, &other]).unwrap();
         // A mapping that no address space has any more is still counted.
         expect_of_all(&[&mapping, &other], "1 PUD entries lead to the table");
         // As is one whose entry somebody took away.
-        let own = partner.set_pud(HERE, 0);
+        let own = partner.set_pud(HERE, EMPTY);
         expect_of_all(&[&mapping, &second, &other], "1 PUD entries lead to the table");
-        let last = space.set_pud(HERE, 0);
+        let last = space.set_pud(HERE, EMPTY);
         expect_of_all(&[&mapping, &second, &other], "1 PUD entries lead to tables, 3 are counted");
         partner.set_pud(HERE, own);
         space.set_pud(HERE, last);
@@ -131,17 +131,15 @@ fn a_page_of_two_files_is_found() {
     for protocol in [ProtocolKind::None, ProtocolKind::VmaLock, ProtocolKind::FileTables] {
         let (_hugetlb, [(_, mapping), (_, other)]) = two(protocol);
         check_all(&[&mapping, &other]).unwrap();
-        // The second file's page becomes one that has the first one's frame; both tables say what their caches say.
-        let first = mapping.file().cache().lock().get(PageIndex(0)).unwrap().frame();
+        // The second file's page becomes one that has the first one's frame; both tables say what their files say.
+        let first = mapping.file().content().get(0).unwrap().frame();
         let pool = other.file().pool().clone();
         let punch = || other.file().fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
         punch();
         let double = Arc::new(Page::new(first, pool, None));
         // It must not give the frame back.
         std::mem::forget(double.clone());
-        let index = other.file().lock_index(PageIndex(0));
-        assert!(other.file().cache().lock().insert(&index, double).is_ok());
-        drop(index);
+        assert!(other.file().content().insert(0, double).is_ok());
         assert_eq!(load(&other, HERE), 1);
         expect_of_all(&[&mapping, &other], "invariant 6");
         punch();
@@ -154,7 +152,7 @@ fn a_mapped_page_that_is_free_is_found() {
     for protocol in [ProtocolKind::None, ProtocolKind::VmaLock, ProtocolKind::FileTables] {
         let (_, [(_, mapping), (_, other)]) = two(protocol);
         let pool = mapping.file().pool();
-        let frame = mapping.file().cache().lock().get(PageIndex(0)).unwrap().frame();
+        let frame = mapping.file().content().get(0).unwrap().frame();
         pool.give(frame, false);
         expect_of_all(&[&mapping, &other], "which is free");
         assert_eq!(pool.take(false), Some(frame));

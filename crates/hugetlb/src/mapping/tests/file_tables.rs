@@ -22,7 +22,7 @@ fn what_is_in_the_file_faults_in_no_mapping() {
     let (hugetlb, file) = filled(3);
     let (space, a) = map_at(&file, HERE, SLOT_SIZE, SHARED);
     let (_, b) = map_at(&file, HERE, SLOT_SIZE, SHARED);
-    assert!(format::is_managed(space.pud(HERE)));
+    assert!(X86_64::is_managed(Level::Pud, space.pud(HERE)));
     for mapping in [&a, &b] {
         assert!((0..3).all(|page| mapping.is_resident(HERE + page * MIB2)));
         assert!(!mapping.is_resident(HERE + 3 * MIB2));
@@ -56,7 +56,7 @@ fn a_mapping_smaller_than_a_slot_shares_at_the_same_phase() {
     assert!(c.is_resident(THERE) && c.is_resident(THERE + MIB2));
     // Nothing of the file outside the window can be reached.
     let table = hugetlb.machine().table_of(space_a.pud(HERE));
-    let present = table.iter().filter(|entry| entry.load(crate::sync::Ordering::SeqCst) != 0).count();
+    let present = table.iter().filter(|entry| entry.load(crate::sync::Ordering::SeqCst) != EMPTY).count();
     assert_eq!(present, 2);
     assert_eq!((sharing(&hugetlb).tables, sharing(&hugetlb).attachments), (2, 3));
     drop(b);
@@ -82,7 +82,7 @@ fn rights_stand_in_the_entry_of_the_process() {
     let (space_a, mut a) = map_at(&file, HERE, SLOT_SIZE, SHARED);
     let reading = MapOptions { protection: Protection::READ, ..SHARED };
     let (space_b, b) = map_at(&file, HERE, SLOT_SIZE, reading);
-    let table = |space: &TestSpace| format::table_frame(space.pud(HERE));
+    let table = |space: &TestSpace| X86_64::table_frame(space.pud(HERE));
     assert_eq!(table(&space_a), table(&space_b));
     let writable = |mapping: &Mapping<TestMachine>| mapping.translate(HERE).map(|(_, writable)| writable);
     assert_eq!((writable(&a), writable(&b)), (Some(true), Some(false)));
@@ -95,7 +95,7 @@ fn rights_stand_in_the_entry_of_the_process() {
     a.protect(RW);
     assert_eq!((writable(&a), flushes()), (Some(true), before + 1));
     a.protect(Protection::empty());
-    assert_eq!((space_a.pud(HERE), sharing(&hugetlb).attachments), (0, 1));
+    assert_eq!((space_a.pud(HERE), sharing(&hugetlb).attachments), (EMPTY, 1));
     assert_eq!(a.fault(HERE, Access::Read), Err(FaultError::Access));
     a.protect(RW);
     assert_eq!(table(&space_a), table(&space_b));
@@ -124,7 +124,10 @@ fn pages_behind_the_end_are_hidden_until_the_file_grows() {
     let file = file(&hugetlb, MIB2);
     let (_, mapping) = map_at(&file, HERE, 4 * MIB2, MapOptions { protection: Protection::READ, ..SHARED });
     file.fallocate(FallocateMode::AllocateKeepSize, 0, 2 * MIB2, || false).unwrap();
-    assert!(mapping.is_resident(HERE) && !mapping.is_resident(HERE + MIB2));
+    // Who mapped the empty window faults once in it.
+    assert!(!mapping.is_resident(HERE));
+    assert_eq!(load(&mapping, HERE), 0);
+    assert!(!mapping.is_resident(HERE + MIB2));
     assert_eq!(mapping.fault(HERE + MIB2, Access::Read), Err(FaultError::Sigbus));
     // Also from a table that is made now.
     let (_, late) = map_at(&file, THERE, 4 * MIB2, MapOptions { protection: Protection::READ, ..SHARED });
@@ -140,7 +143,7 @@ fn pages_behind_the_end_are_hidden_until_the_file_grows() {
 fn who_needs_a_table_in_the_slot_takes_the_shared_one_away() {
     let (hugetlb, file) = filled(2);
     let (space, mapping) = map_at(&file, HERE, 2 * MIB2, SHARED);
-    assert!(format::is_managed(space.pud(HERE)));
+    assert!(X86_64::is_managed(Level::Pud, space.pud(HERE)));
     // Anywhere in the slot, but not in another one.
     for elsewhere in [HERE + SLOT_SIZE, VirtAddr(0), VirtAddr(u64::MAX)] {
         assert_eq!(mapping.leave_slot(elsewhere), Ok(false));
@@ -148,7 +151,7 @@ fn who_needs_a_table_in_the_slot_takes_the_shared_one_away() {
     let before = hugetlb.machine().flushes.load(crate::sync::Ordering::SeqCst);
     assert_eq!(mapping.leave_slot(HERE + 400 * MIB2), Ok(true));
     assert_eq!(hugetlb.machine().flushes.load(crate::sync::Ordering::SeqCst), before + 1);
-    assert!(format::is_present(space.pud(HERE)) && !format::is_managed(space.pud(HERE)));
+    assert!(X86_64::is_present(space.pud(HERE)) && !X86_64::is_managed(Level::Pud, space.pud(HERE)));
     assert_eq!((mapping.is_resident(HERE), sharing(&hugetlb).tables), (false, 0));
     assert_eq!(load(&mapping, HERE), 0);
     // A punch finds the entry in the table of the host.
@@ -164,11 +167,11 @@ fn without_a_table_for_the_host_the_slot_stays_shared() {
     let (hugetlb, file) = filled(1);
     let (space, mapping) = map_at(&file, HERE, MIB2, SHARED);
     let hoard: std::vec::Vec<_> =
-        core::iter::from_fn(|| crate::Machine::allocate_table(hugetlb.machine())).collect();
+        core::iter::from_fn(|| filetables::Machine::allocate_table(hugetlb.machine())).collect();
     assert_eq!(mapping.leave_slot(HERE), Err(crate::OutOfMemory));
-    assert!(format::is_managed(space.pud(HERE)) && mapping.is_resident(HERE));
+    assert!(X86_64::is_managed(Level::Pud, space.pud(HERE)) && mapping.is_resident(HERE));
     for table in hoard {
-        crate::Machine::retire_table(hugetlb.machine(), table);
+        filetables::Machine::retire_table(hugetlb.machine(), table);
     }
     assert_eq!(mapping.leave_slot(HERE), Ok(true));
 }
@@ -181,7 +184,7 @@ fn of_two_mappings_in_a_slot_the_first_is_attached_until_the_second_faults() {
         let there = HERE + 9 * MIB2;
         let second = file.map(space.clone(), there, 2 * MIB2, 2 * MIB2, options).unwrap();
         let pud = space.pud(HERE);
-        assert!(format::is_managed(pud) && first.is_resident(HERE) && !second.is_resident(there));
+        assert!(X86_64::is_managed(Level::Pud, pud) && first.is_resident(HERE) && !second.is_resident(there));
         assert_eq!((first.resident().shared, second.resident()), (2 * MIB2, Default::default()));
         assert_eq!(second.leave_slot(HERE), Ok(false));
         // What takes entries away from the second leaves the first's table.
@@ -190,9 +193,9 @@ fn of_two_mappings_in_a_slot_the_first_is_attached_until_the_second_faults() {
         assert_eq!(second.fault(there, Access::Read), Err(FaultError::SlotShared));
         assert_eq!(first.leave_slot(there), Ok(true));
         assert_eq!((load(&second, there), load(&first, HERE)), (0, 0));
-        assert!(!format::is_managed(space.pud(HERE)) && second.is_resident(there));
+        assert!(!X86_64::is_managed(Level::Pud, space.pud(HERE)) && second.is_resident(there));
         drop(second);
-        assert!(first.is_resident(HERE) && space.pud(HERE) != 0);
+        assert!(first.is_resident(HERE) && space.pud(HERE) != EMPTY);
         assert_eq!(sharing(&hugetlb).attachments, 0);
     }
 }
@@ -213,7 +216,7 @@ fn the_second_mapping_of_a_slot_goes_without_the_firsts_table() {
     assert_eq!((space.pud(HERE), sharing(&hugetlb).attachments), (pud, 1));
     assert!(first.is_resident(HERE + MIB2));
     drop(first);
-    assert_eq!((space.pud(HERE), sharing(&hugetlb).tables), (0, 0));
+    assert_eq!((space.pud(HERE), sharing(&hugetlb).tables), (EMPTY, 0));
 }
 
 #[test]
@@ -222,9 +225,9 @@ fn a_split_leaves_one_window_for_another() {
     let (space, mut lower) = map_at(&file, HERE, SLOT_SIZE, SHARED);
     let (other, _whole) = map_at(&file, HERE, SLOT_SIZE, SHARED);
     let upper = lower.split(HERE + 4 * MIB2).unwrap();
-    assert_eq!(space.pud(HERE), 0);
+    assert_eq!(space.pud(HERE), EMPTY);
     assert_eq!(load(&lower, HERE), 0);
-    assert!(format::is_managed(space.pud(HERE)) && !upper.is_resident(HERE + 5 * MIB2));
+    assert!(X86_64::is_managed(Level::Pud, space.pud(HERE)) && !upper.is_resident(HERE + 5 * MIB2));
     drop((lower, upper));
     // A partial unmap: split, drop a half, and the other shares with all who have the same left.
     let (space, mut lower) = map_at(&file, HERE, SLOT_SIZE, SHARED);
@@ -232,10 +235,10 @@ fn a_split_leaves_one_window_for_another() {
     for elsewhere in [VirtAddr(0), HERE + SLOT_SIZE, VirtAddr(u64::MAX)] {
         lower.settle(elsewhere);
     }
-    assert_eq!(space.pud(HERE), 0);
+    assert_eq!(space.pud(HERE), EMPTY);
     lower.settle(HERE + 4 * MIB2);
-    assert!(format::is_managed(space.pud(HERE)));
-    assert_ne!(format::table_frame(space.pud(HERE)), format::table_frame(other.pud(HERE)));
+    assert!(X86_64::is_managed(Level::Pud, space.pud(HERE)));
+    assert_ne!(X86_64::table_frame(space.pud(HERE)), X86_64::table_frame(other.pud(HERE)));
     assert!(lower.is_resident(HERE + 3 * MIB2));
     assert_eq!(lower.resident().shared, 4 * MIB2);
 }
@@ -250,16 +253,21 @@ fn a_discard_of_what_belongs_to_the_file_does_nothing() {
 }
 
 #[test]
-fn a_sparse_mapping_makes_no_more_than_its_share_of_tables() {
-    let hugetlb = hugetlb(2, ProtocolKind::FileTables);
+fn a_sparse_mapping_has_tables_where_it_has_pages() {
+    let hugetlb = hugetlb(4, ProtocolKind::FileTables);
     let tables = hugetlb.machine().free_tables() as u64;
     let file = file(&hugetlb, (tables + 40) * SLOT_SIZE);
-    let space = hugetlb.machine().space();
-    // The test machine runs out of tables on the way: mmap succeeds all the same, and a fault tells.
-    let mapping = file.map(space, HERE, (tables + 40) * SLOT_SIZE, 0, SHARED).unwrap();
-    assert_eq!(sharing(&hugetlb).tables, tables);
-    assert_eq!(mapping.fault(HERE + (tables + 1) * SLOT_SIZE, Access::Read), Err(FaultError::OutOfMemory));
-    assert_eq!(load(&mapping, HERE), 0);
-    drop(mapping);
+    let map = || file.map(hugetlb.machine().space(), HERE, (tables + 40) * SLOT_SIZE, 0, SHARED).unwrap();
+    let early = map();
+    assert_eq!((sharing(&hugetlb).tables, hugetlb.machine().free_tables() as u64), (0, tables));
+    let pages = [HERE, HERE + MIB2, HERE + (tables + 1) * SLOT_SIZE];
+    assert!(pages.iter().all(|address| load(&early, *address) == 0));
+    let now = sharing(&hugetlb);
+    assert_eq!((now.tables, now.attachments, now.faults_allocated), (2, 2, 3));
+    // Who maps afterwards finds them all.
+    let late = map();
+    assert!(pages.iter().all(|address| late.is_resident(*address)));
+    assert_eq!((sharing(&hugetlb).tables, sharing(&hugetlb).attachments), (2, 4));
+    drop((early, late));
     assert_eq!(hugetlb.machine().free_tables() as u64, tables);
 }

@@ -3,10 +3,12 @@
 mod check;
 mod file_tables;
 
+use filetables::format::X86_64;
+use filetables::{EntryValue, Format, Level, Protection};
+
 use crate::addr::{PageIndex, PageSize, SLOT_SIZE, VirtAddr};
 use crate::error::{Error, FaultError};
 use crate::file::{FallocateMode, File, MapOptions};
-use crate::format::{self, Protection};
 use crate::hugetlb::Hugetlb;
 use crate::mapping::{Access, CheckRound, Mapping};
 use crate::sharing::ProtocolKind;
@@ -17,6 +19,7 @@ const MIB2: u64 = 2 << 20;
 const RW: Protection = Protection::READ.union(Protection::WRITE);
 const SHARED: MapOptions = MapOptions { shared: true, no_reserve: true, protection: RW };
 const PRIVATE: MapOptions = MapOptions { shared: false, no_reserve: false, protection: RW };
+const EMPTY: EntryValue = EntryValue(0);
 const HERE: VirtAddr = VirtAddr(4 << 30);
 
 type System = Arc<Hugetlb<TestMachine>>;
@@ -62,14 +65,14 @@ fn congruent_mappings_share_one_table_and_see_each_other() {
     let (space_b, b) = map_at(&file, VirtAddr(9 << 30), SLOT_SIZE, SHARED);
     store(&a, HERE + 3 * MIB2, 77);
     assert_eq!(load(&b, VirtAddr(9 << 30) + 3 * MIB2), 77);
-    assert!(format::is_managed(space_a.pud(HERE)));
+    assert!(X86_64::is_managed(Level::Pud, space_a.pud(HERE)));
     assert_eq!(space_a.pud(HERE), space_b.pud(VirtAddr(9 << 30)));
     // What one of them faults in is there for the other.
     store(&a, HERE + 5 * MIB2, 78);
     assert!(b.is_resident(VirtAddr(9 << 30) + 5 * MIB2));
     assert_eq!((hugetlb.sharing().tables, hugetlb.sharing().attachments), (1, 2));
     drop(a);
-    assert_eq!(space_a.pud(HERE), 0);
+    assert_eq!(space_a.pud(HERE), EMPTY);
     assert_eq!(load(&b, VirtAddr(9 << 30) + 3 * MIB2), 77);
     drop((b, file));
     assert_eq!(pool(&hugetlb), (8, 0));
@@ -83,7 +86,7 @@ fn what_is_not_congruent_or_too_small_has_tables_of_the_host() {
     let (_, _a) = map_at(&file, HERE, SLOT_SIZE, SHARED);
     let (space, b) = map_at(&file, HERE + MIB2, SLOT_SIZE, SHARED);
     store(&b, HERE + MIB2, 1);
-    assert!(format::is_present(space.pud(HERE)) && !format::is_managed(space.pud(HERE)));
+    assert!(X86_64::is_present(space.pud(HERE)) && !X86_64::is_managed(Level::Pud, space.pud(HERE)));
     assert_eq!(hugetlb.sharing().attachments, 0);
 }
 
@@ -267,12 +270,12 @@ fn a_split_takes_its_slot_out_of_the_shared_table() {
         store(mapping, HERE + SLOT_SIZE, 2);
     }
     let upper = a.split(HERE + MIB2).unwrap();
-    assert_eq!(space.pud(HERE), 0);
-    assert!(format::is_managed(space.pud(HERE + SLOT_SIZE)));
+    assert_eq!(space.pud(HERE), EMPTY);
+    assert!(X86_64::is_managed(Level::Pud, space.pud(HERE + SLOT_SIZE)));
     assert_eq!((load(&a, HERE), load(&upper, HERE + SLOT_SIZE), load(&b, HERE)), (1, 2, 1));
-    assert!(!format::is_managed(space.pud(HERE)));
+    assert!(!X86_64::is_managed(Level::Pud, space.pud(HERE)));
     drop(upper);
-    assert_eq!(space.pud(HERE + SLOT_SIZE), 0);
+    assert_eq!(space.pud(HERE + SLOT_SIZE), EMPTY);
     assert_eq!(a.fault(HERE + MIB2, Access::Read), Err(FaultError::NotMapped));
     assert_eq!((load(&a, HERE), load(&b, HERE + SLOT_SIZE)), (1, 2));
 }
@@ -318,10 +321,10 @@ fn without_a_table_frame_a_fault_changes_nothing_that_stays() {
     let file = file(&hugetlb, MIB2);
     let (_, mapping) = map_at(&file, HERE, MIB2, SHARED);
     let hoard: std::vec::Vec<_> =
-        core::iter::from_fn(|| crate::Machine::allocate_table(hugetlb.machine())).collect();
+        core::iter::from_fn(|| filetables::Machine::allocate_table(hugetlb.machine())).collect();
     assert_eq!(mapping.fault(HERE, Access::Write), Err(FaultError::OutOfMemory));
     for table in hoard {
-        crate::Machine::retire_table(hugetlb.machine(), table);
+        filetables::Machine::retire_table(hugetlb.machine(), table);
     }
     store(&mapping, HERE, 1);
     drop((mapping, file));
@@ -362,7 +365,7 @@ fn a_copy_shows_only_after_the_origin_was_flushed() {
     hugetlb.machine().watch(space, HERE);
     store(&parent, HERE, 2);
     assert!(hugetlb.machine().flushes.load(crate::sync::Ordering::SeqCst) > before);
-    assert_eq!(hugetlb.machine().seen(), [0]);
+    assert_eq!(hugetlb.machine().seen(), [EMPTY]);
     assert_eq!((load(&child, HERE), load(&parent, HERE)), (1, 2));
 }
 
@@ -374,12 +377,12 @@ fn pages_of_1_gib_are_leaves_in_the_pud_table() {
     let file = hugetlb.anonymous_file(PageSize::Size1G, 2 * SLOT_SIZE).unwrap();
     let (space, mut mapping) = map_at(&file, HERE, 2 * SLOT_SIZE, SHARED);
     store(&mapping, HERE + SLOT_SIZE, 4);
-    assert!(format::is_leaf(space.pud(HERE + SLOT_SIZE)) && !format::is_present(space.pud(HERE)));
+    assert!(X86_64::is_leaf(Level::Pmd, space.pud(HERE + SLOT_SIZE)) && !X86_64::is_present(space.pud(HERE)));
     let upper = mapping.split(HERE + SLOT_SIZE).unwrap();
     drop(mapping);
     assert_eq!(load(&upper, HERE + SLOT_SIZE), 4);
     file.fallocate(FallocateMode::PunchHole, SLOT_SIZE, SLOT_SIZE, || false).unwrap();
-    assert_eq!(space.pud(HERE + SLOT_SIZE), 0);
+    assert_eq!(space.pud(HERE + SLOT_SIZE), EMPTY);
     assert_eq!(gib.statistics().free, 2);
     assert_eq!(hugetlb.pool(PageSize::Size1G).set_overcommit(1), Err(Error::Invalid));
 }
