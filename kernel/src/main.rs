@@ -54,6 +54,7 @@ fn kernel_main() -> ! {
     let cpus = cmdline::get("maxcpus").and_then(|count| count.parse().ok()).unwrap_or(usize::MAX);
     smp::start_others(cpus);
     time::clock::init();
+    sync::perturb::init();
     sched::init_cpu();
     arch::interrupts::enable();
     smp::release_others();

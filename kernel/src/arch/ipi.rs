@@ -82,5 +82,6 @@ pub(super) fn handle_calls() {
 
 /// Makes `cpu` pass through its scheduler soon.
 pub fn reschedule(cpu: CpuId) {
+    crate::sync::perturb::point();
     apic::send(cpu, interrupts::RESCHEDULE);
 }

@@ -3,46 +3,16 @@
 use core::cell::UnsafeCell;
 use core::panic::Location;
 use core::ptr;
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use alloc::sync::Arc;
 use intrusive_collections::RBTreeAtomicLink;
 
 use super::policy::{Policy, weight_of_nice};
+use super::sleep_state::{Sleep, SleepState};
 use crate::arch::cpu::{CpuId, CpuSet};
 use crate::process::Thread;
 use crate::sync::IrqLock;
-
-/// What may end a sleep besides its condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Sleep {
-    /// Nothing: for what is sure to happen soon.
-    Uninterruptible = 1,
-    /// A signal that kills.
-    Killable = 2,
-    /// Any signal.
-    Interruptible = 3,
-    /// SIGCONT or a signal that kills: the sleep of job control.
-    Stopped = 4,
-}
-
-impl Sleep {
-    fn from_bits(bits: u8) -> Option<Self> {
-        match bits & !PARKED {
-            1 => Some(Self::Uninterruptible),
-            2 => Some(Self::Killable),
-            3 => Some(Self::Interruptible),
-            4 => Some(Self::Stopped),
-            _ => None,
-        }
-    }
-}
-
-/// The states beside "announced sleep" (the value of [`Sleep`]) and "parked" (that value and this bit).
-pub(super) const RUNNING: u8 = 0;
-pub(super) const PARKED: u8 = 0x10;
-pub(super) const DEAD: u8 = 0x20;
 
 /// Order in a run queue: real-time threads first, by priority; then by virtual run time; the idle policy last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
@@ -58,8 +28,7 @@ pub struct Entity {
     pub(super) link: RBTreeAtomicLink,
     /// Used under the lock of the run queue that the thread is on.
     pub(super) key: UnsafeCell<Key>,
-    state: AtomicU8,
-    on_cpu: AtomicBool,
+    pub(super) sleep: SleepState,
     cpu: AtomicU32,
     pub(super) dead_next: AtomicPtr<Thread>,
     /// Weighted run time, relative to the queue that the thread was on last.
@@ -103,8 +72,7 @@ impl Entity {
         let entity = Self {
             link: RBTreeAtomicLink::new(),
             key: UnsafeCell::new(Key::default()),
-            state: AtomicU8::new(RUNNING),
-            on_cpu: AtomicBool::new(false),
+            sleep: SleepState::new(),
             cpu: AtomicU32::new(cpu),
             dead_next: AtomicPtr::new(ptr::null_mut()),
             vruntime: AtomicU64::new(0),
@@ -132,53 +100,35 @@ impl Entity {
         let _ = Arc::into_raw(thread.clone());
     }
 
-    pub(super) fn state(&self) -> u8 {
-        self.state.load(Ordering::SeqCst)
-    }
-
-    pub(super) fn change_state(&self, from: u8, to: u8) -> bool {
-        self.state.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
-    }
-
     pub(super) fn announce_sleep(&self, mode: Sleep) {
-        self.state.store(mode as u8, Ordering::SeqCst);
+        self.sleep.announce(mode);
     }
 
     pub(super) fn stay_awake(&self) {
-        self.state.store(RUNNING, Ordering::SeqCst);
+        self.sleep.stay_awake();
     }
 
     pub(super) fn set_dead(&self) {
-        self.state.store(DEAD, Ordering::SeqCst);
+        self.sleep.set_dead();
     }
 
     /// How the thread sleeps, if it does.
     pub fn sleeping(&self) -> Option<Sleep> {
-        Sleep::from_bits(self.state())
+        self.sleep.sleeping()
     }
 
     /// Whether the thread has ended.
     pub fn is_dead(&self) -> bool {
-        self.state() == DEAD
-    }
-
-    pub(super) fn is_parked(bits: u8) -> bool {
-        bits & PARKED != 0
-    }
-
-    pub(super) fn sleep_of(bits: u8) -> Option<Sleep> {
-        Sleep::from_bits(bits)
+        self.sleep.is_dead()
     }
 
     /// Whether a CPU uses the thread's stack and registers.
     pub fn is_on_cpu(&self) -> bool {
-        // Acquire pairs with the Release of `set_on_cpu(false)`: what the thread saved is complete.
-        self.on_cpu.load(Ordering::Acquire)
+        self.sleep.is_on_cpu()
     }
 
     pub(super) fn set_on_cpu(&self, on: bool) {
-        // Release: see `is_on_cpu`.
-        self.on_cpu.store(on, Ordering::Release);
+        self.sleep.set_on_cpu(on);
     }
 
     /// The CPU whose queue the thread was on last.

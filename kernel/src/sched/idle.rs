@@ -41,10 +41,10 @@ pub fn enter_idle() -> ! {
         }
         interrupts::disable();
         switch::preempt();
-        // Nothing to run a moment ago. Whoever queues something now sets the flag and sends an interrupt, which the
-        // CPU takes after `sti; hlt`, not before; another CPU's queue is only looked at when it says so.
+        // Nothing to run a moment ago. Whoever queues something now sends an interrupt, which the CPU takes behind `sti; hlt`: see
+        // `beacon`. Another CPU's queue is only looked at when it says so.
         queue::note_idle();
-        if queue::resched_wanted() || queue::has_work() {
+        if !queue::may_halt() {
             continue;
         }
         if !grace::begin_idle() {

@@ -4,38 +4,39 @@
 //! others; a thread that wakes goes to an idle CPU if its affinity allows one. Only user mode is preempted: a timer or a reschedule interrupt sets a
 //! flag, which is looked at on the way back to user mode and by [`cond_resched`].
 //!
-//! # Sleeping without lost wakes
+//! # Nothing waits for ever
 //!
-//! A thread announces that it is about to sleep (`Sleeping`), then looks at its condition, then commits
-//! (`Parked`, in `schedule`, with interrupts off). [`wake`] turns `Sleeping` back into `Running` (the commit then fails
-//! and the thread goes on), and a `Parked` thread into a queued one, after its CPU has finished switching away from it. All of these
-//! are compare-and-exchange operations on one word, so that every wake after the announcement is seen.
+//! A wake is not lost: [`sleep_state`]. A queued thread's CPU does not halt: [`beacon`]. A sleep with a deadline ends: `time::alarm`. The
+//! arguments are in those modules, and models of them in the crate `kernel-models`, which builds the same files.
 //!
 //! # A dead thread's stack
 //!
 //! The last switch of a thread runs on its own stack. `switch::finish`, on the next thread's stack, puts the dead one
 //! on a list; [`reap`] frees stacks later, with interrupts on, and only once the CPU has let go of them.
 
+mod beacon;
 mod entity;
 mod idle;
 mod policy;
 mod queue;
+mod sleep;
+mod sleep_state;
 mod switch;
 
-pub use entity::{Entity, Parameters, Sleep};
+pub use entity::{Entity, Parameters};
 pub use idle::{enter_idle, init_cpu, reap};
 pub use policy::Policy;
 pub use queue::{runnable, set_affinity, tick};
+pub use sleep::{sleep, sleep_until};
+pub use sleep_state::Sleep;
 pub use switch::{TICK, exit_current, finish_switch_for_new_thread, resched_interrupt};
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use core::panic::Location;
 
 use crate::arch::{cpu, interrupts};
 use crate::process::{self, Thread};
-use crate::sync::{WaitError, debug, grace};
-use crate::time;
+use crate::sync::{debug, grace};
 
 /// The slice of SCHED_RR, in nanoseconds.
 pub const RR_INTERVAL: u64 = 100_000_000;
@@ -57,50 +58,6 @@ pub fn wake_for_signal(thread: &Arc<Thread>, kill: bool) -> bool {
 /// Wakes a thread that job control has stopped.
 pub fn wake_stopped(thread: &Arc<Thread>) -> bool {
     queue::wake_if(thread, |sleep| sleep == Sleep::Stopped)
-}
-
-/// Sleeps until `ready`, without a deadline. With a mode that signals can end, check for them afterwards.
-#[track_caller]
-pub fn sleep_until(mode: Sleep, ready: impl FnMut() -> bool) {
-    let _ = sleep(mode, None, ready);
-}
-
-/// Sleeps until `ready`, a signal that `mode` admits, or the deadline (monotonic nanoseconds). Whoever makes `ready` true
-/// wakes the thread afterwards. `ready` must not sleep.
-#[track_caller]
-pub fn sleep(mode: Sleep, deadline: Option<u64>, mut ready: impl FnMut() -> bool) -> Result<(), WaitError> {
-    debug::assert_may_sleep();
-    let thread = process::current();
-    thread.sched.set_wait_place(Some(Location::caller()));
-    let mut timer = None;
-    let result = loop {
-        thread.sched.announce_sleep(mode);
-        if ready() {
-            break Ok(());
-        }
-        let interrupted = match mode {
-            Sleep::Interruptible => thread.signal_pending(),
-            Sleep::Killable | Sleep::Stopped => thread.kill_pending(),
-            Sleep::Uninterruptible => false,
-        };
-        if interrupted {
-            break Err(WaitError::Interrupted);
-        }
-        if let Some(deadline) = deadline {
-            if time::now() >= deadline {
-                break Err(WaitError::TimedOut);
-            }
-            // Each time: a timer that went off early, by another CPU's clock, has woken this thread and does not do so again.
-            timer = Some(thread.arm_sleep_timer(deadline));
-        }
-        switch::block();
-    };
-    thread.sched.stay_awake();
-    if let Some(timer) = timer {
-        timer.cancel();
-    }
-    thread.sched.set_wait_place(None);
-    result
 }
 
 /// Lets other runnable threads of this CPU go first.

@@ -1,12 +1,14 @@
 //! Run queues, one for each CPU, and the choice of a CPU for a thread.
 
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use alloc::sync::Arc;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeAtomicLink, UnsafeRef, intrusive_adapter};
 
-use super::entity::{DEAD, Entity, Key, PARKED, RUNNING, Sleep};
+use super::beacon::{Beacon, IDLE_RANK};
+use super::entity::{Entity, Key};
 use super::policy::{NICE_0_WEIGHT, Policy};
+use super::sleep_state::{Sleep, Woken};
 use crate::arch::cpu::{self, AtomicCpuSet, CpuId, CpuSet, MAX_CPUS};
 use crate::arch::percpu::PerCpu;
 use crate::arch::{interrupts, ipi};
@@ -35,12 +37,10 @@ pub(super) struct RunQueue {
     /// The least virtual run time of the running thread and the queued ones; it never goes back. Threads that come here begin
     /// relative to it, so it must follow a thread that runs alone. Changed under the tree's lock.
     floor: AtomicU64,
-    length: AtomicUsize,
-    /// Length and the running thread, unless that is the idle thread.
+    beacon: Beacon,
+    /// The CPU runs a thread that is not its idle thread.
     busy: AtomicBool,
-    resched: AtomicBool,
-    /// Class of the running thread and its virtual run time when it was put on the CPU: for the decision to preempt it.
-    running_class: AtomicU32,
+    /// Virtual run time of the running thread when it was put on the CPU: for the decision to preempt it.
     running_vruntime: AtomicU64,
     ticks: AtomicU32,
 }
@@ -50,10 +50,8 @@ impl RunQueue {
         Self {
             tree: IrqLock::new(Tree { threads: RBTree::new(RunAdapter::NEW), sequence: 0 }),
             floor: AtomicU64::new(0),
-            length: AtomicUsize::new(0),
+            beacon: Beacon::new(),
             busy: AtomicBool::new(false),
-            resched: AtomicBool::new(false),
-            running_class: AtomicU32::new(u32::MAX),
             running_vruntime: AtomicU64::new(0),
             ticks: AtomicU32::new(0),
         }
@@ -69,8 +67,7 @@ impl RunQueue {
         // SAFETY: under the queue's lock.
         let first = tree.threads.front().get().map(|thread| unsafe { *thread.sched.key.get() });
         let first = first.filter(|key| key.class == 1).map(|key| key.value);
-        let running = (self.running_class.load(Ordering::SeqCst) == FAIR)
-            .then(|| self.running_vruntime.load(Ordering::SeqCst));
+        let running = (self.beacon.running() == FAIR).then(|| self.running_vruntime.load(Ordering::SeqCst));
         let least = match (first, running) {
             (Some(first), Some(running)) => first.min(running),
             (Some(one), None) | (None, Some(one)) => one,
@@ -99,12 +96,11 @@ pub(super) fn this() -> &'static RunQueue {
 
 /// Whether this CPU should switch at the next chance.
 pub(super) fn resched_wanted() -> bool {
-    // Relaxed: set by this CPU's own interrupts, or before the interrupt that another sends.
-    this().resched.load(Ordering::Relaxed)
+    this().beacon.is_requested()
 }
 
 pub(super) fn clear_resched() {
-    this().resched.store(false, Ordering::SeqCst);
+    this().beacon.clear_request();
 }
 
 /// Runnable threads on all CPUs, those that run included.
@@ -113,7 +109,7 @@ pub fn runnable() -> usize {
         .iter()
         .map(|cpu| {
             let queue = QUEUES.of(cpu);
-            queue.length.load(Ordering::SeqCst) + usize::from(queue.busy.load(Ordering::SeqCst))
+            queue.beacon.length() + usize::from(queue.busy.load(Ordering::SeqCst))
         })
         .sum()
 }
@@ -121,7 +117,7 @@ pub fn runnable() -> usize {
 /// Run-queue length of one CPU, the running thread included.
 pub fn load(cpu: CpuId) -> usize {
     let queue = QUEUES.of(cpu);
-    queue.length.load(Ordering::SeqCst) + usize::from(queue.busy.load(Ordering::SeqCst))
+    queue.beacon.length() + usize::from(queue.busy.load(Ordering::SeqCst))
 }
 
 /// Notes what this CPU runs now, for those who decide whether to preempt it.
@@ -129,13 +125,13 @@ pub(super) fn note_running(thread: &Thread, idle: bool) {
     let queue = this();
     queue.busy.store(!idle, Ordering::SeqCst);
     let class = if idle {
-        u32::MAX
+        IDLE_RANK
     } else {
         u32::from(thread.sched.class()) << 8 | (99 - thread.sched.priority().min(99))
     };
     // In this order: another CPU must not take the old thread's run time for the new one's, if that is behind.
     queue.running_vruntime.store(thread.sched.vruntime.load(Ordering::SeqCst), Ordering::SeqCst);
-    queue.running_class.store(class, Ordering::SeqCst);
+    queue.beacon.note_running(class);
     if idle {
         IDLE.insert(cpu::id());
     } else {
@@ -148,31 +144,20 @@ pub(super) fn note_idle() {
     IDLE.insert(cpu::id());
 }
 
-/// Whether this CPU's queue has a thread.
-pub(super) fn has_work() -> bool {
-    this().length.load(Ordering::SeqCst) > 0
+/// Whether this CPU's idle thread, which runs with interrupts off, may halt.
+pub(super) fn may_halt() -> bool {
+    this().beacon.may_halt()
 }
 
 /// Makes a sleeping thread runnable if `admits` says so of its way of sleeping.
 pub(super) fn wake_if(thread: &Arc<Thread>, admits: impl Fn(Sleep) -> bool) -> bool {
-    let entity = &thread.sched;
-    loop {
-        let state = entity.state();
-        let Some(sleep) = Entity::sleep_of(state) else { return false };
-        if state == DEAD || !admits(sleep) {
-            return false;
-        }
-        if !entity.change_state(state, RUNNING) {
-            continue;
-        }
-        if Entity::is_parked(state) {
-            // Its CPU is perhaps still on its way to the next thread, with interrupts off and waiting for nobody.
-            while entity.is_on_cpu() {
-                core::hint::spin_loop();
-            }
+    match thread.sched.sleep.wake_if(admits) {
+        Woken::No => false,
+        Woken::Awake => true,
+        Woken::Queue => {
             enqueue(thread, select_cpu(thread), Placement::Woken);
+            true
         }
-        return true;
     }
 }
 
@@ -279,11 +264,11 @@ fn enqueue(thread: &Thread, cpu: CpuId, placement: Placement) {
         entity.set_cpu(cpu);
         // SAFETY: the scheduler holds a reference from `start` to the thread's end, and a queued thread has not ended.
         tree.threads.insert(unsafe { UnsafeRef::from_raw(thread) });
-        queue.length.fetch_add(1, Ordering::SeqCst);
+        queue.beacon.count_in();
         key
     };
     if preempts(queue, &key, placement) {
-        queue.resched.store(true, Ordering::SeqCst);
+        queue.beacon.request();
         if cpu != cpu::id() {
             IDLE.remove(cpu);
             ipi::reschedule(cpu);
@@ -297,7 +282,7 @@ fn rank(key: &Key) -> u32 {
 }
 
 fn preempts(queue: &RunQueue, key: &Key, placement: Placement) -> bool {
-    let running = queue.running_class.load(Ordering::SeqCst);
+    let running = queue.beacon.rank_of_running();
     match rank(key).cmp(&running) {
         core::cmp::Ordering::Less => true,
         core::cmp::Ordering::Greater => false,
@@ -348,7 +333,7 @@ pub(super) fn take_best(running: Option<&Thread>, yielded: bool) -> Option<*cons
 /// Takes the thread with this key out.
 fn remove(queue: &RunQueue, tree: &mut Tree, key: Key) -> *const Thread {
     let thread = tree.threads.find_mut(&key).remove().expect("found under the same lock");
-    queue.length.fetch_sub(1, Ordering::SeqCst);
+    queue.beacon.count_out();
     UnsafeRef::into_raw(thread)
 }
 
@@ -360,7 +345,7 @@ pub(super) fn steal(margin: usize) -> Option<*const Thread> {
         let victim = cpu::online()
             .iter()
             .filter(|cpu| !tried.contains(*cpu))
-            .map(|cpu| (QUEUES.of(cpu).length.load(Ordering::SeqCst), cpu))
+            .map(|cpu| (QUEUES.of(cpu).beacon.length(), cpu))
             .filter(|(length, _)| *length > margin)
             .max_by_key(|(length, _)| *length)?
             .1;
@@ -405,11 +390,11 @@ pub fn tick(user: bool) {
     super::switch::account(&thread);
     queue.running_vruntime.store(thread.sched.vruntime.load(Ordering::SeqCst), Ordering::SeqCst);
     thread.sched.use_slice();
-    if queue.length.load(Ordering::SeqCst) > 0 {
-        queue.resched.store(true, Ordering::SeqCst);
+    if queue.beacon.length() > 0 {
+        queue.beacon.request();
     }
     if queue.ticks.fetch_add(1, Ordering::Relaxed).is_multiple_of(BALANCE_TICKS)
-        && let Some(thread) = steal(queue.length.load(Ordering::SeqCst) + 1)
+        && let Some(thread) = steal(queue.beacon.length() + 1)
     {
         // SAFETY: taken from a queue, so alive and nobody else's.
         enqueue(unsafe { &*thread }, cpu::id(), Placement::Moved);
@@ -440,7 +425,7 @@ pub fn set_affinity(thread: &Arc<Thread>, set: CpuSet) {
             // SAFETY: taken from a queue, so alive and nobody else's.
             Some(moved) => enqueue(unsafe { &*moved }, least_loaded(&allowed_cpus(thread)), Placement::Moved),
             None if thread.sched.is_on_cpu() => {
-                queue.resched.store(true, Ordering::SeqCst);
+                queue.beacon.request();
                 if cpu != cpu::id() {
                     ipi::reschedule(cpu);
                 }
@@ -477,11 +462,5 @@ impl Entity {
         let online = cpu::online();
         let allowed = self.affinity().intersection(&online);
         allowed.is_empty() || allowed.contains(cpu)
-    }
-
-    /// Commits an announced sleep. False if a wake came first.
-    pub(super) fn park(&self) -> bool {
-        let state = self.state();
-        Entity::sleep_of(state).is_some() && self.change_state(state, state | PARKED)
     }
 }

@@ -104,7 +104,7 @@ fn schedule(why: Why) {
     let here = cpu::id();
     let idle = idle::of(here);
     let was_idle = core::ptr::eq(previous, idle);
-    if why == Why::Block && !current.sched.park() {
+    if why == Why::Block && !current.sched.sleep.park() {
         return;
     }
     // Behind the attempt to sleep: one that a wake has overtaken does not answer a request to switch.

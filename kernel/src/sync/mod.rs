@@ -16,13 +16,18 @@
 
 pub mod debug;
 pub mod grace;
+pub mod mutant;
 mod once;
+pub mod perturb;
+pub mod primitive;
+mod raw;
 mod sleep;
 mod spin;
 mod wait;
 
 pub use once::Once;
-pub use sleep::{RawMutex, RawRwLock};
+pub use raw::RawMutex;
+pub use sleep::RawRwLock;
 pub use spin::{RawIrqLock, RawSpinLock};
 pub use wait::{WaitError, WaitQueue, Watcher};
 

@@ -7,28 +7,27 @@
 //! that leaves last gives it to the head: to one writer, or to all readers up to the next writer. So neither readers nor writers starve.
 
 use core::cell::UnsafeCell;
-use core::hint::spin_loop;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use alloc::sync::Arc;
 
-use super::{IrqLock, debug};
+use super::mutant::{self, Mutant};
+use super::primitive::{AtomicBool, AtomicUsize, Ordering, SPINS, constructor, spin_loop};
+use super::{IrqLock, debug, perturb};
 use crate::process::{self, Thread};
 use crate::sched::{self, Sleep};
 
-const WRITER: usize = 1;
+/// The lock's writer.
+pub(super) const WRITER: usize = 1;
 const QUEUED: usize = 2;
 const HANDOFF: usize = 4;
-const READER: usize = 8;
+/// One of its readers.
+pub(super) const READER: usize = 8;
 /// What says nothing of holders.
 const FLAGS: usize = QUEUED | HANDOFF;
 
 /// How often the head of the queue is overtaken before the lock is handed to it.
 const OVERTAKEN: u32 = 2;
-
-/// How often a waiter looks again before it goes to sleep: most critical sections are shorter than two switches.
-const SPINS: u32 = 64;
 
 /// A waiting thread, on its own stack. It is linked and unlinked under the queue's lock.
 struct Waiter {
@@ -107,13 +106,15 @@ pub struct RawRwLock {
 }
 
 impl RawRwLock {
-    const fn new() -> Self {
-        Self { state: AtomicUsize::new(0), queue: IrqLock::new(Queue { head: None, tail: None }) }
+    constructor! {
+        pub fn new() -> Self {
+            Self { state: AtomicUsize::new(0), queue: IrqLock::new(Queue { head: None, tail: None }) }
+        }
     }
 
     /// Takes the lock if it is free for this kind of user; not past a queue that waits for a hand-over.
     #[inline]
-    fn try_acquire(&self, writer: bool) -> bool {
+    pub fn try_acquire(&self, writer: bool) -> bool {
         // Relaxed loads: the compare-and-exchange decides. Acquire on success pairs with the releasing holder.
         let mut state = self.state.load(Ordering::Relaxed);
         loop {
@@ -176,7 +177,10 @@ impl RawRwLock {
             return true;
         }
         // Before the attempt: a holder that leaves after it waits for the queue's lock and then sets it again.
-        waiter.retry.store(false, Ordering::SeqCst);
+        if !mutant::is(Mutant::RetryClearedLate) {
+            waiter.retry.store(false, Ordering::SeqCst);
+        }
+        perturb::point();
         if !queue.is_head(waiter) {
             return false;
         }
@@ -188,6 +192,11 @@ impl RawRwLock {
                 wake(queue.nudge_head());
             }
             return true;
+        }
+        if mutant::is(Mutant::RetryClearedLate) {
+            drop(queue);
+            waiter.retry.store(false, Ordering::SeqCst);
+            return false;
         }
         *overtaken += 1;
         if *overtaken > OVERTAKEN {
@@ -237,75 +246,38 @@ impl RawRwLock {
         }
     }
 
+    /// Takes the lock, and sleeps until it can be had.
     #[inline]
-    fn release(&self, holder: usize) {
+    #[track_caller]
+    pub fn acquire(&self, writer: bool) {
+        debug::assert_may_sleep();
+        if !self.try_acquire(writer) {
+            self.acquire_slow(writer);
+        }
+    }
+
+    /// Gives the lock back. `holder` is what the caller is: [`READER`] or [`WRITER`].
+    #[inline]
+    pub fn release(&self, holder: usize) {
         // Release: the next holder sees what this one wrote.
         let left = self.state.fetch_sub(holder, Ordering::Release) - holder;
+        perturb::point();
+        if mutant::is(Mutant::ReleaseTellsNobody) {
+            return;
+        }
         if left & QUEUED != 0 && left & !FLAGS == 0 {
             self.next();
         }
     }
-}
 
-fn wake(thread: Option<Arc<Thread>>) {
-    if let Some(thread) = thread {
-        sched::wake(&thread);
-    }
-}
-
-// SAFETY: WRITER is set only when no READER is counted and the other way round; hand-over keeps that.
-unsafe impl lock_api::RawRwLock for RawRwLock {
-    #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self::new();
-    type GuardMarker = lock_api::GuardNoSend;
-
-    #[inline]
-    #[track_caller]
-    fn lock_shared(&self) {
-        debug::assert_may_sleep();
-        if !self.try_acquire(false) {
-            self.acquire_slow(false);
-        }
-    }
-
-    #[inline]
-    fn try_lock_shared(&self) -> bool {
-        self.try_acquire(false)
-    }
-
-    #[inline]
-    unsafe fn unlock_shared(&self) {
-        self.release(READER);
-    }
-
-    #[inline]
-    #[track_caller]
-    fn lock_exclusive(&self) {
-        debug::assert_may_sleep();
-        if !self.try_acquire(true) {
-            self.acquire_slow(true);
-        }
-    }
-
-    #[inline]
-    fn try_lock_exclusive(&self) -> bool {
-        self.try_acquire(true)
-    }
-
-    #[inline]
-    unsafe fn unlock_exclusive(&self) {
-        self.release(WRITER);
-    }
-
-    fn is_locked(&self) -> bool {
+    /// Whether anybody has it.
+    pub fn is_held(&self) -> bool {
         // Relaxed: the answer is stale at once anyway.
         self.state.load(Ordering::Relaxed) & !FLAGS != 0
     }
-}
 
-// SAFETY: a writer becomes one reader; both exclude other writers all the time.
-unsafe impl lock_api::RawRwLockDowngrade for RawRwLock {
-    unsafe fn downgrade(&self) {
+    /// The writer becomes a reader.
+    pub fn become_reader(&self) {
         // Release: readers see what the writer wrote. Adding READER - WRITER is one step: never free in between.
         let before = self.state.fetch_add(READER - WRITER, Ordering::Release);
         if before & QUEUED != 0 {
@@ -314,34 +286,8 @@ unsafe impl lock_api::RawRwLockDowngrade for RawRwLock {
     }
 }
 
-/// The lock behind [`super::Mutex`]: a [`RawRwLock`] that only writers use.
-pub struct RawMutex {
-    inner: RawRwLock,
-}
-
-// SAFETY: there is one writer at a time.
-unsafe impl lock_api::RawMutex for RawMutex {
-    #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self { inner: RawRwLock::new() };
-    type GuardMarker = lock_api::GuardNoSend;
-
-    #[inline]
-    #[track_caller]
-    fn lock(&self) {
-        lock_api::RawRwLock::lock_exclusive(&self.inner);
-    }
-
-    #[inline]
-    fn try_lock(&self) -> bool {
-        self.inner.try_acquire(true)
-    }
-
-    #[inline]
-    unsafe fn unlock(&self) {
-        self.inner.release(WRITER);
-    }
-
-    fn is_locked(&self) -> bool {
-        lock_api::RawRwLock::is_locked(&self.inner)
+fn wake(thread: Option<Arc<Thread>>) {
+    if let Some(thread) = thread {
+        sched::wake(&thread);
     }
 }

@@ -8,9 +8,10 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering, fence};
 
-use super::{IrqLock, debug};
+use super::mutant::{self, Mutant};
+use super::primitive::{AtomicBool, AtomicUsize, Ordering, constructor, fence};
+use super::{IrqLock, debug, perturb};
 use crate::errno::Errno;
 use crate::process::{self, Thread};
 use crate::sched::{self, Sleep};
@@ -126,11 +127,11 @@ pub struct WaitQueue {
 }
 
 impl WaitQueue {
-    /// An empty queue.
-    pub const fn new() -> Self {
-        Self {
-            users: AtomicUsize::new(0),
-            waiters: IrqLock::new(Waiters { head: None, tail: None, next_ticket: 0, watchers: Vec::new() }),
+    constructor! {
+        /// An empty queue.
+        pub fn new() -> Self {
+            let waiters = Waiters { head: None, tail: None, next_ticket: 0, watchers: Vec::new() };
+            Self { users: AtomicUsize::new(0), waiters: IrqLock::new(waiters) }
         }
     }
 
@@ -179,8 +180,15 @@ impl WaitQueue {
             woken: AtomicBool::new(false),
             thread: process::current().to_arc(),
         };
-        self.users.fetch_add(1, Ordering::SeqCst);
+        if !mutant::is(Mutant::CountedLate) {
+            self.users.fetch_add(1, Ordering::SeqCst);
+        }
         let result = loop {
+            if mutant::is(Mutant::JoinedLate)
+                && let Some(value) = condition()
+            {
+                break Ok(value);
+            }
             {
                 let mut waiters = self.waiters.lock();
                 waiter.woken.store(false, Ordering::SeqCst);
@@ -193,9 +201,16 @@ impl WaitQueue {
             }
             // Pairs with the fence in `wake`: either the waker counts this user, or the condition sees its change.
             fence(Ordering::SeqCst);
-            if let Some(value) = condition() {
+            perturb::point();
+            if !mutant::is(Mutant::JoinedLate)
+                && let Some(value) = condition()
+            {
                 break Ok(value);
             }
+            if mutant::is(Mutant::CountedLate) {
+                self.users.fetch_add(1, Ordering::SeqCst);
+            }
+            perturb::point();
             let slept = sched::sleep(mode, deadline, || waiter.woken.load(Ordering::SeqCst));
             if let Err(error) = slept {
                 // A wake may have come between the look at the flag and here. It must not be lost: it was perhaps
@@ -226,8 +241,11 @@ impl WaitQueue {
     }
 
     fn wake(&self, count: usize) {
-        // Pairs with the fence in `wait`.
-        fence(Ordering::SeqCst);
+        if !mutant::is(Mutant::UsersWithoutFence) {
+            // Pairs with the fence in `wait`.
+            fence(Ordering::SeqCst);
+        }
+        perturb::point();
         if self.users.load(Ordering::SeqCst) == 0 {
             return;
         }
@@ -241,6 +259,7 @@ impl WaitQueue {
             let Some(thread) = waiters.pop(limit) else { break };
             // Interrupts come on between two wakes: ten thousand waiters must not keep a CPU from answering.
             drop(waiters);
+            perturb::point();
             sched::wake(&thread);
             drop(thread);
             left -= 1;

@@ -1,5 +1,6 @@
 //! Clocks, timers, and the interrupt that drives them.
 
+mod alarm;
 pub mod clock;
 pub mod cpu_timers;
 pub mod posix_timers;

@@ -16,24 +16,11 @@
 //! No function arms its own timer for the next period. A periodic timer is armed again when its user has taken the expiration: when
 //! the signal is delivered, or the descriptor is read. The periods that passed meanwhile are counted by a division.
 //!
-//! # Why no deadline is missed
-//!
-//! `Queue::armed` is a time at or before which this CPU will take a timer interrupt. It is written by this CPU only, with interrupts
-//! off:
-//!
-//! * [`Timer::arm`] inserts into this CPU's queue, never into another's. A deadline before `armed` sets the hardware; a later one is
-//!   found by the interrupt that comes at `armed`, since that looks at the whole queue.
-//! * An interrupt sets `armed` to `NEVER` first. The hardware was for one shot; what it was set to has happened. At its end it sets
-//!   the hardware to the first deadline of the queue, or the tick if that is earlier. A deadline that has passed makes the hardware
-//!   go off at once: [`crate::arch::timer::arm`] never writes the count 0, which would stop it.
-//! * An interrupt that comes early, since two clocks disagree or the hardware's counter is short, finds nothing due and sets the
-//!   hardware again for the rest.
-//! * [`Timer::cancel`] leaves the hardware as it is: an interrupt with nothing to do is harmless.
-//!
-//! The idle thread halts with the hardware set: it does not look at timers.
+//! No deadline is missed, by the argument of [`super::alarm`]: a timer is armed on the queue of the CPU that arms it, never on another's, and
+//! an interrupt looks at the whole queue. The idle thread halts with the hardware set and does not look at timers.
 
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
@@ -41,6 +28,7 @@ use intrusive_collections::{
     KeyAdapter, LinkedList, LinkedListAtomicLink, RBTree, RBTreeAtomicLink, intrusive_adapter,
 };
 
+use super::alarm::{Alarm, NEVER};
 use super::clock::now;
 use crate::arch::cpu::{self, MAX_CPUS};
 use crate::arch::percpu::PerCpu;
@@ -83,28 +71,15 @@ impl<'a> KeyAdapter<'a> for ByDeadline {
 
 struct Queue {
     timers: IrqLock<RBTree<ByDeadline>>,
-    /// When the next tick is due; `NEVER` on an idle CPU.
-    tick_at: AtomicU64,
-    /// What the hardware is set to.
-    armed: AtomicU64,
+    alarm: Alarm,
 }
 
-const NEVER: u64 = u64::MAX;
-
 static QUEUES: PerCpu<Queue> = PerCpu::new(
-    [const {
-        Queue {
-            timers: IrqLock::new(RBTree::new(ByDeadline::NEW)),
-            tick_at: AtomicU64::new(NEVER),
-            armed: AtomicU64::new(NEVER),
-        }
-    }; MAX_CPUS],
+    [const { Queue { timers: IrqLock::new(RBTree::new(ByDeadline::NEW)), alarm: Alarm::new() } }; MAX_CPUS],
 );
 
 /// Timers that one interrupt takes from its queue.
 const BATCH: usize = 16;
-/// The longest pause between two interrupts while timers are due, in nanoseconds: an emulator may have stood still in between.
-const MOST_PAUSE: u64 = 100_000;
 
 /// Deferred timers that have gone off, in the order of their deadlines.
 static DUE: IrqLock<LinkedList<Due>> = IrqLock::new(LinkedList::new(Due::NEW));
@@ -151,9 +126,7 @@ impl Timer {
                 timers.insert(self.clone());
                 break;
             }
-            if deadline < queue.armed.load(Ordering::SeqCst) {
-                set_hardware(queue, deadline);
-            }
+            queue.alarm.deadline_added(deadline, set_hardware);
         });
     }
 
@@ -178,25 +151,13 @@ impl Timer {
     }
 }
 
-fn set_hardware(queue: &Queue, deadline: u64) {
-    queue.armed.store(deadline, Ordering::SeqCst);
+fn set_hardware(deadline: u64) {
     arch::timer::arm((deadline != NEVER).then_some(deadline));
 }
 
 /// Starts or stops this CPU's tick; the scheduler says so when it switches, with interrupts off.
 pub fn tick_wanted(wanted: bool) {
-    let queue = QUEUES.of(cpu::id());
-    let ticking = queue.tick_at.load(Ordering::SeqCst) != NEVER;
-    if wanted && !ticking {
-        let at = now() + TICK;
-        queue.tick_at.store(at, Ordering::SeqCst);
-        if at < queue.armed.load(Ordering::SeqCst) {
-            set_hardware(queue, at);
-        }
-    } else if !wanted && ticking {
-        // The hardware goes off once more for nothing and is set right then: cheaper than setting it at each switch.
-        queue.tick_at.store(NEVER, Ordering::SeqCst);
-    }
+    QUEUES.of(cpu::id()).alarm.tick_wanted(wanted, TICK, now, set_hardware);
 }
 
 impl Queue {
@@ -220,7 +181,7 @@ impl Queue {
 /// This CPU's timer went off; `user`: it interrupted user mode. Interrupts are off.
 pub fn timer_interrupt(user: bool) {
     let queue = QUEUES.of(cpu::id());
-    queue.armed.store(NEVER, Ordering::SeqCst);
+    queue.alarm.interrupt_begins();
     // One look at the clock: what comes due meanwhile is the next interrupt's.
     let begin = now();
     let mut deferred = false;
@@ -235,21 +196,12 @@ pub fn timer_interrupt(user: bool) {
     if deferred {
         DUE_WAIT.wake_one();
     }
-    let tick_at = queue.tick_at.load(Ordering::SeqCst);
-    if tick_at <= begin {
-        queue.tick_at.store(begin + TICK, Ordering::SeqCst);
+    if queue.alarm.tick_is_due(begin, TICK) {
         sched::tick(user);
         crate::process::tick(user);
     }
-    let end = now();
-    let mut first = queue.first_deadline();
-    if first <= end {
-        first = end + (end - begin).min(MOST_PAUSE);
-    }
-    let next = first.min(queue.tick_at.load(Ordering::SeqCst));
-    if next < queue.armed.load(Ordering::SeqCst) {
-        set_hardware(queue, next);
-    }
+    let first = queue.first_deadline();
+    queue.alarm.interrupt_ends(first, begin, now(), set_hardware);
 }
 
 /// Leaves the function to the thread. False if the timer waits for that already.

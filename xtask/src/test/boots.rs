@@ -124,6 +124,14 @@ pub fn all() -> Vec<Boot> {
         // Without it nothing else can work, so it comes first.
         Boot { name: "outsider", work: outsider(false, OUTSIDER), limit: 120, ..BOOT },
         Boot { name: "programs", memory: Size::gibibytes(3), ..BOOT },
+        // Once more where one CPU overtakes another at every point at which it can.
+        Boot {
+            name: "perturbed",
+            kernels: Kernels::Ours,
+            parameters: &["perturb=20"],
+            work: Work::Programs(Selection::Also(&["test_wakeups", "test_futex"])),
+            ..BOOT
+        },
         Boot {
             name: "many-sharers",
             memory: Size::gibibytes(4),

@@ -10,7 +10,7 @@ use crate::errno::{Errno, Result};
 use crate::mm::{Key, uaccess};
 use crate::process::{self, Thread};
 use crate::sched::{self, Sleep};
-use crate::sync::WaitError;
+use crate::sync::{WaitError, perturb};
 
 /// FUTEX_WAIT and FUTEX_WAIT_BITSET. The deadline is in monotonic nanoseconds.
 pub fn wait(
@@ -25,6 +25,7 @@ pub fn wait(
     }
     let waiter = Waiter::new(key_of(address, shared)?, bitset, false);
     join(&waiter, address, expected)?;
+    perturb::point();
     let slept = sched::sleep(Sleep::Interruptible, deadline, || waiter.is_woken());
     match slept {
         Ok(()) => Ok(0),
@@ -108,6 +109,7 @@ fn take(bucket: &mut Bucket, key: &Key, count: usize, bitset: u32) -> Vec<Arc<Th
 }
 
 fn wake_threads(threads: Vec<Arc<Thread>>) -> usize {
+    perturb::point();
     for thread in &threads {
         sched::wake(thread);
     }

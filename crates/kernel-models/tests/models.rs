@@ -1,0 +1,276 @@
+//! All models without a mutant, and each mutant with the model that has to notice it.
+
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+
+use kernel_models::cpu::Cpu;
+use kernel_models::process;
+use kernel_models::sched::{self, Sleep};
+use kernel_models::sync::mutant::{self, ALL, Mutant};
+use kernel_models::sync::primitive::{AtomicBool, AtomicUsize, Ordering};
+use kernel_models::sync::{RawRwLock, WaitError, WaitQueue};
+use kernel_models::time::machine::{Machine, STEPS};
+
+fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.max_branches = 10_000;
+    builder.check(model);
+}
+
+/// A waiter and one who makes its condition true.
+fn wait_against_wake() {
+    check(3, || {
+        let shared = Arc::new((WaitQueue::new(), AtomicBool::new(false)));
+        let other = shared.clone();
+        let waker = loom::thread::spawn(move || {
+            // The queue's own fence orders it.
+            other.1.store(true, Ordering::Relaxed);
+            other.0.wake_all();
+        });
+        shared.0.wait_until(|| shared.1.load(Ordering::Relaxed).then_some(()));
+        waker.join().unwrap();
+    });
+}
+
+/// The bare sleep, without a queue: what futexes do.
+fn sleep_against_wake() {
+    check(3, || {
+        let shared = Arc::new(AtomicBool::new(false));
+        let thread = process::current().to_arc();
+        let other = shared.clone();
+        let waker = loom::thread::spawn(move || {
+            other.store(true, Ordering::Relaxed);
+            sched::wake(&thread);
+        });
+        sched::sleep_until(Sleep::Uninterruptible, || shared.load(Ordering::Relaxed));
+        waker.join().unwrap();
+    });
+}
+
+/// Two who wake one sleeper at once.
+fn sleep_against_two_wakes() {
+    check(2, || {
+        let shared = Arc::new(AtomicUsize::new(0));
+        let thread = process::current().to_arc();
+        let wakers: Vec<_> = (0..2)
+            .map(|_| {
+                let (other, thread) = (shared.clone(), thread.clone());
+                loom::thread::spawn(move || {
+                    other.fetch_add(1, Ordering::Relaxed);
+                    sched::wake(&thread);
+                })
+            })
+            .collect();
+        sched::sleep_until(Sleep::Uninterruptible, || shared.load(Ordering::Relaxed) == 2);
+        wakers.into_iter().for_each(|waker| waker.join().unwrap());
+    });
+}
+
+/// One wake and two waiters, one of whom a signal wakes at the same time: the other one must not wait for ever.
+fn wake_of_one_against_a_signal() {
+    check(1, || {
+        let shared = Arc::new((WaitQueue::new(), AtomicUsize::new(0)));
+        let take = |count: &AtomicUsize| {
+            let taken = count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1));
+            taken.ok().map(drop)
+        };
+        let first = process::current().to_arc();
+        let second = {
+            let shared = shared.clone();
+            loom::thread::spawn(move || shared.0.wait_until(|| take(&shared.1)))
+        };
+        let waker = {
+            let shared = shared.clone();
+            loom::thread::spawn(move || {
+                shared.1.fetch_add(1, Ordering::SeqCst);
+                shared.0.wake_one();
+                first.send_signal();
+            })
+        };
+        // It may get what there is, or leave it to the other one.
+        if shared.0.wait_event(None, || take(&shared.1)) == Ok(()) {
+            shared.1.fetch_add(1, Ordering::SeqCst);
+            shared.0.wake_one();
+        }
+        second.join().unwrap();
+        waker.join().unwrap();
+    });
+}
+
+/// A CPU that runs out of work while another queues threads for it.
+fn idle_against_enqueue() {
+    check(3, || {
+        let cpu = Arc::new(Cpu::new());
+        let other = cpu.clone();
+        let queuer = loom::thread::spawn(move || {
+            other.enqueue();
+            other.enqueue();
+        });
+        cpu.run(2);
+        queuer.join().unwrap();
+    });
+}
+
+/// A sleeping mutex: two who want it.
+fn mutex_against_mutex() {
+    check(3, || {
+        let shared = Arc::new((RawRwLock::new(), AtomicUsize::new(0)));
+        let step = |shared: &(RawRwLock, AtomicUsize)| {
+            shared.0.acquire(true);
+            // Exclusion makes the two halves one.
+            let count = shared.1.load(Ordering::Relaxed);
+            shared.1.store(count + 1, Ordering::Relaxed);
+            shared.0.release(WRITER);
+        };
+        let other = shared.clone();
+        let thread = loom::thread::spawn(move || step(&other));
+        step(&shared);
+        thread.join().unwrap();
+        assert_eq!(shared.1.load(Ordering::Relaxed), 2);
+    });
+}
+
+/// All histories of arming, cancelling, ticking and passing time up to a length.
+fn timers() {
+    const LENGTH: u32 = 5;
+    let count = STEPS.len().pow(LENGTH);
+    // The atomics want a model around them, and a model's length is bounded.
+    const AT_ONCE: usize = 500;
+    for from in (0..count).step_by(AT_ONCE) {
+        let mut builder = loom::model::Builder::new();
+        builder.max_branches = 1_000_000;
+        builder.check(move || {
+            for number in from..count.min(from + AT_ONCE) {
+                let mut machine = Machine::new();
+                let mut rest = number;
+                for _ in 0..LENGTH {
+                    machine.step(STEPS[rest % STEPS.len()]);
+                    rest /= STEPS.len();
+                }
+                machine.finish();
+            }
+        });
+    }
+}
+
+/// The writer in the state of a lock.
+const WRITER: usize = 1;
+
+/// What a mutant's failure says when somebody waits for ever.
+const FOR_EVER: &str = "deadlock";
+
+/// A mutant, and what is seen.
+type Broken = (Mutant, &'static str);
+
+/// A model, and the mutants that it has to notice.
+type Row = (&'static str, fn(), &'static [Broken]);
+
+const MODELS: &[Row] = &[
+    (
+        "wait_against_wake",
+        wait_against_wake,
+        &[
+            (Mutant::JoinedLate, FOR_EVER),
+            (Mutant::CountedLate, FOR_EVER),
+            (Mutant::UsersWithoutFence, FOR_EVER),
+        ],
+    ),
+    (
+        "sleep_against_wake",
+        sleep_against_wake,
+        &[
+            (Mutant::AnnouncedLate, FOR_EVER),
+            (Mutant::AnnouncedWithoutFence, FOR_EVER),
+            (Mutant::WokenWithoutFence, FOR_EVER),
+            (Mutant::ParkedAnyway, FOR_EVER),
+            (Mutant::QueuedOnCpu, "a thread is queued while a CPU uses its stack"),
+        ],
+    ),
+    ("sleep_against_two_wakes", sleep_against_two_wakes, &[]),
+    ("wake_of_one_against_a_signal", wake_of_one_against_a_signal, &[]),
+    (
+        "idle_against_enqueue",
+        idle_against_enqueue,
+        &[
+            (Mutant::HaltsWithoutALook, FOR_EVER),
+            (Mutant::IdleLate, FOR_EVER),
+            (Mutant::AskedWithoutFence, FOR_EVER),
+        ],
+    ),
+    (
+        "mutex_against_mutex",
+        mutex_against_mutex,
+        &[(Mutant::RetryClearedLate, FOR_EVER), (Mutant::ReleaseTellsNobody, FOR_EVER)],
+    ),
+    (
+        "timers",
+        timers,
+        &[
+            (Mutant::EarlyIsForgotten, "the hardware is not set"),
+            (Mutant::StaysArmed, "the hardware is not set"),
+            (Mutant::EarlierNotSet, "the hardware is set to"),
+        ],
+    ),
+];
+
+/// The variable that tells a process of its own, which may abort, the mutant that it runs a model with.
+const MUTANT: &str = "KERNEL_MUTANT";
+
+fn holds(name: &str) {
+    let (_, model, mutants) = MODELS.iter().find(|row| row.0 == name).expect("a model of this name");
+    if let Ok(chosen) = std::env::var(MUTANT) {
+        mutant::choose(ALL.iter().copied().find(|mutant| format!("{mutant:?}") == chosen));
+        return model();
+    }
+    model();
+    for (broken, sign) in *mutants {
+        let output = Command::new(std::env::current_exe().expect("this program"))
+            .args([&format!("holds::{name}"), "--exact", "--nocapture"])
+            .env(MUTANT, format!("{broken:?}"))
+            .stdin(Stdio::null())
+            .output()
+            .expect("this program once more");
+        let text = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success(), "{name} does not notice {broken:?}");
+        assert!(text.contains(sign), "{name} with {broken:?} fails for another reason:\n{text}");
+    }
+}
+
+macro_rules! models {
+    ($($name:ident),* $(,)?) => {
+        mod holds {
+            $(#[test] fn $name() { super::holds(stringify!($name)) })*
+        }
+    };
+}
+models!(
+    wait_against_wake,
+    sleep_against_wake,
+    sleep_against_two_wakes,
+    wake_of_one_against_a_signal,
+    idle_against_enqueue,
+    mutex_against_mutex,
+    timers,
+);
+
+#[test]
+fn every_mutant_has_a_model() {
+    for mutant in ALL {
+        assert!(
+            MODELS.iter().any(|(_, _, mutants)| mutants.iter().any(|(broken, _)| broken == mutant)),
+            "{mutant:?}"
+        );
+    }
+}
+
+#[test]
+fn a_signal_ends_a_wait() {
+    check(2, || {
+        let queue = WaitQueue::new();
+        let thread = process::current().to_arc();
+        let sender = loom::thread::spawn(move || thread.send_signal());
+        assert_eq!(queue.wait_event(None, || None::<()>), Err(WaitError::Interrupted));
+        sender.join().unwrap();
+    });
+}

@@ -1,0 +1,50 @@
+//! The ways in which models break the kernel.
+
+macro_rules! mutants {
+    ($($(#[doc = $dropped:literal])* $name:ident,)*) => {
+        /// A way to break the kernel.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+        pub enum Mutant {
+            $($(#[doc = $dropped])* $name,)*
+        }
+
+        /// All of them.
+        #[allow(dead_code)] // For the models.
+        pub const ALL: &[Mutant] = &[$(Mutant::$name,)*];
+    };
+}
+
+mutants! {
+    /// A thread looks at its condition before it announces its sleep.
+    AnnouncedLate,
+    /// The announcement of a sleep is not ordered before the look at the condition.
+    AnnouncedWithoutFence,
+    /// A wake is not ordered behind the change of the condition.
+    WokenWithoutFence,
+    /// A thread goes to sleep though a wake has overtaken its announcement.
+    ParkedAnyway,
+    /// A thread is queued while its CPU still uses its stack.
+    QueuedOnCpu,
+    /// A waiter looks at its condition before it joins the queue.
+    JoinedLate,
+    /// A waiter does not count itself before it looks at its condition.
+    CountedLate,
+    /// A wake does not look at the number of users behind a fence.
+    UsersWithoutFence,
+    /// A CPU halts without a look at its queue.
+    HaltsWithoutALook,
+    /// A CPU does not say that it idles.
+    IdleLate,
+    /// Whoever queues a thread looks at what the CPU runs without a fence behind the queueing.
+    AskedWithoutFence,
+    /// A lock's waiter forgets that it was told to try again after it has tried.
+    RetryClearedLate,
+    /// A lock's holder leaves without telling those who wait.
+    ReleaseTellsNobody,
+    /// An interrupt that comes early does not set the hardware again.
+    EarlyIsForgotten,
+    /// An interrupt believes that the hardware is still set.
+    StaysArmed,
+    /// An earlier deadline does not set the hardware.
+    EarlierNotSet,
+}
