@@ -94,18 +94,23 @@ impl FileOps for TextFile {
     }
 
     fn seek(&self, _: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {
-        let base = match whence {
-            Whence::Start => 0,
-            Whence::Current => position as i64,
-            _ => return Err(Errno::EINVAL),
-        };
-        let at = base.checked_add(offset).ok_or(Errno::EOVERFLOW)?;
-        u64::try_from(at).map_err(|_| Errno::EINVAL)
+        text_seek(whence, offset, position)
     }
 
     fn truncate(&self, _: &File, _: u64) -> Result<()> {
         Ok(())
     }
+}
+
+/// lseek(2) in a file whose end is not known before it was read.
+pub fn text_seek(whence: Whence, offset: i64, position: u64) -> Result<u64> {
+    let base = match whence {
+        Whence::Start => 0,
+        Whence::Current => position as i64,
+        _ => return Err(Errno::EINVAL),
+    };
+    let at = base.checked_add(offset).ok_or(Errno::EINVAL)?;
+    u64::try_from(at).map_err(|_| Errno::EINVAL)
 }
 
 /// The inode of a file that is registered.

@@ -6,14 +6,19 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
-use super::PAGE;
 use super::entry::Entry;
 use super::space::{AddressSpace, Areas, Layout};
 use super::tables::Resident;
 use super::vma::{Kind, VmFlags, Vma};
+use smallvec::SmallVec;
+
+use super::{PAGE, Rights, TASK_SIZE};
 use crate::fs::File;
 use crate::memory::PAGE_SHIFT;
 use crate::memory::frame::Frame;
+
+/// Areas that are looked at in one hold of the areas lock.
+const SHOWN: usize = 32;
 
 /// What an area is called.
 #[derive(Clone)]
@@ -87,7 +92,6 @@ pub struct Summary {
     pub code: u64,
     pub libraries: u64,
     pub tables: u64,
-    pub hugetlb: u64,
 }
 
 impl AreaView {
@@ -111,10 +115,11 @@ impl AreaView {
 }
 
 impl AddressSpace {
-    /// All areas in order.
-    pub fn maps(&self) -> Vec<AreaView> {
+    /// The first areas that end after `address`, in order: as many as are shown at a time.
+    pub fn areas_from(&self, address: u64) -> SmallVec<[AreaView; SHOWN]> {
         let areas = self.read();
-        areas.set.iter().map(|vma| AreaView::new(&areas.layout, vma)).collect()
+        let range = address..TASK_SIZE;
+        areas.set.overlapping(range).take(SHOWN).map(|vma| AreaView::new(&areas.layout, vma)).collect()
     }
 
     /// What of the area at `start` is in memory; zeroes when there is none any more.
@@ -163,38 +168,47 @@ impl AddressSpace {
         usage
     }
 
-    /// The sum over all areas.
+    /// What `status` and `statm` tell of the areas together; no area is looked at for it.
     pub fn summary(&self) -> Summary {
         let areas = self.read();
         let Areas { set, layout, .. } = &*areas;
         let program_code = layout.code.end.next_multiple_of(PAGE) - layout.code.start / PAGE * PAGE;
-        let mut sum = Summary {
+        let tables = self.tables.lock();
+        Summary {
             size: set.total * PAGE,
             peak: set.peak * PAGE,
             locked: set.locked * PAGE,
+            high_water: tables.peak.max(tables.resident.total()) * PAGE,
+            resident: tables.resident,
             data: set.data * PAGE,
+            stack: set.stack * PAGE,
             code: program_code,
-            ..Summary::default()
-        };
-        let mut executable = 0;
-        for vma in set.iter() {
-            if vma.flags.contains(VmFlags::GROWS_DOWN) {
-                sum.stack += vma.len();
-            }
-            if vma.flags & (VmFlags::EXEC | VmFlags::WRITE | VmFlags::GROWS_DOWN) == VmFlags::EXEC {
-                executable += vma.len();
-            }
-            if let Kind::Huge(huge) = &vma.kind {
-                let (shared, private) = huge.resident_bytes();
-                sum.hugetlb += shared + private;
-            }
+            libraries: (set.code * PAGE).saturating_sub(program_code),
+            tables: tables.count * PAGE,
         }
-        sum.libraries = executable.saturating_sub(program_code);
-        let tables = self.tables.lock();
-        sum.resident = tables.resident;
-        sum.high_water = tables.peak.max(tables.resident.total()) * PAGE;
-        sum.tables = tables.count * PAGE;
-        sum
+    }
+
+    /// Bytes of huge pages that the tables lead to.
+    pub fn huge_bytes(&self) -> u64 {
+        let mut sum = 0;
+        let mut next = 0;
+        loop {
+            // Some areas at a time: others may want to change them.
+            let areas = self.read();
+            let mut some = areas.set.overlapping(next..TASK_SIZE).take(SHOWN).peekable();
+            if some.peek().is_none() {
+                return sum;
+            }
+            for vma in some {
+                if let Kind::Huge(huge) = &vma.kind {
+                    let (shared, private) = huge.resident_bytes();
+                    sum += shared + private;
+                }
+                next = vma.end;
+            }
+            drop(areas);
+            crate::sched::cond_resched();
+        }
     }
 
     /// One word for each page of `range`, as `/proc/PID/pagemap` has it, with frame numbers if the reader may see them.
@@ -270,7 +284,7 @@ impl AddressSpace {
 
     fn read_range(&self, range: Range<u64>) -> Vec<u8> {
         let mut bytes = alloc::vec![0; (range.end - range.start) as usize];
-        let len = self.read_remote(range.start, &mut bytes).unwrap_or(0);
+        let len = self.read_remote(range.start, &mut bytes, Rights::Forced).unwrap_or(0);
         bytes.truncate(len);
         bytes
     }

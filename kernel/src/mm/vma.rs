@@ -66,6 +66,8 @@ bitflags! {
         const NO_HUGE_PAGE = 1 << 19;
         /// MADV_MERGEABLE.
         const MERGEABLE = 1 << 20;
+        /// MAP_DROPPABLE.
+        const DROPPABLE = 1 << 21;
         /// READ, WRITE and EXEC.
         const ACCESS = 0b111;
     }
@@ -163,6 +165,11 @@ impl Vma {
     /// Does the area belong to RLIMIT_DATA?
     pub(super) fn is_data(&self) -> bool {
         self.is_private_writable() && !self.flags.contains(VmFlags::GROWS_DOWN)
+    }
+
+    /// Does it hold code of the program or of a library?
+    fn is_code(&self) -> bool {
+        self.flags & (VmFlags::EXEC | VmFlags::WRITE | VmFlags::GROWS_DOWN) == VmFlags::EXEC
     }
 
     /// Could there be anonymous pages?
@@ -278,6 +285,10 @@ pub struct VmaSet {
     pub(super) data: u64,
     /// Sum of the locked ones, pages.
     pub(super) locked: u64,
+    /// Sum of those that grow down, pages.
+    pub(super) stack: u64,
+    /// Sum of those that are executed and not written, pages.
+    pub(super) code: u64,
 }
 
 impl VmaSet {
@@ -338,6 +349,12 @@ impl VmaSet {
         if vma.flags.contains(VmFlags::LOCKED) {
             self.locked += vma.pages();
         }
+        if vma.flags.contains(VmFlags::GROWS_DOWN) {
+            self.stack += vma.pages();
+        }
+        if vma.is_code() {
+            self.code += vma.pages();
+        }
     }
 
     fn count_out(&mut self, vma: &Vma) {
@@ -347,6 +364,12 @@ impl VmaSet {
         }
         if vma.flags.contains(VmFlags::LOCKED) {
             self.locked -= vma.pages();
+        }
+        if vma.flags.contains(VmFlags::GROWS_DOWN) {
+            self.stack -= vma.pages();
+        }
+        if vma.is_code() {
+            self.code -= vma.pages();
         }
     }
 
@@ -366,7 +389,8 @@ impl VmaSet {
 
     /// Takes all areas out.
     pub(super) fn take_all(&mut self) -> BTreeMap<u64, Vma> {
-        (self.total, self.data, self.locked) = (0, 0, 0);
+        let Self { total, data, locked, stack, code, .. } = self;
+        [total, data, locked, stack, code].into_iter().for_each(|sum| *sum = 0);
         core::mem::take(&mut self.areas)
     }
 

@@ -11,14 +11,16 @@ use super::super::system::put;
 use super::Target;
 use crate::errno::{Errno, Result};
 use crate::fs::file::{File, FileOps, Whence};
-use crate::fs::inode::InodeOps;
+use crate::fs::inode::{Inode, InodeOps, SetAttributes};
 use crate::fs::iobuf::{Sink, Source};
 use crate::fs::path::Path;
+use crate::fs::pseudo::text_seek;
 use crate::fs::{DeviceId, caller};
 use crate::memory::PAGE_SIZE;
 use crate::mm::view::{AreaName, AreaView, Usage};
-use crate::mm::{AddressSpace, TASK_SIZE, VmFlags};
+use crate::mm::{AddressSpace, Rights, TASK_SIZE, VmFlags};
 use crate::process;
+use crate::sync::Mutex;
 
 /// Bytes that are copied through the kernel at a time.
 const CHUNK: usize = PAGE_SIZE;
@@ -92,14 +94,6 @@ fn area_line(out: &mut String, area: &AreaView) {
     out.push('\n');
 }
 
-pub fn maps(target: &Target) -> Result<Vec<u8>> {
-    let mut out = String::new();
-    for area in space(target)?.iter().flat_map(|mm| mm.maps()) {
-        area_line(&mut out, &area);
-    }
-    bytes(out)
-}
-
 fn row(out: &mut String, name: &str, bytes: u64) {
     put!(out, "{name:<16}{:>8} kB\n", bytes >> 10);
 }
@@ -133,59 +127,59 @@ fn usage_rows(out: &mut String, usage: &Usage, parts: Option<[u64; 3]>) {
     row(out, "Locked:", usage.locked);
 }
 
-pub fn smaps(target: &Target) -> Result<Vec<u8>> {
-    let mut out = String::new();
-    let Some(mm) = space(target)? else { return bytes(out) };
-    for area in mm.maps() {
-        let usage = mm.usage(area.range.start);
-        area_line(&mut out, &area);
-        row(&mut out, "Size:", area.range.end - area.range.start);
-        row(&mut out, "KernelPageSize:", area.page_size);
-        row(&mut out, "MMUPageSize:", area.page_size);
-        usage_rows(&mut out, &usage, None);
-        put!(out, "THPeligible:    {:>8}\n", 0);
-        out.push_str("VmFlags:");
-        let huge = area.page_size > PAGE_SIZE as u64;
-        let names = [
-            (area.flags.contains(VmFlags::READ), "rd"),
-            (area.flags.contains(VmFlags::WRITE), "wr"),
-            (area.flags.contains(VmFlags::EXEC), "ex"),
-            (area.flags.contains(VmFlags::SHARED), "sh"),
-            (area.flags.contains(VmFlags::MAY_READ), "mr"),
-            (area.flags.contains(VmFlags::MAY_WRITE), "mw"),
-            (area.flags.contains(VmFlags::MAY_EXEC), "me"),
-            (area.flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE), "ms"),
-            (area.flags.contains(VmFlags::GROWS_DOWN), "gd"),
-            (area.flags.contains(VmFlags::LOCKED), "lo"),
-            (area.flags.contains(VmFlags::SEQUENTIAL), "sr"),
-            (area.flags.contains(VmFlags::RANDOM), "rr"),
-            (area.flags.contains(VmFlags::DONT_FORK), "dc"),
-            (area.flags.contains(VmFlags::DONT_EXPAND), "de"),
-            (area.flags.contains(VmFlags::ACCOUNT), "ac"),
-            (area.flags.contains(VmFlags::NO_RESERVE), "nr"),
-            (huge, "ht"),
-            (area.flags.contains(VmFlags::WIPE_ON_FORK), "wf"),
-            (area.flags.contains(VmFlags::DONT_DUMP), "dd"),
-            (area.flags.contains(VmFlags::HUGE_PAGE), "hg"),
-            (area.flags.contains(VmFlags::NO_HUGE_PAGE), "nh"),
-            (area.flags.contains(VmFlags::MERGEABLE), "mg"),
-        ];
-        for (_, name) in names.iter().filter(|(set, _)| *set) {
-            put!(out, " {name}");
-        }
-        out.push_str(" \n");
+/// What smaps says of an area.
+fn area_rows(out: &mut String, mm: &AddressSpace, area: &AreaView) {
+    let usage = mm.usage(area.range.start);
+    area_line(out, area);
+    row(out, "Size:", area.range.end - area.range.start);
+    row(out, "KernelPageSize:", area.page_size);
+    row(out, "MMUPageSize:", area.page_size);
+    usage_rows(out, &usage, None);
+    put!(out, "THPeligible:    {:>8}\n", 0);
+    out.push_str("VmFlags:");
+    let huge = area.page_size > PAGE_SIZE as u64;
+    let names = [
+        (area.flags.contains(VmFlags::READ), "rd"),
+        (area.flags.contains(VmFlags::WRITE), "wr"),
+        (area.flags.contains(VmFlags::EXEC), "ex"),
+        (area.flags.contains(VmFlags::SHARED), "sh"),
+        (area.flags.contains(VmFlags::MAY_READ), "mr"),
+        (area.flags.contains(VmFlags::MAY_WRITE), "mw"),
+        (area.flags.contains(VmFlags::MAY_EXEC), "me"),
+        (area.flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE), "ms"),
+        (area.flags.contains(VmFlags::GROWS_DOWN), "gd"),
+        (area.flags.contains(VmFlags::LOCKED), "lo"),
+        (area.flags.contains(VmFlags::SEQUENTIAL), "sr"),
+        (area.flags.contains(VmFlags::RANDOM), "rr"),
+        (area.flags.contains(VmFlags::DONT_FORK), "dc"),
+        (area.flags.contains(VmFlags::DONT_EXPAND), "de"),
+        (area.flags.contains(VmFlags::ACCOUNT), "ac"),
+        (area.flags.contains(VmFlags::NO_RESERVE), "nr"),
+        (huge, "ht"),
+        (area.flags.contains(VmFlags::WIPE_ON_FORK), "wf"),
+        (area.flags.contains(VmFlags::DONT_DUMP), "dd"),
+        (area.flags.contains(VmFlags::HUGE_PAGE), "hg"),
+        (area.flags.contains(VmFlags::NO_HUGE_PAGE), "nh"),
+        (area.flags.contains(VmFlags::MERGEABLE), "mg"),
+    ];
+    for (_, name) in names.iter().filter(|(set, _)| *set) {
+        put!(out, " {name}");
     }
-    bytes(out)
+    out.push_str(" \n");
 }
 
 pub fn smaps_rollup(target: &Target) -> Result<Vec<u8>> {
     let mut out = String::new();
     let Some(mm) = space(target)? else { return Err(Errno::ESRCH) };
-    let areas = mm.maps();
     let mut sum = Usage::default();
+    let mut extent = 0..0;
     // Shares of anonymous pages, of files, of shared memory; an area is taken as one kind.
     let mut parts = [0; 3];
-    for area in &areas {
+    for area in areas_of(&mm) {
+        if extent.end == 0 {
+            extent.start = area.range.start;
+        }
+        extent.end = area.range.end;
         let usage = mm.usage(area.range.start);
         let part = if usage.anonymous >= usage.rss {
             0
@@ -197,9 +191,7 @@ pub fn smaps_rollup(target: &Target) -> Result<Vec<u8>> {
         parts[part] += usage.pss;
         sum += usage;
     }
-    let begin = areas.first().map_or(0, |a| a.range.start);
-    let end = areas.last().map_or(0, |a| a.range.end);
-    put!(out, "{begin:08x}-{end:08x} ---p 00000000 00:00 0");
+    put!(out, "{:08x}-{:08x} ---p 00000000 00:00 0", extent.start, extent.end);
     while out.len() <= NAME_COLUMN {
         out.push(' ');
     }
@@ -208,10 +200,31 @@ pub fn smaps_rollup(target: &Target) -> Result<Vec<u8>> {
     bytes(out)
 }
 
-/// The inode of `mem` or `pagemap`.
+/// All areas in order. What changes meanwhile is seen or not.
+fn areas_of(mm: &AddressSpace) -> impl Iterator<Item = AreaView> {
+    let mut next = 0;
+    core::iter::from_fn(move || {
+        let some = mm.areas_from(next);
+        next = some.last()?.range.end;
+        crate::sched::cond_resched();
+        Some(some)
+    })
+    .flatten()
+}
+
+/// The files whose contents are a process's memory, or made from it piece by piece.
+#[derive(Clone, Copy)]
+pub enum Kind {
+    Memory,
+    Pagemap,
+    Maps,
+    Smaps,
+}
+
+/// The inode of such a file. They show the memory that the process has when they are opened; once that is gone, nothing.
 pub struct MemoryInode {
     pub target: Target,
-    pub pagemap: bool,
+    pub kind: Kind,
 }
 
 impl InodeOps for MemoryInode {
@@ -219,7 +232,84 @@ impl InodeOps for MemoryInode {
         self.target.check_access()?;
         let mm = self.target.process()?.mm();
         let mm = mm.as_ref().map_or_else(Weak::new, Arc::downgrade);
-        Ok(if self.pagemap { Arc::new(Pagemap(mm)) } else { Arc::new(Memory(mm)) })
+        Ok(match self.kind {
+            Kind::Memory => Arc::new(Memory(mm)),
+            Kind::Pagemap => Arc::new(Pagemap(mm)),
+            Kind::Maps => Arc::new(AreaText::new(mm, |out, _, area| area_line(out, area))),
+            Kind::Smaps => Arc::new(AreaText::new(mm, area_rows)),
+        })
+    }
+
+    fn set_attributes(&self, _: &Inode, change: &SetAttributes) -> Result<()> {
+        if change.uid.is_some() || change.gid.is_some() { Err(Errno::EPERM) } else { Ok(()) }
+    }
+}
+
+/// An open `maps` or `smaps`. Its text is made for some areas at a time, as it is read: it is never in memory as a whole, and a read costs what
+/// it gives, however many areas there are.
+struct AreaText {
+    mm: Weak<AddressSpace>,
+    write: fn(&mut String, &AddressSpace, &AreaView),
+    piece: Mutex<Piece>,
+}
+
+/// The text that was made last.
+#[derive(Default)]
+struct Piece {
+    /// Where it begins in the file.
+    offset: u64,
+    text: String,
+    /// The areas behind this address come next.
+    next: u64,
+}
+
+impl AreaText {
+    fn new(mm: Weak<AddressSpace>, write: fn(&mut String, &AddressSpace, &AreaView)) -> Self {
+        Self { mm, write, piece: Mutex::new(Piece::default()) }
+    }
+
+    /// The next piece; false at the end.
+    fn advance(&self, mm: &AddressSpace, piece: &mut Piece) -> bool {
+        piece.offset += piece.text.len() as u64;
+        piece.text.clear();
+        for area in mm.areas_from(piece.next) {
+            (self.write)(&mut piece.text, mm, &area);
+            piece.next = area.range.end;
+            crate::sched::cond_resched();
+        }
+        !piece.text.is_empty()
+    }
+}
+
+impl FileOps for AreaText {
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    fn read_at(&self, _: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
+        let Some(mm) = self.mm.upgrade() else { return Ok(0) };
+        let mut piece = self.piece.lock();
+        if offset < piece.offset || offset == 0 {
+            *piece = Piece::default();
+        }
+        let mut done = 0;
+        while sink.remaining() > 0 {
+            let within = usize::try_from(offset + done as u64 - piece.offset).unwrap_or(usize::MAX);
+            let rest = piece.text.as_bytes().get(within..).unwrap_or_default();
+            if !rest.is_empty() {
+                match sink.write(rest) {
+                    Err(_) if done > 0 => break,
+                    other => done += other?,
+                }
+            } else if process::current().kill_pending() || !self.advance(&mm, &mut piece) {
+                break;
+            }
+        }
+        Ok(done)
+    }
+
+    fn seek(&self, _: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {
+        text_seek(whence, offset, position)
     }
 }
 
@@ -237,10 +327,11 @@ impl FileOps for Memory {
         let mut done = 0;
         while sink.remaining() > 0 {
             let want = sink.remaining().min(CHUNK);
-            let count = match mm.read_remote(offset.wrapping_add(done as u64), &mut buffer[..want]) {
-                Err(_) if done > 0 => break,
-                other => other?,
-            };
+            let count =
+                match mm.read_remote(offset.wrapping_add(done as u64), &mut buffer[..want], Rights::Forced) {
+                    Err(_) if done > 0 => break,
+                    other => other?,
+                };
             match sink.write(&buffer[..count]) {
                 Err(_) if done > 0 => break,
                 other => done += other?,
@@ -262,10 +353,11 @@ impl FileOps for Memory {
                 Err(_) if done > 0 => break,
                 other => other?,
             };
-            let count = match mm.write_remote(offset.wrapping_add(done as u64), &buffer[..got]) {
-                Err(_) if done > 0 => break,
-                other => other?,
-            };
+            let count =
+                match mm.write_remote(offset.wrapping_add(done as u64), &buffer[..got], Rights::Forced) {
+                    Err(_) if done > 0 => break,
+                    other => other?,
+                };
             done += count;
             if count < got {
                 break;

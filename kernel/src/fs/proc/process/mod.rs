@@ -150,8 +150,8 @@ enum Make {
     Descriptors { info: bool },
     /// `task`.
     Tasks,
-    /// `mem` and `pagemap`.
-    Memory { pagemap: bool },
+    /// `mem`, `pagemap`, `maps`, `smaps`.
+    Memory(memory::Kind),
 }
 
 struct Entry {
@@ -180,16 +180,16 @@ const ENTRIES: &[Entry] = &[
     entry("cmdline", 0o444, Make::Text(memory::cmdline)),
     entry("stat", 0o444, Make::Text(status::stat)),
     entry("statm", 0o444, Make::Text(memory::statm)),
-    entry("maps", 0o444, Make::Private(memory::maps)),
-    entry("mem", 0o600, Make::Memory { pagemap: false }),
+    entry("maps", 0o444, Make::Memory(memory::Kind::Maps)),
+    entry("mem", 0o600, Make::Memory(memory::Kind::Memory)),
     entry("cwd", 0o777, Make::Link(cwd)),
     entry("root", 0o777, Make::Link(root)),
     entry("exe", 0o777, Make::Link(exe)),
     entry("mounts", 0o444, Make::Text(mounts)),
     entry("mountinfo", 0o444, Make::Text(mountinfo)),
-    entry("smaps", 0o444, Make::Private(memory::smaps)),
+    entry("smaps", 0o444, Make::Memory(memory::Kind::Smaps)),
     entry("smaps_rollup", 0o444, Make::Private(memory::smaps_rollup)),
-    entry("pagemap", 0o400, Make::Memory { pagemap: true }),
+    entry("pagemap", 0o400, Make::Memory(memory::Kind::Pagemap)),
     entry("wchan", 0o444, Make::Text(status::wchan)),
     entry("schedstat", 0o444, Make::Text(status::schedstat)),
     entry("oom_score", 0o444, Make::Text(oom_score)),
@@ -244,8 +244,8 @@ impl InodeOps for ProcessDirectory {
                     target.inode(number, FileType::Directory, mode, ops)
                 }
                 Make::Tasks => target.inode(number, FileType::Directory, mode, Tasks(target.clone())),
-                Make::Memory { pagemap } => {
-                    let ops = memory::MemoryInode { target: target.clone(), pagemap };
+                Make::Memory(kind) => {
+                    let ops = memory::MemoryInode { target: target.clone(), kind };
                     target.inode(number, FileType::Regular, mode, ops)
                 }
             })

@@ -129,7 +129,7 @@ pub fn status(target: &Target) -> Result<Vec<u8>> {
     put!(out, "\nNStgid:\t{}\nNSpid:\t{}\n", process.pid, thread.tid());
     put!(out, "NSpgid:\t{}\nNSsid:\t{}\nKthread:\t0\n", process.pgid(), process.sid());
     if let Some(mm) = process.mm() {
-        memory_lines(&mut out, &mm.summary());
+        memory_lines(&mut out, &mm.summary(), mm.huge_bytes());
     }
     put!(out, "Threads:\t{}\n", process.thread_count());
     put!(
@@ -157,7 +157,7 @@ pub fn status(target: &Target) -> Result<Vec<u8>> {
     bytes(out)
 }
 
-fn memory_lines(out: &mut String, sum: &crate::mm::view::Summary) {
+fn memory_lines(out: &mut String, sum: &crate::mm::view::Summary, huge: u64) {
     let mut row = |name: &str, bytes: u64| put!(out, "{name}:\t{:>8} kB\n", bytes >> 10);
     row("VmPeak", sum.peak);
     row("VmSize", sum.size);
@@ -174,7 +174,7 @@ fn memory_lines(out: &mut String, sum: &crate::mm::view::Summary) {
     row("VmLib", sum.libraries);
     row("VmPTE", sum.tables);
     row("VmSwap", 0);
-    row("HugetlbPages", sum.hugetlb);
+    row("HugetlbPages", huge);
     put!(out, "CoreDumping:\t0\nTHP_enabled:\t0\nuntag_mask:\t0xffffffffffffffff\n");
 }
 
