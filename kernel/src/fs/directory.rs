@@ -32,7 +32,7 @@ impl FileOps for DirectoryFile {
             Whence::Current => position as i64,
             _ => return Err(Errno::EINVAL),
         };
-        let at = base.checked_add(offset).ok_or(Errno::EOVERFLOW)?;
+        let at = base.checked_add(offset).ok_or(Errno::EINVAL)?;
         u64::try_from(at).map_err(|_| Errno::EINVAL)
     }
 

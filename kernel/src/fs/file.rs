@@ -61,6 +61,11 @@ pub trait FileOps: Any + Send + Sync {
         Err(Errno::EINVAL)
     }
 
+    /// May sendfile(2) read from it?
+    fn spliceable(&self) -> bool {
+        true
+    }
+
     /// The new position for lseek(2), given the present one; the default knows the size by the inode.
     fn seek(&self, file: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {
         let size = file.inode().stat().size;
@@ -69,13 +74,17 @@ pub trait FileOps: Any + Send + Sync {
             Whence::Current => position,
             Whence::End => size,
             Whence::Data | Whence::Hole => {
-                if offset < 0 || offset as u64 >= size {
+                // As Linux: a negative offset is before the end, so the hole there begins at the end.
+                if offset >= size as i64 {
                     return Err(Errno::ENXIO);
                 }
-                return Ok(if whence == Whence::Data { offset as u64 } else { size });
+                return match whence {
+                    Whence::Data => u64::try_from(offset).map_err(|_| Errno::EINVAL),
+                    _ => Ok(size),
+                };
             }
         };
-        let at = (base as i64).checked_add(offset).ok_or(Errno::EOVERFLOW)?;
+        let at = (base as i64).checked_add(offset).ok_or(Errno::EINVAL)?;
         u64::try_from(at).map_err(|_| Errno::EINVAL)
     }
 

@@ -42,6 +42,14 @@ pub trait SuperblockOps: Any + Send + Sync {
     fn remount(&self, _options: &str) -> Result<()> {
         Ok(())
     }
+    /// The largest file there can be, bytes.
+    fn most_bytes(&self) -> u64 {
+        i64::MAX as u64
+    }
+    /// Is nothing in it a program, however it is mounted?
+    fn without_programs(&self) -> bool {
+        false
+    }
     /// The last mount is gone and no file of it is open: let go of everything that refers back to itself.
     fn kill(&self) {}
 }

@@ -104,8 +104,16 @@ impl Seals {
                 if !file.writable() {
                     return Err(Errno::EPERM);
                 }
+                let mut new = argument as u32;
+                if new & !ALL != 0 {
+                    return Err(Errno::EINVAL);
+                }
                 let _writers = file.inode().lock.lock();
-                self.add(argument as u32, has_writable_mapping).map(|()| 0)
+                // A program that stays executable must stay the same program.
+                if new & abi::F_SEAL_EXEC != 0 && file.inode().attributes().permissions & 0o111 != 0 {
+                    new |= abi::F_SEAL_SHRINK | abi::F_SEAL_GROW | READ_ONLY;
+                }
+                self.add(new, has_writable_mapping).map(|()| 0)
             }
             abi::F_GET_SEALS => Ok(self.set.load(Ordering::SeqCst) as usize),
             _ => Err(Errno::EINVAL),
@@ -113,9 +121,6 @@ impl Seals {
     }
 
     fn add(&self, new: u32, has_writable_mapping: impl FnOnce() -> bool) -> Result<()> {
-        if new & !ALL != 0 {
-            return Err(Errno::EINVAL);
-        }
         let _deciding = self.deciding.lock();
         if self.has(abi::F_SEAL_SEAL) {
             return Err(Errno::EPERM);

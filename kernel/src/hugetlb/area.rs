@@ -12,8 +12,8 @@ use super::machine::{Kernel, SpaceTables};
 use super::{CheckRound, errno};
 use crate::errno::Result;
 use crate::fs::File;
-use crate::memory::PhysAddr;
-use crate::mm::fault::{Access, FaultError, Unresolved};
+use crate::memory::{PAGE_SIZE, PhysAddr};
+use crate::mm::fault::{Access, FaultError, Unresolved, zero_page};
 use crate::mm::shm::Attachment;
 use crate::mm::{AddressSpace, NoMemory, VmFlags};
 
@@ -126,6 +126,11 @@ impl HugeArea {
         self.keeps.file.page_size()
     }
 
+    /// What it maps.
+    pub fn content(&self) -> &Arc<HugeFile> {
+        &self.keeps.file
+    }
+
     /// The open file that it maps; `None` for memory without a file.
     pub fn file(&self) -> Option<&Arc<File>> {
         self.keeps.opened.as_ref()
@@ -207,6 +212,16 @@ impl HugeArea {
     /// What is wrong with its entries, if anything is. `round` gets to know what was found.
     pub fn check(&self, round: &mut CheckRound) -> core::result::Result<(), String> {
         self.mapping.check(round)
+    }
+
+    /// Calls `work` with the direct map's pointer to what `address` reads, whatever the area permits. `work` stays within the base page.
+    pub fn inspect(&self, address: u64, work: &mut impl FnMut(*mut u8)) -> Result<(), Unresolved> {
+        let within = address & (self.page_size() - 1);
+        let zeroes = || PhysAddr(zero_page().0 + (address & (PAGE_SIZE as u64 - 1)));
+        let work = |frame: Option<::hugetlb::PhysAddr>| {
+            work(frame.map_or_else(zeroes, |frame| PhysAddr(frame.0 + within)).as_ptr());
+        };
+        self.mapping.inspect(VirtAddr(address), work).map_err(unresolved)
     }
 
     /// Calls `work` with the direct map's pointer to `address`, made accessible first. `work` stays within the base page.

@@ -3,6 +3,7 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt::Write as _;
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use ::hugetlb::{Chunk, FallocateMode, PageSize};
@@ -100,8 +101,24 @@ impl HugeFile {
         }
     }
 
+    /// Punches out what is in the bytes `range`, for MADV_REMOVE on memory without a file.
+    pub fn punch(&self, range: Range<u64>) -> Result<()> {
+        self.allocate(FallocateMode::PunchHole, range.start, range.end - range.start)
+    }
+
+    fn allocate(&self, mode: FallocateMode, offset: u64, len: u64) -> Result<()> {
+        let interrupted = || {
+            crate::sched::cond_resched();
+            crate::process::current().signal_pending()
+        };
+        self.content.fallocate(mode, offset, len, interrupted).map_err(errno)
+    }
+
     /// Sets the size; the inode is locked.
     pub(super) fn resize(&self, size: u64) -> Result<()> {
+        if !size.is_multiple_of(self.page_size()) {
+            return Err(Errno::EINVAL);
+        }
         self.seals.check_resize(self.content.statistics().size, size)?;
         self.content.truncate(size).map_err(errno)
     }
@@ -176,16 +193,18 @@ impl FileOps for HugeFile {
         if matches!(mode, FallocateMode::PunchHole) {
             self.seals.check_write()?;
         } else {
+            let end = offset.saturating_add(len);
+            attributes::check_size_limit(inode, end)?;
             let size = self.content.statistics().size;
-            self.seals.check_resize(size, offset.saturating_add(len).max(size))?;
+            self.seals.check_resize(size, end.max(size))?;
         }
-        let interrupted = || {
-            crate::sched::cond_resched();
-            crate::process::current().signal_pending()
-        };
-        self.content.fallocate(mode, offset, len, interrupted).map_err(errno)?;
+        self.allocate(mode, offset, len)?;
         inode.touch_modified();
         Ok(())
+    }
+
+    fn spliceable(&self) -> bool {
+        false
     }
 
     fn sync(&self, _file: &File) -> Result<()> {

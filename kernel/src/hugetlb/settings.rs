@@ -186,7 +186,8 @@ fn register_sharing() -> Result<()> {
             Ok(alloc::format!("{value}\n"))
         })?;
     }
-    sys::register_read_only(&alloc::format!("{DIRECTORY}/check"), || {
+    // It takes every mapping's lock for writing.
+    sys::register_for_root(&alloc::format!("{DIRECTORY}/check"), || {
         let found = check::run();
         Ok(found.map_or_else(|what| alloc::format!("{what}\n"), |round| alloc::format!("{round}\n")))
     })?;

@@ -13,6 +13,7 @@ use super::vma::{Kind, VmFlags, Vma};
 use super::{PAGE, accounting, page_up};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
+use crate::hugetlb::HugeFile;
 use crate::memory::PAGE_SHIFT;
 use crate::process;
 use crate::sched;
@@ -24,6 +25,7 @@ const FALLOC_FL_PUNCH_HOLE: u32 = 2;
 enum Punch {
     File(Arc<File>, Range<u64>),
     Cache(Arc<dyn PageCache>, Range<u64>),
+    Huge(Arc<HugeFile>, Range<u64>),
 }
 
 impl AddressSpace {
@@ -34,6 +36,8 @@ impl AddressSpace {
             abi::MADV_NORMAL..=abi::MADV_WILLNEED
                 | abi::MADV_DONTNEED
                 | abi::MADV_FREE..=abi::MADV_DOFORK
+                | abi::MADV_MERGEABLE
+                | abi::MADV_UNMERGEABLE
                 | abi::MADV_HUGEPAGE..=abi::MADV_DONTNEED_LOCKED
                 | abi::MADV_HWPOISON
                 | abi::MADV_SOFT_OFFLINE
@@ -193,7 +197,7 @@ impl AddressSpace {
                 },
                 Kind::Huge(huge) => match huge.file() {
                     Some(file) => Punch::File(file.clone(), bytes),
-                    None => return Err(Errno::EINVAL),
+                    None => Punch::Huge(huge.content().clone(), bytes),
                 },
                 Kind::Anonymous | Kind::Special(_) => return Err(Errno::EINVAL),
             };
@@ -214,6 +218,7 @@ impl AddressSpace {
                 Punch::Cache(cache, bytes) => {
                     cache.punch(bytes.start >> PAGE_SHIFT..bytes.end.div_ceil(PAGE))?;
                 }
+                Punch::Huge(file, bytes) => file.punch(bytes)?,
             }
         }
         result
@@ -224,6 +229,8 @@ impl AddressSpace {
 fn new_flags(vma: &Vma, advice: u32) -> Result<VmFlags> {
     let flags = vma.flags;
     let anonymous = matches!(vma.kind, Kind::Anonymous);
+    let special = matches!(vma.kind, Kind::Special(_));
+    let merges = !vma.is_huge() && !flags.intersects(VmFlags::SHARED | VmFlags::DROPPABLE);
     Ok(match advice {
         abi::MADV_NORMAL => flags - (VmFlags::RANDOM | VmFlags::SEQUENTIAL),
         abi::MADV_SEQUENTIAL => (flags - VmFlags::RANDOM) | VmFlags::SEQUENTIAL,
@@ -232,13 +239,15 @@ fn new_flags(vma: &Vma, advice: u32) -> Result<VmFlags> {
         abi::MADV_DOFORK => flags - VmFlags::DONT_FORK,
         abi::MADV_WIPEONFORK if !anonymous => return Err(Errno::EINVAL),
         abi::MADV_WIPEONFORK => flags | VmFlags::WIPE_ON_FORK,
+        abi::MADV_KEEPONFORK if flags.contains(VmFlags::DROPPABLE) => return Err(Errno::EINVAL),
         abi::MADV_KEEPONFORK => flags - VmFlags::WIPE_ON_FORK,
         abi::MADV_DONTDUMP => flags | VmFlags::DONT_DUMP,
-        abi::MADV_DODUMP if vma.is_huge() || matches!(vma.kind, Kind::Special(_)) => {
-            return Err(Errno::EINVAL);
-        }
+        abi::MADV_DODUMP if special || flags.contains(VmFlags::DROPPABLE) => return Err(Errno::EINVAL),
         abi::MADV_DODUMP => flags - VmFlags::DONT_DUMP,
-        abi::MADV_HUGEPAGE | abi::MADV_NOHUGEPAGE if vma.is_huge() => return Err(Errno::EINVAL),
+        // Equal pages are not looked for, as on a Linux whose ksmd is off.
+        abi::MADV_MERGEABLE | abi::MADV_UNMERGEABLE if special || !merges => flags,
+        abi::MADV_MERGEABLE => flags | VmFlags::MERGEABLE,
+        abi::MADV_UNMERGEABLE => flags - VmFlags::MERGEABLE,
         abi::MADV_HUGEPAGE => (flags - VmFlags::NO_HUGE_PAGE) | VmFlags::HUGE_PAGE,
         abi::MADV_NOHUGEPAGE => (flags - VmFlags::HUGE_PAGE) | VmFlags::NO_HUGE_PAGE,
         _ => return Err(Errno::EINVAL),

@@ -11,8 +11,14 @@ use crate::errno::{Errno, Result};
 use crate::memory::PAGE_SHIFT;
 
 impl AddressSpace {
-    /// shmat(2): maps the segment at `address`, or anywhere for 0; over what is there only if `replace`.
-    pub fn attach(&self, attachment: Attachment, address: u64, prot: u32, replace: bool) -> Result<u64> {
+    /// shmat(2): maps the segment at `address`, or anywhere; over what is there only if `replace`.
+    pub fn attach(
+        &self,
+        attachment: Attachment,
+        address: Option<u64>,
+        prot: u32,
+        replace: bool,
+    ) -> Result<u64> {
         let segment = attachment.segment().clone();
         let mut flags = access_flags(prot) | MAY_ALL | VmFlags::SHARED;
         if !flags.contains(VmFlags::WRITE) {
@@ -28,13 +34,13 @@ impl AddressSpace {
             ),
         };
         let len = segment.size.checked_next_multiple_of(granule).ok_or(Errno::EINVAL)?;
-        if address != 0 && (len > TASK_SIZE || address > TASK_SIZE - len) {
+        if address.is_some_and(|address| address.checked_add(segment.size).is_none()) && !replace {
             return Err(Errno::EINVAL);
         }
         let plan = Plan {
-            hint: address,
+            hint: address.unwrap_or(0),
             len,
-            fixed: address != 0,
+            fixed: address.is_some(),
             no_replace: !replace,
             low: false,
             flags,

@@ -181,9 +181,27 @@ pub(super) fn leaf_bits(flags: VmFlags) -> u64 {
     access | Entry::USER | Entry::ACCESSED | execute
 }
 
+/// The bits of a leaf for a page of the program's own that was stored to. The store may have come from outside, where the area does not let the
+/// program itself store.
+fn own_bits(flags: VmFlags) -> u64 {
+    let writable = if flags.contains(VmFlags::WRITE) { Entry::WRITABLE } else { 0 };
+    leaf_bits(flags) | writable | Entry::DIRTY | Entry::ANON
+}
+
 impl AddressSpace {
     /// Makes `address` accessible the way `access` wants it, if it should be.
     pub fn fault(&self, address: u64, access: Access) -> Result<(), FaultError> {
+        self.fault_as(address, access, |vma| access.allowed_by(vma.flags))
+    }
+
+    /// As [`AddressSpace::fault`], where `permitted` decides for an area. What a store brings forth is writable for the program only if
+    /// the area is.
+    pub(super) fn fault_as(
+        &self,
+        address: u64,
+        access: Access,
+        permitted: impl Fn(&Vma) -> bool,
+    ) -> Result<(), FaultError> {
         if address >= TASK_SIZE {
             return Err(FaultError::NotMapped);
         }
@@ -191,6 +209,9 @@ impl AddressSpace {
             let areas = self.read();
             let Some(vma) = areas.set.find_from(address) else { return Err(FaultError::NotMapped) };
             if vma.start <= address {
+                if !permitted(vma) {
+                    return Err(FaultError::Denied);
+                }
                 match self.fault_in(vma, address, access) {
                     Ok(()) => return Ok(()),
                     Err(Unresolved::Failed(error)) => return Err(error),
@@ -230,9 +251,6 @@ impl AddressSpace {
     }
 
     fn fault_in(&self, vma: &Vma, address: u64, access: Access) -> Result<(), Unresolved> {
-        if !access.allowed_by(vma.flags) {
-            return Err(FaultError::Denied.into());
-        }
         let page = page_down(address);
         let write = access == Access::Write;
         match &vma.kind {
@@ -276,7 +294,7 @@ impl AddressSpace {
             drop(tables);
             return self.write_to_present(vma, address);
         }
-        Ok(install(&mut tables, address, frame, bits | Entry::WRITABLE | Entry::DIRTY | Entry::ANON)?)
+        Ok(install(&mut tables, address, frame, own_bits(vma.flags))?)
     }
 
     fn file_fault(
@@ -322,11 +340,7 @@ impl AddressSpace {
                 continue;
             }
             return match copy {
-                Some(copy) => {
-                    let bits = leaf_bits(vma.flags);
-                    let bits = bits | Entry::WRITABLE | Entry::DIRTY | Entry::ANON;
-                    Ok(install(&mut tables, address, copy, bits)?)
-                }
+                Some(copy) => Ok(install(&mut tables, address, copy, own_bits(vma.flags))?),
                 None => {
                     install(&mut tables, address, page, bits)?;
                     map_around(&mut tables, vma, cache, address, bits);
@@ -353,13 +367,13 @@ impl AddressSpace {
         let tables = self.tables.lock();
         let Some(slot) = tables.find(address, 1) else { return Ok(()) };
         let old = Entry(slot.load(Ordering::SeqCst));
-        if !old.is_present() || old.has(Entry::WRITABLE) {
+        if !old.is_mapped() || old.has(Entry::WRITABLE) {
             // Gone or done meanwhile: the access comes again if it has to.
             return Ok(());
         }
         if old.has(Entry::ANON) && Frame::count_at(old.address()) == 1 {
             // This entry has the only reference. Further ones come by fork, which the areas lock keeps away, or through this entry.
-            slot.fetch_or(Entry::WRITABLE | Entry::DIRTY, Ordering::SeqCst);
+            slot.fetch_or(own_bits(vma.flags) & (Entry::WRITABLE | Entry::DIRTY), Ordering::SeqCst);
             return Ok(());
         }
         // SAFETY: under the lock the entry's reference does not go away.
@@ -373,12 +387,11 @@ impl AddressSpace {
         if let Some(original) = &original {
             copy_page(&copy, original);
         }
-        let bits = leaf_bits(vma.flags) | Entry::WRITABLE | Entry::DIRTY | Entry::ANON;
         let mut gather = Gather::new(self);
         let mut tables = self.tables.lock();
         let Some(slot) = tables.find(address, 1) else { return Ok(()) };
         let now = Entry(slot.load(Ordering::SeqCst));
-        if !now.is_present() || now.address() != old.address() || now.has(Entry::WRITABLE) {
+        if !now.is_mapped() || now.address() != old.address() || now.has(Entry::WRITABLE) {
             return Ok(());
         }
         // Empty first, flush, then the copy: no CPU may still read the old page when another has written to the new one.
@@ -390,7 +403,7 @@ impl AddressSpace {
             // SAFETY: the entry owned this reference, and is gone.
             gather.page(address, unsafe { Frame::from_raw(now.address()) });
         }
-        Ok(install(&mut tables, address, copy, bits)?)
+        Ok(install(&mut tables, address, copy, own_bits(vma.flags))?)
     }
 }
 

@@ -7,7 +7,7 @@ use linux_raw_sys::general as abi;
 use super::fault::FaultError;
 use super::space::{AddressSpace, Areas};
 use super::vma::{Kind, VmFlags};
-use super::{PAGE, limit, page_down, page_up};
+use super::{PAGE, limit, page_down};
 use crate::errno::{Errno, Result};
 use crate::process;
 
@@ -138,6 +138,8 @@ impl AddressSpace {
 
 /// The pages that have a byte of the range.
 fn byte_range(start: u64, len: u64) -> Result<Range<u64>> {
-    let end = start.checked_add(len).and_then(page_up).ok_or(Errno::EINVAL)?;
-    Ok(page_down(start)..end)
+    // As Linux: a length that wraps around when it is rounded up is none.
+    let len = len.wrapping_add(start & (PAGE - 1)).wrapping_add(PAGE - 1) & !(PAGE - 1);
+    let start = page_down(start);
+    Ok(start..start.checked_add(len).ok_or(Errno::EINVAL)?)
 }

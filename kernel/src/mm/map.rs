@@ -46,7 +46,9 @@ bitflags! {
 }
 
 /// The flags that MAP_SHARED_VALIDATE knows.
-const VALIDATED: u32 = MapFlags::all().bits() & !abi::MAP_SYNC;
+const VALIDATED: u32 = MapFlags::all().bits() & !(abi::MAP_SYNC | abi::MAP_FIXED_NOREPLACE);
+/// Private memory that the kernel may empty when memory is short, which this one never does; newer than `linux_raw_sys`.
+const MAP_DROPPABLE: u32 = 8;
 
 /// What mmap(2) was asked for.
 pub struct MapRequest {
@@ -126,7 +128,13 @@ impl AddressSpace {
         result
     }
 
-    fn map_locked(&self, areas: &mut Areas, plan: Plan, leftovers: &mut Leftovers) -> Result<Range<u64>> {
+    /// As [`AddressSpace::map_plan`], for who has the areas lock.
+    pub(super) fn map_locked(
+        &self,
+        areas: &mut Areas,
+        plan: Plan,
+        leftovers: &mut Leftovers,
+    ) -> Result<Range<u64>> {
         if areas.set.count() > accounting::max_map_count() {
             return Err(Errno::ENOMEM);
         }
@@ -250,10 +258,15 @@ fn plan(request: &MapRequest) -> Result<Plan> {
         return Err(Errno::EINVAL);
     }
     let mut flags = access_flags(request.prot) | MAY_ALL;
+    let anonymous = map.contains(MapFlags::ANONYMOUS);
     let shared = match kind {
         abi::MAP_PRIVATE => false,
         abi::MAP_SHARED => true,
-        abi::MAP_SHARED_VALIDATE => {
+        MAP_DROPPABLE if anonymous && !map.contains(MapFlags::LOCKED) => {
+            flags |= VmFlags::NO_RESERVE | VmFlags::DONT_DUMP | VmFlags::WIPE_ON_FORK | VmFlags::DROPPABLE;
+            false
+        }
+        abi::MAP_SHARED_VALIDATE if !anonymous || map.contains(MapFlags::HUGETLB) => {
             if request.flags & !(VALIDATED | abi::MAP_TYPE | abi::MAP_HUGE_MASK << abi::MAP_HUGE_SHIFT) != 0 {
                 return Err(Errno::EOPNOTSUPP);
             }
@@ -261,7 +274,6 @@ fn plan(request: &MapRequest) -> Result<Plan> {
         }
         _ => return Err(Errno::EINVAL),
     };
-    let anonymous = map.contains(MapFlags::ANONYMOUS);
     let granule = match () {
         () if anonymous && map.contains(MapFlags::HUGETLB) => huge_size(request.flags)?,
         () => match &request.file {
@@ -273,12 +285,23 @@ fn plan(request: &MapRequest) -> Result<Plan> {
             None => PAGE,
         },
     };
-    let len = request.len.checked_next_multiple_of(granule).ok_or(Errno::ENOMEM)?;
+    let huge = anonymous && map.contains(MapFlags::HUGETLB);
+    let overflow = if huge { Errno::EINVAL } else { Errno::ENOMEM };
+    let len = request.len.checked_next_multiple_of(granule).ok_or(overflow)?;
     if len > TASK_SIZE {
         return Err(Errno::ENOMEM);
     }
+    if huge {
+        // It is a file without a name, and its offset counts as a file's.
+        check_end(request.offset, len)?;
+        if !request.offset.is_multiple_of(granule) {
+            return Err(Errno::EINVAL);
+        }
+    }
     flags.set(VmFlags::SHARED, shared);
-    flags.set(VmFlags::NO_RESERVE, map.contains(MapFlags::NORESERVE) && !accounting::is_strict());
+    if map.contains(MapFlags::NORESERVE) && !accounting::is_strict() {
+        flags |= VmFlags::NO_RESERVE;
+    }
     if map.contains(MapFlags::LOCKED) {
         lock::check_may_lock()?;
         flags |= VmFlags::LOCKED;
@@ -340,12 +363,16 @@ fn admit(request: &MapRequest, len: u64, flags: &mut VmFlags) -> Result<Option<A
     if file.is_path() {
         return Err(Errno::EBADF);
     }
-    let end = request.offset.checked_add(len).ok_or(Errno::EOVERFLOW)?;
-    if end > i64::MAX as u64 {
-        return Err(Errno::EOVERFLOW);
-    }
+    check_end(request.offset, len)?;
     if !file.readable() {
         return Err(Errno::EACCES);
+    }
+    let mount = &file.path().mount;
+    if mount.has(abi::MS_NOEXEC) || mount.superblock.ops.without_programs() {
+        if flags.contains(VmFlags::EXEC) {
+            return Err(Errno::EPERM);
+        }
+        *flags -= VmFlags::MAY_EXEC;
     }
     let wants_write = request.prot & abi::PROT_WRITE != 0;
     if !flags.contains(VmFlags::SHARED) {
@@ -364,6 +391,14 @@ fn admit(request: &MapRequest, len: u64, flags: &mut VmFlags) -> Result<Option<A
             Ok(None)
         }
         admitted => admitted,
+    }
+}
+
+/// `EOVERFLOW` when no file can have a byte as far behind.
+fn check_end(offset: u64, len: u64) -> Result<()> {
+    match offset.checked_add(len) {
+        Some(end) if end <= i64::MAX as u64 => Ok(()),
+        _ => Err(Errno::EOVERFLOW),
     }
 }
 

@@ -22,6 +22,7 @@ pub mod check;
 mod entry;
 pub mod exec;
 pub mod fault;
+mod file_pages;
 mod fork;
 pub mod futex;
 mod gather;
@@ -43,6 +44,7 @@ mod walk;
 
 pub use futex::{Key, futex_key};
 pub use map::{MapRequest, huge_size};
+pub use remote::Rights;
 pub use space::{AddressSpace, Areas, cpus_running};
 pub use tables::{NoMemory, NoTable, PageTables, entries as table_entries};
 pub use vma::VmFlags;

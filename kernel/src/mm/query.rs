@@ -60,7 +60,8 @@ impl AddressSpace {
         if flags & !(abi::MS_SYNC | abi::MS_ASYNC | abi::MS_INVALIDATE) != 0 || sync && lazy {
             return Err(Errno::EINVAL);
         }
-        let range = page_range(start, len)?;
+        // As Linux: a length that wraps around when it is rounded up is none.
+        let range = page_range(start, page_up(len).unwrap_or(0))?;
         if range.is_empty() {
             return Ok(());
         }

@@ -52,7 +52,9 @@ impl AddressSpace {
         if !address.is_multiple_of(granule) || vma.is_huge() && (new_len > old_len || keep_old) {
             return Err(Errno::EINVAL);
         }
-        let end = address.checked_add(old_len).filter(|end| *end <= TASK_SIZE).ok_or(Errno::EFAULT)?;
+        // What is longer than user space is cut off by munmap(2), or not there.
+        let too_long = if old_len > new_len { Errno::EINVAL } else { Errno::EFAULT };
+        let end = address.checked_add(old_len).filter(|end| *end <= TASK_SIZE).ok_or(too_long)?;
         let remap = Remap { old: address..end, new_len, target, may_move, fixed, keep_old };
         let result = self.remap_locked(&mut areas, remap, &mut leftovers);
         drop(areas);
@@ -100,6 +102,9 @@ impl AddressSpace {
         if new_len > old_len {
             if flags.contains(VmFlags::DONT_EXPAND) || matches!(vma.kind, Kind::Special(_)) {
                 return Err(Errno::EFAULT);
+            }
+            if new_len > TASK_SIZE {
+                return Err(Errno::ENOMEM);
             }
             let first = vma.index_of(remap.old.start);
             if first.checked_add(new_len >> PAGE_SHIFT).is_none_or(|end| end > 1 << 52) {

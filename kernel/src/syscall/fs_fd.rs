@@ -130,6 +130,8 @@ fn fcntl(args: &mut Args) -> Result<usize> {
         }
         // No leases are ever given.
         abi::F_GETLEASE => Ok(abi::F_UNLCK as usize),
+        // Before it is asked whether the file has seals.
+        abi::F_ADD_SEALS if !file.writable() => Err(Errno::EPERM),
         _ => file.ops().fcntl(&file, command, argument),
     }
 }

@@ -216,7 +216,7 @@ fn sendfile(args: &mut Args) -> Result<usize> {
     let (input, out) = (file(input)?, file(out)?);
     check_readable(&input)?;
     check_writable(&out)?;
-    if !input.ops().seekable() || input.inode().is_dir() || out.appending() {
+    if !input.ops().seekable() || !input.ops().spliceable() || input.inode().is_dir() || out.appending() {
         return Err(Errno::EINVAL);
     }
     let count = count.min(MAX_RW_COUNT);

@@ -6,6 +6,7 @@ use syscalls::Sysno;
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::{files, start};
+use crate::fs::inode::Inode;
 use crate::fs::{FileType, attributes, path};
 use crate::mm::uaccess::read_path;
 
@@ -21,6 +22,11 @@ pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::fadvise64, fadvise64),
     (Sysno::readahead, readahead),
 ];
+
+/// `EFBIG` for a size that no file of that file system can have.
+fn check_most_bytes(inode: &Inode, size: u64) -> Result<()> {
+    if size > inode.superblock.ops.most_bytes() { Err(Errno::EFBIG) } else { Ok(()) }
+}
 
 fn truncate(args: &mut Args) -> Result<usize> {
     let [path, size, ..] = args.a;
@@ -42,6 +48,7 @@ fn ftruncate(args: &mut Args) -> Result<usize> {
     if file.inode().kind != FileType::Regular || !file.writable() {
         return Err(Errno::EINVAL);
     }
+    check_most_bytes(file.inode(), size)?;
     attributes::check_size_limit(file.inode(), size)?;
     file.ops().truncate(&file, size)?;
     Ok(0)
@@ -64,6 +71,10 @@ fn fallocate(args: &mut Args) -> Result<usize> {
     if mode & !(EXCLUSIVE | abi::FALLOC_FL_KEEP_SIZE) != 0 || (mode & EXCLUSIVE).count_ones() > 1 {
         return Err(Errno::EOPNOTSUPP);
     }
+    const MOVES: u32 = abi::FALLOC_FL_COLLAPSE_RANGE | abi::FALLOC_FL_INSERT_RANGE;
+    if mode & MOVES != 0 && mode & abi::FALLOC_FL_KEEP_SIZE != 0 {
+        return Err(Errno::EOPNOTSUPP);
+    }
     if mode & abi::FALLOC_FL_PUNCH_HOLE != 0 && mode & abi::FALLOC_FL_KEEP_SIZE == 0 {
         return Err(Errno::EOPNOTSUPP);
     }
@@ -77,9 +88,7 @@ fn fallocate(args: &mut Args) -> Result<usize> {
         _ => return Err(Errno::ENODEV),
     }
     let end = offset.checked_add(len).filter(|end| *end <= i64::MAX as u64).ok_or(Errno::EFBIG)?;
-    if mode & (abi::FALLOC_FL_KEEP_SIZE | EXCLUSIVE) == 0 {
-        attributes::check_size_limit(file.inode(), end)?;
-    }
+    check_most_bytes(file.inode(), end)?;
     file.ops().fallocate(&file, mode, offset, len)?;
     Ok(0)
 }

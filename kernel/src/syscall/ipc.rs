@@ -47,7 +47,7 @@ fn shmget(args: &mut Args) -> Result<usize> {
     if key != shm::IPC_PRIVATE && flags & IPC_CREAT == 0 {
         return Err(Errno::ENOENT);
     }
-    if size == 0 || size > shm::shmmax() {
+    if size == 0 || size > shm::shmmax().min(i64::MAX as u64) {
         return Err(Errno::EINVAL);
     }
     let memory = if flags & SHM_HUGETLB != 0 {
@@ -82,7 +82,9 @@ fn shmat(args: &mut Args) -> Result<usize> {
     let [id, address, flags, ..] = args.a;
     let (mut address, flags) = (address as u64, flags as u32);
     let lba = 4096;
-    if address != 0 {
+    // One that is rounded down to 0 is an address still.
+    let anywhere = address == 0;
+    if !anywhere {
         if !address.is_multiple_of(lba) {
             if flags & SHM_RND == 0 {
                 return Err(Errno::EINVAL);
@@ -108,7 +110,7 @@ fn shmat(args: &mut Args) -> Result<usize> {
     }
     segment.check(want)?;
     let attachment = Attachment::new(segment)?;
-    Ok(space()?.attach(attachment, address, prot, flags & SHM_REMAP != 0)? as usize)
+    Ok(space()?.attach(attachment, (!anywhere).then_some(address), prot, flags & SHM_REMAP != 0)? as usize)
 }
 
 fn shmdt(args: &mut Args) -> Result<usize> {

@@ -9,7 +9,7 @@ use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::files;
 use crate::mm::uaccess::{self, copy_to_user, read_user_array, write_user};
-use crate::mm::{AddressSpace, MapRequest, PAGE};
+use crate::mm::{AddressSpace, MapRequest, PAGE, Rights};
 use crate::process::{self, Process};
 
 pub const TABLE: &[(Sysno, Handler)] = &[
@@ -22,6 +22,7 @@ pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::process_madvise, process_madvise),
     (Sysno::mincore, mincore),
     (Sysno::msync, msync),
+    (Sysno::remap_file_pages, remap_file_pages),
     (Sysno::mlock, mlock),
     (Sysno::mlock2, mlock2),
     (Sysno::munlock, munlock),
@@ -139,6 +140,14 @@ fn msync(args: &mut Args) -> Result<usize> {
     space()?.sync(address as u64, len as u64, flags as u32).map(|()| 0)
 }
 
+fn remap_file_pages(args: &mut Args) -> Result<usize> {
+    let [address, len, prot, first, flags, _] = args.a;
+    if prot != 0 {
+        return Err(Errno::EINVAL);
+    }
+    space()?.remap_file_pages(address as u64, len as u64, first as u64, flags as u32).map(|()| 0)
+}
+
 fn mlock(args: &mut Args) -> Result<usize> {
     let [address, len, ..] = args.a;
     space()?.lock(address as u64, len as u64, 0).map(|()| 0)
@@ -217,10 +226,9 @@ fn mbind(args: &mut Args) -> Result<usize> {
     }
     check_policy(mode as u32, mask, bits)?;
     let start = address as u64;
-    let end = (len as u64)
-        .checked_next_multiple_of(PAGE)
-        .and_then(|len| start.checked_add(len))
-        .ok_or(Errno::EINVAL)?;
+    // As Linux: a length that wraps around when it is rounded up is none.
+    let len = (len as u64).checked_next_multiple_of(PAGE).unwrap_or(0);
+    let end = start.checked_add(len).ok_or(Errno::EINVAL)?;
     if start < end && !space()?.read().set.covers(start..end) {
         return Err(Errno::EFAULT);
     }
@@ -307,6 +315,10 @@ fn process_vm(args: &mut Args, write: bool) -> Result<usize> {
         return Err(Errno::EINVAL);
     }
     let mut local = vectors(local, local_count)?.into_iter().filter(|[_, len]| *len > 0).peekable();
+    if local.peek().is_none() {
+        // Nothing is to be moved: as on Linux nobody is asked.
+        return Ok(0);
+    }
     let remote = vectors(remote, remote_count)?;
     let process = process::find(pid as u32).ok_or(Errno::ESRCH)?;
     check_may_access(&process)?;
@@ -318,13 +330,17 @@ fn process_vm(args: &mut Args, write: bool) -> Result<usize> {
             let Some([here, room]) = local.peek_mut() else { return Ok(done) };
             let len = left.min(*room).min(buffer.len());
             let moved = if write {
-                uaccess::copy_from_user(&mut buffer[..len], *here)
-                    .and_then(|()| space.write_remote(at as u64, &buffer[..len]).map_err(|_| Errno::EFAULT))
-            } else {
-                space.read_remote(at as u64, &mut buffer[..len]).map_err(|_| Errno::EFAULT).and_then(|got| {
-                    copy_to_user(*here, &buffer[..got])?;
-                    Ok(got)
+                uaccess::copy_from_user(&mut buffer[..len], *here).and_then(|()| {
+                    space.write_remote(at as u64, &buffer[..len], Rights::Own).map_err(|_| Errno::EFAULT)
                 })
+            } else {
+                space
+                    .read_remote(at as u64, &mut buffer[..len], Rights::Own)
+                    .map_err(|_| Errno::EFAULT)
+                    .and_then(|got| {
+                        copy_to_user(*here, &buffer[..got])?;
+                        Ok(got)
+                    })
             };
             let moved = match moved {
                 Ok(moved) => moved,

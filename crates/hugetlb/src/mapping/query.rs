@@ -6,6 +6,7 @@ use filetables::{EntryValue, Format, Found, Protection};
 
 use super::Mapping;
 use crate::addr::{PhysAddr, VirtAddr};
+use crate::error::FaultError;
 use crate::machine::Machine;
 
 /// What of a mapping has entries in this address space, in bytes.
@@ -30,6 +31,31 @@ impl<M: Machine> Mapping<M> {
             let writable = M::Format::protection(entry).contains(Protection::WRITE);
             (PhysAddr(M::Format::leaf_frame(level, entry).0 + within), writable)
         })
+    }
+
+    /// Shows `work` the frame of the page that `address` leads to, whatever the mapping permits; nothing where there is a hole, which reads
+    /// as zeroes. For reads by the host that need no right (ptrace, `/proc/PID/mem`): no page is made, and no entry. The page can go
+    /// nowhere until `work` is done.
+    ///
+    /// # Errors
+    ///
+    /// [`FaultError::NotMapped`] outside of the mapping, [`FaultError::Sigbus`] where an access would get it.
+    pub fn inspect<T>(
+        &self,
+        address: VirtAddr,
+        work: impl FnOnce(Option<PhysAddr>) -> T,
+    ) -> Result<T, FaultError> {
+        // Held to the end: it keeps the page where it is.
+        let locked = self.file.lock_index(self.index(address).ok_or(FaultError::NotMapped)?)?;
+        let index = locked.index();
+        if index.0 >= self.file.content().end() {
+            return Err(FaultError::Sigbus);
+        }
+        let page = self.area.page(&self.file, index);
+        if page.is_none() && self.area.private().lock().robbed {
+            return Err(FaultError::Sigbus);
+        }
+        Ok(work(page.map(|page| page.frame())))
     }
 
     /// Whether this address space has an entry for `address`: for mincore(2).

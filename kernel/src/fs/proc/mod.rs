@@ -26,6 +26,14 @@ pub use system::set_meminfo_lines;
 struct ProcFs;
 
 impl SuperblockOps for ProcFs {
+    fn most_bytes(&self) -> u64 {
+        i32::MAX as u64
+    }
+
+    fn without_programs(&self) -> bool {
+        true
+    }
+
     fn statfs(&self) -> Statfs {
         Statfs { magic: 0x9fa0, block_size: 4096, name_max: 255, ..Statfs::default() }
     }

@@ -19,6 +19,14 @@ use crate::sync::Once;
 struct SysFs;
 
 impl SuperblockOps for SysFs {
+    fn most_bytes(&self) -> u64 {
+        i32::MAX as u64
+    }
+
+    fn without_programs(&self) -> bool {
+        true
+    }
+
     fn statfs(&self) -> Statfs {
         Statfs { magic: 0x6265_6572, block_size: 4096, name_max: 255, ..Statfs::default() }
     }
@@ -55,6 +63,15 @@ pub fn register_read_only(
 ) -> Result<()> {
     let store = |_: &str| Err(Errno::EIO);
     tree().directory.register(path, 0o444, Arc::new(Functions { show, store }))
+}
+
+/// As [`register_read_only`], for root alone: what costs others much, or tells of them.
+pub fn register_for_root(
+    path: &str,
+    show: impl Fn() -> Result<String> + Send + Sync + 'static,
+) -> Result<()> {
+    let store = |_: &str| Err(Errno::EIO);
+    tree().directory.register(path, 0o400, Arc::new(Functions { show, store }))
 }
 
 /// Makes the directory `path` exist.

@@ -123,7 +123,7 @@ impl FileOps for RegularFile {
                 };
             }
         };
-        let at = i64::try_from(base).ok().and_then(|b| b.checked_add(offset)).ok_or(Errno::EOVERFLOW)?;
+        let at = i64::try_from(base).ok().and_then(|b| b.checked_add(offset)).ok_or(Errno::EINVAL)?;
         u64::try_from(at).map_err(|_| Errno::EINVAL)
     }
 
@@ -148,6 +148,9 @@ impl FileOps for RegularFile {
     fn fallocate(&self, file: &File, mode: u32, offset: u64, len: u64) -> Result<()> {
         let inode = file.inode();
         let _writers = inode.lock.lock();
+        if mode & !abi::FALLOC_FL_KEEP_SIZE == 0 {
+            attributes::check_size_limit(inode, offset.saturating_add(len))?;
+        }
         self.allocate(mode, offset, len)?;
         attributes::remove_privileges(inode);
         inode.touch_modified();

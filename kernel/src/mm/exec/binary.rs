@@ -13,7 +13,7 @@ use linux_raw_sys::general as abi;
 use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::mm::map::MapRequest;
-use crate::mm::{AddressSpace, PAGE, TASK_SIZE, layout, page_down, page_up};
+use crate::mm::{AddressSpace, PAGE, Rights, TASK_SIZE, layout, page_down, page_up};
 
 const HEADER: usize = 64;
 const PROGRAM_HEADER: usize = 56;
@@ -238,7 +238,7 @@ impl Binary {
         if load.p_memsz > load.p_filesz && load.p_filesz > 0 && dirty > 0 && prot & abi::PROT_WRITE != 0 {
             let tail = (file_pages_end - file_end) as usize;
             let zeroes = alloc::vec![0; tail];
-            if space.write_remote(file_end, &zeroes).map_err(|_| Errno::ENOMEM)? < tail {
+            if space.write_remote(file_end, &zeroes, Rights::Forced).map_err(|_| Errno::ENOMEM)? < tail {
                 return Err(Errno::ENOMEM);
             }
         }

@@ -10,7 +10,7 @@ use crate::arch::features;
 use crate::arch::fpu::FpuState;
 use crate::errno::{Errno, Result};
 use crate::mm::vma::{VmFlags, Vma};
-use crate::mm::{AddressSpace, PAGE, layout, page_down};
+use crate::mm::{AddressSpace, PAGE, Rights, layout, page_down};
 
 /// Room that the stack has at first besides what is on it; the rest comes as it is touched.
 const INITIAL: u64 = 128 << 10;
@@ -85,7 +85,7 @@ pub fn build(space: &AddressSpace, request: &Request, facts: &Facts) -> Result<u
 
     make_area(space, facts, stack)?;
     for (at, bytes) in [(stack, &block), (random_at, &fixed), (base, &strings.bytes)] {
-        if space.write_remote(at, bytes).map_err(|_| Errno::ENOMEM)? < bytes.len() {
+        if space.write_remote(at, bytes, Rights::Forced).map_err(|_| Errno::ENOMEM)? < bytes.len() {
             return Err(Errno::ENOMEM);
         }
     }

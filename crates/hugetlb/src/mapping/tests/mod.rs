@@ -215,6 +215,30 @@ fn a_promise_comes_back_from_a_page_whose_fault_is_not_over() {
 }
 
 #[test]
+fn a_look_from_outside_needs_no_right_and_makes_nothing() {
+    let hugetlb = hugetlb(4, ProtocolKind::VmaLock);
+    let file = file(&hugetlb, 3 * MIB2);
+    let machine = hugetlb.machine();
+    let look = |mapping: &Mapping<TestMachine>, address| {
+        mapping.inspect(address, |frame| frame.map(|frame| machine.word(frame)))
+    };
+    for options in [SHARED, PRIVATE] {
+        let (space, mut mapping) = map_at(&file, HERE, 4 * MIB2, options);
+        file.truncate(3 * MIB2).unwrap();
+        store(&mapping, HERE, 7);
+        mapping.protect(Protection::empty());
+        let before = (pool(&hugetlb), space.pud(HERE));
+        assert_eq!(look(&mapping, HERE), Ok(Some(7)));
+        assert_eq!(look(&mapping, HERE + MIB2), Ok(None));
+        assert_eq!(look(&mapping, HERE + 3 * MIB2), Err(FaultError::Sigbus));
+        assert_eq!(look(&mapping, HERE + 4 * MIB2), Err(FaultError::NotMapped));
+        assert_eq!((pool(&hugetlb), space.pud(HERE)), before);
+        drop(mapping);
+        file.fallocate(FallocateMode::PunchHole, 0, 3 * MIB2, || false).unwrap();
+    }
+}
+
+#[test]
 fn whoever_looks_at_a_private_page_is_no_sharer_of_it() {
     let hugetlb = hugetlb(1, ProtocolKind::VmaLock);
     let file = file(&hugetlb, MIB2);
