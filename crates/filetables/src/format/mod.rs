@@ -71,6 +71,13 @@ pub trait Format: 'static {
     /// What a leaf permits.
     fn protection(entry: EntryValue) -> Protection;
 
+    /// Whether an entry permits more than one that is made for `allowed` would: stores imply loads, and on some machines fetches do.
+    fn exceeds(entry: EntryValue, allowed: Protection) -> bool {
+        allowed.is_empty()
+            || !Self::protection(Self::leaf(Level::Pmd, PhysAddr(0), allowed))
+                .contains(Self::protection(entry))
+    }
+
     /// The leaf with what an entry above it leaves of its rights.
     fn combine(above: EntryValue, leaf: EntryValue) -> EntryValue;
 

@@ -73,11 +73,12 @@ impl<M: Machine> Mapping<M> {
         if let Some(table) = self.area.table(PageIndex(slot.window.first)) {
             return self.check_adopted(placement, slot, &table, frame, round);
         }
-        let permitted = M::Format::protection(value);
-        if M::Format::RIGHTS_COMBINE && !placement.protection.contains(permitted) {
+        if M::Format::RIGHTS_COMBINE && M::Format::exceeds(value, placement.protection) {
             return Err(format!(
-                "invariant 3: {:?} permits {permitted:?} by entry {value:?}, its mapping {:?}",
-                slot.address, placement.protection
+                "invariant 3: {:?} permits {:?} by entry {value:?}, its mapping {:?}",
+                slot.address,
+                M::Format::protection(value),
+                placement.protection
             ));
         }
         self.file.content().check_slot(&slot.window, frame, &mut |seen| match seen {
@@ -161,7 +162,7 @@ impl<M: Machine> Mapping<M> {
                 "invariant 1: the entry at {address:?} is {value:?}, the file's page there {cached:?}, the copy {copy:?}"
             ));
         }
-        if !placement.protection.contains(M::Format::protection(value)) {
+        if M::Format::exceeds(value, placement.protection) {
             return Err(format!(
                 "invariant 3: the entry at {address:?} is {value:?}, its mapping permits {:?}",
                 placement.protection

@@ -44,6 +44,18 @@ fn all_is_well_under_every_protocol() {
 }
 
 #[test]
+fn stores_and_instruction_fetches_imply_loads() {
+    for (_, protocol) in ProtocolKind::ALL {
+        let (_, mut pairs) = two(*protocol);
+        for protection in [Protection::WRITE, Protection::EXECUTE] {
+            pairs[0].1.protect(protection);
+            assert_eq!(load(&pairs[0].1, HERE), 1);
+            check(&pairs[0].1).unwrap();
+        }
+    }
+}
+
+#[test]
 fn a_leaf_of_another_file_is_found() {
     for protocol in [ProtocolKind::VmaLock, ProtocolKind::FileTables] {
         let (hugetlb, [(space, mapping), (other, _keep)]) = two(protocol);
