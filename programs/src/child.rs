@@ -115,6 +115,12 @@ impl Child {
         check(unsafe { libc::kill(self.pid, signal) }).expect("kill");
     }
 
+    /// Leaves it to who waits for it by its number.
+    pub fn release(mut self) -> i32 {
+        self.waited = true;
+        self.pid
+    }
+
     /// Kills it and waits.
     pub fn end(self) {
         self.kill(libc::SIGKILL);

@@ -175,6 +175,14 @@ pub fn all() -> Vec<Boot> {
             work: Work::Programs(Selection::Only(&["test_oom", "test_fork_bomb"])),
             ..BOOT
         },
+        Boot {
+            name: "fuzz",
+            memory: Size::gibibytes(1),
+            parameters: &["hugetlb_check=1"],
+            helpers: &["fuzz"],
+            work: Work::Programs(Selection::Only(&["test_fuzz"])),
+            ..BOOT
+        },
         // The line that outsiders boot our kernel with, in other machines.
         Boot { name: "outsider-gzip", work: outsider(true, OUTSIDER), kernels: Kernels::Ours, ..BOOT },
         Boot {
