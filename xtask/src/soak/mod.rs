@@ -1,14 +1,21 @@
-//! `cargo xtask soak TIME`: the long forms of the tests that look for races.
+//! `cargo xtask soak TIME`: the long forms of the tests that look for races and for what no test thinks of.
 //!
 //! A quarter of the time goes to the simulated machine on the host: random operations against the oracle, and threads
-//! as CPUs. The rest goes to the program `race` in guests, in equal parts under each protocol that has a cure. Last, the
-//! protocol without one has to be found out, and 10,000 processes map a file of 1 TiB.
+//! as CPUs. A quarter goes to the fuzzer of system calls, and a quarter to Debian's trinity and stress-ng, first alone and then
+//! beside the fuzzer. The rest goes to the program `race` in guests, in equal parts under each protocol that has a cure. Last, the protocol without one has to be found out, and 10,000 processes map a file of 1 TiB.
+//! `--only` gives all of the time to one of these.
+
+mod finding;
+mod fuzz;
+mod guest;
+mod outsiders;
+mod shrink;
 
 use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::{Args, Parser};
+use clap::{Args, Parser, ValueEnum};
 use console::style;
 use roundtable::options::RunOptions;
 use roundtable::run::Parts;
@@ -16,6 +23,7 @@ use roundtable::run::Parts;
 use crate::build::{self, BuildOptions};
 use crate::toolchain::own_cargo;
 use crate::{output_folder, setup};
+use fuzz::Load;
 
 /// How long, and what.
 #[derive(Args, Clone, Debug)]
@@ -36,6 +44,37 @@ pub struct SoakOptions {
     /// Where the program's random numbers start
     #[arg(long, value_name = "N", default_value_t = 1)]
     pub seed: u64,
+
+    /// Only this part
+    #[arg(long, value_name = "PART")]
+    pub only: Option<Which>,
+
+    /// Calls that the fuzzer shall not make, by its names for them
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub without: Vec<String>,
+
+    /// Take the kernel and the programs as they were built last
+    #[arg(long)]
+    pub no_build: bool,
+
+    /// Keep what the fuzzer finds as it is, and go on
+    #[arg(long)]
+    pub no_shrink: bool,
+}
+
+/// A part of a soak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Which {
+    /// The library on the simulated machine
+    Simulated,
+    /// Random system calls
+    Fuzz,
+    /// Debian's trinity and stress-ng
+    Outsiders,
+    /// Random system calls, trinity and stress-ng at once
+    Mixed,
+    /// The race between faults and whoever takes tables away
+    Race,
 }
 
 /// What a part came to.
@@ -55,38 +94,62 @@ const GRACE: u64 = 300;
 
 /// Runs all parts; 0 when all are well.
 pub fn run(options: &SoakOptions) -> Result<i32> {
+    let wants = |which| options.only.is_none_or(|only| only == which);
     setup::qemu()?;
     setup::host_libc()?;
-    build::programs()?;
     // With its assertions, and with the protocol that corrupts memory.
     let checked = output_folder().join("kernel-checked.elf");
-    build::kernel(&BuildOptions::checked(), &checked)?;
-    // That one as fast as it can be: an assertion would stop the kernel before the program has seen anything.
-    build::laboratory()?;
-    let mut host_tests = host_tests()?;
-    let mut parts = Vec::new();
+    if !options.no_build {
+        build::programs()?;
+        build::kernel(&BuildOptions::checked(), &checked)?;
+    }
+    if wants(Which::Race) && !options.no_build {
+        // That one as fast as it can be: an assertion would stop the kernel before the program has seen anything.
+        build::laboratory()?;
+    }
+    let parts = || Parts::in_folder(&output_folder());
+    let share =
+        |quarters: u32| if options.only.is_some() { options.time } else { options.time / 4 * quarters };
+    let mut done = Vec::new();
+    if wants(Which::Simulated) {
+        done.push(simulated(share(4))?);
+    }
+    if wants(Which::Fuzz) {
+        done.push(fuzz::run(options, Load::fuzz(), checked.clone(), parts(), share(4))?);
+    }
+    if wants(Which::Outsiders) {
+        done.push(fuzz::run(options, outsiders::alone()?, checked.clone(), parts(), share(8))?);
+    }
+    if wants(Which::Mixed) {
+        done.push(fuzz::run(options, outsiders::mixed()?, checked.clone(), parts(), share(8))?);
+    }
+    if wants(Which::Race) {
+        let share = share(4) / options.protocols.len().max(1) as u32;
+        for protocol in &options.protocols {
+            let seconds = share.as_secs().max(1);
+            let words =
+                ["--seconds".to_string(), seconds.to_string(), "--seed".into(), options.seed.to_string()];
+            done.push(race(protocol, &checked, &words, seconds, 0)?);
+        }
+        let words = ["--seconds".to_string(), UNFENCED.to_string(), "--until-found".into()];
+        done.push(race("unfenced", &build::laboratory_output(), &words, UNFENCED, 1)?);
+        done.push(terabyte()?);
+    }
+    Ok(summary(&done))
+}
 
-    let share = options.time / 4;
+/// Runs the host's tests again and again.
+fn simulated(time: Duration) -> Result<Part> {
+    let mut host_tests = host_tests()?;
     let start = Instant::now();
     let mut goes = 0;
     let mut failure = None;
-    while failure.is_none() && (goes == 0 || start.elapsed() < share) {
+    while failure.is_none() && (goes == 0 || start.elapsed() < time) {
         goes += 1;
         let status = host_tests.status().context("cargo does not start")?;
         failure = (!status.success()).then(|| format!("go {goes} ended with {status}"));
     }
-    parts.push(Part { name: format!("simulated machine, {goes} times"), took: start.elapsed(), failure });
-
-    let share = (options.time - share) / options.protocols.len().max(1) as u32;
-    for protocol in &options.protocols {
-        let seconds = share.as_secs().max(1);
-        let words = ["--seconds".to_string(), seconds.to_string(), "--seed".into(), options.seed.to_string()];
-        parts.push(race(protocol, &checked, &words, seconds, 0)?);
-    }
-    let words = ["--seconds".to_string(), UNFENCED.to_string(), "--until-found".into()];
-    parts.push(race("unfenced", &build::laboratory_output(), &words, UNFENCED, 1)?);
-    parts.push(terabyte()?);
-    Ok(summary(&parts))
+    Ok(Part { name: format!("simulated machine, {goes} times"), took: start.elapsed(), failure })
 }
 
 /// The host's tests, built.
