@@ -82,6 +82,7 @@ impl AddressSpace {
             gap |= vma.start > at;
             work(vma, vma.start.max(range.start)..vma.end.min(range.end))?;
             at = vma.end;
+            sched::cond_resched();
         }
         if gap || at < range.end { Err(Errno::ENOMEM) } else { Ok(()) }
     }
@@ -134,6 +135,7 @@ impl AddressSpace {
             if result.is_err() {
                 break;
             }
+            sched::cond_resched();
         }
         areas.set.merge(range);
         result?;
@@ -181,35 +183,22 @@ impl AddressSpace {
         Ok(())
     }
 
+    /// Area by area: punching visits all mappings, these too, and so is done without the lock.
     fn advise_remove(&self, range: Range<u64>) -> Result<()> {
-        let mut punches = alloc::vec::Vec::new();
-        let areas = self.read();
-        let result = Self::each_part(&areas, range, |vma, part| {
-            if vma.flags.contains(VmFlags::LOCKED) {
-                return Err(Errno::EINVAL);
-            }
-            let offset = vma.index_of(part.start) << PAGE_SHIFT;
-            let bytes = offset..offset + (part.end - part.start);
-            let punch = match &vma.kind {
-                Kind::File(area) => match &area.file {
-                    Some(file) => Punch::File(file.clone(), bytes),
-                    None => Punch::Cache(area.link.cache().clone(), bytes),
-                },
-                Kind::Huge(huge) => match huge.file() {
-                    Some(file) => Punch::File(file.clone(), bytes),
-                    None => Punch::Huge(huge.content().clone(), bytes),
-                },
-                Kind::Anonymous | Kind::Special(_) => return Err(Errno::EINVAL),
+        let mut at = range.start;
+        let mut gap = false;
+        while at < range.end {
+            let (punch, start, end) = {
+                let areas = self.read();
+                let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) else {
+                    gap = true;
+                    break;
+                };
+                let part = vma.start.max(at)..vma.end.min(range.end);
+                (punch_of(vma, part.clone())?, part.start, part.end)
             };
-            if !vma.flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE) {
-                return Err(Errno::EACCES);
-            }
-            punches.push(punch);
-            Ok(())
-        });
-        // Punching visits all mappings, this one too.
-        drop(areas);
-        for punch in punches {
+            gap |= start > at;
+            at = end;
             match punch {
                 Punch::File(file, bytes) => {
                     let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
@@ -220,9 +209,31 @@ impl AddressSpace {
                 }
                 Punch::Huge(file, bytes) => file.punch(bytes)?,
             }
+            sched::cond_resched();
         }
-        result
+        if gap { Err(Errno::ENOMEM) } else { Ok(()) }
     }
+}
+
+/// What MADV_REMOVE punches out for a part of an area.
+fn punch_of(vma: &Vma, part: Range<u64>) -> Result<Punch> {
+    if vma.flags.contains(VmFlags::LOCKED) {
+        return Err(Errno::EINVAL);
+    }
+    let offset = vma.index_of(part.start) << PAGE_SHIFT;
+    let bytes = offset..offset + (part.end - part.start);
+    let punch = match &vma.kind {
+        Kind::File(area) => match &area.file {
+            Some(file) => Punch::File(file.clone(), bytes),
+            None => Punch::Cache(area.link.cache().clone(), bytes),
+        },
+        Kind::Huge(huge) => match huge.file() {
+            Some(file) => Punch::File(file.clone(), bytes),
+            None => Punch::Huge(huge.content().clone(), bytes),
+        },
+        Kind::Anonymous | Kind::Special(_) => return Err(Errno::EINVAL),
+    };
+    if vma.flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE) { Ok(punch) } else { Err(Errno::EACCES) }
 }
 
 /// What `advice` makes of the area's flags.

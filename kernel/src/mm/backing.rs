@@ -7,11 +7,11 @@
 //!
 //! Lock order: address-space lock, mapping list, page-table lock.
 
-use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
-use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
+
+use summary_tree::{Summary, SummaryTree};
 
 use super::AddressSpace;
 use crate::errno::{Errno, Result};
@@ -62,29 +62,49 @@ pub enum Backing {
     Huge(Arc<crate::hugetlb::HugeFile>),
 }
 
-/// One mapping of (a part of) a file, as the file sees it.
+/// One mapping of (a part of) a file, as the file sees it. Its key is the index of its first page in the file, and a number of its own.
 struct Entry {
     space: Weak<AddressSpace>,
     /// Address of the first page.
     start: u64,
-    /// Index of that page in the file.
-    first: u64,
     pages: u64,
     writable: bool,
 }
 
+type Key = (u64, u64);
+
+/// The highest end of some mappings, as an index in the file.
+struct FarEnd(u64);
+
+impl Summary<Key, Entry> for FarEnd {
+    fn of(key: &Key, entry: &Entry) -> Self {
+        Self(key.0 + entry.pages)
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.0 = self.0.max(other.0);
+    }
+}
+
+#[derive(Default)]
+struct Entries {
+    /// By place in the file: who maps some pages is found without a look at all the others.
+    tree: SummaryTree<Key, Entry, FarEnd>,
+    /// How many are writable.
+    writable: usize,
+}
+
 /// Who maps a file.
 pub struct MappingList {
-    /// In the order of creation, so a fork's child comes after its parent: an unmapping that has passed the child already
-    /// has also emptied the parent, from which the child copies.
-    entries: Mutex<BTreeMap<u64, Entry>>,
+    entries: Mutex<Entries>,
     unmappings: AtomicU64,
 }
 
 impl MappingList {
     /// No mappings.
     pub const fn new() -> Self {
-        Self { entries: Mutex::new(BTreeMap::new()), unmappings: AtomicU64::new(0) }
+        let entries = Entries { tree: SummaryTree::new(), writable: 0 };
+        Self { entries: Mutex::new(entries), unmappings: AtomicU64::new(0) }
     }
 
     /// Removes the file's own pages `range` (page indices) from all mappings and TLBs; private copies stay. The pages must
@@ -100,26 +120,38 @@ impl MappingList {
 
     fn unmap_where(&self, range: Range<u64>, with_copies: bool) {
         self.unmappings.fetch_add(1, Ordering::SeqCst);
-        // The last reference to an address space must not be dropped under the list's lock: its end takes that lock.
-        let mut visited = Vec::new();
         let entries = self.entries.lock();
-        for entry in entries.values() {
-            let first = range.start.max(entry.first);
-            let end = range.end.min(entry.first + entry.pages);
-            if first >= end {
-                continue;
+        // Pages may be on their way between two mappings that are both on the list: fork copies private ones to the child, mremap moves
+        // any. Those that went past the first round are met by the second. No further way begins meanwhile: its mapping would have to
+        // come on the list first.
+        for _ in 0..2 {
+            let mut met = 0;
+            let visit = |key: &Key, entry: &Entry| {
+                let first = range.start.max(key.0);
+                let end = range.end.min(key.0 + entry.pages);
+                if first < end
+                    && let Some(space) = entry.space.upgrade()
+                {
+                    met += 1;
+                    let address = |index: u64| entry.start + ((index - key.0) << PAGE_SHIFT);
+                    space.unmap_file_pages(address(first)..address(end), with_copies);
+                    // The end of an address space takes this list's lock.
+                    AddressSpace::let_go_later(space);
+                }
+                None::<()>
+            };
+            let _ = entries.tree.find_first(&(range.end, 0), |far| far.0 > range.start, visit);
+            if met < 2 {
+                break;
             }
-            let Some(space) = entry.space.upgrade() else { continue };
-            let address = |index: u64| entry.start + ((index - entry.first) << PAGE_SHIFT);
-            space.unmap_file_pages(address(first)..address(end), with_copies);
-            visited.push(space);
         }
         drop(entries);
+        AddressSpace::let_go();
     }
 
     /// Is there a shared mapping through which stores reach the file, or could after mprotect(2)?
     pub fn has_writable(&self) -> bool {
-        self.entries.lock().values().any(|entry| entry.writable)
+        self.entries.lock().writable > 0
     }
 
     /// How often pages were unmapped so far; see the module.
@@ -137,7 +169,7 @@ impl Default for MappingList {
 /// A mapping's place in its file's list; dropping it takes the mapping off.
 pub(super) struct Link {
     cache: Arc<dyn PageCache>,
-    id: u64,
+    key: Key,
 }
 
 impl Link {
@@ -151,12 +183,13 @@ impl Link {
         writable: bool,
     ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
+        // Relaxed: only the numbers have to differ.
+        let key = (first, NEXT.fetch_add(1, Ordering::Relaxed));
         let mut entries = cache.mappings().entries.lock();
-        // Relaxed: only the numbers have to differ, and ascend under the list's lock.
-        let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        entries.insert(id, Entry { space, start, first, pages, writable });
+        entries.tree.insert(key, Entry { space, start, pages, writable });
+        entries.writable += usize::from(writable);
         drop(entries);
-        Self { cache, id }
+        Self { cache, key }
     }
 
     /// The cache that it belongs to.
@@ -164,18 +197,16 @@ impl Link {
         &self.cache
     }
 
-    /// Gives the mapping new bounds. `meanwhile` runs under the list's lock, so no unmapping sees the change half done.
-    pub(super) fn update(&self, start: u64, first: u64, pages: u64, meanwhile: impl FnOnce()) {
-        let mut entries = self.cache.mappings().entries.lock();
-        if let Some(entry) = entries.get_mut(&self.id) {
-            (entry.start, entry.first, entry.pages) = (start, first, pages);
-        }
-        meanwhile();
+    /// The mapping has so many pages from now on. It begins where it began.
+    pub(super) fn resize(&self, pages: u64) {
+        self.cache.mappings().entries.lock().tree.update(&self.key, |entry| entry.pages = pages);
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        self.cache.mappings().entries.lock().remove(&self.id);
+        let mut entries = self.cache.mappings().entries.lock();
+        let removed = entries.tree.remove(&self.key);
+        entries.writable -= usize::from(removed.is_some_and(|entry| entry.writable));
     }
 }

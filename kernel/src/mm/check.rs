@@ -23,6 +23,9 @@ impl AddressSpace {
     /// What is wrong with the tables, if anything is.
     pub fn check(&self) -> Result<(), String> {
         let areas = self.read();
+        if !areas.set.gaps().matches(areas.set.iter()) {
+            return Err("the gaps are not what the areas leave free".into());
+        }
         let tables = self.tables.lock();
         let mut found = Found::default();
         check_level(&areas.set, tables.root(), 4, 0, &mut found)?;

@@ -139,6 +139,7 @@ impl AddressSpace {
             });
             drop(childs);
             drop(tables);
+            sched::cond_resched();
             match failed {
                 None => {}
                 Some((_, NoTable::NoMemory)) => return Err(NoMemory),

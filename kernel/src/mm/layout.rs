@@ -1,10 +1,10 @@
 //! Where mappings go, and how much there may be: address choice, stack growth, limits.
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
+use super::gaps::Want;
 use super::space::{Areas, Layout};
 use super::vma::{VmFlags, Vma, VmaSet};
 use super::{PAGE, TASK_SIZE, accounting, limit, page_down};
@@ -66,24 +66,6 @@ impl Placement {
         Self { align: self.granule, phase: 0, avoid_slots: false, own_slots: false, ..*self }
     }
 
-    /// How much there must be of what [`Placement::usable`] leaves.
-    fn need(&self) -> u64 {
-        if self.own_slots { (self.phase % SLOT + self.len).next_multiple_of(SLOT) } else { self.len }
-    }
-
-    /// The part of the free range `hole` that is good for it.
-    fn usable(&self, set: &VmaSet, hole: Range<u64>, avoid_slots: bool) -> Range<u64> {
-        if self.own_slots {
-            // Neither the first nor the last slot may have a stranger in it.
-            let start = hole.start.next_multiple_of(SLOT);
-            start..(hole.end & !(SLOT - 1)).max(start)
-        } else if avoid_slots {
-            without_slots(set, hole)
-        } else {
-            hole
-        }
-    }
-
     /// The highest start in `free` that fits.
     fn fit(&self, free: Range<u64>) -> Option<u64> {
         let highest = free.end.checked_sub(self.len)?;
@@ -93,84 +75,11 @@ impl Placement {
     }
 }
 
-/// Parts of the free range `hole` that have no slot in common with huge pages at either end whose tables are shared.
-fn without_slots(set: &VmaSet, hole: Range<u64>) -> Range<u64> {
-    let below = set.before(hole.start + 1).filter(|vma| vma.shares_tables() && vma.end == hole.start);
-    let above = set.find_from(hole.start).filter(|vma| vma.shares_tables() && vma.start == hole.end);
-    let start = if below.is_some() { hole.start.next_multiple_of(SLOT) } else { hole.start };
-    let end = if above.is_some() { hole.end & !(SLOT - 1) } else { hole.end };
-    start..end.max(start)
-}
-
-/// What the last search of the usual region found out: what is usable of holes from `from` up to the base is no larger than `largest`. So
-/// that a program with very many areas does not look at all of them for each new one.
-pub struct SearchHint {
-    from: AtomicU64,
-    largest: AtomicU64,
-}
-
-impl SearchHint {
-    /// Nothing is known: the next search begins at the top.
-    pub fn new() -> Self {
-        Self { from: AtomicU64::new(u64::MAX), largest: AtomicU64::new(0) }
-    }
-
-    /// Where a search for `len` bytes may begin.
-    fn begin(&self, len: u64, base: u64) -> u64 {
-        // Relaxed, as below: the areas lock orders changes, and a stale hint costs a search.
-        if len > self.largest.load(Ordering::Relaxed) {
-            self.from.load(Ordering::Relaxed).min(base)
-        } else {
-            base
-        }
-    }
-
-    /// A search that began at `begin` came to `found`, past holes of at most `skipped` bytes.
-    fn note(&self, begin: u64, base: u64, found: u64, skipped: u64) {
-        let above = if begin == base { 0 } else { self.largest.load(Ordering::Relaxed) };
-        self.largest.store(above.max(skipped), Ordering::Relaxed);
-        self.from.store(found, Ordering::Relaxed);
-    }
-
-    /// There is a new hole that ends at `end`.
-    pub fn freed(&self, end: u64) {
-        self.from.fetch_max(end, Ordering::Relaxed);
-    }
-}
-
-/// A free range of `place.len` bytes in `within`, as high as there is one. `skipped` becomes the size of the largest hole that was
-/// passed over.
-fn search(
-    set: &VmaSet,
-    within: Range<u64>,
-    place: &Placement,
-    avoid_slots: bool,
-    skipped: &mut u64,
-) -> Option<u64> {
-    let mut end = within.end;
-    // Areas from the top down; each round looks at the hole below the last one.
-    let mut below = set.overlapping(within.clone()).rev();
-    loop {
-        let vma = below.next();
-        let start = vma.map_or(within.start, |vma| vma.end).max(within.start);
-        if start < end {
-            let hole = start..end;
-            let usable = place.usable(set, hole, avoid_slots);
-            let size = usable.end - usable.start;
-            if let Some(found) = place.fit(usable) {
-                return Some(found);
-            }
-            *skipped = size.max(*skipped);
-        }
-        let vma = vma?;
-        end = vma.start;
-        if vma.flags.contains(VmFlags::GROWS_DOWN) {
-            end = end.saturating_sub(STACK_GUARD);
-        }
-        if end <= within.start {
-            return None;
-        }
-    }
+/// A free range of `place.len` bytes in `within`, as high as there is one.
+fn search(set: &VmaSet, within: Range<u64>, place: &Placement, want: Want) -> Option<u64> {
+    // Wherever an aligned address may be in a range, it is there for sure if the range is longer by what alignment can cost.
+    let sure = place.len.saturating_add(place.align - PAGE.min(place.align));
+    set.gaps().search(within, want, place.len, sure, |free| place.fit(free))
 }
 
 /// Where a mapping without a fixed address goes: at `hint` if that is free, else as high as possible below the base, else anywhere.
@@ -187,23 +96,18 @@ pub fn choose(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
         }
     }
     let base = areas.layout.mmap_base.min(TASK_SIZE);
-    let mut skipped = 0;
-    let memory = if place.own_slots { &areas.slot_hint } else { &areas.hint };
-    if place.avoid_slots || place.own_slots {
-        let begin = memory.begin(place.need(), base);
-        let within = MIN_ADDRESS..begin.max(MIN_ADDRESS);
-        if let Some(found) = search(&areas.set, within, place, place.avoid_slots, &mut skipped) {
-            memory.note(begin, base, found, skipped);
-            return Ok(found);
-        }
-    }
+    let wants = match () {
+        () if place.own_slots => &[Want::Slots][..],
+        () if place.avoid_slots => &[Want::ApartFromShared, Want::Any],
+        () => &[Want::Any],
+    };
     if let Some(narrow) = place.narrow() {
-        return choose(areas, 0, &narrow);
+        let wide = search(&areas.set, MIN_ADDRESS..base, place, Want::Slots);
+        return wide.map_or_else(|| choose(areas, 0, &narrow), Ok);
     }
     for within in [MIN_ADDRESS..base, base..TASK_SIZE] {
-        let avoid = if place.avoid_slots { &[true, false][..] } else { &[false] };
-        for avoid_slots in avoid {
-            if let Some(found) = search(&areas.set, within.clone(), place, *avoid_slots, &mut skipped) {
+        for want in wants {
+            if let Some(found) = search(&areas.set, within.clone(), place, *want) {
                 return Ok(found);
             }
         }
@@ -224,7 +128,7 @@ pub fn choose_low(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
             return Ok(at);
         }
     }
-    let search = |place: &Placement| search(&areas.set, within.clone(), place, false, &mut 0);
+    let search = |place: &Placement| search(&areas.set, within.clone(), place, Want::Any);
     search(place).or_else(|| search(&place.anywhere())).ok_or(Errno::ENOMEM)
 }
 

@@ -6,10 +6,11 @@ use linux_raw_sys::general as abi;
 
 use super::fault::FaultError;
 use super::space::{AddressSpace, Areas};
-use super::vma::{Kind, VmFlags};
+use super::vma::{Kind, VmFlags, Vma};
 use super::{PAGE, limit, page_down};
 use crate::errno::{Errno, Result};
 use crate::process;
+use crate::sched;
 
 const LOCK_FLAGS: VmFlags = VmFlags::LOCKED.union(VmFlags::LOCK_ON_FAULT);
 
@@ -84,16 +85,19 @@ impl AddressSpace {
         if flags & abi::MCL_CURRENT == 0 {
             return Ok(());
         }
-        let ranges: alloc::vec::Vec<_> = areas.set.iter().map(|vma| vma.range()).collect();
-        for range in &ranges {
-            // A single area cannot fail to take flags, but for the number of areas, which does not change.
-            self.set_lock(&mut areas, range.clone(), new)?;
-        }
+        self.set_lock_of_all(&mut areas, new)?;
         drop(areas);
-        if !on_fault {
-            for range in ranges {
-                // As Linux: what cannot be populated is left out.
-                let _ = self.populate(range);
+        if on_fault {
+            return Ok(());
+        }
+        let mut next = 0;
+        loop {
+            let Some(range) = self.read().set.find_from(next).map(Vma::range) else { break };
+            next = range.end;
+            // As Linux: what cannot be populated is left out.
+            let _ = self.populate(range);
+            if process::try_current().is_some_and(|thread| thread.kill_pending()) {
+                break;
             }
         }
         Ok(())
@@ -103,11 +107,19 @@ impl AddressSpace {
     pub fn unlock_all(&self) {
         let mut areas = self.write();
         areas.new_flags = VmFlags::empty();
-        let ranges: alloc::vec::Vec<_> = areas.set.iter().map(|vma| vma.range()).collect();
-        for range in ranges {
-            // Taking flags off a whole area needs no further areas.
-            let _ = self.set_lock(&mut areas, range, VmFlags::empty());
+        // Taking flags off a whole area needs no further areas.
+        let _ = self.set_lock_of_all(&mut areas, VmFlags::empty());
+    }
+
+    /// Gives all areas the lock flags `new`. A whole area cannot fail to take flags, but for the number of areas, which does not grow.
+    fn set_lock_of_all(&self, areas: &mut Areas, new: VmFlags) -> Result<()> {
+        let mut next = 0;
+        while let Some(range) = areas.set.find_from(next).map(Vma::range) {
+            // Merged with its neighbours it may end further up: those have the flags already.
+            next = range.end;
+            self.set_lock(areas, range, new)?;
         }
+        Ok(())
     }
 
     /// Gives all of `range` the lock flags `new`; `ENOMEM` where nothing is mapped.
@@ -121,6 +133,7 @@ impl AddressSpace {
             };
             let part = at..vma.end.min(range.end);
             at = part.end;
+            sched::cond_resched();
             // Huge pages and the kernel's own are always resident, and never counted.
             if matches!(vma.kind, Kind::Huge(_) | Kind::Special(_)) {
                 continue;

@@ -25,6 +25,7 @@ pub mod fault;
 mod file_pages;
 mod fork;
 pub mod futex;
+mod gaps;
 mod gather;
 mod layout;
 mod lock;

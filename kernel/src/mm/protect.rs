@@ -117,7 +117,7 @@ impl AddressSpace {
         let mut at = vma.start;
         while at < vma.end {
             let tables = self.tables.lock();
-            at = tables.walk(at..vma.end, 4096, |address, slot| {
+            at = tables.walk(at..vma.end, 1024, |address, slot| {
                 let mut old = Entry(slot.load(Ordering::SeqCst));
                 loop {
                     let mut new = Entry(old.0 & !RIGHTS | rights);

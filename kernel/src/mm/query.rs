@@ -1,6 +1,5 @@
 //! mincore(2) and msync(2): what is in memory, and what is to be written back.
 
-use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -11,7 +10,7 @@ use super::space::AddressSpace;
 use super::vma::{Kind, VmFlags, Vma};
 use super::{PAGE, TASK_SIZE, page_up};
 use crate::errno::{Errno, Result};
-use crate::fs::File;
+use crate::sched;
 
 impl AddressSpace {
     /// One byte for each page of the range: 1 when it is in memory. `ENOMEM` where nothing is mapped.
@@ -65,27 +64,27 @@ impl AddressSpace {
         if range.is_empty() {
             return Ok(());
         }
-        let mut files: Vec<Arc<File>> = Vec::new();
-        let areas = self.read();
         let mut at = range.start;
         let mut gap = false;
-        for vma in areas.set.overlapping(range.clone()) {
-            gap |= vma.start > at;
-            if flags & abi::MS_INVALIDATE != 0 && vma.flags.contains(VmFlags::LOCKED) {
-                return Err(Errno::EBUSY);
+        // Area by area: a file is synced without the lock.
+        while at < range.end {
+            let file = {
+                let areas = self.read();
+                let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) else {
+                    gap = true;
+                    break;
+                };
+                gap |= vma.start > at;
+                at = vma.end;
+                if flags & abi::MS_INVALIDATE != 0 && vma.flags.contains(VmFlags::LOCKED) {
+                    return Err(Errno::EBUSY);
+                }
+                vma.file().filter(|_| sync && vma.flags.contains(VmFlags::SHARED)).cloned()
+            };
+            if let Some(file) = file {
+                file.ops().sync(&file)?;
             }
-            if sync
-                && vma.flags.contains(VmFlags::SHARED)
-                && let Some(file) = vma.file()
-            {
-                files.push(file.clone());
-            }
-            at = vma.end;
-        }
-        gap |= at < range.end;
-        drop(areas);
-        for file in files {
-            file.ops().sync(&file)?;
+            sched::cond_resched();
         }
         if gap { Err(Errno::ENOMEM) } else { Ok(()) }
     }

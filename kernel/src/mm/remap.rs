@@ -11,11 +11,15 @@ use super::entry::Entry;
 use super::gather::Gather;
 use super::layout::{self, Placement};
 use super::space::{AddressSpace, Areas, Leftovers};
-use super::tables::{NoMemory, NoTable};
+use super::tables::{NoMemory, NoTable, span};
 use super::vma::{FileArea, Kind, VmFlags, Vma, VmaSet};
 use super::{PAGE, TASK_SIZE, accounting, page_up};
 use crate::errno::{Errno, Result};
 use crate::memory::PAGE_SHIFT;
+use crate::sched;
+
+/// Leaves that are moved in one hold of the page-table lock.
+const BATCH: usize = 512;
 
 /// What mremap(2) was asked for; lengths are multiples of the granule.
 struct Remap {
@@ -121,7 +125,7 @@ impl AddressSpace {
                 areas.set.update(start, |vma| {
                     vma.end = growth.end;
                     if let Kind::File(area) = &vma.kind {
-                        area.link.update(vma.start, vma.first, vma.pages(), || ());
+                        area.link.resize(vma.pages());
                     }
                 });
                 areas.set.merge(growth.clone());
@@ -199,7 +203,7 @@ impl AddressSpace {
             Kind::Anonymous => Kind::Anonymous,
             Kind::Special(pages) => Kind::Special(pages),
             Kind::File(area) => {
-                // Later on the file's list than the old area, so an unmapping that has passed the new one has emptied the old one before.
+                // On the file's list before the pages come, see `backing`.
                 let cache = area.link.cache().clone();
                 let writable = flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
                 let link = Link::new(cache, self.weak().clone(), start, first, pages, writable);
@@ -227,7 +231,6 @@ impl AddressSpace {
         }
         areas.set.insert(Vma { start, end: range.end, flags, first, kind, touched });
         if gone {
-            areas.freed(old.end);
             // With the new area in the set: its tables may be close by, and must stay.
             let mut gather = Gather::new(self);
             self.free_tables(areas, old, &mut gather);
@@ -248,7 +251,6 @@ impl AddressSpace {
         }
         areas.set.insert(vma);
         result?;
-        areas.freed(old.end);
         let mut gather = Gather::new(self);
         self.free_tables(areas, old, &mut gather);
         Ok(())
@@ -257,41 +259,41 @@ impl AddressSpace {
     /// Moves the leaves of `old` to `start`. Either all of them or none.
     fn move_pages(&self, set: &VmaSet, old: Range<u64>, start: u64) -> Result<(), NoMemory> {
         let target = |address: u64| start + (address - old.start);
-        let mut tables = self.tables.lock();
         // First the tables, which may fail. Leaves only go away meanwhile: nothing faults without the areas lock.
         let mut at = old.start;
         while at < old.end {
-            let mut occupied = false;
-            let next = tables.walk(at..old.end, 1, |_, _| occupied = true);
-            if !occupied {
+            sched::cond_resched();
+            let mut tables = self.tables.lock();
+            let mut first = None;
+            let next = tables.walk(at..old.end, BATCH, |address, _| first = first.or(Some(address)));
+            let Some(first) = first else {
                 at = next;
                 continue;
-            }
-            let made = match tables.find_or_make(target(next - PAGE), 1) {
+            };
+            let made = match tables.find_or_make(target(first), 1) {
                 Ok(_) => {
-                    at = next;
+                    // All that goes to the same table has one now.
+                    at = first + (span(2) - target(first) % span(2));
                     continue;
                 }
                 Err(NoTable::NoMemory) => Err(NoMemory),
                 Err(NoTable::SlotShared) => {
                     drop(tables);
-                    let taken = self.take_slot(set, target(next - PAGE));
-                    tables = self.tables.lock();
-                    taken
+                    at = first;
+                    self.take_slot(set, target(first))
                 }
             };
             if made.is_err() {
-                let mut gather = Gather::new(self);
-                tables.free(start..target(old.end), &mut gather);
-                drop(tables);
+                let target = start..target(old.end);
+                self.free_tables_in(target.clone(), target, &mut Gather::new(self));
                 return made;
             }
         }
-        let mut gather = Gather::new(self);
-        let tables = tables;
         at = old.start;
         while at < old.end {
-            at = tables.walk(at..old.end, 512, |address, slot| {
+            let mut gather = Gather::new(self);
+            let tables = self.tables.lock();
+            at = tables.walk(at..old.end, BATCH, |address, slot| {
                 let value = slot.swap(0, Ordering::SeqCst);
                 if let Some(new) = tables.find(target(address), 1) {
                     new.store(value, Ordering::SeqCst);
@@ -300,9 +302,12 @@ impl AddressSpace {
                     gather.flush_range(address..address + PAGE);
                 }
             });
+            // Still under the lock: no unmapping may free a page that a TLB shows at its old address. One that comes between two batches
+            // finds each page at one of its places, see `backing`.
+            gather.flush();
+            drop(tables);
+            sched::cond_resched();
         }
-        // Still under the lock: no unmapping may free a page that a TLB shows at its old address.
-        gather.flush();
         Ok(())
     }
 }

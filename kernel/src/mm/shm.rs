@@ -3,6 +3,7 @@
 //! A segment is shared anonymous memory, or a hugetlbfs file without a name. Each area that maps it holds an [`Attachment`]; when the last goes
 //! and the segment is marked for removal, the segment goes too.
 
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -122,13 +123,24 @@ pub struct Status {
 #[derive(Default)]
 struct Table {
     slots: Vec<Option<Arc<Segment>>>,
+    /// The slots in between that are empty.
+    empty: BTreeSet<usize>,
+    /// The slots of the segments that have keys.
+    keys: BTreeMap<i32, usize>,
     count: usize,
     /// Pages of all segments.
     pages: u64,
     sequence: u16,
 }
 
-static TABLE: SpinLock<Table> = SpinLock::new(Table { slots: Vec::new(), count: 0, pages: 0, sequence: 0 });
+static TABLE: SpinLock<Table> = SpinLock::new(Table {
+    slots: Vec::new(),
+    empty: BTreeSet::new(),
+    keys: BTreeMap::new(),
+    count: 0,
+    pages: 0,
+    sequence: 0,
+});
 
 fn now() -> i64 {
     (crate::time::realtime_now() / 1_000_000_000) as i64
@@ -210,6 +222,7 @@ impl Segment {
         state.permissions.mode |= DEST;
         let unused = state.attachments == 0;
         drop(state);
+        table.forget_key(self);
         let gone = if unused { table.take(self) } else { None };
         drop(table);
         // The memory is freed without the lock.
@@ -219,19 +232,26 @@ impl Segment {
 
 impl Table {
     fn take(&mut self, segment: &Arc<Segment>) -> Option<Arc<Segment>> {
-        let slot = &mut self.slots[segment.id as usize % SLOTS];
+        let number = segment.id as usize % SLOTS;
+        let slot = &mut self.slots[number];
         if !slot.as_ref().is_some_and(|found| Arc::ptr_eq(found, segment)) {
             return None;
         }
         self.count -= 1;
         self.pages -= segment.size.div_ceil(super::PAGE);
+        self.empty.insert(number);
         slot.take()
     }
 
+    /// Its key is free for another.
+    fn forget_key(&mut self, segment: &Segment) {
+        if self.by_key(segment.key).is_some_and(|found| core::ptr::eq(Arc::as_ptr(found), segment)) {
+            self.keys.remove(&segment.key);
+        }
+    }
+
     fn by_key(&self, key: i32) -> Option<&Arc<Segment>> {
-        let live =
-            |segment: &&Arc<Segment>| segment.key == key && segment.state.lock().permissions.mode & DEST == 0;
-        self.slots.iter().flatten().find(live)
+        self.slots.get(*self.keys.get(&key)?)?.as_ref()
     }
 }
 
@@ -286,7 +306,7 @@ pub fn create(key: i32, size: u64, mode: u32, memory: Memory) -> Result<Result<A
     if table.count >= shmmni() || table.pages.saturating_add(pages) > shmall() {
         return Err(Errno::ENOSPC);
     }
-    let slot = match table.slots.iter().position(Option::is_none) {
+    let slot = match table.empty.pop_first() {
         Some(slot) => slot,
         None => {
             table.slots.push(None);
@@ -307,6 +327,9 @@ pub fn create(key: i32, size: u64, mode: u32, memory: Memory) -> Result<Result<A
         State { permissions, attached_at: 0, detached_at: 0, changed_at: now(), last_pid: 0, attachments: 0 };
     let segment = Arc::new(Segment { id, key, size, memory, creator: pid, state: SpinLock::new(state) });
     table.slots[slot] = Some(segment.clone());
+    if key != IPC_PRIVATE {
+        table.keys.insert(key, slot);
+    }
     table.count += 1;
     table.pages += pages;
     Ok(Ok(segment))

@@ -1,15 +1,18 @@
 //! An address space: its areas, its tables, the CPUs that run it.
 
+use alloc::collections::LinkedList;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use intrusive_collections::{LinkedListAtomicLink, intrusive_adapter};
+
 use super::backing::PageCache;
 use super::entry::Entry;
 use super::exec::Executable;
 use super::gather::Gather;
-use super::layout::{SLOT, SearchHint};
+use super::layout::SLOT;
 use super::shm::Attachment;
 use super::tables::{NoMemory, PageTables, Resident};
 use super::vma::{Kind, VmFlags, Vma, VmaSet};
@@ -23,7 +26,7 @@ use crate::memory::frame::Frame;
 use crate::memory::paging;
 use crate::process::oom;
 use crate::sched;
-use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, grace};
+use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, SpinLock, grace};
 
 /// Where the parts of a program are, for brk(2), placement and reports.
 #[derive(Clone, Default)]
@@ -53,18 +56,6 @@ pub struct Areas {
     pub layout: Layout,
     /// Flags that each new area gets: LOCKED, LOCK_ON_FAULT after mlockall(MCL_FUTURE).
     pub new_flags: VmFlags,
-    /// Where a search for a free range may begin.
-    pub(super) hint: SearchHint,
-    /// The same for whole slots.
-    pub(super) slot_hint: SearchHint,
-}
-
-impl Areas {
-    /// There is a new hole that ends at `end`.
-    pub(super) fn freed(&self, end: u64) {
-        self.hint.freed(end);
-        self.slot_hint.freed(end.next_multiple_of(SLOT));
-    }
 }
 
 /// The id of the space's tables that each CPU has loaded; 0 for the kernel's own.
@@ -92,24 +83,50 @@ pub struct AddressSpace {
     pub(super) areas: RwLock<Areas>,
     /// Apart from the space, since mappings of huge pages refer to the tables alone.
     pub(super) tables: Arc<PageTables>,
+    /// On the list of those that are let go of later.
+    later: LinkedListAtomicLink,
     /// The last field: all others are dropped before it.
     remains: oom::Remains,
 }
 
+intrusive_adapter!(Later = Arc<AddressSpace>: AddressSpace { later => LinkedListAtomicLink });
+
+/// References that must not be the last where they are dropped.
+static LATER: SpinLock<intrusive_collections::LinkedList<Later>> =
+    SpinLock::new(intrusive_collections::LinkedList::new(Later::NEW));
+
 impl AddressSpace {
+    /// Drops a reference where the space must not end, for it could be the last: whoever calls [`AddressSpace::let_go`] next ends it.
+    pub(super) fn let_go_later(space: Arc<Self>) {
+        let mut later = LATER.lock();
+        // One that is on the list stays there while the lock is held, so that this reference is not the last.
+        if !space.later.is_linked() {
+            later.push_back(space);
+        }
+    }
+
+    /// Drops the references of [`AddressSpace::let_go_later`].
+    pub(super) fn let_go() {
+        loop {
+            let space = LATER.lock().pop_front();
+            if space.is_none() {
+                return;
+            }
+        }
+    }
+
     /// An empty one.
     pub fn new() -> Result<Arc<Self>> {
         let tables = PageTables::new().map_err(|_| Errno::ENOMEM)?;
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
             areas: RwLock::new(Areas {
-                set: VmaSet::default(),
+                set: VmaSet::new(),
                 layout: Layout::default(),
                 new_flags: VmFlags::empty(),
-                hint: SearchHint::new(),
-                slot_hint: SearchHint::new(),
             }),
             tables,
+            later: LinkedListAtomicLink::new(),
             remains: oom::Remains::new(),
         }))
     }
@@ -212,6 +229,7 @@ impl AddressSpace {
             if gather.is_full() {
                 gather.flush();
             }
+            sched::cond_resched();
         }
     }
 
@@ -247,7 +265,6 @@ impl AddressSpace {
             }
         }
         areas.set.isolate(range.clone(), &self.this)?;
-        areas.freed(range.end);
         let mut gather = Gather::new(self);
         loop {
             let first = areas.set.overlapping(range.clone()).next().map(|vma| vma.start);
@@ -259,6 +276,7 @@ impl AddressSpace {
                 accounting::uncommit(vma.pages());
             }
             leftovers.push(vma);
+            sched::cond_resched();
         }
         self.free_tables(areas, range, &mut gather);
         Ok(())
@@ -270,12 +288,24 @@ impl AddressSpace {
         let floor = below.map_or(0, |vma| vma.end);
         let ceiling = above.map_or(1 << 47, |vma| vma.start);
         if floor < ceiling {
-            self.tables.lock().free(floor..ceiling, gather);
+            self.free_tables_in(range.clone(), floor..ceiling, gather);
         }
         for (neighbour, at) in [(below, range.start), (above, range.end - 1)] {
             if let Some(Kind::Huge(huge)) = neighbour.map(|vma| &vma.kind) {
                 huge.settle(at);
             }
+        }
+    }
+
+    /// Frees the tables for addresses in `range` that lie in `hole` as a whole.
+    pub(super) fn free_tables_in(&self, range: Range<u64>, hole: Range<u64>, gather: &mut Gather) {
+        let mut at = range.start;
+        while at < range.end {
+            at = self.tables.lock().free(at..range.end, &hole, gather);
+            if gather.is_full() {
+                gather.flush();
+            }
+            sched::cond_resched();
         }
     }
 
@@ -333,9 +363,13 @@ impl AddressSpace {
             leftovers.push(vma);
             sched::cond_resched();
         }
-        self.tables.lock().free(0..1 << 47, &mut gather);
-        // Who looks at tables without a lock holds a reference to the space, and this was the last.
-        gather.flush_unseen();
+        let (mut at, everything) = (0, 0..1 << 47);
+        while at < everything.end {
+            at = self.tables.lock().free(at..everything.end, &everything, &mut gather);
+            // Who looks at tables without a lock holds a reference to the space, and this was the last.
+            gather.flush_unseen();
+            sched::cond_resched();
+        }
         let tables = self.tables.lock();
         debug_assert_eq!(tables.resident.total(), 0, "pages left in an empty address space");
         debug_assert_eq!(tables.count, 0, "tables left in an empty address space");
@@ -351,9 +385,10 @@ impl Drop for AddressSpace {
     }
 }
 
-/// What is left of removed areas, to be dropped without locks: files, segments, caches.
+/// What is left of removed areas, to be dropped without locks: files, segments, caches. There may be very many: a list, which never needs
+/// much memory at once.
 #[derive(Default)]
-pub struct Leftovers(Vec<Leftover>);
+pub struct Leftovers(LinkedList<Leftover>);
 
 #[allow(dead_code)] // only held to be dropped
 enum Leftover {
@@ -370,11 +405,20 @@ impl Leftovers {
                 let cache = area.link.cache().clone();
                 let super::vma::FileArea { link, file, attachment } = *area;
                 drop(link);
-                self.0.push(Leftover::File { file, cache, attachment });
+                self.0.push_back(Leftover::File { file, cache, attachment });
             }
             // Its pages and tables go here and now: the tables around it are looked at next.
-            Kind::Huge(huge) => self.0.push(Leftover::Huge(huge.unmap())),
+            Kind::Huge(huge) => self.0.push_back(Leftover::Huge(huge.unmap())),
             Kind::Anonymous | Kind::Special(_) => {}
+        }
+    }
+}
+
+impl Drop for Leftovers {
+    fn drop(&mut self) {
+        while let Some(leftover) = self.0.pop_front() {
+            drop(leftover);
+            sched::cond_resched();
         }
     }
 }

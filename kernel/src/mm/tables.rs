@@ -285,29 +285,50 @@ impl Tables {
         at.min(range.end)
     }
 
-    /// Frees the tables that lie in `hole` as a whole. All leaves in it are empty, and no area is in it.
-    pub fn free(&mut self, hole: Range<u64>, gather: &mut Gather) {
+    /// Frees tables for addresses in `range` that lie in `hole` as a whole: all leaves in it are empty, and no area is in it. Looks at a bounded
+    /// number of entries, and stops when `gather` is full; returns where to go on, the end of the range when it is done.
+    pub fn free(&mut self, range: Range<u64>, hole: &Range<u64>, gather: &mut Gather) -> u64 {
+        const STEPS: usize = 4 * ENTRIES;
+        let mut steps = STEPS;
         let root = self.root.phys();
-        self.free_below(root, TOP, 0, hole, gather);
+        self.free_below(root, TOP, 0, &range, hole, gather, &mut steps).unwrap_or(range.end)
     }
 
-    /// Frees the tables of levels below `level` that the table at `table`, which begins at address `base`, names.
-    fn free_below(&mut self, table: PhysAddr, level: u32, base: u64, hole: Range<u64>, gather: &mut Gather) {
+    /// Frees the tables of levels below `level` that the table at `table`, which begins at address `base`, names. Returns where it stopped if it
+    /// is not done.
+    #[allow(clippy::too_many_arguments)]
+    fn free_below(
+        &mut self,
+        table: PhysAddr,
+        level: u32,
+        base: u64,
+        range: &Range<u64>,
+        hole: &Range<u64>,
+        gather: &mut Gather,
+        steps: &mut usize,
+    ) -> Option<u64> {
         let top = base + (span(level) * ENTRIES as u64).min(1 << 47);
-        let (start, end) = (hole.start.max(base), hole.end.min(top));
+        let (start, end) = (range.start.max(base), range.end.min(top));
         if level == 1 || start >= end {
-            return;
+            return None;
         }
         for i in index(start, level)..=index(end - 1, level) {
+            let from = base + i as u64 * span(level);
+            let to = from + span(level);
+            if *steps == 0 || gather.is_full() {
+                return Some(from.max(start));
+            }
+            *steps -= 1;
             // SAFETY: as in `find`.
             let slot = unsafe { &entries(table)[i] };
             let value = Entry(slot.load(Ordering::SeqCst));
             if value.is_end(level) {
                 continue;
             }
-            let from = base + i as u64 * span(level);
-            let to = from + span(level);
-            self.free_below(value.address(), level - 1, from, hole.clone(), gather);
+            let stopped = self.free_below(value.address(), level - 1, from, range, hole, gather, steps);
+            if stopped.is_some() {
+                return stopped;
+            }
             if from >= hole.start && to <= hole.end {
                 slot.store(0, Ordering::SeqCst);
                 self.count -= 1;
@@ -315,5 +336,6 @@ impl Tables {
                 gather.table(from..to, unsafe { Frame::from_raw(value.address()) });
             }
         }
+        None
     }
 }

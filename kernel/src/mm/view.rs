@@ -136,8 +136,9 @@ impl AddressSpace {
         }
         let mut at = vma.start;
         while at < vma.end {
+            crate::sched::cond_resched();
             let tables = self.tables.lock();
-            at = tables.walk(at..vma.end, 4096, |_, slot| {
+            at = tables.walk(at..vma.end, 1024, |_, slot| {
                 let entry = Entry(slot.load(Ordering::SeqCst));
                 if !entry.owns_frame() {
                     return;

@@ -11,6 +11,7 @@ use bitflags::bitflags;
 
 use super::AddressSpace;
 use super::backing::Link;
+use super::gaps::Gaps;
 use super::shm::Attachment;
 use super::vdso::SpecialPages;
 use crate::errno::{Errno, Result};
@@ -202,7 +203,7 @@ impl Vma {
                 let pages = (self.end - at) >> PAGE_SHIFT;
                 let writable = self.flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
                 let link = Link::new(area.link.cache().clone(), space.clone(), at, first, pages, writable);
-                area.link.update(self.start, self.first, (at - self.start) >> PAGE_SHIFT, || ());
+                area.link.resize((at - self.start) >> PAGE_SHIFT);
                 Kind::File(Box::new(FileArea {
                     link,
                     file: area.file.clone(),
@@ -253,7 +254,7 @@ impl Vma {
             self.touched.store(true, Ordering::SeqCst);
         }
         if let Kind::File(area) = &self.kind {
-            area.link.update(self.start, self.first, self.pages(), || ());
+            area.link.resize(self.pages());
         }
         // Only now its entry in the file's list goes, so no page is ever without one.
         drop(next);
@@ -274,9 +275,10 @@ impl Vma {
 }
 
 /// The areas of an address space in order.
-#[derive(Default)]
 pub struct VmaSet {
     areas: BTreeMap<u64, Vma>,
+    /// What is between them.
+    gaps: Gaps,
     /// Sum of all areas, pages.
     pub(super) total: u64,
     /// The most that `total` ever was.
@@ -292,6 +294,25 @@ pub struct VmaSet {
 }
 
 impl VmaSet {
+    /// No areas.
+    pub(super) fn new() -> Self {
+        Self {
+            areas: BTreeMap::new(),
+            gaps: Gaps::new(),
+            total: 0,
+            peak: 0,
+            data: 0,
+            locked: 0,
+            stack: 0,
+            code: 0,
+        }
+    }
+
+    /// The free ranges.
+    pub(super) fn gaps(&self) -> &Gaps {
+        &self.gaps
+    }
+
     /// How many areas there are.
     pub fn count(&self) -> usize {
         self.areas.len()
@@ -377,6 +398,9 @@ impl VmaSet {
     pub(super) fn insert(&mut self, vma: Vma) {
         debug_assert!(!self.is_occupied(vma.range()));
         self.count_in(&vma);
+        let below = self.areas.range(..vma.start).next_back().map(|(_, vma)| vma);
+        let above = self.areas.range(vma.start..).next().map(|(_, vma)| vma);
+        self.gaps.close(&vma, below, above);
         self.areas.insert(vma.start, vma);
     }
 
@@ -384,21 +408,33 @@ impl VmaSet {
     pub(super) fn remove(&mut self, start: u64) -> Option<Vma> {
         let vma = self.areas.remove(&start)?;
         self.count_out(&vma);
+        let below = self.areas.range(..start).next_back().map(|(_, vma)| vma);
+        let above = self.areas.range(start..).next().map(|(_, vma)| vma);
+        self.gaps.open(vma.range(), below, above);
         Some(vma)
     }
 
     /// Takes all areas out.
     pub(super) fn take_all(&mut self) -> BTreeMap<u64, Vma> {
-        let Self { total, data, locked, stack, code, .. } = self;
-        [total, data, locked, stack, code].into_iter().for_each(|sum| *sum = 0);
-        core::mem::take(&mut self.areas)
+        let all = Self { peak: self.peak, ..Self::new() };
+        core::mem::replace(self, all).areas
     }
 
     /// Changes the area at `start` in place; its start stays, or `change` moves it where nothing is in the way.
     pub(super) fn update<R>(&mut self, start: u64, change: impl FnOnce(&mut Vma) -> R) -> Option<R> {
-        let mut vma = self.remove(start)?;
+        let mut vma = self.areas.remove(&start)?;
+        self.count_out(&vma);
+        let old = vma.range();
         let result = change(&mut vma);
-        self.insert(vma);
+        if vma.range() == old {
+            self.count_in(&vma);
+            self.areas.insert(start, vma);
+        } else {
+            let below = self.areas.range(..start).next_back().map(|(_, vma)| vma);
+            let above = self.areas.range(start..).next().map(|(_, vma)| vma);
+            self.gaps.open(old, below, above);
+            self.insert(vma);
+        }
         Some(result)
     }
 

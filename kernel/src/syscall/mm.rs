@@ -11,6 +11,7 @@ use crate::fs::caller::files;
 use crate::mm::uaccess::{self, copy_to_user, read_user_array, write_user};
 use crate::mm::{AddressSpace, MapRequest, PAGE, Rights};
 use crate::process::{self, Process};
+use crate::sched;
 
 pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::brk, brk),
@@ -126,11 +127,12 @@ fn mincore(args: &mut Args) -> Result<usize> {
     let mut done = 0;
     // Piece by piece, each copied out without a lock.
     while done < pages {
-        let count = (pages - done).min(4096);
+        let count = (pages - done).min(1024);
         let start = range.start + done as u64 * PAGE;
         let residency = space.residency(start..start + count as u64 * PAGE)?;
         copy_to_user(out + done, &residency)?;
         done += count;
+        sched::cond_resched();
     }
     Ok(0)
 }

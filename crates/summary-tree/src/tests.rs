@@ -1,0 +1,130 @@
+//! The tree against a model, and its bounds.
+
+use alloc::collections::BTreeMap;
+use alloc::vec::Vec;
+use core::cell::Cell;
+
+use proptest::prelude::*;
+
+use super::{Link, Summary, SummaryTree};
+
+/// The largest value.
+struct Largest(u32);
+
+impl Summary<u32, u32> for Largest {
+    fn of(_: &u32, value: &u32) -> Self {
+        Self(*value)
+    }
+
+    fn join(&mut self, other: &Self) {
+        self.0 = self.0.max(other.0);
+    }
+}
+
+type Tree = SummaryTree<u32, u32, Largest>;
+
+/// Checks order, balance and summaries; gives the height, the number of entries and the largest value.
+fn check(link: &Link<u32, u32, Largest>, low: Option<u32>, high: Option<u32>) -> (u8, usize, u32) {
+    let Some(node) = link else { return (0, 0, 0) };
+    assert!(low.is_none_or(|low| low < node.key) && high.is_none_or(|high| node.key < high), "order");
+    let left = check(&node.left, low, Some(node.key));
+    let right = check(&node.right, Some(node.key), high);
+    assert!(left.0.abs_diff(right.0) <= 1, "balance");
+    assert_eq!(node.height, 1 + left.0.max(right.0));
+    let largest = node.value.max(left.2).max(right.2);
+    assert_eq!(node.summary.0, largest);
+    (node.height, 1 + left.1 + right.1, largest)
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Insert(u32, u32),
+    Remove(u32),
+    Update(u32, u32),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    // Few keys, so that steps meet.
+    let key = 0..60u32;
+    let value = 0..1000u32;
+    let step = prop_oneof![
+        (key.clone(), value.clone()).prop_map(|(key, value)| Step::Insert(key, value)),
+        key.clone().prop_map(Step::Remove),
+        (key, value).prop_map(|(key, value)| Step::Update(key, value)),
+    ];
+    proptest::collection::vec(step, 0..300)
+}
+
+proptest! {
+    #[test]
+    fn behaves_as_a_map(steps in steps()) {
+        let (mut tree, mut model) = (Tree::new(), BTreeMap::new());
+        for step in steps {
+            match step {
+                Step::Insert(key, value) => prop_assert_eq!(tree.insert(key, value), model.insert(key, value)),
+                Step::Remove(key) => prop_assert_eq!(tree.remove(&key), model.remove(&key)),
+                Step::Update(key, value) => {
+                    let there = model.get_mut(&key).map(|old| *old = value).is_some();
+                    prop_assert_eq!(tree.update(&key, |old| *old = value), there);
+                }
+            }
+            let (_, len, _) = check(&tree.root, None, None);
+            prop_assert_eq!((len, tree.len(), tree.is_empty()), (model.len(), model.len(), model.is_empty()));
+        }
+        for key in 0..61 {
+            prop_assert_eq!(tree.get(&key), model.get(&key));
+            prop_assert_eq!(tree.floor(&key), model.range(..=key).next_back());
+        }
+    }
+
+    #[test]
+    fn finds_what_a_scan_finds(steps in steps(), end in 0..62u32, least in 0..1000u32) {
+        let (mut tree, mut model) = (Tree::new(), BTreeMap::new());
+        for step in steps {
+            if let Step::Insert(key, value) = step {
+                tree.insert(key, value);
+                model.insert(key, value);
+            }
+        }
+        let wanted = |key: &u32, value: &u32| (*value >= least).then_some(*key);
+        let may = |largest: &Largest| largest.0 >= least;
+        let mut matches = model.range(..end).filter_map(|(key, value)| wanted(key, value));
+        prop_assert_eq!(tree.find_first(&end, may, wanted), matches.clone().next());
+        prop_assert_eq!(tree.find_last(&end, may, wanted), matches.next_back());
+        let mut all = Vec::new();
+        let found: Option<()> = tree.find_first(&end, may, |key, value| {
+            all.extend(wanted(key, value));
+            None
+        });
+        prop_assert_eq!(found, None);
+        let expected: Vec<u32> = model.range(..end).filter_map(|(key, value)| wanted(key, value)).collect();
+        prop_assert_eq!(all, expected);
+    }
+}
+
+#[test]
+fn a_search_is_as_short_as_the_tree_is_high() {
+    let mut tree = Tree::new();
+    // In order, which a tree without balance would not survive.
+    const N: u32 = 100_000;
+    for key in 0..N {
+        tree.insert(key, 1);
+    }
+    let (height, ..) = check(&tree.root, None, None);
+    assert!(height <= 24, "{height}");
+    for (key, end) in [(0, N), (77_777, N), (77_777, 77_778), (0, 1)] {
+        tree.update(&key, |value| *value = 5);
+        let looks = Cell::new(0);
+        let may = |largest: &Largest| {
+            looks.set(looks.get() + 1);
+            largest.0 >= 5
+        };
+        assert_eq!(tree.find_last(&end, may, |key, value| (*value >= 5).then_some(*key)), Some(key));
+        assert!(looks.get() <= 3 * u32::from(height), "{} looks", looks.get());
+        tree.update(&key, |value| *value = 1);
+    }
+    for key in 0..N {
+        assert_eq!(tree.remove(&key), Some(1));
+    }
+    assert!(tree.is_empty() && tree.summary().is_none());
+}
