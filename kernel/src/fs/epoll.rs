@@ -60,9 +60,37 @@ pub struct Epoll {
     changing: Mutex<()>,
     items: Mutex<BTreeMap<Key, Arc<Item>>>,
     fetching: Mutex<()>,
-    ready: IrqLock<LinkedList<Ready>>,
+    ready: IrqLock<ReadyList>,
     /// Woken when something goes on the list.
     wait: WaitQueue,
+}
+
+/// The items that may be ready, and how many they are.
+struct ReadyList {
+    items: LinkedList<Ready>,
+    len: usize,
+}
+
+impl ReadyList {
+    fn push_back(&mut self, item: Arc<Item>) {
+        self.items.push_back(item);
+        self.len += 1;
+    }
+
+    fn push_front(&mut self, item: Arc<Item>) {
+        self.items.push_front(item);
+        self.len += 1;
+    }
+
+    fn pop_front(&mut self) -> Option<Arc<Item>> {
+        let item = self.items.pop_front()?;
+        self.len -= 1;
+        Some(item)
+    }
+
+    fn is_empty(&self) -> bool {
+        self.items.is_empty()
+    }
 }
 
 /// What epoll_ctl(2) is to do.
@@ -110,7 +138,7 @@ pub fn create() -> Arc<File> {
         changing: Mutex::new(()),
         items: Mutex::new(BTreeMap::new()),
         fetching: Mutex::new(()),
-        ready: IrqLock::new(LinkedList::new(Ready::NEW)),
+        ready: IrqLock::new(ReadyList { items: LinkedList::new(Ready::NEW), len: 0 }),
         wait: WaitQueue::new(),
     });
     File::anonymous(Kind::Anonymous, "eventpoll", epoll, abi::O_RDWR)
@@ -144,8 +172,9 @@ impl Epoll {
         if !item.link.is_linked() {
             return None;
         }
+        ready.len -= 1;
         // SAFETY: an item is only ever on the list of its own instance, whose lock is held.
-        unsafe { ready.cursor_mut_from_ptr(item).remove() }
+        unsafe { ready.items.cursor_mut_from_ptr(item).remove() }
     }
 
     fn remove(&self, item: &Arc<Item>) {
@@ -181,7 +210,7 @@ impl Epoll {
         match change {
             Change::Add => {
                 if let Some(other) = &target_epoll
-                    && other.reaches(self, MAX_NESTING)
+                    && other.reaches(self, MAX_NESTING, &mut BTreeMap::new())
                 {
                     return Err(Errno::ELOOP);
                 }
@@ -239,12 +268,18 @@ impl Epoll {
     }
 
     /// Is `other` watched by this instance, or by one that it watches? Also true when they would be nested too deep.
-    fn reaches(&self, other: &Epoll, depth: usize) -> bool {
+    ///
+    /// `seen` has the instances that were looked through, and how deep: an instance that many watch is looked through for them once.
+    fn reaches(&self, other: &Epoll, depth: usize, seen: &mut BTreeMap<usize, usize>) -> bool {
         if core::ptr::eq(self, other) || depth == 0 {
             return true;
         }
+        if seen.get(&core::ptr::from_ref(self).addr()).is_some_and(|seen| *seen >= depth) {
+            return false;
+        }
+        seen.insert(core::ptr::from_ref(self).addr(), depth);
         let files: Vec<Arc<File>> = self.items.lock().values().filter_map(|i| i.file.upgrade()).collect();
-        files.iter().filter_map(|f| f.ops_as::<Epoll>()).any(|e| e.reaches(other, depth - 1))
+        files.iter().filter_map(|f| f.ops_as::<Epoll>()).any(|e| e.reaches(other, depth - 1, seen))
     }
 
     /// epoll_wait(2): gives up to `most` events to `emit`, which may refuse one. The deadline is in monotonic nanoseconds.
@@ -273,7 +308,7 @@ impl Epoll {
         let mut files = Vec::new();
         let fetching = self.fetching.lock();
         // What goes back on the list is not looked at twice.
-        let mut left = self.ready.lock().iter().count();
+        let mut left = self.ready.lock().len;
         let mut error = None;
         while left > 0 && count < most {
             left -= 1;

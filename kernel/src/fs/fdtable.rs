@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::descriptors::Used;
 use super::file::File;
 use crate::errno::{Errno, Result};
 use crate::memory::{self, Pressure};
@@ -16,31 +17,26 @@ struct Slot {
 
 struct Table {
     slots: Vec<Option<Slot>>,
-    /// No descriptor below it is free.
-    lowest_free: usize,
+    used: Used,
 }
 
 impl Table {
     fn find_free(&self, from: usize) -> usize {
-        let from = from.max(self.lowest_free);
-        let tail = self.slots.get(from..).unwrap_or_default();
-        from + tail.iter().position(Option::is_none).unwrap_or(tail.len())
+        self.used.first_free(from)
     }
 
     fn put(&mut self, fd: usize, slot: Slot) -> Option<Slot> {
         if fd >= self.slots.len() {
             self.slots.resize_with(fd + 1, || None);
+            self.used.grow(fd + 1);
         }
-        let old = self.slots[fd].replace(slot);
-        if fd == self.lowest_free {
-            self.lowest_free = fd + 1;
-        }
-        old
+        self.used.insert(fd);
+        self.slots[fd].replace(slot)
     }
 
     fn take(&mut self, fd: usize) -> Option<Slot> {
         let slot = self.slots.get_mut(fd)?.take()?;
-        self.lowest_free = self.lowest_free.min(fd);
+        self.used.remove(fd);
         Some(slot)
     }
 }
@@ -67,7 +63,7 @@ impl FdTable {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         // Ordering: only the numbers have to differ.
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self { table: SpinLock::new(Table { slots: Vec::new(), lowest_free: 0 }), id }
+        Self { table: SpinLock::new(Table { slots: Vec::new(), used: Used::new() }), id }
     }
 
     /// A copy for a child process: the same open files.
@@ -79,7 +75,7 @@ impl FdTable {
             .iter()
             .map(|s| s.as_ref().map(|s| Slot { file: s.file.clone(), close_on_exec: s.close_on_exec }))
             .collect();
-        *new.table.lock() = Table { slots, lowest_free: table.lowest_free.min(used) };
+        *new.table.lock() = Table { slots, used: table.used.clone() };
         new
     }
 

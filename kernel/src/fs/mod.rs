@@ -18,6 +18,7 @@ pub mod caller;
 pub mod context;
 mod cpio;
 pub mod dentry;
+mod descriptors;
 pub mod dev;
 pub mod device;
 mod devpts;

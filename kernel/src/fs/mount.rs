@@ -55,11 +55,29 @@ struct Table {
     /// The mounts on something, by parent mount and covered dentry (its address, which the mount keeps
     /// alive).
     covering: BTreeMap<(u64, usize), Arc<Mount>>,
-    /// All that are in the tree, in the order in which they came.
-    list: Vec<Arc<Mount>>,
+    /// All that are in the tree, by their numbers.
+    list: BTreeMap<u64, Arc<Mount>>,
 }
 
-static TABLE: SpinLock<Table> = SpinLock::new(Table { covering: BTreeMap::new(), list: Vec::new() });
+impl Table {
+    /// The mounts that are directly on `mount`.
+    fn on<'a>(&'a self, mount: &Mount) -> impl Iterator<Item = &'a Arc<Mount>> {
+        self.covering.range((mount.id, 0)..=(mount.id, usize::MAX)).map(|(_, mount)| mount)
+    }
+
+    /// Takes the mount out; its place is returned to be dropped outside of locks.
+    fn take(&mut self, mount: &Mount) -> Option<Place> {
+        let place = mount.place.lock().take();
+        if let Some(place) = &place {
+            self.covering.remove(&(place.parent.id, Arc::as_ptr(&place.point) as usize));
+            place.point.mounts.fetch_sub(1, Ordering::SeqCst);
+        }
+        self.list.remove(&mount.id);
+        place
+    }
+}
+
+static TABLE: SpinLock<Table> = SpinLock::new(Table { covering: BTreeMap::new(), list: BTreeMap::new() });
 /// Serialises changes of the table, which look at it more than once.
 static CHANGE: Mutex<()> = Mutex::new(());
 fn key(path: &Path) -> (u64, usize) {
@@ -157,45 +175,42 @@ fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
     at.dentry.mounts.fetch_add(1, Ordering::SeqCst);
     *mount.place.lock() = Some(Place { parent: at.mount.clone(), point: at.dentry.clone() });
     table.covering.insert(key(&at), mount.clone());
-    table.list.push(mount.clone());
+    table.list.insert(mount.id, mount.clone());
     drop(table);
     Ok(())
 }
 
 /// Makes `mount` the root of all: the first mount of the system.
 pub fn attach_root(mount: &Arc<Mount>) {
-    TABLE.lock().list.push(mount.clone());
+    TABLE.lock().list.insert(mount.id, mount.clone());
 }
 
 /// Takes the mount out of the tree without looking whether it is in use. Its place is returned to be dropped
 /// outside of locks.
 fn detach_one(mount: &Arc<Mount>) -> Option<Place> {
-    let mut table = TABLE.lock();
-    let place = mount.place.lock().take();
-    if let Some(place) = &place {
-        table.covering.remove(&(place.parent.id, Arc::as_ptr(&place.point) as usize));
-        place.point.mounts.fetch_sub(1, Ordering::SeqCst);
-    }
-    table.list.retain(|m| !Arc::ptr_eq(m, mount));
-    place
+    TABLE.lock().take(mount)
 }
 
 /// The mounts below `mount`, itself first: each before those that are on it.
 fn subtree(mount: &Arc<Mount>) -> Vec<Arc<Mount>> {
-    let list = TABLE.lock().list.clone();
     let mut found: Vec<Arc<Mount>> = alloc::vec![mount.clone()];
-    // A mount can be moved below a later one: repeat until nothing is added.
+    let mut next = 0;
+    while let Some(parent) = found.get(next).cloned() {
+        found.extend(TABLE.lock().on(&parent).cloned());
+        next += 1;
+    }
+    found
+}
+
+/// Is `mount` on `top`, directly or not, or `top` itself?
+fn is_below(mount: &Arc<Mount>, top: &Arc<Mount>) -> bool {
+    let mut at = mount.clone();
     loop {
-        let before = found.len();
-        for candidate in &list {
-            let inside = candidate.place().is_some_and(|p| found.iter().any(|f| Arc::ptr_eq(f, &p.mount)));
-            if inside && !found.iter().any(|f| Arc::ptr_eq(f, candidate)) {
-                found.push(candidate.clone());
-            }
+        if Arc::ptr_eq(&at, top) {
+            return true;
         }
-        if found.len() == before {
-            return found;
-        }
+        let Some(place) = at.place() else { return false };
+        at = place.mount;
     }
 }
 
@@ -216,30 +231,20 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
         // The root of all stays, and so does what is no longer in the tree.
         return Err(Errno::EINVAL);
     }
-    let below = subtree(&mount);
-    if !lazy && below.len() > 1 {
-        return Err(Errno::EBUSY);
-    }
-    if !lazy {
-        // Under the table's lock no walk can enter the mount; these references are known: ours, the subtree's
-        // list, the table's two.
-        let mut table = TABLE.lock();
-        if Arc::strong_count(&mount) > 4 {
-            return Err(Errno::EBUSY);
-        }
-        let place = mount.place.lock().take();
-        if let Some(place) = &place {
-            table.covering.remove(&(place.parent.id, Arc::as_ptr(&place.point) as usize));
-            place.point.mounts.fetch_sub(1, Ordering::SeqCst);
-        }
-        table.list.retain(|m| !Arc::ptr_eq(m, &mount));
-        drop(table);
-        drop(place);
-    } else {
-        for mount in below.iter().rev() {
+    if lazy {
+        for mount in subtree(&mount).iter().rev() {
             drop(detach_one(mount));
         }
+        return Ok(());
     }
+    // Under the table's lock no walk can enter the mount; these references are known: ours, the table's two.
+    let mut table = TABLE.lock();
+    if table.on(&mount).next().is_some() || Arc::strong_count(&mount) > 3 {
+        return Err(Errno::EBUSY);
+    }
+    let place = table.take(&mount);
+    drop(table);
+    drop(place);
     Ok(())
 }
 
@@ -254,20 +259,17 @@ pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
     // Before the new mount is there, or it would be copied into itself.
     let below = if recursive { subtree(&from.mount) } else { Vec::new() };
     attach_locked(&top, at)?;
-    let mut copies: Vec<(Arc<Mount>, Arc<Mount>)> = alloc::vec![(from.mount.clone(), top)];
+    // By the number of what each is a copy of.
+    let mut copies = BTreeMap::from([(from.mount.id, top)]);
     for original in below.iter().skip(1) {
         let Some(place) = original.place() else { continue };
-        let Some((parent, new_parent)) =
-            copies.iter().find(|(old, _)| Arc::ptr_eq(old, &place.mount)).cloned()
-        else {
-            continue;
-        };
-        if Arc::ptr_eq(&parent, &from.mount) && !from.dentry.is_ancestor_of(&place.dentry) {
+        let Some(new_parent) = copies.get(&place.mount.id).cloned() else { continue };
+        if Arc::ptr_eq(&place.mount, &from.mount) && !from.dentry.is_ancestor_of(&place.dentry) {
             continue;
         }
         let new = copy(original, original.root.clone());
         attach_locked(&new, Path { mount: new_parent, dentry: place.dentry })?;
-        copies.push((original.clone(), new));
+        copies.insert(original.id, new);
     }
     Ok(())
 }
@@ -283,7 +285,7 @@ pub fn relocate(from: &Path, at: Path) -> Result<()> {
     if mount.root.inode.is_dir() != at.dentry.inode.is_dir() {
         return Err(Errno::ENOTDIR);
     }
-    if subtree(mount).iter().any(|m| Arc::ptr_eq(m, &at.mount)) {
+    if is_below(&at.mount, mount) {
         return Err(Errno::ELOOP);
     }
     let old = detach_one(mount);
@@ -302,7 +304,7 @@ pub fn remount(path: &Path, flags: u32, mount_only: bool, options: &str) -> Resu
     }
     if !mount_only {
         if flags & abi::MS_RDONLY != 0 && mount.superblock.flags() & abi::MS_RDONLY == 0 {
-            let busy = TABLE.lock().list.iter().any(|m| {
+            let busy = TABLE.lock().list.values().any(|m| {
                 Arc::ptr_eq(&m.superblock, &mount.superblock) && m.writers.load(Ordering::SeqCst) > 0
             });
             if busy {
@@ -329,7 +331,7 @@ pub fn pivot(old_root: &Path, new_root: &Path, put_old: Path) -> Result<()> {
     if Arc::ptr_eq(old, new) || Arc::ptr_eq(old, &put_old.mount) {
         return Err(Errno::EBUSY);
     }
-    if !subtree(new).iter().any(|m| Arc::ptr_eq(m, &put_old.mount)) {
+    if !is_below(&put_old.mount, new) {
         return Err(Errno::EINVAL);
     }
     // As in Linux: the first root file system is not attached to anything and cannot be moved.
@@ -345,7 +347,7 @@ pub fn pivot(old_root: &Path, new_root: &Path, put_old: Path) -> Result<()> {
 /// change meanwhile, and the references to the mounts do not make them look busy.
 pub fn with_all<R>(work: impl FnOnce(&[Arc<Mount>]) -> R) -> R {
     let _change = CHANGE.lock();
-    let list = TABLE.lock().list.clone();
+    let list: Vec<Arc<Mount>> = TABLE.lock().list.values().cloned().collect();
     let result = work(&list);
     // Before the lock is released: unmount counts references.
     drop(list);

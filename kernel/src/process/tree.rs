@@ -75,6 +75,11 @@ pub const PID_MAX: Pid = 32768;
 /// Where the numbers start again after `PID_MAX`, so that the low ones stay with long-lived processes.
 const RESERVED_PIDS: Pid = 300;
 
+/// The number that is tried after `pid`.
+fn after(pid: Pid) -> Pid {
+    if pid + 1 >= PID_MAX { RESERVED_PIDS } else { pid + 1 }
+}
+
 /// The tree's lock, held.
 pub(crate) struct Guard(IrqLockGuard<'static, Tree>);
 
@@ -199,15 +204,22 @@ impl Guard {
     /// A number that no thread, group or session has. It is taken until `free_pid` or `remove_thread`.
     pub fn allocate_pid(&mut self) -> Result<Pid> {
         let tree = &mut *self.0;
-        for _ in 0..PID_MAX {
+        let mut left = PID_MAX;
+        while left > 0 {
             let pid = tree.next_pid;
-            tree.next_pid = if pid + 1 >= PID_MAX { RESERVED_PIDS } else { pid + 1 };
-            let (word, bit) = (pid as usize / 64, 1 << (pid % 64));
-            let used = tree.used[word] & bit != 0
-                || !tree.groups.find(&pid).is_null()
-                || !tree.sessions.find(&pid).is_null();
-            if !used {
-                tree.used[word] |= bit;
+            let (word, bit) = (pid as usize / 64, pid % 64);
+            // A word at a time: most numbers may be taken.
+            let taken = (tree.used[word] >> bit).trailing_ones();
+            if taken > 0 {
+                left = left.saturating_sub(taken);
+                tree.next_pid = after(pid + taken - 1);
+                continue;
+            }
+            left -= 1;
+            tree.next_pid = after(pid);
+            // A number may be that of a group or session whose first process has gone.
+            if tree.groups.find(&pid).is_null() && tree.sessions.find(&pid).is_null() {
+                tree.used[word] |= 1 << bit;
                 return Ok(pid);
             }
         }

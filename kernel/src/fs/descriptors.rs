@@ -1,0 +1,74 @@
+//! Which descriptors are in use, as bits: the lowest free one of very many is found by a few words.
+
+use alloc::vec::Vec;
+
+/// Bits of a word.
+const BITS: usize = u64::BITS as usize;
+
+/// A set of small numbers.
+#[derive(Clone, Default)]
+pub struct Used {
+    words: Vec<u64>,
+    /// The words that are full.
+    full: Vec<u64>,
+}
+
+impl Used {
+    /// None.
+    pub const fn new() -> Self {
+        Self { words: Vec::new(), full: Vec::new() }
+    }
+
+    /// Makes room for numbers below `len`.
+    pub fn grow(&mut self, len: usize) {
+        let words = len.div_ceil(BITS);
+        if words > self.words.len() {
+            self.words.resize(words, 0);
+            self.full.resize(words.div_ceil(BITS), 0);
+        }
+    }
+
+    /// Adds a number for which there is room.
+    pub fn insert(&mut self, number: usize) {
+        let word = number / BITS;
+        self.words[word] |= 1 << (number % BITS);
+        if self.words[word] == u64::MAX {
+            self.full[word / BITS] |= 1 << (word % BITS);
+        }
+    }
+
+    /// Takes a number out.
+    pub fn remove(&mut self, number: usize) {
+        let word = number / BITS;
+        if let Some(bits) = self.words.get_mut(word) {
+            *bits &= !(1 << (number % BITS));
+            self.full[word / BITS] &= !(1 << (word % BITS));
+        }
+    }
+
+    /// The lowest number from `from` up that is not in the set; there may be no room for it yet.
+    pub fn first_free(&self, from: usize) -> usize {
+        let word = from / BITS;
+        let Some(bits) = self.words.get(word) else { return from };
+        let free = (bits >> (from % BITS)).trailing_ones() as usize;
+        if from % BITS + free < BITS {
+            return from + free;
+        }
+        let word = first_zero(&self.full, word + 1);
+        let bits = self.words.get(word).copied().unwrap_or(0);
+        word * BITS + bits.trailing_ones() as usize
+    }
+}
+
+/// The first bit from `from` up that is 0; behind the end all are.
+fn first_zero(words: &[u64], from: usize) -> usize {
+    let mut at = from;
+    while let Some(bits) = words.get(at / BITS) {
+        let ones = (bits >> (at % BITS)).trailing_ones() as usize;
+        if at % BITS + ones < BITS {
+            return at + ones;
+        }
+        at = (at / BITS + 1) * BITS;
+    }
+    at
+}
