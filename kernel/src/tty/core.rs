@@ -1,11 +1,10 @@
 //! Terminals: reading, writing, readiness, hanging up.
 //!
-//! Input comes from the device's thread through [`Tty::receive`], which edits and echoes. Locks: `reading` and `writing` make reads and
-//! writes atomic and are held over user copies; `discipline` is a spin lock, the driver's own locks are inside of it. Signals are sent with none
-//! of them held.
+//! Input comes from the device's thread through [`Tty::receive`], which edits and echoes. Locks: `reading`
+//! and `writing` make reads and writes atomic and are held over user copies; `discipline` is a spin lock, the
+//! driver's own locks are inside of it. Signals are sent with none of them held.
 
 use alloc::boxed::Box;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -49,9 +48,11 @@ pub struct Opened {
     pub generation: u64,
     /// Open for reading?
     pub readable: bool,
-    /// The master side of a pseudoterminal: it acts on the other side's terminal, and job control does not hold it up.
+    /// The master side of a pseudoterminal: it acts on the other side's terminal, and job control does not
+    /// hold it up.
     pub master: bool,
-    /// Open as `/dev/console`: no hang-up takes it away, and job control does not stop who reads or writes it.
+    /// Open as `/dev/console`: no hang-up takes it away, and job control does not stop who reads or writes
+    /// it.
     pub console: bool,
 }
 
@@ -59,8 +60,6 @@ pub struct Opened {
 pub struct Tty {
     /// Its device number.
     pub device: DeviceId,
-    /// Its name below `/dev`.
-    pub name: String,
     pub(super) discipline: SpinLock<Discipline>,
     /// The settings of a new terminal, which hanging up brings back.
     defaults: Termios,
@@ -84,10 +83,9 @@ pub struct Tty {
 
 impl Tty {
     /// A terminal with nobody on it.
-    pub fn new(device: DeviceId, name: String, termios: Termios, driver: Box<dyn Driver>) -> Arc<Self> {
+    pub fn new(device: DeviceId, termios: Termios, driver: Box<dyn Driver>) -> Arc<Self> {
         Arc::new(Self {
             device,
-            name,
             discipline: SpinLock::new(Discipline::new(termios)),
             defaults: termios,
             window: SpinLock::default(),
@@ -434,8 +432,8 @@ impl Tty {
         }
     }
 
-    /// Files that have it open no longer do, but for those of `/dev/console`: they read an end of file and cannot write. A
-    /// pseudoterminal has the settings of a new one again; a serial line keeps its own.
+    /// Files that have it open no longer do, but for those of `/dev/console`: they read an end of file and
+    /// cannot write. A pseudoterminal has the settings of a new one again; a serial line keeps its own.
     pub(super) fn hang_up(&self) {
         self.generation.fetch_add(1, Ordering::SeqCst);
         {

@@ -1,7 +1,7 @@
 //! Pseudoterminals: a terminal whose device is another program.
 //!
-//! `/dev/ptmx` makes a pair. The master side is a [`Master`]; the other, `/dev/pts/N`, is an ordinary terminal whose driver puts output
-//! where the master reads it, and whose input is what the master writes.
+//! `/dev/ptmx` makes a pair. The master side is a [`Master`]; the other, `/dev/pts/N`, is an ordinary
+//! terminal whose driver puts output where the master reads it, and whose input is what the master writes.
 
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
@@ -19,7 +19,9 @@ use super::ioctl;
 use super::termios::Termios;
 use crate::errno::{Errno, Result};
 use crate::fs::device::register_character_device;
-use crate::fs::{Dentry, DeviceId, Events, File, FileOps, Kind, Path, Sink, Source};
+use crate::fs::open::open_place;
+use crate::fs::path::{Start, resolve};
+use crate::fs::{Dentry, DeviceId, Events, File, FileOps, Path, Sink, Source};
 use crate::mm::uaccess::{read_user, write_user};
 use crate::process;
 use crate::sync::{Mutex, SpinLock, WaitQueue};
@@ -93,7 +95,8 @@ impl Driver for Slave {
     }
 
     fn pending(&self) -> usize {
-        // What the master has not read counts as delivered, as in Linux: a terminal that is drained does not wait for it.
+        // What the master has not read counts as delivered, as in Linux: a terminal that is drained does not
+        // wait for it.
         0
     }
 
@@ -209,7 +212,7 @@ pub fn open_master(_flags: u32) -> Result<Arc<dyn FileOps>> {
         };
         let termios = Termios::new(abi::B38400, 38_400);
         let device = DeviceId::new(MAJOR, number);
-        let tty = Tty::new(device, alloc::format!("pts/{number}"), termios, Box::new(Slave(link.clone())));
+        let tty = Tty::new(device, termios, Box::new(Slave(link.clone())));
         let pair = Arc::new(Pair {
             link: link.clone(),
             tty,
@@ -230,10 +233,7 @@ pub fn open_master(_flags: u32) -> Result<Arc<dyn FileOps>> {
 }
 
 fn open_slave(device: DeviceId, _: &Path, flags: u32) -> Result<Arc<dyn FileOps>> {
-    open_side(&find(device.minor).ok_or(Errno::EIO)?, flags)
-}
-
-fn open_side(pair: &Arc<Pair>, flags: u32) -> Result<Arc<dyn FileOps>> {
+    let pair = find(device.minor).ok_or(Errno::EIO)?;
     if pair.locked.load(Ordering::SeqCst) || pair.link.master_closed.load(Ordering::SeqCst) {
         return Err(Errno::EIO);
     }
@@ -379,7 +379,7 @@ impl FileOps for Master {
         true
     }
 
-    fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
+    fn ioctl(&self, file: &File, command: u32, argument: usize) -> Result<usize> {
         match command {
             request::TIOCGPTN => write_user(argument, &self.number)?,
             request::TIOCSPTLCK => {
@@ -406,7 +406,7 @@ impl FileOps for Master {
                 }
                 self.pair.tty.signal_foreground(signal);
             }
-            request::TIOCGPTPEER => return self.open_peer(argument as u32),
+            request::TIOCGPTPEER => return self.open_peer(file, argument as u32),
             request::FIONREAD => {
                 let count = self.pair.link.output.lock().bytes.len();
                 write_user(argument, &(count as i32))?;
@@ -433,14 +433,19 @@ impl FileOps for Master {
 }
 
 impl Master {
-    /// TIOCGPTPEER: a descriptor for the terminal, without a path.
-    fn open_peer(&self, flags: u32) -> Result<usize> {
+    /// TIOCGPTPEER: a descriptor for the terminal, whatever the caller's own root directory has at its name.
+    fn open_peer(&self, master: &File, flags: u32) -> Result<usize> {
         let allowed = abi::O_ACCMODE | abi::O_NOCTTY | abi::O_CLOEXEC | abi::O_NONBLOCK;
         if flags & !allowed != 0 {
             return Err(Errno::EINVAL);
         }
-        let ops = open_side(&self.pair, flags)?;
-        let file = File::anonymous(Kind::Anonymous, &self.pair.tty.name, ops, flags);
+        let mut start = Start::kernel();
+        start.base = master.path().parent(&start.root);
+        // Beside `/dev/ptmx` is the directory of the terminals; beside `/dev/pts/ptmx` they are themselves.
+        let names = [alloc::format!("pts/{}", self.number), alloc::format!("{}", self.number)];
+        let places = names.iter().filter_map(|name| resolve(&start, name.as_bytes(), true).ok());
+        let place = places.into_iter().find(|place| place.inode().rdev == self.pair.tty.device);
+        let file = open_place(&start, &place.ok_or(Errno::ENODEV)?, flags)?;
         let limit = crate::fs::caller::descriptor_limit();
         let fd = crate::fs::caller::files().install(file, 0, limit, flags & abi::O_CLOEXEC != 0)?;
         Ok(fd as usize)

@@ -1,7 +1,8 @@
 //! The serial console: `ttyS0` on the first serial port.
 //!
-//! Interrupts put input into a ring; a thread of the kernel's own takes it to the line discipline, which may send signals and
-//! wake readers. Output goes into a ring, too, which the port's transmit interrupt empties; writers sleep when it is full.
+//! Interrupts put input into a ring; a thread of the kernel's own takes it to the line discipline, which may
+//! send signals and wake readers. Output goes into a ring, too, which the port's transmit interrupt empties;
+//! writers sleep when it is full.
 
 use alloc::boxed::Box;
 use alloc::collections::VecDeque;
@@ -78,8 +79,8 @@ impl Driver for SerialPort {
     }
 }
 
-/// Changes the output, gives the port what it takes at once, and asks for an interrupt when there is more. The port gets one burst at a
-/// time: interrupts must not stay off for the whole ring.
+/// Changes the output, gives the port what it takes at once, and asks for an interrupt when there is more.
+/// The port gets one burst at a time: interrupts must not stay off for the whole ring.
 fn change(work: impl FnOnce(&mut Output)) {
     let (before, left) = {
         let mut output = OUTPUT.lock();
@@ -121,7 +122,8 @@ pub fn input(byte: u8) {
     }
 }
 
-/// Sends what programs have written before the machine goes off. Output that was stopped by the STOP character goes out, too.
+/// Sends what programs have written before the machine goes off. Output that was stopped by the STOP
+/// character goes out, too.
 pub fn drain() {
     loop {
         let mut chunk = [0u8; 64];
@@ -147,8 +149,7 @@ pub fn init() {
     OUTPUT.lock().bytes.reserve_exact(OUTPUT_SIZE + ECHO_ROOM + 16);
     let mut termios = Termios::new(abi::B115200, 115_200);
     termios.control |= abi::CLOCAL;
-    let tty =
-        CONSOLE.call_once(|| Tty::new(DeviceId::new(4, 64), "ttyS0".into(), termios, Box::new(SerialPort)));
+    let tty = CONSOLE.call_once(|| Tty::new(DeviceId::new(4, 64), termios, Box::new(SerialPort)));
     let tty = tty.clone();
     sched::spawn_kernel_thread("ttyS0", move || receive_loop(&tty));
     serial::enable_interrupts(input, transmit_ready);

@@ -10,9 +10,9 @@ use roundtable_programs::sys::{check, settles};
 use roundtable_programs::{Errno, place, tests};
 
 tests! { canonical_line, erasing, literal_next, end_of_file, echo_of_controls, newlines, raw_minimum_and_time,
-switch_to_canonical, signals_reach_the_foreground, background_read_stops, background_write, orphans_get_an_error,
-window_size, hangup_by_close, hangup_by_leader, hangup_and_the_foreground, vhangup, serial_line, flow_control, flush, packet_mode, session_rules, settings_are_kept,
-names_and_locks }
+switch_to_canonical, signals_reach_the_foreground, background_read_stops, background_write,
+orphans_get_an_error, window_size, hangup_by_close, hangup_by_leader, hangup_and_the_foreground, vhangup,
+serial_line, flow_control, flush, packet_mode, session_rules, settings_are_kept, names_and_locks }
 
 /// Both sides of a new pseudoterminal.
 struct Pty {
@@ -526,7 +526,8 @@ fn vhangup() {
     assert_eq!(pty.screen(1), b"x");
 }
 
-/// A serial line is hung up when its session's leader ends. The console on it is spared, and the line keeps its settings.
+/// A serial line is hung up when its session's leader ends. The console on it is spared, and the line keeps
+/// its settings.
 fn serial_line() {
     let open = |flags| Fd::open("/dev/ttyS0", libc::O_RDWR | flags).unwrap();
     let console = Fd::open("/dev/console", libc::O_RDWR | libc::O_NONBLOCK).unwrap();
@@ -577,7 +578,8 @@ fn serial_line() {
 
 fn flow_control() {
     let pty = Pty::silent();
-    // Linux looks at what is typed in its own time, in order: when the line has come, the stop before it has been seen.
+    // Linux looks at what is typed in its own time, in order: when the line has come, the stop before it has
+    // been seen.
     pty.type_in(b"\x13seen\n");
     assert!(readable(&pty.slave, 1000));
     let mut line = [0; 5];
@@ -679,6 +681,12 @@ fn names_and_locks() {
     let slave = Fd::open(&path, libc::O_RDWR | libc::O_NOCTTY).unwrap();
     let target = std::fs::read_link(format!("/proc/self/fd/{}", slave.raw())).unwrap();
     assert_eq!(target.to_str().unwrap(), path);
+    // The other way to it leads to the same name.
+    let flags = libc::O_RDWR | libc::O_NOCTTY;
+    // SAFETY: takes integers.
+    let peer = Fd::own(check(unsafe { libc::ioctl(master.raw(), libc::TIOCGPTPEER, flags) }).unwrap());
+    assert_eq!(std::fs::read_link(format!("/proc/self/fd/{}", peer.raw())).unwrap(), target);
+    drop(peer);
     assert_eq!(slave.write(b"x"), Ok(1));
     drop(slave);
     // What was written before the close is read first; then there is nobody.
