@@ -50,7 +50,8 @@ fn percentile(sorted: &[u64], percent: usize) -> u64 {
 }
 
 fn row(name: &str, shared: &str, unshared: &str) {
-    println!("  {name:<44} {shared:>22} {unshared:>22}");
+    // A terminal's 80 columns.
+    println!("  {name:<40} {shared:>18} {unshared:>18}");
 }
 
 impl Report {
@@ -79,15 +80,14 @@ impl Report {
         let (with, without) = both(|g| &g.measurements.attach_nanoseconds);
         row("time to attach: mmap (median / 99 %)", &with, &without);
         let (with, without) = both(|g| &g.measurements.touch_nanoseconds);
-        row("CPU time to touch and verify (median / 99 %)", &with, &without);
+        row("CPU time to touch it all (median / 99 %)", &with, &without);
         let whole = |g: &Gathering| format!("{} / {}", seconds(g.start), seconds(g.end));
-        row("all there after / all gone after another", &whole(shared), &whole(unshared));
+        row("all there after / gone after another", &whole(shared), &whole(unshared));
         println!();
-        println!(
-            "  Page tables: the growth of PageTables in /proc/meminfo. All but the PMD tables for the huge pages"
-        );
-        println!("  map the processes' own programs, stacks and records, which nobody shares.");
-        println!("  PMD tables: what the kernel counts as shared, and what touching added to PageTables.");
+        println!("  Page tables: the growth of PageTables in /proc/meminfo. All but the PMD tables");
+        println!("  for the huge pages map the processes' own programs, stacks and records, which");
+        println!("  nobody shares. PMD tables: what the kernel counts as shared, and what touching");
+        println!("  added to PageTables.");
         println!();
         self.print_counters();
     }
