@@ -12,6 +12,7 @@ mod step;
 mod test;
 mod toolchain;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -60,7 +61,8 @@ fn main() -> ExitCode {
     match execute(Cli::parse().command) {
         Ok(status) => ExitCode::from(status as u8),
         Err(error) => {
-            eprintln!("xtask: {error:#}");
+            // Without a terminal or a reader there is nobody to tell.
+            let _ = writeln!(io::stderr(), "xtask: {error:#}");
             ExitCode::from(MACHINE_FAILED as u8)
         }
     }

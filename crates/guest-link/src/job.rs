@@ -20,8 +20,6 @@ pub struct Job {
     pub directory: Vec<u8>,
     /// Where the job's standard input comes from.
     pub input: Input,
-    /// Whether the console turns newlines into CR LF, which only a raw terminal needs.
-    pub cooked_output: bool,
     /// Rows and columns of the user's terminal.
     pub window: Option<(u16, u16)>,
 }
@@ -56,7 +54,8 @@ pub struct Test {
 pub enum Input {
     /// `/dev/null`.
     Null,
-    /// The console, as the job's controlling terminal.
+    /// A pseudoterminal, which is the job's controlling terminal and its output too. Init carries what is
+    /// typed and its size from the stuffed stream on the console, and what it shows to the console.
     Terminal,
     /// A pipe that init fills from the stuffed stream on the console.
     Relay,
@@ -100,9 +99,6 @@ impl Job {
                 Input::File => b"file",
             },
         );
-        if self.cooked_output {
-            put("cooked-output", b"");
-        }
         if let Some((rows, columns)) = self.window {
             put("window", format!("{rows} {columns}").as_bytes());
         }
@@ -132,7 +128,6 @@ impl Job {
             environment: Vec::new(),
             directory: b"/".to_vec(),
             input: Input::Null,
-            cooked_output: false,
             window: None,
         };
         let body = bytes.strip_suffix(&[0]).ok_or_else(|| bad("it does not end with a NUL"))?;
@@ -154,7 +149,6 @@ impl Job {
                         _ => return Err(bad("an unknown input")),
                     }
                 }
-                b"cooked-output" => job.cooked_output = true,
                 b"window" => {
                     let (rows, columns) = text()?.split_once(' ').ok_or_else(|| bad("window"))?;
                     let number = |text: &str| text.parse().map_err(|_| bad("window"));
@@ -206,7 +200,6 @@ mod tests {
             environment: vec![b"PATH=/bin".to_vec(), b"EMPTY=".to_vec()],
             directory: b"/tmp".to_vec(),
             input: Input::Relay,
-            cooked_output: true,
             window: Some((24, 80)),
         }
     }

@@ -1,12 +1,12 @@
 //! What the host and the guest's init say to each other.
 //!
-//! Four one-way streams, all of them Linux interfaces that every kernel has, so that the same
-//! init works on Roundtable and on Debian's Linux:
+//! Four one-way streams, all of them Linux interfaces that every kernel has, so that the same init works on
+//! Roundtable and on Debian's Linux:
 //!
 //! * the [`Job`]: a file in the initramfs, written by the host, read and removed by init;
 //! * [`Frame`]s: reports of init to the host, in between the job's output on the console;
 //! * [`record`]s: what measuring programs print, for the host to collect;
-//! * [`relay`]: the job's standard input, when it is not a terminal, byte-stuffed so that it has an end.
+//! * [`relay`]: the job's standard input, byte-stuffed: it has an end, and a terminal's size between its bytes.
 #![warn(missing_docs)]
 
 pub mod frame;

@@ -4,49 +4,16 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::fd::AsFd;
-use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Signal, set_parent_process_death_signal};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
-/// The signals that end this program, as something to wait for: the terminal must be put right first.
-#[derive(Debug)]
-pub struct Signals {
-    last: Arc<AtomicUsize>,
-    wake: UnixStream,
-}
-
-impl Signals {
-    /// Catches SIGINT, SIGTERM and SIGHUP from now on.
-    pub fn catch() -> io::Result<Signals> {
-        let (wake, sender) = UnixStream::pair()?;
-        wake.set_nonblocking(true)?;
-        let last = Arc::new(AtomicUsize::new(0));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            // In this order: who wakes up finds the number.
-            signal_hook::flag::register_usize(signal, last.clone(), signal as usize)?;
-            signal_hook::low_level::pipe::register(signal, sender.try_clone()?)?;
-        }
-        Ok(Signals { last, wake })
-    }
-
-    fn take(&self) -> Option<i32> {
-        let mut bytes = [0; 64];
-        while matches!((&self.wake).read(&mut bytes), Ok(1..)) {}
-        match self.last.swap(0, Ordering::SeqCst) {
-            0 => None,
-            signal => Some(signal as i32),
-        }
-    }
-}
+use crate::signals::{Caught, Change, Signals};
 
 /// What happened to a guest.
 #[derive(Debug)]
@@ -59,6 +26,8 @@ pub enum Event {
     Closed,
     /// We were told to end.
     Signal(i32),
+    /// Something about our terminal.
+    Terminal(Change),
     /// The deadline is here.
     Deadline,
 }
@@ -116,6 +85,12 @@ impl Guest {
         stdin: Option<&io::Stdin>,
     ) -> Result<Event> {
         loop {
+            // Several signals may have come in one wake-up.
+            match signals.take() {
+                Some(Caught::End(signal)) => return Ok(Event::Signal(signal)),
+                Some(Caught::Terminal(change)) => return Ok(Event::Terminal(change)),
+                None => {}
+            }
             let timeout = match deadline {
                 None => None,
                 Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
@@ -124,8 +99,7 @@ impl Guest {
                     Some(left) => Some(Timespec::try_from(left + Duration::from_millis(1))?),
                 },
             };
-            let mut fds =
-                vec![PollFd::new(&self.output, PollFlags::IN), PollFd::new(&signals.wake, PollFlags::IN)];
+            let mut fds = vec![PollFd::new(&self.output, PollFlags::IN), signals.poll_entry()];
             let stdin_at = stdin.map(|stdin| {
                 fds.push(PollFd::from_borrowed_fd(stdin.as_fd(), PollFlags::IN));
                 fds.len() - 1
@@ -141,10 +115,8 @@ impl Guest {
             }
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             drop(fds);
-            if ready[1]
-                && let Some(signal) = signals.take()
-            {
-                return Ok(Event::Signal(signal));
+            if ready[1] {
+                continue;
             }
             if input_at.is_some_and(|at| ready[at]) {
                 self.flush();

@@ -13,6 +13,8 @@ pub mod output;
 pub mod plan;
 pub mod program;
 pub mod run;
+mod session;
+pub mod signals;
 pub mod size;
 pub mod terminal;
 pub mod watch;

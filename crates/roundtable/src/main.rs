@@ -1,5 +1,6 @@
 //! The host command: runs programs on the Roundtable kernel, and audits Linux hosts.
 
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,7 +13,8 @@ use roundtable::plan::{self, PlanOptions};
 use roundtable::run::{MACHINE_FAILED, Parts, run};
 use roundtable::watch::{self, WatchOptions};
 
-/// Runs programs on the Roundtable kernel; on a Linux host tells who shares page tables, who could, and what it saves.
+/// Runs programs on the Roundtable kernel; on a Linux host tells who shares page tables, who could, and what
+/// it saves.
 #[derive(Parser)]
 #[command(version)]
 struct Cli {
@@ -44,7 +46,8 @@ fn main() -> ExitCode {
     match execute(Cli::parse()) {
         Ok(status) => ExitCode::from(status as u8),
         Err(error) => {
-            eprintln!("roundtable: {error:#}");
+            // Without a terminal or a reader there is nobody to tell.
+            let _ = writeln!(io::stderr(), "roundtable: {error:#}");
             ExitCode::from(MACHINE_FAILED as u8)
         }
     }

@@ -1,25 +1,21 @@
 //! Runs one job in a guest, with its console on the user's terminal.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use guest_link::{Decoder, Ending, Frame, Input, Item, Job, Work, job, relay};
-use indicatif::ProgressBar;
+use guest_link::{Input, Job, Work, job};
 
-use crate::console::{self, Log};
-use crate::guest::{Event, Guest, Signals};
+use crate::console::Log;
 use crate::initramfs::{Initramfs, parse_file_option};
 use crate::machine::{Machine, pool_parameters};
 use crate::options::{Kernel, RunOptions};
 use crate::program;
-use crate::terminal::{self, Escape, Raw};
+use crate::session::Session;
+use crate::terminal;
 
 /// Exit status when the machine itself failed.
 pub const MACHINE_FAILED: i32 = 125;
-/// How long a guest may take to power off once its job is over.
-const POWER_OFF: Duration = Duration::from_secs(20);
 
 /// Where the built things are.
 #[derive(Clone, Debug)]
@@ -80,9 +76,15 @@ pub fn base_environment() -> Vec<Vec<u8>> {
     // The guest's console is a terminal always; this is how a job learns that nobody watches the other end.
     let watched = io::stdout().is_terminal();
     let terminal = std::env::var("TERM").ok().filter(|_| watched).unwrap_or_else(|| "dumb".into());
-    ["PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", "USER=root", &format!("TERM={terminal}")]
-        .map(|variable| variable.as_bytes().to_vec())
-        .to_vec()
+    let base = ["PATH=/bin:/sbin:/usr/bin:/usr/sbin", "HOME=/root", "USER=root", &format!("TERM={terminal}")];
+    let mut variables: Vec<_> = base.iter().map(|variable| variable.as_bytes().to_vec()).collect();
+    // What says how the terminal may be used goes with it.
+    for name in ["NO_COLOR", "COLORTERM"] {
+        if let Some(value) = std::env::var_os(name).filter(|_| watched) {
+            variables.push([name.as_bytes(), b"=", value.as_encoded_bytes()].concat());
+        }
+    }
+    variables
 }
 
 /// Runs the job that the options describe; gives the exit status for the shell.
@@ -100,10 +102,10 @@ pub fn run(options: &RunOptions, parts: &Parts) -> Result<i32> {
         input: match &input {
             _ if interactive => Input::Terminal,
             Some(_) => Input::File,
-            // Also for a terminal that types into a job whose output goes elsewhere: it stays in its own line mode.
+            // Also for a terminal that types into a job whose output goes elsewhere: it stays in its own line
+            // mode.
             None => Input::Relay,
         },
-        cooked_output: interactive,
         window: terminal::window(),
     };
     let (machine, job, _initrd) = prepare(options, parts, job, input)?;
@@ -182,223 +184,4 @@ fn prepare(
         parameters,
     };
     Ok((machine, job, initrd))
-}
-
-/// One guest on the terminal.
-struct Session<'a> {
-    options: &'a RunOptions,
-    guest: Guest,
-    signals: Signals,
-    decoder: Decoder,
-    log: Log,
-    input: Input,
-    raw: Option<Raw>,
-    escape: Escape,
-    /// Stuffed bytes that the guest may still be sent.
-    window: usize,
-    input_open: bool,
-    started: bool,
-    ending: Option<Ending>,
-    spinner: ProgressBar,
-    deadline: Option<Instant>,
-}
-
-/// Why a session is over.
-enum Stop {
-    Closed,
-    Signal(i32),
-    Deadline,
-    User,
-    /// Nobody reads our output any more.
-    Output,
-}
-
-impl<'a> Session<'a> {
-    fn new(options: &'a RunOptions, job: &Job, machine: &Machine, log: Log) -> Result<Session<'a>> {
-        let signals = Signals::catch()?;
-        let guest = Guest::start(machine.command())?;
-        let spinner = ProgressBar::new_spinner();
-        if !options.verbose {
-            let name = match &options.kernel {
-                Kernel::Roundtable => "Roundtable".into(),
-                Kernel::Linux => "Debian's Linux".into(),
-                Kernel::File(path) => path.display().to_string(),
-            };
-            spinner.set_message(format!("booting {name}"));
-            spinner.enable_steady_tick(Duration::from_millis(100));
-        }
-        Ok(Session {
-            options,
-            guest,
-            signals,
-            decoder: Decoder::new(&job.key),
-            log,
-            input: job.input,
-            raw: None,
-            escape: Escape::default(),
-            window: relay::WINDOW,
-            input_open: true,
-            started: false,
-            ending: None,
-            spinner,
-            deadline: options.time_limit.map(|limit| Instant::now() + Duration::from_secs(limit)),
-        })
-    }
-
-    fn run(mut self) -> Result<i32> {
-        let stop = self.serve()?;
-        self.spinner.finish_and_clear();
-        drop(self.raw.take());
-        let (status, errors) = match stop {
-            Stop::Closed => self.guest.reap()?,
-            _ => self.guest.finish()?,
-        };
-        let held = self.decoder.finish();
-        self.log.add(&held)?;
-        match (self.ending, stop) {
-            (Some(ending), Stop::Closed) => Ok(self.report(ending)),
-            (Some(ending), Stop::Deadline) => {
-                self.report(ending);
-                eprintln!("roundtable: the machine did not power off after the program ended");
-                Ok(MACHINE_FAILED)
-            }
-            (None, Stop::Closed) if !status.success() || (!errors.is_empty() && !self.started) => {
-                eprintln!("roundtable: QEMU failed ({status}): {errors}");
-                Ok(MACHINE_FAILED)
-            }
-            (None, Stop::Closed) => {
-                eprintln!("roundtable: the machine went down before the program ended");
-                self.show_log();
-                Ok(MACHINE_FAILED)
-            }
-            (None, Stop::Deadline) => {
-                let limit = self.options.time_limit.unwrap_or_default();
-                eprintln!("roundtable: stopped at the time limit of {limit} s");
-                self.show_log();
-                Ok(Ending::TimedOut.status())
-            }
-            (_, Stop::Signal(signal)) => Ok(128 + signal),
-            // As a program on the host would end: by SIGPIPE, without a word.
-            (_, Stop::Output) => Ok(128 + 13),
-            (_, Stop::User) => {
-                eprintln!("roundtable: the machine was ended by Ctrl-A X");
-                Ok(130)
-            }
-        }
-    }
-
-    /// The status for the shell, with a word on endings that a status alone does not explain.
-    fn report(&self, ending: Ending) -> i32 {
-        if let Ending::NotStarted(errno) = ending {
-            let error = io::Error::from_raw_os_error(errno);
-            eprintln!("roundtable: the guest cannot run the program: {error}");
-        }
-        ending.status()
-    }
-
-    /// The end of the console, unless the user saw it already.
-    fn show_log(&self) {
-        if !self.options.verbose {
-            eprintln!(
-                "roundtable: the last lines of its console (all of it: {}):",
-                self.log.path().display()
-            );
-            for line in self.log.last_lines(40).lines() {
-                eprintln!("  | {line}");
-            }
-        }
-    }
-
-    fn serve(&mut self) -> Result<Stop> {
-        let stdin = io::stdin();
-        loop {
-            let wants_input = self.started
-                && self.ending.is_none()
-                && self.input_open
-                && self.window > 1
-                && matches!(self.input, Input::Terminal | Input::Relay);
-            let watched = wants_input.then_some(&stdin);
-            match self.guest.wait(&self.signals, self.deadline, watched)? {
-                Event::Output(bytes) => {
-                    for item in self.decoder.feed(&bytes) {
-                        if !self.take(item)? {
-                            return Ok(Stop::Output);
-                        }
-                    }
-                }
-                Event::Input => {
-                    if !self.forward_input()? {
-                        return Ok(Stop::User);
-                    }
-                }
-                Event::Closed => return Ok(Stop::Closed),
-                Event::Signal(signal) => return Ok(Stop::Signal(signal)),
-                Event::Deadline => return Ok(Stop::Deadline),
-            }
-        }
-    }
-
-    /// Handles one item of the console's stream; false when nobody reads our output.
-    fn take(&mut self, item: Item) -> Result<bool> {
-        match item {
-            Item::Text(text) => {
-                self.log.add(&text)?;
-                if self.options.verbose || (self.started && self.ending.is_none()) {
-                    let mut out = io::stdout().lock();
-                    match out.write_all(&text).and_then(|()| out.flush()) {
-                        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(false),
-                        result => result.context("standard output")?,
-                    }
-                }
-            }
-            Item::Frame(Frame::Start) => {
-                self.spinner.finish_and_clear();
-                self.started = true;
-                if self.input == Input::Terminal {
-                    self.raw = Some(Raw::enter()?);
-                }
-            }
-            Item::Frame(Frame::Exit(ending)) => {
-                self.ending = Some(ending);
-                drop(self.raw.take());
-                self.deadline = Some(Instant::now() + POWER_OFF);
-            }
-            Item::Frame(Frame::Credit(bytes)) => self.window += bytes,
-            Item::Frame(Frame::Note(note)) => {
-                self.log.add(format!("init: {note}\r\n").as_bytes())?;
-                if self.options.verbose {
-                    eprintln!("init: {}", console::printable(note.as_bytes()));
-                }
-            }
-            Item::Frame(Frame::TestStart { .. } | Frame::TestEnd { .. }) => {}
-        }
-        Ok(true)
-    }
-
-    /// Takes what our standard input has; false when the user wants the machine to end.
-    fn forward_input(&mut self) -> Result<bool> {
-        // Stuffing may double the bytes, and the window is counted in stuffed ones.
-        let mut buffer = vec![0; if self.input == Input::Relay { self.window / 2 } else { 1024 }];
-        // Straight from the descriptor: the standard library's own buffer would hide bytes from poll.
-        let read = match rustix::io::read(io::stdin(), &mut buffer) {
-            Ok(read) => read,
-            Err(rustix::io::Errno::INTR | rustix::io::Errno::AGAIN) => return Ok(true),
-            // A background process may not read from its terminal; the job then has no input.
-            Err(_) => 0,
-        };
-        buffer.truncate(read);
-        if read == 0 {
-            self.input_open = false;
-        }
-        if self.input == Input::Relay {
-            let bytes = if read == 0 { relay::end().to_vec() } else { relay::stuff(&buffer) };
-            self.window = self.window.saturating_sub(bytes.len());
-            self.guest.send(&bytes);
-        } else if let Some(bytes) = self.escape.filter(&buffer) {
-            self.guest.send(&bytes);
-        } else {
-            return Ok(false);
-        }
-        Ok(true)
-    }
 }

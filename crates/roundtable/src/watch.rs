@@ -1,29 +1,29 @@
 //! `roundtable watch`: the audit as a live screen.
 
 use std::collections::HashMap;
-use std::io::IsTerminal;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::io::{self, IsTerminal};
 use std::sync::mpsc::{self, Receiver, TryRecvError};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::Args;
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind, KeyModifiers};
 use ratatui::layout::{Constraint, Layout};
 use ratatui::style::{Modifier, Style};
 use ratatui::text::Line;
 use ratatui::widgets::{Block, Paragraph, Row, Table};
 use ratatui::{DefaultTerminal, Frame};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 
 use crate::audit::report::{FileReport, Report};
 use crate::audit::{LookOptions, audit};
 use crate::output::human;
+use crate::signals::{Caught, Change, Signals};
+use crate::terminal;
 
-/// How long the screen may take to notice a signal or a new audit.
-const ANSWERS: Duration = Duration::from_millis(100);
+/// How long the screen may take to notice a new audit.
+const ANSWERS: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// How to watch.
 #[derive(Args, Clone, Debug)]
@@ -44,14 +44,17 @@ pub fn run(options: &WatchOptions) -> Result<i32> {
     }
     // An error before the screen is taken stays readable.
     let looks = looks(options)?;
-    let ended = Arc::new(AtomicUsize::new(0));
-    for signal in [SIGINT, SIGTERM, SIGHUP] {
-        signal_hook::flag::register_usize(signal, ended.clone(), signal as usize)?;
-    }
+    let signals = Signals::catch()?;
+    signals.catch_terminal()?;
     // Restores the terminal on a panic as well.
     let mut terminal = ratatui::try_init()?;
-    let result = show(&mut terminal, &looks, &ended);
-    ratatui::restore();
+    let result = show(&mut terminal, &looks, &signals);
+    // Nothing is left to do about a terminal that is gone; but the screen, when it is dropped, would complain
+    // of it to that terminal.
+    let _ = ratatui::try_restore();
+    if terminal.show_cursor().is_err() {
+        std::mem::forget(terminal);
+    }
     result
 }
 
@@ -82,21 +85,23 @@ fn looks(options: &WatchOptions) -> Result<Receiver<Look>> {
     Ok(looks)
 }
 
-fn show(terminal: &mut DefaultTerminal, looks: &Receiver<Look>, ended: &AtomicUsize) -> Result<i32> {
+fn show(terminal: &mut DefaultTerminal, looks: &Receiver<Look>, signals: &Signals) -> Result<i32> {
     let (mut last, first) = looks.recv()?;
     let mut screen = Screen::new(first?);
     terminal.draw(|frame| screen.draw(frame))?;
     loop {
         let mut is_new = false;
-        if event::poll(ANSWERS)? {
-            match event::read()? {
-                event if is_end(&event) => return Ok(0),
-                event => is_new = matches!(event, Event::Resize(..)),
+        match wait(signals)? {
+            None => {}
+            Some(Wish::Leave(status)) => return Ok(status),
+            Some(Wish::Redraw) => is_new = true,
+            Some(Wish::Stop) => {
+                ratatui::try_restore()?;
+                terminal.show_cursor()?;
+                terminal::stop();
+                *terminal = ratatui::try_init()?;
+                is_new = true;
             }
-        }
-        match ended.load(Ordering::SeqCst) {
-            0 => {}
-            signal => return Ok(128 + signal as i32),
         }
         match looks.try_recv() {
             Ok((began, report)) => {
@@ -113,11 +118,63 @@ fn show(terminal: &mut DefaultTerminal, looks: &Receiver<Look>, ended: &AtomicUs
     }
 }
 
-/// Whether the user wants to leave.
-fn is_end(event: &Event) -> bool {
-    let Event::Key(key) = event else { return false };
-    let control_c = key.code == KeyCode::Char('c') && key.modifiers.contains(KeyModifiers::CONTROL);
-    key.kind == KeyEventKind::Press && (control_c || matches!(key.code, KeyCode::Char('q') | KeyCode::Esc))
+/// What the user wants, or the system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wish {
+    Leave(i32),
+    Stop,
+    Redraw,
+}
+
+/// Waits a while for a key or a signal. A terminal that is gone is seen here: the reader of keys that the
+/// screen's library has reads it for ever.
+fn wait(signals: &Signals) -> Result<Option<Wish>> {
+    let wish = |caught| match caught {
+        Caught::End(signal) => Wish::Leave(128 + signal),
+        Caught::Terminal(Change::Stop) => Wish::Stop,
+        Caught::Terminal(Change::Continued | Change::Resized) => Wish::Redraw,
+    };
+    if let Some(caught) = signals.take() {
+        return Ok(Some(wish(caught)));
+    }
+    let stdin = io::stdin();
+    let mut entries = [PollFd::new(&stdin, PollFlags::IN), signals.poll_entry()];
+    match poll(&mut entries, Some(&ANSWERS)) {
+        Ok(_) | Err(Errno::INTR) => {}
+        Err(error) => return Err(error.into()),
+    }
+    if entries[0].revents().is_empty() {
+        return Ok(signals.take().map(wish));
+    }
+    let mut keys = [0; 256];
+    match rustix::io::read(&stdin, &mut keys) {
+        Err(Errno::INTR | Errno::AGAIN) => Ok(None),
+        Ok(0) | Err(_) => Ok(Some(Wish::Leave(128 + libc::SIGHUP))),
+        Ok(count) => Ok(asked(&keys[..count])),
+    }
+}
+
+/// What the user asks for by these keys.
+fn asked(keys: &[u8]) -> Option<Wish> {
+    const CTRL_C: u8 = 3;
+    const CTRL_Z: u8 = 26;
+    const ESC: u8 = 27;
+    let mut rest = keys;
+    while let [key, after @ ..] = rest {
+        rest = after;
+        match (key, after) {
+            (b'q' | &CTRL_C, _) | (&ESC, []) => return Some(Wish::Leave(0)),
+            (&CTRL_Z, _) => return Some(Wish::Stop),
+            // An arrow or the like.
+            (&ESC, [b'[', name @ ..]) => {
+                let end = name.iter().position(|byte| (0x40..=0x7e).contains(byte));
+                rest = end.map_or(&[], |end| &name[end + 1..]);
+            }
+            (&ESC, [b'O', _, then @ ..] | [_, then @ ..]) => rest = then,
+            _ => {}
+        }
+    }
+    None
 }
 
 /// What is shown: the newest audit, and how fast faults came since the one before.
@@ -137,7 +194,8 @@ impl Screen {
             files(&self.report).flat_map(|file| file.faults_by_pid.iter().copied()).collect();
         self.rates = files(&report)
             .map(|file| {
-                // Only processes that were there before: all the faults of a new one's life are not of this second.
+                // Only processes that were there before: all the faults of a new one's life are not of this
+                // second.
                 let of = |(pid, faults): &(i32, u64)| {
                     before.get(pid).map_or(0, |before| faults.saturating_sub(*before))
                 };
@@ -278,7 +336,6 @@ mod tests {
     use crate::size::Size;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
-    use ratatui::crossterm::event::KeyEvent;
 
     /// This host's, with a file put in.
     fn report(faults: u64) -> Report {
@@ -345,11 +402,12 @@ mod tests {
 
     #[test]
     fn q_escape_and_control_c_leave() {
-        let key = |code, modifiers| Event::Key(KeyEvent::new(code, modifiers));
-        assert!(is_end(&key(KeyCode::Char('q'), KeyModifiers::NONE)));
-        assert!(is_end(&key(KeyCode::Esc, KeyModifiers::NONE)));
-        assert!(is_end(&key(KeyCode::Char('c'), KeyModifiers::CONTROL)));
-        assert!(!is_end(&key(KeyCode::Char('c'), KeyModifiers::NONE)));
-        assert!(!is_end(&Event::Resize(1, 1)));
+        for keys in ["q", "\x1b", "\x03", "xq", "\x1b[Aq", "\x1b[1;5Cq", "\x1bOPq", "\x1bxq"] {
+            assert_eq!(asked(keys.as_bytes()), Some(Wish::Leave(0)), "{keys:?}");
+        }
+        for keys in ["", "c", "\r", "\x1b[A", "\x1b[1;5C", "\x1bOq", "\x1bq", "\x1b[1;"] {
+            assert_eq!(asked(keys.as_bytes()), None, "{keys:?}");
+        }
+        assert_eq!(asked(b"\x1a"), Some(Wish::Stop));
     }
 }

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use console::style;
-use roundtable::guest::Signals;
 use roundtable::run::Parts;
+use roundtable::signals::Signals;
 use roundtable::size::Size;
 
 use super::finding::{Finding, Record};

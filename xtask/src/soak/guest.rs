@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use guest_link::{Decoder, Ending, Frame, Input, Item, Job, Work};
 use roundtable::console::{Log, printable};
-use roundtable::guest::{Event, Guest, Signals};
+use roundtable::guest::{Event, Guest};
 use roundtable::initramfs::Initramfs;
 use roundtable::machine::Machine;
 use roundtable::run::{Parts, base_environment, new_key};
+use roundtable::signals::Signals;
 use roundtable::size::Size;
 
 /// How long a kernel may take to start its init, on a busy machine.
@@ -89,7 +90,6 @@ impl Boot {
             environment: base_environment(),
             directory: b"/tmp".to_vec(),
             input: Input::Null,
-            cooked_output: false,
             window: None,
         };
         initramfs.set_job(&parts.programs.join("init"), &job)?;
@@ -141,7 +141,7 @@ impl Boot {
                     guest.finish()?;
                     bail!("ended by signal {signal}");
                 }
-                Event::Input => {}
+                Event::Input | Event::Terminal(_) => {}
             }
         };
         let (status, errors) = if over { guest.finish()? } else { guest.reap()? };

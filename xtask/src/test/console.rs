@@ -104,7 +104,7 @@ fn talk_once(
                 guest.finish()?;
                 bail!("ended by signal {signal}");
             }
-            Event::Input => {}
+            Event::Input | Event::Terminal(_) => {}
         }
     };
     Ok(reason.map(|reason| Failure { reason, heard: talk.rest.len() < script.talk.len() }))

@@ -9,6 +9,7 @@ mod programs;
 mod race;
 mod report;
 mod results;
+mod screens;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -19,8 +20,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use clap::Args;
-use roundtable::guest::Signals;
 use roundtable::run::Parts;
+use roundtable::signals::Signals;
 
 use crate::build::{self, BuildOptions};
 use crate::{linux, output_folder, setup, toolchain};
@@ -204,30 +205,37 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
         let signals = Signals::catch()?;
         Ok(Bench { parts: parts.clone(), signals, verbose: options.verbose, end, logs: logs.clone() })
     };
-    let lane = |subjects: &dyn Fn(&Boot) -> Vec<Subject>, report: &mut Report| -> Result<()> {
+    // Both kernels one after the other, or one of them.
+    let lane = |ours: bool, linux: bool, report: &mut Report| -> Result<()> {
         let bench = bench()?;
         for boot in &boots {
-            for subject in subjects(boot) {
+            for subject in subjects(boot, ours, linux) {
                 run_boot(&bench, boot, subject, &tests, options, report)?;
+            }
+        }
+        for (subject, wanted) in [(Subject::Shipped, ours), (Subject::Linux, linux)] {
+            if wanted {
+                screens::run(&bench, subject, options, report)?;
             }
         }
         Ok(())
     };
     if !ours || options.no_linux || options.one_by_one || !memory_holds_two() {
-        return lane(&|boot| subjects(boot, ours, !options.no_linux), report);
+        return lane(ours, !options.no_linux, report);
     }
     // A guest waits much: two of them finish sooner than one after the other, on two CPUs as well.
     let mut linux_report = report.beside();
     let (own, linux) = thread::scope(|scope| {
-        let linux = scope.spawn(|| lane(&|boot| subjects(boot, false, true), &mut linux_report));
-        let own = lane(&|boot| subjects(boot, true, false), report);
+        let linux = scope.spawn(|| lane(false, true, &mut linux_report));
+        let own = lane(true, false, report);
         (own, linux.join().expect("a panic ends the program"))
     });
     report.take_over(linux_report);
     own.and(linux)
 }
 
-/// Builds the programs and kernels of ours, side by side: each ends with one crate that keeps one CPU busy. Gives the programs' names.
+/// Builds the programs and kernels of ours, side by side: each ends with one crate that keeps one CPU busy.
+/// Gives the programs' names.
 fn build_all(kernels: &[Subject]) -> Result<BTreeSet<String>> {
     // Here, so that what has to be installed is installed one after the other.
     setup::host_libc()?;
@@ -273,7 +281,8 @@ fn run_boot(
     }
 }
 
-/// Runs the tests of a tool for Linux hosts on this one; gives all tests without those that are done with by that.
+/// Runs the tests of a tool for Linux hosts on this one; gives all tests without those that are done with by
+/// that.
 fn leave_to_linux(
     boot: &Boot,
     parts: &Parts,

@@ -155,7 +155,6 @@ impl<'a> Batch<'a> {
             environment: base_environment(),
             directory: b"/tmp".to_vec(),
             input: Input::Null,
-            cooked_output: false,
             window: None,
         };
         initramfs.set_job(&parts.programs.join("init"), &job)?;
@@ -195,8 +194,8 @@ impl<'a> Batch<'a> {
         shown(self.boot, self.subject, test, subtest)
     }
 
-    /// Follows the console to the end; gives how many programs are done with, or nothing if the emulator failed Linux and is
-    /// excused.
+    /// Follows the console to the end; gives how many programs are done with, or nothing if the emulator
+    /// failed Linux and is excused.
     fn watch(mut self, bench: &Bench, excuses: bool, report: &mut Report) -> Result<Option<usize>> {
         report.busy_with(&format!("{} on {}: booting", self.boot.name, self.subject.name()));
         let why = loop {
@@ -212,7 +211,7 @@ impl<'a> Batch<'a> {
                     self.guest.finish()?;
                     bail!("ended by signal {signal}");
                 }
-                Event::Input => {}
+                Event::Input | Event::Terminal(_) => {}
             }
         };
         let (status, errors) = match why {
@@ -374,7 +373,7 @@ impl<'a> Batch<'a> {
 mod tests {
     use super::*;
     use crate::test::boots::{Kernels, Selection, Work};
-    use roundtable::guest::Signals;
+    use roundtable::signals::Signals;
     use roundtable::size::Size;
     use std::sync::Arc;
     use std::sync::atomic::AtomicUsize;

@@ -8,10 +8,11 @@ use guest_link::{Decoder, Ending, Frame, Input, Item, Job, Work};
 
 use super::Subject;
 use crate::console::Log;
-use crate::guest::{Event, Guest, Signals};
+use crate::guest::{Event, Guest};
 use crate::initramfs::Initramfs;
 use crate::machine::Machine;
 use crate::run::{Parts, base_environment, new_key};
+use crate::signals::Signals;
 use crate::size::Size;
 
 /// How long a kernel may take to start its init, on a busy machine. Linux with counted instructions is slow.
@@ -89,7 +90,6 @@ impl<'a> Boot<'a> {
             environment: base_environment(),
             directory: b"/tmp".to_vec(),
             input: Input::Null,
-            cooked_output: false,
             window: None,
         };
         initramfs.set_job(&parts.programs.join("init"), &job)?;
@@ -130,7 +130,7 @@ impl<'a> Boot<'a> {
                     guest.finish()?;
                     bail!("ended by signal {signal}");
                 }
-                Event::Input => {}
+                Event::Input | Event::Terminal(_) => {}
             }
         };
         let (status, errors) = match why {

@@ -1,8 +1,8 @@
 //! The benchmark: each protocol on our kernel and Debian's Linux, in the same machine, in one run.
 //!
-//! Every subject is booted twice with the program `latency` as its job: with two CPUs for times and memory, and with
-//! counted instructions for the length of paths. What it prints as records is collected, written as JSON, and drawn as a
-//! table and as a page.
+//! Every subject is booted twice with the program `latency` as its job: with two CPUs for times and memory,
+//! and with counted instructions for the length of paths. What it prints as records is collected, written as
+//! JSON, and drawn as a table and as a page.
 
 mod boot;
 mod figures;
@@ -20,9 +20,9 @@ use guest_link::record::Record;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use crate::guest::Signals;
 use crate::output;
 use crate::run::Parts;
+use crate::signals::Signals;
 use boot::Boot;
 
 /// What the benchmark measures, and how long.

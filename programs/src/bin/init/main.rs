@@ -1,10 +1,12 @@
 //! PID 1 of the guests that the host command starts, on either kernel.
 //!
-//! It mounts what programs expect, runs the job that the host left in the initramfs, reports how that ended in a
-//! frame on the console and powers the machine off. It uses nothing but Linux interfaces.
+//! It mounts what programs expect, runs the job that the host left in the initramfs, reports how that ended
+//! in a frame on the console and powers the machine off. It uses nothing but Linux interfaces.
+
+mod terminal;
 
 use std::ffi::{CString, OsStr, OsString};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -14,6 +16,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use guest_link::{Ending, Frame, Input, Job, Test, Work, job, relay};
+use terminal::Terminal;
 
 fn main() {
     let mut init = match Init::new() {
@@ -116,7 +119,7 @@ impl Init {
         }
     }
 
-    /// Makes the console a terminal for the job, or a line that changes no byte.
+    /// Makes the console a line that changes no byte, of the size of the user's terminal.
     fn set_up_console(&mut self) {
         let fd = self.console.as_raw_fd();
         // SAFETY: a termios of zero bytes is valid, and tcgetattr fills it.
@@ -126,65 +129,56 @@ impl Init {
             self.report(Frame::Note(format!("tcgetattr: {}", io::Error::last_os_error())));
             return;
         }
-        if self.job.input != Input::Terminal {
-            settings.c_iflag &= !(libc::ICRNL | libc::INLCR | libc::IXON | libc::ISTRIP);
-            settings.c_lflag &= !(libc::ICANON | libc::ECHO | libc::ISIG | libc::IEXTEN);
-            settings.c_cc[libc::VMIN] = 1;
-            settings.c_cc[libc::VTIME] = 0;
-        }
-        if !self.job.cooked_output {
-            settings.c_oflag &= !libc::OPOST;
-        }
+        settings.c_iflag &= !(libc::ICRNL | libc::INLCR | libc::IXON | libc::ISTRIP);
+        settings.c_oflag &= !libc::OPOST;
+        settings.c_lflag &= !(libc::ICANON | libc::ECHO | libc::ISIG | libc::IEXTEN);
+        settings.c_cc[libc::VMIN] = 1;
+        settings.c_cc[libc::VTIME] = 0;
         // SAFETY: `settings` is a termios that lives through the call.
         if unsafe { libc::tcsetattr(fd, libc::TCSADRAIN, &settings) } != 0 {
             self.report(Frame::Note(format!("tcsetattr: {}", io::Error::last_os_error())));
         }
-        if let Some((rows, columns)) = self.job.window {
-            let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
-            // SAFETY: TIOCSWINSZ reads one winsize.
-            if unsafe { libc::ioctl(fd, libc::TIOCSWINSZ, &size) } != 0 {
-                self.report(Frame::Note(format!("TIOCSWINSZ: {}", io::Error::last_os_error())));
-            }
+        if let Some((rows, columns)) = self.job.window
+            && let Err(error) = terminal::set_window_size(&self.console, rows, columns)
+        {
+            self.report(Frame::Note(format!("TIOCSWINSZ: {error}")));
         }
     }
 
     fn run(&mut self, path: &[u8], arguments: &[Vec<u8>]) -> Ending {
-        let (stdin, terminal) = match self.job.input {
-            Input::Null => (Ok(Stdio::null()), None),
-            Input::File => (Ok(self.input.take().map_or_else(Stdio::null, Stdio::from)), None),
-            Input::Relay => (self.start_relay().map(Stdio::from), None),
-            // /dev/console cannot be a controlling terminal, so job control needs the device behind it.
-            Input::Terminal => match OpenOptions::new().read(true).write(true).open("/dev/ttyS0") {
-                Ok(terminal) => (terminal.try_clone().map(Stdio::from), Some(terminal)),
-                Err(error) => {
-                    self.report(Frame::Note(format!("/dev/ttyS0: {error}")));
-                    (Ok(Stdio::inherit()), None)
-                }
-            },
-        };
-        let stdin = match stdin {
-            Ok(stdin) => stdin,
-            Err(error) => return not_started(&error),
-        };
+        self.try_run(path, arguments)
+            .unwrap_or_else(|error| Ending::NotStarted(error.raw_os_error().unwrap_or(libc::EIO)))
+    }
+
+    fn try_run(&mut self, path: &[u8], arguments: &[Vec<u8>]) -> io::Result<Ending> {
         let mut command = self.command(path, arguments);
-        command.stdin(stdin);
-        if let Some(terminal) = &terminal {
-            match (terminal.try_clone(), terminal.try_clone()) {
-                (Ok(out), Ok(err)) => command.stdout(out).stderr(err),
-                (Err(error), _) | (_, Err(error)) => return not_started(&error),
-            };
+        let terminal = match self.job.input {
+            Input::Terminal => Some(Terminal::open(self.job.window)?),
+            _ => None,
+        };
+        match self.job.input {
+            Input::Null => command.stdin(Stdio::null()),
+            Input::File => command.stdin(self.input.take().map_or_else(Stdio::null, Stdio::from)),
+            Input::Relay => command.stdin(self.start_relay()?),
+            Input::Terminal => &mut command,
+        };
+        if let Some(Terminal { side, .. }) = &terminal {
+            command.stdin(side.try_clone()?).stdout(side.try_clone()?).stderr(side.try_clone()?);
         }
         let controlling = terminal.is_some();
         // SAFETY: the closure makes system calls only, which is allowed between fork and exec.
         unsafe { command.pre_exec(move || new_session(controlling)) };
-        match spawn(&mut command) {
-            Ok(child) => {
-                // It holds the ends of pipes that only the job shall have.
-                drop(command);
-                wait_for(child, None).unwrap_or(Ending::TimedOut)
+        let child = spawn(&mut command)?;
+        // It holds the ends of pipes that only the job shall have.
+        drop(command);
+        if let Some(terminal) = terminal {
+            match self.carry(&terminal, child) {
+                Ok(ending) => return Ok(ending),
+                // The job may yet come to its end, which is what matters.
+                Err(error) => self.report(Frame::Note(format!("the job's terminal: {error}"))),
             }
-            Err(error) => not_started(&error),
         }
+        Ok(wait_for(child, None).unwrap_or(Ending::TimedOut))
     }
 
     fn test(&mut self, index: usize, test: &Test) {
@@ -199,7 +193,7 @@ impl Init {
                 let limit = start + Duration::from_secs(test.limit.into());
                 wait_for(child, Some(limit)).unwrap_or(Ending::TimedOut)
             }
-            Err(error) => not_started(&error),
+            Err(error) => Ending::NotStarted(error.raw_os_error().unwrap_or(libc::EIO)),
         };
         let milliseconds = start.elapsed().as_millis() as u64;
         kill_the_rest();
@@ -260,8 +254,8 @@ impl Init {
     }
 }
 
-/// Starts a command; gives its process ID. The standard library's own way asks the kernel for sockets and pidfds, and
-/// init shall report on kernels that have neither.
+/// Starts a command; gives its process ID. The standard library's own way asks the kernel for sockets and
+/// pidfds, and init shall report on kernels that have neither.
 fn spawn(command: &mut Command) -> io::Result<i32> {
     let (mut read, mut write) = io::pipe()?;
     // SAFETY: this process has one thread, so the child may go on as the parent would.
@@ -303,31 +297,37 @@ fn new_session(controlling: bool) -> io::Result<()> {
     Ok(())
 }
 
-fn not_started(error: &io::Error) -> Ending {
-    Ending::NotStarted(error.raw_os_error().unwrap_or(libc::EIO))
+/// How the process ended that waitpid told of.
+fn ending_of(status: i32) -> Ending {
+    if libc::WIFSIGNALED(status) {
+        Ending::Signal(libc::WTERMSIG(status))
+    } else {
+        Ending::Code(libc::WEXITSTATUS(status))
+    }
 }
 
-/// Reaps whatever ends until `pid` does; `None` when it has not by the limit.
-fn wait_for(pid: i32, limit: Option<Instant>) -> Option<Ending> {
+/// Blocks SIGCHLD; gives the set of it alone.
+fn block_child_signal() -> libc::sigset_t {
     // SAFETY: a signal set on this stack that sigemptyset fills before use.
-    let child_signal = unsafe {
+    unsafe {
         let mut set: libc::sigset_t = std::mem::zeroed();
         libc::sigemptyset(&mut set);
         libc::sigaddset(&mut set, libc::SIGCHLD);
         libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
         set
-    };
+    }
+}
+
+/// Reaps whatever ends until `pid` does; `None` when it has not by the limit.
+fn wait_for(pid: i32, limit: Option<Instant>) -> Option<Ending> {
+    let child_signal = block_child_signal();
     loop {
         let options = if limit.is_some() { libc::WNOHANG } else { 0 };
         let mut status = 0;
         // SAFETY: `status` lives through the call.
         let ended = unsafe { libc::waitpid(-1, &mut status, options) };
         if ended == pid {
-            return Some(if libc::WIFSIGNALED(status) {
-                Ending::Signal(libc::WTERMSIG(status))
-            } else {
-                Ending::Code(libc::WEXITSTATUS(status))
-            });
+            return Some(ending_of(status));
         }
         if ended > 0 {
             continue;
