@@ -97,7 +97,7 @@ pub(crate) fn missing(what: &str) -> bool {
 
 /// The pieces that a window's first and last page are in.
 fn pieces(window: &Window) -> (u64, u64) {
-    (window.first / PIECE_PAGES, (window.first + window.pages - 1) / PIECE_PAGES)
+    (window.first / PIECE_PAGES, window.first.saturating_add(window.pages - 1) / PIECE_PAGES)
 }
 
 impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
@@ -145,7 +145,10 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             return extent.parts(slot).try_for_each(|part| {
                 // Parts without pages need no tables of the host's either.
                 match self.is_populated(&part.window) {
-                    true => self.attach_slot(space, extent, part, rights, tally),
+                    true => {
+                        self.machine.give_way();
+                        self.attach_slot(space, extent, part, rights, tally)
+                    }
                     false => Ok(()),
                 }
             });
@@ -155,6 +158,9 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     }
 
     /// Attaches the slot around `address`, whose page was added before, at the highest level that it can.
+    ///
+    /// [`Attached::Crowded`] also comes of a slot that leads to a table above which cannot lead to one for the page. Then
+    /// the host has no table there ([`Space::entry`] finds none), and the mapping is to leave the slot first.
     ///
     /// # Errors
     ///
@@ -178,8 +184,9 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             match attached {
                 Attached::Empty => return Ok(attached),
                 Attached::Before | Attached::Shared | Attached::Made => {
-                    self.complete(extent, slot, address)?;
-                    return Ok(attached);
+                    // Crowded: the mapping has to leave the slot, and to find its way one level down.
+                    let is_crowded = self.complete(extent, slot, address)?;
+                    return Ok(if is_crowded { Attached::Crowded } else { attached });
                 }
                 // One level down there may be a way.
                 Attached::Occupied | Attached::Neighbour | Attached::Crowded => {}
@@ -207,6 +214,10 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             }
             match self.make(&slot.window)? {
                 Made::Now => {
+                    if slot.whole {
+                        // Tables above may have waited for it.
+                        self.link(&slot.window);
+                    }
                     let attached = self.attach_there(slot, entry, rights);
                     // The maker's own attachment kept it until here.
                     self.count_out(&slot.window);

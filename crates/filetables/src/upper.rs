@@ -5,7 +5,7 @@
 //!
 //! # A child and a table above it find each other
 //!
-//! Who makes a child looks for tables above it afterwards ([`FileTables::complete`]). Who makes a table above notes it first
+//! Who makes a child looks for tables above it afterwards ([`FileTables::link`]). Who makes a table above notes it first
 //! and looks for children afterwards. Both write the entry under the lock of the tables above, and whoever comes second
 //! finds the first.
 //!
@@ -23,7 +23,7 @@ use crate::mutant::Mutant;
 use crate::piece::MOST_WINDOWS;
 use crate::sync::{Ordering, Spin};
 use crate::tables::{FileTables, Frame};
-use crate::window::{Extent, Slot, Window};
+use crate::window::{Extent, HIGHEST, Slot, Window};
 
 /// The index of the first page, and the rights: the rest of the window follows from the level.
 type Key = (u64, Protection);
@@ -117,24 +117,27 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         }
     }
 
-    /// Sees to it that a page's table of leaves is there, and that all tables above it lead to it.
+    /// Sees to it that a page's table of leaves is there, and that all tables above it lead to it. Returns whether one of
+    /// them cannot be made, because too many windows lie over the page.
     pub(crate) fn complete(
         &self,
         extent: &Extent,
         slot: Slot,
         address: crate::addr::VirtAddr,
-    ) -> Result<(), OutOfMemory> {
+    ) -> Result<bool, OutOfMemory> {
         let mut level = slot.level;
         while let Some(below) = level.below().filter(|below| *below > self.leaf) {
-            let Some(part) = extent.slot(address, below) else { return Ok(()) };
-            self.make_child(&part.window)?;
+            let Some(part) = extent.slot(address, below) else { return Ok(false) };
+            if self.make_child(&part.window)? == Made::Crowded {
+                return Ok(true);
+            }
             level = below;
         }
-        Ok(())
+        Ok(false)
     }
 
     /// Makes a table on need, and tells all tables above of it.
-    fn make_child(&self, window: &Window) -> Result<(), OutOfMemory> {
+    fn make_child(&self, window: &Window) -> Result<Made, OutOfMemory> {
         let made = self.make(window)?;
         if made != Made::Crowded {
             self.link(window);
@@ -143,12 +146,12 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             // The maker's own attachment kept it until here.
             self.count_out(window);
         }
-        Ok(())
+        Ok(made)
     }
 
-    /// Makes the tables above a child lead to it.
-    fn link(&self, window: &Window) {
-        let Some(above) = window.level.above() else { return };
+    /// Makes the tables above a child lead to it. The child is whole.
+    pub(crate) fn link(&self, window: &Window) {
+        let Some(above) = window.level.above().filter(|above| *above <= HIGHEST) else { return };
         let mut shelf = self.uppers.of(above).lock();
         let span = window.pages * (TABLE_ENTRIES as u64 - 1);
         let from = (window.first.saturating_sub(span), Protection::empty());

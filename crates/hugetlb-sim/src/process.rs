@@ -179,7 +179,8 @@ impl Process {
 /// Exit.
 impl Drop for Process {
     fn drop(&mut self) {
-        let all = VirtAddr(0)..VirtAddr(512 * SLOT_SIZE);
+        let last = self.mappings.read().last_key_value().map(|(start, mapping)| *start + mapping.length());
+        let all = VirtAddr(0)..last.unwrap_or(VirtAddr(0)).max(VirtAddr(512 * SLOT_SIZE));
         self.unmap(all.clone());
         // The host's upper tables go with the space.
         self.machine.flush(&[Flush { space: self.space.clone(), range: all, tables: true }]);

@@ -70,6 +70,7 @@ impl<M: Machine> Mapping<M> {
     ) -> Check {
         let value = entry.load(Ordering::Acquire);
         let frame = M::Format::table_frame(value);
+        round.found_attachment();
         if let Some(table) = self.area.table(PageIndex(slot.window.first)) {
             return self.check_adopted(placement, slot, &table, frame, round);
         }

@@ -33,6 +33,8 @@ pub struct CheckRound<M: Machine> {
     /// The frames that were free at the start, sorted.
     free: Vec<PhysAddr>,
     tables: BTreeMap<PhysAddr, Uses>,
+    /// Entries of processes that lead to tables.
+    attachments: u64,
     pages: BTreeMap<PhysAddr, Owner<M>>,
     /// Whether the table in a slot that several mappings may have a part of is one of theirs, by address space and slot.
     parts: BTreeMap<(u64, VirtAddr), bool>,
@@ -47,6 +49,7 @@ impl<M: Machine> CheckRound<M> {
             hugetlb: hugetlb.clone(),
             free,
             tables: BTreeMap::new(),
+            attachments: 0,
             pages: BTreeMap::new(),
             parts: BTreeMap::new(),
         }
@@ -59,7 +62,7 @@ impl<M: Machine> CheckRound<M> {
 
     /// Attachments that were found so far.
     pub fn attachments(&self) -> u64 {
-        self.tables.values().map(|uses| uses.found).sum()
+        self.attachments
     }
 
     /// After the last mapping: each table is referred to as often as it counts, and all of them as often as the subsystem counts;
@@ -73,7 +76,7 @@ impl<M: Machine> CheckRound<M> {
     pub fn check_counts(&self) -> Check {
         if let Some((frame, uses)) = self.tables.iter().find(|(_, uses)| uses.found != uses.counted) {
             return Err(format!(
-                "invariant 4: {} PUD entries lead to the table {frame:?}, which counts {}",
+                "invariant 4: {} entries lead to the table {frame:?}, which counts {}",
                 uses.found, uses.counted
             ));
         }
@@ -82,7 +85,7 @@ impl<M: Machine> CheckRound<M> {
         }
         let (found, counted) = (self.attachments(), self.hugetlb.sharing().attachments);
         if found != counted {
-            return Err(format!("invariant 4: {found} PUD entries lead to tables, {counted} are counted"));
+            return Err(format!("invariant 4: {found} entries lead to tables, {counted} are counted"));
         }
         Ok(())
     }
@@ -93,7 +96,12 @@ impl<M: Machine> CheckRound<M> {
         sharing.shares + sharing.unshares
     }
 
-    /// A PUD entry leads to the table, which counts so many. Returns whether its content is yet to be looked at: once, however
+    /// An entry of a process leads to a table.
+    pub(super) fn found_attachment(&mut self) {
+        self.attachments += 1;
+    }
+
+    /// An entry of a process, or of a table above, leads to the table, which counts so many. Returns whether its content is yet to be looked at: once, however
     /// many share it.
     pub(super) fn found_table(&mut self, frame: PhysAddr, counted: u64) -> bool {
         let uses = self.tables.entry(frame).or_default();

@@ -19,7 +19,7 @@
 
 use core::ops::Range;
 
-use filetables::{AttachTally, Attached, Entry, EntryValue, Format, Found, Level, Slot, Space};
+use filetables::{AttachTally, Attached, Entry, EntryValue, Format, Found, Slot, Space};
 
 use super::{Change, Protocol, Purpose};
 use crate::addr::VirtAddr;
@@ -154,13 +154,17 @@ impl<M: Machine> Protocol<M> for FileTables {
         address: VirtAddr,
         batch: &mut Batch<'_, M>,
     ) -> Result<bool, OutOfMemory> {
-        // Nothing else can be in a slot that the mapping covers wholly.
-        let slot = area.extent(placement).slot(address, Level::Pud).filter(|slot| !slot.whole);
-        let Some(slot) = slot else { return Ok(false) };
-        let Some(entry) = area.space().find_entry(slot.address, slot.level) else { return Ok(false) };
-        if !batch.file().content().is_attached(&slot, entry) || Mutant::CrowdedSlotKept.is_on() {
-            return Ok(false);
-        }
+        let extent = area.extent(placement);
+        let (found, _) = batch.file().content().look(area.space(), &extent, address);
+        // Nothing else can be in a slot that the mapping covers wholly. Its own fault asks for a slot of 512 GiB, in which
+        // too many windows lie over a page.
+        let wanted = |slot: &Slot| !slot.whole || slot.window.level > extent.leaf;
+        let (slot, reason) = match found {
+            Found::Attached(slot, _) if wanted(&slot) && !Mutant::CrowdedSlotKept.is_on() => {
+                (slot, if slot.whole { Fallback::Crowded } else { Fallback::Neighbour })
+            }
+            _ => return Ok(false),
+        };
         // The entry is never empty in between, in which another mapping in the slot could attach.
         area.space().replace_managed(slot.address, slot.level)?;
         // What TLBs and paging-structure caches hold of the table stays right until the flush: it still counts this mapping, and
@@ -169,7 +173,7 @@ impl<M: Machine> Protocol<M> for FileTables {
         if !Mutant::CrowdedSlotNotFlushed.is_on() {
             batch.flush_tables(area, slot.address, slot.level);
         }
-        batch.file().hugetlb().counters().fall_back(Fallback::Neighbour, 1);
+        batch.file().hugetlb().counters().fall_back(reason, 1);
         Ok(true)
     }
 

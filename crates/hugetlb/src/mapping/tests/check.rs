@@ -126,12 +126,12 @@ fn a_table_that_miscounts_is_found() {
         assert_eq!(X86_64::table_frame(space.pud(HERE)), X86_64::table_frame(partner.pud(HERE)));
         check_all(&[&mapping, &second, &other]).unwrap();
         // A mapping that no address space has any more is still counted.
-        expect_of_all(&[&mapping, &other], "1 PUD entries lead to the table");
+        expect_of_all(&[&mapping, &other], "1 entries lead to the table");
         // As is one whose entry somebody took away.
         let own = partner.set_pud(HERE, EMPTY);
-        expect_of_all(&[&mapping, &second, &other], "1 PUD entries lead to the table");
+        expect_of_all(&[&mapping, &second, &other], "1 entries lead to the table");
         let last = space.set_pud(HERE, EMPTY);
-        expect_of_all(&[&mapping, &second, &other], "1 PUD entries lead to tables, 3 are counted");
+        expect_of_all(&[&mapping, &second, &other], "1 entries lead to tables, 3 are counted");
         partner.set_pud(HERE, own);
         space.set_pud(HERE, last);
         check_all(&[&mapping, &second, &other]).unwrap();
