@@ -24,23 +24,15 @@ fn pipe() -> (i32, i32) {
 fn read_byte(fd: i32) -> u8 {
     let mut byte = 0u8;
     // SAFETY: the buffer has one byte.
-    assert_eq!(
-        unsafe { libc::read(fd, (&raw mut byte).cast(), 1) },
-        1,
-        "{}",
-        std::io::Error::last_os_error()
-    );
+    let count = unsafe { libc::read(fd, (&raw mut byte).cast(), 1) };
+    assert_eq!(count, 1, "{}", std::io::Error::last_os_error());
     byte
 }
 
 fn write_byte(fd: i32, byte: u8) {
     // SAFETY: the buffer has one byte.
-    assert_eq!(
-        unsafe { libc::write(fd, (&raw const byte).cast(), 1) },
-        1,
-        "{}",
-        std::io::Error::last_os_error()
-    );
+    let count = unsafe { libc::write(fd, (&raw const byte).cast(), 1) };
+    assert_eq!(count, 1, "{}", std::io::Error::last_os_error());
 }
 
 fn close(fd: i32) {
