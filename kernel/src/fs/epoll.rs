@@ -145,8 +145,8 @@ pub fn create() -> Arc<File> {
 }
 
 /// The last reference to an open file is gone: nobody watches it any more. Called with no lock held.
-pub(super) fn file_released(file: &File, items: Vec<Weak<Item>>) {
-    for item in items.iter().filter_map(Weak::upgrade) {
+pub(super) fn file_released(file: &File, items: BTreeMap<usize, Weak<Item>>) {
+    for item in items.values().filter_map(Weak::upgrade) {
         item.stop_watching(file);
         if let Some(epoll) = item.epoll.upgrade() {
             epoll.remove(&item);

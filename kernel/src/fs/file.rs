@@ -1,8 +1,8 @@
 //! Open file descriptions, and what stands behind one.
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
-use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -171,7 +171,7 @@ pub struct File {
     position: Mutex<u64>,
     owner: SpinLock<FileOwner>,
     /// The epoll instances' interests in it.
-    watches: SpinLock<Vec<Weak<epoll::Item>>>,
+    watches: Mutex<BTreeMap<usize, Weak<epoll::Item>>>,
     /// Differs from every other open file's: the owner of flock(2) and OFD locks.
     id: u64,
 }
@@ -235,7 +235,7 @@ impl File {
             flags: AtomicU32::new(flags & (abi::O_ACCMODE | STATUS_FLAGS)),
             position: Mutex::new(0),
             owner: SpinLock::new(FileOwner::default()),
-            watches: SpinLock::new(Vec::new()),
+            watches: Mutex::new(BTreeMap::new()),
             // Ordering: only the numbers have to differ.
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
         });
@@ -447,12 +447,12 @@ impl File {
 
     /// An epoll instance watches the file now, and is to be told when it is released.
     pub(super) fn remember_watch(&self, item: &Arc<epoll::Item>) {
-        self.watches.lock().push(Arc::downgrade(item));
+        self.watches.lock().insert(Arc::as_ptr(item).addr(), Arc::downgrade(item));
     }
 
     /// Undoes `remember_watch`.
     pub(super) fn forget_watch(&self, item: &Arc<epoll::Item>) {
-        self.watches.lock().retain(|w| !core::ptr::eq(w.as_ptr(), Arc::as_ptr(item)));
+        self.watches.lock().remove(&Arc::as_ptr(item).addr());
     }
 
     /// The readiness now.

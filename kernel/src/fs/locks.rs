@@ -1,13 +1,13 @@
 //! Advisory locks: flock(2), and the record locks of fcntl(2).
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use super::records::Records;
 use crate::errno::{Errno, Result};
 use crate::memory::{self, Pressure};
-use crate::sync::{SpinLock, WaitQueue};
+use crate::sync::{Mutex, SpinLock, WaitQueue};
 
 /// Who holds a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -16,6 +16,12 @@ pub enum Owner {
     Table(u64),
     /// An open file: `F_OFD_SETLK`.
     OpenFile(u64),
+}
+
+impl Owner {
+    /// Below and above all others.
+    pub(super) const FIRST: Self = Self::Table(0);
+    pub(super) const LAST: Self = Self::OpenFile(u64::MAX);
 }
 
 /// A record lock.
@@ -34,7 +40,7 @@ pub struct RecordLock {
 }
 
 impl RecordLock {
-    fn conflicts(&self, other: &RecordLock) -> bool {
+    pub(super) fn conflicts(&self, other: &RecordLock) -> bool {
         self.owner != other.owner
             && (self.exclusive || other.exclusive)
             && self.start <= other.end
@@ -44,13 +50,41 @@ impl RecordLock {
 
 #[derive(Default)]
 struct Held {
-    records: Vec<RecordLock>,
-    /// The open files with a flock, and whether it is exclusive.
-    whole: Vec<(u64, bool)>,
+    records: Records,
+    /// The open files with a flock.
+    whole: BTreeSet<u64>,
+    /// The one whose flock is exclusive: then it is the only one.
+    exclusive: Option<u64>,
+}
+
+impl Held {
+    /// The kind of an open file's flock: is it exclusive?
+    fn whole_of(&self, file: u64) -> Option<bool> {
+        self.whole.contains(&file).then_some(self.exclusive == Some(file))
+    }
+
+    /// Gives `file` a flock, if no other is in the way.
+    fn take_whole(&mut self, file: u64, exclusive: bool) -> bool {
+        let others = self.whole.len() > usize::from(self.whole.contains(&file));
+        if others && (exclusive || self.exclusive.is_some()) {
+            return false;
+        }
+        self.whole.insert(file);
+        self.exclusive = exclusive.then_some(file);
+        true
+    }
+
+    /// True when there was one.
+    fn drop_whole(&mut self, file: u64) -> bool {
+        if self.exclusive == Some(file) {
+            self.exclusive = None;
+        }
+        self.whole.remove(&file)
+    }
 }
 
 struct State {
-    held: SpinLock<Held>,
+    held: Mutex<Held>,
     released: WaitQueue,
 }
 
@@ -62,7 +96,7 @@ pub struct LockTable {
 }
 
 /// Waits of processes for record locks: who waits for whom. A cycle is a deadlock.
-static WAITING: SpinLock<BTreeMap<Owner, Owner>> = SpinLock::new(BTreeMap::new());
+static WAITING: Mutex<BTreeMap<Owner, Owner>> = Mutex::new(BTreeMap::new());
 
 impl Default for LockTable {
     fn default() -> Self {
@@ -77,10 +111,13 @@ impl LockTable {
     }
 
     fn state(&self) -> Arc<State> {
+        if let Some(state) = self.existing() {
+            return state;
+        }
+        let fresh = Arc::new(State { held: Mutex::new(Held::default()), released: WaitQueue::new() });
         let mut state = self.state.lock();
-        let fresh = || Arc::new(State { held: SpinLock::new(Held::default()), released: WaitQueue::new() });
         self.used.store(true, Ordering::Release);
-        state.get_or_insert_with(fresh).clone()
+        state.get_or_insert(fresh).clone()
     }
 
     fn existing(&self) -> Option<Arc<State>> {
@@ -94,7 +131,7 @@ impl LockTable {
     pub fn conflict(&self, wanted: &RecordLock) -> Option<RecordLock> {
         let state = self.existing()?;
         let held = state.held.lock();
-        held.records.iter().find(|l| l.conflicts(wanted)).copied()
+        held.records.conflict(wanted)
     }
 
     /// Takes `wanted`, in place of what its owner holds in the range. Without `wait`, `EAGAIN` when another
@@ -107,10 +144,10 @@ impl LockTable {
         let state = self.state();
         let attempt = || {
             let mut held = state.held.lock();
-            if let Some(blocker) = held.records.iter().find(|l| l.conflicts(&wanted)) {
+            if let Some(blocker) = held.records.conflict(&wanted) {
                 return Some(Err(blocker.owner));
             }
-            let weakened = replace_range(&mut held.records, &wanted, true);
+            let weakened = held.records.replace(&wanted, true);
             drop(held);
             if weakened {
                 state.released.wake_all();
@@ -141,7 +178,7 @@ impl LockTable {
             }
             let result = state.released.wait_event(None, || {
                 let held = state.held.lock();
-                (!held.records.iter().any(|l| l.owner == blocker && l.conflicts(&wanted))).then_some(())
+                held.records.conflict(&wanted).is_none_or(|lock| lock.owner != blocker).then_some(())
             });
             WAITING.lock().remove(&wanted.owner);
             result.map_err(|_| Errno::ERESTARTSYS)?;
@@ -152,7 +189,7 @@ impl LockTable {
     pub fn unlock_record(&self, owner: Owner, start: u64, end: u64) {
         let Some(state) = self.existing() else { return };
         let range = RecordLock { owner, exclusive: false, start, end, pid: 0 };
-        let changed = replace_range(&mut state.held.lock().records, &range, false);
+        let changed = state.held.lock().records.replace(&range, false);
         if changed {
             state.released.wake_all();
         }
@@ -161,18 +198,10 @@ impl LockTable {
     /// flock(2) for the open file `file`; one that it has is converted.
     pub fn lock_whole(&self, file: u64, exclusive: bool, wait: bool) -> Result<()> {
         let state = self.state();
-        let attempt = || {
-            let mut held = state.held.lock();
-            if held.whole.iter().any(|(owner, other)| *owner != file && (exclusive || *other)) {
-                return None;
-            }
-            held.whole.retain(|(owner, _)| *owner != file);
-            held.whole.push((file, exclusive));
-            Some(())
-        };
+        let attempt = || state.held.lock().take_whole(file, exclusive).then_some(());
         // As Linux: a conversion first gives up the old lock, so that two who convert do not wait for each
         // other.
-        let had = state.held.lock().whole.iter().find(|(owner, _)| *owner == file).map(|(_, kind)| *kind);
+        let had = state.held.lock().whole_of(file);
         if had == Some(exclusive) {
             return Ok(());
         }
@@ -189,11 +218,7 @@ impl LockTable {
     /// Gives up the flock of an open file.
     pub fn unlock_whole(&self, file: u64) {
         let Some(state) = self.existing() else { return };
-        let mut held = state.held.lock();
-        let before = held.whole.len();
-        held.whole.retain(|(owner, _)| *owner != file);
-        let changed = held.whole.len() != before;
-        drop(held);
+        let changed = state.held.lock().drop_whole(file);
         if changed {
             state.released.wake_all();
         }
@@ -213,49 +238,4 @@ impl LockTable {
             self.unlock_record(Owner::Table(table), 0, u64::MAX);
         }
     }
-}
-
-/// Cuts `range` out of what its owner holds, and with `take` puts it in. True when others may have a chance
-/// now.
-fn replace_range(records: &mut Vec<RecordLock>, range: &RecordLock, take: bool) -> bool {
-    let mut rest = Vec::with_capacity(records.len() + 2);
-    let mut new = *range;
-    let mut changed = false;
-    for lock in records.drain(..) {
-        let adjacent = |a: u64, b: u64| a != u64::MAX && a + 1 == b;
-        if lock.owner != range.owner {
-            rest.push(lock);
-            continue;
-        }
-        let apart = lock.end < range.start || lock.start > range.end;
-        if apart {
-            // Neighbours of the same kind become one lock.
-            if take && lock.exclusive == range.exclusive && adjacent(lock.end, new.start) {
-                new.start = lock.start;
-            } else if take && lock.exclusive == range.exclusive && adjacent(new.end, lock.start) {
-                new.end = lock.end;
-            } else {
-                rest.push(lock);
-            }
-            continue;
-        }
-        if take && lock.exclusive == range.exclusive {
-            new.start = new.start.min(lock.start);
-            new.end = new.end.max(lock.end);
-            continue;
-        }
-        changed = true;
-        if lock.start < range.start {
-            rest.push(RecordLock { end: range.start - 1, ..lock });
-        }
-        if lock.end > range.end {
-            rest.push(RecordLock { start: range.end + 1, ..lock });
-        }
-    }
-    if take {
-        rest.push(new);
-    }
-    rest.sort_by_key(|l| (l.start, l.owner));
-    *records = rest;
-    changed
 }

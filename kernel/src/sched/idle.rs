@@ -49,6 +49,8 @@ pub fn enter_idle() -> ! {
         }
         if !grace::begin_idle() {
             interrupts::enable();
+            // An interrupt that waits is taken here. The instruction behind `sti` is shielded from it, and the loop begins with `cli`.
+            core::hint::spin_loop();
             continue;
         }
         interrupts::enable_and_wait();

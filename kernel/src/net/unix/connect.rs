@@ -110,9 +110,12 @@ impl Socket {
     pub fn connect(&self, given: Given, nonblocking: bool) -> Result<()> {
         match (self.kind, given) {
             (Kind::Datagram, Given::Unspecified) => {
-                let mut state = self.state.lock();
-                state.role = Role::Fresh;
-                state.peer_address = None;
+                let old = {
+                    let mut state = self.state.lock();
+                    state.peer_address = None;
+                    core::mem::replace(&mut state.role, Role::Fresh)
+                };
+                self.leave(old);
                 Ok(())
             }
             (Kind::Datagram, Given::Named(address)) => self.connect_datagram(address),
@@ -127,10 +130,24 @@ impl Socket {
         if !peer.accepts_from(self) {
             return Err(Errno::EPERM);
         }
-        let mut state = self.state.lock();
-        state.role = Role::Connected(Arc::downgrade(&peer));
-        state.peer_address = Some(address);
+        let old = {
+            let mut state = self.state.lock();
+            state.peer_address = Some(address);
+            core::mem::replace(&mut state.role, Role::Connected(Arc::downgrade(&peer)))
+        };
+        self.leave(old);
         Ok(())
+    }
+
+    /// A datagram socket is not what `role` said any more.
+    fn leave(&self, role: Role) {
+        if let Role::Connected(peer) = role
+            && let Some(peer) = peer.upgrade()
+        {
+            peer.forget_held_up(self);
+            // Whoever polls looks at the new state.
+            self.writable.wake_all();
+        }
     }
 
     /// May `sender` send to this datagram socket? One that is connected itself only takes from its peer.

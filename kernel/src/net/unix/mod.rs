@@ -11,7 +11,7 @@ mod connect;
 mod receive;
 mod send;
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -108,8 +108,8 @@ pub struct Socket {
     pub(super) writable: WaitQueue,
     /// Woken when there is room in the queue or the backlog of this socket: for those who send to it.
     room: WaitQueue,
-    /// Sockets whose poll(2) found this one's queue full.
-    held_up: SpinLock<Vec<Weak<Socket>>>,
+    /// Sockets connected to this one whose poll(2) found its queue full, by their addresses.
+    held_up: SpinLock<BTreeMap<usize, Weak<Socket>>>,
 }
 
 /// Datagrams that wait in a socket beyond which senders wait.
@@ -138,7 +138,7 @@ impl Socket {
             readable: WaitQueue::new(),
             writable: WaitQueue::new(),
             room: WaitQueue::new(),
-            held_up: SpinLock::new(Vec::new()),
+            held_up: SpinLock::new(BTreeMap::new()),
         })
     }
 
@@ -211,9 +211,16 @@ impl Socket {
     fn made_room(&self) {
         self.room.wake_all();
         let held_up = core::mem::take(&mut *self.held_up.lock());
-        for socket in held_up.iter().filter_map(Weak::upgrade) {
+        for socket in held_up.values().filter_map(Weak::upgrade) {
             socket.writable.wake_all();
         }
+    }
+
+    /// `sender` is connected to this socket no longer.
+    pub(super) fn forget_held_up(&self, sender: &Socket) {
+        let forgotten = self.held_up.lock().remove(&core::ptr::from_ref(sender).addr());
+        // Its memory may go with this, and does so without the lock.
+        drop(forgotten);
     }
 
     /// Shows the files that wait in the queue, and in those of connections that were not accepted yet.
@@ -286,11 +293,11 @@ impl Socket {
             !taken.is_empty()
         };
         match role {
-            Role::Connected(peer) if self.kind != Kind::Datagram => {
-                if let Some(peer) = peer.upgrade() {
-                    peer.peer_closed(unread);
-                }
-            }
+            Role::Connected(peer) => match peer.upgrade() {
+                Some(peer) if self.kind == Kind::Datagram => peer.forget_held_up(self),
+                Some(peer) => peer.peer_closed(unread),
+                None => {}
+            },
             Role::Listening { pending, .. } => {
                 for socket in pending {
                     socket.close_unaccepted();
@@ -389,7 +396,7 @@ impl FileOps for Socket {
             && peer.is_full()
         {
             // Asked to be told, then looked again: room that was made in between is seen.
-            peer.held_up.lock().push(self.this.clone());
+            peer.held_up.lock().insert(self.this.as_ptr().addr(), self.this.clone());
             writable = !peer.is_full();
         }
         if writable {
@@ -420,7 +427,7 @@ impl FileOps for Socket {
 
     fn release(&self, _: &File) {
         self.close();
-        if message::any_socket_in_flight() {
+        if message::is_garbage_due() {
             message::collect_garbage();
         }
     }
