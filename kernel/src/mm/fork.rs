@@ -84,7 +84,7 @@ impl AddressSpace {
             }
             Kind::Huge(huge) => {
                 flags = vma.flags;
-                Kind::Huge(Box::new(huge.fork(child, flags)))
+                Kind::Huge(Box::new(huge.fork(child, flags)?))
             }
         };
         let copies_pages = vma.is_touched() && !wipe && !vma.is_huge();
