@@ -28,6 +28,11 @@ pub(crate) struct Batch<'f, M: Machine> {
     kept: Vec<Share<M>>,
 }
 
+/// Ranges of addresses, pages, and tables after which a flush is due; none of the lists is larger than a page of memory.
+const MOST_FLUSHES: usize = if cfg!(roundtable_model) { 2 } else { 64 };
+const MOST_WAITING: usize = if cfg!(roundtable_model) { 2 } else { 256 };
+const MOST_TABLES: usize = if cfg!(roundtable_model) { 2 } else { 64 };
+
 impl<'f, M: Machine> Batch<'f, M> {
     pub(crate) fn new(file: &'f File<M>) -> Batch<'f, M> {
         Batch {
@@ -52,9 +57,9 @@ impl<'f, M: Machine> Batch<'f, M> {
     }
 
     /// A private copy was given up; it returns to the pool after the flush.
-    pub(super) fn keep(&mut self, share: Share<M>) {
+    pub(super) fn keep(&mut self, share: Option<Share<M>>) {
         if !Mutant::ShareDroppedBeforeFlush.is_on() {
-            self.kept.push(share);
+            self.kept.extend(share);
         }
     }
 
@@ -95,8 +100,29 @@ impl<'f, M: Machine> Batch<'f, M> {
         self.flushes.push(Flush { space: area.space().clone(), range, tables });
     }
 
-    /// Flushes, then gives up what waited for it. The mapping locks of what was changed are still held.
-    pub(crate) fn finish(mut self) {
+    /// Whether it is time for [`Batch::flush`].
+    pub(super) fn is_full(&self) -> bool {
+        self.flushes.len() >= MOST_FLUSHES
+            || self.unmapped.len() >= MOST_WAITING
+            || self.kept.len() >= MOST_WAITING
+    }
+
+    /// Ends the changes of a slot. A batch grows within one slot only, whose entries are bounded, so that giving memory back
+    /// takes no more memory than this. The mapping locks of what was changed are still held.
+    pub(super) fn end_slot(&mut self) {
+        if self.is_full()
+            || self.released.len() >= MOST_TABLES
+            || self.detached.len() >= MOST_TABLES
+            || self.closed.len() >= MOST_TABLES
+        {
+            self.flush();
+            self.open();
+        }
+    }
+
+    /// Flushes, then gives up what waited for it, but for tables that were closed: their entries may be changing still. The
+    /// mapping locks of what was changed are held.
+    pub(super) fn flush(&mut self) {
         let machine = self.file.hugetlb().machine();
         if Mutant::PagesBeforeFlush.is_on() {
             self.unmapped.drain(..).for_each(|page| page.remove_entry());
@@ -111,21 +137,28 @@ impl<'f, M: Machine> Batch<'f, M> {
         if !self.flushes.is_empty() && !Mutant::FlushForgotten.is_on() {
             machine.flush(&self.flushes);
         }
-        for page in &self.unmapped {
-            page.remove_entry();
-        }
-        for table in &self.released {
-            table.release(self.file);
-        }
+        self.flushes.clear();
+        self.unmapped.drain(..).for_each(|page| page.remove_entry());
+        self.released.drain(..).for_each(|table| table.release(self.file));
         self.detach(&self.detached);
-        for table in &self.closed {
-            table.open();
-        }
-        // `kept` and `unmapped` are dropped here, behind the flush.
+        self.detached.clear();
+        // Behind the flush: pages return to the pool.
+        self.kept.clear();
+    }
+
+    fn open(&mut self) {
+        self.closed.drain(..).for_each(|table| table.open());
+    }
+
+    /// Flushes, then gives up all that waited for it. The mapping locks of what was changed are still held.
+    pub(crate) fn finish(mut self) {
+        self.flush();
+        self.open();
     }
 
     fn detach(&self, windows: &[Window]) {
-        for window in windows {
+        let most = if Mutant::FirstWindowsDetached.is_on() { 1 } else { windows.len() };
+        for window in &windows[..most.min(windows.len())] {
             let was_last = self.file.content().detach(window);
             self.file.hugetlb().counters().unshares.add(u64::from(!was_last));
             self.file.hugetlb().machine().give_way();
