@@ -36,6 +36,7 @@ use alloc::sync::Arc;
 
 use crate::arch::{cpu, interrupts};
 use crate::process::{self, Thread};
+use crate::sync::lockdep::stretch;
 use crate::sync::{debug, grace};
 
 /// The slice of SCHED_RR, in nanoseconds.
@@ -72,6 +73,7 @@ pub fn cond_resched() {
         return;
     }
     grace::quiescent();
+    stretch::end();
     if queue::resched_wanted() {
         debug::assert_may_sleep();
         interrupts::without(switch::preempt);

@@ -1,11 +1,52 @@
-//! The sleeping locks as `lock_api` wants them.
+//! The sleeping locks as `lock_api` wants them, with their class.
 
-use super::sleep::{READER, RawRwLock, WRITER};
+use core::panic::Location;
 
-// SAFETY: WRITER is set only when no READER is counted and the other way round; hand-over keeps that.
+use super::lockdep::{self, Class, Kind};
+use super::sleep::{self, READER, WRITER};
+
+/// The lock behind [`super::RwLock`].
+pub struct RawRwLock {
+    inner: sleep::RawRwLock,
+    class: Class,
+}
+
+impl RawRwLock {
+    /// A lock that is free.
+    pub const fn new(class: Class) -> Self {
+        Self { inner: sleep::RawRwLock::new(), class }
+    }
+
+    #[inline]
+    #[track_caller]
+    fn acquire(&self, writer: bool) {
+        let site = Location::caller();
+        lockdep::before(&self.class, self, site);
+        self.inner.acquire(writer);
+        lockdep::taken(&self.class, self, Kind::Sleep, site);
+    }
+
+    #[inline]
+    #[track_caller]
+    fn try_acquire(&self, writer: bool) -> bool {
+        let taken = self.inner.try_acquire(writer);
+        if taken {
+            lockdep::taken(&self.class, self, Kind::Sleep, Location::caller());
+        }
+        taken
+    }
+
+    #[inline]
+    fn release(&self, holder: usize) {
+        lockdep::released(self);
+        self.inner.release(holder);
+    }
+}
+
+// SAFETY: the inner lock counts a writer only when there is no reader, and the other way round; hand-over keeps that.
 unsafe impl lock_api::RawRwLock for RawRwLock {
     #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self::new();
+    const INIT: Self = Self::new(Class::UNKNOWN);
     type GuardMarker = lock_api::GuardNoSend;
 
     #[inline]
@@ -15,6 +56,7 @@ unsafe impl lock_api::RawRwLock for RawRwLock {
     }
 
     #[inline]
+    #[track_caller]
     fn try_lock_shared(&self) -> bool {
         self.try_acquire(false)
     }
@@ -31,6 +73,7 @@ unsafe impl lock_api::RawRwLock for RawRwLock {
     }
 
     #[inline]
+    #[track_caller]
     fn try_lock_exclusive(&self) -> bool {
         self.try_acquire(true)
     }
@@ -41,14 +84,14 @@ unsafe impl lock_api::RawRwLock for RawRwLock {
     }
 
     fn is_locked(&self) -> bool {
-        self.is_held()
+        self.inner.is_held()
     }
 }
 
 // SAFETY: a writer becomes one reader; both exclude other writers all the time.
 unsafe impl lock_api::RawRwLockDowngrade for RawRwLock {
     unsafe fn downgrade(&self) {
-        self.become_reader();
+        self.inner.become_reader();
     }
 }
 
@@ -57,10 +100,17 @@ pub struct RawMutex {
     inner: RawRwLock,
 }
 
+impl RawMutex {
+    /// A lock that is free.
+    pub const fn new(class: Class) -> Self {
+        Self { inner: RawRwLock::new(class) }
+    }
+}
+
 // SAFETY: there is one writer at a time.
 unsafe impl lock_api::RawMutex for RawMutex {
     #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self { inner: RawRwLock::new() };
+    const INIT: Self = Self::new(Class::UNKNOWN);
     type GuardMarker = lock_api::GuardNoSend;
 
     #[inline]
@@ -70,6 +120,7 @@ unsafe impl lock_api::RawMutex for RawMutex {
     }
 
     #[inline]
+    #[track_caller]
     fn try_lock(&self) -> bool {
         self.inner.try_acquire(true)
     }
@@ -80,6 +131,6 @@ unsafe impl lock_api::RawMutex for RawMutex {
     }
 
     fn is_locked(&self) -> bool {
-        self.inner.is_held()
+        self.inner.inner.is_held()
     }
 }

@@ -14,7 +14,7 @@ pub use robust::{HEAD_SIZE, exit_robust_list};
 
 use core::cell::UnsafeCell;
 use core::hash::{Hash, Hasher};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use alloc::sync::Arc;
 use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter};
@@ -34,6 +34,8 @@ pub(super) struct Waiter {
     /// Used under the lock of the bucket in which the waiter is.
     key: UnsafeCell<Key>,
     bucket: AtomicUsize,
+    /// Grows with each waiter: a wake stops at those who came after it began.
+    ticket: u64,
     bitset: u32,
     /// It waits to own the word: FUTEX_LOCK_PI.
     pi: bool,
@@ -69,6 +71,13 @@ impl Hasher for KeyHasher {
     }
 }
 
+/// A number above those of all waiters so far.
+fn next_ticket() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    // Relaxed: only the numbers count; who waits already has joined its bucket under the lock.
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 fn bucket_of(key: &Key) -> usize {
     let mut hasher = KeyHasher(0xcbf2_9ce4_8422_2325);
     key.hash(&mut hasher);
@@ -82,6 +91,7 @@ impl Waiter {
             link: LinkedListAtomicLink::new(),
             key: UnsafeCell::new(key),
             bucket: AtomicUsize::new(bucket),
+            ticket: next_ticket(),
             bitset,
             pi,
             woken: AtomicBool::new(false),

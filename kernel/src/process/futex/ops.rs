@@ -4,8 +4,9 @@ use core::sync::atomic::Ordering;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use smallvec::SmallVec;
 
-use super::{Bucket, MATCH_ANY, TABLE, Waiter, bucket_of, key_of, with_value};
+use super::{Bucket, MATCH_ANY, TABLE, Waiter, bucket_of, key_of, next_ticket, with_value};
 use crate::errno::{Errno, Result};
 use crate::mm::{Key, uaccess};
 use crate::process::{self, Thread};
@@ -91,29 +92,58 @@ pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
     }
 }
 
-/// Takes up to `count` waiters of a word out of the bucket.
-fn take(bucket: &mut Bucket, key: &Key, count: usize, bitset: u32) -> Vec<Arc<Thread>> {
-    let mut threads = Vec::new();
+/// Waiters that are taken in one hold of a bucket's lock.
+const BATCH: usize = 32;
+
+/// Takes up to `count` waiters of a word who came before the ticket out of the bucket, and gives their threads to `put`; how many.
+fn take(
+    bucket: &mut Bucket,
+    key: &Key,
+    count: usize,
+    bitset: u32,
+    before: u64,
+    mut put: impl FnMut(Arc<Thread>),
+) -> usize {
+    let mut taken = 0;
     let mut cursor = bucket.front_mut();
-    while threads.len() < count {
+    while taken < count {
         let Some(waiter) = cursor.get() else { break };
-        if waiter.waits_for(key) && !waiter.pi && waiter.bitset & bitset != 0 {
+        if waiter.waits_for(key) && !waiter.pi && waiter.bitset & bitset != 0 && waiter.ticket < before {
             let waiter = cursor.remove().expect("the cursor is at it");
-            threads.push(waiter.thread.clone());
+            put(waiter.thread.clone());
             waiter.woken.store(true, Ordering::SeqCst);
+            taken += 1;
         } else {
             cursor.move_next();
         }
     }
-    threads
+    taken
 }
 
-fn wake_threads(threads: Vec<Arc<Thread>>) -> usize {
+fn wake_threads(threads: &[Arc<Thread>]) {
     perturb::point();
-    for thread in &threads {
+    for thread in threads {
         sched::wake(thread);
     }
-    threads.len()
+}
+
+/// Wakes up to `count` waiters of a word who wait already, some at a time; how many.
+fn wake_waiters(key: &Key, count: usize, bitset: u32) -> usize {
+    let before = next_ticket();
+    let mut woken = 0;
+    while woken < count {
+        let mut threads: SmallVec<[Arc<Thread>; BATCH]> = SmallVec::new();
+        let most = BATCH.min(count - woken);
+        let taken =
+            take(&mut TABLE[bucket_of(key)].lock(), key, most, bitset, before, |thread| threads.push(thread));
+        wake_threads(&threads);
+        woken += taken;
+        if taken < most {
+            break;
+        }
+        sched::cond_resched();
+    }
+    woken
 }
 
 /// FUTEX_WAKE and FUTEX_WAKE_BITSET: returns how many were woken.
@@ -121,9 +151,7 @@ pub fn wake(address: usize, shared: bool, count: usize, bitset: u32) -> Result<u
     if bitset == 0 {
         return Err(Errno::EINVAL);
     }
-    let key = key_of(address, shared)?;
-    let threads = take(&mut TABLE[bucket_of(&key)].lock(), &key, count, bitset);
-    Ok(wake_threads(threads))
+    Ok(wake_waiters(&key_of(address, shared)?, count, bitset))
 }
 
 /// FUTEX_REQUEUE and FUTEX_CMP_REQUEUE: wakes some, and lets others wait for the second word from now on. Returns how many
@@ -159,7 +187,8 @@ pub fn requeue(
             Some(high) if from_index > to_index => high,
             _ => &mut low,
         };
-        let woken = take(source, &from, wake_count, MATCH_ANY);
+        let mut woken = Vec::new();
+        take(source, &from, wake_count, MATCH_ANY, u64::MAX, |thread| woken.push(thread));
         let mut moved = Vec::new();
         let mut cursor = source.front_mut();
         while moved.len() < requeue_count {
@@ -183,8 +212,8 @@ pub fn requeue(
         }
         drop(high);
         drop(low);
-        let woken = wake_threads(woken);
-        return Ok(if expected.is_some() { woken + count } else { woken });
+        wake_threads(&woken);
+        return Ok(if expected.is_some() { woken.len() + count } else { woken.len() });
     }
 }
 
@@ -225,10 +254,9 @@ pub fn wake_op(
     };
     // The change is one atomic step; wakers come after it, each under its bucket's lock.
     let old = uaccess::update_u32(second, |old| change(old, operand))?;
-    let mut woken = wake_threads(take(&mut TABLE[bucket_of(&key)].lock(), &key, count, MATCH_ANY));
+    let mut woken = wake_waiters(&key, count, MATCH_ANY);
     if compare(old as i32, compared as i32) {
-        let threads = take(&mut TABLE[bucket_of(&second_key)].lock(), &second_key, second_count, MATCH_ANY);
-        woken += wake_threads(threads);
+        woken += wake_waiters(&second_key, second_count, MATCH_ANY);
     }
     Ok(woken)
 }
