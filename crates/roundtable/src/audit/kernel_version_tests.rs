@@ -42,7 +42,10 @@ fn the_slow_fix_comes_with_the_fix_and_goes_later() {
         ("6.12.74", Status::Fixed),
         ("6.15.3", Status::NotAffected),
         ("6.17.2", Status::Present),
-        ("6.18.44", Status::Unknown),
+        ("6.18.12", Status::Present),
+        ("6.18.13", Status::Fixed),
+        ("6.18.44", Status::Fixed),
+        ("6.19.2", Status::Unknown),
         ("7.0.1", Status::Fixed),
     ] {
         assert_eq!(status(release, "slow-unshare"), expected, "{release}");
