@@ -156,10 +156,12 @@ fn prepare(
     for file in &options.files {
         let (host, guest) = parse_file_option(file)?;
         // A program given as a file shall run too.
-        if host.is_file() {
+        if !host.is_dir() {
             initramfs.add_program(&guest, &host)?;
-        } else {
-            initramfs.add_file(&guest, &host)?;
+            continue;
+        }
+        for (library, user) in initramfs.add_folder(&guest, &host)? {
+            eprintln!("roundtable: {library} is not on the host, which {} needs", user.display());
         }
     }
     if let Some(busybox) = &parts.busybox {
