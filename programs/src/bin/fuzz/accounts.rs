@@ -9,6 +9,9 @@ use roundtable_programs::procfs::{self, fields};
 use roundtable_programs::sharing;
 use roundtable_programs::sys::{is_linux, settles};
 
+/// How long the kernel may take to free what the dead had: a leak never returns, and a loaded host makes all slow.
+const FREEING: Duration = Duration::from_secs(40);
+
 /// Counters that have to return, and by how much they may miss, in their own units.
 ///
 /// Ours gives all back, but the general heap may keep a page here and there. Linux keeps pages of what it has freed in its slabs and
@@ -85,7 +88,7 @@ impl Accounts {
         };
         // Sockets in messages that wait in each other are looked for when one is closed.
         drop(UnixStream::pair());
-        settles(Duration::from_secs(5), || missing().is_empty());
+        settles(FREEING, || missing().is_empty());
         if missing().iter().any(|text| text.starts_with("MemFree")) {
             // What may be dropped is no leak.
             let _ = procfs::write("/proc/sys/vm/drop_caches", 3);

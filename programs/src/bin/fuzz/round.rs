@@ -135,7 +135,7 @@ fn start(plan: &Plan, number: u32) -> Actor {
     let run = move || {
         let mixture = Mixture::of(&plan);
         let calls = plan.calls;
-        become_nobody(&plan);
+        become_nobody(&plan, 24 + 8 * u64::from(plan.actors), journal::TRACE as u64 - 4);
         catch_faults();
         ROUND.get_or_init(|| (plan, mixture));
         actor::play(number, first..calls, 0, 0);
@@ -158,7 +158,8 @@ fn start_program(plan: &Plan, line: &[String]) -> i32 {
     let environment = [c"PATH=/bin".as_ptr(), c"HOME=/tmp/fuzz".as_ptr(), std::ptr::null()];
     let plan = plan.clone();
     let child = child::fork(move || {
-        become_nobody(&plan);
+        // Others make room for themselves as they do elsewhere.
+        become_nobody(&plan, 200, 1024);
         if let Some(program) = program {
             if plan.trace {
                 // SAFETY: takes integers.
@@ -171,15 +172,16 @@ fn start_program(plan: &Plan, line: &[String]) -> i32 {
     child.release()
 }
 
-fn become_nobody(plan: &Plan) {
+/// Leaves root's rights and the watcher's descriptors, with so many processes and descriptors at most.
+fn become_nobody(plan: &Plan, processes: u64, descriptors: u64) {
     use libc::*;
     let limit = |resource, value: u64| {
         let limit = rlimit { rlim_cur: value, rlim_max: value };
         // SAFETY: the limit lives through the call.
         unsafe { setrlimit(resource, &limit) };
     };
-    limit(RLIMIT_NPROC, if plan.calls == 0 { 200 } else { 24 + 8 * u64::from(plan.actors) });
-    limit(RLIMIT_NOFILE, journal::TRACE as u64 - 4);
+    limit(RLIMIT_NPROC, processes);
+    limit(RLIMIT_NOFILE, descriptors);
     limit(RLIMIT_CORE, 0);
     limit(RLIMIT_MEMLOCK, 64 << 20);
     if plan.round_rng().chance(4) {
