@@ -222,7 +222,8 @@ impl<'a> Batch<'a> {
             return Ok(Some(self.done));
         }
         if excuses && !self.started {
-            let console = self.log.last_lines(SHOWN_LINES);
+            // More than is shown: the report of an Oops is longer, and its first line tells what it was.
+            let console = self.log.last_lines(4 * SHOWN_LINES);
             if emulator::is_to_blame(self.subject, self.boot.name, &console, report) {
                 return Ok(None);
             }
