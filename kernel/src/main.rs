@@ -53,6 +53,7 @@ extern "C" fn kernel_start(start_info: u32) -> ! {
 fn kernel_main() -> ! {
     let cpus = cmdline::get("maxcpus").and_then(|count| count.parse().ok()).unwrap_or(usize::MAX);
     smp::start_others(cpus);
+    memory::all_cpus_known();
     time::clock::init();
     sync::perturb::init();
     sched::init_cpu();

@@ -10,6 +10,7 @@ extern crate alloc;
 
 pub mod cpu;
 pub mod errno;
+pub mod memory;
 pub mod process;
 pub mod sched;
 pub mod sync;

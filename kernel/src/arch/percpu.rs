@@ -22,6 +22,10 @@ pub struct CpuArea {
     current: UnsafeCell<*const ()>,
     /// Depth of reasons not to block or switch.
     preempt_count: UnsafeCell<u32>,
+    /// Sleeping locks that the running thread holds or waits for.
+    sleeping_locks: UnsafeCell<u32>,
+    /// Checked kernels: the running allocation may be large, for its caller can do without.
+    may_fail: UnsafeCell<u32>,
     id: AtomicU32,
     apic_id: AtomicU32,
     pub(super) descriptors: UnsafeCell<gdt::Descriptors>,
@@ -42,6 +46,8 @@ impl CpuArea {
             kernel_stack: UnsafeCell::new(0),
             current: UnsafeCell::new(core::ptr::null()),
             preempt_count: UnsafeCell::new(0),
+            sleeping_locks: UnsafeCell::new(0),
+            may_fail: UnsafeCell::new(0),
             id: AtomicU32::new(0),
             apic_id: AtomicU32::new(0),
             descriptors: UnsafeCell::new(gdt::Descriptors::new()),
@@ -129,6 +135,58 @@ pub fn preempt_disable() {
 pub fn preempt_enable() {
     // SAFETY: as `preempt_disable`.
     unsafe { asm!("dec dword ptr gs:[{}]", const offset_of!(CpuArea, preempt_count), options(nostack)) };
+}
+
+/// How many sleeping locks the running thread holds or waits for.
+#[inline]
+pub fn sleeping_locks() -> u32 {
+    let count: u32;
+    // SAFETY: GS points to this CPU's area in kernel mode.
+    unsafe {
+        asm!("mov {:e}, gs:[{}]", out(reg) count, const offset_of!(CpuArea, sleeping_locks), options(nostack, preserves_flags))
+    };
+    count
+}
+
+/// For the scheduler, which puts the next thread's count in place: interrupts are off.
+#[inline]
+pub fn set_sleeping_locks(count: u32) {
+    // SAFETY: as above; the store is one instruction.
+    unsafe {
+        asm!("mov gs:[{}], {:e}", const offset_of!(CpuArea, sleeping_locks), in(reg) count, options(nostack, preserves_flags))
+    };
+}
+
+/// The running thread takes a sleeping lock, or begins to wait for one.
+#[inline]
+pub fn sleeping_lock_taken() {
+    // SAFETY: as `preempt_disable`.
+    unsafe { asm!("inc dword ptr gs:[{}]", const offset_of!(CpuArea, sleeping_locks), options(nostack)) };
+}
+
+/// The running thread has released a sleeping lock, or did not get it.
+#[inline]
+pub fn sleeping_lock_released() {
+    // SAFETY: as `preempt_disable`.
+    unsafe { asm!("dec dword ptr gs:[{}]", const offset_of!(CpuArea, sleeping_locks), options(nostack)) };
+}
+
+/// Says, in checked kernels, whether the allocations that follow may fail. The thread does not sleep in between.
+#[inline]
+pub fn may_fail(may: bool) {
+    if cfg!(debug_assertions) {
+        let count = u32::from(may);
+        // SAFETY: as `set_sleeping_locks`.
+        unsafe {
+            asm!("mov gs:[{}], {:e}", const offset_of!(CpuArea, may_fail), in(reg) count, options(nostack, preserves_flags))
+        };
+    }
+}
+
+/// Whether the running allocation may fail.
+pub fn allocation_may_fail() -> bool {
+    // SAFETY: this CPU's own field.
+    unsafe { *this_area().may_fail.get() != 0 }
 }
 
 /// The stack on which traps and system calls from user mode start.

@@ -2,11 +2,14 @@
 
 use alloc::vec::Vec;
 
+use crate::errno::Result;
+use crate::memory::fallible::{self, TryVec};
+
 /// Bits of a word.
 const BITS: usize = u64::BITS as usize;
 
 /// A set of small numbers.
-#[derive(Clone, Default)]
+#[derive(Default)]
 pub struct Used {
     words: Vec<u64>,
     /// The words that are full.
@@ -20,12 +23,18 @@ impl Used {
     }
 
     /// Makes room for numbers below `len`.
-    pub fn grow(&mut self, len: usize) {
+    pub fn grow(&mut self, len: usize) -> Result<()> {
         let words = len.div_ceil(BITS);
         if words > self.words.len() {
-            self.words.resize(words, 0);
-            self.full.resize(words.div_ceil(BITS), 0);
+            self.full.try_resize(words.div_ceil(BITS).max(self.full.len()), 0)?;
+            self.words.try_resize(words, 0)?;
         }
+        Ok(())
+    }
+
+    /// A copy.
+    pub fn try_clone(&self) -> Result<Self> {
+        Ok(Self { words: fallible::copy_of(&self.words)?, full: fallible::copy_of(&self.full)? })
     }
 
     /// Adds a number for which there is room.

@@ -8,11 +8,10 @@
 //! is innermost, with interrupts off: wakes come from interrupt handlers.
 
 use alloc::collections::BTreeMap;
-use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt::Write;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter};
 use linux_raw_sys::general as abi;
@@ -20,8 +19,11 @@ use linux_raw_sys::general as abi;
 use super::anonymous::Kind;
 use super::file::{File, FileOps};
 use super::poll::Events;
+use super::watch;
 use crate::errno::{Errno, Result};
+use crate::memory::fallible::{Text, TryVec};
 use crate::sync::{IrqLock, Mutex, WaitError, WaitQueue, Watcher};
+use core::ops::Bound;
 
 /// How deep instances may be nested in each other.
 const MAX_NESTING: usize = 5;
@@ -59,6 +61,8 @@ pub struct Epoll {
     /// One change at a time: adding and removing an item take several steps.
     changing: Mutex<()>,
     items: Mutex<BTreeMap<Key, Arc<Item>>>,
+    /// How many items there are, for those who must not sleep.
+    count: AtomicUsize,
     fetching: Mutex<()>,
     ready: IrqLock<ReadyList>,
     /// Woken when something goes on the list.
@@ -137,6 +141,7 @@ pub fn create() -> Arc<File> {
         this: this.clone(),
         changing: Mutex::new(()),
         items: Mutex::new(BTreeMap::new()),
+        count: AtomicUsize::new(0),
         fetching: Mutex::new(()),
         ready: IrqLock::new(ReadyList { items: LinkedList::new(Ready::NEW), len: 0 }),
         wait: WaitQueue::new(),
@@ -182,7 +187,9 @@ impl Epoll {
         let removed = {
             let mut items = self.items.lock();
             let same = items.get(&item.key).is_some_and(|i| Arc::ptr_eq(i, item));
-            if same { items.remove(&item.key) } else { None }
+            let removed = if same { items.remove(&item.key) } else { None };
+            self.count.store(items.len(), Ordering::Relaxed);
+            removed
         };
         let queued = self.unqueue(item);
         drop((removed, queued));
@@ -253,9 +260,16 @@ impl Epoll {
                 return Err(Errno::EEXIST);
             }
             items.insert(key, item.clone());
+            // Relaxed, here and below: a statistic.
+            self.count.store(items.len(), Ordering::Relaxed);
         }
-        target.remember_watch(&item);
-        target.ops().wait_queues(target, &mut |queue| queue.add_watcher(item.clone()));
+        let watched = target.remember_watch(&item).and_then(|()| watch::add_watcher(target, &item));
+        if let Err(error) = watched {
+            item.stop_watching(target);
+            target.forget_watch(&item);
+            self.remove(&item);
+            return Err(error);
+        }
         self.look(&item, target);
         Ok(())
     }
@@ -278,8 +292,24 @@ impl Epoll {
             return false;
         }
         seen.insert(core::ptr::from_ref(self).addr(), depth);
-        let files: Vec<Arc<File>> = self.items.lock().values().filter_map(|i| i.file.upgrade()).collect();
-        files.iter().filter_map(|f| f.ops_as::<Epoll>()).any(|e| e.reaches(other, depth - 1, seen))
+        let mut after = None;
+        while let Some((key, file)) = self.nested_after(after) {
+            if file.ops_as::<Epoll>().is_some_and(|inner| inner.reaches(other, depth - 1, seen)) {
+                return true;
+            }
+            after = Some(key);
+        }
+        false
+    }
+
+    /// The next watched file that is an instance itself, in the order of the keys.
+    fn nested_after(&self, after: Option<Key>) -> Option<(Key, Arc<File>)> {
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let items = self.items.lock();
+        items.range((from, Bound::Unbounded)).find_map(|(key, item)| {
+            let file = item.file.upgrade()?;
+            file.ops_as::<Epoll>().is_some().then_some((*key, file))
+        })
     }
 
     /// epoll_wait(2): gives up to `most` events to `emit`, which may refuse one. The deadline is in monotonic nanoseconds.
@@ -315,7 +345,11 @@ impl Epoll {
             let Some(item) = self.ready.lock().pop_front() else { break };
             let Some(file) = item.file.upgrade() else { continue };
             let events = item.ready_events(&file);
-            files.push(file);
+            if let Err(failed) = files.try_push(file) {
+                self.queue(item);
+                error = Some(failed);
+                break;
+            }
             if events.is_empty() {
                 continue;
             }
@@ -363,7 +397,8 @@ impl Epoll {
             let Some(item) = self.ready.lock().pop_front() else { break };
             let Some(file) = item.file.upgrade() else { continue };
             found = !item.ready_events(&file).is_empty();
-            files.push(file);
+            // Without room to keep it, it is as good as ready: the next look tells.
+            found |= files.try_push(file).is_err();
             if found {
                 let mut ready = self.ready.lock();
                 if !item.link.is_linked() && !item.gone.load(Ordering::SeqCst) {
@@ -390,6 +425,12 @@ impl FileOps for Epoll {
         true
     }
 
+    fn kernel_bytes(&self) -> u64 {
+        /// An item, its place in the instance's tree, and in the lists of its file.
+        const ITEM: usize = size_of::<Item>() + 128;
+        (self.count.load(Ordering::Relaxed) * ITEM) as u64
+    }
+
     fn release(&self, _: &File) {
         let items = core::mem::take(&mut *self.items.lock());
         for item in items.into_values() {
@@ -402,9 +443,13 @@ impl FileOps for Epoll {
         }
     }
 
-    fn describe(&self, _: &File, out: &mut String) {
-        let items: Vec<Arc<Item>> = self.items.lock().values().cloned().collect();
-        for item in items {
+    fn describe(&self, _: &File, out: &mut Text) {
+        let mut after = Bound::Unbounded;
+        loop {
+            let next =
+                self.items.lock().range((after, Bound::Unbounded)).next().map(|(k, i)| (*k, i.clone()));
+            let Some((key, item)) = next else { break };
+            after = Bound::Excluded(key);
             let Some(file) = item.file.upgrade() else { continue };
             let stat = file.inode().stat();
             // Writing to a string does not fail.

@@ -1,6 +1,5 @@
 //! eventfd(2): a counter that can be waited for.
 
-use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt::Write;
 
@@ -11,6 +10,7 @@ use super::file::{File, FileOps};
 use super::iobuf::{Sink, Source};
 use super::poll::Events;
 use crate::errno::{Errno, Result};
+use crate::memory::fallible::Text;
 use crate::sync::{SpinLock, WaitQueue};
 
 /// The largest value of the counter.
@@ -108,7 +108,7 @@ impl FileOps for EventFd {
         true
     }
 
-    fn describe(&self, _: &File, out: &mut String) {
+    fn describe(&self, _: &File, out: &mut Text) {
         // Writing to a string does not fail.
         let _ = writeln!(out, "eventfd-count: {:16x}", *self.count.lock());
         let _ = writeln!(out, "eventfd-semaphore: {}", u32::from(self.semaphore));

@@ -4,9 +4,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::dentry::Dentry;
 use super::descriptors::Used;
 use super::file::File;
+use super::inode::Inode;
 use crate::errno::{Errno, Result};
+use crate::memory::fallible;
 use crate::memory::{self, Pressure};
 use crate::sync::SpinLock;
 
@@ -25,13 +28,15 @@ impl Table {
         self.used.first_free(from)
     }
 
-    fn put(&mut self, fd: usize, slot: Slot) -> Option<Slot> {
+    fn put(&mut self, fd: usize, slot: Slot) -> Result<Option<Slot>> {
         if fd >= self.slots.len() {
+            let more = fd + 1 - self.slots.len();
+            fallible::reserve(&mut self.slots, more)?;
+            self.used.grow(fd + 1)?;
             self.slots.resize_with(fd + 1, || None);
-            self.used.grow(fd + 1);
         }
         self.used.insert(fd);
-        self.slots[fd].replace(slot)
+        Ok(self.slots[fd].replace(slot))
     }
 
     fn take(&mut self, fd: usize) -> Option<Slot> {
@@ -67,16 +72,14 @@ impl FdTable {
     }
 
     /// A copy for a child process: the same open files.
-    pub fn duplicate(&self) -> Self {
+    pub fn duplicate(&self) -> Result<Self> {
         let new = Self::new();
         let table = self.table.lock();
         let used = table.slots.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
-        let slots = table.slots[..used]
-            .iter()
-            .map(|s| s.as_ref().map(|s| Slot { file: s.file.clone(), close_on_exec: s.close_on_exec }))
-            .collect();
-        *new.table.lock() = Table { slots, used: table.used.clone() };
-        new
+        let copy = |s: &Slot| Slot { file: s.file.clone(), close_on_exec: s.close_on_exec };
+        let slots = fallible::collect(table.slots[..used].iter().map(|s| s.as_ref().map(copy)))?;
+        *new.table.lock() = Table { slots, used: table.used.try_clone()? };
+        Ok(new)
     }
 
     /// Differs from every other table's: the owner of record locks.
@@ -104,7 +107,7 @@ impl FdTable {
             drop(table);
             return Err(Errno::EMFILE);
         }
-        table.put(fd, Slot { file, close_on_exec });
+        table.put(fd, Slot { file, close_on_exec })?;
         Ok(fd as i32)
     }
 
@@ -116,7 +119,7 @@ impl FdTable {
     /// Gives `file` the descriptor `fd`, closing what was there; `EBADF` when it is not below `limit`.
     pub fn replace(&self, fd: i32, file: Arc<File>, limit: usize, close_on_exec: bool) -> Result<()> {
         let fd = usize::try_from(fd).ok().filter(|fd| *fd < limit).ok_or(Errno::EBADF)?;
-        let old = self.table.lock().put(fd, Slot { file, close_on_exec });
+        let old = self.table.lock().put(fd, Slot { file, close_on_exec })?;
         self.let_go(old);
         Ok(())
     }
@@ -187,6 +190,22 @@ impl FdTable {
         let tail = table.slots.get(from..)?;
         let (i, slot) = tail.iter().enumerate().find_map(|(i, s)| s.as_ref().map(|s| (i, s)))?;
         Some(((from + i) as i32, slot.file.clone()))
+    }
+
+    /// Bytes of the kernel's memory that go with the descriptors, about: table, open files, and what these hold.
+    pub fn kernel_bytes(&self) -> u64 {
+        const FILE: u64 = size_of::<File>() as u64;
+        /// The name, and perhaps an inode, of a file that has them for itself.
+        const NAME: u64 = (size_of::<Dentry>() + size_of::<Inode>()) as u64;
+        let mut bytes = self.capacity() as u64 * size_of::<Option<Slot>>() as u64;
+        let mut from = 0;
+        // One at a time: the table's lock is not held for long, however many there are.
+        while let Some((fd, file)) = self.next_open(from) {
+            let names = Arc::strong_count(file.dentry()) as u64;
+            bytes += FILE + NAME / names + file.ops().kernel_bytes();
+            from = fd as usize + 1;
+        }
+        bytes
     }
 
     /// Descriptors that the table has room for: `FDSize` in `/proc/PID/status`.

@@ -1,6 +1,5 @@
 //! Open file descriptions, and what stands behind one.
 
-use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::any::Any;
@@ -16,6 +15,7 @@ use super::path::Path;
 use super::poll::Events;
 use crate::errno::{Errno, Result};
 use crate::fs::seals::Seals;
+use crate::memory::fallible::{Text, TryVec};
 use crate::mm::backing::Backing;
 use crate::sync::{Mutex, SpinLock, WaitQueue};
 
@@ -147,8 +147,13 @@ pub trait FileOps: Any + Send + Sync {
     /// The last reference to the open file is gone. Called outside of all locks.
     fn release(&self, file: &File) {}
 
+    /// Bytes of the kernel's memory that it holds, about: queued data, interests. Takes no lock that sleeps.
+    fn kernel_bytes(&self) -> u64 {
+        0
+    }
+
     /// Lines of its own in `/proc/PID/fdinfo/N`.
-    fn describe(&self, file: &File, out: &mut String) {}
+    fn describe(&self, file: &File, out: &mut Text) {}
 }
 
 /// Who gets SIGIO.
@@ -446,8 +451,8 @@ impl File {
     }
 
     /// An epoll instance watches the file now, and is to be told when it is released.
-    pub(super) fn remember_watch(&self, item: &Arc<epoll::Item>) {
-        self.watches.lock().push(Arc::downgrade(item));
+    pub(super) fn remember_watch(&self, item: &Arc<epoll::Item>) -> Result<()> {
+        self.watches.lock().try_push(Arc::downgrade(item))
     }
 
     /// Undoes `remember_watch`.

@@ -17,6 +17,7 @@ use linux_raw_sys::general::iovec;
 use smallvec::SmallVec;
 
 use crate::errno::{Errno, Result};
+use crate::memory::fallible;
 use crate::mm::uaccess;
 
 /// The most that one read or write moves: Linux's `MAX_RW_COUNT`.
@@ -63,7 +64,9 @@ impl Cursor {
         if count > IOV_MAX {
             return Err(Errno::EINVAL);
         }
-        let mut segments = SmallVec::with_capacity(count);
+        // In what a page holds, and more only where that can fail.
+        let mut segments: SmallVec<[Segment; 1]> = SmallVec::new();
+        fallible::reserve_small(&mut segments, count)?;
         let mut total = 0usize;
         for i in 0..count {
             let entry: [usize; 2] = uaccess::read_user(address + i * size_of::<iovec>())?;

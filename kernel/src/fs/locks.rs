@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::errno::{Errno, Result};
+use crate::memory::fallible::{self, TryVec};
 use crate::memory::{self, Pressure};
 use crate::sync::{SpinLock, WaitQueue};
 
@@ -47,6 +48,12 @@ struct Held {
     records: Vec<RecordLock>,
     /// The open files with a flock, and whether it is exclusive.
     whole: Vec<(u64, bool)>,
+}
+
+/// Why a lock was not taken.
+enum Refused {
+    By(Owner),
+    NoRoom(Errno),
 }
 
 struct State {
@@ -108,9 +115,12 @@ impl LockTable {
         let attempt = || {
             let mut held = state.held.lock();
             if let Some(blocker) = held.records.iter().find(|l| l.conflicts(&wanted)) {
-                return Some(Err(blocker.owner));
+                return Some(Err(Refused::By(blocker.owner)));
             }
-            let weakened = replace_range(&mut held.records, &wanted, true);
+            let weakened = match replace_range(&mut held.records, &wanted, true) {
+                Ok(weakened) => weakened,
+                Err(error) => return Some(Err(Refused::NoRoom(error))),
+            };
             drop(held);
             if weakened {
                 state.released.wake_all();
@@ -119,7 +129,8 @@ impl LockTable {
         };
         loop {
             let blocker = match attempt() {
-                Some(Err(blocker)) => blocker,
+                Some(Err(Refused::By(blocker))) => blocker,
+                Some(Err(Refused::NoRoom(error))) => return Err(error),
                 _ => return Ok(()),
             };
             if !wait {
@@ -149,13 +160,14 @@ impl LockTable {
     }
 
     /// Gives up what `owner` holds from `start` to `end`.
-    pub fn unlock_record(&self, owner: Owner, start: u64, end: u64) {
-        let Some(state) = self.existing() else { return };
+    pub fn unlock_record(&self, owner: Owner, start: u64, end: u64) -> Result<()> {
+        let Some(state) = self.existing() else { return Ok(()) };
         let range = RecordLock { owner, exclusive: false, start, end, pid: 0 };
-        let changed = replace_range(&mut state.held.lock().records, &range, false);
+        let changed = replace_range(&mut state.held.lock().records, &range, false)?;
         if changed {
             state.released.wake_all();
         }
+        Ok(())
     }
 
     /// flock(2) for the open file `file`; one that it has is converted.
@@ -167,8 +179,7 @@ impl LockTable {
                 return None;
             }
             held.whole.retain(|(owner, _)| *owner != file);
-            held.whole.push((file, exclusive));
-            Some(())
+            Some(held.whole.try_push((file, exclusive)).map_err(|_| Errno::ENOLCK))
         };
         // As Linux: a conversion first gives up the old lock, so that two who convert do not wait for each
         // other.
@@ -180,9 +191,9 @@ impl LockTable {
             self.unlock_whole(file);
         }
         if wait {
-            state.released.wait_event(None, attempt).map_err(|_| Errno::ERESTARTSYS)
+            state.released.wait_event(None, attempt).map_err(|_| Errno::ERESTARTSYS)?
         } else {
-            attempt().ok_or(Errno::EAGAIN)
+            attempt().ok_or(Errno::EAGAIN)?
         }
     }
 
@@ -203,59 +214,67 @@ impl LockTable {
     pub(super) fn file_released(&self, file: u64) {
         if self.used.load(Ordering::Acquire) {
             self.unlock_whole(file);
-            self.unlock_record(Owner::OpenFile(file), 0, u64::MAX);
+            // The whole file: nothing is left that could need room.
+            let _ = self.unlock_record(Owner::OpenFile(file), 0, u64::MAX);
         }
     }
 
     /// A descriptor for the file was closed in that table.
     pub(super) fn table_closed(&self, table: u64) {
         if self.used.load(Ordering::Acquire) {
-            self.unlock_record(Owner::Table(table), 0, u64::MAX);
+            // As above.
+            let _ = self.unlock_record(Owner::Table(table), 0, u64::MAX);
         }
     }
 }
 
 /// Cuts `range` out of what its owner holds, and with `take` puts it in. True when others may have a chance
-/// now.
-fn replace_range(records: &mut Vec<RecordLock>, range: &RecordLock, take: bool) -> bool {
-    let mut rest = Vec::with_capacity(records.len() + 2);
+/// now. `ENOLCK` without memory for the pieces; not for the whole file, which leaves none.
+fn replace_range(records: &mut Vec<RecordLock>, range: &RecordLock, take: bool) -> Result<bool> {
+    let whole = range.start == 0 && range.end == u64::MAX;
+    if take || !whole {
+        // The new lock, and what is left behind it of one that reaches over both of its ends.
+        fallible::reserve(records, 2).map_err(|_| Errno::ENOLCK)?;
+    }
     let mut new = *range;
+    let mut behind = None;
     let mut changed = false;
-    for lock in records.drain(..) {
+    records.retain_mut(|lock| {
         let adjacent = |a: u64, b: u64| a != u64::MAX && a + 1 == b;
         if lock.owner != range.owner {
-            rest.push(lock);
-            continue;
+            return true;
         }
-        let apart = lock.end < range.start || lock.start > range.end;
-        if apart {
+        let same = take && lock.exclusive == range.exclusive;
+        if lock.end < range.start || lock.start > range.end {
             // Neighbours of the same kind become one lock.
-            if take && lock.exclusive == range.exclusive && adjacent(lock.end, new.start) {
+            if same && adjacent(lock.end, new.start) {
                 new.start = lock.start;
-            } else if take && lock.exclusive == range.exclusive && adjacent(new.end, lock.start) {
+            } else if same && adjacent(new.end, lock.start) {
                 new.end = lock.end;
             } else {
-                rest.push(lock);
+                return true;
             }
-            continue;
+            return false;
         }
-        if take && lock.exclusive == range.exclusive {
+        if same {
             new.start = new.start.min(lock.start);
             new.end = new.end.max(lock.end);
-            continue;
+            return false;
         }
         changed = true;
-        if lock.start < range.start {
-            rest.push(RecordLock { end: range.start - 1, ..lock });
+        let (before, after) = (lock.start < range.start, lock.end > range.end);
+        if after {
+            behind = Some(RecordLock { start: range.end + 1, ..*lock });
         }
-        if lock.end > range.end {
-            rest.push(RecordLock { start: range.end + 1, ..lock });
+        if before {
+            lock.end = range.start - 1;
         }
-    }
+        before
+    });
+    records.extend(behind);
     if take {
-        rest.push(new);
+        records.push(new);
     }
-    rest.sort_by_key(|l| (l.start, l.owner));
-    *records = rest;
-    changed
+    records.sort_unstable_by_key(|l| (l.start, l.owner));
+    Ok(changed)
 }

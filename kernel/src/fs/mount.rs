@@ -16,6 +16,8 @@ use super::dentry::Dentry;
 use super::inode::Superblock;
 use super::path::Path;
 use crate::errno::{Errno, Result};
+use crate::memory::fallible::{self, TryVec};
+use crate::memory::{PAGE_SIZE, reserve};
 use crate::sync::{Mutex, SpinLock};
 
 /// The flags that belong to a mount and not to the file system.
@@ -171,6 +173,8 @@ fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
     if at.dentry.is_removed() {
         return Err(Errno::ENOENT);
     }
+    // A mount outlives who made it.
+    reserve::ask_lasting(PAGE_SIZE)?;
     let mut table = TABLE.lock();
     at.dentry.mounts.fetch_add(1, Ordering::SeqCst);
     *mount.place.lock() = Some(Place { parent: at.mount.clone(), point: at.dentry.clone() });
@@ -192,14 +196,18 @@ fn detach_one(mount: &Arc<Mount>) -> Option<Place> {
 }
 
 /// The mounts below `mount`, itself first: each before those that are on it.
-fn subtree(mount: &Arc<Mount>) -> Vec<Arc<Mount>> {
+fn subtree(mount: &Arc<Mount>) -> Result<Vec<Arc<Mount>>> {
     let mut found: Vec<Arc<Mount>> = alloc::vec![mount.clone()];
     let mut next = 0;
     while let Some(parent) = found.get(next).cloned() {
-        found.extend(TABLE.lock().on(&parent).cloned());
+        let table = TABLE.lock();
+        for mount in table.on(&parent) {
+            found.try_push(mount.clone())?;
+        }
+        drop(table);
         next += 1;
     }
-    found
+    Ok(found)
 }
 
 /// Is `mount` on `top`, directly or not, or `top` itself?
@@ -232,7 +240,7 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
         return Err(Errno::EINVAL);
     }
     if lazy {
-        for mount in subtree(&mount).iter().rev() {
+        for mount in subtree(&mount)?.iter().rev() {
             drop(detach_one(mount));
         }
         return Ok(());
@@ -257,7 +265,7 @@ pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
     };
     let top = copy(&from.mount, from.dentry.clone());
     // Before the new mount is there, or it would be copied into itself.
-    let below = if recursive { subtree(&from.mount) } else { Vec::new() };
+    let below = if recursive { subtree(&from.mount)? } else { Vec::new() };
     attach_locked(&top, at)?;
     // By the number of what each is a copy of.
     let mut copies = BTreeMap::from([(from.mount.id, top)]);
@@ -345,11 +353,15 @@ pub fn pivot(old_root: &Path, new_root: &Path, put_old: Path) -> Result<()> {
 
 /// Calls `work` with all mounts that are in the tree, in the order in which they were made. The tree does not
 /// change meanwhile, and the references to the mounts do not make them look busy.
-pub fn with_all<R>(work: impl FnOnce(&[Arc<Mount>]) -> R) -> R {
+pub fn with_all<R>(work: impl FnOnce(&[Arc<Mount>]) -> R) -> Result<R> {
     let _change = CHANGE.lock();
-    let list: Vec<Arc<Mount>> = TABLE.lock().list.values().cloned().collect();
+    let list = all()?;
     let result = work(&list);
     // Before the lock is released: unmount counts references.
     drop(list);
-    result
+    Ok(result)
+}
+
+fn all() -> Result<Vec<Arc<Mount>>> {
+    fallible::collect(TABLE.lock().list.values().cloned())
 }

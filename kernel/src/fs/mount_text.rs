@@ -1,5 +1,6 @@
 //! The mount table as text: `/proc/mounts` and `/proc/PID/mountinfo`.
 
+use crate::memory::fallible::Text;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -8,7 +9,7 @@ use core::fmt::Write;
 use linux_raw_sys::general as abi;
 
 use super::mount::{self, Mount};
-use super::path::Path;
+use super::path::{Path, within_file_system};
 
 /// Blanks, line ends and backslashes as octal numbers, since blanks separate the fields.
 fn escape(text: &[u8]) -> String {
@@ -56,17 +57,17 @@ fn read_only_text(flags: u32) -> &'static str {
 /// Where the mount is, as seen from `root`; `None` when it is not below that.
 fn mount_point(mount: &Arc<Mount>, root: &Path) -> Option<Vec<u8>> {
     let inside = Path { mount: mount.clone(), dentry: mount.root.clone() };
-    let (text, reachable) = inside.to_text(root);
+    let (text, reachable) = inside.to_text(root).ok()?;
     reachable.then_some(text)
 }
 
 /// `/proc/mounts` for a process with this root.
-pub fn mounts(root: &Path) -> String {
+pub fn mounts(root: &Path) -> crate::errno::Result<Text> {
     mount::with_all(|all| mount_lines(all, root))
 }
 
-fn mount_lines(all: &[Arc<Mount>], root: &Path) -> String {
-    let mut out = String::new();
+fn mount_lines(all: &[Arc<Mount>], root: &Path) -> Text {
+    let mut out = Text::new();
     for mount in all {
         let Some(point) = mount_point(mount, root) else { continue };
         let _ = writeln!(
@@ -83,29 +84,16 @@ fn mount_lines(all: &[Arc<Mount>], root: &Path) -> String {
 }
 
 /// `/proc/PID/mountinfo` for a process with this root.
-pub fn mountinfo(root: &Path) -> String {
+pub fn mountinfo(root: &Path) -> crate::errno::Result<Text> {
     mount::with_all(|all| mountinfo_lines(all, root))
 }
 
-fn mountinfo_lines(all: &[Arc<Mount>], root: &Path) -> String {
-    let mut out = String::new();
+fn mountinfo_lines(all: &[Arc<Mount>], root: &Path) -> Text {
+    let mut out = Text::new();
     for mount in all {
         let Some(point) = mount_point(mount, root) else { continue };
         let parent = mount.place().map_or(mount.id, |place| place.mount.id);
-        let mut inner = Vec::new();
-        let mut top = mount.root.clone();
-        let mut names = Vec::new();
-        while let (Some(parent), name) = top.location() {
-            names.push(name);
-            top = parent;
-        }
-        for name in names.iter().rev() {
-            inner.push(b'/');
-            inner.extend_from_slice(name);
-        }
-        if inner.is_empty() {
-            inner.push(b'/');
-        }
+        let Ok(inner) = within_file_system(&mount.root) else { continue };
         let dev = mount.superblock.dev;
         let _ = writeln!(
             out,

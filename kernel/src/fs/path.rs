@@ -27,6 +27,48 @@ pub struct Path {
     pub dentry: Arc<Dentry>,
 }
 
+/// The text of a path that is written from its end to its begin, in a page: it does not get larger with the depth of a tree.
+struct Backwards {
+    text: Vec<u8>,
+    start: usize,
+}
+
+impl Backwards {
+    fn new() -> Self {
+        Self { text: alloc::vec![0; PATH_MAX], start: PATH_MAX }
+    }
+
+    /// Puts a directory's name, with a slash, in front. `ENAMETOOLONG` when there is no room.
+    fn put_name(&mut self, name: &[u8]) -> Result<()> {
+        let start = self.start.checked_sub(name.len() + 1).ok_or(Errno::ENAMETOOLONG)?;
+        self.text[start] = b'/';
+        self.text[start + 1..self.start].copy_from_slice(name);
+        self.start = start;
+        Ok(())
+    }
+
+    /// The whole path, that of the root if there were no names.
+    fn finish(mut self) -> Vec<u8> {
+        if self.start == PATH_MAX {
+            return alloc::vec![b'/'];
+        }
+        self.text.drain(..self.start);
+        self.text.shrink_to_fit();
+        self.text
+    }
+}
+
+/// The path of a name in its file system, whatever of it is mounted. `ENAMETOOLONG` as above.
+pub fn within_file_system(dentry: &Arc<Dentry>) -> Result<Vec<u8>> {
+    let mut text = Backwards::new();
+    let mut at = dentry.clone();
+    while let (Some(parent), name) = at.location() {
+        text.put_name(&name)?;
+        at = parent;
+    }
+    Ok(text.finish())
+}
+
 impl Path {
     /// The file at this place.
     pub fn inode(&self) -> &Arc<Inode> {
@@ -59,9 +101,9 @@ impl Path {
     }
 
     /// The path as text, as seen from `root`, and whether it was reached from there: a place outside begins
-    /// with no known directory.
-    pub fn to_text(&self, root: &Path) -> (Vec<u8>, bool) {
-        let mut names: Vec<Box<[u8]>> = Vec::new();
+    /// with no known directory. `ENAMETOOLONG` when it is longer than a path can be.
+    pub fn to_text(&self, root: &Path) -> Result<(Vec<u8>, bool)> {
+        let mut text = Backwards::new();
         let mut at = self.clone();
         let reachable = loop {
             if at.same(root) {
@@ -75,38 +117,27 @@ impl Path {
                 continue;
             }
             let (parent, name) = at.dentry.location();
-            match parent {
-                Some(parent) => {
-                    names.push(name);
-                    at.dentry = parent;
-                }
-                None => {
-                    // A file outside of any tree: a pipe, a socket, a memfd. Its name is all there is.
-                    names.push(name);
-                    let mut text = Vec::new();
-                    text.extend_from_slice(&names[names.len() - 1]);
-                    return (text, true);
-                }
-            }
+            let Some(parent) = parent else {
+                // A file outside of any tree: a pipe, a socket, a memfd. Its name is all there is.
+                return Ok((name.into(), true));
+            };
+            text.put_name(&name)?;
+            at.dentry = parent;
         };
-        let mut text = Vec::new();
-        for name in names.iter().rev() {
-            text.push(b'/');
-            text.extend_from_slice(name);
-        }
-        if text.is_empty() {
-            text.push(b'/');
-        }
-        (text, reachable)
+        Ok((text.finish(), reachable))
     }
 
-    /// The text that `/proc` shows: ` (deleted)` behind a name that is gone.
-    pub fn display(&self, root: &Path) -> Vec<u8> {
-        let (mut text, _) = self.to_text(root);
+    /// The text that `/proc` shows: ` (deleted)` behind a name that is gone. Errors as [`Path::to_text`].
+    pub fn display(&self, root: &Path) -> Result<Vec<u8>> {
+        const DELETED: &[u8] = b" (deleted)";
+        let (mut text, _) = self.to_text(root)?;
         if self.dentry.is_removed() {
-            text.extend_from_slice(b" (deleted)");
+            if text.len() + DELETED.len() > PATH_MAX {
+                return Err(Errno::ENAMETOOLONG);
+            }
+            text.extend_from_slice(DELETED);
         }
-        text
+        Ok(text)
     }
 }
 

@@ -21,6 +21,7 @@ use super::iobuf::{Sink, Source};
 use super::poll::Events;
 use crate::errno::{Errno, Result};
 use crate::memory::PAGE_SIZE;
+use crate::memory::fallible;
 use crate::memory::frame::{Frame, Use};
 use crate::mm::uaccess::write_user;
 use crate::process;
@@ -234,6 +235,7 @@ impl Pipe {
         }
         while source.remaining() > 0 && ring.buffers.len() < limit {
             let frame = Frame::alloc(Use::Other).ok_or(Errno::ENOMEM)?;
+            fallible::reserve_queue(&mut ring.buffers, 1)?;
             let want = source.remaining().min(PAGE_SIZE);
             // SAFETY: a whole frame, not yet known to anybody else.
             let moved = unsafe { source.read_raw(frame.as_ptr(), want) }?;
@@ -335,6 +337,10 @@ impl FileOps for End {
 
     fn pollable(&self) -> bool {
         true
+    }
+
+    fn kernel_bytes(&self) -> u64 {
+        (self.pipe.used.load(Ordering::SeqCst) * PAGE_SIZE) as u64
     }
 
     fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {

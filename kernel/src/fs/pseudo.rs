@@ -15,6 +15,7 @@ use super::iobuf::{Sink, Source};
 use super::path::Path;
 use super::stat::{DeviceId, FileType};
 use crate::errno::{Errno, Result};
+use crate::memory::fallible;
 use crate::sync::{Mutex, SpinLock};
 
 /// The longest text that one write may bring.
@@ -87,7 +88,7 @@ impl FileOps for TextFile {
         if len > MAX_WRITE {
             return Err(Errno::EINVAL);
         }
-        let mut text = alloc::vec![0; len];
+        let mut text = fallible::filled(0, len)?;
         source.read_exact(&mut text)?;
         self.text.store(&text)?;
         Ok(len)

@@ -1,6 +1,5 @@
 //! signalfd(2): signals that are read.
 
-use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +11,7 @@ use super::file::{File, FileOps};
 use super::iobuf::Sink;
 use super::poll::Events;
 use crate::errno::{Errno, Result};
+use crate::memory::fallible::Text;
 use crate::process;
 use crate::signal::{self, SigInfo, SigSet, codes};
 use crate::sync::WaitQueue;
@@ -118,7 +118,7 @@ impl FileOps for SignalFd {
         true
     }
 
-    fn describe(&self, _: &File, out: &mut String) {
+    fn describe(&self, _: &File, out: &mut Text) {
         // Writing to a string does not fail.
         let _ = writeln!(out, "sigmask:\t{:016x}", self.mask().0);
     }

@@ -1,6 +1,5 @@
 //! timerfd_create(2): timers that are read.
 
-use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use core::fmt::Write;
 
@@ -11,6 +10,7 @@ use super::file::{File, FileOps};
 use super::iobuf::Sink;
 use super::poll::Events;
 use crate::errno::{Errno, Result};
+use crate::memory::fallible::Text;
 use crate::mm::uaccess::read_user;
 use crate::sync::{IrqLock, WaitQueue};
 use crate::time::{self, Timer};
@@ -195,7 +195,7 @@ impl FileOps for TimerFd {
         Ok(0)
     }
 
-    fn describe(&self, _: &File, out: &mut String) {
+    fn describe(&self, _: &File, out: &mut Text) {
         let setting = self.get();
         let (ticks, flags) = {
             let state = self.state.lock();

@@ -88,6 +88,12 @@ impl Entries {
         self.by_cookie.insert(cookie, dentry);
     }
 
+    /// Takes out any entry, of a directory that nobody uses any more.
+    fn take_first(&mut self) -> Option<Arc<Dentry>> {
+        self.by_name.clear();
+        self.by_cookie.pop_first().map(|(_, dentry)| dentry)
+    }
+
     fn remove(&mut self, name: &[u8]) -> Option<Arc<Dentry>> {
         let cookie = self.by_name.remove(name)?;
         self.by_cookie.remove(&cookie)
@@ -127,12 +133,21 @@ pub fn new_root(
 /// Takes the tree apart, so that its dentries no longer hold each other. Those that are open stay as they
 /// are.
 pub fn teardown(root: &Arc<Dentry>) {
-    let mut pending: Vec<Arc<Dentry>> = alloc::vec![root.clone()];
-    while let Some(dentry) = pending.pop() {
-        if let Some(directory) = dentry.inode.ops_as::<Directory>() {
-            let entries = core::mem::take(&mut *directory.entries.lock());
-            pending.extend(entries.by_cookie.into_values());
+    let mut at = root.clone();
+    loop {
+        // One entry at a time, depth first, and back up by the names: that takes no memory, however many there are.
+        let first =
+            at.inode.ops_as::<Directory>().and_then(|directory| directory.entries.lock().take_first());
+        match first {
+            Some(entry) if entry.inode.is_dir() => at = entry,
+            Some(entry) => drop(entry),
+            None if Arc::ptr_eq(&at, root) => return,
+            None => match at.parent() {
+                Some(parent) => at = parent,
+                None => return,
+            },
         }
+        crate::sched::cond_resched();
     }
 }
 

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::file::File;
+use crate::errno::Result;
 use crate::sync::{WaitError, WaitQueue, Watcher};
 
 /// Notes that one of the watched files may have become ready.
@@ -27,12 +28,13 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(files: Vec<Arc<File>>) -> Self {
+    fn new(files: Vec<Arc<File>>) -> Result<Self> {
         let poller = Arc::new(Poller { woken: AtomicBool::new(false), queue: WaitQueue::new() });
-        for file in &files {
-            file.ops().wait_queues(file, &mut |queue| queue.add_watcher(poller.clone()));
+        let watch = Self { poller, files };
+        for file in &watch.files {
+            add_watcher(file, &watch.poller)?;
         }
-        Self { poller, files }
+        Ok(watch)
     }
 }
 
@@ -45,18 +47,29 @@ impl Drop for Watch {
     }
 }
 
+/// Has `watcher` told of what happens to the file; dropping that again is the caller's, also after a failure.
+pub(super) fn add_watcher<W: Watcher + 'static>(file: &File, watcher: &Arc<W>) -> Result<()> {
+    let mut result = Ok(());
+    file.ops().wait_queues(file, &mut |queue| {
+        if result.is_ok() {
+            result = queue.add_watcher(watcher.clone());
+        }
+    });
+    result
+}
+
 /// Calls `scan` until it finds something ready (a number above 0), the deadline (monotonic nanoseconds) passes, or a signal comes.
 /// `files` gives what to watch; it is asked once and only if there is nothing at first. Without files it just sleeps.
 pub fn wait(
     deadline: Option<u64>,
-    files: impl FnOnce() -> Vec<Arc<File>>,
+    files: impl FnOnce() -> Result<Vec<Arc<File>>>,
     mut scan: impl FnMut() -> usize,
-) -> Result<usize, WaitError> {
+) -> Result<usize> {
     let ready = scan();
     if ready > 0 || deadline == Some(0) {
         return Ok(ready);
     }
-    let watch = Watch::new(files());
+    let watch = Watch::new(files()?)?;
     loop {
         watch.poller.woken.store(false, Ordering::SeqCst);
         let ready = scan();
@@ -70,7 +83,7 @@ pub fn wait(
         match woken {
             Ok(()) => {}
             Err(WaitError::TimedOut) => return Ok(scan()),
-            Err(error) => return Err(error),
+            Err(error) => return Err(error.into()),
         }
     }
 }

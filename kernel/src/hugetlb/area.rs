@@ -12,6 +12,7 @@ use super::machine::{Kernel, SpaceTables};
 use super::{CheckRound, errno};
 use crate::errno::Result;
 use crate::fs::File;
+use crate::memory::reserve;
 use crate::memory::{PAGE_SIZE, PhysAddr};
 use crate::mm::fault::{Access, FaultError, Unresolved, zero_page};
 use crate::mm::shm::Attachment;
@@ -95,6 +96,7 @@ impl HugeArea {
         offset: u64,
         flags: VmFlags,
     ) -> Result<Self> {
+        let _library = reserve::library();
         let options = MapOptions {
             shared: flags.contains(VmFlags::SHARED),
             no_reserve: flags.contains(VmFlags::NO_RESERVE),
@@ -112,12 +114,14 @@ impl HugeArea {
     /// Gives the shared table in the slot of `address` up, if it has one there: a table of the address space takes its place. The
     /// areas lock is held.
     pub fn leave_slot(&self, address: u64) -> Result<(), NoMemory> {
+        let _library = reserve::library();
         self.mapping.leave_slot(VirtAddr(address)).map(|_| ()).map_err(|_| NoMemory)
     }
 
     /// Something else has left the slot of `address`: the area shares a table there again, if it can. The areas lock is held for
     /// writing.
     pub fn settle(&self, address: u64) {
+        let _library = reserve::library();
         self.mapping.settle(VirtAddr(address));
     }
 
@@ -159,6 +163,7 @@ impl HugeArea {
 impl HugeArea {
     /// Ends the area at `at`, and returns the rest. `EINVAL` when that is not at a huge page.
     pub fn split_off(&mut self, at: u64) -> Result<Self> {
+        let _library = reserve::library();
         let mapping = self.mapping.split(VirtAddr(at)).map_err(errno)?;
         let writable = self.writable.as_ref().map(|writable| {
             writable.0.count_writable(true);
@@ -169,6 +174,7 @@ impl HugeArea {
 
     /// Unmaps everything, and returns what else the area held.
     pub fn unmap(self) -> HugeLeftover {
+        let _library = reserve::library();
         let Self { mapping, keeps, writable } = self;
         drop(mapping);
         drop(writable);
@@ -177,27 +183,32 @@ impl HugeArea {
 
     /// Makes `address` accessible.
     pub fn fault(&self, address: u64, access: Access) -> Result<(), Unresolved> {
+        let _library = reserve::library();
         self.mapping.fault(VirtAddr(address), library_access(access)).map_err(unresolved)
     }
 
     /// Sets what the area allows.
     pub fn protect(&mut self, flags: VmFlags) {
+        let _library = reserve::library();
         self.mapping.protect(protection(flags));
     }
 
     /// The same area in a child.
     pub fn fork(&self, child: &AddressSpace, flags: VmFlags) -> Self {
+        let _library = reserve::library();
         let mapping = self.mapping.fork(SpaceTables(child.page_tables().clone()));
         Self { mapping, keeps: self.keeps.duplicate(), writable: Writable::new(&self.keeps.file, flags) }
     }
 
     /// Moves the whole area to where nothing else is.
     pub fn move_to(&mut self, start: u64) -> Result<()> {
+        let _library = reserve::library();
         self.mapping.move_to(VirtAddr(start)).map_err(errno)
     }
 
     /// MADV_DONTNEED. The end is rounded down to a huge page, as on Linux.
     pub fn discard(&self, range: Range<u64>) -> Result<()> {
+        let _library = reserve::library();
         let end = range.end & !(self.page_size() - 1);
         let range = range.start..end.max(range.start);
         self.mapping.discard(VirtAddr(range.start)..VirtAddr(range.end)).map_err(errno)
@@ -211,11 +222,13 @@ impl HugeArea {
 
     /// What is wrong with its entries, if anything is. `round` gets to know what was found.
     pub fn check(&self, round: &mut CheckRound) -> core::result::Result<(), String> {
+        let _library = reserve::library();
         self.mapping.check(round)
     }
 
     /// Calls `work` with the direct map's pointer to what `address` reads, whatever the area permits. `work` stays within the base page.
     pub fn inspect(&self, address: u64, work: &mut impl FnMut(*mut u8)) -> Result<(), Unresolved> {
+        let _library = reserve::library();
         let within = address & (self.page_size() - 1);
         let zeroes = || PhysAddr(zero_page().0 + (address & (PAGE_SIZE as u64 - 1)));
         let work = |frame: Option<::hugetlb::PhysAddr>| {
@@ -231,6 +244,7 @@ impl HugeArea {
         access: Access,
         work: &mut impl FnMut(*mut u8),
     ) -> Result<(), Unresolved> {
+        let _library = reserve::library();
         let within = address & (self.page_size() - 1);
         let work = |frame: ::hugetlb::PhysAddr| work(PhysAddr(frame.0 + within).as_ptr());
         self.mapping.fault_then(VirtAddr(address), library_access(access), work).map_err(unresolved)

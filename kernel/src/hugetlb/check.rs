@@ -17,6 +17,7 @@ use ::hugetlb::PageSize;
 
 use super::{CheckRound, system};
 use crate::boot::cmdline;
+use crate::memory::reserve;
 use crate::process;
 use crate::sched::{self, Sleep};
 use crate::time::{self, SECOND};
@@ -47,6 +48,7 @@ struct Miscount {
 
 /// Checks everything once.
 pub(super) fn run() -> Result<Round, String> {
+    let _library = reserve::library();
     let (round, miscount) = look()?;
     for _ in 1..LOOKS {
         if miscount.is_none() {

@@ -1,6 +1,5 @@
 //! A file of huge pages as the rest of the kernel sees it: reading, truncation, holes, seals, mappings.
 
-use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt::Write as _;
 use core::ops::Range;
@@ -19,6 +18,8 @@ use crate::fs::path::Path;
 use crate::fs::seals::{self, Seals};
 use crate::fs::{DeviceId, File, FileOps, FileType, Sink, Source, Stat, Statfs, attributes, caller};
 use crate::memory::PhysAddr;
+use crate::memory::fallible::Text;
+use crate::memory::reserve;
 use crate::mm::backing::Backing;
 use crate::sync::Once;
 
@@ -51,12 +52,14 @@ impl HugeFile {
     /// Memory without a file, of `len` bytes in pages of `size`: for MAP_ANONYMOUS, whose mapping promises the pages.
     pub fn anonymous(size: u64, len: u64) -> Result<Arc<Self>> {
         let size = PageSize::from_bytes(size).ok_or(Errno::EINVAL)?;
+        let _library = reserve::library();
         let content = system().anonymous_file(size, len).map_err(errno)?;
         Ok(Self::new(content, abi::F_SEAL_SEAL))
     }
 
     /// As [`HugeFile::anonymous`], for a SysV segment: the pages are promised now unless told not to.
     pub fn segment(size: u64, len: u64, no_reserve: bool) -> Result<Arc<Self>> {
+        let _library = reserve::library();
         let file = Self::anonymous(size, len)?;
         if !no_reserve {
             file.content.reserve(0..len).map_err(errno)?;
@@ -107,6 +110,7 @@ impl HugeFile {
     }
 
     fn allocate(&self, mode: FallocateMode, offset: u64, len: u64) -> Result<()> {
+        let _library = reserve::library();
         let interrupted = || {
             crate::sched::cond_resched();
             crate::process::current().signal_pending()
@@ -116,6 +120,7 @@ impl HugeFile {
 
     /// Sets the size; the inode is locked.
     pub(super) fn resize(&self, size: u64) -> Result<()> {
+        let _library = reserve::library();
         if !size.is_multiple_of(self.page_size()) {
             return Err(Errno::EINVAL);
         }
@@ -137,6 +142,7 @@ impl FileOps for HugeFile {
     }
 
     fn read_at(&self, file: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
+        let _library = reserve::library();
         let mut done = 0;
         while sink.remaining() > 0 {
             let moved = match self.content.read(offset + done as u64, sink.remaining() as u64) {
@@ -217,7 +223,7 @@ impl FileOps for HugeFile {
         self.seals.fcntl(file, command, argument, has_writable)
     }
 
-    fn describe(&self, _file: &File, out: &mut String) {
+    fn describe(&self, _file: &File, out: &mut Text) {
         let _ = writeln!(out, "size:\t{}", self.content.statistics().size);
     }
 }

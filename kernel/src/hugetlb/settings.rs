@@ -15,6 +15,7 @@ use crate::boot::cmdline;
 use crate::errno::{Errno, Result};
 use crate::fs::proc::{self, sysctl};
 use crate::fs::sys;
+use crate::memory::reserve;
 use crate::process;
 
 /// `vm.hugetlb_shm_group`: members may use SHM_HUGETLB.
@@ -103,6 +104,7 @@ pub fn check_may_use_shm() -> Result<()> {
 
 /// Sets the persistent size of a pool, until a signal comes.
 fn resize(pool: &Pool<Kernel>, text: &str) -> Result<()> {
+    let _library = reserve::library();
     let count = sysctl::parse(text)?;
     pool.set_persistent(count, || {
         crate::sched::cond_resched();

@@ -7,7 +7,7 @@
 use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use super::usage::{self, Use};
-use super::{PAGE_SHIFT, PhysAddr};
+use super::{PAGE_SHIFT, PhysAddr, inject};
 use crate::arch::cpu::{self, MAX_CPUS};
 use crate::arch::percpu::PerCpu;
 use crate::sync::IrqLock;
@@ -24,6 +24,8 @@ pub struct FrameInfo {
     pub used_for: AtomicU8,
     /// The order of the free block that begins here, or `NOT_FREE`; changed under the allocator's lock.
     free_order: AtomicU8,
+    /// The next frame of the [`super::frame::FrameList`] that the frame is on.
+    pub next: AtomicU32,
 }
 
 static INFO: AtomicPtr<FrameInfo> = AtomicPtr::new(core::ptr::null_mut());
@@ -44,6 +46,7 @@ pub unsafe fn init(memory: *mut FrameInfo, count: usize) {
             count: AtomicU32::new(0),
             used_for: AtomicU8::new(Use::Other as u8),
             free_order: AtomicU8::new(NOT_FREE),
+            next: AtomicU32::new(0),
         };
         // SAFETY: the caller's memory.
         unsafe { memory.add(index).write(info) };
@@ -184,7 +187,8 @@ pub fn add(start: PhysAddr, end: PhysAddr) {
 
 /// A block of 2^`order` frames, as yet without references, charged to `for_use`.
 pub fn allocate(order: usize, for_use: Use) -> Option<u64> {
-    if !usage::charge(1 << order, for_use) {
+    // The heap's users are the ones to fail, not its slabs.
+    if for_use != Use::Heap && inject::fails() || !usage::charge(1 << order, for_use) {
         return None;
     }
     let frame = if order == 0 { allocate_single() } else { allocate_block(order) };
@@ -210,30 +214,36 @@ pub fn free(frame: u64, order: usize, used_for: Use) {
     usage::uncharge(1 << order, used_for);
 }
 
+/// A frame that has been charged: there is one, and it is only a question of where.
 fn allocate_single() -> Option<u64> {
-    {
-        let mut cache = CACHES.lock();
-        if cache.count == 0 {
-            let mut buddy = BUDDY.lock();
-            while cache.count < BATCH
-                && let Some(frame) = buddy.allocate(0)
-            {
-                let count = cache.count;
-                cache.frames[count] = frame;
-                cache.count += 1;
-            }
-        }
-        if cache.count > 0 {
-            cache.count -= 1;
-            return Some(cache.frames[cache.count]);
+    // Each further round means that others have moved frames between caches and the allocator meanwhile: they got on. The bound is
+    // there for a count that is wrong, which must not hang the machine.
+    (0..1 << 20).find_map(|_| {
+        from_own_cache().or_else(|| {
+            (0..cpu::count()).find_map(|cpu| {
+                let mut cache = CACHES.of(cpu).lock();
+                cache.count = cache.count.checked_sub(1)?;
+                Some(cache.frames[cache.count])
+            })
+        })
+    })
+}
+
+/// A frame of this CPU's cache, which is filled first if it is empty.
+fn from_own_cache() -> Option<u64> {
+    let mut cache = CACHES.lock();
+    if cache.count == 0 {
+        let mut buddy = BUDDY.lock();
+        while cache.count < BATCH
+            && let Some(frame) = buddy.allocate(0)
+        {
+            let count = cache.count;
+            cache.frames[count] = frame;
+            cache.count += 1;
         }
     }
-    // The count says that there is one: it is in another CPU's cache.
-    (0..cpu::count()).find_map(|cpu| {
-        let mut cache = CACHES.of(cpu).lock();
-        cache.count = cache.count.checked_sub(1)?;
-        Some(cache.frames[cache.count])
-    })
+    cache.count = cache.count.checked_sub(1)?;
+    Some(cache.frames[cache.count])
 }
 
 fn free_single(frame: u64) {

@@ -1,7 +1,7 @@
 //! Physical frames with a reference count each.
 
 use core::mem::ManuallyDrop;
-use core::sync::atomic::{Ordering, fence};
+use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use super::buddy::{self, FrameInfo};
 pub use super::usage::Use;
@@ -102,6 +102,76 @@ impl Drop for Frame {
             fence(Ordering::Acquire);
             buddy::free(self.0.page_number(), 0, self.used_for());
         }
+    }
+}
+
+/// Frames in the order in which they came, in a list that takes no memory: its links are in the frames' descriptions, so that freeing
+/// never needs to allocate. Each frame's reference is the only one.
+#[derive(Default)]
+pub struct FrameList {
+    /// First and last frame, by number.
+    ends: Option<(u32, u32)>,
+    len: usize,
+}
+
+impl FrameList {
+    pub const fn new() -> Self {
+        Self { ends: None, len: 0 }
+    }
+
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_none()
+    }
+
+    fn link(from: u32) -> &'static AtomicU32 {
+        &buddy::info(u64::from(from)).next
+    }
+
+    /// Adds a frame at the end.
+    pub fn push(&mut self, frame: Frame) {
+        debug_assert_eq!(frame.count(), 1, "a frame with other references is put on a list");
+        let number = frame.into_raw().page_number() as u32;
+        // Relaxed, here and below: whoever has the list has the links.
+        self.ends = Some(match self.ends {
+            Some((first, last)) => {
+                Self::link(last).store(number, Ordering::Relaxed);
+                (first, number)
+            }
+            None => (number, number),
+        });
+        self.len += 1;
+    }
+
+    /// Takes the first frame.
+    pub fn pop(&mut self) -> Option<Frame> {
+        let (first, last) = self.ends?;
+        self.ends = (first != last).then(|| (Self::link(first).load(Ordering::Relaxed), last));
+        self.len -= 1;
+        // SAFETY: the reference that `push` turned into a number.
+        Some(unsafe { Frame::from_raw(PhysAddr(u64::from(first) << PAGE_SHIFT)) })
+    }
+
+    /// Moves all frames of `other` to the end.
+    pub fn append(&mut self, other: &mut FrameList) {
+        let Some((first, last)) = other.ends.take() else { return };
+        self.ends = Some(match self.ends {
+            Some((head, tail)) => {
+                Self::link(tail).store(first, Ordering::Relaxed);
+                (head, last)
+            }
+            None => (first, last),
+        });
+        self.len += core::mem::take(&mut other.len);
+    }
+}
+
+impl Drop for FrameList {
+    fn drop(&mut self) {
+        while self.pop().is_some() {}
     }
 }
 

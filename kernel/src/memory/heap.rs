@@ -1,33 +1,28 @@
 //! The kernel heap: small objects from slabs, large ones straight from the frame allocator.
 //!
-//! A slab is a block of one or four pages for objects of one size. Its header is at its beginning, so an object
-//! finds its slab by rounding its address down. Slabs with room are on their class's list; full ones on none. A
-//! slab that becomes empty goes back to the frame allocator, but for one in each class, which counts as free.
+//! A slab is a page for objects of one size. Its header is at its beginning, so an object finds its slab by rounding its
+//! address down. Slabs with room are on their class's list; full ones on none. A slab that becomes empty goes back
+//! to the frame allocator, but for one in each class, which counts as free.
+//!
+//! An allocation of at most a page needs a single frame if anything, so memory in pieces is as good as memory in one. It cannot fail: why
+//! there is always a frame for it is what [`super::reserve`] is about. What is larger needs frames in a row and may fail.
 
 use core::alloc::{GlobalAlloc, Layout};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::usage::Use;
-use super::{PAGE_SIZE, PhysAddr, VirtAddr, buddy, contiguous};
+use super::{PAGE_SIZE, PhysAddr, VirtAddr, buddy, contiguous, reserve};
+use crate::arch::percpu;
+use crate::process;
 use crate::sync::IrqLock;
 
-/// Sizes of objects. All are multiples of 16, so that every object is aligned to 16.
-const SIZES: [usize; 16] = [16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 512, 768, 1024, 1360, 2032, 4064];
+/// Sizes of objects. All are multiples of 16, so that every object is aligned to 16; the larger ones are what fits into a page
+/// a whole number of times.
+const SIZES: [usize; 18] =
+    [16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 576, 672, 800, 1008, 1344, 2016, 4032];
 const CLASSES: usize = SIZES.len();
 const HEADER_SIZE: usize = 64;
-/// Objects from this size on come from slabs of four pages.
-const LARGE_FROM: usize = 768;
-const LARGE_ORDER: usize = 2;
-
-const fn slab_order(class: usize) -> usize {
-    if SIZES[class] >= LARGE_FROM { LARGE_ORDER } else { 0 }
-}
-
-const fn slab_size(class: usize) -> usize {
-    PAGE_SIZE << slab_order(class)
-}
-
 #[repr(C, align(64))]
 struct Slab {
     next: *mut Slab,
@@ -68,7 +63,7 @@ pub fn spare_bytes() -> usize {
 }
 
 const fn capacity(class: usize) -> usize {
-    (slab_size(class) - HEADER_SIZE) / SIZES[class]
+    (PAGE_SIZE - HEADER_SIZE) / SIZES[class]
 }
 
 /// For each sixteenth of the smaller sizes, the class that serves it.
@@ -104,7 +99,7 @@ impl Class {
     fn allocate(&mut self, class: usize) -> Option<NonNull<u8>> {
         let mut slab = self.partial;
         if slab.is_null() {
-            slab = self.take_spare(class).or_else(|| new_slab(class))?;
+            slab = self.take_spare().or_else(new_slab)?;
             self.link(slab);
         }
         // SAFETY: slabs of the class, whose lock the caller holds.
@@ -129,7 +124,7 @@ impl Class {
 
     /// Frees an object; returns its slab when that should go back to the frame allocator.
     fn free(&mut self, class: usize, object: *mut u8) -> Option<*mut Slab> {
-        let slab = (object as usize & !(slab_size(class) - 1)) as *mut Slab;
+        let slab = (object as usize & !(PAGE_SIZE - 1)) as *mut Slab;
         // SAFETY: the object came from this slab, and is no longer used.
         unsafe {
             let header = &mut *slab;
@@ -149,16 +144,16 @@ impl Class {
             return Some(slab);
         }
         self.spare = slab;
-        SPARE.fetch_add(slab_size(class), Ordering::SeqCst);
+        SPARE.fetch_add(PAGE_SIZE, Ordering::SeqCst);
         None
     }
 
-    fn take_spare(&mut self, class: usize) -> Option<*mut Slab> {
+    fn take_spare(&mut self) -> Option<*mut Slab> {
         let spare = core::mem::replace(&mut self.spare, null_mut());
         if spare.is_null() {
             return None;
         }
-        SPARE.fetch_sub(slab_size(class), Ordering::SeqCst);
+        SPARE.fetch_sub(PAGE_SIZE, Ordering::SeqCst);
         Some(spare)
     }
 
@@ -191,8 +186,11 @@ impl Class {
     }
 }
 
-fn new_slab(class: usize) -> Option<*mut Slab> {
-    let frame = buddy::allocate(slab_order(class), Use::Heap)?;
+fn new_slab() -> Option<*mut Slab> {
+    if reserve::refuses_page() {
+        return None;
+    }
+    let frame = buddy::allocate(0, Use::Heap)?;
     let slab = PhysAddr(frame << super::PAGE_SHIFT).as_ptr::<Slab>();
     // SAFETY: the block is ours.
     unsafe {
@@ -201,22 +199,33 @@ fn new_slab(class: usize) -> Option<*mut Slab> {
     Some(slab)
 }
 
-fn free_slab(slab: *mut Slab, class: usize) {
+fn free_slab(slab: *mut Slab) {
     let address = VirtAddr::from_ptr(slab).to_phys().expect("slabs are in the direct map");
-    buddy::free(address.page_number(), slab_order(class), Use::Heap);
+    buddy::free(address.page_number(), 0, Use::Heap);
 }
 
 /// Gives all spare slabs back; true when there were any.
-fn give_up_spares() -> bool {
+pub(super) fn give_up_spares() -> bool {
     let mut gave = false;
-    for (class, lock) in CLASS.iter().enumerate() {
-        let spare = lock.lock().take_spare(class);
+    for lock in &CLASS {
+        let spare = lock.lock().take_spare();
         if let Some(slab) = spare {
-            free_slab(slab, class);
+            free_slab(slab);
             gave = true;
         }
     }
     gave
+}
+
+/// Checked kernels: what needs frames in a row can fail, so whoever asks for it has to say that it may. Bring-up and the first process's start may not.
+fn check_may_fail(layout: &Layout) {
+    if cfg!(debug_assertions)
+        && !percpu::allocation_may_fail()
+        && !reserve::in_library()
+        && process::try_current().is_some_and(|thread| !thread.is_kernel() && thread.process.pid != 1)
+    {
+        panic!("an allocation of {} bytes has no way to fail", layout.size());
+    }
 }
 
 struct Heap;
@@ -229,6 +238,11 @@ unsafe impl GlobalAlloc for Heap {
             Some(class) => CLASS[class].lock().allocate(class).map(NonNull::as_ptr),
             None => contiguous::alloc_for(layout.size(), layout.align(), Use::Heap).map(PhysAddr::as_ptr),
         };
+        if layout.size() <= PAGE_SIZE {
+            reserve::meter(layout.size() as i64);
+        } else {
+            check_may_fail(&layout);
+        }
         match allocate() {
             Some(object) => object,
             None if give_up_spares() => allocate().unwrap_or(null_mut()),
@@ -237,11 +251,14 @@ unsafe impl GlobalAlloc for Heap {
     }
 
     unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
+        if layout.size() <= PAGE_SIZE {
+            reserve::meter(-(layout.size() as i64));
+        }
         match class_of(&layout) {
             Some(class) => {
                 let empty = CLASS[class].lock().free(class, object);
                 if let Some(slab) = empty {
-                    free_slab(slab, class);
+                    free_slab(slab);
                 }
             }
             None => {

@@ -4,11 +4,14 @@ pub mod addr;
 mod buddy;
 pub mod contiguous;
 pub mod early;
+pub mod fallible;
 pub mod frame;
 // Where the kernel is only checked, for the host, std has the allocator.
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod heap;
+pub mod inject;
 pub mod paging;
+pub mod reserve;
 pub mod stack;
 mod usage;
 
@@ -41,7 +44,12 @@ pub(crate) fn init(ram: &[Range], used: &[Range]) {
     unsafe { buddy::init(info.as_ptr(), count as usize) };
     paging::init(&direct[..ram.len().min(MAX_RAM) + 1]);
     early::hand_over();
-    usage::set_watermarks();
+    usage::set_watermarks(1);
+}
+
+/// The number of CPUs is known: each wants its part of what is kept free.
+pub(crate) fn all_cpus_known() {
+    usage::set_watermarks(crate::arch::cpu::count() as usize);
 }
 
 /// Most ranges of RAM that the kernel takes from a loader's map.

@@ -8,7 +8,8 @@
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use super::frame::{Frame, Use};
+use super::fallible;
+use super::frame::{Frame, FrameList, Use};
 use super::paging::{self, STACK_AREA, STACK_AREA_SIZE};
 use super::{PAGE_SIZE, PhysAddr};
 use crate::arch::{cpu, interrupts, tlb};
@@ -51,6 +52,7 @@ impl Slots {
         let index = match found {
             Some(index) => index,
             None if self.groups.len() < MAX_GROUPS => {
+                fallible::reserve(&mut self.groups, 1).ok()?;
                 self.groups.push(Group { free: u64::MAX, dead: 0, flushing: 0 });
                 self.groups.len() - 1
             }
@@ -144,7 +146,7 @@ fn revive() {
     if FLUSHING.swap(true, Ordering::SeqCst) {
         return;
     }
-    let mut tables = Vec::new();
+    let mut tables = FrameList::new();
     let groups = SLOTS.lock().groups.len();
     for index in 0..groups {
         let mut slots = SLOTS.lock();
@@ -160,8 +162,8 @@ fn revive() {
         }
         slots.dead -= count;
         drop(slots);
-        if unused {
-            tables.extend(paging::detach_stack_table(STACK_AREA + index as u64 * GROUP_SIZE));
+        if unused && let Some(table) = paging::detach_stack_table(STACK_AREA + index as u64 * GROUP_SIZE) {
+            tables.push(table);
         }
     }
     tlb::shootdown(&cpu::online(), tlb::Flush::Global);

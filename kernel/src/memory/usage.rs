@@ -35,21 +35,28 @@ impl Use {
         }
     }
 
-    /// Frames that must stay free after an allocation for this use.
-    fn watermark(self) -> i64 {
+    /// Frames that must stay free after an allocation of `frames` for this use. The module's text on the levels: [`super::reserve`].
+    fn watermark(self, frames: u64) -> i64 {
         // Relaxed: set once at boot.
         let min = MIN.load(Ordering::Relaxed);
         match self {
-            // User memory stops first, so that the tables and stacks to handle that can still be had.
-            Self::Anon | Self::File | Self::Huge => 2 * min,
+            // What may outlive its maker stops first: no end of a process brings it back.
+            Self::File => 4 * min,
+            // Then memory of processes, so that the tables and stacks to handle that can still be had.
+            Self::Anon | Self::Huge => 2 * min,
             Self::PageTable | Self::KernelStack | Self::Other => min,
-            Self::Heap => 0,
+            // A small allocation has no way to fail. It takes from what the entry to the kernel has left free.
+            Self::Heap if frames == 1 => -PROMISED.load(Ordering::SeqCst),
+            Self::Heap => min,
         }
     }
 }
 
 static TOTAL: AtomicU64 = AtomicU64::new(0);
+/// Frames that are free and that nobody was promised. Below zero when small allocations use what others were promised.
 static FREE: AtomicI64 = AtomicI64::new(0);
+/// Frames that are free, but taken off `FREE` for somebody: [`super::reserve`].
+static PROMISED: AtomicI64 = AtomicI64::new(0);
 static MIN: AtomicI64 = AtomicI64::new(0);
 static USED: [AtomicU64; USES] = [const { AtomicU64::new(0) }; USES];
 
@@ -84,7 +91,9 @@ pub fn stats() -> Stats {
     let spare = super::heap::spare_bytes() as u64;
     Stats {
         total: TOTAL.load(Ordering::SeqCst) * PAGE_SIZE as u64,
-        free: FREE.load(Ordering::SeqCst).max(0) as u64 * PAGE_SIZE as u64 + spare,
+        free: (FREE.load(Ordering::SeqCst) + PROMISED.load(Ordering::SeqCst)).max(0) as u64
+            * PAGE_SIZE as u64
+            + spare,
         anon: used(Use::Anon),
         file: used(Use::File),
         page_tables: used(Use::PageTable),
@@ -113,25 +122,83 @@ pub(super) fn add_frames(frames: u64) {
     FREE.fetch_add(frames as i64, Ordering::SeqCst);
 }
 
-/// Sets how much is kept for the kernel: a 64th of memory, at least 2 MiB and at most 32 MiB.
-pub(super) fn set_watermarks() {
+/// Sets how much is kept for the kernel: a 64th of memory, at least 2 MiB and 512 KiB for each CPU, at most 32 MiB.
+pub(super) fn set_watermarks(cpus: usize) {
     let frames = (TOTAL.load(Ordering::SeqCst) / 64).clamp((2 << 20) / 4096, (32 << 20) / 4096);
-    MIN.store(frames as i64, Ordering::SeqCst);
+    MIN.store((frames as i64).max(cpus as i64 * (512 << 10) / 4096), Ordering::SeqCst);
 }
 
 /// Takes `frames` off the free count for `for_use`; false when too few would be left.
 pub(super) fn charge(frames: u64, for_use: Use) -> bool {
-    let frames_signed = frames as i64;
-    if FREE.fetch_sub(frames_signed, Ordering::SeqCst) - frames_signed < for_use.watermark() {
-        FREE.fetch_add(frames_signed, Ordering::SeqCst);
+    if !take(frames as i64, for_use.watermark(frames)) {
         return false;
     }
     USED[for_use as usize].fetch_add(frames, Ordering::SeqCst);
     true
 }
 
+/// Takes `frames` off the free count when `left` of them stay. In one step: a refused attempt is never seen by others, for whom a
+/// moment without the frames could be the end.
+fn take(frames: i64, left: i64) -> bool {
+    let enough = |free: i64| (free.saturating_sub(frames) >= left).then_some(free - frames);
+    FREE.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enough).is_ok()
+}
+
 /// Undoes [`charge`].
 pub(super) fn uncharge(frames: u64, for_use: Use) {
     USED[for_use as usize].fetch_sub(frames, Ordering::SeqCst);
     FREE.fetch_add(frames as i64, Ordering::SeqCst);
+}
+
+/// How far free memory may go down for somebody who has a way to fail, or to wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Level {
+    /// Objects that outlive their maker.
+    Lasting,
+    /// Other objects of the kernel, in the middle of a call.
+    Call,
+    /// The entry to the kernel.
+    Entry,
+    /// Small allocations of the library of huge pages.
+    Library,
+}
+
+impl Level {
+    fn frames(self) -> i64 {
+        // Relaxed: set once at boot.
+        let min = MIN.load(Ordering::Relaxed);
+        match self {
+            Self::Lasting => 4 * min,
+            Self::Call => min,
+            Self::Entry => min / 2,
+            Self::Library => min / 4,
+        }
+    }
+}
+
+/// Would `frames` more leave what `level` wants to stay free?
+#[inline]
+pub(super) fn has_room(frames: i64, level: Level) -> bool {
+    // Relaxed: a moment's value, as any answer would be.
+    FREE.load(Ordering::Relaxed) - frames >= level.frames()
+}
+
+/// Whether there would be room without what was promised.
+pub(super) fn only_promised(level: Level) -> bool {
+    FREE.load(Ordering::SeqCst) + PROMISED.load(Ordering::SeqCst) >= level.frames()
+}
+
+/// Takes `frames` off the free count for later, when `level` allows it; `None` for a promise that is given in any case.
+pub(super) fn promise(frames: i64, level: Option<Level>) -> bool {
+    let given = take(frames, level.map_or(i64::MIN, Level::frames));
+    if given {
+        PROMISED.fetch_add(frames, Ordering::SeqCst);
+    }
+    given
+}
+
+/// Ends a [`promise`].
+pub(super) fn end_promise(frames: i64) {
+    PROMISED.fetch_sub(frames, Ordering::SeqCst);
+    FREE.fetch_add(frames, Ordering::SeqCst);
 }

@@ -11,8 +11,8 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::accounting;
 use super::backing::{MappingList, PageCache};
 use crate::errno::{Errno, Result};
-use crate::memory::PAGE_SIZE;
 use crate::memory::frame::{Frame, Use};
+use crate::memory::{PAGE_SIZE, reserve};
 use crate::sync::SpinLock;
 
 /// Memory of a fixed size that several address spaces share.
@@ -68,6 +68,7 @@ impl PageCache for SharedMemory {
         if let Some(frame) = self.cached(index) {
             return Ok(frame);
         }
+        reserve::ask(PAGE_SIZE)?;
         let new = Frame::alloc_zeroed(Use::File).ok_or(Errno::ENOMEM)?;
         let mut pages = self.pages.lock();
         // Another thread may have been faster: theirs counts.

@@ -17,7 +17,7 @@ use crate::arch::tlb;
 use crate::arch::trap::TrapFrame;
 use crate::errno::Errno;
 use crate::memory::frame::{Frame, Use};
-use crate::memory::{PAGE_SIZE, PhysAddr};
+use crate::memory::{self, PAGE_SIZE, PhysAddr, Pressure, reserve};
 use crate::process;
 use crate::signal;
 use crate::sync::Once;
@@ -130,6 +130,8 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
         _ => Access::Read,
     };
     current.count_fault(false);
+    reserve::enter();
+    let mut attempts = 0;
     loop {
         let asked = process::oom::moment();
         let failure = match space.fault(address, access) {
@@ -143,8 +145,15 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
             Err(failure) => failure,
         };
         if failure == FaultError::NoMemory {
-            process::oom::out_of_memory(asked);
-            if !current.kill_pending() {
+            attempts += 1;
+            if attempts == 1 && memory::pressure() == Pressure::None {
+                // It was short only for a moment.
+                continue;
+            }
+            if process::oom::out_of_memory(asked) == process::oom::Found::Nothing {
+                panic!("Out of memory, and nobody left but the first process");
+            }
+            if !current.kill_pending() && !current.memory.is_ending() {
                 continue;
             }
             // Chosen to die: user mode is left on the way back to it, a system call fails and gets there soon.
@@ -242,7 +251,8 @@ impl AddressSpace {
         }
         let (old, grown) = (vma.start, (vma.start - start) / PAGE);
         layout::may_grow_stack(&areas.set, vma, start).map_err(|_| FaultError::NotMapped)?;
-        layout::charge(&areas.set, vma.flags, grown).map_err(|_| FaultError::NoMemory)?;
+        // A limit of this process, or of what may be committed: its own error, which no victim's memory would heal. As on Linux.
+        layout::charge(&areas.set, vma.flags, grown).map_err(|_| FaultError::NotMapped)?;
         areas.set.update(old, |vma| {
             vma.first -= grown;
             vma.start = start;

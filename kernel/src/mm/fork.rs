@@ -17,8 +17,12 @@ use super::tables::{NoMemory, NoTable};
 use super::vma::{FileArea, Kind, VmFlags, Vma, VmaSet};
 use crate::errno::{Errno, Result};
 use crate::memory::frame::Frame;
+use crate::memory::{PAGE_SIZE, reserve};
 use crate::sched;
 use crate::sync::grace;
+
+/// Bytes that the library keeps of a private huge page of a mapping.
+const NOTE: usize = 96;
 
 impl AddressSpace {
     /// A copy for fork(2).
@@ -65,6 +69,8 @@ impl AddressSpace {
         copy: &mut Areas,
         gather: &mut Gather,
     ) -> Result<()> {
+        // The area, its place in the set, and in its file's list.
+        reserve::ask(PAGE_SIZE)?;
         let mut flags = vma.flags - (VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
         if flags.contains(VmFlags::ACCOUNT) {
             accounting::commit(vma.pages())?;
@@ -84,6 +90,9 @@ impl AddressSpace {
             }
             Kind::Huge(huge) => {
                 flags = vma.flags;
+                // The library notes each private page for the child, with no way to fail.
+                let (_, private) = huge.resident_bytes();
+                let _kept = reserve::promise((private / huge.page_size()) as usize * NOTE + PAGE_SIZE)?;
                 Kind::Huge(Box::new(huge.fork(child, flags)))
             }
         };

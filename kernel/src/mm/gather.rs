@@ -10,11 +10,13 @@ use core::sync::atomic::{Ordering, fence};
 
 use super::AddressSpace;
 use crate::arch::tlb::{self, Flush};
-use crate::memory::frame::Frame;
+use crate::memory::frame::{Frame, FrameList};
 use crate::sync::grace;
 
-/// Frames after which a flush is due.
+/// Frames after which a flush is due: their list is a page at the most.
 const LIMIT: usize = 512;
+/// Most pages that are added between two looks at [`Gather::is_full`].
+pub const BATCH: usize = LIMIT / 2;
 
 /// What is to be flushed and freed.
 pub struct Gather<'a> {
@@ -23,13 +25,13 @@ pub struct Gather<'a> {
     end: u64,
     frames: Vec<Frame>,
     /// Others may look at them without a lock, so they are freed after a grace period.
-    tables: Vec<Frame>,
+    tables: FrameList,
 }
 
 impl<'a> Gather<'a> {
     /// Nothing yet.
     pub fn new(space: &'a AddressSpace) -> Self {
-        Self { space, start: u64::MAX, end: 0, frames: Vec::new(), tables: Vec::new() }
+        Self { space, start: u64::MAX, end: 0, frames: Vec::new(), tables: FrameList::new() }
     }
 
     /// The translations of `range` may not be used any more.
@@ -50,9 +52,9 @@ impl<'a> Gather<'a> {
         self.tables.push(frame);
     }
 
-    /// Is it time for [`Gather::flush`]?
+    /// Is it time for [`Gather::flush`]? There is room for a [`BATCH`] as long as it is not.
     pub fn is_full(&self) -> bool {
-        self.frames.len() + self.tables.len() >= LIMIT
+        self.frames.len() > LIMIT - BATCH
     }
 
     /// Flushes the TLBs, then frees. May be called under the page-table lock: CPUs that spin for it answer.
@@ -70,13 +72,16 @@ impl<'a> Gather<'a> {
             (self.start, self.end) = (u64::MAX, 0);
         }
         self.frames.clear();
-        self.tables.drain(..).for_each(grace::retire);
+        while let Some(table) = self.tables.pop() {
+            grace::retire(table);
+        }
     }
 
     /// As [`Gather::flush`], for an address space that nobody can look at any more: its tables need no grace period.
     pub fn flush_unseen(&mut self) {
-        self.frames.append(&mut self.tables);
+        let tables = core::mem::take(&mut self.tables);
         self.flush();
+        drop(tables);
     }
 }
 

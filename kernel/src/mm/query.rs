@@ -10,13 +10,14 @@ use super::space::AddressSpace;
 use super::vma::{Kind, VmFlags, Vma};
 use super::{PAGE, TASK_SIZE, page_up};
 use crate::errno::{Errno, Result};
+use crate::memory::fallible;
 use crate::sched;
 
 impl AddressSpace {
     /// One byte for each page of the range: 1 when it is in memory. `ENOMEM` where nothing is mapped.
     pub fn residency(&self, range: Range<u64>) -> Result<Vec<u8>> {
         let areas = self.read();
-        let mut out = Vec::with_capacity(((range.end - range.start) / PAGE) as usize);
+        let mut out = fallible::with_capacity(((range.end - range.start) / PAGE) as usize)?;
         let mut at = range.start;
         while at < range.end {
             let vma = areas.set.find(at).ok_or(Errno::ENOMEM)?;

@@ -276,7 +276,10 @@ impl AddressSpace {
                     at = first + (span(2) - target(first) % span(2));
                     continue;
                 }
-                Err(NoTable::NoMemory) => Err(NoMemory),
+                Err(NoTable::NoMemory) => {
+                    drop(tables);
+                    Err(NoMemory)
+                }
                 Err(NoTable::SlotShared) => {
                     drop(tables);
                     at = first;

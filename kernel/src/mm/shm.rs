@@ -13,6 +13,8 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::anonymous::SharedMemory;
 use crate::errno::{Errno, Result};
 use crate::hugetlb::HugeFile;
+use crate::memory::fallible::{self, Text, TryVec};
+use crate::memory::{PAGE_SIZE, reserve};
 use crate::process::{self, Pid};
 use crate::sync::SpinLock;
 
@@ -276,8 +278,8 @@ pub fn by_key(key: i32) -> Option<Arc<Segment>> {
 }
 
 /// All segments.
-fn all() -> Vec<Arc<Segment>> {
-    TABLE.lock().slots.iter().flatten().cloned().collect()
+fn all() -> Result<Vec<Arc<Segment>>> {
+    fallible::collect(TABLE.lock().slots.iter().flatten().cloned())
 }
 
 /// Segments, the highest slot in use, pages of all of them, and pages in memory.
@@ -297,6 +299,7 @@ pub fn create(key: i32, size: u64, mode: u32, memory: Memory) -> Result<Result<A
     let who = process::current().credentials();
     let pid = current_pid();
     let pages = size.div_ceil(super::PAGE);
+    reserve::ask_lasting(PAGE_SIZE)?;
     let mut table = TABLE.lock();
     if key != IPC_PRIVATE
         && let Some(found) = table.by_key(key)
@@ -309,7 +312,7 @@ pub fn create(key: i32, size: u64, mode: u32, memory: Memory) -> Result<Result<A
     let slot = match table.empty.pop_first() {
         Some(slot) => slot,
         None => {
-            table.slots.push(None);
+            table.slots.try_push(None)?;
             table.slots.len() - 1
         }
     };
@@ -390,11 +393,11 @@ impl Drop for Attachment {
 
 /// `/proc/sysvipc/shm`, in the columns of Linux.
 fn list() -> Result<String> {
-    let mut text = String::from(
+    let mut text = Text::from(
         "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      \
          atime      dtime      ctime                   rss                  swap\n",
     );
-    for segment in all() {
+    for segment in all()? {
         let status = segment.status();
         let permissions = status.permissions;
         let resident = match &segment.memory {
@@ -422,7 +425,7 @@ fn list() -> Result<String> {
             0,
         );
     }
-    Ok(text)
+    text.into_string()
 }
 
 /// Makes `/proc/sysvipc/shm` known, once procfs is up.

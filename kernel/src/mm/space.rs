@@ -11,11 +11,11 @@ use intrusive_collections::{LinkedListAtomicLink, intrusive_adapter};
 use super::backing::PageCache;
 use super::entry::Entry;
 use super::exec::Executable;
-use super::gather::Gather;
+use super::gather::{self, Gather};
 use super::layout::SLOT;
 use super::shm::Attachment;
 use super::tables::{NoMemory, PageTables, Resident};
-use super::vma::{Kind, VmFlags, Vma, VmaSet};
+use super::vma::{Costs, Kind, VmFlags, Vma, VmaSet};
 use super::{TASK_SIZE, accounting};
 use crate::arch::cpu::{self, CpuId, CpuSet};
 use crate::arch::features;
@@ -24,6 +24,8 @@ use crate::fs::File;
 use crate::hugetlb::HugeLeftover;
 use crate::memory::frame::Frame;
 use crate::memory::paging;
+#[cfg(debug_assertions)]
+use crate::memory::{self, reserve};
 use crate::process::oom;
 use crate::sched;
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, SpinLock, grace};
@@ -85,6 +87,8 @@ pub struct AddressSpace {
     pub(super) tables: Arc<PageTables>,
     /// On the list of those that are let go of later.
     later: LinkedListAtomicLink,
+    /// What the areas take, for those who must not take their lock.
+    costs: Arc<Costs>,
     /// The last field: all others are dropped before it.
     remains: oom::Remains,
 }
@@ -118,15 +122,14 @@ impl AddressSpace {
     /// An empty one.
     pub fn new() -> Result<Arc<Self>> {
         let tables = PageTables::new().map_err(|_| Errno::ENOMEM)?;
+        let set = VmaSet::new();
+        let costs = set.costs();
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
-            areas: RwLock::new(Areas {
-                set: VmaSet::new(),
-                layout: Layout::default(),
-                new_flags: VmFlags::empty(),
-            }),
+            areas: RwLock::new(Areas { set, layout: Layout::default(), new_flags: VmFlags::empty() }),
             tables,
             later: LinkedListAtomicLink::new(),
+            costs,
             remains: oom::Remains::new(),
         }))
     }
@@ -194,6 +197,11 @@ impl AddressSpace {
         self.tables.lock().count * 4096
     }
 
+    /// What the areas take. Takes no lock.
+    pub fn costs(&self) -> &Costs {
+        &self.costs
+    }
+
     /// The program's file.
     pub fn executable(&self) -> Option<Arc<File>> {
         self.read().layout.executable.as_ref().map(|executable| executable.file().clone())
@@ -206,7 +214,7 @@ impl AddressSpace {
         while at < range.end {
             let mut tables = self.tables.lock();
             let mut removed = Resident::default();
-            at = tables.walk(at..range.end, 512, |address, slot| {
+            at = tables.walk(at..range.end, gather::BATCH, |address, slot| {
                 let value = Entry(slot.load(Ordering::SeqCst));
                 if keep_copies && value.has(Entry::ANON) {
                     return;
@@ -347,11 +355,14 @@ impl AddressSpace {
     /// Removes everything: the space has no users any more.
     fn tear_down(&mut self) {
         #[cfg(debug_assertions)]
-        if let Err(what) = self.check() {
-            panic!("page tables at the end of an address space: {what}");
+        if memory::pressure() == memory::Pressure::None {
+            // The check takes memory for each area, and nobody could be told that there is none.
+            let _unmetered = reserve::library();
+            if let Err(what) = self.check() {
+                panic!("page tables at the end of an address space: {what}");
+            }
         }
         let areas = self.areas.get_mut().set.take_all();
-        let mut leftovers = Leftovers::default();
         let mut gather = Gather::new(self);
         for (_, vma) in areas {
             if !vma.is_huge() {
@@ -360,7 +371,8 @@ impl AddressSpace {
             if vma.flags.contains(VmFlags::ACCOUNT) {
                 accounting::uncommit(vma.pages());
             }
-            leftovers.push(vma);
+            // Nobody else has a lock of this space: what is left of the area goes at once.
+            Leftovers::default().push(vma);
             sched::cond_resched();
         }
         let (mut at, everything) = (0, 0..1 << 47);

@@ -15,6 +15,7 @@ use crate::arch::percpu::PerCpu;
 use crate::arch::smap;
 use crate::errno::{Errno, Result};
 use crate::memory::USER_END;
+use crate::memory::fallible::{self, TryVec};
 
 /// One entry of the exception table: an instruction that may fault, and where to go on when it does.
 #[repr(C)]
@@ -189,8 +190,7 @@ pub fn write_user<T: Copy + 'static>(address: usize, value: &T) -> Result<()> {
 pub fn read_user_array<T: Copy + 'static>(address: usize, count: usize) -> Result<Vec<T>> {
     let bytes = count.checked_mul(size_of::<T>()).ok_or(Errno::EFAULT)?;
     check_range(address, bytes)?;
-    let mut values: Vec<T> = Vec::new();
-    values.try_reserve_exact(count).map_err(|_| Errno::ENOMEM)?;
+    let mut values: Vec<T> = fallible::with_capacity(count)?;
     // SAFETY: there is room for `count` values, and only after all their bytes are written the length says so.
     unsafe {
         if copy_from_user_raw(values.as_mut_ptr().cast(), address, bytes) != 0 {
@@ -215,8 +215,7 @@ pub fn read_cstr(address: usize, max: usize, too_long: Errno) -> Result<Vec<u8>>
         if string.len() + part.len() > max {
             return Err(too_long);
         }
-        string.try_reserve(part.len()).map_err(|_| Errno::ENOMEM)?;
-        string.extend_from_slice(part);
+        string.try_extend_from_slice(part)?;
         if found.is_some() {
             return Ok(string);
         }

@@ -13,8 +13,10 @@ use super::vma::{Kind, VmFlags, Vma};
 use smallvec::SmallVec;
 
 use super::{PAGE, Rights, TASK_SIZE};
+use crate::errno::Result;
 use crate::fs::File;
 use crate::memory::PAGE_SHIFT;
+use crate::memory::fallible::{self, TryVec};
 use crate::memory::frame::Frame;
 
 /// Areas that are looked at in one hold of the areas lock.
@@ -213,13 +215,13 @@ impl AddressSpace {
     }
 
     /// One word for each page of `range`, as `/proc/PID/pagemap` has it, with frame numbers if the reader may see them.
-    pub fn pagemap(&self, range: Range<u64>, with_frames: bool) -> Vec<u64> {
+    pub fn pagemap(&self, range: Range<u64>, with_frames: bool) -> Result<Vec<u64>> {
         const PRESENT: u64 = 1 << 63;
         const FILE: u64 = 1 << 61;
         const EXCLUSIVE: u64 = 1 << 56;
         const FRAME: u64 = (1 << 55) - 1;
         let areas = self.read();
-        let mut words = Vec::with_capacity(((range.end - range.start) / PAGE) as usize);
+        let mut words = fallible::with_capacity(((range.end - range.start) / PAGE) as usize)?;
         let mut at = range.start;
         while at < range.end {
             let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) else {
@@ -253,27 +255,27 @@ impl AddressSpace {
                 at += PAGE;
             }
         }
-        words
+        Ok(words)
     }
 
     /// `/proc/PID/cmdline`: the arguments as the program has them now, each with its end.
-    pub fn command_line(&self) -> Vec<u8> {
+    pub fn command_line(&self) -> Result<Vec<u8>> {
         let (arguments, environment) = {
             let areas = self.read();
             (areas.layout.arguments.clone(), areas.layout.environment.clone())
         };
-        let mut text = self.read_range(arguments.clone());
+        let mut text = self.read_range(arguments.clone())?;
         // A program that writes its title over the arguments and goes on into the environment has overwritten the last end.
         if text.last().is_some_and(|byte| *byte != 0) {
-            text.extend(self.read_range(environment));
+            text.try_extend_from_slice(&self.read_range(environment)?)?;
             let end = text.iter().position(|byte| *byte == 0).unwrap_or(text.len());
             text.truncate(end);
         }
-        text
+        Ok(text)
     }
 
     /// `/proc/PID/environ`: the first environment, as it is in memory now.
-    pub fn environment(&self) -> Vec<u8> {
+    pub fn environment(&self) -> Result<Vec<u8>> {
         let range = self.read().layout.environment.clone();
         self.read_range(range)
     }
@@ -283,11 +285,11 @@ impl AddressSpace {
         self.read().layout.auxv.clone()
     }
 
-    fn read_range(&self, range: Range<u64>) -> Vec<u8> {
-        let mut bytes = alloc::vec![0; (range.end - range.start) as usize];
+    fn read_range(&self, range: Range<u64>) -> Result<Vec<u8>> {
+        let mut bytes = fallible::filled(0, (range.end - range.start) as usize)?;
         let len = self.read_remote(range.start, &mut bytes, Rights::Forced).unwrap_or(0);
         bytes.truncate(len);
-        bytes
+        Ok(bytes)
     }
 
     /// Addresses for `/proc/PID/stat`: begin and end of the code, begin of the stack, of data, of the heap, ranges of arguments and

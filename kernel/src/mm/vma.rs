@@ -5,13 +5,14 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use bitflags::bitflags;
 
 use super::AddressSpace;
 use super::backing::Link;
 use super::gaps::Gaps;
+use super::layout::SLOT;
 use super::shm::Attachment;
 use super::vdso::SpecialPages;
 use crate::errno::{Errno, Result};
@@ -158,6 +159,25 @@ impl Vma {
         }
     }
 
+    /// Bytes of the kernel's own memory that it takes, about: its part of the set's tree, what it consists of, its entry in a file's list,
+    /// and shared memory that lives only by it.
+    fn kernel_bytes(&self) -> usize {
+        const NODE: usize = 2 * size_of::<Vma>();
+        const LINK: usize = 160;
+        const SHARED_MEMORY: usize = 1024;
+        NODE + match &self.kind {
+            Kind::Anonymous | Kind::Special(_) => 0,
+            Kind::File(area) if area.file.is_none() => size_of::<FileArea>() + SHARED_MEMORY,
+            Kind::File(_) => size_of::<FileArea>() + LINK,
+            Kind::Huge(_) => 2 * size_of::<HugeArea>(),
+        }
+    }
+
+    /// Slots that its huge pages are in: each has a table in the end.
+    fn windows(&self) -> usize {
+        if self.is_huge() { (self.end.div_ceil(SLOT) - self.start / SLOT) as usize } else { 0 }
+    }
+
     /// Is it memory of its process alone that stores go to: what RLIMIT_DATA and the commit limit count?
     pub fn is_private_writable(&self) -> bool {
         self.flags & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE
@@ -274,11 +294,34 @@ impl Vma {
     }
 }
 
+/// What the areas of an address space take, about, for those who must not take the areas lock.
+#[derive(Default)]
+pub struct Costs {
+    /// Bytes of the kernel's own memory.
+    heap: AtomicUsize,
+    /// Slots of huge pages.
+    windows: AtomicUsize,
+}
+
+impl Costs {
+    /// Bytes of the kernel's own memory.
+    pub fn heap(&self) -> u64 {
+        // Relaxed, here and below: statistics.
+        self.heap.load(Ordering::Relaxed) as u64
+    }
+
+    /// Bytes that the tables of huge pages take when all are there: its own, and those of its files.
+    pub fn huge_tables(&self) -> u64 {
+        self.windows.load(Ordering::Relaxed) as u64 * PAGE
+    }
+}
+
 /// The areas of an address space in order.
 pub struct VmaSet {
     areas: BTreeMap<u64, Vma>,
     /// What is between them.
     gaps: Gaps,
+    costs: Arc<Costs>,
     /// Sum of all areas, pages.
     pub(super) total: u64,
     /// The most that `total` ever was.
@@ -299,6 +342,7 @@ impl VmaSet {
         Self {
             areas: BTreeMap::new(),
             gaps: Gaps::new(),
+            costs: Arc::default(),
             total: 0,
             peak: 0,
             data: 0,
@@ -316,6 +360,27 @@ impl VmaSet {
     /// How many areas there are.
     pub fn count(&self) -> usize {
         self.areas.len()
+    }
+
+    /// What the areas take.
+    pub(super) fn costs(&self) -> Arc<Costs> {
+        self.costs.clone()
+    }
+
+    /// Puts an area into the map.
+    fn add(&mut self, vma: Vma) {
+        // Relaxed, here and below: statistics.
+        self.costs.heap.fetch_add(vma.kernel_bytes(), Ordering::Relaxed);
+        self.costs.windows.fetch_add(vma.windows(), Ordering::Relaxed);
+        self.areas.insert(vma.start, vma);
+    }
+
+    /// Takes an area out of the map.
+    fn take(&mut self, start: u64) -> Option<Vma> {
+        let vma = self.areas.remove(&start)?;
+        self.costs.heap.fetch_sub(vma.kernel_bytes(), Ordering::Relaxed);
+        self.costs.windows.fetch_sub(vma.windows(), Ordering::Relaxed);
+        Some(vma)
     }
 
     /// In ascending order.
@@ -401,12 +466,12 @@ impl VmaSet {
         let below = self.areas.range(..vma.start).next_back().map(|(_, vma)| vma);
         let above = self.areas.range(vma.start..).next().map(|(_, vma)| vma);
         self.gaps.close(&vma, below, above);
-        self.areas.insert(vma.start, vma);
+        self.add(vma);
     }
 
     /// Takes the area that starts at `start` out.
     pub(super) fn remove(&mut self, start: u64) -> Option<Vma> {
-        let vma = self.areas.remove(&start)?;
+        let vma = self.take(start)?;
         self.count_out(&vma);
         let below = self.areas.range(..start).next_back().map(|(_, vma)| vma);
         let above = self.areas.range(start..).next().map(|(_, vma)| vma);
@@ -416,6 +481,9 @@ impl VmaSet {
 
     /// Takes all areas out.
     pub(super) fn take_all(&mut self) -> BTreeMap<u64, Vma> {
+        self.costs.heap.store(0, Ordering::Relaxed);
+        self.costs.windows.store(0, Ordering::Relaxed);
+        // Relaxed: statistics; the space is at its end.
         let all = Self { peak: self.peak, ..Self::new() };
         core::mem::replace(self, all).areas
     }
@@ -445,8 +513,10 @@ impl VmaSet {
         };
         let Some(vma) = self.areas.get_mut(&start) else { return Ok(()) };
         // The sums stay: both parts together are what it was.
+        let windows = vma.windows();
         let upper = vma.split_off(at, space)?;
-        self.areas.insert(at, upper);
+        self.costs.windows.fetch_sub(windows - vma.windows(), Ordering::Relaxed);
+        self.add(upper);
         Ok(())
     }
 
@@ -470,7 +540,7 @@ impl VmaSet {
             let end = vma.end;
             let mergeable = self.areas.get(&end).is_some_and(|next| vma.can_merge(next));
             if mergeable
-                && let Some(next) = self.areas.remove(&end)
+                && let Some(next) = self.take(end)
                 && let Some(vma) = self.areas.get_mut(&start)
             {
                 vma.merge(next);

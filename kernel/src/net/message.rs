@@ -8,6 +8,7 @@ use super::unix::Socket;
 use super::unix::address::Address;
 use crate::errno::{Errno, Result};
 use crate::fs::File;
+use crate::memory::{PAGE_SIZE, reserve};
 use crate::process;
 use crate::process::limits;
 use crate::sync::{Mutex, SpinLock};
@@ -113,6 +114,21 @@ impl Drop for Message {
 struct InFlight {
     file: Weak<File>,
     count: usize,
+    /// What the present search for garbage knows of it.
+    mark: Mark,
+    /// The next socket of the search's list, by its identifier.
+    next: Option<u64>,
+}
+
+/// What a search for garbage knows of a socket.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Mark {
+    /// Nothing, or that it is in use.
+    None,
+    /// Nothing leads to it so far.
+    Unreached,
+    /// Nobody can reach it: what waits in it is to be dropped.
+    Garbage,
 }
 
 #[derive(Default)]
@@ -138,6 +154,8 @@ impl Rights {
         let limit = thread.process.limit(limits::NOFILE) as usize;
         let privileged =
             credentials.capable(abi::CAP_SYS_RESOURCE) || credentials.capable(abi::CAP_SYS_ADMIN);
+        // The entries of the sockets among them: the nodes of two maps, each a part of a page for a descriptor.
+        reserve::ask(PAGE_SIZE)?;
         let mut flights = FLIGHTS.lock();
         let user = flights.users.entry(uid).or_insert(0);
         if *user + files.len() > limit && !privileged {
@@ -148,7 +166,7 @@ impl Rights {
         }
         *user += files.len();
         for file in files.iter().filter(|f| f.ops_as::<Socket>().is_some()) {
-            let entry = || InFlight { file: Arc::downgrade(file), count: 0 };
+            let entry = || InFlight { file: Arc::downgrade(file), count: 0, mark: Mark::None, next: None };
             flights.sockets.entry(file.id()).or_insert_with(entry).count += 1;
         }
         drop(flights);
@@ -201,37 +219,78 @@ pub fn any_socket_in_flight() -> bool {
     !FLIGHTS.lock().sockets.is_empty()
 }
 
+impl Flights {
+    /// The first socket from `from` on that has this mark, and its identifier.
+    fn marked(&mut self, mark: Mark, from: u64) -> Option<(u64, &mut InFlight)> {
+        self.sockets
+            .range_mut(from..)
+            .find(|(_, flight)| flight.mark == mark)
+            .map(|(id, flight)| (*id, flight))
+    }
+}
+
 /// Frees sockets that nobody can reach any more: those whose only references are in messages that wait in such sockets. What waits in
-/// them is dropped. Called when a socket is closed while others are on their way; the caller holds no lock.
+/// them is dropped. Called when a socket is closed while others are on their way; the caller holds no lock. It needs no memory: the marks
+/// and the list of the search are in the register of sockets that are on their way.
 pub fn collect_garbage() {
     let taking = TAKING.lock();
-    let candidates: Vec<(Arc<File>, usize)> = {
-        let flights = FLIGHTS.lock();
-        flights.sockets.values().filter_map(|f| Some((f.file.upgrade()?, f.count))).collect()
-    };
-    // One reference more than those in messages: ours.
-    let mut unreached: BTreeMap<u64, Arc<File>> = BTreeMap::new();
-    let mut pending: Vec<Arc<File>> = Vec::new();
-    for (file, count) in candidates {
-        if Arc::strong_count(&file) > count + 1 {
-            pending.push(file);
-        } else {
-            unreached.insert(file.id(), file);
+    // Sockets that somebody holds, and whose queues are yet to be looked into: the last one, which names the next.
+    let mut pending = None;
+    let mut next = 0;
+    loop {
+        let mut flights = FLIGHTS.lock();
+        let Some((id, flight)) = flights.sockets.range_mut(next..).next().map(|(id, flight)| (*id, flight))
+        else {
+            break;
+        };
+        next = id + 1;
+        flight.mark = Mark::Unreached;
+        let file = flight.file.upgrade();
+        // One reference more than those in messages: ours.
+        if file.as_ref().is_some_and(|file| Arc::strong_count(file) > flight.count + 1) {
+            flight.mark = Mark::None;
+            flight.next = pending.replace(id);
         }
+        drop(flights);
+        drop(file);
     }
     // Whatever waits in a socket that is in use can still be received, and so on.
-    while let Some(file) = pending.pop() {
-        let Some(socket) = file.ops_as::<Socket>() else { continue };
+    while let Some(id) = pending {
+        let file = {
+            let mut flights = FLIGHTS.lock();
+            let flight = flights.sockets.get_mut(&id);
+            pending = flight.as_ref().and_then(|flight| flight.next);
+            flight.and_then(|flight| flight.file.upgrade())
+        };
+        let Some(socket) = file.as_ref().and_then(|file| file.ops_as::<Socket>()) else { continue };
         socket.each_right(&mut |inner| {
-            if let Some(found) = unreached.remove(&inner.id()) {
-                pending.push(found);
+            let mut flights = FLIGHTS.lock();
+            if let Some(found) = flights.sockets.get_mut(&inner.id())
+                && found.mark == Mark::Unreached
+            {
+                found.mark = Mark::None;
+                found.next = pending.replace(inner.id());
             }
         });
     }
-    let garbage: Vec<Message> =
-        unreached.values().filter_map(|f| f.ops_as::<Socket>()).flat_map(Socket::drain).collect();
+    next = 0;
+    while let Some((id, flight)) = FLIGHTS.lock().marked(Mark::Unreached, next) {
+        next = id + 1;
+        flight.mark = Mark::Garbage;
+    }
     drop(taking);
-    // This closes the sockets, which may close further files.
-    drop(garbage);
-    drop(unreached);
+    // This closes sockets, which may close further files. Another search may do the same at once: each message is dropped by one.
+    next = 0;
+    loop {
+        let file = {
+            let mut flights = FLIGHTS.lock();
+            let Some((id, flight)) = flights.marked(Mark::Garbage, next) else { break };
+            next = id + 1;
+            flight.mark = Mark::None;
+            flight.file.upgrade()
+        };
+        if let Some(socket) = file.as_ref().and_then(|file| file.ops_as::<Socket>()) {
+            socket.empty();
+        }
+    }
 }

@@ -7,11 +7,12 @@ use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
-use super::{Thread, de_thread, exit, fork, rseq, user};
+use super::{Thread, WaitStatus, de_thread, exit, fork, rseq, user};
 use crate::arch::interrupts;
 use crate::arch::trap::{self, TrapFrame};
 use crate::errno::{Errno, Result};
 use crate::fs::{File, caller, path};
+use crate::memory::fallible::TryVec;
 use crate::mm::exec::{self, Identity, Image, MAX_STRING, Request};
 use crate::mm::uaccess::{read_cstr, read_user};
 use crate::signal;
@@ -90,8 +91,7 @@ fn read_strings(mut at: usize) -> Result<Vec<Vec<u8>>> {
         if bytes > MOST_BYTES {
             return Err(Errno::E2BIG);
         }
-        strings.try_reserve(1).map_err(|_| Errno::ENOMEM)?;
-        strings.push(string);
+        strings.try_push(string)?;
         at += size_of::<usize>();
         if super::current().kill_pending() {
             return Err(Errno::EINTR);
@@ -153,8 +153,11 @@ fn unshare_files(thread: &Thread) {
     let files = thread.files();
     // The thread's own reference and this one: more means that another process shares the table.
     if Arc::strong_count(&files) > 2 {
-        let copy = Arc::new(files.duplicate());
-        thread.set_files(Some(copy));
+        match files.duplicate() {
+            Ok(copy) => thread.set_files(Some(Arc::new(copy))),
+            // There is no way back to the old program.
+            Err(_) => exit::end_process(WaitStatus::Killed { signal: signal::SIGKILL as u8, core: false }),
+        }
     }
     thread.files().exec();
 }

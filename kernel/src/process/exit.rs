@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
+use smallvec::SmallVec;
 
 use super::process::WaitStatus;
 use super::{Process, Thread, futex, tree, user};
@@ -56,14 +56,17 @@ fn finish(status: WaitStatus) -> ! {
     // What it was told to take for the process is for another thread now.
     thread.set_signal_mask(SigSet(u64::MAX));
     thread.cpu_timers.end();
+    thread.memory.set_ending();
     if process.pid == 1 && is_last(&process) {
         panic!("Attempted to kill init! exitcode={:#010x}", status.to_bits());
     }
     futex::exit_robust_list(&thread);
     clear_child_tid(&thread);
+    let remains = process.mm().map(|mm| mm.remains().hold());
     leave_memory(&thread);
     thread.set_files(None);
     thread.set_fs(None);
+    drop(remains);
     let restart = thread.restart.lock().take();
     drop(restart);
     signal::notify_stop_of_ending_thread(&thread);
@@ -160,8 +163,13 @@ fn led_session(tree: &tree::Guard, process: &Process) -> Option<Arc<tree::Sessio
 
 /// The last thread has ended: children find a new parent, the parent is told.
 fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
-    let mut removed = Vec::new();
-    reparent_children(&mut tree, process, &mut removed);
+    // Some at a time: what leaves the tree is kept without allocating, and dropped without the lock.
+    let mut removed = Removed::new();
+    while !reparent_children(&mut tree, process, &mut removed) {
+        drop(tree);
+        removed.clear();
+        tree = tree::lock();
+    }
     // Its own group may lose the last member that could continue it.
     let parent = process.relations.get(&tree).parent.clone();
     if let (Some(group), Some(parent)) = (process.relations.get(&tree).group.clone(), parent) {
@@ -204,14 +212,23 @@ fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status: WaitStatu
     reap
 }
 
-fn reparent_children(tree: &mut tree::Guard, process: &Arc<Process>, removed: &mut Vec<tree::Removed>) {
+/// What leaves the tree with the children of one hold of its lock, and with the process itself.
+type Removed = SmallVec<[tree::Removed; 4 * (CHILDREN + 1)]>;
+/// Children that find a new parent in one hold of the tree's lock.
+const CHILDREN: usize = 8;
+
+/// Gives some of the children a new parent. True when none is left.
+fn reparent_children(tree: &mut tree::Guard, process: &Arc<Process>, removed: &mut Removed) -> bool {
     if process.relations.get(tree).children.is_empty() {
-        return;
+        return true;
     }
     let new_parent = new_parent(tree, process);
-    while let Some(child) = process.relations.get(tree).children.front().clone_pointer() {
-        for thread in mourners(&child, tree) {
-            let signal = thread.parent_death_signal.load(Ordering::SeqCst);
+    for _ in 0..CHILDREN {
+        let Some(child) = process.relations.get(tree).children.front().clone_pointer() else { return true };
+        let mut signals = mourned_by(&child, tree);
+        while signals != 0 {
+            let signal = signals.trailing_zeros() + 1;
+            signals &= signals - 1;
             signal::send_process_locked(tree, &child, SigInfo::user(signal, 0, process.pid, 0));
         }
         let Some(new_parent) = &new_parent else {
@@ -230,6 +247,7 @@ fn reparent_children(tree: &mut tree::Guard, process: &Arc<Process>, removed: &m
             removed.extend(super::wait::remove(tree, &child));
         }
     }
+    process.relations.get(tree).children.is_empty()
 }
 
 /// The nearest ancestor that takes orphans, else the first process.
@@ -273,8 +291,9 @@ fn hang_up_if_newly_orphaned(
     }
 }
 
-/// Threads that want to hear of their parent's end, collected so that the tree may change meanwhile.
-fn mourners(process: &Process, tree: &tree::Guard) -> Vec<Arc<Thread>> {
-    let wants = |thread: &&Thread| thread.parent_death_signal.load(Ordering::SeqCst) != 0;
-    process.threads_locked(tree).filter(wants).map(Thread::to_arc).collect()
+/// The signals by which threads want to hear of their parent's end, a bit each: the process gets each of them once.
+fn mourned_by(process: &Process, tree: &tree::Guard) -> u64 {
+    let signal = |thread: &Thread| thread.parent_death_signal.load(Ordering::SeqCst);
+    let bit = |signal: u32| signal.checked_sub(1).and_then(|bit| 1u64.checked_shl(bit)).unwrap_or(0);
+    process.threads_locked(tree).fold(0, |set, thread| set | bit(signal(thread)))
 }

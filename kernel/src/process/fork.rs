@@ -137,7 +137,7 @@ impl Child {
         let mm = parent.mm().ok_or(Errno::ENOMEM)?;
         let mm = if has(VM) { mm } else { mm.fork()? };
         let files = current.files();
-        let files = if has(FILES) { files } else { Arc::new(files.duplicate()) };
+        let files = if has(FILES) { files } else { Arc::new(files.duplicate()?) };
         let fs = current.fs();
         let fs = if has(FS) { fs } else { Arc::new(fs.duplicate()) };
         let pid = PidReservation(Some(tree::lock().allocate_pid()?));

@@ -8,6 +8,7 @@ use alloc::vec::Vec;
 use super::accounts::{Counted, Share};
 use super::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Credentials, Pid, Process, Thread, limits, tree};
 use crate::errno::{Errno, Result};
+use crate::memory::fallible;
 use crate::memory::{self, Pressure};
 use crate::sync::grace;
 
@@ -37,16 +38,16 @@ pub fn processes() -> impl Iterator<Item = Arc<Process>> {
 }
 
 /// The live threads of a process.
-pub fn threads_of(process: &Process) -> Vec<Arc<Thread>> {
+pub fn threads_of(process: &Process) -> Result<Vec<Arc<Thread>>> {
     // The room is made outside of the lock; threads that start meanwhile come in the next round.
     loop {
-        let mut threads = Vec::with_capacity(process.thread_count() + 4);
+        let mut threads = fallible::with_capacity(process.thread_count() + 4)?;
         let tree = tree::lock();
         if process.relations.get(&tree).live > threads.capacity() {
             continue;
         }
         threads.extend(process.threads_locked(&tree).map(Thread::to_arc));
-        return threads;
+        return Ok(threads);
     }
 }
 
@@ -98,7 +99,7 @@ pub fn dump() {
     let now = crate::time::now();
     log::error!("threads, {} runnable:", crate::sched::runnable());
     for process in processes() {
-        let threads = threads_of(&process);
+        let Ok(threads) = threads_of(&process) else { continue };
         if threads.is_empty() {
             log::error!("{:6} {:16} Z {:?}", process.pid, name(&process.comm()), process.wait_status());
         }

@@ -4,10 +4,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use alloc::sync::{Arc, Weak};
 
-use super::{Process, WaitStatus, tree};
-use crate::memory;
+use super::{Process, Thread, WaitStatus, tree};
+use crate::memory::stack::STACK_SIZE;
+use crate::memory::{self, reserve};
 use crate::mm::AddressSpace;
-use crate::sched;
+use crate::sched::{self, Sleep};
 use crate::sync::{Mutex, WaitError, WaitQueue, grace};
 use crate::{process, signal, time};
 
@@ -20,13 +21,21 @@ static GONE: WaitQueue = WaitQueue::new();
 
 /// How long a victim may take to give its memory back before another one is chosen, in nanoseconds. It takes a moment for each of its pages.
 const PATIENCE: u64 = 10 * time::SECOND;
+/// Between two looks whether promised memory is free again, in nanoseconds.
+const NAP: u64 = 1_000_000;
 
-/// Part of an address space, dropped after all else of it: then its memory is back.
+/// Part of an address space, dropped after all else of it, and held by the threads that end with it: then its memory is back.
 pub struct Remains(Option<Arc<()>>);
 
 impl Remains {
     pub fn new() -> Self {
         Self(Some(Arc::new(())))
+    }
+
+    /// Makes whoever waits for the memory wait for the drop of this, too: a process at its end has more to give back than its address
+    /// space.
+    pub fn hold(&self) -> Self {
+        Self(self.0.clone())
     }
 
     fn watch(&self) -> Weak<()> {
@@ -49,16 +58,36 @@ pub fn moment() -> Moment {
 /// A point in the history of victims.
 pub struct Moment(u64);
 
+/// What came of a search for memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// Try again: memory has come back, or the caller is to die.
+    Again,
+    /// Nothing can be had. Only the first process is told so: there is nobody else.
+    Nothing,
+}
+
 /// Makes room: kills the process that uses most memory, `oom_score_adj` considered, and waits until it has let go. The caller, who had no
 /// success since `asked`, then tries again, or dies itself: a pending kill ends the wait. Called without locks that an ending process needs.
-pub fn out_of_memory(asked: Moment) {
+///
+/// When nobody is left who may be killed, the caller is: it cannot go on without memory. For the first process those go that were
+/// excepted (`oom_score_adj` -1000).
+pub fn out_of_memory(asked: Moment) -> Found {
     let current = process::current();
-    if current.kill_pending() {
-        return;
+    if current.kill_pending() || current.memory.is_ending() {
+        return Found::Again;
     }
-    // Page tables that are on their way out may be all that is missing.
-    if grace::collect() {
-        return;
+    // What sleeps in here is not made to wait for memory once more.
+    let passed = current.memory.set_passes(true);
+    let found = search(&current, asked);
+    current.memory.set_passes(passed);
+    found
+}
+
+fn search(current: &Thread, asked: Moment) -> Found {
+    // Page tables that are on their way out may be all that is missing, or what the heap keeps ready.
+    if grace::collect() || reserve::give_up_spares() {
+        return Found::Again;
     }
     let memory = {
         let mut last = VICTIM.lock();
@@ -71,12 +100,14 @@ pub fn out_of_memory(asked: Moment) {
                 }
                 // A victim's memory came back after the caller had asked: to kill another one would be one too many.
                 if RETURNED.load(Ordering::SeqCst) != asked.0 {
-                    return;
+                    return Found::Again;
                 }
-                let Some((victim, mm)) = choose() else { panic!("Out of memory and no killable processes") };
+                let Some(Victim { process, mm, ending }) = choose(current) else { return Found::Nothing };
                 let memory = mm.remains().watch();
                 *last = Some(memory.clone());
-                kill(&victim, &mm);
+                if !ending {
+                    kill(&process, &mm);
+                }
                 memory
             }
         }
@@ -91,37 +122,123 @@ pub fn out_of_memory(asked: Moment) {
         }
     }
     sched::yield_now();
+    Found::Again
 }
 
-/// How bad a process is: pages that its end gives back, and a thousandth of all memory for each point of `oom_score_adj`. `None` if it must not be
-/// killed. And its memory.
-fn badness(process: &Process) -> Option<(i64, Arc<AddressSpace>)> {
-    let adjust = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
-    if process.pid <= 1 || adjust == -1000 {
-        return None;
+/// The entry to the kernel is closed: memory is scarce. Returns when it is not, or when the thread may pass: see [`reserve`].
+#[cold]
+pub fn make_room() {
+    let current = process::current();
+    if reserve::passes(&current) || current.memory.set_passes(true) {
+        return;
     }
+    let mut patience = time::now() + PATIENCE;
+    while reserve::is_scarce() && !current.kill_pending() {
+        let asked = moment();
+        if reserve::only_promised() && time::now() < patience {
+            // Memory is there, and kept for threads that hold locks. They come out of the kernel, or fall asleep without a lock.
+            let _ = sched::sleep(Sleep::Killable, Some(time::now() + NAP), || false);
+            continue;
+        }
+        patience = time::now() + PATIENCE;
+        if out_of_memory(asked) == Found::Nothing {
+            // The first process goes on as long as there is any memory at all.
+            break;
+        }
+    }
+    current.memory.set_passes(false);
+}
+
+/// Whom the killer has found.
+struct Victim {
+    process: Arc<Process>,
+    mm: Arc<AddressSpace>,
+    /// It was killed before, and has not let go yet.
+    ending: bool,
+}
+
+/// How bad a process is: pages that its end gives back, and a thousandth of all memory for each point of `oom_score_adj`. And its memory;
+/// `None` without.
+fn badness(process: &Process) -> Option<(i64, Arc<AddressSpace>)> {
     let mm = process.mm()?;
+    let adjust = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
     let total = (memory::stats().total / memory::PAGE_SIZE as u64) as i64;
-    let resident = mm.resident();
-    let pages = (resident.total() + mm.table_bytes() / memory::PAGE_SIZE as u64) as i64;
+    let kernel = table_memory(&mm) + kernel_memory(process, &mm);
+    let pages = (mm.resident().total() + kernel / memory::PAGE_SIZE as u64) as i64;
     Some((pages + adjust * total / 1000, mm))
 }
 
-fn choose() -> Option<(Arc<Process>, Arc<AddressSpace>)> {
-    process::processes()
-        .filter(|process| process.signals.state.lock().ending.is_none())
-        .filter_map(|process| badness(&process).map(|(points, mm)| (points, process, mm)))
-        .max_by_key(|(points, ..)| *points)
-        .map(|(_, process, mm)| (process, mm))
+/// Bytes of page tables that go with an address space: its own, and those of the files whose huge pages it maps, since a file's tables
+/// live by its mappings. The latter are counted for each that maps the file, as on Linux.
+fn table_memory(mm: &AddressSpace) -> u64 {
+    mm.table_bytes() + mm.costs().huge_tables().min(memory::stats().page_tables)
+}
+
+/// Bytes of the kernel's own memory that the end of a process gives back, page tables apart: what it can have many of. Takes no lock that
+/// somebody who waits for memory holds.
+fn kernel_memory(process: &Process, mm: &AddressSpace) -> u64 {
+    /// A thread: its stack, and what the scheduler and signals keep of it.
+    const THREAD: u64 = STACK_SIZE as u64 + 4096;
+    let threads = process.thread_count() as u64 * THREAD;
+    let files = process.leader().and_then(|leader| leader.try_files());
+    threads + mm.costs().heap() + files.map_or(0, |files| files.kernel_bytes())
+}
+
+/// The process whose end helps most; the caller when there is none, or, for the first process, one that is excepted.
+fn choose(current: &Thread) -> Option<Victim> {
+    let is_ending = |process: &Process| process.signals.state.lock().ending.is_some();
+    let worst = |wanted: &dyn Fn(&Process) -> bool| {
+        let mut worst: Option<(i64, Victim)> = None;
+        for process in process::processes().filter(|process| process.pid > 1 && wanted(process)) {
+            let Some((points, mm)) = badness(&process) else { continue };
+            if worst.as_ref().is_none_or(|(most, _)| points > *most) {
+                let ending = is_ending(&process);
+                worst = Some((points, Victim { process, mm, ending }));
+            }
+        }
+        worst.map(|(_, victim)| victim)
+    };
+    let excepted = |process: &Process| process.oom_score_adj.load(Ordering::SeqCst) == -1000;
+    worst(&|process| !excepted(process) && !is_ending(process))
+        .or_else(|| worst(&|process| is_ending(process) && !was_waited_for(process)))
+        .or_else(|| {
+            let own = || {
+                Some(Victim { process: current.process.clone(), mm: current.process.mm()?, ending: false })
+            };
+            if current.process.pid > 1 {
+                own()
+            } else {
+                worst(&|process| excepted(process) && !is_ending(process))
+            }
+        })
+}
+
+/// Whether somebody has waited in vain for this process to end; from now on somebody has.
+fn was_waited_for(process: &Process) -> bool {
+    process.oom_waited.swap(true, Ordering::SeqCst)
 }
 
 fn kill(victim: &Arc<Process>, mm: &Arc<AddressSpace>) {
     let comm = victim.comm();
     let name = core::str::from_utf8(&comm).unwrap_or("?").trim_end_matches('\0');
     let resident = mm.resident().total() * 4;
+    let stats = memory::stats();
     log::error!(
-        "Out of memory: Killed process {} ({name}) rss:{resident}kB oom_score_adj:{}",
+        "Memory: {} kB, free {} kB, anon {} kB, file {} kB, tables {} kB, stacks {} kB, heap {} kB, huge {} kB",
+        stats.total >> 10,
+        stats.free >> 10,
+        stats.anon >> 10,
+        stats.file >> 10,
+        stats.page_tables >> 10,
+        stats.kernel_stacks >> 10,
+        stats.heap >> 10,
+        stats.huge >> 10
+    );
+    log::error!(
+        "Out of memory: Killed process {} ({name}) rss:{resident}kB pgtables:{}kB kernel:{}kB oom_score_adj:{}",
         victim.pid,
+        table_memory(mm) >> 10,
+        kernel_memory(victim, mm) >> 10,
         victim.oom_score_adj.load(Ordering::SeqCst)
     );
     let status = WaitStatus::Killed { signal: signal::SIGKILL as u8, core: false };

@@ -45,6 +45,8 @@ pub struct Process {
     pub(crate) dumpable: AtomicU32,
     /// -1000 to 1000, as /proc/PID/oom_score_adj has it.
     pub(crate) oom_score_adj: AtomicI32,
+    /// Somebody has waited for its memory after it was killed.
+    pub(super) oom_waited: AtomicBool,
     pub(super) child_subreaper: AtomicBool,
     /// The registrations of membarrier(2).
     pub(crate) membarrier: AtomicU32,
@@ -156,6 +158,7 @@ impl Process {
             uid: AtomicU32::new(parts.uid),
             dumpable: AtomicU32::new(parts.dumpable),
             oom_score_adj: AtomicI32::new(parts.oom_score_adj),
+            oom_waited: AtomicBool::new(false),
             child_subreaper: AtomicBool::new(false),
             membarrier: AtomicU32::new(0),
             has_execed: AtomicBool::new(parts.has_execed),

@@ -33,6 +33,8 @@ pub struct Thread {
     pub process: Arc<Process>,
     pub(crate) sched: Entity,
     pub(crate) context: UnsafeCell<Context>,
+    /// What the kernel's own allocations count for it.
+    pub(crate) memory: crate::memory::reserve::Account,
     stack: SpinLock<Option<KernelStack>>,
     /// What the scheduler loads for this thread. Only the thread itself changes it, with interrupts off.
     pub(super) address_space: UnsafeCell<Option<Arc<AddressSpace>>>,
@@ -110,6 +112,7 @@ impl Thread {
             process: parts.process,
             sched: parts.sched,
             context: UnsafeCell::new(parts.context),
+            memory: crate::memory::reserve::Account::default(),
             stack: SpinLock::new(parts.stack),
             address_space: UnsafeCell::new(parts.address_space),
             files: SpinLock::new(parts.files),

@@ -35,6 +35,7 @@ use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use crate::arch::{cpu, interrupts};
+use crate::memory::reserve;
 use crate::process::{self, Thread};
 use crate::sync::{debug, grace};
 
@@ -64,6 +65,7 @@ pub fn wake_stopped(thread: &Arc<Thread>) -> bool {
 pub fn yield_now() {
     debug::assert_may_sleep();
     switch::yield_cpu();
+    reserve::enter();
 }
 
 /// Switches to another thread if one is due. For loops in the kernel that may take long.
@@ -75,6 +77,7 @@ pub fn cond_resched() {
     if queue::resched_wanted() {
         debug::assert_may_sleep();
         interrupts::without(switch::preempt);
+        reserve::enter();
     }
 }
 

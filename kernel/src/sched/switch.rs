@@ -11,6 +11,7 @@ use super::{idle, queue};
 use crate::arch::cpu::{self, MAX_CPUS};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{context, interrupts};
+use crate::memory::reserve;
 use crate::process::{self, Thread};
 use crate::sync::{WaitQueue, grace};
 use crate::time;
@@ -59,6 +60,8 @@ enum Why {
 pub(super) fn block() {
     debug_assert!(interrupts::are_enabled(), "a thread sleeps with interrupts off");
     interrupts::without(|| schedule(Why::Block));
+    // What follows is a new stretch.
+    reserve::enter();
 }
 
 /// Lets other threads of this CPU go first.
@@ -154,8 +157,10 @@ fn switch_to(current: &Thread, next: *const Thread, requeue: bool, yielded: bool
     }
     process::switch_address_space(current, next);
     percpu::set_current(core::ptr::from_ref(next).cast());
+    let away = reserve::off_cpu(&current.memory);
     // SAFETY: both contexts belong to threads that only this CPU touches now; `finish` runs on the other side.
     unsafe { context::switch(&mut *current.context.get(), &*next.context.get()) };
+    away.back();
     finish();
 }
 

@@ -6,6 +6,7 @@ use alloc::sync::{Arc, Weak};
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeAtomicLink, intrusive_adapter};
 
 use super::{SIGRTMIN, SigInfo, SigSet};
+use crate::memory::reserve;
 use crate::process::accounts::{Counted, Share};
 use crate::process::{Process, limits};
 use crate::time::posix_timers::PosixTimer;
@@ -48,6 +49,8 @@ impl Queued {
     }
 
     fn make(info: SigInfo, share: Option<Share>, timer: Option<Weak<PosixTimer>>) -> Arc<Self> {
+        // One for each process of a group: less than a hundredth of what a process takes. And the queue of each is limited.
+        reserve::covered();
         let link = RBTreeAtomicLink::new();
         Arc::new(Self { link, sequence: UnsafeCell::new(0), info, share, timer })
     }

@@ -26,7 +26,6 @@
 //! participant until that one is pinned again, and cannot be asked to get the memory back now: which is what an allocation
 //! that failed has to do ([`collect`]).
 
-use alloc::vec::Vec;
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
@@ -34,7 +33,7 @@ use super::{IrqLock, debug};
 use crate::arch::cpu::{self, CpuId, MAX_CPUS};
 use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{interrupts, ipi};
-use crate::memory::frame::Frame;
+use crate::memory::frame::{Frame, FrameList};
 use crate::sched::{self, Sleep};
 use crate::time;
 
@@ -66,15 +65,15 @@ static OVER: AtomicU64 = AtomicU64::new(0);
 
 struct Waiting {
     /// Came while a period was under way, which may be too early for them.
-    next: Vec<Frame>,
+    next: FrameList,
     /// Wait for the end of the newest period.
-    current: Vec<Frame>,
+    current: FrameList,
     /// Waited long enough.
-    over: Vec<Frame>,
+    over: FrameList,
 }
 
 static WAITING: IrqLock<Waiting> =
-    IrqLock::new(Waiting { next: Vec::new(), current: Vec::new(), over: Vec::new() });
+    IrqLock::new(Waiting { next: FrameList::new(), current: FrameList::new(), over: FrameList::new() });
 
 /// A time in which this CPU may look at page tables without a lock. It must not sleep meanwhile, as if it held a spin lock; debug
 /// builds watch that.
@@ -119,8 +118,6 @@ impl Waiting {
         if !self.current.is_empty() && all_passed() {
             OVER.fetch_add(self.current.len() as u64, Ordering::SeqCst);
             self.over.append(&mut self.current);
-            // What a burst has made large gives its memory back.
-            self.current.shrink_to(64);
             self.begin();
         }
     }
@@ -178,9 +175,6 @@ fn advance() -> bool {
             count += 1;
         }
         OVER.fetch_sub(count as u64, Ordering::SeqCst);
-        if waiting.over.is_empty() {
-            waiting.over.shrink_to(64);
-        }
         !waiting.over.is_empty() || !waiting.current.is_empty() && all_passed()
     };
     drop(freed);

@@ -1,6 +1,16 @@
 //! The sleeping locks as `lock_api` wants them.
 
 use super::sleep::{READER, RawRwLock, WRITER};
+use crate::arch::percpu;
+
+/// Counts a lock that an attempt has got.
+#[inline]
+fn counted(taken: bool) -> bool {
+    if taken {
+        percpu::sleeping_lock_taken();
+    }
+    taken
+}
 
 // SAFETY: WRITER is set only when no READER is counted and the other way round; hand-over keeps that.
 unsafe impl lock_api::RawRwLock for RawRwLock {
@@ -11,33 +21,38 @@ unsafe impl lock_api::RawRwLock for RawRwLock {
     #[inline]
     #[track_caller]
     fn lock_shared(&self) {
+        // From now on, not from when it is got: see `memory::reserve`.
+        percpu::sleeping_lock_taken();
         self.acquire(false);
     }
 
     #[inline]
     fn try_lock_shared(&self) -> bool {
-        self.try_acquire(false)
+        counted(self.try_acquire(false))
     }
 
     #[inline]
     unsafe fn unlock_shared(&self) {
         self.release(READER);
+        percpu::sleeping_lock_released();
     }
 
     #[inline]
     #[track_caller]
     fn lock_exclusive(&self) {
+        percpu::sleeping_lock_taken();
         self.acquire(true);
     }
 
     #[inline]
     fn try_lock_exclusive(&self) -> bool {
-        self.try_acquire(true)
+        counted(self.try_acquire(true))
     }
 
     #[inline]
     unsafe fn unlock_exclusive(&self) {
         self.release(WRITER);
+        percpu::sleeping_lock_released();
     }
 
     fn is_locked(&self) -> bool {
@@ -66,17 +81,19 @@ unsafe impl lock_api::RawMutex for RawMutex {
     #[inline]
     #[track_caller]
     fn lock(&self) {
+        percpu::sleeping_lock_taken();
         self.inner.acquire(true);
     }
 
     #[inline]
     fn try_lock(&self) -> bool {
-        self.inner.try_acquire(true)
+        counted(self.inner.try_acquire(true))
     }
 
     #[inline]
     unsafe fn unlock(&self) {
         self.inner.release(WRITER);
+        percpu::sleeping_lock_released();
     }
 
     fn is_locked(&self) -> bool {

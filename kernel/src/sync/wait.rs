@@ -13,6 +13,7 @@ use super::mutant::{self, Mutant};
 use super::primitive::{AtomicBool, AtomicUsize, Ordering, constructor, fence};
 use super::{IrqLock, debug, perturb};
 use crate::errno::Errno;
+use crate::memory::fallible;
 use crate::process::{self, Thread};
 use crate::sched::{self, Sleep};
 
@@ -268,25 +269,27 @@ impl WaitQueue {
     }
 
     /// Adds a watcher, which is told of every wake from now on.
-    pub fn add_watcher(&self, watcher: Arc<dyn Watcher>) {
-        self.users.fetch_add(1, Ordering::SeqCst);
+    pub fn add_watcher(&self, watcher: Arc<dyn Watcher>) -> Result<(), Errno> {
         let mut room: Vec<Arc<dyn Watcher>> = Vec::new();
         loop {
             let mut waiters = self.waiters.lock();
             if waiters.watchers.len() < waiters.watchers.capacity() {
                 waiters.watchers.push(watcher);
-                break;
+                // Under the lock: a wake that comes before the count has nothing to tell that the caller's next look does not see.
+                self.users.fetch_add(1, Ordering::SeqCst);
+                return Ok(());
             }
             if room.capacity() > waiters.watchers.len() {
                 room.append(&mut waiters.watchers);
                 room.push(watcher);
                 core::mem::swap(&mut room, &mut waiters.watchers);
-                break;
+                self.users.fetch_add(1, Ordering::SeqCst);
+                return Ok(());
             }
             let wanted = (waiters.watchers.len() + 1).next_power_of_two();
             drop(waiters);
             // Allocation stays outside the lock.
-            room = Vec::with_capacity(wanted);
+            room = fallible::with_capacity(wanted)?;
         }
     }
 

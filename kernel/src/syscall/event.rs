@@ -1,6 +1,5 @@
 //! Pipes, readiness, and descriptors for events.
 
-use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -13,10 +12,10 @@ use crate::fs::epoll::{Change, Epoll};
 use crate::fs::signalfd::SignalFd;
 use crate::fs::timerfd::{Setting, TimerFd};
 use crate::fs::{Events, File, caller, epoll, eventfd, pipe, signalfd, timerfd, watch};
+use crate::memory::fallible::{self, TryVec};
 use crate::mm::uaccess::{self, read_user, write_user};
 use crate::process;
 use crate::signal::SigSet;
-use crate::sync::WaitError;
 use crate::time::{self, clock::Timespec};
 
 /// This room's part of the table.
@@ -294,21 +293,22 @@ fn read_pollfds(address: usize, count: usize) -> Result<Vec<PollFd>> {
 }
 
 /// Polls until something is ready; how many are.
-fn poll_files(fds: &mut [PollFd], deadline: Option<u64>) -> Result<usize, WaitError> {
+fn poll_files(fds: &mut [PollFd], deadline: Option<u64>) -> Result<usize> {
     let table = caller::files();
-    let mut files = BTreeMap::new();
-    for entry in fds.iter().filter(|e| e.fd >= 0) {
-        if let Ok(file) = table.get(entry.fd) {
-            files.insert(entry.fd, file);
-        }
-    }
+    // In the order of descriptors, each once.
+    let mut numbers = fallible::collect(fds.iter().map(|entry| entry.fd).filter(|fd| *fd >= 0))?;
+    numbers.sort_unstable();
+    numbers.dedup();
+    let mut files = fallible::with_capacity(numbers.len())?;
+    files.extend(numbers.iter().filter_map(|fd| Some((*fd, table.get(*fd).ok()?))));
+    let file_of = |fd: i32| files.binary_search_by_key(&fd, |(fd, _)| *fd).ok().map(|at| &files[at].1);
     watch::wait(
         deadline,
-        || files.values().cloned().collect(),
+        || fallible::collect(files.iter().map(|(_, file)| file.clone())),
         || {
             let mut ready = 0;
             for entry in fds.iter_mut() {
-                let events = match files.get(&entry.fd) {
+                let events = match file_of(entry.fd) {
                     _ if entry.fd < 0 => Events::empty(),
                     None => Events::NVAL,
                     Some(file) => {
@@ -344,6 +344,7 @@ fn poll_until(address: usize, count: usize, deadline: Option<u64>) -> Result<usi
             write_revents(address, &fds)?;
             Ok(ready)
         }
+        Err(error) if error != Errno::ERESTARTSYS => Err(error),
         Err(_) => {
             // If no handler runs it goes on, and ends when it would have ended.
             process::current().set_restart(move |_| poll_until(address, count, deadline));
@@ -358,7 +359,7 @@ fn ppoll(args: &mut Args) -> Result<usize> {
     let mask = read_mask(args.a[3], args.a[4])?;
     let result = with_mask(mask, || {
         let mut fds = read_pollfds(address, count)?;
-        let ready = poll_files(&mut fds, deadline).map_err(|_| Errno::ERESTARTNOHAND)?;
+        let ready = poll_files(&mut fds, deadline).map_err(not_restarted)?;
         write_revents(address, &fds)?;
         Ok(ready)
     });
@@ -367,6 +368,11 @@ fn ppoll(args: &mut Args) -> Result<usize> {
         0 => Ok(()),
         address => write_user(address, &left(ns)),
     })
+}
+
+/// A signal ends these calls for good if it has a handler.
+fn not_restarted(error: Errno) -> Errno {
+    if error == Errno::ERESTARTSYS { Errno::ERESTARTNOHAND } else { error }
 }
 
 /// Writes back what is left of a timeout. When that fails the call cannot be restarted: it would wait too long.
@@ -406,7 +412,7 @@ impl Sets {
         let mut wanted = [Vec::new(), Vec::new(), Vec::new()];
         for (set, address) in wanted.iter_mut().zip(addresses) {
             *set = match address {
-                0 => alloc::vec![0; words],
+                0 => fallible::filled(0, words)?,
                 _ => uaccess::read_user_array(address, words)?,
             };
             if count % 64 != 0
@@ -425,13 +431,16 @@ impl Sets {
             let asked = |set: &Vec<u64>| set[fd / 64] >> (fd % 64) & 1 != 0;
             let which: [bool; 3] = core::array::from_fn(|i| asked(&self.wanted[i]));
             if which.contains(&true) {
-                files.push((fd, which, table.get(fd as i32)?));
+                files.try_push((fd, which, table.get(fd as i32)?))?;
             }
         }
-        let mut found: [Vec<u64>; 3] = core::array::from_fn(|i| alloc::vec![0; self.wanted[i].len()]);
+        let mut found = [Vec::new(), Vec::new(), Vec::new()];
+        for (found, wanted) in found.iter_mut().zip(&self.wanted) {
+            *found = fallible::filled(0, wanted.len())?;
+        }
         let ready = watch::wait(
             deadline,
-            || files.iter().map(|(_, _, file)| file.clone()).collect(),
+            || fallible::collect(files.iter().map(|(_, _, file)| file.clone())),
             || {
                 let mut ready = 0;
                 for (fd, which, file) in &files {
@@ -446,7 +455,7 @@ impl Sets {
                 ready
             },
         );
-        let ready = ready.map_err(|_| Errno::ERESTARTNOHAND)?;
+        let ready = ready.map_err(not_restarted)?;
         for (set, address) in found.iter().zip(self.addresses) {
             if address != 0 {
                 for (i, word) in set.iter().enumerate() {

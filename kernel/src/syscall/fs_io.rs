@@ -11,6 +11,7 @@ use crate::fs::caller::{self, files};
 use crate::fs::file::AT_END;
 use crate::fs::iobuf::MAX_RW_COUNT;
 use crate::fs::{File, FileType, Sink, Source, Whence};
+use crate::memory::fallible;
 use crate::mm::uaccess;
 
 pub const TABLE: &[(Sysno, Handler)] = &[
@@ -186,7 +187,7 @@ fn copy(
     read: impl Fn(u64, &mut [u8]) -> Result<usize>,
     mut write: impl FnMut(&[u8]) -> Result<usize>,
 ) -> Result<usize> {
-    let mut buffer = alloc::vec![0u8; STEP.min(count)];
+    let mut buffer = fallible::filled(0u8, STEP.min(count))?;
     let mut done = 0;
     while done < count {
         let want = (count - done).min(buffer.len());

@@ -102,7 +102,7 @@ fn close_range(args: &mut Args) -> Result<usize> {
     }
     let mut table = files();
     if flags & CLOSE_RANGE_UNSHARE != 0 {
-        table = alloc::sync::Arc::new(table.duplicate());
+        table = alloc::sync::Arc::new(table.duplicate()?);
         crate::process::current().set_files(Some(table.clone()));
     }
     table.close_range(first as usize, last as usize, flags & CLOSE_RANGE_CLOEXEC != 0);

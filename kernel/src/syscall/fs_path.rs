@@ -12,6 +12,7 @@ use crate::fs::caller::{self, context, credentials, files, start};
 use crate::fs::open::Target;
 use crate::fs::path::{Path, resolve};
 use crate::fs::{DeviceId, FileType, NewNode, attributes, directory, modify, mount, open};
+use crate::memory::fallible;
 use crate::mm::uaccess::{self, read_path};
 
 pub const TABLE: &[(Sysno, Handler)] = &[
@@ -217,7 +218,7 @@ fn read_link(dirfd: usize, path: usize, buffer: usize, len: usize) -> Result<usi
 /// The text of a symbolic link; of a magic one the path of its target as it is now.
 fn link_text(place: &Path) -> Result<Vec<u8>> {
     match place.inode().ops.follow() {
-        Some(target) => Ok(target?.display(&context().root())),
+        Some(target) => target?.display(&context().root()),
         None => place.inode().ops.readlink(place.inode()),
     }
 }
@@ -268,7 +269,7 @@ fn list(args: &mut Args, encode: impl Fn(&crate::fs::Dirent, usize) -> Option<Ve
         return Err(Errno::EBADF);
     }
     let room = (len as u32 as usize).min(GATHER);
-    let mut out: Vec<u8> = Vec::new();
+    let mut out: Vec<u8> = fallible::with_capacity(room)?;
     let mut too_small = false;
     let before = file.position();
     directory::read(&file, &mut |entry| match encode(&entry, room - out.len()) {
@@ -300,7 +301,7 @@ fn getcwd(args: &mut Args) -> Result<usize> {
     if cwd.dentry.is_removed() {
         return Err(Errno::ENOENT);
     }
-    let (mut text, reachable) = cwd.to_text(&context.root());
+    let (mut text, reachable) = cwd.to_text(&context.root())?;
     if !reachable {
         text.splice(..0, b"(unreachable)".iter().copied());
     }

@@ -2,12 +2,12 @@
 
 use core::sync::atomic::Ordering;
 
-use alloc::vec::Vec;
 use linux_raw_sys::general as abi;
 use syscalls::Sysno;
 
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
+use crate::memory::fallible;
 use crate::mm::uaccess::{read_user, write_user};
 use crate::process::futex::{self, MATCH_ANY, WaitWord};
 use crate::process::{self, CAP_SYS_ADMIN};
@@ -109,7 +109,7 @@ fn futex_waitv(args: &mut Args) -> Result<usize> {
             Some(clock.to_deadline(read_user::<Timespec>(at)?.to_ns()?)?)
         }
     };
-    let mut words = Vec::with_capacity(count);
+    let mut words = fallible::with_capacity(count)?;
     for index in 0..count {
         let word: WaitV = read_user(args.a[0] + index * size_of::<WaitV>())?;
         if word.flags & !PRIVATE != SIZE_U32 || word.reserved != 0 {

@@ -8,6 +8,7 @@ use syscalls::Sysno;
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::files;
+use crate::memory::fallible;
 use crate::mm::uaccess::{self, copy_to_user, read_user_array, write_user};
 use crate::mm::{AddressSpace, MapRequest, PAGE, Rights};
 use crate::process::{self, Process};
@@ -325,7 +326,7 @@ fn process_vm(args: &mut Args, write: bool) -> Result<usize> {
     let process = process::find(pid as u32).ok_or(Errno::ESRCH)?;
     check_may_access(&process)?;
     let space = process.mm().ok_or(Errno::ESRCH)?;
-    let mut buffer = alloc::vec![0; 16 * PAGE as usize];
+    let mut buffer = fallible::filled(0, 16 * PAGE as usize)?;
     let mut done = 0;
     for [mut at, mut left] in remote {
         while left > 0 {

@@ -24,6 +24,7 @@ use syscalls::{Errno, Sysno};
 
 use crate::arch::trap::TrapFrame;
 use crate::errno::Result;
+use crate::memory::reserve;
 use crate::sync::grace;
 use core::sync::atomic::Ordering;
 
@@ -111,6 +112,10 @@ pub fn dispatch(frame: &mut TrapFrame) {
     let traced = trace::enabled();
     if traced {
         trace::enter(number, &a);
+    }
+    // A call that ends the thread frees memory.
+    if !matches!(Sysno::new(number), Some(Sysno::exit | Sysno::exit_group)) {
+        reserve::enter();
     }
     let result = match TABLE.get(number) {
         Some(Some(handler)) => handler(&mut Args { a, frame }),

@@ -9,6 +9,7 @@ use syscalls::Sysno;
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::{File, Sink, Source, caller};
+use crate::memory::fallible;
 use crate::mm::uaccess::{copy_from_user, copy_to_user, read_user, write_user};
 use crate::net::message::{MAX_RIGHTS, Rights, Ucred};
 use crate::net::options;
@@ -249,7 +250,7 @@ fn read_control(header: &MessageHeader) -> Result<Along> {
     if header.control_len > MAX_CONTROL {
         return Err(Errno::ENOBUFS);
     }
-    let mut data = alloc::vec![0; header.control_len];
+    let mut data = fallible::filled(0, header.control_len)?;
     copy_from_user(&mut data, header.control)?;
     let mut files = Vec::new();
     let mut at = 0;

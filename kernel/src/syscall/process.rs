@@ -329,7 +329,7 @@ fn unshare(args: &mut Args) -> Result<usize> {
         thread.set_fs(Some(Arc::new(copy)));
     }
     if flags & abi::CLONE_FILES != 0 {
-        let copy = thread.files().duplicate();
+        let copy = thread.files().duplicate()?;
         thread.set_files(Some(Arc::new(copy)));
     }
     Ok(0)

@@ -9,6 +9,7 @@ use syscalls::Sysno;
 use super::{Args, Handler};
 use crate::arch::cpu::{self, CpuSet};
 use crate::errno::{Errno, Result};
+use crate::memory::fallible;
 use crate::mm::uaccess::{copy_from_user, copy_to_user, read_user, write_user};
 use crate::process::{self, CAP_SYS_NICE, Thread, limits};
 use crate::sched::{self, Parameters, Policy};
@@ -239,22 +240,25 @@ fn sched_rr_get_interval(args: &mut Args) -> Result<usize> {
 /// The threads that getpriority(2) and setpriority(2) mean.
 fn threads_of(which: u32, who: i32) -> Result<Vec<Arc<Thread>>> {
     let current = process::current();
-    let all_of = |wanted: &dyn Fn(&process::Process) -> bool| -> Vec<Arc<Thread>> {
-        process::processes()
-            .filter(|process| wanted(process))
-            .flat_map(|process| process::threads_of(&process))
-            .collect()
+    let all_of = |wanted: &dyn Fn(&process::Process) -> bool| -> Result<Vec<Arc<Thread>>> {
+        let mut threads = Vec::new();
+        for process in process::processes().filter(|process| wanted(process)) {
+            let mut more = process::threads_of(&process)?;
+            fallible::reserve(&mut threads, more.len())?;
+            threads.append(&mut more);
+        }
+        Ok(threads)
     };
     Ok(match which {
         abi::PRIO_PROCESS if who == 0 => alloc::vec![current.to_arc()],
         abi::PRIO_PROCESS => process::find_thread(who as u32).into_iter().collect(),
         abi::PRIO_PGRP => {
             let pgid = if who == 0 { current.process.pgid() } else { who as u32 };
-            all_of(&|process| process.pgid() == pgid)
+            all_of(&|process| process.pgid() == pgid)?
         }
         abi::PRIO_USER => {
             let uid = if who == 0 { current.credentials().uid } else { who as u32 };
-            all_of(&|process| process.credentials().uid == uid)
+            all_of(&|process| process.credentials().uid == uid)?
         }
         _ => return Err(Errno::EINVAL),
     })

@@ -4,6 +4,7 @@ use core::fmt::Write as _;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use alloc::string::String;
+use alloc::vec::Vec;
 use linux_raw_sys::general as abi;
 use syscalls::Sysno;
 
@@ -11,6 +12,7 @@ use super::{Args, Handler};
 use crate::arch::{cpu, power};
 use crate::errno::{Errno, Result};
 use crate::memory;
+use crate::memory::fallible::Text;
 use crate::mm::uaccess::{copy_from_user, copy_to_user, read_cstr, read_user, write_user};
 use crate::process::limits::{self, Limit};
 use crate::process::{self, CAP_SYS_ADMIN, CAP_SYS_BOOT, CAP_SYS_RESOURCE, Process, Usage};
@@ -338,9 +340,9 @@ fn syslog(args: &mut Args) -> Result<usize> {
             if args.a[1] == 0 || args.int(2) < 0 {
                 return Err(Errno::EINVAL);
             }
-            let text = log_text();
+            let text = log_text()?;
             let length = text.len().min(args.a[2]);
-            copy_to_user(args.a[1], &text.as_bytes()[text.len() - length..])?;
+            copy_to_user(args.a[1], &text[text.len() - length..])?;
             if command == READ_CLEAR {
                 CLEARED.store(crate::log::bounds().1, Ordering::SeqCst);
             }
@@ -355,7 +357,7 @@ fn syslog(args: &mut Args) -> Result<usize> {
             crate::log::set_console_level(args.a[2] as u8);
             Ok(0)
         }
-        SIZE_UNREAD => Ok(log_text().len()),
+        SIZE_UNREAD => Ok(log_text()?.len()),
         SIZE_BUFFER => Ok(crate::log::RING_SIZE),
         _ => Err(Errno::EINVAL),
     }
@@ -365,9 +367,9 @@ fn syslog(args: &mut Args) -> Result<usize> {
 static CLEARED: AtomicU64 = AtomicU64::new(0);
 
 /// The log as dmesg(1) has it: a line for each record, with its level and time.
-fn log_text() -> String {
+fn log_text() -> Result<Vec<u8>> {
     let (first, end) = crate::log::bounds();
-    let mut text = String::new();
+    let mut text = Text::new();
     for sequence in first.max(CLEARED.load(Ordering::SeqCst))..end {
         let Some(entry) = crate::log::read(sequence).filter(|entry| entry.sequence == sequence) else {
             continue;
@@ -375,7 +377,7 @@ fn log_text() -> String {
         let (seconds, micros) = (entry.time_ns / SECOND, entry.time_ns % SECOND / 1000);
         let _ = writeln!(text, "<{}>[{seconds:5}.{micros:06}] {}", entry.level, entry.text());
     }
-    text
+    text.finish()
 }
 
 /// The line of /proc/version.

@@ -2,7 +2,8 @@
 //!
 //! A quarter of the time goes to the simulated machine on the host: random operations against the oracle, and threads
 //! as CPUs. A quarter goes to the fuzzer of system calls, and a quarter to Debian's trinity and stress-ng, first alone and then
-//! beside the fuzzer. The rest goes to the program `race` in guests, in equal parts under each protocol that has a cure. Last, the protocol without one has to be found out, and 10,000 processes map a file of 1 TiB.
+//! beside the fuzzer. An eighth goes to guests in which each allocation fails once, and to others in which programs use up the kernel's
+//! memory. The rest goes to the program `race` in guests, in equal parts under each protocol that has a cure. Last, the protocol without one has to be found out, and 10,000 processes map a file of 1 TiB.
 //! `--only` gives all of the time to one of these.
 
 mod finding;
@@ -73,6 +74,8 @@ pub enum Which {
     Outsiders,
     /// Random system calls, trinity and stress-ng at once
     Mixed,
+    /// Allocations that fail, and memory that runs out
+    Memory,
     /// The race between faults and whoever takes tables away
     Race,
 }
@@ -123,8 +126,11 @@ pub fn run(options: &SoakOptions) -> Result<i32> {
     if wants(Which::Mixed) {
         done.push(fuzz::run(options, outsiders::mixed()?, checked.clone(), parts(), share(8))?);
     }
+    if wants(Which::Memory) {
+        done.push(memory(&checked, share(8))?);
+    }
     if wants(Which::Race) {
-        let share = share(4) / options.protocols.len().max(1) as u32;
+        let share = share(8) / options.protocols.len().max(1) as u32;
         for protocol in &options.protocols {
             let seconds = share.as_secs().max(1);
             let words =
@@ -192,6 +198,24 @@ fn race(
         (false, _) => Some(format!("the corruption was not found (it ended with {status})")),
     };
     Ok(Part { name: format!("race under {protocol}"), took, failure })
+}
+
+/// Programs that have every allocation fail, and that make things until memory is gone, in turn.
+fn memory(kernel: &std::path::Path, time: Duration) -> Result<Part> {
+    const PROGRAMS: [(&str, &str); 3] =
+        [("test_fail_nth", "1G"), ("test_exhaustion", "256M"), ("test_oom", "512M")];
+    let start = Instant::now();
+    let mut guests = 0;
+    let mut failure = None;
+    while failure.is_none() && (guests == 0 || start.elapsed() < time) {
+        let (program, memory) = PROGRAMS[guests % PROGRAMS.len()];
+        println!("\n{} {program} in {memory}", style("       ==>").bold());
+        let limit = (4 * GRACE).to_string();
+        let (status, _) = guest(kernel, &["--time-limit", &limit, "--memory", memory], &[program])?;
+        failure = (status != 0).then(|| format!("{program} ended with {status}"));
+        guests += 1;
+    }
+    Ok(Part { name: format!("memory, {guests} guests"), took: start.elapsed(), failure })
 }
 
 /// The case that tables of their own would cost 39 GiB. It takes more memory than each test may.

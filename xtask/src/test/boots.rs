@@ -183,6 +183,15 @@ pub fn all() -> Vec<Boot> {
             work: Work::Programs(Selection::Only(&["test_fuzz"])),
             ..BOOT
         },
+        Boot {
+            name: "exhaustion",
+            memory: Size::mebibytes(256),
+            // Linux keeps its own books of what kernel memory a process may take, and none of most things.
+            kernels: Kernels::Ours,
+            work: Work::Programs(Selection::Only(&["test_exhaustion"])),
+            limit: 600,
+            ..BOOT
+        },
         // The line that outsiders boot our kernel with, in other machines.
         Boot { name: "outsider-gzip", work: outsider(true, OUTSIDER), kernels: Kernels::Ours, ..BOOT },
         Boot {

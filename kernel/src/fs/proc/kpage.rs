@@ -82,7 +82,7 @@ impl FileOps for KernelPages {
         let mut done = 0;
         let mut frame = offset / WORD;
         while sink.remaining() > 0 && frame < frame_count() {
-            let end = (frame + 512).min(frame_count()).min(frame + sink.remaining() as u64 / WORD);
+            let end = (frame + 256).min(frame_count()).min(frame + sink.remaining() as u64 / WORD);
             let raw: Vec<u8> = (frame..end).flat_map(|f| (self.word)(f).to_ne_bytes()).collect();
             match sink.write(&raw) {
                 Err(_) if done > 0 => break,

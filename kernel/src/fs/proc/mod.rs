@@ -156,6 +156,6 @@ impl InodeOps for Root {
 }
 
 /// The bytes of a text.
-fn bytes(text: String) -> Result<Vec<u8>> {
-    Ok(text.into_bytes())
+fn bytes(text: impl Into<crate::memory::fallible::Text>) -> Result<Vec<u8>> {
+    text.into().finish()
 }

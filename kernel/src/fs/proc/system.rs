@@ -11,6 +11,7 @@ use crate::boot::cmdline;
 use crate::errno::Result;
 use crate::fs::registry;
 use crate::memory;
+use crate::memory::fallible::Text;
 use crate::mm::{accounting, anonymous};
 use crate::process;
 use crate::sched;
@@ -117,7 +118,7 @@ fn meminfo() -> Result<String> {
 }
 
 /// Nanoseconds of user mode, of the kernel, and idle.
-fn cpu_row(out: &mut String, name: &str, (user, system, idle): (u64, u64, u64)) {
+fn cpu_row(out: &mut Text, name: &str, (user, system, idle): (u64, u64, u64)) {
     let [user, system, idle] = [user, system, idle].map(|t| t / CLOCK_TICK);
     put!(out, "{name} {user} 0 {system} {idle} 0 0 0 0 0 0\n");
 }
@@ -136,7 +137,7 @@ fn interrupts_of(kind: fn(&Counts) -> &AtomicU64) -> Vec<u64> {
 }
 
 fn interrupts() -> Result<String> {
-    let mut out = String::from("           ");
+    let mut out = Text::from("           ");
     for id in 0..cpu::count() {
         put!(out, "CPU{id:<8}");
     }
@@ -152,11 +153,11 @@ fn interrupts() -> Result<String> {
     row("LOC", |c| &c.timer, "Local timer interrupts");
     row("RES", |c| &c.reschedules, "Rescheduling interrupts");
     row("CAL", |c| &c.calls, "Function call interrupts");
-    Ok(out)
+    out.into_string()
 }
 
 fn stat() -> Result<String> {
-    let mut out = String::new();
+    let mut out = Text::new();
     let times: Vec<_> = (0..cpu::count()).map(process::cpu_usage).collect();
     let sum = times.iter().fold((0, 0, 0), |a, t| (a.0 + t.0, a.1 + t.1, a.2 + t.2));
     cpu_row(&mut out, "cpu ", sum);
@@ -169,7 +170,7 @@ fn stat() -> Result<String> {
     put!(out, "btime {boot}\nprocesses {}\n", process::forks());
     put!(out, "procs_running {}\nprocs_blocked 0\n", sched::runnable().max(1));
     put!(out, "softirq 0 0 0 0 0 0 0 0 0 0 0\n");
-    Ok(out)
+    out.into_string()
 }
 
 fn uptime() -> Result<String> {
@@ -204,7 +205,7 @@ fn cpuinfo() -> Result<String> {
     let frequency = clock::tsc_parameters().frequency / 1000;
     let (mhz, khz) = (frequency / 1000, frequency % 1000);
     let flags = cpu_flags(&id);
-    let mut out = String::new();
+    let mut out = Text::new();
     for number in 0..cpu::count() {
         put!(out, "processor\t: {number}\n");
         put!(out, "vendor_id\t: {}\n", vendor.as_ref().map_or("unknown", |v| v.as_str()));
@@ -219,7 +220,7 @@ fn cpuinfo() -> Result<String> {
         put!(out, "clflush size\t: {line}\ncache_alignment\t: {line}\n");
         put!(out, "address sizes\t: {physical} bits physical, {linear} bits virtual\npower management:\n\n");
     }
-    Ok(out)
+    out.into_string()
 }
 
 /// The flags that programs look for, each with a blank in front.

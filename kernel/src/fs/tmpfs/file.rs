@@ -17,8 +17,9 @@ use crate::errno::{Errno, Result};
 use crate::fs::inode::Inode;
 use crate::fs::iobuf::{Sink, Source};
 use crate::fs::seals::Seals;
-use crate::memory::PAGE_SIZE;
+use crate::memory::fallible::TryVec;
 use crate::memory::frame::{Frame, Use};
+use crate::memory::{PAGE_SIZE, reserve};
 use crate::mm::backing::{MappingList, PageCache};
 use crate::sync::SpinLock;
 
@@ -82,6 +83,8 @@ impl RegularFile {
         if let Some(frame) = self.lookup(index) {
             return Ok(frame);
         }
+        // The file's tree grows, too, and may outlive whoever writes.
+        reserve::ask_lasting(PAGE_SIZE)?;
         self.limits.charge_pages(1)?;
         let Some(frame) = Frame::alloc_zeroed(Use::File) else {
             self.limits.uncharge_pages(1);
@@ -280,14 +283,20 @@ impl RegularFile {
             if self.lookup(index).is_some() {
                 continue;
             }
-            let failure = match self.allocate_page(index) {
+            let mut failure = match self.allocate_page(index) {
                 Ok(_) if crate::fs::caller::fatal_signal_pending() => Some(Errno::EINTR),
                 Ok(_) => None,
                 Err(error) => Some(error),
             };
             match added.last_mut() {
                 Some(run) if run.1 == index => run.1 += 1,
-                _ => added.push((index, index + 1)),
+                // Without room for the run it ends here; the page at `index` belongs to it.
+                _ => {
+                    if let Err(error) = added.try_push((index, index + 1)) {
+                        self.remove_pages(index, index + 1);
+                        failure = failure.or(Some(error));
+                    }
+                }
             }
             if let Some(error) = failure {
                 // All or nothing.

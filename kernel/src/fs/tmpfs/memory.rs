@@ -6,7 +6,7 @@ use linux_raw_sys::general as abi;
 
 use super::ops::Node;
 use super::{Limits, MAGIC};
-use crate::errno::{Errno, Result};
+use crate::errno::Result;
 use crate::fs::dentry::Dentry;
 use crate::fs::file::File;
 use crate::fs::inode::{Attributes, Inode, InodeOps, Superblock, SuperblockOps};
@@ -14,7 +14,7 @@ use crate::fs::mount::Mount;
 use crate::fs::path::Path;
 use crate::fs::seals;
 use crate::fs::stat::{DeviceId, FileType, Statfs};
-use crate::memory::{PAGE_SIZE, Pressure};
+use crate::memory::{PAGE_SIZE, reserve};
 use crate::sync::Once;
 
 /// The tmpfs that is mounted nowhere and has no limits of its own.
@@ -45,9 +45,7 @@ fn internal() -> &'static Internal {
 /// A file of `size` zero bytes, open for reading and writing; `name` is what `/proc/PID/maps` shows. `seals`
 /// are set from the start: `F_SEAL_SEAL` for a file that cannot be sealed.
 fn memory_file(name: &[u8], size: u64, permissions: u32, seals: u32) -> Result<Arc<File>> {
-    if crate::memory::pressure() != Pressure::None {
-        return Err(Errno::ENOMEM);
-    }
+    reserve::ask(PAGE_SIZE)?;
     let home = internal();
     let (uid, gid) = crate::fs::caller::current_ids();
     let attributes = Attributes { nlink: 0, ..Attributes::new(permissions, uid, gid) };

@@ -20,7 +20,7 @@ use super::registry::{MountRequest, options, parse_size};
 use super::stat::Statfs;
 use super::tree::{self, InodeCharge, TreeFs};
 use crate::errno::{Errno, Result};
-use crate::memory::{self as physical, PAGE_SIZE, Pressure};
+use crate::memory::{self as physical, PAGE_SIZE, reserve};
 use crate::sync::SpinLock;
 
 /// `TMPFS_MAGIC`.
@@ -73,11 +73,8 @@ impl Limits {
 
 impl TreeFs for Limits {
     fn charge_inode(&self) -> Result<()> {
-        // Names and inodes are kernel memory, which is not refused to anyone: so they are refused here in
-        // time.
-        if physical::pressure() != Pressure::None {
-            return Err(Errno::ENOMEM);
-        }
+        // Names and inodes stay when their maker ends.
+        reserve::ask_lasting(PAGE_SIZE)?;
         Self::take(&self.used_inodes, &self.max_inodes, 1)
     }
 

@@ -1,6 +1,5 @@
 //! Calls on a regular file of tmpfs: checks and locks around its content.
 
-use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt::Write as _;
 
@@ -17,6 +16,7 @@ use crate::fs::seals::Seals;
 use crate::fs::stat::Stat;
 use crate::fs::tree::InodeCharge;
 use crate::fs::{attributes, caller};
+use crate::memory::fallible::Text;
 use crate::mm::backing::Backing;
 
 /// What the inode of a regular file holds.
@@ -166,7 +166,7 @@ impl FileOps for RegularFile {
         self.seals.fcntl(file, command, argument, || self.has_writable_mapping())
     }
 
-    fn describe(&self, _file: &File, out: &mut String) {
+    fn describe(&self, _file: &File, out: &mut Text) {
         let _ = writeln!(out, "size:\t{}", self.len());
     }
 }

@@ -12,6 +12,7 @@ use linux_raw_sys::general as abi;
 
 use crate::errno::{Errno, Result};
 use crate::fs::File;
+use crate::memory::fallible;
 use crate::mm::map::MapRequest;
 use crate::mm::{AddressSpace, PAGE, Rights, TASK_SIZE, layout, page_down, page_up};
 
@@ -64,12 +65,11 @@ impl Binary {
         if !good {
             return Err(bad);
         }
-        let mut table = alloc::vec![0; count * PROGRAM_HEADER];
+        let mut table = fallible::filled(0, count * PROGRAM_HEADER)?;
         if file.read_kernel(header.e_phoff, &mut table)? < table.len() {
             return Err(bad);
         }
-        let segments: Vec<ProgramHeader> =
-            SegmentTable::new(header.endianness, header.class, &table).iter().collect();
+        let segments = fallible::collect(SegmentTable::new(header.endianness, header.class, &table).iter())?;
         let binary = Self { header, segments };
         if binary.is_sound() { Ok(binary) } else { Err(bad) }
     }

@@ -19,6 +19,7 @@ use super::vma::{Kind, VmFlags, Vma};
 use super::{AddressSpace, PAGE, limit, vdso};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
+use crate::memory::fallible;
 use crate::process;
 
 /// Longest argument or environment string, with its end.
@@ -109,7 +110,7 @@ pub fn load(mut request: Request) -> Result<Image> {
             return Err(Errno::ELOOP);
         }
         // INTERPRETER [ARGUMENT] SCRIPT, then the arguments but for the name that the caller made up.
-        let mut arguments = Vec::with_capacity(request.arguments.len() + 2);
+        let mut arguments = fallible::with_capacity(request.arguments.len() + 2)?;
         arguments.push(line.interpreter.to_vec());
         arguments.extend(line.argument.map(<[u8]>::to_vec));
         arguments.push(core::mem::replace(&mut script_name, line.interpreter.to_vec()));

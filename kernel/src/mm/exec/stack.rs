@@ -9,6 +9,7 @@ use super::{Identity, Request};
 use crate::arch::features;
 use crate::arch::fpu::FpuState;
 use crate::errno::{Errno, Result};
+use crate::memory::fallible;
 use crate::mm::vma::{VmFlags, Vma};
 use crate::mm::{AddressSpace, PAGE, Rights, layout, page_down};
 
@@ -59,10 +60,10 @@ pub fn build(space: &AddressSpace, request: &Request, facts: &Facts) -> Result<u
     // Eight zero bytes at the very end, the program's name below, the strings below that.
     let name_at = facts.top - 8 - (request.name.len() as u64 + 1);
     let base = name_at - strings_len as u64;
-    let mut strings = Strings { bytes: Vec::with_capacity((facts.top - base) as usize), base };
-    let arguments: Vec<u64> = request.arguments.iter().map(|string| strings.add(string)).collect();
+    let mut strings = Strings { bytes: fallible::with_capacity((facts.top - base) as usize)?, base };
+    let arguments = fallible::collect(request.arguments.iter().map(|string| strings.add(string)))?;
     let arguments_end = strings.base + strings.bytes.len() as u64;
-    let environment: Vec<u64> = request.environment.iter().map(|string| strings.add(string)).collect();
+    let environment = fallible::collect(request.environment.iter().map(|string| strings.add(string)))?;
     let environment_end = strings.base + strings.bytes.len() as u64;
     strings.add(request.name);
     strings.bytes.extend([0; 8]);
@@ -77,7 +78,7 @@ pub fn build(space: &AddressSpace, request: &Request, facts: &Facts) -> Result<u
     let auxv = auxiliary(facts, name_at, platform_at, random_at);
     let words = 1 + arguments.len() + 1 + environment.len() + 1 + auxv.len();
     let stack = (random_at - words as u64 * 8) & !15;
-    let mut block: Vec<u8> = Vec::with_capacity(words * 8);
+    let mut block: Vec<u8> = fallible::with_capacity(words * 8)?;
     let vector = [arguments.len() as u64].into_iter();
     let vector = vector.chain(arguments.iter().copied()).chain([0]);
     let vector = vector.chain(environment.iter().copied()).chain([0]).chain(auxv.iter().copied());

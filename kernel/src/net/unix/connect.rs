@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use super::address::{self, Address, Given};
 use super::{Kind, Role, Socket};
 use crate::errno::{Errno, Result};
+use crate::memory::fallible;
 use crate::net::message::Ucred;
 use crate::sync::WaitError;
 use crate::time;
@@ -192,10 +193,10 @@ impl Socket {
             match &mut state.role {
                 Role::Listening { .. } if closed => Some(Err(Errno::ECONNREFUSED)),
                 Role::Listening { backlog, pending } if pending.len() > *backlog => None,
-                Role::Listening { pending, .. } => {
+                Role::Listening { pending, .. } => Some(fallible::reserve_queue(pending, 1).map(|()| {
                     pending.push_back(server.clone());
-                    Some(Ok(credentials))
-                }
+                    credentials
+                })),
                 _ => Some(Err(Errno::ECONNREFUSED)),
             }
         };

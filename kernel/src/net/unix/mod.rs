@@ -12,7 +12,6 @@ mod receive;
 mod send;
 
 use alloc::collections::VecDeque;
-use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt::Write;
@@ -25,6 +24,7 @@ use super::message::{self, Message, Ucred};
 use super::options::Options;
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
+use crate::memory::fallible::{Text, TryVec};
 use crate::mm::uaccess::write_user;
 use crate::sync::{Mutex, SpinLock, WaitQueue};
 
@@ -110,6 +110,8 @@ pub struct Socket {
     room: WaitQueue,
     /// Sockets whose poll(2) found this one's queue full.
     held_up: SpinLock<Vec<Weak<Socket>>>,
+    /// Address of the socket on whose list this one is; 0 for none.
+    held_up_by: AtomicUsize,
 }
 
 /// Datagrams that wait in a socket beyond which senders wait.
@@ -139,6 +141,7 @@ impl Socket {
             writable: WaitQueue::new(),
             room: WaitQueue::new(),
             held_up: SpinLock::new(Vec::new()),
+            held_up_by: AtomicUsize::new(0),
         })
     }
 
@@ -212,8 +215,21 @@ impl Socket {
         self.room.wake_all();
         let held_up = core::mem::take(&mut *self.held_up.lock());
         for socket in held_up.iter().filter_map(Weak::upgrade) {
+            socket.held_up_by.store(0, Ordering::SeqCst);
             socket.writable.wake_all();
         }
+    }
+
+    /// Puts this socket on the list of those that `peer`'s full queue holds up; once, however often poll(2) asks.
+    fn ask_to_be_told(&self, peer: &Arc<Socket>) -> Result<()> {
+        let address = Arc::as_ptr(peer).addr();
+        if self.held_up_by.swap(address, Ordering::SeqCst) == address {
+            return Ok(());
+        }
+        let mut held_up = peer.held_up.lock();
+        // It may be there from before it had another peer.
+        held_up.retain(|socket| !core::ptr::eq(socket.as_ptr(), self) && socket.strong_count() > 0);
+        held_up.try_push(self.this.clone()).inspect_err(|_| self.held_up_by.store(0, Ordering::SeqCst))
     }
 
     /// Shows the files that wait in the queue, and in those of connections that were not accepted yet.
@@ -221,26 +237,33 @@ impl Socket {
         for file in self.queue.lock().iter().filter_map(|m| m.rights.as_ref()).flat_map(|r| r.files()) {
             visit(file);
         }
-        let pending: Vec<Arc<Socket>> = match &self.state.lock().role {
-            Role::Listening { pending, .. } => pending.iter().cloned().collect(),
-            _ => Vec::new(),
+        self.each_pending(&mut |socket| socket.each_right(visit));
+    }
+
+    /// Shows the connections that were not accepted yet. Those that are accepted meanwhile are shown, too.
+    fn each_pending(&self, visit: &mut dyn FnMut(&Arc<Socket>)) {
+        // From the end: who is accepted leaves at the front, and the others move there.
+        let mut index = match &self.state.lock().role {
+            Role::Listening { pending, .. } => pending.len(),
+            _ => 0,
         };
-        for socket in pending {
-            socket.each_right(visit);
+        while index > 0 {
+            index -= 1;
+            let socket = match &self.state.lock().role {
+                Role::Listening { pending, .. } => pending.get(index).cloned(),
+                _ => None,
+            };
+            if let Some(socket) = socket {
+                visit(&socket);
+            }
         }
     }
 
-    /// Takes everything out of the queue, and out of those of connections that were not accepted yet.
-    pub(super) fn drain(&self) -> Vec<Message> {
-        let mut all: Vec<Message> = core::mem::take(&mut *self.queue.lock()).into();
-        let pending: Vec<Arc<Socket>> = match &self.state.lock().role {
-            Role::Listening { pending, .. } => pending.iter().cloned().collect(),
-            _ => Vec::new(),
-        };
-        for socket in pending {
-            all.extend(socket.drain());
-        }
-        all
+    /// Drops what is in the queue, and in those of connections that were not accepted yet. Nobody can reach the socket any more.
+    pub(super) fn empty(&self) {
+        let messages = core::mem::take(&mut *self.queue.lock());
+        drop(messages);
+        self.each_pending(&mut |socket| socket.empty());
     }
 
     /// shutdown(2).
@@ -388,9 +411,8 @@ impl FileOps for Socket {
             && let Some(peer) = peer
             && peer.is_full()
         {
-            // Asked to be told, then looked again: room that was made in between is seen.
-            peer.held_up.lock().push(self.this.clone());
-            writable = !peer.is_full();
+            // Asked to be told, then looked again: room that was made in between is seen. Who cannot be told later finds out by sending.
+            writable = self.ask_to_be_told(&peer).is_err() || !peer.is_full();
         }
         if writable {
             events |= Events::WRITABLE;
@@ -405,6 +427,15 @@ impl FileOps for Socket {
 
     fn pollable(&self) -> bool {
         true
+    }
+
+    fn kernel_bytes(&self) -> u64 {
+        let waiting = match &self.state.lock().role {
+            Role::Listening { pending, .. } => pending.len(),
+            _ => 0,
+        };
+        // Itself, those that wait to be accepted, and what it has sent and nobody has received.
+        (size_of::<Socket>() * (1 + 2 * waiting) + self.in_flight.load(Ordering::SeqCst)) as u64
     }
 
     fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
@@ -425,7 +456,7 @@ impl FileOps for Socket {
         }
     }
 
-    fn describe(&self, _: &File, out: &mut String) {
+    fn describe(&self, _: &File, out: &mut Text) {
         let rights: usize =
             self.queue.lock().iter().filter_map(|m| m.rights.as_ref()).map(|r| r.files().len()).sum();
         // Writing to a string does not fail.

@@ -10,6 +10,7 @@ use super::connect::{deadline, wait_error};
 use super::{Kind, Role, Socket};
 use crate::errno::{Errno, Result};
 use crate::fs::{File, Sink};
+use crate::memory::fallible;
 use crate::net::message::{Message, Rights, TAKING, Ucred};
 
 /// What one receive got.
@@ -132,7 +133,7 @@ impl Socket {
                 return Ok(false);
             }
             let len = front.rest().len().min(sink.remaining());
-            (front.rest()[..len].to_vec(), front.rights.is_some())
+            (fallible::copy_of(&front.rest()[..len])?, front.rights.is_some())
         };
         // Copied without a spin lock: user memory may have to be faulted in.
         let count = sink.write(&bytes)?;
@@ -178,7 +179,7 @@ impl Socket {
             received.credentials = Some(message.credentials);
             let rest = &message.rest()[skip..];
             let files = message.rights.as_ref().map(|r| r.files().to_vec());
-            (rest[..rest.len().min(sink.remaining())].to_vec(), files)
+            (fallible::copy_of(&rest[..rest.len().min(sink.remaining())])?, files)
         };
         let count = sink.write(&bytes)?;
         received.count += count;
@@ -201,7 +202,7 @@ impl Socket {
                 return Ok(Received::default());
             }
             if flags & net::MSG_PEEK != 0 {
-                let Some((bytes, mut received)) = self.peek_message() else { continue };
+                let Some((bytes, mut received)) = self.peek_message()? else { continue };
                 let copied = if sink.remaining() > 0 { sink.write(&bytes)? } else { 0 };
                 finish(&mut received, bytes.len(), copied, flags);
                 return Ok(received);
@@ -228,16 +229,16 @@ impl Socket {
         }
     }
 
-    fn peek_message(&self) -> Option<(Vec<u8>, Received)> {
+    fn peek_message(&self) -> Result<Option<(Vec<u8>, Received)>> {
         let queue = self.queue.lock();
-        let message = queue.front()?;
+        let Some(message) = queue.front() else { return Ok(None) };
         let received = Received {
             from: message.from.clone(),
             files: message.rights.as_ref().map(|r| r.files().to_vec()).unwrap_or_default(),
             credentials: Some(message.credentials),
             ..Received::default()
         };
-        Some((message.bytes.clone(), received))
+        Ok(Some((fallible::copy_of(&message.bytes)?, received)))
     }
 }
 

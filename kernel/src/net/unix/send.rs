@@ -11,6 +11,7 @@ use super::connect::{deadline, wait_error};
 use super::{Kind, Role, Socket};
 use crate::errno::{Errno, Result};
 use crate::fs::Source;
+use crate::memory::fallible::{self, TryVec};
 use crate::net::message::{Message, Rights, Ucred};
 use crate::process;
 use crate::signal;
@@ -92,18 +93,21 @@ impl Socket {
 
     /// Puts a message into the queue of `to`.
     fn deliver(&self, to: &Socket, message: Message) -> Result<()> {
-        let refused = {
+        let mut message = Some(message);
+        let result = {
             let state = to.state.lock();
+            let mut queue = to.queue.lock();
             if state.receive_closed || state.released {
-                Some(message)
+                Err(Errno::EPIPE)
             } else {
-                to.queue.lock().push_back(message);
-                None
+                fallible::reserve_queue(&mut *queue, 1)
+                    .map(|()| queue.extend(message.take()))
+                    .map_err(|_| Errno::ENOBUFS)
             }
         };
-        if refused.is_some() {
-            return Err(Errno::EPIPE);
-        }
+        // What was not taken is dropped without locks.
+        drop(message);
+        result?;
         to.readable.wake_all();
         Ok(())
     }
@@ -146,8 +150,7 @@ impl Socket {
         let most = (self.options.lock().send_buffer / 2).clamp(1, PIECE);
         let mut bytes = Vec::new();
         let len = source.remaining().min(most);
-        bytes.try_reserve_exact(len).map_err(|_| Errno::ENOBUFS)?;
-        bytes.resize(len, 0);
+        bytes.try_resize(len, 0).map_err(|_| Errno::ENOBUFS)?;
         let count = source.read(&mut bytes)?;
         bytes.truncate(count);
         let rights = along.rights.take();
@@ -163,8 +166,7 @@ impl Socket {
             return Err(Errno::EMSGSIZE);
         }
         let mut bytes = Vec::new();
-        bytes.try_reserve_exact(len).map_err(|_| Errno::ENOBUFS)?;
-        bytes.resize(len, 0);
+        bytes.try_resize(len, 0).map_err(|_| Errno::ENOBUFS)?;
         if len > 0 {
             source.read_exact(&mut bytes)?;
         }

@@ -46,7 +46,7 @@ unsafe impl Sync for Waiter {}
 // SAFETY: as above.
 unsafe impl Send for Waiter {}
 
-intrusive_adapter!(InBucket = Arc<Waiter>: Waiter { link => LinkedListAtomicLink });
+intrusive_adapter!(pub(super) InBucket = Arc<Waiter>: Waiter { link => LinkedListAtomicLink });
 
 const BUCKETS: usize = 256;
 
@@ -107,7 +107,7 @@ impl Waiter {
             if self.bucket.load(Ordering::SeqCst) != index {
                 continue;
             }
-            if !self.link.is_linked() {
+            if self.is_woken() {
                 return false;
             }
             // SAFETY: it is in this bucket, whose lock is held.

@@ -5,10 +5,11 @@ use core::sync::atomic::Ordering;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::{Bucket, MATCH_ANY, TABLE, Waiter, bucket_of, key_of, with_value};
+use super::{Bucket, InBucket, MATCH_ANY, TABLE, Waiter, bucket_of, key_of, with_value};
 use crate::errno::{Errno, Result};
+use crate::memory::fallible;
 use crate::mm::{Key, uaccess};
-use crate::process::{self, Thread};
+use crate::process;
 use crate::sched::{self, Sleep};
 use crate::sync::{WaitError, perturb};
 
@@ -61,7 +62,7 @@ pub struct WaitWord {
 
 /// futex_waitv(2): returns the index of a word whose waiters were woken.
 pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
-    let mut waiters: Vec<Arc<Waiter>> = Vec::with_capacity(words.len());
+    let mut waiters: Vec<Arc<Waiter>> = fallible::with_capacity(words.len())?;
     let leave_all = |waiters: &[Arc<Waiter>]| {
         let mut woken = None;
         for (index, waiter) in waiters.iter().enumerate() {
@@ -91,29 +92,34 @@ pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
     }
 }
 
-/// Takes up to `count` waiters of a word out of the bucket.
-fn take(bucket: &mut Bucket, key: &Key, count: usize, bitset: u32) -> Vec<Arc<Thread>> {
-    let mut threads = Vec::new();
+/// Takes up to `count` waiters of a word out of the bucket. The list of them is made of their own links: a wake allocates nothing.
+fn take(bucket: &mut Bucket, key: &Key, count: usize, bitset: u32) -> Bucket {
+    let mut woken = Bucket::new(InBucket::NEW);
+    let mut left = count;
     let mut cursor = bucket.front_mut();
-    while threads.len() < count {
+    while left > 0 {
         let Some(waiter) = cursor.get() else { break };
         if waiter.waits_for(key) && !waiter.pi && waiter.bitset & bitset != 0 {
             let waiter = cursor.remove().expect("the cursor is at it");
-            threads.push(waiter.thread.clone());
+            // Under the bucket's lock: from now on the waiter does not look for itself in the bucket.
             waiter.woken.store(true, Ordering::SeqCst);
+            woken.push_back(waiter);
+            left -= 1;
         } else {
             cursor.move_next();
         }
     }
-    threads
+    woken
 }
 
-fn wake_threads(threads: Vec<Arc<Thread>>) -> usize {
+fn wake_threads(mut woken: Bucket) -> usize {
     perturb::point();
-    for thread in &threads {
-        sched::wake(thread);
+    let mut count = 0;
+    while let Some(waiter) = woken.pop_front() {
+        sched::wake(&waiter.thread);
+        count += 1;
     }
-    threads.len()
+    count
 }
 
 /// FUTEX_WAKE and FUTEX_WAKE_BITSET: returns how many were woken.
@@ -160,12 +166,14 @@ pub fn requeue(
             _ => &mut low,
         };
         let woken = take(source, &from, wake_count, MATCH_ANY);
-        let mut moved = Vec::new();
+        let mut moved = Bucket::new(InBucket::NEW);
+        let mut count = 0;
         let mut cursor = source.front_mut();
-        while moved.len() < requeue_count {
+        while count < requeue_count {
             let Some(waiter) = cursor.get() else { break };
             if waiter.waits_for(&from) && !waiter.pi {
-                moved.push(cursor.remove().expect("the cursor is at it"));
+                moved.push_back(cursor.remove().expect("the cursor is at it"));
+                count += 1;
             } else {
                 cursor.move_next();
             }
@@ -174,8 +182,7 @@ pub fn requeue(
             Some(high) if to_index > from_index => high,
             _ => &mut low,
         };
-        let count = moved.len();
-        for waiter in moved {
+        while let Some(waiter) = moved.pop_front() {
             // SAFETY: it was in the first bucket and comes to the second; both locks are held.
             unsafe { *waiter.key.get() = to };
             waiter.bucket.store(to_index, Ordering::SeqCst);

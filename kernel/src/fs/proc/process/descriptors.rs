@@ -1,7 +1,6 @@
 //! `/proc/PID/fd` and `/proc/PID/fdinfo`.
 
 use alloc::format;
-use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
@@ -18,6 +17,7 @@ use crate::fs::inode::{Dirent, Inode, InodeOps};
 use crate::fs::path::Path;
 use crate::fs::pseudo::{Text, TextInode};
 use crate::fs::stat::FileType;
+use crate::memory::fallible;
 
 /// Offset of descriptor 0.
 const FIRST_OFFSET: u64 = 2;
@@ -105,7 +105,7 @@ impl Link {
 
 impl InodeOps for Link {
     fn readlink(&self, _: &Inode) -> Result<Vec<u8>> {
-        Ok(self.place()?.display(&caller::root()))
+        self.place()?.display(&caller::root())
     }
 
     fn follow(&self) -> Option<Result<Path>> {
@@ -127,7 +127,7 @@ impl Text for Info {
         let file = files.get(self.fd).map_err(|_| Errno::ENOENT)?;
         let close = files.close_on_exec(self.fd).unwrap_or(false);
         let flags = file.flags() | if close { abi::O_CLOEXEC } else { 0 };
-        let mut out = String::new();
+        let mut out = fallible::Text::new();
         put!(out, "pos:\t{}\nflags:\t0{flags:o}\n", file.position());
         put!(out, "mnt_id:\t{}\nino:\t{}\n", file.path().mount.id, file.inode().ino);
         file.ops().describe(&file, &mut out);

@@ -17,6 +17,7 @@ use crate::fs::path::Path;
 use crate::fs::pseudo::text_seek;
 use crate::fs::{DeviceId, caller};
 use crate::memory::PAGE_SIZE;
+use crate::memory::fallible::Text;
 use crate::mm::view::{AreaName, AreaView, Usage};
 use crate::mm::{AddressSpace, Rights, TASK_SIZE, VmFlags};
 use crate::process;
@@ -33,11 +34,11 @@ fn space(target: &Target) -> Result<Option<Arc<AddressSpace>>> {
 }
 
 pub fn cmdline(target: &Target) -> Result<Vec<u8>> {
-    Ok(space(target)?.map_or_else(Vec::new, |mm| mm.command_line()))
+    space(target)?.map_or_else(|| Ok(Vec::new()), |mm| mm.command_line())
 }
 
 pub fn environ(target: &Target) -> Result<Vec<u8>> {
-    Ok(space(target)?.map_or_else(Vec::new, |mm| mm.environment()))
+    space(target)?.map_or_else(|| Ok(Vec::new()), |mm| mm.environment())
 }
 
 pub fn auxv(target: &Target) -> Result<Vec<u8>> {
@@ -59,7 +60,7 @@ pub fn statm(target: &Target) -> Result<Vec<u8>> {
 }
 
 /// One line of maps.
-fn area_line(out: &mut String, area: &AreaView) {
+fn area_line(out: &mut Text, area: &AreaView) {
     let begin = out.len();
     let flag = |flag, letter| if area.flags.contains(flag) { letter } else { '-' };
     let device = DeviceId::decode(area.device);
@@ -81,12 +82,13 @@ fn area_line(out: &mut String, area: &AreaView) {
         AreaName::None => None,
         AreaName::Text(text) => Some(text.clone()),
         AreaName::File(file) => {
-            let path = file.path().display(&caller::root());
+            // What is too long for a path is left out.
+            let path = file.path().display(&caller::root()).unwrap_or_default();
             Some(String::from_utf8_lossy(&path).replace('\n', "\\012"))
         }
     };
     if let Some(name) = name {
-        while out.len() - begin <= NAME_COLUMN {
+        for _ in out.len() - begin..=NAME_COLUMN {
             out.push(' ');
         }
         out.push_str(&name);
@@ -94,12 +96,12 @@ fn area_line(out: &mut String, area: &AreaView) {
     out.push('\n');
 }
 
-fn row(out: &mut String, name: &str, bytes: u64) {
+fn row(out: &mut Text, name: &str, bytes: u64) {
     put!(out, "{name:<16}{:>8} kB\n", bytes >> 10);
 }
 
 /// The rows that smaps and smaps_rollup have in common.
-fn usage_rows(out: &mut String, usage: &Usage, parts: Option<[u64; 3]>) {
+fn usage_rows(out: &mut Text, usage: &Usage, parts: Option<[u64; 3]>) {
     row(out, "Rss:", usage.rss);
     row(out, "Pss:", usage.pss);
     // A dirty page's share: exact for private pages, and an upper bound for shared ones.
@@ -128,7 +130,7 @@ fn usage_rows(out: &mut String, usage: &Usage, parts: Option<[u64; 3]>) {
 }
 
 /// What smaps says of an area.
-fn area_rows(out: &mut String, mm: &AddressSpace, area: &AreaView) {
+fn area_rows(out: &mut Text, mm: &AddressSpace, area: &AreaView) {
     let usage = mm.usage(area.range.start);
     area_line(out, area);
     row(out, "Size:", area.range.end - area.range.start);
@@ -169,7 +171,7 @@ fn area_rows(out: &mut String, mm: &AddressSpace, area: &AreaView) {
 }
 
 pub fn smaps_rollup(target: &Target) -> Result<Vec<u8>> {
-    let mut out = String::new();
+    let mut out = Text::new();
     let Some(mm) = space(target)? else { return Err(Errno::ESRCH) };
     let mut sum = Usage::default();
     let mut extent = 0..0;
@@ -192,7 +194,7 @@ pub fn smaps_rollup(target: &Target) -> Result<Vec<u8>> {
         sum += usage;
     }
     put!(out, "{:08x}-{:08x} ---p 00000000 00:00 0", extent.start, extent.end);
-    while out.len() <= NAME_COLUMN {
+    for _ in out.len()..=NAME_COLUMN {
         out.push(' ');
     }
     out.push_str("[rollup]\n");
@@ -249,7 +251,7 @@ impl InodeOps for MemoryInode {
 /// it gives, however many areas there are.
 struct AreaText {
     mm: Weak<AddressSpace>,
-    write: fn(&mut String, &AddressSpace, &AreaView),
+    write: fn(&mut Text, &AddressSpace, &AreaView),
     piece: Mutex<Piece>,
 }
 
@@ -258,18 +260,18 @@ struct AreaText {
 struct Piece {
     /// Where it begins in the file.
     offset: u64,
-    text: String,
+    text: Text,
     /// The areas behind this address come next.
     next: u64,
 }
 
 impl AreaText {
-    fn new(mm: Weak<AddressSpace>, write: fn(&mut String, &AddressSpace, &AreaView)) -> Self {
+    fn new(mm: Weak<AddressSpace>, write: fn(&mut Text, &AddressSpace, &AreaView)) -> Self {
         Self { mm, write, piece: Mutex::new(Piece::default()) }
     }
 
     /// The next piece; false at the end.
-    fn advance(&self, mm: &AddressSpace, piece: &mut Piece) -> bool {
+    fn advance(&self, mm: &AddressSpace, piece: &mut Piece) -> Result<bool> {
         piece.offset += piece.text.len() as u64;
         piece.text.clear();
         for area in mm.areas_from(piece.next) {
@@ -277,7 +279,7 @@ impl AreaText {
             piece.next = area.range.end;
             crate::sched::cond_resched();
         }
-        !piece.text.is_empty()
+        Ok(!piece.text.as_bytes()?.is_empty())
     }
 }
 
@@ -295,14 +297,24 @@ impl FileOps for AreaText {
         let mut done = 0;
         while sink.remaining() > 0 {
             let within = usize::try_from(offset + done as u64 - piece.offset).unwrap_or(usize::MAX);
-            let rest = piece.text.as_bytes().get(within..).unwrap_or_default();
+            let rest = piece.text.as_bytes()?.get(within..).unwrap_or_default();
             if !rest.is_empty() {
                 match sink.write(rest) {
                     Err(_) if done > 0 => break,
                     other => done += other?,
                 }
-            } else if process::current().kill_pending() || !self.advance(&mm, &mut piece) {
+            } else if process::current().kill_pending() {
                 break;
+            } else {
+                match self.advance(&mm, &mut piece) {
+                    Ok(true) => {}
+                    Err(error) if done == 0 => {
+                        // What there is has a gap.
+                        *piece = Piece::default();
+                        return Err(error);
+                    }
+                    Ok(false) | Err(_) => break,
+                }
             }
         }
         Ok(done)
@@ -395,8 +407,8 @@ impl FileOps for Pagemap {
         let mut done = 0;
         let mut at = (offset / WORD).saturating_mul(page);
         while sink.remaining() > 0 && at < TASK_SIZE {
-            let pages = (sink.remaining() as u64 / WORD).min(512).min((TASK_SIZE - at).div_ceil(page));
-            let words = mm.pagemap(at..at + pages * page, with_frames);
+            let pages = (sink.remaining() as u64 / WORD).min(256).min((TASK_SIZE - at).div_ceil(page));
+            let words = mm.pagemap(at..at + pages * page, with_frames)?;
             let raw: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
             match sink.write(&raw) {
                 Err(_) if done > 0 => break,

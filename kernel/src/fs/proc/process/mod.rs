@@ -23,6 +23,8 @@ use crate::fs::path::Path;
 use crate::fs::pseudo::{Text, TextInode};
 use crate::fs::stat::{DeviceId, FileType};
 use crate::fs::{caller, mount_text};
+use crate::memory::fallible::{self, TryVec};
+use crate::memory::inject;
 use crate::process::{self, Pid, Process, Thread};
 
 /// A process, or one thread of it.
@@ -196,7 +198,11 @@ const ENTRIES: &[Entry] = &[
     entry("oom_adj", 0o644, Make::Setting(oom_adj, set_oom_adj)),
     entry("oom_score_adj", 0o644, Make::Setting(oom_score_adj, set_oom_score_adj)),
     entry("io", 0o400, Make::Private(status::io)),
+    entry(FAIL_NTH, 0o644, Make::Setting(fail_nth, set_fail_nth)),
 ];
+
+/// The allocation of the thread that fails on purpose: only where that can be.
+const FAIL_NTH: &str = "fail-nth";
 
 /// Offset of the first entry.
 const FIRST_OFFSET: u64 = 2;
@@ -209,6 +215,7 @@ impl ProcessDirectory {
         let task = self.0.is_task();
         let all = ENTRIES.iter().enumerate().map(|(i, e)| (i as u64 + 1, e));
         all.filter(move |(_, e)| !(task && e.process_only))
+            .filter(|(_, e)| inject::IS_BUILT_IN || e.name != FAIL_NTH)
     }
 }
 
@@ -324,7 +331,7 @@ impl PlaceLink {
 
 impl InodeOps for PlaceLink {
     fn readlink(&self, _: &Inode) -> Result<Vec<u8>> {
-        Ok(self.place()?.display(&caller::root()))
+        self.place()?.display(&caller::root())
     }
 
     fn follow(&self) -> Option<Result<Path>> {
@@ -346,11 +353,11 @@ fn exe(target: &Target) -> Result<Path> {
 }
 
 fn mounts(target: &Target) -> Result<Vec<u8>> {
-    bytes(mount_text::mounts(&root(target).map_err(|_| Errno::EINVAL)?))
+    bytes(mount_text::mounts(&root(target).map_err(|_| Errno::EINVAL)?)?)
 }
 
 fn mountinfo(target: &Target) -> Result<Vec<u8>> {
-    bytes(mount_text::mountinfo(&root(target).map_err(|_| Errno::EINVAL)?))
+    bytes(mount_text::mountinfo(&root(target).map_err(|_| Errno::EINVAL)?)?)
 }
 
 fn comm(target: &Target) -> Result<Vec<u8>> {
@@ -393,6 +400,16 @@ fn set_oom_score_adj(target: &Target, text: &[u8]) -> Result<()> {
         return Err(Errno::EINVAL);
     }
     adjust(target, value)
+}
+
+fn fail_nth(target: &Target) -> Result<Vec<u8>> {
+    bytes(format!("{}\n", target.thread()?.memory.countdown.get()))
+}
+
+fn set_fail_nth(target: &Target, text: &[u8]) -> Result<()> {
+    let nth = parse_signed(text)?;
+    target.thread()?.memory.countdown.set(u32::try_from(nth).map_err(|_| Errno::EINVAL)?);
+    Ok(())
 }
 
 /// The older scale, from -17 to 15.
@@ -442,10 +459,10 @@ impl InodeOps for Tasks {
 
     fn readdir(&self, _: &Arc<Dentry>, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
         let process = self.0.process().map_err(|_| Errno::ENOENT)?;
-        let mut tids: Vec<Pid> = process::threads_of(&process).iter().map(|t| t.tid()).collect();
+        let mut tids = fallible::collect(process::threads_of(&process)?.iter().map(|t| t.tid()))?;
         // A process whose first thread has ended still shows it.
         if !tids.contains(&process.pid) {
-            tids.push(process.pid);
+            tids.try_push(process.pid)?;
         }
         tids.sort_unstable();
         for tid in tids.into_iter().filter(|tid| u64::from(*tid) + FIRST_OFFSET >= from) {

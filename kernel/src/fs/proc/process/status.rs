@@ -10,6 +10,7 @@ use super::super::system::{CLOCK_TICK, put};
 use super::Target;
 use crate::arch::cpu;
 use crate::errno::Result;
+use crate::memory::fallible::Text;
 use crate::process::accounts::{self, Counted};
 use crate::process::{Process, Thread, Usage, WaitStatus};
 use crate::sched::Policy;
@@ -80,7 +81,7 @@ pub fn stat(target: &Target) -> Result<Vec<u8>> {
     let blocked = thread.signals.mask().0;
     let waits = u32::from(thread.sched.wait_place().is_some());
     let exit_code = if permitted { process.wait_status().map_or(0, WaitStatus::to_bits) } else { 0 };
-    let mut out = String::new();
+    let mut out = Text::new();
     put!(out, "{} ({}) {} ", thread.tid(), thread.name(), state_of(target, &process, &thread));
     put!(out, "{} {} {} ", process.parent_pid(), process.pgid(), process.sid());
     // PF_FORKNOEXEC and the like are the kernel's own; 0x400000 is what an ordinary process shows.
@@ -107,7 +108,7 @@ pub fn stat(target: &Target) -> Result<Vec<u8>> {
 pub fn status(target: &Target) -> Result<Vec<u8>> {
     let process = target.process()?;
     let thread = target.thread()?;
-    let mut out = String::new();
+    let mut out = Text::new();
     put!(out, "Name:\t{}\n", escape(&thread.name()));
     if let Some(fs) = thread.try_fs() {
         put!(out, "Umask:\t{:04o}\n", fs.umask());
@@ -157,7 +158,7 @@ pub fn status(target: &Target) -> Result<Vec<u8>> {
     bytes(out)
 }
 
-fn memory_lines(out: &mut String, sum: &crate::mm::view::Summary, huge: u64) {
+fn memory_lines(out: &mut Text, sum: &crate::mm::view::Summary, huge: u64) {
     let mut row = |name: &str, bytes: u64| put!(out, "{name}:\t{:>8} kB\n", bytes >> 10);
     row("VmPeak", sum.peak);
     row("VmSize", sum.size);
@@ -184,10 +185,10 @@ fn escape(name: &str) -> String {
 }
 
 /// CPUs as groups of 32 bits in hexadecimal, the highest first.
-fn cpu_mask(cpus: &cpu::CpuSet) -> String {
+fn cpu_mask(cpus: &cpu::CpuSet) -> Text {
     let groups = cpu::count().div_ceil(32) as usize;
     let words = cpus.words();
-    let mut out = String::new();
+    let mut out = Text::new();
     for group in (0..groups).rev() {
         let bits = words[group / 2] >> (group % 2 * 32) as u32 & 0xffff_ffff;
         if group + 1 == groups {
@@ -200,8 +201,8 @@ fn cpu_mask(cpus: &cpu::CpuSet) -> String {
 }
 
 /// CPUs as ranges: `0-3,5`.
-fn cpu_list(cpus: &cpu::CpuSet) -> String {
-    let mut out = String::new();
+fn cpu_list(cpus: &cpu::CpuSet) -> Text {
+    let mut out = Text::new();
     let mut all = cpus.iter().peekable();
     while let Some(first) = all.next() {
         let mut last = first;
@@ -238,7 +239,8 @@ pub fn limits(target: &Target) -> Result<Vec<u8>> {
         ("Max realtime timeout", "us"),
     ];
     let limits = *target.process()?.limits.lock();
-    let mut out = format!("{:<25} {:<20} {:<20} {:<10}\n", "Limit", "Soft Limit", "Hard Limit", "Units");
+    let mut out = Text::new();
+    put!(out, "{:<25} {:<20} {:<20} {:<10}\n", "Limit", "Soft Limit", "Hard Limit", "Units");
     let shown = |value: u64| if value == u64::MAX { "unlimited".into() } else { format!("{value}") };
     for (resource, (name, unit)) in NAMES.iter().enumerate() {
         let limit = limits.get(resource)?;
@@ -260,7 +262,7 @@ pub fn personality(target: &Target) -> Result<Vec<u8>> {
 pub fn syscall(target: &Target) -> Result<Vec<u8>> {
     let thread = target.thread()?;
     match thread.syscall.load(Ordering::SeqCst) {
-        u32::MAX => bytes("running\n".into()),
+        u32::MAX => bytes("running\n"),
         number => bytes(format!("{number}\n")),
     }
 }
@@ -268,7 +270,7 @@ pub fn syscall(target: &Target) -> Result<Vec<u8>> {
 /// Where in the kernel the thread sleeps, as the name of the source file without its directories; `0` for a thread that does not.
 pub fn wchan(target: &Target) -> Result<Vec<u8>> {
     let thread = target.thread()?;
-    let Some((place, _)) = thread.sched.wait_place() else { return bytes("0".into()) };
+    let Some((place, _)) = thread.sched.wait_place() else { return bytes("0") };
     let file = place.file().rsplit('/').next().unwrap_or_default();
     bytes(file.trim_end_matches(".rs").replace('-', "_"))
 }
@@ -286,7 +288,7 @@ pub fn io(target: &Target) -> Result<Vec<u8>> {
     // Relaxed: statistics.
     let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
     let io = &process.io;
-    let mut out = String::new();
+    let mut out = Text::new();
     put!(out, "rchar: {}\nwchar: {}\n", get(&io.read_bytes), get(&io.written_bytes));
     put!(out, "syscr: {}\nsyscw: {}\n", get(&io.reads), get(&io.writes));
     put!(out, "read_bytes: 0\nwrite_bytes: 0\ncancelled_write_bytes: 0\n");

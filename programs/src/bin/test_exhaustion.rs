@@ -1,0 +1,642 @@
+//! Programs that make as many of one thing as they can: of the kernel's own memory, not of theirs.
+//!
+//! Nearly all memory is held by a process that may not be killed, so that the rest is soon used up. A crew without privileges then makes
+//! things until it is refused or killed. The machine goes on, a bystander too, and in the end everything is as it was.
+
+use std::ffi::CString;
+use std::time::Duration;
+
+use roundtable_programs::child::{self, Child};
+use roundtable_programs::leak::Baseline;
+use roundtable_programs::mem::Map;
+use roundtable_programs::procfs::{self, Meminfo};
+use roundtable_programs::shared::Shared;
+use roundtable_programs::sys::{c_string, check};
+use roundtable_programs::{Errno, tests};
+
+tests! { areas: 100, areas_of_huge_pages: 100, splits: 100, pipes: 100, open_files: 100, descriptor_tables: 100, sockets: 100, messages: 100,
+rights: 100, connections: 100, epoll_items: 100, events: 100, timers: 100, signals: 100, threads: 100, processes: 100, waiters: 100,
+polls: 100, arguments: 100, excepted: 100, segments: 100, memory_files: 100, names: 100, symbolic_links: 100, directories: 100, mounts: 100, locks: 100 }
+
+/// What is left free when the crew begins, in kB.
+const ROOM: u64 = 28 << 10;
+/// Somebody without rights.
+const USER: u32 = 31_415;
+const CREW: u32 = 8;
+
+/// Words of the shared memory: the bystander's count, members that have been refused, members that are ready.
+const BEATS: usize = 0;
+const REFUSED: usize = 1;
+
+/// Sets how gladly a process is killed. Children inherit it.
+fn adjust(pid: &str, value: i32) {
+    procfs::write(&format!("/proc/{pid}/oom_score_adj"), value).expect("oom_score_adj");
+}
+
+fn bystander(shared: &Shared) -> Child {
+    child::fork(|| {
+        adjust("self", 0);
+        let own = Map::anonymous(1 << 20);
+        (0..1 << 20).step_by(4096).for_each(|at| own.set(at, 1));
+        loop {
+            let map = Map::anonymous(16 * 4096);
+            (0..16).for_each(|page| map.set(page * 4096, 1));
+            let _ = std::fs::metadata("/proc/self/stat");
+            shared.add(BEATS);
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    })
+}
+
+/// Holds memory until there is only [`ROOM`] left.
+fn ballast(shared: &Shared) -> Child {
+    child::fork(|| {
+        loop {
+            let free = Meminfo::read().get("MemFree");
+            if free <= ROOM {
+                break;
+            }
+            let bytes = ((free - ROOM) as usize * 1024 / 2).next_multiple_of(1 << 20);
+            let map = Map::anonymous(bytes);
+            (0..bytes).step_by(4096).for_each(|at| map.set(at, 1));
+            std::mem::forget(map);
+        }
+        shared.set(3, 1);
+        loop {
+            std::thread::sleep(Duration::from_secs(100));
+        }
+    })
+}
+
+fn limit(resource: u32, value: u64) {
+    let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+    // SAFETY: the structure lives through the call.
+    check(unsafe { libc::setrlimit(resource as _, &limit) }).expect("setrlimit");
+}
+
+fn drop_rights() {
+    adjust("self", 0);
+    for resource in [libc::RLIMIT_NOFILE, libc::RLIMIT_NPROC, libc::RLIMIT_SIGPENDING] {
+        limit(resource, 30_000);
+    }
+    // SAFETY: takes integers.
+    unsafe {
+        check(libc::setgid(USER)).expect("setgid");
+        check(libc::setuid(USER)).expect("setuid");
+    }
+}
+
+/// Has a crew do `step` over and over, each member until it is refused, and looks what has become of the machine.
+fn exhaust(step: impl Fn(usize) -> Result<usize, Errno>) {
+    exhaust_after(drop_rights, step, || ());
+}
+
+/// As [`exhaust`], for those who only make processes: each is small, and any innocent one larger. They ask to be the victims.
+fn exhaust_by_family(step: impl Fn(usize) -> Result<usize, Errno>) {
+    let prepare = || {
+        drop_rights();
+        adjust("self", 1000);
+    };
+    exhaust_after(prepare, step, || ());
+}
+
+fn exhaust_after(prepare: impl Fn(), step: impl Fn(usize) -> Result<usize, Errno>, clean_up: impl FnOnce()) {
+    // Who looks on is not meant to be the largest process here.
+    // SAFETY: takes nothing.
+    let starter = unsafe { libc::getppid() }.to_string();
+    adjust(&starter, -1000);
+    adjust("self", -1000);
+    let before = Baseline::take();
+    let shared = Shared::new();
+    let ballast = ballast(&shared);
+    shared.wait(3, 1);
+    let bystander = bystander(&shared);
+    shared.wait(BEATS, 1);
+    let crew: Vec<Child> = (0..CREW)
+        .map(|_| {
+            child::fork(|| {
+                prepare();
+                let mut count = 0;
+                let error = loop {
+                    match step(count) {
+                        Ok(_) => count += 1,
+                        Err(error) => break error,
+                    }
+                };
+                shared.word(4).store(error as u32, std::sync::atomic::Ordering::SeqCst);
+                shared.add(REFUSED);
+                loop {
+                    std::thread::sleep(Duration::from_secs(100));
+                }
+            })
+        })
+        .collect();
+    // Each is refused, or killed: then it is a zombie.
+    let is_over = || {
+        let dead =
+            crew.iter().filter(|member| procfs::state(member.pid).is_none_or(|state| state == 'Z')).count();
+        dead as u32 + shared.get(REFUSED) >= CREW
+    };
+    while !is_over() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    // With all that they hold, others still get on.
+    let count = shared.get(BEATS);
+    assert!(shared.wait_for(BEATS, count + 3, Duration::from_secs(30)), "the bystander is gone or stuck");
+    println!(
+        "# {} of {CREW} refused, the last by {}; {} kB free",
+        shared.get(REFUSED),
+        Errno::from_raw(shared.get(4) as i32),
+        Meminfo::read().get("MemFree")
+    );
+    for member in &crew {
+        member.kill(libc::SIGKILL);
+    }
+    drop(crew);
+    bystander.end();
+    ballast.end();
+    clean_up();
+    before.check();
+    adjust("self", 0);
+    adjust(&starter, 0);
+}
+
+fn anonymous(count: usize) -> Result<usize, Errno> {
+    let protection = if count.is_multiple_of(2) { libc::PROT_READ } else { libc::PROT_NONE };
+    // SAFETY: a new mapping.
+    let at = unsafe {
+        libc::mmap(std::ptr::null_mut(), 4096, protection, libc::MAP_SHARED | libc::MAP_ANONYMOUS, -1, 0)
+    };
+    if at == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(at as usize) }
+}
+
+fn areas() {
+    exhaust(anonymous);
+}
+
+fn areas_of_huge_pages() {
+    let file = roundtable_programs::file::Fd::memfd("huge", libc::MFD_HUGETLB).expect("memfd");
+    file.truncate(1 << 30).expect("truncate");
+    exhaust(|count| {
+        let (pages, offset) = (1 + count % 400, count / 400 % 100);
+        let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+        // SAFETY: a new mapping.
+        let at = unsafe {
+            libc::mmap(std::ptr::null_mut(), pages << 21, 1, flags, file.raw(), (offset << 21) as i64)
+        };
+        if at == libc::MAP_FAILED { Err(Errno::last()) } else { Ok(0) }
+    });
+}
+
+/// One area that is cut into ever more.
+fn splits() {
+    let pages = 200_000;
+    let map =
+        Map::new(pages << 12, libc::PROT_READ, libc::MAP_PRIVATE | libc::MAP_ANONYMOUS, -1, 0).expect("mmap");
+    exhaust(|count| {
+        let at = map.address + (((2 * count + 1) % pages) << 12);
+        roundtable_programs::mem::mprotect(at, 4096, libc::PROT_NONE).map(|()| 0)
+    });
+}
+
+fn pipe() -> Result<[i32; 2], Errno> {
+    let mut ends = [0; 2];
+    // SAFETY: two descriptors are written.
+    check(unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_NONBLOCK) })?;
+    Ok(ends)
+}
+
+fn write(fd: i32, bytes: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: the bytes live through the call.
+    check(unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) } as i64)
+}
+
+fn pipes() {
+    exhaust(|_| write(pipe()?[1], &[1; 65536]));
+}
+
+fn open_files() {
+    exhaust(|_| {
+        // SAFETY: the text lives as long as the program.
+        check(unsafe { libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY) })
+    });
+}
+
+/// Children with a table that has its last descriptor in use.
+fn descriptor_tables() {
+    exhaust_by_family(|count| {
+        if count == 0 {
+            // SAFETY: takes integers.
+            check(unsafe { libc::dup2(0, 29_999) })?;
+        }
+        fork_sleeper()
+    });
+}
+
+fn socket_pair(kind: i32) -> Result<[i32; 2], Errno> {
+    let mut ends = [0; 2];
+    // SAFETY: two descriptors are written.
+    check(unsafe { libc::socketpair(libc::AF_UNIX, kind | libc::SOCK_NONBLOCK, 0, ends.as_mut_ptr()) })?;
+    Ok(ends)
+}
+
+fn sockets() {
+    exhaust(|_| socket_pair(libc::SOCK_STREAM).map(|_| 0));
+}
+
+/// Small messages that nobody receives.
+fn messages() {
+    exhaust(|_| {
+        let ends = socket_pair(libc::SOCK_SEQPACKET)?;
+        loop {
+            match write(ends[0], b"x") {
+                Ok(_) => {}
+                Err(Errno::EAGAIN) => return Ok(0),
+                Err(error) => return Err(error),
+            }
+        }
+    });
+}
+
+/// Sends descriptors, the socket's own among them.
+fn send_rights(socket: i32, fds: &[i32]) -> Result<usize, Errno> {
+    let space = 16 + fds.len() * 4;
+    let mut control = vec![0u64; space.div_ceil(8)];
+    let mut byte = 0u8;
+    let mut vector = libc::iovec { iov_base: (&raw mut byte).cast(), iov_len: 1 };
+    // SAFETY: an all-zero header is a valid one.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &mut vector;
+    message.msg_iovlen = 1;
+    message.msg_control = control.as_mut_ptr().cast();
+    message.msg_controllen = space;
+    // SAFETY: the control buffer has room for one header and the descriptors.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = space;
+        std::ptr::copy_nonoverlapping(fds.as_ptr(), libc::CMSG_DATA(header).cast(), fds.len());
+        check(libc::sendmsg(socket, &message, 0) as i64)
+    }
+}
+
+fn rights() {
+    exhaust(|_| {
+        let ends = socket_pair(libc::SOCK_STREAM)?;
+        let fds = [ends[1]; 253];
+        loop {
+            match send_rights(ends[0], &fds) {
+                Ok(_) => {}
+                Err(Errno::EAGAIN) => break,
+                Err(error) => return Err(error),
+            }
+        }
+        for end in ends {
+            // SAFETY: takes an integer.
+            check(unsafe { libc::close(end) })?;
+        }
+        Ok(0)
+    });
+}
+
+/// Connections that nobody accepts.
+fn connections() {
+    exhaust(|count| {
+        let name = format!("\0exhaustion-{}-{}", roundtable_programs::sys::pid(), count / 4000);
+        // SAFETY: an all-zero address is a valid one; the name fits.
+        let (address, len) = unsafe {
+            let mut address: libc::sockaddr_un = std::mem::zeroed();
+            address.sun_family = libc::AF_UNIX as u16;
+            std::ptr::copy_nonoverlapping(name.as_ptr(), address.sun_path.as_mut_ptr().cast(), name.len());
+            (address, (2 + name.len()) as u32)
+        };
+        // SAFETY: the address lives through the calls.
+        unsafe {
+            if count.is_multiple_of(4000) {
+                let listener = check(libc::socket(libc::AF_UNIX, libc::SOCK_STREAM, 0))? as i32;
+                check(libc::bind(listener, (&raw const address).cast(), len))?;
+                check(libc::listen(listener, 5000))?;
+            }
+            let client =
+                check(libc::socket(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_NONBLOCK, 0))? as i32;
+            check(libc::connect(client, (&raw const address).cast(), len))?;
+            // The connection stays in the listener's queue.
+            check(libc::close(client))
+        }
+    });
+}
+
+fn epoll_items() {
+    exhaust(|count| {
+        // Each member has an instance of its own.
+        const EPOLL: i32 = 20_000;
+        if count == 0 {
+            // SAFETY: takes integers.
+            unsafe {
+                let epoll = check(libc::epoll_create1(0))? as i32;
+                check(libc::dup2(epoll, EPOLL))?;
+            }
+        }
+        // SAFETY: takes integers.
+        let event = check(unsafe { libc::eventfd(1, libc::EFD_NONBLOCK) })? as i32;
+        let mut interest = libc::epoll_event { events: libc::EPOLLIN as u32, u64: 0 };
+        // SAFETY: the structure lives through the call.
+        check(unsafe { libc::epoll_ctl(EPOLL, libc::EPOLL_CTL_ADD, event, &mut interest) })
+    });
+}
+
+fn events() {
+    exhaust(|count| {
+        // SAFETY: takes integers, or a set that lives through the call.
+        check(unsafe {
+            match count % 3 {
+                0 => libc::eventfd(0, 0),
+                1 => libc::timerfd_create(libc::CLOCK_MONOTONIC, 0),
+                _ => {
+                    let mut set: libc::sigset_t = std::mem::zeroed();
+                    libc::sigemptyset(&mut set);
+                    libc::signalfd(-1, &set, 0)
+                }
+            }
+        })
+    });
+}
+
+fn timers() {
+    exhaust(|_| {
+        let mut timer: libc::timer_t = std::ptr::null_mut();
+        // SAFETY: the identifier is written.
+        check(unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, std::ptr::null_mut(), &mut timer) })?;
+        let hour = libc::timespec { tv_sec: 3600, tv_nsec: 0 };
+        let setting = libc::itimerspec { it_interval: hour, it_value: hour };
+        // SAFETY: the setting lives through the call.
+        check(unsafe { libc::timer_settime(timer, 0, &setting, std::ptr::null_mut()) })
+    });
+}
+
+fn signals() {
+    exhaust(|count| {
+        let signal = libc::SIGRTMIN();
+        // SAFETY: the set is filled first; the rest takes integers.
+        unsafe {
+            if count == 0 {
+                let mut set: libc::sigset_t = std::mem::zeroed();
+                libc::sigfillset(&mut set);
+                libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+            }
+            check(libc::sigqueue(libc::getpid(), signal, libc::sigval { sival_ptr: std::ptr::null_mut() }))
+        }
+    });
+}
+
+fn threads() {
+    extern "C" fn sleep(_: *mut libc::c_void) -> *mut libc::c_void {
+        loop {
+            // SAFETY: takes an integer.
+            unsafe { libc::sleep(1000) };
+        }
+    }
+    exhaust(|_| {
+        // SAFETY: the attributes are made before they are used, and the function lives for ever.
+        unsafe {
+            let mut attributes: libc::pthread_attr_t = std::mem::zeroed();
+            libc::pthread_attr_init(&mut attributes);
+            libc::pthread_attr_setstacksize(&mut attributes, 32 << 10);
+            let mut thread = 0;
+            match libc::pthread_create(&mut thread, &attributes, sleep, std::ptr::null_mut()) {
+                0 => Ok(0),
+                error => Err(Errno::from_raw(error)),
+            }
+        }
+    });
+}
+
+/// A child that lives until its group is killed, or its parent ends.
+fn fork_sleeper() -> Result<usize, Errno> {
+    // SAFETY: the child only waits to be killed.
+    unsafe {
+        match libc::fork() {
+            -1 => Err(Errno::last()),
+            0 => {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                loop {
+                    libc::sleep(1000);
+                }
+            }
+            pid => Ok(pid as usize),
+        }
+    }
+}
+
+fn processes() {
+    exhaust_by_family(|_| fork_sleeper());
+}
+
+/// Processes that all wait for one lock of a file.
+fn waiters() {
+    exhaust_by_family(|_| {
+        // SAFETY: the child takes a lock that its parent holds, or sleeps.
+        unsafe {
+            let file = check(libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY))? as i32;
+            let _ = libc::flock(file, libc::LOCK_EX | libc::LOCK_NB);
+            match libc::fork() {
+                -1 => Err(Errno::last()),
+                0 => {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    let own = libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY);
+                    libc::flock(own, libc::LOCK_EX);
+                    loop {
+                        libc::sleep(1000);
+                    }
+                }
+                pid => {
+                    libc::close(file);
+                    Ok(pid as usize)
+                }
+            }
+        }
+    });
+}
+
+/// Processes that wait for thousands of descriptors each.
+fn polls() {
+    let entries: Vec<libc::pollfd> =
+        (0..20_000).map(|fd| libc::pollfd { fd: fd % 2, events: libc::POLLPRI, revents: 0 }).collect();
+    exhaust_by_family(|_| {
+        // SAFETY: the array lives through the call.
+        unsafe {
+            match libc::fork() {
+                -1 => Err(Errno::last()),
+                0 => {
+                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    let mut entries = entries.clone();
+                    libc::poll(entries.as_mut_ptr(), entries.len() as u64, -1);
+                    loop {
+                        libc::sleep(1000);
+                    }
+                }
+                pid => Ok(pid as usize),
+            }
+        }
+    });
+}
+
+/// Programs with arguments of over a megabyte, started all at once and over again.
+fn arguments() {
+    let long = CString::new(vec![b'x'; 120_000]).unwrap();
+    exhaust_by_family(|count| {
+        if count == 100 {
+            return Err(Errno::E2BIG);
+        }
+        // SAFETY: the strings live until the new program has them; waitpid takes a null pointer.
+        unsafe {
+            match libc::fork() {
+                -1 => Err(Errno::last()),
+                0 => {
+                    let mut arguments: Vec<*const libc::c_char> = vec![c"test_exhaustion".as_ptr()];
+                    arguments.extend([c"--list".as_ptr()]);
+                    arguments.extend([long.as_ptr(); 12]);
+                    arguments.push(std::ptr::null());
+                    let null = libc::open(c"/dev/null".as_ptr(), libc::O_WRONLY);
+                    libc::dup2(null, 1);
+                    libc::execv(c"/proc/self/exe".as_ptr(), arguments.as_ptr());
+                    libc::_exit(1)
+                }
+                pid => check(libc::waitpid(pid, std::ptr::null_mut(), 0)),
+            }
+        }
+    });
+}
+
+/// Nobody may be killed, and one takes all memory: it cannot go on itself, and the machine does.
+fn excepted() {
+    // SAFETY: takes nothing.
+    let starter = unsafe { libc::getppid() }.to_string();
+    adjust(&starter, -1000);
+    adjust("self", -1000);
+    let before = Baseline::take();
+    let hog = child::fork(|| {
+        let bytes = Meminfo::read().get("MemTotal") as usize * 1024;
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        let map = Map::new(bytes, roundtable_programs::mem::RW, flags, -1, 0).expect("address space");
+        (0..bytes).step_by(4096).for_each(|at| map.set(at, 1));
+    });
+    assert_eq!(hog.wait(), child::End::Signal(libc::SIGKILL));
+    before.check();
+    adjust("self", 0);
+    adjust(&starter, 0);
+}
+
+/// SysV segments stay when their maker is gone, so they are refused before anybody is killed.
+fn segments() {
+    exhaust(|_| {
+        // SAFETY: takes integers.
+        let id = check(unsafe { libc::shmget(libc::IPC_PRIVATE, 1 << 20, 0o600) })?;
+        // SAFETY: a new mapping at the kernel's choice.
+        let at = unsafe { libc::shmat(id as i32, std::ptr::null(), 0) };
+        // SAFETY: takes integers; gone with its last mapping.
+        check(unsafe { libc::shmctl(id as i32, libc::IPC_RMID, std::ptr::null_mut()) })?;
+        if at as isize == -1 { Err(Errno::last()) } else { Ok(0) }
+    });
+}
+
+fn memory_files() {
+    exhaust(|_| {
+        // SAFETY: the text lives as long as the program.
+        let file = check(unsafe { libc::memfd_create(c"some".as_ptr(), 0) })? as i32;
+        write(file, b"one page")
+    });
+}
+
+/// A directory that everybody may write to; removed when dropped.
+struct Scratch(String);
+
+impl Scratch {
+    fn new() -> Scratch {
+        let path = format!("/tmp/exhaustion-{}", roundtable_programs::sys::pid());
+        std::fs::create_dir(&path).expect("mkdir");
+        // SAFETY: the text lives through the call.
+        check(unsafe { libc::chmod(c_string(&path).as_ptr(), 0o777) }).expect("chmod");
+        Scratch(path)
+    }
+
+    fn name(&self, count: usize) -> CString {
+        c_string(&format!("{}/{}-{count:0200}", self.0, roundtable_programs::sys::pid()))
+    }
+}
+
+/// Things that stay: the crew must be refused, since killing it would free nothing.
+fn exhaust_names(make: impl Fn(&CString) -> Result<usize, Errno>) {
+    let scratch = Scratch::new();
+    let clean_up = || std::fs::remove_dir_all(&scratch.0).expect("remove");
+    exhaust_after(drop_rights, |count| make(&scratch.name(count)), clean_up);
+}
+
+fn names() {
+    exhaust_names(|name| {
+        // SAFETY: the text lives through the call.
+        let file = check(unsafe { libc::open(name.as_ptr(), libc::O_CREAT | libc::O_RDWR, 0o600) })?;
+        // SAFETY: takes an integer.
+        check(unsafe { libc::close(file as i32) })
+    });
+}
+
+fn symbolic_links() {
+    let target = CString::new(vec![b'x'; 4000]).unwrap();
+    exhaust_names(|name| {
+        // SAFETY: the texts live through the call.
+        check(unsafe { libc::symlink(target.as_ptr(), name.as_ptr()) })
+    });
+}
+
+fn directories() {
+    exhaust_names(|name| {
+        // SAFETY: the text lives through the call.
+        check(unsafe { libc::mkdir(name.as_ptr(), 0o700) })
+    });
+}
+
+/// By a privileged user: nobody else may. They stay, and are undone here.
+fn mounts() {
+    let scratch = Scratch::new();
+    let path = c_string(&scratch.0);
+    let made = Shared::new();
+    let mount = |count| {
+        // The search for what is mounted where takes longer with each.
+        if count == 300 {
+            return Err(Errno::E2BIG);
+        }
+        // SAFETY: the texts live through the call.
+        let result = check(unsafe {
+            libc::mount(c"none".as_ptr(), path.as_ptr(), c"tmpfs".as_ptr(), 0, std::ptr::null())
+        });
+        result.inspect(|_| _ = made.add(0))
+    };
+    let clean_up = || {
+        for _ in 0..made.get(0) {
+            // SAFETY: the text lives through the call.
+            check(unsafe { libc::umount2(path.as_ptr(), 0) }).expect("umount");
+        }
+    };
+    exhaust_after(|| adjust("self", 0), mount, clean_up);
+    std::fs::remove_dir(&scratch.0).expect("rmdir");
+}
+
+fn locks() {
+    let file = roundtable_programs::file::Fd::temporary();
+    exhaust(|count| {
+        // A list, and each lock is looked for in all of it.
+        if count == 300 {
+            return Err(Errno::E2BIG);
+        }
+        // SAFETY: an all-zero structure is a valid one, and it lives through the call.
+        unsafe {
+            let mut lock: libc::flock = std::mem::zeroed();
+            lock.l_type = libc::F_RDLCK as i16;
+            lock.l_start = 2 * count as i64;
+            lock.l_len = 1;
+            check(libc::fcntl(file.raw(), libc::F_SETLK, &lock))
+        }
+    });
+}
