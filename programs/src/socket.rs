@@ -37,3 +37,29 @@ pub fn socket(kind: i32) -> Fd {
     // SAFETY: takes integers.
     Fd::own(check(unsafe { libc::socket(libc::AF_UNIX, kind | libc::SOCK_CLOEXEC, 0) }).expect("socket"))
 }
+
+/// Sends bytes with ancillary data of one kind.
+pub fn send_along(fd: &Fd, bytes: &[u8], kind: i32, body: &[u8]) -> Result<usize, Errno> {
+    // SAFETY: all buffers are locals, as long as we say.
+    unsafe {
+        let mut control = vec![0u64; (libc::CMSG_SPACE(body.len() as u32) as usize).div_ceil(8)];
+        let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+        let mut header: libc::msghdr = std::mem::zeroed();
+        header.msg_iov = &mut piece;
+        header.msg_iovlen = 1;
+        header.msg_control = control.as_mut_ptr().cast();
+        header.msg_controllen = libc::CMSG_SPACE(body.len() as u32) as usize;
+        let at = libc::CMSG_FIRSTHDR(&header);
+        (*at).cmsg_level = libc::SOL_SOCKET;
+        (*at).cmsg_type = kind;
+        (*at).cmsg_len = libc::CMSG_LEN(body.len() as u32) as usize;
+        std::ptr::copy_nonoverlapping(body.as_ptr(), libc::CMSG_DATA(at), body.len());
+        check(libc::sendmsg(fd.raw(), &header, 0) as i64)
+    }
+}
+
+/// Sends bytes with descriptors.
+pub fn send_files(fd: &Fd, bytes: &[u8], files: &[i32]) -> Result<usize, Errno> {
+    let body: Vec<u8> = files.iter().flat_map(|fd| fd.to_ne_bytes()).collect();
+    send_along(fd, bytes, libc::SCM_RIGHTS, &body)
+}

@@ -2,12 +2,12 @@
 
 /// Allocations that may fail in the kernel.
 pub mod fallible {
-    use alloc::vec::Vec;
+    use alloc::boxed::Box;
 
     use crate::errno::Errno;
 
     /// As the kernel's.
-    pub fn with_capacity<T>(count: usize) -> Result<Vec<T>, Errno> {
-        Ok(Vec::with_capacity(count))
+    pub fn boxed<T>(value: T) -> Result<Box<T>, Errno> {
+        Ok(Box::new(value))
     }
 }

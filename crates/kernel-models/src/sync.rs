@@ -8,6 +8,8 @@ pub mod primitive;
 mod sleep;
 #[path = "../../../kernel/src/sync/wait.rs"]
 mod wait;
+#[path = "../../../kernel/src/sync/watchers.rs"]
+mod watchers;
 
 pub use sleep::RawRwLock;
 pub use wait::{WaitError, WaitQueue, Watcher};

@@ -44,6 +44,15 @@ pub fn enable_and_wait() {
     unsafe { asm!("sti", "hlt", options(nostack)) };
 }
 
+/// Takes the interrupts that wait, and returns with interrupts on.
+///
+/// `sti` takes effect after the next instruction, so that `sti` and a `cli` behind it let none in. The instruction between them is not
+/// `pause`: QEMU hands the delay on from it to the next one.
+pub fn enable_and_take() {
+    // SAFETY: as `enable`.
+    unsafe { asm!("sti", "nop", options(nostack)) };
+}
+
 fn flags() -> u64 {
     let flags: u64;
     // SAFETY: reads the flags through the stack.

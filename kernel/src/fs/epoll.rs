@@ -22,6 +22,7 @@ use super::poll::Events;
 use super::watch;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::{Text, TryVec};
+use crate::sched;
 use crate::sync::{IrqLock, Mutex, WaitError, WaitQueue, Watcher};
 use core::ops::Bound;
 
@@ -150,12 +151,13 @@ pub fn create() -> Arc<File> {
 }
 
 /// The last reference to an open file is gone: nobody watches it any more. Called with no lock held.
-pub(super) fn file_released(file: &File, items: Vec<Weak<Item>>) {
-    for item in items.iter().filter_map(Weak::upgrade) {
+pub(super) fn file_released(file: &File, items: BTreeMap<usize, Weak<Item>>) {
+    for item in items.values().filter_map(Weak::upgrade) {
         item.stop_watching(file);
         if let Some(epoll) = item.epoll.upgrade() {
             epoll.remove(&item);
         }
+        sched::cond_resched();
     }
 }
 
@@ -263,8 +265,8 @@ impl Epoll {
             // Relaxed, here and below: a statistic.
             self.count.store(items.len(), Ordering::Relaxed);
         }
-        let watched = target.remember_watch(&item).and_then(|()| watch::add_watcher(target, &item));
-        if let Err(error) = watched {
+        target.remember_watch(&item);
+        if let Err(error) = watch::add_watcher(target, &item) {
             item.stop_watching(target);
             target.forget_watch(&item);
             self.remove(&item);
@@ -440,6 +442,7 @@ impl FileOps for Epoll {
                 file.forget_watch(&item);
             }
             drop(self.unqueue(&item));
+            sched::cond_resched();
         }
     }
 

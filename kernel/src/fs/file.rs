@@ -1,7 +1,7 @@
 //! Open file descriptions, and what stands behind one.
 
+use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
-use alloc::vec::Vec;
 use core::any::Any;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -15,7 +15,7 @@ use super::path::Path;
 use super::poll::Events;
 use crate::errno::{Errno, Result};
 use crate::fs::seals::Seals;
-use crate::memory::fallible::{Text, TryVec};
+use crate::memory::fallible::Text;
 use crate::mm::backing::Backing;
 use crate::sync::{Mutex, SpinLock, WaitQueue};
 
@@ -176,7 +176,7 @@ pub struct File {
     position: Mutex<u64>,
     owner: SpinLock<FileOwner>,
     /// The epoll instances' interests in it.
-    watches: SpinLock<Vec<Weak<epoll::Item>>>,
+    watches: Mutex<BTreeMap<usize, Weak<epoll::Item>>>,
     /// Differs from every other open file's: the owner of flock(2) and OFD locks.
     id: u64,
 }
@@ -240,7 +240,7 @@ impl File {
             flags: AtomicU32::new(flags & (abi::O_ACCMODE | STATUS_FLAGS)),
             position: Mutex::new(0),
             owner: SpinLock::new(FileOwner::default()),
-            watches: SpinLock::new(Vec::new()),
+            watches: Mutex::new(BTreeMap::new()),
             // Ordering: only the numbers have to differ.
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
         });
@@ -451,13 +451,13 @@ impl File {
     }
 
     /// An epoll instance watches the file now, and is to be told when it is released.
-    pub(super) fn remember_watch(&self, item: &Arc<epoll::Item>) -> Result<()> {
-        self.watches.lock().try_push(Arc::downgrade(item))
+    pub(super) fn remember_watch(&self, item: &Arc<epoll::Item>) {
+        self.watches.lock().insert(Arc::as_ptr(item).addr(), Arc::downgrade(item));
     }
 
     /// Undoes `remember_watch`.
     pub(super) fn forget_watch(&self, item: &Arc<epoll::Item>) {
-        self.watches.lock().retain(|w| !core::ptr::eq(w.as_ptr(), Arc::as_ptr(item)));
+        self.watches.lock().remove(&Arc::as_ptr(item).addr());
     }
 
     /// The readiness now.

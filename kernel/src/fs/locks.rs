@@ -1,14 +1,13 @@
 //! Advisory locks: flock(2), and the record locks of fcntl(2).
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
+use super::records::Records;
 use crate::errno::{Errno, Result};
-use crate::memory::fallible::{self, TryVec};
 use crate::memory::{self, Pressure};
-use crate::sync::{SpinLock, WaitQueue};
+use crate::sync::{Mutex, SpinLock, WaitQueue};
 
 /// Who holds a lock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +16,12 @@ pub enum Owner {
     Table(u64),
     /// An open file: `F_OFD_SETLK`.
     OpenFile(u64),
+}
+
+impl Owner {
+    /// Below and above all others.
+    pub(super) const FIRST: Self = Self::Table(0);
+    pub(super) const LAST: Self = Self::OpenFile(u64::MAX);
 }
 
 /// A record lock.
@@ -35,7 +40,7 @@ pub struct RecordLock {
 }
 
 impl RecordLock {
-    fn conflicts(&self, other: &RecordLock) -> bool {
+    pub(super) fn conflicts(&self, other: &RecordLock) -> bool {
         self.owner != other.owner
             && (self.exclusive || other.exclusive)
             && self.start <= other.end
@@ -45,19 +50,41 @@ impl RecordLock {
 
 #[derive(Default)]
 struct Held {
-    records: Vec<RecordLock>,
-    /// The open files with a flock, and whether it is exclusive.
-    whole: Vec<(u64, bool)>,
+    records: Records,
+    /// The open files with a flock.
+    whole: BTreeSet<u64>,
+    /// The one whose flock is exclusive: then it is the only one.
+    exclusive: Option<u64>,
 }
 
-/// Why a lock was not taken.
-enum Refused {
-    By(Owner),
-    NoRoom(Errno),
+impl Held {
+    /// The kind of an open file's flock: is it exclusive?
+    fn whole_of(&self, file: u64) -> Option<bool> {
+        self.whole.contains(&file).then_some(self.exclusive == Some(file))
+    }
+
+    /// Gives `file` a flock, if no other is in the way.
+    fn take_whole(&mut self, file: u64, exclusive: bool) -> bool {
+        let others = self.whole.len() > usize::from(self.whole.contains(&file));
+        if others && (exclusive || self.exclusive.is_some()) {
+            return false;
+        }
+        self.whole.insert(file);
+        self.exclusive = exclusive.then_some(file);
+        true
+    }
+
+    /// True when there was one.
+    fn drop_whole(&mut self, file: u64) -> bool {
+        if self.exclusive == Some(file) {
+            self.exclusive = None;
+        }
+        self.whole.remove(&file)
+    }
 }
 
 struct State {
-    held: SpinLock<Held>,
+    held: Mutex<Held>,
     released: WaitQueue,
 }
 
@@ -69,7 +96,7 @@ pub struct LockTable {
 }
 
 /// Waits of processes for record locks: who waits for whom. A cycle is a deadlock.
-static WAITING: SpinLock<BTreeMap<Owner, Owner>> = SpinLock::new(BTreeMap::new());
+static WAITING: Mutex<BTreeMap<Owner, Owner>> = Mutex::new(BTreeMap::new());
 
 impl Default for LockTable {
     fn default() -> Self {
@@ -84,10 +111,13 @@ impl LockTable {
     }
 
     fn state(&self) -> Arc<State> {
+        if let Some(state) = self.existing() {
+            return state;
+        }
+        let fresh = Arc::new(State { held: Mutex::new(Held::default()), released: WaitQueue::new() });
         let mut state = self.state.lock();
-        let fresh = || Arc::new(State { held: SpinLock::new(Held::default()), released: WaitQueue::new() });
         self.used.store(true, Ordering::Release);
-        state.get_or_insert_with(fresh).clone()
+        state.get_or_insert(fresh).clone()
     }
 
     fn existing(&self) -> Option<Arc<State>> {
@@ -101,7 +131,7 @@ impl LockTable {
     pub fn conflict(&self, wanted: &RecordLock) -> Option<RecordLock> {
         let state = self.existing()?;
         let held = state.held.lock();
-        held.records.iter().find(|l| l.conflicts(wanted)).copied()
+        held.records.conflict(wanted)
     }
 
     /// Takes `wanted`, in place of what its owner holds in the range. Without `wait`, `EAGAIN` when another
@@ -114,13 +144,10 @@ impl LockTable {
         let state = self.state();
         let attempt = || {
             let mut held = state.held.lock();
-            if let Some(blocker) = held.records.iter().find(|l| l.conflicts(&wanted)) {
-                return Some(Err(Refused::By(blocker.owner)));
+            if let Some(blocker) = held.records.conflict(&wanted) {
+                return Some(Err(blocker.owner));
             }
-            let weakened = match replace_range(&mut held.records, &wanted, true) {
-                Ok(weakened) => weakened,
-                Err(error) => return Some(Err(Refused::NoRoom(error))),
-            };
+            let weakened = held.records.replace(&wanted, true);
             drop(held);
             if weakened {
                 state.released.wake_all();
@@ -129,8 +156,7 @@ impl LockTable {
         };
         loop {
             let blocker = match attempt() {
-                Some(Err(Refused::By(blocker))) => blocker,
-                Some(Err(Refused::NoRoom(error))) => return Err(error),
+                Some(Err(blocker)) => blocker,
                 _ => return Ok(()),
             };
             if !wait {
@@ -152,7 +178,7 @@ impl LockTable {
             }
             let result = state.released.wait_event(None, || {
                 let held = state.held.lock();
-                (!held.records.iter().any(|l| l.owner == blocker && l.conflicts(&wanted))).then_some(())
+                held.records.conflict(&wanted).is_none_or(|lock| lock.owner != blocker).then_some(())
             });
             WAITING.lock().remove(&wanted.owner);
             result.map_err(|_| Errno::ERESTARTSYS)?;
@@ -160,30 +186,22 @@ impl LockTable {
     }
 
     /// Gives up what `owner` holds from `start` to `end`.
-    pub fn unlock_record(&self, owner: Owner, start: u64, end: u64) -> Result<()> {
-        let Some(state) = self.existing() else { return Ok(()) };
+    pub fn unlock_record(&self, owner: Owner, start: u64, end: u64) {
+        let Some(state) = self.existing() else { return };
         let range = RecordLock { owner, exclusive: false, start, end, pid: 0 };
-        let changed = replace_range(&mut state.held.lock().records, &range, false)?;
+        let changed = state.held.lock().records.replace(&range, false);
         if changed {
             state.released.wake_all();
         }
-        Ok(())
     }
 
     /// flock(2) for the open file `file`; one that it has is converted.
     pub fn lock_whole(&self, file: u64, exclusive: bool, wait: bool) -> Result<()> {
         let state = self.state();
-        let attempt = || {
-            let mut held = state.held.lock();
-            if held.whole.iter().any(|(owner, other)| *owner != file && (exclusive || *other)) {
-                return None;
-            }
-            held.whole.retain(|(owner, _)| *owner != file);
-            Some(held.whole.try_push((file, exclusive)).map_err(|_| Errno::ENOLCK))
-        };
+        let attempt = || state.held.lock().take_whole(file, exclusive).then_some(());
         // As Linux: a conversion first gives up the old lock, so that two who convert do not wait for each
         // other.
-        let had = state.held.lock().whole.iter().find(|(owner, _)| *owner == file).map(|(_, kind)| *kind);
+        let had = state.held.lock().whole_of(file);
         if had == Some(exclusive) {
             return Ok(());
         }
@@ -191,20 +209,16 @@ impl LockTable {
             self.unlock_whole(file);
         }
         if wait {
-            state.released.wait_event(None, attempt).map_err(|_| Errno::ERESTARTSYS)?
+            state.released.wait_event(None, attempt).map_err(|_| Errno::ERESTARTSYS)
         } else {
-            attempt().ok_or(Errno::EAGAIN)?
+            attempt().ok_or(Errno::EAGAIN)
         }
     }
 
     /// Gives up the flock of an open file.
     pub fn unlock_whole(&self, file: u64) {
         let Some(state) = self.existing() else { return };
-        let mut held = state.held.lock();
-        let before = held.whole.len();
-        held.whole.retain(|(owner, _)| *owner != file);
-        let changed = held.whole.len() != before;
-        drop(held);
+        let changed = state.held.lock().drop_whole(file);
         if changed {
             state.released.wake_all();
         }
@@ -214,67 +228,14 @@ impl LockTable {
     pub(super) fn file_released(&self, file: u64) {
         if self.used.load(Ordering::Acquire) {
             self.unlock_whole(file);
-            // The whole file: nothing is left that could need room.
-            let _ = self.unlock_record(Owner::OpenFile(file), 0, u64::MAX);
+            self.unlock_record(Owner::OpenFile(file), 0, u64::MAX);
         }
     }
 
     /// A descriptor for the file was closed in that table.
     pub(super) fn table_closed(&self, table: u64) {
         if self.used.load(Ordering::Acquire) {
-            // As above.
-            let _ = self.unlock_record(Owner::Table(table), 0, u64::MAX);
+            self.unlock_record(Owner::Table(table), 0, u64::MAX);
         }
     }
-}
-
-/// Cuts `range` out of what its owner holds, and with `take` puts it in. True when others may have a chance
-/// now. `ENOLCK` without memory for the pieces; not for the whole file, which leaves none.
-fn replace_range(records: &mut Vec<RecordLock>, range: &RecordLock, take: bool) -> Result<bool> {
-    let whole = range.start == 0 && range.end == u64::MAX;
-    if take || !whole {
-        // The new lock, and what is left behind it of one that reaches over both of its ends.
-        fallible::reserve(records, 2).map_err(|_| Errno::ENOLCK)?;
-    }
-    let mut new = *range;
-    let mut behind = None;
-    let mut changed = false;
-    records.retain_mut(|lock| {
-        let adjacent = |a: u64, b: u64| a != u64::MAX && a + 1 == b;
-        if lock.owner != range.owner {
-            return true;
-        }
-        let same = take && lock.exclusive == range.exclusive;
-        if lock.end < range.start || lock.start > range.end {
-            // Neighbours of the same kind become one lock.
-            if same && adjacent(lock.end, new.start) {
-                new.start = lock.start;
-            } else if same && adjacent(new.end, lock.start) {
-                new.end = lock.end;
-            } else {
-                return true;
-            }
-            return false;
-        }
-        if same {
-            new.start = new.start.min(lock.start);
-            new.end = new.end.max(lock.end);
-            return false;
-        }
-        changed = true;
-        let (before, after) = (lock.start < range.start, lock.end > range.end);
-        if after {
-            behind = Some(RecordLock { start: range.end + 1, ..*lock });
-        }
-        if before {
-            lock.end = range.start - 1;
-        }
-        before
-    });
-    records.extend(behind);
-    if take {
-        records.push(new);
-    }
-    records.sort_unstable_by_key(|l| (l.start, l.owner));
-    Ok(changed)
 }

@@ -40,6 +40,7 @@ pub mod pipe;
 pub mod poll;
 pub mod proc;
 pub mod pseudo;
+mod records;
 pub mod registry;
 pub mod seals;
 pub mod signalfd;

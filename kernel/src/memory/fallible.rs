@@ -3,6 +3,7 @@
 //! The standard library's `try_reserve` behind names that say what is meant. What is larger than a page must come through here: see
 //! [`super::reserve`].
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -52,6 +53,11 @@ pub fn reserve_small<A: smallvec::Array>(vector: &mut smallvec::SmallVec<A>, cou
         return Ok(());
     }
     attempt(count.saturating_mul(size_of::<A::Item>()), || vector.try_reserve_exact(count))
+}
+
+/// A box: one of as many as the caller of a system call asks for.
+pub fn boxed<T>(value: T) -> Result<Box<T>> {
+    attempt(size_of::<T>(), || Ok::<_, Errno>(Box::new(value)))
 }
 
 /// A vector with room for `count` elements, and no more.

@@ -54,7 +54,7 @@ impl<'a> Gather<'a> {
 
     /// Is it time for [`Gather::flush`]? There is room for a [`BATCH`] as long as it is not.
     pub fn is_full(&self) -> bool {
-        self.frames.len() > LIMIT - BATCH
+        self.frames.len() > LIMIT - BATCH || self.tables.len() >= BATCH
     }
 
     /// Flushes the TLBs, then frees. May be called under the page-table lock: CPUs that spin for it answer.

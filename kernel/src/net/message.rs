@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::unix::Socket;
 use super::unix::address::Address;
@@ -214,9 +215,22 @@ fn land(uid: u32, files: &[Arc<File>]) {
     }
 }
 
-/// Is any socket on its way?
-pub fn any_socket_in_flight() -> bool {
-    !FLIGHTS.lock().sockets.is_empty()
+/// A socket is closed: is it time to look for garbage? The search looks at all sockets that are on their way, so it has to wait for more to be
+/// closed if these are many: each of them pays for a part.
+pub fn is_garbage_due() -> bool {
+    static CLOSED: AtomicUsize = AtomicUsize::new(0);
+    const PART: usize = 64;
+    let in_flight = FLIGHTS.lock().sockets.len();
+    if in_flight == 0 {
+        return false;
+    }
+    // Relaxed: how often the search runs, nothing else hangs on it.
+    let closed = CLOSED.fetch_add(1, Ordering::Relaxed) + 1;
+    if closed * PART < in_flight {
+        return false;
+    }
+    CLOSED.store(0, Ordering::Relaxed);
+    true
 }
 
 impl Flights {

@@ -75,6 +75,8 @@ pub struct Thread {
     trap: IrqLock<super::Trap>,
     /// What the thread counts as for RLIMIT_NPROC.
     charge: SpinLock<Option<super::accounts::Share>>,
+    /// Page tables that the thread has retired since it was last looked at: see [`crate::sync::grace::throttle`].
+    pub(crate) retired_tables: AtomicU32,
     /// Page faults without and with I/O.
     pub(crate) minor_faults: AtomicU64,
     pub(crate) major_faults: AtomicU64,
@@ -138,6 +140,7 @@ impl Thread {
             no_new_privileges: AtomicBool::new(false),
             trap: IrqLock::new(super::Trap::default()),
             charge: SpinLock::new(parts.charge),
+            retired_tables: AtomicU32::new(0),
             minor_faults: AtomicU64::new(0),
             major_faults: AtomicU64::new(0),
             start: SpinLock::new(parts.start),

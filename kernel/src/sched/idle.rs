@@ -48,7 +48,7 @@ pub fn enter_idle() -> ! {
             continue;
         }
         if !grace::begin_idle() {
-            interrupts::enable();
+            interrupts::enable_and_take();
             continue;
         }
         interrupts::enable_and_wait();

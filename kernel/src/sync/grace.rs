@@ -35,12 +35,14 @@ use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{interrupts, ipi};
 use crate::memory::frame::{Frame, FrameList};
 use crate::sched::{self, Sleep};
-use crate::time;
+use crate::{process, time};
 
 /// Frames that are freed at one quiescent point: it may lie in front of a return to user mode.
 const BATCH: usize = 16;
 /// Frames that may wait before those who retire more have to wait themselves: 8 MiB.
 const LIMIT: u64 = 2048;
+/// Frames that a thread may retire before it waits for others' as well: a small munmap does not pay for a neighbour's large one.
+const SHARE: u32 = 64;
 /// How long a waiter sleeps between two looks, in nanoseconds.
 const NAP: u64 = 500_000;
 
@@ -98,6 +100,10 @@ impl Drop for ReadSection {
 /// Frees the frame of a table once no reader can be in it. No entry leads to it any more, and the TLBs were flushed. Does not wait.
 pub fn retire(frame: Frame) {
     RETIRED.fetch_add(1, Ordering::SeqCst);
+    if let Some(thread) = process::try_current() {
+        // Relaxed: the thread's own.
+        thread.retired_tables.fetch_add(1, Ordering::Relaxed);
+    }
     let mut waiting = WAITING.lock();
     waiting.next.push(frame);
     waiting.begin();
@@ -218,13 +224,20 @@ pub fn collect() -> bool {
     true
 }
 
-/// Waits when too much memory is in retirement: at the end of each system call, most of which can retire tables, and of each address
-/// space. A quiescent point frees a few, and one call may have retired thousands. Without locks.
+/// Waits when too much memory is in retirement and the current thread has put more than its share there: at the end of each system call,
+/// most of which can retire tables, and of each address space. A quiescent point frees a few, and one call may have retired thousands.
+/// Without locks.
 #[inline]
 pub fn throttle() {
+    let Some(thread) = process::try_current() else { return };
+    // Relaxed, here and below: the thread's own.
+    if thread.retired_tables.load(Ordering::Relaxed) <= SHARE {
+        return;
+    }
     if waiting_frames() > LIMIT {
         wait_for(RETIRED.load(Ordering::SeqCst) - LIMIT / 2);
     }
+    thread.retired_tables.store(0, Ordering::Relaxed);
 }
 
 #[cold]
@@ -234,7 +247,10 @@ fn wait_for(goal: u64) {
         hurry();
         // This CPU's own report: others run on it, or it idles.
         let _ = sched::sleep(Sleep::Uninterruptible, Some(time::now() + NAP), reached);
-        while advance() {}
+        // There may be thousands to free.
+        while advance() {
+            sched::cond_resched();
+        }
     }
 }
 

@@ -24,6 +24,7 @@ mod raw;
 mod sleep;
 mod spin;
 mod wait;
+mod watchers;
 
 pub use once::Once;
 pub use raw::RawMutex;

@@ -5,15 +5,14 @@
 //! sees what the waker wrote. A condition may itself sleep.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
 
 use super::mutant::{self, Mutant};
 use super::primitive::{AtomicBool, AtomicUsize, Ordering, constructor, fence};
+use super::watchers::{Place, Watchers};
 use super::{IrqLock, debug, perturb};
 use crate::errno::Errno;
-use crate::memory::fallible;
 use crate::process::{self, Thread};
 use crate::sched::{self, Sleep};
 
@@ -57,7 +56,7 @@ struct Waiters {
     head: Option<NonNull<Waiter>>,
     tail: Option<NonNull<Waiter>>,
     next_ticket: usize,
-    watchers: Vec<Arc<dyn Watcher>>,
+    watchers: Watchers,
 }
 
 // SAFETY: the waiters are used under the lock around this list only, and unlink themselves before they leave their stack.
@@ -131,7 +130,7 @@ impl WaitQueue {
     constructor! {
         /// An empty queue.
         pub fn new() -> Self {
-            let waiters = Waiters { head: None, tail: None, next_ticket: 0, watchers: Vec::new() };
+            let waiters = Waiters { head: None, tail: None, next_ticket: 0, watchers: Watchers::new() };
             Self { users: AtomicUsize::new(0), waiters: IrqLock::new(waiters) }
         }
     }
@@ -251,9 +250,7 @@ impl WaitQueue {
             return;
         }
         let mut waiters = self.waiters.lock();
-        for watcher in &waiters.watchers {
-            watcher.notify();
-        }
+        waiters.watchers.notify();
         let limit = waiters.next_ticket;
         let mut left = count;
         while left > 0 {
@@ -270,39 +267,18 @@ impl WaitQueue {
 
     /// Adds a watcher, which is told of every wake from now on.
     pub fn add_watcher(&self, watcher: Arc<dyn Watcher>) -> Result<(), Errno> {
-        let mut room: Vec<Arc<dyn Watcher>> = Vec::new();
-        loop {
-            let mut waiters = self.waiters.lock();
-            if waiters.watchers.len() < waiters.watchers.capacity() {
-                waiters.watchers.push(watcher);
-                // Under the lock: a wake that comes before the count has nothing to tell that the caller's next look does not see.
-                self.users.fetch_add(1, Ordering::SeqCst);
-                return Ok(());
-            }
-            if room.capacity() > waiters.watchers.len() {
-                room.append(&mut waiters.watchers);
-                room.push(watcher);
-                core::mem::swap(&mut room, &mut waiters.watchers);
-                self.users.fetch_add(1, Ordering::SeqCst);
-                return Ok(());
-            }
-            let wanted = (waiters.watchers.len() + 1).next_power_of_two();
-            drop(waiters);
-            // Allocation stays outside the lock.
-            room = fallible::with_capacity(wanted)?;
-        }
+        // Allocation stays outside the lock.
+        let place = Place::new(watcher)?;
+        let mut waiters = self.waiters.lock();
+        waiters.watchers.add(place);
+        // Under the lock: a wake that comes before the count has nothing to tell that the caller's next look does not see.
+        self.users.fetch_add(1, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Removes a watcher that was added (the first entry of the same object). It may be told once more by a wake that runs now.
     pub fn remove_watcher(&self, watcher: &Arc<dyn Watcher>) {
-        let removed = {
-            let mut waiters = self.waiters.lock();
-            let position = waiters
-                .watchers
-                .iter()
-                .position(|entry| Arc::as_ptr(entry).cast::<()>() == Arc::as_ptr(watcher).cast::<()>());
-            position.map(|index| waiters.watchers.swap_remove(index))
-        };
+        let removed = self.waiters.lock().watchers.remove(watcher);
         if removed.is_some() {
             self.users.fetch_sub(1, Ordering::SeqCst);
         }

@@ -161,7 +161,8 @@ fn record_lock(file: &File, table: u64, command: u32, address: usize, by_file: b
     let locks = &file.inode().locks;
     let get = matches!(command, abi::F_GETLK | abi::F_OFD_GETLK);
     if kind == abi::F_UNLCK && !get {
-        return locks.unlock_record(owner, start, end).map(|()| 0);
+        locks.unlock_record(owner, start, end);
+        return Ok(0);
     }
     let exclusive = match kind {
         abi::F_RDLCK => false,

@@ -225,6 +225,7 @@ fn sysctls() {
         "kernel/cap_last_cap",
         "kernel/pid_max",
         "kernel/threads-max",
+        "net/core/somaxconn",
     ] {
         number(&format!("/proc/sys/{path}"));
     }

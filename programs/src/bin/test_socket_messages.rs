@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use roundtable_programs::child::fork;
 use roundtable_programs::file::{Fd, pipe};
-use roundtable_programs::socket::{pair, recv, send, set_option};
+use roundtable_programs::socket::{pair, recv, send, send_along, send_files, set_option};
 use roundtable_programs::sys::{check, settles};
 use roundtable_programs::{Errno, tests};
 
@@ -64,30 +64,6 @@ fn receive(fd: &Fd, buffer: &mut [u8], room: usize, flags: i32) -> Result<Messag
         }
         Ok(Message { count, flags: header.msg_flags, control: found })
     }
-}
-
-fn send_along(fd: &Fd, bytes: &[u8], kind: i32, body: &[u8]) -> Result<usize, Errno> {
-    // SAFETY: all buffers are locals, as long as we say.
-    unsafe {
-        let mut control = vec![0u64; (libc::CMSG_SPACE(body.len() as u32) as usize).div_ceil(8)];
-        let mut piece = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-        let mut header: libc::msghdr = zeroed();
-        header.msg_iov = &mut piece;
-        header.msg_iovlen = 1;
-        header.msg_control = control.as_mut_ptr().cast();
-        header.msg_controllen = libc::CMSG_SPACE(body.len() as u32) as usize;
-        let at = libc::CMSG_FIRSTHDR(&header);
-        (*at).cmsg_level = libc::SOL_SOCKET;
-        (*at).cmsg_type = kind;
-        (*at).cmsg_len = libc::CMSG_LEN(body.len() as u32) as usize;
-        std::ptr::copy_nonoverlapping(body.as_ptr(), libc::CMSG_DATA(at), body.len());
-        check(libc::sendmsg(fd.raw(), &header, 0) as i64)
-    }
-}
-
-fn send_files(fd: &Fd, bytes: &[u8], files: &[i32]) -> Result<usize, Errno> {
-    let body: Vec<u8> = files.iter().flat_map(|fd| fd.to_ne_bytes()).collect();
-    send_along(fd, bytes, libc::SCM_RIGHTS, &body)
 }
 
 fn passed_credentials() {

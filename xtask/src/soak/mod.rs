@@ -3,7 +3,8 @@
 //! A quarter of the time goes to the simulated machine on the host: random operations against the oracle, and threads
 //! as CPUs. A quarter goes to the fuzzer of system calls, and a quarter to Debian's trinity and stress-ng, first alone and then
 //! beside the fuzzer. An eighth goes to guests in which each allocation fails once, and to others in which programs use up the kernel's
-//! memory. The rest goes to the program `race` in guests, in equal parts under each protocol that has a cure. Last, the protocol without one has to be found out, and 10,000 processes map a file of 1 TiB.
+//! memory. The rest goes to the program `race` in guests, in equal parts under each protocol that has a cure. Last, the protocol without
+//! one has to be found out, 10,000 processes map a file of 1 TiB, and what one of 100,000 things costs is counted.
 //! `--only` gives all of the time to one of these.
 
 mod finding;
@@ -78,6 +79,8 @@ pub enum Which {
     Memory,
     /// The race between faults and whoever takes tables away
     Race,
+    /// What one of 100,000 things costs, in instructions; it takes the time that it takes
+    Many,
 }
 
 /// What a part came to.
@@ -140,6 +143,13 @@ pub fn run(options: &SoakOptions) -> Result<i32> {
         let words = ["--seconds".to_string(), UNFENCED.to_string(), "--until-found".into()];
         done.push(race("unfenced", &build::laboratory_output(), &words, UNFENCED, 1)?);
         done.push(terabyte()?);
+    }
+    if wants(Which::Many) {
+        let kernel = output_folder().join("kernel.elf");
+        if !options.no_build {
+            build::kernel(&BuildOptions::default(), &kernel)?;
+        }
+        done.push(many(&kernel)?);
     }
     Ok(summary(&done))
 }
@@ -226,6 +236,17 @@ fn terabyte() -> Result<Part> {
     let (status, took) = guest(&build::laboratory_output(), &options, &["test_terabyte", "ten_thousand"])?;
     let failure = (status != 0).then(|| format!("it ended with {status}"));
     Ok(Part { name: "10,000 processes with 1 TiB".to_string(), took, failure })
+}
+
+/// The test that compares what one of few things costs with what one of many does, with ten times as many as among the tests.
+fn many(kernel: &std::path::Path) -> Result<Part> {
+    println!("\n{} up to 100,000 of each thing", style("       ==>").bold());
+    let limit = (2 * GRACE).to_string();
+    let machine = ["--icount", "--cpus", "1", "--memory", "3G", "--append", "counting_clock=10"];
+    let options = [&machine[..], &["--time-limit", &limit]].concat();
+    let (status, took) = guest(kernel, &options, &["test_many"])?;
+    let failure = (status != 0).then(|| format!("it ended with {status}"));
+    Ok(Part { name: "up to 100,000 of each thing".to_string(), took, failure })
 }
 
 /// Runs a program in a guest; its status, and how long it took.

@@ -20,6 +20,7 @@ pub struct Boot {
     pub memory: Size,
     /// QEMU's machine type.
     pub machine: Option<&'static str>,
+    /// Whether our kernel's clock counts instructions; Linux gets an ordinary one.
     pub icount: bool,
     /// Huge pages at boot, of 2 MiB and of 1 GiB.
     pub pools: (u64, u64),
@@ -190,6 +191,17 @@ pub fn all() -> Vec<Boot> {
             kernels: Kernels::Ours,
             work: Work::Programs(Selection::Only(&["test_exhaustion"])),
             limit: 600,
+            ..BOOT
+        },
+        // A clock that counts instructions: what one of many costs is exact.
+        Boot {
+            name: "many",
+            cpus: 1,
+            icount: true,
+            parameters: &["counting_clock=1"],
+            limit: 600,
+            own: Some(Subject::Shipped),
+            work: Work::Programs(Selection::Only(&["test_many"])),
             ..BOOT
         },
         // The line that outsiders boot our kernel with, in other machines.
@@ -507,7 +519,7 @@ impl Boot {
             cpus: self.cpus,
             memory: self.memory,
             machine: self.machine.map(str::to_string),
-            icount: self.icount,
+            icount: self.icount && subject != Subject::Linux,
             parameters,
         }
     }

@@ -9,6 +9,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::pipe;
 use crate::fs::pseudo::Functions;
 use crate::mm::{accounting, exec, shm};
+use crate::net::unix;
 use crate::process;
 use crate::sync::Once;
 
@@ -103,7 +104,8 @@ fn uuid() -> String {
 pub fn init() -> Result<()> {
     kernel()?;
     memory()?;
-    files()
+    files()?;
+    register("net/core/somaxconn", || text(unix::max_backlog()), |new| unix::set_max_backlog(parse(new)?))
 }
 
 fn kernel() -> Result<()> {

@@ -2,6 +2,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::address::{self, Address, Given};
 use super::{Kind, Role, Socket};
@@ -11,8 +12,22 @@ use crate::net::message::Ucred;
 use crate::sync::WaitError;
 use crate::time;
 
+static MAX_BACKLOG: AtomicUsize = AtomicUsize::new(4096);
+
 /// The largest backlog: `net.core.somaxconn`.
-const MAX_BACKLOG: usize = 4096;
+pub fn max_backlog() -> usize {
+    // Relaxed, here and below: a number by itself.
+    MAX_BACKLOG.load(Ordering::Relaxed)
+}
+
+/// Sets `net.core.somaxconn`, which counts for sockets that begin to listen afterwards.
+pub fn set_max_backlog(connections: usize) -> Result<()> {
+    if connections > i32::MAX as usize {
+        return Err(Errno::EINVAL);
+    }
+    MAX_BACKLOG.store(connections, Ordering::Relaxed);
+    Ok(())
+}
 
 /// The monotonic time at which a timeout of a socket option ends.
 pub(super) fn deadline(timeout: u64) -> Option<u64> {
@@ -89,7 +104,7 @@ impl Socket {
         if self.kind == Kind::Datagram {
             return Err(Errno::EOPNOTSUPP);
         }
-        let limit = usize::try_from(backlog).unwrap_or(MAX_BACKLOG).min(MAX_BACKLOG);
+        let limit = usize::try_from(backlog).unwrap_or(usize::MAX).min(max_backlog());
         let own = Ucred::current();
         let mut state = self.state.lock();
         if state.address.is_none() {
@@ -111,9 +126,12 @@ impl Socket {
     pub fn connect(&self, given: Given, nonblocking: bool) -> Result<()> {
         match (self.kind, given) {
             (Kind::Datagram, Given::Unspecified) => {
-                let mut state = self.state.lock();
-                state.role = Role::Fresh;
-                state.peer_address = None;
+                let old = {
+                    let mut state = self.state.lock();
+                    state.peer_address = None;
+                    core::mem::replace(&mut state.role, Role::Fresh)
+                };
+                self.leave(old);
                 Ok(())
             }
             (Kind::Datagram, Given::Named(address)) => self.connect_datagram(address),
@@ -128,10 +146,24 @@ impl Socket {
         if !peer.accepts_from(self) {
             return Err(Errno::EPERM);
         }
-        let mut state = self.state.lock();
-        state.role = Role::Connected(Arc::downgrade(&peer));
-        state.peer_address = Some(address);
+        let old = {
+            let mut state = self.state.lock();
+            state.peer_address = Some(address);
+            core::mem::replace(&mut state.role, Role::Connected(Arc::downgrade(&peer)))
+        };
+        self.leave(old);
         Ok(())
+    }
+
+    /// A datagram socket is not what `role` said any more.
+    fn leave(&self, role: Role) {
+        if let Role::Connected(peer) = role
+            && let Some(peer) = peer.upgrade()
+        {
+            peer.forget_held_up(self);
+            // Whoever polls looks at the new state.
+            self.writable.wake_all();
+        }
     }
 
     /// May `sender` send to this datagram socket? One that is connected itself only takes from its peer.

@@ -11,20 +11,21 @@ mod connect;
 mod receive;
 mod send;
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};
-use alloc::vec::Vec;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use linux_raw_sys::{general as abi, ioctl, net};
 
 use self::address::Address;
+pub use self::connect::{max_backlog, set_max_backlog};
 use super::message::{self, Message, Ucred};
 use super::options::Options;
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
-use crate::memory::fallible::{Text, TryVec};
+use crate::memory::fallible::Text;
+use crate::memory::reserve;
 use crate::mm::uaccess::write_user;
 use crate::sync::{Mutex, SpinLock, WaitQueue};
 
@@ -108,10 +109,8 @@ pub struct Socket {
     pub(super) writable: WaitQueue,
     /// Woken when there is room in the queue or the backlog of this socket: for those who send to it.
     room: WaitQueue,
-    /// Sockets whose poll(2) found this one's queue full.
-    held_up: SpinLock<Vec<Weak<Socket>>>,
-    /// Address of the socket on whose list this one is; 0 for none.
-    held_up_by: AtomicUsize,
+    /// Sockets connected to this one whose poll(2) found its queue full, by their addresses.
+    held_up: SpinLock<BTreeMap<usize, Weak<Socket>>>,
 }
 
 /// Datagrams that wait in a socket beyond which senders wait.
@@ -140,8 +139,7 @@ impl Socket {
             readable: WaitQueue::new(),
             writable: WaitQueue::new(),
             room: WaitQueue::new(),
-            held_up: SpinLock::new(Vec::new()),
-            held_up_by: AtomicUsize::new(0),
+            held_up: SpinLock::new(BTreeMap::new()),
         })
     }
 
@@ -214,22 +212,26 @@ impl Socket {
     fn made_room(&self) {
         self.room.wake_all();
         let held_up = core::mem::take(&mut *self.held_up.lock());
-        for socket in held_up.iter().filter_map(Weak::upgrade) {
-            socket.held_up_by.store(0, Ordering::SeqCst);
+        for socket in held_up.values().filter_map(Weak::upgrade) {
             socket.writable.wake_all();
         }
     }
 
-    /// Puts this socket on the list of those that `peer`'s full queue holds up; once, however often poll(2) asks.
-    fn ask_to_be_told(&self, peer: &Arc<Socket>) -> Result<()> {
-        let address = Arc::as_ptr(peer).addr();
-        if self.held_up_by.swap(address, Ordering::SeqCst) == address {
-            return Ok(());
-        }
-        let mut held_up = peer.held_up.lock();
-        // It may be there from before it had another peer.
-        held_up.retain(|socket| !core::ptr::eq(socket.as_ptr(), self) && socket.strong_count() > 0);
-        held_up.try_push(self.this.clone()).inspect_err(|_| self.held_up_by.store(0, Ordering::SeqCst))
+    /// Asks `peer`, whose queue is full, to tell this socket when there is room.
+    fn ask_to_be_told(&self, peer: &Socket) -> Result<()> {
+        /// An entry of the map, with its part of a node.
+        const ENTRY: usize = 64;
+        // One poll(2) may ask many.
+        reserve::ask(ENTRY)?;
+        peer.held_up.lock().insert(self.this.as_ptr().addr(), self.this.clone());
+        Ok(())
+    }
+
+    /// `sender` is connected to this socket no longer.
+    pub(super) fn forget_held_up(&self, sender: &Socket) {
+        let forgotten = self.held_up.lock().remove(&core::ptr::from_ref(sender).addr());
+        // Its memory may go with this, and does so without the lock.
+        drop(forgotten);
     }
 
     /// Shows the files that wait in the queue, and in those of connections that were not accepted yet.
@@ -309,11 +311,11 @@ impl Socket {
             !taken.is_empty()
         };
         match role {
-            Role::Connected(peer) if self.kind != Kind::Datagram => {
-                if let Some(peer) = peer.upgrade() {
-                    peer.peer_closed(unread);
-                }
-            }
+            Role::Connected(peer) => match peer.upgrade() {
+                Some(peer) if self.kind == Kind::Datagram => peer.forget_held_up(self),
+                Some(peer) => peer.peer_closed(unread),
+                None => {}
+            },
             Role::Listening { pending, .. } => {
                 for socket in pending {
                     socket.close_unaccepted();
@@ -451,7 +453,7 @@ impl FileOps for Socket {
 
     fn release(&self, _: &File) {
         self.close();
-        if message::any_socket_in_flight() {
+        if message::is_garbage_due() {
             message::collect_garbage();
         }
     }
