@@ -9,6 +9,7 @@ mod boot;
 mod errno;
 mod fs;
 mod hugetlb;
+mod ipc;
 mod log;
 mod memory;
 mod mm;
@@ -67,8 +68,8 @@ fn kernel_main() -> ! {
     hugetlb::init();
     mm::init();
     fs::init();
-    if let Err(error) = mm::shm::register() {
-        ::log::error!("no list of segments: {error}");
+    if let Err(error) = ipc::register() {
+        ::log::error!("no lists of System V objects: {error}");
     }
     if let Err(error) = hugetlb::register() {
         ::log::error!("no hugetlbfs: {error}");

@@ -1,5 +1,6 @@
 //! Attaching and detaching segments of System V shared memory.
 
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::map::{MAY_ALL, Plan, Source, access_flags};
@@ -77,7 +78,7 @@ impl AddressSpace {
             .set
             .overlapping(address..end)
             .filter(|vma| {
-                origin(vma) == address && segment_of(vma).is_some_and(|found| found.id == segment.id)
+                origin(vma) == address && segment_of(vma).is_some_and(|found| Arc::ptr_eq(&found, &segment))
             })
             .map(Vma::range)
             .collect();

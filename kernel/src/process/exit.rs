@@ -64,6 +64,7 @@ fn finish(status: WaitStatus) -> ! {
     clear_child_tid(&thread);
     let remains = process.mm().map(|mm| mm.remains().hold());
     leave_memory(&thread);
+    thread.leave_undo_list();
     thread.set_files(None);
     thread.set_fs(None);
     drop(remains);

@@ -40,6 +40,7 @@ const PIDFD: u64 = abi::CLONE_PIDFD as u64;
 const VFORK: u64 = abi::CLONE_VFORK as u64;
 const PARENT: u64 = abi::CLONE_PARENT as u64;
 const THREAD: u64 = abi::CLONE_THREAD as u64;
+const SYSVSEM: u64 = abi::CLONE_SYSVSEM as u64;
 const SETTLS: u64 = abi::CLONE_SETTLS as u64;
 const PARENT_SETTID: u64 = abi::CLONE_PARENT_SETTID as u64;
 const CHILD_CLEARTID: u64 = abi::CLONE_CHILD_CLEARTID as u64;
@@ -196,6 +197,7 @@ impl Child {
             comm: current.comm(),
             signals: ThreadSignals::new(current.signals.mask(), alt_stack),
             charge,
+            semaphore_undo: has(SYSVSEM).then(|| current.undo_list()),
             start: set_child_tid.then(|| -> Box<dyn FnOnce() + Send> {
                 Box::new(move || {
                     // As Linux: a bad address is the child's problem.

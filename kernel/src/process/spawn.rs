@@ -54,6 +54,7 @@ fn kernel_parts(name: &str, sched: Entity, context: Context, stack: Option<Kerne
         comm: thread::comm_of(name.as_bytes()),
         signals: ThreadSignals::new(SigSet(u64::MAX), AltStack::DISABLED),
         charge: None,
+        semaphore_undo: None,
         start: None,
     }
 }
@@ -125,6 +126,7 @@ pub fn spawn_init(body: impl FnOnce() + Send + 'static) -> Result<Arc<Thread>> {
         comm: thread::comm_of(b"init"),
         signals: ThreadSignals::new(SigSet::EMPTY, AltStack::DISABLED),
         charge: None,
+        semaphore_undo: None,
         start: Some(Box::new(body)),
     });
     {

@@ -14,6 +14,7 @@ use crate::arch::context::Context;
 use crate::arch::percpu;
 use crate::errno::Result;
 use crate::fs::{FdTable, FsContext};
+use crate::ipc::sem::UndoList;
 use crate::memory::stack::KernelStack;
 use crate::mm::AddressSpace;
 use crate::sched::{self, Entity};
@@ -77,6 +78,8 @@ pub struct Thread {
     charge: SpinLock<Option<super::accounts::Share>>,
     /// Page tables that the thread has retired since it was last looked at: see [`crate::sync::grace::throttle`].
     pub(crate) retired_tables: AtomicU32,
+    /// What the thread's end undoes in semaphores.
+    semaphore_undo: SpinLock<Option<UndoList>>,
     /// Page faults without and with I/O.
     pub(crate) minor_faults: AtomicU64,
     pub(crate) major_faults: AtomicU64,
@@ -104,6 +107,7 @@ pub(super) struct Parts {
     pub comm: [u8; 16],
     pub signals: ThreadSignals,
     pub charge: Option<super::accounts::Share>,
+    pub semaphore_undo: Option<UndoList>,
     pub start: Option<Box<dyn FnOnce() + Send>>,
 }
 
@@ -141,6 +145,7 @@ impl Thread {
             trap: IrqLock::new(super::Trap::default()),
             charge: SpinLock::new(parts.charge),
             retired_tables: AtomicU32::new(0),
+            semaphore_undo: SpinLock::new(parts.semaphore_undo),
             minor_faults: AtomicU64::new(0),
             major_faults: AtomicU64::new(0),
             start: SpinLock::new(parts.start),
@@ -198,6 +203,18 @@ impl Thread {
     pub fn set_fs(&self, fs: Option<Arc<FsContext>>) {
         let old = core::mem::replace(&mut *self.fs.lock(), fs);
         drop(old);
+    }
+
+    /// The list of what the thread's end undoes in semaphores; made when there is none yet.
+    pub fn undo_list(&self) -> UndoList {
+        let fresh = UndoList::new();
+        self.semaphore_undo.lock().get_or_insert(fresh).clone()
+    }
+
+    /// Lets go of that list: exit(2), unshare(2). The last thread that has it applies it.
+    pub fn leave_undo_list(&self) {
+        let left = self.semaphore_undo.lock().take();
+        drop(left);
     }
 
     /// The user and groups that the thread acts as.

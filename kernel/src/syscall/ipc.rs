@@ -7,16 +7,16 @@ use super::mm::space;
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::hugetlb::HugeFile;
+use crate::ipc::ids::Object as _;
+use crate::ipc::permissions::{IpcPerm, READ, WRITE};
 use crate::mm::anonymous::SharedMemory;
-use crate::mm::shm::{self, Attachment, Memory, Segment, Status};
+use crate::mm::shm::{self, Attachment, Memory, SEGMENTS, Status};
 use crate::mm::uaccess::{read_user, write_user};
 use crate::process;
 
 pub const TABLE: &[(Sysno, Handler)] =
     &[(Sysno::shmget, shmget), (Sysno::shmat, shmat), (Sysno::shmdt, shmdt), (Sysno::shmctl, shmctl)];
 
-const IPC_CREAT: u32 = 0o1000;
-const IPC_EXCL: u32 = 0o2000;
 const SHM_HUGETLB: u32 = 0o4000;
 const SHM_NORESERVE: u32 = 0o10000;
 const SHM_RDONLY: u32 = 0o10000;
@@ -24,58 +24,29 @@ const SHM_RND: u32 = 0o20000;
 const SHM_REMAP: u32 = 0o40000;
 const SHM_EXEC: u32 = 0o100000;
 
-const IPC_RMID: u32 = 0;
-const IPC_SET: u32 = 1;
-const IPC_STAT: u32 = 2;
-const IPC_INFO: u32 = 3;
+pub(super) const IPC_RMID: u32 = 0;
+pub(super) const IPC_SET: u32 = 1;
+pub(super) const IPC_STAT: u32 = 2;
+pub(super) const IPC_INFO: u32 = 3;
 const SHM_LOCK: u32 = 11;
 const SHM_UNLOCK: u32 = 12;
 const SHM_STAT: u32 = 13;
 const SHM_INFO: u32 = 14;
 const SHM_STAT_ANY: u32 = 15;
-/// Bit that old programs set to get the structures that there are today.
-const IPC_64: u32 = 0x100;
 
 fn shmget(args: &mut Args) -> Result<usize> {
     let [key, size, flags, ..] = args.a;
     let (key, size, flags) = (key as i32, size as u64, flags as u32);
-    if key != shm::IPC_PRIVATE
-        && let Some(segment) = shm::by_key(key)
-    {
-        return existing(&segment, size, flags);
-    }
-    if key != shm::IPC_PRIVATE && flags & IPC_CREAT == 0 {
-        return Err(Errno::ENOENT);
-    }
-    if size == 0 || size > shm::shmmax().min(i64::MAX as u64) {
-        return Err(Errno::EINVAL);
-    }
-    let memory = if flags & SHM_HUGETLB != 0 {
+    let id = shm::get(key, size, flags, || {
+        if flags & SHM_HUGETLB == 0 {
+            return Ok(Memory::Pages(SharedMemory::new(size, flags & SHM_NORESERVE == 0)?));
+        }
         crate::hugetlb::check_may_use_shm()?;
         let page = crate::mm::huge_size(flags)?;
         let len = size.checked_next_multiple_of(page).ok_or(Errno::EINVAL)?;
-        Memory::Huge(HugeFile::segment(page, len, flags & SHM_NORESERVE != 0)?)
-    } else {
-        Memory::Pages(SharedMemory::new(size, flags & SHM_NORESERVE == 0)?)
-    };
-    match shm::create(key, size, flags, memory)? {
-        Ok(segment) => Ok(segment.id as usize),
-        Err(segment) => existing(&segment, size, flags),
-    }
-}
-
-/// A key that has a segment already.
-fn existing(segment: &Segment, size: u64, flags: u32) -> Result<usize> {
-    if flags & (IPC_CREAT | IPC_EXCL) == IPC_CREAT | IPC_EXCL {
-        return Err(Errno::EEXIST);
-    }
-    // What is asked for owner, group and others is asked for the caller.
-    let want = (flags >> 6 | flags >> 3 | flags) & 0o7;
-    segment.check(want)?;
-    if size > segment.size {
-        return Err(Errno::EINVAL);
-    }
-    Ok(segment.id as usize)
+        Ok(Memory::Huge(HugeFile::segment(page, len, flags & SHM_NORESERVE != 0)?))
+    })?;
+    Ok(id as usize)
 }
 
 fn shmat(args: &mut Args) -> Result<usize> {
@@ -97,12 +68,12 @@ fn shmat(args: &mut Args) -> Result<usize> {
     } else if flags & SHM_REMAP != 0 {
         return Err(Errno::EINVAL);
     }
-    let segment = shm::by_id(id as i32)?;
+    let segment = SEGMENTS.by_id(id as i32)?;
     let mut prot = abi::PROT_READ;
-    let mut want = shm::READ;
+    let mut want = READ;
     if flags & SHM_RDONLY == 0 {
         prot |= abi::PROT_WRITE;
-        want |= shm::WRITE;
+        want |= WRITE;
     }
     if flags & SHM_EXEC != 0 {
         prot |= abi::PROT_EXEC;
@@ -117,19 +88,11 @@ fn shmdt(args: &mut Args) -> Result<usize> {
     space()?.detach(args.a[0] as u64).map(|()| 0)
 }
 
-/// `struct ipc64_perm` and `struct shmid64_ds`.
+/// `struct shmid64_ds`.
 #[derive(Clone, Copy)]
 #[repr(C)]
 struct ShmidDs {
-    key: i32,
-    uid: u32,
-    gid: u32,
-    cuid: u32,
-    cgid: u32,
-    mode: u32,
-    seq: u16,
-    pad: [u16; 3],
-    unused: [u64; 2],
+    permissions: IpcPerm,
     segsz: u64,
     atime: i64,
     dtime: i64,
@@ -142,17 +105,8 @@ struct ShmidDs {
 
 impl From<Status> for ShmidDs {
     fn from(status: Status) -> Self {
-        let p = status.permissions;
         Self {
-            key: if p.mode & shm::DEST != 0 { shm::IPC_PRIVATE } else { status.key },
-            uid: p.uid,
-            gid: p.gid,
-            cuid: p.creator_uid,
-            cgid: p.creator_gid,
-            mode: p.mode,
-            seq: status.sequence,
-            pad: [0; 3],
-            unused: [0; 2],
+            permissions: status.permissions.to_user(status.id),
             segsz: status.size,
             atime: status.attached_at,
             dtime: status.detached_at,
@@ -174,48 +128,43 @@ fn limits() -> [u64; 9] {
 fn shmctl(args: &mut Args) -> Result<usize> {
     let [id, command, buffer, ..] = args.a;
     let id = id as i32;
-    match command as u32 & !IPC_64 {
+    if id < 0 {
+        return Err(Errno::EINVAL);
+    }
+    match command as u32 {
         IPC_INFO => {
             write_user(buffer, &limits())?;
-            Ok(shm::totals().1 as usize)
+            Ok(SEGMENTS.totals().1)
         }
         SHM_INFO => {
-            let (used, highest, total, resident) = shm::totals();
+            let (used, highest, total, resident) = shm::totals()?;
             // `struct shm_info`: an int with padding, then five words; nothing is ever swapped.
             write_user(buffer, &[used as u64, total, resident, 0, 0, 0])?;
-            Ok(highest as usize)
+            Ok(highest)
         }
         IPC_STAT => {
-            let segment = shm::by_id(id)?;
-            segment.check(shm::READ)?;
+            let segment = SEGMENTS.by_id(id)?;
+            segment.check(READ)?;
             write_user(buffer, &ShmidDs::from(segment.status()))?;
             Ok(0)
         }
         command @ (SHM_STAT | SHM_STAT_ANY) => {
-            let segment = shm::by_slot(id)?;
+            let segment = SEGMENTS.by_slot(id)?;
             if command == SHM_STAT {
-                segment.check(shm::READ)?;
+                segment.check(READ)?;
             }
             write_user(buffer, &ShmidDs::from(segment.status()))?;
-            Ok(segment.id as usize)
+            Ok(segment.id() as usize)
         }
         IPC_SET => {
             let new: ShmidDs = read_user(buffer)?;
-            let segment = shm::by_id(id)?;
-            segment.check_owner()?;
-            segment.set(new.uid, new.gid, new.mode);
-            Ok(0)
+            SEGMENTS.by_id(id)?.set(&new.permissions).map(|()| 0)
         }
-        IPC_RMID => {
-            let segment = shm::by_id(id)?;
-            segment.check_owner()?;
-            segment.mark_for_removal();
-            Ok(0)
-        }
+        IPC_RMID => SEGMENTS.by_id(id)?.mark_for_removal().map(|()| 0),
         command @ (SHM_LOCK | SHM_UNLOCK) => {
-            let segment = shm::by_id(id)?;
+            let segment = SEGMENTS.by_id(id)?;
             if !process::current().credentials().capable(abi::CAP_IPC_LOCK) {
-                segment.check_owner()?;
+                segment.permissions().check_owner()?;
             }
             segment.set_locked(command == SHM_LOCK);
             Ok(0)

@@ -12,9 +12,11 @@ pub mod fs_space;
 pub mod futex;
 pub mod ipc;
 pub mod mm;
+pub mod msg;
 pub mod net;
 pub mod process;
 pub mod sched;
+pub mod sem;
 pub mod signal;
 pub mod system;
 pub mod time;
@@ -66,9 +68,11 @@ const GROUPS: &[Group] = &[
     futex::TABLE,
     ipc::TABLE,
     mm::TABLE,
+    msg::TABLE,
     net::TABLE,
     process::TABLE,
     sched::TABLE,
+    sem::TABLE,
     signal::TABLE,
     system::TABLE,
     time::TABLE,

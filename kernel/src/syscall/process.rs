@@ -324,6 +324,9 @@ fn unshare(args: &mut Args) -> Result<usize> {
     if flags & needs_one_thread != 0 && thread.process.thread_count() > 1 {
         return Err(Errno::EINVAL);
     }
+    if flags & abi::CLONE_SYSVSEM != 0 {
+        thread.leave_undo_list();
+    }
     if flags & abi::CLONE_FS != 0 {
         let copy = thread.fs().duplicate();
         thread.set_fs(Some(Arc::new(copy)));

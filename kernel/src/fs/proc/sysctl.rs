@@ -49,7 +49,15 @@ fn add(
 /// A number as the kernel's settings are written: decimal, or with `0x` or `0` in front. `EINVAL`.
 pub fn parse<T: TryFrom<u64>>(text: &str) -> Result<T> {
     // Several numbers may be given; the first counts.
-    let word = text.split_ascii_whitespace().next().ok_or(Errno::EINVAL)?;
+    parse_numbers(text).next().ok_or(Errno::EINVAL)?
+}
+
+/// The numbers of a setting that has several.
+pub fn parse_numbers<T: TryFrom<u64>>(text: &str) -> impl Iterator<Item = Result<T>> {
+    text.split_ascii_whitespace().map(parse_word)
+}
+
+fn parse_word<T: TryFrom<u64>>(word: &str) -> Result<T> {
     let number = if let Some(hex) = word.strip_prefix("0x") {
         u64::from_str_radix(hex, 16)
     } else if let Some(octal) = word.strip_prefix('0').filter(|rest| !rest.is_empty()) {
