@@ -84,6 +84,8 @@ fn a_new_mapping_is_not_hidden_behind_old_translations(protocol: ProtocolKind) {
             process.map(&new, SLOT, SIZE, 0, SHARED).unwrap();
             let seen = process.load(1, SLOT);
             finished.send(()).ok();
+            // The machine is checked at rest: the process has gone by then.
+            drop(process);
             done.send(seen).unwrap();
         });
         match protocol {
