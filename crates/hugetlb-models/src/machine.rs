@@ -10,8 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use hugetlb::filetables::format::Native;
 use hugetlb::sync::AtomicU64;
 use hugetlb::{
-    Access, Entry, EntryValue, Flush, Format, Level, Machine, PageSize, PhysAddr, Protection, SLOT_SIZE,
-    Space, TABLE_SIZE, TableEntries, VirtAddr, filetables,
+    Access, Entry, EntryValue, Flush, Format, Level, Machine, OutOfMemory, PageSize, PhysAddr, Protection,
+    SLOT_SIZE, Space, TABLE_SIZE, TableEntries, VirtAddr, filetables,
 };
 
 use crate::lock::{RawMutex, RawRwLock};
@@ -289,6 +289,12 @@ impl ModelMachine {
         Some(found)
     }
 
+    /// What the host itself reads.
+    pub(crate) fn word(&self, frame: PhysAddr) -> u64 {
+        // Relaxed: as a program's load.
+        self.0.memory.word(frame).load(Ordering::Relaxed)
+    }
+
     /// What a lockless walker of the host finds at an address: the frame, if there is one. It holds up grace periods, and
     /// nothing else.
     pub fn walk(&self, cpu: usize, space: &ModelSpace, address: VirtAddr) -> Option<PhysAddr> {
@@ -381,6 +387,10 @@ impl filetables::Machine for ModelMachine {
 impl Machine for ModelMachine {
     type RawMutex = RawMutex;
     type RawRwLock = RawRwLock;
+
+    fn take_step(&self) -> Result<(), OutOfMemory> {
+        Ok(())
+    }
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
         assert_eq!(size, PageSize::Size2M);

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use hugetlb::filetables::format::Native;
 use hugetlb::{
-    Config, Flush, Format, Hugetlb, Machine, PageSize, PhysAddr, Space, TableEntries, VirtAddr, filetables,
+    Config, Flush, Format, Hugetlb, Machine, OutOfMemory, PageSize, PhysAddr, Space, TableEntries, VirtAddr,
+    filetables,
 };
 use parking_lot::Mutex;
 
@@ -180,6 +181,10 @@ impl filetables::Machine for SimMachine {
 impl Machine for SimMachine {
     type RawMutex = parking_lot::RawMutex;
     type RawRwLock = parking_lot::RawRwLock;
+
+    fn take_step(&self) -> Result<(), OutOfMemory> {
+        Ok(())
+    }
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
         self.0.memory.allocate_huge(size)

@@ -37,6 +37,7 @@ use core::ops::Range;
 pub use filetables::{Entry, Space, TableEntries};
 
 use crate::addr::{PageSize, PhysAddr, VirtAddr};
+use crate::error::OutOfMemory;
 
 /// The machine that the library runs on: what [`filetables::Machine`] has, and huge frames and sleeping locks. Implemented
 /// once by the host kernel.
@@ -47,6 +48,11 @@ pub trait Machine: filetables::Machine {
     type RawMutex: lock_api::RawMutex + Send + Sync + 'static;
     /// A reader/writer lock whose waiters sleep and whose writers do not starve: mapping locks, size locks, mapping lists.
     type RawRwLock: lock_api::RawRwLock + Send + Sync + 'static;
+
+    /// As `give_way`, in a loop that can fail, before a step that takes a little memory (4 KiB at most) from the global
+    /// allocator. On an error the operation fails as for want of a page table, and leaves everything as it was: memory is
+    /// short, or the caller is about to be killed.
+    fn take_step(&self) -> Result<(), OutOfMemory>;
 
     /// A physically contiguous, naturally aligned huge frame with any content; `None` when there is none. May sleep.
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr>;

@@ -9,6 +9,8 @@ use crate::machine::Machine;
 
 /// A lock for short leaf sections: the holder does not sleep, wait for another CPU, or allocate huge frames.
 pub(crate) type Spin<M, T> = lock_api::Mutex<<M as filetables::Machine>::RawSpinLock, T>;
+/// A held [`Spin`].
+pub(crate) type SpinGuard<'l, M, T> = lock_api::MutexGuard<'l, <M as filetables::Machine>::RawSpinLock, T>;
 /// A mutex whose waiters sleep.
 pub(crate) type Mutex<M, T> = lock_api::Mutex<<M as Machine>::RawMutex, T>;
 /// A held [`Mutex`].

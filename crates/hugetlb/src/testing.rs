@@ -33,6 +33,10 @@ pub(crate) struct TestMachine {
     watched: Mutex<Option<(TestSpace, VirtAddr)>>,
     seen: Mutex<Vec<EntryValue>>,
     at_flush: Mutex<Option<Hook>>,
+    /// How often the library gave way.
+    pub(crate) ways_given: AtomicU64,
+    /// After so many steps there is no memory for a further one.
+    pub(crate) steps_left: AtomicU64,
 }
 
 /// Runs once.
@@ -73,6 +77,8 @@ impl TestMachine {
             watched: Mutex::default(),
             seen: Mutex::default(),
             at_flush: Mutex::default(),
+            ways_given: AtomicU64::new(0),
+            steps_left: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -177,6 +183,10 @@ impl filetables::Machine for TestMachine {
     type RawSpinLock = parking_lot::RawMutex;
     type Space = TestSpace;
 
+    fn give_way(&self) {
+        self.ways_given.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn allocate_table(&self) -> Option<PhysAddr> {
         self.arena.allocate()
     }
@@ -207,6 +217,14 @@ impl Machine for TestMachine {
     type RawMutex = parking_lot::RawMutex;
     type RawRwLock = parking_lot::RawRwLock;
 
+    fn take_step(&self) -> Result<(), OutOfMemory> {
+        filetables::Machine::give_way(self);
+        // The step after the last one that is permitted fails, and then all do.
+        let left = self.steps_left.load(Ordering::SeqCst);
+        self.steps_left.store(left.saturating_sub(1), Ordering::SeqCst);
+        if left == 0 { Err(OutOfMemory) } else { Ok(()) }
+    }
+
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
         let frame = self.next.fetch_add(1, Ordering::SeqCst) << size.shift();
         self.used.lock().unwrap().insert(frame);
@@ -230,7 +248,9 @@ impl Machine for TestMachine {
 
     fn flush(&self, _: &[Flush<TestSpace>]) {
         self.flushes.fetch_add(1, Ordering::SeqCst);
-        if let Some(hook) = self.at_flush.lock().unwrap().take() {
+        // Taken first: it may set the next one.
+        let hook = self.at_flush.lock().unwrap().take();
+        if let Some(hook) = hook {
             hook();
         }
         if let Some((space, address)) = &*self.watched.lock().unwrap() {

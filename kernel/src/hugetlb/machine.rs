@@ -12,7 +12,7 @@ use crate::memory::frame::{Frame, Use};
 use crate::memory::{self, PAGE_SIZE, contiguous};
 use crate::mm::{self, NoTable, PageTables};
 use crate::sync::grace;
-use crate::{sched, sync};
+use crate::{process, sched, sync};
 
 /// This kernel, as a machine: all of its state is global.
 #[derive(Clone, Copy, Debug)]
@@ -74,6 +74,14 @@ impl filetables::Machine for Kernel {
 impl Machine for Kernel {
     type RawMutex = sync::RawMutex;
     type RawRwLock = sync::RawRwLock;
+
+    fn take_step(&self) -> Result<(), OutOfMemory> {
+        sched::cond_resched();
+        match process::try_current() {
+            Some(thread) if thread.kill_pending() => Err(OutOfMemory),
+            _ => Ok(()),
+        }
+    }
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
         let bytes = size.bytes() as usize;

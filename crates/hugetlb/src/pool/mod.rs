@@ -9,18 +9,22 @@
 //! At rest: `free <= total`, `reserved <= free`, `surplus <= total`, and `total - surplus` is the persistent size.
 
 mod check;
+mod free;
 mod page;
 mod resize;
 mod surplus;
 
-use alloc::vec::Vec;
-
+use free::{Chunk, FreeList};
 pub(crate) use page::Page;
 
 use crate::addr::{PageSize, PhysAddr};
+use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
-use crate::sync::{Arc, Mutex, Spin};
+use crate::sync::{Arc, Mutex, Spin, SpinGuard};
+
+/// Pages that go back to the machine after one hold of the pool lock.
+const FREED_AT_A_TIME: usize = if cfg!(roundtable_model) { 2 } else { 64 };
 
 /// The counters of a pool, in huge pages, as `/proc/meminfo` and `/sys/kernel/mm/hugepages` name them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -41,9 +45,9 @@ pub struct PoolStatistics {
 
 /// What the pool lock guards.
 ///
-/// `free` always has capacity for `total` frames, so that returning a page never allocates.
+/// `free` always has room for `total` frames, so that returning a page never allocates.
 struct State {
-    free: Vec<PhysAddr>,
+    free: FreeList,
     total: u64,
     surplus: u64,
     /// Signed: a page that is given up between its reservation's use and return brings it below 0 for a moment.
@@ -57,11 +61,9 @@ impl State {
         self.free.len() as i64 - self.reserved
     }
 
-    /// Counts a frame from the machine into the pool, in use.
-    fn account_new(&mut self) {
-        self.total += 1;
-        let missing = (self.total as usize).saturating_sub(self.free.len());
-        self.free.reserve(missing);
+    /// Whether the list has room for one more frame of the pool.
+    fn has_room(&self) -> bool {
+        self.total < self.free.room()
     }
 
     /// Takes a free frame out of the pool.
@@ -83,8 +85,14 @@ pub struct Pool<M: Machine> {
 
 impl<M: Machine> Pool<M> {
     pub(crate) fn new(machine: Arc<M>, size: PageSize) -> Pool<M> {
-        let state =
-            State { free: Vec::new(), total: 0, surplus: 0, reserved: 0, overcommit: 0, persistent: 0 };
+        let state = State {
+            free: FreeList::default(),
+            total: 0,
+            surplus: 0,
+            reserved: 0,
+            overcommit: 0,
+            persistent: 0,
+        };
         Pool { machine, size, state: Spin::<M, _>::new(state), resize: Mutex::<M, _>::new(()) }
     }
 
@@ -98,7 +106,7 @@ impl<M: Machine> Pool<M> {
         let state = self.state.lock();
         PoolStatistics {
             total: state.total,
-            free: state.free.len() as u64,
+            free: state.free.len(),
             reserved: state.reserved.max(0) as u64,
             surplus: state.surplus,
             overcommit: state.overcommit,
@@ -129,6 +137,61 @@ impl<M: Machine> Pool<M> {
             self.state.lock().reserved -= 1;
         }
         Some(frame)
+    }
+
+    /// The pool's state, with room for one more frame.
+    fn lock_with_room(&self) -> Result<SpinGuard<'_, M, State>, OutOfMemory> {
+        loop {
+            let state = self.state.lock();
+            if state.has_room() {
+                return Ok(state);
+            }
+            drop(state);
+            self.machine.take_step()?;
+            let chunk = Chunk::new()?;
+            self.state.lock().free.add_room(chunk);
+        }
+    }
+
+    /// Frees surplus pages that are free and that nobody is promised, so many at most.
+    fn shed(&self, most: u64) {
+        let mut left = most;
+        while left > 0 {
+            let mut freed = [const { None }; FREED_AT_A_TIME];
+            {
+                let mut state = self.state.lock();
+                for place in freed.iter_mut().take(left.min(FREED_AT_A_TIME as u64) as usize) {
+                    if state.surplus == 0 || state.unreserved() <= 0 {
+                        break;
+                    }
+                    *place = state.remove_free();
+                    state.surplus -= u64::from(place.is_some());
+                }
+            }
+            self.give_to_machine(&freed);
+            left = if freed.last().is_some_and(Option::is_some) { left - FREED_AT_A_TIME as u64 } else { 0 };
+        }
+    }
+
+    /// Frames that are counted out go back to the machine, and room that the list does not need any more.
+    fn give_to_machine(&self, frames: &[Option<PhysAddr>]) {
+        if frames.iter().all(Option::is_none) {
+            return;
+        }
+        for frame in frames.iter().flatten() {
+            self.machine.free_huge(self.size, *frame);
+        }
+        loop {
+            let mut state = self.state.lock();
+            // A chunk more than needed stays, so that a pool that breathes does not allocate.
+            let needed = state.total + 2 * FREED_AT_A_TIME as u64;
+            let chunk = state.free.take_room(needed);
+            drop(state);
+            if chunk.is_none() {
+                break;
+            }
+        }
+        self.machine.give_way();
     }
 
     /// Takes a page back; with `restore` it is promised again.

@@ -1,8 +1,6 @@
 //! The persistent size at run time: `vm.nr_hugepages`, with the semantics of Linux.
 
-use alloc::vec::Vec;
-
-use super::Pool;
+use super::{FREED_AT_A_TIME, Pool};
 use crate::addr::PageSize;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
@@ -15,36 +13,50 @@ impl<M: Machine> Pool<M> {
     /// between allocations.
     pub fn set_persistent(&self, count: u64, mut interrupted: impl FnMut() -> bool) -> u64 {
         let _resize = self.resize.lock();
-        let mut state = self.state.lock();
-        while state.surplus > 0 && count > state.total - state.surplus {
-            state.surplus -= 1;
+        {
+            let mut state = self.state.lock();
+            let persistent = state.total - state.surplus;
+            state.surplus -= state.surplus.min(count.saturating_sub(persistent));
+            state.persistent = state.total - state.surplus;
         }
-        while count > state.total - state.surplus {
-            drop(state);
-            let frame = if interrupted() { None } else { self.machine.allocate_huge(self.size) };
-            state = self.state.lock();
-            let Some(frame) = frame else { break };
-            state.account_new();
+        while count > self.statistics().persistent && !interrupted() {
+            let Some(frame) = self.machine.allocate_huge(self.size) else { break };
+            let Ok(mut state) = self.lock_with_room() else {
+                self.machine.free_huge(self.size, frame);
+                break;
+            };
+            state.total += 1;
             state.free.push(frame);
+            state.persistent = state.total - state.surplus;
+            drop(state);
+            self.machine.give_way();
         }
-
-        let in_use = state.total - state.free.len() as u64;
-        let minimum = count.max(in_use.saturating_add_signed(state.reserved));
-        let mut freed = Vec::new();
-        while state.total - state.surplus > minimum {
-            let Some(frame) = state.remove_free() else { break };
-            freed.push(frame);
+        loop {
+            let mut freed = [const { None }; FREED_AT_A_TIME];
+            let (left, persistent) = {
+                let mut state = self.state.lock();
+                let in_use = state.total - state.free.len();
+                let minimum = count.max(in_use.saturating_add_signed(state.reserved));
+                for place in &mut freed {
+                    if state.total - state.surplus <= minimum {
+                        break;
+                    }
+                    *place = state.remove_free();
+                }
+                let left = freed.last().is_some_and(Option::is_some);
+                if !left {
+                    // The rest is in use or promised.
+                    let persistent = state.total - state.surplus;
+                    state.surplus += persistent.saturating_sub(count);
+                }
+                state.persistent = state.total - state.surplus;
+                (left, state.persistent)
+            };
+            self.give_to_machine(&freed);
+            if !left {
+                return persistent;
+            }
         }
-        while count < state.total - state.surplus && state.surplus < state.total {
-            state.surplus += 1;
-        }
-        state.persistent = state.total - state.surplus;
-        let persistent = state.persistent;
-        drop(state);
-        for frame in freed {
-            self.machine.free_huge(self.size, frame);
-        }
-        persistent
     }
 
     /// Sets `nr_overcommit_hugepages`: the most surplus pages that demand may add.

@@ -1,7 +1,5 @@
 //! Reservations in the pool, and the surplus pages that back them.
 
-use alloc::vec::Vec;
-
 use super::Pool;
 use crate::addr::PhysAddr;
 use crate::error::{Error, Result};
@@ -18,32 +16,37 @@ impl<M: Machine> Pool<M> {
             return Ok(());
         }
         let wanted = i64::try_from(pages).map_err(|_| Error::NoMemory)?;
-        let mut added: Vec<PhysAddr> = Vec::new();
+        // Surplus pages that were added, each of them promised at once.
+        let mut added = 0;
         let result = loop {
-            let mut state = self.state.lock();
-            let needed = wanted.saturating_sub(state.unreserved()).max(0) as u64;
-            let have = added.len() as u64;
-            if needed <= have {
-                state.reserved += wanted;
-                for _ in 0..needed {
-                    // Frames of `added` are counted in `total`, for which the list has room.
-                    state.free.extend(added.pop());
+            {
+                let mut state = self.state.lock();
+                let missing = wanted - added;
+                let needed = missing.saturating_sub(state.unreserved()).max(0) as u64;
+                if needed == 0 {
+                    state.reserved += missing;
+                    break Ok(());
                 }
-                break Ok(());
+                // Refuse what cannot be met before taking the machine's memory for it.
+                if needed > state.overcommit.saturating_sub(state.surplus) {
+                    break Err(Error::NoMemory);
+                }
             }
-            // Refuse what cannot be met before taking the machine's memory for it.
-            if needed - have > state.overcommit.saturating_sub(state.surplus) {
+            let Some(frame) = self.grow_surplus() else { break Err(Error::NoMemory) };
+            {
+                let mut state = self.state.lock();
+                state.free.push(frame);
+                state.reserved += 1;
+            }
+            added += 1;
+            if self.machine.take_step().is_err() {
                 break Err(Error::NoMemory);
             }
-            drop(state);
-            match self.grow_surplus() {
-                Some(frame) => added.push(frame),
-                None => break Err(Error::NoMemory),
-            }
         };
-        // Pages came free in the meantime, or the promise failed.
-        for frame in added {
-            self.give(frame, false);
+        match result {
+            // Pages that came free in the meantime do as well.
+            Ok(()) => self.shed(added as u64),
+            Err(_) => self.unreserve(added as u64),
         }
         result
     }
@@ -53,22 +56,14 @@ impl<M: Machine> Pool<M> {
         if pages == 0 {
             return;
         }
-        let mut freed = Vec::new();
-        let mut state = self.state.lock();
-        state.reserved -= pages as i64;
+        let has_surplus = {
+            let mut state = self.state.lock();
+            state.reserved -= pages as i64;
+            state.surplus > 0
+        };
         // 1 GiB pages, too: Linux 6.12 keeps those, so that its pool does not return to where it was; later ones do not.
-        let most = pages.min(state.surplus);
-        for _ in 0..most {
-            if state.unreserved() <= 0 {
-                break;
-            }
-            let Some(frame) = state.remove_free() else { break };
-            state.surplus -= 1;
-            freed.push(frame);
-        }
-        drop(state);
-        for frame in freed {
-            self.machine.free_huge(self.size, frame);
+        if has_surplus {
+            self.shed(pages);
         }
     }
 
@@ -76,12 +71,12 @@ impl<M: Machine> Pool<M> {
     pub(super) fn grow_surplus(&self) -> Option<PhysAddr> {
         {
             // Counted before it is allocated, so that two callers cannot both pass the limit.
-            let mut state = self.state.lock();
+            let mut state = self.lock_with_room().ok()?;
             if state.surplus >= state.overcommit {
                 return None;
             }
             state.surplus += 1;
-            state.account_new();
+            state.total += 1;
         }
         let frame = self.machine.allocate_huge(self.size);
         if frame.is_none() {

@@ -1,5 +1,6 @@
 //! What a mapping promises, on the test machine.
 
+mod bounds;
 mod check;
 mod file_tables;
 
