@@ -68,6 +68,11 @@ extern crate alloc;
 #[cfg(any(test, roundtable_model))]
 extern crate std;
 
+// First: its macros are for all others.
+#[macro_use]
+#[doc(hidden)]
+pub mod mutant;
+
 mod addr;
 mod attach;
 mod check;
@@ -75,8 +80,6 @@ mod error;
 pub mod format;
 pub mod machine;
 mod memory;
-#[doc(hidden)]
-pub mod mutant;
 mod piece;
 mod stripe;
 pub mod sync;

@@ -6,6 +6,15 @@
 #[cfg(all(roundtable_model, target_os = "none"))]
 compile_error!("mutants are for tests on a host: no kernel has them");
 
+/// As of `core`, but not while the library is broken on purpose: then the models have to see it, not the library itself.
+macro_rules! debug_assert {
+    ($($what:tt)*) => {
+        if cfg!(debug_assertions) && !$crate::mutant::is_broken() {
+            assert!($($what)*);
+        }
+    };
+}
+
 /// Declares the mutants of a crate: the documentation says what is dropped.
 #[doc(hidden)]
 #[macro_export]
@@ -74,6 +83,19 @@ static SELECTED: std::sync::OnceLock<std::string::String> = std::sync::OnceLock:
 #[cfg(roundtable_model)]
 pub fn select(name: &str) {
     SELECTED.get_or_init(|| name.into());
+}
+
+/// Whether a mutant is selected.
+#[cfg(roundtable_model)]
+pub fn is_broken() -> bool {
+    selected().is_some()
+}
+
+/// Whether a mutant is selected: none.
+#[cfg(not(roundtable_model))]
+#[inline(always)]
+pub const fn is_broken() -> bool {
+    false
 }
 
 /// The selected mutant.

@@ -102,8 +102,10 @@ impl Process {
     pub fn fork(&self) -> Process {
         let mappings = self.mappings.write();
         let child = Process::new(&self.machine);
-        let copies = mappings.iter().map(|(start, mapping)| (*start, mapping.fork(child.space.clone())));
-        *child.mappings.write() = copies.collect();
+        for (start, mapping) in &*mappings {
+            let copy = mapping.fork(child.space.clone()).expect("memory never is short");
+            child.mappings.write().insert(*start, copy);
+        }
         drop(mappings);
         child
     }
@@ -146,6 +148,13 @@ impl Process {
                 }
             };
         }
+    }
+
+    /// A load by the host for somebody else, through the mapping: `/proc/PID/mem`.
+    pub fn load_remote(&self, address: VirtAddr) -> Result<u64, FaultError> {
+        let mappings = self.mappings.read();
+        let (_, mapping) = mappings.range(..=address).next_back().ok_or(FaultError::NotMapped)?;
+        mapping.fault_then(address, Access::Read, |frame| self.machine.word(frame))
     }
 
     /// Makes the host's table in a slot, as a fault on a base page does.

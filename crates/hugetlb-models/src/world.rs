@@ -1,6 +1,6 @@
 //! What a model starts with, and what must be left at its end.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use hugetlb::{
     Config, FallocateMode, File, Hugetlb, MapOptions, PageSize, PhysAddr, Protection, ProtocolKind,
@@ -37,6 +37,8 @@ pub struct World {
     pub files: [Arc<File<ModelMachine>>; 2],
     /// Processes; none has a mapping at the start.
     pub processes: Vec<Process>,
+    /// Processes that a step has made, until the end.
+    kept: Mutex<Vec<Process>>,
     /// The page that is taken from the pool first.
     pub first_page: PhysAddr,
 }
@@ -44,14 +46,25 @@ pub struct World {
 impl World {
     /// A world under a protocol.
     pub fn new(protocol: ProtocolKind, processes: usize) -> World {
-        let machine = ModelMachine::new(POOL as usize);
-        let hugetlb = Hugetlb::new(machine.clone(), Config { default_size: PageSize::Size2M, protocol });
+        let world = World::on(ModelMachine::new(POOL as usize), protocol, processes);
         // Surplus pages go back to the machine at once, which looks who still leads to them.
-        hugetlb.pool(PageSize::Size2M).set_overcommit(POOL).unwrap();
+        world.hugetlb.pool(PageSize::Size2M).set_overcommit(POOL).unwrap();
+        world
+    }
+
+    fn on(machine: ModelMachine, protocol: ProtocolKind, processes: usize) -> World {
+        let hugetlb = Hugetlb::new(machine.clone(), Config { default_size: PageSize::Size2M, protocol });
         let files = [(); 2].map(|()| hugetlb.anonymous_file(PageSize::Size2M, SLOT_SIZE).unwrap());
         let processes = (0..processes).map(|_| Process::new(&machine)).collect();
         let first_page = PhysAddr(HUGE_BASE);
-        World { machine, hugetlb, files, processes, first_page }
+        World { machine, hugetlb, files, processes, kept: Mutex::default(), first_page }
+    }
+
+    /// As [`World::new`], with a pool of so many persistent pages and no more.
+    pub fn with_pool(protocol: ProtocolKind, pages: usize, processes: usize) -> World {
+        let world = World::on(ModelMachine::new(pages), protocol, processes);
+        assert_eq!(world.hugetlb.pool(PageSize::Size2M).set_persistent(pages as u64, || false), pages as u64);
+        world
     }
 
     /// As [`World::new`]; each process maps the first file's slot, and has it attached: the first has written page 0.
@@ -76,6 +89,11 @@ impl World {
         self
     }
 
+    /// Keeps a process that a step has made until the end.
+    pub fn keep(&self, process: Process) {
+        self.kept.lock().unwrap().push(process);
+    }
+
     /// Punches pages of the first file.
     pub fn punch(&self, first: u64, pages: u64) {
         self.files[0].fallocate(FallocateMode::PunchHole, first * PAGE, pages * PAGE, || false).unwrap();
@@ -83,6 +101,11 @@ impl World {
 
     /// Runs the steps side by side, then looks at what is left.
     pub fn race<const N: usize>(self, steps: [fn(&World); N]) {
+        self.raced(steps).finish();
+    }
+
+    /// As [`World::race`], to go on with; [`World::finish`] comes last.
+    pub fn raced<const N: usize>(self, steps: [fn(&World); N]) -> World {
         let world = Arc::new(self);
         let threads = steps.map(|step| {
             let world = world.clone();
@@ -91,17 +114,23 @@ impl World {
         for thread in threads {
             thread();
         }
-        let world = Arc::into_inner(world).expect("all threads are done");
-        world.finish();
+        Arc::into_inner(world).expect("all threads are done")
     }
 
-    fn finish(self) {
+    /// Looks at what is left.
+    pub fn finish(self) {
         self.machine.check();
         for file in &self.files {
             file.check_tables().unwrap();
         }
-        let World { machine, hugetlb, files, processes, .. } = self;
-        drop((processes, files));
+        let World { machine, hugetlb, files, processes, kept, .. } = self;
+        drop((processes, kept));
+        for file in &files {
+            file.check_unmapped().unwrap();
+        }
+        drop(files);
+        hugetlb.pool(PageSize::Size2M).check().unwrap();
+        hugetlb.pool(PageSize::Size2M).set_persistent(0, || false);
         hugetlb.pool(PageSize::Size2M).check().unwrap();
         let pool = hugetlb.pool(PageSize::Size2M).statistics();
         assert_eq!((pool.total, pool.reserved, pool.surplus), (0, 0, 0), "pages or promises leaked");

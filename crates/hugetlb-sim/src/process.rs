@@ -94,8 +94,9 @@ impl Process {
     pub fn fork(&self) -> Option<Process> {
         let mappings = self.mappings.write();
         let child = Process::new(self.machine.clone(), self.machine.space()?);
-        let copies = mappings.iter().map(|(start, mapping)| (*start, mapping.fork(child.space.clone())));
-        *child.mappings.write() = copies.collect();
+        for (start, mapping) in &*mappings {
+            child.mappings.write().insert(*start, mapping.fork(child.space.clone()).ok()?);
+        }
         drop(mappings);
         Some(child)
     }

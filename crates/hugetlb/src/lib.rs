@@ -14,14 +14,17 @@ extern crate alloc;
 #[cfg(any(test, roundtable_model))]
 extern crate std;
 
+// First: its macros are for all others.
+#[doc(hidden)]
+#[macro_use]
+pub mod mutant;
+
 mod addr;
 mod error;
 mod file;
 mod hugetlb;
 pub mod machine;
 mod mapping;
-#[doc(hidden)]
-pub mod mutant;
 mod pool;
 mod reserve;
 mod sharing;

@@ -1,5 +1,23 @@
 //! Points at which a test can break the library on purpose: see [`filetables::mutant`].
 
+/// As of `core`, but not while the library is broken on purpose: then the models have to see it, not the library itself.
+macro_rules! debug_assert {
+    ($($what:tt)*) => {
+        if cfg!(debug_assertions) && !$crate::mutant::is_broken() {
+            assert!($($what)*);
+        }
+    };
+}
+
+/// As [`debug_assert`].
+macro_rules! debug_assert_eq {
+    ($($what:tt)*) => {
+        if cfg!(debug_assertions) && !$crate::mutant::is_broken() {
+            assert_eq!($($what)*);
+        }
+    };
+}
+
 filetables::mutants! {
     /// A batch does not flush the addresses that it noted.
     FlushForgotten,
@@ -9,6 +27,10 @@ filetables::mutants! {
     TablesNotFlushed,
     /// Pages are counted out before the TLBs are flushed.
     PagesBeforeFlush,
+    /// A walk over the mappings on a file's list ends behind the first few.
+    WalkEndsEarly,
+    /// Of the windows that a batch detached only the first is counted out.
+    FirstWindowsDetached,
     /// An adopted table is counted out before the TLBs are flushed.
     ReleaseBeforeFlush,
     /// A table of the file is counted out before the TLBs are flushed.
@@ -31,6 +53,10 @@ filetables::mutants! {
     SharedAgainInSplit,
     /// The fault mutex of a page index keeps nobody out.
     IndexNotLocked,
+    /// mmap makes its promise and its size without the size lock.
+    MapWithoutSizeLock,
+    /// A fault does not look whether the mapping permits the access.
+    AccessNotChecked,
     /// A fresh page is not zeroed.
     PageNotZeroed,
     /// A leaf is written without a release, so that it may be seen before the zeroes.
@@ -41,8 +67,14 @@ filetables::mutants! {
     CopyShownBeforeFlush,
     /// A copy that relatives hold too is written to.
     CopyOfRelatives,
+    /// Whether a private page is shared is decided by the references to it: CVE-2024-57883 once more.
+    SharesCountedByReferences,
+    /// An owner takes the private pages of all relatives away, whichever pages they are.
+    RobbedWithoutLook,
     /// A mapping's share of a private page is given up before its TLBs are flushed.
     ShareDroppedBeforeFlush,
+    /// A fork lets go of the parent's mapping before the child's is on the file's list.
+    ForkUnlockedEarly,
     /// The entries that a fork makes read-only are not flushed.
     ForkNotFlushed,
     /// A truncation sets the size after it has taken the pages.
@@ -92,6 +124,8 @@ filetables::mutants! {
     /// A page that is taken by a promise leaves the promise.
     PromiseNotUsedUp,
 }
+
+pub(crate) use filetables::mutant::is_broken;
 
 /// All mutants, those of the tables included: the name, and what is dropped.
 #[cfg(roundtable_model)]

@@ -10,7 +10,7 @@ use ::hugetlb::{Access as LibraryAccess, FaultError as LibraryError, MapOptions,
 use super::file::HugeFile;
 use super::machine::{Kernel, SpaceTables};
 use super::{CheckRound, errno};
-use crate::errno::Result;
+use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::memory::reserve;
 use crate::memory::{PAGE_SIZE, PhysAddr};
@@ -194,10 +194,11 @@ impl HugeArea {
     }
 
     /// The same area in a child.
-    pub fn fork(&self, child: &AddressSpace, flags: VmFlags) -> Self {
+    pub fn fork(&self, child: &AddressSpace, flags: VmFlags) -> Result<Self> {
         let _library = reserve::library();
-        let mapping = self.mapping.fork(SpaceTables(child.page_tables().clone()));
-        Self { mapping, keeps: self.keeps.duplicate(), writable: Writable::new(&self.keeps.file, flags) }
+        let tables = SpaceTables(child.page_tables().clone());
+        let mapping = self.mapping.fork(tables).map_err(|_| Errno::ENOMEM)?;
+        Ok(Self { mapping, keeps: self.keeps.duplicate(), writable: Writable::new(&self.keeps.file, flags) })
     }
 
     /// Moves the whole area to where nothing else is.

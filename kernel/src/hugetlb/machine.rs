@@ -79,7 +79,7 @@ impl Machine for Kernel {
         sched::cond_resched();
         match process::try_current() {
             Some(thread) if thread.kill_pending() => Err(OutOfMemory),
-            _ => Ok(()),
+            _ => memory::reserve::ask(PAGE_SIZE).map_err(|_| OutOfMemory),
         }
     }
 

@@ -49,9 +49,6 @@
 //! What one page of a size class has free, another class cannot use. But a class takes a new page only when all of its pages are full, so the sum of
 //! allocations above needs its size, rounded up to a page for each of the 18 classes once, and the waste of a page (an eighth).
 //!
-//! Memory that a thread needs later under a lock and that is larger than a stretch is taken before: [`promise`] takes it off the free count for as long as
-//! the result lives, or fails.
-//!
 //! # What it costs
 //!
 //! The entry reads one word and compares. A sleeping lock counts itself in a word of its CPU, and a switch away from a thread with locks changes the free
@@ -139,26 +136,6 @@ fn ask_at(bytes: usize, level: Level) -> Result<()> {
     }
     begin_stretch();
     Ok(())
-}
-
-/// Memory that is kept free for whoever holds this.
-pub struct Promise(i64);
-
-/// Keeps `bytes` free for small allocations that follow, or `ENOMEM`.
-pub fn promise(bytes: usize) -> Result<Promise> {
-    // An eighth for what a page of small objects cannot use.
-    let frames = (bytes + bytes / 8).div_ceil(PAGE_SIZE) as i64;
-    if super::inject::fails() || !usage::promise(frames, Some(Level::Call)) {
-        return Err(Errno::ENOMEM);
-    }
-    begin_stretch();
-    Ok(Promise(frames))
-}
-
-impl Drop for Promise {
-    fn drop(&mut self) {
-        usage::end_promise(self.0);
-    }
 }
 
 /// A thread with its locks, away from its CPU.

@@ -21,9 +21,6 @@ use crate::memory::{PAGE_SIZE, reserve};
 use crate::sched;
 use crate::sync::grace;
 
-/// Bytes that the library keeps of a private huge page of a mapping.
-const NOTE: usize = 96;
-
 impl AddressSpace {
     /// A copy for fork(2).
     pub fn fork(&self) -> Result<Arc<AddressSpace>> {
@@ -90,10 +87,7 @@ impl AddressSpace {
             }
             Kind::Huge(huge) => {
                 flags = vma.flags;
-                // The library notes each private page for the child, with no way to fail.
-                let (_, private) = huge.resident_bytes();
-                let _kept = reserve::promise((private / huge.page_size()) as usize * NOTE + PAGE_SIZE)?;
-                Kind::Huge(Box::new(huge.fork(child, flags)))
+                Kind::Huge(Box::new(huge.fork(child, flags)?))
             }
         };
         let copies_pages = vma.is_touched() && !wipe && !vma.is_huge();

@@ -325,6 +325,7 @@ impl AddressSpace {
             if let Kind::Huge(huge) = &vma.kind {
                 huge.leave_slot(address)?;
             }
+            sched::cond_resched();
         }
         let shared = self.tables.lock().find(slot, 3).is_some_and(|entry| {
             let value = Entry(entry.load(Ordering::SeqCst));

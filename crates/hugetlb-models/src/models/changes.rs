@@ -61,6 +61,104 @@ pub(super) fn punch_against_a_neighbour(protocol: ProtocolKind) {
     ]);
 }
 
+/// The only mapping of a slot, which covers a part of it.
+fn part(protocol: ProtocolKind, processes: usize) -> World {
+    let world = World::new(protocol, processes);
+    world.processes[0].map(&world.files[0], SLOT, 2 * PAGE, 0, SHARED).unwrap();
+    world.processes[0].store(0, SLOT, stamp(0, 0)).unwrap();
+    world
+}
+
+/// Base pages come into a slot while a mapping there faults.
+pub(super) fn slot_taken_against_a_fault(protocol: ProtocolKind) {
+    part(protocol, 1).race([
+        |world| world.processes[0].store(0, NEXT, stamp(0, 1)).unwrap(),
+        |world| {
+            world.processes[0].take_slot(SLOT + 2 * PAGE);
+            one_of(world, 0, 1, NEXT, stamp(0, 1));
+            assert_eq!(world.processes[0].load(1, SLOT), Ok(stamp(0, 0)));
+        },
+    ]);
+}
+
+/// Base pages come into a slot for the first time while the first fault of its mapping attaches.
+pub(super) fn slot_taken_against_the_first_fault(protocol: ProtocolKind) {
+    let world = World::new(protocol, 1);
+    let nothing = MapOptions { protection: Protection::empty(), ..SHARED };
+    world.processes[0].map(&world.files[0], SLOT, 2 * PAGE, 0, nothing).unwrap();
+    world.race([
+        |world| {
+            world.processes[0].protect(SLOT..SLOT + 2 * PAGE, Protection::READ);
+            assert_eq!(world.processes[0].load(0, SLOT), Ok(0));
+        },
+        |world| world.processes[0].take_slot(SLOT + 2 * PAGE),
+    ]);
+}
+
+/// Base pages come into a slot while the process forks.
+pub(super) fn slot_taken_against_fork(protocol: ProtocolKind) {
+    part(protocol, 1).race([
+        |world| {
+            let child = world.processes[0].fork();
+            child.take_slot(SLOT + 2 * PAGE);
+            assert_eq!(child.load(0, SLOT), Ok(stamp(0, 0)));
+        },
+        |world| {
+            world.processes[0].take_slot(SLOT + 2 * PAGE);
+            assert_eq!(world.processes[0].load(1, SLOT), Ok(stamp(0, 0)));
+        },
+    ]);
+}
+
+/// Two threads need a table in a slot at once, while its page goes.
+pub(super) fn slot_taken_twice_against_punch(protocol: ProtocolKind) {
+    part(protocol, 1).race([
+        |world| world.punch(0, 1),
+        |world| world.processes[0].take_slot(SLOT + 2 * PAGE),
+        |world| {
+            world.processes[0].take_slot(SLOT + 2 * PAGE);
+            one_of(world, 0, 1, SLOT, stamp(0, 0));
+        },
+    ]);
+}
+
+/// Two processes have the pages of a file in different windows, and the file ends before them.
+pub(super) fn truncate_against_two_windows(protocol: ProtocolKind) {
+    let world = World::new(protocol, 2);
+    world.processes[0].map(&world.files[0], SLOT, 2 * PAGE, 0, SHARED).unwrap();
+    world.processes[1].map(&world.files[0], NEXT, PAGE, PAGE, SHARED).unwrap();
+    world.processes[0].store(0, NEXT, stamp(0, 1)).unwrap();
+    world.race([
+        |world| {
+            world.files[0].truncate(PAGE).unwrap();
+            assert_eq!(world.processes[1].load(1, NEXT), Err(Signal::Bus), "a page behind the end is seen");
+        },
+        |world| {
+            let seen = world.processes[0].load(0, NEXT);
+            assert!([Ok(stamp(0, 1)), Ok(0), Err(Signal::Bus)].contains(&seen), "{seen:x?}");
+        },
+        |world| {
+            let seen = world.processes[1].load(0, NEXT);
+            assert!([Ok(stamp(0, 1)), Ok(0), Err(Signal::Bus)].contains(&seen), "{seen:x?}");
+        },
+    ]);
+}
+
+/// A mapping of more slots than are detached from at a time.
+pub(super) fn a_large_mapping_goes_as_a_whole(protocol: ProtocolKind) {
+    let world = World::new(protocol, 1);
+    let file = world.hugetlb.anonymous_file(hugetlb::PageSize::Size2M, 3 * SLOT_SIZE).unwrap();
+    world.processes[0].map(&file, SLOT, 3 * SLOT_SIZE, 0, SHARED).unwrap();
+    for slot in 0..3 {
+        world.processes[0].store(0, SLOT + slot * SLOT_SIZE, 1).unwrap();
+    }
+    world.processes[0].exit();
+    let sharing = world.hugetlb.sharing();
+    assert_eq!((sharing.tables, sharing.attachments), (0, 0), "a table outlives its mapping");
+    drop(file);
+    world.finish();
+}
+
 /// A mapping moves while its page goes.
 pub(super) fn punch_against_move(protocol: ProtocolKind) {
     World::sharing(protocol, 1).race([

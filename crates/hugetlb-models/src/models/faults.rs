@@ -193,6 +193,14 @@ pub(super) fn first_faults_of_one_process(protocol: ProtocolKind) {
 
 const PRIVATE: MapOptions = MapOptions { shared: false, ..SHARED };
 
+/// A page that nobody maps goes while it is mapped for the first time.
+pub(super) fn first_fault_against_punch(protocol: ProtocolKind) {
+    let world = World::new(protocol, 1);
+    world.files[0].fallocate(FallocateMode::Allocate, 0, PAGE, || false).unwrap();
+    world.processes[0].map(&world.files[0], SLOT, SLOT_SIZE, 0, SHARED).unwrap();
+    world.race([|world| assert_eq!(world.processes[0].load(0, SLOT), Ok(0)), |world| world.punch(0, 1)]);
+}
+
 /// A child sees its parent's page as it was at the fork.
 pub(super) fn store_against_fork_of_private_pages(protocol: ProtocolKind) {
     let world = World::new(protocol, 1);

@@ -5,6 +5,7 @@
 mod ancestors;
 mod changes;
 mod faults;
+mod private;
 mod promises;
 
 use hugetlb::ProtocolKind;
@@ -47,6 +48,7 @@ models! {
         fault_against_fork 3,
         fault_against_reclaim 3,
         two_first_faults 3,
+        first_fault_against_punch 3,
         first_faults_of_one_process 3,
         store_against_fork_of_private_pages 3,
         private_fault_against_punch 3,
@@ -60,6 +62,12 @@ models! {
         punch_against_munmap 3,
         punch_against_munmap_of_a_part 3,
         punch_against_a_neighbour 3,
+        slot_taken_against_a_fault 3,
+        slot_taken_against_the_first_fault 3,
+        slot_taken_against_fork 3,
+        slot_taken_twice_against_punch 2,
+        truncate_against_two_windows 2,
+        a_large_mapping_goes_as_a_whole 0,
         punch_against_move 3,
         punch_against_split 2,
         punch_against_adoption 3,
@@ -75,6 +83,15 @@ models! {
         cve_2025_38085_lockless_walker_in_a_table_that_changed_hands 3,
         cve_2026_23100_sharing_not_noticed_by_a_reader 3,
         truncation_holds_a_lock_that_is_freed 3,
+    }
+    private {
+        discard_against_fault_of_a_promised_page 3,
+        robbing_against_the_child 3,
+        robbing_against_fork_of_the_child 3,
+        robbing_spares_other_pages 3,
+        truncate_against_fork_of_private_pages 3,
+        punch_meets_all_of_many 0,
+        truncate_against_mmap_with_promises 3,
     }
     promises {
         promises_are_kept 0,

@@ -3,7 +3,8 @@
 //! No race: one thread. It is a model for the machine's sake, and because the code can be broken here.
 
 use hugetlb::{
-    Config, FallocateMode, Hugetlb, MapOptions, PageSize, PoolStatistics, Protection, ProtocolKind, SLOT_SIZE,
+    Access, Config, FallocateMode, Hugetlb, MapOptions, PageSize, PoolStatistics, Protection, ProtocolKind,
+    SLOT_SIZE,
 };
 
 use crate::{ModelMachine, PAGE, Process, SHARED, SLOT, Signal};
@@ -51,6 +52,14 @@ pub(super) fn promises_are_kept(protocol: ProtocolKind) {
     expect(2, 2, "a discard renews the promise");
     owner.unmap(SLOT..SLOT + 2 * PAGE);
     expect(2, 0, "a private mapping ends");
+
+    // Who may only load gets no page to store to.
+    let reading = MapOptions { protection: Protection::READ, ..SHARED };
+    owner.map(&files[1], SLOT + 4 * PAGE, PAGE, 0, reading).unwrap();
+    let refused = owner.fault(SLOT + 4 * PAGE, Access::Write);
+    assert_eq!(refused, Err(Signal::Segv), "a store that is not permitted");
+    owner.unmap(SLOT + 4 * PAGE..SLOT + 5 * PAGE);
+    expect(2, 0, "nothing was stored");
 
     // Pages behind the end come into sight when the file grows.
     files[1].fallocate(FallocateMode::Allocate, 0, PAGE, || false).unwrap();

@@ -10,11 +10,10 @@
 
 mod fallocate;
 mod index;
+mod listed;
 mod read;
 mod truncate;
 
-use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
 use core::ops::Range;
 
 use filetables::{FileTables, Protection};
@@ -22,6 +21,7 @@ use filetables::{FileTables, Protection};
 pub use fallocate::FallocateMode;
 use index::FaultMutexes;
 pub(crate) use index::IndexLock;
+pub(crate) use listed::{Key, RangeList, Search};
 pub use read::{Chunk, PageRef};
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
@@ -29,6 +29,7 @@ use crate::error::{Error, Result};
 use crate::hugetlb::Hugetlb;
 use crate::machine::Machine;
 use crate::mapping::{Area, Mapping, Placement};
+use crate::mutant::Mutant;
 use crate::pool::{Page, Pool};
 use crate::reserve::{self, Regions, Subpool};
 use crate::superblock::InodeCharge;
@@ -58,7 +59,7 @@ pub struct FileStatistics {
 }
 
 /// How many areas a walk takes from the list at a time, so that it does not keep the list locked while it waits.
-const AREAS_AT_A_TIME: usize = 64;
+const AREAS_AT_A_TIME: usize = if cfg!(roundtable_model) { 2 } else { 16 };
 
 /// Whether mappings may adopt tables just now.
 pub(crate) struct Attach {
@@ -104,9 +105,8 @@ pub struct File<M: Machine> {
     fence: RwLock<M, ()>,
     /// Serialises that mappings adopt tables; see the `sharing` module.
     attach: Mutex<M, Attach>,
-    /// Mappings with entries that the file does not write itself, by age: one that is put here during a walk comes behind the
-    /// walker.
-    mappings: RwLock<M, BTreeMap<u64, Arc<Area<M>>>>,
+    /// Mappings with entries that the file does not write itself.
+    mappings: RwLock<M, RangeList<Arc<Area<M>>>>,
 }
 
 impl<M: Machine> File<M> {
@@ -132,7 +132,7 @@ impl<M: Machine> File<M> {
             fence: RwLock::<M, _>::new(()),
             regions: Mutex::<M, _>::new(Regions::default()),
             attach: Mutex::<M, _>::new(Attach { paused: 0 }),
-            mappings: RwLock::<M, _>::new(BTreeMap::new()),
+            mappings: RwLock::<M, _>::new(RangeList::new()),
         })
     }
 
@@ -190,6 +190,23 @@ impl<M: Machine> File<M> {
         self.content.check()
     }
 
+    /// Looks, when nobody maps the file, whether a page counts an entry that leads to it.
+    ///
+    /// # Errors
+    ///
+    /// Which page.
+    #[doc(hidden)]
+    pub fn check_unmapped(&self) -> core::result::Result<(), alloc::string::String> {
+        let mut next = 0;
+        while let Some(index) = self.content.next(next..u64::MAX) {
+            if self.content.get(index).is_some_and(|page| page.is_mapped()) {
+                return Err(alloc::format!("page {index} counts entries, and nobody maps the file"));
+            }
+            next = index + 1;
+        }
+        Ok(())
+    }
+
     pub(crate) fn fence(&self) -> &RwLock<M, ()> {
         &self.fence
     }
@@ -198,7 +215,7 @@ impl<M: Machine> File<M> {
         &self.attach
     }
 
-    pub(crate) fn mappings(&self) -> &RwLock<M, BTreeMap<u64, Arc<Area<M>>>> {
+    pub(crate) fn mappings(&self) -> &RwLock<M, RangeList<Arc<Area<M>>>> {
         &self.mappings
     }
 
@@ -263,7 +280,7 @@ impl<M: Machine> File<M> {
         let first = PageIndex(offset >> size.shift());
         let pages = length >> size.shift();
 
-        let _size = self.size_lock.lock();
+        let _size = (!Mutant::MapWithoutSizeLock.is_on()).then(|| self.size_lock.lock());
         if !options.no_reserve {
             if options.shared {
                 self.reserve_pages(first.0..first.0 + pages)?;
@@ -297,21 +314,44 @@ impl<M: Machine> File<M> {
 
     /// Clears the entries of the listed mappings for the page indices, drops private copies, and flushes.
     pub(crate) fn unmap_listed(&self, indices: Range<u64>) {
-        let mut next = 0;
+        self.each_listed(indices.clone(), |area| area.unmap_indices(self, indices.clone()));
+    }
+
+    /// Shows `visit` the listed mappings that have a page of the indices, with no lock held. An area that a fork or a split
+    /// makes while its origin is locked is met, too: who is on the list at the start is visited first, then who has come
+    /// meanwhile, and so on.
+    pub(crate) fn each_listed(&self, indices: Range<u64>, mut visit: impl FnMut(&Arc<Area<M>>)) {
+        // Most files have no listed mappings.
+        if self.mappings.read().is_empty() {
+            return;
+        }
+        let mut search = Search { indices, ages: 0..0 };
+        let mut after = None;
         loop {
-            // By age, so an area that a fork or a split makes while its origin is locked is met later in this walk.
-            let areas: Vec<(u64, Arc<Area<M>>)> = self
-                .mappings
-                .read()
-                .range(next..)
-                .take(AREAS_AT_A_TIME)
-                .map(|(key, area)| (*key, area.clone()))
-                .collect();
-            let Some((last, _)) = areas.last() else { return };
-            next = last + 1;
-            for (_, area) in &areas {
-                area.unmap_indices(self, indices.clone());
+            let mut areas = [const { None }; AREAS_AT_A_TIME];
+            {
+                let list = self.mappings.read();
+                if after.is_none() {
+                    search.ages = search.ages.end..list.next_age();
+                }
+                let mut places = areas.iter_mut();
+                let mut last = None;
+                list.find(&search, after, |key, area| {
+                    // One more than there is place for is found, and found again next.
+                    let Some(place) = places.next() else { return Some(()) };
+                    (last, *place) = (Some(key), Some(area.clone()));
+                    None
+                });
+                after = last;
+                if after.is_none() && search.ages.end == list.next_age() {
+                    return;
+                }
             }
+            areas.iter().flatten().for_each(&mut visit);
+            if Mutant::WalkEndsEarly.is_on() {
+                return;
+            }
+            self.hugetlb.machine().give_way();
         }
     }
 }

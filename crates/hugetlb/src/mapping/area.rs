@@ -12,13 +12,16 @@ use filetables::{Entry, EntryValue, Extent, Format, Found, Level, Protection, Sp
 use super::{Batch, Share};
 use crate::addr::{PageIndex, PageSize, SLOT_SIZE, VirtAddr};
 use crate::error::{FaultError, OutOfMemory};
-use crate::file::File;
+use crate::file::{File, Key};
 use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::reserve::Regions;
 use crate::sharing::{Change, Purpose, Table};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering, RwLock, Spin};
+
+/// Private copies that are gone through with one hold of their spin lock.
+pub(super) const COPIES_AT_A_TIME: usize = if cfg!(roundtable_model) { 2 } else { 64 };
 
 /// What the mapping lock guards.
 #[derive(Clone, Copy, Debug)]
@@ -60,7 +63,9 @@ pub(crate) struct Area<M: Machine> {
     /// Adopted tables by the file index at the start of their slot. Added under the file's attach mutex, removed under the mapping
     /// lock for writing.
     tables: Spin<M, BTreeMap<PageIndex, Arc<Table<M>>>>,
-    /// The key on the file's list, 0 while it is not there. Set once, under the list's lock.
+    /// The indices that it had when it was made; it never gets others.
+    indices: Range<u64>,
+    /// One more than the age on the file's list, 0 while it is not there. Set once, under the list's lock.
     listed: AtomicU64,
     /// Whether the file's tables know the address space from this mapping.
     joined: AtomicBool,
@@ -80,6 +85,7 @@ impl<M: Machine> Area<M> {
             space,
             shared,
             size,
+            indices: placement.indices(),
             placement: RwLock::<M, _>::new(placement),
             private: Spin::<M, _>::new(private),
             tables: Spin::<M, _>::new(BTreeMap::new()),
@@ -153,10 +159,8 @@ impl<M: Machine> Area<M> {
         }
         let mut list = file.mappings().write();
         if self.listed.load(Ordering::Relaxed) == 0 {
-            // The key is taken under the list's lock, so that walkers meet areas in the order of their keys.
-            let key = file.hugetlb().next_id();
-            self.listed.store(key, Ordering::Relaxed);
-            list.insert(key, self.clone());
+            let key = list.insert(self.indices.clone(), self.clone());
+            self.listed.store(key.age() + 1, Ordering::Relaxed);
         }
     }
 
@@ -169,9 +173,8 @@ impl<M: Machine> Area<M> {
     /// Takes the mapping, which has no entries any more, from the file's list.
     pub(super) fn delist(&self, file: &File<M>) {
         // Relaxed: nobody enlists a mapping that is going away.
-        let key = self.listed.load(Ordering::Relaxed);
-        if key != 0 {
-            file.mappings().write().remove(&key);
+        if let Some(age) = self.listed.load(Ordering::Relaxed).checked_sub(1) {
+            file.mappings().write().remove(Key::new(self.indices.start, age));
         }
     }
 
@@ -296,6 +299,7 @@ impl<M: Machine> Area<M> {
                 }
                 Change::Host => self.change_host_entries(placement, index..run_end, batch, &mut visit),
             }
+            batch.end_slot();
             index = run_end;
             file.hugetlb().machine().give_way();
         }
@@ -390,7 +394,7 @@ impl<M: Machine> Area<M> {
     ) {
         self.restore_promises(file, indices.clone());
         self.clear_entries(file, placement, indices.clone(), purpose, batch);
-        self.drop_copies(indices, batch);
+        self.drop_copies(file, indices, batch);
     }
 
     /// Lets an owner that is about to drop copies which it has alone keep the right to fresh ones, so that `MADV_DONTNEED` does
@@ -399,30 +403,45 @@ impl<M: Machine> Area<M> {
         if self.shared || file.pool().statistics().surplus > 0 {
             return;
         }
-        let mut private = self.private.lock();
-        let Private { copies, used, owner, .. } = &mut *private;
-        if !*owner {
-            return;
-        }
-        for (index, share) in copies.range(PageIndex(indices.start)..PageIndex(indices.end)) {
-            // A relative that goes away meanwhile came too late. The mapping lock keeps forks out.
-            if share.is_sole() && used.remove(index.0..index.0 + 1) == 1 {
-                share.page().restore();
+        let (mut next, end) = (PageIndex(indices.start), PageIndex(indices.end));
+        while next < end {
+            {
+                let mut private = self.private.lock();
+                let Private { copies, used, owner, .. } = &mut *private;
+                if !*owner {
+                    return;
+                }
+                let mut range = copies.range(next..end);
+                for (index, share) in range.by_ref().take(COPIES_AT_A_TIME) {
+                    // A relative that goes away meanwhile came too late. The mapping lock keeps forks out.
+                    if share.is_sole() && used.remove(index.0..index.0 + 1) == 1 {
+                        share.page().restore();
+                    }
+                }
+                next = range.next().map_or(end, |(index, _)| *index);
             }
+            file.hugetlb().machine().give_way();
         }
     }
 
     /// Drops private copies; the mapping lock is held for writing.
-    fn drop_copies(&self, indices: Range<u64>, batch: &mut Batch<'_, M>) {
+    fn drop_copies(&self, file: &File<M>, indices: Range<u64>, batch: &mut Batch<'_, M>) {
         if self.shared {
             return;
         }
-        let mut private = self.private.lock();
+        let mut next = PageIndex(indices.start);
         loop {
-            let next = private.copies.range(PageIndex(indices.start)..PageIndex(indices.end)).next();
-            let Some(index) = next.map(|(index, _)| *index) else { return };
-            let Some(share) = private.copies.remove(&index) else { return };
-            batch.keep(share);
+            {
+                let mut private = self.private.lock();
+                for _ in 0..COPIES_AT_A_TIME {
+                    let found = private.copies.range(next..PageIndex(indices.end)).next();
+                    let Some(index) = found.map(|(index, _)| *index) else { return };
+                    next = index;
+                    batch.keep(private.copies.remove(&index));
+                }
+            }
+            batch.end_slot();
+            file.hugetlb().machine().give_way();
         }
     }
 
@@ -433,7 +452,7 @@ impl<M: Machine> Area<M> {
         {
             let mut private = self.private.lock();
             let same = private.copies.get(&index).is_some_and(|share| Arc::ptr_eq(share.page(), page));
-            if private.owner || !same {
+            if private.owner || !(same || Mutant::RobbedWithoutLook.is_on()) {
                 return;
             }
             private.robbed = true;

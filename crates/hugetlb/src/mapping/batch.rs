@@ -26,7 +26,14 @@ pub(crate) struct Batch<'f, M: Machine> {
     detached: Vec<Window>,
     closed: Vec<Arc<Table<M>>>,
     kept: Vec<Share<M>>,
+    /// So much waits that it is time for [`Batch::flush`]. Noted where a list grows: looking at each entry costs more.
+    is_due: bool,
 }
+
+/// Ranges of addresses, pages, and tables after which a flush is due; none of the lists is larger than a page of memory.
+const MOST_FLUSHES: usize = if cfg!(roundtable_model) { 2 } else { 64 };
+const MOST_WAITING: usize = if cfg!(roundtable_model) { 2 } else { 256 };
+const MOST_TABLES: usize = if cfg!(roundtable_model) { 2 } else { 64 };
 
 impl<'f, M: Machine> Batch<'f, M> {
     pub(crate) fn new(file: &'f File<M>) -> Batch<'f, M> {
@@ -38,6 +45,7 @@ impl<'f, M: Machine> Batch<'f, M> {
             detached: Vec::new(),
             closed: Vec::new(),
             kept: Vec::new(),
+            is_due: false,
         }
     }
 
@@ -49,12 +57,14 @@ impl<'f, M: Machine> Batch<'f, M> {
     /// An entry for `page` was cleared or replaced; it is counted out after the flush.
     pub(super) fn unmap(&mut self, page: Arc<Page<M>>) {
         self.unmapped.push(page);
+        self.is_due |= self.unmapped.len() >= MOST_WAITING;
     }
 
     /// A private copy was given up; it returns to the pool after the flush.
-    pub(super) fn keep(&mut self, share: Share<M>) {
+    pub(super) fn keep(&mut self, share: Option<Share<M>>) {
         if !Mutant::ShareDroppedBeforeFlush.is_on() {
-            self.kept.push(share);
+            self.kept.extend(share);
+            self.is_due |= self.kept.len() >= MOST_WAITING;
         }
     }
 
@@ -78,9 +88,12 @@ impl<'f, M: Machine> Batch<'f, M> {
         self.push(area, slot..slot + level.span(), !Mutant::TablesNotFlushed.is_on());
     }
 
-    /// The leaf at `address` was cleared, replaced or lost rights.
+    /// The leaf at `address` was cleared, replaced or lost rights. Flushes when enough waits for it.
     pub(super) fn flush_leaf(&mut self, area: &Area<M>, address: VirtAddr) {
         self.push(area, address..address + self.file.page_size().bytes(), false);
+        if self.is_due {
+            self.flush();
+        }
     }
 
     fn push(&mut self, area: &Area<M>, range: Range<VirtAddr>, tables: bool) {
@@ -93,11 +106,27 @@ impl<'f, M: Machine> Batch<'f, M> {
             return;
         }
         self.flushes.push(Flush { space: area.space().clone(), range, tables });
+        self.is_due |= self.flushes.len() >= MOST_FLUSHES;
     }
 
-    /// Flushes, then gives up what waited for it. The mapping locks of what was changed are still held.
-    pub(crate) fn finish(mut self) {
+    /// Ends the changes of a slot. A batch grows within one slot only, whose entries are bounded, so that giving memory back
+    /// takes no more memory than this. The mapping locks of what was changed are still held.
+    pub(super) fn end_slot(&mut self) {
+        if self.is_due
+            || self.released.len() >= MOST_TABLES
+            || self.detached.len() >= MOST_TABLES
+            || self.closed.len() >= MOST_TABLES
+        {
+            self.flush();
+            self.open();
+        }
+    }
+
+    /// Flushes, then gives up what waited for it, but for tables that were closed: their entries may be changing still. The
+    /// mapping locks of what was changed are held.
+    pub(super) fn flush(&mut self) {
         let machine = self.file.hugetlb().machine();
+        self.is_due = false;
         if Mutant::PagesBeforeFlush.is_on() {
             self.unmapped.drain(..).for_each(|page| page.remove_entry());
         }
@@ -111,21 +140,31 @@ impl<'f, M: Machine> Batch<'f, M> {
         if !self.flushes.is_empty() && !Mutant::FlushForgotten.is_on() {
             machine.flush(&self.flushes);
         }
-        for page in &self.unmapped {
-            page.remove_entry();
-        }
-        for table in &self.released {
-            table.release(self.file);
-        }
+        self.unmapped.iter().for_each(|page| page.remove_entry());
+        self.released.iter().for_each(|table| table.release(self.file));
         self.detach(&self.detached);
-        for table in &self.closed {
-            table.open();
-        }
-        // `kept` and `unmapped` are dropped here, behind the flush.
+        // Behind the flush: pages return to the pool.
+        self.flushes.clear();
+        self.unmapped.clear();
+        self.released.clear();
+        self.detached.clear();
+        self.kept.clear();
+    }
+
+    fn open(&mut self) {
+        self.closed.iter().for_each(|table| table.open());
+        self.closed.clear();
+    }
+
+    /// Flushes, then gives up all that waited for it. The mapping locks of what was changed are still held.
+    pub(crate) fn finish(mut self) {
+        self.flush();
+        self.open();
     }
 
     fn detach(&self, windows: &[Window]) {
-        for window in windows {
+        let most = if Mutant::FirstWindowsDetached.is_on() { 1 } else { windows.len() };
+        for window in &windows[..most.min(windows.len())] {
             let was_last = self.file.content().detach(window);
             self.file.hugetlb().counters().unshares.add(u64::from(!was_last));
             self.file.hugetlb().machine().give_way();

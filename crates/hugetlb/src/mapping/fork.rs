@@ -4,9 +4,12 @@ use alloc::collections::BTreeMap;
 
 use filetables::{Format, Protection};
 
+use super::area::COPIES_AT_A_TIME;
 use super::area::Private;
-use super::{Batch, Mapping, Share};
+use super::{Area, Batch, Mapping, Share};
 use crate::addr::PageIndex;
+use crate::error::OutOfMemory;
+use crate::file::File;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::reserve::Regions;
@@ -19,13 +22,16 @@ impl<M: Machine> Mapping<M> {
     /// A shared mapping starts with what the protocol attaches it to: under `file-tables` with all that is in the file, else
     /// without entries, as on Linux. A private one shares its copies with the child until one of
     /// them writes, and the promise stays with the parent: the child may find the pool empty.
-    pub fn fork(&self, space: M::Space) -> Mapping<M> {
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] when [`Machine::take_step`] says so: a private mapping may have very many copies. Nothing has changed then.
+    pub fn fork(&self, space: M::Space) -> Result<Mapping<M>, OutOfMemory> {
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         // Held until the child is on the list and the parent's entries are read-only in every TLB.
         let placement = self.area.placement().write();
+        let copies = self.area.fork_copies(&self.file)?;
         let mut batch = Batch::new(&self.file);
-        let copies: BTreeMap<PageIndex, Share<M>> =
-            self.area.private().lock().copies.iter().map(|(index, share)| (*index, share.fork())).collect();
         if !copies.is_empty() {
             let level = self.page_size().level();
             self.area.change_entries(
@@ -53,9 +59,38 @@ impl<M: Machine> Mapping<M> {
         let private = Private { copies, used: Regions::default(), owner: false, robbed };
         debug_assert!(private.copies.is_empty() || !self.area.is_shared());
         let child = Self::unattached(self.file.clone(), space, self.area.is_shared(), *placement, private);
+        if Mutant::ForkUnlockedEarly.is_on() {
+            batch.finish();
+            drop(placement);
+            child.attach();
+            return Ok(child);
+        }
         child.attach();
         batch.finish();
-        child
+        Ok(child)
+    }
+}
+
+impl<M: Machine> Area<M> {
+    /// A share for a child of each private copy. The mapping lock is held for writing.
+    fn fork_copies(&self, file: &File<M>) -> Result<BTreeMap<PageIndex, Share<M>>, OutOfMemory> {
+        let mut copies = BTreeMap::new();
+        let mut next = PageIndex(0);
+        while !self.is_shared() {
+            let mut some = [const { None }; COPIES_AT_A_TIME];
+            {
+                let private = self.private().lock();
+                let from_next = private.copies.range(next..);
+                for (place, (index, share)) in some.iter_mut().zip(from_next) {
+                    *place = Some((*index, share.fork()));
+                }
+            }
+            let Some((last, _)) = some.iter().rev().flatten().next() else { break };
+            next = *last + 1;
+            file.hugetlb().machine().take_step()?;
+            copies.extend(some.into_iter().flatten());
+        }
+        Ok(copies)
     }
 }
 

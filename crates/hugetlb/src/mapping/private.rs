@@ -2,7 +2,7 @@
 
 use filetables::{Entry, EntryValue, Format, Protection};
 
-use super::{Access, Area, Batch, Share};
+use super::{Access, Batch, Share};
 use crate::addr::PageIndex;
 use crate::error::FaultError;
 use crate::machine::Machine;
@@ -51,7 +51,7 @@ impl<M: Machine> Fault<'_, M> {
         let (copy, robbed) = {
             let private = self.area.private().lock();
             let share = private.copies.get(&index);
-            (share.map(|share| (share.page().clone(), share.is_sole())), private.robbed)
+            (share.map(|share| (share.is_sole(), share.page().clone())), private.robbed)
         };
         // Looked at under the mapping lock: a truncation that comes later meets what this fault maps.
         if index.0 >= self.file.content().end() {
@@ -63,11 +63,11 @@ impl<M: Machine> Fault<'_, M> {
         let write = self.access == Access::Write;
         match (copy, cached) {
             // No relative sees the store.
-            (Some((page, is_sole)), _) if is_sole || Mutant::CopyOfRelatives.is_on() => {
+            (Some((is_sole, page)), _) if is_sole || Mutant::CopyOfRelatives.is_on() => {
                 self.replace(entry, None, &page, placement.protection);
                 Ok(page)
             }
-            (Some((page, _)), _) if !write => {
+            (Some((_, page)), _) if !write => {
                 self.replace(entry, None, &page, read_only);
                 Ok(page)
             }
@@ -76,7 +76,7 @@ impl<M: Machine> Fault<'_, M> {
                 Ok(page)
             }
             (copy, cached) => {
-                let copy = copy.map(|(page, _)| page);
+                let copy = copy.map(|(_, page)| page);
                 let origin = copy.clone().or(cached);
                 if origin.is_none() && robbed {
                     return Err(FaultError::Sigbus.into());
@@ -165,16 +165,11 @@ impl<M: Machine> Fault<'_, M> {
 
     /// Takes a page away from the mappings that a fork gave it to and that reserved nothing, so that its owner has it alone.
     fn rob_relatives(&self, page: &Arc<Page<M>>) {
-        let relatives: alloc::vec::Vec<Arc<Area<M>>> = self
-            .file
-            .mappings()
-            .read()
-            .values()
-            .filter(|area| !area.is_shared() && area.id() != self.area.id())
-            .cloned()
-            .collect();
-        for area in relatives {
-            area.rob(self.file, self.index.index(), page);
-        }
+        let index = self.index.index();
+        self.file.each_listed(index.0..index.0 + 1, |area| {
+            if !area.is_shared() && area.id() != self.area.id() {
+                area.rob(self.file, index, page);
+            }
+        });
     }
 }

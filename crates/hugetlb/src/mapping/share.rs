@@ -1,6 +1,7 @@
 //! A mapping's share of a private page.
 
 use crate::machine::Machine;
+use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::sync::Arc;
 
@@ -28,6 +29,9 @@ impl<M: Machine> Share<M> {
 
     /// Whether no other mapping has a share. It stays so while the mapping lock keeps forks of this mapping out.
     pub(super) fn is_sole(&self) -> bool {
+        if Mutant::SharesCountedByReferences.is_on() {
+            return Arc::strong_count(&self.0) == 1;
+        }
         self.0.shares() == 1
     }
 

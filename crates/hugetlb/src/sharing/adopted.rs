@@ -19,7 +19,7 @@ use filetables::{Entry, EntryValue, Format, Level, Protection, Slot, Space};
 use super::{Change, Protocol, Purpose, Table};
 use crate::addr::{PageIndex, VirtAddr};
 use crate::error::{FaultError, OutOfMemory};
-use crate::file::File;
+use crate::file::{File, Search};
 use crate::machine::Machine;
 use crate::mapping::{Area, Batch, Fault, Placement, next_slot, publish};
 use crate::mutant::Mutant;
@@ -222,10 +222,12 @@ fn adopt<M: Machine>(
     first: PageIndex,
     protection: Protection,
 ) -> Option<Arc<Table<M>>> {
-    file.mappings().read().values().filter(|other| other.id() != area.id()).find_map(|other| {
+    let search = Search { indices: first.0..first.0 + 1, ages: 0..u64::MAX };
+    file.mappings().read().find(&search, None, |_, other| {
         // The partner may be detaching just now. It is counted out only after its flush, and `adopt` refuses a count of 0:
         // what we get is alive and stays so.
-        other.table(first).filter(|table| table.adopt(protection))
+        let table = if other.id() == area.id() { None } else { other.table(first) };
+        table.filter(|table| table.adopt(protection))
     })
 }
 

@@ -2,6 +2,76 @@
 
 use super::*;
 
+/// A private mapping that has a copy of each page.
+fn private_mapping(pages: u64) -> (System, Arc<File<TestMachine>>, Mapping<TestMachine>) {
+    let hugetlb = hugetlb(pages, ProtocolKind::FileTables);
+    let file = file(&hugetlb, pages * MIB2);
+    let (_, mapping) = map_at(&file, HERE, pages * MIB2, PRIVATE);
+    (0..pages).for_each(|page| store(&mapping, HERE + page * MIB2, page));
+    (hugetlb, file, mapping)
+}
+
+#[test]
+fn what_waits_for_a_flush_is_bounded() {
+    const PAGES: u64 = 1100;
+    let (hugetlb, _file, mapping) = private_mapping(PAGES);
+    let count = |counter: &crate::sync::AtomicU64| counter.load(Ordering::SeqCst);
+    let (flushes, ways) = (count(&hugetlb.machine().flushes), count(&hugetlb.machine().ways_given));
+    mapping.discard(HERE..HERE + PAGES * MIB2).unwrap();
+    assert!(count(&hugetlb.machine().flushes) - flushes >= PAGES / 512);
+    assert!(count(&hugetlb.machine().ways_given) - ways >= PAGES / 512);
+    assert_eq!(pool(&hugetlb), (PAGES, PAGES));
+}
+
+#[test]
+fn a_fork_that_fails_at_any_step_changes_nothing() {
+    let (hugetlb, _file, parent) = private_mapping(200);
+    let mut failures = 0;
+    for steps in 0.. {
+        hugetlb.machine().steps_left.store(steps, Ordering::SeqCst);
+        let child = parent.fork(hugetlb.machine().space());
+        hugetlb.machine().steps_left.store(u64::MAX, Ordering::SeqCst);
+        if let Ok(child) = child {
+            assert_eq!(private_page(&parent).shares(), 2);
+            assert_eq!(load(&child, HERE + 199 * MIB2), 199);
+            break;
+        }
+        failures += 1;
+        assert_eq!(private_page(&parent).shares(), 1);
+        assert_eq!(parent.translate(HERE).map(|(_, writable)| writable), Some(true));
+    }
+    assert!(failures >= 2, "a fork of 200 copies takes one step");
+    assert_eq!(pool(&hugetlb), (0, 0));
+}
+
+#[test]
+fn a_truncation_meets_all_of_many_mappings() {
+    let hugetlb = hugetlb(4, ProtocolKind::FileTables);
+    let file = file(&hugetlb, 4 * MIB2);
+    file.fallocate(FallocateMode::Allocate, 0, 4 * MIB2, || false).unwrap();
+    let options = MapOptions { no_reserve: true, ..PRIVATE };
+    let mappings: std::vec::Vec<_> = (0..50).map(|_| map_at(&file, HERE, 4 * MIB2, options).1).collect();
+    mappings.iter().for_each(|mapping| assert_eq!(load(mapping, HERE + 3 * MIB2), 0));
+    file.truncate(3 * MIB2).unwrap();
+    for mapping in &mappings {
+        assert_eq!(mapping.fault(HERE + 3 * MIB2, Access::Read), Err(FaultError::Sigbus));
+    }
+    assert_eq!(pool(&hugetlb).0, 1);
+}
+
+#[test]
+fn an_owner_takes_its_page_back_from_all_of_many_children() {
+    let (_hugetlb, _file, parent) = private_mapping(1);
+    let child = || parent.fork(parent.file().hugetlb().machine().space()).unwrap();
+    let children: std::vec::Vec<_> = (0..50).map(|_| child()).collect();
+    children.iter().for_each(|child| assert_eq!(load(child, HERE), 0));
+    store(&parent, HERE, 7);
+    assert_eq!(load(&parent, HERE), 7);
+    for child in &children {
+        assert_eq!(child.fault(HERE, Access::Read), Err(FaultError::Sigbus));
+    }
+}
+
 #[test]
 fn a_pool_grows_and_shrinks_in_small_steps() {
     let hugetlb = hugetlb(0, ProtocolKind::FileTables);

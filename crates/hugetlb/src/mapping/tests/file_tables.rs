@@ -30,7 +30,7 @@ fn what_is_in_the_file_faults_in_no_mapping() {
     // What one of them adds is there for the other.
     store(&a, HERE + 3 * MIB2, 5);
     assert!(b.is_resident(HERE + 3 * MIB2));
-    let child = b.fork(hugetlb.machine().space());
+    let child = b.fork(hugetlb.machine().space()).unwrap();
     assert!(child.is_resident(HERE + 3 * MIB2));
     let now = sharing(&hugetlb);
     assert_eq!((now.tables, now.attachments, now.faults), (1, 3, 1));

@@ -148,7 +148,7 @@ fn private_copies_are_copied_on_write_after_a_fork() {
     let (_, parent) = map_at(&file, HERE, 2 * MIB2, PRIVATE);
     assert_eq!(pool(&hugetlb), (4, 2));
     store(&parent, HERE, 1);
-    let child = parent.fork(hugetlb.machine().space());
+    let child = parent.fork(hugetlb.machine().space()).unwrap();
     assert_eq!(load(&child, HERE), 1);
     store(&child, HERE, 2);
     assert_eq!((load(&parent, HERE), load(&child, HERE)), (1, 2));
@@ -166,7 +166,7 @@ fn the_owner_of_the_promise_takes_a_page_back_from_its_children() {
     let file = file(&hugetlb, MIB2);
     let (_, parent) = map_at(&file, HERE, MIB2, PRIVATE);
     store(&parent, HERE, 1);
-    let child = parent.fork(hugetlb.machine().space());
+    let child = parent.fork(hugetlb.machine().space()).unwrap();
     assert_eq!(load(&child, HERE), 1);
     assert_eq!(child.fault(HERE, Access::Write), Err(FaultError::Sigbus));
     store(&parent, HERE, 2);
@@ -245,7 +245,7 @@ fn whoever_looks_at_a_private_page_is_no_sharer_of_it() {
     let file = file(&hugetlb, MIB2);
     let (_, mut parent) = map_at(&file, HERE, MIB2, PRIVATE);
     store(&parent, HERE, 1);
-    let child = parent.fork(hugetlb.machine().space());
+    let child = parent.fork(hugetlb.machine().space()).unwrap();
     let frame = private_page(&parent).frame();
     // A reader, and a checker that has seen the page in both.
     let reader = private_page(&child);
@@ -272,7 +272,7 @@ fn a_child_that_exits_shares_its_pages_until_its_flush() {
     let file = file(&hugetlb, MIB2);
     let (_, parent) = map_at(&file, HERE, MIB2, PRIVATE);
     store(&parent, HERE, 1);
-    let child = parent.fork(hugetlb.machine().space());
+    let child = parent.fork(hugetlb.machine().space()).unwrap();
     load(&child, HERE);
     let page = private_page(&parent);
     assert_eq!(page.shares(), 2);
@@ -362,7 +362,7 @@ fn a_page_that_a_child_still_holds_does_not_renew_the_promise() {
     let file = file(&hugetlb, MIB2);
     let (_, mut parent) = map_at(&file, HERE, MIB2, PRIVATE);
     store(&parent, HERE, 1);
-    let child = parent.fork(hugetlb.machine().space());
+    let child = parent.fork(hugetlb.machine().space()).unwrap();
     // Without an entry, nothing but the two private maps holds the page.
     parent.protect(Protection::empty());
     parent.protect(RW);
@@ -383,7 +383,7 @@ fn a_copy_shows_only_after_the_origin_was_flushed() {
     let file = file(&hugetlb, MIB2);
     let (space, parent) = map_at(&file, HERE, MIB2, PRIVATE);
     store(&parent, HERE, 1);
-    let child = parent.fork(hugetlb.machine().space());
+    let child = parent.fork(hugetlb.machine().space()).unwrap();
     assert_eq!(load(&parent, HERE), 1);
     // At each flush the entry that is flushed must be gone, or writable by nobody.
     let before = hugetlb.machine().flushes.load(crate::sync::Ordering::SeqCst);
@@ -443,7 +443,8 @@ fn a_walk_that_found_a_mapping_before_it_went_does_not_touch_what_came_to_its_pl
     let (space, gone) = map_at(&old, HERE, 2 * MIB2, SHARED);
     store(&gone, HERE, 1);
     // What a truncation of the old file holds while it waits for the mapping's lock.
-    let area = old.mappings().read().values().next().cloned().unwrap();
+    let everything = crate::file::Search { indices: 0..u64::MAX, ages: 0..u64::MAX };
+    let area = old.mappings().read().find(&everything, None, |_, area| Some(area.clone())).unwrap();
     drop(gone);
     let mapping = new.map(space, HERE, 2 * MIB2, 0, SHARED).unwrap();
     store(&mapping, HERE, 2);
