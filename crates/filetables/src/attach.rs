@@ -114,9 +114,8 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         rights: Protection,
         tally: &mut AttachTally,
     ) -> Result<(), OutOfMemory> {
-        let end = |this: &Self| this.end().min(extent.first.saturating_add(extent.pages));
         let mut at = extent.first;
-        while let Some(index) = self.next(at..end(self)) {
+        while let Some(index) = self.next(at..self.end().min(extent.end_index())) {
             let address = extent.start + ((index - extent.first) << self.leaf.shift());
             let slot = extent.highest_slot(address);
             if let Some(slot) = slot {

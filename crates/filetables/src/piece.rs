@@ -85,25 +85,34 @@ impl<P: Frame> Piece<P> {
         self.pages.get_mut(within)?.take()
     }
 
+    /// The index behind the last page. The last piece has one page less: an index behind it would not be one.
+    fn end(&self) -> u64 {
+        self.first.saturating_add(PIECE_PAGES)
+    }
+
+    /// Where the next word begins, if that is before `end` and in the piece.
+    fn next_word(&self, at: u64, end: u64) -> Option<u64> {
+        let next = (at - at % PIECE_PAGES % WORD).checked_add(WORD)?;
+        (next < end.min(self.end())).then_some(next)
+    }
+
     /// The pages of the range that are there, at most those of one word of the piece.
     fn word(&self, from: u64, end: u64) -> u64 {
         let within = self.within(from) as u64;
         let bits = self.present[(within / WORD) as usize] & (u64::MAX << (within % WORD));
-        let last = (end - from + within % WORD).min(WORD);
-        if last == WORD { bits } else { bits & ((1 << last) - 1) }
+        let last = (end - from).min(WORD) + within % WORD;
+        if last >= WORD { bits } else { bits & ((1 << last) - 1) }
     }
 
     /// The first page at or behind `from`, up to `end` or the end of the piece.
     pub(crate) fn next(&self, from: u64, end: u64) -> Option<u64> {
-        let end = end.min(self.first + PIECE_PAGES);
-        let mut at = from;
-        while at < end {
-            let bits = self.word(at, end);
-            let base = at - at % PIECE_PAGES % WORD;
+        let mut at = Some(from).filter(|from| *from < end.min(self.end()));
+        while let Some(from) = at {
+            let bits = self.word(from, end);
             if bits != 0 {
-                return Some(base + u64::from(bits.trailing_zeros()));
+                return Some(from - from % PIECE_PAGES % WORD + u64::from(bits.trailing_zeros()));
             }
-            at = base + WORD;
+            at = self.next_word(from, end);
         }
         None
     }
@@ -116,12 +125,11 @@ impl<P: Frame> Piece<P> {
 
     /// How many pages of the range are there.
     pub(crate) fn count(&self, indices: Range<u64>) -> u64 {
-        let (mut at, end) =
-            (indices.start.max(self.first), indices.end.min(self.first.saturating_add(PIECE_PAGES)));
-        let mut count = 0;
-        while at < end {
-            count += u64::from(self.word(at, end).count_ones());
-            at = at - at % PIECE_PAGES % WORD + WORD;
+        let (first, end) = (indices.start.max(self.first), indices.end.min(self.end()));
+        let (mut at, mut count) = (Some(first).filter(|first| *first < end), 0);
+        while let Some(from) = at {
+            count += u64::from(self.word(from, end).count_ones());
+            at = self.next_word(from, end);
         }
         count
     }
@@ -160,7 +168,7 @@ impl<P: Frame> Piece<P> {
     /// Both under the lock: a page that leaves the piece later has no entry anywhere.
     pub(crate) fn forget<M: Machine>(&mut self, machine: &M, over: &Over) {
         let entries = machine.table(over.frame);
-        let end = over.window.indices().end.min(self.first + PIECE_PAGES);
+        let end = over.window.indices().end.min(self.end());
         let mut next = self.next(over.window.first.max(self.first), end);
         while let Some(index) = next {
             if let Some(entry) = over.window.entry_of(index) {
@@ -194,8 +202,7 @@ impl<P: Frame> Piece<P> {
                 show_in(machine, over, entry, page.frame());
             }
         }
-        let next = base + WORD;
-        (next < end && !next.is_multiple_of(PIECE_PAGES) && next < self.first + PIECE_PAGES).then_some(next)
+        self.next_word(from, end)
     }
 
     /// Clears the entries of a page in all tables; returns whether there were any. Who asks flushes afterwards.

@@ -193,12 +193,16 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     ///
     /// # Errors
     ///
-    /// As [`FileTables::insert`], but [`InsertError::BeyondEnd`].
+    /// As [`FileTables::insert`], but [`InsertError::BeyondEnd`] of the index `u64::MAX` only.
     pub fn insert_anywhere(&self, index: u64, page: P) -> Result<(), InsertError> {
         self.insert_if(index, page, |_| true)
     }
 
     fn insert_if(&self, index: u64, page: P, may: impl FnOnce(u64) -> bool) -> Result<(), InsertError> {
+        // No end lies behind the last index, so no range reaches it.
+        if index == u64::MAX {
+            return Err(InsertError::BeyondEnd);
+        }
         let mut piece = self.piece_with(index / PIECE_PAGES, Need::Places)?;
         // Under the lock: see `set_end`.
         let end = self.end();

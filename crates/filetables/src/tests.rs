@@ -281,6 +281,48 @@ fn a_sparse_file_is_walked_by_its_pages() {
     assert_eq!(file.visible(500..520), 2);
 }
 
+/// Indices go up to 2^64, whatever the owner's files do.
+#[test]
+fn the_last_indices_are_as_all_others() {
+    const LAST: u64 = u64::MAX - 1;
+    let machine = TestMachine::new(16);
+    let file = file(&machine, Level::Pmd, u64::MAX);
+    let indices = [LAST - 600, LAST - 64, LAST - 63, LAST - 1, LAST];
+    indices.iter().for_each(|index| file.insert(*index, page(Level::Pmd, *index & 0xfff)).unwrap());
+    assert_eq!(file.insert_anywhere(u64::MAX, page(Level::Pmd, 0)), Err(InsertError::BeyondEnd));
+    assert_eq!(file.next(LAST..u64::MAX), Some(LAST));
+    assert_eq!(file.next(LAST - 600 + 1..u64::MAX), Some(LAST - 64));
+    assert_eq!(file.run(LAST - 1, u64::MAX), LAST - 1..u64::MAX);
+    assert_eq!((file.visible(0..u64::MAX), file.visible(LAST - 63..LAST)), (5, 2));
+    // At a phase, so that the window lies over the last two pieces; and one that is longer than the file can be.
+    for pages in [700, 1 << 40] {
+        let mapping = Mapping::new(&machine, &file, 8 * GIB + (100 << 21), u64::MAX - 700, pages);
+        for index in indices {
+            assert_eq!(mapping.sees(index), Some(page(Level::Pmd, index & 0xfff).0), "{index:#x}");
+        }
+        file.check().unwrap();
+    }
+    let removed = file.remove(LAST - 1..u64::MAX, |_, _| {});
+    assert_eq!(removed, Removed { shown: false, pages: 2 });
+    file.set_end(LAST - 600);
+    assert_eq!((file.visible(0..u64::MAX), file.len()), (0, 3));
+    file.set_end(u64::MAX);
+    assert_eq!(file.visible(0..u64::MAX), 3);
+}
+
+/// The end of the address space is none of the mapping's that would go beyond it.
+#[test]
+fn a_mapping_ends_with_the_address_space() {
+    let machine = TestMachine::new(16);
+    let file = file(&machine, Level::Pmd, 1 << 50);
+    file.insert(1 << 44, page(Level::Pmd, 1)).unwrap();
+    file.insert(3, page(Level::Pmd, 3)).unwrap();
+    // 520 GiB below its end, and longer than all of it.
+    let mapping = Mapping::new(&machine, &file, (520 * GIB).wrapping_neg(), 0, u64::MAX >> 2);
+    assert_eq!((mapping.sees(3), counts(&file)), (Some(page(Level::Pmd, 3).0), (1, 1)));
+    assert!(mapping.extent.end() > mapping.extent.start);
+}
+
 #[test]
 fn of_two_mappings_in_a_slot_the_first_is_attached() {
     let machine = TestMachine::new(16);

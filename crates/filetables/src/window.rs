@@ -37,6 +37,8 @@ impl Window {
 }
 
 /// Pages of a file at addresses: what a mapping is to the tables of a file.
+///
+/// Pages whose index or address would be behind the last there is are none of the mapping's.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extent {
     /// The first address, a multiple of the page size.
@@ -68,9 +70,19 @@ pub struct Slot {
 pub const HIGHEST: Level = Level::Pud;
 
 impl Extent {
+    /// How many pages have an index and an address.
+    fn fitting(&self) -> u64 {
+        self.pages.min(u64::MAX - self.first).min((u64::MAX - self.start.0) >> self.leaf.shift())
+    }
+
     /// The address behind the last page.
     pub fn end(&self) -> VirtAddr {
-        self.start + (self.pages << self.leaf.shift())
+        self.start + (self.fitting() << self.leaf.shift())
+    }
+
+    /// The index behind the last page.
+    pub fn end_index(&self) -> u64 {
+        self.first + self.fitting()
     }
 
     /// The part that lies in the slot of a process's entry of `level` around `address`, which the mapping covers.
