@@ -163,13 +163,28 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     ///
     /// # Errors
     ///
-    /// [`OutOfMemory`] when a table could not be made.
+    /// [`OutOfMemory`] when a table could not be made. What was attached before stays, and is in the tally.
     pub fn attach_for_fault(
         &self,
         space: &M::Space,
         extent: &Extent,
         address: VirtAddr,
         rights: Protection,
+        tally: &mut AttachTally,
+    ) -> Result<Attached, OutOfMemory> {
+        let attached = self.attach_around(space, extent, address, rights, tally)?;
+        tally.add(attached);
+        Ok(attached)
+    }
+
+    /// As [`FileTables::attach_for_fault`], but what comes of it is not in the tally yet.
+    fn attach_around(
+        &self,
+        space: &M::Space,
+        extent: &Extent,
+        address: VirtAddr,
+        rights: Protection,
+        tally: &mut AttachTally,
     ) -> Result<Attached, OutOfMemory> {
         let Some(mut slot) = extent.highest_slot(address) else { return Ok(Attached::Occupied) };
         loop {
@@ -183,9 +198,15 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             match attached {
                 Attached::Empty => return Ok(attached),
                 Attached::Before | Attached::Shared | Attached::Made => {
-                    // Crowded: the mapping has to leave the slot, and to find its way one level down.
-                    let is_crowded = self.complete(extent, slot, address)?;
-                    return Ok(if is_crowded { Attached::Crowded } else { attached });
+                    return match self.complete(extent, slot, address) {
+                        Ok(false) => Ok(attached),
+                        // It is attached all the same.
+                        other => {
+                            tally.add(attached);
+                            // The mapping has to leave the slot, and to find its way one level down.
+                            other.map(|_| Attached::Crowded)
+                        }
+                    };
                 }
                 // One level down there may be a way.
                 Attached::Occupied | Attached::Neighbour | Attached::Crowded => {}

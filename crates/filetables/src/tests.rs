@@ -64,7 +64,9 @@ impl<'f> Mapping<'f> {
 
     /// A fault on a page that was added.
     fn fault(&self, index: u64) -> Attached {
-        let attached = self.file.attach_for_fault(&self.space, &self.extent, self.address(index), ALL);
+        let mut tally = AttachTally::default();
+        let (space, address) = (&self.space, self.address(index));
+        let attached = self.file.attach_for_fault(space, &self.extent, address, ALL, &mut tally);
         self.file.show(index);
         attached.unwrap()
     }
@@ -250,6 +252,28 @@ fn without_memory_for_a_table_nothing_has_changed() {
     assert_eq!(file.attach_all(&space, &extent, ALL, &mut tally), Err(OutOfMemory));
     assert_eq!((tally, counts(&file)), (AttachTally::default(), (0, 0)));
     file.check().unwrap();
+}
+
+#[test]
+fn an_attachment_is_tallied_though_a_table_below_cannot_be_had() {
+    // The frame goes to the file's PUD table, and none is left for the PMD table below.
+    let machine = TestMachine::new(1);
+    let file = file(&machine, Level::Pmd, 1 << 18);
+    file.insert(0, page(Level::Pmd, 0)).unwrap();
+    let extent =
+        Extent { start: VirtAddr(512 * GIB), first: 0, pages: 1 << 18, leaf: Level::Pmd, rights: ALL };
+    let space = machine.space();
+    let mut tally = AttachTally::default();
+    for made in [1, 0] {
+        let attached = file.attach_for_fault(&space, &extent, extent.start, ALL, &mut tally);
+        assert_eq!(attached, Err(OutOfMemory));
+        assert_eq!(core::mem::take(&mut tally), AttachTally { made, ..AttachTally::default() });
+        assert_eq!(counts(&file), (1, 1));
+    }
+    let (slot, entry) = file.attachments(&space, &extent).next().unwrap();
+    entry.store(EntryValue::default(), sync::Ordering::SeqCst);
+    file.detach(&slot.window);
+    assert_eq!(counts(&file), (0, 0));
 }
 
 #[test]

@@ -68,11 +68,11 @@ impl<M: Machine> Protocol<M> for FileTables {
         let content = fault.file.content();
         fault.area.join(fault.file)?;
         let (space, extent) = (fault.area.space(), fault.area.extent(&placement));
-        let attached = content.attach_for_fault(space, &extent, fault.address, placement.protection)?;
         let mut tally = AttachTally::default();
-        tally.add(attached);
+        let attached =
+            content.attach_for_fault(space, &extent, fault.address, placement.protection, &mut tally);
         count(fault.file.hugetlb().counters(), &tally);
-        match attached {
+        match attached? {
             // Empty: a truncation has just put the page behind the end. The access faults once more.
             Attached::Before | Attached::Shared | Attached::Made | Attached::Empty => {
                 // Who makes a table may not have come to the page yet.
