@@ -5,14 +5,20 @@
 //!
 //! Inserting, removing and changing an entry takes O(log n) steps. The tree is never higher than 1.44 log2(n + 2), and so deep is the recursion:
 //! 29 frames for a million entries, which suits the small stacks of kernels.
+//!
+//! Under a lock that nobody may allocate under, an [`Entry`] is allocated before and freed after: inserting it and taking it out only link it.
 
 #![no_std]
 #![forbid(unsafe_code)]
 
 extern crate alloc;
 
-use alloc::boxed::Box;
 use core::cmp::Ordering;
+
+pub use entry::{Entry, OutOfMemory};
+use entry::{Link, Node, Own};
+
+mod entry;
 
 #[cfg(test)]
 mod tests;
@@ -25,17 +31,6 @@ pub trait Summary<K, V> {
     /// Takes in the summary of further entries. The order in which summaries are joined does not matter.
     fn join(&mut self, other: &Self);
 }
-
-struct Node<K, V, S> {
-    key: K,
-    value: V,
-    summary: S,
-    height: u8,
-    left: Link<K, V, S>,
-    right: Link<K, V, S>,
-}
-
-type Link<K, V, S> = Option<Box<Node<K, V, S>>>;
 
 /// The map.
 pub struct SummaryTree<K, V, S> {
@@ -69,16 +64,32 @@ impl<K, V, S> Default for SummaryTree<K, V, S> {
 impl<K: Ord, V, S: Summary<K, V>> SummaryTree<K, V, S> {
     /// Adds an entry; the value that the key had is returned.
     pub fn insert(&mut self, key: K, value: V) -> Option<V> {
-        let old = insert(&mut self.root, key, value);
-        self.len += usize::from(old.is_none());
+        let Err(entry) = self.insert_entry(Entry(Own::new(Node::new(key, value)))) else { return None };
+        let (key, value) = entry.into_pair();
+        let mut old = None;
+        self.update(&key, |there| old = Some(core::mem::replace(there, value)));
         old
+    }
+
+    /// Adds an entry, without allocating. It comes back when the key is there already.
+    pub fn insert_entry(&mut self, entry: Entry<K, V, S>) -> Result<(), Entry<K, V, S>> {
+        insert(&mut self.root, entry.0).map_err(Entry)?;
+        self.len += 1;
+        Ok(())
     }
 
     /// Takes an entry out.
     pub fn remove(&mut self, key: &K) -> Option<V> {
-        let removed = remove(&mut self.root, key)?;
+        self.remove_entry(key).map(|entry| entry.into_pair().1)
+    }
+
+    /// As [`SummaryTree::remove`], without freeing memory: the caller drops the entry.
+    pub fn remove_entry(&mut self, key: &K) -> Option<Entry<K, V, S>> {
+        let mut removed = remove(&mut self.root, key)?;
+        // It may come back: of itself it knows only what an entry without children does.
+        removed.refresh();
         self.len -= 1;
-        Some(removed.value)
+        Some(Entry(removed))
     }
 
     /// Changes the value of a key; false when there is none.
@@ -133,10 +144,50 @@ impl<K: Ord, V, S: Summary<K, V>> SummaryTree<K, V, S> {
         find::<_, _, _, _, true>(&self.root, Some(end), &may, &mut look)
     }
 
+    /// Shows `look` the entries from `start` on in ascending order until it gives something.
+    pub fn find_from<'a, T>(
+        &'a self,
+        start: &K,
+        mut look: impl FnMut(&'a K, &'a V) -> Option<T>,
+    ) -> Option<T> {
+        find_from(&self.root, Some(start), &mut look)
+    }
+
     /// The summary of all entries.
     pub fn summary(&self) -> Option<&S> {
         self.root.as_deref().map(|root| &root.summary)
     }
+}
+
+/// Without summaries values may change in place.
+impl<K: Ord, V> SummaryTree<K, V, ()> {
+    /// The value of a key, to change it.
+    pub fn get_mut(&mut self, key: &K) -> Option<&mut V> {
+        let mut at = self.root.as_deref_mut()?;
+        loop {
+            at = match key.cmp(&at.key) {
+                Ordering::Equal => return Some(&mut at.value),
+                Ordering::Less => at.left.as_deref_mut()?,
+                Ordering::Greater => at.right.as_deref_mut()?,
+            };
+        }
+    }
+
+    /// As [`SummaryTree::find_from`], to change the values.
+    pub fn find_from_mut<T>(
+        &mut self,
+        start: &K,
+        mut look: impl FnMut(&K, &mut V) -> Option<T>,
+    ) -> Option<T> {
+        find_from_mut(&mut self.root, Some(start), &mut look)
+    }
+}
+
+/// Nothing is known.
+impl<K, V> Summary<K, V> for () {
+    fn of(_: &K, _: &V) {}
+
+    fn join(&mut self, (): &()) {}
 }
 
 fn height<K, V, S>(link: &Link<K, V, S>) -> u8 {
@@ -203,19 +254,21 @@ fn balance<K, V, S: Summary<K, V>>(link: &mut Link<K, V, S>) {
     }
 }
 
-fn insert<K: Ord, V, S: Summary<K, V>>(link: &mut Link<K, V, S>, key: K, value: V) -> Option<V> {
+fn insert<K: Ord, V, S: Summary<K, V>>(
+    link: &mut Link<K, V, S>,
+    new: Own<Node<K, V, S>>,
+) -> Result<(), Own<Node<K, V, S>>> {
     let Some(node) = link else {
-        let summary = S::of(&key, &value);
-        *link = Some(Box::new(Node { key, value, summary, height: 1, left: None, right: None }));
-        return None;
+        *link = Some(new);
+        return Ok(());
     };
-    let old = match key.cmp(&node.key) {
-        Ordering::Less => insert(&mut node.left, key, value),
-        Ordering::Greater => insert(&mut node.right, key, value),
-        Ordering::Equal => Some(core::mem::replace(&mut node.value, value)),
-    };
+    match new.key.cmp(&node.key) {
+        Ordering::Less => insert(&mut node.left, new)?,
+        Ordering::Greater => insert(&mut node.right, new)?,
+        Ordering::Equal => return Err(new),
+    }
     balance(link);
-    old
+    Ok(())
 }
 
 fn update<K: Ord, V, S: Summary<K, V>>(
@@ -289,4 +342,33 @@ fn find<'a, K: Ord, V, S, T, const DOWN: bool>(
     find::<_, _, _, _, DOWN>(first, first_end, may, look)
         .or_else(|| look(&node.key, &node.value))
         .or_else(|| find::<_, _, _, _, DOWN>(second, second_end, may, look))
+}
+
+fn find_from<'a, K: Ord, V, S, T>(
+    link: &'a Link<K, V, S>,
+    start: Option<&K>,
+    look: &mut impl FnMut(&'a K, &'a V) -> Option<T>,
+) -> Option<T> {
+    let node = link.as_deref()?;
+    if start.is_some_and(|start| node.key < *start) {
+        return find_from(&node.right, start, look);
+    }
+    find_from(&node.left, start, look)
+        .or_else(|| look(&node.key, &node.value))
+        // All that is right of it is behind the start, too.
+        .or_else(|| find_from(&node.right, None, look))
+}
+
+fn find_from_mut<K: Ord, V, S, T>(
+    link: &mut Link<K, V, S>,
+    start: Option<&K>,
+    look: &mut impl FnMut(&K, &mut V) -> Option<T>,
+) -> Option<T> {
+    let node = link.as_deref_mut()?;
+    if start.is_some_and(|start| node.key < *start) {
+        return find_from_mut(&mut node.right, start, look);
+    }
+    find_from_mut(&mut node.left, start, look)
+        .or_else(|| look(&node.key, &mut node.value))
+        .or_else(|| find_from_mut(&mut node.right, None, look))
 }

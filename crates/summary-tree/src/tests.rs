@@ -6,7 +6,8 @@ use core::cell::Cell;
 
 use proptest::prelude::*;
 
-use super::{Link, Summary, SummaryTree};
+use super::entry::Link;
+use super::{Entry, Summary, SummaryTree};
 
 /// The largest value.
 struct Largest(u32);
@@ -34,6 +35,14 @@ fn check(link: &Link<u32, u32, Largest>, low: Option<u32>, high: Option<u32>) ->
     let largest = node.value.max(left.2).max(right.2);
     assert_eq!(node.summary.0, largest);
     (node.height, 1 + left.1 + right.1, largest)
+}
+
+/// Checks balance and heights.
+fn height(link: &Link<u32, u32, ()>) -> u8 {
+    let Some(node) = link else { return 0 };
+    let (left, right) = (height(&node.left), height(&node.right));
+    assert!(left.abs_diff(right) <= 1 && node.height == 1 + left.max(right), "balance");
+    node.height
 }
 
 #[derive(Clone, Debug)]
@@ -99,6 +108,63 @@ proptest! {
         prop_assert_eq!(found, None);
         let expected: Vec<u32> = model.range(..end).filter_map(|(key, value)| wanted(key, value)).collect();
         prop_assert_eq!(all, expected);
+    }
+}
+
+proptest! {
+    #[test]
+    fn entries_come_and_go_as_they_are(steps in steps(), start in 0..62u32) {
+        let (mut tree, mut model) = (SummaryTree::<u32, u32, ()>::new(), BTreeMap::new());
+        let mut taken = Vec::new();
+        for step in steps {
+            match step {
+                Step::Insert(key, value) => {
+                    let back = tree.insert_entry(Entry::try_new(key, value).unwrap());
+                    let expected = if model.contains_key(&key) { Some((key, value)) } else { None };
+                    prop_assert_eq!(back.err().map(Entry::into_pair), expected);
+                    model.entry(key).or_insert(value);
+                }
+                Step::Remove(key) => {
+                    let entry = tree.remove_entry(&key);
+                    prop_assert_eq!(entry.is_some(), model.remove(&key).is_some());
+                    taken.extend(entry);
+                }
+                Step::Update(key, value) => {
+                    // What was taken out can come back.
+                    if let Some(entry) = taken.pop() {
+                        if let Err(entry) = tree.insert_entry(entry) {
+                            prop_assert!(model.contains_key(&entry.into_pair().0));
+                        } else {
+                            model = BTreeMap::new();
+                            tree.find_from(&0, |key, value| {
+                                model.insert(*key, *value);
+                                None::<()>
+                            });
+                        }
+                    }
+                    let there = tree.get_mut(&key).map(|old| *old = value).is_some();
+                    prop_assert_eq!(there, model.get_mut(&key).map(|old| *old = value).is_some());
+                }
+            }
+            height(&tree.root);
+            prop_assert_eq!((tree.len(), tree.is_empty()), (model.len(), model.is_empty()));
+        }
+        let (mut seen, mut changed) = (Vec::new(), Vec::new());
+        tree.find_from(&start, |key, value| {
+            seen.push((*key, *value));
+            None::<()>
+        });
+        prop_assert!(seen.iter().copied().eq(model.range(start..).map(|(key, value)| (*key, *value))));
+        let third = tree.find_from_mut(&start, |key, value| {
+            *value += 1;
+            changed.push((*key, *value - 1));
+            (changed.len() == 3).then_some(*key)
+        });
+        prop_assert_eq!(&changed[..], &seen[..seen.len().min(3)]);
+        prop_assert_eq!(third, seen.get(2).map(|(key, _)| *key));
+        for (key, value) in changed {
+            prop_assert_eq!(tree.get(&key), Some(&(value + 1)));
+        }
     }
 }
 
