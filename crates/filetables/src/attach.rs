@@ -309,10 +309,12 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         if slot.whole || Mutant::StrangersTableTaken.is_on() {
             return true;
         }
-        let Some(mut piece) = self.piece(pieces(&slot.window).0) else { return false };
-        // Once more under the lock: both tables are alive at this moment, so one frame is one table.
-        piece.find(&slot.window).is_some_and(|over| over.frame == frame)
-            && leads_to(entry.load(Ordering::Acquire)) == Some(frame)
+        let is_same = self.with_piece(pieces(&slot.window).0, |piece| {
+            // Once more under the lock: both tables are alive at this moment, so one frame is one table.
+            piece.find(&slot.window).is_some_and(|over| over.frame == frame)
+                && leads_to(entry.load(Ordering::Acquire)) == Some(frame)
+        });
+        is_same.unwrap_or(false)
     }
 
     /// Calls `write` with a table of leaves; counts an attachment if it could. `None` when there is no such table.
@@ -321,13 +323,14 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         window: &Window,
         write: &mut impl FnMut(PhysAddr) -> Result<(), E>,
     ) -> Option<Result<(), E>> {
-        let mut piece = self.piece(pieces(window).0)?;
-        let over = piece.find(window)?;
-        let written = write(over.frame);
-        if written.is_ok() && !Mutant::AttachmentNotCounted.is_on() {
-            over.attachments += 1;
-        }
-        Some(written)
+        self.change_piece(pieces(window).0, |piece| {
+            let over = piece.find_mut(window)?;
+            let written = write(over.frame);
+            if written.is_ok() && !Mutant::AttachmentNotCounted.is_on() {
+                over.attachments += 1;
+            }
+            Some(written)
+        })?
     }
 
     /// Makes the table of a window, which counts its maker as an attachment.
@@ -355,35 +358,37 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     fn is_there(&self, window: &Window) -> bool {
         match window.level > self.leaf {
             true => self.has_upper(window),
-            false => self.piece(pieces(window).0).is_some_and(|mut piece| piece.find(window).is_some()),
+            false => {
+                let found = self.with_piece(pieces(window).0, |piece| piece.find(window).is_some());
+                found.unwrap_or(false)
+            }
         }
     }
 
     fn add_leaf(&self, over: &Over) -> Result<Made, OutOfMemory> {
         let (home, last) = pieces(&over.window);
         if last != home {
-            let mut piece = self.piece_with(last, Need::Note)?;
-            if piece.over().len() >= MOST_WINDOWS {
-                piece.settle();
+            let noted = self.change_piece_with(last, Need::Note, |piece| {
+                let has_room = piece.over().len() < MOST_WINDOWS;
+                if has_room {
+                    piece.note(Over { attachments: 0, ..*over });
+                }
+                has_room
+            });
+            if !noted? {
                 return Ok(Made::Crowded);
             }
-            piece.note(Over { attachments: 0, ..*over });
         }
-        let made = match self.piece_with(home, Need::Note) {
-            Err(error) => Err(error),
-            Ok(mut piece) => {
-                let made = if piece.find(&over.window).is_some() && !Mutant::TableMadeTwice.is_on() {
-                    Made::Before
-                } else if piece.over().len() >= MOST_WINDOWS {
-                    Made::Crowded
-                } else {
-                    piece.note(*over);
-                    Made::Now
-                };
-                piece.settle();
-                Ok(made)
+        let made = self.change_piece_with(home, Need::Note, |piece| {
+            if piece.find(&over.window).is_some() && !Mutant::TableMadeTwice.is_on() {
+                Made::Before
+            } else if piece.over().len() >= MOST_WINDOWS {
+                Made::Crowded
+            } else {
+                piece.note(*over);
+                Made::Now
             }
-        };
+        });
         if !matches!(made, Ok(Made::Now)) {
             if last != home {
                 self.forget(last, over);
@@ -393,10 +398,12 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         for number in home..=last {
             let mut from = Some(over.window.first.max(number * PIECE_PAGES));
             while let Some(at) = from {
-                let Some(piece) = self.piece(number) else { break };
-                // The end is looked at under the lock: see `set_end`.
-                let end = over.window.indices().end.min(self.end());
-                from = if at < end { piece.fill(&*self.machine, over, at, end) } else { None };
+                let next = self.with_piece(number, |piece| {
+                    // The end is looked at under the lock: see `set_end`.
+                    let end = over.window.indices().end.min(self.end());
+                    if at < end { piece.fill(&*self.machine, over, at, end) } else { None }
+                });
+                from = next.flatten();
             }
         }
         made
@@ -404,10 +411,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
 
     /// Takes the note of a table out of a piece, with the entries for the piece's pages: nobody is attached.
     fn forget(&self, number: u64, over: &Over) {
-        if let Some(mut piece) = self.piece(number) {
-            piece.forget(&*self.machine, over);
-            piece.settle();
-        }
+        self.change_piece(number, |piece| piece.forget(&*self.machine, over));
     }
 
     /// Counts an attachment out whose entry was cleared and whose TLBs were flushed. The last one takes the table away;
@@ -423,15 +427,19 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             return self.count_out_upper(window);
         }
         let (home, last) = pieces(window);
-        let Some(mut piece) = self.piece(home) else { return missing("no piece has the table") };
-        let Some(over) = piece.find(window) else { return missing("no such table") };
-        over.attachments -= 1;
+        let counted = self.change_piece(home, |piece| {
+            let over = piece.find_mut(window)?;
+            over.attachments -= 1;
+            let over = *over;
+            if over.attachments == 0 {
+                piece.forget(&*self.machine, &over);
+            }
+            Some(over)
+        });
+        let Some(over) = counted.flatten() else { return missing("no such table") };
         if over.attachments > 0 {
             return false;
         }
-        let over = *over;
-        piece.forget(&*self.machine, &over);
-        piece.settle();
         if last != home {
             self.forget(last, &over);
         }

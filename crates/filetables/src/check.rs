@@ -26,10 +26,11 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     fn leaves(&self) -> Vec<Over> {
         let mut tables = Vec::new();
         for stripe in self.stripes.get().map_or(&[][..], |stripes| &stripes[..]) {
-            for (number, piece) in stripe.lock().pieces.from(0) {
+            stripe.lock().pieces.find_from(&0, |number, piece| {
                 let home = |over: &&Over| over.window.first / PIECE_PAGES == *number;
                 tables.extend(piece.over().iter().filter(home).copied());
-            }
+                None::<()>
+            });
         }
         tables
     }
@@ -90,8 +91,9 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         if window.level > self.leaf {
             return self.upper_attachments(window, frame);
         }
-        let mut piece = self.piece(window.first / PIECE_PAGES)?;
-        piece.find(window).filter(|over| over.frame == frame).map(|over| over.attachments)
+        self.with_piece(window.first / PIECE_PAGES, |piece| {
+            piece.find(window).filter(|over| over.frame == frame).map(|over| over.attachments)
+        })?
     }
 
     fn check_leaves(
@@ -107,26 +109,29 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             }
             let within = number.checked_sub(usize::from(window.entry)).map(|within| within as u64);
             let index = within.filter(|within| *within < window.pages).map(|within| window.first + within);
-            let piece = index.and_then(|index| self.piece(index / PIECE_PAGES));
-            // Under the lock: what a leaf leads to cannot leave the content before it was compared.
-            let value = entry.load(Ordering::Acquire);
-            if value.0 == 0 {
-                continue;
-            }
-            let page = index.and_then(|index| piece.as_ref()?.get(index));
-            let found =
-                M::Format::is_leaf(window.level, value).then(|| M::Format::leaf_frame(window.level, value));
-            match (index, page) {
-                (Some(index), Some(page)) if found == Some(page.frame()) => {
-                    seen(Seen::Page(index, page))?;
+            // Under the lock of the piece: what a leaf leads to cannot leave the content before it was compared.
+            let mut compare = |page: Option<&P>| {
+                let value = entry.load(Ordering::Acquire);
+                if value.0 == 0 {
+                    return Ok(());
                 }
-                _ => {
-                    let wanted = page.map(|page| page.frame());
-                    return Err(format!(
-                        "invariant 1: entry {number} of the table {frame:?} is {value:?}, the page {wanted:?}"
-                    ));
+                let found = M::Format::is_leaf(window.level, value)
+                    .then(|| M::Format::leaf_frame(window.level, value));
+                match (index, page) {
+                    (Some(index), Some(page)) if found == Some(page.frame()) => {
+                        seen(Seen::Page(index, page)).map(|_| ())
+                    }
+                    _ => {
+                        let wanted = page.map(|page| page.frame());
+                        Err(format!(
+                            "invariant 1: entry {number} of the table {frame:?} is {value:?}, the page {wanted:?}"
+                        ))
+                    }
                 }
-            }
+            };
+            let compared = index
+                .and_then(|index| self.with_piece(index / PIECE_PAGES, |piece| compare(piece.get(index))));
+            compared.unwrap_or_else(|| compare(None))?;
         }
         Ok(())
     }

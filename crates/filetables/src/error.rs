@@ -14,6 +14,12 @@ impl fmt::Display for OutOfMemory {
 
 impl core::error::Error for OutOfMemory {}
 
+impl From<summary_tree::OutOfMemory> for OutOfMemory {
+    fn from(_: summary_tree::OutOfMemory) -> OutOfMemory {
+        OutOfMemory
+    }
+}
+
 /// Why a page could not be added to the content.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum InsertError {

@@ -139,7 +139,12 @@ impl<P: Frame> Piece<P> {
         &self.over
     }
 
-    pub(crate) fn find(&mut self, window: &Window) -> Option<&mut Over> {
+    pub(crate) fn find(&self, window: &Window) -> Option<&Over> {
+        self.over.iter().find(|over| over.window == *window)
+    }
+
+    /// As [`Piece::find`], to count attachments.
+    pub(crate) fn find_mut(&mut self, window: &Window) -> Option<&mut Over> {
         self.over.iter_mut().find(|over| over.window == *window)
     }
 

@@ -1,19 +1,19 @@
 //! Stripes: the locks of a file's pieces.
 //!
 //! A piece belongs to the stripe of its number. Neighbouring pieces have different locks, and pieces that are empty cost
-//! nothing. What a piece needs before it is changed (places for pages, room for the note of a table) is allocated while no
-//! lock is held: [`FileTables::piece_with`] looks, lets the lock go, allocates, and looks again.
+//! nothing. What a piece needs before it is changed (the piece itself, places for pages, room for the note of a table) is
+//! allocated while no lock is held: [`FileTables::change_piece_with`] looks, lets the lock go, allocates, and looks again.
+//! Under the lock a piece is linked into a tree or taken out of it, in O(log pieces) steps.
 
 use alloc::boxed::Box;
 use alloc::vec::Vec;
-use core::ops::{Deref, DerefMut};
 
 use crate::addr::TABLE_ENTRIES;
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
-use crate::memory::{Boxed, Shelf, vec_with_room};
+use crate::memory::{Leaf, Tree, vec_with_room};
 use crate::piece::{Over, Piece};
-use crate::sync::{Ordering, Spin, SpinGuard, fence};
+use crate::sync::{Ordering, Spin, fence};
 use crate::tables::{FileTables, Frame};
 
 /// Stripes of a file, made with its first page or first mapping.
@@ -21,9 +21,9 @@ pub(crate) const STRIPES: usize = if cfg!(roundtable_model) { 2 } else { 64 };
 
 /// What one lock guards: every 64th piece of the file, and every 64th address space that is attached.
 pub(crate) struct Stripe<P> {
-    pub(crate) pieces: Shelf<u64, Boxed<Piece<P>>>,
+    pub(crate) pieces: Tree<u64, Piece<P>>,
     /// Attached mappings by the id of their address space.
-    pub(crate) spaces: Shelf<u64, u64>,
+    pub(crate) spaces: Tree<u64, u64>,
 }
 
 pub(crate) type Stripes<M, P> = [Spin<M, Stripe<P>>; STRIPES];
@@ -39,15 +39,13 @@ pub(crate) enum Need {
 
 /// Memory that was allocated for a piece, or is left over from one. Freed when no lock is held.
 struct Spare<P> {
-    shelf: Vec<(u64, Boxed<Piece<P>>)>,
-    piece: Option<Boxed<Piece<P>>>,
+    piece: Option<Leaf<u64, Piece<P>>>,
     places: Vec<Option<P>>,
     notes: Vec<Over>,
 }
 
 /// What was missing, to be allocated.
 enum Missing {
-    Shelf(usize),
     Piece,
     Places,
     Notes(usize),
@@ -55,13 +53,12 @@ enum Missing {
 
 impl<P: Frame> Spare<P> {
     fn new() -> Spare<P> {
-        Spare { shelf: Vec::new(), piece: None, places: Vec::new(), notes: Vec::new() }
+        Spare { piece: None, places: Vec::new(), notes: Vec::new() }
     }
 
     fn allocate(&mut self, number: u64, missing: &Missing) -> Result<(), OutOfMemory> {
         match *missing {
-            Missing::Shelf(room) => self.shelf = vec_with_room(room)?,
-            Missing::Piece => self.piece = Some(Boxed::new(Piece::new(number))?),
+            Missing::Piece => self.piece = Some(Leaf::try_new(number, Piece::new(number))?),
             Missing::Places => {
                 self.places = vec_with_room(TABLE_ENTRIES)?;
                 self.places.resize_with(TABLE_ENTRIES, || None);
@@ -71,20 +68,18 @@ impl<P: Frame> Spare<P> {
         Ok(())
     }
 
-    /// Gives a piece what it needs, from what was allocated. Returns its place, or what is missing still.
-    fn provide(&mut self, stripe: &mut Stripe<P>, number: u64, need: Need) -> Result<usize, Missing> {
-        if stripe.pieces.find(number).is_none() {
-            if let Some(room) = stripe.pieces.wants() {
-                if self.shelf.capacity() < room {
-                    return Err(Missing::Shelf(room));
-                }
-                self.shelf = stripe.pieces.move_to(core::mem::take(&mut self.shelf));
-            }
+    /// Gives a piece what it needs, from what was allocated. Returns it, or what is missing still.
+    fn provide<'s>(
+        &mut self,
+        stripe: &'s mut Stripe<P>,
+        number: u64,
+        need: Need,
+    ) -> Result<&'s mut Piece<P>, Missing> {
+        if stripe.pieces.get(&number).is_none() {
             let piece = self.piece.take().ok_or(Missing::Piece)?;
-            stripe.pieces.insert(number, piece);
+            self.piece = stripe.pieces.insert_entry(piece).err();
         }
-        let place = stripe.pieces.find(number).ok_or(Missing::Piece)?;
-        let piece = stripe.pieces.at_mut(place);
+        let piece = stripe.pieces.get_mut(&number).ok_or(Missing::Piece)?;
         match need {
             Need::Places if piece.has_places() => {}
             Need::Places if self.places.is_empty() => return Err(Missing::Places),
@@ -98,44 +93,15 @@ impl<P: Frame> Spare<P> {
                 }
             }
         }
-        Ok(place)
+        Ok(piece)
     }
 }
 
-/// A piece, with the lock of its stripe held.
-pub(crate) struct PieceGuard<'f, M: Machine, P: Frame> {
-    // Dropped first: the memory below is freed without the lock.
-    stripe: SpinGuard<'f, M, Stripe<P>>,
-    number: u64,
-    /// Where the piece is in the stripe. Only the guard could take it out.
-    place: usize,
-    _spare: Spare<P>,
-}
-
-impl<M: Machine, P: Frame> Deref for PieceGuard<'_, M, P> {
-    type Target = Piece<P>;
-
-    fn deref(&self) -> &Piece<P> {
-        self.stripe.pieces.at(self.place)
-    }
-}
-
-impl<M: Machine, P: Frame> DerefMut for PieceGuard<'_, M, P> {
-    fn deref_mut(&mut self) -> &mut Piece<P> {
-        self.stripe.pieces.at_mut(self.place)
-    }
-}
-
-impl<M: Machine, P: Frame> PieceGuard<'_, M, P> {
-    /// Lets the piece go, and its memory if it is empty.
-    pub(crate) fn settle(mut self) {
-        let gone = if self.is_empty() { self.stripe.pieces.remove(self.number) } else { None };
-        let emptied = self.stripe.pieces.is_empty() && gone.is_some();
-        let shelf =
-            if emptied { core::mem::replace(&mut self.stripe.pieces, Shelf::new()) } else { Shelf::new() };
-        // The lock first, then the memory.
-        drop(self);
-        drop((gone, shelf));
+impl<P: Frame> Stripe<P> {
+    /// Takes a piece out that has become empty. To be dropped when the lock is not held.
+    fn settle(&mut self, number: u64) -> Option<Leaf<u64, Piece<P>>> {
+        self.pieces.get(&number).filter(|piece| piece.is_empty())?;
+        self.pieces.remove_entry(&number)
     }
 }
 
@@ -147,7 +113,7 @@ impl<M: Machine, P: Frame> FileTables<M, P> {
         }
         let made = self.stripes.get_or_try_init(|| {
             let mut stripes = vec_with_room(STRIPES)?;
-            let empty = || Spin::<M, _>::new(Stripe { pieces: Shelf::new(), spaces: Shelf::new() });
+            let empty = || Spin::<M, _>::new(Stripe { pieces: Tree::new(), spaces: Tree::new() });
             stripes.resize_with(STRIPES, empty);
             let stripes: Result<Box<Stripes<M, P>>, _> = stripes.into_boxed_slice().try_into();
             stripes.map_err(|_| OutOfMemory)
@@ -157,31 +123,52 @@ impl<M: Machine, P: Frame> FileTables<M, P> {
         made
     }
 
-    /// The piece of a number, if there is one.
-    pub(crate) fn piece(&self, number: u64) -> Option<PieceGuard<'_, M, P>> {
+    /// Shows `work` the piece of a number, under its lock; `None` when there is none.
+    pub(crate) fn with_piece<R>(&self, number: u64, work: impl FnOnce(&Piece<P>) -> R) -> Option<R> {
         let stripe = self.stripes.get()?[number as usize % STRIPES].lock();
-        let place = stripe.pieces.find(number)?;
-        Some(PieceGuard { stripe, number, place, _spare: Spare::new() })
+        stripe.pieces.get(&number).map(work)
     }
 
-    /// The piece of a number, with what it is to have; made on need.
-    pub(crate) fn piece_with(&self, number: u64, need: Need) -> Result<PieceGuard<'_, M, P>, OutOfMemory> {
+    /// As [`FileTables::with_piece`], to change the piece. It goes if it is empty afterwards.
+    pub(crate) fn change_piece<R>(&self, number: u64, work: impl FnOnce(&mut Piece<P>) -> R) -> Option<R> {
+        let gone;
+        let mut stripe = self.stripes.get()?[number as usize % STRIPES].lock();
+        let piece = stripe.pieces.get_mut(&number)?;
+        let result = work(piece);
+        gone = if piece.is_empty() { stripe.settle(number) } else { None };
+        // The lock first, then the memory.
+        drop(stripe);
+        drop(gone);
+        Some(result)
+    }
+
+    /// As [`FileTables::change_piece`], for a piece with what it is to have; made on need.
+    pub(crate) fn change_piece_with<R>(
+        &self,
+        number: u64,
+        need: Need,
+        work: impl FnOnce(&mut Piece<P>) -> R,
+    ) -> Result<R, OutOfMemory> {
         let lock = &self.stripes()?[number as usize % STRIPES];
         let mut spare = Spare::new();
         loop {
             let mut stripe = lock.lock();
-            match spare.provide(&mut stripe, number, need) {
-                Ok(place) => return Ok(PieceGuard { stripe, number, place, _spare: spare }),
-                Err(missing) => {
-                    let made_empty = stripe.pieces.get(number).is_some_and(|piece| piece.is_empty());
+            let missing = match spare.provide(&mut stripe, number, need) {
+                Ok(piece) => {
+                    let result = work(piece);
+                    let gone = if piece.is_empty() { stripe.settle(number) } else { None };
+                    // The lock first, then the memory.
                     drop(stripe);
-                    if let Err(error) = spare.allocate(number, &missing) {
-                        if made_empty && let Some(piece) = self.piece(number) {
-                            piece.settle();
-                        }
-                        return Err(error);
-                    }
+                    drop(gone);
+                    return Ok(result);
                 }
+                Err(missing) => missing,
+            };
+            drop(stripe);
+            if let Err(error) = spare.allocate(number, &missing) {
+                // It may have been made for this, and is empty.
+                self.change_piece(number, |_| ());
+                return Err(error);
             }
         }
     }

@@ -7,6 +7,7 @@ use once_cell::race::OnceBox;
 use crate::addr::{Level, PhysAddr};
 use crate::error::{InsertError, OutOfMemory};
 use crate::machine::Machine;
+use crate::memory::Leaf;
 use crate::mutant::Mutant;
 use crate::piece::PIECE_PAGES;
 use crate::stripe::{Need, STRIPES, Stripes};
@@ -177,7 +178,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
 
     /// The page at an index.
     pub fn get(&self, index: u64) -> Option<P> {
-        self.piece(index / PIECE_PAGES)?.get(index).cloned()
+        self.with_piece(index / PIECE_PAGES, |piece| piece.get(index).cloned())?
     }
 
     /// Adds a page where none is, and shows it in all tables.
@@ -203,41 +204,40 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         if index == u64::MAX {
             return Err(InsertError::BeyondEnd);
         }
-        let mut piece = self.piece_with(index / PIECE_PAGES, Need::Places)?;
-        // Under the lock: see `set_end`.
-        let end = self.end();
-        let result = match piece.get(index) {
-            _ if !may(end) => Err(InsertError::BeyondEnd),
-            Some(_) => Err(InsertError::Occupied),
-            None => {
-                piece.put(index, page);
-                // Relaxed: a number to show.
-                self.pages.fetch_add(1, Ordering::Relaxed);
-                if index < end && !Mutant::FreshPageNotShown.is_on() {
-                    piece.show(&*self.machine, index);
-                }
-                Ok(())
+        self.change_piece_with(index / PIECE_PAGES, Need::Places, |piece| {
+            // Under the lock: see `set_end`.
+            let end = self.end();
+            if !may(end) {
+                return Err(InsertError::BeyondEnd);
             }
-        };
-        piece.settle();
-        result
+            if piece.get(index).is_some() {
+                return Err(InsertError::Occupied);
+            }
+            piece.put(index, page);
+            // Relaxed: a number to show.
+            self.pages.fetch_add(1, Ordering::Relaxed);
+            if index < end && !Mutant::FreshPageNotShown.is_on() {
+                piece.show(&*self.machine, index);
+            }
+            Ok(())
+        })?
     }
 
     /// Writes the entries of a page where they are missing.
     pub fn show(&self, index: u64) {
-        if let Some(piece) = self.piece(index / PIECE_PAGES)
-            && index < self.end()
-        {
-            piece.show(&*self.machine, index);
-        }
+        self.with_piece(index / PIECE_PAGES, |piece| {
+            if index < self.end() {
+                piece.show(&*self.machine, index);
+            }
+        });
     }
 
     /// The pages from an index on that follow each other without a hole, at most [`REMOVED_AT_A_TIME`] and before `end`.
     /// Empty when the index has no page.
     pub fn run(&self, index: u64, end: u64) -> Range<u64> {
         let end = end.min(index.saturating_add(REMOVED_AT_A_TIME));
-        let length = self.piece(index / PIECE_PAGES).map_or(0, |piece| piece.run(index, end));
-        index..index + length
+        let length = self.with_piece(index / PIECE_PAGES, |piece| piece.run(index, end));
+        index..index + length.unwrap_or(0)
     }
 
     /// Takes the pages of a range of at most [`REMOVED_AT_A_TIME`] out, and hides them. `taken` gets each; it is called
@@ -271,10 +271,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         while at < indices.end {
             let number = at / PIECE_PAGES;
             let end = indices.end.min((number + 1).saturating_mul(PIECE_PAGES));
-            if let Some(mut piece) = self.piece(number) {
-                work(&mut piece, at..end);
-                piece.settle();
-            }
+            self.change_piece(number, |piece| work(piece, at..end));
             at = end;
         }
     }
@@ -284,7 +281,8 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         let mut at = indices.start;
         while at < indices.end {
             let number = at / PIECE_PAGES;
-            if let Some(found) = self.piece(number).and_then(|piece| piece.next(at, indices.end)) {
+            let found = self.with_piece(number, |piece| piece.next(at, indices.end));
+            if let Some(found) = found.flatten() {
                 return Some(found);
             }
             at = self.next_piece(number + 1)?.checked_mul(PIECE_PAGES)?;
@@ -296,15 +294,12 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     fn next_piece(&self, number: u64) -> Option<u64> {
         let stripes = self.stripes.get()?;
         let in_stripe = |stripe: &crate::sync::Spin<M, crate::stripe::Stripe<P>>| {
-            let stripe = stripe.lock();
             // Pieces without pages are passed over, but not without end: the last of them is looked at again.
-            let mut last = None;
-            for (number, piece) in stripe.pieces.from(number).take(PIECES_AT_A_TIME) {
-                last = Some(*number);
-                if piece.has_pages() {
-                    break;
-                }
-            }
+            let (mut last, mut looks) = (None, 0);
+            stripe.lock().pieces.find_from(&number, |number, piece| {
+                (last, looks) = (Some(*number), looks + 1);
+                (piece.has_pages() || looks == PIECES_AT_A_TIME).then_some(())
+            });
             last
         };
         let next = stripes.iter().filter_map(in_stripe).min();
@@ -320,21 +315,23 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         }
         let (first, last) = (indices.start / PIECE_PAGES, (indices.end - 1) / PIECE_PAGES);
         if last - first < STRIPES as u64 {
-            let count = |number| self.piece(number).map_or(0, |piece| piece.count(indices.clone()));
-            return (first..=last).map(count).sum();
+            let count = |number| self.with_piece(number, |piece| piece.count(indices.clone()));
+            return (first..=last).filter_map(count).sum();
         }
         let mut count = 0;
         for stripe in self.stripes.get().map_or(&[][..], |stripes| &stripes[..]) {
             let mut from = Some(first);
             while let Some(number) = from {
-                from = None;
-                for (looked_at, (number, piece)) in stripe.lock().pieces.from(number).enumerate() {
-                    if looked_at == PIECES_AT_A_TIME {
-                        from = Some(*number).filter(|number| *number <= last);
-                        break;
+                let mut looks = 0;
+                from = stripe.lock().pieces.find_from(&number, |number, piece| {
+                    looks += 1;
+                    if looks > PIECES_AT_A_TIME || *number > last {
+                        return Some(*number);
                     }
                     count += piece.count(indices.clone());
-                }
+                    None
+                });
+                from = from.filter(|number| *number <= last);
                 self.machine.give_way();
             }
         }
@@ -361,25 +358,23 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         if Mutant::SpaceNotJoined.is_on() {
             return Ok(());
         }
-        let mut memory = alloc::vec::Vec::new();
+        let mut spare = None;
         loop {
             let mut stripe = lock.lock();
-            if let Some(mappings) = stripe.spaces.get_mut(space) {
+            if let Some(mappings) = stripe.spaces.get_mut(&space) {
                 *mappings += 1;
-                return Ok(());
-            }
-            if stripe.spaces.wants().is_some() {
-                memory = stripe.spaces.move_to(memory);
-            }
-            let Some(room) = stripe.spaces.wants() else {
-                stripe.spaces.insert(space, 1);
                 // The lock first, then the memory.
                 drop(stripe);
-                drop(memory);
+                drop(spare);
                 return Ok(());
-            };
+            }
+            if let Some(entry) = spare.take() {
+                // It is not there: see above.
+                let _ = stripe.spaces.insert_entry(entry);
+                return Ok(());
+            }
             drop(stripe);
-            memory = crate::memory::vec_with_room(room)?;
+            spare = Some(Leaf::try_new(space, 1)?);
         }
     }
 
@@ -387,18 +382,18 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     pub fn leave(&self, space: u64) {
         let Some(stripes) = self.stripes.get() else { return };
         let mut stripe = stripes[space as usize % STRIPES].lock();
-        if let Some(mappings) = stripe.spaces.get_mut(space) {
-            *mappings -= 1;
-            if *mappings == 0 {
-                stripe.spaces.remove(space);
-            }
-        }
+        let Some(mappings) = stripe.spaces.get_mut(&space) else { return };
+        *mappings -= 1;
+        let gone = if *mappings == 0 { stripe.spaces.remove_entry(&space) } else { None };
+        // The lock first, then the memory.
+        drop(stripe);
+        drop(gone);
     }
 
     /// Whether CPUs that run the address space may hold translations of any of the tables.
     pub fn has_joined(&self, space: u64) -> bool {
         self.stripes
             .get()
-            .is_some_and(|stripes| stripes[space as usize % STRIPES].lock().spaces.get(space).is_some())
+            .is_some_and(|stripes| stripes[space as usize % STRIPES].lock().spaces.get(&space).is_some())
     }
 }

@@ -18,7 +18,7 @@ use crate::attach::{Made, missing};
 use crate::error::OutOfMemory;
 use crate::format::{EntryValue, Format, Protection};
 use crate::machine::Machine;
-use crate::memory::{Shelf, vec_with_room};
+use crate::memory::{Leaf, Tree};
 use crate::mutant::Mutant;
 use crate::piece::MOST_WINDOWS;
 use crate::sync::{Ordering, Spin};
@@ -37,17 +37,17 @@ pub(crate) struct Upper {
     children: u64,
 }
 
-type UpperShelf = Shelf<Key, Upper>;
+type UpperTree = Tree<Key, Upper>;
 
 /// The tables of a file above its tables of leaves, by level: PMD and PUD tables.
-pub(crate) struct Uppers<M: Machine>([Spin<M, UpperShelf>; 2]);
+pub(crate) struct Uppers<M: Machine>([Spin<M, UpperTree>; 2]);
 
 impl<M: Machine> Uppers<M> {
     pub(crate) fn new() -> Uppers<M> {
-        Uppers([Spin::<M, _>::new(Shelf::new()), Spin::<M, _>::new(Shelf::new())])
+        Uppers([Spin::<M, _>::new(Tree::new()), Spin::<M, _>::new(Tree::new())])
     }
 
-    pub(crate) fn of(&self, level: Level) -> &Spin<M, UpperShelf> {
+    pub(crate) fn of(&self, level: Level) -> &Spin<M, UpperTree> {
         &self.0[usize::from(level > Level::Pmd)]
     }
 }
@@ -70,35 +70,29 @@ fn window_of(level: Level, leaf: Level, (first, rights): Key) -> Window {
 
 impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     pub(crate) fn has_upper(&self, window: &Window) -> bool {
-        self.uppers.of(window.level).lock().get(key(window)).is_some()
+        self.uppers.of(window.level).lock().get(&key(window)).is_some()
     }
 
-    /// Puts a new table above on its shelf, where makers of children find it.
+    /// Puts a new table above where makers of children find it.
     pub(crate) fn add_upper(&self, window: &Window, frame: PhysAddr) -> Result<Made, OutOfMemory> {
-        let mut memory = alloc::vec::Vec::new();
-        loop {
-            let mut shelf = self.uppers.of(window.level).lock();
-            if shelf.get(key(window)).is_some() {
-                return Ok(Made::Before);
-            }
-            let from = (window.first.saturating_sub(window.pages - 1), Protection::empty());
-            let over = shelf.from(from).take_while(|((first, _), _)| *first < window.indices().end);
-            if over.take(MOST_WINDOWS).count() == MOST_WINDOWS {
-                return Ok(Made::Crowded);
-            }
-            if shelf.wants().is_some() {
-                memory = shelf.move_to(memory);
-            }
-            let Some(room) = shelf.wants() else {
-                shelf.insert(key(window), Upper { frame, attachments: 1, processes: 0, children: 0 });
-                // The lock first, then the memory.
-                drop(shelf);
-                drop(memory);
-                return Ok(Made::Now);
-            };
-            drop(shelf);
-            memory = vec_with_room(room)?;
+        let entry = Leaf::try_new(key(window), Upper { frame, attachments: 1, processes: 0, children: 0 })?;
+        // Locked after the allocation, so that it is unlocked before an entry that is not needed is freed.
+        let mut uppers = self.uppers.of(window.level).lock();
+        if uppers.get(&key(window)).is_some() {
+            return Ok(Made::Before);
         }
+        let from = (window.first.saturating_sub(window.pages - 1), Protection::empty());
+        let mut over = 0;
+        uppers.find_from(&from, |(first, _), _| {
+            over += usize::from(*first < window.indices().end);
+            (over == MOST_WINDOWS || *first >= window.indices().end).then_some(())
+        });
+        if over == MOST_WINDOWS {
+            return Ok(Made::Crowded);
+        }
+        // It is not there: see above.
+        let _ = uppers.insert_entry(entry);
+        Ok(Made::Now)
     }
 
     /// Gives a new table above the children of the windows that have pages; makes those on need. Without memory for one
@@ -152,32 +146,38 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// Makes the tables above a child lead to it. The child is whole.
     pub(crate) fn link(&self, window: &Window) {
         let Some(above) = window.level.above().filter(|above| *above <= HIGHEST) else { return };
-        let mut shelf = self.uppers.of(above).lock();
+        let mut uppers = self.uppers.of(above).lock();
         let span = window.pages * (TABLE_ENTRIES as u64 - 1);
         let from = (window.first.saturating_sub(span), Protection::empty());
-        for (&(first, rights), upper) in shelf.each_from(from) {
-            let Some(distance) = window.first.checked_sub(first) else { break };
-            if rights != window.rights || !distance.is_multiple_of(window.pages) {
-                continue;
+        uppers.find_from_mut(&from, |&(first, rights), upper| {
+            // Behind the window: none leads to it any more.
+            let Some(distance) = window.first.checked_sub(first) else { return Some(()) };
+            if rights == window.rights && distance.is_multiple_of(window.pages) {
+                self.link_to(window, upper, (distance / window.pages) as usize);
             }
-            let entry = &self.machine.table(upper.frame)[(distance / window.pages) as usize];
-            // Relaxed: the lock orders all writers.
-            if M::Format::is_present(entry.load(Ordering::Relaxed)) {
-                continue;
-            }
-            let mut write = |frame| {
-                // Release: who follows the entry finds the table's content.
-                entry.store(M::Format::managed(frame, Protection::all()), Ordering::Release);
-                Ok::<(), core::convert::Infallible>(())
-            };
-            let linked = match window.level > self.leaf {
-                true => self.count_in_upper(window, &mut write),
-                false => self.count_in_leaf(window, &mut write),
-            };
-            if linked.is_some() {
-                upper.children += 1;
-                self.count_reached(upper.processes);
-            }
+            None
+        });
+    }
+
+    /// Makes an entry of a table above lead to a child, if it does not yet.
+    fn link_to(&self, window: &Window, upper: &mut Upper, entry: usize) {
+        let entry = &self.machine.table(upper.frame)[entry];
+        // Relaxed: the lock orders all writers.
+        if M::Format::is_present(entry.load(Ordering::Relaxed)) {
+            return;
+        }
+        let mut write = |frame| {
+            // Release: who follows the entry finds the table's content.
+            entry.store(M::Format::managed(frame, Protection::all()), Ordering::Release);
+            Ok::<(), core::convert::Infallible>(())
+        };
+        let linked = match window.level > self.leaf {
+            true => self.count_in_upper(window, &mut write),
+            false => self.count_in_leaf(window, &mut write),
+        };
+        if linked.is_some() {
+            upper.children += 1;
+            self.count_reached(upper.processes);
         }
     }
 
@@ -187,8 +187,8 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         window: &Window,
         write: &mut impl FnMut(PhysAddr) -> Result<(), E>,
     ) -> Option<Result<(), E>> {
-        let mut shelf = self.uppers.of(window.level).lock();
-        let upper = shelf.get_mut(key(window))?;
+        let mut uppers = self.uppers.of(window.level).lock();
+        let upper = uppers.get_mut(&key(window))?;
         let written = write(upper.frame);
         if written.is_ok() && !Mutant::AttachmentNotCounted.is_on() {
             upper.attachments += 1;
@@ -202,8 +202,8 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         window: &Window,
         write: &mut impl FnMut(PhysAddr) -> Result<(), E>,
     ) -> Option<Result<u64, E>> {
-        let mut shelf = self.uppers.of(window.level).lock();
-        let upper = shelf.get_mut(key(window))?;
+        let mut uppers = self.uppers.of(window.level).lock();
+        let upper = uppers.get_mut(&key(window))?;
         Some(write(upper.frame).map(|()| {
             upper.attachments += u64::from(!Mutant::AttachmentNotCounted.is_on());
             upper.processes += 1;
@@ -213,23 +213,25 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
 
     /// An entry of a process is about to be counted out. Returns how many tables it reached.
     pub(crate) fn detach_upper(&self, window: &Window) -> u64 {
-        let mut shelf = self.uppers.of(window.level).lock();
-        shelf.get_mut(key(window)).map_or(0, |upper| {
+        let mut uppers = self.uppers.of(window.level).lock();
+        uppers.get_mut(&key(window)).map_or(0, |upper| {
             upper.processes -= 1;
             1 + upper.children
         })
     }
 
     pub(crate) fn count_out_upper(&self, window: &Window) -> bool {
-        let mut shelf = self.uppers.of(window.level).lock();
-        let Some(upper) = shelf.get_mut(key(window)) else { return missing("no such table") };
+        let mut uppers = self.uppers.of(window.level).lock();
+        let Some(upper) = uppers.get_mut(&key(window)) else { return missing("no such table") };
         upper.attachments -= 1;
         if upper.attachments > 0 {
             return false;
         }
         let frame = upper.frame;
-        shelf.remove(key(window));
-        drop(shelf);
+        let gone = uppers.remove_entry(&key(window));
+        // The lock first, then the memory.
+        drop(uppers);
+        drop(gone);
         // No entry leads to the table and nobody finds it: it is ours alone.
         for (number, entry) in self.machine.table(frame).iter().enumerate() {
             // Relaxed: no TLB holds any of them.
@@ -248,16 +250,17 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
 
     /// How many entries lead to the table above of a window, if it is this one.
     pub(crate) fn upper_attachments(&self, window: &Window, frame: PhysAddr) -> Option<u64> {
-        let shelf = self.uppers.of(window.level).lock();
-        shelf.get(key(window)).filter(|upper| upper.frame == frame).map(|upper| upper.attachments)
+        let uppers = self.uppers.of(window.level).lock();
+        uppers.get(&key(window)).filter(|upper| upper.frame == frame).map(|upper| upper.attachments)
     }
 
     /// The tables above, with their windows, frames and attachments.
     pub(crate) fn each_upper(&self, mut visit: impl FnMut(&Window, PhysAddr, u64)) {
         for level in [Level::Pmd, Level::Pud].into_iter().filter(|level| *level > self.leaf) {
-            for (key, upper) in self.uppers.of(level).lock().from((0, Protection::empty())) {
+            self.uppers.of(level).lock().find_from(&(0, Protection::empty()), |key, upper| {
                 visit(&window_of(level, self.leaf, *key), upper.frame, upper.attachments);
-            }
+                None::<()>
+            });
         }
     }
 

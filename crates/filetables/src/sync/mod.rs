@@ -22,5 +22,3 @@ pub type Tally = core::sync::atomic::AtomicU64;
 
 /// A lock for short sections: the holder does not sleep, wait for another CPU, or allocate.
 pub(crate) type Spin<M, T> = lock_api::Mutex<<M as Machine>::RawSpinLock, T>;
-/// A held [`Spin`].
-pub(crate) type SpinGuard<'l, M, T> = lock_api::MutexGuard<'l, <M as Machine>::RawSpinLock, T>;
