@@ -17,7 +17,7 @@ use crate::error::OutOfMemory;
 use crate::format::{Format, Protection};
 use crate::machine::{Entry, Machine, Space};
 use crate::mutant::Mutant;
-use crate::piece::{MOST_WINDOWS, Over, PIECE_PAGES};
+use crate::piece::{Over, PIECE_PAGES};
 use crate::stripe::Need;
 use crate::sync::Ordering;
 use crate::tables::{FileTables, Frame};
@@ -369,11 +369,11 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         let (home, last) = pieces(&over.window);
         if last != home {
             let noted = self.change_piece_with(last, Need::Note, |piece| {
-                let has_room = piece.over().len() < MOST_WINDOWS;
-                if has_room {
+                let is_crowded = piece.is_crowded_for(&over.window);
+                if !is_crowded {
                     piece.note(Over { attachments: 0, ..*over });
                 }
-                has_room
+                !is_crowded
             });
             if !noted? {
                 return Ok(Made::Crowded);
@@ -382,7 +382,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         let made = self.change_piece_with(home, Need::Note, |piece| {
             if piece.find(&over.window).is_some() && !Mutant::TableMadeTwice.is_on() {
                 Made::Before
-            } else if piece.over().len() >= MOST_WINDOWS {
+            } else if piece.is_crowded_for(&over.window) {
                 Made::Crowded
             } else {
                 piece.note(*over);

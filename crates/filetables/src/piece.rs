@@ -151,7 +151,22 @@ impl<P: Frame> Piece<P> {
     /// For how many tables memory is needed before the next is noted; `None` when there is room.
     pub(crate) fn wants(&self) -> Option<usize> {
         let full = self.over.len() == self.over.capacity();
-        full.then(|| (2 * self.over.len()).clamp(2, MOST_WINDOWS))
+        let room = |len: usize| (2 * len).clamp(2, MOST_WINDOWS.max(len + 1));
+        full.then(|| room(self.over.len()))
+    }
+
+    /// Whether as many windows as may lie over the piece do, and `window` is none of them.
+    ///
+    /// Two makers of one table may both have noted theirs, until one of them sees that it is the second. So notes of one window
+    /// count once.
+    pub(crate) fn is_crowded_for(&self, window: &Window) -> bool {
+        if self.over.len() < MOST_WINDOWS {
+            return false;
+        }
+        let is_first = |(at, over): &(usize, &Over)| {
+            over.window != *window && self.over[..*at].iter().all(|other| other.window != over.window)
+        };
+        self.over.iter().enumerate().filter(is_first).count() >= MOST_WINDOWS
     }
 
     /// Moves the notes of tables to larger memory; returns the old.

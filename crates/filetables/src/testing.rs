@@ -40,7 +40,10 @@ pub(crate) struct TestMachine {
     arena: Arc<Arena>,
     spaces: Tally,
     pub(crate) flushes: Tally,
+    at_allocation: Mutex<Option<Hook>>,
 }
+
+type Hook = Box<dyn FnOnce() + Send>;
 
 impl TestMachine {
     pub(crate) fn new(tables: usize) -> Arc<TestMachine> {
@@ -48,7 +51,17 @@ impl TestMachine {
             tables: (0..tables).map(|_| Box::new([const { Entry::empty() }; 512])).collect(),
             free: Mutex::new((0..tables).collect()),
         };
-        Arc::new(TestMachine { arena: Arc::new(arena), spaces: Tally::new(1), flushes: Tally::new(0) })
+        Arc::new(TestMachine {
+            arena: Arc::new(arena),
+            spaces: Tally::new(1),
+            flushes: Tally::new(0),
+            at_allocation: Mutex::default(),
+        })
+    }
+
+    /// The hook runs once, at the next allocation of a table of a file.
+    pub(crate) fn at_allocation(&self, hook: impl FnOnce() + Send + 'static) {
+        *self.at_allocation.lock().unwrap() = Some(Box::new(hook));
     }
 
     pub(crate) fn free_tables(&self) -> usize {
@@ -72,6 +85,10 @@ impl Machine for TestMachine {
     type Space = TestSpace;
 
     fn allocate_table(&self) -> Option<PhysAddr> {
+        let hook = self.at_allocation.lock().unwrap().take();
+        if let Some(hook) = hook {
+            hook();
+        }
         self.arena.allocate()
     }
 

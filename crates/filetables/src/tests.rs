@@ -225,6 +225,39 @@ fn windows_over_one_piece_are_bounded() {
 }
 
 #[test]
+fn of_two_makers_of_a_last_possible_table_none_finds_the_windows_crowded() {
+    let machine = TestMachine::new(128);
+    let file = sync::Arc::new(file(&machine, Level::Pmd, 1024));
+    for index in [511, 700] {
+        file.insert(index, page(Level::Pmd, index)).unwrap();
+    }
+    // Over the second piece lie 15 windows.
+    let others: Vec<_> =
+        (0..15).map(|length| Mapping::new(&machine, &file, 8 * GIB, 690, 11 + length)).collect();
+    assert_eq!(counts(&file), (15, 15));
+    // Another process makes the 16th, over both pieces, while this one has allocated the same.
+    let extent = Extent { start: VirtAddr(8 * GIB), first: 400, pages: 512, ..others[0].extent };
+    let spaces = [(); 2].map(|()| machine.space());
+    let (other, space) = (file.clone(), spaces[0].clone());
+    machine.at_allocation(move || {
+        let mut tally = AttachTally::default();
+        other.attach_all(&space, &extent, ALL, &mut tally).unwrap();
+        assert_eq!(tally, AttachTally { made: 1, ..AttachTally::default() });
+    });
+    let mut tally = AttachTally::default();
+    file.attach_all(&spaces[1], &extent, ALL, &mut tally).unwrap();
+    assert_eq!(tally, AttachTally { shared: 1, ..AttachTally::default() });
+    assert_eq!(counts(&file), (16, 17));
+    file.check().unwrap();
+    for space in &spaces {
+        let (slot, entry) = file.attachments(space, &extent).next().unwrap();
+        entry.store(EntryValue::default(), sync::Ordering::SeqCst);
+        file.detach(&slot.window);
+    }
+    assert_eq!(counts(&file), (15, 15));
+}
+
+#[test]
 fn pages_behind_the_end_are_shown_when_the_file_grows() {
     let machine = TestMachine::new(16);
     let file = file(&machine, Level::Pmd, 10);
