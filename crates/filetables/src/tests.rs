@@ -162,7 +162,12 @@ fn a_mapping_of_1_tib_has_two_entries_and_no_table_of_its_own() {
     assert_eq!(counts(&file), (5, 4));
     assert_eq!(file.counts().reached(), 2 * 5);
     file.insert(200_000, page(Level::Pmd, 200_000)).unwrap();
+    // Nobody has asked for it: its table is missing below those of the mappings.
+    let wide = mappings[0].extent.highest_slot(mappings[0].extent.start).unwrap().window;
+    assert_eq!(mappings[0].sees(200_000), None);
+    assert_eq!((file.shown(&wide), file.visible(wide.indices())), (2, 3));
     assert_eq!(mappings[0].fault(200_000), Attached::Before);
+    assert_eq!(file.shown(&wide), 3);
     assert_eq!(mappings[1].sees(200_000), Some(page(Level::Pmd, 200_000).0), "all are told at once");
     assert_eq!(file.counts().reached(), 2 * 6);
     file.check().unwrap();

@@ -254,6 +254,28 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         uppers.get(&key(window)).filter(|upper| upper.frame == frame).map(|upper| upper.attachments)
     }
 
+    /// How many pages the table of a window shows, which a mapping is attached to meanwhile: all that are in front of the
+    /// end, but those whose tables are missing below it.
+    pub fn shown(&self, window: &Window) -> u64 {
+        if window.level == self.leaf {
+            return self.visible(window.indices());
+        }
+        let frame = self.uppers.of(window.level).lock().get(&key(window)).map(|upper| upper.frame);
+        let Some(frame) = frame else { return 0 };
+        // The attachment keeps the table, and the table what is below it.
+        let mut shown = 0;
+        for (number, entry) in self.machine.table(frame).iter().enumerate() {
+            // Relaxed: a number to show.
+            if M::Format::is_present(entry.load(Ordering::Relaxed))
+                && let Some(child) = child(window, number as u64)
+            {
+                shown += self.shown(&child);
+                self.machine.give_way();
+            }
+        }
+        shown
+    }
+
     /// The tables above, with their windows, frames and attachments.
     pub(crate) fn each_upper(&self, mut visit: impl FnMut(&Window, PhysAddr, u64)) {
         for level in [Level::Pmd, Level::Pud].into_iter().filter(|level| *level > self.leaf) {

@@ -83,7 +83,7 @@ impl<M: Machine> Mapping<M> {
                     entries += match found {
                         Found::Nothing => 0,
                         Found::Attached(slot, _) if self.area.has_joined() => {
-                            self.file.content().visible(slot.window.indices())
+                            self.file.content().shown(&slot.window)
                         }
                         Found::Attached(..) | Found::Host => self.count_entries(&placement, indices),
                     };
