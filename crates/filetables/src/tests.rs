@@ -2,6 +2,7 @@
 
 use std::vec::Vec;
 
+use crate::format::X86_64;
 use crate::testing::{Page, TestMachine, TestSpace};
 use crate::*;
 
@@ -60,6 +61,20 @@ impl<'f> Mapping<'f> {
 
     fn sees(&self, index: u64) -> Option<PhysAddr> {
         self.space.walk(self.address(index), self.file.leaf()).map(|(frame, _)| frame)
+    }
+
+    /// How many tables of the file its entries lead to, one below another.
+    fn reached(&self) -> u64 {
+        let mut tables = 0;
+        for (slot, entry) in self.file.attachments(&self.space, &self.extent) {
+            let frame = X86_64::table_frame(entry.load(sync::Ordering::SeqCst));
+            let mut count = |seen: Seen<'_, Page>| {
+                tables += u64::from(matches!(seen, Seen::Table(..)));
+                Ok(true)
+            };
+            self.file.check_slot(&slot.window, frame, &mut count).unwrap();
+        }
+        tables
     }
 
     /// A fault on a page that was added.
@@ -207,12 +222,26 @@ fn base_pages_have_tables_of_three_levels() {
     let mapping = Mapping::new(&machine, &file, 512 * GIB, 0, pages);
     assert!(indices.iter().all(|index| mapping.sees(*index) == Some(page(Level::Pte, *index).0)));
     file.check().unwrap();
+    assert_eq!(file.counts().reached(), mapping.reached());
     file.insert(1 << 20, page(Level::Pte, 1 << 20)).unwrap();
     assert_eq!(mapping.fault(1 << 20), Attached::Before);
     assert!(mapping.sees(1 << 20).is_some());
     file.check().unwrap();
+    assert_eq!(file.counts().reached(), mapping.reached());
+    // One that has a part of the same: its entries lead to tables that are below the other's.
+    let part = Mapping::new(&machine, &file, 1024 * GIB, 0, 7 << 18);
+    assert_eq!(file.counts().reached(), mapping.reached() + part.reached());
+    // A new table of leaves is reached by both.
+    let before = file.counts().reached();
+    file.insert((1 << 20) + 1000, page(Level::Pte, 9)).unwrap();
+    assert_eq!(part.fault((1 << 20) + 1000), Attached::Before);
+    assert!(mapping.sees((1 << 20) + 1000).is_some());
+    assert_eq!(file.counts().reached(), before + 2);
+    assert_eq!(file.counts().reached(), mapping.reached() + part.reached());
     drop(mapping);
-    assert_eq!(counts(&file), (0, 0));
+    assert_eq!(file.counts().reached(), part.reached());
+    drop(part);
+    assert_eq!((counts(&file), file.counts().reached()), ((0, 0), 0));
 }
 
 #[test]

@@ -33,8 +33,8 @@ pub(crate) struct Upper {
     attachments: u64,
     /// Of these, entries of processes.
     processes: u64,
-    /// Entries that lead to tables below.
-    children: u64,
+    /// Tables that an entry which leads here reaches: this one, and all that are below it.
+    reach: u64,
 }
 
 type UpperTree = Tree<Key, Upper>;
@@ -62,6 +62,20 @@ fn child(window: &Window, entry: u64) -> Option<Window> {
     Some(Window { first: window.first + entry * pages, pages, level: window.level.below()?, ..*window })
 }
 
+/// Shows `visit` the tables above that can lead to the table of a window: the first page, the table, and its entry.
+fn each_over(uppers: &mut UpperTree, window: &Window, mut visit: impl FnMut(u64, &mut Upper, usize)) {
+    let span = window.pages * (TABLE_ENTRIES as u64 - 1);
+    let from = (window.first.saturating_sub(span), Protection::empty());
+    uppers.find_from_mut(&from, |&(first, rights), upper| {
+        // Behind the window: none leads to it any more.
+        let Some(distance) = window.first.checked_sub(first) else { return Some(()) };
+        if rights == window.rights && distance.is_multiple_of(window.pages) {
+            visit(first, upper, (distance / window.pages) as usize);
+        }
+        None
+    });
+}
+
 /// The window of a table above that begins at a page.
 fn window_of(level: Level, leaf: Level, (first, rights): Key) -> Window {
     let pages = (level.span() >> leaf.shift()) * TABLE_ENTRIES as u64;
@@ -75,7 +89,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
 
     /// Puts a new table above where makers of children find it.
     pub(crate) fn add_upper(&self, window: &Window, frame: PhysAddr) -> Result<Made, OutOfMemory> {
-        let entry = Leaf::try_new(key(window), Upper { frame, attachments: 1, processes: 0, children: 0 })?;
+        let entry = Leaf::try_new(key(window), Upper { frame, attachments: 1, processes: 0, reach: 1 })?;
         // Locked after the allocation, so that it is unlocked before an entry that is not needed is freed.
         let mut uppers = self.uppers.of(window.level).lock();
         if uppers.get(&key(window)).is_some() {
@@ -146,57 +160,66 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// Makes the tables above a child lead to it. The child is whole.
     pub(crate) fn link(&self, window: &Window) {
         let Some(above) = window.level.above().filter(|above| *above <= HIGHEST) else { return };
+        // Tables two levels up reach the child, too. Their lock comes first.
+        let top = above.above().filter(|top| *top <= HIGHEST);
+        let mut tops = top.map(|top| self.uppers.of(top).lock());
         let mut uppers = self.uppers.of(above).lock();
-        let span = window.pages * (TABLE_ENTRIES as u64 - 1);
-        let from = (window.first.saturating_sub(span), Protection::empty());
-        uppers.find_from_mut(&from, |&(first, rights), upper| {
-            // Behind the window: none leads to it any more.
-            let Some(distance) = window.first.checked_sub(first) else { return Some(()) };
-            if rights == window.rights && distance.is_multiple_of(window.pages) {
-                self.link_to(window, upper, (distance / window.pages) as usize);
+        each_over(&mut uppers, window, |first, upper, entry| {
+            let Some(reached) = self.link_to(window, upper, entry) else { return };
+            self.reach_more(upper, reached);
+            if let Some(tops) = &mut tops {
+                let middle = window_of(above, self.leaf, (first, window.rights));
+                each_over(tops, &middle, |_, top, entry| {
+                    // Relaxed: the lock orders all writers.
+                    let value = self.machine.table(top.frame)[entry].load(Ordering::Relaxed);
+                    if M::Format::is_present(value) && M::Format::table_frame(value) == upper.frame {
+                        self.reach_more(top, reached);
+                    }
+                });
             }
-            None
         });
     }
 
-    /// Makes an entry of a table above lead to a child, if it does not yet.
-    fn link_to(&self, window: &Window, upper: &mut Upper, entry: usize) {
+    /// Entries that lead to a table above reach more tables from now on.
+    fn reach_more(&self, upper: &mut Upper, tables: u64) {
+        upper.reach += tables;
+        self.count_reached(upper.processes * tables);
+    }
+
+    /// Makes an entry of a table above lead to a child, if it does not yet. Returns how many tables that reaches.
+    fn link_to(&self, window: &Window, upper: &Upper, entry: usize) -> Option<u64> {
         let entry = &self.machine.table(upper.frame)[entry];
         // Relaxed: the lock orders all writers.
         if M::Format::is_present(entry.load(Ordering::Relaxed)) {
-            return;
+            return None;
         }
         let mut write = |frame| {
             // Release: who follows the entry finds the table's content.
             entry.store(M::Format::managed(frame, Protection::all()), Ordering::Release);
             Ok::<(), core::convert::Infallible>(())
         };
-        let linked = match window.level > self.leaf {
-            true => self.count_in_upper(window, &mut write),
-            false => self.count_in_leaf(window, &mut write),
+        let Ok(reached) = match window.level > self.leaf {
+            true => self.count_in_upper(window, &mut write)?,
+            false => self.count_in_leaf(window, &mut write)?.map(|()| 1),
         };
-        if linked.is_some() {
-            upper.children += 1;
-            self.count_reached(upper.processes);
-        }
+        Some(reached)
     }
 
-    /// As [`FileTables::count_in_leaf`], for a table above.
+    /// As [`FileTables::count_in_leaf`], for a table above. Returns how many tables the entry reaches.
     pub(crate) fn count_in_upper<E>(
         &self,
         window: &Window,
         write: &mut impl FnMut(PhysAddr) -> Result<(), E>,
-    ) -> Option<Result<(), E>> {
+    ) -> Option<Result<u64, E>> {
         let mut uppers = self.uppers.of(window.level).lock();
         let upper = uppers.get_mut(&key(window))?;
-        let written = write(upper.frame);
-        if written.is_ok() && !Mutant::AttachmentNotCounted.is_on() {
-            upper.attachments += 1;
-        }
-        Some(written)
+        Some(write(upper.frame).map(|()| {
+            upper.attachments += u64::from(!Mutant::AttachmentNotCounted.is_on());
+            upper.reach
+        }))
     }
 
-    /// As [`FileTables::count_in_upper`], for an entry of a process. Returns how many tables it reaches.
+    /// As [`FileTables::count_in_upper`], for an entry of a process.
     pub(crate) fn attach_upper<E>(
         &self,
         window: &Window,
@@ -207,7 +230,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         Some(write(upper.frame).map(|()| {
             upper.attachments += u64::from(!Mutant::AttachmentNotCounted.is_on());
             upper.processes += 1;
-            1 + upper.children
+            upper.reach
         }))
     }
 
@@ -216,7 +239,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         let mut uppers = self.uppers.of(window.level).lock();
         uppers.get_mut(&key(window)).map_or(0, |upper| {
             upper.processes -= 1;
-            1 + upper.children
+            upper.reach
         })
     }
 
