@@ -73,6 +73,10 @@ mutants! {
     StrangersTableTaken,
     /// A table that two make at once is noted twice.
     TableMadeTwice,
+    /// A new table is not put below those that are to lead to it.
+    ChildNotLinked,
+    /// A table below is not counted as an attachment by the one above that leads to it.
+    ChildNotCounted,
 }
 
 /// The selected mutant.

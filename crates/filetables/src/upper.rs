@@ -160,6 +160,9 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// Makes the tables above a child lead to it. The child is whole.
     pub(crate) fn link(&self, window: &Window) {
         let Some(above) = window.level.above().filter(|above| *above <= HIGHEST) else { return };
+        if Mutant::ChildNotLinked.is_on() {
+            return;
+        }
         // Tables two levels up reach the child, too. Their lock comes first.
         let top = above.above().filter(|top| *top <= HIGHEST);
         let mut tops = top.map(|top| self.uppers.of(top).lock());
@@ -202,6 +205,9 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             true => self.count_in_upper(window, &mut write)?,
             false => self.count_in_leaf(window, &mut write)?.map(|()| 1),
         };
+        if Mutant::ChildNotCounted.is_on() {
+            self.count_out(window);
+        }
         Some(reached)
     }
 

@@ -18,5 +18,5 @@ mod world;
 pub use explore::{Explorer, spawn};
 pub use machine::{CPUS, ModelMachine};
 pub use process::{Process, Signal};
-pub use space::ModelSpace;
+pub use space::{ModelSpace, WIDE};
 pub use world::{PAGE, POOL, RW, SHARED, SLOT, World, stamp};

@@ -15,12 +15,12 @@ use hugetlb::{
 };
 
 use crate::lock::{RawMutex, RawRwLock};
-use crate::space::{ModelSpace, Upper};
+use crate::space::{ModelSpace, Upper, WIDE};
 
 /// CPUs of the machine.
 pub const CPUS: usize = 2;
 /// Page-table frames.
-const TABLES: usize = 6;
+const TABLES: usize = 8;
 /// What a huge page has in it that nobody uses.
 pub(crate) const POISON: u64 = 0xdead_dead_dead_dead;
 pub(crate) const HUGE_BASE: u64 = 1 << 40;
@@ -38,6 +38,8 @@ struct Tlb {
     leaves: BTreeMap<(u64, VirtAddr), Translation>,
     /// PUD entries that lead to tables.
     tables: BTreeMap<(u64, VirtAddr), EntryValue>,
+    /// PGD entries that do, by space.
+    uppers: BTreeMap<u64, EntryValue>,
 }
 
 impl Tlb {
@@ -50,11 +52,13 @@ impl Tlb {
             self.tables.retain(|(id, slot), _| {
                 *id != space || *slot + SLOT_SIZE <= range.start || *slot >= range.end
             });
+            self.uppers.retain(|id, _| *id != space || range.end <= WIDE);
         }
     }
 
     fn spaces(&self) -> BTreeSet<u64> {
-        self.leaves.keys().chain(self.tables.keys()).map(|(space, _)| *space).collect()
+        let below = self.leaves.keys().chain(self.tables.keys()).map(|(space, _)| *space);
+        below.chain(self.uppers.keys().copied()).collect()
     }
 }
 
@@ -134,8 +138,12 @@ impl Memory {
         assert!(!left, "a table is retired with entries in it");
         let leads = records.spaces.iter().filter_map(Weak::upgrade).any(|space| space.leads_to(table));
         assert!(!leads, "a table is retired that a PUD entry leads to");
-        let held =
-            records.tlbs.iter().any(|tlb| tlb.tables.values().any(|pud| Native::table_frame(*pud) == table));
+        let below = self.tables.iter().flatten().map(Entry::peek);
+        let leads = |entry| Native::is_present(entry) && Native::table_frame(entry) == table;
+        assert!(!below.into_iter().any(leads), "a table is retired that a table above leads to");
+        let held = records.tlbs.iter().any(|tlb| {
+            tlb.tables.values().chain(tlb.uppers.values()).any(|value| Native::table_frame(*value) == table)
+        });
         assert!(!held, "a table is retired that a paging-structure cache leads to");
         let waits_for = if records.no_grace_period { [false; CPUS] } else { records.walking };
         records.tables[number] = TableState::Retired(waits_for);
@@ -173,6 +181,9 @@ impl Memory {
         &self.words[huge_number(frame)]
     }
 }
+
+/// The bit of an entry that permits stores.
+const WRITABLE: u64 = 1 << 1;
 
 /// Whether an entry permits stores.
 fn is_writable(entry: EntryValue) -> bool {
@@ -225,8 +236,8 @@ impl ModelMachine {
         self.0.memory.records().huge.iter().filter(|used| **used).count()
     }
 
-    pub(crate) fn free_host_table(&self, space: &ModelSpace, slot: VirtAddr, table: PhysAddr) {
-        self.flush(&[Flush { space: space.clone(), range: slot..slot + SLOT_SIZE, tables: true }]);
+    pub(crate) fn free_host_table(&self, space: &ModelSpace, at: VirtAddr, level: Level, table: PhysAddr) {
+        self.flush(&[Flush { space: space.clone(), range: at..at + level.span(), tables: true }]);
         self.0.memory.retire_table(table);
     }
 
@@ -247,6 +258,9 @@ impl ModelMachine {
             let tlb = &mut self.0.memory.records().tlbs[cpu];
             tlb.leaves.remove(&key);
             tlb.tables.remove(&(space.id(), address.floor(Level::Pud)));
+            if address >= WIDE {
+                tlb.uppers.remove(&space.id());
+            }
             return Err(PageFault);
         };
         // Relaxed: a program's loads and stores are ordered by nothing but what led to the page.
@@ -264,18 +278,36 @@ impl ModelMachine {
         let leaf_key = (space.id(), address.floor(Level::Pmd));
         let table_key = (space.id(), address.floor(Level::Pud));
         let memory = &self.0.memory;
-        let (hit, cached) = {
+        let (hit, cached, upper) = {
             let tlb = &memory.records().tlbs[cpu];
-            (tlb.leaves.get(&leaf_key).copied(), tlb.tables.get(&table_key).copied())
+            let upper = tlb.uppers.get(&space.id()).copied();
+            (tlb.leaves.get(&leaf_key).copied(), tlb.tables.get(&table_key).copied(), upper)
         };
         if hit.is_some() {
             return hit;
         }
-        // Acquire: the walker reads what an entry leads to after the entry.
-        let pud = cached.unwrap_or_else(|| space.pud(address).load(Ordering::Acquire));
-        if !Native::is_present(pud) {
-            return None;
-        }
+        let pud = match cached {
+            Some(pud) => pud,
+            None => {
+                // Acquire, here and below: the walker reads what an entry leads to after the entry.
+                let pgd = space.pgd(address).map(|pgd| upper.unwrap_or_else(|| pgd.load(Ordering::Acquire)));
+                if let Some(pgd) = pgd {
+                    if !Native::is_present(pgd) {
+                        return None;
+                    }
+                    memory.records().tlbs[cpu].uppers.insert(space.id(), pgd);
+                }
+                let pud = space.pud(pgd, address).load(Ordering::Acquire);
+                if !Native::is_present(pud) {
+                    return None;
+                }
+                // What is cached of a PUD entry has the rights of both.
+                match pgd.is_none_or(is_writable) {
+                    true => pud,
+                    false => EntryValue(pud.0 & !WRITABLE),
+                }
+            }
+        };
         let index = Level::Pmd.index(address);
         let leaf = memory.table(Native::table_frame(pud))[index].load(Ordering::Acquire);
         let mut records = memory.records();
@@ -304,7 +336,7 @@ impl ModelMachine {
             memory.records().walking[cpu] = true;
         }
         // Acquire: as the hardware.
-        let pud = space.pud(address).load(Ordering::Acquire);
+        let pud = space.pud(None, address).load(Ordering::Acquire);
         let found = Native::is_present(pud).then(|| {
             let number = table_number(Native::table_frame(pud));
             let index = Level::Pmd.index(address);
@@ -327,9 +359,34 @@ impl ModelMachine {
         let memory = &self.0.memory;
         let records = memory.records();
         let space = |id: u64| records.spaces[id as usize - 1].upgrade().map(ModelSpace);
+        // The table without being a step, and without the lock that is held.
+        let entries = |value| &memory.tables[table_number(Native::table_frame(value))];
+        let upper = |space: &ModelSpace, address: VirtAddr| {
+            space.pgd(address).map_or(EntryValue(u64::MAX), Entry::peek)
+        };
+        // The PUD entry, with the rights of both levels.
+        let pud = |id: u64, address: VirtAddr| {
+            let Some(space) = space(id) else { return EntryValue::default() };
+            match upper(&space, address) {
+                _ if address < WIDE => space.pud(None, address).peek(),
+                pgd if !Native::is_present(pgd) => EntryValue::default(),
+                pgd => {
+                    let pud = entries(pgd)[Level::Pud.index(address)].peek();
+                    if is_writable(pgd) { pud } else { EntryValue(pud.0 & !WRITABLE) }
+                }
+            }
+        };
         for (cpu, tlb) in records.tlbs.iter().enumerate() {
+            for (id, held) in &tlb.uppers {
+                let now = space(*id).map_or(EntryValue::default(), |space| upper(&space, WIDE));
+                let same = Native::is_present(now) && Native::table_frame(now) == Native::table_frame(*held);
+                assert!(
+                    same && is_writable(*held) <= is_writable(now),
+                    "a paging-structure cache contradicts the PGD: CPU {cpu}, space {id}"
+                );
+            }
             for ((id, slot), held) in &tlb.tables {
-                let now = space(*id).map_or(EntryValue::default(), |space| space.pud(*slot).peek());
+                let now = pud(*id, *slot);
                 let same = Native::is_present(now) && Native::table_frame(now) == Native::table_frame(*held);
                 assert!(
                     same && is_writable(*held) <= is_writable(now),
@@ -337,10 +394,10 @@ impl ModelMachine {
                 );
             }
             for ((id, address), held) in &tlb.leaves {
-                let pud = space(*id).map_or(EntryValue::default(), |space| space.pud(*address).peek());
+                let pud = pud(*id, *address);
                 let index = Level::Pmd.index(*address);
                 let leaf = match Native::is_present(pud) {
-                    true => memory.tables[table_number(Native::table_frame(pud))][index].peek(),
+                    true => entries(pud)[index].peek(),
                     false => EntryValue::default(),
                 };
                 let same =

@@ -10,7 +10,7 @@ use hugetlb::{
 
 use crate::lock::RawRwLock;
 use crate::machine::ModelMachine;
-use crate::space::{ModelSpace, SLOTS};
+use crate::space::{ModelSpace, SLOTS, WIDE};
 
 /// What an access that could not be made is answered with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -67,7 +67,7 @@ impl Process {
 
     /// Takes all mappings away, as at the end.
     pub fn exit(&self) {
-        self.unmap(VirtAddr(0)..VirtAddr(SLOTS * SLOT_SIZE));
+        self.unmap(VirtAddr(0)..VirtAddr(2 * SLOTS * SLOT_SIZE));
     }
 
     /// Changes what the mappings in the range permit.
@@ -157,6 +157,13 @@ impl Process {
         mapping.fault_then(address, Access::Read, |frame| self.machine.word(frame))
     }
 
+    /// Takes the only mapping behind [`WIDE`] out of a shared PUD table, as a fault does that finds too many windows below it.
+    pub fn leave_wide(&self) {
+        let mappings = self.mappings.read();
+        let (_, mapping) = mappings.range(WIDE..).next().expect("a mapping");
+        mapping.leave_slot(WIDE).expect("there are tables enough");
+    }
+
     /// Makes the host's table in a slot, as a fault on a base page does.
     pub fn take_slot(&self, address: VirtAddr) {
         let mappings = self.mappings.read();
@@ -174,10 +181,9 @@ impl Process {
         {
             mapping.leave_slot(address).expect("there are tables enough");
         }
-        assert!(
-            self.space.find_entry(address, Level::Pmd).is_some(),
-            "a slot that was asked for stays shared"
-        );
+        // Of a wide table the host gets one for the slots in it.
+        let level = if address < WIDE { Level::Pmd } else { Level::Pud };
+        assert!(self.space.find_entry(address, level).is_some(), "a slot that was asked for stays shared");
     }
 
     /// What the host's own walks tell of an address: whether there is an entry, and whether it permits stores.
@@ -210,10 +216,17 @@ impl Process {
                 .range(..end)
                 .next_back()
                 .is_some_and(|(start, mapping)| *start + mapping.length() > slot);
-            if !used && let Some(table) = self.space.take_host_table(slot) {
-                self.machine.free_host_table(&self.space, slot, table);
+            if !used && let Some(table) = self.space.take_slot_table(slot) {
+                self.machine.free_host_table(&self.space, slot, Level::Pud, table);
             }
             slot = end;
+        }
+        let is_last = mappings.iter().all(|(start, mapping)| *start + mapping.length() <= WIDE);
+        if range.end > WIDE
+            && is_last
+            && let Some(table) = self.space.take_wide_table()
+        {
+            self.machine.free_host_table(&self.space, WIDE, Level::Pgd, table);
         }
     }
 }

@@ -7,6 +7,7 @@ mod changes;
 mod faults;
 mod private;
 mod promises;
+mod wide;
 
 use hugetlb::ProtocolKind;
 
@@ -95,6 +96,15 @@ models! {
     }
     promises {
         promises_are_kept 0,
+    }
+    wide {
+        two_first_faults_below_a_wide_table 2,
+        wide_fault_against_punch 2,
+        wide_fault_against_truncate 2,
+        wide_fault_against_leaving 2,
+        wide_fault_against_fork_and_punch 2,
+        wide_fault_against_munmap_of_a_part 2,
+        wide_attach_against_exit 2,
     }
 }
 

@@ -30,7 +30,16 @@ pub(super) const MUTANTS: &[Mutant] = &[
     loom("SharersNotFlushed", "fault_against_truncate", FILE, "that a TLB leads to"),
     loom("TablesNotFlushed", "fault_against_discard", VMA, RETIRED_CACHED),
     loom("ReleaseBeforeFlush", "fault_against_munmap", VMA, RETIRED_CACHED),
+    loom("TablesNotFlushed", "wide_fault_against_leaving", FILE, RETIRED_CACHED),
     loom("DetachBeforeFlush", "fault_against_reclaim", FILE, RETIRED_CACHED),
+    loom("DetachBeforeFlush", "wide_attach_against_exit", FILE, RETIRED_CACHED),
+    loom("ChildNotLinked", "two_first_faults_below_a_wide_table", FILE, "the access faults all the same"),
+    loom(
+        "ChildNotCounted",
+        "wide_fault_against_leaving",
+        FILE,
+        "a table is retired that a table above leads to",
+    ),
     loom(
         "UnlockedFlush",
         "truncation_holds_a_lock_that_is_freed",
