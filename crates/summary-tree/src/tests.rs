@@ -52,6 +52,21 @@ enum Step {
     Update(u32, u32),
 }
 
+/// Does a step to a tree and its model, and compares them.
+fn apply(tree: &mut Tree, model: &mut BTreeMap<u32, u32>, step: Step) -> Result<(), TestCaseError> {
+    match step {
+        Step::Insert(key, value) => prop_assert_eq!(tree.insert(key, value), model.insert(key, value)),
+        Step::Remove(key) => prop_assert_eq!(tree.remove(&key), model.remove(&key)),
+        Step::Update(key, value) => {
+            let there = model.get_mut(&key).map(|old| *old = value).is_some();
+            prop_assert_eq!(tree.update(&key, |old| *old = value), there);
+        }
+    }
+    let (_, len, _) = check(&tree.root, None, None);
+    prop_assert_eq!((len, tree.len(), tree.is_empty()), (model.len(), model.len(), model.is_empty()));
+    Ok(())
+}
+
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     // Few keys, so that steps meet.
     let key = 0..60u32;
@@ -66,19 +81,24 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 
 proptest! {
     #[test]
+    fn is_made_of_what_is_sorted(len in 0..300u32, steps in steps()) {
+        let entries = (0..len).map(|key| Ok::<_, ()>((key, key.wrapping_mul(0x9e37_79b9) >> 16)));
+        let mut tree = Tree::from_sorted(len as usize, entries.clone()).unwrap();
+        prop_assert_eq!(tree.len(), len as usize);
+        prop_assert_eq!(check(&tree.root, None, None).1, len as usize);
+        let mut model: BTreeMap<u32, u32> = entries.map(Result::unwrap).collect();
+        for step in steps {
+            apply(&mut tree, &mut model, step)?;
+        }
+        let failing = (0..len).map(|key| if key == len / 2 { Err(key) } else { Ok((key, key)) });
+        prop_assert_eq!(Tree::from_sorted(len as usize, failing).err(), (len > 0).then_some(len / 2));
+    }
+
+    #[test]
     fn behaves_as_a_map(steps in steps()) {
         let (mut tree, mut model) = (Tree::new(), BTreeMap::new());
         for step in steps {
-            match step {
-                Step::Insert(key, value) => prop_assert_eq!(tree.insert(key, value), model.insert(key, value)),
-                Step::Remove(key) => prop_assert_eq!(tree.remove(&key), model.remove(&key)),
-                Step::Update(key, value) => {
-                    let there = model.get_mut(&key).map(|old| *old = value).is_some();
-                    prop_assert_eq!(tree.update(&key, |old| *old = value), there);
-                }
-            }
-            let (_, len, _) = check(&tree.root, None, None);
-            prop_assert_eq!((len, tree.len(), tree.is_empty()), (model.len(), model.len(), model.is_empty()));
+            apply(&mut tree, &mut model, step)?;
         }
         for key in 0..61 {
             prop_assert_eq!(tree.get(&key), model.get(&key));

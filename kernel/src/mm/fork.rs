@@ -38,6 +38,8 @@ impl AddressSpace {
         let mut parent = self.write();
         let mut copy = child.write();
         copy.layout = parent.layout.clone();
+        // Many a child maps nothing before it executes a program or ends.
+        copy.set.forget_gaps();
         let mut gather = Gather::new(self);
         let mut result = Ok(());
         let Areas { set, .. } = &mut *parent;

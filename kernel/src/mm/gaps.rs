@@ -11,6 +11,9 @@ use summary_tree::{Summary, SummaryTree};
 use super::TASK_SIZE;
 use super::layout::{SLOT, STACK_GUARD};
 use super::vma::{VmFlags, Vma};
+use crate::errno::{Errno, Result};
+use crate::memory::{PAGE_SIZE, reserve};
+use crate::sched;
 
 /// What a free range is wanted for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +41,16 @@ struct Gap {
 }
 
 impl Gap {
+    /// What lies between the areas `below` and `above` and ends at `end`.
+    fn new(end: u64, below: Option<&Vma>, above: Option<&Vma>) -> Self {
+        Self {
+            end,
+            shares_below: below.is_some_and(Vma::shares_tables),
+            shares_above: above.is_some_and(Vma::shares_tables),
+            stack_above: above.is_some_and(|vma| vma.flags.contains(VmFlags::GROWS_DOWN)),
+        }
+    }
+
     /// The part in `within` that is good for `want`, of the gap that begins at `start`.
     fn usable(&self, start: u64, within: &Range<u64>, want: Want) -> Range<u64> {
         let guard = if self.stack_above { STACK_GUARD } else { 0 };
@@ -90,14 +103,38 @@ impl Gaps {
         gaps
     }
 
+    /// What `areas`, which are in order, leave free. `ENOMEM` when there is no memory for that.
+    pub fn between<'a>(areas: impl Iterator<Item = &'a Vma> + Clone) -> Result<Self> {
+        /// Gaps that are made in a page of memory.
+        const STEP: usize = 32;
+        let count = Self::around(areas.clone()).count();
+        let mut made = 0;
+        let gaps = Self::around(areas).map(|gap| {
+            if made % STEP == 0 {
+                reserve::ask(PAGE_SIZE)?;
+                sched::cond_resched();
+            }
+            made += 1;
+            Ok::<_, Errno>(gap)
+        });
+        Ok(Self { tree: SummaryTree::from_sorted(count, gaps)? })
+    }
+
+    /// The gaps between `areas`, which are in order, with where they begin.
+    fn around<'a>(areas: impl Iterator<Item = &'a Vma>) -> impl Iterator<Item = (u64, Gap)> {
+        let mut below = None;
+        areas.map(Some).chain([None]).filter_map(move |above| {
+            let start = below.map_or(0, |vma: &Vma| vma.end);
+            let end = above.map_or(TASK_SIZE, |vma| vma.start);
+            let gap = Gap::new(end, below, above);
+            below = above;
+            (start < end).then_some((start, gap))
+        })
+    }
+
     /// `range`, between the areas `below` and `above`, is free as a whole.
     fn set(&mut self, range: Range<u64>, below: Option<&Vma>, above: Option<&Vma>) {
-        let gap = Gap {
-            end: range.end,
-            shares_below: below.is_some_and(Vma::shares_tables),
-            shares_above: above.is_some_and(Vma::shares_tables),
-            stack_above: above.is_some_and(|vma| vma.flags.contains(VmFlags::GROWS_DOWN)),
-        };
+        let gap = Gap::new(range.end, below, above);
         if !self.tree.update(&range.start, |old| *old = gap) {
             self.tree.insert(range.start, gap);
         }
@@ -164,21 +201,8 @@ impl Gaps {
 
     /// Is it what `areas`, in order, leave free? For the checker.
     pub fn matches<'a>(&self, areas: impl Iterator<Item = &'a Vma>) -> bool {
-        let mut expected = Self { tree: SummaryTree::new() };
-        let mut below = None;
-        for area in areas {
-            let start = below.map_or(0, |vma: &Vma| vma.end);
-            if start < area.start {
-                expected.set(start..area.start, below, Some(area));
-            }
-            below = Some(area);
-        }
-        let start = below.map_or(0, |vma| vma.end);
-        if start < TASK_SIZE {
-            expected.set(start..TASK_SIZE, below, None);
-        }
-        let same = |start: &u64, gap: &Gap| (self.tree.get(start) != Some(gap)).then_some(());
-        expected.tree.len() == self.tree.len()
-            && expected.tree.find_first(&u64::MAX, |_| true, same).is_none()
+        let mut expected = Self::around(areas);
+        let different = |start: &u64, gap: &Gap| (expected.next() != Some((*start, *gap))).then_some(());
+        self.tree.find_first(&u64::MAX, |_| true, different).is_none() && expected.next().is_none()
     }
 }

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use linux_raw_sys::general as abi;
 
-use super::gaps::Want;
+use super::gaps::{Gaps, Want};
 use super::space::{Areas, Layout};
 use super::vma::{VmFlags, Vma, VmaSet};
 use super::{PAGE, TASK_SIZE, accounting, limit, page_down};
@@ -76,14 +76,14 @@ impl Placement {
 }
 
 /// A free range of `place.len` bytes in `within`, as high as there is one.
-fn search(set: &VmaSet, within: Range<u64>, place: &Placement, want: Want) -> Option<u64> {
+fn search(gaps: &Gaps, within: Range<u64>, place: &Placement, want: Want) -> Option<u64> {
     // Wherever an aligned address may be in a range, it is there for sure if the range is longer by what alignment can cost.
     let sure = place.len.saturating_add(place.align - PAGE.min(place.align));
-    set.gaps().search(within, want, place.len, sure, |free| place.fit(free))
+    gaps.search(within, want, place.len, sure, |free| place.fit(free))
 }
 
 /// Where a mapping without a fixed address goes: at `hint` if that is free, else as high as possible below the base, else anywhere.
-pub fn choose(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
+pub fn choose(areas: &mut Areas, hint: u64, place: &Placement) -> Result<u64> {
     if place.len > TASK_SIZE - MIN_ADDRESS {
         return Err(Errno::ENOMEM);
     }
@@ -102,12 +102,12 @@ pub fn choose(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
         () => &[Want::Any],
     };
     if let Some(narrow) = place.narrow() {
-        let wide = search(&areas.set, MIN_ADDRESS..base, place, Want::Slots);
+        let wide = search(areas.set.gaps()?, MIN_ADDRESS..base, place, Want::Slots);
         return wide.map_or_else(|| choose(areas, 0, &narrow), Ok);
     }
     for within in [MIN_ADDRESS..base, base..TASK_SIZE] {
         for want in wants {
-            if let Some(found) = search(&areas.set, within.clone(), place, *want) {
+            if let Some(found) = search(areas.set.gaps()?, within.clone(), place, *want) {
                 return Ok(found);
             }
         }
@@ -120,7 +120,7 @@ pub fn choose(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
 }
 
 /// As [`choose`], in the lowest 2 GiB: MAP_32BIT.
-pub fn choose_low(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
+pub fn choose_low(areas: &mut Areas, hint: u64, place: &Placement) -> Result<u64> {
     let within = 0x4000_0000..0x8000_0000;
     if hint != 0 {
         let at = page_down(hint).next_multiple_of(place.granule);
@@ -128,7 +128,8 @@ pub fn choose_low(areas: &Areas, hint: u64, place: &Placement) -> Result<u64> {
             return Ok(at);
         }
     }
-    let search = |place: &Placement| search(&areas.set, within.clone(), place, Want::Any);
+    let gaps = areas.set.gaps()?;
+    let search = |place: &Placement| search(gaps, within.clone(), place, Want::Any);
     search(place).or_else(|| search(&place.anywhere())).ok_or(Errno::ENOMEM)
 }
 

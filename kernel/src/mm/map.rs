@@ -236,7 +236,7 @@ impl AddressSpace {
     }
 }
 
-fn place(areas: &Areas, plan: &Plan) -> Result<u64> {
+fn place(areas: &mut Areas, plan: &Plan) -> Result<u64> {
     let place = match &plan.source {
         Source::Huge { file, .. } => {
             let shared = plan.flags.contains(VmFlags::SHARED);

@@ -157,7 +157,7 @@ impl AddressSpace {
         Ok(())
     }
 
-    fn find_target(&self, areas: &Areas, remap: &Remap) -> Result<u64> {
+    fn find_target(&self, areas: &mut Areas, remap: &Remap) -> Result<u64> {
         let place = match areas.set.find(remap.old.start).filter(|vma| vma.is_huge()) {
             Some(vma) => {
                 let offset = vma.index_of(remap.old.start) << PAGE_SHIFT;

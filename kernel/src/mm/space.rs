@@ -363,9 +363,10 @@ impl AddressSpace {
                 panic!("page tables at the end of an address space: {what}");
             }
         }
-        let areas = self.areas.get_mut().set.take_all();
+        let mut areas = self.areas.get_mut().set.take_all().into_iter().peekable();
         let mut gather = Gather::new(self);
-        for (_, vma) in areas {
+        while let Some((_, vma)) = areas.next() {
+            let range = vma.range();
             if !vma.is_huge() {
                 self.zap(vma.range(), false, &mut gather);
             }
@@ -374,15 +375,20 @@ impl AddressSpace {
             }
             // Nobody else has a lock of this space: what is left of the area goes at once.
             Leftovers::default().push(vma);
-            sched::cond_resched();
+            // All tables are where areas are, and each goes with the last area that it serves: only entries that belong to an area are
+            // looked at, not all of each table.
+            let hole = 0..areas.peek().map_or(1 << 47, |(next, _)| *next);
+            let mut at = range.start;
+            while at < range.end {
+                at = self.tables.lock().free(at..range.end, &hole, &mut gather);
+                if at < range.end {
+                    // Who looks at tables without a lock holds a reference to the space, and this was the last.
+                    gather.flush_unseen();
+                }
+                sched::cond_resched();
+            }
         }
-        let (mut at, everything) = (0, 0..1 << 47);
-        while at < everything.end {
-            at = self.tables.lock().free(at..everything.end, &everything, &mut gather);
-            // Who looks at tables without a lock holds a reference to the space, and this was the last.
-            gather.flush_unseen();
-            sched::cond_resched();
-        }
+        gather.flush_unseen();
         let tables = self.tables.lock();
         debug_assert_eq!(tables.resident.total(), 0, "pages left in an empty address space");
         debug_assert_eq!(tables.count, 0, "tables left in an empty address space");

@@ -319,8 +319,8 @@ impl Costs {
 /// The areas of an address space in order.
 pub struct VmaSet {
     areas: BTreeMap<u64, Vma>,
-    /// What is between them.
-    gaps: Gaps,
+    /// What is between them; `None` until it is asked for.
+    gaps: Option<Gaps>,
     costs: Arc<Costs>,
     /// Sum of all areas, pages.
     pub(super) total: u64,
@@ -341,7 +341,7 @@ impl VmaSet {
     pub(super) fn new() -> Self {
         Self {
             areas: BTreeMap::new(),
-            gaps: Gaps::new(),
+            gaps: Some(Gaps::new()),
             costs: Arc::default(),
             total: 0,
             peak: 0,
@@ -352,9 +352,24 @@ impl VmaSet {
         }
     }
 
-    /// The free ranges.
-    pub(super) fn gaps(&self) -> &Gaps {
-        &self.gaps
+    /// The free ranges, or `ENOMEM` when they were not known and there is no memory for that.
+    pub(super) fn gaps(&mut self) -> Result<&Gaps> {
+        let gaps = match self.gaps.take() {
+            Some(gaps) => gaps,
+            None => Gaps::between(self.areas.values())?,
+        };
+        Ok(self.gaps.insert(gaps))
+    }
+
+    /// The free ranges, if they are known.
+    pub(super) fn known_gaps(&self) -> Option<&Gaps> {
+        self.gaps.as_ref()
+    }
+
+    /// Leaves it to whoever searches the free ranges first to find them: that costs less than keeping them up to date while very many areas
+    /// come in.
+    pub(super) fn forget_gaps(&mut self) {
+        self.gaps = None;
     }
 
     /// How many areas there are.
@@ -463,9 +478,11 @@ impl VmaSet {
     pub(super) fn insert(&mut self, vma: Vma) {
         debug_assert!(!self.is_occupied(vma.range()));
         self.count_in(&vma);
-        let below = self.areas.range(..vma.start).next_back().map(|(_, vma)| vma);
-        let above = self.areas.range(vma.start..).next().map(|(_, vma)| vma);
-        self.gaps.close(&vma, below, above);
+        if let Some(gaps) = &mut self.gaps {
+            let below = self.areas.range(..vma.start).next_back().map(|(_, vma)| vma);
+            let above = self.areas.range(vma.start..).next().map(|(_, vma)| vma);
+            gaps.close(&vma, below, above);
+        }
         self.add(vma);
     }
 
@@ -473,10 +490,17 @@ impl VmaSet {
     pub(super) fn remove(&mut self, start: u64) -> Option<Vma> {
         let vma = self.take(start)?;
         self.count_out(&vma);
-        let below = self.areas.range(..start).next_back().map(|(_, vma)| vma);
-        let above = self.areas.range(start..).next().map(|(_, vma)| vma);
-        self.gaps.open(vma.range(), below, above);
+        self.open_gap(vma.range());
         Some(vma)
+    }
+
+    /// No area is in `range` any more.
+    fn open_gap(&mut self, range: Range<u64>) {
+        if let Some(gaps) = &mut self.gaps {
+            let below = self.areas.range(..range.start).next_back().map(|(_, vma)| vma);
+            let above = self.areas.range(range.start..).next().map(|(_, vma)| vma);
+            gaps.open(range, below, above);
+        }
     }
 
     /// Takes all areas out.
@@ -498,9 +522,7 @@ impl VmaSet {
             self.count_in(&vma);
             self.areas.insert(start, vma);
         } else {
-            let below = self.areas.range(..start).next_back().map(|(_, vma)| vma);
-            let above = self.areas.range(start..).next().map(|(_, vma)| vma);
-            self.gaps.open(old, below, above);
+            self.open_gap(old);
             self.insert(vma);
         }
         Some(result)

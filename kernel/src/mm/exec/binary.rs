@@ -153,7 +153,7 @@ impl Binary {
                 Some(origin) => origin & !(align - 1),
                 None => {
                     let place = layout::Placement { align, granule: align, ..layout::Placement::pages(len) };
-                    layout::choose(&space.read(), 0, &place)?
+                    layout::choose(&mut space.write(), 0, &place)?
                 }
             };
             start.wrapping_sub(span.start)

@@ -174,7 +174,7 @@ fn map_vdso(space: &AddressSpace) -> Result<u64> {
         .union(VmFlags::DONT_EXPAND);
     const DATA: VmFlags = READ.union(VmFlags::DONT_EXPAND).union(VmFlags::DONT_DUMP);
     let mut areas = space.write();
-    let at = super::layout::choose(&areas, 0, &super::layout::Placement::pages(vdso::LEN))?;
+    let at = super::layout::choose(&mut areas, 0, &super::layout::Placement::pages(vdso::LEN))?;
     for (start, pages, flags) in [(at, &vdso::DATA, DATA), (at + PAGE, &vdso::IMAGE, CODE)] {
         areas.set.insert(Vma {
             kind: Kind::Special(pages),
