@@ -59,6 +59,12 @@ impl SimMachine {
         self.0.forget_flushes.store(true, Ordering::SeqCst);
     }
 
+    /// The `nth` allocation from now on fails, of whatever kind: a page table, a huge frame, a step's memory; 0 for none. Returns how many
+    /// were still to come of what was set before, 0 when that has failed.
+    pub fn fail_allocation(&self, nth: u64) -> u64 {
+        self.0.memory.fail_allocation(nth)
+    }
+
     /// Runs `hook` in the middle of the next zeroing.
     pub fn in_next_zero(&self, hook: impl FnOnce() + Send + 'static) {
         *self.0.in_zero.lock() = Some(Box::new(hook));
@@ -183,7 +189,7 @@ impl Machine for SimMachine {
     type RawRwLock = parking_lot::RawRwLock;
 
     fn take_step(&self) -> Result<(), OutOfMemory> {
-        Ok(())
+        if self.0.memory.fails() { Err(OutOfMemory) } else { Ok(()) }
     }
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {

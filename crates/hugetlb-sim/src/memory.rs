@@ -41,6 +41,8 @@ pub(crate) struct Memory {
     tables: Vec<Box<TableEntries>>,
     table_list: FreeList,
     huge: [HugeFrames; 2],
+    /// Allocations until the one that fails, that one included; 0 for none.
+    failing: AtomicU64,
 }
 
 struct HugeFrames {
@@ -70,10 +72,25 @@ impl Memory {
                 HugeFrames::new(PageSize::Size2M, 1 << 40, small),
                 HugeFrames::new(PageSize::Size1G, 1 << 44, large),
             ],
+            failing: AtomicU64::new(0),
         }
     }
 
+    /// The `nth` allocation from now on fails; returns what was left to go of the one before.
+    pub(crate) fn fail_allocation(&self, nth: u64) -> u64 {
+        self.failing.swap(nth, Ordering::SeqCst)
+    }
+
+    /// Does this allocation fail on purpose?
+    pub(crate) fn fails(&self) -> bool {
+        let count_down = |left: u64| left.checked_sub(1);
+        self.failing.fetch_update(Ordering::SeqCst, Ordering::SeqCst, count_down) == Ok(1)
+    }
+
     pub(crate) fn allocate_table(&self) -> Option<PhysAddr> {
+        if self.fails() {
+            return None;
+        }
         let number = self.table_list.take()?;
         for entry in self.tables[number].iter() {
             entry.store(EntryValue::default(), Ordering::SeqCst);
@@ -98,6 +115,9 @@ impl Memory {
     }
 
     pub(crate) fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
+        if self.fails() {
+            return None;
+        }
         let huge = self.of(size);
         Some(PhysAddr(huge.base + ((huge.list.take()? as u64) << size.shift())))
     }
