@@ -5,7 +5,7 @@
 //! however fast the mapping goes away. (Linux hangs the lock off a pointer that copies of a VMA duplicate.)
 
 use alloc::collections::BTreeMap;
-use core::ops::Range;
+use core::ops::{Deref, DerefMut, Range};
 
 use filetables::{Entry, EntryValue, Extent, Format, Found, Level, Protection, Space};
 
@@ -18,7 +18,7 @@ use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::reserve::Regions;
 use crate::sharing::{Change, Purpose, Table};
-use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering, RwLock, Spin};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering, ReadGuard, RwLock, Spin, WriteGuard};
 
 /// Private copies that are gone through with one hold of their spin lock.
 pub(super) const COPIES_AT_A_TIME: usize = if cfg!(roundtable_model) { 2 } else { 64 };
@@ -35,6 +35,25 @@ pub(crate) struct Placement {
 impl Placement {
     pub(super) fn indices(&self) -> Range<u64> {
         self.first.0..self.first.0 + self.pages
+    }
+}
+
+/// The mapping lock, held for writing: no fault of the mapping is under way, and who has this may take entries away.
+///
+/// Only [`Area::lock`] makes one, so a function that takes it cannot be called without the lock.
+pub(crate) struct Exclusive<'a, M: Machine>(WriteGuard<'a, M, Placement>);
+
+impl<M: Machine> Deref for Exclusive<'_, M> {
+    type Target = Placement;
+
+    fn deref(&self) -> &Placement {
+        &self.0
+    }
+}
+
+impl<M: Machine> DerefMut for Exclusive<'_, M> {
+    fn deref_mut(&mut self) -> &mut Placement {
+        &mut self.0
     }
 }
 
@@ -106,8 +125,14 @@ impl<M: Machine> Area<M> {
         self.shared
     }
 
-    pub(super) fn placement(&self) -> &RwLock<M, Placement> {
-        &self.placement
+    /// The mapping lock for reading: the mapping stays where it is, and loses no entry.
+    pub(super) fn placement(&self) -> ReadGuard<'_, M, Placement> {
+        self.placement.read()
+    }
+
+    /// The mapping lock for writing.
+    pub(super) fn lock(&self) -> Exclusive<'_, M> {
+        Exclusive(self.placement.write())
     }
 
     pub(super) fn private(&self) -> &Spin<M, Private<M>> {
@@ -123,12 +148,16 @@ impl<M: Machine> Area<M> {
         self.tables.lock().insert(base, table);
     }
 
-    pub(crate) fn take_table(&self, base: PageIndex) -> Option<Arc<Table<M>>> {
+    pub(crate) fn take_table(&self, _: &Exclusive<'_, M>, base: PageIndex) -> Option<Arc<Table<M>>> {
         self.tables.lock().remove(&base)
     }
 
     /// Takes the managed tables of the slots from an index on.
-    pub(super) fn split_tables(&self, from: PageIndex) -> BTreeMap<PageIndex, Arc<Table<M>>> {
+    pub(super) fn split_tables(
+        &self,
+        _: &Exclusive<'_, M>,
+        from: PageIndex,
+    ) -> BTreeMap<PageIndex, Arc<Table<M>>> {
         self.tables.lock().split_off(&from)
     }
 
@@ -263,12 +292,11 @@ impl<M: Machine> Area<M> {
     }
 
     /// Shows `visit` the entries of the page indices that exist, with the index; what the protocol does for a whole slot is
-    /// done already, and not shown. `visit` returns true when the TLBs must forget the entry. The mapping lock is held for
-    /// writing.
+    /// done already, and not shown. `visit` returns true when the TLBs must forget the entry.
     pub(super) fn change_entries(
         &self,
         file: &File<M>,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         indices: Range<u64>,
         purpose: Purpose,
         batch: &mut Batch<'_, M>,
@@ -308,7 +336,7 @@ impl<M: Machine> Area<M> {
     /// Shows `visit` the entries in tables of the host.
     fn change_host_entries(
         &self,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         indices: Range<u64>,
         batch: &mut Batch<'_, M>,
         visit: &mut impl FnMut(&Entry, PageIndex, &mut Batch<'_, M>) -> bool,
@@ -344,7 +372,7 @@ impl<M: Machine> Area<M> {
     pub(super) fn clear_entries(
         &self,
         file: &File<M>,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         indices: Range<u64>,
         purpose: Purpose,
         batch: &mut Batch<'_, M>,
@@ -374,7 +402,7 @@ impl<M: Machine> Area<M> {
         }
         // Held over the flush. Else the mapping could go meanwhile, without a flush of its own since it finds nothing, and
         // a new one at its place would be hidden behind the old translations.
-        let placement = self.placement.write();
+        let placement = self.lock();
         let mut batch = Batch::new(file);
         self.clear(file, &placement, indices, Purpose::Clear, &mut batch);
         if Mutant::UnlockedFlush.is_on() {
@@ -383,23 +411,23 @@ impl<M: Machine> Area<M> {
         batch.finish();
     }
 
-    /// Clears the entries of the page indices and drops private copies; the mapping lock is held for writing.
+    /// Clears the entries of the page indices and drops private copies.
     pub(super) fn clear(
         &self,
         file: &File<M>,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         indices: Range<u64>,
         purpose: Purpose,
         batch: &mut Batch<'_, M>,
     ) {
-        self.restore_promises(file, indices.clone());
+        self.restore_promises(file, placement, indices.clone());
         self.clear_entries(file, placement, indices.clone(), purpose, batch);
-        self.drop_copies(file, indices, batch);
+        self.drop_copies(file, placement, indices, batch);
     }
 
     /// Lets an owner that is about to drop copies which it has alone keep the right to fresh ones, so that `MADV_DONTNEED` does
     /// not cost it its promise. As on Linux, not while the pool has surplus pages.
-    fn restore_promises(&self, file: &File<M>, indices: Range<u64>) {
+    fn restore_promises(&self, file: &File<M>, _: &Exclusive<'_, M>, indices: Range<u64>) {
         if self.shared || file.pool().statistics().surplus > 0 {
             return;
         }
@@ -424,8 +452,14 @@ impl<M: Machine> Area<M> {
         }
     }
 
-    /// Drops private copies; the mapping lock is held for writing.
-    fn drop_copies(&self, file: &File<M>, indices: Range<u64>, batch: &mut Batch<'_, M>) {
+    /// Drops private copies.
+    fn drop_copies(
+        &self,
+        file: &File<M>,
+        _: &Exclusive<'_, M>,
+        indices: Range<u64>,
+        batch: &mut Batch<'_, M>,
+    ) {
         if self.shared {
             return;
         }
@@ -448,7 +482,7 @@ impl<M: Machine> Area<M> {
     /// Takes the private copy at `index` away from a mapping that did not reserve it, if it is `page`.
     pub(super) fn rob(&self, file: &File<M>, index: PageIndex, page: &Arc<Page<M>>) {
         // Held over the flush: as in `unmap_indices`.
-        let placement = self.placement.write();
+        let placement = self.lock();
         {
             let mut private = self.private.lock();
             let same = private.copies.get(&index).is_some_and(|share| Arc::ptr_eq(share.page(), page));

@@ -4,7 +4,7 @@ use core::ops::Range;
 
 use filetables::{Format, Level, Protection};
 
-use super::{Area, Batch, Mapping, Placement, next_slot};
+use super::{Area, Batch, Exclusive, Mapping, Placement, next_slot};
 use crate::addr::{PageIndex, VirtAddr};
 use crate::error::{Error, OutOfMemory, Result};
 use crate::file::File;
@@ -24,7 +24,7 @@ impl<M: Machine> Mapping<M> {
         {
             let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
             // Held over the flush: as in `drop`.
-            let mut placement = self.area.placement().write();
+            let mut placement = self.area.lock();
             let mut batch = Batch::new(&self.file);
             if protection.is_empty() {
                 // An entry permits loads at least, so PROT_NONE has none.
@@ -44,7 +44,7 @@ impl<M: Machine> Mapping<M> {
 
     fn change_protection(
         &self,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         protection: Protection,
         loses: bool,
         batch: &mut Batch<'_, M>,
@@ -86,7 +86,7 @@ impl<M: Machine> Mapping<M> {
     /// [`OutOfMemory`] when the host has no frame for its table; nothing has changed then.
     pub fn leave_slot(&self, address: VirtAddr) -> Result<bool, OutOfMemory> {
         // Held over the flush: as in `drop`.
-        let placement = self.area.placement().write();
+        let placement = self.area.lock();
         // Where the mapping has the slot: the address may be of its neighbour.
         let slot = address.floor(Level::Pud);
         let address = slot.max(placement.start);
@@ -140,7 +140,7 @@ impl<M: Machine> Mapping<M> {
             ..first + ((range.end.0 - self.start().0) >> size.shift());
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         // Held over the flush: as in `drop`.
-        let placement = self.area.placement().write();
+        let placement = self.area.lock();
         let mut batch = Batch::new(&self.file);
         self.area.clear(&self.file, &placement, indices, Purpose::Clear, &mut batch);
         batch.finish();
@@ -160,7 +160,7 @@ impl<M: Machine> Mapping<M> {
         {
             let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
             // Held over the flush: as in `drop`.
-            let mut placement = self.area.placement().write();
+            let mut placement = self.area.lock();
             let mut batch = Batch::new(&self.file);
             let all = placement.indices();
             self.area.clear_entries(&self.file, &placement, all, Purpose::Leave, &mut batch);
@@ -188,7 +188,7 @@ impl<M: Machine> Mapping<M> {
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         // Held until both halves are on the list and the flush is done. In between nobody can share the slot again: Linux let
         // a fault do so (CVE-2025-38084).
-        let mut placement = self.area.placement().write();
+        let mut placement = self.area.lock();
         let mut batch = Batch::new(&self.file);
         // The slot that the cut goes through has two mappings from now on.
         let protocol = self.file.hugetlb().protocol();
@@ -205,7 +205,7 @@ impl<M: Machine> Mapping<M> {
         self.placement = *placement;
         let (file, space) = (self.file.clone(), self.area.space().clone());
         let upper = Self::unattached(file, space, self.area.is_shared(), upper_placement, private);
-        upper.area.take_over(&self.area, &self.file, middle);
+        upper.area.take_over(&self.area, &placement, &self.file, middle);
         batch.finish();
         drop(placement);
         if is_cut {
@@ -219,7 +219,13 @@ impl<M: Machine> Mapping<M> {
 
 impl<M: Machine> Area<M> {
     /// Takes over from a lower part what belongs to the indices from `from` on: its place on the file's list, its tables.
-    fn take_over(self: &Arc<Self>, lower: &Area<M>, file: &File<M>, from: PageIndex) {
+    fn take_over(
+        self: &Arc<Self>,
+        lower: &Area<M>,
+        held: &Exclusive<'_, M>,
+        file: &File<M>,
+        from: PageIndex,
+    ) {
         if lower.is_listed() {
             self.enlist(file);
         }
@@ -227,7 +233,7 @@ impl<M: Machine> Area<M> {
             let joined = self.join(file);
             debug_assert!(joined.is_ok(), "a space that is known needs no memory to be known twice");
         }
-        for (base, table) in lower.split_tables(from) {
+        for (base, table) in lower.split_tables(held, from) {
             self.set_table(base, table);
         }
     }

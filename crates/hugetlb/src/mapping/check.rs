@@ -30,7 +30,7 @@ impl<M: Machine> Mapping<M> {
     /// Which invariant is broken, at which address, by which entry.
     pub fn check(&self, round: &mut CheckRound<M>) -> Check {
         // No fault of this mapping is under way, and nobody attaches or detaches it.
-        let placement = self.area.placement().write();
+        let placement = self.area.lock();
         if !self.is_shared() {
             return self.check_host(&placement, placement.indices(), round);
         }

@@ -79,7 +79,7 @@ impl<'m, M: Machine> Fault<'m, M> {
     /// Locks the mapping for reading, if it permits the access. While the guard lives the mapping keeps its place, its
     /// rights and its tables; faults on other pages go on.
     pub(crate) fn lock_mapping(&self) -> Result<ReadGuard<'m, M, Placement>, FaultError> {
-        let placement = self.area.placement().read();
+        let placement = self.area.placement();
         let permitted = match self.access {
             Access::Read => !placement.protection.is_empty(),
             Access::Write => placement.protection.contains(Protection::WRITE),

@@ -6,7 +6,7 @@ use filetables::{Format, Protection};
 
 use super::area::COPIES_AT_A_TIME;
 use super::area::Private;
-use super::{Area, Batch, Mapping, Share};
+use super::{Area, Batch, Exclusive, Mapping, Share};
 use crate::addr::PageIndex;
 use crate::error::OutOfMemory;
 use crate::file::File;
@@ -29,8 +29,8 @@ impl<M: Machine> Mapping<M> {
     pub fn fork(&self, space: M::Space) -> Result<Mapping<M>, OutOfMemory> {
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         // Held until the child is on the list and the parent's entries are read-only in every TLB.
-        let placement = self.area.placement().write();
-        let copies = self.area.fork_copies(&self.file)?;
+        let placement = self.area.lock();
+        let copies = self.area.fork_copies(&self.file, &placement)?;
         let mut batch = Batch::new(&self.file);
         if !copies.is_empty() {
             let level = self.page_size().level();
@@ -72,8 +72,12 @@ impl<M: Machine> Mapping<M> {
 }
 
 impl<M: Machine> Area<M> {
-    /// A share for a child of each private copy. The mapping lock is held for writing.
-    fn fork_copies(&self, file: &File<M>) -> Result<BTreeMap<PageIndex, Share<M>>, OutOfMemory> {
+    /// A share for a child of each private copy.
+    fn fork_copies(
+        &self,
+        file: &File<M>,
+        _: &Exclusive<'_, M>,
+    ) -> Result<BTreeMap<PageIndex, Share<M>>, OutOfMemory> {
         let mut copies = BTreeMap::new();
         let mut next = PageIndex(0);
         while !self.is_shared() {

@@ -42,7 +42,7 @@ use alloc::collections::BTreeMap;
 use filetables::Protection;
 
 use area::Private;
-pub(crate) use area::{Area, Placement, next_slot};
+pub(crate) use area::{Area, Exclusive, Placement, next_slot};
 pub(crate) use batch::Batch;
 pub use fault::Access;
 pub(crate) use fault::{Fault, publish};
@@ -168,7 +168,7 @@ impl<M: Machine> Drop for Mapping<M> {
         }
         {
             // Held over the flush: a truncation that finds nothing here any more must not free pages that our TLBs still hold.
-            let mut placement = self.area.placement().write();
+            let mut placement = self.area.lock();
             let mut batch = Batch::new(&self.file);
             self.area.clear(&self.file, &placement, placement.indices(), Purpose::Leave, &mut batch);
             batch.finish();

@@ -23,7 +23,7 @@ impl<M: Machine> Mapping<M> {
     /// `/proc/PID/pagemap`. The host holds its address-space lock for reading.
     pub fn translate(&self, address: VirtAddr) -> Option<(PhysAddr, bool)> {
         self.index(address)?;
-        let placement = self.area.placement().read();
+        let placement = self.area.placement();
         let level = self.page_size().level();
         let entry = self.area.leaf(&self.file, &placement, address);
         M::Format::is_leaf(level, entry).then(|| {
@@ -65,7 +65,7 @@ impl<M: Machine> Mapping<M> {
 
     /// What of the mapping has entries, for smaps and `HugetlbPages` of `/proc/PID/status`.
     pub fn resident(&self) -> Resident {
-        let placement = self.area.placement().read();
+        let placement = self.area.placement();
         let entries: u64 = match self.is_shared() {
             false => self.count_entries(&placement, placement.indices()),
             true => {

@@ -21,7 +21,7 @@ use crate::addr::{PageIndex, VirtAddr};
 use crate::error::{FaultError, OutOfMemory};
 use crate::file::{File, Search};
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Fault, Placement, next_slot, publish};
+use crate::mapping::{Area, Batch, Exclusive, Fault, Placement, next_slot, publish};
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::stats::Fallback;
@@ -75,13 +75,13 @@ impl<M: Machine, F: Fence<M>> Protocol<M> for Adopted<F> {
     fn prepare_change(
         &self,
         area: &Area<M>,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         address: VirtAddr,
         purpose: Purpose,
         batch: &mut Batch<'_, M>,
     ) -> (Change<M>, Option<VirtAddr>) {
         let change = match whole_slot(area, placement, address) {
-            Some(slot) => prepare_change(area, &slot, purpose, batch),
+            Some(slot) => prepare_change(area, placement, &slot, purpose, batch),
             None => Change::Host,
         };
         (change, next_slot(address))
@@ -90,13 +90,13 @@ impl<M: Machine, F: Fence<M>> Protocol<M> for Adopted<F> {
     fn leave_cut_slot(
         &self,
         area: &Area<M>,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         at: VirtAddr,
         batch: &mut Batch<'_, M>,
     ) -> bool {
         let cut = whole_slot(area, placement, at).filter(|slot| slot.address != at);
         if let Some(slot) = cut {
-            let change = prepare_change(area, &slot, Purpose::Leave, batch);
+            let change = prepare_change(area, placement, &slot, Purpose::Leave, batch);
             debug_assert!(!matches!(change, Change::InPlace(_)), "the table was to be given up");
         }
         false
@@ -106,7 +106,7 @@ impl<M: Machine, F: Fence<M>> Protocol<M> for Adopted<F> {
     fn leave_slot(
         &self,
         _: &Area<M>,
-        _: &Placement,
+        _: &Exclusive<'_, M>,
         _: VirtAddr,
         _: &mut Batch<'_, M>,
     ) -> Result<bool, OutOfMemory> {
@@ -234,6 +234,7 @@ fn adopt<M: Machine>(
 /// Gives the table of a slot up, or keeps others out of it while its entries change.
 fn prepare_change<M: Machine>(
     area: &Area<M>,
+    held: &Exclusive<'_, M>,
     slot: &Slot,
     purpose: Purpose,
     batch: &mut Batch<'_, M>,
@@ -247,7 +248,7 @@ fn prepare_change<M: Machine>(
         batch.open_later(table.clone());
         return Change::InPlace(table);
     }
-    area.take_table(first);
+    area.take_table(held, first);
     if let Some(entry) = area.space().find_entry(slot.address, slot.level) {
         // From here the hardware cannot walk into the table any more; what TLBs still hold goes with the batch's flush,
         // and the table counts this mapping until then.

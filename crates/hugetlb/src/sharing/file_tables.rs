@@ -26,7 +26,7 @@ use crate::addr::VirtAddr;
 use crate::error::{FaultError, OutOfMemory};
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Fault, Placement, publish};
+use crate::mapping::{Area, Batch, Exclusive, Fault, Placement, publish};
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::stats::{Counters, Fallback};
@@ -104,7 +104,7 @@ impl<M: Machine> Protocol<M> for FileTables {
     fn prepare_change(
         &self,
         area: &Area<M>,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         address: VirtAddr,
         purpose: Purpose,
         batch: &mut Batch<'_, M>,
@@ -134,7 +134,7 @@ impl<M: Machine> Protocol<M> for FileTables {
     fn leave_cut_slot(
         &self,
         area: &Area<M>,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         at: VirtAddr,
         batch: &mut Batch<'_, M>,
     ) -> bool {
@@ -150,7 +150,7 @@ impl<M: Machine> Protocol<M> for FileTables {
     fn leave_slot(
         &self,
         area: &Area<M>,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         address: VirtAddr,
         batch: &mut Batch<'_, M>,
     ) -> Result<bool, OutOfMemory> {

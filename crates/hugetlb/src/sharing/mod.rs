@@ -43,7 +43,7 @@ use crate::addr::VirtAddr;
 use crate::error::{FaultError, OutOfMemory};
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Fault, Placement};
+use crate::mapping::{Area, Batch, Exclusive, Fault, Placement};
 use crate::pool::Page;
 use crate::sync::{Arc, ReadGuard, WriteGuard};
 
@@ -139,32 +139,32 @@ pub(crate) trait Protocol<M: Machine>: Send + Sync {
     fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement);
 
     /// Prepares a change of what a shared mapping has at an address. Returns what is left to change for the caller, and
-    /// where the mapping may have something else. The area's lock is held for writing.
+    /// where the mapping may have something else.
     fn prepare_change(
         &self,
         area: &Area<M>,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         address: VirtAddr,
         purpose: Purpose,
         batch: &mut Batch<'_, M>,
     ) -> (Change<M>, Option<VirtAddr>);
 
     /// A shared mapping is about to be cut at an address inside: leaves the slot that the cut goes through. Returns whether
-    /// the slot has parts that the mapping attaches again afterwards. The area's lock is held for writing.
+    /// the slot has parts that the mapping attaches again afterwards.
     fn leave_cut_slot(
         &self,
         area: &Area<M>,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         at: VirtAddr,
         batch: &mut Batch<'_, M>,
     ) -> bool;
 
     /// Puts an empty table of the host in the place of the table that the mapping shares in the slot at `address`. Returns whether
-    /// it shared one there. The area's lock is held for writing.
+    /// it shared one there.
     fn leave_slot(
         &self,
         area: &Area<M>,
-        placement: &Placement,
+        placement: &Exclusive<'_, M>,
         address: VirtAddr,
         batch: &mut Batch<'_, M>,
     ) -> Result<bool, OutOfMemory>;

@@ -7,7 +7,7 @@ use crate::addr::VirtAddr;
 use crate::error::{FaultError, OutOfMemory};
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Fault, Placement, next_slot, publish};
+use crate::mapping::{Area, Batch, Exclusive, Fault, Placement, next_slot, publish};
 use crate::pool::Page;
 use crate::sync::{Arc, ReadGuard, WriteGuard};
 
@@ -36,7 +36,7 @@ impl<M: Machine> Protocol<M> for NoSharing {
     fn prepare_change(
         &self,
         _: &Area<M>,
-        _: &Placement,
+        _: &Exclusive<'_, M>,
         address: VirtAddr,
         _: Purpose,
         _: &mut Batch<'_, M>,
@@ -44,14 +44,14 @@ impl<M: Machine> Protocol<M> for NoSharing {
         (Change::Host, next_slot(address))
     }
 
-    fn leave_cut_slot(&self, _: &Area<M>, _: &Placement, _: VirtAddr, _: &mut Batch<'_, M>) -> bool {
+    fn leave_cut_slot(&self, _: &Area<M>, _: &Exclusive<'_, M>, _: VirtAddr, _: &mut Batch<'_, M>) -> bool {
         false
     }
 
     fn leave_slot(
         &self,
         _: &Area<M>,
-        _: &Placement,
+        _: &Exclusive<'_, M>,
         _: VirtAddr,
         _: &mut Batch<'_, M>,
     ) -> Result<bool, OutOfMemory> {
