@@ -1,6 +1,6 @@
 //! fallocate(2): allocate pages ahead, punch holes.
 
-use super::{File, MAX_FILE_SIZE};
+use super::{File, MAX_FILE_SIZE, SizeLock};
 use crate::addr::{PageIndex, PhysAddr};
 use crate::error::{Error, Result};
 use crate::machine::Machine;
@@ -52,21 +52,27 @@ impl<M: Machine> File<M> {
             return Err(Error::Invalid);
         }
         let end = offset.checked_add(length).filter(|end| *end <= MAX_FILE_SIZE).ok_or(Error::TooBig)?;
-        let _size = self.size_lock.lock();
+        let held = self.size_lock.lock();
         match mode {
-            FallocateMode::PunchHole => self.punch(offset, end)?,
+            FallocateMode::PunchHole => self.punch(&held, offset, end)?,
             FallocateMode::Allocate => {
-                self.allocate_range(offset, end, interrupted)?;
+                self.allocate_range(&held, offset, end, interrupted)?;
                 if self.size() < end {
-                    self.set_size(end);
+                    self.set_size(&held, end);
                 }
             }
-            FallocateMode::AllocateKeepSize => self.allocate_range(offset, end, interrupted)?,
+            FallocateMode::AllocateKeepSize => self.allocate_range(&held, offset, end, interrupted)?,
         }
         Ok(())
     }
 
-    fn allocate_range(&self, offset: u64, end: u64, mut interrupted: impl FnMut() -> bool) -> Result<()> {
+    fn allocate_range(
+        &self,
+        _: &SizeLock,
+        offset: u64,
+        end: u64,
+        mut interrupted: impl FnMut() -> bool,
+    ) -> Result<()> {
         let size = self.page_size();
         for index in (offset >> size.shift()..end.div_ceil(size.bytes())).map(PageIndex) {
             if interrupted() {
@@ -86,7 +92,7 @@ impl<M: Machine> File<M> {
         Ok(())
     }
 
-    fn punch(&self, offset: u64, end: u64) -> Result<()> {
+    fn punch(&self, held: &SizeLock, offset: u64, end: u64) -> Result<()> {
         let bytes = self.page_size().bytes();
         let (first, last) = (offset.div_ceil(bytes), end / bytes);
         if first > last {
@@ -96,7 +102,7 @@ impl<M: Machine> File<M> {
         self.zero_within(offset, first * bytes)?;
         if first < last {
             self.unmap(first..last);
-            self.remove_pages(first..last, true);
+            self.remove_pages(held, first..last, true);
         }
         self.zero_within(last * bytes, end)
     }

@@ -61,6 +61,9 @@ pub struct FileStatistics {
 /// How many areas a walk takes from the list at a time, so that it does not keep the list locked while it waits.
 const AREAS_AT_A_TIME: usize = if cfg!(roundtable_model) { 2 } else { 16 };
 
+/// What the size lock guards. Only its guard leads to one, so a function that takes it cannot be called without the lock.
+pub(super) struct SizeLock(());
+
 /// Whether mappings may adopt tables just now.
 pub(crate) struct Attach {
     /// Removals of pages under way that must not see an entry come back by adoption.
@@ -94,7 +97,7 @@ pub struct File<M: Machine> {
     subpool: Option<Arc<Subpool<M>>>,
     _inode: Option<InodeCharge<M>>,
     /// Serialises what changes the size or frees ranges, and mmap's promise with it.
-    size_lock: Mutex<M, ()>,
+    size_lock: Mutex<M, SizeLock>,
     /// `st_size`, in bytes. Changed under the size lock.
     size: Tally,
     /// The pages, and the tables that show them.
@@ -125,7 +128,7 @@ impl<M: Machine> File<M> {
             pool,
             subpool,
             _inode: inode,
-            size_lock: Mutex::<M, _>::new(()),
+            size_lock: Mutex::<M, _>::new(SizeLock(())),
             size: Tally::new(0),
             content,
             fault_mutexes: FaultMutexes::new(),
@@ -174,8 +177,8 @@ impl<M: Machine> File<M> {
         self.size.load(Ordering::Relaxed)
     }
 
-    /// Moves the end. The size lock is held, or nobody knows the file yet.
-    fn set_size(&self, size: u64) {
+    /// Moves the end.
+    fn set_size(&self, _: &SizeLock, size: u64) {
         self.size.store(size, Ordering::Relaxed);
         self.content.set_end(size >> self.page_size().shift());
     }
@@ -226,7 +229,7 @@ impl<M: Machine> File<M> {
     /// [`Error::Invalid`] when `size` is not a multiple of the page size or beyond the largest file.
     pub(crate) fn set_initial_size(&self, size: u64) -> Result<()> {
         self.check_size(size)?;
-        self.set_size(size);
+        self.set_size(&self.size_lock.lock(), size);
         Ok(())
     }
 
@@ -280,7 +283,7 @@ impl<M: Machine> File<M> {
         let first = PageIndex(offset >> size.shift());
         let pages = length >> size.shift();
 
-        let _size = (!Mutant::MapWithoutSizeLock.is_on()).then(|| self.size_lock.lock());
+        let mut held = (!Mutant::MapWithoutSizeLock.is_on()).then(|| self.size_lock.lock());
         if !options.no_reserve {
             if options.shared {
                 self.reserve_pages(first.0..first.0 + pages)?;
@@ -289,7 +292,7 @@ impl<M: Machine> File<M> {
             }
         }
         if options.protection.contains(Protection::WRITE) && self.size() < end {
-            self.set_size(end);
+            self.set_size(held.get_or_insert_with(|| self.size_lock.lock()), end);
         }
         // mmap changes the list of mappings.
         let _fence = self.hugetlb.protocol().change_fence(self);

@@ -10,8 +10,8 @@ use core::ops::Range;
 
 use filetables::REMOVED_AT_A_TIME;
 
-use super::File;
 use super::index::RunLock;
+use super::{File, SizeLock};
 use crate::error::Result;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
@@ -28,24 +28,24 @@ impl<M: Machine> File<M> {
     /// [`crate::Error::Invalid`] when `size` is not a multiple of the page size.
     pub fn truncate(&self, size: u64) -> Result<()> {
         self.check_size(size)?;
-        let _size = self.size_lock.lock();
+        let held = self.size_lock.lock();
         if !Mutant::SizeSetLast.is_on() {
-            self.set_size(size);
+            self.set_size(&held, size);
         }
         let end = size >> self.page_size().shift();
         self.unmap(end..u64::MAX);
-        let freed = self.remove_pages(end..u64::MAX, false);
+        let freed = self.remove_pages(&held, end..u64::MAX, false);
         let promised = self.regions.lock().remove(end..u64::MAX);
         reserve::unreserve(&self.pool, self.subpool(), promised.saturating_sub(freed));
         if Mutant::SizeSetLast.is_on() {
-            self.set_size(size);
+            self.set_size(&held, size);
         }
         Ok(())
     }
 
     /// Takes the pages of `range` out of the content; returns how many there were. A hole punch takes their promises along
     /// run by run; a truncation deletes all promises of its range afterwards.
-    pub(super) fn remove_pages(&self, range: Range<u64>, punch: bool) -> u64 {
+    pub(super) fn remove_pages(&self, _: &SizeLock, range: Range<u64>, punch: bool) -> u64 {
         let (mut next, mut freed) = (range.start, 0);
         while let Some(index) = self.content.next(next..range.end) {
             let run = self.content.run(index, range.end);
