@@ -79,6 +79,7 @@ mod check;
 mod error;
 pub mod format;
 pub mod machine;
+mod make;
 mod memory;
 mod piece;
 mod stripe;

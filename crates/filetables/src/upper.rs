@@ -14,10 +14,10 @@
 //! The lock of the tables of a level comes before that of the level below, and that before a stripe.
 
 use crate::addr::{Level, PhysAddr, TABLE_ENTRIES};
-use crate::attach::{Made, missing};
 use crate::error::OutOfMemory;
 use crate::format::{EntryValue, Format, Protection};
 use crate::machine::Machine;
+use crate::make::{Made, missing};
 use crate::memory::{Leaf, Tree};
 use crate::mutant::Mutant;
 use crate::piece::MOST_WINDOWS;
