@@ -141,51 +141,36 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         rights: Protection,
         tally: &mut AttachTally,
     ) -> Result<Attached, OutOfMemory> {
-        let attached = self.attach_around(space, extent, address, rights, tally)?;
-        tally.add(attached);
-        Ok(attached)
-    }
-
-    /// As [`FileTables::attach_for_fault`], but what comes of it is not in the tally yet.
-    fn attach_around(
-        &self,
-        space: &M::Space,
-        extent: &Extent,
-        address: VirtAddr,
-        rights: Protection,
-        tally: &mut AttachTally,
-    ) -> Result<Attached, OutOfMemory> {
-        let Some(mut slot) = extent.highest_slot(address) else { return Ok(Attached::Occupied) };
-        loop {
+        let Some(mut slot) = extent.highest_slot(address) else {
+            tally.add(Attached::Occupied);
+            return Ok(Attached::Occupied);
+        };
+        let attached = loop {
             let attached = match space.entry(slot.address, slot.level)? {
                 Some(entry) => self.attach(&slot, entry, rights)?,
                 None => Attached::Occupied,
             };
-            if slot.window.level == self.leaf {
-                return Ok(attached);
+            if slot.window.level == self.leaf || attached == Attached::Empty {
+                break attached;
             }
-            match attached {
-                Attached::Empty => return Ok(attached),
-                Attached::Before | Attached::Shared | Attached::Made => {
-                    return match self.complete(extent, slot, address) {
-                        Ok(false) => Ok(attached),
-                        // It is attached all the same.
-                        other => {
-                            tally.add(attached);
-                            // The mapping has to leave the slot, and to find its way one level down.
-                            other.map(|_| Attached::Crowded)
-                        }
-                    };
+            if attached.is_settled() {
+                let completed = self.complete(extent, slot, address);
+                if completed == Ok(false) {
+                    break attached;
                 }
-                // One level down there may be a way.
-                Attached::Occupied | Attached::Neighbour | Attached::Crowded => {}
+                // It is attached all the same. But the mapping has to leave the slot, and to find its way one level down.
+                tally.add(attached);
+                completed?;
+                break Attached::Crowded;
             }
-            let below = slot.level.below().and_then(|level| extent.slot(address, level));
-            match below {
+            // One level down there may be a way.
+            match slot.level.below().and_then(|level| extent.slot(address, level)) {
                 Some(below) => slot = below,
-                None => return Ok(attached),
+                None => break attached,
             }
-        }
+        };
+        tally.add(attached);
+        Ok(attached)
     }
 
     /// Attaches a slot, whose entry is `entry`, to the table of its window. Makes the table on need, if the window has a page.
