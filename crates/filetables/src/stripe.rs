@@ -97,14 +97,6 @@ impl<P: Frame> Spare<P> {
     }
 }
 
-impl<P: Frame> Stripe<P> {
-    /// Takes a piece out that has become empty. To be dropped when the lock is not held.
-    fn settle(&mut self, number: u64) -> Option<Leaf<u64, Piece<P>>> {
-        self.pieces.get(&number).filter(|piece| piece.is_empty())?;
-        self.pieces.remove_entry(&number)
-    }
-}
-
 impl<M: Machine, P: Frame> FileTables<M, P> {
     /// The stripes; made on need.
     pub(crate) fn stripes(&self) -> Result<&Stripes<M, P>, OutOfMemory> {
@@ -131,11 +123,10 @@ impl<M: Machine, P: Frame> FileTables<M, P> {
 
     /// As [`FileTables::with_piece`], to change the piece. It goes if it is empty afterwards.
     pub(crate) fn change_piece<R>(&self, number: u64, work: impl FnOnce(&mut Piece<P>) -> R) -> Option<R> {
-        let gone;
         let mut stripe = self.stripes.get()?[number as usize % STRIPES].lock();
         let piece = stripe.pieces.get_mut(&number)?;
         let result = work(piece);
-        gone = if piece.is_empty() { stripe.settle(number) } else { None };
+        let gone = if piece.is_empty() { stripe.pieces.remove_entry(&number) } else { None };
         // The lock first, then the memory.
         drop(stripe);
         drop(gone);
@@ -156,7 +147,7 @@ impl<M: Machine, P: Frame> FileTables<M, P> {
             let missing = match spare.provide(&mut stripe, number, need) {
                 Ok(piece) => {
                     let result = work(piece);
-                    let gone = if piece.is_empty() { stripe.settle(number) } else { None };
+                    let gone = if piece.is_empty() { stripe.pieces.remove_entry(&number) } else { None };
                     // The lock first, then the memory.
                     drop(stripe);
                     drop(gone);
