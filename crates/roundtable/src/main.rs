@@ -4,11 +4,15 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
-use clap::{Parser, Subcommand};
+use anyhow::{Result, bail};
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use roundtable::audit::explain::{self, ExplainOptions};
 use roundtable::audit::record::{self, RecordOptions};
+use roundtable::audit::thresholds::UNKNOWN;
 use roundtable::audit::{self, AuditOptions};
 use roundtable::options::RunOptions;
+use roundtable::output::file;
 use roundtable::plan::{self, PlanOptions};
 use roundtable::run::{MACHINE_FAILED, Parts, run};
 use roundtable::watch::{self, WatchOptions};
@@ -40,15 +44,42 @@ enum Command {
     Record(RecordOptions),
     /// Count the page tables that a machine will need which does not exist yet
     Plan(PlanOptions),
+    /// Explain one process: its page tables, what it shares with whom, its huge pages, its limits, and what to do
+    Explain(ExplainOptions),
+    /// Print completions for a shell
+    #[command(after_help = "Examples:\n  roundtable completions bash > /etc/bash_completion.d/roundtable")]
+    Completions {
+        /// The shell
+        shell: Shell,
+    },
+    /// Print the manual page, of this command or of one of its own
+    #[command(
+        after_help = "Examples:\n  roundtable manual | man -l -\n  roundtable manual audit > roundtable-audit.1"
+    )]
+    Manual {
+        /// The command, such as audit
+        command: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
-    match execute(Cli::parse()) {
+    // A run's status is the job's, so its errors have one that few programs use; all other commands tell by theirs as checks do.
+    let runs = std::env::args_os().nth(1).is_some_and(|command| command == "run");
+    let failed = if runs { MACHINE_FAILED } else { UNKNOWN };
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) if error.use_stderr() && !runs => {
+            let _ = error.print();
+            return ExitCode::from(UNKNOWN as u8);
+        }
+        Err(error) => error.exit(),
+    };
+    match execute(cli) {
         Ok(status) => ExitCode::from(status as u8),
         Err(error) => {
             // Without a terminal or a reader there is nobody to tell.
             let _ = writeln!(io::stderr(), "roundtable: {error:#}");
-            ExitCode::from(MACHINE_FAILED as u8)
+            ExitCode::from(failed as u8)
         }
     }
 }
@@ -60,5 +91,32 @@ fn execute(cli: Cli) -> Result<i32> {
         Command::Record(options) => record::run(&options),
         Command::Plan(options) => plan::run(&options),
         Command::Watch(options) => watch::run(&options),
+        Command::Explain(options) => explain::run(&options),
+        Command::Completions { shell } => {
+            let mut out = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "roundtable", &mut out);
+            print(&out)
+        }
+        Command::Manual { command } => manual(command.as_deref()),
     }
+}
+
+fn manual(name: Option<&str>) -> Result<i32> {
+    let mut all = Cli::command();
+    all.build();
+    let command = match name {
+        None => all,
+        Some(name) => match all.find_subcommand(name) {
+            Some(command) => command.clone(),
+            None => bail!("there is no command '{name}'"),
+        },
+    };
+    let mut out = Vec::new();
+    clap_mangen::Man::new(command).render(&mut out)?;
+    print(&out)
+}
+
+fn print(bytes: &[u8]) -> Result<i32> {
+    file::write(&String::from_utf8_lossy(bytes), None)?;
+    Ok(0)
 }

@@ -16,6 +16,7 @@ use ratatui::{DefaultTerminal, Frame};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
+use crate::audit::answer::tables::Owner;
 use crate::audit::report::{FileReport, Report};
 use crate::audit::{LookOptions, audit};
 use crate::output::human;
@@ -27,6 +28,9 @@ const ANSWERS: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 
 /// How to watch.
 #[derive(Args, Clone, Debug)]
+#[command(
+    after_help = "Keys: Tab shows files, programs, units or processes; t f p s sort by tables, faults, processes, size; q leaves.\n\nExamples:\n  roundtable watch\n  roundtable watch --interval 10"
+)]
 pub struct WatchOptions {
     /// Seconds between two looks
     #[arg(short, long, value_name = "SECONDS", default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
@@ -95,6 +99,7 @@ fn show(terminal: &mut DefaultTerminal, looks: &Receiver<Look>, signals: &Signal
             None => {}
             Some(Wish::Leave(status)) => return Ok(status),
             Some(Wish::Redraw) => is_new = true,
+            Some(Wish::Show(key)) => is_new = screen.obey(key),
             Some(Wish::Stop) => {
                 ratatui::try_restore()?;
                 terminal.show_cursor()?;
@@ -124,6 +129,8 @@ enum Wish {
     Leave(i32),
     Stop,
     Redraw,
+    /// A key of the screen's own.
+    Show(u8),
 }
 
 /// Waits a while for a key or a signal. A terminal that is gone is seen here: the reader of keys that the
@@ -165,6 +172,7 @@ fn asked(keys: &[u8]) -> Option<Wish> {
         match (key, after) {
             (b'q' | &CTRL_C, _) | (&ESC, []) => return Some(Wish::Leave(0)),
             (&CTRL_Z, _) => return Some(Wish::Stop),
+            (b'\t' | b't' | b'f' | b'p' | b's', _) => return Some(Wish::Show(*key)),
             // An arrow or the like.
             (&ESC, [b'[', name @ ..]) => {
                 let end = name.iter().position(|byte| (0x40..=0x7e).contains(byte));
@@ -177,16 +185,73 @@ fn asked(keys: &[u8]) -> Option<Wish> {
     None
 }
 
+/// Whose page tables are listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum View {
+    Files,
+    Programs,
+    Units,
+    Processes,
+}
+
+impl View {
+    fn next(self) -> View {
+        match self {
+            View::Files => View::Programs,
+            View::Programs => View::Units,
+            View::Units => View::Processes,
+            View::Processes => View::Files,
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            View::Files => "files",
+            View::Programs => "programs",
+            View::Units => "units",
+            View::Processes => "processes",
+        }
+    }
+}
+
+/// By what the rows are sorted, the largest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Order {
+    Tables,
+    Faults,
+    Processes,
+    Size,
+}
+
 /// What is shown: the newest audit, and how fast faults came since the one before.
 struct Screen {
     report: Report,
+    view: View,
+    order: Order,
     /// Faults a second, by device and number of the file.
     rates: HashMap<(String, u64), u64>,
 }
 
 impl Screen {
     fn new(report: Report) -> Screen {
-        Screen { report, rates: HashMap::new() }
+        Screen { report, view: View::Files, order: Order::Tables, rates: HashMap::new() }
+    }
+
+    /// Changes what is shown by a key; whether it did.
+    fn obey(&mut self, key: u8) -> bool {
+        match key {
+            b'\t' => self.view = self.view.next(),
+            b't' => self.order = Order::Tables,
+            b'f' => self.order = Order::Faults,
+            b'p' => self.order = Order::Processes,
+            b's' => self.order = Order::Size,
+            _ => return false,
+        }
+        true
+    }
+
+    fn rate(&self, file: &FileReport) -> u64 {
+        self.rates.get(&(file.device.clone(), file.inode)).copied().unwrap_or(0)
     }
 
     fn update(&mut self, report: Report, elapsed: Duration) {
@@ -231,25 +296,76 @@ impl Screen {
             Line::from(format!("pools  {}", pools.collect::<Vec<_>>().join("   "))),
         ];
         frame.render_widget(Paragraph::new(lines), head);
-        let shown = columns(body.width.saturating_sub(2));
-        let rows = files(report).map(|file| {
-            let rate = self.rates.get(&(file.device.clone(), file.inode)).copied().unwrap_or(0);
-            Row::new(shown.iter().map(|column| column.text(file, rate)))
+        let (table, count) = match self.view {
+            View::Files => self.files(body.width),
+            View::Programs => self.owners(&report.page_tables.programs),
+            View::Units => self.owners(&report.page_tables.units),
+            View::Processes => self.owners(&report.page_tables.processes),
+        };
+        frame.render_widget(table.block(Block::bordered().title(self.view.title())), body);
+        // The borders and the header are no rows.
+        let hidden = count.saturating_sub(usize::from(body.height.saturating_sub(3)));
+        let rest = if hidden > 0 { format!("{hidden} more do not fit; ") } else { String::new() };
+        // It fits a terminal of 80 columns; what is not seen comes first, so that no width hides it.
+        let text = format!("{rest}q leaves, Tab: next list, sort by t tables f faults p processes s size");
+        frame.render_widget(Paragraph::new(text), foot);
+    }
+
+    fn files(&self, width: u16) -> (Table<'_>, usize) {
+        let shown = columns(width.saturating_sub(2));
+        let mut all: Vec<&FileReport> = files(&self.report).collect();
+        // Those that are alike stay in the audit's order.
+        all.sort_by_key(|file| {
+            std::cmp::Reverse(match self.order {
+                Order::Tables => file.bytes.now,
+                Order::Faults => self.rate(file),
+                Order::Processes => file.processes,
+                Order::Size => file.size,
+            })
         });
+        let rows =
+            all.iter().map(|file| Row::new(shown.iter().map(|column| column.text(file, self.rate(file)))));
         let widths = shown.iter().map(|column| match column.width() {
             None => Constraint::Fill(1),
             Some(width) => Constraint::Length(width),
         });
-        let header = Row::new(shown.iter().map(|column| column.title()))
-            .style(Style::new().add_modifier(Modifier::BOLD));
-        let table = Table::new(rows, widths).header(header).block(Block::bordered());
-        frame.render_widget(table, body);
-        // The borders and the header are no files.
-        let hidden = files(report).count().saturating_sub(usize::from(body.height.saturating_sub(3)));
-        let rest = if hidden > 0 { format!("; {hidden} more do not fit") } else { String::new() };
-        let text = format!("q leaves{rest}; faults are all of the processes that map the file");
-        frame.render_widget(Paragraph::new(text), foot);
+        let header = shown.iter().map(|column| column.title());
+        (Table::new(rows, widths).header(bold(header)), all.len())
     }
+
+    fn owners(&self, owners: &[Owner]) -> (Table<'_>, usize) {
+        let mut all: Vec<&Owner> = owners.iter().collect();
+        all.sort_by_key(|owner| {
+            std::cmp::Reverse(match self.order {
+                Order::Tables | Order::Faults => owner.bytes,
+                Order::Processes => owner.processes,
+                Order::Size => owner.resident,
+            })
+        });
+        let rows = all.iter().map(|owner| {
+            Row::new([
+                owner.subject().describe(),
+                human::count(owner.processes),
+                human::bytes(owner.bytes),
+                human::bytes(owner.private),
+                human::bytes(owner.resident),
+            ])
+        });
+        let widths = [
+            Constraint::Fill(1),
+            Constraint::Length(9),
+            Constraint::Length(9),
+            Constraint::Length(9),
+            Constraint::Length(9),
+        ];
+        let header = ["who", "processes", "tables", "private", "in place"];
+        let count = all.len();
+        (Table::new(rows.collect::<Vec<_>>(), widths).header(bold(header.into_iter())), count)
+    }
+}
+
+fn bold<'a>(titles: impl Iterator<Item = &'a str>) -> Row<'a> {
+    Row::new(titles.collect::<Vec<_>>()).style(Style::new().add_modifier(Modifier::BOLD))
 }
 
 /// What is shown of a file.
@@ -391,6 +507,29 @@ mod tests {
         assert_eq!(columns(0), [Column::File]);
         let text = shown(&screen, 100, 7);
         assert!(text.contains("1 more do not fit"), "{text}");
+    }
+
+    #[test]
+    fn keys_choose_what_is_listed_and_its_order() {
+        let mut screen = Screen::new(report(1));
+        assert_eq!(asked(b"x\t"), Some(Wish::Show(b'\t')));
+        assert!(!screen.obey(b'x') && screen.obey(b'\t'));
+        let text = shown(&screen, 100, 12);
+        assert!(text.contains("postgres (pid 7)") && text.contains("100 KiB"), "{text}");
+        for view in [View::Units, View::Processes, View::Files] {
+            screen.obey(b'\t');
+            assert_eq!(screen.view, view);
+        }
+        let mut small = screen.report.huge[0].clone();
+        (small.name, small.inode, small.processes, small.bytes.now) = ("small".into(), 6, 9, 0);
+        screen.report.huge.push(small);
+        let first = |screen: &Screen| {
+            let text = shown(screen, 100, 12);
+            text.find("small").unwrap() < text.find("memfd").unwrap()
+        };
+        assert!(!first(&screen), "by tables");
+        screen.obey(b'p');
+        assert!(first(&screen), "by processes");
     }
 
     #[test]

@@ -34,6 +34,10 @@ pub struct Process {
     pub vm_size: u64,
     /// Bytes of its page tables as the kernel counts them: a shared table counts in each process.
     pub vm_pte: u64,
+    /// Bytes of its memory that are in place.
+    pub rss: u64,
+    /// What of it is anonymous.
+    pub rss_anonymous: u64,
     /// Bytes of huge pages that its own faults have mapped.
     pub hugetlb: u64,
     /// Page faults since its start, if they were asked for.
@@ -87,6 +91,8 @@ pub struct Census {
     pub files: HashMap<FileId, File>,
     /// Processes that ended while they were read.
     pub vanished: u64,
+    /// Processes that there was no time to look at.
+    pub skipped: u64,
 }
 
 /// What the first look at a process gives.
@@ -98,11 +104,20 @@ enum Look {
 }
 
 /// Reads all processes.
-pub fn census(source: &Source, devices: &Devices, with_faults: bool) -> std::io::Result<Census> {
+pub fn census(
+    source: &Source,
+    devices: &Devices,
+    with_faults: bool,
+    deadline: Option<Instant>,
+) -> std::io::Result<Census> {
     let pids = source.processes()?;
-    let looks = in_parallel(&pids, None, |&pid, buffer| look(source, devices, pid, with_faults, buffer));
+    let looks = in_parallel(&pids, deadline, |&pid, buffer| look(source, devices, pid, with_faults, buffer));
     let mut census = Census::default();
-    for look in looks.into_iter().flatten() {
+    for look in looks {
+        let Some(look) = look else {
+            census.skipped += 1;
+            continue;
+        };
         match look {
             Look::Seen(process, files) => {
                 census.processes.push(process);
@@ -229,6 +244,10 @@ pub fn status(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> Result<
         } else if let Some(value) = line.strip_prefix(b"VmPTE:") {
             process.vm_pte = kilobytes(value);
             has_memory = true;
+        } else if let Some(value) = line.strip_prefix(b"VmRSS:") {
+            process.rss = kilobytes(value);
+        } else if let Some(value) = line.strip_prefix(b"RssAnon:") {
+            process.rss_anonymous = kilobytes(value);
         } else if let Some(value) = line.strip_prefix(b"HugetlbPages:") {
             process.hugetlb = kilobytes(value);
         }

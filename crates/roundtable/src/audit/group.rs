@@ -50,6 +50,10 @@ pub struct Shape {
     pub populated: Vec<u32>,
     /// Pages that are there, of the probed mapping that has most.
     pub most_pages: u64,
+    /// Private copies of pages that are there, of the probed mapping that has most.
+    pub most_private: u64,
+    /// Whether the flags were read, and not taken from the protection.
+    pub has_flags: bool,
     /// For each slot one of these: not all that are alike have touched the same parts.
     pub witnesses: Vec<Option<i32>>,
     /// Tables that only these mappings need, of the probed together.
@@ -121,6 +125,7 @@ pub fn groups(census: &Census, probes: &HashMap<i32, Option<Probe>>, geometry: G
                     shape.witness.get_or_insert(process.pid);
                     shape.exclusive += probed.exclusive;
                     shape.most_pages = shape.most_pages.max(probed.pages);
+                    shape.most_private = shape.most_private.max(probed.private_pages);
                     shape.filled_itself += u64::from(probe.filled_itself && any);
                     for (slot, _) in probed.populated.iter().enumerate().filter(|(_, populated)| **populated)
                     {
@@ -161,6 +166,8 @@ fn empty(key: Key, flags: Option<&Flags>, geometry: Geometry) -> Shape {
         witness: None,
         populated: vec![0; slots as usize],
         most_pages: 0,
+        most_private: 0,
+        has_flags: flags.is_some(),
         witnesses: vec![None; slots as usize],
         exclusive: Tables::default(),
         filled_itself: 0,

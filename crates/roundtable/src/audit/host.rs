@@ -3,7 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use super::collect::{self, Census, Mapping, Missing, Process};
 use super::files::Devices;
@@ -14,6 +14,7 @@ use super::pools::{self, Pool};
 use super::probe::{self, Probe};
 use super::source::Source;
 use super::{LookOptions, witness};
+use crate::output::human;
 
 /// What was seen of a host.
 pub struct Host<'a> {
@@ -33,6 +34,10 @@ pub struct Host<'a> {
     pub groups: Vec<Group>,
     /// Whom to ask in how many tables a page is.
     pub witness: witness::Kernel<'a>,
+    /// When the look began.
+    pub began: Instant,
+    /// When it has to end.
+    pub deadline: Option<Instant>,
     /// The place of each process in the census.
     places: HashMap<i32, usize>,
 }
@@ -41,9 +46,11 @@ impl<'a> Host<'a> {
     /// Looks at all processes, then into those that map huge or shared pages.
     pub fn look(source: &'a Source, options: &LookOptions, with_faults: bool) -> Result<Host<'a>> {
         let devices = Devices::default();
-        let deadline = (!options.all).then(|| Instant::now() + Duration::from_secs(options.seconds));
-        let mut census = collect::census(source, &devices, with_faults)
+        let began = Instant::now();
+        let deadline = (!options.all).then(|| began + Duration::from_secs(options.seconds));
+        let mut census = collect::census(source, &devices, with_faults, deadline)
             .with_context(|| source.path("proc").display().to_string())?;
+        refuse_blindness(source, &census)?;
         let probes = look_into(source, &devices, &mut census, deadline);
         let meminfo = Meminfo::read(source);
         let groups = group::groups(&census, &probes, source.geometry);
@@ -57,7 +64,9 @@ impl<'a> Host<'a> {
             census,
             probes,
             groups,
-            witness: witness::Kernel::new(source),
+            witness: witness::Kernel::new(source, deadline),
+            began,
+            deadline,
             places,
         })
     }
@@ -76,6 +85,23 @@ impl<'a> Host<'a> {
     pub fn probed(&self) -> impl Iterator<Item = &Probe> {
         self.probes.values().flatten()
     }
+}
+
+/// An audit that has seen no process says nothing of the host, and must not look as if all were well.
+fn refuse_blindness(source: &Source, census: &Census) -> Result<()> {
+    let proc = source.path("proc");
+    if census.processes.is_empty() {
+        bail!("{}: no process is in sight; is it a mounted /proc?", proc.display());
+    }
+    if !census.processes.iter().any(|process| process.readable) {
+        bail!(
+            "{}: none of {} may be read{}",
+            proc.display(),
+            human::processes(census.processes.len() as u64),
+            if rustix::process::geteuid().is_root() { "" } else { "; run as root" }
+        );
+    }
+    Ok(())
 }
 
 /// Looks into the processes that map huge or shared pages, those first that stand for many. Processes that have ended

@@ -138,7 +138,7 @@ const UNSHARE_FIXES: &[Version] =
 const BUGS: [Bug; 7] = [
     Bug {
         id: "unshare-race",
-        what: "a page fault may write into a page table that was just taken away from its process (no lock before 5.7)",
+        what: "memory of one program may be overwritten by another's page fault, where processes share huge pages and one unmaps, truncates or punches them: data are lost without a message (before 5.7)",
         since: v(2, 6, 20),
         since_in: &[],
         until: v(5, 7, 0),
@@ -147,7 +147,7 @@ const BUGS: [Bug; 7] = [
     },
     Bug {
         id: "file-lock-stalls",
-        what: "page faults wait for truncate, hole punch, fork and exit of every process that maps the file; waits of 2 s were measured (5.7 to 6.0)",
+        what: "programs that share huge pages stand still while another one forks, ends, truncates or punches: page faults wait for it, 2 s were measured (5.7 to 6.0)",
         since: v(5, 7, 0),
         since_in: &[],
         until: v(6, 1, 0),
@@ -156,7 +156,7 @@ const BUGS: [Bug; 7] = [
     },
     Bug {
         id: "CVE-2024-57883",
-        what: "whoever holds a reference to a page table (memory offlining, DAMON, idle page tracking) makes it look shared: it and its pages leak",
+        what: "huge pages stay in use when nobody has them any more, until the host boots, where memory offlining, DAMON or idle page tracking runs while programs share tables: the pool shrinks bit by bit",
         since: v(2, 6, 20),
         since_in: &[],
         until: v(6, 13, 0),
@@ -165,7 +165,7 @@ const BUGS: [Bug; 7] = [
     },
     Bug {
         id: "CVE-2025-38084",
-        what: "when a mapping is split, its tables may be shared again before the split is done",
+        what: "a program that unmaps or protects a part of a shared mapping may corrupt its page tables, by which any program could read or write others' memory",
         since: v(2, 6, 20),
         since_in: &[],
         until: v(6, 16, 0),
@@ -174,7 +174,7 @@ const BUGS: [Bug; 7] = [
     },
     Bug {
         id: "CVE-2025-38085",
-        what: "lockless walkers may read the page table of another process while it is unshared",
+        what: "get_user_pages of one process (direct I/O, futexes) may read the page table of another one while it is unshared, and so get the wrong memory",
         since: v(2, 6, 20),
         since_in: &[],
         until: v(6, 16, 0),
@@ -183,16 +183,16 @@ const BUGS: [Bug; 7] = [
     },
     Bug {
         id: "slow-unshare",
-        what: "the fix of CVE-2025-38085 interrupts all CPUs for each table that is unshared: fork and exit of processes that share many tables are several times slower",
+        what: "a server that starts and ends many processes on shared huge pages (a database with new connections all the time) is up to four times slower at it, and interrupts all CPUs each time; cured in December 2025 and taken over into 5.10.253, 5.15.203, 6.1.167, 6.6.127, 6.12.74 and 6.18.13: boot one of these or a newer one",
         since: v(6, 16, 0),
         since_in: UNSHARE_FIXES,
         until: v(7, 0, 0),
-        fixed_in: &[v(5, 10, 253), v(5, 15, 203), v(6, 1, 167), v(6, 6, 127), v(6, 12, 74)],
-        open: &[(6, 18), (6, 19)],
+        fixed_in: &[v(5, 10, 253), v(5, 15, 203), v(6, 1, 167), v(6, 6, 127), v(6, 12, 74), v(6, 18, 13)],
+        open: &[(6, 19)],
     },
     Bug {
         id: "CVE-2026-23100",
-        what: "shared tables are taken for private ones: smaps says Private_Hugetlb, and migration may move pages that others map",
+        what: "tools that read smaps take shared huge pages for private ones (Private_Hugetlb), and mbind or migrate_pages may move pages that others use",
         since: v(6, 13, 0),
         since_in: &[v(5, 10, 239), v(5, 15, 186), v(6, 1, 142), v(6, 6, 72), v(6, 12, 9)],
         until: v(6, 19, 0),

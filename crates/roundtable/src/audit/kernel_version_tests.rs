@@ -42,7 +42,10 @@ fn the_slow_fix_comes_with_the_fix_and_goes_later() {
         ("6.12.74", Status::Fixed),
         ("6.15.3", Status::NotAffected),
         ("6.17.2", Status::Present),
-        ("6.18.44", Status::Unknown),
+        ("6.18.12", Status::Present),
+        ("6.18.13", Status::Fixed),
+        ("6.18.44", Status::Fixed),
+        ("6.19.2", Status::Unknown),
         ("7.0.1", Status::Fixed),
     ] {
         assert_eq!(status(release, "slow-unshare"), expected, "{release}");
@@ -303,7 +306,7 @@ fn vendors_kernels_tell_what_they_tell() {
             NotAffected,
         ),
         ("6.6.95-flatcar", "#1 SMP PREEMPT_DYNAMIC", None, v(6, 6, 95), false, VmaLock, Fixed, Present),
-        ("6.18.44-fc-v657", "#1 SMP", None, v(6, 18, 44), false, VmaLock, Fixed, Unknown),
+        ("6.18.44-fc-v657", "#1 SMP", None, v(6, 18, 44), false, VmaLock, Fixed, Fixed),
         ("6.0.0", "#1 SMP", None, v(6, 0, 0), false, FileLock, Present, NotAffected),
         ("6.16.0-rc7+", "#1 SMP", None, v(6, 16, 0), false, VmaLock, Fixed, Present),
     ];

@@ -9,9 +9,11 @@ pub mod answer;
 pub mod collect;
 pub mod cost;
 pub mod coverage;
+pub mod explain;
 pub mod files;
 pub mod geometry;
 pub mod group;
+pub mod holding;
 pub mod host;
 pub mod kernel_version;
 pub mod maps;
@@ -29,6 +31,7 @@ pub mod sight;
 pub mod slots;
 pub mod source;
 pub mod tables;
+pub mod thresholds;
 pub mod unit;
 pub mod witness;
 
@@ -41,14 +44,25 @@ use self::advice::Worth;
 use self::host::Host;
 use self::report::Report;
 use self::source::Source;
+use self::thresholds::Threshold;
 use crate::output;
 use crate::size::Size;
 
 /// Shared memory on base pages from this size on is worth a line.
 pub const LARGE: u64 = 64 << 20;
 
+/// Examples at the end of the help.
+const EXAMPLES: &str = "Exit status: 0, or 1 for --warn-on, 2 for --fail-on, 3 when nothing can be told.
+
+Examples:
+  roundtable audit                              all three questions, and what to do
+  roundtable audit --all --json                 everything, for programs
+  roundtable audit --prometheus -o /var/lib/node_exporter/textfile/roundtable.prom
+  roundtable audit --warn-on left=1G --fail-on tables=10G --fail-on pool-free=0";
+
 /// How to audit.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct AuditOptions {
     /// Write JSON instead of a table
     #[arg(long, conflicts_with = "prometheus")]
@@ -66,6 +80,15 @@ pub struct AuditOptions {
     #[arg(long, value_name = "N", default_value_t = 10)]
     pub top: usize,
 
+    /// Exit with status 1 when this is reached; see --fail-on
+    #[arg(long, value_name = "WHAT=VALUE")]
+    pub warn_on: Vec<Threshold>,
+
+    /// Exit with status 2 when this is reached: tables=SIZE of all page tables, saving=SIZE that advice saves, left=SIZE of huge
+    /// pages that nobody uses, unexplained=PAGES, pool-free=PAGES or fewer, limits=NUMBER that are met, unseen=PROCESSES
+    #[arg(long, value_name = "WHAT=VALUE")]
+    pub fail_on: Vec<Threshold>,
+
     /// How far to look.
     #[command(flatten)]
     pub look: LookOptions,
@@ -74,11 +97,11 @@ pub struct AuditOptions {
 /// How far to look.
 #[derive(Args, Clone, Debug)]
 pub struct LookOptions {
-    /// Seconds for looking into processes; what is not looked into by then is taken to be as those alike are
+    /// Seconds for the whole run; what is not looked into by then is taken to be as those alike are
     #[arg(long, value_name = "SECONDS", default_value_t = 2)]
     pub seconds: u64,
 
-    /// Look into all processes, however long it takes
+    /// Look into all processes, however long it takes, and show what has no bearing as well
     #[arg(long, conflicts_with = "seconds")]
     pub all: bool,
 
@@ -111,10 +134,12 @@ pub fn run(options: &AuditOptions) -> Result<i32> {
     } else if options.prometheus {
         output::prometheus::text(&report)
     } else {
-        output::table::text(&report, options.top)
+        output::table::text(&report, if options.look.all { usize::MAX } else { options.top })
     };
     output::file::write(&text, options.output.as_deref())?;
-    Ok(0)
+    let (status, lines) = thresholds::judge(&report, &options.warn_on, &options.fail_on);
+    lines.iter().for_each(|line| eprintln!("roundtable: {line}"));
+    Ok(status)
 }
 
 /// Audits once.

@@ -28,6 +28,30 @@ pub fn mounts(mountinfo: &str) -> impl DoubleEndedIterator<Item = Mount<'_>> {
     })
 }
 
+/// A path of a table of mounts as it is: blanks and the like stand there as `\\040`.
+pub fn unescaped(path: &str) -> String {
+    let mut bytes = Vec::with_capacity(path.len());
+    let mut rest = path.as_bytes();
+    while let Some((&first, behind)) = rest.split_first() {
+        let octal = behind
+            .get(..3)
+            .filter(|digits| first == b'\\' && digits.iter().all(|d| (b'0'..=b'7').contains(d)));
+        match octal {
+            Some(digits) => {
+                bytes.push(
+                    digits.iter().fold(0u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit - b'0')),
+                );
+                rest = &behind[3..];
+            }
+            None => {
+                bytes.push(first);
+                rest = behind;
+            }
+        }
+    }
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -39,5 +63,11 @@ mod tests {
         let all: Vec<Mount> = mounts(text).collect();
         let shm = Mount { device: "0:25", place: "/dev/shm", kind: "tmpfs", options: "rw,size=9k" };
         assert_eq!(all, [shm, Mount { device: "0:5", place: "/", kind: "hugetlbfs", options: "" }]);
+    }
+
+    #[test]
+    fn blanks_in_paths_are_read() {
+        assert_eq!(unescaped("/mnt/huge\\040pages\\134"), "/mnt/huge pages\\");
+        assert_eq!(unescaped("/mnt/\\9\\04"), "/mnt/\\9\\04");
     }
 }

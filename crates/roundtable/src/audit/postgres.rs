@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use super::advice::is_plain;
 use super::source::Source;
 use crate::plan::postgres::Settings;
 use crate::plan::postgres::files::Files;
@@ -69,13 +70,6 @@ fn owner(source: &Source, files: &Files, pid: i32) -> Option<String> {
         (fields.nth(1)? == user).then_some(name)
     })?;
     is_plain(name).then(|| name.to_string())
-}
-
-/// Whether a text can stand in a command for a shell as it is.
-fn is_plain(text: &str) -> bool {
-    !text.is_empty()
-        && !text.starts_with('-')
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@:+=".contains(c))
 }
 
 impl Server {

@@ -4,7 +4,7 @@ use std::io::BufReader;
 
 use procfs::process::Process as Handle;
 
-use super::collect::{self, File, Mapping, Missing};
+use super::collect::{self, Census, File, Mapping, Missing};
 use super::files::{Devices, FileId};
 use super::geometry::Tables;
 use super::maps::{self, Flags, for_each_in_smaps};
@@ -38,12 +38,14 @@ pub struct Probed {
     pub populated: Vec<bool>,
     /// Pages that are there, of the file's size.
     pub pages: u64,
+    /// Those of them that are copies of the process's own, and not the file's.
+    pub private_pages: u64,
     /// Tables that nothing but this mapping needs.
     pub exclusive: Tables,
 }
 
 /// A mapping with what the walk needs to know.
-struct Area {
+struct Watched {
     start: u64,
     end: u64,
     /// The level of the tables that hold its entries.
@@ -73,6 +75,63 @@ pub fn probe(
     Err(Missing::Gone)
 }
 
+/// A mapping of any kind, with the tables that it alone needs.
+#[derive(Clone, Debug)]
+pub struct Area {
+    /// First address.
+    pub start: u64,
+    /// Address behind the last.
+    pub end: u64,
+    /// Its file, or a name in brackets, or nothing.
+    pub name: String,
+    /// Bytes of it that are in place.
+    pub populated: u64,
+    /// Tables that nothing but this mapping needs.
+    pub exclusive: Tables,
+}
+
+/// All mappings of a process, with what each costs.
+pub fn areas(source: &Source, census: &Census, pid: i32) -> Result<Vec<Area>, Missing> {
+    let handle = source.process(pid).map_err(|_| Missing::Gone)?;
+    let geometry = source.geometry;
+    let mut buffer = Vec::new();
+    collect::read(source, &handle, "maps", &mut buffer)?;
+    let (mut areas, mut leaves) = (Vec::new(), Vec::new());
+    for line in maps::lines(&buffer).filter(|line| line.start >> 63 == 0) {
+        let known = census.files.iter().find(|(id, _)| id.device == line.device && id.inode == line.inode);
+        let page_size = known.map_or(geometry.page(), |(_, file)| file.page_size);
+        leaves.push(geometry.leaf_level(page_size));
+        areas.push(Area {
+            start: line.start,
+            end: line.end,
+            name: String::from_utf8_lossy(line.name).into_owned(),
+            populated: 0,
+            exclusive: Tables::default(),
+        });
+    }
+    let mut pagemap = Pagemap::open(source, &handle)?;
+    let mut counter = Counter::new(geometry, areas.len());
+    let ranges: Vec<(u64, u64)> = areas.iter().map(|area| (area.start, area.end)).collect();
+    let mut at = 0;
+    let walked = pagemap.populated(&ranges, |range| {
+        while at < ranges.len() && ranges[at].1 <= range.start {
+            at += 1;
+        }
+        for (index, area) in ranges.iter().enumerate().skip(at).take_while(|(_, area)| area.0 < range.end) {
+            let (start, end) = (range.start.max(area.0), range.end.min(area.1));
+            let leaf = if leaves[index] == 0 && range.huge && range.file { 1 } else { leaves[index] };
+            counter.add(start, end, leaf, Some(index));
+            areas[index].populated += end.saturating_sub(start);
+        }
+    });
+    walked.map_err(|_| Missing::Gone)?;
+    let (_, exclusive) = counter.finish();
+    for (area, exclusive) in areas.iter_mut().zip(exclusive) {
+        area.exclusive = exclusive;
+    }
+    Ok(areas)
+}
+
 /// A process that starts another program each time it is looked into has none to be counted.
 const PROGRAMS: usize = 4;
 
@@ -100,7 +159,12 @@ fn look(
         let found = collect::interesting(source, devices, handle, &line)?;
         let page_size = found.as_ref().map_or(geometry.page(), |(_, file)| file.page_size);
         let watched = found.is_some().then_some(mappings.len());
-        areas.push(Area { start: line.start, end: line.end, leaf: geometry.leaf_level(page_size), watched });
+        areas.push(Watched {
+            start: line.start,
+            end: line.end,
+            leaf: geometry.leaf_level(page_size),
+            watched,
+        });
         if let Some((mapping, file)) = found {
             let slots = (mapping.end - 1) / geometry.slot() - mapping.start / geometry.slot() + 1;
             files.push((mapping.file, file));
@@ -109,6 +173,7 @@ fn look(
                 flags: None,
                 populated: vec![false; slots as usize],
                 pages: 0,
+                private_pages: 0,
                 exclusive: Tables::default(),
             });
         }
@@ -130,7 +195,9 @@ fn look(
             counter.add(part.start, part.end, leaf, area.watched);
             if let Some(index) = area.watched {
                 let probed = &mut mappings[index];
-                probed.pages += (part.end - part.start) / files[index].1.page_size.max(1);
+                let pages = (part.end - part.start) / files[index].1.page_size.max(1);
+                probed.pages += pages;
+                probed.private_pages += if range.file { 0 } else { pages };
                 let first = probed.mapping.start / geometry.slot();
                 for slot in part.start / geometry.slot()..=(part.end - 1) / geometry.slot() {
                     probed.populated[(slot - first) as usize] = true;

@@ -29,6 +29,7 @@ use crate::output::human;
 
 /// What to record.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = "Examples:\n  roundtable record /tmp/host\n  roundtable audit --all --root /tmp/host")]
 pub struct RecordOptions {
     /// A folder that is not there yet
     pub folder: PathBuf,
@@ -57,7 +58,7 @@ pub fn record(source: &Source, options: &RecordOptions) -> Result<u64> {
     let mut recorder = Recorder {
         source,
         devices: Devices::default(),
-        witness: Kernel::new(source),
+        witness: Kernel::new(source, None),
         names: (!options.keep_names).then(HashMap::new),
     };
     if recorder.witness.can_tell() {

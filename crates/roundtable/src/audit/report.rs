@@ -6,6 +6,9 @@ use serde::Serialize;
 
 use super::advice::pool::Need;
 use super::advice::{Advice, Subject};
+use super::answer::holders::Account;
+use super::answer::limits::Limit;
+use super::answer::tables::PageTables;
 use super::cost::Cost;
 use super::kernel_version::Kernel;
 use super::pools::Pool;
@@ -29,6 +32,10 @@ pub struct Report {
     pub pools: Vec<PoolReport>,
     /// What was seen and what was not.
     pub seen: Seen,
+    /// Who has the page tables.
+    pub page_tables: PageTables,
+    /// Limits that are met.
+    pub limits: Vec<Limit>,
     /// The estimates beside what the kernel says.
     pub check: Check,
     /// Files on huge pages.
@@ -45,6 +52,9 @@ pub struct PoolReport {
     /// What the kernel says of it.
     #[serde(flatten)]
     pub pool: Pool,
+    /// Who has its pages.
+    #[serde(flatten)]
+    pub account: Account,
     /// How large it has to be.
     pub need: Need,
 }
@@ -68,10 +78,25 @@ pub struct Seen {
     pub in_container: bool,
     /// Whether /proc hides other users' processes (hidepid).
     pub others_hidden: bool,
+    /// Whether this program runs as root.
+    pub is_root: bool,
+    /// Processes that there was no time to look at.
+    pub skipped: u64,
+    /// When the audit was made, in seconds since 1970.
+    pub at_seconds: u64,
+    /// How long it took.
+    pub milliseconds: u64,
     /// Files and pieces of files read.
     pub reads: u64,
     /// Bytes read.
     pub bytes_read: u64,
+}
+
+impl Seen {
+    /// Whether every process could be looked at.
+    pub fn is_whole(&self) -> bool {
+        self.unreadable == 0 && self.skipped == 0 && !self.in_container && !self.others_hidden
+    }
 }
 
 /// The estimates beside what the kernel says.

@@ -34,6 +34,8 @@ fn shape(start: u64, length: u64, offset: u64, members: u64) -> Shape {
         witnesses: vec![Some(1); slots],
         populated: vec![members as u32; slots],
         most_pages: 0,
+        most_private: 0,
+        has_flags: false,
         exclusive: Tables::default(),
         filled_itself: 0,
     };

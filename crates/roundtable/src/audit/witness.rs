@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::time::Instant;
 
 use super::collect;
 use super::files::FileId;
@@ -16,6 +17,8 @@ use super::source::Source;
 pub struct Kernel<'a> {
     source: &'a Source,
     counts: Option<File>,
+    /// After this nothing is asked any more.
+    deadline: Option<Instant>,
     /// The process asked last: a file's slots are asked about one after the other.
     last: RefCell<Option<(i32, FileId, Asked<'a>)>>,
 }
@@ -30,8 +33,9 @@ struct Asked<'a> {
 
 impl<'a> Kernel<'a> {
     /// Opens what root may read.
-    pub fn new(source: &'a Source) -> Kernel<'a> {
-        Kernel { source, counts: File::open(source.path("proc/kpagecount")).ok(), last: RefCell::new(None) }
+    pub fn new(source: &'a Source, deadline: Option<Instant>) -> Kernel<'a> {
+        let counts = File::open(source.path("proc/kpagecount")).ok();
+        Kernel { source, counts, deadline, last: RefCell::new(None) }
     }
 
     /// Whether there is anybody to ask.
@@ -56,6 +60,9 @@ impl<'a> Kernel<'a> {
 impl Witness for Kernel<'_> {
     fn mapcount(&self, pid: i32, file: FileId, start: u64, end: u64) -> Option<(u64, u64)> {
         let counts = self.counts.as_ref()?;
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            return None;
+        }
         if self.source.is_recording() {
             let handle = self.source.process(pid).ok()?;
             return Ranges::open(self.source, &handle).ok()?.mapcount(start, end);

@@ -41,6 +41,16 @@ pub fn difference(value: u64, reference: u64) -> String {
     format!("{:+.1} %", (value as f64 / reference as f64 - 1.0) * 100.0)
 }
 
+/// A time in its largest unit: `5 s`, `3 min`, `2 h`, `9 days`.
+pub fn duration(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} days", count(seconds / 86400)),
+    }
+}
+
 /// `1 process`, `2 processes`.
 pub fn processes(number: u64) -> String {
     if number == 1 { "1 process".into() } else { format!("{} processes", count(number)) }

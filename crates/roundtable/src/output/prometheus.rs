@@ -3,16 +3,21 @@
 //! Names follow Prometheus' conventions: base units, `_bytes` and `_total` where they belong, gauges for what goes up and
 //! down. The file's labels are few and stable, so that a fleet's series do not multiply with its processes.
 
+mod answers;
+
+use std::collections::{BTreeSet, HashMap};
 use std::fmt::Write;
 
 use crate::audit::kernel_version::Status;
 use crate::audit::report::{FileReport, PoolReport, Report};
 
+type Labels = Vec<(&'static str, String)>;
+
 /// One metric: all its samples stand together below its HELP and TYPE lines, as the format wants it.
 struct Metric {
     name: &'static str,
     help: &'static str,
-    samples: Vec<(Vec<(&'static str, String)>, u64)>,
+    samples: Vec<(Labels, f64)>,
 }
 
 /// The whole audit.
@@ -25,8 +30,12 @@ pub fn text(report: &Report) -> String {
         let _ = writeln!(out, "# HELP {} {}", metric.name, metric.help);
         let _ = writeln!(out, "# TYPE {} gauge", metric.name);
         for (labels, value) in metric.samples {
-            let labels: Vec<String> =
-                labels.iter().map(|(name, value)| format!("{name}=\"{}\"", escaped(value))).collect();
+            // An empty label is to Prometheus as one that is not there.
+            let labels: Vec<String> = labels
+                .iter()
+                .filter(|(_, value)| !value.is_empty())
+                .map(|(name, value)| format!("{name}=\"{}\"", escaped(value)))
+                .collect();
             let labels = if labels.is_empty() { String::new() } else { format!("{{{}}}", labels.join(",")) };
             let _ = writeln!(out, "{}{labels} {value}", metric.name);
         }
@@ -39,9 +48,9 @@ fn metrics(report: &Report) -> Vec<Metric> {
     let of_file = |name, help, value: &dyn Fn(&FileReport) -> u64| Metric {
         name,
         help,
-        samples: files().map(|file| (labels(file), value(file))).collect(),
+        samples: summed(files().map(|file| (labels(file), value(file)))),
     };
-    let plain = |name, help, value| Metric { name, help, samples: vec![(Vec::new(), value)] };
+    let plain = |name, help, value: u64| Metric { name, help, samples: vec![(Vec::new(), value as f64)] };
     let kinds = ["now", "unshared", "huge_pages", "best_here", "file_owned"];
     let mut metrics = vec![
         of_file(
@@ -54,29 +63,23 @@ fn metrics(report: &Report) -> Vec<Metric> {
         Metric {
             name: "roundtable_file_page_table_bytes",
             help: "Page tables that only a file's mappings need: now, without sharing, on huge pages, at best on this kernel, and with tables owned by the file.",
-            samples: files()
-                .flat_map(|file| {
-                    let bytes = file.bytes;
-                    let values = [bytes.now, bytes.unshared, bytes.huge, bytes.best_here, bytes.best_owned];
-                    kinds
-                        .into_iter()
-                        .zip(values)
-                        .map(move |(kind, value)| (with(labels(file), "state", kind), value))
-                })
-                .collect(),
+            samples: summed(files().flat_map(|file| {
+                let bytes = file.bytes;
+                let values = [bytes.now, bytes.unshared, bytes.huge, bytes.best_here, bytes.best_owned];
+                kinds
+                    .into_iter()
+                    .zip(values)
+                    .map(move |(kind, value)| (with(labels(file), "state", kind), value))
+            })),
         },
         Metric {
             name: "roundtable_file_slots",
             help: "Slots of one shared table each, of all mappings of a file, by what became of them.",
-            samples: report
-                .huge
-                .iter()
-                .flat_map(|file| {
-                    file.slots.iter().map(move |(verdict, count)| {
-                        (with(labels(file), "verdict", &name_of(verdict)), *count)
-                    })
-                })
-                .collect(),
+            samples: summed(report.huge.iter().flat_map(|file| {
+                file.slots
+                    .iter()
+                    .map(move |(verdict, count)| (with(labels(file), "verdict", &name_of(verdict)), *count))
+            })),
         },
         Metric {
             name: "roundtable_pool_pages",
@@ -84,7 +87,7 @@ fn metrics(report: &Report) -> Vec<Metric> {
             samples: report
                 .pools
                 .iter()
-                .flat_map(|PoolReport { pool, need }| {
+                .flat_map(|PoolReport { pool, need, .. }| {
                     let values = [
                         ("total", pool.total),
                         ("free", pool.free),
@@ -93,7 +96,10 @@ fn metrics(report: &Report) -> Vec<Metric> {
                         ("needed", need.nr_hugepages),
                     ];
                     values.map(|(state, value)| {
-                        (vec![("page_size", pool.page_size.to_string()), ("state", state.to_string())], value)
+                        (
+                            vec![("page_size", pool.page_size.to_string()), ("state", state.to_string())],
+                            value as f64,
+                        )
                     })
                 })
                 .collect(),
@@ -134,7 +140,7 @@ fn metrics(report: &Report) -> Vec<Metric> {
                     ("machine", report.kernel.machine.clone()),
                     ("protocol", name_of(&report.kernel.protocol)),
                 ],
-                1,
+                1.0,
             )],
         },
         plain(
@@ -143,6 +149,7 @@ fn metrics(report: &Report) -> Vec<Metric> {
             report.kernel.shares.into(),
         ),
     ];
+    metrics.extend(answers::metrics(report));
     metrics.push(Metric {
         name: "roundtable_kernel_known_bug",
         help: "1 for a known bug that the kernel's version carries, 0 for one that it does not; absent where the version does not tell.",
@@ -151,7 +158,7 @@ fn metrics(report: &Report) -> Vec<Metric> {
             .findings
             .iter()
             .filter(|finding| finding.status != Status::Unknown)
-            .map(|finding| (vec![("bug", finding.id.to_string())], u64::from(finding.status == Status::Present)))
+            .map(|finding| (vec![("bug", finding.id.to_string())], f64::from(u8::from(finding.status == Status::Present))))
             .collect(),
     });
     metrics
@@ -163,25 +170,58 @@ fn name_of(value: &impl serde::Serialize) -> String {
     value.as_ref().and_then(|value| value.as_str()).unwrap_or_default().to_string()
 }
 
-fn labels(file: &FileReport) -> Vec<(&'static str, String)> {
-    let mut labels = vec![
-        ("file", file.name.clone()),
-        ("device", file.device.clone()),
-        ("inode", file.inode.to_string()),
-        ("page_size", file.page_size.to_string()),
-    ];
-    // Two namespaces each have a segment 0 on the same device.
-    if file.ipc_namespace != 0 {
-        labels.push(("ipc_namespace", file.ipc_namespace.to_string()));
+/// The values of one series together: two files may have one stable name.
+fn summed(samples: impl Iterator<Item = (Labels, u64)>) -> Vec<(Labels, f64)> {
+    let mut sums: Vec<(Labels, f64)> = Vec::new();
+    let mut places: HashMap<Labels, usize> = HashMap::new();
+    for (labels, value) in samples {
+        let place = *places.entry(labels.clone()).or_insert(sums.len());
+        match sums.get_mut(place) {
+            Some((_, sum)) => *sum += value as f64,
+            None => sums.push((labels, value as f64)),
+        }
     }
-    labels
+    sums
 }
 
-fn with(
-    mut labels: Vec<(&'static str, String)>,
-    name: &'static str,
-    value: &str,
-) -> Vec<(&'static str, String)> {
+/// Labels that stay when a program is started again: no numbers of processes, files, devices and namespaces.
+fn labels(file: &FileReport) -> Labels {
+    vec![
+        ("file", stable(&file.name)),
+        ("program", some(&file.names)),
+        ("unit", some(&file.units)),
+        ("page_size", file.page_size.to_string()),
+    ]
+}
+
+/// The first few of many names.
+fn some(names: &BTreeSet<String>) -> String {
+    const SOME: usize = 3;
+    let some: Vec<&str> = names.iter().take(SOME).map(String::as_str).collect();
+    some.join(",") + if names.len() > SOME { ",..." } else { "" }
+}
+
+/// A file's name without numbers that change each time: of a path the last part's digits become `*`, a segment has its key only.
+pub fn stable(name: &str) -> String {
+    if let Some(rest) = name.strip_prefix("SysV segment ") {
+        let key = rest.split_once(' ').map_or("", |(_, key)| key);
+        return format!("SysV segment {key}");
+    }
+    let Some((folder, base)) = name.rsplit_once('/').filter(|_| name.starts_with('/')) else {
+        return name.to_string();
+    };
+    let mut out = format!("{folder}/");
+    for c in base.chars() {
+        match c.is_ascii_digit() {
+            true if out.ends_with('*') => {}
+            true => out.push('*'),
+            false => out.push(c),
+        }
+    }
+    out
+}
+
+fn with(mut labels: Labels, name: &'static str, value: &str) -> Labels {
     labels.push((name, value.to_string()));
     labels
 }

@@ -1,6 +1,9 @@
-//! An audit as tables for people.
+//! An audit as tables for people: the three questions first, then the files one by one, then what to do.
 
 mod advice;
+mod files;
+mod owners;
+mod pools;
 
 use std::fmt::Write;
 
@@ -9,72 +12,19 @@ use comfy_table::{CellAlignment, ContentArrangement, Table};
 
 use super::human;
 use crate::audit::kernel_version::Status;
-use crate::audit::report::{FileReport, PoolReport, Report};
-use crate::audit::slots::{Evidence, Verdict};
+use crate::audit::report::Report;
+pub use advice::advices;
+pub use files::describe;
 
-/// The whole audit; of each kind of file so many.
+/// The whole audit; of each kind of thing so many. With `usize::MAX` what has no bearing is shown as well.
 pub fn text(report: &Report, top: usize) -> String {
     let mut out = String::new();
     kernel(&mut out, report);
     unseen(&mut out, report);
-    let unit = human::bytes(report.slot);
-    if report.huge.is_empty() {
-        out.push_str("\nNo process maps huge pages (of hugetlbfs) as far as can be seen.\n");
-    } else {
-        out.push_str("\nOn huge pages\n");
-        let mut table = new_table(&[
-            "file",
-            "page",
-            "size",
-            "processes",
-            &format!("{unit} slots shared"),
-            "not shared",
-            "tables now",
-            "best here",
-            "file-owned",
-        ]);
-        for file in report.huge.iter().take(top) {
-            table.add_row([
-                shown_name(file),
-                human::bytes(file.page_size),
-                human::bytes(file.size),
-                human::count(file.processes),
-                human::count(file.shared_slots()),
-                human::count(not_shared(file)),
-                human::bytes(file.bytes.now),
-                human::bytes(file.bytes.best_here),
-                human::bytes(file.bytes.best_owned),
-            ]);
-        }
-        let _ = writeln!(out, "{}", aligned(table));
-        rest(&mut out, report.huge.len(), top);
-        for file in report.huge.iter().take(top) {
-            details(&mut out, file, &unit);
-        }
-    }
-    if !report.base.is_empty() {
-        let _ = writeln!(
-            out,
-            "\nOn base pages of {}, and better off on huge ones",
-            human::bytes(report.base_page)
-        );
-        let mut table =
-            new_table(&["file", "size", "processes", "tables now", "on 2 MiB pages", "shared", "file-owned"]);
-        for file in report.base.iter().take(top) {
-            table.add_row([
-                shown_name(file),
-                human::bytes(file.size),
-                human::count(file.processes),
-                human::bytes(file.bytes.now),
-                human::bytes(file.bytes.huge),
-                human::bytes(file.bytes.best_here),
-                human::bytes(file.bytes.best_owned),
-            ]);
-        }
-        let _ = writeln!(out, "{}", aligned(table));
-        rest(&mut out, report.base.len(), top);
-    }
-    pools(&mut out, report);
+    owners::text(&mut out, report, top);
+    pools::text(&mut out, report, top);
+    limits(&mut out, report);
+    files::text(&mut out, report, top);
     check(&mut out, report);
     advice::text(&mut out, report);
     out
@@ -113,20 +63,29 @@ fn kernel(out: &mut String, report: &Report) {
 
 fn unseen(out: &mut String, report: &Report) {
     let seen = &report.seen;
+    let readable = seen.processes.saturating_sub(seen.unreadable);
     let _ = write!(
         out,
-        "{} with memory of their own, {} with huge or shared pages",
+        "{} with memory of their own; of {} that may be read {} map huge or shared pages",
         human::processes(seen.processes),
+        human::count(readable),
         human::count(seen.mapping)
     );
     let _ = match seen.looked_into {
-        all if all == seen.mapping => writeln!(out, ", all of them looked into."),
+        all if all == seen.mapping => writeln!(out, ", all of these looked into."),
         some => writeln!(
             out,
-            ", {} of them looked into: the others are taken to be as those alike are.",
+            ", {} of them looked into in the time given (--seconds, --all): the others are taken to be as those alike are.",
             human::count(some)
         ),
     };
+    if seen.skipped > 0 {
+        let _ = writeln!(
+            out,
+            "Not seen: {} that there was no time for; --seconds gives more, --all as much as it takes.",
+            human::processes(seen.skipped)
+        );
+    }
     if seen.in_container {
         out.push_str(
             "Not seen: processes outside this container (PID namespace); run it on the host to see them.\n",
@@ -139,8 +98,13 @@ fn unseen(out: &mut String, report: &Report) {
     } else if seen.unreadable > 0 {
         let _ = writeln!(
             out,
-            "Not seen: the mappings of {} of other users; run as root to see them.",
-            human::processes(seen.unreadable)
+            "Not seen: the mappings of {}{}",
+            human::processes(seen.unreadable),
+            match seen.is_root {
+                true =>
+                    ", which not even root may read here: this root is a user namespace's, or a security module forbids it (CAP_SYS_PTRACE is needed).",
+                false => " of other users; run as root to see them.",
+            }
         );
     }
     if !seen.kpagecount && !report.huge.is_empty() {
@@ -151,87 +115,21 @@ fn unseen(out: &mut String, report: &Report) {
     }
 }
 
-fn not_shared(file: &FileReport) -> u64 {
-    let other = [Verdict::Shared, Verdict::FileOwned, Verdict::Untouched];
-    file.slots.iter().filter(|(verdict, _)| !other.contains(verdict)).map(|(_, count)| count).sum()
-}
-
-/// A verdict in an operator's words.
-pub fn describe(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Shared => "shared",
-        Verdict::Untouched => "not touched yet: no table",
-        Verdict::FirstOfSeveral => "first of several: shared as soon as the next one touches it",
-        Verdict::Alone => "nobody else maps this part",
-        Verdict::NoPartner => "nobody else maps this part in a way that can share",
-        Verdict::Private => "private mapping (MAP_PRIVATE)",
-        Verdict::TooShort => "the mapping does not fill the slot",
-        Verdict::NotCongruent => "address not congruent with the others'",
-        Verdict::ProtectionDiffers => "protection differs from the others'",
-        Verdict::FlagsDiffer => "VM flags differ from the others'",
-        Verdict::UserfaultfdWriteProtect => "userfaultfd waits for write-protect faults",
-        Verdict::UserfaultfdMinor => "userfaultfd waits for minor faults",
-        Verdict::GiganticPage => "1 GiB pages: no table needed",
-        Verdict::OtherPageSize => "a page size whose tables Linux does not share",
-        Verdict::OwnTable => "a table of its own from before",
-        Verdict::KernelCannot => "this kernel shares no tables",
-        Verdict::FileOwned => "in a table that belongs to the file",
-    }
-}
-
-fn details(out: &mut String, file: &FileReport, unit: &str) {
-    let _ = writeln!(
-        out,
-        "\n{}: {} of {} in {}: {}",
-        shown_name(file),
-        human::bytes(file.size),
-        human::bytes(file.page_size),
-        human::processes(file.processes),
-        file.names.iter().map(|name| human::printable(name)).collect::<Vec<_>>().join(", ")
-    );
-    for (verdict, count) in &file.slots {
-        let _ = writeln!(out, "  {:>9} {}", human::count(*count), describe(*verdict));
-    }
-    let backed = match file.evidence {
-        Evidence::Kpagecount => "checked with the kernel's page counts",
-        Evidence::HugetlbPages => "by the kernel's rules and each process's HugetlbPages",
-        Evidence::Rules => "by the kernel's rules",
-    };
-    let saved = file.bytes.unshared.saturating_sub(file.bytes.now);
-    let _ = writeln!(
-        out,
-        "  slots are of {unit}, counted for each mapping; {backed}; sharing saves {} now",
-        human::bytes(saved)
-    );
-    if file.looked_into < file.mappings {
-        let _ = writeln!(
-            out,
-            "  {} of {} mappings looked into",
-            human::count(file.looked_into),
-            human::count(file.mappings)
-        );
-    }
-}
-
-fn pools(out: &mut String, report: &Report) {
-    let used: Vec<_> =
-        report.pools.iter().filter(|one| one.pool.total > 0 || !one.need.wanted.is_empty()).collect();
-    if used.is_empty() {
+/// The third question, why something does not start or dies, as far as limits answer it.
+fn limits(out: &mut String, report: &Report) {
+    if report.limits.is_empty() {
         return;
     }
-    out.push_str("\nPools of huge pages\n");
-    let mut table = new_table(&["page", "total", "free", "reserved", "surplus", "needed"]);
-    for PoolReport { pool, need } in used {
-        table.add_row([
-            human::bytes(pool.page_size),
-            human::count(pool.total),
-            human::count(pool.free),
-            human::count(pool.reserved),
-            human::count(pool.surplus),
-            human::count(need.nr_hugepages),
-        ]);
+    out.push_str("\nLimits that are met\n");
+    for limit in &report.limits {
+        let _ = writeln!(
+            out,
+            "  {}: {} ({})",
+            limit.subject.describe(),
+            limit.what,
+            human::printable(&limit.place)
+        );
     }
-    let _ = writeln!(out, "{}", aligned(table));
 }
 
 fn check(out: &mut String, report: &Report) {
@@ -250,24 +148,12 @@ fn check(out: &mut String, report: &Report) {
         human::bytes(check.page_tables),
         human::difference(check.expected_page_tables(), check.page_tables),
     ]);
-    let _ = writeln!(out, "{}", aligned(table));
+    let _ = writeln!(out, "{}", aligned(table, 0));
 }
 
-fn shown_name(file: &FileReport) -> String {
-    let mut name = human::printable(&file.name);
-    if name == "anonymous memory" {
-        name = format!("anonymous memory {}", file.inode);
-    } else if file.is_ambiguous && file.ipc_namespace != 0 {
-        name = format!("{name} of IPC namespace {}", file.ipc_namespace);
-    } else if file.is_ambiguous {
-        name = format!("{name} (inode {} of {})", file.inode, file.device);
-    }
-    name
-}
-
-fn rest(out: &mut String, all: usize, top: usize) {
-    if all > top {
-        let _ = writeln!(out, "and {} more (--top shows more)", human::count((all - top) as u64));
+fn rest(out: &mut String, more: usize) {
+    if more > 0 {
+        let _ = writeln!(out, "and {} more (--top shows more)", human::count(more as u64));
     }
 }
 
@@ -280,10 +166,12 @@ fn new_table(header: &[&str]) -> Table {
     table
 }
 
-/// Numbers to the right, the first column to the left.
-fn aligned(mut table: Table) -> Table {
+/// Numbers to the right, the first column to the left, and so the last ones where they are words.
+fn aligned(mut table: Table, words: usize) -> Table {
+    let count = table.column_count();
     for (index, column) in table.column_iter_mut().enumerate() {
-        column.set_cell_alignment(if index == 0 { CellAlignment::Left } else { CellAlignment::Right });
+        let is_word = index == 0 || index + words >= count;
+        column.set_cell_alignment(if is_word { CellAlignment::Left } else { CellAlignment::Right });
     }
     table
 }

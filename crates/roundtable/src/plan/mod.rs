@@ -21,8 +21,18 @@ use crate::audit::source::Source;
 use crate::output::{file, human};
 use crate::size::{Size, thousands};
 
+/// Examples at the end of the help.
+const EXAMPLES: &str =
+    "Exit status: 0, or 1 when --check finds something missing, 3 when nothing can be told.
+
+Examples:
+  roundtable plan --size 1TiB --processes 10,000
+  roundtable plan --from /etc/postgresql/15/main/postgresql.conf
+  roundtable plan --from /var/lib/postgresql/15/main --check --page-size 2MiB";
+
 /// What to plan for.
 #[derive(Args, Clone, Debug)]
+#[command(after_help = EXAMPLES)]
 pub struct PlanOptions {
     /// Size of the shared memory, such as 1TiB
     #[arg(long, value_name = "SIZE", required_unless_present = "from")]

@@ -5,6 +5,7 @@
 
 mod exposition;
 mod golden;
+mod manners;
 mod output_file;
 mod plan;
 mod prometheus;

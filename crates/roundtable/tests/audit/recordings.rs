@@ -22,6 +22,7 @@ pub fn audited(root: &Path) -> Report {
     let options = LookOptions { seconds: 1, all: true, min_processes: 2, worth: Size(1 << 20), root: None };
     let mut report = audit(&Source::recorded(root), &options, true).unwrap();
     (report.seen.reads, report.seen.bytes_read) = (0, 0);
+    (report.seen.at_seconds, report.seen.milliseconds) = (0, 0);
     report
 }
 
@@ -56,6 +57,14 @@ pub fn with_nodes() -> tempfile::TempDir {
         for (file, number) in [("nr", total), ("free", free), ("surplus", 0)] {
             fs::write(pool.join(format!("{file}_hugepages")), format!("{number}\n")).unwrap();
         }
+    }
+    // A unit, as systemd has it.
+    let unit = "0::/system.slice/postgresql@15-main.service\n";
+    fs::write(copy.path().join("proc/8/cgroup"), unit).unwrap();
+    // Surplus pages, all that may come: a limit that is met.
+    let pool = copy.path().join("sys/kernel/mm/hugepages/hugepages-1048576kB");
+    for (file, number) in [("nr", 2), ("surplus", 2), ("nr_overcommit", 2)] {
+        fs::write(pool.join(format!("{file}_hugepages")), format!("{number}\n")).unwrap();
     }
     copy
 }

@@ -17,8 +17,7 @@ pub fn follow_with(advices: &[&Value], variables: &[(&str, PathBuf)]) {
     for advice in advices {
         for step in advice["steps"].as_array().expect("steps") {
             let what = step["what"].as_str().expect("a sentence");
-            // What the pool has got is checked by the caller.
-            if what.starts_with("Keep it over a boot") || what.starts_with("If it is less") {
+            if what.starts_with("Keep it over a boot") {
                 continue;
             }
             for command in step["commands"].as_array().expect("commands") {

@@ -9,9 +9,11 @@ mod congruence;
 mod differences;
 mod files;
 mod following;
+mod holders;
 mod mounts;
 mod namespaces;
 mod output;
+mod owners;
 mod pool;
 mod postgres;
 mod saying;
@@ -32,11 +34,16 @@ use differences::{
     soft_dirty_tracking, userfaultfd_minor, userfaultfd_missing, userfaultfd_write_protect,
 };
 use files::{gigantic_pages, path_and_unrelated_processes, sysv_segment};
+use holders::{
+    file_left_on_a_mount, mount_with_a_promise, open_file_without_a_name, promises_and_private_pages,
+    segment_left_behind,
+};
 use mounts::{
     anonymous_huge_memory, deleted_and_new_file_of_one_name, one_file_at_two_mounts, other_mount_namespace,
     sysv_segments_of_two_containers,
 };
 use output::output_formats;
+use owners::tables_of_private_memory;
 use pool::pool_advice_keeps_what_is_in_use;
 use postgres::{postgres_advice_followed, postgres_on_base_pages, postgres_on_huge_pages, postgres_plan};
 use sight::{another_user_sees_less, counters_tell_without_root, hidden_processes, in_a_container};
@@ -76,6 +83,13 @@ tests! {
     shared_memory_of_each_kind: 60,
     // Pools.
     pool_advice_keeps_what_is_in_use: 60,
+    // Who has the huge pages, and who the page tables.
+    file_left_on_a_mount: 60,
+    open_file_without_a_name: 60,
+    segment_left_behind: 60,
+    promises_and_private_pages: 60,
+    mount_with_a_promise: 60,
+    tables_of_private_memory: 60,
     // Not everything in sight.
     another_user_sees_less: 60,
     counters_tell_without_root: 60,

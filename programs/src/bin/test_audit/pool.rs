@@ -14,7 +14,7 @@ use crate::scene::stays;
 const WANTED: usize = 64 << 20;
 
 /// The pool of the size that tests use.
-fn pool_of(report: &Value) -> &Value {
+pub fn pool_of(report: &Value) -> &Value {
     let pools = report["pools"].as_array().expect("pools");
     pools.iter().find(|pool| pool["page_size"] == HUGE).expect("the pool")
 }

@@ -6,7 +6,12 @@ use serde_json::Value;
 
 /// Runs the audit and gives what it says, as JSON, with advice for the little that these tests take.
 pub fn audit() -> Value {
-    let output = command(&["audit", "--json", "--all", "--worth", "0"]).output().expect("roundtable starts");
+    audit_worth("0")
+}
+
+/// The same with advice for what saves so much.
+pub fn audit_worth(size: &str) -> Value {
+    let output = command(&["audit", "--json", "--all", "--worth", size]).output().expect("roundtable starts");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("JSON")
 }

@@ -43,6 +43,7 @@ pub fn advise(case: &Case, worth: Worth) -> Option<Advice> {
         steps,
         gain,
         cost,
+        frees: 0,
         pages: if program == Program::Memcached { None } else { pages },
         source,
     })
@@ -86,6 +87,7 @@ fn transparent(file: &FileReport, subject: Subject, gain: u64) -> Option<Advice>
         ],
         gain,
         cost: 0,
+        frees: 0,
         pages: None,
         source: sources::TRANSPARENT,
     })

@@ -34,6 +34,8 @@ pub struct Advice {
     pub gain: u64,
     /// Bytes of memory that it takes, beyond what the subject has now.
     pub cost: u64,
+    /// Bytes of huge pages that it gives back to their pool.
+    pub frees: u64,
     /// Huge pages that it takes from a pool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pages: Option<Pages>,
@@ -98,6 +100,13 @@ impl Subject {
         let inner = if inner.is_empty() { String::new() } else { format!(" ({})", inner.join("; ")) };
         list(&self.programs) + &inner
     }
+}
+
+/// Whether a text can stand in a command for a shell as it is.
+pub fn is_plain(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with('-')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@:+=".contains(c))
 }
 
 impl Step {

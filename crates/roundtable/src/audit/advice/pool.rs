@@ -161,6 +161,7 @@ pub fn advise(pool: &Pool, need: &Need, memory_available: Option<u64>) -> Option
         steps,
         gain: 0,
         cost: bytes,
+        frees: 0,
         pages: Some(Pages { size: pool.page_size, count: number }),
         source: sources::POOLS,
     })
@@ -190,6 +191,7 @@ mod tests {
             steps: Vec::new(),
             gain: 1,
             cost: 0,
+            frees: 0,
             pages: Some(Pages { size: 2 << 20, count: pages }),
             source: "",
         }

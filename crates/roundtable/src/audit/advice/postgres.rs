@@ -47,6 +47,7 @@ pub fn advise(case: &Case, subject: Subject, gain: u64) -> Advice {
         steps: steps.steps,
         gain,
         cost: (count * pool.page_size).saturating_sub(case.resident),
+        frees: 0,
         pages: Some(Pages { size: pool.page_size, count }),
         source: sources::POSTGRESQL,
     }

@@ -50,6 +50,7 @@ impl File<'_> {
             steps,
             gain,
             cost,
+            frees: 0,
             pages: None,
             source,
         };
@@ -178,6 +179,7 @@ impl File<'_> {
             ],
             gain,
             cost: count * slot - self.group.size,
+            frees: 0,
             pages: Some(Pages { size: slot, count }),
             source,
         })

@@ -32,3 +32,5 @@ pub const MEMCACHED: &str = "https://manpages.debian.org/memcached.1";
 pub const DPDK: &str = "https://doc.dpdk.org/guides/linux_gsg/linux_eal_parameters.html";
 /// SPDK's pages on its memory.
 pub const SPDK: &str = "https://spdk.io/doc/memory.html";
+/// The manual page of SysV shared memory.
+pub const SYSVIPC: &str = "https://man7.org/linux/man-pages/man2/shmctl.2.html";

@@ -1,6 +1,6 @@
 //! Which files of huge and shared pages there are, what their page tables cost, and what to do about it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::audit::LARGE;
 use crate::audit::advice::postgres::Case;
@@ -24,19 +24,18 @@ pub struct Files {
     pub huge: Vec<FileReport>,
     /// Large ones on base pages that several processes map.
     pub base: Vec<FileReport>,
-    /// Bytes of shared tables that VmPTE counts again.
-    pub counted_again: u64,
+    /// Bytes of shared tables that VmPTE counts again, by process.
+    pub counted_again: HashMap<i32, u64>,
 }
 
 /// Judges all files; what is advised for them comes behind `advice`.
 pub fn answer(host: &Host, min_processes: usize, worth: Worth, advice: &mut Vec<Advice>) -> Files {
-    let mut files = Files { huge: Vec::new(), base: Vec::new(), counted_again: 0 };
+    let mut files = Files { huge: Vec::new(), base: Vec::new(), counted_again: HashMap::new() };
     for group in &host.groups {
         if group.file.is_hugetlb {
             let (file, analysis) = huge(host, group);
-            files.counted_again += (analysis.sharable_uses
-                - analysis.sharable_tables.min(analysis.sharable_uses))
-                * host.source.geometry.page();
+            let again = analysis.sharable_uses - analysis.sharable_tables.min(analysis.sharable_uses);
+            files.count_again(group, again * host.source.geometry.page());
             advice.extend(sharing::advise(
                 group,
                 &analysis,
@@ -69,6 +68,17 @@ pub fn answer(host: &Host, min_processes: usize, worth: Worth, advice: &mut Vec<
         }
     }
     files
+}
+
+impl Files {
+    /// Spreads what is counted again over the processes that count it.
+    fn count_again(&mut self, group: &Group, mut bytes: u64) {
+        for (index, pid) in group.pids.iter().enumerate() {
+            let part = bytes / (group.pids.len() - index) as u64;
+            bytes -= part;
+            *self.counted_again.entry(*pid).or_default() += part;
+        }
+    }
 }
 
 /// Of the processes that map a file the one that the others are children of.

@@ -1,9 +1,13 @@
 //! The answers to an operator's questions, from one look at the host.
 
 pub mod files;
+pub mod holders;
+pub mod limits;
+pub mod tables;
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::advice::{Worth, pool};
 use super::host::Host;
@@ -15,15 +19,20 @@ pub fn report(host: &Host, min_processes: usize, worth: Worth) -> Report {
     let source = host.source;
     let mut advice = Vec::new();
     let files = files::answer(host, min_processes, worth, &mut advice);
+    let page_tables = tables::answer(host, &files.counted_again);
+    advice.extend(tables::advise(host, &page_tables, worth));
+    let accounts = holders::answer(host);
     let pools: Vec<PoolReport> = host
         .pools
         .iter()
-        .map(|pool| PoolReport { need: pool::need(pool, &advice), pool: pool.clone() })
+        .zip(accounts)
+        .map(|(pool, account)| PoolReport { need: pool::need(pool, &advice), pool: pool.clone(), account })
         .collect();
+    advice.extend(pools.iter().flat_map(|one| holders::advise(&one.pool, &one.account)));
     let available = host.meminfo.get("MemAvailable");
     advice.extend(pools.iter().filter_map(|one| pool::advise(&one.pool, &one.need, available)));
-    // What a step needs comes before it: the pool before those that take from it.
-    advice.sort_by_key(|advice| (advice.id != "grow-pool", Reverse(advice.gain)));
+    // What a step needs comes before it: pages that nobody uses, then the pool, then those that take from it.
+    advice.sort_by_key(|advice| (advice.frees == 0, advice.id != "grow-pool", Reverse(advice.gain)));
     let mut report = Report {
         schema: SCHEMA,
         base_page: source.geometry.page(),
@@ -36,8 +45,10 @@ pub fn report(host: &Host, min_processes: usize, worth: Worth) -> Report {
             vm_pte_all: host.census.processes.iter().map(|process| process.vm_pte).sum(),
             estimate: host.probed().map(|probe| probe.tables.bytes(source.geometry)).sum(),
             vm_pte: host.probed().map(|probe| probe.vm_pte).sum(),
-            counted_again: files.counted_again,
+            counted_again: files.counted_again.values().sum(),
         },
+        page_tables,
+        limits: limits::answer(host),
         huge: files.huge,
         base: files.base,
         advice,
@@ -53,6 +64,7 @@ pub fn report(host: &Host, min_processes: usize, worth: Worth) -> Report {
         });
     }
     (report.seen.reads, report.seen.bytes_read) = source.counts();
+    report.seen.milliseconds = host.began.elapsed().as_millis() as u64;
     report
 }
 
@@ -67,6 +79,9 @@ fn seen(host: &Host) -> Seen {
         kpagecount: host.witness.can_tell(),
         in_container: sight::is_in_a_container(host.source),
         others_hidden: sight::are_others_hidden(host.source),
+        is_root: rustix::process::geteuid().is_root(),
+        skipped: census.skipped,
+        at_seconds: SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |time| time.as_secs()),
         ..Seen::default()
     }
 }

@@ -8,11 +8,16 @@ use crate::output::human;
 
 /// All of it.
 pub fn text(out: &mut String, report: &Report) {
-    if report.advice.is_empty() {
+    advices(out, &report.advice.iter().collect::<Vec<_>>());
+}
+
+/// Some of it.
+pub fn advices(out: &mut String, advices: &[&Advice]) {
+    if advices.is_empty() {
         return;
     }
     out.push_str("\nWhat to do, in this order\n");
-    for (index, advice) in report.advice.iter().enumerate() {
+    for (index, advice) in advices.iter().enumerate() {
         paragraph(out, index + 1, advice);
     }
 }
@@ -36,6 +41,9 @@ fn paragraph(out: &mut String, number: usize, advice: &Advice) {
     let mut worth = Vec::new();
     if advice.gain > 0 {
         worth.push(format!("saves {} of page tables", human::bytes(advice.gain)));
+    }
+    if advice.frees > 0 {
+        worth.push(format!("frees {} of huge pages", human::bytes(advice.frees)));
     }
     if advice.cost > 0 {
         worth.push(format!("takes {} of memory", human::bytes(advice.cost)));

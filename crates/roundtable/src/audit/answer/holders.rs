@@ -1,0 +1,328 @@
+//! Who has the huge pages: every page in use and every promise, as far as anything tells of it; the rest is named.
+
+use std::cmp::Reverse;
+use std::collections::HashSet;
+
+use serde::Serialize;
+
+use crate::audit::advice::{Advice, Step, Subject, is_plain, sources};
+use crate::audit::files::{FileId, describe};
+use crate::audit::group::Group;
+use crate::audit::holding::{self, Descriptor, Left, MountPoint, Segment};
+use crate::audit::host::Host;
+use crate::audit::pools::Pool;
+use crate::output::human;
+
+/// So many holders of a pool are told, those with most pages first.
+const TOLD: usize = 50;
+
+/// How pages are held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Hold {
+    /// By a file that processes map.
+    Mapped,
+    /// By private copies in processes' memory.
+    Private,
+    /// By a file on a hugetlbfs that nobody maps.
+    File,
+    /// By a file that nobody maps and that has a name no more: processes have it open.
+    Descriptor,
+    /// By a SysV segment that nobody has attached.
+    Segment,
+    /// By a mount's own promise (`min_size=`).
+    Mount,
+}
+
+/// Somebody who holds pages of a pool, or a promise of them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Holder {
+    /// How.
+    pub hold: Hold,
+    /// Whom it belongs to: the file, and who maps it or has it open.
+    pub subject: Subject,
+    /// Pages.
+    pub pages: u64,
+    /// Pages that are promised to it beyond these.
+    pub promised: u64,
+    /// Seconds since it was changed last, of a file that nobody maps.
+    pub age_seconds: Option<u64>,
+    /// The number of a segment.
+    pub segment: Option<u64>,
+}
+
+/// The account of a pool.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Account {
+    /// Those who hold pages.
+    pub holders: Vec<Holder>,
+    /// How many more there are, and what they hold.
+    pub other_holders: u64,
+    /// Their pages.
+    pub other_pages: u64,
+    /// Pages in use of which nothing tells whose they are.
+    pub unexplained: u64,
+    /// Promised pages of which nothing tells to whom.
+    pub unexplained_promises: u64,
+}
+
+/// Accounts for the pages of each pool.
+pub fn answer(host: &Host) -> Vec<Account> {
+    let busy = |pool: &Pool| pool.in_use() > 0 || pool.reserved > 0;
+    if !host.pools.iter().any(busy) {
+        return host.pools.iter().map(|_| Account::default()).collect();
+    }
+    let mounts = holding::mounts(host.source, &host.census);
+    let mapped: HashSet<FileId> = host.groups.iter().map(|group| group.id).collect();
+    let devices = |id: &FileId| (id.device, id.inode);
+    let known: HashSet<((u32, u32), u64)> = mapped.iter().map(devices).collect();
+    let left = holding::left_files(host.source, &mounts, &known);
+    let segments = holding::segments(host.source, &mapped);
+    let mut accounts: Vec<Building> = host
+        .pools
+        .iter()
+        .map(|pool| {
+            let mut building = Building { pool, holders: Vec::new() };
+            building.mapped(host);
+            building.files(&left);
+            building
+        })
+        .collect();
+    // Looking at every descriptor of the host costs most: only where pages are missing, or a file waits to be called left.
+    let is_short = |building: &Building| building.unexplained() > 0;
+    if !left.is_empty() || accounts.iter().any(is_short) {
+        let mut seen: HashSet<_> = known.clone();
+        seen.extend(left.iter().map(|file| (file.device, file.inode)));
+        let found = holding::descriptors(host.source, &host.census, &seen, host.deadline);
+        for building in &mut accounts {
+            building.descriptors(host, &found);
+        }
+    }
+    accounts.iter_mut().for_each(|building| building.segments(&segments, host.source.geometry.entries()));
+    accounts.iter_mut().for_each(|building| building.mounts(&mounts));
+    accounts.into_iter().map(Building::finish).collect()
+}
+
+struct Building<'a> {
+    pool: &'a Pool,
+    holders: Vec<Holder>,
+}
+
+impl Building<'_> {
+    fn unexplained(&self) -> u64 {
+        self.pool.in_use().saturating_sub(self.holders.iter().map(|holder| holder.pages).sum())
+    }
+
+    fn unexplained_promises(&self) -> u64 {
+        self.pool.reserved.saturating_sub(self.holders.iter().map(|holder| holder.promised).sum())
+    }
+
+    fn add(&mut self, hold: Hold, subject: Subject, pages: u64, promised: u64) -> &mut Holder {
+        let promised = promised.min(self.unexplained_promises());
+        self.holders.push(Holder { hold, subject, pages, promised, age_seconds: None, segment: None });
+        self.holders.last_mut().expect("it was pushed")
+    }
+
+    /// Files that processes map, and what they have copied of them.
+    fn mapped(&mut self, host: &Host) {
+        let size = self.pool.page_size;
+        let groups = host.groups.iter().filter(|group| group.file.is_hugetlb && group.file.page_size == size);
+        for group in groups {
+            let private = holding::private_pages(group);
+            let shared = holding::file_pages(host.source, group)
+                .unwrap_or_else(|| holding::most_pages(group).saturating_sub(private));
+            let promised = holding::promises(host.source, group, shared, private);
+            let subject = subject(host, group);
+            if private > 0 {
+                self.add(Hold::Private, subject.clone(), private, if shared > 0 { 0 } else { promised });
+            }
+            if shared > 0 || private == 0 {
+                self.add(Hold::Mapped, subject, shared, promised);
+            }
+        }
+    }
+
+    /// Files that nobody maps.
+    fn files(&mut self, left: &[Left]) {
+        for file in left.iter().filter(|file| file.page_size == self.pool.page_size) {
+            let subject = Subject { file: file.path.clone(), ..Subject::default() };
+            let holder = self.add(Hold::File, subject, file.pages, 0);
+            holder.age_seconds = file.age_seconds;
+        }
+    }
+
+    /// Files that are open and have no name any more, and who has the others open.
+    fn descriptors(&mut self, host: &Host, found: &[Descriptor]) {
+        for open in found.iter().filter(|open| open.page_size == self.pool.page_size) {
+            let mut subject = Subject { file: open.name.clone(), ..Subject::default() };
+            subject.processes = open.pids.len() as u64;
+            subject.some_pids = open.pids.iter().copied().take(8).collect();
+            let processes = || open.pids.iter().filter_map(|pid| host.process(*pid));
+            subject.programs = processes().map(|process| process.name.clone()).take(8).collect();
+            subject.units = processes()
+                .map(|process| process.unit.clone())
+                .filter(|unit| !unit.is_empty())
+                .take(8)
+                .collect();
+            match self.holders.iter_mut().find(|one| one.hold == Hold::File && one.subject.file == open.name)
+            {
+                Some(holder) => holder.subject = subject,
+                None if open.pages > 0 && !open.is_known => {
+                    self.add(Hold::Descriptor, subject, open.pages, 0);
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Segments that nobody has attached. The kernel does not tell of what pages they are: only as many are counted as are missing.
+    fn segments(&mut self, segments: &[Segment], entries: u64) {
+        let size = self.pool.page_size;
+        for segment in segments.iter().filter(|segment| segment.resident.is_multiple_of(size)) {
+            let all = segment.size.div_ceil(size);
+            // Linux 6.7 and later count each base page of a huge page as a huge one (hugetlbfs' nrpages changed its unit).
+            let readings = [segment.resident / size, segment.resident / size / entries];
+            let promised = |pages| all - pages;
+            let fits = |pages: &u64| {
+                *pages <= all.min(self.unexplained())
+                    && (*pages > 0 || promised(0) > 0 && promised(0) <= self.unexplained_promises())
+            };
+            if let Some(pages) = readings.into_iter().find(fits) {
+                let subject = Subject { file: segment.name.clone(), ..Subject::default() };
+                let holder = self.add(Hold::Segment, subject, pages, promised(pages));
+                holder.segment = Some(segment.id);
+                holder.age_seconds = segment.age_seconds;
+            }
+        }
+    }
+
+    /// What mounts have had promised to them, beyond what their files have.
+    fn mounts(&mut self, mounts: &[MountPoint]) {
+        for mount in mounts.iter().filter(|mount| mount.page_size == self.pool.page_size) {
+            let promised = (mount.min_size / mount.page_size).saturating_sub(mount.used_pages);
+            if promised > 0 && self.unexplained_promises() > 0 {
+                let subject = Subject { file: format!("mount {}", mount.path), ..Subject::default() };
+                self.add(Hold::Mount, subject, 0, promised);
+            }
+        }
+    }
+
+    fn finish(mut self) -> Account {
+        let (unexplained, unexplained_promises) = (self.unexplained(), self.unexplained_promises());
+        self.holders.retain(|holder| holder.pages > 0 || holder.promised > 0);
+        self.holders
+            .sort_by_key(|holder| (Reverse(holder.pages + holder.promised), holder.subject.file.clone()));
+        let others = self.holders.split_off(self.holders.len().min(TOLD));
+        Account {
+            holders: self.holders,
+            other_holders: others.len() as u64,
+            other_pages: others.iter().map(|holder| holder.pages).sum(),
+            unexplained,
+            unexplained_promises,
+        }
+    }
+}
+
+fn subject(host: &Host, group: &Group) -> Subject {
+    let processes = || group.pids.iter().filter_map(|pid| host.process(*pid));
+    Subject {
+        programs: processes().map(|process| process.name.clone()).take(64).collect(),
+        processes: group.pids.len() as u64,
+        some_pids: group.pids.iter().copied().take(8).collect(),
+        units: processes()
+            .map(|process| process.unit.clone())
+            .filter(|unit| !unit.is_empty())
+            .take(64)
+            .collect(),
+        file: describe(&group.file.name, group.id.inode),
+    }
+}
+
+/// Of the files to remove so many are named.
+const NAMED: usize = 8;
+
+/// How to get back pages that nobody uses.
+pub fn advise(pool: &Pool, account: &Account) -> Vec<Advice> {
+    let size = human::bytes(pool.page_size);
+    let of = |hold| account.holders.iter().filter(move |holder| holder.hold == hold && holder.pages > 0);
+    let mut all = Vec::new();
+    let mut add = |id, pages: u64, situation: String, steps, subject, source| {
+        all.push(Advice {
+            id,
+            subject,
+            situation,
+            steps,
+            gain: 0,
+            cost: 0,
+            frees: pages * pool.page_size,
+            pages: None,
+            source,
+        });
+    };
+    let left: Vec<&Holder> = of(Hold::File).filter(|holder| holder.subject.processes == 0).collect();
+    if !left.is_empty() {
+        let pages: u64 = left.iter().map(|holder| holder.pages).sum();
+        let age = left.iter().filter_map(|holder| holder.age_seconds).min();
+        let plain = left.iter().map(|holder| holder.subject.file.as_str()).filter(|path| is_plain(path));
+        let mut step = Step::by_hand(format!(
+            "When no program is about to start from {} again, remove {}; the pages are free at once.",
+            if left.len() == 1 { "it" } else { "them" },
+            if left.len() == 1 { "it" } else { "them" }
+        ));
+        step.commands = plain.take(NAMED).map(|path| format!("rm {path}")).collect();
+        if step.commands.len() < left.len() {
+            step.what += " (Not all are named here: --json does, up to 50.)";
+        }
+        let name = match left.as_slice() {
+            [one] => one.subject.file.clone(),
+            several => format!("{} files", several.len()),
+        };
+        add(
+            "left-files",
+            pages,
+            format!(
+                "{} pages of {size} are held by {} on hugetlbfs that no process maps or has open{}: a program that was killed leaves them (DPDK and SPDK, QEMU with mem-path).",
+                human::count(pages),
+                if left.len() == 1 { "a file" } else { "files" },
+                age.map_or(String::new(), |age| format!(", changed {} ago", human::duration(age)))
+            ),
+            vec![step],
+            Subject { file: name, ..Subject::default() },
+            sources::DPDK,
+        );
+    }
+    for holder in of(Hold::Descriptor).chain(of(Hold::File).filter(|holder| holder.subject.processes > 0)) {
+        add(
+            "open-file",
+            holder.pages,
+            format!(
+                "{} pages of {size} are held by a file that nobody maps, and that is open in {}.",
+                human::count(holder.pages),
+                holder.subject.describe()
+            ),
+            vec![Step::by_hand(
+                "Let those processes close it, or end them; when the last has done so the pages are free.",
+            )],
+            holder.subject.clone(),
+            sources::POOLS,
+        );
+    }
+    for holder in of(Hold::Segment) {
+        let id = holder.segment.unwrap_or(0);
+        add(
+            "left-segment",
+            holder.pages,
+            format!(
+                "{} pages of {size} are held by a SysV segment that no process has attached.",
+                human::count(holder.pages)
+            ),
+            vec![Step::run(
+                "When no program is about to attach it again (ipcs -m -i tells who made it and when), remove it.",
+                [format!("ipcrm -m {id}")],
+            )],
+            holder.subject.clone(),
+            sources::SYSVIPC,
+        );
+    }
+    all
+}

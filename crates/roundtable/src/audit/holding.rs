@@ -1,0 +1,376 @@
+//! What holds huge pages besides the mappings of processes: files on mounts, open files, SysV segments.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::Metadata;
+use std::io::BufReader;
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::{major, minor, statfs};
+
+use super::collect::{self, Census};
+use super::files::{self, FileId};
+use super::group::{Group, Shape};
+use super::maps::{self, for_each_in_smaps};
+use super::mounts::{self, unescaped};
+use super::source::Source;
+
+/// `f_type` of hugetlbfs.
+const MAGIC: i64 = 0x9584_58f6;
+/// A hugetlbfs may have any number of files: no more than so many are looked at.
+const FILES: usize = 100_000;
+/// Open files of the whole host that are looked at.
+const DESCRIPTORS: usize = 1_000_000;
+/// `st_blocks` counts in these.
+const BLOCK: u64 = 512;
+
+type Place = ((u32, u32), u64);
+
+/// A mount of hugetlbfs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MountPoint {
+    /// Where it is, in its own mount namespace.
+    pub path: String,
+    /// Where this program finds it.
+    reached: PathBuf,
+    device: (u32, u32),
+    /// Bytes of its pages.
+    pub page_size: u64,
+    /// `size=`: no more bytes may be in its files.
+    pub size: Option<u64>,
+    /// `min_size=`: so many bytes are promised to it.
+    pub min_size: u64,
+    /// Pages that its files have.
+    pub used_pages: u64,
+}
+
+impl MountPoint {
+    /// Major and minor number of its device.
+    pub fn device(&self) -> (u32, u32) {
+        self.device
+    }
+}
+
+/// All mounts of hugetlbfs, of this and of every other mount namespace, each file system once.
+pub fn mounts(source: &Source, census: &Census) -> Vec<MountPoint> {
+    let mut seen = HashSet::new();
+    // One process of each namespace; this program's own first.
+    let mut of_each: Vec<String> = vec!["self".into()];
+    for process in &census.processes {
+        if let Some(namespace) = files::namespace(source, process.pid, "mnt")
+            && seen.insert(namespace)
+        {
+            of_each.push(process.pid.to_string());
+        }
+    }
+    let mut all: BTreeMap<(u32, u32), MountPoint> = BTreeMap::new();
+    for process in of_each {
+        let text = source.text(&format!("proc/{process}/mountinfo")).unwrap_or_default();
+        for mount in mounts::mounts(&text).filter(|mount| mount.kind == "hugetlbfs") {
+            let Some(device) = mount.device.split_once(':') else { continue };
+            let (Ok(major), Ok(minor)) = (device.0.parse(), device.1.parse()) else { continue };
+            let path = unescaped(mount.place);
+            let reached = source.path(&format!("proc/{process}/root")).join(path.trim_start_matches('/'));
+            all.entry((major, minor)).or_insert_with(|| {
+                let option = |name: &str| {
+                    let value =
+                        mount.options.split(',').find_map(|one| one.strip_prefix(name)?.strip_prefix('='));
+                    value.and_then(|value| value.parse::<crate::size::Size>().ok()).map(|size| size.0)
+                };
+                let page_size = option("pagesize").unwrap_or(0);
+                MountPoint {
+                    path,
+                    reached,
+                    device: (major, minor),
+                    page_size,
+                    size: option("size"),
+                    min_size: option("min_size").unwrap_or(0),
+                    used_pages: 0,
+                }
+            });
+        }
+    }
+    let mut all: Vec<MountPoint> = all.into_values().collect();
+    for mount in &mut all {
+        // It may lie below another mount, where its files are out of sight.
+        let Ok(system) = statfs(&mount.reached) else { continue };
+        if system.f_type == MAGIC {
+            mount.page_size = system.f_bsize as u64;
+            if mount.size.is_some() {
+                mount.used_pages = system.f_blocks.saturating_sub(system.f_bfree);
+            }
+        }
+    }
+    all
+}
+
+/// A file on a mount that no process maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Left {
+    /// Its path.
+    pub path: String,
+    /// Its device.
+    pub device: (u32, u32),
+    /// Its number.
+    pub inode: u64,
+    /// Bytes of its pages.
+    pub page_size: u64,
+    /// How many it has.
+    pub pages: u64,
+    /// Seconds since it was changed last.
+    pub age_seconds: Option<u64>,
+}
+
+/// The files of these mounts that are not among the mapped ones.
+pub fn left_files(source: &Source, mounts: &[MountPoint], mapped: &HashSet<Place>) -> Vec<Left> {
+    let mut left = Vec::new();
+    let mut looked = 0;
+    for mount in mounts.iter().filter(|mount| mount.page_size > 0) {
+        let mut folders = vec![(mount.reached.clone(), PathBuf::from(&mount.path))];
+        while let Some((reached, path)) = folders.pop() {
+            source.count(1, 0);
+            for entry in std::fs::read_dir(&reached).into_iter().flatten().flatten() {
+                looked += 1;
+                if looked > FILES {
+                    return left;
+                }
+                // Of the entry itself: a link leads elsewhere.
+                let Ok(metadata) = entry.metadata() else { continue };
+                if device(&metadata) != mount.device {
+                    continue;
+                }
+                let path = path.join(entry.file_name());
+                if metadata.is_dir() {
+                    folders.push((entry.path(), path));
+                } else if metadata.is_file() && !mapped.contains(&(mount.device, metadata.ino())) {
+                    left.push(Left {
+                        path: path.to_string_lossy().into_owned(),
+                        device: mount.device,
+                        inode: metadata.ino(),
+                        page_size: mount.page_size,
+                        pages: metadata.blocks() * BLOCK / mount.page_size,
+                        age_seconds: age(metadata.mtime()),
+                    });
+                }
+            }
+        }
+    }
+    left.sort_by(|a, b| a.path.cmp(&b.path));
+    left
+}
+
+fn device(metadata: &Metadata) -> (u32, u32) {
+    (major(metadata.dev()), minor(metadata.dev()))
+}
+
+fn age(seconds: i64) -> Option<u64> {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).ok()?.as_secs();
+    now.checked_sub(u64::try_from(seconds).ok()?)
+}
+
+/// A file of huge pages that is open.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Descriptor {
+    /// Its name in an operator's words.
+    pub name: String,
+    /// Whether it is one of those that were known already.
+    pub is_known: bool,
+    /// Bytes of its pages.
+    pub page_size: u64,
+    /// How many it has.
+    pub pages: u64,
+    /// The processes that have it open.
+    pub pids: Vec<i32>,
+}
+
+/// The files of huge pages that processes have open.
+pub fn descriptors(
+    source: &Source,
+    census: &Census,
+    known: &HashSet<Place>,
+    deadline: Option<Instant>,
+) -> Vec<Descriptor> {
+    let mut found: HashMap<Place, Descriptor> = HashMap::new();
+    let mut looked = 0;
+    for process in &census.processes {
+        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+            break;
+        }
+        let folder = source.path(&format!("proc/{}/fd", process.pid));
+        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+            looked += 1;
+            if looked > DESCRIPTORS {
+                break;
+            }
+            let Ok(link) = std::fs::read_link(entry.path()) else { continue };
+            // Sockets, pipes and the like have no path.
+            let name = link.as_os_str().as_encoded_bytes();
+            if name.first() != Some(&b'/')
+                || name.starts_with(b"/dev/")
+                    && !name.starts_with(b"/dev/huge")
+                    && !name.starts_with(b"/dev/shm")
+            {
+                continue;
+            }
+            let Ok(metadata) = std::fs::metadata(entry.path()) else { continue };
+            if !metadata.is_file() || major(metadata.dev()) != 0 {
+                continue;
+            }
+            let place = (device(&metadata), metadata.ino());
+            if let Some(open) = found.get_mut(&place) {
+                if open.pids.last() != Some(&process.pid) {
+                    open.pids.push(process.pid);
+                }
+                continue;
+            }
+            let Ok(system) = statfs(entry.path()) else { continue };
+            if system.f_type != MAGIC || system.f_bsize <= 0 {
+                continue;
+            }
+            let page_size = system.f_bsize as u64;
+            let open = Descriptor {
+                name: files::describe(name, metadata.ino()),
+                is_known: known.contains(&place),
+                page_size,
+                pages: metadata.blocks() * BLOCK / page_size,
+                pids: vec![process.pid],
+            };
+            found.insert(place, open);
+        }
+    }
+    let mut found: Vec<Descriptor> = found.into_values().collect();
+    found.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.pids.cmp(&b.pids)));
+    found
+}
+
+/// A SysV segment of this IPC namespace that nobody has attached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    /// Its `shmid`.
+    pub id: u64,
+    /// Its name in an operator's words.
+    pub name: String,
+    /// Its bytes.
+    pub size: u64,
+    /// Those that are in memory.
+    pub resident: u64,
+    /// Seconds since it was attached, detached or changed last.
+    pub age_seconds: Option<u64>,
+}
+
+/// Those segments that nobody has attached and no process maps.
+pub fn segments(source: &Source, mapped: &HashSet<FileId>) -> Vec<Segment> {
+    let text = source.text("proc/sysvipc/shm").unwrap_or_default();
+    let segments = text.lines().skip(1).filter_map(|line| {
+        let fields: Vec<i64> = line.split_whitespace().filter_map(|field| field.parse().ok()).collect();
+        // key shmid perms size cpid lpid nattch uid gid cuid cgid atime dtime ctime rss swap
+        let [key, id, _, size, _, _, attached, _, _, _, _, last, detached, changed, resident, ..] =
+            fields[..]
+        else {
+            return None;
+        };
+        let id = u64::try_from(id).ok()?;
+        let is_mapped = mapped.iter().any(|file| file.namespace != 0 && file.inode == id);
+        (attached == 0 && !is_mapped).then(|| Segment {
+            id,
+            name: format!("SysV segment {id} (key {:#010x})", key as u32),
+            size: u64::try_from(size).unwrap_or(0),
+            resident: u64::try_from(resident).unwrap_or(0),
+            age_seconds: age(last.max(detached).max(changed)),
+        })
+    });
+    segments.collect()
+}
+
+/// Pages of a mapped file: the kernel tells those of any mapping's file, named or not, to root.
+pub fn file_pages(source: &Source, group: &Group) -> Option<u64> {
+    for shape in &group.shapes {
+        let pids = shape.witness.into_iter().chain(group.pids.iter().copied().take(4));
+        for pid in pids {
+            let path = source.path(&format!("proc/{pid}/map_files/{:x}-{:x}", shape.start, shape.end));
+            if let Ok(metadata) = std::fs::metadata(path)
+                && metadata.ino() == group.id.inode
+            {
+                return Some(metadata.blocks() * BLOCK / group.file.page_size);
+            }
+        }
+    }
+    None
+}
+
+/// Pages that one mapping at least has: a lower bound of those of the file.
+pub fn most_pages(group: &Group) -> u64 {
+    group.shapes.iter().map(|shape| shape.most_pages).max().unwrap_or(0)
+}
+
+/// Private copies in all processes. Those that a process has from its parent are the parent's as well, until one of them writes: of
+/// mappings that are alike the largest is counted.
+pub fn private_pages(group: &Group) -> u64 {
+    group.shapes.iter().map(|shape| shape.most_private).sum()
+}
+
+/// Pages that are promised to a file's mappings at the most: what is mapped and not there yet, unless it was mapped with
+/// MAP_NORESERVE.
+pub fn promises(source: &Source, group: &Group, shared: u64, private: u64) -> u64 {
+    let page = group.file.page_size;
+    let mut ranges: Vec<(u64, u64)> = Vec::new();
+    let mut own = 0;
+    for shape in &group.shapes {
+        if !reserves(source, group, shape) {
+            continue;
+        }
+        if shape.access.shared {
+            ranges.push((shape.offset, shape.offset + (shape.end - shape.start)));
+        } else {
+            own = own.max((shape.end - shape.start) / page);
+        }
+    }
+    ranges.sort_unstable();
+    let (mut pages, mut at) = (0, 0);
+    for (start, end) in ranges {
+        pages += end.saturating_sub(start.max(at)) / page;
+        at = at.max(end);
+    }
+    pages.saturating_sub(shared) + own.saturating_sub(private)
+}
+
+fn reserves(source: &Source, group: &Group, shape: &Shape) -> bool {
+    if shape.has_flags {
+        return !shape.all_flags.has(b"nr");
+    }
+    // Nobody needed its flags so far.
+    let Some(pid) = shape.witness.or_else(|| group.pids.first().copied()) else { return true };
+    let Ok(handle) = source.process(pid) else { return true };
+    let Ok(smaps) = collect::open(source, &handle, "smaps") else { return true };
+    let mut reserves = true;
+    let wanted = |line: &maps::Line| line.start == shape.start && line.inode == group.id.inode;
+    let _ = for_each_in_smaps(BufReader::new(source.counted(smaps)), |line, extra| {
+        if wanted(line) {
+            reserves = !extra.flags.is_some_and(|flags| flags.has(b"nr"));
+            return false;
+        }
+        true
+    });
+    reserves
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn segments_that_nobody_has_attached_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(folder.path().join("proc/sysvipc")).unwrap();
+        let line = |id: u32, attached: u32| {
+            format!("  {id}  {id}  600  209715200  10 11 {attached} 0 0 0 0 100 200 50 104857600 0\n")
+        };
+        let text = format!("key shmid ...\n{}{}x\n", line(7, 0), line(8, 2));
+        std::fs::write(folder.path().join("proc/sysvipc/shm"), text).unwrap();
+        let found = segments(&Source::recorded(folder.path()), &HashSet::new());
+        let [segment] = found.as_slice() else { panic!("{found:?}") };
+        assert_eq!((segment.id, segment.size, segment.resident), (7, 200 << 20, 100 << 20));
+        assert_eq!(segment.name, "SysV segment 7 (key 0x00000007)");
+    }
+}
