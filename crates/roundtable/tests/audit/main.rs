@@ -6,6 +6,7 @@
 mod exposition;
 mod golden;
 mod manners;
+mod monitoring;
 mod output_file;
 mod plan;
 mod prometheus;
