@@ -10,6 +10,7 @@ mod differences;
 mod files;
 mod following;
 mod holders;
+mod limits;
 mod mounts;
 mod namespaces;
 mod output;
@@ -38,6 +39,7 @@ use holders::{
     file_left_on_a_mount, mount_with_a_promise, open_file_without_a_name, promises_and_private_pages,
     segment_left_behind,
 };
+use limits::{control_group_that_is_full, mount_that_is_full};
 use mounts::{
     anonymous_huge_memory, deleted_and_new_file_of_one_name, one_file_at_two_mounts, other_mount_namespace,
     sysv_segments_of_two_containers,
@@ -90,6 +92,9 @@ tests! {
     promises_and_private_pages: 60,
     mount_with_a_promise: 60,
     tables_of_private_memory: 60,
+    // Why it does not start.
+    mount_that_is_full: 60,
+    control_group_that_is_full: 60,
     // Not everything in sight.
     another_user_sees_less: 60,
     counters_tell_without_root: 60,
