@@ -48,7 +48,7 @@ struct Miscount {
 
 /// Checks everything once.
 pub(super) fn run() -> Result<Round, String> {
-    let _library = reserve::library();
+    let _checking = reserve::checking();
     let (round, miscount) = look()?;
     for _ in 1..LOOKS {
         if miscount.is_none() {

@@ -187,9 +187,6 @@ impl Class {
 }
 
 fn new_slab() -> Option<*mut Slab> {
-    if reserve::refuses_page() {
-        return None;
-    }
     let frame = buddy::allocate(0, Use::Heap)?;
     let slab = PhysAddr(frame << super::PAGE_SHIFT).as_ptr::<Slab>();
     // SAFETY: the block is ours.

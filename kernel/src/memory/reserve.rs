@@ -22,7 +22,6 @@
 //! | 2 min | memory of processes, huge pages | the killer, or the pool does not grow |
 //! | min | page tables, kernel stacks, pipe buffers, large allocations, each step of a call that a user can make long ([`ask`]) | `ENOMEM`; in a fault the killer |
 //! | min / 2 | the *entry* to the kernel: system calls, page faults, and each thread that goes on after it slept without a lock | the thread waits, the killer finds memory |
-//! | min / 4 | the library of huge pages, whose every allocation may fail | its call fails |
 //! | 0 | nobody | |
 //!
 //! # Why level 0 is never reached
@@ -77,7 +76,7 @@ pub struct Account {
     ending: AtomicBool,
     /// Sleeping locks that it holds or waits for, while it is off its CPU.
     locks: AtomicU32,
-    /// Calls of the library of huge pages that it is in.
+    /// Calls of the library of huge pages that it is in, whose large allocations may all fail.
     library: AtomicU32,
     /// The allocation that fails on purpose.
     pub countdown: super::inject::Countdown,
@@ -182,8 +181,8 @@ pub fn give_up_spares() -> bool {
 
 /// The thread is in the library of huge pages, as long as this lives.
 ///
-/// The library allocates by calls that may fail, in small pieces, too, and in loops that a user makes long; it does not know of
-/// stretches. So in it small allocations fail as well, once only half of what the entry keeps free is left.
+/// What the library allocates in more than a page may fail, and its small allocations are few between two calls of
+/// `hugetlb::Machine::take_step`, which [`ask`]s: its lists have bounds, and a loop that a user makes long takes steps.
 pub struct InLibrary(PhantomData<*mut ()>);
 
 /// See [`InLibrary`].
@@ -203,9 +202,6 @@ impl Drop for InLibrary {
         if let Some(thread) = process::try_current() {
             let depth = &thread.memory.library;
             depth.store(depth.load(Ordering::Relaxed) - 1, Ordering::Relaxed);
-            if depth.load(Ordering::Relaxed) == 0 {
-                begin_stretch();
-            }
         }
     }
 }
@@ -215,10 +211,27 @@ pub(super) fn in_library() -> bool {
     process::try_current().is_some_and(|thread| thread.memory.library.load(Ordering::Relaxed) != 0)
 }
 
-/// Does a new page for small objects have to be refused?
-#[inline]
-pub(super) fn refuses_page() -> bool {
-    !usage::has_room(0, Level::Library) && in_library()
+/// A check of all tables is made as long as this lives: it notes everything that it finds, without a bound. Checked kernels make such
+/// checks, and who may change the kernel's settings.
+pub struct Checking {
+    _library: InLibrary,
+    stretch: i64,
+}
+
+/// See [`Checking`].
+pub fn checking() -> Checking {
+    // Relaxed, here and below: the thread's own.
+    let stretch = process::try_current()
+        .map_or(0, |thread| thread.memory.stretch.swap(i64::MIN / 2, Ordering::Relaxed));
+    Checking { _library: library(), stretch }
+}
+
+impl Drop for Checking {
+    fn drop(&mut self) {
+        if let Some(thread) = process::try_current() {
+            thread.memory.stretch.store(self.stretch, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Does the entry let this thread pass, whatever is free?
@@ -241,8 +254,10 @@ fn begin_stretch() {
     if cfg!(debug_assertions)
         && let Some(thread) = process::try_current()
     {
-        // Relaxed: the thread's own.
-        thread.memory.stretch.store(0, Ordering::Relaxed);
+        // Relaxed: the thread's own. Not in the middle of a check: [`Checking`].
+        if thread.memory.stretch.load(Ordering::Relaxed) > i64::MIN / 4 {
+            thread.memory.stretch.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -256,7 +271,7 @@ pub(super) fn meter(bytes: i64) {
     // Relaxed: the thread's own; an interrupt's allocations count for the thread that it met.
     let length = thread.memory.stretch.load(Ordering::Relaxed) + bytes;
     thread.memory.stretch.store(length, Ordering::Relaxed);
-    let bounded = !in_library() && !thread.is_kernel() && thread.process.pid != 1;
+    let bounded = !thread.is_kernel() && thread.process.pid != 1;
     if bytes > 0 && length > STRETCH as i64 && bounded {
         thread.memory.stretch.store(i64::MIN / 2, Ordering::Relaxed);
         panic!("{length} bytes are allocated in {} without asking", thread.syscall_name());

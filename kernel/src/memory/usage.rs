@@ -159,8 +159,6 @@ pub enum Level {
     Call,
     /// The entry to the kernel.
     Entry,
-    /// Small allocations of the library of huge pages.
-    Library,
 }
 
 impl Level {
@@ -171,7 +169,6 @@ impl Level {
             Self::Lasting => 4 * min,
             Self::Call => min,
             Self::Entry => min / 2,
-            Self::Library => min / 4,
         }
     }
 }

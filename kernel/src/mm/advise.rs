@@ -14,7 +14,7 @@ use super::{PAGE, accounting, page_up};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::hugetlb::HugeFile;
-use crate::memory::PAGE_SHIFT;
+use crate::memory::{PAGE_SHIFT, PAGE_SIZE, reserve};
 use crate::process;
 use crate::sched;
 
@@ -168,6 +168,8 @@ impl AddressSpace {
                 }
                 vma.granule()
             };
+            // For what the kernel notes of the page.
+            reserve::ask(PAGE_SIZE)?;
             self.fault(at, access).map_err(|error| match error {
                 FaultError::NotMapped | FaultError::NoMemory => Errno::ENOMEM,
                 // An area without the right: `EFAULT` is for what would be SIGBUS.

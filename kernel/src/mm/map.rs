@@ -20,7 +20,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::fs::seals::{Arriving, Seals};
 use crate::hugetlb;
-use crate::memory::PAGE_SHIFT;
+use crate::memory::{PAGE_SHIFT, PAGE_SIZE, reserve};
 use crate::process;
 
 bitflags! {
@@ -215,6 +215,8 @@ impl AddressSpace {
                 (write, vma.end.min(range.end), vma.granule())
             };
             while at < end {
+                // For what the kernel notes of the page.
+                reserve::ask(PAGE_SIZE).map_err(|_| FaultError::NoMemory)?;
                 self.fault(at, if write { Access::Write } else { self.populating_read(at) })?;
                 at = (at & !(step - 1)) + step;
                 crate::sched::cond_resched();

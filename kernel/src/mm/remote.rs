@@ -6,8 +6,8 @@ use super::space::AddressSpace;
 use super::vma::{Kind, VmFlags, Vma};
 use super::{PAGE, page_down};
 use crate::errno::{Errno, Result};
-use crate::memory::PhysAddr;
 use crate::memory::frame::Frame;
+use crate::memory::{PAGE_SIZE, PhysAddr, reserve};
 
 /// By which rights memory is accessed from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,7 +91,11 @@ impl AddressSpace {
                 }
                 if let Kind::Huge(huge) = &vma.kind {
                     let resolved = match access {
-                        Access::Write => huge.with_memory(address, access, work),
+                        Access::Write => {
+                            // For what the kernel notes of a new page.
+                            reserve::ask(PAGE_SIZE).map_err(|_| FaultError::NoMemory)?;
+                            huge.with_memory(address, access, work)
+                        }
                         _ => huge.inspect(address, work),
                     };
                     match resolved {

@@ -358,7 +358,7 @@ impl AddressSpace {
         #[cfg(debug_assertions)]
         if memory::pressure() == memory::Pressure::None {
             // The check takes memory for each area, and nobody could be told that there is none.
-            let _unmetered = reserve::library();
+            let _checking = reserve::checking();
             if let Err(what) = self.check() {
                 panic!("page tables at the end of an address space: {what}");
             }

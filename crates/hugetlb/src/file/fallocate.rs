@@ -78,6 +78,8 @@ impl<M: Machine> File<M> {
             if interrupted() {
                 return Err(Error::Interrupted);
             }
+            // For the record of the page.
+            self.pool.machine().take_step()?;
             let at = self.lock_index(index)?;
             if self.content.get(index.0).is_some() {
                 continue;
