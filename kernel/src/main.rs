@@ -77,6 +77,9 @@ fn kernel_main() -> ! {
     if let Err(error) = tty::init() {
         ::log::error!("no terminals: {error}");
     }
+    if let Err(error) = sync::lockdep::register() {
+        ::log::error!("no list of locks: {error}");
+    }
     syscall::init();
     process::watch::init();
     if let Err(error) = process::spawn_init(process::first_process) {

@@ -8,6 +8,7 @@ mod linux;
 mod postgres;
 mod setup;
 mod soak;
+mod stalls;
 mod step;
 mod test;
 mod toolchain;
@@ -43,6 +44,8 @@ enum Command {
     Mutants,
     /// Run the long forms of the tests that look for races, for so long
     Soak(soak::SoakOptions),
+    /// Measure how long a call upon many of a thing keeps others waiting: a table, in instructions
+    Stalls(stalls::StallOptions),
     /// Measure all protocols and Debian's Linux in the same machine: a table, and a page with plots
     Bench(roundtable::bench::BenchOptions),
     /// Check that all dependencies are under permissive licences
@@ -79,6 +82,7 @@ fn execute(command: Command) -> Result<i32> {
         Command::Run(options) => run(&options),
         Command::Test(options) => test::run(&options),
         Command::Mutants => test::mutants(),
+        Command::Stalls(options) => stalls::run(&options),
         Command::Soak(options) => soak::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Licences => licences::check().map(|()| 0),

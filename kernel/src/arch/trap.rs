@@ -1,6 +1,7 @@
 //! Traps, interrupts and system calls once they are in Rust.
 
 use super::{apic, entry, features, interrupts, ipi, percpu};
+use crate::sync::lockdep::stretch;
 
 const INTERRUPT_FLAG: u64 = 1 << 9;
 
@@ -96,6 +97,9 @@ pub(super) extern "C" fn handle_trap(mut frame: &mut TrapFrame) -> *mut TrapFram
         frame = failed_return(frame);
     }
     let vector = frame.vector();
+    if frame.is_user() {
+        stretch::begin();
+    }
     if vector >= interrupts::FIRST_EXTERNAL {
         handle_interrupt(frame, vector);
     } else if frame.is_user() {
@@ -194,6 +198,7 @@ pub(super) extern "C" fn handle_paranoid(frame: &mut TrapFrame) {
 }
 
 pub(super) extern "C" fn handle_syscall(frame: &mut TrapFrame) {
+    stretch::begin();
     interrupts::enable();
     crate::syscall::dispatch(frame);
     interrupts::disable();

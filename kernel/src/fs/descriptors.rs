@@ -32,6 +32,11 @@ impl Used {
         Ok(())
     }
 
+    /// The numbers for which there is room.
+    pub fn room(&self) -> usize {
+        self.words.len() * BITS
+    }
+
     /// A copy.
     pub fn try_clone(&self) -> Result<Self> {
         Ok(Self { words: fallible::copy_of(&self.words)?, full: fallible::copy_of(&self.full)? })

@@ -6,6 +6,7 @@ use super::file::{File, FileOps, Whence};
 use super::inode::{Dirent, Inode};
 use super::stat::FileType;
 use crate::errno::{Errno, Result};
+use crate::sched;
 
 /// The operations of an open directory; its position is a directory offset.
 pub struct DirectoryFile;
@@ -56,6 +57,8 @@ pub fn read(file: &File, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
         let mut taken = |entry: Dirent| {
             let next = entry.next_offset;
             let more = emit(entry);
+            // A caller's buffer holds thousands.
+            sched::cond_resched();
             if more {
                 *position = next;
             }

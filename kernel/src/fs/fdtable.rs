@@ -1,25 +1,20 @@
 //! File descriptors: the small numbers by which a process knows its open files.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::dentry::Dentry;
 use super::descriptors::Used;
 use super::file::File;
 use super::inode::Inode;
+use super::slots::{PIECE, Slot, Slots};
 use crate::errno::{Errno, Result};
-use crate::memory::fallible;
 use crate::memory::{self, Pressure};
-use crate::sync::SpinLock;
-
-struct Slot {
-    file: Arc<File>,
-    close_on_exec: bool,
-}
+use crate::sched;
+use crate::sync::{Mutex, SpinLock};
 
 struct Table {
-    slots: Vec<Option<Slot>>,
+    slots: Slots,
     used: Used,
 }
 
@@ -28,19 +23,16 @@ impl Table {
         self.used.first_free(from)
     }
 
-    fn put(&mut self, fd: usize, slot: Slot) -> Result<Option<Slot>> {
-        if fd >= self.slots.len() {
-            let more = fd + 1 - self.slots.len();
-            fallible::reserve(&mut self.slots, more)?;
-            self.used.grow(fd + 1)?;
-            self.slots.resize_with(fd + 1, || None);
-        }
+    /// Puts the slot in, and gives what was there. Without memory for it the slot stays with the caller.
+    fn put(&mut self, fd: usize, slot: &mut Option<Slot>) -> Result<Option<Slot>> {
+        self.used.grow(fd + 1)?;
+        let old = self.slots.put(fd, slot)?;
         self.used.insert(fd);
-        Ok(self.slots[fd].replace(slot))
+        Ok(old)
     }
 
     fn take(&mut self, fd: usize) -> Option<Slot> {
-        let slot = self.slots.get_mut(fd)?.take()?;
+        let slot = self.slots.take(fd)?;
         self.used.remove(fd);
         Some(slot)
     }
@@ -51,6 +43,8 @@ impl Table {
 /// A descriptor that is closed while another thread uses it leaves that thread its file: `get` counts a
 /// reference. Files are let go of outside of the table's lock.
 pub struct FdTable {
+    /// Held by whoever changes the table, and by who copies it a piece at a time. Taken before the other one.
+    changing: Mutex<()>,
     table: SpinLock<Table>,
     /// Differs from every other table's: the owner of fcntl(2) record locks.
     id: u64,
@@ -68,17 +62,25 @@ impl FdTable {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         // Ordering: only the numbers have to differ.
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        Self { table: SpinLock::new(Table { slots: Vec::new(), used: Used::new() }), id }
+        let table = SpinLock::new(Table { slots: Slots::new(), used: Used::new() });
+        Self { changing: Mutex::new(()), table, id }
     }
 
     /// A copy for a child process: the same open files.
     pub fn duplicate(&self) -> Result<Self> {
         let new = Self::new();
-        let table = self.table.lock();
-        let used = table.slots.iter().rposition(Option::is_some).map_or(0, |last| last + 1);
-        let copy = |s: &Slot| Slot { file: s.file.clone(), close_on_exec: s.close_on_exec };
-        let slots = fallible::collect(table.slots[..used].iter().map(|s| s.as_ref().map(copy)))?;
-        *new.table.lock() = Table { slots, used: table.used.try_clone()? };
+        let _changing = self.changing.lock();
+        let (used, pieces) = {
+            let table = self.table.lock();
+            (table.used.try_clone()?, table.slots.len() / PIECE)
+        };
+        let mut slots = Slots::new();
+        for piece in 0..pieces {
+            let copied = self.table.lock().slots.copy_piece(piece, &mut slots);
+            copied?;
+            sched::cond_resched();
+        }
+        *new.table.lock() = Table { slots, used };
         Ok(new)
     }
 
@@ -91,7 +93,7 @@ impl FdTable {
     pub fn get(&self, fd: i32) -> Result<Arc<File>> {
         let fd = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
         let table = self.table.lock();
-        table.slots.get(fd).and_then(Option::as_ref).map(|s| s.file.clone()).ok_or(Errno::EBADF)
+        table.slots.get(fd).map(|s| s.file.clone()).ok_or(Errno::EBADF)
     }
 
     /// Gives `file` the lowest free descriptor from `min` up; `EMFILE` when that is not below `limit`
@@ -101,13 +103,15 @@ impl FdTable {
         if memory::pressure() == Pressure::Critical {
             return Err(Errno::ENFILE);
         }
+        // A file that does not get a descriptor is dropped without locks.
+        let mut slot = Some(Slot { file, close_on_exec });
+        let _changing = self.changing.lock();
         let mut table = self.table.lock();
         let fd = table.find_free(min);
         if fd >= limit {
-            drop(table);
             return Err(Errno::EMFILE);
         }
-        table.put(fd, Slot { file, close_on_exec })?;
+        table.put(fd, &mut slot)?;
         Ok(fd as i32)
     }
 
@@ -119,7 +123,11 @@ impl FdTable {
     /// Gives `file` the descriptor `fd`, closing what was there; `EBADF` when it is not below `limit`.
     pub fn replace(&self, fd: i32, file: Arc<File>, limit: usize, close_on_exec: bool) -> Result<()> {
         let fd = usize::try_from(fd).ok().filter(|fd| *fd < limit).ok_or(Errno::EBADF)?;
-        let old = self.table.lock().put(fd, Slot { file, close_on_exec })?;
+        let mut slot = Some(Slot { file, close_on_exec });
+        let old = {
+            let _changing = self.changing.lock();
+            self.table.lock().put(fd, &mut slot)?
+        };
         self.let_go(old);
         Ok(())
     }
@@ -127,29 +135,60 @@ impl FdTable {
     /// close(2).
     pub fn close(&self, fd: i32) -> Result<()> {
         let fd = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
-        let slot = self.table.lock().take(fd).ok_or(Errno::EBADF)?;
-        self.let_go(Some(slot));
+        let slot = {
+            let _changing = self.changing.lock();
+            self.table.lock().take(fd)
+        };
+        self.let_go(Some(slot.ok_or(Errno::EBADF)?));
         Ok(())
     }
 
     /// Closes the descriptors from `first` to `last`, or marks them close-on-exec.
     pub fn close_range(&self, first: usize, last: usize, mark_only: bool) {
-        let mut fd = first;
-        loop {
-            let slot = {
-                let mut table = self.table.lock();
-                let end = table.slots.len().min(last.saturating_add(1));
-                let Some(next) = (fd..end).find(|i| table.slots[*i].is_some()) else { return };
-                fd = next + 1;
+        self.each(
+            first,
+            last,
+            |_| true,
+            |slot| {
                 if mark_only {
-                    if let Some(slot) = &mut table.slots[next] {
-                        slot.close_on_exec = true;
-                    }
-                    continue;
+                    slot.close_on_exec = true;
                 }
-                table.take(next)
+                !mark_only
+            },
+        );
+    }
+
+    /// Shows `visit` each open descriptor from `first` to `last` for which `test` says yes, and closes it when that says so.
+    fn each(
+        &self,
+        first: usize,
+        last: usize,
+        test: impl Fn(&Slot) -> bool,
+        visit: impl Fn(&mut Slot) -> bool,
+    ) {
+        let mut at = first;
+        loop {
+            let closed = {
+                let _changing = self.changing.lock();
+                let mut table = self.table.lock();
+                if at > last || at >= table.slots.len() {
+                    return;
+                }
+                match table.slots.find(at, &test) {
+                    Ok(fd) if fd > last => return,
+                    Ok(fd) => {
+                        at = fd + 1;
+                        let close = table.slots.get_mut(fd).is_some_and(&visit);
+                        if close { table.take(fd) } else { None }
+                    }
+                    Err(next) => {
+                        at = next;
+                        None
+                    }
+                }
             };
-            self.let_go(slot);
+            self.let_go(closed);
+            sched::cond_resched();
         }
     }
 
@@ -157,39 +196,37 @@ impl FdTable {
     pub fn close_on_exec(&self, fd: i32) -> Result<bool> {
         let fd = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
         let table = self.table.lock();
-        table.slots.get(fd).and_then(Option::as_ref).map(|s| s.close_on_exec).ok_or(Errno::EBADF)
+        table.slots.get(fd).map(|s| s.close_on_exec).ok_or(Errno::EBADF)
     }
 
     /// Sets whether execve(2) closes the descriptor.
     pub fn set_close_on_exec(&self, fd: i32, close: bool) -> Result<()> {
         let fd = usize::try_from(fd).map_err(|_| Errno::EBADF)?;
+        let _changing = self.changing.lock();
         let mut table = self.table.lock();
-        let slot = table.slots.get_mut(fd).and_then(Option::as_mut).ok_or(Errno::EBADF)?;
+        let slot = table.slots.get_mut(fd).ok_or(Errno::EBADF)?;
         slot.close_on_exec = close;
         Ok(())
     }
 
     /// execve(2): closes what is marked. The caller has made sure that nobody shares the table.
     pub fn exec(&self) {
-        let mut fd = 0;
-        loop {
-            let slot = {
-                let mut table = self.table.lock();
-                let marked = |s: &Option<Slot>| s.as_ref().is_some_and(|s| s.close_on_exec);
-                let Some(next) = table.slots.iter().skip(fd).position(marked) else { return };
-                fd += next;
-                table.take(fd)
-            };
-            self.let_go(slot);
-        }
+        self.each(0, usize::MAX, |slot| slot.close_on_exec, |_| true);
     }
 
     /// The lowest descriptor from `from` up that is open, with its file.
     pub fn next_open(&self, from: usize) -> Option<(i32, Arc<File>)> {
-        let table = self.table.lock();
-        let tail = table.slots.get(from..)?;
-        let (i, slot) = tail.iter().enumerate().find_map(|(i, s)| s.as_ref().map(|s| (i, s)))?;
-        Some(((from + i) as i32, slot.file.clone()))
+        let mut at = from;
+        loop {
+            let table = self.table.lock();
+            if at >= table.slots.len() {
+                return None;
+            }
+            match table.slots.find(at, |_| true) {
+                Ok(fd) => return table.slots.get(fd).map(|slot| (fd as i32, slot.file.clone())),
+                Err(next) => at = next,
+            }
+        }
     }
 
     /// Bytes of the kernel's memory that go with the descriptors, about: table, open files, and what these hold.
@@ -197,7 +234,7 @@ impl FdTable {
         const FILE: u64 = size_of::<File>() as u64;
         /// The name, and perhaps an inode, of a file that has them for itself.
         const NAME: u64 = (size_of::<Dentry>() + size_of::<Inode>()) as u64;
-        let mut bytes = self.capacity() as u64 * size_of::<Option<Slot>>() as u64;
+        let mut bytes = self.table.lock().slots.bytes() as u64;
         let mut from = 0;
         // One at a time: the table's lock is not held for long, however many there are.
         while let Some((fd, file)) = self.next_open(from) {
@@ -210,7 +247,7 @@ impl FdTable {
 
     /// Descriptors that the table has room for: `FDSize` in `/proc/PID/status`.
     pub fn capacity(&self) -> usize {
-        self.table.lock().slots.len().next_multiple_of(64)
+        self.table.lock().used.room().next_multiple_of(64)
     }
 
     /// A descriptor of this table no longer refers to the file: POSIX has the process lose its record locks
@@ -224,9 +261,6 @@ impl FdTable {
 
 impl Drop for FdTable {
     fn drop(&mut self) {
-        let slots = core::mem::take(&mut self.table.get_mut().slots);
-        for slot in slots {
-            self.let_go(slot);
-        }
+        self.each(0, usize::MAX, |_| true, |_| true);
     }
 }

@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use core::any::Any;
+use core::ops::{Deref, DerefMut};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
@@ -17,7 +18,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::seals::Seals;
 use crate::memory::fallible::Text;
 use crate::mm::backing::Backing;
-use crate::sync::{Mutex, SpinLock, WaitQueue};
+use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
 
 /// What a seek is relative to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +175,8 @@ pub struct File {
     /// Access mode and status flags, `O_*`.
     flags: AtomicU32,
     position: Mutex<u64>,
+    /// What the position was when its lock was let go last, for those who only look: a file of `/proc` may tell of itself.
+    last_position: AtomicU64,
     owner: SpinLock<FileOwner>,
     /// The epoll instances' interests in it.
     watches: Mutex<BTreeMap<usize, Weak<epoll::Item>>>,
@@ -239,6 +242,7 @@ impl File {
             ops,
             flags: AtomicU32::new(flags & (abi::O_ACCMODE | STATUS_FLAGS)),
             position: Mutex::new(0),
+            last_position: AtomicU64::new(0),
             owner: SpinLock::new(FileOwner::default()),
             watches: Mutex::new(BTreeMap::new()),
             // Ordering: only the numbers have to differ.
@@ -341,14 +345,19 @@ impl File {
         *self.owner.lock() = owner;
     }
 
-    /// The position; 0 for a file without one.
+    /// The position; 0 for a file without one. Does not wait for a read or write that is under way.
     pub fn position(&self) -> u64 {
-        *self.position.lock()
+        // Ordering: a number of its own.
+        self.last_position.load(Ordering::Relaxed)
+    }
+
+    fn lock_position(&self) -> PositionGuard<'_> {
+        PositionGuard { position: self.position.lock(), last: &self.last_position }
     }
 
     /// Calls `work` with the position, which nobody else changes meanwhile.
     pub fn with_position<R>(&self, work: impl FnOnce(&mut u64) -> R) -> R {
-        work(&mut self.position.lock())
+        work(&mut self.lock_position())
     }
 
     /// read(2): from the position, which moves on.
@@ -359,7 +368,7 @@ impl File {
         if !self.ops.seekable() {
             return count_read(self.ops.read_at(self, 0, sink));
         }
-        let mut position = self.position.lock();
+        let mut position = self.lock_position();
         check_range(*position, sink.remaining())?;
         let count = count_read(self.ops.read_at(self, *position, sink))?;
         *position += count as u64;
@@ -374,7 +383,7 @@ impl File {
         if !self.ops.seekable() {
             return count_write(self.ops.write_at(self, &mut 0, source));
         }
-        let mut position = self.position.lock();
+        let mut position = self.lock_position();
         let mut at = *position;
         check_range(at, source.remaining())?;
         let count = count_write(self.ops.write_at(self, &mut at, source))?;
@@ -417,7 +426,7 @@ impl File {
         if !self.ops.seekable() {
             return count_write(self.ops.write_at(self, &mut 0, source));
         }
-        let mut position = self.position.lock();
+        let mut position = self.lock_position();
         let mut at = AT_END;
         let count = count_write(self.ops.write_at(self, &mut at, source))?;
         *position = at + count as u64;
@@ -445,7 +454,7 @@ impl File {
         if !self.ops.seekable() {
             return Err(Errno::ESPIPE);
         }
-        let mut position = self.position.lock();
+        let mut position = self.lock_position();
         *position = self.ops.seek(self, whence, offset, *position)?;
         Ok(*position)
     }
@@ -463,6 +472,33 @@ impl File {
     /// The readiness now.
     pub fn poll(&self) -> Events {
         if self.is_path() { Events::NVAL } else { self.ops.poll(self) }
+    }
+}
+
+/// The position, which nobody else changes meanwhile.
+struct PositionGuard<'a> {
+    position: MutexGuard<'a, u64>,
+    last: &'a AtomicU64,
+}
+
+impl Deref for PositionGuard<'_> {
+    type Target = u64;
+
+    fn deref(&self) -> &u64 {
+        &self.position
+    }
+}
+
+impl DerefMut for PositionGuard<'_> {
+    fn deref_mut(&mut self) -> &mut u64 {
+        &mut self.position
+    }
+}
+
+impl Drop for PositionGuard<'_> {
+    fn drop(&mut self) {
+        // Ordering: see `File::position`.
+        self.last.store(*self.position, Ordering::Relaxed);
     }
 }
 

@@ -44,6 +44,7 @@ mod records;
 pub mod registry;
 pub mod seals;
 pub mod signalfd;
+mod slots;
 pub mod stat;
 pub mod sys;
 pub mod timerfd;

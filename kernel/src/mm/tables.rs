@@ -130,6 +130,7 @@ impl PageTables {
     }
 
     /// Takes the page-table lock.
+    #[track_caller]
     pub fn lock(&self) -> SpinLockGuard<'_, Tables> {
         self.inner.lock()
     }

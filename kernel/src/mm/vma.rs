@@ -19,6 +19,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::hugetlb::HugeArea;
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
+use crate::sched;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -570,6 +571,8 @@ impl VmaSet {
             } else {
                 at = end;
             }
+            // A range may have a hundred thousand.
+            sched::cond_resched();
         }
     }
 }

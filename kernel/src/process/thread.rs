@@ -19,6 +19,7 @@ use crate::memory::stack::KernelStack;
 use crate::mm::AddressSpace;
 use crate::sched::{self, Entity};
 use crate::signal::ThreadSignals;
+use crate::sync::lockdep::Held;
 use crate::sync::{IrqLock, SpinLock};
 use crate::syscall::Args;
 use crate::time::Timer;
@@ -73,6 +74,8 @@ pub struct Thread {
     /// Signal that it gets when its parent ends: prctl(PR_SET_PDEATHSIG).
     pub(crate) parent_death_signal: AtomicU32,
     pub(crate) no_new_privileges: AtomicBool,
+    /// The locks that the thread holds.
+    pub(crate) locks: Held,
     trap: IrqLock<super::Trap>,
     /// What the thread counts as for RLIMIT_NPROC.
     charge: SpinLock<Option<super::accounts::Share>>,
@@ -142,6 +145,7 @@ impl Thread {
             timer_slack: AtomicU64::new(50_000),
             parent_death_signal: AtomicU32::new(0),
             no_new_privileges: AtomicBool::new(false),
+            locks: Held::new(),
             trap: IrqLock::new(super::Trap::default()),
             charge: SpinLock::new(parts.charge),
             retired_tables: AtomicU32::new(0),

@@ -84,6 +84,7 @@ fn after(pid: Pid) -> Pid {
 pub(crate) struct Guard(IrqLockGuard<'static, Tree>);
 
 /// Takes the tree's lock.
+#[track_caller]
 pub(crate) fn lock() -> Guard {
     Guard(TREE.lock())
 }

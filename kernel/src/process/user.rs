@@ -9,6 +9,7 @@ use crate::arch::trap::TrapFrame;
 use crate::arch::{cpu, interrupts, percpu};
 use crate::mm::AddressSpace;
 use crate::sync::grace;
+use crate::sync::lockdep::stretch;
 use crate::time::process_timers;
 use crate::{sched, signal};
 
@@ -42,6 +43,7 @@ pub fn exit_to_user(frame: &mut TrapFrame) {
         interrupts::disable();
     }
     grace::quiescent();
+    stretch::end();
 }
 
 /// A system call that a signal has ended; the signal itself may be gone by now, taken by another thread.

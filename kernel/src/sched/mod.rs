@@ -37,6 +37,7 @@ use alloc::sync::Arc;
 use crate::arch::{cpu, interrupts};
 use crate::memory::reserve;
 use crate::process::{self, Thread};
+use crate::sync::lockdep::stretch;
 use crate::sync::{debug, grace};
 
 /// The slice of SCHED_RR, in nanoseconds.
@@ -74,6 +75,7 @@ pub fn cond_resched() {
         return;
     }
     grace::quiescent();
+    stretch::end();
     if queue::resched_wanted() {
         debug::assert_may_sleep();
         interrupts::without(switch::preempt);

@@ -13,6 +13,7 @@ use crate::arch::percpu::{self, PerCpu};
 use crate::arch::{context, interrupts};
 use crate::memory::reserve;
 use crate::process::{self, Thread};
+use crate::sync::lockdep::stretch;
 use crate::sync::{WaitQueue, grace};
 use crate::time;
 
@@ -100,6 +101,7 @@ pub(super) fn account(thread: &Thread) {
 /// Chooses the next thread and runs it; returns when the current thread runs again. Interrupts are off throughout.
 fn schedule(why: Why) {
     debug_assert!(!interrupts::are_enabled());
+    stretch::end();
     grace::quiescent();
     let previous = percpu::current().cast::<Thread>();
     // SAFETY: the thread that runs this code is alive.
@@ -161,6 +163,7 @@ fn switch_to(current: &Thread, next: *const Thread, requeue: bool, yielded: bool
     // SAFETY: both contexts belong to threads that only this CPU touches now; `finish` runs on the other side.
     unsafe { context::switch(&mut *current.context.get(), &*next.context.get()) };
     away.back();
+    stretch::begin();
     finish();
 }
 
@@ -195,6 +198,7 @@ fn finish() {
 
 /// The entry of a new thread calls this first: the other half of the switch that started it.
 pub fn finish_switch_for_new_thread() {
+    stretch::begin();
     finish();
 }
 

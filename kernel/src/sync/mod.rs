@@ -12,10 +12,13 @@
 //!
 //! Who looks at page tables takes none of them, but a read section: [`grace`].
 //!
-//! Debug builds count the spin locks that a CPU holds, and the functions that sleep assert that it is none.
+//! Debug builds count the spin locks that a CPU holds, and the functions that sleep assert that it is none. Kernels with the
+//! feature `lockdep` know in which order locks are taken: [`lockdep`].
 
 pub mod debug;
 pub mod grace;
+pub mod lockdep;
+mod locks;
 pub mod mutant;
 mod once;
 pub mod perturb;
@@ -26,24 +29,18 @@ mod spin;
 mod wait;
 mod watchers;
 
+pub use locks::{IrqLock, Mutex, RwLock, SpinLock};
 pub use once::Once;
-pub use raw::RawMutex;
-pub use sleep::RawRwLock;
+pub use raw::{RawMutex, RawRwLock};
 pub use spin::{RawIrqLock, RawSpinLock};
 pub use wait::{WaitError, WaitQueue, Watcher};
 
-/// A lock that spins and leaves interrupts as they are.
-pub type SpinLock<T> = lock_api::Mutex<RawSpinLock, T>;
 /// The guard of a [`SpinLock`].
 pub type SpinLockGuard<'a, T> = lock_api::MutexGuard<'a, RawSpinLock, T>;
-/// A lock that spins and keeps interrupts off while it is held: for data that interrupt handlers use.
-pub type IrqLock<T> = lock_api::Mutex<RawIrqLock, T>;
 /// The guard of an [`IrqLock`].
 pub type IrqLockGuard<'a, T> = lock_api::MutexGuard<'a, RawIrqLock, T>;
-/// A lock that sleeps, first come first served.
-pub type Mutex<T> = lock_api::Mutex<RawMutex, T>;
-/// A lock that sleeps and lets readers share, first come first served: neither side starves.
-pub type RwLock<T> = lock_api::RwLock<RawRwLock, T>;
+/// The guard of a [`Mutex`].
+pub type MutexGuard<'a, T> = lock_api::MutexGuard<'a, RawMutex, T>;
 /// The guard of a reader of an [`RwLock`].
 pub type RwLockReadGuard<'a, T> = lock_api::RwLockReadGuard<'a, RawRwLock, T>;
 /// The guard of the writer of an [`RwLock`].

@@ -1,69 +1,102 @@
-//! The sleeping locks as `lock_api` wants them.
+//! The sleeping locks as `lock_api` wants them, with their class.
 
-use super::sleep::{READER, RawRwLock, WRITER};
+use core::panic::Location;
+
+use super::lockdep::{self, Class, Kind};
+use super::sleep::{self, READER, WRITER};
 use crate::arch::percpu;
 
-/// Counts a lock that an attempt has got.
-#[inline]
-fn counted(taken: bool) -> bool {
-    if taken {
-        percpu::sleeping_lock_taken();
-    }
-    taken
+/// The lock behind [`super::RwLock`].
+pub struct RawRwLock {
+    inner: sleep::RawRwLock,
+    class: Class,
 }
 
-// SAFETY: WRITER is set only when no READER is counted and the other way round; hand-over keeps that.
+impl RawRwLock {
+    /// A lock that is free.
+    pub const fn new(class: Class) -> Self {
+        Self { inner: sleep::RawRwLock::new(), class }
+    }
+
+    #[inline]
+    #[track_caller]
+    fn acquire(&self, writer: bool) {
+        let site = Location::caller();
+        lockdep::before(&self.class, self, site);
+        // From now on, not from when it is got: see `memory::reserve`.
+        percpu::sleeping_lock_taken();
+        self.inner.acquire(writer);
+        lockdep::taken(&self.class, self, Kind::Sleep, site);
+    }
+
+    #[inline]
+    #[track_caller]
+    fn try_acquire(&self, writer: bool) -> bool {
+        let taken = self.inner.try_acquire(writer);
+        if taken {
+            percpu::sleeping_lock_taken();
+            lockdep::taken(&self.class, self, Kind::Sleep, Location::caller());
+        }
+        taken
+    }
+
+    #[inline]
+    fn release(&self, holder: usize) {
+        lockdep::released(self);
+        self.inner.release(holder);
+        percpu::sleeping_lock_released();
+    }
+}
+
+// SAFETY: the inner lock counts a writer only when there is no reader, and the other way round; hand-over keeps that.
 unsafe impl lock_api::RawRwLock for RawRwLock {
     #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self::new();
+    const INIT: Self = Self::new(Class::UNKNOWN);
     type GuardMarker = lock_api::GuardNoSend;
 
     #[inline]
     #[track_caller]
     fn lock_shared(&self) {
-        // From now on, not from when it is got: see `memory::reserve`.
-        percpu::sleeping_lock_taken();
         self.acquire(false);
     }
 
     #[inline]
+    #[track_caller]
     fn try_lock_shared(&self) -> bool {
-        counted(self.try_acquire(false))
+        self.try_acquire(false)
     }
 
     #[inline]
     unsafe fn unlock_shared(&self) {
         self.release(READER);
-        percpu::sleeping_lock_released();
     }
 
     #[inline]
     #[track_caller]
     fn lock_exclusive(&self) {
-        percpu::sleeping_lock_taken();
         self.acquire(true);
     }
 
     #[inline]
+    #[track_caller]
     fn try_lock_exclusive(&self) -> bool {
-        counted(self.try_acquire(true))
+        self.try_acquire(true)
     }
 
     #[inline]
     unsafe fn unlock_exclusive(&self) {
         self.release(WRITER);
-        percpu::sleeping_lock_released();
     }
 
     fn is_locked(&self) -> bool {
-        self.is_held()
+        self.inner.is_held()
     }
 }
 
 // SAFETY: a writer becomes one reader; both exclude other writers all the time.
 unsafe impl lock_api::RawRwLockDowngrade for RawRwLock {
     unsafe fn downgrade(&self) {
-        self.become_reader();
+        self.inner.become_reader();
     }
 }
 
@@ -72,31 +105,37 @@ pub struct RawMutex {
     inner: RawRwLock,
 }
 
+impl RawMutex {
+    /// A lock that is free.
+    pub const fn new(class: Class) -> Self {
+        Self { inner: RawRwLock::new(class) }
+    }
+}
+
 // SAFETY: there is one writer at a time.
 unsafe impl lock_api::RawMutex for RawMutex {
     #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self { inner: RawRwLock::new() };
+    const INIT: Self = Self::new(Class::UNKNOWN);
     type GuardMarker = lock_api::GuardNoSend;
 
     #[inline]
     #[track_caller]
     fn lock(&self) {
-        percpu::sleeping_lock_taken();
         self.inner.acquire(true);
     }
 
     #[inline]
+    #[track_caller]
     fn try_lock(&self) -> bool {
-        counted(self.inner.try_acquire(true))
+        self.inner.try_acquire(true)
     }
 
     #[inline]
     unsafe fn unlock(&self) {
         self.inner.release(WRITER);
-        percpu::sleeping_lock_released();
     }
 
     fn is_locked(&self) -> bool {
-        self.inner.is_held()
+        self.inner.inner.is_held()
     }
 }

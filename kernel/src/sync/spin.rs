@@ -6,32 +6,25 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use x86_64::instructions::interrupts;
 
+use core::panic::Location;
+
 use super::debug;
+use super::lockdep::{self, Class, Kind};
 
 /// The raw lock behind [`super::SpinLock`].
 pub struct RawSpinLock {
     locked: AtomicBool,
+    class: Class,
 }
 
-// SAFETY: the swap to `true` succeeds for one caller at a time, until `unlock` stores `false`.
-unsafe impl lock_api::RawMutex for RawSpinLock {
-    // An interior-mutable constant is how lock_api gets a fresh lock.
-    #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self = Self { locked: AtomicBool::new(false) };
-    type GuardMarker = lock_api::GuardNoSend;
-
-    #[inline]
-    fn lock(&self) {
-        while !self.try_lock() {
-            // Relaxed: only a hint when to try again; `try_lock` orders.
-            while self.locked.load(Ordering::Relaxed) {
-                spin_loop();
-            }
-        }
+impl RawSpinLock {
+    /// A lock that is free.
+    pub const fn new(class: Class) -> Self {
+        Self { locked: AtomicBool::new(false), class }
     }
 
     #[inline]
-    fn try_lock(&self) -> bool {
+    fn try_take(&self) -> bool {
         // Counted before the lock is taken, so that an interrupt between the two does not see a held lock uncounted.
         debug::spin_acquired();
         // Acquire pairs with the Release in `unlock`: the critical sections are ordered.
@@ -43,10 +36,48 @@ unsafe impl lock_api::RawMutex for RawSpinLock {
     }
 
     #[inline]
-    unsafe fn unlock(&self) {
+    fn give_back(&self) {
         // Release: the next holder sees what this one wrote.
         self.locked.store(false, Ordering::Release);
         debug::spin_released();
+    }
+}
+
+// SAFETY: the swap to `true` succeeds for one caller at a time, until `unlock` stores `false`.
+unsafe impl lock_api::RawMutex for RawSpinLock {
+    // An interior-mutable constant is how lock_api gets a fresh lock.
+    #[allow(clippy::declare_interior_mutable_const)]
+    const INIT: Self = Self::new(Class::UNKNOWN);
+    type GuardMarker = lock_api::GuardNoSend;
+
+    #[inline]
+    #[track_caller]
+    fn lock(&self) {
+        let site = Location::caller();
+        lockdep::before(&self.class, self, site);
+        while !self.try_take() {
+            // Relaxed: only a hint when to try again; `try_take` orders.
+            while self.locked.load(Ordering::Relaxed) {
+                spin_loop();
+            }
+        }
+        lockdep::taken(&self.class, self, Kind::Spin, site);
+    }
+
+    #[inline]
+    #[track_caller]
+    fn try_lock(&self) -> bool {
+        let taken = self.try_take();
+        if taken {
+            lockdep::taken(&self.class, self, Kind::Spin, Location::caller());
+        }
+        taken
+    }
+
+    #[inline]
+    unsafe fn unlock(&self) {
+        lockdep::released(self);
+        self.give_back();
     }
 
     fn is_locked(&self) -> bool {
@@ -62,33 +93,17 @@ pub struct RawIrqLock {
     enabled: UnsafeCell<bool>,
 }
 
-// SAFETY: `enabled` is used by the holder of `inner` only.
-unsafe impl Sync for RawIrqLock {}
-// SAFETY: it is plain data while nobody holds the lock.
-unsafe impl Send for RawIrqLock {}
-
-// SAFETY: exclusion is that of `inner`.
-unsafe impl lock_api::RawMutex for RawIrqLock {
-    #[allow(clippy::declare_interior_mutable_const)]
-    const INIT: Self =
-        Self { inner: <RawSpinLock as lock_api::RawMutex>::INIT, enabled: UnsafeCell::new(false) };
-    type GuardMarker = lock_api::GuardNoSend;
-
-    #[inline]
-    fn lock(&self) {
-        // Interrupts come back on between tries: a CPU that waits here answers shootdowns.
-        while !self.try_lock() {
-            while lock_api::RawMutex::is_locked(&self.inner) {
-                spin_loop();
-            }
-        }
+impl RawIrqLock {
+    /// A lock that is free.
+    pub const fn new(class: Class) -> Self {
+        Self { inner: RawSpinLock::new(class), enabled: UnsafeCell::new(false) }
     }
 
     #[inline]
-    fn try_lock(&self) -> bool {
+    fn try_take(&self) -> bool {
         let enabled = interrupts::are_enabled();
         interrupts::disable();
-        let taken = lock_api::RawMutex::try_lock(&self.inner);
+        let taken = self.inner.try_take();
         if taken {
             // SAFETY: this CPU holds the lock.
             unsafe { *self.enabled.get() = enabled };
@@ -97,13 +112,49 @@ unsafe impl lock_api::RawMutex for RawIrqLock {
         }
         taken
     }
+}
+
+// SAFETY: `enabled` is used by the holder of `inner` only.
+unsafe impl Sync for RawIrqLock {}
+// SAFETY: it is plain data while nobody holds the lock.
+unsafe impl Send for RawIrqLock {}
+
+// SAFETY: exclusion is that of `inner`.
+unsafe impl lock_api::RawMutex for RawIrqLock {
+    #[allow(clippy::declare_interior_mutable_const)]
+    const INIT: Self = Self::new(Class::UNKNOWN);
+    type GuardMarker = lock_api::GuardNoSend;
+
+    #[inline]
+    #[track_caller]
+    fn lock(&self) {
+        let site = Location::caller();
+        lockdep::before(&self.inner.class, self, site);
+        // Interrupts come back on between tries: a CPU that waits here answers shootdowns.
+        while !self.try_take() {
+            while lock_api::RawMutex::is_locked(&self.inner) {
+                spin_loop();
+            }
+        }
+        lockdep::taken(&self.inner.class, self, Kind::Spin, site);
+    }
+
+    #[inline]
+    #[track_caller]
+    fn try_lock(&self) -> bool {
+        let taken = self.try_take();
+        if taken {
+            lockdep::taken(&self.inner.class, self, Kind::Spin, Location::caller());
+        }
+        taken
+    }
 
     #[inline]
     unsafe fn unlock(&self) {
         // SAFETY: this CPU holds the lock until the line below; it reads the flag first.
         let enabled = unsafe { *self.enabled.get() };
-        // SAFETY: the caller holds the lock.
-        unsafe { lock_api::RawMutex::unlock(&self.inner) };
+        lockdep::released(self);
+        self.inner.give_back();
         if enabled {
             interrupts::enable();
         }

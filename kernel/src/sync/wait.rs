@@ -128,7 +128,8 @@ pub struct WaitQueue {
 
 impl WaitQueue {
     constructor! {
-        /// An empty queue.
+        /// An empty queue. Its lock is of the class of all queues that are made at that place.
+        #[track_caller]
         pub fn new() -> Self {
             let waiters = Waiters { head: None, tail: None, next_ticket: 0, watchers: Watchers::new() };
             Self { users: AtomicUsize::new(0), waiters: IrqLock::new(waiters) }

@@ -28,6 +28,7 @@ use crate::arch::trap::TrapFrame;
 use crate::errno::Result;
 use crate::memory::reserve;
 use crate::sync::grace;
+use crate::sync::lockdep::stretch;
 use core::sync::atomic::Ordering;
 
 /// The arguments of a system call, and the registers it came with.
@@ -112,6 +113,7 @@ pub fn dispatch(frame: &mut TrapFrame) {
     let thread = crate::process::current();
     // Relaxed: for the thread dump only.
     thread.syscall.store(number as u32, Ordering::Relaxed);
+    stretch::is_call(number);
     let a = [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9].map(|value| value as usize);
     let traced = trace::enabled();
     if traced {

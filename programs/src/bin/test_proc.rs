@@ -7,7 +7,7 @@ use roundtable_programs::{child, sys, tests};
 
 tests! { meminfo, stat_of_a_process, status_of_a_process, statm, cmdline_and_comm, links_of_a_process, fd_folder,
 mounts, filesystems, version, cpuinfo, stat_of_the_machine, uptime_and_loadavg, pagemap, sysctls, cpus_in_sys,
-huge_pages_in_sys, other_users_processes, gone_process, self_and_thread_self, limits, read_in_pieces, kpageflags }
+huge_pages_in_sys, other_users_processes, gone_process, self_and_thread_self, limits, descriptor_that_tells_of_itself, read_in_pieces, kpageflags }
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -321,4 +321,15 @@ fn kpageflags() {
     let file = roundtable_programs::file::Fd::open("/proc/kpageflags", libc::O_RDONLY).unwrap();
     let mut entry = [0; 8];
     assert_eq!(file.read_at(&mut entry, 8 * 4096), Ok(8));
+}
+
+fn descriptor_that_tells_of_itself() {
+    let null = fs::File::open("/dev/null").unwrap();
+    let number = std::os::fd::AsRawFd::as_raw_fd(&null);
+    let mut file = fs::File::open(format!("/proc/self/fdinfo/{number}")).unwrap();
+    // SAFETY: takes integers; both descriptors are owned by files that stay open.
+    sys::check(unsafe { libc::dup2(std::os::fd::AsRawFd::as_raw_fd(&file), number) }).unwrap();
+    let mut text = String::new();
+    std::io::Read::read_to_string(&mut file, &mut text).unwrap();
+    assert!(text.starts_with("pos:\t"), "{text}");
 }

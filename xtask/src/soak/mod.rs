@@ -9,7 +9,7 @@
 
 mod finding;
 mod fuzz;
-mod guest;
+pub mod guest;
 mod outsiders;
 mod shrink;
 

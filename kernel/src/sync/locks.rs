@@ -1,0 +1,61 @@
+//! The lock types: those of `lock_api`, which know their class.
+
+use core::ops::{Deref, DerefMut};
+
+use super::lockdep::Class;
+use super::{RawIrqLock, RawMutex, RawRwLock, RawSpinLock};
+
+macro_rules! lock {
+    ($(#[$attribute:meta])* $name:ident, $kind:ident, $raw:ident) => {
+        $(#[$attribute])*
+        pub struct $name<T>(lock_api::$kind<$raw, T>);
+
+        impl<T> $name<T> {
+            /// A lock of the class of all that are made here.
+            #[track_caller]
+            pub const fn new(value: T) -> Self {
+                Self(lock_api::$kind::from_raw($raw::new(Class::of_caller()), value))
+            }
+        }
+
+        impl<T> Deref for $name<T> {
+            type Target = lock_api::$kind<$raw, T>;
+
+            #[inline]
+            fn deref(&self) -> &Self::Target {
+                &self.0
+            }
+        }
+
+        impl<T> DerefMut for $name<T> {
+            #[inline]
+            fn deref_mut(&mut self) -> &mut Self::Target {
+                &mut self.0
+            }
+        }
+
+        impl<T: Default> Default for $name<T> {
+            #[track_caller]
+            fn default() -> Self {
+                Self::new(T::default())
+            }
+        }
+    };
+}
+
+lock! {
+    /// A lock that spins and leaves interrupts as they are.
+    SpinLock, Mutex, RawSpinLock
+}
+lock! {
+    /// A lock that spins and keeps interrupts off while it is held: for data that interrupt handlers use.
+    IrqLock, Mutex, RawIrqLock
+}
+lock! {
+    /// A lock that sleeps, first come first served.
+    Mutex, Mutex, RawMutex
+}
+lock! {
+    /// A lock that sleeps and lets readers share, first come first served: neither side starves.
+    RwLock, RwLock, RawRwLock
+}
