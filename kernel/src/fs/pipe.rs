@@ -6,6 +6,8 @@
 //!
 //! The ring's lock sleeps and is held over user copies. What poll(2) and waiting threads look at is beside it, in atomics.
 
+pub mod splice;
+
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
 use core::any::Any;

@@ -163,7 +163,9 @@ impl AddressSpace {
             let step = {
                 let areas = self.read();
                 let vma = areas.set.find(at).ok_or(Errno::ENOMEM)?;
-                if matches!(vma.kind, Kind::Special(_)) {
+                // Memory that may only be written can be read all the same: the right counts, not what a load would do.
+                let denied = matches!(access, Access::Read) && !vma.flags.contains(VmFlags::READ);
+                if denied || matches!(vma.kind, Kind::Special(_)) {
                     return Err(Errno::EINVAL);
                 }
                 vma.granule()

@@ -158,6 +158,7 @@ impl Child {
                 uid: credentials.uid,
                 oom_score_adj: parent.oom_score_adj.load(Ordering::SeqCst),
                 personality: parent.personality.load(Ordering::SeqCst),
+                dump_filter: parent.dump_filter.load(Ordering::SeqCst),
                 dumpable: parent.dumpable.load(Ordering::SeqCst),
                 has_execed: false,
             })
@@ -209,6 +210,8 @@ impl Child {
             thread.clear_child_tid.store(args.child_tid, Ordering::SeqCst);
         }
         thread.no_new_privileges.store(current.no_new_privileges.load(Ordering::SeqCst), Ordering::SeqCst);
+        // Relaxed: a value of its own.
+        thread.io_priority.store(current.io_priority.load(Ordering::Relaxed), Ordering::Relaxed);
         // A thread registers its own area; a forked child keeps the one in its copy of the memory.
         if !has(VM) {
             super::rseq::inherit(current, &thread);

@@ -168,7 +168,9 @@ pub fn kill(target: Target, signal: Option<u32>) -> Result<()> {
     let mut tree = tree::lock();
     match target {
         Target::Process(pid) => {
-            let process = tree.process(pid).ok_or(Errno::ESRCH)?;
+            // The number of any thread names its process.
+            let process = tree.process(pid).or_else(|| tree.thread(pid).map(|thread| thread.process.clone()));
+            let process = process.ok_or(Errno::ESRCH)?;
             return send(&mut tree, &process);
         }
         Target::Group(pgid) => {

@@ -52,6 +52,8 @@ pub struct Process {
     pub(crate) membarrier: AtomicU32,
     pub(super) has_execed: AtomicBool,
     pub(crate) personality: AtomicU32,
+    /// Which memory a core dump would have: `/proc/PID/coredump_filter`.
+    pub(crate) dump_filter: AtomicU32,
     /// Monotonic nanoseconds.
     pub(crate) started_at: u64,
 }
@@ -131,6 +133,7 @@ pub(super) struct Parts {
     pub uid: u32,
     pub oom_score_adj: i32,
     pub personality: u32,
+    pub dump_filter: u32,
     pub dumpable: u32,
     pub has_execed: bool,
 }
@@ -163,6 +166,7 @@ impl Process {
             membarrier: AtomicU32::new(0),
             has_execed: AtomicBool::new(parts.has_execed),
             personality: AtomicU32::new(parts.personality),
+            dump_filter: AtomicU32::new(parts.dump_filter),
             started_at: crate::time::now(),
         })
     }

@@ -33,6 +33,7 @@ fn kernel_process() -> Arc<Process> {
                 uid: 0,
                 oom_score_adj: -1000,
                 personality: 0,
+                dump_filter: 0x33,
                 dumpable: 0,
                 has_execed: false,
             })
@@ -110,6 +111,7 @@ pub fn spawn_init(body: impl FnOnce() + Send + 'static) -> Result<Arc<Thread>> {
         uid: 0,
         oom_score_adj: 0,
         personality: 0,
+        dump_filter: 0x33,
         dumpable: 1,
         has_execed: true,
     });

@@ -81,6 +81,8 @@ pub struct Thread {
     charge: SpinLock<Option<super::accounts::Share>>,
     /// Page tables that the thread has retired since it was last looked at: see [`crate::sync::grace::throttle`].
     pub(crate) retired_tables: AtomicU32,
+    /// Priority of its I/O, as ioprio_set(2) has it.
+    pub(crate) io_priority: AtomicU32,
     /// What the thread's end undoes in semaphores.
     semaphore_undo: SpinLock<Option<UndoList>>,
     /// Page faults without and with I/O.
@@ -149,6 +151,7 @@ impl Thread {
             trap: IrqLock::new(super::Trap::default()),
             charge: SpinLock::new(parts.charge),
             retired_tables: AtomicU32::new(0),
+            io_priority: AtomicU32::new(0),
             semaphore_undo: SpinLock::new(parts.semaphore_undo),
             minor_faults: AtomicU64::new(0),
             major_faults: AtomicU64::new(0),
@@ -213,6 +216,11 @@ impl Thread {
     pub fn undo_list(&self) -> UndoList {
         let fresh = UndoList::new();
         self.semaphore_undo.lock().get_or_insert(fresh).clone()
+    }
+
+    /// By which kcmp(2) tells it from other lists; 0 for none.
+    pub fn undo_list_address(&self) -> usize {
+        self.semaphore_undo.lock().as_ref().map_or(0, UndoList::address)
     }
 
     /// Lets go of that list: exit(2), unshare(2). The last thread that has it applies it.

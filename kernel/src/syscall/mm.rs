@@ -292,7 +292,7 @@ fn vectors(address: usize, count: usize) -> Result<alloc::vec::Vec<[usize; 2]>> 
 }
 
 /// `EPERM` unless the caller may look into the process: the same user throughout, or CAP_SYS_PTRACE.
-fn check_may_access(process: &Arc<Process>) -> Result<()> {
+pub(super) fn check_may_access(process: &Arc<Process>) -> Result<()> {
     let who = process::current().credentials();
     let whom = process.credentials();
     let same = who.uid == whom.euid

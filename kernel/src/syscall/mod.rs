@@ -10,7 +10,9 @@ pub mod fs_open;
 pub mod fs_path;
 pub mod fs_space;
 pub mod futex;
+pub mod ioprio;
 pub mod ipc;
+pub mod kcmp;
 pub mod mm;
 pub mod msg;
 pub mod net;
@@ -18,6 +20,7 @@ pub mod process;
 pub mod sched;
 pub mod sem;
 pub mod signal;
+pub mod splice;
 pub mod system;
 pub mod time;
 mod trace;
@@ -67,7 +70,9 @@ const GROUPS: &[Group] = &[
     fs_path::TABLE,
     fs_space::TABLE,
     futex::TABLE,
+    ioprio::TABLE,
     ipc::TABLE,
+    kcmp::TABLE,
     mm::TABLE,
     msg::TABLE,
     net::TABLE,
@@ -75,6 +80,7 @@ const GROUPS: &[Group] = &[
     sched::TABLE,
     sem::TABLE,
     signal::TABLE,
+    splice::TABLE,
     system::TABLE,
     time::TABLE,
 ];

@@ -9,7 +9,7 @@ use syscalls::Sysno;
 use super::{Args, Handler};
 use crate::arch::context;
 use crate::errno::{Errno, Result};
-use crate::mm::uaccess::{read_user, write_user};
+use crate::mm::uaccess::{copy_from_user, read_user, write_user};
 use crate::process::{self, CloneArgs, IdKind, WaitFlags, WaitStatus, Waited, exit, rseq};
 use crate::signal::SigInfo;
 
@@ -89,16 +89,18 @@ fn clone3(args: &mut Args) -> Result<usize> {
     if size < FIRST_VERSION {
         return Err(Errno::EINVAL);
     }
-    let mut words = [0u64; size_of::<Clone3>() / 8];
-    for (index, word) in words.iter_mut().enumerate().take(size / 8) {
-        *word = read_user(address + index * 8)?;
-    }
+    let mut bytes = [0u8; size_of::<Clone3>()];
+    let known = size.min(bytes.len());
+    copy_from_user(&mut bytes[..known], address)?;
     // Fields of a future version must not be used.
-    for index in words.len()..size / 8 {
-        if read_user::<u64>(address + index * 8)? != 0 {
+    for index in known..size {
+        if read_user::<u8>(address + index)? != 0 {
             return Err(Errno::E2BIG);
         }
     }
+    let words: [u64; size_of::<Clone3>() / 8] = core::array::from_fn(|index| {
+        u64::from_ne_bytes(core::array::from_fn(|byte| bytes[index * 8 + byte]))
+    });
     let [flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, _, set_tid_size, _] =
         words;
     const KNOWN: u64 = 0x3_ffff_ffff;

@@ -238,7 +238,7 @@ fn sched_rr_get_interval(args: &mut Args) -> Result<usize> {
 }
 
 /// The threads that getpriority(2) and setpriority(2) mean.
-fn threads_of(which: u32, who: i32) -> Result<Vec<Arc<Thread>>> {
+pub(super) fn threads_of(which: u32, who: i32) -> Result<Vec<Arc<Thread>>> {
     let current = process::current();
     let all_of = |wanted: &dyn Fn(&process::Process) -> bool| -> Result<Vec<Arc<Thread>>> {
         let mut threads = Vec::new();

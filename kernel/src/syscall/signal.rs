@@ -181,7 +181,9 @@ fn rt_sigqueueinfo(args: &mut Args) -> Result<usize> {
     if pid <= 0 {
         return Err(Errno::ESRCH);
     }
-    let target = process::find(pid as u32).ok_or(Errno::ESRCH)?;
+    // The number of any thread names its process.
+    let of_thread = || process::find_thread(pid as u32).map(|thread| thread.process.clone());
+    let target = process::find(pid as u32).or_else(of_thread).ok_or(Errno::ESRCH)?;
     process::check_may_signal(&target, signal)?;
     if signal.is_some() {
         signal::queue_process(&target, info)?;
@@ -260,7 +262,12 @@ fn tgkill(args: &mut Args) -> Result<usize> {
 }
 
 fn pidfd_send_signal(args: &mut Args) -> Result<usize> {
-    if args.a[3] != 0 {
+    /// The thread, its process, its process group: one of them, or what the descriptor is for.
+    const THREAD: u32 = 1;
+    const THREAD_GROUP: u32 = 2;
+    const PROCESS_GROUP: u32 = 4;
+    let scope = args.uint(3);
+    if !matches!(scope, 0 | THREAD | THREAD_GROUP | PROCESS_GROUP) {
         return Err(Errno::EINVAL);
     }
     let current = process::current();
@@ -279,9 +286,17 @@ fn pidfd_send_signal(args: &mut Args) -> Result<usize> {
     if target.has_ended() {
         return Err(Errno::ESRCH);
     }
+    if scope == PROCESS_GROUP {
+        // The group that the process leads, if it leads one.
+        return process::kill(Target::Group(target.pid), signal).map(|()| 0);
+    }
     process::check_may_signal(&target, signal)?;
-    if signal.is_some() {
-        signal::queue_process(&target, info)?;
+    if signal.is_none() {
+        return Ok(0);
+    }
+    match target.leader().filter(|_| scope == THREAD) {
+        Some(thread) => signal::queue_thread(&thread, info)?,
+        None => signal::queue_process(&target, info)?,
     }
     Ok(0)
 }

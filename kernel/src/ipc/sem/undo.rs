@@ -44,6 +44,13 @@ impl UndoList {
     }
 }
 
+impl UndoList {
+    /// The same for all threads that share the list, and for no others.
+    pub fn address(&self) -> usize {
+        Arc::as_ptr(&self.0).addr()
+    }
+}
+
 /// The number of the current thread's list, which has room for adjustments in this set.
 pub(super) fn prepare(set: &Arc<Set>) -> Result<u64> {
     let list = process::current().undo_list();

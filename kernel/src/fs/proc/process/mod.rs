@@ -197,6 +197,7 @@ const ENTRIES: &[Entry] = &[
     entry("oom_score", 0o444, Make::Text(oom_score)),
     entry("oom_adj", 0o644, Make::Setting(oom_adj, set_oom_adj)),
     entry("oom_score_adj", 0o644, Make::Setting(oom_score_adj, set_oom_score_adj)),
+    entry("coredump_filter", 0o644, Make::Setting(dump_filter, set_dump_filter)),
     entry("io", 0o400, Make::Private(status::io)),
     entry(FAIL_NTH, 0o644, Make::Setting(fail_nth, set_fail_nth)),
 ];
@@ -400,6 +401,19 @@ fn set_oom_score_adj(target: &Target, text: &[u8]) -> Result<()> {
         return Err(Errno::EINVAL);
     }
     adjust(target, value)
+}
+
+fn dump_filter(target: &Target) -> Result<Vec<u8>> {
+    bytes(format!("{:08x}\n", target.process()?.dump_filter.load(Ordering::SeqCst)))
+}
+
+fn set_dump_filter(target: &Target, text: &[u8]) -> Result<()> {
+    /// Nine kinds of memory.
+    const KNOWN: u32 = 0x1ff;
+    let text = core::str::from_utf8(text).map_err(|_| Errno::EINVAL)?;
+    let value: u32 = crate::fs::proc::sysctl::parse(text)?;
+    target.process()?.dump_filter.store(value & KNOWN, Ordering::SeqCst);
+    Ok(())
 }
 
 fn fail_nth(target: &Target) -> Result<Vec<u8>> {
