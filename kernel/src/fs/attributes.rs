@@ -6,6 +6,7 @@ use super::access::{self, Credentials};
 use super::caller::{self, now};
 use super::file::File;
 use super::inode::{Inode, SetAttributes};
+use super::notify;
 use super::path::Path;
 use super::stat::{FileType, Timestamp};
 use crate::errno::{Errno, Result};
@@ -83,6 +84,7 @@ pub fn chmod(path: &Path, credentials: &Credentials, permissions: u32) -> Result
         a.permissions = permissions;
         a.ctime = now;
     });
+    notify::happened(&path.dentry, abi::IN_ATTRIB);
     Ok(())
 }
 
@@ -120,6 +122,7 @@ pub fn chown(path: &Path, credentials: &Credentials, uid: Option<u32>, gid: Opti
         a.gid = gid.unwrap_or(a.gid);
         a.ctime = now;
     });
+    notify::happened(&path.dentry, abi::IN_ATTRIB);
     Ok(())
 }
 
@@ -160,6 +163,13 @@ pub fn set_times(path: &Path, credentials: &Credentials, atime: SetTime, mtime: 
         a.mtime = mtime.unwrap_or(a.mtime);
         a.ctime = now;
     });
+    // As Linux: one time alone is as if the file had been read or written.
+    let events = match (atime, mtime) {
+        (Some(_), None) => abi::IN_ACCESS,
+        (None, Some(_)) => abi::IN_MODIFY,
+        _ => abi::IN_ATTRIB,
+    };
+    notify::happened(&path.dentry, events);
     Ok(())
 }
 
@@ -176,6 +186,9 @@ pub fn truncate(path: &Path, credentials: &Credentials, size: u64) -> Result<()>
     inode.begin_writing()?;
     let result = resize(inode, size);
     inode.end_writing();
+    if result.is_ok() {
+        notify::happened(&path.dentry, abi::IN_MODIFY);
+    }
     result
 }
 

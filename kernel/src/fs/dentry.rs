@@ -157,6 +157,7 @@ impl Dentry {
 
 impl Drop for Dentry {
     fn drop(&mut self) {
+        super::notify::name_released(&self.inode);
         // A chain of removed directories may be long: walk up, do not recurse. Each is dropped without a
         // parent.
         let mut parent = self.take_parent();

@@ -2,8 +2,11 @@
 
 use alloc::sync::Arc;
 
+use linux_raw_sys::general as abi;
+
 use super::file::{File, FileOps, Whence};
 use super::inode::{Dirent, Inode};
+use super::notify;
 use super::stat::FileType;
 use crate::errno::{Errno, Result};
 use crate::sched;
@@ -80,5 +83,7 @@ pub fn read(file: &File, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
             }
         }
         dir.inode.ops.readdir(dir, start.max(2), &mut taken)
-    })
+    })?;
+    notify::happened(dir, abi::IN_ACCESS);
+    Ok(())
 }

@@ -12,6 +12,7 @@ use super::dentry::Dentry;
 use super::epoll;
 use super::inode::Inode;
 use super::iobuf::{Sink, Source};
+use super::notify;
 use super::path::Path;
 use super::poll::Events;
 use crate::errno::{Errno, Result};
@@ -360,17 +361,31 @@ impl File {
         work(&mut self.lock_position())
     }
 
+    fn note_read(&self, result: Result<usize>) -> Result<usize> {
+        if matches!(result, Ok(1..)) {
+            notify::happened(self.dentry(), abi::IN_ACCESS);
+        }
+        count_read(result)
+    }
+
+    fn note_write(&self, result: Result<usize>) -> Result<usize> {
+        if matches!(result, Ok(1..)) {
+            notify::happened(self.dentry(), abi::IN_MODIFY);
+        }
+        count_write(result)
+    }
+
     /// read(2): from the position, which moves on.
     pub fn read(&self, sink: &mut Sink) -> Result<usize> {
         if !self.readable() {
             return Err(Errno::EBADF);
         }
         if !self.ops.seekable() {
-            return count_read(self.ops.read_at(self, 0, sink));
+            return self.note_read(self.ops.read_at(self, 0, sink));
         }
         let mut position = self.lock_position();
         check_range(*position, sink.remaining())?;
-        let count = count_read(self.ops.read_at(self, *position, sink))?;
+        let count = self.note_read(self.ops.read_at(self, *position, sink))?;
         *position += count as u64;
         Ok(count)
     }
@@ -381,12 +396,12 @@ impl File {
             return Err(Errno::EBADF);
         }
         if !self.ops.seekable() {
-            return count_write(self.ops.write_at(self, &mut 0, source));
+            return self.note_write(self.ops.write_at(self, &mut 0, source));
         }
         let mut position = self.lock_position();
         let mut at = *position;
         check_range(at, source.remaining())?;
-        let count = count_write(self.ops.write_at(self, &mut at, source))?;
+        let count = self.note_write(self.ops.write_at(self, &mut at, source))?;
         *position = at + count as u64;
         Ok(count)
     }
@@ -400,7 +415,7 @@ impl File {
             return Err(Errno::EBADF);
         }
         check_range(offset, sink.remaining())?;
-        count_read(self.ops.read_at(self, offset, sink))
+        self.note_read(self.ops.read_at(self, offset, sink))
     }
 
     /// pwrite(2): at `offset`, or at the end with `O_APPEND`; the position stays.
@@ -415,7 +430,7 @@ impl File {
         if at != AT_END {
             check_range(at, source.remaining())?;
         }
-        count_write(self.ops.write_at(self, &mut at, source))
+        self.note_write(self.ops.write_at(self, &mut at, source))
     }
 
     /// Writes at the end, as with `O_APPEND`; the position moves there.
@@ -424,11 +439,11 @@ impl File {
             return Err(Errno::EBADF);
         }
         if !self.ops.seekable() {
-            return count_write(self.ops.write_at(self, &mut 0, source));
+            return self.note_write(self.ops.write_at(self, &mut 0, source));
         }
         let mut position = self.lock_position();
         let mut at = AT_END;
-        let count = count_write(self.ops.write_at(self, &mut at, source))?;
+        let count = self.note_write(self.ops.write_at(self, &mut at, source))?;
         *position = at + count as u64;
         Ok(count)
     }
@@ -515,6 +530,10 @@ impl Drop for File {
         // Ordering: a statistic.
         OPEN.fetch_sub(1, Ordering::Relaxed);
         self.inode().locks.file_released(self.id);
+        if !self.is_path() {
+            let events = if self.writable() { abi::IN_CLOSE_WRITE } else { abi::IN_CLOSE_NOWRITE };
+            notify::happened(self.dentry(), events);
+        }
         let watches = core::mem::take(self.watches.get_mut());
         epoll::file_released(self, watches);
         let ops = self.ops.clone();

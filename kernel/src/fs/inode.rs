@@ -10,6 +10,7 @@ use super::access::Credentials;
 use super::dentry::Dentry;
 use super::file::{File, FileOps};
 use super::locks::LockTable;
+use super::notify::Watched;
 use super::path::Path;
 use super::stat::{DeviceId, FileType, Stat, Statfs, Timestamp};
 use crate::errno::{Errno, Result};
@@ -209,6 +210,8 @@ pub struct Inode {
     /// For a named pipe the open pipe, for a socket node the listening socket: whatever the owner of the type
     /// keeps here.
     pub attachment: SpinLock<Option<Arc<dyn Any + Send + Sync>>>,
+    /// Who wants to hear of what happens to it.
+    pub watched: Watched,
     /// Above 0: open files that write. Below 0: programs that run from it, which keeps writers out.
     write_access: AtomicI32,
     /// An unnamed file (`O_TMPFILE`) that linkat(2) may give a name.
@@ -257,6 +260,7 @@ impl Inode {
             lock: Mutex::new(()),
             locks: LockTable::new(),
             attachment: SpinLock::new(None),
+            watched: Watched::default(),
             write_access: AtomicI32::new(0),
             may_link: AtomicBool::new(false),
         })

@@ -6,6 +6,7 @@ use linux_raw_sys::general as abi;
 
 use super::access::{self, Credentials};
 use super::dentry::Dentry;
+use super::notify;
 use super::open::{Target, check_not_mounted};
 use super::path::{Path, Start};
 use crate::errno::{Errno, Result};
@@ -40,8 +41,11 @@ pub fn unlink(start: &Start, path: &[u8]) -> Result<()> {
         dir.inode().ops.unlink(&dir.dentry, &victim)?;
         victim
     };
+    let inode = victim.inode.clone();
+    notify::happened_to(&inode, abi::IN_ATTRIB);
     // The file may go with this, and its pages: outside of the directory's lock.
     drop(victim);
+    notify::entry(dir.inode(), &name, &inode, abi::IN_DELETE);
     Ok(())
 }
 
@@ -58,16 +62,24 @@ pub fn rmdir(start: &Start, path: &[u8]) -> Result<()> {
     let Target { credentials, dir, last } = Target::find(start, path)?;
     let (name, _) = last.name(otherwise)?;
     dir.mount.check_writable()?;
-    let _changes = dir.inode().lock.lock();
-    let victim = dir.inode().ops.lookup(&dir.dentry, &name)?;
-    check_delete(&credentials, &dir, &victim)?;
-    if !victim.inode.is_dir() {
-        return Err(Errno::ENOTDIR);
-    }
-    check_not_mounted(&victim)?;
-    // Waits for those who are creating something in it.
-    let _inside = victim.inode.lock.lock();
-    dir.inode().ops.rmdir(&dir.dentry, &victim)
+    let victim = {
+        let _changes = dir.inode().lock.lock();
+        let victim = dir.inode().ops.lookup(&dir.dentry, &name)?;
+        check_delete(&credentials, &dir, &victim)?;
+        if !victim.inode.is_dir() {
+            return Err(Errno::ENOTDIR);
+        }
+        check_not_mounted(&victim)?;
+        // Waits for those who are creating something in it.
+        let inside = victim.inode.lock.lock();
+        dir.inode().ops.rmdir(&dir.dentry, &victim)?;
+        drop(inside);
+        victim
+    };
+    let inode = victim.inode.clone();
+    drop(victim);
+    notify::entry(dir.inode(), &name, &inode, abi::IN_DELETE);
+    Ok(())
 }
 
 /// link(2) of the file at `old`.
@@ -95,6 +107,8 @@ pub fn link(start: &Start, old: &Path, path: &[u8]) -> Result<()> {
     }
     dir.inode().ops.link(&dir.dentry, &name, inode)?;
     inode.forbid_link();
+    notify::happened_to(inode, abi::IN_ATTRIB);
+    notify::entry(dir.inode(), &name, inode, abi::IN_CREATE);
     Ok(())
 }
 
@@ -185,5 +199,14 @@ pub fn rename(old: Target, new: Target, flags: u32) -> Result<()> {
     if let Some(target) = &target {
         check_not_mounted(target)?;
     }
-    from.inode().ops.rename(&from.dentry, &entry, &to.dentry, &new_name, target.as_ref(), exchange)
+    from.inode().ops.rename(&from.dentry, &entry, &to.dentry, &new_name, target.as_ref(), exchange)?;
+    notify::moved((from.inode(), &old_name), (to.inode(), &new_name), &entry.inode);
+    match &target {
+        Some(target) if exchange => {
+            notify::moved((to.inode(), &new_name), (from.inode(), &old_name), &target.inode);
+        }
+        Some(target) if !target.inode.is_dir() => notify::happened_to(&target.inode, abi::IN_ATTRIB),
+        _ => {}
+    }
+    Ok(())
 }

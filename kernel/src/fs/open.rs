@@ -12,7 +12,7 @@ use super::file::{File, FileOps};
 use super::inode::{Inode, NewNode};
 use super::path::{Last, Path, Start, Step, Walk};
 use super::stat::FileType;
-use super::{device, mount, pipe};
+use super::{device, mount, notify, pipe};
 use crate::errno::{Errno, Result};
 
 /// The flags that open(2) knows; others are ignored.
@@ -150,6 +150,7 @@ fn look_or_create(start: &Start, walk: &Walk, name: &[u8], mode: u32) -> Result<
         }
         dir.inode().ops.create(&dir.dentry, name, NewNode::Regular, mode & 0o7777, &start.credentials)?
     };
+    notify::entry(dir.inode(), name, &dentry.inode, abi::IN_CREATE);
     Ok(Found::Created(Path { mount: dir.mount.clone(), dentry }))
 }
 
@@ -236,11 +237,13 @@ fn finish(path: Path, flags: u32) -> Result<Arc<File>> {
     };
     let file = File::new(path, ops, flags);
     inode.ops.opened(&file)?;
+    notify::happened(file.dentry(), abi::IN_OPEN);
     if truncate {
         let _writers = inode.lock.lock();
         inode.ops.truncate(&inode, 0)?;
         super::attributes::remove_privileges(&inode);
         inode.touch_modified();
+        notify::happened(file.dentry(), abi::IN_MODIFY);
     }
     Ok(file)
 }
@@ -272,6 +275,7 @@ pub fn create(start: &Start, path: &[u8], node: NewNode, mode: u32) -> Result<Pa
         return Err(Errno::EPERM);
     }
     let dentry = dir.inode().ops.create(&dir.dentry, &name, node, mode, &start.credentials)?;
+    notify::entry(dir.inode(), &name, &dentry.inode, abi::IN_CREATE);
     Ok(Path { mount: dir.mount.clone(), dentry })
 }
 

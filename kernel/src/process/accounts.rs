@@ -14,14 +14,19 @@ pub enum Counted {
     Threads,
     /// Real-time signals that wait, and timers of timer_create(2): RLIMIT_SIGPENDING.
     Signals,
+    /// Instances of inotify(7), and watches of them.
+    NotifyInstances,
+    NotifyWatches,
 }
+
+const KINDS: usize = 4;
 
 /// The counts of one user. It is on the list while one of them is above 0.
 struct Account {
     uid: u32,
     link: RBTreeAtomicLink,
     /// Changed under the list's lock.
-    counts: [AtomicUsize; 2],
+    counts: [AtomicUsize; KINDS],
 }
 
 intrusive_adapter!(ByUid = Arc<Account>: Account { link => RBTreeAtomicLink });
@@ -59,7 +64,7 @@ impl Share {
                 (None, None) => {
                     drop(accounts);
                     // Memory is allocated outside of the lock.
-                    let counts = [const { AtomicUsize::new(0) }; 2];
+                    let counts = [const { AtomicUsize::new(0) }; KINDS];
                     fresh = Some(Arc::new(Account { uid, link: RBTreeAtomicLink::new(), counts }));
                     continue;
                 }

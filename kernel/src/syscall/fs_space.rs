@@ -7,7 +7,7 @@ use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::{files, start};
 use crate::fs::inode::Inode;
-use crate::fs::{FileType, attributes, path};
+use crate::fs::{FileType, attributes, notify, path};
 use crate::mm::uaccess::read_path;
 
 pub const TABLE: &[(Sysno, Handler)] = &[
@@ -51,6 +51,7 @@ fn ftruncate(args: &mut Args) -> Result<usize> {
     check_most_bytes(file.inode(), size)?;
     attributes::check_size_limit(file.inode(), size)?;
     file.ops().truncate(&file, size)?;
+    notify::happened(file.dentry(), abi::IN_MODIFY);
     Ok(0)
 }
 
@@ -90,6 +91,7 @@ fn fallocate(args: &mut Args) -> Result<usize> {
     let end = offset.checked_add(len).filter(|end| *end <= i64::MAX as u64).ok_or(Errno::EFBIG)?;
     check_most_bytes(file.inode(), end)?;
     file.ops().fallocate(&file, mode, offset, len)?;
+    notify::happened(file.dentry(), abi::IN_MODIFY);
     Ok(0)
 }
 

@@ -10,6 +10,7 @@ pub mod fs_open;
 pub mod fs_path;
 pub mod fs_space;
 pub mod futex;
+pub mod inotify;
 pub mod ioprio;
 pub mod ipc;
 pub mod kcmp;
@@ -70,6 +71,7 @@ const GROUPS: &[Group] = &[
     fs_path::TABLE,
     fs_space::TABLE,
     futex::TABLE,
+    inotify::TABLE,
     ioprio::TABLE,
     ipc::TABLE,
     kcmp::TABLE,

@@ -3,7 +3,7 @@
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use core::fmt::Display;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::errno::{Errno, Result};
 use crate::fs::pipe;
@@ -85,6 +85,21 @@ fn register_number(path: &str, initial: u64, range: core::ops::RangeInclusive<u6
                 return Err(Errno::EINVAL);
             }
             stored.store(new, Ordering::SeqCst);
+            Ok(())
+        },
+    )
+}
+
+/// A number that others keep, from 0 to the largest `int`.
+fn register_kept(path: &str, value: &'static AtomicUsize) -> Result<()> {
+    // Relaxed, both: settings of their own.
+    register(
+        path,
+        || text(value.load(Ordering::Relaxed)),
+        |new| {
+            let new: u32 = parse(new)?;
+            let new = i32::try_from(new).map_err(|_| Errno::EINVAL)?;
+            value.store(new as usize, Ordering::Relaxed);
             Ok(())
         },
     )
@@ -238,6 +253,17 @@ fn files() -> Result<()> {
     })?;
     register_read_only("fs/nr_open", || text(1_048_576))?;
     register("fs/pipe-max-size", || text(pipe::max_size()), |new| pipe::set_max_size(parse(new)?))?;
+    use crate::fs::inotify;
+    register_kept("fs/inotify/max_user_instances", &inotify::MAX_INSTANCES)?;
+    register_kept("fs/inotify/max_queued_events", &inotify::MAX_EVENTS)?;
+    register(
+        "fs/inotify/max_user_watches",
+        || text(inotify::max_watches()),
+        |new| {
+            inotify::MAX_WATCHES.store(parse(new)?, Ordering::Relaxed);
+            Ok(())
+        },
+    )?;
     register_read_only("fs/overflowuid", || text(65534))?;
     register_read_only("fs/overflowgid", || text(65534))
 }
