@@ -35,7 +35,7 @@ impl<T> Own<T> {
         memory.try_into().map(Self).map_err(|_: Vec<T>| OutOfMemory)
     }
 
-    fn into_inner(self) -> T {
+    pub(super) fn into_inner(self) -> T {
         let [value] = *self.0;
         value
     }

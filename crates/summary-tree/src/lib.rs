@@ -17,8 +17,10 @@ use core::cmp::Ordering;
 
 pub use entry::{Entry, OutOfMemory};
 use entry::{Link, Node, Own};
+pub use pieces::IntoIter;
 
 mod entry;
+mod pieces;
 
 #[cfg(test)]
 mod tests;

@@ -90,6 +90,7 @@ proptest! {
         for step in steps {
             apply(&mut tree, &mut model, step)?;
         }
+        prop_assert!(tree.into_iter().eq(model));
         let failing = (0..len).map(|key| if key == len / 2 { Err(key) } else { Ok((key, key)) });
         prop_assert_eq!(Tree::from_sorted(len as usize, failing).err(), (len > 0).then_some(len / 2));
     }
@@ -213,4 +214,15 @@ fn a_search_is_as_short_as_the_tree_is_high() {
         assert_eq!(tree.remove(&key), Some(1));
     }
     assert!(tree.is_empty() && tree.summary().is_none());
+}
+
+/// Neither the end of a tree nor that of its pieces recurses once for each entry.
+#[test]
+fn many_entries_are_dropped_without_deep_recursion() {
+    const MANY: u32 = 300_000;
+    let entries = || (0..MANY).map(|key| Ok::<_, ()>((key, key)));
+    drop(Tree::from_sorted(MANY as usize, entries()).unwrap());
+    let mut pieces = Tree::from_sorted(MANY as usize, entries()).unwrap().into_iter();
+    assert_eq!(pieces.by_ref().take(3).last(), Some((2, 2)));
+    drop(pieces);
 }

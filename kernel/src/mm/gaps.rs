@@ -132,6 +132,11 @@ impl Gaps {
         })
     }
 
+    /// Frees what is known, and gives way meanwhile.
+    pub fn free(self) {
+        self.tree.into_iter().for_each(|_| sched::cond_resched());
+    }
+
     /// `range`, between the areas `below` and `above`, is free as a whole.
     fn set(&mut self, range: Range<u64>, below: Option<&Vma>, above: Option<&Vma>) {
         let gap = Gap::new(range.end, below, above);

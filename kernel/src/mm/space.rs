@@ -11,6 +11,7 @@ use intrusive_collections::{LinkedListAtomicLink, intrusive_adapter};
 use super::backing::PageCache;
 use super::entry::Entry;
 use super::exec::Executable;
+use super::gaps::Gaps;
 use super::gather::{self, Gather};
 use super::layout::SLOT;
 use super::shm::Attachment;
@@ -363,7 +364,9 @@ impl AddressSpace {
                 panic!("page tables at the end of an address space: {what}");
             }
         }
-        let mut areas = self.areas.get_mut().set.take_all().into_iter().peekable();
+        let (areas, gaps) = self.areas.get_mut().set.take_all();
+        gaps.into_iter().for_each(Gaps::free);
+        let mut areas = areas.into_iter().peekable();
         let mut gather = Gather::new(self);
         while let Some((_, vma)) = areas.next() {
             let range = vma.range();

@@ -504,13 +504,14 @@ impl VmaSet {
         }
     }
 
-    /// Takes all areas out.
-    pub(super) fn take_all(&mut self) -> BTreeMap<u64, Vma> {
+    /// Takes all areas out, and what was known of the gaps between them: there may be very many of either.
+    pub(super) fn take_all(&mut self) -> (BTreeMap<u64, Vma>, Option<Gaps>) {
         self.costs.heap.store(0, Ordering::Relaxed);
         self.costs.windows.store(0, Ordering::Relaxed);
         // Relaxed: statistics; the space is at its end.
         let all = Self { peak: self.peak, ..Self::new() };
-        core::mem::replace(self, all).areas
+        let Self { areas, gaps, .. } = core::mem::replace(self, all);
+        (areas, gaps)
     }
 
     /// Changes the area at `start` in place; its start stays, or `change` moves it where nothing is in the way.
