@@ -24,9 +24,11 @@ const ROOM: u64 = 28 << 10;
 const USER: u32 = 31_415;
 const CREW: u32 = 8;
 
-/// Words of the shared memory: the bystander's count, members that have been refused, members that are ready.
+/// Words of the shared memory: the bystander's count, members that have been refused, members that are ready, the sign that all begin.
 const BEATS: usize = 0;
 const REFUSED: usize = 1;
+const READY: usize = 2;
+const BEGIN: usize = 5;
 
 /// Sets how gladly a process is killed. Children inherit it.
 fn adjust(pid: &str, value: i32) {
@@ -116,6 +118,9 @@ fn exhaust_after(prepare: impl Fn(), step: impl Fn(usize) -> Result<usize, Errno
         .map(|_| {
             child::fork(|| {
                 prepare();
+                // Who looks on is no longer making members when memory is used up: a fork would be refused, too.
+                shared.add(READY);
+                shared.wait(BEGIN, 1);
                 let mut count = 0;
                 let error = loop {
                     match step(count) {
@@ -131,6 +136,8 @@ fn exhaust_after(prepare: impl Fn(), step: impl Fn(usize) -> Result<usize, Errno
             })
         })
         .collect();
+    shared.wait(READY, CREW);
+    shared.set(BEGIN, 1);
     // Each is refused, or killed: then it is a zombie.
     let is_over = || {
         let dead =

@@ -279,6 +279,8 @@ fn interrupted() {
     // A stop and its end are no interruption.
     receiver.kill(libc::SIGSTOP);
     receiver.kill(libc::SIGCONT);
+    // A signal that comes on the way back into the call is handled before the call.
+    procfs::wait_for_sleep(receiver.pid);
     receiver.kill(libc::SIGUSR1);
     sender.kill(libc::SIGUSR1);
     receiver.ok();
