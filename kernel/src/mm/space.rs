@@ -256,9 +256,30 @@ impl AddressSpace {
         range: Range<u64>,
         leftovers: &mut Leftovers,
     ) -> Result<()> {
-        if !areas.set.is_occupied(range.clone()) {
-            return Ok(());
+        let Some(last) = areas.set.last_overlapping(&range) else { return Ok(()) };
+        // Most unmappings are of one area as a whole, and nothing is to be cut.
+        if last.range() != range {
+            self.cut_out(areas, &range)?;
         }
+        let mut gather = Gather::new(self);
+        loop {
+            let last = areas.set.last_overlapping(&range).map(|vma| vma.start);
+            let Some(vma) = last.and_then(|start| areas.set.remove(start)) else { break };
+            if !vma.is_huge() {
+                self.zap(vma.range(), false, &mut gather);
+            }
+            if vma.flags.contains(VmFlags::ACCOUNT) {
+                accounting::uncommit(vma.pages());
+            }
+            leftovers.push(vma);
+            sched::cond_resched();
+        }
+        self.free_tables(areas, range, &mut gather);
+        Ok(())
+    }
+
+    /// Makes `range`, which is about to be unmapped, begin and end at area borders.
+    fn cut_out(&self, areas: &mut Areas, range: &Range<u64>) -> Result<()> {
         let splits_middle =
             areas.set.find(range.start).is_some_and(|vma| vma.start < range.start && range.end < vma.end);
         if splits_middle && areas.set.count() >= accounting::max_map_count() {
@@ -273,22 +294,7 @@ impl AddressSpace {
                 return Err(Errno::EINVAL);
             }
         }
-        areas.set.isolate(range.clone(), &self.this)?;
-        let mut gather = Gather::new(self);
-        loop {
-            let first = areas.set.overlapping(range.clone()).next().map(|vma| vma.start);
-            let Some(vma) = first.and_then(|start| areas.set.remove(start)) else { break };
-            if !vma.is_huge() {
-                self.zap(vma.range(), false, &mut gather);
-            }
-            if vma.flags.contains(VmFlags::ACCOUNT) {
-                accounting::uncommit(vma.pages());
-            }
-            leftovers.push(vma);
-            sched::cond_resched();
-        }
-        self.free_tables(areas, range, &mut gather);
-        Ok(())
+        areas.set.isolate(range.clone(), &self.this)
     }
 
     /// Frees the tables that nothing uses around `range`, in which no area is any more; huge pages beside it may share tables again.

@@ -425,9 +425,14 @@ impl VmaSet {
         self.areas.range(start..range.end.max(start)).map(|(_, vma)| vma)
     }
 
+    /// The last area that has a byte in `range`.
+    pub(super) fn last_overlapping(&self, range: &Range<u64>) -> Option<&Vma> {
+        self.before(range.end).filter(|vma| range.start < vma.end)
+    }
+
     /// Is any byte of `range` in an area?
     pub fn is_occupied(&self, range: Range<u64>) -> bool {
-        self.overlapping(range).next().is_some()
+        self.last_overlapping(&range).is_some()
     }
 
     /// Is every byte of `range` in an area?
