@@ -452,6 +452,16 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         self.machine.retire_table(frame);
     }
 
+    /// How many processes are attached to the table of a window. Of a table of leaves, all who reach it by one table above
+    /// count as one.
+    pub fn sharers(&self, window: &Window) -> u64 {
+        if window.level > self.leaf {
+            return self.upper_processes(window);
+        }
+        let attachments = |over: &Over| over.attachments;
+        self.with_piece(pieces(window).0, |piece| piece.find(window).map(attachments)).flatten().unwrap_or(0)
+    }
+
     /// The entries of a mapping that lead to tables of the file, in the order of their addresses.
     ///
     /// The mapping keeps its place meanwhile. The steps depend on the tables of the host that are there.

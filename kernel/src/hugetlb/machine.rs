@@ -181,8 +181,8 @@ impl Space for SpaceTables {
     fn find_entry(&self, address: VirtAddr, level: Level) -> Option<&Entry> {
         let reading = grace::read();
         let entry = core::ptr::from_ref(self.0.find(address.0, level as u32, &reading)?);
-        // SAFETY: tables are freed only where no area is, and a live mapping of huge pages is one; the library keeps to the addresses of
-        // its mappings, as `hugetlb::machine` lays down. The handle keeps the root.
+        // SAFETY: tables are freed only where no area is, and a live mapping of huge pages is one, as is one of shared memory for which
+        // `mm::windows` asks; the library keeps to the addresses of its mappings, as `hugetlb::machine` lays down. The handle keeps the root.
         Some(library_entry(unsafe { &*entry }))
     }
 

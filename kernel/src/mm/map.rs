@@ -159,7 +159,10 @@ impl AddressSpace {
             Source::Anonymous => Kind::Anonymous,
             Source::Cache { cache, file, attachment } => {
                 let writable = flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
-                let link = Link::new(cache, self.weak().clone(), start, plan.first, pages, writable);
+                let link = Link::new(cache, self.weak().clone(), plan.first, writable);
+                if !flags.contains(VmFlags::SHARED) {
+                    link.enlist(start, pages);
+                }
                 Kind::File(Box::new(FileArea { link, file, attachment }))
             }
             Source::Huge { file, opened, attachment } => {
@@ -175,7 +178,9 @@ impl AddressSpace {
             }
         };
         let first = if matches!(kind, Kind::Anonymous) { start >> PAGE_SHIFT } else { plan.first };
-        areas.set.insert(Vma { start, end: range.end, flags, first, kind, touched: AtomicBool::new(false) });
+        let area = Vma { start, end: range.end, flags, first, kind, touched: AtomicBool::new(false) };
+        self.attach_windows(&area);
+        areas.set.insert(area);
         areas.set.merge(range.clone());
         Ok(range)
     }
@@ -241,6 +246,9 @@ fn place(areas: &mut Areas, plan: &Plan) -> Result<u64> {
         Source::Huge { file, .. } => {
             let shared = plan.flags.contains(VmFlags::SHARED);
             Placement::huge(plan.len, file.page_size(), plan.first << PAGE_SHIFT, shared)
+        }
+        Source::Cache { cache, .. } if plan.flags.contains(VmFlags::SHARED) && cache.content().is_some() => {
+            Placement::windows(plan.len, plan.first << PAGE_SHIFT)
         }
         _ => Placement::pages(plan.len),
     };
