@@ -76,8 +76,10 @@ fn limit(resource: u32, value: u64) {
     check(unsafe { libc::setrlimit(resource as _, &limit) }).expect("setrlimit");
 }
 
-fn drop_rights() {
-    adjust("self", 0);
+/// Becomes somebody without rights, who is killed as gladly as `adjustment` says.
+fn drop_rights(adjustment: i32) {
+    // Now: afterwards the file is not this user's.
+    adjust("self", adjustment);
     for resource in [libc::RLIMIT_NOFILE, libc::RLIMIT_NPROC, libc::RLIMIT_SIGPENDING] {
         limit(resource, 30_000);
     }
@@ -90,16 +92,12 @@ fn drop_rights() {
 
 /// Has a crew do `step` over and over, each member until it is refused, and looks what has become of the machine.
 fn exhaust(step: impl Fn(usize) -> Result<usize, Errno>) {
-    exhaust_after(drop_rights, step, || ());
+    exhaust_after(|| drop_rights(0), step, || ());
 }
 
 /// As [`exhaust`], for those who only make processes: each is small, and any innocent one larger. They ask to be the victims.
 fn exhaust_by_family(step: impl Fn(usize) -> Result<usize, Errno>) {
-    let prepare = || {
-        drop_rights();
-        adjust("self", 1000);
-    };
-    exhaust_after(prepare, step, || ());
+    exhaust_after(|| drop_rights(1000), step, || ());
 }
 
 fn exhaust_after(prepare: impl Fn(), step: impl Fn(usize) -> Result<usize, Errno>, clean_up: impl FnOnce()) {
@@ -419,14 +417,26 @@ fn threads() {
     });
 }
 
-/// A child that lives until its group is killed, or its parent ends.
+/// Has the calling process, a child, end with its parent, which may have been killed before the child first runs.
+fn end_with(parent: u32) {
+    // SAFETY: these take and give integers, and nothing of the parent's is to run on the way out.
+    unsafe {
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+        if libc::getppid() as u32 != parent {
+            libc::_exit(0);
+        }
+    }
+}
+
+/// A child that lives until its parent ends.
 fn fork_sleeper() -> Result<usize, Errno> {
+    let parent = std::process::id();
     // SAFETY: the child only waits to be killed.
     unsafe {
         match libc::fork() {
             -1 => Err(Errno::last()),
             0 => {
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                end_with(parent);
                 loop {
                     libc::sleep(1000);
                 }
@@ -443,6 +453,7 @@ fn processes() {
 /// Processes that all wait for one lock of a file.
 fn waiters() {
     exhaust_by_family(|_| {
+        let parent = std::process::id();
         // SAFETY: the child takes a lock that its parent holds, or sleeps.
         unsafe {
             let file = check(libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY))? as i32;
@@ -450,7 +461,7 @@ fn waiters() {
             match libc::fork() {
                 -1 => Err(Errno::last()),
                 0 => {
-                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    end_with(parent);
                     let own = libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY);
                     libc::flock(own, libc::LOCK_EX);
                     loop {
@@ -471,12 +482,13 @@ fn polls() {
     let entries: Vec<libc::pollfd> =
         (0..20_000).map(|fd| libc::pollfd { fd: fd % 2, events: libc::POLLPRI, revents: 0 }).collect();
     exhaust_by_family(|_| {
+        let parent = std::process::id();
         // SAFETY: the array lives through the call.
         unsafe {
             match libc::fork() {
                 -1 => Err(Errno::last()),
                 0 => {
-                    libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                    end_with(parent);
                     let mut entries = entries.clone();
                     libc::poll(entries.as_mut_ptr(), entries.len() as u64, -1);
                     loop {
@@ -577,7 +589,7 @@ impl Scratch {
 fn exhaust_names(make: impl Fn(&CString) -> Result<usize, Errno>) {
     let scratch = Scratch::new();
     let clean_up = || std::fs::remove_dir_all(&scratch.0).expect("remove");
-    exhaust_after(drop_rights, |count| make(&scratch.name(count)), clean_up);
+    exhaust_after(|| drop_rights(0), |count| make(&scratch.name(count)), clean_up);
 }
 
 fn names() {
