@@ -428,15 +428,16 @@ fn end_with(parent: u32) {
     }
 }
 
-/// A child that lives until its parent ends.
-fn fork_sleeper() -> Result<usize, Errno> {
+/// A child that does `run`, and lives until its parent ends.
+fn fork_member(run: impl FnOnce()) -> Result<usize, Errno> {
     let parent = std::process::id();
-    // SAFETY: the child only waits to be killed.
+    // SAFETY: this process has one thread, and the child only waits to be killed after `run`.
     unsafe {
         match libc::fork() {
             -1 => Err(Errno::last()),
             0 => {
                 end_with(parent);
+                run();
                 loop {
                     libc::sleep(1000);
                 }
@@ -446,6 +447,10 @@ fn fork_sleeper() -> Result<usize, Errno> {
     }
 }
 
+fn fork_sleeper() -> Result<usize, Errno> {
+    fork_member(|| ())
+}
+
 fn processes() {
     exhaust_by_family(|_| fork_sleeper());
 }
@@ -453,26 +458,16 @@ fn processes() {
 /// Processes that all wait for one lock of a file.
 fn waiters() {
     exhaust_by_family(|_| {
-        let parent = std::process::id();
-        // SAFETY: the child takes a lock that its parent holds, or sleeps.
+        // SAFETY: these take integers and a text; the child takes a lock that its parent holds.
         unsafe {
             let file = check(libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY))? as i32;
             let _ = libc::flock(file, libc::LOCK_EX | libc::LOCK_NB);
-            match libc::fork() {
-                -1 => Err(Errno::last()),
-                0 => {
-                    end_with(parent);
-                    let own = libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY);
-                    libc::flock(own, libc::LOCK_EX);
-                    loop {
-                        libc::sleep(1000);
-                    }
-                }
-                pid => {
-                    libc::close(file);
-                    Ok(pid as usize)
-                }
-            }
+            let pid = fork_member(|| {
+                let own = libc::open(c"/dev/null".as_ptr(), libc::O_RDONLY);
+                libc::flock(own, libc::LOCK_EX);
+            })?;
+            libc::close(file);
+            Ok(pid)
         }
     });
 }
@@ -482,22 +477,11 @@ fn polls() {
     let entries: Vec<libc::pollfd> =
         (0..20_000).map(|fd| libc::pollfd { fd: fd % 2, events: libc::POLLPRI, revents: 0 }).collect();
     exhaust_by_family(|_| {
-        let parent = std::process::id();
-        // SAFETY: the array lives through the call.
-        unsafe {
-            match libc::fork() {
-                -1 => Err(Errno::last()),
-                0 => {
-                    end_with(parent);
-                    let mut entries = entries.clone();
-                    libc::poll(entries.as_mut_ptr(), entries.len() as u64, -1);
-                    loop {
-                        libc::sleep(1000);
-                    }
-                }
-                pid => Ok(pid as usize),
-            }
-        }
+        fork_member(|| {
+            let mut entries = entries.clone();
+            // SAFETY: the array lives through the call.
+            unsafe { libc::poll(entries.as_mut_ptr(), entries.len() as u64, -1) };
+        })
     });
 }
 
