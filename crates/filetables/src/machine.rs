@@ -121,15 +121,16 @@ pub trait Space: Clone + Send + Sync + 'static {
     fn find_entry(&self, address: VirtAddr, level: Level) -> Option<&Entry>;
 
     /// The entry of `level` for an address in a table of the host; makes the tables above it on need. `None` where an entry
-    /// above is managed or a leaf. May sleep.
+    /// above is managed, a leaf, or [`Format::BROKEN`], and above the root: with three levels (Sv39) no address has an entry of
+    /// [`Level::Pgd`]. May sleep.
     ///
     /// # Errors
     ///
     /// [`OutOfMemory`] when there is no frame for a table.
     fn entry(&self, address: VirtAddr, level: Level) -> Result<Option<&Entry>, OutOfMemory>;
 
-    /// Makes an empty table of the host and puts it, in one store, in the place of the library's table to which the
-    /// managed entry of `level` for an address leads. Nobody else changes the entry meanwhile. May sleep.
+    /// Makes an empty table of the host and puts it, in one store, in the entry of `level` for an address. The entry leads
+    /// to a table of the library, or is [`Format::BROKEN`]. Nobody else changes it meanwhile. May sleep.
     ///
     /// # Errors
     ///

@@ -150,6 +150,7 @@ impl TestSpace {
             if !X86_64::is_present(value) {
                 return None;
             }
+            // On x86-64 an entry that leads to a table has its rights where a leaf has them.
             rights &= X86_64::protection(value);
             if level == leaf {
                 return Some((X86_64::leaf_frame(level, value), rights));

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use hugetlb::filetables::format::X86_64;
 use hugetlb::{
-    Access, CheckRound, Error, FaultError, File, Flush, Level, Machine, MapOptions, Mapping, OutOfMemory,
-    Protection, SLOT_SIZE, VirtAddr,
+    Access, CheckRound, Error, FaultError, File, Flush, Format, Level, Machine, MapOptions, Mapping,
+    OutOfMemory, Protection, SLOT_SIZE, VirtAddr,
 };
 use parking_lot::RwLock;
 
@@ -24,24 +25,29 @@ pub enum Signal {
     OutOfMemory,
 }
 
-type Mappings = BTreeMap<VirtAddr, Mapping<SimMachine>>;
+type Mappings<F> = BTreeMap<VirtAddr, Mapping<SimMachine<F>>>;
 
 /// An address space with its mappings, behind the address-space lock.
-pub struct Process {
-    machine: SimMachine,
-    space: SimSpace,
-    mappings: RwLock<Mappings>,
+pub struct Process<F: Format = X86_64> {
+    machine: SimMachine<F>,
+    space: SimSpace<F>,
+    mappings: RwLock<Mappings<F>>,
 }
 
-impl Process {
-    pub(crate) fn new(machine: SimMachine, space: SimSpace) -> Process {
+impl<F: Format> Process<F> {
+    pub(crate) fn new(machine: SimMachine<F>, space: SimSpace<F>) -> Process<F> {
         Process { machine, space, mappings: RwLock::default() }
+    }
+
+    /// The page tables.
+    pub fn space(&self) -> &SimSpace<F> {
+        &self.space
     }
 
     /// Maps part of a file; nothing else is in the range.
     pub fn map(
         &self,
-        file: &Arc<File<SimMachine>>,
+        file: &Arc<File<SimMachine<F>>>,
         start: VirtAddr,
         length: u64,
         offset: u64,
@@ -91,7 +97,7 @@ impl Process {
     }
 
     /// A child; `None` without a frame for its PUD table.
-    pub fn fork(&self) -> Option<Process> {
+    pub fn fork(&self) -> Option<Process<F>> {
         let mappings = self.mappings.write();
         let child = Process::new(self.machine.clone(), self.machine.space()?);
         for (start, mapping) in &*mappings {
@@ -106,7 +112,7 @@ impl Process {
         loop {
             match self.machine.cpu(cpu).load(&self.space, address) {
                 Ok(value) => return Ok(value),
-                Err(_) => self.fault(address, Access::Read)?,
+                Err(_) => self.fault(cpu, address, Access::Read)?,
             }
         }
     }
@@ -116,17 +122,25 @@ impl Process {
         loop {
             match self.machine.cpu(cpu).store(&self.space, address, value) {
                 Ok(()) => return Ok(()),
-                Err(_) => self.fault(address, Access::Write)?,
+                Err(_) => self.fault(cpu, address, Access::Write)?,
             }
         }
     }
 
     /// Looks at all that the hardware can reach through the mappings, see [`Mapping::check`].
-    pub fn check(&self, round: &mut CheckRound<SimMachine>) -> Result<(), String> {
+    pub fn check(&self, round: &mut CheckRound<SimMachine<F>>) -> Result<(), String> {
         self.mappings.read().values().try_for_each(|mapping| mapping.check(round))
     }
 
-    fn fault(&self, address: VirtAddr, access: Access) -> Result<(), Signal> {
+    fn fault(&self, cpu: usize, address: VirtAddr, access: Access) -> Result<(), Signal> {
+        let result = self.resolve(address, access);
+        if !self.machine.rules().fault_forgets {
+            self.machine.cpu(cpu).flush_here(&self.space, address);
+        }
+        result
+    }
+
+    fn resolve(&self, address: VirtAddr, access: Access) -> Result<(), Signal> {
         let mappings = self.mappings.read();
         let (_, mapping) = mappings.range(..=address).next_back().ok_or(Signal::Segv)?;
         mapping.fault(address, access).or_else(|error| match error {
@@ -139,7 +153,7 @@ impl Process {
     }
 
     /// Takes the mappings in a slot out of the shared table there.
-    fn give_slot(mappings: &Mappings, address: VirtAddr) -> Result<(), Signal> {
+    fn give_slot(mappings: &Mappings<F>, address: VirtAddr) -> Result<(), Signal> {
         let in_slot = mappings.range(..address.floor(Level::Pud) + SLOT_SIZE);
         in_slot.rev().try_for_each(|(_, mapping)| {
             mapping.leave_slot(address).map(|_| ()).map_err(|OutOfMemory| Signal::OutOfMemory)
@@ -147,7 +161,7 @@ impl Process {
     }
 
     /// Splits what crosses the ends of the range; returns the starts of the mappings that lie inside.
-    fn isolate(&self, mappings: &mut Mappings, range: &Range<VirtAddr>) -> Vec<VirtAddr> {
+    fn isolate(&self, mappings: &mut Mappings<F>, range: &Range<VirtAddr>) -> Vec<VirtAddr> {
         for at in [range.start, range.end] {
             if let Some((start, mapping)) = mappings.range_mut(..at).next_back()
                 && *start < at
@@ -161,7 +175,7 @@ impl Process {
     }
 
     /// Frees the host's tables of slots in which no mapping is left.
-    fn free_tables(&self, mappings: &Mappings, range: &Range<VirtAddr>) {
+    fn free_tables(&self, mappings: &Mappings<F>, range: &Range<VirtAddr>) {
         let mut slot = range.start.floor(Level::Pud);
         while slot < range.end {
             let end = slot + SLOT_SIZE;
@@ -178,7 +192,7 @@ impl Process {
 }
 
 /// Exit.
-impl Drop for Process {
+impl<F: Format> Drop for Process<F> {
     fn drop(&mut self) {
         let last = self.mappings.read().last_key_value().map(|(start, mapping)| *start + mapping.length());
         let all = VirtAddr(0)..last.unwrap_or(VirtAddr(0)).max(VirtAddr(512 * SLOT_SIZE));

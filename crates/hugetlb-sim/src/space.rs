@@ -1,30 +1,36 @@
 //! The page tables of a simulated address space: a PGD table, and the host's tables below it.
 
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use hugetlb::filetables::format::Native;
+use hugetlb::filetables::format::X86_64;
 use hugetlb::{Entry, EntryValue, Format, Level, OutOfMemory, PhysAddr, Space, TableEntries, VirtAddr};
 
 use crate::memory::Memory;
 
-/// What an entry that leads to a table of the host says besides the frame: present, writable, user, accessed.
-const HOST_TABLE: u64 = 0x27;
-
-pub(crate) struct Upper {
+pub(crate) struct Upper<F: Format> {
     id: u64,
     memory: Arc<Memory>,
     root: PhysAddr,
+    /// The level of the root's entries.
+    top: Level,
+    format: PhantomData<fn() -> F>,
 }
 
 /// A handle to the tables of an address space.
-#[derive(Clone)]
-pub struct SimSpace(Arc<Upper>);
+pub struct SimSpace<F: Format = X86_64>(Arc<Upper<F>>);
 
-impl SimSpace {
-    pub(crate) fn new(id: u64, memory: &Arc<Memory>) -> Option<SimSpace> {
+impl<F: Format> Clone for SimSpace<F> {
+    fn clone(&self) -> SimSpace<F> {
+        SimSpace(self.0.clone())
+    }
+}
+
+impl<F: Format> SimSpace<F> {
+    pub(crate) fn new(id: u64, top: Level, memory: &Arc<Memory>) -> Option<SimSpace<F>> {
         let root = memory.allocate_table()?;
-        Some(SimSpace(Arc::new(Upper { id, memory: memory.clone(), root })))
+        Some(SimSpace(Arc::new(Upper { id, memory: memory.clone(), root, top, format: PhantomData })))
     }
 
     pub(crate) fn root(&self) -> &TableEntries {
@@ -36,12 +42,12 @@ impl SimSpace {
     pub(crate) fn take_host_table(&self, slot: VirtAddr) -> Option<PhysAddr> {
         let pud = self.find_entry(slot, Level::Pud)?;
         let value = pud.load(Ordering::SeqCst);
-        if !Native::is_present(value) {
+        if !F::is_present(value) {
             return None;
         }
-        assert!(!Native::is_managed(Level::Pud, value), "a table of the library in a slot without mappings");
-        assert!(!Native::is_leaf(Level::Pud, value), "a huge page in a slot without mappings");
-        let table = Native::table_frame(value);
+        assert!(!F::is_managed(Level::Pud, value), "a table of the library in a slot without mappings");
+        assert!(!F::is_leaf(Level::Pud, value), "a huge page in a slot without mappings");
+        let table = F::table_frame(value);
         assert!(is_empty(self.0.memory.table(table)), "entries outlived their mapping");
         pud.store(EntryValue::default(), Ordering::SeqCst);
         Some(table)
@@ -50,15 +56,15 @@ impl SimSpace {
     /// The value of the entry of `level` for an address, through tables of the host and of the library; 0 when there is
     /// none.
     pub(crate) fn now(&self, address: VirtAddr, level: Level) -> EntryValue {
-        let (mut entries, mut at) = (self.root(), Level::Pgd);
+        let (mut entries, mut at) = (self.root(), self.0.top);
         loop {
             let value = entries[at.index(address)].load(Ordering::SeqCst);
             let below = at.below().filter(|_| at > level);
             let Some(below) = below else { return value };
-            if !Native::is_present(value) || Native::is_leaf(at, value) {
+            if !F::is_present(value) || F::is_leaf(at, value) {
                 return EntryValue::default();
             }
-            entries = self.0.memory.table(Native::table_frame(value));
+            entries = self.0.memory.table(F::table_frame(value));
             at = below;
         }
     }
@@ -70,20 +76,23 @@ impl SimSpace {
         level: Level,
         make: bool,
     ) -> Result<Option<&TableEntries>, OutOfMemory> {
-        let (mut entries, mut at) = (self.root(), Level::Pgd);
+        let (mut entries, mut at) = (self.root(), self.0.top);
+        if level > at {
+            return Ok(None);
+        }
         while at > level {
             let entry = &entries[at.index(address)];
-            if make && !Native::is_present(entry.load(Ordering::SeqCst)) {
+            if make && !F::is_present(entry.load(Ordering::SeqCst)) {
                 let table = self.0.memory.allocate_table().ok_or(OutOfMemory)?;
-                if entry.fill(EntryValue(table.0 | HOST_TABLE)).is_err() {
+                if entry.fill(F::table(table)).is_err() {
                     self.0.memory.free_table(table);
                 }
             }
             let value = entry.load(Ordering::SeqCst);
-            if !Native::is_present(value) || Native::is_managed(at, value) || Native::is_leaf(at, value) {
+            if !F::is_present(value) || F::is_managed(at, value) || F::is_leaf(at, value) {
                 return Ok(None);
             }
-            entries = self.0.memory.table(Native::table_frame(value));
+            entries = self.0.memory.table(F::table_frame(value));
             at = at.below().ok_or(OutOfMemory)?;
         }
         Ok(Some(entries))
@@ -94,23 +103,26 @@ fn is_empty(entries: &TableEntries) -> bool {
     entries.iter().all(|entry| entry.load(Ordering::SeqCst) == EntryValue::default())
 }
 
-impl Drop for Upper {
+impl<F: Format> Drop for Upper<F> {
     fn drop(&mut self) {
         for entry in self.memory.table(self.root) {
             let value = entry.load(Ordering::SeqCst);
             if value == EntryValue::default() {
                 continue;
             }
-            assert!(!Native::is_managed(Level::Pgd, value), "an address space ends attached");
-            let table = Native::table_frame(value);
-            assert!(is_empty(self.memory.table(table)), "an address space ends with entries in a PUD table");
+            assert!(!F::is_managed(self.top, value), "an address space ends attached");
+            let table = F::table_frame(value);
+            assert!(
+                is_empty(self.memory.table(table)),
+                "an address space ends with entries in an upper table"
+            );
             self.memory.free_table(table);
         }
         self.memory.free_table(self.root);
     }
 }
 
-impl Space for SimSpace {
+impl<F: Format> Space for SimSpace<F> {
     fn id(&self) -> u64 {
         self.0.id
     }
@@ -127,8 +139,9 @@ impl Space for SimSpace {
     fn replace_managed(&self, address: VirtAddr, level: Level) -> Result<(), OutOfMemory> {
         let entry = self.find_entry(address, level).ok_or(OutOfMemory)?;
         let table = self.0.memory.allocate_table().ok_or(OutOfMemory)?;
-        let old = entry.swap(EntryValue(table.0 | HOST_TABLE), Ordering::SeqCst);
-        assert!(Native::is_managed(level, old), "a table that is not the library's is replaced");
+        let old = entry.swap(F::table(table), Ordering::SeqCst);
+        let was_ours = F::is_managed(level, old) || Some(old) == F::BROKEN;
+        assert!(was_ours, "a table that is not the library's is replaced");
         Ok(())
     }
 }

@@ -7,10 +7,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
+use hugetlb::filetables::format::{Aarch64, Riscv64, X86_64};
 use hugetlb::{
-    Config, FallocateMode, File, Hugetlb, MapOptions, PageSize, Protection, ProtocolKind, SLOT_SIZE, VirtAddr,
+    Config, FallocateMode, File, Format, Hugetlb, MapOptions, PageSize, Protection, ProtocolKind, SLOT_SIZE,
+    VirtAddr,
 };
-use hugetlb_sim::{Process, Signal, SimMachine};
+use hugetlb_sim::{Process, Rules, Signal, SimMachine};
 
 const SIZE: u64 = 2 << 20;
 const POOL: u64 = 64;
@@ -32,23 +34,23 @@ fn stamp(file: u64, index: u64) -> u64 {
     (file << 32) | index | 1 << 63
 }
 
-struct World {
-    machine: SimMachine,
-    hugetlb: Arc<Hugetlb<SimMachine>>,
-    files: [Arc<File<SimMachine>>; 2],
+struct World<F: Format> {
+    machine: SimMachine<F>,
+    hugetlb: Arc<Hugetlb<SimMachine<F>>>,
+    files: [Arc<File<SimMachine<F>>>; 2],
     /// Process `n` maps file `n % 2` at slot 1, and at slot 3 privately.
-    processes: Vec<Process>,
+    processes: Vec<Process<F>>,
     stop: AtomicBool,
     accesses: AtomicU64,
 }
 
-impl World {
-    fn new(protocol: ProtocolKind, cpus: usize, processes: usize) -> World {
-        let machine = SimMachine::new(cpus, 256, POOL as usize, 0);
+impl<F: Format> World<F> {
+    fn new(rules: Rules, protocol: ProtocolKind, cpus: usize, processes: usize) -> World<F> {
+        let machine = SimMachine::<F>::with_rules(rules, cpus, 256, POOL as usize, 0);
         let hugetlb = machine.hugetlb(Config { default_size: PageSize::Size2M, protocol });
         assert_eq!(hugetlb.pool(PageSize::Size2M).set_persistent(POOL, || false), POOL);
         let files = [(); 2].map(|()| hugetlb.anonymous_file(PageSize::Size2M, SLOT_SIZE).unwrap());
-        let processes: Vec<Process> = (0..processes).map(|_| machine.process().unwrap()).collect();
+        let processes: Vec<Process<F>> = (0..processes).map(|_| machine.process().unwrap()).collect();
         for (number, process) in processes.iter().enumerate() {
             process.map(&files[number % 2], VirtAddr(SLOT_SIZE), SLOT_SIZE, 0, SHARED).unwrap();
             let private = MapOptions { shared: false, ..SHARED };
@@ -154,7 +156,11 @@ impl World {
 }
 
 fn faults_survive(protocol: ProtocolKind) {
-    let world = World::new(protocol, 3, 6);
+    faults_survive_on::<X86_64>(Rules::X86_64, protocol, 1500);
+}
+
+fn faults_survive_on<F: Format>(rules: Rules, protocol: ProtocolKind, steps: u64) {
+    let world = World::<F>::new(rules, protocol, 3, 6);
     thread::scope(|scope| {
         let programs: Vec<_> = (0..3)
             .map(|cpu| {
@@ -168,7 +174,7 @@ fn faults_survive(protocol: ProtocolKind) {
             .map(|number| {
                 scope.spawn({
                     let world = &world;
-                    move || world.disturb(1500, number)
+                    move || world.disturb(steps, number)
                 })
             })
             .collect();
@@ -201,6 +207,14 @@ fn faults_survive_all_that_takes_away_under_file_tables() {
 #[test]
 fn faults_survive_all_that_takes_away_with_private_tables() {
     faults_survive(ProtocolKind::None);
+}
+
+#[test]
+fn faults_survive_on_other_architectures() {
+    for protocol in [ProtocolKind::FileTables, ProtocolKind::VmaLock] {
+        faults_survive_on::<Riscv64>(Rules::SV39, protocol, 300);
+        faults_survive_on::<Aarch64>(Rules::AARCH64, protocol, 300);
+    }
 }
 
 /// The checkers see what they are there for: without flushes the same calls leave TLBs that contradict the tables.

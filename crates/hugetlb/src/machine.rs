@@ -73,8 +73,9 @@ pub trait Machine: filetables::Machine {
     /// The host may flush more than asked for. CPUs on which a space does not run, and that flush when they switch to
     /// it, need no interrupt.
     ///
-    /// The library does not ask for a flush when an entry gains permissions: the access that faults on the stale
-    /// translation drops it, as x86 hardware does.
+    /// The library does not ask for a flush when an entry gains permissions or becomes present. On x86 the access that
+    /// faults on the stale translation drops it. Where the hardware does not (AArch64, RISC-V) the host flushes the address on
+    /// the CPU that faulted, after [`Mapping::fault`](crate::Mapping::fault) and before the access is made again.
     fn flush(&self, batch: &[Flush<Self::Space>]);
 }
 

@@ -3,9 +3,11 @@
 //! Everything that knows a bit of an entry is in the files of this module. [`Native`] is the format of the machine that
 //! the crate is built for; a simulator may choose another one.
 
+mod aarch64;
 mod riscv64;
 mod x86_64;
 
+pub use aarch64::Aarch64;
 pub use riscv64::Riscv64;
 pub use x86_64::X86_64;
 
@@ -19,7 +21,7 @@ bitflags::bitflags! {
         const READ = 1;
         /// Stores. They imply loads.
         const WRITE = 2;
-        /// Instruction fetches. On x86-64 they imply loads.
+        /// Instruction fetches. They imply loads.
         const EXECUTE = 4;
     }
 }
@@ -30,7 +32,11 @@ pub type Native = X86_64;
 /// The format of the machine that the crate is built for.
 #[cfg(target_arch = "riscv64")]
 pub type Native = Riscv64;
-#[cfg(not(any(target_arch = "x86_64", target_arch = "riscv64")))]
+/// The format of the machine that the crate is built for. A host whose `MAIR_EL1` has normal memory elsewhere takes another
+/// [`Aarch64`].
+#[cfg(target_arch = "aarch64")]
+pub type Native = Aarch64;
+#[cfg(not(any(target_arch = "x86_64", target_arch = "riscv64", target_arch = "aarch64")))]
 compile_error!("no format of page-table entries is known for this architecture");
 
 /// The value of a page-table entry; 0 is an empty one.
@@ -52,12 +58,19 @@ pub trait Format: 'static {
     /// a mapping stand in the leaves, so mappings with other rights need other tables.
     const RIGHTS_COMBINE: bool;
 
+    /// On an architecture that demands *break before make*: what stands in an entry that changes, until the TLBs are
+    /// flushed. It is not present and not empty. `None` where one store may replace an entry.
+    const BROKEN: Option<EntryValue> = None;
+
     /// A leaf of `level`. `protection` is not empty: what permits nothing has no entry.
     fn leaf(level: Level, frame: PhysAddr, protection: Protection) -> EntryValue;
 
     /// An entry that leads to a managed table. It leaves of the rights below it those of `protection`, which is not empty,
     /// if rights combine.
     fn managed(table: PhysAddr, protection: Protection) -> EntryValue;
+
+    /// An entry that leads to a table of the host, and takes no rights away.
+    fn table(table: PhysAddr) -> EntryValue;
 
     /// Whether the hardware uses the entry.
     fn is_present(entry: EntryValue) -> bool;
@@ -69,17 +82,23 @@ pub trait Format: 'static {
     fn is_managed(level: Level, entry: EntryValue) -> bool;
 
     /// What a leaf permits.
-    fn protection(entry: EntryValue) -> Protection;
+    fn protection(leaf: EntryValue) -> Protection;
 
-    /// Whether an entry permits more than one that is made for `allowed` would: stores imply loads, and on some machines fetches do.
-    fn exceeds(entry: EntryValue, allowed: Protection) -> bool {
+    /// The rights that an entry which leads to a table leaves to the leaves below it: all where rights do not combine.
+    fn table_rights(entry: EntryValue) -> Protection;
+
+    /// Whether a leaf permits more than one that is made for `allowed` would: stores imply loads, and on some machines fetches do.
+    fn exceeds(leaf: EntryValue, allowed: Protection) -> bool {
         allowed.is_empty()
             || !Self::protection(Self::leaf(Level::Pmd, PhysAddr(0), allowed))
-                .contains(Self::protection(entry))
+                .contains(Self::protection(leaf))
     }
 
-    /// The leaf with what an entry above it leaves of its rights.
-    fn combine(above: EntryValue, leaf: EntryValue) -> EntryValue;
+    /// Whether an entry that leads to a table leaves more rights than one that is made for `allowed` would.
+    fn table_exceeds(entry: EntryValue, allowed: Protection) -> bool {
+        allowed.is_empty()
+            || !Self::table_rights(Self::managed(PhysAddr(0), allowed)).contains(Self::table_rights(entry))
+    }
 
     /// The frame that a leaf of `level` leads to.
     fn leaf_frame(level: Level, entry: EntryValue) -> PhysAddr;
@@ -94,92 +113,4 @@ pub trait Format: 'static {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::vec::Vec;
-
-    const LEAVES: [Level; 3] = [Level::Pte, Level::Pmd, Level::Pud];
-
-    fn rights() -> impl Iterator<Item = Protection> {
-        (1..8).map(Protection::from_bits_truncate).filter(|rights| rights.contains(Protection::READ))
-    }
-
-    /// One bit at each place of a frame's address that the level permits.
-    fn frames(level: Level, bits: u32) -> Vec<PhysAddr> {
-        (level.shift()..bits).map(|bit| PhysAddr(1 << bit)).collect()
-    }
-
-    fn leaves_keep_what_they_are_made_of<F: Format>(bits: u32) {
-        for level in LEAVES {
-            for frame in frames(level, bits) {
-                for wanted in rights() {
-                    let entry = F::leaf(level, frame, wanted);
-                    assert!(F::is_present(entry) && F::is_leaf(level, entry), "{level:?} {entry:?}");
-                    assert!(!F::is_managed(level, entry));
-                    assert_eq!(F::leaf_frame(level, entry), frame);
-                    assert_eq!(F::protection(entry), wanted);
-                }
-            }
-        }
-    }
-
-    fn entries_that_lead_to_tables_are_no_leaves<F: Format>(bits: u32) {
-        for level in [Level::Pmd, Level::Pud, Level::Pgd] {
-            for table in frames(Level::Pte, bits) {
-                for wanted in rights() {
-                    let entry = F::managed(table, wanted);
-                    assert!(F::is_present(entry) && F::is_managed(level, entry));
-                    assert!(!F::is_leaf(level, entry));
-                    assert_eq!(F::table_frame(entry), table);
-                }
-            }
-        }
-    }
-
-    fn an_empty_entry_is_nothing<F: Format>() {
-        let empty = EntryValue::default();
-        for level in [Level::Pte, Level::Pmd, Level::Pud, Level::Pgd] {
-            assert!(!F::is_present(empty) && !F::is_leaf(level, empty) && !F::is_managed(level, empty));
-        }
-    }
-
-    /// What a walk from an entry with the rights `above` through a leaf with the rights `below` permits.
-    fn combined<F: Format>(above: Protection, below: Protection) -> Protection {
-        let leaf = F::leaf(Level::Pmd, PhysAddr(0x40_0000_0000), below);
-        let combined = F::combine(F::managed(PhysAddr(0x1000), above), leaf);
-        assert_eq!(F::leaf_frame(Level::Pmd, combined), PhysAddr(0x40_0000_0000));
-        F::protection(combined)
-    }
-
-    #[test]
-    fn x86_64_entries_say_what_they_were_made_of() {
-        leaves_keep_what_they_are_made_of::<X86_64>(52);
-        entries_that_lead_to_tables_are_no_leaves::<X86_64>(52);
-        an_empty_entry_is_nothing::<X86_64>();
-    }
-
-    #[test]
-    fn riscv64_entries_say_what_they_were_made_of() {
-        leaves_keep_what_they_are_made_of::<Riscv64>(56);
-        entries_that_lead_to_tables_are_no_leaves::<Riscv64>(56);
-        an_empty_entry_is_nothing::<Riscv64>();
-    }
-
-    #[test]
-    fn rights_combine_on_x86_64_and_stay_those_of_the_leaf_on_riscv64() {
-        for above in rights() {
-            for below in rights() {
-                assert_eq!(combined::<X86_64>(above, below), above & below);
-                assert_eq!(combined::<Riscv64>(above, below), below);
-            }
-        }
-    }
-
-    #[test]
-    fn rights_are_part_of_the_key_where_they_do_not_combine() {
-        for wanted in rights() {
-            assert_eq!(X86_64::key_rights(wanted), Protection::all());
-            assert_eq!(Riscv64::key_rights(wanted), wanted);
-        }
-    }
-}
+mod tests;

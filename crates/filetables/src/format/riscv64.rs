@@ -20,6 +20,9 @@ const NUMBER: u64 = (1 << 44) - 1;
 ///
 /// An entry that leads to a table has no rights of its own (R, W and X must be 0), so nothing combines: the rights of a
 /// mapping stand in the leaves, and are part of a table's key.
+///
+/// With Sv39 there are three levels: the root is a PUD table, and no address has an entry of [`Level::Pgd`]. One of its 512 GiB
+/// would fill all of the address space.
 #[derive(Clone, Copy, Debug)]
 pub struct Riscv64;
 
@@ -51,6 +54,10 @@ impl Format for Riscv64 {
         EntryValue(number(table) | VALID | MANAGED)
     }
 
+    fn table(table: PhysAddr) -> EntryValue {
+        EntryValue(number(table) | VALID)
+    }
+
     fn is_present(entry: EntryValue) -> bool {
         entry.0 & VALID != 0
     }
@@ -71,8 +78,8 @@ impl Format for Riscv64 {
         protection
     }
 
-    fn combine(_: EntryValue, leaf: EntryValue) -> EntryValue {
-        leaf
+    fn table_rights(_: EntryValue) -> Protection {
+        Protection::all()
     }
 
     fn leaf_frame(level: Level, entry: EntryValue) -> PhysAddr {

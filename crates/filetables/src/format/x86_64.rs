@@ -44,6 +44,10 @@ impl Format for X86_64 {
         EntryValue(table.0 | rights(protection) | MANAGED)
     }
 
+    fn table(table: PhysAddr) -> EntryValue {
+        EntryValue(table.0 | rights(Protection::all()))
+    }
+
     fn is_present(entry: EntryValue) -> bool {
         entry.0 & PRESENT != 0
     }
@@ -68,8 +72,8 @@ impl Format for X86_64 {
         protection
     }
 
-    fn combine(above: EntryValue, leaf: EntryValue) -> EntryValue {
-        EntryValue((leaf.0 & (above.0 | !WRITABLE)) | (above.0 & NO_EXECUTE))
+    fn table_rights(entry: EntryValue) -> Protection {
+        Self::protection(entry)
     }
 
     fn leaf_frame(level: Level, entry: EntryValue) -> PhysAddr {

@@ -265,7 +265,7 @@ impl<M: Machine> Area<M> {
                 let (mut value, mut level) = (entry.load(Ordering::Acquire), slot.level);
                 // An attached table is alive, and those below it are.
                 while level > leaf_level && M::Format::is_managed(level, value) {
-                    rights &= M::Format::protection(value) | Protection::all().difference(Self::combined());
+                    rights &= M::Format::table_rights(value);
                     level = level.below().unwrap_or(leaf_level);
                     let table = file.hugetlb().machine().table(M::Format::table_frame(value));
                     value = table[level.index(address)].load(Ordering::Acquire);
@@ -278,11 +278,6 @@ impl<M: Machine> Area<M> {
         }
         let permitted = M::Format::protection(leaf) & rights;
         M::Format::leaf(leaf_level, M::Format::leaf_frame(leaf_level, leaf), permitted)
-    }
-
-    /// The rights that an entry above a leaf can take away.
-    fn combined() -> Protection {
-        if M::Format::RIGHTS_COMBINE { Protection::all() } else { Protection::empty() }
     }
 
     /// The page that the leaf of an index leads to: the private copy, else the file's.

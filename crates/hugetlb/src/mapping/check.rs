@@ -74,11 +74,11 @@ impl<M: Machine> Mapping<M> {
         if let Some(table) = self.area.table(PageIndex(slot.window.first)) {
             return self.check_adopted(placement, slot, &table, frame, round);
         }
-        if M::Format::RIGHTS_COMBINE && M::Format::exceeds(value, placement.protection) {
+        if M::Format::table_exceeds(value, placement.protection) {
             return Err(format!(
                 "invariant 3: {:?} permits {:?} by entry {value:?}, its mapping {:?}",
                 slot.address,
-                M::Format::protection(value),
+                M::Format::table_rights(value),
                 placement.protection
             ));
         }

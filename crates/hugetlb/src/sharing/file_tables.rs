@@ -159,14 +159,31 @@ impl<M: Machine> Protocol<M> for FileTables {
         // Nothing else can be in a slot that the mapping covers wholly. Its own fault asks for a slot of 512 GiB, in which
         // too many windows lie over a page.
         let wanted = |slot: &Slot| !slot.whole || slot.window.level > extent.leaf;
-        let (slot, reason) = match found {
-            Found::Attached(slot, _) if wanted(&slot) && !Mutant::CrowdedSlotKept.is_on() => {
-                (slot, if slot.whole { Fallback::Crowded } else { Fallback::Neighbour })
+        let (slot, entry, reason) = match found {
+            Found::Attached(slot, entry) if wanted(&slot) && !Mutant::CrowdedSlotKept.is_on() => {
+                (slot, entry, if slot.whole { Fallback::Crowded } else { Fallback::Neighbour })
             }
             _ => return Ok(false),
         };
         // The entry is never empty in between, in which another mapping in the slot could attach.
-        area.space().replace_managed(slot.address, slot.level)?;
+        let attached = match M::Format::BROKEN {
+            None => None,
+            Some(broken) => {
+                // Break before make. A fault that meets the broken entry asks the mappings to leave the slot, and waits for
+                // this one's lock.
+                let attached = entry.swap(broken, Ordering::AcqRel);
+                let mut first = Batch::new(batch.file());
+                first.flush_tables(area, slot.address, slot.level);
+                first.finish();
+                Some(attached)
+            }
+        };
+        if let Err(error) = area.space().replace_managed(slot.address, slot.level) {
+            if let Some(attached) = attached {
+                entry.store(attached, Ordering::Release);
+            }
+            return Err(error);
+        }
         // What TLBs and paging-structure caches hold of the table stays right until the flush: it still counts this mapping, and
         // its pages are flushed for this space, too, when they go.
         batch.detach_later(slot.window);
