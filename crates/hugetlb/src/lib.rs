@@ -45,7 +45,7 @@ pub use file::{Chunk, FallocateMode, File, FileStatistics, MAX_FILE_SIZE, MapOpt
 pub use filetables::{self, EntryValue, Format, Level, Protection, lock_api};
 pub use hugetlb::{Config, Hugetlb};
 pub use machine::{Entry, Flush, Machine, Space, TableEntries};
-pub use mapping::{Access, CheckRound, Mapping, Resident};
+pub use mapping::{Access, CheckRound, Fill, Mapping, Presence, Resident};
 pub use pool::{Pool, PoolStatistics};
 pub use sharing::ProtocolKind;
 pub use stats::{Fallback, SharingStatistics};

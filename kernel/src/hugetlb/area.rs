@@ -5,7 +5,9 @@ use alloc::sync::Arc;
 use core::ops::Range;
 
 use ::hugetlb::Protection;
-use ::hugetlb::{Access as LibraryAccess, FaultError as LibraryError, MapOptions, Mapping, VirtAddr};
+use ::hugetlb::{
+    Access as LibraryAccess, FaultError as LibraryError, MapOptions, Mapping, Presence, VirtAddr,
+};
 
 use super::file::HugeFile;
 use super::machine::{Kernel, SpaceTables};
@@ -184,7 +186,56 @@ impl HugeArea {
     /// Makes `address` accessible.
     pub fn fault(&self, address: u64, access: Access) -> Result<(), Unresolved> {
         let _library = reserve::library();
+        if self.mapping.is_poisoned(VirtAddr(address)) {
+            let granule = self.page_size().trailing_zeros();
+            return Err(Unresolved::Failed(FaultError::Poisoned(granule)));
+        }
         self.mapping.fault(VirtAddr(address), library_access(access)).map_err(unresolved)
+    }
+
+    /// Keeps the area out of tables that others share, for good. The areas lock is held for writing.
+    pub fn keep_unshared(&self) {
+        let _library = reserve::library();
+        self.mapping.keep_unshared();
+    }
+
+    /// Withholds stores from the pages of `range`, or permits them. `EINVAL` unless that is of whole pages.
+    pub fn withhold_stores(&self, range: Range<u64>, withhold: bool) -> Result<()> {
+        let _library = reserve::library();
+        self.mapping.withhold_stores(VirtAddr(range.start)..VirtAddr(range.end), withhold).map_err(errno)
+    }
+
+    /// Whether stores to the page of an address are withheld.
+    pub fn is_withheld(&self, address: u64) -> bool {
+        self.mapping.is_withheld(VirtAddr(address))
+    }
+
+    /// Whether this address space has an entry for the page of an address.
+    pub fn is_resident(&self, address: u64) -> bool {
+        self.mapping.is_resident(VirtAddr(address))
+    }
+
+    /// Poisons the page of an address, where there is no entry: false if there is one.
+    pub fn poison(&self, address: u64) -> bool {
+        let _library = reserve::library();
+        self.mapping.poison(VirtAddr(address))
+    }
+
+    /// Whether the page of an address is poisoned.
+    pub fn is_poisoned(&self, address: u64) -> bool {
+        self.mapping.is_poisoned(VirtAddr(address))
+    }
+
+    /// What a fault at an address would find.
+    pub fn presence(&self, address: u64) -> Presence {
+        self.mapping.presence(VirtAddr(address))
+    }
+
+    /// Puts a page there that `fill` writes through the direct map before anybody sees it. False when there is one.
+    pub fn fill(&self, address: u64, fill: &dyn Fn(*mut u8)) -> Result<bool, Unresolved> {
+        let _library = reserve::library();
+        let fill = |frame: ::hugetlb::PhysAddr| fill(PhysAddr(frame.0).as_ptr());
+        self.mapping.fill(VirtAddr(address), &fill).map_err(unresolved)
     }
 
     /// Sets what the area allows.

@@ -8,7 +8,7 @@ use linux_raw_sys::general as abi;
 use super::backing::PageCache;
 use super::fault::{Access, FaultError};
 use super::gather::Gather;
-use super::space::{AddressSpace, Areas};
+use super::space::{AddressSpace, Areas, Zap};
 use super::vma::{Kind, VmFlags, Vma};
 use super::{PAGE, accounting, page_up};
 use crate::errno::{Errno, Result};
@@ -109,7 +109,9 @@ impl AddressSpace {
                 _ if matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT) => Ok(()),
                 _ => {
                     let mut gather = Gather::new(self);
-                    self.zap(part, false, &mut gather);
+                    let anonymous = matches!(vma.kind, Kind::Anonymous);
+                    let what = if anonymous { Zap::Everything } else { Zap::Pages };
+                    self.zap(part, what, &mut gather);
                     Ok(())
                 }
             }
@@ -177,6 +179,7 @@ impl AddressSpace {
                 // An area without the right: `EFAULT` is for what would be SIGBUS.
                 FaultError::Denied => Errno::EINVAL,
                 FaultError::Bus => Errno::EFAULT,
+                FaultError::Poisoned(_) => Errno::EHWPOISON,
             })?;
             at = (at & !(step - 1)) + step;
             sched::cond_resched();

@@ -4,6 +4,7 @@
 //! mapping, or when MADV_REMOVE punches them out.
 
 use alloc::collections::BTreeMap;
+use alloc::collections::btree_map::Entry;
 use alloc::sync::Arc;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -82,6 +83,22 @@ impl PageCache for SharedMemory {
 
     fn cached(&self, index: u64) -> Option<Frame> {
         self.pages.lock().get(&index).cloned()
+    }
+
+    fn insert(&self, index: u64, frame: &Frame) -> Result<()> {
+        if index >= self.size.div_ceil(PAGE_SIZE as u64) {
+            return Err(Errno::EFAULT);
+        }
+        reserve::ask(PAGE_SIZE)?;
+        match self.pages.lock().entry(index) {
+            Entry::Occupied(_) => Err(Errno::EEXIST),
+            Entry::Vacant(place) => {
+                place.insert(frame.clone());
+                // Relaxed: a statistic.
+                PAGES.fetch_add(1, Ordering::Relaxed);
+                Ok(())
+            }
+        }
     }
 
     fn punch(&self, range: Range<u64>) -> Result<()> {

@@ -31,6 +31,10 @@ pub trait PageCache: Send + Sync {
         None
     }
 
+    /// Puts a page with a content where there is none, for userfaultfd. `EEXIST` when there is one, `EFAULT` behind the end of the file,
+    /// `ENOMEM` or `ENOSPC` when there is no room.
+    fn insert(&self, index: u64, frame: &Frame) -> Result<()>;
+
     /// Bytes in the file.
     fn size(&self) -> u64;
 

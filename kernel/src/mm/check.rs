@@ -113,7 +113,7 @@ fn check_level(
             continue;
         }
         if !entry.is_mapped() {
-            if entry.0 != 0 {
+            if entry.without(Entry::USERFAULT_WP | Entry::POISON).0 != 0 {
                 return Err(alloc::format!(
                     "entry {:#x} at {address:#x} is neither empty nor mapped",
                     entry.0

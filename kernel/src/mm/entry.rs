@@ -28,6 +28,10 @@ impl Entry {
     pub const HELD: u64 = 1 << 11;
     /// Software: the page is one of shared memory's (for the resident-set counters).
     pub const SHMEM: u64 = 1 << 52;
+    /// Software: userfaultfd withholds stores from the page. Without a page it is a marker: the page that comes is to have it.
+    pub const USERFAULT_WP: u64 = 1 << 53;
+    /// Software, without a page: userfaultfd has poisoned the address.
+    pub const POISON: u64 = 1 << 54;
     /// Software, in an entry that leads to a table: the table is a file's (`filetables::Format::is_managed`).
     pub const MANAGED: u64 = 1 << 9;
     /// Instructions cannot be fetched.
@@ -57,6 +61,11 @@ impl Entry {
     /// Does it name a page, present or held?
     pub const fn is_mapped(self) -> bool {
         self.0 & (Self::PRESENT | Self::HELD) != 0
+    }
+
+    /// Does it name no page, but say what is to be with one?
+    pub const fn is_marker(self) -> bool {
+        !self.is_mapped() && self.0 != 0
     }
 
     /// Does the entry own one reference to its page's frame?

@@ -11,6 +11,7 @@ use super::entry::Entry;
 use super::gather::Gather;
 use super::space::{AddressSpace, Areas};
 use super::tables::{NoMemory, NoTable, Tables};
+use super::userfault::Origin;
 use super::vma::{Kind, VmFlags, Vma};
 use super::{PAGE, TASK_SIZE, layout, page_down, uaccess};
 use crate::arch::tlb;
@@ -41,6 +42,8 @@ pub enum FaultError {
     Bus,
     /// No memory: the out-of-memory killer decides.
     NoMemory,
+    /// The page counts as broken: SIGBUS with BUS_MCEERR_AR. The granule as a power of two, bytes.
+    Poisoned(u32),
 }
 
 impl FaultError {
@@ -48,6 +51,7 @@ impl FaultError {
     pub fn errno(self) -> Errno {
         match self {
             Self::NoMemory => Errno::ENOMEM,
+            Self::Poisoned(_) => Errno::EHWPOISON,
             _ => Errno::EFAULT,
         }
     }
@@ -134,7 +138,9 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
     let mut attempts = 0;
     loop {
         let asked = process::oom::moment();
-        let failure = match space.fault(address, access) {
+        let origin = if user { Origin::Program } else { Origin::Kernel };
+        let allowed = |vma: &Vma| access.allowed_by(vma.flags);
+        let failure = match space.fault_as(address, access, origin, allowed) {
             Ok(()) => {
                 if error & PROTECTION != 0 {
                     // Another CPU may have granted the right without telling this one's TLB.
@@ -161,6 +167,10 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
         }
         if !user {
             return false;
+        }
+        if let FaultError::Poisoned(granule) = failure {
+            signal::force_poison(address, granule, error);
+            return true;
         }
         let (signal, code) = match failure {
             FaultError::NotMapped => (signal::SIGSEGV, SEGV_MAPERR),
@@ -192,7 +202,7 @@ pub(super) fn leaf_bits(flags: VmFlags) -> u64 {
 
 /// The bits of a leaf for a page of the program's own that was stored to. The store may have come from outside, where the area does not let the
 /// program itself store.
-fn own_bits(flags: VmFlags) -> u64 {
+pub(super) fn own_bits(flags: VmFlags) -> u64 {
     let writable = if flags.contains(VmFlags::WRITE) { Entry::WRITABLE } else { 0 };
     leaf_bits(flags) | writable | Entry::DIRTY | Entry::ANON
 }
@@ -200,7 +210,7 @@ fn own_bits(flags: VmFlags) -> u64 {
 impl AddressSpace {
     /// Makes `address` accessible the way `access` wants it, if it should be.
     pub fn fault(&self, address: u64, access: Access) -> Result<(), FaultError> {
-        self.fault_as(address, access, |vma| access.allowed_by(vma.flags))
+        self.fault_as(address, access, Origin::Kernel, |vma| access.allowed_by(vma.flags))
     }
 
     /// As [`AddressSpace::fault`], where `permitted` decides for an area. What a store brings forth is writable for the program only if
@@ -209,6 +219,7 @@ impl AddressSpace {
         &self,
         address: u64,
         access: Access,
+        origin: Origin,
         permitted: impl Fn(&Vma) -> bool,
     ) -> Result<(), FaultError> {
         if address >= TASK_SIZE {
@@ -220,6 +231,15 @@ impl AddressSpace {
             if vma.start <= address {
                 if !permitted(vma) {
                     return Err(FaultError::Denied);
+                }
+                if vma.userfault.is_some()
+                    && let Some(fault) = self.intercept(vma, address, access, origin)?
+                {
+                    drop(areas);
+                    if fault.wait(origin)? {
+                        continue;
+                    }
+                    return Ok(());
                 }
                 match self.fault_in(vma, address, access) {
                     Ok(()) => return Ok(()),
@@ -289,7 +309,9 @@ impl AddressSpace {
         let bits = leaf_bits(vma.flags);
         if !write {
             let mut tables = self.tables.lock();
-            if !tables.leaf(address).is_mapped() {
+            let entry = tables.leaf(address);
+            if !entry.is_mapped() {
+                refuse_poison(entry)?;
                 tables.install(address, Entry::new(zero_page(), bits | Entry::SPECIAL))?;
             }
             return Ok(());
@@ -298,6 +320,7 @@ impl AddressSpace {
         if present.is_mapped() {
             return self.write_to_present(vma, address);
         }
+        refuse_poison(present)?;
         let frame = Frame::alloc_zeroed(Use::Anon).ok_or(FaultError::NoMemory)?;
         let mut tables = self.tables.lock();
         if tables.leaf(address).is_mapped() {
@@ -335,6 +358,7 @@ impl AddressSpace {
                     () => self.write_to_present(vma, address),
                 };
             }
+            refuse_poison(present)?;
             let unmappings = cache.mappings().unmappings();
             let page = cache.page(index, write && shared).map_err(FaultError::from_errno)?;
             let copy = if write && !shared {
@@ -364,7 +388,9 @@ impl AddressSpace {
     fn make_writable(&self, address: u64) -> Result<(), Unresolved> {
         let tables = self.tables.lock();
         if let Some(slot) = tables.find(address, 1)
-            && Entry(slot.load(Ordering::SeqCst)).is_present()
+            && let entry = Entry(slot.load(Ordering::SeqCst))
+            && entry.is_present()
+            && !entry.has(Entry::USERFAULT_WP)
         {
             slot.fetch_or(Entry::WRITABLE, Ordering::SeqCst);
         }
@@ -377,8 +403,8 @@ impl AddressSpace {
         let tables = self.tables.lock();
         let Some(slot) = tables.find(address, 1) else { return Ok(()) };
         let old = Entry(slot.load(Ordering::SeqCst));
-        if !old.is_mapped() || old.has(Entry::WRITABLE) {
-            // Gone or done meanwhile: the access comes again if it has to.
+        if !old.is_mapped() || old.has(Entry::WRITABLE) || old.has(Entry::USERFAULT_WP) {
+            // Gone, done or withheld meanwhile: the access comes again if it has to.
             return Ok(());
         }
         if old.has(Entry::ANON) && Frame::count_at(old.address()) == 1 {
@@ -401,7 +427,10 @@ impl AddressSpace {
         let mut tables = self.tables.lock();
         let Some(slot) = tables.find(address, 1) else { return Ok(()) };
         let now = Entry(slot.load(Ordering::SeqCst));
-        if !now.is_mapped() || now.address() != old.address() || now.has(Entry::WRITABLE) {
+        if !now.is_mapped()
+            || now.address() != old.address()
+            || now.0 & (Entry::WRITABLE | Entry::USERFAULT_WP) != 0
+        {
             return Ok(());
         }
         // Empty first, flush, then the copy: no CPU may still read the old page when another has written to the new one.
@@ -417,8 +446,13 @@ impl AddressSpace {
     }
 }
 
+/// What userfaultfd has poisoned stays so until it is unmapped.
+fn refuse_poison(entry: Entry) -> Result<(), FaultError> {
+    if entry.has(Entry::POISON) { Err(FaultError::Poisoned(PAGE_SIZE.trailing_zeros())) } else { Ok(()) }
+}
+
 /// Puts a frame's reference into an empty entry.
-fn install(tables: &mut Tables, address: u64, frame: Frame, bits: u64) -> Result<(), NoTable> {
+pub(super) fn install(tables: &mut Tables, address: u64, frame: Frame, bits: u64) -> Result<(), NoTable> {
     let entry = Entry::new(frame.phys(), bits);
     tables.install(address, entry)?;
     // The entry has the reference now.

@@ -70,7 +70,9 @@ impl AddressSpace {
     ) -> Result<()> {
         // The area, its place in the set, and in its file's list.
         reserve::ask(PAGE_SIZE)?;
-        let mut flags = vma.flags - (VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
+        // Who is told of the parent's faults is not told of the child's.
+        let inherited = vma.flags - VmFlags::USERFAULT;
+        let mut flags = inherited - (VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
         if flags.contains(VmFlags::ACCOUNT) {
             accounting::commit(vma.pages())?;
         }
@@ -88,7 +90,7 @@ impl AddressSpace {
                 Kind::File(Box::new(FileArea { link, file, attachment }))
             }
             Kind::Huge(huge) => {
-                flags = vma.flags;
+                flags = inherited;
                 Kind::Huge(Box::new(huge.fork(child, flags)?))
             }
         };
@@ -100,6 +102,7 @@ impl AddressSpace {
             first: vma.first,
             kind,
             touched: AtomicBool::new(copies_pages),
+            userfault: None,
         });
         if copies_pages {
             self.fork_pages(vma, child, &copy.set, gather).map_err(|_| Errno::ENOMEM)?;
@@ -133,7 +136,7 @@ impl AddressSpace {
                     slot.fetch_and(!Entry::WRITABLE, Ordering::SeqCst);
                     gather.flush_range(address..address + super::PAGE);
                 }
-                let shared = value.without(Entry::WRITABLE);
+                let shared = value.without(Entry::WRITABLE | Entry::USERFAULT_WP);
                 if let Err(why) = childs.install(address, shared) {
                     failed = Some((address, why));
                 } else if shared.owns_frame() {

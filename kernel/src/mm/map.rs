@@ -177,7 +177,15 @@ impl AddressSpace {
         // Huge pages never are, and the search for neighbours costs as much as the rest.
         let is_mergeable = !matches!(kind, Kind::Huge(_));
         let first = if matches!(kind, Kind::Anonymous) { start >> PAGE_SHIFT } else { plan.first };
-        areas.set.insert(Vma { start, end: range.end, flags, first, kind, touched: AtomicBool::new(false) });
+        areas.set.insert(Vma {
+            start,
+            end: range.end,
+            flags,
+            first,
+            kind,
+            touched: AtomicBool::new(false),
+            userfault: None,
+        });
         if is_mergeable {
             areas.set.merge(range.clone());
         }

@@ -38,6 +38,7 @@ pub mod shm;
 mod space;
 mod tables;
 pub mod uaccess;
+pub mod userfault;
 pub mod vdso;
 pub mod view;
 mod vma;

@@ -119,11 +119,15 @@ impl AddressSpace {
             let tables = self.tables.lock();
             at = tables.walk(at..vma.end, 1024, |address, slot| {
                 let mut old = Entry(slot.load(Ordering::SeqCst));
+                if old.is_marker() {
+                    return;
+                }
                 loop {
                     let mut new = Entry(old.0 & !RIGHTS | rights);
                     // A private page may be written to only if nobody shares it; the fault finds out about the others.
                     let ours = old.has(Entry::ANON) && Frame::count_at(old.address()) == 1;
-                    if writable && new.is_present() && (shared || ours) && !old.has(Entry::SPECIAL) {
+                    let withheld = old.has(Entry::USERFAULT_WP) || old.has(Entry::SPECIAL);
+                    if writable && new.is_present() && (shared || ours) && !withheld {
                         new = new.with(Entry::WRITABLE);
                     }
                     // The hardware may set bits meanwhile: they must not get lost.

@@ -180,7 +180,9 @@ impl AddressSpace {
         let old_len = old.end - old.start;
         let copies = old_len == 0;
         let vma = areas.set.find(old.start).ok_or(Errno::EFAULT)?;
-        let flags = vma.flags;
+        // The area at the new place is not registered with a userfaultfd.
+        let registered = vma.userfault.is_some();
+        let flags = vma.flags - VmFlags::USERFAULT;
         let pages = remap.new_len >> PAGE_SHIFT;
         // A move takes its pages along; only what is more than before has to be within the limits.
         let more = if copies || remap.keep_old { pages } else { pages - (old_len >> PAGE_SHIFT) };
@@ -216,6 +218,9 @@ impl AddressSpace {
             uncharge();
             return Err(Errno::ENOMEM);
         }
+        if registered && !copies {
+            self.permit_stores(start..start + old_len);
+        }
         let touched = AtomicBool::new(vma.is_touched());
         let first = if matches!(kind, Kind::Anonymous) { start >> PAGE_SHIFT } else { first };
         let gone = !copies && !remap.keep_old;
@@ -229,7 +234,7 @@ impl AddressSpace {
         } else if remap.keep_old {
             areas.set.update(old.start, |vma| vma.flags -= VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
         }
-        areas.set.insert(Vma { start, end: range.end, flags, first, kind, touched });
+        areas.set.insert(Vma { start, end: range.end, flags, first, kind, touched, userfault: None });
         if gone {
             // With the new area in the set: its tables may be close by, and must stay.
             let mut gather = Gather::new(self);
@@ -248,6 +253,7 @@ impl AddressSpace {
         };
         if result.is_ok() {
             (vma.start, vma.end) = (start, start + (old.end - old.start));
+            vma.forget_userfault();
         }
         areas.set.insert(vma);
         result?;

@@ -3,6 +3,7 @@
 use super::entry::Entry;
 use super::fault::{Access, FaultError, Unresolved};
 use super::space::AddressSpace;
+use super::userfault::Origin;
 use super::vma::{Kind, VmFlags, Vma};
 use super::{PAGE, page_down};
 use crate::errno::{Errno, Result};
@@ -20,6 +21,14 @@ pub enum Rights {
 }
 
 impl Rights {
+    /// Does who accesses memory so wait for a userfaultfd? As on Linux, a debugger does not.
+    fn origin(self) -> Origin {
+        match self {
+            Self::Own => Origin::Kernel,
+            Self::Forced => Origin::Debugger,
+        }
+    }
+
     fn permit(self, access: Access, vma: &Vma) -> bool {
         let (own, possible) = match access {
             Access::Write => (VmFlags::WRITE, VmFlags::MAY_WRITE),
@@ -89,7 +98,10 @@ impl AddressSpace {
                 if !rights.permit(access, vma) {
                     return Err(FaultError::Denied);
                 }
-                if let Kind::Huge(huge) = &vma.kind {
+                let ready = !self.is_intercepted(vma, address, access);
+                if let Kind::Huge(huge) = &vma.kind
+                    && ready
+                {
                     let resolved = match access {
                         Access::Write => {
                             // For what the kernel notes of a new page.
@@ -113,12 +125,13 @@ impl AddressSpace {
                 }
             }
             drop(areas);
-            self.fault_as(page_down(address), access, |vma| rights.permit(access, vma))?;
+            self.fault_as(page_down(address), access, rights.origin(), |vma| rights.permit(access, vma))?;
         }
     }
 }
 
 /// May a store go to the page that `entry` names: is it writable for the program itself, or the program's alone? The page-table lock is held.
 fn takes_stores(entry: Entry) -> bool {
-    entry.has(Entry::WRITABLE) || entry.has(Entry::ANON) && Frame::count_at(entry.address()) == 1
+    let alone = entry.has(Entry::ANON) && Frame::count_at(entry.address()) == 1;
+    entry.has(Entry::WRITABLE) || alone && !entry.has(Entry::USERFAULT_WP)
 }

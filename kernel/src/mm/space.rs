@@ -208,20 +208,22 @@ impl AddressSpace {
         self.read().layout.executable.as_ref().map(|executable| executable.file().clone())
     }
 
-    /// Removes the pages of `range` from the tables, for base pages only. Private copies and anonymous pages stay if
-    /// `keep_copies`. The gather holds what was removed.
-    pub(super) fn zap(&self, range: Range<u64>, keep_copies: bool, gather: &mut Gather) {
+    /// Removes the pages of `range` from the tables, for base pages only, as far as `what` says. The gather holds what was removed.
+    pub(super) fn zap(&self, range: Range<u64>, what: Zap, gather: &mut Gather) {
         let mut at = range.start;
         while at < range.end {
             let mut tables = self.tables.lock();
             let mut removed = Resident::default();
             at = tables.walk(at..range.end, gather::BATCH, |address, slot| {
                 let value = Entry(slot.load(Ordering::SeqCst));
-                if keep_copies && value.has(Entry::ANON) {
+                if what == Zap::FilePages && (value.has(Entry::ANON) || value.is_marker()) {
                     return;
                 }
+                // Stores stay withheld from a file's page that comes back.
+                let file_page = what != Zap::Everything && !value.has(Entry::ANON);
+                let marker = if file_page { value.0 & Entry::USERFAULT_WP } else { 0 };
                 // The hardware may have set bits since: the exchange returns the last word, and none after it can.
-                let value = Entry(slot.swap(0, Ordering::SeqCst));
+                let value = Entry(slot.swap(marker, Ordering::SeqCst));
                 removed.add(value);
                 if value.is_present() {
                     gather.flush_range(address..address + super::PAGE);
@@ -246,7 +248,8 @@ impl AddressSpace {
     /// be one of this file's.
     pub(super) fn unmap_file_pages(&self, range: Range<u64>, with_copies: bool) {
         let mut gather = Gather::new(self);
-        self.zap(range, !with_copies, &mut gather);
+        let what = if with_copies { Zap::Pages } else { Zap::FilePages };
+        self.zap(range, what, &mut gather);
     }
 
     /// Removes all areas and parts of areas in `range`, whose ends are multiples of the base page.
@@ -266,7 +269,7 @@ impl AddressSpace {
             let last = areas.set.last_overlapping(&range).map(|vma| vma.start);
             let Some(vma) = last.and_then(|start| areas.set.remove(start)) else { break };
             if !vma.is_huge() {
-                self.zap(vma.range(), false, &mut gather);
+                self.zap(vma.range(), Zap::Everything, &mut gather);
             }
             if vma.flags.contains(VmFlags::ACCOUNT) {
                 accounting::uncommit(vma.pages());
@@ -377,7 +380,7 @@ impl AddressSpace {
         while let Some((_, vma)) = areas.next() {
             let range = vma.range();
             if !vma.is_huge() {
-                self.zap(vma.range(), false, &mut gather);
+                self.zap(vma.range(), Zap::Everything, &mut gather);
             }
             if vma.flags.contains(VmFlags::ACCOUNT) {
                 accounting::uncommit(vma.pages());
@@ -411,6 +414,17 @@ impl Drop for AddressSpace {
         debug_assert!(self.cpus().is_empty(), "an address space is dropped while a CPU runs it");
         self.tear_down();
     }
+}
+
+/// What [`AddressSpace::zap`] removes.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Zap {
+    /// All that there is: the area goes.
+    Everything,
+    /// All pages; the area stays, and what userfaultfd withholds from a file's pages.
+    Pages,
+    /// The file's pages. Private copies and anonymous pages stay.
+    FilePages,
 }
 
 /// What is left of removed areas, to be dropped without locks: files, segments, caches. There may be very many: a list, which never needs

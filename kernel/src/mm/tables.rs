@@ -235,9 +235,12 @@ impl Tables {
         self.find(address, 1).map_or(Entry(0), |entry| Entry(entry.load(Ordering::SeqCst)))
     }
 
-    /// Puts a leaf where there was none. The entry takes the frame's reference over.
+    /// Puts a leaf where there was none. The entry takes the frame's reference over. If a marker says so, stores to it are withheld.
     pub fn install(&mut self, address: u64, entry: Entry) -> Result<(), NoTable> {
-        self.find_or_make(address, 1)?.store(entry.0, Ordering::SeqCst);
+        let slot = self.find_or_make(address, 1)?;
+        let marker = Entry(slot.load(Ordering::SeqCst)).0 & Entry::USERFAULT_WP;
+        let entry = if marker == 0 { entry } else { entry.with(marker).without(Entry::WRITABLE) };
+        slot.store(entry.0, Ordering::SeqCst);
         self.resident.add(entry);
         self.peak = self.peak.max(self.resident.total());
         Ok(())

@@ -219,6 +219,7 @@ impl AddressSpace {
         const PRESENT: u64 = 1 << 63;
         const FILE: u64 = 1 << 61;
         const EXCLUSIVE: u64 = 1 << 56;
+        const USERFAULT_WP: u64 = 1 << 57;
         const FRAME: u64 = (1 << 55) - 1;
         let areas = self.read();
         let mut words = fallible::with_capacity(((range.end - range.start) / PAGE) as usize)?;
@@ -246,12 +247,16 @@ impl AddressSpace {
                         })
                     }
                 };
-                words.push(word.map_or(0, |(frame, anonymous, alone)| {
-                    PRESENT
-                        | if with_frames { frame } else { 0 }
-                        | if anonymous { 0 } else { FILE }
-                        | if alone { EXCLUSIVE } else { 0 }
-                }));
+                let withheld = if self.is_withheld(vma, at) { USERFAULT_WP } else { 0 };
+                words.push(
+                    withheld
+                        | word.map_or(0, |(frame, anonymous, alone)| {
+                            PRESENT
+                                | if with_frames { frame } else { 0 }
+                                | if anonymous { 0 } else { FILE }
+                                | if alone { EXCLUSIVE } else { 0 }
+                        }),
+                );
                 at += PAGE;
             }
         }

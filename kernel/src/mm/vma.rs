@@ -14,6 +14,7 @@ use super::backing::Link;
 use super::gaps::Gaps;
 use super::layout::SLOT;
 use super::shm::Attachment;
+use super::userfault;
 use super::vdso::SpecialPages;
 use crate::errno::{Errno, Result};
 use crate::fs::File;
@@ -71,6 +72,14 @@ bitflags! {
         const MERGEABLE = 1 << 20;
         /// MAP_DROPPABLE.
         const DROPPABLE = 1 << 21;
+        /// userfaultfd: faults on missing pages are told of.
+        const USERFAULT_MISSING = 1 << 22;
+        /// userfaultfd: stores to pages from which they are withheld are told of.
+        const USERFAULT_WP = 1 << 23;
+        /// userfaultfd: faults on pages that the file has are told of.
+        const USERFAULT_MINOR = 1 << 24;
+        /// All of userfaultfd's.
+        const USERFAULT = 0b111 << 22;
         /// READ, WRITE and EXEC.
         const ACCESS = 0b111;
     }
@@ -107,6 +116,8 @@ pub struct Vma {
     pub(super) kind: Kind,
     /// May there be anonymous pages in it? Fork has nothing to copy where there are none.
     pub(super) touched: AtomicBool,
+    /// Who is told of its faults, if anybody is; then `flags` say of which.
+    pub(super) userfault: Option<Arc<userfault::Context>>,
 }
 
 impl Vma {
@@ -119,6 +130,7 @@ impl Vma {
             first: range.start >> PAGE_SHIFT,
             kind: Kind::Anonymous,
             touched: AtomicBool::new(false),
+            userfault: None,
         }
     }
 
@@ -240,6 +252,7 @@ impl Vma {
             first,
             kind,
             touched: AtomicBool::new(self.is_touched()),
+            userfault: self.userfault.clone(),
         };
         self.end = at;
         Ok(upper)
@@ -247,7 +260,12 @@ impl Vma {
 
     /// Could `next`, which begins where this ends, be one area with it?
     pub(super) fn can_merge(&self, next: &Vma) -> bool {
-        if self.end != next.start || self.flags != next.flags {
+        let same_userfault = match (&self.userfault, &next.userfault) {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (None, None) => true,
+            _ => false,
+        };
+        if self.end != next.start || self.flags != next.flags || !same_userfault {
             return false;
         }
         match (&self.kind, &next.kind) {

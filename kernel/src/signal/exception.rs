@@ -46,6 +46,12 @@ pub fn force_fault(signal: u32, code: i32, address: u64, error: u64) {
     force_signal(SigInfo::fault(signal, code, address));
 }
 
+/// A fault on a page that counts as broken: SIGBUS with the address and how much around it is lost, as a power of two.
+pub fn force_poison(address: u64, granule: u32, error: u64) {
+    process::current().set_trap(Trap { vector: trap::PAGE_FAULT, error, address });
+    force_signal(SigInfo::poison(address, granule));
+}
+
 /// Sends the current thread a signal that it cannot ignore or block: if it tries, the default action happens.
 pub fn force_signal(info: SigInfo) {
     let thread = process::current();

@@ -1,6 +1,6 @@
 //! `siginfo_t`: what a handler is told.
 
-use super::{SIGCHLD, SIGTRAP};
+use super::{SIGBUS, SIGCHLD, SIGTRAP};
 use crate::process::Pid;
 
 /// As user space sees it: 128 bytes, the fields after the first three by kind of signal.
@@ -29,6 +29,7 @@ pub mod codes {
     pub const FPE_FLTRES: i32 = 6;
     pub const FPE_FLTINV: i32 = 7;
     pub const BUS_ADRALN: i32 = 1;
+    pub const BUS_MCEERR_AR: i32 = 4;
     pub const TRAP_TRACE: i32 = 2;
 }
 
@@ -59,6 +60,13 @@ impl SigInfo {
     pub const fn fault(signal: u32, code: i32, address: u64) -> Self {
         let mut info = Self::new(signal, code);
         info.fields[0] = address;
+        info
+    }
+
+    /// An access to a page that counts as broken, of `1 << granule` bytes.
+    pub const fn poison(address: u64, granule: u32) -> Self {
+        let mut info = Self::fault(SIGBUS, codes::BUS_MCEERR_AR, address);
+        info.fields[1] = granule as u64;
         info
     }
 

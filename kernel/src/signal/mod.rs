@@ -16,7 +16,7 @@ mod stop;
 
 pub use action::{Action, Actions, SIG_DFL, SIG_IGN, flags};
 pub use deliver::{deliver, take_waited};
-pub use exception::{exception, force_fault, force_signal};
+pub use exception::{exception, force_fault, force_poison, force_signal};
 pub use frame::{AltStack, sigreturn};
 pub use info::{SigInfo, codes};
 pub use pending::{Pending, Queued};

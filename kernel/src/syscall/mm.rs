@@ -10,7 +10,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::caller::files;
 use crate::memory::fallible;
 use crate::mm::uaccess::{self, copy_to_user, read_user_array, write_user};
-use crate::mm::{AddressSpace, MapRequest, PAGE, Rights};
+use crate::mm::{AddressSpace, MapRequest, PAGE, Rights, userfault};
 use crate::process::{self, Process};
 use crate::sched;
 
@@ -39,11 +39,17 @@ pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::pkey_mprotect, pkey_mprotect),
     (Sysno::pkey_alloc, pkey_alloc),
     (Sysno::pkey_free, pkey_free),
+    (Sysno::userfaultfd, userfaultfd),
 ];
 
 /// The calling process's memory.
 pub(super) fn space() -> Result<Arc<AddressSpace>> {
     process::current().process.mm().ok_or(Errno::ENOMEM)
+}
+
+fn userfaultfd(args: &mut Args) -> Result<usize> {
+    let flags = args.uint(0);
+    if userfault::may_create(flags) { userfault::create(flags) } else { Err(Errno::EPERM) }
 }
 
 fn brk(args: &mut Args) -> Result<usize> {

@@ -57,7 +57,7 @@ impl<M: Machine> DerefMut for Exclusive<'_, M> {
     }
 }
 
-/// What only a `MAP_PRIVATE` mapping has.
+/// What only a `MAP_PRIVATE` mapping has, and what userfaultfd needs of any.
 pub(super) struct Private<M: Machine> {
     /// Its own pages by file index; after a fork several areas have a share of one page.
     pub(super) copies: BTreeMap<PageIndex, Share<M>>,
@@ -67,6 +67,11 @@ pub(super) struct Private<M: Machine> {
     pub(super) owner: bool,
     /// The owner took a page away for want of another; what is absent here stays so (`HPAGE_RESV_UNMAPPED`).
     pub(super) robbed: bool,
+    /// Indices whose entries do not permit stores: see [`Mapping::withhold_stores`](super::Mapping::withhold_stores). Shared
+    /// mappings have them too.
+    pub(super) withheld: Regions,
+    /// Indices at which the host poisoned the mapping; nothing is mapped there.
+    pub(super) poisoned: Regions,
 }
 
 /// A mapping as its file sees it.
@@ -88,6 +93,10 @@ pub(crate) struct Area<M: Machine> {
     listed: AtomicU64,
     /// Whether the file's tables know the address space from this mapping.
     joined: AtomicBool,
+    /// Whether it keeps out of shared tables. Set under the mapping lock, and stays.
+    unshared: AtomicBool,
+    /// Whether stores to a page were ever withheld, or an address poisoned.
+    has_marks: AtomicBool,
 }
 
 impl<M: Machine> Area<M> {
@@ -110,6 +119,8 @@ impl<M: Machine> Area<M> {
             tables: Spin::<M, _>::new(BTreeMap::new()),
             listed: AtomicU64::new(0),
             joined: AtomicBool::new(false),
+            unshared: AtomicBool::new(false),
+            has_marks: AtomicBool::new(false),
         })
     }
 
@@ -175,6 +186,27 @@ impl<M: Machine> Area<M> {
             leaf: self.size.level(),
             rights: M::Format::key_rights(placement.protection),
         }
+    }
+
+    /// Whether the mapping keeps out of shared tables.
+    pub(crate) fn is_unshared(&self) -> bool {
+        // Relaxed: the mapping lock orders it.
+        self.unshared.load(Ordering::Relaxed)
+    }
+
+    /// Makes it keep out of shared tables; returns whether it did before.
+    pub(super) fn set_unshared(&self) -> bool {
+        self.unshared.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether stores to a page were ever withheld, or an address poisoned.
+    pub(super) fn has_marks(&self) -> bool {
+        // Relaxed: as `is_unshared`.
+        self.has_marks.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_has_marks(&self) {
+        self.has_marks.store(true, Ordering::Release);
     }
 
     /// Puts the mapping on the file's list, unless it is there: from now on unmappings visit it.

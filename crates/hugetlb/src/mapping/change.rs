@@ -58,14 +58,15 @@ impl<M: Machine> Mapping<M> {
             placement.indices(),
             purpose,
             batch,
-            |entry, _, _| {
+            |entry, index, _| {
                 // Relaxed: the mapping lock orders it; nothing is read through it.
                 let old = entry.load(Ordering::Relaxed);
                 if !M::Format::is_leaf(level, old) {
                     return false;
                 }
                 // A private page may have relatives: the next store faults and looks.
-                let permitted = if private { protection - Protection::WRITE } else { protection };
+                let fixed = private || self.area.withholds(index);
+                let permitted = if fixed { protection - Protection::WRITE } else { protection };
                 // AcqRel: no access with the old rights is ordered behind the flush.
                 let frame = M::Format::leaf_frame(level, old);
                 entry.swap(M::Format::leaf(level, frame, permitted), Ordering::AcqRel);
@@ -126,24 +127,14 @@ impl<M: Machine> Mapping<M> {
     ///
     /// [`Error::Invalid`] when the range is not of whole pages of the mapping.
     pub fn discard(&self, range: Range<VirtAddr>) -> Result<()> {
-        let size = self.page_size();
-        let inside = range.start >= self.start() && range.end.0 <= self.start().0 + self.length();
-        if !inside
-            || range.start > range.end
-            || !range.start.begins(size.level())
-            || !range.end.begins(size.level())
-        {
-            return Err(Error::Invalid);
-        }
-        let first = self.placement.first.0;
-        let indices = first + ((range.start.0 - self.start().0) >> size.shift())
-            ..first + ((range.end.0 - self.start().0) >> size.shift());
+        let indices = self.indices(&range).ok_or(Error::Invalid)?;
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         // Held over the flush: as in `drop`.
         let placement = self.area.lock();
         let mut batch = Batch::new(&self.file);
-        self.area.clear(&self.file, &placement, indices, Purpose::Clear, &mut batch);
+        self.area.clear(&self.file, &placement, indices.clone(), Purpose::Clear, &mut batch);
         batch.finish();
+        self.area.heal(indices);
         Ok(())
     }
 
@@ -228,6 +219,12 @@ impl<M: Machine> Area<M> {
     ) {
         if lower.is_listed() {
             self.enlist(file);
+        }
+        if lower.is_unshared() {
+            self.set_unshared();
+        }
+        if lower.has_marks() {
+            self.set_has_marks();
         }
         if lower.has_joined() {
             let joined = self.join(file);

@@ -3,6 +3,7 @@
 use filetables::{Entry, Format, InsertError, Protection};
 
 use super::area::Placement;
+use super::userfault::Fill;
 use super::{Area, Mapping};
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::error::FaultError;
@@ -56,6 +57,7 @@ impl<M: Machine> Mapping<M> {
             area: &self.area,
             address: address.floor(self.page_size().level()),
             access,
+            fill: None,
             // Two faults on one page, and a fault and the page's removal, come one after the other.
             index: self.file.lock_index(index)?,
         };
@@ -72,6 +74,8 @@ pub(crate) struct Fault<'m, M: Machine> {
     /// Of the page.
     pub(crate) address: VirtAddr,
     pub(crate) access: Access,
+    /// What a fresh page gets; zeroes if nothing.
+    pub(crate) fill: Option<Fill<'m>>,
     pub(crate) index: IndexLock<'m, M>,
 }
 
@@ -81,6 +85,8 @@ impl<'m, M: Machine> Fault<'m, M> {
     pub(crate) fn lock_mapping(&self) -> Result<ReadGuard<'m, M, Placement>, FaultError> {
         let placement = self.area.placement();
         let permitted = match self.access {
+            // The host puts the page there, not the program.
+            _ if self.fill.is_some() => !placement.protection.is_empty(),
             Access::Read => !placement.protection.is_empty(),
             Access::Write => placement.protection.contains(Protection::WRITE),
             Access::Execute => placement.protection.contains(Protection::EXECUTE),
@@ -102,7 +108,7 @@ impl<'m, M: Machine> Fault<'m, M> {
         let page = self.file.allocate_page(&self.index).map_err(|_| FaultError::Sigbus)?;
         self.file.hugetlb().counters().faults_allocated.add(1);
         if !Mutant::PageNotZeroed.is_on() {
-            page.zero();
+            self.initialise(&page, None);
         }
         content.insert(index, page.clone()).map(|()| page.clone()).map_err(|error| {
             // A truncation came in between, or memory is short. The promise that the page used up is the truncation's to delete,

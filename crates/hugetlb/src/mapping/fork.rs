@@ -56,7 +56,14 @@ impl<M: Machine> Mapping<M> {
             );
         }
         let robbed = self.area.private().lock().robbed;
-        let private = Private { copies, used: Regions::default(), owner: false, robbed };
+        let private = Private {
+            copies,
+            used: Regions::default(),
+            owner: false,
+            robbed,
+            withheld: Regions::default(),
+            poisoned: Regions::default(),
+        };
         debug_assert!(private.copies.is_empty() || !self.area.is_shared());
         let child = Self::unattached(self.file.clone(), space, self.area.is_shared(), *placement, private);
         if Mutant::ForkUnlockedEarly.is_on() {
@@ -102,6 +109,13 @@ impl<M: Machine> Private<M> {
     /// Takes what belongs to the indices from `at` on.
     pub(super) fn split_off(&mut self, at: PageIndex) -> Private<M> {
         let copies = self.copies.split_off(&at);
-        Private { copies, used: self.used.split_off(at.0), owner: self.owner, robbed: self.robbed }
+        Private {
+            copies,
+            used: self.used.split_off(at.0),
+            owner: self.owner,
+            robbed: self.robbed,
+            withheld: self.withheld.split_off(at.0),
+            poisoned: self.poisoned.split_off(at.0),
+        }
     }
 }

@@ -36,6 +36,7 @@ mod round;
 mod share;
 #[cfg(test)]
 mod tests;
+mod userfault;
 
 use alloc::collections::BTreeMap;
 
@@ -49,6 +50,7 @@ pub(crate) use fault::{Fault, publish};
 pub use query::Resident;
 pub use round::CheckRound;
 pub(crate) use share::Share;
+pub use userfault::{Fill, Presence};
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
 use crate::file::{File, MapOptions};
@@ -82,6 +84,8 @@ impl<M: Machine> Mapping<M> {
             used: Regions::default(),
             owner: !options.shared && !options.no_reserve,
             robbed: false,
+            withheld: Regions::default(),
+            poisoned: Regions::default(),
         };
         if !options.shared {
             file.hugetlb().counters().fall_back(Fallback::Private, 1);

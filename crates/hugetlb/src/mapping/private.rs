@@ -64,7 +64,7 @@ impl<M: Machine> Fault<'_, M> {
         match (copy, cached) {
             // No relative sees the store.
             (Some((is_sole, page)), _) if is_sole || Mutant::CopyOfRelatives.is_on() => {
-                self.replace(entry, None, &page, placement.protection);
+                self.replace(entry, None, &page, self.permitted(placement.protection));
                 Ok(page)
             }
             (Some((_, page)), _) if !write => {
@@ -87,15 +87,12 @@ impl<M: Machine> Fault<'_, M> {
                         _ => FaultError::Sigbus.into(),
                     });
                 };
-                match &origin {
-                    Some(origin) => {
-                        page.copy_from(origin);
-                        self.file.hugetlb().counters().faults_copied.add(1);
-                    }
-                    None => page.zero(),
+                self.initialise(&page, origin.as_deref());
+                if origin.is_some() {
+                    self.file.hugetlb().counters().faults_copied.add(1);
                 }
                 let old = self.area.private().lock().copies.insert(index, Share::new(page.clone()));
-                self.replace(entry, origin, &page, placement.protection);
+                self.replace(entry, origin, &page, self.permitted(placement.protection));
                 // Behind the flush: see `Share`.
                 drop(old);
                 Ok(page)

@@ -160,14 +160,15 @@ pub(super) fn find_target<'f, M: Machine>(
     fault: &Fault<'f, M>,
     placement: &Placement,
 ) -> Result<Target<'f, M>, FaultError> {
-    let table = match whole_slot(fault.area, placement, fault.address) {
+    let sharable = whole_slot(fault.area, placement, fault.address).filter(|_| !fault.area.is_unshared());
+    let table = match sharable {
         Some(slot) => table_for_fault(fault.file, fault.area, &slot, placement.protection)?,
         None => None,
     };
     let entry = Level::Pmd.index(fault.address);
     Ok(match table {
         Some(table) => Target::Shared(fault.file.hugetlb().machine(), table, entry),
-        None => Target::Host(fault.host_entry()?, placement.protection),
+        None => Target::Host(fault.host_entry()?, fault.permitted(placement.protection)),
     })
 }
 

@@ -51,6 +51,25 @@ fn leave<M: Machine>(area: &Area<M>, slot: &Slot, entry: &Entry, batch: &mut Bat
     batch.flush_tables(area, slot.address, slot.level);
 }
 
+/// Attaches the slot of a fault whose page is in the file. False when the slot has a table of the host.
+fn attach_for_fault<M: Machine>(fault: &Fault<'_, M>, placement: &Placement) -> Result<bool, FaultError> {
+    let content = fault.file.content();
+    fault.area.join(fault.file)?;
+    let (space, extent) = (fault.area.space(), fault.area.extent(placement));
+    let mut tally = AttachTally::default();
+    let attached = content.attach_for_fault(space, &extent, fault.address, placement.protection, &mut tally);
+    count(fault.file.hugetlb().counters(), &tally);
+    match attached? {
+        // Empty: a truncation has just put the page behind the end. The access faults once more.
+        Attached::Before | Attached::Shared | Attached::Made | Attached::Empty => {
+            // Who makes a table may not have come to the page yet.
+            content.show(fault.index.index().0);
+            Ok(true)
+        }
+        Attached::Occupied | Attached::Neighbour | Attached::Crowded => Ok(false),
+    }
+}
+
 impl<M: Machine> Protocol<M> for FileTables {
     fn fault_fence<'f>(&self, _: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
         None
@@ -65,33 +84,24 @@ impl<M: Machine> Protocol<M> for FileTables {
         // unmapping by others does not take this lock.
         let placement = fault.lock_mapping()?;
         let page = fault.page()?;
-        let content = fault.file.content();
-        fault.area.join(fault.file)?;
-        let (space, extent) = (fault.area.space(), fault.area.extent(&placement));
-        let mut tally = AttachTally::default();
-        let attached =
-            content.attach_for_fault(space, &extent, fault.address, placement.protection, &mut tally);
-        count(fault.file.hugetlb().counters(), &tally);
-        match attached? {
-            // Empty: a truncation has just put the page behind the end. The access faults once more.
-            Attached::Before | Attached::Shared | Attached::Made | Attached::Empty => {
-                // Who makes a table may not have come to the page yet.
-                content.show(fault.index.index().0);
-                return Ok(page);
-            }
-            Attached::Occupied | Attached::Neighbour | Attached::Crowded => {}
+        if !fault.area.is_unshared() && attach_for_fault(fault, &placement)? {
+            return Ok(page);
         }
         // Listed before it has an entry: see `Area::enlist`.
         if !Mutant::NotEnlisted.is_on() {
             fault.area.enlist(fault.file);
         }
-        publish::<M>(fault.host_entry()?, &page, placement.protection);
+        publish::<M>(fault.host_entry()?, &page, fault.permitted(placement.protection));
         Ok(page)
     }
 
     fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement) {
         // An attached table permits loads at least, and an empty file has none.
-        if placement.protection.is_empty() || file.content().is_empty() || area.join(file).is_err() {
+        if area.is_unshared()
+            || placement.protection.is_empty()
+            || file.content().is_empty()
+            || area.join(file).is_err()
+        {
             return;
         }
         let mut tally = AttachTally::default();

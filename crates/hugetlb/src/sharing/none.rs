@@ -25,7 +25,7 @@ impl<M: Machine> Protocol<M> for NoSharing {
     fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {
         let placement = fault.lock_mapping()?;
         let page = fault.page()?;
-        publish::<M>(fault.host_entry()?, &page, placement.protection);
+        publish::<M>(fault.host_entry()?, &page, fault.permitted(placement.protection));
         Ok(page)
     }
 

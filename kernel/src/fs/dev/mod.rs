@@ -28,7 +28,8 @@ pub fn init() -> Result<()> {
     let mount = Mount::new(root, "devtmpfs", 0);
     INSTANCE.set(mount).map_err(|_| Errno::EBUSY)?;
     memory::init()?;
-    kmsg::init()
+    kmsg::init()?;
+    crate::mm::userfault::init()
 }
 
 /// For the registry of file-system types.

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::errno::{Errno, Result};
 use crate::fs::pipe;
 use crate::fs::pseudo::Functions;
-use crate::mm::{accounting, exec, shm};
+use crate::mm::{accounting, exec, shm, userfault};
 use crate::net::unix;
 use crate::process;
 use crate::sync::Once;
@@ -208,6 +208,18 @@ fn kernel() -> Result<()> {
 }
 
 fn memory() -> Result<()> {
+    register(
+        "vm/unprivileged_userfaultfd",
+        // Relaxed, both: a setting of its own.
+        || text(u8::from(userfault::UNPRIVILEGED.load(Ordering::Relaxed))),
+        |new| match parse(new)? {
+            value @ 0..=1u8 => {
+                userfault::UNPRIVILEGED.store(value == 1, Ordering::Relaxed);
+                Ok(())
+            }
+            _ => Err(Errno::EINVAL),
+        },
+    )?;
     register(
         "vm/overcommit_memory",
         || text(accounting::overcommit_memory()),

@@ -103,6 +103,20 @@ impl RegularFile {
         }
     }
 
+    /// Puts a page with data into a hole.
+    fn insert_page(&self, index: u64, frame: &Frame) -> Result<()> {
+        reserve::ask_lasting(PAGE_SIZE)?;
+        self.limits.charge_pages(1)?;
+        let mut pages = self.pages.lock();
+        if pages.insert(index, frame.clone()).is_ok() {
+            pages.mark_written(index);
+            return Ok(());
+        }
+        drop(pages);
+        self.limits.uncharge_pages(1);
+        Err(Errno::EEXIST)
+    }
+
     /// Takes the pages `first..end` out of the file and out of all mappings, then frees them.
     fn remove_pages(&self, first: u64, end: u64) {
         let mut next = Some(first);
@@ -338,6 +352,19 @@ impl PageCache for RegularFile {
             return Err(Errno::EFAULT);
         }
         Ok(frame)
+    }
+
+    fn insert(&self, index: u64, frame: &Frame) -> Result<()> {
+        if index >= self.len().div_ceil(PAGE) {
+            return Err(Errno::EFAULT);
+        }
+        self.insert_page(index, frame)?;
+        // As in `page`.
+        if index >= self.len().div_ceil(PAGE) {
+            self.remove_pages(index, index + 1);
+            return Err(Errno::EFAULT);
+        }
+        Ok(())
     }
 
     fn size(&self) -> u64 {

@@ -3,6 +3,7 @@
 mod bounds;
 mod check;
 mod file_tables;
+mod userfault;
 
 use filetables::format::X86_64;
 use filetables::{EntryValue, Format, Level, Protection};

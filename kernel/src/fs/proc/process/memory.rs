@@ -163,6 +163,9 @@ fn area_rows(out: &mut Text, mm: &AddressSpace, area: &AreaView) {
         (area.flags.contains(VmFlags::HUGE_PAGE), "hg"),
         (area.flags.contains(VmFlags::NO_HUGE_PAGE), "nh"),
         (area.flags.contains(VmFlags::MERGEABLE), "mg"),
+        (area.flags.contains(VmFlags::USERFAULT_MISSING), "um"),
+        (area.flags.contains(VmFlags::USERFAULT_WP), "uw"),
+        (area.flags.contains(VmFlags::USERFAULT_MINOR), "ui"),
     ];
     for (_, name) in names.iter().filter(|(set, _)| *set) {
         put!(out, " {name}");

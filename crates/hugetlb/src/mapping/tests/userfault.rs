@@ -1,0 +1,108 @@
+//! What userfaultfd(2) needs, under each protocol.
+
+use super::*;
+use crate::mapping::Presence;
+
+const PROTOCOLS: [ProtocolKind; 3] = [ProtocolKind::FileTables, ProtocolKind::VmaLock, ProtocolKind::None];
+
+fn range(first: u64, pages: u64) -> core::ops::Range<VirtAddr> {
+    HERE + first * MIB2..HERE + (first + pages) * MIB2
+}
+
+/// Whether the entry of a page permits stores; `None` without one.
+fn permits(mapping: &Mapping<TestMachine>, page: u64) -> Option<bool> {
+    mapping.translate(HERE + page * MIB2).map(|(_, writable)| writable)
+}
+
+#[test]
+fn an_unshared_mapping_faults_on_what_the_file_has() {
+    for protocol in PROTOCOLS {
+        let hugetlb = hugetlb(8, protocol);
+        let file = file(&hugetlb, SLOT_SIZE);
+        let (space, a) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+        let (_, b) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+        store(&b, HERE, 5);
+        store(&a, HERE, 6);
+        a.keep_unshared();
+        assert!(!X86_64::is_managed(Level::Pud, space.pud(HERE)));
+        assert_eq!((permits(&a, 0), a.presence(HERE)), (None, Presence::InFile));
+        assert_eq!(a.presence(HERE + MIB2), Presence::Absent);
+        assert_eq!(load(&a, HERE), 6);
+        // What others add comes by a fault as well, before and after it has left a slot and come back.
+        store(&b, HERE + MIB2, 7);
+        assert_eq!(permits(&a, 1), None);
+        let mut round = CheckRound::new(&hugetlb);
+        a.check(&mut round).unwrap();
+        // A child shares again.
+        let child = a.fork(hugetlb.machine().space()).unwrap();
+        assert_eq!(load(&child, HERE + MIB2), 7);
+        assert_eq!(load(&a, HERE + MIB2), 7);
+        file.fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
+        assert_eq!(permits(&a, 0), None, "a punch visits it");
+        drop((a, b, child, file));
+        assert_eq!(pool(&hugetlb), (8, 0));
+    }
+}
+
+#[test]
+fn withheld_stores_outlast_all_but_their_end() {
+    for protocol in PROTOCOLS {
+        let hugetlb = hugetlb(8, protocol);
+        let file = file(&hugetlb, 8 * MIB2);
+        let (_, mut mapping) = map_at(&file, HERE, 4 * MIB2, SHARED);
+        assert_eq!(mapping.withhold_stores(range(0, 1), true), Err(Error::Invalid), "it may share tables");
+        mapping.keep_unshared();
+        store(&mapping, HERE, 1);
+        mapping.withhold_stores(range(0, 2), true).unwrap();
+        load(&mapping, HERE + MIB2);
+        store(&mapping, HERE + 2 * MIB2, 1);
+        assert_eq!([0, 1, 2].map(|page| permits(&mapping, page)), [Some(false), Some(false), Some(true)]);
+        mapping.protect(Protection::READ);
+        mapping.protect(RW);
+        mapping.discard(range(0, 4)).unwrap();
+        (0..3).for_each(|page| drop(load(&mapping, HERE + page * MIB2)));
+        assert_eq!([0, 1, 2].map(|page| permits(&mapping, page)), [Some(false), Some(false), Some(true)]);
+        // Both parts of a split keep theirs.
+        let upper = mapping.split(HERE + MIB2).unwrap();
+        assert!(mapping.is_withheld(HERE) && upper.is_withheld(HERE + MIB2));
+        upper.withhold_stores(range(1, 1), false).unwrap();
+        assert_eq!((permits(&mapping, 0), permits(&upper, 1)), (Some(false), Some(true)));
+        assert!(!mapping.fork(hugetlb.machine().space()).unwrap().is_withheld(HERE));
+    }
+}
+
+#[test]
+fn a_private_copy_is_withheld_too() {
+    let hugetlb = hugetlb(8, ProtocolKind::FileTables);
+    let file = file(&hugetlb, 4 * MIB2);
+    let (_, mapping) = map_at(&file, HERE, 4 * MIB2, PRIVATE);
+    store(&mapping, HERE, 1);
+    mapping.withhold_stores(range(0, 4), true).unwrap();
+    load(&mapping, HERE + MIB2);
+    mapping.fault(HERE + MIB2, Access::Write).unwrap();
+    assert_eq!([0, 1].map(|page| permits(&mapping, page)), [Some(false), Some(false)]);
+    mapping.withhold_stores(range(0, 4), false).unwrap();
+    store(&mapping, HERE, 2);
+    assert_eq!(permits(&mapping, 0), Some(true));
+}
+
+#[test]
+fn a_filled_page_is_never_seen_without_its_content() {
+    for options in [SHARED, PRIVATE] {
+        let hugetlb = hugetlb(4, ProtocolKind::FileTables);
+        let file = file(&hugetlb, 2 * MIB2);
+        let (_, mapping) = map_at(&file, HERE, 2 * MIB2, options);
+        let machine = hugetlb.machine();
+        assert!(mapping.poison(HERE) && mapping.is_poisoned(HERE));
+        assert_eq!(mapping.fill(HERE, &|frame| machine.set_word(frame, 9)), Ok(true));
+        assert!(!mapping.is_poisoned(HERE) && !mapping.poison(HERE));
+        assert_eq!(load(&mapping, HERE), 9);
+        assert_eq!(mapping.fill(HERE, &|_| panic!("there is a page")), Ok(false));
+        assert_eq!(file.content().get(0).is_some(), options.shared);
+        assert!(mapping.poison(HERE + MIB2));
+        mapping.discard(range(0, 2)).unwrap();
+        assert!(!mapping.is_poisoned(HERE + MIB2));
+        drop((mapping, file));
+        assert_eq!(pool(&hugetlb), (4, 0));
+    }
+}

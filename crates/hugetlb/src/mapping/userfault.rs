@@ -1,0 +1,221 @@
+//! What a host needs for userfaultfd(2): tables of a mapping's own, withheld stores, pages with a content from elsewhere.
+//!
+//! A registered mapping has to fault where others would not: on a page that is in the file already (mode MINOR), and at a store to
+//! a page that it may read (mode WP). Both are impossible in a table that others share, so the host keeps such a mapping out of
+//! them. Linux does the same (`uffd_disable_huge_pmd_share`).
+
+use core::ops::Range;
+
+use filetables::{EntryValue, Format, Protection};
+
+use super::{Access, Area, Batch, Fault, Mapping};
+use crate::addr::{PageIndex, PhysAddr, VirtAddr};
+use crate::error::{Error, FaultError, Result};
+use crate::machine::Machine;
+use crate::pool::Page;
+use crate::sharing::Purpose;
+use crate::sync::Ordering;
+
+/// How [`Mapping::fill`] writes a page: it gets the frame, which nobody else knows yet.
+pub type Fill<'f> = &'f dyn Fn(PhysAddr);
+
+/// What there is of a page before a fault, whether the address space has an entry for it or not.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Presence {
+    /// Nothing, and nothing can be: the file ends before it, or the mapping does not cover the address.
+    BeyondEnd,
+    /// Nothing: the file has a hole.
+    Absent,
+    /// A page of the file.
+    InFile,
+    /// The mapping's own copy.
+    Copied,
+}
+
+impl<M: Machine> Mapping<M> {
+    /// Takes the mapping out of all shared tables for the rest of its life, and its parts after a split; a child's mapping after a fork
+    /// shares again. Its pages come back by faults. The host holds its address-space lock for writing.
+    pub fn keep_unshared(&self) {
+        let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+        // Held over the flush: as in `drop`.
+        let placement = self.area.lock();
+        if !self.is_shared() || self.area.set_unshared() {
+            return;
+        }
+        // From now on it has entries that the file does not write itself.
+        self.area.enlist(&self.file);
+        let mut batch = Batch::new(&self.file);
+        let all = placement.indices();
+        self.area.clear_entries(&self.file, &placement, all, Purpose::Leave, &mut batch);
+        batch.finish();
+    }
+
+    /// Withholds stores from the pages of a byte range, whatever the mapping permits, or permits them again. It holds for pages that
+    /// come later, too. A store to such a page is the host's to judge: it asks [`Mapping::is_withheld`] before it calls
+    /// [`Mapping::fault`]. The mapping is unshared ([`Mapping::keep_unshared`]) or private. The host holds its address-space lock.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Invalid`] when the range is not of whole pages of the mapping, or the mapping may share tables.
+    pub fn withhold_stores(&self, range: Range<VirtAddr>, withhold: bool) -> Result<()> {
+        let indices = self.indices(&range).ok_or(Error::Invalid)?;
+        if self.is_shared() && !self.area.is_unshared() {
+            return Err(Error::Invalid);
+        }
+        let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+        // Held over the flush: as in `drop`.
+        let placement = self.area.lock();
+        self.area.withhold(indices.clone(), withhold);
+        // A private page may have relatives: its next store faults and looks.
+        let restores = self.is_shared();
+        if !withhold && !restores {
+            return Ok(());
+        }
+        let level = self.page_size().level();
+        let purpose = Purpose::Protect(placement.protection);
+        let mut batch = Batch::new(&self.file);
+        self.area.change_entries(&self.file, &placement, indices, purpose, &mut batch, |entry, _, _| {
+            // Relaxed: the mapping lock orders it; nothing is read through it.
+            let old = entry.load(Ordering::Relaxed);
+            if !M::Format::is_leaf(level, old) {
+                return false;
+            }
+            let permitted =
+                if withhold { M::Format::protection(old) - Protection::WRITE } else { placement.protection };
+            // AcqRel: no store with the old rights is ordered behind the flush.
+            let frame = M::Format::leaf_frame(level, old);
+            entry.swap(M::Format::leaf(level, frame, permitted), Ordering::AcqRel);
+            withhold && M::Format::protection(old).contains(Protection::WRITE)
+        });
+        batch.finish();
+        Ok(())
+    }
+
+    /// Whether stores to the page of an address are withheld.
+    pub fn is_withheld(&self, address: VirtAddr) -> bool {
+        self.index(address).is_some_and(|index| self.area.withholds(index))
+    }
+
+    /// Poisons the page of an address where the address space has no entry: a fault there is the host's to refuse, until a page is put
+    /// there or [`Mapping::discard`] comes by. False when there is an entry.
+    pub fn poison(&self, address: VirtAddr) -> bool {
+        let Some(index) = self.index(address) else { return false };
+        // No fault is under way.
+        let placement = self.area.lock();
+        let present = self.area.leaf(&self.file, &placement, address) != EntryValue::default();
+        if !present {
+            self.area.set_has_marks();
+            self.area.private().lock().poisoned.insert(index.0..index.0 + 1);
+        }
+        !present
+    }
+
+    /// Whether the page of an address is poisoned.
+    pub fn is_poisoned(&self, address: VirtAddr) -> bool {
+        self.area.has_marks()
+            && self.index(address).is_some_and(|index| self.area.private().lock().poisoned.contains(index.0))
+    }
+
+    /// What a fault at an address would find. The host holds its address-space lock.
+    pub fn presence(&self, address: VirtAddr) -> Presence {
+        let Some(index) = self.index(address).filter(|index| index.0 < self.file.content().end()) else {
+            return Presence::BeyondEnd;
+        };
+        if self.area.private().lock().copies.contains_key(&index) {
+            return Presence::Copied;
+        }
+        match self.file.content().get(index.0) {
+            Some(_) => Presence::InFile,
+            None => Presence::Absent,
+        }
+    }
+
+    /// Puts a page with the content that `fill` writes where there is none, as a fault would: nobody sees it before it is written. False
+    /// when there is a page. `fill` must not touch memory that can fault. The host holds its address-space lock for reading.
+    ///
+    /// # Errors
+    ///
+    /// As [`Mapping::fault`]: [`FaultError::Sigbus`] behind the end of the file and without a free page.
+    pub fn fill(&self, address: VirtAddr, fill: Fill<'_>) -> core::result::Result<bool, FaultError> {
+        let index = self.index(address).ok_or(FaultError::NotMapped)?;
+        let protocol = self.file.hugetlb().protocol();
+        // In this order: as `Mapping::fault_then`.
+        let _fence = protocol.fault_fence(&self.file);
+        let fault = Fault {
+            file: &self.file,
+            area: &self.area,
+            address: address.floor(self.page_size().level()),
+            access: Access::Write,
+            fill: Some(fill),
+            index: self.file.lock_index(index)?,
+        };
+        if self.area.is_shared() {
+            if self.file.content().get(index.0).is_some() {
+                return Ok(false);
+            }
+            protocol.fault(&fault)?;
+        } else {
+            if self.area.private().lock().copies.contains_key(&index) || self.is_resident(address) {
+                return Ok(false);
+            }
+            fault.private()?;
+        }
+        self.area.heal(index.0..index.0 + 1);
+        Ok(true)
+    }
+
+    /// The page indices of a byte range of whole pages inside the mapping.
+    pub(super) fn indices(&self, range: &Range<VirtAddr>) -> Option<Range<u64>> {
+        let size = self.page_size();
+        let inside = range.start >= self.start() && range.end.0 <= self.start().0 + self.length();
+        if !inside
+            || range.start > range.end
+            || !range.start.begins(size.level())
+            || !range.end.begins(size.level())
+        {
+            return None;
+        }
+        let index = |at: VirtAddr| self.placement.first.0 + ((at.0 - self.start().0) >> size.shift());
+        Some(index(range.start)..index(range.end))
+    }
+}
+
+impl<M: Machine> Fault<'_, M> {
+    /// What the entry of the page may permit: not the stores that are withheld.
+    pub(crate) fn permitted(&self, protection: Protection) -> Protection {
+        if self.area.withholds(self.index.index()) { protection - Protection::WRITE } else { protection }
+    }
+
+    /// Writes the content of a fresh page: what the host says, else that of `origin`, else zeroes.
+    pub(super) fn initialise(&self, page: &Page<M>, origin: Option<&Page<M>>) {
+        match (self.fill, origin) {
+            (Some(fill), _) => fill(page.frame()),
+            (None, Some(origin)) => page.copy_from(origin),
+            (None, None) => page.zero(),
+        }
+    }
+}
+
+impl<M: Machine> Area<M> {
+    /// Whether stores to a page are withheld. The mapping lock, or the fault mutex of the index, is held.
+    pub(crate) fn withholds(&self, index: PageIndex) -> bool {
+        self.has_marks() && self.private().lock().withheld.contains(index.0)
+    }
+
+    /// The indices are not poisoned any more.
+    pub(super) fn heal(&self, indices: Range<u64>) {
+        if self.has_marks() {
+            self.private().lock().poisoned.remove(indices);
+        }
+    }
+
+    fn withhold(&self, indices: Range<u64>, withhold: bool) {
+        let mut private = self.private().lock();
+        if withhold {
+            self.set_has_marks();
+            private.withheld.insert(indices);
+        } else {
+            private.withheld.remove(indices);
+        }
+    }
+}

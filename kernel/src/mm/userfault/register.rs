@@ -1,0 +1,183 @@
+//! Registering areas with a context, and letting go of them.
+
+use alloc::sync::Arc;
+use core::ops::Range;
+
+use linux_raw_sys::general as abi;
+
+use super::super::space::Areas;
+use super::super::vma::{Kind, VmFlags, Vma};
+use super::super::{AddressSpace, accounting};
+use super::Context;
+use crate::errno::{Errno, Result};
+use crate::sched;
+
+/// Bits of the calls that can be made of a range, as UFFDIO_REGISTER tells them.
+const WAKE: u64 = 1 << abi::_UFFDIO_WAKE;
+const COPY: u64 = 1 << abi::_UFFDIO_COPY;
+const ZEROPAGE: u64 = 1 << abi::_UFFDIO_ZEROPAGE;
+const WRITEPROTECT: u64 = 1 << abi::_UFFDIO_WRITEPROTECT;
+const CONTINUE: u64 = 1 << abi::_UFFDIO_CONTINUE;
+const POISON: u64 = 1 << abi::_UFFDIO_POISON;
+
+impl Vma {
+    /// No userfaultfd is told of its faults any more.
+    pub(in super::super) fn forget_userfault(&mut self) {
+        if self.userfault.take().is_some() {
+            self.flags -= VmFlags::USERFAULT;
+            if let Kind::Huge(huge) = &self.kind {
+                // The whole area is of whole pages.
+                let _ = huge.withhold_stores(self.start..self.end, false);
+            }
+        }
+    }
+
+    /// Can it be registered in a mode?
+    fn can_userfault(&self, mode: VmFlags) -> bool {
+        let pages_of_files = match &self.kind {
+            Kind::Special(_) => return false,
+            Kind::Anonymous => false,
+            Kind::File(area) if !area.link.cache().is_shmem() => return false,
+            Kind::File(_) | Kind::Huge(_) => true,
+        };
+        !self.flags.contains(VmFlags::DROPPABLE)
+            && (pages_of_files || !mode.contains(VmFlags::USERFAULT_MINOR))
+    }
+}
+
+impl Context {
+    /// UFFDIO_REGISTER: returns which calls can be made of the range.
+    pub(super) fn register(self: &Arc<Self>, range: Range<u64>, mode: VmFlags) -> Result<u64> {
+        let space = self.space.upgrade().ok_or(Errno::ENOMEM)?;
+        let mut guard = space.write();
+        let areas: &mut Areas = &mut guard;
+        let basic = self.check_range(areas, &range, mode)?;
+        let mut at = range.start;
+        while let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) {
+            let part = vma.start.max(range.start)..vma.end.min(range.end);
+            at = part.end;
+            let same = vma.userfault.as_ref().is_some_and(|context| Arc::ptr_eq(context, self));
+            if same && vma.flags.contains(mode) {
+                continue;
+            }
+            space.isolate_for(areas, &part)?;
+            areas.set.update(part.start, |vma| {
+                vma.flags = (vma.flags - VmFlags::USERFAULT) | mode;
+                vma.userfault = Some(self.clone());
+                if let Kind::Huge(huge) = &vma.kind
+                    && mode.intersects(VmFlags::USERFAULT_WP | VmFlags::USERFAULT_MINOR)
+                {
+                    huge.keep_unshared();
+                }
+            });
+            sched::cond_resched();
+        }
+        areas.set.merge(range);
+        let mut calls = WAKE | COPY | POISON;
+        if !basic {
+            calls |= ZEROPAGE;
+        }
+        if mode.contains(VmFlags::USERFAULT_WP) {
+            calls |= WRITEPROTECT;
+        }
+        if mode.contains(VmFlags::USERFAULT_MINOR) {
+            calls |= CONTINUE;
+        }
+        Ok(calls)
+    }
+
+    /// Can all areas of the range be registered? Tells whether there are huge pages.
+    fn check_range(self: &Arc<Self>, areas: &Areas, range: &Range<u64>, mode: VmFlags) -> Result<bool> {
+        let mut huge = false;
+        let mut met = false;
+        for vma in areas.set.overlapping(range.clone()) {
+            met = true;
+            if !vma.can_userfault(mode) {
+                return Err(Errno::EINVAL);
+            }
+            if !vma.flags.contains(VmFlags::MAY_WRITE) {
+                return Err(Errno::EPERM);
+            }
+            let part = vma.start.max(range.start)..vma.end.min(range.end);
+            if vma.is_huge() && ((part.start | part.end) & (vma.granule() - 1)) != 0 {
+                return Err(Errno::EINVAL);
+            }
+            if vma.userfault.as_ref().is_some_and(|other| !Arc::ptr_eq(other, self)) {
+                return Err(Errno::EBUSY);
+            }
+            huge |= vma.is_huge();
+            sched::cond_resched();
+        }
+        if met { Ok(huge) } else { Err(Errno::EINVAL) }
+    }
+
+    /// UFFDIO_UNREGISTER.
+    pub(super) fn unregister(self: &Arc<Self>, range: Range<u64>) -> Result<()> {
+        let space = self.space.upgrade().ok_or(Errno::ENOMEM)?;
+        {
+            let mut guard = space.write();
+            let areas: &mut Areas = &mut guard;
+            let mut met = false;
+            for vma in areas.set.overlapping(range.clone()) {
+                met = true;
+                let part = vma.start.max(range.start)..vma.end.min(range.end);
+                let cuts = vma.is_huge() && ((part.start | part.end) & (vma.granule() - 1)) != 0;
+                if cuts || !vma.can_userfault(VmFlags::empty()) {
+                    return Err(Errno::EINVAL);
+                }
+            }
+            if !met {
+                return Err(Errno::EINVAL);
+            }
+            space.let_areas_go(areas, self, range.clone())?;
+        }
+        self.wake(range);
+        Ok(())
+    }
+
+    /// The descriptor is closed: nobody is told of faults any more, and those who wait go on.
+    pub(super) fn release(self: &Arc<Self>) {
+        self.waiters.lock().released = true;
+        if let Some(space) = self.space.upgrade() {
+            let mut areas = space.write();
+            // Whole areas: nothing is cut, so nothing can fail.
+            let _ = space.let_areas_go(&mut areas, self, 0..super::super::TASK_SIZE);
+        }
+        self.wake(0..u64::MAX);
+    }
+}
+
+impl AddressSpace {
+    /// Makes a part of an area one by itself.
+    fn isolate_for(&self, areas: &mut Areas, part: &Range<u64>) -> Result<()> {
+        let Some(vma) = areas.set.find(part.start) else { return Ok(()) };
+        let splits = usize::from(vma.start < part.start) + usize::from(part.end < vma.end);
+        if areas.set.count() + splits > accounting::max_map_count() {
+            return Err(Errno::ENOMEM);
+        }
+        areas.set.isolate(part.clone(), self.weak())
+    }
+
+    /// Lets go of what of the range is registered with `context`.
+    fn let_areas_go(&self, areas: &mut Areas, context: &Arc<Context>, range: Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        while let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) {
+            let part = vma.start.max(range.start)..vma.end.min(range.end);
+            at = part.end;
+            if !vma.userfault.as_ref().is_some_and(|other| Arc::ptr_eq(other, context)) {
+                continue;
+            }
+            self.isolate_for(areas, &part)?;
+            let huge = areas.set.update(part.start, |vma| {
+                vma.forget_userfault();
+                vma.is_huge()
+            });
+            if huge == Some(false) {
+                self.permit_stores(part);
+            }
+            sched::cond_resched();
+        }
+        areas.set.merge(range);
+        Ok(())
+    }
+}
