@@ -18,6 +18,7 @@ mod panic;
 mod process;
 mod random;
 mod sched;
+mod seccomp;
 mod selftest;
 mod signal;
 mod sync;

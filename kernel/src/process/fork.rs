@@ -209,7 +209,6 @@ impl Child {
         if has(CHILD_CLEARTID) {
             thread.clear_child_tid.store(args.child_tid, Ordering::SeqCst);
         }
-        thread.no_new_privileges.store(current.no_new_privileges.load(Ordering::SeqCst), Ordering::SeqCst);
         // Relaxed: a value of its own.
         thread.io_priority.store(current.io_priority.load(Ordering::Relaxed), Ordering::Relaxed);
         // A thread registers its own area; a forked child keeps the one in its copy of the memory.
@@ -243,6 +242,9 @@ impl Child {
             drop(tree);
             return Err(Errno::ERESTARTNOINTR);
         }
+        // Here, since another thread may have changed them for all threads of the process.
+        thread.seccomp.inherit(&current.seccomp);
+        thread.no_new_privileges.store(current.no_new_privileges.load(Ordering::SeqCst), Ordering::SeqCst);
         tree.insert_thread(&thread);
         let relations = process.relations.get_mut(&mut tree);
         relations.threads.push_back(thread.clone());

@@ -74,6 +74,8 @@ pub struct Thread {
     /// Signal that it gets when its parent ends: prctl(PR_SET_PDEATHSIG).
     pub(crate) parent_death_signal: AtomicU32,
     pub(crate) no_new_privileges: AtomicBool,
+    /// Which system calls it may make.
+    pub(crate) seccomp: crate::seccomp::State,
     /// The locks that the thread holds.
     pub(crate) locks: Held,
     trap: IrqLock<super::Trap>,
@@ -147,6 +149,7 @@ impl Thread {
             timer_slack: AtomicU64::new(50_000),
             parent_death_signal: AtomicU32::new(0),
             no_new_privileges: AtomicBool::new(false),
+            seccomp: crate::seccomp::State::new(),
             locks: Held::new(),
             trap: IrqLock::new(super::Trap::default()),
             charge: SpinLock::new(parts.charge),

@@ -1,6 +1,6 @@
 //! `siginfo_t`: what a handler is told.
 
-use super::{SIGBUS, SIGCHLD, SIGTRAP};
+use super::{SIGBUS, SIGCHLD, SIGSYS, SIGTRAP};
 use crate::process::Pid;
 
 /// As user space sees it: 128 bytes, the fields after the first three by kind of signal.
@@ -31,6 +31,7 @@ pub mod codes {
     pub const BUS_ADRALN: i32 = 1;
     pub const BUS_MCEERR_AR: i32 = 4;
     pub const TRAP_TRACE: i32 = 2;
+    pub const SYS_SECCOMP: i32 = 1;
 }
 
 impl SigInfo {
@@ -71,6 +72,14 @@ impl SigInfo {
     }
 
     /// A child has changed state; times in clock ticks of 10 ms.
+    /// seccomp(2) has kept the thread from a system call: its number, made at `address`, and what the filter says.
+    pub const fn system_call(data: i32, address: u64, number: u32, arch: u32) -> Self {
+        let mut info = Self::fault(SIGSYS, codes::SYS_SECCOMP, address);
+        info.errno = data;
+        info.fields[1] = number as u64 | (arch as u64) << 32;
+        info
+    }
+
     pub fn child(code: i32, pid: Pid, uid: u32, status: i32, user_time: u64, system_time: u64) -> Self {
         let mut info = Self::new(SIGCHLD, code);
         info.fields[0] = u64::from(pid) | u64::from(uid) << 32;

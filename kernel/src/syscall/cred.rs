@@ -305,8 +305,8 @@ fn prctl(args: &mut Args) -> Result<usize> {
             });
         }
         pr::PR_GET_TID_ADDRESS => write_user(value, &thread.clear_child_tid.load(Ordering::SeqCst))?,
-        // No seccomp filter is set, ever.
-        pr::PR_GET_SECCOMP => return Ok(0),
+        pr::PR_GET_SECCOMP => return Ok(thread.seccomp.mode() as usize),
+        pr::PR_SET_SECCOMP => return super::seccomp::set_mode(value as u32, args.a[2]),
         pr::PR_GET_TSC => write_user(value, &(pr::PR_TSC_ENABLE as i32))?,
         pr::PR_SET_TSC if value as u32 == pr::PR_TSC_ENABLE => {}
         pr::PR_TASK_PERF_EVENTS_DISABLE | pr::PR_TASK_PERF_EVENTS_ENABLE => {}

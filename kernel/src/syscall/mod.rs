@@ -20,6 +20,7 @@ pub mod net;
 pub mod process;
 pub mod sched;
 pub mod sem;
+pub mod seccomp;
 pub mod signal;
 pub mod splice;
 pub mod system;
@@ -32,6 +33,8 @@ use crate::arch::trap::TrapFrame;
 use crate::errno::Result;
 use crate::memory::reserve;
 use crate::sync::grace;
+use crate::seccomp as seccomp_modes;
+use crate::seccomp::Verdict;
 use crate::sync::lockdep::stretch;
 use core::sync::atomic::Ordering;
 
@@ -82,6 +85,7 @@ const GROUPS: &[Group] = &[
     sched::TABLE,
     sem::TABLE,
     signal::TABLE,
+    seccomp::TABLE,
     splice::TABLE,
     system::TABLE,
     time::TABLE,
@@ -131,9 +135,19 @@ pub fn dispatch(frame: &mut TrapFrame) {
     if !matches!(Sysno::new(number), Some(Sysno::exit | Sysno::exit_group)) {
         reserve::enter();
     }
-    let result = match TABLE.get(number) {
-        Some(Some(handler)) => handler(&mut Args { a, frame }),
-        _ => Err(Errno::ENOSYS),
+    let verdict = match thread.seccomp.mode() {
+        seccomp_modes::DISABLED => Verdict::Allow,
+        _ => seccomp_modes::check(&thread, frame, number),
+    };
+    let result = match verdict {
+        Verdict::Allow => match TABLE.get(number) {
+            Some(Some(handler)) => handler(&mut Args { a, frame }),
+            _ => Err(Errno::ENOSYS),
+        },
+        Verdict::Refused(Some(errno)) => Err(errno),
+        Verdict::Refused(None) => Ok(0),
+        // A signal says so, and its handler finds the number where the result would be.
+        Verdict::Trapped => Ok(number),
     };
     grace::throttle();
     if traced {

@@ -133,6 +133,7 @@ pub fn init() -> Result<()> {
 
 fn kernel() -> Result<()> {
     use crate::syscall::system;
+    register_read_only("kernel/seccomp/actions_avail", || text(crate::seccomp::ACTIONS))?;
     register_read_only("kernel/ostype", || text("Linux"))?;
     register_read_only("kernel/osrelease", || text(system::RELEASE))?;
     register_read_only("kernel/version", || text(system::VERSION))?;

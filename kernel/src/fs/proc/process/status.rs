@@ -147,7 +147,7 @@ pub fn status(target: &Target) -> Result<Vec<u8>> {
     put!(out, "CapInh:\t{:016x}\nCapPrm:\t{:016x}\n", c.inheritable, c.permitted);
     put!(out, "CapEff:\t{:016x}\nCapBnd:\t{:016x}\nCapAmb:\t{:016x}\n", c.effective, c.bounding, c.ambient);
     put!(out, "NoNewPrivs:\t{}\n", u32::from(thread.no_new_privileges.load(Ordering::SeqCst)));
-    put!(out, "Seccomp:\t0\nSeccomp_filters:\t0\n");
+    put!(out, "Seccomp:\t{}\nSeccomp_filters:\t{}\n", thread.seccomp.mode(), thread.seccomp.filters());
     put!(out, "Speculation_Store_Bypass:\tvulnerable\nSpeculationIndirectBranch:\talways enabled\n");
     let cpus = thread.sched.affinity().intersection(&cpu::online());
     put!(out, "Cpus_allowed:\t{}\n", cpu_mask(&cpus));

@@ -1,0 +1,292 @@
+//! seccomp(2): programs of the caller's that decide which system calls it may make.
+//!
+//! A thread has a mode and a chain of filters, the youngest first. A child starts with its parent's chain and shares it; nobody can
+//! take a filter away. All filters of the chain see each call, and the strongest answer counts.
+//!
+//! The mode is looked at in each call without a lock. Only the thread itself sets it, or another thread of its process by
+//! SECCOMP_FILTER_FLAG_TSYNC: the chain is in place before the mode says that there is one.
+
+mod bpf;
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use crate::arch::trap::TrapFrame;
+use crate::errno::{Errno, Result};
+use crate::process::{self, CAP_SYS_ADMIN, Thread, WaitStatus, exit, limits, tree};
+use crate::signal::{self, SIGKILL, SIGSYS, SigInfo};
+use crate::sync::SpinLock;
+
+use bpf::{Call, Program};
+pub use bpf::{Instruction, MOST as MOST_INSTRUCTIONS};
+
+/// Modes, as prctl(PR_GET_SECCOMP) tells them.
+pub const DISABLED: u32 = 0;
+pub const STRICT: u32 = 1;
+pub const FILTER: u32 = 2;
+
+/// What a filter may return: the action in the upper half, its data in the lower.
+const KILL_PROCESS: u32 = 0x8000_0000;
+const KILL_THREAD: u32 = 0;
+const TRAP: u32 = 0x0003_0000;
+const ERRNO: u32 = 0x0005_0000;
+const TRACE: u32 = 0x7ff0_0000;
+const LOG: u32 = 0x7ffc_0000;
+const ALLOW: u32 = 0x7fff_0000;
+
+/// The actions that there are, by the names that `/proc/sys/kernel/seccomp/actions_avail` has.
+pub const ACTIONS: &str = "kill_process kill_thread trap errno trace log allow";
+
+/// `AUDIT_ARCH_X86_64`.
+const ARCH: u32 = 0xc000_003e;
+/// Most instructions of a chain, and what each filter counts beside its own: `MAX_INSNS_PER_PATH`.
+const MOST_IN_CHAIN: usize = (1 << 18) / 8;
+const EACH_COUNTS: usize = 4;
+
+/// One filter, and the older ones.
+struct Filter {
+    program: Arc<Program>,
+    older: Option<Arc<Filter>>,
+    /// How many there are from here on, and their instructions.
+    depth: usize,
+    total: usize,
+}
+
+impl Drop for Filter {
+    fn drop(&mut self) {
+        // One by one: a chain may be longer than a kernel stack.
+        let mut next = self.older.take();
+        while let Some(mut filter) = next.and_then(Arc::into_inner) {
+            next = filter.older.take();
+        }
+    }
+}
+
+/// A thread's part.
+pub struct State {
+    mode: AtomicU32,
+    chain: SpinLock<Option<Arc<Filter>>>,
+}
+
+impl State {
+    /// No mode, no filters.
+    pub const fn new() -> Self {
+        Self { mode: AtomicU32::new(DISABLED), chain: SpinLock::new(None) }
+    }
+
+    /// The mode.
+    #[inline]
+    pub fn mode(&self) -> u32 {
+        self.mode.load(Ordering::Acquire)
+    }
+
+    /// How many filters there are.
+    pub fn filters(&self) -> usize {
+        self.chain.lock().as_ref().map_or(0, |filter| filter.depth)
+    }
+
+    fn chain(&self) -> Option<Arc<Filter>> {
+        self.chain.lock().clone()
+    }
+
+    fn set_chain(&self, chain: Option<Arc<Filter>>) {
+        let old = core::mem::replace(&mut *self.chain.lock(), chain);
+        drop(old);
+        self.mode.store(FILTER, Ordering::Release);
+    }
+
+    /// A new thread starts with what its maker has. The tree's lock is held, under which TSYNC finds the thread or has found its maker.
+    pub(crate) fn inherit(&self, maker: &Self) {
+        let chain = maker.chain();
+        // The new thread has none yet: nothing is dropped under the lock.
+        *self.chain.lock() = chain;
+        self.mode.store(maker.mode(), Ordering::Release);
+    }
+}
+
+/// What becomes of a system call.
+pub enum Verdict {
+    /// It is made.
+    Allow,
+    /// It is not made, and fails with this, or seems to succeed with 0.
+    Refused(Option<Errno>),
+    /// It is not made, and the registers stay: a signal says so.
+    Trapped,
+}
+
+/// Decides about the system call that `frame` makes. The mode is not [`DISABLED`].
+pub fn check(thread: &Thread, frame: &TrapFrame, number: usize) -> Verdict {
+    if thread.seccomp.mode() == STRICT {
+        const READ: usize = 0;
+        const WRITE: usize = 1;
+        const RT_SIGRETURN: usize = 15;
+        const EXIT: usize = 60;
+        if !matches!(number, READ | WRITE | RT_SIGRETURN | EXIT) {
+            kill_thread(thread, SIGKILL);
+        }
+        return Verdict::Allow;
+    }
+    let call = Call {
+        number: number as i32,
+        arch: ARCH,
+        instruction: frame.rip,
+        arguments: [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9],
+    };
+    let answer = run(thread, &call);
+    let data = answer & 0xffff;
+    match answer & 0xffff_0000 {
+        ALLOW => Verdict::Allow,
+        LOG => {
+            log::info!("seccomp: {} (pid {}) makes system call {number}", thread.name(), thread.process.pid);
+            Verdict::Allow
+        }
+        ERRNO if data == 0 => Verdict::Refused(None),
+        ERRNO => Verdict::Refused(Some(Errno::new(data.min(4095) as i32))),
+        // Nobody traces.
+        TRACE => Verdict::Refused(Some(Errno::ENOSYS)),
+        TRAP => {
+            signal::force_signal(SigInfo::system_call(data as i32, frame.rip, number as u32, ARCH));
+            Verdict::Trapped
+        }
+        KILL_THREAD => kill_thread(thread, SIGSYS),
+        _ => kill_process(thread, SIGSYS),
+    }
+}
+
+/// The answer that counts: the smallest as a signed number, of equal ones the youngest filter's.
+fn run(thread: &Thread, call: &Call) -> u32 {
+    let chain = thread.seccomp.chain();
+    let mut strongest = ALLOW;
+    let mut next = chain.as_deref();
+    while let Some(filter) = next {
+        let answer = filter.program.run(call);
+        let action = |answer: u32| (answer & 0xffff_0000) as i32;
+        if action(answer) < action(strongest) {
+            strongest = answer;
+        }
+        next = filter.older.as_deref();
+    }
+    strongest
+}
+
+/// Only this thread goes, unless it is the last: then it is as if the signal had killed the process.
+fn kill_thread(thread: &Thread, signal: u32) -> ! {
+    if thread.process.thread_count() > 1 {
+        exit::exit_thread(0);
+    }
+    kill_process(thread, signal)
+}
+
+fn kill_process(thread: &Thread, signal: u32) -> ! {
+    let process = &thread.process;
+    let core = signal != SIGKILL && process.limit(limits::CORE) > 0 && process.is_dumpable();
+    exit::end_process(WaitStatus::Killed { signal: signal as u8, core })
+}
+
+/// Strict mode: read, write, exit and rt_sigreturn, and nothing else ever again.
+pub fn set_strict() -> Result<usize> {
+    let state = &process::current().seccomp;
+    if !matches!(state.mode(), DISABLED | STRICT) {
+        return Err(Errno::EINVAL);
+    }
+    state.mode.store(STRICT, Ordering::Release);
+    Ok(0)
+}
+
+/// Adds a filter. With TSYNC all threads of the process get the caller's chain; the number of one that cannot is returned then.
+pub fn add_filter(instructions: Vec<Instruction>, flags: u32) -> Result<usize> {
+    let known = abi_flags::TSYNC | abi_flags::LOG | abi_flags::SPEC_ALLOW | abi_flags::TSYNC_ESRCH;
+    if flags & !known != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let thread = process::current();
+    let without_privileges = thread.no_new_privileges.load(Ordering::SeqCst);
+    if !without_privileges && !thread.credentials().capable(CAP_SYS_ADMIN) {
+        return Err(Errno::EACCES);
+    }
+    let program = Arc::new(Program::new(instructions)?);
+    let synchronise = flags & abi_flags::TSYNC != 0;
+    // Dropped behind the lock: they may be the last of long chains.
+    let mut replaced: Vec<Arc<Filter>> = Vec::new();
+    let count = if synchronise { thread.process.thread_count() } else { 0 };
+    replaced.try_reserve(count).map_err(|_| Errno::ENOMEM)?;
+    let (filter, tree) = loop {
+        if !matches!(thread.seccomp.mode(), DISABLED | FILTER) {
+            return Err(Errno::EINVAL);
+        }
+        // Made without the lock. Another thread's TSYNC may change the chain meanwhile.
+        let filter = extend(thread.seccomp.chain(), &program)?;
+        let tree = tree::lock();
+        let own = thread.seccomp.chain();
+        let same = own.as_ref().map(Arc::as_ptr) == filter.older.as_ref().map(Arc::as_ptr);
+        if same && (!synchronise || thread.process.threads_locked(&tree).count() <= replaced.capacity()) {
+            break (filter, tree);
+        }
+        drop(tree);
+        replaced.try_reserve(thread.process.thread_count()).map_err(|_| Errno::ENOMEM)?;
+    };
+    if synchronise {
+        let stranger = thread.process.threads_locked(&tree).find(|other| !may_follow(other, &thread));
+        if let Some(stranger) = stranger {
+            let esrch = flags & abi_flags::TSYNC_ESRCH != 0;
+            return if esrch { Err(Errno::ESRCH) } else { Ok(stranger.tid() as usize) };
+        }
+    }
+    thread.seccomp.set_chain(Some(filter.clone()));
+    if synchronise {
+        for other in thread.process.threads_locked(&tree).filter(|other| other.tid() != thread.tid()) {
+            replaced.extend(other.seccomp.chain());
+            other.seccomp.set_chain(Some(filter.clone()));
+            if without_privileges {
+                other.no_new_privileges.store(true, Ordering::SeqCst);
+            }
+        }
+    }
+    drop(tree);
+    drop(replaced);
+    Ok(0)
+}
+
+/// A chain with one filter more; `ENOMEM` when it is too long.
+fn extend(older: Option<Arc<Filter>>, program: &Arc<Program>) -> Result<Arc<Filter>> {
+    let (depth, before) = older.as_ref().map_or((0, 0), |filter| (filter.depth, filter.total + EACH_COUNTS));
+    let total = before + program.len();
+    if total > MOST_IN_CHAIN {
+        return Err(Errno::ENOMEM);
+    }
+    Ok(Arc::new(Filter { program: program.clone(), older, depth: depth + 1, total }))
+}
+
+/// Can `other` have the chain of `thread`? Its own must be a part of it.
+fn may_follow(other: &Thread, thread: &Thread) -> bool {
+    match other.seccomp.mode() {
+        DISABLED => true,
+        FILTER => {
+            let own = other.seccomp.chain();
+            let Some(own) = own else { return true };
+            let mut next = thread.seccomp.chain();
+            while let Some(filter) = next {
+                if Arc::ptr_eq(&filter, &own) {
+                    return true;
+                }
+                next = filter.older.clone();
+            }
+            false
+        }
+        _ => false,
+    }
+}
+
+/// Is it an action that filters may return?
+pub fn is_action(value: u32) -> bool {
+    matches!(value, KILL_PROCESS | KILL_THREAD | TRAP | ERRNO | TRACE | LOG | ALLOW)
+}
+
+/// `SECCOMP_FILTER_FLAG_*`.
+mod abi_flags {
+    pub const TSYNC: u32 = 1;
+    pub const LOG: u32 = 2;
+    pub const SPEC_ALLOW: u32 = 4;
+    pub const TSYNC_ESRCH: u32 = 16;
+}
