@@ -1,10 +1,12 @@
-//! System V IPC: semaphores and message queues, and what they share with segments of memory ([`crate::mm::shm`]).
+//! System V IPC: semaphores and message queues, and what they share with segments of memory ([`crate::mm::shm`]); and the message
+//! queues of POSIX ([`mqueue`]), which share nothing with them.
 //!
 //! An object is found by its identifier ([`ids`]) and guarded by a lock of its own. A call that has to wait leaves in the object what it waits
 //! for and what is to be done then. Whoever changes the object does it on the waiter's behalf, and finds the waiter that is first in turn
 //! without a look at the others. So a waiter that wakes has its result, and no wake-up is for nothing.
 
 pub mod ids;
+pub mod mqueue;
 pub mod msg;
 pub mod permissions;
 pub mod sem;

@@ -4,13 +4,15 @@ use alloc::string::{String, ToString};
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::ids::{Ids, Object, SLOTS};
-use super::{msg, sem};
+use super::{mqueue, msg, sem};
 use crate::errno::{Errno, Result};
 use crate::fs::proc::sysctl::{self, parse_numbers};
 use crate::mm::shm;
 
 /// Makes settings and lists known, once procfs is up.
 pub fn register() -> Result<()> {
+    mqueue::register()?;
+    mqueue::register_settings()?;
     crate::fs::proc::register("sysvipc/shm", 0o444, shm::list)?;
     crate::fs::proc::register("sysvipc/sem", 0o444, sem::list)?;
     crate::fs::proc::register("sysvipc/msg", 0o444, msg::list)?;

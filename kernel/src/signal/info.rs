@@ -20,6 +20,7 @@ pub mod codes {
     pub const SI_USER: i32 = 0;
     pub const SI_KERNEL: i32 = 0x80;
     pub const SI_TIMER: i32 = -2;
+    pub const SI_MESGQ: i32 = -3;
     pub const SI_TKILL: i32 = -6;
     pub const ILL_ILLOPN: i32 = 2;
     pub const FPE_INTDIV: i32 = 1;
@@ -30,8 +31,8 @@ pub mod codes {
     pub const FPE_FLTINV: i32 = 7;
     pub const BUS_ADRALN: i32 = 1;
     pub const BUS_MCEERR_AR: i32 = 4;
-    pub const TRAP_TRACE: i32 = 2;
     pub const SYS_SECCOMP: i32 = 1;
+    pub const TRAP_TRACE: i32 = 2;
 }
 
 impl SigInfo {
@@ -71,7 +72,6 @@ impl SigInfo {
         info
     }
 
-    /// A child has changed state; times in clock ticks of 10 ms.
     /// seccomp(2) has kept the thread from a system call: its number, made at `address`, and what the filter says.
     pub const fn system_call(data: i32, address: u64, number: u32, arch: u32) -> Self {
         let mut info = Self::fault(SIGSYS, codes::SYS_SECCOMP, address);
@@ -80,12 +80,20 @@ impl SigInfo {
         info
     }
 
+    /// A child has changed state; times in clock ticks of 10 ms.
     pub fn child(code: i32, pid: Pid, uid: u32, status: i32, user_time: u64, system_time: u64) -> Self {
         let mut info = Self::new(SIGCHLD, code);
         info.fields[0] = u64::from(pid) | u64::from(uid) << 32;
         info.fields[1] = u64::from(status as u32);
         info.fields[2] = user_time;
         info.fields[3] = system_time;
+        info
+    }
+
+    /// A message has come into an empty queue, for who asked by mq_notify(2).
+    pub const fn message_queue(signal: u32, pid: Pid, uid: u32, value: u64) -> Self {
+        let mut info = Self::user(signal, codes::SI_MESGQ, pid, uid);
+        info.fields[1] = value;
         info
     }
 

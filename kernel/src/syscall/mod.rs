@@ -16,6 +16,7 @@ pub mod ipc;
 pub mod kcmp;
 pub mod mm;
 pub mod msg;
+pub mod mqueue;
 pub mod net;
 pub mod process;
 pub mod sched;
@@ -81,6 +82,7 @@ const GROUPS: &[Group] = &[
     mm::TABLE,
     msg::TABLE,
     net::TABLE,
+    mqueue::TABLE,
     process::TABLE,
     sched::TABLE,
     sem::TABLE,

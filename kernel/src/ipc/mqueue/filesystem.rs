@@ -1,0 +1,127 @@
+//! The file system whose files are queues.
+
+use alloc::boxed::Box;
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use linux_raw_sys::general as abi;
+
+use super::Queue;
+use super::limits::QUEUES_MAX;
+use crate::errno::{Errno, Result};
+use crate::fs::dentry::Dentry;
+use crate::fs::inode::{Inode, InodeOps, Superblock, SuperblockOps};
+use crate::fs::mount::Mount;
+use crate::fs::path::{Path, Start};
+use crate::fs::registry::{MountRequest, register_filesystem};
+use crate::fs::tree::{self, InodeCharge, TreeFs};
+use crate::fs::{File, FileOps, Stat, Statfs, caller, modify, open};
+use crate::memory::{PAGE_SIZE, reserve};
+use crate::process;
+use crate::sync::Once;
+
+/// `MQUEUE_MAGIC`.
+const MAGIC: u64 = 0x1980_0202;
+/// Bytes that a queue's text is said to have: `FILENT_SIZE`.
+const TEXT: u64 = 80;
+
+/// Inodes that there are, the root among them.
+static INODES: AtomicUsize = AtomicUsize::new(0);
+
+struct Inodes;
+
+impl TreeFs for Inodes {
+    fn charge_inode(&self) -> Result<()> {
+        // A queue stays when its maker ends.
+        reserve::ask_lasting(PAGE_SIZE)?;
+        INODES.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn uncharge_inode(&self) {
+        INODES.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn regular(&self, charge: InodeCharge) -> Box<dyn InodeOps> {
+        Box::new(Node { queue: Arc::new(Queue::new()), _charge: charge })
+    }
+}
+
+struct Node {
+    queue: Arc<Queue>,
+    _charge: InodeCharge,
+}
+
+impl InodeOps for Node {
+    fn open(&self, _: &Path, _: u32) -> Result<Arc<dyn FileOps>> {
+        Ok(self.queue.clone())
+    }
+
+    fn stat(&self, _: &Inode, stat: &mut Stat) {
+        stat.size = TEXT;
+    }
+}
+
+struct Mqueue;
+
+impl SuperblockOps for Mqueue {
+    fn statfs(&self) -> Statfs {
+        Statfs { magic: MAGIC, block_size: PAGE_SIZE as u64, name_max: 255, ..Statfs::default() }
+    }
+}
+
+/// The one instance, as a mount that nobody sees.
+static INSTANCE: Once<Arc<Mount>> = Once::new();
+
+/// For the registry of file-system types: each mount shows the same queues.
+fn mount(_: &MountRequest) -> Result<Arc<Dentry>> {
+    INSTANCE.get().map(|mount| mount.root.clone()).ok_or(Errno::ENODEV)
+}
+
+/// Makes the instance and the type known.
+pub fn register() -> Result<()> {
+    let superblock = Superblock::new("mqueue", Mqueue);
+    let fs: Arc<dyn TreeFs> = Arc::new(Inodes);
+    let root = tree::new_root(&superblock, &fs, 0o1777, 0, 0)?;
+    INSTANCE.set(Mount::new(root, "mqueue", 0)).map_err(|_| Errno::EBUSY)?;
+    register_filesystem("mqueue", mount);
+    Ok(())
+}
+
+/// Where names of queues are looked up. A name is one component: `EACCES` for anything else, as Linux answers.
+fn start(name: &[u8]) -> Result<Start> {
+    if name.is_empty() {
+        return Err(Errno::ENOENT);
+    }
+    if name.contains(&b'/') || name == b"." || name == b".." {
+        return Err(Errno::EACCES);
+    }
+    if name.len() > 255 {
+        return Err(Errno::ENAMETOOLONG);
+    }
+    let mount = INSTANCE.get().ok_or(Errno::ENOENT)?;
+    let root = Path { mount: mount.clone(), dentry: mount.root.clone() };
+    Ok(Start { base: root.clone(), root, credentials: caller::credentials(), resolve: 0 })
+}
+
+/// Opens a queue, or makes it.
+pub(super) fn open(name: &[u8], flags: u32, mode: u32) -> Result<Arc<File>> {
+    open::open(&start(name)?, name, flags, mode)
+}
+
+/// `ENOSPC` when there are as many queues as there may be.
+pub(super) fn check_room() -> Result<()> {
+    // Relaxed: a setting of its own.
+    let most = QUEUES_MAX.load(Ordering::Relaxed);
+    let queues = INODES.load(Ordering::SeqCst).saturating_sub(1);
+    if queues < most || process::current().credentials().capable(abi::CAP_SYS_RESOURCE) {
+        Ok(())
+    } else {
+        Err(Errno::ENOSPC)
+    }
+}
+
+/// Takes a name away. The queue goes with its last descriptor.
+pub(super) fn unlink(name: &[u8]) -> Result<()> {
+    modify::unlink(&start(name)?, name)
+}
