@@ -66,11 +66,15 @@ fn kernel_main() -> ! {
     }
     time::init();
     // Early: pages of 1 GiB need memory in one piece.
+    mm::file_tables::init();
     hugetlb::init();
     mm::init();
     fs::init();
     if let Err(error) = ipc::register() {
         ::log::error!("no lists of System V objects: {error}");
+    }
+    if let Err(error) = mm::file_tables::register() {
+        ::log::error!("no counters of file tables: {error}");
     }
     if let Err(error) = hugetlb::register() {
         ::log::error!("no hugetlbfs: {error}");

@@ -9,6 +9,7 @@ use crate::format::{Format, Protection};
 use crate::machine::{Entry, Machine, Space};
 use crate::make::{Made, pieces};
 use crate::mutant::Mutant;
+use crate::piece::Over;
 use crate::sync::Ordering;
 use crate::tables::{FileTables, Frame};
 use crate::window::{Extent, Slot, Window};
@@ -293,6 +294,16 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         let reaches = if window.level > self.leaf { self.detach_upper(window) } else { 1 };
         self.count_attachment(false, reaches);
         self.count_out(window)
+    }
+
+    /// How many processes are attached to the table of a window. Of a table of leaves, all who reach it by one table above
+    /// count as one.
+    pub fn sharers(&self, window: &Window) -> u64 {
+        if window.level > self.leaf {
+            return self.upper_processes(window);
+        }
+        let attachments = |over: &Over| over.attachments;
+        self.with_piece(pieces(window).0, |piece| piece.find(window).map(attachments)).flatten().unwrap_or(0)
     }
 
     /// The entries of a mapping that lead to tables of the file, in the order of their addresses.

@@ -72,6 +72,12 @@ impl<P: Frame> Piece<P> {
         self.pages.get(self.within(index))?.as_ref()
     }
 
+    /// As [`Piece::get`], to change what goes with the page.
+    pub(crate) fn get_mut(&mut self, index: u64) -> Option<&mut P> {
+        let within = self.within(index);
+        self.pages.get_mut(within)?.as_mut()
+    }
+
     /// Puts a page where none is; there are places.
     pub(crate) fn put(&mut self, index: u64, page: P) {
         let within = self.within(index);

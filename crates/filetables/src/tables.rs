@@ -181,6 +181,17 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         self.with_piece(index / PIECE_PAGES, |piece| piece.get(index).cloned())?
     }
 
+    /// Changes what the owner notes with a page, if there is one. The page itself stays: tables show it. `change` is called
+    /// under a spin lock.
+    pub fn amend(&self, index: u64, change: impl FnOnce(&mut P)) {
+        self.change_piece(index / PIECE_PAGES, |piece| {
+            let Some(page) = piece.get_mut(index) else { return };
+            let frame = page.frame();
+            change(page);
+            debug_assert!(page.frame() == frame, "a page changes under its entries");
+        });
+    }
+
     /// Adds a page where none is, and shows it in all tables.
     ///
     /// # Errors

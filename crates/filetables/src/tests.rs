@@ -210,6 +210,23 @@ fn gigantic_pages_share_what_they_fill() {
     file.check().unwrap();
 }
 
+/// A table of leaves counts who is attached to it, one above those who are attached to that.
+#[test]
+fn a_table_knows_its_sharers() {
+    let machine = TestMachine::new(32);
+    let file = file(&machine, Level::Pte, 1 << 18);
+    file.insert(5, page(Level::Pte, 5)).unwrap();
+    let wide = [(); 3].map(|()| Mapping::new(&machine, &file, 512 * GIB, 0, 1 << 18));
+    let narrow = Mapping::new(&machine, &file, 512 * GIB, 0, 512);
+    let window = |mapping: &Mapping| mapping.extent.highest_slot(mapping.extent.start).unwrap().window;
+    assert_eq!(file.sharers(&window(&wide[0])), 3);
+    assert_eq!(file.sharers(&window(&narrow)), 2);
+    file.amend(5, |page| *page = Page(page.0));
+    assert_eq!(narrow.sees(5), Some(page(Level::Pte, 5).0));
+    drop(wide);
+    assert_eq!(file.sharers(&window(&narrow)), 1);
+}
+
 #[test]
 fn base_pages_have_tables_of_three_levels() {
     let machine = TestMachine::new(64);

@@ -305,6 +305,11 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         shown
     }
 
+    /// How many entries of processes lead to the table above of a window.
+    pub(crate) fn upper_processes(&self, window: &Window) -> u64 {
+        self.uppers.of(window.level).lock().get(&key(window)).map_or(0, |upper| upper.processes)
+    }
+
     /// The tables above, with their windows, frames and attachments.
     pub(crate) fn each_upper(&self, mut visit: impl FnMut(&Window, PhysAddr, u64)) {
         for level in [Level::Pmd, Level::Pud].into_iter().filter(|level| *level > self.leaf) {

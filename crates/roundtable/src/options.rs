@@ -94,6 +94,10 @@ pub struct RunOptions {
     #[arg(long, value_name = "SIZE", default_value = "1G", help_heading = "Demonstration")]
     pub size: Size,
 
+    /// The demonstration shares a file on tmpfs with pages of 4 KiB, not one of huge pages
+    #[arg(long, help_heading = "Demonstration")]
+    pub base_pages: bool,
+
     /// The program to run as the job, and its arguments: a path on the host, one of ours, or a name in the PATH.
     /// Without one the demonstration runs: many processes that share one huge-page table
     #[arg(last = true, value_name = "PROGRAM [ARGS]")]
@@ -108,7 +112,8 @@ impl RunOptions {
 
     /// Huge pages of 2 MiB at boot: what was asked for, or what the demonstration's file takes.
     pub fn pages_2m(&self) -> u64 {
-        let demonstration = if self.is_demonstration() { self.size.0.div_ceil(2 << 20) } else { 0 };
+        let is_huge = self.is_demonstration() && !self.base_pages;
+        let demonstration = if is_huge { self.size.0.div_ceil(2 << 20) } else { 0 };
         self.huge_2m.unwrap_or(demonstration)
     }
 
@@ -119,7 +124,12 @@ impl RunOptions {
             // Measured: a process of the demonstration takes below 200 KiB.
             let programs =
                 if self.is_demonstration() { u64::from(self.sharers.get()) * (256 << 10) } else { 0 };
-            let total = pages + programs + Size::gibibytes(1).0;
+            // A process with tables of its own has one for every 512 pages.
+            let base = match self.is_demonstration() && self.base_pages {
+                true => self.size.0.saturating_add(u64::from(self.sharers.get()) * (self.size.0 >> 9)),
+                false => 0,
+            };
+            let total = pages + programs + base + Size::gibibytes(1).0;
             Size(total.next_multiple_of(Size::mebibytes(256).0))
         })
     }

@@ -148,6 +148,7 @@ fn prepare(
             let words = ["--processes", &options.sharers.to_string(), "--bytes", &options.size.0.to_string()]
                 .map(str::to_string);
             let words = words.into_iter().chain(["--mount".to_string(), "/mnt/huge".to_string()]);
+            let words = words.chain(options.base_pages.then(|| "--base-pages".to_string()));
             ("sharers".to_string(), words.map(String::into_bytes).collect())
         }
     };

@@ -36,6 +36,8 @@ impl filetables::Machine for Kernel {
         let allocate = || Frame::alloc_zeroed(Use::PageTable);
         // What other tables have left may be on its way back.
         let frame = allocate().or_else(|| if grace::collect() { allocate() } else { None })?;
+        // What a file notes of a table is a small part of it.
+        memory::reserve::covered();
         Some(PhysAddr(frame.into_raw().0))
     }
 
@@ -181,8 +183,8 @@ impl Space for SpaceTables {
     fn find_entry(&self, address: VirtAddr, level: Level) -> Option<&Entry> {
         let reading = grace::read();
         let entry = core::ptr::from_ref(self.0.find(address.0, level as u32, &reading)?);
-        // SAFETY: tables are freed only where no area is, and a live mapping of huge pages is one; the library keeps to the addresses of
-        // its mappings, as `hugetlb::machine` lays down. The handle keeps the root.
+        // SAFETY: tables are freed only where no area is, and a live mapping of huge pages is one, as is one of shared memory for which
+        // `mm::windows` asks; the library keeps to the addresses of its mappings, as `hugetlb::machine` lays down. The handle keeps the root.
         Some(library_entry(unsafe { &*entry }))
     }
 

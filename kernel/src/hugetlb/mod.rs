@@ -23,7 +23,7 @@ use alloc::sync::Arc;
 
 pub use self::area::{HugeArea, HugeLeftover};
 pub use self::file::{HugeFile, memfd};
-use self::machine::Kernel;
+pub use self::machine::{Kernel, SpaceTables};
 pub use self::settings::check_may_use_shm;
 use crate::errno::Errno;
 use crate::fs::File;

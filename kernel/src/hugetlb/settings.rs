@@ -16,6 +16,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::proc::{self, sysctl};
 use crate::fs::sys;
 use crate::memory::reserve;
+use crate::mm::file_tables;
 use crate::process;
 
 /// `vm.hugetlb_shm_group`: members may use SHM_HUGETLB.
@@ -61,8 +62,10 @@ pub(super) fn init() {
             None => log::warn!("default_hugepagesz={text}: no such page size"),
         }
     }
-    if let Some(name) = cmdline::get("hugetlb_sharing") {
-        config.protocol = protocol(name);
+    match cmdline::get("hugetlb_sharing") {
+        Some(name) => config.protocol = protocol(name),
+        None if file_tables::are_off() => config.protocol = protocol("none"),
+        None => {}
     }
     let system = Hugetlb::new(Kernel, config);
     // `hugepages=` goes with the size in front of it; without one, with the default size.

@@ -89,6 +89,9 @@ impl AddressSpace {
 
     /// The advices that change what is in memory, not the areas.
     fn advise_pages(&self, range: Range<u64>, advice: u32) -> Result<()> {
+        if matches!(advice, abi::MADV_DONTNEED | abi::MADV_DONTNEED_LOCKED) {
+            self.leave_for_discard(range.clone());
+        }
         let areas = self.read();
         Self::each_part(&areas, range, |vma, part| {
             let locked = vma.flags.contains(VmFlags::LOCKED);
@@ -116,6 +119,17 @@ impl AddressSpace {
                 }
             }
         })
+    }
+
+    /// Leaves the windows around a range that is discarded. Who reads the areas counts on the tables that they lead to, so they are left with the lock
+    /// for writing. A fault that attaches one again right away came later.
+    fn leave_for_discard(&self, range: Range<u64>) {
+        if self.read().set.overlapping(range.clone()).any(Vma::uses_windows) {
+            let areas = self.write();
+            for vma in areas.set.overlapping(range.clone()) {
+                self.leave_windows(vma, range.clone());
+            }
+        }
     }
 
     /// The advices that are kept in the areas.

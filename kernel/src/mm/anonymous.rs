@@ -3,24 +3,22 @@
 //! `MAP_SHARED | MAP_ANONYMOUS` mappings and SysV segments are of this kind. Pages appear, zeroed, at the first touch, and go with the last
 //! mapping, or when MADV_REMOVE punches them out.
 
-use alloc::collections::BTreeMap;
-use alloc::collections::btree_map::Entry;
 use alloc::sync::Arc;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::accounting;
 use super::backing::{MappingList, PageCache};
+use super::page_store::{Content, PageStore};
 use crate::errno::{Errno, Result};
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{PAGE_SIZE, reserve};
-use crate::sync::SpinLock;
 
 /// Memory of a fixed size that several address spaces share.
 pub struct SharedMemory {
     /// Bytes.
     size: u64,
-    pages: SpinLock<BTreeMap<u64, Frame>>,
+    pages: PageStore,
     mappings: MappingList,
     ino: u64,
     committed: bool,
@@ -45,19 +43,22 @@ impl SharedMemory {
         if reserve {
             accounting::commit(size.div_ceil(PAGE_SIZE as u64))?;
         }
-        Ok(Arc::new(Self {
+        let memory = Arc::new(Self {
             size,
-            pages: SpinLock::new(BTreeMap::new()),
+            pages: PageStore::new(),
             mappings: MappingList::new(),
             // Relaxed: only the numbers have to differ.
             ino: NEXT_INO.fetch_add(1, Ordering::Relaxed),
             committed: reserve,
-        }))
+        });
+        let end = size.div_ceil(PAGE_SIZE as u64);
+        memory.pages.grow(end, end)?;
+        Ok(memory)
     }
 
     /// How many pages there are now.
     pub fn pages(&self) -> u64 {
-        self.pages.lock().len() as u64
+        self.pages.count()
     }
 }
 
@@ -71,18 +72,14 @@ impl PageCache for SharedMemory {
         }
         reserve::ask(PAGE_SIZE)?;
         let new = Frame::alloc_zeroed(Use::File).ok_or(Errno::ENOMEM)?;
-        let mut pages = self.pages.lock();
-        // Another thread may have been faster: theirs counts.
-        let frame = pages.entry(index).or_insert_with(|| {
-            // Relaxed: a statistic.
-            PAGES.fetch_add(1, Ordering::Relaxed);
-            new
-        });
-        Ok(frame.clone())
+        let (frame, ours) = self.pages.insert(index, &new)?;
+        // Another thread may have been faster: theirs counts. Relaxed: a statistic.
+        PAGES.fetch_add(u64::from(ours), Ordering::Relaxed);
+        Ok(frame)
     }
 
     fn cached(&self, index: u64) -> Option<Frame> {
-        self.pages.lock().get(&index).cloned()
+        self.pages.get(index)
     }
 
     fn insert(&self, index: u64, frame: &Frame) -> Result<()> {
@@ -90,36 +87,31 @@ impl PageCache for SharedMemory {
             return Err(Errno::EFAULT);
         }
         reserve::ask(PAGE_SIZE)?;
-        match self.pages.lock().entry(index) {
-            Entry::Occupied(_) => Err(Errno::EEXIST),
-            Entry::Vacant(place) => {
-                place.insert(frame.clone());
-                // Relaxed: a statistic.
-                PAGES.fetch_add(1, Ordering::Relaxed);
-                Ok(())
-            }
-        }
+        let (_, ours) = self.pages.insert(index, frame)?;
+        // Relaxed: a statistic.
+        PAGES.fetch_add(u64::from(ours), Ordering::Relaxed);
+        if ours { Ok(()) } else { Err(Errno::EEXIST) }
     }
 
     fn punch(&self, range: Range<u64>) -> Result<()> {
-        let mut from = range.start;
-        while from < range.end {
-            let mut removed = alloc::vec::Vec::new();
-            let mut pages = self.pages.lock();
-            while removed.len() < 512 {
-                let Some(index) = pages.range(from..range.end).next().map(|(index, _)| *index) else {
-                    from = range.end;
-                    break;
-                };
-                removed.extend(pages.remove(&index));
-                from = index + 1;
+        let mut next = Some(range.start);
+        while let Some(from) = next {
+            let removed;
+            (removed, next) = self.pages.remove(from..range.end);
+            if removed.is_empty() {
+                continue;
             }
-            drop(pages);
             // Relaxed: a statistic.
             PAGES.fetch_sub(removed.len() as u64, Ordering::Relaxed);
-            self.mappings.unmap(range.start..from);
+            self.mappings.unmap(from..next.unwrap_or(range.end));
+            drop(removed);
+            crate::sched::cond_resched();
         }
         Ok(())
+    }
+
+    fn content(&self) -> Option<&Content> {
+        self.pages.content()
     }
 
     fn size(&self) -> u64 {
@@ -138,7 +130,7 @@ impl PageCache for SharedMemory {
 impl Drop for SharedMemory {
     fn drop(&mut self) {
         // Relaxed: a statistic.
-        PAGES.fetch_sub(self.pages.get_mut().len() as u64, Ordering::Relaxed);
+        PAGES.fetch_sub(self.pages.count(), Ordering::Relaxed);
         if self.committed {
             accounting::uncommit(self.size.div_ceil(PAGE_SIZE as u64));
         }

@@ -5,15 +5,21 @@
 //! the same, under the page-table lock that the unmapping takes too. So either the fault's entry is there when the unmapping comes,
 //! and goes, or the fault sees the new count and asks again.
 //!
+//! The list is of mappings that may have pages of the file in tables of their own. A shared mapping comes on it with its first such page
+//! ([`Link::enlist`]), before the fault reads the count; what it shows through tables of the file (see [`super::windows`]) goes with the
+//! page. So an unmapping does not visit those who only use the file's tables.
+//!
 //! Lock order: address-space lock, mapping list, page-table lock.
 
 use alloc::sync::{Arc, Weak};
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use ::hugetlb::OutOfMemory;
 use summary_tree::{Summary, SummaryTree};
 
 use super::AddressSpace;
+use super::page_store::Content;
 use crate::errno::{Errno, Result};
 use crate::memory::PAGE_SHIFT;
 use crate::memory::frame::Frame;
@@ -50,6 +56,11 @@ pub trait PageCache: Send + Sync {
         Err(Errno::EINVAL)
     }
 
+    /// The pages with the page tables that show them, if the file has such tables.
+    fn content(&self) -> Option<&Content> {
+        None
+    }
+
     /// Do its pages count as shared memory (tmpfs, shared anonymous memory), not as file pages?
     fn is_shmem(&self) -> bool {
         true
@@ -72,7 +83,6 @@ struct Entry {
     /// Address of the first page.
     start: u64,
     pages: u64,
-    writable: bool,
 }
 
 type Key = (u64, u64);
@@ -170,30 +180,84 @@ impl Default for MappingList {
     }
 }
 
-/// A mapping's place in its file's list; dropping it takes the mapping off.
+/// What a mapping is to its file: its place in the file's list, and what it joined. Dropping it ends both.
 pub(super) struct Link {
     cache: Arc<dyn PageCache>,
     key: Key,
+    space: Weak<AddressSpace>,
+    writable: bool,
+    /// Changes under the list's lock.
+    listed: AtomicBool,
+    /// The id of the page tables that use tables of the file; 0 as long as none do.
+    joined: AtomicU64,
 }
 
 impl Link {
-    /// Puts a mapping on the list: `pages` pages of the file from index `first` on, at address `start`.
+    /// Makes a mapping known to its file: it shows pages from index `first` on. It is not on the list yet.
     pub(super) fn new(
         cache: Arc<dyn PageCache>,
         space: Weak<AddressSpace>,
-        start: u64,
         first: u64,
-        pages: u64,
         writable: bool,
     ) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         // Relaxed: only the numbers have to differ.
         let key = (first, NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut entries = cache.mappings().entries.lock();
-        entries.tree.insert(key, Entry { space, start, pages, writable });
-        entries.writable += usize::from(writable);
-        drop(entries);
-        Self { cache, key }
+        if writable {
+            cache.mappings().entries.lock().writable += 1;
+        }
+        Self { cache, key, space, writable, listed: AtomicBool::new(false), joined: AtomicU64::new(0) }
+    }
+
+    /// Puts the mapping on the list, unless it is there: it has `pages` pages, at address `start`.
+    ///
+    /// Before it has a page in tables of its own. An unmapping that has begun, and does not find it, took the pages out of the cache before.
+    pub(super) fn enlist(&self, start: u64, pages: u64) {
+        // Acquire: with who put it there.
+        if self.listed.load(Ordering::Acquire) {
+            return;
+        }
+        let mut entries = self.cache.mappings().entries.lock();
+        // Relaxed: under the lock. Another thread may have been faster.
+        if !self.listed.load(Ordering::Relaxed) {
+            entries.tree.insert(self.key, Entry { space: self.space.clone(), start, pages });
+            self.listed.store(true, Ordering::Release);
+        }
+    }
+
+    /// Is it on the list?
+    pub(super) fn is_listed(&self) -> bool {
+        self.listed.load(Ordering::Acquire)
+    }
+
+    /// The tables of `space`, by their id, are about to use tables of the file for this mapping.
+    pub(super) fn join(&self, space: u64) -> Result<(), OutOfMemory> {
+        if self.has_joined() {
+            return Ok(());
+        }
+        let Some(content) = self.cache.content() else { return Ok(()) };
+        content.join(space)?;
+        // AcqRel: as `has_joined`. Of two threads one has joined twice.
+        if self.joined.swap(space, Ordering::AcqRel) != 0 {
+            content.leave(space);
+        }
+        Ok(())
+    }
+
+    /// Has it joined?
+    pub(super) fn has_joined(&self) -> bool {
+        // Acquire: who sees it may rely on the content's knowing.
+        self.joined.load(Ordering::Acquire) != 0
+    }
+
+    /// Takes over what `other`, a mapping of the same file in the same space, is to the file.
+    pub(super) fn join_as(&self, other: &Link) {
+        let space = other.joined.load(Ordering::Acquire);
+        if space != 0 {
+            // The space has joined: that it does once more needs no memory.
+            let joined = self.join(space);
+            debug_assert!(joined.is_ok(), "a space that has joined could not join again");
+        }
     }
 
     /// The cache that it belongs to.
@@ -203,14 +267,24 @@ impl Link {
 
     /// The mapping has so many pages from now on. It begins where it began.
     pub(super) fn resize(&self, pages: u64) {
+        if !self.is_listed() {
+            return;
+        }
         self.cache.mappings().entries.lock().tree.update(&self.key, |entry| entry.pages = pages);
     }
 }
 
 impl Drop for Link {
     fn drop(&mut self) {
-        let mut entries = self.cache.mappings().entries.lock();
-        let removed = entries.tree.remove(&self.key);
-        entries.writable -= usize::from(removed.is_some_and(|entry| entry.writable));
+        if *self.listed.get_mut() || self.writable {
+            let mut entries = self.cache.mappings().entries.lock();
+            entries.tree.remove(&self.key);
+            entries.writable -= usize::from(self.writable);
+        }
+        if *self.joined.get_mut() != 0
+            && let Some(content) = self.cache.content()
+        {
+            content.leave(*self.joined.get_mut());
+        }
     }
 }

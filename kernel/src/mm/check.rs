@@ -6,6 +6,9 @@
 //! * A counted page has at least one reference; a writable anonymous page has exactly one.
 //! * The counters of resident pages and tables are what the tables say.
 //!
+//! * An entry that leads to a table of a file is where one area covers all that the table shows, gives no right that the area does not, and
+//!   leads to the file's table for these pages, which says what the file says.
+//!
 //! Of huge pages: a leaf or a shared table is only where an area of huge pages is, and what these lead to is what the file has
 //! there, see `hugetlb::Mapping::check`.
 
@@ -15,7 +18,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::entry::Entry;
 use super::space::AddressSpace;
 use super::tables::{ENTRIES, Resident, entries, span};
-use super::vma::{Kind, VmFlags, VmaSet};
+use super::vma::{Kind, VmFlags, Vma, VmaSet};
 use crate::memory::PhysAddr;
 use crate::memory::frame::{Frame, FrameState, Use, state_of};
 
@@ -45,8 +48,9 @@ impl AddressSpace {
         self.check()?;
         let areas = self.read();
         for vma in areas.set.iter() {
-            if let Kind::Huge(huge) = &vma.kind {
-                huge.check(round)?;
+            match &vma.kind {
+                Kind::Huge(huge) => huge.check(round)?,
+                _ => self.check_windows(vma)?,
             }
         }
         Ok(())
@@ -61,6 +65,11 @@ fn check_huge_entry(set: &VmaSet, slot: &AtomicU64, level: u32, address: u64) ->
         return Ok(());
     }
     let mut areas = set.overlapping(address..address + span(level));
+    if entry.leads_to_shared(level)
+        && let Some(vma) = set.find(address).filter(|vma| !vma.is_huge())
+    {
+        return check_window(vma, entry, level, address);
+    }
     if !areas.any(|vma| vma.is_huge()) {
         return Err(alloc::format!(
             "invariant 6: a huge page or a shared table where no huge pages are mapped: entry {:#x} of level {level} at {address:#x}",
@@ -82,6 +91,22 @@ fn check_huge_entry(set: &VmaSet, slot: &AtomicU64, level: u32, address: u64) ->
         ));
     }
     Ok(())
+}
+
+/// Checks an entry that leads an area of base pages to a table of its file.
+fn check_window(vma: &Vma, entry: Entry, level: u32, address: u64) -> Result<(), String> {
+    let bad = |what: &str| {
+        Err(alloc::format!("invariant 3: {what}: entry {:#x} of level {level} at {address:#x}", entry.0))
+    };
+    let flags = vma.flags;
+    if !flags.intersects(VmFlags::ACCESS)
+        || entry.has(Entry::WRITABLE) && !flags.contains(VmFlags::WRITE)
+        || !entry.has(Entry::NO_EXECUTE) && !flags.contains(VmFlags::EXEC)
+    {
+        return bad("a table of a file with rights that the area does not have");
+    }
+    vma.check_window(entry.address(), level, address, false)
+        .unwrap_or_else(|| bad("a table of a file that the area does not cover"))
 }
 
 #[derive(Default)]

@@ -12,7 +12,7 @@ use super::gather::Gather;
 use super::space::{AddressSpace, Areas};
 use super::tables::{NoMemory, NoTable, Tables};
 use super::userfault::Origin;
-use super::vma::{Kind, VmFlags, Vma};
+use super::vma::{FileArea, Kind, VmFlags, Vma};
 use super::{PAGE, TASK_SIZE, layout, page_down, uaccess};
 use crate::arch::tlb;
 use crate::arch::trap::TrapFrame;
@@ -56,7 +56,7 @@ impl FaultError {
         }
     }
 
-    fn from_errno(errno: Errno) -> Self {
+    pub(super) fn from_errno(errno: Errno) -> Self {
         match errno {
             Errno::ENOMEM => Self::NoMemory,
             _ => Self::Bus,
@@ -287,7 +287,7 @@ impl AddressSpace {
             Kind::Huge(huge) => huge.fault(address, access),
             Kind::Special(pages) => self.special_fault(vma, pages.frame(vma.index_of(page)), page),
             Kind::Anonymous => self.anonymous_fault(vma, page, write),
-            Kind::File(area) => self.file_fault(vma, &**area.link.cache(), page, write),
+            Kind::File(area) => self.file_fault(vma, area, page, write),
         }
     }
 
@@ -330,14 +330,14 @@ impl AddressSpace {
         Ok(install(&mut tables, address, frame, own_bits(vma.flags))?)
     }
 
-    fn file_fault(
-        &self,
-        vma: &Vma,
-        cache: &dyn PageCache,
-        address: u64,
-        write: bool,
-    ) -> Result<(), Unresolved> {
+    fn file_fault(&self, vma: &Vma, area: &FileArea, address: u64, write: bool) -> Result<(), Unresolved> {
+        let cache = &**area.link.cache();
         let shared = vma.flags.contains(VmFlags::SHARED);
+        if let Some(result) = self.window_fault(vma, cache, address, write) {
+            return result;
+        }
+        // Before the number of unmappings is read: see `backing`.
+        area.link.enlist(vma.start, vma.pages());
         if !shared && write && !vma.is_touched() {
             vma.touched.store(true, Ordering::SeqCst);
         }

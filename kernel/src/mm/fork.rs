@@ -85,7 +85,10 @@ impl AddressSpace {
                 // On the file's list before the pages are copied: see `MappingList`.
                 let writable = flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
                 let cache = area.link.cache().clone();
-                let link = Link::new(cache, weak, vma.start, vma.first, vma.pages(), writable);
+                let link = Link::new(cache, weak, vma.first, writable);
+                if !flags.contains(VmFlags::SHARED) {
+                    link.enlist(vma.start, vma.pages());
+                }
                 let (file, attachment) = (area.file.clone(), area.attachment.clone());
                 Kind::File(Box::new(FileArea { link, file, attachment }))
             }
@@ -95,7 +98,7 @@ impl AddressSpace {
             }
         };
         let copies_pages = vma.is_touched() && !wipe && !vma.is_huge();
-        copy.set.insert(Vma {
+        let area = Vma {
             start: vma.start,
             end: vma.end,
             flags,
@@ -103,7 +106,9 @@ impl AddressSpace {
             kind,
             touched: AtomicBool::new(copies_pages),
             userfault: None,
-        });
+        };
+        child.attach_windows(&area);
+        copy.set.insert(area);
         if copies_pages {
             self.fork_pages(vma, child, &copy.set, gather).map_err(|_| Errno::ENOMEM)?;
         }

@@ -7,6 +7,7 @@ use linux_raw_sys::general as abi;
 use super::gaps::{Gaps, Want};
 use super::space::{Areas, Layout};
 use super::vma::{VmFlags, Vma, VmaSet};
+use super::windows::WINDOW;
 use super::{PAGE, TASK_SIZE, accounting, limit, page_down};
 use crate::errno::{Errno, Result};
 
@@ -38,6 +39,19 @@ impl Placement {
     /// Base pages anywhere.
     pub fn pages(len: u64) -> Self {
         Self { len, align: PAGE, phase: 0, granule: PAGE, avoid_slots: true, own_slots: false }
+    }
+
+    /// Base pages from byte `offset` of a file on, shared by the file's tables: congruent with the offset modulo what the mapping could fill.
+    pub fn windows(len: u64, offset: u64) -> Self {
+        // Has it all of a part that one table of this reach shows?
+        let fills = |reach: u64| {
+            let first = offset.checked_next_multiple_of(reach);
+            first.is_some_and(|first| first - offset <= len && len - (first - offset) >= reach)
+        };
+        match [SLOT, WINDOW].into_iter().find(|reach| fills(*reach)) {
+            Some(align) => Self { align, phase: offset & (align - 1), ..Self::pages(len) },
+            None => Self::pages(len),
+        }
     }
 
     /// Huge pages of `granule` bytes from byte `offset` of a file on. Shared ones get addresses at which all mappings of the file share

@@ -159,7 +159,10 @@ impl AddressSpace {
             Source::Anonymous => Kind::Anonymous,
             Source::Cache { cache, file, attachment } => {
                 let writable = flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
-                let link = Link::new(cache, self.weak().clone(), start, plan.first, pages, writable);
+                let link = Link::new(cache, self.weak().clone(), plan.first, writable);
+                if !flags.contains(VmFlags::SHARED) {
+                    link.enlist(start, pages);
+                }
                 Kind::File(Box::new(FileArea { link, file, attachment }))
             }
             Source::Huge { file, opened, attachment } => {
@@ -177,7 +180,7 @@ impl AddressSpace {
         // Huge pages never are, and the search for neighbours costs as much as the rest.
         let is_mergeable = !matches!(kind, Kind::Huge(_));
         let first = if matches!(kind, Kind::Anonymous) { start >> PAGE_SHIFT } else { plan.first };
-        areas.set.insert(Vma {
+        let area = Vma {
             start,
             end: range.end,
             flags,
@@ -185,7 +188,9 @@ impl AddressSpace {
             kind,
             touched: AtomicBool::new(false),
             userfault: None,
-        });
+        };
+        self.attach_windows(&area);
+        areas.set.insert(area);
         if is_mergeable {
             areas.set.merge(range.clone());
         }
@@ -255,6 +260,9 @@ fn place(areas: &mut Areas, plan: &Plan) -> Result<u64> {
         Source::Huge { file, .. } => {
             let shared = plan.flags.contains(VmFlags::SHARED);
             Placement::huge(plan.len, file.page_size(), plan.first << PAGE_SHIFT, shared)
+        }
+        Source::Cache { cache, .. } if plan.flags.contains(VmFlags::SHARED) && cache.content().is_some() => {
+            Placement::windows(plan.len, plan.first << PAGE_SHIFT)
         }
         _ => Placement::pages(plan.len),
     };

@@ -5,6 +5,8 @@
 //! time and meet only for the moment in which an entry changes. Truncation of a file takes only the page-table lock. Who only looks ([`walk`])
 //! takes none of them.
 //!
+//! Shared memory uses page tables of its files where it can: [`windows`] has the protocol.
+//!
 //! Rules:
 //! * Nothing touches user memory through `uaccess` with a lock of an address space held.
 //! * Entries that lose rights or go away are flushed from all CPUs that run the space before their frames are freed ([`gather`]).
@@ -22,7 +24,9 @@ pub mod check;
 mod entry;
 pub mod exec;
 pub mod fault;
+mod few_pages;
 mod file_pages;
+pub mod file_tables;
 mod fork;
 pub mod futex;
 mod gaps;
@@ -30,6 +34,7 @@ mod gather;
 mod layout;
 mod lock;
 mod map;
+pub mod page_store;
 mod protect;
 mod query;
 mod remap;
@@ -43,6 +48,7 @@ pub mod vdso;
 pub mod view;
 mod vma;
 mod walk;
+mod windows;
 
 pub use futex::{Key, futex_key};
 pub use map::{MapRequest, huge_size};

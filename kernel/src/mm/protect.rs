@@ -100,7 +100,10 @@ impl AddressSpace {
                 vma.flags = new;
                 match &mut vma.kind {
                     Kind::Huge(huge) => huge.protect(new),
-                    _ => self.protect_leaves(vma),
+                    _ => {
+                        self.protect_windows(vma);
+                        self.protect_leaves(vma);
+                    }
                 }
             });
         }

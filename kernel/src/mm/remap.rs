@@ -158,12 +158,15 @@ impl AddressSpace {
     }
 
     fn find_target(&self, areas: &mut Areas, remap: &Remap) -> Result<u64> {
-        let place = match areas.set.find(remap.old.start).filter(|vma| vma.is_huge()) {
-            Some(vma) => {
-                let offset = vma.index_of(remap.old.start) << PAGE_SHIFT;
-                Placement::huge(remap.new_len, vma.granule(), offset, vma.flags.contains(VmFlags::SHARED))
+        let vma = areas.set.find(remap.old.start).ok_or(Errno::EFAULT)?;
+        let (offset, shared) =
+            (vma.index_of(remap.old.start) << PAGE_SHIFT, vma.flags.contains(VmFlags::SHARED));
+        let place = match &vma.kind {
+            Kind::Huge(_) => Placement::huge(remap.new_len, vma.granule(), offset, shared),
+            Kind::File(area) if shared && area.link.cache().content().is_some() => {
+                Placement::windows(remap.new_len, offset)
             }
-            None => Placement::pages(remap.new_len),
+            _ => Placement::pages(remap.new_len),
         };
         layout::choose(areas, if remap.keep_old { remap.target } else { 0 }, &place)
     }
@@ -208,7 +211,10 @@ impl AddressSpace {
                 // On the file's list before the pages come, see `backing`.
                 let cache = area.link.cache().clone();
                 let writable = flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
-                let link = Link::new(cache, self.weak().clone(), start, first, pages, writable);
+                let link = Link::new(cache, self.weak().clone(), first, writable);
+                if area.link.is_listed() {
+                    link.enlist(start, pages);
+                }
                 let (file, attachment) = (area.file.clone(), area.attachment.clone());
                 Kind::File(Box::new(FileArea { link, file, attachment }))
             }
@@ -226,6 +232,7 @@ impl AddressSpace {
         let gone = !copies && !remap.keep_old;
         if gone {
             if let Some(vma) = areas.set.remove(old.start) {
+                self.leave_windows(&vma, vma.range());
                 leftovers.push(vma);
             }
             if areas.layout.vdso == old.start {
@@ -234,7 +241,9 @@ impl AddressSpace {
         } else if remap.keep_old {
             areas.set.update(old.start, |vma| vma.flags -= VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
         }
-        areas.set.insert(Vma { start, end: range.end, flags, first, kind, touched, userfault: None });
+        let area = Vma { start, end: range.end, flags, first, kind, touched, userfault: None };
+        self.attach_windows(&area);
+        areas.set.insert(area);
         if gone {
             // With the new area in the set: its tables may be close by, and must stay.
             let mut gather = Gather::new(self);

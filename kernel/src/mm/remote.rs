@@ -117,6 +117,11 @@ impl AddressSpace {
                     }
                     continue;
                 }
+                if let Some(frame) = self.window_page(vma, address, access == Access::Write)? {
+                    // SAFETY: inside the frame, which the reference keeps.
+                    work(unsafe { frame.as_ptr().add((address & (PAGE - 1)) as usize) });
+                    return Ok(());
+                }
                 let tables = self.tables.lock();
                 let entry = tables.leaf(address);
                 if entry.is_mapped() && (access != Access::Write || takes_stores(entry)) {

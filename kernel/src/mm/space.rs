@@ -183,14 +183,33 @@ impl AddressSpace {
         self.areas.write()
     }
 
-    /// Pages that are mapped, by kind.
+    /// Pages that are mapped, by kind, through tables of the space's own and of files.
     pub fn resident(&self) -> Resident {
-        self.tables.lock().resident
+        self.resident_in(&self.read())
     }
 
-    /// The most pages that were mapped at once.
+    /// As [`AddressSpace::resident`], for who has the areas lock.
+    pub(super) fn resident_in(&self, areas: &Areas) -> Resident {
+        let shown = self.shown_pages(&areas.set);
+        let mut tables = self.tables.lock();
+        let mut resident = tables.resident;
+        resident.shmem += shown;
+        tables.peak = tables.peak.max(resident.total());
+        resident
+    }
+
+    /// As [`AddressSpace::resident`], for who must not wait: without the pages in tables of files while the areas change.
+    pub fn resident_now(&self) -> Resident {
+        match self.areas.try_read() {
+            Some(areas) => self.resident_in(&areas),
+            None => self.tables.lock().resident,
+        }
+    }
+
+    /// The most pages that were mapped at once, as far as anybody looked.
     pub fn peak_resident(&self) -> u64 {
-        self.tables.lock().peak
+        let now = self.resident_now().total();
+        self.tables.lock().peak.max(now)
     }
 
     /// Bytes of page tables that belong to this space alone, as `VmPTE` has it.
@@ -269,6 +288,7 @@ impl AddressSpace {
             let last = areas.set.last_overlapping(&range).map(|vma| vma.start);
             let Some(vma) = last.and_then(|start| areas.set.remove(start)) else { break };
             if !vma.is_huge() {
+                self.leave_windows(&vma, vma.range());
                 self.zap(vma.range(), Zap::Everything, &mut gather);
             }
             if vma.flags.contains(VmFlags::ACCOUNT) {
@@ -332,8 +352,9 @@ impl AddressSpace {
     pub(super) fn take_slot(&self, set: &VmaSet, address: u64) -> Result<(), NoMemory> {
         let slot = address & !(SLOT - 1);
         for vma in set.overlapping(slot..slot + SLOT) {
-            if let Kind::Huge(huge) = &vma.kind {
-                huge.leave_slot(address)?;
+            match &vma.kind {
+                Kind::Huge(huge) => huge.leave_slot(address)?,
+                _ => self.leave_windows(vma, address..address + 1),
             }
             sched::cond_resched();
         }
@@ -380,6 +401,7 @@ impl AddressSpace {
         while let Some((_, vma)) = areas.next() {
             let range = vma.range();
             if !vma.is_huge() {
+                self.leave_windows(&vma, vma.range());
                 self.zap(vma.range(), Zap::Everything, &mut gather);
             }
             if vma.flags.contains(VmFlags::ACCOUNT) {

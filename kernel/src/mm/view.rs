@@ -136,6 +136,14 @@ impl AddressSpace {
             (usage.shared_hugetlb, usage.private_hugetlb) = huge.resident_bytes();
             return usage;
         }
+        // The file's tables say neither who stored nor who looked: all of them did, as far as anybody can tell.
+        self.each_shown(vma, |shown| {
+            let bytes = shown.pages * PAGE;
+            usage.rss += bytes;
+            usage.pss += bytes / shown.sharers;
+            *(if shown.sharers > 1 { &mut usage.shared_dirty } else { &mut usage.private_dirty }) += bytes;
+            usage.referenced += bytes;
+        });
         let mut at = vma.start;
         while at < vma.end {
             crate::sched::cond_resched();
@@ -171,18 +179,19 @@ impl AddressSpace {
         usage
     }
 
-    /// What `status` and `statm` tell of the areas together; no area is looked at for it.
+    /// What `status` and `statm` tell of the areas together. Areas are looked at only for what they show through tables of files.
     pub fn summary(&self) -> Summary {
         let areas = self.read();
         let Areas { set, layout, .. } = &*areas;
         let program_code = layout.code.end.next_multiple_of(PAGE) - layout.code.start / PAGE * PAGE;
+        let resident = self.resident_in(&areas);
         let tables = self.tables.lock();
         Summary {
             size: set.total * PAGE,
             peak: set.peak * PAGE,
             locked: set.locked * PAGE,
-            high_water: tables.peak.max(tables.resident.total()) * PAGE,
-            resident: tables.resident,
+            high_water: tables.peak.max(resident.total()) * PAGE,
+            resident,
             data: set.data * PAGE,
             stack: set.stack * PAGE,
             code: program_code,
@@ -240,10 +249,15 @@ impl AddressSpace {
                     }),
                     _ => {
                         let entry = self.tables.lock().leaf(at);
-                        entry.is_mapped().then(|| {
+                        let own = entry.is_mapped().then(|| {
                             let cached = u32::from(!entry.has(Entry::ANON));
                             let alone = entry.owns_frame() && Frame::count_at(entry.address()) == 1 + cached;
                             (entry.address().0 >> PAGE_SHIFT & FRAME, entry.has(Entry::ANON), alone)
+                        });
+                        own.or_else(|| {
+                            let sharers = self.sharers_at(vma, at);
+                            let (address, _) = self.tables.lookup(at).filter(|_| sharers > 0)?;
+                            Some((address.0 >> PAGE_SHIFT & FRAME, false, sharers == 1))
                         })
                     }
                 };

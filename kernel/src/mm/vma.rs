@@ -228,6 +228,12 @@ impl Vma {
             return Err(Errno::EINVAL);
         }
         let first = self.index_of(at);
+        if self.table_windows().is_some()
+            && let Some(space) = space.upgrade()
+        {
+            // The caller works on the space, so this reference is not the last.
+            space.leave_cut_window(self, at);
+        }
         let kind = match &mut self.kind {
             Kind::Anonymous => Kind::Anonymous,
             Kind::Special(pages) => Kind::Special(pages),
@@ -235,7 +241,11 @@ impl Vma {
                 // The new entry first: an unmapping in between finds the upper part twice, never not at all.
                 let pages = (self.end - at) >> PAGE_SHIFT;
                 let writable = self.flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
-                let link = Link::new(area.link.cache().clone(), space.clone(), at, first, pages, writable);
+                let link = Link::new(area.link.cache().clone(), space.clone(), first, writable);
+                if area.link.is_listed() {
+                    link.enlist(at, pages);
+                }
+                link.join_as(&area.link);
                 area.link.resize((at - self.start) >> PAGE_SHIFT);
                 Kind::File(Box::new(FileArea {
                     link,
@@ -292,7 +302,11 @@ impl Vma {
         if next.is_touched() {
             self.touched.store(true, Ordering::SeqCst);
         }
-        if let Kind::File(area) = &self.kind {
+        if let (Kind::File(area), Kind::File(other)) = (&self.kind, &next.kind) {
+            if other.link.is_listed() {
+                area.link.enlist(self.start, self.pages());
+            }
+            area.link.join_as(&other.link);
             area.link.resize(self.pages());
         }
         // Only now its entry in the file's list goes, so no page is ever without one.

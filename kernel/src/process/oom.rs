@@ -164,7 +164,7 @@ fn badness(process: &Process) -> Option<(i64, Arc<AddressSpace>)> {
     let adjust = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
     let total = (memory::stats().total / memory::PAGE_SIZE as u64) as i64;
     let kernel = table_memory(&mm) + kernel_memory(process, &mm);
-    let pages = (mm.resident().total() + kernel / memory::PAGE_SIZE as u64) as i64;
+    let pages = (mm.resident_now().total() + kernel / memory::PAGE_SIZE as u64) as i64;
     Some((pages + adjust * total / 1000, mm))
 }
 
@@ -221,7 +221,7 @@ fn was_waited_for(process: &Process) -> bool {
 fn kill(victim: &Arc<Process>, mm: &Arc<AddressSpace>) {
     let comm = victim.comm();
     let name = core::str::from_utf8(&comm).unwrap_or("?").trim_end_matches('\0');
-    let resident = mm.resident().total() * 4;
+    let resident = mm.resident_now().total() * 4;
     let stats = memory::stats();
     log::error!(
         "Memory: {} kB, free {} kB, anon {} kB, file {} kB, tables {} kB, stacks {} kB, heap {} kB, huge {} kB",

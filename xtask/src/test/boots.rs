@@ -133,6 +133,15 @@ pub fn all() -> Vec<Boot> {
             work: Work::Programs(Selection::Also(&["test_wakeups", "test_futex"])),
             ..BOOT
         },
+        // Shared memory in base pages without tables of its files.
+        Boot {
+            name: "file-tables-huge",
+            memory: Size::gibibytes(3),
+            parameters: &["file_tables=huge"],
+            kernels: Kernels::Ours,
+            work: Work::Programs(Selection::Also(&["test_ordinary", "test_mm_files"])),
+            ..BOOT
+        },
         Boot {
             name: "many-sharers",
             memory: Size::gibibytes(4),

@@ -1,6 +1,6 @@
 //! The content of a regular file of tmpfs: pages, size, holes, seals.
 //!
-//! The page table (`pages`) is under a spin lock that is held only to find, add or remove frames. Copies run
+//! A lock of the pages ([`PageStore`]) is held only to find, add or remove frames. Copies run
 //! on a frame's own reference, so a page that is punched out meanwhile stays readable until the copy is done,
 //! as if the copy had come first. What changes size or removes pages runs under the inode's lock; faults and
 //! reads do not take it.
@@ -12,7 +12,6 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use linux_raw_sys::general as abi;
 
 use super::Limits;
-use super::pages::Pages;
 use crate::errno::{Errno, Result};
 use crate::fs::inode::Inode;
 use crate::fs::iobuf::{Sink, Source};
@@ -21,19 +20,17 @@ use crate::memory::fallible::TryVec;
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{PAGE_SIZE, reserve};
 use crate::mm::backing::{MappingList, PageCache};
-use crate::sync::SpinLock;
+use crate::mm::page_store::{Content, PageStore};
 
 pub(super) const PAGE: u64 = PAGE_SIZE as u64;
 /// The largest file, bytes: Linux's `MAX_LFS_FILESIZE`.
 pub const MAX_SIZE: u64 = i64::MAX as u64;
-/// Pages that are removed in one go, between two flushes.
-const BATCH: usize = 512;
 
 /// The content of a regular file: its size and pages.
 pub struct RegularFile {
     limits: Arc<Limits>,
     size: AtomicU64,
-    pub(super) pages: SpinLock<Pages>,
+    pub(super) pages: PageStore,
     mappings: MappingList,
     pub(super) seals: Arc<Seals>,
     /// Device and inode number, known once the inode is there.
@@ -46,7 +43,7 @@ impl RegularFile {
         Arc::new(Self {
             limits,
             size: AtomicU64::new(0),
-            pages: SpinLock::new(Pages::new()),
+            pages: PageStore::new(),
             mappings: MappingList::new(),
             seals: Seals::new(seals),
             dev: AtomicU64::new(0),
@@ -67,14 +64,14 @@ impl RegularFile {
     }
 
     fn lookup(&self, index: u64) -> Option<Frame> {
-        self.pages.lock().get(index).cloned()
+        self.pages.get(index)
     }
 
     /// The page at `index` to put data in, allocated when there is a hole. `ENOSPC` by the limit, `ENOMEM` by
     /// the machine.
     fn obtain(&self, index: u64) -> Result<Frame> {
         let frame = self.allocate_page(index)?;
-        self.pages.lock().mark_written(index);
+        self.pages.mark_written(index);
         Ok(frame)
     }
 
@@ -90,39 +87,33 @@ impl RegularFile {
             self.limits.uncharge_pages(1);
             return Err(Errno::ENOMEM);
         };
-        let mut pages = self.pages.lock();
-        match pages.insert(index, frame.clone()) {
-            Ok(()) => Ok(frame),
-            // Another thread was faster: theirs counts.
-            Err(_) => {
-                let theirs = pages.get(index).cloned();
-                drop(pages);
-                self.limits.uncharge_pages(1);
-                theirs.ok_or(Errno::ENOMEM)
-            }
+        let inserted = self.pages.insert(index, &frame);
+        // Another thread was faster: theirs counts.
+        if !matches!(inserted, Ok((_, true))) {
+            self.limits.uncharge_pages(1);
         }
+        inserted.map(|(frame, _)| frame)
     }
 
     /// Puts a page with data into a hole.
     fn insert_page(&self, index: u64, frame: &Frame) -> Result<()> {
         reserve::ask_lasting(PAGE_SIZE)?;
         self.limits.charge_pages(1)?;
-        let mut pages = self.pages.lock();
-        if pages.insert(index, frame.clone()).is_ok() {
-            pages.mark_written(index);
+        let inserted = self.pages.insert(index, frame);
+        if matches!(inserted, Ok((_, true))) {
+            self.pages.mark_written(index);
             return Ok(());
         }
-        drop(pages);
         self.limits.uncharge_pages(1);
-        Err(Errno::EEXIST)
+        inserted.and(Err(Errno::EEXIST))
     }
 
     /// Takes the pages `first..end` out of the file and out of all mappings, then frees them.
     fn remove_pages(&self, first: u64, end: u64) {
         let mut next = Some(first);
         while let Some(from) = next {
-            let mut removed = Vec::new();
-            next = self.pages.lock().remove(from..end, BATCH, &mut removed);
+            let removed;
+            (removed, next) = self.pages.remove(from..end);
             if !removed.is_empty() {
                 self.limits.uncharge_pages(removed.len() as u64);
                 // Out of the cache first, then out of the mappings, and only then may the frames go.
@@ -144,6 +135,12 @@ impl RegularFile {
         }
     }
 
+    fn set_size(&self, size: u64) {
+        // Release: who sees the size finds the bytes.
+        self.size.store(size, Ordering::Release);
+        self.pages.set_end(size.div_ceil(PAGE));
+    }
+
     /// Sets the size; the inode is locked.
     pub(super) fn resize(&self, size: u64) -> Result<()> {
         let old = self.len();
@@ -151,11 +148,8 @@ impl RegularFile {
         if size > MAX_SIZE {
             return Err(Errno::EFBIG);
         }
-        {
-            // Under the lock, so that a fault sees size and pages together.
-            let _pages = self.pages.lock();
-            self.size.store(size, Ordering::Release);
-        }
+        self.pages.grow(size.div_ceil(PAGE), old.div_ceil(PAGE))?;
+        self.set_size(size);
         // Also for the same size: pages may have been allocated behind the end.
         if size <= old {
             let first = size.div_ceil(PAGE);
@@ -215,6 +209,8 @@ impl RegularFile {
         if offset > old && may_grow {
             self.clear(old, old.next_multiple_of(PAGE).min(offset));
         }
+        let end = offset.saturating_add(source.remaining() as u64).min(MAX_SIZE);
+        self.pages.grow(end.div_ceil(PAGE), old.div_ceil(PAGE))?;
         let mut done = 0;
         let mut failure = None;
         while source.remaining() > 0 {
@@ -245,8 +241,7 @@ impl RegularFile {
             done += count;
             let end = at + count as u64;
             if end > self.len() {
-                // Release: who sees the size finds the bytes.
-                self.size.store(end, Ordering::Release);
+                self.set_size(end);
             }
             if count < want {
                 break;
@@ -292,6 +287,7 @@ impl RegularFile {
         }
         let grows = mode & abi::FALLOC_FL_KEEP_SIZE == 0 && end > self.len();
         self.seals.check_resize(self.len(), end.max(self.len()))?;
+        self.pages.grow(end.div_ceil(PAGE), self.len().div_ceil(PAGE))?;
         let mut added: Vec<(u64, u64)> = Vec::new();
         for index in offset / PAGE..end.div_ceil(PAGE) {
             if self.lookup(index).is_some() {
@@ -335,7 +331,7 @@ impl RegularFile {
 
 impl Drop for RegularFile {
     fn drop(&mut self) {
-        self.limits.uncharge_pages(self.pages.get_mut().count());
+        self.limits.uncharge_pages(self.pages.count());
     }
 }
 
@@ -373,6 +369,10 @@ impl PageCache for RegularFile {
 
     fn mappings(&self) -> &MappingList {
         &self.mappings
+    }
+
+    fn content(&self) -> Option<&Content> {
+        self.pages.content()
     }
 
     fn cached(&self, index: u64) -> Option<Frame> {

@@ -3,7 +3,6 @@
 mod file;
 mod memory;
 mod ops;
-mod pages;
 
 pub use memory::memfd;
 

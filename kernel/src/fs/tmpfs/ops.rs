@@ -50,7 +50,7 @@ impl InodeOps for Node {
 
     fn stat(&self, _inode: &Inode, stat: &mut Stat) {
         stat.size = self.file.len();
-        stat.blocks = self.file.pages.lock().count() * (PAGE / 512);
+        stat.blocks = self.file.pages.count() * (PAGE / 512);
     }
 
     fn set_attributes(&self, inode: &Inode, change: &SetAttributes) -> Result<()> {
@@ -110,7 +110,7 @@ impl FileOps for RegularFile {
                 if from >= size {
                     return Err(Errno::ENXIO);
                 }
-                let pages = self.pages.lock();
+                let pages = &self.pages;
                 let found = if whence == Whence::Data {
                     pages.next_data(from / PAGE).ok_or(Errno::ENXIO)?
                 } else {

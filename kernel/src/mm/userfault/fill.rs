@@ -207,6 +207,8 @@ impl AddressSpace {
     fn map_cached(&self, vma: &Vma, at: u64, withhold: bool) -> Result<(), Stop> {
         let Kind::File(area) = &vma.kind else { return Err(Errno::EINVAL.into()) };
         let cache: &dyn PageCache = &**area.link.cache();
+        // Before the number of unmappings is read: see `backing`.
+        area.link.enlist(vma.start, vma.pages());
         let mut bits = leaf_bits(vma.flags);
         if cache.is_shmem() {
             bits |= Entry::SHMEM;

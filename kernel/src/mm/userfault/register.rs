@@ -62,6 +62,7 @@ impl Context {
             }
             space.isolate_for(areas, &part)?;
             areas.set.update(part.start, |vma| {
+                space.leave_windows(vma, part.clone());
                 vma.flags = (vma.flags - VmFlags::USERFAULT) | mode;
                 vma.userfault = Some(self.clone());
                 if let Kind::Huge(huge) = &vma.kind

@@ -3,8 +3,9 @@
 //! One file on hugetlbfs is filled with stamps. Then many processes map it; when all have, they touch and verify every
 //! page, and stay until all have done that, too. As many do the same without sharing. What that costs is measured: page
 //! tables, faults, time. Exit status 0 only when every process saw the right data, the figures are what the kernel's
-//! protocol promises, and the pool's counters are back where they were.
+//! protocol promises, and the pool's counters are back where they were. With `--base-pages` the same of a file on tmpfs.
 
+mod base;
 mod options;
 mod progress;
 mod report;
@@ -40,7 +41,8 @@ fn main() -> ExitCode {
             return 2.into();
         }
     };
-    match run(&options) {
+    let result = if options.base_pages { base::run(&options) } else { run(&options) };
+    match result {
         Ok(()) => 0.into(),
         Err(message) => {
             println!();
@@ -145,7 +147,7 @@ fn share(options: &Options, pages: usize, before: Snapshot) -> Result<Report, St
     let start = Instant::now();
     {
         let map: Map = file.map(length, RW, SHARED).map_err(|error| format!("mmap: {}", error.desc()))?;
-        stamp_pages(&map, pages);
+        stamp_pages(&map, pages, HUGE);
     }
     println!(
         "One file of {} ({pages} huge pages), filled in {:.0} ms.",
@@ -155,11 +157,11 @@ fn share(options: &Options, pages: usize, before: Snapshot) -> Result<Report, St
     let protocol = sharing::protocol();
     let how = protocol.as_ref().map(|name| format!(" (protocol {name})")).unwrap_or_default();
     println!("{} processes map it, then touch all of it{how}:", options.processes);
-    let shared = gather(&file, pages, Kind::Shared, options.processes)?;
+    let shared = gather(&file, pages, HUGE, Kind::Shared, options.processes)?;
     // Nothing of these may be left when the others are measured.
     settle(before.tables_kb);
     println!("{} do so without sharing, by private mappings:", options.unshared);
-    let unshared = gather(&file, pages, Kind::Unshared, options.unshared)?;
+    let unshared = gather(&file, pages, HUGE, Kind::Unshared, options.unshared)?;
     Ok(Report { protocol, length, before, unshared, shared, after: before })
 }
 
@@ -203,9 +205,9 @@ impl Gathering {
 }
 
 /// Starts processes, waits until all have mapped and then touched all pages, looks each time, and lets them go.
-fn gather(file: &Fd, pages: usize, kind: Kind, count: usize) -> Result<Gathering, String> {
+fn gather(file: &Fd, pages: usize, page_size: usize, kind: Kind, count: usize) -> Result<Gathering, String> {
     let control = Shared::new();
-    let crew = Crew::new(count);
+    let crew = Crew::new(count, page_size);
     let before = Snapshot::take();
     let mut progress = Progress::new(count);
     let start = Instant::now();

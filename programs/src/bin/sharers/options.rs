@@ -4,12 +4,15 @@ pub const USAGE: &str = "usage: sharers [--processes N] [--unshared N] [--bytes 
   --processes N  processes that share the file [1000]
   --unshared N   processes that map it without sharing, to compare [as many; of more than 2000, 200]
   --bytes SIZE   the file's size, such as 1073741824, 512M or 1G [1G]
+  --base-pages   a file on tmpfs with pages of 4 KiB
   --mount PATH   where a hugetlbfs with pages of 2 MiB is mounted [/mnt/huge]";
 
 /// So many processes at most are all measured without sharing as well.
 const ALL_UNSHARED: usize = 2000;
 /// Of more, so many.
 const UNSHARED_SAMPLE: usize = 200;
+/// Of those with base pages, each of which has more tables than a thousand with huge pages.
+const BASE_SAMPLE: usize = 8;
 
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
@@ -17,12 +20,18 @@ pub struct Options {
     pub unshared: usize,
     pub bytes: usize,
     pub mount: String,
+    pub base_pages: bool,
 }
 
 impl Options {
     pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Options, String> {
-        let mut options =
-            Options { processes: 1000, unshared: 0, bytes: 1 << 30, mount: "/mnt/huge".to_string() };
+        let mut options = Options {
+            processes: 1000,
+            unshared: 0,
+            bytes: 1 << 30,
+            mount: "/mnt/huge".to_string(),
+            base_pages: false,
+        };
         let mut unshared = None;
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -30,12 +39,17 @@ impl Options {
                 "--processes" => options.processes = number(&value()?)?,
                 "--unshared" => unshared = Some(number(&value()?)?),
                 "--bytes" => options.bytes = size(&value()?)?,
+                "--base-pages" => options.base_pages = true,
                 "--mount" => options.mount = value()?,
                 _ => return Err(format!("what is {word}?")),
             }
         }
         // Each of them faults on every page, which takes a while.
-        let affordable = if options.processes <= ALL_UNSHARED { options.processes } else { UNSHARED_SAMPLE };
+        let affordable = match options.processes {
+            count if options.base_pages => count.min(BASE_SAMPLE),
+            count if count <= ALL_UNSHARED => count,
+            _ => UNSHARED_SAMPLE,
+        };
         options.unshared = unshared.unwrap_or(affordable);
         if options.processes == 0 || options.unshared == 0 || options.bytes == 0 {
             return Err("one process and one byte is the least".to_string());
@@ -72,7 +86,15 @@ mod tests {
     #[test]
     fn words_become_options() {
         let options = parse("--processes 7 --bytes 64M --mount /m").unwrap();
-        assert_eq!(options, Options { processes: 7, unshared: 7, bytes: 64 << 20, mount: "/m".to_string() });
+        let wanted = Options {
+            processes: 7,
+            unshared: 7,
+            bytes: 64 << 20,
+            mount: "/m".to_string(),
+            base_pages: false,
+        };
+        assert_eq!(options, wanted);
+        assert_eq!(parse("--base-pages").unwrap().unshared, 8);
         assert_eq!(parse("--processes 10000").unwrap().unshared, 200);
         assert_eq!(parse("--unshared 3").unwrap().unshared, 3);
         assert_eq!(parse("--bytes 1073741824").unwrap().bytes, 1 << 30);

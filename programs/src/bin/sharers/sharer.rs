@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use nix::errno::Errno;
 use roundtable_programs::file::Fd;
-use roundtable_programs::huge::{GIB, HUGE, stamp};
+use roundtable_programs::huge::{GIB, stamp};
 use roundtable_programs::mem::{ANON, Map, NORESERVE, PRIVATE, R, RW, SHARED};
 use roundtable_programs::shared::{Shared, wait};
 use roundtable_programs::sys::{check, faults};
@@ -33,18 +33,18 @@ pub enum Kind {
 }
 
 /// Writes each page's stamp at its start and its end.
-pub fn stamp_pages(map: &Map, pages: usize) {
+pub fn stamp_pages(map: &Map, pages: usize, size: usize) {
     for page in 0..pages {
-        map.set_u64(page * HUGE, stamp(1, page));
-        map.set_u64((page + 1) * HUGE - 8, !stamp(1, page));
+        map.set_u64(page * size, stamp(1, page));
+        map.set_u64((page + 1) * size - 8, !stamp(1, page));
     }
 }
 
 /// Reads them all; the first page that is wrong.
 #[inline(never)]
-fn wrong_page(map: &Map, pages: usize, seal: fn(usize) -> u64) -> Option<usize> {
+fn wrong_page(map: &Map, pages: usize, size: usize, seal: fn(usize) -> u64) -> Option<usize> {
     (0..pages).find(|&page| {
-        let (first, last) = (map.get_u64(page * HUGE), map.get_u64(page * HUGE + map.length.min(HUGE) - 8));
+        let (first, last) = (map.get_u64(page * size), map.get_u64(page * size + map.length.min(size) - 8));
         first != seal(page) || last != !seal(page)
     })
 }
@@ -53,6 +53,8 @@ fn wrong_page(map: &Map, pages: usize, seal: fn(usize) -> u64) -> Option<usize> 
 pub struct Crew {
     records: Map,
     count: usize,
+    /// Bytes of the file's pages.
+    page_size: usize,
 }
 
 const RECORD: usize = 64;
@@ -74,10 +76,10 @@ pub struct Measurements {
 }
 
 impl Crew {
-    pub fn new(count: usize) -> Crew {
+    pub fn new(count: usize, page_size: usize) -> Crew {
         let length = (count * RECORD).next_multiple_of(4096);
         let flags = SHARED | ANON | libc::MAP_FIXED_NOREPLACE;
-        Crew { records: Map::at(RECORDS, length, RW, flags, -1, 0).expect("records"), count }
+        Crew { records: Map::at(RECORDS, length, RW, flags, -1, 0).expect("records"), count, page_size }
     }
 
     fn word(&self, index: usize, field: usize) -> &AtomicU64 {
@@ -113,7 +115,7 @@ impl Crew {
         warm_up();
         let (faults_before, _) = faults();
         let start = Instant::now();
-        let map = Map::at(PLACE, pages * HUGE, R, flags | libc::MAP_FIXED_NOREPLACE, file.raw(), 0);
+        let map = Map::at(PLACE, pages * self.page_size, R, flags | libc::MAP_FIXED_NOREPLACE, file.raw(), 0);
         let attach = start.elapsed();
         let (faults_attached, _) = faults();
         self.word(index, ATTACH_NANOSECONDS).store(attach.as_nanos() as u64, Ordering::SeqCst);
@@ -122,7 +124,8 @@ impl Crew {
         wait_for_go(control, 1);
         let (faults_before, _) = faults();
         let start = cpu_time();
-        let wrong = map.as_ref().map(|map| wrong_page(map, pages, |page| stamp(1, page)));
+        let size = self.page_size;
+        let wrong = map.as_ref().map(|map| wrong_page(map, pages, size, |page| stamp(1, page)));
         let touch = cpu_time() - start;
         let (faults_touched, _) = faults();
         let verdict = match wrong {
@@ -196,7 +199,7 @@ fn warm_up() {
     let start = Instant::now();
     if let Ok(map) = Map::at(PLACE, 4096, RW, PRIVATE | ANON | libc::MAP_FIXED_NOREPLACE, -1, 0) {
         map.set_u64(4096 - 8, !0);
-        assert_eq!(wrong_page(&map, 1, |_| 0), None);
+        assert_eq!(wrong_page(&map, 1, 4096, |_| 0), None);
     }
     let _ = (start.elapsed(), cpu_time(), faults());
 }

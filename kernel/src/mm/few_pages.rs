@@ -1,10 +1,10 @@
-//! The pages of a file in memory, sparse: which page frame holds which part.
+//! The pages of a file that has no page tables, sparse: which page frame holds which part.
 
 use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
-use alloc::vec::Vec;
 use core::ops::Range;
 
+use super::page_store::{CachedPage, Taken};
 use crate::memory::frame::Frame;
 
 /// Pages of one node: small enough for a small file, large enough to keep the tree flat.
@@ -20,29 +20,47 @@ struct Chunk {
 
 /// Frames by page index.
 #[derive(Default)]
-pub struct Pages {
+pub(super) struct FewPages {
     chunks: BTreeMap<u64, Box<Chunk>>,
     count: u64,
+    /// Counts what was changed, so that a copy is known to be still right.
+    changes: u64,
 }
 
-impl Pages {
+impl FewPages {
     /// No pages.
-    pub const fn new() -> Self {
-        Self { chunks: BTreeMap::new(), count: 0 }
+    pub(super) const fn new() -> Self {
+        Self { chunks: BTreeMap::new(), count: 0, changes: 0 }
+    }
+
+    /// How often anything was changed.
+    pub(super) fn changes(&self) -> u64 {
+        self.changes
+    }
+
+    /// All pages, by index.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (u64, CachedPage)> + '_ {
+        self.chunks.iter().flat_map(|(key, chunk)| {
+            chunk.pages.iter().enumerate().filter_map(move |(within, frame)| {
+                let frame = frame.clone()?;
+                let written = chunk.written & (1 << within) != 0;
+                Some((key * CHUNK + within as u64, CachedPage::new(frame, written)))
+            })
+        })
     }
 
     /// How many pages there are.
-    pub fn count(&self) -> u64 {
+    pub(super) fn count(&self) -> u64 {
         self.count
     }
 
     /// The page at `index`.
-    pub fn get(&self, index: u64) -> Option<&Frame> {
+    pub(super) fn get(&self, index: u64) -> Option<&Frame> {
         self.chunks.get(&(index / CHUNK))?.pages[(index % CHUNK) as usize].as_ref()
     }
 
     /// Puts a page where there is none; gives it back when there is one.
-    pub fn insert(&mut self, index: u64, frame: Frame) -> Result<(), Frame> {
+    pub(super) fn insert(&mut self, index: u64, frame: Frame) -> Result<(), Frame> {
         let chunk = self.chunks.entry(index / CHUNK).or_insert_with(|| {
             Box::new(Chunk { pages: [const { None }; CHUNK as usize], used: 0, written: 0 })
         });
@@ -53,18 +71,22 @@ impl Pages {
         *slot = Some(frame);
         chunk.used += 1;
         self.count += 1;
+        self.changes += 1;
         Ok(())
     }
 
     /// The page at `index` counts as data from now on.
-    pub fn mark_written(&mut self, index: u64) {
+    pub(super) fn mark_written(&mut self, index: u64) {
         if let Some(chunk) = self.chunks.get_mut(&(index / CHUNK)) {
-            chunk.written |= 1 << (index % CHUNK);
+            let bit = 1 << (index % CHUNK);
+            self.changes += u64::from(chunk.written & bit == 0);
+            chunk.written |= bit;
         }
     }
 
-    /// Takes up to `limit` pages of `range` out, and tells where to go on; `None` when the range is done.
-    pub fn remove(&mut self, range: Range<u64>, limit: usize, out: &mut Vec<Frame>) -> Option<u64> {
+    /// Takes pages of `range` out, as many as there is room for, and tells where to go on; `None` when the range is done.
+    pub(super) fn remove(&mut self, range: Range<u64>, out: &mut Taken) -> Option<u64> {
+        self.changes += 1;
         let mut at = range.start;
         while at < range.end {
             let (&key, chunk) = self.chunks.range_mut(at / CHUNK..).next()?;
@@ -75,7 +97,7 @@ impl Pages {
                 return None;
             }
             while at < end {
-                if out.len() >= limit {
+                if out.len() == out.capacity() {
                     return Some(at);
                 }
                 if let Some(frame) = chunk.pages[(at - base) as usize].take() {
@@ -94,7 +116,7 @@ impl Pages {
     }
 
     /// The first page with data at or after `from`.
-    pub fn next_data(&self, from: u64) -> Option<u64> {
+    pub(super) fn next_data(&self, from: u64) -> Option<u64> {
         for (key, chunk) in self.chunks.range(from / CHUNK..) {
             let base = key * CHUNK;
             let first = from.saturating_sub(base);
@@ -106,7 +128,7 @@ impl Pages {
     }
 
     /// The first index at or after `from` without data.
-    pub fn next_hole(&self, from: u64) -> u64 {
+    pub(super) fn next_hole(&self, from: u64) -> u64 {
         let mut at = from;
         while let Some(chunk) = self.chunks.get(&(at / CHUNK)) {
             let first = at % CHUNK;

@@ -1,0 +1,272 @@
+//! The pages of a file in memory: which frame holds which part, and the page tables that show them to all who map the file.
+//!
+//! A file that could have no window of 2 MiB keeps its pages in a small tree ([`FewPages`]). One that may get such a window keeps them in
+//! [`Content`], which has tables. A file changes over once, when it grows, and never back.
+//!
+//! # The change
+//!
+//! [`PageStore::grow`] fills a content with the pages that the tree has, without its lock. Then it takes the lock, sees that nothing
+//! has changed meanwhile, makes the content known and empties the tree. From then on nothing comes to the tree: whoever
+//! adds a page looks for a content with the lock held. Whoever looks a page up looks at the content first, and once more with the lock
+//! held; so does whoever takes pages out. What may come in between are faults, each of which adds a page or takes its own back; then the
+//! copy is made again. Truncations and hole punches wait for the inode's lock.
+
+use alloc::boxed::Box;
+use alloc::vec::Vec;
+use core::num::NonZeroU64;
+use core::ops::Range;
+
+use ::hugetlb::PhysAddr;
+use ::hugetlb::filetables::{self, FileTables, InsertError, Level, REMOVED_AT_A_TIME};
+use smallvec::SmallVec;
+
+use super::few_pages::FewPages;
+use super::file_tables;
+use crate::errno::{Errno, Result};
+use crate::hugetlb::Kernel;
+use crate::memory::frame::Frame;
+use crate::memory::{self, PAGE_SIZE, fallible, reserve};
+use crate::sched;
+use crate::sync::{Once, SpinLock};
+
+/// Pages of a window: what one table of leaves shows.
+pub(super) const WINDOW_PAGES: u64 = 512;
+/// Frames that are taken out at a time where there is memory for so many.
+const BATCH: usize = 512;
+
+/// A page of a file: a reference to its frame, and whether it is data. One word, so that the places of 512 pages are a page.
+///
+/// Invariant: the address in it owns one reference.
+pub struct CachedPage(NonZeroU64);
+
+impl CachedPage {
+    /// Always set.
+    const PAGE: u64 = 1 << 0;
+    /// It has been written, or may have been, and is data to lseek(2). Others were only allocated.
+    const WRITTEN: u64 = 1 << 1;
+
+    pub(super) fn new(frame: Frame, written: bool) -> Self {
+        let word = frame.into_raw().0 | if written { Self::WRITTEN } else { 0 };
+        Self(NonZeroU64::MIN | word)
+    }
+
+    fn address(&self) -> memory::PhysAddr {
+        memory::PhysAddr(self.0.get() & !(Self::PAGE | Self::WRITTEN))
+    }
+
+    /// Another reference to the frame.
+    fn to_frame(&self) -> Frame {
+        // SAFETY: this value keeps its own reference during the call.
+        unsafe { Frame::share_raw(self.address()) }
+    }
+
+    fn is_written(&self) -> bool {
+        self.0.get() & Self::WRITTEN != 0
+    }
+
+    fn set_written(&mut self) {
+        self.0 |= Self::WRITTEN;
+    }
+}
+
+impl Clone for CachedPage {
+    fn clone(&self) -> Self {
+        Self::new(self.to_frame(), self.is_written())
+    }
+}
+
+impl Drop for CachedPage {
+    fn drop(&mut self) {
+        // SAFETY: the reference that `new` took over, given back once.
+        drop(unsafe { Frame::from_raw(self.address()) });
+    }
+}
+
+impl filetables::Frame for CachedPage {
+    fn frame(&self) -> PhysAddr {
+        PhysAddr(self.address().0)
+    }
+}
+
+/// The pages of a file with its tables.
+pub type Content = FileTables<Kernel, CachedPage>;
+
+/// Frames that were taken out of a file: no table shows them, but TLBs of mappings with tables of their own may.
+pub type Taken = SmallVec<[Frame; REMOVED_AT_A_TIME as usize]>;
+
+/// Frames by page index.
+pub struct PageStore {
+    few: SpinLock<FewPages>,
+    content: Once<Box<Content>>,
+}
+
+impl PageStore {
+    /// No pages.
+    pub const fn new() -> Self {
+        Self { few: SpinLock::new(FewPages::new()), content: Once::new() }
+    }
+
+    /// The pages as the tables have them; `None` for a file that is too small for tables.
+    pub fn content(&self) -> Option<&Content> {
+        self.content.get().map(|content| &**content)
+    }
+
+    /// How many pages there are.
+    pub fn count(&self) -> u64 {
+        self.either(|content| content.len(), |few| few.count())
+    }
+
+    /// Asks the content, or the tree if that has the pages.
+    fn either<R>(&self, of_content: impl Fn(&Content) -> R, of_few: impl FnOnce(&mut FewPages) -> R) -> R {
+        if let Some(content) = self.content() {
+            return of_content(content);
+        }
+        let mut few = self.few.lock();
+        match self.content() {
+            // They have just gone there.
+            Some(content) => {
+                drop(few);
+                of_content(content)
+            }
+            None => of_few(&mut few),
+        }
+    }
+
+    /// The page at `index`.
+    pub fn get(&self, index: u64) -> Option<Frame> {
+        self.either(|content| content.get(index).map(|page| page.to_frame()), |few| few.get(index).cloned())
+    }
+
+    /// Puts a page where there is none; returns the one that is there then, and whether it is `frame`. `ENOMEM`.
+    pub fn insert(&self, index: u64, frame: &Frame) -> Result<(Frame, bool)> {
+        loop {
+            let in_few = |few: &mut FewPages| match few.insert(index, frame.clone()) {
+                Ok(()) => Some(Ok((frame.clone(), true))),
+                Err(_) => few.get(index).map(|theirs| Ok((theirs.clone(), false))),
+            };
+            let in_content = |content: &Content| {
+                let _library = reserve::library();
+                let page = CachedPage::new(frame.clone(), false);
+                match content.insert_anywhere(index, page) {
+                    Ok(()) => Some(Ok((frame.clone(), true))),
+                    Err(InsertError::Occupied) => content.get(index).map(|page| Ok((page.to_frame(), false))),
+                    Err(_) => Some(Err(Errno::ENOMEM)),
+                }
+            };
+            // Otherwise there was one, and is none any more: a hole punch.
+            if let Some(result) = self.either(in_content, in_few) {
+                return result;
+            }
+        }
+    }
+
+    /// The page at `index` counts as data from now on.
+    pub fn mark_written(&self, index: u64) {
+        self.either(|content| content.amend(index, CachedPage::set_written), |few| few.mark_written(index));
+    }
+
+    /// Takes some pages of `range` out, and out of all tables of the file and all TLBs that have them from there. Returns them, and where to
+    /// go on; `None` when the range is done. Needs no memory.
+    pub fn remove(&self, range: Range<u64>) -> (Taken, Option<u64>) {
+        let mut taken = Taken::new();
+        // With less room it goes in smaller steps.
+        let _ = taken.try_reserve_exact(BATCH);
+        let content = match self.content() {
+            Some(content) => content,
+            None => {
+                let mut few = self.few.lock();
+                match self.content() {
+                    // They have just gone there.
+                    Some(content) => content,
+                    None => {
+                        let next = few.remove(range, &mut taken);
+                        drop(few);
+                        return (taken, next);
+                    }
+                }
+            }
+        };
+        let (mut at, mut shown) = (range.start, false);
+        let next = loop {
+            let Some(index) = content.next(at..range.end) else { break None };
+            if taken.capacity() - taken.len() < REMOVED_AT_A_TIME as usize {
+                break Some(index);
+            }
+            at = range.end.min(index.saturating_add(REMOVED_AT_A_TIME));
+            shown |= content.remove(index..at, |_, page| taken.push(page.to_frame())).shown;
+        };
+        if shown {
+            content.flush();
+        }
+        (taken, next)
+    }
+
+    /// The file ends at page `end`: tables show nothing from there on. When the end moves down, the pages behind it are to be removed next.
+    pub fn set_end(&self, end: u64) {
+        if let Some(content) = self.content() {
+            content.set_end(end);
+        }
+    }
+
+    /// The file is about to have pages up to `end`, and ends at page `present_end` now. With the inode's lock, or before anybody else knows the
+    /// file. `ENOMEM`; nothing has changed then.
+    pub fn grow(&self, end: u64, present_end: u64) -> Result<()> {
+        if end < WINDOW_PAGES || self.content().is_some() || !file_tables::for_base_pages() {
+            return Ok(());
+        }
+        let _library = reserve::library();
+        loop {
+            reserve::ask(PAGE_SIZE)?;
+            let content =
+                Box::new(FileTables::new(file_tables::machine(), Level::Pte, file_tables::totals()));
+            content.set_end(present_end);
+            let mut pages: Vec<(u64, CachedPage)> = fallible::with_capacity(WINDOW_PAGES as usize)?;
+            let changes = {
+                let few = self.few.lock();
+                // Without a content there are no more than these.
+                pages.extend(few.iter().take(WINDOW_PAGES as usize));
+                few.changes()
+            };
+            for (index, page) in pages {
+                content.insert_anywhere(index, page).map_err(|_| Errno::ENOMEM)?;
+            }
+            let mut few = self.few.lock();
+            if few.changes() == changes {
+                let _ = self.content.set(content);
+                let old = core::mem::replace(&mut *few, FewPages::new());
+                drop(few);
+                drop(old);
+                return Ok(());
+            }
+        }
+    }
+
+    /// The first page with data at or after `from`.
+    pub fn next_data(&self, from: u64) -> Option<u64> {
+        let in_content = |content: &Content| {
+            let mut at = from;
+            loop {
+                let index = content.next(at..u64::MAX)?;
+                if content.get(index).is_some_and(|page| page.is_written()) {
+                    return Some(index);
+                }
+                at = index + 1;
+                sched::cond_resched();
+            }
+        };
+        self.either(in_content, |few| few.next_data(from))
+    }
+
+    /// The first index at or after `from` without data.
+    pub fn next_hole(&self, from: u64) -> u64 {
+        let in_content = |content: &Content| {
+            let mut at = from;
+            while content.get(at).is_some_and(|page| page.is_written()) {
+                at += 1;
+                sched::cond_resched();
+            }
+            at
+        };
+        self.either(in_content, |few| few.next_hole(from))
+    }
+}

@@ -1,0 +1,398 @@
+//! Shared memory in base pages by the tables of its files.
+//!
+//! A shared mapping of a file that has a [`Content`] uses the file's page tables wherever it covers a whole *window*: 2 MiB of addresses, at
+//! a multiple of 2 MiB, of pages from a multiple of 512 on. The process's own entry leads to the table (it is *managed*), and has the
+//! rights of the mapping. Where the mapping covers 1 GiB of addresses wholly, the entry one level up leads to a table of the file
+//! that leads to those of its windows. All else goes by the process's own tables: the ends of a mapping, mappings at other
+//! addresses, private mappings.
+//!
+//! # The guarantee
+//!
+//! *What a mapping shows through a table of the file is what the file has, at every moment.* A page that comes is shown to all who are attached,
+//! one that goes is gone for all when the call that took it out returns. See [`filetables`](::hugetlb::filetables) for how tables follow
+//! the content. Left to do here is to attach only where that is right, and to leave in time.
+//!
+//! # Who holds what
+//!
+//! | who | areas lock | page-table lock | locks of the content |
+//! | --- | --- | --- | --- |
+//! | a fault that attaches | read | to make tables above | a stripe, tables above |
+//! | mmap, fork: attach what is there | write, of the new area's space | to make tables above | the same |
+//! | munmap, mprotect, mremap, MADV_DONTNEED, a cut: leave, change rights | write | for the entry | after the flush: a stripe |
+//! | exit: leave | none: nobody else knows the space | for the entry | the same |
+//! | punch, truncation | none | none | a stripe, then none for the flush |
+//!
+//! # Why a fault cannot write into a table that is no longer its own
+//!
+//! A fault does not write into a table. It adds the page to the *file*, which writes the entries of the file's tables under the lock of the
+//! page's piece, whether this mapping is attached or not. The only entry of the process that a fault writes is the managed one, by a
+//! compare-and-exchange from an empty entry, with the areas lock held: the area that it stands for is there and stays as it is.
+//! Nobody but the content writes into its tables, so there is nothing to race for, and no unsharing.
+//!
+//! The host's own leaves never get there either: who wants a table of its own for an address asks
+//! [`Tables::find_or_make`](super::tables::Tables::find_or_make), which ends at a managed entry with
+//! [`NoTable::SlotShared`](super::tables::NoTable::SlotShared). Then [`AddressSpace::take_slot`] leaves the window.
+//!
+//! # When a table is freed
+//!
+//! A table counts the entries that lead to it. Who takes a managed entry out (a compare-and-exchange to empty, so that of two only one
+//! does) flushes this space's TLBs on all CPUs that run it, and only then counts the attachment out. The last one takes
+//! the table out of the content and retires it; its frame is used again after a grace period, so that walkers without locks (`walk`)
+//! never read a stranger's table.
+//!
+//! # Whom a punch flushes
+//!
+//! A space joins the content before its first entry leads to a table, and leaves it when the area ends, with its last entry flushed. A punch clears the
+//! entries, then flushes the CPUs that run a space that has joined: a space that joins later finds them clear. Mappings are visited
+//! one by one only if they have leaves of the file in tables of their own: they are put on the file's list
+//! ([`Link::enlist`](super::backing::Link::enlist)) before the first such leaf.
+//!
+//! # Cuts
+//!
+//! An entry leads to a table only where one area covers all of the window. Whatever cuts an area in two goes through
+//! [`Vma::split_off`], which leaves the window around the cut first. Nobody announces what will come: who needs the place asks
+//! for it.
+
+use alloc::string::String;
+use core::ops::Range;
+use core::sync::atomic::{Ordering, fence};
+
+use ::hugetlb::VirtAddr;
+use ::hugetlb::filetables::format::Native;
+use ::hugetlb::filetables::{
+    AttachTally, Attached, EntryValue, Extent, Format, Found, Level, Protection, Slot, Window,
+};
+use smallvec::SmallVec;
+
+use super::backing::PageCache;
+use super::entry::Entry;
+use super::fault::{FaultError, Unresolved};
+use super::file_tables;
+use super::page_store::{Content, WINDOW_PAGES};
+use super::space::AddressSpace;
+use super::vma::{FileArea, Kind, VmFlags, Vma, VmaSet};
+use crate::arch::tlb::{self, Flush};
+use crate::hugetlb::SpaceTables;
+use crate::memory::frame::Frame;
+use crate::memory::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, reserve};
+use crate::sched;
+
+/// Bytes of a window.
+pub const WINDOW: u64 = WINDOW_PAGES * PAGE_SIZE as u64;
+/// Windows that are left between two flushes.
+const BATCH: usize = 32;
+
+/// What an attached entry permits: the rights of its area. Empty for PROT_NONE, which has no entry.
+fn rights(flags: VmFlags) -> Protection {
+    let mut rights = Protection::empty();
+    // Any right includes that to load on this architecture.
+    rights.set(Protection::READ, flags.intersects(VmFlags::ACCESS));
+    rights.set(Protection::WRITE, flags.contains(VmFlags::WRITE));
+    rights.set(Protection::EXECUTE, flags.contains(VmFlags::EXEC));
+    rights
+}
+
+/// The windows of an area that the file's tables can show.
+pub(super) struct Windows<'a> {
+    area: &'a FileArea,
+    content: &'a Content,
+    extent: Extent,
+}
+
+impl Windows<'_> {
+    fn range(&self) -> Range<u64> {
+        self.extent.start.0..self.extent.end().0
+    }
+}
+
+/// What an area shows through a table of its file.
+pub(super) struct Shown {
+    /// Pages that are there.
+    pub pages: u64,
+    /// Processes that use the same table.
+    pub sharers: u64,
+}
+
+impl Vma {
+    /// Does it use tables of its file, or has it?
+    pub(super) fn uses_windows(&self) -> bool {
+        self.table_windows().is_some_and(|windows| windows.area.link.has_joined())
+    }
+
+    /// The windows that it covers wholly, if the file's tables can show them.
+    pub(super) fn table_windows(&self) -> Option<Windows<'_>> {
+        let Kind::File(area) = &self.kind else { return None };
+        // Who is told of faults has entries of its own: a page that another process adds is not there before the fault is resolved.
+        if !self.flags.contains(VmFlags::SHARED) || self.userfault.is_some() {
+            return None;
+        }
+        let content = area.link.cache().content()?;
+        let congruent = (self.start >> PAGE_SHIFT) % WINDOW_PAGES == self.first % WINDOW_PAGES;
+        let (start, end) = (self.start.next_multiple_of(WINDOW), self.end & !(WINDOW - 1));
+        if !congruent || start >= end {
+            return None;
+        }
+        let extent = Extent {
+            start: VirtAddr(start),
+            first: self.index_of(start),
+            pages: (end - start) >> PAGE_SHIFT,
+            leaf: Level::Pte,
+            rights: Protection::all(),
+        };
+        Some(Windows { area, content, extent })
+    }
+}
+
+impl Vma {
+    /// Whether `table`, to which an entry of `level` for `address` leads, is the file's for what the area has there; all that it
+    /// shows if `deeply`. `None` if the area has no such window.
+    pub(super) fn check_window(
+        &self,
+        table: PhysAddr,
+        level: u32,
+        address: u64,
+        deeply: bool,
+    ) -> Option<Result<(), String>> {
+        let windows = self.table_windows()?;
+        let level = [Level::Pmd, Level::Pud, Level::Pgd].into_iter().find(|known| *known as u32 == level)?;
+        let slot = windows.extent.slot(VirtAddr(address), level)?;
+        let table = ::hugetlb::PhysAddr(table.0);
+        Some(windows.content.check_slot(&slot.window, table, &mut |_| Ok(deeply)))
+    }
+}
+
+impl AddressSpace {
+    fn space_tables(&self) -> SpaceTables {
+        SpaceTables(self.tables.clone())
+    }
+
+    /// Attaches the windows of a new area that have pages. The area is on its way into the set: the areas lock is held for writing. Without
+    /// memory a fault does the rest, and reports.
+    pub(super) fn attach_windows(&self, vma: &Vma) {
+        let Some(windows) = vma.table_windows() else { return };
+        let rights = rights(vma.flags);
+        if rights.is_empty() || windows.content.is_empty() || windows.area.link.join(self.tables.id).is_err()
+        {
+            return;
+        }
+        let mut tally = AttachTally::default();
+        let _library = reserve::library();
+        let _ = windows.content.attach_all(&self.space_tables(), &windows.extent, rights, &mut tally);
+        file_tables::count(&tally);
+    }
+
+    /// A fault in a window: `None` when the area's own tables are to have the page. The areas lock is held for reading.
+    pub(super) fn window_fault(
+        &self,
+        vma: &Vma,
+        cache: &dyn PageCache,
+        address: u64,
+        write: bool,
+    ) -> Option<Result<(), Unresolved>> {
+        let windows = vma.table_windows().filter(|windows| windows.range().contains(&address))?;
+        let (space, at) = (self.space_tables(), VirtAddr(address));
+        if let (Found::Host, _) = windows.content.look(&space, &windows.extent, at) {
+            return None;
+        }
+        let index = vma.index_of(address);
+        // From here on all tables of the file show it.
+        if let Err(error) = cache.page(index, write) {
+            return Some(Err(FaultError::from_errno(error).into()));
+        }
+        let mut tally = AttachTally::default();
+        let _library = reserve::library();
+        let attached = windows.area.link.join(self.tables.id).and_then(|()| {
+            let rights = rights(vma.flags);
+            windows.content.attach_for_fault(&space, &windows.extent, at, rights, &mut tally)
+        });
+        file_tables::count(&tally);
+        let Ok(attached) = attached else { return Some(Err(FaultError::NoMemory.into())) };
+        match attached {
+            // Empty: a hole punch has just taken the page away. The access faults once more.
+            Attached::Before | Attached::Shared | Attached::Made | Attached::Empty => {
+                // Who makes a table may not have come to the page yet.
+                windows.content.show(index);
+                Some(Ok(()))
+            }
+            Attached::Occupied | Attached::Neighbour | Attached::Crowded => None,
+        }
+    }
+
+    /// The page at `address` of an area that has a window there, made on need; `None` elsewhere. Whoever reads and stores from outside needs no
+    /// table for it: the page is the file's.
+    pub(super) fn window_page(
+        &self,
+        vma: &Vma,
+        address: u64,
+        write: bool,
+    ) -> Result<Option<Frame>, FaultError> {
+        match vma.table_windows().filter(|windows| windows.range().contains(&address)) {
+            // What a userfaultfd has left there stays.
+            Some(_) if self.tables.lock().leaf(address).is_marker() => Ok(None),
+            Some(windows) => {
+                let page = windows.area.link.cache().page(vma.index_of(address), write);
+                page.map(Some).map_err(FaultError::from_errno)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Calls `visit` for each entry in `range` that leads an area to a table of its file.
+    fn each_attached(&self, vma: &Vma, range: Range<u64>, mut visit: impl FnMut(&Windows<'_>, Slot)) {
+        let Some(windows) = vma.table_windows().filter(|windows| windows.area.link.has_joined()) else {
+            return;
+        };
+        let space = self.space_tables();
+        let within = windows.range();
+        let (mut at, end) = (range.start.max(within.start), range.end.min(within.end));
+        while at < end {
+            let (found, behind) = windows.content.look(&space, &windows.extent, VirtAddr(at));
+            if let Found::Attached(slot, _) = found {
+                visit(&windows, slot);
+            }
+            let Some(behind) = behind else { return };
+            at = behind.0;
+            sched::cond_resched();
+        }
+    }
+
+    /// Changes the managed entry of a slot by `change`. Returns the old and the new value, if it was there.
+    fn change_entry(
+        &self,
+        slot: &Slot,
+        change: impl Fn(EntryValue) -> EntryValue,
+    ) -> Option<(EntryValue, EntryValue)> {
+        let tables = self.tables.lock();
+        let entry = tables.find(slot.address.0, slot.level as u32)?;
+        loop {
+            let old = EntryValue(entry.load(Ordering::SeqCst));
+            if !Native::is_managed(slot.level, old) {
+                return None;
+            }
+            let new = change(old);
+            // SeqCst: before the flush looks who runs the space.
+            if entry.compare_exchange(old.0, new.0, Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+                return Some((old, new));
+            }
+        }
+    }
+
+    /// Makes all CPUs that run this space forget all of it: an entry above leaves changed.
+    fn flush_all(&self) {
+        // SeqCst: as in `gather`.
+        fence(Ordering::SeqCst);
+        let cpus = self.cpus();
+        if !cpus.is_empty() {
+            tlb::shootdown(&cpus, Flush::All);
+        }
+    }
+
+    /// Leaves the tables of the file in `range`, which may be any part of the area: each window that has a byte of it is left wholly. What is
+    /// not gone for good comes back by faults.
+    pub(super) fn leave_windows(&self, vma: &Vma, range: Range<u64>) {
+        let mut left: SmallVec<[Window; BATCH]> = SmallVec::new();
+        let mut pages = 0;
+        self.each_attached(vma, range, |windows, slot| {
+            if !self.cpus().is_empty() {
+                pages += windows.content.shown(&slot.window);
+            }
+            if self.change_entry(&slot, |_| EntryValue::default()).is_some() {
+                left.push(slot.window);
+            }
+            if left.len() == BATCH {
+                self.count_out(windows.content, &mut left);
+            }
+        });
+        if let Some(windows) = vma.table_windows() {
+            self.count_out(windows.content, &mut left);
+        }
+        if pages > 0 {
+            let mut tables = self.tables.lock();
+            tables.peak = tables.peak.max(tables.resident.total() + pages);
+        }
+    }
+
+    /// The entries for these windows are cleared: flushes, then counts them out.
+    fn count_out(&self, content: &Content, left: &mut SmallVec<[Window; BATCH]>) {
+        if left.is_empty() {
+            return;
+        }
+        self.flush_all();
+        file_tables::count_left(left.len() as u64);
+        for window in left.drain(..) {
+            content.detach(&window);
+        }
+    }
+
+    /// Leaves the window across `at`, at which the area is about to be cut.
+    pub(super) fn leave_cut_window(&self, vma: &Vma, at: u64) {
+        let mut cut = false;
+        self.each_attached(vma, at..at + 1, |_, slot| cut = slot.address.0 != at);
+        if cut {
+            self.leave_windows(vma, at..at + 1);
+        }
+    }
+
+    /// Gives the attached windows of an area the rights that its flags say. The areas lock is held for writing.
+    pub(super) fn protect_windows(&self, vma: &Vma) {
+        let rights = rights(vma.flags);
+        if rights.is_empty() {
+            return self.leave_windows(vma, vma.range());
+        }
+        let mut lost = false;
+        self.each_attached(vma, vma.range(), |_, slot| {
+            let managed = |old| Native::managed(Native::table_frame(old), rights);
+            if let Some((old, new)) = self.change_entry(&slot, managed) {
+                lost |= !Entry(new.0).allows_all_of(Entry(old.0));
+            }
+        });
+        if lost {
+            self.flush_all();
+        }
+    }
+
+    /// What is wrong with the tables of files that an area uses, if anything is. The areas lock is held.
+    pub(super) fn check_windows(&self, vma: &Vma) -> Result<(), String> {
+        let mut result = Ok(());
+        self.each_attached(vma, vma.range(), |_, slot| {
+            let entry = {
+                let tables = self.tables.lock();
+                let entry = tables.find(slot.address.0, slot.level as u32);
+                entry.map_or(Entry(0), |entry| Entry(entry.load(Ordering::SeqCst)))
+            };
+            // It may have been left meanwhile.
+            if result.is_ok() && entry.leads_to_shared(slot.level as u32) {
+                let checked = vma.check_window(entry.address(), slot.level as u32, slot.address.0, true);
+                result = checked.unwrap_or(Ok(()));
+            }
+        });
+        result
+    }
+
+    /// What the area shows through tables of its file, entry by entry.
+    pub(super) fn each_shown(&self, vma: &Vma, mut visit: impl FnMut(Shown)) {
+        self.each_attached(vma, vma.range(), |windows, slot| {
+            let pages = windows.content.shown(&slot.window);
+            visit(Shown { pages, sharers: windows.content.sharers(&slot.window).max(1) });
+        });
+    }
+
+    /// Pages that all areas show through tables of files.
+    pub(super) fn shown_pages(&self, set: &VmaSet) -> u64 {
+        let mut pages = 0;
+        for vma in set.iter() {
+            self.each_shown(vma, |shown| pages += shown.pages);
+        }
+        pages
+    }
+
+    /// How many processes use the table by which the area shows `address`; 0 if it does not by any.
+    pub(super) fn sharers_at(&self, vma: &Vma, address: u64) -> u64 {
+        let mut sharers = 0;
+        let window = address & !(WINDOW - 1);
+        self.each_attached(vma, window..window + 1, |windows, slot| {
+            sharers = windows.content.sharers(&slot.window).max(1);
+        });
+        sharers
+    }
+}

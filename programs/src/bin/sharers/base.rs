@@ -1,0 +1,81 @@
+//! The demonstration with base pages: many processes share a file on tmpfs.
+
+use roundtable_programs::file::Fd;
+use roundtable_programs::mem::{Map, RW, SHARED};
+
+use super::options::Options;
+use super::sharer::{Kind, stamp_pages};
+use super::{Gathering, Snapshot, gather, report, settle};
+
+const PAGE: usize = 4096;
+/// What the file's tables may take in all, in kB: 1 GiB has 513 tables.
+const TABLES_PER_GIB: u64 = 4096;
+/// What tables of its own each process may have, in kB: for its program, stack and libraries.
+const OWN_TABLES: u64 = 52;
+
+pub fn run(options: &Options) -> Result<(), String> {
+    let pages = options.bytes.div_ceil(PAGE);
+    let length = pages * PAGE;
+    let file = Fd::temporary();
+    file.truncate(length as u64).map_err(|error| format!("ftruncate: {}", error.desc()))?;
+    {
+        let map: Map = file.map(length, RW, SHARED).map_err(|error| format!("mmap: {}", error.desc()))?;
+        stamp_pages(&map, pages, PAGE);
+    }
+    let mode = std::fs::read_to_string("/sys/kernel/mm/file_tables/mode").ok();
+    let mode = mode.as_deref().map(str::trim);
+    let how = mode.map(|mode| format!(" (file_tables={mode})")).unwrap_or_default();
+    println!("One file of {} on tmpfs ({pages} pages).", report::size(length as u64));
+    println!("{} processes map it, then touch all of it{how}:", options.processes);
+    let before = Snapshot::take();
+    let shared = gather(&file, pages, PAGE, Kind::Shared, options.processes)?;
+    settle(before.tables_kb);
+    println!("{} do so by private mappings:", options.unshared);
+    let unshared = gather(&file, pages, PAGE, Kind::Unshared, options.unshared)?;
+    println!();
+    println!("{:<44} {:>16} {:>16}", "", "shared", "private");
+    row("processes", &shared, &unshared, |crowd| crowd.processes.to_string());
+    row("page tables of all, kB", &shared, &unshared, |crowd| crowd.tables_kb().to_string());
+    row("page tables for each process, kB", &shared, &unshared, |crowd| {
+        format!("{:.1}", crowd.tables_kb() as f64 / crowd.processes as f64)
+    });
+    row("faults of each process: median", &shared, &unshared, |crowd| middle(&crowd.measurements.faults));
+    row("faults of each process: most", &shared, &unshared, |crowd| {
+        most(&crowd.measurements.faults).to_string()
+    });
+    row("time to map it, us: median", &shared, &unshared, |crowd| {
+        micros(&crowd.measurements.attach_nanoseconds)
+    });
+    row("CPU time to touch it, us: median", &shared, &unshared, |crowd| {
+        micros(&crowd.measurements.touch_nanoseconds)
+    });
+    if mode != Some("all") {
+        return Ok(());
+    }
+    let faults = most(&shared.measurements.faults);
+    let gibibytes = length.div_ceil(1 << 30) as u64;
+    let allowed = gibibytes * TABLES_PER_GIB + options.processes as u64 * OWN_TABLES;
+    match () {
+        () if faults > 0 => Err(format!("a process had {faults} faults on pages that were there")),
+        () if shared.tables_kb() > allowed => {
+            Err(format!("{} kB of page tables, {allowed} at most", shared.tables_kb()))
+        }
+        () => Ok(()),
+    }
+}
+
+fn row(title: &str, shared: &Gathering, unshared: &Gathering, figure: impl Fn(&Gathering) -> String) {
+    println!("{title:<44} {:>16} {:>16}", figure(shared), figure(unshared));
+}
+
+fn most(sorted: &[u64]) -> u64 {
+    sorted.last().copied().unwrap_or(0)
+}
+
+fn middle(sorted: &[u64]) -> String {
+    sorted[sorted.len() / 2].to_string()
+}
+
+fn micros(sorted: &[u64]) -> String {
+    format!("{:.0}", sorted[sorted.len() / 2] as f64 / 1e3)
+}
