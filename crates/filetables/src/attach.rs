@@ -9,7 +9,7 @@ use crate::format::{Format, Protection};
 use crate::machine::{Entry, Machine, Space};
 use crate::make::{Made, pieces};
 use crate::mutant::Mutant;
-use crate::piece::Over;
+use crate::piece::{MOST_WINDOWS, Over, PIECE_PAGES};
 use crate::sync::Ordering;
 use crate::tables::{FileTables, Frame};
 use crate::window::{Extent, Slot, Window};
@@ -296,14 +296,22 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         self.count_out(window)
     }
 
-    /// How many processes are attached to the table of a window. Of a table of leaves, all who reach it by one table above
-    /// count as one.
-    pub fn sharers(&self, window: &Window) -> u64 {
-        if window.level > self.leaf {
-            return self.upper_processes(window);
-        }
-        let attachments = |over: &Over| over.attachments;
-        self.with_piece(pieces(window).0, |piece| piece.find(window).map(attachments)).flatten().unwrap_or(0)
+    /// How many mappings show a page through tables of the file, at whatever level they are attached.
+    ///
+    /// A number to show: mappings come and go meanwhile.
+    pub fn viewers(&self, index: u64) -> u64 {
+        let mut windows = [None; MOST_WINDOWS];
+        self.with_piece(index / PIECE_PAGES, |piece| {
+            let showing = piece.over().iter().filter(|over| over.window.entry_of(index).is_some());
+            windows.iter_mut().zip(showing).for_each(|(window, over)| *window = Some(over.window));
+        });
+        let viewers = |window: &Window| {
+            let attachments = |over: &Over| over.attachments;
+            let found = self.with_piece(pieces(window).0, |piece| piece.find(window).map(attachments));
+            let (tables, viewers) = self.above(window);
+            found.flatten().unwrap_or(0).saturating_sub(tables) + viewers
+        };
+        windows.iter().flatten().map(viewers).sum()
     }
 
     /// The entries of a mapping that lead to tables of the file, in the order of their addresses.

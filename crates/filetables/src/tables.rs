@@ -9,7 +9,7 @@ use crate::error::{InsertError, OutOfMemory};
 use crate::machine::Machine;
 use crate::memory::Leaf;
 use crate::mutant::Mutant;
-use crate::piece::PIECE_PAGES;
+use crate::piece::{PIECE_PAGES, Piece};
 use crate::stripe::{Need, STRIPES, Stripes};
 use crate::sync::{Arc, AtomicU64, Ordering, Tally, fence};
 use crate::upper::Uppers;
@@ -277,7 +277,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     }
 
     /// Shows `work` the pieces of a short range, each under its lock, with the part of the range that lies in it.
-    fn each_piece(&self, indices: Range<u64>, mut work: impl FnMut(&mut crate::piece::Piece<P>, Range<u64>)) {
+    fn each_piece(&self, indices: Range<u64>, mut work: impl FnMut(&mut Piece<P>, Range<u64>)) {
         let mut at = indices.start;
         while at < indices.end {
             let number = at / PIECE_PAGES;
@@ -299,6 +299,48 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             at = self.next_piece(number + 1)?.checked_mul(PIECE_PAGES)?;
         }
         None
+    }
+
+    /// The first index of the range that has a page of which `counts` says yes; it is called under a spin lock.
+    pub fn next_where(&self, indices: Range<u64>, counts: impl Fn(&P) -> bool) -> Option<u64> {
+        let mut at = indices.start;
+        while let Some(index) = self.next(at..indices.end) {
+            // So many with one hold of the lock.
+            at = indices.end.min((index - index % REMOVED_AT_A_TIME).saturating_add(REMOVED_AT_A_TIME));
+            let is_wanted = |piece: &Piece<P>, index| piece.get(index).is_some_and(&counts);
+            let found = self.with_piece(index / PIECE_PAGES, |piece| {
+                let mut next = Some(index);
+                core::iter::from_fn(|| {
+                    let index = next?;
+                    next = piece.next(index + 1, at);
+                    Some(index)
+                })
+                .find(|index| is_wanted(piece, *index))
+            });
+            if let Some(found) = found.flatten() {
+                return Some(found);
+            }
+            self.machine.give_way();
+        }
+        None
+    }
+
+    /// The first index from `from` on that has no page, or one of which `counts` says no; it is called under a spin lock.
+    pub fn next_not(&self, from: u64, counts: impl Fn(&P) -> bool) -> u64 {
+        let mut at = from;
+        loop {
+            // So many with one hold of the lock.
+            let end = (at - at % REMOVED_AT_A_TIME).saturating_add(REMOVED_AT_A_TIME);
+            let is_other = |piece: &Piece<P>, index| !piece.get(index).is_some_and(&counts);
+            let found = self
+                .with_piece(at / PIECE_PAGES, |piece| (at..end).find(|index| is_other(piece, *index)))
+                .unwrap_or(Some(at));
+            if let Some(found) = found {
+                return found;
+            }
+            at = end;
+            self.machine.give_way();
+        }
     }
 
     /// A piece from `number` on that may have pages, with none that has in front of it.

@@ -210,21 +210,41 @@ fn gigantic_pages_share_what_they_fill() {
     file.check().unwrap();
 }
 
-/// A table of leaves counts who is attached to it, one above those who are attached to that.
+/// Who shows a page is counted once, at whatever level he is attached.
 #[test]
-fn a_table_knows_its_sharers() {
+fn a_page_knows_its_viewers() {
     let machine = TestMachine::new(32);
     let file = file(&machine, Level::Pte, 1 << 18);
     file.insert(5, page(Level::Pte, 5)).unwrap();
     let wide = [(); 3].map(|()| Mapping::new(&machine, &file, 512 * GIB, 0, 1 << 18));
     let narrow = Mapping::new(&machine, &file, 512 * GIB, 0, 512);
-    let window = |mapping: &Mapping| mapping.extent.highest_slot(mapping.extent.start).unwrap().window;
-    assert_eq!(file.sharers(&window(&wide[0])), 3);
-    assert_eq!(file.sharers(&window(&narrow)), 2);
+    // It does not fill its GiB, so it attaches to tables of leaves.
+    let beside = Mapping::new(&machine, &file, 1024 * GIB + (2 << 20), 0, 1 << 18);
+    assert_eq!((file.viewers(5), file.viewers(600)), (5, 0));
+    drop(beside);
+    assert_eq!(file.viewers(5), 4);
     file.amend(5, |page| *page = Page(page.0));
     assert_eq!(narrow.sees(5), Some(page(Level::Pte, 5).0));
     drop(wide);
-    assert_eq!(file.sharers(&window(&narrow)), 1);
+    assert_eq!(file.viewers(5), 1);
+    drop(narrow);
+    assert_eq!(file.viewers(5), 0);
+}
+
+/// Searches stop at pages by what is noted with them.
+#[test]
+fn pages_are_found_by_notes() {
+    let machine = TestMachine::new(8);
+    let file = file(&machine, Level::Pte, 1 << 18);
+    (510..600).chain([5000]).for_each(|index| file.insert(index, page(Level::Pte, index)).unwrap());
+    let below = |limit: u64| move |page_there: &Page| page_there.0 < page(Level::Pte, limit).0;
+    let from = |limit: u64| move |page_there: &Page| page_there.0 >= page(Level::Pte, limit).0;
+    assert_eq!(file.next_where(0..u64::MAX, from(0)), Some(510));
+    assert_eq!(file.next_where(0..u64::MAX, from(590)), Some(590));
+    assert_eq!(file.next_where(0..u64::MAX, from(600)), Some(5000));
+    assert_eq!(file.next_where(0..5000, from(600)), None);
+    assert_eq!((file.next_not(0, from(0)), file.next_not(510, from(0))), (0, 600));
+    assert_eq!((file.next_not(511, below(580)), file.next_not(5000, from(0))), (580, 5001));
 }
 
 #[test]

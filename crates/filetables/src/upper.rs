@@ -305,9 +305,26 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         shown
     }
 
-    /// How many entries of processes lead to the table above of a window.
-    pub(crate) fn upper_processes(&self, window: &Window) -> u64 {
-        self.uppers.of(window.level).lock().get(&key(window)).map_or(0, |upper| upper.processes)
+    /// The tables above that lead to the table of a window: how many they are, and how many entries of processes reach the
+    /// table by them.
+    pub(crate) fn above(&self, window: &Window) -> (u64, u64) {
+        let Some(level) = window.level.above().filter(|above| *above <= HIGHEST) else { return (0, 0) };
+        let mut found = [None; MOST_WINDOWS];
+        let mut places = found.iter_mut();
+        each_over(&mut self.uppers.of(level).lock(), window, |first, upper, entry| {
+            // Relaxed: the lock orders all writers.
+            let value = self.machine.table(upper.frame)[entry].load(Ordering::Relaxed);
+            if M::Format::is_present(value)
+                && let Some(place) = places.next()
+            {
+                *place = Some((first, upper.processes));
+            }
+        });
+        // The lock of the level above comes first, so this one is free again.
+        found.iter().flatten().fold((0, 0), |(tables, viewers), &(first, processes)| {
+            let (_, further) = self.above(&window_of(level, self.leaf, (first, window.rights)));
+            (tables + 1, viewers + processes + further)
+        })
     }
 
     /// The tables above, with their windows, frames and attachments.

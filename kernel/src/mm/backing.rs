@@ -168,6 +168,11 @@ impl MappingList {
         self.entries.lock().writable > 0
     }
 
+    /// Is there a mapping that may have pages of the file in tables of its own?
+    pub(super) fn has_listed(&self) -> bool {
+        !self.entries.lock().tree.is_empty()
+    }
+
     /// How often pages were unmapped so far; see the module.
     pub(super) fn unmappings(&self) -> u64 {
         self.unmappings.load(Ordering::SeqCst)

@@ -26,7 +26,6 @@ use crate::errno::{Errno, Result};
 use crate::hugetlb::Kernel;
 use crate::memory::frame::Frame;
 use crate::memory::{self, PAGE_SIZE, fallible, reserve};
-use crate::sched;
 use crate::sync::{Once, SpinLock};
 
 /// Pages of a window: what one table of leaves shows.
@@ -58,6 +57,11 @@ impl CachedPage {
     fn to_frame(&self) -> Frame {
         // SAFETY: this value keeps its own reference during the call.
         unsafe { Frame::share_raw(self.address()) }
+    }
+
+    /// Entries of processes' own tables that lead to the page. `self` is a further reference beside that of the file.
+    pub(super) fn own_entries(&self) -> u64 {
+        u64::from(Frame::count_at(self.address()).saturating_sub(2))
     }
 
     fn is_written(&self) -> bool {
@@ -243,30 +247,13 @@ impl PageStore {
 
     /// The first page with data at or after `from`.
     pub fn next_data(&self, from: u64) -> Option<u64> {
-        let in_content = |content: &Content| {
-            let mut at = from;
-            loop {
-                let index = content.next(at..u64::MAX)?;
-                if content.get(index).is_some_and(|page| page.is_written()) {
-                    return Some(index);
-                }
-                at = index + 1;
-                sched::cond_resched();
-            }
-        };
+        let in_content = |content: &Content| content.next_where(from..u64::MAX, CachedPage::is_written);
         self.either(in_content, |few| few.next_data(from))
     }
 
     /// The first index at or after `from` without data.
     pub fn next_hole(&self, from: u64) -> u64 {
-        let in_content = |content: &Content| {
-            let mut at = from;
-            while content.get(at).is_some_and(|page| page.is_written()) {
-                at += 1;
-                sched::cond_resched();
-            }
-            at
-        };
+        let in_content = |content: &Content| content.next_not(from, CachedPage::is_written);
         self.either(in_content, |few| few.next_hole(from))
     }
 }

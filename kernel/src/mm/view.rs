@@ -10,6 +10,7 @@ use super::entry::Entry;
 use super::space::{AddressSpace, Areas, Layout};
 use super::tables::Resident;
 use super::vma::{Kind, VmFlags, Vma};
+use super::windows::Viewers;
 use smallvec::SmallVec;
 
 use super::{PAGE, Rights, TASK_SIZE};
@@ -144,21 +145,23 @@ impl AddressSpace {
             *(if shown.sharers > 1 { &mut usage.shared_dirty } else { &mut usage.private_dirty }) += bytes;
             usage.referenced += bytes;
         });
+        let mut viewers = Viewers::new(vma);
         let mut at = vma.start;
         while at < vma.end {
             crate::sched::cond_resched();
             let tables = self.tables.lock();
-            at = tables.walk(at..vma.end, 1024, |_, slot| {
+            at = tables.walk(at..vma.end, 1024, |address, slot| {
                 let entry = Entry(slot.load(Ordering::SeqCst));
                 if !entry.owns_frame() {
                     return;
                 }
                 // A file's page has one reference from its cache, which is no user.
                 let cached = u32::from(!entry.has(Entry::ANON));
-                let users = Frame::count_at(entry.address()).saturating_sub(cached).max(1);
+                let own = u64::from(Frame::count_at(entry.address()).saturating_sub(cached).max(1));
+                let users = own + if cached != 0 { viewers.of(vma.index_of(address)) } else { 0 };
                 let dirty = entry.has(Entry::DIRTY);
                 usage.rss += PAGE;
-                usage.pss += PAGE / u64::from(users);
+                usage.pss += PAGE / users;
                 *match (users > 1, dirty) {
                     (true, true) => &mut usage.shared_dirty,
                     (true, false) => &mut usage.shared_clean,
@@ -242,6 +245,7 @@ impl AddressSpace {
                 words.push(0);
                 at += PAGE;
             }
+            let mut viewers = Viewers::new(vma);
             while at < vma.end.min(range.end) {
                 let word = match &vma.kind {
                     Kind::Huge(_) => self.tables.lookup(at).map(|(address, _)| {
@@ -251,13 +255,16 @@ impl AddressSpace {
                         let entry = self.tables.lock().leaf(at);
                         let own = entry.is_mapped().then(|| {
                             let cached = u32::from(!entry.has(Entry::ANON));
-                            let alone = entry.owns_frame() && Frame::count_at(entry.address()) == 1 + cached;
+                            let alone = entry.owns_frame()
+                                && Frame::count_at(entry.address()) == 1 + cached
+                                && (cached == 0 || viewers.of(vma.index_of(at)) == 0);
                             (entry.address().0 >> PAGE_SHIFT & FRAME, entry.has(Entry::ANON), alone)
                         });
                         own.or_else(|| {
-                            let sharers = self.sharers_at(vma, at);
-                            let (address, _) = self.tables.lookup(at).filter(|_| sharers > 0)?;
-                            Some((address.0 >> PAGE_SHIFT & FRAME, false, sharers == 1))
+                            let (address, _) = self.tables.lookup(at).filter(|_| self.shows(vma, at))?;
+                            // The file has one reference.
+                            let alone = Frame::count_at(address) == 1 && viewers.of(vma.index_of(at)) == 1;
+                            Some((address.0 >> PAGE_SHIFT & FRAME, false, alone))
                         })
                     }
                 };

@@ -109,8 +109,38 @@ impl Windows<'_> {
 pub(super) struct Shown {
     /// Pages that are there.
     pub pages: u64,
-    /// Processes that use the same table.
+    /// Mappings that show each of them.
     pub sharers: u64,
+}
+
+/// How many mappings show the pages of an area's file through tables of the file. It keeps the last number, which is that of 512 pages.
+pub(super) struct Viewers<'a> {
+    content: Option<&'a Content>,
+    last: Option<(u64, u64)>,
+}
+
+impl<'a> Viewers<'a> {
+    pub(super) fn new(vma: &'a Vma) -> Self {
+        let content = match &vma.kind {
+            Kind::File(area) => area.link.cache().content(),
+            _ => None,
+        };
+        Self { content, last: None }
+    }
+
+    /// Of the page at an index of the file.
+    pub(super) fn of(&mut self, index: u64) -> u64 {
+        let Some(content) = self.content else { return 0 };
+        let window = index / WINDOW_PAGES;
+        match self.last {
+            Some((last, viewers)) if last == window => viewers,
+            _ => {
+                let viewers = content.viewers(index);
+                self.last = Some((window, viewers));
+                viewers
+            }
+        }
+    }
 }
 
 impl Vma {
@@ -369,11 +399,26 @@ impl AddressSpace {
         result
     }
 
-    /// What the area shows through tables of its file, entry by entry.
+    /// What the area shows through tables of its file, window by window; page by page where some have entries in tables of processes' own.
     pub(super) fn each_shown(&self, vma: &Vma, mut visit: impl FnMut(Shown)) {
         self.each_attached(vma, vma.range(), |windows, slot| {
-            let pages = windows.content.shown(&slot.window);
-            visit(Shown { pages, sharers: windows.content.sharers(&slot.window).max(1) });
+            let content = windows.content;
+            let apart = windows.area.link.cache().mappings().has_listed();
+            let mut next = slot.window.first;
+            let end = slot.window.indices().end.min(content.end());
+            while let Some(index) = content.next(next..end) {
+                sched::cond_resched();
+                next = end.min(index - index % WINDOW_PAGES + WINDOW_PAGES);
+                // None when the table of a window could not be made below one above.
+                let viewers = content.viewers(index);
+                if viewers > 0 && !apart {
+                    visit(Shown { pages: content.visible(index..next), sharers: viewers });
+                } else if viewers > 0 {
+                    for page in (index..next).filter_map(|index| content.get(index)) {
+                        visit(Shown { pages: 1, sharers: viewers + page.own_entries() });
+                    }
+                }
+            }
         });
     }
 
@@ -381,18 +426,18 @@ impl AddressSpace {
     pub(super) fn shown_pages(&self, set: &VmaSet) -> u64 {
         let mut pages = 0;
         for vma in set.iter() {
-            self.each_shown(vma, |shown| pages += shown.pages);
+            self.each_attached(vma, vma.range(), |windows, slot| {
+                pages += windows.content.shown(&slot.window)
+            });
         }
         pages
     }
 
-    /// How many processes use the table by which the area shows `address`; 0 if it does not by any.
-    pub(super) fn sharers_at(&self, vma: &Vma, address: u64) -> u64 {
-        let mut sharers = 0;
+    /// Whether the area shows `address` through a table of its file.
+    pub(super) fn shows(&self, vma: &Vma, address: u64) -> bool {
+        let mut shows = false;
         let window = address & !(WINDOW - 1);
-        self.each_attached(vma, window..window + 1, |windows, slot| {
-            sharers = windows.content.sharers(&slot.window).max(1);
-        });
-        sharers
+        self.each_attached(vma, window..window + 1, |_, _| shows = true);
+        shows
     }
 }

@@ -19,7 +19,7 @@ tests! { newcomer_faults_nothing: 60, inherited_memory_faults_nothing: 60, segme
 a_window_of_a_gibibyte: 60, tables_go_with_the_last: 60, new_pages_show_in_all: 60, punch_shows_in_all: 60,
 truncation_reaches_all: 60, rights_are_of_the_mapping: 60, prot_none_and_back: 60, partial_mprotect: 60,
 partial_munmap: 60, fixed_map_inside: 60, moved_and_grown: 60, dontneed_keeps_the_data: 60, file_grows_into_windows: 60,
-private_beside_shared: 60, incongruent_mapping: 60, seen_from_outside: 60, residency_is_told: 60, sharing_is_told: 60,
+private_beside_shared: 60, incongruent_mapping: 60, seen_from_outside: 60, residency_is_told: 60, sharing_is_told: 60, sharing_by_other_tables_is_told: 60, sharing_of_a_gibibyte_is_told: 60,
 locked_windows: 60, futex_in_a_window: 60, faults_against_punches: 120, windows_against_cuts: 120, seals_count_windows: 60 }
 
 const PAGE: usize = 4096;
@@ -487,6 +487,50 @@ fn sharing_is_told() {
     turn.set(1, 1);
     child.ok();
     assert_eq!(smaps(map.address, "Pss"), kib);
+}
+
+/// Who maps a page counts, whichever tables show it to him.
+fn sharing_by_other_tables_is_told() {
+    let (file, kib) = (stamped(2 * WINDOW), 2 * WINDOW as u64 / 1024);
+    let map = file.map(2 * WINDOW, RW, SHARED).unwrap();
+    expect_stamps(&map, 0);
+    let place = Map::anonymous(4 * WINDOW);
+    let at = place.address.next_multiple_of(WINDOW) + PAGE;
+    mmap(at, 2 * WINDOW, R, SHARED | FIXED, file.raw(), 0).unwrap();
+    expect_stamps_at(at, 2 * WINDOW, 0);
+    let private = file.map(2 * WINDOW, R, PRIVATE).unwrap();
+    expect_stamps(&private, 0);
+    for area in [map.address, at, private.address] {
+        let (rss, pss) = (smaps(area, "Rss"), smaps(area, "Pss"));
+        assert_eq!((rss, pss.abs_diff(kib / 3) <= 1), (kib, true), "{pss} kB");
+        assert_eq!(smaps(area, "Shared_Clean") + smaps(area, "Shared_Dirty"), kib);
+    }
+    munmap(at, 2 * WINDOW).unwrap();
+    private.unmap().unwrap();
+    assert_eq!((smaps(map.address, "Pss"), smaps(map.address, "Shared_Dirty")), (kib, 0));
+}
+
+fn sharing_of_a_gibibyte_is_told() {
+    let (file, turn) = (Fd::temporary(), Shared::new());
+    file.truncate(GIB as u64).unwrap();
+    let wide = file.map(GIB, RW, SHARED).unwrap();
+    let narrow = file.map(WINDOW, RW, SHARED).unwrap();
+    let touch = || [(&wide, 0), (&wide, 100 * WINDOW), (&narrow, 0)].map(|(map, at)| map.set_u64(at, 1));
+    touch();
+    let child = fork(|| {
+        touch();
+        turn.add(0);
+        turn.wait(1, 1);
+    });
+    turn.wait(0, 1);
+    assert_eq!((smaps(wide.address, "Rss"), smaps(narrow.address, "Rss")), (8, 4));
+    // One page has four mappings, the other two.
+    assert_eq!((smaps(wide.address, "Pss"), smaps(narrow.address, "Pss")), (3, 1));
+    assert_eq!(smaps(wide.address, "Shared_Dirty"), 8);
+    turn.set(1, 1);
+    child.ok();
+    assert_eq!((smaps(wide.address, "Pss"), smaps(narrow.address, "Pss")), (6, 2));
+    assert_eq!((smaps(wide.address, "Private_Dirty"), smaps(wide.address, "Shared_Dirty")), (4, 4));
 }
 
 fn locked_windows() {

@@ -7,20 +7,21 @@ use super::options::Options;
 use super::sharer::{Kind, stamp_pages};
 use super::{Gathering, Snapshot, gather, report, settle};
 
-const PAGE: usize = 4096;
 /// What the file's tables may take in all, in kB: 1 GiB has 513 tables.
 const TABLES_PER_GIB: u64 = 4096;
 /// What tables of its own each process may have, in kB: for its program, stack and libraries.
 const OWN_TABLES: u64 = 52;
 
 pub fn run(options: &Options) -> Result<(), String> {
-    let pages = options.bytes.div_ceil(PAGE);
-    let length = pages * PAGE;
+    let (length, step) = (options.bytes, options.step);
+    let steps = length / step;
+    // Two pages of a longer step are there.
+    let pages = steps * (step / 4096).min(2);
     let file = Fd::temporary();
     file.truncate(length as u64).map_err(|error| format!("ftruncate: {}", error.desc()))?;
     {
         let map: Map = file.map(length, RW, SHARED).map_err(|error| format!("mmap: {}", error.desc()))?;
-        stamp_pages(&map, pages, PAGE);
+        stamp_pages(&map, steps, step);
     }
     let mode = std::fs::read_to_string("/sys/kernel/mm/file_tables/mode").ok();
     let mode = mode.as_deref().map(str::trim);
@@ -28,10 +29,10 @@ pub fn run(options: &Options) -> Result<(), String> {
     println!("One file of {} on tmpfs ({pages} pages).", report::size(length as u64));
     println!("{} processes map it, then touch all of it{how}:", options.processes);
     let before = Snapshot::take();
-    let shared = gather(&file, pages, PAGE, Kind::Shared, options.processes)?;
+    let shared = gather(&file, steps, step, Kind::Shared, options.processes)?;
     settle(before.tables_kb);
     println!("{} do so by private mappings:", options.unshared);
-    let unshared = gather(&file, pages, PAGE, Kind::Unshared, options.unshared)?;
+    let unshared = gather(&file, steps, step, Kind::Unshared, options.unshared)?;
     println!();
     println!("{:<44} {:>16} {:>16}", "", "shared", "private");
     row("processes", &shared, &unshared, |crowd| crowd.processes.to_string());

@@ -5,6 +5,7 @@ pub const USAGE: &str = "usage: sharers [--processes N] [--unshared N] [--bytes 
   --unshared N   processes that map it without sharing, to compare [as many; of more than 2000, 200]
   --bytes SIZE   the file's size, such as 1073741824, 512M or 1G [1G]
   --base-pages   a file on tmpfs with pages of 4 KiB
+  --step SIZE    with --base-pages: of each SIZE bytes only the first and the last page are there [4096]
   --mount PATH   where a hugetlbfs with pages of 2 MiB is mounted [/mnt/huge]";
 
 /// So many processes at most are all measured without sharing as well.
@@ -21,6 +22,8 @@ pub struct Options {
     pub bytes: usize,
     pub mount: String,
     pub base_pages: bool,
+    /// Bytes from one pair of stamps of base pages to the next.
+    pub step: usize,
 }
 
 impl Options {
@@ -31,6 +34,7 @@ impl Options {
             bytes: 1 << 30,
             mount: "/mnt/huge".to_string(),
             base_pages: false,
+            step: 4096,
         };
         let mut unshared = None;
         while let Some(word) = words.next() {
@@ -40,6 +44,7 @@ impl Options {
                 "--unshared" => unshared = Some(number(&value()?)?),
                 "--bytes" => options.bytes = size(&value()?)?,
                 "--base-pages" => options.base_pages = true,
+                "--step" => options.step = size(&value()?)?,
                 "--mount" => options.mount = value()?,
                 _ => return Err(format!("what is {word}?")),
             }
@@ -53,6 +58,12 @@ impl Options {
         options.unshared = unshared.unwrap_or(affordable);
         if options.processes == 0 || options.unshared == 0 || options.bytes == 0 {
             return Err("one process and one byte is the least".to_string());
+        }
+        if options.step == 0
+            || !options.step.is_multiple_of(4096)
+            || !options.bytes.is_multiple_of(options.step)
+        {
+            return Err("steps are whole pages, and the file has whole steps".to_string());
         }
         Ok(options)
     }
@@ -92,8 +103,10 @@ mod tests {
             bytes: 64 << 20,
             mount: "/m".to_string(),
             base_pages: false,
+            step: 4096,
         };
         assert_eq!(options, wanted);
+        assert_eq!(parse("--base-pages --bytes 16G --step 2M").unwrap().step, 2 << 20);
         assert_eq!(parse("--base-pages").unwrap().unshared, 8);
         assert_eq!(parse("--processes 10000").unwrap().unshared, 200);
         assert_eq!(parse("--unshared 3").unwrap().unshared, 3);
@@ -109,6 +122,9 @@ mod tests {
             "--bytes 1X",
             "--bytes M",
             "--bytes 99999999999T",
+            "--step 4097",
+            "--step 0",
+            "--step 3M",
             "-x",
         ] {
             assert!(parse(line).is_err(), "{line}");
