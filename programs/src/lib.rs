@@ -8,6 +8,7 @@ pub mod huge;
 pub mod kinds;
 pub mod leak;
 pub mod mem;
+pub mod mshare;
 pub mod place;
 pub mod procfs;
 pub mod rng;

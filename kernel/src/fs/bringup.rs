@@ -11,7 +11,7 @@ use super::mount::{self, Mount};
 use super::path::{Path, Start};
 use super::registry::register_filesystem;
 use super::stat::DeviceId;
-use super::{ROOT, dev, devpts, open, proc, sys, tmpfs};
+use super::{ROOT, dev, devpts, msharefs, open, proc, sys, tmpfs};
 use crate::errno::{Errno, Result};
 
 /// `/dev/console`.
@@ -37,6 +37,7 @@ fn bring_up() -> Result<()> {
     devpts::init();
     proc::init()?;
     sys::init()?;
+    msharefs::init()?;
     // What Linux's built-in archive holds: so an archive without a console still has one.
     let start = Start::kernel();
     open::create(&start, b"/dev", NewNode::Directory, 0o755)?;

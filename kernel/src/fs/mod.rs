@@ -35,6 +35,7 @@ pub mod locks;
 pub mod modify;
 pub mod mount;
 pub mod mount_text;
+mod msharefs;
 pub mod notify;
 pub mod open;
 pub mod path;

@@ -130,6 +130,11 @@ pub fn new_root(
     Ok(Dentry::root(Inode::new(superblock, FileType::Directory, attributes, directory)))
 }
 
+/// Puts a file that the file system itself makes into the directory `dir`.
+pub fn add_file(dir: &Arc<Dentry>, name: &[u8], inode: Arc<Inode>) -> Result<()> {
+    directory(dir)?.add(dir, name, inode).map(drop)
+}
+
 /// Takes the tree apart, so that its dentries no longer hold each other. Those that are open stay as they
 /// are.
 pub fn teardown(root: &Arc<Dentry>) {

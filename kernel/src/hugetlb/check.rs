@@ -18,6 +18,7 @@ use ::hugetlb::PageSize;
 use super::{CheckRound, system};
 use crate::boot::cmdline;
 use crate::memory::reserve;
+use crate::mm;
 use crate::process;
 use crate::sched::{self, Sleep};
 use crate::time::{self, SECOND};
@@ -76,9 +77,10 @@ fn look() -> Result<(Round, Option<Miscount>), String> {
             .map_err(|what| alloc::format!("process {} ({}): {what}", process.pid, name(&process.comm())))?;
         sched::cond_resched();
     }
+    let regions = mm::mshare::check_all(&mut round)?;
     check_pools()?;
     let miscount = round.check_counts().err().map(|what| Miscount { what, activity });
-    Ok((Round { spaces: spaces.len(), attached: round.attachments() }, miscount))
+    Ok((Round { spaces: spaces.len() + regions, attached: round.attachments() }, miscount))
 }
 
 fn pause(time: u64) {

@@ -146,6 +146,11 @@ fn in_steps(bytes: u64, work: impl Fn(u64, u64)) {
 /// Forgets on this CPU what the batch has for the space that it runs.
 fn flush_here(batch: &[Flush<SpaceTables>]) {
     let root = features::read_cr3() & !(PAGE_SIZE as u64 - 1);
+    if batch.iter().any(|flush| flush.space.0.is_region) {
+        // Each process that a region is attached to has it at another address.
+        tlb::flush_all();
+        return;
+    }
     for flush in batch.iter().filter(|flush| flush.space.0.root.0 == root) {
         let (start, end) = (flush.range.start.0, flush.range.end.0);
         let stride = PageSize::Size2M.bytes();

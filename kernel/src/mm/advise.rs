@@ -107,6 +107,9 @@ impl AddressSpace {
                     abi::MADV_DONTNEED | abi::MADV_DONTNEED_LOCKED => huge.discard(part),
                     _ => Err(Errno::EINVAL),
                 },
+                // There is nowhere to page out to, and nothing to forget for one of those who share it.
+                Kind::Region(_) if matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT) => Ok(()),
+                Kind::Region(_) => Err(Errno::EINVAL),
                 Kind::File(_) if advice == abi::MADV_FREE => Err(Errno::EINVAL),
                 // There is nowhere to page out to.
                 _ if matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT) => Ok(()),
@@ -184,7 +187,7 @@ impl AddressSpace {
                 if denied || matches!(vma.kind, Kind::Special(_)) {
                     return Err(Errno::EINVAL);
                 }
-                vma.granule()
+                vma.page_size()
             };
             // For what the kernel notes of the page.
             reserve::ask(PAGE_SIZE)?;
@@ -252,7 +255,7 @@ fn punch_of(vma: &Vma, part: Range<u64>) -> Result<Punch> {
             Some(file) => Punch::File(file.clone(), bytes),
             None => Punch::Huge(huge.content().clone(), bytes),
         },
-        Kind::Anonymous | Kind::Special(_) => return Err(Errno::EINVAL),
+        Kind::Anonymous | Kind::Special(_) | Kind::Region(_) => return Err(Errno::EINVAL),
     };
     if vma.flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE) { Ok(punch) } else { Err(Errno::EACCES) }
 }

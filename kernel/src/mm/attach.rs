@@ -68,7 +68,7 @@ impl AddressSpace {
         let segment_of = |vma: &Vma| match &vma.kind {
             Kind::File(area) => area.attachment.as_ref().map(|attachment| attachment.segment().clone()),
             Kind::Huge(huge) => huge.attachment().map(|attachment| attachment.segment().clone()),
-            Kind::Anonymous | Kind::Special(_) => None,
+            Kind::Anonymous | Kind::Special(_) | Kind::Region(_) => None,
         };
         let from_address = || areas.set.overlapping(address..TASK_SIZE);
         let segment =

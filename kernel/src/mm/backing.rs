@@ -75,6 +75,8 @@ pub enum Backing {
     Zero,
     /// Huge pages.
     Huge(Arc<crate::hugetlb::HugeFile>),
+    /// A piece of address space.
+    Region(Arc<super::mshare::Region>),
 }
 
 /// One mapping of (a part of) a file, as the file sees it. Its key is the index of its first page in the file, and a number of its own.

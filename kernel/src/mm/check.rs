@@ -10,7 +10,7 @@
 //!   leads to the file's table for these pages, which says what the file says.
 //!
 //! Of huge pages: a leaf or a shared table is only where an area of huge pages is, and what these lead to is what the file has
-//! there, see `hugetlb::Mapping::check`.
+//! there, see `hugetlb::Mapping::check`. Of regions: all of one is attached where an area says so, with the rights of that area.
 
 use alloc::string::String;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -52,6 +52,9 @@ impl AddressSpace {
                 Kind::Huge(huge) => huge.check(round)?,
                 _ => self.check_windows(vma)?,
             }
+            if let Kind::Region(region) = &vma.kind {
+                region.check_complete(self, vma)?;
+            }
         }
         Ok(())
     }
@@ -63,6 +66,11 @@ fn check_huge_entry(set: &VmaSet, slot: &AtomicU64, level: u32, address: u64) ->
     let entry = Entry(slot.load(Ordering::SeqCst));
     if !entry.is_present() {
         return Ok(());
+    }
+    if let Some(vma) = set.find(address)
+        && let Kind::Region(region) = &vma.kind
+    {
+        return region.check_entry(vma, level, address, entry);
     }
     let mut areas = set.overlapping(address..address + span(level));
     if entry.leads_to_shared(level)

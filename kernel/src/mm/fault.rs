@@ -285,10 +285,16 @@ impl AddressSpace {
         let write = access == Access::Write;
         match &vma.kind {
             Kind::Huge(huge) => huge.fault(address, access),
+            Kind::Region(region) => Ok(region.fault(vma, address, access)?),
             Kind::Special(pages) => self.special_fault(vma, pages.frame(vma.index_of(page)), page),
             Kind::Anonymous => self.anonymous_fault(vma, page, write),
             Kind::File(area) => self.file_fault(vma, area, page, write),
         }
+    }
+
+    /// What a page of private memory counts as. In a region it may outlive its maker, as a file's pages do.
+    fn private_use(&self) -> Use {
+        if self.is_region() { Use::File } else { Use::Anon }
     }
 
     /// A page of the kernel's own, read only.
@@ -321,7 +327,7 @@ impl AddressSpace {
             return self.write_to_present(vma, address);
         }
         refuse_poison(present)?;
-        let frame = Frame::alloc_zeroed(Use::Anon).ok_or(FaultError::NoMemory)?;
+        let frame = Frame::alloc_zeroed(self.private_use()).ok_or(FaultError::NoMemory)?;
         let mut tables = self.tables.lock();
         if tables.leaf(address).is_mapped() {
             drop(tables);
@@ -362,7 +368,7 @@ impl AddressSpace {
             let unmappings = cache.mappings().unmappings();
             let page = cache.page(index, write && shared).map_err(FaultError::from_errno)?;
             let copy = if write && !shared {
-                let copy = Frame::alloc(Use::Anon).ok_or(FaultError::NoMemory)?;
+                let copy = Frame::alloc(self.private_use()).ok_or(FaultError::NoMemory)?;
                 copy_page(&copy, &page);
                 Some(copy)
             } else {
@@ -416,8 +422,8 @@ impl AddressSpace {
         let original = old.owns_frame().then(|| unsafe { Frame::share_raw(old.address()) });
         drop(tables);
         let copy = match &original {
-            None => Frame::alloc_zeroed(Use::Anon),
-            Some(_) => Frame::alloc(Use::Anon),
+            None => Frame::alloc_zeroed(self.private_use()),
+            Some(_) => Frame::alloc(self.private_use()),
         }
         .ok_or(FaultError::NoMemory)?;
         if let Some(original) = &original {

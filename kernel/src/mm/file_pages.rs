@@ -67,7 +67,7 @@ fn plan(areas: &Areas, range: Range<u64>, first: u64) -> Result<Plan> {
             opened: huge.file().cloned(),
             attachment: huge.attachment().cloned(),
         },
-        Kind::Anonymous | Kind::Special(_) => return Err(Errno::EINVAL),
+        Kind::Anonymous | Kind::Special(_) | Kind::Region(_) => return Err(Errno::EINVAL),
     };
     Ok(Plan {
         hint: range.start,

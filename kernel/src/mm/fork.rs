@@ -96,8 +96,9 @@ impl AddressSpace {
                 flags = inherited;
                 Kind::Huge(Box::new(huge.fork(child, flags)?))
             }
+            Kind::Region(region) => Kind::Region(Box::new(region.fork(child, flags))),
         };
-        let copies_pages = vma.is_touched() && !wipe && !vma.is_huge();
+        let copies_pages = vma.is_touched() && !wipe && vma.has_own_leaves();
         let area = Vma {
             start: vma.start,
             end: vma.end,

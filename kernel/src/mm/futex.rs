@@ -48,10 +48,14 @@ impl AddressSpace {
             if !vma.flags.contains(VmFlags::SHARED) {
                 return Ok(private);
             }
+            if let Kind::Region(region) = &vma.kind {
+                // What is inside says who shares it. Private memory of a region is everybody's who has it attached.
+                return region.space().futex_key(region.inner(vma, address), true);
+            }
             let id = match &vma.kind {
                 Kind::File(area) => Some(area.link.cache().id()),
                 Kind::Huge(huge) => Some(huge.id()),
-                Kind::Anonymous | Kind::Special(_) => None,
+                Kind::Anonymous | Kind::Special(_) | Kind::Region(_) => None,
             };
             if let Some((device, inode)) = id {
                 drop(areas);

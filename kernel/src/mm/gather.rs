@@ -64,9 +64,9 @@ impl<'a> Gather<'a> {
             fence(Ordering::SeqCst);
             let cpus = self.space.cpus();
             if !cpus.is_empty() {
-                // A freed table may be in paging-structure caches for any address below it.
-                let what =
-                    if !self.tables.is_empty() { Flush::All } else { Flush::range(self.start, self.end) };
+                // A freed table may be in paging-structure caches for any address below it. A region is at another address in each process.
+                let all = !self.tables.is_empty() || self.space.is_region();
+                let what = if all { Flush::All } else { Flush::range(self.start, self.end) };
                 tlb::shootdown(&cpus, what);
             }
             (self.start, self.end) = (u64::MAX, 0);

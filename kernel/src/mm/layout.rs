@@ -5,6 +5,7 @@ use core::ops::Range;
 use linux_raw_sys::general as abi;
 
 use super::gaps::{Gaps, Want};
+use super::mshare::GRANULE;
 use super::space::{Areas, Layout};
 use super::vma::{VmFlags, Vma, VmaSet};
 use super::windows::WINDOW;
@@ -67,6 +68,11 @@ impl Placement {
         let is_wide = first.is_some_and(|first| first - offset <= len && len - (first - offset) >= WIDE_SLOT);
         let align = if is_wide { WIDE_SLOT } else { SLOT.max(granule) };
         Self { align, phase: offset & (align - 1), avoid_slots: false, own_slots: true, ..any }
+    }
+
+    /// A region, in slots of its own.
+    pub fn region(len: u64) -> Self {
+        Self { align: GRANULE, granule: GRANULE, avoid_slots: false, ..Self::pages(len) }
     }
 
     /// The same where there is no room for tables that show 512 GiB.
@@ -182,12 +188,18 @@ pub fn charge(set: &VmaSet, flags: VmFlags, pages: u64) -> Result<()> {
 
 /// RLIMIT_DATA for `pages` pages that get the right to be written to.
 pub fn check_limits_data(set: &VmaSet, flags: VmFlags, pages: u64) -> Result<()> {
+    if set.is_region {
+        return Ok(());
+    }
     let over = (set.data + pages).saturating_mul(PAGE) > limit(abi::RLIMIT_DATA);
     if over && !flags.contains(VmFlags::GROWS_DOWN) { Err(Errno::ENOMEM) } else { Ok(()) }
 }
 
 /// RLIMIT_AS and RLIMIT_DATA for `pages` more pages.
 pub fn check_limits(set: &VmaSet, flags: VmFlags, pages: u64) -> Result<()> {
+    if set.is_region {
+        return Ok(());
+    }
     let over = |present: u64, resource| (present + pages).saturating_mul(PAGE) > limit(resource);
     if over(set.total, abi::RLIMIT_AS) {
         return Err(Errno::ENOMEM);

@@ -134,8 +134,8 @@ impl AddressSpace {
             let part = at..vma.end.min(range.end);
             at = part.end;
             sched::cond_resched();
-            // Huge pages and the kernel's own are always resident, and never counted.
-            if matches!(vma.kind, Kind::Huge(_) | Kind::Special(_)) {
+            // Huge pages and the kernel's own are always resident, and never counted; a region is not the process's alone.
+            if matches!(vma.kind, Kind::Huge(_) | Kind::Special(_) | Kind::Region(_)) {
                 continue;
             }
             let flags = (vma.flags - LOCK_FLAGS) | new;

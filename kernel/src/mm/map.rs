@@ -12,6 +12,7 @@ use super::anonymous::SharedMemory;
 use super::backing::{Backing, Link, PageCache};
 use super::fault::{Access, FaultError};
 use super::layout::{self, MIN_ADDRESS, Placement};
+use super::mshare::{self, Region, RegionArea};
 use super::shm::Attachment;
 use super::space::{AddressSpace, Areas, Leftovers};
 use super::vma::{FileArea, Kind, VmFlags, Vma};
@@ -71,6 +72,7 @@ pub(super) enum Source {
     Anonymous,
     Cache { cache: Arc<dyn PageCache>, file: Option<Arc<File>>, attachment: Option<Attachment> },
     Huge { file: Arc<hugetlb::HugeFile>, opened: Option<Arc<File>>, attachment: Option<Attachment> },
+    Region { region: Arc<Region>, file: Arc<File> },
 }
 
 /// READ, WRITE, EXEC for `PROT_*`.
@@ -138,11 +140,15 @@ impl AddressSpace {
         if areas.set.count() > accounting::max_map_count() {
             return Err(Errno::ENOMEM);
         }
+        if self.is_region() && matches!(plan.source, Source::Region { .. }) {
+            // A region in a region would be reached by tables that only the inner one knows.
+            return Err(Errno::EINVAL);
+        }
         let start = if plan.fixed { self.fixed_place(areas, &plan)? } else { place(areas, &plan)? };
         let range = start..start + plan.len;
         let pages = plan.len >> PAGE_SHIFT;
         let mut flags = plan.flags | areas.new_flags;
-        if matches!(plan.source, Source::Huge { .. }) {
+        if matches!(plan.source, Source::Huge { .. } | Source::Region { .. }) {
             flags &= !(VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT | VmFlags::ACCOUNT);
         }
         // What MAP_FIXED replaces is gone first, and no longer counts; a failure after this is Linux's as well.
@@ -176,9 +182,12 @@ impl AddressSpace {
                     }
                 }
             }
+            Source::Region { region, file } => {
+                Kind::Region(Box::new(RegionArea::attach(self, region, file, start, flags)))
+            }
         };
-        // Huge pages never are, and the search for neighbours costs as much as the rest.
-        let is_mergeable = !matches!(kind, Kind::Huge(_));
+        // Huge pages and regions never are, and the search for neighbours costs as much as the rest.
+        let is_mergeable = !matches!(kind, Kind::Huge(_) | Kind::Region(_));
         let first = if matches!(kind, Kind::Anonymous) { start >> PAGE_SHIFT } else { plan.first };
         let area = Vma {
             start,
@@ -201,6 +210,7 @@ impl AddressSpace {
         let (start, len) = (plan.hint, plan.len);
         let granule = match &plan.source {
             Source::Huge { file, .. } => file.page_size(),
+            Source::Region { .. } => mshare::GRANULE,
             _ => PAGE,
         };
         if !start.is_multiple_of(granule) {
@@ -225,11 +235,19 @@ impl AddressSpace {
             let (write, end, step) = {
                 let areas = self.read();
                 let Some(vma) = areas.set.find(at) else { return Err(FaultError::NotMapped) };
+                if let Kind::Region(region) = &vma.kind {
+                    let end = vma.end.min(range.end);
+                    let populating = region.populating(vma, at..end);
+                    drop(areas);
+                    populating?.run()?;
+                    at = end;
+                    continue;
+                }
                 let write = vma.flags & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE;
                 if !vma.flags.intersects(VmFlags::ACCESS) {
                     return Err(FaultError::Denied);
                 }
-                (write, vma.end.min(range.end), vma.granule())
+                (write, vma.end.min(range.end), vma.page_size())
             };
             while at < end {
                 // For what the kernel notes of the page.
@@ -264,6 +282,7 @@ fn place(areas: &mut Areas, plan: &Plan) -> Result<u64> {
         Source::Cache { cache, .. } if plan.flags.contains(VmFlags::SHARED) && cache.content().is_some() => {
             Placement::windows(plan.len, plan.first << PAGE_SHIFT)
         }
+        Source::Region { .. } => Placement::region(plan.len),
         _ => Placement::pages(plan.len),
     };
     if plan.low {
@@ -444,6 +463,8 @@ fn file_source(request: &MapRequest, len: u64, flags: &VmFlags) -> Result<(u64, 
             }
             (first, Source::Huge { file: huge, opened: Some(file.clone()), attachment: None })
         }
+        Backing::Region(_) if !shared => return Err(Errno::EINVAL),
+        Backing::Region(region) => (0, Source::Region { region, file: file.clone() }),
     })
 }
 

@@ -12,7 +12,7 @@
 //! * Entries that lose rights or go away are flushed from all CPUs that run the space before their frames are freed ([`gather`]).
 //! * Files are let go of after the areas lock is released: the last close may sleep and take any lock ([`Leftovers`]).
 //!
-//! Lock order: areas lock, a file's list of mappings, page-table lock.
+//! Lock order: areas lock, areas lock of a region, a file's list of mappings, page-table lock.
 
 pub mod accounting;
 mod advise;
@@ -34,6 +34,7 @@ mod gather;
 mod layout;
 mod lock;
 mod map;
+pub mod mshare;
 pub mod page_store;
 mod protect;
 mod query;

@@ -88,7 +88,7 @@ impl AddressSpace {
             let pages = (part.end - part.start) >> 12;
             let becomes_private_writable =
                 new & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE && !old.contains(VmFlags::WRITE);
-            if becomes_private_writable && !vma.is_huge() {
+            if becomes_private_writable && vma.has_own_leaves() {
                 layout::check_limits_data(&areas.set, new, pages)?;
                 if !old.intersects(VmFlags::ACCOUNT | VmFlags::NO_RESERVE) {
                     accounting::commit(pages)?;
@@ -100,6 +100,7 @@ impl AddressSpace {
                 vma.flags = new;
                 match &mut vma.kind {
                     Kind::Huge(huge) => huge.protect(new),
+                    Kind::Region(region) => region.protect(old, new),
                     _ => {
                         self.protect_windows(vma);
                         self.protect_leaves(vma);

@@ -22,6 +22,12 @@ impl AddressSpace {
         while at < range.end {
             let vma = areas.set.find(at).ok_or(Errno::ENOMEM)?;
             let end = vma.end.min(range.end);
+            if let Kind::Region(region) = &vma.kind {
+                let inner = region.inner(vma, at)..region.inner(vma, at) + (end - at);
+                out.extend_from_slice(&region.space().residency(inner)?);
+                at = end;
+                continue;
+            }
             while at < end {
                 out.push(u8::from(self.is_resident(vma, at)));
                 at += PAGE;
@@ -32,7 +38,7 @@ impl AddressSpace {
 
     fn is_resident(&self, vma: &Vma, address: u64) -> bool {
         match &vma.kind {
-            Kind::Huge(_) => self.tables.lookup(address).is_some(),
+            Kind::Huge(_) | Kind::Region(_) => self.tables.lookup(address).is_some(),
             Kind::Special(_) => true,
             Kind::Anonymous => self.tables.lock().leaf(address).is_mapped(),
             Kind::File(area) => {

@@ -50,6 +50,9 @@ impl AddressSpace {
         let mut leftovers = Leftovers::default();
         let mut areas = self.write();
         let vma = areas.set.find(address).ok_or(Errno::EFAULT)?;
+        if matches!(vma.kind, Kind::Region(_)) {
+            return Err(Errno::EINVAL);
+        }
         let granule = vma.granule();
         let old_len = old_len.checked_next_multiple_of(granule).ok_or(Errno::EINVAL)?;
         let new_len = new_len.checked_next_multiple_of(granule).ok_or(Errno::EINVAL)?;
@@ -219,6 +222,7 @@ impl AddressSpace {
                 Kind::File(Box::new(FileArea { link, file, attachment }))
             }
             Kind::Huge(_) => return self.move_huge(areas, old, start),
+            Kind::Region(_) => return Err(Errno::EINVAL),
         };
         if !copies && self.move_pages(&areas.set, old.clone(), start).is_err() {
             uncharge();

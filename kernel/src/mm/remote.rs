@@ -98,6 +98,10 @@ impl AddressSpace {
                 if !rights.permit(access, vma) {
                     return Err(FaultError::Denied);
                 }
+                if let Kind::Region(region) = &vma.kind {
+                    // Once more by the rights of what is inside.
+                    return region.space().with_page(region.inner(vma, address), access, rights, work);
+                }
                 let ready = !self.is_intercepted(vma, address, access);
                 if let Kind::Huge(huge) = &vma.kind
                     && ready

@@ -14,6 +14,7 @@ use super::exec::Executable;
 use super::gaps::Gaps;
 use super::gather::{self, Gather};
 use super::layout::SLOT;
+use super::mshare::{self, RegionLeftover};
 use super::shm::Attachment;
 use super::tables::{NoMemory, PageTables, Resident};
 use super::vma::{Costs, Kind, VmFlags, Vma, VmaSet};
@@ -67,13 +68,13 @@ pub struct Areas {
 /// one's translations with the load.
 static ACTIVE: [AtomicU64; cpu::MAX_CPUS] = [const { AtomicU64::new(0) }; cpu::MAX_CPUS];
 
-/// The CPUs that have tables loaded of whose id `concerned` says yes. Entries that were changed before the call are all that a CPU
+/// The CPUs that have tables loaded of whose id `concerned` says yes, or of a process that such a region is attached to. Entries that were changed before the call are all that a CPU
 /// which is not among them can read.
 pub fn cpus_running(concerned: &dyn Fn(u64) -> bool) -> CpuSet {
     let mut cpus = CpuSet::new();
     for cpu in cpu::online().iter() {
         let id = ACTIVE[cpu as usize].load(Ordering::SeqCst);
-        if id != 0 && concerned(id) {
+        if id != 0 && (concerned(id) || mshare::has_attached(id, concerned)) {
             cpus.insert(cpu);
         }
     }
@@ -122,17 +123,32 @@ impl AddressSpace {
 
     /// An empty one.
     pub fn new() -> Result<Arc<Self>> {
-        let tables = PageTables::new().map_err(|_| Errno::ENOMEM)?;
-        let set = VmaSet::new();
+        Self::around(PageTables::new(false).map_err(|_| Errno::ENOMEM)?, |areas| RwLock::new(areas))
+    }
+
+    /// An empty one for a region: its areas and tables are used through other address spaces. Lock order: those first.
+    pub(super) fn new_region() -> Result<Arc<Self>> {
+        // Made at a place of their own, so that their order is known to `lockdep`.
+        Self::around(PageTables::new(true).map_err(|_| Errno::ENOMEM)?, |areas| RwLock::new(areas))
+    }
+
+    fn around(tables: Arc<PageTables>, lock: impl FnOnce(Areas) -> RwLock<Areas>) -> Result<Arc<Self>> {
+        let set = VmaSet::new(tables.is_region);
         let costs = set.costs();
+        let areas = lock(Areas { set, layout: Layout::default(), new_flags: VmFlags::empty() });
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
-            areas: RwLock::new(Areas { set, layout: Layout::default(), new_flags: VmFlags::empty() }),
+            areas,
             tables,
             later: LinkedListAtomicLink::new(),
             costs,
             remains: oom::Remains::new(),
         }))
+    }
+
+    /// Is it a region's?
+    pub(super) fn is_region(&self) -> bool {
+        self.tables.is_region
     }
 
     /// What outlives its pages.
@@ -163,9 +179,9 @@ impl AddressSpace {
         self.tables.cpus.remove(cpu);
     }
 
-    /// The CPUs that have it loaded now.
+    /// The CPUs that have it loaded now, or run a process that it is attached to as a region.
     pub fn cpus(&self) -> CpuSet {
-        self.tables.cpus.load()
+        self.tables.cpus()
     }
 
     /// The page tables, for mappings of huge pages.
@@ -220,6 +236,11 @@ impl AddressSpace {
     /// What the areas take. Takes no lock.
     pub fn costs(&self) -> &Costs {
         &self.costs
+    }
+
+    /// The same, to be kept.
+    pub(super) fn shared_costs(&self) -> Arc<Costs> {
+        self.costs.clone()
     }
 
     /// The program's file.
@@ -287,7 +308,7 @@ impl AddressSpace {
         loop {
             let last = areas.set.last_overlapping(&range).map(|vma| vma.start);
             let Some(vma) = last.and_then(|start| areas.set.remove(start)) else { break };
-            if !vma.is_huge() {
+            if vma.has_own_leaves() {
                 self.leave_windows(&vma, vma.range());
                 self.zap(vma.range(), Zap::Everything, &mut gather);
             }
@@ -384,6 +405,19 @@ impl AddressSpace {
         result
     }
 
+    /// As [`AddressSpace::free_tables_in`], when the space has no users any more.
+    fn free_unseen(&self, range: Range<u64>, hole: Range<u64>, gather: &mut Gather) {
+        let mut at = range.start;
+        while at < range.end {
+            at = self.tables.lock().free(at..range.end, &hole, gather);
+            if at < range.end {
+                // Who looks at tables without a lock holds a reference to the space, and this was the last.
+                gather.flush_unseen();
+            }
+            sched::cond_resched();
+        }
+    }
+
     /// Removes everything: the space has no users any more.
     fn tear_down(&mut self) {
         #[cfg(debug_assertions)]
@@ -398,9 +432,10 @@ impl AddressSpace {
         gaps.into_iter().for_each(Gaps::free);
         let mut areas = areas.into_iter().peekable();
         let mut gather = Gather::new(self);
+        self.tables.lock().end_region();
         while let Some((_, vma)) = areas.next() {
             let range = vma.range();
-            if !vma.is_huge() {
+            if vma.has_own_leaves() {
                 self.leave_windows(&vma, vma.range());
                 self.zap(vma.range(), Zap::Everything, &mut gather);
             }
@@ -412,15 +447,11 @@ impl AddressSpace {
             // All tables are where areas are, and each goes with the last area that it serves: only entries that belong to an area are
             // looked at, not all of each table.
             let hole = 0..areas.peek().map_or(1 << 47, |(next, _)| *next);
-            let mut at = range.start;
-            while at < range.end {
-                at = self.tables.lock().free(at..range.end, &hole, &mut gather);
-                if at < range.end {
-                    // Who looks at tables without a lock holds a reference to the space, and this was the last.
-                    gather.flush_unseen();
-                }
-                sched::cond_resched();
-            }
+            self.free_unseen(range, hole, &mut gather);
+        }
+        if self.is_region() {
+            // Those that attachments led to are there without areas.
+            self.free_unseen(0..1 << 47, 0..1 << 47, &mut gather);
         }
         gather.flush_unseen();
         let tables = self.tables.lock();
@@ -458,6 +489,7 @@ pub struct Leftovers(LinkedList<Leftover>);
 enum Leftover {
     File { file: Option<Arc<File>>, cache: Arc<dyn PageCache>, attachment: Option<Attachment> },
     Huge(HugeLeftover),
+    Region(RegionLeftover),
 }
 
 impl Leftovers {
@@ -473,6 +505,7 @@ impl Leftovers {
             }
             // Its pages and tables go here and now: the tables around it are looked at next.
             Kind::Huge(huge) => self.0.push_back(Leftover::Huge(huge.unmap())),
+            Kind::Region(region) => self.0.push_back(Leftover::Region(region.detach())),
             Kind::Anonymous | Kind::Special(_) => {}
         }
     }

@@ -11,9 +11,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::entry::Entry;
 use super::gather::Gather;
+use super::space::cpus_running;
 use crate::arch::cpu::{AtomicCpuSet, CpuSet};
 use crate::memory::frame::{Frame, Use};
-use crate::memory::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, paging};
+use crate::memory::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, paging, reserve};
 use crate::sync::{SpinLock, SpinLockGuard};
 
 /// Entries of a table.
@@ -113,18 +114,21 @@ pub struct PageTables {
     /// What CR3 gets.
     pub root: PhysAddr,
     pub(super) cpus: AtomicCpuSet,
+    /// Are they those of a region? No CPU loads them; CPUs reach them through the entries of processes: see [`super::mshare`].
+    pub is_region: bool,
     inner: SpinLock<Tables>,
 }
 
 impl PageTables {
-    pub fn new() -> Result<Arc<Self>, NoMemory> {
+    pub fn new(is_region: bool) -> Result<Arc<Self>, NoMemory> {
         static NEXT: AtomicU64 = AtomicU64::new(1);
-        let tables = Tables::new()?;
+        let tables = Tables::new(is_region)?;
         Ok(Arc::new(Self {
             // Relaxed: only the numbers have to differ.
             id: NEXT.fetch_add(1, Ordering::Relaxed),
             root: tables.root(),
             cpus: AtomicCpuSet::new(),
+            is_region,
             inner: SpinLock::new(tables),
         }))
     }
@@ -135,9 +139,9 @@ impl PageTables {
         self.inner.lock()
     }
 
-    /// The CPUs that have the tables loaded.
+    /// The CPUs that have the tables loaded, or run a process that a region is attached to.
     pub fn cpus(&self) -> CpuSet {
-        self.cpus.load()
+        if self.is_region { cpus_running(&|id| id == self.id) } else { self.cpus.load() }
     }
 }
 
@@ -150,15 +154,17 @@ pub struct Tables {
     pub resident: Resident,
     /// The most that were ever mapped.
     pub peak: u64,
+    /// A region's: they may outlive who makes them, and processes' entries lead to its tables of the third level.
+    is_region: bool,
 }
 
 impl Tables {
     /// A root that maps the kernel and nothing else.
-    pub fn new() -> Result<Self, NoMemory> {
+    fn new(is_region: bool) -> Result<Self, NoMemory> {
         let root = Frame::alloc_zeroed(Use::PageTable).ok_or(NoMemory)?;
         // SAFETY: the new table is ours alone.
         paging::copy_kernel_half(unsafe { entries(root.phys()) });
-        Ok(Self { root, count: 0, resident: Resident::default(), peak: 0 })
+        Ok(Self { root, count: 0, resident: Resident::default(), peak: 0, is_region })
     }
 
     /// What CR3 gets.
@@ -196,6 +202,10 @@ impl Tables {
             }
             let mut value = Entry(entry.load(Ordering::SeqCst));
             if !value.is_present() {
+                if self.is_region {
+                    // No end of a process frees it.
+                    reserve::ask_lasting(PAGE_SIZE).map_err(|_| NoMemory)?;
+                }
                 let new = Frame::alloc_zeroed(Use::PageTable).ok_or(NoMemory)?;
                 value = Entry::table(new.phys());
                 // The library attaches its tables without the lock. SeqCst: the walkers in hardware see the zeroes before the
@@ -289,6 +299,11 @@ impl Tables {
         at.min(range.end)
     }
 
+    /// Nobody is attached any more, and never will be: all tables may go.
+    pub fn end_region(&mut self) {
+        self.is_region = false;
+    }
+
     /// Frees tables for addresses in `range` that lie in `hole` as a whole: all leaves in it are empty, and no area is in it. Looks at a bounded
     /// number of entries, and stops when `gather` is full; returns where to go on, the end of the range when it is done.
     pub fn free(&mut self, range: Range<u64>, hole: &Range<u64>, gather: &mut Gather) -> u64 {
@@ -333,7 +348,10 @@ impl Tables {
             if stopped.is_some() {
                 return stopped;
             }
-            if from >= hole.start && to <= hole.end {
+            // Race: a process attaches while the last area of a part of the region goes. The entry that it writes leads to a table that
+            // stays until the region's end, so nobody has to look for it.
+            let is_attached = self.is_region && level == TOP;
+            if from >= hole.start && to <= hole.end && !is_attached {
                 slot.store(0, Ordering::SeqCst);
                 self.count -= 1;
                 // SAFETY: the entry owned the reference that `find_or_make` gave it, and is gone.

@@ -103,6 +103,7 @@ impl AreaView {
             Kind::Anonymous | Kind::Special(_) => (0, (0, 0)),
             Kind::File(area) => (vma.first << PAGE_SHIFT, area.link.cache().id()),
             Kind::Huge(huge) => (vma.first << PAGE_SHIFT, huge.id()),
+            Kind::Region(region) => (0, region.id()),
         };
         let name = match vma.file() {
             Some(file) => AreaName::File(file.clone()),
@@ -113,7 +114,7 @@ impl AreaView {
                 None => AreaName::None,
             },
         };
-        Self { range: vma.range(), flags: vma.flags, offset, device, inode, name, page_size: vma.granule() }
+        Self { range: vma.range(), flags: vma.flags, offset, device, inode, name, page_size: vma.page_size() }
     }
 }
 
@@ -131,11 +132,26 @@ impl AddressSpace {
         areas.set.find(start).map_or_else(Usage::default, |vma| self.usage_of(vma))
     }
 
+    /// What is in memory of all areas together.
+    pub(super) fn usage_of_all(&self) -> Usage {
+        let mut sum = Usage::default();
+        let mut next = 0;
+        loop {
+            let areas = self.read();
+            let Some(vma) = areas.set.find_from(next) else { return sum };
+            sum += self.usage_of(vma);
+            next = vma.end;
+        }
+    }
+
     fn usage_of(&self, vma: &Vma) -> Usage {
         let mut usage = Usage::default();
         if let Kind::Huge(huge) = &vma.kind {
             (usage.shared_hugetlb, usage.private_hugetlb) = huge.resident_bytes();
             return usage;
+        }
+        if let Kind::Region(region) = &vma.kind {
+            return region.usage();
         }
         // The file's tables say neither who stored nor who looked: all of them did, as far as anybody can tell.
         self.each_shown(vma, |shown| {
@@ -248,6 +264,9 @@ impl AddressSpace {
             let mut viewers = Viewers::new(vma);
             while at < vma.end.min(range.end) {
                 let word = match &vma.kind {
+                    Kind::Region(_) => self.tables.lookup(at).map(|(address, leaf)| {
+                        (address.0 >> PAGE_SHIFT & FRAME, leaf.has(Entry::ANON), false)
+                    }),
                     Kind::Huge(_) => self.tables.lookup(at).map(|(address, _)| {
                         (address.0 >> PAGE_SHIFT & FRAME, !vma.flags.contains(VmFlags::SHARED), false)
                     }),

@@ -5,7 +5,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bitflags::bitflags;
 
@@ -13,6 +13,7 @@ use super::AddressSpace;
 use super::backing::Link;
 use super::gaps::Gaps;
 use super::layout::SLOT;
+use super::mshare::RegionArea;
 use super::shm::Attachment;
 use super::userfault;
 use super::vdso::SpecialPages;
@@ -102,6 +103,8 @@ pub enum Kind {
     File(Box<FileArea>),
     /// Huge pages.
     Huge(Box<HugeArea>),
+    /// A region with areas and tables of its own.
+    Region(Box<RegionArea>),
     /// Pages of the kernel's: the vDSO and its data.
     Special(&'static SpecialPages),
 }
@@ -159,13 +162,26 @@ impl Vma {
         matches!(self.kind, Kind::Huge(_))
     }
 
+    /// Do the leaves of its pages belong to the address space alone?
+    pub fn has_own_leaves(&self) -> bool {
+        !matches!(self.kind, Kind::Huge(_) | Kind::Region(_))
+    }
+
     /// Does it consist of huge pages whose tables other processes share?
     pub fn shares_tables(&self) -> bool {
         self.is_huge() && self.flags.contains(VmFlags::SHARED)
     }
 
-    /// Smallest unit that it can be cut at, bytes.
+    /// Smallest unit that it can be cut at, bytes: all of it for a region.
     pub fn granule(&self) -> u64 {
+        match &self.kind {
+            Kind::Region(_) => self.len(),
+            _ => self.page_size(),
+        }
+    }
+
+    /// Bytes of its pages.
+    pub fn page_size(&self) -> u64 {
         match &self.kind {
             Kind::Huge(huge) => huge.page_size(),
             _ => PAGE,
@@ -183,6 +199,7 @@ impl Vma {
             Kind::File(area) if area.file.is_none() => size_of::<FileArea>() + SHARED_MEMORY,
             Kind::File(_) => size_of::<FileArea>() + LINK,
             Kind::Huge(_) => 2 * size_of::<HugeArea>(),
+            Kind::Region(_) => size_of::<RegionArea>() + LINK,
         }
     }
 
@@ -216,6 +233,7 @@ impl Vma {
         match &self.kind {
             Kind::File(area) => area.file.as_ref(),
             Kind::Huge(huge) => huge.file(),
+            Kind::Region(region) => Some(region.file()),
             Kind::Anonymous | Kind::Special(_) => None,
         }
     }
@@ -254,6 +272,8 @@ impl Vma {
                 }))
             }
             Kind::Huge(huge) => Kind::Huge(Box::new(huge.split_off(at)?)),
+            // It is attached as a whole, so no address inside is a multiple of its granule.
+            Kind::Region(_) => return Err(Errno::EINVAL),
         };
         let upper = Vma {
             start: at,
@@ -334,6 +354,8 @@ pub struct Costs {
     heap: AtomicUsize,
     /// Slots of huge pages.
     windows: AtomicUsize,
+    /// Pages and tables that came into regions by the process's faults.
+    in_regions: AtomicU64,
 }
 
 impl Costs {
@@ -341,6 +363,16 @@ impl Costs {
     pub fn heap(&self) -> u64 {
         // Relaxed, here and below: statistics.
         self.heap.load(Ordering::Relaxed) as u64
+    }
+
+    /// Pages and tables that came into regions by the process's faults, as far as they are still there.
+    pub fn in_regions(&self) -> u64 {
+        self.in_regions.load(Ordering::Relaxed)
+    }
+
+    /// Counts them: so many more, or fewer.
+    pub(super) fn change_in_regions(&self, change: i64) {
+        self.in_regions.fetch_add(change as u64, Ordering::Relaxed);
     }
 
     /// Bytes that the tables of huge pages take when all are there: its own, and those of its files.
@@ -355,6 +387,8 @@ pub struct VmaSet {
     /// What is between them; `None` until it is asked for.
     gaps: Option<Gaps>,
     costs: Arc<Costs>,
+    /// A region's areas are in no process's limits: it counts as a whole where it is attached.
+    pub(super) is_region: bool,
     /// Sum of all areas, pages.
     pub(super) total: u64,
     /// The most that `total` ever was.
@@ -371,8 +405,9 @@ pub struct VmaSet {
 
 impl VmaSet {
     /// No areas.
-    pub(super) fn new() -> Self {
+    pub(super) fn new(is_region: bool) -> Self {
         Self {
+            is_region,
             areas: BTreeMap::new(),
             gaps: Some(Gaps::new()),
             costs: Arc::default(),
@@ -546,7 +581,7 @@ impl VmaSet {
         self.costs.heap.store(0, Ordering::Relaxed);
         self.costs.windows.store(0, Ordering::Relaxed);
         // Relaxed: statistics; the space is at its end.
-        let all = Self { peak: self.peak, ..Self::new() };
+        let all = Self { peak: self.peak, ..Self::new(self.is_region) };
         let Self { areas, gaps, .. } = core::mem::replace(self, all);
         (areas, gaps)
     }

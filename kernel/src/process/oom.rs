@@ -164,7 +164,9 @@ fn badness(process: &Process) -> Option<(i64, Arc<AddressSpace>)> {
     let adjust = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
     let total = (memory::stats().total / memory::PAGE_SIZE as u64) as i64;
     let kernel = table_memory(&mm) + kernel_memory(process, &mm);
-    let pages = (mm.resident_now().total() + kernel / memory::PAGE_SIZE as u64) as i64;
+    // What it brought into regions may go with it; what others brought there is not its fault.
+    let regions = mm.costs().in_regions();
+    let pages = (mm.resident_now().total() + regions + kernel / memory::PAGE_SIZE as u64) as i64;
     Some((pages + adjust * total / 1000, mm))
 }
 

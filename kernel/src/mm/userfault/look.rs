@@ -33,7 +33,7 @@ impl AddressSpace {
     pub(super) fn look(&self, vma: &Vma, address: u64, access: Access) -> Look {
         let write = access == Access::Write;
         match &vma.kind {
-            Kind::Special(_) => Look::Clear,
+            Kind::Special(_) | Kind::Region(_) => Look::Clear,
             Kind::Huge(huge) => look_huge(huge, vma.flags, address, write),
             Kind::Anonymous => self.look_base(vma, address, write, || Look::Missing),
             Kind::File(area) => self.look_base(vma, address, write, || absent(area, vma, address)),

@@ -35,7 +35,7 @@ impl Vma {
     /// Can it be registered in a mode?
     fn can_userfault(&self, mode: VmFlags) -> bool {
         let pages_of_files = match &self.kind {
-            Kind::Special(_) => return false,
+            Kind::Special(_) | Kind::Region(_) => return false,
             Kind::Anonymous => false,
             Kind::File(area) if !area.link.cache().is_shmem() => return false,
             Kind::File(_) | Kind::Huge(_) => true,
