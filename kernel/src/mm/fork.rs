@@ -94,7 +94,7 @@ impl AddressSpace {
             }
             Kind::Huge(huge) => {
                 flags = inherited;
-                Kind::Huge(Box::new(huge.fork(child, flags)?))
+                Kind::Huge(Box::new(huge.fork(&mut copy.huge, flags)?))
             }
             Kind::Region(region) => Kind::Region(Box::new(region.fork(child, flags))),
         };

@@ -237,7 +237,7 @@ impl AddressSpace {
         if gone {
             if let Some(vma) = areas.set.remove(old.start) {
                 self.leave_windows(&vma, vma.range());
-                leftovers.push(vma);
+                leftovers.push(vma, &mut areas.huge);
             }
             if areas.layout.vdso == old.start {
                 areas.layout.vdso = start;
