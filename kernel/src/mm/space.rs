@@ -188,7 +188,6 @@ impl AddressSpace {
     }
 
     /// The page tables.
-    #[cfg(feature = "lab")]
     pub fn page_tables(&self) -> &Arc<PageTables> {
         &self.tables
     }
