@@ -2,11 +2,54 @@
 
 use std::io::{self, Read};
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::event::{PollFd, PollFlags};
 use signal_hook::consts::{SIGCONT, SIGHUP, SIGINT, SIGTERM, SIGTSTP, SIGWINCH};
+
+/// Those that end this program.
+const ENDS: [i32; 3] = [SIGINT, SIGTERM, SIGHUP];
+
+/// As long as one of these lives, a signal that would end the program waits; then it ends it.
+#[derive(Debug)]
+pub struct Held(&'static Holding);
+
+#[derive(Debug, Default)]
+struct Holding {
+    /// Whether a signal ends the program at once, as it would if nobody had asked.
+    ends: Arc<AtomicBool>,
+    caught: Arc<AtomicUsize>,
+}
+
+impl Held {
+    /// Holds them from now on.
+    pub fn begin() -> io::Result<Held> {
+        // A handler of this library stays for good, and what it does is decided here.
+        static HOLDING: OnceLock<Holding> = OnceLock::new();
+        if HOLDING.get().is_none() {
+            let holding = Holding::default();
+            for signal in ENDS {
+                signal_hook::flag::register_usize(signal, holding.caught.clone(), signal as usize)?;
+                signal_hook::flag::register_conditional_default(signal, holding.ends.clone())?;
+            }
+            let _ = HOLDING.set(holding);
+        }
+        let holding = HOLDING.get().ok_or(io::ErrorKind::Other)?;
+        holding.ends.store(false, Ordering::SeqCst);
+        Ok(Held(holding))
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.0.ends.store(true, Ordering::SeqCst);
+        let caught = self.0.caught.load(Ordering::SeqCst) as i32;
+        if caught != 0 {
+            let _ = signal_hook::low_level::emulate_default_handler(caught);
+        }
+    }
+}
 
 /// Signals as something to wait for: those that end this program, since the terminal must be put right first,
 /// and those that tell of the terminal.
@@ -33,7 +76,7 @@ impl Signals {
             wake,
             sender,
         };
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
+        for signal in ENDS {
             // In this order, here and below: who wakes up finds what is set.
             signal_hook::flag::register_usize(signal, signals.last.clone(), signal as usize)?;
             signals.wake_by(signal)?;
@@ -96,4 +139,38 @@ pub enum Change {
     Continued,
     /// It has another size.
     Resized,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Command;
+
+    const CHILD: &str = "ROUNDTABLE_TEST_HELD";
+
+    /// The child of this test interrupts itself twice: while a file is being written, and later.
+    #[test]
+    fn a_signal_waits_for_the_end_of_what_was_begun() {
+        if let Some(when) = std::env::var_os(CHILD) {
+            let held = Held::begin().unwrap();
+            if when == "within" {
+                signal_hook::low_level::raise(SIGINT).unwrap();
+            }
+            eprintln!("the end");
+            drop(held);
+            signal_hook::low_level::raise(SIGTERM).unwrap();
+            std::process::exit(0);
+        }
+        for (when, signal) in [("within", SIGINT), ("behind", SIGTERM)] {
+            let name = "signals::tests::a_signal_waits_for_the_end_of_what_was_begun";
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", name, "--nocapture"])
+                .env(CHILD, when)
+                .output()
+                .unwrap();
+            assert!(String::from_utf8_lossy(&output.stderr).contains("the end"), "{when}: {output:?}");
+            assert_eq!(output.status.signal(), Some(signal), "{when}");
+        }
+    }
 }

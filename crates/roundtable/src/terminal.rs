@@ -95,6 +95,14 @@ pub fn window() -> Option<(u16, u16)> {
     tcgetwinsize(io::stdout()).ok().map(|size| (size.ws_row, size.ws_col)).filter(|size| size.0 > 0)
 }
 
+/// No table is made narrower than this: it would be unreadable, and the terminal's own line breaks are no worse.
+const NARROWEST: u16 = 60;
+
+/// Columns of the terminal that standard output is; `None` where it is none.
+pub fn width() -> Option<u16> {
+    window().map(|(_, columns)| columns).filter(|columns| *columns > 0).map(|columns| columns.max(NARROWEST))
+}
+
 /// Finds Ctrl-A X, the key that ends the machine, in what is typed. Ctrl-A Ctrl-A is Ctrl-A.
 #[derive(Debug, Default)]
 pub struct Escape {

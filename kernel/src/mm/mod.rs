@@ -40,7 +40,6 @@ mod protect;
 mod query;
 mod remap;
 mod remote;
-mod seal;
 pub mod shm;
 mod space;
 mod tables;

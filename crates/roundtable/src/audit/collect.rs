@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::io::ErrorKind;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
 
 use procfs::ProcError;
 use procfs::process::Process as Handle;
 
+use super::deadline::Deadline;
 use super::files::{self, Devices, FileId, Kind};
 use super::maps::{self, Access, Line};
 use super::recording;
@@ -30,6 +30,8 @@ pub struct Process {
     pub name: String,
     /// What systemd or a container engine calls the group of processes that it is in; empty where there is none.
     pub unit: String,
+    /// The control groups whose limits it has, as /proc tells them.
+    pub groups: String,
     /// Bytes of its address space in use.
     pub vm_size: u64,
     /// Bytes of its page tables as the kernel counts them: a shared table counts in each process.
@@ -108,7 +110,7 @@ pub fn census(
     source: &Source,
     devices: &Devices,
     with_faults: bool,
-    deadline: Option<Instant>,
+    deadline: &Deadline,
 ) -> std::io::Result<Census> {
     let pids = source.processes()?;
     let looks = in_parallel(&pids, deadline, |&pid, buffer| look(source, devices, pid, with_faults, buffer));
@@ -145,12 +147,12 @@ fn look(source: &Source, devices: &Devices, pid: i32, with_faults: bool, buffer:
         Ok(Some(process)) => process,
         Ok(None) => return Look::Empty,
         Err(Missing::Denied) => return hidden(),
-        Err(Missing::Gone) => return Look::Gone,
+        Err(_) => return Look::Gone,
     };
     if with_faults {
         process.faults = faults(source, &handle, buffer).unwrap_or(0);
     }
-    process.unit = unit::of(source, &handle, buffer);
+    (process.unit, process.groups) = unit::of(source, &handle, buffer);
     let mut files = Vec::new();
     match read(source, &handle, "maps", buffer) {
         Ok(()) => {
@@ -163,12 +165,12 @@ fn look(source: &Source, devices: &Devices, pid: i32, with_faults: bool, buffer:
                     }
                     Ok(None) => {}
                     Err(Missing::Denied) => process.readable = false,
-                    Err(Missing::Gone) => return Look::Gone,
+                    Err(_) => return Look::Gone,
                 }
             }
         }
         Err(Missing::Denied) => {}
-        Err(Missing::Gone) => return Look::Gone,
+        Err(_) => return Look::Gone,
     }
     Look::Seen(process, files)
 }
@@ -206,6 +208,8 @@ pub enum Missing {
     Denied,
     /// The process has ended.
     Gone,
+    /// There was no time for all of it.
+    Late,
 }
 
 /// Opens one file of a process.
@@ -269,7 +273,7 @@ pub fn faults(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> Option<
 /// `None`. Each thread has a buffer of its own, for files to be read into.
 pub fn in_parallel<T: Sync, R: Send>(
     items: &[T],
-    deadline: Option<Instant>,
+    deadline: &Deadline,
     work: impl Fn(&T, &mut Vec<u8>) -> R + Sync,
 ) -> Vec<Option<R>> {
     let threads = std::thread::available_parallelism().map_or(1, usize::from).min(items.len().max(1));
@@ -280,7 +284,7 @@ pub fn in_parallel<T: Sync, R: Send>(
             scope.spawn(|| {
                 let mut buffer = Vec::new();
                 let mut mine = Vec::new();
-                while deadline.is_none_or(|deadline| Instant::now() < deadline) {
+                while !deadline.is_past() {
                     let index = next.fetch_add(1, Ordering::SeqCst);
                     let Some(item) = items.get(index) else { break };
                     mine.push((index, work(item, &mut buffer)));
@@ -299,19 +303,21 @@ pub fn in_parallel<T: Sync, R: Send>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Duration;
 
     #[test]
     fn every_item_is_worked_on_once_and_results_keep_their_order() {
         let items: Vec<u32> = (0..1000).collect();
-        let results = in_parallel(&items, None, |&item, _| item * 2);
+        let results = in_parallel(&items, &Deadline::never(), |&item, _| item * 2);
         assert!(results.into_iter().zip(&items).all(|(result, item)| result == Some(item * 2)));
-        assert!(in_parallel(&Vec::<u32>::new(), None, |&item, _| item).is_empty());
+        assert!(in_parallel(&Vec::<u32>::new(), &Deadline::never(), |&item, _| item).is_empty());
     }
 
     #[test]
     fn after_the_deadline_nothing_is_begun() {
-        let past = Instant::now() - Duration::from_millis(1);
-        assert!(in_parallel(&[1, 2, 3], Some(past), |&item, _| item).iter().all(Option::is_none));
+        let past = Deadline::when_asked(0);
+        assert!(in_parallel(&[1, 2, 3], &past, |&item, _| item).iter().all(Option::is_none));
+        let items: Vec<u32> = (0..100).collect();
+        let done = in_parallel(&items, &Deadline::when_asked(7), |&item, _| item);
+        assert_eq!(done.iter().flatten().count(), 7);
     }
 }

@@ -10,6 +10,7 @@ use super::advice::{Advice, Worth};
 use super::answer::limits::{self, Limit};
 use super::answer::{self, holders::Holder};
 use super::collect::Process;
+use super::deadline::Deadline;
 use super::geometry::Tables;
 use super::host::Host;
 use super::probe::{self, Area};
@@ -35,12 +36,12 @@ const SHOWN: usize = 10;
 /// Explains and writes it; the exit status.
 pub fn run(options: &ExplainOptions) -> Result<i32> {
     let source = options.look.source();
-    let host = Host::look(&source, &options.look, false)?;
+    let host = Host::look(&source, options.look.deadline(), false)?;
     let Some(process) = host.process(options.pid) else {
         bail!("there is no process {} with memory of its own in sight", options.pid);
     };
     let report = answer::report(&host, 1, Worth(options.look.worth.0));
-    let areas = probe::areas(&source, &host.census, process.pid).unwrap_or_default();
+    let areas = probe::areas(&source, &host.census, process.pid, &Deadline::never()).unwrap_or_default();
     let limits = limits::of_process(&host, process);
     file::write(&text(process, &report, &areas, &limits, &host), None)?;
     Ok(0)

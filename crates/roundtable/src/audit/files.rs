@@ -6,6 +6,7 @@ use std::io::BufReader;
 use std::sync::Mutex;
 
 use procfs::process::Process;
+use serde::{Deserialize, Serialize};
 
 use super::collect::{self, Missing};
 use super::maps::{Line, for_each_in_smaps};
@@ -24,7 +25,7 @@ pub enum Kind {
 }
 
 /// A file, the same in all processes that map it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct FileId {
     /// Major and minor number of the device.
     pub device: (u32, u32),

@@ -5,11 +5,13 @@ use std::fs::Metadata;
 use std::io::BufReader;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{major, minor, statfs};
+use serde::{Deserialize, Serialize};
 
 use super::collect::{self, Census};
+use super::deadline::Deadline;
 use super::files::{self, FileId};
 use super::group::{Group, Shape};
 use super::maps::{self, for_each_in_smaps};
@@ -22,17 +24,26 @@ const MAGIC: i64 = 0x9584_58f6;
 const FILES: usize = 100_000;
 /// Open files of the whole host that are looked at.
 const DESCRIPTORS: usize = 1_000_000;
+/// Of these small looks so many are had before the deadline is asked for again.
+const STRIDE: usize = 128;
 /// `st_blocks` counts in these.
 const BLOCK: u64 = 512;
 
-type Place = ((u32, u32), u64);
+/// A file's device, and its number there.
+pub type Place = ((u32, u32), u64);
+
+/// Where these files lie.
+pub fn places(files: &HashSet<FileId>) -> HashSet<Place> {
+    files.iter().map(|id| (id.device, id.inode)).collect()
+}
 
 /// A mount of hugetlbfs.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MountPoint {
     /// Where it is, in its own mount namespace.
     pub path: String,
     /// Where this program finds it.
+    #[serde(skip)]
     reached: PathBuf,
     device: (u32, u32),
     /// Bytes of its pages.
@@ -53,11 +64,14 @@ impl MountPoint {
 }
 
 /// All mounts of hugetlbfs, of this and of every other mount namespace, each file system once.
-pub fn mounts(source: &Source, census: &Census) -> Vec<MountPoint> {
+pub fn mounts(source: &Source, census: &Census, deadline: &Deadline) -> Vec<MountPoint> {
+    if let Some(held) = source.held() {
+        return held.mounts.clone();
+    }
     let mut seen = HashSet::new();
     // One process of each namespace; this program's own first.
     let mut of_each: Vec<String> = vec!["self".into()];
-    for process in &census.processes {
+    for process in census.processes.iter().take_while(|_| !deadline.is_past()) {
         if let Some(namespace) = files::namespace(source, process.pid, "mnt")
             && seen.insert(namespace)
         {
@@ -106,7 +120,7 @@ pub fn mounts(source: &Source, census: &Census) -> Vec<MountPoint> {
 }
 
 /// A file on a mount that no process maps.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Left {
     /// Its path.
     pub path: String,
@@ -122,8 +136,23 @@ pub struct Left {
     pub age_seconds: Option<u64>,
 }
 
+impl Left {
+    /// Where it lies.
+    pub fn place(&self) -> Place {
+        (self.device, self.inode)
+    }
+}
+
 /// The files of these mounts that are not among the mapped ones.
-pub fn left_files(source: &Source, mounts: &[MountPoint], mapped: &HashSet<Place>) -> Vec<Left> {
+pub fn left_files(
+    source: &Source,
+    mounts: &[MountPoint],
+    mapped: &HashSet<Place>,
+    deadline: &Deadline,
+) -> Vec<Left> {
+    if let Some(held) = source.held() {
+        return held.left.clone();
+    }
     let mut left = Vec::new();
     let mut looked = 0;
     for mount in mounts.iter().filter(|mount| mount.page_size > 0) {
@@ -132,7 +161,7 @@ pub fn left_files(source: &Source, mounts: &[MountPoint], mapped: &HashSet<Place
             source.count(1, 0);
             for entry in std::fs::read_dir(&reached).into_iter().flatten().flatten() {
                 looked += 1;
-                if looked > FILES {
+                if looked > FILES || looked % STRIDE == 0 && deadline.is_past() {
                     return left;
                 }
                 // Of the entry itself: a link leads elsewhere.
@@ -170,7 +199,7 @@ fn age(seconds: i64) -> Option<u64> {
 }
 
 /// A file of huge pages that is open.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
     /// Its name in an operator's words.
     pub name: String,
@@ -189,18 +218,21 @@ pub fn descriptors(
     source: &Source,
     census: &Census,
     known: &HashSet<Place>,
-    deadline: Option<Instant>,
+    deadline: &Deadline,
 ) -> Vec<Descriptor> {
+    if let Some(held) = source.held() {
+        return held.open.clone();
+    }
     let mut found: HashMap<Place, Descriptor> = HashMap::new();
     let mut looked = 0;
     for process in &census.processes {
-        if deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if deadline.is_past() {
             break;
         }
         let folder = source.path(&format!("proc/{}/fd", process.pid));
         for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
             looked += 1;
-            if looked > DESCRIPTORS {
+            if looked > DESCRIPTORS || looked % STRIDE == 0 && deadline.is_past() {
                 break;
             }
             let Ok(link) = std::fs::read_link(entry.path()) else { continue };
@@ -245,7 +277,7 @@ pub fn descriptors(
 }
 
 /// A SysV segment of this IPC namespace that nobody has attached.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Segment {
     /// Its `shmid`.
     pub id: u64,
@@ -261,6 +293,9 @@ pub struct Segment {
 
 /// Those segments that nobody has attached and no process maps.
 pub fn segments(source: &Source, mapped: &HashSet<FileId>) -> Vec<Segment> {
+    if let Some(held) = source.held() {
+        return held.segments.clone();
+    }
     let text = source.text("proc/sysvipc/shm").unwrap_or_default();
     let segments = text.lines().skip(1).filter_map(|line| {
         let fields: Vec<i64> = line.split_whitespace().filter_map(|field| field.parse().ok()).collect();
@@ -285,6 +320,9 @@ pub fn segments(source: &Source, mapped: &HashSet<FileId>) -> Vec<Segment> {
 
 /// Pages of a mapped file: the kernel tells those of any mapping's file, named or not, to root.
 pub fn file_pages(source: &Source, group: &Group) -> Option<u64> {
+    if let Some(held) = source.held() {
+        return held.files.iter().find(|(id, _)| *id == group.id).map(|(_, pages)| *pages);
+    }
     for shape in &group.shapes {
         let pids = shape.witness.into_iter().chain(group.pids.iter().copied().take(4));
         for pid in pids {
@@ -312,12 +350,12 @@ pub fn private_pages(group: &Group) -> u64 {
 
 /// Pages that are promised to a file's mappings at the most: what is mapped and not there yet, unless it was mapped with
 /// MAP_NORESERVE.
-pub fn promises(source: &Source, group: &Group, shared: u64, private: u64) -> u64 {
+pub fn promises(source: &Source, group: &Group, shared: u64, private: u64, deadline: &Deadline) -> u64 {
     let page = group.file.page_size;
     let mut ranges: Vec<(u64, u64)> = Vec::new();
     let mut own = 0;
     for shape in &group.shapes {
-        if !reserves(source, group, shape) {
+        if !deadline.is_past() && !reserves(source, group, shape) {
             continue;
         }
         if shape.access.shared {

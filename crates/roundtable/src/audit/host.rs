@@ -1,11 +1,12 @@
 //! One look at the host: the processes, what they map, the pools. All questions are answered from it.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 
 use super::collect::{self, Census, Mapping, Missing, Process};
+use super::deadline::Deadline;
 use super::files::Devices;
 use super::group::{self, Group};
 use super::kernel_version::{self, Kernel};
@@ -13,7 +14,7 @@ use super::meminfo::Meminfo;
 use super::pools::{self, Pool};
 use super::probe::{self, Probe};
 use super::source::Source;
-use super::{LookOptions, witness};
+use super::witness;
 use crate::output::human;
 
 /// What was seen of a host.
@@ -37,21 +38,20 @@ pub struct Host<'a> {
     /// When the look began.
     pub began: Instant,
     /// When it has to end.
-    pub deadline: Option<Instant>,
+    pub deadline: Deadline,
     /// The place of each process in the census.
     places: HashMap<i32, usize>,
 }
 
 impl<'a> Host<'a> {
     /// Looks at all processes, then into those that map huge or shared pages.
-    pub fn look(source: &'a Source, options: &LookOptions, with_faults: bool) -> Result<Host<'a>> {
+    pub fn look(source: &'a Source, deadline: Deadline, with_faults: bool) -> Result<Host<'a>> {
         let devices = Devices::default();
         let began = Instant::now();
-        let deadline = (!options.all).then(|| began + Duration::from_secs(options.seconds));
-        let mut census = collect::census(source, &devices, with_faults, deadline)
+        let mut census = collect::census(source, &devices, with_faults, &deadline)
             .with_context(|| source.path("proc").display().to_string())?;
         refuse_blindness(source, &census)?;
-        let probes = look_into(source, &devices, &mut census, deadline);
+        let probes = look_into(source, &devices, &mut census, &deadline);
         let meminfo = Meminfo::read(source);
         let groups = group::groups(&census, &probes, source.geometry);
         let places =
@@ -64,7 +64,7 @@ impl<'a> Host<'a> {
             census,
             probes,
             groups,
-            witness: witness::Kernel::new(source, deadline),
+            witness: witness::Kernel::new(source, deadline.clone()),
             began,
             deadline,
             places,
@@ -90,6 +90,13 @@ impl<'a> Host<'a> {
 /// An audit that has seen no process says nothing of the host, and must not look as if all were well.
 fn refuse_blindness(source: &Source, census: &Census) -> Result<()> {
     let proc = source.path("proc");
+    if census.processes.is_empty() && census.skipped > 0 {
+        bail!(
+            "{}: there was no time to look at any of {}; --seconds gives more, --all as much as it takes",
+            proc.display(),
+            human::processes(census.skipped)
+        );
+    }
     if census.processes.is_empty() {
         bail!("{}: no process is in sight; is it a mounted /proc?", proc.display());
     }
@@ -110,7 +117,7 @@ fn look_into(
     source: &Source,
     devices: &Devices,
     census: &mut Census,
-    deadline: Option<Instant>,
+    deadline: &Deadline,
 ) -> HashMap<i32, Option<Probe>> {
     let mut ranks: HashMap<_, usize> = HashMap::new();
     let mut order: Vec<(usize, i32)> = Vec::new();
@@ -126,7 +133,7 @@ fn look_into(
     }
     order.sort_unstable();
     let looks = collect::in_parallel(&order, deadline, |&(_, pid), buffer| {
-        probe::probe(source, devices, pid, buffer)
+        probe::probe(source, devices, pid, deadline, buffer)
     });
     let mut probes = HashMap::new();
     let mut gone = BTreeSet::new();
@@ -139,7 +146,7 @@ fn look_into(
             Some(Err(Missing::Gone)) => {
                 gone.insert(pid);
             }
-            Some(Err(Missing::Denied)) | None => {
+            Some(Err(Missing::Denied | Missing::Late)) | None => {
                 probes.insert(pid, None);
             }
         }

@@ -9,10 +9,12 @@ pub mod answer;
 pub mod collect;
 pub mod cost;
 pub mod coverage;
+pub mod deadline;
 pub mod explain;
 pub mod files;
 pub mod geometry;
 pub mod group;
+pub mod held;
 pub mod holding;
 pub mod host;
 pub mod kernel_version;
@@ -35,18 +37,21 @@ pub mod thresholds;
 pub mod unit;
 pub mod witness;
 
+use std::io::{self, Write};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use clap::Args;
 
 use self::advice::Worth;
+use self::deadline::Deadline;
 use self::host::Host;
 use self::report::Report;
 use self::source::Source;
 use self::thresholds::Threshold;
-use crate::output;
 use crate::size::Size;
+use crate::{output, terminal};
 
 /// Shared memory on base pages from this size on is worth a line.
 pub const LARGE: u64 = 64 << 20;
@@ -119,6 +124,14 @@ pub struct LookOptions {
 }
 
 impl LookOptions {
+    /// When a run that begins now has to end.
+    pub fn deadline(&self) -> Deadline {
+        match self.all {
+            true => Deadline::never(),
+            false => Deadline::after(Instant::now(), Duration::from_secs(self.seconds)),
+        }
+    }
+
     /// Where to read.
     pub fn source(&self) -> Source {
         self.root.as_deref().map_or_else(Source::host, Source::recorded)
@@ -134,16 +147,31 @@ pub fn run(options: &AuditOptions) -> Result<i32> {
     } else if options.prometheus {
         output::prometheus::text(&report)
     } else {
-        output::table::text(&report, if options.look.all { usize::MAX } else { options.top })
+        let top = if options.look.all { usize::MAX } else { options.top };
+        let is_shown = options.output.is_none();
+        let width = if is_shown { terminal::width() } else { None };
+        output::table::text(&report, output::table::Extent { top, width })
     };
     output::file::write(&text, options.output.as_deref())?;
     let (status, lines) = thresholds::judge(&report, &options.warn_on, &options.fail_on);
-    lines.iter().for_each(|line| eprintln!("roundtable: {line}"));
+    // Without a reader there is nobody to tell; the status says it too.
+    let mut errors = io::stderr().lock();
+    lines.iter().for_each(|line| drop(writeln!(errors, "roundtable: {line}")));
     Ok(status)
 }
 
 /// Audits once.
 pub fn audit(source: &Source, options: &LookOptions, with_faults: bool) -> Result<Report> {
-    let host = Host::look(source, options, with_faults)?;
+    audit_until(options.deadline(), source, options, with_faults)
+}
+
+/// The same until this deadline, and not the one of the options.
+pub fn audit_until(
+    deadline: Deadline,
+    source: &Source,
+    options: &LookOptions,
+    with_faults: bool,
+) -> Result<Report> {
+    let host = Host::look(source, deadline, with_faults)?;
     Ok(answer::report(&host, options.min_processes, Worth(options.worth.0)))
 }

@@ -11,6 +11,7 @@ use procfs::process::Process;
 use rustix::ioctl::{Ioctl, IoctlOutput, Opcode, opcode};
 
 use super::collect::{self, Missing};
+use super::deadline::Deadline;
 use super::recording::Ranges;
 use super::source::Source;
 
@@ -56,6 +57,18 @@ enum Way {
     Recording(Ranges),
 }
 
+/// Each of the steps of a walk asks, for one process may have any amount of memory.
+fn in_time(deadline: &Deadline) -> io::Result<()> {
+    if deadline.is_past() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(()) }
+}
+
+fn missing(walked: io::Result<()>) -> Result<(), Missing> {
+    walked.map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => Missing::Late,
+        _ => Missing::Gone,
+    })
+}
+
 impl<'a> Pagemap<'a> {
     /// Opens a process's.
     pub fn open(source: &'a Source, handle: &Process) -> Result<Pagemap<'a>, Missing> {
@@ -68,29 +81,49 @@ impl<'a> Pagemap<'a> {
     }
 
     /// Calls `take` with the populated ranges of these areas, which are in order; a range may go over several areas.
-    pub fn populated(&mut self, areas: &[(u64, u64)], mut take: impl FnMut(Range)) -> io::Result<()> {
+    /// Ends early, with what it has given so far, when the deadline is past.
+    pub fn populated(
+        &mut self,
+        areas: &[(u64, u64)],
+        deadline: &Deadline,
+        mut take: impl FnMut(Range),
+    ) -> Result<(), Missing> {
         let (Some(first), Some(last)) = (areas.first(), areas.last()) else { return Ok(()) };
         if let Way::Recording(ranges) = &self.way {
             ranges.within(first.0, last.1).for_each(take);
             return Ok(());
         }
         if let Way::Scan(file) = &self.way {
-            match self.scan(file, first.0, last.1, &mut take) {
+            match self.scan(file, first.0, last.1, deadline, &mut take) {
                 // An older kernel.
-                Err(error) if is_unknown(&error) => self.way = Way::Read(file.try_clone()?),
-                result => return result,
+                Err(error) if is_unknown(&error) => {
+                    self.way = Way::Read(file.try_clone().map_err(|_| Missing::Gone)?);
+                }
+                result => return missing(result),
             }
         }
         let Way::Read(file) = &self.way else { return Ok(()) };
         // An area that is larger has been reserved rather than filled; entry by entry it would take minutes.
         let readable = areas.iter().filter(|(start, end)| end - start <= LARGEST_READ);
-        readable.into_iter().try_for_each(|&(start, end)| self.read(file, start, end, &mut take))
+        missing(
+            readable
+                .into_iter()
+                .try_for_each(|&(start, end)| self.read(file, start, end, deadline, &mut take)),
+        )
     }
 
-    fn scan(&self, file: &File, start: u64, end: u64, take: &mut impl FnMut(Range)) -> io::Result<()> {
+    fn scan(
+        &self,
+        file: &File,
+        start: u64,
+        end: u64,
+        deadline: &Deadline,
+        take: &mut impl FnMut(Range),
+    ) -> io::Result<()> {
         let mut ranges = vec![PageRegion::default(); RANGES];
         let mut at = start;
         while at < end {
+            in_time(deadline)?;
             let mut argument = ScanArgument {
                 size: size_of::<ScanArgument>() as u64,
                 start: at,
@@ -122,12 +155,20 @@ impl<'a> Pagemap<'a> {
         Ok(())
     }
 
-    fn read(&self, file: &File, start: u64, end: u64, take: &mut impl FnMut(Range)) -> io::Result<()> {
+    fn read(
+        &self,
+        file: &File,
+        start: u64,
+        end: u64,
+        deadline: &Deadline,
+        take: &mut impl FnMut(Range),
+    ) -> io::Result<()> {
         let page = self.source.geometry.page();
         let mut buffer = vec![0; CHUNK * ENTRY as usize];
         let mut open: Option<Range> = None;
         let mut at = start;
         while at < end {
+            in_time(deadline)?;
             let wanted = ((end - at) / page).min(CHUNK as u64) * ENTRY;
             if wanted == 0 {
                 break;
@@ -250,14 +291,16 @@ mod tests {
         let source = Source::recorded(folder.path());
         let mut map = Pagemap { source: &source, way: Way::Read(file) };
         let mut seen = Vec::new();
-        map.populated(&[(0, 6 << 12)], |range| seen.push((range.start >> 12, range.end >> 12, range.file)))
-            .unwrap();
+        map.populated(&[(0, 6 << 12)], &Deadline::never(), |range| {
+            seen.push((range.start >> 12, range.end >> 12, range.file))
+        })
+        .unwrap();
         assert_eq!(seen, [(1, 3, false), (4, 5, true), (5, 6, false)]);
         assert_eq!(map.frame(1 << 12), Some(7));
         assert_eq!(map.frame(2 << 12), None, "swapped");
         assert_eq!(map.frame(100 << 12), None, "behind the end");
         let mut count = 0;
-        map.populated(&[(5 << 12, 600 << 12)], |_| count += 1).unwrap();
+        map.populated(&[(5 << 12, 600 << 12)], &Deadline::never(), |_| count += 1).unwrap();
         assert_eq!(count, 1, "a file that ends before the range");
     }
 
@@ -273,8 +316,10 @@ mod tests {
             let way = if scans { Way::Scan(file) } else { Way::Read(file) };
             let mut map = Pagemap { source: &source, way };
             let mut pages = 0;
-            map.populated(&[(address, address + page)], |range| pages += (range.end - range.start) / page)
-                .unwrap();
+            map.populated(&[(address, address + page)], &Deadline::never(), |range| {
+                pages += (range.end - range.start) / page
+            })
+            .unwrap();
             assert_eq!(pages, 1, "scans: {scans}");
         }
     }

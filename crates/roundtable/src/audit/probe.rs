@@ -5,9 +5,10 @@ use std::io::BufReader;
 use procfs::process::Process as Handle;
 
 use super::collect::{self, Census, File, Mapping, Missing};
+use super::deadline::Deadline;
 use super::files::{Devices, FileId};
 use super::geometry::Tables;
-use super::maps::{self, Flags, for_each_in_smaps};
+use super::maps::{self, Access, Flags, Line, for_each_in_smaps};
 use super::pagemap::{Pagemap, Range};
 use super::source::Source;
 use super::tables::Counter;
@@ -59,12 +60,13 @@ pub fn probe(
     source: &Source,
     devices: &Devices,
     pid: i32,
+    deadline: &Deadline,
     buffer: &mut Vec<u8>,
 ) -> Result<(Probe, Vec<(FileId, File)>), Missing> {
     let handle = source.process(pid).map_err(|_| Missing::Gone)?;
     let mut before = image(source, &handle, buffer);
     for _ in 0..PROGRAMS {
-        let found = look(source, devices, &handle, buffer)?;
+        let found = look(source, devices, &handle, deadline, buffer)?;
         let after = image(source, &handle, buffer);
         if before == after {
             return Ok(found);
@@ -84,6 +86,8 @@ pub struct Area {
     pub end: u64,
     /// Its file, or a name in brackets, or nothing.
     pub name: String,
+    /// What may be done there.
+    pub access: Access,
     /// Bytes of it that are in place.
     pub populated: u64,
     /// Tables that nothing but this mapping needs.
@@ -91,20 +95,20 @@ pub struct Area {
 }
 
 /// All mappings of a process, with what each costs.
-pub fn areas(source: &Source, census: &Census, pid: i32) -> Result<Vec<Area>, Missing> {
+pub fn areas(source: &Source, census: &Census, pid: i32, deadline: &Deadline) -> Result<Vec<Area>, Missing> {
     let handle = source.process(pid).map_err(|_| Missing::Gone)?;
     let geometry = source.geometry;
     let mut buffer = Vec::new();
     collect::read(source, &handle, "maps", &mut buffer)?;
     let (mut areas, mut leaves) = (Vec::new(), Vec::new());
     for line in maps::lines(&buffer).filter(|line| line.start >> 63 == 0) {
-        let known = census.files.iter().find(|(id, _)| id.device == line.device && id.inode == line.inode);
-        let page_size = known.map_or(geometry.page(), |(_, file)| file.page_size);
+        let page_size = page_size_of(census, &line).unwrap_or(geometry.page());
         leaves.push(geometry.leaf_level(page_size));
         areas.push(Area {
             start: line.start,
             end: line.end,
             name: String::from_utf8_lossy(line.name).into_owned(),
+            access: line.access,
             populated: 0,
             exclusive: Tables::default(),
         });
@@ -113,7 +117,7 @@ pub fn areas(source: &Source, census: &Census, pid: i32) -> Result<Vec<Area>, Mi
     let mut counter = Counter::new(geometry, areas.len());
     let ranges: Vec<(u64, u64)> = areas.iter().map(|area| (area.start, area.end)).collect();
     let mut at = 0;
-    let walked = pagemap.populated(&ranges, |range| {
+    let walked = pagemap.populated(&ranges, deadline, |range| {
         while at < ranges.len() && ranges[at].1 <= range.start {
             at += 1;
         }
@@ -124,12 +128,23 @@ pub fn areas(source: &Source, census: &Census, pid: i32) -> Result<Vec<Area>, Mi
             areas[index].populated += end.saturating_sub(start);
         }
     });
-    walked.map_err(|_| Missing::Gone)?;
+    walked?;
     let (_, exclusive) = counter.finish();
     for (area, exclusive) in areas.iter_mut().zip(exclusive) {
         area.exclusive = exclusive;
     }
     Ok(areas)
+}
+
+/// Bytes of a page of a mapping's file, of one that the census knows.
+fn page_size_of(census: &Census, line: &Line) -> Option<u64> {
+    let is_it = |id: &FileId| (id.device, id.inode) == (line.device, line.inode);
+    let file = if line.name.starts_with(b"/SYSV") {
+        census.files.iter().find(|(id, _)| is_it(id)).map(|(_, file)| file)
+    } else {
+        census.files.get(&FileId { device: line.device, inode: line.inode, namespace: 0 })
+    };
+    file.map(|file| file.page_size)
 }
 
 /// A process that starts another program each time it is looked into has none to be counted.
@@ -145,6 +160,7 @@ fn look(
     source: &Source,
     devices: &Devices,
     handle: &Handle,
+    deadline: &Deadline,
     buffer: &mut Vec<u8>,
 ) -> Result<(Probe, Vec<(FileId, File)>), Missing> {
     let pid = handle.pid;
@@ -183,7 +199,7 @@ fn look(
     let mut counter = Counter::new(geometry, mappings.len());
     let ranges: Vec<(u64, u64)> = areas.iter().map(|area| (area.start, area.end)).collect();
     let mut at = 0;
-    let walked = pagemap.populated(&ranges, |range| {
+    let walked = pagemap.populated(&ranges, deadline, |range| {
         // Ranges and areas are both in order; a range may go over the border of two areas.
         while at < areas.len() && areas[at].end <= range.start {
             at += 1;
@@ -205,7 +221,7 @@ fn look(
             }
         }
     });
-    walked.map_err(|_| Missing::Gone)?;
+    walked?;
     let (tables, exclusive) = counter.finish();
     let mut huge_bytes = 0;
     for ((probed, exclusive), (_, file)) in mappings.iter_mut().zip(exclusive).zip(&files) {

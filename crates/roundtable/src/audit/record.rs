@@ -3,7 +3,7 @@
 //! Names of files and of processes become numbers, processes are numbered anew, and of each file only what an audit uses is
 //! kept. So an operator may send it on, and the tests read such recordings.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
@@ -13,19 +13,27 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use procfs::process::Process as Handle;
 
-use super::collect::{self, Missing, interesting};
-use super::files::{Devices, FileId};
+use super::advice::program::{self, Program};
+use super::answer::limits::Groups;
+use super::collect::{self, Missing, Process, interesting};
+use super::deadline::Deadline;
+use super::files::{Devices, FileId, describe};
+use super::held::{HELD, Held};
+use super::host::Host;
 use super::kernel_version::SHARING_OPTIONS;
 use super::maps::{self, Line};
+use super::meminfo::Meminfo;
 use super::mounts::{Mount, mounts};
 use super::pagemap::Pagemap;
-use super::pools;
+use super::pools::{self, Pool};
+use super::postgres;
 use super::recording::{DENIED, RANGES, Ranges, Recorded};
 use super::slots::Witness;
 use super::source::Source;
 use super::unit;
 use super::witness::Kernel;
 use crate::output::human;
+use crate::plan::postgres::Place;
 
 /// What to record.
 #[derive(Args, Clone, Debug)]
@@ -42,7 +50,8 @@ pub struct RecordOptions {
 /// Records this host; the exit status.
 pub fn run(options: &RecordOptions) -> Result<i32> {
     let processes = record(&Source::host(), options)?;
-    eprintln!(
+    let _ = writeln!(
+        std::io::stderr(),
         "{} recorded; look at it with: roundtable audit --root {}",
         human::processes(processes),
         options.folder.display()
@@ -58,9 +67,14 @@ pub fn record(source: &Source, options: &RecordOptions) -> Result<u64> {
     let mut recorder = Recorder {
         source,
         devices: Devices::default(),
-        witness: Kernel::new(source, None),
+        witness: Kernel::new(source, Deadline::never()),
         names: (!options.keep_names).then(HashMap::new),
+        groups: Groups::find(source),
+        pools: pools::read(source, &Meminfo::read(source)),
+        numbers: HashMap::new(),
+        servers: HashSet::new(),
     };
+    recorder.control_groups_mounted(folder)?;
     if recorder.witness.can_tell() {
         fs::write(folder.join("proc/kpagecount"), "")?;
     }
@@ -68,12 +82,16 @@ pub fn record(source: &Source, options: &RecordOptions) -> Result<u64> {
     for pid in source.processes()? {
         let place = folder.join(format!("proc/{}", number + 1));
         match recorder.process(pid, number + 1, &place) {
-            Ok(true) => number += 1,
+            Ok(true) => {
+                number += 1;
+                recorder.numbers.insert(pid, number);
+            }
             // A kernel thread, or one that ended meanwhile.
             Ok(false) => {}
             Err(error) => bail!("process {pid}: {error:#}"),
         }
     }
+    recorder.held(folder)?;
     Ok(number as u64)
 }
 
@@ -85,9 +103,13 @@ fn machine(source: &Source, folder: &Path) -> Result<()> {
         fs::write(&path, text).with_context(|| path.display().to_string())
     };
     fs::create_dir_all(folder.join("proc"))?;
-    for name in
-        ["proc/meminfo", "proc/version_signature", "proc/sys/kernel/osrelease", "proc/sys/kernel/arch"]
-    {
+    for name in [
+        "proc/meminfo",
+        "proc/version_signature",
+        "proc/sys/kernel/osrelease",
+        "proc/sys/kernel/arch",
+        "proc/sys/vm/hugetlb_shm_group",
+    ] {
         if let Some(text) = source.text(name) {
             put(name, &text)?;
         }
@@ -119,6 +141,12 @@ struct Recorder<'a> {
     witness: Kernel<'a>,
     /// The numbers that names have become; `None` when names are kept.
     names: Option<HashMap<Vec<u8>, usize>>,
+    groups: Groups,
+    pools: Vec<Pool>,
+    /// The numbers that processes have become.
+    numbers: HashMap<i32, i32>,
+    /// Processes of PostgreSQL servers.
+    servers: HashSet<i32>,
 }
 
 impl Recorder<'_> {
@@ -131,20 +159,25 @@ impl Recorder<'_> {
         let maps = match collect::read(self.source, &handle, "maps", &mut text) {
             Ok(()) => Some(text),
             Err(Missing::Denied) => None,
-            Err(Missing::Gone) => return Ok(false),
+            Err(_) => return Ok(false),
         };
         fs::create_dir(folder).with_context(|| folder.display().to_string())?;
-        let name = if self.names.is_some() { format!("process-{number}") } else { status.name };
-        let kilobytes = |bytes: u64| bytes >> 10;
-        let (tables, huge) = (kilobytes(status.vm_pte), kilobytes(status.hugetlb));
-        let status = format!("Name:\t{name}\nVmPTE:\t{tables:8} kB\nHugetlbPages:\t{huge:8} kB\n");
-        fs::write(folder.join("status"), status)?;
+        // What server it is decides about the advice, and is no secret; Oracle's processes have a database's name in theirs.
+        let program = program::of(&status.name, "");
+        let is_known = !matches!(program, Program::Other | Program::Dpdk | Program::Oracle);
+        let name =
+            if self.names.is_none() || is_known { status.name.clone() } else { format!("process-{number}") };
+        fs::write(folder.join("status"), self.status(&handle, &name, &status))?;
         fs::write(folder.join("stat"), format!("{number} ({name}) S 1 1 1 0 -1 0 {faults} 0 0 0 0 0\n"))?;
-        let unit = unit::of(self.source, &handle, &mut Vec::new());
-        fs::write(folder.join("cgroup"), format!("0::/{}\n", self.unit(&unit)))?;
+        self.control_groups(&handle, folder)?;
+        if program == Program::PostgreSql {
+            self.server(pid, status.parent, folder)?;
+        }
         match maps {
             None => fs::write(folder.join(DENIED), "")?,
-            Some(maps) if self.maps_shared_memory(&handle, &maps) => {
+            // Of a server's private memory it is asked which mappings are large.
+            Some(maps) if is_known || self.maps_shared_memory(&handle, &maps) => {
+                self.locked(&handle, folder)?;
                 // It may end under our hands; then the recording shows it as an audit would see it.
                 let _ = self.mappings(&handle, &maps, folder)?;
             }
@@ -212,6 +245,159 @@ impl Recorder<'_> {
         format!("{start}file-{number}{end}").into_bytes()
     }
 
+    /// What of a process's status an audit asks for.
+    fn status(&self, handle: &Handle, name: &str, status: &Process) -> String {
+        let kilobytes = |bytes: u64| bytes >> 10;
+        let mut out = format!(
+            "Name:\t{name}\nPPid:\t{}\nVmSize:\t{:8} kB\nVmRSS:\t{:8} kB\nRssAnon:\t{:8} kB\nVmPTE:\t{:8} kB\nHugetlbPages:\t{:8} kB\n",
+            self.numbers.get(&status.parent).copied().unwrap_or(0),
+            kilobytes(status.vm_size),
+            kilobytes(status.rss),
+            kilobytes(status.rss_anonymous),
+            kilobytes(status.vm_pte),
+            kilobytes(status.hugetlb)
+        );
+        let mut text = Vec::new();
+        if collect::read(self.source, handle, "status", &mut text).is_ok() {
+            let kept = ["Mems_allowed_list:"].into_iter().chain(self.names.is_none().then_some("Uid:"));
+            let kept: Vec<&str> = kept.collect();
+            for line in String::from_utf8_lossy(&text).lines() {
+                if kept.iter().any(|start| line.starts_with(start)) {
+                    out += &format!("{line}\n");
+                }
+            }
+        }
+        out
+    }
+
+    /// How much a process may lock.
+    fn locked(&self, handle: &Handle, folder: &Path) -> Result<()> {
+        let mut text = Vec::new();
+        if collect::read(self.source, handle, "limits", &mut text).is_ok() {
+            let text = String::from_utf8_lossy(&text);
+            let line = text.lines().find(|line| line.starts_with("Max locked memory")).unwrap_or_default();
+            fs::write(folder.join("limits"), format!("{line}\n"))?;
+        }
+        Ok(())
+    }
+
+    /// Where a recording has control groups.
+    fn control_groups_mounted(&self, folder: &Path) -> Result<()> {
+        fs::create_dir_all(folder.join("proc/self"))?;
+        let text = "1 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n1 1 0:2 / /sys/fs/cgroup/hugetlb rw - cgroup cgroup rw,hugetlb\n";
+        Ok(fs::write(folder.join("proc/self/mountinfo"), text)?)
+    }
+
+    /// A process's control groups, and the limits that are set for them.
+    fn control_groups(&mut self, handle: &Handle, folder: &Path) -> Result<()> {
+        let (unit, _) = unit::of(self.source, handle, &mut Vec::new());
+        let mut text = String::new();
+        let root = folder.parent().and_then(Path::parent).context("a folder of a process")?.to_path_buf();
+        let folders: Vec<_> = self
+            .groups
+            .folders(self.source, handle.pid)
+            .into_iter()
+            .map(|one| (one.group.clone(), one.is_second, one.recorded(self.source, &self.pools)))
+            .collect();
+        let mut has = [false; 2];
+        for (group, is_second, files) in folders {
+            // A group outside of this control group namespace is told by a way up: nothing is written there.
+            let parts = group.split('/').filter(|part| !["", ".", ".."].contains(part));
+            let group: Vec<String> = parts.map(|part| self.group(part)).collect();
+            let group = group.join("/");
+            // The deepest comes first.
+            if !std::mem::replace(&mut has[usize::from(is_second)], true) {
+                text += &format!("{}:/{group}\n", if is_second { "0:" } else { "1:hugetlb" });
+            }
+            let place =
+                root.join(if is_second { "sys/fs/cgroup" } else { "sys/fs/cgroup/hugetlb" }).join(&group);
+            for (name, content) in files {
+                fs::create_dir_all(&place)?;
+                fs::write(place.join(name), content)?;
+            }
+        }
+        let unit = self.unit(&unit);
+        if unit::name(unit::group(&text)) != unit {
+            text =
+                text.lines().filter(|line| !line.starts_with("0:")).map(|line| format!("{line}\n")).collect();
+            text += &format!("2:name=systemd:/{unit}\n");
+        }
+        Ok(fs::write(folder.join("cgroup"), text)?)
+    }
+
+    /// A part of a control group's path, or a number for it.
+    fn group(&mut self, part: &str) -> String {
+        match &mut self.names {
+            _ if unit::is_unit(part) => self.unit(part),
+            Some(names) => {
+                let next = names.len() + 1;
+                format!("group-{}", *names.entry(part.as_bytes().to_vec()).or_insert(next))
+            }
+            None => part.to_string(),
+        }
+    }
+
+    /// Of a server the first process tells its settings; who reads a recording finds them where the server would.
+    fn server(&mut self, pid: i32, parent: i32, folder: &Path) -> Result<()> {
+        self.servers.insert(pid);
+        if self.servers.contains(&parent) {
+            return Ok(());
+        }
+        let Some(server) = postgres::server(self.source, pid) else { return Ok(()) };
+        let Some(settings) = &server.settings else { return Ok(()) };
+        let data = if self.names.is_none() { server.data.clone() } else { PathBuf::from("/data") };
+        symlink(&data, folder.join("cwd"))?;
+        let inside = |path: &Path| folder.join("root").join(path.strip_prefix("/").unwrap_or(path));
+        fs::create_dir_all(inside(&data))?;
+        for (file, place) in [("postgresql.conf", Place::File), ("postgresql.auto.conf", Place::AlterSystem)]
+        {
+            fs::write(inside(&data).join(file), settings.of_interest(place))?;
+        }
+        let line = settings.of_interest(Place::CommandLine);
+        let words: Vec<String> =
+            line.lines().map(|line| format!("--{}", line.replace(" = ", "=").replace('\'', ""))).collect();
+        fs::write(folder.join("cmdline"), format!("postgres\0{}", words.join("\0")))?;
+        if self.names.is_none() {
+            symlink(server.programs.join("postgres"), folder.join("exe"))?;
+            if let Some((socket, port)) = &server.socket {
+                fs::write(inside(&data).join("postmaster.pid"), format!("1\n\n\n{port}\n{socket}\n"))?;
+            }
+            if let Some(owner) = &server.owner
+                && let Some(user) = self.source.text(&format!("proc/{pid}/status")).and_then(|text| {
+                    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+                    Some(line.split_whitespace().next()?.to_string())
+                })
+            {
+                fs::create_dir_all(folder.join("root/etc"))?;
+                fs::write(folder.join("root/etc/passwd"), format!("{owner}:x:{user}:\n"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What only the host's file systems tell of huge pages.
+    fn held(&mut self, folder: &Path) -> Result<()> {
+        // Where nothing can be seen there is nothing to record either.
+        let Ok(host) = Host::look(self.source, Deadline::never(), false) else { return Ok(()) };
+        let mut held = Held::look(&host);
+        for open in &mut held.open {
+            open.pids = open.pids.iter().filter_map(|pid| self.numbers.get(pid).copied()).collect();
+            open.name = match open.name.strip_prefix("memfd ") {
+                Some(name) => describe(&self.name(format!("/memfd:{name}").as_bytes()), 0),
+                None => String::from_utf8_lossy(&self.name(open.name.as_bytes())).into_owned(),
+            };
+        }
+        for path in held
+            .mounts
+            .iter_mut()
+            .map(|mount| &mut mount.path)
+            .chain(held.left.iter_mut().map(|file| &mut file.path))
+        {
+            *path = String::from_utf8_lossy(&self.name(path.as_bytes())).into_owned();
+        }
+        Ok(fs::write(folder.join(HELD), serde_json::to_string_pretty(&held)? + "\n")?)
+    }
+
     /// A unit's name, or a number for it.
     fn unit(&mut self, unit: &str) -> String {
         match &mut self.names {
@@ -263,7 +449,7 @@ impl Recorder<'_> {
         let areas: Vec<(u64, u64)> = lines.iter().map(|line| (line.start, line.end)).collect();
         let slot = self.source.geometry.slot();
         let mut ranges = Ranges::default();
-        let _ = pagemap.populated(&areas, |range| {
+        let _ = pagemap.populated(&areas, &Deadline::never(), |range| {
             let mut start = range.start;
             while start < range.end {
                 let mut end = range.end;

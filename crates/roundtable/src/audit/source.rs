@@ -3,11 +3,13 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use procfs::process::Process;
 
 use super::geometry::Geometry;
+use super::held::Held;
 
 /// The files that an audit is made from.
 #[derive(Debug)]
@@ -16,6 +18,7 @@ pub struct Source {
     is_recording: bool,
     /// How base pages and tables are cut.
     pub geometry: Geometry,
+    held: OnceLock<Option<Held>>,
     reads: AtomicU64,
     bytes: AtomicU64,
 }
@@ -33,12 +36,24 @@ impl Source {
     }
 
     fn new(root: PathBuf, is_recording: bool, geometry: Geometry) -> Source {
-        Source { root, is_recording, geometry, reads: AtomicU64::new(0), bytes: AtomicU64::new(0) }
+        Source {
+            root,
+            is_recording,
+            geometry,
+            held: OnceLock::new(),
+            reads: AtomicU64::new(0),
+            bytes: AtomicU64::new(0),
+        }
     }
 
     /// Whether this is a recording: what only the kernel itself can answer is text there.
     pub fn is_recording(&self) -> bool {
         self.is_recording
+    }
+
+    /// What a recording has of pages that no process maps. `None` where the host itself can be asked.
+    pub fn held(&self) -> Option<&Held> {
+        self.held.get_or_init(|| if self.is_recording { Held::read(self) } else { None }).as_ref()
     }
 
     /// A path below the root.

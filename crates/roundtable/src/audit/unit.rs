@@ -7,12 +7,24 @@ use procfs::process::Process as Handle;
 /// Endings of names that systemd gives to groups of processes.
 const KINDS: [&str; 5] = [".service", ".scope", ".socket", ".mount", ".swap"];
 
-/// The unit of a process; empty where it has none or it cannot be read.
-pub fn of(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> String {
+/// The unit of a process, and the control groups whose limits it has, as one text; both empty where they cannot be read.
+pub fn of(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> (String, String) {
     match collect::read(source, handle, "cgroup", buffer) {
-        Ok(()) => name(group(&String::from_utf8_lossy(buffer))),
-        Err(_) => String::new(),
+        Ok(()) => {
+            let text = String::from_utf8_lossy(buffer);
+            (name(group(&text)), limiting(&text))
+        }
+        Err(_) => Default::default(),
     }
+}
+
+/// The lines of the second version's group and of the first version's one for huge pages: processes of one unit may be in several.
+fn limiting(cgroup: &str) -> String {
+    let is_limiting = |line: &&str| {
+        let kinds = line.split(':').nth(1);
+        kinds.is_some_and(|kinds| kinds.is_empty() || kinds.split(',').any(|kind| kind == "hugetlb"))
+    };
+    cgroup.lines().filter(is_limiting).collect::<Vec<_>>().join("\n")
 }
 
 /// The path of a process's control group: that of the second version, else systemd's own of the first, else the deepest.
@@ -29,10 +41,15 @@ pub fn group(cgroup: &str) -> &str {
     of("").or_else(|| of("name=systemd")).or_else(deepest).unwrap_or("/")
 }
 
+/// Whether systemd gave a group its name.
+pub fn is_unit(part: &str) -> bool {
+    KINDS.iter().any(|kind| part.ends_with(kind))
+}
+
 /// A group's path as a name: of a service its own, of a container or pod the last two parts, of anything else the path.
 pub fn name(path: &str) -> String {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != "..").collect();
-    if let Some(unit) = parts.iter().rev().find(|part| KINDS.iter().any(|kind| part.ends_with(kind))) {
+    if let Some(unit) = parts.iter().rev().find(|part| is_unit(part)) {
         return (*unit).to_string();
     }
     parts[parts.len().saturating_sub(2)..].join("/")
@@ -41,6 +58,13 @@ pub fn name(path: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn groups_with_limits_are_told_apart() {
+        let text = "5:cpu:/a\n4:hugetlb,misc:/b\n1:name=systemd:/c\n0::/d\n";
+        assert_eq!(limiting(text), "4:hugetlb,misc:/b\n0::/d");
+        assert_eq!(limiting(""), "");
+    }
 
     #[test]
     fn units_are_called_as_systemd_calls_them() {

@@ -3,9 +3,9 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
-use std::time::Instant;
 
 use super::collect;
+use super::deadline::Deadline;
 use super::files::FileId;
 use super::maps;
 use super::pagemap::Pagemap;
@@ -18,7 +18,7 @@ pub struct Kernel<'a> {
     source: &'a Source,
     counts: Option<File>,
     /// After this nothing is asked any more.
-    deadline: Option<Instant>,
+    deadline: Deadline,
     /// The process asked last: a file's slots are asked about one after the other.
     last: RefCell<Option<(i32, FileId, Asked<'a>)>>,
 }
@@ -33,7 +33,7 @@ struct Asked<'a> {
 
 impl<'a> Kernel<'a> {
     /// Opens what root may read.
-    pub fn new(source: &'a Source, deadline: Option<Instant>) -> Kernel<'a> {
+    pub fn new(source: &'a Source, deadline: Deadline) -> Kernel<'a> {
         let counts = File::open(source.path("proc/kpagecount")).ok();
         Kernel { source, counts, deadline, last: RefCell::new(None) }
     }
@@ -60,7 +60,7 @@ impl<'a> Kernel<'a> {
 impl Witness for Kernel<'_> {
     fn mapcount(&self, pid: i32, file: FileId, start: u64, end: u64) -> Option<(u64, u64)> {
         let counts = self.counts.as_ref()?;
-        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
+        if self.deadline.is_past() {
             return None;
         }
         if self.source.is_recording() {

@@ -9,6 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt, PermissionsExt
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use crate::signals::Held;
 use anyhow::{Context, Result, bail};
 use rustix::fs::{Gid, OFlags, PROC_SUPER_MAGIC, Uid, fchown, fstat, stat, statfs};
 
@@ -124,6 +125,8 @@ fn folder(path: &Path) -> &Path {
 /// Puts a new file in the place of the old one, which lends its mode and its owner, or of nothing.
 fn replace(text: &str, path: &Path, old: Option<&Metadata>) -> Result<()> {
     let folder = folder(path);
+    // Who presses Ctrl-C now gets the old file or the new one, and no third one beside it.
+    let _held = Held::begin()?;
     // The collector reads files that end in .prom; this one does not, and begins with a dot.
     let mut file = tempfile::Builder::new()
         .prefix(".roundtable-")

@@ -56,9 +56,17 @@ pub fn processes(number: u64) -> String {
     if number == 1 { "1 process".into() } else { format!("{} processes", count(number)) }
 }
 
-/// A name without what a terminal would obey: anybody may give a file or a process any name.
+/// A name without what a terminal would obey, and without what shows other text than is there: anybody may give a file or a
+/// process any name.
 pub fn printable(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+    name.chars().map(|c| if c.is_control() || is_invisible(c) { '?' } else { c }).collect()
+}
+
+/// Characters that are not seen, or that change the order in which others are.
+fn is_invisible(c: char) -> bool {
+    matches!(c,
+        '\u{ad}' | '\u{61c}' | '\u{180e}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}'
+        | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e0fff}')
 }
 
 #[cfg(test)]
@@ -79,6 +87,14 @@ mod tests {
         ] {
             assert_eq!(bytes(number), text, "{number}");
         }
+    }
+
+    #[test]
+    fn names_show_what_they_are() {
+        // A name that looks like another: its end is shown from the right to the left.
+        assert_eq!(printable("sga\u{202e}gol.tpo"), "sga?gol.tpo");
+        assert_eq!(printable("a\u{1b}[2Jb\nc\u{9b}d\u{200b}e\u{feff}"), "a?[2Jb?c?d?e?");
+        assert_eq!(printable("Größe 表 é"), "Größe 表 é");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! An audit as tables for people: the three questions first, then the files one by one, then what to do.
 
 mod advice;
+mod base_pages;
 mod files;
 mod owners;
 mod pools;
@@ -16,16 +17,25 @@ use crate::audit::report::Report;
 pub use advice::advices;
 pub use files::describe;
 
-/// The whole audit; of each kind of thing so many. With `usize::MAX` what has no bearing is shown as well.
-pub fn text(report: &Report, top: usize) -> String {
+/// How much is shown.
+#[derive(Clone, Copy, Debug)]
+pub struct Extent {
+    /// Of each kind of thing so many. With `usize::MAX` what has no bearing is shown as well.
+    pub top: usize,
+    /// Columns that a table may take; `None` for as many as it likes, where nobody reads it on a terminal.
+    pub width: Option<u16>,
+}
+
+/// The whole audit.
+pub fn text(report: &Report, extent: Extent) -> String {
     let mut out = String::new();
     kernel(&mut out, report);
     unseen(&mut out, report);
-    owners::text(&mut out, report, top);
-    pools::text(&mut out, report, top);
+    owners::text(&mut out, report, extent);
+    pools::text(&mut out, report, extent);
     limits(&mut out, report);
-    files::text(&mut out, report, top);
-    check(&mut out, report);
+    files::text(&mut out, report, extent);
+    check(&mut out, report, extent);
     advice::text(&mut out, report);
     out
 }
@@ -132,10 +142,10 @@ fn limits(out: &mut String, report: &Report) {
     }
 }
 
-fn check(out: &mut String, report: &Report) {
+fn check(out: &mut String, report: &Report, extent: Extent) {
     let check = &report.check;
     out.push_str("\nBeside the kernel's own figures\n");
-    let mut table = new_table(&["page tables", "estimate", "kernel", "difference"]);
+    let mut table = extent.table(&["page tables", "estimate", "kernel", "difference"]);
     table.add_row([
         "of the processes looked into (VmPTE)".to_string(),
         human::bytes(check.estimate),
@@ -157,13 +167,16 @@ fn rest(out: &mut String, more: usize) {
     }
 }
 
-fn new_table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table
-        .load_style(UTF8_FULL_CONDENSED)
-        .set_content_arrangement(ContentArrangement::Disabled)
-        .set_header(header);
-    table
+impl Extent {
+    fn table(self, header: &[&str]) -> Table {
+        let mut table = Table::new();
+        table.load_style(UTF8_FULL_CONDENSED).set_header(header);
+        match self.width {
+            None => table.set_content_arrangement(ContentArrangement::Disabled),
+            Some(width) => table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width),
+        };
+        table
+    }
 }
 
 /// Numbers to the right, the first column to the left, and so the last ones where they are words.

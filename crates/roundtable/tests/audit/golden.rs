@@ -85,8 +85,31 @@ fn the_page_for_operators_is_up_to_date() {
         }
         made += &format!("```console\n$ {command}\n{output}```{rest}");
     }
-    assert!(examples >= 4, "{examples}");
+    assert!(examples >= 11, "{examples}");
     expect_file!["../../../../docs/operators.md"].assert_eq(&made);
+}
+
+/// Of each recorded situation the page has the question with its source and the answer; and of all advice the source.
+#[test]
+fn the_page_for_operators_names_its_sources() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let document = std::fs::read_to_string(root.join("../../docs/operators.md")).unwrap();
+    let mut recorded = BTreeSet::new();
+    for section in document.split("\n### ").skip(1) {
+        let (_, behind) = section.split_once("[The question](https://").expect("a link to the question");
+        let (_, behind) = behind.split_once("--root crates/roundtable/tests/recordings/questions/").unwrap();
+        recorded.insert(behind.lines().next().unwrap().to_string());
+    }
+    let folders = std::fs::read_dir(root.join("tests/recordings/questions")).unwrap().flatten();
+    let folders: BTreeSet<String> = folders.map(|entry| entry.file_name().into_string().unwrap()).collect();
+    assert!(recorded.len() >= 8);
+    assert_eq!(recorded, folders);
+    let sources = std::fs::read_to_string(root.join("src/audit/advice/sources.rs")).unwrap();
+    let urls: Vec<&str> = sources.split('"').filter(|part| part.starts_with("https://")).collect();
+    assert!(urls.len() > 10);
+    for url in urls {
+        assert!(document.contains(url), "{url}");
+    }
 }
 
 /// Every field of the JSON output stands in its documentation, and nothing else does: what is added or renamed is written down, and

@@ -3,6 +3,7 @@
 //! `UPDATE_EXPECT=1 cargo test -p roundtable --test audit` writes the golden outputs anew. `tests/recordings/README.md` says how
 //! the recordings were made.
 
+mod deadline;
 mod exposition;
 mod golden;
 mod manners;
@@ -12,4 +13,6 @@ mod plan;
 mod prometheus;
 mod recordings;
 mod scale;
+mod strange;
+mod streams;
 mod watch;

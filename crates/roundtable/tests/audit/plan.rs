@@ -50,3 +50,44 @@ fn nonsense_is_refused_with_the_reason() {
         assert!(!output.status.success() && errors.contains(reason), "{arguments}: {errors}");
     }
 }
+
+/// What people and PostgreSQL write; what it comes to stands in the first line.
+#[test]
+fn sizes_are_taken_as_people_write_them() {
+    for (arguments, expected) in [
+        ("--size 1Gi --processes 2", "1 GiB of shared memory, mapped by 2 processes"),
+        ("--size 1.5TiB --processes 10,000", "1.5 TiB of shared memory, mapped by 10,000 processes"),
+        ("--size 10,000 --processes 1", "9.8 KiB of shared memory, mapped by 1 process"),
+    ] {
+        let output = plan(arguments, None);
+        let (text, errors) = said(&output);
+        assert!(output.status.success() && text.starts_with(expected), "{arguments}: {text}{errors}");
+    }
+}
+
+/// A data folder of PostgreSQL's: its file has a byte of Latin-1 and numbers as C writes them, and ALTER SYSTEM has the last word.
+#[test]
+fn a_data_folder_is_taken_as_postgresql_takes_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let conf = b"# f\xfcr alle\nshared_buffers = 1e6kB\nmax_connections = 0x64\nmax_wal_senders = 1e1\nmax_worker_processes = 8.4\n";
+    std::fs::write(folder.path().join("postgresql.conf"), conf).unwrap();
+    let processes = |path: &Path| {
+        let output = plan(&format!("--json --from {}", path.display()), None);
+        let (text, errors) = said(&output);
+        assert!(output.status.success(), "{errors}");
+        let plan: serde_json::Value = serde_json::from_str(&text).unwrap();
+        assert!(plan["size"].as_u64().unwrap() > 1_024_000_000, "{plan}");
+        plan["processes"].as_u64().unwrap()
+    };
+    let at_first = processes(folder.path());
+    assert_eq!(at_first, processes(&folder.path().join("postgresql.conf")));
+    assert_eq!(at_first, 100 + 8 + 10 + 4 + 6);
+    let auto = folder.path().join("postgresql.auto.conf");
+    std::fs::write(&auto, "max_connections = '300.4'\n").unwrap();
+    assert_eq!(processes(folder.path()), at_first + 200);
+    std::fs::write(&auto, "max_connections = 'many'\n").unwrap();
+    let output = plan(&format!("--from {}", folder.path().display()), None);
+    let (_, errors) = said(&output);
+    assert!(errors.contains("max_connections = many") && errors.contains("number"), "{errors}");
+    assert_eq!(output.status.code(), Some(3));
+}

@@ -10,6 +10,7 @@ use roundtable::audit::report::Report;
 use roundtable::audit::slots::{Evidence, Verdict};
 use roundtable::audit::source::Source;
 use roundtable::audit::{LookOptions, audit};
+use roundtable::output::table::Extent;
 use roundtable::size::Size;
 
 /// A recording of this name.
@@ -27,7 +28,7 @@ pub fn audited(root: &Path) -> Report {
 }
 
 /// A copy to damage.
-fn copy(name: &str) -> tempfile::TempDir {
+pub fn copy(name: &str) -> tempfile::TempDir {
     fn tree(from: &Path, to: &Path) {
         for entry in fs::read_dir(from).unwrap().flatten() {
             let (from, to) = (entry.path(), to.join(entry.file_name()));
@@ -89,7 +90,7 @@ fn json(report: &Report) -> serde_json::Value {
 }
 
 /// Processes that map huge pages.
-fn mapping_pids(root: &Path) -> Vec<i32> {
+pub fn mapping_pids(root: &Path) -> Vec<i32> {
     audited(root).huge.iter().flat_map(|file| file.some_pids.clone()).collect()
 }
 
@@ -140,7 +141,7 @@ fn what_may_not_be_read_is_said() {
     assert_eq!((report.seen.unreadable, report.seen.vanished), (2, 0));
     assert_eq!(report.seen.mapping, whole.seen.mapping - 2);
     assert_eq!(report.check.vm_pte_all, whole.check.vm_pte_all, "everybody may read that");
-    let text = roundtable::output::table::text(&report, 10);
+    let text = roundtable::output::table::text(&report, Extent { top: 10, width: None });
     assert!(text.contains("Not seen: the mappings of 2 processes"), "{text}");
 }
 

@@ -11,8 +11,8 @@ use crate::recordings::folder;
 /// Kilobytes of address space that the audit may use, its program and the threads' stacks included.
 const MEMORY: u64 = 256 << 10;
 
-/// A host where one recorded process is there so many times, audited wholly: what was seen.
-fn seen(processes: u64) -> serde_json::Value {
+/// A host where one recorded process is there so many times.
+pub fn of_processes(processes: u64) -> tempfile::TempDir {
     let host = tempfile::tempdir().unwrap();
     let recording = folder("database");
     fs::create_dir(host.path().join("proc")).unwrap();
@@ -27,6 +27,12 @@ fn seen(processes: u64) -> serde_json::Value {
     for pid in 1..=processes {
         symlink(&backend, host.path().join(format!("proc/{pid}"))).unwrap();
     }
+    host
+}
+
+/// What was seen of such a host, audited wholly.
+fn seen(processes: u64) -> serde_json::Value {
+    let host = of_processes(processes);
     let output = Command::new("sh")
         .args(["-c", &format!("ulimit -v {MEMORY}; exec \"$0\" audit --all --json --root \"$1\"")])
         .arg(env!("CARGO_BIN_EXE_roundtable"))

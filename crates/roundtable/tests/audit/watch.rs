@@ -50,6 +50,14 @@ fn keys_sizes_and_the_terminal_afterwards() {
         let text = screen.contents();
         text.contains("q leaves") && !text.contains("faults/s")
     });
+    terminal.resize(Size { rows: 24, columns: 80 }).unwrap();
+    wait(&terminal, "help in full", |screen| screen.contents().contains("Tab: next list, sort by t tables"));
+    for title in ["programs", "units", "processes", "files"] {
+        terminal.send("\t").unwrap();
+        wait(&terminal, title, |screen| {
+            screen.contents().lines().any(|line| line.starts_with('┌') && line.contains(title))
+        });
+    }
     // Keys that mean nothing.
     terminal.send("x\x1b[A\r").unwrap();
     terminal.send("q").unwrap();

@@ -24,12 +24,10 @@ pub fn advise(case: &Case, worth: Worth) -> Option<Advice> {
     let (mut steps, source) = match program {
         Program::PostgreSql if file.name.starts_with("/dev/shm/") => return transparent(file, subject, gain),
         Program::PostgreSql => return Some(postgres::advise(case, subject, gain)),
-        Program::Redis => return None,
+        Program::Redis | Program::Memcached => return None,
         program => program.put_on_huge_pages(memory)?,
     };
-    if program != Program::Memcached {
-        steps.insert(0, pool_first(count, pool));
-    }
+    steps.insert(0, pool_first(count, pool));
     Some(Advice {
         id: "huge-pages",
         situation: format!(
@@ -44,7 +42,7 @@ pub fn advise(case: &Case, worth: Worth) -> Option<Advice> {
         gain,
         cost,
         frees: 0,
-        pages: if program == Program::Memcached { None } else { pages },
+        pages,
         source,
     })
 }

@@ -119,7 +119,7 @@ impl Program {
             Program::MariaDb => (
                 vec![
                     Step::by_hand(
-                        "Put large_pages=ON under [mariadbd] in my.cnf, and LimitMEMLOCK=infinity for its unit. Where the pool is too short it warns in its log and takes base pages.",
+                        "Put large_pages=ON under [mariadbd] in my.cnf, and LimitMEMLOCK=infinity for its unit. Where the pool is too short it takes base pages, and need not say so.",
                     ),
                     restart("the server"),
                 ],
@@ -128,7 +128,7 @@ impl Program {
             Program::Java => (
                 vec![
                     Step::by_hand(
-                        "Give java -XX:+UseLargePages (hugetlbfs), with -Xms equal to -Xmx so that all of the heap is there from the start. Where the pool is too short it warns and takes base pages. -XX:+UseTransparentHugePages needs no pool, and for a heap in shared memory (ZGC) shmem_enabled=advise.",
+                        "Give java -XX:+UseLargePages (hugetlbfs), with -Xms equal to -Xmx so that all of the heap is there from the start. Where the pool is too short it warns and takes base pages. -XX:+UseTransparentHugePages needs no pool, but saves page tables of heaps in shared memory only (ZGC, with shmem_enabled=advise).",
                     ),
                     restart("the program"),
                 ],
@@ -146,16 +146,9 @@ impl Program {
                 ],
                 if memory.file.contains("libvirt") { sources::LIBVIRT } else { sources::QEMU },
             ),
-            Program::Redis => return None,
-            Program::Memcached => (
-                vec![
-                    Step::by_hand(
-                        "Start memcached with -L: it then asks for transparent huge pages (transparent_hugepage/enabled must not be never).",
-                    ),
-                    restart("it"),
-                ],
-                sources::MEMCACHED,
-            ),
+            // Neither can take pages of a pool. memcached's -L asks for transparent ones, and each of those in private memory keeps
+            // a page table in reserve: no table is saved.
+            Program::Redis | Program::Memcached => return None,
             Program::Dpdk | Program::Other => {
                 let size = if memory.is_default {
                     String::new()

@@ -24,13 +24,7 @@ pub const JAVA: &str = "https://docs.oracle.com/en/java/javase/21/docs/specs/man
 pub const QEMU: &str = "https://www.qemu.org/docs/master/system/qemu-manpage.html";
 /// libvirt's pages on a machine's memory.
 pub const LIBVIRT: &str = "https://libvirt.org/formatdomain.html#memory-backing";
-/// Redis' pages on latency.
-pub const REDIS: &str = "https://redis.io/docs/latest/operate/oss_and_stack/management/optimization/latency/";
-/// memcached's manual page.
-pub const MEMCACHED: &str = "https://manpages.debian.org/memcached.1";
 /// DPDK's pages on huge pages.
 pub const DPDK: &str = "https://doc.dpdk.org/guides/linux_gsg/linux_eal_parameters.html";
-/// SPDK's pages on its memory.
-pub const SPDK: &str = "https://spdk.io/doc/memory.html";
 /// The manual page of SysV shared memory.
 pub const SYSVIPC: &str = "https://man7.org/linux/man-pages/man2/shmctl.2.html";

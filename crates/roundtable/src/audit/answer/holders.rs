@@ -72,11 +72,10 @@ pub fn answer(host: &Host) -> Vec<Account> {
     if !host.pools.iter().any(busy) {
         return host.pools.iter().map(|_| Account::default()).collect();
     }
-    let mounts = holding::mounts(host.source, &host.census);
+    let mounts = holding::mounts(host.source, &host.census, &host.deadline);
     let mapped: HashSet<FileId> = host.groups.iter().map(|group| group.id).collect();
-    let devices = |id: &FileId| (id.device, id.inode);
-    let known: HashSet<((u32, u32), u64)> = mapped.iter().map(devices).collect();
-    let left = holding::left_files(host.source, &mounts, &known);
+    let known = holding::places(&mapped);
+    let left = holding::left_files(host.source, &mounts, &known, &host.deadline);
     let segments = holding::segments(host.source, &mapped);
     let mut accounts: Vec<Building> = host
         .pools
@@ -92,8 +91,8 @@ pub fn answer(host: &Host) -> Vec<Account> {
     let is_short = |building: &Building| building.unexplained() > 0;
     if !left.is_empty() || accounts.iter().any(is_short) {
         let mut seen: HashSet<_> = known.clone();
-        seen.extend(left.iter().map(|file| (file.device, file.inode)));
-        let found = holding::descriptors(host.source, &host.census, &seen, host.deadline);
+        seen.extend(left.iter().map(Left::place));
+        let found = holding::descriptors(host.source, &host.census, &seen, &host.deadline);
         for building in &mut accounts {
             building.descriptors(host, &found);
         }
@@ -131,7 +130,7 @@ impl Building<'_> {
             let private = holding::private_pages(group);
             let shared = holding::file_pages(host.source, group)
                 .unwrap_or_else(|| holding::most_pages(group).saturating_sub(private));
-            let promised = holding::promises(host.source, group, shared, private);
+            let promised = holding::promises(host.source, group, shared, private, &host.deadline);
             let subject = subject(host, group);
             if private > 0 {
                 self.add(Hold::Private, subject.clone(), private, if shared > 0 { 0 } else { promised });

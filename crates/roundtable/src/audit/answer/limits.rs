@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashSet};
 
 use serde::Serialize;
 
-use crate::audit::advice::Subject;
+use crate::audit::advice::{Advice, Step, Subject, is_plain};
 use crate::audit::collect::Process;
 use crate::audit::holding::{self, MountPoint};
 use crate::audit::host::Host;
@@ -42,12 +42,12 @@ pub fn answer(host: &Host) -> Vec<Limit> {
         return limits;
     }
     let groups = Groups::find(host.source);
-    let mut units: BTreeMap<&str, Vec<&Process>> = BTreeMap::new();
+    let mut alike: BTreeMap<&str, Vec<&Process>> = BTreeMap::new();
     for process in &host.census.processes {
-        units.entry(&process.unit).or_default().push(process);
+        alike.entry(&process.groups).or_default().push(process);
     }
     let mut seen = HashSet::new();
-    for processes in units.values() {
+    for processes in alike.values().take_while(|_| !host.deadline.is_past()) {
         let found = groups.of(host.source, processes[0].pid, &host.pools);
         for mut limit in found.into_iter().filter(is_felt) {
             if seen.insert(limit.place.clone()) {
@@ -56,8 +56,11 @@ pub fn answer(host: &Host) -> Vec<Limit> {
             }
         }
     }
-    limits
-        .extend(holding::mounts(host.source, &host.census).iter().filter_map(|mount| of_mount(host, mount)));
+    limits.extend(
+        holding::mounts(host.source, &host.census, &host.deadline)
+            .iter()
+            .filter_map(|mount| of_mount(host, mount)),
+    );
     limits.extend(host.pools.iter().filter_map(overcommit));
     limits.extend(nodes(host));
     limits.truncate(TOLD);
@@ -109,13 +112,14 @@ fn subject(processes: &[&Process]) -> Subject {
 }
 
 /// Where control groups are mounted: those of the second version, and hugetlb's of the first.
-struct Groups {
+pub struct Groups {
     second: Option<String>,
     first: Option<String>,
 }
 
 impl Groups {
-    fn find(source: &Source) -> Groups {
+    /// Finds them in this program's own table of mounts.
+    pub fn find(source: &Source) -> Groups {
         let text = source.text("proc/self/mountinfo").unwrap_or_default();
         let place = |wanted: &dyn Fn(&str, &str) -> bool| {
             let found = mounts(&text).find(|mount| wanted(mount.kind, mount.options));
@@ -127,8 +131,8 @@ impl Groups {
         }
     }
 
-    /// The limits of a process's group and of those above it.
-    fn of(&self, source: &Source, pid: i32, pools: &[Pool]) -> Vec<Limit> {
+    /// The folders of a process's group and of those above it, the deepest first; behind each whether it is of the second version.
+    pub fn folders(&self, source: &Source, pid: i32) -> Vec<Folder<'_>> {
         let text = source.text(&format!("proc/{pid}/cgroup")).unwrap_or_default();
         let path = |wanted: &str| {
             text.lines().find_map(|line| {
@@ -137,50 +141,117 @@ impl Groups {
                 kinds.split(',').any(|kind| kind == wanted).then(|| fields.next()).flatten()
             })
         };
-        let mut limits = Vec::new();
+        let mut folders = Vec::new();
         for (root, path, is_second) in [(&self.second, path(""), true), (&self.first, path("hugetlb"), false)]
         {
             let (Some(root), Some(path)) = (root, path) else { continue };
-            let mut folder = path.trim_matches('/');
+            let mut group = path.trim_matches('/');
             loop {
-                for pool in pools {
-                    limits.extend(group_limits(source, root, folder, pool, is_second));
-                }
-                if folder.is_empty() {
+                folders.push(Folder { root, group: group.to_string(), is_second });
+                if group.is_empty() {
                     break;
                 }
-                folder = folder.rsplit_once('/').map_or("", |(above, _)| above);
+                group = group.rsplit_once('/').map_or("", |(above, _)| above);
             }
         }
-        limits
+        folders
+    }
+
+    /// The limits of a process's group and of those above it.
+    fn of(&self, source: &Source, pid: i32, pools: &[Pool]) -> Vec<Limit> {
+        let folders = self.folders(source, pid);
+        let limits = |folder: &Folder| {
+            pools.iter().flat_map(|pool| group_limits(source, folder, pool)).collect::<Vec<_>>()
+        };
+        folders.iter().flat_map(limits).collect()
     }
 }
 
+/// The folder of a control group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folder<'a> {
+    /// Where the tree is mounted.
+    pub root: &'a str,
+    /// The group's path in the tree; empty for its root.
+    pub group: String,
+    /// Whether the tree is of the second version.
+    pub is_second: bool,
+}
+
+/// Limits are on pages in use, and on these with promises.
+const KINDS: [(&str, &str); 2] = [("", "pages in use"), (".rsvd", "pages that are promised or in use")];
+
+impl Folder<'_> {
+    fn path(&self) -> String {
+        if self.group.is_empty() { self.root.to_string() } else { format!("{}/{}", self.root, self.group) }
+    }
+
+    /// The files of a limit on a size of pages: the limit, what is used, and how often it was met.
+    fn files(&self, page_size: u64, kind: &str) -> [String; 3] {
+        let size = match page_size {
+            gigabytes if gigabytes >= 1 << 30 => format!("{}GB", gigabytes >> 30),
+            megabytes if megabytes >= 1 << 20 => format!("{}MB", megabytes >> 20),
+            bytes => format!("{}KB", bytes >> 10),
+        };
+        match self.is_second {
+            // It counts both kinds together.
+            true => [
+                format!("hugetlb.{size}{kind}.max"),
+                format!("hugetlb.{size}{kind}.current"),
+                format!("hugetlb.{size}.events"),
+            ],
+            false => ["limit_in_bytes", "usage_in_bytes", "failcnt"]
+                .map(|name| format!("hugetlb.{size}{kind}.{name}")),
+        }
+    }
+
+    /// The files of those limits that are set, with what is in them, for a recording.
+    pub fn recorded(&self, source: &Source, pools: &[Pool]) -> Vec<(String, String)> {
+        let text = |name: &String| source.text(&format!("{}/{name}", self.path()));
+        let mut all = Vec::new();
+        for (pool, kind) in pools.iter().flat_map(|pool| KINDS.map(|(kind, _)| (pool, kind))) {
+            let files = self.files(pool.page_size, kind);
+            if text(&files[0]).and_then(|text| limit(&text)).is_some() {
+                all.extend(files.into_iter().filter_map(|name| text(&name).map(|text| (name, text))));
+            }
+        }
+        all
+    }
+}
+
+/// A limit's bytes. "max" is no number, and that of the first version is beyond all memory.
+fn limit(text: &str) -> Option<u64> {
+    text.trim().parse().ok().filter(|limit| *limit < 1 << 60)
+}
+
 /// The limits of one group on pages of one size: on those in use, and on promises.
-fn group_limits(source: &Source, root: &str, folder: &str, pool: &Pool, is_second: bool) -> Vec<Limit> {
-    let size = match pool.page_size {
-        gigabytes if gigabytes >= 1 << 30 => format!("{}GB", gigabytes >> 30),
-        megabytes if megabytes >= 1 << 20 => format!("{}MB", megabytes >> 20),
-        bytes => format!("{}KB", bytes >> 10),
-    };
-    let start = if folder.is_empty() { root.to_string() } else { format!("{root}/{folder}") };
-    let kinds = [("", "pages in use"), (".rsvd", "pages that are promised or in use")];
-    let found = kinds.into_iter().filter_map(|(kind, of)| {
-        let name = |second: &str, first: &str| {
-            format!("{start}/hugetlb.{size}{kind}.{}", if is_second { second } else { first })
+fn group_limits(source: &Source, folder: &Folder, pool: &Pool) -> Vec<Limit> {
+    let size = human::bytes(pool.page_size);
+    let found = KINDS.into_iter().filter_map(|(kind, of)| {
+        let [place, used, failures] =
+            folder.files(pool.page_size, kind).map(|name| format!("{}/{name}", folder.path()));
+        let limit = limit(&source.text(&place)?)?;
+        let used = source.text(&used).and_then(|text| text.trim().parse().ok()).unwrap_or(0);
+        let failures = source.text(&failures).unwrap_or_default();
+        let failures = match folder.is_second {
+            true if !kind.is_empty() => None,
+            true => failures.lines().find_map(|line| line.strip_prefix("max ")?.trim().parse().ok()),
+            false => failures.trim().parse().ok(),
         };
-        let number = |name: &str| source.text(name)?.trim().parse::<u64>().ok();
-        let place = name("max", "limit_in_bytes");
-        // "max" is no number, and the first version's is beyond all memory.
-        let limit = number(&place).filter(|limit| *limit < 1 << 60)?;
-        let used = number(&name("current", "usage_in_bytes")).unwrap_or(0);
-        let events = || {
-            let text = source.text(&format!("{start}/hugetlb.{size}.events"))?;
-            text.lines().find_map(|line| line.strip_prefix("max ")?.trim().parse().ok())
+        let failures: u64 = failures.unwrap_or(0);
+        let refused = match failures {
+            0 => String::new(),
+            1 => ", and was refused once".into(),
+            times => format!(", and was refused {} times", human::count(times)),
         };
-        let failures =
-            if is_second { events().filter(|_| kind.is_empty()) } else { number(&name("", "failcnt")) };
-        let failures = failures.unwrap_or(0);
+        let may = match limit {
+            0 => format!("may have no {of} of {size} at all{refused}"),
+            _ => format!(
+                "may have {} of {of} of {size}, has {}{refused}",
+                human::bytes(limit),
+                human::bytes(used)
+            ),
+        };
         Some(Limit {
             kind: "cgroup",
             place: format!("/{place}"),
@@ -188,16 +259,43 @@ fn group_limits(source: &Source, root: &str, folder: &str, pool: &Pool, is_secon
             used,
             failures,
             what: format!(
-                "its control group may have {} of {of} of {}, has {}, and was refused {} times: beyond it mmap ends with ENOMEM or a touch with SIGBUS, whatever the pool has",
-                human::bytes(limit),
-                human::bytes(pool.page_size),
-                human::bytes(used),
-                human::count(failures)
+                "its control group {may}: beyond it mmap ends with ENOMEM or a touch with SIGBUS, whatever the pool has"
             ),
             subject: Subject::default(),
         })
     });
     found.collect()
+}
+
+/// For advice to put a program on huge pages: before anything else, the limits of its control groups that would not let it.
+pub fn raise(host: &Host, advices: &mut [Advice]) {
+    let wants = advices.iter_mut().filter(|advice| advice.id == "huge-pages" && advice.pages.is_some());
+    let groups = Groups::find(host.source);
+    for advice in wants.take_while(|_| !host.deadline.is_past()) {
+        let (Some(pages), Some(&pid)) = (advice.pages, advice.subject.some_pids.first()) else { continue };
+        let wanted = pages.size * pages.count;
+        let pools: Vec<Pool> =
+            host.pools.iter().filter(|pool| pool.page_size == pages.size).cloned().collect();
+        let short = groups
+            .of(host.source, pid, &pools)
+            .into_iter()
+            .filter(|one| one.limit - one.used.min(one.limit) < wanted);
+        let steps = short.map(|one| {
+            let bytes = one.used + wanted;
+            let what = format!(
+                "Its control group may have {} of these pages, and needs {}: raise the limit. In Kubernetes that is hugepages-{}i in the container's resources; written here it lasts until the group is made anew.",
+                human::bytes(one.limit),
+                human::bytes(bytes),
+                human::bytes(pages.size).replace(' ', "").replace("iB", "")
+            );
+            match is_plain(&one.place) {
+                true => Step::run(what, [format!("echo {bytes} > {}", one.place)]),
+                false => Step::by_hand(format!("{what} ({})", human::printable(&one.place))),
+            }
+        });
+        let steps: Vec<Step> = steps.collect();
+        advice.steps.splice(0..0, steps);
+    }
 }
 
 fn of_mount(host: &Host, mount: &MountPoint) -> Option<Limit> {
@@ -247,7 +345,8 @@ fn nodes(host: &Host) -> Vec<Limit> {
     let mut limits = Vec::new();
     for pool in host.pools.iter().filter(|pool| pool.nodes.len() > 1 && pool.free > 0) {
         let mut bound: BTreeMap<String, Vec<&Process>> = BTreeMap::new();
-        for process in host.census.processes.iter().filter(|process| !process.mappings.is_empty()) {
+        let mapping = host.census.processes.iter().filter(|process| !process.mappings.is_empty());
+        for process in mapping.take_while(|_| !host.deadline.is_past()) {
             let status = host.source.text(&format!("proc/{}/status", process.pid)).unwrap_or_default();
             let Some(list) = status.lines().find_map(|line| line.strip_prefix("Mems_allowed_list:")) else {
                 continue;

@@ -3,6 +3,7 @@
 pub mod files;
 pub mod holders;
 pub mod limits;
+pub mod private;
 pub mod tables;
 
 use std::cmp::Reverse;
@@ -31,6 +32,7 @@ pub fn report(host: &Host, min_processes: usize, worth: Worth) -> Report {
     advice.extend(pools.iter().flat_map(|one| holders::advise(&one.pool, &one.account)));
     let available = host.meminfo.get("MemAvailable");
     advice.extend(pools.iter().filter_map(|one| pool::advise(&one.pool, &one.need, available)));
+    limits::raise(host, &mut advice);
     // What a step needs comes before it: pages that nobody uses, then the pool, then those that take from it.
     advice.sort_by_key(|advice| (advice.frees == 0, advice.id != "grow-pool", Reverse(advice.gain)));
     let mut report = Report {

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use serde::Serialize;
 
-use crate::audit::advice::program::{Memory, Program, of};
-use crate::audit::advice::{Advice, Pages, Step, Subject, Worth, sources};
+use super::private;
+use crate::audit::advice::program::{Program, of};
+use crate::audit::advice::{Advice, Step, Subject, Worth, sources};
 use crate::audit::collect::Process;
 use crate::audit::host::Host;
 use crate::audit::kernel_version::Version;
@@ -108,7 +109,7 @@ fn add_some(names: &mut BTreeSet<String>, name: &str) {
 }
 
 /// The name by which processes of one program are counted together: Oracle gives each of its processes one of its own.
-fn family(name: &str) -> &str {
+pub fn family(name: &str) -> &str {
     match of(name, "") {
         Program::Oracle => "oracle",
         _ => name,
@@ -183,7 +184,7 @@ pub fn advise(host: &Host, tables: &PageTables, worth: Worth) -> Vec<Advice> {
     tables
         .programs
         .iter()
-        .filter_map(|owner| sparse(host, owner, worth).or_else(|| dense(host, owner, worth)))
+        .filter_map(|owner| sparse(host, owner, worth).or_else(|| private::advise(host, owner, worth)))
         .collect()
 }
 
@@ -220,50 +221,5 @@ fn sparse(host: &Host, owner: &Owner, worth: Worth) -> Option<Advice> {
         frees: 0,
         pages: None,
         source: sources::TRANSPARENT,
-    })
-}
-
-/// Full tables of much private memory, of a program that can have it on huge pages.
-fn dense(host: &Host, owner: &Owner, worth: Worth) -> Option<Advice> {
-    let subject = owner.subject();
-    let program = subject.program();
-    if matches!(program, Program::Other | Program::Dpdk | Program::PostgreSql | Program::Oracle) {
-        return None;
-    }
-    let pool = host.pools.iter().find(|pool| pool.page_size == host.source.geometry.huge())?;
-    // The tables of what stays on base pages stay.
-    let gain = (owner.anonymous / host.source.geometry.entries()).min(owner.private);
-    if worth == Worth(0) || !worth.is_reached(gain, 0) {
-        return None;
-    }
-    let count = owner.anonymous.div_ceil(pool.page_size);
-    let memory =
-        Memory { file: "", size: owner.anonymous, page_size: pool.page_size, is_default: pool.is_default };
-    let (mut steps, source) = program.put_on_huge_pages(memory)?;
-    let from_pool = program != Program::Memcached;
-    if from_pool {
-        steps.insert(
-            0,
-            Step::by_hand(format!(
-                "Give the pool {} pages of {} for it (see grow-pool), and check that it has got them. It is what the program has in place now; what it is set to grow to needs more.",
-                human::count(count),
-                human::bytes(pool.page_size)
-            )),
-        );
-    }
-    Some(Advice {
-        id: "huge-pages",
-        situation: format!(
-            "{} of private memory on base pages cost {} of page tables.",
-            human::bytes(owner.anonymous),
-            human::bytes(gain)
-        ),
-        subject,
-        steps,
-        gain,
-        cost: (count * pool.page_size).saturating_sub(owner.anonymous),
-        frees: 0,
-        pages: from_pool.then_some(Pages { size: pool.page_size, count }),
-        source,
     })
 }

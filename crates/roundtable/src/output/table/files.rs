@@ -1,8 +1,8 @@
-//! The files, one by one.
+//! The files one by one, those on huge pages first; those on base pages have a table of their own.
 
 use std::fmt::Write;
 
-use super::{aligned, new_table, rest};
+use super::{Extent, aligned, base_pages, rest};
 use crate::audit::report::{FileReport, Report};
 use crate::audit::slots::{Evidence, Verdict};
 use crate::output::human;
@@ -11,8 +11,8 @@ use crate::output::human;
 const BEARING: u64 = 64 << 10;
 
 /// Files that are shown, and what the others come to.
-struct Chosen<'a> {
-    shown: Vec<&'a FileReport>,
+pub(super) struct Chosen<'a> {
+    pub(super) shown: Vec<&'a FileReport>,
     /// Beyond `top`.
     cut: usize,
     /// Without bearing.
@@ -20,7 +20,7 @@ struct Chosen<'a> {
     small_bytes: u64,
 }
 
-fn choose<'a>(report: &Report, files: &'a [FileReport], top: usize) -> Chosen<'a> {
+pub(super) fn choose<'a>(report: &Report, files: &'a [FileReport], top: usize) -> Chosen<'a> {
     let is_advised = |file: &FileReport| {
         report
             .advice
@@ -34,7 +34,7 @@ fn choose<'a>(report: &Report, files: &'a [FileReport], top: usize) -> Chosen<'a
     Chosen { shown, cut, small: small.len(), small_bytes: small.iter().map(|file| file.bytes.now).sum() }
 }
 
-fn others(out: &mut String, chosen: &Chosen) {
+pub(super) fn others(out: &mut String, chosen: &Chosen) {
     rest(out, chosen.cut);
     if chosen.small > 0 {
         let _ = writeln!(
@@ -48,76 +48,55 @@ fn others(out: &mut String, chosen: &Chosen) {
 }
 
 /// Those on huge pages, then those on base pages.
-pub fn text(out: &mut String, report: &Report, top: usize) {
-    let unit = human::bytes(report.slot);
+pub fn text(out: &mut String, report: &Report, extent: Extent) {
     if report.huge.is_empty() {
         out.push_str("\nNo process maps huge pages (of hugetlbfs) as far as can be seen.\n");
     } else {
-        out.push_str("\nFiles on huge pages\n");
-        let chosen = choose(report, &report.huge, top);
-        let mut table = new_table(&[
-            "file",
-            "page",
-            "size",
-            &format!("{unit} slots shared"),
-            "not shared",
-            "tables now",
-            "best here",
-            "file-owned",
-            "who maps it",
-        ]);
-        for file in &chosen.shown {
-            table.add_row([
-                shown_name(file),
-                human::bytes(file.page_size),
-                human::bytes(file.size),
-                human::count(file.shared_slots()),
-                human::count(not_shared(file)),
-                human::bytes(file.bytes.now),
-                human::bytes(file.bytes.best_here),
-                human::bytes(file.bytes.best_owned),
-                who(file),
-            ]);
-        }
-        if !chosen.shown.is_empty() {
-            let _ = writeln!(out, "{}", aligned(table, 1));
-        }
-        others(out, &chosen);
-        for file in &chosen.shown {
-            details(out, file, &unit);
-        }
+        huge(out, report, extent);
     }
     if !report.base.is_empty() {
-        let _ = writeln!(out, "\nShared memory on base pages of {}", human::bytes(report.base_page));
-        let chosen = choose(report, &report.base, top);
-        let mut table = new_table(&[
-            "file",
-            "size",
-            "tables now",
-            "on 2 MiB pages",
-            "shared",
-            "file-owned",
-            "who maps it",
-        ]);
-        for file in &chosen.shown {
-            table.add_row([
-                shown_name(file),
-                human::bytes(file.size),
-                human::bytes(file.bytes.now),
-                human::bytes(file.bytes.huge),
-                human::bytes(file.bytes.best_here),
-                human::bytes(file.bytes.best_owned),
-                who(file),
-            ]);
-        }
-        if !chosen.shown.is_empty() {
-            let _ = writeln!(out, "{}", aligned(table, 1));
-        }
-        others(out, &chosen);
+        base_pages::text(out, report, extent);
     }
 }
 
-fn who(file: &FileReport) -> String {
+fn huge(out: &mut String, report: &Report, extent: Extent) {
+    let unit = human::bytes(report.slot);
+    out.push_str("\nFiles on huge pages\n");
+    let chosen = choose(report, &report.huge, extent.top);
+    let mut table = extent.table(&[
+        "file",
+        "page",
+        "size",
+        &format!("{unit} slots shared"),
+        "not shared",
+        "tables now",
+        "best here",
+        "file-owned",
+        "who maps it",
+    ]);
+    for file in &chosen.shown {
+        table.add_row([
+            shown_name(file),
+            human::bytes(file.page_size),
+            human::bytes(file.size),
+            human::count(file.shared_slots()),
+            human::count(not_shared(file)),
+            human::bytes(file.bytes.now),
+            human::bytes(file.bytes.best_here),
+            human::bytes(file.bytes.best_owned),
+            who(file),
+        ]);
+    }
+    if !chosen.shown.is_empty() {
+        let _ = writeln!(out, "{}", aligned(table, 1));
+    }
+    others(out, &chosen);
+    for file in &chosen.shown {
+        details(out, file, &unit);
+    }
+}
+
+pub(super) fn who(file: &FileReport) -> String {
     format!("{}: {}", human::processes(file.processes), file.subject().describe())
 }
 
@@ -187,7 +166,7 @@ fn details(out: &mut String, file: &FileReport, unit: &str) {
     }
 }
 
-fn shown_name(file: &FileReport) -> String {
+pub(super) fn shown_name(file: &FileReport) -> String {
     let mut name = human::printable(&file.name);
     if name == "anonymous memory" {
         name = format!("anonymous memory {}", file.inode);

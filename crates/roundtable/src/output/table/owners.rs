@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{aligned, new_table};
+use super::{Extent, aligned};
 use crate::audit::answer::tables::{Owner, Rest};
 use crate::audit::report::Report;
 use crate::output::human;
@@ -12,11 +12,23 @@ const PROGRAMS: usize = 8;
 const OTHERS: usize = 5;
 
 /// By program, unit and process, up to the host's own figure.
-pub fn text(out: &mut String, report: &Report, top: usize) {
-    let tables = &report.page_tables;
-    let _ = writeln!(out, "\nWho has the page tables: {} of them", human::bytes(tables.total));
-    let mut table =
-        new_table(&["program", "page tables", "of private memory", "memory in place", "processes and units"]);
+pub fn text(out: &mut String, report: &Report, extent: Extent) {
+    let (tables, top) = (&report.page_tables, extent.top);
+    let _ = match tables.total {
+        // As in some containers: then there is nothing that the parts could add up to.
+        0 => writeln!(
+            out,
+            "\nWho has the page tables, as far as processes tell (there is no PageTables in /proc/meminfo)"
+        ),
+        total => writeln!(out, "\nWho has the page tables: {} of them", human::bytes(total)),
+    };
+    let mut table = extent.table(&[
+        "program",
+        "page tables",
+        "of private memory",
+        "memory in place",
+        "processes and units",
+    ]);
     let (shown, rest) = cut(&tables.programs, tables.other_programs, PROGRAMS.min(top.max(1)));
     for owner in shown {
         table.add_row([
@@ -42,7 +54,7 @@ pub fn text(out: &mut String, report: &Report, top: usize) {
         );
     }
     let _ = writeln!(out, "{}", aligned(table, 1));
-    if tables.excess > 0 {
+    if tables.excess > 0 && tables.total > 0 {
         let _ = writeln!(
             out,
             "The processes' tables are {} more than the host's: the two were read at different moments.",

@@ -2,21 +2,29 @@
 
 use std::fmt::Write;
 
-use super::{aligned, new_table, rest};
+use super::{Extent, aligned, rest};
 use crate::audit::answer::holders::{Hold, Holder};
 use crate::audit::report::{PoolReport, Report};
 use crate::output::human;
 
 /// Each pool, and who holds its pages and its promises.
-pub fn text(out: &mut String, report: &Report, top: usize) {
+pub fn text(out: &mut String, report: &Report, extent: Extent) {
     let has_any = |one: &&PoolReport| one.pool.total > 0 || !one.need.wanted.is_empty();
     let used: Vec<&PoolReport> = report.pools.iter().filter(has_any).collect();
     if used.is_empty() {
         return;
     }
     out.push_str("\nWho has the huge pages\n");
-    let mut table =
-        new_table(&["pool", "total", "in use", "free", "promised", "free for anybody", "surplus", "needed"]);
+    let mut table = extent.table(&[
+        "pool",
+        "total",
+        "in use",
+        "free",
+        "promised",
+        "free for anybody",
+        "surplus",
+        "needed",
+    ]);
     for PoolReport { pool, need, .. } in &used {
         table.add_row([
             human::bytes(pool.page_size),
@@ -30,24 +38,35 @@ pub fn text(out: &mut String, report: &Report, top: usize) {
         ]);
     }
     let _ = writeln!(out, "{}", aligned(table, 0));
+    // Whoever looks at the free pages alone takes them for free.
+    for pool in used.iter().map(|one| &one.pool).filter(|pool| pool.reserved * 2 > pool.free) {
+        let _ = writeln!(
+            out,
+            "Of {} free pages of {} {} are promised: the next program can have {}.",
+            human::count(pool.free),
+            human::bytes(pool.page_size),
+            human::count(pool.reserved),
+            human::count(pool.available())
+        );
+    }
     for one in used {
-        account(out, one, top);
+        account(out, one, extent);
     }
 }
 
-fn account(out: &mut String, one: &PoolReport, top: usize) {
+fn account(out: &mut String, one: &PoolReport, extent: Extent) {
     let account = &one.account;
     if account.holders.is_empty() && account.unexplained == 0 && account.unexplained_promises == 0 {
         return;
     }
-    let mut table = new_table(&[
+    let mut table = extent.table(&[
         &format!("who has {} pages", human::bytes(one.pool.page_size)),
         "pages",
         "promised",
         "how",
         "who",
     ]);
-    for holder in account.holders.iter().take(top) {
+    for holder in account.holders.iter().take(extent.top) {
         table.add_row([
             human::printable(&holder.subject.file),
             human::count(holder.pages),
@@ -66,7 +85,7 @@ fn account(out: &mut String, one: &PoolReport, top: usize) {
         ]);
     }
     let _ = writeln!(out, "{}", aligned(table, 2));
-    rest(out, account.holders.len().saturating_sub(top) + account.other_holders as usize);
+    rest(out, account.holders.len().saturating_sub(extent.top) + account.other_holders as usize);
 }
 
 fn how(holder: &Holder) -> String {

@@ -15,6 +15,25 @@ const DEPTH: usize = 10;
 const CONF: &str = "postgresql.conf";
 const AUTO: &str = "postgresql.auto.conf";
 
+/// The settings that tell of the shared memory and of the processes that map it.
+const OF_MEMORY: [&str; 15] = [
+    "autovacuum_max_workers",
+    "huge_page_size",
+    "huge_pages",
+    "max_connections",
+    "max_locks_per_transaction",
+    "max_pred_locks_per_transaction",
+    "max_prepared_transactions",
+    "max_wal_senders",
+    "max_worker_processes",
+    "min_dynamic_shared_memory",
+    "port",
+    "shared_buffers",
+    "shared_memory_type",
+    "superuser_reserved_connections",
+    "wal_buffers",
+];
+
 /// Where a setting comes from. The later ones win.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
@@ -110,6 +129,13 @@ impl Settings {
     /// Where a setting comes from; `None` for a default.
     pub fn place(&self, name: &str) -> Option<Place> {
         self.0.get(name).map(|(_, place)| *place)
+    }
+
+    /// Those settings from one place that tell of the memory, as lines of a file.
+    pub fn of_interest(&self, from: Place) -> String {
+        let all =
+            self.0.iter().filter(|(name, (_, place))| *place == from && OF_MEMORY.contains(&name.as_str()));
+        all.map(|(name, (value, _))| format!("{name} = '{}'\n", value.replace('\'', "''"))).collect()
     }
 
     /// A number of things.
