@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use roundtable::machine::QEMU;
 
-use crate::{debian, linux, postgres, toolchain};
+use crate::servers::Server;
+use crate::{debian, linux, toolchain};
 
 /// All steps, each with a line even when there is nothing to do.
 pub fn all() -> Result<()> {
@@ -20,8 +21,10 @@ pub fn all() -> Result<()> {
     done("busybox, a shell in the guest");
     linux::fetch()?;
     done("Debian's Linux kernel, to compare with");
-    let place = postgres::find_or_fetch()?;
-    done(&format!("PostgreSQL in {}, to hold the audit against", place.join("usr/lib/postgresql").display()));
+    for server in [Server::PostgreSql, Server::MariaDb] {
+        let place = server.find_or_fetch()?;
+        done(&format!("{} below {}, to hold the audit against", server.name(), place.join("usr").display()));
+    }
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use roundtable::run::Parts;
 use super::programs::TestProgram;
 use super::report::Report;
 use super::results::{Outcome, parse};
-use crate::postgres;
+use crate::servers::Server;
 
 const POOL: &str = "/proc/sys/vm/nr_hugepages";
 /// Huge pages that the largest of these tests takes.
@@ -24,11 +24,17 @@ pub fn run_on_host(parts: &Parts, test: &TestProgram, report: &mut Report) -> Re
     }
     let mut command = Command::new(parts.programs.join(&test.name));
     command.env("ROUNDTABLE", parts.programs.join("roundtable")).stdin(Stdio::null());
-    if test.subtests.iter().any(|subtest| subtest.starts_with("postgres")) {
+    for (name, server) in [("postgres", Server::PostgreSql), ("mariadb", Server::MariaDb)] {
+        if !test.subtests.iter().any(|subtest| subtest.starts_with(name)) {
+            continue;
+        }
+        let name = name.to_uppercase();
         // Where it is not to be had, its tests are skipped and say why.
-        match postgres::find_or_fetch() {
-            Ok(root) => command.env("ROUNDTABLE_POSTGRES", root),
-            Err(error) => command.env("ROUNDTABLE_NO_POSTGRES", format!("{error:#}").replace('\n', " ")),
+        match server.find_or_fetch() {
+            Ok(root) => command.env(format!("ROUNDTABLE_{name}"), root),
+            Err(error) => {
+                command.env(format!("ROUNDTABLE_NO_{name}"), format!("{error:#}").replace('\n', " "))
+            }
         };
     }
     if !test.whole {

@@ -14,13 +14,24 @@ pub fn follow(advices: &[&Value]) {
 /// The same, with these variables: of programs that are not where their libraries are looked for.
 #[track_caller]
 pub fn follow_with(advices: &[&Value], variables: &[(&str, PathBuf)]) {
+    follow_by(advices, variables, |_| {});
+}
+
+/// The same; what no command can do is done by the operator, who gets the sentence.
+#[track_caller]
+pub fn follow_by(advices: &[&Value], variables: &[(&str, PathBuf)], mut by_hand: impl FnMut(&str)) {
     for advice in advices {
         for step in advice["steps"].as_array().expect("steps") {
             let what = step["what"].as_str().expect("a sentence");
             if what.starts_with("Keep it over a boot") {
                 continue;
             }
-            for command in step["commands"].as_array().expect("commands") {
+            let commands = step["commands"].as_array().expect("commands");
+            if commands.is_empty() {
+                println!("# by hand: {what}");
+                by_hand(what);
+            }
+            for command in commands {
                 let command = command.as_str().expect("a command");
                 println!("# {command}");
                 // A server that is started keeps what it was given.

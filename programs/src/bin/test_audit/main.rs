@@ -17,6 +17,7 @@ mod output;
 mod owners;
 mod pool;
 mod postgres;
+mod private;
 mod saying;
 mod scene;
 mod server;
@@ -48,6 +49,7 @@ use output::output_formats;
 use owners::tables_of_private_memory;
 use pool::pool_advice_keeps_what_is_in_use;
 use postgres::{postgres_advice_followed, postgres_on_base_pages, postgres_on_huge_pages, postgres_plan};
+use private::{mariadb_advice_followed, qemu_advice_followed};
 use sight::{another_user_sees_less, counters_tell_without_root, hidden_processes, in_a_container};
 
 tests! {
@@ -110,4 +112,7 @@ tests! {
     postgres_on_base_pages: 200,
     postgres_plan: 60,
     postgres_advice_followed: 300,
+    // Other servers.
+    mariadb_advice_followed: 300,
+    qemu_advice_followed: 300,
 }
