@@ -95,6 +95,10 @@ impl AddressSpace {
         let areas = self.read();
         Self::each_part(&areas, range, |vma, part| {
             let locked = vma.flags.contains(VmFlags::LOCKED);
+            let discards = matches!(advice, abi::MADV_DONTNEED | abi::MADV_DONTNEED_LOCKED | abi::MADV_FREE);
+            if discards && vma.is_kept_by_seal() {
+                return Err(Errno::EPERM);
+            }
             match advice {
                 abi::MADV_WILLNEED => return Ok(()),
                 abi::MADV_DONTNEED_LOCKED => {}
@@ -265,6 +269,9 @@ fn new_flags(vma: &Vma, advice: u32) -> Result<VmFlags> {
     let flags = vma.flags;
     let anonymous = matches!(vma.kind, Kind::Anonymous);
     let special = matches!(vma.kind, Kind::Special(_));
+    if matches!(advice, abi::MADV_DONTFORK | abi::MADV_WIPEONFORK) && vma.is_kept_by_seal() {
+        return Err(Errno::EPERM);
+    }
     let merges = !vma.is_huge() && !flags.intersects(VmFlags::SHARED | VmFlags::DROPPABLE);
     Ok(match advice {
         abi::MADV_NORMAL => flags - (VmFlags::RANDOM | VmFlags::SEQUENTIAL),

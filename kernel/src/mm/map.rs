@@ -144,6 +144,9 @@ impl AddressSpace {
             // A region in a region would be reached by tables that only the inner one knows.
             return Err(Errno::EINVAL);
         }
+        if process::try_current().is_some_and(|thread| thread.process.denies_gain(plan.flags, plan.flags)) {
+            return Err(Errno::EACCES);
+        }
         let start = if plan.fixed { self.fixed_place(areas, &plan)? } else { place(areas, &plan)? };
         let range = start..start + plan.len;
         let pages = plan.len >> PAGE_SHIFT;

@@ -40,6 +40,7 @@ mod protect;
 mod query;
 mod remap;
 mod remote;
+mod seal;
 pub mod shm;
 mod space;
 mod tables;

@@ -14,6 +14,7 @@ use super::vma::{Kind, VmFlags, Vma};
 use super::{accounting, layout};
 use crate::errno::{Errno, Result};
 use crate::memory::frame::Frame;
+use crate::process;
 use crate::sched;
 
 const PROT_SEM: u32 = 8;
@@ -70,8 +71,14 @@ impl AddressSpace {
             if access.bits() & !(old.bits() >> 4) & VmFlags::ACCESS.bits() != 0 {
                 return Err(Errno::EACCES);
             }
+            if old.contains(VmFlags::SEALED) {
+                return Err(Errno::EPERM);
+            }
             if new == old {
                 continue;
+            }
+            if process::current().process.denies_gain(old, new) {
+                return Err(Errno::EACCES);
             }
             let splits = usize::from(vma.start < part.start) + usize::from(part.end < vma.end);
             if areas.set.count() + splits > accounting::max_map_count() {

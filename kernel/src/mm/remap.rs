@@ -98,6 +98,9 @@ impl AddressSpace {
             return Ok((remap.old.start, None));
         }
         let vma = areas.set.find(remap.old.start).ok_or(Errno::EFAULT)?;
+        if vma.flags.contains(VmFlags::SEALED) {
+            return Err(Errno::EPERM);
+        }
         let flags = vma.flags;
         let old_len = remap.old.end - remap.old.start;
         if old_len == 0 && !flags.contains(VmFlags::SHARED) {

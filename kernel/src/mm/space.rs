@@ -303,6 +303,9 @@ impl AddressSpace {
         leftovers: &mut Leftovers,
     ) -> Result<()> {
         let Some(last) = areas.set.last_overlapping(&range) else { return Ok(()) };
+        if areas.set.has_sealed(range.clone()) {
+            return Err(Errno::EPERM);
+        }
         // Most unmappings are of one area as a whole, and nothing is to be cut.
         if last.range() != range {
             self.cut_out(areas, &range)?;

@@ -81,6 +81,8 @@ bitflags! {
         const USERFAULT_MINOR = 1 << 24;
         /// All of userfaultfd's.
         const USERFAULT = 0b111 << 22;
+        /// mseal(2): it is not changed or unmapped any more.
+        const SEALED = 1 << 25;
         /// READ, WRITE and EXEC.
         const ACCESS = 0b111;
     }
@@ -401,6 +403,8 @@ pub struct VmaSet {
     pub(super) stack: u64,
     /// Sum of those that are executed and not written, pages.
     pub(super) code: u64,
+    /// Sum of the sealed ones, pages.
+    pub(super) sealed: u64,
 }
 
 impl VmaSet {
@@ -417,6 +421,7 @@ impl VmaSet {
             locked: 0,
             stack: 0,
             code: 0,
+            sealed: 0,
         }
     }
 
@@ -529,6 +534,9 @@ impl VmaSet {
         if vma.is_code() {
             self.code += vma.pages();
         }
+        if vma.flags.contains(VmFlags::SEALED) {
+            self.sealed += vma.pages();
+        }
     }
 
     fn count_out(&mut self, vma: &Vma) {
@@ -544,6 +552,9 @@ impl VmaSet {
         }
         if vma.is_code() {
             self.code -= vma.pages();
+        }
+        if vma.flags.contains(VmFlags::SEALED) {
+            self.sealed -= vma.pages();
         }
     }
 

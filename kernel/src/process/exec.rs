@@ -139,6 +139,8 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
     let credentials = thread.credentials().after_exec();
     thread.set_credentials(credentials);
     process.dumpable.store(1, Ordering::SeqCst);
+    // Relaxed: a setting of its own.
+    process.refused_gains.store(process.inherited_refusals(), Ordering::Relaxed);
     thread.set_comm(name.rsplit(|byte| *byte == b'/').next().unwrap_or(name));
     interrupts::without(|| {
         // SAFETY: the current thread's own context.

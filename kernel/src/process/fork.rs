@@ -165,6 +165,10 @@ impl Child {
         } else {
             parent.clone()
         };
+        if new_process {
+            // Relaxed: nobody else knows it yet.
+            process.refused_gains.store(parent.inherited_refusals(), Ordering::Relaxed);
+        }
         let mut registers = Context::current_user_registers();
         if has(SETTLS) {
             if args.tls >= crate::memory::USER_END {

@@ -54,6 +54,8 @@ pub struct Process {
     pub(crate) personality: AtomicU32,
     /// Which memory a core dump would have: `/proc/PID/coredump_filter`.
     pub(crate) dump_filter: AtomicU32,
+    /// What its memory is never to gain: prctl(PR_SET_MDWE).
+    pub(crate) refused_gains: AtomicU32,
     /// Monotonic nanoseconds.
     pub(crate) started_at: u64,
 }
@@ -167,6 +169,7 @@ impl Process {
             has_execed: AtomicBool::new(parts.has_execed),
             personality: AtomicU32::new(parts.personality),
             dump_filter: AtomicU32::new(parts.dump_filter),
+            refused_gains: AtomicU32::new(0),
             started_at: crate::time::now(),
         })
     }
@@ -272,6 +275,19 @@ impl Process {
     /// prctl(PR_GET_CHILD_SUBREAPER).
     pub fn is_subreaper(&self) -> bool {
         self.child_subreaper.load(Ordering::SeqCst)
+    }
+
+    /// Whether it is to end: its threads are on their way out, or gone.
+    pub fn is_ending(&self) -> bool {
+        self.signals.state.lock().ending.is_some() || self.is_zombie()
+    }
+
+    /// What a child, or the next program, is refused as well.
+    pub(super) fn inherited_refusals(&self) -> u32 {
+        const NO_INHERIT: u32 = linux_raw_sys::prctl::PR_MDWE_NO_INHERIT;
+        // Relaxed: a setting of its own.
+        let refused = self.refused_gains.load(Ordering::Relaxed);
+        if refused & NO_INHERIT == 0 { refused } else { 0 }
     }
 
     /// Whether the process has ended and waits to be waited for.

@@ -313,6 +313,23 @@ fn prctl(args: &mut Args) -> Result<usize> {
         // There are no transparent huge pages, so turning them off is no change.
         pr::PR_SET_THP_DISABLE if rest_is_zero => {}
         pr::PR_GET_THP_DISABLE => return Ok(1),
+        // What execution is refused to: bits that only come, and what of them a child does not get.
+        pr::PR_SET_MDWE if rest_is_zero => {
+            let (refuse, no_inherit) =
+                (pr::PR_MDWE_REFUSE_EXEC_GAIN as usize, pr::PR_MDWE_NO_INHERIT as usize);
+            if value & !(refuse | no_inherit) != 0 || value & refuse == 0 && value & no_inherit != 0 {
+                return Err(Errno::EINVAL);
+            }
+            // Relaxed, both: a setting of its own.
+            let old = process.refused_gains.load(Ordering::Relaxed) as usize;
+            if old != 0 && old != value {
+                return Err(Errno::EPERM);
+            }
+            process.refused_gains.store(value as u32, Ordering::Relaxed);
+        }
+        pr::PR_GET_MDWE if value == 0 && rest_is_zero => {
+            return Ok(process.refused_gains.load(Ordering::Relaxed) as usize);
+        }
         // Names of anonymous memory: kept by nobody, as on a Linux without that option.
         _ => return Err(Errno::EINVAL),
     }

@@ -40,11 +40,34 @@ pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::pkey_alloc, pkey_alloc),
     (Sysno::pkey_free, pkey_free),
     (Sysno::userfaultfd, userfaultfd),
+    (Sysno::mseal, mseal),
+    (Sysno::process_mrelease, process_mrelease),
 ];
 
 /// The calling process's memory.
 pub(super) fn space() -> Result<Arc<AddressSpace>> {
     process::current().process.mm().ok_or(Errno::ENOMEM)
+}
+
+fn mseal(args: &mut Args) -> Result<usize> {
+    let [start, len, flags, ..] = args.a;
+    if flags != 0 {
+        return Err(Errno::EINVAL);
+    }
+    space()?.seal(start as u64, len as u64).map(|()| 0)
+}
+
+/// The memory of a process that dies goes without help; the call tells whether it does.
+fn process_mrelease(args: &mut Args) -> Result<usize> {
+    if args.uint(1) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let file = files().get(args.int(0))?;
+    let process = process::pidfd::process_of(&file).ok_or(Errno::EBADF)?;
+    if process.mm().is_none() {
+        return Err(Errno::ESRCH);
+    }
+    if process.is_ending() { Ok(0) } else { Err(Errno::EINVAL) }
 }
 
 fn userfaultfd(args: &mut Args) -> Result<usize> {

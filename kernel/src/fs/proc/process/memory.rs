@@ -166,6 +166,7 @@ fn area_rows(out: &mut Text, mm: &AddressSpace, area: &AreaView) {
         (area.flags.contains(VmFlags::USERFAULT_MISSING), "um"),
         (area.flags.contains(VmFlags::USERFAULT_WP), "uw"),
         (area.flags.contains(VmFlags::USERFAULT_MINOR), "ui"),
+        (area.flags.contains(VmFlags::SEALED), "sl"),
     ];
     for (_, name) in names.iter().filter(|(set, _)| *set) {
         put!(out, " {name}");
