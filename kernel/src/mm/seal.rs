@@ -55,7 +55,7 @@ impl Vma {
             && match &self.kind {
                 Kind::Anonymous => true,
                 Kind::Huge(huge) => huge.file().is_none() && !self.flags.contains(VmFlags::SHARED),
-                Kind::File(_) | Kind::Special(_) => false,
+                Kind::File(_) | Kind::Special(_) | Kind::Region(_) => false,
             }
     }
 }
