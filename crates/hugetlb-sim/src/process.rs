@@ -67,24 +67,26 @@ impl<F: Format> Process<F> {
     }
 
     /// Takes all mappings in the range away; ends of the range may lie inside mappings.
-    pub fn unmap(&self, range: Range<VirtAddr>) {
+    pub fn unmap(&self, range: Range<VirtAddr>) -> Result<(), Error> {
         let Areas { mappings, token } = &mut *self.areas.write();
-        for start in self.isolate(mappings, &range) {
+        for start in self.isolate(mappings, &range)? {
             if let Some(mapping) = mappings.remove(&start) {
                 mapping.unmap(token);
             }
         }
         self.free_tables(mappings, &range);
+        Ok(())
     }
 
     /// Changes what the mappings in the range permit.
-    pub fn protect(&self, range: Range<VirtAddr>, protection: Protection) {
+    pub fn protect(&self, range: Range<VirtAddr>, protection: Protection) -> Result<(), Error> {
         let mappings = &mut self.areas.write().mappings;
-        for start in self.isolate(mappings, &range) {
+        for start in self.isolate(mappings, &range)? {
             if let Some(mapping) = mappings.get_mut(&start) {
                 mapping.protect(protection);
             }
         }
+        Ok(())
     }
 
     /// MADV_DONTNEED on a range inside one mapping.
@@ -170,17 +172,17 @@ impl<F: Format> Process<F> {
     }
 
     /// Splits what crosses the ends of the range; returns the starts of the mappings that lie inside.
-    fn isolate(&self, mappings: &mut Mappings<F>, range: &Range<VirtAddr>) -> Vec<VirtAddr> {
+    fn isolate(&self, mappings: &mut Mappings<F>, range: &Range<VirtAddr>) -> Result<Vec<VirtAddr>, Error> {
         for at in [range.start, range.end] {
             if let Some((start, mapping)) = mappings.range_mut(..at).next_back()
                 && *start < at
                 && at < *start + mapping.length()
             {
-                let upper = mapping.split(at).expect("the range is aligned");
+                let upper = mapping.split(at)?;
                 mappings.insert(at, upper);
             }
         }
-        mappings.range(range.clone()).map(|(start, _)| *start).collect()
+        Ok(mappings.range(range.clone()).map(|(start, _)| *start).collect())
     }
 
     /// Frees the host's tables of slots in which no mapping is left.
@@ -206,7 +208,7 @@ impl<F: Format> Drop for Process<F> {
         let last =
             self.areas.read().mappings.last_key_value().map(|(start, mapping)| *start + mapping.length());
         let all = VirtAddr(0)..last.unwrap_or(VirtAddr(0)).max(VirtAddr(512 * SLOT_SIZE));
-        self.unmap(all.clone());
+        self.unmap(all.clone()).expect("nothing is cut");
         // The host's upper tables go with the space.
         self.machine.flush(&[Flush { space: self.space.clone(), range: all, tables: true }]);
     }

@@ -91,11 +91,11 @@ fn mappings_with_the_same_rights_share_where_rights_do_not_combine() {
     }
     assert_eq!((world.hugetlb.sharing().tables, world.hugetlb.sharing().attachments), (2, 6));
     // With other rights a mapping goes to another table, and back.
-    writers[0].protect(SLOT..SLOT + SLOT_SIZE, Protection::READ);
+    writers[0].protect(SLOT..SLOT + SLOT_SIZE, Protection::READ).unwrap();
     assert_eq!(writers[0].store(0, SLOT, 6), Err(Signal::Segv));
     assert_eq!(writers[0].load(0, SLOT), Ok(5));
     assert_eq!(world.hugetlb.sharing().tables, 2);
-    writers[0].protect(SLOT..SLOT + SLOT_SIZE, RW);
+    writers[0].protect(SLOT..SLOT + SLOT_SIZE, RW).unwrap();
     writers[0].store(0, SLOT, 7).unwrap();
     assert_eq!(readers[2].load(1, SLOT), Ok(7));
     // A hole is a hole in both tables.

@@ -141,7 +141,7 @@ fn windows_of_512_gib() {
             assert_eq!(second.load(1, wide + 3 * SLOT_SIZE)?, 3);
             second.store(1, wide + 9 * SLOT_SIZE, 9)?;
             // A part that permits less leaves the window.
-            second.protect(wide + 3 * SLOT_SIZE..wide + 4 * SLOT_SIZE, Protection::READ);
+            second.protect(wide + 3 * SLOT_SIZE..wide + 4 * SLOT_SIZE, Protection::READ)?;
             assert_eq!(second.load(1, wide + 3 * SLOT_SIZE)?, 3);
             assert_eq!(first.load(0, wide + 9 * SLOT_SIZE)?, 9);
             file.fallocate(FallocateMode::PunchHole, 0, 4 * SLOT_SIZE, || false)?;
@@ -184,8 +184,8 @@ fn parts_of_mappings() {
         neighbour.map(&file, HERE, 2 * SLOT_SIZE, 0, SHARED)?;
         let result = (|| {
             (0..4).try_for_each(|page| neighbour.store(1, HERE + page * SIZE, page + 1))?;
-            process.protect(HERE + SIZE..HERE + 2 * SIZE, Protection::READ);
-            process.unmap(HERE + 2 * SIZE..HERE + 3 * SIZE);
+            process.protect(HERE + SIZE..HERE + 2 * SIZE, Protection::READ)?;
+            process.unmap(HERE + 2 * SIZE..HERE + 3 * SIZE)?;
             assert_eq!(process.load(0, HERE + SIZE)?, 2);
             assert_eq!(process.load(0, HERE + 3 * SIZE)?, 4);
             process.move_to(HERE + 3 * SIZE, HERE + 8 * SLOT_SIZE)?;
@@ -195,6 +195,29 @@ fn parts_of_mappings() {
             Ok(())
         })();
         world.check(&[&file], &[&process, &neighbour]);
+        result
+    });
+}
+
+#[test]
+fn parts_of_private_mappings() {
+    each_allocation_fails(|world| {
+        let (file, process) = (world.file(1)?, world.process()?);
+        process.map(&file, HERE, 6 * SIZE, 0, MapOptions { no_reserve: false, ..PRIVATE })?;
+        let result = (|| {
+            (0..5).try_for_each(|page| process.store(0, HERE + page * SIZE, 10 + page))?;
+            let child = process.fork().ok_or(Failed)?;
+            // One copy is the parent's alone, one has lost its page to the child, and their promises differ.
+            process.store(0, HERE, 20)?;
+            process.discard(HERE..HERE + 2 * SIZE)?;
+            process.protect(HERE + 2 * SIZE..HERE + 3 * SIZE, Protection::READ)?;
+            process.unmap(HERE + 3 * SIZE..HERE + 4 * SIZE)?;
+            let seen = |page: u64| process.load(0, HERE + page * SIZE);
+            assert_eq!((seen(0)?, seen(1)?, seen(2)?, seen(4)?), (0, 0, 12, 14));
+            assert_eq!((child.load(1, HERE)?, child.load(1, HERE + 3 * SIZE)?), (10, 13));
+            Ok(())
+        })();
+        world.check(&[&file], &[&process]);
         result
     });
 }

@@ -113,18 +113,18 @@ impl<F: Format> World<F> {
                 }
                 1 | 2 => file.fallocate(FallocateMode::PunchHole, first * SIZE, 2 * SIZE, || false).unwrap(),
                 3 => {
-                    process.unmap(slot..slot + SLOT_SIZE);
+                    process.unmap(slot..slot + SLOT_SIZE).unwrap();
                     process.map(file, slot, SLOT_SIZE, 0, SHARED).unwrap();
                 }
                 4 => {
-                    process.protect(slot..slot + SLOT_SIZE, Protection::READ);
-                    process.protect(slot..slot + SLOT_SIZE, RW);
+                    process.protect(slot..slot + SLOT_SIZE, Protection::READ).unwrap();
+                    process.protect(slot..slot + SLOT_SIZE, RW).unwrap();
                 }
                 5 => process.discard(part).unwrap(),
                 6 => {
-                    process.unmap(part.clone());
+                    process.unmap(part.clone()).unwrap();
                     process.map(file, part.start, SIZE, first * SIZE, SHARED).unwrap();
-                    process.unmap(slot..slot + SLOT_SIZE);
+                    process.unmap(slot..slot + SLOT_SIZE).unwrap();
                     process.map(file, slot, SLOT_SIZE, 0, SHARED).unwrap();
                 }
                 7 => {
@@ -137,7 +137,7 @@ impl<F: Format> World<F> {
                 }
                 _ => {
                     let private = VirtAddr(3 * SLOT_SIZE);
-                    process.unmap(private..private + 4 * SIZE);
+                    process.unmap(private..private + 4 * SIZE).unwrap();
                     let options = MapOptions { shared: false, ..SHARED };
                     process.map(file, private, 4 * SIZE, 0, options).unwrap();
                 }

@@ -80,7 +80,7 @@ fn a_new_mapping_is_not_hidden_behind_old_translations(protocol: ProtocolKind) {
     let (finished, was_early) = mpsc::channel();
     machine.in_next_flush(move || {
         thread::spawn(move || {
-            process.unmap(SLOT..SLOT + SIZE);
+            process.unmap(SLOT..SLOT + SIZE).unwrap();
             process.map(&new, SLOT, SIZE, 0, SHARED).unwrap();
             let seen = process.load(1, SLOT);
             finished.send(()).ok();

@@ -90,6 +90,17 @@ impl<K, V, S: Summary<K, V>> Entry<K, V, S> {
 }
 
 impl<K, V, S> Entry<K, V, S> {
+    /// Changes the key and the value: for an entry that was allocated before both were known.
+    pub fn change(&mut self, change: impl FnOnce(&mut K, &mut V))
+    where
+        S: Summary<K, V>,
+    {
+        let node = &mut *self.0;
+        change(&mut node.key, &mut node.value);
+        // Outside of a tree it has no children.
+        node.summary = S::of(&node.key, &node.value);
+    }
+
     /// The key and the value.
     pub fn into_pair(self) -> (K, V) {
         // Outside of a tree it has no children.

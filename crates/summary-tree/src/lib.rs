@@ -1,12 +1,14 @@
 //! An ordered map that can be searched for more than its keys.
 //!
-//! It is an AVL tree. Each node has the [`Summary`] of its subtree, such as the largest of some number. A search that gives up subtrees by their
-//! summary finds the first entry with a large enough number, or all intervals that meet another, in O(log n) steps for each that it finds.
+//! It is an AVL tree. Each node has the [`Summary`] of its subtree, such as the largest of some number. A search that
+//! gives up subtrees by their summary finds the first entry with a large enough number, or all intervals that meet
+//! another, in O(log n) steps for each that it finds.
 //!
-//! Inserting, removing and changing an entry takes O(log n) steps. The tree is never higher than 1.44 log2(n + 2), and so deep is the recursion:
-//! 29 frames for a million entries, which suits the small stacks of kernels.
+//! Inserting, removing and changing an entry takes O(log n) steps. The tree is never higher than 1.44 log2(n + 2), and
+//! so deep is the recursion: 29 frames for a million entries, which suits the small stacks of kernels.
 //!
-//! Under a lock that nobody may allocate under, an [`Entry`] is allocated before and freed after: inserting it and taking it out only link it.
+//! Under a lock that nobody may allocate under, an [`Entry`] is allocated before and freed after: inserting it and
+//! taking it out only link it.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -64,8 +66,8 @@ impl<K, V, S> Default for SummaryTree<K, V, S> {
 }
 
 impl<K: Ord, V, S: Summary<K, V>> SummaryTree<K, V, S> {
-    /// A tree of `len` entries that come in ascending order, in O(len) steps; or the first error that comes in place of one. `len` has
-    /// to be right: entries beyond it are left alone, and with fewer the tree is less balanced.
+    /// A tree of `len` entries that come in ascending order, in O(len) steps; or the first error that comes in place of
+    /// one. `len` has to be right: entries beyond it are left alone, and with fewer the tree is less balanced.
     pub fn from_sorted<E>(
         len: usize,
         entries: impl IntoIterator<Item = Result<(K, V), E>>,
@@ -137,7 +139,8 @@ impl<K: Ord, V, S: Summary<K, V>> SummaryTree<K, V, S> {
         found
     }
 
-    /// Shows `look` the entries below `end` in ascending order until it gives something, but for subtrees to whose summary `may` says no.
+    /// Shows `look` the entries below `end` in ascending order until it gives something, but for subtrees to whose
+    /// summary `may` says no.
     pub fn find_first<'a, T>(
         &'a self,
         end: &K,

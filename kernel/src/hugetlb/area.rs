@@ -183,10 +183,10 @@ impl HugeArea {
         self.mapping.fault(VirtAddr(address), access).map_err(unresolved)
     }
 
-    /// Keeps the area out of tables that others share, for good. The areas lock is held for writing.
-    pub fn keep_unshared(&self) {
+    /// Keeps the area out of tables that others share, for good; `ENOMEM`. The areas lock is held for writing.
+    pub fn keep_unshared(&self) -> Result<()> {
         let _library = reserve::library();
-        self.mapping.keep_unshared();
+        self.mapping.keep_unshared().map_err(|_| Errno::ENOMEM)
     }
 
     /// Withholds stores from the pages of `range`, or permits them. `EINVAL` unless that is of whole pages.

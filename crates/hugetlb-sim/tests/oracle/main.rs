@@ -98,9 +98,9 @@ impl System {
                 let (start, length, offset) = (VirtAddr(start * SIZE), pages * SIZE, first * SIZE);
                 return done(self.processes[process].map(&self.files[file], start, length, offset, options));
             }
-            Operation::Unmap { process, range } => self.processes[process].unmap(bytes(&range)),
+            Operation::Unmap { process, range } => self.processes[process].unmap(bytes(&range)).unwrap(),
             Operation::Protect { process, range, protection } => {
-                self.processes[process].protect(bytes(&range), hugetlb_protection(protection));
+                self.processes[process].protect(bytes(&range), hugetlb_protection(protection)).unwrap();
             }
             Operation::Discard { process, range } => {
                 return done(self.processes[process].discard(bytes(&range)));

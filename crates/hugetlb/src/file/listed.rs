@@ -6,7 +6,9 @@
 
 use core::ops::Range;
 
-use summary_tree::{Summary, SummaryTree};
+use summary_tree::{Entry, Summary, SummaryTree};
+
+use crate::error::OutOfMemory;
 
 /// The place of an item: its first index, then its age. The age tells items apart, and a younger one has a larger age.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -55,6 +57,18 @@ pub(crate) struct Search {
     pub(crate) ages: Range<u64>,
 }
 
+/// Memory for an item on a list: what puts it there does not fail.
+pub(crate) struct Place<T>(Entry<Key, Item<T>, Extremes>);
+
+impl<T> Place<T> {
+    /// For an item that has the indices.
+    pub(crate) fn new(indices: Range<u64>, item: T) -> Result<Place<T>, OutOfMemory> {
+        // The list gives it its age.
+        let key = Key { first: indices.start, age: 0 };
+        Entry::try_new(key, Item { end: indices.end, item }).map(Place).map_err(|_| OutOfMemory)
+    }
+}
+
 /// Items by the range of indices that they were put in with.
 pub(crate) struct RangeList<T> {
     tree: SummaryTree<Key, Item<T>, Extremes>,
@@ -67,17 +81,23 @@ impl<T> RangeList<T> {
         RangeList { tree: SummaryTree::new(), next_age: 0 }
     }
 
-    /// Adds an item that has the indices; returns its place. It is the youngest.
-    pub(crate) fn insert(&mut self, indices: Range<u64>, item: T) -> Key {
-        let key = Key { first: indices.start, age: self.next_age };
+    /// Puts an item on the list; returns its key. It is the youngest.
+    pub(crate) fn insert(&mut self, mut place: Place<T>) -> Key {
+        let age = self.next_age;
+        let mut put = Key { first: 0, age };
+        place.0.change(|key, _| {
+            key.age = age;
+            put = *key;
+        });
         self.next_age += 1;
-        self.tree.insert(key, Item { end: indices.end, item });
-        key
+        let added = self.tree.insert_entry(place.0);
+        debug_assert!(added.is_ok(), "an age is given once");
+        put
     }
 
-    /// Takes the item at a place out.
-    pub(crate) fn remove(&mut self, key: Key) -> Option<T> {
-        self.tree.remove(&key).map(|found| found.item)
+    /// Takes the item with a key off the list.
+    pub(crate) fn remove(&mut self, key: Key) -> Option<Place<T>> {
+        self.tree.remove_entry(&key).map(Place)
     }
 
     /// Whether there is none.
@@ -129,12 +149,13 @@ mod tests {
             if random(&mut seed, 5) < 3 {
                 let start = random(&mut seed, 60);
                 let range = start..start + random(&mut seed, 12);
-                all.push((list.insert(range.clone(), step), range, step));
+                let place = Place::new(range.clone(), step).unwrap();
+                all.push((list.insert(place), range, step));
             } else if !all.is_empty() {
                 let place = random(&mut seed, all.len() as u64) as usize;
                 let (key, _, item) = all.swap_remove(place);
-                assert_eq!(list.remove(key), Some(item));
-                assert_eq!(list.remove(key), None);
+                assert_eq!(list.remove(key).map(|place| place.0.into_pair().1.item), Some(item));
+                assert!(list.remove(key).is_none());
             }
             let start = random(&mut seed, 70);
             let oldest = random(&mut seed, list.next_age() + 1);
@@ -168,7 +189,7 @@ mod tests {
     fn a_stab_beside_many_is_as_short_as_beside_none() {
         let mut list = RangeList::new();
         for index in 0..100_000 {
-            list.insert(10 + index..11 + index, ());
+            list.insert(Place::new(10 + index..11 + index, ()).unwrap());
         }
         let mut looks = 0;
         let mut stab = |indices: Range<u64>, after| {

@@ -21,14 +21,14 @@ use filetables::{FileTables, Protection};
 pub use fallocate::FallocateMode;
 use index::FaultMutexes;
 pub(crate) use index::IndexLock;
-pub(crate) use listed::{Key, RangeList, Search};
+pub(crate) use listed::{Key, Place, RangeList, Search};
 pub use read::{Chunk, PageRef};
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
 use crate::error::{Error, Result};
 use crate::hugetlb::Hugetlb;
 use crate::machine::Machine;
-use crate::mapping::{Area, Mapping, Placement};
+use crate::mapping::{Area, Mapping, NewMapping, Placement};
 use crate::mutant::Mutant;
 use crate::pool::{Page, Pool};
 use crate::reserve::{self, Regions, Subpool};
@@ -295,6 +295,8 @@ impl<M: Machine> File<M> {
         let first = PageIndex(offset >> size.shift());
         let pages = length >> size.shift();
 
+        let placement = Placement { start, first, pages, protection: options.protection };
+        let mapping = NewMapping::prepare(self, token.space().clone(), placement, options.shared)?;
         let mut held = (!Mutant::MapWithoutSizeLock.is_on()).then(|| self.size_lock.lock());
         if !options.no_reserve {
             if options.shared {
@@ -308,8 +310,7 @@ impl<M: Machine> File<M> {
         }
         // mmap changes the list of mappings.
         let _fence = self.hugetlb.protocol().change_fence(self);
-        let placement = Placement { start, first, pages, protection: options.protection };
-        Ok(Mapping::new(self.clone(), token.space().clone(), placement, options))
+        Ok(mapping.attach(self.clone(), !options.no_reserve))
     }
 
     /// Takes a page for an index that has none, by the file's promises. The content is arbitrary.

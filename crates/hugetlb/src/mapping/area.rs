@@ -4,24 +4,21 @@
 //! lock is a part of it and lives as long as the list's reference: an operation that found the area can take the lock,
 //! however fast the mapping goes away. (Linux hangs the lock off a pointer that copies of a VMA duplicate.)
 
-use alloc::collections::BTreeMap;
 use core::ops::{Deref, DerefMut, Range};
 
 use filetables::{Entry, EntryValue, Extent, Format, Found, Level, Protection, Space};
+use summary_tree::SummaryTree;
 
-use super::{Batch, Share};
+use super::Batch;
+use super::copies::{self, Private};
 use crate::addr::{PageIndex, PageSize, SLOT_SIZE, VirtAddr};
 use crate::error::{FaultError, OutOfMemory};
-use crate::file::{File, Key};
+use crate::file::{File, Key, Place};
 use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::pool::Page;
-use crate::reserve::Regions;
 use crate::sharing::{Change, Purpose, Table};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering, ReadGuard, RwLock, Spin, WriteGuard};
-
-/// Private copies that are gone through with one hold of their spin lock.
-pub(super) const COPIES_AT_A_TIME: usize = if cfg!(roundtable_model) { 2 } else { 64 };
 
 /// What the mapping lock guards.
 #[derive(Clone, Copy, Debug)]
@@ -57,22 +54,10 @@ impl<M: Machine> DerefMut for Exclusive<'_, M> {
     }
 }
 
-/// What only a `MAP_PRIVATE` mapping has, and what userfaultfd needs of any.
-pub(super) struct Private<M: Machine> {
-    /// Its own pages by file index; after a fork several areas have a share of one page.
-    pub(super) copies: BTreeMap<PageIndex, Share<M>>,
-    /// Indices whose promise was used up.
-    pub(super) used: Regions,
-    /// The promise is this mapping's: it was made at mmap, and no fork inherits it.
-    pub(super) owner: bool,
-    /// The owner took a page away for want of another; what is absent here stays so (`HPAGE_RESV_UNMAPPED`).
-    pub(super) robbed: bool,
-    /// Indices whose entries do not permit stores: see [`Mapping::withhold_stores`](super::Mapping::withhold_stores). Shared
-    /// mappings have them too.
-    pub(super) withheld: Regions,
-    /// Indices at which the host poisoned the mapping; nothing is mapped there.
-    pub(super) poisoned: Regions,
-}
+/// Adopted tables by the file index at the start of their slot. An entry without a table is one outside of the tree.
+type Tables<M> = SummaryTree<PageIndex, Option<Arc<Table<M>>>, ()>;
+/// Memory for one of them.
+pub(crate) type TableRoom<M> = summary_tree::Entry<PageIndex, Option<Arc<Table<M>>>, ()>;
 
 /// A mapping as its file sees it.
 pub(crate) struct Area<M: Machine> {
@@ -84,9 +69,8 @@ pub(crate) struct Area<M: Machine> {
     placement: RwLock<M, Placement>,
     /// Changed under the mapping lock (by faults: for reading, plus the fault mutex of the index).
     private: Spin<M, Private<M>>,
-    /// Adopted tables by the file index at the start of their slot. Added under the file's attach mutex, removed under the mapping
-    /// lock for writing.
-    tables: Spin<M, BTreeMap<PageIndex, Arc<Table<M>>>>,
+    /// Added to under the file's attach mutex, removed from under the mapping lock for writing.
+    tables: Spin<M, Tables<M>>,
     /// The indices that it had when it was made; it never gets others.
     indices: Range<u64>,
     /// One more than the age on the file's list, 0 while it is not there. Set once, under the list's lock.
@@ -116,7 +100,7 @@ impl<M: Machine> Area<M> {
             indices: placement.indices(),
             placement: RwLock::<M, _>::new(placement),
             private: Spin::<M, _>::new(private),
-            tables: Spin::<M, _>::new(BTreeMap::new()),
+            tables: Spin::<M, _>::new(SummaryTree::new()),
             listed: AtomicU64::new(0),
             joined: AtomicBool::new(false),
             unshared: AtomicBool::new(false),
@@ -152,24 +136,39 @@ impl<M: Machine> Area<M> {
 
     /// The managed table of the slot with file index `base` at its start.
     pub(crate) fn table(&self, base: PageIndex) -> Option<Arc<Table<M>>> {
-        self.tables.lock().get(&base).cloned()
+        self.tables.lock().get(&base).cloned().flatten()
     }
 
-    pub(crate) fn set_table(&self, base: PageIndex, table: Arc<Table<M>>) {
-        self.tables.lock().insert(base, table);
+    /// Memory for the table of the slot with file index `base` at its start.
+    pub(crate) fn table_room(machine: &M, base: PageIndex) -> Result<TableRoom<M>, OutOfMemory> {
+        machine.take_step()?;
+        TableRoom::try_new(base, None).map_err(|_| OutOfMemory)
+    }
+
+    /// Sets the table of a slot that has none.
+    pub(crate) fn set_table(&self, mut room: TableRoom<M>, table: Arc<Table<M>>) {
+        room.change(|_, place| *place = Some(table));
+        let added = self.tables.lock().insert_entry(room);
+        debug_assert!(added.is_ok(), "a slot has one table");
     }
 
     pub(crate) fn take_table(&self, _: &Exclusive<'_, M>, base: PageIndex) -> Option<Arc<Table<M>>> {
-        self.tables.lock().remove(&base)
+        // Freed after the lock.
+        let room = self.tables.lock().remove_entry(&base);
+        room?.into_pair().1
     }
 
-    /// Takes the managed tables of the slots from an index on.
-    pub(super) fn split_tables(
-        &self,
-        _: &Exclusive<'_, M>,
-        from: PageIndex,
-    ) -> BTreeMap<PageIndex, Arc<Table<M>>> {
-        self.tables.lock().split_off(&from)
+    /// Moves the managed tables of the slots from an index on to another area.
+    pub(super) fn split_tables(&self, _: &Exclusive<'_, M>, from: PageIndex, upper: &Area<M>) {
+        let next = || {
+            let mut tables = self.tables.lock();
+            let index = tables.find_from(&from, |index, _| Some(*index))?;
+            tables.remove_entry(&index)
+        };
+        while let Some(room) = next() {
+            let added = upper.tables.lock().insert_entry(room);
+            debug_assert!(added.is_ok(), "two mappings have no slot in common");
+        }
     }
 
     /// The address of a page index.
@@ -194,9 +193,9 @@ impl<M: Machine> Area<M> {
         self.unshared.load(Ordering::Relaxed)
     }
 
-    /// Makes it keep out of shared tables; returns whether it did before.
-    pub(super) fn set_unshared(&self) -> bool {
-        self.unshared.swap(true, Ordering::AcqRel)
+    /// Makes it keep out of shared tables.
+    pub(super) fn set_unshared(&self) {
+        self.unshared.store(true, Ordering::Release);
     }
 
     /// Whether stores to a page were ever withheld, or an address poisoned.
@@ -209,18 +208,21 @@ impl<M: Machine> Area<M> {
         self.has_marks.store(true, Ordering::Release);
     }
 
+    /// Memory for its place on the file's list.
+    pub(crate) fn place(self: &Arc<Self>, machine: &M) -> Result<Place<Arc<Self>>, OutOfMemory> {
+        machine.take_step()?;
+        Place::new(self.indices.clone(), self.clone())
+    }
+
     /// Puts the mapping on the file's list, unless it is there: from now on unmappings visit it.
     ///
     /// It comes before the mapping's first entry in a table that others do not know of. A walk that is under way may have
     /// passed the list's end: it takes the pages away index by index afterwards, and then meets the mapping.
-    pub(crate) fn enlist(self: &Arc<Self>, file: &File<M>) {
-        // Relaxed: the list's lock orders it; once set it stays.
-        if self.listed.load(Ordering::Relaxed) != 0 {
-            return;
-        }
+    pub(crate) fn enlist(&self, file: &File<M>, place: Place<Arc<Self>>) {
         let mut list = file.mappings().write();
+        // Relaxed, here and below: the list's lock orders it; once set it stays.
         if self.listed.load(Ordering::Relaxed) == 0 {
-            let key = list.insert(self.indices.clone(), self.clone());
+            let key = list.insert(place);
             self.listed.store(key.age() + 1, Ordering::Relaxed);
         }
     }
@@ -314,7 +316,7 @@ impl<M: Machine> Area<M> {
 
     /// The page that the leaf of an index leads to: the private copy, else the file's.
     pub(super) fn page(&self, file: &File<M>, index: PageIndex) -> Option<Arc<Page<M>>> {
-        let copy = self.private.lock().copies.get(&index).map(|share| share.page().clone());
+        let copy = self.private.lock().copy(index).map(|share| share.page().clone());
         copy.or_else(|| file.content().get(index.0))
     }
 
@@ -458,23 +460,15 @@ impl<M: Machine> Area<M> {
         if self.shared || file.pool().statistics().surplus > 0 {
             return;
         }
-        let (mut next, end) = (PageIndex(indices.start), PageIndex(indices.end));
-        while next < end {
-            {
+        let mut next = Some(PageIndex(indices.start));
+        while let Some(from) = next {
+            next = {
                 let mut private = self.private.lock();
-                let Private { copies, used, owner, .. } = &mut *private;
-                if !*owner {
+                if !private.owner {
                     return;
                 }
-                let mut range = copies.range(next..end);
-                for (index, share) in range.by_ref().take(COPIES_AT_A_TIME) {
-                    // A relative that goes away meanwhile came too late. The mapping lock keeps forks out.
-                    if share.is_sole() && used.remove(index.0..index.0 + 1) == 1 {
-                        share.page().restore();
-                    }
-                }
-                next = range.next().map_or(end, |(index, _)| *index);
-            }
+                private.restore_promises(&(from..PageIndex(indices.end)))
+            };
             file.hugetlb().machine().give_way();
         }
     }
@@ -490,17 +484,11 @@ impl<M: Machine> Area<M> {
         if self.shared {
             return;
         }
-        let mut next = PageIndex(indices.start);
-        loop {
-            {
-                let mut private = self.private.lock();
-                for _ in 0..COPIES_AT_A_TIME {
-                    let found = private.copies.range(next..PageIndex(indices.end)).next();
-                    let Some(index) = found.map(|(index, _)| *index) else { return };
-                    next = index;
-                    batch.keep(private.copies.remove(&index));
-                }
-            }
+        let mut next = Some(PageIndex(indices.start));
+        while let Some(from) = next {
+            let mut taken = copies::few();
+            next = copies::take_copies(&self.private, from..PageIndex(indices.end), &mut taken);
+            taken.into_iter().for_each(|share| batch.keep(share));
             batch.end_slot();
             file.hugetlb().machine().give_way();
         }
@@ -512,7 +500,7 @@ impl<M: Machine> Area<M> {
         let placement = self.lock();
         {
             let mut private = self.private.lock();
-            let same = private.copies.get(&index).is_some_and(|share| Arc::ptr_eq(share.page(), page));
+            let same = private.copy(index).is_some_and(|share| Arc::ptr_eq(share.page(), page));
             if private.owner || !(same || Mutant::RobbedWithoutLook.is_on()) {
                 return;
             }

@@ -4,6 +4,7 @@ use core::ops::Range;
 
 use filetables::{Format, Level, Protection};
 
+use super::copies::{self, Private};
 use super::{Area, Batch, Exclusive, Mapping, Placement, next_slot};
 use crate::addr::{PageIndex, VirtAddr};
 use crate::error::{Error, OutOfMemory, Result};
@@ -76,11 +77,13 @@ impl<M: Machine> Mapping<M> {
         );
     }
 
-    /// Takes the mapping out of the shared table in the slot around an address: an empty table of the host takes the place
-    /// of the shared one, and the mapping's pages there come back by faults. Returns whether the mapping was attached.
+    /// Takes the mapping out of the shared table in the slot around an address: an empty table of the host takes the
+    /// place of the shared one, and the mapping's pages there come back by faults. Returns whether the mapping was
+    /// attached.
     ///
-    /// The host calls it of each mapping in the slot when it needs a table of its own there and finds a managed PUD entry, or when
-    /// another mapping's fault says [`crate::FaultError::SlotShared`]. It holds its address-space lock for reading or writing.
+    /// The host calls it of each mapping in the slot when it needs a table of its own there and finds a managed PUD
+    /// entry, or when another mapping's fault says [`crate::FaultError::SlotShared`]. It holds its address-space lock
+    /// for reading or writing.
     ///
     /// # Errors
     ///
@@ -101,8 +104,9 @@ impl<M: Machine> Mapping<M> {
         Ok(left)
     }
 
-    /// Attaches the mapping in the slot around an address, if the slot's PUD entry is empty: so the next access there need not
-    /// fault. The host may call it when something has left the slot. It holds its address-space lock for writing.
+    /// Attaches the mapping in the slot around an address, if the slot's PUD entry is empty: so the next access there
+    /// need not fault. The host may call it when something has left the slot. It holds its address-space lock for
+    /// writing.
     pub fn settle(&self, address: VirtAddr) {
         let (start, end) = (self.start(), self.start() + self.length());
         let from = address.floor(Level::Pud).max(start);
@@ -120,8 +124,8 @@ impl<M: Machine> Mapping<M> {
     }
 
     /// Forgets the pages of a byte range that lies in the mapping (MADV_DONTNEED): a shared mapping finds them again in
-    /// the file, a private one starts anew from the file's content. The host holds its address-space lock for reading or
-    /// writing.
+    /// the file, a private one starts anew from the file's content. The host holds its address-space lock for reading
+    /// or writing.
     ///
     /// # Errors
     ///
@@ -138,8 +142,8 @@ impl<M: Machine> Mapping<M> {
         Ok(())
     }
 
-    /// Moves the mapping to another address (mremap); what is not attached there at once comes back by faults. The host holds
-    /// its address-space lock for writing and has nothing else in the new range.
+    /// Moves the mapping to another address (mremap); what is not attached there at once comes back by faults. The host
+    /// holds its address-space lock for writing and has nothing else in the new range.
     ///
     /// # Errors
     ///
@@ -163,12 +167,13 @@ impl<M: Machine> Mapping<M> {
         Ok(())
     }
 
-    /// Splits the mapping at an address inside; this one keeps the lower part. The host holds its address-space lock for
-    /// writing.
+    /// Splits the mapping at an address inside; this one keeps the lower part. The host holds its address-space lock
+    /// for writing.
     ///
     /// # Errors
     ///
-    /// [`Error::Invalid`] when `at` is not inside or not a multiple of the page size.
+    /// [`Error::Invalid`] when `at` is not inside or not a multiple of the page size. [`Error::NoMemory`] when there is
+    /// none for the upper part; nothing has changed then.
     pub fn split(&mut self, at: VirtAddr) -> Result<Mapping<M>> {
         let size = self.page_size();
         if at <= self.start() || at.0 >= self.start().0 + self.length() || !at.begins(size.level()) {
@@ -177,9 +182,19 @@ impl<M: Machine> Mapping<M> {
         let lower_pages = (at.0 - self.start().0) >> size.shift();
         let middle = self.placement.first + lower_pages;
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
-        // Held until both halves are on the list and the flush is done. In between nobody can share the slot again: Linux let
-        // a fault do so (CVE-2025-38084).
+        // Held until both halves are on the list and the flush is done. In between nobody can share the slot again:
+        // Linux let a fault do so (CVE-2025-38084).
         let mut placement = self.area.lock();
+        let upper_placement =
+            Placement { start: at, first: middle, pages: placement.pages - lower_pages, ..*placement };
+        let (owner, robbed) = {
+            let private = self.area.private().lock();
+            (private.owner, private.robbed)
+        };
+        let space = self.area.space().clone();
+        let area = self.new_area(space, upper_placement, Private::new(owner, robbed));
+        let machine = self.file.hugetlb().machine();
+        let place = self.area.is_listed().then(|| area.place(machine)).transpose()?;
         let mut batch = Batch::new(&self.file);
         // The slot that the cut goes through has two mappings from now on.
         let protocol = self.file.hugetlb().protocol();
@@ -189,14 +204,13 @@ impl<M: Machine> Mapping<M> {
         if self.is_shared() && Mutant::SharedAgainInSplit.is_on() {
             protocol.attach(&self.file, &self.area, &placement);
         }
-        let upper_placement =
-            Placement { start: at, first: middle, pages: placement.pages - lower_pages, ..*placement };
-        let private = self.area.private().lock().split_off(middle);
         placement.pages = lower_pages;
         self.placement = *placement;
-        let (file, space) = (self.file.clone(), self.area.space().clone());
-        let upper = Self::unattached(file, space, self.area.is_shared(), upper_placement, private);
-        upper.area.take_over(&self.area, &placement, &self.file, middle);
+        area.take_over(&self.area, &placement, &self.file, middle);
+        if let Some(place) = place {
+            area.enlist(&self.file, place);
+        }
+        let upper = Mapping { file: self.file.clone(), area, placement: upper_placement, is_unmapped: false };
         batch.finish();
         drop(placement);
         if is_cut {
@@ -209,7 +223,7 @@ impl<M: Machine> Mapping<M> {
 }
 
 impl<M: Machine> Area<M> {
-    /// Takes over from a lower part what belongs to the indices from `from` on: its place on the file's list, its tables.
+    /// Takes over from a lower part what belongs to the indices from `from` on: private copies and tables.
     fn take_over(
         self: &Arc<Self>,
         lower: &Area<M>,
@@ -217,21 +231,17 @@ impl<M: Machine> Area<M> {
         file: &File<M>,
         from: PageIndex,
     ) {
-        if lower.is_listed() {
-            self.enlist(file);
-        }
         if lower.is_unshared() {
             self.set_unshared();
         }
         if lower.has_marks() {
             self.set_has_marks();
         }
+        copies::split_off(file.hugetlb().machine(), lower.private(), from, self.private());
         if lower.has_joined() {
             let joined = self.join(file);
             debug_assert!(joined.is_ok(), "a space that is known needs no memory to be known twice");
         }
-        for (base, table) in lower.split_tables(held, from) {
-            self.set_table(base, table);
-        }
+        lower.split_tables(held, from, self);
     }
 }

@@ -138,7 +138,7 @@ impl<M: Machine> Mapping<M> {
             if value == EntryValue::default() {
                 continue;
             }
-            let copy = self.area.private().lock().copies.get(&index).map(|share| share.page().clone());
+            let copy = self.area.private().lock().copy(index).map(|share| share.page().clone());
             let cached = self.file.content().get(index.0);
             let frames = [&copy, &cached].map(|page| page.as_ref().map(|page| page.frame()));
             self.check_leaf(placement, address, value, frames)?;

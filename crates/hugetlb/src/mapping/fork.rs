@@ -1,18 +1,12 @@
 //! fork: a mapping of the same file in the child.
 
-use alloc::collections::BTreeMap;
-
 use filetables::{Format, Protection};
 
-use super::area::COPIES_AT_A_TIME;
-use super::area::Private;
-use super::{Area, Batch, Exclusive, Mapping, Share};
-use crate::addr::PageIndex;
+use super::copies::{self, Private};
+use super::{Batch, Mapping, place_at_once};
 use crate::error::OutOfMemory;
-use crate::file::File;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
-use crate::reserve::Regions;
 use crate::sharing::Purpose;
 use crate::sync::Ordering;
 use crate::token::SpaceToken;
@@ -33,9 +27,16 @@ impl<M: Machine> Mapping<M> {
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         // Held until the child is on the list and the parent's entries are read-only in every TLB.
         let placement = self.area.lock();
-        let copies = self.area.fork_copies(&self.file, &placement)?;
+        let private = self.area.private();
+        let copies = match self.is_shared() {
+            true => Private::new(false, false),
+            false => copies::fork(self.file.hugetlb().machine(), private)?,
+        };
+        let has_copies = !copies.is_empty();
+        let area = self.new_area(space, *placement, copies);
+        let place = place_at_once(&self.file, &area)?;
         let mut batch = Batch::new(&self.file);
-        if !copies.is_empty() {
+        if has_copies {
             let level = self.page_size().level();
             self.area.change_entries(
                 &self.file,
@@ -47,7 +48,7 @@ impl<M: Machine> Mapping<M> {
                     // Relaxed: the mapping lock orders it.
                     let old = entry.load(Ordering::Relaxed);
                     let writable = M::Format::protection(old).contains(Protection::WRITE);
-                    if !M::Format::is_leaf(level, old) || !writable || !copies.contains_key(&index) {
+                    if !M::Format::is_leaf(level, old) || !writable || private.lock().copy(index).is_none() {
                         return false;
                     }
                     let permitted = placement.protection - Protection::WRITE;
@@ -58,67 +59,15 @@ impl<M: Machine> Mapping<M> {
                 },
             );
         }
-        let robbed = self.area.private().lock().robbed;
-        let private = Private {
-            copies,
-            used: Regions::default(),
-            owner: false,
-            robbed,
-            withheld: Regions::default(),
-            poisoned: Regions::default(),
-        };
-        debug_assert!(private.copies.is_empty() || !self.area.is_shared());
-        let child = Self::unattached(self.file.clone(), space, self.area.is_shared(), *placement, private);
+        let child = Mapping { file: self.file.clone(), area, placement: *placement, is_unmapped: false };
         if Mutant::ForkUnlockedEarly.is_on() {
             batch.finish();
             drop(placement);
-            child.attach();
+            child.attach_new(place);
             return Ok(child);
         }
-        child.attach();
+        child.attach_new(place);
         batch.finish();
         Ok(child)
-    }
-}
-
-impl<M: Machine> Area<M> {
-    /// A share for a child of each private copy.
-    fn fork_copies(
-        &self,
-        file: &File<M>,
-        _: &Exclusive<'_, M>,
-    ) -> Result<BTreeMap<PageIndex, Share<M>>, OutOfMemory> {
-        let mut copies = BTreeMap::new();
-        let mut next = PageIndex(0);
-        while !self.is_shared() {
-            let mut some = [const { None }; COPIES_AT_A_TIME];
-            {
-                let private = self.private().lock();
-                let from_next = private.copies.range(next..);
-                for (place, (index, share)) in some.iter_mut().zip(from_next) {
-                    *place = Some((*index, share.fork()));
-                }
-            }
-            let Some((last, _)) = some.iter().rev().flatten().next() else { break };
-            next = *last + 1;
-            file.hugetlb().machine().take_step()?;
-            copies.extend(some.into_iter().flatten());
-        }
-        Ok(copies)
-    }
-}
-
-impl<M: Machine> Private<M> {
-    /// Takes what belongs to the indices from `at` on.
-    pub(super) fn split_off(&mut self, at: PageIndex) -> Private<M> {
-        let copies = self.copies.split_off(&at);
-        Private {
-            copies,
-            used: self.used.split_off(at.0),
-            owner: self.owner,
-            robbed: self.robbed,
-            withheld: self.withheld.split_off(at.0),
-            poisoned: self.poisoned.split_off(at.0),
-        }
     }
 }

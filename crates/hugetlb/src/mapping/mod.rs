@@ -28,6 +28,7 @@ mod area;
 mod batch;
 mod change;
 mod check;
+mod copies;
 mod fault;
 mod fork;
 mod private;
@@ -38,13 +39,11 @@ mod share;
 mod tests;
 mod userfault;
 
-use alloc::collections::BTreeMap;
-
 use filetables::{Protection, Space};
 
-use area::Private;
 pub(crate) use area::{Area, Exclusive, Placement, next_slot};
 pub(crate) use batch::Batch;
+use copies::Private;
 pub use fault::Access;
 pub(crate) use fault::{Fault, publish};
 pub use query::Resident;
@@ -53,10 +52,11 @@ pub(crate) use share::Share;
 pub use userfault::{Fill, Presence};
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
-use crate::file::{File, MapOptions};
+use crate::error::OutOfMemory;
+use crate::file::{File, Place};
 use crate::machine::Machine;
 use crate::mutant::Mutant;
-use crate::reserve::{self, Regions};
+use crate::reserve;
 use crate::sharing::Purpose;
 use crate::stats::Fallback;
 use crate::sync::Arc;
@@ -75,53 +75,80 @@ pub struct Mapping<M: Machine> {
     is_unmapped: bool,
 }
 
-impl<M: Machine> Mapping<M> {
-    pub(crate) fn new(
-        file: Arc<File<M>>,
+/// What a mapping is made of: memory for all that makes it known to the file, which then does not fail.
+pub(crate) struct NewMapping<M: Machine> {
+    area: Arc<Area<M>>,
+    place: Option<Place<Arc<Area<M>>>>,
+    placement: Placement,
+}
+
+impl<M: Machine> NewMapping<M> {
+    pub(crate) fn prepare(
+        file: &File<M>,
         space: M::Space,
         placement: Placement,
-        options: MapOptions,
-    ) -> Mapping<M> {
-        let private = Private {
-            copies: BTreeMap::new(),
-            used: Regions::default(),
-            owner: !options.shared && !options.no_reserve,
-            robbed: false,
-            withheld: Regions::default(),
-            poisoned: Regions::default(),
-        };
-        if !options.shared {
+        shared: bool,
+    ) -> Result<NewMapping<M>, OutOfMemory> {
+        // The promise comes later.
+        let private = Private::new(false, false);
+        let id = file.hugetlb().next_id();
+        let area = Area::new(id, space, shared, file.page_size(), placement, private);
+        Ok(NewMapping { place: place_at_once(file, &area)?, area, placement })
+    }
+
+    /// Makes it known to the file, and attaches a shared one to what there is. What was promised to a private one is its own.
+    pub(crate) fn attach(self, file: Arc<File<M>>, promised: bool) -> Mapping<M> {
+        let NewMapping { area, place, placement } = self;
+        if !area.is_shared() {
+            area.private().lock().owner = promised;
             file.hugetlb().counters().fall_back(Fallback::Private, 1);
         }
-        let mapping = Self::unattached(file, space, options.shared, placement, private);
-        mapping.attach();
+        let mapping = Mapping { file, area, placement, is_unmapped: false };
+        mapping.attach_new(place);
         mapping
     }
+}
 
-    /// A mapping that the file does not know yet.
-    fn unattached(
-        file: Arc<File<M>>,
-        space: M::Space,
-        shared: bool,
-        placement: Placement,
-        private: Private<M>,
-    ) -> Mapping<M> {
-        let area = Area::new(file.hugetlb().next_id(), space, shared, file.page_size(), placement, private);
-        Mapping { file, area, placement, is_unmapped: false }
+/// Memory for an area's place on the file's list, if such mappings are on it from the beginning.
+fn place_at_once<M: Machine>(
+    file: &File<M>,
+    area: &Arc<Area<M>>,
+) -> Result<Option<Place<Arc<Area<M>>>>, OutOfMemory> {
+    // Private copies are found by the list.
+    let at_once = !area.is_shared() || file.hugetlb().protocol().lists_all();
+    at_once.then(|| area.place(file.hugetlb().machine())).transpose()
+}
+
+impl<M: Machine> Mapping<M> {
+    /// An area of the same kind in an address space, of which the file does not know yet.
+    fn new_area(&self, space: M::Space, placement: Placement, private: Private<M>) -> Arc<Area<M>> {
+        Area::new(
+            self.file.hugetlb().next_id(),
+            space,
+            self.is_shared(),
+            self.page_size(),
+            placement,
+            private,
+        )
     }
 
-    /// Makes a new mapping known to the file, and attaches a shared one to what there is. Faults come later: the host holds
-    /// its address-space lock for writing.
+    /// Makes a new mapping known to the file.
+    fn attach_new(&self, place: Option<Place<Arc<Area<M>>>>) {
+        self.attach();
+        if let Some(place) = place {
+            self.area.enlist(&self.file, place);
+        }
+    }
+
+    /// Attaches a shared mapping to what there is. Faults come later: the host holds its address-space lock for writing.
     fn attach(&self) {
         self.attach_part(&self.placement);
     }
 
     /// As [`Mapping::attach`], for a part of the mapping that covers as much of its slots as the mapping does.
     fn attach_part(&self, part: &Placement) {
-        match self.is_shared() {
-            true => self.file.hugetlb().protocol().attach(&self.file, &self.area, part),
-            // Private copies are found by the list.
-            false => self.area.enlist(&self.file),
+        if self.is_shared() {
+            self.file.hugetlb().protocol().attach(&self.file, &self.area, part);
         }
     }
 
@@ -196,15 +223,12 @@ impl<M: Machine> Mapping<M> {
         self.area.delist(&self.file);
         let unused = {
             let private = self.area.private().lock();
-            if private.owner {
-                self.placement.pages - private.used.count(self.placement.indices())
-            } else {
-                0
-            }
+            if private.owner { self.placement.pages - private.used() } else { 0 }
         };
         if !Mutant::PromiseOfMappingLost.is_on() {
             reserve::unreserve(self.file.pool(), self.file.subpool(), unused);
         }
+        copies::forget(self.file.hugetlb().machine(), self.area.private());
     }
 }
 

@@ -2,9 +2,10 @@
 
 use filetables::{Entry, EntryValue, Format, Protection};
 
+use super::copies::{Private, Room};
 use super::{Access, Batch, Share};
 use crate::addr::PageIndex;
-use crate::error::FaultError;
+use crate::error::{FaultError, OutOfMemory};
 use crate::machine::Machine;
 use crate::mapping::area::Placement;
 use crate::mapping::fault::Fault;
@@ -35,7 +36,8 @@ impl<M: Machine> Fault<'_, M> {
                 Ok(page) => return Ok(page),
                 Err(Failure::Fault(error)) => return Err(error),
                 // Relatives are other areas: their locks come after ours is released. The fault mutex keeps the page's
-                // state as it is, and a relative that goes is through with its flush when its lock is free: once is enough.
+                // state as it is, and a relative that goes is through with its flush when its lock is free: once is
+                // enough.
                 Err(Failure::Rob(page)) if !robbed => {
                     drop(placement);
                     self.rob_relatives(&page);
@@ -50,7 +52,7 @@ impl<M: Machine> Fault<'_, M> {
         let index = self.index.index();
         let (copy, robbed) = {
             let private = self.area.private().lock();
-            let share = private.copies.get(&index);
+            let share = private.copy(index);
             (share.map(|share| (share.is_sole(), share.page().clone())), private.robbed)
         };
         // Looked at under the mapping lock: a truncation that comes later meets what this fault maps.
@@ -81,7 +83,8 @@ impl<M: Machine> Fault<'_, M> {
                 if origin.is_none() && robbed {
                     return Err(FaultError::Sigbus.into());
                 }
-                let Some(page) = self.allocate_private(index) else {
+                let mut room = self.room(index)?;
+                let Some(page) = self.allocate_private(index, &mut room) else {
                     return Err(match copy {
                         Some(page) if self.area.private().lock().owner => Failure::Rob(page),
                         _ => FaultError::Sigbus.into(),
@@ -91,7 +94,8 @@ impl<M: Machine> Fault<'_, M> {
                 if origin.is_some() {
                     self.file.hugetlb().counters().faults_copied.add(1);
                 }
-                let old = self.area.private().lock().copies.insert(index, Share::new(page.clone()));
+                let share = Share::new(page.clone());
+                let old = self.area.private().lock().set_copy(index, share, &mut room);
                 self.replace(entry, origin, &page, self.permitted(placement.protection));
                 // Behind the flush: see `Share`.
                 drop(old);
@@ -100,21 +104,23 @@ impl<M: Machine> Fault<'_, M> {
         }
     }
 
+    /// Memory for what the mapping is to know of the index, if it knows nothing of it. The fault mutex and the mapping
+    /// lock keep that so.
+    fn room(&self, index: PageIndex) -> Result<Option<Room<M>>, OutOfMemory> {
+        let is_wanted = self.area.private().lock().wants_room(index);
+        is_wanted.then(|| Private::room(self.file.hugetlb().machine(), index)).transpose()
+    }
+
     /// A page for a private copy: promised to this mapping, or else not promised to anybody.
-    fn allocate_private(&self, index: PageIndex) -> Option<Arc<Page<M>>> {
+    fn allocate_private(&self, index: PageIndex, room: &mut Option<Room<M>>) -> Option<Arc<Page<M>>> {
         let (pool, subpool) = (self.file.pool(), self.file.subpool());
-        let promised = {
-            let mut private = self.area.private().lock();
-            let promised = private.owner && !private.used.contains(index.0);
-            if promised {
-                private.used.insert(index.0..index.0 + 1);
-            }
-            promised
-        };
+        let promised = self.area.private().lock().use_promise(index, room);
         let frame = if promised {
             let frame = pool.take(true);
             if frame.is_none() {
-                self.area.private().lock().used.remove(index.0..index.0 + 1);
+                // Freed after the lock.
+                let emptied = self.area.private().lock().return_promise(index);
+                drop(emptied);
             }
             frame?
         } else {
@@ -160,7 +166,8 @@ impl<M: Machine> Fault<'_, M> {
         entry.store(new, Ordering::Release);
     }
 
-    /// Takes a page away from the mappings that a fork gave it to and that reserved nothing, so that its owner has it alone.
+    /// Takes a page away from the mappings that a fork gave it to and that reserved nothing, so that its owner has it
+    /// alone.
     fn rob_relatives(&self, page: &Arc<Page<M>>) {
         let index = self.index.index();
         self.file.each_listed(index.0..index.0 + 1, |area| {

@@ -1,8 +1,9 @@
-//! What a host needs for userfaultfd(2): tables of a mapping's own, withheld stores, pages with a content from elsewhere.
+//! What a host needs for userfaultfd(2): tables of a mapping's own, withheld stores, pages with a content from
+//! elsewhere.
 //!
-//! A registered mapping has to fault where others would not: on a page that is in the file already (mode MINOR), and at a store to
-//! a page that it may read (mode WP). Both are impossible in a table that others share, so the host keeps such a mapping out of
-//! them. Linux does the same (`uffd_disable_huge_pmd_share`).
+//! A registered mapping has to fault where others would not: on a page that is in the file already (mode MINOR), and at
+//! a store to a page that it may read (mode WP). Both are impossible in a table that others share, so the host keeps
+//! such a mapping out of them. Linux does the same (`uffd_disable_huge_pmd_share`).
 
 use core::ops::Range;
 
@@ -10,7 +11,7 @@ use filetables::{EntryValue, Format, Protection};
 
 use super::{Access, Area, Batch, Fault, Mapping};
 use crate::addr::{PageIndex, PhysAddr, VirtAddr};
-use crate::error::{Error, FaultError, Result};
+use crate::error::{Error, FaultError, OutOfMemory, Result};
 use crate::machine::Machine;
 use crate::pool::Page;
 use crate::sharing::Purpose;
@@ -33,26 +34,37 @@ pub enum Presence {
 }
 
 impl<M: Machine> Mapping<M> {
-    /// Takes the mapping out of all shared tables for the rest of its life, and its parts after a split; a child's mapping after a fork
-    /// shares again. Its pages come back by faults. The host holds its address-space lock for writing.
-    pub fn keep_unshared(&self) {
+    /// Takes the mapping out of all shared tables for the rest of its life, and its parts after a split; a child's
+    /// mapping after a fork shares again. Its pages come back by faults. The host holds its address-space lock for
+    /// writing.
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] when there is none for its place on the file's list; nothing has changed then.
+    pub fn keep_unshared(&self) -> core::result::Result<(), OutOfMemory> {
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         // Held over the flush: as in `drop`.
         let placement = self.area.lock();
-        if !self.is_shared() || self.area.set_unshared() {
-            return;
+        if !self.is_shared() || self.area.is_unshared() {
+            return Ok(());
         }
         // From now on it has entries that the file does not write itself.
-        self.area.enlist(&self.file);
+        if !self.area.is_listed() {
+            let place = self.area.place(self.file.hugetlb().machine())?;
+            self.area.enlist(&self.file, place);
+        }
+        self.area.set_unshared();
         let mut batch = Batch::new(&self.file);
         let all = placement.indices();
         self.area.clear_entries(&self.file, &placement, all, Purpose::Leave, &mut batch);
         batch.finish();
+        Ok(())
     }
 
-    /// Withholds stores from the pages of a byte range, whatever the mapping permits, or permits them again. It holds for pages that
-    /// come later, too. A store to such a page is the host's to judge: it asks [`Mapping::is_withheld`] before it calls
-    /// [`Mapping::fault`]. The mapping is unshared ([`Mapping::keep_unshared`]) or private. The host holds its address-space lock.
+    /// Withholds stores from the pages of a byte range, whatever the mapping permits, or permits them again. It holds
+    /// for pages that come later, too. A store to such a page is the host's to judge: it asks [`Mapping::is_withheld`]
+    /// before it calls [`Mapping::fault`]. The mapping is unshared ([`Mapping::keep_unshared`]) or private. The host
+    /// holds its address-space lock.
     ///
     /// # Errors
     ///
@@ -96,8 +108,8 @@ impl<M: Machine> Mapping<M> {
         self.index(address).is_some_and(|index| self.area.withholds(index))
     }
 
-    /// Poisons the page of an address where the address space has no entry: a fault there is the host's to refuse, until a page is put
-    /// there or [`Mapping::discard`] comes by. False when there is an entry.
+    /// Poisons the page of an address where the address space has no entry: a fault there is the host's to refuse,
+    /// until a page is put there or [`Mapping::discard`] comes by. False when there is an entry.
     pub fn poison(&self, address: VirtAddr) -> bool {
         let Some(index) = self.index(address) else { return false };
         // No fault is under way.
@@ -121,7 +133,7 @@ impl<M: Machine> Mapping<M> {
         let Some(index) = self.index(address).filter(|index| index.0 < self.file.content().end()) else {
             return Presence::BeyondEnd;
         };
-        if self.area.private().lock().copies.contains_key(&index) {
+        if self.area.private().lock().copy(index).is_some() {
             return Presence::Copied;
         }
         match self.file.content().get(index.0) {
@@ -130,8 +142,9 @@ impl<M: Machine> Mapping<M> {
         }
     }
 
-    /// Puts a page with the content that `fill` writes where there is none, as a fault would: nobody sees it before it is written. False
-    /// when there is a page. `fill` must not touch memory that can fault. The host holds its address-space lock for reading.
+    /// Puts a page with the content that `fill` writes where there is none, as a fault would: nobody sees it before it
+    /// is written. False when there is a page. `fill` must not touch memory that can fault. The host holds its
+    /// address-space lock for reading.
     ///
     /// # Errors
     ///
@@ -155,7 +168,7 @@ impl<M: Machine> Mapping<M> {
             }
             protocol.fault(&fault)?;
         } else {
-            if self.area.private().lock().copies.contains_key(&index) || self.is_resident(address) {
+            if self.area.private().lock().copy(index).is_some() || self.is_resident(address) {
                 return Ok(false);
             }
             fault.private()?;

@@ -59,7 +59,7 @@ impl<M: Machine, F: Fence<M>> Protocol<M> for Adopted<F> {
         self.0.fault(fault)
     }
 
-    /// Puts a new mapping on the file's list, where partners are found.
+    /// Notes of a new mapping what of it cannot share.
     fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement) {
         if area.is_listed() {
             return;
@@ -69,7 +69,11 @@ impl<M: Machine, F: Fence<M>> Protocol<M> for Adopted<F> {
         let is_one = ends[0] == ends[1];
         let partial = ends.iter().flatten().skip(usize::from(is_one)).filter(|slot| !slot.whole).count();
         file.hugetlb().counters().fall_back(Fallback::NotCovered, partial as u64);
-        area.enlist(file);
+    }
+
+    /// Partners are found by the list.
+    fn lists_all(&self) -> bool {
+        true
     }
 
     fn prepare_change(
@@ -196,6 +200,7 @@ fn table_for_fault<M: Machine>(
         counters.fall_back(Fallback::Occupied, 1);
         return Ok(None);
     }
+    let room = Area::table_room(file.hugetlb().machine(), first)?;
     let partner = if attach.may_adopt() { adopt(file, area, first, protection) } else { None };
     let is_adopted = partner.is_some();
     let table = match partner {
@@ -212,7 +217,7 @@ fn table_for_fault<M: Machine>(
     // Release: a walker that follows the entry finds the table's content.
     entry.store(M::Format::managed(table.frame(), Protection::all()), Ordering::Release);
     // Behind the entry: else a fault that finds the table here resolves nothing, and comes again until the entry is there.
-    area.set_table(first, table.clone());
+    area.set_table(room, table.clone());
     Ok(Some(table))
 }
 

@@ -88,8 +88,9 @@ impl<M: Machine> Protocol<M> for FileTables {
             return Ok(page);
         }
         // Listed before it has an entry: see `Area::enlist`.
-        if !Mutant::NotEnlisted.is_on() {
-            fault.area.enlist(fault.file);
+        if !fault.area.is_listed() && !Mutant::NotEnlisted.is_on() {
+            let place = fault.area.place(fault.file.hugetlb().machine())?;
+            fault.area.enlist(fault.file, place);
         }
         publish::<M>(fault.host_entry()?, &page, fault.permitted(placement.protection));
         Ok(page)
@@ -109,6 +110,10 @@ impl<M: Machine> Protocol<M> for FileTables {
         // Without memory now the first fault in the slot tries again, and reports.
         let _ = file.content().attach_all(area.space(), &extent, placement.protection, &mut tally);
         count(file.hugetlb().counters(), &tally);
+    }
+
+    fn lists_all(&self) -> bool {
+        false
     }
 
     fn prepare_change(

@@ -138,6 +138,9 @@ pub(crate) trait Protocol<M: Machine>: Send + Sync {
     /// Nobody else changes the mapping meanwhile.
     fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, placement: &Placement);
 
+    /// Whether shared mappings are on the file's list from the beginning, not only from a fault on that needs it.
+    fn lists_all(&self) -> bool;
+
     /// Prepares a change of what a shared mapping has at an address. Returns what is left to change for the caller, and
     /// where the mapping may have something else.
     fn prepare_change(

@@ -29,8 +29,10 @@ impl<M: Machine> Protocol<M> for NoSharing {
         Ok(page)
     }
 
-    fn attach(&self, file: &File<M>, area: &Arc<Area<M>>, _: &Placement) {
-        area.enlist(file);
+    fn attach(&self, _: &File<M>, _: &Arc<Area<M>>, _: &Placement) {}
+
+    fn lists_all(&self) -> bool {
+        true
     }
 
     fn prepare_change(

@@ -61,16 +61,21 @@ impl Context {
                 continue;
             }
             space.isolate_for(areas, &part)?;
+            let mut kept = Ok(());
             areas.set.update(part.start, |vma| {
-                space.leave_windows(vma, part.clone());
-                vma.flags = (vma.flags - VmFlags::USERFAULT) | mode;
-                vma.userfault = Some(self.clone());
                 if let Kind::Huge(huge) = &vma.kind
                     && mode.intersects(VmFlags::USERFAULT_WP | VmFlags::USERFAULT_MINOR)
                 {
-                    huge.keep_unshared();
+                    kept = huge.keep_unshared();
+                    if kept.is_err() {
+                        return;
+                    }
                 }
+                space.leave_windows(vma, part.clone());
+                vma.flags = (vma.flags - VmFlags::USERFAULT) | mode;
+                vma.userfault = Some(self.clone());
             });
+            kept?;
             sched::cond_resched();
         }
         areas.set.merge(range);

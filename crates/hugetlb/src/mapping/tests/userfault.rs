@@ -23,7 +23,7 @@ fn an_unshared_mapping_faults_on_what_the_file_has() {
         let (_, b) = map_at(&file, HERE, SLOT_SIZE, SHARED);
         store(&b, HERE, 5);
         store(&a, HERE, 6);
-        a.keep_unshared();
+        a.keep_unshared().unwrap();
         assert!(!X86_64::is_managed(Level::Pud, space.pud(HERE)));
         assert_eq!((permits(&a, 0), a.presence(HERE)), (None, Presence::InFile));
         assert_eq!(a.presence(HERE + MIB2), Presence::Absent);
@@ -51,7 +51,7 @@ fn withheld_stores_outlast_all_but_their_end() {
         let file = file(&hugetlb, 8 * MIB2);
         let (_, mut mapping) = map_at(&file, HERE, 4 * MIB2, SHARED);
         assert_eq!(mapping.withhold_stores(range(0, 1), true), Err(Error::Invalid), "it may share tables");
-        mapping.keep_unshared();
+        mapping.keep_unshared().unwrap();
         store(&mapping, HERE, 1);
         mapping.withhold_stores(range(0, 2), true).unwrap();
         load(&mapping, HERE + MIB2);
