@@ -67,6 +67,11 @@ fn finish(status: WaitStatus) -> ! {
     thread.leave_undo_list();
     thread.set_files(None);
     thread.set_fs(None);
+    thread.signals.drop_own();
+    if is_last(&process) {
+        process.timers.posix.clear();
+        process.signals.drop_shared();
+    }
     drop(remains);
     let restart = thread.restart.lock().take();
     drop(restart);
@@ -185,6 +190,11 @@ fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
     drop(tree);
     drop(removed);
     process.timers.process_ends();
+    // What came after the last thread had dropped its own. Nothing comes any more: somebody may leave the process a zombie for long.
+    process.signals.drop_shared();
+    if let Some(leader) = process.leader() {
+        leader.signals.drop_own();
+    }
     process.ended.wake_all();
 }
 

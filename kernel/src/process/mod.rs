@@ -2,6 +2,7 @@
 
 mod account;
 pub mod accounts;
+mod charges;
 mod credentials;
 mod de_thread;
 mod exec;
@@ -25,6 +26,7 @@ mod wait;
 pub mod watch;
 
 pub use account::{Usage, all_faults, context_switches, cpu_usage, load_averages, note_switch, tick};
+pub use charges::{Charge, Charges};
 pub use credentials::*;
 pub use exec::{execute, execve};
 pub use first::first_process;

@@ -12,19 +12,22 @@ use crate::sched::{self, Sleep};
 use crate::sync::{Mutex, WaitError, WaitQueue, grace};
 use crate::{process, signal, time};
 
-/// The memory of the process that was killed last. One decision at a time: the second in need waits, and then most likely finds memory.
+/// The memory of the process that was killed last. One decision at a time: the second in need waits, and then most
+/// likely finds memory.
 static VICTIM: Mutex<Option<Weak<()>>> = Mutex::new(None);
 /// How many victims have given their memory back.
 static RETURNED: AtomicU64 = AtomicU64::new(0);
 /// Wakes those who wait for an address space to be gone.
 static GONE: WaitQueue = WaitQueue::new();
 
-/// How long a victim may take to give its memory back before another one is chosen, in nanoseconds. It takes a moment for each of its pages.
+/// How long a victim may take to give its memory back before another one is chosen, in nanoseconds. It takes a moment
+/// for each of its pages.
 const PATIENCE: u64 = 10 * time::SECOND;
 /// Between two looks whether promised memory is free again, in nanoseconds.
 const NAP: u64 = 1_000_000;
 
-/// Part of an address space, dropped after all else of it, and held by the threads that end with it: then its memory is back.
+/// Part of an address space, dropped after all else of it, and held by the threads that end with it: then its memory is
+/// back.
 pub struct Remains(Option<Arc<()>>);
 
 impl Remains {
@@ -32,8 +35,8 @@ impl Remains {
         Self(Some(Arc::new(())))
     }
 
-    /// Makes whoever waits for the memory wait for the drop of this, too: a process at its end has more to give back than its address
-    /// space.
+    /// Makes whoever waits for the memory wait for the drop of this, too: a process at its end has more to give back
+    /// than its address space.
     pub fn hold(&self) -> Self {
         Self(self.0.clone())
     }
@@ -67,11 +70,12 @@ pub enum Found {
     Nothing,
 }
 
-/// Makes room: kills the process that uses most memory, `oom_score_adj` considered, and waits until it has let go. The caller, who had no
-/// success since `asked`, then tries again, or dies itself: a pending kill ends the wait. Called without locks that an ending process needs.
+/// Makes room: kills the process that uses most memory, `oom_score_adj` considered, and waits until it has let go. The
+/// caller, who had no success since `asked`, then tries again, or dies itself: a pending kill ends the wait. Called
+/// without locks that an ending process needs.
 ///
-/// When nobody is left who may be killed, the caller is: it cannot go on without memory. For the first process those go that were
-/// excepted (`oom_score_adj` -1000).
+/// When nobody is left who may be killed, the caller is: it cannot go on without memory. For the first process those go
+/// that were excepted (`oom_score_adj` -1000).
 pub fn out_of_memory(asked: Moment) -> Found {
     let current = process::current();
     if current.kill_pending() || current.memory.is_ending() {
@@ -125,7 +129,8 @@ fn search(current: &Thread, asked: Moment) -> Found {
     Found::Again
 }
 
-/// The entry to the kernel is closed: memory is scarce. Returns when it is not, or when the thread may pass: see [`reserve`].
+/// The entry to the kernel is closed: memory is scarce. Returns when it is not, or when the thread may pass: see
+/// [`reserve`].
 #[cold]
 pub fn make_room() {
     let current = process::current();
@@ -136,7 +141,8 @@ pub fn make_room() {
     while reserve::is_scarce() && !current.kill_pending() {
         let asked = moment();
         if reserve::only_promised() && time::now() < patience {
-            // Memory is there, and kept for threads that hold locks. They come out of the kernel, or fall asleep without a lock.
+            // Memory is there, and kept for threads that hold locks. They come out of the kernel, or fall asleep
+            // without a lock.
             let _ = sched::sleep(Sleep::Killable, Some(time::now() + NAP), || false);
             continue;
         }
@@ -157,8 +163,8 @@ struct Victim {
     ending: bool,
 }
 
-/// How bad a process is: pages that its end gives back, and a thousandth of all memory for each point of `oom_score_adj`. And its memory;
-/// `None` without.
+/// How bad a process is: pages that its end gives back, and a thousandth of all memory for each point of
+/// `oom_score_adj`. And its memory; `None` without.
 fn badness(process: &Process) -> Option<(i64, Arc<AddressSpace>)> {
     let mm = process.mm()?;
     let adjust = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
@@ -170,20 +176,21 @@ fn badness(process: &Process) -> Option<(i64, Arc<AddressSpace>)> {
     Some((pages + adjust * total / 1000, mm))
 }
 
-/// Bytes of page tables that go with an address space: its own, and those of the files whose huge pages it maps, since a file's tables
-/// live by its mappings. The latter are counted for each that maps the file, as on Linux.
+/// Bytes of page tables that go with an address space: its own, and those of the files whose huge pages it maps, since
+/// a file's tables live by its mappings. The latter are counted for each that maps the file, as on Linux.
 fn table_memory(mm: &AddressSpace) -> u64 {
     mm.table_bytes() + mm.costs().huge_tables().min(memory::stats().page_tables)
 }
 
-/// Bytes of the kernel's own memory that the end of a process gives back, page tables apart: what it can have many of. Takes no lock that
-/// somebody who waits for memory holds.
+/// Bytes of the kernel's own memory that the end of a process gives back, page tables apart: what it can have many of.
+/// Takes no lock that somebody who waits for memory holds.
 fn kernel_memory(process: &Process, mm: &AddressSpace) -> u64 {
     /// A thread: its stack, and what the scheduler and signals keep of it.
     const THREAD: u64 = STACK_SIZE as u64 + 4096;
     let threads = process.thread_count() as u64 * THREAD;
     let files = process.leader().and_then(|leader| leader.try_files());
-    threads + mm.costs().heap() + files.map_or(0, |files| files.kernel_bytes())
+    let charges = process.charges.bytes();
+    threads + mm.costs().heap() + charges + files.map_or(0, |files| files.kernel_bytes())
 }
 
 /// The process whose end helps most; the caller when there is none, or, for the first process, one that is excepted.

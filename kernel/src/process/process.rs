@@ -7,7 +7,7 @@ use intrusive_collections::LinkedListAtomicLink;
 
 use super::limits::{self, Limits};
 use super::tree::{self, Relations, TreeCell};
-use super::{Credentials, Pid, Thread};
+use super::{Charges, Credentials, Pid, Thread};
 use crate::fs::FsContext;
 use crate::mm::AddressSpace;
 use crate::signal::{self, Actions, ProcessSignals};
@@ -27,6 +27,8 @@ pub struct Process {
     pub(crate) signals: ProcessSignals,
     pub(crate) limits: IrqLock<Limits>,
     pub(crate) timers: ProcessTimers,
+    /// Timers, signals that wait, adjustments of semaphores.
+    pub(crate) charges: Charges,
     /// Woken when a child changes state.
     pub(super) child_events: WaitQueue,
     /// Woken when the process itself ends: pidfds poll it.
@@ -152,6 +154,7 @@ impl Process {
             signals: ProcessSignals::new(),
             limits: IrqLock::new(parts.limits),
             timers: ProcessTimers::new(this.clone(), parts.limits.of(limits::CPU)),
+            charges: Charges::new(),
             child_events: WaitQueue::new(),
             ended: WaitQueue::new(),
             thread_ended: WaitQueue::new(),

@@ -8,7 +8,8 @@ use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeAtomicLink, intrusi
 use super::{SIGRTMIN, SigInfo, SigSet};
 use crate::memory::reserve;
 use crate::process::accounts::{Counted, Share};
-use crate::process::{Process, limits};
+use crate::process::{Charge, Process, limits};
+use crate::sched;
 use crate::time::posix_timers::PosixTimer;
 
 /// A signal's information: made by the sender outside of all locks. A timer has one for all its life.
@@ -19,6 +20,7 @@ pub struct Queued {
     info: SigInfo,
     /// What it counts for its receiver's user.
     share: Option<Share>,
+    _charge: Option<Charge>,
     /// The timer that sends it.
     timer: Option<Weak<PosixTimer>>,
 }
@@ -31,7 +33,7 @@ unsafe impl Send for Queued {}
 impl Queued {
     /// A signal of the kernel's own, or one that does not queue.
     pub fn new(info: SigInfo) -> Arc<Self> {
-        Self::make(info, None, None)
+        Self::make(info, None, None, None)
     }
 
     /// A signal for a process, which counts for its user if it is one of those that do.
@@ -40,19 +42,27 @@ impl Queued {
             let limit = process.limit(limits::SIGPENDING);
             Share::take_within(process.uid_for_signals(), Counted::Signals, limit)
         });
-        Self::make(info, share.flatten(), None)
+        let share = share.flatten();
+        let charge = share.is_some().then(|| process.charges.add(size_of::<Self>()));
+        Self::make(info, share, charge, None)
     }
 
     /// A timer's signal; the timer itself counts for its user.
     pub fn of_timer(info: SigInfo, timer: Weak<PosixTimer>) -> Arc<Self> {
-        Self::make(info, None, Some(timer))
+        Self::make(info, None, None, Some(timer))
     }
 
-    fn make(info: SigInfo, share: Option<Share>, timer: Option<Weak<PosixTimer>>) -> Arc<Self> {
-        // One for each process of a group: less than a hundredth of what a process takes. And the queue of each is limited.
+    fn make(
+        info: SigInfo,
+        share: Option<Share>,
+        charge: Option<Charge>,
+        timer: Option<Weak<PosixTimer>>,
+    ) -> Arc<Self> {
+        // One for each process of a group: less than a hundredth of what a process takes. And the queue of each is
+        // limited.
         reserve::covered();
         let link = RBTreeAtomicLink::new();
-        Arc::new(Self { link, sequence: UnsafeCell::new(0), info, share, timer })
+        Arc::new(Self { link, sequence: UnsafeCell::new(0), info, share, _charge: charge, timer })
     }
 
     pub fn signal(&self) -> u32 {
@@ -90,8 +100,8 @@ impl<'a> KeyAdapter<'a> for BySignal {
     }
 }
 
-/// Pending signals, by number and then in the order in which they came. Of the standard signals one each and one of each timer, of
-/// the real-time ones all.
+/// Pending signals, by number and then in the order in which they came. Of the standard signals one each and one of
+/// each timer, of the real-time ones all.
 pub struct Pending {
     set: SigSet,
     queue: RBTree<BySignal>,
@@ -150,6 +160,15 @@ impl Pending {
         Some(taken)
     }
 
+    /// Drops all, however many there are: another thread that is due runs in between. Called without locks.
+    pub fn drain(mut self) {
+        while let Some(queued) = self.queue.front_mut().remove() {
+            lose(&queued);
+            drop(queued);
+            sched::cond_resched();
+        }
+    }
+
     /// Moves all entries of the signals in `which` to `removed`, which is dropped without locks.
     pub fn remove(&mut self, which: SigSet, removed: &mut Pending) {
         let mut left = self.set.intersection(which);
@@ -169,13 +188,17 @@ impl Pending {
     }
 }
 
-/// Signals that nobody takes any more: their timers need not wait for that.
+/// Nobody takes the signal any more: its timer need not wait for that.
+fn lose(queued: &Queued) {
+    if let Some(timer) = queued.timer() {
+        timer.signal_lost();
+    }
+}
+
 impl Drop for Pending {
     fn drop(&mut self) {
         while let Some(queued) = self.queue.front_mut().remove() {
-            if let Some(timer) = queued.timer() {
-                timer.signal_lost();
-            }
+            lose(&queued);
         }
     }
 }

@@ -98,7 +98,8 @@ pub(super) fn send(
 ) -> Result<Sent> {
     let signal = queued.signal();
     let mut dropped = Pending::new();
-    if process.ended_locked(tree).is_some() {
+    // As Linux: who is on its way out is told nothing more.
+    if process.ended_locked(tree).is_some() || process.signals.state.lock().ending.is_some() {
         return Ok(Sent { ignored: false, _removed: dropped, _leftover: Some(queued) });
     }
     let mut continued = false;

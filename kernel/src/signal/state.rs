@@ -41,6 +41,12 @@ impl ThreadSignals {
         }
     }
 
+    /// Drops the thread's own pending signals: it has ended, or is about to.
+    pub(crate) fn drop_own(&self) {
+        let own = core::mem::take(&mut *self.own.lock());
+        own.drain();
+    }
+
     /// Whether there is anything to do before user mode goes on, or a sleep should end.
     #[inline]
     pub fn pending(&self) -> bool {
@@ -133,6 +139,12 @@ impl ProcessSignals {
                 stop_left: 0,
             }),
         }
+    }
+
+    /// Drops the signals that are pending for the process as a whole: it has ended, or is about to.
+    pub(crate) fn drop_shared(&self) {
+        let shared = core::mem::take(&mut self.state.lock().shared);
+        shared.drain();
     }
 
     /// The signals that are pending for the process as a whole.

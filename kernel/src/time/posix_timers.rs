@@ -21,7 +21,7 @@ use super::process_timers::Setting;
 use super::{ClockId, Timer, now};
 use crate::errno::{Errno, Result};
 use crate::process::accounts::{Counted, Share};
-use crate::process::{Process, Thread, limits};
+use crate::process::{Charge, Process, Thread, limits};
 use crate::sched;
 use crate::signal::{self, Queued, SigInfo};
 use crate::sync::IrqLock;
@@ -49,6 +49,7 @@ pub struct PosixTimer {
     pub(super) cpu_link: RBTreeAtomicLink,
     pub(super) cpu_deadline: UnsafeCell<u64>,
     _share: Share,
+    _charge: Charge,
 }
 
 // SAFETY: `cpu_deadline` is guarded as its comment says; the rest is atomic, locked or immutable.
@@ -329,6 +330,8 @@ impl PosixTimers {
         let limit = process.limit(limits::SIGPENDING);
         let share =
             Share::take_within(process.uid_for_signals(), Counted::Signals, limit).ok_or(Errno::EAGAIN)?;
+        const BYTES: usize = size_of::<PosixTimer>() + size_of::<Timer>() + size_of::<Queued>();
+        let charge = process.charges.add(BYTES);
         let id = self.reserve()?;
         let notify = make(id)?;
         let timer = Arc::new_cyclic(|this: &Weak<PosixTimer>| {
@@ -359,6 +362,7 @@ impl PosixTimers {
                 cpu_deadline: UnsafeCell::new(0),
                 clock,
                 _share: share,
+                _charge: charge,
             }
         });
         let mut list = self.list.lock();

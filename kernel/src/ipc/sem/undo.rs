@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use super::{MAX_VALUE, Set, State};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
-use crate::process;
+use crate::process::{self, Charge};
 use crate::sync::SpinLock;
 
 /// The sets in which a list has adjustments.
@@ -25,6 +25,7 @@ struct Sets {
 pub(super) struct Undo {
     list: Weak<Sets>,
     pub(super) adjustments: Vec<i16>,
+    _charge: Charge,
 }
 
 /// Applies the adjustments when it goes.
@@ -61,7 +62,8 @@ pub(super) fn prepare(set: &Arc<Set>) -> Result<u64> {
     }
     if let Entry::Vacant(entry) = state.undos.entry(sets.number) {
         let adjustments = fallible::filled(0, set.size)?;
-        entry.insert(Undo { list: Arc::downgrade(sets), adjustments });
+        let charge = process::current().process.charges.add(size_of_val(&*adjustments));
+        entry.insert(Undo { list: Arc::downgrade(sets), adjustments, _charge: charge });
         sets.sets.lock().insert(set.id, Arc::downgrade(set));
     }
     Ok(sets.number)
