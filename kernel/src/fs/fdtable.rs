@@ -68,19 +68,20 @@ impl FdTable {
 
     /// A copy for a child process: the same open files.
     pub fn duplicate(&self) -> Result<Self> {
-        let new = Self::new();
+        let mut new = Self::new();
         let _changing = self.changing.lock();
-        let (used, pieces) = {
+        // What was copied when memory ran out is freed as every table is.
+        let copy = new.table.get_mut();
+        let pieces = {
             let table = self.table.lock();
-            (table.used.try_clone()?, table.slots.len() / PIECE)
+            copy.used = table.used.try_clone()?;
+            table.slots.len() / PIECE
         };
-        let mut slots = Slots::new();
         for piece in 0..pieces {
-            let copied = self.table.lock().slots.copy_piece(piece, &mut slots);
+            let copied = self.table.lock().slots.copy_piece(piece, &mut copy.slots);
             copied?;
             sched::cond_resched();
         }
-        *new.table.lock() = Table { slots, used };
         Ok(new)
     }
 
@@ -262,5 +263,8 @@ impl FdTable {
 impl Drop for FdTable {
     fn drop(&mut self) {
         self.each(0, usize::MAX, |_| true, |_| true);
+        while self.table.get_mut().slots.drop_last_piece() {
+            sched::cond_resched();
+        }
     }
 }

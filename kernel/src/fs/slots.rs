@@ -14,8 +14,8 @@ pub struct Slot {
     pub close_on_exec: bool,
 }
 
-/// Slots of a piece: 2 KiB.
-pub const PIECE: usize = 128;
+/// Slots of a piece: 512 bytes. Most processes have fewer descriptors, and each fork copies a piece as a whole.
+pub const PIECE: usize = 32;
 
 type Piece = Box<[Option<Slot>; PIECE]>;
 
@@ -37,6 +37,12 @@ impl Slots {
     /// Bytes that the pieces take.
     pub fn bytes(&self) -> usize {
         self.0.iter().flatten().count() * size_of::<[Option<Slot>; PIECE]>()
+    }
+
+    /// Gives the memory of the last piece back, and what is in it; false when there is none. A large table is freed in
+    /// such steps.
+    pub fn drop_last_piece(&mut self) -> bool {
+        self.0.pop().is_some()
     }
 
     pub fn get(&self, fd: usize) -> Option<&Slot> {
@@ -85,7 +91,8 @@ impl Slots {
         Ok(())
     }
 
-    /// The first descriptor in use from `from` up for which `test` says yes; looks at a piece at most. An error is where to go on.
+    /// The first descriptor in use from `from` up for which `test` says yes; looks at a piece at most. An error is
+    /// where to go on.
     pub fn find(&self, from: usize, test: impl Fn(&Slot) -> bool) -> core::result::Result<usize, usize> {
         let end = (from / PIECE + 1) * PIECE;
         let Some(piece) = self.0.get(from / PIECE).and_then(Option::as_ref) else { return Err(end) };

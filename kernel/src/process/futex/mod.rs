@@ -1,8 +1,9 @@
 //! Futexes: sleeping on a word of user memory, futex(2).
 //!
-//! A waiter is in the bucket of its key. It joins under the bucket's lock, after it has seen the expected value under that
-//! lock; a waker changes the value first and takes the lock after that. So either the waiter sees the new value, or the waker sees the
-//! waiter. The value is read without sleeping; when its page is not there, the lock is released, the page brought in, and all begins again.
+//! A waiter is in the bucket of its key. It joins under the bucket's lock, after it has seen the expected value under
+//! that lock; a waker changes the value first and takes the lock after that. So either the waiter sees the new value,
+//! or the waker sees the waiter. The value is read without sleeping; when its page is not there, the lock is released,
+//! the page brought in, and all begins again.
 
 mod ops;
 mod pi;
@@ -14,7 +15,7 @@ pub use robust::{HEAD_SIZE, exit_robust_list};
 
 use core::cell::UnsafeCell;
 use core::hash::{Hash, Hasher};
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use alloc::sync::Arc;
 use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter};
@@ -34,6 +35,9 @@ pub(super) struct Waiter {
     /// Used under the lock of the bucket in which the waiter is.
     key: UnsafeCell<Key>,
     bucket: AtomicUsize,
+    /// Larger than that of each older waiter: a wake that takes several holds of the lock stops at those who came after
+    /// it began.
+    ticket: u64,
     bitset: u32,
     /// It waits to own the word: FUTEX_LOCK_PI.
     pi: bool,
@@ -69,6 +73,13 @@ impl Hasher for KeyHasher {
     }
 }
 
+/// A number above all that were given before.
+fn next_ticket() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    // A waker changes the word before it takes its number. So a waiter with a larger one sees the new value.
+    NEXT.fetch_add(1, Ordering::SeqCst)
+}
+
 fn bucket_of(key: &Key) -> usize {
     let mut hasher = KeyHasher(0xcbf2_9ce4_8422_2325);
     key.hash(&mut hasher);
@@ -82,6 +93,7 @@ impl Waiter {
             link: LinkedListAtomicLink::new(),
             key: UnsafeCell::new(key),
             bucket: AtomicUsize::new(bucket),
+            ticket: next_ticket(),
             bitset,
             pi,
             woken: AtomicBool::new(false),

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::{Bucket, InBucket, MATCH_ANY, TABLE, Waiter, bucket_of, key_of, with_value};
+use super::{Bucket, InBucket, MATCH_ANY, TABLE, Waiter, bucket_of, key_of, next_ticket, with_value};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::mm::{Key, uaccess};
@@ -92,14 +92,19 @@ pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
     }
 }
 
-/// Takes up to `count` waiters of a word out of the bucket. The list of them is made of their own links: a wake allocates nothing.
-fn take(bucket: &mut Bucket, key: &Key, count: usize, bitset: u32) -> Bucket {
+/// Waiters that are taken in one hold of a bucket's lock, which keeps interrupts off.
+const BATCH: usize = 64;
+
+/// Takes up to `count` waiters of a word out of the bucket, of those with a ticket below `before`. The list of them is
+/// made of their own links: a wake allocates nothing.
+fn take(bucket: &mut Bucket, key: &Key, count: usize, bitset: u32, before: u64) -> Bucket {
     let mut woken = Bucket::new(InBucket::NEW);
     let mut left = count;
     let mut cursor = bucket.front_mut();
     while left > 0 {
         let Some(waiter) = cursor.get() else { break };
-        if waiter.waits_for(key) && !waiter.pi && waiter.bitset & bitset != 0 {
+        let wanted = waiter.waits_for(key) && !waiter.pi && waiter.bitset & bitset != 0;
+        if wanted && waiter.ticket < before {
             let waiter = cursor.remove().expect("the cursor is at it");
             // Under the bucket's lock: from now on the waiter does not look for itself in the bucket.
             waiter.woken.store(true, Ordering::SeqCst);
@@ -112,14 +117,32 @@ fn take(bucket: &mut Bucket, key: &Key, count: usize, bitset: u32) -> Bucket {
     woken
 }
 
+/// Wakes all of a list; how many. Another thread that is due runs in between.
 fn wake_threads(mut woken: Bucket) -> usize {
     perturb::point();
     let mut count = 0;
     while let Some(waiter) = woken.pop_front() {
         sched::wake(&waiter.thread);
         count += 1;
+        sched::cond_resched();
     }
     count
+}
+
+/// Wakes up to `count` waiters of a word who wait already, a batch at a time; how many.
+fn wake_word(key: &Key, count: usize, bitset: u32) -> usize {
+    let before = next_ticket();
+    let bucket = &TABLE[bucket_of(key)];
+    let mut total = 0;
+    loop {
+        let most = BATCH.min(count - total);
+        let batch = take(&mut bucket.lock(), key, most, bitset, before);
+        let woken = wake_threads(batch);
+        total += woken;
+        if woken < BATCH {
+            return total;
+        }
+    }
 }
 
 /// FUTEX_WAKE and FUTEX_WAKE_BITSET: returns how many were woken.
@@ -127,13 +150,11 @@ pub fn wake(address: usize, shared: bool, count: usize, bitset: u32) -> Result<u
     if bitset == 0 {
         return Err(Errno::EINVAL);
     }
-    let key = key_of(address, shared)?;
-    let threads = take(&mut TABLE[bucket_of(&key)].lock(), &key, count, bitset);
-    Ok(wake_threads(threads))
+    Ok(wake_word(&key_of(address, shared)?, count, bitset))
 }
 
-/// FUTEX_REQUEUE and FUTEX_CMP_REQUEUE: wakes some, and lets others wait for the second word from now on. Returns how many
-/// both were, or only the woken ones for the former.
+/// FUTEX_REQUEUE and FUTEX_CMP_REQUEUE: wakes some, and lets others wait for the second word from now on. Returns how
+/// many both were, or only the woken ones for the former.
 pub fn requeue(
     address: usize,
     second: usize,
@@ -165,7 +186,7 @@ pub fn requeue(
             Some(high) if from_index > to_index => high,
             _ => &mut low,
         };
-        let woken = take(source, &from, wake_count, MATCH_ANY);
+        let woken = take(source, &from, wake_count, MATCH_ANY, u64::MAX);
         let mut moved = Bucket::new(InBucket::NEW);
         let mut count = 0;
         let mut cursor = source.front_mut();
@@ -232,10 +253,9 @@ pub fn wake_op(
     };
     // The change is one atomic step; wakers come after it, each under its bucket's lock.
     let old = uaccess::update_u32(second, |old| change(old, operand))?;
-    let mut woken = wake_threads(take(&mut TABLE[bucket_of(&key)].lock(), &key, count, MATCH_ANY));
+    let mut woken = wake_word(&key, count, MATCH_ANY);
     if compare(old as i32, compared as i32) {
-        let threads = take(&mut TABLE[bucket_of(&second_key)].lock(), &second_key, second_count, MATCH_ANY);
-        woken += wake_threads(threads);
+        woken += wake_word(&second_key, second_count, MATCH_ANY);
     }
     Ok(woken)
 }
