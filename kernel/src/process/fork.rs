@@ -7,6 +7,7 @@ use core::sync::atomic::Ordering;
 use linux_raw_sys::general as abi;
 
 use super::accounts::{self, Counted};
+use super::oom::{self, Found};
 use super::thread::Parts;
 use super::{Pid, Process, Thread, limits, process, spawn, tree};
 use crate::arch::context::Context;
@@ -14,6 +15,7 @@ use crate::arch::cpu;
 use crate::arch::trap::TrapFrame;
 use crate::errno::{Errno, Result};
 use crate::memory::stack::KernelStack;
+use crate::memory::{self, Pressure};
 use crate::mm::uaccess;
 use crate::sched::{self, Entity, Parameters, Policy};
 use crate::signal::{self, AltStack, ThreadSignals};
@@ -68,11 +70,12 @@ fn check(args: &CloneArgs, parent: &Process) -> Result<()> {
     if invalid { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
-/// Makes a thread or a process after the current one; returns its number. With CLONE_VFORK, returns when the child has let go of the memory.
+/// Makes a thread or a process after the current one; returns its number. With CLONE_VFORK, returns when the child has
+/// let go of the memory.
 pub fn clone(args: CloneArgs, frame: &TrapFrame) -> Result<Pid> {
     let current = super::current();
     check(&args, &current.process)?;
-    let child = Child::make(&args, frame, &current)?;
+    let child = make_with_room(&args, frame, &current)?;
     let pidfd = if args.flags & PIDFD != 0 { Some(child.make_pidfd(args.pidfd)?) } else { None };
     let thread = child.link(&args, &current).inspect_err(|_| {
         // The call is made again, and opens another.
@@ -95,6 +98,21 @@ pub fn clone(args: CloneArgs, frame: &TrapFrame) -> Result<Pid> {
             .wait_killable(None, || process.vfork_released.load(Ordering::SeqCst).then_some(()));
     }
     Ok(tid)
+}
+
+/// Makes the thread; looks for memory where it is short.
+///
+/// As Linux: a thread or a process is made of many small things, and somebody who uses much more is killed before one
+/// of them cannot be had.
+fn make_with_room(args: &CloneArgs, frame: &TrapFrame, current: &Thread) -> Result<Child> {
+    loop {
+        let asked = oom::moment();
+        let made = Child::make(args, frame, current);
+        let is_short = matches!(made, Err(Errno::ENOMEM)) && memory::pressure() == Pressure::Critical;
+        if !is_short || current.kill_pending() || oom::out_of_memory(asked) == Found::Nothing {
+            return made;
+        }
+    }
 }
 
 /// A thread that is made, but not in the tree yet. Dropped, it gives back its number.
