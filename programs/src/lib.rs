@@ -1,6 +1,7 @@
 //! What the Linux programs here share: a small test library and thin covers over system calls.
 
 pub mod child;
+pub mod exhaust;
 pub mod fault;
 pub mod file;
 pub mod harness;

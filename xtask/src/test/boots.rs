@@ -198,7 +198,7 @@ pub fn all() -> Vec<Boot> {
             memory: Size::mebibytes(256),
             // Linux keeps its own books of what kernel memory a process may take, and none of most things.
             kernels: Kernels::Ours,
-            work: Work::Programs(Selection::Only(&["test_exhaustion"])),
+            work: Work::Programs(Selection::Only(&["test_exhaustion", "test_exhaustion_processes"])),
             limit: 600,
             ..BOOT
         },
