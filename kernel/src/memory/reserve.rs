@@ -1,20 +1,20 @@
 //! Memory for allocations that have no way to fail, and for those that have one.
 //!
-//! A kernel written in Rust allocates in hundreds of places by `Box::new`, `Arc::new`, `Vec::push` or a map's `insert`, and none of
-//! these can fail: without memory they panic. This module is why they find memory.
+//! A kernel written in Rust allocates in hundreds of places by `Box::new`, `Arc::new`, `Vec::push` or a map's `insert`,
+//! and none of these can fail: without memory they panic. This module is why they find memory.
 //!
 //! # The guarantee
 //!
-//! An allocation of at most one page ([`super::heap`] serves it from single frames, so fragmentation cannot fail it) succeeds at any
-//! time, in any context, under any lock. No program can use up what it takes this from.
+//! An allocation of at most one page ([`super::heap`] serves it from single frames, so fragmentation cannot fail it)
+//! succeeds at any time, in any context, under any lock. No program can use up what it takes this from.
 //!
-//! An allocation of more than a page may fail. It is made by the calls of [`super::fallible`], or another `try_reserve`, and
-//! gives `ENOMEM`. Checked kernels panic on a large allocation that did not come through them.
+//! An allocation of more than a page may fail. It is made by the calls of [`super::fallible`], or another
+//! `try_reserve`, and gives `ENOMEM`. Checked kernels panic on a large allocation that did not come through them.
 //!
 //! # The levels
 //!
-//! Of all frames that are free, `min` is a 64th of memory (2 MiB to 32 MiB, and 512 KiB for each CPU). Who asks for memory is refused
-//! when less than this would be left:
+//! Of all frames that are free, `min` is a 64th of memory (2 MiB to 32 MiB, and 512 KiB for each CPU). Who asks for
+//! memory is refused when less than this would be left:
 //!
 //! | level | who stops there | what happens then |
 //! | --- | --- | --- |
@@ -26,32 +26,37 @@
 //!
 //! # Why level 0 is never reached
 //!
-//! Let a *stretch* be what a thread executes in the kernel from one look at free memory to the next, that is from entry, from an [`ask`],
-//! or from the end of a sleep, to the next of these or the return to user mode. Small allocations of one stretch, less what
-//! it freed, are at most [`STRETCH`] bytes: what a user multiplies within one call (areas of a fork, descriptors of a message, entries of a
-//! poll) is asked for step by step or is one large allocation, and the rest of each call is a fixed, small number of objects.
-//! Checked kernels meter every stretch and panic when one is longer.
+//! Let a *stretch* be what a thread executes in the kernel from one look at free memory to the next, that is from
+//! entry, from an [`ask`], or from the end of a sleep, to the next of these or the return to user mode. Small
+//! allocations of one stretch, less what it freed, are at most [`STRETCH`] bytes: what a user multiplies within one
+//! call (areas of a fork, descriptors of a message, entries of a poll) is asked for step by step or is one large
+//! allocation, and the rest of each call is a fixed, small number of objects. Checked kernels meter every stretch and
+//! panic when one is longer.
 //!
 //! The entry admits a thread while at least min / 2 is free. Below that memory is used by stretches alone:
 //!
-//! * *Running threads.* The kernel is not preempted, so there is at most one on each CPU: `CPUs * STRETCH`, a 16th of min / 2.
-//! * *Threads that sleep in the middle of a stretch.* A thread that holds no sleeping lock, nor waits for one, is looked at again when it
-//!   wakes up: its stretch ended when it fell asleep, and ten thousand sleepers need no reserve. A thread with a lock cannot be made to wait for the killer, whose
-//!   victim may need the lock. For it, `STRETCH` bytes are *promised* while it is off its CPU: they are taken off the free count as if they
-//!   were allocated ([`off_cpu`]). So every refusal above sees them, and the entry closes before such threads together could use more than there is.
-//!   Promises given while the entry is closed are to threads that were admitted before; each takes what its running stretch had anyway.
+//! * *Running threads.* The kernel is not preempted, so there is at most one on each CPU: `CPUs * STRETCH`, a 16th of
+//!   min / 2.
+//! * *Threads that sleep in the middle of a stretch.* A thread that holds no sleeping lock, nor waits for one, is
+//!   looked at again when it wakes up: its stretch ended when it fell asleep, and ten thousand sleepers need no
+//!   reserve. A thread with a lock cannot be made to wait for the killer, whose victim may need the lock. For it,
+//!   `STRETCH` bytes are *promised* while it is off its CPU: they are taken off the free count as if they were
+//!   allocated ([`off_cpu`]). So every refusal above sees them, and the entry closes before such threads together could
+//!   use more than there is. Promises given while the entry is closed are to threads that were admitted before; each
+//!   takes what its running stretch had anyway.
 //! * *Interrupt handlers* allocate nothing that a user can multiply.
-//! * *Threads that are to die* pass the entry, since their end is what frees memory. Their way out of the kernel is one stretch, and what they drop in
-//!   the end they drop object by object, from lists that are linked through the objects.
+//! * *Threads that are to die* pass the entry, since their end is what frees memory. Their way out of the kernel is one
+//!   stretch, and what they drop in the end they drop object by object, from lists that are linked through the objects.
 //! * *The first process* passes when the killer has found nobody: see [`crate::process::oom`].
 //!
-//! What one page of a size class has free, another class cannot use. But a class takes a new page only when all of its pages are full, so the sum of
-//! allocations above needs its size, rounded up to a page for each of the 18 classes once, and the waste of a page (an eighth).
+//! What one page of a size class has free, another class cannot use. But a class takes a new page only when all of its
+//! pages are full, so the sum of allocations above needs its size, rounded up to a page for each of the 18 classes
+//! once, and the waste of a page (an eighth).
 //!
 //! # What it costs
 //!
-//! The entry reads one word and compares. A sleeping lock counts itself in a word of its CPU, and a switch away from a thread with locks changes the free
-//! count twice.
+//! The entry reads one word and compares. A sleeping lock counts itself in a word of its CPU, and a switch away from a
+//! thread with locks changes the free count twice.
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU32, Ordering};
@@ -101,8 +106,8 @@ impl Account {
     }
 }
 
-/// A look at free memory: at the entry to the kernel, and after a sleep. When memory is scarce the thread waits for the killer's success, unless it
-/// holds a lock. Called where it may sleep.
+/// A look at free memory: at the entry to the kernel, and after a sleep. When memory is scarce the thread waits for the
+/// killer's success, unless it holds a lock. Called where it may sleep.
 #[inline]
 pub fn enter() {
     if !usage::has_room(0, Level::Entry) {
@@ -115,8 +120,8 @@ pub fn enter() {
     begin_stretch();
 }
 
-/// May the current call go on and use `bytes` more, in small allocations? `ENOMEM` when little is left. Does not sleep, and takes
-/// nothing: nobody else runs on this CPU before the allocation, and others have their part.
+/// May the current call go on and use `bytes` more, in small allocations? `ENOMEM` when little is left. Does not sleep,
+/// and takes nothing: nobody else runs on this CPU before the allocation, and others have their part.
 #[inline]
 pub fn ask(bytes: usize) -> Result<()> {
     ask_at(bytes, Level::Call)
@@ -148,7 +153,7 @@ pub fn off_cpu(account: &Account) -> OffCpu {
     // Relaxed: for reports; the thread's own CPU.
     account.locks.store(locks, Ordering::Relaxed);
     if locks != 0 {
-        usage::promise(STRETCH_FRAMES, None);
+        usage::promise(STRETCH_FRAMES);
     }
     percpu::set_sleeping_locks(0);
     OffCpu { locks }
@@ -211,8 +216,8 @@ pub(super) fn in_library() -> bool {
     process::try_current().is_some_and(|thread| thread.memory.library.load(Ordering::Relaxed) != 0)
 }
 
-/// A check of all tables is made as long as this lives: it notes everything that it finds, without a bound. Checked kernels make such
-/// checks, and who may change the kernel's settings.
+/// A check of all tables is made as long as this lives: it notes everything that it finds, without a bound. Checked
+/// kernels make such checks, and who may change the kernel's settings.
 pub struct Checking {
     _library: InLibrary,
     stretch: i64,
@@ -243,8 +248,8 @@ pub fn passes(thread: &process::Thread) -> bool {
         || account.passes.load(Ordering::SeqCst)
 }
 
-/// What a call allocates now is bounded by other memory: by a small part of what the objects that it visits take, say. For loops that must not
-/// fail; the place says why.
+/// What a call allocates now is bounded by other memory: by a small part of what the objects that it visits take, say.
+/// For loops that must not fail; the place says why.
 #[inline]
 pub fn covered() {
     begin_stretch();

@@ -185,13 +185,10 @@ pub(super) fn only_promised(level: Level) -> bool {
     FREE.load(Ordering::SeqCst) + PROMISED.load(Ordering::SeqCst) >= level.frames()
 }
 
-/// Takes `frames` off the free count for later, when `level` allows it; `None` for a promise that is given in any case.
-pub(super) fn promise(frames: i64, level: Option<Level>) -> bool {
-    let given = take(frames, level.map_or(i64::MIN, Level::frames));
-    if given {
-        PROMISED.fetch_add(frames, Ordering::SeqCst);
-    }
-    given
+/// Takes `frames` off the free count for later, whatever is free.
+pub(super) fn promise(frames: i64) {
+    FREE.fetch_sub(frames, Ordering::SeqCst);
+    PROMISED.fetch_add(frames, Ordering::SeqCst);
 }
 
 /// Ends a [`promise`].

@@ -2,29 +2,29 @@
 //!
 //! # The guarantee
 //!
-//! A reader that enters a [`read`] section after a table became unreachable does not find it; a reader that entered before
-//! has left its section when the table's frame is freed. So whoever walks page tables without a lock never looks at a
-//! frame that has become something else (CVE-2025-38085 is the story of a walker that did).
+//! A reader that enters a [`read`] section after a table became unreachable does not find it; a reader that entered
+//! before has left its section when the table's frame is freed. So whoever walks page tables without a lock never looks
+//! at a frame that has become something else (CVE-2025-38085 is the story of a walker that did).
 //!
 //! # Why it holds
 //!
 //! A read section does not sleep, and kernel mode is not preempted, so the section runs on one CPU between two
-//! *quiescent points* of it: a return to user mode, a switch of threads, [`crate::sched::cond_resched`], idling. Readers therefore pay
-//! nothing, and a period ends when each CPU has passed one such point since it began:
+//! *quiescent points* of it: a return to user mode, a switch of threads, [`crate::sched::cond_resched`], idling.
+//! Readers therefore pay nothing, and a period ends when each CPU has passed one such point since it began:
 //!
 //! * A period begins under the lock, after its tables became unreachable, by an increment of [`PERIOD`]. A CPU at a
 //!   quiescent point reads that number (acquire) and then says that it has seen it (release). What it reads afterwards
 //!   is later than the begin, so it does not find the tables; what it read before is earlier than the end.
-//! * A CPU that idles has no reader. It says so before it halts, and takes it back with a full fence before it does anything
-//!   else. Whoever ends the period looks at that flag behind a full fence, too: either it finds the CPU awake, and waits, or the CPU
-//!   finds the tables gone. So sleeping CPUs are neither waited for nor woken.
-//! * The CPU that reports last ends the period, for it looks at all others after its own report, and the lock orders two that
-//!   report at once.
+//! * A CPU that idles has no reader. It says so before it halts, and takes it back with a full fence before it does
+//!   anything else. Whoever ends the period looks at that flag behind a full fence, too: either it finds the CPU awake,
+//!   and waits, or the CPU finds the tables gone. So sleeping CPUs are neither waited for nor woken.
+//! * The CPU that reports last ends the period, for it looks at all others after its own report, and the lock orders
+//!   two that report at once.
 //!
 //! The idea is that of read-copy-update with quiescent states. A library of epochs (crossbeam-epoch) would work in a
-//! kernel as well, but has a participant per thread that must be pinned around each section, keeps garbage in bags of the
-//! participant until that one is pinned again, and cannot be asked to get the memory back now: which is what an allocation
-//! that failed has to do ([`collect`]).
+//! kernel as well, but has a participant per thread that must be pinned around each section, keeps garbage in bags of
+//! the participant until that one is pinned again, and cannot be asked to get the memory back now: which is what an
+//! allocation that failed has to do ([`collect`]).
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
@@ -41,7 +41,8 @@ use crate::{process, time};
 const BATCH: usize = 16;
 /// Frames that may wait before those who retire more have to wait themselves: 8 MiB.
 const LIMIT: u64 = 2048;
-/// Frames that a thread may retire before it waits for others' as well: a small munmap does not pay for a neighbour's large one.
+/// Frames that a thread may retire before it waits for others' as well: a small munmap does not pay for a neighbour's
+/// large one.
 const SHARE: u32 = 64;
 /// How long a waiter sleeps between two looks, in nanoseconds.
 const NAP: u64 = 500_000;
@@ -77,8 +78,8 @@ struct Waiting {
 static WAITING: IrqLock<Waiting> =
     IrqLock::new(Waiting { next: FrameList::new(), current: FrameList::new(), over: FrameList::new() });
 
-/// A time in which this CPU may look at page tables without a lock. It must not sleep meanwhile, as if it held a spin lock; debug
-/// builds watch that.
+/// A time in which this CPU may look at page tables without a lock. It must not sleep meanwhile, as if it held a spin
+/// lock; debug builds watch that.
 pub struct ReadSection(PhantomData<*mut ()>);
 
 /// Begins a read section.
@@ -97,7 +98,8 @@ impl Drop for ReadSection {
     }
 }
 
-/// Frees the frame of a table once no reader can be in it. No entry leads to it any more, and the TLBs were flushed. Does not wait.
+/// Frees the frame of a table once no reader can be in it. No entry leads to it any more, and the TLBs were flushed.
+/// Does not wait.
 pub fn retire(frame: Frame) {
     RETIRED.fetch_add(1, Ordering::SeqCst);
     if let Some(thread) = process::try_current() {
@@ -213,8 +215,8 @@ pub fn waiting_frames() -> u64 {
     RETIRED.load(Ordering::SeqCst) - freed
 }
 
-/// Gets the memory of all tables that are retired now. Returns whether there were any: then an allocation that failed is worth
-/// another try. Sleeps; the locks that the caller may hold must be sleeping ones.
+/// Gets the memory of all tables that are retired now. Returns whether there were any: then an allocation that failed
+/// is worth another try. Sleeps; the locks that the caller may hold must be sleeping ones.
 pub fn collect() -> bool {
     let goal = RETIRED.load(Ordering::SeqCst);
     if FREED.load(Ordering::SeqCst) >= goal {
@@ -224,9 +226,9 @@ pub fn collect() -> bool {
     true
 }
 
-/// Waits when too much memory is in retirement and the current thread has put more than its share there: at the end of each system call,
-/// most of which can retire tables, and of each address space. A quiescent point frees a few, and one call may have retired thousands.
-/// Without locks.
+/// Waits when too much memory is in retirement and the current thread has put more than its share there: at the end of
+/// each system call, most of which can retire tables, and of each address space. A quiescent point frees a few, and one
+/// call may have retired thousands. Without locks.
 #[inline]
 pub fn throttle() {
     let Some(thread) = process::try_current() else { return };

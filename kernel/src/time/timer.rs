@@ -1,23 +1,26 @@
 //! Timers: a queue for each CPU, one hardware deadline.
 //!
-//! A timer sits on the queue of the CPU that armed it last. `Timer::cpu` says which, and changes only under that queue's lock.
-//! Arming and cancelling cost O(log n) in the timers of that CPU.
+//! A timer sits on the queue of the CPU that armed it last. `Timer::cpu` says which, and changes only under that
+//! queue's lock. Arming and cancelling cost O(log n) in the timers of that CPU.
 //!
 //! # What an interrupt does
 //!
-//! Users choose how many timers there are and when they go off, so an interrupt must not do all that is due. It takes at most
-//! [`BATCH`] timers from the queue. What is due beyond that waits for the next interrupt, which comes after a pause as long as this
-//! one took: timers get half of a CPU at most, and other interrupts are held off for the time of one batch.
+//! Users choose how many timers there are and when they go off, so an interrupt must not do all that is due. It takes
+//! at most [`BATCH`] timers from the queue. What is due beyond that waits for the next interrupt, which comes after a
+//! pause as long as this one took: timers get half of a CPU at most, and other interrupts are held off for the time of
+//! one batch.
 //!
-//! A timer of [`Timer::new`] runs its function in the interrupt, with interrupts off: the function wakes one thread. A timer of
-//! [`Timer::new_deferred`] has a function that may take longer: it sends a signal, or wakes all who wait for a descriptor. The
-//! interrupt only puts it on a list; the thread `timers` runs the functions, with interrupts on.
+//! A timer of [`Timer::new`] runs its function in the interrupt, with interrupts off: the function wakes one thread. A
+//! timer of [`Timer::new_deferred`] has a function that may take longer: it sends a signal, or wakes all who wait for a
+//! descriptor. The interrupt only puts it on a list; the thread `timers` runs the functions, with interrupts on.
 //!
-//! No function arms its own timer for the next period. A periodic timer is armed again when its user has taken the expiration: when
-//! the signal is delivered, or the descriptor is read. The periods that passed meanwhile are counted by a division.
+//! No function arms its own timer for the next period. A periodic timer is armed again when its user has taken the
+//! expiration: when the signal is delivered, or the descriptor is read. The periods that passed meanwhile are counted
+//! by a division.
 //!
-//! No deadline is missed, by the argument of [`super::alarm`]: a timer is armed on the queue of the CPU that arms it, never on another's, and
-//! an interrupt looks at the whole queue. The idle thread halts with the hardware set and does not look at timers.
+//! No deadline is missed, by the argument of [`super::alarm`]: a timer is armed on the queue of the CPU that arms it,
+//! never on another's, and an interrupt looks at the whole queue. The idle thread halts with the hardware set and does
+//! not look at timers.
 
 use core::cell::UnsafeCell;
 use core::sync::atomic::{AtomicU32, Ordering};
@@ -87,13 +90,15 @@ static DUE: IrqLock<LinkedList<Due>> = IrqLock::new(LinkedList::new(Due::NEW));
 static DUE_WAIT: WaitQueue = WaitQueue::new();
 
 impl Timer {
-    /// A timer that calls `function` in the timer interrupt. The function's work is bounded and small: it wakes one thread.
+    /// A timer that calls `function` in the timer interrupt. The function's work is bounded and small: it wakes one
+    /// thread.
     pub fn new(function: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         Self::make(false, Box::new(function))
     }
 
-    /// A timer that calls `function` in a thread of the kernel's own, with interrupts on, soon after its deadline. The function does
-    /// not sleep. It may run once more after the timer was cancelled, or armed for later: it looks itself whether it is due.
+    /// A timer that calls `function` in a thread of the kernel's own, with interrupts on, soon after its deadline. The
+    /// function does not sleep. It may run once more after the timer was cancelled, or armed for later: it looks itself
+    /// whether it is due.
     pub fn new_deferred(function: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
         Self::make(true, Box::new(function))
     }
@@ -214,8 +219,8 @@ fn defer(timer: Arc<Timer>) -> bool {
     true
 }
 
-/// Starts the thread that runs the functions of deferred timers. It is an ordinary thread: it wakes ahead of those that run long, and one
-/// user's flood of timers gets it one thread's share of a CPU.
+/// Starts the thread that runs the functions of deferred timers. It is an ordinary thread: it wakes ahead of those that
+/// run long, and one user's flood of timers gets it one thread's share of a CPU.
 pub fn init() {
     sched::spawn_kernel_thread("timers", || {
         loop {
