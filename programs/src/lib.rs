@@ -5,6 +5,7 @@ pub mod exhaust;
 pub mod fault;
 pub mod file;
 pub mod harness;
+pub mod held;
 pub mod huge;
 pub mod kinds;
 pub mod leak;

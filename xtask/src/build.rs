@@ -79,6 +79,9 @@ pub fn kernel(options: &BuildOptions, output: &Path) -> Result<()> {
     if options.lab {
         features.push("lab");
     }
+    if options.checked {
+        features.push("lockdep");
+    }
     let mut command = toolchain.cargo("build");
     command.args(["--package", "roundtable-kernel", "--profile", profile]);
     command.arg("--target-dir").arg(&target_folder);

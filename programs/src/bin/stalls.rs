@@ -1,15 +1,18 @@
-//! How long a call upon many of a thing keeps others waiting: those who spin for a lock, and those who wait for the CPU.
+//! How long a call upon many of a thing keeps others waiting: those who spin for a lock, and those who wait for the
+//! CPU.
 //!
-//! Each line is the worst that a call upon so many of a thing did, in nanoseconds: `stall THING|COUNT|CALL|STALL|HOLD|PLACE|STRETCH|SYSCALL`.
-//! The stall is by how much a process of real-time priority was late, which sleeps for short whiles all the time. The other two are the kernel's own
-//! counts, if it has them: the longest hold of a spin lock, and the longest stretch of a system call without a look at who else wants to
-//! run. On a machine of one CPU whose clock counts instructions, a nanosecond is one instruction.
+//! Each line is the worst that a call upon so many of a thing did, in nanoseconds: `stall
+//! THING|COUNT|CALL|STALL|HOLD|PLACE|STRETCH|SYSCALL`. The stall is by how much a process of real-time priority was
+//! late, which sleeps for short whiles all the time. The other two are the kernel's own counts, if it has them: the
+//! longest hold of a spin lock, and the longest stretch of a system call without a look at who else wants to run. On a
+//! machine of one CPU whose clock counts instructions, a nanosecond is one instruction.
 
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use roundtable_programs::child::{self, Child};
 use roundtable_programs::file::{Fd, pipe};
+use roundtable_programs::held::{self, Longest};
 use roundtable_programs::huge::{self, GIB, HUGE};
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{
@@ -18,30 +21,11 @@ use roundtable_programs::mem::{
 use roundtable_programs::procfs;
 use roundtable_programs::sys::{PAGE, check};
 
-const LOCKS: &str = "/sys/kernel/debug/lock_stat";
-const STRETCHES: &str = "/sys/kernel/debug/stretch_stat";
-
 /// Where the words of the shared page are.
 const STOP: usize = 0;
 const LATE: usize = 8;
 const READY: usize = 16;
 const GO: usize = 20;
-
-/// What the kernel counts, if it does.
-fn counts(path: &str) -> Vec<Vec<String>> {
-    let text = std::fs::read_to_string(path).unwrap_or_default();
-    text.lines().skip(1).map(|line| line.split_whitespace().map(str::to_string).collect()).collect()
-}
-
-fn number(words: &[String], index: usize) -> u64 {
-    words.get(index).and_then(|word| word.parse().ok()).unwrap_or(0)
-}
-
-/// The line whose number at `index` is the largest.
-fn worst(path: &str, index: usize) -> (u64, Vec<String>) {
-    let lines = counts(path).into_iter().map(|words| (number(&words, index), words));
-    lines.max_by_key(|(number, _)| *number).unwrap_or_default()
-}
 
 /// Measures with the help of a bystander.
 struct Probe<'a> {
@@ -53,16 +37,11 @@ struct Probe<'a> {
 
 impl Probe<'_> {
     fn measure(&self, what: &str, work: impl FnOnce()) {
-        // Without the counts, there is no file.
-        let _ = (std::fs::write(LOCKS, "0"), std::fs::write(STRETCHES, "0"));
+        held::begin_anew();
         self.shared.set_u64(LATE, 0);
         work();
         let stall = self.shared.get_u64(LATE);
-        // In this order: to read the first is a stretch of its own, and a short hold.
-        let (stretch, call) = worst(STRETCHES, 0);
-        let (hold, lock) = worst(LOCKS, 1);
-        let word = |words: &[String], index: usize| words.get(index).cloned().unwrap_or_default();
-        let (place, call) = (word(&lock, 4), word(&call, 1));
+        let Longest { hold: (hold, place), stretch: (stretch, call) } = held::longest();
         println!("stall {}|{}|{what}|{stall}|{hold}|{place}|{stretch}|{call}", self.thing, self.count);
     }
 
@@ -130,7 +109,8 @@ fn mappings(probe: &Probe) {
     probe.end_of(|| areas(probe.count));
 }
 
-/// Windows of one file of huge pages: each is another part of it, and all have the pages in the middle of the first GiB or of the second.
+/// Windows of one file of huge pages: each is another part of it, and all have the pages in the middle of the first GiB
+/// or of the second.
 fn make_windows(file: &Fd, count: usize) -> Vec<(usize, usize)> {
     const EACH: usize = 200;
     let window = |index: usize| {

@@ -3,17 +3,13 @@
 
 use std::fs;
 
+use roundtable_programs::held::{self, Line};
 use roundtable_programs::{child, harness, tests};
 
 tests! { locks_are_counted, stretches_are_counted }
 
-const LOCKS: &str = "/sys/kernel/debug/lock_stat";
-const STRETCHES: &str = "/sys/kernel/debug/stretch_stat";
-
-/// The lines of such a file, without the first: each begins with numbers.
-fn lines(path: &str) -> Vec<Vec<String>> {
-    let Ok(text) = fs::read_to_string(path) else { harness::skip("this kernel does not count its locks") };
-    text.lines().skip(1).map(|line| line.split_whitespace().map(str::to_string).collect()).collect()
+fn counted(lines: Option<Vec<Line>>) -> Vec<Line> {
+    lines.unwrap_or_else(|| harness::skip("this kernel does not count its locks"))
 }
 
 fn number(word: &str) -> u64 {
@@ -31,10 +27,10 @@ fn work() {
 }
 
 fn locks_are_counted() {
-    lines(LOCKS);
-    fs::write(LOCKS, "0").expect("begin anew");
+    counted(held::locks());
+    held::begin_anew();
     work();
-    let mut found = lines(LOCKS);
+    let mut found = counted(held::locks());
     found.sort_by_key(|words| std::cmp::Reverse(number(&words[1])));
     for words in found.iter().take(12) {
         println!("# held for {} at most, taken {} times: {}, at {}", words[1], words[0], words[3], words[4]);
@@ -51,10 +47,10 @@ fn locks_are_counted() {
 }
 
 fn stretches_are_counted() {
-    lines(STRETCHES);
-    fs::write(STRETCHES, "0").expect("begin anew");
+    counted(held::stretches());
+    held::begin_anew();
     work();
-    let mut found = lines(STRETCHES);
+    let mut found = counted(held::stretches());
     found.sort_by_key(|words| std::cmp::Reverse(number(&words[0])));
     for words in found.iter().take(12) {
         println!("# {} without a chance in {}", words[0], words[1]);

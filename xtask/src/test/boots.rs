@@ -213,6 +213,16 @@ pub fn all() -> Vec<Boot> {
             work: Work::Programs(Selection::Only(&["test_many"])),
             ..BOOT
         },
+        // The kernel's own counts of how long it keeps others waiting.
+        Boot {
+            name: "stalls",
+            cpus: 1,
+            icount: true,
+            kernels: Kernels::Ours,
+            limit: 600,
+            work: Work::Programs(Selection::Only(&["test_stalls"])),
+            ..BOOT
+        },
         // The line that outsiders boot our kernel with, in other machines.
         Boot { name: "outsider-gzip", work: outsider(true, OUTSIDER), kernels: Kernels::Ours, ..BOOT },
         Boot {

@@ -1,0 +1,161 @@
+//! A call upon many of a thing holds no spin lock, and keeps its CPU, for longer than one upon few.
+//!
+//! Each test makes some of a thing and many times as many, uses them, and compares the kernel's own counts of
+//! instructions. `stalls` prints more, of the kernel as it is shipped.
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use roundtable_programs::child::{self, Child};
+use roundtable_programs::held::{self, Longest};
+use roundtable_programs::mem::{ANON, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
+use roundtable_programs::sys::{PAGE, check};
+use roundtable_programs::{harness, tests};
+
+tests! { descriptors: 200, areas: 200, waiters: 200, pending_signals: 200, timers: 200 }
+
+/// What a call may do in one hold or stretch however many things there are, in instructions of a checked kernel.
+const HOLD: u64 = 100_000;
+const STRETCH: u64 = 300_000;
+
+/// Uses `few` things and then `many`; `work` makes them in the child that it runs in, and `use_them` is what is looked
+/// at. The end of the child is, too.
+#[track_caller]
+fn compare(few: usize, many: usize, make: impl Fn(usize), use_them: impl Fn(usize)) {
+    if held::locks().is_none() {
+        harness::skip("this kernel does not count its locks");
+    }
+    let shared = Map::new(PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
+    let measure = |count: usize| {
+        let (ready, go) = (shared.atomic(0), shared.atomic(8));
+        ready.store(0, Ordering::SeqCst);
+        go.store(0, Ordering::SeqCst);
+        let wait_for = |word: &std::sync::atomic::AtomicU32| {
+            while word.load(Ordering::SeqCst) == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let child = child::fork(|| {
+            make(count);
+            ready.store(1, Ordering::SeqCst);
+            wait_for(go);
+            use_them(count);
+        });
+        wait_for(ready);
+        held::begin_anew();
+        go.store(1, Ordering::SeqCst);
+        child.ok();
+        held::longest()
+    };
+    let show = |count: usize, longest: &Longest| {
+        let Longest { hold, stretch } = longest;
+        println!(
+            "# {count}: held for {} at {}, {} without a chance in {}",
+            hold.0, hold.1, stretch.0, stretch.1
+        );
+    };
+    let (of_few, of_many) = (measure(few), measure(many));
+    show(few, &of_few);
+    show(many, &of_many);
+    assert!(of_many.hold.0 <= HOLD.max(2 * of_few.hold.0), "{of_many:?}");
+    assert!(of_many.stretch.0 <= STRETCH.max(2 * of_few.stretch.0), "{of_many:?}");
+}
+
+fn more_of(resource: libc::__rlimit_resource_t) {
+    let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+    // SAFETY: the limit lives through the call.
+    check(unsafe { libc::setrlimit(resource, &limit) }).expect("setrlimit");
+}
+
+/// fork(2), and the end of a process, with many descriptors.
+fn descriptors() {
+    let make = |count: usize| {
+        more_of(libc::RLIMIT_NOFILE);
+        for _ in 0..count {
+            // SAFETY: takes an integer.
+            check(unsafe { libc::dup(0) }).expect("dup");
+        }
+    };
+    compare(100, 50_000, make, |_| child::in_child(|| ()));
+}
+
+/// fork(2), mprotect(2), munmap(2), and the end of a process, with many areas.
+fn areas() {
+    const MANY: usize = 20_000;
+    let at = Map::new(PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
+    let cut = |count: usize| {
+        let length = count * PAGE;
+        let address = mmap(0, length, RW, PRIVATE | ANON | NORESERVE, -1, 0).expect("mmap");
+        (0..count).step_by(2).for_each(|index| mprotect(address + index * PAGE, PAGE, R).expect("mprotect"));
+        at.set_u64(0, address as u64);
+    };
+    compare(100, MANY, cut, |count| {
+        let (address, length) = (at.get_u64(0) as usize, count * PAGE);
+        child::in_child(|| ());
+        mprotect(address, length, R).expect("mprotect");
+        munmap(address, length).expect("munmap");
+        cut(count);
+    });
+}
+
+/// The wake of many who wait for one word, and their ends.
+fn waiters() {
+    let shared = Map::new(PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
+    let word = shared.atomic(0);
+    let wait = || {
+        while word.load(Ordering::SeqCst) == 0 {
+            let none = std::ptr::null::<libc::timespec>();
+            // SAFETY: the word lives as long as the shared page.
+            unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAIT, 0, none) };
+        }
+    };
+    compare(
+        10,
+        500,
+        |_| word.store(0, Ordering::SeqCst),
+        |count| {
+            let children: Vec<Child> = (0..count).map(|_| child::fork(wait)).collect();
+            word.store(1, Ordering::SeqCst);
+            // SAFETY: as above.
+            unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
+            children.into_iter().for_each(Child::ok);
+        },
+    );
+}
+
+/// The end of a process to which many signals were sent that it has not taken.
+fn pending_signals() {
+    let make = |count: usize| {
+        more_of(libc::RLIMIT_SIGPENDING);
+        // SAFETY: the set is filled first; the rest takes integers.
+        unsafe {
+            let mut set: libc::sigset_t = std::mem::zeroed();
+            libc::sigfillset(&mut set);
+            libc::sigprocmask(libc::SIG_BLOCK, &set, std::ptr::null_mut());
+            for _ in 0..count {
+                let value = libc::sigval { sival_ptr: std::ptr::null_mut() };
+                check(libc::sigqueue(libc::getpid(), libc::SIGRTMIN(), value)).expect("sigqueue");
+            }
+        }
+    };
+    compare(100, 20_000, make, |_| ());
+}
+
+/// The end of a process with many timers.
+fn timers() {
+    let make = |count: usize| {
+        more_of(libc::RLIMIT_SIGPENDING);
+        for _ in 0..count {
+            let mut timer: libc::timer_t = std::ptr::null_mut();
+            let hour = libc::timespec { tv_sec: 3600, tv_nsec: 0 };
+            let setting = libc::itimerspec { it_interval: hour, it_value: hour };
+            // SAFETY: the identifier is written; the setting lives through the call.
+            unsafe {
+                check(libc::timer_create(libc::CLOCK_MONOTONIC, std::ptr::null_mut(), &mut timer))
+                    .and_then(|_| check(libc::timer_settime(timer, 0, &setting, std::ptr::null_mut())))
+                    .expect("timer");
+            }
+        }
+    };
+    compare(100, 10_000, make, |_| ());
+}

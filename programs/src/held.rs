@@ -1,0 +1,57 @@
+//! What kernels that look at their locks count: how long spin locks were held, and how long threads kept their CPU.
+//!
+//! The figures are counts of the time-stamp counter: instructions, where the machine's clock counts them (`--icount`).
+
+const LOCKS: &str = "/sys/kernel/debug/lock_stat";
+const STRETCHES: &str = "/sys/kernel/debug/stretch_stat";
+
+/// A line of such a file: its numbers come first.
+pub type Line = Vec<String>;
+
+/// The number at a place of a line.
+pub fn number(line: &[String], index: usize) -> u64 {
+    line.get(index).and_then(|word| word.parse().ok()).unwrap_or(0)
+}
+
+fn lines(path: &str) -> Option<Vec<Line>> {
+    let text = std::fs::read_to_string(path).ok()?;
+    Some(text.lines().skip(1).map(|line| line.split_whitespace().map(str::to_string).collect()).collect())
+}
+
+/// Each class of spin lock: how often it was taken, its longest hold, allocations under it, where it is made, where it
+/// was held longest.
+pub fn locks() -> Option<Vec<Line>> {
+    lines(LOCKS)
+}
+
+/// Each system call: its longest stretch without a look at who else wants to run, its name.
+pub fn stretches() -> Option<Vec<Line>> {
+    lines(STRETCHES)
+}
+
+/// Counts anew. Does nothing where nothing is counted.
+pub fn begin_anew() {
+    let _ = (std::fs::write(LOCKS, "0"), std::fs::write(STRETCHES, "0"));
+}
+
+/// The longest of each kind since the counts began.
+#[derive(Clone, Debug, Default)]
+pub struct Longest {
+    /// Of holds of a spin lock, and where it was taken.
+    pub hold: (u64, String),
+    /// Of stretches, and in which call.
+    pub stretch: (u64, String),
+}
+
+/// The longest so far; zeroes where nothing is counted.
+pub fn longest() -> Longest {
+    // In this order: to read the first is a stretch of its own, and a short hold.
+    let stretch = worst(stretches(), 0, 1);
+    Longest { hold: worst(locks(), 1, 4), stretch }
+}
+
+fn worst(lines: Option<Vec<Line>>, figure: usize, name: usize) -> (u64, String) {
+    let lines = lines.unwrap_or_default().into_iter();
+    let worst = lines.max_by_key(|line| number(line, figure)).unwrap_or_default();
+    (number(&worst, figure), worst.get(name).cloned().unwrap_or_default())
+}
