@@ -126,7 +126,7 @@ pub fn new_root(
     gid: u32,
 ) -> Result<Arc<Dentry>> {
     let attributes = Attributes { nlink: 2, ..Attributes::new(permissions, uid, gid) };
-    let directory = Directory { entries: SpinLock::default(), charge: InodeCharge::new(fs)? };
+    let directory = Directory::new(InodeCharge::new(fs)?);
     Ok(Dentry::root(Inode::new(superblock, FileType::Directory, attributes, directory)))
 }
 
@@ -181,7 +181,7 @@ pub fn new_inode(
         NewNode::Regular => fs.regular(charge),
         NewNode::Directory => {
             attributes.nlink = 2;
-            Box::new(Directory { entries: SpinLock::default(), charge })
+            Box::new(Directory::new(charge))
         }
         NewNode::Symlink(target) => {
             attributes.permissions = 0o777;
@@ -203,6 +203,11 @@ fn directory(dentry: &Dentry) -> Result<&Directory> {
 }
 
 impl Directory {
+    /// An empty one. All are made here, so their locks are of one class: of two the one at the lower address is taken first.
+    fn new(charge: InodeCharge) -> Self {
+        Self { entries: SpinLock::default(), charge }
+    }
+
     fn add(&self, dir: &Arc<Dentry>, name: &[u8], inode: Arc<Inode>) -> Result<Arc<Dentry>> {
         let is_dir = inode.is_dir();
         let dentry = Dentry::new(dir, name, inode);

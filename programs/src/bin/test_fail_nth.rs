@@ -170,9 +170,9 @@ fn map_file() {
 fn populate() {
     sweep(|| {
         let flags = PRIVATE | ANON | libc::MAP_POPULATE;
-        let map = Map::new(1 << 20, RW, flags, -1, 0)?;
+        let map = Map::new(256 << 10, RW, flags, -1, 0)?;
         // SAFETY: the range is mapped.
-        check(unsafe { libc::mlock(map.address as *const _, 1 << 20) })?;
+        check(unsafe { libc::mlock(map.address as *const _, 256 << 10) })?;
         map.unmap()
     });
 }

@@ -212,8 +212,12 @@ fn race(
 
 /// Programs that have every allocation fail, and that make things until memory is gone, in turn.
 fn memory(kernel: &std::path::Path, time: Duration) -> Result<Part> {
-    const PROGRAMS: [(&str, &str); 3] =
-        [("test_fail_nth", "1G"), ("test_exhaustion", "256M"), ("test_oom", "512M")];
+    const PROGRAMS: [(&str, &str); 4] = [
+        ("test_fail_nth", "1G"),
+        ("test_exhaustion", "256M"),
+        ("test_exhaustion_processes", "256M"),
+        ("test_oom", "512M"),
+    ];
     let start = Instant::now();
     let mut guests = 0;
     let mut failure = None;
