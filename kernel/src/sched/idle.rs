@@ -37,7 +37,7 @@ pub fn enter_idle() -> ! {
     loop {
         if switch::any_dead() {
             interrupts::enable();
-            reap();
+            switch::take_dead().for_each(|thread| thread.free_stack());
         }
         interrupts::disable();
         switch::preempt();
@@ -56,9 +56,11 @@ pub fn enter_idle() -> ! {
     }
 }
 
-/// Frees the stacks of threads that have ended. Interrupts are on, no spin lock is held.
+/// Frees the stacks of threads that have ended, however many there are. Interrupts are on, no spin lock is held.
 pub fn reap() {
     for thread in switch::take_dead() {
         thread.free_stack();
+        drop(thread);
+        super::cond_resched();
     }
 }
