@@ -51,7 +51,7 @@ fn bystander(shared: &Shared) -> Child {
     })
 }
 
-/// Holds memory until there is only [`ROOM`] left.
+/// Holds memory until there is only little left.
 pub fn ballast(shared: &Shared) -> Child {
     child::fork(|| {
         loop {

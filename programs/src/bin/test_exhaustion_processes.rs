@@ -173,6 +173,8 @@ fn fork_beside_a_hog() {
     shared.wait(HELD, 1);
     let hog = child::fork(|| {
         drop_rights(500);
+        // The page is mapped from now on: later a fault could be what makes somebody look for a victim.
+        shared.set(READY, 0);
         let mut ends = [0; 2];
         loop {
             // SAFETY: two descriptors are written, and the bytes live through the call.
@@ -189,7 +191,8 @@ fn fork_beside_a_hog() {
             std::thread::sleep(Duration::from_secs(100));
         }
     });
-    shared.wait(READY, 1);
+    // It does not come to that if somebody else's fault finds no memory before: then it is killed for that.
+    shared.wait_for(READY, 1, Duration::from_secs(20));
     // SAFETY: the child ends at once.
     let child = unsafe {
         match check(libc::fork()) {
