@@ -34,6 +34,7 @@ pub mod iobuf;
 pub mod locks;
 pub mod modify;
 pub mod mount;
+pub mod mount_context;
 pub mod mount_text;
 mod msharefs;
 pub mod notify;

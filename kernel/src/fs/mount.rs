@@ -111,6 +111,12 @@ impl Mount {
         self.flags.load(Ordering::Relaxed) | self.superblock.flags()
     }
 
+    /// Sets the flags of the mount itself.
+    pub(super) fn set_flags(&self, flags: u32) {
+        // Ordering: a flag word of its own.
+        self.flags.store(flags & MOUNT_FLAGS, Ordering::Relaxed);
+    }
+
     /// Is any of these flags set?
     pub fn has(&self, flags: u32) -> bool {
         self.flags() & flags != 0
@@ -300,6 +306,52 @@ pub fn relocate(from: &Path, at: Path) -> Result<()> {
     let moved = attach_locked(mount, at);
     drop(old);
     moved
+}
+
+/// move_mount(2): puts a mount that is nowhere yet on `at`, or moves one that is somewhere.
+pub fn place_or_move(from: &Path, at: Path) -> Result<()> {
+    let mount = &from.mount;
+    if !Arc::ptr_eq(&from.dentry, &mount.root) {
+        return Err(Errno::EINVAL);
+    }
+    {
+        let _change = CHANGE.lock();
+        let in_tree = TABLE.lock().list.contains_key(&mount.id);
+        if !in_tree {
+            let at = enter(at);
+            // Into itself, or onto what is nowhere: nobody would ever see it.
+            if !TABLE.lock().list.contains_key(&at.mount.id) {
+                return Err(Errno::EINVAL);
+            }
+            return attach_locked(mount, at);
+        }
+    }
+    relocate(from, at)
+}
+
+/// open_tree(2) with OPEN_TREE_CLONE: a second view of what is visible at `from`, nowhere yet. Mounts below are not in it.
+pub fn detached_view(from: &Path) -> Path {
+    let mount = Mount::new(from.dentry.clone(), &from.mount.source, from.mount.flags.load(Ordering::Relaxed));
+    Path { dentry: from.dentry.clone(), mount }
+}
+
+/// mount_setattr(2): changes flags of the mount that `path` is the root of, and of those below if `recursive`. All or none.
+pub fn change_flags(path: &Path, add: u32, remove: u32, recursive: bool) -> Result<()> {
+    let _change = CHANGE.lock();
+    if !Arc::ptr_eq(&path.dentry, &path.mount.root) {
+        return Err(Errno::EINVAL);
+    }
+    let mounts = if recursive { subtree(&path.mount)? } else { alloc::vec![path.mount.clone()] };
+    if add & abi::MS_RDONLY != 0 && mounts.iter().any(|mount| mount.writers.load(Ordering::SeqCst) > 0) {
+        return Err(Errno::EBUSY);
+    }
+    for mount in &mounts {
+        // Ordering: a flag word of its own, changed under the lock.
+        let old = mount.flags.load(Ordering::Relaxed);
+        mount.set_flags(old & !remove | add);
+    }
+    drop(mounts);
+    Ok(())
 }
 
 /// Changes the flags of the mount that `path` is the root of; unless `mount_only`, the file system's as well,

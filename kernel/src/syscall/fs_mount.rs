@@ -14,7 +14,8 @@ use crate::fs::registry::{self, MountRequest};
 use crate::memory::PAGE_SIZE;
 use crate::mm::uaccess::{self, read_path};
 
-pub const TABLE: &[(Sysno, Handler)] = &[(Sysno::mount, mount_call), (Sysno::umount2, umount2)];
+pub const TABLE: &[(Sysno, Handler)] =
+    &[(Sysno::mount, mount_call), (Sysno::umount2, umount2), (Sysno::sysfs, sysfs)];
 
 /// A string argument that may be missing; at most a page, as Linux has it.
 fn text(address: usize) -> Result<String> {
@@ -72,6 +73,25 @@ fn mount_call(args: &mut Args) -> Result<usize> {
         mount::attach(&new, at)?;
     }
     Ok(0)
+}
+
+/// The types of file systems by number: of a name, the name of a number, how many there are.
+fn sysfs(args: &mut Args) -> Result<usize> {
+    let names = registry::names();
+    match args.uint(0) {
+        1 => {
+            let name = uaccess::read_path(args.a[1])?;
+            names.iter().position(|known| known.as_bytes() == name).ok_or(Errno::EINVAL)
+        }
+        2 => {
+            let name = names.get(args.a[1]).ok_or(Errno::EINVAL)?;
+            uaccess::copy_to_user(args.a[2], name.as_bytes())?;
+            uaccess::copy_to_user(args.a[2] + name.len(), &[0])?;
+            Ok(0)
+        }
+        3 => Ok(names.len()),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 fn umount2(args: &mut Args) -> Result<usize> {

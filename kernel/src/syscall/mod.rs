@@ -6,6 +6,7 @@ pub mod fs_attr;
 pub mod fs_fd;
 pub mod fs_io;
 pub mod fs_mount;
+pub mod fs_mount_new;
 pub mod fs_open;
 pub mod fs_path;
 pub mod fs_space;
@@ -71,6 +72,7 @@ const GROUPS: &[Group] = &[
     fs_fd::TABLE,
     fs_io::TABLE,
     fs_mount::TABLE,
+    fs_mount_new::TABLE,
     fs_open::TABLE,
     fs_path::TABLE,
     fs_space::TABLE,
@@ -80,14 +82,14 @@ const GROUPS: &[Group] = &[
     ipc::TABLE,
     kcmp::TABLE,
     mm::TABLE,
+    mqueue::TABLE,
     msg::TABLE,
     net::TABLE,
-    mqueue::TABLE,
     process::TABLE,
     sched::TABLE,
+    seccomp::TABLE,
     sem::TABLE,
     signal::TABLE,
-    seccomp::TABLE,
     splice::TABLE,
     system::TABLE,
     time::TABLE,
