@@ -9,7 +9,7 @@ use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::files;
 use crate::memory::fallible;
-use crate::mm::uaccess::{self, copy_to_user, read_user_array, write_user};
+use crate::mm::uaccess::{self, copy_to_user, read_user, read_user_array, write_user};
 use crate::mm::{AddressSpace, MapRequest, PAGE, Rights, userfault};
 use crate::process::{self, Process};
 use crate::sched;
@@ -41,12 +41,52 @@ pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::pkey_free, pkey_free),
     (Sysno::userfaultfd, userfaultfd),
     (Sysno::mseal, mseal),
+    (Sysno::move_pages, move_pages),
     (Sysno::process_mrelease, process_mrelease),
 ];
 
 /// The calling process's memory.
 pub(super) fn space() -> Result<Arc<AddressSpace>> {
     process::current().process.mm().ok_or(Errno::ENOMEM)
+}
+
+/// Tells where pages are, or moves them: there is one node, on which all are.
+fn move_pages(args: &mut Args) -> Result<usize> {
+    const MOVE: u32 = 2;
+    const MOVE_ALL: u32 = 4;
+    let [pid, count, pages, nodes, status, _] = args.a;
+    let flags = args.uint(5);
+    if flags & !(MOVE | MOVE_ALL) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if flags & MOVE_ALL != 0 && !process::current().credentials().capable(abi::CAP_SYS_NICE) {
+        return Err(Errno::EPERM);
+    }
+    let space = match pid as i32 {
+        0 => space()?,
+        pid => {
+            let pid = u32::try_from(pid).map_err(|_| Errno::ESRCH)?;
+            let process = process::find(pid).ok_or(Errno::ESRCH)?;
+            check_may_access(&process)?;
+            process.mm().ok_or(Errno::EINVAL)?
+        }
+    };
+    for index in 0..count {
+        let address: u64 = read_user(pages.wrapping_add(index * size_of::<u64>()))?;
+        if nodes != 0 {
+            let node: i32 = read_user(nodes.wrapping_add(index * size_of::<i32>()))?;
+            if node != 0 {
+                return Err(Errno::ENODEV);
+            }
+        }
+        let found = space.node_of(address).unwrap_or_else(|errno| -errno.into_raw());
+        write_user(status.wrapping_add(index * size_of::<i32>()), &found)?;
+        sched::cond_resched();
+        if process::current().kill_pending() {
+            return Err(Errno::EINTR);
+        }
+    }
+    Ok(0)
 }
 
 fn mseal(args: &mut Args) -> Result<usize> {

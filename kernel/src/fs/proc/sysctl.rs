@@ -209,6 +209,8 @@ fn kernel() -> Result<()> {
 }
 
 fn memory() -> Result<()> {
+    // Nothing is compacted, so nothing is kept from it.
+    register_number("vm/compact_unevictable_allowed", 1, 0..=1)?;
     register(
         "vm/unprivileged_userfaultfd",
         // Relaxed, both: a setting of its own.

@@ -120,6 +120,8 @@ pub fn init() -> Result<()> {
     }
     node()?;
     register_read_only("kernel/mm/transparent_hugepage/enabled", || line("always madvise [never]"))?;
+    let defrag = "always defer defer+madvise madvise [never]";
+    register_read_only("kernel/mm/transparent_hugepage/defrag", move || line(defrag))?;
     register_read_only("kernel/mm/transparent_hugepage/hpage_pmd_size", || line(2 << 20))?;
     make_directory("fs/cgroup")?;
     make_directory("kernel/debug")?;
