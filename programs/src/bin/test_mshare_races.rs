@@ -3,16 +3,23 @@
 //!
 //! Linux has no msharefs; there these are skipped.
 
+use std::sync::atomic::Ordering;
+
 use roundtable_programs::child::{self, Child, End};
 use roundtable_programs::fault::{self, Fault};
+use roundtable_programs::file::Fd;
+use roundtable_programs::harness::skip;
+use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::leak::Baseline;
 use roundtable_programs::mem::{ANON, Map, NONE, PRIVATE, R, RW, SHARED, munmap};
 use roundtable_programs::mshare::{AT, Region, checked, count, ready};
 use roundtable_programs::shared::Shared;
-use roundtable_programs::sys::PAGE;
+use roundtable_programs::sys::{self, PAGE};
 use roundtable_programs::{Errno, tests};
 
-tests! { everything_returns: 60, change_and_touch_at_once: 90, attach_and_detach_at_once: 90, many_regions: 60 }
+tests! { everything_returns: 60, change_and_touch_at_once: 90, attach_and_detach_at_once: 90,
+unmapping_reaches_other_cpus: 60, protection_reaches_other_cpus: 60, punch_reaches_other_cpus: 60,
+huge_punch_reaches_other_cpus: 60, many_regions: 60 }
 
 fn everything_returns() {
     ready();
@@ -143,6 +150,101 @@ fn attach_and_detach_at_once() {
         checked();
     }
     assert_eq!(region.attach().get(AT), 3);
+}
+
+/// A child on another CPU that reads the page at `at`, without a system call in between that would empty its
+/// TLB, until `change` is done; then it reads once more. In each round `prepare` comes first.
+fn seen_elsewhere(
+    region: &Region,
+    at: usize,
+    prepare: &dyn Fn(&Map),
+    change: &dyn Fn(),
+    expected: impl Fn(usize) -> Result<u64, Fault>,
+) {
+    const ROUNDS: u32 = 30;
+    let cpus = sys::cpus();
+    if cpus.len() < 2 {
+        skip("one CPU");
+    }
+    let (control, map) = (Shared::new(), region.attach());
+    let child = child::fork(|| {
+        sys::pin(cpus[1]);
+        let map = region.attach();
+        let address = map.address + at;
+        for round in 1..=ROUNDS {
+            while control.get(0) < round {
+                std::hint::spin_loop();
+            }
+            let _ = fault::load(address);
+            control.word(1).store(round, Ordering::SeqCst);
+            while control.get(2) < round {
+                let _ = std::hint::black_box(fault::load(address));
+            }
+            if fault::load(address) != expected(address) {
+                control.word(4).fetch_add(1, Ordering::SeqCst);
+            }
+            control.word(3).store(round, Ordering::SeqCst);
+        }
+    });
+    sys::pin(cpus[0]);
+    let wait_for = |index: usize, round: u32| {
+        while control.get(index) < round {
+            std::thread::yield_now();
+        }
+    };
+    for round in 1..=ROUNDS {
+        prepare(&map);
+        control.word(0).store(round, Ordering::SeqCst);
+        wait_for(1, round);
+        change();
+        control.word(2).store(round, Ordering::SeqCst);
+        wait_for(3, round);
+    }
+    child.ok();
+    assert_eq!(control.get(4), 0, "of {ROUNDS} changes so many were not seen on another CPU");
+}
+
+fn unmapping_reaches_other_cpus() {
+    ready();
+    let region = Region::new();
+    let prepare = |map: &Map| {
+        region.map_shared(AT, PAGE);
+        map.set_u64(AT, 5);
+    };
+    seen_elsewhere(&region, AT, &prepare, &|| region.unmap(AT, PAGE).unwrap(), |at| Err(Fault::unmapped(at)));
+}
+
+fn protection_reaches_other_cpus() {
+    ready();
+    let region = Region::new();
+    region.map_shared(AT, PAGE);
+    let prepare = |map: &Map| {
+        region.protect(AT, PAGE, RW).unwrap();
+        map.set_u64(AT, 5);
+    };
+    seen_elsewhere(&region, AT, &prepare, &|| region.protect(AT, PAGE, NONE).unwrap(), |at| {
+        Err(Fault::forbidden(at))
+    });
+}
+
+/// Files go through tables of their own: a whole window of them here.
+fn punch_reaches_other_cpus() {
+    ready();
+    let (region, file) = (Region::new(), Fd::temporary());
+    file.truncate(HUGE as u64).unwrap();
+    region.map(1 << 30, HUGE, RW, SHARED, file.raw(), 0).unwrap();
+    let prepare = |map: &Map| map.set_u64(1 << 30, 5);
+    seen_elsewhere(&region, 1 << 30, &prepare, &|| file.punch(0, PAGE as u64).unwrap(), |_| Ok(0));
+}
+
+fn huge_punch_reaches_other_cpus() {
+    ready();
+    huge::pool(4);
+    let (region, file) = (Region::new(), huge::file());
+    file.truncate(HUGE as u64).unwrap();
+    region.map(1 << 30, HUGE, RW, SHARED, file.raw(), 0).unwrap();
+    let prepare = |map: &Map| map.set_u64(1 << 30, 5);
+    seen_elsewhere(&region, 1 << 30, &prepare, &|| file.punch(0, HUGE as u64).unwrap(), |_| Ok(0));
 }
 
 fn many_regions() {
