@@ -7,12 +7,13 @@ use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, GIB};
 use roundtable_programs::leak::Baseline;
 use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, RW, SHARED};
+use roundtable_programs::mshare::{self, Region};
 use roundtable_programs::procfs::{self, Meminfo};
 use roundtable_programs::shared::Shared;
 use roundtable_programs::{Errno, tests};
 
 tests! { one_hog_is_killed: 60, a_slow_end_kills_nobody_else: 60, a_storm_of_hogs: 100, page_tables_run_out: 60, shared_memory_runs_out: 60,
-all_memory_as_huge_pages: 60, more_than_there_is_at_once }
+a_region_runs_out: 100, all_memory_as_huge_pages: 60, more_than_there_is_at_once }
 
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -128,6 +129,47 @@ fn shared_memory_runs_out() {
     assert!(matches!(error, Errno::ENOSPC | Errno::ENOMEM), "{error}");
     drop(file);
     std::fs::remove_file(path).unwrap();
+    before.check();
+}
+
+/// Who fills a region answers for it, not who merely has it attached and is larger otherwise.
+fn a_region_runs_out() {
+    mshare::ready();
+    let before = Baseline::take();
+    let (region, shared) = (Region::new(), Shared::new());
+    let bytes = Meminfo::read().get("MemTotal") as usize * 1024;
+    region.map(0, bytes, RW, PRIVATE | ANON | NORESERVE, -1, 0).unwrap();
+    region.attach().set(0, 1);
+    let bystanders: Vec<Child> = (0..2)
+        .map(|_| {
+            child::fork(|| {
+                let (attached, own) = (region.attach(), Map::anonymous(64 << 20));
+                (0..own.length).step_by(4096).for_each(|at| own.set(at, 1));
+                loop {
+                    assert_eq!(attached.get(0), 1);
+                    let map = Map::anonymous(16 * 4096);
+                    (0..16).for_each(|page| map.set(page * 4096, 1));
+                    shared.add(0);
+                    std::thread::sleep(PAUSE);
+                }
+            })
+        })
+        .collect();
+    shared.wait(0, 4);
+    let hog = child::fork(|| {
+        let map = region.attach();
+        (0..bytes).step_by(4096).for_each(|at| map.set(at, 1));
+        unreachable!("all memory in a region");
+    });
+    assert_eq!(hog.wait(), End::Signal(libc::SIGKILL));
+    let count = shared.get(0);
+    assert!(shared.wait_for(0, count + 4, Duration::from_secs(20)), "the bystanders are gone");
+    // What is in the region stays until it is taken out.
+    assert!(mshare::count("pages") > bytes as u64 / 4096 / 4);
+    region.unmap(0, bytes).unwrap();
+    assert_eq!(mshare::count("pages"), 0);
+    bystanders.into_iter().for_each(Child::end);
+    drop(region);
     before.check();
 }
 
