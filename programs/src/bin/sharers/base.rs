@@ -2,6 +2,8 @@
 
 use roundtable_programs::file::Fd;
 use roundtable_programs::mem::{Map, RW, SHARED};
+use roundtable_programs::procfs;
+use roundtable_programs::sys::pid;
 
 use super::options::Options;
 use super::sharer::{Kind, stamp_pages};
@@ -9,8 +11,9 @@ use super::{Gathering, Snapshot, gather, report, settle};
 
 /// What the file's tables may take in all, in kB: 1 GiB has 513 tables.
 const TABLES_PER_GIB: u64 = 4096;
-/// What tables of its own each process may have, in kB: for its program, stack and libraries.
-const OWN_TABLES: u64 = 52;
+/// What tables of its own each process may have besides those that its parent has for program, heap and stack, in kB: its root, and a
+/// table of each level below for the records.
+const OWN_TABLES: u64 = 16;
 
 pub fn run(options: &Options) -> Result<(), String> {
     let (length, step) = (options.bytes, options.step);
@@ -55,7 +58,8 @@ pub fn run(options: &Options) -> Result<(), String> {
     }
     let faults = most(&shared.measurements.faults);
     let gibibytes = length.div_ceil(1 << 30) as u64;
-    let allowed = gibibytes * TABLES_PER_GIB + options.processes as u64 * OWN_TABLES;
+    let own = procfs::status(pid(), "VmPTE") + OWN_TABLES;
+    let allowed = gibibytes * TABLES_PER_GIB + options.processes as u64 * own;
     match () {
         () if faults > 0 => Err(format!("a process had {faults} faults on pages that were there")),
         () if shared.tables_kb() > allowed => {
