@@ -1,10 +1,12 @@
 //! Checks that every dependency is under a permissive licence.
 
+use std::path::Path;
+
 use anyhow::{Context, Result, bail};
 use cargo_metadata::MetadataCommand;
 use spdx::{Expression, LicenseReq, ParseMode};
 
-use crate::root;
+use crate::{hosts, root};
 
 /// What we accept: no copyleft in any form.
 const PERMISSIVE: [&str; 14] = [
@@ -25,40 +27,50 @@ const PERMISSIVE: [&str; 14] = [
     "Zlib",
 ];
 
+/// Accepted of a host of others as well: it is tested with the library, and linked into nothing that we ship.
+const OF_HOSTS: [&str; 1] = ["MPL-2.0"];
+
 /// Fails with the list of dependencies that are not.
 pub fn check() -> Result<()> {
+    check_workspace(&root(), &PERMISSIVE)?;
+    check_workspace(&hosts::ostd(), &[&PERMISSIVE[..], &OF_HOSTS].concat())
+}
+
+fn check_workspace(folder: &Path, accepted: &[&str]) -> Result<()> {
     let metadata = MetadataCommand::new()
-        .current_dir(root())
+        .current_dir(folder)
         .other_options(vec!["--locked".to_string()])
         .exec()
-        .context("cargo metadata (is Cargo.lock up to date?)")?;
+        .with_context(|| format!("cargo metadata (is Cargo.lock up to date in {}?)", folder.display()))?;
     let mut refused = Vec::new();
     for package in &metadata.packages {
         let problem = match &package.license {
             None => Some("no licence expression".to_string()),
-            Some(text) => problem_with(text),
+            Some(text) => problem_with(text, accepted),
         };
         refused.extend(problem.map(|problem| format!("{} {}: {problem}", package.name, package.version)));
     }
     if !refused.is_empty() {
-        bail!("not under a permissive licence:\n  {}", refused.join("\n  "));
+        bail!("not under a licence that is accepted:\n  {}", refused.join("\n  "));
     }
-    println!("licences: all {} packages are under permissive ones", metadata.packages.len());
+    let name = folder.strip_prefix(root()).unwrap_or(folder).display().to_string();
+    let name = if name.is_empty() { "the workspace" } else { &name };
+    println!("licences: all {} packages of {name} are under accepted ones", metadata.packages.len());
     Ok(())
 }
 
 /// What is wrong with a licence expression, if anything.
-fn problem_with(text: &str) -> Option<String> {
+fn problem_with(text: &str, accepted: &[&str]) -> Option<String> {
     // Old crates write a slash for OR.
     match Expression::parse_mode(text, ParseMode::LAX) {
         Err(error) => Some(format!("{text}: {}", error.reason)),
-        Ok(expression) if expression.evaluate(is_permissive) => None,
+        Ok(expression) if expression.evaluate(|requirement| is_accepted(requirement, accepted)) => None,
         Ok(_) => Some(text.to_string()),
     }
 }
 
-fn is_permissive(requirement: &LicenseReq) -> bool {
-    requirement.license.id().is_some_and(|id| PERMISSIVE.contains(&id.name))
+fn is_accepted(requirement: &LicenseReq, accepted: &[&str]) -> bool {
+    requirement.license.id().is_some_and(|id| accepted.contains(&id.name))
 }
 
 #[cfg(test)]
@@ -74,14 +86,20 @@ mod tests {
             "GPL-2.0-only OR MIT",
             "(MIT OR Apache-2.0) AND Unicode-3.0",
         ] {
-            assert_eq!(problem_with(text), None, "{text}");
+            assert_eq!(problem_with(text, &PERMISSIVE), None, "{text}");
         }
     }
 
     #[test]
     fn copyleft_and_nonsense_do_not() {
         for text in ["GPL-3.0-only", "MIT AND MPL-2.0", "LGPL-2.1-or-later", "my own", ""] {
-            assert!(problem_with(text).is_some(), "{text}");
+            assert!(problem_with(text, &PERMISSIVE).is_some(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_host_may_be_under_the_mozilla_licence() {
+        assert_eq!(problem_with("MPL-2.0", &OF_HOSTS), None);
+        assert!(problem_with("GPL-2.0-only", &OF_HOSTS).is_some());
     }
 }

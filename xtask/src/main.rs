@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod debian;
+mod hosts;
 mod licences;
 mod linux;
 mod profile;
@@ -49,6 +50,8 @@ enum Command {
     Stalls(stalls::StallOptions),
     /// Measure all protocols and Debian's Linux in the same machine: a table, and a page with plots
     Bench(roundtable::bench::BenchOptions),
+    /// Build and boot a kernel that is not ours and hosts the library: a table of what sharing saves there
+    Host(hosts::HostOptions),
     /// Check that all dependencies are under permissive licences
     Licences,
 }
@@ -86,6 +89,7 @@ fn execute(command: Command) -> Result<i32> {
         Command::Stalls(options) => stalls::run(&options),
         Command::Soak(options) => soak::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Host(options) => hosts::run(&options),
         Command::Licences => licences::check().map(|()| 0),
     }
 }

@@ -76,6 +76,11 @@ pub fn find_or_install() -> Result<Toolchain> {
     debian_toolchain()
 }
 
+/// Whether a Rust that can build for the bare machine is installed.
+pub fn is_at_hand() -> bool {
+    own_has_target() || debian_is_installed()
+}
+
 /// Whether the toolchain of the PATH has the target's libraries.
 fn own_has_target() -> bool {
     sysroot("rustc").is_some_and(|root| root.join("lib/rustlib").join(TARGET).join("lib").is_dir())

@@ -7,7 +7,7 @@ mod emulator;
 mod host;
 mod programs;
 mod race;
-mod report;
+pub mod report;
 mod results;
 mod screens;
 
@@ -24,7 +24,7 @@ use roundtable::run::Parts;
 use roundtable::signals::Signals;
 
 use crate::build::{self, BuildOptions};
-use crate::{linux, output_folder, setup, toolchain};
+use crate::{hosts, linux, output_folder, setup, toolchain};
 use boots::{Boot, Kernels, Work};
 use programs::TestProgram;
 use report::Report;
@@ -158,6 +158,9 @@ pub fn run(options: &TestOptions) -> Result<i32> {
     }
     if !options.no_guest {
         guests(options, &mut report)?;
+        if !options.only_linux && options.wants("hosts::ostd") {
+            hosts::test(&mut report)?;
+        }
     }
     Ok(report.finish())
 }
