@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hugetlb::filetables::Machine as TableMachine;
 use hugetlb::filetables::format::Native;
 use hugetlb::{
-    Access, Config, Entry, EntryValue, Flush, Format, Hugetlb, Level, Machine, MapOptions, OutOfMemory,
-    PageSize, PhysAddr, Protection, SLOT_SIZE, Space, TABLE_SIZE, TableEntries, VirtAddr,
+    Access, Config, Entry, EntryValue, Flush, Format, Hugetlb, Level, Machine, MapOptions, MapRequest,
+    OutOfMemory, PageSize, PhysAddr, Protection, SLOT_SIZE, Space, SpaceToken, TABLE_SIZE, TableEntries,
+    VirtAddr,
 };
 use hugetlb_sim::conformance::Host;
 use parking_lot::Mutex;
@@ -186,15 +187,19 @@ pub fn main() {
     let options =
         MapOptions { shared: true, no_reserve: true, protection: Protection::READ | Protection::WRITE };
     let here = VirtAddr(SLOT_SIZE);
-    let (first, second) = (machine.space(), machine.space());
-    let mapping = file.map(first.clone(), here, SLOT_SIZE, 0, options).expect("memory for a mapping");
+    let request = MapRequest { start: here, length: SLOT_SIZE, offset: 0, options };
+    // A token lies where only the address-space lock leads to it.
+    let mut first = SpaceToken::new(machine.space());
+    let mut second = SpaceToken::new(machine.space());
+    let mapping = file.map(&mut first, request).expect("memory for a mapping");
     // The program stores; the host's fault handler calls the library.
-    assert_eq!(machine.translate(&first, here), None);
+    assert_eq!(machine.translate(first.space(), here), None);
     mapping.fault(here, Access::Write).expect("a page is free");
-    machine.write(machine.translate(&first, here).expect("it was resolved"), 42);
-    let other = file.map(second.clone(), here, SLOT_SIZE, 0, options).expect("memory for a mapping");
-    let place = machine.translate(&second, here).expect("attached to the first one's table");
+    machine.write(machine.translate(first.space(), here).expect("it was resolved"), 42);
+    let other = file.map(&mut second, request).expect("memory for a mapping");
+    let place = machine.translate(second.space(), here).expect("attached to the first one's table");
     assert_eq!(machine.read(place), 42);
     println!("two processes, {} page table, {} fault", hugetlb.sharing().tables, hugetlb.sharing().faults);
-    drop((mapping, other));
+    mapping.unmap(&mut first);
+    other.unmap(&mut second);
 }

@@ -3,6 +3,7 @@
 #[path = "../examples/minimal_host.rs"]
 mod minimal_host;
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use hugetlb::filetables::{self, format::Native};
@@ -74,25 +75,31 @@ const NOT_REPLACED: u8 = 12;
 const HUGE_TWICE: u8 = 13;
 const UNMANAGED: u8 = 14;
 
+thread_local! {
+    /// The fault of the machines that are made by this thread.
+    static FAULT: Cell<u8> = const { Cell::new(0) };
+}
+
 /// The smallest host with a fault.
-struct Faulty<const FAULT: u8> {
+struct Faulty {
+    fault: u8,
     machine: MinimalMachine,
     first: std::sync::Mutex<Option<PhysAddr>>,
     is_used: AtomicBool,
 }
 
 #[derive(Clone)]
-struct FaultySpace<const FAULT: u8>(MinimalSpace);
+struct FaultySpace(MinimalSpace, u8);
 
-impl<const FAULT: u8> Space for FaultySpace<FAULT> {
+impl Space for FaultySpace {
     fn id(&self) -> u64 {
-        if FAULT == SAME_ID { 1 } else { self.0.id() }
+        if self.1 == SAME_ID { 1 } else { self.0.id() }
     }
 
     fn find_entry(&self, address: VirtAddr, level: Level) -> Option<&Entry> {
         match self.0.find_entry(address, level) {
             // Whatever is above.
-            None if FAULT == UNMANAGED => self.0.find_entry(address, Level::Pud),
+            None if self.1 == UNMANAGED => self.0.find_entry(address, Level::Pud),
             found => found,
         }
     }
@@ -102,10 +109,10 @@ impl<const FAULT: u8> Space for FaultySpace<FAULT> {
     }
 
     fn replace_managed(&self, address: VirtAddr, level: Level) -> Result<(), OutOfMemory> {
-        if FAULT == NOT_REPLACED {
+        if self.1 == NOT_REPLACED {
             return Ok(());
         }
-        if FAULT == CLEARED
+        if self.1 == CLEARED
             && let Some(entry) = self.0.find_entry(address, level)
         {
             entry.store(EntryValue::default(), Ordering::Release);
@@ -115,20 +122,20 @@ impl<const FAULT: u8> Space for FaultySpace<FAULT> {
     }
 }
 
-impl<const FAULT: u8> filetables::Machine for Faulty<FAULT> {
+impl filetables::Machine for Faulty {
     type Format = Native;
     type RawSpinLock = Open;
-    type Space = FaultySpace<FAULT>;
+    type Space = FaultySpace;
 
     fn allocate_table(&self) -> Option<PhysAddr> {
         let table = self.machine.allocate_table()?;
-        if FAULT == DIRTY && self.is_used.load(Ordering::Relaxed) {
+        if self.fault == DIRTY && self.is_used.load(Ordering::Relaxed) {
             self.table(table)[511].store(EntryValue(8), Ordering::Relaxed);
         }
-        if FAULT == CROOKED {
+        if self.fault == CROOKED {
             return Some(PhysAddr(table.0 + 8));
         }
-        if FAULT == TWICE {
+        if self.fault == TWICE {
             return Some(*self.first.lock().unwrap().get_or_insert(table));
         }
         Some(table)
@@ -137,7 +144,7 @@ impl<const FAULT: u8> filetables::Machine for Faulty<FAULT> {
     fn retire_table(&self, table: PhysAddr) {
         self.is_used.store(true, Ordering::Relaxed);
         self.machine.retire_table(table);
-        if FAULT == AT_ONCE {
+        if self.fault == AT_ONCE {
             self.machine.pass_grace_period();
         }
     }
@@ -147,13 +154,13 @@ impl<const FAULT: u8> filetables::Machine for Faulty<FAULT> {
     }
 
     fn flush_spaces(&self, concerned: &dyn Fn(u64) -> bool) {
-        if FAULT != NO_SPACES {
+        if self.fault != NO_SPACES {
             self.machine.flush_spaces(concerned);
         }
     }
 }
 
-impl<const FAULT: u8> Machine for Faulty<FAULT> {
+impl Machine for Faulty {
     type RawMutex = Open;
     type RawRwLock = Open;
 
@@ -163,7 +170,7 @@ impl<const FAULT: u8> Machine for Faulty<FAULT> {
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
         let frame = self.machine.allocate_huge(size)?;
-        Some(if FAULT == HUGE_TWICE { *self.first.lock().unwrap().get_or_insert(frame) } else { frame })
+        Some(if self.fault == HUGE_TWICE { *self.first.lock().unwrap().get_or_insert(frame) } else { frame })
     }
 
     fn free_huge(&self, size: PageSize, frame: PhysAddr) {
@@ -171,7 +178,7 @@ impl<const FAULT: u8> Machine for Faulty<FAULT> {
     }
 
     fn zero(&self, start: PhysAddr, bytes: u64) {
-        match FAULT {
+        match self.fault {
             ZERO_ALL => self.machine.zero(PhysAddr(start.0 - 8), bytes + 8),
             ZERO_LITTLE => self.machine.zero(start, bytes - 8),
             _ => self.machine.zero(start, bytes),
@@ -182,14 +189,14 @@ impl<const FAULT: u8> Machine for Faulty<FAULT> {
         let last = PhysAddr(to.0 + size.bytes() - 8);
         let before = self.machine.read(last);
         self.machine.copy_huge(size, from, to);
-        if FAULT == COPY_HALF {
+        if self.fault == COPY_HALF {
             self.machine.write(last, before);
         }
     }
 
-    fn flush(&self, batch: &[Flush<FaultySpace<FAULT>>]) {
-        if FAULT != NO_FLUSH {
-            let unwrap = |flush: &Flush<FaultySpace<FAULT>>| Flush {
+    fn flush(&self, batch: &[Flush<FaultySpace>]) {
+        if self.fault != NO_FLUSH {
+            let unwrap = |flush: &Flush<FaultySpace>| Flush {
                 space: flush.space.0.clone(),
                 range: flush.range.clone(),
                 tables: flush.tables,
@@ -199,20 +206,21 @@ impl<const FAULT: u8> Machine for Faulty<FAULT> {
     }
 }
 
-impl<const FAULT: u8> Host for Faulty<FAULT> {
+impl Host for Faulty {
     fn new() -> Self {
         Faulty {
+            fault: FAULT.get(),
             machine: MinimalMachine::new(),
             first: std::sync::Mutex::default(),
             is_used: AtomicBool::new(false),
         }
     }
 
-    fn space(&self) -> FaultySpace<FAULT> {
-        FaultySpace(self.machine.space())
+    fn space(&self) -> FaultySpace {
+        FaultySpace(self.machine.space(), self.fault)
     }
 
-    fn translate(&self, space: &FaultySpace<FAULT>, address: VirtAddr) -> Option<PhysAddr> {
+    fn translate(&self, space: &FaultySpace, address: VirtAddr) -> Option<PhysAddr> {
         self.machine.translate(&space.0, address)
     }
 
@@ -230,11 +238,10 @@ impl<const FAULT: u8> Host for Faulty<FAULT> {
 }
 
 /// What is broken, beside the locks, which are in all of these hosts.
-fn broken<const FAULT: u8>() -> Vec<&'static str> {
-    let (locks, others): (Vec<_>, Vec<_>) = check::<Faulty<FAULT>>()
-        .into_iter()
-        .map(|broken| broken.sentence)
-        .partition(|s| s.starts_with("Raw"));
+fn broken(fault: u8) -> Vec<&'static str> {
+    FAULT.set(fault);
+    let (locks, others): (Vec<_>, Vec<_>) =
+        check::<Faulty>().into_iter().map(|broken| broken.sentence).partition(|s| s.starts_with("Raw"));
     assert_eq!(
         locks,
         [
@@ -249,30 +256,30 @@ fn broken<const FAULT: u8>() -> Vec<&'static str> {
 
 #[test]
 fn each_fault_is_told_by_its_sentence() {
-    assert_eq!(broken::<0>(), [""; 0]);
-    assert_eq!(broken::<DIRTY>(), ["a frame for a page table is all zero"]);
-    assert_eq!(broken::<ZERO_ALL>(), ["zero fills the bytes from start with zeroes, and no others"]);
-    assert_eq!(broken::<ZERO_LITTLE>(), ["zero fills the bytes from start with zeroes, and no others"]);
-    assert_eq!(broken::<COPY_HALF>(), ["copy_huge copies a whole huge frame"]);
-    assert_eq!(broken::<AT_ONCE>(), ["a retired table is reused only after a grace period"]);
+    assert_eq!(broken(0), [""; 0]);
+    assert_eq!(broken(DIRTY), ["a frame for a page table is all zero"]);
+    assert_eq!(broken(ZERO_ALL), ["zero fills the bytes from start with zeroes, and no others"]);
+    assert_eq!(broken(ZERO_LITTLE), ["zero fills the bytes from start with zeroes, and no others"]);
+    assert_eq!(broken(COPY_HALF), ["copy_huge copies a whole huge frame"]);
+    assert_eq!(broken(AT_ONCE), ["a retired table is reused only after a grace period"]);
     assert_eq!(
-        broken::<NO_SPACES>(),
+        broken(NO_SPACES),
         ["flush_spaces makes every CPU forget all of the spaces that are concerned"]
     );
     let flushes = [
         "flush makes every CPU forget a leaf",
         "flush with tables makes every CPU forget entries that led to tables",
     ];
-    assert_eq!(broken::<NO_FLUSH>(), flushes);
+    assert_eq!(broken(NO_FLUSH), flushes);
     let id = "Space::id tells spaces apart, also after one is gone and another was made";
-    assert!(broken::<SAME_ID>().contains(&id));
+    assert!(broken(SAME_ID).contains(&id));
     let replaced = "Space::replace_managed puts an empty table of the host into the entry";
-    assert_eq!(broken::<NOT_REPLACED>(), [replaced]);
+    assert_eq!(broken(NOT_REPLACED), [replaced]);
     let one_store = "Space::replace_managed is one store: the entry is never empty in between";
-    assert_eq!(broken::<CLEARED>(), [one_store]);
-    assert!(broken::<CROOKED>().contains(&"a frame for a page table is 4 KiB, aligned"));
-    assert!(broken::<TWICE>().contains(&"a frame for a page table is nobody else's"));
-    assert!(broken::<HUGE_TWICE>().contains(&"a huge frame is naturally aligned, and nobody else's"));
+    assert_eq!(broken(CLEARED), [one_store]);
+    assert!(broken(CROOKED).contains(&"a frame for a page table is 4 KiB, aligned"));
+    assert!(broken(TWICE).contains(&"a frame for a page table is nobody else's"));
+    assert!(broken(HUGE_TWICE).contains(&"a huge frame is naturally aligned, and nobody else's"));
     let none = "Space::entry and find_entry give none where an entry above is managed";
-    assert!(broken::<UNMANAGED>().contains(&none));
+    assert!(broken(UNMANAGED).contains(&none));
 }

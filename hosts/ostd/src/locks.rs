@@ -31,11 +31,8 @@ impl RawSpin {
 // SAFETY: A ticket is served once, and the next one only after `unlock`.
 unsafe impl RawMutex for RawSpin {
     #[expect(clippy::declare_interior_mutable_const, reason = "how lock_api makes a lock")]
-    const INIT: RawSpin = RawSpin {
-        next: AtomicU32::new(0),
-        serving: AtomicU32::new(0),
-        preemption: UnsafeCell::new(None),
-    };
+    const INIT: RawSpin =
+        RawSpin { next: AtomicU32::new(0), serving: AtomicU32::new(0), preemption: UnsafeCell::new(None) };
     type GuardMarker = GuardNoSend;
 
     fn lock(&self) {

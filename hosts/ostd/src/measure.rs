@@ -4,9 +4,7 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use hugetlb::{
-    Access, Chunk, Config, FallocateMode, File, Hugetlb, PageSize, ProtocolKind, SLOT_SIZE,
-};
+use hugetlb::{Access, Chunk, Config, FallocateMode, File, Hugetlb, PageSize, ProtocolKind, SLOT_SIZE};
 use ostd::arch::{read_tsc, tsc_freq};
 use ostd::cpu::{CpuId, all_cpus};
 use ostd::early_println;

@@ -4,7 +4,9 @@ use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use hugetlb::{Access, Error, FaultError, File, Level, MapOptions, Mapping, SLOT_SIZE, VirtAddr};
+use hugetlb::{
+    Access, Error, FaultError, File, Level, MapOptions, MapRequest, Mapping, SLOT_SIZE, SpaceToken, VirtAddr,
+};
 use lock_api::RwLock;
 
 use crate::locks::RawSleepRw;
@@ -13,21 +15,28 @@ use crate::space::OstdSpace;
 
 type Mappings = BTreeMap<VirtAddr, Mapping<Ostd>>;
 
+/// What the address-space lock guards: the mappings, and the proof that it is held.
+struct Areas {
+    mappings: Mappings,
+    token: SpaceToken<OstdSpace>,
+}
+
 /// A process that has files mapped.
 pub struct Process {
-    /// The address-space lock. Before the space: mappings go first.
-    mappings: RwLock<RawSleepRw, Mappings>,
+    areas: RwLock<RawSleepRw, Areas>,
     space: OstdSpace,
     faults: AtomicU64,
 }
 
 impl Process {
     pub fn new() -> Arc<Process> {
-        Process::with(OstdSpace::new(), Mappings::new())
+        let space = OstdSpace::new();
+        Process::with(Areas { mappings: Mappings::new(), token: SpaceToken::new(space) })
     }
 
-    fn with(space: OstdSpace, mappings: Mappings) -> Arc<Process> {
-        Arc::new(Process { mappings: RwLock::new(mappings), space, faults: AtomicU64::new(0) })
+    fn with(areas: Areas) -> Arc<Process> {
+        let space = areas.token.space().clone();
+        Arc::new(Process { areas: RwLock::new(areas), space, faults: AtomicU64::new(0) })
     }
 
     pub fn space(&self) -> &OstdSpace {
@@ -46,31 +55,40 @@ impl Process {
         length: u64,
         options: MapOptions,
     ) -> Result<(), Error> {
-        let mut mappings = self.mappings.write();
-        let mapping = file.map(self.space.clone(), start, length, 0, options)?;
+        let Areas { mappings, token } = &mut *self.areas.write();
+        let mapping = file.map(token, MapRequest { start, length, offset: 0, options })?;
         mappings.insert(start, mapping);
         Ok(())
     }
 
     /// Takes the mapping away that begins at `start`.
     pub fn unmap(&self, start: VirtAddr) {
-        self.mappings.write().remove(&start);
+        let Areas { mappings, token } = &mut *self.areas.write();
+        if let Some(mapping) = mappings.remove(&start) {
+            mapping.unmap(token);
+        }
     }
 
     pub fn fork(&self) -> Result<Arc<Process>, Error> {
-        let mappings = self.mappings.write();
-        let space = OstdSpace::new();
-        let mut children = Mappings::new();
-        for (start, mapping) in &*mappings {
-            children.insert(*start, mapping.fork(space.clone())?);
+        let parent = self.areas.write();
+        let mut child = Areas { mappings: Mappings::new(), token: SpaceToken::new(OstdSpace::new()) };
+        for (start, mapping) in &parent.mappings {
+            match mapping.fork(&mut child.token) {
+                Ok(copy) => child.mappings.insert(*start, copy),
+                Err(error) => {
+                    // What was made goes as in an exit.
+                    drop(Process::with(child));
+                    return Err(error.into());
+                }
+            };
         }
-        Ok(Process::with(space, children))
+        Ok(Process::with(child))
     }
 
     /// Resolves a fault; an error is the signal's.
     pub fn fault(&self, address: VirtAddr, access: Access) -> Result<(), FaultError> {
         self.faults.fetch_add(1, Ordering::Relaxed);
-        let mappings = self.mappings.read();
+        let mappings = &self.areas.read().mappings;
         let (_, mapping) = mappings.range(..=address).next_back().ok_or(FaultError::NotMapped)?;
         match mapping.fault(address, access) {
             // The mappings in the slot leave the shared table, and the access comes again.
@@ -82,6 +100,16 @@ impl Process {
                 Ok(())
             }
             result => result,
+        }
+    }
+}
+
+/// Exit.
+impl Drop for Process {
+    fn drop(&mut self) {
+        let Areas { mappings, token } = self.areas.get_mut();
+        while let Some((_, mapping)) = mappings.pop_first() {
+            mapping.unmap(token);
         }
     }
 }

@@ -12,8 +12,8 @@ use ostd::task::scheduler::{EnqueueFlags, LocalRunQueue, Scheduler, UpdateFlags,
 use ostd::task::{Task, TaskOptions, disable_preempt, halt_cpu, inject_post_schedule_handler};
 use ostd::util::id_set::Id;
 
-use crate::{cpus, ipi};
 use crate::space::OstdSpace;
+use crate::{cpus, ipi};
 
 /// What a task has of ours.
 pub struct OfTask {

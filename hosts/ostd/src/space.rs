@@ -121,7 +121,10 @@ fn free_table(level: Level, value: EntryValue) {
     if value == EntryValue::default() {
         return;
     }
-    assert!(!Native::is_managed(level, value) && !Native::is_leaf(level, value), "a mapping outlived its space");
+    assert!(
+        !Native::is_managed(level, value) && !Native::is_leaf(level, value),
+        "a mapping outlived its space"
+    );
     let table = Native::table_frame(value);
     if let Some(below) = level.below() {
         memory::entries(table).iter().for_each(|entry| free_table(below, entry.load(Ordering::Relaxed)));
