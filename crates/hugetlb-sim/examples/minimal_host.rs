@@ -32,7 +32,6 @@ struct Hardware {
     free: Mutex<Vec<PhysAddr>>,
     retired: Mutex<Vec<PhysAddr>>,
     free_huge: Mutex<Vec<PhysAddr>>,
-    /// Leaves by space and page. Nothing leaves it but by a flush.
     tlb: Mutex<HashMap<(u64, VirtAddr), PhysAddr>>,
     spaces: AtomicU64,
 }
@@ -58,7 +57,6 @@ impl TableMachine for MinimalMachine {
     type Space = MinimalSpace;
 
     fn allocate_table(&self) -> Option<PhysAddr> {
-        // Tables come back empty.
         self.0.free.lock().pop()
     }
 
@@ -119,7 +117,6 @@ impl MinimalSpace {
             let entry = &machine.table(table)[at.index(address)];
             if make && entry.load(Ordering::Acquire) == EntryValue::default() {
                 let new = machine.allocate_table().ok_or(OutOfMemory)?;
-                // Another thread may have been first.
                 if entry.fill(Native::table(new)).is_err() {
                     machine.0.free.lock().push(new);
                 }
@@ -188,11 +185,9 @@ pub fn main() {
         MapOptions { shared: true, no_reserve: true, protection: Protection::READ | Protection::WRITE };
     let here = VirtAddr(SLOT_SIZE);
     let request = MapRequest { start: here, length: SLOT_SIZE, offset: 0, options };
-    // A token lies where only the address-space lock leads to it.
     let mut first = SpaceToken::new(machine.space());
     let mut second = SpaceToken::new(machine.space());
     let mapping = file.map(&mut first, request).expect("memory for a mapping");
-    // The program stores; the host's fault handler calls the library.
     assert_eq!(machine.translate(first.space(), here), None);
     mapping.fault(here, Access::Write).expect("a page is free");
     machine.write(machine.translate(first.space(), here).expect("it was resolved"), 42);
