@@ -4,6 +4,8 @@ use std::fmt;
 
 /// Where the job file lies in the initramfs.
 pub const PATH: &str = "/.roundtable/job";
+/// Where init lies in a root file system that may have a first process of its own.
+pub const INIT_PATH: &str = "/.roundtable/init";
 /// Where the standard input lies in the initramfs when it is [`Input::File`].
 pub const INPUT_PATH: &str = "/.roundtable/input";
 
@@ -18,6 +20,8 @@ pub struct Job {
     pub environment: Vec<Vec<u8>>,
     /// Working directory in the guest.
     pub directory: Vec<u8>,
+    /// Whom the job runs as, as [`crate::user::find`] reads it; root when absent.
+    pub user: Option<String>,
     /// Where the job's standard input comes from.
     pub input: Input,
     /// Rows and columns of the user's terminal.
@@ -90,6 +94,9 @@ impl Job {
             put("environment", variable);
         }
         put("directory", &self.directory);
+        if let Some(user) = &self.user {
+            put("user", user.as_bytes());
+        }
         put(
             "input",
             match self.input {
@@ -127,6 +134,7 @@ impl Job {
             work: Work::Tests(Vec::new()),
             environment: Vec::new(),
             directory: b"/".to_vec(),
+            user: None,
             input: Input::Null,
             window: None,
         };
@@ -140,6 +148,7 @@ impl Job {
                 b"key" => job.key = text()?.to_string(),
                 b"environment" => job.environment.push(value.to_vec()),
                 b"directory" => job.directory = value.to_vec(),
+                b"user" => job.user = Some(text()?.to_string()),
                 b"input" => {
                     job.input = match value {
                         b"null" => Input::Null,
@@ -199,6 +208,7 @@ mod tests {
             work,
             environment: vec![b"PATH=/bin".to_vec(), b"EMPTY=".to_vec()],
             directory: b"/tmp".to_vec(),
+            user: Some("nobody:0".into()),
             input: Input::Relay,
             window: Some((24, 80)),
         }

@@ -15,6 +15,7 @@ pub mod job;
 pub mod profile;
 pub mod record;
 pub mod relay;
+pub mod user;
 
 pub use frame::{Decoder, Ending, Frame, Item};
 pub use job::{Input, Job, Test, Work};

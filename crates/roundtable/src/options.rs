@@ -66,6 +66,21 @@ pub struct RunOptions {
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Huge pages")]
     pub huge_1g: u64,
 
+    /// Run in this root file system, as it is: a folder (what debootstrap makes), a tarball, an OCI layout, or an
+    /// image that docker or podman saved; without a PROGRAM the image's own command runs
+    #[arg(long, value_name = "PATH", help_heading = "Job")]
+    pub root: Option<PathBuf>,
+
+    /// Put a Debian package into the guest with all that it depends on, fetched by apt and not installed on the
+    /// host; may name several
+    #[arg(long = "package", value_name = "NAME", num_args = 1.., help_heading = "Job")]
+    pub packages: Vec<String>,
+
+    /// Run the job as this user: a name or a number, and a group if you like. With --package one that the packages
+    /// do not know is made
+    #[arg(short, long, value_name = "USER[:GROUP]", help_heading = "Job")]
+    pub user: Option<String>,
+
     /// Put a file or folder into the guest, at the same path or at GUEST; may be given several times
     #[arg(short, long = "file", value_name = "HOST[:GUEST]", help_heading = "Job")]
     pub files: Vec<String>,
@@ -74,9 +89,9 @@ pub struct RunOptions {
     #[arg(short, long = "env", value_name = "NAME=VALUE", help_heading = "Job")]
     pub environment: Vec<String>,
 
-    /// The job's working directory in the guest
-    #[arg(long, value_name = "PATH", default_value = "/", help_heading = "Job")]
-    pub directory: String,
+    /// The job's working directory in the guest [default: /, or what the image says]
+    #[arg(short, long, visible_alias = "directory", value_name = "PATH", help_heading = "Job")]
+    pub workdir: Option<String>,
 
     /// End the machine after so many seconds, with exit status 124
     #[arg(short, long, value_name = "SECONDS", help_heading = "Job")]
@@ -104,10 +119,13 @@ pub struct RunOptions {
     pub program: Vec<OsString>,
 }
 
+/// Files of so many bytes have room in any machine that runs programs.
+const USUAL_FILES: u64 = 32 << 20;
+
 impl RunOptions {
     /// Whether the demonstration runs rather than a program of the user's.
     pub fn is_demonstration(&self) -> bool {
-        self.program.is_empty()
+        self.program.is_empty() && self.root.is_none() && self.packages.is_empty()
     }
 
     /// Huge pages of 2 MiB at boot: what was asked for, or what the demonstration's file takes.
@@ -117,8 +135,9 @@ impl RunOptions {
         self.huge_2m.unwrap_or(demonstration)
     }
 
-    /// The machine's memory: what was asked for, or the huge pages and room for the programs.
-    pub fn memory(&self) -> Size {
+    /// The machine's memory: what was asked for, or the huge pages and room for the programs and for files of
+    /// so many bytes, which are there twice while they are unpacked.
+    pub fn memory(&self, files: u64) -> Size {
         self.memory.unwrap_or_else(|| {
             let pages = (self.pages_2m() << 21).saturating_add(self.huge_1g << 30);
             // Measured: a process of the demonstration takes below 200 KiB.
@@ -129,7 +148,9 @@ impl RunOptions {
                 true => self.size.0.saturating_add(u64::from(self.sharers.get()) * (self.size.0 >> 9)),
                 false => 0,
             };
-            let total = pages + programs + base + Size::gibibytes(1).0;
+            // What is usual in every guest is in that.
+            let files = if files > USUAL_FILES { 2 * files } else { 0 };
+            let total = pages + programs + base + files + Size::gibibytes(1).0;
             Size(total.next_multiple_of(Size::mebibytes(256).0))
         })
     }
@@ -160,8 +181,8 @@ mod tests {
         let run = parse("").unwrap();
         assert!(run.is_demonstration());
         assert_eq!((run.cpus.get(), run.sharers.get(), run.pages_2m()), (2, 1000, 512));
-        assert_eq!(run.memory(), Size::mebibytes(2304));
-        assert_eq!(parse("--sharers 10000").unwrap().memory(), Size::mebibytes(4608));
+        assert_eq!(run.memory(0), Size::mebibytes(2304));
+        assert_eq!(parse("--sharers 10000").unwrap().memory(0), Size::mebibytes(4608));
     }
 
     #[test]
@@ -169,8 +190,19 @@ mod tests {
         let run = parse("-c 4 --huge-1g 1 -- /bin/ls -c --help").unwrap();
         assert_eq!(run.cpus.get(), 4);
         assert_eq!(run.program, ["/bin/ls", "-c", "--help"]);
-        assert_eq!(run.memory(), Size::gibibytes(2));
+        assert_eq!(run.memory(0), Size::gibibytes(2));
         assert_eq!(run.pages_2m(), 0);
+    }
+
+    #[test]
+    fn a_root_or_packages_are_no_demonstration() {
+        let run = parse("--root image.tar").unwrap();
+        assert!(!run.is_demonstration() && run.program.is_empty());
+        assert_eq!(run.memory(300 << 20), Size::mebibytes(1792));
+        let run = parse("--package redis-server redis-tools --user redis -- redis-server").unwrap();
+        assert_eq!(run.packages, ["redis-server", "redis-tools"]);
+        assert_eq!(run.program, ["redis-server"]);
+        assert!(parse("--package").is_err());
     }
 
     #[test]

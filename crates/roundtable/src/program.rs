@@ -32,7 +32,10 @@ pub fn find(name: &str, ours: &Path) -> Result<Program> {
     for folder in folders {
         let host = folder.join(name);
         if fs::metadata(&host).is_ok_and(|data| data.is_file() && data.permissions().mode() & 0o111 != 0) {
-            return Ok(Program { host, guest: format!("/bin/{name}") });
+            // Programs of the host find what belongs to them by where they are.
+            let guest =
+                if folder == ours { format!("/bin/{name}") } else { clean(&std::path::absolute(&host)?)? };
+            return Ok(Program { host, guest });
         }
     }
     bail!("{name}: neither one of our programs ({}) nor in the PATH", ours.display())
@@ -53,9 +56,19 @@ fn clean(path: &Path) -> Result<String> {
     Ok(out.to_str().with_context(|| format!("{}: not UTF-8", path.display()))?.to_string())
 }
 
-/// The files that a program needs besides itself: guest path and host file. Nothing for a static one; the
-/// interpreter and all libraries for a dynamic one; the interpreter and its needs for a script.
-pub fn needs(host: &Path) -> Result<Vec<(String, PathBuf)>> {
+/// What a program needs besides itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Needs {
+    /// Files of the host, by the names that they are looked for.
+    pub files: Vec<PathBuf>,
+    /// Libraries that are not on the host.
+    pub missing: Vec<String>,
+}
+
+/// What a program needs: nothing for a static one; the interpreter and all libraries for a dynamic one; the
+/// interpreter and its needs for a script. Libraries are looked for as the loader does, and beside the
+/// program.
+pub fn needs(host: &Path) -> Result<Needs> {
     let head = read_head(host).with_context(|| host.display().to_string())?;
     if let Some(line) = head.strip_prefix(b"#!") {
         let line = line.split(|&byte| byte == b'\n').next().unwrap_or_default();
@@ -66,30 +79,37 @@ pub fn needs(host: &Path) -> Result<Vec<(String, PathBuf)>> {
             bail!("{}: its interpreter {interpreter} is not on the host", host.display());
         }
         let mut out = needs(&path)?;
-        out.push((interpreter, path));
+        out.files.push(path);
         return Ok(out);
     }
     if !head.starts_with(b"\x7fELF") {
         // The guest says what it thinks of it: ENOEXEC.
-        return Ok(Vec::new());
+        return Ok(Needs::default());
     }
+    let real = fs::canonicalize(host).with_context(|| host.display().to_string())?;
+    let beside = real.parent().map(Path::to_path_buf).unwrap_or_default();
     let tree = DependencyAnalyzer::default()
-        .analyze(host)
+        .add_library_path(beside)
+        .analyze(&real)
         .with_context(|| format!("{}: not an ELF file that can be read", host.display()))?;
-    let mut out = Vec::new();
-    if let Some(interpreter) = tree.interpreter {
-        out.push((interpreter.clone(), PathBuf::from(interpreter)));
-    }
+    let mut out = Needs::default();
+    out.files.extend(tree.interpreter.map(PathBuf::from));
     for library in tree.libraries.into_values() {
-        let Some(real) = library.realpath else {
-            bail!("{}: its library {} is not on the host", host.display(), library.name);
-        };
         // At the path where the loader looks for it: the name that is asked for, not the link's end.
-        out.push((clean(&library.path)?, real));
+        match library.realpath {
+            Some(_) => out.files.push(library.path),
+            None => out.missing.push(library.name),
+        }
     }
-    out.sort();
-    out.dedup_by(|a, b| a.0 == b.0);
+    out.files.sort();
+    out.files.dedup();
+    out.missing.sort();
     Ok(out)
+}
+
+/// Whether a file is of the kind that has libraries.
+pub fn is_elf(path: &Path) -> bool {
+    read_head(path).is_ok_and(|head| head.starts_with(b"\x7fELF"))
 }
 
 fn read_head(path: &Path) -> std::io::Result<Vec<u8>> {
@@ -107,7 +127,10 @@ mod tests {
     fn a_dynamic_program_brings_its_interpreter_and_libc() {
         let this = env::current_exe().unwrap();
         let needs = needs(&this).unwrap();
-        let has = |part: &str| needs.iter().any(|(guest, host)| guest.contains(part) && host.is_file());
+        let has = |part: &str| {
+            needs.files.iter().any(|file| file.to_string_lossy().contains(part) && file.is_file())
+        };
+        assert!(needs.missing.is_empty(), "{needs:?}");
         assert!(has("ld-linux") || has("ld-musl"), "{needs:?}");
         assert!(has("libc.") || has("ld-musl"), "{needs:?}");
     }
@@ -117,7 +140,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let script = folder.path().join("script");
         fs::write(&script, "#!/bin/sh -e\nexit 0\n").unwrap();
-        assert!(needs(&script).unwrap().iter().any(|(guest, _)| guest == "/bin/sh"));
+        assert!(needs(&script).unwrap().files.contains(&PathBuf::from("/bin/sh")));
         fs::write(&script, "#!/no/such/thing\n").unwrap();
         assert!(needs(&script).is_err());
     }

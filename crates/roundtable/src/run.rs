@@ -10,9 +10,11 @@ use crate::console::Log;
 use crate::initramfs::{Initramfs, parse_file_option};
 use crate::machine::{Machine, pool_parameters};
 use crate::options::{Kernel, RunOptions};
-use crate::program;
+use crate::root::{self, Config};
 use crate::session::Session;
+use crate::size::Size;
 use crate::terminal;
+use crate::{packages, program};
 
 /// Exit status when the machine itself failed.
 pub const MACHINE_FAILED: i32 = 125;
@@ -94,11 +96,9 @@ pub fn run(options: &RunOptions, parts: &Parts) -> Result<i32> {
     let job = Job {
         key: new_key()?,
         work: Work::Run { path: Vec::new(), arguments: Vec::new() },
-        environment: base_environment()
-            .into_iter()
-            .chain(options.environment.iter().map(|variable| variable.clone().into_bytes()))
-            .collect(),
-        directory: options.directory.clone().into_bytes(),
+        environment: base_environment(),
+        directory: b"/".to_vec(),
+        user: options.user.clone(),
         input: match &input {
             _ if interactive => Input::Terminal,
             Some(_) => Input::File,
@@ -133,10 +133,96 @@ fn prepare(
     input: Option<Vec<u8>>,
 ) -> Result<(Machine, Job, tempfile::TempPath)> {
     let kernel = parts.kernel(&options.kernel)?;
-    let (pages_2m, memory) = (options.pages_2m(), options.memory());
-    if (pages_2m << 21).saturating_add(options.huge_1g << 30) >= memory.0 {
-        bail!("{memory} of memory cannot hold the huge pages that were asked for");
+    check_size(options, 0)?;
+    let mut packed = if options.root.is_some() || !options.packages.is_empty() {
+        pack_root(options, parts)?
+    } else {
+        pack_program(options, parts)?
+    };
+    let initramfs = &mut packed.initramfs;
+    for file in &options.files {
+        let (host, guest) = parse_file_option(file)?;
+        // A program given as a file shall run too.
+        if !host.is_dir() {
+            initramfs.add_program(&guest, &host)?;
+            continue;
+        }
+        for (library, user) in initramfs.add_folder(&guest, &host)? {
+            eprintln!("roundtable: {library} is not on the host, which {} needs", user.display());
+        }
     }
+    if let Some(busybox) = parts.busybox.as_ref().filter(|_| options.root.is_none()) {
+        initramfs.add_busybox(busybox)?;
+    }
+    job.work = Work::Run { path: packed.path.into_bytes(), arguments: packed.arguments };
+    let config = packed.config;
+    job.user = job.user.or(config.user.filter(|user| !user.is_empty()));
+    if let Some(user) = &job.user {
+        initramfs.check_user(user)?;
+    }
+    let directory = options.workdir.clone().or(config.working_dir.filter(|folder| !folder.is_empty()));
+    job.directory = directory.unwrap_or_else(|| "/".into()).into_bytes();
+    // The later of two values counts.
+    let variables = config.env.into_iter().flatten().chain(options.environment.iter().cloned());
+    job.environment.extend(variables.map(String::into_bytes));
+    if let Some(input) = input {
+        initramfs.add_bytes(job::INPUT_PATH, 0o400, input);
+    }
+    let init = parts.programs.join("init");
+    let mut parameters = pool_parameters(options.pages_2m(), options.huge_1g);
+    if options.root.is_some() {
+        initramfs.set_job_beside(&init, &job)?;
+        parameters.push(format!("rdinit={}", job::INIT_PATH));
+    } else {
+        initramfs.set_job(&init, &job)?;
+    }
+    let initrd = initramfs.write_temporary(&parts.scratch, false)?;
+    let memory = check_size(options, initrd.metadata().map_or(0, |data| data.len()))?;
+    parameters.extend(options.parameters.iter().cloned());
+    let machine = Machine {
+        kernel,
+        initrd: initrd.to_path_buf(),
+        cpus: options.cpus.get(),
+        memory,
+        machine: options.machine.clone(),
+        icount: options.icount,
+        parameters,
+    };
+    Ok((machine, job, initrd))
+}
+
+/// The memory for the machine; an error with the line to type when what was asked for does not fit.
+fn check_size(options: &RunOptions, files: u64) -> Result<Size> {
+    /// QEMU's PC has no more.
+    const MOST_CPUS: u32 = 255;
+    if options.cpus.get() > MOST_CPUS {
+        bail!("the machine has {MOST_CPUS} CPUs at most: give --cpus {MOST_CPUS}");
+    }
+    let memory = options.memory(files);
+    let pages = (options.pages_2m() << 21).saturating_add(options.huge_1g << 30);
+    let needed = pages.saturating_add(files.saturating_mul(2));
+    if needed >= memory.0 {
+        let enough = RunOptions { memory: None, ..options.clone() }.memory(files);
+        let what = match (pages, files) {
+            (_, 0) => format!("huge pages of {}", Size(pages)),
+            (0, _) => format!("files of {} while they are unpacked", Size(files)),
+            _ => format!("huge pages of {} and files of {}", Size(pages), Size(files)),
+        };
+        bail!("{memory} of memory cannot hold {what}: give --memory {enough}");
+    }
+    Ok(memory)
+}
+
+/// A file system, and the command in it.
+struct Packed {
+    initramfs: Initramfs,
+    path: String,
+    arguments: Vec<Vec<u8>>,
+    config: Config,
+}
+
+/// A program of the host's or one of ours, with what it needs.
+fn pack_program(options: &RunOptions, parts: &Parts) -> Result<Packed> {
     let mut initramfs = Initramfs::new();
     let (name, arguments) = match options.program.split_first() {
         Some((name, rest)) => {
@@ -154,35 +240,32 @@ fn prepare(
     };
     let program = program::find(&name, &parts.programs)?;
     initramfs.add_program(&program.guest, &program.host)?;
-    for file in &options.files {
-        let (host, guest) = parse_file_option(file)?;
-        // A program given as a file shall run too.
-        if host.is_file() {
-            initramfs.add_program(&guest, &host)?;
-        } else {
-            initramfs.add_file(&guest, &host)?;
+    let arguments = std::iter::once(name.into_bytes()).chain(arguments).collect();
+    Ok(Packed { initramfs, path: program.guest, arguments, config: Config::default() })
+}
+
+/// A root file system or packages; the command is one in them.
+fn pack_root(options: &RunOptions, parts: &Parts) -> Result<Packed> {
+    let mut config = Config::default();
+    let mut initramfs = Initramfs::new();
+    if let Some(path) = &options.root {
+        let root = root::read(path)?;
+        initramfs = Initramfs::of_root(root.archive);
+        config = root.config;
+    }
+    if !options.packages.is_empty() {
+        initramfs.lay_over(packages::unpack(&options.packages, &parts.scratch.join("packages"))?);
+        let name = options.user.as_deref().and_then(|user| user.split(':').next());
+        if let Some(name) = name.filter(|name| name.parse::<u32>().is_err()) {
+            initramfs.add_user(name)?;
         }
     }
-    if let Some(busybox) = &parts.busybox {
-        initramfs.add_busybox(busybox)?;
-    }
-    let arguments = std::iter::once(name.into_bytes()).chain(arguments).collect();
-    job.work = Work::Run { path: program.guest.into_bytes(), arguments };
-    if let Some(input) = input {
-        initramfs.add_bytes(job::INPUT_PATH, 0o400, input);
-    }
-    initramfs.set_job(&parts.programs.join("init"), &job)?;
-    let initrd = initramfs.write_temporary(&parts.scratch, false)?;
-    let mut parameters = pool_parameters(pages_2m, options.huge_1g);
-    parameters.extend(options.parameters.iter().cloned());
-    let machine = Machine {
-        kernel,
-        initrd: initrd.to_path_buf(),
-        cpus: options.cpus.get(),
-        memory,
-        machine: options.machine.clone(),
-        icount: options.icount,
-        parameters,
+    let own = || config.command().into_iter().map(String::into_bytes).collect::<Vec<_>>();
+    let given = options.program.iter().map(|word| word.as_encoded_bytes().to_vec()).collect::<Vec<_>>();
+    let arguments = if given.is_empty() { own() } else { given };
+    let Some(path) = arguments.first() else {
+        bail!("there is no command in it: name a program behind --, such as -- /bin/sh");
     };
-    Ok((machine, job, initrd))
+    let path = String::from_utf8(path.clone()).context("the program's name is not UTF-8")?;
+    Ok(Packed { initramfs, path, arguments, config })
 }

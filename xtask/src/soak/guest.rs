@@ -92,6 +92,7 @@ impl Boot {
             },
             environment: base_environment(),
             directory: b"/tmp".to_vec(),
+            user: None,
             input: Input::Null,
             window: None,
         };

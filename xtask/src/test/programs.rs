@@ -154,6 +154,7 @@ impl<'a> Batch<'a> {
             work: guest_link::Work::Tests(jobs.collect()),
             environment: base_environment(),
             directory: b"/tmp".to_vec(),
+            user: None,
             input: Input::Null,
             window: None,
         };

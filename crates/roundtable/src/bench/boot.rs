@@ -89,6 +89,7 @@ impl<'a> Boot<'a> {
             },
             environment: base_environment(),
             directory: b"/tmp".to_vec(),
+            user: None,
             input: Input::Null,
             window: None,
         };

@@ -15,6 +15,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use guest_link::user::{self, User};
 use guest_link::{Ending, Frame, Input, Job, Test, Work, job, relay};
 use terminal::Terminal;
 
@@ -151,6 +152,7 @@ impl Init {
     }
 
     fn try_run(&mut self, path: &[u8], arguments: &[Vec<u8>]) -> io::Result<Ending> {
+        let user = self.user()?;
         let mut command = self.command(path, arguments);
         let terminal = match self.job.input {
             Input::Terminal => Some(Terminal::open(self.job.window)?),
@@ -166,8 +168,17 @@ impl Init {
             command.stdin(side.try_clone()?).stdout(side.try_clone()?).stderr(side.try_clone()?);
         }
         let controlling = terminal.is_some();
+        if let Some(user) = &user {
+            let tty = terminal.as_ref().map_or(&self.console, |terminal| &terminal.side);
+            // As login does: the job may open its terminal by name.
+            std::os::unix::fs::fchown(tty, Some(user.uid), None)?;
+        }
+        let begin = move || {
+            new_session(controlling)?;
+            user.as_ref().map_or(Ok(()), become_user)
+        };
         // SAFETY: the closure makes system calls only, which is allowed between fork and exec.
-        unsafe { command.pre_exec(move || new_session(controlling)) };
+        unsafe { command.pre_exec(begin) };
         let child = spawn(&mut command)?;
         // It holds the ends of pipes that only the job shall have.
         drop(command);
@@ -179,6 +190,24 @@ impl Init {
             }
         }
         Ok(wait_for(child, None).unwrap_or(Ending::TimedOut))
+    }
+
+    /// Whom the job runs as; their home and name are in its environment where it does not say otherwise.
+    fn user(&mut self) -> io::Result<Option<User>> {
+        let Some(wanted) = &self.job.user else { return Ok(None) };
+        let text = |path| fs::read_to_string(path).unwrap_or_default();
+        let Some(user) = user::find(wanted, &text("/etc/passwd"), &text("/etc/group")) else {
+            self.report(Frame::Note(format!("there is no user {wanted} in the guest's /etc/passwd")));
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        };
+        if let Some((name, home)) = &user.entry {
+            // At the front: what the host or the image sets comes later, and counts.
+            let is_base = |variable: &Vec<u8>| variable == b"HOME=/root" || variable == b"USER=root";
+            self.job.environment.retain(|variable| !is_base(variable));
+            let own = [format!("HOME={home}"), format!("USER={name}")].map(String::into_bytes);
+            self.job.environment.splice(0..0, own);
+        }
+        Ok(Some(user))
     }
 
     fn test(&mut self, index: usize, test: &Test) {
@@ -295,6 +324,17 @@ fn new_session(controlling: bool) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Gives up root's identity for a user's.
+fn become_user(user: &User) -> io::Result<()> {
+    // SAFETY: the list of groups lives through the call; the others take integers.
+    let failed = unsafe {
+        libc::setgroups(user.groups.len(), user.groups.as_ptr()) == -1
+            || libc::setgid(user.gid) == -1
+            || libc::setuid(user.uid) == -1
+    };
+    if failed { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
 /// How the process ended that waitpid told of.

@@ -1,0 +1,167 @@
+//! Debian packages with what they depend on, for a guest: fetched by apt into a folder of ours, installed
+//! nowhere.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::archive::Archive;
+use crate::tarball::{self, Layered};
+
+/// What a Debian system counts on to be there.
+const BASE: [&str; 4] = ["base-files", "base-passwd", "libc-bin", "dash"];
+
+/// Fetches packages and all that they depend on into `cache`, and unpacks them. Their set-up scripts do not
+/// run.
+pub fn unpack(names: &[String], cache: &Path) -> Result<Archive> {
+    for name in names {
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "+-.:=~_".contains(c);
+        ensure!(
+            name.starts_with(|c: char| c.is_ascii_alphanumeric()) && name.chars().all(is_name),
+            "{name:?} is no package's name"
+        );
+    }
+    let mut archive = Archive::new();
+    for package in fetch(names, cache)? {
+        let named = || package.display().to_string();
+        let plain = package.with_extension("tar");
+        if !plain.is_file() {
+            extract(&package, &plain).with_context(named)?;
+        }
+        tarball::read(File::open(&plain)?, &mut archive, Layered::No).with_context(named)?;
+    }
+    Ok(archive)
+}
+
+/// The file system of a package as a plain tarball.
+fn extract(package: &Path, plain: &Path) -> Result<()> {
+    let folder = plain.parent().context("a package lies in a folder")?;
+    // By another name first: who is interrupted leaves no half of a tarball.
+    let mut file = tempfile::NamedTempFile::new_in(folder)?;
+    let mut child = Command::new("dpkg-deb")
+        .arg("--fsys-tarfile")
+        .arg(package)
+        .stdout(Stdio::piped())
+        .spawn()
+        .context("dpkg-deb does not start")?;
+    let mut output = child.stdout.take().context("piped above")?;
+    std::io::copy(&mut output, file.as_file_mut())?;
+    ensure!(child.wait()?.success(), "dpkg-deb cannot read it");
+    file.persist(plain)?;
+    Ok(())
+}
+
+/// The package files, in the cache.
+fn fetch(names: &[String], cache: &Path) -> Result<Vec<PathBuf>> {
+    let archives = cache.join("archives");
+    for folder in [&archives.join("partial"), &cache.join("lists/partial"), &cache.join("sets")] {
+        fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    }
+    // What was found for the same names before: no need to ask apt, nor the network.
+    let set = cache.join("sets").join(names.join(","));
+    if let Ok(text) = fs::read_to_string(&set) {
+        let files: Vec<_> = text.lines().map(|line| archives.join(line)).collect();
+        if files.iter().all(|file| file.is_file()) {
+            return Ok(files);
+        }
+    }
+    // A system without packages: all that is needed is to be fetched, not only what this host lacks.
+    let status = cache.join("status");
+    fs::write(&status, "")?;
+    eprintln!("roundtable: fetching {} and what belongs to it ({})", names.join(", "), archives.display());
+    let mut words = vec!["--print-uris", "--no-install-recommends", "-y", "install"];
+    words.extend(BASE);
+    words.extend(names.iter().map(String::as_str));
+    if fs::read_dir(cache.join("lists"))?.count() < 3 {
+        apt_get(cache, &["update"])?;
+    }
+    let uris = match apt_get(cache, &words) {
+        Ok(uris) => uris,
+        // The lists may be of an older day than the archive.
+        Err(_) => apt_get(cache, &["update"]).and_then(|_| apt_get(cache, &words))?,
+    };
+    words[0] = "--download-only";
+    if apt_get(cache, &words).is_err() {
+        apt_get(cache, &["update"])?;
+        apt_get(cache, &words)?;
+    }
+    let files = files_of(&uris);
+    ensure!(!files.is_empty(), "apt-get names no files");
+    // apt has those at hand that it did not have to fetch.
+    let mut listed: Vec<String> = files.clone();
+    for name in fs::read_dir(&archives)?.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
+        if name.ends_with(".deb") && needed(&name, &uris) && !listed.contains(&name) {
+            listed.push(name);
+        }
+    }
+    for name in &listed {
+        ensure!(archives.join(name).is_file(), "{name} did not come");
+    }
+    fs::write(&set, listed.join("\n"))?;
+    Ok(listed.into_iter().map(|name| archives.join(name)).collect())
+}
+
+/// The names under which apt stores what it was to fetch: the second word of `'URI' NAME SIZE HASH`.
+fn files_of(uris: &str) -> Vec<String> {
+    let lines = uris.lines().filter(|line| line.starts_with('\''));
+    let names = lines.filter_map(|line| line.split_whitespace().nth(1));
+    names.filter(|name| name.ends_with(".deb")).map(str::to_string).collect()
+}
+
+/// Whether a file `PACKAGE_VERSION_ARCHITECTURE.deb` is of those that apt said it would install.
+fn needed(file: &str, output: &str) -> bool {
+    let package = file.split('_').next().unwrap_or_default();
+    output.lines().filter(|line| line.starts_with("  ")).flat_map(str::split_whitespace).any(|w| w == package)
+}
+
+/// Runs apt-get on our own folders; nothing of the host's is read but its sources and keys.
+fn apt_get(cache: &Path, words: &[&str]) -> Result<String> {
+    let cache = fs::canonicalize(cache)?;
+    let option = |name: &str, path: &Path| format!("{name}={}", path.display());
+    let mut command = Command::new("apt-get");
+    command.env("LC_ALL", "C").env("DEBIAN_FRONTEND", "noninteractive").stdin(Stdio::null());
+    for option in [
+        option("Dir::State", &cache),
+        option("Dir::State::lists", &cache.join("lists")),
+        option("Dir::State::status", &cache.join("status")),
+        option("Dir::Cache", &cache),
+        option("Dir::Cache::archives", &cache.join("archives")),
+        "Debug::NoLocking=1".into(),
+        "APT::Sandbox::User=root".into(),
+        "Acquire::Retries=1".into(),
+        "Acquire::http::Timeout=20".into(),
+        "Acquire::Languages=none".into(),
+    ] {
+        command.args(["-o", &option]);
+    }
+    let output = command.arg("-q").args(words).output().context("there is no apt-get on this host")?;
+    if !output.status.success() {
+        let text = String::from_utf8_lossy(&output.stderr);
+        bail!("apt-get {}: {}", words.join(" "), text.trim());
+    }
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_is_an_option_is_refused() {
+        let scratch = tempfile::tempdir().unwrap();
+        for name in ["-o", "", "a b", "../x", "a/b"] {
+            assert!(unpack(&[name.to_string()], scratch.path()).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn files_are_named_as_apt_names_them() {
+        let text = "The following NEW packages will be installed:\n  libc6 redis-server\n\
+            'http://host/pool/redis.deb' redis-server_5%3a7_amd64.deb 123 SHA256:abc\n";
+        assert_eq!(files_of(text), ["redis-server_5%3a7_amd64.deb"]);
+        assert!(needed("libc6_2.36-9_amd64.deb", text));
+        assert!(!needed("libc6-dev_2.36-9_amd64.deb", text));
+    }
+}
