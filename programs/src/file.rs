@@ -11,6 +11,12 @@ use crate::sys::{PAGE, c_string, check};
 #[derive(Debug)]
 pub struct Fd(pub OwnedFd);
 
+impl AsRawFd for Fd {
+    fn as_raw_fd(&self) -> i32 {
+        self.0.as_raw_fd()
+    }
+}
+
 impl Fd {
     pub fn open(path: &str, flags: i32) -> Result<Fd, Errno> {
         let path = c_string(path);

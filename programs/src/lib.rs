@@ -7,6 +7,7 @@ pub mod file;
 pub mod harness;
 pub mod held;
 pub mod huge;
+pub mod inet;
 pub mod kinds;
 pub mod leak;
 pub mod mem;

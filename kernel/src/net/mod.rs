@@ -1,5 +1,9 @@
-//! Sockets: of the Unix domain only.
+//! Sockets: of the Unix domain, and of TCP and UDP between the processes of this machine, and those that tell
+//! of its interface.
 
+pub mod calls;
+pub mod inet;
 pub mod message;
+pub mod netlink;
 pub mod options;
 pub mod unix;

@@ -11,10 +11,10 @@ use crate::errno::{Errno, Result};
 use crate::fs::{File, Sink, Source, caller};
 use crate::memory::fallible;
 use crate::mm::uaccess::{copy_from_user, copy_to_user, read_user, write_user};
+use crate::net::calls::{self, Along, Calls, Incoming, Place};
 use crate::net::message::{MAX_RIGHTS, Rights, Ucred};
-use crate::net::options;
-use crate::net::unix::address::{self, Address, Given};
-use crate::net::unix::{self, Along, Kind, Received, Socket};
+use crate::net::unix::{self, Kind, Socket};
+use crate::net::{inet, netlink};
 use crate::time::clock::Timespec;
 use crate::time::{self};
 
@@ -48,9 +48,9 @@ const MAX_CONTROL: usize = 128 * 1024;
 const MAX_MESSAGES: usize = 1024;
 
 /// The file of a descriptor, and the socket that it is.
-fn socket_file(fd: i32) -> Result<(Arc<File>, Arc<Socket>)> {
+fn socket_file(fd: i32) -> Result<(Arc<File>, Arc<dyn Calls>)> {
     let file = caller::files().get(fd)?;
-    let socket = file.ops_arc::<Socket>().ok_or(Errno::ENOTSOCK)?;
+    let socket = calls::of_file(&file)?;
     Ok((file, socket))
 }
 
@@ -58,30 +58,47 @@ fn install(file: Arc<File>, close: bool) -> Result<i32> {
     caller::files().install(file, 0, caller::descriptor_limit(), close)
 }
 
-/// Family, type and protocol of socket(2): the kind, and the flags.
-fn parse_type(domain: u32, kind: u32, protocol: i32) -> Result<(Kind, u32)> {
+/// The type of socket(2), and the flags beside it.
+fn split_type(kind: u32) -> Result<(u32, u32)> {
     const FLAGS: u32 = abi::O_NONBLOCK | abi::O_CLOEXEC;
     const TYPE: u32 = 0xf;
     if kind & !(TYPE | FLAGS) != 0 {
         return Err(Errno::EINVAL);
     }
-    if domain != net::AF_UNIX {
-        return Err(Errno::EAFNOSUPPORT);
-    }
+    Ok((kind & TYPE, kind & FLAGS))
+}
+
+/// The kind of a socket of the Unix domain.
+fn unix_kind(kind: u32, protocol: i32) -> Result<Kind> {
     if protocol != 0 && protocol as u32 != net::AF_UNIX {
         return Err(Errno::EPROTONOSUPPORT);
     }
-    Ok((Kind::from_number(kind & TYPE)?, kind & FLAGS))
+    Kind::from_number(kind)
 }
 
 fn socket(args: &mut Args) -> Result<usize> {
-    let (kind, flags) = parse_type(args.uint(0), args.uint(1), args.int(2))?;
-    let file = Socket::new(kind).into_file(flags);
+    let (domain, protocol) = (args.uint(0), args.int(2));
+    let (kind, flags) = split_type(args.uint(1))?;
+    let file = match domain {
+        net::AF_UNIX => Socket::new(unix_kind(kind, protocol)?).into_file(flags),
+        net::AF_INET | net::AF_INET6 => inet::Socket::create(domain, kind, protocol)?.into_file(flags),
+        net::AF_NETLINK => netlink::Socket::create(kind, protocol)?.into_file(flags),
+        _ => return Err(Errno::EAFNOSUPPORT),
+    };
     install(file, flags & abi::O_CLOEXEC != 0).map(|fd| fd as usize)
 }
 
 fn socketpair(args: &mut Args) -> Result<usize> {
-    let (kind, flags) = parse_type(args.uint(0), args.uint(1), args.int(2))?;
+    let (kind, flags) = split_type(args.uint(1))?;
+    match args.uint(0) {
+        net::AF_UNIX => {}
+        net::AF_INET | net::AF_INET6 => {
+            inet::check_kind(kind, args.int(2))?;
+            return Err(Errno::EOPNOTSUPP);
+        }
+        _ => return Err(Errno::EAFNOSUPPORT),
+    }
+    let kind = unix_kind(kind, args.int(2))?;
     let close = flags & abi::O_CLOEXEC != 0;
     let (a, b) = unix::pair(kind);
     let (a, b) = (a.into_file(flags), b.into_file(flags));
@@ -101,7 +118,7 @@ fn socketpair(args: &mut Args) -> Result<usize> {
 
 fn bind(args: &mut Args) -> Result<usize> {
     let (_, socket) = socket_file(args.int(0))?;
-    socket.bind(address::read(args.a[1], args.a[2])?)?;
+    socket.bind(Place(args.a[1], args.a[2]))?;
     Ok(0)
 }
 
@@ -124,30 +141,28 @@ fn accept4(args: &mut Args) -> Result<usize> {
 
 fn do_accept(args: &Args, flags: u32) -> Result<usize> {
     let (file, listener) = socket_file(args.int(0))?;
-    let accepted = listener.accept(file.nonblocking())?;
-    let peer = accepted.peer_address().unwrap_or(None);
-    let new = accepted.into_file(flags);
+    let (new, peer) = listener.accept(file.nonblocking(), flags)?;
     if args.a[1] != 0 {
-        address::write(peer.as_ref(), args.a[1], args.a[2])?;
+        write_address(&peer, args.a[1], args.a[2])?;
     }
     install(new, flags & abi::O_CLOEXEC != 0).map(|fd| fd as usize)
 }
 
 fn connect(args: &mut Args) -> Result<usize> {
     let (file, socket) = socket_file(args.int(0))?;
-    socket.connect(address::read(args.a[1], args.a[2])?, file.nonblocking())?;
+    socket.connect(Place(args.a[1], args.a[2]), file.nonblocking())?;
     Ok(0)
 }
 
 fn getsockname(args: &mut Args) -> Result<usize> {
     let (_, socket) = socket_file(args.int(0))?;
-    address::write(socket.address().as_ref(), args.a[1], args.a[2])?;
+    write_address(&socket.name()?, args.a[1], args.a[2])?;
     Ok(0)
 }
 
 fn getpeername(args: &mut Args) -> Result<usize> {
     let (_, socket) = socket_file(args.int(0))?;
-    address::write(socket.peer_address()?.as_ref(), args.a[1], args.a[2])?;
+    write_address(&socket.peer_name()?, args.a[1], args.a[2])?;
     Ok(0)
 }
 
@@ -166,13 +181,13 @@ fn shutdown(args: &mut Args) -> Result<usize> {
 fn setsockopt(args: &mut Args) -> Result<usize> {
     let (_, socket) = socket_file(args.int(0))?;
     let len = usize::try_from(args.int(4)).map_err(|_| Errno::EINVAL)?;
-    options::set(&socket, args.uint(1), args.uint(2), args.a[3], len)?;
+    socket.set_option(args.uint(1), args.uint(2), args.a[3], len)?;
     Ok(0)
 }
 
 fn getsockopt(args: &mut Args) -> Result<usize> {
     let (_, socket) = socket_file(args.int(0))?;
-    options::get(&socket, args.uint(1), args.uint(2), args.a[3], args.a[4])?;
+    socket.option(args.uint(1), args.uint(2), args.a[3], args.a[4])?;
     Ok(0)
 }
 
@@ -182,20 +197,22 @@ fn with_file_flags(file: &File, flags: u32) -> u32 {
 }
 
 /// A destination; none for a null pointer or length 0.
-fn destination(at: usize, len: usize) -> Result<Option<Address>> {
-    if at == 0 || len == 0 {
-        return Ok(None);
-    }
-    match address::read(at, len)? {
-        Given::Named(address) => Ok(Some(address)),
-        _ => Err(Errno::EINVAL),
-    }
+fn destination(at: usize, len: usize) -> Option<Place> {
+    (at != 0 && len != 0).then_some(Place(at, len))
+}
+
+/// Writes an address, as much as fits, and its whole length.
+fn write_address(bytes: &[u8], address: usize, len_address: usize) -> Result<()> {
+    let room: i32 = read_user(len_address)?;
+    let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
+    copy_to_user(address, &bytes[..bytes.len().min(room)])?;
+    write_user(len_address, &(bytes.len() as i32))
 }
 
 fn sendto(args: &mut Args) -> Result<usize> {
     let (file, socket) = socket_file(args.int(0))?;
     let mut source = Source::user(args.a[1], args.a[2])?;
-    let to = destination(args.a[4], args.a[5])?;
+    let to = destination(args.a[4], args.a[5]);
     socket.send(&mut source, with_file_flags(&file, args.uint(3)), to, Along::default())
 }
 
@@ -205,7 +222,7 @@ fn recvfrom(args: &mut Args) -> Result<usize> {
     let received = socket.receive(&mut sink, with_file_flags(&file, args.uint(3)))?;
     if args.a[4] != 0 {
         match &received.from {
-            Some(from) => address::write(Some(from), args.a[4], args.a[5])?,
+            Some(from) => write_address(from, args.a[4], args.a[5])?,
             // A sender without a name has no address, not an empty one.
             None => write_user(args.a[5], &0i32)?,
         }
@@ -294,7 +311,7 @@ fn read_control(header: &MessageHeader) -> Result<Along> {
     Ok(along)
 }
 
-fn send_message(file: &File, socket: &Socket, at: usize, flags: u32) -> Result<usize> {
+fn send_message(file: &File, socket: &dyn Calls, at: usize, flags: u32) -> Result<usize> {
     let header: MessageHeader = read_user(at)?;
     if (header.name_len as i32) < 0 {
         return Err(Errno::EINVAL);
@@ -305,14 +322,14 @@ fn send_message(file: &File, socket: &Socket, at: usize, flags: u32) -> Result<u
         }
         other => other?,
     };
-    let to = destination(header.name, header.name_len as usize)?;
+    let to = destination(header.name, header.name_len as usize);
     let along = read_control(&header)?;
     socket.send(&mut source, with_file_flags(file, flags), to, along)
 }
 
 fn sendmsg(args: &mut Args) -> Result<usize> {
     let (file, socket) = socket_file(args.int(0))?;
-    send_message(&file, &socket, args.a[1], args.uint(2))
+    send_message(&file, &*socket, args.a[1], args.uint(2))
 }
 
 fn sendmmsg(args: &mut Args) -> Result<usize> {
@@ -321,7 +338,7 @@ fn sendmmsg(args: &mut Args) -> Result<usize> {
     let mut done = 0;
     while done < count {
         let at = args.a[1] + done * MMSG_SIZE;
-        let sent = send_message(&file, &socket, at, args.uint(3))
+        let sent = send_message(&file, &*socket, at, args.uint(3))
             .and_then(|sent| write_user(at + size_of::<MessageHeader>(), &(sent as u32)));
         match sent {
             Ok(()) => done += 1,
@@ -393,7 +410,7 @@ impl Control {
 }
 
 /// Receives one message; `NAME_LEN_AT` and so on are written back.
-fn receive_message(file: &File, socket: &Socket, at: usize, flags: u32) -> Result<usize> {
+fn receive_message(file: &File, socket: &dyn Calls, at: usize, flags: u32) -> Result<usize> {
     let header: MessageHeader = read_user(at)?;
     if (header.name_len as i32) < 0 {
         return Err(Errno::EINVAL);
@@ -404,10 +421,10 @@ fn receive_message(file: &File, socket: &Socket, at: usize, flags: u32) -> Resul
         }
         other => other?,
     };
-    let mut received: Received = socket.receive(&mut sink, with_file_flags(file, flags))?;
+    let mut received: Incoming = socket.receive(&mut sink, with_file_flags(file, flags))?;
     let room = if header.control == 0 { 0 } else { header.control_len.min(MAX_CONTROL) };
     let mut control = Control { bytes: Vec::new(), room, cut: false };
-    if let Some(credentials) = received.credentials.filter(|_| socket.passes_credentials()) {
+    if let Some(credentials) = received.credentials {
         control.credentials(credentials);
     }
     if !received.files.is_empty() {
@@ -424,7 +441,7 @@ fn receive_message(file: &File, socket: &Socket, at: usize, flags: u32) -> Resul
     }
     write_user(at + FLAGS_AT, &out_flags)?;
     if header.name != 0 {
-        let bytes = received.from.as_ref().map_or_else(Vec::new, |from| address::encode(Some(from)));
+        let bytes = received.from.unwrap_or_default();
         let len = bytes.len().min(header.name_len as usize);
         copy_to_user(header.name, &bytes[..len])?;
         write_user(at + NAME_LEN_AT, &(bytes.len() as u32))?;
@@ -434,7 +451,7 @@ fn receive_message(file: &File, socket: &Socket, at: usize, flags: u32) -> Resul
 
 fn recvmsg(args: &mut Args) -> Result<usize> {
     let (file, socket) = socket_file(args.int(0))?;
-    receive_message(&file, &socket, args.a[1], args.uint(2))
+    receive_message(&file, &*socket, args.a[1], args.uint(2))
 }
 
 fn recvmmsg(args: &mut Args) -> Result<usize> {
@@ -450,7 +467,7 @@ fn recvmmsg(args: &mut Args) -> Result<usize> {
     let mut done = 0;
     while done < count {
         let at = args.a[1] + done * MMSG_SIZE;
-        let received = receive_message(&file, &socket, at, flags)
+        let received = receive_message(&file, &*socket, at, flags)
             .and_then(|count| write_user(at + size_of::<MessageHeader>(), &(count as u32)));
         match received {
             Ok(()) => done += 1,

@@ -98,7 +98,8 @@ pub fn init() -> Result<()> {
     register_inode("kpagecount", 0o400, kpage::COUNTS)?;
     register_inode("kpageflags", 0o400, kpage::FLAGS)?;
     system::init()?;
-    sysctl::init()
+    sysctl::init()?;
+    crate::net::inet::proc::init()
 }
 
 fn current_pid() -> Result<Pid> {

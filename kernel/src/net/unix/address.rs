@@ -14,7 +14,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::inode::NewNode;
 use crate::fs::stat::FileType;
 use crate::fs::{access, caller, open, path};
-use crate::mm::uaccess::{copy_from_user, copy_to_user, read_user, write_user};
+use crate::mm::uaccess::{copy_from_user, read_user};
 use crate::sync::SpinLock;
 
 /// Bytes of `sun_family`.
@@ -84,15 +84,6 @@ pub fn encode(address: Option<&Address>) -> Vec<u8> {
         }
     }
     out
-}
-
-/// Writes an address, as much as fits, and its whole length.
-pub fn write(value: Option<&Address>, address: usize, len_address: usize) -> Result<()> {
-    let room: i32 = read_user(len_address)?;
-    let room = usize::try_from(room).map_err(|_| Errno::EINVAL)?;
-    let bytes = encode(value);
-    copy_to_user(address, &bytes[..bytes.len().min(room)])?;
-    write_user(len_address, &(bytes.len() as i32))
 }
 
 type Names = BTreeMap<(u32, Box<[u8]>), Weak<Socket>>;

@@ -27,11 +27,10 @@ use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
 use crate::memory::fallible::Text;
 use crate::memory::reserve;
 use crate::mm::uaccess::write_user;
+use crate::net::calls::Along;
 use crate::sync::{Mutex, SpinLock, WaitQueue};
 
 pub use connect::pair;
-pub use receive::Received;
-pub use send::Along;
 
 /// How a socket transports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -372,7 +371,7 @@ impl FileOps for Socket {
 
     fn write_at(&self, file: &File, _: &mut u64, source: &mut Source) -> Result<usize> {
         let flags = if file.nonblocking() { net::MSG_DONTWAIT } else { 0 };
-        self.send(source, flags, None, send::Along::default())
+        self.send(source, flags, None, Along::default())
     }
 
     fn poll(&self, _: &File) -> Events {

@@ -12,21 +12,13 @@ use super::{Kind, Role, Socket};
 use crate::errno::{Errno, Result};
 use crate::fs::Source;
 use crate::memory::fallible::{self, TryVec};
-use crate::net::message::{Message, Rights, Ucred};
+use crate::net::calls::Along;
+use crate::net::message::{Message, Ucred};
 use crate::process;
 use crate::signal;
 
 /// The most bytes of a stream that are put into one message.
 const PIECE: usize = 32 * 1024;
-
-/// What is sent along with the bytes.
-#[derive(Default)]
-pub struct Along {
-    /// Files: SCM_RIGHTS.
-    pub rights: Option<Rights>,
-    /// Another identity than the sender's own: SCM_CREDENTIALS.
-    pub credentials: Option<Ucred>,
-}
 
 impl Socket {
     /// Sends what `source` has. `to` is the destination of a datagram; `flags` are `MSG_*`.

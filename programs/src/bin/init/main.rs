@@ -29,6 +29,7 @@ fn main() {
         }
     };
     init.mount_all();
+    init.raise_loopback();
     init.console_level = console_level().unwrap_or(init.console_level);
     init.set_up_console();
     init.report(Frame::Start);
@@ -117,6 +118,26 @@ impl Init {
                 let made = made.err().map(|error| format!(" (mkdir: {error})")).unwrap_or_default();
                 self.report(Frame::Note(format!("mount {kind} on {target}: {error}{made}")));
             }
+        }
+    }
+
+    /// Brings up the interface that leads back to this machine, as every system's first scripts do.
+    fn raise_loopback(&mut self) {
+        // SAFETY: takes integers; a request of zero bytes is valid, and lives through the call.
+        let failed = unsafe {
+            let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
+            let mut request: libc::ifreq = std::mem::zeroed();
+            request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
+            request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
+            let failed = socket == -1 || libc::ioctl(socket, libc::SIOCSIFFLAGS as _, &request) == -1;
+            let error = io::Error::last_os_error();
+            if socket != -1 {
+                libc::close(socket);
+            }
+            failed.then_some(error)
+        };
+        if let Some(error) = failed {
+            self.report(Frame::Note(format!("lo cannot be brought up: {error}")));
         }
     }
 

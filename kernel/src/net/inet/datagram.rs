@@ -1,0 +1,264 @@
+//! UDP.
+
+use alloc::collections::VecDeque;
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::net::{IpAddr, SocketAddr};
+
+use linux_raw_sys::net;
+
+use super::address::{self, Given};
+use super::ports::{self, Protocol};
+use super::{Socket, deadline, wait_error};
+use crate::errno::{Errno, Result};
+use crate::fs::{Events, Sink, Source};
+use crate::memory::fallible::{self, TryVec};
+use crate::net::calls::Incoming;
+
+/// The longest datagram: what IPv4 has room for behind its own header and UDP's.
+const MOST: usize = 65507;
+/// What a datagram counts for beyond its bytes, against the receiver's buffer.
+const OVERHEAD: usize = 512;
+
+/// A datagram that was received.
+pub struct Datagram {
+    pub bytes: Vec<u8>,
+    from: SocketAddr,
+}
+
+/// Datagrams that were received.
+#[derive(Default)]
+pub struct Queue {
+    list: VecDeque<Datagram>,
+    held: usize,
+}
+
+impl Queue {
+    /// Bytes of memory that they take.
+    pub fn held(&self) -> usize {
+        self.held
+    }
+
+    /// The length of the next one.
+    pub fn next_len(&self) -> usize {
+        self.list.front().map_or(0, |datagram| datagram.bytes.len())
+    }
+
+    fn push(&mut self, datagram: Datagram) {
+        self.held += datagram.bytes.len() + OVERHEAD;
+        self.list.push_back(datagram);
+    }
+
+    fn pop(&mut self) -> Option<Datagram> {
+        let datagram = self.list.pop_front()?;
+        self.held -= datagram.bytes.len() + OVERHEAD;
+        Some(datagram)
+    }
+}
+
+impl Socket {
+    /// connect(2): sets the default destination, and lets nobody else send to this socket.
+    pub(super) fn connect_datagram(&self, given: Given) -> Result<()> {
+        let to = match given {
+            Given::Unspecified => {
+                let mut state = self.state.lock();
+                state.peer = None;
+                return Ok(());
+            }
+            Given::Endpoint(to) => to,
+        };
+        self.check_family(to.ip(), Errno::ENETUNREACH)?;
+        let to = address::route(to)?;
+        self.bind_any(self.family.any())?;
+        let mut state = self.state.lock();
+        if state.local.ip().is_unspecified() {
+            state.local.set_ip(address::source_for(to.ip()));
+        }
+        state.peer = Some(to);
+        Ok(())
+    }
+
+    /// Sends all of `source` as one datagram.
+    pub(super) fn send_datagram(&self, source: &mut Source, to: Option<SocketAddr>) -> Result<usize> {
+        let len = source.remaining();
+        if len > MOST {
+            return Err(Errno::EMSGSIZE);
+        }
+        let peer = {
+            let mut state = self.state.lock();
+            if let Some(error) = state.error.take() {
+                return Err(error);
+            }
+            if state.send_closed {
+                return Err(Errno::EPIPE);
+            }
+            state.peer
+        };
+        let to = match to {
+            Some(to) => {
+                self.check_family(to.ip(), Errno::ENETUNREACH)?;
+                address::route(to)?
+            }
+            None => peer.ok_or(Errno::EDESTADDRREQ)?,
+        };
+        if to.port() == 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.bind_any(self.family.any())?;
+        let mut bytes = Vec::new();
+        bytes.try_resize(len, 0).map_err(|_| Errno::ENOBUFS)?;
+        if len > 0 {
+            source.read_exact(&mut bytes)?;
+        }
+        let mut from = self.state.lock().local;
+        if from.ip().is_unspecified() || from.is_ipv4() != to.is_ipv4() {
+            from.set_ip(address::source_for(to.ip()));
+        }
+        match choose(to, from)? {
+            Some(receiver) => receiver.deliver_datagram(Datagram { bytes, from }),
+            // The answer is that nobody has that port; only a connected socket hears it.
+            None => {
+                let mut state = self.state.lock();
+                if state.peer == Some(to) {
+                    state.error = Some(Errno::ECONNREFUSED);
+                    drop(state);
+                    self.wake();
+                }
+            }
+        }
+        Ok(len)
+    }
+
+    /// Puts a datagram into the queue. What there is no room for is lost.
+    fn deliver_datagram(&self, datagram: Datagram) {
+        let room = self.options.lock().receive_buffer;
+        let mut lost = Some(datagram);
+        {
+            let state = self.state.lock();
+            let mut queue = self.datagrams.lock();
+            if !state.released
+                && queue.held() < room
+                && fallible::reserve_queue(&mut queue.list, 1).is_ok()
+                && let Some(datagram) = lost.take()
+            {
+                queue.push(datagram);
+            }
+        }
+        drop(lost);
+        self.readable.wake_all();
+    }
+
+    fn look_datagram(&self) -> Option<Result<()>> {
+        if !self.datagrams.lock().list.is_empty() {
+            return Some(Ok(()));
+        }
+        let mut state = self.state.lock();
+        if let Some(error) = state.error.take() {
+            return Some(Err(error));
+        }
+        state.receive_closed.then_some(Ok(()))
+    }
+
+    /// Receives one datagram.
+    pub(super) fn receive_datagram(&self, sink: &mut Sink, flags: u32) -> Result<Incoming> {
+        if flags & net::MSG_OOB != 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let timeout = self.options.lock().receive_timeout;
+        let deadline = deadline(timeout);
+        loop {
+            match self.look_datagram() {
+                Some(result) => result?,
+                None if flags & net::MSG_DONTWAIT != 0 => return Err(Errno::EAGAIN),
+                None => self
+                    .readable
+                    .wait_event(deadline, || self.look_datagram())
+                    .map_err(|error| wait_error(error, timeout))??,
+            }
+            let datagram = if flags & net::MSG_PEEK != 0 {
+                match self.datagrams.lock().list.front() {
+                    Some(front) => {
+                        Some(Datagram { bytes: fallible::copy_of(&front.bytes)?, from: front.from })
+                    }
+                    None => None,
+                }
+            } else {
+                self.datagrams.lock().pop()
+            };
+            let Some(datagram) = datagram else {
+                if self.state.lock().receive_closed {
+                    return Ok(Incoming::default());
+                }
+                // Another thread was faster.
+                continue;
+            };
+            let len = datagram.bytes.len();
+            let copied = if sink.remaining() > 0 && len > 0 { sink.write(&datagram.bytes)? } else { 0 };
+            let cut = if copied < len { net::MSG_TRUNC } else { 0 };
+            return Ok(Incoming {
+                count: if flags & net::MSG_TRUNC != 0 { len } else { copied },
+                flags: cut,
+                from: Some(address::encode(datagram.from, self.family)),
+                ..Incoming::default()
+            });
+        }
+    }
+
+    pub(super) fn poll_datagram(&self) -> Events {
+        let mut events = Events::WRITABLE;
+        let state = self.state.lock();
+        if state.error.is_some() {
+            events |= Events::ERR;
+        }
+        if state.receive_closed {
+            events |= Events::READABLE | Events::RDHUP;
+            if state.send_closed {
+                events |= Events::HUP;
+            }
+        }
+        drop(state);
+        if !self.datagrams.lock().list.is_empty() {
+            events |= Events::READABLE;
+        }
+        events
+    }
+
+    /// shutdown(2) of a datagram socket: only of a connected one.
+    pub(super) fn shutdown_datagram(&self, receive: bool, send: bool) -> Result<()> {
+        {
+            let mut state = self.state.lock();
+            if state.peer.is_none() {
+                return Err(Errno::ENOTCONN);
+            }
+            state.receive_closed |= receive;
+            state.send_closed |= send;
+        }
+        self.wake();
+        Ok(())
+    }
+
+    /// Would a datagram from `from` to `to` be for this socket? The closer its own addresses are to these, the higher.
+    fn suits(&self, to: IpAddr, from: SocketAddr) -> Option<u32> {
+        let state = self.state.lock();
+        let by_peer = match state.peer {
+            Some(peer) if peer == from => 2,
+            Some(_) => return None,
+            None => 0,
+        };
+        if !state.local.ip().is_unspecified() && state.local.ip() != to {
+            return None;
+        }
+        Some(by_peer + u32::from(!state.local.ip().is_unspecified()))
+    }
+}
+
+/// The socket that a datagram is for. Of those that suit it equally, the ones that share the port take turns by chance.
+fn choose(to: SocketAddr, from: SocketAddr) -> Result<Option<Arc<Socket>>> {
+    let receivers = ports::receivers(Protocol::Udp, to)?;
+    let best = receivers.iter().filter_map(|socket| socket.suits(to.ip(), from)).max();
+    let Some(best) = best else { return Ok(None) };
+    let suits = |socket: &&Arc<Socket>| socket.suits(to.ip(), from) == Some(best);
+    let count = receivers.iter().filter(suits).count();
+    let choice = crate::random::number() as usize % count.max(1);
+    Ok(receivers.iter().filter(suits).nth(choice).cloned())
+}

@@ -1,0 +1,318 @@
+//! Who has which port, of TCP and of UDP.
+//!
+//! A port has groups of sockets by their address. Whether one more may come is counted, not searched: each group, and each family of a
+//! port, knows how many of its sockets object. So a call costs the same, however many sockets there are.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use super::Socket;
+use crate::errno::{Errno, Result};
+use crate::memory::fallible::TryVec;
+use crate::memory::{fallible, reserve};
+use crate::sync::SpinLock;
+
+/// Which ports.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// Of streams.
+    Tcp,
+    /// Of datagrams.
+    Udp,
+}
+
+/// Ports that are given to those who ask for any: `net.ipv4.ip_local_port_range`.
+pub const EPHEMERAL: core::ops::RangeInclusive<u16> = 32768..=60999;
+/// Ports below are for the privileged.
+pub const FIRST_UNPRIVILEGED: u16 = 1024;
+/// So many sockets may receive at one address.
+const MOST_RECEIVERS: usize = 1024;
+/// A group with its part of a node, and a port with its own.
+const ENTRY: usize = 512;
+
+/// What a socket takes of a port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Claim {
+    /// Address and port.
+    pub at: SocketAddr,
+    /// The address is that of IPv6 which stands for those of IPv4, too.
+    pub dual: bool,
+    /// `SO_REUSEADDR`.
+    pub reuse_address: bool,
+    /// `SO_REUSEPORT`.
+    pub reuse_port: bool,
+    /// Whose it is.
+    pub uid: u32,
+}
+
+/// How many sockets there are, and how many of them object to what.
+#[derive(Clone, Copy, Default)]
+struct Counts {
+    all: usize,
+    /// Without SO_REUSEADDR.
+    strict_address: usize,
+    /// Without SO_REUSEPORT, or of another user than the first one.
+    strict_port: usize,
+    listening: usize,
+    /// The user of the first one.
+    uid: u32,
+}
+
+impl Counts {
+    fn add(&mut self, claim: &Claim) {
+        if self.all == 0 {
+            self.uid = claim.uid;
+        }
+        self.all += 1;
+        self.strict_address += usize::from(!claim.reuse_address);
+        self.strict_port += usize::from(!claim.reuse_port);
+    }
+
+    fn remove(&mut self, claim: &Claim) {
+        self.all -= 1;
+        self.strict_address -= usize::from(!claim.reuse_address);
+        self.strict_port -= usize::from(!claim.reuse_port);
+    }
+
+    fn admit(&self, claim: &Claim) -> bool {
+        let by_address = claim.reuse_address && self.strict_address == 0 && self.listening == 0;
+        let by_port = claim.reuse_port && self.strict_port == 0 && self.uid == claim.uid;
+        self.all == 0 || by_address || by_port
+    }
+}
+
+/// Sockets of one address: the key of their group.
+type Key = (IpAddr, bool);
+
+#[derive(Default)]
+struct Group {
+    counts: Counts,
+    /// Those that receive here: listeners, or datagram sockets.
+    receivers: Vec<Weak<Socket>>,
+}
+
+#[derive(Default)]
+struct Port {
+    groups: BTreeMap<Key, Group>,
+    /// Of all groups that have to do with IPv4, and with IPv6.
+    families: [Counts; 2],
+}
+
+/// The families that a claim has to do with, as indices.
+fn families(claim: &Claim) -> impl Iterator<Item = usize> {
+    let (v4, v6) = (claim.at.is_ipv4() || claim.dual, claim.at.is_ipv6());
+    [(0, v4), (1, v6)].into_iter().filter_map(|(index, has)| has.then_some(index))
+}
+
+const ANY_V4: Key = (IpAddr::V4(Ipv4Addr::UNSPECIFIED), false);
+const ANY_V6: Key = (IpAddr::V6(Ipv6Addr::UNSPECIFIED), false);
+const ANY_DUAL: Key = (IpAddr::V6(Ipv6Addr::UNSPECIFIED), true);
+
+/// The groups that receive what comes for an address, the closest first.
+fn receiving(ip: IpAddr) -> [Key; 3] {
+    [(ip, false), if ip.is_ipv4() { ANY_V4 } else { ANY_V6 }, ANY_DUAL]
+}
+
+impl Port {
+    fn admits(&self, claim: &Claim) -> bool {
+        if claim.at.ip().is_unspecified() {
+            return families(claim).all(|family| self.families[family].admit(claim));
+        }
+        let groups = receiving(claim.at.ip());
+        groups.iter().filter_map(|key| self.groups.get(key)).all(|group| group.counts.admit(claim))
+    }
+}
+
+struct Ports {
+    ports: BTreeMap<u16, Port>,
+    /// All sockets that have a port, by it and by their own addresses.
+    holders: BTreeMap<(u16, usize), Weak<Socket>>,
+    /// A bit for each port that somebody has.
+    used: [u64; 1024],
+}
+
+impl Ports {
+    const fn new() -> Self {
+        Self { ports: BTreeMap::new(), holders: BTreeMap::new(), used: [0; 1024] }
+    }
+
+    fn is_used(&self, port: u16) -> bool {
+        self.used[usize::from(port / 64)] >> (port % 64) & 1 != 0
+    }
+
+    /// A port that nobody has, from a random place on.
+    fn free_port(&self) -> Option<u16> {
+        let (first, last) = (*EPHEMERAL.start(), *EPHEMERAL.end());
+        let count = u32::from(last - first) + 1;
+        let start = crate::random::number() as u32 % count;
+        let mut step = 0;
+        while step < count {
+            let port = first + ((start + step) % count) as u16;
+            // A word of the map at once where it is full.
+            if port.is_multiple_of(64) && self.used[usize::from(port / 64)] == u64::MAX {
+                step += 64.min(u32::from(last - port) + 1);
+                continue;
+            }
+            if !self.is_used(port) {
+                return Some(port);
+            }
+            step += 1;
+        }
+        None
+    }
+
+    fn add(&mut self, claim: &Claim, socket: &Weak<Socket>) {
+        let number = claim.at.port();
+        self.holders.insert((number, socket.as_ptr().addr()), socket.clone());
+        let port = self.ports.entry(number).or_default();
+        port.groups.entry((claim.at.ip(), claim.dual)).or_default().counts.add(claim);
+        for family in families(claim) {
+            port.families[family].add(claim);
+        }
+        self.used[usize::from(number / 64)] |= 1 << (number % 64);
+    }
+
+    fn group(&mut self, claim: &Claim) -> Option<&mut Group> {
+        self.ports.get_mut(&claim.at.port())?.groups.get_mut(&(claim.at.ip(), claim.dual))
+    }
+}
+
+static TCP: SpinLock<Ports> = SpinLock::new(Ports::new());
+static UDP: SpinLock<Ports> = SpinLock::new(Ports::new());
+
+impl Protocol {
+    fn ports(self) -> &'static SpinLock<Ports> {
+        match self {
+            Self::Tcp => &TCP,
+            Self::Udp => &UDP,
+        }
+    }
+}
+
+/// Takes a port; port 0 is any. `EADDRINUSE`. With `share`, the port is already the caller's listener's.
+pub fn claim(protocol: Protocol, mut claim: Claim, share: bool, socket: &Weak<Socket>) -> Result<Claim> {
+    // The nodes of two maps.
+    reserve::ask(ENTRY)?;
+    let mut ports = protocol.ports().lock();
+    if claim.at.port() == 0 {
+        claim.at.set_port(ports.free_port().ok_or(Errno::EADDRINUSE)?);
+    } else if !share && ports.ports.get(&claim.at.port()).is_some_and(|port| !port.admits(&claim)) {
+        return Err(Errno::EADDRINUSE);
+    }
+    ports.add(&claim, socket);
+    Ok(claim)
+}
+
+/// Gives back what [`claim`] took; `socket` receives nothing any more.
+pub fn release(protocol: Protocol, claim: &Claim, socket: &Socket) {
+    stop_receiving(protocol, claim, socket);
+    let mut ports = protocol.ports().lock();
+    let number = claim.at.port();
+    let holder = ports.holders.remove(&(number, core::ptr::from_ref(socket).addr()));
+    let Some(port) = ports.ports.get_mut(&number) else { return };
+    for family in families(claim) {
+        port.families[family].remove(claim);
+    }
+    let key = (claim.at.ip(), claim.dual);
+    let Some(group) = port.groups.get_mut(&key) else { return };
+    group.counts.remove(claim);
+    let group = if group.counts.all == 0 { port.groups.remove(&key) } else { None };
+    let empty = port.groups.is_empty();
+    let port = if empty { ports.ports.remove(&number) } else { None };
+    if empty {
+        ports.used[usize::from(number / 64)] &= !(1 << (number % 64));
+    }
+    drop(ports);
+    // Their memory is freed without the lock.
+    drop((group, port, holder));
+}
+
+/// `socket` receives what comes to its address: it listens, or takes datagrams. `EADDRINUSE` for a second listener, unless all of
+/// them share the port.
+pub fn receive_at(protocol: Protocol, claim: &Claim, socket: &Arc<Socket>) -> Result<()> {
+    let mut ports = protocol.ports().lock();
+    let listens = protocol == Protocol::Tcp;
+    let port = ports.ports.get_mut(&claim.at.port()).ok_or(Errno::EINVAL)?;
+    if listens {
+        let shares = |counts: &Counts| counts.listening == 0 || claim.reuse_port && counts.strict_port == 0;
+        let ok = if claim.at.ip().is_unspecified() {
+            families(claim).all(|family| shares(&port.families[family]))
+        } else {
+            receiving(claim.at.ip()).iter().filter_map(|key| port.groups.get(key)).all(|g| shares(&g.counts))
+        };
+        if !ok {
+            return Err(Errno::EADDRINUSE);
+        }
+    }
+    let group = port.groups.get_mut(&(claim.at.ip(), claim.dual)).ok_or(Errno::EINVAL)?;
+    if group.receivers.len() >= MOST_RECEIVERS {
+        return Err(Errno::EADDRINUSE);
+    }
+    group.receivers.try_push(Arc::downgrade(socket)).map_err(|_| Errno::ENOBUFS)?;
+    if listens {
+        group.counts.listening += 1;
+        for family in families(claim) {
+            port.families[family].listening += 1;
+        }
+    }
+    Ok(())
+}
+
+/// `socket` receives nothing at its address any more.
+pub fn stop_receiving(protocol: Protocol, claim: &Claim, socket: &Socket) {
+    let mut ports = protocol.ports().lock();
+    let Some(group) = ports.group(claim) else { return };
+    let Some(index) = group.receivers.iter().position(|r| core::ptr::eq(r.as_ptr(), socket)) else { return };
+    let receiver = group.receivers.swap_remove(index);
+    if protocol == Protocol::Tcp {
+        group.counts.listening -= 1;
+        if let Some(port) = ports.ports.get_mut(&claim.at.port()) {
+            for family in families(claim) {
+                port.families[family].listening -= 1;
+            }
+        }
+    }
+    drop(ports);
+    drop(receiver);
+}
+
+/// The sockets that may receive what comes for an address: those of the closest one that has any.
+pub fn receivers(protocol: Protocol, to: SocketAddr) -> Result<Vec<Arc<Socket>>> {
+    let ports = protocol.ports().lock();
+    let Some(port) = ports.ports.get(&to.port()) else { return Ok(Vec::new()) };
+    for key in receiving(to.ip()) {
+        let Some(group) = port.groups.get(&key) else { continue };
+        // One whose last reference goes at this moment is gone.
+        let mut found = fallible::with_capacity(group.receivers.len())?;
+        found.extend(group.receivers.iter().filter_map(Weak::upgrade));
+        if !found.is_empty() {
+            return Ok(found);
+        }
+    }
+    Ok(Vec::new())
+}
+
+/// Shows each socket that has a port, as `/proc/net` lists them.
+pub fn each_holder(protocol: Protocol, visit: &mut dyn FnMut(&Socket)) -> Result<()> {
+    const BATCH: usize = 64;
+    let mut next = (0, 0);
+    loop {
+        let mut found: [Option<Arc<Socket>>; BATCH] = [const { None }; BATCH];
+        let mut count = 0;
+        {
+            let ports = protocol.ports().lock();
+            for (key, socket) in ports.holders.range(next..).take(BATCH) {
+                next = (key.0, key.1 + 1);
+                found[count] = socket.upgrade();
+                count += 1;
+            }
+        }
+        found.iter().flatten().for_each(|socket| visit(socket));
+        if count < BATCH {
+            return Ok(());
+        }
+        crate::sched::cond_resched();
+    }
+}
