@@ -12,6 +12,7 @@ mod hugetlb;
 mod ipc;
 mod log;
 mod memory;
+mod missing;
 mod mm;
 mod net;
 mod panic;
@@ -86,6 +87,7 @@ fn kernel_main() -> ! {
         ::log::error!("no list of locks: {error}");
     }
     syscall::init();
+    missing::init();
     process::watch::init();
     if let Err(error) = process::spawn_init(process::first_process) {
         panic!("the first process could not be made: {error}");

@@ -101,6 +101,11 @@ pub struct RunOptions {
     #[arg(short, long, help_heading = "Job")]
     pub verbose: bool,
 
+    /// Tell what programs ask of the kernel that it has not: system calls, ioctls, socket families, files of /proc
+    /// and /sys; as it happens, and in a summary at the end
+    #[arg(long, help_heading = "Job")]
+    pub missing: bool,
+
     /// Processes of the demonstration that share one file
     #[arg(long, value_name = "N", default_value = "1000", help_heading = "Demonstration")]
     pub sharers: NonZeroU32,

@@ -1,5 +1,6 @@
 //! Runs one job in a guest, with its console on the user's terminal.
 
+use std::collections::BTreeSet;
 use std::io::{self, IsTerminal, Read};
 use std::path::{Path, PathBuf};
 
@@ -109,8 +110,22 @@ pub fn run(options: &RunOptions, parts: &Parts) -> Result<i32> {
         window: terminal::window(),
     };
     let (machine, job, _initrd) = prepare(options, parts, job, input)?;
-    let log = Log::create(&parts.scratch.join("console.log"))?;
-    Session::new(options, &job, &machine, log)?.run()
+    let path = parts.scratch.join("console.log");
+    let status = Session::new(options, &job, &machine, Log::create(&path)?)?.run()?;
+    if options.missing {
+        let console = std::fs::read(&path).with_context(|| path.display().to_string())?;
+        let console = String::from_utf8_lossy(&console);
+        let found = missing(&console);
+        eprintln!("roundtable: {} things were asked for that the kernel has not:", found.len());
+        found.iter().for_each(|what| eprintln!("  {what}"));
+    }
+    Ok(status)
+}
+
+/// What the kernel said that programs have missed, in the order of their names.
+fn missing(console: &str) -> BTreeSet<&str> {
+    let lines = console.lines().filter(|line| line.trim_start_matches('\r').starts_with('['));
+    lines.filter_map(|line| Some(line.split_once("] missing: ")?.1.trim_end())).collect()
 }
 
 /// What is left of our standard input, when it is a file.
@@ -178,6 +193,9 @@ fn prepare(
     }
     let initrd = initramfs.write_temporary(&parts.scratch, false)?;
     let memory = check_size(options, initrd.metadata().map_or(0, |data| data.len()))?;
+    if options.missing {
+        parameters.push("missing=1".into());
+    }
     parameters.extend(options.parameters.iter().cloned());
     let machine = Machine {
         kernel,
@@ -268,4 +286,17 @@ fn pack_root(options: &RunOptions, parts: &Parts) -> Result<Packed> {
     };
     let path = String::from_utf8(path.clone()).context("the program's name is not UTF-8")?;
     Ok(Packed { initramfs, path, arguments, config })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_missed_is_found_among_other_lines() {
+        let console = "[    1.5] 2 CPUs\nmissing: not ours\n[    2.0] missing: node: system call io_uring_setup\r\n\
+            [    2.1] missing: java: /sys/x\n[    2.2] missing: java: /sys/x\n";
+        let found: Vec<_> = missing(console).into_iter().collect();
+        assert_eq!(found, ["java: /sys/x", "node: system call io_uring_setup"]);
+    }
 }

@@ -16,7 +16,7 @@ pub mod stack;
 mod usage;
 
 pub use addr::{DIRECT_MAP, PAGE_SHIFT, PAGE_SIZE, PhysAddr, USER_END, VirtAddr};
-pub use usage::{Pressure, Stats, Use, pressure, stats};
+pub use usage::{Pressure, Stats, Use, minimum, pressure, stats};
 
 use early::Range;
 

@@ -84,6 +84,12 @@ pub enum Pressure {
     Critical,
 }
 
+/// Frames below which memory is scarce: see [`super::reserve`].
+pub fn minimum() -> u64 {
+    // Relaxed: set once, at bring-up.
+    MIN.load(Ordering::Relaxed).max(0) as u64
+}
+
 /// Exact at the moment of each counter, not across them.
 pub fn stats() -> Stats {
     let used = |of: Use| USED[of as usize].load(Ordering::SeqCst) * PAGE_SIZE as u64;

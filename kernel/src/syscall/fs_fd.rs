@@ -218,6 +218,11 @@ const FIOQSIZE: u32 = 0x5460;
 const FIGETBSZ: u32 = 2;
 
 fn ioctl(args: &mut Args) -> Result<usize> {
+    let command = args.a[1] as u32;
+    crate::missing::of_ioctl(command, do_ioctl(args))
+}
+
+fn do_ioctl(args: &mut Args) -> Result<usize> {
     let [fd, command, argument, ..] = args.a;
     let (fd, command) = (fd as i32, command as u32);
     let table = files();

@@ -83,7 +83,7 @@ fn open_at(dirfd: i32, path: usize, flags: u32, mode: u32, resolve: u32) -> Resu
     let limit = descriptor_limit();
     table.check_room(limit)?;
     let large = if flags & abi::O_PATH == 0 { abi::O_LARGEFILE } else { 0 };
-    let file = open::open(&start, &path, flags | large, mode)?;
+    let file = crate::missing::of_open(&path, open::open(&start, &path, flags | large, mode))?;
     let fd = table.install(file, 0, limit, flags & abi::O_CLOEXEC != 0)?;
     Ok(fd as usize)
 }

@@ -121,6 +121,15 @@ pub fn init() {
     trace::init();
 }
 
+/// A call that is not here.
+fn unknown(number: usize) -> Errno {
+    match Sysno::new(number) {
+        Some(call) => crate::missing::tell(format_args!("system call {call}")),
+        None => crate::missing::tell(format_args!("system call {number}")),
+    }
+    Errno::ENOSYS
+}
+
 /// A system call of user mode, with interrupts on. The result goes to `rax`.
 pub fn dispatch(frame: &mut TrapFrame) {
     // 32 bits of the register count, as on Linux. A number like -1 is a call too, of which the frame shall tell.
@@ -146,7 +155,7 @@ pub fn dispatch(frame: &mut TrapFrame) {
     let result = match verdict {
         Verdict::Allow => match TABLE.get(number) {
             Some(Some(handler)) => handler(&mut Args { a, frame }),
-            _ => Err(Errno::ENOSYS),
+            _ => Err(unknown(number)),
         },
         Verdict::Refused(Some(errno)) => Err(errno),
         Verdict::Refused(None) => Ok(0),

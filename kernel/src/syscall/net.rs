@@ -83,7 +83,10 @@ fn socket(args: &mut Args) -> Result<usize> {
         net::AF_UNIX => Socket::new(unix_kind(kind, protocol)?).into_file(flags),
         net::AF_INET | net::AF_INET6 => inet::Socket::create(domain, kind, protocol)?.into_file(flags),
         net::AF_NETLINK => netlink::Socket::create(kind, protocol)?.into_file(flags),
-        _ => return Err(Errno::EAFNOSUPPORT),
+        _ => {
+            crate::missing::tell(format_args!("socket family {domain}"));
+            return Err(Errno::EAFNOSUPPORT);
+        }
     };
     install(file, flags & abi::O_CLOEXEC != 0).map(|fd| fd as usize)
 }

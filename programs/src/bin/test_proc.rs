@@ -7,7 +7,7 @@ use roundtable_programs::{child, sys, tests};
 
 tests! { meminfo, stat_of_a_process, status_of_a_process, statm, cmdline_and_comm, links_of_a_process, fd_folder,
 mounts, filesystems, version, cpuinfo, stat_of_the_machine, uptime_and_loadavg, pagemap, sysctls, cpus_in_sys,
-huge_pages_in_sys, other_users_processes, gone_process, self_and_thread_self, limits, descriptor_that_tells_of_itself, read_in_pieces, kpageflags }
+huge_pages_in_sys, other_users_processes, gone_process, self_and_thread_self, limits, descriptor_that_tells_of_itself, read_in_pieces, kpageflags, zones, transparent_pages }
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -332,4 +332,34 @@ fn descriptor_that_tells_of_itself() {
     let mut text = String::new();
     std::io::Read::read_to_string(&mut file, &mut text).unwrap();
     assert!(text.starts_with("pos:\t"), "{text}");
+}
+
+fn zones() {
+    let text = read("/proc/zoneinfo");
+    let free: u64 = text
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("pages free"))
+        .map(|pages| pages.trim().parse::<u64>().unwrap())
+        .sum();
+    let total = Meminfo::read().get("MemTotal") / 4;
+    assert!(text.starts_with("Node 0, zone ") && free > 0 && free <= total, "{free} of {total}\n{text}");
+    let minimum: u64 = read("/proc/sys/vm/min_free_kbytes").trim().parse().unwrap();
+    assert!(minimum > 0 && minimum / 4 < total, "{minimum}");
+    assert!(fs::metadata("/sys/module").unwrap().is_dir());
+}
+
+fn transparent_pages() {
+    const FOLDER: &str = "/sys/kernel/mm/transparent_hugepage";
+    for name in ["enabled", "defrag", "shmem_enabled"] {
+        let path = format!("{FOLDER}/{name}");
+        let text = read(&path);
+        let words: Vec<_> = text.split_whitespace().collect();
+        let chosen = words.iter().filter(|word| word.starts_with('[') && word.ends_with(']')).count();
+        assert!(chosen == 1 && words.iter().any(|word| word.contains("never")), "{name}: {text}");
+        fs::write(&path, "never").unwrap();
+        assert!(read(&path).contains("[never]"));
+        assert_eq!(fs::write(&path, "whenever").unwrap_err().raw_os_error(), Some(libc::EINVAL));
+        let old = words.iter().find(|word| word.starts_with('[')).unwrap().trim_matches(['[', ']']);
+        fs::write(&path, old).unwrap();
+    }
 }

@@ -255,6 +255,9 @@ fn memory() -> Result<()> {
             _ => Err(Errno::EINVAL),
         },
     )?;
+    let minimum = || (crate::memory::minimum() * crate::memory::PAGE_SIZE as u64) >> 10;
+    register_read_only("vm/min_free_kbytes", move || text(minimum()))?;
+    register_number("vm/zone_reclaim_mode", 0, 0..=7)?;
     register_number("vm/swappiness", 60, 0..=200)?;
     register_number("vm/panic_on_oom", 0, 0..=2)?;
     register_number("vm/oom_kill_allocating_task", 0, 0..=1)?;

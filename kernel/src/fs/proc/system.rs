@@ -41,6 +41,7 @@ pub(super) fn init() -> Result<()> {
     register("filesystems", 0o444, filesystems)?;
     register("cmdline", 0o444, || line(cmdline::line()))?;
     register("vmstat", 0o444, vmstat)?;
+    register("zoneinfo", 0o444, zoneinfo)?;
     register("devices", 0o444, devices)?;
     register("interrupts", 0o444, interrupts)?;
     register("partitions", 0o444, || Ok("major minor  #blocks  name\n\n".into()))?;
@@ -114,6 +115,33 @@ fn meminfo() -> Result<String> {
     if let Some(lines) = MEMINFO_LINES.get() {
         lines(&mut out);
     }
+    Ok(out)
+}
+
+/// One zone, since nothing here asks for memory of a certain kind. Its marks are those of [`memory::reserve`].
+fn zoneinfo() -> Result<String> {
+    let stats = memory::stats();
+    let pages = |bytes: u64| bytes / memory::PAGE_SIZE as u64;
+    let mut out = String::from("Node 0, zone   Normal\n");
+    let mut row = |name: &str, pages: u64| put!(out, "        {name:<8} {pages}\n");
+    row("min", memory::minimum());
+    row("low", 2 * memory::minimum());
+    row("high", 4 * memory::minimum());
+    for name in ["spanned", "present", "managed"] {
+        row(name, pages(stats.total));
+    }
+    let counts = [
+        ("nr_free_pages", stats.free),
+        ("nr_inactive_anon", stats.anon),
+        ("nr_file_pages", stats.file),
+        ("nr_page_table_pages", stats.page_tables),
+        ("nr_kernel_stack", stats.kernel_stacks),
+    ];
+    let mut out = out.replacen('\n', &alloc::format!("\n  pages free     {}\n", pages(stats.free)), 1);
+    for (name, bytes) in counts {
+        put!(out, "      {name} {}\n", pages(bytes));
+    }
+    put!(out, "  node_unreclaimable:  0\n  start_pfn:           0\n");
     Ok(out)
 }
 

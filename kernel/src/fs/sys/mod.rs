@@ -119,15 +119,29 @@ pub fn init() -> Result<()> {
         register_read_only(&alloc::format!("{topology}/core_siblings_list"), || Ok(cpu_list(cpu::count())))?;
     }
     node()?;
-    register_read_only("kernel/mm/transparent_hugepage/enabled", || line("always madvise [never]"))?;
-    let defrag = "always defer defer+madvise madvise [never]";
-    register_read_only("kernel/mm/transparent_hugepage/defrag", move || line(defrag))?;
-    register_read_only("kernel/mm/transparent_hugepage/hpage_pmd_size", || line(2 << 20))?;
+    transparent()?;
     make_directory("fs/cgroup")?;
     make_directory("kernel/debug")?;
+    make_directory("module")?;
     make_directory("class")?;
     make_directory("block")?;
     make_directory("bus")
+}
+
+/// Huge pages come from pools alone: programs read here that nothing else makes them, and may ask that it stay so.
+fn transparent() -> Result<()> {
+    const DIRECTORY: &str = "kernel/mm/transparent_hugepage";
+    for (name, choices) in [
+        ("enabled", "always madvise [never]"),
+        ("defrag", "always defer defer+madvise madvise [never]"),
+        ("shmem_enabled", "always within_size advise [never] deny force"),
+    ] {
+        let store = |text: &str| if text.trim() == "never" { Ok(()) } else { Err(Errno::EINVAL) };
+        register(&alloc::format!("{DIRECTORY}/{name}"), move || line(choices), store)?;
+    }
+    register_read_only(&alloc::format!("{DIRECTORY}/use_zero_page"), || line(0))?;
+    register_read_only(&alloc::format!("{DIRECTORY}/khugepaged/defrag"), || line(0))?;
+    register_read_only(&alloc::format!("{DIRECTORY}/hpage_pmd_size"), || line(2 << 20))
 }
 
 /// The one memory node.
