@@ -232,9 +232,10 @@ impl Origins {
     pub fn new(randomise: bool) -> Self {
         let random = |bits: u32| if randomise { crate::random::number() & ((1 << bits) - 1) } else { 0 };
         let stack_top = TASK_SIZE - (random(STACK_BITS) << 12);
-        // Room for the stack to grow to its limit, within sense, plus what randomness may have taken from the top.
-        let gap = limit(abi::RLIMIT_STACK).clamp(128 << 20, TASK_SIZE / 6 * 5) + STACK_GUARD;
-        let gap = gap + if randomise { (1 << STACK_BITS) << 12 } else { 0 };
+        // Room for the stack to grow to its limit, plus its guard and what randomness may have taken from the top; all of it within
+        // sense, as on Linux: a base 1 MiB lower leaves half as many pages to the first table below it.
+        let pad = STACK_GUARD + if randomise { (1 << STACK_BITS) << 12 } else { 0 };
+        let gap = limit(abi::RLIMIT_STACK).saturating_add(pad).clamp(128 << 20, TASK_SIZE / 6 * 5);
         let mmap_base = page_down(TASK_SIZE - gap) - (random(MMAP_BITS) << 12);
         let program = ((TASK_SIZE / 3 * 2) & !0xfff) + (random(MMAP_BITS) << 12);
         Self { stack_top, mmap_base, program, brk_gap: random(13) << 12 }

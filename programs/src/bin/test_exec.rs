@@ -14,7 +14,7 @@ const BUSYBOX: &str = "/bin/busybox";
 tests! { arguments_and_environment, empty_strings, big_arguments, too_big_an_argument, status_is_handed_on,
 close_on_exec, files_stay_open, not_executable, not_a_program, missing, folder, script, script_with_argument,
 script_of_a_script, script_without_interpreter, endless_script, auxiliary_vector, name_of_the_program,
-by_descriptor, text_is_busy, truncated_program, itself_many_times: 60, no_argument_at_all }
+by_descriptor, text_is_busy, truncated_program, itself_many_times: 60, no_argument_at_all, without_randomness }
 
 fn busybox(applet: &str) -> Command {
     if !fs::exists(BUSYBOX).unwrap_or(false) {
@@ -49,6 +49,29 @@ fn write_file(name: &str, content: &[u8], mode: u32) -> String {
 
 fn error_of(path: &str) -> Option<i32> {
     Command::new(path).spawn().err().and_then(|error| error.raw_os_error())
+}
+
+/// Where things are decides how many page tables a process needs, so they are where Linux has them.
+fn without_randomness() {
+    use std::os::unix::process::CommandExt;
+    let mut command = busybox("cat");
+    command.arg("/proc/self/maps");
+    // SAFETY: sets a flag, which takes no memory and no lock.
+    unsafe {
+        command.pre_exec(|| match libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong) {
+            -1 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        });
+    }
+    let maps = output(&mut command);
+    let end_of = |wanted: &dyn Fn(&str) -> bool| {
+        let line = maps.lines().rfind(|line| wanted(line)).expect("a mapping");
+        let end = line.split(['-', ' ']).nth(1).expect("its end");
+        usize::from_str_radix(end, 16).expect("an address")
+    };
+    assert_eq!(end_of(&|line| line.ends_with("[stack]")), 0x7fff_ffff_f000, "{maps}");
+    // Where mappings without an address go: 128 MiB below.
+    assert_eq!(end_of(&|line| line.ends_with("[vdso]")), 0x7fff_f7ff_f000, "{maps}");
 }
 
 fn arguments_and_environment() {
