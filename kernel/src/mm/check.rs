@@ -72,13 +72,23 @@ fn check_huge_entry(set: &VmaSet, slot: &AtomicU64, level: u32, address: u64) ->
     {
         return region.check_entry(vma, level, address, entry);
     }
-    let mut areas = set.overlapping(address..address + span(level));
-    if entry.leads_to_shared(level)
-        && let Some(vma) = set.find(address).filter(|vma| !vma.is_huge())
-    {
-        return check_window(vma, entry, level, address);
+    // Areas that have no page yet may lie in the slot as well, at its beginning too: whose table it is, is not told by the address.
+    let areas = || set.overlapping(address..address + span(level));
+    let mut wrong = None;
+    if entry.leads_to_shared(level) {
+        for checked in
+            areas().filter(|vma| !vma.is_huge()).filter_map(|vma| check_window(vma, entry, level, address))
+        {
+            match checked {
+                Ok(()) => return Ok(()),
+                Err(error) => wrong = Some(error),
+            }
+        }
     }
-    if !areas.any(|vma| vma.is_huge()) {
+    if !areas().any(|vma| vma.is_huge()) {
+        if let Some(error) = wrong {
+            return Err(error);
+        }
         return Err(alloc::format!(
             "invariant 6: a huge page or a shared table where no huge pages are mapped: entry {:#x} of level {level} at {address:#x}",
             entry.0
@@ -101,20 +111,20 @@ fn check_huge_entry(set: &VmaSet, slot: &AtomicU64, level: u32, address: u64) ->
     Ok(())
 }
 
-/// Checks an entry that leads an area of base pages to a table of its file.
-fn check_window(vma: &Vma, entry: Entry, level: u32, address: u64) -> Result<(), String> {
-    let bad = |what: &str| {
-        Err(alloc::format!("invariant 3: {what}: entry {:#x} of level {level} at {address:#x}", entry.0))
-    };
+/// Checks an entry that leads an area of base pages to a table of its file. `None` if the area has no window there.
+fn check_window(vma: &Vma, entry: Entry, level: u32, address: u64) -> Option<Result<(), String>> {
+    let checked = vma.check_window(entry.address(), level, address, false)?;
     let flags = vma.flags;
     if !flags.intersects(VmFlags::ACCESS)
         || entry.has(Entry::WRITABLE) && !flags.contains(VmFlags::WRITE)
         || !entry.has(Entry::NO_EXECUTE) && !flags.contains(VmFlags::EXEC)
     {
-        return bad("a table of a file with rights that the area does not have");
+        return Some(Err(alloc::format!(
+            "invariant 3: a table of a file with rights that the area does not have: entry {:#x} of level {level} at {address:#x}",
+            entry.0
+        )));
     }
-    vma.check_window(entry.address(), level, address, false)
-        .unwrap_or_else(|| bad("a table of a file that the area does not cover"))
+    Some(checked)
 }
 
 #[derive(Default)]

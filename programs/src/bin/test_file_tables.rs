@@ -16,6 +16,7 @@ use roundtable_programs::{sys, tests};
 tests! { attach_faults_nothing: 60, fork_faults_nothing: 60, incongruent_faults_nothing: 60, small_mappings_share: 60,
 small_mappings_without_an_address_share: 60, one_table_for_readers_and_writers: 60, new_pages_fault_once: 60,
 prot_none_and_back: 60, dontneed_keeps_the_table: 60, neighbour_in_the_slot: 60, kept_free_space_is_no_neighbour: 60,
+kept_free_space_in_front_is_checked: 60,
 pages_behind_the_end: 60, partial_munmap_shares_the_rest: 60, moved_mapping_faults_nothing: 60, punch_of_many: 60,
 sparse_terabyte_forks: 60, retired_tables_come_back: 60, the_checker_misses_an_entry: 60 }
 
@@ -240,6 +241,18 @@ fn kept_free_space_is_no_neighbour() {
     place.set_u64(0, 9);
     read_all(address, 0, 8);
     assert_eq!(place.get_u64(0), 9);
+}
+
+/// The checker looks at an address space that ends, and free space in front of the huge pages is not taken for theirs.
+fn kept_free_space_in_front_is_checked() {
+    let file = filled();
+    child::in_child(|| {
+        let place = Map::reserve(2 * GIB, GIB);
+        let address = place.address + 7 * HUGE;
+        mmap(address, 8 * HUGE, RW, SHARED | FIXED | NORESERVE, file.raw(), 0).unwrap();
+        assert_eq!(read_all(address, 0, 8), 0);
+        std::mem::forget(place);
+    });
 }
 
 fn pages_behind_the_end() {
