@@ -1,4 +1,4 @@
-//! The contract of [`Machine`] and [`Space`], run against anybody's implementation.
+//! The contract of [`Machine`] and [`Space`](hugetlb::Space), run against anybody's implementation.
 //!
 //! A porter implements [`Host`] for the machine, on the host or in the kernel's own tests, and writes
 //! `hugetlb_sim::conformance!(MyMachine)`. What is broken is told by the sentence of the contract.
