@@ -327,7 +327,8 @@ fn timeouts() {
     set_option(&a.0, libc::SO_SNDTIMEO, libc::timeval { tv_sec: 0, tv_usec: 50_000 });
     let start = Instant::now();
     assert_eq!(b.read(&mut [0; 10]), Err(Errno::EAGAIN));
-    assert!(start.elapsed() >= Duration::from_millis(50));
+    // Linux counts ticks of 4 ms, the one that has begun too, and after a stall several come at once.
+    assert!(start.elapsed() >= Duration::from_millis(40));
     let mut sent = 0;
     let error = loop {
         match a.write(&[0; 4096]) {
