@@ -5,7 +5,7 @@ use roundtable::bench::{BenchOptions, Subject};
 use roundtable::run::Parts;
 
 use crate::build::{self, BuildOptions};
-use crate::{linux, output_folder, setup};
+use crate::{linux, output_folder, profile, setup};
 
 /// Protocols of our kernel.
 const PROTOCOLS: [&str; 5] = ["none", "unfenced", "file-lock", "vma-lock", "file-tables"];
@@ -21,7 +21,7 @@ pub fn run(options: &BenchOptions) -> Result<i32> {
     build::programs()?;
     let ordinary = output_folder().join("kernel.elf");
     let mut subjects = Vec::new();
-    for name in &options.protocols {
+    for name in names(options) {
         let (kernel, parameters) = match name.as_str() {
             "linux" => {
                 linux::fetch().context("or leave linux out with --protocols")?;
@@ -39,5 +39,21 @@ pub fn run(options: &BenchOptions) -> Result<i32> {
         };
         subjects.push(Subject { name: name.clone(), kernel, parameters });
     }
+    if options.profile {
+        let subject =
+            subjects.first().context("Debian's kernel does not tell its functions: name another protocol")?;
+        return profile::run(options, subject);
+    }
     roundtable::bench::run(options, &subjects, &parts)
+}
+
+/// What to build and to measure. A profile is of one protocol: the default one, unless others are asked for.
+fn names(options: &BenchOptions) -> Vec<&String> {
+    let mut names: Vec<_> = options.protocols.iter().collect();
+    if options.profile {
+        names.retain(|name| *name != "linux");
+        names.sort_by_key(|name| *name != "file-tables");
+        names.truncate(1);
+    }
+    names
 }

@@ -124,6 +124,14 @@ pub fn host_command() -> Result<PathBuf> {
     Ok(root().join("target/debug").join(HOST_COMMAND))
 }
 
+/// Builds the plugin of QEMU that profiles.
+pub fn profile_plugin() -> Result<PathBuf> {
+    let mut command = toolchain::own_cargo("build");
+    command.args(["--package", "profile-plugin", "--target-dir"]).arg(root().join("target"));
+    run(&mut command, "the plugin of QEMU does not build")?;
+    Ok(root().join("target/debug/libprofile_plugin.so"))
+}
+
 /// The name of the host command.
 pub const HOST_COMMAND: &str = "roundtable";
 

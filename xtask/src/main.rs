@@ -6,6 +6,7 @@ mod debian;
 mod licences;
 mod linux;
 mod postgres;
+mod profile;
 mod setup;
 mod soak;
 mod stalls;

@@ -121,6 +121,7 @@ fn boot(options: &StallOptions, kernel: &Path, log: &str, signals: &Signals) -> 
             .map(str::to_string)
             .chain(options.things.iter().cloned())
             .collect(),
+        qemu: Vec::new(),
         files: Vec::new(),
         silence: SILENCE,
         limit: LIMIT,

@@ -181,6 +181,7 @@ impl Fuzzer<'_> {
             icount: machine.icount,
             parameters: vec!["hugetlb_check=1".into()],
             program,
+            qemu: Vec::new(),
             files: self.load.files.clone(),
             silence: SILENCE,
             limit,

@@ -1,5 +1,6 @@
 //! A guest that runs one program, its console kept: for programs that may take the machine down.
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,6 +29,8 @@ pub struct Boot {
     pub parameters: Vec<String>,
     /// The program and its arguments: one of ours, or a path on the host that is the same in the guest.
     pub program: Vec<String>,
+    /// Further arguments for QEMU.
+    pub qemu: Vec<OsString>,
     /// Further files: the path in the guest, and the file or folder.
     pub files: Vec<(String, PathBuf)>,
     /// How long the console may say nothing.
@@ -103,8 +106,10 @@ impl Boot {
             icount: self.icount,
             parameters: self.parameters.clone(),
         };
+        let mut command = machine.command();
+        command.args(&self.qemu);
         let mut log = Log::create(log)?;
-        let mut guest = Guest::start(machine.command())?;
+        let mut guest = Guest::start(command)?;
         let mut decoder = Decoder::new(&job.key);
         let (mut started, mut ending) = (None, None);
         let mut deadline = Instant::now() + START;

@@ -57,6 +57,11 @@ pub struct BenchOptions {
     #[arg(long, value_name = "FOLDER", default_value = "target/roundtable/bench")]
     pub out: PathBuf,
 
+    /// Show where the instructions of the operations go instead, on our kernel with the first of the protocols: tables of the
+    /// kernel's functions, and flame graphs
+    #[arg(long)]
+    pub profile: bool,
+
     /// Draw the table and the page anew from an earlier run's results.json
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use guest_link::profile::marked;
 use guest_link::record::{Operation, Record};
 use roundtable_programs::child::waitpid;
 use roundtable_programs::huge::{GIB, HUGE};
@@ -17,6 +18,11 @@ const CHEAP: usize = 3;
 /// Not recorded, before those that are: an emulator translates code when it first comes to it.
 const WARM_UP: usize = 2;
 
+/// How long an operation takes, which is marked for `cargo xtask bench --profile`.
+fn time_of(operation: Operation, run: impl FnOnce()) -> Duration {
+    time(|| marked(operation, run))
+}
+
 /// Measures all operations; the acting process is a sharer too.
 pub fn measure(stage: &Stage, crew: &Crew, runs: usize) -> Result<(), String> {
     let say = |operation: Operation, mut times: Vec<Duration>| {
@@ -30,14 +36,15 @@ pub fn measure(stage: &Stage, crew: &Crew, runs: usize) -> Result<(), String> {
         stage.fill(PUNCHED, BATCH);
         touch(mine, PAGES);
         crew.touch()?;
-        times.push(time(|| stage.punch(PUNCHED, BATCH)));
+        times.push(time_of(Operation::Punch, || stage.punch(PUNCHED, BATCH)));
     }
     say(Operation::Punch, std::mem::take(&mut times));
     stage.fill(PUNCHED, BATCH);
     for _ in 0..WARM_UP + runs {
         touch(mine, PAGES);
         crew.touch()?;
-        times.push(time(|| stage.file.truncate((CUT * HUGE) as u64).expect("ftruncate")));
+        let cut = || stage.file.truncate((CUT * HUGE) as u64).expect("ftruncate");
+        times.push(time_of(Operation::Truncate, cut));
         stage.file.truncate(LENGTH).expect("ftruncate");
         stage.fill(CUT, BATCH);
     }
@@ -45,14 +52,14 @@ pub fn measure(stage: &Stage, crew: &Crew, runs: usize) -> Result<(), String> {
     touch(mine, PAGES);
     crew.touch()?;
     for _ in 0..WARM_UP + runs * CHEAP {
-        times.push(time(|| mprotect(mine, GIB, R).expect("mprotect")));
+        times.push(time_of(Operation::Mprotect, || mprotect(mine, GIB, R).expect("mprotect")));
         touch(mine, PAGES);
         mprotect(mine, GIB, RW).expect("mprotect");
         touch(mine, PAGES);
     }
     say(Operation::Mprotect, std::mem::take(&mut times));
     for _ in 0..WARM_UP + runs * CHEAP {
-        times.push(time(|| {
+        times.push(time_of(Operation::Attach, || {
             stage.map(1, 0, GIB);
             touch(stage.address(1, 0), PAGES);
         }));
@@ -62,7 +69,7 @@ pub fn measure(stage: &Stage, crew: &Crew, runs: usize) -> Result<(), String> {
     for _ in 0..WARM_UP + runs * CHEAP {
         stage.map(1, 0, GIB);
         touch(stage.address(1, 0), PAGES);
-        times.push(time(|| stage.unmap(1)));
+        times.push(time_of(Operation::Detach, || stage.unmap(1)));
     }
     say(Operation::Detach, std::mem::take(&mut times));
     let mut all = [Vec::new(), Vec::new(), Vec::new()];
@@ -84,8 +91,8 @@ fn life(stage: &Stage) -> Result<[Duration; 3], String> {
     let control = Shared::new();
     let mut forked = Duration::ZERO;
     let mut child = 0;
-    let started = time(|| {
-        forked = time(|| {
+    let started = time_of(Operation::Start, || {
+        forked = time_of(Operation::Fork, || {
             // SAFETY: this process has one thread, and the child makes system calls and touches memory only.
             child = unsafe { libc::fork() };
         });
@@ -103,7 +110,7 @@ fn life(stage: &Stage) -> Result<[Duration; 3], String> {
     if child < 0 {
         return Err(format!("fork: {}", std::io::Error::last_os_error()));
     }
-    let ended = time(|| {
+    let ended = time_of(Operation::Exit, || {
         control.set(GO, 1);
         let _ = waitpid(child, 0);
     });
