@@ -466,19 +466,16 @@ fn map_around(tables: &mut Tables, vma: &Vma, cache: &dyn PageCache, address: u6
     let bits = bits & !Entry::ACCESSED;
     let window = address & !(AROUND * PAGE - 1);
     let limit = cache.size().div_ceil(PAGE);
-    let mut at = window.max(vma.start);
-    let end = (window + AROUND * PAGE).min(vma.end);
-    while at < end {
+    let range = window.max(vma.start)..(window + AROUND * PAGE).min(vma.end);
+    // The window is aligned to its size: its leaves lie in the table that has the leaf of `address`.
+    tables.fill(range, |at| {
         let index = vma.index_of(at);
-        if index < limit
-            && !tables.leaf(at).is_mapped()
-            && let Some(page) = cache.cached(index)
-            && install(tables, at, page, bits).is_err()
-        {
-            return;
-        }
-        at += PAGE;
-    }
+        let page = if index < limit { cache.cached(index)? } else { return None };
+        let entry = Entry::new(page.phys(), bits);
+        // The entry has the reference now.
+        let _ = page.into_raw();
+        Some(entry)
+    });
 }
 
 /// Copies a page. The source may change meanwhile: shared memory does not promise more.

@@ -246,6 +246,25 @@ impl Tables {
         Ok(())
     }
 
+    /// Puts leaves where there are none: what `entry` gives for each address of `range`, whose leaves lie in one table that is there. The
+    /// entries take the frames' references over.
+    pub fn fill(&mut self, range: Range<u64>, mut entry: impl FnMut(u64) -> Option<Entry>) {
+        let above = self.find(range.start, 2).map(|entry| Entry(entry.load(Ordering::SeqCst)));
+        let Some(table) = above.filter(|entry| !entry.is_end(2)).map(Entry::address) else { return };
+        let count = ((range.end - range.start) >> PAGE_SHIFT) as usize;
+        // SAFETY: as in `find`.
+        let leaves = unsafe { &entries(table)[index(range.start, 1)..][..count] };
+        for (leaf, address) in leaves.iter().zip((range.start..range.end).step_by(PAGE_SIZE)) {
+            if !Entry(leaf.load(Ordering::SeqCst)).is_mapped()
+                && let Some(entry) = entry(address)
+            {
+                leaf.store(entry.0, Ordering::SeqCst);
+                self.resident.add(entry);
+            }
+        }
+        self.peak = self.peak.max(self.resident.total());
+    }
+
     /// Shows `visit` each leaf entry of `range` that is not 0, at most `budget` slots of them. Returns where to go on;
     /// the end of the range when it is done.
     pub fn walk(&self, range: Range<u64>, budget: usize, mut visit: impl FnMut(u64, &AtomicU64)) -> u64 {
@@ -277,14 +296,15 @@ impl Tables {
             // SAFETY: as in `find`.
             let leaves = unsafe { entries(table) };
             let end = range.end.min((at & !(span(2) - 1)) + span(2));
-            while at < end && left > 0 {
-                let leaf = &leaves[index(at, 1)];
+            let count = ((end - at).div_ceil(PAGE) as usize).min(left);
+            // Most entries of an area are empty, and all of them are looked at: nothing more is done for those.
+            for (place, leaf) in leaves[index(at, 1)..][..count].iter().enumerate() {
                 if leaf.load(Ordering::SeqCst) != 0 {
-                    visit(at, leaf);
+                    visit(at + place as u64 * PAGE, leaf);
                 }
-                at += PAGE;
-                left -= 1;
             }
+            at += count as u64 * PAGE;
+            left -= count;
         }
         at.min(range.end)
     }
