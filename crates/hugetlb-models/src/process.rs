@@ -5,7 +5,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use hugetlb::{
-    Access, Error, FaultError, File, Level, MapOptions, Mapping, Protection, SLOT_SIZE, Space, VirtAddr,
+    Access, Error, FaultError, File, Level, MapOptions, MapRequest, Mapping, Protection, SLOT_SIZE, Space,
+    SpaceToken, VirtAddr,
 };
 
 use crate::lock::RawRwLock;
@@ -23,17 +24,24 @@ pub enum Signal {
 
 type Mappings = BTreeMap<VirtAddr, Mapping<ModelMachine>>;
 
+/// What the address-space lock guards.
+struct Areas {
+    mappings: Mappings,
+    token: SpaceToken<ModelSpace>,
+}
+
 /// An address space with its mappings, behind the address-space lock.
 pub struct Process {
     machine: ModelMachine,
     space: ModelSpace,
-    mappings: lock_api::RwLock<RawRwLock, Mappings>,
+    areas: lock_api::RwLock<RawRwLock, Areas>,
 }
 
 impl Process {
     pub(crate) fn new(machine: &ModelMachine) -> Process {
-        let mappings = lock_api::RwLock::new(Mappings::new());
-        Process { machine: machine.clone(), space: machine.space(), mappings }
+        let space = machine.space();
+        let areas = Areas { mappings: Mappings::new(), token: SpaceToken::new(space.clone()) };
+        Process { machine: machine.clone(), space, areas: lock_api::RwLock::new(areas) }
     }
 
     /// Its page tables.
@@ -50,19 +58,21 @@ impl Process {
         offset: u64,
         options: MapOptions,
     ) -> Result<(), Error> {
-        let mut mappings = self.mappings.write();
-        let mapping = file.map(self.space.clone(), start, length, offset, options)?;
-        mappings.insert(start, mapping);
+        let mut areas = self.areas.write();
+        let mapping = file.map(&mut areas.token, MapRequest { start, length, offset, options })?;
+        areas.mappings.insert(start, mapping);
         Ok(())
     }
 
     /// Takes all mappings in the range away; ends of the range may lie inside mappings.
     pub fn unmap(&self, range: Range<VirtAddr>) {
-        let mut mappings = self.mappings.write();
-        for start in Self::isolate(&mut mappings, &range) {
-            drop(mappings.remove(&start));
+        let Areas { mappings, token } = &mut *self.areas.write();
+        for start in Self::isolate(mappings, &range) {
+            if let Some(mapping) = mappings.remove(&start) {
+                mapping.unmap(token);
+            }
         }
-        self.free_tables(&mappings, &range);
+        self.free_tables(mappings, &range);
     }
 
     /// Takes all mappings away, as at the end.
@@ -72,8 +82,8 @@ impl Process {
 
     /// Changes what the mappings in the range permit.
     pub fn protect(&self, range: Range<VirtAddr>, protection: Protection) {
-        let mut mappings = self.mappings.write();
-        for start in Self::isolate(&mut mappings, &range) {
+        let mappings = &mut self.areas.write().mappings;
+        for start in Self::isolate(mappings, &range) {
             if let Some(mapping) = mappings.get_mut(&start) {
                 mapping.protect(protection);
             }
@@ -82,31 +92,32 @@ impl Process {
 
     /// MADV_DONTNEED on a range inside one mapping.
     pub fn discard(&self, range: Range<VirtAddr>) -> Result<(), Error> {
-        let mappings = self.mappings.read();
+        let mappings = &self.areas.read().mappings;
         let (_, mapping) = mappings.range(..=range.start).next_back().ok_or(Error::Invalid)?;
         mapping.discard(range)
     }
 
     /// Moves the only mapping, which starts at `from`.
     pub fn move_to(&self, from: VirtAddr, to: VirtAddr) -> Result<(), Error> {
-        let mut mappings = self.mappings.write();
+        let mappings = &mut self.areas.write().mappings;
         let mut mapping = mappings.remove(&from).ok_or(Error::Invalid)?;
         let old = from..from + mapping.length();
         let result = mapping.move_to(to);
         mappings.insert(mapping.start(), mapping);
-        self.free_tables(&mappings, &old);
+        self.free_tables(mappings, &old);
         result
     }
 
     /// A child.
     pub fn fork(&self) -> Process {
-        let mappings = self.mappings.write();
+        let areas = self.areas.write();
         let child = Process::new(&self.machine);
-        for (start, mapping) in &*mappings {
-            let copy = mapping.fork(child.space.clone()).expect("memory never is short");
-            child.mappings.write().insert(*start, copy);
+        for (start, mapping) in &areas.mappings {
+            let copy = &mut *child.areas.write();
+            let mapping = mapping.fork(&mut copy.token).expect("memory never is short");
+            copy.mappings.insert(*start, mapping);
         }
-        drop(mappings);
+        drop(areas);
         child
     }
 
@@ -134,7 +145,7 @@ impl Process {
 
     /// The fault of an access, without the access.
     pub fn fault(&self, address: VirtAddr, access: Access) -> Result<(), Signal> {
-        let mappings = self.mappings.read();
+        let mappings = &self.areas.read().mappings;
         let (_, mapping) = mappings.range(..=address).next_back().ok_or(Signal::Segv)?;
         loop {
             return match mapping.fault(address, access) {
@@ -143,7 +154,7 @@ impl Process {
                 Err(FaultError::OutOfMemory) => panic!("there are tables enough"),
                 Err(FaultError::Access | FaultError::NotMapped) => Err(Signal::Segv),
                 Err(FaultError::SlotShared) => {
-                    self.give_slot(&mappings, address);
+                    self.give_slot(mappings, address);
                     continue;
                 }
             };
@@ -152,24 +163,24 @@ impl Process {
 
     /// A load by the host for somebody else, through the mapping: `/proc/PID/mem`.
     pub fn load_remote(&self, address: VirtAddr) -> Result<u64, FaultError> {
-        let mappings = self.mappings.read();
+        let mappings = &self.areas.read().mappings;
         let (_, mapping) = mappings.range(..=address).next_back().ok_or(FaultError::NotMapped)?;
         mapping.fault_then(address, Access::Read, |frame| self.machine.word(frame))
     }
 
     /// Takes the only mapping behind [`WIDE`] out of a shared PUD table, as a fault does that finds too many windows below it.
     pub fn leave_wide(&self) {
-        let mappings = self.mappings.read();
+        let mappings = &self.areas.read().mappings;
         let (_, mapping) = mappings.range(WIDE..).next().expect("a mapping");
         mapping.leave_slot(WIDE).expect("there are tables enough");
     }
 
     /// Makes the host's table in a slot, as a fault on a base page does.
     pub fn take_slot(&self, address: VirtAddr) {
-        let mappings = self.mappings.read();
+        let mappings = &self.areas.read().mappings;
         let is_there = || self.space.entry(address, Level::Pmd).expect("there are tables enough").is_some();
         if !is_there() {
-            self.give_slot(&mappings, address);
+            self.give_slot(mappings, address);
             assert!(is_there(), "a slot that was asked for stays shared");
         }
     }
@@ -188,7 +199,7 @@ impl Process {
 
     /// What the host's own walks tell of an address: whether there is an entry, and whether it permits stores.
     pub fn translate(&self, address: VirtAddr) -> Option<bool> {
-        let mappings = self.mappings.read();
+        let mappings = &self.areas.read().mappings;
         let (_, mapping) = mappings.range(..=address).next_back()?;
         mapping.translate(address).map(|(_, writable)| writable)
     }

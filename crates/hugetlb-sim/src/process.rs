@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use hugetlb::filetables::format::X86_64;
 use hugetlb::{
-    Access, CheckRound, Error, FaultError, File, Flush, Format, Level, Machine, MapOptions, Mapping,
-    OutOfMemory, Protection, SLOT_SIZE, VirtAddr,
+    Access, CheckRound, Error, FaultError, File, Flush, Format, Level, Machine, MapOptions, MapRequest,
+    Mapping, OutOfMemory, Protection, SLOT_SIZE, SpaceToken, VirtAddr,
 };
 use parking_lot::RwLock;
 
@@ -27,16 +27,23 @@ pub enum Signal {
 
 type Mappings<F> = BTreeMap<VirtAddr, Mapping<SimMachine<F>>>;
 
+/// What the address-space lock guards.
+struct Areas<F: Format> {
+    mappings: Mappings<F>,
+    token: SpaceToken<SimSpace<F>>,
+}
+
 /// An address space with its mappings, behind the address-space lock.
 pub struct Process<F: Format = X86_64> {
     machine: SimMachine<F>,
     space: SimSpace<F>,
-    mappings: RwLock<Mappings<F>>,
+    areas: RwLock<Areas<F>>,
 }
 
 impl<F: Format> Process<F> {
     pub(crate) fn new(machine: SimMachine<F>, space: SimSpace<F>) -> Process<F> {
-        Process { machine, space, mappings: RwLock::default() }
+        let token = SpaceToken::new(space.clone());
+        Process { machine, space, areas: RwLock::new(Areas { mappings: Mappings::new(), token }) }
     }
 
     /// The page tables.
@@ -53,25 +60,27 @@ impl<F: Format> Process<F> {
         offset: u64,
         options: MapOptions,
     ) -> Result<(), Error> {
-        let mut mappings = self.mappings.write();
-        let mapping = file.map(self.space.clone(), start, length, offset, options)?;
-        mappings.insert(start, mapping);
+        let mut areas = self.areas.write();
+        let mapping = file.map(&mut areas.token, MapRequest { start, length, offset, options })?;
+        areas.mappings.insert(start, mapping);
         Ok(())
     }
 
     /// Takes all mappings in the range away; ends of the range may lie inside mappings.
     pub fn unmap(&self, range: Range<VirtAddr>) {
-        let mut mappings = self.mappings.write();
-        for start in self.isolate(&mut mappings, &range) {
-            drop(mappings.remove(&start));
+        let Areas { mappings, token } = &mut *self.areas.write();
+        for start in self.isolate(mappings, &range) {
+            if let Some(mapping) = mappings.remove(&start) {
+                mapping.unmap(token);
+            }
         }
-        self.free_tables(&mappings, &range);
+        self.free_tables(mappings, &range);
     }
 
     /// Changes what the mappings in the range permit.
     pub fn protect(&self, range: Range<VirtAddr>, protection: Protection) {
-        let mut mappings = self.mappings.write();
-        for start in self.isolate(&mut mappings, &range) {
+        let mappings = &mut self.areas.write().mappings;
+        for start in self.isolate(mappings, &range) {
             if let Some(mapping) = mappings.get_mut(&start) {
                 mapping.protect(protection);
             }
@@ -80,30 +89,30 @@ impl<F: Format> Process<F> {
 
     /// MADV_DONTNEED on a range inside one mapping.
     pub fn discard(&self, range: Range<VirtAddr>) -> Result<(), Error> {
-        let mappings = self.mappings.read();
+        let mappings = &self.areas.read().mappings;
         let (_, mapping) = mappings.range(..=range.start).next_back().ok_or(Error::Invalid)?;
         mapping.discard(range)
     }
 
     /// Moves the mapping that starts at `from`; nothing else is in the new range.
     pub fn move_to(&self, from: VirtAddr, to: VirtAddr) -> Result<(), Error> {
-        let mut mappings = self.mappings.write();
+        let mappings = &mut self.areas.write().mappings;
         let mut mapping = mappings.remove(&from).ok_or(Error::Invalid)?;
         let old = from..from + mapping.length();
         let result = mapping.move_to(to);
         mappings.insert(mapping.start(), mapping);
-        self.free_tables(&mappings, &old);
+        self.free_tables(mappings, &old);
         result
     }
 
     /// A child; `None` without a frame for its PUD table.
     pub fn fork(&self) -> Option<Process<F>> {
-        let mappings = self.mappings.write();
-        let child = Process::new(self.machine.clone(), self.machine.space()?);
-        for (start, mapping) in &*mappings {
-            child.mappings.write().insert(*start, mapping.fork(child.space.clone()).ok()?);
+        let areas = self.areas.write();
+        let mut child = Process::new(self.machine.clone(), self.machine.space()?);
+        let copy = child.areas.get_mut();
+        for (start, mapping) in &areas.mappings {
+            copy.mappings.insert(*start, mapping.fork(&mut copy.token).ok()?);
         }
-        drop(mappings);
         Some(child)
     }
 
@@ -129,7 +138,7 @@ impl<F: Format> Process<F> {
 
     /// Looks at all that the hardware can reach through the mappings, see [`Mapping::check`].
     pub fn check(&self, round: &mut CheckRound<SimMachine<F>>) -> Result<(), String> {
-        self.mappings.read().values().try_for_each(|mapping| mapping.check(round))
+        self.areas.read().mappings.values().try_for_each(|mapping| mapping.check(round))
     }
 
     fn fault(&self, cpu: usize, address: VirtAddr, access: Access) -> Result<(), Signal> {
@@ -141,14 +150,14 @@ impl<F: Format> Process<F> {
     }
 
     fn resolve(&self, address: VirtAddr, access: Access) -> Result<(), Signal> {
-        let mappings = self.mappings.read();
+        let mappings = &self.areas.read().mappings;
         let (_, mapping) = mappings.range(..=address).next_back().ok_or(Signal::Segv)?;
         mapping.fault(address, access).or_else(|error| match error {
             FaultError::Sigbus => Err(Signal::Bus),
             FaultError::OutOfMemory => Err(Signal::OutOfMemory),
             FaultError::Access | FaultError::NotMapped => Err(Signal::Segv),
             // The access comes again.
-            FaultError::SlotShared => Self::give_slot(&mappings, address),
+            FaultError::SlotShared => Self::give_slot(mappings, address),
         })
     }
 
@@ -194,7 +203,8 @@ impl<F: Format> Process<F> {
 /// Exit.
 impl<F: Format> Drop for Process<F> {
     fn drop(&mut self) {
-        let last = self.mappings.read().last_key_value().map(|(start, mapping)| *start + mapping.length());
+        let last =
+            self.areas.read().mappings.last_key_value().map(|(start, mapping)| *start + mapping.length());
         let all = VirtAddr(0)..last.unwrap_or(VirtAddr(0)).max(VirtAddr(512 * SLOT_SIZE));
         self.unmap(all.clone());
         // The host's upper tables go with the space.

@@ -33,6 +33,7 @@ mod superblock;
 pub mod sync;
 #[cfg(test)]
 mod testing;
+mod token;
 
 /// Compiles the example in the README.
 #[cfg(doctest)]
@@ -41,7 +42,7 @@ struct Readme;
 
 pub use addr::{PageIndex, PageSize, PhysAddr, SLOT_SIZE, TABLE_ENTRIES, TABLE_SIZE, VirtAddr};
 pub use error::{Error, FaultError, OutOfMemory, Result};
-pub use file::{Chunk, FallocateMode, File, FileStatistics, MAX_FILE_SIZE, MapOptions, PageRef};
+pub use file::{Chunk, FallocateMode, File, FileStatistics, MAX_FILE_SIZE, MapOptions, MapRequest, PageRef};
 pub use filetables::{self, EntryValue, Format, Level, Protection, lock_api};
 pub use hugetlb::{Config, Hugetlb};
 pub use machine::{Entry, Flush, Machine, Space, TableEntries};
@@ -50,3 +51,4 @@ pub use pool::{Pool, PoolStatistics};
 pub use sharing::ProtocolKind;
 pub use stats::{Fallback, SharingStatistics};
 pub use superblock::{HUGETLBFS_MAGIC, InodeCharge, Limit, MountOptions, MountStatistics, Superblock};
+pub use token::SpaceToken;

@@ -5,7 +5,7 @@
 //! The host owns the tables of an address space down to where an entry is *managed*
 //! ([`filetables::Format::is_managed`]): a PUD entry, or one of the level above. A managed entry leads to a table of the
 //! *library*. The host never changes what is in it and never frees it. In a table of the host the library asks the [`Space`]
-//! for single entries and writes leaves into those that lie inside its mappings. When a [`crate::Mapping`] is dropped all
+//! for single entries and writes leaves into those that lie inside its mappings. When a [`crate::Mapping`] is unmapped all
 //! its entries are empty again.
 //!
 //! The host may free one of its own PMD tables only while no live `Mapping` overlaps the table's 1 GiB slot: file
@@ -28,9 +28,11 @@
 //! # What the host's locks must do
 //!
 //! The host holds its address-space lock (a sleeping reader/writer lock) for *reading* over
-//! [`Mapping::fault`](crate::Mapping::fault) and the queries, and for *writing* over creating and dropping a mapping,
+//! [`Mapping::fault`](crate::Mapping::fault) and the queries, and for *writing* over creating and unmapping a mapping,
 //! `protect`, `move_to`, `split`, `fork` (both spaces). For `leave_slot` reading is enough. The file operations
 //! (truncate, fallocate, read) take no address-space lock and must not be called with one held.
+//!
+//! The lock guards the address space's [`SpaceToken`](crate::SpaceToken): what makes or ends a mapping asks for it.
 
 use core::ops::Range;
 

@@ -5,20 +5,19 @@ use alloc::sync::Arc;
 use core::ops::Range;
 
 use ::hugetlb::Protection;
-use ::hugetlb::{
-    Access as LibraryAccess, FaultError as LibraryError, MapOptions, Mapping, Presence, VirtAddr,
-};
+use ::hugetlb::{Access, FaultError as LibraryError, MapOptions, MapRequest, Mapping, Presence, VirtAddr};
 
+use super::SpaceToken;
 use super::file::HugeFile;
-use super::machine::{Kernel, SpaceTables};
+use super::machine::Kernel;
 use super::{CheckRound, errno};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::memory::reserve;
 use crate::memory::{PAGE_SIZE, PhysAddr};
-use crate::mm::fault::{Access, FaultError, Unresolved, zero_page};
+use crate::mm::fault::{FaultError, Unresolved, zero_page};
 use crate::mm::shm::Attachment;
-use crate::mm::{AddressSpace, NoMemory, VmFlags};
+use crate::mm::{NoMemory, VmFlags};
 
 /// Counts a shared mapping through which stores reach the file, as long as it lives.
 struct Writable(Arc<HugeFile>);
@@ -71,14 +70,6 @@ fn protection(flags: VmFlags) -> Protection {
     protection
 }
 
-fn library_access(access: Access) -> LibraryAccess {
-    match access {
-        Access::Read => LibraryAccess::Read,
-        Access::Write => LibraryAccess::Write,
-        Access::Execute => LibraryAccess::Execute,
-    }
-}
-
 fn unresolved(error: LibraryError) -> Unresolved {
     Unresolved::Failed(match error {
         LibraryError::Sigbus => FaultError::Bus,
@@ -90,9 +81,9 @@ fn unresolved(error: LibraryError) -> Unresolved {
 }
 
 impl HugeArea {
-    /// Maps `range` from byte `offset` of the file on. The areas lock is held for writing.
+    /// Maps `range` from byte `offset` of the file on.
     pub fn new(
-        space: &AddressSpace,
+        token: &mut SpaceToken,
         keeps: HugeLeftover,
         range: Range<u64>,
         offset: u64,
@@ -104,11 +95,10 @@ impl HugeArea {
             no_reserve: flags.contains(VmFlags::NO_RESERVE),
             protection: protection(flags),
         };
-        let tables = SpaceTables(space.page_tables().clone());
-        let len = range.end - range.start;
+        let (start, length) = (VirtAddr(range.start), range.end - range.start);
         let file = &keeps.file;
-        let mapping =
-            file.content().map(tables, VirtAddr(range.start), len, offset, options).map_err(errno)?;
+        let request = MapRequest { start, length, offset, options };
+        let mapping = file.content().map(token, request).map_err(errno)?;
         let writable = Writable::new(file, flags);
         Ok(Self { mapping, keeps, writable })
     }
@@ -175,10 +165,10 @@ impl HugeArea {
     }
 
     /// Unmaps everything, and returns what else the area held.
-    pub fn unmap(self) -> HugeLeftover {
+    pub fn unmap(self, token: &mut SpaceToken) -> HugeLeftover {
         let _library = reserve::library();
         let Self { mapping, keeps, writable } = self;
-        drop(mapping);
+        mapping.unmap(token);
         drop(writable);
         keeps
     }
@@ -190,7 +180,7 @@ impl HugeArea {
             let granule = self.page_size().trailing_zeros();
             return Err(Unresolved::Failed(FaultError::Poisoned(granule)));
         }
-        self.mapping.fault(VirtAddr(address), library_access(access)).map_err(unresolved)
+        self.mapping.fault(VirtAddr(address), access).map_err(unresolved)
     }
 
     /// Keeps the area out of tables that others share, for good. The areas lock is held for writing.
@@ -245,10 +235,9 @@ impl HugeArea {
     }
 
     /// The same area in a child.
-    pub fn fork(&self, child: &AddressSpace, flags: VmFlags) -> Result<Self> {
+    pub fn fork(&self, child: &mut SpaceToken, flags: VmFlags) -> Result<Self> {
         let _library = reserve::library();
-        let tables = SpaceTables(child.page_tables().clone());
-        let mapping = self.mapping.fork(tables).map_err(|_| Errno::ENOMEM)?;
+        let mapping = self.mapping.fork(child).map_err(|_| Errno::ENOMEM)?;
         Ok(Self { mapping, keeps: self.keeps.duplicate(), writable: Writable::new(&self.keeps.file, flags) })
     }
 
@@ -299,6 +288,6 @@ impl HugeArea {
         let _library = reserve::library();
         let within = address & (self.page_size() - 1);
         let work = |frame: ::hugetlb::PhysAddr| work(PhysAddr(frame.0 + within).as_ptr());
-        self.mapping.fault_then(VirtAddr(address), library_access(access), work).map_err(unresolved)
+        self.mapping.fault_then(VirtAddr(address), access, work).map_err(unresolved)
     }
 }

@@ -30,6 +30,14 @@ use crate::fs::File;
 use crate::sync::Once;
 use ::hugetlb::{Error, Hugetlb, PageSize};
 
+/// The proof that the areas lock of an address space is held.
+pub type SpaceToken = ::hugetlb::SpaceToken<machine::SpaceTables>;
+
+/// The token of a new address space.
+pub fn token(tables: &Arc<crate::mm::PageTables>) -> SpaceToken {
+    SpaceToken::new(machine::SpaceTables(tables.clone()))
+}
+
 static SYSTEM: Once<Arc<Hugetlb<Kernel>>> = Once::new();
 
 /// A round of checks over all address spaces.

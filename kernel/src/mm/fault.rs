@@ -24,12 +24,7 @@ use crate::signal;
 use crate::sync::Once;
 
 /// What the program tried to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Access {
-    Read,
-    Write,
-    Execute,
-}
+pub use ::hugetlb::Access;
 
 /// Why a fault cannot be resolved.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,7 +134,7 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
     loop {
         let asked = process::oom::moment();
         let origin = if user { Origin::Program } else { Origin::Kernel };
-        let allowed = |vma: &Vma| access.allowed_by(vma.flags);
+        let allowed = |vma: &Vma| allows(vma.flags, access);
         let failure = match space.fault_as(address, access, origin, allowed) {
             Ok(()) => {
                 if error & PROTECTION != 0 {
@@ -182,14 +177,12 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
     }
 }
 
-impl Access {
-    /// Does the area allow it? A readable page is what x86-64 makes of any right at all.
-    fn allowed_by(self, flags: VmFlags) -> bool {
-        match self {
-            Self::Read => flags.intersects(VmFlags::ACCESS),
-            Self::Write => flags.contains(VmFlags::WRITE),
-            Self::Execute => flags.contains(VmFlags::EXEC),
-        }
+/// Whether an area with `flags` allows an access. A readable page is what x86-64 makes of any right at all.
+fn allows(flags: VmFlags, access: Access) -> bool {
+    match access {
+        Access::Read => flags.intersects(VmFlags::ACCESS),
+        Access::Write => flags.contains(VmFlags::WRITE),
+        Access::Execute => flags.contains(VmFlags::EXEC),
     }
 }
 
@@ -210,7 +203,7 @@ pub(super) fn own_bits(flags: VmFlags) -> u64 {
 impl AddressSpace {
     /// Makes `address` accessible the way `access` wants it, if it should be.
     pub fn fault(&self, address: u64, access: Access) -> Result<(), FaultError> {
-        self.fault_as(address, access, Origin::Kernel, |vma| access.allowed_by(vma.flags))
+        self.fault_as(address, access, Origin::Kernel, |vma| allows(vma.flags, access))
     }
 
     /// As [`AddressSpace::fault`], where `permitted` decides for an area. What a store brings forth is writable for the program only if

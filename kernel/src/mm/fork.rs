@@ -91,7 +91,7 @@ impl AddressSpace {
             }
             Kind::Huge(huge) => {
                 flags = inherited;
-                Kind::Huge(Box::new(huge.fork(child, flags)?))
+                Kind::Huge(Box::new(huge.fork(&mut copy.huge, flags)?))
             }
         };
         let copies_pages = vma.is_touched() && !wipe && !vma.is_huge();

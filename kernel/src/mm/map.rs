@@ -165,7 +165,7 @@ impl AddressSpace {
             Source::Huge { file, opened, attachment } => {
                 let offset = plan.first << PAGE_SHIFT;
                 let keeps = hugetlb::HugeLeftover::new(file, opened, attachment);
-                match hugetlb::HugeArea::new(self, keeps, range.clone(), offset, flags) {
+                match hugetlb::HugeArea::new(&mut areas.huge, keeps, range.clone(), offset, flags) {
                     Ok(area) => Kind::Huge(Box::new(area)),
                     Err(error) => {
                         uncharge();

@@ -226,7 +226,7 @@ impl AddressSpace {
         let gone = !copies && !remap.keep_old;
         if gone {
             if let Some(vma) = areas.set.remove(old.start) {
-                leftovers.push(vma);
+                leftovers.push(vma, &mut areas.huge);
             }
             if areas.layout.vdso == old.start {
                 areas.layout.vdso = start;

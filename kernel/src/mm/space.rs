@@ -22,7 +22,7 @@ use crate::arch::cpu::{self, CpuId, CpuSet};
 use crate::arch::features;
 use crate::errno::{Errno, Result};
 use crate::fs::File;
-use crate::hugetlb::HugeLeftover;
+use crate::hugetlb::{self, HugeLeftover};
 use crate::memory::frame::Frame;
 use crate::memory::paging;
 #[cfg(debug_assertions)]
@@ -59,6 +59,8 @@ pub struct Areas {
     pub layout: Layout,
     /// Flags that each new area gets: LOCKED, LOCK_ON_FAULT after mlockall(MCL_FUTURE).
     pub new_flags: VmFlags,
+    /// Proves to the library of huge pages that the lock is held.
+    pub huge: hugetlb::SpaceToken,
 }
 
 /// The id of the space's tables that each CPU has loaded; 0 for the kernel's own.
@@ -127,7 +129,12 @@ impl AddressSpace {
         let costs = set.costs();
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
-            areas: RwLock::new(Areas { set, layout: Layout::default(), new_flags: VmFlags::empty() }),
+            areas: RwLock::new(Areas {
+                set,
+                layout: Layout::default(),
+                new_flags: VmFlags::empty(),
+                huge: hugetlb::token(&tables),
+            }),
             tables,
             later: LinkedListAtomicLink::new(),
             costs,
@@ -168,7 +175,8 @@ impl AddressSpace {
         self.tables.cpus.load()
     }
 
-    /// The page tables, for mappings of huge pages.
+    /// The page tables.
+    #[cfg(feature = "lab")]
     pub fn page_tables(&self) -> &Arc<PageTables> {
         &self.tables
     }
@@ -274,7 +282,7 @@ impl AddressSpace {
             if vma.flags.contains(VmFlags::ACCOUNT) {
                 accounting::uncommit(vma.pages());
             }
-            leftovers.push(vma);
+            leftovers.push(vma, &mut areas.huge);
             sched::cond_resched();
         }
         self.free_tables(areas, range, &mut gather);
@@ -373,7 +381,9 @@ impl AddressSpace {
                 panic!("page tables at the end of an address space: {what}");
             }
         }
-        let (areas, gaps) = self.areas.get_mut().set.take_all();
+        // Nobody waits for the lock: it is taken for what it guards.
+        let mut held = self.areas.write();
+        let (areas, gaps) = held.set.take_all();
         gaps.into_iter().for_each(Gaps::free);
         let mut areas = areas.into_iter().peekable();
         let mut gather = Gather::new(self);
@@ -386,7 +396,7 @@ impl AddressSpace {
                 accounting::uncommit(vma.pages());
             }
             // Nobody else has a lock of this space: what is left of the area goes at once.
-            Leftovers::default().push(vma);
+            Leftovers::default().push(vma, &mut held.huge);
             // All tables are where areas are, and each goes with the last area that it serves: only entries that belong to an area are
             // looked at, not all of each table.
             let hole = 0..areas.peek().map_or(1 << 47, |(next, _)| *next);
@@ -441,7 +451,7 @@ enum Leftover {
 impl Leftovers {
     /// Takes an area whose pages are unmapped. It leaves its file's list of mappings at once: the range may get
     /// another meaning as soon as the areas lock is free.
-    pub(super) fn push(&mut self, vma: Vma) {
+    pub(super) fn push(&mut self, vma: Vma, token: &mut hugetlb::SpaceToken) {
         match vma.kind {
             Kind::File(area) => {
                 let cache = area.link.cache().clone();
@@ -450,7 +460,7 @@ impl Leftovers {
                 self.0.push_back(Leftover::File { file, cache, attachment });
             }
             // Its pages and tables go here and now: the tables around it are looked at next.
-            Kind::Huge(huge) => self.0.push_back(Leftover::Huge(huge.unmap())),
+            Kind::Huge(huge) => self.0.push_back(Leftover::Huge(huge.unmap(token))),
             Kind::Anonymous | Kind::Special(_) => {}
         }
     }

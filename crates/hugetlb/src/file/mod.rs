@@ -34,6 +34,7 @@ use crate::pool::{Page, Pool};
 use crate::reserve::{self, Regions, Subpool};
 use crate::superblock::InodeCharge;
 use crate::sync::{Arc, Mutex, Ordering, RwLock, Tally};
+use crate::token::SpaceToken;
 
 /// The largest file, in bytes, as for every file of Linux.
 pub const MAX_FILE_SIZE: u64 = i64::MAX as u64;
@@ -47,6 +48,19 @@ pub struct MapOptions {
     pub no_reserve: bool,
     /// `PROT_*`.
     pub protection: Protection,
+}
+
+/// What mmap(2) asks for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MapRequest {
+    /// The first address.
+    pub start: VirtAddr,
+    /// In bytes.
+    pub length: u64,
+    /// Where in the file the mapping begins, in bytes.
+    pub offset: u64,
+    /// How.
+    pub options: MapOptions,
 }
 
 /// What stat(2) tells of a file.
@@ -258,22 +272,20 @@ impl<M: Machine> File<M> {
         Ok(())
     }
 
-    /// Maps `length` bytes from byte `offset` at `start`; all three are multiples of the page size.
+    /// Maps a part of the file into the address space of `token`. Addresses, length and offset are multiples of the page
+    /// size. The mapping has to be [unmapped](Mapping::unmap) before it is dropped.
     ///
-    /// The host holds the address space's lock for writing, and has nothing else in the range. A mapping that may be
-    /// written extends the file to its end, as hugetlbfs does. With 1 GiB pages the PUD entries of the range are empty.
+    /// The host has nothing else in the range. A mapping that may be written extends the file to its end, as hugetlbfs does. With 1 GiB pages the PUD entries of the range are empty.
     ///
     /// # Errors
     ///
     /// [`Error::Invalid`] for bad alignment or range; [`Error::NoMemory`] when the pages cannot be promised.
     pub fn map(
         self: &Arc<Self>,
-        space: M::Space,
-        start: VirtAddr,
-        length: u64,
-        offset: u64,
-        options: MapOptions,
+        token: &mut SpaceToken<M::Space>,
+        request: MapRequest,
     ) -> Result<Mapping<M>> {
+        let MapRequest { start, length, offset, options } = request;
         let size = self.page_size();
         let misaligned = (start.0 | length | offset) & (size.bytes() - 1) != 0;
         let end = offset.checked_add(length).filter(|end| *end <= MAX_FILE_SIZE).ok_or(Error::Invalid)?;
@@ -297,7 +309,7 @@ impl<M: Machine> File<M> {
         // mmap changes the list of mappings.
         let _fence = self.hugetlb.protocol().change_fence(self);
         let placement = Placement { start, first, pages, protection: options.protection };
-        Ok(Mapping::new(self.clone(), space, placement, options))
+        Ok(Mapping::new(self.clone(), token.space().clone(), placement, options))
     }
 
     /// Takes a page for an index that has none, by the file's promises. The content is arbitrary.

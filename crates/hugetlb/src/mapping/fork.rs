@@ -15,9 +15,11 @@ use crate::mutant::Mutant;
 use crate::reserve::Regions;
 use crate::sharing::Purpose;
 use crate::sync::Ordering;
+use crate::token::SpaceToken;
 
 impl<M: Machine> Mapping<M> {
-    /// The child's mapping at the same addresses. The host holds the address-space locks of both for writing.
+    /// The child's mapping at the same addresses, in the address space of `child`. The host holds its address-space lock of the
+    /// parent for writing, too.
     ///
     /// A shared mapping starts with what the protocol attaches it to: under `file-tables` with all that is in the file, else
     /// without entries, as on Linux. A private one shares its copies with the child until one of
@@ -26,7 +28,8 @@ impl<M: Machine> Mapping<M> {
     /// # Errors
     ///
     /// [`OutOfMemory`] when [`Machine::take_step`] says so: a private mapping may have very many copies. Nothing has changed then.
-    pub fn fork(&self, space: M::Space) -> Result<Mapping<M>, OutOfMemory> {
+    pub fn fork(&self, child: &mut SpaceToken<M::Space>) -> Result<Mapping<M>, OutOfMemory> {
+        let space = child.space().clone();
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         // Held until the child is on the list and the parent's entries are read-only in every TLB.
         let placement = self.area.lock();

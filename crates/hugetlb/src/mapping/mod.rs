@@ -40,7 +40,7 @@ mod userfault;
 
 use alloc::collections::BTreeMap;
 
-use filetables::Protection;
+use filetables::{Protection, Space};
 
 use area::Private;
 pub(crate) use area::{Area, Exclusive, Placement, next_slot};
@@ -60,16 +60,19 @@ use crate::reserve::{self, Regions};
 use crate::sharing::Purpose;
 use crate::stats::Fallback;
 use crate::sync::Arc;
+use crate::token::SpaceToken;
 
 /// A mapping of a file of huge pages: the library's part of one VMA.
 ///
-/// Dropping it unmaps it: entries are cleared and TLBs flushed before the pages go, promises that a private mapping did
-/// not use return to the pool. The host holds its address-space lock for writing then.
+/// It ends with [`Mapping::unmap`]. One that is dropped otherwise is unmapped all the same, but nothing proves that the host holds
+/// its address-space lock: a build with debug assertions panics.
+#[must_use = "a mapping is to be kept by its VMA, and to be unmapped"]
 pub struct Mapping<M: Machine> {
     file: Arc<File<M>>,
     area: Arc<Area<M>>,
     /// As in the area, for readers who do not hold the mapping lock: only `&mut self` changes it.
     placement: Placement,
+    is_unmapped: bool,
 }
 
 impl<M: Machine> Mapping<M> {
@@ -104,7 +107,7 @@ impl<M: Machine> Mapping<M> {
         private: Private<M>,
     ) -> Mapping<M> {
         let area = Area::new(file.hugetlb().next_id(), space, shared, file.page_size(), placement, private);
-        Mapping { file, area, placement }
+        Mapping { file, area, placement, is_unmapped: false }
     }
 
     /// Makes a new mapping known to the file, and attaches a shared one to what there is. Faults come later: the host holds
@@ -164,8 +167,16 @@ impl<M: Machine> Mapping<M> {
     }
 }
 
-impl<M: Machine> Drop for Mapping<M> {
-    fn drop(&mut self) {
+impl<M: Machine> Mapping<M> {
+    /// Ends the mapping: entries are cleared and TLBs flushed before the pages go, and promises that a private mapping did not use
+    /// return to the pool. `token` is that of its address space.
+    pub fn unmap(mut self, token: &mut SpaceToken<M::Space>) {
+        debug_assert_eq!(token.space().id(), self.area.space().id(), "the token of another address space");
+        self.end();
+    }
+
+    fn end(&mut self) {
+        self.is_unmapped = true;
         let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
         if Mutant::LeaveBeforeFlush.is_on() {
             self.area.leave(&self.file);
@@ -194,5 +205,20 @@ impl<M: Machine> Drop for Mapping<M> {
         if !Mutant::PromiseOfMappingLost.is_on() {
             reserve::unreserve(self.file.pool(), self.file.subpool(), unused);
         }
+    }
+}
+
+impl<M: Machine> Drop for Mapping<M> {
+    fn drop(&mut self) {
+        if self.is_unmapped {
+            return;
+        }
+        self.end();
+        // A test that fails drops what it has.
+        #[cfg(any(test, roundtable_model))]
+        if std::thread::panicking() {
+            return;
+        }
+        debug_assert!(false, "a mapping was dropped, not unmapped");
     }
 }

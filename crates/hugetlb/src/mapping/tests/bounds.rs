@@ -3,7 +3,7 @@
 use super::*;
 
 /// A private mapping that has a copy of each page.
-fn private_mapping(pages: u64) -> (System, Arc<File<TestMachine>>, Mapping<TestMachine>) {
+fn private_mapping(pages: u64) -> (System, Arc<File<TestMachine>>, Mapped) {
     let hugetlb = hugetlb(pages, ProtocolKind::FileTables);
     let file = file(&hugetlb, pages * MIB2);
     let (_, mapping) = map_at(&file, HERE, pages * MIB2, PRIVATE);

@@ -15,7 +15,7 @@ fn expect(mapping: &Mapping<TestMachine>, what: &str) {
 }
 
 /// Two files with a page at the first index each, mapped alike.
-fn two(protocol: ProtocolKind) -> (System, [(TestSpace, Mapping<TestMachine>); 2]) {
+fn two(protocol: ProtocolKind) -> (System, [(TestSpace, Mapped); 2]) {
     let hugetlb = hugetlb(8, protocol);
     let pairs = [1, 2].map(|value| {
         let file = file(&hugetlb, SLOT_SIZE);
@@ -31,9 +31,7 @@ fn all_is_well_under_every_protocol() {
     for (_, protocol) in ProtocolKind::ALL {
         let (_, pairs) = two(*protocol);
         pairs.iter().for_each(|(_, mapping)| check(mapping).unwrap());
-        let private =
-            pairs[0].1.file().map(pairs[0].1.file().hugetlb().machine().space(), HERE, 2 * MIB2, 0, PRIVATE);
-        let private = private.unwrap();
+        let (_, private) = map_at(pairs[0].1.file(), HERE, 2 * MIB2, PRIVATE);
         assert_eq!(load(&private, HERE), 1);
         check(&private).unwrap();
         store(&private, HERE, 3);

@@ -44,7 +44,7 @@ fn a_mapping_smaller_than_a_slot_shares_at_the_same_phase() {
     let (hugetlb, file) = filled(4);
     let map = |at: VirtAddr| {
         let space = hugetlb.machine().space();
-        let mapping = file.map(space.clone(), at, 2 * MIB2, MIB2, SHARED).unwrap();
+        let mapping = super::map(&file, &space, (at, 2 * MIB2, MIB2), SHARED).unwrap();
         (space, mapping)
     };
     let (space_a, _a) = map(HERE + MIB2);
@@ -182,7 +182,7 @@ fn of_two_mappings_in_a_slot_the_first_is_attached_until_the_second_faults() {
         let (hugetlb, file) = filled(4);
         let (space, first) = map_at(&file, HERE, 2 * MIB2, SHARED);
         let there = HERE + 9 * MIB2;
-        let second = file.map(space.clone(), there, 2 * MIB2, 2 * MIB2, options).unwrap();
+        let second = map(&file, &space, (there, 2 * MIB2, 2 * MIB2), options).unwrap();
         let pud = space.pud(HERE);
         assert!(X86_64::is_managed(Level::Pud, pud) && first.is_resident(HERE) && !second.is_resident(there));
         assert_eq!((first.resident().shared, second.resident()), (2 * MIB2, Default::default()));
@@ -205,7 +205,7 @@ fn the_second_mapping_of_a_slot_goes_without_the_firsts_table() {
     let (hugetlb, file) = filled(4);
     let (space, first) = map_at(&file, HERE, 2 * MIB2, SHARED);
     let there = HERE + 9 * MIB2;
-    let mut second = file.map(space.clone(), there, 2 * MIB2, 0, SHARED).unwrap();
+    let mut second = map(&file, &space, (there, 2 * MIB2, 0), SHARED).unwrap();
     let pud = space.pud(HERE);
     second.protect(Protection::READ);
     second.protect(Protection::empty());
@@ -257,7 +257,7 @@ fn a_sparse_mapping_has_tables_where_it_has_pages() {
     let hugetlb = hugetlb(4, ProtocolKind::FileTables);
     let tables = hugetlb.machine().free_tables() as u64;
     let file = file(&hugetlb, (tables + 40) * SLOT_SIZE);
-    let map = || file.map(hugetlb.machine().space(), HERE, (tables + 40) * SLOT_SIZE, 0, SHARED).unwrap();
+    let map = || map_at(&file, HERE, (tables + 40) * SLOT_SIZE, SHARED).1;
     let early = map();
     assert_eq!((sharing(&hugetlb).tables, hugetlb.machine().free_tables() as u64), (0, tables));
     let pages = [HERE, HERE + MIB2, HERE + (tables + 1) * SLOT_SIZE];

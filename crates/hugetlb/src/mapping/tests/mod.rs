@@ -5,17 +5,20 @@ mod check;
 mod file_tables;
 mod userfault;
 
+use core::ops::{Deref, DerefMut};
+
 use filetables::format::X86_64;
 use filetables::{EntryValue, Format, Level, Protection};
 
 use crate::addr::{PageIndex, PageSize, SLOT_SIZE, VirtAddr};
-use crate::error::{Error, FaultError};
-use crate::file::{FallocateMode, File, MapOptions};
+use crate::error::{Error, FaultError, OutOfMemory};
+use crate::file::{FallocateMode, File, MapOptions, MapRequest};
 use crate::hugetlb::Hugetlb;
 use crate::mapping::{Access, CheckRound, Mapping};
 use crate::sharing::ProtocolKind;
 use crate::sync::{Arc, Ordering};
 use crate::testing::{TestMachine, TestSpace, hugetlb};
+use crate::token::SpaceToken;
 
 const MIB2: u64 = 2 << 20;
 const RW: Protection = Protection::READ.union(Protection::WRITE);
@@ -35,10 +38,83 @@ fn map_at(
     at: VirtAddr,
     length: u64,
     options: MapOptions,
-) -> (TestSpace, Mapping<TestMachine>) {
+) -> (TestSpace, Mapped) {
     let space = file.hugetlb().machine().space();
-    let mapping = file.map(space.clone(), at, length, 0, options).unwrap();
+    let mapping = map(file, &space, (at, length, 0), options).unwrap();
     (space, mapping)
+}
+
+/// Maps a part of a file: start, length and offset.
+fn map(
+    file: &Arc<File<TestMachine>>,
+    space: &TestSpace,
+    (start, length, offset): (VirtAddr, u64, u64),
+    options: MapOptions,
+) -> Result<Mapped, Error> {
+    let mut token = SpaceToken::new(space.clone());
+    let mapping = file.map(&mut token, MapRequest { start, length, offset, options })?;
+    Ok(Mapped { mapping: Some(mapping), token })
+}
+
+/// A mapping that is unmapped when it goes.
+struct Mapped {
+    mapping: Option<Mapping<TestMachine>>,
+    token: SpaceToken<TestSpace>,
+}
+
+impl Mapped {
+    fn fork(&self, space: TestSpace) -> Result<Mapped, OutOfMemory> {
+        let mut token = SpaceToken::new(space);
+        let child = Mapping::fork(self, &mut token)?;
+        Ok(Mapped { mapping: Some(child), token })
+    }
+
+    fn split(&mut self, at: VirtAddr) -> Result<Mapped, Error> {
+        let upper = Mapping::split(self, at)?;
+        Ok(Mapped { mapping: Some(upper), token: SpaceToken::new(self.token.space().clone()) })
+    }
+}
+
+impl Deref for Mapped {
+    type Target = Mapping<TestMachine>;
+
+    fn deref(&self) -> &Mapping<TestMachine> {
+        self.mapping.as_ref().unwrap()
+    }
+}
+
+impl DerefMut for Mapped {
+    fn deref_mut(&mut self) -> &mut Mapping<TestMachine> {
+        self.mapping.as_mut().unwrap()
+    }
+}
+
+impl Drop for Mapped {
+    fn drop(&mut self) {
+        self.mapping.take().unwrap().unmap(&mut self.token);
+    }
+}
+
+#[test]
+#[should_panic(expected = "a mapping was dropped, not unmapped")]
+fn a_mapping_that_is_dropped_is_told() {
+    let hugetlb = hugetlb(2, ProtocolKind::FileTables);
+    let (space, mut mapped) = map_at(&file(&hugetlb, MIB2), HERE, MIB2, SHARED);
+    store(&mapped, HERE, 1);
+    let mapping = mapped.mapping.take().unwrap();
+    std::mem::forget(mapped);
+    let dropped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| drop(mapping)));
+    // It is unmapped all the same.
+    assert_eq!((space.pud(HERE), pool(&hugetlb)), (EMPTY, (2, 0)));
+    std::panic::resume_unwind(dropped.unwrap_err());
+}
+
+#[test]
+#[should_panic(expected = "the token of another address space")]
+fn the_token_of_another_address_space_unmaps_nothing() {
+    let hugetlb = hugetlb(2, ProtocolKind::FileTables);
+    let (_, mut mapped) = map_at(&file(&hugetlb, MIB2), HERE, MIB2, SHARED);
+    mapped.token = SpaceToken::new(hugetlb.machine().space());
 }
 
 /// The pool's counters that must come back: free pages and promises.
@@ -138,7 +214,7 @@ fn a_shared_promise_is_made_once_for_a_part_of_the_file() {
     let (_, _b) = map_at(&file, HERE, 4 * MIB2, reserving);
     assert_eq!(pool(&hugetlb), (4, 4));
     let space = hugetlb.machine().space();
-    assert!(matches!(file.map(space, HERE, 5 * MIB2, 0, reserving), Err(Error::NoMemory)));
+    assert!(matches!(map(&file, &space, (HERE, 5 * MIB2, 0), reserving), Err(Error::NoMemory)));
     assert_eq!(pool(&hugetlb), (4, 4));
 }
 
@@ -447,7 +523,7 @@ fn a_walk_that_found_a_mapping_before_it_went_does_not_touch_what_came_to_its_pl
     let everything = crate::file::Search { indices: 0..u64::MAX, ages: 0..u64::MAX };
     let area = old.mappings().read().find(&everything, None, |_, area| Some(area.clone())).unwrap();
     drop(gone);
-    let mapping = new.map(space, HERE, 2 * MIB2, 0, SHARED).unwrap();
+    let mapping = map(&new, &space, (HERE, 2 * MIB2, 0), SHARED).unwrap();
     store(&mapping, HERE, 2);
     old.fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
     area.unmap_indices(&old, 0..2);
