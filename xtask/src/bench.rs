@@ -39,18 +39,21 @@ pub fn run(options: &BenchOptions) -> Result<i32> {
         };
         subjects.push(Subject { name: name.clone(), kernel, parameters });
     }
-    if options.profile {
+    if options.profile || options.contention {
         let subject =
             subjects.first().context("Debian's kernel does not tell its functions: name another protocol")?;
-        return profile::run(options, subject);
+        return match options.profile {
+            true => profile::run(options, subject),
+            false => profile::contention::run(options, subject),
+        };
     }
     roundtable::bench::run(options, &subjects, &parts)
 }
 
-/// What to build and to measure. A profile is of one protocol: the default one, unless others are asked for.
+/// What to build and to measure. A profile, or a count, is of one protocol: the default one, unless others are asked for.
 fn names(options: &BenchOptions) -> Vec<&String> {
     let mut names: Vec<_> = options.protocols.iter().collect();
-    if options.profile {
+    if options.profile || options.contention {
         names.retain(|name| *name != "linux");
         names.sort_by_key(|name| *name != "file-tables");
         names.truncate(1);

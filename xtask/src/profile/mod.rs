@@ -4,6 +4,7 @@
 //! QEMU's counts what the machine executes between the marks. The result is a table of the kernel's functions for each operation,
 //! and a flame graph.
 
+pub mod contention;
 mod flame;
 mod symbols;
 

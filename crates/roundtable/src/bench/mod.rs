@@ -8,7 +8,7 @@ mod boot;
 mod figures;
 mod goals;
 mod page;
-mod plots;
+pub mod plots;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -61,6 +61,10 @@ pub struct BenchOptions {
     /// kernel's functions, and flame graphs
     #[arg(long)]
     pub profile: bool,
+
+    /// Count the cache lines that several CPUs write instead, on 1 to 64 CPUs that do the same to one file: a table, and a plot
+    #[arg(long, conflicts_with = "profile")]
+    pub contention: bool,
 
     /// Draw the table and the page anew from an earlier run's results.json
     #[arg(long, value_name = "FILE")]
