@@ -13,7 +13,7 @@ use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::memory::{Leaf, Tree, vec_with_room};
 use crate::piece::{Over, Piece};
-use crate::sync::{Ordering, Spin, fence};
+use crate::sync::{Ordering, Padded, Spin, fence};
 use crate::tables::{FileTables, Frame};
 
 /// Stripes of a file, made with its first page or first mapping.
@@ -26,7 +26,7 @@ pub(crate) struct Stripe<P> {
     pub(crate) spaces: Tree<u64, u64>,
 }
 
-pub(crate) type Stripes<M, P> = [Spin<M, Stripe<P>>; STRIPES];
+pub(crate) type Stripes<M, P> = [Padded<Spin<M, Stripe<P>>>; STRIPES];
 
 /// What a piece is to have before work on it begins.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -105,7 +105,7 @@ impl<M: Machine, P: Frame> FileTables<M, P> {
         }
         let made = self.stripes.get_or_try_init(|| {
             let mut stripes = vec_with_room(STRIPES)?;
-            let empty = || Spin::<M, _>::new(Stripe { pieces: Tree::new(), spaces: Tree::new() });
+            let empty = || Padded(Spin::<M, _>::new(Stripe { pieces: Tree::new(), spaces: Tree::new() }));
             stripes.resize_with(STRIPES, empty);
             let stripes: Result<Box<Stripes<M, P>>, _> = stripes.into_boxed_slice().try_into();
             stripes.map_err(|_| OutOfMemory)

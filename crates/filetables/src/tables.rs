@@ -293,7 +293,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// A piece from `number` on that may have pages, with none that has in front of it.
     fn next_piece(&self, number: u64) -> Option<u64> {
         let stripes = self.stripes.get()?;
-        let in_stripe = |stripe: &crate::sync::Spin<M, crate::stripe::Stripe<P>>| {
+        let in_stripe = |stripe: &crate::sync::Padded<crate::sync::Spin<M, crate::stripe::Stripe<P>>>| {
             // Pieces without pages are passed over, but not without end: the last of them is looked at again.
             let (mut last, mut looks) = (None, 0);
             stripe.lock().pieces.find_from(&number, |number, piece| {

@@ -1,7 +1,7 @@
 //! Counters of page-table sharing and of faults.
 
 use crate::addr::TABLE_SIZE;
-use crate::sync::{Ordering, Tally};
+use crate::sync::{Ordering, Padded, Tally};
 
 /// Why a 1 GiB slot of a mapping has private tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,11 +38,15 @@ impl Fallback {
 /// Declares what is counted: a name and what it means give the field of the snapshot, the live counter, and the entry
 /// in the listing.
 macro_rules! counted {
-    ($($(#[$meaning:meta])* $name:ident,)*) => {
+    (
+        $($(#[$meaning:meta])* $name:ident,)*
+        of each fault: $($(#[$fault_meaning:meta])* $fault:ident,)*
+    ) => {
         /// What happened with shared tables, for `/sys/kernel/mm/hugepages/sharing/`.
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
         pub struct SharingStatistics {
             $($(#[$meaning])* pub $name: u64,)*
+            $($(#[$fault_meaning])* pub $fault: u64,)*
             /// Slots or faults that came to private tables, ever, in the order of [`Fallback::ALL`].
             pub fallbacks: [u64; Fallback::ALL.len()],
         }
@@ -50,7 +54,8 @@ macro_rules! counted {
         impl SharingStatistics {
             /// All of them by name, derived ones included: a host that lists these shows every counter there is.
             pub fn list(&self) -> impl Iterator<Item = (&'static str, u64)> {
-                let counted = [$((stringify!($name), self.$name),)*];
+                let counted =
+                    [$((stringify!($name), self.$name),)* $((stringify!($fault), self.$fault),)*];
                 let derived = [("table_bytes", self.table_bytes()), ("saved_bytes", self.saved_bytes())];
                 let fallbacks =
                     Fallback::ALL.map(|reason| (reason.counter_name(), self.fallbacks[reason as usize]));
@@ -61,13 +66,21 @@ macro_rules! counted {
         #[derive(Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)*
+            faults: [Padded<FaultCounters>; FAULT_COUNTERS],
             fallbacks: [Counter; Fallback::ALL.len()],
+        }
+
+        /// What each fault counts.
+        #[derive(Default)]
+        pub(crate) struct FaultCounters {
+            $(pub(crate) $fault: Counter,)*
         }
 
         impl Counters {
             pub(crate) fn snapshot(&self) -> SharingStatistics {
                 SharingStatistics {
                     $($name: self.$name.get(),)*
+                    $($fault: self.faults.iter().map(|counters| counters.$fault.get()).sum(),)*
                     fallbacks: Fallback::ALL.map(|reason| self.fallbacks[reason as usize].get()),
                 }
             }
@@ -86,6 +99,7 @@ counted! {
     shares,
     /// Slots that gave up a table that others kept, ever.
     unshares,
+    of each fault:
     /// Faults, ever.
     faults,
     /// Faults that took a page from the pool, ever.
@@ -132,7 +146,15 @@ impl Counter {
     }
 }
 
+/// Faults of different mappings count in different lines, so far as there are so many.
+const FAULT_COUNTERS: usize = 16;
+
 impl Counters {
+    /// Where the faults of a mapping count, by its id.
+    pub(crate) fn of_faults(&self, mapping: u64) -> &FaultCounters {
+        &self.faults[mapping as usize % FAULT_COUNTERS]
+    }
+
     pub(crate) fn fall_back(&self, reason: Fallback, slots: u64) {
         self.fallbacks[reason as usize].add(slots);
     }
@@ -149,13 +171,18 @@ mod tests {
         counters.attachments.add(5);
         counters.reached.add(5);
         counters.fall_back(Fallback::Occupied, 3);
+        (0..40).for_each(|mapping| counters.of_faults(mapping).faults.add(1));
         let statistics = counters.snapshot();
         let listed: std::vec::Vec<_> = statistics.list().collect();
         let names: std::collections::BTreeSet<_> = listed.iter().map(|(name, _)| *name).collect();
         assert_eq!(names.len(), listed.len());
-        for expected in
-            [("tables", 2), ("attachments", 5), ("saved_bytes", 3 * 4096), ("fallback_occupied", 3)]
-        {
+        for expected in [
+            ("tables", 2),
+            ("attachments", 5),
+            ("faults", 40),
+            ("saved_bytes", 3 * 4096),
+            ("fallback_occupied", 3),
+        ] {
             assert!(listed.contains(&expected), "{expected:?} of {listed:?}");
         }
         // The order of `ALL` is what `as usize` counts on.

@@ -15,10 +15,25 @@ pub use core::sync::atomic::{AtomicBool, AtomicU64, fence};
 #[cfg(roundtable_model)]
 pub use model::{AtomicBool, AtomicU64, fence};
 
+use core::ops::Deref;
+
 use crate::machine::Machine;
 
 /// A number that is only added to and shown, or given out: a model checker need not try its orders.
 pub type Tally = core::sync::atomic::AtomicU64;
+
+/// A value that has its cache lines to itself: who writes it takes no line from who writes its neighbour.
+#[derive(Default, Debug)]
+#[repr(align(64))]
+pub struct Padded<T>(pub T);
+
+impl<T> Deref for Padded<T> {
+    type Target = T;
+
+    fn deref(&self) -> &T {
+        &self.0
+    }
+}
 
 /// A lock for short sections: the holder does not sleep, wait for another CPU, or allocate.
 pub(crate) type Spin<M, T> = lock_api::Mutex<<M as Machine>::RawSpinLock, T>;

@@ -15,24 +15,26 @@ use crate::addr::PageIndex;
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
-use crate::sync::{Mutex, MutexGuard};
+use crate::sync::{Mutex, MutexGuard, Padded};
 
 /// Fault mutexes of a file. The pages of a run have different ones.
 const FAULT_MUTEXES: usize = 2 * REMOVED_AT_A_TIME as usize;
 
 /// The fault mutexes of a file.
-pub(crate) struct FaultMutexes<M: Machine>(OnceBox<[Mutex<M, ()>; FAULT_MUTEXES]>);
+pub(crate) struct FaultMutexes<M: Machine>(OnceBox<Mutexes<M>>);
+
+type Mutexes<M> = [Padded<Mutex<M, ()>>; FAULT_MUTEXES];
 
 impl<M: Machine> FaultMutexes<M> {
     pub(super) fn new() -> FaultMutexes<M> {
         FaultMutexes(OnceBox::new())
     }
 
-    fn get_or_make(&self) -> Result<&[Mutex<M, ()>; FAULT_MUTEXES], OutOfMemory> {
+    fn get_or_make(&self) -> Result<&Mutexes<M>, OutOfMemory> {
         self.0.get_or_try_init(|| {
             let mut mutexes = Vec::new();
             mutexes.try_reserve_exact(FAULT_MUTEXES).map_err(|_| OutOfMemory)?;
-            mutexes.resize_with(FAULT_MUTEXES, || Mutex::<M, _>::new(()));
+            mutexes.resize_with(FAULT_MUTEXES, || Padded(Mutex::<M, _>::new(())));
             let mutexes: Result<Box<_>, _> = mutexes.into_boxed_slice().try_into();
             mutexes.map_err(|_| OutOfMemory)
         })

@@ -11,6 +11,7 @@ use crate::file::{File, IndexLock};
 use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::pool::Page;
+use crate::stats::FaultCounters;
 use crate::sync::{Arc, Ordering, ReadGuard};
 
 /// The access that faulted.
@@ -49,7 +50,7 @@ impl<M: Machine> Mapping<M> {
     ) -> Result<T, FaultError> {
         let index = self.index(address).ok_or(FaultError::NotMapped)?;
         let hugetlb = self.file.hugetlb();
-        hugetlb.counters().faults.add(1);
+        hugetlb.counters().of_faults(self.area.id()).faults.add(1);
         // Before the index: whoever excludes all faults of the file locks indices later.
         let _fence = hugetlb.protocol().fault_fence(&self.file);
         let fault = Fault {
@@ -80,6 +81,11 @@ pub(crate) struct Fault<'m, M: Machine> {
 }
 
 impl<'m, M: Machine> Fault<'m, M> {
+    /// Where it counts.
+    pub(crate) fn counters(&self) -> &FaultCounters {
+        self.file.hugetlb().counters().of_faults(self.area.id())
+    }
+
     /// Locks the mapping for reading, if it permits the access. While the guard lives the mapping keeps its place, its
     /// rights and its tables; faults on other pages go on.
     pub(crate) fn lock_mapping(&self) -> Result<ReadGuard<'m, M, Placement>, FaultError> {
@@ -106,7 +112,7 @@ impl<'m, M: Machine> Fault<'m, M> {
             return Ok(page);
         }
         let page = self.file.allocate_page(&self.index).map_err(|_| FaultError::Sigbus)?;
-        self.file.hugetlb().counters().faults_allocated.add(1);
+        self.counters().faults_allocated.add(1);
         if !Mutant::PageNotZeroed.is_on() {
             self.initialise(&page, None);
         }

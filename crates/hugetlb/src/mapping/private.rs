@@ -89,7 +89,7 @@ impl<M: Machine> Fault<'_, M> {
                 };
                 self.initialise(&page, origin.as_deref());
                 if origin.is_some() {
-                    self.file.hugetlb().counters().faults_copied.add(1);
+                    self.counters().faults_copied.add(1);
                 }
                 let old = self.area.private().lock().copies.insert(index, Share::new(page.clone()));
                 self.replace(entry, origin, &page, self.permitted(placement.protection));
@@ -120,7 +120,7 @@ impl<M: Machine> Fault<'_, M> {
         } else {
             reserve::take_unpromised(pool, subpool).ok()?
         };
-        self.file.hugetlb().counters().faults_allocated.add(1);
+        self.counters().faults_allocated.add(1);
         Some(Arc::new(Page::new(frame, pool.clone(), subpool.cloned())))
     }
 
