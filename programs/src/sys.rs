@@ -92,11 +92,21 @@ pub fn current_cpu() -> usize {
 pub fn faults() -> (u64, u64) {
     own_stack();
     own_program();
+    let usage = usage();
+    (usage.ru_minflt as u64, usage.ru_majflt as u64)
+}
+
+/// How often the kernel has taken the CPU from this process, which wanted to go on.
+pub fn preemptions() -> u64 {
+    usage().ru_nivcsw as u64
+}
+
+fn usage() -> libc::rusage {
     // SAFETY: a rusage of zeros is valid, and the call fills it.
     unsafe {
         let mut usage: libc::rusage = std::mem::zeroed();
         check(libc::getrusage(libc::RUSAGE_SELF, &mut usage)).expect("getrusage");
-        (usage.ru_minflt as u64, usage.ru_majflt as u64)
+        usage
     }
 }
 

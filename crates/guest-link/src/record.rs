@@ -32,6 +32,9 @@ pub enum Record {
         accesses: u64,
         /// Faults that the bystander took during all its accesses.
         faults: u64,
+        /// How often the kernel took the CPU from the bystander before it was through with its time slice.
+        #[serde(default)]
+        preempted: u64,
         /// Their times.
         times: Times,
         /// Upper ends of buckets in nanoseconds, each with its number of accesses; empty ones are left out.
@@ -188,6 +191,7 @@ mod tests {
                 disturbances: 5,
                 accesses: 7,
                 faults: 0,
+                preempted: 1,
                 times,
                 histogram: vec![(100, 7)],
             },

@@ -49,6 +49,19 @@ impl<'a> Boot<'a> {
         Boot { subject, name: "paths", arguments, cpus: 1, memory, icount: true, limit }
     }
 
+    /// Two CPUs on one thread of the host, whose clock counts the instructions of both: the bystander's waits are the same in every run.
+    pub fn waits(subject: &'a Subject) -> Boot<'a> {
+        let words = ["--parts", "bystander", "--sharers", "16", "--seconds", "0.1"];
+        let arguments = words.map(str::to_string).to_vec();
+        let (memory, limit) = (Size::gibibytes(3), Duration::from_secs(900));
+        Boot { subject, name: "waits", arguments, cpus: 2, memory, icount: true, limit }
+    }
+
+    /// Whether its times are counted instructions of both CPUs.
+    pub fn counts_waits(&self) -> bool {
+        self.icount && self.cpus > 1
+    }
+
     fn machine(&self, initrd: std::path::PathBuf) -> Machine {
         // Messages of the kernel must not fall into records.
         let mut parameters = vec!["quiet".to_string(), "loglevel=1".to_string()];

@@ -93,6 +93,17 @@ impl Measured {
         })
     }
 
+    /// The longest access of a bystander during a disturbance in counted instructions, and how often it lost its CPU.
+    pub fn counted_wait(&self, wanted: &str) -> Option<(u64, u64)> {
+        let wait = |record: &Record| match record {
+            Record::Bystander {
+                access: Access::Present, disturbance, accesses, times, preempted, ..
+            } if disturbance == wanted && *accesses > 0 => Some((times.max, *preempted)),
+            _ => None,
+        };
+        self.waits.iter().filter_map(wait).max()
+    }
+
     /// All that bystanders met.
     pub fn cases(&self) -> impl Iterator<Item = Case<'_>> {
         self.records.iter().filter_map(|record| match record {

@@ -106,6 +106,9 @@ pub struct Measured {
     pub name: String,
     /// What the program said.
     pub records: Vec<Record>,
+    /// What it said of bystanders where the clock counted instructions.
+    #[serde(default)]
+    pub waits: Vec<Record>,
     /// What went wrong, with the end of the console.
     pub failures: Vec<String>,
 }
@@ -162,7 +165,7 @@ impl Plan {
         const COSTS_AND_TABLES: usize = 9;
         const BYSTANDERS: usize = 11;
         const PATHS: usize = 3;
-        let fixed = 2 * 2 + ATTACH + PATHS;
+        let fixed = 2 * 2 + ATTACH + PATHS + 1 + BYSTANDERS;
         fixed + self.cost.len() * COSTS_AND_TABLES + self.bystander.len() * BYSTANDERS + self.tebibyte.len()
     }
 
@@ -225,15 +228,28 @@ fn measure(options: &BenchOptions, subjects: &[Subject], parts: &Parts) -> Resul
         subjects: Vec::new(),
     };
     for (number, subject) in subjects.iter().enumerate() {
-        let mut one = Measured { name: subject.name.clone(), records: Vec::new(), failures: Vec::new() };
-        for boot in [Boot::times(subject, plan.arguments(), plan.limit()), Boot::paths(subject)] {
+        let mut one = Measured {
+            name: subject.name.clone(),
+            records: Vec::new(),
+            waits: Vec::new(),
+            failures: Vec::new(),
+        };
+        let boots = [
+            Boot::times(subject, plan.arguments(), plan.limit()),
+            Boot::paths(subject),
+            Boot::waits(subject),
+        ];
+        for boot in boots {
             if results.machine.is_empty() {
                 results.machine = boot.machine_line();
             }
             let outcome = boot.run(parts, &signals, |record| {
                 bar.inc(1);
                 bar.set_message(format!("{}: {}", subject.name, figures::headline(record)));
-                one.records.push(record.clone());
+                match boot.counts_waits() {
+                    true => one.waits.push(record.clone()),
+                    false => one.records.push(record.clone()),
+                }
             })?;
             if let Some(failure) = outcome {
                 bar.suspend(|| eprintln!("{}: {}", subject.name, failure.lines().next().unwrap_or_default()));

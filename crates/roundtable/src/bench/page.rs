@@ -315,6 +315,7 @@ mod tests {
             processor: "x".into(),
             machine: "y".into(),
             subjects: vec![Measured {
+                waits: Vec::new(),
                 name: "linux".into(),
                 records: vec![],
                 failures: vec!["a < b".into()],

@@ -12,7 +12,7 @@ use roundtable_programs::huge::{GIB, HUGE};
 use roundtable_programs::mem::{R, RW, madvise, mprotect};
 use roundtable_programs::rng::Rng;
 use roundtable_programs::shared::Shared;
-use roundtable_programs::sys::{cpus, faults, pin};
+use roundtable_programs::sys::{cpus, faults, pin, preemptions};
 
 use crate::crew::Crew;
 use crate::stage::{BATCH, CUT, LENGTH, PAGES, PUNCHED, Stage, store_one, touch_one};
@@ -254,8 +254,10 @@ fn watch(
     // All that is measured runs once before.
     once(&mut histogram);
     histogram.reset();
+    let preempted = preemptions();
     control.set(STATE, READY);
     while control.get(STATE) != OVER && once(&mut histogram) {}
+    let preempted = preemptions() - preempted;
     let times = Times {
         p50: histogram.value_at_quantile(0.5),
         p99: histogram.value_at_quantile(0.99),
@@ -273,6 +275,7 @@ fn watch(
         disturbances: u64::from(control.get(STORM) / 2),
         accesses: histogram.len(),
         faults: faults_taken,
+        preempted,
         times,
         histogram: histogram_out,
     });
