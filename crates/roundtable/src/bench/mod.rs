@@ -66,6 +66,10 @@ pub struct BenchOptions {
     #[arg(long, conflicts_with = "profile")]
     pub contention: bool,
 
+    /// Measure what operations cost against windows, private mappings, sharers and the file's size instead: tables in instructions, and plots
+    #[arg(long, conflicts_with_all = ["profile", "contention"])]
+    pub curves: bool,
+
     /// Draw the table and the page anew from an earlier run's results.json
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
