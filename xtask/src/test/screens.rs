@@ -26,6 +26,7 @@ struct Case {
 const CASES: &[Case] = &[
     Case { name: "pipe", both: true, run: pipe },
     Case { name: "shell", both: true, run: shell },
+    Case { name: "root", both: true, run: root },
     Case { name: "demonstration", both: false, run: demonstration },
     Case { name: "narrow", both: false, run: narrow },
     Case { name: "escape-key", both: false, run: escape_key },
@@ -155,6 +156,48 @@ fn pipe(scene: &Scene) -> Result<()> {
     let status = child.wait()?;
     ensure!(status.code() == Some(128 + 13), "{status}");
     expect_gone(qemu)
+}
+
+/// A root file system from a tarball is as it was packed, and the job runs as who is asked for.
+fn root(scene: &Scene) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (tree, tarball) = (folder.path().join("tree"), folder.path().join("root.tar.gz"));
+    for inner in ["bin", "etc", "data"] {
+        std::fs::create_dir_all(tree.join(inner))?;
+    }
+    let busybox = ["/bin/busybox", "/usr/bin/busybox"].map(std::path::Path::new);
+    let busybox = busybox.into_iter().find(|path| path.is_file()).context("no busybox on the host")?;
+    std::fs::copy(busybox, tree.join("bin/busybox"))?;
+    std::fs::hard_link(tree.join("bin/busybox"), tree.join("bin/sh"))?;
+    for name in ["stat", "cat", "id", "touch", "grep"] {
+        std::os::unix::fs::symlink("busybox", tree.join("bin").join(name))?;
+    }
+    std::fs::write(tree.join("init"), "not for us to run")?;
+    std::fs::write(
+        tree.join("etc/passwd"),
+        "root:x:0:0:root:/root:/bin/sh\nweb:x:33:44:web:/data:/bin/sh\n",
+    )?;
+    let mut command = Command::new("tar");
+    command.arg("-C").arg(&tree).args(["--owner=33", "--group=44", "--mode=a=rX,u+w,o-w", "-czf"]);
+    ensure!(command.arg(&tarball).arg(".").status()?.success(), "tar fails");
+    let script = "stat -c '%n %u %g %a %h %F' /data /bin/sh /bin/stat; cat /init; echo; pwd; id -u; id -g; \
+                  echo $HOME $USER $OWN; touch mine && stat -c %U mine; touch /bin/x 2>&1 | grep -c denied";
+    let tarball = tarball.to_str().context("a path of ours")?;
+    let words = ["--root", tarball, "--user", "web", "--workdir", "/data", "-e", "OWN=set"];
+    let mut command = scene.command(&[&words[..], &["--", "busybox", "sh", "-c", script]].concat());
+    let output = command.stdin(Stdio::null()).output()?;
+    let (text, errors) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    let expected = "/data 33 44 755 2 directory\n/bin/sh 33 44 755 2 regular file\n\
+                    /bin/stat 33 44 777 1 symbolic link\nnot for us to run\n/data\n33\n44\n/data web set\nweb\n0\n";
+    ensure!(text == expected, "{text}\n--- not\n{expected}\n{errors}");
+    // Nobody is there of that name; and a machine that is too small says how large it has to be.
+    let output = scene.command(&["--root", tarball, "--user", "nobody", "--", "sh"]).output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.code() == Some(125) && errors.contains("no user nobody"), "{output:?}");
+    let output = scene.command(&["--huge-2m", "600", "--memory", "1G", "--", "busybox"]).output()?;
+    let errors = String::from_utf8_lossy(&output.stderr);
+    ensure!(errors.contains("give --memory 2304M"), "{errors}");
+    Ok(())
 }
 
 /// A shell on the host, and from it a shell in the guest, as a person types at them.
