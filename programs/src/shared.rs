@@ -46,6 +46,17 @@ impl Shared {
         assert!(self.wait_for(index, value, Duration::from_secs(60)), "counter {index} never became {value}");
     }
 
+    /// Sleeps until the counter is at least `value`, however long that takes.
+    pub fn wait_without_limit(&self, index: usize, value: u32) {
+        loop {
+            let now = self.get(index);
+            if now >= value {
+                return;
+            }
+            wait(self.word(index), now, None);
+        }
+    }
+
     pub fn wait_for(&self, index: usize, value: u32, limit: Duration) -> bool {
         let end = Instant::now() + limit;
         loop {

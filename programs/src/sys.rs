@@ -88,6 +88,14 @@ pub fn current_cpu() -> usize {
     check(unsafe { libc::sched_getcpu() }).expect("getcpu")
 }
 
+/// Nanoseconds that this thread has had a CPU.
+pub fn cpu_time() -> u64 {
+    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
+    // SAFETY: the time is ours to write.
+    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
+    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
 /// Minor and major faults of this process so far.
 pub fn faults() -> (u64, u64) {
     own_stack();

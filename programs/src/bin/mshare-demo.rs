@@ -17,8 +17,8 @@ use roundtable_programs::file::Fd;
 use roundtable_programs::mem::{ANON, Map, R, RW, SHARED};
 use roundtable_programs::mshare::{self, Region};
 use roundtable_programs::procfs::Meminfo;
-use roundtable_programs::shared::{Shared, wait};
-use roundtable_programs::sys::{self, PAGE, settles};
+use roundtable_programs::shared::Shared;
+use roundtable_programs::sys::{self, PAGE, cpu_time, settles};
 
 const USAGE: &str = "usage: mshare-demo [--processes N] [--mebibytes N]
   --processes N  processes that attach the region [1000]
@@ -200,7 +200,7 @@ fn gather(
             let map = attach().expect("attach");
             word(process, 1).store(start.elapsed().as_nanos() as u64, Ordering::SeqCst);
             control.add(ATTACHED);
-            wait_for_go(&control, 1);
+            control.wait_without_limit(GO, 1);
             let (attached, _) = sys::faults();
             let start = cpu_time();
             let wrong = wrong_page(&map, options.bytes);
@@ -208,7 +208,7 @@ fn gather(
             let (after, _) = sys::faults();
             word(process, 0).store(after - attached, Ordering::SeqCst);
             control.add(TOUCHED);
-            wait_for_go(&control, 2);
+            control.wait_without_limit(GO, 2);
             match (wrong, fault::store(map.address, 0)) {
                 (Some(_), _) => WRONG,
                 (None, Ok(())) => WRITABLE,
@@ -253,23 +253,4 @@ fn gather(
         touch_nanoseconds: sorted(2),
         change,
     })
-}
-
-/// Sleeps until the processes may go so far.
-fn wait_for_go(control: &Shared, step: u32) {
-    loop {
-        let now = control.get(GO);
-        if now >= step {
-            return;
-        }
-        wait(control.word(GO), now, None);
-    }
-}
-
-/// Nanoseconds that this thread has had a CPU.
-fn cpu_time() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the time is ours to write.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }

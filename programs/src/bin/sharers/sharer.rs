@@ -7,8 +7,8 @@ use nix::errno::Errno;
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{GIB, stamp};
 use roundtable_programs::mem::{ANON, Map, NORESERVE, PRIVATE, R, RW, SHARED};
-use roundtable_programs::shared::{Shared, wait};
-use roundtable_programs::sys::{check, faults};
+use roundtable_programs::shared::Shared;
+use roundtable_programs::sys::{check, cpu_time, faults};
 
 /// Index of the counter of processes that have mapped the file.
 pub const ATTACHED: usize = 0;
@@ -121,7 +121,7 @@ impl Crew {
         self.word(index, ATTACH_NANOSECONDS).store(attach.as_nanos() as u64, Ordering::SeqCst);
         self.word(index, ATTACH_FAULTS).store(faults_attached - faults_before, Ordering::SeqCst);
         control.add(ATTACHED);
-        wait_for_go(control, 1);
+        control.wait_without_limit(GO, 1);
         let (faults_before, _) = faults();
         let start = cpu_time();
         let size = self.page_size;
@@ -140,7 +140,7 @@ impl Crew {
         self.word(index, TOUCH_FAULTS).store(faults_touched - faults_before, Ordering::SeqCst);
         self.word(index, VERDICT).store(verdict, Ordering::SeqCst);
         control.add(TOUCHED);
-        wait_for_go(control, 2);
+        control.wait_without_limit(GO, 2);
         // SAFETY: ends the process; the parent's values must not be dropped here.
         unsafe { libc::_exit(i32::from(verdict != 1)) }
     }
@@ -173,25 +173,6 @@ impl Crew {
             touch_nanoseconds: sorted(&[TOUCH_NANOSECONDS]),
         }
     }
-}
-
-/// Sleeps until the processes may go so far.
-fn wait_for_go(control: &Shared, step: u32) {
-    loop {
-        let now = control.get(GO);
-        if now >= step {
-            return;
-        }
-        wait(control.word(GO), now, None);
-    }
-}
-
-/// Nanoseconds that this thread has had a CPU.
-fn cpu_time() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the time is ours to write.
-    unsafe { libc::clock_gettime(libc::CLOCK_THREAD_CPUTIME_ID, &mut time) };
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
 /// Runs all that is measured once, on a page of its own.
