@@ -12,13 +12,12 @@ use linux_raw_sys::{general as abi, ioctl, net};
 
 use super::calls::{Along, Calls, Incoming, Place};
 use super::inet::interface;
-use super::options::{self, Options};
+use super::options::{self, Options, deadline, wait_error};
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
 use crate::memory::fallible;
 use crate::mm::uaccess::{copy_from_user, read_user, write_user};
 use crate::sync::{SpinLock, WaitQueue};
-use crate::time;
 
 /// The only protocol.
 const ROUTE: i32 = 0;
@@ -389,12 +388,10 @@ impl Calls for Socket {
         let answer = match take() {
             Some(answer) => answer?,
             None if flags & net::MSG_DONTWAIT != 0 => return Err(Errno::EAGAIN),
-            None => {
-                let deadline = (timeout > 0).then(|| time::now().saturating_add(timeout));
-                self.readable
-                    .wait_event(deadline, take)
-                    .map_err(|error| super::inet::wait_error(error, timeout))??
-            }
+            None => self
+                .readable
+                .wait_event(deadline(timeout), take)
+                .map_err(|error| wait_error(error, timeout))??,
         };
         let copied = if sink.remaining() > 0 { sink.write(&answer)? } else { 0 };
         let cut = if copied < answer.len() { net::MSG_TRUNC } else { 0 };

@@ -7,8 +7,8 @@ use super::message::Ucred;
 use super::unix::Socket;
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{copy_to_user, read_user, write_user};
-use crate::sync::SpinLock;
-use crate::time::SECOND;
+use crate::sync::{SpinLock, WaitError};
+use crate::time::{self, SECOND};
 
 /// Default of buffers, and the most that an unprivileged process may ask for, bytes.
 pub const BUFFER_SIZE: usize = 212_992;
@@ -196,4 +196,18 @@ pub fn common(options: &Options, name: u32) -> Result<SmallVec<[u8; 16]>> {
         _ => return Err(Errno::ENOPROTOOPT),
     };
     Ok(number.to_ne_bytes().as_slice().into())
+}
+
+/// The monotonic time at which a timeout of a socket option ends.
+pub(super) fn deadline(timeout: u64) -> Option<u64> {
+    (timeout > 0).then(|| time::now().saturating_add(timeout))
+}
+
+/// A wait with a timeout of a socket option ends in `EAGAIN`; one with a timeout is not restarted.
+pub(super) fn wait_error(error: WaitError, timeout: u64) -> Errno {
+    match error {
+        WaitError::TimedOut => Errno::EAGAIN,
+        WaitError::Interrupted if timeout > 0 => Errno::EINTR,
+        WaitError::Interrupted => Errno::ERESTARTSYS,
+    }
 }

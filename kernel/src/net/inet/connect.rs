@@ -8,9 +8,10 @@ use linux_raw_sys::general::CAP_NET_BIND_SERVICE;
 
 use super::address::{self, Family, Given};
 use super::ports::{self, Claim, Protocol};
-use super::{Role, Socket, deadline, wait_error};
+use super::{Role, Socket};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
+use crate::net::options::{deadline, wait_error};
 use crate::net::unix::max_backlog;
 use crate::process;
 use crate::sync::WaitError;

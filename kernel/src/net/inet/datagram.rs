@@ -7,13 +7,14 @@ use core::net::{IpAddr, SocketAddr};
 
 use linux_raw_sys::net;
 
+use super::Socket;
 use super::address::{self, Given};
 use super::ports::{self, Protocol};
-use super::{Socket, deadline, wait_error};
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, Sink, Source};
 use crate::memory::fallible::{self, TryVec};
 use crate::net::calls::Incoming;
+use crate::net::options::{deadline, wait_error};
 
 /// The longest datagram: what IPv4 has room for behind its own header and UDP's.
 const MOST: usize = 65507;

@@ -35,8 +35,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
 use crate::mm::uaccess::write_user;
 use crate::process;
-use crate::sync::{Mutex, SpinLock, WaitError, WaitQueue};
-use crate::time;
+use crate::sync::{Mutex, SpinLock, WaitQueue};
 
 /// Where a stream socket stands. A datagram socket is idle, or has a default destination.
 enum Role {
@@ -260,20 +259,6 @@ impl Socket {
         };
         drop(old);
         self.wake();
-    }
-}
-
-/// The monotonic time at which a timeout of a socket option ends.
-fn deadline(timeout: u64) -> Option<u64> {
-    (timeout > 0).then(|| time::now().saturating_add(timeout))
-}
-
-/// A wait with a timeout of a socket option ends in `EAGAIN`; one with a timeout is not restarted.
-pub fn wait_error(error: WaitError, timeout: u64) -> Errno {
-    match error {
-        WaitError::TimedOut => Errno::EAGAIN,
-        WaitError::Interrupted if timeout > 0 => Errno::EINTR,
-        WaitError::Interrupted => Errno::ERESTARTSYS,
     }
 }
 

@@ -6,11 +6,12 @@ use alloc::vec::Vec;
 
 use linux_raw_sys::net;
 
-use super::{Role, Socket, deadline, wait_error};
+use super::{Role, Socket};
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, Sink, Source};
 use crate::memory::fallible::{self, TryVec};
 use crate::net::calls::Incoming;
+use crate::net::options::{deadline, wait_error};
 use crate::process;
 use crate::signal;
 

@@ -9,8 +9,7 @@ use super::{Kind, Role, Socket};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::net::message::Ucred;
-use crate::sync::WaitError;
-use crate::time;
+use crate::net::options::{deadline, wait_error};
 
 static MAX_BACKLOG: AtomicUsize = AtomicUsize::new(4096);
 
@@ -27,20 +26,6 @@ pub fn set_max_backlog(connections: usize) -> Result<()> {
     }
     MAX_BACKLOG.store(connections, Ordering::Relaxed);
     Ok(())
-}
-
-/// The monotonic time at which a timeout of a socket option ends.
-pub(super) fn deadline(timeout: u64) -> Option<u64> {
-    (timeout > 0).then(|| time::now().saturating_add(timeout))
-}
-
-/// A wait with a timeout of a socket option ends in `EAGAIN`; one with a timeout is not restarted.
-pub(super) fn wait_error(error: WaitError, timeout: u64) -> Errno {
-    match error {
-        WaitError::TimedOut => Errno::EAGAIN,
-        WaitError::Interrupted if timeout > 0 => Errno::EINTR,
-        WaitError::Interrupted => Errno::ERESTARTSYS,
-    }
 }
 
 /// Connects two sockets that nobody else knows yet.

@@ -6,12 +6,12 @@ use alloc::vec::Vec;
 use linux_raw_sys::net;
 
 use super::address::Address;
-use super::connect::{deadline, wait_error};
 use super::{Kind, Role, Socket};
 use crate::errno::{Errno, Result};
 use crate::fs::{File, Sink};
 use crate::memory::fallible;
 use crate::net::message::{Message, Rights, TAKING, Ucred};
+use crate::net::options::{deadline, wait_error};
 
 /// What one receive got.
 #[derive(Default)]

@@ -7,13 +7,13 @@ use core::sync::atomic::Ordering;
 use linux_raw_sys::net;
 
 use super::address::{self, Address};
-use super::connect::{deadline, wait_error};
 use super::{Kind, Role, Socket};
 use crate::errno::{Errno, Result};
 use crate::fs::Source;
 use crate::memory::fallible::{self, TryVec};
 use crate::net::calls::Along;
 use crate::net::message::{Message, Ucred};
+use crate::net::options::{deadline, wait_error};
 use crate::process;
 use crate::signal;
 
