@@ -19,8 +19,10 @@ pub struct Cost {
     pub huge: Tables,
     /// The best on this kernel: every address congruent, nothing else changed.
     pub best_here: Tables,
-    /// With tables that the file owns: shared whatever the address, the length and the protection.
+    /// With tables that the file owns: shared whatever the address, the length and the protection. On huge pages.
     pub best_owned: Tables,
+    /// With tables that the file owns, on the pages that it has; at the most, where not all of it is in place.
+    pub owned_as_is: Tables,
 }
 
 /// Adds up the cost of a file.
@@ -40,19 +42,28 @@ pub fn cost(group: &Group, analysis: &Analysis, geometry: Geometry, kernel_share
     }
     now.pmd += analysis.sharable_tables;
     let huge = if group.file.is_hugetlb { unshared } else { Tables { pte: 0, ..unshared } };
-    let best = |owned| best(group, geometry, owned);
+    let best = |sharing| best(group, geometry, sharing);
     let least = |pmd: u64, than: Tables| Tables {
         pmd: pmd.min(than.pmd),
         pte: than.pte.min(huge.pte),
         pud: than.pud,
     };
     let best_here = if kernel_shares {
-        least(best(false), huge_or_now(group, now, huge))
+        least(best(Sharing::Linux), huge_or_now(group, now, huge))
     } else {
         huge_or_now(group, now, huge)
     };
-    let best_owned = least(best(true), best_here);
-    Cost { now, unshared, huge, best_here, best_owned }
+    let best_owned = least(best(Sharing::Windows), best_here);
+    let owned_as_is = if group.file.is_hugetlb {
+        best_owned
+    } else {
+        Tables {
+            pte: owned_pte(group, geometry).min(now.pte),
+            pmd: best(Sharing::WholeWindows).min(now.pmd),
+            pud: now.pud,
+        }
+    };
+    Cost { now, unshared, huge, best_here, best_owned, owned_as_is }
 }
 
 fn huge_or_now(group: &Group, now: Tables, huge: Tables) -> Tables {
@@ -65,9 +76,19 @@ fn is_sharable(shape: &Shape, group: &Group, geometry: Geometry) -> bool {
     size_fits && shape.access.shared && !shape.all_flags.has(b"uw") && !shape.all_flags.has(b"ui")
 }
 
-/// PMD tables if every mapping were congruent: for a kernel that shares whole slots among mappings with the same flags, or
-/// with tables that the file owns.
-fn best(group: &Group, geometry: Geometry, owned: bool) -> u64 {
+/// Which parts of a file have one table for all.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sharing {
+    /// Whole windows, among mappings with the same flags.
+    Linux,
+    /// Whole windows, as files of base pages own their tables.
+    WholeWindows,
+    /// The part of a window that a mapping covers, as files of huge pages own their tables.
+    Windows,
+}
+
+/// PMD tables if every mapping were congruent.
+fn best(group: &Group, geometry: Geometry, sharing: Sharing) -> u64 {
     let slot = geometry.slot();
     let mut apart = 0;
     let mut flags: Vec<&super::maps::Flags> = Vec::new();
@@ -77,7 +98,7 @@ fn best(group: &Group, geometry: Geometry, owned: bool) -> u64 {
             apart += shape.exclusive().pmd;
             continue;
         }
-        let kind = if owned {
+        let kind = if sharing != Sharing::Linux {
             0
         } else {
             flags.iter().position(|known| **known == shape.flags).unwrap_or_else(|| {
@@ -94,7 +115,7 @@ fn best(group: &Group, geometry: Geometry, owned: bool) -> u64 {
         let most = (0..shape.populated.len()).map(|index| shape.tables(index)).max().unwrap_or(0);
         for number in touched {
             let window = (from.max(number * slot), to.min((number + 1) * slot));
-            if owned || window.1 - window.0 == slot {
+            if sharing == Sharing::Windows || window.1 - window.0 == slot {
                 common.insert((kind, window.0, window.1));
             } else {
                 apart += most;
@@ -102,4 +123,40 @@ fn best(group: &Group, geometry: Geometry, owned: bool) -> u64 {
         }
     }
     apart + common.len() as u64
+}
+
+/// PTE tables if every mapping were congruent and the file had one for each 2 MiB. A mapping has tables of
+/// its own for its ends.
+fn owned_pte(group: &Group, geometry: Geometry) -> u64 {
+    let window = geometry.huge();
+    let mut own = 0;
+    let mut whole: Vec<(u64, u64)> = Vec::new();
+    for shape in &group.shapes {
+        if !is_sharable(shape, group, geometry) {
+            own += shape.exclusive().pte;
+            continue;
+        }
+        let (from, to) = (shape.offset, shape.offset + (shape.end - shape.start));
+        for index in (0..shape.populated.len()).filter(|&index| shape.populated[index] > 0) {
+            let (start, end) = shape.file_range(index, geometry);
+            // A window that lies over the end of a slot counts in both, and once in all.
+            let (first, last) = (start / window * window, end.next_multiple_of(window));
+            let (first, last) = (first.max(from.next_multiple_of(window)), last.min(to / window * window));
+            if first < last {
+                whole.push((first, last));
+            }
+            let head = start == from && from % window != 0;
+            let tail = end == to && to % window != 0;
+            let is_one = head && tail && from / window == to / window;
+            let ends = u64::from(head) + u64::from(tail) - u64::from(is_one);
+            own += ends * shape.tables(index);
+        }
+    }
+    whole.sort_unstable();
+    let (mut shared, mut behind) = (0, 0);
+    for (start, end) in whole {
+        shared += end.saturating_sub(start.max(behind)) / window;
+        behind = behind.max(end);
+    }
+    own + shared
 }

@@ -193,8 +193,10 @@ pub struct Bytes {
     pub huge: u64,
     /// The best on this kernel.
     pub best_here: u64,
-    /// With tables that the file owns.
+    /// With tables that the file owns, on huge pages.
     pub best_owned: u64,
+    /// With tables that the file owns, on the pages that it has.
+    pub owned_as_is: u64,
 }
 
 impl FileReport {

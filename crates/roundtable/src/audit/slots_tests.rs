@@ -239,6 +239,26 @@ fn a_file_that_owns_its_tables_shares_them_with_all() {
     assert!(sum.best_here.pmd <= sum.now.pmd && sum.best_owned.pmd <= sum.best_here.pmd);
 }
 
+#[test]
+fn tables_of_base_pages_would_belong_to_the_file() {
+    // A hundred processes have 1.5 GiB and 3 MiB from an offset of 1 MiB on, ten more the first GiB.
+    let of = |offset, length, members, pte| {
+        let mut shape = shape(PLACE + offset, length, offset, members);
+        shape.exclusive.pte = pte * members;
+        shape
+    };
+    let mut all = group(vec![of(1 << 20, GIB + GIB / 2 + (3 << 20), 100, 770), of(0, GIB, 10, 512)]);
+    (all.file.is_hugetlb, all.file.page_size) = (false, 4096);
+    let nothing = Analysis { sharable_tables: 0, ..analyse(&all, GEOMETRY, true, &NoWitness) };
+    let sum = cost(&all, &nothing, GEOMETRY, true);
+    assert_eq!(sum.now.pte, 77_000 + 5_120);
+    // 1 MiB at its start is an end of its own in each; it ends at a whole window.
+    assert_eq!(sum.owned_as_is.pte, 512 + 256 + 2 + 100);
+    // The first slot is whole for the ten only: the hundred have a table of their own for it, and for the second.
+    assert_eq!(sum.owned_as_is.pmd, 1 + 2 * 100);
+    assert!(sum.best_owned.pte == 0 && sum.best_owned.pmd <= sum.owned_as_is.pmd);
+}
+
 /// A naive oracle: two slots share when Linux's conditions hold for them as a pair.
 fn pairwise(group: &Group) -> u64 {
     let mut slots = Vec::new();

@@ -1,7 +1,8 @@
 //! Writes a result to where an option says: standard output, a file that is replaced whole, or what is no file.
 //!
-//! A regular file is replaced by a new one, so that readers see the old or the new text and never half of it. Nothing else is
-//! ever replaced: a device, a FIFO or a socket is opened and written to, and a symbolic link keeps pointing to its target.
+//! A regular file is replaced by a new one, so that readers see the old or the new text and never half of it.
+//! Nothing else is ever replaced: a device, a FIFO or a socket is opened and written to, and a symbolic link
+//! keeps pointing to its target.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, ErrorKind, Write};

@@ -56,8 +56,8 @@ pub fn processes(number: u64) -> String {
     if number == 1 { "1 process".into() } else { format!("{} processes", count(number)) }
 }
 
-/// A name without what a terminal would obey, and without what shows other text than is there: anybody may give a file or a
-/// process any name.
+/// A name without what a terminal would obey, and without what shows other text than is there: anybody may
+/// give a file or a process any name.
 pub fn printable(name: &str) -> String {
     name.chars().map(|c| if c.is_control() || is_invisible(c) { '?' } else { c }).collect()
 }

@@ -1,7 +1,8 @@
 //! An audit in Prometheus' text format, for node_exporter's textfile collector.
 //!
-//! Names follow Prometheus' conventions: base units, `_bytes` and `_total` where they belong, gauges for what goes up and
-//! down. The file's labels are few and stable, so that a fleet's series do not multiply with its processes.
+//! Names follow Prometheus' conventions: base units, `_bytes` and `_total` where they belong, gauges for what
+//! goes up and down. The file's labels are few and stable, so that a fleet's series do not multiply with its
+//! processes.
 
 mod answers;
 
@@ -51,7 +52,7 @@ fn metrics(report: &Report) -> Vec<Metric> {
         samples: summed(files().map(|file| (labels(file), value(file)))),
     };
     let plain = |name, help, value: u64| Metric { name, help, samples: vec![(Vec::new(), value as f64)] };
-    let kinds = ["now", "unshared", "huge_pages", "best_here", "file_owned"];
+    let kinds = ["now", "unshared", "huge_pages", "best_here", "file_owned", "file_owned_as_is"];
     let mut metrics = vec![
         of_file(
             "roundtable_file_size_bytes",
@@ -62,10 +63,12 @@ fn metrics(report: &Report) -> Vec<Metric> {
         of_file("roundtable_file_mappings", "Mappings of a file.", &|file| file.mappings),
         Metric {
             name: "roundtable_file_page_table_bytes",
-            help: "Page tables that only a file's mappings need: now, without sharing, on huge pages, at best on this kernel, and with tables owned by the file.",
+            help: "Page tables that only a file's mappings need: now, without sharing, on huge pages, \
+                   at best on this kernel, and with tables owned by the file, on huge pages and on the pages that it has.",
             samples: summed(files().flat_map(|file| {
                 let bytes = file.bytes;
-                let values = [bytes.now, bytes.unshared, bytes.huge, bytes.best_here, bytes.best_owned];
+                let owned = [bytes.best_owned, bytes.owned_as_is];
+                let values = [[bytes.now, bytes.unshared], [bytes.huge, bytes.best_here], owned].concat();
                 kinds
                     .into_iter()
                     .zip(values)
@@ -152,13 +155,19 @@ fn metrics(report: &Report) -> Vec<Metric> {
     metrics.extend(answers::metrics(report));
     metrics.push(Metric {
         name: "roundtable_kernel_known_bug",
-        help: "1 for a known bug that the kernel's version carries, 0 for one that it does not; absent where the version does not tell.",
+        help: "1 for a known bug that the kernel's version carries, 0 for one that it does not; absent \
+            where the version does not tell.",
         samples: report
             .kernel
             .findings
             .iter()
             .filter(|finding| finding.status != Status::Unknown)
-            .map(|finding| (vec![("bug", finding.id.to_string())], f64::from(u8::from(finding.status == Status::Present))))
+            .map(|finding| {
+                (
+                    vec![("bug", finding.id.to_string())],
+                    f64::from(u8::from(finding.status == Status::Present)),
+                )
+            })
             .collect(),
     });
     metrics
@@ -201,7 +210,8 @@ fn some(names: &BTreeSet<String>) -> String {
     some.join(",") + if names.len() > SOME { ",..." } else { "" }
 }
 
-/// A file's name without numbers that change each time: of a path the last part's digits become `*`, a segment has its key only.
+/// A file's name without numbers that change each time: of a path the last part's digits become `*`, a
+/// segment has its key only.
 pub fn stable(name: &str) -> String {
     if let Some(rest) = name.strip_prefix("SysV segment ") {
         let key = rest.split_once(' ').map_or("", |(_, key)| key);

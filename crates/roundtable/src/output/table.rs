@@ -85,7 +85,8 @@ fn unseen(out: &mut String, report: &Report) {
         all if all == seen.mapping => writeln!(out, ", all of these looked into."),
         some => writeln!(
             out,
-            ", {} of them looked into in the time given (--seconds, --all): the others are taken to be as those alike are.",
+            ", {} of them looked into in the time given (--seconds, --all): the others are taken to be as \
+             those alike are.",
             human::count(some)
         ),
     };
@@ -112,13 +113,17 @@ fn unseen(out: &mut String, report: &Report) {
             human::processes(seen.unreadable),
             match seen.is_root {
                 true =>
-                    ", which not even root may read here: this root is a user namespace's, or a security module forbids it (CAP_SYS_PTRACE is needed).",
+                    ", which not even root may read here: this root is a user namespace's, or a security \
+                     module forbids it (CAP_SYS_PTRACE is needed).",
                 false => " of other users; run as root to see them.",
             }
         );
     }
     if !seen.kpagecount && !report.huge.is_empty() {
-        out.push_str("Not seen: how many tables have a page (/proc/kpagecount is root's); sharing is told by rules and counters.\n");
+        out.push_str(
+            "Not seen: how many tables have a page (/proc/kpagecount is root's); sharing is told \
+            by rules and counters.\n",
+        );
     }
     if seen.vanished > 0 {
         let _ = writeln!(out, "{} ended meanwhile.", human::processes(seen.vanished));

@@ -88,7 +88,8 @@ fn pool(pools: &[Pool], way: Way, pages: u64, available: u64) -> Check {
             (
                 false,
                 format!(
-                    "{} pages of {size} are needed, {} are free and not promised: set nr_hugepages to {}, which takes {} more memory{room}",
+                    "{} pages of {size} are needed, {} are free and not promised: set nr_hugepages to {}, \
+                     which takes {} more memory{room}",
                     human::count(pages),
                     human::count(pool.available()),
                     pool.persistent() + more,

@@ -124,7 +124,8 @@ pub fn plan(options: &PlanOptions) -> Result<Plan> {
         size = settings.shared_memory()?;
         processes = settings.processes()?;
         remarks.push(format!(
-            "shared_buffers is {}, and what PostgreSQL keeps beside it {}; `postgres -C shared_memory_size_in_huge_pages` of your version, with your extensions, has the last word.",
+            "shared_buffers is {}, and what PostgreSQL keeps beside it {}; `postgres -C \
+             shared_memory_size_in_huge_pages` of your version, with your extensions, has the last word.",
             human::bytes(settings.shared_buffers()?),
             human::bytes(size - settings.shared_buffers()?.min(size))
         ));
@@ -215,7 +216,10 @@ pub fn text(plan: &Plan) -> String {
         );
     }
     if has(Way::Huge.page_size()) {
-        out.push_str("Linux shares only whole slots of 1 GiB at congruent addresses; a process that places the memory elsewhere pays as if nothing were shared.\n");
+        out.push_str(
+            "Linux shares only whole slots of 1 GiB at congruent addresses; a process that places \
+            the memory elsewhere pays as if nothing were shared.\n",
+        );
     }
     if !plan.checks.is_empty() {
         out.push_str("On this host\n");
@@ -246,7 +250,7 @@ mod tests {
     #[test]
     fn the_command_line_is_read() {
         let plan = planned("--size 1TiB --processes 10000").unwrap();
-        assert_eq!((plan.nr_hugepages_2m, plan.nr_hugepages_1g, plan.ways.len()), (524_288, 1024, 5));
+        assert_eq!((plan.nr_hugepages_2m, plan.nr_hugepages_1g, plan.ways.len()), (524_288, 1024, 6));
         assert_eq!(planned("--size 1GiB --processes 2 --page-size 2MiB").unwrap().ways.len(), 3);
         assert_eq!(planned("--size 1Gi --processes 10,000").unwrap().processes, 10_000);
         for line in [
@@ -270,7 +274,9 @@ mod tests {
         let row = |name: &str| text.lines().find(|line| line.contains(name)).unwrap().to_string();
         // 39.06 GiB of PMD tables, and 78 MiB above them.
         assert!(row("not shared").contains("39.1 GiB") && row("not shared").contains("10,240,000"), "{text}");
-        assert!(row("owned by the file").contains("82.1 MiB"), "{text}");
+        assert!(row("2 MiB pages, tables owned").contains("82.1 MiB"), "{text}");
+        // 2 GiB of PTE tables once for all.
+        assert!(row("4 KiB pages, tables owned").contains("2.1 GiB"), "{text}");
         assert!(text.contains("vm.nr_hugepages = 524288"), "{text}");
     }
 

@@ -150,6 +150,7 @@ fn file(host: &Host, group: &Group, cost: Cost) -> FileReport {
             huge: cost.huge.bytes(geometry),
             best_here: cost.best_here.bytes(geometry),
             best_owned: cost.best_owned.bytes(geometry),
+            owned_as_is: cost.owned_as_is.bytes(geometry),
         },
         tables: cost,
         faults: faults_by_pid.iter().map(|(_, faults)| faults).sum(),

@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
-use super::files::{choose, others, shown_name, who};
-use super::{Extent, aligned};
-use crate::audit::report::Report;
+use super::Extent;
+use super::files::{choose, end, shown_name, who};
+use crate::audit::report::{Bytes, Report};
 use crate::output::human;
 
 /// Their table.
@@ -15,6 +15,7 @@ pub fn text(out: &mut String, report: &Report, extent: Extent) {
         "file",
         "size",
         "tables now",
+        "file-owned",
         "on 2 MiB pages",
         "shared",
         "file-owned",
@@ -25,14 +26,19 @@ pub fn text(out: &mut String, report: &Report, extent: Extent) {
             shown_name(file),
             human::bytes(file.size),
             human::bytes(file.bytes.now),
+            human::bytes(file.bytes.owned_as_is),
             human::bytes(file.bytes.huge),
             human::bytes(file.bytes.best_here),
             human::bytes(file.bytes.best_owned),
             who(file),
         ]);
     }
-    if !chosen.shown.is_empty() {
-        let _ = writeln!(out, "{}", aligned(table, 1));
-    }
-    others(out, &chosen);
+    end(out, table, 1, &chosen);
+    let sum = |of: fn(&Bytes) -> u64| human::bytes(report.base.iter().map(|file| of(&file.bytes)).sum());
+    let _ = writeln!(
+        out,
+        "All of it: {} of page tables now; {} if they belonged to the files, pages as they are",
+        sum(|bytes| bytes.now),
+        sum(|bytes| bytes.owned_as_is)
+    );
 }

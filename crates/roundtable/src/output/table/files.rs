@@ -2,6 +2,8 @@
 
 use std::fmt::Write;
 
+use comfy_table::Table;
+
 use super::{Extent, aligned, base_pages, rest};
 use crate::audit::report::{FileReport, Report};
 use crate::audit::slots::{Evidence, Verdict};
@@ -34,7 +36,11 @@ pub(super) fn choose<'a>(report: &Report, files: &'a [FileReport], top: usize) -
     Chosen { shown, cut, small: small.len(), small_bytes: small.iter().map(|file| file.bytes.now).sum() }
 }
 
-pub(super) fn others(out: &mut String, chosen: &Chosen) {
+/// The table of those that are shown, with so many columns of text in front, and a line of those that are not.
+pub(super) fn end(out: &mut String, table: Table, texts: usize, chosen: &Chosen) {
+    if !chosen.shown.is_empty() {
+        let _ = writeln!(out, "{}", aligned(table, texts));
+    }
     rest(out, chosen.cut);
     if chosen.small > 0 {
         let _ = writeln!(
@@ -87,10 +93,7 @@ fn huge(out: &mut String, report: &Report, extent: Extent) {
             who(file),
         ]);
     }
-    if !chosen.shown.is_empty() {
-        let _ = writeln!(out, "{}", aligned(table, 1));
-    }
-    others(out, &chosen);
+    end(out, table, 1, &chosen);
     for file in &chosen.shown {
         details(out, file, &unit);
     }

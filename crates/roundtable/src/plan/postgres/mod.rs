@@ -50,8 +50,8 @@ pub enum Place {
 pub struct Settings(BTreeMap<String, (String, Place)>);
 
 impl Settings {
-    /// Reads a configuration file and what it includes, or that of a data folder; with it what ALTER SYSTEM has set, and in a data
-    /// folder the command line that the server was started with last.
+    /// Reads a configuration file and what it includes, or that of a data folder; with it what ALTER SYSTEM
+    /// has set, and in a data folder the command line that the server was started with last.
     pub fn read(path: &Path) -> Result<Settings> {
         let files = Files::below(Path::new("/"));
         if !files.has_folder(path) {
@@ -181,16 +181,16 @@ impl Settings {
         Ok(Backends { connections: self.max_connections()?, others: workers + senders + vacuum })
     }
 
-    /// Bytes of the shared memory, close to what PostgreSQL 15 asks for: the parts that grow with a setting one by one, by
-    /// its sources and by what `postgres -C shared_memory_size` says when only that setting changes. Extensions in
-    /// shared_preload_libraries may ask for more.
+    /// Bytes of the shared memory, close to what PostgreSQL 15 asks for: the parts that grow with a setting
+    /// one by one, by its sources and by what `postgres -C shared_memory_size` says when only that setting
+    /// changes. Extensions in shared_preload_libraries may ask for more.
     pub fn shared_memory(&self) -> Result<u64> {
         let buffers = self.shared_buffers()? / BLOCK;
         let backends = self.backends()?;
         let all =
             backends.connections + backends.others + self.processes_of("max_prepared_transactions", 0)?;
-        // The buffer, its descriptor, its lock, its place in a checkpoint, its entry in the hash table, its request to be
-        // synchronised; and the table's buckets.
+        // The buffer, its descriptor, its lock, its place in a checkpoint, its entry in the hash table, its
+        // request to be synchronised; and the table's buckets.
         let each = BLOCK + 64 + 16 + 20 + 40 + 24;
         let pool = buffers
             .checked_mul(each)
@@ -404,7 +404,8 @@ mod tests {
         put(
             "postmaster.opts",
             &format!(
-                "/usr/bin/postgres \"-D\" \"/data\" \"-c\" \"config_file={}\" \"--max-connections=30\" \"-B\" \"1000\"\n",
+                "/usr/bin/postgres \"-D\" \"/data\" \"-c\" \"config_file={}\" \"--max-connections=30\" \
+                 \"-B\" \"1000\"\n",
                 other.display()
             ),
         );
