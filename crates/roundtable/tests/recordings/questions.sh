@@ -45,7 +45,7 @@ f = os.open(\"/dev/hugepages/rtemap_$i\", os.O_RDWR | os.O_CREAT)
 os.ftruncate(f, 16 << 21)
 m = mmap.mmap(f, 16 << 21)
 for page in range(16): m[page << 21] = 1
-os.kill(os.getpid(), 9)" || true; done
+os.kill(os.getpid(), 9)" || true; done 2>/dev/null
     record; umount /dev/hugepages'
 
 # 2. Neither a file nor a process to be seen: one has a file without a name open, and a segment was left.
@@ -86,7 +86,7 @@ END
     psql="as psql -h $data -d postgres -q -t"
     $psql -c "create unlogged table t (a int, b text) with (fillfactor = 10); alter table t alter b set storage plain;
         insert into t select a, repeat('\''x'\'', 1000) from generate_series(1, 28000) a"
-    for i in $(seq 5); do
+    for i in $(seq 8); do
         (echo "select sum(length(b)) from t;"; sleep 1000) | $psql >$data/answer.$i &
         wait_for "[ -s $data/answer.$i ]"
     done
