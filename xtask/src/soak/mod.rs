@@ -4,7 +4,8 @@
 //! as CPUs. A quarter goes to the fuzzer of system calls, and a quarter to Debian's trinity and stress-ng, first alone and then
 //! beside the fuzzer. An eighth goes to guests in which each allocation fails once, and to others in which programs use up the kernel's
 //! memory. The rest goes to the program `race` in guests, in equal parts under each protocol that has a cure. Last, the protocol without
-//! one has to be found out, 10,000 processes map a file of 1 TiB, and what one of 100,000 things costs is counted.
+//! one has to be found out, 10,000 processes map a file of 1 TiB, what one of 100,000 things costs is counted, and
+//! 10,000 processes of the host are audited.
 //! `--only` gives all of the time to one of these.
 
 mod finding;
@@ -81,6 +82,8 @@ pub enum Which {
     Race,
     /// What one of 100,000 things costs, in instructions; it takes the time that it takes
     Many,
+    /// The audit of 10,000 processes of this host; it takes the time that it takes
+    Audit,
 }
 
 /// What a part came to.
@@ -101,6 +104,9 @@ const GRACE: u64 = 300;
 /// Runs all parts; 0 when all are well.
 pub fn run(options: &SoakOptions) -> Result<i32> {
     let wants = |which| options.only.is_none_or(|only| only == which);
+    if options.only == Some(Which::Audit) {
+        return Ok(summary(&[audit()?]));
+    }
     setup::qemu()?;
     setup::host_libc()?;
     // With its assertions, and with the protocol that corrupts memory.
@@ -150,6 +156,9 @@ pub fn run(options: &SoakOptions) -> Result<i32> {
             build::kernel(&BuildOptions::default(), &kernel)?;
         }
         done.push(many(&kernel)?);
+    }
+    if wants(Which::Audit) {
+        done.push(audit()?);
     }
     Ok(summary(&done))
 }
@@ -251,6 +260,18 @@ fn many(kernel: &std::path::Path) -> Result<Part> {
     let (status, took) = guest(kernel, &options, &["test_many"])?;
     let failure = (status != 0).then(|| format!("it ended with {status}"));
     Ok(Part { name: "up to 100,000 of each thing".to_string(), took, failure })
+}
+
+/// `roundtable audit` of 10,000 processes of this host. It prints what docs/operators.md says of it.
+fn audit() -> Result<Part> {
+    println!("\n{} an audit of 10,000 processes", style("       ==>").bold());
+    let mut command = own_cargo("test");
+    command.args(["--release", "--quiet", "--package", "roundtable", "--test", "audit"]);
+    command.args(["--", "--ignored", "--exact", "--nocapture", "scale::ten_thousand_real_processes"]);
+    let start = Instant::now();
+    let status = command.status().context("cargo does not start")?;
+    let failure = (!status.success()).then(|| format!("it ended with {status}"));
+    Ok(Part { name: "audit of 10,000 processes".to_string(), took: start.elapsed(), failure })
 }
 
 /// Runs a program in a guest; its status, and how long it took.

@@ -59,9 +59,10 @@ fn ten_times_the_processes_cost_ten_times_the_work() {
     }
 }
 
-/// Prints what the figure in docs/operators.md is: `cargo test --release -p roundtable --test audit -- --ignored --nocapture ten_thousand`.
+/// Prints what the figure in docs/operators.md is: a part of `cargo xtask soak`, or by itself
+/// `cargo xtask soak 1m --only audit`.
 #[test]
-#[ignore = "10,000 processes, to see how long an audit of them takes"]
+#[ignore = "10,000 processes: cargo xtask soak runs it"]
 fn ten_thousand_real_processes() {
     const PROCESSES: u64 = 10_000;
     const BYTES: usize = 64 << 20;
@@ -110,7 +111,8 @@ fn ten_thousand_real_processes() {
     assert!(files.iter().any(|file| file["processes"] == PROCESSES + 1), "{files:?}");
     let seconds = |time: libc::timeval| time.tv_sec as f64 + time.tv_usec as f64 / 1e6;
     println!(
-        "an audit of {PROCESSES} processes took {:.2} s: {:.2} s of CPU in the program, {:.2} s in the kernel, at most {} kB of memory",
+        "an audit of {PROCESSES} processes took {:.2} s: {:.2} s of CPU in the program, {:.2} s in the \
+         kernel, at most {} kB of memory",
         took.as_secs_f64(),
         seconds(usage.ru_utime),
         seconds(usage.ru_stime),
