@@ -63,7 +63,8 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    // A run's status is the job's, so its errors have one that few programs use; all other commands tell by theirs as checks do.
+    // A run's status is the job's, so its errors have one that few programs use; all other commands tell by
+    // theirs as checks do.
     let runs = std::env::args_os().nth(1).is_some_and(|command| command == "run");
     let failed = if runs { MACHINE_FAILED } else { UNKNOWN };
     let cli = match Cli::try_parse() {

@@ -29,7 +29,8 @@ const ANSWERS: Timespec = Timespec { tv_sec: 0, tv_nsec: 100_000_000 };
 /// How to watch.
 #[derive(Args, Clone, Debug)]
 #[command(
-    after_help = "Keys: Tab shows files, programs, units or processes; t f p s sort by tables, faults, processes, size; q leaves.\n\nExamples:\n  roundtable watch\n  roundtable watch --interval 10"
+    after_help = "Keys: Tab shows files, programs, units or processes; t f p s sort by tables, faults, \
+        processes, size; q leaves.\n\nExamples:\n  roundtable watch\n  roundtable watch --interval 10"
 )]
 pub struct WatchOptions {
     /// Seconds between two looks

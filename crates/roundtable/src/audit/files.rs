@@ -76,7 +76,8 @@ impl Devices {
 /// The smallest huge page of any architecture: arm64's contiguous base pages.
 const SMALLEST_HUGE: u64 = 64 << 10;
 
-/// Whether a mapping could be of huge pages, or of shared memory: most of a process's mappings, of libraries, could not.
+/// Whether a mapping could be of huge pages, or of shared memory: most of a process's mappings, of libraries,
+/// could not.
 fn may_be(line: &Line) -> bool {
     line.access.shared || (line.start | line.end).is_multiple_of(SMALLEST_HUGE)
 }

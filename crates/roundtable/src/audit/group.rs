@@ -194,8 +194,8 @@ fn finish(id: FileId, file: &File, mut group: Building, geometry: Geometry) -> O
     Some(Group { id, file: file.clone(), size, pids: group.pids, shapes })
 }
 
-/// Shapes of which no member was looked into are taken to have tables where most slots of the others have one; their flags
-/// are those of the others with the same access.
+/// Shapes of which no member was looked into are taken to have tables where most slots of the others have
+/// one; their flags are those of the others with the same access.
 fn assume_as_the_others(shapes: &mut [Shape], geometry: Geometry) {
     let (mut tables, mut slots) = (0, 0);
     for shape in shapes.iter().filter(|shape| shape.probed > 0) {

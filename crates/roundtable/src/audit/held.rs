@@ -1,4 +1,5 @@
-//! What a recording has of huge pages beyond the mappings of processes: only the file systems of the host itself can be asked for it.
+//! What a recording has of huge pages beyond the mappings of processes: only the file systems of the host
+//! itself can be asked for it.
 
 use serde::{Deserialize, Serialize};
 

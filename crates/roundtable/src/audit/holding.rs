@@ -342,14 +342,14 @@ pub fn most_pages(group: &Group) -> u64 {
     group.shapes.iter().map(|shape| shape.most_pages).max().unwrap_or(0)
 }
 
-/// Private copies in all processes. Those that a process has from its parent are the parent's as well, until one of them writes: of
-/// mappings that are alike the largest is counted.
+/// Private copies in all processes. Those that a process has from its parent are the parent's as well, until
+/// one of them writes: of mappings that are alike the largest is counted.
 pub fn private_pages(group: &Group) -> u64 {
     group.shapes.iter().map(|shape| shape.most_private).sum()
 }
 
-/// Pages that are promised to a file's mappings at the most: what is mapped and not there yet, unless it was mapped with
-/// MAP_NORESERVE.
+/// Pages that are promised to a file's mappings at the most: what is mapped and not there yet, unless it was
+/// mapped with MAP_NORESERVE.
 pub fn promises(source: &Source, group: &Group, shared: u64, private: u64, deadline: &Deadline) -> u64 {
     let page = group.file.page_size;
     let mut ranges: Vec<(u64, u64)> = Vec::new();

@@ -29,7 +29,8 @@ pub struct Host<'a> {
     pub pools: Vec<Pool>,
     /// The processes and their files.
     pub census: Census,
-    /// What looking into processes has shown; `None` of those that there was no time for, or that may not be looked into.
+    /// What looking into processes has shown; `None` of those that there was no time for, or that may not be
+    /// looked into.
     pub probes: HashMap<i32, Option<Probe>>,
     /// The files with their mappings.
     pub groups: Vec<Group>,

@@ -80,7 +80,8 @@ impl Protocol {
                 "tables are shared, and nothing keeps a fault from using one that is just taken away"
             }
             Protocol::FileLock => {
-                "tables are shared; every fault takes the file's lock, so a truncate, hole punch or fork holds up all faults on the file"
+                "tables are shared; every fault takes the file's lock, so a truncate, hole punch or fork \
+                 holds up all faults on the file"
             }
             Protocol::VmaLock => "tables are shared; every fault takes the lock of its own mapping",
             Protocol::FileTables => {
@@ -100,7 +101,8 @@ pub enum Status {
     Fixed,
     /// The version never had it.
     NotAffected,
-    /// The version does not tell: a vendor's kernel that takes fixes over by itself, or a branch about which nothing is known.
+    /// The version does not tell: a vendor's kernel that takes fixes over by itself, or a branch about which
+    /// nothing is known.
     Unknown,
 }
 
@@ -138,7 +140,8 @@ const UNSHARE_FIXES: &[Version] =
 const BUGS: [Bug; 7] = [
     Bug {
         id: "unshare-race",
-        what: "memory of one program may be overwritten by another's page fault, where processes share huge pages and one unmaps, truncates or punches them: data are lost without a message (before 5.7)",
+        what: "memory of one program may be overwritten by another's page fault, where processes share huge \
+            pages and one unmaps, truncates or punches them: data are lost without a message (before 5.7)",
         since: v(2, 6, 20),
         since_in: &[],
         until: v(5, 7, 0),
@@ -147,7 +150,8 @@ const BUGS: [Bug; 7] = [
     },
     Bug {
         id: "file-lock-stalls",
-        what: "programs that share huge pages stand still while another one forks, ends, truncates or punches: page faults wait for it, 2 s were measured (5.7 to 6.0)",
+        what: "programs that share huge pages stand still while another one forks, ends, truncates or \
+            punches: page faults wait for it, 2 s were measured (5.7 to 6.0)",
         since: v(5, 7, 0),
         since_in: &[],
         until: v(6, 1, 0),
@@ -156,7 +160,9 @@ const BUGS: [Bug; 7] = [
     },
     Bug {
         id: "CVE-2024-57883",
-        what: "huge pages stay in use when nobody has them any more, until the host boots, where memory offlining, DAMON or idle page tracking runs while programs share tables: the pool shrinks bit by bit",
+        what: "huge pages stay in use when nobody has them any more, until the host boots, where memory \
+            offlining, DAMON or idle page tracking runs while programs share tables: the pool shrinks bit \
+            by bit",
         since: v(2, 6, 20),
         since_in: &[],
         until: v(6, 13, 0),
@@ -165,7 +171,8 @@ const BUGS: [Bug; 7] = [
     },
     Bug {
         id: "CVE-2025-38084",
-        what: "a program that unmaps or protects a part of a shared mapping may corrupt its page tables, by which any program could read or write others' memory",
+        what: "a program that unmaps or protects a part of a shared mapping may corrupt its page tables, by \
+            which any program could read or write others' memory",
         since: v(2, 6, 20),
         since_in: &[],
         until: v(6, 16, 0),
@@ -174,7 +181,8 @@ const BUGS: [Bug; 7] = [
     },
     Bug {
         id: "CVE-2025-38085",
-        what: "get_user_pages of one process (direct I/O, futexes) may read the page table of another one while it is unshared, and so get the wrong memory",
+        what: "get_user_pages of one process (direct I/O, futexes) may read the page table of another one \
+            while it is unshared, and so get the wrong memory",
         since: v(2, 6, 20),
         since_in: &[],
         until: v(6, 16, 0),
@@ -183,7 +191,10 @@ const BUGS: [Bug; 7] = [
     },
     Bug {
         id: "slow-unshare",
-        what: "a server that starts and ends many processes on shared huge pages (a database with new connections all the time) is up to four times slower at it, and interrupts all CPUs each time; cured in December 2025 and taken over into 5.10.253, 5.15.203, 6.1.167, 6.6.127, 6.12.74 and 6.18.13: boot one of these or a newer one",
+        what: "a server that starts and ends many processes on shared huge pages (a database with new \
+            connections all the time) is up to four times slower at it, and interrupts all CPUs each time; \
+            cured in December 2025 and taken over into 5.10.253, 5.15.203, 6.1.167, 6.6.127, 6.12.74 and \
+            6.18.13: boot one of these or a newer one",
         since: v(6, 16, 0),
         since_in: UNSHARE_FIXES,
         until: v(7, 0, 0),
@@ -192,7 +203,8 @@ const BUGS: [Bug; 7] = [
     },
     Bug {
         id: "CVE-2026-23100",
-        what: "tools that read smaps take shared huge pages for private ones (Private_Hugetlb), and mbind or migrate_pages may move pages that others use",
+        what: "tools that read smaps take shared huge pages for private ones (Private_Hugetlb), and mbind \
+            or migrate_pages may move pages that others use",
         since: v(6, 13, 0),
         since_in: &[v(5, 10, 239), v(5, 15, 186), v(6, 1, 142), v(6, 6, 72), v(6, 12, 9)],
         until: v(6, 19, 0),
@@ -335,8 +347,8 @@ fn true_version(release: &str, build: &str, signature: Option<&str>) -> (Option<
     (Version::parse(release), stays_at_its_version(release))
 }
 
-/// Whether a release's number stays while its vendor adds fixes. Those that follow the stable branches with their numbers
-/// (Fedora, Arch, Amazon, Flatcar, WSL and others) are taken at their word.
+/// Whether a release's number stays while its vendor adds fixes. Those that follow the stable branches with
+/// their numbers (Fedora, Arch, Amazon, Flatcar, WSL and others) are taken at their word.
 fn stays_at_its_version(release: &str) -> bool {
     // Red Hat and its children with Oracle's, SUSE, openEuler, Anolis and Alibaba, Proxmox.
     let marks = [".el", "-default", ".uek", ".oe", ".an", ".al", "-pve"];

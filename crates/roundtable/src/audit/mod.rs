@@ -1,8 +1,9 @@
 //! `roundtable audit`: who shares page tables on this Linux host, who could, and what it saves.
 //!
-//! It reads /proc, /sys and the configuration files of database servers; it never stops, traces or changes a process. First it looks at every process
-//! briefly (status and maps), then into those that map huge or shared pages (pagemap, and smaps as far as needed), as
-//! many as the time allows: of mappings that are alike at least one is looked into, and the others are taken to be the same.
+//! It reads /proc, /sys and the configuration files of database servers; it never stops, traces or changes a
+//! process. First it looks at every process briefly (status and maps), then into those that map huge or
+//! shared pages (pagemap, and smaps as far as needed), as many as the time allows: of mappings that are alike
+//! at least one is looked into, and the others are taken to be the same.
 
 pub mod advice;
 pub mod answer;
@@ -89,8 +90,9 @@ pub struct AuditOptions {
     #[arg(long, value_name = "WHAT=VALUE")]
     pub warn_on: Vec<Threshold>,
 
-    /// Exit with status 2 when this is reached: tables=SIZE of all page tables, saving=SIZE that advice saves, left=SIZE of huge
-    /// pages that nobody uses, unexplained=PAGES, pool-free=PAGES or fewer, limits=NUMBER that are met, unseen=PROCESSES
+    /// Exit with status 2 when this is reached: tables=SIZE of all page tables, saving=SIZE that advice
+    /// saves, left=SIZE of huge pages that nobody uses, unexplained=PAGES, pool-free=PAGES or fewer,
+    /// limits=NUMBER that are met, unseen=PROCESSES
     #[arg(long, value_name = "WHAT=VALUE")]
     pub fail_on: Vec<Threshold>,
 

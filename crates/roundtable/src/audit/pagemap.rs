@@ -252,8 +252,8 @@ struct ScanArgument {
 
 struct Scan<'a>(&'a mut ScanArgument);
 
-// SAFETY: the opcode is PAGEMAP_SCAN's, whose argument is a `struct pm_scan_arg` that the kernel reads and writes; what it
-// returns is a count.
+// SAFETY: the opcode is PAGEMAP_SCAN's, whose argument is a `struct pm_scan_arg` that the kernel reads and
+// writes; what it returns is a count.
 unsafe impl Ioctl for Scan<'_> {
     type Output = usize;
     const IS_MUTATING: bool = true;

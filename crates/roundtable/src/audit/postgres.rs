@@ -73,7 +73,8 @@ fn owner(source: &Source, files: &Files, pid: i32) -> Option<String> {
 }
 
 impl Server {
-    /// A shell's command for root, by which the server's owner does this; `None` where a name in it would mean something to the shell.
+    /// A shell's command for root, by which the server's owner does this; `None` where a name in it would
+    /// mean something to the shell.
     fn as_owner(&self, command: &str) -> Option<String> {
         let owner = self.owner.as_deref()?;
         Some(format!("su -s /bin/sh {owner} -c \"{command}\""))
@@ -127,7 +128,8 @@ mod tests {
     fn commands_are_for_the_servers_owner() {
         assert_eq!(
             server().alter_system("huge_pages", "try").unwrap(),
-            "su -s /bin/sh postgres -c \"cd /; /usr/lib/postgresql/15/bin/psql -X -h /run/postgresql -p 5433 -d postgres -c \\\"alter system set huge_pages = 'try'\\\"\""
+            "su -s /bin/sh postgres -c \"cd /; /usr/lib/postgresql/15/bin/psql -X -h /run/postgresql -p \
+             5433 -d postgres -c \\\"alter system set huge_pages = 'try'\\\"\""
         );
         assert_eq!(
             server().restart("postgresql@15-main.service").unwrap(),

@@ -1,7 +1,7 @@
 //! `roundtable record`: copies what an audit reads into a folder that `audit --root` reads, without what is private.
 //!
-//! Names of files and of processes become numbers, processes are numbered anew, and of each file only what an audit uses is
-//! kept. So an operator may send it on, and the tests read such recordings.
+//! Names of files and of processes become numbers, processes are numbered anew, and of each file only what an
+//! audit uses is kept. So an operator may send it on, and the tests read such recordings.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -162,7 +162,8 @@ impl Recorder<'_> {
             Err(_) => return Ok(false),
         };
         fs::create_dir(folder).with_context(|| folder.display().to_string())?;
-        // What server it is decides about the advice, and is no secret; Oracle's processes have a database's name in theirs.
+        // What server it is decides about the advice, and is no secret; Oracle's processes have a database's
+        // name in theirs.
         let program = program::of(&status.name, "");
         let is_known = !matches!(program, Program::Other | Program::Dpdk | Program::Oracle);
         let name =
@@ -249,7 +250,8 @@ impl Recorder<'_> {
     fn status(&self, handle: &Handle, name: &str, status: &Process) -> String {
         let kilobytes = |bytes: u64| bytes >> 10;
         let mut out = format!(
-            "Name:\t{name}\nPPid:\t{}\nVmSize:\t{:8} kB\nVmRSS:\t{:8} kB\nRssAnon:\t{:8} kB\nVmPTE:\t{:8} kB\nHugetlbPages:\t{:8} kB\n",
+            "Name:\t{name}\nPPid:\t{}\nVmSize:\t{:8} kB\nVmRSS:\t{:8} kB\nRssAnon:\t{:8} kB\nVmPTE:\t{:8} \
+             kB\nHugetlbPages:\t{:8} kB\n",
             self.numbers.get(&status.parent).copied().unwrap_or(0),
             kilobytes(status.vm_size),
             kilobytes(status.rss),
@@ -284,7 +286,8 @@ impl Recorder<'_> {
     /// Where a recording has control groups.
     fn control_groups_mounted(&self, folder: &Path) -> Result<()> {
         fs::create_dir_all(folder.join("proc/self"))?;
-        let text = "1 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n1 1 0:2 / /sys/fs/cgroup/hugetlb rw - cgroup cgroup rw,hugetlb\n";
+        let text = "1 1 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n1 1 0:2 / /sys/fs/cgroup/hugetlb rw - \
+            cgroup cgroup rw,hugetlb\n";
         Ok(fs::write(folder.join("proc/self/mountinfo"), text)?)
     }
 
@@ -442,7 +445,8 @@ impl Recorder<'_> {
         Ok(out.write_all(&lines)?)
     }
 
-    /// The populated ranges, those of huge pages cut at the ends of slots and mappings: each slot's first page is asked about.
+    /// The populated ranges, those of huge pages cut at the ends of slots and mappings: each slot's first
+    /// page is asked about.
     fn ranges(&self, handle: &Handle, pagemap: &mut Pagemap, maps: &[u8]) -> Result<Ranges> {
         let user = |line: &Line| line.start >> 63 == 0;
         let lines: Vec<Line> = maps::lines(maps).filter(user).collect();

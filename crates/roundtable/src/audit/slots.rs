@@ -6,8 +6,8 @@
 //! slot, has the same part of the file at the same place in it, has the same flags but for those of mlock, and has a
 //! table there already. A slot that has got a table of its own in other times keeps it until it is unmapped.
 //!
-//! So all mappings that may share with each other are those with one *phase* (address less offset, modulo a slot) and one
-//! set of flags: a *lane*. Within a lane the slot's number in the file tells which table it is.
+//! So all mappings that may share with each other are those with one *phase* (address less offset, modulo a
+//! slot) and one set of flags: a *lane*. Within a lane the slot's number in the file tells which table it is.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -73,7 +73,8 @@ pub enum Evidence {
 
 /// Tells in how many tables a page has an entry.
 pub trait Witness {
-    /// The address of the first page of the file that the process has between these addresses, and its number of entries.
+    /// The address of the first page of the file that the process has between these addresses, and its number
+    /// of entries.
     fn mapcount(&self, pid: i32, file: FileId, start: u64, end: u64) -> Option<(u64, u64)>;
 }
 

@@ -71,7 +71,8 @@ impl Source {
         Ok(pids)
     }
 
-    /// A process's folder, held open: whatever is read from it is of this process, even when its number is given to another.
+    /// A process's folder, held open: whatever is read from it is of this process, even when its number is
+    /// given to another.
     pub fn process(&self, pid: i32) -> procfs::ProcResult<Process> {
         Process::new_with_root(self.path(&format!("proc/{pid}")))
     }

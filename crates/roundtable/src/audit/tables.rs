@@ -4,7 +4,8 @@ use super::geometry::{Geometry, LEVELS, Tables};
 
 /// Counts tables over ranges that come in the order of their addresses.
 ///
-/// A table is there as soon as one page below it is; it is exclusive to a mapping when no other mapping has a page below it.
+/// A table is there as soon as one page below it is; it is exclusive to a mapping when no other mapping has a
+/// page below it.
 pub struct Counter {
     geometry: Geometry,
     open: [Option<Open>; LEVELS],

@@ -7,7 +7,8 @@ use procfs::process::Process as Handle;
 /// Endings of names that systemd gives to groups of processes.
 const KINDS: [&str; 5] = [".service", ".scope", ".socket", ".mount", ".swap"];
 
-/// The unit of a process, and the control groups whose limits it has, as one text; both empty where they cannot be read.
+/// The unit of a process, and the control groups whose limits it has, as one text; both empty where they
+/// cannot be read.
 pub fn of(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> (String, String) {
     match collect::read(source, handle, "cgroup", buffer) {
         Ok(()) => {
@@ -18,7 +19,8 @@ pub fn of(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> (String, St
     }
 }
 
-/// The lines of the second version's group and of the first version's one for huge pages: processes of one unit may be in several.
+/// The lines of the second version's group and of the first version's one for huge pages: processes of one
+/// unit may be in several.
 fn limiting(cgroup: &str) -> String {
     let is_limiting = |line: &&str| {
         let kinds = line.split(':').nth(1);
@@ -27,7 +29,8 @@ fn limiting(cgroup: &str) -> String {
     cgroup.lines().filter(is_limiting).collect::<Vec<_>>().join("\n")
 }
 
-/// The path of a process's control group: that of the second version, else systemd's own of the first, else the deepest.
+/// The path of a process's control group: that of the second version, else systemd's own of the first, else
+/// the deepest.
 pub fn group(cgroup: &str) -> &str {
     let paths = || {
         cgroup.lines().filter_map(|line| {

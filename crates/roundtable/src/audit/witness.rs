@@ -43,8 +43,8 @@ impl<'a> Kernel<'a> {
         self.counts.is_some()
     }
 
-    /// Opens a process. Its mappings are read behind its pagemap, so that they are of that memory or of a later one: then no
-    /// page is found, and a page of something else is never taken for the file's.
+    /// Opens a process. Its mappings are read behind its pagemap, so that they are of that memory or of a
+    /// later one: then no page is found, and a page of something else is never taken for the file's.
     fn open(&self, pid: i32, file: FileId) -> Option<Asked<'a>> {
         let handle = self.source.process(pid).ok()?;
         let pagemap = Pagemap::open(self.source, &handle).ok()?;

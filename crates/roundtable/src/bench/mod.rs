@@ -57,8 +57,8 @@ pub struct BenchOptions {
     #[arg(long, value_name = "FOLDER", default_value = "target/roundtable/bench")]
     pub out: PathBuf,
 
-    /// Show where the instructions of the operations go instead, on our kernel with the first of the protocols: tables of the
-    /// kernel's functions, and flame graphs
+    /// Show where the instructions of the operations go instead, on our kernel with the first of the
+    /// protocols: tables of the kernel's functions, and flame graphs
     #[arg(long)]
     pub profile: bool,
 

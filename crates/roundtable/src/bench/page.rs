@@ -99,7 +99,10 @@ fn table(out: &mut String, results: &Results) {
         let goal = figure.goal.map(|goal| if goal == 0.0 { "0".into() } else { format!("&le; {goal}") });
         let _ = write!(out, "<td>{}</td></tr>", goal.unwrap_or_default());
     }
-    out.push_str("</table><p><small>In parentheses: divided by Linux's figure. Costs are the least of several runs; all are in results.json.</small></p>");
+    out.push_str(
+        "</table><p><small>In parentheses: divided by Linux's figure. Costs are the least of \
+        several runs; all are in results.json.</small></p>",
+    );
 }
 
 fn expected(out: &mut String, results: &Results) {

@@ -35,7 +35,8 @@ pub fn draw(results: &Results) -> String {
     }
     let _ = writeln!(
         out,
-        "\nIn parentheses: divided by Linux's figure, which is what the goals are about. Costs are the least of several runs.\n"
+        "\nIn parentheses: divided by Linux's figure, which is what the goals are about. Costs are the \
+         least of several runs.\n"
     );
     for verdict in verdicts(results) {
         let mark = if verdict.holds { "holds  " } else { "REFUTED" };

@@ -1,5 +1,6 @@
-//! One bound for the whole run: once it is past, what is still done does not grow with the host. The end comes after a number of
-//! questions and not at a time, and work is counted, so nothing here depends on how fast the machine is.
+//! One bound for the whole run: once it is past, what is still done does not grow with the host. The end
+//! comes after a number of questions and not at a time, and work is counted, so nothing here depends on how
+//! fast the machine is.
 
 use std::fs;
 
@@ -41,7 +42,8 @@ fn after_the_end_no_work_grows_with_the_host() {
     assert_eq!((report.seen.looked_into, report.seen.skipped), (2000, 0));
 }
 
-/// One process that has very much memory: the walk over its pages is left in the middle, and it is then not looked into, but seen.
+/// One process that has very much memory: the walk over its pages is left in the middle, and it is then not
+/// looked into, but seen.
 #[test]
 fn a_run_that_ends_at_any_moment_gives_an_answer() {
     let whole = audited(&folder("database"), 1_000_000).unwrap().0;

@@ -1,7 +1,8 @@
 //! A strict reader of Prometheus' text format 0.0.4: more is refused than Prometheus itself refuses.
 //!
-//! Its rules are those of the format's specification and of the naming conventions. Crates that read the format either leave out
-//! what they do not understand, where this one has to fail, or are not under a permissive licence.
+//! Its rules are those of the format's specification and of the naming conventions. Crates that read the
+//! format either leave out what they do not understand, where this one has to fail, or are not under a
+//! permissive licence.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -167,7 +168,8 @@ fn conventions(name: &str, metric: &Metric) -> Result<(), String> {
     }
 }
 
-const GOOD: &str = "# HELP roundtable_a_bytes All of it.\n# TYPE roundtable_a_bytes gauge\nroundtable_a_bytes{file=\"a\\\\b\\\"c\\nd}\",n=\"1\"} 5\nroundtable_a_bytes 6\n";
+const GOOD: &str = "# HELP roundtable_a_bytes All of it.\n# TYPE roundtable_a_bytes \
+    gauge\nroundtable_a_bytes{file=\"a\\\\b\\\"c\\nd}\",n=\"1\"} 5\nroundtable_a_bytes 6\n";
 
 #[test]
 fn what_is_right_is_read() {

@@ -112,8 +112,8 @@ fn the_page_for_operators_names_its_sources() {
     }
 }
 
-/// Every field of the JSON output stands in its documentation, and nothing else does: what is added or renamed is written down, and
-/// what changes its meaning raises the number.
+/// Every field of the JSON output stands in its documentation, and nothing else does: what is added or
+/// renamed is written down, and what changes its meaning raises the number.
 #[test]
 fn the_shape_of_the_json_is_documented() {
     let (mut fields, mut empty) = (BTreeSet::new(), BTreeSet::new());

@@ -1,7 +1,7 @@
 //! The audit from the outside: recordings of hosts, golden outputs, formats, files that are replaced.
 //!
-//! `UPDATE_EXPECT=1 cargo test -p roundtable --test audit` writes the golden outputs anew. `tests/recordings/README.md` says how
-//! the recordings were made.
+//! `UPDATE_EXPECT=1 cargo test -p roundtable --test audit` writes the golden outputs anew.
+//! `tests/recordings/README.md` says how the recordings were made.
 
 mod deadline;
 mod exposition;

@@ -65,11 +65,13 @@ fn sizes_are_taken_as_people_write_them() {
     }
 }
 
-/// A data folder of PostgreSQL's: its file has a byte of Latin-1 and numbers as C writes them, and ALTER SYSTEM has the last word.
+/// A data folder of PostgreSQL's: its file has a byte of Latin-1 and numbers as C writes them, and ALTER
+/// SYSTEM has the last word.
 #[test]
 fn a_data_folder_is_taken_as_postgresql_takes_it() {
     let folder = tempfile::tempdir().unwrap();
-    let conf = b"# f\xfcr alle\nshared_buffers = 1e6kB\nmax_connections = 0x64\nmax_wal_senders = 1e1\nmax_worker_processes = 8.4\n";
+    let conf = b"# f\xfcr alle\nshared_buffers = 1e6kB\nmax_connections = 0x64\nmax_wal_senders = \
+        1e1\nmax_worker_processes = 8.4\n";
     std::fs::write(folder.path().join("postgresql.conf"), conf).unwrap();
     let processes = |path: &Path| {
         let output = plan(&format!("--json --from {}", path.display()), None);

@@ -157,7 +157,8 @@ fn smaps_cut_off_anywhere_gives_an_answer() {
     for length in (0..text.len()).step_by(7) {
         fs::write(&smaps, &text[..length]).unwrap();
         let report = audited(copy.path());
-        // Where the page size is not told, another process tells it, or this one's mapping is not known to be of interest.
+        // Where the page size is not told, another process tells it, or this one's mapping is not known to be
+        // of interest.
         assert!((whole.seen.mapping - 1..=whole.seen.mapping).contains(&report.seen.mapping));
         assert_eq!((report.seen.vanished, report.seen.unreadable), (0, 0));
         assert_eq!(report.huge.len(), whole.huge.len());

@@ -1,4 +1,5 @@
-//! Hosts that are not as one thinks: parts of /proc and /sys that are missing, closed or cut off, and names that mean harm.
+//! Hosts that are not as one thinks: parts of /proc and /sys that are missing, closed or cut off, and names
+//! that mean harm.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -118,7 +119,8 @@ fn a_recording_stays_in_its_folder() {
     assert!(!cgroup.contains(".."), "{cgroup}");
 }
 
-/// A recording has the answers to all three questions: what nobody maps, limits, and a server's settings, without what is private.
+/// A recording has the answers to all three questions: what nobody maps, limits, and a server's settings,
+/// without what is private.
 #[test]
 fn a_recording_of_a_situation_tells_the_same() {
     for name in ["left-files", "nothing-in-sight", "try", "kubernetes", "promised", "mariadb"] {
@@ -142,7 +144,8 @@ fn a_recording_of_a_situation_tells_the_same() {
     }
 }
 
-/// A container in Kubernetes that did not ask for huge pages: its limit is 0, and no pool helps it. The advice begins with that.
+/// A container in Kubernetes that did not ask for huge pages: its limit is 0, and no pool helps it. The
+/// advice begins with that.
 #[test]
 fn a_limit_of_nothing_is_raised_before_a_pool_grows_for_it() {
     let host = copy("database");

@@ -76,10 +76,12 @@ fn transparent(file: &FileReport, subject: Subject, gain: u64) -> Option<Advice>
         subject,
         steps: vec![
             Step::by_hand(
-                "Set min_dynamic_shared_memory to what parallel queries take: that much is then part of the main memory, and on its huge pages.",
+                "Set min_dynamic_shared_memory to what parallel queries take: that much is then part of the \
+                 main memory, and on its huge pages.",
             ),
             Step::run(
-                "Or let tmpfs take transparent huge pages where a whole one is written; it applies to files that are made from then on.",
+                "Or let tmpfs take transparent huge pages where a whole one is written; it applies to files \
+                 that are made from then on.",
                 ["mount -o remount,huge=within_size /dev/shm".into()],
             ),
         ],

@@ -1,7 +1,7 @@
 //! What to do about what was seen, as data: the situation, the steps in their order, what they cost and gain.
 //!
-//! The same advice becomes a paragraph for people, JSON, and metrics. Nothing is advised that costs more than it is worth:
-//! see [`Worth`].
+//! The same advice becomes a paragraph for people, JSON, and metrics. Nothing is advised that costs more than
+//! it is worth: see [`Worth`].
 
 pub mod base_pages;
 pub mod pool;

@@ -127,8 +127,13 @@ pub fn advise(pool: &Pool, need: &Need, memory_available: Option<u64>) -> Option
             [format!("cat {file}")],
         ),
         Step {
-            what: "If it is less, memory is in pieces: compact it and try again. If that does not help, boot; a pool is best made early.".into(),
-            commands: ["echo 1 > /proc/sys/vm/compact_memory".to_string()].into_iter().chain(commands).collect(),
+            what: "If it is less, memory is in pieces: compact it and try again. If that does not help, \
+                boot; a pool is best made early."
+                .into(),
+            commands: ["echo 1 > /proc/sys/vm/compact_memory".to_string()]
+                .into_iter()
+                .chain(commands)
+                .collect(),
         },
     ];
     steps.push(if pool.is_default {

@@ -33,7 +33,8 @@ pub fn advise(case: &Case, subject: Subject, gain: u64) -> Advice {
         steps.contradictions(settings, wanted != 0 && named.is_none());
     } else {
         steps.steps.push(Step::by_hand(
-            "Check with SHOW that shared_memory_type is mmap, its default: with sysv there are no huge pages, and huge_pages=on ends with FATAL.",
+            "Check with SHOW that shared_memory_type is mmap, its default: with sysv there are no huge \
+             pages, and huge_pages=on ends with FATAL.",
         ));
     }
     steps.ask(settings);
@@ -66,22 +67,27 @@ fn situation(file: &FileReport, settings: Option<&Settings>, pool: &Pool, count:
     let available = pool.available();
     text += &match settings.huge_pages() {
         HugePages::Try if settings.is_sysv() => {
-            " huge_pages is try, and shared_memory_type=sysv keeps it from taking any; it does not say so.".to_string()
+            " huge_pages is try, and shared_memory_type=sysv keeps it from taking any; it does not say so."
+                .to_string()
         }
         HugePages::Try if available < count => format!(
-            " huge_pages is try: when it started there were too few, and it does not say so. It takes {} pages of {size}; {} are free and not promised now, {} too few.",
+            " huge_pages is try: when it started there were too few, and it does not say so. It takes {} \
+             pages of {size}; {} are free and not promised now, {} too few.",
             human::count(count),
             human::count(available),
             human::count(count - available)
         ),
         HugePages::Try => format!(
-            " huge_pages is try: when it started there were too few, and it does not say so. Now there are {}, and it takes {}.",
+            " huge_pages is try: when it started there were too few, and it does not say so. Now there are \
+             {}, and it takes {}.",
             human::count(available),
             human::count(count)
         ),
         HugePages::Off => format!(" huge_pages is off{}.", place(settings, "huge_pages")),
         HugePages::On => {
-            " huge_pages is on, but was not when it started: where pages are missing the next start ends with FATAL.".to_string()
+            " huge_pages is on, but was not when it started: where pages are missing the next start ends \
+             with FATAL."
+                .to_string()
         }
     };
     text
@@ -107,7 +113,8 @@ impl Steps<'_> {
     fn set(&mut self, settings: Option<&Settings>, name: &str, value: &str, why: &str) {
         if settings.and_then(|settings| settings.place(name)) == Some(Place::CommandLine) {
             self.steps.push(Step::by_hand(format!(
-                "{why} {name} stands on the server's command line, above which no file has a say: change it there to {value} (its unit, or the options of pg_ctl -o)."
+                "{why} {name} stands on the server's command line, above which no file has a say: change it \
+                 there to {value} (its unit, or the options of pg_ctl -o)."
             )));
             return;
         }
@@ -127,7 +134,8 @@ impl Steps<'_> {
                 "shared_memory_type",
                 "mmap",
                 &format!(
-                    "Let its memory be mapped: shared_memory_type is sysv{}, with which there are no huge pages, and huge_pages=on ends with FATAL.",
+                    "Let its memory be mapped: shared_memory_type is sysv{}, with which there are no huge \
+                     pages, and huge_pages=on ends with FATAL.",
                     place(settings, "shared_memory_type")
                 ),
             );
@@ -151,7 +159,9 @@ impl Steps<'_> {
                 settings,
                 "huge_pages",
                 "try",
-                "Let it ask for huge pages. With try it starts on base pages where they are too few, and does not say so; with on it then ends with FATAL. So take try now, and on when it is known to work.",
+                "Let it ask for huge pages. With try it starts on base pages where they are too few, and \
+                 does not say so; with on it then ends with FATAL. So take try now, and on when it is known \
+                 to work.",
             );
         }
     }
@@ -166,7 +176,8 @@ impl Steps<'_> {
             ))
         } else {
             Step::by_hand(format!(
-                "Give the pool {} pages of {size} for it, and check that it has got them: see grow-pool. Do not go on before.",
+                "Give the pool {} pages of {size} for it, and check that it has got them: see grow-pool. Do \
+                 not go on before.",
                 human::count(count)
             ))
         });
@@ -184,7 +195,9 @@ impl Steps<'_> {
     fn check(&mut self, pool: &Pool, count: u64) {
         self.steps.push(Step::run(
             format!(
-                "Check that it has them: {} pages more are in use or promised than before (total less free, and Rsvd), and roundtable audit shows its memory on huge pages. PostgreSQL 17 and later say SHOW huge_pages_status.",
+                "Check that it has them: {} pages more are in use or promised than before (total less free, \
+                 and Rsvd), and roundtable audit shows its memory on huge pages. PostgreSQL 17 and later \
+                 say SHOW huge_pages_status.",
                 human::count(count)
             ),
             [if pool.is_default {

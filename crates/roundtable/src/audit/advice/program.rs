@@ -68,7 +68,8 @@ pub struct Memory<'a> {
 }
 
 impl Program {
-    /// How the program is told to put this memory on huge pages, and where that is documented; `None` where it cannot be told.
+    /// How the program is told to put this memory on huge pages, and where that is documented; `None` where
+    /// it cannot be told.
     pub fn put_on_huge_pages(self, memory: Memory) -> Option<(Vec<Step>, &'static str)> {
         let page = human::bytes(memory.page_size).replace(' ', "").replace("iB", "");
         let restart =
@@ -80,13 +81,17 @@ impl Program {
             Program::Oracle if posix => (
                 vec![
                     Step::by_hand(
-                        "Leave Automatic Memory Management, which keeps the SGA in /dev/shm, where huge pages of hugetlbfs cannot be: reset MEMORY_TARGET and MEMORY_MAX_TARGET in the spfile, set SGA_TARGET and PGA_AGGREGATE_TARGET in their place.",
+                        "Leave Automatic Memory Management, which keeps the SGA in /dev/shm, where huge \
+                         pages of hugetlbfs cannot be: reset MEMORY_TARGET and MEMORY_MAX_TARGET in the \
+                         spfile, set SGA_TARGET and PGA_AGGREGATE_TARGET in their place.",
                     ),
                     Step::by_hand(
-                        "Set USE_LARGE_PAGES=ONLY in the spfile: with it the instance starts with huge pages or not at all; with TRUE it takes what there is and the rest on base pages.",
+                        "Set USE_LARGE_PAGES=ONLY in the spfile: with it the instance starts with huge \
+                         pages or not at all; with TRUE it takes what there is and the rest on base pages.",
                     ),
                     Step::by_hand(
-                        "Give the oracle user a memlock limit above the SGA's size (/etc/security/limits.d, or LimitMEMLOCK= of the unit).",
+                        "Give the oracle user a memlock limit above the SGA's size (/etc/security/limits.d, \
+                         or LimitMEMLOCK= of the unit).",
                     ),
                     restart("the instance"),
                 ],
@@ -95,10 +100,12 @@ impl Program {
             Program::Oracle => (
                 vec![
                     Step::by_hand(
-                        "Set USE_LARGE_PAGES=ONLY in the spfile: with it the instance starts with huge pages or not at all; with TRUE it takes what there is and the rest on base pages.",
+                        "Set USE_LARGE_PAGES=ONLY in the spfile: with it the instance starts with huge \
+                         pages or not at all; with TRUE it takes what there is and the rest on base pages.",
                     ),
                     Step::by_hand(
-                        "Give the oracle user a memlock limit above the SGA's size (/etc/security/limits.d, or LimitMEMLOCK= of the unit).",
+                        "Give the oracle user a memlock limit above the SGA's size (/etc/security/limits.d, \
+                         or LimitMEMLOCK= of the unit).",
                     ),
                     restart("the instance"),
                 ],
@@ -107,10 +114,12 @@ impl Program {
             Program::MySql => (
                 vec![
                     Step::by_hand(
-                        "Let its user have SysV segments of huge pages: set vm.hugetlb_shm_group to the number of its group, and LimitMEMLOCK=infinity for its unit.",
+                        "Let its user have SysV segments of huge pages: set vm.hugetlb_shm_group to the \
+                         number of its group, and LimitMEMLOCK=infinity for its unit.",
                     ),
                     Step::by_hand(
-                        "Put large_pages=ON under [mysqld] in my.cnf. Where the pool is too short it warns in its log and takes base pages.",
+                        "Put large_pages=ON under [mysqld] in my.cnf. Where the pool is too short it warns \
+                         in its log and takes base pages.",
                     ),
                     restart("the server"),
                 ],
@@ -119,7 +128,8 @@ impl Program {
             Program::MariaDb => (
                 vec![
                     Step::by_hand(
-                        "Put large_pages=ON under [mariadbd] in my.cnf, and LimitMEMLOCK=infinity for its unit. Where the pool is too short it takes base pages, and need not say so.",
+                        "Put large_pages=ON under [mariadbd] in my.cnf, and LimitMEMLOCK=infinity for its \
+                         unit. Where the pool is too short it takes base pages, and need not say so.",
                     ),
                     restart("the server"),
                 ],
@@ -128,7 +138,10 @@ impl Program {
             Program::Java => (
                 vec![
                     Step::by_hand(
-                        "Give java -XX:+UseLargePages (hugetlbfs), with -Xms equal to -Xmx so that all of the heap is there from the start. Where the pool is too short it warns and takes base pages. -XX:+UseTransparentHugePages needs no pool, but saves page tables of heaps in shared memory only (ZGC, with shmem_enabled=advise).",
+                        "Give java -XX:+UseLargePages (hugetlbfs), with -Xms equal to -Xmx so that all of \
+                         the heap is there from the start. Where the pool is too short it warns and takes \
+                         base pages. -XX:+UseTransparentHugePages needs no pool, but saves page tables of \
+                         heaps in shared memory only (ZGC, with shmem_enabled=advise).",
                     ),
                     restart("the program"),
                 ],
@@ -137,7 +150,11 @@ impl Program {
             Program::Qemu => (
                 vec![
                     Step::by_hand(format!(
-                        "With libvirt put <memoryBacking><hugepages><page size='{}' unit='KiB'/></hugepages></memoryBacking> into the domain (virsh edit). With QEMU alone give -object memory-backend-memfd,id=ram,size=SIZE,hugetlb=on,hugetlbsize={page},share=on,prealloc=on -machine memory-backend=ram. It ends with an error where the pool is too short.",
+                        "With libvirt put <memoryBacking><hugepages><page size='{}' \
+                         unit='KiB'/></hugepages></memoryBacking> into the domain (virsh edit). With QEMU \
+                         alone give -object \
+                         memory-backend-memfd,id=ram,size=SIZE,hugetlb=on,hugetlbsize={page},share=on,prealloc=on \
+                         -machine memory-backend=ram. It ends with an error where the pool is too short.",
                         memory.page_size >> 10
                     )),
                     Step::by_hand(
@@ -146,8 +163,8 @@ impl Program {
                 ],
                 if memory.file.contains("libvirt") { sources::LIBVIRT } else { sources::QEMU },
             ),
-            // Neither can take pages of a pool. memcached's -L asks for transparent ones, and each of those in private memory keeps
-            // a page table in reserve: no table is saved.
+            // Neither can take pages of a pool. memcached's -L asks for transparent ones, and each of those
+            // in private memory keeps a page table in reserve: no table is saved.
             Program::Redis | Program::Memcached => return None,
             Program::Dpdk | Program::Other => {
                 let size = if memory.is_default {
@@ -157,7 +174,8 @@ impl Program {
                 };
                 let tell = if memory.file.starts_with("SysV") {
                     format!(
-                        "shmget with SHM_HUGETLB{size}; its user needs CAP_IPC_LOCK or the group of vm.hugetlb_shm_group"
+                        "shmget with SHM_HUGETLB{size}; its user needs CAP_IPC_LOCK or the group of \
+                         vm.hugetlb_shm_group"
                     )
                 } else if memory.file.starts_with("memfd") {
                     format!("memfd_create with MFD_HUGETLB{size}")
@@ -170,7 +188,8 @@ impl Program {
                 (
                     vec![
                         Step::by_hand(format!(
-                            "Let the program ask for huge pages: {tell}. A program that cannot be changed and takes SysV segments can be started by hugectl --shm (libhugetlbfs)."
+                            "Let the program ask for huge pages: {tell}. A program that cannot be changed \
+                             and takes SysV segments can be started by hugectl --shm (libhugetlbfs)."
                         )),
                         restart("it"),
                     ],

@@ -105,7 +105,9 @@ impl File<'_> {
                 0,
                 format!("The mappings differ in the flags {}.", names.join(", ")),
                 vec![Step::by_hand(
-                    "Map it with the same flags everywhere. In VmFlags nr is MAP_NORESERVE, dc is MADV_DONTFORK, dd is MADV_DONTDUMP, um is a userfaultfd, kN is protection key N, sd comes and goes with /proc/PID/clear_refs.",
+                    "Map it with the same flags everywhere. In VmFlags nr is MAP_NORESERVE, dc is \
+                     MADV_DONTFORK, dd is MADV_DONTDUMP, um is a userfaultfd, kN is protection key N, sd \
+                     comes and goes with /proc/PID/clear_refs.",
                 )],
                 sources::SMAPS,
             ));
@@ -117,7 +119,9 @@ impl File<'_> {
                 "userfaultfd",
                 userfaultfd.saturating_sub(1) * page,
                 0,
-                "Linux shares no table where a userfaultfd waits for write-protect or minor faults (live migration, snapshots).".into(),
+                "Linux shares no table where a userfaultfd waits for write-protect or minor faults (live \
+                 migration, snapshots)."
+                    .into(),
                 vec![Step::by_hand("Let that end, then map the memory anew.")],
                 sources::USERFAULTFD,
             ));
@@ -140,7 +144,8 @@ impl File<'_> {
                 (own - 1) * page,
                 0,
                 format!(
-                    "{} slots could share, but got a table of their own at another time: before a partner was there, or with another protection.",
+                    "{} slots could share, but got a table of their own at another time: before a partner \
+                     was there, or with another protection.",
                     human::count(own)
                 ),
                 vec![Step::by_hand("Start those processes again, or map the memory anew.")],
@@ -170,7 +175,8 @@ impl File<'_> {
             ),
             steps: vec![
                 Step::by_hand(format!(
-                    "Add hugepagesz=1G hugepages={count} to the kernel's command line and boot: later there is seldom a free {unit} in one piece."
+                    "Add hugepagesz=1G hugepages={count} to the kernel's command line and boot: later there \
+                     is seldom a free {unit} in one piece."
                 )),
                 Step::by_hand(how),
                 Step::by_hand(
@@ -199,12 +205,14 @@ impl File<'_> {
         let distances: BTreeSet<u64> = shared.iter().map(|shape| phase(shape, geometry)).collect();
         Some((
             format!(
-                "Its mappings in {} lie at {} different distances from a multiple of {unit}, and only those at one distance share.",
+                "Its mappings in {} lie at {} different distances from a multiple of {unit}, and only those \
+                 at one distance share.",
                 human::processes(self.group.pids.len() as u64),
                 distances.len()
             ),
             Step::by_hand(format!(
-                "Let {others} map it at {place:#x}, or any other address that differs from it by a multiple of {unit} ({slot:#x}): pass the address to mmap or shmat, or map it once and fork."
+                "Let {others} map it at {place:#x}, or any other address that differs from it by a multiple \
+                 of {unit} ({slot:#x}): pass the address to mmap or shmat, or map it once and fork."
             )),
         ))
     }

@@ -87,7 +87,8 @@ pub fn answer(host: &Host) -> Vec<Account> {
             building
         })
         .collect();
-    // Looking at every descriptor of the host costs most: only where pages are missing, or a file waits to be called left.
+    // Looking at every descriptor of the host costs most: only where pages are missing, or a file waits to be
+    // called left.
     let is_short = |building: &Building| building.unexplained() > 0;
     if !left.is_empty() || accounts.iter().any(is_short) {
         let mut seen: HashSet<_> = known.clone();
@@ -174,12 +175,14 @@ impl Building<'_> {
         }
     }
 
-    /// Segments that nobody has attached. The kernel does not tell of what pages they are: only as many are counted as are missing.
+    /// Segments that nobody has attached. The kernel does not tell of what pages they are: only as many are
+    /// counted as are missing.
     fn segments(&mut self, segments: &[Segment], entries: u64) {
         let size = self.pool.page_size;
         for segment in segments.iter().filter(|segment| segment.resident.is_multiple_of(size)) {
             let all = segment.size.div_ceil(size);
-            // Linux 6.7 and later count each base page of a huge page as a huge one (hugetlbfs' nrpages changed its unit).
+            // Linux 6.7 and later count each base page of a huge page as a huge one (hugetlbfs' nrpages
+            // changed its unit).
             let readings = [segment.resident / size, segment.resident / size / entries];
             let promised = |pages| all - pages;
             let fits = |pages: &u64| {
@@ -280,7 +283,8 @@ pub fn advise(pool: &Pool, account: &Account) -> Vec<Advice> {
             "left-files",
             pages,
             format!(
-                "{} pages of {size} are held by {} on hugetlbfs that no process maps or has open{}: a program that was killed leaves them (DPDK and SPDK, QEMU with mem-path).",
+                "{} pages of {size} are held by {} on hugetlbfs that no process maps or has open{}: a \
+                 program that was killed leaves them (DPDK and SPDK, QEMU with mem-path).",
                 human::count(pages),
                 if left.len() == 1 { "a file" } else { "files" },
                 age.map_or(String::new(), |age| format!(", changed {} ago", human::duration(age)))

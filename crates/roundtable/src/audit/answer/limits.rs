@@ -1,4 +1,5 @@
-//! Limits that keep a program from pages that the pool has: control groups, mounts, nodes, surplus pages, locked memory.
+//! Limits that keep a program from pages that the pool has: control groups, mounts, nodes, surplus pages,
+//! locked memory.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -85,7 +86,8 @@ pub fn of_process(host: &Host, process: &Process) -> Vec<Limit> {
             used: 0,
             failures: 0,
             what: format!(
-                "it may lock {} (RLIMIT_MEMLOCK); SysV segments of huge pages need CAP_IPC_LOCK or the group of vm.hugetlb_shm_group, which is {}",
+                "it may lock {} (RLIMIT_MEMLOCK); SysV segments of huge pages need CAP_IPC_LOCK or the \
+                 group of vm.hugetlb_shm_group, which is {}",
                 human::bytes(soft),
                 host.source.text("proc/sys/vm/hugetlb_shm_group").unwrap_or_default().trim()
             ),
@@ -131,7 +133,8 @@ impl Groups {
         }
     }
 
-    /// The folders of a process's group and of those above it, the deepest first; behind each whether it is of the second version.
+    /// The folders of a process's group and of those above it, the deepest first; behind each whether it is
+    /// of the second version.
     pub fn folders(&self, source: &Source, pid: i32) -> Vec<Folder<'_>> {
         let text = source.text(&format!("proc/{pid}/cgroup")).unwrap_or_default();
         let path = |wanted: &str| {
@@ -267,7 +270,8 @@ fn group_limits(source: &Source, folder: &Folder, pool: &Pool) -> Vec<Limit> {
     found.collect()
 }
 
-/// For advice to put a program on huge pages: before anything else, the limits of its control groups that would not let it.
+/// For advice to put a program on huge pages: before anything else, the limits of its control groups that
+/// would not let it.
 pub fn raise(host: &Host, advices: &mut [Advice]) {
     let wants = advices.iter_mut().filter(|advice| advice.id == "huge-pages" && advice.pages.is_some());
     let groups = Groups::find(host.source);
@@ -283,7 +287,9 @@ pub fn raise(host: &Host, advices: &mut [Advice]) {
         let steps = short.map(|one| {
             let bytes = one.used + wanted;
             let what = format!(
-                "Its control group may have {} of these pages, and needs {}: raise the limit. In Kubernetes that is hugepages-{}i in the container's resources; written here it lasts until the group is made anew.",
+                "Its control group may have {} of these pages, and needs {}: raise the limit. In Kubernetes \
+                 that is hugepages-{}i in the container's resources; written here it lasts until the group \
+                 is made anew.",
                 human::bytes(one.limit),
                 human::bytes(bytes),
                 human::bytes(pages.size).replace(' ', "").replace("iB", "")
@@ -316,7 +322,8 @@ fn of_mount(host: &Host, mount: &MountPoint) -> Option<Limit> {
         used,
         failures: 0,
         what: format!(
-            "the mount's size= lets its files have {}, and they have {}: a touch beyond it ends with SIGBUS, whatever the pool has (mount -o remount,size=... raises it)",
+            "the mount's size= lets its files have {}, and they have {}: a touch beyond it ends with \
+             SIGBUS, whatever the pool has (mount -o remount,size=... raises it)",
             human::bytes(limit),
             human::bytes(used)
         ),
@@ -332,11 +339,15 @@ fn overcommit(pool: &Pool) -> Option<Limit> {
         used: pool.surplus * pool.page_size,
         failures: 0,
         what: format!(
-            "{} surplus pages of {} are in use, all that nr_overcommit_hugepages allows: the next program finds the pool empty",
+            "{} surplus pages of {} are in use, all that nr_overcommit_hugepages allows: the next program \
+             finds the pool empty",
             human::count(pool.surplus),
             human::bytes(pool.page_size)
         ),
-        subject: Subject { file: format!("pool of {} pages", human::bytes(pool.page_size)), ..Subject::default() },
+        subject: Subject {
+            file: format!("pool of {} pages", human::bytes(pool.page_size)),
+            ..Subject::default()
+        },
     })
 }
 
@@ -365,7 +376,8 @@ fn nodes(host: &Host) -> Vec<Limit> {
             used: 0,
             failures: 0,
             what: format!(
-                "it may use the memory of node {list} only, where the pool of {} has no free page; {} are free on others",
+                "it may use the memory of node {list} only, where the pool of {} has no free page; {} are \
+                 free on others",
                 human::bytes(pool.page_size),
                 human::count(pool.free)
             ),
@@ -406,7 +418,8 @@ mod tests {
         };
         put(
             "proc/self/mountinfo",
-            "30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n31 1 0:27 / /cg/hugetlb rw - cgroup cgroup rw,hugetlb\n",
+            "30 1 0:26 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw\n31 1 0:27 / /cg/hugetlb rw - cgroup cgroup \
+             rw,hugetlb\n",
         );
         put("proc/7/cgroup", "4:hugetlb:/old\n0::/kubepods.slice/pod1.slice\n");
         put("sys/fs/cgroup/kubepods.slice/hugetlb.2MB.max", "max\n");

@@ -1,7 +1,7 @@
 //! Large private memory on base pages, of a program that can be told to take huge pages for it.
 //!
-//! Such a program maps its memory at the start and sets huge pages aside for all of it, touched or not. So the pool needs pages
-//! for what is mapped, and the tables that are saved are those of what is in place.
+//! Such a program maps its memory at the start and sets huge pages aside for all of it, touched or not. So
+//! the pool needs pages for what is mapped, and the tables that are saved are those of what is in place.
 
 use super::tables::{Owner, family};
 use crate::audit::advice::program::{Memory, Program};
@@ -46,7 +46,8 @@ impl Large {
     }
 }
 
-/// What a program's processes have of it, each looked into as far as there is time; of the others all that is anonymous counts.
+/// What a program's processes have of it, each looked into as far as there is time; of the others all that is
+/// anonymous counts.
 fn large(host: &Host, owner: &Owner, page_size: u64) -> Large {
     let geometry = host.source.geometry;
     let name = owner.programs.first().map_or("", |name| family(name));
@@ -97,7 +98,8 @@ pub fn advise(host: &Host, owner: &Owner, worth: Worth) -> Option<Advice> {
     steps.insert(
         0,
         Step::by_hand(format!(
-            "Give the pool {} pages of {} for it (see grow-pool), and check that it has got them. They are for all that the program has mapped; a larger setting needs more.",
+            "Give the pool {} pages of {} for it (see grow-pool), and check that it has got them. They are \
+             for all that the program has mapped; a larger setting needs more.",
             human::count(large.pages),
             human::bytes(pool.page_size)
         )),

@@ -199,15 +199,18 @@ fn sparse(host: &Host, owner: &Owner, worth: Worth) -> Option<Advice> {
     }
     let frees = host.kernel.version.is_some_and(|version| version >= RECLAIMS);
     let what = if frees {
-        "Let the program give back whole ranges with munmap or MADV_DONTNEED; this kernel then frees their tables, where it is built with CONFIG_PT_RECLAIM."
+        "Let the program give back whole ranges with munmap or MADV_DONTNEED; this kernel then frees their \
+         tables, where it is built with CONFIG_PT_RECLAIM."
     } else {
-        "Let the program give back whole ranges with munmap: after MADV_DONTNEED and free() this kernel keeps the tables (Linux 6.14 and later free them)."
+        "Let the program give back whole ranges with munmap: after MADV_DONTNEED and free() this kernel \
+         keeps the tables (Linux 6.14 and later free them)."
     };
     Some(Advice {
         id: "sparse-memory",
         subject: owner.subject(),
         situation: format!(
-            "{} of page tables for {} of memory in place: {} are what so much memory needs. The tables are of memory that was given back, or of which a page here and there is used.",
+            "{} of page tables for {} of memory in place: {} are what so much memory needs. The tables are \
+             of memory that was given back, or of which a page here and there is used.",
             human::bytes(owner.private),
             human::bytes(owner.resident),
             human::bytes(dense)
