@@ -1,13 +1,9 @@
 //! The handle to the whole subsystem: pools, protocol, fault mutexes, counters.
 
-use alloc::boxed::Box;
-
 use crate::addr::PageSize;
-use crate::error::Result;
-use crate::file::File;
 use crate::machine::Machine;
 use crate::pool::Pool;
-use crate::sharing::{Protocol, ProtocolKind};
+use crate::protocol::ProtocolKind;
 use crate::stats::{Counters, SharingStatistics};
 use crate::sync::{Arc, Ordering, Tally};
 
@@ -31,7 +27,6 @@ pub struct Hugetlb<M: Machine> {
     machine: Arc<M>,
     config: Config,
     pools: [Arc<Pool<M>>; 2],
-    protocol: Box<dyn Protocol<M>>,
     counters: Counters,
     /// What the tables of all files are counted by.
     tables: Arc<filetables::Counts>,
@@ -46,7 +41,6 @@ impl<M: Machine> Hugetlb<M> {
             pools: PageSize::ALL.map(|size| Arc::new(Pool::new(machine.clone(), size))),
             machine,
             config,
-            protocol: config.protocol.protocol(),
             counters: Counters::default(),
             tables: Arc::default(),
             next_id: Tally::new(1),
@@ -93,22 +87,6 @@ impl<M: Machine> Hugetlb<M> {
         counted.attachments += self.tables.attachments();
         counted.reached += self.tables.reached();
         counted
-    }
-
-    /// A file of `bytes` that no mount limits, for `MAP_ANONYMOUS | MAP_HUGETLB`, `shmget(SHM_HUGETLB)` and
-    /// `memfd_create(MFD_HUGETLB)`; promises come with [`File::reserve`] or the mapping.
-    ///
-    /// # Errors
-    ///
-    /// [`crate::Error::Invalid`] when `bytes` is not a multiple of the page size.
-    pub fn anonymous_file(self: &Arc<Self>, size: PageSize, bytes: u64) -> Result<Arc<File<M>>> {
-        let file = File::new(self.clone(), size, None, None);
-        file.set_initial_size(bytes)?;
-        Ok(file)
-    }
-
-    pub(crate) fn protocol(&self) -> &dyn Protocol<M> {
-        &*self.protocol
     }
 
     pub(crate) fn table_counts(&self) -> Arc<filetables::Counts> {

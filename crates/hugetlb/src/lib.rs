@@ -19,15 +19,22 @@ extern crate std;
 #[macro_use]
 pub mod mutant;
 
+#[macro_use]
+mod protocol;
+
 mod addr;
+mod area;
 mod error;
 mod file;
 mod hugetlb;
 pub mod machine;
 mod mapping;
+mod operation;
 mod pool;
+mod range_list;
 mod reserve;
 mod sharing;
+mod state;
 mod stats;
 mod superblock;
 pub mod sync;
@@ -42,13 +49,15 @@ struct Readme;
 
 pub use addr::{PageIndex, PageSize, PhysAddr, SLOT_SIZE, TABLE_ENTRIES, TABLE_SIZE, VirtAddr};
 pub use error::{Error, FaultError, OutOfMemory, Result};
-pub use file::{Chunk, FallocateMode, File, FileStatistics, MAX_FILE_SIZE, MapOptions, MapRequest, PageRef};
+pub use file::{Chunk, File, FileStatistics, MAX_FILE_SIZE, PageRef};
 pub use filetables::{self, EntryValue, Format, Level, Protection, lock_api};
 pub use hugetlb::{Config, Hugetlb};
 pub use machine::{Entry, Flush, Machine, Space, TableEntries};
-pub use mapping::{Access, CheckRound, Fill, Mapping, Presence, Resident};
+pub use mapping::{CheckRound, Mapping, Presence, Resident};
+pub use operation::{FallocateMode, MapOptions, MapRequest};
 pub use pool::{Pool, PoolStatistics};
-pub use sharing::ProtocolKind;
+pub use protocol::ProtocolKind;
+pub use sharing::{Access, Fill};
 pub use stats::{Fallback, SharingStatistics};
 pub use superblock::{HUGETLBFS_MAGIC, InodeCharge, Limit, MountOptions, MountStatistics, Superblock};
 pub use token::SpaceToken;

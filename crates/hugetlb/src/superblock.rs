@@ -4,10 +4,9 @@ use core::fmt;
 
 use crate::addr::PageSize;
 use crate::error::{Error, Result};
-use crate::file::File;
 use crate::hugetlb::Hugetlb;
 use crate::machine::Machine;
-use crate::reserve::Subpool;
+use crate::pool::Subpool;
 use crate::sync::{Arc, Spin};
 
 /// `f_type` of statfs(2).
@@ -177,20 +176,14 @@ impl<M: Machine> Superblock<M> {
         Ok(InodeCharge { superblock: self.clone() })
     }
 
-    /// A new, empty file.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::NoSpace`] when `nr_inodes=` is used up.
-    pub fn create_file(self: &Arc<Self>) -> Result<Arc<File<M>>> {
-        let inode = self.charge_inode()?;
-        Ok(File::new(self.hugetlb.clone(), self.page_size, self.subpool.clone(), Some(inode)))
+    /// The quota, if the mount has limits.
+    pub(crate) fn subpool(&self) -> Option<&Arc<Subpool<M>>> {
+        self.subpool.as_ref()
     }
 
-    /// A new, empty file whose inode the host has counted by [`Superblock::charge_inode`], and keeps counted as long as the
-    /// file lives.
-    pub fn create_charged_file(&self) -> Arc<File<M>> {
-        File::new(self.hugetlb.clone(), self.page_size, self.subpool.clone(), None)
+    /// The subsystem of the mount.
+    pub(crate) fn hugetlb(&self) -> &Arc<Hugetlb<M>> {
+        &self.hugetlb
     }
 
     /// What statfs(2) tells.

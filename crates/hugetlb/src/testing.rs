@@ -12,7 +12,7 @@ use crate::addr::{PageSize, PhysAddr, VirtAddr};
 use crate::error::OutOfMemory;
 use crate::hugetlb::{Config, Hugetlb};
 use crate::machine::{Flush, Machine, Space, TableEntries};
-use crate::sharing::ProtocolKind;
+use crate::protocol::ProtocolKind;
 use crate::sync::{Arc, AtomicU64, Ordering};
 
 const TABLES: usize = 64;

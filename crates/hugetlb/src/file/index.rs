@@ -56,14 +56,14 @@ impl<M: Machine> IndexLock<'_, M> {
 
 /// The fault mutexes of a run of pages, at most [`REMOVED_AT_A_TIME`]. Only a removal holds more than one, and the size lock
 /// admits one removal at a time.
-pub(super) struct RunLock<'f, M: Machine> {
+pub(crate) struct RunLock<'f, M: Machine> {
     run: Range<u64>,
     _mutexes: [Option<MutexGuard<'f, M, ()>>; REMOVED_AT_A_TIME as usize],
 }
 
 impl<M: Machine> RunLock<'_, M> {
     /// The indices that are locked.
-    pub(super) fn run(&self) -> Range<u64> {
+    pub(crate) fn run(&self) -> Range<u64> {
         self.run.clone()
     }
 }
@@ -80,7 +80,7 @@ impl<M: Machine> File<M> {
     }
 
     /// Takes the fault mutexes of a run of pages; `None` when the file never had a page.
-    pub(super) fn lock_run(&self, run: Range<u64>) -> Option<RunLock<'_, M>> {
+    pub(crate) fn lock_run(&self, run: Range<u64>) -> Option<RunLock<'_, M>> {
         let mutexes = self.fault_mutexes.0.get()?;
         let mut guards = [const { None }; REMOVED_AT_A_TIME as usize];
         for (guard, index) in guards.iter_mut().zip(run.clone()) {

@@ -4,14 +4,14 @@ use core::ops::Range;
 
 use filetables::{Format, Level, Protection};
 
-use super::copies::{self, Private};
-use super::{Area, Batch, Exclusive, Mapping, Placement, next_slot};
+use super::Mapping;
 use crate::addr::{PageIndex, VirtAddr};
+use crate::area::{self, Area, Exclusive, Placement, Private};
 use crate::error::{Error, OutOfMemory, Result};
 use crate::file::File;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
-use crate::sharing::Purpose;
+use crate::sharing::{Batch, Purpose, next_slot};
 use crate::sync::{Arc, Ordering};
 
 impl<M: Machine> Mapping<M> {
@@ -23,7 +23,7 @@ impl<M: Machine> Mapping<M> {
             return;
         }
         {
-            let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+            let _fence = self.file.protocol().change_fence(&self.file);
             // Held over the flush: as in `drop`.
             let mut placement = self.area.lock();
             let mut batch = Batch::new(&self.file);
@@ -99,7 +99,7 @@ impl<M: Machine> Mapping<M> {
             return Ok(false);
         }
         let mut batch = Batch::new(&self.file);
-        let left = self.file.hugetlb().protocol().leave_slot(&self.area, &placement, address, &mut batch)?;
+        let left = self.file.protocol().leave_slot(&self.area, &placement, address, &mut batch)?;
         batch.finish();
         Ok(left)
     }
@@ -132,7 +132,7 @@ impl<M: Machine> Mapping<M> {
     /// [`Error::Invalid`] when the range is not of whole pages of the mapping.
     pub fn discard(&self, range: Range<VirtAddr>) -> Result<()> {
         let indices = self.indices(&range).ok_or(Error::Invalid)?;
-        let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+        let _fence = self.file.protocol().change_fence(&self.file);
         // Held over the flush: as in `drop`.
         let placement = self.area.lock();
         let mut batch = Batch::new(&self.file);
@@ -153,7 +153,7 @@ impl<M: Machine> Mapping<M> {
             return Err(Error::Invalid);
         }
         {
-            let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+            let _fence = self.file.protocol().change_fence(&self.file);
             // Held over the flush: as in `drop`.
             let mut placement = self.area.lock();
             let mut batch = Batch::new(&self.file);
@@ -181,7 +181,7 @@ impl<M: Machine> Mapping<M> {
         }
         let lower_pages = (at.0 - self.start().0) >> size.shift();
         let middle = self.placement.first + lower_pages;
-        let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+        let _fence = self.file.protocol().change_fence(&self.file);
         // Held until both halves are on the list and the flush is done. In between nobody can share the slot again:
         // Linux let a fault do so (CVE-2025-38084).
         let mut placement = self.area.lock();
@@ -197,7 +197,7 @@ impl<M: Machine> Mapping<M> {
         let place = self.area.is_listed().then(|| area.place(machine)).transpose()?;
         let mut batch = Batch::new(&self.file);
         // The slot that the cut goes through has two mappings from now on.
-        let protocol = self.file.hugetlb().protocol();
+        let protocol = self.file.protocol();
         let is_cut = self.is_shared()
             && !Mutant::SplitSlotKept.is_on()
             && protocol.leave_cut_slot(&self.area, &placement, at, &mut batch);
@@ -237,11 +237,11 @@ impl<M: Machine> Area<M> {
         if lower.has_marks() {
             self.set_has_marks();
         }
-        copies::split_off(file.hugetlb().machine(), lower.private(), from, self.private());
+        area::split_off(file.hugetlb().machine(), lower.private(), from, self.private());
         if lower.has_joined() {
             let joined = self.join(file);
             debug_assert!(joined.is_ok(), "a space that is known needs no memory to be known twice");
         }
-        lower.split_tables(held, from, self);
+        file.protocol().split(lower, held, from.0, self);
     }
 }

@@ -10,9 +10,11 @@ use core::ops::Range;
 
 use filetables::{Entry, EntryValue, Format, Found, Level, Seen, Slot, Space};
 
-use super::{CheckRound, Mapping, Placement};
+use super::{CheckRound, Mapping};
 use crate::addr::{PageIndex, PhysAddr, VirtAddr};
+use crate::area::Placement;
 use crate::machine::Machine;
+use crate::sharing::Table;
 use crate::sync::Ordering;
 
 type Check = core::result::Result<(), String>;
@@ -71,7 +73,7 @@ impl<M: Machine> Mapping<M> {
         let value = entry.load(Ordering::Acquire);
         let frame = M::Format::table_frame(value);
         round.found_attachment();
-        if let Some(table) = self.area.table(PageIndex(slot.window.first)) {
+        if let Some(table) = self.file.protocol().table(&self.area, slot.window.first) {
             return self.check_adopted(placement, slot, &table, frame, round);
         }
         if M::Format::table_exceeds(value, placement.protection) {
@@ -94,21 +96,20 @@ impl<M: Machine> Mapping<M> {
         &self,
         placement: &Placement,
         slot: Slot,
-        table: &crate::sharing::Table<M>,
+        table: &Table,
         frame: PhysAddr,
         round: &mut CheckRound<M>,
     ) -> Check {
-        if table.frame() != frame {
+        if table.frame != frame {
             return Err(format!(
                 "invariant 3: {:?} leads to the table {frame:?}, which does not belong there ({:?})",
-                slot.address,
-                table.frame()
+                slot.address, table.frame
             ));
         }
-        if !round.found_table(frame, table.sharers()) {
+        if !round.found_table(frame, table.sharers) {
             return Ok(());
         }
-        for (number, entry) in table.entries(self.file.hugetlb().machine()).iter().enumerate() {
+        for (number, entry) in self.file.hugetlb().machine().table(frame).iter().enumerate() {
             let index = PageIndex(slot.window.first + number as u64);
             let value = entry.load(Ordering::Acquire);
             if value == EntryValue::default() {

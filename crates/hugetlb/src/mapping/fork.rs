@@ -2,12 +2,12 @@
 
 use filetables::{Format, Protection};
 
-use super::copies::{self, Private};
-use super::{Batch, Mapping, place_at_once};
+use super::{Mapping, place_at_once};
+use crate::area::{self, Private};
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
-use crate::sharing::Purpose;
+use crate::sharing::{Batch, Purpose};
 use crate::sync::Ordering;
 use crate::token::SpaceToken;
 
@@ -24,13 +24,13 @@ impl<M: Machine> Mapping<M> {
     /// [`OutOfMemory`] when [`Machine::take_step`] says so: a private mapping may have very many copies. Nothing has changed then.
     pub fn fork(&self, child: &mut SpaceToken<M::Space>) -> Result<Mapping<M>, OutOfMemory> {
         let space = child.space().clone();
-        let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+        let _fence = self.file.protocol().change_fence(&self.file);
         // Held until the child is on the list and the parent's entries are read-only in every TLB.
         let placement = self.area.lock();
         let private = self.area.private();
         let copies = match self.is_shared() {
             true => Private::new(false, false),
-            false => copies::fork(self.file.hugetlb().machine(), private)?,
+            false => area::fork(self.file.hugetlb().machine(), private)?,
         };
         let has_copies = !copies.is_empty();
         let area = self.new_area(space, *placement, copies);

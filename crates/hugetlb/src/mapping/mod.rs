@@ -24,40 +24,33 @@
 //! * The end of the file may move in front of the index. The fault looks at the size once more in the critical section
 //!   that adds the page to the cache; a page that was mapped just before is met by the truncation's own walk.
 
-mod area;
-mod batch;
 mod change;
 mod check;
-mod copies;
+mod entries;
 mod fault;
 mod fork;
 mod private;
 mod query;
 mod round;
-mod share;
 #[cfg(test)]
 mod tests;
 mod userfault;
 
 use filetables::{Protection, Space};
 
-pub(crate) use area::{Area, Exclusive, Placement, next_slot};
-pub(crate) use batch::Batch;
-use copies::Private;
-pub use fault::Access;
-pub(crate) use fault::{Fault, publish};
 pub use query::Resident;
 pub use round::CheckRound;
-pub(crate) use share::Share;
-pub use userfault::{Fill, Presence};
+pub use userfault::Presence;
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
+use crate::area::{self, Area, Placement, Private};
 use crate::error::OutOfMemory;
-use crate::file::{File, Place};
+use crate::file::File;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
+use crate::range_list::Place;
 use crate::reserve;
-use crate::sharing::Purpose;
+use crate::sharing::{Batch, Purpose};
 use crate::stats::Fallback;
 use crate::sync::Arc;
 use crate::token::SpaceToken;
@@ -92,7 +85,8 @@ impl<M: Machine> NewMapping<M> {
         // The promise comes later.
         let private = Private::new(false, false);
         let id = file.hugetlb().next_id();
-        let area = Area::new(id, space, shared, file.page_size(), placement, private);
+        let state = file.protocol().area_state();
+        let area = Area::new(id, space, shared, file.page_size(), placement, private, state);
         Ok(NewMapping { place: place_at_once(file, &area)?, area, placement })
     }
 
@@ -115,7 +109,7 @@ fn place_at_once<M: Machine>(
     area: &Arc<Area<M>>,
 ) -> Result<Option<Place<Arc<Area<M>>>>, OutOfMemory> {
     // Private copies are found by the list.
-    let at_once = !area.is_shared() || file.hugetlb().protocol().lists_all();
+    let at_once = !area.is_shared() || file.protocol().lists_all();
     at_once.then(|| area.place(file.hugetlb().machine())).transpose()
 }
 
@@ -129,6 +123,7 @@ impl<M: Machine> Mapping<M> {
             self.page_size(),
             placement,
             private,
+            self.file.protocol().area_state(),
         )
     }
 
@@ -148,7 +143,7 @@ impl<M: Machine> Mapping<M> {
     /// As [`Mapping::attach`], for a part of the mapping that covers as much of its slots as the mapping does.
     fn attach_part(&self, part: &Placement) {
         if self.is_shared() {
-            self.file.hugetlb().protocol().attach(&self.file, &self.area, part);
+            self.file.protocol().attach(&self.file, &self.area, part);
         }
     }
 
@@ -204,7 +199,7 @@ impl<M: Machine> Mapping<M> {
 
     fn end(&mut self) {
         self.is_unmapped = true;
-        let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+        let _fence = self.file.protocol().change_fence(&self.file);
         if Mutant::LeaveBeforeFlush.is_on() {
             self.area.leave(&self.file);
         }
@@ -228,7 +223,7 @@ impl<M: Machine> Mapping<M> {
         if !Mutant::PromiseOfMappingLost.is_on() {
             reserve::unreserve(self.file.pool(), self.file.subpool(), unused);
         }
-        copies::forget(self.file.hugetlb().machine(), self.area.private());
+        area::forget(self.file.hugetlb().machine(), self.area.private());
     }
 }
 

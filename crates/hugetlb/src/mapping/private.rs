@@ -2,16 +2,14 @@
 
 use filetables::{Entry, EntryValue, Format, Protection};
 
-use super::copies::{Private, Room};
-use super::{Access, Batch, Share};
 use crate::addr::PageIndex;
+use crate::area::{Placement, Private, Room, Share};
 use crate::error::{FaultError, OutOfMemory};
 use crate::machine::Machine;
-use crate::mapping::area::Placement;
-use crate::mapping::fault::Fault;
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::reserve;
+use crate::sharing::{Access, Batch, Fault};
 use crate::sync::{Arc, Ordering};
 
 enum Failure<M: Machine> {

@@ -6,6 +6,7 @@ use filetables::{EntryValue, Format, Found, Protection};
 
 use super::Mapping;
 use crate::addr::{PhysAddr, VirtAddr};
+use crate::area::Placement;
 use crate::error::FaultError;
 use crate::machine::Machine;
 
@@ -99,7 +100,7 @@ impl<M: Machine> Mapping<M> {
         }
     }
 
-    fn count_entries(&self, placement: &super::Placement, indices: Range<u64>) -> u64 {
+    fn count_entries(&self, placement: &Placement, indices: Range<u64>) -> u64 {
         let entry = |index: &u64| {
             let address = self.area.address(placement, *index);
             self.area.leaf(&self.file, placement, address) != EntryValue::default()

@@ -9,16 +9,13 @@ use core::ops::Range;
 
 use filetables::{EntryValue, Format, Protection};
 
-use super::{Access, Area, Batch, Fault, Mapping};
-use crate::addr::{PageIndex, PhysAddr, VirtAddr};
+use super::Mapping;
+use crate::addr::VirtAddr;
+use crate::area::Area;
 use crate::error::{Error, FaultError, OutOfMemory, Result};
 use crate::machine::Machine;
-use crate::pool::Page;
-use crate::sharing::Purpose;
+use crate::sharing::{Access, Batch, Fault, Fill, Purpose};
 use crate::sync::Ordering;
-
-/// How [`Mapping::fill`] writes a page: it gets the frame, which nobody else knows yet.
-pub type Fill<'f> = &'f dyn Fn(PhysAddr);
 
 /// What there is of a page before a fault, whether the address space has an entry for it or not.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -42,7 +39,7 @@ impl<M: Machine> Mapping<M> {
     ///
     /// [`OutOfMemory`] when there is none for its place on the file's list; nothing has changed then.
     pub fn keep_unshared(&self) -> core::result::Result<(), OutOfMemory> {
-        let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+        let _fence = self.file.protocol().change_fence(&self.file);
         // Held over the flush: as in `drop`.
         let placement = self.area.lock();
         if !self.is_shared() || self.area.is_unshared() {
@@ -74,7 +71,7 @@ impl<M: Machine> Mapping<M> {
         if self.is_shared() && !self.area.is_unshared() {
             return Err(Error::Invalid);
         }
-        let _fence = self.file.hugetlb().protocol().change_fence(&self.file);
+        let _fence = self.file.protocol().change_fence(&self.file);
         // Held over the flush: as in `drop`.
         let placement = self.area.lock();
         self.area.withhold(indices.clone(), withhold);
@@ -151,7 +148,7 @@ impl<M: Machine> Mapping<M> {
     /// As [`Mapping::fault`]: [`FaultError::Sigbus`] behind the end of the file and without a free page.
     pub fn fill(&self, address: VirtAddr, fill: Fill<'_>) -> core::result::Result<bool, FaultError> {
         let index = self.index(address).ok_or(FaultError::NotMapped)?;
-        let protocol = self.file.hugetlb().protocol();
+        let protocol = self.file.protocol();
         // In this order: as `Mapping::fault_then`.
         let _fence = protocol.fault_fence(&self.file);
         let fault = Fault {
@@ -193,28 +190,7 @@ impl<M: Machine> Mapping<M> {
     }
 }
 
-impl<M: Machine> Fault<'_, M> {
-    /// What the entry of the page may permit: not the stores that are withheld.
-    pub(crate) fn permitted(&self, protection: Protection) -> Protection {
-        if self.area.withholds(self.index.index()) { protection - Protection::WRITE } else { protection }
-    }
-
-    /// Writes the content of a fresh page: what the host says, else that of `origin`, else zeroes.
-    pub(super) fn initialise(&self, page: &Page<M>, origin: Option<&Page<M>>) {
-        match (self.fill, origin) {
-            (Some(fill), _) => fill(page.frame()),
-            (None, Some(origin)) => page.copy_from(origin),
-            (None, None) => page.zero(),
-        }
-    }
-}
-
 impl<M: Machine> Area<M> {
-    /// Whether stores to a page are withheld. The mapping lock, or the fault mutex of the index, is held.
-    pub(crate) fn withholds(&self, index: PageIndex) -> bool {
-        self.has_marks() && self.private().lock().withheld.contains(index.0)
-    }
-
     /// The indices are not poisoned any more.
     pub(super) fn heal(&self, indices: Range<u64>) {
         if self.has_marks() {

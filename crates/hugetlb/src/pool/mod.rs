@@ -12,10 +12,12 @@ mod check;
 mod free;
 mod page;
 mod resize;
+mod subpool;
 mod surplus;
 
 use free::{Chunk, FreeList};
 pub(crate) use page::Page;
+pub(crate) use subpool::Subpool;
 
 use crate::addr::{PageSize, PhysAddr};
 use crate::error::OutOfMemory;

@@ -1,9 +1,8 @@
 //! One huge page in use, which returns to its pool when the last owner is gone.
 
-use super::Pool;
+use super::{Pool, Subpool};
 use crate::addr::{PageSize, PhysAddr};
 use crate::machine::Machine;
-use crate::reserve::Subpool;
 use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering};
 
 /// A huge page outside the free list.
@@ -21,7 +20,7 @@ pub(crate) struct Page<M: Machine> {
     /// Entries that lead here from tables that are not the file's. An entry is subtracted only after its flush. The file's own
     /// tables are not counted: they are behind the same lock as the page.
     mapped: AtomicU64,
-    /// Mappings that have it as a private page, see [`crate::mapping::Share`].
+    /// Mappings that have it as a private page, see [`crate::area::Share`].
     shares: AtomicU64,
 }
 

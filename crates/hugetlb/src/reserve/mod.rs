@@ -7,14 +7,12 @@
 //! A mount with `size=` or `min_size=` has a [`Subpool`] between its files and the pool.
 
 mod regions;
-mod subpool;
 
 pub(crate) use regions::Regions;
-pub(crate) use subpool::Subpool;
 
 use crate::error::Result;
 use crate::machine::Machine;
-use crate::pool::Pool;
+use crate::pool::{Pool, Subpool};
 use crate::sync::Arc;
 
 /// Promises `pages` within a mount's limits.

@@ -10,24 +10,38 @@
 
 use core::ops::Range;
 
-use super::adopted::{self, Fence};
+use super::Fault;
+use super::adopted::{self, Adopted, Fence};
 use crate::error::FaultError;
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::Fault;
 use crate::mutant::Mutant;
 use crate::pool::Page;
-use crate::sync::{Arc, ReadGuard, WriteGuard};
+use crate::state::State;
+use crate::sync::{Arc, ReadGuard, RwLock, WriteGuard};
 
 pub(super) struct FileLock;
 
+pub(super) const PROTOCOL: Adopted<FileLock> = Adopted(FileLock);
+
+/// Held by all faults (for reading) and by what takes away (for writing).
+fn fence<M: Machine>(file: &File<M>) -> Option<&RwLock<M, ()>> {
+    let fence = adopted::fence(file)?.get();
+    debug_assert!(fence.is_some(), "the file has no fence");
+    fence
+}
+
 impl<M: Machine> Fence<M> for FileLock {
+    fn file_state(&self) -> State {
+        State::new(RwLock::<M, ()>::new(()))
+    }
+
     fn fault_fence<'f>(&self, file: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
-        (!Mutant::FaultNotFenced.is_on()).then(|| file.fence().read())
+        fence(file).filter(|_| !Mutant::FaultNotFenced.is_on()).map(|fence| fence.read())
     }
 
     fn change_fence<'f>(&self, file: &'f File<M>) -> Option<WriteGuard<'f, M, ()>> {
-        (!Mutant::ChangeNotFenced.is_on()).then(|| file.fence().write())
+        fence(file).filter(|_| !Mutant::ChangeNotFenced.is_on()).map(|fence| fence.write())
     }
 
     fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {
@@ -36,7 +50,7 @@ impl<M: Machine> Fence<M> for FileLock {
     }
 
     // It needs no pause: its caller holds the fence for writing, and who adopts is a fault.
-    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>) {
-        file.unmap_listed(run);
+    fn unmap_for_good(&self, _: &File<M>, run: Range<u64>, unmap: &dyn Fn(Range<u64>)) {
+        unmap(run);
     }
 }

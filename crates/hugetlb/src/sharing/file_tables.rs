@@ -21,18 +21,21 @@ use core::ops::Range;
 
 use filetables::{AttachTally, Attached, Entry, EntryValue, Format, Found, Slot, Space};
 
-use super::{Change, Protocol, Purpose};
+use super::{Batch, Change, Fault, Protocol, Purpose, Table, publish};
 use crate::addr::VirtAddr;
+use crate::area::{Area, Exclusive, Placement};
 use crate::error::{FaultError, OutOfMemory};
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Exclusive, Fault, Placement, publish};
 use crate::mutant::Mutant;
 use crate::pool::Page;
+use crate::state::State;
 use crate::stats::{Counters, Fallback};
 use crate::sync::{Arc, Ordering, ReadGuard, WriteGuard};
 
 pub(super) struct FileTables;
+
+pub(super) const PROTOCOL: FileTables = FileTables;
 
 fn count(counters: &Counters, tally: &AttachTally) {
     counters.shares.add(tally.shared);
@@ -71,6 +74,14 @@ fn attach_for_fault<M: Machine>(fault: &Fault<'_, M>, placement: &Placement) -> 
 }
 
 impl<M: Machine> Protocol<M> for FileTables {
+    fn file_state(&self) -> State {
+        State::NONE
+    }
+
+    fn area_state(&self) -> State {
+        State::NONE
+    }
+
     fn fault_fence<'f>(&self, _: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
         None
     }
@@ -123,7 +134,7 @@ impl<M: Machine> Protocol<M> for FileTables {
         address: VirtAddr,
         purpose: Purpose,
         batch: &mut Batch<'_, M>,
-    ) -> (Change<M>, Option<VirtAddr>) {
+    ) -> (Change, Option<VirtAddr>) {
         let (found, behind) = batch.file().content().look(area.space(), &area.extent(placement), address);
         let (slot, entry) = match found {
             Found::Attached(slot, entry) => (slot, entry),
@@ -209,7 +220,13 @@ impl<M: Machine> Protocol<M> for FileTables {
         Ok(true)
     }
 
-    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>) {
-        file.unmap_listed(run);
+    fn unmap_for_good(&self, _: &File<M>, run: Range<u64>, unmap: &dyn Fn(Range<u64>)) {
+        unmap(run);
+    }
+
+    fn split(&self, _: &Area<M>, _: &Exclusive<'_, M>, _: u64, _: &Area<M>) {}
+
+    fn table(&self, _: &Area<M>, _: u64) -> Option<Table> {
+        None
     }
 }

@@ -2,18 +2,29 @@
 
 use core::ops::Range;
 
-use super::{Change, Protocol, Purpose};
+use super::{Batch, Change, Fault, Protocol, Purpose, Table, next_slot, publish};
 use crate::addr::VirtAddr;
+use crate::area::{Area, Exclusive, Placement};
 use crate::error::{FaultError, OutOfMemory};
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Exclusive, Fault, Placement, next_slot, publish};
 use crate::pool::Page;
+use crate::state::State;
 use crate::sync::{Arc, ReadGuard, WriteGuard};
 
 pub(super) struct NoSharing;
 
+pub(super) const PROTOCOL: NoSharing = NoSharing;
+
 impl<M: Machine> Protocol<M> for NoSharing {
+    fn file_state(&self) -> State {
+        State::NONE
+    }
+
+    fn area_state(&self) -> State {
+        State::NONE
+    }
+
     fn fault_fence<'f>(&self, _: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
         None
     }
@@ -42,7 +53,7 @@ impl<M: Machine> Protocol<M> for NoSharing {
         address: VirtAddr,
         _: Purpose,
         _: &mut Batch<'_, M>,
-    ) -> (Change<M>, Option<VirtAddr>) {
+    ) -> (Change, Option<VirtAddr>) {
         (Change::Host, next_slot(address))
     }
 
@@ -60,7 +71,13 @@ impl<M: Machine> Protocol<M> for NoSharing {
         Ok(false)
     }
 
-    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>) {
-        file.unmap_listed(run);
+    fn unmap_for_good(&self, _: &File<M>, run: Range<u64>, unmap: &dyn Fn(Range<u64>)) {
+        unmap(run);
+    }
+
+    fn split(&self, _: &Area<M>, _: &Exclusive<'_, M>, _: u64, _: &Area<M>) {}
+
+    fn table(&self, _: &Area<M>, _: u64) -> Option<Table> {
+        None
     }
 }

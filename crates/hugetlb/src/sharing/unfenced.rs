@@ -8,17 +8,24 @@
 
 use core::ops::Range;
 
-use super::adopted::{self, Fence};
+use super::Fault;
+use super::adopted::{self, Adopted, Fence};
 use crate::error::FaultError;
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::Fault;
 use crate::pool::Page;
+use crate::state::State;
 use crate::sync::{Arc, ReadGuard, WriteGuard};
 
 pub(super) struct Unfenced;
 
+pub(super) const PROTOCOL: Adopted<Unfenced> = Adopted(Unfenced);
+
 impl<M: Machine> Fence<M> for Unfenced {
+    fn file_state(&self) -> State {
+        State::NONE
+    }
+
     fn fault_fence<'f>(&self, _: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
         None
     }
@@ -32,7 +39,7 @@ impl<M: Machine> Fence<M> for Unfenced {
         adopted::fault_letting_go(fault)
     }
 
-    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>) {
-        adopted::unmap_for_good(file, run);
+    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>, unmap: &dyn Fn(Range<u64>)) {
+        adopted::unmap_for_good(file, run, unmap);
     }
 }

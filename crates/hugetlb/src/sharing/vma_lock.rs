@@ -8,18 +8,25 @@
 
 use core::ops::Range;
 
-use super::adopted::{self, Fence};
+use super::Fault;
+use super::adopted::{self, Adopted, Fence};
 use crate::error::FaultError;
 use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::Fault;
 use crate::mutant::Mutant;
 use crate::pool::Page;
+use crate::state::State;
 use crate::sync::{Arc, ReadGuard, WriteGuard};
 
 pub(super) struct VmaLock;
 
+pub(super) const PROTOCOL: Adopted<VmaLock> = Adopted(VmaLock);
+
 impl<M: Machine> Fence<M> for VmaLock {
+    fn file_state(&self) -> State {
+        State::NONE
+    }
+
     fn fault_fence<'f>(&self, _: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
         None
     }
@@ -40,7 +47,7 @@ impl<M: Machine> Fence<M> for VmaLock {
         Ok(page)
     }
 
-    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>) {
-        adopted::unmap_for_good(file, run);
+    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>, unmap: &dyn Fn(Range<u64>)) {
+        adopted::unmap_for_good(file, run, unmap);
     }
 }

@@ -12,10 +12,12 @@ use filetables::{EntryValue, Format, Level, Protection};
 
 use crate::addr::{PageIndex, PageSize, SLOT_SIZE, VirtAddr};
 use crate::error::{Error, FaultError, OutOfMemory};
-use crate::file::{FallocateMode, File, MapOptions, MapRequest};
+use crate::file::File;
 use crate::hugetlb::Hugetlb;
-use crate::mapping::{Access, CheckRound, Mapping};
-use crate::sharing::ProtocolKind;
+use crate::mapping::{CheckRound, Mapping};
+use crate::operation::{FallocateMode, MapOptions, MapRequest};
+use crate::protocol::ProtocolKind;
+use crate::sharing::Access;
 use crate::sync::{Arc, Ordering};
 use crate::testing::{TestMachine, TestSpace, hugetlb};
 use crate::token::SpaceToken;
@@ -520,7 +522,7 @@ fn a_walk_that_found_a_mapping_before_it_went_does_not_touch_what_came_to_its_pl
     let (space, gone) = map_at(&old, HERE, 2 * MIB2, SHARED);
     store(&gone, HERE, 1);
     // What a truncation of the old file holds while it waits for the mapping's lock.
-    let everything = crate::file::Search { indices: 0..u64::MAX, ages: 0..u64::MAX };
+    let everything = crate::range_list::Search { indices: 0..u64::MAX, ages: 0..u64::MAX };
     let area = old.mappings().read().find(&everything, None, |_, area| Some(area.clone())).unwrap();
     drop(gone);
     let mapping = map(&new, &space, (HERE, 2 * MIB2, 0), SHARED).unwrap();

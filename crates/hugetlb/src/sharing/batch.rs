@@ -1,17 +1,18 @@
 //! What waits for a TLB flush: the translations to forget, and what may be given up after it.
 
+use alloc::boxed::Box;
 use alloc::vec::Vec;
+use core::any::Any;
 use core::ops::Range;
 
 use filetables::{Level, Space, Window};
 
-use super::{Area, Share};
 use crate::addr::VirtAddr;
+use crate::area::{Area, Share};
 use crate::file::File;
 use crate::machine::{Flush, Machine};
 use crate::mutant::Mutant;
 use crate::pool::Page;
-use crate::sharing::Table;
 use crate::sync::Arc;
 
 /// Entries were taken away, TLBs not yet flushed.
@@ -22,18 +23,30 @@ pub(crate) struct Batch<'f, M: Machine> {
     file: &'f File<M>,
     flushes: Vec<Flush<M::Space>>,
     unmapped: Vec<Arc<Page<M>>>,
-    released: Vec<Arc<Table<M>>>,
     detached: Vec<Window>,
-    closed: Vec<Arc<Table<M>>>,
+    /// What the protocol gives up.
+    later: Option<Box<dyn Later<M>>>,
     kept: Vec<Share<M>>,
     /// So much waits that it is time for [`Batch::flush`]. Noted where a list grows: looking at each entry costs more.
     is_due: bool,
 }
 
+/// What a protocol gives up, or goes on with, behind a flush.
+pub(crate) trait Later<M: Machine>: Any {
+    /// Whether so much waits that a flush is due; it waits in lists of [`MOST_TABLES`] then.
+    fn is_due(&self) -> bool;
+
+    /// The TLBs were flushed of all that was noted so far.
+    fn flushed(&mut self, file: &File<M>);
+
+    /// The changes that were announced are made, and flushed.
+    fn changed(&mut self);
+}
+
 /// Ranges of addresses, pages, and tables after which a flush is due; none of the lists is larger than a page of memory.
 const MOST_FLUSHES: usize = if cfg!(roundtable_model) { 2 } else { 64 };
 const MOST_WAITING: usize = if cfg!(roundtable_model) { 2 } else { 256 };
-const MOST_TABLES: usize = if cfg!(roundtable_model) { 2 } else { 64 };
+pub(super) const MOST_TABLES: usize = if cfg!(roundtable_model) { 2 } else { 64 };
 
 impl<'f, M: Machine> Batch<'f, M> {
     pub(crate) fn new(file: &'f File<M>) -> Batch<'f, M> {
@@ -41,9 +54,8 @@ impl<'f, M: Machine> Batch<'f, M> {
             file,
             flushes: Vec::new(),
             unmapped: Vec::new(),
-            released: Vec::new(),
             detached: Vec::new(),
-            closed: Vec::new(),
+            later: None,
             kept: Vec::new(),
             is_due: false,
         }
@@ -55,32 +67,32 @@ impl<'f, M: Machine> Batch<'f, M> {
     }
 
     /// An entry for `page` was cleared or replaced; it is counted out after the flush.
-    pub(super) fn unmap(&mut self, page: Arc<Page<M>>) {
+    pub(crate) fn unmap(&mut self, page: Arc<Page<M>>) {
         self.unmapped.push(page);
         self.is_due |= self.unmapped.len() >= MOST_WAITING;
     }
 
     /// A private copy was given up; it returns to the pool after the flush.
-    pub(super) fn keep(&mut self, share: Option<Share<M>>) {
+    pub(crate) fn keep(&mut self, share: Option<Share<M>>) {
         if !Mutant::ShareDroppedBeforeFlush.is_on() {
             self.kept.extend(share);
             self.is_due |= self.kept.len() >= MOST_WAITING;
         }
     }
 
-    /// An adopted table was detached from; it is counted out after the flush.
-    pub(crate) fn release_later(&mut self, table: Arc<Table<M>>) {
-        self.released.push(table);
+    /// Lets the protocol note what it gives up later.
+    pub(crate) fn later<L: Later<M> + Default>(&mut self, note: impl FnOnce(&mut L)) {
+        let later = self.later.get_or_insert_with(|| Box::<L>::default());
+        let later = (&mut **later as &mut dyn Any).downcast_mut();
+        debug_assert!(later.is_some(), "a batch is of one protocol");
+        if let Some(later) = later {
+            note(later);
+        }
     }
 
     /// A table of the file was detached from; it is counted out after the flush.
     pub(crate) fn detach_later(&mut self, window: Window) {
         self.detached.push(window);
-    }
-
-    /// A table was closed for a change in place; it opens after the flush.
-    pub(crate) fn open_later(&mut self, table: Arc<Table<M>>) {
-        self.closed.push(table);
     }
 
     /// The entry of `level` that led to a table from the address `slot` on was cleared, or lost rights.
@@ -89,7 +101,7 @@ impl<'f, M: Machine> Batch<'f, M> {
     }
 
     /// The leaf at `address` was cleared, replaced or lost rights. Flushes when enough waits for it.
-    pub(super) fn flush_leaf(&mut self, area: &Area<M>, address: VirtAddr) {
+    pub(crate) fn flush_leaf(&mut self, area: &Area<M>, address: VirtAddr) {
         self.push(area, address..address + self.file.page_size().bytes(), false);
         if self.is_due {
             self.flush();
@@ -111,12 +123,9 @@ impl<'f, M: Machine> Batch<'f, M> {
 
     /// Ends the changes of a slot. A batch grows within one slot only, whose entries are bounded, so that giving memory back
     /// takes no more memory than this. The mapping locks of what was changed are still held.
-    pub(super) fn end_slot(&mut self) {
-        if self.is_due
-            || self.released.len() >= MOST_TABLES
-            || self.detached.len() >= MOST_TABLES
-            || self.closed.len() >= MOST_TABLES
-        {
+    pub(crate) fn end_slot(&mut self) {
+        let is_due = self.later.as_ref().is_some_and(|later| later.is_due());
+        if self.is_due || is_due || self.detached.len() >= MOST_TABLES {
             self.flush();
             self.open();
         }
@@ -124,14 +133,14 @@ impl<'f, M: Machine> Batch<'f, M> {
 
     /// Flushes, then gives up what waited for it, but for tables that were closed: their entries may be changing still. The
     /// mapping locks of what was changed are held.
-    pub(super) fn flush(&mut self) {
+    pub(crate) fn flush(&mut self) {
         let machine = self.file.hugetlb().machine();
         self.is_due = false;
         if Mutant::PagesBeforeFlush.is_on() {
             self.unmapped.drain(..).for_each(|page| page.remove_entry());
         }
-        if Mutant::ReleaseBeforeFlush.is_on() {
-            self.released.drain(..).for_each(|table| table.release(self.file));
+        if let Some(later) = self.later.as_mut().filter(|_| Mutant::ReleaseBeforeFlush.is_on()) {
+            later.flushed(self.file);
         }
         if Mutant::DetachBeforeFlush.is_on() {
             self.detach(&self.detached);
@@ -141,19 +150,21 @@ impl<'f, M: Machine> Batch<'f, M> {
             machine.flush(&self.flushes);
         }
         self.unmapped.iter().for_each(|page| page.remove_entry());
-        self.released.iter().for_each(|table| table.release(self.file));
+        if let Some(later) = &mut self.later {
+            later.flushed(self.file);
+        }
         self.detach(&self.detached);
         // Behind the flush: pages return to the pool.
         self.flushes.clear();
         self.unmapped.clear();
-        self.released.clear();
         self.detached.clear();
         self.kept.clear();
     }
 
     fn open(&mut self) {
-        self.closed.iter().for_each(|table| table.open());
-        self.closed.clear();
+        if let Some(later) = &mut self.later {
+            later.changed();
+        }
     }
 
     /// Flushes, then gives up all that waited for it. The mapping locks of what was changed are still held.

@@ -32,11 +32,11 @@ impl<M: Machine> Table<M> {
         Table { frame, base, state: Spin::<M, _>::new(State { sharers: 1, closed: 0, protection }) }
     }
 
-    pub(crate) fn frame(&self) -> PhysAddr {
+    pub(super) fn frame(&self) -> PhysAddr {
         self.frame
     }
 
-    pub(crate) fn entries<'m>(&self, machine: &'m M) -> &'m TableEntries {
+    pub(super) fn entries<'m>(&self, machine: &'m M) -> &'m TableEntries {
         machine.table(self.frame)
     }
 
@@ -65,27 +65,27 @@ impl<M: Machine> Table<M> {
     }
 
     /// Ends a change in place: its flush is done.
-    pub(crate) fn open(&self) {
+    pub(super) fn open(&self) {
         self.state.lock().closed -= 1;
     }
 
     /// The mappings attached, for checks.
-    pub(crate) fn sharers(&self) -> u64 {
+    pub(super) fn sharers(&self) -> u64 {
         self.state.lock().sharers as u64
     }
 
     /// What the leaves permit from now on; the table is closed.
-    pub(crate) fn set_protection(&self, protection: Protection) {
+    pub(super) fn set_protection(&self, protection: Protection) {
         self.state.lock().protection = protection;
     }
 
     /// What the leaves permit.
-    pub(crate) fn protection(&self) -> Protection {
+    pub(super) fn protection(&self) -> Protection {
         self.state.lock().protection
     }
 
     /// Counts a mapping out whose PUD entry is clear and whose TLBs were flushed; the last one takes the table down.
-    pub(crate) fn release(self: &Arc<Self>, file: &File<M>) {
+    pub(super) fn release(self: &Arc<Self>, file: &File<M>) {
         let last = {
             let mut state = self.state.lock();
             state.sharers -= 1;

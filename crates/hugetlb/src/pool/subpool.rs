@@ -1,8 +1,8 @@
 //! The quota of a mount: `size=` bounds its pages, `min_size=` promises it some.
 
+use super::Pool;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
-use crate::pool::Pool;
 use crate::sync::{Arc, Spin};
 
 struct State {
@@ -63,7 +63,7 @@ impl<M: Machine> Subpool<M> {
     }
 
     /// Counts out `pages` that neither the pool nor the minimum had promised.
-    pub(super) fn forget(&self, pages: u64) {
+    pub(crate) fn forget(&self, pages: u64) {
         if self.maximum.is_some() {
             let mut state = self.state.lock();
             state.used = state.used.saturating_sub(pages);
@@ -83,7 +83,7 @@ impl<M: Machine> Drop for Subpool<M> {
 mod tests {
     use super::*;
     use crate::PageSize;
-    use crate::sharing::ProtocolKind;
+    use crate::protocol::ProtocolKind;
     use crate::testing::{TestMachine, hugetlb};
 
     #[test]

@@ -1,8 +1,8 @@
 //! fallocate(2): allocate pages ahead, punch holes.
 
-use super::{File, MAX_FILE_SIZE, SizeLock};
 use crate::addr::{PageIndex, PhysAddr};
 use crate::error::{Error, Result};
+use crate::file::{File, MAX_FILE_SIZE, SizeLock};
 use crate::machine::Machine;
 
 /// The mode of fallocate(2).
@@ -52,7 +52,7 @@ impl<M: Machine> File<M> {
             return Err(Error::Invalid);
         }
         let end = offset.checked_add(length).filter(|end| *end <= MAX_FILE_SIZE).ok_or(Error::TooBig)?;
-        let held = self.size_lock.lock();
+        let held = self.lock_size();
         match mode {
             FallocateMode::PunchHole => self.punch(&held, offset, end)?,
             FallocateMode::Allocate => {
@@ -79,14 +79,14 @@ impl<M: Machine> File<M> {
                 return Err(Error::Interrupted);
             }
             // For the record of the page.
-            self.pool.machine().take_step()?;
+            self.pool().machine().take_step()?;
             let at = self.lock_index(index)?;
-            if self.content.get(index.0).is_some() {
+            if self.content().get(index.0).is_some() {
                 continue;
             }
             let page = self.allocate_page(&at)?;
             page.zero();
-            self.content.insert_anywhere(index.0, page.clone()).map_err(|_| {
+            self.content().insert_anywhere(index.0, page.clone()).map_err(|_| {
                 page.restore();
                 Error::NoMemory
             })?;
@@ -117,9 +117,9 @@ impl<M: Machine> File<M> {
         let size = self.page_size();
         let index = PageIndex(from >> size.shift());
         let _index = self.lock_index(index)?;
-        if let Some(page) = self.content.get(index.0) {
+        if let Some(page) = self.content().get(index.0) {
             let within = from & (size.bytes() - 1);
-            self.pool.machine().zero(PhysAddr(page.frame().0 + within), end - from);
+            self.pool().machine().zero(PhysAddr(page.frame().0 + within), end - from);
         }
         Ok(())
     }

@@ -10,9 +10,8 @@ use core::ops::Range;
 
 use filetables::REMOVED_AT_A_TIME;
 
-use super::index::RunLock;
-use super::{File, SizeLock};
 use crate::error::Result;
+use crate::file::{File, RunLock, SizeLock};
 use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::pool::Page;
@@ -28,15 +27,15 @@ impl<M: Machine> File<M> {
     /// [`crate::Error::Invalid`] when `size` is not a multiple of the page size.
     pub fn truncate(&self, size: u64) -> Result<()> {
         self.check_size(size)?;
-        let held = self.size_lock.lock();
+        let held = self.lock_size();
         if !Mutant::SizeSetLast.is_on() {
             self.set_size(&held, size);
         }
         let end = size >> self.page_size().shift();
         self.unmap(end..u64::MAX);
         let freed = self.remove_pages(&held, end..u64::MAX, false);
-        let promised = self.regions.lock().remove(end..u64::MAX);
-        reserve::unreserve(&self.pool, self.subpool(), promised.saturating_sub(freed));
+        let promised = self.regions().lock().remove(end..u64::MAX);
+        reserve::unreserve(self.pool(), self.subpool(), promised.saturating_sub(freed));
         if Mutant::SizeSetLast.is_on() {
             self.set_size(&held, size);
         }
@@ -47,29 +46,29 @@ impl<M: Machine> File<M> {
     /// run by run; a truncation deletes all promises of its range afterwards.
     pub(super) fn remove_pages(&self, _: &SizeLock, range: Range<u64>, punch: bool) -> u64 {
         let (mut next, mut freed) = (range.start, 0);
-        while let Some(index) = self.content.next(next..range.end) {
-            let run = self.content.run(index, range.end);
+        while let Some(index) = self.content().next(next..range.end) {
+            let run = self.content().run(index, range.end);
             next = run.end;
             freed += self.remove_run(run, punch);
-            self.hugetlb.machine().give_way();
+            self.hugetlb().machine().give_way();
         }
         freed
     }
 
     /// Clears the entries of the listed mappings for the page indices, each with one flush; a fault may bring one back.
     pub(super) fn unmap(&self, indices: Range<u64>) {
-        let _fence = self.hugetlb.protocol().change_fence(self);
+        let _fence = self.protocol().change_fence(self);
         self.unmap_listed(indices);
     }
 
     /// Whether a page of a run has entries that the file does not write itself.
     fn is_mapped(&self, run: Range<u64>) -> bool {
-        run.into_iter().any(|index| self.content.get(index).is_some_and(|page| page.is_mapped()))
+        run.into_iter().any(|index| self.content().get(index).is_some_and(|page| page.is_mapped()))
     }
 
     /// Takes a run of pages out of the content and gives them up; returns how many there were.
     fn remove_run(&self, run: Range<u64>, punch: bool) -> u64 {
-        let protocol = self.hugetlb.protocol();
+        let protocol = self.protocol();
         let Some(mut at) = self.lock_run(run.clone()) else { return 0 };
         let mut _fence = None;
         if self.is_mapped(run.clone()) {
@@ -82,7 +81,7 @@ impl<M: Machine> File<M> {
             let Some(again) = self.lock_run(run.clone()) else { return 0 };
             at = again;
             if self.is_mapped(run.clone()) && !Mutant::MappedAgainNotMet.is_on() {
-                protocol.unmap_for_good(self, run);
+                protocol.unmap_for_good(self, run, &|run| self.unmap_listed(run));
             }
         }
         self.take_run(at, punch)
@@ -91,19 +90,19 @@ impl<M: Machine> File<M> {
     fn take_run(&self, at: RunLock<'_, M>, punch: bool) -> u64 {
         let mut pages: [Option<Arc<Page<M>>>; REMOVED_AT_A_TIME as usize] = [const { None }; _];
         let mut place = pages.iter_mut();
-        let removed = self.content.remove(at.run(), |_, page| {
+        let removed = self.content().remove(at.run(), |_, page| {
             if let Some(place) = place.next() {
                 *place = Some(page);
             }
         });
         if punch && !Mutant::PromiseOutlivesPunch.is_on() {
-            self.regions.lock().remove(at.run());
+            self.regions().lock().remove(at.run());
         }
         // The mutexes are held until the TLBs are flushed: no fresh page appears to one process while another still sees the
         // old one.
         let at = Some(at).filter(|_| !Mutant::IndexUnlockedEarly.is_on());
         if removed.shown && !Mutant::SharersNotFlushed.is_on() {
-            self.content.flush();
+            self.content().flush();
         }
         let outlived = pages.iter().flatten().any(|page| page.is_mapped());
         debug_assert!(!outlived || cfg!(roundtable_model), "an entry outlived its page");

@@ -17,25 +17,25 @@ pub(crate) struct Share<M: Machine>(Arc<Page<M>>);
 
 impl<M: Machine> Share<M> {
     /// The first share of a fresh page.
-    pub(super) fn new(page: Arc<Page<M>>) -> Share<M> {
+    pub(crate) fn new(page: Arc<Page<M>>) -> Share<M> {
         page.add_share();
         Share(page)
     }
 
     /// A share for a child.
-    pub(super) fn fork(&self) -> Share<M> {
+    pub(crate) fn fork(&self) -> Share<M> {
         Share::new(self.0.clone())
     }
 
     /// Whether no other mapping has a share. It stays so while the mapping lock keeps forks of this mapping out.
-    pub(super) fn is_sole(&self) -> bool {
+    pub(crate) fn is_sole(&self) -> bool {
         if Mutant::SharesCountedByReferences.is_on() {
             return Arc::strong_count(&self.0) == 1;
         }
         self.0.shares() == 1
     }
 
-    pub(super) fn page(&self) -> &Arc<Page<M>> {
+    pub(crate) fn page(&self) -> &Arc<Page<M>> {
         &self.0
     }
 }

@@ -12,24 +12,35 @@
 //!   changes them in place, flushes, and opens it again.
 //! * The last that is counted out takes the entries down and retires the frame.
 
+mod state;
+mod table;
+
 use core::ops::Range;
 
 use filetables::{Entry, EntryValue, Format, Level, Protection, Slot, Space};
 
-use super::{Change, Protocol, Purpose, Table};
+use state::{AreaState, FileState, Waiting, area_state, file_state};
+use table::Table;
+
+use super::{Batch, Change, Fault, Protocol, Purpose, next_slot, publish, seam};
 use crate::addr::{PageIndex, VirtAddr};
+use crate::area::{Area, Exclusive, Placement};
 use crate::error::{FaultError, OutOfMemory};
-use crate::file::{File, Search};
+use crate::file::File;
 use crate::machine::Machine;
-use crate::mapping::{Area, Batch, Exclusive, Fault, Placement, next_slot, publish};
 use crate::mutant::Mutant;
 use crate::pool::Page;
+use crate::range_list::Search;
+use crate::state::State;
 use crate::stats::Fallback;
 use crate::sync::{Arc, Ordering, ReadGuard, WriteGuard};
 
 /// What keeps a fault from writing into a table that its mapping has lost: all that the protocols with adopted tables
 /// differ in.
 pub(super) trait Fence<M: Machine>: Send + Sync {
+    /// What the fence keeps with each file.
+    fn file_state(&self) -> State;
+
     /// See [`Protocol::fault_fence`].
     fn fault_fence<'f>(&self, file: &'f File<M>) -> Option<ReadGuard<'f, M, ()>>;
 
@@ -40,13 +51,21 @@ pub(super) trait Fence<M: Machine>: Send + Sync {
     fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError>;
 
     /// See [`Protocol::unmap_for_good`].
-    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>);
+    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>, unmap: &dyn Fn(Range<u64>));
 }
 
 /// A protocol with adopted tables.
 pub(super) struct Adopted<F>(pub(super) F);
 
 impl<M: Machine, F: Fence<M>> Protocol<M> for Adopted<F> {
+    fn file_state(&self) -> State {
+        State::new(FileState::<M>::new(self.0.file_state()))
+    }
+
+    fn area_state(&self) -> State {
+        State::new(AreaState::<M>::new())
+    }
+
     fn fault_fence<'f>(&self, file: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
         self.0.fault_fence(file)
     }
@@ -83,7 +102,7 @@ impl<M: Machine, F: Fence<M>> Protocol<M> for Adopted<F> {
         address: VirtAddr,
         purpose: Purpose,
         batch: &mut Batch<'_, M>,
-    ) -> (Change<M>, Option<VirtAddr>) {
+    ) -> (Change, Option<VirtAddr>) {
         let change = match whole_slot(area, placement, address) {
             Some(slot) => prepare_change(area, placement, &slot, purpose, batch),
             None => Change::Host,
@@ -106,6 +125,12 @@ impl<M: Machine, F: Fence<M>> Protocol<M> for Adopted<F> {
         false
     }
 
+    fn split(&self, lower: &Area<M>, _: &Exclusive<'_, M>, from: u64, upper: &Area<M>) {
+        if let (Some(lower), Some(upper)) = (area_state(lower), area_state(upper)) {
+            lower.split(PageIndex(from), upper);
+        }
+    }
+
     /// Adopted tables are for whole slots, in which nothing else can be.
     fn leave_slot(
         &self,
@@ -117,8 +142,13 @@ impl<M: Machine, F: Fence<M>> Protocol<M> for Adopted<F> {
         Ok(false)
     }
 
-    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>) {
-        self.0.unmap_for_good(file, run);
+    fn unmap_for_good(&self, file: &File<M>, run: Range<u64>, unmap: &dyn Fn(Range<u64>)) {
+        self.0.unmap_for_good(file, run, unmap);
+    }
+
+    fn table(&self, area: &Area<M>, first: u64) -> Option<seam::Table> {
+        let table = area_state(area)?.table(PageIndex(first))?;
+        Some(seam::Table { frame: table.frame(), sharers: table.sharers() })
     }
 }
 
@@ -183,14 +213,15 @@ fn table_for_fault<M: Machine>(
     slot: &Slot,
     protection: Protection,
 ) -> Result<Option<Arc<Table<M>>>, FaultError> {
+    let (Some(of_file), Some(of_area)) = (file_state(file), area_state(area)) else { return Ok(None) };
     let first = PageIndex(slot.window.first);
-    if let Some(table) = area.table(first) {
+    if let Some(table) = of_area.table(first) {
         return Ok(Some(table));
     }
     // Two first faults, in one process or in two, must not make two tables for one part of the file. Only a slot's
     // first fault in a process comes here.
-    let attach = file.attach().lock();
-    if let Some(table) = area.table(first).filter(|_| !Mutant::SlotNotLookedAtAgain.is_on()) {
+    let attach = of_file.attach.lock();
+    if let Some(table) = of_area.table(first).filter(|_| !Mutant::SlotNotLookedAtAgain.is_on()) {
         return Ok(Some(table));
     }
     let counters = file.hugetlb().counters();
@@ -200,7 +231,7 @@ fn table_for_fault<M: Machine>(
         counters.fall_back(Fallback::Occupied, 1);
         return Ok(None);
     }
-    let room = Area::table_room(file.hugetlb().machine(), first)?;
+    let room = AreaState::room(file.hugetlb().machine(), first)?;
     let partner = if attach.may_adopt() { adopt(file, area, first, protection) } else { None };
     let is_adopted = partner.is_some();
     let table = match partner {
@@ -217,7 +248,7 @@ fn table_for_fault<M: Machine>(
     // Release: a walker that follows the entry finds the table's content.
     entry.store(M::Format::managed(table.frame(), Protection::all()), Ordering::Release);
     // Behind the entry: else a fault that finds the table here resolves nothing, and comes again until the entry is there.
-    area.set_table(room, table.clone());
+    of_area.set(room, table.clone());
     Ok(Some(table))
 }
 
@@ -232,7 +263,7 @@ fn adopt<M: Machine>(
     file.mappings().read().find(&search, None, |_, other| {
         // The partner may be detaching just now. It is counted out only after its flush, and `adopt` refuses a count of 0:
         // what we get is alive and stays so.
-        let table = if other.id() == area.id() { None } else { other.table(first) };
+        let table = if other.id() == area.id() { None } else { area_state(other)?.table(first) };
         table.filter(|table| table.adopt(protection))
     })
 }
@@ -240,21 +271,23 @@ fn adopt<M: Machine>(
 /// Gives the table of a slot up, or keeps others out of it while its entries change.
 fn prepare_change<M: Machine>(
     area: &Area<M>,
-    held: &Exclusive<'_, M>,
+    _: &Exclusive<'_, M>,
     slot: &Slot,
     purpose: Purpose,
     batch: &mut Batch<'_, M>,
-) -> Change<M> {
+) -> Change {
     let first = PageIndex(slot.window.first);
-    let Some(table) = area.table(first) else { return Change::Host };
+    let Some(state) = area_state(area) else { return Change::Host };
+    let Some(table) = state.table(first) else { return Change::Host };
     if purpose != Purpose::Leave && table.close() {
         if let Purpose::Protect(protection) = purpose {
             table.set_protection(protection);
         }
-        batch.open_later(table.clone());
-        return Change::InPlace(table);
+        let frame = table.frame();
+        batch.later(|waiting: &mut Waiting<M>| waiting.closed.push(table));
+        return Change::InPlace(frame);
     }
-    area.take_table(held, first);
+    state.take(first);
     if let Some(entry) = area.space().find_entry(slot.address, slot.level) {
         // From here the hardware cannot walk into the table any more; what TLBs still hold goes with the batch's flush,
         // and the table counts this mapping until then.
@@ -262,19 +295,26 @@ fn prepare_change<M: Machine>(
             entry.store(EntryValue::default(), Ordering::Release);
         }
     }
-    batch.release_later(table);
+    batch.later(|waiting: &mut Waiting<M>| waiting.released.push(table));
     batch.flush_tables(area, slot.address, slot.level);
     Change::Done
 }
 
 /// The walk visits mappings in turn. Without the pause a mapping behind the walker could adopt the table of one before it,
 /// with the entry still in.
-pub(super) fn unmap_for_good<M: Machine>(file: &File<M>, run: Range<u64>) {
+pub(super) fn unmap_for_good<M: Machine>(file: &File<M>, run: Range<u64>, unmap: &dyn Fn(Range<u64>)) {
+    let state = file_state(file).filter(|_| !Mutant::AdoptedDuringRemoval.is_on());
     // Taken alone: a mapping that holds the mutex holds its own lock too, for which the walk waits.
-    if Mutant::AdoptedDuringRemoval.is_on() {
-        return file.unmap_listed(run);
+    if let Some(state) = state {
+        state.attach.lock().pause();
     }
-    file.attach().lock().pause();
-    file.unmap_listed(run);
-    file.attach().lock().resume();
+    unmap(run);
+    if let Some(state) = state {
+        state.attach.lock().resume();
+    }
+}
+
+/// What the fence keeps with a file.
+pub(super) fn fence<M: Machine>(file: &File<M>) -> Option<&State> {
+    Some(&file_state(file)?.fence)
 }

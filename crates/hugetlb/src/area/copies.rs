@@ -18,7 +18,7 @@ use crate::sync::Spin;
 const AT_A_TIME: usize = if cfg!(roundtable_model) { 2 } else { 64 };
 
 /// What is known of a page index. There is an entry if either says something.
-pub(super) struct Known<M: Machine> {
+pub(crate) struct Known<M: Machine> {
     /// The mapping's own page; after a fork several mappings have a share of one page.
     copy: Option<Share<M>>,
     /// The promise of the index was used up.
@@ -32,53 +32,53 @@ impl<M: Machine> Known<M> {
 }
 
 /// An entry outside of the tree.
-pub(super) type Room<M> = Entry<PageIndex, Known<M>, ()>;
+pub(crate) type Room<M> = Entry<PageIndex, Known<M>, ()>;
 
 /// What only a `MAP_PRIVATE` mapping has, and what userfaultfd needs of any.
-pub(super) struct Private<M: Machine> {
+pub(crate) struct Private<M: Machine> {
     known: SummaryTree<PageIndex, Known<M>, ()>,
     /// Indices whose promise was used up.
     used: u64,
     /// The promise is this mapping's: it was made at mmap, and no fork inherits it.
-    pub(super) owner: bool,
+    pub(crate) owner: bool,
     /// The owner took a page away for want of another; what is absent here stays so (`HPAGE_RESV_UNMAPPED`).
-    pub(super) robbed: bool,
-    /// Indices whose entries do not permit stores: see [`Mapping::withhold_stores`](super::Mapping::withhold_stores).
+    pub(crate) robbed: bool,
+    /// Indices whose entries do not permit stores: see [`Mapping::withhold_stores`](crate::Mapping::withhold_stores).
     /// Shared mappings have them too.
-    pub(super) withheld: Regions,
+    pub(crate) withheld: Regions,
     /// Indices at which the host poisoned the mapping; nothing is mapped there.
-    pub(super) poisoned: Regions,
+    pub(crate) poisoned: Regions,
 }
 
 impl<M: Machine> Private<M> {
     /// No copies.
-    pub(super) fn new(owner: bool, robbed: bool) -> Private<M> {
+    pub(crate) fn new(owner: bool, robbed: bool) -> Private<M> {
         let (withheld, poisoned) = (Regions::default(), Regions::default());
         Private { known: SummaryTree::new(), used: 0, owner, robbed, withheld, poisoned }
     }
 
     /// Whether there is no copy, and no promise was used up.
-    pub(super) fn is_empty(&self) -> bool {
+    pub(crate) fn is_empty(&self) -> bool {
         self.known.is_empty()
     }
 
     /// Indices whose promise was used up.
-    pub(super) fn used(&self) -> u64 {
+    pub(crate) fn used(&self) -> u64 {
         self.used
     }
 
     /// The copy of an index.
-    pub(super) fn copy(&self, index: PageIndex) -> Option<&Share<M>> {
+    pub(crate) fn copy(&self, index: PageIndex) -> Option<&Share<M>> {
         self.known.get(&index)?.copy.as_ref()
     }
 
     /// Whether [`Private::set_copy`] or [`Private::use_promise`] would need an entry for the index.
-    pub(super) fn wants_room(&self, index: PageIndex) -> bool {
+    pub(crate) fn wants_room(&self, index: PageIndex) -> bool {
         self.known.get(&index).is_none()
     }
 
     /// Memory for what is to be known of an index.
-    pub(super) fn room(machine: &M, index: PageIndex) -> Result<Room<M>, OutOfMemory> {
+    pub(crate) fn room(machine: &M, index: PageIndex) -> Result<Room<M>, OutOfMemory> {
         machine.take_step()?;
         Room::try_new(index, Known { copy: None, used: false }).map_err(|_| OutOfMemory)
     }
@@ -95,7 +95,7 @@ impl<M: Machine> Private<M> {
     }
 
     /// Uses the mapping's promise for an index up, if it has one.
-    pub(super) fn use_promise(&mut self, index: PageIndex, room: &mut Option<Room<M>>) -> bool {
+    pub(crate) fn use_promise(&mut self, index: PageIndex, room: &mut Option<Room<M>>) -> bool {
         if !self.owner {
             return false;
         }
@@ -110,7 +110,7 @@ impl<M: Machine> Private<M> {
     }
 
     /// The promise was not used up after all. What comes back is freed outside of the lock.
-    pub(super) fn return_promise(&mut self, index: PageIndex) -> Option<Room<M>> {
+    pub(crate) fn return_promise(&mut self, index: PageIndex) -> Option<Room<M>> {
         let known = self.known.get_mut(&index).filter(|known| known.used)?;
         known.used = false;
         self.used -= 1;
@@ -118,7 +118,7 @@ impl<M: Machine> Private<M> {
     }
 
     /// Sets the copy of an index; gives back the one that it had.
-    pub(super) fn set_copy(
+    pub(crate) fn set_copy(
         &mut self,
         index: PageIndex,
         share: Share<M>,
@@ -131,7 +131,7 @@ impl<M: Machine> Private<M> {
 
     /// Gives promises back to copies of the range that the mapping has alone. Returns where to go on, if it did not
     /// come to the end.
-    pub(super) fn restore_promises(&mut self, indices: &Range<PageIndex>) -> Option<PageIndex> {
+    pub(crate) fn restore_promises(&mut self, indices: &Range<PageIndex>) -> Option<PageIndex> {
         let Private { known, used, .. } = self;
         let mut looks = 0;
         let stopped = known.find_from_mut(&indices.start, |index, known| {
@@ -179,13 +179,13 @@ impl<M: Machine> Private<M> {
 type Few<T> = [Option<T>; AT_A_TIME];
 
 /// None of them.
-pub(super) fn few<T>() -> Few<T> {
+pub(crate) fn few<T>() -> Few<T> {
     [const { None }; AT_A_TIME]
 }
 
 /// Takes the copies of some indices of the range out, into `taken`. Returns where to go on, if it did not come to the
 /// end.
-pub(super) fn take_copies<M: Machine>(
+pub(crate) fn take_copies<M: Machine>(
     private: &Spin<M, Private<M>>,
     indices: Range<PageIndex>,
     taken: &mut Few<Share<M>>,
@@ -225,7 +225,7 @@ fn take_some<M: Machine>(
 }
 
 /// Moves what is known of the indices from `from` on to a mapping that nobody else knows.
-pub(super) fn split_off<M: Machine>(
+pub(crate) fn split_off<M: Machine>(
     machine: &M,
     private: &Spin<M, Private<M>>,
     from: PageIndex,
@@ -253,14 +253,14 @@ pub(super) fn split_off<M: Machine>(
 }
 
 /// Forgets all: of a mapping that has no copies any more and goes away.
-pub(super) fn forget<M: Machine>(machine: &M, private: &Spin<M, Private<M>>) {
+pub(crate) fn forget<M: Machine>(machine: &M, private: &Spin<M, Private<M>>) {
     while take_some(private, PageIndex(0), &mut few()) {
         machine.give_way();
     }
 }
 
 /// What a child has of the copies at first: a share of each.
-pub(super) fn fork<M: Machine>(
+pub(crate) fn fork<M: Machine>(
     machine: &M,
     private: &Spin<M, Private<M>>,
 ) -> Result<Private<M>, OutOfMemory> {
