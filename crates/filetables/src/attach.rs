@@ -6,12 +6,13 @@
 use crate::addr::{PhysAddr, VirtAddr};
 use crate::error::OutOfMemory;
 use crate::format::{Format, Protection};
+use crate::frame::Frame;
+use crate::levels::{Made, pieces};
 use crate::machine::{Entry, Machine, Space};
-use crate::make::{Made, pieces};
 use crate::mutant::Mutant;
 use crate::piece::{MOST_WINDOWS, Over, PIECE_PAGES};
 use crate::sync::Ordering;
-use crate::tables::{FileTables, Frame};
+use crate::tables::FileTables;
 use crate::window::{Extent, Slot, Window};
 
 /// What came of an attempt to attach a slot of a mapping.
@@ -270,22 +271,6 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
                 && leads_to(entry.load(Ordering::Acquire)) == Some(frame)
         });
         is_same.unwrap_or(false)
-    }
-
-    /// Calls `write` with a table of leaves; counts an attachment if it could. `None` when there is no such table.
-    pub(crate) fn count_in_leaf<E>(
-        &self,
-        window: &Window,
-        write: &mut impl FnMut(PhysAddr) -> Result<(), E>,
-    ) -> Option<Result<(), E>> {
-        self.change_piece(pieces(window).0, |piece| {
-            let over = piece.find_mut(window)?;
-            let written = write(over.frame);
-            if written.is_ok() && !Mutant::AttachmentNotCounted.is_on() {
-                over.attachments += 1;
-            }
-            Some(written)
-        })?
     }
 
     /// Counts an attachment out whose entry was cleared and whose TLBs were flushed. The last one takes the table away;

@@ -6,10 +6,11 @@ use alloc::vec::Vec;
 
 use crate::addr::PhysAddr;
 use crate::format::Format;
+use crate::frame::Frame;
 use crate::machine::Machine;
 use crate::piece::{Over, PIECE_PAGES};
 use crate::sync::Ordering;
-use crate::tables::{FileTables, Frame};
+use crate::tables::FileTables;
 use crate::window::Window;
 
 /// What a check found.

@@ -5,10 +5,10 @@ use core::ops::Range;
 
 use crate::addr::{PhysAddr, TABLE_ENTRIES};
 use crate::format::{EntryValue, Format};
+use crate::frame::Frame;
 use crate::machine::{Entry, Machine};
 use crate::mutant::Mutant;
 use crate::sync::Ordering;
-use crate::tables::Frame;
 use crate::window::Window;
 
 /// The pages of a piece: as many as a table has entries.

@@ -2,19 +2,17 @@
 //!
 //! A piece belongs to the stripe of its number. Neighbouring pieces have different locks, and pieces that are empty cost
 //! nothing. What a piece needs before it is changed (the piece itself, places for pages, room for the note of a table) is
-//! allocated while no lock is held: [`FileTables::change_piece_with`] looks, lets the lock go, allocates, and looks again.
+//! allocated while no lock is held: [`FileTables::change_piece_with`](crate::FileTables) looks, lets the lock go, allocates, and looks again.
 //! Under the lock a piece is linked into a tree or taken out of it, in O(log pieces) steps.
 
-use alloc::boxed::Box;
 use alloc::vec::Vec;
 
 use crate::addr::TABLE_ENTRIES;
 use crate::error::OutOfMemory;
-use crate::machine::Machine;
+use crate::frame::Frame;
+use crate::lock::Spin;
 use crate::memory::{Leaf, Tree, vec_with_room};
 use crate::piece::{Over, Piece};
-use crate::sync::{Ordering, Spin, fence};
-use crate::tables::{FileTables, Frame};
 
 /// Stripes of a file, made with its first page or first mapping.
 pub(crate) const STRIPES: usize = if cfg!(roundtable_model) { 2 } else { 64 };
@@ -38,25 +36,25 @@ pub(crate) enum Need {
 }
 
 /// Memory that was allocated for a piece, or is left over from one. Freed when no lock is held.
-struct Spare<P> {
+pub(crate) struct Spare<P> {
     piece: Option<Leaf<u64, Piece<P>>>,
     places: Vec<Option<P>>,
     notes: Vec<Over>,
 }
 
 /// What was missing, to be allocated.
-enum Missing {
+pub(crate) enum Missing {
     Piece,
     Places,
     Notes(usize),
 }
 
 impl<P: Frame> Spare<P> {
-    fn new() -> Spare<P> {
+    pub(crate) fn new() -> Spare<P> {
         Spare { piece: None, places: Vec::new(), notes: Vec::new() }
     }
 
-    fn allocate(&mut self, number: u64, missing: &Missing) -> Result<(), OutOfMemory> {
+    pub(crate) fn allocate(&mut self, number: u64, missing: &Missing) -> Result<(), OutOfMemory> {
         match *missing {
             Missing::Piece => self.piece = Some(Leaf::try_new(number, Piece::new(number))?),
             Missing::Places => {
@@ -69,7 +67,7 @@ impl<P: Frame> Spare<P> {
     }
 
     /// Gives a piece what it needs, from what was allocated. Returns it, or what is missing still.
-    fn provide<'s>(
+    pub(crate) fn provide<'s>(
         &mut self,
         stripe: &'s mut Stripe<P>,
         number: u64,
@@ -94,73 +92,5 @@ impl<P: Frame> Spare<P> {
             }
         }
         Ok(piece)
-    }
-}
-
-impl<M: Machine, P: Frame> FileTables<M, P> {
-    /// The stripes; made on need.
-    pub(crate) fn stripes(&self) -> Result<&Stripes<M, P>, OutOfMemory> {
-        if let Some(stripes) = self.stripes.get() {
-            return Ok(stripes);
-        }
-        let made = self.stripes.get_or_try_init(|| {
-            let mut stripes = vec_with_room(STRIPES)?;
-            let empty = || Spin::<M, _>::new(Stripe { pieces: Tree::new(), spaces: Tree::new() });
-            stripes.resize_with(STRIPES, empty);
-            let stripes: Result<Box<Stripes<M, P>>, _> = stripes.into_boxed_slice().try_into();
-            stripes.map_err(|_| OutOfMemory)
-        });
-        // See `FileTables::set_end`.
-        fence(Ordering::SeqCst);
-        made
-    }
-
-    /// Shows `work` the piece of a number, under its lock; `None` when there is none.
-    pub(crate) fn with_piece<R>(&self, number: u64, work: impl FnOnce(&Piece<P>) -> R) -> Option<R> {
-        let stripe = self.stripes.get()?[number as usize % STRIPES].lock();
-        stripe.pieces.get(&number).map(work)
-    }
-
-    /// As [`FileTables::with_piece`], to change the piece. It goes if it is empty afterwards.
-    pub(crate) fn change_piece<R>(&self, number: u64, work: impl FnOnce(&mut Piece<P>) -> R) -> Option<R> {
-        let mut stripe = self.stripes.get()?[number as usize % STRIPES].lock();
-        let piece = stripe.pieces.get_mut(&number)?;
-        let result = work(piece);
-        let gone = if piece.is_empty() { stripe.pieces.remove_entry(&number) } else { None };
-        // The lock first, then the memory.
-        drop(stripe);
-        drop(gone);
-        Some(result)
-    }
-
-    /// As [`FileTables::change_piece`], for a piece with what it is to have; made on need.
-    pub(crate) fn change_piece_with<R>(
-        &self,
-        number: u64,
-        need: Need,
-        work: impl FnOnce(&mut Piece<P>) -> R,
-    ) -> Result<R, OutOfMemory> {
-        let lock = &self.stripes()?[number as usize % STRIPES];
-        let mut spare = Spare::new();
-        loop {
-            let mut stripe = lock.lock();
-            let missing = match spare.provide(&mut stripe, number, need) {
-                Ok(piece) => {
-                    let result = work(piece);
-                    let gone = if piece.is_empty() { stripe.pieces.remove_entry(&number) } else { None };
-                    // The lock first, then the memory.
-                    drop(stripe);
-                    drop(gone);
-                    return Ok(result);
-                }
-                Err(missing) => missing,
-            };
-            drop(stripe);
-            if let Err(error) = spare.allocate(number, &missing) {
-                // It may have been made for this, and is empty.
-                self.change_piece(number, |_| ());
-                return Err(error);
-            }
-        }
     }
 }

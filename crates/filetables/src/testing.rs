@@ -7,9 +7,9 @@ use std::vec::Vec;
 use crate::addr::{Level, PhysAddr, VirtAddr};
 use crate::error::OutOfMemory;
 use crate::format::{EntryValue, Format, X86_64};
+use crate::frame::Frame;
 use crate::machine::{Entry, Machine, Space, TableEntries};
 use crate::sync::{Arc, Ordering, Tally};
-use crate::tables::Frame;
 
 /// Present, writable, user: an entry of the host that leads to a table of its own.
 const HOST_TABLE: u64 = 0x7;

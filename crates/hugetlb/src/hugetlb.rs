@@ -18,7 +18,7 @@ pub struct Config {
 
 impl Default for Config {
     fn default() -> Config {
-        Config { default_size: PageSize::Size2M, protocol: ProtocolKind::FileTables }
+        Config { default_size: PageSize::Size2M, protocol: ProtocolKind::default() }
     }
 }
 

@@ -6,6 +6,8 @@
 //!
 //! Begin with [`Hugetlb`], the whole subsystem; it makes a [`Superblock`] for each mount, that makes a [`File`] for each
 //! inode, and [`File::map`] makes a [`Mapping`] for each VMA. What the host must do is in [`machine`].
+//!
+//! Each module uses those below it only: the ladder is in ARCHITECTURE.md.
 #![no_std]
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]

@@ -1,7 +1,7 @@
 //! The protocols of sharing by name. What each does is in `sharing`.
 
 /// Hands all protocols to a macro: name in `hugetlb_sharing=`, and module of `sharing`. **A protocol is one line here and
-/// its file or folder in `sharing`**; whoever deletes both has deleted the protocol.
+/// its file or folder in `sharing`**; whoever deletes both has deleted the protocol. The last one is the default.
 macro_rules! protocols {
     ($to:ident) => {
         $to! {
@@ -39,6 +39,12 @@ macro_rules! kinds {
 }
 
 protocols!(kinds);
+
+impl Default for ProtocolKind {
+    fn default() -> ProtocolKind {
+        const { ProtocolKind::ALL[ProtocolKind::ALL.len() - 1].1 }
+    }
+}
 
 impl ProtocolKind {
     /// The protocol of a name, if this build has it.

@@ -1,4 +1,4 @@
-//! The one place from which atomics and locks come.
+//! The one place from which atomics come. Locks are the machine's: `lock`.
 //!
 //! In a build with `--cfg roundtable_model` the atomics are those of a model checker. Nothing else names `core::sync` or
 //! `alloc::sync`. The locks are the machine's, so the machine of a model brings locks that the checker schedules. `Arc` and
@@ -15,10 +15,5 @@ pub use core::sync::atomic::{AtomicBool, AtomicU64, fence};
 #[cfg(roundtable_model)]
 pub use model::{AtomicBool, AtomicU64, fence};
 
-use crate::machine::Machine;
-
 /// A number that is only added to and shown, or given out: a model checker need not try its orders.
 pub type Tally = core::sync::atomic::AtomicU64;
-
-/// A lock for short sections: the holder does not sleep, wait for another CPU, or allocate.
-pub(crate) type Spin<M, T> = lock_api::Mutex<<M as Machine>::RawSpinLock, T>;

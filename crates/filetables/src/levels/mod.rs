@@ -1,4 +1,4 @@
-//! How tables of leaves come and go.
+//! How tables come and go: those of leaves here, those above in `upper`. Each kind makes and counts the other.
 //!
 //! # A table is made
 //!
@@ -12,13 +12,16 @@
 //! counted out after the entry was cleared and the TLBs were flushed. So who counts the last one out, and takes the
 //! notes away under the locks, has the table alone: no entry leads to it, nobody finds it, and nobody writes it.
 
+mod upper;
+
 use crate::addr::PhysAddr;
 use crate::error::OutOfMemory;
+use crate::frame::Frame;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::piece::{Over, PIECE_PAGES};
 use crate::stripe::Need;
-use crate::tables::{FileTables, Frame};
+use crate::tables::FileTables;
 use crate::window::Window;
 
 /// What came of an attempt to make a table.
@@ -152,5 +155,21 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     pub(crate) fn retire(&self, frame: PhysAddr) {
         self.count_table(false);
         self.machine.retire_table(frame);
+    }
+
+    /// Calls `write` with a table of leaves; counts an attachment if it could. `None` when there is no such table.
+    pub(crate) fn count_in_leaf<E>(
+        &self,
+        window: &Window,
+        write: &mut impl FnMut(PhysAddr) -> Result<(), E>,
+    ) -> Option<Result<(), E>> {
+        self.change_piece(pieces(window).0, |piece| {
+            let over = piece.find_mut(window)?;
+            let written = write(over.frame);
+            if written.is_ok() && !Mutant::AttachmentNotCounted.is_on() {
+                over.attachments += 1;
+            }
+            Some(written)
+        })?
     }
 }
