@@ -68,6 +68,7 @@ fn kernel_main() -> ! {
     time::init();
     // Early: pages of 1 GiB need memory in one piece.
     mm::file_tables::init();
+    mm::fork_tables::init();
     hugetlb::init();
     mm::init();
     fs::init();

@@ -8,6 +8,7 @@ pub mod harness;
 pub mod held;
 pub mod huge;
 pub mod inet;
+pub mod inject;
 pub mod kinds;
 pub mod leak;
 pub mod mem;

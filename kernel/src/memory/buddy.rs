@@ -24,7 +24,8 @@ pub struct FrameInfo {
     pub used_for: AtomicU8,
     /// The order of the free block that begins here, or `NOT_FREE`; changed under the allocator's lock.
     free_order: AtomicU8,
-    /// The next frame of the [`super::frame::FrameList`] that the frame is on.
+    /// The next frame of the [`super::frame::FrameList`] that the frame is on. On none: what its user notes,
+    /// see [`super::frame::Frame::note_at`].
     pub next: AtomicU32,
 }
 

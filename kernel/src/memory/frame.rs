@@ -75,6 +75,34 @@ impl Frame {
         Self::clone(&borrowed)
     }
 
+    /// Gives up this reference. If it was the last one, returns it instead, and nobody else has or can get
+    /// one.
+    pub fn into_unique(self) -> Option<Self> {
+        let this = ManuallyDrop::new(self);
+        // Release: what we did to the frame comes before what the last one does to it.
+        let before = this.info().count.fetch_sub(1, Ordering::Release);
+        assert!(before != 0, "frame {} freed twice", this.0);
+        if before != 1 {
+            return None;
+        }
+        // Pairs with the Release of the other references' drops.
+        fence(Ordering::Acquire);
+        // Relaxed: nobody else knows the frame.
+        this.info().count.store(1, Ordering::Relaxed);
+        Some(Self(this.0))
+    }
+
+    /// Notes a number for the frame, which no [`FrameList`] may have meanwhile.
+    pub fn note_at(address: PhysAddr, note: u32) {
+        // Relaxed, here and below: guarded by a lock of the caller's.
+        buddy::info(address.page_number()).next.store(note, Ordering::Relaxed);
+    }
+
+    /// What [`Self::note_at`] noted last.
+    pub fn noted_at(address: PhysAddr) -> u32 {
+        buddy::info(address.page_number()).next.load(Ordering::Relaxed)
+    }
+
     /// References to the frame at `address` now, for reports; 0 for what is no counted frame.
     pub fn count_at(address: PhysAddr) -> u32 {
         // Relaxed: a snapshot.

@@ -5,6 +5,8 @@
 //! * A leaf that is mapped lies in an area, and gives no right that the area does not.
 //! * A counted page has at least one reference; a writable anonymous page has exactly one.
 //! * The counters of resident pages and tables are what the tables say.
+//! * A table that is shared since a fork is reached without the right to store, has a reference for this
+//!   space, leaves of anonymous areas only, and as many pages as are noted for it.
 //!
 //! * An entry that leads to a table of a file is where one area covers all that the table shows, gives no right that the area does not, and
 //!   leads to the file's table for these pages, which says what the file says.
@@ -36,6 +38,9 @@ impl AddressSpace {
         let seen = found.resident;
         if (counted.anonymous, counted.file, counted.shmem) != (seen.anonymous, seen.file, seen.shmem) {
             return Err(alloc::format!("resident pages: counted {counted:?}, found {seen:?}"));
+        }
+        if tables.forked != found.forked {
+            return Err(alloc::format!("shared tables: counted {}, found {}", tables.forked, found.forked));
         }
         if tables.count != found.tables {
             return Err(alloc::format!("tables: counted {}, found {}", tables.count, found.tables));
@@ -131,6 +136,7 @@ fn check_window(vma: &Vma, entry: Entry, level: u32, address: u64) -> Option<Res
 struct Found {
     resident: Resident,
     tables: u64,
+    forked: u64,
 }
 
 fn check_level(
@@ -146,6 +152,10 @@ fn check_level(
     for (index, slot) in slots.iter().take(count).enumerate() {
         let entry = Entry(slot.load(Ordering::SeqCst));
         let address = base + index as u64 * span(level);
+        if entry.is_forked(level) {
+            check_forked(set, entry, address, found)?;
+            continue;
+        }
         if level > 1 {
             if entry.is_end(level) {
                 check_huge_entry(set, slot, level, address)?;
@@ -166,6 +176,43 @@ fn check_level(
         }
         check_leaf(set, entry, address)?;
         found.resident.add(entry);
+    }
+    Ok(())
+}
+
+/// Checks a table that address spaces share since a fork, and to which `above` leads.
+fn check_forked(set: &VmaSet, above: Entry, base: u64, found: &mut Found) -> Result<(), String> {
+    let bad = |what: &str| Err(alloc::format!("{what}: entry {:#x} of level 2 at {base:#x}", above.0));
+    found.forked += 1;
+    if above.has(Entry::WRITABLE) {
+        return bad("a table is shared since a fork, and may be stored through");
+    }
+    match state_of(above.address().page_number()) {
+        FrameState::Used { by: Use::PageTable, references } if references > 0 => {}
+        _ => return bad("a table that is shared since a fork is none"),
+    }
+    let before = found.resident;
+    // SAFETY: the page-table lock is held, and the entry keeps the table.
+    for (index, slot) in unsafe { entries(above.address()) }.iter().enumerate() {
+        let entry = Entry::load(slot);
+        let address = base + index as u64 * span(1);
+        if entry.0 == 0 {
+            continue;
+        }
+        let checked = match set.find(address) {
+            _ if entry.is_marker() => bad("a marker in a table that is shared since a fork"),
+            Some(vma) if matches!(vma.kind, Kind::Anonymous) => check_leaf(set, entry, address),
+            _ => bad("a shared table shows more than anonymous areas"),
+        };
+        // Another space that copies the table takes the right to store from a leaf before it takes a
+        // reference to the page.
+        if checked.is_err() && Entry::load(slot).0 == entry.0 {
+            return checked;
+        }
+        found.resident.add(entry);
+    }
+    if found.resident.anonymous - before.anonymous != u64::from(Frame::noted_at(above.address())) {
+        return bad("a shared table has another number of pages than is noted");
     }
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! The format of a page-table entry, with the bits that software uses.
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use crate::memory::PhysAddr;
 
 /// A value of a page-table entry.
@@ -34,6 +36,9 @@ impl Entry {
     pub const POISON: u64 = 1 << 54;
     /// Software, in an entry that leads to a table: the table is a file's (`filetables::Format::is_managed`).
     pub const MANAGED: u64 = 1 << 9;
+    /// Software, in an entry of level 2: address spaces share the table since a fork
+    /// ([`super::fork_tables`]). Never with WRITABLE.
+    pub const FORKED: u64 = 1 << 10;
     /// Instructions cannot be fetched.
     pub const NO_EXECUTE: u64 = 1 << 63;
     const ADDRESS: u64 = 0x000f_ffff_ffff_f000;
@@ -43,9 +48,21 @@ impl Entry {
         Self(address.0 | bits)
     }
 
+    /// What an entry is now.
+    pub fn load(place: &AtomicU64) -> Self {
+        // SeqCst: the hardware and other CPUs change entries at any time.
+        Self(place.load(Ordering::SeqCst))
+    }
+
     /// An upper level's entry for a table: all rights, the leaves decide.
     pub const fn table(address: PhysAddr) -> Self {
         Self(address.0 | Self::PRESENT | Self::WRITABLE | Self::USER)
+    }
+
+    /// An entry of level 2 for a table that address spaces share since a fork: no stores, whatever the leaves
+    /// say.
+    pub const fn forked(table: PhysAddr) -> Self {
+        Self(table.0 | Self::PRESENT | Self::USER | Self::FORKED)
     }
 
     /// Are all of `bits` set?
@@ -73,9 +90,17 @@ impl Entry {
         self.is_mapped() && !self.has(Self::SPECIAL)
     }
 
-    /// Does it lead to no table that is ours to walk: empty, a huge page, or a table of a file that others share?
+    /// Does it lead to no table that is ours to walk: empty, a huge page, or a table that others share?
     pub const fn is_end(self, level: u32) -> bool {
-        !self.is_present() || self.has(Self::HUGE) || level > 1 && self.has(Self::MANAGED)
+        !self.is_present()
+            || self.has(Self::HUGE)
+            || level > 1 && self.has(Self::MANAGED)
+            || self.is_forked(level)
+    }
+
+    /// Does it lead to a table that address spaces share since a fork?
+    pub const fn is_forked(self, level: u32) -> bool {
+        level == 2 && self.has(Self::PRESENT | Self::FORKED) && !self.has(Self::HUGE)
     }
 
     /// Does it lead to a table of a file that others share?

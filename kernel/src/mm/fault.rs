@@ -315,7 +315,8 @@ impl AddressSpace {
             }
             return Ok(());
         }
-        let present = self.tables.lock().leaf(address);
+        // Before a page is made for nothing.
+        let present = self.tables.lock().own_leaf(address)?.map_or(Entry(0), Entry::load);
         if present.is_mapped() {
             return self.write_to_present(vma, address);
         }
@@ -386,7 +387,7 @@ impl AddressSpace {
     /// A shared page's entry lacks the right to write that its area has.
     fn make_writable(&self, address: u64) -> Result<(), Unresolved> {
         let tables = self.tables.lock();
-        if let Some(slot) = tables.find(address, 1)
+        if let Some(slot) = tables.own_leaf(address)?
             && let entry = Entry(slot.load(Ordering::SeqCst))
             && entry.is_present()
             && !entry.has(Entry::USERFAULT_WP)
@@ -400,14 +401,16 @@ impl AddressSpace {
     /// copied; one that is ours alone becomes writable.
     fn write_to_present(&self, vma: &Vma, address: u64) -> Result<(), Unresolved> {
         let tables = self.tables.lock();
-        let Some(slot) = tables.find(address, 1) else { return Ok(()) };
+        let Some(slot) = tables.own_leaf(address)? else { return Ok(()) };
         let old = Entry(slot.load(Ordering::SeqCst));
         if !old.is_mapped() || old.has(Entry::WRITABLE) || old.has(Entry::USERFAULT_WP) {
             // Gone, done or withheld meanwhile: the access comes again if it has to.
             return Ok(());
         }
         if old.has(Entry::ANON) && Frame::count_at(old.address()) == 1 {
-            // This entry has the only reference. Further ones come by fork, which the areas lock keeps away, or through this entry.
+            // This entry has the only reference, and the table is ours alone: others that share one have no
+            // reference of their own. Further ones come by fork, which the areas lock keeps away, or through
+            // this entry.
             slot.fetch_or(own_bits(vma.flags) & (Entry::WRITABLE | Entry::DIRTY), Ordering::SeqCst);
             return Ok(());
         }
@@ -424,7 +427,7 @@ impl AddressSpace {
         }
         let mut gather = Gather::new(self);
         let mut tables = self.tables.lock();
-        let Some(slot) = tables.find(address, 1) else { return Ok(()) };
+        let Some(slot) = tables.own_leaf(address)? else { return Ok(()) };
         let now = Entry(slot.load(Ordering::SeqCst));
         if !now.is_mapped()
             || now.address() != old.address()

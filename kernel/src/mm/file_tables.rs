@@ -104,5 +104,6 @@ pub fn register() -> Result<()> {
     number("attached_made", || EVENTS.made.load(Ordering::Relaxed))?;
     number("left", || EVENTS.left.load(Ordering::Relaxed))?;
     number("fallback_occupied", || EVENTS.occupied.load(Ordering::Relaxed))?;
-    number("fallback_crowded", || EVENTS.crowded.load(Ordering::Relaxed))
+    number("fallback_crowded", || EVENTS.crowded.load(Ordering::Relaxed))?;
+    super::fork_tables::register(DIRECTORY)
 }

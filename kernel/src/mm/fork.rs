@@ -1,16 +1,22 @@
 //! The copy of an address space for a child process.
 //!
-//! Private pages are shared between parent and child, read-only in both, until one of them writes. Pages of files are not
-//! copied: the child faults them in, mostly without waiting. The parent's TLBs are flushed before the copy is
-//! used, so no store of the parent's threads can reach a page that the child has.
+//! Private pages are shared between parent and child, read-only in both, until one of them writes; where
+//! there are many, by their page tables ([`fork_tables`]). Pages of files are not copied: the child faults
+//! them in, mostly without waiting. The parent's TLBs are flushed before the copy is used, so no store of the
+//! parent's threads can reach a page that the child has.
+//!
+//! First come all areas, then the pages, window by window: what a failure leaves behind has an area for each
+//! page.
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::accounting;
 use super::backing::Link;
 use super::entry::Entry;
+use super::fork_tables::{self, WINDOW};
 use super::gather::Gather;
 use super::space::{AddressSpace, Areas};
 use super::tables::{NoMemory, NoTable};
@@ -47,11 +53,14 @@ impl AddressSpace {
             if vma.flags.contains(VmFlags::DONT_FORK) {
                 continue;
             }
-            result = self.fork_area(vma, &child, &mut copy, &mut gather);
+            result = fork_area(vma, &child, &mut copy);
             if result.is_err() {
                 break;
             }
             sched::cond_resched();
+        }
+        if result.is_ok() {
+            result = self.fork_windows(set, &child, &copy.set, &mut gather).map_err(|_| Errno::ENOMEM);
         }
         // Before the parent's threads may fault again, and before the child runs.
         gather.flush();
@@ -61,76 +70,83 @@ impl AddressSpace {
         result.map(|()| child)
     }
 
-    fn fork_area(
+    /// Shares the private pages of `parents`, the areas of this space, with the child, whose areas are `set`.
+    fn fork_windows(
         &self,
-        vma: &Vma,
-        child: &Arc<AddressSpace>,
-        copy: &mut Areas,
-        gather: &mut Gather,
-    ) -> Result<()> {
-        // The area, its place in the set, and in its file's list.
-        reserve::ask(PAGE_SIZE)?;
-        // Who is told of the parent's faults is not told of the child's.
-        let inherited = vma.flags - VmFlags::USERFAULT;
-        let mut flags = inherited - (VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
-        if flags.contains(VmFlags::ACCOUNT) {
-            accounting::commit(vma.pages())?;
-        }
-        let wipe = flags.contains(VmFlags::WIPE_ON_FORK);
-        let weak = Arc::downgrade(child);
-        let kind = match &vma.kind {
-            Kind::Anonymous => Kind::Anonymous,
-            Kind::Special(pages) => Kind::Special(pages),
-            Kind::File(area) => {
-                // On the file's list before the pages are copied: see `MappingList`.
-                let writable = flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
-                let cache = area.link.cache().clone();
-                let link = Link::new(cache, weak, vma.first, writable);
-                if !flags.contains(VmFlags::SHARED) {
-                    link.enlist(vma.start, vma.pages());
-                }
-                let (file, attachment) = (area.file.clone(), area.attachment.clone());
-                Kind::File(Box::new(FileArea { link, file, attachment }))
-            }
-            Kind::Huge(huge) => {
-                flags = inherited;
-                Kind::Huge(Box::new(huge.fork(&mut copy.huge, flags)?))
-            }
-            Kind::Region(region) => Kind::Region(Box::new(region.fork(child, flags))),
-        };
-        let copies_pages = vma.is_touched() && !wipe && vma.has_own_leaves();
-        let area = Vma {
-            start: vma.start,
-            end: vma.end,
-            flags,
-            first: vma.first,
-            kind,
-            touched: AtomicBool::new(copies_pages),
-            userfault: None,
-        };
-        child.attach_windows(&area);
-        copy.set.insert(area);
-        if copies_pages {
-            self.fork_pages(vma, child, &copy.set, gather).map_err(|_| Errno::ENOMEM)?;
-        }
-        Ok(())
-    }
-
-    /// Shares an area's anonymous pages with the child, whose areas so far are `set`.
-    fn fork_pages(
-        &self,
-        vma: &Vma,
+        parents: &VmaSet,
         child: &AddressSpace,
         set: &VmaSet,
         gather: &mut Gather,
     ) -> Result<(), NoMemory> {
-        let mut at = vma.start;
-        while at < vma.end {
+        // All below has been shared or copied; the entries of this window are to be copied.
+        let (mut done, mut refused) = (0, None);
+        for vma in parents.iter().filter(|vma| copies_pages(vma)) {
+            let mut at = vma.start.max(done);
+            while at < vma.end {
+                sched::cond_resched();
+                let window = match self.tables.lock().next_table(at..vma.end) {
+                    Ok((window, _)) => window,
+                    Err(next) => {
+                        at = next;
+                        continue;
+                    }
+                };
+                done = window + WINDOW;
+                // Decided by the first area in the window, for all in it.
+                if refused != Some(window)
+                    && fork_tables::may_share(parents, window)
+                    && self.share_window(window, child, set, gather)?
+                {
+                    at = done;
+                    continue;
+                }
+                refused = Some(window);
+                done = done.min(vma.end);
+                self.fork_pages(at.max(window)..done, child, set, gather)?;
+                at = done;
+            }
+        }
+        Ok(())
+    }
+
+    /// Shares the table of a window with the child; false if the entries are to be copied.
+    fn share_window(
+        &self,
+        window: u64,
+        child: &AddressSpace,
+        set: &VmaSet,
+        gather: &mut Gather,
+    ) -> Result<bool, NoMemory> {
+        loop {
+            let shared = {
+                let mut tables = self.tables.lock();
+                // Nobody else knows the child, so the order of the two locks cannot matter.
+                let mut childs = child.tables.lock();
+                tables.share_with(&mut childs, window, gather)
+            };
+            match shared {
+                Ok(shared) => return Ok(shared),
+                Err(NoTable::NoMemory) => return Err(NoMemory),
+                Err(NoTable::SlotShared) => child.take_slot(set, window)?,
+            }
+        }
+    }
+
+    /// Copies the entries of anonymous pages in `range`, of one area, to the child, whose areas are `set`.
+    fn fork_pages(
+        &self,
+        range: Range<u64>,
+        child: &AddressSpace,
+        set: &VmaSet,
+        gather: &mut Gather,
+    ) -> Result<(), NoMemory> {
+        let mut at = range.start;
+        while at < range.end {
             let tables = self.tables.lock();
-            // Nobody else knows the child, so the order of the two locks cannot matter.
+            // As in `share_window`.
             let mut childs = child.tables.lock();
             let mut failed = None;
-            at = tables.walk(at..vma.end, 512, |address, slot| {
+            let walked = tables.walk(at..range.end, 512, |address, slot| {
                 let value = Entry(slot.load(Ordering::SeqCst));
                 if failed.is_some()
                     || !value.is_mapped()
@@ -154,15 +170,69 @@ impl AddressSpace {
             drop(childs);
             drop(tables);
             sched::cond_resched();
-            match failed {
-                None => {}
-                Some((_, NoTable::NoMemory)) => return Err(NoMemory),
-                Some((address, NoTable::SlotShared)) => {
+            at = match (failed, walked) {
+                (None, Ok(next)) => next,
+                // Shared since an earlier fork, and an area in the window is not to be copied whole any more.
+                (None, Err(met)) => self.own_met(met)?,
+                (Some((_, NoTable::NoMemory)), _) => return Err(NoMemory),
+                (Some((address, NoTable::SlotShared)), _) => {
                     child.take_slot(set, address)?;
-                    at = address;
+                    address
                 }
-            }
+            };
         }
         Ok(())
     }
+}
+
+/// Does a child get the pages of its own that the area may have?
+fn copies_pages(vma: &Vma) -> bool {
+    vma.is_touched()
+        && vma.has_own_leaves()
+        && !vma.flags.intersects(VmFlags::DONT_FORK | VmFlags::WIPE_ON_FORK)
+}
+
+/// Gives `child` the area that is a copy of `vma`, without its pages of its own.
+fn fork_area(vma: &Vma, child: &Arc<AddressSpace>, copy: &mut Areas) -> Result<()> {
+    // The area, its place in the set, and in its file's list.
+    reserve::ask(PAGE_SIZE)?;
+    // Who is told of the parent's faults is not told of the child's.
+    let inherited = vma.flags - VmFlags::USERFAULT;
+    let mut flags = inherited - (VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
+    if flags.contains(VmFlags::ACCOUNT) {
+        accounting::commit(vma.pages())?;
+    }
+    let weak = Arc::downgrade(child);
+    let kind = match &vma.kind {
+        Kind::Anonymous => Kind::Anonymous,
+        Kind::Special(pages) => Kind::Special(pages),
+        Kind::File(area) => {
+            // On the file's list before the pages are copied: see `MappingList`.
+            let writable = flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
+            let cache = area.link.cache().clone();
+            let link = Link::new(cache, weak, vma.first, writable);
+            if !flags.contains(VmFlags::SHARED) {
+                link.enlist(vma.start, vma.pages());
+            }
+            let (file, attachment) = (area.file.clone(), area.attachment.clone());
+            Kind::File(Box::new(FileArea { link, file, attachment }))
+        }
+        Kind::Huge(huge) => {
+            flags = inherited;
+            Kind::Huge(Box::new(huge.fork(&mut copy.huge, flags)?))
+        }
+        Kind::Region(region) => Kind::Region(Box::new(region.fork(child, flags))),
+    };
+    let area = Vma {
+        start: vma.start,
+        end: vma.end,
+        flags,
+        first: vma.first,
+        kind,
+        touched: AtomicBool::new(copies_pages(vma)),
+        userfault: None,
+    };
+    child.attach_windows(&area);
+    copy.set.insert(area);
+    Ok(())
 }

@@ -8,7 +8,9 @@ use alloc::vec::Vec;
 use core::ops::Range;
 use core::sync::atomic::{Ordering, fence};
 
-use super::AddressSpace;
+use smallvec::SmallVec;
+
+use super::{AddressSpace, fork_tables};
 use crate::arch::tlb::{self, Flush};
 use crate::memory::frame::{Frame, FrameList};
 use crate::sync::grace;
@@ -18,6 +20,10 @@ const LIMIT: usize = 512;
 /// Most pages that are added between two looks at [`Gather::is_full`].
 pub const BATCH: usize = LIMIT / 2;
 
+/// Tables shared since a fork after which a flush is due. What the last sharer frees may be [`LIMIT`] pages
+/// for each.
+const FORKED: usize = 8;
+
 /// What is to be flushed and freed.
 pub struct Gather<'a> {
     space: &'a AddressSpace,
@@ -26,12 +32,21 @@ pub struct Gather<'a> {
     frames: Vec<Frame>,
     /// Others may look at them without a lock, so they are freed after a grace period.
     tables: FrameList,
+    /// References to tables that other address spaces share, or did.
+    forked: SmallVec<[Frame; FORKED]>,
 }
 
 impl<'a> Gather<'a> {
     /// Nothing yet.
     pub fn new(space: &'a AddressSpace) -> Self {
-        Self { space, start: u64::MAX, end: 0, frames: Vec::new(), tables: FrameList::new() }
+        Self {
+            space,
+            start: u64::MAX,
+            end: 0,
+            frames: Vec::new(),
+            tables: FrameList::new(),
+            forked: SmallVec::new(),
+        }
     }
 
     /// The translations of `range` may not be used any more.
@@ -52,28 +67,41 @@ impl<'a> Gather<'a> {
         self.tables.push(frame);
     }
 
+    /// The window `range` no longer uses the table of `frame`, which address spaces share since a fork. There
+    /// is room while it is not full.
+    pub(super) fn forked(&mut self, range: Range<u64>, frame: Frame) {
+        self.flush_range(range);
+        self.forked.push(frame);
+    }
+
     /// Is it time for [`Gather::flush`]? There is room for a [`BATCH`] as long as it is not.
     pub fn is_full(&self) -> bool {
-        self.frames.len() > LIMIT - BATCH || self.tables.len() >= BATCH
+        self.frames.len() > LIMIT - BATCH || self.tables.len() >= BATCH || self.forked.len() == FORKED
     }
 
     /// Flushes the TLBs, then frees. May be called under the page-table lock: CPUs that spin for it answer.
     pub fn flush(&mut self) {
+        self.flush_tlb();
+        self.frames.clear();
+        while let Some(table) = self.tables.pop() {
+            grace::retire(table);
+        }
+        self.forked.drain(..).for_each(fork_tables::let_go);
+    }
+
+    /// Flushes the TLBs only.
+    pub(super) fn flush_tlb(&mut self) {
         if self.start < self.end {
             // SeqCst: the changed entries are visible before the set is read; see the module.
             fence(Ordering::SeqCst);
             let cpus = self.space.cpus();
             if !cpus.is_empty() {
                 // A freed table may be in paging-structure caches for any address below it. A region is at another address in each process.
-                let all = !self.tables.is_empty() || self.space.is_region();
+                let all = !self.tables.is_empty() || !self.forked.is_empty() || self.space.is_region();
                 let what = if all { Flush::All } else { Flush::range(self.start, self.end) };
                 tlb::shootdown(&cpus, what);
             }
             (self.start, self.end) = (u64::MAX, 0);
-        }
-        self.frames.clear();
-        while let Some(table) = self.tables.pop() {
-            grace::retire(table);
         }
     }
 

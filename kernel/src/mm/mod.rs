@@ -5,7 +5,8 @@
 //! time and meet only for the moment in which an entry changes. Truncation of a file takes only the page-table lock. Who only looks ([`walk`])
 //! takes none of them.
 //!
-//! Shared memory uses page tables of its files where it can: [`windows`] has the protocol.
+//! Shared memory uses page tables of its files where it can: [`windows`] has the protocol. Private memory
+//! shares tables after a fork until somebody stores: [`fork_tables`].
 //!
 //! Rules:
 //! * Nothing touches user memory through `uaccess` with a lock of an address space held.
@@ -28,6 +29,7 @@ mod few_pages;
 mod file_pages;
 pub mod file_tables;
 mod fork;
+pub mod fork_tables;
 pub mod futex;
 mod gaps;
 mod gather;

@@ -92,6 +92,11 @@ impl AddressSpace {
                     return Err(Errno::EINVAL);
                 }
             }
+            if vma.has_own_leaves() {
+                // What can fail comes first. Until the areas lock is free, no table in the range becomes a
+                // shared one.
+                self.own_windows(part.clone()).map_err(|_| Errno::ENOMEM)?;
+            }
             let pages = (part.end - part.start) >> 12;
             let becomes_private_writable =
                 new & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE && !old.contains(VmFlags::WRITE);
@@ -118,7 +123,7 @@ impl AddressSpace {
         Ok(())
     }
 
-    /// Gives the present leaves of an area the rights that its flags say.
+    /// Gives the present leaves of an area, all in tables of the space's own, the rights that its flags say.
     fn protect_leaves(&self, vma: &Vma) {
         const RIGHTS: u64 = Entry::PRESENT | Entry::HELD | Entry::WRITABLE | Entry::NO_EXECUTE;
         let shared = vma.flags.contains(VmFlags::SHARED);
@@ -128,7 +133,7 @@ impl AddressSpace {
         let mut at = vma.start;
         while at < vma.end {
             let tables = self.tables.lock();
-            at = tables.walk(at..vma.end, 1024, |address, slot| {
+            let walked = tables.walk(at..vma.end, 1024, |address, slot| {
                 let mut old = Entry(slot.load(Ordering::SeqCst));
                 if old.is_marker() {
                     return;
@@ -154,6 +159,7 @@ impl AddressSpace {
                 }
             });
             drop(tables);
+            at = walked.unwrap_or_else(|met| panic!("a shared table is protected at {:#x}", met.0));
             sched::cond_resched();
         }
     }

@@ -281,13 +281,15 @@ impl AddressSpace {
     /// Moves the leaves of `old` to `start`. Either all of them or none.
     fn move_pages(&self, set: &VmaSet, old: Range<u64>, start: u64) -> Result<(), NoMemory> {
         let target = |address: u64| start + (address - old.start);
-        // First the tables, which may fail. Leaves only go away meanwhile: nothing faults without the areas lock.
+        // First the tables, which may fail. Leaves only go away meanwhile: nothing faults without the areas
+        // lock, and no table becomes a shared one.
+        self.own_windows(old.clone())?;
         let mut at = old.start;
         while at < old.end {
             sched::cond_resched();
             let mut tables = self.tables.lock();
             let mut first = None;
-            let next = tables.walk(at..old.end, BATCH, |address, _| first = first.or(Some(address)));
+            let next = tables.read(at..old.end, BATCH, |address, _, _| first = first.or(Some(address)));
             let Some(first) = first else {
                 at = next;
                 continue;
@@ -318,11 +320,12 @@ impl AddressSpace {
         while at < old.end {
             let mut gather = Gather::new(self);
             let tables = self.tables.lock();
-            at = tables.walk(at..old.end, BATCH, |address, slot| {
+            let walked = tables.walk(at..old.end, BATCH, |address, slot| {
+                let Ok(Some(new)) = tables.own_leaf(target(address)) else {
+                    panic!("a page is moved to {:#x}, where there is no table", target(address));
+                };
                 let value = slot.swap(0, Ordering::SeqCst);
-                if let Some(new) = tables.find(target(address), 1) {
-                    new.store(value, Ordering::SeqCst);
-                }
+                new.store(value, Ordering::SeqCst);
                 if Entry(value).is_present() {
                     gather.flush_range(address..address + PAGE);
                 }
@@ -331,6 +334,7 @@ impl AddressSpace {
             // finds each page at one of its places, see `backing`.
             gather.flush();
             drop(tables);
+            at = walked.unwrap_or_else(|met| panic!("pages of a shared table are moved at {:#x}", met.0));
             sched::cond_resched();
         }
         Ok(())

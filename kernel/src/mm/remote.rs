@@ -127,7 +127,11 @@ impl AddressSpace {
                     return Ok(());
                 }
                 let tables = self.tables.lock();
-                let entry = tables.leaf(address);
+                // To store needs a table that is ours alone; the fault makes it so.
+                let entry = match access {
+                    Access::Write => tables.own_leaf(address).ok().flatten().map_or(Entry(0), Entry::load),
+                    _ => tables.leaf(address),
+                };
                 if entry.is_mapped() && (access != Access::Write || takes_stores(entry)) {
                     work(PhysAddr(entry.address().0 + (address & (PAGE - 1))).as_ptr());
                     return Ok(());
@@ -139,7 +143,8 @@ impl AddressSpace {
     }
 }
 
-/// May a store go to the page that `entry` names: is it writable for the program itself, or the program's alone? The page-table lock is held.
+/// May a store go to the page that `entry`, of a table that is the space's alone, names: is it writable for
+/// the program itself, or the program's alone? The page-table lock is held.
 fn takes_stores(entry: Entry) -> bool {
     let alone = entry.has(Entry::ANON) && Frame::count_at(entry.address()) == 1;
     entry.has(Entry::WRITABLE) || alone && !entry.has(Entry::USERFAULT_WP)

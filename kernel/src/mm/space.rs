@@ -11,6 +11,7 @@ use intrusive_collections::{LinkedListAtomicLink, intrusive_adapter};
 use super::backing::PageCache;
 use super::entry::Entry;
 use super::exec::Executable;
+use super::fork_tables::WINDOW;
 use super::gaps::Gaps;
 use super::gather::{self, Gather};
 use super::layout::SLOT;
@@ -251,13 +252,14 @@ impl AddressSpace {
         self.read().layout.executable.as_ref().map(|executable| executable.file().clone())
     }
 
-    /// Removes the pages of `range` from the tables, for base pages only, as far as `what` says. The gather holds what was removed.
+    /// Removes the pages of `range` from the tables, for base pages only, as far as `what` says. The gather
+    /// holds what was removed. Shared tables in the range have been left ([`AddressSpace::leave_forked`]).
     pub(super) fn zap(&self, range: Range<u64>, what: Zap, gather: &mut Gather) {
         let mut at = range.start;
         while at < range.end {
             let mut tables = self.tables.lock();
             let mut removed = Resident::default();
-            at = tables.walk(at..range.end, gather::BATCH, |address, slot| {
+            let walked = tables.walk(at..range.end, gather::BATCH, |address, slot| {
                 let value = Entry(slot.load(Ordering::SeqCst));
                 if what == Zap::FilePages && (value.has(Entry::ANON) || value.is_marker()) {
                     return;
@@ -280,6 +282,16 @@ impl AddressSpace {
             tables.resident.file -= removed.file;
             tables.resident.shmem -= removed.shmem;
             drop(tables);
+            at = walked.unwrap_or_else(|met| {
+                // A file's range in a window with a shared table, whose leaves are all anonymous memory's:
+                // see `fork_tables`.
+                debug_assert!(
+                    what != Zap::Everything,
+                    "leaves of a shared table are removed at {:#x}",
+                    met.0
+                );
+                (met.0 & !(WINDOW - 1)) + WINDOW
+            });
             if gather.is_full() {
                 gather.flush();
             }
@@ -306,11 +318,14 @@ impl AddressSpace {
         if areas.set.has_sealed(range.clone()) {
             return Err(Errno::EPERM);
         }
+        // What can fail comes first.
+        self.own_borders(&range).map_err(|_| Errno::ENOMEM)?;
         // Most unmappings are of one area as a whole, and nothing is to be cut.
         if last.range() != range {
             self.cut_out(areas, &range)?;
         }
         let mut gather = Gather::new(self);
+        self.leave_forked(range.clone(), &mut gather);
         loop {
             let last = areas.set.last_overlapping(&range).map(|vma| vma.start);
             let Some(vma) = last.and_then(|start| areas.set.remove(start)) else { break };
@@ -374,9 +389,13 @@ impl AddressSpace {
         }
     }
 
-    /// Makes the slot of `address` the address space's own: huge pages in it that use a shared table leave that, and come back by faults.
+    /// Makes the slot of `address` the address space's own: the table that it shares since a fork, or else
+    /// huge pages and windows in it that use a shared table leave that, and come back by faults.
     /// To be called when [`NoTable::SlotShared`](super::NoTable::SlotShared) says so, with the areas lock held; then the table can be made.
     pub(super) fn take_slot(&self, set: &VmaSet, address: u64) -> Result<(), NoMemory> {
+        if self.own_window(address)? {
+            return Ok(());
+        }
         let slot = address & !(SLOT - 1);
         for vma in set.overlapping(slot..slot + SLOT) {
             match &vma.kind {
@@ -445,6 +464,8 @@ impl AddressSpace {
             let range = vma.range();
             if vma.has_own_leaves() {
                 self.leave_windows(&vma, vma.range());
+                // All areas of a window go.
+                self.leave_forked(vma.range(), &mut gather);
                 self.zap(vma.range(), Zap::Everything, &mut gather);
             }
             if vma.flags.contains(VmFlags::ACCOUNT) {
@@ -464,7 +485,7 @@ impl AddressSpace {
         gather.flush_unseen();
         let tables = self.tables.lock();
         debug_assert_eq!(tables.resident.total(), 0, "pages left in an empty address space");
-        debug_assert_eq!(tables.count, 0, "tables left in an empty address space");
+        debug_assert_eq!((tables.count, tables.forked), (0, 0), "tables left in an empty address space");
         drop(tables);
         grace::throttle();
     }

@@ -32,9 +32,16 @@ pub struct NoMemory;
 pub enum NoTable {
     /// There was no frame for it.
     NoMemory,
-    /// Huge pages in the same slot use a table that others share: see [`super::AddressSpace::take_slot`].
+    /// Others share the table, of huge pages in the same slot, of a file, or since a fork: see
+    /// [`super::AddressSpace::take_slot`].
     SlotShared,
 }
+
+/// A walk that changes leaves met a table with leaves in its range that address spaces share since a fork, at
+/// this address. What came before is done. [`super::AddressSpace::own_window`] makes the table the space's
+/// own; then the walk can go on here.
+#[derive(Debug)]
+pub struct MetForked(pub u64);
 
 impl From<NoMemory> for NoTable {
     fn from(_: NoMemory) -> Self {
@@ -107,6 +114,14 @@ impl Resident {
     }
 }
 
+/// What a leaf below an entry of level 2 is for the space that looks, and how many address spaces have it so.
+fn seen_through(above: Entry, leaf: Entry) -> (Entry, u32) {
+    match above.is_forked(2) {
+        true => (leaf.without(Entry::WRITABLE), Frame::count_at(above.address())),
+        false => (leaf, 1),
+    }
+}
+
 /// The tables of one address space, their lock, and the CPUs that have them loaded.
 pub struct PageTables {
     /// Differs from that of all other tables, for ever.
@@ -150,6 +165,8 @@ pub struct Tables {
     root: Frame,
     /// Tables below the root that belong to this address space alone.
     pub count: u64,
+    /// Entries that lead to tables which address spaces share since a fork.
+    pub(super) forked: u64,
     /// Pages that the leaves map.
     pub resident: Resident,
     /// The most that were ever mapped.
@@ -164,7 +181,7 @@ impl Tables {
         let root = Frame::alloc_zeroed(Use::PageTable).ok_or(NoMemory)?;
         // SAFETY: the new table is ours alone.
         paging::copy_kernel_half(unsafe { entries(root.phys()) });
-        Ok(Self { root, count: 0, resident: Resident::default(), peak: 0, is_region })
+        Ok(Self { root, count: 0, forked: 0, resident: Resident::default(), peak: 0, is_region })
     }
 
     /// What CR3 gets.
@@ -172,8 +189,9 @@ impl Tables {
         self.root.phys()
     }
 
-    /// The entry of `level` for `address`, if the tables above it exist.
+    /// The entry of `level`, above the leaves, for `address`, if the tables above it exist.
     pub fn find(&self, address: u64, level: u32) -> Option<&AtomicU64> {
+        debug_assert!(level > 1, "a leaf is asked for by `own_leaf`");
         let mut table = self.root.phys();
         for at in (level..=TOP).rev() {
             // SAFETY: a table that a present entry names lives as long as the lock is held, which `&self` stands for.
@@ -188,6 +206,24 @@ impl Tables {
             table = value.address();
         }
         None
+    }
+
+    /// The entry of level 2 for `address` if it leads to a table of leaves that is no file's: the space's
+    /// own, or one that address spaces share since a fork.
+    pub(super) fn above_leaves(&self, address: u64) -> Option<Entry> {
+        let value = Entry(self.find(address, 2)?.load(Ordering::SeqCst));
+        (!value.is_end(2) || value.is_forked(2)).then_some(value)
+    }
+
+    /// The leaf entry for `address`, to change it; `None` without a table. `SlotShared` when the table is not
+    /// the space's own.
+    pub fn own_leaf(&self, address: u64) -> Result<Option<&AtomicU64>, NoTable> {
+        match self.above_leaves(address) {
+            Some(above) if above.is_forked(2) => Err(NoTable::SlotShared),
+            // SAFETY: as in `find`.
+            Some(above) => Ok(Some(unsafe { &entries(above.address())[index(address, 1)] })),
+            None => Ok(None),
+        }
     }
 
     /// The entry of `level` for `address`; makes the tables above it.
@@ -219,7 +255,7 @@ impl Tables {
                     Err(now) => value = Entry(now),
                 }
             }
-            if value.leads_to_shared(at) {
+            if value.leads_to_shared(at) || value.is_forked(at) {
                 return Err(NoTable::SlotShared);
             }
             assert!(!value.is_end(at), "base page inside huge pages at {address:#x}");
@@ -240,9 +276,17 @@ impl Tables {
         Ok(())
     }
 
-    /// The leaf entry for `address`.
+    /// The leaf entry for `address`, to look at it: without WRITABLE when the table is not the space's own.
     pub fn leaf(&self, address: u64) -> Entry {
-        self.find(address, 1).map_or(Entry(0), |entry| Entry(entry.load(Ordering::SeqCst)))
+        self.leaf_and_sharers(address).0
+    }
+
+    /// As [`Tables::leaf`], and how many address spaces have it in their tables.
+    pub(super) fn leaf_and_sharers(&self, address: u64) -> (Entry, u32) {
+        let Some(above) = self.above_leaves(address) else { return (Entry(0), 1) };
+        // SAFETY: as in `find`. Who shares a table keeps it.
+        let leaf = Entry(unsafe { entries(above.address())[index(address, 1)].load(Ordering::SeqCst) });
+        seen_through(above, leaf)
     }
 
     /// Puts a leaf where there was none. The entry takes the frame's reference over. If a marker says so, stores to it are withheld.
@@ -259,8 +303,8 @@ impl Tables {
     /// Puts leaves where there are none: what `entry` gives for each address of `range`, whose leaves lie in one table that is there. The
     /// entries take the frames' references over.
     pub fn fill(&mut self, range: Range<u64>, mut entry: impl FnMut(u64) -> Option<Entry>) {
-        let above = self.find(range.start, 2).map(|entry| Entry(entry.load(Ordering::SeqCst)));
-        let Some(table) = above.filter(|entry| !entry.is_end(2)).map(Entry::address) else { return };
+        let above = self.above_leaves(range.start).filter(|above| !above.is_forked(2));
+        let Some(table) = above.map(Entry::address) else { return };
         let count = ((range.end - range.start) >> PAGE_SHIFT) as usize;
         // SAFETY: as in `find`.
         let leaves = unsafe { &entries(table)[index(range.start, 1)..][..count] };
@@ -275,48 +319,125 @@ impl Tables {
         self.peak = self.peak.max(self.resident.total());
     }
 
-    /// Shows `visit` each leaf entry of `range` that is not 0, at most `budget` slots of them. Returns where to go on;
-    /// the end of the range when it is done.
-    pub fn walk(&self, range: Range<u64>, budget: usize, mut visit: impl FnMut(u64, &AtomicU64)) -> u64 {
+    /// Gives `visit` each leaf entry of `range` that is not 0, to change it, at most `budget` slots of them.
+    /// Returns where to go on; the end of the range when it is done. Ends at a table with leaves in the range
+    /// that is not the space's own.
+    pub fn walk(
+        &self,
+        range: Range<u64>,
+        budget: usize,
+        mut visit: impl FnMut(u64, &AtomicU64),
+    ) -> Result<u64, MetForked> {
+        self.each_table(range, budget, |at, count, above| {
+            // SAFETY: as in `find`.
+            let leaves = &unsafe { entries(above.address()) }[index(at, 1)..][..count];
+            // Most entries of an area are empty, and all of them are looked at: nothing more is done for
+            // those.
+            for (place, leaf) in leaves.iter().enumerate() {
+                if leaf.load(Ordering::SeqCst) != 0 {
+                    if above.is_forked(2) {
+                        return Err(MetForked(at));
+                    }
+                    visit(at + place as u64 * PAGE, leaf);
+                }
+            }
+            Ok(())
+        })
+    }
+
+    /// As [`Tables::walk`], to look only: `visit` gets each entry as [`Tables::leaf`] has it, and how many
+    /// address spaces have it in their tables.
+    pub(super) fn read(
+        &self,
+        range: Range<u64>,
+        budget: usize,
+        mut visit: impl FnMut(u64, Entry, u32),
+    ) -> u64 {
+        let walked = self.each_table(range.clone(), budget, |at, count, above| {
+            // SAFETY: as in `leaf_and_sharers`.
+            let leaves = &unsafe { entries(above.address()) }[index(at, 1)..][..count];
+            for (place, leaf) in leaves.iter().enumerate() {
+                let leaf = Entry(leaf.load(Ordering::SeqCst));
+                if leaf.0 != 0 {
+                    let (leaf, sharers) = seen_through(above, leaf);
+                    visit(at + place as u64 * PAGE, leaf, sharers);
+                }
+            }
+            Ok(())
+        });
+        walked.unwrap_or(range.end)
+    }
+
+    /// Calls `work` for each part of `range` that one table of leaves serves, as long as `budget` slots last:
+    /// where it begins, how many leaves it has, the entry above. Returns where to go on.
+    fn each_table(
+        &self,
+        range: Range<u64>,
+        budget: usize,
+        mut work: impl FnMut(u64, usize, Entry) -> Result<(), MetForked>,
+    ) -> Result<u64, MetForked> {
         let mut at = range.start;
         let mut left = budget;
         while at < range.end && left > 0 {
-            // The level-1 table for `at`, or how far the gap reaches.
+            // The entry above the leaves for `at`, or how far the gap reaches.
             let mut table = self.root.phys();
             let mut level = TOP;
             let found = loop {
                 // SAFETY: as in `find`.
                 let value = Entry(unsafe { entries(table)[index(at, level)].load(Ordering::SeqCst) });
+                if value.is_forked(level) {
+                    break Some(value);
+                }
                 if value.is_end(level) {
                     break None;
                 }
+                if level == 2 {
+                    break Some(value);
+                }
                 table = value.address();
                 level -= 1;
-                if level == 1 {
-                    break Some(table);
-                }
             };
-            let Some(table) = found else {
+            let Some(above) = found else {
                 // The whole entry is empty. No overflow: user addresses end far below.
                 at = (at & !(span(level) - 1)) + span(level);
                 // Looking at an empty entry costs as well, and there can be many.
                 left -= 1;
                 continue;
             };
-            // SAFETY: as in `find`.
-            let leaves = unsafe { entries(table) };
             let end = range.end.min((at & !(span(2) - 1)) + span(2));
             let count = ((end - at).div_ceil(PAGE) as usize).min(left);
-            // Most entries of an area are empty, and all of them are looked at: nothing more is done for those.
-            for (place, leaf) in leaves[index(at, 1)..][..count].iter().enumerate() {
-                if leaf.load(Ordering::SeqCst) != 0 {
-                    visit(at + place as u64 * PAGE, leaf);
-                }
-            }
+            work(at, count, above)?;
             at += count as u64 * PAGE;
             left -= count;
         }
-        at.min(range.end)
+        Ok(at.min(range.end))
+    }
+
+    /// The begin of the first window in `range` whose entry of level 2 leads to a table of leaves, and the
+    /// entry. Looks at a bounded number of entries; `Err` with where to go on if it has found none.
+    pub(super) fn next_table(&self, range: Range<u64>) -> Result<(u64, Entry), u64> {
+        let mut at = range.start & !(span(2) - 1);
+        for _ in 0..ENTRIES {
+            if at >= range.end {
+                break;
+            }
+            let mut table = self.root.phys();
+            let mut level = TOP;
+            loop {
+                // SAFETY: as in `find`.
+                let value = Entry(unsafe { entries(table)[index(at, level)].load(Ordering::SeqCst) });
+                if value.is_forked(level) || level == 2 && !value.is_end(level) {
+                    return Ok((at, value));
+                }
+                if value.is_end(level) {
+                    break;
+                }
+                table = value.address();
+                level -= 1;
+            }
+            at = (at & !(span(level) - 1)) + span(level);
+        }
+        Err(at.min(range.end))
     }
 
     /// Nobody is attached any more, and never will be: all tables may go.

@@ -4,7 +4,6 @@ use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::Ordering;
 
 use super::entry::Entry;
 use super::space::{AddressSpace, Areas, Layout};
@@ -166,14 +165,15 @@ impl AddressSpace {
         while at < vma.end {
             crate::sched::cond_resched();
             let tables = self.tables.lock();
-            at = tables.walk(at..vma.end, 1024, |address, slot| {
-                let entry = Entry(slot.load(Ordering::SeqCst));
+            at = tables.read(at..vma.end, 1024, |address, entry, sharers| {
                 if !entry.owns_frame() {
                     return;
                 }
                 // A file's page has one reference from its cache, which is no user.
                 let cached = u32::from(!entry.has(Entry::ANON));
-                let own = u64::from(Frame::count_at(entry.address()).saturating_sub(cached).max(1));
+                // All who share the table have one reference together.
+                let references = Frame::count_at(entry.address()).saturating_sub(cached).max(1);
+                let own = u64::from(references) + u64::from(sharers.max(1)) - 1;
                 let users = own + if cached != 0 { viewers.of(vma.index_of(address)) } else { 0 };
                 let dirty = entry.has(Entry::DIRTY);
                 usage.rss += PAGE;
@@ -271,10 +271,11 @@ impl AddressSpace {
                         (address.0 >> PAGE_SHIFT & FRAME, !vma.flags.contains(VmFlags::SHARED), false)
                     }),
                     _ => {
-                        let entry = self.tables.lock().leaf(at);
+                        let (entry, sharers) = self.tables.lock().leaf_and_sharers(at);
                         let own = entry.is_mapped().then(|| {
                             let cached = u32::from(!entry.has(Entry::ANON));
                             let alone = entry.owns_frame()
+                                && sharers <= 1
                                 && Frame::count_at(entry.address()) == 1 + cached
                                 && (cached == 0 || viewers.of(vma.index_of(at)) == 0);
                             (entry.address().0 >> PAGE_SHIFT & FRAME, entry.has(Entry::ANON), alone)

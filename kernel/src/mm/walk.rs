@@ -11,8 +11,10 @@ use crate::memory::PhysAddr;
 use crate::sync::grace::{self, ReadSection};
 
 impl PageTables {
-    /// The entry of `level` for `address`, if there are tables of this address space's own down to it.
+    /// The entry of `level`, above the leaves, for `address`, if there are tables of this address space's own
+    /// down to it.
     pub fn find<'a>(&'a self, address: u64, level: u32, _reading: &'a ReadSection) -> Option<&'a AtomicU64> {
+        debug_assert!(level > 1, "leaves are looked at under the lock");
         let mut table = self.root;
         for at in (level..=TOP).rev() {
             // SAFETY: the handle keeps the root; a table below it is not freed before the read section ends.

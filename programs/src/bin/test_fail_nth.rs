@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use roundtable_programs::child::{self, End};
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, HUGE};
+use roundtable_programs::inject::Injector;
 use roundtable_programs::mem::{ANON, Map, PRIVATE, RW, SHARED};
 use roundtable_programs::procfs::Meminfo;
 use roundtable_programs::sys::{c_string, check};
-use roundtable_programs::{Errno, harness, procfs, socket, tests};
+use roundtable_programs::{Errno, procfs, socket, tests};
 
 tests! { map_and_touch, map_file, populate, move_pages, map_huge, fault_huge_private, punch_huge, truncate_huge, move_huge,
 split_huge, fork_small: 60, fork_large: 100, fork_huge: 60, execute: 100, threads: 60, mount, segments, sockets, rights, epoll, pipes, files,
@@ -24,37 +25,6 @@ const POOL: u64 = 16;
 const OWN_TABLES: u64 = 64;
 /// No scenario makes more allocations that can fail.
 const MOST: u32 = 5000;
-
-/// `/proc/self/task/TID/fail-nth`, open.
-struct Injector(Fd);
-
-impl Injector {
-    fn new() -> Injector {
-        // SAFETY: takes nothing.
-        let tid = unsafe { libc::gettid() };
-        match Fd::open(&format!("/proc/self/task/{tid}/fail-nth"), libc::O_RDWR) {
-            Ok(file) => Injector(file),
-            Err(_) => harness::skip("this kernel has no /proc/self/fail-nth"),
-        }
-    }
-
-    /// The `nth` allocation from now on fails.
-    fn arm(&self, nth: u32) {
-        // Disarmed, the call itself cannot fail for want of memory.
-        self.0.write_at(nth.to_string().as_bytes(), 0).expect("fail-nth");
-    }
-
-    /// Ends it; how many allocations were left to go, 0 when one has failed.
-    fn disarm(&self) -> u32 {
-        let mut text = [0; 16];
-        // Reading allocates nothing that can fail.
-        let length = self.0.read_at(&mut text, 0).expect("fail-nth");
-        let left = std::str::from_utf8(&text[..length]).unwrap().trim().parse().expect("a number");
-        // The write can be what fails: then it is over, too.
-        let _ = self.0.write_at(b"0", 0);
-        left
-    }
-}
 
 /// What must be the same after each failure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

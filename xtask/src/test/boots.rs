@@ -142,6 +142,20 @@ pub fn all() -> Vec<Boot> {
             work: Work::Programs(Selection::Also(&["test_ordinary", "test_mm_files"])),
             ..BOOT
         },
+        // Private memory shares tables over fork.
+        Boot {
+            name: "fork-tables",
+            memory: Size::gibibytes(3),
+            parameters: &["fork_tables=on"],
+            kernels: Kernels::Ours,
+            work: Work::Programs(Selection::Also(&[
+                "test_fork_tables",
+                "test_mm",
+                "test_thread",
+                "test_process",
+            ])),
+            ..BOOT
+        },
         Boot {
             name: "many-sharers",
             memory: Size::gibibytes(4),

@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 
 use super::super::entry::Entry;
 use super::super::fault::Access;
+use super::super::fork_tables::WINDOW;
 use super::super::gather::{self, Gather};
 use super::super::vma::{FileArea, Kind, VmFlags, Vma, VmaSet};
 use super::super::{AddressSpace, NoTable, PAGE, page_down};
@@ -60,14 +61,16 @@ impl AddressSpace {
         }
     }
 
-    /// Permits stores to all pages of `range`, which belongs to one area of base pages. The areas lock is held.
+    /// Permits stores to all pages of `range`, which belongs to one area of base pages. The areas lock is
+    /// held. In tables that address spaces share since a fork they are withheld from none.
     pub(in super::super) fn permit_stores(&self, range: Range<u64>) {
         let mut at = range.start;
         while at < range.end {
-            at = self.tables.lock().walk(at..range.end, gather::BATCH, |_, slot| {
+            let walked = self.tables.lock().walk(at..range.end, gather::BATCH, |_, slot| {
                 // More rights come by faults: nothing is to be flushed.
                 slot.fetch_and(!Entry::USERFAULT_WP, Ordering::SeqCst);
             });
+            at = walked.unwrap_or_else(|met| (met.0 & !(WINDOW - 1)) + WINDOW);
             sched::cond_resched();
         }
     }
@@ -93,7 +96,7 @@ impl AddressSpace {
         let mut at = part.start;
         while at < part.end {
             let tables = self.tables.lock();
-            at = tables.walk(at..part.end, gather::BATCH, |address, slot| {
+            let walked = tables.walk(at..part.end, gather::BATCH, |address, slot| {
                 let old = Entry(slot.fetch_or(Entry::USERFAULT_WP, Ordering::SeqCst));
                 if old.is_mapped() && old.has(Entry::WRITABLE) {
                     slot.fetch_and(!Entry::WRITABLE, Ordering::SeqCst);
@@ -101,6 +104,10 @@ impl AddressSpace {
                 }
             });
             drop(tables);
+            at = match walked {
+                Ok(next) => next,
+                Err(met) => self.own_met(met).map_err(|_| Errno::ENOMEM)?,
+            };
             sched::cond_resched();
         }
         gather.flush();

@@ -1,0 +1,421 @@
+//! Private memory over fork by shared page tables.
+//!
+//! With the kernel parameter `fork_tables=on` fork(2) does not copy a PTE table of private anonymous memory.
+//! Parent and child share it: the entries of level 2 that lead to it (they are *forked*) lose the right to
+//! store, and the leaves stay as they are. Who has to change a leaf makes the table its own first: it copies
+//! the table, or, when it is the only one left, takes it back.
+//!
+//! # The guarantee
+//!
+//! *Nobody changes a leaf that another address space sees, and a page that two tables show is writable in
+//! neither.* So each process has its own memory, as if fork had copied all entries.
+//!
+//! # Who may change a leaf
+//!
+//! A leaf to change is had from [`Tables::own_leaf`], [`Tables::find_or_make`] and [`Tables::walk`] only.
+//! They end at a forked entry and say so ([`NoTable::SlotShared`], [`MetForked`]). The caller calls
+//! [`AddressSpace::take_slot`] or [`AddressSpace::own_window`], which can fail without memory, and asks
+//! again. Who only looks ([`Tables::leaf`], [`Tables::read`]) sees leaves of a shared table without WRITABLE.
+//!
+//! # What is shared
+//!
+//! A table that has [`WORTH`] pages or more, where all areas of the window (the 2 MiB that the table shows)
+//! are private anonymous memory that fork copies: no file, no MADV_DONTFORK or MADV_WIPEONFORK, no
+//! userfaultfd. So *the leaves of a shared table lie in anonymous areas in each space that shares it*, and
+//! they name anonymous pages, or none of their own (the page of zeroes). An area that comes into the window
+//! later brings its first leaf by a fault, which makes the table the space's own. Therefore truncation and
+//! hole punches, which cannot fail, find nothing of a file in a shared table and pass it by.
+//!
+//! # What is counted
+//!
+//! The frame of a table counts the entries that lead to it. A leaf owns one reference to its page for all who
+//! share the table. The number of pages in a shared table is noted with its frame; it cannot change, and
+//! tells each who joins or leaves what its resident memory gains or loses. VmPTE has the tables of a
+//! process's own only.
+//!
+//! # Who holds what
+//!
+//! | who | areas lock | page-table lock |
+//! | --- | --- | --- |
+//! | fork: share | write, of both | of both |
+//! | fault, store from outside, userfaultfd, MADV_DONTNEED: own, leave | read | its own |
+//! | munmap, mprotect, mremap: own, leave | write | its own |
+//! | exit: leave | none: nobody else knows the space | its own |
+//!
+//! An entry becomes forked under the areas lock for writing. So who holds that lock, for reading or for
+//! writing, and has made a window its own, keeps it. Those who share a table have no lock in common. They
+//! meet in the count of the table's frame and in its leaves, as follows.
+//!
+//! # The races
+//!
+//! *A thread of the parent stores during the fork.* Its CPU may use a translation from before for a while. It
+//! stores to the page that the child gets as well, as a store just before the fork. The parent's CPUs are
+//! flushed before the areas lock of either is free: until then nobody copies or takes back the table, and the
+//! child does not run.
+//!
+//! *Two copy at once.* A copy takes WRITABLE from each leaf of the shared table, takes a reference to the
+//! page, and writes the leaf to its own table without WRITABLE. All of this may happen twice. Each drops its
+//! reference to the shared table afterwards; who drops the last one frees what the table has ([`let_go`]).
+//!
+//! *One copies, another finds itself alone.* Who copies drops its reference to the shared table last
+//! (release). Who reads a count of 1 (acquire) sees all that those before have done: the leaves that lost
+//! WRITABLE, and the references to their pages. So a leaf is still writable only if its page is in no other
+//! table. A count of 1 cannot grow: the only entry is that of who reads it, and only its own fork adds one.
+//!
+//! *One leaves, another copies or takes back.* Who leaves (or has copied) clears or changes its entry,
+//! flushes the CPUs that run it, and then drops its reference. So no TLB and no paging-structure cache leads
+//! to a table that another one may change.
+//!
+//! *A walker without a lock* ([`walk`](super::walk)) may read a table that its space has just left. The table
+//! is retired by the last who leaves it, and so its frame is not used again before the walker is done. The
+//! walker may meet a leaf that the last owner has changed since. It learns the number of a frame, or that a
+//! page is there, which is a report and was true a moment ago; nobody accesses memory by what such a walk
+//! finds.
+//!
+//! *A store to a page that is shared by tables, not by leaves.* The page's count may be 1 although ten
+//! address spaces have it. That a page is a process's alone is decided by the count only after the table was
+//! made its own.
+
+use alloc::format;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+
+use super::entry::Entry;
+use super::gather::Gather;
+use super::space::AddressSpace;
+use super::tables::{ENTRIES, MetForked, NoMemory, NoTable, Tables, entries, span};
+use super::vma::{Kind, VmFlags, Vma, VmaSet};
+use crate::boot::cmdline;
+use crate::errno::Result as KernelResult;
+use crate::fs::sys;
+use crate::memory::PhysAddr;
+use crate::memory::frame::{Frame, Use};
+use crate::sched;
+use crate::sync::grace;
+
+/// Bytes of a window.
+pub(super) const WINDOW: u64 = span(2);
+/// Pages that a table has if it is worth sharing. Fewer are copied more cheaply one by one than with the
+/// fault that follows on sharing.
+const WORTH: u64 = 64;
+
+static ENABLED: AtomicBool = AtomicBool::new(false);
+
+/// Events since boot.
+struct Events {
+    shared: AtomicU64,
+    copied: AtomicU64,
+    saved: AtomicU64,
+}
+
+static EVENTS: Events =
+    Events { shared: AtomicU64::new(0), copied: AtomicU64::new(0), saved: AtomicU64::new(0) };
+
+/// Reads the kernel parameter `fork_tables=`: `off` (the default) or `on`.
+pub fn init() {
+    match cmdline::get("fork_tables") {
+        // Relaxed, here and below: a setting and statistics on which no other data hangs.
+        None | Some("off") => {}
+        Some("on") => ENABLED.store(true, Ordering::Relaxed),
+        Some(other) => panic!("fork_tables={other}: there are on and off"),
+    }
+}
+
+/// Makes the files `fork_*` of `/sys/kernel/mm/file_tables`.
+pub(super) fn register(directory: &str) -> KernelResult<()> {
+    let number = |name: &str, value: &'static AtomicU64| {
+        let show = move || Ok(format!("{}\n", value.load(Ordering::Relaxed)));
+        sys::register_read_only(&format!("{directory}/{name}"), show)
+    };
+    sys::register_read_only(&format!("{directory}/fork_mode"), || {
+        Ok(if is_on() { "on\n" } else { "off\n" }.into())
+    })?;
+    number("fork_shared", &EVENTS.shared)?;
+    number("fork_copies_made", &EVENTS.copied)?;
+    number("fork_copies_saved", &EVENTS.saved)
+}
+
+/// Does fork share tables?
+pub(super) fn is_on() -> bool {
+    ENABLED.load(Ordering::Relaxed)
+}
+
+/// Has the child of a fork what this area has, page for page, in anonymous memory?
+fn is_copied_whole(vma: &Vma) -> bool {
+    matches!(vma.kind, Kind::Anonymous)
+        && vma.userfault.is_none()
+        && !vma.flags.intersects(VmFlags::SHARED | VmFlags::DONT_FORK | VmFlags::WIPE_ON_FORK)
+}
+
+/// May a child share the table of the window at `window`, by what areas are there?
+pub(super) fn may_share(set: &VmaSet, window: u64) -> bool {
+    is_on() && set.overlapping(window..window + WINDOW).all(is_copied_whole)
+}
+
+/// Gives up a reference to a table that is or was shared. No entry of its space leads to it, and no CPU that
+/// runs the space has one in a cache.
+pub(super) fn let_go(table: Frame) {
+    // Race: others copy the table or leave it. The last one has it alone, see the module.
+    let Some(table) = table.into_unique() else { return };
+    // SAFETY: the table is ours alone.
+    for leaf in unsafe { entries(table.phys()) } {
+        // Relaxed: ours alone, after all that others did. All of them have flushed their TLBs.
+        let leaf = Entry(leaf.load(Ordering::Relaxed));
+        if leaf.owns_frame() {
+            // SAFETY: the table's leaves own these references, and nobody reads them any more.
+            drop(unsafe { Frame::from_raw(leaf.address()) });
+        }
+    }
+    // Race: a walker without a lock reads the table on behalf of a space that has left it.
+    grace::retire(table);
+}
+
+/// Pages in the table at `table` if they all are anonymous ones or the page of zeroes, and none says more
+/// than a page does.
+fn count_pages(table: PhysAddr) -> Option<u64> {
+    const OWN: u64 = Entry::PRESENT | Entry::ANON;
+    let mut pages = 0;
+    // SAFETY: the caller holds the lock of the space whose table it is.
+    for group in unsafe { entries(table) }.as_chunks::<8>().0 {
+        let values = group.each_ref().map(|leaf| leaf.load(Ordering::SeqCst));
+        let all = values.iter().fold(u64::MAX, |all, value| all & value);
+        let any = values.iter().fold(0, |any, value| any | value);
+        // Mostly all eight are pages, or none.
+        if all & OWN == OWN && any & (Entry::SPECIAL | Entry::USERFAULT_WP) == 0 {
+            pages += values.len() as u64;
+            continue;
+        }
+        for value in values.map(Entry).into_iter().filter(|_| any != 0) {
+            let plain = !value.is_marker() && !value.has(Entry::USERFAULT_WP);
+            if !plain || value.owns_frame() && !value.has(Entry::ANON) {
+                return None;
+            }
+            pages += u64::from(value.owns_frame());
+        }
+    }
+    Some(pages)
+}
+
+impl Tables {
+    /// Shares the table of the window at `window` with `child` if that is worth it; false if not. The areas
+    /// locks of both are held for writing.
+    pub(super) fn share_with(
+        &mut self,
+        child: &mut Tables,
+        window: u64,
+        gather: &mut Gather,
+    ) -> Result<bool, NoTable> {
+        let Some(above) = self.above_leaves(window) else { return Ok(false) };
+        let table = above.address();
+        let pages = match above.is_forked(2) {
+            true => u64::from(Frame::noted_at(table)),
+            false => match count_pages(table) {
+                Some(pages) if pages >= WORTH => pages,
+                _ => return Ok(false),
+            },
+        };
+        // What can fail comes first.
+        let slot = child.find_or_make(window, 2)?;
+        debug_assert_eq!(slot.load(Ordering::SeqCst), 0, "a child has a table at {window:#x} already");
+        if !above.is_forked(2) {
+            Frame::note_at(table, pages as u32);
+            let Some(own) = self.find(window, 2) else { return Ok(false) };
+            // Race: threads of this space store here until the flush at the end of the fork. See the module.
+            own.store(Entry::forked(table).0, Ordering::SeqCst);
+            gather.flush_range(window..window + WINDOW);
+            self.count -= 1;
+            self.forked += 1;
+        }
+        // SAFETY: the entry of this space has a reference, and its lock is held.
+        let shared = unsafe { Frame::share_raw(table) };
+        slot.store(Entry::forked(shared.into_raw()).0, Ordering::SeqCst);
+        child.forked += 1;
+        child.resident.anonymous += pages;
+        child.peak = child.peak.max(child.resident.total());
+        EVENTS.shared.fetch_add(1, Ordering::Relaxed);
+        Ok(true)
+    }
+
+    /// Makes the table of a forked entry for `address` the space's own. Returns the reference to the shared
+    /// table when that was copied: the CPUs that run the space are to be flushed under the same lock, then it
+    /// is let go.
+    fn own(&mut self, address: u64) -> Result<Option<Frame>, NoMemory> {
+        let Some(above) = self.above_leaves(address).filter(|above| above.is_forked(2)) else {
+            return Ok(None);
+        };
+        let table = above.address();
+        let alone = Frame::count_at(table) == 1;
+        // Acquire: with who dropped its reference before, see the module.
+        fence(Ordering::Acquire);
+        let new = match alone {
+            true => table,
+            false => self.copy_forked(table)?.into_raw(),
+        };
+        let Some(slot) = self.find(address, 2) else { return Ok(None) };
+        // SeqCst: the hardware sees the leaves before the entry, and the flush comes after it. Where the
+        // table is the same, rights are only added: a CPU that does not know faults once and looks again.
+        slot.store(Entry::table(new).0, Ordering::SeqCst);
+        self.count += 1;
+        self.forked -= 1;
+        (if alone { &EVENTS.saved } else { &EVENTS.copied }).fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the entry owned this reference, and is gone.
+        Ok((!alone).then(|| unsafe { Frame::from_raw(table) }))
+    }
+
+    /// A copy of the shared table at `table`, to which an entry of this space leads.
+    fn copy_forked(&self, table: PhysAddr) -> Result<Frame, NoMemory> {
+        let copy = Frame::alloc(Use::PageTable).ok_or(NoMemory)?;
+        // SAFETY: the reference of this space's entry keeps the one; the other is ours alone.
+        let (from, to) = unsafe { (entries(table), entries(copy.phys())) };
+        for (old, new) in from.iter().zip(to) {
+            let mut leaf = Entry(old.load(Ordering::SeqCst));
+            if leaf.owns_frame() {
+                if leaf.has(Entry::WRITABLE) {
+                    // Race: another one copies the table as well, or takes it back when we have let it go.
+                    // The page is in two tables now, and the leaf that stays behind must not be writable. No
+                    // CPU has it as writable: no entry above has been since its flush.
+                    old.fetch_and(!Entry::WRITABLE, Ordering::SeqCst);
+                    leaf = leaf.without(Entry::WRITABLE);
+                }
+                // SAFETY: the shared table's leaf has a reference as long as we have one to the table.
+                let _ = unsafe { Frame::share_raw(leaf.address()) }.into_raw();
+            }
+            // Relaxed: nobody knows the copy yet.
+            new.store(leaf.0, Ordering::Relaxed);
+        }
+        Ok(copy)
+    }
+
+    /// Does the window of `address` use a shared table that has leaves outside of `range`?
+    fn shares_outside(&self, address: u64, range: &Range<u64>) -> bool {
+        let Some(above) = self.above_leaves(address).filter(|above| above.is_forked(2)) else { return false };
+        let window = address & !(WINDOW - 1);
+        // SAFETY: the lock is held, and the entry keeps the table.
+        let leaves = unsafe { entries(above.address()) };
+        leaves.iter().enumerate().any(|(place, leaf)| {
+            let at = window + (place * (WINDOW as usize / ENTRIES)) as u64;
+            !range.contains(&at) && leaf.load(Ordering::SeqCst) != 0
+        })
+    }
+
+    /// Leaves the shared tables that have leaves in `range`. Returns where to go on; stops when `gather` is
+    /// full.
+    fn leave_forked(&mut self, range: Range<u64>, gather: &mut Gather) -> u64 {
+        let mut at = range.start;
+        while at < range.end && self.forked > 0 && !gather.is_full() {
+            let (window, above) = match self.next_table(at..range.end) {
+                Ok(found) => found,
+                Err(next) => return next,
+            };
+            at = window + WINDOW;
+            if !above.is_forked(2) {
+                continue;
+            }
+            let Some(slot) = self.find(window, 2) else { continue };
+            // SeqCst: before the flush.
+            slot.store(0, Ordering::SeqCst);
+            self.forked -= 1;
+            self.resident.anonymous -= u64::from(Frame::noted_at(above.address()));
+            EVENTS.saved.fetch_add(1, Ordering::Relaxed);
+            // SAFETY: the entry owned this reference, and is gone.
+            gather.forked(window..at, unsafe { Frame::from_raw(above.address()) });
+        }
+        if self.forked == 0 { range.end } else { at.min(range.end) }
+    }
+}
+
+impl AddressSpace {
+    /// Makes the table for `address` the space's own if address spaces share it since a fork; tells whether
+    /// they did. The areas lock is held.
+    pub(super) fn own_window(&self, address: u64) -> Result<bool, NoMemory> {
+        loop {
+            let mut tables = self.tables.lock();
+            let forked = tables.forked;
+            let left = match tables.own(address) {
+                Ok(left) => left,
+                Err(NoMemory) => {
+                    drop(tables);
+                    // Tables that are on their way out may be all that was missing.
+                    if grace::collect() {
+                        continue;
+                    }
+                    return Err(NoMemory);
+                }
+            };
+            let owned = tables.forked != forked;
+            if let Some(left) = left {
+                let mut gather = Gather::new(self);
+                let window = address & !(WINDOW - 1);
+                gather.forked(window..window + WINDOW, left);
+                // Under the lock: no CPU may go on in the shared table when another changes the copy.
+                gather.flush_tlb();
+                drop(tables);
+                // What may be freed here takes its time.
+                gather.flush();
+            }
+            return Ok(owned);
+        }
+    }
+
+    /// Makes all tables with leaves in `range` the space's own. The areas lock is held, for writing if that
+    /// is to last.
+    pub(super) fn own_windows(&self, range: Range<u64>) -> Result<(), NoMemory> {
+        let mut at = range.start;
+        while at < range.end {
+            let tables = self.tables.lock();
+            if tables.forked == 0 {
+                return Ok(());
+            }
+            let next = tables.next_table(at..range.end);
+            drop(tables);
+            at = match next {
+                Ok((window, above)) => {
+                    if above.is_forked(2) {
+                        self.own_window(window)?;
+                    }
+                    window + WINDOW
+                }
+                Err(next) => next,
+            };
+            sched::cond_resched();
+        }
+        Ok(())
+    }
+
+    /// Goes on after a walk that met a shared table: makes it the space's own. Returns where the walk goes
+    /// on.
+    pub(super) fn own_met(&self, met: MetForked) -> Result<u64, NoMemory> {
+        self.own_window(met.0)?;
+        Ok(met.0)
+    }
+
+    /// Makes the tables at the ends of `range` the space's own where they are shared and have leaves outside
+    /// of it. The areas lock is held.
+    pub(super) fn own_borders(&self, range: &Range<u64>) -> Result<(), NoMemory> {
+        for border in [range.start, range.end - 1] {
+            let tables = self.tables.lock();
+            if tables.forked == 0 {
+                return Ok(());
+            }
+            let outside = tables.shares_outside(border, range);
+            drop(tables);
+            if outside {
+                self.own_window(border)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Leaves the shared tables that have leaves in `range`, all of which are to go. None has leaves outside
+    /// of it that are to stay ([`AddressSpace::own_borders`]). The areas lock is held.
+    pub(super) fn leave_forked(&self, range: Range<u64>, gather: &mut Gather) {
+        let mut at = range.start;
+        while at < range.end {
+            at = self.tables.lock().leave_forked(at..range.end, gather);
+            if gather.is_full() {
+                gather.flush();
+            }
+            sched::cond_resched();
+        }
+    }
+}
