@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod check;
 mod debian;
 mod hosts;
 mod licences;
@@ -52,6 +53,8 @@ enum Command {
     Bench(roundtable::bench::BenchOptions),
     /// Build and boot a kernel that is not ours and hosts the library: a table of what sharing saves there
     Host(hosts::HostOptions),
+    /// Check the published crates: packages, features, oldest Rust, public interfaces, miri, ThreadSanitizer
+    Check(check::CheckOptions),
     /// Check that all dependencies are under permissive licences
     Licences,
 }
@@ -90,6 +93,7 @@ fn execute(command: Command) -> Result<i32> {
         Command::Soak(options) => soak::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Host(options) => hosts::run(&options),
+        Command::Check(options) => check::run(&options),
         Command::Licences => licences::check().map(|()| 0),
     }
 }

@@ -82,8 +82,22 @@ pub fn is_at_hand() -> bool {
 }
 
 /// Whether the toolchain of the PATH has the target's libraries.
-fn own_has_target() -> bool {
-    sysroot("rustc").is_some_and(|root| root.join("lib/rustlib").join(TARGET).join("lib").is_dir())
+pub fn own_has_target() -> bool {
+    own_has(TARGET)
+}
+
+fn own_has(target: &str) -> bool {
+    sysroot("rustc").is_some_and(|root| root.join("lib/rustlib").join(target).join("lib").is_dir())
+}
+
+/// A Rust that is installed and can build for a bare machine of any architecture. It links with rust-lld, since GNU's linker of
+/// the host knows the host's architecture only.
+pub fn for_bare(target: &str) -> Option<Toolchain> {
+    if own_has(target) {
+        return Some(Toolchain::Own);
+    }
+    let linker = find_linker();
+    (debian_is_installed() && matches!(linker, Linker::RustLld(_))).then_some(Toolchain::Debian(linker))
 }
 
 fn sysroot(rustc: &str) -> Option<PathBuf> {
@@ -128,6 +142,11 @@ fn find_linker() -> Linker {
 impl Toolchain {
     /// A cargo command for the kernel with what this toolchain needs.
     pub fn cargo(&self, subcommand: &str) -> Command {
+        self.cargo_for(subcommand, TARGET)
+    }
+
+    /// The same for another bare machine.
+    pub fn cargo_for(&self, subcommand: &str, target: &str) -> Command {
         let mut command = match self {
             Toolchain::Own => own_cargo(subcommand),
             Toolchain::Debian(linker) => {
@@ -143,21 +162,22 @@ impl Toolchain {
                     "-Zbuild-std=core,alloc,compiler_builtins",
                     "-Zbuild-std-features=compiler-builtins-mem",
                 ]);
+                let name = format!("CARGO_TARGET_{}_LINKER", target.to_uppercase().replace('-', "_"));
                 match linker {
                     Linker::RustLld(path) => {
-                        command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", path);
+                        command.env(name, path);
                     }
                     Linker::Gnu => {
-                        command.env("CARGO_TARGET_X86_64_UNKNOWN_NONE_LINKER", "ld");
-                        let flavor = r#"target.x86_64-unknown-none.rustflags=["-Clinker-flavor=ld"]"#;
-                        command.args(["--config", flavor]);
+                        command.env(name, "ld");
+                        let flavor = format!(r#"target.{target}.rustflags=["-Clinker-flavor=ld"]"#);
+                        command.args(["--config", &flavor]);
                     }
                 }
                 command
             }
         };
         // Who reads the host's crates while they are built has a compiler of its own.
-        command.env_remove("RUSTC_WORKSPACE_WRAPPER").args(["--target", TARGET]);
+        command.env_remove("RUSTC_WORKSPACE_WRAPPER").args(["--target", target]);
         command
     }
 }
