@@ -85,6 +85,9 @@ pub fn dependencies(package: &str, step: &Step) -> Result<Vec<String>> {
 
 /// The packages that are not installed and would have to be for this one, itself among them.
 pub fn missing_for(package: &str, step: &Step) -> Result<Vec<String>> {
+    if !is_known(package) {
+        update(step)?;
+    }
     let mut command = apt_get();
     command.args(["--simulate", "--no-install-recommends", "install", package]);
     Ok(to_install(&step.run(&mut command, LIMIT)?))
