@@ -36,6 +36,7 @@ const READ: [(&str, &str); 1] = [("inherit-methods-macro", "BSD-3-Clause")];
 /// Fails with the list of dependencies that are not.
 pub fn check() -> Result<()> {
     check_workspace(&root(), &PERMISSIVE)?;
+    check_workspace(&root().join("hosts/size"), &PERMISSIVE)?;
     check_workspace(&hosts::ostd(), &[&PERMISSIVE[..], &OF_HOSTS].concat())
 }
 

@@ -10,6 +10,7 @@ mod linux;
 mod profile;
 mod servers;
 mod setup;
+mod sizes;
 mod soak;
 mod stalls;
 mod step;
@@ -55,6 +56,8 @@ enum Command {
     Host(hosts::HostOptions),
     /// Check the published crates: packages, features, oldest Rust, public interfaces, miri, ThreadSanitizer
     Check(check::CheckOptions),
+    /// Measure what the library adds to a kernel: bytes of code and data, by architecture
+    Sizes,
     /// Check that all dependencies are under permissive licences
     Licences,
 }
@@ -94,6 +97,7 @@ fn execute(command: Command) -> Result<i32> {
         Command::Bench(options) => bench::run(&options),
         Command::Host(options) => hosts::run(&options),
         Command::Check(options) => check::run(&options),
+        Command::Sizes => sizes::run(),
         Command::Licences => licences::check().map(|()| 0),
     }
 }
