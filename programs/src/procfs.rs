@@ -38,6 +38,15 @@ pub fn status(pid: i32, name: &str) -> u64 {
     *fields(&path).get(name).unwrap_or_else(|| panic!("{path} has no {name}"))
 }
 
+/// A line of /proc/PID/status, as it is written.
+#[track_caller]
+pub fn status_text(pid: i32, name: &str) -> String {
+    let path = format!("/proc/{pid}/status");
+    let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(":\t").map(str::to_string));
+    line.unwrap_or_else(|| panic!("{path} has no {name}"))
+}
+
 /// How many processes there are.
 pub fn process_count() -> usize {
     fs::read_dir("/proc")

@@ -105,6 +105,13 @@ impl Context {
     }
 }
 
+/// Loads the running thread's user registers.
+pub fn load_user_registers(registers: &UserRegisters) {
+    set_fs_base(registers.fs_base);
+    set_gs_base(registers.gs_base);
+    registers.fpu.load();
+}
+
 /// Lays the first switch's words out below `top`, which is a multiple of 16, and returns the stack pointer.
 unsafe fn prepare(top: u64, entry: usize, argument: usize) -> u64 {
     let saved = SavedRegisters {

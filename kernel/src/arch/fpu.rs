@@ -184,6 +184,51 @@ impl FpuState {
         Ok(state)
     }
 
+    /// Sets the x87 and SSE registers from FXSAVE's 512 bytes; `EINVAL` for bits of MXCSR that do not exist.
+    pub fn set_legacy(&mut self, bytes: &[u8; LEGACY_SIZE]) -> Result<()> {
+        let mxcsr = u32::from_le_bytes(bytes[MXCSR..MXCSR + 4].try_into().expect("four bytes"));
+        let mask = match self.hardware_mxcsr_mask() {
+            0 => DEFAULT_MXCSR_MASK,
+            mask => mask,
+        };
+        if mxcsr & !mask != 0 {
+            return Err(Errno::EINVAL);
+        }
+        self.area[..LEGACY_SIZE].copy_from_slice(bytes);
+        self.set_components(self.components() | X87_SSE);
+        Ok(())
+    }
+
+    /// As [`Self::as_bytes`], with the set of components where Linux tells debuggers of it.
+    pub fn to_regset(&self, bytes: &mut [u8; AREA_SIZE]) -> usize {
+        let used = used_size();
+        bytes[..used].copy_from_slice(&self.area[..used]);
+        bytes[SOFTWARE..LEGACY_SIZE].fill(0);
+        bytes[SOFTWARE..SOFTWARE + 8].copy_from_slice(&components().to_le_bytes());
+        used
+    }
+
+    /// Sets the state from what [`Self::to_regset`] gave; what would fault in XRSTOR is `EINVAL`.
+    pub fn set_regset(&mut self, bytes: &[u8]) -> Result<()> {
+        if bytes.len() != used_size() || bytes.len() < LEGACY_SIZE + HEADER_SIZE {
+            return Err(Errno::EFAULT);
+        }
+        let mut new = self.clone();
+        new.area[LEGACY_SIZE..bytes.len()].copy_from_slice(&bytes[LEGACY_SIZE..]);
+        let header = &new.area[LEGACY_SIZE + 8..LEGACY_SIZE + HEADER_SIZE];
+        let stored = new.components();
+        if stored & !components() != 0 || header.iter().any(|byte| *byte != 0) {
+            return Err(Errno::EINVAL);
+        }
+        new.set_legacy(bytes[..LEGACY_SIZE].try_into().expect("as long as that"))?;
+        new.set_components(stored);
+        *self = new;
+        Ok(())
+    }
+
+    /// Bytes of the largest state.
+    pub const SIZE: usize = AREA_SIZE;
+
     /// The bits of MXCSR that this CPU has, as it reports them.
     fn hardware_mxcsr_mask(&self) -> u32 {
         let mut probe = Self::default();

@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 
 use alloc::sync::Arc;
 
-use super::{Process, Thread, tree};
+use super::{Process, Thread, ptrace, tree};
 use crate::errno::{Errno, Result};
 use crate::sched;
 use crate::signal::{self, Actions};
@@ -44,6 +44,7 @@ pub(super) fn de_thread(thread: &Thread) -> Result<()> {
 fn take_lead(thread: &Thread, process: &Arc<Process>) {
     let mut tree = tree::lock();
     let old = process.relations.get_mut(&mut tree).leader.take();
+    let by_tracer = old.as_ref().map(|old| ptrace::forget_old_leader(&mut tree, old));
     let registered = old.as_ref().and_then(|old| tree.remove_thread(old));
     let own = tree.remove_thread(thread);
     thread.set_tid(process.pid);
@@ -58,6 +59,7 @@ fn take_lead(thread: &Thread, process: &Arc<Process>) {
     if let Some(old) = &old {
         sched::wait_for_end(old);
     }
+    drop(by_tracer);
     drop(registered);
     drop(old);
     sched::reap();

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
-use super::{Thread, WaitStatus, de_thread, exit, fork, rseq, user};
+use super::{Thread, WaitStatus, de_thread, exit, fork, ptrace, rseq, user};
 use crate::arch::interrupts;
 use crate::arch::trap::{self, TrapFrame};
 use crate::errno::{Errno, Result};
@@ -116,6 +116,7 @@ fn load(file: Arc<File>, name: &[u8], arguments: Vec<Vec<u8>>, environment: Vec<
 fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
     let thread = super::current();
     let process = thread.process.clone();
+    let tid = thread.tid();
     de_thread::de_thread(&thread).inspect_err(|_| {
         // Other threads may have ended already: there is no way back.
         if thread.kill_pending() {
@@ -146,7 +147,10 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
         // SAFETY: the current thread's own context.
         unsafe { (*thread.context.get()).become_user() };
     });
-    *frame = TrapFrame::user(image.entry, image.stack);
+    // Debuggers know the end of this call by its number.
+    let orig_rax = frame.orig_rax;
+    *frame = TrapFrame { orig_rax, ..TrapFrame::user(image.entry, image.stack) };
+    ptrace::exec_event(frame, tid);
     Ok(())
 }
 

@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 use smallvec::SmallVec;
 
 use super::process::WaitStatus;
-use super::{Process, Thread, futex, tree, user};
+use super::{Process, Thread, futex, ptrace, tree, user};
 use crate::arch::interrupts;
 use crate::mm::uaccess;
 use crate::sched;
@@ -53,6 +53,8 @@ fn finish(status: WaitStatus) -> ! {
     debug_assert!(interrupts::are_enabled());
     // It is dying already: what it still waits for below must be able to happen.
     thread.signals.clear_killed();
+    ptrace::exit_event(&thread, status);
+    ptrace::tracer_ends(&thread);
     // What it was told to take for the process is for another thread now.
     thread.set_signal_mask(SigSet(u64::MAX));
     thread.cpu_timers.end();
@@ -142,7 +144,8 @@ fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
     if leader {
         relations.leader_status = Some(status);
     }
-    let unregistered = if leader { None } else { tree.remove_thread(thread) };
+    let stays = leader || ptrace::keep_thread(&mut tree, thread, status);
+    let unregistered = if stays { None } else { tree.remove_thread(thread) };
     if last {
         let state = process.signals.state.lock();
         let status = state.ending.or(process.relations.get(&tree).leader_status).unwrap_or(status);
@@ -183,7 +186,7 @@ fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
     }
     process.relations.get_mut(&mut tree).ended = Some(status);
     tree.child_to_front(process);
-    let reaped = tell_parent(&mut tree, process, status);
+    let reaped = !ptrace::leader_ended(&mut tree, process, status) && tell_parent(&mut tree, process, status);
     if reaped {
         removed.extend(super::wait::remove(&mut tree, process));
     }
@@ -199,13 +202,16 @@ fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
 }
 
 /// SIGCHLD and waking. True if the parent does not care, so that the process is gone at once.
-fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status: WaitStatus) -> bool {
+pub(super) fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status: WaitStatus) -> bool {
     let Some(parent) = process.relations.get(tree).parent.clone() else { return true };
     let exit_signal = process.relations.get(tree).exit_signal;
+    let leader = process.relations.get(tree).leader.as_ref();
+    let traced = leader.is_some_and(|leader| leader.trace.is_traced());
     let mut reap = false;
     if exit_signal != 0 {
         let mut send = true;
-        if exit_signal == SIGCHLD {
+        // A tracer waits for its tracees, whatever it says of its children.
+        if exit_signal == SIGCHLD && !traced {
             let action = parent.actions.lock().get(SIGCHLD);
             if action.handler == signal::SIG_IGN {
                 (reap, send) = (true, false);
@@ -253,6 +259,7 @@ fn reparent_children(tree: &mut tree::Guard, process: &Arc<Process>, removed: &m
         removed.push(tree.adopt(new_parent, &child));
         child.relations.get_mut(tree).exit_signal = SIGCHLD;
         if let Some(status) = child.relations.get(tree).ended
+            && !ptrace::is_held(tree, &child)
             && tell_parent(tree, &child, status)
         {
             removed.extend(super::wait::remove(tree, &child));

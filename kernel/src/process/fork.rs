@@ -9,7 +9,7 @@ use linux_raw_sys::general as abi;
 use super::accounts::{self, Counted};
 use super::oom::{self, Found};
 use super::thread::Parts;
-use super::{Pid, Process, Thread, limits, process, spawn, tree};
+use super::{Pid, Process, Thread, limits, process, ptrace, spawn, tree};
 use crate::arch::context::Context;
 use crate::arch::cpu;
 use crate::arch::trap::TrapFrame;
@@ -72,12 +72,16 @@ fn check(args: &CloneArgs, parent: &Process) -> Result<()> {
 
 /// Makes a thread or a process after the current one; returns its number. With CLONE_VFORK, returns when the child has
 /// let go of the memory.
-pub fn clone(args: CloneArgs, frame: &TrapFrame) -> Result<Pid> {
+pub fn clone(args: CloneArgs, frame: &mut TrapFrame) -> Result<Pid> {
     let current = super::current();
     check(&args, &current.process)?;
+    let traced = ptrace::clone_event(&current, &args);
     let child = make_with_room(&args, frame, &current)?;
+    if traced.inherits {
+        ptrace::prepare(child.thread())?;
+    }
     let pidfd = if args.flags & PIDFD != 0 { Some(child.make_pidfd(args.pidfd)?) } else { None };
-    let thread = child.link(&args, &current).inspect_err(|_| {
+    let thread = child.link(&args, &current, traced.inherits).inspect_err(|_| {
         // The call is made again, and opens another.
         if let Some(fd) = pidfd {
             let _ = current.files().close(fd);
@@ -91,11 +95,13 @@ pub fn clone(args: CloneArgs, frame: &TrapFrame) -> Result<Pid> {
     let process = thread.process.clone();
     sched::start(&thread);
     drop(thread);
+    traced.tell(frame, tid);
     if args.flags & VFORK != 0 {
         // A signal that kills the parent ends the wait; others wait until the child has let go.
         let _ = process
             .vfork_wait
             .wait_killable(None, || process.vfork_released.load(Ordering::SeqCst).then_some(()));
+        ptrace::vfork_done(frame, tid);
     }
     Ok(tid)
 }
@@ -186,6 +192,7 @@ impl Child {
         if new_process {
             // Relaxed: nobody else knows it yet.
             process.refused_gains.store(parent.inherited_refusals(), Ordering::Relaxed);
+            process.made_by.store(current.tid(), Ordering::Relaxed);
         }
         let mut registers = Context::current_user_registers();
         if has(SETTLS) {
@@ -253,7 +260,7 @@ impl Child {
     }
 
     /// Makes the child known: from here on it gets signals.
-    fn link(mut self, args: &CloneArgs, current: &Thread) -> Result<Arc<Thread>> {
+    fn link(mut self, args: &CloneArgs, current: &Thread, traced: bool) -> Result<Arc<Thread>> {
         let thread = self.thread().clone();
         let process = &thread.process;
         let parent = &current.process;
@@ -291,6 +298,9 @@ impl Child {
             }
         } else {
             signal::join_stop(process, &thread);
+        }
+        if traced {
+            ptrace::inherit(&mut tree, current, &thread);
         }
         drop(tree);
         drop(removed);

@@ -17,6 +17,7 @@ pub mod oom;
 pub mod pidfd;
 #[allow(clippy::module_inception)] // `Process` is what the folder is about.
 mod process;
+pub mod ptrace;
 pub(crate) mod rseq;
 mod spawn;
 mod thread;

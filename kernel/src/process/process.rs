@@ -58,6 +58,8 @@ pub struct Process {
     pub(crate) dump_filter: AtomicU32,
     /// What its memory is never to gain: prctl(PR_SET_MDWE).
     pub(crate) refused_gains: AtomicU32,
+    /// The thread that has made it: PTRACE_TRACEME is about that one.
+    pub(super) made_by: AtomicU32,
     /// Monotonic nanoseconds.
     pub(crate) started_at: u64,
 }
@@ -95,8 +97,13 @@ pub struct Io {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitStatus {
     Exited(u8),
-    Killed { signal: u8, core: bool },
+    Killed {
+        signal: u8,
+        core: bool,
+    },
     Stopped(u8),
+    /// A tracee's stop, for its tracer: a signal, and an event 8 bits above.
+    Traced(u32),
     Continued,
 }
 
@@ -107,6 +114,7 @@ impl WaitStatus {
             Self::Exited(code) => i32::from(code) << 8,
             Self::Killed { signal, core } => i32::from(signal) | if core { 0x80 } else { 0 },
             Self::Stopped(signal) => i32::from(signal) << 8 | 0x7f,
+            Self::Traced(code) => (code << 8) as i32 | 0x7f,
             Self::Continued => 0xffff,
         }
     }
@@ -116,12 +124,14 @@ impl WaitStatus {
         const CLD_EXITED: i32 = 1;
         const CLD_KILLED: i32 = 2;
         const CLD_DUMPED: i32 = 3;
+        const CLD_TRAPPED: i32 = 4;
         const CLD_STOPPED: i32 = 5;
         const CLD_CONTINUED: i32 = 6;
         match self {
             Self::Exited(code) => (CLD_EXITED, i32::from(code)),
             Self::Killed { signal, core } => (if core { CLD_DUMPED } else { CLD_KILLED }, i32::from(signal)),
             Self::Stopped(signal) => (CLD_STOPPED, i32::from(signal)),
+            Self::Traced(code) => (CLD_TRAPPED, code as i32),
             Self::Continued => (CLD_CONTINUED, signal::SIGCONT as i32),
         }
     }
@@ -173,6 +183,7 @@ impl Process {
             personality: AtomicU32::new(parts.personality),
             dump_filter: AtomicU32::new(parts.dump_filter),
             refused_gains: AtomicU32::new(0),
+            made_by: AtomicU32::new(0),
             started_at: crate::time::now(),
         })
     }
@@ -413,6 +424,9 @@ impl Thread {
         use crate::sched::Sleep;
         if self.sched.is_dead() {
             return 'Z';
+        }
+        if self.trace.is_stopped() {
+            return 't';
         }
         match self.sched.sleeping() {
             None if signal::has_stopped(self) => 'T',

@@ -50,6 +50,9 @@ pub struct Thread {
     /// Links that the process tree's lock guards.
     pub(super) by_tid: RBTreeAtomicLink,
     pub(super) in_process: LinkedListAtomicLink,
+    pub(super) in_tracees: LinkedListAtomicLink,
+    /// Who traces it, and how.
+    pub(crate) trace: super::ptrace::Tracee,
     /// Memory that is cleared, and whose futex is woken, when the thread ends: set_tid_address(2).
     pub(crate) clear_child_tid: AtomicUsize,
     /// Head of the list of robust futexes: set_robust_list(2).
@@ -135,6 +138,8 @@ impl Thread {
             signals: parts.signals,
             by_tid: RBTreeAtomicLink::new(),
             in_process: LinkedListAtomicLink::new(),
+            in_tracees: LinkedListAtomicLink::new(),
+            trace: super::ptrace::Tracee::new(),
             clear_child_tid: AtomicUsize::new(0),
             robust_list: AtomicUsize::new(0),
             rseq: AtomicUsize::new(0),

@@ -24,6 +24,7 @@ intrusive_adapter!(ByTid = Arc<Thread>: Thread { by_tid => RBTreeAtomicLink });
 intrusive_adapter!(pub(super) InProcess = Arc<Thread>: Thread { in_process => LinkedListAtomicLink });
 intrusive_adapter!(pub(super) Siblings = Arc<Process>: Process { sibling => LinkedListAtomicLink });
 intrusive_adapter!(pub(super) InGroup = Arc<Process>: Process { in_group => LinkedListAtomicLink });
+intrusive_adapter!(pub(super) Tracees = Arc<Thread>: Thread { in_tracees => LinkedListAtomicLink });
 intrusive_adapter!(ByPgid = Arc<Group>: Group { by_pgid => RBTreeAtomicLink });
 intrusive_adapter!(BySid = Arc<Session>: Session { by_sid => RBTreeAtomicLink });
 
@@ -120,6 +121,8 @@ pub(super) struct Relations {
     /// The threads that live.
     pub threads: LinkedList<InProcess>,
     pub live: usize,
+    /// Threads of other processes that threads of this one trace. Those with news come first.
+    pub tracees: LinkedList<Tracees>,
     /// The first thread, alive or not.
     pub leader: Option<Arc<Thread>>,
     pub group: Option<Arc<Group>>,
@@ -139,6 +142,7 @@ impl Relations {
             children: LinkedList::new(Siblings::NEW),
             threads: LinkedList::new(InProcess::NEW),
             live: 0,
+            tracees: LinkedList::new(Tracees::NEW),
             leader: None,
             group: None,
             ended: None,
@@ -197,7 +201,7 @@ pub(crate) struct Removed {
     pub _process: Option<Arc<Process>>,
     pub _group: Option<Arc<Group>>,
     pub _session: Option<Arc<Session>>,
-    pub _threads: [Option<Arc<Thread>>; 2],
+    pub _threads: [Option<Arc<Thread>>; 4],
     pub _parent: Option<Arc<Process>>,
 }
 

@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 
 use super::account::Usage;
 use super::process::WaitStatus;
-use super::{Pid, Process, tree};
+use super::{Pid, Process, ptrace, tree};
 use crate::errno::{Errno, Result};
 use crate::sched;
 use crate::signal::SIGCHLD;
@@ -89,6 +89,13 @@ fn look(process: &Arc<Process>, kind: IdKind, flags: WaitFlags) -> Result<Option
             }
         }
     }
+    if found.is_none() {
+        let (traces, news) = ptrace::look(&tree, process, kind);
+        any |= traces;
+        if let Some(news) = news {
+            return Ok(Some(ptrace::finish(tree, news, flags.keep, process)));
+        }
+    }
     finish(tree, found, any, flags, process)
 }
 
@@ -114,7 +121,7 @@ fn is_meant(tree: &tree::Guard, child: &Process, kind: IdKind, flags: WaitFlags)
 fn status_of(tree: &tree::Guard, child: &Process, flags: WaitFlags) -> Option<WaitStatus> {
     let relations = child.relations.get(tree);
     if relations.ended.is_some() {
-        return relations.ended.filter(|_| flags.exited);
+        return relations.ended.filter(|_| flags.exited && !ptrace::is_held(tree, child));
     }
     relations.news.filter(|news| match news {
         WaitStatus::Stopped(_) => flags.stopped,
@@ -164,8 +171,9 @@ pub(super) fn remove(tree: &mut tree::Guard, process: &Process) -> [tree::Remove
     let mut by_number = tree::Removed::default();
     // The process and its first thread refer to each other until here.
     if let Some(leader) = process.relations.get_mut(tree).leader.take() {
+        let [tracer, tracee, ..] = ptrace::unlink_reaped(tree, &leader)._threads;
         let registered = tree.remove_thread(&leader);
-        by_number._threads = [Some(leader), registered];
+        by_number._threads = [Some(leader), registered, tracer, tracee];
     }
     [by_parent, by_group, by_number]
 }

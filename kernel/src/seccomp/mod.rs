@@ -113,6 +113,8 @@ pub enum Verdict {
     Refused(Option<Errno>),
     /// It is not made, and the registers stay: a signal says so.
     Trapped,
+    /// Who traces the thread decides, and gets this value from the filter.
+    Traced(u32),
 }
 
 /// Decides about the system call that `frame` makes. The mode is not [`DISABLED`].
@@ -143,8 +145,7 @@ pub fn check(thread: &Thread, frame: &TrapFrame, number: usize) -> Verdict {
         }
         ERRNO if data == 0 => Verdict::Refused(None),
         ERRNO => Verdict::Refused(Some(Errno::new(data.min(4095) as i32))),
-        // Nobody traces.
-        TRACE => Verdict::Refused(Some(Errno::ENOSYS)),
+        TRACE => Verdict::Traced(data),
         TRAP => {
             signal::force_signal(SigInfo::system_call(data as i32, frame.rip, number as u32, ARCH));
             Verdict::Trapped

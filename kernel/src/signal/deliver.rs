@@ -9,7 +9,7 @@ use super::{
     frame, stop,
 };
 use crate::arch::trap::TrapFrame;
-use crate::process::{self, Thread, WaitStatus, exit, limits};
+use crate::process::{self, Thread, WaitStatus, exit, limits, ptrace};
 
 /// Handles everything that is pending for the current thread, with interrupts on: the thread dies, stops, or has a handler's frame put on its stack.
 /// A system call that was interrupted restarts, or returns `EINTR`.
@@ -19,12 +19,17 @@ pub fn deliver(frame: &mut TrapFrame) {
         if thread.kill_pending() {
             exit::thread_killed();
         }
-        stop::stop_if_asked();
+        stop::stop_if_asked(frame);
         if thread.kill_pending() {
             continue;
         }
-        let Some((info, action)) = take(&thread) else { break };
+        let Some(info) = take(&thread) else { break };
+        let Some(info) = ptrace::signal_stop(frame, info) else { continue };
+        if thread.kill_pending() {
+            continue;
+        }
         let signal = info.signal as u32;
+        let action = action_of(&thread, signal);
         match action.handler {
             SIG_IGN => continue,
             SIG_DFL => {
@@ -36,6 +41,7 @@ pub fn deliver(frame: &mut TrapFrame) {
         restart_for_handler(frame, &action);
         let old_mask = thread.signals.take_saved_mask().unwrap_or_else(|| thread.signals.mask());
         process::rseq::abort_for_signal(frame);
+        ptrace::before_handler(frame);
         if frame::push(frame, &info, &action, old_mask).is_err() {
             // No room for the frame: SIGSEGV, and if that is what failed to be delivered, with its default action.
             super::exception::force_segv(signal);
@@ -47,6 +53,7 @@ pub fn deliver(frame: &mut TrapFrame) {
         }
         thread.set_signal_mask(mask);
         return_to_handler(&thread);
+        ptrace::handler_entered(frame);
         // Further signals that are not blocked interrupt the handler at its first instruction.
         if !thread.signals.pending() {
             return;
@@ -57,8 +64,8 @@ pub fn deliver(frame: &mut TrapFrame) {
     thread.restore_mask();
 }
 
-/// The next signal, with its action; SA_RESETHAND has been done.
-fn take(thread: &Thread) -> Option<(SigInfo, Action)> {
+/// The next signal.
+fn take(thread: &Thread) -> Option<SigInfo> {
     let queued;
     {
         let mut state = thread.process.signals.state.lock();
@@ -67,14 +74,17 @@ fn take(thread: &Thread) -> Option<(SigInfo, Action)> {
             .or_else(|| take_from(&mut state.shared, wanted));
         state.recalculate(&thread.signals);
     }
-    let queued = queued?;
-    let signal = queued.signal();
+    Some(taken(thread, &*queued?))
+}
+
+/// What is done about a signal; SA_RESETHAND has been done.
+fn action_of(thread: &Thread, signal: u32) -> Action {
     let actions = thread.process.actions.lock().clone();
     let action = actions.get(signal);
     if action.flags & flags::SA_RESETHAND != 0 && action.handler > SIG_IGN {
         actions.set(signal, Action { handler: SIG_DFL, ..action });
     }
-    Some((taken(thread, &queued), action))
+    action
 }
 
 /// A signal is taken: says what it says, and arms the periodic timer that sent it for the next time.

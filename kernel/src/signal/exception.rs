@@ -2,10 +2,13 @@
 
 use super::{Action, SIG_DFL, SIG_IGN, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, SigInfo, SigSet, codes};
 use crate::arch::trap::{self, TrapFrame};
-use crate::process::{self, Trap};
+use crate::process::{self, Trap, ptrace};
 
 /// An exception of user mode other than a page fault.
 pub fn exception(frame: &mut TrapFrame, vector: u8, error: u64, address: u64) {
+    if vector == trap::DEBUG && ptrace::step_is_void(frame) {
+        return;
+    }
     process::current().set_trap(Trap { vector, error, address });
     let rip = frame.rip;
     let (signal, code, at) = match vector {

@@ -20,11 +20,11 @@ pub use exception::{exception, force_fault, force_poison, force_signal};
 pub use frame::{AltStack, sigreturn};
 pub use info::{SigInfo, codes};
 pub use pending::{Pending, Queued};
+pub(crate) use send::{add_first_stop, end_all, kick, kill_thread};
 pub use send::{
     discard, is_ignored_or_blocked, queue_process, queue_process_locked, queue_thread, send_group,
     send_of_timer, send_process, send_process_locked, send_thread,
 };
-pub(crate) use send::{end_all, kill_thread};
 pub use state::{ProcessSignals, ThreadSignals};
 pub(crate) use stop::{child_info, join_stop};
 pub use stop::{has_stopped, notify_stop_of_ending_thread};

@@ -137,6 +137,11 @@ impl Pending {
         None
     }
 
+    /// The information of the entry behind `skip` others.
+    pub fn info_at(&self, skip: usize) -> Option<SigInfo> {
+        self.queue.iter().nth(skip).map(|queued| queued.info)
+    }
+
     /// Which signal of those in `wanted` comes first: synchronous ones, then by number.
     pub fn next(&self, wanted: SigSet) -> Option<u32> {
         let candidates = self.set.intersection(wanted);

@@ -7,7 +7,7 @@ use super::state::State;
 use super::{Pending, SIG_DFL, SIGCONT, SIGKILL, SIGSTOP, SigInfo, SigSet, stop};
 use crate::arch::{cpu, ipi};
 use crate::errno::{Errno, Result};
-use crate::process::{Pid, Process, Thread, WaitStatus, tree};
+use crate::process::{Pid, Process, Thread, WaitStatus, ptrace, tree};
 use crate::sched;
 
 /// Sends a signal to a process as a whole: a thread that does not block it takes it. Usable in interrupt handlers.
@@ -172,7 +172,7 @@ fn notify(thread: &Arc<Thread>) {
 }
 
 /// If the thread runs on another CPU, brings it into the kernel.
-pub(super) fn kick(thread: &Thread) {
+pub(crate) fn kick(thread: &Thread) {
     if let Some(on) = sched::running_on(thread)
         && on != cpu::id()
     {
@@ -187,6 +187,14 @@ pub(crate) fn end_all(tree: &tree::Guard, process: &Process, state: &mut State, 
     for thread in process.threads_locked(tree) {
         kill_thread(thread);
     }
+}
+
+/// A new tracee's first stop: SIGSTOP is pending before it runs.
+pub(crate) fn add_first_stop(thread: &Thread) {
+    let queued = Queued::new(SigInfo::user(SIGSTOP, super::codes::SI_USER, 0, 0));
+    // It has none yet: nothing comes back.
+    let _ = thread.signals.own.lock().add(queued);
+    thread.signals.mark_pending();
 }
 
 /// Makes one thread end.
@@ -206,6 +214,14 @@ fn is_ignored(tree: &tree::Guard, process: &Process, thread: Option<&Arc<Thread>
     if signal == SIGKILL || signal == SIGSTOP {
         return unkillable;
     }
+    // A tracer hears of every signal.
+    let traced = match thread {
+        Some(thread) => thread.trace.is_traced(),
+        None => process.threads_locked(tree).next().is_some_and(|first| first.trace.is_traced()),
+    };
+    if traced {
+        return false;
+    }
     // A blocked signal waits: the action may change until it is unblocked.
     let blocked = match thread {
         Some(thread) => thread.signals.mask().contains(signal),
@@ -221,7 +237,9 @@ fn resume(tree: &tree::Guard, process: &Arc<Process>, state: &mut State, dropped
     state.stop_left = 0;
     for thread in process.threads_locked(tree) {
         thread.signals.take_stop();
+        thread.signals.take_stop_again();
         sched::wake_stopped(&thread.to_arc());
+        ptrace::trap_of_group(tree, thread);
     }
     stopped
 }

@@ -13,6 +13,10 @@ const PENDING: u32 = 1;
 const KILLED: u32 = 2;
 /// The thread is to take part in a stop.
 const STOP: u32 = 4;
+/// The thread is to enter a stop of its tracer's.
+const TRAP: u32 = 8;
+/// The thread is to stop with its process again, which was told to its parent before.
+const STOP_AGAIN: u32 = 16;
 
 /// A thread's part.
 pub struct ThreadSignals {
@@ -64,7 +68,7 @@ impl ThreadSignals {
 
     /// The thread is on its way out and cannot be killed once more: it must be able to sleep while it cleans up.
     pub(crate) fn clear_killed(&self) {
-        self.flags.fetch_and(!KILLED, Ordering::SeqCst);
+        self.flags.fetch_and(!(KILLED | TRAP | STOP_AGAIN), Ordering::SeqCst);
     }
 
     pub(super) fn mark_pending(&self) {
@@ -85,6 +89,29 @@ impl ThreadSignals {
         self.flags.fetch_and(!STOP, Ordering::SeqCst) & STOP != 0
     }
 
+    pub(crate) fn ask_trap(&self) {
+        self.flags.fetch_or(TRAP, Ordering::SeqCst);
+    }
+
+    /// Has it yet to enter a stop of its tracer's?
+    pub(crate) fn is_asked_to_trap(&self) -> bool {
+        self.flags.load(Ordering::SeqCst) & TRAP != 0
+    }
+
+    /// False if it was not asked.
+    pub(super) fn take_trap(&self) -> bool {
+        self.flags.fetch_and(!TRAP, Ordering::SeqCst) & TRAP != 0
+    }
+
+    pub(crate) fn ask_stop_again(&self) {
+        self.flags.fetch_or(STOP_AGAIN, Ordering::SeqCst);
+    }
+
+    /// False if it was not asked.
+    pub(super) fn take_stop_again(&self) -> bool {
+        self.flags.fetch_and(!STOP_AGAIN, Ordering::SeqCst) & STOP_AGAIN != 0
+    }
+
     /// The blocked signals.
     pub fn mask(&self) -> SigSet {
         SigSet(self.mask.load(Ordering::SeqCst))
@@ -102,6 +129,19 @@ impl ThreadSignals {
     pub(super) fn save_mask(&self, mask: SigSet) {
         self.saved_mask.store(mask.0, Ordering::SeqCst);
         self.saved_valid.store(1, Ordering::SeqCst);
+    }
+
+    /// The mask that comes back after the system call, if one waits; else the blocked signals.
+    pub(crate) fn shown_mask(&self) -> SigSet {
+        match self.saved_valid.load(Ordering::SeqCst) {
+            0 => self.mask(),
+            _ => SigSet(self.saved_mask.load(Ordering::SeqCst)),
+        }
+    }
+
+    /// The mask that waited does not come back.
+    pub(crate) fn forget_saved_mask(&self) {
+        self.saved_valid.store(0, Ordering::SeqCst);
     }
 
     pub(super) fn take_saved_mask(&self) -> Option<SigSet> {
@@ -173,6 +213,15 @@ impl State {
 }
 
 impl crate::process::Thread {
+    /// What a signal that waits says, of those for the thread or of those for its process: the one behind `skip` others.
+    pub(crate) fn pending_at(&self, shared: bool, skip: usize) -> Option<super::SigInfo> {
+        let state = self.process.signals.state.lock();
+        match shared {
+            true => state.shared.info_at(skip),
+            false => self.signals.own.lock().info_at(skip),
+        }
+    }
+
     /// Changes the blocked signals of the current thread; returns the old mask. A signal for the process that this
     /// thread no longer takes is handed to another one.
     pub fn set_signal_mask(&self, mask: SigSet) -> SigSet {

@@ -4,7 +4,8 @@ use alloc::sync::Arc;
 
 use super::send::{kick, send};
 use super::{SIGCHLD, SigInfo, flags};
-use crate::process::{self, Process, Thread, WaitStatus, tree};
+use crate::arch::trap::TrapFrame;
+use crate::process::{self, Process, Thread, WaitStatus, ptrace, tree};
 use crate::sched::{self, Sleep};
 
 /// Begins to stop a process: every thread stops on its way to user mode, or where it sleeps.
@@ -19,25 +20,50 @@ pub(super) fn begin(process: &Arc<Process>, signal: u32) {
     for thread in process.threads_locked(&tree) {
         state.stop_left += 1;
         thread.signals.ask_stop();
+        ptrace::trap_of_group(&tree, thread);
         if !sched::wake_for_signal(&thread.to_arc(), false) {
             kick(thread);
         }
     }
 }
 
-/// Stops the current thread if that was asked for; returns when the process goes on or is killed.
-pub fn stop_if_asked() {
+/// Stops the current thread if that was asked for; returns when the process goes on or is killed, or when the thread's tracer says so.
+pub fn stop_if_asked(frame: &mut TrapFrame) {
     let thread = process::current();
     let process = &thread.process;
-    if !thread.signals.take_stop() {
+    let mut trap = thread.signals.take_trap();
+    let again = thread.signals.take_stop_again();
+    let asked = thread.signals.take_stop();
+    if asked {
+        took_part(process, &thread);
+    }
+    if !asked && !again && !trap {
         return;
     }
-    took_part(process);
-    // The flag is cleared by SIGCONT under the same lock that guards `stop`.
-    while process.signals.state.lock().stop.is_some() && !thread.kill_pending() {
+    loop {
+        let signal = process.signals.state.lock().stop;
+        if thread.kill_pending() {
+            return;
+        }
+        if thread.trace.is_traced() && (trap || signal.is_some()) {
+            ptrace::group_stop(frame, signal);
+            // A process that goes on wakes a tracee that listens: its tracer hears of that before any signal is delivered.
+            trap = thread.signals.take_trap();
+            if !trap {
+                return;
+            }
+            continue;
+        }
+        // The flag is cleared by SIGCONT under the same lock that guards `stop`.
+        if signal.is_none() {
+            return;
+        }
         sched::sleep_until(Sleep::Stopped, || {
-            process.signals.state.lock().stop.is_none() || thread.kill_pending()
+            process.signals.state.lock().stop.is_none()
+                || thread.kill_pending()
+                || thread.signals.is_asked_to_trap()
         });
+        trap |= thread.signals.take_trap();
     }
 }
 
@@ -50,7 +76,7 @@ pub fn has_stopped(thread: &Thread) -> bool {
 /// A thread that ends takes part in a stop by that.
 pub fn notify_stop_of_ending_thread(thread: &Thread) {
     if thread.signals.take_stop() {
-        took_part(&thread.process);
+        took_part(&thread.process, thread);
     }
 }
 
@@ -68,14 +94,17 @@ pub(crate) fn join_stop(process: &Process, thread: &Thread) {
 }
 
 /// One thread more has stopped; the last one tells the parent.
-fn took_part(process: &Arc<Process>) {
+fn took_part(process: &Arc<Process>, thread: &Thread) {
     let mut tree = tree::lock();
     let complete = {
         let mut state = process.signals.state.lock();
         state.stop_left = state.stop_left.saturating_sub(1);
         state.stop.filter(|_| state.stop_left == 0)
     };
-    if let Some(signal) = complete {
+    // A parent that traces the thread hears of the stop as its tracer.
+    if let Some(signal) = complete
+        && !ptrace::is_of_parent(&tree, thread)
+    {
         tell_parent(&mut tree, process, WaitStatus::Stopped(signal as u8));
     }
 }

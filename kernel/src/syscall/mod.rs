@@ -20,6 +20,7 @@ pub mod mqueue;
 pub mod msg;
 pub mod net;
 pub mod process;
+pub mod ptrace;
 pub mod sched;
 pub mod seccomp;
 pub mod sem;
@@ -34,6 +35,7 @@ use syscalls::{Errno, Sysno};
 use crate::arch::trap::TrapFrame;
 use crate::errno::Result;
 use crate::memory::reserve;
+use crate::process::{Thread, ptrace as tracing};
 use crate::seccomp as seccomp_modes;
 use crate::seccomp::Verdict;
 use crate::sync::grace;
@@ -86,6 +88,7 @@ const GROUPS: &[Group] = &[
     msg::TABLE,
     net::TABLE,
     process::TABLE,
+    ptrace::TABLE,
     sched::TABLE,
     seccomp::TABLE,
     sem::TABLE,
@@ -139,31 +142,44 @@ pub fn dispatch(frame: &mut TrapFrame) {
     // Relaxed: for the thread dump only.
     thread.syscall.store(number as u32, Ordering::Relaxed);
     stretch::is_call(number);
-    let a = [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9].map(|value| value as usize);
-    let traced = trace::enabled();
-    if traced {
+    // What the call is made of may be the tracer's choice. `None`: it is not made, and the result stands where results do.
+    let mut made = Some(number);
+    if thread.trace.watches_calls() {
+        made = tracing::call_begins(frame);
+    }
+    let mut a = arguments(frame);
+    let logged = trace::enabled();
+    if logged {
         trace::enter(number, &a);
     }
     // A call that ends the thread frees memory.
-    if !matches!(Sysno::new(number), Some(Sysno::exit | Sysno::exit_group)) {
+    if !matches!(made.and_then(Sysno::new), Some(Sysno::exit | Sysno::exit_group)) {
         reserve::enter();
     }
-    let verdict = match thread.seccomp.mode() {
-        seccomp_modes::DISABLED => Verdict::Allow,
-        _ => seccomp_modes::check(&thread, frame, number),
-    };
-    let result = match verdict {
-        Verdict::Allow => match TABLE.get(number) {
+    let mut verdict = Verdict::Allow;
+    if let Some(number) = made
+        && thread.seccomp.mode() != seccomp_modes::DISABLED
+        && !thread.trace.suspends_seccomp()
+    {
+        verdict = seccomp_modes::check(&thread, frame, number);
+        if let Verdict::Traced(data) = verdict {
+            (verdict, made) = ask_tracer(&thread, frame, data);
+            a = arguments(frame);
+        }
+    }
+    let result = match (verdict, made) {
+        (_, None) => Ok(frame.rax as usize),
+        (Verdict::Allow, Some(number)) => match TABLE.get(number) {
             Some(Some(handler)) => handler(&mut Args { a, frame }),
             _ => Err(unknown(number)),
         },
-        Verdict::Refused(Some(errno)) => Err(errno),
-        Verdict::Refused(None) => Ok(0),
+        (Verdict::Refused(Some(errno)), _) => Err(errno),
+        (Verdict::Refused(None), _) => Ok(0),
         // A signal says so, and its handler finds the number where the result would be.
-        Verdict::Trapped => Ok(number),
+        (Verdict::Trapped | Verdict::Traced(_), Some(number)) => Ok(number),
     };
     grace::throttle();
-    if traced {
+    if logged {
         trace::leave(number, &a, &result);
     }
     // rt_sigreturn has put a whole set of registers in place, which is no result of a call.
@@ -173,5 +189,25 @@ pub fn dispatch(frame: &mut TrapFrame) {
             Err(error) => -i64::from(error.into_raw()) as u64,
         };
     }
+    if thread.trace.watches_calls() {
+        tracing::call_ends(frame);
+    }
     thread.syscall.store(u32::MAX, Ordering::Relaxed);
+}
+
+fn arguments(frame: &TrapFrame) -> [usize; 6] {
+    [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9].map(|value| value as usize)
+}
+
+/// A filter leaves a call to the tracer, which may change it: filters look at what it has become, and do not ask once more.
+fn ask_tracer(thread: &Thread, frame: &mut TrapFrame, data: u32) -> (Verdict, Option<usize>) {
+    let number = frame.orig_rax as u32 as usize;
+    match tracing::seccomp_event(frame, data) {
+        Err(error) => (Verdict::Refused(Some(error)), Some(number)),
+        Ok(None) => (Verdict::Allow, None),
+        Ok(Some(number)) => match seccomp_modes::check(thread, frame, number) {
+            Verdict::Traced(_) => (Verdict::Allow, Some(number)),
+            verdict => (verdict, Some(number)),
+        },
+    }
 }

@@ -41,7 +41,7 @@ pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::personality, personality),
 ];
 
-fn do_clone(args: CloneArgs, frame: &Args) -> Result<usize> {
+fn do_clone(args: CloneArgs, frame: &mut Args) -> Result<usize> {
     process::clone(args, frame.frame).map(|tid| tid as usize)
 }
 

@@ -116,7 +116,7 @@ pub fn status(target: &Target) -> Result<Vec<u8>> {
     let state = state_of(target, &process, &thread);
     put!(out, "State:\t{state} ({})\n", state_name(state));
     put!(out, "Tgid:\t{}\nNgid:\t0\nPid:\t{}\n", process.pid, thread.tid());
-    put!(out, "PPid:\t{}\nTracerPid:\t0\n", process.parent_pid());
+    put!(out, "PPid:\t{}\nTracerPid:\t{}\n", process.parent_pid(), thread.tracer_pid());
     let c = thread.credentials();
     put!(out, "Uid:\t{}\t{}\t{}\t{}\n", c.uid, c.euid, c.suid, c.fsuid);
     put!(out, "Gid:\t{}\t{}\t{}\t{}\n", c.gid, c.egid, c.sgid, c.fsgid);

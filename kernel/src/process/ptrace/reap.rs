@@ -1,0 +1,143 @@
+//! What wait(2) finds of tracees, and the end of those that their tracer waits for.
+
+use alloc::sync::Arc;
+
+use super::link::release;
+use super::stop::to_front;
+use crate::process::tree::Guard;
+use crate::process::wait::{IdKind, Waited};
+use crate::process::{Process, Thread, Usage, WaitStatus};
+use crate::signal::{self, SigInfo};
+
+use core::sync::atomic::Ordering;
+
+/// A tracee with news.
+pub struct Found {
+    thread: Arc<Thread>,
+    status: WaitStatus,
+}
+
+/// Looks for news of the process's tracees. Says too whether there is a tracee of that kind at all.
+pub fn look(tree: &Guard, process: &Process, kind: IdKind) -> (bool, Option<Found>) {
+    let is_own = |thread: &Thread| {
+        let tracer = thread.trace.state.get(tree).tracer.as_ref();
+        tracer.is_some_and(|tracer| core::ptr::eq(Arc::as_ptr(&tracer.process), process))
+    };
+    match kind {
+        IdKind::Pid(tid) => {
+            let Some(thread) = tree.thread(tid).filter(|thread| is_own(thread)) else { return (false, None) };
+            let status = news_of(tree, &thread);
+            (true, status.map(|status| Found { thread, status }))
+        }
+        _ => {
+            let mut any = false;
+            for thread in process.relations.get(tree).tracees.iter() {
+                let is_meant = match kind {
+                    IdKind::Group(pgid) => {
+                        let group = &thread.process.relations.get(tree).group;
+                        group.as_ref().is_some_and(|group| group.pgid == pgid)
+                    }
+                    _ => true,
+                };
+                any |= is_meant;
+                // Those with news come first.
+                let Some(status) = news_of(tree, thread) else {
+                    if any {
+                        break;
+                    }
+                    continue;
+                };
+                if is_meant {
+                    return (true, Some(Found { thread: thread.to_arc(), status }));
+                }
+            }
+            (any, None)
+        }
+    }
+}
+
+fn news_of(tree: &Guard, thread: &Thread) -> Option<WaitStatus> {
+    let state = thread.trace.state.get(tree);
+    match state.ended {
+        Some(status) => Some(status),
+        None if state.news && thread.trace.is_stopped() => state.stop.map(WaitStatus::Traced),
+        None => None,
+    }
+}
+
+/// Hands the news to who waits, and takes away a tracee that has ended.
+pub fn finish(mut tree: Guard, found: Found, keep: bool, process: &Process) -> Waited {
+    let Found { thread, status } = found;
+    let uid = thread.process.uid_for_signals();
+    let pid = thread.tid();
+    let ended = thread.trace.state.get(&tree).ended.is_some();
+    let mut removed = None;
+    if !keep && ended {
+        removed = Some(release(&mut tree, &thread, process));
+    } else if !keep {
+        let state = thread.trace.state.get_mut(&mut tree);
+        state.news = false;
+        state.answer = 0;
+        to_back(&mut tree, &thread, process);
+    }
+    drop(tree);
+    let usage = if thread.is_leader() {
+        Usage::of_process(&thread.process).with_children(&thread.process)
+    } else {
+        Usage::of_thread(&thread)
+    };
+    if removed.is_some() {
+        crate::sched::wait_for_end(&thread);
+        drop(thread);
+        drop(removed);
+        crate::sched::reap();
+    }
+    Waited { pid, uid, status, usage }
+}
+
+fn to_back(tree: &mut Guard, thread: &Thread, process: &Process) {
+    let tracees = &mut process.relations.get_mut(tree).tracees;
+    // SAFETY: the thread is a tracee of this process's.
+    if let Some(thread) = unsafe { tracees.cursor_mut_from_ptr(thread).remove() } {
+        tracees.push_back(thread);
+    }
+}
+
+/// Does a tracer other than the parent still have to wait for the process, which has ended?
+pub fn is_held(tree: &Guard, process: &Process) -> bool {
+    let leader = process.relations.get(tree).leader.as_ref();
+    leader.is_some_and(|leader| leader.trace.state.get(tree).ended.is_some())
+}
+
+/// A thread that is not its process's first ends: if it is traced it stays for its tracer, which is told.
+pub fn keep_thread(tree: &mut Guard, thread: &Thread, status: WaitStatus) -> bool {
+    let Some(tracer) = thread.trace.state.get(tree).tracer.clone() else { return false };
+    tell(tree, thread, &tracer, status);
+    // The tracee refers to its tracer: this clone is not the last.
+    true
+}
+
+/// The process has ended. If a process other than its parent traces its first thread, that one is told, and the parent later.
+pub fn leader_ended(tree: &mut Guard, process: &Process, status: WaitStatus) -> bool {
+    let Some(leader) = process.relations.get(tree).leader.clone() else { return false };
+    let Some(tracer) = leader.trace.state.get(tree).tracer.clone() else { return false };
+    let parent = process.relations.get(tree).parent.as_ref();
+    if parent.is_some_and(|parent| Arc::ptr_eq(parent, &tracer.process)) {
+        return false;
+    }
+    tell(tree, &leader, &tracer, status);
+    // Both are still referred to by the tree.
+    true
+}
+
+fn tell(tree: &mut Guard, thread: &Thread, tracer: &Arc<Thread>, status: WaitStatus) {
+    let state = thread.trace.state.get_mut(tree);
+    state.ended = Some(status);
+    state.stop = None;
+    to_front(tree, thread);
+    let (code, value) = status.to_siginfo();
+    let uid = thread.process.uid.load(Ordering::SeqCst);
+    let info = SigInfo::child(code, thread.tid(), uid, value, 0, 0);
+    signal::send_process_locked(tree, &tracer.process, info);
+    tracer.process.child_event();
+}

@@ -1,0 +1,377 @@
+//! ptrace(2): the requests.
+
+use alloc::sync::Arc;
+
+use syscalls::Sysno;
+
+use super::mm::check_may_access;
+use super::{Args, Handler};
+use crate::arch::fpu::FpuState;
+use crate::errno::{Errno, Result};
+use crate::mm::Rights;
+use crate::mm::uaccess::{copy_from_user, copy_to_user, read_user, write_user};
+use crate::process::ptrace::{
+    self, NT_PRFPREG, NT_PRSTATUS, NT_X86_XSTATE, Resume, UserRegs, events, read_word, write_word,
+};
+use crate::process::{self, Process, Thread};
+use crate::signal::{SIGKILL, SIGNAL_MAX, SIGTRAP, SigInfo, SigSet, send_thread};
+
+pub const TABLE: &[(Sysno, Handler)] = &[(Sysno::ptrace, ptrace)];
+
+/// The requests, by the names of ptrace(2).
+mod request {
+    pub const TRACEME: u64 = 0;
+    pub const PEEKTEXT: u64 = 1;
+    pub const PEEKDATA: u64 = 2;
+    pub const PEEKUSER: u64 = 3;
+    pub const POKETEXT: u64 = 4;
+    pub const POKEDATA: u64 = 5;
+    pub const POKEUSER: u64 = 6;
+    pub const CONT: u64 = 7;
+    pub const KILL: u64 = 8;
+    pub const SINGLESTEP: u64 = 9;
+    pub const GETREGS: u64 = 12;
+    pub const SETREGS: u64 = 13;
+    pub const GETFPREGS: u64 = 14;
+    pub const SETFPREGS: u64 = 15;
+    pub const ATTACH: u64 = 16;
+    pub const DETACH: u64 = 17;
+    pub const OLDSETOPTIONS: u64 = 21;
+    pub const SYSCALL: u64 = 24;
+    pub const ARCH_PRCTL: u64 = 30;
+    pub const SYSEMU: u64 = 31;
+    pub const SYSEMU_SINGLESTEP: u64 = 32;
+    pub const SETOPTIONS: u64 = 0x4200;
+    pub const GETEVENTMSG: u64 = 0x4201;
+    pub const GETSIGINFO: u64 = 0x4202;
+    pub const SETSIGINFO: u64 = 0x4203;
+    pub const GETREGSET: u64 = 0x4204;
+    pub const SETREGSET: u64 = 0x4205;
+    pub const SEIZE: u64 = 0x4206;
+    pub const INTERRUPT: u64 = 0x4207;
+    pub const LISTEN: u64 = 0x4208;
+    pub const PEEKSIGINFO: u64 = 0x4209;
+    pub const GETSIGMASK: u64 = 0x420a;
+    pub const SETSIGMASK: u64 = 0x420b;
+    pub const GET_SYSCALL_INFO: u64 = 0x420e;
+    pub const GET_RSEQ_CONFIGURATION: u64 = 0x420f;
+}
+
+fn ptrace(args: &mut Args) -> Result<usize> {
+    let (request, address, data) = (args.a[0] as u64, args.a[2], args.a[3]);
+    if request == request::TRACEME {
+        return ptrace::trace_me().map(|()| 0);
+    }
+    let thread = u32::try_from(args.int(1)).ok().and_then(process::find_thread).ok_or(Errno::ESRCH)?;
+    match request {
+        request::ATTACH => return attach(&thread, None),
+        request::SEIZE if address != 0 => return Err(Errno::EIO),
+        request::SEIZE => return attach(&thread, Some(data)),
+        _ => {}
+    }
+    if !ptrace::is_tracee_of_current(&thread) {
+        return Err(Errno::ESRCH);
+    }
+    match request {
+        request::KILL => {
+            let own = process::current();
+            let info = SigInfo::user(SIGKILL, 0, own.process.pid, own.credentials().uid);
+            send_thread(&thread, info);
+            return Ok(0);
+        }
+        request::INTERRUPT => return ptrace::interrupt(&thread).map(|()| 0),
+        request::LISTEN => return ptrace::listen(&thread).map(|()| 0),
+        _ => {}
+    }
+    let stop = ptrace::stopped(&thread)?;
+    match request {
+        request::CONT => go_on(&thread, Resume::Continue, data)?,
+        request::SYSCALL => go_on(&thread, Resume::Calls, data)?,
+        request::SINGLESTEP => go_on(&thread, Resume::Step, data)?,
+        request::SYSEMU => go_on(&thread, Resume::Emulate, data)?,
+        request::SYSEMU_SINGLESTEP => go_on(&thread, Resume::EmulateStep, data)?,
+        request::DETACH => ptrace::detach(&thread, signal(data)?),
+        request::PEEKTEXT | request::PEEKDATA => {
+            let word = peek(&thread.process, address as u64)?;
+            write_user(data, &word)?;
+        }
+        request::POKETEXT | request::POKEDATA => poke(&thread.process, address as u64, data as u64)?,
+        request::PEEKUSER => write_user(data, &read_word(&thread, address)?)?,
+        request::POKEUSER => write_word(&thread, address, data as u64)?,
+        request::GETREGS => write_user(data, &thread.trace.with_registers(|registers| registers.words())?)?,
+        request::SETREGS => set_words(&thread, &read_user::<UserRegs>(data)?)?,
+        request::GETFPREGS => {
+            let bytes = thread.trace.with_registers(|registers| legacy_of(&registers.user.fpu))?;
+            copy_to_user(data, &bytes)?;
+        }
+        request::SETFPREGS => {
+            let mut bytes = [0; LEGACY];
+            copy_from_user(&mut bytes, data)?;
+            thread.trace.with_registers(|registers| registers.user.fpu.set_legacy(&bytes))??;
+        }
+        request::ARCH_PRCTL => arch_prctl(&thread, data as u64, address)?,
+        request::SETOPTIONS | request::OLDSETOPTIONS => {
+            let wanted = u32::try_from(data).map_err(|_| Errno::EINVAL)?;
+            ptrace::check_options(wanted)?;
+            ptrace::set_options(&thread, wanted);
+        }
+        request::GETEVENTMSG => write_user(data, &stop.message)?,
+        request::GETSIGINFO => write_user(data, &stop.info.ok_or(Errno::EINVAL)?)?,
+        request::SETSIGINFO => ptrace::set_info(&thread, read_user::<SigInfo>(data)?)?,
+        request::GETREGSET => regset(&thread, address, data, false)?,
+        request::SETREGSET => regset(&thread, address, data, true)?,
+        request::PEEKSIGINFO => return peek_signals(&thread, address, data),
+        request::GETSIGMASK if address == size_of::<u64>() => {
+            write_user(data, &thread.signals.shown_mask().0)?;
+        }
+        request::SETSIGMASK if address == size_of::<u64>() => {
+            let mask: u64 = read_user(data)?;
+            thread.signals.forget_saved_mask();
+            thread.set_signal_mask(SigSet(mask));
+        }
+        request::GETSIGMASK | request::SETSIGMASK => return Err(Errno::EINVAL),
+        request::GET_SYSCALL_INFO => return call_info(&thread, &stop, address, data),
+        request::GET_RSEQ_CONFIGURATION => return rseq_configuration(&thread, address, data),
+        _ => return Err(Errno::EIO),
+    }
+    Ok(0)
+}
+
+fn attach(thread: &Arc<Thread>, seize: Option<usize>) -> Result<usize> {
+    let seize = match seize {
+        None => None,
+        Some(wanted) => {
+            let wanted = u32::try_from(wanted).map_err(|_| Errno::EIO)?;
+            if wanted & !ptrace::options::ALL != 0 {
+                return Err(Errno::EIO);
+            }
+            ptrace::check_options(wanted)?;
+            Some(wanted)
+        }
+    };
+    if thread.is_kernel() || Arc::ptr_eq(&thread.process, &process::current().process) {
+        return Err(Errno::EPERM);
+    }
+    check_may_access(&thread.process)?;
+    ptrace::attach(thread, seize).map(|()| 0)
+}
+
+/// A signal that a tracee goes on with: `EIO` for one that does not exist.
+fn signal(data: usize) -> Result<u32> {
+    u32::try_from(data).ok().filter(|signal| *signal <= SIGNAL_MAX).ok_or(Errno::EIO)
+}
+
+fn go_on(thread: &Thread, how: Resume, data: usize) -> Result<()> {
+    ptrace::resume(thread, how, signal(data)?)
+}
+
+/// A word of the tracee's memory, whatever rights it has itself.
+fn peek(process: &Process, address: u64) -> Result<u64> {
+    let mut bytes = [0; 8];
+    let space = process.mm().ok_or(Errno::EIO)?;
+    match space.read_remote(address, &mut bytes, Rights::Forced) {
+        Ok(8) => Ok(u64::from_ne_bytes(bytes)),
+        _ => Err(Errno::EIO),
+    }
+}
+
+fn poke(process: &Process, address: u64, word: u64) -> Result<()> {
+    let space = process.mm().ok_or(Errno::EIO)?;
+    match space.write_remote(address, &word.to_ne_bytes(), Rights::Forced) {
+        Ok(8) => Ok(()),
+        _ => Err(Errno::EIO),
+    }
+}
+
+fn set_words(thread: &Thread, words: &[u64]) -> Result<()> {
+    thread.trace.with_registers(|registers| {
+        words.iter().enumerate().try_for_each(|(index, word)| registers.set_word(index, *word))
+    })?
+}
+
+/// Bytes of FXSAVE's area.
+const LEGACY: usize = 512;
+
+fn legacy_of(fpu: &FpuState) -> [u8; LEGACY] {
+    core::array::from_fn(|at| fpu.as_bytes()[at])
+}
+
+/// `struct iovec`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Vector {
+    base: usize,
+    length: usize,
+}
+
+/// PTRACE_GETREGSET and PTRACE_SETREGSET: as much of a set as the caller has room for or gives; it is told how much that was.
+fn regset(thread: &Thread, kind: usize, at: usize, set: bool) -> Result<()> {
+    let vector: Vector = read_user(at)?;
+    if !vector.length.is_multiple_of(size_of::<u64>()) {
+        return Err(Errno::EINVAL);
+    }
+    let mut bytes = [0; FpuState::SIZE];
+    let size = match u32::try_from(kind).map_err(|_| Errno::EINVAL)? {
+        NT_PRSTATUS => {
+            let words = thread.trace.with_registers(|registers| registers.words())?;
+            for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+                place.copy_from_slice(&word.to_ne_bytes());
+            }
+            size_of::<UserRegs>()
+        }
+        NT_PRFPREG => {
+            bytes[..LEGACY].copy_from_slice(&thread.trace.with_registers(|r| legacy_of(&r.user.fpu))?);
+            LEGACY
+        }
+        NT_X86_XSTATE => thread.trace.with_registers(|registers| registers.user.fpu.to_regset(&mut bytes))?,
+        _ => return Err(Errno::EINVAL),
+    };
+    let length = vector.length.min(size);
+    if set {
+        copy_from_user(&mut bytes[..length], vector.base)?;
+        match kind as u32 {
+            NT_PRSTATUS => {
+                for (index, word) in bytes[..length].chunks_exact(8).enumerate() {
+                    let word = u64::from_ne_bytes(word.try_into().expect("eight bytes"));
+                    thread.trace.with_registers(|registers| registers.set_word(index, word))??;
+                }
+            }
+            NT_PRFPREG => {
+                let legacy: [u8; LEGACY] = core::array::from_fn(|at| bytes[at]);
+                thread.trace.with_registers(|registers| registers.user.fpu.set_legacy(&legacy))??;
+            }
+            _ => {
+                thread.trace.with_registers(|registers| registers.user.fpu.set_regset(&bytes[..length]))??
+            }
+        }
+    } else {
+        copy_to_user(vector.base, &bytes[..length])?;
+    }
+    write_user(at, &Vector { length, ..vector })
+}
+
+fn arch_prctl(thread: &Thread, code: u64, address: usize) -> Result<()> {
+    const SET_GS: u64 = 0x1001;
+    const SET_FS: u64 = 0x1002;
+    const GET_FS: u64 = 0x1003;
+    const GET_GS: u64 = 0x1004;
+    const FS_BASE: usize = 21;
+    const GS_BASE: usize = 22;
+    let set = |index: usize| {
+        let set = thread.trace.with_registers(|registers| registers.set_word(index, address as u64))?;
+        set.map_err(|_| Errno::EPERM)
+    };
+    let get = |index: usize| {
+        let word = thread.trace.with_registers(|registers| registers.words()[index])?;
+        write_user(address, &word)
+    };
+    match code {
+        SET_GS => set(GS_BASE),
+        SET_FS => set(FS_BASE),
+        GET_FS => get(FS_BASE),
+        GET_GS => get(GS_BASE),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// `struct ptrace_peeksiginfo_args`.
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Peek {
+    offset: u64,
+    flags: u32,
+    count: i32,
+}
+
+/// PTRACE_PEEKSIGINFO: copies of signals that wait, which stay. Returns how many.
+fn peek_signals(thread: &Thread, at: usize, to: usize) -> Result<usize> {
+    const SHARED: u32 = 1;
+    let peek: Peek = read_user(at)?;
+    if peek.flags & !SHARED != 0 || peek.count < 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut copied = 0;
+    while copied < peek.count as usize {
+        let Some(offset) = usize::try_from(peek.offset).ok().and_then(|offset| offset.checked_add(copied))
+        else {
+            break;
+        };
+        let Some(info) = thread.pending_at(peek.flags & SHARED != 0, offset) else { break };
+        match write_user(to + copied * size_of::<SigInfo>(), &info) {
+            Ok(()) => copied += 1,
+            Err(error) if copied == 0 => return Err(error),
+            Err(_) => break,
+        }
+        if process::current().signal_pending() {
+            break;
+        }
+    }
+    Ok(copied)
+}
+
+/// `struct ptrace_syscall_info`, with the largest of its variants.
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct CallInfo {
+    op: u8,
+    pad: [u8; 3],
+    arch: u32,
+    ip: u64,
+    sp: u64,
+    /// Number and arguments; or the result and whether it is an error.
+    words: [u64; 7],
+    /// What a seccomp filter has said.
+    data: u32,
+    pad_end: u32,
+}
+
+/// PTRACE_GET_SYSCALL_INFO: fills in what there is room for, and returns how much there would be.
+fn call_info(thread: &Thread, stop: &ptrace::Stopped, room: usize, at: usize) -> Result<usize> {
+    const ARCH: u32 = 0xc000_003e;
+    const HEAD: usize = 24;
+    const ENTRY: u8 = 1;
+    const EXIT: u8 = 2;
+    const SECCOMP: u8 = 3;
+    let w = thread.trace.with_registers(|registers| registers.words())?;
+    let mut info = CallInfo { arch: ARCH, ip: w[16], sp: w[19], ..CallInfo::default() };
+    let code = stop.info.map_or(0, |info| info.code as u32);
+    let call = [w[15], w[14], w[13], w[12], w[7], w[9], w[8]];
+    let size = if code == SIGTRAP | 0x80 && stop.message == u64::from(ENTRY) {
+        info.op = ENTRY;
+        info.words = call;
+        HEAD + 56
+    } else if code == SIGTRAP | 0x80 && stop.message == u64::from(EXIT) {
+        info.op = EXIT;
+        let is_error = (-4095..0).contains(&(w[10] as i64));
+        info.words = [w[10], u64::from(is_error), 0, 0, 0, 0, 0];
+        HEAD + 9
+    } else if code == SIGTRAP | events::SECCOMP << 8 {
+        info.op = SECCOMP;
+        info.words = call;
+        info.data = stop.message as u32;
+        HEAD + 60
+    } else {
+        HEAD
+    };
+    // SAFETY: a structure of integers without gaps.
+    let bytes = unsafe {
+        core::slice::from_raw_parts(core::ptr::from_ref(&info).cast::<u8>(), size_of::<CallInfo>())
+    };
+    copy_to_user(at, &bytes[..size.min(room)])?;
+    Ok(size)
+}
+
+/// PTRACE_GET_RSEQ_CONFIGURATION.
+fn rseq_configuration(thread: &Thread, room: usize, at: usize) -> Result<usize> {
+    use core::sync::atomic::Ordering::SeqCst;
+    let pointer = thread.rseq.load(SeqCst) as u64;
+    let length = thread.rseq_length.load(SeqCst);
+    let signature = thread.rseq_signature.load(SeqCst);
+    let words = [pointer, u64::from(length) | u64::from(signature) << 32, 0];
+    let mut bytes = [0; 24];
+    for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+        place.copy_from_slice(&word.to_ne_bytes());
+    }
+    copy_to_user(at, &bytes[..room.min(bytes.len())])?;
+    Ok(bytes.len())
+}
