@@ -33,6 +33,20 @@ pub fn create(initial: u32, flags: u32) -> Arc<File> {
     File::anonymous(Kind::Anonymous, "eventfd", Arc::new(ops), abi::O_RDWR | flags & abi::O_NONBLOCK)
 }
 
+/// Is the file such a counter?
+pub fn is_one(file: &File) -> bool {
+    file.ops_as::<EventFd>().is_some()
+}
+
+/// Adds 1, if the counter has room for it: the kernel does not wait.
+pub fn add_one(file: &File) {
+    if let Some(counter) = file.ops_as::<EventFd>()
+        && counter.add(1).is_some()
+    {
+        counter.changed.wake_all();
+    }
+}
+
 impl EventFd {
     fn take(&self) -> Option<u64> {
         let mut count = self.count.lock();

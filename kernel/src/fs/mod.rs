@@ -11,6 +11,7 @@
 //! the former and possibly the latter.
 
 pub mod access;
+pub mod aio;
 pub mod anonymous;
 pub mod attributes;
 mod bringup;

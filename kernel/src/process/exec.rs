@@ -134,6 +134,7 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
     process.actions.lock().reset_for_exec();
     *thread.signals.alt_stack.lock() = signal::AltStack::DISABLED;
     process.timers.exec();
+    process.aio.clear();
     let restart = thread.restart.lock().take();
     drop(restart);
     unshare_files(&thread);

@@ -72,6 +72,7 @@ fn finish(status: WaitStatus) -> ! {
     thread.signals.drop_own();
     if is_last(&process) {
         process.timers.posix.clear();
+        process.aio.clear();
         process.signals.drop_shared();
     }
     drop(remains);

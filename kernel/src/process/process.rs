@@ -27,6 +27,8 @@ pub struct Process {
     pub(crate) signals: ProcessSignals,
     pub(crate) limits: IrqLock<Limits>,
     pub(crate) timers: ProcessTimers,
+    /// Contexts of io_setup(2).
+    pub(crate) aio: crate::fs::aio::Contexts,
     /// Timers, signals that wait, adjustments of semaphores.
     pub(crate) charges: Charges,
     /// Woken when a child changes state.
@@ -164,6 +166,7 @@ impl Process {
             signals: ProcessSignals::new(),
             limits: IrqLock::new(parts.limits),
             timers: ProcessTimers::new(this.clone(), parts.limits.of(limits::CPU)),
+            aio: crate::fs::aio::Contexts::new(),
             charges: Charges::new(),
             child_events: WaitQueue::new(),
             ended: WaitQueue::new(),

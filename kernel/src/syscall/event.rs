@@ -245,7 +245,7 @@ fn deadline_ns(timeout: u64) -> u64 {
     if timeout == 0 { 0 } else { time::now().saturating_add(timeout) }
 }
 
-fn read_timeout(address: usize) -> Result<Option<u64>> {
+pub(super) fn read_timeout(address: usize) -> Result<Option<u64>> {
     if address == 0 {
         return Ok(None);
     }
@@ -253,7 +253,7 @@ fn read_timeout(address: usize) -> Result<Option<u64>> {
     Ok(Some(deadline_ns(timeout.to_ns()?)))
 }
 
-fn read_mask(address: usize, size: usize) -> Result<Option<SigSet>> {
+pub(super) fn read_mask(address: usize, size: usize) -> Result<Option<SigSet>> {
     if address == 0 {
         return Ok(None);
     }
@@ -265,7 +265,7 @@ fn read_mask(address: usize, size: usize) -> Result<Option<SigSet>> {
 
 /// Runs a call with another signal mask. When a signal ends it, its handler still runs under that mask, and the old one comes back
 /// after it.
-fn with_mask<T>(mask: Option<SigSet>, work: impl FnOnce() -> Result<T>) -> Result<T> {
+pub(super) fn with_mask<T>(mask: Option<SigSet>, work: impl FnOnce() -> Result<T>) -> Result<T> {
     let Some(mask) = mask else { return work() };
     let thread = process::current();
     thread.set_temporary_mask(mask);

@@ -1,5 +1,6 @@
 //! System calls: the table, the dispatch, and the log of calls.
 
+pub mod aio;
 pub mod cred;
 pub mod event;
 pub mod fs_attr;
@@ -68,6 +69,7 @@ pub type Group = &'static [(Sysno, Handler)];
 
 /// Every group's table.
 const GROUPS: &[Group] = &[
+    aio::TABLE,
     cred::TABLE,
     event::TABLE,
     fs_attr::TABLE,
@@ -117,6 +119,11 @@ const fn merge() -> [Option<Handler>; COUNT] {
         group += 1;
     }
     table
+}
+
+/// What makes the call, for calls that are made of others.
+fn handler(call: Sysno) -> Option<Handler> {
+    TABLE.get(call as usize).copied().flatten()
 }
 
 /// Reads the command line's `strace=1`.

@@ -6,8 +6,8 @@ use core::fmt::Display;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::errno::{Errno, Result};
-use crate::fs::pipe;
 use crate::fs::pseudo::Functions;
+use crate::fs::{aio, pipe};
 use crate::mm::{accounting, exec, shm, userfault};
 use crate::net::unix;
 use crate::process;
@@ -265,6 +265,8 @@ fn memory() -> Result<()> {
 }
 
 fn files() -> Result<()> {
+    register_kept("fs/aio-max-nr", &aio::MOST)?;
+    register_read_only("fs/aio-nr", || text(aio::COUNT.load(Ordering::SeqCst)))?;
     register_number("fs/file-max", i64::MAX as u64, 0..=i64::MAX as u64)?;
     register_read_only("fs/file-nr", || {
         Ok(alloc::format!("{}\t0\t{}", crate::fs::file::open_count(), i64::MAX))

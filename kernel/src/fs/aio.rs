@@ -1,0 +1,173 @@
+//! Contexts of io_setup(2): what was submitted, and the events of what is done.
+//!
+//! An operation is done before its submission returns, as on Linux where a file knows no other way. So a context only keeps events.
+
+use alloc::collections::{BTreeMap, VecDeque};
+use alloc::sync::Arc;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use crate::errno::{Errno, Result};
+use crate::memory::fallible;
+use crate::sync::{Mutex, WaitError, WaitQueue};
+
+/// Operations that all contexts together may hold: `/proc/sys/fs/aio-max-nr`.
+pub static MOST: AtomicUsize = AtomicUsize::new(65_536);
+/// Those that they were made for: `/proc/sys/fs/aio-nr`.
+pub static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// `struct io_event`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Event {
+    pub data: u64,
+    /// Address of the `struct iocb`.
+    pub object: u64,
+    pub result: i64,
+    pub second: i64,
+}
+
+/// The contexts of a process, by their numbers.
+pub struct Contexts(Mutex<BTreeMap<u64, Arc<Context>>>);
+
+/// One context.
+pub struct Context {
+    /// What it was made for, and what it holds.
+    wished: usize,
+    room: usize,
+    /// Operations that run, and events that wait.
+    used: AtomicUsize,
+    events: Mutex<VecDeque<Event>>,
+    changed: WaitQueue,
+    gone: AtomicBool,
+}
+
+/// Room for one event of an operation that runs.
+pub struct Slot {
+    context: Arc<Context>,
+    is_done: bool,
+}
+
+impl Contexts {
+    /// None.
+    pub fn new() -> Self {
+        Self(Mutex::new(BTreeMap::new()))
+    }
+
+    /// Adds a context for so many operations under a number that is free. `EAGAIN` when the system has too many.
+    pub fn add(&self, number: u64, wished: usize) -> Result<()> {
+        let context = Context::new(wished)?;
+        self.0.lock().insert(number, context);
+        Ok(())
+    }
+
+    /// The context of this number. `EINVAL`.
+    pub fn get(&self, number: u64) -> Result<Arc<Context>> {
+        self.0.lock().get(&number).cloned().ok_or(Errno::EINVAL)
+    }
+
+    /// Takes a context away; who waits for its events is told. `EINVAL`.
+    pub fn remove(&self, number: u64) -> Result<()> {
+        let context = self.0.lock().remove(&number).ok_or(Errno::EINVAL)?;
+        context.end();
+        Ok(())
+    }
+
+    /// Takes all away: the memory in which their numbers mean something goes.
+    pub fn clear(&self) {
+        let contexts = core::mem::take(&mut *self.0.lock());
+        contexts.values().for_each(|context| context.end());
+    }
+}
+
+impl Context {
+    fn new(wished: usize) -> Result<Arc<Self>> {
+        let most = MOST.load(Ordering::SeqCst);
+        COUNT
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| {
+                count.checked_add(wished).filter(|count| *count <= most)
+            })
+            .map_err(|_| Errno::EAGAIN)?;
+        Ok(Arc::new(Self {
+            wished,
+            // Linux fills the pages of its ring, and has room for a few at the least.
+            room: wished.max(64) * 2,
+            used: AtomicUsize::new(0),
+            events: Mutex::new(VecDeque::new()),
+            changed: WaitQueue::new(),
+            gone: AtomicBool::new(false),
+        }))
+    }
+
+    fn end(&self) {
+        self.gone.store(true, Ordering::SeqCst);
+        self.changed.wake_all();
+    }
+
+    /// Room for one operation more. `EAGAIN` when events fill the context.
+    pub fn begin(self: &Arc<Self>) -> Result<Slot> {
+        let taken = self
+            .used
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |used| (used < self.room).then_some(used + 1));
+        taken.map_err(|_| Errno::EAGAIN)?;
+        let slot = Slot { context: self.clone(), is_done: false };
+        let mut events = self.events.lock();
+        let running = self.used.load(Ordering::SeqCst).saturating_sub(events.len());
+        fallible::reserve_queue(&mut events, running)?;
+        drop(events);
+        Ok(slot)
+    }
+
+    /// Hands out up to `most` events, and waits until there are `least`. Returns how many.
+    pub fn fetch(
+        &self,
+        least: usize,
+        most: usize,
+        deadline: Option<u64>,
+        mut emit: impl FnMut(&Event) -> Result<()>,
+    ) -> Result<usize> {
+        let mut count = 0;
+        let mut look = || {
+            let mut events = self.events.lock();
+            while count < most {
+                let Some(event) = events.front() else { break };
+                if let Err(error) = emit(event) {
+                    return Some(if count > 0 { Ok(count) } else { Err(error) });
+                }
+                events.pop_front();
+                self.used.fetch_sub(1, Ordering::SeqCst);
+                count += 1;
+            }
+            let is_over = count >= least || self.gone.load(Ordering::SeqCst);
+            is_over.then_some(Ok(count))
+        };
+        match self.changed.wait_event(deadline, &mut look) {
+            Ok(result) => result,
+            Err(WaitError::Interrupted) if count == 0 => Err(Errno::EINTR),
+            Err(_) => Ok(count),
+        }
+    }
+}
+
+impl Drop for Context {
+    fn drop(&mut self) {
+        COUNT.fetch_sub(self.wished, Ordering::SeqCst);
+    }
+}
+
+impl Slot {
+    /// The operation is done.
+    pub fn finish(mut self, event: Event) {
+        self.is_done = true;
+        // Room was made at the begin.
+        self.context.events.lock().push_back(event);
+        self.context.changed.wake_all();
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        if !self.is_done {
+            self.context.used.fetch_sub(1, Ordering::SeqCst);
+        }
+    }
+}
