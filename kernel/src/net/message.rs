@@ -1,5 +1,6 @@
 //! What travels between sockets: bytes, and what is sent along with them.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -9,9 +10,10 @@ use super::unix::Socket;
 use super::unix::address::Address;
 use crate::errno::{Errno, Result};
 use crate::fs::File;
-use crate::memory::{PAGE_SIZE, reserve};
+use crate::memory::{PAGE_SIZE, fallible, reserve};
 use crate::process;
 use crate::process::limits;
+use crate::sched;
 use crate::sync::{Mutex, SpinLock};
 use linux_raw_sys::general as abi;
 
@@ -62,9 +64,15 @@ impl Ucred {
 }
 
 /// Open files on their way in a message.
-pub struct Rights {
+pub struct Rights(Option<Box<Flight>>);
+
+/// Files that one message carries.
+struct Flight {
     files: Vec<Arc<File>>,
+    /// Who sent them.
     uid: u32,
+    /// The next one that its thread has to let go of.
+    next: Option<Box<Flight>>,
 }
 
 /// One message, or a piece of a stream.
@@ -115,6 +123,8 @@ impl Drop for Message {
 struct InFlight {
     file: Weak<File>,
     count: usize,
+    /// How many of these messages wait in sockets that nobody seems to hold.
+    inside: usize,
     /// What the present search for garbage knows of it.
     mark: Mark,
     /// The next socket of the search's list, by its identifier.
@@ -126,7 +136,7 @@ struct InFlight {
 enum Mark {
     /// Nothing, or that it is in use.
     None,
-    /// Nothing leads to it so far.
+    /// Only messages refer to it, and nothing leads to them so far.
     Unreached,
     /// Nobody can reach it: what waits in it is to be dropped.
     Garbage,
@@ -155,6 +165,8 @@ impl Rights {
         let limit = thread.process.limit(limits::NOFILE) as usize;
         let privileged =
             credentials.capable(abi::CAP_SYS_RESOURCE) || credentials.capable(abi::CAP_SYS_ADMIN);
+        let flight = fallible::boxed(Flight { files, uid, next: None })?;
+        let files = &flight.files;
         // The entries of the sockets among them: the nodes of two maps, each a part of a page for a descriptor.
         reserve::ask(PAGE_SIZE)?;
         let mut flights = FLIGHTS.lock();
@@ -167,57 +179,134 @@ impl Rights {
         }
         *user += files.len();
         for file in files.iter().filter(|f| f.ops_as::<Socket>().is_some()) {
-            let entry = || InFlight { file: Arc::downgrade(file), count: 0, mark: Mark::None, next: None };
-            flights.sockets.entry(file.id()).or_insert_with(entry).count += 1;
+            let (file, id) = (Arc::downgrade(file), file.id());
+            let entry = || InFlight { file, count: 0, inside: 0, mark: Mark::None, next: None };
+            flights.sockets.entry(id).or_insert_with(entry).count += 1;
         }
         drop(flights);
-        Ok(Self { files, uid })
+        Ok(Self(Some(flight)))
     }
 
     /// The files, to look at.
     pub fn files(&self) -> &[Arc<File>] {
-        &self.files
+        self.0.as_ref().map_or(&[], |flight| &flight.files)
     }
 
     /// The files have arrived.
     pub fn into_files(mut self) -> Vec<Arc<File>> {
-        let files = core::mem::take(&mut self.files);
-        land(self.uid, &files);
+        let Some(flight) = self.0.take() else { return Vec::new() };
+        let Flight { files, uid, .. } = *flight;
+        let mut flights = FLIGHTS.lock();
+        files.iter().for_each(|file| flights.landed(file, uid));
         files
     }
 }
 
 impl Drop for Rights {
     fn drop(&mut self) {
-        land(self.uid, &self.files);
+        if self.0.is_some() {
+            let_go(self.0.take(), false);
+        }
     }
 }
 
-/// Files are on their way no longer.
-fn land(uid: u32, files: &[Arc<File>]) {
-    if files.is_empty() {
-        return;
-    }
-    let mut flights = FLIGHTS.lock();
-    for file in files {
-        if let Some(entry) = flights.sockets.get_mut(&file.id()) {
+impl Flights {
+    /// A file is on its way no longer.
+    fn landed(&mut self, file: &File, uid: u32) {
+        if let Some(entry) = self.sockets.get_mut(&file.id()) {
             entry.count -= 1;
             if entry.count == 0 {
-                flights.sockets.remove(&file.id());
+                self.sockets.remove(&file.id());
+            }
+        }
+        if let Some(user) = self.users.get_mut(&uid) {
+            *user = user.saturating_sub(1);
+            if *user == 0 {
+                self.users.remove(&uid);
             }
         }
     }
-    if let Some(user) = flights.users.get_mut(&uid) {
-        *user = user.saturating_sub(files.len());
-        if *user == 0 {
-            flights.users.remove(&uid);
-        }
+
+    /// The first socket from `from` on that has this mark, and its identifier.
+    fn marked(&mut self, mark: Mark, from: u64) -> Option<(u64, &mut InFlight)> {
+        self.sockets
+            .range_mut(from..)
+            .find(|(_, flight)| flight.mark == mark)
+            .map(|(id, flight)| (*id, flight))
     }
 }
 
-/// A socket is closed: is it time to look for garbage? The search looks at all sockets that are on their way, so it has to wait for more to be
-/// closed if these are many: each of them pays for a part.
-pub fn is_garbage_due() -> bool {
+/// What a thread still has to let go of.
+#[derive(Default)]
+pub struct Landing {
+    /// It is at it: further messages that are dropped meanwhile are for later.
+    active: bool,
+    first: Option<Box<Flight>>,
+    /// A search for garbage is due.
+    search: bool,
+}
+
+/// Drops the files of a message, and looks for garbage if that is asked for. A file may be a socket, in which messages with further
+/// sockets wait, and so on: one comes after the other, not one inside the other, so that a long chain does not use up the stack.
+fn let_go(flight: Option<Box<Flight>>, search: bool) {
+    let thread = process::current();
+    {
+        let mut landing = thread.landing.lock();
+        if let Some(mut flight) = flight {
+            flight.next = landing.first.take();
+            landing.first = Some(flight);
+        }
+        landing.search |= search;
+        if core::mem::replace(&mut landing.active, true) {
+            return;
+        }
+    }
+    loop {
+        let mut landing = thread.landing.lock();
+        let flight = landing.first.take();
+        match flight {
+            Some(mut flight) => {
+                landing.first = flight.next.take();
+                drop(landing);
+                let Flight { files, uid, .. } = *flight;
+                files.into_iter().for_each(|file| drop_landed(file, uid));
+            }
+            None if core::mem::take(&mut landing.search) => {
+                drop(landing);
+                // What was found may have hidden more.
+                if collect_garbage() {
+                    thread.landing.lock().search = true;
+                }
+            }
+            None => {
+                landing.active = false;
+                return;
+            }
+        }
+        sched::cond_resched();
+    }
+}
+
+/// Drops a file that is on its way no longer. The count and the reference go in one step: a search sees both or neither.
+fn drop_landed(file: Arc<File>, uid: u32) {
+    let last = {
+        let mut flights = FLIGHTS.lock();
+        flights.landed(&file, uid);
+        Arc::into_inner(file)
+    };
+    drop(last);
+}
+
+/// A socket is closed: whatever only it led to is freed. The caller holds no lock.
+pub fn socket_closed() {
+    if is_garbage_due() {
+        let_go(None, true);
+    }
+}
+
+/// Is it time to look for garbage? The search looks at all sockets that are on their way, so it has to wait for more to be closed if
+/// these are many: each of them pays for a part.
+fn is_garbage_due() -> bool {
     static CLOSED: AtomicUsize = AtomicUsize::new(0);
     const PART: usize = 64;
     let in_flight = FLIGHTS.lock().sockets.len();
@@ -233,57 +322,59 @@ pub fn is_garbage_due() -> bool {
     true
 }
 
-impl Flights {
-    /// The first socket from `from` on that has this mark, and its identifier.
-    fn marked(&mut self, mark: Mark, from: u64) -> Option<(u64, &mut InFlight)> {
-        self.sockets
-            .range_mut(from..)
-            .find(|(_, flight)| flight.mark == mark)
-            .map(|(id, flight)| (*id, flight))
-    }
+/// Shows `visit` each socket that waits in a socket on its way, under the lock of their register.
+fn each_inside(id: u64, mut visit: impl FnMut(u64, &mut InFlight)) {
+    let file = FLIGHTS.lock().sockets.get(&id).and_then(|flight| flight.file.upgrade());
+    let Some(socket) = file.as_ref().and_then(|file| file.ops_as::<Socket>()) else { return };
+    socket.each_right(&mut |inner| {
+        if let Some(found) = FLIGHTS.lock().sockets.get_mut(&inner.id()) {
+            visit(inner.id(), found);
+        }
+    });
 }
 
 /// Frees sockets that nobody can reach any more: those whose only references are in messages that wait in such sockets. What waits in
-/// them is dropped. Called when a socket is closed while others are on their way; the caller holds no lock. It needs no memory: the marks
-/// and the list of the search are in the register of sockets that are on their way.
-pub fn collect_garbage() {
+/// them is dropped; says whether anything was. It needs no memory: the marks and the list of the search are in the register of sockets
+/// that are on their way.
+fn collect_garbage() -> bool {
     let taking = TAKING.lock();
-    // Sockets that somebody holds, and whose queues are yet to be looked into: the last one, which names the next.
-    let mut pending = None;
+    // Those to which only messages refer.
     let mut next = 0;
     loop {
         let mut flights = FLIGHTS.lock();
-        let Some((id, flight)) = flights.sockets.range_mut(next..).next().map(|(id, flight)| (*id, flight))
-        else {
-            break;
-        };
+        let Some((&id, flight)) = flights.sockets.range_mut(next..).next() else { break };
         next = id + 1;
-        flight.mark = Mark::Unreached;
+        flight.inside = 0;
         let file = flight.file.upgrade();
         // One reference more than those in messages: ours.
-        if file.as_ref().is_some_and(|file| Arc::strong_count(file) > flight.count + 1) {
-            flight.mark = Mark::None;
-            flight.next = pending.replace(id);
-        }
+        let held = file.as_ref().is_some_and(|file| Arc::strong_count(file) > flight.count + 1);
+        flight.mark = if held { Mark::None } else { Mark::Unreached };
         drop(flights);
         drop(file);
     }
-    // Whatever waits in a socket that is in use can still be received, and so on.
+    next = 0;
+    loop {
+        let Some(id) = FLIGHTS.lock().marked(Mark::Unreached, next).map(|(id, _)| id) else { break };
+        next = id + 1;
+        each_inside(id, |_, inner| inner.inside += 1);
+    }
+    // A message elsewhere can still be received: it waits in a socket that somebody holds, or is just being taken or dropped.
+    let mut pending = None;
+    next = 0;
+    while let Some((id, flight)) = FLIGHTS.lock().marked(Mark::Unreached, next) {
+        next = id + 1;
+        if flight.count > flight.inside {
+            flight.mark = Mark::None;
+            flight.next = pending.replace(id);
+        }
+    }
+    // Whatever waits in a socket that is in use can be received, too, and so on.
     while let Some(id) = pending {
-        let file = {
-            let mut flights = FLIGHTS.lock();
-            let flight = flights.sockets.get_mut(&id);
-            pending = flight.as_ref().and_then(|flight| flight.next);
-            flight.and_then(|flight| flight.file.upgrade())
-        };
-        let Some(socket) = file.as_ref().and_then(|file| file.ops_as::<Socket>()) else { continue };
-        socket.each_right(&mut |inner| {
-            let mut flights = FLIGHTS.lock();
-            if let Some(found) = flights.sockets.get_mut(&inner.id())
-                && found.mark == Mark::Unreached
-            {
-                found.mark = Mark::None;
-                found.next = pending.replace(inner.id());
+        pending = FLIGHTS.lock().sockets.get_mut(&id).and_then(|flight| flight.next.take());
+        each_inside(id, |id, inner| {
+            if inner.mark == Mark::Unreached {
+                inner.mark = Mark::None;
+                inner.next = pending.replace(id);
             }
         });
     }
@@ -294,6 +385,7 @@ pub fn collect_garbage() {
     }
     drop(taking);
     // This closes sockets, which may close further files. Another search may do the same at once: each message is dropped by one.
+    let mut found = false;
     next = 0;
     loop {
         let file = {
@@ -304,7 +396,8 @@ pub fn collect_garbage() {
             flight.file.upgrade()
         };
         if let Some(socket) = file.as_ref().and_then(|file| file.ops_as::<Socket>()) {
-            socket.empty();
+            found |= socket.empty();
         }
     }
+    found
 }

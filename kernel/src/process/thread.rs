@@ -17,6 +17,7 @@ use crate::fs::{FdTable, FsContext};
 use crate::ipc::sem::UndoList;
 use crate::memory::stack::KernelStack;
 use crate::mm::AddressSpace;
+use crate::net::message::Landing;
 use crate::sched::{self, Entity};
 use crate::signal::ThreadSignals;
 use crate::sync::lockdep::Held;
@@ -67,6 +68,8 @@ pub struct Thread {
     pub(crate) syscall: AtomicU32,
     /// How the last system call goes on after a signal that has no handler.
     pub(crate) restart: SpinLock<Option<Restart>>,
+    /// Messages of sockets whose files it is letting go of.
+    pub(crate) landing: SpinLock<Landing>,
     sleep_timer: SpinLock<Option<Arc<Timer>>>,
     /// Timers that wait for this thread's CPU clock.
     pub(crate) cpu_timers: CpuTimers,
@@ -148,6 +151,7 @@ impl Thread {
             rseq_due: AtomicBool::new(false),
             syscall: AtomicU32::new(u32::MAX),
             restart: SpinLock::new(None),
+            landing: SpinLock::new(Landing::default()),
             sleep_timer: SpinLock::new(None),
             cpu_timers: CpuTimers::new(),
             timers_due: AtomicBool::new(false),

@@ -9,7 +9,10 @@ use roundtable_programs::socket::{pair, recv, send, send_along, send_files, set_
 use roundtable_programs::sys::{check, settles};
 use roundtable_programs::{Errno, tests};
 
-tests! { peer_credentials, passed_credentials, passed_files, passed_files_do_not_fit, cycles_are_freed }
+tests! {
+    peer_credentials, passed_credentials, passed_files, passed_files_do_not_fit, cycles_are_freed,
+    sent_sockets_keep_their_messages, cycles_behind_cycles_are_freed, long_chain_is_freed
+}
 
 fn peer_credentials() {
     let (a, _b) = pair(libc::SOCK_STREAM);
@@ -149,4 +152,58 @@ fn cycles_are_freed() {
         read.read(&mut buffer) == Ok(0)
     });
     assert!(freed, "sockets that nobody can reach keep a pipe open");
+}
+
+/// A socket that nobody holds but a message keeps what waits in it, though others are closed meanwhile.
+fn sent_sockets_keep_their_messages() {
+    let (carrier, to_carrier) = pair(libc::SOCK_STREAM);
+    let (sent, to_sent) = pair(libc::SOCK_STREAM);
+    let (read, write) = pipe(libc::O_NONBLOCK);
+    assert_eq!(send_files(&to_sent, b"a pipe", &[write.raw()]), Ok(6));
+    assert_eq!(send_files(&to_carrier, b"x", &[sent.raw()]), Ok(1));
+    drop((sent, write));
+    drop(pair(libc::SOCK_STREAM));
+    let sent = receive(&carrier, &mut [0; 1], 100, 0).unwrap().files().remove(0);
+    assert_eq!(read.read(&mut [0; 1]), Err(Errno::EAGAIN));
+    let mut buffer = [0; 10];
+    let message = receive(&sent, &mut buffer, 100, 0).unwrap();
+    assert_eq!((message.count, message.files().len()), (6, 1));
+}
+
+/// A cycle that only another cycle leads to, and so on: one look finds them all.
+fn cycles_behind_cycles_are_freed() {
+    const DEPTH: usize = 8;
+    let (read, write) = pipe(libc::O_NONBLOCK);
+    let mut next = write;
+    let mut others = Vec::new();
+    for _ in 0..DEPTH {
+        let (a, b) = pair(libc::SOCK_STREAM);
+        let (ends, with_it) = pair(libc::SOCK_STREAM);
+        // Itself, and what leads on, beside a socket that is closed when the message is dropped.
+        assert_eq!(send_files(&b, b"x", &[a.raw()]), Ok(1));
+        assert_eq!(send_files(&b, b"x", &[ends.raw(), next.raw()]), Ok(1));
+        others.extend([b, ends, with_it, std::mem::replace(&mut next, a)]);
+    }
+    let (last, _other) = pair(libc::SOCK_STREAM);
+    drop((others, next));
+    drop(last);
+    // Linux looks a moment later.
+    let freed = settles(Duration::from_secs(10), || read.read(&mut [0; 1]) == Ok(0));
+    assert!(freed, "a cycle behind another one keeps a pipe open");
+}
+
+/// Each socket waits in the next one: the close of the last closes all.
+fn long_chain_is_freed() {
+    const LENGTH: usize = 600;
+    let (read, write) = pipe(libc::O_NONBLOCK);
+    let mut next = write;
+    for _ in 0..LENGTH {
+        let (a, b) = pair(libc::SOCK_STREAM);
+        assert_eq!(send_files(&b, b"x", &[next.raw()]), Ok(1));
+        next = a;
+    }
+    assert_eq!(read.read(&mut [0; 1]), Err(Errno::EAGAIN));
+    drop(next);
+    let freed = settles(Duration::from_secs(10), || read.read(&mut [0; 1]) == Ok(0));
+    assert!(freed, "a chain of sockets keeps a pipe open");
 }

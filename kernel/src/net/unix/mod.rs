@@ -260,11 +260,14 @@ impl Socket {
         }
     }
 
-    /// Drops what is in the queue, and in those of connections that were not accepted yet. Nobody can reach the socket any more.
-    pub(super) fn empty(&self) {
+    /// Drops what is in the queue, and in those of connections that were not accepted yet; says whether that was anything. Nobody can
+    /// reach the socket any more.
+    pub(super) fn empty(&self) -> bool {
         let messages = core::mem::take(&mut *self.queue.lock());
+        let mut found = !messages.is_empty();
         drop(messages);
-        self.each_pending(&mut |socket| socket.empty());
+        self.each_pending(&mut |socket| found |= socket.empty());
+        found
     }
 
     /// shutdown(2).
@@ -452,9 +455,7 @@ impl FileOps for Socket {
 
     fn release(&self, _: &File) {
         self.close();
-        if message::is_garbage_due() {
-            message::collect_garbage();
-        }
+        message::socket_closed();
     }
 
     fn describe(&self, _: &File, out: &mut Text) {
