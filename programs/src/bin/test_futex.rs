@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicU32, AtomicUsize};
 use std::time::{Duration, Instant};
 
 use roundtable_programs::file::Fd;
+use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, Map, PRIVATE, RW, SHARED};
 use roundtable_programs::shared::{Shared, wait, wake};
 use roundtable_programs::{Errno, child, procfs, sys, tests};
 
 tests! { value_differs, times_out, absolute_time_limit, wakes_one_and_all, wake_counts, between_processes,
 key_is_the_page_not_the_address, private_keys_are_apart, anonymous_private_is_apart_after_fork, requeue,
-wrong_value_requeues_nothing, bitset, interrupted_by_a_signal, killed_while_waiting, unaligned, bad_operation,
+requeue_of_many, wrong_value_requeues_nothing, bitset, interrupted_by_a_signal, killed_while_waiting, unaligned, bad_operation,
 robust_list, wake_op, no_lost_wake_up: 60 }
 
 fn futex(word: &AtomicU32, operation: i32, value: u32, rest: [usize; 3]) -> Result<usize, Errno> {
@@ -125,6 +126,13 @@ fn anonymous_private_is_apart_after_fork() {
     child.ok();
 }
 
+/// futex_waitv(2) for a word, so many times.
+fn waitv(word: &AtomicU32, count: usize) -> Result<usize, Errno> {
+    const SIZE_U32: u64 = 2;
+    let waiter = [0, word.as_ptr() as u64, SIZE_U32];
+    call(libc::SYS_futex_waitv, [vec![waiter; count].as_ptr() as usize, count, 0, 0, 0, 0])
+}
+
 fn requeue() {
     let shared = Shared::new();
     let children: Vec<_> =
@@ -135,6 +143,26 @@ fn requeue() {
     assert_eq!(futex(shared.word(0), libc::FUTEX_CMP_REQUEUE, 1, rest), Ok(3));
     assert_eq!(wake(shared.word(8), 100), 2);
     assert_eq!(wake(shared.word(0), 100), 1);
+    children.into_iter().for_each(|child| child.ok());
+}
+
+/// More are moved than in one hold of a lock, in the order in which they came.
+fn requeue_of_many() {
+    const EACH: usize = 100;
+    let shared = Shared::new();
+    let start = || {
+        let child = child::fork(|| _ = waitv(shared.word(0), EACH));
+        procfs::wait_for_sleep(child.pid);
+        child
+    };
+    let children = [start(), start(), start()];
+    // To the word itself: each once, behind those that are left alone.
+    let to = |index: usize, count: usize| [count, shared.word(index).as_ptr() as usize, 0];
+    assert_eq!(futex(shared.word(0), libc::FUTEX_CMP_REQUEUE, 0, to(0, EACH)), Ok(EACH));
+    assert_eq!(futex(shared.word(0), libc::FUTEX_CMP_REQUEUE, 0, to(0, 1 << 20)), Ok(3 * EACH));
+    assert_eq!(futex(shared.word(0), libc::FUTEX_CMP_REQUEUE, 0, to(8, EACH)), Ok(EACH));
+    assert_eq!(wake(shared.word(8), 1000), EACH as i32);
+    assert_eq!(wake(shared.word(0), 1000), 2 * EACH as i32);
     children.into_iter().for_each(|child| child.ok());
 }
 

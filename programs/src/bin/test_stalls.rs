@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use roundtable_programs::child::{self, Child};
 use roundtable_programs::held::{self, Longest};
+use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
 use roundtable_programs::sys::{PAGE, check};
-use roundtable_programs::{harness, tests};
+use roundtable_programs::{harness, procfs, tests};
 
-tests! { descriptors: 200, areas: 200, waiters: 200, pending_signals: 200, timers: 200 }
+tests! { descriptors: 200, areas: 200, waiters: 200, requeued: 200, pending_signals: 200, timers: 200 }
 
 /// What a call may do in one hold or stretch however many things there are, in instructions of a checked kernel.
 const HOLD: u64 = 100_000;
@@ -118,6 +119,32 @@ fn waiters() {
             // SAFETY: as above.
             unsafe { libc::syscall(libc::SYS_futex, word.as_ptr(), libc::FUTEX_WAKE, i32::MAX) };
             children.into_iter().for_each(Child::ok);
+        },
+    );
+}
+
+/// Many who wait for one word, and are to wait for another one.
+fn requeued() {
+    /// Waiters of a thread: futex_waitv(2) takes no more.
+    const EACH: usize = 128;
+    let shared = Map::new(PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
+    let (from, to) = (shared.atomic(0).as_ptr() as usize, shared.atomic(8).as_ptr() as usize);
+    let wait = || {
+        const SIZE_U32: u64 = 2;
+        let waiters = [[0, from as u64, SIZE_U32]; EACH];
+        let _ = call(libc::SYS_futex_waitv, [waiters.as_ptr() as usize, EACH, 0, 0, 0, 0]);
+    };
+    compare(
+        1,
+        40,
+        |_| (),
+        |count| {
+            let children: Vec<Child> = (0..count).map(|_| child::fork(wait)).collect();
+            children.iter().for_each(|child| procfs::wait_for_sleep(child.pid));
+            let all = i32::MAX as usize;
+            let moved = call(libc::SYS_futex, [from, libc::FUTEX_CMP_REQUEUE as usize, 0, all, to, 0]);
+            assert_eq!(moved, Ok(count * EACH));
+            children.into_iter().for_each(Child::end);
         },
     );
 }

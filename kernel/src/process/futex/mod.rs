@@ -35,9 +35,9 @@ pub(super) struct Waiter {
     /// Used under the lock of the bucket in which the waiter is.
     key: UnsafeCell<Key>,
     bucket: AtomicUsize,
-    /// Larger than that of each older waiter: a wake that takes several holds of the lock stops at those who came after
-    /// it began.
-    ticket: u64,
+    /// Larger than that of each who came to the word before: a wake or a requeue that takes several holds of the lock
+    /// stops at those who came after it began. Changes under the bucket's lock, when the waiter is requeued.
+    ticket: AtomicU64,
     bitset: u32,
     /// It waits to own the word: FUTEX_LOCK_PI.
     pi: bool,
@@ -93,7 +93,7 @@ impl Waiter {
             link: LinkedListAtomicLink::new(),
             key: UnsafeCell::new(key),
             bucket: AtomicUsize::new(bucket),
-            ticket: next_ticket(),
+            ticket: AtomicU64::new(next_ticket()),
             bitset,
             pi,
             woken: AtomicBool::new(false),
@@ -104,6 +104,12 @@ impl Waiter {
     fn waits_for(&self, key: &Key) -> bool {
         // SAFETY: the caller holds the bucket's lock, as it has found the waiter there.
         unsafe { *self.key.get() == *key }
+    }
+
+    /// Whether it came to its word before a number was given. The bucket's lock is held.
+    fn came_before(&self, ticket: u64) -> bool {
+        // Relaxed: the lock orders it.
+        self.ticket.load(Ordering::Relaxed) < ticket
     }
 
     fn is_woken(&self) -> bool {

@@ -11,7 +11,7 @@ use crate::memory::fallible;
 use crate::mm::{Key, uaccess};
 use crate::process;
 use crate::sched::{self, Sleep};
-use crate::sync::{WaitError, perturb};
+use crate::sync::{IrqLockGuard, WaitError, perturb};
 
 /// FUTEX_WAIT and FUTEX_WAIT_BITSET. The deadline is in monotonic nanoseconds.
 pub fn wait(
@@ -96,37 +96,39 @@ pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
 const BATCH: usize = 64;
 
 /// Takes up to `count` waiters of a word out of the bucket, of those with a ticket below `before`. The list of them is
-/// made of their own links: a wake allocates nothing.
-fn take(bucket: &mut Bucket, key: &Key, count: usize, bitset: u32, before: u64) -> Bucket {
-    let mut woken = Bucket::new(InBucket::NEW);
-    let mut left = count;
+/// made of their own links: a wake allocates nothing. Gives their number, too.
+fn take(bucket: &mut Bucket, key: &Key, count: usize, bitset: u32, before: u64) -> (Bucket, usize) {
+    let mut taken = Bucket::new(InBucket::NEW);
+    let mut number = 0;
     let mut cursor = bucket.front_mut();
-    while left > 0 {
+    while number < count {
         let Some(waiter) = cursor.get() else { break };
         let wanted = waiter.waits_for(key) && !waiter.pi && waiter.bitset & bitset != 0;
-        if wanted && waiter.ticket < before {
-            let waiter = cursor.remove().expect("the cursor is at it");
-            // Under the bucket's lock: from now on the waiter does not look for itself in the bucket.
-            waiter.woken.store(true, Ordering::SeqCst);
-            woken.push_back(waiter);
-            left -= 1;
+        if wanted && waiter.came_before(before) {
+            taken.push_back(cursor.remove().expect("the cursor is at it"));
+            number += 1;
         } else {
             cursor.move_next();
         }
     }
-    woken
+    (taken, number)
 }
 
-/// Wakes all of a list; how many. Another thread that is due runs in between.
-fn wake_threads(mut woken: Bucket) -> usize {
+/// As [`take`], of waiters that are to be woken.
+fn take_to_wake(bucket: &mut Bucket, key: &Key, count: usize, bitset: u32, before: u64) -> (Bucket, usize) {
+    let (taken, number) = take(bucket, key, count, bitset, before);
+    // Under the bucket's lock: from now on the waiters do not look for themselves in the bucket.
+    taken.iter().for_each(|waiter| waiter.woken.store(true, Ordering::SeqCst));
+    (taken, number)
+}
+
+/// Wakes all of a list. Another thread that is due runs in between.
+fn wake_threads(mut woken: Bucket) {
     perturb::point();
-    let mut count = 0;
     while let Some(waiter) = woken.pop_front() {
         sched::wake(&waiter.thread);
-        count += 1;
         sched::cond_resched();
     }
-    count
 }
 
 /// Wakes up to `count` waiters of a word who wait already, a batch at a time; how many.
@@ -136,8 +138,8 @@ fn wake_word(key: &Key, count: usize, bitset: u32) -> usize {
     let mut total = 0;
     loop {
         let most = BATCH.min(count - total);
-        let batch = take(&mut bucket.lock(), key, most, bitset, before);
-        let woken = wake_threads(batch);
+        let (batch, woken) = take_to_wake(&mut bucket.lock(), key, most, bitset, before);
+        wake_threads(batch);
         total += woken;
         if woken < BATCH {
             return total;
@@ -153,8 +155,61 @@ pub fn wake(address: usize, shared: bool, count: usize, bitset: u32) -> Result<u
     Ok(wake_word(&key_of(address, shared)?, count, bitset))
 }
 
+/// The locks of two buckets, taken in the order of their numbers; one lock if they are the same.
+struct Pair {
+    /// Let go of first: the other one has interrupts on again.
+    high: Option<IrqLockGuard<'static, Bucket>>,
+    low: IrqLockGuard<'static, Bucket>,
+    from_is_high: bool,
+}
+
+impl Pair {
+    fn lock(from: usize, to: usize) -> Self {
+        let low = TABLE[from.min(to)].lock();
+        let high = (from != to).then(|| TABLE[from.max(to)].lock());
+        Self { high, low, from_is_high: from > to }
+    }
+
+    fn bucket(&mut self, wants_high: bool) -> &mut Bucket {
+        match &mut self.high {
+            Some(high) if wants_high => high,
+            _ => &mut self.low,
+        }
+    }
+
+    fn from(&mut self) -> &mut Bucket {
+        self.bucket(self.from_is_high)
+    }
+
+    fn to(&mut self) -> &mut Bucket {
+        self.bucket(!self.from_is_high)
+    }
+
+    /// Lets up to `count` of the waiters for one word, who came before a number was given, wait for the other one, in the order
+    /// in which they came. Gives how many.
+    fn requeue(&mut self, from: &Key, to: &Key, count: usize, before: u64) -> usize {
+        let (mut moved, number) = take(self.from(), from, count, MATCH_ANY, before);
+        let (ticket, index) = (next_ticket(), bucket_of(to));
+        let target = self.to();
+        while let Some(waiter) = moved.pop_front() {
+            // SAFETY: it was in the first bucket and comes to the second; both locks are held.
+            unsafe { *waiter.key.get() = *to };
+            // Relaxed: the lock orders it.
+            waiter.ticket.store(ticket, Ordering::Relaxed);
+            waiter.bucket.store(index, Ordering::SeqCst);
+            target.push_back(waiter);
+        }
+        number
+    }
+}
+
 /// FUTEX_REQUEUE and FUTEX_CMP_REQUEUE: wakes some, and lets others wait for the second word from now on. Returns how
 /// many both were, or only the woken ones for the former.
+///
+/// Linux does it in one hold of both locks. What it promises of that is kept, though it takes several holds here: the value is
+/// compared once, in the first hold; who waits for the word then, is woken or waits for the second word when the call returns, up
+/// to the two limits, in the order in which they came; who comes later, or waits for the second word already, is left alone. Who
+/// wakes one of the words meanwhile finds a waiter at one of them, as if the call were made before or after.
 pub fn requeue(
     address: usize,
     second: usize,
@@ -165,54 +220,38 @@ pub fn requeue(
 ) -> Result<usize> {
     let (from, to) = (key_of(address, shared)?, key_of(second, shared)?);
     let (from_index, to_index) = (bucket_of(&from), bucket_of(&to));
-    // The second bucket is locked only when it is another one, and in the order of their numbers.
+    let (mut woken, mut moved) = (0, 0);
+    // The number that is given in the first hold.
+    let mut began = None;
     loop {
-        let first_lock = TABLE[from_index.min(to_index)].lock();
-        let second_lock = (from_index != to_index).then(|| TABLE[from_index.max(to_index)].lock());
-        if let Some(expected) = expected {
+        let mut pair = Pair::lock(from_index, to_index);
+        if let (None, Some(expected)) = (began, expected) {
             match uaccess::load_u32_nofault(address) {
                 Ok(value) if value == expected => {}
                 Ok(_) => return Err(Errno::EAGAIN),
                 Err(_) => {
-                    drop(second_lock);
-                    drop(first_lock);
+                    drop(pair);
                     uaccess::load_u32(address)?;
                     continue;
                 }
             }
         }
-        let (mut low, mut high) = (first_lock, second_lock);
-        let source: &mut Bucket = match &mut high {
-            Some(high) if from_index > to_index => high,
-            _ => &mut low,
-        };
-        let woken = take(source, &from, wake_count, MATCH_ANY, u64::MAX);
-        let mut moved = Bucket::new(InBucket::NEW);
-        let mut count = 0;
-        let mut cursor = source.front_mut();
-        while count < requeue_count {
-            let Some(waiter) = cursor.get() else { break };
-            if waiter.waits_for(&from) && !waiter.pi {
-                moved.push_back(cursor.remove().expect("the cursor is at it"));
-                count += 1;
-            } else {
-                cursor.move_next();
-            }
+        let before = *began.get_or_insert_with(next_ticket);
+        let most = BATCH.min(wake_count - woken);
+        let (batch, taken) = take_to_wake(pair.from(), &from, most, MATCH_ANY, before);
+        woken += taken;
+        // Only who was not to be woken is moved.
+        let room = if woken == wake_count { (BATCH - taken).min(requeue_count - moved) } else { 0 };
+        let requeued = pair.requeue(&from, &to, room, before);
+        moved += requeued;
+        drop(pair);
+        wake_threads(batch);
+        let all_woken = woken == wake_count || taken < most;
+        let all_moved = moved == requeue_count || requeued < room || taken < most;
+        if all_woken && all_moved {
+            return Ok(if expected.is_some() { woken + moved } else { woken });
         }
-        let target: &mut Bucket = match &mut high {
-            Some(high) if to_index > from_index => high,
-            _ => &mut low,
-        };
-        while let Some(waiter) = moved.pop_front() {
-            // SAFETY: it was in the first bucket and comes to the second; both locks are held.
-            unsafe { *waiter.key.get() = to };
-            waiter.bucket.store(to_index, Ordering::SeqCst);
-            target.push_back(waiter);
-        }
-        drop(high);
-        drop(low);
-        let woken = wake_threads(woken);
-        return Ok(if expected.is_some() { woken + count } else { woken });
+        sched::cond_resched();
     }
 }
 
