@@ -35,12 +35,19 @@ pub fn enter_idle() -> ! {
     queue::note_running(unsafe { &*idle }, true);
     grace::end_idle();
     loop {
-        if switch::any_dead() {
+        // One at a time: whoever is due by then goes first, and the others are there for whoever needs the memory.
+        let freed = switch::any_dead() && {
             interrupts::enable();
-            switch::take_dead().for_each(|thread| thread.free_stack());
-        }
+            switch::take_dead().is_some_and(|thread| {
+                thread.free_stack();
+                true
+            })
+        };
         interrupts::disable();
         switch::preempt();
+        if freed {
+            continue;
+        }
         // Nothing to run a moment ago. Whoever queues something now sends an interrupt, which the CPU takes behind `sti; hlt`: see
         // `beacon`. Another CPU's queue is only looked at when it says so.
         queue::note_idle();
@@ -58,7 +65,7 @@ pub fn enter_idle() -> ! {
 
 /// Frees the stacks of threads that have ended, however many there are. Interrupts are on, no spin lock is held.
 pub fn reap() {
-    for thread in switch::take_dead() {
+    while let Some(thread) = switch::take_dead() {
         thread.free_stack();
         drop(thread);
         super::cond_resched();

@@ -14,7 +14,7 @@ use crate::arch::{context, interrupts};
 use crate::memory::reserve;
 use crate::process::{self, Thread};
 use crate::sync::lockdep::stretch;
-use crate::sync::{WaitQueue, grace};
+use crate::sync::{SpinLock, WaitQueue, grace};
 use crate::time;
 
 /// Time between two ticks of a CPU that runs a thread, in nanoseconds; also the slice of a thread of nice 0.
@@ -202,22 +202,30 @@ pub fn finish_switch_for_new_thread() {
     finish();
 }
 
-/// The dead threads so far; the scheduler's references go to the caller.
-pub(super) fn take_dead() -> impl Iterator<Item = Arc<Thread>> {
-    let mut next = DEAD_LIST.swap(core::ptr::null_mut(), Ordering::SeqCst).cast_const();
-    core::iter::from_fn(move || {
-        if next.is_null() {
-            return None;
+/// One of the dead threads; the scheduler's reference goes to the caller. Interrupts are on.
+pub(super) fn take_dead() -> Option<Arc<Thread>> {
+    /// One at a time takes: so the first of the list stays there until it is taken, and what it is linked to stays behind it.
+    static TAKING: SpinLock<()> = SpinLock::new(());
+    let thread = {
+        let _taking = TAKING.lock();
+        let mut head = DEAD_LIST.load(Ordering::SeqCst);
+        loop {
+            // SAFETY: a thread on the list is alive, as the scheduler's reference goes with it.
+            let first = unsafe { head.as_ref() }?;
+            let next = first.sched.dead_next.load(Ordering::SeqCst);
+            match DEAD_LIST.compare_exchange(head, next, Ordering::SeqCst, Ordering::SeqCst) {
+                Ok(_) => break,
+                Err(now) => head = now,
+            }
         }
         // SAFETY: this is the reference that `adopt` took, given up once by `finish`.
-        let thread = unsafe { Arc::from_raw(next) };
-        next = thread.sched.dead_next.load(Ordering::SeqCst);
-        // `finish` puts the thread on the list a few instructions before it lets go.
-        while thread.sched.is_on_cpu() {
-            core::hint::spin_loop();
-        }
-        Some(thread)
-    })
+        unsafe { Arc::from_raw(head.cast_const()) }
+    };
+    // `finish` puts the thread on the list a few instructions before it lets go.
+    while thread.sched.is_on_cpu() {
+        core::hint::spin_loop();
+    }
+    Some(thread)
 }
 
 pub(super) fn any_dead() -> bool {
