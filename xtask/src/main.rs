@@ -71,6 +71,7 @@ struct Run {
 }
 
 fn main() -> ExitCode {
+    roundtable::abort_on_panic();
     match execute(Cli::parse().command) {
         Ok(status) => ExitCode::from(status as u8),
         Err(error) => {

@@ -22,3 +22,13 @@ pub mod size;
 pub mod tarball;
 pub mod terminal;
 pub mod watch;
+
+/// Makes a panic of any thread the end of the program: it has a bug then, and whoever waits for the thread would wait for ever. The
+/// first thing that a tool of ours does.
+pub fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
+}

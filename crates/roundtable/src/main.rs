@@ -63,6 +63,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    roundtable::abort_on_panic();
     // A run's status is the job's, so its errors have one that few programs use; all other commands tell by
     // theirs as checks do.
     let runs = std::env::args_os().nth(1).is_some_and(|command| command == "run");

@@ -306,7 +306,7 @@ fn mounts() {
     let made = Shared::new();
     let mount = |count| {
         // The search for what is mounted where takes longer with each.
-        if count == 300 {
+        if count == 100 {
             return Err(Errno::E2BIG);
         }
         // SAFETY: the texts live through the call.
@@ -329,7 +329,7 @@ fn locks() {
     let file = roundtable_programs::file::Fd::temporary();
     exhaust(|count| {
         // A list, and each lock is looked for in all of it.
-        if count == 300 {
+        if count == 100 {
             return Err(Errno::E2BIG);
         }
         // SAFETY: an all-zero structure is a valid one, and it lives through the call.

@@ -119,7 +119,7 @@ fn polls() {
 fn arguments() {
     let long = CString::new(vec![b'x'; 120_000]).unwrap();
     exhaust_by_family(|count| {
-        if count == 100 {
+        if count == 40 {
             return Err(Errno::E2BIG);
         }
         // SAFETY: the strings live until the new program has them; waitpid takes a null pointer.

@@ -242,7 +242,7 @@ fn wild_arguments() {
         [1, 0x1000_0000, 1, 0x1000_0000, 1, 1],
     ];
     let attempt = |number: i64, arguments: [usize; 6]| {
-        let child = child::fork_code(|| {
+        child::fork_code(|| {
             // SAFETY: the descriptors are ours; what the call does to this process is its end.
             unsafe {
                 (0..3).for_each(|standard| _ = libc::dup2(null.raw(), standard));
@@ -257,15 +257,17 @@ fn wild_arguments() {
                 );
                 libc::_exit(0)
             }
-        });
-        finish(child, Duration::from_millis(300));
+        })
     };
-    (0..60).filter(|number| !WITHHELD.contains(number)).for_each(|number| attempt(number, kinds[0]));
+    let finish_all = |children: Vec<Child>| {
+        children.into_iter().for_each(|child| finish(child, Duration::from_millis(300)));
+    };
+    let calls = |last| (0..=last).filter(|number| !WITHHELD.contains(number));
+    finish_all(calls(59).map(|number| attempt(number, kinds[0])).collect());
     let before = Baseline::take();
-    for number in (0..=470).filter(|number| !WITHHELD.contains(number)) {
-        for arguments in kinds {
-            attempt(number, arguments);
-        }
+    for number in calls(470) {
+        // Those that wait for ever wait at the same time.
+        finish_all(kinds.iter().map(|arguments| attempt(number, *arguments)).collect());
     }
     before.check();
 }

@@ -10,6 +10,7 @@ use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, RW, SHARED}
 use roundtable_programs::mshare::{self, Region};
 use roundtable_programs::procfs::{self, Meminfo};
 use roundtable_programs::shared::Shared;
+use roundtable_programs::sys::is_linux;
 use roundtable_programs::{Errno, tests};
 
 tests! { one_hog_is_killed: 60, a_slow_end_kills_nobody_else: 60, a_storm_of_hogs: 100, page_tables_run_out: 60, shared_memory_runs_out: 60,
@@ -64,7 +65,9 @@ fn a_slow_end_kills_nobody_else() {
     let bystanders: Vec<Child> = (0..3).map(|_| bystander(&shared, Duration::ZERO)).collect();
     shared.wait(0, 1);
     let before = Baseline::take();
-    for _ in 0..2 {
+    // What is to be shown is how this kernel waits; on Linux once is enough to see that the test is right.
+    let victims = if is_linux() { 1 } else { 2 };
+    for _ in 0..victims {
         let hog = child::fork(|| {
             // Entries that the kernel has to look at, at its end, before it comes to any page that it can give back.
             let zeroes = Map::at(0x1000_0000, GIB, RW, PRIVATE | ANON | NORESERVE | FIXED, -1, 0).unwrap();

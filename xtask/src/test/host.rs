@@ -44,7 +44,11 @@ pub fn models() -> Command {
     command
 }
 
-fn one(what: &str, mut command: Command, report: &mut Report) -> Result<()> {
+fn one(what: &str, command: Command, report: &mut Report) -> Result<()> {
+    report.timed(format!("{what} and their build"), |report| watch(what, command, report))
+}
+
+fn watch(what: &str, mut command: Command, report: &mut Report) -> Result<()> {
     let mut count = Count::default();
     // Both streams in one pipe: nextest reports on standard error, cargo test on standard output.
     let (reader, writer) = std::io::pipe()?;

@@ -159,7 +159,7 @@ pub fn run(options: &TestOptions) -> Result<i32> {
     if !options.no_guest {
         guests(options, &mut report)?;
         if !options.only_linux && options.wants("hosts::ostd") {
-            hosts::test(&mut report)?;
+            report.timed("hosts::ostd", hosts::test)?;
         }
     }
     Ok(report.finish())
@@ -187,8 +187,11 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
     if !options.no_linux {
         linux::fetch().context("or leave the comparison out with --no-linux")?;
     }
-    let mut names = if ours { build_all(&kernels)? } else { build::programs()? };
-    build::helpers_of_tests(&mut names)?;
+    let names = report.timed("builds", |_| {
+        let mut names = if ours { build_all(&kernels)? } else { build::programs()? };
+        build::helpers_of_tests(&mut names)?;
+        Ok::<_, anyhow::Error>(names)
+    })?;
     let mut parts = Parts::in_folder(&output_folder());
     parts.busybox = Some(busybox);
     let logs = parts.scratch.join("logs");
@@ -213,7 +216,8 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
         let bench = bench()?;
         for boot in &boots {
             for subject in subjects(boot, ours, linux) {
-                run_boot(&bench, boot, subject, &tests, options, report)?;
+                let part = format!("{} on {}", boot.name, subject.name());
+                report.timed(part, |report| run_boot(&bench, boot, subject, &tests, options, report))?;
             }
         }
         for (subject, wanted) in [(Subject::Shipped, ours), (Subject::Linux, linux)] {

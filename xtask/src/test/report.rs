@@ -1,6 +1,6 @@
 //! The lines that a test run prints, and its count.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use console::style;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -11,8 +11,14 @@ pub struct Report {
     failed: u64,
     skipped: u64,
     failures: Vec<String>,
+    /// What the time went to.
+    times: Vec<(String, Duration)>,
     bar: ProgressBar,
 }
+
+/// How many of the longest parts are told, and how long one has to be for that.
+const TOLD: usize = 12;
+const WORTH_TELLING: Duration = Duration::from_secs(10);
 
 impl Report {
     /// Nothing yet.
@@ -20,18 +26,31 @@ impl Report {
         let bar = ProgressBar::new_spinner();
         let style = ProgressStyle::with_template("     {spinner} {elapsed} {wide_msg}");
         bar.set_style(style.expect("the template is a constant"));
-        Report { passed: 0, failed: 0, skipped: 0, failures: Vec::new(), bar }
+        Report::with(bar)
     }
 
     /// A report with nothing in it that prints above the same progress line.
     pub fn beside(&self) -> Report {
-        Report { passed: 0, failed: 0, skipped: 0, failures: Vec::new(), bar: self.bar.clone() }
+        Report::with(self.bar.clone())
+    }
+
+    fn with(bar: ProgressBar) -> Report {
+        Report { passed: 0, failed: 0, skipped: 0, failures: Vec::new(), times: Vec::new(), bar }
+    }
+
+    /// Does a part of the run, and notes how long it took.
+    pub fn timed<T>(&mut self, part: impl Into<String>, work: impl FnOnce(&mut Report) -> T) -> T {
+        let start = Instant::now();
+        let result = work(self);
+        self.times.push((part.into(), start.elapsed()));
+        result
     }
 
     /// Adds what another one holds.
     pub fn take_over(&mut self, other: Report) {
         self.add(other.passed, other.failed, other.skipped);
         self.failures.extend(other.failures);
+        self.times.extend(other.times);
     }
 
     /// Says what is going on, on a terminal only.
@@ -83,9 +102,17 @@ impl Report {
         (self.passed, self.failed, self.skipped)
     }
 
-    /// Prints what failed and the count; gives the exit status.
-    pub fn finish(self) -> i32 {
+    /// Prints where the time went, what failed and the count; gives the exit status.
+    pub fn finish(mut self) -> i32 {
         self.bar.finish_and_clear();
+        self.times.retain(|(_, took)| *took >= WORTH_TELLING);
+        self.times.sort_by_key(|(_, took)| std::cmp::Reverse(*took));
+        if !self.times.is_empty() {
+            println!("\nlongest parts:");
+            for (part, took) in self.times.iter().take(TOLD) {
+                println!("    {:>4} s  {part}", took.as_secs());
+            }
+        }
         if !self.failures.is_empty() {
             println!("\nfailed:");
             for failure in &self.failures {
