@@ -14,6 +14,9 @@ mod watchers;
 pub use sleep::RawRwLock;
 pub use wait::{WaitError, WaitQueue, Watcher};
 
+/// The other lock that spins in the kernel.
+pub type SpinLock<T> = IrqLock<T>;
+
 /// A lock that spins in the kernel.
 pub struct IrqLock<T>(loom::sync::Mutex<T>);
 

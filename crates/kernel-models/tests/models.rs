@@ -1,15 +1,18 @@
 //! All models without a mutant, and each mutant with the model that has to notice it.
 
+use std::collections::BTreeMap;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use kernel_models::cpu::Cpu;
+use kernel_models::mshare::{Part, Spaces};
 use kernel_models::process;
 use kernel_models::sched::{self, Sleep};
 use kernel_models::sync::mutant::{self, ALL, Mutant};
-use kernel_models::sync::primitive::{AtomicBool, AtomicUsize, Ordering};
+use kernel_models::sync::primitive::{AtomicBool, AtomicUsize, Ordering, fence};
 use kernel_models::sync::{RawRwLock, WaitError, WaitQueue};
 use kernel_models::time::machine::{Machine, STEPS};
+use loom::sync::Mutex;
 
 fn check(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
@@ -154,6 +157,114 @@ fn timers() {
     }
 }
 
+/// A process's CPU, and a region of one page that the process attaches.
+struct Attachment {
+    spaces: Spaces<1>,
+    /// The process's entry: whether it leads to the region's table.
+    entry: AtomicBool,
+    /// The region's own entry: whether the page is there.
+    page: AtomicBool,
+    /// What the CPU's TLB knows: the page, or nothing. An instruction and a shootdown's interrupt exclude each other.
+    tlb: Mutex<bool>,
+}
+
+const SPACE: u64 = 7;
+const REGION: u64 = 8;
+
+impl Attachment {
+    fn new() -> Arc<Self> {
+        Arc::new(Self {
+            spaces: Spaces::new([Part::new(BTreeMap::new())]),
+            entry: AtomicBool::new(false),
+            page: AtomicBool::new(true),
+            tlb: Mutex::new(false),
+        })
+    }
+
+    fn attach(&self) {
+        self.spaces.attach(SPACE, REGION, || self.entry.store(true, Ordering::Relaxed));
+    }
+
+    /// The process's thread reads the page, or would fault.
+    fn access(&self) {
+        let mut tlb = self.tlb.lock().unwrap();
+        if self.entry.load(Ordering::Relaxed) {
+            *tlb |= self.page.load(Ordering::Relaxed);
+        }
+    }
+
+    fn flush(&self) {
+        *self.tlb.lock().unwrap() = false;
+    }
+
+    /// Takes the page out of the region: afterwards it belongs to somebody else.
+    fn remove_page(&self) {
+        self.page.store(false, Ordering::Relaxed);
+        // As in `gather`: the change is visible before the set of CPUs is read.
+        fence(Ordering::SeqCst);
+        if self.spaces.has_attached(SPACE, &|id| id == REGION) {
+            self.flush();
+        }
+        assert!(!*self.tlb.lock().unwrap(), "a page is reused that a CPU still knows");
+    }
+
+    fn detach(&self) {
+        self.spaces.detach(SPACE, REGION, || {
+            self.entry.store(false, Ordering::Relaxed);
+            self.flush();
+        });
+    }
+}
+
+/// A process attaches a region and reads, while a page goes from it.
+fn attach_against_a_change() {
+    check(3, || {
+        let attachment = Attachment::new();
+        let other = attachment.clone();
+        let process = loom::thread::spawn(move || {
+            other.attach();
+            other.access();
+        });
+        attachment.remove_page();
+        process.join().unwrap();
+        assert!(!*attachment.tlb.lock().unwrap(), "a CPU knows a page that is gone");
+    });
+}
+
+/// A process detaches a region while another thread of it reads and a page goes from it.
+fn detach_against_a_change() {
+    check(3, || {
+        let attachment = Attachment::new();
+        attachment.attach();
+        let (leaving, reading) = (attachment.clone(), attachment.clone());
+        let leaving = loom::thread::spawn(move || leaving.detach());
+        let reading = loom::thread::spawn(move || reading.access());
+        attachment.remove_page();
+        leaving.join().unwrap();
+        reading.join().unwrap();
+    });
+}
+
+/// Of two attachments of one region one goes: shootdowns still find the other.
+fn one_of_two_attachments() {
+    check(2, || {
+        let attachment = Attachment::new();
+        attachment.attach();
+        attachment.attach();
+        let other = attachment.clone();
+        let process = loom::thread::spawn(move || {
+            other.spaces.detach(SPACE, REGION, || ());
+            other.access();
+        });
+        attachment.remove_page();
+        process.join().unwrap();
+        assert!(
+            attachment.spaces.has_attached(SPACE, &|id| id == REGION),
+            "the other attachment is forgotten"
+        );
+    });
+}
+
 /// The writer in the state of a lock.
 const WRITER: usize = 1;
 
@@ -212,6 +323,24 @@ const MODELS: &[Row] = &[
             (Mutant::EarlierNotSet, "the hardware is set to"),
         ],
     ),
+    (
+        "attach_against_a_change",
+        attach_against_a_change,
+        &[
+            (Mutant::AttachedBeforeListed, "a page is reused that a CPU still knows"),
+            (Mutant::ListedWithoutFence, "a page is reused that a CPU still knows"),
+        ],
+    ),
+    (
+        "detach_against_a_change",
+        detach_against_a_change,
+        &[(Mutant::UnlistedBeforeDetached, "a page is reused that a CPU still knows")],
+    ),
+    (
+        "one_of_two_attachments",
+        one_of_two_attachments,
+        &[(Mutant::AllUnlisted, "the other attachment is forgotten")],
+    ),
 ];
 
 /// The variable that tells a process of its own, which may abort, the mutant that it runs a model with.
@@ -252,6 +381,9 @@ models!(
     idle_against_enqueue,
     mutex_against_mutex,
     timers,
+    attach_against_a_change,
+    detach_against_a_change,
+    one_of_two_attachments,
 );
 
 #[test]

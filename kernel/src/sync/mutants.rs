@@ -47,4 +47,12 @@ mutants! {
     StaysArmed,
     /// An earlier deadline does not set the hardware.
     EarlierNotSet,
+    /// A space's entries lead to a region before shootdowns know of it.
+    AttachedBeforeListed,
+    /// A space's place on the list is not ordered before its entries.
+    ListedWithoutFence,
+    /// Shootdowns do not know any more of a space whose CPUs still know its entries.
+    UnlistedBeforeDetached,
+    /// The end of one attachment takes all others of the region off the list.
+    AllUnlisted,
 }

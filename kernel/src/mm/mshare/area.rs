@@ -4,8 +4,8 @@ use alloc::sync::Arc;
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
+use super::SPACES;
 use super::region::{GRANULE, Region};
-use super::spaces;
 use crate::arch::tlb::{self, Flush};
 use crate::fs::File;
 use crate::memory::PhysAddr;
@@ -81,12 +81,8 @@ impl RegionArea {
         let tables = space.page_tables().clone();
         let brought = Arc::new(Brought { count: AtomicU64::new(0), costs: space.shared_costs() });
         region.count_attachment(true);
-        // Race: a change in the region, at this moment. On the list before the first entry: either its
-        // shootdown finds this space, or the hardware finds the changed table by an entry that is written
-        // later.
-        spaces::attach(tables.id, region.id());
         let area = Self { region, file, start, tables, brought };
-        area.set_entries(flags);
+        SPACES.attach(area.tables.id, area.region.id(), || area.set_entries(flags));
         area
     }
 
@@ -137,12 +133,11 @@ impl RegionArea {
     ///
     /// Race: the process exits meanwhile, or has: then no CPU runs it, and there is nothing to flush.
     pub(in crate::mm) fn detach(self) -> RegionLeftover {
-        if self.set_entries(VmFlags::empty()) {
-            // Race: a page inside is unmapped now. Until this flush is done the space is on the list, so that
-            // shootdown reaches it; after it no CPU of this process can read anything of the region.
-            self.flush();
-        }
-        spaces::detach(self.tables.id, self.region.id());
+        SPACES.detach(self.tables.id, self.region.id(), || {
+            if self.set_entries(VmFlags::empty()) {
+                self.flush();
+            }
+        });
         self.region.count_attachment(false);
         let Self { region, file, .. } = self;
         RegionLeftover { region, file }

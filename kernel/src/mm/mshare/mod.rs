@@ -29,8 +29,8 @@
 //!
 //! | who against whom | what meets it |
 //! | --- | --- |
-//! | attach, a change in the region | the list first, then the entry: `RegionArea::attach`; tables stay: `Tables::free_below` |
-//! | detach, a shootdown of the region | the entry, the flush, then the list: `RegionArea::detach` |
+//! | attach, a change in the region | the list first, then the entry: `Spaces::attach`; tables stay: `Tables::free_below` |
+//! | detach, a shootdown of the region | the entry, the flush, then the list: `Spaces::detach` |
 //! | a process begins to run, a shootdown | `space::cpus_running` |
 //! | exit, detach | the same, with no CPU to flush |
 //! | fork, a change in the region | the child attaches as anybody does: `RegionArea::fork` |
@@ -50,4 +50,15 @@ mod spaces;
 pub use area::{RegionArea, RegionLeftover};
 pub use check::check_all;
 pub use region::{GRANULE, NewMapping, Region, Statistics, statistics};
-pub use spaces::has_attached;
+
+use alloc::collections::BTreeMap;
+
+use spaces::{Part, Spaces};
+
+/// What all address spaces have attached.
+static SPACES: Spaces<64> = Spaces::new([const { Part::new(BTreeMap::new()) }; 64]);
+
+/// Has the address space a region attached of whose id `concerned` says yes? As [`Spaces::has_attached`].
+pub fn has_attached(space: u64, concerned: &dyn Fn(u64) -> bool) -> bool {
+    SPACES.has_attached(space, concerned)
+}

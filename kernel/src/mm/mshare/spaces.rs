@@ -3,62 +3,107 @@
 //! A shootdown of a region, or of a file that is mapped in one, asks each CPU for the address space that it
 //! runs, and here what that has attached. So its cost does not depend on how many processes have the region
 //! attached.
+//!
+//! The crate `kernel-models` builds this file with loom's atomics: an attach and a detach against a change in
+//! the region.
 
 use alloc::collections::BTreeMap;
-use core::sync::atomic::{AtomicUsize, Ordering};
 
 use smallvec::SmallVec;
 
 use crate::sync::SpinLock;
+use crate::sync::mutant::{self, Mutant};
+use crate::sync::primitive::{AtomicUsize, Ordering, constructor, fence};
 
 /// The ids of the regions that one address space has attached, one for each attachment. There are as many as
 /// a root has entries at most.
 type Regions = SmallVec<[u64; 4]>;
 
-/// Parts of the list, so that CPUs seldom meet.
-const SHARDS: usize = 64;
+/// A part of the list, by the spaces' ids.
+pub type Part = SpinLock<BTreeMap<u64, Regions>>;
 
-static LIST: [SpinLock<BTreeMap<u64, Regions>>; SHARDS] = [const { SpinLock::new(BTreeMap::new()) }; SHARDS];
-/// Attachments of all address spaces.
-static ATTACHMENTS: AtomicUsize = AtomicUsize::new(0);
-
-fn shard(space: u64) -> &'static SpinLock<BTreeMap<u64, Regions>> {
-    &LIST[space as usize % SHARDS]
+/// The list, in parts, so that CPUs seldom meet.
+pub struct Spaces<const PARTS: usize> {
+    parts: [Part; PARTS],
+    /// Attachments of all address spaces.
+    attachments: AtomicUsize,
 }
 
-/// The space gets an attachment of the region; both by the ids of their tables. To be called before the first
-/// entry is written.
-pub(super) fn attach(space: u64, region: u64) {
-    // SeqCst: see `has_attached`.
-    ATTACHMENTS.fetch_add(1, Ordering::SeqCst);
-    shard(space).lock().entry(space).or_default().push(region);
-}
-
-/// The space has one attachment of the region less. To be called after the flush that follows the last entry.
-pub(super) fn detach(space: u64, region: u64) {
-    let mut list = shard(space).lock();
-    if let Some(regions) = list.get_mut(&space) {
-        if let Some(place) = regions.iter().position(|id| *id == region) {
-            regions.swap_remove(place);
-        }
-        if regions.is_empty() {
-            list.remove(&space);
+impl<const PARTS: usize> Spaces<PARTS> {
+    constructor! {
+        /// From empty parts.
+        pub fn new(parts: [Part; PARTS]) -> Self {
+            Self { parts, attachments: AtomicUsize::new(0) }
         }
     }
-    drop(list);
-    ATTACHMENTS.fetch_sub(1, Ordering::SeqCst);
-}
 
-/// Has the space a region attached of whose id `concerned` says yes? The caller has changed what the region
-/// shows before.
-pub fn has_attached(space: u64, concerned: &dyn Fn(u64) -> bool) -> bool {
-    // Race: the space attaches now. If neither the count nor the list show it yet, its entry is written later
-    // than this is read, so later than the change: what the hardware walks by that entry is the changed
-    // table.
-    if ATTACHMENTS.load(Ordering::SeqCst) == 0 {
-        return false;
+    fn part(&self, space: u64) -> &Part {
+        &self.parts[space as usize % PARTS]
     }
-    // `concerned` may take locks.
-    let regions = shard(space).lock().get(&space).cloned().unwrap_or_default();
-    regions.into_iter().any(concerned)
+
+    /// The space gets an attachment of the region, both by the ids of their tables; `write` writes its entries.
+    ///
+    /// Race: the region changes at this moment. The list comes before the first entry, and a full fence between:
+    /// either the change's shootdown finds the space, or the hardware, by an entry that is written later, finds
+    /// the changed table.
+    pub fn attach<T>(&self, space: u64, region: u64, write: impl FnOnce() -> T) -> T {
+        if mutant::is(Mutant::AttachedBeforeListed) {
+            let written = write();
+            self.add(space, region);
+            return written;
+        }
+        self.add(space, region);
+        if !mutant::is(Mutant::ListedWithoutFence) {
+            fence(Ordering::SeqCst);
+        }
+        write()
+    }
+
+    fn add(&self, space: u64, region: u64) {
+        self.attachments.fetch_add(1, Ordering::Relaxed);
+        self.part(space).lock().entry(space).or_default().push(region);
+    }
+
+    /// The space has one attachment of the region less. `clear` clears its entries, and has the space's CPUs forget
+    /// what they know by them.
+    ///
+    /// Race: the region changes at this moment. Until the space's own flush is done it is on the list, so that the
+    /// change's shootdown reaches it; after it no CPU of the space can read anything of the region.
+    pub fn detach(&self, space: u64, region: u64, clear: impl FnOnce()) {
+        if mutant::is(Mutant::UnlistedBeforeDetached) {
+            self.remove(space, region);
+            return clear();
+        }
+        clear();
+        self.remove(space, region);
+    }
+
+    fn remove(&self, space: u64, region: u64) {
+        let mut part = self.part(space).lock();
+        if let Some(regions) = part.get_mut(&space) {
+            if mutant::is(Mutant::AllUnlisted) {
+                regions.retain(|id| *id != region);
+            } else if let Some(place) = regions.iter().position(|id| *id == region) {
+                regions.swap_remove(place);
+            }
+            if regions.is_empty() {
+                part.remove(&space);
+            }
+        }
+        drop(part);
+        // Release: whoever finds no attachment at all has the flush of the last one behind it.
+        self.attachments.fetch_sub(1, Ordering::Release);
+    }
+
+    /// Has the space a region attached of whose id `concerned` says yes? The caller has changed what the region
+    /// shows before, with a full fence behind the change.
+    pub fn has_attached(&self, space: u64, concerned: &dyn Fn(u64) -> bool) -> bool {
+        // Acquire: see `remove`.
+        if self.attachments.load(Ordering::Acquire) == 0 {
+            return false;
+        }
+        // `concerned` may take locks.
+        let regions = self.part(space).lock().get(&space).cloned().unwrap_or_default();
+        regions.into_iter().any(concerned)
+    }
 }
