@@ -169,6 +169,59 @@ impl Record {
     }
 }
 
+/// What every program pays, measured as a [`Record::Path`] of this name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Basic {
+    /// fork(2) of a small process, the child's end, and waiting for it.
+    ForkAndExit,
+    /// The same with execve(2) of a small static program in between.
+    ForkAndExec,
+    /// mmap(2) of 1 MiB of a file in memory, a store to each page, munmap(2).
+    MapFile,
+    /// A store to a page of a file that is in memory but not in the table, for each page.
+    FileFault,
+    /// A store to a new page of anonymous memory, for each page.
+    AnonymousFault,
+    /// A store that is forbidden, the signal, mprotect(2) in its handler, and mprotect(2) back.
+    ProtectionFault,
+    /// A signal to oneself, and its handler.
+    Signal,
+    /// A byte to another process and back, by two pipes.
+    Pipe,
+    /// Of that, what is neither writing nor reading, for each direction.
+    Switch,
+}
+
+impl Basic {
+    /// All, in the order in which they are measured and shown.
+    pub const ALL: [Basic; 9] = [
+        Basic::ForkAndExit,
+        Basic::ForkAndExec,
+        Basic::MapFile,
+        Basic::FileFault,
+        Basic::AnonymousFault,
+        Basic::ProtectionFault,
+        Basic::Signal,
+        Basic::Pipe,
+        Basic::Switch,
+    ];
+
+    /// Its name in records and tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Basic::ForkAndExit => "fork, exit and wait",
+            Basic::ForkAndExec => "fork, execve, exit and wait",
+            Basic::MapFile => "mmap, touch and munmap of 1 MiB",
+            Basic::FileFault => "store to a file's page, not in the table",
+            Basic::AnonymousFault => "store to a new anonymous page",
+            Basic::ProtectionFault => "protection fault, its signal, mprotect",
+            Basic::Signal => "signal to oneself",
+            Basic::Pipe => "byte to a process and back, by pipes",
+            Basic::Switch => "switch of processes",
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -44,7 +44,7 @@ impl<'a> Boot<'a> {
 
     /// One CPU whose clock counts instructions.
     pub fn paths(subject: &'a Subject) -> Boot<'a> {
-        let arguments = ["--parts", "path"].map(str::to_string).to_vec();
+        let arguments = ["--parts", "path,basics"].map(str::to_string).to_vec();
         let (memory, limit) = (Size::gibibytes(1), Duration::from_secs(240));
         Boot { subject, name: "paths", arguments, cpus: 1, memory, icount: true, limit }
     }

@@ -1,6 +1,6 @@
 //! The design's goals against Linux, and its expected picture, held against what was measured.
 
-use guest_link::record::{Access, AttachCase, Operation};
+use guest_link::record::{Access, AttachCase, Basic, Operation};
 
 use super::figures::{bytes, time};
 use super::{Measured, Results};
@@ -78,8 +78,10 @@ pub fn figures(results: &Results) -> Vec<Figure> {
         figure("minor fault, instructions", Unit::Count, Some(0.25), path("minor fault, shared mapping")),
         figure("  in a private mapping", Unit::Count, Some(0.25), path("minor fault, private mapping")),
         figure("system call, instructions", Unit::Count, None, path("system call (getppid)")),
-        figure("populate a fresh page (median)", Unit::Time, Some(1.0), fresh),
     ];
+    // Instructions too.
+    rows.extend(Basic::ALL.map(|basic| figure(basic.name(), Unit::Count, Some(1.0), path(basic.name()))));
+    rows.push(figure("populate a fresh page (median)", Unit::Time, Some(1.0), fresh));
     for sharers in sharers(results) {
         let goal = Some(0.3);
         rows.push(figure(

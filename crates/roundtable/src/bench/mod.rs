@@ -16,7 +16,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use guest_link::record::Record;
+use guest_link::record::{Basic, Record};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
@@ -157,7 +157,7 @@ impl Plan {
         const ATTACH: usize = 4;
         const COSTS_AND_TABLES: usize = 9;
         const BYSTANDERS: usize = 11;
-        const PATHS: usize = 3;
+        const PATHS: usize = 3 + Basic::ALL.len();
         let fixed = 2 * 2 + ATTACH + PATHS;
         fixed + self.cost.len() * COSTS_AND_TABLES + self.bystander.len() * BYSTANDERS + self.tebibyte.len()
     }

@@ -3,6 +3,7 @@
 //! An ordinary Linux program. Each result is a line for the host, see `guest_link::record`.
 
 mod attach;
+mod basics;
 mod bystander;
 mod cost;
 mod crew;
@@ -28,6 +29,9 @@ const POOL: u64 = 1024 + 16;
 const SMALL_POOL: u64 = 96;
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some(basics::END_AT_ONCE) {
+        return 0.into();
+    }
     let options = match Options::parse(std::env::args().skip(1)) {
         Ok(options) => options,
         Err(message) => {
@@ -40,7 +44,7 @@ fn main() -> ExitCode {
         return 1.into();
     }
     let persistent = procfs::number("/proc/sys/vm/nr_hugepages");
-    let pool = if options.parts == [Part::Path] { SMALL_POOL } else { POOL };
+    let pool = if options.needs_little() { SMALL_POOL } else { POOL };
     if persistent < pool && huge::set_pool(pool) < pool {
         huge::set_pool(persistent);
         eprintln!("latency: there is no memory for {pool} huge pages");
@@ -86,7 +90,10 @@ fn measure(options: &Options) -> Result<(), String> {
     if wants(Part::Path) {
         path::measure(&stage)?;
     }
-    if options.parts != [Part::Path] {
+    if wants(Part::Basics) {
+        basics::measure(&stage);
+    }
+    if !options.needs_little() {
         stage.fill(0, PAGES);
     }
     if wants(Part::Attach) {

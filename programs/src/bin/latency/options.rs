@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 pub const USAGE: &str = "usage: latency [OPTIONS]
-  --parts LIST         what to measure, such as attach,cost [attach,cost,bystander,tebibyte]; also: path
+  --parts LIST         what to measure, such as attach,cost [attach,cost,bystander,tebibyte]; also: path,basics
   --sharers LIST       further processes beside a bystander [0,16,256,4096]
   --cost-sharers LIST  processes that share when costs are taken [1,16,256,1024,4096,10000]
   --tib-sharers LIST   processes that map the file of 1 TiB [1,16,256]
@@ -18,6 +18,7 @@ pub enum Part {
     Bystander,
     Tebibyte,
     Path,
+    Basics,
 }
 
 impl Part {
@@ -28,6 +29,7 @@ impl Part {
             "bystander" => Part::Bystander,
             "tebibyte" => Part::Tebibyte,
             "path" => Part::Path,
+            "basics" => Part::Basics,
             _ => return None,
         })
     }
@@ -44,6 +46,11 @@ pub struct Options {
 }
 
 impl Options {
+    /// Whether only paths are measured, for which few huge pages do.
+    pub fn needs_little(&self) -> bool {
+        self.parts.iter().all(|part| matches!(part, Part::Path | Part::Basics))
+    }
+
     pub fn parse(mut words: impl Iterator<Item = String>) -> Result<Options, String> {
         let mut options = Options {
             parts: vec![Part::Attach, Part::Cost, Part::Bystander, Part::Tebibyte],
