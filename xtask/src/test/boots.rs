@@ -67,7 +67,7 @@ pub enum Selection {
 
 impl Selection {
     /// The programs that are named, for this boot alone or not.
-    fn names(&self) -> &'static [&'static str] {
+    pub fn names(&self) -> &'static [&'static str] {
         match self {
             Selection::Only(names) | Selection::Also(names) => names,
             Selection::Rest => &[],

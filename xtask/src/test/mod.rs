@@ -25,7 +25,7 @@ use roundtable::signals::Signals;
 
 use crate::build::{self, BuildOptions};
 use crate::{hosts, linux, output_folder, setup, toolchain};
-use boots::{Boot, Kernels, Work};
+use boots::{Boot, Kernels, Selection, Work};
 use programs::TestProgram;
 use report::Report;
 
@@ -77,6 +77,14 @@ impl TestOptions {
     /// Whether a test with this name was asked for.
     fn wants(&self, name: &str) -> bool {
         self.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
+    }
+
+    /// Whether a subtest of this program may have been asked for: only what names another program is sure not to.
+    fn may_want(&self, program: &str) -> bool {
+        let Some(filter) = self.filter.as_deref().filter(|filter| filter.starts_with("test_")) else {
+            return true;
+        };
+        program.contains(filter) || filter.starts_with(&format!("{program}:"))
     }
 }
 
@@ -176,9 +184,11 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
             .filter(|boot| matches!(boot.work, Work::Programs(_)))
             .for_each(|boot| boot.cpus = cpus.get());
     }
-    // Which programs are wanted is known when they are built; a conversation is known by its name.
-    let may_run = |boot: &Boot| {
-        matches!(boot.work, Work::Programs(_)) || options.wants(&format!("boots::{}", boot.name))
+    // Which subtests there are is known when the programs are built; a conversation is known by its name.
+    let may_run = |boot: &Boot| match &boot.work {
+        Work::Programs(Selection::Rest) => true,
+        Work::Programs(selection) => selection.names().iter().any(|program| options.may_want(program)),
+        Work::Console(_) => options.wants(&format!("boots::{}", boot.name)),
     };
     let needs = |subject| boots.iter().any(|boot| own_subject(boot) == subject && may_run(boot));
     let kernels =
@@ -337,4 +347,30 @@ fn subjects(boot: &Boot, ours: bool, linux: bool) -> Vec<Subject> {
         subjects.push(Subject::Linux);
     }
     subjects
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        options: TestOptions,
+    }
+
+    #[test]
+    fn a_filter_that_names_a_program_leaves_the_others_out() {
+        let may_want =
+            |filter: &str, program| Line::parse_from(["test", "--filter", filter]).options.may_want(program);
+        for filter in ["test_many", "test_man", "test_many::areas", "areas", "many", "::areas"] {
+            assert!(may_want(filter, "test_many"), "{filter}");
+        }
+        for filter in ["test_mm", "test_mm::areas", "test_many_more", "test_manx::areas"] {
+            assert!(!may_want(filter, "test_many"), "{filter}");
+        }
+        assert!(Line::parse_from(["test"]).options.may_want("test_many"));
+    }
 }
