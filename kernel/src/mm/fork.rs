@@ -80,7 +80,12 @@ impl AddressSpace {
     ) -> Result<(), NoMemory> {
         // All below has been shared or copied; the entries of this window are to be copied.
         let (mut done, mut refused) = (0, None);
-        for vma in parents.iter().filter(|vma| copies_pages(vma)) {
+        for vma in parents.iter() {
+            // Also behind those that have nothing: there may be 65,000 of them.
+            sched::cond_resched();
+            if !copies_pages(vma) {
+                continue;
+            }
             let mut at = vma.start.max(done);
             while at < vma.end {
                 sched::cond_resched();
