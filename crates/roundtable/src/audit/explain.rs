@@ -15,7 +15,7 @@ use super::geometry::Tables;
 use super::host::Host;
 use super::probe::{self, Area};
 use super::report::{FileReport, Report};
-use crate::output::table::describe;
+use crate::output::table::{describe, unreadable};
 use crate::output::{file, human};
 
 /// Which process.
@@ -60,7 +60,8 @@ fn text(process: &Process, report: &Report, areas: &[Area], limits: &[Limit], ho
         human::bytes(process.hugetlb)
     );
     if !process.readable {
-        out.push_str("Its mappings may not be read: only this is known of it. Run as root.\n");
+        let why = unreadable(report.seen.is_root);
+        let _ = writeln!(out, "Only this is known of it. Not seen: its mappings, {why}.");
     }
     tables(&mut out, areas, host);
     let is_mine = |pids: &[i32]| pids.contains(&process.pid);
@@ -102,7 +103,7 @@ fn text(process: &Process, report: &Report, areas: &[Area], limits: &[Limit], ho
         })
         .collect();
     crate::output::table::advices(&mut out, &advice);
-    if advice.is_empty() {
+    if advice.is_empty() && process.readable {
         out.push_str("\nNothing that is worth doing is known for it (--worth 0 shows all).\n");
     }
     out

@@ -109,14 +109,9 @@ fn unseen(out: &mut String, report: &Report) {
     } else if seen.unreadable > 0 {
         let _ = writeln!(
             out,
-            "Not seen: the mappings of {}{}",
+            "Not seen: the mappings of {}, {}.",
             human::processes(seen.unreadable),
-            match seen.is_root {
-                true =>
-                    ", which not even root may read here: this root is a user namespace's, or a security \
-                     module forbids it (CAP_SYS_PTRACE is needed).",
-                false => " of other users; run as root to see them.",
-            }
+            unreadable(seen.is_root)
         );
     }
     if !seen.kpagecount && !report.huge.is_empty() {
@@ -127,6 +122,16 @@ fn unseen(out: &mut String, report: &Report) {
     }
     if seen.vanished > 0 {
         let _ = writeln!(out, "{} ended meanwhile.", human::processes(seen.vanished));
+    }
+}
+
+/// Why mappings may not be read, and what helps, as the end of a sentence.
+pub fn unreadable(is_root: bool) -> &'static str {
+    if is_root {
+        "which not even root may read here: this root is a user namespace's, or a security module forbids it \
+         (CAP_SYS_PTRACE is needed)"
+    } else {
+        "which only root and their owners may read; run as root to see them"
     }
 }
 

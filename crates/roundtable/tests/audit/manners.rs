@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::recordings::folder;
+use crate::recordings::{copy, folder};
 
 fn roundtable(arguments: &[&str], root: Option<&Path>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_roundtable"));
@@ -90,4 +90,20 @@ fn one_process_is_explained() {
         assert!(said.contains(part), "no {part} in {said}");
     }
     assert_eq!(roundtable(&["explain", "999"], Some(&folder("database"))).status.code(), Some(3));
+}
+
+#[test]
+fn a_process_that_may_not_be_read_is_explained_honestly() {
+    let host = copy("database");
+    let maps = host.path().join("proc/8/maps");
+    fs::remove_file(&maps).unwrap();
+    // Refused to everybody, root included: it can only be written to.
+    std::os::unix::fs::symlink("/proc/sys/vm/compact_memory", maps).unwrap();
+    let output = roundtable(&["explain", "8", "--all"], Some(host.path()));
+    let said = text(&output.stdout);
+    assert!(said.contains("Not seen: its mappings, which"), "{said}");
+    // Root is not told to become root, and nobody that nothing is wrong with what was not seen.
+    let is_root = rustix::process::geteuid().is_root();
+    assert_eq!(said.contains("run as root"), !is_root, "{said}");
+    assert!(!said.contains("Nothing that is worth doing"), "{said}");
 }
