@@ -162,18 +162,19 @@ fn requeue_of_many() {
     assert_eq!(futex(shared.word(0), libc::FUTEX_CMP_REQUEUE, 0, to(0, 1 << 20)), Ok(3 * EACH));
     assert_eq!(futex(shared.word(0), libc::FUTEX_CMP_REQUEUE, 0, to(8, EACH)), Ok(EACH));
     // A thread that one of its waiters has woken takes the others away, perhaps before they are counted: how many threads that
-    // concerns is told by who ends.
+    // concerns is told by who ends. Which one comes first after two moves to the same word is each kernel's own affair.
     let is_counted =
         |woken: i32, most: usize| assert!(1 <= woken && woken <= most as i32, "{woken} of {most}");
-    // The first one's went behind the others'.
-    let [third, first, second] = children;
+    let states = || children.each_ref().map(|child| procfs::state(child.pid));
+    let ended = || states().into_iter().filter(|state| *state == Some('Z')).count();
     is_counted(wake(shared.word(8), 1000), EACH);
-    first.ok();
-    for other in [&second, &third] {
-        assert_eq!(procfs::state(other.pid), Some('S'), "woken without having been moved");
-    }
+    assert!(
+        sys::settles(Duration::from_secs(20), || ended() == 1),
+        "one child's waiters were moved: {:?}",
+        states()
+    );
     is_counted(wake(shared.word(0), 1000), 2 * EACH);
-    [second, third].into_iter().for_each(|child| child.ok());
+    children.into_iter().for_each(|child| child.ok());
 }
 
 fn wrong_value_requeues_nothing() {
