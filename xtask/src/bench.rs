@@ -5,7 +5,7 @@ use roundtable::bench::{BenchOptions, Subject};
 use roundtable::run::Parts;
 
 use crate::build::{self, BuildOptions};
-use crate::{linux, output_folder, profile, setup};
+use crate::{curves, linux, output_folder, profile, setup};
 
 /// Protocols of our kernel.
 const PROTOCOLS: [&str; 5] = ["none", "unfenced", "file-lock", "vma-lock", "file-tables"];
@@ -39,18 +39,27 @@ pub fn run(options: &BenchOptions) -> Result<i32> {
         };
         subjects.push(Subject { name: name.clone(), kernel, parameters });
     }
-    if options.profile {
+    if is_of_one(options) {
         let subject =
             subjects.first().context("Debian's kernel does not tell its functions: name another protocol")?;
-        return profile::run(options, subject);
+        return match () {
+            () if options.profile => profile::run(options, subject),
+            () if options.contention => profile::contention::run(options, subject),
+            () => curves::run(options, subject),
+        };
     }
     roundtable::bench::run(options, &subjects, &parts)
 }
 
-/// What to build and to measure. A profile is of one protocol: the default one, unless others are asked for.
+/// Whether one protocol is looked at, not several compared.
+fn is_of_one(options: &BenchOptions) -> bool {
+    options.profile || options.contention || options.curves
+}
+
+/// What to build and to measure: of one protocol the default one, unless others are asked for.
 fn names(options: &BenchOptions) -> Vec<&String> {
     let mut names: Vec<_> = options.protocols.iter().collect();
-    if options.profile {
+    if is_of_one(options) {
         names.retain(|name| *name != "linux");
         names.sort_by_key(|name| *name != "file-tables");
         names.truncate(1);

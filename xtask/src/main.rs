@@ -2,6 +2,7 @@
 
 mod bench;
 mod build;
+mod curves;
 mod debian;
 mod hosts;
 mod licences;

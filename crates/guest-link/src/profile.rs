@@ -6,6 +6,8 @@ use crate::record::Operation;
 
 /// How many operations can be told apart.
 pub const OPERATIONS: usize = 16;
+/// The number of an operation that never is: what was marked before it is counted by itself.
+pub const END_OF_ROUND: usize = OPERATIONS - 1;
 
 /// The 8 bytes of a `nop` with a displacement, without that.
 const NOP: [u8; 4] = [0x0f, 0x1f, 0x84, 0x00];
@@ -21,7 +23,7 @@ pub struct Mark {
     pub begins: bool,
 }
 
-const fn displacement(operation: Operation, begins: bool) -> u32 {
+const fn displacement(operation: usize, begins: bool) -> u32 {
     (COOKIE as u32) << 16 | (operation as u32) << 1 | begins as u32
 }
 
@@ -46,17 +48,30 @@ pub fn marked<T>(operation: Operation, run: impl FnOnce() -> T) -> T {
                         core::arch::asm!(
                             ".byte 0x0f, 0x1f, 0x84, 0x00",
                             ".long {}",
-                            const displacement(Operation::$name, $begins),
+                            const displacement(Operation::$name as usize, $begins),
                         );
                     }
                 })*
             }
         };
     }
-    mark!(true, Punch, Truncate, Mprotect, Fork, Start, Exit, Attach, Detach);
+    mark!(true, Punch, Truncate, Mprotect, Fork, Start, Exit, Attach, Detach, Present, Fresh);
     let result = run();
-    mark!(false, Punch, Truncate, Mprotect, Fork, Start, Exit, Attach, Detach);
+    mark!(false, Punch, Truncate, Mprotect, Fork, Start, Exit, Attach, Detach, Present, Fresh);
     result
+}
+
+/// Marks the end of a round.
+#[cfg(target_arch = "x86_64")]
+pub fn end_of_round() {
+    // SAFETY: does nothing.
+    unsafe {
+        core::arch::asm!(
+            ".byte 0x0f, 0x1f, 0x84, 0x00",
+            ".long {}",
+            const displacement(END_OF_ROUND, false),
+        );
+    }
 }
 
 #[cfg(test)]
@@ -66,7 +81,7 @@ mod tests {
     #[test]
     fn a_mark_is_told_from_other_instructions() {
         let mut bytes = NOP.to_vec();
-        bytes.extend(displacement(Operation::Start, true).to_le_bytes());
+        bytes.extend(displacement(Operation::Start as usize, true).to_le_bytes());
         assert_eq!(Mark::of(&bytes), Some(Mark { operation: Operation::Start as usize, begins: true }));
         bytes[7] = 0;
         assert_eq!(Mark::of(&bytes), None, "a nop of the compiler's");

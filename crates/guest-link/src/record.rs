@@ -127,6 +127,10 @@ pub enum Operation {
     Attach,
     /// munmap.
     Detach,
+    /// A fault on a page that is there.
+    Present,
+    /// A fault on a page that is not.
+    Fresh,
 }
 
 /// How a file is attached.

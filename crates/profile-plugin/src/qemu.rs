@@ -2,11 +2,12 @@
 
 use std::ffi::{CStr, c_char, c_int, c_uint, c_void};
 use std::path::PathBuf;
-use std::sync::{Mutex, OnceLock};
+use std::sync::{Mutex, MutexGuard, OnceLock};
 
 use guest_link::profile::Mark;
 
 use crate::block::{Block, Ending};
+use crate::lines::Lines;
 use crate::profile::Profile;
 
 /// A block under translation.
@@ -21,6 +22,8 @@ struct Instruction {
     _opaque: [u8; 0],
 }
 
+/// The callback is for stores.
+const STORES: c_int = 2;
 /// The callback reads no registers of the CPU.
 const NO_REGISTERS: c_int = 0;
 
@@ -38,6 +41,13 @@ unsafe extern "C" {
         flags: c_int,
         data: *mut c_void,
     );
+    fn qemu_plugin_register_vcpu_mem_cb(
+        instruction: *mut Instruction,
+        call: extern "C" fn(c_uint, u32, u64, *mut c_void),
+        flags: c_int,
+        which: c_int,
+        data: *mut c_void,
+    );
     fn qemu_plugin_register_atexit_cb(id: u64, call: extern "C" fn(u64, *mut c_void), data: *mut c_void);
     fn qemu_plugin_tb_n_insns(block: *const Translation) -> usize;
     fn qemu_plugin_tb_get_insn(block: *const Translation, index: usize) -> *mut Instruction;
@@ -50,10 +60,16 @@ unsafe extern "C" {
 #[unsafe(no_mangle)]
 pub static qemu_plugin_version: c_int = 1;
 
-static PROFILE: Mutex<Option<Profile>> = Mutex::new(None);
+/// What is counted.
+enum Counts {
+    Instructions(Profile),
+    Lines(Lines),
+}
+
+static COUNTS: Mutex<Option<Counts>> = Mutex::new(None);
 static OUTPUT: OnceLock<PathBuf> = OnceLock::new();
 
-/// Begins. The one argument is `out=FILE`.
+/// Begins. The arguments are `out=FILE`, and `count=lines` for cache lines instead of instructions.
 ///
 /// # Safety
 ///
@@ -65,18 +81,26 @@ pub unsafe extern "C" fn qemu_plugin_install(
     count: c_int,
     arguments: *const *const c_char,
 ) -> c_int {
+    let mut counts = Counts::Instructions(Profile::new());
     for index in 0..usize::try_from(count).unwrap_or(0) {
         // SAFETY: as the caller says.
         let argument = unsafe { CStr::from_ptr(*arguments.add(index)) };
-        if let Some(path) = argument.to_str().ok().and_then(|text| text.strip_prefix("out=")) {
-            let _ = OUTPUT.set(path.into());
+        match argument.to_str().unwrap_or_default().split_once('=') {
+            Some(("out", path)) => {
+                let _ = OUTPUT.set(path.into());
+            }
+            Some(("count", "lines")) => counts = Counts::Lines(Lines::default()),
+            _ => {
+                eprintln!("profile-plugin: what is {argument:?}?");
+                return 1;
+            }
         }
     }
     if OUTPUT.get().is_none() {
         eprintln!("profile-plugin: needs out=FILE");
         return 1;
     }
-    with_profile(|_| ());
+    *lock() = Some(counts);
     // SAFETY: `id` is this plugin's, and the functions have the types that are asked for.
     unsafe {
         qemu_plugin_register_vcpu_tb_trans_cb(id, translate);
@@ -85,9 +109,8 @@ pub unsafe extern "C" fn qemu_plugin_install(
     0
 }
 
-fn with_profile(work: impl FnOnce(&mut Profile)) {
-    let mut profile = PROFILE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
-    work(profile.get_or_insert_with(Profile::new));
+fn lock() -> MutexGuard<'static, Option<Counts>> {
+    COUNTS.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 extern "C" fn translate(_: u64, block: *mut Translation) {
@@ -102,12 +125,27 @@ extern "C" fn translate(_: u64, block: *mut Translation) {
             let data = qemu_plugin_insn_data(instruction).cast::<u8>();
             (instruction, std::slice::from_raw_parts(data, qemu_plugin_insn_size(instruction)))
         };
+        let counts_lines = matches!(*lock(), Some(Counts::Lines(_)));
         for index in 0..count {
             let (instruction, bytes) = bytes(index);
+            let place = qemu_plugin_insn_vaddr(instruction);
+            // Only the kernel's: programs have their own lines.
+            if counts_lines && place >> 63 == 1 {
+                qemu_plugin_register_vcpu_mem_cb(
+                    instruction,
+                    stored,
+                    NO_REGISTERS,
+                    STORES,
+                    place as *mut c_void,
+                );
+            }
             if let Some(mark) = Mark::of(bytes) {
                 let data = Box::into_raw(Box::new(mark)).cast();
                 qemu_plugin_register_vcpu_insn_exec_cb(instruction, met, NO_REGISTERS, data);
             }
+        }
+        if counts_lines {
+            return;
         }
         let (last, ending) = bytes(count - 1);
         let found = Block {
@@ -125,20 +163,35 @@ extern "C" fn translate(_: u64, block: *mut Translation) {
 extern "C" fn enter(_: c_uint, data: *mut c_void) {
     // SAFETY: made from a box in `translate`, and never freed.
     let block = unsafe { &*data.cast::<Block>() };
-    with_profile(|profile| profile.enter(block));
+    if let Some(Counts::Instructions(profile)) = &mut *lock() {
+        profile.enter(block);
+    }
 }
 
-extern "C" fn met(_: c_uint, data: *mut c_void) {
+extern "C" fn stored(cpu: c_uint, _: u32, address: u64, place: *mut c_void) {
+    if let Some(Counts::Lines(lines)) = &mut *lock() {
+        lines.store(cpu, address, place as u64);
+    }
+}
+
+extern "C" fn met(cpu: c_uint, data: *mut c_void) {
     // SAFETY: made from a box in `translate`, and never freed.
     let mark = unsafe { *data.cast::<Mark>() };
-    with_profile(|profile| profile.mark(mark));
+    match &mut *lock() {
+        Some(Counts::Instructions(profile)) => profile.mark(mark),
+        Some(Counts::Lines(lines)) => lines.mark(cpu, mark),
+        None => {}
+    }
 }
 
 extern "C" fn finish(_: u64, _: *mut c_void) {
+    let text = match &*lock() {
+        Some(Counts::Instructions(profile)) => profile.lines(),
+        Some(Counts::Lines(lines)) => lines.lines(),
+        None => return,
+    };
     let Some(path) = OUTPUT.get() else { return };
-    with_profile(|profile| {
-        if let Err(error) = std::fs::write(path, profile.lines()) {
-            eprintln!("profile-plugin: {}: {error}", path.display());
-        }
-    });
+    if let Err(error) = std::fs::write(path, text) {
+        eprintln!("profile-plugin: {}: {error}", path.display());
+    }
 }

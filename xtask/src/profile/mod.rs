@@ -4,6 +4,7 @@
 //! QEMU's counts what the machine executes between the marks. The result is a table of the kernel's functions for each operation,
 //! and a flame graph.
 
+pub mod contention;
 mod flame;
 mod symbols;
 
@@ -78,7 +79,7 @@ pub fn run(options: &BenchOptions, subject: &Subject) -> Result<i32> {
     Ok(0)
 }
 
-fn write(path: &PathBuf, text: &str) -> Result<()> {
+pub fn write(path: &PathBuf, text: &str) -> Result<()> {
     let folder = path.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     std::fs::write(path, text).with_context(|| path.display().to_string())

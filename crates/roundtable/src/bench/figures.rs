@@ -33,6 +33,8 @@ pub fn operation_name(operation: Operation) -> &'static str {
         Operation::Exit => "exit of a sharer",
         Operation::Attach => "attach of 1 GiB",
         Operation::Detach => "munmap of 1 GiB",
+        Operation::Present => "fault on a present page",
+        Operation::Fresh => "fault on a fresh page",
     }
 }
 

@@ -8,7 +8,7 @@ mod boot;
 mod figures;
 mod goals;
 mod page;
-mod plots;
+pub mod plots;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -61,6 +61,14 @@ pub struct BenchOptions {
     /// protocols: tables of the kernel's functions, and flame graphs
     #[arg(long)]
     pub profile: bool,
+
+    /// Count the cache lines that several CPUs write instead, on 1 to 64 CPUs that do the same to one file: a table, and a plot
+    #[arg(long, conflicts_with = "profile")]
+    pub contention: bool,
+
+    /// Measure what operations cost against windows, private mappings, sharers and the file's size instead: tables in instructions, and plots
+    #[arg(long, conflicts_with_all = ["profile", "contention"])]
+    pub curves: bool,
 
     /// Draw the table and the page anew from an earlier run's results.json
     #[arg(long, value_name = "FILE")]

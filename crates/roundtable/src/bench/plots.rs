@@ -22,15 +22,17 @@ pub struct Axes<'a> {
     pub write_y: fn(f64) -> String,
 }
 
-/// Colours that people with any colour vision tell apart (Okabe and Ito), by subject.
-fn colour(name: &str) -> RGBColor {
+/// Colours that people with any colour vision tell apart (Okabe and Ito), by subject; for other lines by their number.
+fn colour(name: &str, number: usize) -> RGBColor {
+    let others = ["file-tables", "file-lock", "", "vma-lock", "unfenced", "linux"];
     match name {
         "unfenced" => RGBColor(204, 121, 167),
         "file-lock" => RGBColor(213, 94, 0),
         "vma-lock" => RGBColor(230, 159, 0),
         "file-tables" => RGBColor(0, 114, 178),
         "linux" => RGBColor(60, 60, 60),
-        _ => RGBColor(0, 158, 115),
+        "" | "none" => RGBColor(0, 158, 115),
+        _ => colour(others[number % others.len()], 0),
     }
 }
 
@@ -85,7 +87,8 @@ fn draw(
         .draw()
         .map_err(plain)?;
     for (row, line) in lines.iter().enumerate() {
-        let style = colour(&line.name).stroke_width(2);
+        let colour = colour(&line.name, row);
+        let style = colour.stroke_width(2);
         let points: Vec<(f64, f64)> =
             line.points.iter().copied().filter(|p| p.0 > 0.0 && p.1 > 0.0).collect();
         chart.draw_series(LineSeries::new(points.clone(), style)).map_err(plain)?;
@@ -94,7 +97,7 @@ fn draw(
         let name = Text::new(line.name.as_str(), (24, height - 7), ("sans-serif", 12));
         legend.draw(&name).map_err(plain)?;
         if points.len() <= 12 {
-            let dots = points.into_iter().map(|point| Circle::new(point, 3, colour(&line.name).filled()));
+            let dots = points.into_iter().map(|point| Circle::new(point, 3, colour.filled()));
             chart.draw_series(dots).map_err(plain)?;
         }
     }

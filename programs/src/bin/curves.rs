@@ -1,0 +1,164 @@
+//! What operations on one file cost against the number of things around them, on a machine whose clock counts instructions.
+//!
+//! An ordinary Linux program. Each line that begins with `curve` is a point: the thing, how many there are, the operation, its cost.
+//! `cargo xtask bench --curves` draws them.
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use roundtable_programs::child::{self, Child};
+use roundtable_programs::file::Fd;
+use roundtable_programs::huge::{self, GIB, HUGE};
+use roundtable_programs::mem::{FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, munmap};
+use roundtable_programs::shared::Shared;
+
+/// Huge pages that the machine has to have.
+const POOL: u64 = 64;
+/// How often a cost is measured; the least counts.
+const RUNS: usize = 3;
+/// The file's first GiB is what is measured on: its pages from here on are there.
+const PRESENT: usize = 16;
+
+fn main() -> ExitCode {
+    if huge::set_pool(POOL) < POOL {
+        eprintln!("curves: there is no memory for {POOL} huge pages");
+        return 1.into();
+    }
+    // As many mappings as the curves are of, and some.
+    let _ = std::fs::write("/proc/sys/vm/max_map_count", "250000");
+    mappings("windows", SHARED, &[1, 10, 100, 1000, 10_000, 100_000]);
+    mappings("private mappings", PRIVATE, &[1, 10, 100, 1000, 10_000, 100_000]);
+    sharers(&[1, 10, 100, 1000, 10_000]);
+    sizes();
+    huge::set_pool(0);
+    0.into()
+}
+
+/// The least instructions of some runs.
+fn cost(mut run: impl FnMut() -> u64) -> u64 {
+    (0..RUNS).map(|_| run()).min().unwrap_or(0)
+}
+
+fn count(run: impl FnOnce()) -> u64 {
+    let start = Instant::now();
+    run();
+    start.elapsed().as_nanos() as u64
+}
+
+fn load(address: usize) {
+    // SAFETY: callers have mapped the page.
+    unsafe { (address as *const u64).read_volatile() };
+}
+
+/// What is measured on: a mapping of the first GiB of a file.
+struct Scene {
+    file: Fd,
+    home: Map,
+}
+
+impl Scene {
+    fn new(file: Fd) -> Scene {
+        file.fallocate(0, 0, (PRESENT * HUGE) as u64).expect("fallocate");
+        Scene { file, home: Map::reserve(GIB, GIB) }
+    }
+
+    fn map(&self, flags: i32) {
+        mmap(self.home.address, GIB, RW, flags | FIXED | NORESERVE, self.file.raw(), 0).expect("mmap");
+    }
+
+    /// Prints the costs of all operations.
+    fn measure(&self, thing: &str, number: usize) {
+        let say = |operation: &str, cost: u64| println!("curve {thing}|{number}|{operation}|{cost}");
+        let page = self.home.address + (PRESENT - 1) * HUGE;
+        let attach = cost(|| {
+            let took = count(|| {
+                self.map(SHARED);
+                load(page);
+            });
+            munmap(self.home.address, GIB).expect("munmap");
+            took
+        });
+        say("mmap of 1 GiB and a touch", attach);
+        let detach = cost(|| {
+            self.map(SHARED);
+            load(page);
+            count(|| munmap(self.home.address, GIB).expect("munmap"))
+        });
+        say("munmap", detach);
+        self.map(SHARED);
+        load(page);
+        let fresh = page + HUGE;
+        let punch = |first: usize| self.file.punch((first * HUGE) as u64, HUGE as u64).expect("punch");
+        let fault = cost(|| {
+            let took = count(|| load(fresh));
+            punch(PRESENT);
+            took
+        });
+        say("fault on a fresh page", fault);
+        let punched = cost(|| {
+            load(fresh);
+            count(|| punch(PRESENT))
+        });
+        say("punch of a page", punched);
+        munmap(self.home.address, GIB).expect("munmap");
+    }
+}
+
+/// Against mappings of other pages of the file, each of two pages.
+fn mappings(thing: &str, kind: i32, numbers: &[usize]) {
+    let most = numbers.iter().copied().max().unwrap_or(0);
+    let scene = Scene::new(huge::sized(512 + 2 * most));
+    // Neighbours are not congruent, so that none becomes a part of another.
+    let place = Map::reserve(3 * most * HUGE, GIB);
+    let mut there = 0;
+    for &number in numbers {
+        while there < number {
+            let address = place.address + 3 * there * HUGE;
+            let offset = ((512 + 2 * there) * HUGE) as i64;
+            if let Err(error) = mmap(address, 2 * HUGE, R, kind | FIXED | NORESERVE, scene.file.raw(), offset)
+            {
+                println!("# no more than {there} {thing}: {error}");
+                return;
+            }
+            there += 1;
+        }
+        scene.measure(thing, number);
+    }
+}
+
+/// Against processes that have the same part mapped.
+fn sharers(numbers: &[usize]) {
+    let scene = Scene::new(huge::sized(512));
+    let control = Shared::new();
+    let home = Map::reserve(GIB, GIB);
+    mmap(home.address, GIB, RW, SHARED | FIXED | NORESERVE, scene.file.raw(), 0).expect("mmap");
+    let mut children: Vec<Child> = Vec::new();
+    for &number in numbers {
+        while children.len() + 1 < number {
+            children.push(child::fork(|| {
+                load(home.address);
+                control.add(0);
+                control.wait_for(1, 1, std::time::Duration::from_secs(100_000));
+            }));
+            // One after the other: so many at once would wait for the CPU.
+            control.wait(0, children.len() as u32);
+        }
+        scene.measure("sharers", number);
+    }
+    control.set(1, 1);
+    children.into_iter().for_each(Child::ok);
+}
+
+/// Against the file's size, all of which is mapped.
+fn sizes() {
+    let mut bytes = 2 * HUGE * PRESENT;
+    while bytes <= 4 << 40 {
+        let scene = Scene::new(huge::sized(bytes / HUGE));
+        let whole = Map::reserve(bytes, GIB);
+        mmap(whole.address, bytes, RW, SHARED | FIXED | NORESERVE, scene.file.raw(), 0).expect("mmap");
+        load(whole.address);
+        scene.measure("bytes of the file", bytes);
+        munmap(whole.address, bytes).expect("munmap");
+        bytes *= 8;
+    }
+}
