@@ -45,12 +45,8 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// A CPU stores: to an address, by an instruction.
+    /// A CPU stores: to a physical address, by an instruction.
     pub fn store(&mut self, cpu: u32, address: u64, place: u64) {
-        // User space has its own lines.
-        if address >> 63 == 0 {
-            return;
-        }
         if let Some(current) = self.current.get_mut(&cpu) {
             current.lines.entry(address >> LINE_SHIFT).or_insert(place);
         }
@@ -105,15 +101,39 @@ impl Lines {
 mod tests {
     use super::*;
 
+    const BASE: u64 = 0x1_0000_0000;
+
+    fn mark(operation: usize, begins: bool) -> Mark {
+        Mark { operation, begins }
+    }
+
+    /// Lines that two CPUs share when they store to these addresses in one operation each.
+    fn shared(addresses: [u64; 2]) -> usize {
+        let mut lines = Lines::default();
+        for (cpu, address) in (0..).zip(addresses) {
+            lines.mark(cpu, mark(2, true));
+            lines.store(cpu, address, 1);
+            lines.mark(cpu, mark(2, false));
+        }
+        lines.mark(0, mark(END_OF_ROUND, false));
+        lines.lines().lines().filter(|line| line.starts_with("line ")).count()
+    }
+
+    #[test]
+    fn two_cpus_share_a_line_that_both_write() {
+        assert_eq!(shared([BASE, BASE]), 1);
+        // Different words of one line: false sharing costs the same.
+        assert_eq!(shared([BASE, BASE + 56]), 1);
+        assert_eq!(shared([BASE, BASE + 64]), 0);
+    }
+
     #[test]
     fn a_line_of_several_cpus_is_told_with_its_writers() {
         let mut lines = Lines::default();
-        let mark = |operation, begins| Mark { operation, begins };
-        const BASE: u64 = 1 << 63;
         for cpu in 0..3 {
             lines.store(cpu, BASE, 1);
             lines.mark(cpu, mark(2, true));
-            // Its own, twice; one of all; one of two; user space.
+            // Its own, twice; one of all; one of two.
             lines.store(cpu, BASE + 0x1000 * u64::from(cpu), 2);
             lines.store(cpu, BASE + 0x1000 * u64::from(cpu) + 8, 2);
             lines.store(cpu, BASE + 0x8010, 3);
@@ -121,7 +141,6 @@ mod tests {
             if cpu > 0 {
                 lines.store(cpu, BASE + 0x9000, 5);
             }
-            lines.store(cpu, 0x9000, 6);
         }
         for cpu in 0..3 {
             lines.mark(cpu, mark(2, false));
@@ -129,7 +148,7 @@ mod tests {
         }
         assert_eq!(lines.lines(), "");
         lines.mark(0, mark(END_OF_ROUND, false));
-        let expected = "round 0 2 3\nline 8000000000008000 3 3 3\nline 8000000000009000 2 2 5\n";
+        let expected = "round 0 2 3\nline 100008000 3 3 3\nline 100009000 2 2 5\n";
         assert_eq!(lines.lines(), expected);
         lines.mark(0, mark(END_OF_ROUND, false));
         assert_eq!(lines.lines(), expected);

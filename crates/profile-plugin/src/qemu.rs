@@ -22,6 +22,12 @@ struct Instruction {
     _opaque: [u8; 0],
 }
 
+/// Where an access goes.
+#[repr(C)]
+struct HardwareAddress {
+    _opaque: [u8; 0],
+}
+
 /// The callback is for stores.
 const STORES: c_int = 2;
 /// The callback reads no registers of the CPU.
@@ -48,6 +54,9 @@ unsafe extern "C" {
         which: c_int,
         data: *mut c_void,
     );
+    fn qemu_plugin_get_hwaddr(access: u32, address: u64) -> *const HardwareAddress;
+    fn qemu_plugin_hwaddr_is_io(address: *const HardwareAddress) -> bool;
+    fn qemu_plugin_hwaddr_phys_addr(address: *const HardwareAddress) -> u64;
     fn qemu_plugin_register_atexit_cb(id: u64, call: extern "C" fn(u64, *mut c_void), data: *mut c_void);
     fn qemu_plugin_tb_n_insns(block: *const Translation) -> usize;
     fn qemu_plugin_tb_get_insn(block: *const Translation, index: usize) -> *mut Instruction;
@@ -168,9 +177,19 @@ extern "C" fn enter(_: c_uint, data: *mut c_void) {
     }
 }
 
-extern "C" fn stored(cpu: c_uint, _: u32, address: u64, place: *mut c_void) {
+extern "C" fn stored(cpu: c_uint, access: u32, address: u64, place: *mut c_void) {
+    // Processes have memory of their own at the same addresses, their kernel stacks among them: only where it is in the machine tells
+    // lines apart.
+    // SAFETY: called for the access that QEMU tells of, and what it gives is used at once.
+    let physical = unsafe {
+        let found = qemu_plugin_get_hwaddr(access, address);
+        if found.is_null() || qemu_plugin_hwaddr_is_io(found) {
+            return;
+        }
+        qemu_plugin_hwaddr_phys_addr(found)
+    };
     if let Some(Counts::Lines(lines)) = &mut *lock() {
-        lines.store(cpu, address, place as u64);
+        lines.store(cpu, physical, place as u64);
     }
 }
 

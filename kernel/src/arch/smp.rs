@@ -6,9 +6,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::cpu::{CpuId, MAX_CPUS};
 use super::gdt::InterruptStacks;
-use super::{
-    acpi, apic, clock, cpu, entry, features, fpu, gdt, idt, interrupts, ioapic, percpu, serial, smap, timer,
-};
+use super::{acpi, apic, clock, cpu, entry, features, fpu, gdt, idt, ioapic, percpu, serial, smap, timer};
 use crate::boot::trampoline;
 use crate::memory::paging::{self, IdentityTable};
 use crate::memory::stack::KernelStack;
@@ -155,10 +153,8 @@ pub(crate) fn ap_main() -> ! {
     super::tlb::flush_global();
     apic::init();
     READY.store(true, Ordering::SeqCst);
-    // Halted, not spinning: a host with fewer CPUs than its guest has needs its time for those that are yet to start.
     while !RELEASED.load(Ordering::SeqCst) {
-        interrupts::enable_and_wait();
-        interrupts::disable();
+        core::hint::spin_loop();
     }
     crate::secondary_main()
 }
@@ -166,8 +162,6 @@ pub(crate) fn ap_main() -> ! {
 /// Lets the started CPUs go on to `secondary_main`.
 pub fn release_others() {
     RELEASED.store(true, Ordering::SeqCst);
-    // A CPU that looked before the store waits for an interrupt, or gets this one before it waits.
-    (1..cpu::count() as CpuId).for_each(super::ipi::reschedule);
 }
 
 const _: () = assert!(size_of::<InterruptStacks>().is_multiple_of(PAGE_SIZE));

@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 use std::time::Instant;
 
-use roundtable_programs::child::{self, Child};
+use roundtable_programs::child;
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, GIB, HUGE};
 use roundtable_programs::mem::{FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, munmap};
@@ -132,21 +132,34 @@ fn sharers(numbers: &[usize]) {
     let control = Shared::new();
     let home = Map::reserve(GIB, GIB);
     mmap(home.address, GIB, RW, SHARED | FIXED | NORESERVE, scene.file.raw(), 0).expect("mmap");
-    let mut children: Vec<Child> = Vec::new();
-    for &number in numbers {
+    let mut children = Vec::new();
+    'numbers: for &number in numbers {
         while children.len() + 1 < number {
-            children.push(child::fork(|| {
-                load(home.address);
-                control.add(0);
-                control.wait_for(1, 1, std::time::Duration::from_secs(100_000));
-            }));
+            // Without a pipe to each, which all later ones would inherit.
+            // SAFETY: this process has one thread, and the child ends without a return.
+            match unsafe { libc::fork() } {
+                0 => {
+                    load(home.address);
+                    control.add(0);
+                    control.wait_without_limit(1, 1);
+                    // SAFETY: ends the process; nothing of the parent's may run twice.
+                    unsafe { libc::_exit(0) }
+                }
+                -1 => {
+                    println!("# no more than {} sharers: {}", children.len() + 1, std::io::Error::last_os_error());
+                    break 'numbers;
+                }
+                pid => children.push(pid),
+            }
             // One after the other: so many at once would wait for the CPU.
-            control.wait(0, children.len() as u32);
+            control.wait_without_limit(0, children.len() as u32);
         }
         scene.measure("sharers", number);
     }
     control.set(1, 1);
-    children.into_iter().for_each(Child::ok);
+    for pid in children {
+        child::waitpid(pid, 0).expect("waitpid");
+    }
 }
 
 /// Against the file's size, all of which is mapped.

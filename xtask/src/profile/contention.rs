@@ -1,7 +1,7 @@
 //! `cargo xtask bench --contention`: which cache lines several CPUs write when all do the same to one file.
 //!
-//! The program `contention` runs in one machine of many CPUs, all of them on one thread of the emulator, on as many of them as asked for. A
-//! plugin of QEMU's notes each store of the kernel in the marked operations. So everything counts: locks, page tables, counters,
+//! The program `contention` runs in one machine of many CPUs, on as many of them as asked for. A plugin of QEMU's notes each store of the
+//! kernel in the marked operations, by its physical address: processes have kernel stacks of their own at the same addresses. So everything counts: locks, page tables, counters,
 //! reference counts, the allocator, and what shares a line with another's by chance.
 
 use std::collections::BTreeMap;
@@ -100,7 +100,7 @@ fn count(subject: &Subject, cpus: &[usize]) -> Result<BTreeMap<(usize, usize), R
         kernel: subject.kernel.clone(),
         cpus: cpus.iter().max().map_or(1, |most| *most as u32),
         memory: Size::gibibytes(4),
-        icount: true,
+        icount: false,
         parameters: subject.parameters.clone(),
         program: std::iter::once("contention".to_string()).chain(words).collect(),
         qemu: vec![

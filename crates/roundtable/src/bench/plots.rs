@@ -9,16 +9,23 @@ const LEGEND: u32 = 110;
 
 /// A line of a plot.
 pub struct Line {
+    /// What it is of, for the legend.
     pub name: String,
+    /// Both coordinates of each.
     pub points: Vec<(f64, f64)>,
 }
 
 /// How the axes are called, and their least values.
 pub struct Axes<'a> {
+    /// Above the plot.
     pub title: &'a str,
+    /// Below it.
     pub x: &'a str,
+    /// Beside it.
     pub y: &'a str,
+    /// How values of the horizontal axis are written.
     pub write_x: fn(f64) -> String,
+    /// How values of the vertical axis are written.
     pub write_y: fn(f64) -> String,
 }
 
