@@ -67,7 +67,7 @@ fn round(count: usize) {
                 for (number, turn) in turns.iter().enumerate() {
                     // Nobody begins before all are there: what came before belongs to nobody's operation.
                     control.add(0);
-                    control.wait(0, ((number + 1) * count) as u32);
+                    control.wait_without_limit(0, ((number + 1) * count) as u32);
                     turn(&file, cpu, &home);
                 }
             })

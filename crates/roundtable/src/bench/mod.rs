@@ -62,7 +62,7 @@ pub struct BenchOptions {
     #[arg(long)]
     pub profile: bool,
 
-    /// Count the cache lines that several CPUs write instead, on 1 to 64 CPUs that do the same to one file: a table, and a plot
+    /// Count the cache lines that several CPUs write instead, on 1 to 8 CPUs that do the same to one file: a table, and a plot
     #[arg(long, conflicts_with = "profile")]
     pub contention: bool,
 
