@@ -118,6 +118,18 @@ pub fn programs() -> Result<BTreeSet<String>> {
     Ok(names)
 }
 
+/// Puts the presets beside the programs, where the host command looks for them.
+pub fn presets() -> Result<()> {
+    let folder = output_folder().join("presets");
+    if folder.is_dir() {
+        fs::remove_dir_all(&folder).with_context(|| folder.display().to_string())?;
+    }
+    for entry in fs::read_dir(root().join("presets"))?.flatten() {
+        copy(&entry.path(), &folder.join(entry.file_name()))?;
+    }
+    Ok(())
+}
+
 /// Builds the host command, which is a Linux program as others are.
 pub fn host_command() -> Result<PathBuf> {
     let mut command = toolchain::own_cargo("build");

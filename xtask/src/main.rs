@@ -88,6 +88,7 @@ fn execute(command: Command) -> Result<i32> {
         Command::Build(options) => {
             build::kernel(&options, &options.output())?;
             build::programs()?;
+            build::presets()?;
             Ok(0)
         }
         Command::Run(options) => run(&options),
@@ -103,7 +104,19 @@ fn execute(command: Command) -> Result<i32> {
     }
 }
 
+/// What a run is made of.
+fn parts(options: &Run) -> Parts {
+    Parts {
+        kernel: options.build.output(),
+        presets: root().join("presets"),
+        ..Parts::in_folder(&output_folder())
+    }
+}
+
 fn run(options: &Run) -> Result<i32> {
+    if options.run.list {
+        return roundtable::run::run(&options.run, &parts(options));
+    }
     setup::qemu()?;
     setup::host_libc()?;
     match options.run.kernel {
@@ -111,8 +124,11 @@ fn run(options: &Run) -> Result<i32> {
         Kernel::Linux => linux::fetch()?,
         Kernel::File(_) => {}
     }
+    if options.run.beside_linux {
+        linux::fetch()?;
+    }
     build::programs()?;
-    let parts = Parts { kernel: options.build.output(), ..Parts::in_folder(&output_folder()) };
+    let parts = parts(options);
     if options.run.program.first().is_some_and(|name| name == build::HOST_COMMAND) {
         build::copy(&build::host_command()?, &parts.programs.join(build::HOST_COMMAND))?;
     }

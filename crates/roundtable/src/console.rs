@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::Write;
+use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -24,7 +24,16 @@ impl Log {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
-        let file = File::create(path).with_context(|| path.display().to_string())?;
+        // Another run may still write the file that is there, and keeps it.
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| path.display().to_string());
+            }
+            _ => {}
+        }
+        let mut options = File::options();
+        let file = options.read(true).write(true).create(true).truncate(true).open(path);
+        let file = file.with_context(|| path.display().to_string())?;
         Ok(Log { path: path.to_path_buf(), file, tail: VecDeque::new() })
     }
 
@@ -34,6 +43,17 @@ impl Log {
         let excess = self.tail.len().saturating_sub(TAIL);
         self.tail.drain(..excess);
         self.file.write_all(bytes).with_context(|| self.path.display().to_string())
+    }
+
+    /// All that was printed.
+    pub fn contents(&mut self) -> Result<Vec<u8>> {
+        let mut read = || {
+            let mut bytes = Vec::new();
+            self.file.seek(SeekFrom::Start(0))?;
+            self.file.read_to_end(&mut bytes)?;
+            std::io::Result::Ok(bytes)
+        };
+        read().with_context(|| self.path.display().to_string())
     }
 
     /// Where the whole log is.
@@ -71,6 +91,20 @@ pub fn printable(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn two_logs_of_one_name_do_not_mix() {
+        let scratch = tempfile::tempdir().unwrap();
+        let path = scratch.path().join("log");
+        let mut first = Log::create(&path).unwrap();
+        first.add(b"one").unwrap();
+        let mut second = Log::create(&path).unwrap();
+        second.add(b"two").unwrap();
+        first.add(b", still").unwrap();
+        assert_eq!(first.contents().unwrap(), b"one, still");
+        assert_eq!(second.contents().unwrap(), b"two");
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+    }
 
     #[test]
     fn control_sequences_do_not_reach_the_terminal() {

@@ -54,6 +54,10 @@ pub struct RunOptions {
     )]
     pub kernel: Kernel,
 
+    /// Run a preset on Debian's Linux too, in the same machine, and print both kernels' figures as one table
+    #[arg(long, conflicts_with = "kernel", help_heading = "Machine")]
+    pub beside_linux: bool,
+
     /// Kernel parameter, such as hugetlb_sharing=vma-lock; may be given several times
     #[arg(short, long = "append", value_name = "PARAMETER", help_heading = "Machine")]
     pub parameters: Vec<String>,
@@ -118,8 +122,12 @@ pub struct RunOptions {
     #[arg(long, help_heading = "Demonstration")]
     pub base_pages: bool,
 
-    /// The program to run as the job, and its arguments: a path on the host, one of ours, or a name in the PATH.
-    /// Without one the demonstration runs: many processes that share one huge-page table
+    /// List the presets: what runs by one name, such as postgres
+    #[arg(long, help_heading = "Job")]
+    pub list: bool,
+
+    /// The program to run as the job, and its arguments: a preset, a path on the host, one of ours, or a name in
+    /// the PATH. Without one the demonstration runs: many processes that share one huge-page table
     #[arg(last = true, value_name = "PROGRAM [ARGS]")]
     pub program: Vec<OsString>,
 }

@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use guest_link::{Input, Job, Work, job};
 
-use crate::console::Log;
+use crate::console::{Log, printable};
+use crate::figures::{self, Figures};
 use crate::initramfs::{Initramfs, parse_file_option};
 use crate::machine::{Machine, pool_parameters};
 use crate::options::{Kernel, RunOptions};
+use crate::preset::Preset;
 use crate::root::{self, Config};
 use crate::session::Session;
 use crate::size::Size;
@@ -29,6 +31,8 @@ pub struct Parts {
     pub linux: Option<PathBuf>,
     /// Our Linux programs; `init` is among them.
     pub programs: PathBuf,
+    /// The presets' files.
+    pub presets: PathBuf,
     /// Busybox, when the host has one.
     pub busybox: Option<PathBuf>,
     /// A folder for logs and the initial RAM disk.
@@ -43,6 +47,7 @@ impl Parts {
             kernel: folder.join("kernel.elf"),
             linux: linux.is_file().then_some(linux),
             programs: folder.join("programs"),
+            presets: folder.join("presets"),
             busybox: ["/bin/busybox", "/usr/bin/busybox"]
                 .map(PathBuf::from)
                 .into_iter()
@@ -90,8 +95,56 @@ pub fn base_environment() -> Vec<Vec<u8>> {
     variables
 }
 
-/// Runs the job that the options describe; gives the exit status for the shell.
+/// Runs what the options describe, a preset or one job; gives the exit status for the shell.
 pub fn run(options: &RunOptions, parts: &Parts) -> Result<i32> {
+    if options.list {
+        let list = Preset::list(&parts.presets)?;
+        let width = list.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+        let lines: Vec<_> = list.iter().map(|(name, about)| format!("{name:width$}  {about}\n")).collect();
+        crate::output::file::write(&lines.concat(), None)?;
+        return Ok(0);
+    }
+    match Preset::find(options, &parts.presets)? {
+        Some(preset) => run_preset(&preset, options, parts),
+        None if options.beside_linux => bail!("--beside-linux is for presets; --list names them"),
+        None => run_job(options, parts).map(|(status, _)| status),
+    }
+}
+
+/// Runs a preset, beside Linux when that is asked for, and prints the figures as a table.
+fn run_preset(preset: &Preset, given: &RunOptions, parts: &Parts) -> Result<i32> {
+    let mut options = preset.apply(given, &parts.programs)?;
+    let mut kernels = vec![options.kernel.clone()];
+    if options.beside_linux {
+        kernels.push(Kernel::Linux);
+    }
+    let (mut runs, mut worst) = (Vec::new(), 0);
+    for kernel in kernels {
+        let name = match &kernel {
+            Kernel::Roundtable => "Roundtable",
+            Kernel::Linux => "Linux",
+            Kernel::File(_) => "this kernel",
+        };
+        if options.beside_linux {
+            eprintln!("roundtable: on {name}");
+        }
+        options.kernel = kernel;
+        let (status, console) = run_job(&options, parts)?;
+        runs.push((name, Figures::find(&printable(&console))));
+        worst = worst.max(status);
+        if status >= MACHINE_FAILED {
+            // Whoever ends one run does not want another.
+            break;
+        }
+    }
+    if runs.iter().any(|(_, figures)| !figures.is_empty()) {
+        println!("\n{}", figures::table(&runs));
+    }
+    Ok(worst)
+}
+
+/// Runs one job; gives the exit status for the shell, and what the console printed.
+fn run_job(options: &RunOptions, parts: &Parts) -> Result<(i32, Vec<u8>)> {
     let interactive = terminal::is_interactive();
     let input = input_file()?;
     let job = Job {
@@ -110,16 +163,16 @@ pub fn run(options: &RunOptions, parts: &Parts) -> Result<i32> {
         window: terminal::window(),
     };
     let (machine, job, _initrd) = prepare(options, parts, job, input)?;
-    let path = parts.scratch.join("console.log");
-    let status = Session::new(options, &job, &machine, Log::create(&path)?)?.run()?;
+    let mut log = Log::create(&parts.scratch.join("console.log"))?;
+    let status = Session::new(options, &job, &machine, &mut log)?.run()?;
+    let console = log.contents()?;
     if options.missing {
-        let console = std::fs::read(&path).with_context(|| path.display().to_string())?;
-        let console = String::from_utf8_lossy(&console);
-        let found = missing(&console);
+        let text = String::from_utf8_lossy(&console);
+        let found = missing(&text);
         eprintln!("roundtable: {} things were asked for that the kernel has not:", found.len());
         found.iter().for_each(|what| eprintln!("  {what}"));
     }
-    Ok(status)
+    Ok((status, console))
 }
 
 /// What the kernel said that programs have missed, in the order of their names.

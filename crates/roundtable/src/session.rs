@@ -31,7 +31,7 @@ pub struct Session<'a> {
     guest: Guest,
     signals: Signals,
     decoder: Decoder,
-    log: Log,
+    log: &'a mut Log,
     input: Input,
     raw: Option<Raw>,
     modes: Modes,
@@ -64,7 +64,12 @@ const TERMINAL_GONE: Stop = Stop::Signal(libc::SIGHUP);
 
 impl<'a> Session<'a> {
     /// Starts the machine.
-    pub fn new(options: &'a RunOptions, job: &Job, machine: &Machine, log: Log) -> Result<Session<'a>> {
+    pub fn new(
+        options: &'a RunOptions,
+        job: &Job,
+        machine: &Machine,
+        log: &'a mut Log,
+    ) -> Result<Session<'a>> {
         let signals = Signals::catch()?;
         if job.input == Input::Terminal {
             signals.catch_terminal()?;
