@@ -162,12 +162,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         window: &Window,
         write: &mut impl FnMut(PhysAddr) -> Result<(), E>,
     ) -> Option<Result<u64, E>> {
-        let mut uppers = self.uppers.of(window.level).lock();
-        let upper = uppers.get_mut(&key(window))?;
-        Some(write(upper.frame).map(|()| {
-            upper.attachments += u64::from(!Mutant::AttachmentNotCounted.is_on());
-            upper.reach
-        }))
+        self.count_entry_in(window, false, write)
     }
 
     /// As [`FileTables::count_in_upper`], for an entry of a process.
@@ -176,11 +171,20 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         window: &Window,
         write: &mut impl FnMut(PhysAddr) -> Result<(), E>,
     ) -> Option<Result<u64, E>> {
+        self.count_entry_in(window, true, write)
+    }
+
+    fn count_entry_in<E>(
+        &self,
+        window: &Window,
+        is_process: bool,
+        write: &mut impl FnMut(PhysAddr) -> Result<(), E>,
+    ) -> Option<Result<u64, E>> {
         let mut uppers = self.uppers.of(window.level).lock();
         let upper = uppers.get_mut(&key(window))?;
         Some(write(upper.frame).map(|()| {
             upper.attachments += u64::from(!Mutant::AttachmentNotCounted.is_on());
-            upper.processes += 1;
+            upper.processes += u64::from(is_process);
             upper.reach
         }))
     }
