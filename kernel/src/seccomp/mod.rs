@@ -39,7 +39,7 @@ const ALLOW: u32 = 0x7fff_0000;
 pub const ACTIONS: &str = "kill_process kill_thread trap errno trace log allow";
 
 /// `AUDIT_ARCH_X86_64`.
-const ARCH: u32 = 0xc000_003e;
+pub const ARCH: u32 = 0xc000_003e;
 /// Most instructions of a chain, and what each filter counts beside its own: `MAX_INSNS_PER_PATH`.
 const MOST_IN_CHAIN: usize = (1 << 18) / 8;
 const EACH_COUNTS: usize = 4;

@@ -20,45 +20,27 @@ pub const TABLE: &[(Sysno, Handler)] = &[(Sysno::ptrace, ptrace)];
 
 /// The requests, by the names of ptrace(2).
 mod request {
-    pub const TRACEME: u64 = 0;
-    pub const PEEKTEXT: u64 = 1;
-    pub const PEEKDATA: u64 = 2;
-    pub const PEEKUSER: u64 = 3;
-    pub const POKETEXT: u64 = 4;
-    pub const POKEDATA: u64 = 5;
-    pub const POKEUSER: u64 = 6;
-    pub const CONT: u64 = 7;
-    pub const KILL: u64 = 8;
-    pub const SINGLESTEP: u64 = 9;
-    pub const GETREGS: u64 = 12;
-    pub const SETREGS: u64 = 13;
-    pub const GETFPREGS: u64 = 14;
-    pub const SETFPREGS: u64 = 15;
-    pub const ATTACH: u64 = 16;
-    pub const DETACH: u64 = 17;
-    pub const OLDSETOPTIONS: u64 = 21;
-    pub const SYSCALL: u64 = 24;
-    pub const ARCH_PRCTL: u64 = 30;
-    pub const SYSEMU: u64 = 31;
-    pub const SYSEMU_SINGLESTEP: u64 = 32;
-    pub const SETOPTIONS: u64 = 0x4200;
-    pub const GETEVENTMSG: u64 = 0x4201;
-    pub const GETSIGINFO: u64 = 0x4202;
-    pub const SETSIGINFO: u64 = 0x4203;
-    pub const GETREGSET: u64 = 0x4204;
-    pub const SETREGSET: u64 = 0x4205;
-    pub const SEIZE: u64 = 0x4206;
-    pub const INTERRUPT: u64 = 0x4207;
-    pub const LISTEN: u64 = 0x4208;
-    pub const PEEKSIGINFO: u64 = 0x4209;
-    pub const GETSIGMASK: u64 = 0x420a;
-    pub const SETSIGMASK: u64 = 0x420b;
-    pub const GET_SYSCALL_INFO: u64 = 0x420e;
-    pub const GET_RSEQ_CONFIGURATION: u64 = 0x420f;
+    pub use linux_raw_sys::ptrace::{
+        PTRACE_ARCH_PRCTL as ARCH_PRCTL, PTRACE_ATTACH as ATTACH, PTRACE_CONT as CONT,
+        PTRACE_DETACH as DETACH, PTRACE_GET_RSEQ_CONFIGURATION as GET_RSEQ_CONFIGURATION,
+        PTRACE_GET_SYSCALL_INFO as GET_SYSCALL_INFO, PTRACE_GETEVENTMSG as GETEVENTMSG,
+        PTRACE_GETFPREGS as GETFPREGS, PTRACE_GETREGS as GETREGS, PTRACE_GETREGSET as GETREGSET,
+        PTRACE_GETSIGINFO as GETSIGINFO, PTRACE_GETSIGMASK as GETSIGMASK, PTRACE_INTERRUPT as INTERRUPT,
+        PTRACE_KILL as KILL, PTRACE_LISTEN as LISTEN, PTRACE_OLDSETOPTIONS as OLDSETOPTIONS,
+        PTRACE_PEEKDATA as PEEKDATA, PTRACE_PEEKSIGINFO as PEEKSIGINFO, PTRACE_PEEKTEXT as PEEKTEXT,
+        PTRACE_PEEKUSR as PEEKUSER, PTRACE_POKEDATA as POKEDATA, PTRACE_POKETEXT as POKETEXT,
+        PTRACE_POKEUSR as POKEUSER, PTRACE_SEIZE as SEIZE, PTRACE_SETFPREGS as SETFPREGS,
+        PTRACE_SETOPTIONS as SETOPTIONS, PTRACE_SETREGS as SETREGS, PTRACE_SETREGSET as SETREGSET,
+        PTRACE_SETSIGINFO as SETSIGINFO, PTRACE_SETSIGMASK as SETSIGMASK, PTRACE_SINGLESTEP as SINGLESTEP,
+        PTRACE_SYSCALL as SYSCALL, PTRACE_SYSEMU as SYSEMU, PTRACE_SYSEMU_SINGLESTEP as SYSEMU_SINGLESTEP,
+        PTRACE_TRACEME as TRACEME,
+    };
 }
 
 fn ptrace(args: &mut Args) -> Result<usize> {
-    let (request, address, data) = (args.a[0] as u64, args.a[2], args.a[3]);
+    // What is no number of 32 bits is no request either.
+    let request = u32::try_from(args.a[0]).unwrap_or(u32::MAX);
+    let (address, data) = (args.a[2], args.a[3]);
     if request == request::TRACEME {
         return ptrace::trace_me().map(|()| 0);
     }
@@ -327,7 +309,7 @@ struct CallInfo {
 
 /// PTRACE_GET_SYSCALL_INFO: fills in what there is room for, and returns how much there would be.
 fn call_info(thread: &Thread, stop: &ptrace::Stopped, room: usize, at: usize) -> Result<usize> {
-    const ARCH: u32 = 0xc000_003e;
+    use crate::seccomp::ARCH;
     const HEAD: usize = 24;
     const ENTRY: u8 = 1;
     const EXIT: u8 = 2;

@@ -52,24 +52,19 @@ use crate::sync::SpinLock;
 
 /// `PTRACE_O_*`.
 pub mod options {
-    #![allow(missing_docs)]
-    pub const TRACESYSGOOD: u32 = 1;
-    pub const EXITKILL: u32 = 1 << 20;
-    pub const SUSPEND_SECCOMP: u32 = 1 << 21;
-    pub const ALL: u32 = 0xff | EXITKILL | SUSPEND_SECCOMP;
+    pub use linux_raw_sys::ptrace::{
+        PTRACE_O_EXITKILL as EXITKILL, PTRACE_O_MASK as ALL, PTRACE_O_SUSPEND_SECCOMP as SUSPEND_SECCOMP,
+        PTRACE_O_TRACESYSGOOD as TRACESYSGOOD,
+    };
 }
 
 /// `PTRACE_EVENT_*`; the option of an event is `1 << event`.
 pub mod events {
-    #![allow(missing_docs)]
-    pub const FORK: u32 = 1;
-    pub const VFORK: u32 = 2;
-    pub const CLONE: u32 = 3;
-    pub const EXEC: u32 = 4;
-    pub const VFORK_DONE: u32 = 5;
-    pub const EXIT: u32 = 6;
-    pub const SECCOMP: u32 = 7;
-    pub const STOP: u32 = 128;
+    pub use linux_raw_sys::ptrace::{
+        PTRACE_EVENT_CLONE as CLONE, PTRACE_EVENT_EXEC as EXEC, PTRACE_EVENT_EXIT as EXIT,
+        PTRACE_EVENT_FORK as FORK, PTRACE_EVENT_SECCOMP as SECCOMP, PTRACE_EVENT_STOP as STOP,
+        PTRACE_EVENT_VFORK as VFORK, PTRACE_EVENT_VFORK_DONE as VFORK_DONE,
+    };
 }
 
 /// Somebody traces the thread.
