@@ -1,9 +1,9 @@
 //! Private memory over fork by shared page tables.
 //!
-//! With the kernel parameter `fork_tables=on` fork(2) does not copy a PTE table of private anonymous memory.
-//! Parent and child share it: the entries of level 2 that lead to it (they are *forked*) lose the right to
-//! store, and the leaves stay as they are. Who has to change a leaf makes the table its own first: it copies
-//! the table, or, when it is the only one left, takes it back.
+//! fork(2) does not copy a PTE table of private anonymous memory. Parent and child share it: the entries of
+//! level 2 that lead to it (they are *forked*) lose the right to store, and the leaves stay as they are. Who
+//! has to change a leaf makes the table its own first: it copies the table, or, when it is the only one left,
+//! takes it back. With the kernel parameter `fork_tables=off` all entries are copied at once.
 //!
 //! # The guarantee
 //!
@@ -99,7 +99,7 @@ pub(super) const WINDOW: u64 = span(2);
 /// fault that follows on sharing.
 const WORTH: u64 = 64;
 
-static ENABLED: AtomicBool = AtomicBool::new(false);
+static ENABLED: AtomicBool = AtomicBool::new(true);
 
 /// Events since boot.
 struct Events {
@@ -111,12 +111,12 @@ struct Events {
 static EVENTS: Events =
     Events { shared: AtomicU64::new(0), copied: AtomicU64::new(0), saved: AtomicU64::new(0) };
 
-/// Reads the kernel parameter `fork_tables=`: `off` (the default) or `on`.
+/// Reads the kernel parameter `fork_tables=`: `on` (the default) or `off`.
 pub fn init() {
     match cmdline::get("fork_tables") {
         // Relaxed, here and below: a setting and statistics on which no other data hangs.
-        None | Some("off") => {}
-        Some("on") => ENABLED.store(true, Ordering::Relaxed),
+        None | Some("on") => {}
+        Some("off") => ENABLED.store(false, Ordering::Relaxed),
         Some(other) => panic!("fork_tables={other}: there are on and off"),
     }
 }

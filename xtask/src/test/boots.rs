@@ -142,11 +142,11 @@ pub fn all() -> Vec<Boot> {
             work: Work::Programs(Selection::Also(&["test_ordinary", "test_mm_files"])),
             ..BOOT
         },
-        // Private memory shares tables over fork.
+        // Private memory without tables that are shared over fork.
         Boot {
-            name: "fork-tables",
+            name: "fork-tables-off",
             memory: Size::gibibytes(3),
-            parameters: &["fork_tables=on"],
+            parameters: &["fork_tables=off"],
             kernels: Kernels::Ours,
             work: Work::Programs(Selection::Also(&[
                 "test_fork_tables",
