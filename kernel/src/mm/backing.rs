@@ -5,7 +5,7 @@
 //! the same, under the page-table lock that the unmapping takes too. So either the fault's entry is there when the unmapping comes,
 //! and goes, or the fault sees the new count and asks again.
 //!
-//! The list is of mappings that may have pages of the file in tables of their own. A shared mapping comes on it with its first such page
+//! The list is of mappings that may have pages of the file in tables of their own. A mapping comes on it with its first such page
 //! ([`Link::enlist`]), before the fault reads the count; what it shows through tables of the file (see [`super::windows`]) goes with the
 //! page. So an unmapping does not visit those who only use the file's tables.
 //!

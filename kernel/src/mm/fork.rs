@@ -216,7 +216,7 @@ fn fork_area(vma: &Vma, child: &Arc<AddressSpace>, copy: &mut Areas) -> Result<(
             let writable = flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
             let cache = area.link.cache().clone();
             let link = Link::new(cache, weak, vma.first, writable);
-            if !flags.contains(VmFlags::SHARED) {
+            if !flags.contains(VmFlags::SHARED) && area.link.is_listed() {
                 link.enlist(vma.start, vma.pages());
             }
             let (file, attachment) = (area.file.clone(), area.attachment.clone());

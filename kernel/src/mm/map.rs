@@ -169,9 +169,6 @@ impl AddressSpace {
             Source::Cache { cache, file, attachment } => {
                 let writable = flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE);
                 let link = Link::new(cache, self.weak().clone(), plan.first, writable);
-                if !flags.contains(VmFlags::SHARED) {
-                    link.enlist(start, pages);
-                }
                 Kind::File(Box::new(FileArea { link, file, attachment }))
             }
             Source::Huge { file, opened, attachment } => {
@@ -282,7 +279,7 @@ fn place(areas: &mut Areas, plan: &Plan) -> Result<u64> {
             let shared = plan.flags.contains(VmFlags::SHARED);
             Placement::huge(plan.len, file.page_size(), plan.first << PAGE_SHIFT, shared)
         }
-        Source::Cache { cache, .. } if plan.flags.contains(VmFlags::SHARED) && cache.content().is_some() => {
+        Source::Cache { cache, .. } if cache.content().is_some() => {
             Placement::windows(plan.len, plan.first << PAGE_SHIFT)
         }
         Source::Region { .. } => Placement::region(plan.len),

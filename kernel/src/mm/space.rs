@@ -400,6 +400,10 @@ impl AddressSpace {
         for vma in set.overlapping(slot..slot + SLOT) {
             match &vma.kind {
                 Kind::Huge(huge) => huge.leave_slot(address)?,
+                // Only the area that the address is in can have a window there.
+                Kind::File(_) if !vma.flags.contains(VmFlags::SHARED) => {
+                    self.own_file_window(vma, address)?
+                }
                 _ => self.leave_windows(vma, address..address + 1),
             }
             sched::cond_resched();

@@ -264,9 +264,13 @@ impl Tables {
         }
     }
 
-    /// Puts a table in the place of the library's to which the entry of `level` for `address` leads; the caller is the library, and
-    /// nobody else changes the entry.
+    /// Puts an empty table in the place of the library's to which the entry of `level` for `address` leads, and which nobody else changes
+    /// meanwhile.
     pub fn replace_shared(&mut self, address: u64, level: u32) -> Result<(), NoMemory> {
+        if self.is_region {
+            // As in `find_or_make`.
+            reserve::ask_lasting(PAGE_SIZE).map_err(|_| NoMemory)?;
+        }
         let new = Frame::alloc_zeroed(Use::PageTable).ok_or(NoMemory)?;
         let slot = self.find(address, level).ok_or(NoMemory)?;
         // SeqCst: as in `find_or_make`.

@@ -1,10 +1,10 @@
-//! Shared memory in base pages by the tables of its files.
+//! Memory of files in base pages by the tables of the files.
 //!
-//! A shared mapping of a file that has a [`Content`] uses the file's page tables wherever it covers a whole *window*: 2 MiB of addresses, at
+//! A mapping of a file that has a [`Content`] uses the file's page tables wherever it covers a whole *window*: 2 MiB of addresses, at
 //! a multiple of 2 MiB, of pages from a multiple of 512 on. The process's own entry leads to the table (it is *managed*), and has the
 //! rights of the mapping. Where the mapping covers 1 GiB of addresses wholly, the entry one level up leads to a table of the file
 //! that leads to those of its windows. All else goes by the process's own tables: the ends of a mapping, mappings at other
-//! addresses, private mappings.
+//! addresses, and each window of a private mapping that was stored to.
 //!
 //! # The guarantee
 //!
@@ -32,6 +32,20 @@
 //! The host's own leaves never get there either: who wants a table of its own for an address asks
 //! [`Tables::find_or_make`](super::tables::Tables::find_or_make), which ends at a managed entry with
 //! [`NoTable::SlotShared`](super::tables::NoTable::SlotShared). Then [`AddressSpace::take_slot`] leaves the window.
+//!
+//! # Private mappings
+//!
+//! The managed entry of a private mapping never permits stores, so the first store in a window faults. This fault puts an empty table of
+//! the process's own in the place of the managed entry ([`AddressSpace::own_file_window`]), flushes, and goes on as if the file had no tables.
+//! The exchange and the flush are one step under the page-table lock. Two races hang on that:
+//!
+//! *Another thread stores to the same page.* It cannot install its copy before the flush. So no CPU reads the file's page through an old
+//! translation when another has stored to the copy.
+//!
+//! *Another thread reads in the window again and again.* The place is never empty, so its fault does not attach the window once more, and the
+//! store gets on.
+//!
+//! An area that has copies is *touched*. Windows with copies have a table of the process's own, so nothing attaches there.
 //!
 //! # When a table is freed
 //!
@@ -70,6 +84,7 @@ use super::fault::{FaultError, Unresolved};
 use super::file_tables;
 use super::page_store::{Content, WINDOW_PAGES};
 use super::space::AddressSpace;
+use super::tables::NoMemory;
 use super::vma::{FileArea, Kind, VmFlags, Vma, VmaSet};
 use crate::arch::tlb::{self, Flush};
 use crate::hugetlb::SpaceTables;
@@ -82,12 +97,12 @@ pub const WINDOW: u64 = WINDOW_PAGES * PAGE_SIZE as u64;
 /// Windows that are left between two flushes.
 const BATCH: usize = 32;
 
-/// What an attached entry permits: the rights of its area. Empty for PROT_NONE, which has no entry.
+/// What an attached entry permits: the rights of its area, but no stores to what is private. Empty for PROT_NONE, which has no entry.
 fn rights(flags: VmFlags) -> Protection {
     let mut rights = Protection::empty();
     // Any right includes that to load on this architecture.
     rights.set(Protection::READ, flags.intersects(VmFlags::ACCESS));
-    rights.set(Protection::WRITE, flags.contains(VmFlags::WRITE));
+    rights.set(Protection::WRITE, flags.contains(VmFlags::SHARED | VmFlags::WRITE));
     rights.set(Protection::EXECUTE, flags.contains(VmFlags::EXEC));
     rights
 }
@@ -153,7 +168,7 @@ impl Vma {
     pub(super) fn table_windows(&self) -> Option<Windows<'_>> {
         let Kind::File(area) = &self.kind else { return None };
         // Who is told of faults has entries of its own: a page that another process adds is not there before the fault is resolved.
-        if !self.flags.contains(VmFlags::SHARED) || self.userfault.is_some() {
+        if self.userfault.is_some() {
             return None;
         }
         let content = area.link.cache().content()?;
@@ -199,7 +214,9 @@ impl AddressSpace {
     /// Attaches the windows of a new area that have pages. The area is on its way into the set: the areas lock is held for writing. Without
     /// memory a fault does the rest, and reports.
     pub(super) fn attach_windows(&self, vma: &Vma) {
-        let Some(windows) = vma.table_windows() else { return };
+        // Where a private area has copies, faults tell what else it has.
+        let is_plain = vma.flags.contains(VmFlags::SHARED) || !vma.is_touched();
+        let Some(windows) = vma.table_windows().filter(|_| is_plain) else { return };
         let rights = rights(vma.flags);
         if rights.is_empty() || windows.content.is_empty() || windows.area.link.join(self.tables.id).is_err()
         {
@@ -221,6 +238,9 @@ impl AddressSpace {
     ) -> Option<Result<(), Unresolved>> {
         let windows = vma.table_windows().filter(|windows| windows.range().contains(&address))?;
         let (space, at) = (self.space_tables(), VirtAddr(address));
+        if write && !vma.flags.contains(VmFlags::SHARED) {
+            return self.own_file_window(vma, address).err().map(|NoMemory| Err(FaultError::NoMemory.into()));
+        }
         if let (Found::Host, _) = windows.content.look(&space, &windows.extent, at) {
             return None;
         }
@@ -248,15 +268,48 @@ impl AddressSpace {
         }
     }
 
-    /// The page at `address` of an area that has a window there, made on need; `None` elsewhere. Whoever reads and stores from outside needs no
-    /// table for it: the page is the file's.
+    /// Makes the window of `address` the space's own if a private area shows it through a table of its file: what it had of the file comes back
+    /// by faults. The areas lock is held.
+    pub(super) fn own_file_window(&self, vma: &Vma, address: u64) -> Result<(), NoMemory> {
+        let Some(windows) = vma.table_windows().filter(|windows| windows.range().contains(&address)) else {
+            return Ok(());
+        };
+        let space = self.space_tables();
+        while let (Found::Attached(slot, _), _) =
+            windows.content.look(&space, &windows.extent, VirtAddr(address))
+        {
+            let level = slot.level as u32;
+            let pages = windows.content.shown(&slot.window);
+            let mut tables = self.tables.lock();
+            let entry = tables.find(slot.address.0, level).map(Entry::load);
+            // Else another thread was faster.
+            if entry.is_some_and(|entry| entry.leads_to_shared(level)) {
+                tables.replace_shared(slot.address.0, level)?;
+                tables.peak = tables.peak.max(tables.resident.total() + pages);
+                // Under the lock, see the module.
+                self.flush_all();
+                drop(tables);
+                file_tables::count_left(1);
+                windows.content.detach(&slot.window);
+            }
+        }
+        Ok(())
+    }
+
+    /// The page at `address` of an area that has a window there, made on need; `None` elsewhere, and where the page is not the file's or is not to
+    /// be. Whoever reads and stores from outside needs no table for it.
     pub(super) fn window_page(
         &self,
         vma: &Vma,
         address: u64,
         write: bool,
     ) -> Result<Option<Frame>, FaultError> {
+        let is_private = !vma.flags.contains(VmFlags::SHARED);
         match vma.table_windows().filter(|windows| windows.range().contains(&address)) {
+            // A copy is to be made.
+            Some(_) if is_private && write => Ok(None),
+            // Race: another thread makes a copy and stores to it right after this look. The access came before that.
+            Some(_) if is_private && self.tables.lock().leaf(address).is_mapped() => Ok(None),
             // What a userfaultfd has left there stays.
             Some(_) if self.tables.lock().leaf(address).is_marker() => Ok(None),
             Some(windows) => {
@@ -308,7 +361,7 @@ impl AddressSpace {
     }
 
     /// Makes all CPUs that run this space forget all of it: an entry above leaves changed.
-    fn flush_all(&self) {
+    pub(super) fn flush_all(&self) {
         // SeqCst: as in `gather`.
         fence(Ordering::SeqCst);
         let cpus = self.cpus();

@@ -11,8 +11,11 @@ use roundtable_programs::huge::GIB;
 use roundtable_programs::mem::{
     self, ANON, FIXED, Map, NONE, PRIVATE, R, RW, SHARED, madvise, mmap, mprotect, mremap, munmap,
 };
+use roundtable_programs::ordinary::{
+    PAGE, WINDOW, counter, expect_no_faults, expect_stamps, expect_stamps_at, has_tables, stamp, stamped,
+};
 use roundtable_programs::shared::Shared;
-use roundtable_programs::sys::{self, check, faults};
+use roundtable_programs::sys::{self, check};
 use roundtable_programs::{procfs, tests};
 
 tests! { newcomer_faults_nothing: 60, inherited_memory_faults_nothing: 60, segments_fault_nothing: 60,
@@ -21,61 +24,6 @@ truncation_reaches_all: 60, rights_are_of_the_mapping: 60, prot_none_and_back: 6
 partial_munmap: 60, fixed_map_inside: 60, moved_and_grown: 60, dontneed_keeps_the_data: 60, file_grows_into_windows: 60,
 private_beside_shared: 60, incongruent_mapping: 60, seen_from_outside: 60, residency_is_told: 60, sharing_is_told: 60, sharing_by_other_tables_is_told: 60, sharing_of_a_gibibyte_is_told: 60,
 locked_windows: 60, futex_in_a_window: 60, faults_against_punches: 120, windows_against_cuts: 120, seals_count_windows: 60 }
-
-const PAGE: usize = 4096;
-const WINDOW: usize = 2 << 20;
-const FILE_TABLES: &str = "/sys/kernel/mm/file_tables";
-
-fn has_tables() -> bool {
-    std::fs::read_to_string(format!("{FILE_TABLES}/mode")).is_ok_and(|mode| mode.trim() == "all")
-}
-
-fn counter(name: &str) -> u64 {
-    procfs::number(&format!("{FILE_TABLES}/{name}"))
-}
-
-/// What page `index` of a file has at its begin.
-fn stamp(index: usize) -> u64 {
-    0x5eed_0000 + index as u64
-}
-
-/// A file of so many bytes, each page stamped.
-fn stamped(length: usize) -> Fd {
-    let file = Fd::temporary();
-    file.truncate(length as u64).unwrap();
-    for index in 0..length / PAGE {
-        assert_eq!(file.write_at(&stamp(index).to_ne_bytes(), (index * PAGE) as u64), Ok(8));
-    }
-    file
-}
-
-#[track_caller]
-fn expect_stamps(map: &Map, first: usize) {
-    expect_stamps_at(map.address, map.length, first);
-}
-
-#[track_caller]
-fn expect_stamps_at(address: usize, length: usize, first: usize) {
-    for at in (0..length).step_by(PAGE) {
-        // SAFETY: the caller has something mapped there; what the kernel makes of the access is what is tested.
-        let word = unsafe { ((address + at) as *const u64).read_volatile() };
-        assert_eq!(word, stamp(first + at / PAGE), "at {at:#x}");
-    }
-}
-
-/// Minor faults while `work` runs.
-fn faults_of(work: impl FnOnce()) -> u64 {
-    let before = faults().0;
-    work();
-    faults().0 - before
-}
-
-#[track_caller]
-fn expect_no_faults(work: impl FnOnce()) {
-    let count = faults_of(work);
-    // The test's own code and stack may fault in once.
-    assert!(!has_tables() || count < 8, "{count} faults");
-}
 
 fn newcomer_faults_nothing() {
     let file = stamped(4 * WINDOW);

@@ -14,6 +14,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::memory::fallible;
 use crate::mm::map::MapRequest;
+use crate::mm::windows::WINDOW;
 use crate::mm::{AddressSpace, PAGE, Rights, TASK_SIZE, layout, page_down, page_up};
 
 const HEADER: usize = 64;
@@ -141,6 +142,16 @@ impl Binary {
         asked.max().unwrap_or(PAGE).clamp(PAGE, 1 << 30)
     }
 
+    /// How the span must lie for the file's tables to show the largest segment that is not written and has a whole window: an
+    /// alignment, and the start modulo that.
+    fn window_phase(&self) -> Option<(u64, u64)> {
+        let readers = self.loads().filter(|load| load.p_flags & PF_W == 0);
+        let largest = readers.max_by_key(|load| load.p_filesz)?;
+        let reach = layout::Placement::windows(largest.p_filesz, largest.p_offset).align;
+        let phase = (self.span().start + largest.p_offset).wrapping_sub(largest.p_vaddr) & (WINDOW - 1);
+        (reach >= WINDOW && phase.is_multiple_of(self.alignment())).then_some((WINDOW, phase))
+    }
+
     /// Maps the segments. A position-independent file goes to `origin`, or where mmap(2) would put it.
     pub fn map(&self, space: &AddressSpace, file: &Arc<File>, origin: Option<u64>) -> Result<Mapped> {
         let span = self.span();
@@ -148,11 +159,12 @@ impl Binary {
         let bias = if self.header.e_type == ET_EXEC {
             0
         } else {
-            let align = self.alignment();
+            let granule = self.alignment();
+            let (align, phase) = self.window_phase().unwrap_or((granule, 0));
             let start = match origin {
-                Some(origin) => origin & !(align - 1),
+                Some(origin) => (origin & !(align - 1)) + phase,
                 None => {
-                    let place = layout::Placement { align, granule: align, ..layout::Placement::pages(len) };
+                    let place = layout::Placement { align, phase, granule, ..layout::Placement::pages(len) };
                     layout::choose(&mut space.write(), 0, &place)?
                 }
             };

@@ -194,6 +194,10 @@ impl AddressSpace {
         if !vma.is_touched() {
             vma.touched.store(true, Ordering::SeqCst);
         }
+        if let Kind::File(area) = &vma.kind {
+            // A truncation takes copies, too.
+            area.link.enlist(vma.start, vma.pages());
+        }
         let mut tables = self.tables.lock();
         let mut place = Place::empty(&mut tables, at, withhold)?;
         if filling == Filling::Zeroes && matches!(vma.kind, Kind::Anonymous) {
