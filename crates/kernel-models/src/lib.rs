@@ -1,4 +1,5 @@
-//! Models of the kernel's sleeping, waking, idling, timer arming, and of its list of attached regions: the kernel's own files, scheduled by loom.
+//! Models of the kernel's sleeping, waking, idling, timer arming, of its list of attached regions, and of the tables that
+//! processes share since a fork: the kernel's own files, scheduled by loom.
 //!
 //! The modules have the names that they have in the kernel, and hold the files themselves where these are what is modelled. What
 //! stands around them is imitated: a thread has a CPU of its own here ([`sched::switch`]), or two CPUs share queues ([`cpu`]).
@@ -11,6 +12,7 @@ extern crate alloc;
 pub mod cpu;
 pub mod errno;
 pub mod memory;
+pub mod mm;
 pub mod mshare;
 pub mod process;
 pub mod sched;

@@ -1,6 +1,7 @@
 //! Locks: the kernel's own sleeping ones, loom's in the place of those that spin.
 
 pub mod debug;
+pub mod grace;
 pub mod mutant;
 pub mod perturb;
 pub mod primitive;

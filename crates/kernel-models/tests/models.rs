@@ -5,6 +5,8 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use kernel_models::cpu::Cpu;
+use kernel_models::memory::frame::in_use;
+use kernel_models::mm::space::Space;
 use kernel_models::mshare::{Part, Spaces};
 use kernel_models::process;
 use kernel_models::sched::{self, Sleep};
@@ -265,6 +267,108 @@ fn one_of_two_attachments() {
     });
 }
 
+/// A process with a page of its own, and a child that shares its table.
+fn family() -> (Arc<Space>, Arc<Space>) {
+    let parent = Space::with(1);
+    let child = parent.fork();
+    (Arc::new(parent), Arc::new(child))
+}
+
+/// The words of a process's page.
+fn words(space: &Space) -> (u64, u64) {
+    (space.load(0), space.load(1))
+}
+
+/// What a model says of a store that another process sees.
+const LEAK: &str = "a store shows in another process";
+
+/// All processes end.
+fn end(spaces: &[&Space]) {
+    spaces.iter().for_each(|space| space.exit());
+    assert_eq!(in_use(), 0, "a frame is never freed");
+}
+
+/// Parent and child store at the same time: both copy the table, or the second takes it back.
+fn copy_against_copy() {
+    check(3, || {
+        let (parent, child) = family();
+        let other = child.clone();
+        let thread = loom::thread::spawn(move || {
+            other.store(1, 3);
+            assert_eq!(words(&other), (1, 3), "{LEAK}");
+        });
+        parent.store(0, 2);
+        assert_eq!(words(&parent), (2, 1), "{LEAK}");
+        thread.join().unwrap();
+        assert_eq!((words(&parent), words(&child)), ((2, 1), (1, 3)), "{LEAK}");
+        end(&[&parent, &child]);
+    });
+}
+
+/// The parent stores while the child ends.
+fn copy_against_exit() {
+    check(3, || {
+        let (parent, child) = family();
+        let thread = loom::thread::spawn(move || child.exit());
+        parent.store(0, 2);
+        thread.join().unwrap();
+        assert_eq!(words(&parent), (2, 1));
+        end(&[&parent]);
+    });
+}
+
+/// The child stores while the parent forks once more.
+fn copy_against_a_second_fork() {
+    check(3, || {
+        let (parent, child) = family();
+        let other = child.clone();
+        let thread = loom::thread::spawn(move || other.store(1, 3));
+        let second = parent.fork();
+        assert_eq!(words(&second), (1, 1), "{LEAK}");
+        parent.store(0, 2);
+        thread.join().unwrap();
+        let found = (words(&parent), words(&child), words(&second));
+        assert_eq!(found, ((2, 1), (1, 3), (1, 1)), "{LEAK}");
+        end(&[&parent, &child, &second]);
+    });
+}
+
+/// A thread of the parent stores on another CPU during the fork. The child has the page as it was before or after one of the stores, and keeps
+/// it so.
+fn store_during_a_fork() {
+    check(3, || {
+        let parent = Arc::new(Space::with(1));
+        let other = parent.clone();
+        let thread = loom::thread::spawn(move || {
+            other.store(0, 2);
+            other.store(0, 3);
+            assert_eq!(other.load(0), 3);
+        });
+        let child = parent.fork();
+        let first = child.load(0);
+        thread.join().unwrap();
+        assert_eq!(child.load(0), first, "{LEAK}");
+        child.store(1, 4);
+        assert_eq!((words(&parent), words(&child)), ((3, 1), (first, 4)), "{LEAK}");
+        end(&[&parent, &child]);
+    });
+}
+
+/// A thread of the parent reads on another CPU while the parent copies, and the child takes the table back and stores.
+fn readers_leave_a_copied_table() {
+    check(2, || {
+        let (parent, child) = family();
+        let (reader, storer) = (parent.clone(), child.clone());
+        let reading =
+            loom::thread::spawn(move || (0..2).for_each(|_| assert_eq!(reader.load(1), 1, "{LEAK}")));
+        let storing = loom::thread::spawn(move || storer.store(1, 3));
+        parent.store(0, 2);
+        reading.join().unwrap();
+        storing.join().unwrap();
+        assert_eq!((words(&parent), words(&child)), ((2, 1), (1, 3)), "{LEAK}");
+    });
+}
+
 /// The writer in the state of a lock.
 const WRITER: usize = 1;
 
@@ -341,6 +445,24 @@ const MODELS: &[Row] = &[
         one_of_two_attachments,
         &[(Mutant::AllUnlisted, "the other attachment is forgotten")],
     ),
+    (
+        "copy_against_copy",
+        copy_against_copy,
+        &[
+            (Mutant::WritableInTwoTables, LEAK),
+            (Mutant::CopiesCountNoPages, "a frame is"),
+            (Mutant::LetGoBeforeCopied, LEAK),
+            (Mutant::AloneWithoutFence, LEAK),
+        ],
+    ),
+    ("copy_against_exit", copy_against_exit, &[(Mutant::LetGoBeforeCopied, "a frame is")]),
+    ("copy_against_a_second_fork", copy_against_a_second_fork, &[]),
+    ("store_during_a_fork", store_during_a_fork, &[]),
+    (
+        "readers_leave_a_copied_table",
+        readers_leave_a_copied_table,
+        &[(Mutant::CopiedWithoutFlush, "a frame is used that was freed")],
+    ),
 ];
 
 /// The variable that tells a process of its own, which may abort, the mutant that it runs a model with.
@@ -384,6 +506,11 @@ models!(
     attach_against_a_change,
     detach_against_a_change,
     one_of_two_attachments,
+    copy_against_copy,
+    copy_against_exit,
+    copy_against_a_second_fork,
+    store_during_a_fork,
+    readers_leave_a_copied_table,
 );
 
 #[test]

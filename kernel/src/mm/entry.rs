@@ -1,8 +1,7 @@
 //! The format of a page-table entry, with the bits that software uses.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use crate::memory::PhysAddr;
+use crate::sync::primitive::{AtomicU64, Ordering};
 
 /// A value of a page-table entry.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]

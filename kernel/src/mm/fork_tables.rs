@@ -48,6 +48,8 @@
 //!
 //! # The races
 //!
+//! What meets here without a lock is in [`forked`], and has models.
+//!
 //! *A thread of the parent stores during the fork.* Its CPU may use a translation from before for a while. It
 //! stores to the page that the child gets as well, as a store just before the fork. The parent's CPUs are
 //! flushed before the areas lock of either is free: until then nobody copies or takes back the table, and the
@@ -55,7 +57,7 @@
 //!
 //! *Two copy at once.* A copy takes WRITABLE from each leaf of the shared table, takes a reference to the
 //! page, and writes the leaf to its own table without WRITABLE. All of this may happen twice. Each drops its
-//! reference to the shared table afterwards; who drops the last one frees what the table has ([`let_go`]).
+//! reference to the shared table afterwards; who drops the last one frees what the table has ([`forked::let_go`]).
 //!
 //! *One copies, another finds itself alone.* Who copies drops its reference to the shared table last
 //! (release). Who reads a count of 1 (acquire) sees all that those before have done: the leaves that lost
@@ -78,9 +80,10 @@
 
 use alloc::format;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::entry::Entry;
+use super::forked::{self, Owned};
 use super::gather::Gather;
 use super::space::AddressSpace;
 use super::tables::{ENTRIES, MetForked, NoMemory, NoTable, Tables, entries, span};
@@ -89,7 +92,7 @@ use crate::boot::cmdline;
 use crate::errno::Result as KernelResult;
 use crate::fs::sys;
 use crate::memory::PhysAddr;
-use crate::memory::frame::{Frame, Use};
+use crate::memory::frame::Frame;
 use crate::sched;
 use crate::sync::grace;
 
@@ -152,24 +155,6 @@ pub(super) fn may_share(set: &VmaSet, window: u64) -> bool {
     is_on() && set.overlapping(window..window + WINDOW).all(is_copied_whole)
 }
 
-/// Gives up a reference to a table that is or was shared. No entry of its space leads to it, and no CPU that
-/// runs the space has one in a cache.
-pub(super) fn let_go(table: Frame) {
-    // Race: others copy the table or leave it. The last one has it alone, see the module.
-    let Some(table) = table.into_unique() else { return };
-    // SAFETY: the table is ours alone.
-    for leaf in unsafe { entries(table.phys()) } {
-        // Relaxed: ours alone, after all that others did. All of them have flushed their TLBs.
-        let leaf = Entry(leaf.load(Ordering::Relaxed));
-        if leaf.owns_frame() {
-            // SAFETY: the table's leaves own these references, and nobody reads them any more.
-            drop(unsafe { Frame::from_raw(leaf.address()) });
-        }
-    }
-    // Race: a walker without a lock reads the table on behalf of a space that has left it.
-    grace::retire(table);
-}
-
 /// Pages in the table at `table` if they all are anonymous ones or the page of zeroes, and none says more
 /// than a page does.
 fn count_pages(table: PhysAddr) -> Option<u64> {
@@ -217,18 +202,14 @@ impl Tables {
         // What can fail comes first.
         let slot = child.find_or_make(window, 2)?;
         debug_assert_eq!(slot.load(Ordering::SeqCst), 0, "a child has a table at {window:#x} already");
+        let Some(own) = self.find(window, 2) else { return Ok(false) };
+        forked::share(own, slot);
         if !above.is_forked(2) {
             Frame::note_at(table, pages as u32);
-            let Some(own) = self.find(window, 2) else { return Ok(false) };
-            // Race: threads of this space store here until the flush at the end of the fork. See the module.
-            own.store(Entry::forked(table).0, Ordering::SeqCst);
             gather.flush_range(window..window + WINDOW);
             self.count -= 1;
             self.forked += 1;
         }
-        // SAFETY: the entry of this space has a reference, and its lock is held.
-        let shared = unsafe { Frame::share_raw(table) };
-        slot.store(Entry::forked(shared.into_raw()).0, Ordering::SeqCst);
         child.forked += 1;
         child.resident.anonymous += pages;
         child.peak = child.peak.max(child.resident.total());
@@ -236,54 +217,21 @@ impl Tables {
         Ok(true)
     }
 
-    /// Makes the table of a forked entry for `address` the space's own. Returns the reference to the shared
-    /// table when that was copied: the CPUs that run the space are to be flushed under the same lock, then it
-    /// is let go.
-    fn own(&mut self, address: u64) -> Result<Option<Frame>, NoMemory> {
-        let Some(above) = self.above_leaves(address).filter(|above| above.is_forked(2)) else {
+    /// Makes the table of a forked entry for `address` the space's own; `None` if there is no such entry. See
+    /// [`forked::own`].
+    fn own(&mut self, address: u64, flush: impl FnOnce()) -> Result<Option<Owned>, NoMemory> {
+        let Some(slot) = self.find(address, 2).filter(|slot| Entry::load(slot).is_forked(2)) else {
             return Ok(None);
         };
-        let table = above.address();
-        let alone = Frame::count_at(table) == 1;
-        // Acquire: with who dropped its reference before, see the module.
-        fence(Ordering::Acquire);
-        let new = match alone {
-            true => table,
-            false => self.copy_forked(table)?.into_raw(),
-        };
-        let Some(slot) = self.find(address, 2) else { return Ok(None) };
-        // SeqCst: the hardware sees the leaves before the entry, and the flush comes after it. Where the
-        // table is the same, rights are only added: a CPU that does not know faults once and looks again.
-        slot.store(Entry::table(new).0, Ordering::SeqCst);
+        let owned = forked::own(slot, flush)?;
         self.count += 1;
         self.forked -= 1;
-        (if alone { &EVENTS.saved } else { &EVENTS.copied }).fetch_add(1, Ordering::Relaxed);
-        // SAFETY: the entry owned this reference, and is gone.
-        Ok((!alone).then(|| unsafe { Frame::from_raw(table) }))
-    }
-
-    /// A copy of the shared table at `table`, to which an entry of this space leads.
-    fn copy_forked(&self, table: PhysAddr) -> Result<Frame, NoMemory> {
-        let copy = Frame::alloc(Use::PageTable).ok_or(NoMemory)?;
-        // SAFETY: the reference of this space's entry keeps the one; the other is ours alone.
-        let (from, to) = unsafe { (entries(table), entries(copy.phys())) };
-        for (old, new) in from.iter().zip(to) {
-            let mut leaf = Entry(old.load(Ordering::SeqCst));
-            if leaf.owns_frame() {
-                if leaf.has(Entry::WRITABLE) {
-                    // Race: another one copies the table as well, or takes it back when we have let it go.
-                    // The page is in two tables now, and the leaf that stays behind must not be writable. No
-                    // CPU has it as writable: no entry above has been since its flush.
-                    old.fetch_and(!Entry::WRITABLE, Ordering::SeqCst);
-                    leaf = leaf.without(Entry::WRITABLE);
-                }
-                // SAFETY: the shared table's leaf has a reference as long as we have one to the table.
-                let _ = unsafe { Frame::share_raw(leaf.address()) }.into_raw();
-            }
-            // Relaxed: nobody knows the copy yet.
-            new.store(leaf.0, Ordering::Relaxed);
-        }
-        Ok(copy)
+        let event = match owned {
+            Owned::TakenBack => &EVENTS.saved,
+            Owned::Copied(_) => &EVENTS.copied,
+        };
+        event.fetch_add(1, Ordering::Relaxed);
+        Ok(Some(owned))
     }
 
     /// Does the window of `address` use a shared table that has leaves outside of `range`?
@@ -312,13 +260,10 @@ impl Tables {
                 continue;
             }
             let Some(slot) = self.find(window, 2) else { continue };
-            // SeqCst: before the flush.
-            slot.store(0, Ordering::SeqCst);
+            gather.forked(window..at, forked::leave(slot));
             self.forked -= 1;
             self.resident.anonymous -= u64::from(Frame::noted_at(above.address()));
             EVENTS.saved.fetch_add(1, Ordering::Relaxed);
-            // SAFETY: the entry owned this reference, and is gone.
-            gather.forked(window..at, unsafe { Frame::from_raw(above.address()) });
         }
         if self.forked == 0 { range.end } else { at.min(range.end) }
     }
@@ -330,30 +275,21 @@ impl AddressSpace {
     pub(super) fn own_window(&self, address: u64) -> Result<bool, NoMemory> {
         loop {
             let mut tables = self.tables.lock();
-            let forked = tables.forked;
-            let left = match tables.own(address) {
-                Ok(left) => left,
-                Err(NoMemory) => {
-                    drop(tables);
-                    // Tables that are on their way out may be all that was missing.
-                    if grace::collect() {
-                        continue;
+            let owned = tables.own(address, || self.flush_all());
+            drop(tables);
+            match owned {
+                Ok(owned) => {
+                    let shared = owned.is_some();
+                    if let Some(Owned::Copied(table)) = owned {
+                        // What may be freed here takes its time.
+                        forked::let_go(table);
                     }
-                    return Err(NoMemory);
+                    return Ok(shared);
                 }
-            };
-            let owned = tables.forked != forked;
-            if let Some(left) = left {
-                let mut gather = Gather::new(self);
-                let window = address & !(WINDOW - 1);
-                gather.forked(window..window + WINDOW, left);
-                // Under the lock: no CPU may go on in the shared table when another changes the copy.
-                gather.flush_tlb();
-                drop(tables);
-                // What may be freed here takes its time.
-                gather.flush();
+                // Tables that are on their way out may be all that was missing.
+                Err(NoMemory) if grace::collect() => {}
+                Err(NoMemory) => return Err(NoMemory),
             }
-            return Ok(owned);
         }
     }
 

@@ -10,7 +10,7 @@ use core::sync::atomic::{Ordering, fence};
 
 use smallvec::SmallVec;
 
-use super::{AddressSpace, fork_tables};
+use super::{AddressSpace, forked};
 use crate::arch::tlb::{self, Flush};
 use crate::memory::frame::{Frame, FrameList};
 use crate::sync::grace;
@@ -86,7 +86,7 @@ impl<'a> Gather<'a> {
         while let Some(table) = self.tables.pop() {
             grace::retire(table);
         }
-        self.forked.drain(..).for_each(fork_tables::let_go);
+        self.forked.drain(..).for_each(forked::let_go);
     }
 
     /// Flushes the TLBs only.

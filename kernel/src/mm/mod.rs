@@ -30,6 +30,7 @@ mod file_pages;
 pub mod file_tables;
 mod fork;
 pub mod fork_tables;
+mod forked;
 pub mod futex;
 mod gaps;
 mod gather;

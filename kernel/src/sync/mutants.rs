@@ -55,4 +55,14 @@ mutants! {
     UnlistedBeforeDetached,
     /// The end of one attachment takes all others of the region off the list.
     AllUnlisted,
+    /// Who copies a table of a fork leaves its pages writable in the shared one.
+    WritableInTwoTables,
+    /// The leaves of a copied table have no references to their pages.
+    CopiesCountNoPages,
+    /// Who copies a table of a fork gives up its reference first.
+    LetGoBeforeCopied,
+    /// CPUs that use a table of a fork are not flushed when their space has a copy.
+    CopiedWithoutFlush,
+    /// Who finds itself alone with a table does not see what the others have done.
+    AloneWithoutFence,
 }
