@@ -102,6 +102,9 @@ pub(super) const WINDOW: u64 = span(2);
 /// fault that follows on sharing.
 const WORTH: u64 = 64;
 
+/// Tables that are looked at in one hold of the page-table lock.
+const STEPS: usize = 64;
+
 static ENABLED: AtomicBool = AtomicBool::new(true);
 
 /// Events since boot.
@@ -247,10 +250,14 @@ impl Tables {
     }
 
     /// Leaves the shared tables that have leaves in `range`. Returns where to go on; stops when `gather` is
-    /// full.
+    /// full, and after some tables.
     fn leave_forked(&mut self, range: Range<u64>, gather: &mut Gather) -> u64 {
         let mut at = range.start;
-        while at < range.end && self.forked > 0 && !gather.is_full() {
+        // Most tables may be the space's own.
+        for _ in 0..STEPS {
+            if at >= range.end || self.forked == 0 || gather.is_full() {
+                break;
+            }
             let (window, above) = match self.next_table(at..range.end) {
                 Ok(found) => found,
                 Err(next) => return next,

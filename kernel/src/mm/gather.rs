@@ -13,6 +13,7 @@ use smallvec::SmallVec;
 use super::{AddressSpace, forked};
 use crate::arch::tlb::{self, Flush};
 use crate::memory::frame::{Frame, FrameList};
+use crate::sched;
 use crate::sync::grace;
 
 /// Frames after which a flush is due: their list is a page at the most.
@@ -86,7 +87,11 @@ impl<'a> Gather<'a> {
         while let Some(table) = self.tables.pop() {
             grace::retire(table);
         }
-        self.forked.drain(..).for_each(forked::let_go);
+        for table in self.forked.drain(..) {
+            // Who has these holds no spin lock.
+            forked::let_go(table);
+            sched::cond_resched();
+        }
     }
 
     /// Flushes the TLBs only.

@@ -489,6 +489,16 @@ fn latest(shared: &Map, work: impl FnOnce()) -> u64 {
     shared.get_u64(8)
 }
 
+/// A process ends whose memory was another's as well, since a fork.
+fn exit_last() {
+    child::in_child(|| {
+        let map = Map::new(64 << 20, RW, PRIVATE | ANON, -1, 0).expect("memory");
+        (0..map.length).step_by(PAGE).for_each(|at| map.set(at, 1));
+        child::in_child(|| ());
+        std::mem::forget(map);
+    });
+}
+
 /// Whoever is more urgent than a long call waits for some thousand instructions of it.
 fn long_calls_give_way() {
     const MEMORY: usize = 192 << 20;
@@ -529,6 +539,7 @@ fn long_calls_give_way() {
     fill_sparse();
     let mut late = vec![
         ("fork and exit", latest(&shared, || child::in_child(|| ()))),
+        ("exit of the last that shares", latest(&shared, exit_last)),
         ("mprotect", latest(&shared, || mprotect(map.address, MEMORY, R).expect("mprotect"))),
         ("mprotect back", latest(&shared, || mprotect(map.address, MEMORY, RW).expect("mprotect"))),
         ("mremap", latest(&shared, || move_to(map.address, target.address))),
