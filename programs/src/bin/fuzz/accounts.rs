@@ -6,8 +6,8 @@ use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use roundtable_programs::procfs::{self, fields};
-use roundtable_programs::sharing;
 use roundtable_programs::sys::{is_linux, settles};
+use roundtable_programs::{mshare, ordinary, sharing};
 
 /// Counters that have to return, and by how much they may miss, in their own units.
 ///
@@ -38,6 +38,11 @@ fn tolerances() -> Vec<(&'static str, u64)> {
             ("attachments", 0),
             ("1G free", 0),
             ("1G reserved", 0),
+            ("regions", 0),
+            ("region attachments", 0),
+            ("region pages", 0),
+            ("file tables", 0),
+            ("file attachments", 0),
         ]);
     }
     list
@@ -59,6 +64,15 @@ impl Accounts {
         if sharing::protocol().is_some() {
             all.insert("tables".into(), sharing::counter("tables"));
             all.insert("attachments".into(), sharing::counter("attachments"));
+        }
+        if fs::metadata("/sys/kernel/mm/mshare").is_ok() {
+            all.insert("regions".into(), mshare::count("regions"));
+            all.insert("region attachments".into(), mshare::count("attachments"));
+            all.insert("region pages".into(), mshare::count("pages"));
+        }
+        if ordinary::has_tables() {
+            all.insert("file tables".into(), ordinary::counter("tables"));
+            all.insert("file attachments".into(), ordinary::counter("attachments"));
         }
         let gigantic = "/sys/kernel/mm/hugepages/hugepages-1048576kB";
         if fs::metadata(gigantic).is_ok() {

@@ -80,6 +80,7 @@ pub struct Board {
     pub sockets: Ring<8>,
     pub events: Ring<8>,
     pub clocks: Ring<8>,
+    pub regions: Ring<4>,
     /// Where segments are attached.
     pub attached: Areas,
     pub processes: Ring<16>,
@@ -96,6 +97,7 @@ pub static BOARD: Board = Board {
     sockets: Ring::new(),
     events: Ring::new(),
     clocks: Ring::new(),
+    regions: Ring::new(),
     attached: Areas::new(),
     processes: Ring::new(),
     threads: Ring::new(),

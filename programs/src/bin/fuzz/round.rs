@@ -23,6 +23,8 @@ pub const PLAN: &str = "/tmp/fuzz-plan";
 /// The actors' folder.
 const FOLDER: &str = "/tmp/fuzz";
 const HUGE_FOLDER: &str = "/tmp/fuzz/huge";
+/// Regions, where the kernel has such.
+const REGION_FOLDER: &str = "/tmp/fuzz/share";
 /// How long the bystander may take to answer. Not a promise about latency: beyond it the machine is as good as dead.
 pub const ANSWER: Duration = Duration::from_secs(40);
 /// How long processes may take to die.
@@ -71,6 +73,10 @@ pub fn play(
     mount("tmpfs", FOLDER, "size=24M,nr_inodes=400,mode=1777")?;
     fs::create_dir(HUGE_FOLDER).map_err(|error| format!("{HUGE_FOLDER}: {error}"))?;
     mount("hugetlbfs", HUGE_FOLDER, "pagesize=2M,mode=1777,size=48M")?;
+    fs::create_dir(REGION_FOLDER).map_err(|error| format!("{REGION_FOLDER}: {error}"))?;
+    if has_regions() {
+        mount("msharefs", REGION_FOLDER, "")?;
+    }
     fs::write(PLAN, plan.words()).map_err(|error| format!("{PLAN}: {error}"))?;
     let found = act(plan, beside, time, bystander)?;
     let found = found.or_else(|| end_all().err());
@@ -252,7 +258,8 @@ fn clean_up() -> Result<(), String> {
             unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) };
         }
     }
-    for folder in [HUGE_FOLDER, FOLDER] {
+    let regions = has_regions().then_some(REGION_FOLDER);
+    for folder in regions.into_iter().chain([HUGE_FOLDER, FOLDER]) {
         let path = c_string(folder);
         // Linux closes files of the dead a moment later.
         // SAFETY: the path is NUL-terminated.
@@ -262,6 +269,10 @@ fn clean_up() -> Result<(), String> {
         }
     }
     Ok(())
+}
+
+fn has_regions() -> bool {
+    fs::metadata("/sys/kernel/mm/mshare").is_ok()
 }
 
 /// Has the page tables checked, where the kernel can.

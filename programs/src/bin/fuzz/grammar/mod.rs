@@ -4,6 +4,7 @@ mod files;
 mod ipc;
 mod memory;
 mod processes;
+mod regions;
 mod signals;
 mod time;
 mod wild;
@@ -72,8 +73,16 @@ const fn special(name: &'static str, weight: u32, run: fn(&mut Turn)) -> Call {
     Call { name, weight, what: What::Special(run) }
 }
 
-const GROUPS: [&[Call]; 7] =
-    [memory::CALLS, files::CALLS, processes::CALLS, signals::CALLS, time::CALLS, ipc::CALLS, wild::CALLS];
+const GROUPS: [&[Call]; 8] = [
+    memory::CALLS,
+    regions::CALLS,
+    files::CALLS,
+    processes::CALLS,
+    signals::CALLS,
+    time::CALLS,
+    ipc::CALLS,
+    wild::CALLS,
+];
 
 /// The calls of one round. Each round leaves some out and makes others more often: a state that takes many calls of one kind to reach
 /// is not reached by an even mixture.
