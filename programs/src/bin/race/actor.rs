@@ -5,13 +5,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use roundtable_programs::Errno;
 use roundtable_programs::fault;
 use roundtable_programs::file::Fd;
-use roundtable_programs::huge::{GIB, HUGE};
 use roundtable_programs::mem::{FIXED, Map, NORESERVE, RW, SHARED, mmap};
 use roundtable_programs::rng::Rng;
 
 use crate::board::{Board, Count, Finding, Kind, Step};
 use crate::cast::Plot;
-use crate::stamp::{LAST_QUARTER, PLACES, USED, Word, stamp};
+use crate::scale::{page_size, places, slot_size};
+use crate::stamp::{LAST_QUARTER, USED, Word, stamp};
 use crate::ways::SITTER;
 
 /// A file's mapping: a whole 1 GiB slot, in one of two places.
@@ -25,9 +25,9 @@ pub struct View {
 
 impl View {
     fn new(file: usize, fd: &Fd) -> Result<View, Errno> {
-        let home = Map::reserve(2 * GIB, GIB);
+        let home = Map::reserve(2 * slot_size(), slot_size());
         let view = View { file, fd: fd.raw(), home, offset: AtomicUsize::new(0) };
-        view.map(0, GIB)?;
+        view.map(0, slot_size())?;
         Ok(view)
     }
 
@@ -36,16 +36,16 @@ impl View {
     }
 
     pub fn other_start(&self) -> usize {
-        self.home.address + (GIB - self.offset.load(Ordering::SeqCst))
+        self.home.address + (slot_size() - self.offset.load(Ordering::SeqCst))
     }
 
     /// The mapping is in the other place now.
     pub fn moved(&self) {
-        self.offset.fetch_xor(GIB, Ordering::SeqCst);
+        self.offset.fetch_xor(slot_size(), Ordering::SeqCst);
     }
 
     pub fn address(&self, index: usize, place: usize) -> usize {
-        self.start() + index * HUGE + place
+        self.start() + index * page_size() + place
     }
 
     /// Maps the file over a part of its place.
@@ -100,7 +100,7 @@ impl<'a> Actor<'a> {
     pub fn touch(&self, rng: &mut Rng) {
         let view = &self.views[rng.below(self.views.len())];
         let index = USED[rng.below(USED.len())];
-        let address = view.address(index, PLACES[rng.below(PLACES.len())]);
+        let address = view.address(index, places()[rng.below(places().len())]);
         self.board.add(Count::Touches, 1);
         match fault::load(address) {
             Ok(word) => self.judge(word, view.file, index),

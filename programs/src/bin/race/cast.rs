@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use roundtable_programs::child::{End, waitpid};
 use roundtable_programs::file::Fd;
-use roundtable_programs::huge::{self, GIB, HUGE};
+use roundtable_programs::huge;
 
 use roundtable_programs::rng::Rng;
 use roundtable_programs::sys::{faults, settles};
@@ -13,6 +13,7 @@ use crate::Scene;
 use crate::actor::Actor;
 use crate::board::{Board, Count, Finding, Kind, Step};
 use crate::options::Shape;
+use crate::scale::{page_size, slot_size};
 use crate::stamp::ANCHOR;
 use crate::victim::Victim;
 use crate::ways::{Way, come_and_go};
@@ -300,8 +301,8 @@ impl Cast<'_> {
 
 /// Takes all pages out of a file, but for the anchor.
 fn empty(file: &Fd) -> Result<(), roundtable_programs::Errno> {
-    let (anchor, behind) = ((ANCHOR * HUGE) as u64, ((ANCHOR + 1) * HUGE) as u64);
-    file.fallocate(0, anchor, HUGE as u64)?;
+    let (anchor, behind) = ((ANCHOR * page_size()) as u64, ((ANCHOR + 1) * page_size()) as u64);
+    file.fallocate(0, anchor, page_size() as u64)?;
     file.punch(0, anchor)?;
-    file.punch(behind, GIB as u64 - behind)
+    file.punch(behind, slot_size() as u64 - behind)
 }

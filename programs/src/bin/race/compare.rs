@@ -4,16 +4,16 @@
 //! looked at, so that looking changes nothing.
 
 use roundtable_programs::fault;
-use roundtable_programs::huge::HUGE;
 use roundtable_programs::mem::mincore;
 
 use crate::actor::{Actor, View};
 use crate::board::{Count, Kind};
-use crate::stamp::{PLACES, USED, Word, stamp};
+use crate::scale::{page_size, places};
+use crate::stamp::{USED, Word, stamp};
 
 fn in_file(actor: &Actor, file: usize, index: usize, place: usize) -> Option<u64> {
     let mut bytes = [0; 8];
-    let read = actor.files[file].read_at(&mut bytes, (index * HUGE + place) as u64);
+    let read = actor.files[file].read_at(&mut bytes, (index * page_size() + place) as u64);
     actor.expect(read.is_ok(), "pread");
     // Nothing at all is read behind the end of the file.
     (read == Ok(8)).then(|| u64::from_ne_bytes(bytes))
@@ -31,7 +31,7 @@ fn present(view: &View) -> impl Iterator<Item = usize> {
 pub fn write(actor: &Actor) {
     for view in &actor.views {
         for index in present(view) {
-            for place in PLACES {
+            for place in places() {
                 let word = stamp(view.file, index, actor.board.nonce());
                 if fault::store(view.address(index, place), word).is_err() {
                     continue;
@@ -50,7 +50,7 @@ pub fn compare(actor: &Actor) {
     let mut compared = 0;
     for view in &actor.views {
         for index in present(view) {
-            for place in PLACES {
+            for place in places() {
                 let Ok(word) = fault::load(view.address(index, place)) else { continue };
                 let held = in_file(actor, view.file, index, place);
                 compared += 1;

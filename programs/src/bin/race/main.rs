@@ -3,7 +3,8 @@
 //! Several processes map the same sparse files of 1 GiB, each over a whole slot, so that their page tables are shared.
 //! Threads fault absent pages in, which takes long because a huge page is zeroed; meanwhile tables are taken away: by
 //! protecting, unmapping, moving, cutting, forgetting, truncating, punching, forking and exiting. Bystanders build
-//! tables all the time, so that a table that was lost is soon somebody else's. An ordinary Linux program.
+//! tables all the time, so that a table that was lost is soon somebody else's. An ordinary Linux program. With `--base-pages`
+//! the files are of 2 MiB, on tmpfs, and all happens one level below.
 
 mod actor;
 mod board;
@@ -11,6 +12,7 @@ mod cast;
 mod compare;
 mod options;
 mod report;
+mod scale;
 mod stamp;
 mod victim;
 mod ways;
@@ -19,7 +21,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use roundtable_programs::file::Fd;
-use roundtable_programs::huge::{self, GIB, HUGE};
+use roundtable_programs::huge;
 use roundtable_programs::leak::Baseline;
 use roundtable_programs::mem::{NORESERVE, RW, SHARED};
 use roundtable_programs::procfs;
@@ -27,11 +29,12 @@ use roundtable_programs::rng::Rng;
 
 use cast::Plot;
 use options::Options;
-use stamp::{LAST_QUARTER, PLACES, USED, stamp};
+use scale::{page_size, places, slot_size};
+use stamp::{LAST_QUARTER, USED, stamp};
 
 /// The files that are raced on.
 const FILES: usize = 3;
-/// Pages in 1 GiB.
+/// Pages in a slot.
 const SLOT: usize = 512;
 
 /// The files of a run.
@@ -67,6 +70,10 @@ fn main() -> ExitCode {
 
 /// Whether there was corruption.
 fn run(options: &Options) -> Result<bool, String> {
+    if options.base_pages {
+        scale::choose_base_pages();
+        return race(options);
+    }
     const NR: &str = "/proc/sys/vm/nr_hugepages";
     let persistent = procfs::number(NR);
     procfs::write(NR, options.pages.max(persistent)).map_err(|error| format!("{NR}: {error}"))?;
@@ -122,21 +129,22 @@ impl Scene {
         let sitter = USED.into_iter().filter(|&index| index >= LAST_QUARTER);
         let canary = (0..victim::CANARY_SLOTS).map(|slot| slot * SLOT + victim::CANARY_PAGE);
         Ok(Scene {
-            files: (0..FILES).map(|_| huge::sized(SLOT)).collect(),
+            files: (0..FILES).map(|_| scale::file(1)).collect(),
             sitter: filled(ways::SITTER, 1, sitter)?,
             canary: filled(victim::CANARY, victim::CANARY_SLOTS, canary)?,
         })
     }
 }
 
-/// A sparse file of so many GiB with stamps in some of its pages.
+/// A sparse file of so many slots with stamps in some of its pages.
 fn filled(number: usize, slots: usize, pages: impl IntoIterator<Item = usize>) -> Result<Fd, String> {
-    let file = huge::sized(slots * SLOT);
-    let map =
-        file.map(slots * GIB, RW, SHARED | NORESERVE).map_err(|error| format!("mmap: {}", error.desc()))?;
+    let file = scale::file(slots);
+    let map = file
+        .map(slots * slot_size(), RW, SHARED | NORESERVE)
+        .map_err(|error| format!("mmap: {}", error.desc()))?;
     for index in pages {
-        for place in PLACES {
-            map.set_u64(index * HUGE + place, stamp(number, index, 0));
+        for place in places() {
+            map.set_u64(index * page_size() + place, stamp(number, index, 0));
         }
     }
     Ok(file)

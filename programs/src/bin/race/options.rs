@@ -11,6 +11,7 @@ pub const USAGE: &str = "usage: race [OPTIONS]
   --processes N   processes that map the files [3]
   --threads N     threads that fault in each of them [2]; each way is played by one process with these threads,
                   by two with one each, and by all
+  --base-pages    pages of 4 KiB on tmpfs in the place of huge pages
   --pages N       huge pages of 2 MiB that the pool is to have [96]
   --seed N        where the random numbers start [1]
   --until-found   end at the first corruption, and leave all processes stopped as they are
@@ -25,6 +26,7 @@ pub struct Options {
     /// Huge pages in the pool.
     pub pages: u64,
     pub seed: u64,
+    pub base_pages: bool,
     pub until_found: bool,
 }
 
@@ -57,6 +59,7 @@ impl Options {
             threads: 2,
             pages: 96,
             seed: 1,
+            base_pages: false,
             until_found: false,
         };
         while let Some(word) = words.next() {
@@ -76,6 +79,7 @@ impl Options {
                 "--threads" => options.threads = number(&value()?)?,
                 "--pages" => options.pages = number(&value()?)?,
                 "--seed" => options.seed = number(&value()?)?,
+                "--base-pages" => options.base_pages = true,
                 "--until-found" => options.until_found = true,
                 _ => return Err(format!("what is {word}?")),
             }
@@ -106,6 +110,7 @@ mod tests {
         assert_eq!(options.ways, [Way::Exit, Way::Punch]);
         assert_eq!((options.seed, options.until_found), (7, true));
         assert_eq!(parse("").unwrap().ways, Way::ALL);
+        assert!(parse("--base-pages").unwrap().base_pages && !parse("").unwrap().base_pages);
     }
 
     #[test]

@@ -1,15 +1,11 @@
 //! What is written into pages, and what a word that was read turns out to be.
 
-use roundtable_programs::huge::HUGE;
-
-/// The pages of each file that are used: in the first, second and last quarter of a 1 GiB slot.
+/// The pages of each file that are used: in the first, second and last quarter of a slot.
 pub const USED: [usize; 12] = [0, 1, 2, 3, 130, 131, 132, 133, 400, 401, 402, 511];
 /// A page of each file that is there always and never stored into: with it a mapping gets its table in no time.
 pub const ANCHOR: usize = 7;
 /// Where the last quarter of a slot begins, as a page index.
 pub const LAST_QUARTER: usize = 384;
-/// Where the stamps lie in a page, in bytes.
-pub const PLACES: [usize; 4] = [0, 12 << 10 | 8, 1 << 20 | 16, HUGE - 8];
 
 const MAGIC: u64 = 0xa7;
 

@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 
 use roundtable_programs::fault;
 use roundtable_programs::file::Fd;
-use roundtable_programs::huge::{self, GIB, HUGE};
+use roundtable_programs::huge::{GIB, HUGE};
 use roundtable_programs::mem::{
     self, ANON, FIXED, Map, NORESERVE, PRIVATE, RW, SHARED, mincore, mmap, munmap,
 };
@@ -17,11 +17,12 @@ use roundtable_programs::sys::PAGE;
 
 use crate::actor::Actor;
 use crate::board::{Count, Kind};
-use crate::stamp::{PLACES, USED, stamp};
+use crate::scale::{self, page_size, places, slot_size};
+use crate::stamp::{USED, stamp};
 
 /// The file that the victims share, filled before they start.
 pub const CANARY: usize = 200;
-/// Its slots of 1 GiB, each of which has a table of its own.
+/// Its slots, each of which has a table of its own.
 pub const CANARY_SLOTS: usize = 8;
 /// The one page in each of them: not one of those that others use.
 pub const CANARY_PAGE: usize = 5;
@@ -53,10 +54,11 @@ struct Region {
 
 impl<'a> Victim<'a> {
     pub fn new(actor: &'a Actor<'a>, canary_file: &'a Fd, anonymous: bool) -> Victim<'a> {
-        let canary = Map::reserve(CANARY_SLOTS * GIB, GIB);
-        (0..CANARY_SLOTS).for_each(|slot| map_slot(actor, canary.address + slot * GIB, canary_file, slot));
-        let own = huge::sized(512);
-        let own_map = Map::reserve(GIB, GIB);
+        let canary = Map::reserve(CANARY_SLOTS * slot_size(), slot_size());
+        (0..CANARY_SLOTS)
+            .for_each(|slot| map_slot(actor, canary.address + slot * slot_size(), canary_file, slot));
+        let own = scale::file(1);
+        let own_map = Map::reserve(slot_size(), slot_size());
         map_slot(actor, own_map.address, &own, 0);
         Victim { actor, canary, canary_file, own, own_map, anonymous, regions: VecDeque::new() }
     }
@@ -76,8 +78,8 @@ impl<'a> Victim<'a> {
         for _ in 0..REMAPS {
             // A new table, if the other victim does not hold the old one; and what became of those that there are.
             let slot = rng.below(CANARY_SLOTS);
-            let address = self.canary.address + slot * GIB;
-            self.actor.expect(munmap(address, GIB).is_ok(), "munmap");
+            let address = self.canary.address + slot * slot_size();
+            self.actor.expect(munmap(address, slot_size()).is_ok(), "munmap");
             map_slot(self.actor, address, self.canary_file, slot);
             self.verify_canary(slot, rng);
             self.verify_canary(rng.below(CANARY_SLOTS), rng);
@@ -110,12 +112,12 @@ impl<'a> Victim<'a> {
 
     /// The slot's page is there, and no other has an entry.
     fn verify_canary(&self, slot: usize, rng: &mut Rng) {
-        let start = self.canary.address + slot * GIB;
+        let start = self.canary.address + slot * slot_size();
         let index = slot * 512 + CANARY_PAGE;
-        let place = PLACES[rng.below(PLACES.len())];
-        self.expect_word(start + CANARY_PAGE * HUGE + place, stamp(CANARY, index, 0), CANARY, index);
+        let place = places()[rng.below(places().len())];
+        self.expect_word(start + CANARY_PAGE * page_size() + place, stamp(CANARY, index, 0), CANARY, index);
         for index in USED {
-            let address = start + index * HUGE;
+            let address = start + index * page_size();
             if mincore(address, PAGE).is_ok_and(|resident| resident[0]) {
                 let seen = fault::load(address).unwrap_or_else(|refused| refused.signal as u64);
                 self.actor.find(Kind::Intruder, CANARY, slot * 512 + index, seen, 0);
@@ -135,8 +137,8 @@ impl<'a> Victim<'a> {
     fn verify_fresh(&mut self, rng: &mut Rng) {
         let (file, index) = (OWN + self.actor.number as usize, USED[rng.below(USED.len())]);
         let word = stamp(file, index, self.actor.board.nonce());
-        let address = |place| self.own_map.address + index * HUGE + place;
-        for place in PLACES {
+        let address = |place| self.own_map.address + index * page_size() + place;
+        for place in places() {
             match fault::load(address(place)) {
                 Ok(0) => {}
                 Ok(seen) => self.actor.find(Kind::Dirty, file, index, seen, 0),
@@ -144,19 +146,19 @@ impl<'a> Victim<'a> {
                 Err(_) => return,
             }
         }
-        for place in PLACES {
+        for place in places() {
             self.actor.expect(fault::store(address(place), word).is_ok(), "a store into a file of one's own");
         }
-        for place in PLACES {
+        for place in places() {
             self.expect_word(address(place), word, file, index);
         }
-        self.actor.expect(self.own.punch((index * HUGE) as u64, HUGE as u64).is_ok(), "punch");
+        self.actor.expect(self.own.punch((index * page_size()) as u64, page_size() as u64).is_ok(), "punch");
     }
 }
 
 fn map_slot(actor: &Actor, address: usize, file: &Fd, slot: usize) {
     let flags = SHARED | FIXED | NORESERVE;
-    let mapped = mmap(address, GIB, RW, flags, file.raw(), (slot * GIB) as i64);
+    let mapped = mmap(address, slot_size(), RW, flags, file.raw(), (slot * slot_size()) as i64);
     actor.expect(mapped.is_ok(), "mmap");
 }
 

@@ -2,7 +2,6 @@
 
 use roundtable_programs::child::waitpid;
 use roundtable_programs::fault;
-use roundtable_programs::huge::{GIB, HUGE};
 use roundtable_programs::mem::{
     self, ANON, FIXED, NONE, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, mremap, munmap,
 };
@@ -10,12 +9,15 @@ use roundtable_programs::rng::Rng;
 
 use crate::actor::{Actor, View};
 use crate::board::Kind;
-use crate::stamp::{ANCHOR, LAST_QUARTER, PLACES, USED, stamp};
+use crate::scale::{page_size, places, slot_size};
+use crate::stamp::{ANCHOR, LAST_QUARTER, USED, stamp};
 
 /// The file that sits where the last quarter of a mapping was unmapped.
 pub const SITTER: usize = 100;
 /// What a truncation leaves of a file: its first two quarters.
-const TRUNCATED: u64 = (256 * HUGE) as u64;
+fn truncated() -> u64 {
+    (256 * page_size()) as u64
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
@@ -93,7 +95,11 @@ impl Way {
 
 /// A part of a slot as offset and length: all of it, or its last quarter.
 fn part(rng: &mut Rng) -> (usize, usize) {
-    if rng.chance(2) { (0, GIB) } else { (LAST_QUARTER * HUGE, GIB - LAST_QUARTER * HUGE) }
+    if rng.chance(2) {
+        (0, slot_size())
+    } else {
+        (LAST_QUARTER * page_size(), slot_size() - LAST_QUARTER * page_size())
+    }
 }
 
 fn any_used(rng: &mut Rng) -> usize {
@@ -103,7 +109,7 @@ fn any_used(rng: &mut Rng) -> usize {
 fn punch(actor: &Actor, view: &View, rng: &mut Rng) {
     let index = any_used(rng);
     let length = 1 + rng.below(4);
-    let result = actor.files[view.file].punch((index * HUGE) as u64, (length * HUGE) as u64);
+    let result = actor.files[view.file].punch((index * page_size()) as u64, (length * page_size()) as u64);
     actor.expect(result.is_ok(), "punch");
 }
 
@@ -113,8 +119,8 @@ fn punch(actor: &Actor, view: &View, rng: &mut Rng) {
 /// along. A fault that had found the table then stores into a frame that may be anybody's.
 pub fn come_and_go(actor: &Actor, rng: &mut Rng) {
     let view = &actor.views[rng.below(actor.views.len())];
-    actor.expect(munmap(view.start(), GIB).is_ok(), "munmap");
-    actor.expect(view.map(0, GIB).is_ok(), "mmap");
+    actor.expect(munmap(view.start(), slot_size()).is_ok(), "munmap");
+    actor.expect(view.map(0, slot_size()).is_ok(), "mmap");
     match fault::load(view.address(ANCHOR, 0)) {
         Ok(0) => {}
         Ok(word) => actor.find(Kind::Foreign, view.file, ANCHOR, word, 0),
@@ -122,12 +128,15 @@ pub fn come_and_go(actor: &Actor, rng: &mut Rng) {
         Err(_) => {}
     }
     let index = any_used(rng) as u64;
-    actor.expect(actor.files[view.file].punch(index * HUGE as u64, HUGE as u64).is_ok(), "punch");
+    actor.expect(
+        actor.files[view.file].punch(index * page_size() as u64, page_size() as u64).is_ok(),
+        "punch",
+    );
 }
 
 fn truncate(actor: &Actor, view: &View, rng: &mut Rng) {
     let file = &actor.files[view.file];
-    actor.expect(file.truncate(TRUNCATED).is_ok(), "ftruncate");
+    actor.expect(file.truncate(truncated()).is_ok(), "ftruncate");
     for _ in 0..2 {
         let index = USED[USED.len() - 1 - rng.below(4)];
         // The company maps the file anew, which makes it as long as the mapping.
@@ -137,7 +146,7 @@ fn truncate(actor: &Actor, view: &View, rng: &mut Rng) {
             actor.find(Kind::Beyond, view.file, index, word, 0);
         }
     }
-    actor.expect(file.truncate(GIB as u64).is_ok(), "ftruncate");
+    actor.expect(file.truncate(slot_size() as u64).is_ok(), "ftruncate");
 }
 
 fn protect(actor: &Actor, view: &View, rng: &mut Rng) {
@@ -166,46 +175,46 @@ fn protect(actor: &Actor, view: &View, rng: &mut Rng) {
 fn expect_nothing(actor: &Actor, view: &View, start: usize, rng: &mut Rng) {
     for _ in 0..2 {
         let index = USED[USED.len() - 1 - rng.below(4)];
-        if let Ok(word) = fault::load(start + index * HUGE) {
+        if let Ok(word) = fault::load(start + index * page_size()) {
             actor.find(Kind::Permission, view.file, index, word, 0);
         }
     }
 }
 
 fn unmap(actor: &Actor, view: &View, rng: &mut Rng) {
-    actor.expect(munmap(view.start(), GIB).is_ok(), "munmap");
+    actor.expect(munmap(view.start(), slot_size()).is_ok(), "munmap");
     expect_nothing(actor, view, view.start(), rng);
-    actor.expect(view.map(0, GIB).is_ok(), "mmap");
+    actor.expect(view.map(0, slot_size()).is_ok(), "mmap");
 }
 
 fn unmap_last_quarter(actor: &Actor, view: &View, rng: &mut Rng) {
-    let offset = LAST_QUARTER * HUGE;
+    let offset = LAST_QUARTER * page_size();
     let start = view.start() + offset;
-    actor.expect(munmap(start, GIB - offset).is_ok(), "munmap");
+    actor.expect(munmap(start, slot_size() - offset).is_ok(), "munmap");
     expect_nothing(actor, view, view.start(), rng);
     // Read-only: other threads may be about to store a stamp of the file that was here.
     let flags = SHARED | FIXED | NORESERVE;
-    let sitter = mmap(start, GIB - offset, R, flags, actor.sitter.raw(), offset as i64);
+    let sitter = mmap(start, slot_size() - offset, R, flags, actor.sitter.raw(), offset as i64);
     actor.expect(sitter.is_ok(), "mmap");
     for index in USED.into_iter().filter(|&index| index >= LAST_QUARTER) {
         let expected = stamp(SITTER, index, 0);
-        match fault::load(view.start() + index * HUGE + PLACES[rng.below(PLACES.len())]) {
+        match fault::load(view.start() + index * page_size() + places()[rng.below(places().len())]) {
             Ok(word) if word == expected => {}
             Ok(word) => actor.find(Kind::Intruder, SITTER, index, word, expected),
             Err(refused) => actor.find(Kind::Intruder, SITTER, index, refused.signal as u64, expected),
         }
     }
-    actor.expect(view.map(offset, GIB - offset).is_ok(), "mmap");
+    actor.expect(view.map(offset, slot_size() - offset).is_ok(), "mmap");
 }
 
 fn remap(actor: &Actor, view: &View, rng: &mut Rng) {
     let (from, to) = (view.start(), view.other_start());
     let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    actor.expect(mremap(from, GIB, GIB, flags, to).is_ok(), "mremap");
+    actor.expect(mremap(from, slot_size(), slot_size(), flags, to).is_ok(), "mremap");
     view.moved();
     expect_nothing(actor, view, from, rng);
     let flags = PRIVATE | ANON | NORESERVE | FIXED;
-    actor.expect(mmap(from, GIB, NONE, flags, -1, 0).is_ok(), "mmap");
+    actor.expect(mmap(from, slot_size(), NONE, flags, -1, 0).is_ok(), "mmap");
 }
 
 /// Starts a process that goes on with `child`, which must allocate no memory: other threads may hold the allocator's lock.
