@@ -5,14 +5,15 @@
 use roundtable_programs::child;
 use roundtable_programs::fault::{self, Fault};
 use roundtable_programs::file::Fd;
-use roundtable_programs::huge::{self, HUGE, file, stamp};
+use roundtable_programs::huge::{self, GIB, HUGE, file, stamp};
 use roundtable_programs::mem::{ANON, PRIVATE, R, RW, SHARED};
-use roundtable_programs::mshare::{AT, Region, looker, ready, with_memory};
+use roundtable_programs::mshare::{AT, Region, checked, looker, ready, with_memory};
+use roundtable_programs::ordinary::{WINDOW, expect_stamps, expect_stamps_at, stamped};
 use roundtable_programs::shared::{self, Shared};
 use roundtable_programs::sys::{self, PAGE};
 use roundtable_programs::{Errno, tests};
 
-tests! { private_memory_is_shared_by_all, private_file_pages, memfd_inside, truncated_inside, punched_inside,
+tests! { private_memory_is_shared_by_all, private_file_pages, private_windows_inside: 60, memfd_inside, truncated_inside, punched_inside,
 last_reference_is_the_region, huge_pages_inside: 60, huge_pages_punched_inside: 60, private_huge_pages_inside: 60,
 futex_between_processes, read_from_outside, system_calls_into_a_region }
 
@@ -44,6 +45,32 @@ fn private_file_pages() {
     let mut byte = [0];
     file.read_at(&mut byte, 0).unwrap();
     assert_eq!(byte[0], 1, "a store to a private mapping reached the file");
+}
+
+/// Whole windows of a private mapping show the file by its tables, until somebody stores there.
+fn private_windows_inside() {
+    ready();
+    let (region, file, control) = (Region::new(), stamped(2 * WINDOW), Shared::new());
+    region.map(GIB, 2 * WINDOW, RW, PRIVATE, file.raw(), 0).unwrap();
+    let map = region.attach();
+    expect_stamps_at(map.address + GIB, 2 * WINDOW, 0);
+    let child = looker(&region, &control, |map| {
+        assert_eq!(map.get_u64(GIB + 3 * PAGE), 1);
+        expect_stamps_at(map.address + GIB + 4 * PAGE, 2 * WINDOW - 4 * PAGE, 4);
+        map.set_u64(GIB + WINDOW, 2);
+    });
+    map.set_u64(GIB + 3 * PAGE, 1);
+    control.set(1, 1);
+    child.ok();
+    assert_eq!((map.get_u64(GIB + WINDOW), map.get_u64(GIB + 3 * PAGE)), (2, 1));
+    file.truncate(WINDOW as u64).unwrap();
+    let gone = map.address + GIB + WINDOW;
+    assert_eq!(fault::read(gone), Err(Fault::bus(gone)));
+    let whole = file.map(WINDOW, R, SHARED).unwrap();
+    expect_stamps(&whole, 0);
+    region.unmap(GIB, 2 * WINDOW).unwrap();
+    assert_eq!(fault::read(map.address + GIB), Err(Fault::unmapped(map.address + GIB)));
+    checked();
 }
 
 fn memfd_inside() {
