@@ -1,12 +1,12 @@
-//! The demonstration with base pages: many processes share a file on tmpfs.
+//! The demonstration with base pages: many processes share a file on tmpfs, or other memory.
 
-use roundtable_programs::file::Fd;
-use roundtable_programs::mem::{Map, RW, SHARED};
+use roundtable_programs::mem::Map;
 use roundtable_programs::procfs;
 use roundtable_programs::sys::pid;
 
+use super::memory::{Kind, Memory};
 use super::options::Options;
-use super::sharer::{Kind, stamp_pages};
+use super::sharer::stamp_pages;
 use super::{Gathering, Snapshot, gather, report, settle};
 
 /// What the file's tables may take in all, in kB: 1 GiB has 513 tables.
@@ -20,24 +20,25 @@ pub fn run(options: &Options) -> Result<(), String> {
     let steps = length / step;
     // Two pages of a longer step are there.
     let pages = steps * (step / 4096).min(2);
-    let file = Fd::temporary();
-    file.truncate(length as u64).map_err(|error| format!("ftruncate: {}", error.desc()))?;
+    let title = options.source.title();
+    let mut memory =
+        Memory::new(options.source, length).map_err(|error| format!("{title}: {}", error.desc()))?;
     {
-        let map: Map = file.map(length, RW, SHARED).map_err(|error| format!("mmap: {}", error.desc()))?;
+        let map: Map = memory.writable(length).map_err(|error| format!("{title}: {}", error.desc()))?;
         stamp_pages(&map, steps, step);
     }
     let mode = std::fs::read_to_string("/sys/kernel/mm/file_tables/mode").ok();
     let mode = mode.as_deref().map(str::trim);
     let how = mode.map(|mode| format!(" (file_tables={mode})")).unwrap_or_default();
-    println!("One file of {} on tmpfs ({pages} pages).", report::size(length as u64));
-    println!("{} processes map it, then touch all of it{how}:", options.processes);
+    println!("One {title} of {} ({pages} pages).", report::size(length as u64));
+    println!("{} processes have it mapped, then touch all of it{how}:", options.processes);
     let before = Snapshot::take();
-    let shared = gather(&file, steps, step, Kind::Shared, options.processes)?;
+    let shared = gather(&mut memory, steps, step, Kind::Shared, options.processes)?;
     settle(before.tables_kb);
-    println!("{} do so by private mappings:", options.unshared);
-    let unshared = gather(&file, steps, step, Kind::Unshared, options.unshared)?;
+    println!("{} do so at addresses where no table can be shared:", options.unshared);
+    let unshared = gather(&mut memory, steps, step, Kind::Apart, options.unshared)?;
     println!();
-    println!("{:<44} {:>16} {:>16}", "", "shared", "private");
+    println!("{:<44} {:>16} {:>16}", "", "shared", "apart");
     row("processes", &shared, &unshared, |crowd| crowd.processes.to_string());
     row("page tables of all, kB", &shared, &unshared, |crowd| crowd.tables_kb().to_string());
     row("page tables for each process, kB", &shared, &unshared, |crowd| {

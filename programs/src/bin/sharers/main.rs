@@ -3,9 +3,11 @@
 //! One file on hugetlbfs is filled with stamps. Then many processes map it; when all have, they touch and verify every
 //! page, and stay until all have done that, too. As many do the same without sharing. What that costs is measured: page
 //! tables, faults, time. Exit status 0 only when every process saw the right data, the figures are what the kernel's
-//! protocol promises, and the pool's counters are back where they were. With `--base-pages` the same of a file on tmpfs.
+//! protocol promises, and the pool's counters are back where they were. With `--base-pages` the same of memory with
+//! base pages.
 
 mod base;
+mod memory;
 mod options;
 mod progress;
 mod report;
@@ -24,10 +26,11 @@ use roundtable_programs::shared::Shared;
 use roundtable_programs::sharing;
 use roundtable_programs::sys::{pid, settles};
 
+use memory::{Kind, Memory};
 use options::Options;
 use progress::Progress;
 use report::Report;
-use sharer::{Crew, Kind, Measurements, stamp_pages};
+use sharer::{Crew, Measurements, stamp_pages};
 use verdict::{Crowd, contradiction};
 
 /// What page tables may differ by at the end, in kB: those of processes that have nothing to do with us.
@@ -157,11 +160,12 @@ fn share(options: &Options, pages: usize, before: Snapshot) -> Result<Report, St
     let protocol = sharing::protocol();
     let how = protocol.as_ref().map(|name| format!(" (protocol {name})")).unwrap_or_default();
     println!("{} processes map it, then touch all of it{how}:", options.processes);
-    let shared = gather(&file, pages, HUGE, Kind::Shared, options.processes)?;
+    let mut memory = Memory::File(file);
+    let shared = gather(&mut memory, pages, HUGE, Kind::Shared, options.processes)?;
     // Nothing of these may be left when the others are measured.
     settle(before.tables_kb);
     println!("{} do so without sharing, by private mappings:", options.unshared);
-    let unshared = gather(&file, pages, HUGE, Kind::Unshared, options.unshared)?;
+    let unshared = gather(&mut memory, pages, HUGE, Kind::Unshared, options.unshared)?;
     Ok(Report { protocol, length, before, unshared, shared, after: before })
 }
 
@@ -205,7 +209,14 @@ impl Gathering {
 }
 
 /// Starts processes, waits until all have mapped and then touched all pages, looks each time, and lets them go.
-fn gather(file: &Fd, pages: usize, page_size: usize, kind: Kind, count: usize) -> Result<Gathering, String> {
+fn gather(
+    memory: &mut Memory,
+    pages: usize,
+    page_size: usize,
+    kind: Kind,
+    count: usize,
+) -> Result<Gathering, String> {
+    memory.ready(kind).map_err(|error| format!("mremap: {}", error.desc()))?;
     let control = Shared::new();
     let crew = Crew::new(count, page_size);
     let before = Snapshot::take();
@@ -214,7 +225,7 @@ fn gather(file: &Fd, pages: usize, page_size: usize, kind: Kind, count: usize) -
     let mut pids = Vec::with_capacity(count);
     let mut result = Ok(());
     for index in 0..count {
-        match crew.start(index, file, pages, kind, &control) {
+        match crew.start(index, memory, pages, kind, &control) {
             Ok(pid) => pids.push(pid),
             Err(error) => {
                 result = Err(format!("fork of process {}: {}", index + 1, error.desc()));

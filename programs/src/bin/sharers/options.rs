@@ -4,7 +4,8 @@ pub const USAGE: &str = "usage: sharers [--processes N] [--unshared N] [--bytes 
   --processes N  processes that share the file [1000]
   --unshared N   processes that map it without sharing, to compare [as many; of more than 2000, 200]
   --bytes SIZE   the file's size, such as 1073741824, 512M or 1G [1G]
-  --base-pages   a file on tmpfs with pages of 4 KiB
+  --base-pages   memory with pages of 4 KiB: a file on tmpfs
+  --of KIND      with --base-pages: tmpfs, memfd, sysv, or inherited (shared anonymous memory of the parent)
   --step SIZE    with --base-pages: of each SIZE bytes only the first and the last page are there [4096]
   --mount PATH   where a hugetlbfs with pages of 2 MiB is mounted [/mnt/huge]";
 
@@ -15,6 +16,8 @@ const UNSHARED_SAMPLE: usize = 200;
 /// Of those with base pages, each of which has more tables than a thousand with huge pages.
 const BASE_SAMPLE: usize = 8;
 
+use crate::memory::Source;
+
 #[derive(Debug, PartialEq, Eq)]
 pub struct Options {
     pub processes: usize,
@@ -22,6 +25,7 @@ pub struct Options {
     pub bytes: usize,
     pub mount: String,
     pub base_pages: bool,
+    pub source: Source,
     /// Bytes from one pair of stamps of base pages to the next.
     pub step: usize,
 }
@@ -34,6 +38,7 @@ impl Options {
             bytes: 1 << 30,
             mount: "/mnt/huge".to_string(),
             base_pages: false,
+            source: Source::Tmpfs,
             step: 4096,
         };
         let mut unshared = None;
@@ -44,6 +49,7 @@ impl Options {
                 "--unshared" => unshared = Some(number(&value()?)?),
                 "--bytes" => options.bytes = size(&value()?)?,
                 "--base-pages" => options.base_pages = true,
+                "--of" => options.source = Source::parse(&value()?)?,
                 "--step" => options.step = size(&value()?)?,
                 "--mount" => options.mount = value()?,
                 _ => return Err(format!("what is {word}?")),
@@ -103,11 +109,13 @@ mod tests {
             bytes: 64 << 20,
             mount: "/m".to_string(),
             base_pages: false,
+            source: Source::Tmpfs,
             step: 4096,
         };
         assert_eq!(options, wanted);
         assert_eq!(parse("--base-pages --bytes 16G --step 2M").unwrap().step, 2 << 20);
         assert_eq!(parse("--base-pages").unwrap().unshared, 8);
+        assert_eq!(parse("--base-pages --of inherited").unwrap().source, Source::Inherited);
         assert_eq!(parse("--processes 10000").unwrap().unshared, 200);
         assert_eq!(parse("--unshared 3").unwrap().unshared, 3);
         assert_eq!(parse("--bytes 1073741824").unwrap().bytes, 1 << 30);
@@ -125,6 +133,7 @@ mod tests {
             "--step 4097",
             "--step 0",
             "--step 3M",
+            "--of huge",
             "-x",
         ] {
             assert!(parse(line).is_err(), "{line}");

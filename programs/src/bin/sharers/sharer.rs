@@ -4,11 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use nix::errno::Errno;
-use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{GIB, stamp};
-use roundtable_programs::mem::{ANON, Map, NORESERVE, PRIVATE, R, RW, SHARED};
+use roundtable_programs::mem::{ANON, Map, PRIVATE, RW, SHARED};
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{check, cpu_time, faults};
+
+use crate::memory::{Kind, Memory, RECORDS};
 
 /// Index of the counter of processes that have mapped the file.
 pub const ATTACHED: usize = 0;
@@ -16,21 +17,6 @@ pub const ATTACHED: usize = 0;
 pub const TOUCHED: usize = 8;
 /// Index of the word that tells how far they may go: 1 to touch, 2 to end.
 pub const GO: usize = 16;
-
-/// Where the processes' records are: in front of the file, so that both have the same table of the level above, and what
-/// the file costs is its PMD tables alone.
-const RECORDS: usize = 0x1000 * GIB;
-/// At a multiple of 1 GiB, as sharing on Linux demands.
-const PLACE: usize = RECORDS + GIB;
-
-/// How the file is mapped.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// Shared.
-    Shared,
-    /// Private and read-only: the same pages, but a table that no kernel shares.
-    Unshared,
-}
 
 /// Writes each page's stamp at its start and its end.
 pub fn stamp_pages(map: &Map, pages: usize, size: usize) {
@@ -92,30 +78,26 @@ impl Crew {
     pub fn start(
         &self,
         index: usize,
-        file: &Fd,
+        memory: &Memory,
         pages: usize,
         kind: Kind,
         control: &Shared,
     ) -> Result<i32, Errno> {
         // SAFETY: this process has one thread, and the child only makes system calls and touches memory.
         match check(unsafe { libc::fork() })? {
-            0 => self.live(index, file, pages, kind, control),
+            0 => self.live(index, memory, pages, kind, control),
             pid => Ok(pid as i32),
         }
     }
 
-    fn live(&self, index: usize, file: &Fd, pages: usize, kind: Kind, control: &Shared) -> ! {
-        let flags = match kind {
-            Kind::Shared => SHARED,
-            Kind::Unshared => PRIVATE | NORESERVE,
-        };
+    fn live(&self, index: usize, memory: &Memory, pages: usize, kind: Kind, control: &Shared) -> ! {
         // Code, stack and these words are faulted in before, so that what is counted is the file's.
         self.word(index, VERDICT).store(0, Ordering::SeqCst);
         control.get(ATTACHED);
         warm_up();
         let (faults_before, _) = faults();
         let start = Instant::now();
-        let map = Map::at(PLACE, pages * self.page_size, R, flags | libc::MAP_FIXED_NOREPLACE, file.raw(), 0);
+        let map = memory.attach(pages * self.page_size, kind);
         let attach = start.elapsed();
         let (faults_attached, _) = faults();
         self.word(index, ATTACH_NANOSECONDS).store(attach.as_nanos() as u64, Ordering::SeqCst);
@@ -178,7 +160,8 @@ impl Crew {
 /// Runs all that is measured once, on a page of its own.
 fn warm_up() {
     let start = Instant::now();
-    if let Ok(map) = Map::at(PLACE, 4096, RW, PRIVATE | ANON | libc::MAP_FIXED_NOREPLACE, -1, 0) {
+    // In the records' part of the address space, whose tables are there.
+    if let Ok(map) = Map::at(RECORDS + GIB / 2, 4096, RW, PRIVATE | ANON | libc::MAP_FIXED_NOREPLACE, -1, 0) {
         map.set_u64(4096 - 8, !0);
         assert_eq!(wrong_page(&map, 1, 4096, |_| 0), None);
     }
