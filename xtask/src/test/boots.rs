@@ -133,13 +133,17 @@ pub fn all() -> Vec<Boot> {
             work: Work::Programs(Selection::Also(&["test_wakeups", "test_futex"])),
             ..BOOT
         },
-        // Shared memory in base pages without tables of its files.
+        // Memory of files in base pages without tables of the files.
         Boot {
             name: "file-tables-huge",
             memory: Size::gibibytes(3),
             parameters: &["file_tables=huge"],
             kernels: Kernels::Ours,
-            work: Work::Programs(Selection::Also(&["test_ordinary", "test_mm_files"])),
+            work: Work::Programs(Selection::Also(&[
+                "test_ordinary",
+                "test_private_windows",
+                "test_mm_files",
+            ])),
             ..BOOT
         },
         // Private memory without tables that are shared over fork.
