@@ -100,6 +100,21 @@ pub fn for_bare(target: &str) -> Option<Toolchain> {
     (debian_is_installed() && matches!(linker, Linker::RustLld(_))).then_some(Toolchain::Debian(linker))
 }
 
+/// The same; installs Debian's when there is none.
+pub fn for_bare_or_install(target: &str) -> Result<Toolchain> {
+    if let Some(toolchain) = for_bare(target) {
+        return Ok(toolchain);
+    }
+    match debian_toolchain()? {
+        Toolchain::Debian(Linker::Gnu) => {
+            bail!(
+                "there is no linker for {target}: LLVM's is needed, which rustup's toolchains bring along as rust-lld"
+            )
+        }
+        toolchain => Ok(toolchain),
+    }
+}
+
 fn sysroot(rustc: &str) -> Option<PathBuf> {
     let output = Command::new(rustc).args(["--print", "sysroot"]).stderr(Stdio::null()).output().ok()?;
     let path = String::from_utf8(output.stdout).ok()?;

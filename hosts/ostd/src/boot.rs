@@ -6,6 +6,7 @@ use core::panic::PanicInfo;
 use osdk_frame_allocator::FrameAllocator;
 use osdk_heap_allocator::{HeapAllocator, type_from_layout};
 use ostd::mm::heap::SlotInfo;
+use spin::Mutex;
 
 #[ostd::global_frame_allocator]
 static FRAME_ALLOCATOR: FrameAllocator = FrameAllocator;
@@ -18,8 +19,11 @@ const fn slot_type(layout: Layout) -> Option<SlotInfo> {
     type_from_layout(layout)
 }
 
+/// The case that runs, if any, for who reads of a panic.
+pub static CASE: Mutex<&str> = Mutex::new("");
+
 #[panic_handler]
 fn panic(info: &PanicInfo<'_>) -> ! {
-    ostd::early_println!("panic: {}", info);
+    println!("panic: {} {}", CASE.try_lock().as_deref().unwrap_or(&""), info);
     ostd::power::poweroff(ostd::power::ExitCode::Failure)
 }

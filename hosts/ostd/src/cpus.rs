@@ -2,17 +2,15 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use core::hint::spin_loop;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 
 use ostd::cpu::{CpuId, CpuSet, PinCurrentCpu, all_cpus};
 use ostd::mm::Frame;
-use ostd::mm::tlb::TlbFlushOp;
 use ostd::sync::SpinLock;
 use ostd::task::{DisabledPreemptGuard, Task, disable_preempt};
 use ostd::util::id_set::Id;
 
-use crate::ipi;
+use crate::arch;
 
 /// More than the machine that we boot has.
 pub const CPUS: usize = 16;
@@ -22,8 +20,6 @@ struct Cpu {
     space: AtomicU64,
     /// The one whose tables are loaded next, while that happens.
     next: AtomicU64,
-    /// The last shootdown that it has answered.
-    answered: AtomicU64,
     /// How often it was at a point where no walk through page tables is under way.
     quiescent: AtomicU64,
     /// It stays at such a point.
@@ -34,19 +30,16 @@ static CPU: [Cpu; CPUS] = [const {
     Cpu {
         space: AtomicU64::new(0),
         next: AtomicU64::new(0),
-        answered: AtomicU64::new(0),
         quiescent: AtomicU64::new(0),
         is_idle: AtomicBool::new(false),
     }
 }; CPUS];
-/// The shootdowns that were asked for.
-static ASKED: AtomicU64 = AtomicU64::new(0);
 
 fn of(cpu: CpuId) -> &'static Cpu {
     &CPU[cpu.as_usize()]
 }
 
-/// Loads the tables of a space by `load`, which flushes the TLB. Until then this CPU counts as one of both spaces.
+/// Loads the tables of a space by `load`. Until then this CPU counts as one of both spaces.
 pub fn switch(guard: &DisabledPreemptGuard, space: u64, load: impl FnOnce()) {
     let cpu = of(guard.current_cpu());
     // SeqCst, with the fence in `shoot_down`: either the shootdown sees this space here, or the tables that are read from
@@ -54,12 +47,11 @@ pub fn switch(guard: &DisabledPreemptGuard, space: u64, load: impl FnOnce()) {
     cpu.next.store(space, Ordering::SeqCst);
     fence(Ordering::SeqCst);
     load();
+    arch::forget_all();
     cpu.space.store(space, Ordering::SeqCst);
 }
 
 /// Makes all CPUs that run a space of which `concerned` says yes forget all translations, and waits for them.
-///
-/// An interrupt carries no argument and returns nothing. So each CPU answers by number.
 pub fn shoot_down(concerned: &mut dyn FnMut(u64) -> bool) {
     fence(Ordering::SeqCst);
     let mut targets = CpuSet::new_empty();
@@ -69,31 +61,9 @@ pub fn shoot_down(concerned: &mut dyn FnMut(u64) -> bool) {
             targets.add(cpu);
         }
     }
-    if targets.is_empty() {
-        return;
+    if !targets.is_empty() {
+        arch::shoot_down(&targets);
     }
-    let number = ASKED.fetch_add(1, Ordering::SeqCst) + 1;
-    let here = disable_preempt();
-    for cpu in targets.iter().filter(|cpu| *cpu != here.current_cpu()) {
-        ipi::send(cpu);
-    }
-    if targets.contains(here.current_cpu()) {
-        answer();
-    }
-    for cpu in targets.iter() {
-        // Interrupts are on here, so that two who wait for each other both get their answers.
-        while of(cpu).answered.load(Ordering::Acquire) < number {
-            spin_loop();
-        }
-    }
-}
-
-/// Runs in an interrupt of each CPU that is asked.
-pub fn answer() {
-    // Before the flush: what is asked for later is answered later.
-    let number = ASKED.load(Ordering::SeqCst);
-    TlbFlushOp::for_all().perform_on_current();
-    of(CpuId::current_racy()).answered.fetch_max(number, Ordering::Release);
 }
 
 /// This CPU is at a point where no walk is under way: it switches tasks, enters user mode, or the library gives way.

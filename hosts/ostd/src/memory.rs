@@ -6,18 +6,14 @@ use hugetlb::{PageSize, PhysAddr, TableEntries};
 use ostd::mm::{Frame, FrameAllocOptions, HasPaddr, PAGE_SIZE, Segment};
 use ostd::sync::SpinLock;
 
-use crate::cpus;
-
-/// Where OSTD maps all memory (Sv48, or x86-64 with four levels); it does not give the address out.
-#[cfg(target_arch = "x86_64")]
-const LINEAR: usize = 0xffff_8000_0000_0000;
+use crate::{arch, cpus};
 
 static TABLES: SpinLock<BTreeMap<u64, Frame<()>>> = SpinLock::new(BTreeMap::new());
 static HUGE: SpinLock<BTreeMap<u64, Segment<()>>> = SpinLock::new(BTreeMap::new());
 
 /// Where the kernel sees a frame.
 pub fn linear(frame: PhysAddr) -> *mut u8 {
-    (LINEAR + frame.0 as usize) as *mut u8
+    (arch::LINEAR + frame.0 as usize) as *mut u8
 }
 
 pub fn allocate_table() -> Option<PhysAddr> {

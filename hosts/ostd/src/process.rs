@@ -16,14 +16,14 @@ use crate::space::OstdSpace;
 type Mappings = BTreeMap<VirtAddr, Mapping<Ostd>>;
 
 /// What the address-space lock guards: the mappings, and the proof that it is held.
-struct Areas {
-    mappings: Mappings,
-    token: SpaceToken<OstdSpace>,
+pub struct Areas {
+    pub mappings: Mappings,
+    pub token: SpaceToken<OstdSpace>,
 }
 
 /// A process that has files mapped.
 pub struct Process {
-    areas: RwLock<RawSleepRw, Areas>,
+    pub areas: RwLock<RawSleepRw, Areas>,
     space: OstdSpace,
     faults: AtomicU64,
 }
@@ -48,6 +48,7 @@ impl Process {
         self.faults.load(Ordering::Relaxed)
     }
 
+    /// Maps a file from its beginning, in the place of what was there.
     pub fn map(
         &self,
         file: &Arc<File<Ostd>>,
@@ -55,18 +56,11 @@ impl Process {
         length: u64,
         options: MapOptions,
     ) -> Result<(), Error> {
-        let Areas { mappings, token } = &mut *self.areas.write();
-        let mapping = file.map(token, MapRequest { start, length, offset: 0, options })?;
-        mappings.insert(start, mapping);
+        let mut areas = self.areas.write();
+        areas.unmap(start..start + length)?;
+        let mapping = file.map(&mut areas.token, MapRequest { start, length, offset: 0, options })?;
+        areas.mappings.insert(start, mapping);
         Ok(())
-    }
-
-    /// Takes the mapping away that begins at `start`.
-    pub fn unmap(&self, start: VirtAddr) {
-        let Areas { mappings, token } = &mut *self.areas.write();
-        if let Some(mapping) = mappings.remove(&start) {
-            mapping.unmap(token);
-        }
     }
 
     pub fn fork(&self) -> Result<Arc<Process>, Error> {

@@ -13,7 +13,7 @@ use ostd::task::{Task, TaskOptions, disable_preempt, halt_cpu, inject_post_sched
 use ostd::util::id_set::Id;
 
 use crate::space::OstdSpace;
-use crate::{cpus, ipi};
+use crate::{arch, cpus};
 
 /// What a task has of ours.
 pub struct OfTask {
@@ -134,10 +134,10 @@ pub fn init() {
     let queues = (0..num_cpus()).map(|_| SpinLock::new(Queue::default())).collect();
     inject_scheduler(Box::leak(Box::new(Queues(queues))));
     inject_post_schedule_handler(after_switch);
-    ipi::init(cpus::answer);
+    arch::init();
     for cpu in all_cpus() {
         spawn(cpu, || {
-            ipi::join();
+            arch::join();
             UP.fetch_add(1, Ordering::SeqCst);
             loop {
                 cpus::set_idle(true);

@@ -1,4 +1,4 @@
-//! An address space: OSTD's for base pages, in the first 512 GiB; above it, tables of this adapter in the same root.
+//! An address space: OSTD's for base pages, in its lower part; above it, tables of this adapter in the same root.
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -6,15 +6,16 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use hugetlb::filetables::format::Native;
 use hugetlb::{Entry, EntryValue, Format, Level, OutOfMemory, PhysAddr, Space, VirtAddr};
-use ostd::mm::{PAGE_SIZE, VmSpace};
+use ostd::mm::VmSpace;
 use ostd::task::disable_preempt;
 
 use crate::sched::OfTask;
-use crate::{cpus, memory};
+use crate::{arch, cpus, memory};
 
+/// The first entry of the root that is ours.
+const FIRST_ENTRY: usize = 128;
 /// Below this address OSTD's own tables are.
-pub const FIRST: VirtAddr = VirtAddr(Level::Pgd.span());
-const FIRST_ENTRY: usize = 1;
+pub const FIRST: VirtAddr = VirtAddr(FIRST_ENTRY as u64 * arch::ROOT.span());
 /// Behind the last entry of user space in the root.
 const ENTRIES_OF_USERS: usize = 256;
 
@@ -30,14 +31,6 @@ struct Upper {
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
 
-/// The root that this CPU walks from.
-fn loaded_root() -> PhysAddr {
-    let root: u64;
-    // SAFETY: Reads a register.
-    unsafe { core::arch::asm!("mov {}, cr3", out(reg) root, options(nomem, nostack)) };
-    PhysAddr(root & !(PAGE_SIZE as u64 - 1))
-}
-
 impl OstdSpace {
     pub fn new() -> OstdSpace {
         let (id, vm) = (NEXT.fetch_add(1, Ordering::Relaxed), Arc::new(VmSpace::new()));
@@ -45,7 +38,7 @@ impl OstdSpace {
             // OSTD tells nobody where a space's root is. So it is loaded, and the CPU is asked.
             let guard = disable_preempt();
             cpus::switch(&guard, id, || vm.activate());
-            loaded_root()
+            arch::loaded_root()
         };
         let space = OstdSpace(Arc::new(Upper { id, vm, root }));
         OfTask::activate_current();
@@ -64,8 +57,9 @@ impl OstdSpace {
 
     fn entry_at(&self, address: VirtAddr, level: Level, make: bool) -> Result<Option<&Entry>, OutOfMemory> {
         let mut table = self.0.root;
-        let mut at = Level::Pgd;
-        if address < FIRST {
+        let mut at = arch::ROOT;
+        // With three levels no address has an entry above them.
+        if address < FIRST || level > arch::ROOT {
             return Ok(None);
         }
         loop {
@@ -140,6 +134,6 @@ impl Drop for Upper {
             entries.iter().map(|entry| entry.swap(EntryValue::default(), Ordering::AcqRel)).collect();
         // A CPU that has the space loaded still may read ahead through its caches.
         cpus::shoot_down(&mut |space| space == self.id);
-        tables.into_iter().for_each(|table| free_table(Level::Pgd, table));
+        tables.into_iter().for_each(|table| free_table(arch::ROOT, table));
     }
 }

@@ -1,11 +1,10 @@
-//! Ring 3: three small programs, and the system calls that they make.
+//! User mode: three small programs, and the system calls that they make.
 
 use alloc::sync::Arc;
-use core::arch::global_asm;
 use core::sync::atomic::{AtomicI64, Ordering};
 
-use hugetlb::{Access, FallocateMode, File, MapOptions, PhysAddr, Protection, VirtAddr};
-use ostd::arch::cpu::context::{CpuException, PageFaultErrorCode, UserContext};
+use hugetlb::{FallocateMode, File, MapOptions, PhysAddr, Protection, VirtAddr};
+use ostd::arch::cpu::context::UserContext;
 use ostd::cpu::CpuId;
 use ostd::mm::{CachePolicy, FrameAllocOptions, HasPaddr, PAGE_SIZE, PageFlags, PageProperty, UFrame};
 use ostd::sync::WaitQueue;
@@ -15,88 +14,19 @@ use ostd::user::{ReturnReason, UserContextApi, UserMode};
 use crate::machine::Ostd;
 use crate::process::Process;
 use crate::sched::{OfTask, spawn};
-use crate::{cpus, memory};
+use crate::{arch, cpus, memory};
 
 const CODE: usize = 0x40_0000;
 
-// touch(address, pages, stride): loads a word of each page.
+// The assembly of the architecture has these.
+//
+// load(address, pages, stride): loads a word of each page. Its status is their sum.
 // hammer(address, times, value): stores a word so often.
 // family(address, length): maps, stores, forks, waits, punches, unmaps. Its status is the number of the step that failed.
-global_asm!(
-    ".pushsection .rodata.user, \"a\"",
-    ".balign 16",
-    "user_code:",
-    "user_touch:",
-    "1: mov rax, [rdi]",
-    "   add rdi, rdx",
-    "   dec rsi",
-    "   jnz 1b",
-    "   xor edi, edi",
-    "   jmp 9f",
-    "user_hammer:",
-    "1: mov [rdi], rdx",
-    "   dec rsi",
-    "   jnz 1b",
-    "   xor edi, edi",
-    "   jmp 9f",
-    "user_family:",
-    "   mov r12, rdi",
-    "   mov r13, rsi",
-    "   mov r15d, 1",
-    "   mov eax, 1", // map
-    "   syscall",
-    "   test rax, rax",
-    "   jnz 8f",
-    "   mov qword ptr [r12], 1",
-    "   mov qword ptr [r12 + 0x200000], 2",
-    "   mov r15d, 2",
-    "   mov eax, 2", // fork
-    "   syscall",
-    "   test rax, rax",
-    "   js 8f",
-    "   jz 5f",
-    "   mov r15d, 3",
-    "   mov eax, 3", // wait
-    "   syscall",
-    "   test rax, rax",
-    "   jnz 8f",
-    "   mov r15d, 4", // the child has stored
-    "   cmp qword ptr [r12 + 0x200000], 100",
-    "   jne 8f",
-    "   mov r15d, 5",
-    "   xor edi, edi",
-    "   mov esi, 0x200000",
-    "   mov eax, 4", // punch
-    "   syscall",
-    "   test rax, rax",
-    "   jnz 8f",
-    "   mov r15d, 6",
-    "   cmp qword ptr [r12], 0",
-    "   jne 8f",
-    "   mov rdi, r12",
-    "   mov eax, 5", // unmap
-    "   syscall",
-    "   xor edi, edi",
-    "   jmp 9f",
-    "5: mov r15d, 7", // the child
-    "   cmp qword ptr [r12], 1",
-    "   jne 8f",
-    "   cmp qword ptr [r12 + 0x200000], 2",
-    "   jne 8f",
-    "   mov qword ptr [r12 + 0x200000], 100",
-    "   xor edi, edi",
-    "   jmp 9f",
-    "8: mov rdi, r15",
-    "9: xor eax, eax", // exit
-    "   syscall",
-    "user_code_end:",
-    ".popsection",
-);
-
 unsafe extern "C" {
     static user_code: u8;
     static user_code_end: u8;
-    static user_touch: u8;
+    static user_load: u8;
     static user_hammer: u8;
     static user_family: u8;
 }
@@ -104,7 +34,7 @@ unsafe extern "C" {
 /// A program and its arguments.
 #[derive(Clone, Copy)]
 pub enum Program {
-    Touch { address: VirtAddr, pages: u64, stride: u64 },
+    Load { address: VirtAddr, pages: u64, stride: u64 },
     Hammer { address: VirtAddr, times: u64, value: u64 },
     Family { address: VirtAddr, length: u64 },
 }
@@ -122,17 +52,14 @@ impl Program {
         // SAFETY: The symbols are those of the assembly above.
         let (entry, arguments) = unsafe {
             match self {
-                Program::Touch { address, pages, stride } => (place(&user_touch), [address.0, pages, stride]),
+                Program::Load { address, pages, stride } => (place(&user_load), [address.0, pages, stride]),
                 Program::Hammer { address, times, value } => (place(&user_hammer), [address.0, times, value]),
                 Program::Family { address, length } => (place(&user_family), [address.0, length, 0]),
             }
         };
         let mut context = UserContext::default();
         context.set_instruction_pointer(entry);
-        let [rdi, rsi, rdx] = arguments.map(|argument| argument as usize);
-        context.set_rdi(rdi);
-        context.set_rsi(rsi);
-        context.set_rdx(rdx);
+        arch::set_arguments(&mut context, arguments.map(|argument| argument as usize));
         context
     }
 }
@@ -145,6 +72,7 @@ pub fn load() -> UFrame {
     assert!(length <= PAGE_SIZE);
     // SAFETY: The assembly is that long, and the frame is new.
     unsafe { memory::linear(PhysAddr(frame.paddr() as u64)).copy_from_nonoverlapping(start, length) };
+    arch::synchronize_code();
     frame.into()
 }
 
@@ -222,30 +150,23 @@ fn execute(process: &Arc<Process>, file: &Arc<File<Ostd>>, code: &UFrame, contex
         match mode.execute(|| false) {
             ReturnReason::KernelEvent => {}
             ReturnReason::UserException => {
-                let Some(CpuException::PageFault(fault)) = mode.context_mut().take_exception() else {
-                    break KILLED;
-                };
-                let access = if fault.error_code.contains(PageFaultErrorCode::INSTRUCTION) {
-                    Access::Execute
-                } else if fault.error_code.contains(PageFaultErrorCode::WRITE) {
-                    Access::Write
-                } else {
-                    Access::Read
-                };
-                if process.fault(VirtAddr(fault.addr as u64), access).is_err() {
+                let fault = mode.context_mut().take_exception().and_then(arch::page_fault);
+                let Some((address, access)) = fault else { break KILLED };
+                if process.fault(address, access).is_err() {
                     break KILLED;
                 }
+                arch::forget(address);
             }
             ReturnReason::UserSyscall => {
                 let context = mode.context_mut();
-                let arguments = (context.rdi() as u64, context.rsi() as u64);
-                let result = match context.rax() {
-                    0 => break context.rdi() as i64,
+                let (number, arguments) = arch::system_call(context);
+                let result = match number {
+                    0 => break arguments.0 as i64,
                     1 => process.map(file, VirtAddr(arguments.0), arguments.1, SHARED).map(|()| 0),
                     2 => process.fork().map(|forked| {
                         map_code(&forked, code);
                         let mut context = context.clone();
-                        context.set_rax(0);
+                        arch::set_result(&mut context, 0);
                         // On another CPU than the parent, if there is one.
                         let cpu = ostd::cpu::all_cpus().last().unwrap_or(CpuId::bsp());
                         child = Some(start_at(cpu, forked, file.clone(), code.clone(), context));
@@ -256,13 +177,12 @@ fn execute(process: &Arc<Process>, file: &Arc<File<Ostd>>, code: &UFrame, contex
                         .fallocate(FallocateMode::PunchHole, arguments.0, arguments.1, || false)
                         .map(|()| 0),
                     5 => {
-                        process.unmap(VirtAddr(arguments.0));
-                        Ok(0)
+                        process.unmap(VirtAddr(arguments.0)..VirtAddr(arguments.0) + arguments.1).map(|()| 0)
                     }
                     _ => break KILLED,
                 };
                 let value = result.unwrap_or_else(|error| -i64::from(error.errno()));
-                context.set_rax(value as usize);
+                arch::set_result(context, value as usize);
             }
         }
     };

@@ -75,7 +75,7 @@ pub struct TestOptions {
 
 impl TestOptions {
     /// Whether a test with this name was asked for.
-    fn wants(&self, name: &str) -> bool {
+    pub fn wants(&self, name: &str) -> bool {
         self.filter.as_ref().is_none_or(|filter| name.contains(filter.as_str()))
     }
 
@@ -166,8 +166,8 @@ pub fn run(options: &TestOptions) -> Result<i32> {
     }
     if !options.no_guest {
         guests(options, &mut report)?;
-        if !options.only_linux && options.wants("hosts::ostd") {
-            report.timed("hosts::ostd", hosts::test)?;
+        if !options.only_linux && hosts::are_wanted(options) {
+            report.timed("hosts", |report| hosts::test(options, report))?;
         }
     }
     Ok(report.finish())

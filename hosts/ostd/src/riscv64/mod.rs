@@ -1,0 +1,106 @@
+//! What the host does by hand on riscv64, with Sv48 or (feature `sv39`) Sv39.
+
+mod programs;
+
+use core::arch::asm;
+use core::fmt::{Arguments, Write};
+
+use hugetlb::{Level, PhysAddr, VirtAddr};
+use ostd::cpu::{CpuId, CpuSet};
+use sbi_rt::HartMask;
+
+pub use programs::{page_fault, set_arguments, set_result, system_call};
+
+/// Where OSTD maps all memory; it does not give the address out.
+#[cfg(not(feature = "sv39"))]
+pub const LINEAR: usize = 0xffff_8000_0000_0000;
+#[cfg(feature = "sv39")]
+pub const LINEAR: usize = 0xffff_ffc0_0000_0000;
+
+/// The level of a root's entries.
+#[cfg(not(feature = "sv39"))]
+pub const ROOT: Level = Level::Pgd;
+#[cfg(feature = "sv39")]
+pub const ROOT: Level = Level::Pud;
+
+/// The page number in `satp`, above which are the address-space identifier (0 for all) and the mode.
+const ROOT_NUMBER: u64 = (1 << 44) - 1;
+
+/// Once, before any CPU joins: there is nothing to set up.
+pub fn init() {}
+
+/// On each CPU: there is nothing to tell.
+pub fn join() {}
+
+/// The root that this CPU walks from.
+pub fn loaded_root() -> PhysAddr {
+    let satp: u64;
+    // SAFETY: Reads a register.
+    unsafe { asm!("csrr {}, satp", out(reg) satp, options(nomem, nostack)) };
+    PhysAddr((satp & ROOT_NUMBER) << Level::Pte.shift())
+}
+
+/// Other tables were loaded. `satp` alone changes nothing that this hart remembers, and all spaces have one identifier.
+pub fn forget_all() {
+    // SAFETY: Forgetting translations changes the speed of what follows, nothing else.
+    unsafe { asm!("sfence.vma", options(nostack)) };
+}
+
+/// A fault was resolved. A hart may remember that an entry was not valid, and would fault for it again and again.
+pub fn forget(address: VirtAddr) {
+    // SAFETY: As above.
+    unsafe { asm!("sfence.vma {}, zero", in(reg) address.0, options(nostack)) };
+}
+
+/// All harts, those included that do not run: the firmware leaves these out.
+fn all_harts() -> HartMask {
+    HartMask::from_mask_base(0, usize::MAX)
+}
+
+/// Code was written: all harts read it anew.
+pub fn synchronize_code() {
+    // SAFETY: Orders this hart's stores before the instructions that it reads from now on.
+    unsafe { asm!("fence.i", options(nostack)) };
+    assert_eq!(sbi_rt::remote_fence_i(all_harts()).error, 0, "the firmware knows no remote fences");
+}
+
+/// Makes harts forget all translations, and waits for them: the firmware does both, without an interrupt that the kernel sees. So a
+/// hart that holds interrupts off holds nobody up. OSTD's interprocessor calls would not do: what comes between the last look at
+/// their queue and the end of the interrupt is lost.
+///
+/// Which hart is which CPU OSTD does not tell, so all are asked when one is concerned that is not this one.
+pub fn shoot_down(targets: &CpuSet) {
+    // What is removed is removed before the fences: the firmware is another program, and promises to order nothing of ours.
+    // SAFETY: A fence.
+    unsafe { asm!("fence rw, rw", options(nostack)) };
+    let here = ostd::task::disable_preempt();
+    let is_here = |cpu: CpuId| cpu == ostd::cpu::PinCurrentCpu::current_cpu(&here);
+    if targets.iter().all(is_here) {
+        forget_all();
+    } else {
+        assert_eq!(
+            sbi_rt::remote_sfence_vma(all_harts(), 0, usize::MAX).error,
+            0,
+            "the firmware knows no remote fences"
+        );
+    }
+}
+
+struct Console;
+
+impl Write for Console {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        for byte in text.bytes() {
+            // The result says nothing: a byte that cannot be written is lost.
+            #[expect(deprecated, reason = "what came after it is not in all firmware")]
+            sbi_rt::legacy::console_putchar(usize::from(byte));
+        }
+        Ok(())
+    }
+}
+
+/// Prints to the console. OSTD's own printing needs firmware with a debug console.
+pub fn print(text: Arguments<'_>) {
+    // `Console` does not fail.
+    let _ = Console.write_fmt(text);
+}
