@@ -14,6 +14,7 @@ mod log;
 mod memory;
 mod missing;
 mod mm;
+mod namespaces;
 mod net;
 mod panic;
 mod process;

@@ -13,6 +13,7 @@ pub mod kinds;
 pub mod leak;
 pub mod mem;
 pub mod mshare;
+pub mod namespaces;
 pub mod ordinary;
 pub mod place;
 pub mod procfs;

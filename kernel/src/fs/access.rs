@@ -4,9 +4,11 @@ use alloc::sync::Arc;
 
 use linux_raw_sys::general as abi;
 
-use super::inode::Inode;
+use super::inode::{Attributes, Inode};
 use super::stat::FileType;
 use crate::errno::{Errno, Result};
+use crate::namespaces::UserNamespace;
+use crate::namespaces::user::Ids;
 
 /// To read: the value is the bit in a mode and in access(2).
 pub const READ: u32 = 4;
@@ -24,19 +26,30 @@ pub struct Credentials {
     pub gid: u32,
     /// Supplementary groups.
     pub groups: Arc<[u32]>,
-    /// The effective capabilities.
+    /// The effective capabilities, in the thread's user namespace.
     pub capabilities: u64,
+    /// That namespace, unless it is the first.
+    pub user: Option<Arc<UserNamespace>>,
 }
 
 impl Credentials {
     /// The kernel's own: all is allowed.
     pub fn kernel() -> Self {
-        Self { uid: 0, gid: 0, groups: Arc::new([]), capabilities: !0 }
+        Self { uid: 0, gid: 0, groups: Arc::new([]), capabilities: !0, user: None }
     }
 
-    /// Has it the capability of this number?
+    /// Has it the capability of this number, for what belongs to the whole system?
     pub fn capable(&self, capability: u32) -> bool {
+        self.user.is_none() && self.capabilities >> capability & 1 != 0
+    }
+
+    /// Has it the capability for a file with these attributes? In a user namespace only if owner and group have numbers there.
+    pub fn capable_over(&self, file: &Attributes, capability: u32) -> bool {
         self.capabilities >> capability & 1 != 0
+            && self.user.as_ref().is_none_or(|user| {
+                user.number_of(Ids::Users, file.uid).is_some()
+                    && user.number_of(Ids::Groups, file.gid).is_some()
+            })
     }
 
     /// Is it a member of the group?
@@ -46,7 +59,8 @@ impl Credentials {
 
     /// Owner of the file, or `CAP_FOWNER`?
     pub fn owns(&self, inode: &Inode) -> bool {
-        self.uid == inode.attributes().uid || self.capable(abi::CAP_FOWNER)
+        let a = inode.attributes();
+        self.uid == a.uid || self.capable_over(&a, abi::CAP_FOWNER)
     }
 
     /// `EACCES` unless all of `want` (`READ`, `WRITE`, `EXECUTE`) is allowed on the inode.
@@ -64,12 +78,12 @@ impl Credentials {
         }
         let is_dir = inode.kind == FileType::Directory;
         // Root may do anything but execute a file that nobody may execute.
-        if self.capable(abi::CAP_DAC_OVERRIDE)
+        if self.capable_over(&a, abi::CAP_DAC_OVERRIDE)
             && (is_dir || want & EXECUTE == 0 || a.permissions & 0o111 != 0)
         {
             return Ok(());
         }
-        if self.capable(abi::CAP_DAC_READ_SEARCH) && (want == READ || is_dir && want & WRITE == 0) {
+        if self.capable_over(&a, abi::CAP_DAC_READ_SEARCH) && (want == READ || is_dir && want & WRITE == 0) {
             return Ok(());
         }
         Err(Errno::EACCES)
@@ -82,7 +96,7 @@ impl Credentials {
         if a.permissions & abi::S_ISVTX != 0
             && self.uid != a.uid
             && self.uid != victim.attributes().uid
-            && !self.capable(abi::CAP_FOWNER)
+            && !self.capable_over(&victim.attributes(), abi::CAP_FOWNER)
         {
             return Err(Errno::EPERM);
         }

@@ -45,7 +45,7 @@ pub fn remove_privileges(inode: &Inode) {
     if permissions & (abi::S_ISUID | abi::S_ISGID) == 0 || inode.kind != FileType::Regular {
         return;
     }
-    if caller::credentials().capable(abi::CAP_FSETID) {
+    if caller::credentials().capable_over(&inode.attributes(), abi::CAP_FSETID) {
         return;
     }
     let in_group = caller::credentials().in_group(inode.attributes().gid);
@@ -74,7 +74,9 @@ pub fn chmod(path: &Path, credentials: &Credentials, permissions: u32) -> Result
         return Err(Errno::EPERM);
     }
     let mut permissions = permissions & 0o7777;
-    if !credentials.in_group(inode.attributes().gid) && !credentials.capable(abi::CAP_FSETID) {
+    if !credentials.in_group(inode.attributes().gid)
+        && !credentials.capable_over(&inode.attributes(), abi::CAP_FSETID)
+    {
         permissions &= !abi::S_ISGID;
     }
     let change = SetAttributes { permissions: Some(permissions), ..SetAttributes::default() };
@@ -93,7 +95,7 @@ pub fn chown(path: &Path, credentials: &Credentials, uid: Option<u32>, gid: Opti
     path.mount.check_writable()?;
     let inode = path.inode();
     let old = inode.attributes();
-    if !credentials.capable(abi::CAP_CHOWN) {
+    if !credentials.capable_over(&old, abi::CAP_CHOWN) {
         let owner = credentials.uid == old.uid;
         if uid.is_some_and(|uid| !owner || uid != old.uid) {
             return Err(Errno::EPERM);
@@ -105,7 +107,7 @@ pub fn chown(path: &Path, credentials: &Credentials, uid: Option<u32>, gid: Opti
     let mut permissions = old.permissions;
     if !inode.is_dir() {
         permissions &= !dangerous_bits(permissions);
-        if !credentials.in_group(old.gid) && !credentials.capable(abi::CAP_FSETID) {
+        if !credentials.in_group(old.gid) && !credentials.capable_over(&old, abi::CAP_FSETID) {
             permissions &= !abi::S_ISGID;
         }
     }

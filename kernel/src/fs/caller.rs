@@ -28,7 +28,13 @@ pub fn credentials() -> Credentials {
     match process::try_current() {
         Some(thread) if !thread.is_kernel() => {
             let c = thread.credentials();
-            Credentials { uid: c.fsuid, gid: c.fsgid, groups: c.groups.clone(), capabilities: c.effective }
+            Credentials {
+                uid: c.fsuid,
+                gid: c.fsgid,
+                groups: c.groups.clone(),
+                capabilities: c.effective,
+                user: c.nested_user_namespace().cloned(),
+            }
         }
         _ => Credentials::kernel(),
     }
@@ -38,14 +44,34 @@ pub fn credentials() -> Credentials {
 pub fn real_credentials() -> Credentials {
     let thread = process::current();
     let c = thread.credentials();
-    let capabilities = if c.uid == 0 { c.permitted } else { 0 };
-    Credentials { uid: c.uid, gid: c.gid, groups: c.groups.clone(), capabilities }
+    let capabilities = if c.kernel_uid(0) == Some(c.uid) { c.permitted } else { 0 };
+    Credentials {
+        uid: c.uid,
+        gid: c.gid,
+        groups: c.groups.clone(),
+        capabilities,
+        user: c.nested_user_namespace().cloned(),
+    }
 }
 
 /// Owner and group of files that the current thread makes.
 pub fn current_ids() -> (u32, u32) {
     let c = credentials();
     (c.uid, c.gid)
+}
+
+/// The kernel's number for a user of the current thread's namespace; `EINVAL` for one that it does not have.
+pub fn kernel_uid(uid: u32) -> Result<u32> {
+    process::try_current()
+        .map_or(Some(uid), |thread| thread.credentials().kernel_uid(uid))
+        .ok_or(Errno::EINVAL)
+}
+
+/// As `kernel_uid`, of a group.
+pub fn kernel_gid(gid: u32) -> Result<u32> {
+    process::try_current()
+        .map_or(Some(gid), |thread| thread.credentials().kernel_gid(gid))
+        .ok_or(Errno::EINVAL)
 }
 
 /// The descriptors of the current process.

@@ -14,6 +14,8 @@ use super::notify::Watched;
 use super::path::Path;
 use super::stat::{DeviceId, FileType, Stat, Statfs, Timestamp};
 use crate::errno::{Errno, Result};
+use crate::namespaces::UserNamespace;
+use crate::process;
 use crate::sync::{Mutex, SpinLock};
 
 /// A mounted file system: what all its inodes have in common. Lives as long as any of its inodes.
@@ -29,6 +31,8 @@ pub struct Superblock {
     next_ino: AtomicU64,
     /// `MS_RDONLY` or nothing.
     flags: AtomicU32,
+    /// The user namespace of who made it.
+    user: Arc<UserNamespace>,
 }
 
 /// What a file-system type implements once for each instance.
@@ -69,7 +73,18 @@ impl Superblock {
             mounts: AtomicU64::new(0),
             next_ino: AtomicU64::new(1),
             flags: AtomicU32::new(0),
+            user: process::try_current().map_or_else(
+                || UserNamespace::initial().clone(),
+                |thread| thread.credentials().user_namespace(),
+            ),
         })
+    }
+
+    /// `EPERM` unless the current thread may change its settings.
+    pub fn check_may_change(&self) -> Result<()> {
+        let may =
+            |thread: process::Current| thread.credentials().capable_in(&self.user, process::CAP_SYS_ADMIN);
+        if process::try_current().is_none_or(may) { Ok(()) } else { Err(Errno::EPERM) }
     }
 
     /// Flags that hold for all mounts of it: `MS_RDONLY` or nothing.

@@ -36,6 +36,7 @@ pub mod locks;
 pub mod modify;
 pub mod mount;
 pub mod mount_context;
+pub mod mount_namespace;
 pub mod mount_text;
 mod msharefs;
 pub mod notify;

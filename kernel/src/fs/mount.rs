@@ -1,6 +1,6 @@
 //! The mount table: which file system is visible where.
 //!
-//! There is one table for all processes. A mount covers one dentry of its parent mount; the table finds it by
+//! There is one table for all processes and all of their namespaces. A mount covers one dentry of its parent mount; the table finds it by
 //! the pair. Paths hold references to their mounts, so that a mount which is taken out of the tree
 //! (`MNT_DETACH`) serves those who are in it until they leave.
 
@@ -8,12 +8,13 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
 use super::dentry::Dentry;
 use super::inode::Superblock;
+use super::mount_namespace::{self, Copies, MountNamespace, RESTRICTIONS, check_own};
 use super::path::Path;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::{self, TryVec};
@@ -41,6 +42,12 @@ pub struct Mount {
     /// The device or other text that mount(2) was given.
     pub source: String,
     flags: AtomicU32,
+    /// Flags that stay set: it was copied into a user namespace that may not clear them.
+    locked_flags: AtomicU32,
+    /// Copied into such a namespace, it stays where it is.
+    locked: AtomicBool,
+    /// The number of the namespace whose tree it is in; 0 while it is in none.
+    namespace: AtomicU64,
     /// Files that are open for writing through it.
     writers: AtomicU32,
     /// Where it is; `None` for the root of all, for a detached mount, and for mounts of the kernel's own.
@@ -75,6 +82,7 @@ impl Table {
             place.point.mounts.fetch_sub(1, Ordering::SeqCst);
         }
         self.list.remove(&mount.id);
+        mount.set_namespace(0);
         place
     }
 }
@@ -100,6 +108,9 @@ impl Mount {
             root,
             source: source.into(),
             flags: AtomicU32::new(flags & MOUNT_FLAGS),
+            locked_flags: AtomicU32::new(0),
+            locked: AtomicBool::new(false),
+            namespace: AtomicU64::new(0),
             writers: AtomicU32::new(0),
             place: SpinLock::new(None),
         })
@@ -115,6 +126,31 @@ impl Mount {
     pub(super) fn set_flags(&self, flags: u32) {
         // Ordering: a flag word of its own.
         self.flags.store(flags & MOUNT_FLAGS, Ordering::Relaxed);
+    }
+
+    /// The number of the namespace whose tree it is in; 0 while it is in none.
+    pub fn namespace(&self) -> u64 {
+        // Ordering: changed with the tree, which has a lock of its own.
+        self.namespace.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_namespace(&self, number: u64) {
+        // Ordering: as above.
+        self.namespace.store(number, Ordering::Relaxed);
+    }
+
+    /// `EPERM` when these flags lack one that has to stay.
+    fn check_locked(&self, flags: u32) -> Result<()> {
+        // Ordering: set before anybody could see the mount.
+        if self.locked_flags.load(Ordering::Relaxed) & !flags != 0 { Err(Errno::EPERM) } else { Ok(()) }
+    }
+
+    /// Another view of the same file system, with `root` in the place of its own.
+    fn another(&self, root: Arc<Dentry>) -> Arc<Self> {
+        // Ordering, all: flag words of their own.
+        let copy = Self::new(root, &self.source, self.flags.load(Ordering::Relaxed));
+        copy.locked_flags.store(self.locked_flags.load(Ordering::Relaxed), Ordering::Relaxed);
+        copy
     }
 
     /// Is any of these flags set?
@@ -169,6 +205,7 @@ pub fn is_mount_point(dentry: &Dentry) -> bool {
 pub fn attach(mount: &Arc<Mount>, at: Path) -> Result<()> {
     let _change = CHANGE.lock();
     let at = enter(at);
+    check_own(&at)?;
     attach_locked(mount, at)
 }
 
@@ -181,18 +218,81 @@ fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
     }
     // A mount outlives who made it.
     reserve::ask_lasting(PAGE_SIZE)?;
+    put(mount, &at);
+    Ok(())
+}
+
+/// Puts a mount in its place, for those who change the tree.
+fn put(mount: &Arc<Mount>, at: &Path) {
     let mut table = TABLE.lock();
     at.dentry.mounts.fetch_add(1, Ordering::SeqCst);
     *mount.place.lock() = Some(Place { parent: at.mount.clone(), point: at.dentry.clone() });
-    table.covering.insert(key(&at), mount.clone());
+    mount.set_namespace(at.mount.namespace());
+    table.covering.insert(key(at), mount.clone());
     table.list.insert(mount.id, mount.clone());
-    drop(table);
-    Ok(())
 }
 
 /// Makes `mount` the root of all: the first mount of the system.
 pub fn attach_root(mount: &Arc<Mount>) {
     TABLE.lock().list.insert(mount.id, mount.clone());
+    MountNamespace::initial().set_root(mount);
+}
+
+/// A copy of the mount `root`, which is the bottom of a tree, and of all that is on it, for the namespace with this number. `locked`: it
+/// is of a user namespace that must not look below, nor lift restrictions.
+pub fn copy_tree(root: &Arc<Mount>, namespace: u64, locked: bool) -> Result<Copies> {
+    let _change = CHANGE.lock();
+    let mut copies = Copies::new();
+    let copied = copy_below(root, namespace, locked, &mut copies);
+    if copied.is_err()
+        && let Some(top) = copies.get(&root.id)
+    {
+        detach_tree(top);
+    }
+    copied.map(|()| copies)
+}
+
+fn copy_below(root: &Arc<Mount>, namespace: u64, locked: bool, copies: &mut Copies) -> Result<()> {
+    for original in subtree(root)? {
+        let copy = original.another(original.root.clone());
+        if locked {
+            // Ordering: nobody else sees it yet.
+            let flags = copy.flags() & RESTRICTIONS;
+            copy.locked_flags.fetch_or(flags, Ordering::Relaxed);
+            copy.locked.store(!Arc::ptr_eq(&original, root), Ordering::Relaxed);
+        }
+        copies.insert(original.id, copy.clone());
+        if Arc::ptr_eq(&original, root) {
+            reserve::ask_lasting(PAGE_SIZE)?;
+            copy.set_namespace(namespace);
+            TABLE.lock().list.insert(copy.id, copy);
+            continue;
+        }
+        let Some(place) = original.place() else { continue };
+        let Some(parent) = copies.get(&place.mount.id).cloned() else { continue };
+        reserve::ask_lasting(PAGE_SIZE)?;
+        put(&copy, &Path { mount: parent, dentry: place.dentry });
+    }
+    Ok(())
+}
+
+/// Takes a tree apart whose namespace is gone, one mount at a time, the topmost first.
+pub fn detach_tree(root: &Arc<Mount>) {
+    loop {
+        let mut table = TABLE.lock();
+        let mut top = root.clone();
+        loop {
+            let Some(above) = table.on(&top).next().cloned() else { break };
+            top = above;
+        }
+        let last = Arc::ptr_eq(&top, root);
+        let place = table.take(&top);
+        drop(table);
+        drop(place);
+        if last {
+            return;
+        }
+    }
 }
 
 /// Takes the mount out of the tree without looking whether it is in use. Its place is returned to be dropped
@@ -236,12 +336,14 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
         return remount(&path, flags, false, "");
     }
     let _change = CHANGE.lock();
+    check_own(&path)?;
     if !Arc::ptr_eq(&path.dentry, &path.mount.root) {
         return Err(Errno::EINVAL);
     }
     let mount = path.mount.clone();
     drop(path);
-    if mount.place().is_none() {
+    // Ordering: set before anybody could see the mount.
+    if mount.place().is_none() || mount.locked.load(Ordering::Relaxed) {
         // The root of all stays, and so does what is no longer in the tree.
         return Err(Errno::EINVAL);
     }
@@ -266,12 +368,28 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
 pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
     let _change = CHANGE.lock();
     let at = enter(at);
-    let copy = |mount: &Mount, root: Arc<Dentry>| {
-        Mount::new(root, &mount.source, mount.flags.load(Ordering::Relaxed))
-    };
-    let top = copy(&from.mount, from.dentry.clone());
+    check_own(&at)?;
+    // A file that stands for a namespace is in no tree, and may be shown all the same.
+    if !crate::namespaces::file::is_one(from.inode()) {
+        check_own(from)?;
+    }
+    let top = from.mount.another(from.dentry.clone());
     // Before the new mount is there, or it would be copied into itself.
-    let below = if recursive { subtree(&from.mount)? } else { Vec::new() };
+    let mut below = subtree(&from.mount)?;
+    let hides = |mount: &Arc<Mount>| {
+        // Ordering: set before anybody could see the mount.
+        mount.locked.load(Ordering::Relaxed)
+            && mount.place().is_some_and(|place| {
+                Arc::ptr_eq(&place.mount, &from.mount) && from.dentry.is_ancestor_of(&place.dentry)
+            })
+    };
+    if !recursive {
+        // What a locked mount covers is not shown beside it.
+        if below.iter().skip(1).any(hides) {
+            return Err(Errno::EINVAL);
+        }
+        below.clear();
+    }
     attach_locked(&top, at)?;
     // By the number of what each is a copy of.
     let mut copies = BTreeMap::from([(from.mount.id, top)]);
@@ -281,7 +399,9 @@ pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
         if Arc::ptr_eq(&place.mount, &from.mount) && !from.dentry.is_ancestor_of(&place.dentry) {
             continue;
         }
-        let new = copy(original, original.root.clone());
+        let new = original.another(original.root.clone());
+        // Ordering: set before anybody could see the mount.
+        new.locked.store(original.locked.load(Ordering::Relaxed), Ordering::Relaxed);
         attach_locked(&new, Path { mount: new_parent, dentry: place.dentry })?;
         copies.insert(original.id, new);
     }
@@ -293,7 +413,11 @@ pub fn relocate(from: &Path, at: Path) -> Result<()> {
     let _change = CHANGE.lock();
     let at = enter(at);
     let mount = &from.mount;
-    if !Arc::ptr_eq(&from.dentry, &mount.root) || mount.place().is_none() {
+    check_own(&at)?;
+    check_own(from)?;
+    // Ordering: set before anybody could see the mount.
+    let locked = mount.locked.load(Ordering::Relaxed);
+    if !Arc::ptr_eq(&from.dentry, &mount.root) || mount.place().is_none() || locked {
         return Err(Errno::EINVAL);
     }
     if mount.root.inode.is_dir() != at.dentry.inode.is_dir() {
@@ -320,7 +444,7 @@ pub fn place_or_move(from: &Path, at: Path) -> Result<()> {
         if !in_tree {
             let at = enter(at);
             // Into itself, or onto what is nowhere: nobody would ever see it.
-            if !TABLE.lock().list.contains_key(&at.mount.id) {
+            if !TABLE.lock().list.contains_key(&at.mount.id) || !mount_namespace::is_own(&at.mount) {
                 return Err(Errno::EINVAL);
             }
             return attach_locked(mount, at);
@@ -331,19 +455,23 @@ pub fn place_or_move(from: &Path, at: Path) -> Result<()> {
 
 /// open_tree(2) with OPEN_TREE_CLONE: a second view of what is visible at `from`, nowhere yet. Mounts below are not in it.
 pub fn detached_view(from: &Path) -> Path {
-    let mount = Mount::new(from.dentry.clone(), &from.mount.source, from.mount.flags.load(Ordering::Relaxed));
+    let mount = from.mount.another(from.dentry.clone());
     Path { dentry: from.dentry.clone(), mount }
 }
 
 /// mount_setattr(2): changes flags of the mount that `path` is the root of, and of those below if `recursive`. All or none.
 pub fn change_flags(path: &Path, add: u32, remove: u32, recursive: bool) -> Result<()> {
     let _change = CHANGE.lock();
+    check_own(path)?;
     if !Arc::ptr_eq(&path.dentry, &path.mount.root) {
         return Err(Errno::EINVAL);
     }
     let mounts = if recursive { subtree(&path.mount)? } else { alloc::vec![path.mount.clone()] };
     if add & abi::MS_RDONLY != 0 && mounts.iter().any(|mount| mount.writers.load(Ordering::SeqCst) > 0) {
         return Err(Errno::EBUSY);
+    }
+    for mount in &mounts {
+        mount.check_locked(mount.flags.load(Ordering::Relaxed) & !remove | add)?;
     }
     for mount in &mounts {
         // Ordering: a flag word of its own, changed under the lock.
@@ -359,10 +487,13 @@ pub fn change_flags(path: &Path, add: u32, remove: u32, recursive: bool) -> Resu
 pub fn remount(path: &Path, flags: u32, mount_only: bool, options: &str) -> Result<()> {
     let _change = CHANGE.lock();
     let mount = &path.mount;
+    check_own(path)?;
     if !Arc::ptr_eq(&path.dentry, &mount.root) {
         return Err(Errno::EINVAL);
     }
+    mount.check_locked(flags)?;
     if !mount_only {
+        mount.superblock.check_may_change()?;
         if flags & abi::MS_RDONLY != 0 && mount.superblock.flags() & abi::MS_RDONLY == 0 {
             let busy = TABLE.lock().list.values().any(|m| {
                 Arc::ptr_eq(&m.superblock, &mount.superblock) && m.writers.load(Ordering::SeqCst) > 0
@@ -385,6 +516,13 @@ pub fn remount(path: &Path, flags: u32, mount_only: bool, options: &str) -> Resu
 pub fn pivot(old_root: &Path, new_root: &Path, put_old: Path) -> Result<()> {
     let _change = CHANGE.lock();
     let (old, new) = (&old_root.mount, &new_root.mount);
+    check_own(old_root)?;
+    check_own(new_root)?;
+    check_own(&put_old)?;
+    // Ordering: set before anybody could see the mount.
+    if new.locked.load(Ordering::Relaxed) {
+        return Err(Errno::EINVAL);
+    }
     if !Arc::ptr_eq(&new_root.dentry, &new.root) || !Arc::ptr_eq(&old_root.dentry, &old.root) {
         return Err(Errno::EINVAL);
     }

@@ -28,6 +28,15 @@ pub fn find(name: &str) -> Result<MountFn> {
     TYPES.lock().iter().find(|(n, _)| *n == name).map(|(_, f)| *f).ok_or(Errno::ENODEV)
 }
 
+/// As `find`, on behalf of the current thread: `EPERM` for a type that is not for those in a user namespace of their own.
+pub fn find_for_caller(name: &str) -> Result<MountFn> {
+    /// Those that show nothing of others and take no lasting memory that is not accounted for.
+    const FOR_ALL: [&str; 6] = ["proc", "sysfs", "tmpfs", "ramfs", "devpts", "mqueue"];
+    let found = find(name)?;
+    let nested = crate::process::current().has_user_namespace();
+    if nested && !FOR_ALL.contains(&name) { Err(Errno::EPERM) } else { Ok(found) }
+}
+
 /// The names of all types, in the order in which they were made known.
 pub fn names() -> Vec<&'static str> {
     TYPES.lock().iter().map(|(n, _)| *n).collect()

@@ -2,6 +2,8 @@
 
 use linux_raw_sys::general as abi;
 
+use crate::process;
+
 /// Seconds and nanoseconds since 1970, as file timestamps have them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Timestamp {
@@ -116,15 +118,25 @@ pub struct Stat {
 }
 
 impl Stat {
+    /// With the numbers that the current thread's user namespace has for owner and group.
+    fn shown(mut self) -> Self {
+        if let Some(thread) = process::try_current().filter(|thread| thread.has_user_namespace()) {
+            let own = thread.credentials();
+            (self.uid, self.gid) = (own.shown_uid(self.uid), own.shown_gid(self.gid));
+        }
+        self
+    }
+
     /// In the layout of stat(2).
     pub fn to_abi(self) -> abi::stat {
+        let this = self.shown();
         abi::stat {
             st_dev: self.dev.encode(),
             st_ino: self.ino,
             st_nlink: self.nlink.into(),
             st_mode: self.mode,
-            st_uid: self.uid,
-            st_gid: self.gid,
+            st_uid: this.uid,
+            st_gid: this.gid,
             __pad0: 0,
             st_rdev: self.rdev.encode(),
             st_size: self.size as i64,
@@ -143,6 +155,7 @@ impl Stat {
     /// In the layout of statx(2). `mount` is the identifier of the mount that the file was reached through
     /// and whether the file is that mount's root.
     pub fn to_statx(self, mount: Option<(u64, bool)>) -> abi::statx {
+        let this = self.shown();
         // SAFETY: the structure consists of integers only, for which zero is a value.
         let mut out: abi::statx = unsafe { core::mem::zeroed() };
         let time =
@@ -150,8 +163,8 @@ impl Stat {
         out.stx_mask = abi::STATX_BASIC_STATS | abi::STATX_BTIME;
         out.stx_blksize = self.block_size;
         out.stx_nlink = self.nlink;
-        out.stx_uid = self.uid;
-        out.stx_gid = self.gid;
+        out.stx_uid = this.uid;
+        out.stx_gid = this.gid;
         out.stx_mode = self.mode as u16;
         out.stx_ino = self.ino;
         out.stx_size = self.size;

@@ -12,6 +12,7 @@ use super::poll::Events;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::Text;
 use crate::mm::uaccess::read_user;
+use crate::namespaces;
 use crate::sync::{IrqLock, WaitQueue};
 use crate::time::{self, Timer};
 
@@ -123,7 +124,9 @@ impl TimerFd {
             (true, abi::CLOCK_REALTIME | abi::CLOCK_REALTIME_ALARM) => {
                 new.value.saturating_add_signed(time::clock::realtime_offset().saturating_neg())
             }
-            (true, _) => new.value,
+            (true, _) => {
+                new.value.saturating_add_signed(namespaces::time::offset(self.clock).saturating_neg())
+            }
         });
         self.arm(&state);
         old

@@ -50,13 +50,13 @@ pub struct Limits {
 
 /// The slots that are in use, as bits; a second level tells which words of the first are full.
 struct Slots {
-    words: [u64; SLOTS / 64],
+    words: Vec<u64>,
     full: [u64; SLOTS / 64 / 64],
 }
 
 impl Slots {
-    const fn new() -> Self {
-        Self { words: [0; SLOTS / 64], full: [0; SLOTS / 64 / 64] }
+    fn new() -> Result<Self> {
+        Ok(Self { words: fallible::filled(0, SLOTS / 64)?, full: [0; SLOTS / 64 / 64] })
     }
 
     fn set(&mut self, slot: usize, used: bool) {
@@ -117,17 +117,17 @@ pub struct Ids<T> {
 
 impl<T: Object> Ids<T> {
     /// None yet.
-    pub const fn new() -> Self {
+    pub fn new() -> Result<Self> {
         let objects = Objects {
             by_slot: BTreeMap::new(),
             by_key: BTreeMap::new(),
-            slots: Slots::new(),
+            slots: Slots::new()?,
             weight: 0,
             next: 0,
             last: None,
             sequence: 0,
         };
-        Self { objects: SpinLock::new(objects), wanted: AtomicI32::new(-1) }
+        Ok(Self { objects: SpinLock::new(objects), wanted: AtomicI32::new(-1) })
     }
 
     /// `kernel.*_next_id`.

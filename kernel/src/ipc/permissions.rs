@@ -3,6 +3,7 @@
 use linux_raw_sys::general as abi;
 
 use crate::errno::{Errno, Result};
+use crate::namespaces::ipc::here;
 use crate::process;
 
 /// A key that every call makes a new object for.
@@ -63,13 +64,20 @@ impl Permissions {
         } else {
             self.mode
         };
-        if want & !bits & 7 == 0 || who.capable(abi::CAP_IPC_OWNER) { Ok(()) } else { Err(Errno::EACCES) }
+        if want & !bits & 7 == 0 || who.capable_in(&here().head.user, abi::CAP_IPC_OWNER) {
+            Ok(())
+        } else {
+            Err(Errno::EACCES)
+        }
     }
 
     /// `EPERM` unless the caller owns it.
     pub fn check_owner(&self) -> Result<()> {
         let who = process::current().credentials();
-        if who.euid == self.uid || who.euid == self.creator_uid || who.capable(abi::CAP_SYS_ADMIN) {
+        if who.euid == self.uid
+            || who.euid == self.creator_uid
+            || who.capable_in(&here().head.user, abi::CAP_SYS_ADMIN)
+        {
             Ok(())
         } else {
             Err(Errno::EPERM)
@@ -81,20 +89,23 @@ impl Permissions {
         if new.uid == u32::MAX || new.gid == u32::MAX {
             return Err(Errno::EINVAL);
         }
-        self.uid = new.uid;
-        self.gid = new.gid;
+        let who = process::current().credentials();
+        let (uid, gid) = (who.kernel_uid(new.uid), who.kernel_gid(new.gid));
+        self.uid = uid.ok_or(Errno::EINVAL)?;
+        self.gid = gid.ok_or(Errno::EINVAL)?;
         self.mode = self.mode & !0o777 | new.mode & 0o777;
         Ok(())
     }
 
     /// As IPC_STAT shows them for the object with identifier `id`.
     pub fn to_user(self, id: i32) -> IpcPerm {
+        let who = process::current().credentials();
         IpcPerm {
             key: self.key,
-            uid: self.uid,
-            gid: self.gid,
-            cuid: self.creator_uid,
-            cgid: self.creator_gid,
+            uid: who.shown_uid(self.uid),
+            gid: who.shown_gid(self.gid),
+            cuid: who.shown_uid(self.creator_uid),
+            cgid: who.shown_gid(self.creator_gid),
             mode: self.mode,
             seq: super::ids::sequence_of(id),
             pad: [0; 3],

@@ -8,6 +8,8 @@ use super::{mqueue, msg, sem};
 use crate::errno::{Errno, Result};
 use crate::fs::proc::sysctl::{self, parse_numbers};
 use crate::mm::shm;
+use crate::namespaces::IpcNamespace;
+use crate::namespaces::ipc::here;
 
 /// Makes settings and lists known, once procfs is up.
 pub fn register() -> Result<()> {
@@ -20,9 +22,9 @@ pub fn register() -> Result<()> {
     number("kernel/msgmax", &msg::SETTINGS.largest_message, i32::MAX as usize)?;
     number("kernel/msgmnb", &msg::SETTINGS.bytes_in_queue, i32::MAX as usize)?;
     number("kernel/msgmni", &msg::SETTINGS.queues, SLOTS)?;
-    wish("kernel/sem_next_id", &sem::SETS)?;
-    wish("kernel/msg_next_id", &msg::QUEUES)?;
-    wish("kernel/shm_next_id", &shm::SEGMENTS)
+    wish("kernel/sem_next_id", |here| &here.sets)?;
+    wish("kernel/msg_next_id", |here| &here.queues)?;
+    wish("kernel/shm_next_id", |here| &here.segments)
 }
 
 fn number(path: &str, value: &'static AtomicUsize, most: usize) -> Result<()> {
@@ -38,14 +40,14 @@ fn number(path: &str, value: &'static AtomicUsize, most: usize) -> Result<()> {
     })
 }
 
-/// The identifier of the next object.
-fn wish<T: Object>(path: &str, ids: &'static Ids<T>) -> Result<()> {
+/// The identifier of the next object in the reader's namespace.
+fn wish<T: Object + 'static>(path: &str, ids: fn(&IpcNamespace) -> &Ids<T>) -> Result<()> {
     sysctl::register(
         path,
-        || Ok(ids.wanted().to_string()),
-        |new| match new {
-            "-1" => ids.set_wanted(-1),
-            new => ids.set_wanted(sysctl::parse(new)?),
+        move || Ok(ids(&here()).wanted().to_string()),
+        move |new| match new {
+            "-1" => ids(&here()).set_wanted(-1),
+            new => ids(&here()).set_wanted(sysctl::parse(new)?),
         },
     )
 }

@@ -11,10 +11,11 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use super::anonymous::SharedMemory;
 use crate::errno::{Errno, Result};
 use crate::hugetlb::HugeFile;
-use crate::ipc::ids::{Ids, Limits, Object, SLOTS};
+use crate::ipc::ids::{Limits, Object, SLOTS};
 use crate::ipc::permissions::{IPC_PRIVATE, IpcPerm, Permissions};
 use crate::ipc::{current_pid, now};
 use crate::memory::fallible::Text;
+use crate::namespaces::ipc::{Home, here};
 use crate::process::{self, Pid};
 use crate::sync::SpinLock;
 
@@ -85,6 +86,7 @@ pub struct Segment {
     pub size: u64,
     pub memory: Memory,
     creator: Pid,
+    home: Home,
     state: SpinLock<State>,
 }
 
@@ -101,9 +103,6 @@ pub struct Status {
     pub last_pid: Pid,
     pub attachments: u64,
 }
-
-/// All segments.
-pub static SEGMENTS: Ids<Segment> = Ids::new();
 
 impl Object for Segment {
     fn id(&self) -> i32 {
@@ -126,12 +125,12 @@ impl Object for Segment {
 /// shmget(2): `allocate` makes the memory of a new segment.
 pub fn get(key: i32, size: u64, flags: u32, allocate: impl FnOnce() -> Result<Memory>) -> Result<i32> {
     let limits = || Limits { objects: shmmni(), weight: shmall() };
-    SEGMENTS.get(key, size, flags, limits, || {
+    here().segments.get(key, size, flags, limits, || {
         if size == 0 || size > shmmax().min(i64::MAX as u64) {
             return Err(Errno::EINVAL);
         }
         let pages = size.div_ceil(super::PAGE);
-        if SEGMENTS.totals().2.saturating_add(pages) > shmall() {
+        if here().segments.totals().2.saturating_add(pages) > shmall() {
             return Err(Errno::ENOSPC);
         }
         let memory = allocate()?;
@@ -144,7 +143,9 @@ pub fn get(key: i32, size: u64, flags: u32, allocate: impl FnOnce() -> Result<Me
             last_pid: 0,
             attachments: 0,
         };
-        Ok((pages, move |id| Segment { id, key, size, memory, creator, state: SpinLock::new(state) }))
+        let home = Home::current();
+        let state = SpinLock::new(state);
+        Ok((pages, move |id| Segment { id, key, size, memory, creator, home, state }))
     })
 }
 
@@ -195,9 +196,13 @@ impl Segment {
         drop(state);
         // An attachment that comes in between finds `DEST` and no other attachment, and fails.
         if unused {
-            SEGMENTS.remove(self);
+            if let Some(home) = self.home.get() {
+                home.segments.remove(self);
+            }
         } else {
-            SEGMENTS.forget_key(self);
+            if let Some(home) = self.home.get() {
+                home.segments.forget_key(self);
+            }
         }
         Ok(())
     }
@@ -213,8 +218,8 @@ impl Segment {
 
 /// Segments, the highest slot in use, pages of all of them, and pages in memory.
 pub fn totals() -> Result<(usize, usize, u64, u64)> {
-    let (count, highest, pages) = SEGMENTS.totals();
-    let resident = SEGMENTS.all()?.iter().map(|segment| segment.resident() / super::PAGE).sum();
+    let (count, highest, pages) = here().segments.totals();
+    let resident = here().segments.all()?.iter().map(|segment| segment.resident() / super::PAGE).sum();
     Ok((count, highest, pages, resident))
 }
 
@@ -265,7 +270,9 @@ impl Drop for Attachment {
         drop(state);
         if last {
             // The memory is freed when `self.0` goes.
-            SEGMENTS.remove(&self.0);
+            if let Some(home) = self.0.home.get() {
+                home.segments.remove(&self.0);
+            }
         }
     }
 }
@@ -276,7 +283,7 @@ pub fn list() -> Result<String> {
         "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      \
          atime      dtime      ctime                   rss                  swap\n",
     );
-    for segment in SEGMENTS.all()? {
+    for segment in here().segments.all()? {
         let status = segment.status();
         let permissions = status.permissions;
         let _ = writeln!(

@@ -12,6 +12,7 @@ use super::PAGE;
 use crate::arch::{clock, features};
 use crate::memory::PhysAddr;
 use crate::memory::frame::{Frame, Use};
+use crate::namespaces;
 use crate::sync::Once;
 
 /// Pages of the kernel's that programs see.
@@ -24,7 +25,10 @@ pub struct SpecialPages {
 impl SpecialPages {
     /// The page at `index`.
     pub(super) fn frame(&self, index: u64) -> Option<PhysAddr> {
-        if index == 0 { self.frame.get().map(Frame::phys) } else { None }
+        // Time looks different from another time namespace: the code there asks the kernel.
+        let pages =
+            if core::ptr::eq(self, &DATA) && namespaces::time::is_shifted() { &SHIFTED_DATA } else { self };
+        if index == 0 { pages.frame.get().map(Frame::phys) } else { None }
     }
 }
 
@@ -32,6 +36,9 @@ impl SpecialPages {
 pub static IMAGE: SpecialPages = SpecialPages { name: "[vdso]", frame: Once::new() };
 /// The data, one page before the code.
 pub static DATA: SpecialPages = SpecialPages { name: "[vvar]", frame: Once::new() };
+
+/// The data in another time namespace than the first.
+static SHIFTED_DATA: SpecialPages = SpecialPages { name: "[vvar]", frame: Once::new() };
 
 /// Bytes of data and code together; the code is the second page.
 pub const LEN: u64 = 2 * PAGE;
@@ -45,7 +52,13 @@ struct Data {
     mult: AtomicU64,
     realtime_offset: AtomicI64,
     has_rdtscp: AtomicU64,
+    /// The clocks that the code tells, a bit each.
+    clocks: AtomicU64,
 }
+
+/// Realtime (0, coarse 5, TAI 11); monotonic (1, raw 4, coarse 6) and boot time (7).
+const REALTIME_CLOCKS: u64 = 0x821;
+const UPTIME_CLOCKS: u64 = 0x0d2;
 
 global_asm!(
     r#"
@@ -69,12 +82,13 @@ vdso_now:
     shrdq $32, %rdx, %rax
     retq
 
-# Realtime (0, coarse 5, TAI 11) and monotonic (1, raw 4, coarse 6, boot time 7) clocks; the rest asks the kernel.
+# The clocks that the data names; the rest asks the kernel.
 .balign 16
 vdso_clock_gettime:
     cmpl $11, %edi
     ja 3f
-    movl $0x8f3, %ecx
+    leaq vdso_text - {TEXT} - 4096(%rip), %r8
+    movl 32(%r8), %ecx
     btl %edi, %ecx
     jnc 3f
     call vdso_now
@@ -179,6 +193,21 @@ unsafe extern "C" {
 
 /// Makes the pages. The time-stamp counter must be calibrated.
 pub(super) fn init() {
+    let data = data_page(REALTIME_CLOCKS | UPTIME_CLOCKS);
+    let shifted = data_page(REALTIME_CLOCKS);
+    let image = Frame::alloc_zeroed(Use::Other).expect("memory for the vDSO");
+    let bytes = build();
+    assert!(bytes.len() <= PAGE as usize, "the vDSO fits into a page");
+    // SAFETY: the frame is ours and large enough.
+    unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), image.as_ptr(), bytes.len()) };
+    for (pages, frame) in [(&DATA, data), (&SHIFTED_DATA, shifted), (&IMAGE, image)] {
+        assert!(pages.frame.set(frame).is_ok(), "initialised twice");
+    }
+    set_realtime_offset(crate::time::clock::realtime_offset());
+}
+
+/// Data for code that tells these clocks.
+fn data_page(clocks: u64) -> Frame {
     let data = Frame::alloc_zeroed(Use::Other).expect("memory for the vDSO's data");
     let parameters = clock::tsc_parameters();
     assert_eq!(parameters.shift, 32, "the vDSO's code shifts by 32");
@@ -188,19 +217,14 @@ pub(super) fn init() {
     fields.base.store(parameters.base, Ordering::Relaxed);
     fields.mult.store(parameters.mult, Ordering::Relaxed);
     fields.has_rdtscp.store(u64::from(features::has_rdtscp()), Ordering::Relaxed);
-    let image = Frame::alloc_zeroed(Use::Other).expect("memory for the vDSO");
-    let bytes = build();
-    assert!(bytes.len() <= PAGE as usize, "the vDSO fits into a page");
-    // SAFETY: the frame is ours and large enough.
-    unsafe { core::ptr::copy_nonoverlapping(bytes.as_ptr(), image.as_ptr(), bytes.len()) };
-    assert!(DATA.frame.set(data).is_ok() && IMAGE.frame.set(image).is_ok(), "initialised twice");
-    set_realtime_offset(crate::time::clock::realtime_offset());
+    fields.clocks.store(clocks, Ordering::Relaxed);
+    data
 }
 
 /// Tells programs how far real time is from monotonic time, in nanoseconds.
 pub fn set_realtime_offset(nanoseconds: i64) {
-    if let Some(frame) = DATA.frame.get() {
-        // SAFETY: as in `init`; the frame is never freed.
+    for frame in [&DATA, &SHIFTED_DATA].into_iter().filter_map(|pages| pages.frame.get()) {
+        // SAFETY: as in `data_page`; the frame is never freed.
         unsafe { &*frame.as_ptr().cast::<Data>() }.realtime_offset.store(nanoseconds, Ordering::SeqCst);
     }
 }

@@ -11,6 +11,7 @@ use super::unix::address::Address;
 use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::memory::{PAGE_SIZE, fallible, reserve};
+use crate::namespaces::View;
 use crate::process;
 use crate::process::limits;
 use crate::sched;
@@ -52,13 +53,33 @@ impl Ucred {
         Self { pid: thread.process.pid, uid: credentials.uid, gid: credentials.gid }
     }
 
+    /// What the current process claims to be, in the numbers of its namespaces. `EINVAL`, `ESRCH` for those that there are not.
+    pub fn claimed(pid: u32, uid: u32, gid: u32) -> Result<Self> {
+        let own = process::current().credentials();
+        let (uid, gid) =
+            (own.kernel_uid(uid).ok_or(Errno::EINVAL)?, own.kernel_gid(gid).ok_or(Errno::EINVAL)?);
+        let pid = View::current().global(pid).ok_or(Errno::ESRCH)?;
+        Ok(Self { pid, uid, gid })
+    }
+
+    /// In the numbers that the current process's namespaces have for them.
+    pub fn shown(self) -> Self {
+        if self == Self::NOBODY {
+            return self;
+        }
+        let own = process::current().credentials();
+        let pid = View::current().number(self.pid);
+        Self { pid, uid: own.shown_uid(self.uid), gid: own.shown_gid(self.gid) }
+    }
+
     /// May the current process claim to be this? Its own identities it may use, others need capabilities. `EPERM`.
     pub fn check_claim(&self) -> Result<()> {
         let thread = process::current();
         let c = thread.credentials();
-        let pid = self.pid == thread.process.pid || c.capable(abi::CAP_SYS_ADMIN);
-        let uid = [c.uid, c.euid, c.suid].contains(&self.uid) || c.capable(abi::CAP_SETUID);
-        let gid = [c.gid, c.egid, c.sgid].contains(&self.gid) || c.capable(abi::CAP_SETGID);
+        let pid = self.pid == thread.process.pid
+            || c.capable_in(&thread.process.pid_namespace().head.user, abi::CAP_SYS_ADMIN);
+        let uid = [c.uid, c.euid, c.suid].contains(&self.uid) || c.capable_here(abi::CAP_SETUID);
+        let gid = [c.gid, c.egid, c.sgid].contains(&self.gid) || c.capable_here(abi::CAP_SETGID);
         if pid && uid && gid { Ok(()) } else { Err(Errno::EPERM) }
     }
 }

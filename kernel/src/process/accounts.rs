@@ -1,10 +1,11 @@
-//! What each user has of the things that are limited for a user: threads, and signals that wait or that timers may send.
+//! What each user has of the things that are limited for a user: threads, signals that wait or that timers may send, namespaces.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use alloc::sync::Arc;
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeAtomicLink, intrusive_adapter};
 
+use crate::namespaces::Kind;
 use crate::sync::IrqLock;
 
 /// What is counted.
@@ -17,13 +18,38 @@ pub enum Counted {
     /// Instances of inotify(7), and watches of them.
     NotifyInstances,
     NotifyWatches,
+    /// Namespaces of each kind: these count for a user as one of a user namespace.
+    CgroupNamespaces,
+    IpcNamespaces,
+    MountNamespaces,
+    NetNamespaces,
+    PidNamespaces,
+    TimeNamespaces,
+    UserNamespaces,
+    UtsNamespaces,
 }
 
-const KINDS: usize = 4;
+impl Counted {
+    pub fn of_namespace(kind: Kind) -> Self {
+        match kind {
+            Kind::Cgroup => Self::CgroupNamespaces,
+            Kind::Ipc => Self::IpcNamespaces,
+            Kind::Mount => Self::MountNamespaces,
+            Kind::Net => Self::NetNamespaces,
+            Kind::Pid => Self::PidNamespaces,
+            Kind::Time => Self::TimeNamespaces,
+            Kind::User => Self::UserNamespaces,
+            Kind::Uts => Self::UtsNamespaces,
+        }
+    }
+}
+
+const KINDS: usize = 4 + Kind::ALL.len();
 
 /// The counts of one user. It is on the list while one of them is above 0.
 struct Account {
-    uid: u32,
+    /// The user namespace (0 for all of them, whatever their number) and the user.
+    who: (u64, u32),
     link: RBTreeAtomicLink,
     /// Changed under the list's lock.
     counts: [AtomicUsize; KINDS],
@@ -32,10 +58,10 @@ struct Account {
 intrusive_adapter!(ByUid = Arc<Account>: Account { link => RBTreeAtomicLink });
 
 impl<'a> KeyAdapter<'a> for ByUid {
-    type Key = u32;
+    type Key = (u64, u32);
 
-    fn get_key(&self, account: &'a Account) -> u32 {
-        account.uid
+    fn get_key(&self, account: &'a Account) -> (u64, u32) {
+        account.who
     }
 }
 
@@ -51,10 +77,14 @@ pub struct Share {
 impl Share {
     /// Counts one thing more for the user; the count with it.
     pub fn take(uid: u32, counted: Counted) -> (Self, usize) {
+        Self::take_for((0, uid), counted)
+    }
+
+    fn take_for(who: (u64, u32), counted: Counted) -> (Self, usize) {
         let mut fresh = None;
         loop {
             let mut accounts = ACCOUNTS.lock();
-            let found = accounts.find(&uid).clone_pointer();
+            let found = accounts.find(&who).clone_pointer();
             let account = match (found, fresh.take()) {
                 (Some(account), _) => account,
                 (None, Some(fresh)) => {
@@ -65,7 +95,7 @@ impl Share {
                     drop(accounts);
                     // Memory is allocated outside of the lock.
                     let counts = [const { AtomicUsize::new(0) }; KINDS];
-                    fresh = Some(Arc::new(Account { uid, link: RBTreeAtomicLink::new(), counts }));
+                    fresh = Some(Arc::new(Account { who, link: RBTreeAtomicLink::new(), counts }));
                     continue;
                 }
             };
@@ -78,6 +108,12 @@ impl Share {
     /// Counts one thing more for the user, unless there are `limit` already.
     pub fn take_within(uid: u32, counted: Counted, limit: u64) -> Option<Self> {
         let (share, count) = Self::take(uid, counted);
+        (count as u64 <= limit).then_some(share)
+    }
+
+    /// Counts one thing more for the user as one of a user namespace, unless there are `limit` already.
+    pub fn take_within_namespace(namespace: u64, uid: u32, counted: Counted, limit: u64) -> Option<Self> {
+        let (share, count) = Self::take_for((namespace, uid), counted);
         (count as u64 <= limit).then_some(share)
     }
 }
@@ -99,5 +135,8 @@ impl Drop for Share {
 /// How many the user has.
 pub fn count(uid: u32, counted: Counted) -> usize {
     let accounts = ACCOUNTS.lock();
-    accounts.find(&uid).get().map_or(0, |account| account.counts[counted as usize].load(Ordering::SeqCst))
+    accounts
+        .find(&(0, uid))
+        .get()
+        .map_or(0, |account| account.counts[counted as usize].load(Ordering::SeqCst))
 }

@@ -4,6 +4,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use crate::errno::{Errno, Result};
+use crate::namespaces::UserNamespace;
+use crate::namespaces::user::{Ids, OVERFLOW_ID};
 use crate::sync::Once;
 
 /// The identity of a thread. Immutable: a change makes a new one.
@@ -26,6 +28,8 @@ pub struct Credentials {
     pub ambient: u64,
     pub keep_capabilities: bool,
     pub securebits: u32,
+    /// The user namespace; `None` for the first.
+    user: Option<Arc<UserNamespace>>,
 }
 
 /// The highest capability number, as /proc/sys/kernel/cap_last_cap says.
@@ -41,6 +45,8 @@ pub const CAP_SETGID: u32 = 6;
 pub const CAP_SETUID: u32 = 7;
 #[allow(missing_docs)]
 pub const CAP_SETPCAP: u32 = 8;
+#[allow(missing_docs)]
+pub const CAP_SYS_CHROOT: u32 = 18;
 #[allow(missing_docs)]
 pub const CAP_SYS_ADMIN: u32 = 21;
 #[allow(missing_docs)]
@@ -79,17 +85,87 @@ impl Credentials {
                 ambient: 0,
                 keep_capabilities: false,
                 securebits: 0,
+                user: None,
             })
         })
         .clone()
     }
 
-    /// Whether the capability is in effect.
+    /// Whether the capability is in effect for what belongs to the whole system, and to no user namespace.
     pub fn capable(&self, capability: u32) -> bool {
+        self.user.is_none() && self.capable_here(capability)
+    }
+
+    /// Whether the capability is in effect in the thread's own user namespace.
+    pub fn capable_here(&self, capability: u32) -> bool {
         self.effective >> capability & 1 != 0
     }
 
-    /// `EPERM` unless the capability is in effect.
+    /// Whether the capability is in effect for what belongs to `namespace`: there, or in one above. Who made a namespace has all
+    /// capabilities in it, as long as it is in the one above.
+    pub fn capable_in(&self, namespace: &UserNamespace, capability: u32) -> bool {
+        let own: &UserNamespace = self.user.as_ref().unwrap_or_else(|| UserNamespace::initial());
+        let mut at = namespace;
+        loop {
+            if core::ptr::eq(at, own) {
+                return self.capable_here(capability);
+            }
+            let Some(parent) = at.parent.as_deref().filter(|_| at.level > own.level) else { return false };
+            if core::ptr::eq(parent, own) && at.owner == self.euid {
+                return true;
+            }
+            at = parent;
+        }
+    }
+
+    /// Whether the capability is in effect for a thread with these credentials.
+    pub fn capable_over(&self, other: &Self, capability: u32) -> bool {
+        match &other.user {
+            None => self.capable(capability),
+            Some(user) => self.capable_in(user, capability),
+        }
+    }
+
+    /// The user namespace.
+    pub fn user_namespace(&self) -> Arc<UserNamespace> {
+        self.user.as_ref().unwrap_or_else(|| UserNamespace::initial()).clone()
+    }
+
+    /// The user namespace, unless it is the first.
+    pub fn nested_user_namespace(&self) -> Option<&Arc<UserNamespace>> {
+        self.user.as_ref()
+    }
+
+    pub fn set_user_namespace(&mut self, user: Arc<UserNamespace>) {
+        self.user = (!Arc::ptr_eq(&user, UserNamespace::initial())).then_some(user);
+    }
+
+    /// The kernel's number for a user's in the thread's namespace.
+    pub fn kernel_uid(&self, uid: u32) -> Option<u32> {
+        self.user.as_ref().map_or(Some(uid), |user| user.to_kernel(Ids::Users, uid))
+    }
+
+    /// As `kernel_uid`, of a group.
+    pub fn kernel_gid(&self, gid: u32) -> Option<u32> {
+        self.user.as_ref().map_or(Some(gid), |user| user.to_kernel(Ids::Groups, gid))
+    }
+
+    /// A user's number in the thread's namespace; one that has none is shown as 65534.
+    pub fn shown_uid(&self, uid: u32) -> u32 {
+        self.user.as_ref().map_or(uid, |user| user.number_of(Ids::Users, uid).unwrap_or(OVERFLOW_ID))
+    }
+
+    /// As `shown_uid`, of a group.
+    pub fn shown_gid(&self, gid: u32) -> u32 {
+        self.user.as_ref().map_or(gid, |user| user.number_of(Ids::Groups, gid).unwrap_or(OVERFLOW_ID))
+    }
+
+    /// Is it the user 0 of the thread's namespace?
+    fn is_root(&self, uid: u32) -> bool {
+        self.kernel_uid(0) == Some(uid)
+    }
+
+    /// `EPERM` unless the capability is in effect for the whole system.
     pub fn require(&self, capability: u32) -> Result<()> {
         if self.capable(capability) { Ok(()) } else { Err(Errno::EPERM) }
     }
@@ -105,7 +181,7 @@ impl Credentials {
         if uid == KEEP {
             return Err(Errno::EINVAL);
         }
-        if self.capable(CAP_SETUID) {
+        if self.capable_here(CAP_SETUID) {
             (self.uid, self.suid) = (uid, uid);
         } else if uid != self.uid && uid != self.suid {
             return Err(Errno::EPERM);
@@ -118,7 +194,7 @@ impl Credentials {
     /// setreuid(2).
     pub fn set_reuid(&mut self, ruid: u32, euid: u32) -> Result<()> {
         let old = self.clone();
-        let any = self.capable(CAP_SETUID);
+        let any = self.capable_here(CAP_SETUID);
         if ruid != KEEP {
             if !any && ruid != old.uid && ruid != old.euid {
                 return Err(Errno::EPERM);
@@ -142,7 +218,7 @@ impl Credentials {
     /// setresuid(2).
     pub fn set_resuid(&mut self, ruid: u32, euid: u32, suid: u32) -> Result<()> {
         let old = self.clone();
-        if !self.capable(CAP_SETUID) {
+        if !self.capable_here(CAP_SETUID) {
             let allowed = [KEEP, old.uid, old.euid, old.suid];
             if ![ruid, euid, suid].iter().all(|id| allowed.contains(id)) {
                 return Err(Errno::EPERM);
@@ -163,7 +239,7 @@ impl Credentials {
         if gid == KEEP {
             return Err(Errno::EINVAL);
         }
-        if self.capable(CAP_SETGID) {
+        if self.capable_here(CAP_SETGID) {
             (self.gid, self.sgid) = (gid, gid);
         } else if gid != self.gid && gid != self.sgid {
             return Err(Errno::EPERM);
@@ -175,7 +251,7 @@ impl Credentials {
     /// setregid(2).
     pub fn set_regid(&mut self, rgid: u32, egid: u32) -> Result<()> {
         let old = self.clone();
-        let any = self.capable(CAP_SETGID);
+        let any = self.capable_here(CAP_SETGID);
         if rgid != KEEP {
             if !any && rgid != old.gid && rgid != old.egid {
                 return Err(Errno::EPERM);
@@ -198,7 +274,7 @@ impl Credentials {
     /// setresgid(2).
     pub fn set_resgid(&mut self, rgid: u32, egid: u32, sgid: u32) -> Result<()> {
         let old = self.clone();
-        if !self.capable(CAP_SETGID) {
+        if !self.capable_here(CAP_SETGID) {
             let allowed = [KEEP, old.gid, old.egid, old.sgid];
             if ![rgid, egid, sgid].iter().all(|id| allowed.contains(id)) {
                 return Err(Errno::EPERM);
@@ -217,7 +293,7 @@ impl Credentials {
     pub fn set_fsuid(&mut self, uid: u32) -> u32 {
         let old = self.fsuid;
         if uid != KEEP
-            && (self.capable(CAP_SETUID) || [self.uid, self.euid, self.suid, self.fsuid].contains(&uid))
+            && (self.capable_here(CAP_SETUID) || [self.uid, self.euid, self.suid, self.fsuid].contains(&uid))
         {
             self.fsuid = uid;
         }
@@ -228,7 +304,7 @@ impl Credentials {
     pub fn set_fsgid(&mut self, gid: u32) -> u32 {
         let old = self.fsgid;
         if gid != KEEP
-            && (self.capable(CAP_SETGID) || [self.gid, self.egid, self.sgid, self.fsgid].contains(&gid))
+            && (self.capable_here(CAP_SETGID) || [self.gid, self.egid, self.sgid, self.fsgid].contains(&gid))
         {
             self.fsgid = gid;
         }
@@ -237,17 +313,17 @@ impl Credentials {
 
     /// What a change of users does to capabilities: capabilities(7).
     fn uids_changed(&mut self, old: &Self) {
-        let had_root = [old.uid, old.euid, old.suid].contains(&0);
-        let has_root = [self.uid, self.euid, self.suid].contains(&0);
+        let had_root = [old.uid, old.euid, old.suid].iter().any(|uid| self.is_root(*uid));
+        let has_root = [self.uid, self.euid, self.suid].iter().any(|uid| self.is_root(*uid));
         if had_root && !has_root {
             if !self.keep_capabilities {
                 self.permitted = 0;
                 self.ambient = 0;
             }
             self.effective = 0;
-        } else if old.euid == 0 && self.euid != 0 {
+        } else if self.is_root(old.euid) && !self.is_root(self.euid) {
             self.effective = 0;
-        } else if old.euid != 0 && self.euid == 0 {
+        } else if !self.is_root(old.euid) && self.is_root(self.euid) {
             self.effective = self.permitted;
         }
     }
@@ -255,10 +331,10 @@ impl Credentials {
     /// execve(2) of a program without file capabilities and set-user-ID bits.
     pub fn after_exec(&self) -> Self {
         let mut new = self.clone();
-        let root = self.uid == 0 || self.euid == 0;
+        let root = self.is_root(self.uid) || self.is_root(self.euid);
         if root {
             new.permitted = self.inheritable | self.bounding;
-            new.effective = if self.euid == 0 { new.permitted } else { 0 };
+            new.effective = if self.is_root(self.euid) { new.permitted } else { 0 };
         } else {
             new.permitted = self.ambient;
             new.effective = self.ambient;

@@ -107,7 +107,13 @@ fn load(file: Arc<File>, name: &[u8], arguments: Vec<Vec<u8>>, environment: Vec<
     let identity = |_: &Arc<File>| {
         // Set-user-ID bits are not honoured, as on a mount with `nosuid`: no program gains rights by running.
         let own = super::current().credentials();
-        Identity { uid: own.uid, euid: own.euid, gid: own.gid, egid: own.egid, secure: false }
+        Identity {
+            uid: own.shown_uid(own.uid),
+            euid: own.shown_uid(own.euid),
+            gid: own.shown_gid(own.gid),
+            egid: own.shown_gid(own.egid),
+            secure: false,
+        }
     };
     exec::load(Request { file, name, arguments, environment, identity: &identity })
 }

@@ -9,6 +9,7 @@ use super::process::WaitStatus;
 use super::{Process, Thread, futex, ptrace, tree, user};
 use crate::arch::interrupts;
 use crate::mm::uaccess;
+use crate::namespaces::View;
 use crate::sched;
 use crate::signal::{self, SIGCHLD, SIGCONT, SIGHUP, SigInfo, SigSet, flags};
 
@@ -69,6 +70,7 @@ fn finish(status: WaitStatus) -> ! {
     thread.leave_undo_list();
     thread.set_files(None);
     thread.set_fs(None);
+    thread.set_namespaces(None);
     thread.signals.drop_own();
     if is_last(&process) {
         process.timers.posix.clear();
@@ -173,6 +175,11 @@ fn led_session(tree: &tree::Guard, process: &Process) -> Option<Arc<tree::Sessio
 
 /// The last thread has ended: children find a new parent, the parent is told.
 fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
+    if let Some(numbers) = process.numbers.as_ref().filter(|numbers| numbers.own() == 1) {
+        drop(tree);
+        numbers.namespace().first_process_ends(process);
+        tree = tree::lock();
+    }
     // Some at a time: what leaves the tree is kept without allocating, and dropped without the lock.
     let mut removed = Removed::new();
     while !reparent_children(&mut tree, process, &mut removed) {
@@ -221,7 +228,7 @@ pub(super) fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status
             }
         }
         if send {
-            let mut info = signal::child_info(process, status);
+            let mut info = signal::child_info(process, &parent, status);
             info.signal = exit_signal as i32;
             signal::send_process_locked(tree, &parent, info);
         }
@@ -247,7 +254,11 @@ fn reparent_children(tree: &mut tree::Guard, process: &Arc<Process>, removed: &m
         while signals != 0 {
             let signal = signals.trailing_zeros() + 1;
             signals &= signals - 1;
-            signal::send_process_locked(tree, &child, SigInfo::user(signal, 0, process.pid, 0));
+            signal::send_process_locked(
+                tree,
+                &child,
+                SigInfo::user(signal, 0, View::of(&child).process(process), 0),
+            );
         }
         let Some(new_parent) = &new_parent else {
             removed.push(tree.disown(&child));
@@ -269,16 +280,18 @@ fn reparent_children(tree: &mut tree::Guard, process: &Arc<Process>, removed: &m
     process.relations.get(tree).children.is_empty()
 }
 
-/// The nearest ancestor that takes orphans, else the first process.
+/// The nearest ancestor in the same PID namespace that takes orphans, else the first process of that.
 fn new_parent(tree: &tree::Guard, process: &Process) -> Option<Arc<Process>> {
+    let level = |process: &Process| process.numbers.as_ref().map_or(0, |numbers| numbers.namespace().level);
     let mut ancestor = process.relations.get(tree).parent.clone();
-    while let Some(candidate) = ancestor {
+    while let Some(candidate) = ancestor.filter(|candidate| level(candidate) == level(process)) {
         if candidate.child_subreaper.load(Ordering::SeqCst) && candidate.relations.get(tree).live > 0 {
             return Some(candidate);
         }
         ancestor = candidate.relations.get(tree).parent.clone();
     }
-    tree.init()
+    let first = process.numbers.as_ref().and_then(|numbers| numbers.namespace().init.get(tree).clone());
+    first.or_else(|| tree.init())
 }
 
 /// When `process` ends or loses `parent`, its group may become orphaned. If it has stopped members then,

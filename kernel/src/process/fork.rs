@@ -17,6 +17,7 @@ use crate::errno::{Errno, Result};
 use crate::memory::stack::KernelStack;
 use crate::memory::{self, Pressure};
 use crate::mm::uaccess;
+use crate::namespaces::{self, Numbers, View};
 use crate::sched::{self, Entity, Parameters, Policy};
 use crate::signal::{self, AltStack, ThreadSignals};
 
@@ -49,24 +50,32 @@ const CHILD_CLEARTID: u64 = abi::CLONE_CHILD_CLEARTID as u64;
 const DETACHED: u64 = abi::CLONE_DETACHED as u64;
 const CHILD_SETTID: u64 = abi::CLONE_CHILD_SETTID as u64;
 const CLEAR_SIGHAND: u64 = 0x1_0000_0000;
-const NAMESPACES: u64 = (abi::CLONE_NEWNS
-    | abi::CLONE_NEWCGROUP
-    | abi::CLONE_NEWUTS
-    | abi::CLONE_NEWIPC
-    | abi::CLONE_NEWUSER
-    | abi::CLONE_NEWPID
-    | abi::CLONE_NEWNET
-    | abi::CLONE_NEWTIME) as u64;
+const NEWNS: u64 = abi::CLONE_NEWNS as u64;
+const NEWUSER: u64 = abi::CLONE_NEWUSER as u64;
+const NEWPID: u64 = abi::CLONE_NEWPID as u64;
+const NEWIPC: u64 = abi::CLONE_NEWIPC as u64;
 
 fn check(args: &CloneArgs, parent: &Process) -> Result<()> {
     let has = |flag: u64| args.flags & flag != 0;
-    let invalid = has(NAMESPACES)
+    let invalid = (has(NEWNS | NEWUSER) && has(FS))
+        || (has(NEWUSER | NEWPID) && has(THREAD))
+        || (has(NEWIPC) && has(SYSVSEM))
         || (has(THREAD) && !has(SIGHAND))
         || (has(SIGHAND) && !has(VM))
         || (has(SIGHAND) && has(CLEAR_SIGHAND))
         || (has(PIDFD) && has(DETACHED | THREAD))
-        || (has(PARENT) && parent.pid == 1)
+        || (has(PARENT) && parent.is_init())
         || args.exit_signal > signal::SIGNAL_MAX;
+    if invalid { Err(Errno::EINVAL) } else { Ok(()) }
+}
+
+/// A thread has its numbers from where its process has them, and shared memory tells one time.
+fn check_threads_namespaces(args: &CloneArgs, current: &Thread) -> Result<()> {
+    let Some(namespaces) = current.namespaces() else { return Ok(()) };
+    let other_numbers = || !Arc::ptr_eq(&namespaces.pid_for_children, &current.process.pid_namespace());
+    let other_time = || !Arc::ptr_eq(&namespaces.time_for_children, &namespaces.time);
+    let invalid = args.flags & THREAD != 0 && other_numbers()
+        || args.flags & VM != 0 && args.flags & VFORK == 0 && other_time();
     if invalid { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
@@ -75,6 +84,7 @@ fn check(args: &CloneArgs, parent: &Process) -> Result<()> {
 pub fn clone(args: CloneArgs, frame: &mut TrapFrame) -> Result<Pid> {
     let current = super::current();
     check(&args, &current.process)?;
+    check_threads_namespaces(&args, &current)?;
     let traced = ptrace::clone_event(&current, &args);
     let child = make_with_room(&args, frame, &current)?;
     if traced.inherits {
@@ -88,9 +98,10 @@ pub fn clone(args: CloneArgs, frame: &mut TrapFrame) -> Result<Pid> {
         }
     })?;
     let tid = thread.tid();
+    let number = if current.process.numbers.is_none() { tid } else { View::current().thread(&thread) };
     if args.flags & PARENT_SETTID != 0 {
         // As Linux: the child exists whether this succeeds or not.
-        let _ = uaccess::write_user(args.parent_tid, &(tid as i32));
+        let _ = uaccess::write_user(args.parent_tid, &(number as i32));
     }
     let process = thread.process.clone();
     sched::start(&thread);
@@ -103,7 +114,7 @@ pub fn clone(args: CloneArgs, frame: &mut TrapFrame) -> Result<Pid> {
             .wait_killable(None, || process.vfork_released.load(Ordering::SeqCst).then_some(()));
         ptrace::vfork_done(frame, tid);
     }
-    Ok(tid)
+    Ok(number)
 }
 
 /// Makes the thread; looks for memory where it is short.
@@ -165,8 +176,16 @@ impl Child {
         let files = if has(FILES) { files } else { Arc::new(files.duplicate()?) };
         let fs = current.fs();
         let fs = if has(FS) { fs } else { Arc::new(fs.duplicate()) };
+        let (new_credentials, namespaces) = namespaces::for_child(args.flags as u32, current, &fs)?;
+        let credentials = new_credentials.map_or(credentials, Arc::new);
         let pid = PidReservation(Some(tree::lock().allocate_pid()?));
         let new_process = !has(THREAD);
+        let global = pid.0.expect("just reserved");
+        let numbers = match &namespaces {
+            Some(namespaces) => Numbers::take(&namespaces.pid_for_children, global)?,
+            None => None,
+        };
+        let own_number = numbers.as_ref().map_or(global, |numbers| numbers.own());
         let process = if new_process {
             let actions = parent.actions.lock().clone();
             let actions = if has(SIGHAND) { actions } else { actions.duplicate() };
@@ -174,7 +193,8 @@ impl Child {
                 actions.clear_handlers();
             }
             Process::new(process::Parts {
-                pid: pid.0.expect("just reserved"),
+                pid: global,
+                numbers: numbers.clone(),
                 relations: tree::Relations::new(args.exit_signal),
                 mm: Some(mm.clone()),
                 actions,
@@ -216,6 +236,8 @@ impl Child {
         let set_child_tid = has(CHILD_SETTID);
         let thread = Thread::new(Parts {
             tid,
+            numbers: if new_process { None } else { numbers },
+            namespaces,
             process,
             sched: Entity::new(inherited(current), current.sched.affinity(), cpu::id()),
             context,
@@ -231,7 +253,7 @@ impl Child {
             start: set_child_tid.then(|| -> Box<dyn FnOnce() + Send> {
                 Box::new(move || {
                     // As Linux: a bad address is the child's problem.
-                    let _ = uaccess::write_user(child_tid, &(tid as i32));
+                    let _ = uaccess::write_user(child_tid, &(own_number as i32));
                 })
             }),
         });
@@ -281,6 +303,9 @@ impl Child {
         let mut removed = (None, None);
         if self.new_process {
             relations.leader = Some(thread.clone());
+            if let Some(numbers) = process.numbers.as_ref().filter(|numbers| numbers.own() == 1) {
+                *numbers.namespace().init.get_mut(&mut tree) = Some(process.clone());
+            }
             let siblings_parent = if args.flags & PARENT != 0 {
                 process::parent_of(parent, &tree)
             } else {

@@ -6,6 +6,7 @@ use core::sync::atomic::Ordering;
 use super::tree::{self, Group, Guard, Session};
 use super::{Credentials, Pid, Process};
 use crate::errno::{Errno, Result};
+use crate::namespaces::View;
 use crate::signal::{self, SIGCONT, SigInfo};
 
 /// Whether no member but `except` has a parent in another group of the same session: then nobody could continue its stopped members.
@@ -47,8 +48,9 @@ pub fn session_of_group(pgid: Pid) -> Option<Pid> {
 /// setpgid(2).
 pub fn setpgid(pid: Pid, pgid: Pid) -> Result<()> {
     let current = super::current().process.clone();
-    let pid = if pid == 0 { current.pid } else { pid };
-    let pgid = if pgid == 0 { pid } else { pgid };
+    let view = View::of(&current);
+    let pid = if pid == 0 { current.pid } else { view.global(pid).ok_or(Errno::ESRCH)? };
+    let pgid = if pgid == 0 { pid } else { view.global(pgid).ok_or(Errno::EPERM)? };
     let mut tree = tree::lock();
     let process = tree.process(pid).ok_or(Errno::ESRCH)?;
     let session_of = |process: &Process, tree: &Guard| {
@@ -73,7 +75,7 @@ pub fn setpgid(pid: Pid, pgid: Pid) -> Result<()> {
     let group = match tree.group(pgid) {
         Some(group) if Arc::ptr_eq(&group.session, &own_session) => group,
         Some(_) => return Err(Errno::EPERM),
-        None if pgid == pid => Group::new(pgid, own_session),
+        None if pgid == pid => Group::new(pgid, process.numbers.clone(), own_session),
         None => return Err(Errno::EPERM),
     };
     let same = process.relations.get(&tree).group.as_ref().is_some_and(|old| Arc::ptr_eq(old, &group));
@@ -92,28 +94,29 @@ pub fn setsid() -> Result<Pid> {
     if tree.group(process.pid).is_some() {
         return Err(Errno::EPERM);
     }
-    let group = Group::new(process.pid, Session::new(process.pid));
+    let numbers = || process.numbers.clone();
+    let group = Group::new(process.pid, numbers(), Session::new(process.pid, numbers()));
     let removed = tree.join_group(&process, &group);
     drop(tree);
     drop(removed);
-    Ok(process.pid)
+    Ok(process.number())
 }
 
 /// getpgid(2).
 pub fn getpgid(pid: Pid) -> Result<Pid> {
-    find_or_current(pid).map(|process| process.pgid())
+    find_or_current(pid).map(|process| View::current().number(process.pgid()))
 }
 
 /// getsid(2).
 pub fn getsid(pid: Pid) -> Result<Pid> {
-    find_or_current(pid).map(|process| process.sid())
+    find_or_current(pid).map(|process| View::current().number(process.sid()))
 }
 
 fn find_or_current(pid: Pid) -> Result<Arc<Process>> {
     if pid == 0 { Ok(super::current().process.clone()) } else { super::find(pid).ok_or(Errno::ESRCH) }
 }
 
-/// Whom kill(2) means.
+/// Whom kill(2) means, in the numbers of the caller's PID namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
     Process(Pid),
@@ -125,7 +128,7 @@ pub enum Target {
 /// Whether a process with the credentials `sender` may send the signal to one with `other`.
 fn may_signal(sender: &Credentials, other: &Credentials, signal: Option<u32>, same_session: bool) -> bool {
     let same_user = [sender.euid, sender.uid].iter().any(|uid| *uid == other.suid || *uid == other.uid);
-    same_user || sender.capable(super::CAP_KILL) || (signal == Some(SIGCONT) && same_session)
+    same_user || sender.capable_over(other, super::CAP_KILL) || (signal == Some(SIGCONT) && same_session)
 }
 
 /// `EPERM` unless the current thread may send the signal.
@@ -145,20 +148,55 @@ pub fn check_may_signal(target: &Process, signal: Option<u32>) -> Result<()> {
 /// A group gets its signal in one step of the tree: a member that forks meanwhile either has its child in the group before, or gets the
 /// signal before the child is there and does not fork. So not even a fork bomb escapes.
 pub fn kill(target: Target, signal: Option<u32>) -> Result<()> {
-    let current = super::current();
-    let sender = current.credentials();
-    let own = current.process.clone();
-    let info = signal.map(|signal| SigInfo::user(signal, signal::codes::SI_USER, own.pid, sender.uid));
-    let session_of = |tree: &Guard, process: &Process| {
-        process.relations.get(tree).group.as_ref().map(|group| group.session.sid)
-    };
-    let send = |tree: &mut Guard, process: &Arc<Process>| -> Result<()> {
-        let same_session = session_of(tree, process) == session_of(tree, &own);
-        if !may_signal(&sender, &process.credentials_locked(tree), signal, same_session) {
+    let view = View::current();
+    let global = |number: Pid| view.global(number).ok_or(Errno::ESRCH);
+    match target {
+        Target::Process(pid) => send_all(Target::Process(global(pid)?), signal),
+        Target::Group(pgid) => send_all(Target::Group(global(pgid)?), signal),
+        Target::All if view.is_initial() => send_all(Target::All, signal),
+        Target::All => kill_all_seen(&view, signal),
+    }
+}
+
+/// kill(2) of the caller's own group, which may have no number in its PID namespace.
+pub fn kill_own_group(signal: Option<u32>) -> Result<()> {
+    send_all(Target::Group(super::current().process.pgid()), signal)
+}
+
+/// kill(2) of a group that the kernel knows by this number.
+pub fn kill_group(pgid: Pid, signal: Option<u32>) -> Result<()> {
+    send_all(Target::Group(pgid), signal)
+}
+
+/// Who sends, and what.
+struct Sending {
+    own: Arc<Process>,
+    sender: Arc<Credentials>,
+    signal: Option<u32>,
+}
+
+impl Sending {
+    fn new(signal: Option<u32>) -> Self {
+        let current = super::current();
+        Self { own: current.process.clone(), sender: current.credentials(), signal }
+    }
+
+    fn to(&self, tree: &mut Guard, process: &Arc<Process>) -> Result<()> {
+        let session_of = |tree: &Guard, process: &Process| {
+            process.relations.get(tree).group.as_ref().map(|group| group.session.sid)
+        };
+        let same_session = session_of(tree, process) == session_of(tree, &self.own);
+        if !may_signal(&self.sender, &process.credentials_locked(tree), self.signal, same_session) {
             return Err(Errno::EPERM);
         }
-        info.map_or(Ok(()), |info| signal::queue_process_locked(tree, process, info))
-    };
+        let Some(signal) = self.signal else { return Ok(()) };
+        let info = SigInfo::user(signal, signal::codes::SI_USER, self.own.number(), self.sender.uid);
+        signal::queue_process_locked(tree, process, info)
+    }
+}
+
+fn send_all(target: Target, signal: Option<u32>) -> Result<()> {
+    let sending = Sending::new(signal);
     let mut result = Err(Errno::ESRCH);
     let mut note = |sent: Result<()>| {
         if result.is_err() {
@@ -171,26 +209,42 @@ pub fn kill(target: Target, signal: Option<u32>) -> Result<()> {
             // The number of any thread names its process.
             let process = tree.process(pid).or_else(|| tree.thread(pid).map(|thread| thread.process.clone()));
             let process = process.ok_or(Errno::ESRCH)?;
-            return send(&mut tree, &process);
+            return sending.to(&mut tree, &process);
         }
         Target::Group(pgid) => {
             let group = tree.group(pgid).ok_or(Errno::ESRCH)?;
             let mut next = tree::first_member(&tree, &group);
             while let Some(process) = next {
                 next = tree::next_member(&tree, &group, &process);
-                note(send(&mut tree, &process));
+                note(sending.to(&mut tree, &process));
             }
         }
         Target::All => {
             let mut last = 1;
             while let Some(process) = tree.process_after(last) {
                 last = process.pid;
-                if !Arc::ptr_eq(&process, &own) {
-                    note(send(&mut tree, &process));
+                if !Arc::ptr_eq(&process, &sending.own) {
+                    note(sending.to(&mut tree, &process));
                 }
             }
         }
     }
     drop(tree);
+    result
+}
+
+/// kill(2) of all that a PID namespace below the first has, its first process and the caller left out.
+fn kill_all_seen(view: &View, signal: Option<u32>) -> Result<()> {
+    let sending = Sending::new(signal);
+    let mut result = Err(Errno::ESRCH);
+    let mut next = 2;
+    while let Some((number, process)) = view.process_from(next) {
+        next = number + 1;
+        if !Arc::ptr_eq(&process, &sending.own) && result.is_err() {
+            result = sending.to(&mut tree::lock(), &process);
+        } else if !Arc::ptr_eq(&process, &sending.own) {
+            let _ = sending.to(&mut tree::lock(), &process);
+        }
+    }
     result
 }

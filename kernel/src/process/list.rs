@@ -10,15 +10,26 @@ use super::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Credentials, Pid, Process, Thread, 
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::memory::{self, Pressure};
+use crate::namespaces::View;
 use crate::sync::grace;
 
-/// The process with this number, alive or a zombie.
+/// The process with this number in the current process's PID namespace, alive or a zombie.
 pub fn find(pid: Pid) -> Option<Arc<Process>> {
+    find_global(View::current().global(pid)?)
+}
+
+/// The thread with this number there.
+pub fn find_thread(tid: Pid) -> Option<Arc<Thread>> {
+    find_thread_global(View::current().global(tid)?)
+}
+
+/// The process that the kernel itself knows by this number.
+pub fn find_global(pid: Pid) -> Option<Arc<Process>> {
     tree::lock().process(pid)
 }
 
-/// The thread with this number.
-pub fn find_thread(tid: Pid) -> Option<Arc<Thread>> {
+/// The thread that the kernel itself knows by this number.
+pub fn find_thread_global(tid: Pid) -> Option<Arc<Thread>> {
     tree::lock().thread(tid)
 }
 

@@ -33,10 +33,12 @@ pub use exec::{execute, execve};
 pub use first::first_process;
 pub use fork::{CloneArgs, clone};
 pub use groups::{
-    Target, check_may_signal, getpgid, getsid, is_group_orphaned, kill, session, session_of_group, setpgid,
-    setsid,
+    Target, check_may_signal, getpgid, getsid, is_group_orphaned, kill, kill_group, kill_own_group, session,
+    session_of_group, setpgid, setsid,
 };
-pub use list::{find, find_thread, forks, process_after, processes, threads_of};
+pub use list::{
+    find, find_global, find_thread, find_thread_global, forks, process_after, processes, threads_of,
+};
 pub use process::{Process, WaitStatus};
 pub use spawn::{new_idle_thread, new_kernel_thread, spawn_init};
 pub use thread::{Current, Thread, current, try_current};

@@ -10,6 +10,7 @@ use super::tree::{self, Relations, TreeCell};
 use super::{Charges, Credentials, Pid, Thread};
 use crate::fs::FsContext;
 use crate::mm::AddressSpace;
+use crate::namespaces::{Numbers, PidNamespace};
 use crate::signal::{self, Actions, ProcessSignals};
 use crate::sync::{IrqLock, SpinLock, WaitQueue};
 use crate::time::process_timers::ProcessTimers;
@@ -17,6 +18,8 @@ use crate::time::process_timers::ProcessTimers;
 /// One process, alive or a zombie.
 pub struct Process {
     pub pid: Pid,
+    /// Its numbers in PID namespaces below the first, if it is in one.
+    pub numbers: Option<Arc<Numbers>>,
     /// Parent, children, threads, group: guarded by the tree's lock.
     pub(super) relations: TreeCell<Relations>,
     pub(super) sibling: LinkedListAtomicLink,
@@ -142,6 +145,7 @@ impl WaitStatus {
 /// What a new process starts with.
 pub(super) struct Parts {
     pub pid: Pid,
+    pub numbers: Option<Arc<Numbers>>,
     pub relations: Relations,
     pub mm: Option<Arc<AddressSpace>>,
     pub actions: Arc<Actions>,
@@ -158,6 +162,7 @@ impl Process {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             pid: parts.pid,
+            numbers: parts.numbers,
             relations: TreeCell::new(parts.relations),
             sibling: LinkedListAtomicLink::new(),
             in_group: LinkedListAtomicLink::new(),
@@ -199,6 +204,23 @@ impl Process {
     /// Puts another address space in place; the old one is returned, so that it is dropped without a lock.
     pub(super) fn replace_mm(&self, mm: Option<Arc<AddressSpace>>) -> Option<Arc<AddressSpace>> {
         core::mem::replace(&mut *self.mm.lock(), mm)
+    }
+
+    /// The number that it has in its own PID namespace.
+    pub fn number(&self) -> Pid {
+        self.numbers.as_ref().map_or(self.pid, |numbers| numbers.own())
+    }
+
+    /// The PID namespace that it is in.
+    pub fn pid_namespace(&self) -> Arc<PidNamespace> {
+        self.numbers
+            .as_ref()
+            .map_or_else(|| PidNamespace::initial().clone(), |numbers| numbers.namespace().clone())
+    }
+
+    /// Is it the first process of its PID namespace? Nobody in there can end it.
+    pub fn is_init(&self) -> bool {
+        self.number() == 1
     }
 
     /// The thread to ask for what belongs to threads: the current one if it is of this process, else the first that lives.
@@ -312,14 +334,14 @@ impl Process {
         self.relations.get(&tree::lock()).ended.is_some()
     }
 
-    /// The parent's number, 0 for none.
-    pub fn parent_pid(&self) -> Pid {
-        self.relations.get(&tree::lock()).parent.as_ref().map_or(0, |parent| parent.pid)
-    }
-
     /// The process group's number.
     pub fn pgid(&self) -> Pid {
         self.relations.get(&tree::lock()).group.as_ref().map_or(0, |group| group.pgid)
+    }
+
+    /// The process group.
+    pub fn group(&self) -> Option<Arc<super::tree::Group>> {
+        self.relations.get(&tree::lock()).group.clone()
     }
 
     /// The session's number.

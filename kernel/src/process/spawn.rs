@@ -26,6 +26,7 @@ fn kernel_process() -> Arc<Process> {
         .call_once(|| {
             Process::new(process::Parts {
                 pid: 0,
+                numbers: None,
                 relations: tree::Relations::new(0),
                 mm: None,
                 actions: Actions::new(),
@@ -44,6 +45,8 @@ fn kernel_process() -> Arc<Process> {
 fn kernel_parts(name: &str, sched: Entity, context: Context, stack: Option<KernelStack>) -> Parts {
     Parts {
         tid: 0,
+        numbers: None,
+        namespaces: None,
         process: kernel_process(),
         sched,
         context,
@@ -104,6 +107,7 @@ pub fn spawn_init(body: impl FnOnce() + Send + 'static) -> Result<Arc<Thread>> {
     let context = Context::user(stack.top(), &frame, UserRegisters::default(), user_entry, 0);
     let process = Process::new(process::Parts {
         pid: 1,
+        numbers: None,
         relations: tree::Relations::new(crate::signal::SIGCHLD),
         mm: None,
         actions: Actions::new(),
@@ -117,6 +121,8 @@ pub fn spawn_init(body: impl FnOnce() + Send + 'static) -> Result<Arc<Thread>> {
     });
     let thread = Thread::new(Parts {
         tid: 1,
+        numbers: None,
+        namespaces: None,
         process: process.clone(),
         sched: Entity::new(PLAIN, CpuSet::all(), 0),
         context,
@@ -133,8 +139,8 @@ pub fn spawn_init(body: impl FnOnce() + Send + 'static) -> Result<Arc<Thread>> {
     });
     {
         // As on Linux it leads neither a session nor a group, until it calls setsid(2): so no terminal that it opens becomes its own.
-        let session = tree::Session::new(0);
-        let group = tree::Group::new(0, session);
+        let session = tree::Session::new(0, None);
+        let group = tree::Group::new(0, None, session);
         let mut tree = tree::lock();
         let pid = tree.allocate_pid()?;
         assert_eq!(pid, 1, "the first process comes first");

@@ -17,6 +17,7 @@ use crate::fs::{FdTable, FsContext};
 use crate::ipc::sem::UndoList;
 use crate::memory::stack::KernelStack;
 use crate::mm::AddressSpace;
+use crate::namespaces::{Namespaces, Numbers};
 use crate::net::message::Landing;
 use crate::sched::{self, Entity};
 use crate::signal::ThreadSignals;
@@ -32,6 +33,8 @@ pub type Restart = Box<dyn FnOnce(&mut Args) -> Result<usize> + Send>;
 /// One thread, of a process or of the kernel.
 pub struct Thread {
     tid: AtomicU32,
+    /// Its numbers in PID namespaces below the first, of a thread that began as another than its process's first.
+    own_numbers: Option<Arc<Numbers>>,
     /// The process that it belongs to; all kernel threads belong to process 0.
     pub process: Arc<Process>,
     pub(crate) sched: Entity,
@@ -43,6 +46,10 @@ pub struct Thread {
     pub(super) address_space: UnsafeCell<Option<Arc<AddressSpace>>>,
     files: SpinLock<Option<Arc<FdTable>>>,
     fs: SpinLock<Option<Arc<FsContext>>>,
+    /// `None` for those that the kernel starts with.
+    namespaces: SpinLock<Option<Arc<Namespaces>>>,
+    /// Its user namespace is another than the first.
+    has_user_namespace: AtomicBool,
     /// Senders of signals look at it under the tree's lock, hence with interrupts off.
     credentials: IrqLock<Arc<Credentials>>,
     comm: IrqLock<[u8; 16]>,
@@ -109,6 +116,8 @@ unsafe impl Send for Thread {}
 /// What a new thread starts with.
 pub(super) struct Parts {
     pub tid: Pid,
+    pub numbers: Option<Arc<Numbers>>,
+    pub namespaces: Option<Arc<Namespaces>>,
     pub process: Arc<Process>,
     pub sched: Entity,
     pub context: Context,
@@ -128,6 +137,9 @@ impl Thread {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
         Arc::new(Self {
             tid: AtomicU32::new(parts.tid),
+            own_numbers: parts.numbers,
+            namespaces: SpinLock::new(parts.namespaces),
+            has_user_namespace: AtomicBool::new(parts.credentials.nested_user_namespace().is_some()),
             process: parts.process,
             sched: parts.sched,
             context: UnsafeCell::new(parts.context),
@@ -175,6 +187,33 @@ impl Thread {
     /// Thread number; that of the first thread is the process's.
     pub fn tid(&self) -> Pid {
         self.tid.load(Ordering::SeqCst)
+    }
+
+    /// Its numbers in PID namespaces below the first, if it is in one.
+    pub fn numbers(&self) -> Option<&Arc<Numbers>> {
+        if self.is_leader() { self.process.numbers.as_ref() } else { self.own_numbers.as_ref() }
+    }
+
+    /// The number that it has in its own PID namespace.
+    pub fn number(&self) -> Pid {
+        self.numbers().map_or_else(|| self.tid(), |numbers| numbers.own())
+    }
+
+    /// Its namespaces; `None` for those that the kernel starts with.
+    pub fn namespaces(&self) -> Option<Arc<Namespaces>> {
+        self.namespaces.lock().clone()
+    }
+
+    /// Puts others in their place. The old ones are dropped without a lock.
+    pub fn set_namespaces(&self, namespaces: Option<Arc<Namespaces>>) {
+        let old = core::mem::replace(&mut *self.namespaces.lock(), namespaces);
+        drop(old);
+    }
+
+    /// Is its user namespace another than the first?
+    pub fn has_user_namespace(&self) -> bool {
+        // Relaxed: a flag of its own; the credentials have a lock.
+        self.has_user_namespace.load(Ordering::Relaxed)
     }
 
     /// execve(2) by a thread that is not the first makes it the first.
@@ -249,6 +288,8 @@ impl Thread {
     /// Changes them.
     pub fn set_credentials(&self, credentials: Credentials) {
         self.process.uid.store(credentials.uid, Ordering::SeqCst);
+        // Relaxed: as where it is read.
+        self.has_user_namespace.store(credentials.nested_user_namespace().is_some(), Ordering::Relaxed);
         let new = Arc::new(credentials);
         let old = core::mem::replace(&mut *self.credentials.lock(), new);
         drop(old);

@@ -18,6 +18,7 @@ use intrusive_collections::{
 use super::process::WaitStatus;
 use super::{Pid, Process, Thread};
 use crate::errno::{Errno, Result};
+use crate::namespaces::Numbers;
 use crate::sync::{IrqLock, IrqLockGuard, SpinLock};
 
 intrusive_adapter!(ByTid = Arc<Thread>: Thread { by_tid => RBTreeAtomicLink });
@@ -156,6 +157,8 @@ impl Relations {
 /// A process group.
 pub struct Group {
     pub pgid: Pid,
+    /// The same number in PID namespaces below the first.
+    pub numbers: Option<Arc<Numbers>>,
     pub session: Arc<Session>,
     by_pgid: RBTreeAtomicLink,
     pub(super) members: TreeCell<LinkedList<InGroup>>,
@@ -164,6 +167,8 @@ pub struct Group {
 /// A session, with what the terminal's driver needs.
 pub struct Session {
     pub sid: Pid,
+    /// The same number in PID namespaces below the first.
+    pub numbers: Option<Arc<Numbers>>,
     by_sid: RBTreeAtomicLink,
     groups: TreeCell<usize>,
     /// The controlling terminal: the terminal's driver sets and reads it.
@@ -173,9 +178,10 @@ pub struct Session {
 }
 
 impl Group {
-    pub(super) fn new(pgid: Pid, session: Arc<Session>) -> Arc<Self> {
+    pub(super) fn new(pgid: Pid, numbers: Option<Arc<Numbers>>, session: Arc<Session>) -> Arc<Self> {
         Arc::new(Self {
             pgid,
+            numbers,
             session,
             by_pgid: RBTreeAtomicLink::new(),
             members: TreeCell::new(LinkedList::new(InGroup::NEW)),
@@ -184,9 +190,10 @@ impl Group {
 }
 
 impl Session {
-    pub(super) fn new(sid: Pid) -> Arc<Self> {
+    pub(super) fn new(sid: Pid, numbers: Option<Arc<Numbers>>) -> Arc<Self> {
         Arc::new(Self {
             sid,
+            numbers,
             by_sid: RBTreeAtomicLink::new(),
             groups: TreeCell::new(0),
             terminal: SpinLock::new(None),
@@ -243,6 +250,9 @@ impl Guard {
 
     pub fn insert_thread(&mut self, thread: &Arc<Thread>) {
         THREAD_COUNT.fetch_add(1, Ordering::SeqCst);
+        if let Some(numbers) = thread.numbers() {
+            numbers.namespaces().for_each(|namespace| namespace.thread_comes());
+        }
         self.0.threads.insert(thread.clone());
     }
 
@@ -252,6 +262,9 @@ impl Guard {
             return None;
         }
         THREAD_COUNT.fetch_sub(1, Ordering::SeqCst);
+        if let Some(numbers) = thread.numbers() {
+            numbers.namespaces().for_each(|namespace| namespace.thread_goes());
+        }
         self.free_pid(thread.tid());
         // SAFETY: it is linked, and only ever in this tree.
         unsafe { self.0.threads.cursor_mut_from_ptr(thread).remove() }

@@ -8,11 +8,12 @@ use super::account::Usage;
 use super::process::WaitStatus;
 use super::{Pid, Process, ptrace, tree};
 use crate::errno::{Errno, Result};
+use crate::namespaces::View;
 use crate::sched;
 use crate::signal::SIGCHLD;
 use crate::sync::WaitError;
 
-/// Which children are meant.
+/// Which children are meant, in the kernel's own numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum IdKind {
     All,
@@ -161,7 +162,12 @@ fn finish(
         drop(removed);
         sched::reap();
     }
-    Ok(Some(Waited { pid: child.pid, uid: child.uid.load(Ordering::SeqCst), status, usage }))
+    Ok(Some(Waited {
+        pid: View::of(process).process(&child),
+        uid: child.uid.load(Ordering::SeqCst),
+        status,
+        usage,
+    }))
 }
 
 /// Takes a process that has ended out of the tree; what goes is dropped by the caller, without the lock.

@@ -14,6 +14,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use crate::arch::trap::TrapFrame;
 use crate::errno::{Errno, Result};
+use crate::namespaces::View;
 use crate::process::{self, CAP_SYS_ADMIN, Thread, WaitStatus, exit, limits, tree};
 use crate::signal::{self, SIGKILL, SIGSYS, SigInfo};
 use crate::sync::SpinLock;
@@ -203,7 +204,7 @@ pub fn add_filter(instructions: Vec<Instruction>, flags: u32) -> Result<usize> {
     }
     let thread = process::current();
     let without_privileges = thread.no_new_privileges.load(Ordering::SeqCst);
-    if !without_privileges && !thread.credentials().capable(CAP_SYS_ADMIN) {
+    if !without_privileges && !thread.credentials().capable_here(CAP_SYS_ADMIN) {
         return Err(Errno::EACCES);
     }
     let program = Arc::new(Program::new(instructions)?);
@@ -231,7 +232,7 @@ pub fn add_filter(instructions: Vec<Instruction>, flags: u32) -> Result<usize> {
         let stranger = thread.process.threads_locked(&tree).find(|other| !may_follow(other, &thread));
         if let Some(stranger) = stranger {
             let esrch = flags & abi_flags::TSYNC_ESRCH != 0;
-            return if esrch { Err(Errno::ESRCH) } else { Ok(stranger.tid() as usize) };
+            return if esrch { Err(Errno::ESRCH) } else { Ok(View::current().thread(stranger) as usize) };
         }
     }
     thread.seccomp.set_chain(Some(filter.clone()));

@@ -95,6 +95,9 @@ fn taken(thread: &Thread, queued: &Queued) -> SigInfo {
     } else if queued.signal() == SIGALRM {
         thread.process.timers.alarm_taken();
     }
+    if thread.has_user_namespace() && info.has_uid() {
+        info.set_uid(thread.credentials().shown_uid(info.uid()));
+    }
     info
 }
 
@@ -125,8 +128,8 @@ fn default_action(thread: &Thread, signal: u32, info: &SigInfo) {
                 stop::begin(process, signal);
             }
         }
-        // What the first process does not handle does not reach it, unless it is its own fault.
-        _ if process.pid == 1 && info.is_from_user() => {}
+        // What the first process of a namespace does not handle does not reach it, unless it is its own fault.
+        _ if process.is_init() && info.is_from_user() => {}
         action => {
             let core =
                 action == DefaultAction::Core && process.limit(limits::CORE) > 0 && process.is_dumpable();

@@ -20,6 +20,7 @@ pub mod codes {
     pub const SI_USER: i32 = 0;
     pub const SI_KERNEL: i32 = 0x80;
     pub const SI_TIMER: i32 = -2;
+    pub const SI_QUEUE: i32 = -1;
     pub const SI_MESGQ: i32 = -3;
     pub const SI_TKILL: i32 = -6;
     pub const ILL_ILLOPN: i32 = 2;
@@ -113,6 +114,26 @@ impl SigInfo {
     /// Whether it queues at the expense of its receiver's user: RLIMIT_SIGPENDING.
     pub fn is_limited(&self) -> bool {
         self.signal as u32 >= super::SIGRTMIN && self.is_from_user()
+    }
+
+    /// Whether it says which process sent it: by kill(2), tgkill(2), sigqueue(3), or by a message queue.
+    pub fn has_sender(&self) -> bool {
+        matches!(self.code, codes::SI_USER | codes::SI_TKILL | codes::SI_QUEUE | codes::SI_MESGQ)
+    }
+
+    /// Whether it names a user: that of a sender, or of a child.
+    pub fn has_uid(&self) -> bool {
+        self.has_sender() || self.signal as u32 == SIGCHLD && self.code > 0 && self.code < codes::SI_KERNEL
+    }
+
+    /// The sender is nobody that its receiver could name.
+    pub fn hide_sender(&mut self) {
+        self.fields[0] &= !u64::from(u32::MAX);
+    }
+
+    /// Puts another user in the place of the sender's.
+    pub fn set_uid(&mut self, uid: u32) {
+        self.fields[0] = self.fields[0] & u64::from(u32::MAX) | u64::from(uid) << 32;
     }
 
     /// The sender's number, of those signals that have one.

@@ -7,6 +7,7 @@ use super::state::State;
 use super::{Pending, SIG_DFL, SIGCONT, SIGKILL, SIGSTOP, SigInfo, SigSet, stop};
 use crate::arch::{cpu, ipi};
 use crate::errno::{Errno, Result};
+use crate::namespaces::View;
 use crate::process::{Pid, Process, Thread, WaitStatus, ptrace, tree};
 use crate::sched;
 
@@ -18,7 +19,7 @@ pub fn send_process(process: &Arc<Process>, info: impl Into<SigInfo>) {
 
 /// As [`queue_process`], for those who hold the tree's lock.
 pub fn queue_process_locked(tree: &mut tree::Guard, process: &Arc<Process>, info: SigInfo) -> Result<()> {
-    send(tree, process, None, Queued::to(process, info)).map(drop)
+    send(tree, process, None, Queued::to(process, seen_by(process, info))).map(drop)
 }
 
 /// Sends a signal to one thread. Usable in interrupt handlers.
@@ -29,7 +30,7 @@ pub fn send_thread(thread: &Arc<Thread>, info: impl Into<SigInfo>) {
 
 /// As [`send_process`]; `EAGAIN` when too many real-time signals wait.
 pub fn queue_process(process: &Arc<Process>, info: impl Into<SigInfo>) -> Result<()> {
-    let queued = Queued::to(process, info.into());
+    let queued = Queued::to(process, seen_by(process, info.into()));
     let mut tree = tree::lock();
     let sent = send(&mut tree, process, None, queued);
     drop(tree);
@@ -44,7 +45,7 @@ pub fn send_process_locked(tree: &mut tree::Guard, process: &Arc<Process>, info:
 
 /// As [`send_thread`]; `EAGAIN` when too many real-time signals wait.
 pub fn queue_thread(thread: &Arc<Thread>, info: impl Into<SigInfo>) -> Result<()> {
-    let queued = Queued::to(&thread.process, info.into());
+    let queued = Queued::to(&thread.process, seen_by(&thread.process, info.into()));
     let mut tree = tree::lock();
     let sent = send(&mut tree, &thread.process, Some(thread), queued);
     drop(tree);
@@ -209,10 +210,10 @@ pub(crate) fn kill_thread(thread: &Thread) {
 fn is_ignored(tree: &tree::Guard, process: &Process, thread: Option<&Arc<Thread>>, queued: &Queued) -> bool {
     let signal = queued.signal();
     let action = process.actions.lock().get(signal);
-    // The first process cannot be killed or stopped: what it does not handle does not reach it.
-    let unkillable = process.pid == 1 && action.handler == SIG_DFL;
+    // The first process of a namespace cannot be killed or stopped from within: what it does not handle does not reach it.
+    let unkillable = process.is_init() && action.handler == SIG_DFL;
     if signal == SIGKILL || signal == SIGSTOP {
-        return unkillable;
+        return unkillable && (process.pid == 1 || is_from_within(process, queued));
     }
     // A tracer hears of every signal.
     let traced = match thread {
@@ -228,6 +229,23 @@ fn is_ignored(tree: &tree::Guard, process: &Process, thread: Option<&Arc<Thread>
         None => process.threads_locked(tree).next().is_none_or(|first| first.signals.mask().contains(signal)),
     };
     !blocked && (unkillable || action.ignores(signal))
+}
+
+/// Is the sender of the signal in the process's PID namespace? The kernel itself is not.
+fn is_from_within(process: &Process, queued: &Queued) -> bool {
+    queued.info().is_from_user()
+        && crate::process::try_current().is_some_and(|sender| View::of(process).sees(&sender.process))
+}
+
+/// What the receiver is told of the sender: one that it cannot see has the number 0.
+fn seen_by(process: &Process, mut info: SigInfo) -> SigInfo {
+    if process.numbers.is_some()
+        && info.has_sender()
+        && crate::process::try_current().is_some_and(|sender| !View::of(process).sees(&sender.process))
+    {
+        info.hide_sender();
+    }
+    info
 }
 
 /// SIGCONT: no stop signal is pending any more, and stopped threads go on. True if the process had stopped.

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use super::send::{kick, send};
 use super::{SIGCHLD, SigInfo, flags};
 use crate::arch::trap::TrapFrame;
+use crate::namespaces::View;
 use crate::process::{self, Process, Thread, WaitStatus, ptrace, tree};
 use crate::sched::{self, Sleep};
 
@@ -115,18 +116,19 @@ pub(super) fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status
     let Some(parent) = process.parent_locked(tree) else { return };
     let action = parent.actions.lock().get(SIGCHLD);
     if action.flags & flags::SA_NOCLDSTOP == 0 {
-        let info = child_info(process, status);
+        let info = child_info(process, &parent, status);
         let _ = send(tree, &parent, None, super::pending::Queued::new(info));
     }
     parent.child_event();
 }
 
-/// What SIGCHLD says about a child.
-pub(crate) fn child_info(process: &Process, status: WaitStatus) -> SigInfo {
+/// What SIGCHLD says about a child, in numbers of its parent's PID namespace.
+pub(crate) fn child_info(process: &Process, parent: &Process, status: WaitStatus) -> SigInfo {
     const TICK: u64 = crate::time::SECOND / 100;
     let (code, value) = status.to_siginfo();
     // Relaxed: statistics. Of the threads that have ended: the others' times would need the lock that is held.
     let user = process.totals.ended_user.load(core::sync::atomic::Ordering::Relaxed);
     let system = process.totals.ended_system.load(core::sync::atomic::Ordering::Relaxed);
-    SigInfo::child(code, process.pid, process.uid_for_signals(), value, user / TICK, system / TICK)
+    let pid = View::of(parent).process(process);
+    SigInfo::child(code, pid, process.uid_for_signals(), value, user / TICK, system / TICK)
 }

@@ -10,6 +10,7 @@ use syscalls::Sysno;
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{copy_to_user, read_user, read_user_array, write_user};
+use crate::namespaces::user::groups_to_kernel;
 use crate::process::{self, CAP_SETGID, CAP_SETPCAP, Credentials, LAST_CAPABILITY};
 use crate::signal;
 
@@ -40,25 +41,29 @@ fn credentials() -> Arc<Credentials> {
 }
 
 fn getuid(_: &mut Args) -> Result<usize> {
-    Ok(credentials().uid as usize)
+    let own = credentials();
+    Ok(own.shown_uid(own.uid) as usize)
 }
 
 fn geteuid(_: &mut Args) -> Result<usize> {
-    Ok(credentials().euid as usize)
+    let own = credentials();
+    Ok(own.shown_uid(own.euid) as usize)
 }
 
 fn getgid(_: &mut Args) -> Result<usize> {
-    Ok(credentials().gid as usize)
+    let own = credentials();
+    Ok(own.shown_gid(own.gid) as usize)
 }
 
 fn getegid(_: &mut Args) -> Result<usize> {
-    Ok(credentials().egid as usize)
+    let own = credentials();
+    Ok(own.shown_gid(own.egid) as usize)
 }
 
 fn getresuid(args: &mut Args) -> Result<usize> {
     let own = credentials();
     for (at, id) in args.a.iter().zip([own.uid, own.euid, own.suid]) {
-        write_user(*at, &id)?;
+        write_user(*at, &own.shown_uid(id))?;
     }
     Ok(0)
 }
@@ -66,7 +71,7 @@ fn getresuid(args: &mut Args) -> Result<usize> {
 fn getresgid(args: &mut Args) -> Result<usize> {
     let own = credentials();
     for (at, id) in args.a.iter().zip([own.gid, own.egid, own.sgid]) {
-        write_user(*at, &id)?;
+        write_user(*at, &own.shown_gid(id))?;
     }
     Ok(0)
 }
@@ -82,7 +87,7 @@ fn getgroups(args: &mut Args) -> Result<usize> {
             return Err(Errno::EINVAL);
         }
         for (index, gid) in own.groups.iter().enumerate() {
-            write_user(args.a[1] + index * 4, gid)?;
+            write_user(args.a[1] + index * 4, &own.shown_gid(*gid))?;
         }
     }
     Ok(own.groups.len())
@@ -110,34 +115,53 @@ fn change(change: impl FnOnce(&mut Credentials) -> Result<()>) -> Result<usize> 
     Ok(0)
 }
 
+/// A user that a call is given, by the kernel's number: -1 stays; `EINVAL` for one that the thread's namespace does not have.
+fn uid(own: &Credentials, args: &Args, at: usize) -> Result<u32> {
+    match args.uint(at) {
+        u32::MAX => Ok(u32::MAX),
+        uid => own.kernel_uid(uid).ok_or(Errno::EINVAL),
+    }
+}
+
+/// As `uid`, of a group.
+fn gid(own: &Credentials, args: &Args, at: usize) -> Result<u32> {
+    match args.uint(at) {
+        u32::MAX => Ok(u32::MAX),
+        gid => own.kernel_gid(gid).ok_or(Errno::EINVAL),
+    }
+}
+
 fn setuid(args: &mut Args) -> Result<usize> {
-    change(|new| new.set_uid(args.uint(0)))
+    change(|new| new.set_uid(uid(new, args, 0)?))
 }
 
 fn setgid(args: &mut Args) -> Result<usize> {
-    change(|new| new.set_gid(args.uint(0)))
+    change(|new| new.set_gid(gid(new, args, 0)?))
 }
 
 fn setreuid(args: &mut Args) -> Result<usize> {
-    change(|new| new.set_reuid(args.uint(0), args.uint(1)))
+    change(|new| new.set_reuid(uid(new, args, 0)?, uid(new, args, 1)?))
 }
 
 fn setregid(args: &mut Args) -> Result<usize> {
-    change(|new| new.set_regid(args.uint(0), args.uint(1)))
+    change(|new| new.set_regid(gid(new, args, 0)?, gid(new, args, 1)?))
 }
 
 fn setresuid(args: &mut Args) -> Result<usize> {
-    change(|new| new.set_resuid(args.uint(0), args.uint(1), args.uint(2)))
+    change(|new| new.set_resuid(uid(new, args, 0)?, uid(new, args, 1)?, uid(new, args, 2)?))
 }
 
 fn setresgid(args: &mut Args) -> Result<usize> {
-    change(|new| new.set_resgid(args.uint(0), args.uint(1), args.uint(2)))
+    change(|new| new.set_resgid(gid(new, args, 0)?, gid(new, args, 1)?, gid(new, args, 2)?))
 }
 
 fn setfsuid(args: &mut Args) -> Result<usize> {
     let mut old = 0;
     change(|new| {
-        old = new.set_fsuid(args.uint(0));
+        // One without a number changes nothing.
+        let wanted = uid(new, args, 0).unwrap_or(u32::MAX);
+        old = new.set_fsuid(wanted);
+        old = new.shown_uid(old);
         Ok(())
     })?;
     Ok(old as usize)
@@ -146,7 +170,9 @@ fn setfsuid(args: &mut Args) -> Result<usize> {
 fn setfsgid(args: &mut Args) -> Result<usize> {
     let mut old = 0;
     change(|new| {
-        old = new.set_fsgid(args.uint(0));
+        let wanted = gid(new, args, 0).unwrap_or(u32::MAX);
+        old = new.set_fsgid(wanted);
+        old = new.shown_gid(old);
         Ok(())
     })?;
     Ok(old as usize)
@@ -154,12 +180,16 @@ fn setfsgid(args: &mut Args) -> Result<usize> {
 
 fn setgroups(args: &mut Args) -> Result<usize> {
     const MOST: usize = 65536;
-    credentials().require(CAP_SETGID)?;
+    let own = credentials();
+    if !own.capable_here(CAP_SETGID) || !own.user_namespace().allows_setgroups() {
+        return Err(Errno::EPERM);
+    }
     let count = args.uint(0) as usize;
     if count > MOST {
         return Err(Errno::EINVAL);
     }
-    let mut groups: Vec<u32> = read_user_array(args.a[1], count)?;
+    let groups: Vec<u32> = read_user_array(args.a[1], count)?;
+    let mut groups = groups_to_kernel(&own, &groups)?;
     groups.sort_unstable();
     change(|new| {
         new.groups = groups.into();
@@ -210,7 +240,7 @@ fn capget(args: &mut Args) -> Result<usize> {
 fn capset(args: &mut Args) -> Result<usize> {
     let words = words_of_version(args.a[0])?.ok_or(Errno::EINVAL)?;
     let pid: i32 = read_user(args.a[0] + 4)?;
-    if pid != 0 && pid != process::current().tid() as i32 {
+    if pid != 0 && pid != process::current().number() as i32 {
         return Err(Errno::EPERM);
     }
     let (mut effective, mut permitted, mut inheritable) = (0u64, 0u64, 0u64);
@@ -224,7 +254,7 @@ fn capset(args: &mut Args) -> Result<usize> {
     (effective, permitted, inheritable) = (effective & all, permitted & all, inheritable & all);
     change(|new| {
         let may_inherit =
-            new.inheritable | if new.capable(CAP_SETPCAP) { new.bounding } else { new.permitted };
+            new.inheritable | if new.capable_here(CAP_SETPCAP) { new.bounding } else { new.permitted };
         if inheritable & !may_inherit != 0
             || inheritable & !(new.inheritable | new.bounding) != 0
             || permitted & !new.permitted != 0
@@ -290,7 +320,7 @@ fn prctl(args: &mut Args) -> Result<usize> {
         pr::PR_CAPBSET_DROP => {
             let bit = capability(value)?;
             return change(|new| {
-                new.require(CAP_SETPCAP)?;
+                require_here(new, CAP_SETPCAP)?;
                 new.bounding &= !bit;
                 Ok(())
             });
@@ -299,7 +329,7 @@ fn prctl(args: &mut Args) -> Result<usize> {
         pr::PR_GET_SECUREBITS => return Ok(thread.credentials().securebits as usize),
         pr::PR_SET_SECUREBITS => {
             return change(|new| {
-                new.require(CAP_SETPCAP)?;
+                require_here(new, CAP_SETPCAP)?;
                 new.securebits = value as u32;
                 Ok(())
             });
@@ -334,6 +364,11 @@ fn prctl(args: &mut Args) -> Result<usize> {
         _ => return Err(Errno::EINVAL),
     }
     Ok(0)
+}
+
+/// `EPERM` unless the capability is in effect in the thread's own user namespace.
+fn require_here(own: &Credentials, capability: u32) -> Result<()> {
+    if own.capable_here(capability) { Ok(()) } else { Err(Errno::EPERM) }
 }
 
 fn capability(number: usize) -> Result<u64> {

@@ -247,8 +247,10 @@ fn fchownat(args: &mut Args) -> Result<usize> {
 }
 
 fn change_owner(place: &Path, uid: usize, gid: usize) -> Result<usize> {
-    let id = |raw: usize| (raw as u32 != u32::MAX).then_some(raw as u32);
-    attributes::chown(place, &credentials(), id(uid), id(gid))?;
+    let given = |raw: usize| (raw as u32 != u32::MAX).then_some(raw as u32);
+    let uid = given(uid).map(caller::kernel_uid).transpose()?;
+    let gid = given(gid).map(caller::kernel_gid).transpose()?;
+    attributes::chown(place, &credentials(), uid, gid)?;
     Ok(0)
 }
 

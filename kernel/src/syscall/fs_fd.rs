@@ -12,6 +12,7 @@ use crate::fs::file::FileOwner;
 use crate::fs::locks::{Owner, RecordLock};
 use crate::fs::{File, FileType};
 use crate::mm::uaccess;
+use crate::namespaces::View;
 
 pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::dup, dup),
@@ -179,7 +180,8 @@ fn record_lock(file: &File, table: u64, command: u32, address: usize, by_file: b
                 request.l_whence = abi::SEEK_SET as i16;
                 request.l_start = lock.start as i64;
                 request.l_len = if lock.end == u64::MAX { 0 } else { (lock.end - lock.start + 1) as i64 };
-                request.l_pid = lock.pid;
+                request.l_pid =
+                    if lock.pid > 0 { View::current().number(lock.pid as u32) as i32 } else { lock.pid };
             }
         }
         uaccess::write_user(address, &request)?;

@@ -7,8 +7,9 @@ use syscalls::Sysno;
 
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
-use crate::fs::caller::{context, credentials, start};
+use crate::fs::caller::{context, start};
 use crate::fs::mount::{self, MOUNT_FLAGS, Mount};
+use crate::fs::mount_namespace::MountNamespace;
 use crate::fs::path::{PATH_MAX, resolve};
 use crate::fs::registry::{self, MountRequest};
 use crate::memory::PAGE_SIZE;
@@ -37,9 +38,7 @@ fn mount_call(args: &mut Args) -> Result<usize> {
     let options = text(data)?;
     let path = read_path(target)?;
     let at = resolve(&start(abi::AT_FDCWD, &path)?, &path, true)?;
-    if !credentials().capable(abi::CAP_SYS_ADMIN) {
-        return Err(Errno::EPERM);
-    }
+    MountNamespace::check_may_mount()?;
     // What an ordinary mount gets unless it asks for something else.
     let mut mount_flags = flags & MOUNT_FLAGS;
     if flags & (abi::MS_NOATIME | abi::MS_STRICTATIME) == 0 {
@@ -63,7 +62,7 @@ fn mount_call(args: &mut Args) -> Result<usize> {
         let from = resolve(&start, source_text.as_bytes(), true)?;
         mount::relocate(&from, at)?;
     } else {
-        let create = registry::find(&kind)?;
+        let create = registry::find_for_caller(&kind)?;
         let source = if source == 0 { "none" } else { &source_text };
         let root = create(&MountRequest { options: &options })?;
         if flags & abi::MS_RDONLY != 0 {
@@ -104,9 +103,7 @@ fn umount2(args: &mut Args) -> Result<usize> {
     }
     let path = uaccess::read_cstr(target, PATH_MAX - 1, Errno::ENAMETOOLONG)?;
     let at = resolve(&start(abi::AT_FDCWD, &path)?, &path, flags & abi::UMOUNT_NOFOLLOW == 0)?;
-    if !credentials().capable(abi::CAP_SYS_ADMIN) {
-        return Err(Errno::EPERM);
-    }
+    MountNamespace::check_may_mount()?;
     mount::unmount(at, flags & abi::MNT_DETACH != 0, &context().root())?;
     Ok(0)
 }

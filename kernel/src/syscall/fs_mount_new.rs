@@ -8,7 +8,8 @@ use syscalls::Sysno;
 
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
-use crate::fs::caller::{credentials, descriptor_limit, files, start};
+use crate::fs::caller::{descriptor_limit, files, start};
+use crate::fs::mount_namespace::MountNamespace;
 use crate::fs::path::{Path, resolve};
 use crate::fs::{File, mount, mount_context, open, registry};
 use crate::memory::PAGE_SIZE;
@@ -30,7 +31,7 @@ const CLOEXEC: u32 = 1;
 const KEY: usize = 256;
 
 fn may_mount() -> Result<()> {
-    if credentials().capable(abi::CAP_SYS_ADMIN) { Ok(()) } else { Err(Errno::EPERM) }
+    MountNamespace::check_may_mount()
 }
 
 fn install(file: Arc<File>, close: bool) -> Result<usize> {
@@ -59,7 +60,7 @@ fn fsopen(args: &mut Args) -> Result<usize> {
         return Err(Errno::EINVAL);
     }
     let kind = text(args.a[0], PAGE_SIZE)?;
-    install(mount_context::create(registry::find(&kind)?), flags & CLOEXEC != 0)
+    install(mount_context::create(registry::find_for_caller(&kind)?), flags & CLOEXEC != 0)
 }
 
 fn fsconfig(args: &mut Args) -> Result<usize> {

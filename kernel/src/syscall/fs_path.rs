@@ -9,6 +9,7 @@ use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::access::EXECUTE;
 use crate::fs::caller::{self, context, credentials, files, start};
+use crate::fs::mount_namespace::MountNamespace;
 use crate::fs::open::Target;
 use crate::fs::path::{Path, resolve};
 use crate::fs::{DeviceId, FileType, NewNode, attributes, directory, modify, mount, open};
@@ -341,7 +342,7 @@ fn fchdir(args: &mut Args) -> Result<usize> {
 fn chroot(args: &mut Args) -> Result<usize> {
     let path = read_path(args.a[0])?;
     let place = enterable(resolve(&start(abi::AT_FDCWD, &path)?, &path, true)?)?;
-    if !credentials().capable(abi::CAP_SYS_CHROOT) {
+    if !crate::process::current().credentials().capable_here(abi::CAP_SYS_CHROOT) {
         return Err(Errno::EPERM);
     }
     context().set_root(place);
@@ -350,9 +351,7 @@ fn chroot(args: &mut Args) -> Result<usize> {
 
 fn pivot_root(args: &mut Args) -> Result<usize> {
     let [new_root, put_old, ..] = args.a;
-    if !credentials().capable(abi::CAP_SYS_ADMIN) {
-        return Err(Errno::EPERM);
-    }
+    MountNamespace::check_may_mount()?;
     let directory = |address: usize| {
         let path = read_path(address)?;
         enterable(resolve(&start(abi::AT_FDCWD, &path)?, &path, true)?)

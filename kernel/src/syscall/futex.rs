@@ -27,7 +27,7 @@ fn deadline(args: &Args, realtime: bool, absolute: bool) -> Result<Option<u64>> 
         return Ok(None);
     }
     let time = read_user::<Timespec>(args.a[3])?.to_ns()?;
-    let clock = if realtime { ClockId::Realtime } else { ClockId::Monotonic };
+    let clock = if realtime { ClockId::Realtime } else { ClockId::monotonic() };
     Ok(Some(if absolute { clock.to_deadline(time)? } else { time::now().saturating_add(time) }))
 }
 
@@ -103,7 +103,7 @@ fn futex_waitv(args: &mut Args) -> Result<usize> {
         at => {
             let clock = match args.int(4) {
                 0 => ClockId::Realtime,
-                1 => ClockId::Monotonic,
+                1 => ClockId::monotonic(),
                 _ => return Err(Errno::EINVAL),
             };
             Some(clock.to_deadline(read_user::<Timespec>(at)?.to_ns()?)?)

@@ -10,8 +10,9 @@ use crate::hugetlb::HugeFile;
 use crate::ipc::ids::Object as _;
 use crate::ipc::permissions::{IpcPerm, READ, WRITE};
 use crate::mm::anonymous::SharedMemory;
-use crate::mm::shm::{self, Attachment, Memory, SEGMENTS, Status};
+use crate::mm::shm::{self, Attachment, Memory, Status};
 use crate::mm::uaccess::{read_user, write_user};
+use crate::namespaces::ipc::here;
 use crate::process;
 
 pub const TABLE: &[(Sysno, Handler)] =
@@ -68,7 +69,7 @@ fn shmat(args: &mut Args) -> Result<usize> {
     } else if flags & SHM_REMAP != 0 {
         return Err(Errno::EINVAL);
     }
-    let segment = SEGMENTS.by_id(id as i32)?;
+    let segment = here().segments.by_id(id as i32)?;
     let mut prot = abi::PROT_READ;
     let mut want = READ;
     if flags & SHM_RDONLY == 0 {
@@ -134,7 +135,7 @@ fn shmctl(args: &mut Args) -> Result<usize> {
     match command as u32 {
         IPC_INFO => {
             write_user(buffer, &limits())?;
-            Ok(SEGMENTS.totals().1)
+            Ok(here().segments.totals().1)
         }
         SHM_INFO => {
             let (used, highest, total, resident) = shm::totals()?;
@@ -143,13 +144,13 @@ fn shmctl(args: &mut Args) -> Result<usize> {
             Ok(highest)
         }
         IPC_STAT => {
-            let segment = SEGMENTS.by_id(id)?;
+            let segment = here().segments.by_id(id)?;
             segment.check(READ)?;
             write_user(buffer, &ShmidDs::from(segment.status()))?;
             Ok(0)
         }
         command @ (SHM_STAT | SHM_STAT_ANY) => {
-            let segment = SEGMENTS.by_slot(id)?;
+            let segment = here().segments.by_slot(id)?;
             if command == SHM_STAT {
                 segment.check(READ)?;
             }
@@ -158,11 +159,11 @@ fn shmctl(args: &mut Args) -> Result<usize> {
         }
         IPC_SET => {
             let new: ShmidDs = read_user(buffer)?;
-            SEGMENTS.by_id(id)?.set(&new.permissions).map(|()| 0)
+            here().segments.by_id(id)?.set(&new.permissions).map(|()| 0)
         }
-        IPC_RMID => SEGMENTS.by_id(id)?.mark_for_removal().map(|()| 0),
+        IPC_RMID => here().segments.by_id(id)?.mark_for_removal().map(|()| 0),
         command @ (SHM_LOCK | SHM_UNLOCK) => {
-            let segment = SEGMENTS.by_id(id)?;
+            let segment = here().segments.by_id(id)?;
             if !process::current().credentials().capable(abi::CAP_IPC_LOCK) {
                 segment.permissions().check_owner()?;
             }

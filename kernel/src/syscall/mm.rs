@@ -361,7 +361,7 @@ fn vectors(address: usize, count: usize) -> Result<alloc::vec::Vec<[usize; 2]>> 
 }
 
 /// `EPERM` unless the caller may look into the process: the same user throughout, or CAP_SYS_PTRACE.
-pub(super) fn check_may_access(process: &Arc<Process>) -> Result<()> {
+pub(crate) fn check_may_access(process: &Arc<Process>) -> Result<()> {
     let current = process::current();
     if Arc::ptr_eq(process, &current.process) {
         return Ok(());
@@ -374,7 +374,11 @@ pub(super) fn check_may_access(process: &Arc<Process>) -> Result<()> {
         && who.gid == whom.egid
         && who.gid == whom.sgid
         && who.gid == whom.gid;
-    if same && process.is_dumpable() || who.capable(abi::CAP_SYS_PTRACE) { Ok(()) } else { Err(Errno::EPERM) }
+    if same && process.is_dumpable() || who.capable_over(&whom, abi::CAP_SYS_PTRACE) {
+        Ok(())
+    } else {
+        Err(Errno::EPERM)
+    }
 }
 
 fn process_vm_readv(args: &mut Args) -> Result<usize> {

@@ -7,9 +7,10 @@ use syscalls::Sysno;
 use super::ipc::{IPC_INFO, IPC_RMID, IPC_SET, IPC_STAT};
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
-use crate::ipc::msg::{self, Message, QUEUES, SETTINGS, Selection, Status, Wanted};
+use crate::ipc::msg::{self, Message, SETTINGS, Selection, Status, Wanted};
 use crate::ipc::permissions::IpcPerm;
 use crate::mm::uaccess::{check_range, copy_to_user, read_user, read_user_array, write_user};
+use crate::namespaces::ipc::here;
 
 pub const TABLE: &[(Sysno, Handler)] =
     &[(Sysno::msgget, msgget), (Sysno::msgsnd, msgsnd), (Sysno::msgrcv, msgrcv), (Sysno::msgctl, msgctl)];
@@ -127,27 +128,27 @@ fn msgctl(args: &mut Args) -> Result<usize> {
     }
     match command as u32 {
         command @ (IPC_INFO | MSG_INFO) => {
-            let (queues, highest, _) = QUEUES.totals();
+            let (queues, highest, _) = here().queues.totals();
             let (messages, bytes) = msg::totals();
             let in_use = (command == MSG_INFO).then_some((queues, messages, bytes));
             write_user(buffer, &information(in_use))?;
             Ok(highest)
         }
         IPC_STAT => {
-            let status = QUEUES.by_id(id)?.status()?;
+            let status = here().queues.by_id(id)?.status()?;
             write_user(buffer, &MsqidDs::from(status)).map(|()| 0)
         }
         command @ (MSG_STAT | MSG_STAT_ANY) => {
-            let queue = QUEUES.by_slot(id)?;
+            let queue = here().queues.by_slot(id)?;
             let status = if command == MSG_STAT { queue.status()? } else { queue.status_for_all() };
             write_user(buffer, &MsqidDs::from(status))?;
             Ok(status.id as usize)
         }
         IPC_SET => {
             let new: MsqidDs = read_user(buffer)?;
-            QUEUES.by_id(id)?.set(&new.permissions, new.qbytes as usize).map(|()| 0)
+            here().queues.by_id(id)?.set(&new.permissions, new.qbytes as usize).map(|()| 0)
         }
-        IPC_RMID => QUEUES.by_id(id)?.remove().map(|()| 0),
+        IPC_RMID => here().queues.by_id(id)?.remove().map(|()| 0),
         _ => Err(Errno::EINVAL),
     }
 }

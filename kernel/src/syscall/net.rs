@@ -299,7 +299,7 @@ fn read_control(header: &MessageHeader) -> Result<Along> {
                         return Err(Errno::EINVAL);
                     }
                     let word = |i: usize| word(at + CONTROL_HEADER + 4 * i);
-                    let claimed = Ucred { pid: word(0), uid: word(1), gid: word(2) };
+                    let claimed = Ucred::claimed(word(0), word(1), word(2))?;
                     claimed.check_claim()?;
                     along.credentials = Some(claimed);
                 }
@@ -378,7 +378,7 @@ impl Control {
     }
 
     fn credentials(&mut self, credentials: Ucred) {
-        let Ucred { pid, uid, gid } = credentials;
+        let Ucred { pid, uid, gid } = credentials.shown();
         let body = [pid, uid, gid].map(u32::to_ne_bytes).concat();
         if self.left() < CONTROL_HEADER + body.len() {
             self.cut = true;

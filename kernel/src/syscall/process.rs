@@ -10,6 +10,7 @@ use super::{Args, Handler};
 use crate::arch::context;
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{copy_from_user, read_user, write_user};
+use crate::namespaces::{self, View};
 use crate::process::{self, CloneArgs, IdKind, WaitFlags, WaitStatus, Waited, exit, rseq};
 use crate::signal::SigInfo;
 
@@ -37,6 +38,7 @@ pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::arch_prctl, arch_prctl),
     (Sysno::rseq, rseq_register),
     (Sysno::unshare, unshare),
+    (Sysno::setns, setns),
     (Sysno::pidfd_open, pidfd_open),
     (Sysno::personality, personality),
 ];
@@ -171,8 +173,8 @@ fn wait4(args: &mut Args) -> Result<usize> {
         -1 => IdKind::All,
         0 => IdKind::Group(process::current().process.pgid()),
         i32::MIN => return Err(Errno::ESRCH),
-        pid if pid < 0 => IdKind::Group(pid.unsigned_abs()),
-        pid => IdKind::Pid(pid as u32),
+        pid if pid < 0 => IdKind::Group(child_number(pid.unsigned_abs())?),
+        pid => IdKind::Pid(child_number(pid as u32)?),
     };
     let flags = WaitFlags {
         no_hang: options & abi::WNOHANG != 0,
@@ -193,6 +195,11 @@ fn wait4(args: &mut Args) -> Result<usize> {
     Ok(waited.pid as usize)
 }
 
+/// The kernel's number for one that wait(2) is given; `ECHILD` when it is nobody's.
+fn child_number(number: u32) -> Result<u32> {
+    View::current().global(number).ok_or(Errno::ECHILD)
+}
+
 fn waitid(args: &mut Args) -> Result<usize> {
     let (id, options) = (args.int(1), args.uint(3));
     let states = abi::WEXITED | abi::WSTOPPED | abi::WCONTINUED;
@@ -203,9 +210,9 @@ fn waitid(args: &mut Args) -> Result<usize> {
     let mut no_hang = options & abi::WNOHANG != 0;
     let kind = match args.uint(0) {
         abi::P_ALL => IdKind::All,
-        abi::P_PID if id > 0 => IdKind::Pid(id as u32),
+        abi::P_PID if id > 0 => IdKind::Pid(child_number(id as u32)?),
         abi::P_PGID if id == 0 => IdKind::Group(process::current().process.pgid()),
-        abi::P_PGID if id > 0 => IdKind::Group(id as u32),
+        abi::P_PGID if id > 0 => IdKind::Group(child_number(id as u32)?),
         abi::P_PIDFD if id >= 0 => {
             let file = process::current().files().get(id)?;
             no_hang |= file.nonblocking();
@@ -241,19 +248,21 @@ fn waitid(args: &mut Args) -> Result<usize> {
 /// What waitid(2) says of a child: the times are not filled in, as on Linux.
 fn info_of(waited: &Waited) -> SigInfo {
     let (code, status) = waited.status.to_siginfo();
-    SigInfo::child(code, waited.pid, waited.uid, status, 0, 0)
+    let uid = process::current().credentials().shown_uid(waited.uid);
+    SigInfo::child(code, waited.pid, uid, status, 0, 0)
 }
 
 fn getpid(_: &mut Args) -> Result<usize> {
-    Ok(process::current().process.pid as usize)
+    Ok(process::current().process.number() as usize)
 }
 
 fn gettid(_: &mut Args) -> Result<usize> {
-    Ok(process::current().tid() as usize)
+    Ok(process::current().number() as usize)
 }
 
 fn getppid(_: &mut Args) -> Result<usize> {
-    Ok(process::current().process.parent_pid() as usize)
+    let process = process::current().process.clone();
+    Ok(View::of(&process).parent(&process) as usize)
 }
 
 fn setpgid(args: &mut Args) -> Result<usize> {
@@ -271,7 +280,8 @@ fn getpgid(args: &mut Args) -> Result<usize> {
 }
 
 fn getpgrp(_: &mut Args) -> Result<usize> {
-    Ok(process::current().process.pgid() as usize)
+    let process = process::current().process.clone();
+    Ok(View::of(&process).number(process.pgid()) as usize)
 }
 
 fn vhangup(_: &mut Args) -> Result<usize> {
@@ -290,7 +300,7 @@ fn getsid(args: &mut Args) -> Result<usize> {
 fn set_tid_address(args: &mut Args) -> Result<usize> {
     let thread = process::current();
     thread.clear_child_tid.store(args.a[0], Ordering::SeqCst);
-    Ok(thread.tid() as usize)
+    Ok(thread.number() as usize)
 }
 
 fn arch_prctl(args: &mut Args) -> Result<usize> {
@@ -315,29 +325,45 @@ fn rseq_register(args: &mut Args) -> Result<usize> {
 }
 
 fn unshare(args: &mut Args) -> Result<usize> {
-    let flags = args.uint(0);
+    let flags = namespaces::implied(args.uint(0));
     let thread = process::current();
     let needs_one_thread = abi::CLONE_THREAD | abi::CLONE_SIGHAND | abi::CLONE_VM;
     let known = needs_one_thread | abi::CLONE_FS | abi::CLONE_FILES | abi::CLONE_SYSVSEM;
-    if flags & !known != 0 {
-        // Namespaces: there is one of each.
+    if flags & !(known | namespaces::ALL_FLAGS) != 0 {
         return Err(Errno::EINVAL);
     }
     if flags & needs_one_thread != 0 && thread.process.thread_count() > 1 {
         return Err(Errno::EINVAL);
     }
+    let old_context = thread.fs();
+    if flags & abi::CLONE_FS != 0 {
+        let copy = old_context.duplicate();
+        thread.set_fs(Some(Arc::new(copy)));
+    }
+    if let Err(error) = namespaces::unshare(flags) {
+        // All or nothing.
+        thread.set_fs(Some(old_context));
+        return Err(error);
+    }
     if flags & abi::CLONE_SYSVSEM != 0 {
         thread.leave_undo_list();
-    }
-    if flags & abi::CLONE_FS != 0 {
-        let copy = thread.fs().duplicate();
-        thread.set_fs(Some(Arc::new(copy)));
     }
     if flags & abi::CLONE_FILES != 0 {
         let copy = thread.files().duplicate()?;
         thread.set_files(Some(Arc::new(copy)));
     }
     Ok(0)
+}
+
+fn setns(args: &mut Args) -> Result<usize> {
+    let (fd, kind) = (args.int(0), args.uint(1));
+    let file = process::current().files().get(fd)?;
+    if let Some(namespace) = namespaces::file::namespace_of(&file) {
+        return namespaces::setns(namespace, kind).map(|()| 0);
+    }
+    let target = process::pidfd::process_of(&file).ok_or(Errno::EINVAL)?;
+    super::mm::check_may_access(&target)?;
+    namespaces::set_all_of(&target, kind).map(|()| 0)
 }
 
 fn pidfd_open(args: &mut Args) -> Result<usize> {

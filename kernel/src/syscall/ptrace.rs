@@ -57,7 +57,7 @@ fn ptrace(args: &mut Args) -> Result<usize> {
     match request {
         request::KILL => {
             let own = process::current();
-            let info = SigInfo::user(SIGKILL, 0, own.process.pid, own.credentials().uid);
+            let info = SigInfo::user(SIGKILL, 0, own.process.number(), own.credentials().uid);
             send_thread(&thread, info);
             return Ok(0);
         }

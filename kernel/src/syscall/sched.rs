@@ -11,6 +11,7 @@ use crate::arch::cpu::{self, CpuSet};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::mm::uaccess::{copy_from_user, copy_to_user, read_user, write_user};
+use crate::namespaces::View;
 use crate::process::{self, CAP_SYS_NICE, Thread, limits};
 use crate::sched::{self, Parameters, Policy};
 use crate::time::clock::Timespec;
@@ -45,7 +46,7 @@ fn find(tid: i32) -> Result<Arc<Thread>> {
 /// Whether the current thread may change how another one is scheduled.
 fn check_owner(thread: &Thread) -> Result<()> {
     let (own, other) = (process::current().credentials(), thread.credentials());
-    if own.euid == other.euid || own.euid == other.uid || own.capable(CAP_SYS_NICE) {
+    if own.euid == other.euid || own.euid == other.uid || own.capable_over(&other, CAP_SYS_NICE) {
         Ok(())
     } else {
         Err(Errno::EPERM)
@@ -253,11 +254,13 @@ pub(super) fn threads_of(which: u32, who: i32) -> Result<Vec<Arc<Thread>>> {
         abi::PRIO_PROCESS if who == 0 => alloc::vec![current.to_arc()],
         abi::PRIO_PROCESS => process::find_thread(who as u32).into_iter().collect(),
         abi::PRIO_PGRP => {
-            let pgid = if who == 0 { current.process.pgid() } else { who as u32 };
+            let asked = || View::current().global(who as u32).ok_or(Errno::ESRCH);
+            let pgid = if who == 0 { current.process.pgid() } else { asked()? };
             all_of(&|process| process.pgid() == pgid)?
         }
         abi::PRIO_USER => {
-            let uid = if who == 0 { current.credentials().uid } else { who as u32 };
+            let own = current.credentials();
+            let uid = if who == 0 { own.uid } else { own.kernel_uid(who as u32).ok_or(Errno::ESRCH)? };
             all_of(&|process| process.credentials().uid == uid)?
         }
         _ => return Err(Errno::EINVAL),

@@ -9,8 +9,9 @@ use super::ipc::{IPC_INFO, IPC_RMID, IPC_SET, IPC_STAT};
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::ipc::permissions::IpcPerm;
-use crate::ipc::sem::{self, MAX_VALUE, Operation, SETS, SETTINGS, Set, Status};
+use crate::ipc::sem::{self, MAX_VALUE, Operation, SETTINGS, Set, Status};
 use crate::mm::uaccess::{copy_to_user, read_user, read_user_array, write_user};
+use crate::namespaces::ipc::here;
 use crate::time::{self, clock::Timespec};
 
 pub const TABLE: &[(Sysno, Handler)] = &[
@@ -124,39 +125,39 @@ fn semctl(args: &mut Args) -> Result<usize> {
     }
     match command {
         IPC_INFO | SEM_INFO => {
-            let (sets, highest, semaphores) = SETS.totals();
+            let (sets, highest, semaphores) = here().sets.totals();
             let in_use = (command == SEM_INFO).then_some((sets, semaphores));
             write_user(argument, &information(in_use))?;
             Ok(highest)
         }
         IPC_STAT => {
-            let status = SETS.by_id(id)?.status()?;
+            let status = here().sets.by_id(id)?.status()?;
             write_user(argument, &SemidDs::from(status)).map(|()| 0)
         }
         SEM_STAT | SEM_STAT_ANY => {
-            let set = SETS.by_slot(id)?;
+            let set = here().sets.by_slot(id)?;
             let status = if command == SEM_STAT { set.status()? } else { set.status_for_all() };
             write_user(argument, &SemidDs::from(status))?;
             Ok(status.id as usize)
         }
         IPC_SET => {
             let new: SemidDs = read_user(argument)?;
-            SETS.by_id(id)?.set_permissions(&new.permissions).map(|()| 0)
+            here().sets.by_id(id)?.set_permissions(&new.permissions).map(|()| 0)
         }
-        IPC_RMID => SETS.by_id(id)?.remove().map(|()| 0),
-        GETALL => get_all(&*SETS.by_id(id)?, argument).map(|()| 0),
-        SETALL => set_all(&*SETS.by_id(id)?, argument).map(|()| 0),
+        IPC_RMID => here().sets.by_id(id)?.remove().map(|()| 0),
+        GETALL => get_all(&*here().sets.by_id(id)?, argument).map(|()| 0),
+        SETALL => set_all(&*here().sets.by_id(id)?, argument).map(|()| 0),
         SETVAL => {
             let value = argument as i32;
             if !(0..=MAX_VALUE).contains(&value) {
                 return Err(Errno::ERANGE);
             }
-            SETS.by_id(id)?.set_value(number, value).map(|()| 0)
+            here().sets.by_id(id)?.set_value(number, value).map(|()| 0)
         }
-        GETVAL => Ok(SETS.by_id(id)?.value(number)?.0.into()),
-        GETPID => Ok(SETS.by_id(id)?.value(number)?.1 as usize),
-        GETNCNT => Ok(SETS.by_id(id)?.waiting(number)?.0),
-        GETZCNT => Ok(SETS.by_id(id)?.waiting(number)?.1),
+        GETVAL => Ok(here().sets.by_id(id)?.value(number)?.0.into()),
+        GETPID => Ok(here().sets.by_id(id)?.value(number)?.1 as usize),
+        GETNCNT => Ok(here().sets.by_id(id)?.waiting(number)?.0),
+        GETZCNT => Ok(here().sets.by_id(id)?.waiting(number)?.1),
         _ => Err(Errno::EINVAL),
     }
 }

@@ -9,6 +9,8 @@ use syscalls::Sysno;
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{read_user, write_user};
+use crate::namespaces::View;
+use crate::namespaces::user::OVERFLOW_ID;
 use crate::process::{self, Target, Thread};
 use crate::sched::{self, Sleep};
 use crate::signal::{self, Action, AltStack, SIGKILL, SIGSTOP, SigInfo, SigSet, codes};
@@ -171,13 +173,18 @@ fn read_info(args: &Args, at: usize, signal: Option<u32>, to_self: bool) -> Resu
         return Err(Errno::EPERM);
     }
     info.signal = signal.unwrap_or(0) as i32;
+    let own = process::current();
+    if own.has_user_namespace() && info.has_uid() {
+        let uid = own.credentials().kernel_uid(info.uid());
+        info.set_uid(uid.unwrap_or(OVERFLOW_ID));
+    }
     Ok(info)
 }
 
 fn rt_sigqueueinfo(args: &mut Args) -> Result<usize> {
     let signal = signal::from_user(args.a[1])?;
     let pid = args.int(0);
-    let info = read_info(args, 2, signal, pid == process::current().process.pid as i32)?;
+    let info = read_info(args, 2, signal, pid == process::current().process.number() as i32)?;
     if pid <= 0 {
         return Err(Errno::ESRCH);
     }
@@ -194,7 +201,7 @@ fn rt_sigqueueinfo(args: &mut Args) -> Result<usize> {
 fn rt_tgsigqueueinfo(args: &mut Args) -> Result<usize> {
     let signal = signal::from_user(args.a[2])?;
     let tgid = args.int(0);
-    let info = read_info(args, 3, signal, tgid == process::current().process.pid as i32)?;
+    let info = read_info(args, 3, signal, tgid == process::current().process.number() as i32)?;
     let target = find_thread(Some(tgid), args.int(1))?;
     process::check_may_signal(&target.process, signal)?;
     if signal.is_some() {
@@ -220,7 +227,10 @@ fn sigaltstack(args: &mut Args) -> Result<usize> {
 fn kill(args: &mut Args) -> Result<usize> {
     let signal = signal::from_user(args.a[1])?;
     let target = match args.int(0) {
-        0 => Target::Group(process::current().process.pgid()),
+        0 => {
+            // A group from outside of the namespace has no number there, and is the caller's all the same.
+            return process::kill_own_group(signal).map(|()| 0);
+        }
         -1 => Target::All,
         i32::MIN => return Err(Errno::ESRCH),
         pid if pid < 0 => Target::Group(pid.unsigned_abs()),
@@ -235,7 +245,7 @@ fn find_thread(tgid: Option<i32>, tid: i32) -> Result<Arc<Thread>> {
     }
     let thread =
         process::find_thread(tid as u32).filter(|thread| !thread.sched.is_dead()).ok_or(Errno::ESRCH)?;
-    if tgid.is_some_and(|tgid| thread.process.pid != tgid as u32) {
+    if tgid.is_some_and(|tgid| View::current().process(&thread.process) != tgid as u32) {
         return Err(Errno::ESRCH);
     }
     Ok(thread)
@@ -248,7 +258,7 @@ fn send_to_thread(tgid: Option<i32>, tid: i32, number: usize) -> Result<usize> {
     if let Some(signal) = signal {
         let current = process::current();
         let uid = current.credentials().uid;
-        signal::queue_thread(&thread, SigInfo::user(signal, codes::SI_TKILL, current.process.pid, uid))?;
+        signal::queue_thread(&thread, SigInfo::user(signal, codes::SI_TKILL, current.process.number(), uid))?;
     }
     Ok(0)
 }
@@ -281,14 +291,19 @@ fn pidfd_send_signal(args: &mut Args) -> Result<usize> {
         }
         info
     } else {
-        SigInfo::user(signal.unwrap_or(0), codes::SI_USER, current.process.pid, current.credentials().uid)
+        SigInfo::user(
+            signal.unwrap_or(0),
+            codes::SI_USER,
+            current.process.number(),
+            current.credentials().uid,
+        )
     };
     if target.has_ended() {
         return Err(Errno::ESRCH);
     }
     if scope == PROCESS_GROUP {
         // The group that the process leads, if it leads one.
-        return process::kill(Target::Group(target.pid), signal).map(|()| 0);
+        return process::kill_group(target.pid, signal).map(|()| 0);
     }
     process::check_may_signal(&target, signal)?;
     if signal.is_none() {

@@ -14,9 +14,10 @@ use crate::errno::{Errno, Result};
 use crate::memory;
 use crate::memory::fallible::Text;
 use crate::mm::uaccess::{copy_from_user, copy_to_user, read_cstr, read_user, write_user};
+use crate::namespaces::uts::{Names, padded};
+use crate::namespaces::{self, UtsNamespace};
 use crate::process::limits::{self, Limit};
-use crate::process::{self, CAP_SYS_ADMIN, CAP_SYS_BOOT, CAP_SYS_RESOURCE, Process, Usage};
-use crate::sync::SpinLock;
+use crate::process::{self, CAP_SYS_BOOT, CAP_SYS_RESOURCE, Process, Usage};
 use crate::time::clock::Timeval;
 use crate::time::{self, SECOND};
 
@@ -67,7 +68,7 @@ fn prlimit64(args: &mut Args) -> Result<usize> {
         let (own, other) = (current.credentials(), target.credentials());
         let same = [other.euid, other.suid, other.uid].iter().all(|uid| *uid == own.uid)
             && [other.egid, other.sgid, other.gid].iter().all(|gid| *gid == own.gid);
-        if !same && !own.capable(CAP_SYS_RESOURCE) {
+        if !same && !own.capable_over(&other, CAP_SYS_RESOURCE) {
             return Err(Errno::EPERM);
         }
     }
@@ -121,60 +122,13 @@ fn times(args: &mut Args) -> Result<usize> {
     Ok((time::now() / TICK) as usize)
 }
 
-/// Names that sethostname(2) and setdomainname(2) change.
-struct Names {
-    host: [u8; 65],
-    domain: [u8; 65],
-}
-
-static NAMES: SpinLock<Names> =
-    SpinLock::new(Names { host: padded(b"roundtable"), domain: padded(b"(none)") });
-
-const fn padded(text: &[u8]) -> [u8; 65] {
-    let mut field = [0; 65];
-    let mut index = 0;
-    while index < text.len() && index < 64 {
-        field[index] = text[index];
-        index += 1;
-    }
-    field
-}
-
 /// The release that programs are told: the Linux whose interface this is.
 pub const RELEASE: &str = "6.12.0-roundtable";
 /// The version line of uname(2).
 pub const VERSION: &str = "#1 SMP Roundtable";
 
-/// The host's name, without its padding.
-pub fn hostname() -> String {
-    text(&NAMES.lock().host)
-}
-
-/// The domain's name, without its padding.
-pub fn domainname() -> String {
-    text(&NAMES.lock().domain)
-}
-
-fn text(field: &[u8; 65]) -> String {
-    let length = field.iter().position(|byte| *byte == 0).unwrap_or(field.len());
-    String::from_utf8_lossy(&field[..length]).into_owned()
-}
-
-/// Sets the host's name; as sethostname(2), and by /proc/sys/kernel/hostname.
-pub fn set_hostname(name: &[u8]) {
-    NAMES.lock().host = padded(name);
-}
-
-/// Sets the domain's name.
-pub fn set_domainname(name: &[u8]) {
-    NAMES.lock().domain = padded(name);
-}
-
 fn uname(args: &mut Args) -> Result<usize> {
-    let (host, domain) = {
-        let names = NAMES.lock();
-        (names.host, names.domain)
-    };
+    let Names { host, domain } = UtsNamespace::current().names();
     let fields = [
         padded(b"Linux"),
         host,
@@ -188,7 +142,7 @@ fn uname(args: &mut Args) -> Result<usize> {
 }
 
 fn read_name(args: &Args) -> Result<([u8; 64], usize)> {
-    process::current().credentials().require(CAP_SYS_ADMIN)?;
+    UtsNamespace::current().check_may_change()?;
     let length = args.int(1);
     if !(0..=64).contains(&length) {
         return Err(Errno::EINVAL);
@@ -200,13 +154,13 @@ fn read_name(args: &Args) -> Result<([u8; 64], usize)> {
 
 fn sethostname(args: &mut Args) -> Result<usize> {
     let (name, length) = read_name(args)?;
-    set_hostname(&name[..length]);
+    UtsNamespace::current().set_hostname(&name[..length]);
     Ok(0)
 }
 
 fn setdomainname(args: &mut Args) -> Result<usize> {
     let (name, length) = read_name(args)?;
-    set_domainname(&name[..length]);
+    UtsNamespace::current().set_domainname(&name[..length]);
     Ok(0)
 }
 
@@ -232,9 +186,10 @@ struct SysInfo {
 }
 
 fn sysinfo(args: &mut Args) -> Result<usize> {
+    const BOOTTIME: i32 = 7;
     let stats = memory::stats();
     let info = SysInfo {
-        uptime: (time::now() / SECOND) as i64,
+        uptime: (time::now().saturating_add_signed(namespaces::time::offset(BOOTTIME)) / SECOND) as i64,
         loads: process::load_averages().map(|load| load << 5),
         total_ram: stats.total,
         free_ram: stats.free,

@@ -7,6 +7,7 @@ use alloc::sync::Arc;
 use super::SECOND;
 use crate::arch;
 use crate::errno::{Errno, Result};
+use crate::namespaces;
 use crate::process::{self, Process, Thread};
 
 /// Nanoseconds since boot: the time of deadlines and timers.
@@ -47,7 +48,10 @@ pub fn set_realtime(nanoseconds: u64) {
 #[derive(Clone)]
 pub enum ClockId {
     Realtime,
-    Monotonic,
+    /// Ahead of the kernel's by so many nanoseconds, in a time namespace.
+    Monotonic {
+        ahead: i64,
+    },
     ProcessCpu(Arc<Process>),
     ThreadCpu(Arc<Thread>),
 }
@@ -59,7 +63,7 @@ impl ClockId {
     pub fn from_number(number: i32) -> Result<Self> {
         Ok(match number {
             0 | 5 | 8 | 11 => Self::Realtime,
-            1 | 4 | 6 | 7 | 9 => Self::Monotonic,
+            1 | 4 | 6 | 7 | 9 => Self::Monotonic { ahead: namespaces::time::offset(number) },
             2 => Self::ProcessCpu(process::current().process.clone()),
             3 => Self::ThreadCpu(process::current().to_arc()),
             number if number < 0 => Self::cpu_clock(number)?,
@@ -92,11 +96,16 @@ impl ClockId {
         }
     }
 
+    /// CLOCK_MONOTONIC.
+    pub fn monotonic() -> Self {
+        Self::Monotonic { ahead: namespaces::time::offset(1) }
+    }
+
     /// The clock's time in nanoseconds.
     pub fn now(&self) -> u64 {
         match self {
             Self::Realtime => realtime_now(),
-            Self::Monotonic => now(),
+            Self::Monotonic { ahead } => now().saturating_add_signed(*ahead),
             Self::ProcessCpu(process) => {
                 let (user, system) = process.cpu_times();
                 user + system
@@ -109,7 +118,7 @@ impl ClockId {
     pub fn to_deadline(&self, time: u64) -> Result<u64> {
         match self {
             Self::Realtime => Ok((time as i64).saturating_sub(realtime_offset()).max(0) as u64),
-            Self::Monotonic => Ok(time),
+            Self::Monotonic { ahead } => Ok(time.saturating_add_signed(ahead.saturating_neg())),
             Self::ProcessCpu(_) | Self::ThreadCpu(_) => Err(Errno::EOPNOTSUPP),
         }
     }

@@ -104,7 +104,7 @@ impl PosixTimer {
         match &self.clock {
             ClockId::ProcessCpu(process) => Some(&process.timers.cpu),
             ClockId::ThreadCpu(thread) => Some(&thread.cpu_timers),
-            ClockId::Realtime | ClockId::Monotonic => None,
+            ClockId::Realtime | ClockId::Monotonic { .. } => None,
         }
     }
 
@@ -340,7 +340,8 @@ impl PosixTimers {
                 Notify::Signal { signal, value } => (Some((signal, value)), None),
                 Notify::Thread { signal, value, thread } => (Some((signal, value)), Some(thread)),
             };
-            let by_itself = matches!(clock, ClockId::Realtime | ClockId::Monotonic) && signal.is_some();
+            let by_itself =
+                matches!(clock, ClockId::Realtime | ClockId::Monotonic { .. }) && signal.is_some();
             let weak = this.clone();
             PosixTimer {
                 by_id: RBTreeAtomicLink::new(),

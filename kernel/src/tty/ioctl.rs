@@ -10,6 +10,8 @@ use super::job;
 use super::termios::{KernelTermios, KernelTermios2, SystemVTermio, Termios};
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{read_user, write_user};
+use crate::namespaces::View;
+use crate::process::Pid;
 use core::sync::atomic::Ordering;
 
 /// When new settings take effect.
@@ -49,12 +51,12 @@ pub fn ioctl(tty: &Arc<Tty>, file: Opened, command: u32, argument: usize) -> Res
             let size: WindowSize = read_user(argument)?;
             tty.set_window(size);
         }
-        ioctl::TIOCGPGRP => write_user(argument, &(job::foreground(tty, file.master)? as i32))?,
+        ioctl::TIOCGPGRP => give_number(job::foreground(tty, file.master)?, argument)?,
         ioctl::TIOCSPGRP => {
             let group: i32 = read_user(argument)?;
             job::set_foreground(tty, group)?;
         }
-        ioctl::TIOCGSID => write_user(argument, &(job::session(tty, file.master)? as i32))?,
+        ioctl::TIOCGSID => give_number(job::session(tty, file.master)?, argument)?,
         ioctl::TIOCSCTTY => job::set_controlling(tty, argument == 1, file.readable)?,
         ioctl::TIOCNOTTY => job::give_up(tty)?,
         ioctl::TCFLSH => {
@@ -175,4 +177,9 @@ fn type_character(tty: &Arc<Tty>, _file: Opened, argument: usize) -> Result<()> 
     let byte: u8 = read_user(argument)?;
     tty.receive(&[byte]);
     Ok(())
+}
+
+/// The number of a group or session, as the current process sees it.
+fn give_number(number: Pid, address: usize) -> Result<()> {
+    write_user(address, &(View::current().number(number) as i32))
 }

@@ -8,6 +8,7 @@ use linux_raw_sys::general as abi;
 
 use super::core::Tty;
 use crate::errno::{Errno, Result};
+use crate::namespaces::View;
 use crate::process::{self, Pid, Session};
 use crate::signal;
 
@@ -189,7 +190,7 @@ pub fn hang_up(tty: &Arc<Tty>) {
         }
         None => *tty.job.lock() = Job::default(),
     }
-    if let Some(leader) = process::find(sid) {
+    if let Some(leader) = process::find_global(sid) {
         signal::send_process(&leader, abi::SIGHUP);
         signal::send_process(&leader, abi::SIGCONT);
     }
@@ -225,6 +226,7 @@ pub fn set_foreground(tty: &Tty, group: i32) -> Result<()> {
         return Err(Errno::ENOTTY);
     }
     let group = Pid::try_from(group).map_err(|_| Errno::EINVAL)?;
+    let group = View::current().global(group).ok_or(Errno::ESRCH)?;
     match process::session_of_group(group) {
         // The first process's group has no number that could be asked for.
         _ if group == 0 => Err(Errno::ESRCH),

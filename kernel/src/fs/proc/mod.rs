@@ -16,8 +16,9 @@ use super::dentry::Dentry;
 use super::inode::{Attributes, Dirent, Inode, InodeOps, Superblock, SuperblockOps};
 use super::pseudo::{Directory, Functions, LinkInode};
 use super::registry::{MountRequest, register_filesystem};
-use super::stat::{FileType, Stat, Statfs};
+use super::stat::{DeviceId, FileType, Stat, Statfs};
 use crate::errno::{Errno, Result};
+use crate::namespaces::View;
 use crate::process::{self as processes, Pid};
 use crate::sync::Once;
 
@@ -39,7 +40,7 @@ impl SuperblockOps for ProcFs {
     }
 }
 
-/// The file system: there is one instance.
+/// The instance that shows the first PID namespace. Others share its files, and have processes of their own.
 struct Instance {
     superblock: Arc<Superblock>,
     directory: Arc<Directory>,
@@ -52,7 +53,8 @@ fn instance() -> &'static Instance {
         let superblock = Superblock::new("proc", ProcFs);
         let directory = Directory::new(&superblock);
         let attributes = Attributes { nlink: 2, ..Attributes::new(0o555, 0, 0) };
-        let root = Inode::new(&superblock, FileType::Directory, attributes, Root(directory.clone()));
+        let root =
+            Inode::new(&superblock, FileType::Directory, attributes, Root::new(&directory, View::default()));
         Instance { superblock, directory, root: Dentry::root(root) }
     })
 }
@@ -66,7 +68,14 @@ fn tree() -> &'static Arc<Directory> {
 }
 
 fn mount(_: &MountRequest) -> Result<Arc<Dentry>> {
-    Ok(instance().root.clone())
+    let view = View::current();
+    if view.is_initial() {
+        return Ok(instance().root.clone());
+    }
+    let superblock = Superblock::new("proc", ProcFs);
+    let attributes = Attributes { nlink: 2, ..Attributes::new(0o555, 0, 0) };
+    let root = Inode::new(&superblock, FileType::Directory, attributes, Root::new(tree(), view));
+    Ok(Dentry::root(root))
 }
 
 /// Registers the file `path` (below `/proc`, without a slash in front), which is only read.
@@ -87,13 +96,8 @@ pub fn register_inode(path: &str, permissions: u32, ops: impl InodeOps) -> Resul
 /// Makes procfs known, with the files that belong to no other room.
 pub fn init() -> Result<()> {
     register_filesystem("proc", mount);
-    let own = LinkInode(|| Ok(alloc::format!("{}", current_pid()?).into_bytes()));
-    tree().register_inode("self", FileType::Symlink, 0o777, own)?;
-    let own_thread = LinkInode(|| {
-        let tid = processes::current().tid();
-        Ok(alloc::format!("{}/task/{tid}", current_pid()?).into_bytes())
-    });
-    tree().register_inode("thread-self", FileType::Symlink, 0o777, own_thread)?;
+    tree().register_inode("self", FileType::Symlink, 0o777, own_link(View::default()))?;
+    tree().register_inode("thread-self", FileType::Symlink, 0o777, own_thread_link(View::default()))?;
     tree().register_link("mounts", "self/mounts")?;
     register_inode("kpagecount", 0o400, kpage::COUNTS)?;
     register_inode("kpageflags", 0o400, kpage::FLAGS)?;
@@ -102,11 +106,24 @@ pub fn init() -> Result<()> {
     crate::net::inet::proc::init()
 }
 
-fn current_pid() -> Result<Pid> {
-    match processes::current().process.pid {
+fn current_pid(view: &View) -> Result<Pid> {
+    match view.process(&processes::current().process) {
         0 => Err(Errno::ENOENT),
         pid => Ok(pid),
     }
+}
+
+/// `self`, as seen from there.
+fn own_link(view: View) -> impl InodeOps {
+    LinkInode(move || Ok(alloc::format!("{}", current_pid(&view)?).into_bytes()))
+}
+
+/// `thread-self`, as seen from there.
+fn own_thread_link(view: View) -> impl InodeOps {
+    LinkInode(move || {
+        let tid = view.thread(&processes::current());
+        Ok(alloc::format!("{}/task/{tid}", current_pid(&view)?).into_bytes())
+    })
 }
 
 /// Entries of processes come behind all others.
@@ -119,27 +136,57 @@ fn parse_pid(name: &[u8]) -> Result<Pid> {
     text.parse().map_err(|_| Errno::ENOENT)
 }
 
-/// The root: what is registered, and the processes.
-struct Root(Arc<Directory>);
+/// The root: what is registered, and the processes of a PID namespace.
+struct Root {
+    files: Arc<Directory>,
+    view: View,
+}
+
+impl Root {
+    fn new(files: &Arc<Directory>, view: View) -> Self {
+        Self { files: files.clone(), view }
+    }
+
+    /// The two links whose text depends on who sees it from where.
+    fn own_links(&self, dir: &Arc<Dentry>, name: &[u8]) -> Option<Result<Arc<Dentry>>> {
+        let superblock = &dir.inode.superblock;
+        let attributes = Attributes::new(0o777, 0, 0);
+        let make = |ops: alloc::boxed::Box<dyn InodeOps>| {
+            let ino = superblock.allocate_ino();
+            let inode =
+                Inode::boxed(superblock, ino, FileType::Symlink, DeviceId::default(), attributes, ops);
+            dir.child(name, |_| true, || Ok(inode))
+        };
+        match name {
+            _ if self.view.is_initial() => None,
+            b"self" => Some(make(alloc::boxed::Box::new(own_link(self.view.clone())))),
+            b"thread-self" => Some(make(alloc::boxed::Box::new(own_thread_link(self.view.clone())))),
+            _ => None,
+        }
+    }
+}
 
 impl InodeOps for Root {
     fn lookup(&self, dir: &Arc<Dentry>, name: &[u8]) -> Result<Arc<Dentry>> {
-        match self.0.lookup(dir, name) {
-            Err(Errno::ENOENT) => process::lookup(dir, name, parse_pid(name)?),
+        if let Some(link) = self.own_links(dir, name) {
+            return link;
+        }
+        match self.files.lookup(dir, name) {
+            Err(Errno::ENOENT) => process::lookup(dir, name, parse_pid(name)?, &self.view),
             other => other,
         }
     }
 
     fn readdir(&self, _: &Arc<Dentry>, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
-        if from < PROCESS_OFFSET && !self.0.list(from, emit) {
+        if from < PROCESS_OFFSET && !self.files.list(from, emit) {
             return Ok(());
         }
         let mut last = from.saturating_sub(PROCESS_OFFSET) as Pid;
-        while let Some(process) = processes::process_after(last) {
-            last = process.pid;
+        while let Some((number, process)) = self.view.process_from(last + 1) {
+            last = number;
             let name = alloc::format!("{last}");
             let entry = Dirent {
-                ino: process::directory_ino(last),
+                ino: process::directory_ino(process.pid),
                 next_offset: PROCESS_OFFSET + u64::from(last),
                 kind: FileType::Directory,
                 name: name.as_bytes(),
@@ -152,7 +199,13 @@ impl InodeOps for Root {
     }
 
     fn stat(&self, _: &Inode, stat: &mut Stat) {
-        stat.nlink = 2 + processes::processes().count() as u32;
+        let next = |from: &mut Pid| {
+            let (number, _) = self.view.process_from(*from)?;
+            *from = number + 1;
+            Some(())
+        };
+        let mut from = 1;
+        stat.nlink = 2 + core::iter::from_fn(|| next(&mut from)).count() as u32;
     }
 }
 

@@ -9,6 +9,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::pseudo::Functions;
 use crate::fs::{aio, pipe};
 use crate::mm::{accounting, exec, shm, userfault};
+use crate::namespaces::UtsNamespace;
 use crate::net::unix;
 use crate::process;
 use crate::sync::Once;
@@ -128,7 +129,16 @@ pub fn init() -> Result<()> {
     kernel()?;
     memory()?;
     files()?;
+    crate::namespaces::register()?;
     register("net/core/somaxconn", || text(unix::max_backlog()), |new| unix::set_max_backlog(parse(new)?))
+}
+
+/// Sets one of the names of the writer's UTS namespace.
+fn set_name(set: fn(&UtsNamespace, &[u8]), name: &[u8]) -> Result<()> {
+    let namespace = UtsNamespace::current();
+    namespace.check_may_change()?;
+    set(&namespace, name);
+    Ok(())
 }
 
 fn kernel() -> Result<()> {
@@ -139,19 +149,13 @@ fn kernel() -> Result<()> {
     register_read_only("kernel/version", || text(system::VERSION))?;
     register(
         "kernel/hostname",
-        || text(system::hostname()),
-        |name| {
-            system::set_hostname(name.as_bytes());
-            Ok(())
-        },
+        || text(UtsNamespace::current().hostname()),
+        |name| set_name(UtsNamespace::set_hostname, name.as_bytes()),
     )?;
     register(
         "kernel/domainname",
-        || text(system::domainname()),
-        |name| {
-            system::set_domainname(name.as_bytes());
-            Ok(())
-        },
+        || text(UtsNamespace::current().domainname()),
+        |name| set_name(UtsNamespace::set_domainname, name.as_bytes()),
     )?;
     register_read_only("kernel/pid_max", || text(process::PID_MAX))?;
     register(

@@ -13,6 +13,7 @@ use crate::fs::registry;
 use crate::memory;
 use crate::memory::fallible::Text;
 use crate::mm::{accounting, anonymous};
+use crate::namespaces;
 use crate::process;
 use crate::sched;
 use crate::sync::Once;
@@ -202,9 +203,11 @@ fn stat() -> Result<String> {
 }
 
 fn uptime() -> Result<String> {
+    const BOOTTIME: i32 = 7;
     let idle: u64 = (0..cpu::count()).map(|id| process::cpu_usage(id).2).sum();
     let parts = |ns: u64| (ns / SECOND, ns % SECOND / CLOCK_TICK);
-    let ((up, up_part), (idle, idle_part)) = (parts(time::now()), parts(idle));
+    let ((up, up_part), (idle, idle_part)) =
+        (parts(time::now().saturating_add_signed(namespaces::time::offset(BOOTTIME))), parts(idle));
     line(alloc::format!("{up}.{up_part:02} {idle}.{idle_part:02}"))
 }
 

@@ -13,6 +13,7 @@ use core::any::Any;
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::caller;
 use super::dentry::Dentry;
 use super::inode::{Inode, InodeOps, SetAttributes, Superblock, SuperblockOps};
 use super::registry::{MountRequest, options, parse_size};
@@ -207,8 +208,8 @@ impl Options {
                     let mode = u32::from_str_radix(value()?, 8).map_err(|_| Errno::EINVAL)?;
                     out.mode = Some(mode & 0o7777);
                 }
-                "uid" => out.uid = Some(number()?),
-                "gid" => out.gid = Some(number()?),
+                "uid" => out.uid = Some(caller::kernel_uid(number()?)?),
+                "gid" => out.gid = Some(caller::kernel_gid(number()?)?),
                 // Placement and huge pages: there is nothing to choose from here, and Linux's defaults are
                 // what happens.
                 "huge" if value()? == "never" => {}
@@ -225,7 +226,8 @@ impl Options {
 /// says otherwise.
 pub fn new_instance(kind: &'static str, text: &str, permissions: u32) -> Result<Arc<Dentry>> {
     let options = Options::parse(text)?;
-    let (uid, gid) = (options.uid.unwrap_or(0), options.gid.unwrap_or(0));
+    let own = caller::current_ids();
+    let (uid, gid) = (options.uid.unwrap_or(own.0), options.gid.unwrap_or(own.1));
     let limits = Arc::new(Limits {
         max_pages: AtomicU64::new(options.pages.unwrap_or_else(default_pages)),
         used_pages: AtomicU64::new(0),

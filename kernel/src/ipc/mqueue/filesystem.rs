@@ -17,29 +17,29 @@ use crate::fs::registry::{MountRequest, register_filesystem};
 use crate::fs::tree::{self, InodeCharge, TreeFs};
 use crate::fs::{File, FileOps, Stat, Statfs, caller, modify, open};
 use crate::memory::{PAGE_SIZE, reserve};
+use crate::namespaces::ipc::here;
 use crate::process;
-use crate::sync::Once;
+use crate::sync::SpinLock;
 
 /// `MQUEUE_MAGIC`.
 const MAGIC: u64 = 0x1980_0202;
 /// Bytes that a queue's text is said to have: `FILENT_SIZE`.
 const TEXT: u64 = 80;
 
-/// Inodes that there are, the root among them.
-static INODES: AtomicUsize = AtomicUsize::new(0);
-
-struct Inodes;
+/// Inodes that there are in one instance, the root among them.
+#[derive(Default)]
+struct Inodes(AtomicUsize);
 
 impl TreeFs for Inodes {
     fn charge_inode(&self) -> Result<()> {
         // A queue stays when its maker ends.
         reserve::ask_lasting(PAGE_SIZE)?;
-        INODES.fetch_add(1, Ordering::SeqCst);
+        self.0.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
     fn uncharge_inode(&self) {
-        INODES.fetch_sub(1, Ordering::SeqCst);
+        self.0.fetch_sub(1, Ordering::SeqCst);
     }
 
     fn regular(&self, charge: InodeCharge) -> Box<dyn InodeOps> {
@@ -62,28 +62,49 @@ impl InodeOps for Node {
     }
 }
 
-struct Mqueue;
+/// The root, until the last mount is gone.
+struct Mqueue(SpinLock<Option<Arc<Dentry>>>);
 
 impl SuperblockOps for Mqueue {
     fn statfs(&self) -> Statfs {
         Statfs { magic: MAGIC, block_size: PAGE_SIZE as u64, name_max: 255, ..Statfs::default() }
     }
+
+    fn kill(&self) {
+        let root = self.0.lock().take();
+        if let Some(root) = root {
+            tree::teardown(&root);
+        }
+    }
 }
 
-/// The one instance, as a mount that nobody sees.
-static INSTANCE: Once<Arc<Mount>> = Once::new();
+/// The queues of one namespace, as a mount that nobody sees.
+pub struct Instance {
+    mount: Arc<Mount>,
+    inodes: Arc<Inodes>,
+}
 
-/// For the registry of file-system types: each mount shows the same queues.
+impl Instance {
+    /// Without any queue.
+    pub fn new() -> Result<Self> {
+        let superblock = Superblock::new("mqueue", Mqueue(SpinLock::new(None)));
+        let inodes = Arc::new(Inodes::default());
+        let fs: Arc<dyn TreeFs> = inodes.clone();
+        let root = tree::new_root(&superblock, &fs, 0o1777, 0, 0)?;
+        if let Some(mqueue) = superblock.ops_as::<Mqueue>() {
+            *mqueue.0.lock() = Some(root.clone());
+        }
+        Ok(Self { mount: Mount::new(root, "mqueue", 0), inodes })
+    }
+}
+
+/// For the registry of file-system types: each mount in a namespace shows the same queues.
 fn mount(_: &MountRequest) -> Result<Arc<Dentry>> {
-    INSTANCE.get().map(|mount| mount.root.clone()).ok_or(Errno::ENODEV)
+    Ok(here().messages()?.mount.root.clone())
 }
 
-/// Makes the instance and the type known.
+/// Makes the type known.
 pub fn register() -> Result<()> {
-    let superblock = Superblock::new("mqueue", Mqueue);
-    let fs: Arc<dyn TreeFs> = Arc::new(Inodes);
-    let root = tree::new_root(&superblock, &fs, 0o1777, 0, 0)?;
-    INSTANCE.set(Mount::new(root, "mqueue", 0)).map_err(|_| Errno::EBUSY)?;
     register_filesystem("mqueue", mount);
     Ok(())
 }
@@ -99,8 +120,8 @@ fn start(name: &[u8]) -> Result<Start> {
     if name.len() > 255 {
         return Err(Errno::ENAMETOOLONG);
     }
-    let mount = INSTANCE.get().ok_or(Errno::ENOENT)?;
-    let root = Path { mount: mount.clone(), dentry: mount.root.clone() };
+    let mount = here().messages()?.mount.clone();
+    let root = Path { dentry: mount.root.clone(), mount };
     Ok(Start { base: root.clone(), root, credentials: caller::credentials(), resolve: 0 })
 }
 
@@ -113,7 +134,7 @@ pub(super) fn open(name: &[u8], flags: u32, mode: u32) -> Result<Arc<File>> {
 pub(super) fn check_room() -> Result<()> {
     // Relaxed: a setting of its own.
     let most = QUEUES_MAX.load(Ordering::Relaxed);
-    let queues = INODES.load(Ordering::SeqCst).saturating_sub(1);
+    let queues = here().messages()?.inodes.0.load(Ordering::SeqCst).saturating_sub(1);
     if queues < most || process::current().credentials().capable(abi::CAP_SYS_RESOURCE) {
         Ok(())
     } else {

@@ -24,7 +24,7 @@ use crate::process::{self, Process};
 use crate::signal::{self, SigInfo};
 use crate::sync::{Mutex, SpinLock, WaitQueue};
 
-pub use filesystem::register;
+pub use filesystem::{Instance, register};
 use limits::Charge;
 pub use limits::{Attributes, register as register_settings};
 
@@ -214,8 +214,12 @@ impl Notification {
         }
         if let Some(process) = self.process.upgrade() {
             let sender = process::current();
-            let info =
-                SigInfo::message_queue(self.signal, sender.process.pid, sender.credentials().uid, self.value);
+            let info = SigInfo::message_queue(
+                self.signal,
+                sender.process.number(),
+                sender.credentials().uid,
+                self.value,
+            );
             signal::send_process(&process, info);
         }
     }

@@ -6,10 +6,11 @@ use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
-use super::{QUEUES, Queue, SETTINGS, State};
+use super::{Queue, SETTINGS, State};
 use crate::errno::{Errno, Result};
 use crate::ipc::permissions::{IpcPerm, Permissions, READ};
 use crate::memory::fallible::Text;
+use crate::namespaces::ipc::here;
 use crate::process::{self, Pid};
 
 /// All that IPC_STAT tells.
@@ -84,7 +85,9 @@ impl Queue {
         state.removed = true;
         state.end_waits(Errno::EIDRM);
         drop(state);
-        QUEUES.remove(self);
+        if let Some(home) = self.home.get() {
+            home.queues.remove(self);
+        }
         Ok(())
     }
 }
@@ -102,7 +105,7 @@ pub fn list() -> Result<String> {
         "       key      msqid perms      cbytes       qnum lspid lrpid   uid   gid  cuid  cgid      \
          stime      rtime      ctime\n",
     );
-    for queue in QUEUES.all()? {
+    for queue in here().queues.all()? {
         let status = queue.status_for_all();
         let permissions = status.permissions;
         let _ = writeln!(

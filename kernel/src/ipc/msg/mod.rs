@@ -13,10 +13,11 @@ use self::messages::Messages;
 pub use self::messages::{Message, Selection};
 use self::receivers::{Receiver, Receivers};
 use self::senders::{Sender, Senders};
-use super::ids::{Ids, Limits, Object};
+use super::ids::{Limits, Object};
 use super::permissions::{Permissions, READ, WRITE};
 use crate::errno::{Errno, Result};
 use crate::memory::reserve;
+use crate::namespaces::ipc::{Home, here};
 use crate::process::Pid;
 use crate::sync::Mutex;
 
@@ -33,9 +34,6 @@ pub static SETTINGS: Settings = Settings {
     bytes_in_queue: AtomicUsize::new(16384),
     queues: AtomicUsize::new(32000),
 };
-
-/// All queues.
-pub static QUEUES: Ids<Queue> = Ids::new();
 
 /// Messages in all queues, and their bytes.
 static MESSAGES: AtomicU64 = AtomicU64::new(0);
@@ -60,13 +58,14 @@ struct State {
     messages: Messages,
     receivers: Receivers,
     senders: Senders,
-    /// Taken out of `QUEUES`: whoever has found it before gets `EIDRM`.
+    /// Taken out of its namespace: whoever has found it before gets `EIDRM`.
     removed: bool,
 }
 
 /// A queue of messages.
 pub struct Queue {
     id: i32,
+    home: Home,
     state: Mutex<State>,
 }
 
@@ -92,7 +91,7 @@ impl Object for Queue {
 pub fn get(key: i32, flags: u32) -> Result<i32> {
     // Relaxed, as all of these: settings of their own.
     let limits = || Limits { objects: SETTINGS.queues.load(Ordering::Relaxed), weight: u64::MAX };
-    QUEUES.get(key, 0, flags, limits, || {
+    here().queues.get(key, 0, flags, limits, || {
         let state = State {
             permissions: Permissions::new(key, flags),
             sent_at: 0,
@@ -106,7 +105,7 @@ pub fn get(key: i32, flags: u32) -> Result<i32> {
             senders: Senders::default(),
             removed: false,
         };
-        Ok((0, move |id| Queue { id, state: Mutex::new(state) }))
+        Ok((0, move |id| Queue { id, home: Home::current(), state: Mutex::new(state) }))
     })
 }
 
@@ -154,7 +153,7 @@ impl State {
 
 /// msgsnd(2).
 pub fn send(id: i32, message: Message, nonblocking: bool) -> Result<()> {
-    let queue = QUEUES.by_id(id)?;
+    let queue = here().queues.by_id(id)?;
     // A message stays when its sender is gone.
     reserve::ask_lasting(message.len())?;
     let pid = super::current_pid();
@@ -202,7 +201,7 @@ pub struct Wanted {
 
 /// msgrcv(2).
 pub fn receive(id: i32, wanted: Wanted) -> Result<Message> {
-    let queue = QUEUES.by_id(id)?;
+    let queue = here().queues.by_id(id)?;
     loop {
         let mut state = queue.state.lock();
         state.check(READ)?;
@@ -240,7 +239,7 @@ pub fn receive(id: i32, wanted: Wanted) -> Result<Message> {
 
 /// msgrcv(2) with `MSG_COPY`: the message at a place of the queue, which stays.
 pub fn copy(id: i32, place: i64, size: usize, cut: bool) -> Result<Message> {
-    let queue = QUEUES.by_id(id)?;
+    let queue = here().queues.by_id(id)?;
     let state = queue.state.lock();
     state.check(READ)?;
     let place = usize::try_from(place).map_err(|_| Errno::ENOMSG)?;

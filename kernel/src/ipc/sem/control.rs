@@ -4,10 +4,11 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt::Write as _;
 
-use super::{MAX_VALUE, SETS, Semaphore, Set, State};
+use super::{MAX_VALUE, Semaphore, Set, State};
 use crate::errno::{Errno, Result};
 use crate::ipc::permissions::{IpcPerm, Permissions, READ, WRITE};
 use crate::memory::fallible::{self, Text};
+use crate::namespaces::ipc::here;
 use crate::process::Pid;
 use crate::sync;
 
@@ -136,7 +137,9 @@ impl Set {
             sleeper.complete(Err(Errno::EIDRM));
         }
         drop(state);
-        SETS.remove(self);
+        if let Some(home) = self.home.get() {
+            home.sets.remove(self);
+        }
         Ok(())
     }
 }
@@ -145,7 +148,7 @@ impl Set {
 pub fn list() -> Result<String> {
     let mut text =
         Text::from("       key      semid perms      nsems   uid   gid  cuid  cgid      otime      ctime\n");
-    for set in SETS.all()? {
+    for set in here().sets.all()? {
         let status = set.status_for_all();
         let permissions = status.permissions;
         let _ = writeln!(

@@ -12,10 +12,11 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicUsize, Ordering};
 
 use self::undo::Undo;
 use self::waiting::Waiting;
-use super::ids::{Ids, Limits, Object};
+use super::ids::{Limits, Object};
 use super::permissions::Permissions;
 use crate::errno::{Errno, Result};
 use crate::memory::{fallible, reserve};
+use crate::namespaces::ipc::{Home, here};
 use crate::process::Pid;
 use crate::sync::{Mutex, WaitError};
 
@@ -42,9 +43,6 @@ pub static SETTINGS: Settings = Settings {
     sets: AtomicUsize::new(32000),
 };
 
-/// All sets.
-pub static SETS: Ids<Set> = Ids::new();
-
 #[derive(Clone, Copy)]
 struct Semaphore {
     value: u16,
@@ -61,7 +59,7 @@ struct State {
     waiting: Waiting,
     /// What processes' ends undo, by the number of their list.
     undos: BTreeMap<u64, Undo>,
-    /// Taken out of `SETS`: whoever has found it before gets `EIDRM`.
+    /// Taken out of its namespace: whoever has found it before gets `EIDRM`.
     removed: bool,
 }
 
@@ -69,6 +67,7 @@ struct State {
 pub struct Set {
     id: i32,
     size: usize,
+    home: Home,
     state: Mutex<State>,
 }
 
@@ -99,11 +98,11 @@ pub fn get(key: i32, count: i32, flags: u32) -> Result<i32> {
         objects: SETTINGS.sets.load(Ordering::Relaxed),
         weight: SETTINGS.in_system.load(Ordering::Relaxed).into(),
     };
-    SETS.get(key, count.into(), flags, limits, || {
+    here().sets.get(key, count.into(), flags, limits, || {
         if count == 0 {
             return Err(Errno::EINVAL);
         }
-        if SETS.totals().2 + u64::from(count) > limits().weight {
+        if here().sets.totals().2 + u64::from(count) > limits().weight {
             return Err(Errno::ENOSPC);
         }
         let size = count as usize;
@@ -118,7 +117,7 @@ pub fn get(key: i32, count: i32, flags: u32) -> Result<i32> {
             undos: BTreeMap::new(),
             removed: false,
         };
-        Ok((u64::from(count), move |id| Set { id, size, state: Mutex::new(state) }))
+        Ok((u64::from(count), move |id| Set { id, size, home: Home::current(), state: Mutex::new(state) }))
     })
 }
 
@@ -128,7 +127,7 @@ pub fn operate(id: i32, operations: Vec<Operation>, deadline: Option<u64>) -> Re
         return Err(Errno::EINVAL);
     }
     let undone = operations.iter().any(Operation::is_undone);
-    let set = SETS.by_id(id)?;
+    let set = here().sets.by_id(id)?;
     let undo = if undone { Some(undo::prepare(&set)?) } else { None };
     let mut state = set.state.lock();
     if state.removed {

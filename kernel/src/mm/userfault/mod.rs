@@ -124,7 +124,7 @@ impl Context {
         message[8..16].copy_from_slice(&u64::from(flags).to_ne_bytes());
         message[16..24].copy_from_slice(&shown.to_ne_bytes());
         if self.has(abi::UFFD_FEATURE_THREAD_ID) {
-            message[24..28].copy_from_slice(&process::current().tid().to_ne_bytes());
+            message[24..28].copy_from_slice(&process::current().number().to_ne_bytes());
         }
         let mut waiters = self.waiters.lock();
         if waiters.released {

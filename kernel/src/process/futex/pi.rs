@@ -30,7 +30,7 @@ fn has_waiter(bucket: &Bucket, key: &Key) -> bool {
 /// FUTEX_LOCK_PI, FUTEX_LOCK_PI2 and FUTEX_TRYLOCK_PI. The deadline is in monotonic nanoseconds.
 pub fn lock_pi(address: usize, shared: bool, deadline: Option<u64>, only_try: bool) -> Result<usize> {
     let key = key_of(address, shared)?;
-    let tid = process::current().tid();
+    let tid = process::current().number();
     let waiter = Waiter::new(key, super::MATCH_ANY, true);
     let taken = with_value(address, bucket_of(&key), true, |bucket, value| {
         let mut value = value;
@@ -74,7 +74,7 @@ pub fn lock_pi(address: usize, shared: bool, deadline: Option<u64>, only_try: bo
 /// FUTEX_UNLOCK_PI.
 pub fn unlock_pi(address: usize, shared: bool) -> Result<usize> {
     let key = key_of(address, shared)?;
-    let tid = process::current().tid();
+    let tid = process::current().number();
     let next = with_value(address, bucket_of(&key), true, |bucket, value| {
         if value & TID_MASK != tid {
             return Err(Errno::EPERM);
@@ -102,7 +102,7 @@ pub(super) fn hand_over(
             Some(next) => {
                 let more = bucket.iter().filter(|waiter| waiter.pi && waiter.waits_for(key)).count() > 1;
                 // SAFETY: it is in the bucket, whose lock is held.
-                unsafe { (*next).thread.tid() | mark | if more { WAITERS } else { 0 } }
+                unsafe { (*next).thread.number() | mark | if more { WAITERS } else { 0 } }
             }
         };
         if exchange(address, value, new)? {

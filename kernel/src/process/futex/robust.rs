@@ -32,7 +32,7 @@ pub fn exit_robust_list(thread: &Thread) {
 
 fn walk(thread: &Thread, address: usize) -> Result<()> {
     let head: Head = read_user(address)?;
-    let tid = thread.tid();
+    let tid = thread.number();
     let split = |entry: u64| (entry & !1, entry & 1 != 0);
     let (pending, pending_pi) = split(head.pending);
     let (mut entry, mut is_pi) = split(head.first);

@@ -201,7 +201,7 @@ pub fn exec_event(frame: &mut TrapFrame, tid: Pid) {
         event_stop(frame, events::EXEC, u64::from(tid));
     } else if !thread.trace.state.get(&tree::lock()).seized {
         let info =
-            SigInfo::user(SIGTRAP, signal::codes::SI_USER, thread.process.pid, thread.credentials().uid);
+            SigInfo::user(SIGTRAP, signal::codes::SI_USER, thread.process.number(), thread.credentials().uid);
         signal::send_thread(&thread.to_arc(), info);
     }
 }

@@ -47,6 +47,7 @@ use alloc::sync::Arc;
 
 use super::tree::{self, TreeCell};
 use super::{Thread, WaitStatus};
+use crate::namespaces::View;
 use crate::signal::SigInfo;
 use crate::sync::SpinLock;
 
@@ -178,6 +179,11 @@ impl Tracee {
 impl Thread {
     /// The number of the process that traces this thread, 0 for none.
     pub fn tracer_pid(&self) -> super::Pid {
-        self.trace.state.get(&tree::lock()).tracer.as_ref().map_or(0, |tracer| tracer.process.pid)
+        self.trace
+            .state
+            .get(&tree::lock())
+            .tracer
+            .as_ref()
+            .map_or(0, |tracer| View::current().process(&tracer.process))
     }
 }

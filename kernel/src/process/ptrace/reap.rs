@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 
 use super::link::release;
 use super::stop::to_front;
+use crate::namespaces::View;
 use crate::process::tree::Guard;
 use crate::process::wait::{IdKind, Waited};
 use crate::process::{Process, Thread, Usage, WaitStatus};
@@ -69,7 +70,7 @@ fn news_of(tree: &Guard, thread: &Thread) -> Option<WaitStatus> {
 pub fn finish(mut tree: Guard, found: Found, keep: bool, process: &Process) -> Waited {
     let Found { thread, status } = found;
     let uid = thread.process.uid_for_signals();
-    let pid = thread.tid();
+    let pid = View::of(process).thread(&thread);
     let ended = thread.trace.state.get(&tree).ended.is_some();
     let mut removed = None;
     if !keep && ended {
@@ -137,7 +138,7 @@ fn tell(tree: &mut Guard, thread: &Thread, tracer: &Arc<Thread>, status: WaitSta
     to_front(tree, thread);
     let (code, value) = status.to_siginfo();
     let uid = thread.process.uid.load(Ordering::SeqCst);
-    let info = SigInfo::child(code, thread.tid(), uid, value, 0, 0);
+    let info = SigInfo::child(code, View::of(&tracer.process).thread(thread), uid, value, 0, 0);
     signal::send_process_locked(tree, &tracer.process, info);
     tracer.process.child_event();
 }

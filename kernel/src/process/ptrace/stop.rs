@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use super::{CALLS, EMULATED, FORCED_TRAP, LISTENING, STEP, STOPPED, events};
 use crate::arch::trap::TrapFrame;
 use crate::errno::{Errno, Result};
+use crate::namespaces::View;
 use crate::process::tree::{self, Guard};
 use crate::process::{self, Thread};
 use crate::sched::{self, Sleep};
@@ -33,7 +34,7 @@ impl Stop {
 /// What says that the current thread itself has stopped.
 pub(super) fn own_info(code: u32, si_code: i32) -> SigInfo {
     let thread = process::current();
-    SigInfo::user(code & 0x7f, si_code, thread.tid(), thread.credentials().uid)
+    SigInfo::user(code & 0x7f, si_code, thread.number(), thread.credentials().uid)
 }
 
 /// What the tracer has made of a stop.
@@ -80,7 +81,9 @@ pub(super) fn stop(frame: &mut TrapFrame, stop: Stop) -> Option<Answer> {
         (answer, state.tracer.clone())
     };
     thread.trace.load_shown(frame);
-    let by = tracer.as_ref().map(|tracer| (tracer.process.pid, tracer.credentials().uid));
+    let by = tracer
+        .as_ref()
+        .map(|tracer| (View::of(&thread.process).process(&tracer.process), tracer.credentials().uid));
     Some(Answer { tracer: by, ..answer })
 }
 
@@ -103,7 +106,7 @@ fn tell_tracer(tree: &mut Guard, thread: &Thread, tracer: &Arc<Thread>, status: 
     if action.handler != signal::SIG_IGN && action.flags & flags::SA_NOCLDSTOP == 0 {
         let code = if trapped { CLD_TRAPPED } else { CLD_STOPPED };
         let uid = thread.process.uid_for_signals();
-        let info = SigInfo::child(code, thread.tid(), uid, status as i32, 0, 0);
+        let info = SigInfo::child(code, View::of(&tracer.process).thread(thread), uid, status as i32, 0, 0);
         signal::send_process_locked(tree, &tracer.process, info);
     }
     tracer.process.child_event();

@@ -5,6 +5,7 @@
 
 mod descriptors;
 mod memory;
+mod namespaces;
 mod status;
 
 use alloc::format;
@@ -25,12 +26,16 @@ use crate::fs::stat::{DeviceId, FileType};
 use crate::fs::{caller, mount_text};
 use crate::memory::fallible::{self, TryVec};
 use crate::memory::inject;
+use crate::namespaces::View;
 use crate::process::{self, Pid, Process, Thread};
 
 /// A process, or one thread of it.
 #[derive(Clone)]
 pub struct Target {
+    /// The kernel's own number of the process.
     pid: Pid,
+    /// Where it is seen from.
+    view: View,
     process: Weak<Process>,
     /// For `task/TID`.
     thread: Option<Weak<Thread>>,
@@ -40,7 +45,7 @@ impl Target {
     /// The process, while it is there; `ESRCH` once it was waited for.
     fn process(&self) -> Result<Arc<Process>> {
         let process = self.process.upgrade().ok_or(Errno::ESRCH)?;
-        let registered = process::find(self.pid).is_some_and(|p| Arc::ptr_eq(&p, &process));
+        let registered = process::find_global(self.pid).is_some_and(|p| Arc::ptr_eq(&p, &process));
         if registered { Ok(process) } else { Err(Errno::ESRCH) }
     }
 
@@ -51,7 +56,7 @@ impl Target {
             None => process.leader().ok_or(Errno::ESRCH),
             Some(thread) => {
                 let thread = thread.upgrade().ok_or(Errno::ESRCH)?;
-                let registered = process::find_thread(thread.tid());
+                let registered = process::find_thread_global(thread.tid());
                 let same = registered.is_some_and(|t| Arc::ptr_eq(&t, &thread));
                 if same { Ok(thread) } else { Err(Errno::ESRCH) }
             }
@@ -82,7 +87,7 @@ impl Target {
         let other = process.credentials();
         let same = [other.uid, other.euid, other.suid].iter().all(|id| *id == own.fsuid)
             && [other.gid, other.egid, other.sgid].iter().all(|id| *id == own.fsgid);
-        let allowed = own.capable(abi::CAP_SYS_PTRACE) || same && process.is_dumpable();
+        let allowed = own.capable_over(&other, abi::CAP_SYS_PTRACE) || same && process.is_dumpable();
         if allowed { Ok(()) } else { Err(Errno::EACCES) }
     }
 
@@ -111,12 +116,14 @@ pub fn directory_ino(pid: Pid) -> u64 {
 }
 
 /// The directory of a process.
-pub fn lookup(dir: &Arc<Dentry>, name: &[u8], pid: Pid) -> Result<Arc<Dentry>> {
+pub fn lookup(dir: &Arc<Dentry>, name: &[u8], number: Pid, view: &View) -> Result<Arc<Dentry>> {
     // Threads that are not the first can be named, but are not listed.
-    let thread = process::find_thread(pid).ok_or(Errno::ENOENT)?;
+    let global = view.global(number).ok_or(Errno::ENOENT)?;
+    let thread = process::find_thread_global(global).ok_or(Errno::ENOENT)?;
     let process = thread.process.clone();
     let target = Target {
         pid: process.pid,
+        view: view.clone(),
         process: Arc::downgrade(&process),
         thread: (!thread.is_leader()).then(|| Arc::downgrade(&thread)),
     };
@@ -154,6 +161,8 @@ enum Make {
     Tasks,
     /// `mem`, `pagemap`, `maps`, `smaps`.
     Memory(memory::Kind),
+    /// `ns`.
+    Namespaces,
 }
 
 struct Entry {
@@ -171,6 +180,11 @@ const fn entry(name: &'static str, permissions: u32, make: Make) -> Entry {
 const ENTRIES: &[Entry] = &[
     Entry { name: "task", permissions: 0o555, process_only: true, make: Make::Tasks },
     entry("fd", 0o500, Make::Descriptors { info: false }),
+    entry("ns", 0o511, Make::Namespaces),
+    entry("uid_map", 0o644, Make::Setting(namespaces::uid_map, namespaces::set_uid_map)),
+    entry("gid_map", 0o644, Make::Setting(namespaces::gid_map, namespaces::set_gid_map)),
+    entry("setgroups", 0o644, Make::Setting(namespaces::setgroups, namespaces::set_setgroups)),
+    entry("timens_offsets", 0o644, Make::Setting(namespaces::time_offsets, namespaces::set_time_offsets)),
     entry("fdinfo", 0o555, Make::Descriptors { info: true }),
     entry("environ", 0o400, Make::Private(memory::environ)),
     entry("auxv", 0o400, Make::Private(memory::auxv)),
@@ -251,6 +265,9 @@ impl InodeOps for ProcessDirectory {
                     let ops = descriptors::Descriptors { target: target.clone(), info };
                     target.inode(number, FileType::Directory, mode, ops)
                 }
+                Make::Namespaces => {
+                    target.inode(number, FileType::Directory, mode, namespaces::Links(target.clone()))
+                }
                 Make::Tasks => target.inode(number, FileType::Directory, mode, Tasks(target.clone())),
                 Make::Memory(kind) => {
                     let ops = memory::MemoryInode { target: target.clone(), kind };
@@ -269,7 +286,7 @@ impl InodeOps for ProcessDirectory {
         for (number, entry) in self.entries().filter(|(n, _)| n + FIRST_OFFSET > from) {
             let kind = match entry.make {
                 Make::Link(_) => FileType::Symlink,
-                Make::Descriptors { .. } | Make::Tasks => FileType::Directory,
+                Make::Descriptors { .. } | Make::Tasks | Make::Namespaces => FileType::Directory,
                 _ => FileType::Regular,
             };
             let ino = self.0.ino(number << 16);
@@ -463,7 +480,8 @@ struct Tasks(Target);
 impl InodeOps for Tasks {
     fn lookup(&self, dir: &Arc<Dentry>, name: &[u8]) -> Result<Arc<Dentry>> {
         let process = self.0.process().map_err(|_| Errno::ENOENT)?;
-        let thread = process::find_thread(parse_pid(name)?).ok_or(Errno::ENOENT)?;
+        let global = self.0.view.global(parse_pid(name)?).ok_or(Errno::ENOENT)?;
+        let thread = process::find_thread_global(global).ok_or(Errno::ENOENT)?;
         if !Arc::ptr_eq(&thread.process, &process) {
             return Err(Errno::ENOENT);
         }
@@ -473,10 +491,12 @@ impl InodeOps for Tasks {
 
     fn readdir(&self, _: &Arc<Dentry>, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
         let process = self.0.process().map_err(|_| Errno::ENOENT)?;
-        let mut tids = fallible::collect(process::threads_of(&process)?.iter().map(|t| t.tid()))?;
+        let view = &self.0.view;
+        let mut tids = fallible::collect(process::threads_of(&process)?.iter().map(|t| view.thread(t)))?;
+        let first = view.process(&process);
         // A process whose first thread has ended still shows it.
-        if !tids.contains(&process.pid) {
-            tids.try_push(process.pid)?;
+        if !tids.contains(&first) {
+            tids.try_push(first)?;
         }
         tids.sort_unstable();
         for tid in tids.into_iter().filter(|tid| u64::from(*tid) + FIRST_OFFSET >= from) {

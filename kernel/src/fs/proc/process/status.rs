@@ -2,6 +2,7 @@
 
 use alloc::format;
 use alloc::string::String;
+use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,6 +12,7 @@ use super::Target;
 use crate::arch::cpu;
 use crate::errno::Result;
 use crate::memory::fallible::Text;
+use crate::namespaces::{Numbers, View};
 use crate::process::accounts::{self, Counted};
 use crate::process::{Process, Thread, Usage, WaitStatus};
 use crate::sched::Policy;
@@ -66,7 +68,7 @@ pub fn stat(target: &Target) -> Result<Vec<u8>> {
     let session = process.session();
     let terminal = session.as_ref().and_then(|s| tty::job::terminal_of(s));
     let (tty_number, foreground) = match &terminal {
-        Some(tty) => (tty.device.encode() as i64, i64::from(tty.foreground())),
+        Some(tty) => (tty.device.encode() as i64, i64::from(target.view.number(tty.foreground()))),
         None => (0, -1),
     };
     let (shown_priority, nice, rt_priority, policy) = priority(&thread);
@@ -82,8 +84,9 @@ pub fn stat(target: &Target) -> Result<Vec<u8>> {
     let waits = u32::from(thread.sched.wait_place().is_some());
     let exit_code = if permitted { process.wait_status().map_or(0, WaitStatus::to_bits) } else { 0 };
     let mut out = Text::new();
-    put!(out, "{} ({}) {} ", thread.tid(), thread.name(), state_of(target, &process, &thread));
-    put!(out, "{} {} {} ", process.parent_pid(), process.pgid(), process.sid());
+    let view = &target.view;
+    put!(out, "{} ({}) {} ", view.thread(&thread), thread.name(), state_of(target, &process, &thread));
+    put!(out, "{} {} {} ", view.parent(&process), view.number(process.pgid()), view.number(process.sid()));
     // PF_FORKNOEXEC and the like are the kernel's own; 0x400000 is what an ordinary process shows.
     put!(out, "{tty_number} {foreground} 4194304 ");
     put!(out, "{} {} ", usage.minor_faults, children.minor_faults);
@@ -115,20 +118,31 @@ pub fn status(target: &Target) -> Result<Vec<u8>> {
     }
     let state = state_of(target, &process, &thread);
     put!(out, "State:\t{state} ({})\n", state_name(state));
-    put!(out, "Tgid:\t{}\nNgid:\t0\nPid:\t{}\n", process.pid, thread.tid());
-    put!(out, "PPid:\t{}\nTracerPid:\t{}\n", process.parent_pid(), thread.tracer_pid());
+    let view = &target.view;
+    put!(out, "Tgid:\t{}\nNgid:\t0\nPid:\t{}\n", view.process(&process), view.thread(&thread));
+    put!(out, "PPid:\t{}\nTracerPid:\t{}\n", view.parent(&process), thread.tracer_pid());
     let c = thread.credentials();
-    put!(out, "Uid:\t{}\t{}\t{}\t{}\n", c.uid, c.euid, c.suid, c.fsuid);
-    put!(out, "Gid:\t{}\t{}\t{}\t{}\n", c.gid, c.egid, c.sgid, c.fsgid);
+    let reader = crate::process::current().credentials();
+    let [uid, euid, suid, fsuid] = [c.uid, c.euid, c.suid, c.fsuid].map(|uid| reader.shown_uid(uid));
+    put!(out, "Uid:\t{uid}\t{euid}\t{suid}\t{fsuid}\n");
+    let [gid, egid, sgid, fsgid] = [c.gid, c.egid, c.sgid, c.fsgid].map(|gid| reader.shown_gid(gid));
+    put!(out, "Gid:\t{gid}\t{egid}\t{sgid}\t{fsgid}\n");
     put!(out, "FDSize:\t{}\nGroups:\t", thread.try_files().map_or(0, |f| f.capacity()));
     for group in c.groups.iter() {
-        put!(out, "{group} ");
+        put!(out, "{} ", reader.shown_gid(*group));
     }
     if c.groups.is_empty() {
         out.push(' ');
     }
-    put!(out, "\nNStgid:\t{}\nNSpid:\t{}\n", process.pid, thread.tid());
-    put!(out, "NSpgid:\t{}\nNSsid:\t{}\nKthread:\t0\n", process.pgid(), process.sid());
+    out.push('\n');
+    let (group, session) = (process.group(), process.session());
+    nested_numbers(&mut out, "NStgid", view, process.pid, process.numbers.as_ref());
+    nested_numbers(&mut out, "NSpid", view, thread.tid(), thread.numbers());
+    let numbers = group.as_ref().and_then(|group| group.numbers.as_ref());
+    nested_numbers(&mut out, "NSpgid", view, process.pgid(), numbers);
+    let numbers = session.as_ref().and_then(|session| session.numbers.as_ref());
+    nested_numbers(&mut out, "NSsid", view, process.sid(), numbers);
+    out.push_str("Kthread:\t0\n");
     if let Some(mm) = process.mm() {
         memory_lines(&mut out, &mm.summary(), mm.huge_bytes());
     }
@@ -156,6 +170,18 @@ pub fn status(target: &Target) -> Result<Vec<u8>> {
     let (voluntary, involuntary) = thread.sched.switches();
     put!(out, "voluntary_ctxt_switches:\t{voluntary}\nnonvoluntary_ctxt_switches:\t{involuntary}\n");
     bytes(out)
+}
+
+/// A line of the numbers that something has in each PID namespace from there down.
+fn nested_numbers(out: &mut Text, name: &str, view: &View, global: u32, numbers: Option<&Arc<Numbers>>) {
+    put!(out, "{name}:");
+    if view.is_initial() {
+        put!(out, "\t{global}");
+    }
+    for number in numbers.into_iter().flat_map(|numbers| numbers.seen_from(view)) {
+        put!(out, "\t{number}");
+    }
+    out.push('\n');
 }
 
 fn memory_lines(out: &mut Text, sum: &crate::mm::view::Summary, huge: u64) {

@@ -1,0 +1,111 @@
+//! Mount namespaces: trees of mounts, each visible to its own processes only.
+//!
+//! All mounts of all trees are in one table ([`super::mount`]): a place in it is a mount and a dentry, and no mount is in two trees. A
+//! namespace is a root mount; those below are found from there.
+
+use alloc::collections::BTreeMap;
+use alloc::sync::Arc;
+
+use linux_raw_sys::general as abi;
+
+use super::context::FsContext;
+use super::mount::{self, Mount};
+use super::path::Path;
+use crate::errno::{Errno, Result};
+use crate::namespaces::{Head, Kind, Namespaces, initial};
+use crate::process::{self, CAP_SYS_ADMIN, Credentials};
+use crate::sync::Once;
+
+/// One mount namespace.
+pub struct MountNamespace {
+    pub head: Head,
+    /// The bottom of the tree: the kernel's first is known once there is a root file system.
+    root: Once<Arc<Mount>>,
+}
+
+/// The mounts of a copied tree, by the numbers of those that they are copies of.
+pub type Copies = BTreeMap<u64, Arc<Mount>>;
+
+impl MountNamespace {
+    /// The one that the kernel starts with.
+    pub fn initial() -> &'static Arc<Self> {
+        static INITIAL: Once<Arc<MountNamespace>> = Once::new();
+        INITIAL.call_once(|| Arc::new(Self { head: Head::initial(initial::MOUNT), root: Once::new() }))
+    }
+
+    /// The system's first mount is there.
+    pub(super) fn set_root(&self, root: &Arc<Mount>) {
+        root.set_namespace(self.head.ino);
+        let _ = self.root.set(root.clone());
+    }
+
+    /// One with copies of all mounts of `old`. In another user namespace what was mounted stays mounted, with at least the restrictions
+    /// that it has.
+    pub fn copy(old: &Self, maker: &Credentials) -> Result<(Arc<Self>, Copies)> {
+        let head = Head::new(Kind::Mount, maker)?;
+        let root = old.root.get().ok_or(Errno::EINVAL)?;
+        let locked = !Arc::ptr_eq(&head.user, &old.head.user);
+        let copies = mount::copy_tree(root, head.ino, locked)?;
+        let new = Self { head, root: Once::new() };
+        if let Some(copy) = copies.get(&root.id) {
+            let _ = new.root.set(copy.clone());
+        }
+        Ok((Arc::new(new), copies))
+    }
+
+    /// What `/` is for who enters it.
+    pub fn entrance(&self) -> Option<Path> {
+        let mount = self.root.get()?.clone();
+        Some(mount::enter(Path { dentry: mount.root.clone(), mount }))
+    }
+
+    /// That of the current thread.
+    pub fn current() -> Arc<Self> {
+        Namespaces::current().mount.clone()
+    }
+
+    /// `EPERM` unless the current thread may mount and unmount in its namespace.
+    pub fn check_may_mount() -> Result<()> {
+        let namespace = Self::current();
+        let own = process::current().credentials();
+        if own.capable_in(&namespace.head.user, CAP_SYS_ADMIN) { Ok(()) } else { Err(Errno::EPERM) }
+    }
+}
+
+impl Drop for MountNamespace {
+    fn drop(&mut self) {
+        if let Some(root) = self.root.get() {
+            mount::detach_tree(root);
+        }
+    }
+}
+
+/// Is the mount one of the current thread's namespace? During bring-up all are.
+pub fn is_own(mount: &Mount) -> bool {
+    match process::try_current().and_then(|thread| thread.namespaces()) {
+        Some(namespaces) => namespaces.mount.head.ino == mount.namespace(),
+        None => matches!(mount.namespace(), 0 | initial::MOUNT),
+    }
+}
+
+/// `EINVAL` unless the path is in the current thread's namespace.
+pub fn check_own(path: &Path) -> Result<()> {
+    if is_own(&path.mount) { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// Root and working directory go to the copies of the mounts that they are in.
+pub fn move_context(context: &FsContext, copies: &Copies) {
+    let moved = |path: Path| {
+        let mount = copies.get(&path.mount.id)?.clone();
+        Some(Path { mount, dentry: path.dentry })
+    };
+    if let Some(root) = moved(context.root()) {
+        context.set_root(root);
+    }
+    if let Some(cwd) = moved(context.cwd()) {
+        context.set_cwd(cwd);
+    }
+}
+
+/// The restrictions that a copy in another user namespace keeps.
+pub const RESTRICTIONS: u32 = abi::MS_RDONLY | abi::MS_NODEV | abi::MS_NOSUID | abi::MS_NOEXEC;

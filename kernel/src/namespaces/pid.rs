@@ -1,0 +1,236 @@
+//! PID namespaces: numbers of their own for processes, and a first process that adopts and takes all others along when it ends.
+
+use alloc::sync::Arc;
+use alloc::vec::Vec;
+use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeAtomicLink, UnsafeRef, intrusive_adapter};
+
+use super::{Head, Kind, initial};
+use crate::errno::{Errno, Result};
+use crate::memory::fallible;
+use crate::process::tree::{self, TreeCell};
+use crate::process::{self, CAP_SYS_ADMIN, Credentials, PID_MAX, Pid, Process, WaitFlags};
+use crate::signal::{self, SIG_IGN, SIGCHLD, SIGKILL, SigInfo};
+use crate::sync::{IrqLock, Once, WaitQueue};
+
+/// The deepest that namespaces nest.
+const DEEPEST: u32 = 32;
+/// Where the numbers start again after the highest.
+const RESERVED_PIDS: Pid = 300;
+
+/// One number of a namespace.
+pub(super) struct Entry {
+    pub number: Pid,
+    /// The kernel's own number for the same thread.
+    pub global: Pid,
+    pub link: RBTreeAtomicLink,
+}
+
+intrusive_adapter!(ByNumber = UnsafeRef<Entry>: Entry { link => RBTreeAtomicLink });
+
+impl<'a> KeyAdapter<'a> for ByNumber {
+    type Key = Pid;
+
+    fn get_key(&self, entry: &'a Entry) -> Pid {
+        entry.number
+    }
+}
+
+/// The numbers that are taken. A number stays until everything that has it is gone, which may be in an interrupt handler.
+struct Table {
+    entries: RBTree<ByNumber>,
+    used: Vec<u64>,
+    next: Pid,
+}
+
+/// One PID namespace.
+pub struct PidNamespace {
+    pub head: Head,
+    /// `None` for the first.
+    pub parent: Option<Arc<PidNamespace>>,
+    /// How many are above it.
+    pub level: u32,
+    table: IrqLock<Table>,
+    /// The process that has number 1 in it.
+    pub(crate) init: TreeCell<Option<Arc<Process>>>,
+    /// Its first process has ended, or could not be made: nobody comes any more.
+    closed: AtomicBool,
+    /// Threads that are registered with a number of it: changes under the tree's lock.
+    registered: AtomicUsize,
+    /// Woken when one of them goes.
+    left: WaitQueue,
+}
+
+impl PidNamespace {
+    /// The one that the kernel starts with; its numbers are the kernel's own.
+    pub fn initial() -> &'static Arc<Self> {
+        static INITIAL: Once<Arc<PidNamespace>> = Once::new();
+        INITIAL.call_once(|| Arc::new(Self::build(Head::initial(initial::PID), None, Vec::new())))
+    }
+
+    fn build(head: Head, parent: Option<Arc<PidNamespace>>, used: Vec<u64>) -> Self {
+        Self {
+            head,
+            level: parent.as_ref().map_or(0, |parent| parent.level + 1),
+            parent,
+            table: IrqLock::new(Table { entries: RBTree::new(ByNumber::NEW), used, next: 1 }),
+            init: TreeCell::new(None),
+            closed: AtomicBool::new(false),
+            registered: AtomicUsize::new(0),
+            left: WaitQueue::new(),
+        }
+    }
+
+    /// A new one below `parent`. `EINVAL` when the maker's user namespace is not above or that of `parent`, `ENOSPC` when it is too deep.
+    pub fn new(parent: &Arc<Self>, maker: &Credentials) -> Result<Arc<Self>> {
+        if !parent.head.user.contains(&maker.user_namespace()) {
+            return Err(Errno::EINVAL);
+        }
+        if parent.level >= DEEPEST {
+            return Err(Errno::ENOSPC);
+        }
+        let head = Head::new(Kind::Pid, maker)?;
+        let used = fallible::filled(0, PID_MAX as usize / 64)?;
+        Ok(Arc::new(Self::build(head, Some(parent.clone()), used)))
+    }
+
+    /// Is it the one that the kernel starts with?
+    pub fn is_initial(&self) -> bool {
+        self.level == 0
+    }
+
+    /// Is there, or was there, a first process in it?
+    pub fn has_begun(&self) -> bool {
+        self.is_initial() || self.closed.load(Ordering::SeqCst) || self.init.get(&tree::lock()).is_some()
+    }
+
+    /// Whether `self` is `other` or above it.
+    pub fn contains(&self, other: &PidNamespace) -> bool {
+        let mut at = Some(other);
+        while let Some(namespace) = at.filter(|namespace| namespace.level >= self.level) {
+            if core::ptr::eq(namespace, self) {
+                return true;
+            }
+            at = namespace.parent.as_deref();
+        }
+        false
+    }
+
+    /// Takes a number, and says whose it is once it is put in place by `enter`. `ENOMEM` when nobody comes any more, `EAGAIN` when all
+    /// numbers are taken.
+    pub(super) fn allocate(&self) -> Result<Pid> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Errno::ENOMEM);
+        }
+        let mut table = self.table.lock();
+        let mut left = PID_MAX;
+        while left > 0 {
+            let number = table.next;
+            let (word, bit) = (number as usize / 64, number % 64);
+            // A word at a time: most numbers may be taken.
+            let taken = (table.used[word] >> bit).trailing_ones();
+            let after = |number: Pid| if number + 1 >= PID_MAX { RESERVED_PIDS } else { number + 1 };
+            if taken > 0 {
+                left = left.saturating_sub(taken);
+                table.next = after(number + taken - 1);
+                continue;
+            }
+            table.next = after(number);
+            table.used[word] |= 1 << bit;
+            return Ok(number);
+        }
+        Err(Errno::EAGAIN)
+    }
+
+    /// # Safety
+    /// The entry stays where it is until `leave` was called with it.
+    pub(super) unsafe fn enter(&self, entry: &Entry) {
+        // SAFETY: the caller keeps it in place.
+        let entry = unsafe { UnsafeRef::from_raw(entry) };
+        self.table.lock().entries.insert(entry);
+    }
+
+    pub(super) fn leave(&self, entry: &Entry) {
+        if entry.number == 1 {
+            self.closed.store(true, Ordering::SeqCst);
+        }
+        let mut table = self.table.lock();
+        // SAFETY: `enter` has put it into this tree.
+        let _ = unsafe { table.entries.cursor_mut_from_ptr(entry).remove() };
+        table.used[entry.number as usize / 64] &= !(1 << (entry.number % 64));
+    }
+
+    /// The kernel's number for the first one from `number` on, and which that is.
+    pub(super) fn from(&self, number: Pid) -> Option<(Pid, Pid)> {
+        let table = self.table.lock();
+        table.entries.lower_bound(Bound::Included(&number)).get().map(|entry| (entry.number, entry.global))
+    }
+
+    /// A thread with a number of it is registered.
+    pub(crate) fn thread_comes(&self) {
+        self.registered.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// One goes; whoever waits for the last looks again.
+    pub(crate) fn thread_goes(&self) {
+        self.registered.fetch_sub(1, Ordering::SeqCst);
+        self.left.wake_all();
+    }
+
+    /// The last thread of the first process ends: takes along everybody else, and returns when they are gone.
+    pub(crate) fn first_process_ends(&self, process: &Arc<Process>) {
+        self.closed.store(true, Ordering::SeqCst);
+        // Children that end now are not waited for.
+        {
+            let actions = process.actions.lock();
+            let ignored = signal::Action { handler: SIG_IGN, ..actions.get(SIGCHLD) };
+            actions.set(SIGCHLD, ignored);
+        }
+        let mut at = 1;
+        while let Some((number, global)) = self.from(at) {
+            at = number + 1;
+            let mut tree = tree::lock();
+            let other = tree.process(global).filter(|other| !Arc::ptr_eq(other, process));
+            if let Some(other) = &other {
+                signal::send_process_locked(&mut tree, other, SigInfo::kernel(SIGKILL));
+            }
+            drop(tree);
+        }
+        // Those that had ended before wait to be waited for.
+        let ended = WaitFlags { no_hang: true, exited: true, clones_too: true, ..WaitFlags::default() };
+        while let Ok(Some(_)) = process::wait(process::IdKind::All, ended) {}
+        self.left.wait_until(|| (!self.has_others(process)).then_some(()));
+        let init = self.init.get_mut(&mut tree::lock()).take();
+        drop(init);
+    }
+
+    /// Is a thread of another process registered? Those that end one after the other are not all asked each time: the first that is
+    /// found is enough.
+    fn has_others(&self, process: &Arc<Process>) -> bool {
+        if self.registered.load(Ordering::SeqCst) <= 1 {
+            return false;
+        }
+        let mut at = 1;
+        while let Some((number, global)) = self.from(at) {
+            at = number + 1;
+            let thread = tree::lock().thread(global);
+            let other = thread.filter(|thread| !Arc::ptr_eq(&thread.process, process));
+            if other.and_then(|other| other.numbers().and_then(|numbers| numbers.in_namespace(self)))
+                == Some(number)
+            {
+                return true;
+            }
+        }
+        false
+    }
+
+    /// `EPERM` unless the current thread may enter it.
+    pub(super) fn check_may_enter(&self, own: &Credentials) -> Result<()> {
+        if own.capable_in(&self.head.user, CAP_SYS_ADMIN) && own.capable_here(CAP_SYS_ADMIN) {
+            Ok(())
+        } else {
+            Err(Errno::EPERM)
+        }
+    }
+}
