@@ -206,9 +206,9 @@ impl HugeArea {
     }
 
     /// Poisons the page of an address, where there is no entry: false if there is one.
-    pub fn poison(&self, address: u64) -> bool {
+    pub fn poison(&self, address: u64) -> Result<bool> {
         let _library = reserve::library();
-        self.mapping.poison(VirtAddr(address))
+        self.mapping.poison(VirtAddr(address)).map_err(|_| Errno::ENOMEM)
     }
 
     /// Whether the page of an address is poisoned.

@@ -8,14 +8,11 @@ use core::ops::Range;
 use summary_tree::{Entry, SummaryTree};
 
 use super::Share;
+use super::few::{AT_A_TIME, Few, few};
 use crate::addr::PageIndex;
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
-use crate::reserve::Regions;
 use crate::sync::Spin;
-
-/// Entries that are gone through with one hold of the spin lock.
-const AT_A_TIME: usize = if cfg!(roundtable_model) { 2 } else { 64 };
 
 /// What is known of a page index. There is an entry if either says something.
 pub(crate) struct Known<M: Machine> {
@@ -34,7 +31,7 @@ impl<M: Machine> Known<M> {
 /// An entry outside of the tree.
 pub(crate) type Room<M> = Entry<PageIndex, Known<M>, ()>;
 
-/// What only a `MAP_PRIVATE` mapping has, and what userfaultfd needs of any.
+/// What only a `MAP_PRIVATE` mapping has.
 pub(crate) struct Private<M: Machine> {
     known: SummaryTree<PageIndex, Known<M>, ()>,
     /// Indices whose promise was used up.
@@ -43,18 +40,12 @@ pub(crate) struct Private<M: Machine> {
     pub(crate) owner: bool,
     /// The owner took a page away for want of another; what is absent here stays so (`HPAGE_RESV_UNMAPPED`).
     pub(crate) robbed: bool,
-    /// Indices whose entries do not permit stores: see [`Mapping::withhold_stores`](crate::Mapping::withhold_stores).
-    /// Shared mappings have them too.
-    pub(crate) withheld: Regions,
-    /// Indices at which the host poisoned the mapping; nothing is mapped there.
-    pub(crate) poisoned: Regions,
 }
 
 impl<M: Machine> Private<M> {
     /// No copies.
     pub(crate) fn new(owner: bool, robbed: bool) -> Private<M> {
-        let (withheld, poisoned) = (Regions::default(), Regions::default());
-        Private { known: SummaryTree::new(), used: 0, owner, robbed, withheld, poisoned }
+        Private { known: SummaryTree::new(), used: 0, owner, robbed }
     }
 
     /// Whether there is no copy, and no promise was used up.
@@ -175,14 +166,6 @@ impl<M: Machine> Private<M> {
     }
 }
 
-/// As much as is gone through with one hold of the spin lock.
-type Few<T> = [Option<T>; AT_A_TIME];
-
-/// None of them.
-pub(crate) fn few<T>() -> Few<T> {
-    [const { None }; AT_A_TIME]
-}
-
 /// Takes the copies of some indices of the range out, into `taken`. Returns where to go on, if it did not come to the
 /// end.
 pub(crate) fn take_copies<M: Machine>(
@@ -231,14 +214,6 @@ pub(crate) fn split_off<M: Machine>(
     from: PageIndex,
     upper: &Spin<M, Private<M>>,
 ) {
-    let (withheld, poisoned) = {
-        let mut private = private.lock();
-        (private.withheld.split_off(from.0), private.poisoned.split_off(from.0))
-    };
-    {
-        let mut upper = upper.lock();
-        (upper.withheld, upper.poisoned) = (withheld, poisoned);
-    }
     loop {
         let mut some = few();
         let more = take_some(private, from, &mut some);

@@ -7,11 +7,15 @@
 use core::ops::{Deref, DerefMut, Range};
 
 mod copies;
+mod few;
+pub(crate) mod marks;
 mod share;
 
 use filetables::{Entry, Extent, Format, Protection, Space};
 
-pub(crate) use copies::{Private, Room, few, forget, fork, split_off, take_copies};
+pub(crate) use copies::{Private, Room, forget, fork, split_off, take_copies};
+pub(crate) use few::few;
+use marks::Marks;
 pub(crate) use share::Share;
 
 use crate::addr::{PageIndex, PageSize, VirtAddr};
@@ -64,6 +68,8 @@ pub(crate) struct Area<M: Machine> {
     placement: RwLock<M, Placement>,
     /// Changed under the mapping lock (by faults: for reading, plus the fault mutex of the index).
     private: Spin<M, Private<M>>,
+    /// Changed under the mapping lock for writing.
+    marks: Spin<M, Marks>,
     state: State,
     /// The indices that it had when it was made; it never gets others.
     pub(crate) indices: Range<u64>,
@@ -95,6 +101,7 @@ impl<M: Machine> Area<M> {
             indices: placement.indices(),
             placement: RwLock::<M, _>::new(placement),
             private: Spin::<M, _>::new(private),
+            marks: Spin::<M, _>::new(Marks::new()),
             state,
             listed: AtomicU64::new(0),
             joined: AtomicBool::new(false),
@@ -127,6 +134,11 @@ impl<M: Machine> Area<M> {
 
     pub(crate) fn private(&self) -> &Spin<M, Private<M>> {
         &self.private
+    }
+
+    /// What userfaultfd(2) has marked.
+    pub(crate) fn marks(&self) -> &Spin<M, Marks> {
+        &self.marks
     }
 
     /// What the protocol keeps.
@@ -190,7 +202,7 @@ impl<M: Machine> Area<M> {
 
     /// Whether stores to a page are withheld. The mapping lock, or the fault mutex of the index, is held.
     pub(crate) fn withholds(&self, index: PageIndex) -> bool {
-        self.has_marks() && self.private().lock().withheld.contains(index.0)
+        self.has_marks() && self.marks().lock().withholds(index.0)
     }
 
     /// The entry for an address in tables of the host, if there is one.

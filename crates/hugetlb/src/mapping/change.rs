@@ -6,6 +6,7 @@ use filetables::{Format, Level, Protection};
 
 use super::Mapping;
 use crate::addr::{PageIndex, VirtAddr};
+use crate::area::marks::RangeRoom;
 use crate::area::{self, Area, Exclusive, Placement, Private};
 use crate::error::{Error, OutOfMemory, Result};
 use crate::file::File;
@@ -138,7 +139,7 @@ impl<M: Machine> Mapping<M> {
         let mut batch = Batch::new(&self.file);
         self.area.clear(&self.file, &placement, indices.clone(), Purpose::Clear, &mut batch);
         batch.finish();
-        self.area.heal(indices);
+        self.area.heal(&self.file, indices);
         Ok(())
     }
 
@@ -195,6 +196,7 @@ impl<M: Machine> Mapping<M> {
         let area = self.new_area(space, upper_placement, Private::new(owner, robbed));
         let machine = self.file.hugetlb().machine();
         let place = self.area.is_listed().then(|| area.place(machine)).transpose()?;
+        let marks = area::marks::cut_room(machine, self.area.marks(), middle.0)?;
         let mut batch = Batch::new(&self.file);
         // The slot that the cut goes through has two mappings from now on.
         let protocol = self.file.protocol();
@@ -206,7 +208,7 @@ impl<M: Machine> Mapping<M> {
         }
         placement.pages = lower_pages;
         self.placement = *placement;
-        area.take_over(&self.area, &placement, &self.file, middle);
+        area.take_over(&self.area, &placement, &self.file, middle, marks);
         if let Some(place) = place {
             area.enlist(&self.file, place);
         }
@@ -223,21 +225,25 @@ impl<M: Machine> Mapping<M> {
 }
 
 impl<M: Machine> Area<M> {
-    /// Takes over from a lower part what belongs to the indices from `from` on: private copies and tables.
+    /// Takes over from a lower part what belongs to the indices from `from` on: private copies, marks and tables.
+    /// `room` is for the marks.
     fn take_over(
         self: &Arc<Self>,
         lower: &Area<M>,
         held: &Exclusive<'_, M>,
         file: &File<M>,
         from: PageIndex,
+        room: Option<RangeRoom>,
     ) {
+        let machine = file.hugetlb().machine();
         if lower.is_unshared() {
             self.set_unshared();
         }
         if lower.has_marks() {
             self.set_has_marks();
+            area::marks::split_off(machine, lower.marks(), from.0, self.marks(), room);
         }
-        area::split_off(file.hugetlb().machine(), lower.private(), from, self.private());
+        area::split_off(machine, lower.private(), from, self.private());
         if lower.has_joined() {
             let joined = self.join(file);
             debug_assert!(joined.is_ok(), "a space that is known needs no memory to be known twice");

@@ -223,7 +223,11 @@ impl<M: Machine> Mapping<M> {
         if !Mutant::PromiseOfMappingLost.is_on() {
             reserve::unreserve(self.file.pool(), self.file.subpool(), unused);
         }
-        area::forget(self.file.hugetlb().machine(), self.area.private());
+        let machine = self.file.hugetlb().machine();
+        area::forget(machine, self.area.private());
+        if self.area.has_marks() {
+            area::marks::forget(machine, self.area.marks());
+        }
     }
 }
 

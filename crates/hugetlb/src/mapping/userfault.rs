@@ -11,8 +11,9 @@ use filetables::{EntryValue, Format, Protection};
 
 use super::Mapping;
 use crate::addr::VirtAddr;
-use crate::area::Area;
+use crate::area::{Area, marks};
 use crate::error::{Error, FaultError, OutOfMemory, Result};
+use crate::file::File;
 use crate::machine::Machine;
 use crate::sharing::{Access, Batch, Fault, Fill, Purpose};
 use crate::sync::Ordering;
@@ -66,6 +67,8 @@ impl<M: Machine> Mapping<M> {
     /// # Errors
     ///
     /// [`Error::Invalid`] when the range is not of whole pages of the mapping, or the mapping may share tables.
+    /// [`Error::NoMemory`] when there is none to note it; nothing has changed then. To permit all of a mapping takes
+    /// none.
     pub fn withhold_stores(&self, range: Range<VirtAddr>, withhold: bool) -> Result<()> {
         let indices = self.indices(&range).ok_or(Error::Invalid)?;
         if self.is_shared() && !self.area.is_unshared() {
@@ -74,7 +77,13 @@ impl<M: Machine> Mapping<M> {
         let _fence = self.file.protocol().change_fence(&self.file);
         // Held over the flush: as in `drop`.
         let placement = self.area.lock();
-        self.area.withhold(indices.clone(), withhold);
+        let (machine, marks) = (self.file.hugetlb().machine(), self.area.marks());
+        if withhold {
+            marks::withhold(machine, marks, indices.clone())?;
+            self.area.set_has_marks();
+        } else {
+            marks::permit(machine, marks, indices.clone())?;
+        }
         // A private page may have relatives: its next store faults and looks.
         let restores = self.is_shared();
         if !withhold && !restores {
@@ -107,22 +116,26 @@ impl<M: Machine> Mapping<M> {
 
     /// Poisons the page of an address where the address space has no entry: a fault there is the host's to refuse,
     /// until a page is put there or [`Mapping::discard`] comes by. False when there is an entry.
-    pub fn poison(&self, address: VirtAddr) -> bool {
-        let Some(index) = self.index(address) else { return false };
+    ///
+    /// # Errors
+    ///
+    /// [`OutOfMemory`] when there is none to note it; nothing has changed then.
+    pub fn poison(&self, address: VirtAddr) -> core::result::Result<bool, OutOfMemory> {
+        let Some(index) = self.index(address) else { return Ok(false) };
         // No fault is under way.
         let placement = self.area.lock();
         let present = self.area.leaf(&self.file, &placement, address) != EntryValue::default();
         if !present {
+            marks::poison(self.file.hugetlb().machine(), self.area.marks(), index.0)?;
             self.area.set_has_marks();
-            self.area.private().lock().poisoned.insert(index.0..index.0 + 1);
         }
-        !present
+        Ok(!present)
     }
 
     /// Whether the page of an address is poisoned.
     pub fn is_poisoned(&self, address: VirtAddr) -> bool {
         self.area.has_marks()
-            && self.index(address).is_some_and(|index| self.area.private().lock().poisoned.contains(index.0))
+            && self.index(address).is_some_and(|index| self.area.marks().lock().poisons(index.0))
     }
 
     /// What a fault at an address would find. The host holds its address-space lock.
@@ -170,7 +183,7 @@ impl<M: Machine> Mapping<M> {
             }
             fault.private()?;
         }
-        self.area.heal(index.0..index.0 + 1);
+        self.area.heal(&self.file, index.0..index.0 + 1);
         Ok(true)
     }
 
@@ -192,19 +205,9 @@ impl<M: Machine> Mapping<M> {
 
 impl<M: Machine> Area<M> {
     /// The indices are not poisoned any more.
-    pub(super) fn heal(&self, indices: Range<u64>) {
+    pub(super) fn heal(&self, file: &File<M>, indices: Range<u64>) {
         if self.has_marks() {
-            self.private().lock().poisoned.remove(indices);
-        }
-    }
-
-    fn withhold(&self, indices: Range<u64>, withhold: bool) {
-        let mut private = self.private().lock();
-        if withhold {
-            self.set_has_marks();
-            private.withheld.insert(indices);
-        } else {
-            private.withheld.remove(indices);
+            marks::heal(file.hugetlb().machine(), self.marks(), indices);
         }
     }
 }

@@ -295,7 +295,7 @@ fn fill_huge(
         return Err(Errno::EEXIST.into());
     }
     if filling == Filling::Poison {
-        return if huge.poison(at) { Ok(()) } else { Err(Errno::EEXIST.into()) };
+        return if huge.poison(at)? { Ok(()) } else { Err(Errno::EEXIST.into()) };
     }
     let presence = huge.presence(at);
     match (filling, presence) {

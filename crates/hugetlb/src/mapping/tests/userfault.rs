@@ -95,13 +95,13 @@ fn a_filled_page_is_never_seen_without_its_content() {
         let file = file(&hugetlb, 2 * MIB2);
         let (_, mapping) = map_at(&file, HERE, 2 * MIB2, options);
         let machine = hugetlb.machine();
-        assert!(mapping.poison(HERE) && mapping.is_poisoned(HERE));
+        assert!(mapping.poison(HERE).unwrap() && mapping.is_poisoned(HERE));
         assert_eq!(mapping.fill(HERE, &|frame| machine.set_word(frame, 9)), Ok(true));
-        assert!(!mapping.is_poisoned(HERE) && !mapping.poison(HERE));
+        assert!(!mapping.is_poisoned(HERE) && !mapping.poison(HERE).unwrap());
         assert_eq!(load(&mapping, HERE), 9);
         assert_eq!(mapping.fill(HERE, &|_| panic!("there is a page")), Ok(false));
         assert_eq!(file.content().get(0).is_some(), options.shared);
-        assert!(mapping.poison(HERE + MIB2));
+        assert!(mapping.poison(HERE + MIB2).unwrap());
         mapping.discard(range(0, 2)).unwrap();
         assert!(!mapping.is_poisoned(HERE + MIB2));
         drop((mapping, file));
