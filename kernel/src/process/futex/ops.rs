@@ -1,13 +1,15 @@
 //! Wait, wake, requeue.
 
+use core::ops::Range;
 use core::sync::atomic::Ordering;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use super::{Bucket, InBucket, MATCH_ANY, TABLE, Waiter, bucket_of, key_of, next_ticket, with_value};
+use super::bucket::{Bucket, Taken, Waiter, next_ticket};
+use super::{MATCH_ANY, TABLE, bucket_of, key_of, with_value};
 use crate::errno::{Errno, Result};
-use crate::memory::fallible;
+use crate::memory::{fallible, reserve};
 use crate::mm::{Key, uaccess};
 use crate::process;
 use crate::sched::{self, Sleep};
@@ -48,7 +50,7 @@ fn join(waiter: &Arc<Waiter>, address: usize, expected: u32) -> Result<()> {
         if value != expected {
             return Err(Errno::EAGAIN);
         }
-        bucket.push_back(waiter.clone());
+        bucket.add(waiter.clone());
         Ok(())
     })
 }
@@ -69,11 +71,13 @@ pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
             if !waiter.leave() {
                 woken = woken.or(Some(index));
             }
+            sched::cond_resched();
         }
         woken
     };
     for word in words {
         let joined = key_of(word.address, word.shared).and_then(|key| {
+            reserve::ask(Waiter::BYTES)?;
             let waiter = Waiter::new(key, MATCH_ANY, false);
             join(&waiter, word.address, word.expected)?;
             Ok(waiter)
@@ -82,6 +86,7 @@ pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
             Ok(waiter) => waiters.push(waiter),
             Err(error) => return leave_all(&waiters).ok_or(error),
         }
+        sched::cond_resched();
     }
     let slept =
         sched::sleep(Sleep::Interruptible, deadline, || waiters.iter().any(|waiter| waiter.is_woken()));
@@ -92,58 +97,28 @@ pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
     }
 }
 
-/// Waiters that are taken in one hold of a bucket's lock, which keeps interrupts off.
-const BATCH: usize = 64;
-
-/// Takes up to `count` waiters of a word out of the bucket, of those with a ticket below `before`. The list of them is
-/// made of their own links: a wake allocates nothing. Gives their number, too.
-fn take(bucket: &mut Bucket, key: &Key, count: usize, bitset: u32, before: u64) -> (Bucket, usize) {
-    let mut taken = Bucket::new(InBucket::NEW);
-    let mut number = 0;
-    let mut cursor = bucket.front_mut();
-    while number < count {
-        let Some(waiter) = cursor.get() else { break };
-        let wanted = waiter.waits_for(key) && !waiter.pi && waiter.bitset & bitset != 0;
-        if wanted && waiter.came_before(before) {
-            taken.push_back(cursor.remove().expect("the cursor is at it"));
-            number += 1;
-        } else {
-            cursor.move_next();
-        }
-    }
-    (taken, number)
-}
-
-/// As [`take`], of waiters that are to be woken.
-fn take_to_wake(bucket: &mut Bucket, key: &Key, count: usize, bitset: u32, before: u64) -> (Bucket, usize) {
-    let (taken, number) = take(bucket, key, count, bitset, before);
-    // Under the bucket's lock: from now on the waiters do not look for themselves in the bucket.
-    taken.iter().for_each(|waiter| waiter.woken.store(true, Ordering::SeqCst));
-    (taken, number)
-}
-
 /// Wakes all of a list. Another thread that is due runs in between.
-fn wake_threads(mut woken: Bucket) {
+fn wake_threads(mut woken: Taken) {
     perturb::point();
-    while let Some(waiter) = woken.pop_front() {
+    while let Some(waiter) = woken.pop() {
         sched::wake(&waiter.thread);
         sched::cond_resched();
     }
 }
 
-/// Wakes up to `count` waiters of a word who wait already, a batch at a time; how many.
+/// Wakes up to `count` waiters of a word who wait already, some at a time; how many.
 fn wake_word(key: &Key, count: usize, bitset: u32) -> usize {
-    let before = next_ticket();
+    let mut tickets = 0..next_ticket();
     let bucket = &TABLE[bucket_of(key)];
     let mut total = 0;
     loop {
-        let most = BATCH.min(count - total);
-        let (batch, woken) = take_to_wake(&mut bucket.lock(), key, most, bitset, before);
+        let (batch, woken) = bucket.lock().take_to_wake(key, &mut tickets, count - total, bitset);
         wake_threads(batch);
         total += woken;
-        if woken < BATCH {
+        if total == count || tickets.is_empty() {
             return total;
         }
+        sched::cond_resched();
     }
 }
 
@@ -185,19 +160,13 @@ impl Pair {
         self.bucket(!self.from_is_high)
     }
 
-    /// Lets up to `count` of the waiters for one word, who came before a number was given, wait for the other one, in the order
+    /// Lets up to `count` of the waiters for one word, with a ticket of `tickets`, wait for the other one, in the order
     /// in which they came. Gives how many.
-    fn requeue(&mut self, from: &Key, to: &Key, count: usize, before: u64) -> usize {
-        let (mut moved, number) = take(self.from(), from, count, MATCH_ANY, before);
-        let (ticket, index) = (next_ticket(), bucket_of(to));
-        let target = self.to();
-        while let Some(waiter) = moved.pop_front() {
-            // SAFETY: it was in the first bucket and comes to the second; both locks are held.
-            unsafe { *waiter.key.get() = *to };
-            // Relaxed: the lock orders it.
-            waiter.ticket.store(ticket, Ordering::Relaxed);
-            waiter.bucket.store(index, Ordering::SeqCst);
-            target.push_back(waiter);
+    fn requeue(&mut self, from: &Key, to: &Key, count: usize, tickets: &mut Range<u64>) -> usize {
+        let (mut moved, number) = self.from().take(from, tickets, count, MATCH_ANY);
+        let (index, target) = (bucket_of(to), self.to());
+        while let Some(waiter) = moved.pop() {
+            target.add_moved(waiter, to, index);
         }
         number
     }
@@ -221,11 +190,11 @@ pub fn requeue(
     let (from, to) = (key_of(address, shared)?, key_of(second, shared)?);
     let (from_index, to_index) = (bucket_of(&from), bucket_of(&to));
     let (mut woken, mut moved) = (0, 0);
-    // The number that is given in the first hold.
-    let mut began = None;
+    // Those that wait in the first hold, as far as they were not looked at.
+    let mut waiting = None;
     loop {
         let mut pair = Pair::lock(from_index, to_index);
-        if let (None, Some(expected)) = (began, expected) {
+        if let (None, Some(expected)) = (&waiting, expected) {
             match uaccess::load_u32_nofault(address) {
                 Ok(value) if value == expected => {}
                 Ok(_) => return Err(Errno::EAGAIN),
@@ -236,19 +205,16 @@ pub fn requeue(
                 }
             }
         }
-        let before = *began.get_or_insert_with(next_ticket);
-        let most = BATCH.min(wake_count - woken);
-        let (batch, taken) = take_to_wake(pair.from(), &from, most, MATCH_ANY, before);
+        let tickets = waiting.get_or_insert_with(|| 0..next_ticket());
+        let (batch, taken) = pair.from().take_to_wake(&from, tickets, wake_count - woken, MATCH_ANY);
         woken += taken;
         // Only who was not to be woken is moved.
-        let room = if woken == wake_count { (BATCH - taken).min(requeue_count - moved) } else { 0 };
-        let requeued = pair.requeue(&from, &to, room, before);
-        moved += requeued;
+        if woken == wake_count {
+            moved += pair.requeue(&from, &to, requeue_count - moved, tickets);
+        }
         drop(pair);
         wake_threads(batch);
-        let all_woken = woken == wake_count || taken < most;
-        let all_moved = moved == requeue_count || requeued < room || taken < most;
-        if all_woken && all_moved {
+        if tickets.is_empty() || woken == wake_count && moved == requeue_count {
             return Ok(if expected.is_some() { woken + moved } else { woken });
         }
         sched::cond_resched();

@@ -4,11 +4,10 @@
 //! the lock is never free in between. There is no real-time priority to inherit for threads of the fair classes; owners of
 //! real-time waiters are not boosted.
 
-use core::sync::atomic::Ordering;
-
 use alloc::sync::Arc;
 
-use super::{Bucket, Waiter, bucket_of, key_of, with_value};
+use super::bucket::{Bucket, Waiter};
+use super::{bucket_of, key_of, with_value};
 use crate::errno::{Errno, Result};
 use crate::mm::{Key, uaccess};
 use crate::process;
@@ -21,10 +20,6 @@ pub(super) const TID_MASK: u32 = 0x3fff_ffff;
 
 fn exchange(address: usize, old: u32, new: u32) -> Result<bool> {
     uaccess::cmpxchg_u32_nofault(address, old, new).map(|found| found == old)
-}
-
-fn has_waiter(bucket: &Bucket, key: &Key) -> bool {
-    bucket.iter().any(|waiter| waiter.pi && waiter.waits_for(key))
 }
 
 /// FUTEX_LOCK_PI, FUTEX_LOCK_PI2 and FUTEX_TRYLOCK_PI. The deadline is in monotonic nanoseconds.
@@ -40,7 +35,7 @@ pub fn lock_pi(address: usize, shared: bool, deadline: Option<u64>, only_try: bo
                 return Err(Errno::EDEADLK);
             }
             let new = if owner == 0 {
-                let waiters = if has_waiter(bucket, &key) { WAITERS } else { 0 };
+                let waiters = if bucket.has_owner_to_be(&key) { WAITERS } else { 0 };
                 tid | (value & OWNER_DIED) | waiters
             } else if only_try {
                 return Err(Errno::EAGAIN);
@@ -54,7 +49,7 @@ pub fn lock_pi(address: usize, shared: bool, deadline: Option<u64>, only_try: bo
                 if process::find_thread(owner).is_none() {
                     return Err(Errno::ESRCH);
                 }
-                bucket.push_back(waiter.clone());
+                bucket.add(waiter.clone());
                 return Ok(false);
             }
             value = uaccess::load_u32_nofault(address)?;
@@ -95,27 +90,15 @@ pub(super) fn hand_over(
     mut value: u32,
     mark: u32,
 ) -> Result<Option<Arc<Waiter>>> {
-    let next = bucket.iter().find(|waiter| waiter.pi && waiter.waits_for(key)).map(core::ptr::from_ref);
+    let next = bucket.next_owner(key);
     loop {
-        let new = match next {
-            None => mark,
-            Some(next) => {
-                let more = bucket.iter().filter(|waiter| waiter.pi && waiter.waits_for(key)).count() > 1;
-                // SAFETY: it is in the bucket, whose lock is held.
-                unsafe { (*next).thread.number() | mark | if more { WAITERS } else { 0 } }
-            }
-        };
+        let new = next.map_or(mark, |(tid, more)| tid | mark | if more { WAITERS } else { 0 });
         if exchange(address, value, new)? {
             break;
         }
         value = uaccess::load_u32_nofault(address)?;
     }
-    Ok(next.and_then(|next| {
-        // SAFETY: as above.
-        let waiter = unsafe { bucket.cursor_mut_from_ptr(next).remove() }?;
-        waiter.woken.store(true, Ordering::SeqCst);
-        Some(waiter)
-    }))
+    Ok(bucket.take_owner(key))
 }
 
 /// The owner of the word has died: the next waiter gets it, and is told by the mark.
