@@ -1,7 +1,6 @@
 //! Attaching and detaching segments of System V shared memory.
 
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 
 use super::map::{MAY_ALL, Plan, Source, access_flags};
 use super::shm::{Attachment, Memory};
@@ -10,6 +9,7 @@ use super::vma::{Kind, VmFlags, Vma};
 use super::{PAGE, TASK_SIZE};
 use crate::errno::{Errno, Result};
 use crate::memory::PAGE_SHIFT;
+use crate::sched;
 
 impl AddressSpace {
     /// shmat(2): maps the segment at `address`, or anywhere; over what is there only if `replace`.
@@ -74,17 +74,18 @@ impl AddressSpace {
         let segment =
             from_address().filter(|vma| origin(vma) == address).find_map(segment_of).ok_or(Errno::EINVAL)?;
         let end = address.saturating_add(segment.size.next_multiple_of(1 << 30)).min(TASK_SIZE);
-        let ranges: Vec<_> = areas
-            .set
-            .overlapping(address..end)
-            .filter(|vma| {
-                origin(vma) == address && segment_of(vma).is_some_and(|found| Arc::ptr_eq(&found, &segment))
-            })
-            .map(Vma::range)
-            .collect();
         let mut result = Ok(());
-        for range in ranges {
-            result = result.and(self.unmap_locked(&mut areas, range, &mut leftovers));
+        let mut at = address;
+        // One by one: a program may have cut the segment into very many.
+        while let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < end) {
+            let range = vma.range();
+            at = range.end;
+            let is_part =
+                origin(vma) == address && segment_of(vma).is_some_and(|found| Arc::ptr_eq(&found, &segment));
+            if is_part {
+                result = result.and(self.unmap_locked(&mut areas, range, &mut leftovers));
+            }
+            sched::cond_resched();
         }
         drop(areas);
         result

@@ -78,7 +78,8 @@ fn check_huge_entry(set: &VmaSet, slot: &AtomicU64, level: u32, address: u64) ->
         return region.check_entry(vma, level, address, entry);
     }
     // Areas that have no page yet may lie in the slot as well, at its beginning too: whose table it is, is not told by the address.
-    let areas = || set.overlapping(address..address + span(level));
+    // Not so as to give way: the page-table lock is held.
+    let areas = || set.overlapping_at_once(address..address + span(level));
     let mut wrong = None;
     if entry.leads_to_shared(level) {
         for checked in

@@ -241,6 +241,7 @@ impl AddressSpace {
                     drop(areas);
                     populating?.run()?;
                     at = end;
+                    crate::sched::cond_resched();
                     continue;
                 }
                 let write = vma.flags & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE;

@@ -65,6 +65,7 @@ impl AddressSpace {
             let vma = areas.set.find(at).ok_or(Errno::ENOMEM)?;
             let part = at..vma.end.min(range.end);
             at = part.end;
+            sched::cond_resched();
             let old = vma.flags;
             let mut new = old & !VmFlags::ACCESS | access;
             // MAY_READ and so on are four bits above READ and so on.

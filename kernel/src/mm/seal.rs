@@ -7,6 +7,7 @@ use super::vma::{Kind, VmFlags, Vma, VmaSet};
 use super::{PAGE, page_up};
 use crate::errno::{Errno, Result};
 use crate::process::Process;
+use crate::sched;
 use core::sync::atomic::Ordering;
 
 impl AddressSpace {
@@ -32,6 +33,7 @@ impl AddressSpace {
             let flags = vma.flags | VmFlags::SEALED;
             at = part.end;
             self.set_flags(areas, part, flags)?;
+            sched::cond_resched();
         }
         areas.set.merge(range);
         Ok(())

@@ -31,6 +31,8 @@ use crate::memory::paging;
 use crate::memory::{self, reserve};
 use crate::process::oom;
 use crate::sched;
+#[cfg(debug_assertions)]
+use crate::sync::lockdep::stretch;
 use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, SpinLock, grace};
 
 /// Where the parts of a program are, for brk(2), placement and reports.
@@ -453,9 +455,12 @@ impl AddressSpace {
         if memory::pressure() == memory::Pressure::None {
             // The check takes memory for each area, and nobody could be told that there is none.
             let _checking = reserve::checking();
+            // What the check takes is no stretch of the kernel's as it is shipped.
+            stretch::end();
             if let Err(what) = self.check() {
                 panic!("page tables at the end of an address space: {what}");
             }
+            stretch::begin();
         }
         // Nobody waits for the lock: it is taken for what it guards.
         let mut held = self.areas.write();

@@ -140,6 +140,8 @@ impl AddressSpace {
             let Some(vma) = areas.set.find_from(next) else { return sum };
             sum += self.usage_of(vma);
             next = vma.end;
+            drop(areas);
+            crate::sched::cond_resched();
         }
     }
 

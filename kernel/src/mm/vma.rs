@@ -383,6 +383,33 @@ impl Costs {
     }
 }
 
+/// Goes through areas, of which a program may have very many, and gives way after some.
+#[derive(Clone)]
+struct GivingWay<I> {
+    areas: I,
+    seen: usize,
+}
+
+impl<I> GivingWay<I> {
+    fn new(areas: I) -> Self {
+        Self { areas, seen: 0 }
+    }
+}
+
+impl<'a, I: Iterator<Item = &'a Vma>> Iterator for GivingWay<I> {
+    type Item = &'a Vma;
+
+    fn next(&mut self) -> Option<&'a Vma> {
+        /// Areas between two looks at who else wants to run.
+        const STEP: usize = 64;
+        self.seen += 1;
+        if self.seen.is_multiple_of(STEP) {
+            sched::cond_resched();
+        }
+        self.areas.next()
+    }
+}
+
 /// The areas of an address space in order.
 pub struct VmaSet {
     areas: BTreeMap<u64, Vma>,
@@ -429,7 +456,7 @@ impl VmaSet {
     pub(super) fn gaps(&mut self) -> Result<&Gaps> {
         let gaps = match self.gaps.take() {
             Some(gaps) => gaps,
-            None => Gaps::between(self.areas.values())?,
+            None => Gaps::between(GivingWay::new(self.areas.values()))?,
         };
         Ok(self.gaps.insert(gaps))
     }
@@ -471,9 +498,9 @@ impl VmaSet {
         Some(vma)
     }
 
-    /// In ascending order.
-    pub fn iter(&self) -> impl DoubleEndedIterator<Item = &Vma> {
-        self.areas.values()
+    /// In ascending order; not under a spin lock.
+    pub fn iter(&self) -> impl Iterator<Item = &Vma> + Clone {
+        GivingWay::new(self.areas.values())
     }
 
     /// The area that contains `address`.
@@ -491,8 +518,13 @@ impl VmaSet {
         self.areas.range(..address).next_back().map(|(_, vma)| vma)
     }
 
-    /// The areas that have a byte in `range`.
-    pub fn overlapping(&self, range: Range<u64>) -> impl DoubleEndedIterator<Item = &Vma> {
+    /// The areas that have a byte in `range`, in ascending order; not under a spin lock.
+    pub fn overlapping(&self, range: Range<u64>) -> impl Iterator<Item = &Vma> {
+        GivingWay::new(self.overlapping_at_once(range))
+    }
+
+    /// As [`VmaSet::overlapping`], for who must not give way: the range is too small for many areas, or the kernel a checked one.
+    pub(super) fn overlapping_at_once(&self, range: Range<u64>) -> impl Iterator<Item = &Vma> {
         let start = self.find(range.start).map_or(range.start, |vma| vma.start);
         self.areas.range(start..range.end.max(start)).map(|(_, vma)| vma)
     }

@@ -7,17 +7,19 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use roundtable_programs::child::{self, Child};
+use roundtable_programs::file::Fd;
 use roundtable_programs::held::{self, Longest};
 use roundtable_programs::kinds::call;
-use roundtable_programs::mem::{ANON, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
+use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
 use roundtable_programs::sys::{PAGE, check};
 use roundtable_programs::{harness, procfs, tests};
 
-tests! { descriptors: 200, areas: 200, waiters: 200, requeued: 200, pending_signals: 200, timers: 200 }
+tests! { descriptors: 200, areas: 200, separate_areas: 200, waiters: 200, waiters_of_another_word: 200, requeued: 200,
+pending_signals: 200, timers: 200 }
 
 /// What a call may do in one hold or stretch however many things there are, in instructions of a checked kernel.
-const HOLD: u64 = 100_000;
-const STRETCH: u64 = 300_000;
+const HOLD: u64 = 50_000;
+const STRETCH: u64 = 150_000;
 
 /// Uses `few` things and then `many`; `work` makes them in the child that it runs in, and `use_them` is what is looked
 /// at. The end of the child is, too.
@@ -80,7 +82,35 @@ fn descriptors() {
     compare(100, 50_000, make, |_| child::in_child(|| ()));
 }
 
-/// fork(2), mprotect(2) and munmap(2) of many areas. The process ends without: checked kernels look at all areas then, in one go.
+/// Many areas that never become one: what looks at all of them, though there is nothing to do. The process ends with them.
+fn separate_areas() {
+    procfs::write("/proc/sys/vm/max_map_count", 1 << 20).expect("max_map_count");
+    let at = Map::new(PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
+    let make = |count: usize| {
+        let file = Fd::of_pages(1);
+        let place = Map::reserve(count * PAGE, PAGE);
+        for index in 0..count {
+            let address = place.address + index * PAGE;
+            mmap(address, PAGE, R, SHARED | FIXED, file.raw(), 0).expect("mmap");
+        }
+        at.set_u64(0, place.address as u64);
+        std::mem::forget(place);
+    };
+    compare(100, 30_000, make, |count| {
+        let (address, length) = (at.get_u64(0) as usize, count * PAGE);
+        mprotect(address, length, R).expect("mprotect");
+        let arguments = [address, length, 0, 0, 0, 0];
+        assert_eq!(call(libc::SYS_munlock, arguments), Ok(0));
+        assert_eq!(call(libc::SYS_msync, [address, length, libc::MS_ASYNC as usize, 0, 0, 0]), Ok(0));
+        for name in ["statm", "status", "smaps_rollup"] {
+            std::fs::read(format!("/proc/self/{name}")).expect(name);
+        }
+        // A child has to find out where there is room.
+        child::in_child(|| drop(Map::new(PAGE, RW, PRIVATE | ANON, -1, 0).expect("mmap")));
+    });
+}
+
+/// fork(2), mprotect(2) and munmap(2) of many areas.
 fn areas() {
     const MANY: usize = 20_000;
     let at = Map::new(PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
@@ -123,24 +153,56 @@ fn waiters() {
     );
 }
 
-/// Many who wait for one word, and are to wait for another one.
-fn requeued() {
-    /// Waiters of a thread: futex_waitv(2) takes no more.
-    const EACH: usize = 128;
-    let shared = Map::new(PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
-    let (from, to) = (shared.atomic(0).as_ptr() as usize, shared.atomic(8).as_ptr() as usize);
+/// Waiters of a thread: futex_waitv(2) takes no more.
+const EACH: usize = 128;
+
+/// Children that wait for a word, each [`EACH`] times.
+fn wait_by(count: usize, word: usize) -> Vec<Child> {
     let wait = || {
         const SIZE_U32: u64 = 2;
-        let waiters = [[0, from as u64, SIZE_U32]; EACH];
+        let waiters = [[0, word as u64, SIZE_U32]; EACH];
         let _ = call(libc::SYS_futex_waitv, [waiters.as_ptr() as usize, EACH, 0, 0, 0, 0]);
     };
+    let children: Vec<Child> = (0..count).map(|_| child::fork(wait)).collect();
+    children.iter().for_each(|child| procfs::wait_for_sleep(child.pid));
+    children
+}
+
+/// Calls upon words for which nobody waits, beside many who wait for another one. Some of these words are in the same
+/// bucket: there are 256.
+fn waiters_of_another_word() {
+    const OTHERS: usize = 4096;
+    let shared = Map::new(OTHERS * 4 + PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
+    let word = |index: usize| shared.address + PAGE + index * 4;
+    compare(
+        1,
+        200,
+        |_| (),
+        |count| {
+            let children = wait_by(count, shared.address);
+            for other in (0..OTHERS).map(word) {
+                assert_eq!(call(libc::SYS_futex, [other, libc::FUTEX_WAKE as usize, 1, 0, 0, 0]), Ok(0));
+                for operation in [libc::FUTEX_LOCK_PI, libc::FUTEX_UNLOCK_PI] {
+                    assert_eq!(call(libc::SYS_futex, [other, operation as usize, 0, 0, 0, 0]), Ok(0));
+                }
+                let moved = call(libc::SYS_futex, [other, libc::FUTEX_REQUEUE as usize, 1, 1, word(0), 0]);
+                assert_eq!(moved, Ok(0));
+            }
+            children.into_iter().for_each(Child::end);
+        },
+    );
+}
+
+/// Many who wait for one word, and are to wait for another one.
+fn requeued() {
+    let shared = Map::new(PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
+    let (from, to) = (shared.atomic(0).as_ptr() as usize, shared.atomic(8).as_ptr() as usize);
     compare(
         1,
         40,
         |_| (),
         |count| {
-            let children: Vec<Child> = (0..count).map(|_| child::fork(wait)).collect();
-            children.iter().for_each(|child| procfs::wait_for_sleep(child.pid));
+            let children = wait_by(count, from);
             let all = i32::MAX as usize;
             let moved = call(libc::SYS_futex, [from, libc::FUTEX_CMP_REQUEUE as usize, 0, all, to, 0]);
             assert_eq!(moved, Ok(count * EACH));

@@ -56,6 +56,7 @@ impl Context {
         while let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) {
             let part = vma.start.max(range.start)..vma.end.min(range.end);
             at = part.end;
+            sched::cond_resched();
             let same = vma.userfault.as_ref().is_some_and(|context| Arc::ptr_eq(context, self));
             if same && vma.flags.contains(mode) {
                 continue;
@@ -76,7 +77,6 @@ impl Context {
                 vma.userfault = Some(self.clone());
             });
             kept?;
-            sched::cond_resched();
         }
         areas.set.merge(range);
         let mut calls = WAKE | COPY | POISON;
@@ -170,6 +170,7 @@ impl AddressSpace {
         while let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) {
             let part = vma.start.max(range.start)..vma.end.min(range.end);
             at = part.end;
+            sched::cond_resched();
             if !vma.userfault.as_ref().is_some_and(|other| Arc::ptr_eq(other, context)) {
                 continue;
             }
@@ -181,7 +182,6 @@ impl AddressSpace {
             if huge == Some(false) {
                 self.permit_stores(part);
             }
-            sched::cond_resched();
         }
         areas.set.merge(range);
         Ok(())
