@@ -93,6 +93,49 @@ pub fn collect<T>(items: impl IntoIterator<Item = T>) -> Result<Vec<T>> {
     Ok(vector)
 }
 
+/// Copies what a spin lock guards, without an allocation under it.
+///
+/// Under the lock [`CopyUnderLock::copy`] copies if there is room. After the lock [`CopyUnderLock::is_done`] says whether there was, or
+/// makes room: then all begins again, for what the lock guards may have changed.
+pub struct CopyUnderLock<T> {
+    copied: Vec<T>,
+    wanted: usize,
+}
+
+impl<T: Clone> CopyUnderLock<T> {
+    /// Without room.
+    pub const fn new() -> Self {
+        Self { copied: Vec::new(), wanted: 0 }
+    }
+
+    /// Copies `slice`, if there is room.
+    pub fn copy(&mut self, slice: &[T]) {
+        self.wanted = slice.len();
+        if self.copied.is_empty() && self.wanted <= self.copied.capacity() {
+            self.copied.extend_from_slice(slice);
+        }
+    }
+
+    /// Whether all is copied; else there is room for as much now. Without the lock.
+    pub fn is_done(&mut self) -> Result<bool> {
+        if self.copied.len() == self.wanted {
+            return Ok(true);
+        }
+        self.copied = with_capacity(self.wanted)?;
+        Ok(false)
+    }
+
+    /// The copy. Without the lock.
+    pub fn into_vec(self) -> Vec<T> {
+        self.copied
+    }
+
+    /// What was copied is to be copied again: another part was not done.
+    pub fn clear(&mut self) {
+        self.copied.clear();
+    }
+}
+
 /// Growing a vector may fail.
 pub trait TryVec<T> {
     /// As `push`.

@@ -15,7 +15,7 @@ use super::inet::interface;
 use super::options::{self, Options, deadline, wait_error};
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
-use crate::memory::fallible;
+use crate::memory::fallible::{self, CopyUnderLock};
 use crate::mm::uaccess::{copy_from_user, read_user, write_user};
 use crate::sync::{SpinLock, WaitQueue};
 
@@ -281,6 +281,23 @@ fn read_port(Place(at, len): Place) -> Result<u32> {
     Ok(u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]))
 }
 
+impl Socket {
+    /// A copy of the first answer.
+    fn peek(&self) -> Result<Option<Vec<u8>>> {
+        let mut copy = CopyUnderLock::new();
+        loop {
+            {
+                let state = self.state.lock();
+                let Some(answer) = state.answers.front() else { return Ok(None) };
+                copy.copy(answer);
+            }
+            if copy.is_done()? {
+                return Ok(Some(copy.into_vec()));
+            }
+        }
+    }
+}
+
 impl Calls for Socket {
     fn bind(&self, to: Place) -> Result<()> {
         let wanted = read_port(to)?;
@@ -376,10 +393,10 @@ impl Calls for Socket {
         }
         let peeks = flags & net::MSG_PEEK != 0;
         let take = || -> Option<Result<Vec<u8>>> {
-            let mut state = self.state.lock();
             if peeks {
-                return state.answers.front().map(|answer| fallible::copy_of(answer));
+                return self.peek().transpose();
             }
+            let mut state = self.state.lock();
             let answer = state.answers.pop_front()?;
             state.held -= answer.capacity();
             Some(Ok(answer))

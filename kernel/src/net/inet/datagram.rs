@@ -12,7 +12,7 @@ use super::address::{self, Given};
 use super::ports::{self, Protocol};
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, Sink, Source};
-use crate::memory::fallible::{self, TryVec};
+use crate::memory::fallible::{self, CopyUnderLock, TryVec};
 use crate::net::calls::Incoming;
 use crate::net::options::{deadline, wait_error};
 
@@ -149,6 +149,22 @@ impl Socket {
         self.readable.wake_all();
     }
 
+    /// A copy of the first datagram.
+    fn peek_datagram(&self) -> Result<Option<Datagram>> {
+        let mut copy = CopyUnderLock::new();
+        loop {
+            let from = {
+                let datagrams = self.datagrams.lock();
+                let Some(front) = datagrams.list.front() else { return Ok(None) };
+                copy.copy(&front.bytes);
+                front.from
+            };
+            if copy.is_done()? {
+                return Ok(Some(Datagram { bytes: copy.into_vec(), from }));
+            }
+        }
+    }
+
     fn look_datagram(&self) -> Option<Result<()>> {
         if !self.datagrams.lock().list.is_empty() {
             return Some(Ok(()));
@@ -176,16 +192,8 @@ impl Socket {
                     .wait_event(deadline, || self.look_datagram())
                     .map_err(|error| wait_error(error, timeout))??,
             }
-            let datagram = if flags & net::MSG_PEEK != 0 {
-                match self.datagrams.lock().list.front() {
-                    Some(front) => {
-                        Some(Datagram { bytes: fallible::copy_of(&front.bytes)?, from: front.from })
-                    }
-                    None => None,
-                }
-            } else {
-                self.datagrams.lock().pop()
-            };
+            let datagram =
+                if flags & net::MSG_PEEK != 0 { self.peek_datagram()? } else { self.datagrams.lock().pop() };
             let Some(datagram) = datagram else {
                 if self.state.lock().receive_closed {
                     return Ok(Incoming::default());

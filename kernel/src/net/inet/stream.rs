@@ -9,7 +9,7 @@ use linux_raw_sys::net;
 use super::{Role, Socket};
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, Sink, Source};
-use crate::memory::fallible::{self, TryVec};
+use crate::memory::fallible::{self, CopyUnderLock, TryVec};
 use crate::net::calls::Incoming;
 use crate::net::options::{deadline, wait_error};
 use crate::process;
@@ -57,17 +57,17 @@ impl Bytes {
         Ok(None)
     }
 
-    /// A copy of what lies `skip` bytes behind the front, of one piece at most.
-    fn copy(&self, mut skip: usize, most: usize) -> Result<Vec<u8>> {
+    /// What lies `skip` bytes behind the front, of one piece at most.
+    fn part(&self, mut skip: usize, most: usize) -> &[u8] {
         skip += self.taken;
         for piece in &self.pieces {
             if skip < piece.len() {
                 let end = piece.len().min(skip.saturating_add(most));
-                return fallible::copy_of(&piece[skip..end]);
+                return &piece[skip..end];
             }
             skip -= piece.len();
         }
-        Ok(Vec::new())
+        &[]
     }
 
     /// Takes bytes of the first piece away; gives the piece when it is used up.
@@ -202,6 +202,17 @@ impl Socket {
         }
     }
 
+    /// A copy of what lies `skip` bytes behind the front, of one piece at most.
+    fn copy_part(&self, skip: usize, most: usize) -> Result<Vec<u8>> {
+        let mut copy = CopyUnderLock::new();
+        loop {
+            copy.copy(self.bytes.lock().part(skip, most));
+            if copy.is_done()? {
+                return Ok(copy.into_vec());
+            }
+        }
+    }
+
     /// Receives into `sink`. `flags` are `MSG_*`.
     pub(super) fn receive_stream(&self, sink: &mut Sink, flags: u32) -> Result<Incoming> {
         if flags & net::MSG_OOB != 0 {
@@ -245,8 +256,7 @@ impl Socket {
                 break;
             }
             let skip = if peeks { incoming.count } else { 0 };
-            let step = self.bytes.lock().copy(skip, room.min(PIECE));
-            let copied = step.and_then(|bytes| {
+            let copied = self.copy_part(skip, room.min(PIECE)).and_then(|bytes| {
                 let count = if discards { bytes.len() } else { sink.write(&bytes)? };
                 Ok((count, bytes.len()))
             });

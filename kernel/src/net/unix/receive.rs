@@ -9,7 +9,7 @@ use super::address::Address;
 use super::{Kind, Role, Socket};
 use crate::errno::{Errno, Result};
 use crate::fs::{File, Sink};
-use crate::memory::fallible;
+use crate::memory::fallible::CopyUnderLock;
 use crate::net::message::{Message, Rights, TAKING, Ucred};
 use crate::net::options::{deadline, wait_error};
 
@@ -126,15 +126,23 @@ impl Socket {
 
     /// Takes from the first message. False when the receive is to end. The reader's lock is held: nobody else takes.
     fn take_piece(&self, sink: &mut Sink, received: &mut Received) -> Result<bool> {
-        let (bytes, has_rights) = {
-            let queue = self.queue.lock();
-            let Some(front) = queue.front() else { return Ok(false) };
-            if !self.joins(front, received) {
-                return Ok(false);
+        let mut bytes = CopyUnderLock::new();
+        let has_rights = loop {
+            let has_rights = {
+                let queue = self.queue.lock();
+                let Some(front) = queue.front() else { return Ok(false) };
+                if !self.joins(front, received) {
+                    return Ok(false);
+                }
+                let len = front.rest().len().min(sink.remaining());
+                bytes.copy(&front.rest()[..len]);
+                front.rights.is_some()
+            };
+            if bytes.is_done()? {
+                break has_rights;
             }
-            let len = front.rest().len().min(sink.remaining());
-            (fallible::copy_of(&front.rest()[..len])?, front.rights.is_some())
         };
+        let bytes = bytes.into_vec();
         // Copied without a spin lock: user memory may have to be faulted in.
         let count = sink.write(&bytes)?;
         received.count += count;
@@ -161,30 +169,37 @@ impl Socket {
 
     /// Looks at the stream without taking anything. `peeked`: how far it has got.
     fn peek_piece(&self, sink: &mut Sink, peeked: &mut usize, received: &mut Received) -> Result<bool> {
-        let (bytes, files) = {
-            let queue = self.queue.lock();
-            let mut skip = *peeked;
-            let mut found = None;
-            for message in queue.iter() {
-                if skip < message.rest().len() {
-                    found = Some(message);
-                    break;
+        let mut copy = Copy::default();
+        let (credentials, has_rights) = loop {
+            let seen = {
+                let queue = self.queue.lock();
+                let mut skip = *peeked;
+                let mut found = None;
+                for message in queue.iter() {
+                    if skip < message.rest().len() {
+                        found = Some(message);
+                        break;
+                    }
+                    skip -= message.rest().len();
                 }
-                skip -= message.rest().len();
+                let Some(message) = found else { return Ok(false) };
+                if !self.joins(message, received) {
+                    return Ok(false);
+                }
+                let rest = &message.rest()[skip..];
+                copy.look(message, &rest[..rest.len().min(sink.remaining())]);
+                (message.credentials, message.rights.is_some())
+            };
+            if copy.is_done()? {
+                break seen;
             }
-            let Some(message) = found else { return Ok(false) };
-            if !self.joins(message, received) {
-                return Ok(false);
-            }
-            received.credentials = Some(message.credentials);
-            let rest = &message.rest()[skip..];
-            let files = message.rights.as_ref().map(|r| r.files().to_vec());
-            (fallible::copy_of(&rest[..rest.len().min(sink.remaining())])?, files)
         };
+        received.credentials = Some(credentials);
+        let (bytes, files) = copy.into_parts();
         let count = sink.write(&bytes)?;
         received.count += count;
         *peeked += count;
-        if let Some(files) = files {
+        if has_rights {
             received.files = files;
             return Ok(false);
         }
@@ -230,15 +245,54 @@ impl Socket {
     }
 
     fn peek_message(&self) -> Result<Option<(Vec<u8>, Received)>> {
-        let queue = self.queue.lock();
-        let Some(message) = queue.front() else { return Ok(None) };
-        let received = Received {
-            from: message.from.clone(),
-            files: message.rights.as_ref().map(|r| r.files().to_vec()).unwrap_or_default(),
-            credentials: Some(message.credentials),
-            ..Received::default()
-        };
-        Ok(Some((fallible::copy_of(&message.bytes)?, received)))
+        let mut copy = Copy::default();
+        loop {
+            let (from, credentials) = {
+                let queue = self.queue.lock();
+                let Some(message) = queue.front() else { return Ok(None) };
+                copy.look(message, &message.bytes);
+                (message.from.clone(), Some(message.credentials))
+            };
+            if copy.is_done()? {
+                let (bytes, files) = copy.into_parts();
+                return Ok(Some((bytes, Received { from, files, credentials, ..Received::default() })));
+            }
+        }
+    }
+}
+
+/// A copy of what a message brings, which stays where it is.
+struct Copy {
+    bytes: CopyUnderLock<u8>,
+    files: CopyUnderLock<Arc<File>>,
+}
+
+impl Default for Copy {
+    fn default() -> Self {
+        Self { bytes: CopyUnderLock::new(), files: CopyUnderLock::new() }
+    }
+}
+
+impl Copy {
+    /// Copies these bytes of the message, and its files, if there is room. Under the queue's lock.
+    fn look(&mut self, message: &Message, bytes: &[u8]) {
+        self.bytes.copy(bytes);
+        self.files.copy(message.rights.as_ref().map_or(&[], Rights::files));
+    }
+
+    /// Whether all was copied; else it is to be looked at again. Without the lock.
+    fn is_done(&mut self) -> Result<bool> {
+        let done = [self.bytes.is_done()?, self.files.is_done()?];
+        if done == [true; 2] {
+            return Ok(true);
+        }
+        self.bytes.clear();
+        self.files.clear();
+        Ok(false)
+    }
+
+    fn into_parts(self) -> (Vec<u8>, Vec<Arc<File>>) {
+        (self.bytes.into_vec(), self.files.into_vec())
     }
 }
 
