@@ -256,6 +256,12 @@ impl FdTable {
     fn let_go(&self, slot: Option<Slot>) {
         if let Some(slot) = slot {
             slot.file.inode().locks.table_closed(self.id);
+            let stays = Arc::strong_count(&slot.file) > 1;
+            let then = if stays { slot.file.ops().descriptor_closed(&slot.file) } else { None };
+            drop(slot);
+            if let Some(then) = then {
+                then();
+            }
         }
     }
 }

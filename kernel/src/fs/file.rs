@@ -146,6 +146,12 @@ pub trait FileOps: Any + Send + Sync {
         Ok(())
     }
 
+    /// A descriptor of the open file is closed, and something else still refers to the file. What this gives is called when the descriptor's
+    /// reference is gone. Called outside of all locks.
+    fn descriptor_closed(&self, file: &File) -> Option<fn()> {
+        None
+    }
+
     /// The last reference to the open file is gone. Called outside of all locks.
     fn release(&self, file: &File) {}
 

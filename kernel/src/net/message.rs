@@ -248,13 +248,49 @@ impl Flights {
         }
     }
 
-    /// The first socket from `from` on that has this mark, and its identifier.
-    fn marked(&mut self, mark: Mark, from: u64) -> Option<(u64, &mut InFlight)> {
-        self.sockets
-            .range_mut(from..)
-            .find(|(_, flight)| flight.mark == mark)
-            .map(|(id, flight)| (*id, flight))
+    /// The first socket from `next` on of which `wanted` says yes, and its identifier; `next` becomes the place behind it. The error is that
+    /// none of those looked at is, and that there are more.
+    fn find(
+        &mut self,
+        next: &mut u64,
+        wanted: impl Fn(&InFlight) -> bool,
+    ) -> Result<Option<(u64, &mut InFlight)>, More> {
+        /// Sockets that are looked at in one hold of the lock.
+        const STEP: usize = 64;
+        for (looked, (id, flight)) in self.sockets.range_mut(*next..).enumerate() {
+            if looked == STEP {
+                return Err(More);
+            }
+            *next = id + 1;
+            if wanted(flight) {
+                return Ok(Some((*id, flight)));
+            }
+        }
+        Ok(None)
     }
+}
+
+/// There is more to look at.
+struct More;
+
+/// Gives `take` the first socket on its way from `next` on of which `wanted` says yes, under the lock of their register. There may be very
+/// many: it takes some at a time.
+fn find<T>(
+    next: &mut u64,
+    wanted: impl Fn(&InFlight) -> bool,
+    take: impl FnOnce(u64, &mut InFlight) -> T,
+) -> Option<T> {
+    loop {
+        // The lock goes at the end of the statement.
+        if let Ok(found) = FLIGHTS.lock().find(next, &wanted) {
+            return found.map(|(id, flight)| take(id, flight));
+        }
+        sched::cond_resched();
+    }
+}
+
+fn is_marked(mark: Mark) -> impl Fn(&InFlight) -> bool {
+    move |flight| flight.mark == mark
 }
 
 /// What a thread still has to let go of.
@@ -318,7 +354,12 @@ fn drop_landed(file: Arc<File>, uid: u32) {
     drop(last);
 }
 
-/// A socket is closed: whatever only it led to is freed. The caller holds no lock.
+/// Whether messages refer to an open file that is a socket.
+pub fn is_on_its_way(file: &File) -> bool {
+    FLIGHTS.lock().sockets.contains_key(&file.id())
+}
+
+/// A socket is closed, or a descriptor of one that is on its way: whatever only it led to is freed. The caller holds no lock.
 pub fn socket_closed() {
     if is_garbage_due() {
         let_go(None, true);
@@ -361,33 +402,34 @@ fn collect_garbage() -> bool {
     let taking = TAKING.lock();
     // Those to which only messages refer.
     let mut next = 0;
-    loop {
-        let mut flights = FLIGHTS.lock();
-        let Some((&id, flight)) = flights.sockets.range_mut(next..).next() else { break };
-        next = id + 1;
+    let begin = |id, flight: &mut InFlight| {
         flight.inside = 0;
         let file = flight.file.upgrade();
         // One reference more than those in messages: ours.
         let held = file.as_ref().is_some_and(|file| Arc::strong_count(file) > flight.count + 1);
         flight.mark = if held { Mark::None } else { Mark::Unreached };
-        drop(flights);
-        drop(file);
+        // Dropped without the lock.
+        (id, file)
+    };
+    while find(&mut next, |_| true, begin).is_some() {
+        sched::cond_resched();
     }
     next = 0;
-    loop {
-        let Some(id) = FLIGHTS.lock().marked(Mark::Unreached, next).map(|(id, _)| id) else { break };
-        next = id + 1;
+    while let Some(id) = find(&mut next, is_marked(Mark::Unreached), |id, _| id) {
         each_inside(id, |_, inner| inner.inside += 1);
+        sched::cond_resched();
     }
     // A message elsewhere can still be received: it waits in a socket that somebody holds, or is just being taken or dropped.
     let mut pending = None;
     next = 0;
-    while let Some((id, flight)) = FLIGHTS.lock().marked(Mark::Unreached, next) {
-        next = id + 1;
+    let mut look = |id, flight: &mut InFlight| {
         if flight.count > flight.inside {
             flight.mark = Mark::None;
             flight.next = pending.replace(id);
         }
+    };
+    while find(&mut next, is_marked(Mark::Unreached), &mut look).is_some() {
+        sched::cond_resched();
     }
     // Whatever waits in a socket that is in use can be received, too, and so on.
     while let Some(id) = pending {
@@ -398,27 +440,25 @@ fn collect_garbage() -> bool {
                 inner.next = pending.replace(id);
             }
         });
+        sched::cond_resched();
     }
     next = 0;
-    while let Some((id, flight)) = FLIGHTS.lock().marked(Mark::Unreached, next) {
-        next = id + 1;
-        flight.mark = Mark::Garbage;
+    while find(&mut next, is_marked(Mark::Unreached), |_, flight| flight.mark = Mark::Garbage).is_some() {
+        sched::cond_resched();
     }
     drop(taking);
     // This closes sockets, which may close further files. Another search may do the same at once: each message is dropped by one.
     let mut found = false;
     next = 0;
-    loop {
-        let file = {
-            let mut flights = FLIGHTS.lock();
-            let Some((id, flight)) = flights.marked(Mark::Garbage, next) else { break };
-            next = id + 1;
-            flight.mark = Mark::None;
-            flight.file.upgrade()
-        };
+    let take = |_, flight: &mut InFlight| {
+        flight.mark = Mark::None;
+        flight.file.upgrade()
+    };
+    while let Some(file) = find(&mut next, is_marked(Mark::Garbage), take) {
         if let Some(socket) = file.as_ref().and_then(|file| file.ops_as::<Socket>()) {
             found |= socket.empty();
         }
+        sched::cond_resched();
     }
     found
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 use roundtable_programs::child::fork;
 use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::socket::{pair, recv, send, send_along, send_files, set_option};
-use roundtable_programs::sys::{check, settles};
+use roundtable_programs::sys::{check, is_linux, settles};
 use roundtable_programs::{Errno, tests};
 
 tests! {
     peer_credentials, passed_credentials, passed_files, passed_files_do_not_fit, cycles_are_freed,
-    sent_sockets_keep_their_messages, cycles_behind_cycles_are_freed, long_chain_is_freed
+    sent_sockets_keep_their_messages, cycles_behind_cycles_are_freed, long_chain_is_freed, the_last_descriptor_of_a_cycle
 }
 
 fn peer_credentials() {
@@ -190,6 +190,38 @@ fn cycles_behind_cycles_are_freed() {
     // Linux looks a moment later.
     let freed = settles(Duration::from_secs(10), || read.read(&mut [0; 1]) == Ok(0));
     assert!(freed, "a cycle behind another one keeps a pipe open");
+}
+
+/// A socket waits in itself, and its descriptor is the last that is closed: no socket ends with it that could tell.
+fn the_last_descriptor_of_a_cycle() {
+    let (read, write) = pipe(libc::O_NONBLOCK);
+    let (a, b) = pair(libc::SOCK_STREAM);
+    assert_eq!(send_files(&b, b"x", &[a.raw(), write.raw()]), Ok(1));
+    drop((write, b));
+    drop(a);
+    let freed = settles(Duration::from_secs(10), || {
+        // Linux waits until another socket ends.
+        if is_linux() {
+            drop(pair(libc::SOCK_STREAM));
+        }
+        read.read(&mut [0; 1]) == Ok(0)
+    });
+    assert!(freed, "a socket that waits in itself keeps a pipe open");
+    // The same where it has two descriptors, in two processes, of which one ends.
+    let (read, write) = pipe(libc::O_NONBLOCK);
+    let (a, b) = pair(libc::SOCK_STREAM);
+    assert_eq!(send_files(&b, b"x", &[a.raw(), write.raw()]), Ok(1));
+    drop((write, b));
+    let child = fork(|| ());
+    drop(a);
+    child.ok();
+    let freed = settles(Duration::from_secs(10), || {
+        if is_linux() {
+            drop(pair(libc::SOCK_STREAM));
+        }
+        read.read(&mut [0; 1]) == Ok(0)
+    });
+    assert!(freed, "a socket that waits in itself keeps a pipe open after an exit");
 }
 
 /// Each socket waits in the next one: the close of the last closes all.

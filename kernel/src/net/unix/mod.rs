@@ -453,6 +453,11 @@ impl FileOps for Socket {
         Ok(0)
     }
 
+    fn descriptor_closed(&self, file: &File) -> Option<fn()> {
+        // Only messages may refer to it now, perhaps those that wait in itself: then nothing else ends it.
+        message::is_on_its_way(file).then_some(message::socket_closed)
+    }
+
     fn release(&self, _: &File) {
         self.close();
         message::socket_closed();
