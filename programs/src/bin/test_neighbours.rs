@@ -14,7 +14,7 @@ use roundtable_programs::mem::{
 };
 use roundtable_programs::rng::Rng;
 use roundtable_programs::sys::{PAGE, check};
-use roundtable_programs::{child, tests};
+use roundtable_programs::{child, kinds, tests};
 
 tests! { calls_in_a_shared_slot: 200, heap_beside_huge_pages: 60, exec_beside_huge_pages: 60 }
 
@@ -53,6 +53,34 @@ struct World {
     /// Pages of files that are there, if only as zeroes.
     present: HashSet<Source>,
     next: u64,
+}
+
+const MISSING: u64 = 1;
+const WITHHOLD: u64 = 2;
+const COPY: usize = 0xc028_aa03;
+const WRITEPROTECT: usize = 0xc018_aa06;
+
+/// A descriptor of userfaultfd(2) that is told of a range.
+struct Userfault(Fd);
+
+impl Userfault {
+    fn of(address: usize, length: usize, mode: u64) -> Userfault {
+        const API: usize = 0xc018_aa3f;
+        const REGISTER: usize = 0xc020_aa00;
+        /// Write protection, of files' pages too.
+        const FEATURES: u64 = 1 << 0 | 1 << 12;
+        let number = kinds::call(libc::SYS_userfaultfd, [libc::O_CLOEXEC as usize, 0, 0, 0, 0, 0]);
+        let uffd = Userfault(Fd::own(number.expect("userfaultfd")));
+        uffd.call(API, &mut [0xaa, FEATURES, 0]);
+        uffd.call(REGISTER, &mut [address as u64, length as u64, mode, 0]);
+        uffd
+    }
+
+    #[track_caller]
+    fn call<const N: usize>(&self, command: usize, words: &mut [u64; N]) {
+        let arguments = [self.0.raw() as usize, command, words.as_mut_ptr() as usize, 0, 0, 0];
+        kinds::call(libc::SYS_ioctl, arguments).expect("a call of userfaultfd's");
+    }
 }
 
 fn word(address: usize) -> *mut u64 {
@@ -212,6 +240,28 @@ impl World {
         }
     }
 
+    /// A page that comes by userfaultfd(2), without a fault.
+    fn fill_from_outside(&mut self, rng: &mut Rng) {
+        let Some(at) = self.hole(rng) else { return };
+        mmap(at, PAGE, RW, PRIVATE | ANON | FIXED, -1, 0).expect("mmap");
+        let value = self.number();
+        let content = [value; PAGE / 8];
+        let uffd = Userfault::of(at, PAGE, MISSING);
+        uffd.call(COPY, &mut [at as u64, content.as_ptr() as u64, PAGE as u64, 0, 0]);
+        self.add_base(at, Source { id: value as usize, page: 0 }, false, Some(value));
+    }
+
+    /// A mapping whose stores are withheld for a while: of huge pages that share tables it takes one of its own.
+    fn withhold(&mut self, rng: &mut Rng) {
+        let Some((at, page)) = self.any(rng) else { return };
+        let uffd = Userfault::of(at, page.size, WITHHOLD);
+        uffd.call(WRITEPROTECT, &mut [at as u64, page.size as u64, 1]);
+        self.load(at);
+        uffd.call(WRITEPROTECT, &mut [at as u64, page.size as u64, 0]);
+        drop(uffd);
+        self.store(at);
+    }
+
     fn any(&self, rng: &mut Rng) -> Option<(usize, Page)> {
         let count = self.pages.len();
         if count == 0 {
@@ -304,7 +354,7 @@ impl World {
     }
 
     fn step(&mut self, rng: &mut Rng) {
-        match rng.below(24) {
+        match rng.below(26) {
             0..4 => self.map_huge(rng),
             4..7 => self.map_base(rng),
             7 => self.protect_from_none(rng),
@@ -325,6 +375,8 @@ impl World {
                     self.load(at);
                 }
             }
+            23 => self.fill_from_outside(rng),
+            24 => self.withhold(rng),
             _ => self.check(),
         }
     }
