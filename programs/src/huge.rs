@@ -6,6 +6,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use crate::file::Fd;
+use crate::mem::{NORESERVE, RW, SHARED, mmap};
 use crate::procfs::{self, Meminfo};
 use crate::sys::{c_string, check, settles};
 
@@ -141,6 +142,20 @@ pub fn sized(pages: usize) -> Fd {
     let fd = file();
     fd.truncate((pages * HUGE) as u64).expect("ftruncate");
     fd
+}
+
+/// Maps windows of one file: each is another part of it, and all have the pages in the middle of the first GiB or of
+/// the second. The first one begins with the file. Address and length of each.
+pub fn windows(file: &Fd, count: usize) -> Vec<(usize, usize)> {
+    const EACH: usize = 200;
+    let window = |index: usize| {
+        let (piece, index) = (index / (EACH * EACH) * 512, index % (EACH * EACH));
+        let (first, last) = (index / EACH, 512 - EACH + index % EACH + 1);
+        let (length, offset) = ((last - first) * HUGE, ((piece + first) * HUGE) as i64);
+        let address = mmap(0, length, RW, SHARED | NORESERVE, file.raw(), offset).expect("mmap");
+        (address, length)
+    };
+    (0..count).map(window).collect()
 }
 
 /// What a test writes into huge page `index` of a file and looks for later.

@@ -125,7 +125,8 @@ impl AddressSpace {
         let in_place = remap.old.end == vma.end && old_len != 0 && !remap.fixed && !remap.keep_old;
         if in_place {
             let growth = remap.old.end..remap.old.end + (new_len - old_len);
-            if growth.end <= TASK_SIZE && layout::is_free(&areas.set, growth.clone()) {
+            // The guard below a stack keeps nobody away who names the address: as Linux.
+            if growth.end <= TASK_SIZE && !areas.set.is_occupied(growth.clone()) {
                 layout::charge(&areas.set, flags, (growth.end - growth.start) >> PAGE_SHIFT)?;
                 let start = vma.start;
                 areas.set.update(start, |vma| {

@@ -109,25 +109,11 @@ fn mappings(probe: &Probe) {
     probe.end_of(|| areas(probe.count));
 }
 
-/// Windows of one file of huge pages: each is another part of it, and all have the pages in the middle of the first GiB
-/// or of the second.
-fn make_windows(file: &Fd, count: usize) -> Vec<(usize, usize)> {
-    const EACH: usize = 200;
-    let window = |index: usize| {
-        let (piece, index) = (index / (EACH * EACH) * 512, index % (EACH * EACH));
-        let (first, last) = (index / EACH, 512 - EACH + index % EACH + 1);
-        let (length, offset) = ((last - first) * HUGE, ((piece + first) * HUGE) as i64);
-        let address = mmap(0, length, RW, SHARED | NORESERVE, file.raw(), offset).expect("mmap");
-        (address, length)
-    };
-    (0..count).map(window).collect()
-}
-
 fn windows(probe: &Probe) {
     const PAGES: usize = 64;
     huge::pool(PAGES as u64 + 8);
     let file = huge::sized(4 * 512);
-    let windows = make_windows(&file, probe.count);
+    let windows = huge::windows(&file, probe.count);
     let (offset, length) = ((220 * HUGE) as u64, (PAGES * HUGE) as u64);
     let (address, _) = windows[0];
     probe.measure("fault of a new page", || {
@@ -140,7 +126,7 @@ fn windows(probe: &Probe) {
     probe.measure("munmap of each", || {
         windows.iter().for_each(|(address, length)| munmap(*address, *length).expect("munmap"));
     });
-    probe.end_of(|| make_windows(&file, probe.count));
+    probe.end_of(|| huge::windows(&file, probe.count));
 }
 
 fn filled(count: usize) -> Map {

@@ -392,7 +392,6 @@ fn times() {
 }
 
 /// Bytes that each part of the machine's memory has that could hold what files and names took.
-#[derive(Clone, Copy, Debug)]
 struct Parts {
     free: u64,
     /// Free as well, on Linux: pages on the lists of CPUs, which MemFree leaves out. They grow with what is freed, and only the CPU itself
@@ -410,6 +409,16 @@ impl Parts {
         let counts = zones.lines().filter_map(|line| line.trim().strip_prefix("count:"));
         let pages: u64 = counts.filter_map(|count| count.trim().parse::<u64>().ok()).sum();
         Parts { free: meminfo.get("MemFree") << 10, cpu_lists: pages * PAGE, slab: meminfo.get("Slab") << 10 }
+    }
+
+    fn show(&self) -> String {
+        let Parts { free, cpu_lists, slab } = self;
+        format!(
+            "{} KiB free, {} KiB on lists of CPUs, {} KiB of slab",
+            free >> 10,
+            cpu_lists >> 10,
+            slab >> 10
+        )
     }
 
     fn all_free(&self) -> u64 {
@@ -440,8 +449,8 @@ fn memory_comes_back() {
     let kept = |now: &Parts| before.all_free().saturating_sub(now.all_free());
     let settled = sys::settles(std::time::Duration::from_secs(20), || kept(&Parts::now()) < 2 << 20);
     let now = Parts::now();
-    println!("# {before:?}, then {now:?}");
-    assert!(settled, "{} KiB are missing: {before:?}, then {now:?}", kept(&now) >> 10);
+    println!("# {}, then {}", before.show(), now.show());
+    assert!(settled, "{} KiB are missing: {}, then {}", kept(&now) >> 10, before.show(), now.show());
 }
 
 /// A descriptor is closed and used for another file while a thread reads through it: each read is of one file or the other.

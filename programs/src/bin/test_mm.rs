@@ -10,7 +10,7 @@ use roundtable_programs::{Errno, child, procfs, sys, tests};
 tests! { anonymous_is_zero, used_again_it_is_zero, wrong_arguments, partial_unmap, unmap_of_nothing,
 fixed_replaces, noreplace, hint, protection, protect_of_holes, read_only_zero_page, cow_after_fork,
 cow_of_many_generations, shared_anonymous, brk_grows_and_shrinks, stack_grows, stack_limit,
-remap_grows_in_place_or_moves, remap_shrinks, remap_fixed, remap_dontunmap, dontneed_zeroes, free_advice,
+remap_grows_in_place_or_moves, remap_grows_towards_a_stack, remap_shrinks, remap_fixed, remap_dontunmap, dontneed_zeroes, free_advice,
 willneed_and_others, mincore_of_anonymous, locked_memory, populate, maps_shows_areas, areas_merge, rss_counts,
 page_tables_are_freed, large_sparse_area, kernel_writes_break_cow, prot_exec_needed, growsdown_flag,
 wipe_on_fork, process_vm }
@@ -214,6 +214,19 @@ fn remap_grows_in_place_or_moves() {
     let moved = Map { address: moved, length: 6 * PAGE };
     assert_eq!((moved.get(PAGE), moved.get(5 * PAGE)), (5, 0));
     assert_eq!(fault::read(place.address), Err(Fault::unmapped(place.address)));
+}
+
+/// The guard below a stack is no reason not to grow in place.
+fn remap_grows_towards_a_stack() {
+    const PAGES: usize = 64;
+    let place = Map::reserve(PAGES * PAGE, PAGE);
+    let stack = place.address + 40 * PAGE;
+    mmap(stack, PAGE, RW, PRIVATE | ANON | FIXED | libc::MAP_GROWSDOWN, -1, 0).unwrap();
+    munmap(place.address, 40 * PAGE).unwrap();
+    let at = place.address + 20 * PAGE;
+    mmap(at, PAGE, RW, PRIVATE | ANON | FIXED, -1, 0).unwrap();
+    assert_eq!(mremap(at, PAGE, 2 * PAGE, 0, 0), Ok(at));
+    assert_eq!(mremap(at, 2 * PAGE, 21 * PAGE, 0, 0), Err(Errno::ENOMEM));
 }
 
 fn remap_shrinks() {

@@ -9,12 +9,13 @@ use std::time::Duration;
 use roundtable_programs::child::{self, Child};
 use roundtable_programs::file::Fd;
 use roundtable_programs::held::{self, Longest};
+use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
 use roundtable_programs::sys::{PAGE, check};
 use roundtable_programs::{harness, procfs, tests};
 
-tests! { descriptors: 200, areas: 200, separate_areas: 200, waiters: 200, waiters_of_another_word: 200, requeued: 200,
+tests! { descriptors: 200, areas: 200, separate_areas: 200, windows: 200, sizes: 200, waiters: 200, waiters_of_another_word: 200, requeued: 200,
 pending_signals: 200, timers: 200 }
 
 /// What a call may do in one hold or stretch however many things there are, in instructions of a checked kernel.
@@ -108,6 +109,47 @@ fn separate_areas() {
         // A child has to find out where there is room.
         child::in_child(|| drop(Map::new(PAGE, RW, PRIVATE | ANON, -1, 0).expect("mmap")));
     });
+}
+
+/// Many windows of one file of huge pages: a page comes and goes, and the process forks and ends.
+fn windows() {
+    const PAGES: usize = 64;
+    procfs::write("/proc/sys/vm/max_map_count", 1 << 20).expect("max_map_count");
+    huge::pool(PAGES as u64 + 8);
+    let file = huge::sized(4 * 512);
+    let at = Map::new(PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
+    let make = |count: usize| at.set_u64(0, huge::windows(&file, count)[0].0 as u64);
+    compare(1, 4_000, make, |_| {
+        let (offset, length) = ((220 * HUGE) as u64, (PAGES * HUGE) as u64);
+        // SAFETY: in the first window, which begins with the file.
+        unsafe { ((at.get_u64(0) as usize + 230 * HUGE) as *mut u64).write_volatile(1) }
+        file.fallocate(0, offset, length).expect("fallocate");
+        child::in_child(|| ());
+        file.punch(offset, length).expect("punch");
+    });
+}
+
+/// Mappings of much that is empty, in TiB.
+fn sizes() {
+    const TIB: usize = 1 << 40;
+    huge::pool(8);
+    let file = huge::sized(64 * TIB / HUGE);
+    compare(
+        1,
+        32,
+        |_| (),
+        |count| {
+            let map = file.map(count * TIB, RW, SHARED | NORESERVE).expect("mmap");
+            let private = file.map(count * TIB, RW, PRIVATE | NORESERVE).expect("mmap");
+            map.set(TIB / 2, 1);
+            child::in_child(|| ());
+            mprotect(map.address, map.length, R).expect("mprotect");
+            file.punch(0, (count * TIB) as u64).expect("punch");
+            drop((map, private));
+            file.truncate(0).expect("ftruncate");
+            file.truncate((64 * TIB) as u64).expect("ftruncate");
+        },
+    );
 }
 
 /// fork(2), mprotect(2) and munmap(2) of many areas.
