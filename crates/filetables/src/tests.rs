@@ -1,5 +1,7 @@
 //! What a person who maps files would see.
 
+mod oracle;
+
 use std::vec::Vec;
 
 use crate::format::X86_64;
