@@ -110,9 +110,11 @@ impl AddressSpace {
     /// Drops a reference where the space must not end, for it could be the last: whoever calls [`AddressSpace::let_go`] next ends it.
     pub(super) fn let_go_later(space: Arc<Self>) {
         let mut later = LATER.lock();
-        // One that is on the list stays there while the lock is held, so that this reference is not the last.
         if !space.later.is_linked() {
             later.push_back(space);
+        } else {
+            // Here, with the lock: one that is on the list stays there meanwhile, so that this reference is not the last.
+            drop(space);
         }
     }
 
