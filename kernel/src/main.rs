@@ -6,6 +6,7 @@ extern crate alloc;
 
 mod arch;
 mod boot;
+mod cgroup;
 mod errno;
 mod fs;
 mod hugetlb;
@@ -81,6 +82,9 @@ fn kernel_main() -> ! {
     }
     if let Err(error) = hugetlb::register() {
         ::log::error!("no hugetlbfs: {error}");
+    }
+    if let Err(error) = cgroup::register() {
+        ::log::error!("no control groups: {error}");
     }
     if let Err(error) = tty::init() {
         ::log::error!("no terminals: {error}");

@@ -444,6 +444,9 @@ impl filetables::Machine for ModelMachine {
 impl Machine for ModelMachine {
     type RawMutex = RawMutex;
     type RawRwLock = RawRwLock;
+    type Payer = ();
+
+    fn payer(&self) {}
 
     fn take_step(&self) -> Result<(), OutOfMemory> {
         Ok(())

@@ -78,6 +78,9 @@ impl TableMachine for MinimalMachine {
 impl Machine for MinimalMachine {
     type RawMutex = parking_lot::RawMutex;
     type RawRwLock = parking_lot::RawRwLock;
+    type Payer = ();
+
+    fn payer(&self) {}
 
     fn take_step(&self) -> Result<(), OutOfMemory> {
         Ok(())

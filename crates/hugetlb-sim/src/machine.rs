@@ -211,6 +211,9 @@ impl<F: Format> filetables::Machine for SimMachine<F> {
 impl<F: Format> Machine for SimMachine<F> {
     type RawMutex = parking_lot::RawMutex;
     type RawRwLock = parking_lot::RawRwLock;
+    type Payer = ();
+
+    fn payer(&self) {}
 
     fn take_step(&self) -> Result<(), OutOfMemory> {
         if self.0.memory.fails() { Err(OutOfMemory) } else { Ok(()) }

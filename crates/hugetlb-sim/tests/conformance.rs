@@ -163,6 +163,9 @@ impl filetables::Machine for Faulty {
 impl Machine for Faulty {
     type RawMutex = Open;
     type RawRwLock = Open;
+    type Payer = ();
+
+    fn payer(&self) {}
 
     fn take_step(&self) -> Result<(), OutOfMemory> {
         Ok(())

@@ -40,6 +40,7 @@ pub use filetables::{Entry, Space, TableEntries};
 
 use crate::addr::{PageSize, PhysAddr, VirtAddr};
 use crate::error::OutOfMemory;
+use crate::payer::Payer;
 
 /// The machine that the library runs on: what [`filetables::Machine`] has, and huge frames and sleeping locks. Implemented
 /// once by the host kernel.
@@ -50,6 +51,12 @@ pub trait Machine: filetables::Machine {
     type RawMutex: lock_api::RawMutex + Send + Sync + 'static;
     /// A reader/writer lock whose waiters sleep and whose writers do not starve: mapping locks, size locks, mapping lists.
     type RawRwLock: lock_api::RawRwLock + Send + Sync + 'static;
+
+    /// Who pays for pages and promises; `()` in a host that limits nobody.
+    type Payer: Payer;
+
+    /// Who pays for what the calling thread takes from now on: see [`Payer`].
+    fn payer(&self) -> Self::Payer;
 
     /// As `give_way`, in a loop that can fail, before a step that takes a little memory (4 KiB at most) from the global
     /// allocator. On an error the operation fails as for want of a page table, and leaves everything as it was: memory is

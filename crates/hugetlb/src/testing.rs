@@ -216,6 +216,9 @@ impl filetables::Machine for TestMachine {
 impl Machine for TestMachine {
     type RawMutex = parking_lot::RawMutex;
     type RawRwLock = parking_lot::RawRwLock;
+    type Payer = ();
+
+    fn payer(&self) {}
 
     fn take_step(&self) -> Result<(), OutOfMemory> {
         filetables::Machine::give_way(self);

@@ -49,6 +49,9 @@ impl filetables::Machine for Ostd {
 impl Machine for Ostd {
     type RawMutex = RawSleep;
     type RawRwLock = RawSleepRw;
+    type Payer = ();
+
+    fn payer(&self) {}
 
     fn take_step(&self) -> Result<(), OutOfMemory> {
         filetables::Machine::give_way(self);

@@ -115,6 +115,9 @@ impl filetables::Machine for Kernel {
 impl Machine for Kernel {
     type RawMutex = Lock;
     type RawRwLock = Lock;
+    type Payer = ();
+
+    fn payer(&self) {}
 
     fn take_step(&self) -> Result<(), OutOfMemory> {
         (ask(15, 0) != 0).then_some(()).ok_or(OutOfMemory)

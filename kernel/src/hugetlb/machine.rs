@@ -8,6 +8,7 @@ use ::hugetlb::{Flush, Machine, OutOfMemory, PageSize, PhysAddr, Space, TableEnt
 
 use crate::arch::cpu::{self, CpuSet};
 use crate::arch::{features, ipi, tlb};
+use crate::cgroup::HugePayer;
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{self, PAGE_SIZE, contiguous};
 use crate::mm::{self, NoTable, PageTables};
@@ -76,6 +77,11 @@ impl filetables::Machine for Kernel {
 impl Machine for Kernel {
     type RawMutex = sync::RawMutex;
     type RawRwLock = sync::RawRwLock;
+    type Payer = HugePayer;
+
+    fn payer(&self) -> HugePayer {
+        HugePayer::current()
+    }
 
     fn take_step(&self) -> Result<(), OutOfMemory> {
         sched::cond_resched();

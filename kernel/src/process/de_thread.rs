@@ -46,6 +46,9 @@ fn take_lead(thread: &Thread, process: &Arc<Process>) {
     let old = process.relations.get_mut(&mut tree).leader.take();
     let by_tracer = old.as_ref().map(|old| ptrace::forget_old_leader(&mut tree, old));
     let registered = old.as_ref().and_then(|old| tree.remove_thread(old));
+    if registered.is_some() {
+        process.cgroup.remove_task();
+    }
     let own = tree.remove_thread(thread);
     thread.set_tid(process.pid);
     if let Some(own) = &own {

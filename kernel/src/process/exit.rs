@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 use super::process::WaitStatus;
 use super::{Process, Thread, futex, ptrace, tree, user};
 use crate::arch::interrupts;
+use crate::cgroup;
 use crate::mm::uaccess;
 use crate::namespaces::View;
 use crate::sched;
@@ -149,6 +150,10 @@ fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
     }
     let stays = leader || ptrace::keep_thread(&mut tree, thread, status);
     let unregistered = if stays { None } else { tree.remove_thread(thread) };
+    if !stays {
+        process.cgroup.remove_task();
+    }
+    let changed = if last { cgroup::leave(&mut tree, process) } else { cgroup::Changed::default() };
     if last {
         let state = process.signals.state.lock();
         let status = state.ending.or(process.relations.get(&tree).leader_status).unwrap_or(status);
@@ -163,6 +168,7 @@ fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
     } else {
         drop(tree);
     }
+    changed.tell();
     drop(removed);
     drop(unregistered);
 }

@@ -13,6 +13,7 @@ use super::{Pid, Process, Thread, limits, process, ptrace, spawn, tree};
 use crate::arch::context::Context;
 use crate::arch::cpu;
 use crate::arch::trap::TrapFrame;
+use crate::cgroup;
 use crate::errno::{Errno, Result};
 use crate::memory::stack::KernelStack;
 use crate::memory::{self, Pressure};
@@ -22,7 +23,7 @@ use crate::sched::{self, Entity, Parameters, Policy};
 use crate::signal::{self, AltStack, ThreadSignals};
 
 /// What clone3(2) is asked for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct CloneArgs {
     /// `CLONE_*`, without the exit signal.
     pub flags: u64,
@@ -33,6 +34,8 @@ pub struct CloneArgs {
     pub parent_tid: usize,
     pub child_tid: usize,
     pub pidfd: usize,
+    /// The control group of a new process.
+    pub cgroup: cgroup::Into,
 }
 
 const VM: u64 = abi::CLONE_VM as u64;
@@ -141,6 +144,7 @@ struct Child {
 impl Drop for Child {
     fn drop(&mut self) {
         if let Some(thread) = &self.thread {
+            thread.process.cgroup.remove_task();
             tree::lock().free_pid(thread.tid());
         }
     }
@@ -231,6 +235,11 @@ impl Child {
         // A thread, and a child on its parent's memory, does not inherit the stack that the parent's handlers use.
         let alt_stack =
             if has(VM) && !has(VFORK) { AltStack::DISABLED } else { *current.signals.alt_stack.lock() };
+        // The last step that can fail: from here on it is given back with the child.
+        match new_process {
+            true => process.cgroup.begin(parent, &args.cgroup)?,
+            false => process.cgroup.add_task()?,
+        }
         let tid = pid.take();
         let child_tid = args.child_tid;
         let set_child_tid = has(CHILD_SETTID);
@@ -293,6 +302,14 @@ impl Child {
             drop(tree);
             return Err(Errno::ERESTARTNOINTR);
         }
+        let changed = match self.new_process {
+            true => cgroup::enter(&mut tree, process).map_err(|error| match args.cgroup {
+                // The parent was moved before its group was removed: the call is made again.
+                cgroup::Into::Parent => Errno::ERESTARTNOINTR,
+                cgroup::Into::Group(_) => error,
+            })?,
+            false => cgroup::Changed::default(),
+        };
         // Here, since another thread may have changed them for all threads of the process.
         thread.seccomp.inherit(&current.seccomp);
         thread.no_new_privileges.store(current.no_new_privileges.load(Ordering::SeqCst), Ordering::SeqCst);
@@ -329,6 +346,7 @@ impl Child {
         }
         drop(tree);
         drop(removed);
+        changed.tell();
         self.thread = None;
         super::list::note_fork();
         Ok(thread)

@@ -3,11 +3,12 @@
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use alloc::sync::Arc;
-use intrusive_collections::LinkedListAtomicLink;
+use intrusive_collections::{LinkedListAtomicLink, RBTreeAtomicLink};
 
 use super::limits::{self, Limits};
 use super::tree::{self, Relations, TreeCell};
 use super::{Charges, Credentials, Pid, Thread};
+use crate::cgroup::Member;
 use crate::fs::FsContext;
 use crate::mm::AddressSpace;
 use crate::namespaces::{Numbers, PidNamespace};
@@ -24,6 +25,9 @@ pub struct Process {
     pub(super) relations: TreeCell<Relations>,
     pub(super) sibling: LinkedListAtomicLink,
     pub(super) in_group: LinkedListAtomicLink,
+    /// Its control group, and its place among the members.
+    pub(crate) cgroup: Member,
+    pub(crate) in_cgroup: RBTreeAtomicLink,
     mm: SpinLock<Option<Arc<AddressSpace>>>,
     /// Where clone(CLONE_SIGHAND) shares, hence behind a lock of its own: execve(2) puts a copy there.
     pub(crate) actions: IrqLock<Arc<Actions>>,
@@ -166,6 +170,8 @@ impl Process {
             relations: TreeCell::new(parts.relations),
             sibling: LinkedListAtomicLink::new(),
             in_group: LinkedListAtomicLink::new(),
+            cgroup: Member::new(),
+            in_cgroup: RBTreeAtomicLink::new(),
             mm: SpinLock::new(parts.mm),
             actions: IrqLock::new(parts.actions),
             signals: ProcessSignals::new(),

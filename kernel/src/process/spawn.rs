@@ -119,6 +119,7 @@ pub fn spawn_init(body: impl FnOnce() + Send + 'static) -> Result<Arc<Thread>> {
         dumpable: 1,
         has_execed: true,
     });
+    process.cgroup.add_task()?;
     let thread = Thread::new(Parts {
         tid: 1,
         numbers: None,

@@ -179,6 +179,7 @@ pub(super) fn remove(tree: &mut tree::Guard, process: &Process) -> [tree::Remove
     if let Some(leader) = process.relations.get_mut(tree).leader.take() {
         let [tracer, tracee, ..] = ptrace::unlink_reaped(tree, &leader)._threads;
         let registered = tree.remove_thread(&leader);
+        process.cgroup.remove_task();
         by_number._threads = [Some(leader), registered, tracer, tracee];
     }
     [by_parent, by_group, by_number]

@@ -8,6 +8,7 @@ use syscalls::Sysno;
 
 use super::{Args, Handler};
 use crate::arch::context;
+use crate::cgroup;
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{copy_from_user, read_user, write_user};
 use crate::namespaces::{self, View};
@@ -61,6 +62,7 @@ fn clone(args: &mut Args) -> Result<usize> {
         pidfd: args.a[2],
         child_tid: args.a[3],
         tls: args.a[4] as u64,
+        ..CloneArgs::default()
     };
     do_clone(parts, args)
 }
@@ -103,7 +105,7 @@ fn clone3(args: &mut Args) -> Result<usize> {
     let words: [u64; size_of::<Clone3>() / 8] = core::array::from_fn(|index| {
         u64::from_ne_bytes(core::array::from_fn(|byte| bytes[index * 8 + byte]))
     });
-    let [flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, _, set_tid_size, _] =
+    let [flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, _, set_tid_size, cgroup] =
         words;
     const KNOWN: u64 = 0x3_ffff_ffff;
     const INTO_CGROUP: u64 = 0x2_0000_0000;
@@ -113,7 +115,7 @@ fn clone3(args: &mut Args) -> Result<usize> {
     let detached = u64::from(abi::CLONE_DETACHED);
     if flags & !KNOWN != 0
         || flags & (csignal | detached) & !u64::from(abi::CLONE_NEWTIME) != 0
-        || flags & INTO_CGROUP != 0
+        || flags & INTO_CGROUP != 0 && (cgroup > i32::MAX as u64 || size < size_of::<Clone3>())
         || set_tid_size != 0
         || bad_stack
         || exit_signal > 64
@@ -133,6 +135,12 @@ fn clone3(args: &mut Args) -> Result<usize> {
         pidfd: pidfd as usize,
         child_tid: child_tid as usize,
         tls,
+        cgroup: if flags & INTO_CGROUP == 0 {
+            cgroup::Into::Parent
+        } else {
+            let file = process::current().files().get(cgroup as i32)?;
+            cgroup::check_clone(&cgroup::group_of(&file)?, flags & u64::from(abi::CLONE_THREAD) != 0)?
+        },
     };
     do_clone(parts, args)
 }

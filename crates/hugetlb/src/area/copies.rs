@@ -36,16 +36,21 @@ pub(crate) struct Private<M: Machine> {
     known: SummaryTree<PageIndex, Known<M>, ()>,
     /// Indices whose promise was used up.
     used: u64,
-    /// The promise is this mapping's: it was made at mmap, and no fork inherits it.
-    pub(crate) owner: bool,
+    /// The promise is this mapping's: it was made at mmap, and no fork inherits it. Who pays for all its pages.
+    pub(crate) promise: Option<M::Payer>,
     /// The owner took a page away for want of another; what is absent here stays so (`HPAGE_RESV_UNMAPPED`).
     pub(crate) robbed: bool,
 }
 
 impl<M: Machine> Private<M> {
     /// No copies.
-    pub(crate) fn new(owner: bool, robbed: bool) -> Private<M> {
-        Private { known: SummaryTree::new(), used: 0, owner, robbed }
+    pub(crate) fn new(promise: Option<M::Payer>, robbed: bool) -> Private<M> {
+        Private { known: SummaryTree::new(), used: 0, promise, robbed }
+    }
+
+    /// Whether the promise is this mapping's.
+    pub(crate) fn is_owner(&self) -> bool {
+        self.promise.is_some()
     }
 
     /// Whether there is no copy, and no promise was used up.
@@ -87,7 +92,7 @@ impl<M: Machine> Private<M> {
 
     /// Uses the mapping's promise for an index up, if it has one.
     pub(crate) fn use_promise(&mut self, index: PageIndex, room: &mut Option<Room<M>>) -> bool {
-        if !self.owner {
+        if !self.is_owner() {
             return false;
         }
         match self.at(index, room) {
@@ -239,7 +244,7 @@ pub(crate) fn fork<M: Machine>(
     machine: &M,
     private: &Spin<M, Private<M>>,
 ) -> Result<Private<M>, OutOfMemory> {
-    let mut child = Private::new(false, private.lock().robbed);
+    let mut child = Private::new(None, private.lock().robbed);
     let mut next = Some(PageIndex(0));
     while let Some(from) = next {
         let mut some = few();

@@ -25,9 +25,10 @@ use crate::area::Area;
 use crate::error::{Error, Result};
 use crate::hugetlb::Hugetlb;
 use crate::machine::Machine;
+use crate::payer::PageCharge;
 use crate::pool::{Page, Pool, Subpool};
 use crate::range_list::RangeList;
-use crate::reserve::{self, Regions};
+use crate::reserve::{self, Promises};
 use crate::state::State;
 use crate::superblock::InodeCharge;
 use crate::sync::{Arc, Mutex, MutexGuard, Ordering, RwLock, Tally};
@@ -64,7 +65,7 @@ pub struct File<M: Machine> {
     /// The pages, and the tables that show them.
     content: FileTables<M, Arc<Page<M>>>,
     fault_mutexes: FaultMutexes<M>,
-    regions: Mutex<M, Regions>,
+    promises: Mutex<M, Promises<M::Payer>>,
     /// What the protocol keeps.
     state: State,
     /// Mappings with entries that the file does not write itself.
@@ -92,7 +93,7 @@ impl<M: Machine> File<M> {
             size: Tally::new(0),
             content,
             fault_mutexes: FaultMutexes::new(),
-            regions: Mutex::<M, _>::new(Regions::default()),
+            promises: Mutex::<M, _>::new(Promises::new()),
             state,
             mappings: RwLock::<M, _>::new(RangeList::new()),
         })
@@ -180,8 +181,8 @@ impl<M: Machine> File<M> {
     }
 
     /// The reservation map.
-    pub(crate) fn regions(&self) -> &Mutex<M, Regions> {
-        &self.regions
+    pub(crate) fn promises(&self) -> &Mutex<M, Promises<M::Payer>> {
+        &self.promises
     }
 
     pub(crate) fn mappings(&self) -> &RwLock<M, RangeList<Arc<Area<M>>>> {
@@ -218,25 +219,28 @@ impl<M: Machine> File<M> {
     }
 
     pub(crate) fn reserve_pages(&self, pages: Range<u64>) -> Result<()> {
-        let mut regions = self.regions.lock();
-        reserve::reserve(&self.pool, self.subpool(), regions.missing(pages.clone()))?;
-        regions.insert(pages);
+        let mut promises = self.promises.lock();
+        let payer = reserve::reserve(&self.pool, self.subpool(), promises.missing(pages.clone()))?;
+        promises.insert(pages, &payer);
         Ok(())
     }
 
     /// Takes a page for an index that has none, by the file's promises. The content is arbitrary.
     pub(crate) fn allocate_page(&self, at: &IndexLock<'_, M>) -> Result<Arc<Page<M>>> {
         // Held from the look to the change: a truncation that deletes the promise comes before or after both.
-        let mut regions = self.regions.lock();
+        let mut promises = self.promises.lock();
         let index = at.index().0;
-        let frame = if regions.contains(index) {
+        let promised = promises.contains(index);
+        let payer = self.hugetlb.machine().payer();
+        let charge = PageCharge::new(payer, self.page_size(), promised).map_err(|_| Error::NoSpace)?;
+        let frame = if promised {
             self.pool.take(true).ok_or(Error::NoSpace)?
         } else {
             let frame = reserve::take_unpromised(&self.pool, self.subpool())?;
-            regions.insert(index..index + 1);
+            promises.insert_used(index);
             frame
         };
-        Ok(Arc::new(Page::new(frame, self.pool.clone(), self.subpool.clone())))
+        Ok(Arc::new(Page::new(frame, self.pool.clone(), self.subpool.clone(), charge)))
     }
 }
 
@@ -244,7 +248,7 @@ impl<M: Machine> Drop for File<M> {
     fn drop(&mut self) {
         // Nobody maps or reads the file any more. The pages return by themselves; promises that no page used do here.
         let used = self.content.len();
-        let promised = self.regions.get_mut().remove(0..u64::MAX);
+        let promised = self.promises.get_mut().remove(self.pool.page_size(), 0..u64::MAX);
         reserve::unreserve(&self.pool, self.subpool.as_ref(), promised.saturating_sub(used));
     }
 }

@@ -188,12 +188,12 @@ impl<M: Machine> Mapping<M> {
         let mut placement = self.area.lock();
         let upper_placement =
             Placement { start: at, first: middle, pages: placement.pages - lower_pages, ..*placement };
-        let (owner, robbed) = {
+        let (promise, robbed) = {
             let private = self.area.private().lock();
-            (private.owner, private.robbed)
+            (private.promise.clone(), private.robbed)
         };
         let space = self.area.space().clone();
-        let area = self.new_area(space, upper_placement, Private::new(owner, robbed));
+        let area = self.new_area(space, upper_placement, Private::new(promise, robbed));
         let machine = self.file.hugetlb().machine();
         let place = self.area.is_listed().then(|| area.place(machine)).transpose()?;
         let marks = area::marks::cut_room(machine, self.area.marks(), middle.0)?;

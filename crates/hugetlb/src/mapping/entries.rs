@@ -205,7 +205,7 @@ impl<M: Machine> Area<M> {
         while let Some(from) = next {
             next = {
                 let mut private = self.private().lock();
-                if !private.owner {
+                if !private.is_owner() {
                     return;
                 }
                 private.restore_promises(&(from..PageIndex(indices.end)))
@@ -242,7 +242,7 @@ impl<M: Machine> Area<M> {
         {
             let mut private = self.private().lock();
             let same = private.copy(index).is_some_and(|share| Arc::ptr_eq(share.page(), page));
-            if private.owner || !(same || Mutant::RobbedWithoutLook.is_on()) {
+            if private.is_owner() || !(same || Mutant::RobbedWithoutLook.is_on()) {
                 return;
             }
             private.robbed = true;

@@ -29,7 +29,7 @@ impl<M: Machine> Mapping<M> {
         let placement = self.area.lock();
         let private = self.area.private();
         let copies = match self.is_shared() {
-            true => Private::new(false, false),
+            true => Private::new(None, false),
             false => area::fork(self.file.hugetlb().machine(), private)?,
         };
         let has_copies = !copies.is_empty();

@@ -48,6 +48,7 @@ use crate::error::OutOfMemory;
 use crate::file::File;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
+use crate::payer::{self, Expense};
 use crate::range_list::Place;
 use crate::reserve;
 use crate::sharing::{Batch, Purpose};
@@ -83,7 +84,7 @@ impl<M: Machine> NewMapping<M> {
         shared: bool,
     ) -> Result<NewMapping<M>, OutOfMemory> {
         // The promise comes later.
-        let private = Private::new(false, false);
+        let private = Private::new(None, false);
         let id = file.hugetlb().next_id();
         let state = file.protocol().area_state();
         let area = Area::new(id, space, shared, file.page_size(), placement, private, state);
@@ -91,10 +92,11 @@ impl<M: Machine> NewMapping<M> {
     }
 
     /// Makes it known to the file, and attaches a shared one to what there is. What was promised to a private one is its own.
-    pub(crate) fn attach(self, file: Arc<File<M>>, promised: bool) -> Mapping<M> {
+    /// `payer` paid for that.
+    pub(crate) fn attach(self, file: Arc<File<M>>, payer: Option<M::Payer>) -> Mapping<M> {
         let NewMapping { area, place, placement } = self;
         if !area.is_shared() {
-            area.private().lock().owner = promised;
+            area.private().lock().promise = payer;
             file.hugetlb().counters().fall_back(Fallback::Private, 1);
         }
         let mapping = Mapping { file, area, placement, is_unmapped: false };
@@ -216,10 +218,16 @@ impl<M: Machine> Mapping<M> {
         }
         self.area.leave(&self.file);
         self.area.delist(&self.file);
-        let unused = {
-            let private = self.area.private().lock();
-            if private.owner { self.placement.pages - private.used() } else { 0 }
+        let (payer, unused) = {
+            let mut private = self.area.private().lock();
+            let used = private.used();
+            let payer = private.promise.take();
+            let unused = payer.as_ref().map_or(0, |_| self.placement.pages - used);
+            (payer, unused)
         };
+        if let Some(payer) = payer {
+            payer::discharge(&payer, Expense::Promise, self.page_size(), self.placement.pages);
+        }
         if !Mutant::PromiseOfMappingLost.is_on() {
             reserve::unreserve(self.file.pool(), self.file.subpool(), unused);
         }

@@ -7,6 +7,7 @@ use crate::area::{Placement, Private, Room, Share};
 use crate::error::{FaultError, OutOfMemory};
 use crate::machine::Machine;
 use crate::mutant::Mutant;
+use crate::payer::PageCharge;
 use crate::pool::Page;
 use crate::reserve;
 use crate::sharing::{Access, Batch, Fault};
@@ -84,7 +85,7 @@ impl<M: Machine> Fault<'_, M> {
                 let mut room = self.room(index)?;
                 let Some(page) = self.allocate_private(index, &mut room) else {
                     return Err(match copy {
-                        Some(page) if self.area.private().lock().owner => Failure::Rob(page),
+                        Some(page) if self.area.private().lock().is_owner() => Failure::Rob(page),
                         _ => FaultError::Sigbus.into(),
                     });
                 };
@@ -113,8 +114,10 @@ impl<M: Machine> Fault<'_, M> {
     fn allocate_private(&self, index: PageIndex, room: &mut Option<Room<M>>) -> Option<Arc<Page<M>>> {
         let (pool, subpool) = (self.file.pool(), self.file.subpool());
         let promised = self.area.private().lock().use_promise(index, room);
+        let payer = self.file.hugetlb().machine().payer();
+        let charge = PageCharge::new(payer, self.file.page_size(), promised);
         let frame = if promised {
-            let frame = pool.take(true);
+            let frame = charge.is_ok().then(|| pool.take(true)).flatten();
             if frame.is_none() {
                 // Freed after the lock.
                 let emptied = self.area.private().lock().return_promise(index);
@@ -122,10 +125,10 @@ impl<M: Machine> Fault<'_, M> {
             }
             frame?
         } else {
-            reserve::take_unpromised(pool, subpool).ok()?
+            charge.as_ref().ok().and_then(|_| reserve::take_unpromised(pool, subpool).ok())?
         };
         self.file.hugetlb().counters().faults_allocated.add(1);
-        Some(Arc::new(Page::new(frame, pool.clone(), subpool.cloned())))
+        Some(Arc::new(Page::new(frame, pool.clone(), subpool.cloned(), charge.ok()?)))
     }
 
     /// Makes `entry` lead to `page`; `origin` is the page that it may have led to, if that is another one.

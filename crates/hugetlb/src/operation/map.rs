@@ -64,11 +64,13 @@ impl<M: Machine> File<M> {
         let placement = Placement { start, first, pages, protection: options.protection };
         let mapping = NewMapping::prepare(self, token.space().clone(), placement, options.shared)?;
         let mut held = (!Mutant::MapWithoutSizeLock.is_on()).then(|| self.lock_size());
+        // Who pays for the promise of a private mapping.
+        let mut payer = None;
         if !options.no_reserve {
             if options.shared {
                 self.reserve_pages(first.0..first.0 + pages)?;
             } else {
-                reserve::reserve(self.pool(), self.subpool(), pages)?;
+                payer = Some(reserve::reserve(self.pool(), self.subpool(), pages)?);
             }
         }
         if options.protection.contains(Protection::WRITE) && self.size() < end {
@@ -76,6 +78,6 @@ impl<M: Machine> File<M> {
         }
         // mmap changes the list of mappings.
         let _fence = self.protocol().change_fence(self);
-        Ok(mapping.attach(self.clone(), !options.no_reserve))
+        Ok(mapping.attach(self.clone(), payer))
     }
 }

@@ -34,7 +34,7 @@ impl<M: Machine> File<M> {
         let end = size >> self.page_size().shift();
         self.unmap(end..u64::MAX);
         let freed = self.remove_pages(&held, end..u64::MAX, false);
-        let promised = self.regions().lock().remove(end..u64::MAX);
+        let promised = self.promises().lock().remove(self.page_size(), end..u64::MAX);
         reserve::unreserve(self.pool(), self.subpool(), promised.saturating_sub(freed));
         if Mutant::SizeSetLast.is_on() {
             self.set_size(&held, size);
@@ -96,7 +96,7 @@ impl<M: Machine> File<M> {
             }
         });
         if punch && !Mutant::PromiseOutlivesPunch.is_on() {
-            self.regions().lock().remove(at.run());
+            self.promises().lock().remove(self.page_size(), at.run());
         }
         // The mutexes are held until the TLBs are flushed: no fresh page appears to one process while another still sees the
         // old one.

@@ -3,6 +3,7 @@
 use super::{Pool, Subpool};
 use crate::addr::{PageSize, PhysAddr};
 use crate::machine::Machine;
+use crate::payer::{PageCharge, PagePayers};
 use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering};
 
 /// A huge page outside the free list.
@@ -22,12 +23,18 @@ pub(crate) struct Page<M: Machine> {
     mapped: AtomicU64,
     /// Mappings that have it as a private page, see [`crate::area::Share`].
     shares: AtomicU64,
+    payers: PagePayers<M::Payer>,
 }
 
 impl<M: Machine> Page<M> {
-    pub(crate) fn new(frame: PhysAddr, pool: Arc<Pool<M>>, subpool: Option<Arc<Subpool<M>>>) -> Page<M> {
+    pub(crate) fn new(
+        frame: PhysAddr,
+        pool: Arc<Pool<M>>,
+        subpool: Option<Arc<Subpool<M>>>,
+        charge: PageCharge<M::Payer>,
+    ) -> Page<M> {
         let (restore, mapped, shares) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-        Page { frame, pool, subpool, restore, mapped, shares }
+        Page { frame, pool, subpool, restore, mapped, shares, payers: charge.into_payers() }
     }
 
     pub(crate) fn frame(&self) -> PhysAddr {
@@ -105,6 +112,7 @@ impl<M: Machine> Drop for Page<M> {
             // The mount keeps its minimum: what it does not hand on stays promised to it.
             restore = subpool.put(1) == 0;
         }
+        self.payers.discharge(self.size());
         self.pool.give(self.frame, restore);
     }
 }

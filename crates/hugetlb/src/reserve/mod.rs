@@ -6,21 +6,36 @@
 //!
 //! A mount with `size=` or `min_size=` has a [`Subpool`] between its files and the pool.
 
+mod promises;
 mod regions;
 
-pub(crate) use regions::Regions;
+pub(crate) use promises::Promises;
+use regions::Regions;
 
 use crate::error::Result;
 use crate::machine::Machine;
+use crate::payer::{self, Expense};
 use crate::pool::{Pool, Subpool};
 use crate::sync::Arc;
 
-/// Promises `pages` within a mount's limits.
+/// Promises `pages` within a mount's limits and those of the payer, whom it returns.
 pub(crate) fn reserve<M: Machine>(
     pool: &Pool<M>,
     subpool: Option<&Arc<Subpool<M>>>,
     pages: u64,
-) -> Result<()> {
+) -> Result<M::Payer> {
+    let payer = pool.machine().payer();
+    payer::charge(&payer, Expense::Promise, pool.page_size(), pages).map_err(|_| crate::Error::NoMemory)?;
+    match promise(pool, subpool, pages) {
+        Ok(()) => Ok(payer),
+        Err(error) => {
+            payer::discharge(&payer, Expense::Promise, pool.page_size(), pages);
+            Err(error)
+        }
+    }
+}
+
+fn promise<M: Machine>(pool: &Pool<M>, subpool: Option<&Arc<Subpool<M>>>, pages: u64) -> Result<()> {
     let from_pool = match subpool {
         // The caller sees ENOMEM, as from the pool: mmap has no other.
         Some(subpool) => subpool.get(pages).map_err(|_| crate::Error::NoMemory)?,
@@ -54,7 +69,7 @@ pub(crate) fn take_unpromised<M: Machine>(
     })
 }
 
-/// Takes back a promise of `pages` that were not used.
+/// Takes back a promise of `pages` that were not used. Who paid for it is discharged by who kept the payer.
 pub(crate) fn unreserve<M: Machine>(pool: &Pool<M>, subpool: Option<&Arc<Subpool<M>>>, pages: u64) {
     pool.unreserve(subpool.map_or(pages, |subpool| subpool.put(pages)));
 }

@@ -241,6 +241,7 @@ pub(super) fn release(tree: &mut tree::Guard, thread: &Thread, tracer: &Process)
     let Some(_) = ended else { return all };
     if !thread.is_leader() {
         let registered = tree.remove_thread(thread);
+        thread.process.cgroup.remove_task();
         all[1]._threads = [registered, None, None, None];
         return all;
     }

@@ -89,6 +89,7 @@ impl Init {
         self.mount("devtmpfs", "/dev", "mode=0755");
         self.mount("proc", "/proc", "");
         self.mount("sysfs", "/sys", "");
+        self.mount("cgroup2", "/sys/fs/cgroup", "");
         self.mount("devpts", "/dev/pts", "mode=0620,ptmxmode=0666");
         self.mount("tmpfs", "/dev/shm", "mode=1777");
         self.mount("tmpfs", "/tmp", "mode=1777");

@@ -1,6 +1,7 @@
 //! The checker finds each invariant that is broken on purpose.
 
 use super::*;
+use crate::payer::PageCharge;
 use crate::pool::Page;
 use crate::sync::Ordering;
 
@@ -146,7 +147,8 @@ fn a_page_of_two_files_is_found() {
         let pool = other.file().pool().clone();
         let punch = || other.file().fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
         punch();
-        let double = Arc::new(Page::new(first, pool, None));
+        let charge = PageCharge::new((), PageSize::Size2M, true).unwrap();
+        let double = Arc::new(Page::new(first, pool, None, charge));
         // It must not give the frame back.
         std::mem::forget(double.clone());
         assert!(other.file().content().insert(0, double).is_ok());

@@ -207,6 +207,7 @@ const ENTRIES: &[Entry] = &[
     entry("smaps_rollup", 0o444, Make::Private(memory::smaps_rollup)),
     entry("pagemap", 0o400, Make::Memory(memory::Kind::Pagemap)),
     entry("wchan", 0o444, Make::Text(status::wchan)),
+    entry("cgroup", 0o444, Make::Text(cgroup)),
     entry("schedstat", 0o444, Make::Text(status::schedstat)),
     entry("oom_score", 0o444, Make::Text(oom_score)),
     entry("oom_adj", 0o644, Make::Setting(oom_adj, set_oom_adj)),
@@ -376,6 +377,12 @@ fn mounts(target: &Target) -> Result<Vec<u8>> {
 
 fn mountinfo(target: &Target) -> Result<Vec<u8>> {
     bytes(mount_text::mountinfo(&root(target).map_err(|_| Errno::EINVAL)?)?)
+}
+
+fn cgroup(target: &Target) -> Result<Vec<u8>> {
+    let mut text = fallible::Text::new();
+    crate::cgroup::describe(&*target.process()?, &mut text);
+    text.finish()
 }
 
 fn comm(target: &Target) -> Result<Vec<u8>> {
