@@ -131,7 +131,18 @@ fn act(
             return Ok(Some(finding));
         }
     }
-    Ok(None)
+    Ok(end_children(actors.into_iter().map(|actor| actor.pid).chain(others).collect()).err())
+}
+
+/// Ends the processes that the watcher has started itself: one that has not run yet is root's, and not met with the user's.
+fn end_children(mut children: Vec<i32>) -> Result<(), String> {
+    // SAFETY: takes integers; the processes are our children and not waited for.
+    children.iter().for_each(|pid| _ = unsafe { libc::kill(*pid, libc::SIGKILL) });
+    let gone = settles(DYING, || {
+        children.retain(|pid| matches!(waitpid(*pid, libc::WNOHANG), Ok((0, _))));
+        children.is_empty()
+    });
+    if gone { Ok(()) } else { Err(format!("unkillable: of the watcher's own children {children:?}")) }
 }
 
 /// Starts an actor's first process, which goes on where the one before it was.

@@ -50,7 +50,7 @@ fn rounds(options: &Options, bystander: &mut Bystander) -> Result<Option<String>
     bystander.ask(b'e', round::ANSWER)?;
     // One without a call first: what is made once and kept is no leak.
     let empty = Plan { calls: 0, actors: MOST_ACTORS, ..options.plan.clone() };
-    round::play(&empty, &[], Duration::ZERO, bystander)?
+    round::play(&empty, &[], limit(&empty), bystander)?
         .map_or(Ok(()), |finding| Err(format!("without a call: {finding}")))?;
     let accounts = Accounts::take();
     let (mut calls, mut failed) = (0, 0);
