@@ -1,4 +1,6 @@
 //! The Roundtable kernel.
+// Threads lead to files, files to those whom they signal: whether all of it may be shared is a long way to see.
+#![recursion_limit = "256"]
 #![no_std]
 #![no_main]
 

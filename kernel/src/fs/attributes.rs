@@ -6,6 +6,7 @@ use super::access::{self, Credentials};
 use super::caller::{self, now};
 use super::file::File;
 use super::inode::{Inode, SetAttributes};
+use super::lease;
 use super::notify;
 use super::path::Path;
 use super::stat::{FileType, Timestamp};
@@ -186,7 +187,7 @@ pub fn truncate(path: &Path, credentials: &Credentials, size: u64) -> Result<()>
     path.mount.check_writable()?;
     credentials.check(inode, access::WRITE)?;
     inode.begin_writing()?;
-    let result = resize(inode, size);
+    let result = lease::break_for(inode, true, false).and_then(|()| resize(inode, size));
     inode.end_writing();
     if result.is_ok() {
         notify::happened(&path.dentry, abi::IN_MODIFY);

@@ -1,5 +1,6 @@
 //! Open file descriptions, and what stands behind one.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use core::any::Any;
@@ -8,11 +9,15 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
+use super::async_io::AsyncWatch;
 use super::dentry::Dentry;
 use super::epoll;
 use super::inode::Inode;
 use super::iobuf::{Sink, Source};
+use super::lease::Lease;
 use super::notify;
+use super::notify::Note;
+use super::owner::{FileOwner, Signalling};
 use super::path::Path;
 use super::poll::Events;
 use crate::errno::{Errno, Result};
@@ -164,17 +169,6 @@ pub trait FileOps: Any + Send + Sync {
     fn describe(&self, file: &File, out: &mut Text) {}
 }
 
-/// Who gets SIGIO.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct FileOwner {
-    /// `F_OWNER_TID`, `F_OWNER_PID` or `F_OWNER_PGRP`.
-    pub kind: u32,
-    /// The thread, process or group; 0 for nobody.
-    pub id: i32,
-    /// The signal to send in place of SIGIO; 0 for SIGIO.
-    pub signal: i32,
-}
-
 /// An open file description: what descriptors refer to.
 pub struct File {
     path: Path,
@@ -184,7 +178,8 @@ pub struct File {
     position: Mutex<u64>,
     /// What the position was when its lock was let go last, for those who only look: a file of `/proc` may tell of itself.
     last_position: AtomicU64,
-    owner: SpinLock<FileOwner>,
+    /// Who is signalled about it, and of what.
+    signalling: SpinLock<Option<Box<Signalling>>>,
     /// The epoll instances' interests in it.
     watches: Mutex<BTreeMap<usize, Weak<epoll::Item>>>,
     /// Differs from every other open file's: the owner of flock(2) and OFD locks.
@@ -250,7 +245,7 @@ impl File {
             flags: AtomicU32::new(flags & (abi::O_ACCMODE | STATUS_FLAGS)),
             position: Mutex::new(0),
             last_position: AtomicU64::new(0),
-            owner: SpinLock::new(FileOwner::default()),
+            signalling: SpinLock::new(None),
             watches: Mutex::new(BTreeMap::new()),
             // Ordering: only the numbers have to differ.
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
@@ -344,12 +339,71 @@ impl File {
 
     /// Who gets SIGIO.
     pub fn owner(&self) -> FileOwner {
-        *self.owner.lock()
+        self.signalling.lock().as_ref().map(|signalling| signalling.owner.clone()).unwrap_or_default()
     }
 
-    /// Sets who gets SIGIO.
+    /// Sets who gets SIGIO, or the signal that was chosen in its place.
     pub fn set_owner(&self, owner: FileOwner) {
-        *self.owner.lock() = owner;
+        let old = self.with_signalling(|signalling| {
+            let signal = signalling.owner.signal;
+            core::mem::replace(&mut signalling.owner, FileOwner { signal, ..owner })
+        });
+        drop(old);
+    }
+
+    /// Sets the signal that is sent in place of SIGIO; 0 for SIGIO.
+    pub fn set_signal(&self, signal: i32) {
+        self.with_signalling(|signalling| signalling.owner.signal = signal);
+    }
+
+    /// What is to be told of it, made when it is first asked for.
+    fn with_signalling<R>(&self, work: impl FnOnce(&mut Signalling) -> R) -> R {
+        let mut fresh = Some(Box::<Signalling>::default());
+        let mut place = self.signalling.lock();
+        if place.is_none() {
+            *place = fresh.take();
+        }
+        let result = place.as_mut().map(|signalling| work(signalling));
+        drop(place);
+        drop(fresh);
+        result.expect("it was just put there")
+    }
+
+    /// O_ASYNC comes or goes, by this descriptor.
+    pub fn set_asynchronous(self: &Arc<Self>, fd: i32, on: bool) -> Result<()> {
+        let is_on = self.signalling.lock().as_ref().is_some_and(|signalling| signalling.watch.is_some());
+        if is_on == on {
+            return Ok(());
+        }
+        let new = if on { Some(AsyncWatch::start(self, fd)?) } else { None };
+        let old = self.with_signalling(|signalling| core::mem::replace(&mut signalling.watch, new));
+        if let Some(old) = old {
+            old.stop(self);
+        }
+        Ok(())
+    }
+
+    /// Its lease.
+    pub(super) fn lease(&self) -> Option<Arc<Lease>> {
+        self.signalling.lock().as_ref()?.lease.clone()
+    }
+
+    pub(super) fn set_lease(&self, lease: Arc<Lease>) {
+        let old = self.with_signalling(|signalling| signalling.lease.replace(lease));
+        drop(old);
+    }
+
+    pub(super) fn take_lease(&self) -> Option<Arc<Lease>> {
+        self.signalling.lock().as_mut()?.lease.take()
+    }
+
+    /// What it notes of a directory.
+    pub(super) fn note(&self) -> Option<Arc<Note>> {
+        self.signalling.lock().as_ref()?.note.clone()
+    }
+
+    pub(super) fn replace_note(&self, note: Option<Arc<Note>>) -> Option<Arc<Note>> {
+        self.with_signalling(|signalling| core::mem::replace(&mut signalling.note, note))
     }
 
     /// The position; 0 for a file without one. Does not wait for a read or write that is under way.
@@ -539,6 +593,9 @@ impl Drop for File {
         if !self.is_path() {
             let events = if self.writable() { abi::IN_CLOSE_WRITE } else { abi::IN_CLOSE_NOWRITE };
             notify::happened(self.dentry(), events);
+        }
+        if let Some(signalling) = self.signalling.get_mut().take() {
+            signalling.file_released(self);
         }
         let watches = core::mem::take(self.watches.get_mut());
         epoll::file_released(self, watches);

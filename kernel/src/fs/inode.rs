@@ -9,6 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 use super::access::Credentials;
 use super::dentry::Dentry;
 use super::file::{File, FileOps};
+use super::lease::Leases;
 use super::locks::LockTable;
 use super::notify::Watched;
 use super::path::Path;
@@ -222,6 +223,8 @@ pub struct Inode {
     pub lock: Mutex<()>,
     /// flock(2) and fcntl(2) locks.
     pub locks: LockTable,
+    /// fcntl(2) leases.
+    pub leases: Leases,
     /// For a named pipe the open pipe, for a socket node the listening socket: whatever the owner of the type
     /// keeps here.
     pub attachment: SpinLock<Option<Arc<dyn Any + Send + Sync>>>,
@@ -274,6 +277,7 @@ impl Inode {
             attributes: SpinLock::new(attributes),
             lock: Mutex::new(()),
             locks: LockTable::new(),
+            leases: Leases::default(),
             attachment: SpinLock::new(None),
             watched: Watched::default(),
             write_access: AtomicI32::new(0),
@@ -329,6 +333,11 @@ impl Inode {
     pub fn begin_writing(&self) -> Result<()> {
         let more = |count: i32| (count >= 0).then_some(count + 1);
         self.change_access(more)
+    }
+
+    /// Open files that write.
+    pub fn writers(&self) -> u32 {
+        self.write_access.load(Ordering::SeqCst).max(0) as u32
     }
 
     /// One more open file that writes, of a file that has one already.

@@ -19,6 +19,7 @@ use super::path::Path;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::{self, TryVec};
 use crate::memory::{PAGE_SIZE, reserve};
+use crate::sched;
 use crate::sync::{Mutex, SpinLock};
 
 /// The flags that belong to a mount and not to the file system.
@@ -272,6 +273,7 @@ fn copy_below(root: &Arc<Mount>, namespace: u64, locked: bool, copies: &mut Copi
         let Some(parent) = copies.get(&place.mount.id).cloned() else { continue };
         reserve::ask_lasting(PAGE_SIZE)?;
         put(&copy, &Path { mount: parent, dentry: place.dentry });
+        sched::cond_resched();
     }
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Telling of what happens to files: who watches an inode, and where the kernel says what has happened to it.
 //!
-//! An inode has its watches, each of one [`Inotify`]. While nobody watches anything in the system, an event costs one load.
+//! An inode has its watches, each of one [`Inotify`], and the notes of open directories. While nobody watches anything in the system, an event costs one load.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
@@ -9,8 +9,12 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use linux_raw_sys::general as abi;
 
 use super::dentry::Dentry;
+use super::file::File;
 use super::inode::Inode;
 use super::inotify::Inotify;
+use super::owner::FileOwner;
+use crate::errno::{Errno, Result};
+use crate::memory::reserve;
 use crate::process::accounts::Share;
 use crate::sync::SpinLock;
 
@@ -28,30 +32,120 @@ pub struct Watch {
     pub(super) _share: Share,
 }
 
-/// The watches of one inode, by the addresses of their instances.
+/// Interest of an open directory in its entries, which signals tell: fcntl(2), F_NOTIFY.
+pub struct Note {
+    file: Weak<File>,
+    fd: i32,
+    /// `DN_*`; 0 once it is over.
+    mask: AtomicU32,
+}
+
+/// Who hears of an inode.
+#[derive(Clone)]
+enum Listener {
+    Watch(Arc<Watch>),
+    Note(Arc<Note>),
+}
+
+/// The listeners of one inode, by the addresses of their instances or notes.
 #[derive(Default)]
 pub struct Watched {
     any: AtomicBool,
-    watches: SpinLock<BTreeMap<usize, Arc<Watch>>>,
+    watches: SpinLock<BTreeMap<usize, Listener>>,
 }
 
 fn key(group: &Weak<Inotify>) -> usize {
     group.as_ptr().addr()
 }
 
+fn key_of_note(note: &Arc<Note>) -> usize {
+    Arc::as_ptr(note).addr()
+}
+
+/// What of the events is told to notes, as `DN_*`.
+fn noted(events: u32) -> u32 {
+    const PAIRS: [(u32, u32); 7] = [
+        (abi::IN_ACCESS, abi::DN_ACCESS),
+        (abi::IN_MODIFY, abi::DN_MODIFY),
+        (abi::IN_CREATE, abi::DN_CREATE),
+        (abi::IN_MOVED_TO, abi::DN_CREATE),
+        (abi::IN_DELETE, abi::DN_DELETE),
+        (abi::IN_MOVED_FROM, abi::DN_DELETE | abi::DN_RENAME),
+        (abi::IN_ATTRIB, abi::DN_ATTRIB),
+    ];
+    PAIRS.iter().filter(|(event, _)| events & event != 0).fold(0, |mask, (_, bit)| mask | bit)
+}
+
+impl Note {
+    fn hear(&self, events: u32, watched: &Watched, this: &Arc<Note>) {
+        let mask = self.mask.load(Ordering::SeqCst);
+        if mask & noted(events) == 0 {
+            return;
+        }
+        if mask & abi::DN_MULTISHOT == 0 && self.mask.swap(0, Ordering::SeqCst) != 0 {
+            watched.remove_note(this);
+        }
+        let Some(file) = self.file.upgrade() else { return };
+        if mask & abi::DN_MULTISHOT == 0 {
+            drop(file.replace_note(None));
+        }
+        const POLL_MSG: i32 = abi::POLL_MSG as i32;
+        let band = abi::POLLIN | abi::POLLRDNORM | abi::POLLMSG;
+        file.owner().tell(self.fd, POLL_MSG, band.into());
+    }
+}
+
+/// F_NOTIFY: adds events to what the open directory notes; none at all ends it.
+pub fn note(file: &Arc<File>, fd: i32, mask: u32) -> Result<()> {
+    let watched = &file.inode().watched;
+    if mask & !abi::DN_MULTISHOT == 0 {
+        if let Some(old) = file.replace_note(None) {
+            watched.remove_note(&old);
+        }
+        return Ok(());
+    }
+    if !file.inode().is_dir() {
+        return Err(Errno::ENOTDIR);
+    }
+    file.set_owner(FileOwner::current());
+    if let Some(note) = file.note() {
+        note.mask.fetch_or(mask, Ordering::SeqCst);
+        return Ok(());
+    }
+    reserve::ask_lasting(size_of::<Note>())?;
+    let note = Arc::new(Note { file: Arc::downgrade(file), fd, mask: AtomicU32::new(mask) });
+    watched.add_listener(key_of_note(&note), Listener::Note(note.clone()));
+    if let Some(old) = file.replace_note(Some(note)) {
+        watched.remove_note(&old);
+    }
+    Ok(())
+}
+
 impl Watched {
     /// Adds a watch; its instance has no other one for this inode.
     pub(super) fn add(&self, watch: &Arc<Watch>) {
+        self.add_listener(key(&watch.group), Listener::Watch(watch.clone()));
+    }
+
+    fn add_listener(&self, key: usize, listener: Listener) {
         let mut watches = self.watches.lock();
-        watches.insert(key(&watch.group), watch.clone());
+        watches.insert(key, listener);
         WATCHES.fetch_add(1, Ordering::SeqCst);
         self.any.store(true, Ordering::SeqCst);
     }
 
+    pub(super) fn remove_note(&self, note: &Arc<Note>) {
+        self.remove_listener(key_of_note(note));
+    }
+
     /// Takes a watch out. False when it was out already.
     pub(super) fn remove(&self, watch: &Watch) -> bool {
+        self.remove_listener(key(&watch.group))
+    }
+
+    fn remove_listener(&self, key: usize) -> bool {
         let mut watches = self.watches.lock();
-        let removed = watches.remove(&key(&watch.group));
+        let removed = watches.remove(&key);
         if removed.is_some() {
             WATCHES.fetch_sub(1, Ordering::SeqCst);
         }
@@ -60,8 +154,8 @@ impl Watched {
         removed.is_some()
     }
 
-    /// Takes the first watch out.
-    fn take_first(&self) -> Option<Arc<Watch>> {
+    /// Takes the first listener out.
+    fn take_first(&self) -> Option<Listener> {
         let mut watches = self.watches.lock();
         let (_, first) = watches.pop_first()?;
         WATCHES.fetch_sub(1, Ordering::SeqCst);
@@ -85,8 +179,17 @@ impl Watched {
                 let from = after.map_or(0, |after: usize| after + 1);
                 watches.range(from..).next().map(|(key, watch)| (*key, watch.clone()))
             };
-            let Some((key, watch)) = next else { break };
+            let Some((key, listener)) = next else { break };
             after = Some(key);
+            let watch = match listener {
+                Listener::Watch(watch) => watch,
+                // Of the directory itself nothing is noted.
+                Listener::Note(_) if name.is_empty() => continue,
+                Listener::Note(note) => {
+                    note.hear(events, self, &note);
+                    continue;
+                }
+            };
             let mask = watch.mask.load(Ordering::SeqCst);
             if mask & events & abi::IN_ALL_EVENTS == 0 || unlinked && mask & abi::IN_EXCL_UNLINK != 0 {
                 continue;
@@ -156,7 +259,8 @@ pub fn name_released(inode: &Inode) {
         return;
     }
     inode.watched.send(abi::IN_DELETE_SELF, b"", 0, false);
-    while let Some(watch) = inode.watched.take_first() {
+    while let Some(listener) = inode.watched.take_first() {
+        let Listener::Watch(watch) = listener else { continue };
         watch.mask.store(0, Ordering::SeqCst);
         if let Some(group) = watch.group.upgrade() {
             group.end(&watch);

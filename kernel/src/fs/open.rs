@@ -10,6 +10,7 @@ use super::dentry::Dentry;
 use super::directory::DirectoryFile;
 use super::file::{File, FileOps};
 use super::inode::{Inode, NewNode};
+use super::lease;
 use super::path::{Last, Path, Start, Step, Walk};
 use super::stat::FileType;
 use super::{device, mount, notify, pipe};
@@ -229,6 +230,9 @@ fn finish(path: Path, flags: u32) -> Result<Arc<File>> {
     // A program that runs from the file keeps writers out; the open file counts itself, this count covers the
     // time until then.
     let _writer = if writes { Some(WriteAccess::new(&inode)?) } else { None };
+    if inode.kind == FileType::Regular {
+        lease::break_for(&inode, writes, flags & abi::O_NONBLOCK != 0)?;
+    }
     let ops = match inode.kind {
         FileType::Directory => DirectoryFile::new() as Arc<dyn FileOps>,
         FileType::CharDevice | FileType::BlockDevice => device::open(&path, flags)?,

@@ -15,6 +15,7 @@ use crate::ipc::ids::{Limits, Object, SLOTS};
 use crate::ipc::permissions::{IPC_PRIVATE, IpcPerm, Permissions};
 use crate::ipc::{current_pid, now};
 use crate::memory::fallible::Text;
+use crate::namespaces::View;
 use crate::namespaces::ipc::{Home, here};
 use crate::process::{self, Pid};
 use crate::sync::SpinLock;
@@ -283,6 +284,7 @@ pub fn list() -> Result<String> {
         "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      \
          atime      dtime      ctime                   rss                  swap\n",
     );
+    let view = View::current();
     for segment in here().segments.all()? {
         let status = segment.status();
         let permissions = status.permissions;
@@ -293,8 +295,8 @@ pub fn list() -> Result<String> {
             status.id,
             permissions.mode,
             status.size,
-            status.creator,
-            status.last_pid,
+            view.number(status.creator),
+            view.number(status.last_pid),
             status.attachments,
             permissions.uid,
             permissions.gid,

@@ -101,6 +101,18 @@ fn copy(flags: u32, old: &Namespaces, maker: &Credentials, context: &FsContext) 
     Ok(new)
 }
 
+/// execve(2): a new program is in the time namespace that was asked for, for children.
+pub fn after_exec(thread: &Thread) {
+    let Some(old) = thread.namespaces() else { return };
+    if Arc::ptr_eq(&old.time, &old.time_for_children) {
+        return;
+    }
+    let mut new = (*old).clone();
+    new.time_for_children.freeze();
+    new.time = new.time_for_children.clone();
+    thread.set_namespaces(Some(Arc::new(new)));
+}
+
 /// unshare(2), as far as namespaces are concerned. The thread has an [`FsContext`] of its own where that matters.
 pub fn unshare(flags: u32) -> Result<()> {
     let thread = process::current();

@@ -32,7 +32,7 @@ use crate::process::accounts::{Counted, Share};
 use crate::process::{Credentials, Thread};
 use crate::sync::Once;
 
-pub use change::{for_child, implied, set_all_of, setns, unshare};
+pub use change::{after_exec, for_child, implied, set_all_of, setns, unshare};
 pub use ipc::IpcNamespace;
 pub use numbers::Numbers;
 pub use pid::PidNamespace;

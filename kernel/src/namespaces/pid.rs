@@ -11,6 +11,7 @@ use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::process::tree::{self, TreeCell};
 use crate::process::{self, CAP_SYS_ADMIN, Credentials, PID_MAX, Pid, Process, WaitFlags};
+use crate::sched;
 use crate::signal::{self, SIG_IGN, SIGCHLD, SIGKILL, SigInfo};
 use crate::sync::{IrqLock, Once, WaitQueue};
 
@@ -196,6 +197,7 @@ impl PidNamespace {
                 signal::send_process_locked(&mut tree, other, SigInfo::kernel(SIGKILL));
             }
             drop(tree);
+            sched::cond_resched();
         }
         // Those that had ended before wait to be waited for.
         let ended = WaitFlags { no_hang: true, exited: true, clones_too: true, ..WaitFlags::default() };

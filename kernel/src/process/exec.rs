@@ -15,6 +15,7 @@ use crate::fs::{File, caller, path};
 use crate::memory::fallible::TryVec;
 use crate::mm::exec::{self, Identity, Image, MAX_STRING, Request};
 use crate::mm::uaccess::{read_cstr, read_user};
+use crate::namespaces;
 use crate::signal;
 
 /// execve(2) and execveat(2), with addresses in user space.
@@ -144,6 +145,7 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
     let restart = thread.restart.lock().take();
     drop(restart);
     unshare_files(&thread);
+    namespaces::after_exec(&thread);
     let credentials = thread.credentials().after_exec();
     thread.set_credentials(credentials);
     process.dumpable.store(1, Ordering::SeqCst);

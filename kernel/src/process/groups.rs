@@ -7,6 +7,7 @@ use super::tree::{self, Group, Guard, Session};
 use super::{Credentials, Pid, Process};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
+use crate::sched;
 use crate::signal::{self, SIGCONT, SigInfo};
 
 /// Whether no member but `except` has a parent in another group of the same session: then nobody could continue its stopped members.
@@ -245,6 +246,7 @@ fn kill_all_seen(view: &View, signal: Option<u32>) -> Result<()> {
         } else if !Arc::ptr_eq(&process, &sending.own) {
             let _ = sending.to(&mut tree::lock(), &process);
         }
+        sched::cond_resched();
     }
     result
 }

@@ -345,6 +345,11 @@ impl Process {
         self.relations.get(&tree::lock()).group.as_ref().map_or(0, |group| group.pgid)
     }
 
+    /// Whether it is a member of the group, for those who hold the tree's lock.
+    pub(crate) fn is_in_group(&self, tree: &tree::Guard, group: &Arc<super::tree::Group>) -> bool {
+        self.relations.get(tree).group.as_ref().is_some_and(|own| Arc::ptr_eq(own, group))
+    }
+
     /// The process group.
     pub fn group(&self) -> Option<Arc<super::tree::Group>> {
         self.relations.get(&tree::lock()).group.clone()

@@ -98,6 +98,14 @@ impl SigInfo {
         info
     }
 
+    /// An open file with O_ASYNC is ready, or somebody wants what it has a lease of: `code` is `POLL_*`.
+    pub const fn of_file(signal: u32, code: i32, band: u64, fd: i32) -> Self {
+        let mut info = Self::new(signal, code);
+        info.fields[0] = band;
+        info.fields[1] = fd as u32 as u64;
+        info
+    }
+
     /// A timer of timer_create(2) went off.
     pub fn timer(signal: u32, id: i32, overrun: i32, value: u64) -> Self {
         let mut info = Self::new(signal, codes::SI_TIMER);
@@ -113,7 +121,7 @@ impl SigInfo {
 
     /// Whether it queues at the expense of its receiver's user: RLIMIT_SIGPENDING.
     pub fn is_limited(&self) -> bool {
-        self.signal as u32 >= super::SIGRTMIN && self.is_from_user()
+        self.signal as u32 >= super::SIGRTMIN && self.code < codes::SI_KERNEL
     }
 
     /// Whether it says which process sent it: by kill(2), tgkill(2), sigqueue(3), or by a message queue.

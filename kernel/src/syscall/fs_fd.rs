@@ -8,9 +8,9 @@ use syscalls::Sysno;
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::{descriptor_limit, files};
-use crate::fs::file::FileOwner;
 use crate::fs::locks::{Owner, RecordLock};
-use crate::fs::{File, FileType};
+use crate::fs::owner::FileOwner;
+use crate::fs::{File, FileType, lease, notify};
 use crate::mm::uaccess;
 use crate::namespaces::View;
 
@@ -81,6 +81,7 @@ fn fcntl(args: &mut Args) -> Result<usize> {
         abi::F_GETFL => Ok(file.flags() as usize),
         abi::F_SETFL => {
             file.set_flags(argument as u32)?;
+            file.set_asynchronous(fd, argument as u32 & abi::FASYNC != 0)?;
             Ok(0)
         }
         abi::F_DUPFD_QUERY => Ok(table.get(argument as i32).is_ok_and(|f| Arc::ptr_eq(&f, &file)).into()),
@@ -91,8 +92,8 @@ fn fcntl(args: &mut Args) -> Result<usize> {
             record_lock(&file, table.id(), command, argument, true)
         }
         abi::F_GETOWN => {
-            let owner = file.owner();
-            let id = if owner.kind == abi::F_OWNER_PGRP { -owner.id } else { owner.id };
+            let (kind, id) = file.owner().shown();
+            let id = if kind == abi::F_OWNER_PGRP { -id } else { id };
             Ok(id as isize as usize)
         }
         abi::F_SETOWN => {
@@ -102,12 +103,12 @@ fn fcntl(args: &mut Args) -> Result<usize> {
             } else {
                 (abi::F_OWNER_PID, id)
             };
-            file.set_owner(FileOwner { kind, id, ..file.owner() });
+            file.set_owner(FileOwner::find(kind, id)?);
             Ok(0)
         }
         abi::F_GETOWN_EX => {
-            let owner = file.owner();
-            let out = abi::f_owner_ex { type_: owner.kind as i32, pid: owner.id };
+            let (kind, id) = file.owner().shown();
+            let out = abi::f_owner_ex { type_: kind as i32, pid: id };
             uaccess::write_user(argument, &out)?;
             Ok(0)
         }
@@ -117,7 +118,7 @@ fn fcntl(args: &mut Args) -> Result<usize> {
             if kind > abi::F_OWNER_PGRP {
                 return Err(Errno::EINVAL);
             }
-            file.set_owner(FileOwner { kind, id: new.pid, ..file.owner() });
+            file.set_owner(FileOwner::find(kind, new.pid)?);
             Ok(0)
         }
         abi::F_GETSIG => Ok(file.owner().signal as usize),
@@ -126,11 +127,13 @@ fn fcntl(args: &mut Args) -> Result<usize> {
             if !(0..=64).contains(&signal) {
                 return Err(Errno::EINVAL);
             }
-            file.set_owner(FileOwner { signal, ..file.owner() });
+            file.set_signal(signal);
             Ok(0)
         }
-        // No leases are ever given.
-        abi::F_GETLEASE => Ok(abi::F_UNLCK as usize),
+        abi::F_GETOWNER_UIDS => uaccess::write_user(argument, &file.owner().users()).map(|()| 0),
+        abi::F_GETLEASE => Ok(lease::get(&file) as usize),
+        abi::F_SETLEASE => lease::set(&file, fd, argument as u32).map(|()| 0),
+        abi::F_NOTIFY => notify::note(&file, fd, argument as u32).map(|()| 0),
         // Before it is asked whether the file has seals.
         abi::F_ADD_SEALS if !file.writable() => Err(Errno::EPERM),
         _ => file.ops().fcntl(&file, command, argument),
@@ -245,7 +248,11 @@ fn do_ioctl(args: &mut Args) -> Result<usize> {
             Ok(0)
         }
         FIONBIO => set_flag(abi::O_NONBLOCK),
-        FIOASYNC => set_flag(abi::FASYNC),
+        FIOASYNC => {
+            let on = uaccess::read_user::<i32>(argument)? != 0;
+            set_flag(abi::FASYNC)?;
+            file.set_asynchronous(fd, on).map(|()| 0)
+        }
         FIOQSIZE if matches!(kind, FileType::Regular | FileType::Directory | FileType::Symlink) => {
             uaccess::write_user(argument, &file.inode().stat().size)?;
             Ok(0)

@@ -12,6 +12,7 @@ use crate::ipc::permissions::{IpcPerm, READ, WRITE};
 use crate::mm::anonymous::SharedMemory;
 use crate::mm::shm::{self, Attachment, Memory, Status};
 use crate::mm::uaccess::{read_user, write_user};
+use crate::namespaces::View;
 use crate::namespaces::ipc::here;
 use crate::process;
 
@@ -112,8 +113,8 @@ impl From<Status> for ShmidDs {
             atime: status.attached_at,
             dtime: status.detached_at,
             ctime: status.changed_at,
-            cpid: status.creator,
-            lpid: status.last_pid,
+            cpid: View::current().number(status.creator),
+            lpid: View::current().number(status.last_pid),
             nattch: status.attachments,
             unused2: [0; 2],
         }

@@ -10,6 +10,7 @@ use crate::errno::{Errno, Result};
 use crate::ipc::msg::{self, Message, SETTINGS, Selection, Status, Wanted};
 use crate::ipc::permissions::IpcPerm;
 use crate::mm::uaccess::{check_range, copy_to_user, read_user, read_user_array, write_user};
+use crate::namespaces::View;
 use crate::namespaces::ipc::here;
 
 pub const TABLE: &[(Sysno, Handler)] =
@@ -101,8 +102,8 @@ impl From<Status> for MsqidDs {
             cbytes: status.bytes as u64,
             qnum: status.messages as u64,
             qbytes: status.limit as u64,
-            lspid: status.last_sender,
-            lrpid: status.last_receiver,
+            lspid: View::current().number(status.last_sender),
+            lrpid: View::current().number(status.last_receiver),
             unused: [0; 2],
         }
     }

@@ -10,6 +10,7 @@ use crate::arch::fpu::FpuState;
 use crate::errno::{Errno, Result};
 use crate::mm::Rights;
 use crate::mm::uaccess::{copy_from_user, copy_to_user, read_user, write_user};
+use crate::namespaces::View;
 use crate::process::ptrace::{
     self, NT_PRFPREG, NT_PRSTATUS, NT_X86_XSTATE, Resume, UserRegs, events, read_word, write_word,
 };
@@ -97,7 +98,7 @@ fn ptrace(args: &mut Args) -> Result<usize> {
             ptrace::check_options(wanted)?;
             ptrace::set_options(&thread, wanted);
         }
-        request::GETEVENTMSG => write_user(data, &stop.message)?,
+        request::GETEVENTMSG => write_user(data, &message_of(&stop))?,
         request::GETSIGINFO => write_user(data, &stop.info.ok_or(Errno::EINVAL)?)?,
         request::SETSIGINFO => ptrace::set_info(&thread, read_user::<SigInfo>(data)?)?,
         request::GETREGSET => regset(&thread, address, data, false)?,
@@ -356,4 +357,11 @@ fn rseq_configuration(thread: &Thread, room: usize, at: usize) -> Result<usize> 
     }
     copy_to_user(at, &bytes[..room.min(bytes.len())])?;
     Ok(bytes.len())
+}
+
+/// What an event has to say: a number of a thread is told as the tracer knows it.
+fn message_of(stop: &ptrace::Stopped) -> u64 {
+    use linux_raw_sys::ptrace::{PTRACE_EVENT_FORK, PTRACE_EVENT_VFORK_DONE};
+    let is_number = (PTRACE_EVENT_FORK..=PTRACE_EVENT_VFORK_DONE).contains(&stop.event);
+    if is_number { View::current().number(stop.message as u32).into() } else { stop.message }
 }

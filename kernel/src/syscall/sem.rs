@@ -11,6 +11,7 @@ use crate::errno::{Errno, Result};
 use crate::ipc::permissions::IpcPerm;
 use crate::ipc::sem::{self, MAX_VALUE, Operation, SETTINGS, Set, Status};
 use crate::mm::uaccess::{copy_to_user, read_user, read_user_array, write_user};
+use crate::namespaces::View;
 use crate::namespaces::ipc::here;
 use crate::time::{self, clock::Timespec};
 
@@ -155,7 +156,7 @@ fn semctl(args: &mut Args) -> Result<usize> {
             here().sets.by_id(id)?.set_value(number, value).map(|()| 0)
         }
         GETVAL => Ok(here().sets.by_id(id)?.value(number)?.0.into()),
-        GETPID => Ok(here().sets.by_id(id)?.value(number)?.1 as usize),
+        GETPID => Ok(View::current().number(here().sets.by_id(id)?.value(number)?.1) as usize),
         GETNCNT => Ok(here().sets.by_id(id)?.waiting(number)?.0),
         GETZCNT => Ok(here().sets.by_id(id)?.waiting(number)?.1),
         _ => Err(Errno::EINVAL),

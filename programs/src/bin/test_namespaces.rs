@@ -14,7 +14,7 @@ use roundtable_programs::sys::{c_string, check, pid};
 use roundtable_programs::{Errno, row, tests};
 
 tests! { host_names, mounts_apart, mounts_entered, locked_mounts, ipc_apart, ipc_settings, message_queues_apart, clocks_ahead,
-clock_rules, files, questions, kept_by_a_mount, errors, of_the_dead }
+clocks_of_a_new_program, in_shifted_time, clock_rules, files, questions, kept_by_a_mount, errors, of_the_dead }
 
 fn hostname() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_string()
@@ -291,6 +291,28 @@ fn clocks_ahead() {
         // Somebody was in it: too late.
         assert_eq!(errno(fs::write("/proc/self/timens_offsets", "monotonic 1 0")), Err(Errno::EACCES));
     });
+}
+
+fn clocks_of_a_new_program() {
+    const DAY: i64 = 86_400;
+    in_child(|| {
+        unshare(NEWTIME).unwrap();
+        fs::write("/proc/self/timens_offsets", format!("boottime {DAY} 0")).unwrap();
+        // Without a child in between: the program itself is in it, from its first look at a clock on.
+        let program = c_string("/proc/self/exe");
+        let arguments = [c_string("test"), c_string("in_shifted_time")];
+        let pointers = [arguments[0].as_ptr(), arguments[1].as_ptr(), std::ptr::null()];
+        // SAFETY: the strings are there.
+        unsafe { libc::execv(program.as_ptr(), pointers.as_ptr()) };
+    });
+}
+
+/// What the test above executes; by itself it has nothing to say.
+fn in_shifted_time() {
+    if link("time") != "time:[4026531834]" {
+        assert!(clock(libc::CLOCK_BOOTTIME) >= 86_400);
+        assert!(monotonic() < 86_400);
+    }
 }
 
 fn clock_rules() {

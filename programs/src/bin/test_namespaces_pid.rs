@@ -16,7 +16,8 @@ use roundtable_programs::sys::{c_string, check, pid};
 use roundtable_programs::{Errno, row, tests};
 
 tests! { numbers, numbers_in_proc, end_takes_all_along, signals_from_within, signals_from_outside, orphans, no_more_after_the_end,
-own_proc, ways_in, groups_and_sessions, threads, every_process, senders, flags, nested, translation, credentials_of_sockets }
+own_proc, ways_in, groups_and_sessions, threads, every_process, senders, flags, nested, translation, credentials_of_sockets,
+what_ipc_tells, tracers }
 
 fn parent() -> i32 {
     // SAFETY: takes nothing.
@@ -419,6 +420,62 @@ fn translation() {
         assert_eq!(ask(GET_PID_IN, pid() as usize), Err(Errno::ESRCH));
         assert_eq!(ask(GET_PID_FROM, 2), Err(Errno::ESRCH));
         child.end();
+    });
+}
+
+fn what_ipc_tells() {
+    in_child(|| {
+        as_first(libc::CLONE_NEWIPC, || {
+            // SAFETY: all take integers, and structures that live through the calls.
+            unsafe {
+                let segment = check(libc::shmget(libc::IPC_PRIVATE, 4096, 0o600)).unwrap() as i32;
+                let set = check(libc::semget(libc::IPC_PRIVATE, 1, 0o600)).unwrap() as i32;
+                let child = fork(|| {
+                    let mut add = libc::sembuf { sem_num: 0, sem_op: 1, sem_flg: 0 };
+                    check(libc::semop(set, &mut add, 1)).unwrap();
+                    assert_ne!(libc::shmat(segment, std::ptr::null(), 0) as isize, -1);
+                });
+                child.ok();
+                let mut status: libc::shmid_ds = std::mem::zeroed();
+                check(libc::shmctl(segment, libc::IPC_STAT, &mut status)).unwrap();
+                assert_eq!((status.shm_cpid, status.shm_nattch), (1, 0));
+                let last = waiting();
+                last.end();
+                assert_eq!(libc::semctl(set, 0, libc::GETVAL), 1);
+                let own = fork(|| ());
+                own.ok();
+                let mut take = libc::sembuf { sem_num: 0, sem_op: -1, sem_flg: 0 };
+                check(libc::semop(set, &mut take, 1)).unwrap();
+                assert_eq!(libc::semctl(set, 0, libc::GETPID), 1);
+            }
+        })
+        .ok();
+    });
+}
+
+fn tracers() {
+    in_child(|| {
+        as_first(0, || {
+            // SAFETY: all take integers, and a word that lives through the calls.
+            unsafe {
+                let child = fork(|| {
+                    libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0);
+                    libc::raise(libc::SIGSTOP);
+                    fork(|| ()).ok();
+                });
+                let number = child.release();
+                assert_eq!((number, waitpid(number, 0)), (2, Ok((2, End::Stopped(libc::SIGSTOP)))));
+                check(libc::ptrace(libc::PTRACE_SETOPTIONS, number, 0, libc::PTRACE_O_TRACEFORK)).unwrap();
+                check(libc::ptrace(libc::PTRACE_CONT, number, 0, 0)).unwrap();
+                assert_eq!(waitpid(number, 0), Ok((2, End::Stopped(libc::SIGTRAP))));
+                let mut message = 0u64;
+                check(libc::ptrace(libc::PTRACE_GETEVENTMSG, number, 0, &raw mut message)).unwrap();
+                assert_eq!(message, 3);
+                signals::kill(number, libc::SIGKILL).unwrap();
+                signals::kill(3, libc::SIGKILL).unwrap();
+            }
+        })
+        .ok();
     });
 }
 

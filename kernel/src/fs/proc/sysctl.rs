@@ -7,9 +7,10 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::errno::{Errno, Result};
 use crate::fs::pseudo::Functions;
-use crate::fs::{aio, pipe};
+use crate::fs::{aio, lease, pipe};
 use crate::mm::{accounting, exec, shm, userfault};
 use crate::namespaces::UtsNamespace;
+use crate::namespaces::user::OVERFLOW_ID;
 use crate::net::unix;
 use crate::process;
 use crate::sync::Once;
@@ -288,6 +289,10 @@ fn files() -> Result<()> {
             Ok(())
         },
     )?;
+    register_kept("fs/lease-break-time", &lease::BREAK_TIME)?;
+    register_kept("fs/leases-enable", &lease::ENABLED)?;
+    register_read_only("kernel/overflowuid", || text(OVERFLOW_ID))?;
+    register_read_only("kernel/overflowgid", || text(OVERFLOW_ID))?;
     register_read_only("fs/overflowuid", || text(65534))?;
     register_read_only("fs/overflowgid", || text(65534))
 }

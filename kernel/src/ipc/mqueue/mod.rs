@@ -20,6 +20,7 @@ use crate::fs::iobuf::Sink;
 use crate::fs::{Events, caller};
 use crate::memory::fallible::Text;
 use crate::memory::reserve;
+use crate::namespaces::View;
 use crate::process::{self, Process};
 use crate::signal::{self, SigInfo};
 use crate::sync::{Mutex, SpinLock, WaitQueue};
@@ -236,6 +237,7 @@ impl FileOps for Queue {
             let state = self.state.lock();
             let (kind, signal, pid) =
                 state.notification.as_ref().map_or((0, 0, 0), |asked| (asked.kind, asked.signal, asked.pid));
+            let pid = View::current().number(pid);
             // Writing to a string does not fail.
             let _ = writeln!(
                 text,

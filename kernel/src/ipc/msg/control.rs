@@ -10,6 +10,7 @@ use super::{Queue, SETTINGS, State};
 use crate::errno::{Errno, Result};
 use crate::ipc::permissions::{IpcPerm, Permissions, READ};
 use crate::memory::fallible::Text;
+use crate::namespaces::View;
 use crate::namespaces::ipc::here;
 use crate::process::{self, Pid};
 
@@ -105,6 +106,7 @@ pub fn list() -> Result<String> {
         "       key      msqid perms      cbytes       qnum lspid lrpid   uid   gid  cuid  cgid      \
          stime      rtime      ctime\n",
     );
+    let view = View::current();
     for queue in here().queues.all()? {
         let status = queue.status_for_all();
         let permissions = status.permissions;
@@ -116,8 +118,8 @@ pub fn list() -> Result<String> {
             permissions.mode,
             status.bytes,
             status.messages,
-            status.last_sender,
-            status.last_receiver,
+            view.number(status.last_sender),
+            view.number(status.last_receiver),
             permissions.uid,
             permissions.gid,
             permissions.creator_uid,

@@ -171,6 +171,8 @@ fn is_stopped(tree: &Guard, thread: &Thread) -> bool {
 
 /// What a tracer may ask of a stop.
 pub struct Stopped {
+    /// `PTRACE_EVENT_*`, 0 for a stop that is no event.
+    pub event: u32,
     pub message: u64,
     pub info: Option<SigInfo>,
 }
@@ -182,7 +184,7 @@ pub fn stopped(thread: &Thread) -> Result<Stopped> {
         return Err(Errno::ESRCH);
     }
     let state = thread.trace.state.get(&tree);
-    Ok(Stopped { message: state.message, info: state.info })
+    Ok(Stopped { event: state.stop.unwrap_or(0) >> 8, message: state.message, info: state.info })
 }
 
 /// PTRACE_SETSIGINFO: `EINVAL` for a stop that has none.

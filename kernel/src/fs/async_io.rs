@@ -1,0 +1,114 @@
+//! SIGIO for open files with O_ASYNC.
+//!
+//! Whoever wakes a file's wait queue holds that queue's lock, under which no signal can be sent. So the watch only puts itself on a list,
+//! and a thread of the kernel's looks what the file is ready for and sends the signal.
+
+use alloc::sync::{Arc, Weak};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter};
+use linux_raw_sys::general as abi;
+
+use super::file::File;
+use super::poll::Events;
+use crate::errno::Result;
+use crate::process::Thread;
+use crate::sched::{self, Sleep};
+use crate::sync::{IrqLock, Mutex, Once, Watcher};
+
+/// An open file with O_ASYNC.
+pub struct AsyncWatch {
+    this: Weak<AsyncWatch>,
+    file: Weak<File>,
+    /// The descriptor by which the flag was set.
+    fd: i32,
+    /// It is on the list.
+    is_listed: AtomicBool,
+    link: LinkedListAtomicLink,
+}
+
+intrusive_adapter!(Listed = Arc<AsyncWatch>: AsyncWatch { link => LinkedListAtomicLink });
+
+/// Those whose files may be ready.
+static READY: IrqLock<LinkedList<Listed>> = IrqLock::new(LinkedList::new(Listed::NEW));
+static WORKER: Once<Arc<Thread>> = Once::new();
+
+impl Watcher for AsyncWatch {
+    fn notify(&self) {
+        if self.is_listed.swap(true, Ordering::SeqCst) {
+            return;
+        }
+        if let Some(this) = self.this.upgrade() {
+            READY.lock().push_back(this);
+            if let Some(worker) = WORKER.get() {
+                sched::wake(worker);
+            }
+        }
+    }
+}
+
+/// The thread that sends the signals is made when the first file asks for some.
+fn start_worker() {
+    static STARTING: Mutex<()> = Mutex::new(());
+    let _starting = STARTING.lock();
+    if WORKER.get().is_none() {
+        let _ = WORKER.set(sched::spawn_kernel_thread("sigio", work));
+    }
+}
+
+fn work() {
+    loop {
+        let next = READY.lock().pop_front();
+        match next {
+            Some(watch) => watch.tell(),
+            None => {
+                let _ = sched::sleep(Sleep::Interruptible, None, || !READY.lock().is_empty());
+            }
+        }
+    }
+}
+
+impl AsyncWatch {
+    /// Begins to watch the file.
+    pub(super) fn start(file: &Arc<File>, fd: i32) -> Result<Arc<Self>> {
+        start_worker();
+        let watch = Arc::new_cyclic(|this| Self {
+            this: this.clone(),
+            file: Arc::downgrade(file),
+            fd,
+            is_listed: AtomicBool::new(false),
+            link: LinkedListAtomicLink::new(),
+        });
+        let mut result = Ok(());
+        file.ops().wait_queues(file, &mut |queue| {
+            if result.is_ok() {
+                result = queue.add_watcher(watch.clone());
+            }
+        });
+        result.map(|()| watch.clone()).inspect_err(|_| watch.stop(file))
+    }
+
+    /// Watches no longer.
+    pub(super) fn stop(&self, file: &File) {
+        let Some(this) = self.this.upgrade() else { return };
+        let this: Arc<dyn Watcher> = this;
+        file.ops().wait_queues(file, &mut |queue| queue.remove_watcher(&this));
+    }
+
+    fn tell(&self) {
+        // Before the look: what happens from here on puts it on the list again.
+        self.is_listed.store(false, Ordering::SeqCst);
+        let Some(file) = self.file.upgrade() else { return };
+        let events = file.poll();
+        let (code, band) = if events.contains(Events::READABLE) {
+            (abi::POLL_IN, abi::POLLIN | abi::POLLRDNORM)
+        } else if events.contains(Events::HUP) {
+            (abi::POLL_HUP, abi::POLLHUP | abi::POLLERR)
+        } else if events.contains(Events::WRITABLE) {
+            (abi::POLL_OUT, abi::POLLOUT | abi::POLLWRNORM | abi::POLLWRBAND)
+        } else {
+            return;
+        };
+        file.owner().tell(self.fd, code as i32, band.into());
+    }
+}
