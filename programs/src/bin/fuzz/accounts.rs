@@ -49,7 +49,11 @@ fn tolerances() -> Vec<(&'static str, u64)> {
 }
 
 #[derive(Clone, Debug)]
-pub struct Accounts(BTreeMap<String, u64>);
+pub struct Accounts {
+    counters: BTreeMap<String, u64>,
+    /// The processes by number and name, to say which one has come or gone.
+    processes: String,
+}
 
 impl Accounts {
     pub fn take() -> Accounts {
@@ -58,7 +62,8 @@ impl Accounts {
         let file = fs::read_to_string("/proc/sys/fs/file-nr").unwrap_or_default();
         let open = file.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or(0);
         all.insert("files".into(), open);
-        all.insert("processes".into(), processes().len() as u64);
+        let processes = processes();
+        all.insert("processes".into(), processes.len() as u64);
         all.insert("mounts".into(), lines("/proc/mounts"));
         all.insert("segments".into(), lines("/proc/sysvipc/shm"));
         if sharing::protocol().is_some() {
@@ -79,7 +84,7 @@ impl Accounts {
             all.insert("1G free".into(), procfs::number(&format!("{gigantic}/free_hugepages")));
             all.insert("1G reserved".into(), procfs::number(&format!("{gigantic}/resv_hugepages")));
         }
-        Accounts(all)
+        Accounts { counters: all, processes: names(&processes) }
     }
 
     /// What has not returned, after a moment in which the kernel frees what it has to.
@@ -87,14 +92,17 @@ impl Accounts {
         let tolerances = tolerances();
         let missing = || {
             let now = Accounts::take();
-            let get = |accounts: &Accounts, name: &str| accounts.0.get(name).copied().unwrap_or(0);
+            let get = |accounts: &Accounts, name: &str| accounts.counters.get(name).copied().unwrap_or(0);
             let wrong = tolerances.iter().filter(|(name, tolerance)| {
                 let (before, after) = (get(self, name), get(&now, name));
                 // More free memory than before is no loss.
                 before.abs_diff(after) > *tolerance && (*name != "MemFree" || after < before)
             });
             wrong
-                .map(|(name, _)| format!("{name} was {} and is {}", get(self, name), get(&now, name)))
+                .map(|(name, _)| match *name {
+                    "processes" => format!("processes were {} and are {}", self.processes, now.processes),
+                    _ => format!("{name} was {} and is {}", get(self, name), get(&now, name)),
+                })
                 .collect::<Vec<_>>()
         };
         // Sockets in messages that wait in each other are looked for when one is closed.
@@ -109,8 +117,28 @@ impl Accounts {
     }
 }
 
+/// Waits until only these processes run a program; says what others there are. What they hold and give back later would look like
+/// something of a round's.
+pub fn wait_for_none_but(expected: &[i32]) -> Result<(), String> {
+    let others = || {
+        let mut others = processes();
+        others.retain(|pid| !expected.contains(pid));
+        others
+    };
+    if settles(Duration::from_secs(5), || others().is_empty()) {
+        return Ok(());
+    }
+    Err(format!("there are processes before the first round: {}", names(&others())))
+}
+
+/// The processes' numbers and names.
+fn names(pids: &[i32]) -> String {
+    let name = |pid: &i32| fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+    pids.iter().map(|pid| format!("{pid} {}", name(pid).trim())).collect::<Vec<_>>().join(", ")
+}
+
 /// Processes that run a program: their numbers.
-fn processes() -> Vec<i32> {
+pub fn processes() -> Vec<i32> {
     let entries = fs::read_dir("/proc").expect("/proc").flatten();
     let numbers = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     numbers.filter(|pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok()).collect()

@@ -55,6 +55,10 @@ impl Bystander {
         Bystander { child, question, answer, longest: Duration::ZERO }
     }
 
+    pub fn pid(&self) -> i32 {
+        self.child.pid
+    }
+
     /// Asks it; `b'e'` at the end of a round, when it uses its reservation, else `b'?'`.
     pub fn ask(&mut self, what: u8, limit: Duration) -> Result<(), String> {
         let start = Instant::now();

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use roundtable_programs::huge;
 use roundtable_programs::procfs;
 
-use crate::accounts::Accounts;
+use crate::accounts::{self, Accounts};
 use crate::bystander::Bystander;
 use crate::journal;
 use crate::options::Options;
@@ -32,10 +32,12 @@ pub fn run(options: &Options) -> Result<Option<String>, String> {
     write("/proc/self/oom_score_adj", -1000)?;
     journal::create();
     round::set_up()?;
+    let mut present = accounts::processes();
     let mut bystander = Bystander::start();
+    present.push(bystander.pid());
     // SAFETY: takes integers. The trace goes where standard output goes.
     unsafe { libc::dup2(1, journal::TRACE) };
-    let found = rounds(options, &mut bystander);
+    let found = rounds(options, &mut bystander, &present);
     if options.tally {
         tally();
     }
@@ -45,13 +47,15 @@ pub fn run(options: &Options) -> Result<Option<String>, String> {
     found
 }
 
-fn rounds(options: &Options, bystander: &mut Bystander) -> Result<Option<String>, String> {
+/// `present` are the processes that were there before, and the bystander.
+fn rounds(options: &Options, bystander: &mut Bystander, present: &[i32]) -> Result<Option<String>, String> {
     let start = Instant::now();
     bystander.ask(b'e', round::ANSWER)?;
     // One without a call first: what is made once and kept is no leak.
     let empty = Plan { calls: 0, actors: MOST_ACTORS, ..options.plan.clone() };
     round::play(&empty, &[], limit(&empty), bystander)?
         .map_or(Ok(()), |finding| Err(format!("without a call: {finding}")))?;
+    accounts::wait_for_none_but(present)?;
     let accounts = Accounts::take();
     let (mut calls, mut failed) = (0, 0);
     for number in 0.. {
