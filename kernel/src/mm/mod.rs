@@ -39,6 +39,7 @@ mod lock;
 mod map;
 pub mod mshare;
 pub mod page_store;
+pub mod policy;
 mod protect;
 mod query;
 mod remap;

@@ -271,6 +271,7 @@ impl Child {
         }
         // Relaxed: a value of its own.
         thread.io_priority.store(current.io_priority.load(Ordering::Relaxed), Ordering::Relaxed);
+        thread.memory_policy.set(current.memory_policy.get());
         // A thread registers its own area; a forked child keeps the one in its copy of the memory.
         if !has(VM) {
             super::rseq::inherit(current, &thread);

@@ -98,6 +98,8 @@ pub struct Thread {
     pub(crate) retired_tables: AtomicU32,
     /// Priority of its I/O, as ioprio_set(2) has it.
     pub(crate) io_priority: AtomicU32,
+    /// Of set_mempolicy(2).
+    pub(crate) memory_policy: crate::mm::policy::Current,
     /// What the thread's end undoes in semaphores.
     semaphore_undo: SpinLock<Option<UndoList>>,
     /// Page faults without and with I/O.
@@ -176,6 +178,7 @@ impl Thread {
             charge: SpinLock::new(parts.charge),
             retired_tables: AtomicU32::new(0),
             io_priority: AtomicU32::new(0),
+            memory_policy: crate::mm::policy::Current::default(),
             semaphore_undo: SpinLock::new(parts.semaphore_undo),
             minor_faults: AtomicU64::new(0),
             major_faults: AtomicU64::new(0),

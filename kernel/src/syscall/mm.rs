@@ -9,6 +9,7 @@ use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::files;
 use crate::memory::fallible;
+use crate::mm::policy::{self, Policy};
 use crate::mm::uaccess::{self, copy_to_user, read_user, read_user_array, write_user};
 use crate::mm::{AddressSpace, MapRequest, PAGE, Rights, userfault};
 use crate::process::{self, Process};
@@ -248,23 +249,25 @@ const MPOL_DEFAULT: u32 = 0;
 const MPOL_PREFERRED: u32 = 1;
 const MPOL_LOCAL: u32 = 4;
 const MPOL_MAX: u32 = 7;
-const MPOL_MODE_FLAGS: u32 = 0xe000;
 const MPOL_F_NODE: usize = 1;
 const MPOL_F_ADDR: usize = 2;
 const MPOL_F_MEMS_ALLOWED: usize = 4;
 
 /// There is one memory node, so every policy that is valid means the same.
-fn check_policy(mode: u32, mask: usize, bits: usize) -> Result<()> {
-    let mode = mode & !MPOL_MODE_FLAGS;
+fn check_policy(whole: u32, mask: usize, bits: usize) -> Result<Policy> {
+    let mode = whole & !policy::FLAGS;
     if mode >= MPOL_MAX {
         return Err(Errno::EINVAL);
     }
     let nodes = read_nodes(mask, bits)?;
+    if !policy::may_have_flags(mode, whole & policy::FLAGS, nodes) {
+        return Err(Errno::EINVAL);
+    }
     match mode {
         MPOL_DEFAULT | MPOL_LOCAL if nodes != 0 => Err(Errno::EINVAL),
-        MPOL_DEFAULT | MPOL_LOCAL | MPOL_PREFERRED => Ok(()),
+        MPOL_DEFAULT | MPOL_LOCAL | MPOL_PREFERRED => Ok(Policy::new(whole, nodes)),
         _ if nodes & 1 == 0 => Err(Errno::EINVAL),
-        _ => Ok(()),
+        _ => Ok(Policy::new(whole, nodes)),
     }
 }
 
@@ -286,7 +289,8 @@ fn read_nodes(mask: usize, bits: usize) -> Result<u64> {
 
 fn set_mempolicy(args: &mut Args) -> Result<usize> {
     let [mode, mask, bits, ..] = args.a;
-    check_policy(mode as u32, mask, bits)?;
+    let policy = check_policy(mode as u32, mask, bits)?;
+    process::current().memory_policy.set(policy);
     Ok(0)
 }
 
@@ -320,17 +324,26 @@ fn get_mempolicy(args: &mut Args) -> Result<usize> {
     if flags & MPOL_F_ADDR != 0 && space()?.read().set.find(address as u64).is_none() {
         return Err(Errno::EFAULT);
     }
+    // Of areas none is remembered: theirs is MPOL_DEFAULT.
+    let policy = match flags {
+        0 | MPOL_F_NODE => process::current().memory_policy.get(),
+        _ => Policy::default(),
+    };
+    if flags == MPOL_F_NODE && !policy.interleaves() {
+        return Err(Errno::EINVAL);
+    }
     if mode != 0 {
-        // Node 0, or the policy MPOL_DEFAULT, which has the same number.
-        write_user(mode, &0u32)?;
+        // Where the number of a node is asked for, that is 0.
+        write_user(mode, &if flags & MPOL_F_NODE == 0 { policy.mode() } else { 0 })?;
     }
     if mask != 0 {
         let bytes = bits.div_ceil(64) * 8;
         if uaccess::zero_user_raw(mask, bytes.min(PAGE as usize)) != 0 {
             return Err(Errno::EFAULT);
         }
-        if allowed {
-            write_user(mask, &1u64)?;
+        let nodes = if allowed { 1 } else { policy.nodes() };
+        if nodes != 0 {
+            write_user(mask, &nodes)?;
         }
     }
     Ok(0)

@@ -184,7 +184,7 @@ pub fn all() -> Vec<Boot> {
             name: "gigantic",
             memory: Size::gibibytes(4),
             pools: (0, 2),
-            work: Work::Programs(Selection::Only(&["test_gigantic"])),
+            work: Work::Programs(Selection::Only(&["test_gigantic", "test_cgroup_hugetlb"])),
             ..BOOT
         },
         Boot {

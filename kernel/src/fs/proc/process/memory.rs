@@ -1,5 +1,6 @@
 //! The files that show a process's memory.
 
+use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
@@ -18,6 +19,7 @@ use crate::fs::pseudo::text_seek;
 use crate::fs::{DeviceId, caller};
 use crate::memory::PAGE_SIZE;
 use crate::memory::fallible::Text;
+use crate::mm::policy::Policy;
 use crate::mm::view::{AreaName, AreaView, Usage};
 use crate::mm::{AddressSpace, Rights, TASK_SIZE, VmFlags};
 use crate::process;
@@ -174,6 +176,54 @@ fn area_rows(out: &mut Text, mm: &AddressSpace, area: &AreaView) {
     out.push_str(" \n");
 }
 
+/// A line of numa_maps: the policy, what is mapped, and its pages, all of them on the one node.
+fn numa_line(out: &mut Text, mm: &AddressSpace, area: &AreaView, policy: Policy) {
+    let usage = mm.usage(area.range.start);
+    put!(out, "{:08x} {policy}", area.range.start);
+    match &area.name {
+        AreaName::Text(name) if name == "[heap]" => out.push_str(" heap"),
+        AreaName::Text(name) if name == "[stack]" => out.push_str(" stack"),
+        // Memory without a name in the tree is a file's all the same.
+        AreaName::Text(name) if name.starts_with('/') => put!(out, " file={}", numa_name(name)),
+        AreaName::Text(_) | AreaName::None => {}
+        AreaName::File(file) => {
+            let path = file.path().display(&caller::root()).unwrap_or_default();
+            put!(out, " file={}", numa_name(&String::from_utf8_lossy(&path)));
+        }
+    }
+    let huge = area.page_size > PAGE_SIZE as u64;
+    let (resident, anonymous, dirty) = if huge {
+        out.push_str(" huge");
+        let resident = usage.shared_hugetlb + usage.private_hugetlb;
+        let private = !area.flags.contains(VmFlags::SHARED);
+        (resident, if private { usage.private_hugetlb } else { 0 }, resident)
+    } else {
+        (usage.rss, usage.anonymous, usage.private_dirty + usage.shared_dirty)
+    };
+    let pages = |bytes: u64| bytes / area.page_size;
+    if resident > 0 {
+        for (name, bytes) in [("anon", anonymous), ("dirty", dirty)] {
+            if bytes > 0 {
+                put!(out, " {name}={}", pages(bytes));
+            }
+        }
+        if resident != anonymous && resident != dirty {
+            put!(out, " mapped={}", pages(resident));
+        }
+        put!(out, " N0={} kernelpagesize_kB={}", pages(resident), area.page_size >> 10);
+    }
+    out.push('\n');
+}
+
+/// A path without what would end the word.
+fn numa_name(path: &str) -> String {
+    let mut name = path.replace('\\', "\\134");
+    for (special, escaped) in [(' ', "\\040"), ('\t', "\\011"), ('\n', "\\012"), ('=', "\\075")] {
+        name = name.replace(special, escaped);
+    }
+    name
+}
+
 pub fn smaps_rollup(target: &Target) -> Result<Vec<u8>> {
     let mut out = Text::new();
     let Some(mm) = space(target)? else { return Err(Errno::ESRCH) };
@@ -225,6 +275,7 @@ pub enum Kind {
     Pagemap,
     Maps,
     Smaps,
+    NumaMaps,
 }
 
 /// The inode of such a file. They show the memory that the process has when they are opened; once that is gone, nothing.
@@ -243,6 +294,10 @@ impl InodeOps for MemoryInode {
             Kind::Pagemap => Arc::new(Pagemap(mm)),
             Kind::Maps => Arc::new(AreaText::new(mm, |out, _, area| area_line(out, area))),
             Kind::Smaps => Arc::new(AreaText::new(mm, area_rows)),
+            Kind::NumaMaps => {
+                let policy = self.target.thread()?.memory_policy.get();
+                Arc::new(AreaText::new(mm, move |out, mm, area| numa_line(out, mm, area, policy)))
+            }
         })
     }
 
@@ -255,9 +310,12 @@ impl InodeOps for MemoryInode {
 /// it gives, however many areas there are.
 struct AreaText {
     mm: Weak<AddressSpace>,
-    write: fn(&mut Text, &AddressSpace, &AreaView),
+    write: Write,
     piece: Mutex<Piece>,
 }
+
+/// Writes what there is of one area.
+type Write = Box<dyn Fn(&mut Text, &AddressSpace, &AreaView) + Send + Sync>;
 
 /// The text that was made last.
 #[derive(Default)]
@@ -270,8 +328,11 @@ struct Piece {
 }
 
 impl AreaText {
-    fn new(mm: Weak<AddressSpace>, write: fn(&mut Text, &AddressSpace, &AreaView)) -> Self {
-        Self { mm, write, piece: Mutex::new(Piece::default()) }
+    fn new(
+        mm: Weak<AddressSpace>,
+        write: impl Fn(&mut Text, &AddressSpace, &AreaView) + Send + Sync + 'static,
+    ) -> Self {
+        Self { mm, write: Box::new(write), piece: Mutex::new(Piece::default()) }
     }
 
     /// The next piece; false at the end.

@@ -197,6 +197,7 @@ const ENTRIES: &[Entry] = &[
     entry("stat", 0o444, Make::Text(status::stat)),
     entry("statm", 0o444, Make::Text(memory::statm)),
     entry("maps", 0o444, Make::Memory(memory::Kind::Maps)),
+    entry("numa_maps", 0o444, Make::Memory(memory::Kind::NumaMaps)),
     entry("mem", 0o600, Make::Memory(memory::Kind::Memory)),
     entry("cwd", 0o777, Make::Link(cwd)),
     entry("root", 0o777, Make::Link(root)),
