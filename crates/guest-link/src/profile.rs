@@ -38,6 +38,12 @@ impl Mark {
 #[cfg(target_arch = "x86_64")]
 pub fn marked<T>(operation: Operation, run: impl FnOnce() -> T) -> T {
     macro_rules! mark {
+        ($begins:literal) => {
+            mark!(
+                $begins, Punch, Truncate, Mprotect, Fork, Start, Exit, Attach, Detach, SharedFault, PrivateFault,
+                Call, Signal
+            )
+        };
         ($begins:literal, $($name:ident),*) => {
             match operation {
                 $(Operation::$name => {
@@ -53,9 +59,9 @@ pub fn marked<T>(operation: Operation, run: impl FnOnce() -> T) -> T {
             }
         };
     }
-    mark!(true, Punch, Truncate, Mprotect, Fork, Start, Exit, Attach, Detach);
+    mark!(true);
     let result = run();
-    mark!(false, Punch, Truncate, Mprotect, Fork, Start, Exit, Attach, Detach);
+    mark!(false);
     result
 }
 

@@ -127,6 +127,60 @@ pub enum Operation {
     Attach,
     /// munmap.
     Detach,
+    /// The fault of a load from a page that is there, in a shared mapping whose table is there. Not recorded: a [`Record::Path`] tells it.
+    SharedFault,
+    /// The same in a private mapping.
+    PrivateFault,
+    /// A system call that does nothing.
+    Call,
+    /// A signal to oneself.
+    Signal,
+}
+
+impl Operation {
+    /// All, in the order in which they are shown.
+    pub const ALL: [Operation; 12] = [
+        Operation::Punch,
+        Operation::Truncate,
+        Operation::Mprotect,
+        Operation::Fork,
+        Operation::Start,
+        Operation::Exit,
+        Operation::Attach,
+        Operation::Detach,
+        Operation::SharedFault,
+        Operation::PrivateFault,
+        Operation::Call,
+        Operation::Signal,
+    ];
+
+    /// Its name for people.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Operation::Punch => "punching 64 MiB",
+            Operation::Truncate => "truncating 64 MiB",
+            Operation::Mprotect => "mprotect of 1 GiB",
+            Operation::Fork => "fork",
+            Operation::Start => "start of a sharer",
+            Operation::Exit => "exit of a sharer",
+            Operation::Attach => "attach of 1 GiB",
+            Operation::Detach => "munmap of 1 GiB",
+            Operation::SharedFault => "minor fault, shared mapping",
+            Operation::PrivateFault => "minor fault, private mapping",
+            Operation::Call => "system call (getppid)",
+            Operation::Signal => "signal to oneself",
+        }
+    }
+
+    /// How often it is done between a beginning that is marked and its end.
+    pub const fn turns(self) -> u64 {
+        match self {
+            Operation::SharedFault | Operation::PrivateFault => 63,
+            Operation::Call => 1000,
+            Operation::Signal => 200,
+            _ => 1,
+        }
+    }
 }
 
 /// How a file is attached.
@@ -207,7 +261,7 @@ impl Basic {
     ];
 
     /// Its name in records and tables.
-    pub fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Basic::ForkAndExit => "fork, exit and wait",
             Basic::ForkAndExec => "fork, execve, exit and wait",

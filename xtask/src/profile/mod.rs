@@ -29,18 +29,6 @@ const LIMIT: Duration = Duration::from_secs(900);
 /// Functions of each operation that are printed.
 const SHOWN: usize = 30;
 
-/// The operations in the order in which they are shown.
-const OPERATIONS: [(Operation, &str); 8] = [
-    (Operation::Punch, "punch"),
-    (Operation::Truncate, "truncate"),
-    (Operation::Mprotect, "mprotect"),
-    (Operation::Attach, "attach"),
-    (Operation::Detach, "detach"),
-    (Operation::Fork, "fork"),
-    (Operation::Start, "start"),
-    (Operation::Exit, "exit"),
-];
-
 /// Instructions by call stack: the functions from the outermost on.
 type Stacks = BTreeMap<Vec<String>, u64>;
 
@@ -50,7 +38,7 @@ pub fn run(options: &BenchOptions, subject: &Subject) -> Result<i32> {
     let parts = Parts::in_folder(&crate::output_folder());
     let raw = tempfile::NamedTempFile::new_in(&parts.scratch)?;
     let sharers = options.sharers.unwrap_or(1).max(1).to_string();
-    let words = ["latency", "--parts", "cost", "--runs", "3", "--cost-sharers", &sharers];
+    let words = ["latency", "--parts", "path,basics,cost", "--runs", "3", "--cost-sharers", &sharers];
     let boot = Boot {
         kernel: subject.kernel.clone(),
         cpus: 1,
@@ -68,11 +56,12 @@ pub fn run(options: &BenchOptions, subject: &Subject) -> Result<i32> {
     let symbols = Symbols::of(&subject.kernel)?;
     let profiles = read(&std::fs::read_to_string(raw.path())?, &symbols)?;
     ensure!(!profiles.is_empty(), "the program has marked nothing");
-    for (operation, name) in OPERATIONS {
+    for operation in Operation::ALL {
+        let name = operation.name();
         let Some(stacks) = profiles.get(&(operation as usize)) else { continue };
-        let graph = options.out.join(format!("profile-{name}.svg"));
+        let graph = options.out.join(format!("profile-{}.svg", file_name(name)));
         write(&graph, &flame::draw(&format!("{name}, {}", subject.name), stacks))?;
-        print!("{}", table(name, stacks));
+        print!("{}", table(name, stacks, operation.turns()));
         println!("  {}\n", graph.display());
     }
     Ok(0)
@@ -110,9 +99,15 @@ fn read(text: &str, symbols: &Symbols) -> Result<BTreeMap<usize, Stacks>> {
     Ok(profiles)
 }
 
-/// The functions that an operation spends most in.
-fn table(name: &str, stacks: &Stacks) -> String {
-    let total: u64 = stacks.values().sum();
+/// A name in letters that need no quotes in a shell.
+fn file_name(name: &str) -> String {
+    let words = name.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
+    words.collect::<Vec<_>>().join("-")
+}
+
+/// The functions that an operation spends most in, for each of the `turns` that were counted together.
+fn table(name: &str, stacks: &Stacks, turns: u64) -> String {
+    let total = stacks.values().sum::<u64>() / turns;
     let mut functions: BTreeMap<&str, (u64, u64)> = BTreeMap::new();
     for (stack, count) in stacks {
         if let Some(innermost) = stack.last() {
@@ -123,7 +118,9 @@ fn table(name: &str, stacks: &Stacks) -> String {
             functions.entry(function).or_default().1 += count;
         }
     }
-    let mut rows: Vec<_> = functions.into_iter().filter(|(_, (own, _))| *own > 0).collect();
+    let for_each = |(own, all): (u64, u64)| (own / turns, all / turns);
+    let rows = functions.into_iter().map(|(function, counts)| (function, for_each(counts)));
+    let mut rows: Vec<_> = rows.filter(|(_, (own, _))| *own > 0).collect();
     rows.sort_by_key(|&(_, (own, _))| std::cmp::Reverse(own));
     let mut out = format!("{name}: {total} instructions\n       own  with callees  function\n");
     for (function, (own, all)) in rows.iter().take(SHOWN) {
@@ -148,12 +145,20 @@ mod tests {
         let outer = vec!["outer".to_string()];
         let inner = vec!["outer".to_string(), "inner".to_string()];
         assert_eq!(profiles[&5], Stacks::from([(outer, 10), (inner, 30)]));
-        let table = table("fork", &profiles[&5]);
+        let table = table("fork", &profiles[&5], 1);
         assert!(table.starts_with("fork: 40 instructions\n"), "{table}");
         assert!(
             table.contains("        30            30  inner\n        10            40  outer\n"),
             "{table}"
         );
+        let each = super::table("fork", &profiles[&5], 4);
+        assert!(each.starts_with("fork: 10 instructions\n"), "{each}");
         assert!(read("5 zz 1\n", &symbols).is_err());
+    }
+
+    #[test]
+    fn names_become_names_of_files() {
+        assert_eq!(file_name("system call (getppid)"), "system-call-getppid");
+        assert_eq!(file_name("punching 64 MiB"), "punching-64-MiB");
     }
 }

@@ -49,6 +49,14 @@ impl<'a> Boot<'a> {
         Boot { subject, name: "paths", arguments, cpus: 1, memory, icount: true, limit }
     }
 
+    /// The same, for what operations cost beside so many sharers.
+    pub fn counts(subject: &'a Subject, sharers: &str) -> Boot<'a> {
+        let arguments =
+            ["--parts", "cost", "--cost-sharers", sharers, "--runs", "3"].map(str::to_string).to_vec();
+        let (memory, limit) = (Size::gibibytes(3), Duration::from_secs(600));
+        Boot { subject, name: "counts", arguments, cpus: 1, memory, icount: true, limit }
+    }
+
     fn machine(&self, initrd: std::path::PathBuf) -> Machine {
         // Messages of the kernel must not fall into records.
         let mut parameters = vec!["quiet".to_string(), "loglevel=1".to_string()];

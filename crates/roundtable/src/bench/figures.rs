@@ -12,27 +12,13 @@ pub fn headline(record: &Record) -> String {
             format!("bystander of {disturbance}, {sharers} sharers")
         }
         Record::Cost { operation, sharers, .. } => {
-            format!("cost of {}, {sharers} sharers", operation_name(*operation))
+            format!("cost of {}, {sharers} sharers", operation.name())
         }
         Record::Attach { .. } => "attach".to_string(),
         Record::Tables { sharers, .. } => format!("page tables, {sharers} sharers"),
         Record::Path { path, .. } => path.clone(),
         Record::Note { text } => text.clone(),
         Record::End { .. } => "done".to_string(),
-    }
-}
-
-/// An operation's name for people.
-pub fn operation_name(operation: Operation) -> &'static str {
-    match operation {
-        Operation::Punch => "punching 64 MiB",
-        Operation::Truncate => "truncating 64 MiB",
-        Operation::Mprotect => "mprotect of 1 GiB",
-        Operation::Fork => "fork",
-        Operation::Start => "start of a sharer",
-        Operation::Exit => "exit of a sharer",
-        Operation::Attach => "attach of 1 GiB",
-        Operation::Detach => "munmap of 1 GiB",
     }
 }
 
@@ -47,14 +33,24 @@ pub struct Case<'a> {
     pub histogram: &'a [(u64, u64)],
 }
 
+fn costs(records: &[Record], wanted: Operation) -> Vec<(u32, u64)> {
+    let cost = |record: &Record| match *record {
+        Record::Cost { operation, sharers, least, .. } if operation == wanted => Some((sharers, least)),
+        _ => None,
+    };
+    records.iter().filter_map(cost).collect()
+}
+
 impl Measured {
     /// The least nanoseconds of an operation, by sharers: what it takes when nothing else has the CPU.
     pub fn costs(&self, wanted: Operation) -> Vec<(u32, u64)> {
-        let cost = |record: &Record| match *record {
-            Record::Cost { operation, sharers, least, .. } if operation == wanted => Some((sharers, least)),
-            _ => None,
-        };
-        self.records.iter().filter_map(cost).collect()
+        costs(&self.records, wanted)
+    }
+
+    /// The instructions of an operation beside so many sharers.
+    pub fn counted(&self, wanted: Operation, sharers: u32) -> Option<u64> {
+        let all = costs(&self.counted, wanted);
+        all.into_iter().find_map(|(with, cost)| (with == sharers).then_some(cost))
     }
 
     /// As above, for one number of sharers.

@@ -79,6 +79,26 @@ pub fn figures(results: &Results) -> Vec<Figure> {
         figure("  in a private mapping", Unit::Count, Some(0.25), path("minor fault, private mapping")),
         figure("system call, instructions", Unit::Count, None, path("system call (getppid)")),
     ];
+    // Of Linux's instructions; what the goals leave open has none.
+    let goal = |operation| match operation {
+        Operation::Start => Some(0.15),
+        Operation::Punch | Operation::Mprotect | Operation::Exit => Some(0.3),
+        _ => None,
+    };
+    for operation in Operation::ALL.into_iter().filter(|operation| operation.turns() == 1) {
+        for sharers in super::COUNTED_SHARERS {
+            rows.push(figure(
+                format!("{}, {sharers} sharers, instructions", operation.name()),
+                Unit::Count,
+                goal(operation),
+                move |measured: &Measured| measured.counted(operation, sharers).map(|cost| cost as f64),
+            ));
+        }
+    }
+    rows.push(figure("mmap, touch, munmap of 1 GiB, instructions", Unit::Count, Some(0.5), |measured| {
+        let attach = measured.counted(Operation::Attach, 1)?;
+        Some((attach + measured.counted(Operation::Detach, 1)?) as f64)
+    }));
     // Instructions too.
     rows.extend(Basic::ALL.map(|basic| figure(basic.name(), Unit::Count, Some(1.0), path(basic.name()))));
     rows.push(figure("populate a fresh page (median)", Unit::Time, Some(1.0), fresh));

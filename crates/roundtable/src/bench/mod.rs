@@ -1,7 +1,7 @@
 //! The benchmark: each protocol on our kernel and Debian's Linux, in the same machine, in one run.
 //!
-//! Every subject is booted twice with the program `latency` as its job: with two CPUs for times and memory,
-//! and with counted instructions for the length of paths. What it prints as records is collected, written as
+//! Every subject is booted three times with the program `latency` as its job: with two CPUs for times and memory,
+//! and twice with counted instructions, for the length of paths and for what operations cost. What it prints as records is collected, written as
 //! JSON, and drawn as a table and as a page.
 
 mod boot;
@@ -53,6 +53,10 @@ pub struct BenchOptions {
     #[arg(long, value_name = "SECONDS")]
     pub seconds: Option<f32>,
 
+    /// Only what is counted in instructions: it takes minutes, and comes out the same on a busy host
+    #[arg(long, conflicts_with = "profile")]
+    pub instructions: bool,
+
     /// Where results.json and report.html go; the former grows with every subject
     #[arg(long, value_name = "FOLDER", default_value = "target/roundtable/bench")]
     pub out: PathBuf,
@@ -102,6 +106,9 @@ pub struct Measured {
     pub name: String,
     /// What the program said.
     pub records: Vec<Record>,
+    /// What it said of the costs of operations in the machine whose clock counts instructions.
+    #[serde(default)]
+    pub counted: Vec<Record>,
     /// What went wrong, with the end of the console.
     pub failures: Vec<String>,
 }
@@ -119,6 +126,17 @@ fn joined(numbers: &[u32]) -> String {
     numbers.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
 }
 
+/// Sharers beside which operations are counted in instructions.
+const COUNTED_SHARERS: [u32; 2] = [1, 256];
+
+/// What a boot is for.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Times,
+    Paths,
+    Counts,
+}
+
 /// What the options come to for the program in the guest.
 struct Plan {
     cost: Vec<u32>,
@@ -126,6 +144,7 @@ struct Plan {
     tebibyte: Vec<u32>,
     seconds: f32,
     runs: u32,
+    only_instructions: bool,
 }
 
 impl Plan {
@@ -138,6 +157,7 @@ impl Plan {
             tebibyte: steps(&[1, 16, 256], options.tib_sharers.unwrap_or(most_tib).max(1)),
             seconds: options.seconds.unwrap_or(if options.quick { 0.3 } else { 1.0 }).max(0.05),
             runs: if options.quick { 3 } else { 7 },
+            only_instructions: options.instructions,
         }
     }
 
@@ -158,7 +178,12 @@ impl Plan {
         const COSTS_AND_TABLES: usize = 9;
         const BYSTANDERS: usize = 11;
         const PATHS: usize = 3 + Basic::ALL.len();
-        let fixed = 2 * 2 + ATTACH + PATHS;
+        // In instructions; each boot has a first and a last record besides.
+        let counted = 2 * 2 + PATHS + COUNTED_SHARERS.len() * COSTS_AND_TABLES;
+        if self.only_instructions {
+            return counted;
+        }
+        let fixed = 2 + ATTACH + counted;
         fixed + self.cost.len() * COSTS_AND_TABLES + self.bystander.len() * BYSTANDERS + self.tebibyte.len()
     }
 
@@ -221,15 +246,29 @@ fn measure(options: &BenchOptions, subjects: &[Subject], parts: &Parts) -> Resul
         subjects: Vec::new(),
     };
     for (number, subject) in subjects.iter().enumerate() {
-        let mut one = Measured { name: subject.name.clone(), records: Vec::new(), failures: Vec::new() };
-        for boot in [Boot::times(subject, plan.arguments(), plan.limit()), Boot::paths(subject)] {
+        let mut one = Measured {
+            name: subject.name.clone(),
+            records: Vec::new(),
+            counted: Vec::new(),
+            failures: Vec::new(),
+        };
+        let times = Boot::times(subject, plan.arguments(), plan.limit());
+        let counts = Boot::counts(subject, &joined(&COUNTED_SHARERS));
+        let boots = [(times, Kind::Times), (Boot::paths(subject), Kind::Paths), (counts, Kind::Counts)];
+        for (boot, kind) in boots {
+            if plan.only_instructions && kind == Kind::Times {
+                continue;
+            }
             if results.machine.is_empty() {
                 results.machine = boot.machine_line();
             }
             let outcome = boot.run(parts, &signals, |record| {
                 bar.inc(1);
                 bar.set_message(format!("{}: {}", subject.name, figures::headline(record)));
-                one.records.push(record.clone());
+                match kind {
+                    Kind::Times | Kind::Paths => one.records.push(record.clone()),
+                    Kind::Counts => one.counted.push(record.clone()),
+                }
             })?;
             if let Some(failure) = outcome {
                 bar.suspend(|| eprintln!("{}: {}", subject.name, failure.lines().next().unwrap_or_default()));

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use anyhow::Result;
 use guest_link::record::{Access, Operation, Record};
 
-use super::figures::{operation_name, time};
+use super::figures::time;
 use super::goals::{figures, verdicts};
 use super::plots::{Axes, Line, log_log};
 use super::{Measured, Results};
@@ -195,7 +195,7 @@ fn costs(page: &mut Page, results: &Results) -> Result<()> {
         };
         let lines: Vec<Line> = results.subjects.iter().map(line).collect();
         let axes = Axes {
-            title: operation_name(operation),
+            title: operation.name(),
             x: "processes that share the table",
             y: "least time",
             write_x: |value| format!("{value:.0}"),
@@ -320,6 +320,7 @@ mod tests {
             subjects: vec![Measured {
                 name: "linux".into(),
                 records: vec![],
+                counted: Vec::new(),
                 failures: vec!["a < b".into()],
             }],
         };
