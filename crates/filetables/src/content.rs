@@ -53,6 +53,25 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         self.with_piece(index / PIECE_PAGES, |piece| piece.get(index).cloned())?
     }
 
+    /// Shows `look` the pages of a range that are there, in order. It is called under a spin lock, so the range is short: at most
+    /// [`REMOVED_AT_A_TIME`].
+    pub fn each(&self, indices: Range<u64>, mut look: impl FnMut(u64, &P)) {
+        debug_assert!(indices.end - indices.start <= REMOVED_AT_A_TIME);
+        let mut at = indices.start;
+        while at < indices.end {
+            let number = at / PIECE_PAGES;
+            let end = indices.end.min((number + 1).saturating_mul(PIECE_PAGES));
+            self.with_piece(number, |piece| {
+                for index in at..end {
+                    if let Some(page) = piece.get(index) {
+                        look(index, page);
+                    }
+                }
+            });
+            at = end;
+        }
+    }
+
     /// Changes what the owner notes with a page, if there is one. The page itself stays: tables show it. `change` is called
     /// under a spin lock.
     pub fn amend(&self, index: u64, change: impl FnOnce(&mut P)) {

@@ -37,16 +37,19 @@ impl Entry {
     }
 
     /// The value. With [`Ordering::Acquire`], what it leads to is seen as it was when the entry was written.
+    #[inline]
     pub fn load(&self, order: Ordering) -> EntryValue {
         EntryValue(self.0.load(order))
     }
 
     /// Sets the value. With [`Ordering::Release`], who follows it sees what came before.
+    #[inline]
     pub fn store(&self, value: EntryValue, order: Ordering) {
         self.0.store(value.0, order);
     }
 
     /// Sets the value and returns the old one.
+    #[inline]
     pub fn swap(&self, value: EntryValue, order: Ordering) -> EntryValue {
         EntryValue(self.0.swap(value.0, order))
     }
@@ -56,6 +59,7 @@ impl Entry {
     /// # Errors
     ///
     /// The value that the entry has, which it keeps.
+    #[inline]
     pub fn fill(&self, value: EntryValue) -> Result<(), EntryValue> {
         // Release: who follows the entry sees what it leads to. Acquire: so do we, when another was first.
         match self.0.compare_exchange(0, value.0, Ordering::AcqRel, Ordering::Acquire) {

@@ -69,7 +69,7 @@ impl Context {
     pub fn user(
         stack_top: u64,
         frame: &TrapFrame,
-        registers: UserRegisters,
+        registers: Box<UserRegisters>,
         entry: UserEntry,
         argument: usize,
     ) -> Self {
@@ -79,7 +79,7 @@ impl Context {
             (place as *mut TrapFrame).write(*frame);
             prepare(place, entry as usize, argument)
         };
-        Self { rsp, stack_top, user: Some(Box::new(registers)) }
+        Self { rsp, stack_top, user: Some(registers) }
     }
 
     /// Gives a kernel thread (PID 1 before its first program) a user mode, with initial registers, loaded at once.
@@ -96,12 +96,26 @@ impl Context {
         set_gs_base(0);
     }
 
-    /// A copy of the running thread's user registers, for `fork`.
-    pub fn current_user_registers() -> UserRegisters {
-        let mut registers =
-            UserRegisters { fs_base: fs_base(), gs_base: gs_base(), fpu: FpuState::default() };
+    /// A copy of the running thread's user registers, for `fork`. Made where it stays: it is large.
+    pub fn current_user_registers() -> Box<UserRegisters> {
+        let mut registers = Box::<UserRegisters>::default();
+        registers.fs_base = fs_base();
+        registers.gs_base = gs_base();
         registers.fpu.save();
         registers
+    }
+
+    /// Saves the running thread's floating-point registers where a switch saves them, and says where that is; `None` for a thread of
+    /// the kernel's own. A switch saves the same registers there once more.
+    ///
+    /// # Safety
+    /// The context is that of the thread that calls.
+    pub unsafe fn save_fpu(context: *mut Self) -> Option<*const FpuState> {
+        // SAFETY: the caller's promise; the reference ends before the thread can be switched away from.
+        let state = unsafe { &mut (*context).user.as_mut()?.fpu };
+        state.save();
+        state.describe();
+        Some(state)
     }
 }
 

@@ -1,9 +1,12 @@
 //! The floating-point and vector registers of user mode; the kernel is built without.
 
 use core::arch::asm;
+use core::mem::MaybeUninit;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use super::features;
 use crate::errno::{Errno, Result};
+use crate::mm::uaccess;
 
 /// State components that user mode may use: x87, SSE and, where there is one, AVX.
 const X87_SSE: u64 = 0b011;
@@ -36,15 +39,22 @@ pub struct FpuState {
     area: [u8; AREA_SIZE],
 }
 
+/// The state that a program starts with on Linux.
+static INITIAL: FpuState = {
+    let mut area = [0; AREA_SIZE];
+    area[CONTROL_WORD] = INITIAL_CONTROL_WORD.to_le_bytes()[0];
+    area[CONTROL_WORD + 1] = INITIAL_CONTROL_WORD.to_le_bytes()[1];
+    area[MXCSR] = INITIAL_MXCSR.to_le_bytes()[0];
+    area[MXCSR + 1] = INITIAL_MXCSR.to_le_bytes()[1];
+    // The components that count; all numbers above have no more bytes than are set.
+    area[LEGACY_SIZE] = X87_SSE as u8;
+    FpuState { area }
+};
+
 impl Default for FpuState {
     /// The state that a program starts with on Linux.
     fn default() -> Self {
-        let mut area = [0; AREA_SIZE];
-        area[CONTROL_WORD..CONTROL_WORD + 2].copy_from_slice(&INITIAL_CONTROL_WORD.to_le_bytes());
-        area[MXCSR..MXCSR + 4].copy_from_slice(&INITIAL_MXCSR.to_le_bytes());
-        let mut state = Self { area };
-        state.set_components(X87_SSE);
-        state
+        INITIAL.clone()
     }
 }
 
@@ -71,7 +81,59 @@ pub(super) fn init() {
             asm!("xsetbv", in("ecx") 0, in("eax") enabled as u32, in("edx") (enabled >> 32) as u32, options(nostack))
         };
     }
-    FpuState::default().load();
+    load_initial();
+    // Relaxed: the same on every CPU, and written before any program runs.
+    MXCSR_BITS.store(
+        match FpuState::new().saved().word(MXCSR_MASK) {
+            0 => DEFAULT_MXCSR_MASK,
+            mask => mask,
+        },
+        Ordering::Relaxed,
+    );
+}
+
+/// The bits of MXCSR that the CPUs have, as they report them.
+static MXCSR_BITS: AtomicU32 = AtomicU32::new(DEFAULT_MXCSR_MASK);
+
+fn mxcsr_bits() -> u32 {
+    // Relaxed: see `init`.
+    MXCSR_BITS.load(Ordering::Relaxed)
+}
+
+/// Loads this CPU's registers with the state that a program starts with.
+pub fn load_initial() {
+    INITIAL.load();
+}
+
+/// Loads this CPU's registers from a signal frame, which user mode may have changed: what would fault in XRSTOR is `EINVAL`. A null
+/// pointer means the initial state.
+pub fn load_from_signal_frame(address: usize) -> Result<()> {
+    if address == 0 {
+        load_initial();
+        return Ok(());
+    }
+    uaccess::check_range(address, FpuState::signal_frame_size())?;
+    let used = used_size();
+    let mut state = MaybeUninit::<FpuState>::uninit();
+    // SAFETY: the state's own memory, of which at most all is written.
+    let missing = unsafe { uaccess::copy_from_user_raw(state.as_mut_ptr().cast(), address, used) };
+    // The extended part may be missing, when the program has built the frame itself.
+    if missing > used - LEGACY_SIZE {
+        return Err(Errno::EFAULT);
+    }
+    let there = used - missing;
+    // SAFETY: inside the state; with this all of its bytes are written, and any bytes make one.
+    let state = unsafe {
+        state.as_mut_ptr().cast::<u8>().add(there).write_bytes(0, AREA_SIZE - there);
+        state.assume_init_mut()
+    };
+    let is_extended = features::has_xsave()
+        && missing == 0
+        && state.word(SOFTWARE) == MAGIC1
+        && uaccess::read_user::<u32>(address + used).is_ok_and(|magic| magic == MAGIC2);
+    state.correct(is_extended)?;
+    state.load();
+    Ok(())
 }
 
 impl FpuState {
@@ -93,10 +155,15 @@ impl FpuState {
         }
     }
 
+    fn saved(mut self) -> Self {
+        self.save();
+        self
+    }
+
     /// Loads this CPU's registers from here.
     pub fn load(&self) {
         let area = self.area.as_ptr();
-        // SAFETY: the area holds what `save` or `default` wrote, or what `from_signal_frame` checked.
+        // SAFETY: the area holds what `save` or `default` wrote, or what `correct` checked.
         unsafe {
             if features::has_xsave() {
                 asm!("xrstor64 [{}]", in(reg) area, in("eax") u32::MAX, in("edx") u32::MAX, options(nostack, readonly, preserves_flags));
@@ -127,71 +194,55 @@ impl FpuState {
         self.area[offset..offset + 4].copy_from_slice(&value.to_le_bytes());
     }
 
+    /// Bytes of the state that this CPU uses.
+    pub fn used_size() -> usize {
+        used_size()
+    }
+
     /// Bytes that a signal frame needs for the state; the frame's part starts at a multiple of 64.
     pub fn signal_frame_size() -> usize {
         used_size() + if features::has_xsave() { 4 } else { 0 }
     }
 
-    /// Largest value of [`Self::signal_frame_size`].
-    pub const MAX_SIGNAL_FRAME_SIZE: usize = AREA_SIZE + 4;
-
-    /// Writes the state as Linux puts it in a signal frame: with the description of the extended part.
-    ///
-    /// `frame` has [`Self::signal_frame_size`] bytes.
-    pub fn to_signal_frame(&self, frame: &mut [u8]) {
-        let used = used_size();
-        frame[..used].copy_from_slice(&self.area[..used]);
+    /// Says beside the saved registers what Linux says there in a signal frame: how the extended part is laid out. No load looks at it.
+    pub fn describe(&mut self) {
         if features::has_xsave() {
-            let software = &mut frame[SOFTWARE..LEGACY_SIZE];
+            let used = used_size();
+            let software = &mut self.area[SOFTWARE..LEGACY_SIZE];
             software.fill(0);
             software[0..4].copy_from_slice(&MAGIC1.to_le_bytes());
             software[4..8].copy_from_slice(&(used as u32 + 4).to_le_bytes());
             software[8..16].copy_from_slice(&components().to_le_bytes());
             software[16..20].copy_from_slice(&(used as u32).to_le_bytes());
-            frame[used..used + 4].copy_from_slice(&MAGIC2.to_le_bytes());
         }
     }
 
-    /// Reads a state that user mode may have changed in its signal frame; what would fault in XRSTOR is `EINVAL`.
-    pub fn from_signal_frame(frame: &[u8]) -> Result<Self> {
-        if frame.len() < LEGACY_SIZE {
-            return Err(Errno::EINVAL);
-        }
-        let mut state = Self::default();
-        let software: [u8; 4] = frame[SOFTWARE..SOFTWARE + 4].try_into().expect("four bytes");
-        let used = used_size();
-        let extended = features::has_xsave()
-            && u32::from_le_bytes(software) == MAGIC1
-            && frame.len() >= used + 4
-            && frame[used..used + 4] == MAGIC2.to_le_bytes();
-        if extended {
-            state.area[..used].copy_from_slice(&frame[..used]);
+    /// What a signal frame has behind [`Self::as_bytes`].
+    pub fn end_of_signal_frame() -> Option<u32> {
+        features::has_xsave().then_some(MAGIC2)
+    }
+
+    /// Makes bytes of user mode's a state that can be loaded. Those behind the legacy area count if it `is_extended`.
+    fn correct(&mut self, is_extended: bool) -> Result<()> {
+        if is_extended {
             // The header: only enabled components, the standard layout, reserved bytes zero.
-            let header = &state.area[LEGACY_SIZE + 8..LEGACY_SIZE + HEADER_SIZE];
-            if state.components() & !components() != 0 || header.iter().any(|byte| *byte != 0) {
+            let header = &self.area[LEGACY_SIZE + 8..LEGACY_SIZE + HEADER_SIZE];
+            if self.components() & !components() != 0 || header.iter().any(|byte| *byte != 0) {
                 return Err(Errno::EINVAL);
             }
         } else {
-            state.area[..LEGACY_SIZE].copy_from_slice(&frame[..LEGACY_SIZE]);
-            state.set_components(X87_SSE);
+            self.area[LEGACY_SIZE..].fill(0);
+            self.set_components(X87_SSE);
         }
-        let mask = match state.hardware_mxcsr_mask() {
-            0 => DEFAULT_MXCSR_MASK,
-            mask => mask,
-        };
-        let mxcsr = state.word(MXCSR);
-        state.set_word(MXCSR, mxcsr & mask);
-        Ok(state)
+        let mxcsr = self.word(MXCSR);
+        self.set_word(MXCSR, mxcsr & mxcsr_bits());
+        Ok(())
     }
 
     /// Sets the x87 and SSE registers from FXSAVE's 512 bytes; `EINVAL` for bits of MXCSR that do not exist.
     pub fn set_legacy(&mut self, bytes: &[u8; LEGACY_SIZE]) -> Result<()> {
         let mxcsr = u32::from_le_bytes(bytes[MXCSR..MXCSR + 4].try_into().expect("four bytes"));
-        let mask = match self.hardware_mxcsr_mask() {
-            0 => DEFAULT_MXCSR_MASK,
-            mask => mask,
-        };
-        if mxcsr & !mask != 0 {
+        if mxcsr & !mxcsr_bits() != 0 {
             return Err(Errno::EINVAL);
         }
         self.area[..LEGACY_SIZE].copy_from_slice(bytes);
@@ -228,11 +279,4 @@ impl FpuState {
 
     /// Bytes of the largest state.
     pub const SIZE: usize = AREA_SIZE;
-
-    /// The bits of MXCSR that this CPU has, as it reports them.
-    fn hardware_mxcsr_mask(&self) -> u32 {
-        let mut probe = Self::default();
-        probe.save();
-        probe.word(MXCSR_MASK)
-    }
 }

@@ -78,6 +78,7 @@ pub(super) fn area(cpu: CpuId) -> &'static CpuArea {
     &AREAS[cpu as usize]
 }
 
+#[inline]
 pub(super) fn this_area() -> &'static CpuArea {
     let area: *const CpuArea;
     // SAFETY: GS points to this CPU's area in kernel mode.
@@ -88,6 +89,7 @@ pub(super) fn this_area() -> &'static CpuArea {
     unsafe { &*area }
 }
 
+#[inline]
 pub fn cpu_id() -> CpuId {
     let id: u32;
     // SAFETY: GS points to this CPU's area in kernel mode.
@@ -98,6 +100,7 @@ pub fn cpu_id() -> CpuId {
 }
 
 /// The pointer that [`set_current`] stored for the running thread: null before the scheduler runs.
+#[inline]
 pub fn current() -> *const () {
     let current: *const ();
     // SAFETY: GS points to this CPU's area in kernel mode.
@@ -116,6 +119,7 @@ pub fn set_current(thread: *const ()) {
 }
 
 /// How many reasons this CPU has not to block or switch.
+#[inline]
 pub fn preempt_count() -> u32 {
     let count: u32;
     // SAFETY: GS points to this CPU's area in kernel mode.
@@ -126,12 +130,14 @@ pub fn preempt_count() -> u32 {
 }
 
 /// Adds one reason not to block or switch on this CPU.
+#[inline]
 pub fn preempt_disable() {
     // SAFETY: one instruction on this CPU's own counter, so interrupts cannot tear it.
     unsafe { asm!("inc dword ptr gs:[{}]", const offset_of!(CpuArea, preempt_count), options(nostack)) };
 }
 
 /// Takes one reason away.
+#[inline]
 pub fn preempt_enable() {
     // SAFETY: as `preempt_disable`.
     unsafe { asm!("dec dword ptr gs:[{}]", const offset_of!(CpuArea, preempt_count), options(nostack)) };
@@ -247,7 +253,9 @@ impl<T> PerCpu<T> {
 impl<T: Sync> Deref for PerCpu<T> {
     type Target = T;
 
+    #[inline]
     fn deref(&self) -> &T {
-        self.of(cpu_id())
+        // SAFETY: `init` has indexed the areas, of which there are as many, by this number.
+        unsafe { &self.0.get_unchecked(cpu_id() as usize).0 }
     }
 }

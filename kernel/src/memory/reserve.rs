@@ -170,6 +170,7 @@ impl OffCpu {
 }
 
 /// Is there less than the entry wants?
+#[inline]
 pub fn is_scarce() -> bool {
     !usage::has_room(0, Level::Entry)
 }

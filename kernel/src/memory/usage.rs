@@ -174,7 +174,8 @@ impl Level {
         match self {
             Self::Lasting => 4 * min,
             Self::Call => min,
-            Self::Entry => min / 2,
+            // Half of it: it is not negative, and each entry comes here.
+            Self::Entry => min >> 1,
         }
     }
 }

@@ -82,6 +82,10 @@ impl PageCache for SharedMemory {
         self.pages.get(index)
     }
 
+    fn cached_some(&self, first: u64, wanted: u32, found: &mut [Option<Frame>]) {
+        self.pages.get_some(first, wanted, found);
+    }
+
     fn insert(&self, index: u64, frame: &Frame) -> Result<()> {
         if index >= self.size.div_ceil(PAGE_SIZE as u64) {
             return Err(Errno::EFAULT);

@@ -31,10 +31,17 @@ pub trait PageCache: Send + Sync {
     /// behind the end of the file (the fault becomes SIGBUS), `ENOMEM` or `ENOSPC` when there is no room. May sleep.
     fn page(&self, index: u64, write: bool) -> Result<Frame>;
 
-    /// The page at `index` when it is there already. Never sleeps: faults use it to map a page's neighbours too.
+    /// The page at `index` when it is there already. Never sleeps.
     fn cached(&self, index: u64) -> Option<Frame> {
         let _ = index;
         None
+    }
+
+    /// The pages from `first` on, none behind the file's end, of which `wanted` has a bit, each in its place in `found` when it is there
+    /// already. Never sleeps: faults map a page's neighbours by it.
+    fn cached_some(&self, first: u64, wanted: u32, found: &mut [Option<Frame>]) {
+        let places = found.iter_mut().enumerate().filter(|(place, _)| wanted & (1 << place) != 0);
+        places.for_each(|(place, found)| *found = self.cached(first + place as u64));
     }
 
     /// Puts a page with a content where there is none, for userfaultfd. `EEXIST` when there is one, `EFAULT` behind the end of the file,

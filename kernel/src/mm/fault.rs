@@ -10,7 +10,7 @@ use super::backing::PageCache;
 use super::entry::Entry;
 use super::gather::Gather;
 use super::space::{AddressSpace, Areas};
-use super::tables::{NoMemory, NoTable, Tables};
+use super::tables::{FILLED, NoMemory, NoTable, Tables};
 use super::userfault::Origin;
 use super::vma::{FileArea, Kind, VmFlags, Vma};
 use super::{PAGE, TASK_SIZE, layout, page_down, uaccess};
@@ -99,7 +99,7 @@ const SEGV_ACCERR: i32 = 2;
 const BUS_ADRERR: i32 = 2;
 
 /// How many pages around a fault in a file are mapped with it when they are in the cache: a power of two.
-const AROUND: u64 = 16;
+const AROUND: u64 = FILLED as u64;
 
 static ZERO_PAGE: Once<Frame> = Once::new();
 
@@ -218,9 +218,12 @@ impl AddressSpace {
         if address >= TASK_SIZE {
             return Err(FaultError::NotMapped);
         }
+        let thread = process::current();
         loop {
             let areas = self.read();
-            let Some(vma) = areas.set.find_from(address) else { return Err(FaultError::NotMapped) };
+            let Some(vma) = areas.set.find_near(address, &thread.last_area) else {
+                return Err(FaultError::NotMapped);
+            };
             if vma.start <= address {
                 if !permitted(vma) {
                     return Err(FaultError::Denied);
@@ -469,14 +472,23 @@ fn map_around(tables: &mut Tables, vma: &Vma, cache: &dyn PageCache, address: u6
     let window = address & !(AROUND * PAGE - 1);
     let limit = cache.size().div_ceil(PAGE);
     let range = window.max(vma.start)..(window + AROUND * PAGE).min(vma.end);
+    let first = vma.index_of(range.start);
+    let before_end = match limit.saturating_sub(first).min(AROUND) {
+        0 => return,
+        pages => u32::MAX >> (u32::BITS - pages as u32),
+    };
     // The window is aligned to its size: its leaves lie in the table that has the leaf of `address`.
-    tables.fill(range, |at| {
-        let index = vma.index_of(at);
-        let page = if index < limit { cache.cached(index)? } else { return None };
-        let entry = Entry::new(page.phys(), bits);
-        // The entry has the reference now.
-        let _ = page.into_raw();
-        Some(entry)
+    tables.fill(range, |wanted, entries| {
+        let mut pages = [const { None }; AROUND as usize];
+        let pages = &mut pages[..entries.len()];
+        cache.cached_some(first, wanted & before_end, pages);
+        for (entry, page) in entries.iter_mut().zip(pages.iter_mut().map(Option::take)) {
+            if let Some(page) = page {
+                *entry = Entry::new(page.phys(), bits);
+                // The entry has the reference now.
+                let _ = page.into_raw();
+            }
+        }
     });
 }
 

@@ -150,6 +150,7 @@ impl AddressSpace {
             let tables = self.tables.lock();
             // As in `share_window`.
             let mut childs = child.tables.lock();
+            let mut filler = childs.filler();
             let mut failed = None;
             let walked = tables.walk(at..range.end, 512, |address, slot| {
                 let value = Entry(slot.load(Ordering::SeqCst));
@@ -164,7 +165,7 @@ impl AddressSpace {
                     gather.flush_range(address..address + super::PAGE);
                 }
                 let shared = value.without(Entry::WRITABLE | Entry::USERFAULT_WP);
-                if let Err(why) = childs.install(address, shared) {
+                if let Err(why) = filler.install(address, shared) {
                     failed = Some((address, why));
                 } else if shared.owns_frame() {
                     // SAFETY: under its lock the parent's entry keeps its reference.

@@ -141,6 +141,28 @@ impl PageStore {
         self.either(|content| content.get(index).map(|page| page.to_frame()), |few| few.get(index).cloned())
     }
 
+    /// The pages from `first` on of which `wanted` has a bit, each in its place in `found`, which is short.
+    pub fn get_some(&self, first: u64, wanted: u32, found: &mut [Option<Frame>]) {
+        let is_wanted = |place: usize| wanted & (1 << place) != 0;
+        if self.content().is_none() {
+            let few = self.few.lock();
+            // Else they have just gone there.
+            if self.content().is_none() {
+                for (place, found) in found.iter_mut().enumerate().filter(|(place, _)| is_wanted(*place)) {
+                    *found = few.get(first + place as u64).cloned();
+                }
+                return;
+            }
+        }
+        let Some(content) = self.content() else { return };
+        content.each(first..first + found.len() as u64, |index, page| {
+            let place = (index - first) as usize;
+            if is_wanted(place) {
+                found[place] = Some(page.to_frame());
+            }
+        });
+    }
+
     /// Puts a page where there is none; returns the one that is there then, and whether it is `frame`. `ENOMEM`.
     pub fn insert(&self, index: u64, frame: &Frame) -> Result<(Frame, bool)> {
         loop {

@@ -330,9 +330,11 @@ impl AddressSpace {
         }
         let mut gather = Gather::new(self);
         self.leave_forked(range.clone(), &mut gather);
-        loop {
-            let last = areas.set.last_overlapping(&range).map(|vma| vma.start);
-            let Some(vma) = last.and_then(|start| areas.set.remove(start)) else { break };
+        let mut last = areas.set.last_overlapping(&range).map(|vma| vma.start);
+        while let Some(vma) = last.and_then(|start| areas.set.remove(start)) {
+            // Nothing begins before the range any more.
+            let is_first = vma.start == range.start;
+            last = if is_first { None } else { areas.set.last_overlapping(&range).map(|vma| vma.start) };
             if vma.has_own_leaves() {
                 self.leave_windows(&vma, vma.range());
                 self.zap(vma.range(), Zap::Everything, &mut gather);

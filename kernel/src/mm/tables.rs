@@ -160,6 +160,56 @@ impl PageTables {
     }
 }
 
+/// Leaves that are filled at once, at most.
+pub(super) const FILLED: usize = 16;
+
+/// Entries that are looked at together.
+const TOGETHER: usize = 8;
+
+/// The first of `slots` from `place` on that is not 0.
+#[inline]
+fn next_used(slots: &[AtomicU64], mut place: usize) -> Option<usize> {
+    // Relaxed: whoever uses an entry loads it once more.
+    let is_used = |slot: &AtomicU64| slot.load(Ordering::Relaxed) != 0;
+    loop {
+        let rest = slots.get(place..)?;
+        match rest.first_chunk::<TOGETHER>() {
+            Some(some) if some.iter().fold(0, |all, slot| all | slot.load(Ordering::Relaxed)) == 0 => {
+                place += TOGETHER;
+            }
+            Some(some) => return some.iter().position(is_used).map(|within| place + within),
+            None => return rest.iter().position(is_used).map(|within| place + within),
+        }
+    }
+}
+
+/// Puts leaves into tables one after another, and remembers the table of leaves that it came to last.
+pub(super) struct Filler<'t> {
+    tables: &'t mut Tables,
+    /// Where the last table's window begins, and the table.
+    last: Option<(u64, PhysAddr)>,
+}
+
+impl Filler<'_> {
+    /// As [`Tables::install`].
+    pub(super) fn install(&mut self, address: u64, entry: Entry) -> Result<(), NoTable> {
+        let window = address & !(span(2) - 1);
+        let table = match self.last {
+            Some((last, table)) if last == window => table,
+            _ => {
+                self.tables.find_or_make(address, 1)?;
+                let above = self.tables.above_leaves(address).ok_or(NoTable::NoMemory)?;
+                self.last = Some((window, above.address()));
+                above.address()
+            }
+        };
+        // SAFETY: as in `Tables::find`: the tables are borrowed, so nobody frees or shares one of them.
+        let slot = unsafe { &entries(table)[index(address, 1)] };
+        self.tables.put(slot, entry);
+        Ok(())
+    }
+}
+
 /// The tables of one address space, behind its page-table lock.
 pub struct Tables {
     root: Frame,
@@ -192,8 +242,8 @@ impl Tables {
     /// The entry of `level`, above the leaves, for `address`, if the tables above it exist.
     pub fn find(&self, address: u64, level: u32) -> Option<&AtomicU64> {
         debug_assert!(level > 1, "a leaf is asked for by `own_leaf`");
-        let mut table = self.root.phys();
-        for at in (level..=TOP).rev() {
+        let (mut table, mut at) = (self.root.phys(), TOP);
+        loop {
             // SAFETY: a table that a present entry names lives as long as the lock is held, which `&self` stands for.
             let entry = unsafe { &entries(table)[index(address, at)] };
             if at == level {
@@ -204,8 +254,8 @@ impl Tables {
                 return None;
             }
             table = value.address();
+            at -= 1;
         }
-        None
     }
 
     /// The entry of level 2 for `address` if it leads to a table of leaves that is no file's: the space's
@@ -295,30 +345,41 @@ impl Tables {
 
     /// Puts a leaf where there was none. The entry takes the frame's reference over. If a marker says so, stores to it are withheld.
     pub fn install(&mut self, address: u64, entry: Entry) -> Result<(), NoTable> {
-        let slot = self.find_or_make(address, 1)?;
+        let slot = core::ptr::from_ref(self.find_or_make(address, 1)?);
+        // SAFETY: as in `find`; the entry is in a table, not in what is borrowed here.
+        self.put(unsafe { &*slot }, entry);
+        Ok(())
+    }
+
+    /// As [`Tables::install`], for the entries of one call after another, most of them neighbours.
+    pub(super) fn filler(&mut self) -> Filler<'_> {
+        Filler { tables: self, last: None }
+    }
+
+    fn put(&mut self, slot: &AtomicU64, entry: Entry) {
         let marker = Entry(slot.load(Ordering::SeqCst)).0 & Entry::USERFAULT_WP;
         let entry = if marker == 0 { entry } else { entry.with(marker).without(Entry::WRITABLE) };
         slot.store(entry.0, Ordering::SeqCst);
         self.resident.add(entry);
         self.peak = self.peak.max(self.resident.total());
-        Ok(())
     }
 
-    /// Puts leaves where there are none: what `entry` gives for each address of `range`, whose leaves lie in one table that is there. The
-    /// entries take the frames' references over.
-    pub fn fill(&mut self, range: Range<u64>, mut entry: impl FnMut(u64) -> Option<Entry>) {
+    /// Puts leaves where there are none in `range`, at most [`FILLED`] whose table is there and one for all. `find` is told which are wanted,
+    /// a bit for each, and puts entries that take the frames' references over in their places.
+    pub fn fill(&mut self, range: Range<u64>, find: impl FnOnce(u32, &mut [Entry])) {
         let above = self.above_leaves(range.start).filter(|above| !above.is_forked(2));
         let Some(table) = above.map(Entry::address) else { return };
         let count = ((range.end - range.start) >> PAGE_SHIFT) as usize;
         // SAFETY: as in `find`.
         let leaves = unsafe { &entries(table)[index(range.start, 1)..][..count] };
-        for (leaf, address) in leaves.iter().zip((range.start..range.end).step_by(PAGE_SIZE)) {
-            if !Entry(leaf.load(Ordering::SeqCst)).is_mapped()
-                && let Some(entry) = entry(address)
-            {
-                leaf.store(entry.0, Ordering::SeqCst);
-                self.resident.add(entry);
-            }
+        let is_wanted = |leaf: &AtomicU64| u32::from(!Entry(leaf.load(Ordering::SeqCst)).is_mapped());
+        let wanted = leaves.iter().enumerate().fold(0, |all, (place, leaf)| all | is_wanted(leaf) << place);
+        let mut found = [Entry(0); FILLED];
+        let found = &mut found[..count];
+        find(wanted, found);
+        for (leaf, entry) in leaves.iter().zip(found).filter(|(_, entry)| entry.0 != 0) {
+            leaf.store(entry.0, Ordering::SeqCst);
+            self.resident.add(*entry);
         }
         self.peak = self.peak.max(self.resident.total());
     }
@@ -476,15 +537,20 @@ impl Tables {
         if level == 1 || start >= end {
             return None;
         }
-        for i in index(start, level)..=index(end - 1, level) {
+        // SAFETY: as in `find`.
+        let slots = unsafe { &entries(table)[..=index(end - 1, level)] };
+        let mut next = index(start, level);
+        while let Some(i) = next_used(slots, next) {
+            // Looking at empty entries costs as well.
+            *steps = steps.saturating_sub((i - next) / TOGETHER);
+            next = i + 1;
             let from = base + i as u64 * span(level);
             let to = from + span(level);
             if *steps == 0 || gather.is_full() {
                 return Some(from.max(start));
             }
             *steps -= 1;
-            // SAFETY: as in `find`.
-            let slot = unsafe { &entries(table)[i] };
+            let slot = &slots[i];
             let value = Entry(slot.load(Ordering::SeqCst));
             if value.is_end(level) {
                 continue;
@@ -503,6 +569,7 @@ impl Tables {
                 gather.table(from..to, unsafe { Frame::from_raw(value.address()) });
             }
         }
+        *steps = steps.saturating_sub((slots.len() - next) / TOGETHER);
         None
     }
 }

@@ -513,6 +513,21 @@ impl VmaSet {
         self.find(address).or_else(|| self.areas.range(address..).next().map(|(_, vma)| vma))
     }
 
+    /// As [`VmaSet::find_from`], where one thread looks for the same area again and again: `hint` is where the last one began.
+    pub fn find_near(&self, address: u64, hint: &AtomicU64) -> Option<&Vma> {
+        // Relaxed, here and below: the number only says where to look first.
+        if let Some(vma) = self.areas.get(&hint.load(Ordering::Relaxed))
+            && (vma.start..vma.end).contains(&address)
+        {
+            return Some(vma);
+        }
+        let found = self.find_from(address);
+        if let Some(vma) = found {
+            hint.store(vma.start, Ordering::Relaxed);
+        }
+        found
+    }
+
     /// The last area that begins before `address`.
     pub fn before(&self, address: u64) -> Option<&Vma> {
         self.areas.range(..address).next_back().map(|(_, vma)| vma)
@@ -661,6 +676,9 @@ impl VmaSet {
 
     /// Makes `range` begin and end at area borders.
     pub(super) fn isolate(&mut self, range: Range<u64>, space: &Weak<AddressSpace>) -> Result<()> {
+        if self.areas.get(&range.start).is_some_and(|vma| vma.end == range.end) {
+            return Ok(());
+        }
         self.split(range.start, space)?;
         self.split(range.end, space)
     }
@@ -671,24 +689,31 @@ impl VmaSet {
             Some(vma) => vma.start,
             None => range.start,
         };
-        loop {
-            let Some((&start, vma)) = self.areas.range(at..).next() else { return };
-            if start > range.end {
-                return;
-            }
-            let end = vma.end;
-            let mergeable = self.areas.get(&end).is_some_and(|next| vma.can_merge(next));
-            if mergeable
-                && let Some(next) = self.take(end)
+        while let Some((start, end)) = self.next_mergeable(at, range.end) {
+            if let Some(next) = self.take(end)
                 && let Some(vma) = self.areas.get_mut(&start)
             {
                 vma.merge(next);
-                at = start;
-            } else {
-                at = end;
             }
+            at = start;
+        }
+    }
+
+    /// The first area that begins from `from` to `last` and can be one with the next: where it begins and ends.
+    fn next_mergeable(&self, from: u64, last: u64) -> Option<(u64, u64)> {
+        let mut areas = self.areas.range(from..);
+        let mut vma = areas.next()?.1;
+        for (_, next) in areas {
+            if vma.start > last {
+                return None;
+            }
+            if vma.can_merge(next) {
+                return Some((vma.start, vma.end));
+            }
+            vma = next;
             // A range may have a hundred thousand.
             sched::cond_resched();
         }
+        None
     }
 }

@@ -15,8 +15,8 @@ impl PageTables {
     /// down to it.
     pub fn find<'a>(&'a self, address: u64, level: u32, _reading: &'a ReadSection) -> Option<&'a AtomicU64> {
         debug_assert!(level > 1, "leaves are looked at under the lock");
-        let mut table = self.root;
-        for at in (level..=TOP).rev() {
+        let (mut table, mut at) = (self.root, TOP);
+        loop {
             // SAFETY: the handle keeps the root; a table below it is not freed before the read section ends.
             let entry = unsafe { &entries(table)[index(address, at)] };
             if at == level {
@@ -28,8 +28,8 @@ impl PageTables {
                 return None;
             }
             table = value.address();
+            at -= 1;
         }
-        None
     }
 
     /// Where `address` leads to, and the leaf, as the hardware would find it, through the tables of huge pages that processes

@@ -3,6 +3,7 @@
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::Process;
+use super::user::Due;
 use crate::arch::cpu::{CpuId, MAX_CPUS};
 use crate::arch::percpu::PerCpu;
 use crate::sched::TICK;
@@ -19,7 +20,7 @@ pub fn tick(user: bool) {
     }
     let of_process = thread.process.timers.tick(user, TICK);
     if of_process || thread.cpu_timers.is_due(thread.sched.runtime()) {
-        thread.timers_due.store(true, Ordering::SeqCst);
+        thread.due.set(Due::TIMERS);
     }
 }
 

@@ -20,6 +20,7 @@ use crate::memory::{self, Pressure};
 use crate::mm::uaccess;
 use crate::namespaces::{self, Numbers, View};
 use crate::sched::{self, Entity, Parameters, Policy};
+use crate::seccomp;
 use crate::signal::{self, AltStack, ThreadSignals};
 
 /// What clone3(2) is asked for.
@@ -312,7 +313,7 @@ impl Child {
             false => cgroup::Changed::default(),
         };
         // Here, since another thread may have changed them for all threads of the process.
-        thread.seccomp.inherit(&current.seccomp);
+        seccomp::inherit(&thread, current);
         thread.no_new_privileges.store(current.no_new_privileges.load(Ordering::SeqCst), Ordering::SeqCst);
         tree.insert_thread(&thread);
         let relations = process.relations.get_mut(&mut tree);

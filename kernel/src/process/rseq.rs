@@ -7,6 +7,7 @@
 use core::sync::atomic::Ordering;
 
 use super::Thread;
+use super::user::Due;
 use crate::arch::cpu;
 use crate::arch::trap::TrapFrame;
 use crate::errno::{Errno, Result};
@@ -69,7 +70,7 @@ pub fn register(thread: &Thread, area: usize, length: u32, flags: u32, signature
     thread.rseq_length.store(length, Ordering::SeqCst);
     thread.rseq_signature.store(signature, Ordering::SeqCst);
     thread.rseq.store(area, Ordering::SeqCst);
-    thread.rseq_due.store(true, Ordering::SeqCst);
+    thread.due.set(Due::RSEQ);
     Ok(0)
 }
 
@@ -78,7 +79,7 @@ pub(super) fn inherit(parent: &Thread, child: &Thread) {
     child.rseq_length.store(parent.rseq_length.load(Ordering::SeqCst), Ordering::SeqCst);
     child.rseq_signature.store(parent.rseq_signature.load(Ordering::SeqCst), Ordering::SeqCst);
     child.rseq.store(parent.rseq.load(Ordering::SeqCst), Ordering::SeqCst);
-    child.rseq_due.store(true, Ordering::SeqCst);
+    child.due.set(Due::RSEQ);
 }
 
 /// execve(2): the area is gone.
@@ -90,22 +91,16 @@ pub(super) fn forget(thread: &Thread) {
 #[inline]
 pub(super) fn preempted(thread: &Thread) {
     // Relaxed: the thread's own CPU sets and reads it.
-    thread.rseq_due.store(true, Ordering::Relaxed);
-}
-
-/// Whether [`update`] has something to do.
-#[inline]
-pub(super) fn wanted(thread: &Thread) -> bool {
-    // Relaxed: see `preempted`.
-    thread.rseq_due.load(Ordering::Relaxed) && thread.rseq.load(Ordering::Relaxed) != 0
+    if thread.rseq.load(Ordering::Relaxed) != 0 {
+        thread.due.set(Due::RSEQ);
+    }
 }
 
 /// Writes the CPU's number, and restarts a critical section that was left. With interrupts on; a switch meanwhile comes here again.
 pub(super) fn update(thread: &Thread, frame: &mut TrapFrame) {
-    if !wanted(thread) {
+    if !thread.due.take(Due::RSEQ) || thread.rseq.load(Ordering::SeqCst) == 0 {
         return;
     }
-    thread.rseq_due.store(false, Ordering::SeqCst);
     let area = thread.rseq.load(Ordering::SeqCst);
     let cpu = cpu::id();
     let result = abort_if_inside(thread, frame).and_then(|()| {

@@ -104,7 +104,7 @@ fn run_start() {
 pub fn spawn_init(body: impl FnOnce() + Send + 'static) -> Result<Arc<Thread>> {
     let stack = KernelStack::new().ok_or(Errno::ENOMEM)?;
     let frame = TrapFrame::user(0, 0);
-    let context = Context::user(stack.top(), &frame, UserRegisters::default(), user_entry, 0);
+    let context = Context::user(stack.top(), &frame, Box::<UserRegisters>::default(), user_entry, 0);
     let process = Process::new(process::Parts {
         pid: 1,
         numbers: None,

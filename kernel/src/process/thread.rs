@@ -9,6 +9,7 @@ use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use intrusive_collections::{LinkedListAtomicLink, RBTreeAtomicLink};
 
+use super::user::Due;
 use super::{Credentials, Pid, Process};
 use crate::arch::context::Context;
 use crate::arch::percpu;
@@ -69,8 +70,8 @@ pub struct Thread {
     pub(crate) rseq: AtomicUsize,
     pub(crate) rseq_signature: AtomicU32,
     pub(crate) rseq_length: AtomicU32,
-    /// The area must be looked at before user mode goes on.
-    pub(crate) rseq_due: AtomicBool,
+    /// What is to be done before user mode goes on, beside signals.
+    pub(crate) due: Due,
     /// The system call that the thread is in, `u32::MAX` for none: for the thread dump.
     pub(crate) syscall: AtomicU32,
     /// How the last system call goes on after a signal that has no handler.
@@ -80,8 +81,6 @@ pub struct Thread {
     sleep_timer: SpinLock<Option<Arc<Timer>>>,
     /// Timers that wait for this thread's CPU clock.
     pub(crate) cpu_timers: CpuTimers,
-    /// A tick found timers of this thread or its process due.
-    pub(crate) timers_due: AtomicBool,
     /// Slack of timers: prctl(PR_SET_TIMERSLACK) sets it; sleeping is more exact than that here.
     pub(crate) timer_slack: AtomicU64,
     /// Signal that it gets when its parent ends: prctl(PR_SET_PDEATHSIG).
@@ -102,6 +101,8 @@ pub struct Thread {
     pub(crate) memory_policy: crate::mm::policy::Current,
     /// What the thread's end undoes in semaphores.
     semaphore_undo: SpinLock<Option<UndoList>>,
+    /// Where the area begins that its last page fault was in.
+    pub(crate) last_area: AtomicU64,
     /// Page faults without and with I/O.
     pub(crate) minor_faults: AtomicU64,
     pub(crate) major_faults: AtomicU64,
@@ -137,6 +138,7 @@ pub(super) struct Parts {
 
 impl Thread {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
+        let logged = crate::syscall::is_logged(parts.process.pid);
         Arc::new(Self {
             tid: AtomicU32::new(parts.tid),
             own_numbers: parts.numbers,
@@ -156,19 +158,18 @@ impl Thread {
             by_tid: RBTreeAtomicLink::new(),
             in_process: LinkedListAtomicLink::new(),
             in_tracees: LinkedListAtomicLink::new(),
-            trace: super::ptrace::Tracee::new(),
+            trace: super::ptrace::Tracee::new(logged),
             clear_child_tid: AtomicUsize::new(0),
             robust_list: AtomicUsize::new(0),
             rseq: AtomicUsize::new(0),
             rseq_signature: AtomicU32::new(0),
             rseq_length: AtomicU32::new(0),
-            rseq_due: AtomicBool::new(false),
+            due: Due::new(),
             syscall: AtomicU32::new(u32::MAX),
             restart: SpinLock::new(None),
             landing: SpinLock::new(Landing::default()),
             sleep_timer: SpinLock::new(None),
             cpu_timers: CpuTimers::new(),
-            timers_due: AtomicBool::new(false),
             timer_slack: AtomicU64::new(50_000),
             parent_death_signal: AtomicU32::new(0),
             no_new_privileges: AtomicBool::new(false),
@@ -180,6 +181,7 @@ impl Thread {
             io_priority: AtomicU32::new(0),
             memory_policy: crate::mm::policy::Current::default(),
             semaphore_undo: SpinLock::new(parts.semaphore_undo),
+            last_area: AtomicU64::new(0),
             minor_faults: AtomicU64::new(0),
             major_faults: AtomicU64::new(0),
             start: SpinLock::new(parts.start),

@@ -1,6 +1,6 @@
 //! The way to user mode, and the address space that goes with a thread.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use alloc::sync::Arc;
 
@@ -14,36 +14,76 @@ use crate::time::process_timers;
 use crate::{sched, signal};
 
 /// Everything that must happen before each return to user mode. Entered and left with interrupts off.
+#[inline]
 pub fn exit_to_user(frame: &mut TrapFrame) {
     debug_assert!(!interrupts::are_enabled());
     debug_assert_eq!(percpu::preempt_count(), 0, "a spin lock is held on the way to user mode");
     let thread = super::current();
+    if sched::is_resched_wanted() || thread.due.is_any() || thread.signals.pending() || wants_restart(frame) {
+        work_before_user(&thread, frame);
+    }
+    grace::quiescent();
+    stretch::end();
+}
+
+/// Does what is to be done, and looks again: other things may have come up meanwhile.
+#[cold]
+fn work_before_user(thread: &Thread, frame: &mut TrapFrame) {
     loop {
         if sched::resched_if_wanted() {
             continue;
         }
-        // Relaxed: set by this thread's own ticks, on the CPU that it was on.
-        if thread.timers_due.load(Ordering::Relaxed) {
-            thread.timers_due.store(false, Ordering::Relaxed);
+        if thread.due.take(Due::TIMERS) {
             interrupts::enable();
-            process_timers::run_due(&thread);
+            process_timers::run_due(thread);
             interrupts::disable();
             continue;
         }
         let signals = thread.signals.pending();
-        if !signals && !wants_restart(frame) && !rseq::wanted(&thread) {
-            break;
+        if !signals && !wants_restart(frame) && !thread.due.is_any() {
+            return;
         }
         interrupts::enable();
         if signals || wants_restart(frame) {
             signal::deliver(frame);
         }
         // After signals: an abort moves the instruction pointer that they have saved.
-        rseq::update(&thread, frame);
+        rseq::update(thread, frame);
         interrupts::disable();
     }
-    grace::quiescent();
-    stretch::end();
+}
+
+/// What a thread has to do on its way to user mode beside its signals.
+#[derive(Default)]
+pub struct Due(AtomicU32);
+
+impl Due {
+    /// A tick found timers of the thread or its process due.
+    pub const TIMERS: u32 = 1;
+    /// The restartable-sequence area must be looked at.
+    pub const RSEQ: u32 = 2;
+
+    /// Nothing.
+    pub const fn new() -> Self {
+        Self(AtomicU32::new(0))
+    }
+
+    #[inline]
+    fn is_any(&self) -> bool {
+        // Relaxed, here and below: set by this thread, or by interrupts and switches of the CPU that it is on.
+        self.0.load(Ordering::Relaxed) != 0
+    }
+
+    /// It is due from now on.
+    #[inline]
+    pub fn set(&self, what: u32) {
+        self.0.fetch_or(what, Ordering::Relaxed);
+    }
+
+    /// It is not due any more; returns whether it was.
+    pub fn take(&self, what: u32) -> bool {
+        self.0.fetch_and(!what, Ordering::Relaxed) & what != 0
+    }
 }
 
 /// A system call that a signal has ended; the signal itself may be gone by now, taken by another thread.

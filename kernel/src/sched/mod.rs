@@ -83,6 +83,12 @@ pub fn cond_resched() {
     }
 }
 
+/// Whether another thread is due on this CPU. Interrupts are off.
+#[inline]
+pub fn is_resched_wanted() -> bool {
+    queue::resched_wanted()
+}
+
 /// On the way to user mode, with interrupts off: switches if another thread is due.
 pub fn resched_if_wanted() -> bool {
     let wanted = queue::resched_wanted();

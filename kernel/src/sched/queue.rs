@@ -95,6 +95,7 @@ pub(super) fn this() -> &'static RunQueue {
 }
 
 /// Whether this CPU should switch at the next chance.
+#[inline]
 pub(super) fn resched_wanted() -> bool {
     this().beacon.is_requested()
 }

@@ -3,8 +3,8 @@
 //! A thread has a mode and a chain of filters, the youngest first. A child starts with its parent's chain and shares it; nobody can
 //! take a filter away. All filters of the chain see each call, and the strongest answer counts.
 //!
-//! The mode is looked at in each call without a lock. Only the thread itself sets it, or another thread of its process by
-//! SECCOMP_FILTER_FLAG_TSYNC: the chain is in place before the mode says that there is one.
+//! A flag among the thread's others sends a call here, without a lock. Only the thread itself sets it, or another thread of its process by
+//! SECCOMP_FILTER_FLAG_TSYNC: the chain is in place before the mode says that there is one, and the mode before the flag.
 
 mod bpf;
 
@@ -90,20 +90,27 @@ impl State {
     fn chain(&self) -> Option<Arc<Filter>> {
         self.chain.lock().clone()
     }
+}
 
-    fn set_chain(&self, chain: Option<Arc<Filter>>) {
-        let old = core::mem::replace(&mut *self.chain.lock(), chain);
-        drop(old);
-        self.mode.store(FILTER, Ordering::Release);
+fn set_mode(thread: &Thread, mode: u32) {
+    thread.seccomp.mode.store(mode, Ordering::Release);
+    if mode != DISABLED {
+        thread.trace.set_filtered();
     }
+}
 
-    /// A new thread starts with what its maker has. The tree's lock is held, under which TSYNC finds the thread or has found its maker.
-    pub(crate) fn inherit(&self, maker: &Self) {
-        let chain = maker.chain();
-        // The new thread has none yet: nothing is dropped under the lock.
-        *self.chain.lock() = chain;
-        self.mode.store(maker.mode(), Ordering::Release);
-    }
+fn set_chain(thread: &Thread, chain: Option<Arc<Filter>>) {
+    let old = core::mem::replace(&mut *thread.seccomp.chain.lock(), chain);
+    drop(old);
+    set_mode(thread, FILTER);
+}
+
+/// A new thread starts with what its maker has. The tree's lock is held, under which TSYNC finds the thread or has found its maker.
+pub(crate) fn inherit(thread: &Thread, maker: &Thread) {
+    let chain = maker.seccomp.chain();
+    // The new thread has none yet: nothing is dropped under the lock.
+    *thread.seccomp.chain.lock() = chain;
+    set_mode(thread, maker.seccomp.mode());
 }
 
 /// What becomes of a system call.
@@ -188,11 +195,11 @@ fn kill_process(thread: &Thread, signal: u32) -> ! {
 
 /// Strict mode: read, write, exit and rt_sigreturn, and nothing else ever again.
 pub fn set_strict() -> Result<usize> {
-    let state = &process::current().seccomp;
-    if !matches!(state.mode(), DISABLED | STRICT) {
+    let thread = process::current();
+    if !matches!(thread.seccomp.mode(), DISABLED | STRICT) {
         return Err(Errno::EINVAL);
     }
-    state.mode.store(STRICT, Ordering::Release);
+    set_mode(&thread, STRICT);
     Ok(0)
 }
 
@@ -235,11 +242,11 @@ pub fn add_filter(instructions: Vec<Instruction>, flags: u32) -> Result<usize> {
             return if esrch { Err(Errno::ESRCH) } else { Ok(View::current().thread(stranger) as usize) };
         }
     }
-    thread.seccomp.set_chain(Some(filter.clone()));
+    set_chain(&thread, Some(filter.clone()));
     if synchronise {
         for other in thread.process.threads_locked(&tree).filter(|other| other.tid() != thread.tid()) {
             replaced.extend(other.seccomp.chain());
-            other.seccomp.set_chain(Some(filter.clone()));
+            set_chain(other, Some(filter.clone()));
             if without_privileges {
                 other.no_new_privileges.store(true, Ordering::SeqCst);
             }

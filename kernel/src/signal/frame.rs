@@ -1,12 +1,13 @@
 //! The frame on the user's stack that a handler runs in, as Linux lays it out on x86-64.
 
 use super::{Action, SigInfo, SigSet, flags};
-use crate::arch::fpu::FpuState;
+use crate::arch::context::Context;
+use crate::arch::fpu::{self, FpuState};
 use crate::arch::gdt;
 use crate::arch::trap::TrapFrame;
 use crate::errno::{Errno, Result};
-use crate::mm::uaccess::{self, copy_from_user, copy_to_user, read_user, write_user};
-use crate::process::{self, Thread};
+use crate::mm::uaccess::{self, read_user, write_user};
+use crate::process::{self, Current, Thread};
 
 /// The stack of sigaltstack(2), as the call passes it.
 #[repr(C)]
@@ -157,11 +158,7 @@ pub(super) fn push(frame: &mut TrapFrame, info: &SigInfo, action: &Action, mask:
         // It would run over the end of the alternate stack.
         return Err(Errno::EFAULT);
     }
-    let mut bytes = [0; FpuState::MAX_SIGNAL_FRAME_SIZE];
-    let mut fpu = FpuState::new();
-    fpu.save();
-    fpu.to_signal_frame(&mut bytes[..fpu_size]);
-    copy_to_user(fpu_at as usize, &bytes[..fpu_size])?;
+    write_fpu(&thread, fpu_at as usize)?;
     let trap = thread.trap();
     let xstate = if fpu_size > 512 { UC_FP_XSTATE } else { 0 };
     let value = Frame {
@@ -215,7 +212,7 @@ pub(super) fn push(frame: &mut TrapFrame, info: &SigInfo, action: &Action, mask:
     frame.rsp = at;
     frame.rip = action.handler;
     frame.rflags &= !(DIRECTION | TRAP | RESUME);
-    FpuState::new().load();
+    fpu::load_initial();
     Ok(())
 }
 
@@ -226,7 +223,7 @@ pub fn sigreturn(frame: &mut TrapFrame) -> Result<()> {
     let context_at = at.wrapping_add(core::mem::offset_of!(Frame, context));
     let context: UserContext = read_user(context_at)?;
     let registers = &context.registers;
-    let fpu = read_fpu(registers.fpu as usize)?;
+    fpu::load_from_signal_frame(registers.fpu as usize)?;
     let thread = process::current();
     frame.forget_syscall();
     frame.r8 = registers.r8;
@@ -249,25 +246,20 @@ pub fn sigreturn(frame: &mut TrapFrame) -> Result<()> {
     frame.rflags = (registers.rflags & USER_FLAGS) | (frame.rflags & !USER_FLAGS) | INTERRUPT;
     frame.cs = u64::from(gdt::USER_CODE);
     frame.ss = u64::from(gdt::USER_DATA);
-    fpu.load();
     thread.set_signal_mask(SigSet(context.mask));
     // Linux ignores what is wrong with the stack here, too: the program is on its way back already.
     let _ = thread.set_alt_stack(context.stack, frame.rsp);
     Ok(())
 }
 
-/// The floating-point state of the frame; a null pointer means the initial state.
-fn read_fpu(at: usize) -> Result<FpuState> {
-    if at == 0 {
-        return Ok(FpuState::new());
+/// Writes the floating-point registers to the frame's part for them.
+fn write_fpu(thread: &Current, at: usize) -> Result<()> {
+    // SAFETY: the current thread's own context.
+    let state = unsafe { Context::save_fpu(thread.context.get()) }.ok_or(Errno::EFAULT)?;
+    let size = FpuState::used_size();
+    // SAFETY: the state is there as long as the thread. A switch while the copy faults writes what is there.
+    if unsafe { uaccess::copy_to_user_raw(at, state.cast(), size) } != 0 {
+        return Err(Errno::EFAULT);
     }
-    let size = FpuState::signal_frame_size();
-    uaccess::check_range(at, size)?;
-    let mut bytes = [0; FpuState::MAX_SIGNAL_FRAME_SIZE];
-    // The extended part may be missing, when the program has built the frame itself.
-    if copy_from_user(&mut bytes[..size], at).is_err() {
-        copy_from_user(&mut bytes[..512], at)?;
-        return FpuState::from_signal_frame(&bytes[..512]);
-    }
-    FpuState::from_signal_frame(&bytes[..size])
+    FpuState::end_of_signal_frame().map_or(Ok(()), |magic| write_user(at + size, &magic))
 }

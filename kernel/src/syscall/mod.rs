@@ -36,7 +36,7 @@ use syscalls::{Errno, Sysno};
 use crate::arch::trap::TrapFrame;
 use crate::errno::Result;
 use crate::memory::reserve;
-use crate::process::{Thread, ptrace as tracing};
+use crate::process::{Pid, Thread, ptrace as tracing};
 use crate::seccomp as seccomp_modes;
 use crate::seccomp::Verdict;
 use crate::sync::grace;
@@ -140,7 +140,13 @@ fn unknown(number: usize) -> Errno {
     Errno::ENOSYS
 }
 
+/// Are the calls of a process logged?
+pub fn is_logged(pid: Pid) -> bool {
+    trace::concerns(pid)
+}
+
 /// A system call of user mode, with interrupts on. The result goes to `rax`.
+#[inline]
 pub fn dispatch(frame: &mut TrapFrame) {
     // 32 bits of the register count, as on Linux. A number like -1 is a call too, of which the frame shall tell.
     let number = frame.orig_rax as u32 as usize;
@@ -149,46 +155,14 @@ pub fn dispatch(frame: &mut TrapFrame) {
     // Relaxed: for the thread dump only.
     thread.syscall.store(number as u32, Ordering::Relaxed);
     stretch::is_call(number);
-    // What the call is made of may be the tracer's choice. `None`: it is not made, and the result stands where results do.
-    let mut made = Some(number);
-    if thread.trace.watches_calls() {
-        made = tracing::call_begins(frame);
-    }
-    let mut a = arguments(frame);
-    let logged = trace::enabled();
-    if logged {
-        trace::enter(number, &a);
-    }
-    // A call that ends the thread frees memory.
-    if !matches!(made.and_then(Sysno::new), Some(Sysno::exit | Sysno::exit_group)) {
-        reserve::enter();
-    }
-    let mut verdict = Verdict::Allow;
-    if let Some(number) = made
-        && thread.seccomp.mode() != seccomp_modes::DISABLED
-        && !thread.trace.suspends_seccomp()
-    {
-        verdict = seccomp_modes::check(&thread, frame, number);
-        if let Verdict::Traced(data) = verdict {
-            (verdict, made) = ask_tracer(&thread, frame, data);
-            a = arguments(frame);
+    let result = match thread.trace.minds_calls() {
+        false => {
+            enter(Some(number));
+            call(number, Args { a: arguments(frame), frame })
         }
-    }
-    let result = match (verdict, made) {
-        (_, None) => Ok(frame.rax as usize),
-        (Verdict::Allow, Some(number)) => match TABLE.get(number) {
-            Some(Some(handler)) => handler(&mut Args { a, frame }),
-            _ => Err(unknown(number)),
-        },
-        (Verdict::Refused(Some(errno)), _) => Err(errno),
-        (Verdict::Refused(None), _) => Ok(0),
-        // A signal says so, and its handler finds the number where the result would be.
-        (Verdict::Trapped | Verdict::Traced(_), Some(number)) => Ok(number),
+        true => watched(&thread, frame, number),
     };
     grace::throttle();
-    if logged {
-        trace::leave(number, &a, &result);
-    }
     // rt_sigreturn has put a whole set of registers in place, which is no result of a call.
     if frame.is_syscall() {
         frame.rax = match result {
@@ -196,12 +170,66 @@ pub fn dispatch(frame: &mut TrapFrame) {
             Err(error) => -i64::from(error.into_raw()) as u64,
         };
     }
-    if thread.trace.watches_calls() {
+    if thread.trace.minds_calls() {
         tracing::call_ends(frame);
     }
     thread.syscall.store(u32::MAX, Ordering::Relaxed);
 }
 
+/// Looks at free memory before a call is made. A call that ends the thread frees memory.
+#[inline]
+fn enter(call: Option<usize>) {
+    const ENDS: [Option<usize>; 2] = [Some(Sysno::exit as usize), Some(Sysno::exit_group as usize)];
+    if !reserve::is_scarce() || !ENDS.contains(&call) {
+        reserve::enter();
+    }
+}
+
+#[inline]
+fn call(number: usize, mut args: Args) -> Result<usize> {
+    match TABLE.get(number) {
+        Some(Some(handler)) => handler(&mut args),
+        _ => Err(unknown(number)),
+    }
+}
+
+/// A system call at which there is more to do: for a tracer, for filters, for the log.
+#[cold]
+fn watched(thread: &Thread, frame: &mut TrapFrame, number: usize) -> Result<usize> {
+    // What the call is made of may be the tracer's choice. `None`: it is not made, and the result stands where results do.
+    let mut made = if thread.trace.watches_calls() { tracing::call_begins(frame) } else { Some(number) };
+    let mut a = arguments(frame);
+    let logged = trace::concerns(thread.process.pid);
+    if logged {
+        trace::enter(number, &a);
+    }
+    enter(made);
+    let mut verdict = Verdict::Allow;
+    if let Some(number) = made
+        && thread.seccomp.mode() != seccomp_modes::DISABLED
+        && !thread.trace.suspends_seccomp()
+    {
+        verdict = seccomp_modes::check(thread, frame, number);
+        if let Verdict::Traced(data) = verdict {
+            (verdict, made) = ask_tracer(thread, frame, data);
+            a = arguments(frame);
+        }
+    }
+    let result = match (verdict, made) {
+        (_, None) => Ok(frame.rax as usize),
+        (Verdict::Allow, Some(number)) => call(number, Args { a, frame }),
+        (Verdict::Refused(Some(errno)), _) => Err(errno),
+        (Verdict::Refused(None), _) => Ok(0),
+        // A signal says so, and its handler finds the number where the result would be.
+        (Verdict::Trapped | Verdict::Traced(_), Some(number)) => Ok(number),
+    };
+    if logged {
+        trace::leave(number, &a, &result);
+    }
+    result
+}
+
+#[inline]
 fn arguments(frame: &TrapFrame) -> [usize; 6] {
     [frame.rdi, frame.rsi, frame.rdx, frame.r10, frame.r8, frame.r9].map(|value| value as usize)
 }

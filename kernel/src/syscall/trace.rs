@@ -8,7 +8,7 @@ use syscalls::Sysno;
 use crate::boot::cmdline;
 use crate::errno::Result;
 use crate::mm::uaccess;
-use crate::process;
+use crate::process::{self, Pid};
 
 const OFF: u32 = 0;
 const ALL: u32 = 1;
@@ -21,13 +21,13 @@ pub(super) fn init() {
     TRACED.store(value.unwrap_or(OFF), Ordering::SeqCst);
 }
 
-#[inline]
-pub(super) fn enabled() -> bool {
+/// Are the calls of a process logged?
+pub(super) fn concerns(pid: Pid) -> bool {
     // Relaxed: set once, at bring-up.
     match TRACED.load(Ordering::Relaxed) {
         OFF => false,
         ALL => true,
-        pid => process::current().process.pid == pid,
+        traced => traced == pid,
     }
 }
 

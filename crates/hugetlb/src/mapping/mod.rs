@@ -218,12 +218,12 @@ impl<M: Machine> Mapping<M> {
         }
         self.area.leave(&self.file);
         self.area.delist(&self.file);
-        let (payer, unused) = {
+        let (payer, unused, has_copies) = {
             let mut private = self.area.private().lock();
             let used = private.used();
             let payer = private.promise.take();
             let unused = payer.as_ref().map_or(0, |_| self.placement.pages - used);
-            (payer, unused)
+            (payer, unused, !private.is_empty())
         };
         if let Some(payer) = payer {
             payer::discharge(&payer, Expense::Promise, self.page_size(), self.placement.pages);
@@ -232,7 +232,10 @@ impl<M: Machine> Mapping<M> {
             reserve::unreserve(self.file.pool(), self.file.subpool(), unused);
         }
         let machine = self.file.hugetlb().machine();
-        area::forget(machine, self.area.private());
+        // Nobody adds any to a mapping at its end.
+        if has_copies {
+            area::forget(machine, self.area.private());
+        }
         if self.area.has_marks() {
             area::marks::forget(machine, self.area.marks());
         }

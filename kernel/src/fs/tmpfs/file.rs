@@ -379,6 +379,10 @@ impl PageCache for RegularFile {
         if index < self.len().div_ceil(PAGE) { self.lookup(index) } else { None }
     }
 
+    fn cached_some(&self, first: u64, wanted: u32, found: &mut [Option<Frame>]) {
+        self.pages.get_some(first, wanted, found);
+    }
+
     fn id(&self) -> (u64, u64) {
         // Ordering: set before the file can be mapped, by the open that leads there.
         (self.dev.load(Ordering::Relaxed), self.ino.load(Ordering::Relaxed))

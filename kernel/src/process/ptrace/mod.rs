@@ -84,6 +84,10 @@ const FORCED_TRAP: u32 = 32;
 const WITHOUT_SECCOMP: u32 = 64;
 /// It is in a stop in which only its process's stops and PTRACE_INTERRUPT concern it.
 const LISTENING: u32 = 128;
+/// It has seccomp filters, or the strict mode. No tracer's: it is here so that each system call tests one word.
+const FILTERED: u32 = 256;
+/// Its system calls are logged. No tracer's either.
+const LOGGED: u32 = 512;
 
 /// A thread's part.
 pub struct Tracee {
@@ -120,9 +124,9 @@ struct State {
 
 impl Tracee {
     /// Traced by nobody.
-    pub const fn new() -> Self {
+    pub const fn new(logged: bool) -> Self {
         Self {
-            flags: AtomicU32::new(0),
+            flags: AtomicU32::new(if logged { LOGGED } else { 0 }),
             state: TreeCell::new(State {
                 tracer: None,
                 seized: false,
@@ -164,10 +168,20 @@ impl Tracee {
         self.has(STOPPED)
     }
 
-    /// Is there something to do at system calls?
+    /// Is there anything to do at system calls beside them: for a tracer, for filters, for the log?
     #[inline]
+    pub fn minds_calls(&self) -> bool {
+        self.has(CALLS | EMULATED | STEP | FILTERED | LOGGED)
+    }
+
+    /// Is there something to do at system calls for a tracer?
     pub fn watches_calls(&self) -> bool {
         self.has(CALLS | EMULATED | STEP)
+    }
+
+    /// The thread has filters from now on. They are in place.
+    pub fn set_filtered(&self) {
+        self.set(FILTERED);
     }
 
     /// PTRACE_O_SUSPEND_SECCOMP.

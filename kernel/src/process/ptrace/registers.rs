@@ -48,7 +48,7 @@ impl Tracee {
             frame.rflags &= !TRAP_FLAG;
         }
         self.clear(super::STEP);
-        let user = context::Context::current_user_registers();
+        let user = *context::Context::current_user_registers();
         if let Some(registers) = self.registers.lock().as_mut() {
             registers.frame = *frame;
             registers.user = user;
