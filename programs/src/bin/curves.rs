@@ -54,12 +54,19 @@ fn load(address: usize) {
 struct Scene {
     file: Fd,
     home: Map,
+    /// A page that is there.
+    page: usize,
+    /// One that can be made and taken away: the same in a file of one page.
+    fresh: usize,
 }
 
 impl Scene {
-    fn new(file: Fd) -> Scene {
-        file.fallocate(0, 0, (PRESENT * HUGE) as u64).expect("fallocate");
-        Scene { file, home: Map::reserve(GIB, GIB) }
+    /// In a file of so many pages.
+    fn new(pages: usize) -> Scene {
+        let file = huge::sized(pages);
+        let present = PRESENT.min(pages);
+        file.fallocate(0, 0, (present * HUGE) as u64).expect("fallocate");
+        Scene { file, home: Map::reserve(GIB, GIB), page: present - 1, fresh: present.min(pages - 1) }
     }
 
     fn map(&self, flags: i32) {
@@ -69,7 +76,7 @@ impl Scene {
     /// Prints the costs of all operations.
     fn measure(&self, thing: &str, number: usize) {
         let say = |operation: &str, cost: u64| println!("curve {thing}|{number}|{operation}|{cost}");
-        let page = self.home.address + (PRESENT - 1) * HUGE;
+        let page = self.home.address + self.page * HUGE;
         let attach = cost(|| {
             let took = count(|| {
                 self.map(SHARED);
@@ -87,17 +94,18 @@ impl Scene {
         say("munmap", detach);
         self.map(SHARED);
         load(page);
-        let fresh = page + HUGE;
-        let punch = |first: usize| self.file.punch((first * HUGE) as u64, HUGE as u64).expect("punch");
+        let fresh = self.home.address + self.fresh * HUGE;
+        let punch = || self.file.punch((self.fresh * HUGE) as u64, HUGE as u64).expect("punch");
+        punch();
         let fault = cost(|| {
             let took = count(|| load(fresh));
-            punch(PRESENT);
+            punch();
             took
         });
         say("fault on a fresh page", fault);
         let punched = cost(|| {
             load(fresh);
-            count(|| punch(PRESENT))
+            count(punch)
         });
         say("punch of a page", punched);
         munmap(self.home.address, GIB).expect("munmap");
@@ -107,7 +115,7 @@ impl Scene {
 /// Against mappings of other pages of the file, each of two pages.
 fn mappings(thing: &str, kind: i32, numbers: &[usize]) {
     let most = numbers.iter().copied().max().unwrap_or(0);
-    let scene = Scene::new(huge::sized(512 + 2 * most));
+    let scene = Scene::new(512 + 2 * most);
     // Neighbours are not congruent, so that none becomes a part of another.
     let place = Map::reserve(3 * most * HUGE, GIB);
     let mut there = 0;
@@ -128,7 +136,7 @@ fn mappings(thing: &str, kind: i32, numbers: &[usize]) {
 
 /// Against processes that have the same part mapped.
 fn sharers(numbers: &[usize]) {
-    let scene = Scene::new(huge::sized(512));
+    let scene = Scene::new(512);
     let control = Shared::new();
     let home = Map::reserve(GIB, GIB);
     mmap(home.address, GIB, RW, SHARED | FIXED | NORESERVE, scene.file.raw(), 0).expect("mmap");
@@ -168,14 +176,13 @@ fn sharers(numbers: &[usize]) {
 
 /// Against the file's size, all of which is mapped.
 fn sizes() {
-    let mut bytes = 2 * HUGE * PRESENT;
-    while bytes <= 4 << 40 {
-        let scene = Scene::new(huge::sized(bytes / HUGE));
+    const MIB: usize = 1 << 20;
+    for bytes in [2, 64, 512, 4 << 10, 32 << 10, 256 << 10, 2 << 20, 4 << 20].map(|size| size * MIB) {
+        let scene = Scene::new(bytes / HUGE);
         let whole = Map::reserve(bytes, GIB);
         mmap(whole.address, bytes, RW, SHARED | FIXED | NORESERVE, scene.file.raw(), 0).expect("mmap");
         load(whole.address);
         scene.measure("bytes of the file", bytes);
         munmap(whole.address, bytes).expect("munmap");
-        bytes *= 8;
     }
 }

@@ -5,10 +5,27 @@
 
 use std::process::Command;
 
-use guest_link::record::{AttachCase, Operation, Record};
+use guest_link::record::{AttachCase, Basic, Operation, Record};
 use roundtable_programs::{sharing, tests};
 
-tests! { costs_against_sharers: 100, faults_of_a_newcomer: 60 }
+tests! { costs_against_sharers: 100, faults_of_a_newcomer: 60, lengths_of_paths: 60 }
+
+/// Most instructions that an operation may take alone, with tables of the file: what docs/benchmark.md has, and some hundredths more.
+/// Who makes one longer says there why.
+const COSTS: [(Operation, u64); 8] = [
+    (Operation::Punch, 13_500),
+    (Operation::Truncate, 16_450),
+    (Operation::Mprotect, 3_500),
+    (Operation::Attach, 5_350),
+    (Operation::Detach, 5_550),
+    (Operation::Fork, 45_000),
+    (Operation::Start, 99_000),
+    (Operation::Exit, 64_000),
+];
+
+/// The same for paths that every program takes.
+const LENGTHS: [(&str, u64); 3] =
+    [(Operation::PrivateFault.name(), 811), (Operation::Call.name(), 245), (Basic::Signal.name(), 3_520)];
 
 /// Sharers beside one.
 const MANY: u32 = 128;
@@ -51,12 +68,18 @@ fn costs_against_sharers() {
         Operation::Attach,
         Operation::Detach,
         Operation::Fork,
+        Operation::Start,
         Operation::Exit,
     ] {
         let (alone, crowded) = (cost(operation, 1), cost(operation, MANY));
         println!("{operation:?}: {alone} instructions alone, {crowded} with {MANY} sharers");
         assert!(alone > 0, "the clock stands still");
         if of_the_file() {
+            let most = COSTS.iter().find_map(|(of, most)| (*of == operation).then_some(*most));
+            assert!(
+                most.is_some_and(|most| alone <= most),
+                "{operation:?} takes {alone}, and {most:?} at most"
+            );
             assert!(crowded * 5 <= alone * 6, "{operation:?} grows from {alone} to {crowded}");
         }
     }
@@ -78,4 +101,16 @@ fn faults_of_a_newcomer() {
     let seen =
         [AttachCase::Congruent, AttachCase::OtherPhase, AttachCase::Part, AttachCase::Private].map(faults);
     assert_eq!(seen, if of_the_file() { [0, 0, 0, 512] } else { [1, 512, 32, 512] });
+}
+
+fn lengths_of_paths() {
+    let records = measure(&["--parts", "path,basics"]);
+    for (wanted, most) in LENGTHS {
+        let length = records.iter().find_map(|record| match record {
+            Record::Path { path, length, .. } if path == wanted => Some(*length),
+            _ => None,
+        });
+        println!("{wanted}: {length:?} instructions, {most} at most");
+        assert!(length.is_some_and(|length| 0 < length && length <= most), "{wanted}: {length:?}");
+    }
 }
