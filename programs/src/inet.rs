@@ -81,7 +81,7 @@ pub fn get(fd: &impl AsRawFd, level: i32, name: i32) -> Result<i32, Errno> {
     Ok(value)
 }
 
-/// What poll(2) says of a socket at once, or after some time, of these events.
+/// What poll(2) says of a descriptor at once, or after some time, of these events.
 pub fn poll(fd: &impl AsRawFd, events: i16, milliseconds: i32) -> i16 {
     let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
     // SAFETY: one entry.
