@@ -696,6 +696,8 @@ impl VmaSet {
                 vma.merge(next);
             }
             at = start;
+            // A range may have a hundred thousand that become one.
+            sched::cond_resched();
         }
     }
 

@@ -44,8 +44,8 @@ impl View {
 
     /// The number of the process's parent, 0 when there is none or it cannot be seen.
     pub fn parent(&self, process: &Process) -> Pid {
-        let parent = process.parent_locked(&tree::lock());
-        parent.map_or(0, |parent| self.process(&parent))
+        let tree = tree::lock();
+        process.parent_locked(&tree).map_or(0, |parent| self.process(parent))
     }
 
     /// The number here of what the kernel knows by `global`: a thread, or a group or session whose first process is gone; 0 when it

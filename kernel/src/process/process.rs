@@ -382,8 +382,8 @@ impl Process {
     }
 
     /// The parent, for those who hold the tree's lock.
-    pub(crate) fn parent_locked(&self, tree: &tree::Guard) -> Option<Arc<Process>> {
-        self.relations.get(tree).parent.clone()
+    pub(crate) fn parent_locked<'t>(&'t self, tree: &'t tree::Guard) -> Option<&'t Arc<Process>> {
+        self.relations.get(tree).parent.as_ref()
     }
 
     /// A stop or continuation for the parent to wait for.

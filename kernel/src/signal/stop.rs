@@ -113,7 +113,7 @@ fn took_part(process: &Arc<Process>, thread: &Thread) {
 /// Tells the parent that the process has stopped or goes on: SIGCHLD, unless it does not want that, and wait(2).
 pub(super) fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status: WaitStatus) {
     process.set_news(tree, status);
-    let Some(parent) = process.parent_locked(tree) else { return };
+    let Some(parent) = process.parent_locked(tree).cloned() else { return };
     let action = parent.actions.lock().get(SIGCHLD);
     if action.flags & flags::SA_NOCLDSTOP == 0 {
         let info = child_info(process, &parent, status);

@@ -269,8 +269,8 @@ fn gettid(_: &mut Args) -> Result<usize> {
 }
 
 fn getppid(_: &mut Args) -> Result<usize> {
-    let process = process::current().process.clone();
-    Ok(View::of(&process).parent(&process) as usize)
+    let thread = process::current();
+    Ok(View::of(&thread.process).parent(&thread.process) as usize)
 }
 
 fn setpgid(args: &mut Args) -> Result<usize> {

@@ -11,7 +11,7 @@ use roundtable_programs::harness::skip;
 use roundtable_programs::huge::{self, GIB, HUGE, HugeFs, expect_pool, pool};
 use roundtable_programs::mem::{ANON, Map, NORESERVE, PRIVATE, RW, SHARED};
 use roundtable_programs::rng::Rng;
-use roundtable_programs::sys::settles;
+use roundtable_programs::sys::{is_linux, settles};
 use roundtable_programs::{Errno, procfs, tests};
 
 tests! { limits_as_text, pages_beyond_a_limit, promises_beyond_a_limit, groups_above_count_too, who_is_charged,
@@ -571,6 +571,10 @@ fn limits_hold_under_load() {
 }
 
 fn removal_under_load() {
+    if is_linux() {
+        // Its removal of a group goes round until nothing is charged to the group. In one of two runs the machine did not come back.
+        skip("Linux 6.12 may hang in the removal of a group");
+    }
     pool(16);
     let above = group();
     above.write("cgroup.subtree_control", "+hugetlb").unwrap();

@@ -7,7 +7,7 @@ use roundtable_programs::child;
 use roundtable_programs::exhaust::{HELD, READY, adjust, ballast, drop_rights, exhaust, exhaust_by_family};
 use roundtable_programs::leak::Baseline;
 use roundtable_programs::mem::Map;
-use roundtable_programs::procfs::Meminfo;
+use roundtable_programs::procfs::{self, Meminfo};
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::check;
 use roundtable_programs::{Errno, tests};
@@ -163,6 +163,7 @@ fn excepted() {
 
 /// A small program forks while one that may be killed holds the rest of memory: as on Linux that one goes, and the fork succeeds.
 fn fork_beside_a_hog() {
+    const MOST: usize = 2000;
     // SAFETY: takes nothing.
     let starter = unsafe { libc::getppid() }.to_string();
     adjust(&starter, -1000);
@@ -193,17 +194,30 @@ fn fork_beside_a_hog() {
     });
     // It does not come to that if somebody else's fault finds no memory before: then it is killed for that.
     shared.wait_for(READY, 1, Duration::from_secs(20));
-    // SAFETY: the child ends at once.
-    let child = unsafe {
-        match check(libc::fork()) {
-            Ok(0) => libc::_exit(0),
-            child => child,
+    // One child may find room, as it takes little more than a stack; so many do not.
+    let mut children = Vec::with_capacity(MOST);
+    while children.len() < MOST && procfs::state(hog.pid) != Some('Z') {
+        // SAFETY: the child only waits to be killed.
+        children.push(unsafe {
+            match check(libc::fork()) {
+                Ok(0) => loop {
+                    libc::pause();
+                },
+                child => child.expect("fork") as i32,
+            }
+        });
+    }
+    println!("# {} children until one had to go", children.len());
+    for child in children {
+        // SAFETY: these take integers, and a null pointer for the status.
+        unsafe {
+            libc::kill(child, libc::SIGKILL);
+            assert_eq!(check(libc::waitpid(child, std::ptr::null_mut(), 0)), Ok(child as usize));
         }
-    };
+    }
+    // SAFETY: takes integers. One that nobody had to end is not waited for in vain.
+    unsafe { libc::kill(hog.pid, libc::SIGTERM) };
     assert_eq!(hog.wait(), child::End::Signal(libc::SIGKILL));
-    let child = child.expect("fork") as i32;
-    // SAFETY: takes a null pointer for the status.
-    assert_eq!(check(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) }), Ok(child as usize));
     ballast.end();
     before.check();
     adjust("self", 0);

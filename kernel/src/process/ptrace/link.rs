@@ -69,7 +69,7 @@ pub fn trace_me() -> Result<()> {
     if thread.trace.state.get(&tree).tracer.is_some() {
         return Err(Errno::EPERM);
     }
-    let Some(parent) = thread.process.parent_locked(&tree) else { return Ok(()) };
+    let Some(parent) = thread.process.parent_locked(&tree).cloned() else { return Ok(()) };
     let maker = tree.thread(thread.process.made_by.load(Ordering::SeqCst));
     let maker = maker.filter(|maker| Arc::ptr_eq(&maker.process, &parent));
     let first = parent.threads_locked(&tree).next().map(Thread::to_arc);
@@ -246,7 +246,7 @@ pub(super) fn release(tree: &mut tree::Guard, thread: &Thread, tracer: &Process)
         return all;
     }
     let process = thread.process.clone();
-    let parent = process.parent_locked(tree);
+    let parent = process.parent_locked(tree).cloned();
     let own_child = parent.as_ref().is_some_and(|parent| core::ptr::eq(Arc::as_ptr(parent), tracer));
     if let Some(status) = process.ended_locked(tree)
         && !own_child
