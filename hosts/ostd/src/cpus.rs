@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use ostd::cpu::{CpuId, CpuSet, PinCurrentCpu, all_cpus};
 use ostd::mm::Frame;
 use ostd::sync::SpinLock;
-use ostd::task::{DisabledPreemptGuard, Task, disable_preempt};
+use ostd::task::{DisabledPreemptGuard, disable_preempt};
 use ostd::util::id_set::Id;
 
 use crate::arch;
@@ -115,14 +115,7 @@ pub fn reclaim() {
     }
 }
 
-/// Whether nothing waits any more, after a few rounds of giving way.
-pub fn is_settled_soon() -> bool {
-    for _ in 0..1000 {
-        reclaim();
-        if RETIRED.lock().is_empty() {
-            return true;
-        }
-        Task::yield_now();
-    }
-    false
+/// Whether nothing waits.
+pub fn is_settled() -> bool {
+    RETIRED.lock().is_empty()
 }

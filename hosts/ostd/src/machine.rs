@@ -1,7 +1,5 @@
 //! The library's machine.
 
-use core::sync::atomic::{AtomicUsize, Ordering};
-
 use hugetlb::filetables::format::Native;
 use hugetlb::{Flush, Machine, OutOfMemory, PageSize, PhysAddr, Space, TableEntries, filetables};
 use ostd::task::Task;
@@ -13,22 +11,16 @@ use crate::{cpus, memory};
 /// OSTD, as the library sees it.
 pub struct Ostd;
 
-/// Tables of the library that were not retired.
-pub static FILE_TABLES: AtomicUsize = AtomicUsize::new(0);
-
 impl filetables::Machine for Ostd {
     type Format = Native;
     type RawSpinLock = RawSpin;
     type Space = OstdSpace;
 
     fn allocate_table(&self) -> Option<PhysAddr> {
-        let table = memory::allocate_table()?;
-        FILE_TABLES.fetch_add(1, Ordering::Relaxed);
-        Some(table)
+        memory::allocate_table()
     }
 
     fn retire_table(&self, table: PhysAddr) {
-        FILE_TABLES.fetch_sub(1, Ordering::Relaxed);
         memory::retire_table(table);
     }
 

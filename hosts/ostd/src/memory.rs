@@ -8,7 +8,8 @@ use ostd::sync::SpinLock;
 
 use crate::{arch, cpus};
 
-static TABLES: SpinLock<BTreeMap<u64, Frame<()>>> = SpinLock::new(BTreeMap::new());
+/// Tables in use, of the library and of the host.
+pub static TABLES: SpinLock<BTreeMap<u64, Frame<()>>> = SpinLock::new(BTreeMap::new());
 static HUGE: SpinLock<BTreeMap<u64, Segment<()>>> = SpinLock::new(BTreeMap::new());
 
 /// Where the kernel sees a frame.
@@ -44,11 +45,6 @@ pub fn entries<'t>(table: PhysAddr) -> &'t TableEntries {
     unsafe { &*linear(table).cast::<TableEntries>() }
 }
 
-/// Tables in use, of the library and of the host.
-pub fn tables_in_use() -> usize {
-    TABLES.lock().len()
-}
-
 /// A huge frame, aligned to its size: OSTD aligns to base pages only.
 pub fn allocate_huge(size: PageSize) -> Option<PhysAddr> {
     let bytes = size.bytes() as usize;
@@ -77,10 +73,4 @@ pub fn zero(start: PhysAddr, bytes: u64) {
 pub fn copy(size: PageSize, from: PhysAddr, to: PhysAddr) {
     // SAFETY: Two huge frames of the pool, and two that differ.
     unsafe { linear(from).copy_to_nonoverlapping(linear(to), size.bytes() as usize) };
-}
-
-/// A word of a huge frame.
-pub fn word(address: PhysAddr) -> u64 {
-    // SAFETY: The address is that of an aligned word in a huge frame of the pool.
-    unsafe { linear(address).cast::<u64>().read_volatile() }
 }

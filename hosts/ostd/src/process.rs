@@ -2,7 +2,6 @@
 
 use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use hugetlb::{
     Access, Error, FaultError, File, Level, MapOptions, MapRequest, Mapping, SLOT_SIZE, SpaceToken, VirtAddr,
@@ -25,7 +24,6 @@ pub struct Areas {
 pub struct Process {
     pub areas: RwLock<RawSleepRw, Areas>,
     space: OstdSpace,
-    faults: AtomicU64,
 }
 
 impl Process {
@@ -36,16 +34,11 @@ impl Process {
 
     fn with(areas: Areas) -> Arc<Process> {
         let space = areas.token.space().clone();
-        Arc::new(Process { areas: RwLock::new(areas), space, faults: AtomicU64::new(0) })
+        Arc::new(Process { areas: RwLock::new(areas), space })
     }
 
     pub fn space(&self) -> &OstdSpace {
         &self.space
-    }
-
-    /// Page faults so far.
-    pub fn faults(&self) -> u64 {
-        self.faults.load(Ordering::Relaxed)
     }
 
     /// Maps a file from its beginning, in the place of what was there.
@@ -81,7 +74,6 @@ impl Process {
 
     /// Resolves a fault; an error is the signal's.
     pub fn fault(&self, address: VirtAddr, access: Access) -> Result<(), FaultError> {
-        self.faults.fetch_add(1, Ordering::Relaxed);
         let mappings = &self.areas.read().mappings;
         let (_, mapping) = mappings.range(..=address).next_back().ok_or(FaultError::NotMapped)?;
         match mapping.fault(address, access) {

@@ -1,7 +1,7 @@
 //! User mode: three small programs, and the system calls that they make.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicI64, Ordering};
+use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use hugetlb::{FallocateMode, File, MapOptions, PhysAddr, Protection, VirtAddr};
 use ostd::arch::cpu::context::UserContext;
@@ -141,6 +141,9 @@ pub fn run(process: &Arc<Process>, file: &Arc<File<Ostd>>, code: &UFrame, progra
     execute(process, file, code, program.context())
 }
 
+/// Page faults of all programs so far.
+pub static FAULTS: AtomicU64 = AtomicU64::new(0);
+
 fn execute(process: &Arc<Process>, file: &Arc<File<Ostd>>, code: &UFrame, context: UserContext) -> i64 {
     OfTask::enter(Some(process.space().clone()));
     let mut mode = UserMode::new(context);
@@ -152,6 +155,7 @@ fn execute(process: &Arc<Process>, file: &Arc<File<Ostd>>, code: &UFrame, contex
             ReturnReason::UserException => {
                 let fault = mode.context_mut().take_exception().and_then(arch::page_fault);
                 let Some((address, access)) = fault else { break KILLED };
+                FAULTS.fetch_add(1, Ordering::Relaxed);
                 if process.fault(address, access).is_err() {
                     break KILLED;
                 }

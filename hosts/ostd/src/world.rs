@@ -3,11 +3,13 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use hugetlb::{Chunk, Config, FallocateMode, File, Hugetlb, PageSize, ProtocolKind, SLOT_SIZE, VirtAddr};
+use hugetlb::{
+    Chunk, Config, FallocateMode, File, Hugetlb, PageSize, PhysAddr, ProtocolKind, SLOT_SIZE, VirtAddr,
+};
 use ostd::arch::{read_tsc, tsc_freq};
 use ostd::mm::UFrame;
 
-use crate::machine::{FILE_TABLES, Ostd};
+use crate::machine::Ostd;
 use crate::memory;
 use crate::process::Process;
 use crate::space::FIRST;
@@ -50,10 +52,11 @@ impl World {
 
     /// Loads a word of each page in user mode; returns the faults that this took.
     pub fn touch(&self, process: &Arc<Process>) -> u64 {
-        let before = process.faults();
+        // Nobody else runs.
+        let before = user::FAULTS.load(Ordering::Relaxed);
         let load = Program::Load { address: FIRST, pages: PAGES, stride: SIZE };
         assert_eq!(user::run(process, &self.file, &self.code, load), 0);
-        process.faults() - before
+        user::FAULTS.load(Ordering::Relaxed) - before
     }
 
     /// Loads a word in user mode; [`user::KILLED`] when it may not.
@@ -72,7 +75,7 @@ impl World {
 
     /// Page tables of the library and of the host.
     pub fn tables(&self) -> usize {
-        memory::tables_in_use()
+        memory::TABLES.lock().len()
     }
 
     /// Pages of the pool that nothing uses.
@@ -95,15 +98,20 @@ impl World {
         assert_eq!(pool.statistics().free, PAGES + 1, "a page is missing");
         assert_eq!((hugetlb.sharing().tables, hugetlb.sharing().attachments), (0, 0));
         assert_eq!(pool.set_persistent(0, || false), 0);
-        assert_eq!(memory::tables_in_use(), 0, "a table is missing");
-        assert_eq!(FILE_TABLES.load(Ordering::Relaxed), 0);
+        assert_eq!(memory::TABLES.lock().len(), 0, "a table is missing");
     }
 }
 
 /// The first word of a file's first page.
 pub fn first_word(file: &File<Ostd>) -> u64 {
     match file.read(0, 8) {
-        Chunk::Data(page) => memory::word(page.address()),
+        Chunk::Data(page) => word(page.address()),
         Chunk::Hole(_) | Chunk::End => panic!("the page is not there"),
     }
+}
+
+/// A word of a huge frame.
+fn word(address: PhysAddr) -> u64 {
+    // SAFETY: The address is that of an aligned word in a huge frame of the pool.
+    unsafe { memory::linear(address).cast::<u64>().read_volatile() }
 }

@@ -3,13 +3,12 @@
 mod programs;
 
 use core::arch::asm;
-use core::fmt::{Arguments, Write};
 
 use hugetlb::{Level, PhysAddr, VirtAddr};
 use ostd::cpu::{CpuId, CpuSet};
 use sbi_rt::HartMask;
 
-pub use programs::{page_fault, set_arguments, set_result, system_call};
+pub use programs::{page_fault, print, set_arguments, set_result, synchronize_code, system_call};
 
 /// Where OSTD maps all memory; it does not give the address out.
 #[cfg(not(feature = "sv39"))]
@@ -57,13 +56,6 @@ fn all_harts() -> HartMask {
     HartMask::from_mask_base(0, usize::MAX)
 }
 
-/// Code was written: all harts read it anew.
-pub fn synchronize_code() {
-    // SAFETY: Orders this hart's stores before the instructions that it reads from now on.
-    unsafe { asm!("fence.i", options(nostack)) };
-    assert_eq!(sbi_rt::remote_fence_i(all_harts()).error, 0, "the firmware knows no remote fences");
-}
-
 /// Makes harts forget all translations, and waits for them: the firmware does both, without an interrupt that the kernel sees. So a
 /// hart that holds interrupts off holds nobody up. OSTD's interprocessor calls would not do: what comes between the last look at
 /// their queue and the end of the interrupt is lost.
@@ -84,23 +76,4 @@ pub fn shoot_down(targets: &CpuSet) {
             "the firmware knows no remote fences"
         );
     }
-}
-
-struct Console;
-
-impl Write for Console {
-    fn write_str(&mut self, text: &str) -> core::fmt::Result {
-        for byte in text.bytes() {
-            // The result says nothing: a byte that cannot be written is lost.
-            #[expect(deprecated, reason = "what came after it is not in all firmware")]
-            sbi_rt::legacy::console_putchar(usize::from(byte));
-        }
-        Ok(())
-    }
-}
-
-/// Prints to the console. OSTD's own printing needs firmware with a debug console.
-pub fn print(text: Arguments<'_>) {
-    // `Console` does not fail.
-    let _ = Console.write_fmt(text);
 }

@@ -1,9 +1,12 @@
 //! User mode: the programs in assembly, and the registers. A system call has its number in `a7`, its arguments in `a0` and `a1`, and its result in `a0`.
 
-use core::arch::global_asm;
+use core::arch::{asm, global_asm};
+use core::fmt::{Arguments, Write};
 
 use hugetlb::{Access, VirtAddr};
 use ostd::arch::cpu::context::{CpuException, UserContext};
+
+use super::all_harts;
 
 global_asm!(
     ".pushsection .rodata.user, \"a\"",
@@ -110,4 +113,30 @@ pub fn system_call(context: &UserContext) -> (usize, (u64, u64)) {
 /// What the system call returns.
 pub fn set_result(context: &mut UserContext, result: usize) {
     context.set_a0(result);
+}
+
+/// Code was written: all harts read it anew.
+pub fn synchronize_code() {
+    // SAFETY: Orders this hart's stores before the instructions that it reads from now on.
+    unsafe { asm!("fence.i", options(nostack)) };
+    assert_eq!(sbi_rt::remote_fence_i(all_harts()).error, 0, "the firmware knows no remote fences");
+}
+
+struct Console;
+
+impl Write for Console {
+    fn write_str(&mut self, text: &str) -> core::fmt::Result {
+        for byte in text.bytes() {
+            // The result says nothing: a byte that cannot be written is lost.
+            #[expect(deprecated, reason = "what came after it is not in all firmware")]
+            sbi_rt::legacy::console_putchar(usize::from(byte));
+        }
+        Ok(())
+    }
+}
+
+/// Prints to the console. OSTD's own printing needs firmware with a debug console.
+pub fn print(text: Arguments<'_>) {
+    // `Console` does not fail.
+    let _ = Console.write_fmt(text);
 }

@@ -3,7 +3,6 @@
 mod ipi;
 mod programs;
 
-use core::fmt::Arguments;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use hugetlb::{Level, PhysAddr, VirtAddr};
@@ -16,7 +15,7 @@ use ostd::util::id_set::Id;
 use crate::cpus::CPUS;
 
 pub use ipi::join;
-pub use programs::{page_fault, set_arguments, set_result, system_call};
+pub use programs::{page_fault, print, set_arguments, set_result, synchronize_code, system_call};
 
 /// Where OSTD maps all memory; it does not give the address out.
 pub const LINEAR: usize = 0xffff_8000_0000_0000;
@@ -47,9 +46,6 @@ pub fn forget_all() {}
 /// A fault was resolved: x86 remembers no entry that was not there.
 pub fn forget(_: VirtAddr) {}
 
-/// Code was written: the caches of x86 agree by themselves.
-pub fn synchronize_code() {}
-
 /// Makes CPUs forget all translations, and waits for them.
 ///
 /// An interrupt carries no argument and returns nothing. So each CPU answers by number.
@@ -76,9 +72,4 @@ fn answer() {
     let number = ASKED.load(Ordering::SeqCst);
     TlbFlushOp::for_all().perform_on_current();
     ANSWERED[CpuId::current_racy().as_usize()].fetch_max(number, Ordering::Release);
-}
-
-/// Prints to the console.
-pub fn print(text: Arguments<'_>) {
-    ostd::early_print!("{}", text);
 }

@@ -1,6 +1,7 @@
 //! User mode: the programs in assembly, and the registers. A system call has its number in `rax`, its arguments in `rdi` and `rsi`, and its result in `rax`.
 
 use core::arch::global_asm;
+use core::fmt::Arguments;
 
 use hugetlb::{Access, VirtAddr};
 use ostd::arch::cpu::context::{CpuException, PageFaultErrorCode, UserContext};
@@ -107,4 +108,12 @@ pub fn system_call(context: &UserContext) -> (usize, (u64, u64)) {
 /// What the system call returns.
 pub fn set_result(context: &mut UserContext, result: usize) {
     context.set_rax(result);
+}
+
+/// Code was written: the caches of x86 agree by themselves.
+pub fn synchronize_code() {}
+
+/// Prints to the console.
+pub fn print(text: Arguments<'_>) {
+    ostd::early_print!("{}", text);
 }
