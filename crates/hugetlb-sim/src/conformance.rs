@@ -1,7 +1,7 @@
 //! The contract of [`Machine`] and [`Space`](hugetlb::Space), run against anybody's implementation.
 //!
-//! A porter implements [`Host`] for the machine, on the host or in the kernel's own tests, and writes
-//! `hugetlb_sim::conformance!(MyMachine)`. What is broken is told by the sentence of the contract.
+//! A porter implements [`Host`] for the machine, in the kernel's tests that run as programs of the development machine (it takes `std`),
+//! and writes `hugetlb_sim::conformance!(MyMachine)`. What is broken is told by the sentence of the contract.
 
 mod locks;
 mod memory;
