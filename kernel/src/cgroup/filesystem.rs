@@ -74,15 +74,20 @@ pub(super) fn furnish(group: &Arc<Group>, permissions: u32, (uid, gid): (u32, u3
     let attributes = Attributes { nlink: 2, ..Attributes::new(permissions, uid, gid) };
     let inode = Inode::new(superblock(), FileType::Directory, attributes, Directory(group.clone()));
     *group.directory.lock() = Some(inode);
-    add_knobs(group, Interface::wanted(group, None));
+    add_knobs(group, Interface::wanted(group, None), (uid, gid));
 }
 
-/// Adds files, of the owner of the directory.
-pub(super) fn add_knobs(group: &Arc<Group>, interfaces: impl Iterator<Item = &'static Interface>) {
-    let Some(directory) = group.directory.lock().clone() else { return };
-    let attributes = directory.attributes();
+/// Adds files, of that user and group.
+pub(super) fn add_knobs(
+    group: &Arc<Group>,
+    interfaces: impl Iterator<Item = &'static Interface>,
+    owner: (u32, u32),
+) {
+    if group.directory.lock().is_none() {
+        return;
+    }
     for interface in interfaces {
-        let knob = Knob::new(superblock(), group, interface, (attributes.uid, attributes.gid));
+        let knob = Knob::new(superblock(), group, interface, owner);
         group.knobs.lock().push(knob);
     }
 }

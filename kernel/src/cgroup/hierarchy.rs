@@ -169,7 +169,8 @@ pub(super) fn remove(group: &Arc<Group>) -> Result<()> {
     Ok(())
 }
 
-/// A controller begins in a group: its files appear.
+/// A controller begins in a group: its files appear. They are whose turned it on: who was given the directory does not change the limits
+/// that hold it.
 fn turn_on(group: &Arc<Group>, controller: Controller) -> Result<()> {
     reserve::ask_lasting(CONTROLLER_FOOTPRINT)?;
     match controller {
@@ -180,7 +181,8 @@ fn turn_on(group: &Arc<Group>, controller: Controller) -> Result<()> {
         }
         Controller::Pids => group.pids.reset(),
     }
-    filesystem::add_knobs(group, Interface::wanted(group, Some(controller)));
+    let who = caller::credentials();
+    filesystem::add_knobs(group, Interface::wanted(group, Some(controller)), (who.uid, who.gid));
     Ok(())
 }
 
@@ -354,7 +356,8 @@ pub(super) fn kill(top: &Arc<Group>) -> Result<()> {
             let mut last = 0;
             while let Some(process) = core_files::member_after(&group, last) {
                 last = process.pid;
-                if !process.is_ending() {
+                // Nothing ends the system's first process.
+                if !process.is_ending() && process.pid != 1 {
                     killed = true;
                     signal::send_process_locked(
                         &mut tree::lock(),

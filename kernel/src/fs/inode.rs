@@ -81,11 +81,25 @@ impl Superblock {
         })
     }
 
-    /// `EPERM` unless the current thread may change its settings.
+    /// `EPERM` unless the current thread may change its settings. Of the types that a user namespace may mount, all but these have one
+    /// instance for many, whoever happened to be the first to need it.
     pub fn check_may_change(&self) -> Result<()> {
-        let may =
-            |thread: process::Current| thread.credentials().capable_in(&self.user, process::CAP_SYS_ADMIN);
+        const OF_ONE_MOUNTER: [&str; 2] = ["tmpfs", "ramfs"];
+        let may = |thread: process::Current| {
+            let nested = thread.has_user_namespace();
+            (!nested || OF_ONE_MOUNTER.contains(&self.kind))
+                && thread.credentials().capable_in(&self.user, process::CAP_SYS_ADMIN)
+        };
         if process::try_current().is_none_or(may) { Ok(()) } else { Err(Errno::EPERM) }
+    }
+
+    /// A new mount of it shall be read-only: so is all of it, or the mount alone for who may not decide that. Gives the mount's flags.
+    pub fn begin_read_only(&self) -> u32 {
+        if self.check_may_change().is_ok() {
+            self.make_read_only();
+            return 0;
+        }
+        linux_raw_sys::general::MS_RDONLY
     }
 
     /// Flags that hold for all mounts of it: `MS_RDONLY` or nothing.

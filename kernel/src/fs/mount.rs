@@ -88,6 +88,9 @@ impl Table {
     }
 }
 
+/// Mounts of all namespaces beyond which nobody in a user namespace makes one.
+const MOST_MOUNTS: usize = 100_000;
+
 static TABLE: SpinLock<Table> = SpinLock::new(Table { covering: BTreeMap::new(), list: BTreeMap::new() });
 /// Serialises changes of the table, which look at it more than once.
 static CHANGE: Mutex<()> = Mutex::new(());
@@ -217,6 +220,11 @@ fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
     if at.dentry.is_removed() {
         return Err(Errno::ENOENT);
     }
+    // Of those in user namespaces; the first users are trusted with their number, as with mounting at all.
+    let nested = crate::process::try_current().is_some_and(|thread| thread.has_user_namespace());
+    if nested && TABLE.lock().list.len() >= MOST_MOUNTS {
+        return Err(Errno::ENOSPC);
+    }
     // A mount outlives who made it.
     reserve::ask_lasting(PAGE_SIZE)?;
     put(mount, &at);
@@ -271,6 +279,9 @@ fn copy_below(root: &Arc<Mount>, namespace: u64, locked: bool, copies: &mut Copi
         }
         let Some(place) = original.place() else { continue };
         let Some(parent) = copies.get(&place.mount.id).cloned() else { continue };
+        if mount_namespace::check_keeps(&original.root.inode, namespace).is_err() {
+            continue;
+        }
         reserve::ask_lasting(PAGE_SIZE)?;
         put(&copy, &Path { mount: parent, dentry: place.dentry });
         sched::cond_resched();
@@ -280,19 +291,22 @@ fn copy_below(root: &Arc<Mount>, namespace: u64, locked: bool, copies: &mut Copi
 
 /// Takes a tree apart whose namespace is gone, one mount at a time, the topmost first.
 pub fn detach_tree(root: &Arc<Mount>) {
+    let mut at = root.clone();
     loop {
+        // A user may have a hundred thousand, each on the one before.
+        sched::cond_resched();
         let mut table = TABLE.lock();
-        let mut top = root.clone();
-        loop {
-            let Some(above) = table.on(&top).next().cloned() else { break };
-            top = above;
+        let above = table.on(&at).next().cloned();
+        if let Some(above) = above {
+            drop(table);
+            at = above;
+            continue;
         }
-        let last = Arc::ptr_eq(&top, root);
-        let place = table.take(&top);
+        let place = table.take(&at);
         drop(table);
-        drop(place);
-        if last {
-            return;
+        match place {
+            Some(place) if !Arc::ptr_eq(&at, root) => at = place.parent.clone(),
+            _ => return,
         }
     }
 }
@@ -313,6 +327,7 @@ fn subtree(mount: &Arc<Mount>) -> Result<Vec<Arc<Mount>>> {
             found.try_push(mount.clone())?;
         }
         drop(table);
+        sched::cond_resched();
         next += 1;
     }
     Ok(found)
@@ -375,19 +390,13 @@ pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
     if !crate::namespaces::file::is_one(from.inode()) {
         check_own(from)?;
     }
+    mount_namespace::check_keeps(from.inode(), at.mount.namespace())?;
     let top = from.mount.another(from.dentry.clone());
     // Before the new mount is there, or it would be copied into itself.
     let mut below = subtree(&from.mount)?;
-    let hides = |mount: &Arc<Mount>| {
-        // Ordering: set before anybody could see the mount.
-        mount.locked.load(Ordering::Relaxed)
-            && mount.place().is_some_and(|place| {
-                Arc::ptr_eq(&place.mount, &from.mount) && from.dentry.is_ancestor_of(&place.dentry)
-            })
-    };
     if !recursive {
         // What a locked mount covers is not shown beside it.
-        if below.iter().skip(1).any(hides) {
+        if below.iter().skip(1).any(|mount| is_locked_below(mount, from)) {
             return Err(Errno::EINVAL);
         }
         below.clear();
@@ -406,6 +415,7 @@ pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
         new.locked.store(original.locked.load(Ordering::Relaxed), Ordering::Relaxed);
         attach_locked(&new, Path { mount: new_parent, dentry: place.dentry })?;
         copies.insert(original.id, new);
+        sched::cond_resched();
     }
     Ok(())
 }
@@ -456,9 +466,25 @@ pub fn place_or_move(from: &Path, at: Path) -> Result<()> {
 }
 
 /// open_tree(2) with OPEN_TREE_CLONE: a second view of what is visible at `from`, nowhere yet. Mounts below are not in it.
-pub fn detached_view(from: &Path) -> Path {
+pub fn detached_view(from: &Path) -> Result<Path> {
+    let _change = CHANGE.lock();
+    if !crate::namespaces::file::is_one(from.inode()) {
+        check_own(from)?;
+    }
+    if subtree(&from.mount)?.iter().skip(1).any(|mount| is_locked_below(mount, from)) {
+        return Err(Errno::EINVAL);
+    }
     let mount = from.mount.another(from.dentry.clone());
-    Path { dentry: from.dentry.clone(), mount }
+    Ok(Path { dentry: from.dentry.clone(), mount })
+}
+
+/// Is `mount` one that stays where it is, and covers something that a view of `from` alone would show?
+fn is_locked_below(mount: &Mount, from: &Path) -> bool {
+    // Ordering: set before anybody could see the mount.
+    mount.locked.load(Ordering::Relaxed)
+        && mount.place().is_some_and(|place| {
+            Arc::ptr_eq(&place.mount, &from.mount) && from.dentry.is_ancestor_of(&place.dentry)
+        })
 }
 
 /// mount_setattr(2): changes flags of the mount that `path` is the root of, and of those below if `recursive`. All or none.

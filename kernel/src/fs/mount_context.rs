@@ -121,11 +121,9 @@ impl MountContext {
             return Err(Errno::EBUSY);
         }
         let root = make(&MountRequest { options: &state.options })?;
-        if state.read_only {
-            root.inode.superblock.make_read_only();
-        }
+        let read_only = if state.read_only { root.inode.superblock.begin_read_only() } else { 0 };
         let source = if state.source.is_empty() { "none" } else { &state.source };
-        state.made = Some(Mount::new(root, source, 0));
+        state.made = Some(Mount::new(root, source, read_only));
         Ok(())
     }
 

@@ -9,6 +9,7 @@ use alloc::sync::Arc;
 use linux_raw_sys::general as abi;
 
 use super::context::FsContext;
+use super::inode::Inode;
 use super::mount::{self, Mount};
 use super::path::Path;
 use crate::errno::{Errno, Result};
@@ -85,6 +86,15 @@ pub fn is_own(mount: &Mount) -> bool {
     match process::try_current().and_then(|thread| thread.namespaces()) {
         Some(namespaces) => namespaces.mount.head.ino == mount.namespace(),
         None => matches!(mount.namespace(), 0 | initial::MOUNT),
+    }
+}
+
+/// `EINVAL` for a file that stands for a mount namespace, shown in one that is not older: it would keep its keeper, and nobody could
+/// ever let go of the two. Numbers grow.
+pub fn check_keeps(inode: &Inode, shown_in: u64) -> Result<()> {
+    match crate::namespaces::file::mount_namespace(inode) {
+        Some(kept) if kept.head.ino <= shown_in => Err(Errno::EINVAL),
+        _ => Ok(()),
     }
 }
 

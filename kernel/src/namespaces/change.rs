@@ -1,6 +1,7 @@
 //! How threads get other namespaces: clone(2), unshare(2), setns(2).
 
 use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
@@ -230,6 +231,8 @@ impl Entering {
         }
         thread.set_namespaces(Some(Arc::new(self.namespaces)));
         if let Some(credentials) = self.credentials {
+            // What it has from outside is not for those who are inside.
+            thread.process.dumpable.store(0, Ordering::SeqCst);
             thread.set_credentials(credentials);
             thread.recharge();
         }

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 
 use linux_raw_sys::general as abi;
 
-use super::{Kind, Namespace, Namespaces, View};
+use super::{Kind, MountNamespace, Namespace, Namespaces, View};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::{descriptor_limit, files};
 use crate::fs::dentry::Dentry;
@@ -66,6 +66,14 @@ impl InodeOps for NamespaceInode {
 /// Is it such a file?
 pub fn is_one(inode: &Inode) -> bool {
     inode.ops_as::<NamespaceInode>().is_some()
+}
+
+/// The mount namespace that it stands for, if it is one.
+pub fn mount_namespace(inode: &Inode) -> Option<&MountNamespace> {
+    match &inode.ops_as::<NamespaceInode>()?.0 {
+        Namespace::Mount(namespace) => Some(namespace),
+        _ => None,
+    }
 }
 
 /// The text of a link that leads to it.

@@ -48,6 +48,8 @@ pub const CAP_SETPCAP: u32 = 8;
 #[allow(missing_docs)]
 pub const CAP_SYS_CHROOT: u32 = 18;
 #[allow(missing_docs)]
+pub const CAP_SYS_PTRACE: u32 = 19;
+#[allow(missing_docs)]
 pub const CAP_SYS_ADMIN: u32 = 21;
 #[allow(missing_docs)]
 pub const CAP_SYS_BOOT: u32 = 22;
@@ -123,6 +125,21 @@ impl Credentials {
         match &other.user {
             None => self.capable(capability),
             Some(user) => self.capable_in(user, capability),
+        }
+    }
+
+    /// Whether a thread with these credentials may look into a process with those of `whom`, once their users are the `same`: what the
+    /// other may do it must be able to do as well, or have CAP_SYS_PTRACE over it. What is not dumpable may have come from another user
+    /// namespace with more than it has in this one (CVE-2015-8709), and needs the capability of the whole system.
+    pub fn may_look_into(&self, whom: &Self, same: bool, dumpable: bool) -> bool {
+        let namespace = |of: &Self| of.user.as_ref().map(Arc::as_ptr);
+        let has_all = namespace(self) == namespace(whom) && whom.permitted & !self.permitted == 0;
+        if same && dumpable && has_all {
+            return true;
+        }
+        match dumpable {
+            true => self.capable_over(whom, CAP_SYS_PTRACE),
+            false => self.capable(CAP_SYS_PTRACE),
         }
     }
 

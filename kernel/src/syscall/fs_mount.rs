@@ -65,10 +65,8 @@ fn mount_call(args: &mut Args) -> Result<usize> {
         let create = registry::find_for_caller(&kind)?;
         let source = if source == 0 { "none" } else { &source_text };
         let root = create(&MountRequest { options: &options })?;
-        if flags & abi::MS_RDONLY != 0 {
-            root.inode.superblock.make_read_only();
-        }
-        let new = Mount::new(root, source, mount_flags);
+        let read_only = if flags & abi::MS_RDONLY != 0 { root.inode.superblock.begin_read_only() } else { 0 };
+        let new = Mount::new(root, source, mount_flags | read_only);
         mount::attach(&new, at)?;
     }
     Ok(0)

@@ -206,7 +206,7 @@ fn open_tree(args: &mut Args) -> Result<usize> {
     let has = |flag: u32| flags & flag != 0;
     let mut at = place(dirfd, path, has(abi::AT_EMPTY_PATH), !has(abi::AT_SYMLINK_NOFOLLOW))?;
     if has(CLONE) {
-        at = mount::detached_view(&at);
+        at = mount::detached_view(&at)?;
     }
     install_place(&at, has(abi::O_CLOEXEC))
 }

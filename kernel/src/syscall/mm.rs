@@ -387,11 +387,7 @@ pub(crate) fn check_may_access(process: &Arc<Process>) -> Result<()> {
         && who.gid == whom.egid
         && who.gid == whom.sgid
         && who.gid == whom.gid;
-    if same && process.is_dumpable() || who.capable_over(&whom, abi::CAP_SYS_PTRACE) {
-        Ok(())
-    } else {
-        Err(Errno::EPERM)
-    }
+    if who.may_look_into(&whom, same, process.is_dumpable()) { Ok(()) } else { Err(Errno::EPERM) }
 }
 
 fn process_vm_readv(args: &mut Args) -> Result<usize> {

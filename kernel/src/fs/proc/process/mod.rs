@@ -87,8 +87,7 @@ impl Target {
         let other = process.credentials();
         let same = [other.uid, other.euid, other.suid].iter().all(|id| *id == own.fsuid)
             && [other.gid, other.egid, other.sgid].iter().all(|id| *id == own.fsgid);
-        let allowed = own.capable_over(&other, abi::CAP_SYS_PTRACE) || same && process.is_dumpable();
-        if allowed { Ok(()) } else { Err(Errno::EACCES) }
+        if own.may_look_into(&other, same, process.is_dumpable()) { Ok(()) } else { Err(Errno::EACCES) }
     }
 
     /// Owner of the files: the effective user, or root for what may not be looked into.

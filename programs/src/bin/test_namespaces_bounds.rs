@@ -1,0 +1,126 @@
+//! What a user namespace does not give: nobody in one changes what is not its own, or keeps what nobody can let go of.
+
+use std::fs;
+
+use roundtable_programs::child::in_child;
+use roundtable_programs::file::Fd;
+use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::namespaces::{NEWNS, NEWPID, NEWUSER, as_first, errno, unshare};
+use roundtable_programs::rows::Rows;
+use roundtable_programs::sys::{c_string, check, is_linux, pid};
+use roundtable_programs::{procfs, row, tests};
+
+tests! { read_only_for_oneself, views_of_another_tree, a_tree_in_itself, memory_outside, many_mounts }
+
+const USER: u32 = 1000;
+
+/// Becomes an ordinary user, whose memory its own processes may look into.
+fn become_user() {
+    // SAFETY: take integers.
+    unsafe {
+        check(libc::setgid(USER)).expect("setgid");
+        check(libc::setuid(USER)).expect("setuid");
+        check(libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0)).expect("dumpable");
+    }
+}
+
+fn mount(source: &str, target: &str, kind: &str, flags: u64) -> Answer {
+    let [source, target, kind] = [source, target, kind].map(c_string);
+    // SAFETY: all are NUL-terminated and live through the call.
+    check(unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) })
+}
+
+/// Who mounts what all have sees it as it likes, and the others as before.
+fn read_only_for_oneself() {
+    fs::create_dir_all("/tmp/bounds").unwrap();
+    in_child(|| {
+        become_user();
+        unshare(NEWUSER | NEWNS).expect("unshare");
+        as_first(0, || {
+            for kind in ["proc", "sysfs", "mqueue"] {
+                // Linux refuses where more would be seen than before.
+                let _ = mount("none", "/tmp/bounds", kind, libc::MS_RDONLY);
+                let _ = mount("none", "/tmp/bounds", "", libc::MS_RDONLY | libc::MS_REMOUNT);
+            }
+        })
+        .ok();
+    });
+    let score = procfs::number("/proc/self/oom_score_adj");
+    assert_eq!(errno(fs::write("/proc/self/oom_score_adj", score.to_string())), Ok(0));
+    assert_eq!(
+        errno(fs::write("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_overcommit_hugepages", "0")),
+        Ok(0)
+    );
+}
+
+/// What was opened before stands for the tree that it was opened in.
+fn views_of_another_tree() {
+    const CLONE: usize = 1;
+    in_child(|| {
+        let mut rows = Rows::default();
+        let outside = Fd::open("/tmp", libc::O_PATH).unwrap();
+        unshare(NEWUSER | NEWNS).expect("unshare");
+        let empty = c_string("");
+        let flags = CLONE | libc::AT_EMPTY_PATH as usize;
+        let view = |fd: &Fd| {
+            let arguments = [fd.raw() as usize, empty.as_ptr() as usize, flags, 0, 0, 0];
+            call(libc::SYS_open_tree, arguments).map(|_| 0)
+        };
+        row!(rows, EINVAL, view(&outside));
+        row!(rows, OK, view(&Fd::open("/tmp", libc::O_PATH).unwrap()));
+        // What is on the root stays there, and what is below it hidden.
+        row!(rows, EINVAL, view(&Fd::open("/", libc::O_PATH).unwrap()));
+        rows.finish();
+    });
+}
+
+/// A mount namespace that is shown in itself would keep itself.
+fn a_tree_in_itself() {
+    fs::write("/tmp/bounds-file", "").unwrap();
+    in_child(|| {
+        let mut rows = Rows::default();
+        unshare(NEWUSER | NEWNS).expect("unshare");
+        row!(rows, EINVAL, mount("/proc/self/ns/mnt", "/tmp/bounds-file", "", libc::MS_BIND));
+        row!(rows, OK, mount("/proc/self/ns/uts", "/tmp/bounds-file", "", libc::MS_BIND));
+        rows.finish();
+    });
+}
+
+/// The same user's process outside is not open to one inside, whatever capabilities that one has there.
+fn memory_outside() {
+    in_child(|| {
+        become_user();
+        let word = 4711u64;
+        let outside = pid();
+        let read = || {
+            let mut found = 0u64;
+            let local = libc::iovec { iov_base: (&raw mut found).cast(), iov_len: 8 };
+            let remote = libc::iovec { iov_base: (&raw const word).cast_mut().cast(), iov_len: 8 };
+            // SAFETY: both vectors are of one word each.
+            check(unsafe { libc::process_vm_readv(outside, &local, 1, &remote, 1, 0) } as i64).map(|_| 0)
+        };
+        in_child(|| {
+            let mut rows = Rows::default();
+            row!(rows, OK, read());
+            unshare(NEWUSER).expect("unshare");
+            row!(rows, EPERM, read());
+            row!(rows, EACCES, errno(fs::read_link(format!("/proc/{outside}/root"))));
+            rows.finish();
+        });
+    });
+}
+
+/// Mounts one on the other, twice as many each time: their end is as long as their number.
+fn many_mounts() {
+    fs::create_dir_all("/tmp/bounds").unwrap();
+    in_child(|| {
+        become_user();
+        unshare(NEWUSER | NEWNS | NEWPID).expect("unshare");
+        std::env::set_current_dir("/tmp/bounds").unwrap();
+        mount(".", ".", "", libc::MS_BIND).unwrap();
+        // Linux finds the top of so many by going through them.
+        for _ in 0..if is_linux() { 9 } else { 13 } {
+            mount(".", ".", "", libc::MS_BIND | libc::MS_REC).unwrap();
+        }
+    });
+}
