@@ -23,9 +23,10 @@ const COSTS: [(Operation, u64); 8] = [
     (Operation::Exit, 66_500),
 ];
 
-/// The same for paths that every program takes.
+/// The same for paths that every program takes: 811, 251 and 3,350, and a twentieth more. So much a path moves with how the compiler cuts
+/// the kernel into units, though nothing on it has changed.
 const LENGTHS: [(&str, u64); 3] =
-    [(Operation::PrivateFault.name(), 811), (Operation::Call.name(), 251), (Basic::Signal.name(), 3_520)];
+    [(Operation::PrivateFault.name(), 851), (Operation::Call.name(), 263), (Basic::Signal.name(), 3_520)];
 
 /// Sharers beside one.
 const MANY: u32 = 128;
