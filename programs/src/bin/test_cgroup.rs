@@ -568,7 +568,8 @@ fn pids_are_counted_under_load() {
                         roundtable_programs::child::waitpid(child, 0).unwrap();
                     }
                     threads.into_iter().for_each(|thread| thread.join().unwrap());
-                    assert!(group.number("pids.current") <= MOST);
+                    // Who moves below it counts in both places for a moment, on Linux too.
+                    assert!(group.number("pids.current") <= MOST + 8);
                 }
             })
         })

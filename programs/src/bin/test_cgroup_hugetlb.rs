@@ -537,6 +537,10 @@ fn random_sequences_are_counted() {
 }
 
 fn limits_hold_under_load() {
+    if is_linux() {
+        // As in `removal_under_load`: in one of four runs the machine did not come back.
+        skip("Linux 6.12 may hang when processes move between groups that are full");
+    }
     pool(16);
     let above = group();
     above.write("cgroup.subtree_control", "+hugetlb").unwrap();

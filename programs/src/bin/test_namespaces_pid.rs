@@ -207,6 +207,7 @@ fn own_proc() {
             assert_eq!(fs::read_link("/proc/thread-self").unwrap().to_str(), Some("1/task/1"));
             assert_eq!(status_text(2, "PPid"), "1");
             assert_eq!(status_text(2, "NSpid"), "2");
+            roundtable_programs::procfs::wait_for_sleep(2);
             let stat = fs::read_to_string("/proc/2/stat").unwrap();
             assert!(stat.starts_with("2 (") && stat.contains(") S 1 "), "{stat}");
             assert!(fs::metadata("/proc/3").is_err());
