@@ -163,23 +163,36 @@ fn range_room<M: Machine>(machine: &M) -> Result<RangeRoom, OutOfMemory> {
     RangeRoom::try_new(0, 0).map_err(|_| OutOfMemory)
 }
 
+/// A step of a change of ranges: see [`Ranges::add`] and [`Ranges::take_out`].
+type Step = fn(&mut Ranges, Range<u64>, &mut Option<RangeRoom>, &mut Few<RangeRoom>) -> Option<u64>;
+
+/// Changes a range that is not empty, a few of its parts in each hold of the lock. Where it goes on in a later step, it meets what it
+/// has become in the one before.
+fn in_steps<M: Machine>(
+    machine: &M,
+    marks: &Spin<M, Marks>,
+    range: Range<u64>,
+    mut room: Option<RangeRoom>,
+    step: Step,
+) {
+    let mut next = Some(range.start);
+    while let Some(from) = next {
+        let mut freed = few();
+        next = step(&mut marks.lock().withheld, from..range.end, &mut room, &mut freed);
+        drop(freed);
+        machine.give_way();
+    }
+}
+
 /// Withholds stores from the pages of a range. On failure nothing has changed.
 pub(crate) fn withhold<M: Machine>(
     machine: &M,
     marks: &Spin<M, Marks>,
     range: Range<u64>,
 ) -> Result<(), OutOfMemory> {
-    if range.is_empty() {
-        return Ok(());
-    }
-    // Where the range goes on in a later step, it meets what it has become in this one.
-    let mut room = Some(range_room(machine)?);
-    let mut next = Some(range.start);
-    while let Some(from) = next {
-        let mut freed = few();
-        next = marks.lock().withheld.add(from..range.end, &mut room, &mut freed);
-        drop(freed);
-        machine.give_way();
+    if !range.is_empty() {
+        let room = Some(range_room(machine)?);
+        in_steps(machine, marks, range, room, Ranges::add);
     }
     Ok(())
 }
@@ -190,18 +203,11 @@ pub(crate) fn permit<M: Machine>(
     marks: &Spin<M, Marks>,
     range: Range<u64>,
 ) -> Result<(), OutOfMemory> {
-    if range.is_empty() {
-        return Ok(());
-    }
-    // The mapping lock keeps it so.
-    let is_inside = marks.lock().withheld.is_inside(&range);
-    let mut room = is_inside.then(|| range_room(machine)).transpose()?;
-    let mut next = Some(range.start);
-    while let Some(from) = next {
-        let mut freed = few();
-        next = marks.lock().withheld.take_out(from..range.end, &mut room, &mut freed);
-        drop(freed);
-        machine.give_way();
+    if !range.is_empty() {
+        // The mapping lock keeps it so.
+        let is_inside = marks.lock().withheld.is_inside(&range);
+        let room = is_inside.then(|| range_room(machine)).transpose()?;
+        in_steps(machine, marks, range, room, Ranges::take_out);
     }
     Ok(())
 }
