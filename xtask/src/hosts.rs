@@ -110,22 +110,24 @@ impl Arch {
         }
     }
 
-    /// What cannot be had at once, if anything.
-    fn missing(self) -> Option<&'static str> {
-        match self {
-            Arch::X86_64 => (!toolchain::is_at_hand()).then_some("no Rust for the bare machine is installed"),
-            _ if toolchain::for_bare(RISCV).is_none() => Some("no Rust for bare RISC-V is installed"),
-            _ if !debian::has_program(QEMU_RISCV) => Some("QEMU for RISC-V is not installed"),
-            Arch::Riscv64Sv39 if !can_take_sv48_away() => Some("this QEMU cannot take Sv48 away (8.1 can)"),
-            _ => None,
+    /// The compiler, when it and the machine can be had at once; else what is missing.
+    fn at_hand(self) -> Result<Toolchain, &'static str> {
+        if self == Arch::X86_64 {
+            let no_rust = "no Rust for the bare machine is installed";
+            return if toolchain::is_at_hand() {
+                toolchain::find_or_install().map_err(|_| no_rust)
+            } else {
+                Err(no_rust)
+            };
         }
-    }
-
-    fn toolchain(self) -> Option<Toolchain> {
-        match self {
-            Arch::X86_64 => toolchain::find_or_install().ok(),
-            Arch::Riscv64 | Arch::Riscv64Sv39 => toolchain::for_bare(RISCV),
+        let toolchain = toolchain::for_bare(RISCV).ok_or("no Rust for bare RISC-V is installed")?;
+        if !debian::has_program(QEMU_RISCV) {
+            return Err("QEMU for RISC-V is not installed");
         }
+        if self == Arch::Riscv64Sv39 && !can_take_sv48_away() {
+            return Err("this QEMU cannot take Sv48 away (8.1 can)");
+        }
+        Ok(toolchain)
     }
 
     /// Installs what is missing.
@@ -174,30 +176,18 @@ pub fn run(options: &HostOptions) -> Result<i32> {
     }
 }
 
-/// Whether one of the tests of hosts is asked for.
-pub fn are_wanted(options: &TestOptions) -> bool {
-    Arch::value_variants().iter().any(|arch| options.wants(arch.test()))
-}
-
-/// Runs the host as a test on each architecture, where its crates can be had.
-pub fn test(options: &TestOptions, report: &mut Report) -> Result<()> {
-    for arch in Arch::value_variants() {
-        if options.wants(arch.test()) {
-            test_one(*arch, report);
-        }
+/// Runs the host as a test on each architecture that is asked for, where its crates can be had.
+pub fn test(options: &TestOptions, report: &mut Report) {
+    for arch in Arch::value_variants().iter().filter(|arch| options.wants(arch.test())) {
+        report.timed(arch.test(), |report| test_one(*arch, report));
     }
-    Ok(())
 }
 
 fn test_one(arch: Arch, report: &mut Report) {
     let name = arch.test();
-    if let Some(missing) = arch.missing() {
-        report.skip(name, missing);
-        return;
-    }
-    let Some(toolchain) = arch.toolchain() else {
-        report.skip(name, "no Rust for it can be installed");
-        return;
+    let toolchain = match arch.at_hand() {
+        Ok(toolchain) => toolchain,
+        Err(missing) => return report.skip(name, missing),
     };
     report.busy_with(name);
     if let Err(error) = fetch(arch, &toolchain) {

@@ -5,7 +5,8 @@ mod programs;
 use core::arch::asm;
 
 use hugetlb::{Level, PhysAddr, VirtAddr};
-use ostd::cpu::{CpuId, CpuSet};
+use ostd::cpu::{CpuSet, PinCurrentCpu};
+use ostd::task::disable_preempt;
 use sbi_rt::HartMask;
 
 pub use programs::{page_fault, print, set_arguments, set_result, synchronize_code, system_call};
@@ -65,9 +66,8 @@ pub fn shoot_down(targets: &CpuSet) {
     // What is removed is removed before the fences: the firmware is another program, and promises to order nothing of ours.
     // SAFETY: A fence.
     unsafe { asm!("fence rw, rw", options(nostack)) };
-    let here = ostd::task::disable_preempt();
-    let is_here = |cpu: CpuId| cpu == ostd::cpu::PinCurrentCpu::current_cpu(&here);
-    if targets.iter().all(is_here) {
+    let here = disable_preempt();
+    if targets.iter().all(|cpu| cpu == here.current_cpu()) {
         forget_all();
     } else {
         assert_eq!(
