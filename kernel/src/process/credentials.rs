@@ -128,10 +128,13 @@ impl Credentials {
         }
     }
 
-    /// Whether a thread with these credentials may look into a process with those of `whom`, once their users are the `same`: what the
-    /// other may do it must be able to do as well, or have CAP_SYS_PTRACE over it. What is not dumpable may have come from another user
-    /// namespace with more than it has in this one (CVE-2015-8709), and needs the capability of the whole system.
-    pub fn may_look_into(&self, whom: &Self, same: bool, dumpable: bool) -> bool {
+    /// Whether a thread with these credentials may look into a process with those of `whom`, as this user and group (its real ones, or
+    /// those for files): the other must be theirs throughout, and what it may do this thread must be able to do as well; or it has
+    /// CAP_SYS_PTRACE over the other. What is not dumpable may have come from another user namespace with more than it has in this one
+    /// (CVE-2015-8709), and needs the capability of the whole system.
+    pub fn may_look_into(&self, whom: &Self, (uid, gid): (u32, u32), dumpable: bool) -> bool {
+        let same = [whom.uid, whom.euid, whom.suid].iter().all(|id| *id == uid)
+            && [whom.gid, whom.egid, whom.sgid].iter().all(|id| *id == gid);
         let namespace = |of: &Self| of.user.as_ref().map(Arc::as_ptr);
         let has_all = namespace(self) == namespace(whom) && whom.permitted & !self.permitted == 0;
         if same && dumpable && has_all {

@@ -381,13 +381,11 @@ pub(crate) fn check_may_access(process: &Arc<Process>) -> Result<()> {
     }
     let who = current.credentials();
     let whom = process.credentials();
-    let same = who.uid == whom.euid
-        && who.uid == whom.suid
-        && who.uid == whom.uid
-        && who.gid == whom.egid
-        && who.gid == whom.sgid
-        && who.gid == whom.gid;
-    if who.may_look_into(&whom, same, process.is_dumpable()) { Ok(()) } else { Err(Errno::EPERM) }
+    if who.may_look_into(&whom, (who.uid, who.gid), process.is_dumpable()) {
+        Ok(())
+    } else {
+        Err(Errno::EPERM)
+    }
 }
 
 fn process_vm_readv(args: &mut Args) -> Result<usize> {

@@ -85,9 +85,11 @@ impl Target {
         }
         let own = thread.credentials();
         let other = process.credentials();
-        let same = [other.uid, other.euid, other.suid].iter().all(|id| *id == own.fsuid)
-            && [other.gid, other.egid, other.sgid].iter().all(|id| *id == own.fsgid);
-        if own.may_look_into(&other, same, process.is_dumpable()) { Ok(()) } else { Err(Errno::EACCES) }
+        if own.may_look_into(&other, (own.fsuid, own.fsgid), process.is_dumpable()) {
+            Ok(())
+        } else {
+            Err(Errno::EACCES)
+        }
     }
 
     /// Owner of the files: the effective user, or root for what may not be looked into.
