@@ -386,10 +386,7 @@ pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
     let _change = CHANGE.lock();
     let at = enter(at);
     check_own(&at)?;
-    // A file that stands for a namespace is in no tree, and may be shown all the same.
-    if !crate::namespaces::file::is_one(from.inode()) {
-        check_own(from)?;
-    }
+    check_own_or_namespace(from)?;
     mount_namespace::check_keeps(from.inode(), at.mount.namespace())?;
     let top = from.mount.another(from.dentry.clone());
     // Before the new mount is there, or it would be copied into itself.
@@ -468,14 +465,18 @@ pub fn place_or_move(from: &Path, at: Path) -> Result<()> {
 /// open_tree(2) with OPEN_TREE_CLONE: a second view of what is visible at `from`, nowhere yet. Mounts below are not in it.
 pub fn detached_view(from: &Path) -> Result<Path> {
     let _change = CHANGE.lock();
-    if !crate::namespaces::file::is_one(from.inode()) {
-        check_own(from)?;
-    }
+    check_own_or_namespace(from)?;
     if subtree(&from.mount)?.iter().skip(1).any(|mount| is_locked_below(mount, from)) {
         return Err(Errno::EINVAL);
     }
     let mount = from.mount.another(from.dentry.clone());
     Ok(Path { dentry: from.dentry.clone(), mount })
+}
+
+/// As [`check_own`], of what another view is to be made of: a file that stands for a namespace is in no tree, and may be shown all the
+/// same.
+fn check_own_or_namespace(from: &Path) -> Result<()> {
+    if crate::namespaces::file::is_one(from.inode()) { Ok(()) } else { check_own(from) }
 }
 
 /// Is `mount` one that stays where it is, and covers something that a view of `from` alone would show?
