@@ -388,13 +388,28 @@ impl File {
         self.signalling.lock().as_ref()?.lease.clone()
     }
 
-    pub(super) fn set_lease(&self, lease: Arc<Lease>) {
-        let old = self.with_signalling(|signalling| signalling.lease.replace(lease));
-        drop(old);
+    /// Makes room for what hangs on signals, for those who set it under a lock.
+    pub(super) fn prepare_signalling(&self) {
+        self.with_signalling(|_| ());
     }
 
-    pub(super) fn take_lease(&self) -> Option<Arc<Lease>> {
-        self.signalling.lock().as_mut()?.lease.take()
+    /// Gives it a lease, after [`Self::prepare_signalling`]: it has none.
+    pub(super) fn set_lease(&self, lease: Arc<Lease>) {
+        if let Some(signalling) = self.signalling.lock().as_mut() {
+            debug_assert!(signalling.lease.is_none());
+            signalling.lease = Some(lease);
+        }
+    }
+
+    /// Takes this lease, unless it has another by now.
+    pub(super) fn take_lease(&self, lease: &Lease) -> Option<Arc<Lease>> {
+        let mut signalling = self.signalling.lock();
+        let place = &mut signalling.as_mut()?.lease;
+        if place.as_ref().is_some_and(|own| core::ptr::eq(Arc::as_ptr(own), lease)) {
+            place.take()
+        } else {
+            None
+        }
     }
 
     /// What it notes of a directory.

@@ -92,19 +92,24 @@ impl Lease {
         state.breaking = state.breaking.filter(|(down_to, _)| *down_to < level);
     }
 
-    /// The lease is over.
-    pub(super) fn end(&self, inode: &Inode) {
-        let Some(held) = inode.leases.held() else { return };
+    /// The lease is over: its open file, which has it no longer when it is being closed, and the inode let go of it as one.
+    /// False when somebody else has ended it.
+    pub(super) fn end(&self, inode: &Inode) -> bool {
+        let Some(held) = inode.leases.held() else { return false };
+        let file = self.file.upgrade();
         let removed = {
             let mut list = held.list.lock();
             let at = list.iter().position(|lease| core::ptr::eq(Arc::as_ptr(lease), self));
             let removed = at.map(|at| list.swap_remove(at));
             inode.leases.any.store(!list.is_empty(), Ordering::SeqCst);
-            removed
+            (removed, file.as_ref().and_then(|file| file.take_lease(self)))
         };
         self.set(Level::None);
         held.changed.wake_all();
+        let was_there = removed.0.is_some();
         drop(removed);
+        drop(file);
+        was_there
     }
 }
 
@@ -122,9 +127,8 @@ pub fn set(file: &Arc<File>, fd: i32, wanted: u32) -> Result<()> {
         abi::F_RDLCK => Level::Read,
         abi::F_WRLCK => Level::Write,
         abi::F_UNLCK => {
-            let lease = file.take_lease().ok_or(Errno::EAGAIN)?;
-            lease.end(inode);
-            return Ok(());
+            let ended = file.lease().is_some_and(|lease| lease.end(inode));
+            return if ended { Ok(()) } else { Err(Errno::EAGAIN) };
         }
         _ => return Err(Errno::EINVAL),
     };
@@ -145,6 +149,7 @@ pub fn set(file: &Arc<File>, fd: i32, wanted: u32) -> Result<()> {
         let fresh = Arc::new(Held::default());
         inode.leases.held.lock().get_or_insert(fresh).clone()
     };
+    file.prepare_signalling();
     loop {
         let mut room = fallible::with_capacity(held.list.lock().len() + 1)?;
         let mut list = held.list.lock();
@@ -165,10 +170,11 @@ pub fn set(file: &Arc<File>, fd: i32, wanted: u32) -> Result<()> {
         let lease = Arc::new(Lease { file: Arc::downgrade(file), fd, state });
         room.append(&mut list);
         room.push(lease.clone());
+        // Both know of it before another call on the same open file looks.
+        file.set_lease(lease);
         let old = core::mem::replace(&mut *list, room);
         drop(list);
         drop(old);
-        file.set_lease(lease);
         break;
     }
     default_owner(file);
@@ -277,9 +283,6 @@ fn expire(inode: &Inode, held: &Held) {
         }
     }
     for lease in over {
-        if let Some(file) = lease.file.upgrade() {
-            drop(file.take_lease());
-        }
         lease.end(inode);
     }
     held.changed.wake_all();

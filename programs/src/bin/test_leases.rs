@@ -14,7 +14,7 @@ use roundtable_programs::sys::{check, pid, settles};
 use roundtable_programs::{Errno, row, tests};
 
 tests! { lease_rules, broken_by_writers, broken_by_readers, not_waited_for, given_up, taken_away: 60, several_readers, truncation_breaks,
-ends_with_the_file, ready_pipes, ready_sockets, signals_of_ones_own, owners, owners_that_are_gone, notes, notes_once, note_rules }
+ends_with_the_file, set_twice_at_once, ready_pipes, ready_sockets, signals_of_ones_own, owners, owners_that_are_gone, notes, notes_once, note_rules }
 
 const SETLEASE: i32 = 1024;
 const GETLEASE: i32 = 1025;
@@ -244,6 +244,26 @@ fn is_pending(signal: i32) -> bool {
         libc::sigpending(&mut set);
         libc::sigismember(&set, signal) == 1
     }
+}
+
+/// One open file has one lease, however many threads ask for it at once: none is left when it is given up.
+fn set_twice_at_once() {
+    let path = file("twice");
+    let fd = open(&path, libc::O_RDONLY);
+    let together = std::sync::Barrier::new(2);
+    for _ in 0..500 {
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    together.wait();
+                    assert_eq!(lease(&fd, libc::F_RDLCK), Ok(0));
+                });
+            }
+        });
+        assert_eq!(lease(&fd, libc::F_UNLCK), Ok(0));
+        assert_eq!(Fd::open(&path, libc::O_WRONLY | libc::O_NONBLOCK).map(|_| 0), Ok(0));
+    }
+    fs::remove_file(&path).unwrap();
 }
 
 fn ready_pipes() {
