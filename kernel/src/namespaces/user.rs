@@ -11,7 +11,7 @@ use crate::errno::{Errno, Result};
 use crate::memory::fallible::{self, Text, TryVec};
 use crate::memory::{PAGE_SIZE, reserve};
 use crate::process::accounts::Share;
-use crate::process::{self, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Credentials};
+use crate::process::{self, CAP_SETFCAP, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Credentials};
 use crate::sync::{Mutex, Once};
 
 /// Who has no number in a namespace is shown with this one.
@@ -67,6 +67,8 @@ pub struct UserNamespace {
     users: IdMap,
     groups: IdMap,
     setgroups_denied: AtomicBool,
+    /// Who made it had the capability to give files those that a root of the namespace above would honour.
+    maker_could_mark_files: bool,
     /// Serialises writers of the maps and of `setgroups`.
     change: Mutex<()>,
     /// How many namespaces of each kind a user may have who is in this one.
@@ -100,6 +102,7 @@ impl UserNamespace {
                 users: identity(),
                 groups: identity(),
                 setgroups_denied: AtomicBool::new(false),
+                maker_could_mark_files: true,
                 change: Mutex::new(()),
                 limits: core::array::from_fn(|_| AtomicU64::new(most)),
                 _shares: Vec::new(),
@@ -131,6 +134,7 @@ impl UserNamespace {
             users: IdMap(Once::new()),
             groups: IdMap(Once::new()),
             setgroups_denied: AtomicBool::new(denied),
+            maker_could_mark_files: maker.capable_here(CAP_SETFCAP),
             change: Mutex::new(()),
             limits: core::array::from_fn(|_| AtomicU64::new(i32::MAX as u64)),
             _shares: shares,
@@ -195,23 +199,33 @@ impl UserNamespace {
         out.finish()
     }
 
-    /// Writes one of the two, once.
-    pub fn write_map(self: &Arc<Self>, ids: Ids, text: &[u8]) -> Result<()> {
-        let own = process::current().credentials();
-        let writer = own.user_namespace();
+    /// Writes one of the two, once. What counts is who opened the file: a descriptor that is handed to a more powerful program gives nobody
+    /// more rights. Numbers of others need both, opener and writer, to have the capability.
+    pub fn write_map(self: &Arc<Self>, ids: Ids, text: &[u8], opener: &Credentials) -> Result<()> {
         let parent = self.parent.as_ref().ok_or(Errno::EPERM)?;
-        if !Arc::ptr_eq(&writer, self) && !Arc::ptr_eq(&writer, parent) {
+        let from = opener.user_namespace();
+        if !Arc::ptr_eq(&from, self) && !Arc::ptr_eq(&from, parent) {
             return Err(Errno::EPERM);
         }
         if text.len() >= PAGE_SIZE {
             return Err(Errno::EINVAL);
         }
         let _change = self.change.lock();
-        if !self.map(ids).extents().is_empty() || !own.capable_in(self, CAP_SYS_ADMIN) {
+        if !self.map(ids).extents().is_empty() || !opener.capable_in(self, CAP_SYS_ADMIN) {
             return Err(Errno::EPERM);
         }
         let mut extents = parse(text)?;
-        self.check_map(ids, &extents, parent, &own)?;
+        if ids == Ids::Users && extents.iter().any(|extent| extent.kernel == 0) {
+            // Its root could give files capabilities that count above.
+            let allowed = match Arc::ptr_eq(&from, self) {
+                true => self.maker_could_mark_files,
+                false => opener.capable_in(parent, CAP_SETFCAP),
+            };
+            if !allowed {
+                return Err(Errno::EPERM);
+            }
+        }
+        self.check_map(ids, &extents, parent, opener)?;
         for extent in &mut extents {
             extent.kernel = lower(parent.map(ids), extent).ok_or(Errno::EPERM)?;
         }
@@ -224,22 +238,24 @@ impl UserNamespace {
         ids: Ids,
         extents: &[Extent],
         parent: &UserNamespace,
-        own: &Credentials,
+        opener: &Credentials,
     ) -> Result<()> {
         if let [Extent { kernel, count: 1, .. }] = extents
-            && self.owner == own.euid
+            && self.owner == opener.euid
         {
             let above = parent.to_kernel(ids, *kernel);
             let allowed = match ids {
-                Ids::Users => above == Some(own.euid),
-                Ids::Groups => self.setgroups_denied.load(Ordering::SeqCst) && above == Some(own.egid),
+                Ids::Users => above == Some(opener.euid),
+                Ids::Groups => self.setgroups_denied.load(Ordering::SeqCst) && above == Some(opener.egid),
             };
             if allowed {
                 return Ok(());
             }
         }
         let capability = if ids == Ids::Users { CAP_SETUID } else { CAP_SETGID };
-        if own.capable_in(parent, capability) { Ok(()) } else { Err(Errno::EPERM) }
+        let writer = process::current().credentials();
+        let both = writer.capable_in(parent, capability) && opener.capable_in(parent, capability);
+        if both { Ok(()) } else { Err(Errno::EPERM) }
     }
 
     /// `/proc/PID/setgroups`.
@@ -247,10 +263,12 @@ impl UserNamespace {
         if self.setgroups_denied.load(Ordering::SeqCst) { "deny\n" } else { "allow\n" }
     }
 
-    pub fn write_setgroups(self: &Arc<Self>, text: &[u8]) -> Result<()> {
-        if !process::current().credentials().capable_in(self, CAP_SYS_ADMIN) {
-            return Err(Errno::EACCES);
-        }
+    /// `EACCES` for one who may not open the file for writing: later writes ask no more.
+    pub fn check_setgroups(&self, opener: &Credentials) -> Result<()> {
+        if opener.capable_in(self, CAP_SYS_ADMIN) { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    pub fn write_setgroups(&self, text: &[u8]) -> Result<()> {
         let _change = self.change.lock();
         match text.trim_ascii() {
             b"allow" if self.setgroups_denied.load(Ordering::SeqCst) => Err(Errno::EPERM),

@@ -60,6 +60,8 @@ pub const CAP_SYS_RESOURCE: u32 = 24;
 #[allow(missing_docs)]
 pub const CAP_SYS_TIME: u32 = 25;
 #[allow(missing_docs)]
+pub const CAP_SETFCAP: u32 = 31;
+#[allow(missing_docs)]
 pub const CAP_SYSLOG: u32 = 34;
 
 /// `-1` in the calls that set identities: leave as it is.

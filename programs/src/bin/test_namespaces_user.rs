@@ -4,10 +4,11 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 use roundtable_programs::child::{fork, in_child};
-use roundtable_programs::file::pipe;
+use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::kinds::{Answer, call};
 use roundtable_programs::namespaces::{
-    NEWIPC, NEWNS, NEWPID, NEWUSER, NEWUTS, become_root_of_own, errno, link, open, setns, unshare, wait_info,
+    NEWIPC, NEWNS, NEWPID, NEWTIME, NEWUSER, NEWUTS, become_root_of_own, errno, link, open, setns, unshare,
+    wait_info,
 };
 use roundtable_programs::procfs::status_text;
 use roundtable_programs::rows::Rows;
@@ -15,7 +16,7 @@ use roundtable_programs::sys::{c_string, check, pid};
 use roundtable_programs::{Errno, row, signals, tests};
 
 tests! { no_numbers_at_first, one_number, numbers_from_outside, bad_maps, setgroups_rules, capabilities_inside, files_of_others,
-ways_in, depth, limits, who_signals, chrooted }
+ways_in, depth, limits, who_signals, chrooted, rights_of_the_opener, namespace_at_opening, capabilities_of_files }
 
 const OVERFLOW: u32 = 65534;
 
@@ -339,5 +340,100 @@ fn chrooted() {
         // SAFETY: the string is there.
         check(unsafe { libc::chroot(c_string("/tmp").as_ptr()) }).unwrap();
         assert_eq!(unshare(NEWUSER), Err(Errno::EPERM));
+    });
+}
+
+/// Runs `work` while a process of that user is in a user namespace of its own, without numbers.
+fn beside_one_of(user: u32, work: impl FnOnce(i32)) {
+    let (told, tell) = pipe(0);
+    let (asked, ask) = pipe(0);
+    let child = fork(|| {
+        // SAFETY: take integers.
+        unsafe {
+            check(libc::setgid(user)).unwrap();
+            check(libc::setuid(user)).unwrap();
+        }
+        unshare(NEWUSER).unwrap();
+        // SAFETY: takes integers. Its files are its own again.
+        check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) }).unwrap();
+        tell.write(b"x").unwrap();
+        assert_eq!(asked.read(&mut [0; 1]), Ok(1));
+    });
+    assert_eq!(told.read(&mut [0; 1]), Ok(1));
+    work(child.pid);
+    ask.write(b"x").unwrap();
+    child.ok();
+}
+
+/// Runs `work` as another user, without capabilities.
+fn acting_as<R>(user: u32, work: impl FnOnce() -> R) -> R {
+    // SAFETY: take integers.
+    unsafe {
+        check(libc::seteuid(user)).unwrap();
+        let result = work();
+        check(libc::seteuid(0)).unwrap();
+        result
+    }
+}
+
+/// Who opened a file decides what may be written, so that nobody gains by having a more powerful program write.
+fn rights_of_the_opener() {
+    const USER: u32 = 1000;
+    in_child(|| {
+        beside_one_of(USER, |pid| {
+            let mut rows = Rows::default();
+            let open = |name: &str| Fd::open(&format!("/proc/{pid}/{name}"), libc::O_WRONLY).unwrap();
+            let write = |fd: &Fd, text: &str| fd.write(text.as_bytes()).map(|_| 0);
+            let (of_user, of_root) = (acting_as(USER, || open("uid_map")), open("uid_map"));
+            row!(rows, EPERM, write(&of_user, "0 5 1"));
+            row!(rows, EPERM, write(&of_user, "0 0 1"));
+            // Numbers of others need the capability at both times.
+            row!(rows, EPERM, acting_as(USER, || write(&of_root, "0 5 1")));
+            row!(rows, EPERM, acting_as(USER, || write(&of_root, "0 1000 1")));
+            row!(rows, OK, write(&of_user, "0 1000 1"));
+            let (of_user, of_root) = (acting_as(USER, || open("gid_map")), open("gid_map"));
+            row!(rows, EPERM, write(&of_user, "0 5 1"));
+            let setgroups = open("setgroups");
+            row!(rows, OK, acting_as(USER + 1, || write(&setgroups, "deny")));
+            row!(rows, EPERM, acting_as(USER, || write(&of_root, "0 5 1")));
+            row!(rows, OK, write(&of_root, "0 5 1"));
+            row!(rows, EPERM, write(&of_user, "0 1000 1"));
+            rows.finish();
+        });
+        unshare(NEWTIME).unwrap();
+        let offsets = Fd::open("/proc/self/timens_offsets", libc::O_WRONLY).unwrap();
+        assert_eq!(acting_as(USER, || offsets.write(b"monotonic 1 0")), Ok(13));
+    });
+}
+
+/// An open file is about the namespace that the process had when it was opened.
+fn namespace_at_opening() {
+    in_child(|| {
+        let before = Fd::open("/proc/self/uid_map", libc::O_RDWR).unwrap();
+        unshare(NEWUSER).unwrap();
+        assert_eq!(before.write(b"0 0 1"), Err(Errno::EPERM));
+        let mut shown = [0; 64];
+        let length = before.read_at(&mut shown, 0).unwrap();
+        assert_eq!(std::str::from_utf8(&shown[..length]).unwrap(), "         0          0 4294967295\n");
+        assert_eq!(errno(fs::write("/proc/self/uid_map", "0 0 1")), Ok(0));
+    });
+}
+
+/// A root of a namespace that is the root above could give files capabilities: only one who could do so before makes one.
+fn capabilities_of_files() {
+    in_child(|| {
+        let mut rows = Rows::default();
+        let header = [0x2008_0522u32, 0];
+        let mut sets = [0u32; 6];
+        let arguments = |sets: &[u32; 6]| [header.as_ptr() as usize, sets.as_ptr() as usize, 0, 0, 0, 0];
+        assert_eq!(call(libc::SYS_capget, arguments(&sets)), Ok(0));
+        // CAP_SETFCAP, of those in effect.
+        sets[0] &= !(1 << 31);
+        assert_eq!(call(libc::SYS_capset, arguments(&sets)), Ok(0));
+        unshare(NEWUSER).unwrap();
+        row!(rows, EPERM, errno(fs::write("/proc/self/uid_map", "5 0 1")));
+        row!(rows, OK, errno(fs::write("/proc/self/setgroups", "deny")));
+        row!(rows, OK, errno(fs::write("/proc/self/gid_map", "0 0 1")));
+        rows.finish();
     });
 }

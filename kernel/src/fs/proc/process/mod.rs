@@ -28,6 +28,7 @@ use crate::memory::fallible::{self, TryVec};
 use crate::memory::inject;
 use crate::namespaces::View;
 use crate::process::{self, Pid, Process, Thread};
+use namespaces::Setting;
 
 /// A process, or one thread of it.
 #[derive(Clone)]
@@ -164,6 +165,8 @@ enum Make {
     Memory(memory::Kind),
     /// `ns`.
     Namespaces,
+    /// Sets something of one of the process's namespaces.
+    Namespace(Setting),
 }
 
 struct Entry {
@@ -182,10 +185,10 @@ const ENTRIES: &[Entry] = &[
     Entry { name: "task", permissions: 0o555, process_only: true, make: Make::Tasks },
     entry("fd", 0o500, Make::Descriptors { info: false }),
     entry("ns", 0o511, Make::Namespaces),
-    entry("uid_map", 0o644, Make::Setting(namespaces::uid_map, namespaces::set_uid_map)),
-    entry("gid_map", 0o644, Make::Setting(namespaces::gid_map, namespaces::set_gid_map)),
-    entry("setgroups", 0o644, Make::Setting(namespaces::setgroups, namespaces::set_setgroups)),
-    entry("timens_offsets", 0o644, Make::Setting(namespaces::time_offsets, namespaces::set_time_offsets)),
+    entry("uid_map", 0o644, Make::Namespace(Setting::Users)),
+    entry("gid_map", 0o644, Make::Namespace(Setting::Groups)),
+    entry("setgroups", 0o644, Make::Namespace(Setting::Setgroups)),
+    entry("timens_offsets", 0o644, Make::Namespace(Setting::TimeOffsets)),
     entry("fdinfo", 0o555, Make::Descriptors { info: true }),
     entry("environ", 0o400, Make::Private(memory::environ)),
     entry("auxv", 0o400, Make::Private(memory::auxv)),
@@ -270,6 +273,10 @@ impl InodeOps for ProcessDirectory {
                 }
                 Make::Namespaces => {
                     target.inode(number, FileType::Directory, mode, namespaces::Links(target.clone()))
+                }
+                Make::Namespace(setting) => {
+                    let ops = namespaces::SettingInode { target: target.clone(), setting };
+                    target.inode(number, FileType::Regular, mode, ops)
                 }
                 Make::Tasks => target.inode(number, FileType::Directory, mode, Tasks(target.clone())),
                 Make::Memory(kind) => {

@@ -3,16 +3,20 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use linux_raw_sys::general as abi;
+
 use super::super::bytes;
 use super::{PlaceLink, Target};
 use crate::errno::{Errno, Result};
 use crate::fs::dentry::Dentry;
-use crate::fs::inode::{Dirent, InodeOps};
+use crate::fs::file::FileOps;
+use crate::fs::inode::{Dirent, Inode, InodeOps, SetAttributes};
 use crate::fs::path::Path;
+use crate::fs::pseudo::{Text, TextFile};
 use crate::fs::stat::FileType;
 use crate::namespaces::user::Ids;
 use crate::namespaces::{Namespaces, TimeNamespace, UserNamespace, file};
-use crate::process;
+use crate::process::{self, Credentials};
 
 /// `/proc/PID/ns`.
 pub struct Links(pub Target);
@@ -62,46 +66,73 @@ fn place<const INDEX: usize>(target: &Target) -> Result<Path> {
     file::of_thread(&thread, file::NAMES[INDEX]).map(file::place).ok_or(Errno::ENOENT)
 }
 
-fn user_of(target: &Target) -> Result<Arc<UserNamespace>> {
-    Ok(target.thread()?.credentials().user_namespace())
+/// A file that sets something of a namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Setting {
+    Users,
+    Groups,
+    Setgroups,
+    TimeOffsets,
 }
 
-fn show(target: &Target, ids: Ids) -> Result<Vec<u8>> {
-    user_of(target)?.show_map(ids, &process::current().credentials().user_namespace())
+/// Such a file: what an open one is about, and by whose rights, is decided when it is opened.
+pub struct SettingInode {
+    pub target: Target,
+    pub setting: Setting,
 }
 
-pub fn uid_map(target: &Target) -> Result<Vec<u8>> {
-    show(target, Ids::Users)
+impl InodeOps for SettingInode {
+    fn open(&self, _: &Path, flags: u32) -> Result<Arc<dyn FileOps>> {
+        let thread = self.target.thread()?;
+        let opener = process::current().credentials();
+        let user = thread.credentials().user_namespace();
+        if self.setting == Setting::Setgroups && flags & abi::O_ACCMODE != abi::O_RDONLY {
+            user.check_setgroups(&opener)?;
+        }
+        let (target, setting) = (self.target.clone(), self.setting);
+        Ok(TextFile::new(Arc::new(OpenSetting { target, setting, user, opener })))
+    }
+
+    fn set_attributes(&self, _: &Inode, change: &SetAttributes) -> Result<()> {
+        if change.uid.is_some() || change.gid.is_some() { Err(Errno::EPERM) } else { Ok(()) }
+    }
+
+    /// Opening with `O_TRUNC` changes nothing.
+    fn truncate(&self, _: &Inode, _: u64) -> Result<()> {
+        Ok(())
+    }
 }
 
-pub fn set_uid_map(target: &Target, text: &[u8]) -> Result<()> {
-    user_of(target)?.write_map(Ids::Users, text)
+struct OpenSetting {
+    target: Target,
+    setting: Setting,
+    /// The user namespace that the process had then.
+    user: Arc<UserNamespace>,
+    opener: Arc<Credentials>,
 }
 
-pub fn gid_map(target: &Target) -> Result<Vec<u8>> {
-    show(target, Ids::Groups)
+impl OpenSetting {
+    fn time(&self) -> Result<Arc<TimeNamespace>> {
+        Ok(Namespaces::of(&*self.target.thread()?).time_for_children.clone())
+    }
 }
 
-pub fn set_gid_map(target: &Target, text: &[u8]) -> Result<()> {
-    user_of(target)?.write_map(Ids::Groups, text)
-}
+impl Text for OpenSetting {
+    fn show(&self) -> Result<Vec<u8>> {
+        match self.setting {
+            Setting::Users => self.user.show_map(Ids::Users, &self.opener.user_namespace()),
+            Setting::Groups => self.user.show_map(Ids::Groups, &self.opener.user_namespace()),
+            Setting::Setgroups => bytes(self.user.show_setgroups()),
+            Setting::TimeOffsets => self.time()?.show(),
+        }
+    }
 
-pub fn setgroups(target: &Target) -> Result<Vec<u8>> {
-    bytes(user_of(target)?.show_setgroups())
-}
-
-pub fn set_setgroups(target: &Target, text: &[u8]) -> Result<()> {
-    user_of(target)?.write_setgroups(text)
-}
-
-fn time_of(target: &Target) -> Result<Arc<TimeNamespace>> {
-    Ok(Namespaces::of(&*target.thread()?).time_for_children.clone())
-}
-
-pub fn time_offsets(target: &Target) -> Result<Vec<u8>> {
-    time_of(target)?.show()
-}
-
-pub fn set_time_offsets(target: &Target, text: &[u8]) -> Result<()> {
-    time_of(target)?.store(text)
+    fn store(&self, text: &[u8]) -> Result<()> {
+        match self.setting {
+            Setting::Users => self.user.write_map(Ids::Users, text, &self.opener),
+            Setting::Groups => self.user.write_map(Ids::Groups, text, &self.opener),
+            Setting::Setgroups => self.user.write_setgroups(text),
+            Setting::TimeOffsets => self.time()?.store(text, &self.opener),
+        }
+    }
 }
