@@ -29,6 +29,8 @@ pub struct Superblock {
     pub ops: Box<dyn SuperblockOps>,
     /// Mounts of it; when the last goes, `SuperblockOps::kill` is called.
     pub(super) mounts: AtomicU64,
+    /// Files that are open for writing, through whichever mount.
+    pub(super) writers: AtomicU64,
     next_ino: AtomicU64,
     /// `MS_RDONLY` or nothing.
     flags: AtomicU32,
@@ -72,6 +74,7 @@ impl Superblock {
             kind,
             ops: Box::new(ops),
             mounts: AtomicU64::new(0),
+            writers: AtomicU64::new(0),
             next_ino: AtomicU64::new(1),
             flags: AtomicU32::new(0),
             user: process::try_current().map_or_else(
@@ -244,6 +247,8 @@ pub struct Inode {
     pub attachment: SpinLock<Option<Arc<dyn Any + Send + Sync>>>,
     /// Who wants to hear of what happens to it.
     pub watched: Watched,
+    /// Extended attributes, once it has had some.
+    pub(super) xattrs: Once<Box<Xattrs>>,
     /// Above 0: open files that write. Below 0: programs that run from it, which keeps writers out.
     write_access: AtomicI32,
     /// An unnamed file (`O_TMPFILE`) that linkat(2) may give a name.

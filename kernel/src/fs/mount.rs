@@ -8,7 +8,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use linux_raw_sys::general as abi;
 
@@ -16,8 +16,9 @@ use super::dentry::Dentry;
 use super::inode::Superblock;
 use super::mount_namespace::{self, Copies, MountNamespace, RESTRICTIONS, check_own};
 use super::path::Path;
+use super::pseudo;
 use crate::errno::{Errno, Result};
-use crate::memory::fallible::{self, TryVec};
+use crate::memory::fallible::TryVec;
 use crate::memory::{PAGE_SIZE, reserve};
 use crate::sched;
 use crate::sync::{Mutex, SpinLock};
@@ -65,14 +66,20 @@ struct Table {
     /// The mounts on something, by parent mount and covered dentry (its address, which the mount keeps
     /// alive).
     covering: BTreeMap<(u64, usize), Arc<Mount>>,
-    /// All that are in the tree, by their numbers.
-    list: BTreeMap<u64, Arc<Mount>>,
+    /// How many mounts are in the tree of each namespace, by its number.
+    counts: BTreeMap<u64, usize>,
 }
 
 impl Table {
     /// The mounts that are directly on `mount`.
     fn on<'a>(&'a self, mount: &Mount) -> impl Iterator<Item = &'a Arc<Mount>> {
         self.covering.range((mount.id, 0)..=(mount.id, usize::MAX)).map(|(_, mount)| mount)
+    }
+
+    /// The first of those on dentries from this address on, and the address.
+    fn next_on(&self, mount: &Mount, point: usize) -> Option<(usize, Arc<Mount>)> {
+        let mut range = self.covering.range((mount.id, point)..=(mount.id, usize::MAX));
+        range.next().map(|((_, point), mount)| (*point, mount.clone()))
     }
 
     /// Takes the mount out; its place is returned to be dropped outside of locks.
@@ -82,18 +89,31 @@ impl Table {
             self.covering.remove(&(place.parent.id, Arc::as_ptr(&place.point) as usize));
             place.point.mounts.fetch_sub(1, Ordering::SeqCst);
         }
-        self.list.remove(&mount.id);
+        let namespace = mount.namespace();
+        if let Some(count) = self.counts.get_mut(&namespace) {
+            *count -= 1;
+            if *count == 0 {
+                self.counts.remove(&namespace);
+            }
+        }
         mount.set_namespace(0);
         place
     }
+
+    /// The mount is in the tree of this namespace now.
+    fn count(&mut self, mount: &Mount, namespace: u64) {
+        mount.set_namespace(namespace);
+        *self.counts.entry(namespace).or_default() += 1;
+    }
 }
 
-/// Mounts of all namespaces beyond which nobody in a user namespace makes one.
-const MOST_MOUNTS: usize = 100_000;
+/// `fs.mount-max`: mounts that one namespace may have.
+pub static MOST_MOUNTS: AtomicUsize = AtomicUsize::new(100_000);
 
-static TABLE: SpinLock<Table> = SpinLock::new(Table { covering: BTreeMap::new(), list: BTreeMap::new() });
+static TABLE: SpinLock<Table> = SpinLock::new(Table { covering: BTreeMap::new(), counts: BTreeMap::new() });
 /// Serialises changes of the table, which look at it more than once.
 static CHANGE: Mutex<()> = Mutex::new(());
+
 fn key(path: &Path) -> (u64, usize) {
     (path.mount.id, Arc::as_ptr(&path.dentry) as usize)
 }
@@ -174,10 +194,17 @@ impl Mount {
 
     pub(super) fn add_writer(&self) {
         self.writers.fetch_add(1, Ordering::SeqCst);
+        self.superblock.writers.fetch_add(1, Ordering::SeqCst);
     }
 
     pub(super) fn remove_writer(&self) {
         self.writers.fetch_sub(1, Ordering::SeqCst);
+        self.superblock.writers.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Is it in the tree of a namespace?
+    fn is_in_tree(&self) -> bool {
+        self.namespace() != 0
     }
 }
 
@@ -213,16 +240,23 @@ pub fn attach(mount: &Arc<Mount>, at: Path) -> Result<()> {
     attach_locked(mount, at)
 }
 
-fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
+/// Can the mount be at that place? Who moves one asks before it is taken from where it is.
+fn check_place(mount: &Mount, at: &Path) -> Result<()> {
     if mount.root.inode.is_dir() != at.dentry.inode.is_dir() {
         return Err(Errno::ENOTDIR);
     }
     if at.dentry.is_removed() {
         return Err(Errno::ENOENT);
     }
-    // Of those in user namespaces; the first users are trusted with their number, as with mounting at all.
-    let nested = crate::process::try_current().is_some_and(|thread| thread.has_user_namespace());
-    if nested && TABLE.lock().list.len() >= MOST_MOUNTS {
+    Ok(())
+}
+
+fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
+    check_place(mount, &at)?;
+    // Relaxed: a setting of its own.
+    let most = MOST_MOUNTS.load(Ordering::Relaxed);
+    let namespace = at.mount.namespace();
+    if TABLE.lock().counts.get(&namespace).is_some_and(|count| *count >= most) {
         return Err(Errno::ENOSPC);
     }
     // A mount outlives who made it.
@@ -236,14 +270,13 @@ fn put(mount: &Arc<Mount>, at: &Path) {
     let mut table = TABLE.lock();
     at.dentry.mounts.fetch_add(1, Ordering::SeqCst);
     *mount.place.lock() = Some(Place { parent: at.mount.clone(), point: at.dentry.clone() });
-    mount.set_namespace(at.mount.namespace());
+    table.count(mount, at.mount.namespace());
     table.covering.insert(key(at), mount.clone());
-    table.list.insert(mount.id, mount.clone());
 }
 
 /// Makes `mount` the root of all: the first mount of the system.
 pub fn attach_root(mount: &Arc<Mount>) {
-    TABLE.lock().list.insert(mount.id, mount.clone());
+    TABLE.lock().count(mount, MountNamespace::initial().head.ino);
     MountNamespace::initial().set_root(mount);
 }
 
@@ -273,8 +306,7 @@ fn copy_below(root: &Arc<Mount>, namespace: u64, locked: bool, copies: &mut Copi
         copies.insert(original.id, copy.clone());
         if Arc::ptr_eq(&original, root) {
             reserve::ask_lasting(PAGE_SIZE)?;
-            copy.set_namespace(namespace);
-            TABLE.lock().list.insert(copy.id, copy);
+            TABLE.lock().count(&copy, namespace);
             continue;
         }
         let Some(place) = original.place() else { continue };
@@ -322,11 +354,14 @@ fn subtree(mount: &Arc<Mount>) -> Result<Vec<Arc<Mount>>> {
     let mut found: Vec<Arc<Mount>> = alloc::vec![mount.clone()];
     let mut next = 0;
     while let Some(parent) = found.get(next).cloned() {
-        let table = TABLE.lock();
-        for mount in table.on(&parent) {
-            found.try_push(mount.clone())?;
+        let mut point = 0;
+        loop {
+            let next = TABLE.lock().next_on(&parent, point);
+            let Some((at, mount)) = next else { break };
+            found.try_push(mount)?;
+            point = at + 1;
+            sched::cond_resched();
         }
-        drop(table);
         sched::cond_resched();
         next += 1;
     }
@@ -370,9 +405,9 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
         }
         return Ok(());
     }
-    // Under the table's lock no walk can enter the mount; these references are known: ours, the table's two.
+    // Under the table's lock no walk can enter the mount; these references are known: ours, the table's.
     let mut table = TABLE.lock();
-    if table.on(&mount).next().is_some() || Arc::strong_count(&mount) > 3 {
+    if table.on(&mount).next().is_some() || Arc::strong_count(&mount) > 2 {
         return Err(Errno::EBUSY);
     }
     let place = table.take(&mount);
@@ -429,16 +464,14 @@ pub fn relocate(from: &Path, at: Path) -> Result<()> {
     if !Arc::ptr_eq(&from.dentry, &mount.root) || mount.place().is_none() || locked {
         return Err(Errno::EINVAL);
     }
-    if mount.root.inode.is_dir() != at.dentry.inode.is_dir() {
-        return Err(Errno::ENOTDIR);
-    }
+    check_place(mount, &at)?;
     if is_below(&at.mount, mount) {
         return Err(Errno::ELOOP);
     }
     let old = detach_one(mount);
-    let moved = attach_locked(mount, at);
+    put(mount, &at);
     drop(old);
-    moved
+    Ok(())
 }
 
 /// move_mount(2): puts a mount that is nowhere yet on `at`, or moves one that is somewhere.
@@ -449,11 +482,10 @@ pub fn place_or_move(from: &Path, at: Path) -> Result<()> {
     }
     {
         let _change = CHANGE.lock();
-        let in_tree = TABLE.lock().list.contains_key(&mount.id);
-        if !in_tree {
+        if !mount.is_in_tree() {
             let at = enter(at);
             // Into itself, or onto what is nowhere: nobody would ever see it.
-            if !TABLE.lock().list.contains_key(&at.mount.id) || !mount_namespace::is_own(&at.mount) {
+            if !at.mount.is_in_tree() || !mount_namespace::is_own(&at.mount) {
                 return Err(Errno::EINVAL);
             }
             return attach_locked(mount, at);
@@ -523,13 +555,9 @@ pub fn remount(path: &Path, flags: u32, mount_only: bool, options: &str) -> Resu
     mount.check_locked(flags)?;
     if !mount_only {
         mount.superblock.check_may_change()?;
-        if flags & abi::MS_RDONLY != 0 && mount.superblock.flags() & abi::MS_RDONLY == 0 {
-            let busy = TABLE.lock().list.values().any(|m| {
-                Arc::ptr_eq(&m.superblock, &mount.superblock) && m.writers.load(Ordering::SeqCst) > 0
-            });
-            if busy {
-                return Err(Errno::EBUSY);
-            }
+        let becomes_read_only = flags & abi::MS_RDONLY != 0 && mount.superblock.flags() & abi::MS_RDONLY == 0;
+        if becomes_read_only && mount.superblock.writers.load(Ordering::SeqCst) > 0 {
+            return Err(Errno::EBUSY);
         }
         mount.superblock.ops.remount(options)?;
         mount.superblock.set_flags(flags & abi::MS_RDONLY);
@@ -564,23 +592,67 @@ pub fn pivot(old_root: &Path, new_root: &Path, put_old: Path) -> Result<()> {
     // As in Linux: the first root file system is not attached to anything and cannot be moved.
     let (Some(old_place), Some(_)) = (old.place(), new.place()) else { return Err(Errno::EINVAL) };
     let put_old = enter(put_old);
+    check_place(new, &old_place)?;
+    check_place(old, &put_old)?;
     drop(detach_one(new));
     drop(detach_one(old));
-    attach_locked(new, old_place)?;
-    attach_locked(old, put_old)
+    put(new, &old_place);
+    // What stays where it is covers the same place as before; the old root may be unmounted where it is now.
+    // Ordering: changed with the tree, which has a lock of its own.
+    new.locked.store(old.locked.swap(false, Ordering::Relaxed), Ordering::Relaxed);
+    put(old, &put_old);
+    Ok(())
 }
 
-/// Calls `work` with all mounts that are in the tree, in the order in which they were made. The tree does not
+/// Calls `work` with the mounts that may be seen from `root`, in the order in which they were made. The tree does not
 /// change meanwhile, and the references to the mounts do not make them look busy.
-pub fn with_all<R>(work: impl FnOnce(&[Arc<Mount>]) -> R) -> Result<R> {
+pub fn with_visible<R>(root: &Path, work: impl FnOnce(&[Arc<Mount>]) -> R) -> Result<R> {
     let _change = CHANGE.lock();
-    let list = all()?;
+    let mut list = subtree(&root.mount)?;
+    list.retain(|mount| mount.is_in_tree());
+    list.sort_unstable_by_key(|mount| mount.id);
     let result = work(&list);
     // Before the lock is released: unmount counts references.
     drop(list);
     Ok(result)
 }
 
-fn all() -> Result<Vec<Arc<Mount>>> {
-    fallible::collect(TABLE.lock().list.values().cloned())
+/// `EPERM` when a new mount of a file system that is in each namespace would show what mounts on the ones that are there hide, or let
+/// change what may only be read there. As in Linux, one that shows everything must be there, with no more restrictions than the new one has.
+pub fn check_reveals_nothing(new: &Mount) -> Result<()> {
+    let namespace = MountNamespace::current();
+    if namespace.head.user.parent.is_none() || !matches!(new.superblock.kind, "proc" | "sysfs") {
+        return Ok(());
+    }
+    let _change = CHANGE.lock();
+    let Some(root) = namespace.root() else { return Ok(()) };
+    let all = subtree(root)?;
+    // Mounts on which another stays, over anything but a directory that is there to be mounted on.
+    let mut hiding = Vec::new();
+    for mount in &all {
+        // Ordering: set before anybody could see the mount.
+        if mount.locked.load(Ordering::Relaxed)
+            && let Some(place) = mount.place()
+            && !pseudo::is_for_mounts(&place.dentry.inode)
+        {
+            hiding.try_push(place.mount.id)?;
+        }
+        sched::cond_resched();
+    }
+    hiding.sort_unstable();
+    for mount in &all {
+        sched::cond_resched();
+        if mount.superblock.kind != new.superblock.kind || mount.root.parent().is_some() {
+            continue;
+        }
+        // Ordering: flag words of their own.
+        let locked = mount.locked_flags.load(Ordering::Relaxed) | mount.superblock.flags();
+        let restrictions = locked & abi::MS_RDONLY;
+        if restrictions & !new.flags.load(Ordering::Relaxed) != 0 || hiding.binary_search(&mount.id).is_ok() {
+            continue;
+        }
+        new.locked_flags.fetch_or(restrictions, Ordering::Relaxed);
+        return Ok(());
+    }
+    Err(Errno::EPERM)
 }

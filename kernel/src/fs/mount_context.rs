@@ -146,6 +146,7 @@ impl MountContext {
         state.done = true;
         drop(state);
         mount.set_flags(flags);
+        mount::check_reveals_nothing(&mount)?;
         Ok(Path { dentry: mount.root.clone(), mount })
     }
 }

@@ -36,7 +36,6 @@ impl MountNamespace {
 
     /// The system's first mount is there.
     pub(super) fn set_root(&self, root: &Arc<Mount>) {
-        root.set_namespace(self.head.ino);
         let _ = self.root.set(root.clone());
     }
 
@@ -52,6 +51,11 @@ impl MountNamespace {
             let _ = new.root.set(copy.clone());
         }
         Ok((Arc::new(new), copies))
+    }
+
+    /// The bottom of its tree.
+    pub(super) fn root(&self) -> Option<&Arc<Mount>> {
+        self.root.get()
     }
 
     /// What `/` is for who enters it.

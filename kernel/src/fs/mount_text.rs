@@ -63,7 +63,7 @@ fn mount_point(mount: &Arc<Mount>, root: &Path) -> Option<Vec<u8>> {
 
 /// `/proc/mounts` for a process with this root.
 pub fn mounts(root: &Path) -> crate::errno::Result<Text> {
-    mount::with_all(|all| mount_lines(all, root))
+    mount::with_visible(root, |all| mount_lines(all, root))
 }
 
 fn mount_lines(all: &[Arc<Mount>], root: &Path) -> Text {
@@ -85,7 +85,7 @@ fn mount_lines(all: &[Arc<Mount>], root: &Path) -> Text {
 
 /// `/proc/PID/mountinfo` for a process with this root.
 pub fn mountinfo(root: &Path) -> crate::errno::Result<Text> {
-    mount::with_all(|all| mountinfo_lines(all, root))
+    mount::with_visible(root, |all| mountinfo_lines(all, root))
 }
 
 fn mountinfo_lines(all: &[Arc<Mount>], root: &Path) -> Text {

@@ -283,6 +283,11 @@ impl Directory {
     }
 }
 
+/// Is it a directory in which nothing was registered, there to be mounted on?
+pub fn is_for_mounts(inode: &Inode) -> bool {
+    inode.ops_as::<DirectoryInode>().is_some_and(|directory| directory.0.entries.lock().is_empty())
+}
+
 /// The inode of a [`Directory`].
 pub struct DirectoryInode(pub Arc<Directory>);
 

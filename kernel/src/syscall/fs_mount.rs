@@ -67,6 +67,7 @@ fn mount_call(args: &mut Args) -> Result<usize> {
         let root = create(&MountRequest { options: &options })?;
         let read_only = if flags & abi::MS_RDONLY != 0 { root.inode.superblock.begin_read_only() } else { 0 };
         let new = Mount::new(root, source, mount_flags | read_only);
+        mount::check_reveals_nothing(&new)?;
         mount::attach(&new, at)?;
     }
     Ok(0)

@@ -5,12 +5,13 @@ use std::fs;
 use roundtable_programs::child::in_child;
 use roundtable_programs::file::Fd;
 use roundtable_programs::kinds::{Answer, call};
-use roundtable_programs::namespaces::{NEWNS, NEWPID, NEWUSER, as_first, errno, unshare};
+use roundtable_programs::namespaces::{NEWNS, NEWPID, NEWUSER, as_first, become_root_of_own, errno, unshare};
 use roundtable_programs::rows::Rows;
 use roundtable_programs::sys::{c_string, check, is_linux, pid};
-use roundtable_programs::{procfs, row, tests};
+use roundtable_programs::{Errno, procfs, row, tests};
 
-tests! { read_only_for_oneself, views_of_another_tree, a_tree_in_itself, memory_outside, many_mounts }
+tests! { read_only_for_oneself, views_of_another_tree, a_tree_in_itself, memory_outside, many_mounts, mounts_of_each,
+proc_reveals_nothing, pivoting_keeps_locks }
 
 const USER: u32 = 1000;
 
@@ -122,5 +123,109 @@ fn many_mounts() {
         for _ in 0..if is_linux() { 9 } else { 13 } {
             mount(".", ".", "", libc::MS_BIND | libc::MS_REC).unwrap();
         }
+    });
+}
+
+fn unmount(path: &str) -> Answer {
+    let path = c_string(path);
+    // SAFETY: the string lives through the call.
+    check(unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) })
+}
+
+/// The bound of mounts is each namespace's own.
+fn mounts_of_each() {
+    const SETTING: &str = "/proc/sys/fs/mount-max";
+    fs::create_dir_all("/tmp/bounds").unwrap();
+    let before = fs::read_to_string(SETTING).unwrap();
+    let here = fs::read_to_string("/proc/self/mountinfo").unwrap().lines().count();
+    fs::write(SETTING, (here + 3).to_string()).unwrap();
+    let fills = || {
+        become_root_of_own(NEWNS);
+        let bind = || mount("/tmp/bounds", "/tmp/bounds", "", libc::MS_BIND);
+        let made = (0..8).map_while(|_| bind().ok()).count();
+        assert_eq!((made, bind()), (3, Err(Errno::ENOSPC)));
+        unmount("/tmp/bounds").unwrap();
+        assert_eq!(bind(), Ok(0));
+    };
+    in_child(|| {
+        become_user();
+        let first = roundtable_programs::child::fork(|| {
+            fills();
+            in_child(fills_below);
+        });
+        first.ok();
+        fills();
+    });
+    fs::write(SETTING, before).unwrap();
+}
+
+/// What was full stays full in a copy.
+fn fills_below() {
+    become_root_of_own(NEWNS);
+    assert_eq!(mount("/tmp/bounds", "/tmp/bounds", "", libc::MS_BIND), Err(Errno::ENOSPC));
+}
+
+/// A new proc must not show what others hid, or let change what may only be read.
+fn proc_reveals_nothing() {
+    fs::create_dir_all("/tmp/bounds").unwrap();
+    let new_proc = |flags: u64| {
+        let mut answer = Ok(0);
+        let told = roundtable_programs::file::pipe(0);
+        roundtable_programs::child::fork(|| {
+            // Without numbers: who sets them writes to proc.
+            unshare(NEWUSER | NEWNS).expect("unshare");
+            as_first(0, || {
+                let got = mount("none", "/tmp/bounds", "proc", flags);
+                told.1.write(&[got.err().map_or(0, |errno| errno as u8)]).unwrap();
+            })
+            .ok();
+        })
+        .ok();
+        let mut byte = [0];
+        assert_eq!(told.0.read(&mut byte), Ok(1));
+        if byte[0] != 0 {
+            answer = Err(Errno::from_raw(byte[0].into()));
+        }
+        answer
+    };
+    in_child(|| {
+        let mut rows = Rows::default();
+        unshare(NEWNS).unwrap();
+        row!(rows, OK, new_proc(0));
+        mount("none", "/proc/sys/kernel", "tmpfs", 0).unwrap();
+        row!(rows, EPERM, new_proc(0));
+        row!(rows, EPERM, new_proc(libc::MS_RDONLY));
+        unmount("/proc/sys/kernel").unwrap();
+        row!(rows, OK, new_proc(0));
+        mount("none", "/proc", "", libc::MS_BIND | libc::MS_REMOUNT | libc::MS_RDONLY).unwrap();
+        row!(rows, EPERM, new_proc(0));
+        row!(rows, OK, new_proc(libc::MS_RDONLY));
+        rows.finish();
+    });
+}
+
+/// What takes the place of a mount that stays where it is stays there too.
+fn pivoting_keeps_locks() {
+    fs::create_dir_all("/tmp/bounds").unwrap();
+    in_child(|| {
+        let mut rows = Rows::default();
+        unshare(NEWNS).unwrap();
+        mount("none", "/tmp/bounds", "tmpfs", 0).unwrap();
+        fs::create_dir("/tmp/bounds/new").unwrap();
+        become_root_of_own(NEWNS);
+        let outside = Fd::open("/tmp", libc::O_PATH | libc::O_DIRECTORY).unwrap();
+        row!(rows, EINVAL, unmount("/tmp/bounds"));
+        std::os::unix::fs::chroot("/tmp/bounds").unwrap();
+        std::env::set_current_dir("/").unwrap();
+        mount("none", "/new", "tmpfs", 0).unwrap();
+        fs::create_dir("/new/old").unwrap();
+        let [new, old] = ["/new", "/new/old"].map(c_string);
+        let arguments = [new.as_ptr() as usize, old.as_ptr() as usize, 0, 0, 0, 0];
+        row!(rows, OK, call(libc::SYS_pivot_root, arguments));
+        row!(rows, OK, unmount("/old"));
+        // SAFETY: takes an integer.
+        row!(rows, OK, check(unsafe { libc::fchdir(outside.raw()) }));
+        row!(rows, EINVAL, unmount("bounds"));
+        rows.finish();
     });
 }

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use crate::errno::{Errno, Result};
 use crate::fs::pseudo::Functions;
-use crate::fs::{aio, lease, pipe};
+use crate::fs::{aio, lease, mount, pipe};
 use crate::mm::{accounting, exec, shm, userfault};
 use crate::namespaces::UtsNamespace;
 use crate::namespaces::user::OVERFLOW_ID;
@@ -290,6 +290,7 @@ fn files() -> Result<()> {
         },
     )?;
     register_kept("fs/lease-break-time", &lease::BREAK_TIME)?;
+    register_kept("fs/mount-max", &mount::MOST_MOUNTS)?;
     register_kept("fs/leases-enable", &lease::ENABLED)?;
     register_read_only("kernel/overflowuid", || text(OVERFLOW_ID))?;
     register_read_only("kernel/overflowgid", || text(OVERFLOW_ID))?;
