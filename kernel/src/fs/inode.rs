@@ -14,10 +14,11 @@ use super::locks::LockTable;
 use super::notify::Watched;
 use super::path::Path;
 use super::stat::{DeviceId, FileType, Stat, Statfs, Timestamp};
+use super::xattr::Xattrs;
 use crate::errno::{Errno, Result};
 use crate::namespaces::UserNamespace;
 use crate::process;
-use crate::sync::{Mutex, SpinLock};
+use crate::sync::{Mutex, Once, SpinLock};
 
 /// A mounted file system: what all its inodes have in common. Lives as long as any of its inodes.
 pub struct Superblock {
@@ -58,6 +59,15 @@ pub trait SuperblockOps: Any + Send + Sync {
     fn without_programs(&self) -> bool {
         false
     }
+    /// Do its files have extended attributes?
+    fn keeps_xattrs(&self) -> bool {
+        false
+    }
+    /// So many bytes of extended attributes come, or go. `ENOSPC` when they may not come.
+    fn charge_xattr(&self, _bytes: u64) -> Result<()> {
+        Ok(())
+    }
+    fn uncharge_xattr(&self, _bytes: u64) {}
     /// The last mount is gone and no file of it is open: let go of everything that refers back to itself.
     fn kill(&self) {}
 }
@@ -299,6 +309,7 @@ impl Inode {
             leases: Leases::default(),
             attachment: SpinLock::new(None),
             watched: Watched::default(),
+            xattrs: Once::new(),
             write_access: AtomicI32::new(0),
             may_link: AtomicBool::new(false),
         })

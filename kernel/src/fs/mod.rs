@@ -60,6 +60,7 @@ pub mod timerfd;
 pub mod tmpfs;
 pub mod tree;
 pub mod watch;
+pub mod xattr;
 
 pub use anonymous::Kind;
 pub use bringup::{init, install_console};

@@ -38,18 +38,6 @@ pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::utimes, utimes),
     (Sysno::futimesat, futimesat),
     (Sysno::utimensat, utimensat),
-    (Sysno::getxattr, no_xattr),
-    (Sysno::lgetxattr, no_xattr),
-    (Sysno::fgetxattr, no_xattr),
-    (Sysno::setxattr, no_xattr),
-    (Sysno::lsetxattr, no_xattr),
-    (Sysno::fsetxattr, no_xattr),
-    (Sysno::removexattr, no_xattr),
-    (Sysno::lremovexattr, no_xattr),
-    (Sysno::fremovexattr, no_xattr),
-    (Sysno::listxattr, no_xattr),
-    (Sysno::llistxattr, no_xattr),
-    (Sysno::flistxattr, no_xattr),
 ];
 
 const CWD: usize = abi::AT_FDCWD as isize as usize;
@@ -331,9 +319,4 @@ fn utimensat(args: &mut Args) -> Result<usize> {
         place(dirfd, path, flags)?
     };
     set_times(&place, atime, mtime)
-}
-
-/// No file system here has extended attributes.
-fn no_xattr(_args: &mut Args) -> Result<usize> {
-    Err(Errno::EOPNOTSUPP)
 }

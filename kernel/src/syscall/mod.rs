@@ -30,6 +30,7 @@ pub mod splice;
 pub mod system;
 pub mod time;
 mod trace;
+pub mod xattr;
 
 use syscalls::{Errno, Sysno};
 
@@ -98,6 +99,7 @@ const GROUPS: &[Group] = &[
     splice::TABLE,
     system::TABLE,
     time::TABLE,
+    xattr::TABLE,
 ];
 
 /// One more than the highest number that can have a handler.

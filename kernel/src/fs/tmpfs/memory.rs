@@ -31,6 +31,10 @@ impl SuperblockOps for Statistics {
     fn statfs(&self) -> Statfs {
         Statfs { magic: MAGIC, block_size: PAGE_SIZE as u64, name_max: 255, ..Statfs::default() }
     }
+
+    fn keeps_xattrs(&self) -> bool {
+        true
+    }
 }
 
 fn internal() -> &'static Internal {

@@ -35,6 +35,8 @@ pub struct Limits {
     used_pages: AtomicU64,
     max_inodes: AtomicU64,
     used_inodes: AtomicU64,
+    /// Bytes of extended attributes. They count against the number of inodes.
+    xattr_bytes: AtomicU64,
     /// What the options said, for `/proc/mounts`: permissions, owner and group of the root.
     root: (Option<u32>, u32, u32),
 }
@@ -46,6 +48,7 @@ impl Limits {
             used_pages: AtomicU64::new(0),
             max_inodes: AtomicU64::new(0),
             used_inodes: AtomicU64::new(0),
+            xattr_bytes: AtomicU64::new(0),
             root: (None, 0, 0),
         })
     }
@@ -63,6 +66,27 @@ impl Limits {
     /// Counts pages against `size=`; `ENOSPC`.
     fn charge_pages(&self, count: u64) -> Result<()> {
         Self::take(&self.used_pages, &self.max_pages, count)
+    }
+
+    /// Counts bytes of extended attributes against `nr_inodes=`, together with the inodes; `ENOSPC`.
+    fn charge_xattr(&self, bytes: u64) -> Result<()> {
+        /// What Linux takes an inode for.
+        const INODE_BYTES: u64 = 1024;
+        // Ordering: as in `take`.
+        let fits = |now: u64| {
+            let (most, inodes) =
+                (self.max_inodes.load(Ordering::Relaxed), self.used_inodes.load(Ordering::Relaxed));
+            let room = most.saturating_sub(inodes).saturating_mul(INODE_BYTES);
+            let new = now.checked_add(bytes)?;
+            (most == 0 || new < room).then_some(new)
+        };
+        let taken = self.xattr_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, fits);
+        taken.map(drop).map_err(|_| Errno::ENOSPC)
+    }
+
+    fn uncharge_xattr(&self, bytes: u64) {
+        // Ordering: as in `take`.
+        self.xattr_bytes.fetch_sub(bytes, Ordering::Relaxed);
     }
 
     fn uncharge_pages(&self, count: u64) {
@@ -126,6 +150,18 @@ impl SuperblockOps for Tmpfs {
             files_free: inodes.saturating_sub(get(&l.used_inodes)),
             name_max: 255,
         }
+    }
+
+    fn keeps_xattrs(&self) -> bool {
+        self.magic == MAGIC
+    }
+
+    fn charge_xattr(&self, bytes: u64) -> Result<()> {
+        self.limits.charge_xattr(bytes)
+    }
+
+    fn uncharge_xattr(&self, bytes: u64) {
+        self.limits.uncharge_xattr(bytes);
     }
 
     fn options(&self) -> String {
@@ -233,6 +269,7 @@ pub fn new_instance(kind: &'static str, text: &str, permissions: u32) -> Result<
         used_pages: AtomicU64::new(0),
         max_inodes: AtomicU64::new(options.inodes.unwrap_or_else(default_pages)),
         used_inodes: AtomicU64::new(0),
+        xattr_bytes: AtomicU64::new(0),
         root: (options.mode, uid, gid),
     });
     let magic = if kind == "ramfs" { RAMFS_MAGIC } else { MAGIC };
