@@ -4,7 +4,7 @@ use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use core::any::Any;
-use core::ops::{Deref, DerefMut};
+use core::ops::{Deref, DerefMut, Range};
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
@@ -134,6 +134,11 @@ pub trait FileOps: Any + Send + Sync {
     /// fallocate(2); range and descriptor are checked, the mode's combinations are not.
     fn fallocate(&self, file: &File, mode: u32, offset: u64, len: u64) -> Result<()> {
         Err(Errno::EOPNOTSUPP)
+    }
+
+    /// Pages of this range of page indices that are in memory for its content; `EOPNOTSUPP` where they are not counted so.
+    fn cached_pages(&self, range: Range<u64>) -> Result<u64> {
+        Ok(0)
     }
 
     /// fsync(2) and fdatasync(2).

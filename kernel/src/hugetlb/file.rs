@@ -213,6 +213,10 @@ impl FileOps for HugeFile {
         false
     }
 
+    fn cached_pages(&self, _: Range<u64>) -> Result<u64> {
+        Err(Errno::EOPNOTSUPP)
+    }
+
     fn sync(&self, _file: &File) -> Result<()> {
         // Memory is where the file lives.
         Ok(())

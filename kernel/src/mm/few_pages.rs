@@ -115,6 +115,17 @@ impl FewPages {
         None
     }
 
+    /// How many pages of `range` there are in the next chunk that has some, and where it ends; `None` when no more follow.
+    pub(super) fn count_some(&self, range: Range<u64>) -> Option<(u64, u64)> {
+        let (key, chunk) = self.chunks.range(range.start / CHUNK..).next()?;
+        let base = key * CHUNK;
+        if base >= range.end {
+            return None;
+        }
+        let within = |page: &u64| range.contains(&(base + page)) && chunk.pages[*page as usize].is_some();
+        Some(((0..CHUNK).filter(within).count() as u64, base.saturating_add(CHUNK)))
+    }
+
     /// The first page with data at or after `from`.
     pub(super) fn next_data(&self, from: u64) -> Option<u64> {
         for (key, chunk) in self.chunks.range(from / CHUNK..) {

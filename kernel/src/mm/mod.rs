@@ -44,6 +44,7 @@ mod protect;
 mod query;
 mod remap;
 mod remote;
+pub mod scan;
 mod seal;
 pub mod shm;
 mod space;

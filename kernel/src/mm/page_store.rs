@@ -120,6 +120,27 @@ impl PageStore {
         self.either(|content| content.len(), |few| few.count())
     }
 
+    /// How many pages of `range` there are.
+    pub fn count_in(&self, range: Range<u64>) -> u64 {
+        let (mut at, mut count) = (range.start, 0);
+        while at < range.end {
+            let in_content = |content: &Content| {
+                let index = content.next(at..range.end)?;
+                let end = range.end.min(index.saturating_add(REMOVED_AT_A_TIME));
+                let mut some = 0;
+                content.each(index..end, |_, _| some += 1);
+                Some((some, end))
+            };
+            let Some((some, next)) = self.either(in_content, |few| few.count_some(at..range.end)) else {
+                break;
+            };
+            count += some;
+            at = next;
+            crate::sched::cond_resched();
+        }
+        count
+    }
+
     /// Asks the content, or the tree if that has the pages.
     fn either<R>(&self, of_content: impl Fn(&Content) -> R, of_few: impl FnOnce(&mut FewPages) -> R) -> R {
         if let Some(content) = self.content() {

@@ -7,8 +7,9 @@ use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::{files, start};
 use crate::fs::inode::Inode;
-use crate::fs::{FileType, attributes, notify, path};
-use crate::mm::uaccess::read_path;
+use crate::fs::{FileType, access, attributes, caller, notify, path};
+use crate::memory::PAGE_SIZE;
+use crate::mm::uaccess::{read_path, read_user, write_user};
 
 pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::truncate, truncate),
@@ -21,6 +22,7 @@ pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::sync_file_range, sync_file_range),
     (Sysno::fadvise64, fadvise64),
     (Sysno::readahead, readahead),
+    (Sysno::cachestat, cachestat),
 ];
 
 /// `EFBIG` for a size that no file of that file system can have.
@@ -156,5 +158,32 @@ fn readahead(args: &mut Args) -> Result<usize> {
     if file.inode().kind != FileType::Regular {
         return Err(Errno::EINVAL);
     }
+    Ok(0)
+}
+
+/// How much of a file is in memory: for those who may change it, so that nobody learns what others read.
+fn cachestat(args: &mut Args) -> Result<usize> {
+    let [fd, range, result, flags, ..] = args.a;
+    let file = files().get(fd as i32)?;
+    if file.is_path() {
+        return Err(Errno::EBADF);
+    }
+    let [offset, length]: [u64; 2] = read_user(range)?;
+    file.ops().cached_pages(0..0)?;
+    let own = caller::credentials();
+    if !file.writable() && !own.owns(file.inode()) && own.check(file.inode(), access::WRITE).is_err() {
+        return Err(Errno::EPERM);
+    }
+    if flags as u32 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let page = PAGE_SIZE as u64;
+    let end = match length {
+        0 => u64::MAX,
+        _ => (offset.wrapping_add(length - 1) / page) + 1,
+    };
+    let cached = file.ops().cached_pages(offset / page..end)?;
+    // Nothing waits to be written, and nothing is taken out of memory: neither dirty, nor under way, nor evicted.
+    write_user(result, &[cached, 0, 0, 0, 0])?;
     Ok(0)
 }

@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use core::fmt::Write as _;
+use core::ops::Range;
 
 use linux_raw_sys::general as abi;
 
@@ -155,6 +156,10 @@ impl FileOps for RegularFile {
         attributes::remove_privileges(inode);
         inode.touch_modified();
         Ok(())
+    }
+
+    fn cached_pages(&self, range: Range<u64>) -> Result<u64> {
+        Ok(self.pages.count_in(range))
     }
 
     fn sync(&self, _file: &File) -> Result<()> {

@@ -85,7 +85,7 @@ impl AddressSpace {
     }
 
     /// Withholds stores from a part of an area of `set`, the areas. The areas lock is held.
-    pub(super) fn withhold_in(&self, set: &VmaSet, vma: &Vma, part: Range<u64>) -> Result<()> {
+    pub(in super::super) fn withhold_in(&self, set: &VmaSet, vma: &Vma, part: Range<u64>) -> Result<()> {
         if let Kind::Huge(huge) = &vma.kind {
             return huge.withhold_stores(part, true);
         }

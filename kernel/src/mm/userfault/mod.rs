@@ -107,6 +107,11 @@ impl Context {
         self.features.load(Ordering::SeqCst) & u64::from(feature) != 0
     }
 
+    /// Are stores into withheld pages noted, and nobody asked?
+    pub(super) fn is_asynchronous(&self) -> bool {
+        self.has(linux_raw_sys::general::UFFD_FEATURE_WP_ASYNC)
+    }
+
     fn is_initialised(&self) -> bool {
         self.features.load(Ordering::SeqCst) & INITIALISED != 0
     }

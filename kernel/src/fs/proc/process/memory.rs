@@ -9,7 +9,7 @@ use linux_raw_sys::general as abi;
 
 use super::super::bytes;
 use super::super::system::put;
-use super::Target;
+use super::{Target, query};
 use crate::errno::{Errno, Result};
 use crate::fs::file::{File, FileOps, Whence};
 use crate::fs::inode::{Inode, InodeOps, SetAttributes};
@@ -292,7 +292,10 @@ impl InodeOps for MemoryInode {
         Ok(match self.kind {
             Kind::Memory => Arc::new(Memory(mm)),
             Kind::Pagemap => Arc::new(Pagemap(mm)),
-            Kind::Maps => Arc::new(AreaText::new(mm, |out, _, area| area_line(out, area))),
+            Kind::Maps => {
+                let text = AreaText::new(mm, |out, _, area| area_line(out, area));
+                Arc::new(AreaText { answers_queries: true, ..text })
+            }
             Kind::Smaps => Arc::new(AreaText::new(mm, area_rows)),
             Kind::NumaMaps => {
                 let policy = self.target.thread()?.memory_policy.get();
@@ -312,6 +315,8 @@ struct AreaText {
     mm: Weak<AddressSpace>,
     write: Write,
     piece: Mutex<Piece>,
+    /// May one ask for single areas?
+    answers_queries: bool,
 }
 
 /// Writes what there is of one area.
@@ -332,7 +337,7 @@ impl AreaText {
         mm: Weak<AddressSpace>,
         write: impl Fn(&mut Text, &AddressSpace, &AreaView) + Send + Sync + 'static,
     ) -> Self {
-        Self { mm, write: Box::new(write), piece: Mutex::new(Piece::default()) }
+        Self { mm, write: Box::new(write), piece: Mutex::new(Piece::default()), answers_queries: false }
     }
 
     /// The next piece; false at the end.
@@ -387,6 +392,15 @@ impl FileOps for AreaText {
 
     fn seek(&self, _: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {
         text_seek(whence, offset, position)
+    }
+
+    fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
+        match command {
+            query::PROCMAP_QUERY if self.answers_queries => {
+                query::query(&*self.mm.upgrade().ok_or(Errno::ESRCH)?, argument)
+            }
+            _ => Err(Errno::ENOTTY),
+        }
     }
 }
 
@@ -483,6 +497,13 @@ impl FileOps for Pagemap {
             crate::sched::cond_resched();
         }
         Ok(done)
+    }
+
+    fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
+        match command {
+            query::PAGEMAP_SCAN => query::scan(&*self.0.upgrade().ok_or(Errno::ESRCH)?, argument),
+            _ => Err(Errno::EINVAL),
+        }
     }
 
     fn seek(&self, _: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {

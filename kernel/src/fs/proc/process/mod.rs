@@ -6,6 +6,7 @@
 mod descriptors;
 mod memory;
 mod namespaces;
+mod query;
 mod status;
 
 use alloc::format;
