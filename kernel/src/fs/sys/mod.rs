@@ -140,8 +140,8 @@ fn transparent() -> Result<()> {
         register(&alloc::format!("{DIRECTORY}/{name}"), move || line(choices), store)?;
     }
     register_read_only(&alloc::format!("{DIRECTORY}/use_zero_page"), || line(0))?;
-    register_read_only(&alloc::format!("{DIRECTORY}/khugepaged/defrag"), || line(0))?;
-    register_read_only(&alloc::format!("{DIRECTORY}/hpage_pmd_size"), || line(2 << 20))
+    // No `hpage_pmd_size`: programs take it for a kernel that can make them.
+    register_read_only(&alloc::format!("{DIRECTORY}/khugepaged/defrag"), || line(0))
 }
 
 /// The one memory node.
