@@ -30,6 +30,7 @@ mod sync;
 mod syscall;
 mod time;
 mod tty;
+mod virtio;
 
 use ::log::info;
 
@@ -94,6 +95,7 @@ fn kernel_main() -> ! {
     if let Err(error) = sync::lockdep::register() {
         ::log::error!("no list of locks: {error}");
     }
+    net::inet::card::init();
     syscall::init();
     missing::init();
     process::watch::init();

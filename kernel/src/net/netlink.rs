@@ -11,7 +11,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use linux_raw_sys::{general as abi, ioctl, net};
 
 use super::calls::{Along, Calls, Incoming, Place};
-use super::inet::interface;
+use super::inet::card;
+use super::inet::interface::{self, Interface, LO};
 use super::options::{self, Options, deadline, wait_error};
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
@@ -34,9 +35,14 @@ const NEW_LINK: u16 = 16;
 const GET_LINK: u16 = 18;
 const NEW_ADDRESS: u16 = 20;
 const GET_ADDRESS: u16 = 22;
+const NEW_ROUTE: u16 = 24;
 const GET_ROUTE: u16 = 26;
 const GET_NEIGHBOUR: u16 = 30;
 const GET_RULE: u16 = 34;
+
+/// States of an interface.
+const UNKNOWN: u8 = 0;
+const OPERATIONAL: u8 = 6;
 
 const MULTI: u16 = 2;
 const ACKNOWLEDGE: u16 = 4;
@@ -104,42 +110,77 @@ struct Request {
     index: i32,
 }
 
-fn link(request: &Request, flags: u16) -> Vec<u8> {
+fn link(request: &Request, flags: u16, of: &Interface) -> Vec<u8> {
     const LOWER_UP: u32 = 0x10000;
     let mut body = [0; 16];
-    body[2..4].copy_from_slice(&interface::HARDWARE.to_ne_bytes());
-    body[4..8].copy_from_slice(&interface::INDEX.to_ne_bytes());
-    body[8..12].copy_from_slice(&(u32::from(interface::FLAGS) | LOWER_UP).to_ne_bytes());
+    body[2..4].copy_from_slice(&of.hardware.to_ne_bytes());
+    body[4..8].copy_from_slice(&of.index.to_ne_bytes());
+    body[8..12].copy_from_slice(&(u32::from(of.flags) | LOWER_UP).to_ne_bytes());
     Message::new(NEW_LINK, flags, request, &body)
-        .attribute(3, &[interface::NAME.as_bytes(), &[0]].concat())
+        .attribute(3, &[of.name.as_bytes(), &[0]].concat())
         .attribute(13, &1000u32.to_ne_bytes())
-        .attribute(16, &[0])
+        .attribute(16, &[if of.index == LO.index { UNKNOWN } else { OPERATIONAL }])
         .attribute(17, &[0])
-        .attribute(4, &interface::MTU.to_ne_bytes())
+        .attribute(4, &of.mtu.to_ne_bytes())
         .attribute(6, b"noqueue\0")
-        .attribute(1, &[0; 6])
-        .attribute(2, &[0; 6])
+        .attribute(1, &of.hardware_address)
+        .attribute(2, &of.hardware_broadcast)
         .finish()
 }
 
-fn address(request: &Request, v6: bool) -> Vec<u8> {
+fn address(request: &Request, of: &Interface, v6: bool) -> Vec<u8> {
     /// Set by hand, for good.
     const PERMANENT: u8 = 0x80;
-    /// Of this machine alone.
+    /// Of this machine alone, and of all the world.
     const HOST: u8 = 254;
-    let (family, prefix) = if v6 { (net::AF_INET6, 128) } else { (net::AF_INET, 8) };
-    let [a, b, c, d] = interface::INDEX.to_ne_bytes();
-    let body = [family as u8, prefix, PERMANENT, HOST, a, b, c, d];
+    const UNIVERSE: u8 = 0;
+    let (family, prefix) = if v6 { (net::AF_INET6, 128) } else { (net::AF_INET, of.prefix) };
+    let scope = if of.index == LO.index { HOST } else { UNIVERSE };
+    let [a, b, c, d] = of.index.to_ne_bytes();
+    let body = [family as u8, prefix, PERMANENT, scope, a, b, c, d];
     let message = Message::new(NEW_ADDRESS, MULTI, request, &body);
     let message = if v6 {
         let mut ip = [0; 16];
         ip[15] = 1;
         message.attribute(1, &ip)
     } else {
-        let label = [interface::NAME.as_bytes(), &[0]].concat();
-        message.attribute(1, &[127, 0, 0, 1]).attribute(2, &[127, 0, 0, 1]).attribute(3, &label)
+        let label = [of.name.as_bytes(), &[0]].concat();
+        let ip = of.address.octets();
+        let message = message.attribute(1, &ip).attribute(2, &ip);
+        let message = match of.broadcast {
+            Some(broadcast) => message.attribute(4, &broadcast.octets()),
+            None => message,
+        };
+        message.attribute(3, &label)
     };
     message.attribute(8, &u32::from(PERMANENT).to_ne_bytes()).finish()
+}
+
+/// The ways of IPv4 beyond this machine, of the main table: to who is on the line, and to all others.
+fn routes(request: &Request) -> Vec<u8> {
+    const MAIN: u8 = 254;
+    const BY_KERNEL: u8 = 2;
+    const BY_BOOT: u8 = 3;
+    const UNIVERSE: u8 = 0;
+    const LINK: u8 = 253;
+    const UNICAST: u8 = 1;
+    let (Some(setup), Some(of)) = (card::setup(), interface::all().find(|i| i.name == card::NAME)) else {
+        return Vec::new();
+    };
+    let body = |prefix: u8, by: u8, scope: u8| {
+        [net::AF_INET as u8, prefix, 0, 0, MAIN, by, scope, UNICAST, 0, 0, 0, 0]
+    };
+    let message = |body: [u8; 12]| {
+        Message::new(NEW_ROUTE, MULTI, request, &body).attribute(15, &u32::from(MAIN).to_ne_bytes())
+    };
+    let mut out = Vec::new();
+    if let Some(gateway) = setup.gateway {
+        let route = message(body(0, BY_BOOT, UNIVERSE)).attribute(5, &gateway.octets());
+        out.extend(route.attribute(4, &of.index.to_ne_bytes()).finish());
+    }
+    let route = message(body(setup.prefix, BY_KERNEL, LINK)).attribute(1, &setup.network().octets());
+    out.extend(route.attribute(7, &setup.ip.octets()).attribute(4, &of.index.to_ne_bytes()).finish());
+    out
 }
 
 /// `NLMSG_ERROR`, or with 0 an acknowledgement, with the request's header.
@@ -214,23 +255,27 @@ impl Socket {
         let mut out = Vec::new();
         let wants = |family: u32| request.family == 0 || u32::from(request.family) == family;
         match request.kind {
-            GET_LINK if dump => out.extend(link(&request, MULTI)),
-            // By number, or by a name, of which there is one.
-            GET_LINK
-                if request.index == interface::INDEX || request.index == 0 && names_loopback(message) =>
-            {
-                return self.answer(link(&request, 0));
+            GET_LINK if dump => interface::all().for_each(|of| out.extend(link(&request, MULTI, &of))),
+            // By number, or by name.
+            GET_LINK => {
+                let asked = |of: &Interface| {
+                    request.index == of.index || request.index == 0 && names(message, of.name)
+                };
+                return self.answer(match interface::all().find(asked) {
+                    Some(of) => link(&request, 0, &of),
+                    None => error(&request, header, Errno::ENODEV.into_raw()),
+                });
             }
-            GET_LINK => return self.answer(error(&request, header, Errno::ENODEV.into_raw())),
             GET_ADDRESS if dump => {
                 if wants(net::AF_INET) {
-                    out.extend(address(&request, false));
+                    interface::all().for_each(|of| out.extend(address(&request, &of, false)));
                 }
                 if wants(net::AF_INET6) {
-                    out.extend(address(&request, true));
+                    out.extend(address(&request, &LO, true));
                 }
             }
-            // Nothing leads anywhere else.
+            GET_ROUTE if dump && wants(net::AF_INET) => out.extend(routes(&request)),
+            // Neighbours and rules are not told of.
             GET_ROUTE | GET_NEIGHBOUR | GET_RULE if dump => {}
             kind if kind < NEW_LINK => {
                 if request.flags & ACKNOWLEDGE != 0 {
@@ -253,10 +298,11 @@ impl Socket {
     }
 }
 
-/// Whether a request for an interface names the loopback in its attribute.
-fn names_loopback(message: &[u8]) -> bool {
+/// Whether a request for an interface names this one in its attribute.
+fn names(message: &[u8], name: &str) -> bool {
     const BODY: usize = HEADER + 16;
-    message.get(BODY + 4..).is_some_and(|name| name.starts_with(b"lo\0"))
+    let given = message.get(BODY + 4..).and_then(|rest| rest.split(|byte| *byte == 0).next());
+    given == Some(name.as_bytes())
 }
 
 fn encode(port: u32) -> Vec<u8> {

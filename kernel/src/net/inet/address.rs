@@ -1,10 +1,11 @@
 //! Internet addresses: `struct sockaddr_in` and `struct sockaddr_in6`.
 
 use alloc::vec::Vec;
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4};
 
 use linux_raw_sys::net;
 
+use super::card;
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{copy_from_user, read_user};
 
@@ -107,7 +108,15 @@ pub fn encode(endpoint: SocketAddr, family: Family) -> Vec<u8> {
 
 /// Is it an address of this machine?
 pub fn is_local(ip: IpAddr) -> bool {
-    ip.is_loopback()
+    ip.is_loopback() || card::setup().is_some_and(|setup| setup.ip == ip)
+}
+
+/// The place that lies behind the card, when `to` does.
+pub fn outside(to: SocketAddr) -> Option<SocketAddrV4> {
+    match to {
+        SocketAddr::V4(to) if !is_local(IpAddr::V4(*to.ip())) => Some(to),
+        _ => None,
+    }
 }
 
 /// Where a packet to `to` goes: to all of the machine's addresses means to itself. `ENETUNREACH` when no interface leads there.
@@ -117,15 +126,19 @@ pub fn route(to: SocketAddr) -> Result<SocketAddr> {
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
-    if !is_local(ip) {
-        return Err(Errno::ENETUNREACH);
-    }
-    Ok(SocketAddr::new(ip, to.port()))
+    let leads = match ip {
+        IpAddr::V4(v4) => is_local(ip) || card::leads_to(v4),
+        IpAddr::V6(_) => is_local(ip),
+    };
+    if leads { Ok(SocketAddr::new(ip, to.port())) } else { Err(Errno::ENETUNREACH) }
 }
 
-/// The address that a packet to the local address `to` comes from when its socket has none.
+/// The address that a packet to `to` comes from when its socket has none.
 pub fn source_for(to: IpAddr) -> IpAddr {
     match to {
+        IpAddr::V4(ip) if !ip.is_loopback() => {
+            card::setup().map_or(Ipv4Addr::LOCALHOST, |setup| setup.ip).into()
+        }
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),
     }

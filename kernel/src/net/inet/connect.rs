@@ -7,6 +7,7 @@ use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use linux_raw_sys::general::CAP_NET_BIND_SERVICE;
 
 use super::address::{self, Family, Given};
+use super::card;
 use super::ports::{self, Claim, Protocol};
 use super::{Role, Socket};
 use crate::errno::{Errno, Result};
@@ -160,6 +161,8 @@ impl Socket {
         self.check_family(to.ip(), Errno::ENETUNREACH)?;
         let to = address::route(to)?;
         self.bind_any(address::source_for(to.ip()))?;
+        let outside = address::outside(to);
+        let local;
         {
             let mut state = self.state.lock();
             if !matches!(state.role, Role::Idle) {
@@ -168,13 +171,21 @@ impl Socket {
             if state.local.ip().is_unspecified() {
                 state.local.set_ip(address::source_for(to.ip()));
             }
+            local = state.local;
+            // An address of the machine alone leads nowhere else.
+            if outside.is_some() && (local.ip().is_loopback() || !local.is_ipv4()) {
+                return Err(Errno::EINVAL);
+            }
             state.role = Role::Connecting;
             state.peer = Some(to);
             state.error = None;
             state.receive_closed = false;
             state.send_closed = false;
         }
-        let started = self.request(to);
+        let started = match (outside, local) {
+            (Some(to), SocketAddr::V4(local)) => card::connect(&self.to_arc(), local, to),
+            _ => self.request(to),
+        };
         if let Err(error) = started {
             self.refuse(error);
         }
@@ -212,7 +223,7 @@ impl Socket {
     }
 
     /// Finds a listener, and a place in its backlog or in the line for one. `ECONNREFUSED`.
-    fn request(&self, to: SocketAddr) -> Result<()> {
+    pub(super) fn request(&self, to: SocketAddr) -> Result<()> {
         let listeners = ports::receivers(Protocol::Tcp, to)?;
         if listeners.is_empty() {
             return Err(Errno::ECONNREFUSED);

@@ -9,6 +9,7 @@ use linux_raw_sys::net;
 
 use super::Socket;
 use super::address::{self, Given};
+use super::card;
 use super::ports::{self, Protocol};
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, Sink, Source};
@@ -114,6 +115,14 @@ impl Socket {
         let mut from = self.state.lock().local;
         if from.ip().is_unspecified() || from.is_ipv4() != to.is_ipv4() {
             from.set_ip(address::source_for(to.ip()));
+        }
+        if let Some(outside) = address::outside(to) {
+            return match from {
+                SocketAddr::V4(from) if !from.ip().is_loopback() => {
+                    card::send(from, outside, bytes).map(|()| len)
+                }
+                _ => Err(Errno::EINVAL),
+            };
         }
         match choose(to, from)? {
             Some(receiver) => receiver.deliver_datagram(Datagram { bytes, from }),
@@ -258,6 +267,13 @@ impl Socket {
             return None;
         }
         Some(by_peer + u32::from(!state.local.ip().is_unspecified()))
+    }
+}
+
+/// A datagram has come from another machine. What is for nobody is thrown away.
+pub fn receive(from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+    if let Ok(Some(receiver)) = choose(to, from) {
+        receiver.deliver_datagram(Datagram { bytes, from });
     }
 }
 

@@ -1,24 +1,76 @@
-//! The interface as ioctl(2) shows it: netdevice(7).
+//! The interfaces, and how ioctl(2) shows them: netdevice(7).
 
 use alloc::vec::Vec;
+use core::net::Ipv4Addr;
 
 use linux_raw_sys::general::CAP_NET_ADMIN;
 use linux_raw_sys::{ioctl, net};
 
+use super::card;
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{copy_to_user, read_user, write_user};
 use crate::process;
 
-/// The name of the only interface.
-pub const NAME: &str = "lo";
-/// Its number.
-pub const INDEX: i32 = 1;
-/// The longest packet, as on Linux: nothing here is cut to it.
-pub const MTU: i32 = 65536;
-/// Up, loopback, running.
-pub const FLAGS: u16 = 0x1 | 0x8 | 0x40;
-/// `ARPHRD_LOOPBACK`.
-pub const HARDWARE: u16 = 772;
+const UP: u16 = 0x1;
+const BROADCAST: u16 = 0x2;
+const LOOPBACK: u16 = 0x8;
+const RUNNING: u16 = 0x40;
+
+/// An interface. All are up from the start, and stay so.
+#[derive(Clone, Copy, Debug)]
+pub struct Interface {
+    pub name: &'static str,
+    pub index: i32,
+    pub flags: u16,
+    /// Bytes of the longest packet. On the loopback nothing is cut to it.
+    pub mtu: i32,
+    /// `ARPHRD_LOOPBACK`, `ARPHRD_ETHER`.
+    pub hardware: u16,
+    pub hardware_address: [u8; 6],
+    pub hardware_broadcast: [u8; 6],
+    pub address: Ipv4Addr,
+    pub prefix: u8,
+    pub mask: Ipv4Addr,
+    /// The address of all machines on its line; it has none when it is the loopback.
+    pub broadcast: Option<Ipv4Addr>,
+}
+
+/// The way back to this machine.
+pub const LO: Interface = Interface {
+    name: "lo",
+    index: 1,
+    flags: UP | LOOPBACK | RUNNING,
+    mtu: 65536,
+    hardware: 772,
+    hardware_address: [0; 6],
+    hardware_broadcast: [0; 6],
+    address: Ipv4Addr::LOCALHOST,
+    prefix: 8,
+    mask: Ipv4Addr::new(255, 0, 0, 0),
+    broadcast: None,
+};
+
+/// The card, when there is one.
+fn ethernet() -> Option<Interface> {
+    card::setup().map(|setup| Interface {
+        name: card::NAME,
+        index: 2,
+        flags: UP | BROADCAST | RUNNING,
+        mtu: 1500,
+        hardware: 1,
+        hardware_address: setup.hardware,
+        hardware_broadcast: [0xff; 6],
+        address: setup.ip,
+        prefix: setup.prefix,
+        mask: setup.mask(),
+        broadcast: Some(setup.broadcast()),
+    })
+}
+
+/// All of them, by their numbers.
+pub fn all() -> impl Iterator<Item = Interface> {
+    core::iter::once(LO).chain(ethernet())
+}
 
 const NAME_LEN: usize = 16;
 /// `struct ifreq`.
@@ -33,17 +85,17 @@ struct Configuration {
     buffer: usize,
 }
 
-fn name() -> [u8; NAME_LEN] {
+fn padded(name: &str) -> [u8; NAME_LEN] {
     let mut out = [0; NAME_LEN];
-    out[..NAME.len()].copy_from_slice(NAME.as_bytes());
+    out[..name.len()].copy_from_slice(name.as_bytes());
     out
 }
 
 /// A `struct sockaddr_in`, to be put into a request.
-fn address(octets: [u8; 4]) -> [u8; 16] {
+fn address(ip: Ipv4Addr) -> [u8; 16] {
     let mut out = [0; 16];
     out[..2].copy_from_slice(&(net::AF_INET as u16).to_ne_bytes());
-    out[4..8].copy_from_slice(&octets);
+    out[4..8].copy_from_slice(&ip.octets());
     out
 }
 
@@ -72,38 +124,37 @@ pub fn ioctl(command: u32, argument: usize) -> Result<usize> {
     let value = argument + NAME_LEN;
     if command == ioctl::SIOCGIFNAME {
         let index: i32 = read_user(value)?;
-        if index != INDEX {
-            return Err(Errno::ENODEV);
-        }
-        copy_to_user(argument, &name())?;
+        let interface = all().find(|interface| interface.index == index).ok_or(Errno::ENODEV)?;
+        copy_to_user(argument, &padded(interface.name))?;
         return Ok(0);
     }
     let asked: [u8; NAME_LEN] = read_user(argument)?;
-    if asked.split(|byte| *byte == 0).next() != Some(NAME.as_bytes()) {
-        return Err(Errno::ENODEV);
-    }
+    let asked = asked.split(|byte| *byte == 0).next().unwrap_or_default();
+    let of = all().find(|interface| interface.name.as_bytes() == asked).ok_or(Errno::ENODEV)?;
     match command {
-        ioctl::SIOCGIFINDEX => write_user(value, &INDEX)?,
-        ioctl::SIOCGIFFLAGS => write_user(value, &FLAGS)?,
+        ioctl::SIOCGIFINDEX => write_user(value, &of.index)?,
+        ioctl::SIOCGIFFLAGS => write_user(value, &of.flags)?,
         ioctl::SIOCSIFFLAGS => {
             if !process::current().credentials().capable(CAP_NET_ADMIN) {
                 return Err(Errno::EPERM);
             }
             let flags: u16 = read_user(value)?;
-            // It is up from the start, and stays so.
-            if flags & 1 == 0 {
+            if flags & UP == 0 {
                 return Err(Errno::EOPNOTSUPP);
             }
         }
-        ioctl::SIOCGIFADDR | ioctl::SIOCGIFDSTADDR => write_user(value, &address([127, 0, 0, 1]))?,
-        ioctl::SIOCGIFNETMASK => write_user(value, &address([255, 0, 0, 0]))?,
-        ioctl::SIOCGIFBRDADDR => write_user(value, &address([0; 4]))?,
-        ioctl::SIOCGIFMTU => write_user(value, &MTU)?,
+        ioctl::SIOCGIFADDR | ioctl::SIOCGIFDSTADDR => write_user(value, &address(of.address))?,
+        ioctl::SIOCGIFNETMASK => write_user(value, &address(of.mask))?,
+        ioctl::SIOCGIFBRDADDR => {
+            write_user(value, &address(of.broadcast.unwrap_or(Ipv4Addr::UNSPECIFIED)))?;
+        }
+        ioctl::SIOCGIFMTU => write_user(value, &of.mtu)?,
         ioctl::SIOCGIFMETRIC => write_user(value, &0i32)?,
         ioctl::SIOCGIFTXQLEN => write_user(value, &1000i32)?,
         _ => {
             let mut hardware = [0u8; 16];
-            hardware[..2].copy_from_slice(&HARDWARE.to_ne_bytes());
+            hardware[..2].copy_from_slice(&of.hardware.to_ne_bytes());
+            hardware[2..8].copy_from_slice(&of.hardware_address);
             write_user(value, &hardware)?;
         }
     }
@@ -112,19 +163,24 @@ pub fn ioctl(command: u32, argument: usize) -> Result<usize> {
 
 /// SIOCGIFCONF: all interfaces with an address of IPv4, or how much room they need.
 fn configuration(argument: usize) -> Result<usize> {
-    let mut configuration: Configuration = read_user(argument)?;
-    if configuration.buffer == 0 {
-        configuration.len = REQUEST as i32;
-    } else if configuration.len < REQUEST as i32 {
-        configuration.len = 0;
-    } else {
-        let mut request = Vec::with_capacity(REQUEST);
-        request.extend_from_slice(&name());
-        request.extend_from_slice(&address([127, 0, 0, 1]));
-        request.resize(REQUEST, 0);
-        copy_to_user(configuration.buffer, &request)?;
-        configuration.len = REQUEST as i32;
+    let mut given: Configuration = read_user(argument)?;
+    let entry = |interface: Interface| -> Vec<u8> {
+        let mut entry = padded(interface.name).to_vec();
+        entry.extend_from_slice(&address(interface.address));
+        entry.resize(REQUEST, 0);
+        entry
+    };
+    let mut len = 0;
+    for interface in all() {
+        if given.buffer != 0 {
+            if len + REQUEST > given.len.max(0) as usize {
+                break;
+            }
+            copy_to_user(given.buffer + len, &entry(interface))?;
+        }
+        len += REQUEST;
     }
-    write_user(argument, &configuration.len)?;
+    given.len = len as i32;
+    write_user(argument, &given.len)?;
     Ok(0)
 }

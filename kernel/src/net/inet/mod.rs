@@ -10,6 +10,7 @@
 
 pub mod address;
 mod calls;
+pub mod card;
 mod connect;
 mod datagram;
 pub mod interface;

@@ -2,10 +2,11 @@
 
 use alloc::string::String;
 use core::fmt::Write;
-use core::net::{IpAddr, SocketAddr};
+use core::net::{IpAddr, Ipv4Addr, SocketAddr};
 use core::sync::atomic::Ordering;
 
 use super::address::Family;
+use super::card;
 use super::interface;
 use super::ports::{self, Protocol};
 use super::{Role, Socket};
@@ -27,7 +28,7 @@ pub fn init() -> Result<()> {
     register("net/if_inet6", 0o444, || Ok("00000000000000000000000000000001 01 80 10 80       lo\n".into()))?;
     register("net/route", 0o444, || {
         let head = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT";
-        Ok(alloc::format!("{head:<127}\n"))
+        Ok(alloc::format!("{head:<127}\n{}", routes()))
     })?;
     register("net/sockstat", 0o444, sockstat)?;
     sysctl::register_read_only("net/ipv4/ip_local_port_range", || {
@@ -110,9 +111,46 @@ fn dev() -> String {
         "Inter-|   Receive                                                |  Transmit\n \
          face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n",
     );
-    // Bytes are not counted: they go from process to process without an interface.
-    let zeroes = "       0       0    0    0    0     0          0         0        0       0    0    0    0     0       0          0";
-    let _ = writeln!(out, "{:>6}: {zeroes}", interface::NAME);
+    for interface in interface::all() {
+        // On the loopback bytes are not counted: they go from process to process without an interface.
+        let directions = if interface.name == card::NAME {
+            [card::COUNTERS.receive.read(), card::COUNTERS.send.read()]
+        } else {
+            [[0; 3]; 2]
+        };
+        let [[received, packets, lost], [sent, sent_packets, not_sent]] = directions;
+        let _ = writeln!(
+            out,
+            "{:>6}: {received:7} {packets:7}    0 {lost:4}    0     0          0         0 {sent:8} {sent_packets:7}    0 {not_sent:4}    0     0       0          0",
+            interface.name
+        );
+    }
+    out
+}
+
+/// The ways beyond this machine, of `/proc/net/route`: by the gateway, and on the line.
+fn routes() -> String {
+    const UP: u32 = 1;
+    const GATEWAY: u32 = 2;
+    let mut out = String::new();
+    let Some(setup) = card::setup() else { return out };
+    let word = |ip: Ipv4Addr| u32::from_ne_bytes(ip.octets());
+    let none = Ipv4Addr::UNSPECIFIED;
+    let mut line = |to: Ipv4Addr, gateway: Ipv4Addr, flags: u32, mask: Ipv4Addr| {
+        let text = alloc::format!(
+            "{}\t{:08X}\t{:08X}\t{flags:04X}\t0\t0\t0\t{:08X}\t0\t0\t0",
+            card::NAME,
+            word(to),
+            word(gateway),
+            word(mask)
+        );
+        // Writing to a string does not fail.
+        let _ = writeln!(out, "{text:<127}");
+    };
+    if let Some(gateway) = setup.gateway {
+        line(none, gateway, UP | GATEWAY, none);
+    }
+    line(setup.network(), none, UP, setup.mask());
     out
 }
 

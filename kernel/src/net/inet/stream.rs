@@ -58,7 +58,7 @@ impl Bytes {
     }
 
     /// What lies `skip` bytes behind the front, of one piece at most.
-    fn part(&self, mut skip: usize, most: usize) -> &[u8] {
+    pub fn part(&self, mut skip: usize, most: usize) -> &[u8] {
         skip += self.taken;
         for piece in &self.pieces {
             if skip < piece.len() {
@@ -71,7 +71,7 @@ impl Bytes {
     }
 
     /// Takes bytes of the first piece away; gives the piece when it is used up.
-    fn take(&mut self, count: usize) -> Option<Vec<u8>> {
+    pub fn take(&mut self, count: usize) -> Option<Vec<u8>> {
         self.taken += count;
         self.len -= count;
         if self.pieces.front().is_some_and(|piece| piece.len() > self.taken) {
@@ -86,7 +86,7 @@ impl Bytes {
 
 impl Socket {
     /// Bytes that may wait in the queue of `peer` for what this socket sends.
-    fn window(&self, peer: &Socket) -> usize {
+    pub(super) fn window(&self, peer: &Socket) -> usize {
         let own = self.options.lock().send_buffer;
         own + peer.options.lock().receive_buffer
     }
@@ -169,7 +169,7 @@ impl Socket {
     }
 
     /// Puts bytes into the queue of `peer`; false when its file is closed.
-    fn deliver(&self, peer: &Socket, piece: Vec<u8>) -> Result<bool> {
+    pub(super) fn deliver(&self, peer: &Socket, piece: Vec<u8>) -> Result<bool> {
         let left = {
             let state = peer.state.lock();
             if state.released {

@@ -1,0 +1,455 @@
+//! TCP over the card: connections between a user's socket, by its stand-in, and one of `smoltcp`'s.
+
+use alloc::collections::VecDeque;
+use alloc::sync::{Arc, Weak};
+use alloc::vec::Vec;
+use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+
+use smoltcp::iface::{Interface, SocketHandle, SocketSet};
+use smoltcp::socket::tcp::{self, SocketBuffer, State as Tcp};
+use smoltcp::time::{Duration, Instant};
+use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpEndpoint, IpProtocol, Ipv4Packet, TcpPacket};
+
+use super::worker::{self, Bell, now};
+use crate::errno::{Errno, Result};
+use crate::memory::fallible;
+use crate::net::inet::options::Flags;
+use crate::net::inet::ports::{self, Protocol};
+use crate::net::inet::{Role, Socket, address::Family};
+use crate::net::options::Options;
+use crate::sched;
+use crate::sync::{SpinLock, Watcher};
+
+/// Connections at once, those that begin and end among them.
+pub const MOST: usize = 512;
+/// Connections that have only begun.
+const MOST_ARRIVING: usize = 128;
+/// Connections that users have asked for and the thread has not begun.
+const MOST_ASKED: usize = 512;
+/// Bytes that `smoltcp` holds of a connection, in each direction.
+const BUFFER: usize = 64 * 1024;
+/// Bytes that go to a user at once.
+const PIECE: usize = 16 * 1024;
+
+/// How long a machine may say nothing: one that is asked for a connection, and one that owes an answer; as on Linux.
+const CONNECT_LIMIT: Duration = Duration::from_secs(130);
+const ANSWER_LIMIT: Duration = Duration::from_secs(900);
+const ARRIVE_LIMIT: Duration = Duration::from_secs(60);
+/// How long the other side may take to say its last once nobody listens here; as on Linux.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(60);
+
+/// A user's wish for a connection.
+struct Asked {
+    user: Weak<Socket>,
+    local: SocketAddrV4,
+    remote: SocketAddrV4,
+}
+
+static ASKED: SpinLock<VecDeque<Asked>> = SpinLock::new(VecDeque::new());
+
+/// Begins a connection of `user`, which waits for it, with another machine.
+pub fn connect(user: &Arc<Socket>, local: SocketAddrV4, remote: SocketAddrV4) -> Result<()> {
+    {
+        let mut asked = ASKED.lock();
+        if asked.len() >= MOST_ASKED {
+            return Err(Errno::ENOBUFS);
+        }
+        fallible::reserve_queue(&mut asked, 1).map_err(|_| Errno::ENOBUFS)?;
+        asked.push_back(Asked { user: Arc::downgrade(user), local, remote });
+    }
+    worker::wake();
+    Ok(())
+}
+
+/// How far a connection is.
+enum Phase {
+    /// Another machine has asked for it, and has not yet heard our answer.
+    Arriving,
+    /// It waits for a place in the listener's backlog.
+    Waiting,
+    /// A user has asked for it, then.
+    Asking(Weak<Socket>, Instant),
+    /// Both sides are connected.
+    Open,
+    /// It has come to its end here; the other side is still to be told.
+    Ending,
+}
+
+/// A connection.
+struct Stream {
+    tcp: SocketHandle,
+    local: SocketAddrV4,
+    remote: SocketAddrV4,
+    phase: Phase,
+    stand_in: Arc<Socket>,
+    /// The user was told that nothing comes any more.
+    finished: bool,
+    /// Since when there is no user.
+    orphan: Option<Instant>,
+}
+
+/// All connections.
+pub struct Streams {
+    own: Ipv4Addr,
+    list: Vec<Stream>,
+    bell: Arc<dyn Watcher>,
+    /// Memory was short for somebody: to be tried again.
+    held_up: bool,
+}
+
+fn endpoint(at: SocketAddrV4) -> IpEndpoint {
+    IpEndpoint::new((*at.ip()).into(), at.port())
+}
+
+/// Who wants to connect to whom, when a frame asks for that.
+fn wish(frame: &[u8], own: Ipv4Addr) -> Option<(SocketAddrV4, SocketAddrV4)> {
+    let frame = EthernetFrame::new_checked(frame).ok()?;
+    if frame.ethertype() != EthernetProtocol::Ipv4 {
+        return None;
+    }
+    let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
+    if packet.next_header() != IpProtocol::Tcp || packet.dst_addr() != own {
+        return None;
+    }
+    let tcp = TcpPacket::new_checked(packet.payload()).ok()?;
+    let asks = tcp.syn() && !tcp.ack() && !tcp.rst();
+    asks.then(|| {
+        let from = SocketAddrV4::new(packet.src_addr(), tcp.src_port());
+        (from, SocketAddrV4::new(own, tcp.dst_port()))
+    })
+}
+
+/// Whether another machine says that it has an address of this one.
+pub fn is_pretended(from: Ipv4Addr, own: Ipv4Addr) -> bool {
+    from.is_loopback() || from == own
+}
+
+/// A socket of `smoltcp`'s. `ENOBUFS`.
+fn new_tcp(limit: Duration) -> Result<tcp::Socket<'static>> {
+    let buffer = || fallible::filled(0, BUFFER).map(SocketBuffer::new).map_err(|_| Errno::ENOBUFS);
+    let mut socket = tcp::Socket::new(buffer()?, buffer()?);
+    socket.set_timeout(Some(limit));
+    // Who sends little at a time waits for the answer anyway.
+    socket.set_nagle_enabled(false);
+    Ok(socket)
+}
+
+impl Streams {
+    pub fn new(own: Ipv4Addr) -> Result<Self> {
+        Ok(Self { own, list: fallible::with_capacity(MOST)?, bell: Arc::new(Bell), held_up: false })
+    }
+
+    /// There are no connections.
+    pub fn is_empty(&self) -> bool {
+        self.list.is_empty()
+    }
+
+    /// Memory was short.
+    pub fn is_held_up(&self) -> bool {
+        self.held_up
+    }
+
+    fn find(&self, local: SocketAddrV4, remote: SocketAddrV4) -> bool {
+        self.list.iter().any(|stream| stream.local == local && stream.remote == remote)
+    }
+
+    /// A socket of the kernel's own that stands for the other machine's.
+    fn stand_in(&self, local: SocketAddrV4, remote: SocketAddrV4) -> Result<Arc<Socket>> {
+        let options = Options::of_internet(Protocol::Tcp);
+        let socket = Socket::new(Family::V4, Protocol::Tcp, 0, options, Flags::default());
+        {
+            let mut state = socket.state.lock();
+            state.local = SocketAddr::V4(remote);
+            state.peer = Some(SocketAddr::V4(local));
+        }
+        socket.readable.add_watcher(self.bell.clone())?;
+        socket.writable.add_watcher(self.bell.clone())?;
+        Ok(socket)
+    }
+
+    fn add(
+        &mut self,
+        sockets: &mut SocketSet<'static>,
+        socket: tcp::Socket<'static>,
+        local: SocketAddrV4,
+        remote: SocketAddrV4,
+        phase: Phase,
+    ) -> Result<()> {
+        let stand_in = self.stand_in(local, remote)?;
+        let tcp = sockets.add(socket);
+        self.list.push(Stream { tcp, local, remote, phase, stand_in, finished: false, orphan: None });
+        Ok(())
+    }
+
+    /// Looks at a frame before `smoltcp` does: for one that asks a listener for a connection there is a socket then. False when the frame is to
+    /// be thrown away, because there are too many.
+    pub fn admit(&mut self, frame: &[u8], sockets: &mut SocketSet<'static>) -> bool {
+        let Some((remote, local)) = wish(frame, self.own) else { return true };
+        if is_pretended(*remote.ip(), self.own) {
+            return false;
+        }
+        if self.find(local, remote) {
+            return true;
+        }
+        match ports::receivers(Protocol::Tcp, SocketAddr::V4(local)) {
+            // Nobody listens: the answer is a reset.
+            Ok(listeners) if listeners.is_empty() => return true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+        let arriving = self.list.iter().filter(|s| matches!(s.phase, Phase::Arriving)).count();
+        if arriving >= MOST_ARRIVING || !self.make_room(sockets) {
+            return false;
+        }
+        let Ok(mut socket) = new_tcp(ARRIVE_LIMIT) else { return false };
+        socket.listen(endpoint(local)).is_ok()
+            && self.add(sockets, socket, local, remote, Phase::Arriving).is_ok()
+    }
+
+    /// Makes sure that there is room for one more, in the place of one that only waits for what may still be on the line. False without room.
+    fn make_room(&mut self, sockets: &mut SocketSet<'static>) -> bool {
+        if self.list.len() < MOST {
+            return true;
+        }
+        let is_waiting = |stream: &Stream| sockets.get::<tcp::Socket>(stream.tcp).state() == Tcp::TimeWait;
+        let Some(index) = self.list.iter().position(is_waiting) else { return false };
+        let stream = self.list.swap_remove(index);
+        drop(sockets.remove(stream.tcp));
+        true
+    }
+
+    /// Begins what users have asked for.
+    fn begin(&mut self, interface: &mut Interface, sockets: &mut SocketSet<'static>) {
+        loop {
+            let Some(asked) = ASKED.lock().pop_front() else { return };
+            let Some(user) = asked.user.upgrade() else { continue };
+            let (local, remote) = (asked.local, asked.remote);
+            let result = if !self.make_room(sockets) {
+                Err(Errno::ENOBUFS)
+            } else if self.find(local, remote) {
+                Err(Errno::EADDRNOTAVAIL)
+            } else {
+                new_tcp(CONNECT_LIMIT).and_then(|mut socket| {
+                    socket
+                        .connect(interface.context(), endpoint(remote), endpoint(local))
+                        .map_err(|_| Errno::EADDRNOTAVAIL)?;
+                    self.add(sockets, socket, local, remote, Phase::Asking(asked.user, now()))
+                })
+            };
+            if let Err(error) = result {
+                user.refuse(error);
+            }
+        }
+    }
+
+    /// Moves what can be moved, in all connections.
+    pub fn serve(&mut self, interface: &mut Interface, sockets: &mut SocketSet<'static>) {
+        self.held_up = false;
+        self.begin(interface, sockets);
+        let now = now();
+        let mut index = 0;
+        while let Some(stream) = self.list.get_mut(index) {
+            sched::cond_resched();
+            let tcp = sockets.get_mut::<tcp::Socket>(stream.tcp);
+            match stream.serve(tcp, now) {
+                Ok(true) => index += 1,
+                Ok(false) => {
+                    let stream = self.list.swap_remove(index);
+                    drop(sockets.remove(stream.tcp));
+                }
+                Err(_) => {
+                    self.held_up = true;
+                    index += 1;
+                }
+            }
+        }
+    }
+}
+
+/// There is nothing left of it: it ended, and the other side was told.
+fn is_over(tcp: &tcp::Socket<'_>) -> bool {
+    tcp.state() == Tcp::Closed && tcp.local_endpoint().is_none()
+}
+
+impl Stream {
+    /// One connection's round; false when it is over. An error: memory is short.
+    fn serve(&mut self, tcp: &mut tcp::Socket<'static>, now: Instant) -> Result<bool> {
+        match &self.phase {
+            Phase::Arriving => self.arrive(tcp),
+            Phase::Waiting => self.wait(tcp),
+            Phase::Asking(user, since) => {
+                let (user, since) = (user.upgrade(), *since);
+                self.ask(tcp, user, now - since);
+            }
+            Phase::Open | Phase::Ending => {}
+        }
+        if matches!(self.phase, Phase::Open) {
+            self.exchange(tcp, now)?;
+        }
+        Ok(!(matches!(self.phase, Phase::Ending) && is_over(tcp)))
+    }
+
+    /// Breaks it off.
+    fn abort(&mut self, tcp: &mut tcp::Socket<'_>) {
+        tcp.abort();
+        self.phase = Phase::Ending;
+    }
+
+    fn arrive(&mut self, tcp: &mut tcp::Socket<'_>) {
+        match tcp.state() {
+            Tcp::SynReceived => {}
+            // The other side took it back.
+            Tcp::Listen | Tcp::Closed => self.abort(tcp),
+            _ => {
+                tcp.set_timeout(Some(ANSWER_LIMIT));
+                self.stand_in.state.lock().role = Role::Connecting;
+                match self.stand_in.request(SocketAddr::V4(self.local)) {
+                    Ok(()) => {
+                        self.phase = Phase::Waiting;
+                        self.wait(tcp);
+                    }
+                    Err(_) => self.abort(tcp),
+                }
+            }
+        }
+    }
+
+    fn wait(&mut self, tcp: &mut tcp::Socket<'_>) {
+        let is_connected = match self.stand_in.state.lock().role {
+            Role::Connecting => None,
+            Role::Connected(_) => Some(true),
+            _ => Some(false),
+        };
+        match is_connected {
+            Some(true) => self.phase = Phase::Open,
+            Some(false) => self.abort(tcp),
+            None if tcp.state() == Tcp::Closed => {
+                // Who would let it in finds that it waits no more.
+                self.stand_in.state.lock().role = Role::Closed;
+                self.phase = Phase::Ending;
+            }
+            None => {}
+        }
+    }
+
+    fn ask(&mut self, tcp: &mut tcp::Socket<'_>, user: Option<Arc<Socket>>, waited: Duration) {
+        let waits = |user: &Arc<Socket>| matches!(user.state.lock().role, Role::Connecting);
+        let Some(user) = user.filter(waits) else { return self.abort(tcp) };
+        match tcp.state() {
+            Tcp::SynSent | Tcp::SynReceived => {}
+            Tcp::Closed => {
+                user.refuse(if waited >= CONNECT_LIMIT { Errno::ETIMEDOUT } else { Errno::ECONNREFUSED });
+                self.phase = Phase::Ending;
+            }
+            _ => {
+                tcp.set_timeout(Some(ANSWER_LIMIT));
+                self.stand_in.state.lock().role = Role::Connected(Arc::downgrade(&user));
+                let connected = {
+                    let mut state = user.state.lock();
+                    let waits = matches!(state.role, Role::Connecting);
+                    if waits {
+                        state.role = Role::Connected(Arc::downgrade(&self.stand_in));
+                    }
+                    waits
+                };
+                if !connected {
+                    return self.abort(tcp);
+                }
+                user.wake();
+                self.phase = Phase::Open;
+            }
+        }
+    }
+
+    /// Moves data both ways.
+    fn exchange(&mut self, tcp: &mut tcp::Socket<'_>, now: Instant) -> Result<()> {
+        if !matches!(self.stand_in.state.lock().role, Role::Connected(_)) {
+            // The user has broken it off.
+            self.abort(tcp);
+            return Ok(());
+        }
+        let user = self.stand_in.peer();
+        if let Some(user) = &user {
+            if !self.receive(tcp, user)? {
+                self.abort(tcp);
+                return Ok(());
+            }
+            if !self.finished && !tcp.may_recv() && tcp.state() != Tcp::Closed {
+                self.finished = true;
+                user.finish();
+            }
+        } else if tcp.can_recv() {
+            // Nobody will read it.
+            self.abort(tcp);
+            return Ok(());
+        }
+        self.send(tcp);
+        let done = {
+            let state = self.stand_in.state.lock();
+            state.peer_finished && self.stand_in.bytes.lock().len() == 0
+        };
+        if tcp.state() == Tcp::Closed {
+            // Broken off by the other side, or by its silence, or at an end in order.
+            if let Some(user) = user.filter(|_| !(done && self.finished)) {
+                user.reset();
+            }
+            self.phase = Phase::Ending;
+            return Ok(());
+        }
+        if done {
+            tcp.close();
+        }
+        if user.is_none_or(|user| user.state.lock().released) {
+            let since = *self.orphan.get_or_insert(now);
+            if now - since >= ORPHAN_LIMIT {
+                self.abort(tcp);
+            }
+        }
+        Ok(())
+    }
+
+    /// What has come goes to the user; false when nobody is there who could read it.
+    fn receive(&self, tcp: &mut tcp::Socket<'_>, user: &Arc<Socket>) -> Result<bool> {
+        while tcp.can_recv() {
+            let room = self.stand_in.window(user).saturating_sub(user.bytes.lock().held());
+            if room == 0 {
+                break;
+            }
+            let Ok(bytes) = tcp.peek(room.min(PIECE)) else { break };
+            let piece = fallible::copy_of(bytes)?;
+            let count = piece.len();
+            if !self.stand_in.deliver(user, piece)? {
+                return Ok(false);
+            }
+            // It is the user's now.
+            let taken = tcp.recv(|bytes| (count.min(bytes.len()), ()));
+            if taken.is_err() || count == 0 {
+                break;
+            }
+        }
+        Ok(true)
+    }
+
+    /// What the user has sent goes to TCP.
+    fn send(&self, tcp: &mut tcp::Socket<'_>) {
+        let mut sent = false;
+        while tcp.can_send() {
+            let used = {
+                let mut bytes = self.stand_in.bytes.lock();
+                let part = bytes.part(0, PIECE);
+                if part.is_empty() {
+                    break;
+                }
+                match tcp.send_slice(part) {
+                    Ok(count) if count > 0 => bytes.take(count),
+                    _ => break,
+                }
+            };
+            drop(used);
+            sent = true;
+        }
+        if sent && let Some(user) = self.stand_in.peer() {
+            user.writable.wake_all();
+        }
+    }
+}
