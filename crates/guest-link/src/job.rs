@@ -8,6 +8,8 @@ pub const PATH: &str = "/.roundtable/job";
 pub const INIT_PATH: &str = "/.roundtable/init";
 /// Where the standard input lies in the initramfs when it is [`Input::File`].
 pub const INPUT_PATH: &str = "/.roundtable/input";
+/// The folder of the modules that the kernel needs for the machine's devices, to be loaded in the order of their names.
+pub const MODULES_PATH: &str = "/.roundtable/modules";
 
 /// What init shall do.
 #[derive(Clone, Debug, PartialEq, Eq)]

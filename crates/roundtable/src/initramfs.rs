@@ -58,7 +58,7 @@ impl Initramfs {
         for (path, text) in [
             ("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
             ("etc/group", "root:x:0:\nnogroup:x:65534:\n"),
-            ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files\n"),
+            ("etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n"),
             ("etc/hosts", HOSTS),
         ] {
             archive.put(path, Node::File(0o644, Content::Bytes(text.into())));
@@ -146,6 +146,11 @@ impl Initramfs {
             }
         }
         Ok(missing.into_iter().collect())
+    }
+
+    /// Whether there is something at a guest path.
+    pub fn has(&self, guest: &str) -> bool {
+        self.archive.entry(guest).is_some()
     }
 
     /// Puts these bytes at a guest path.

@@ -10,6 +10,7 @@ pub mod figures;
 pub mod guest;
 pub mod initramfs;
 pub mod machine;
+pub mod network;
 pub mod options;
 pub mod output;
 pub mod packages;

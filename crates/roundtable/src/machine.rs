@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 use std::process::Command;
 
+use crate::network::Network;
 use crate::size::Size;
 
 /// The program that we run machines with.
@@ -24,6 +25,8 @@ pub struct Machine {
     pub machine: Option<String>,
     /// Count instructions: time passes with them, and two runs are alike.
     pub icount: bool,
+    /// The network that it is on.
+    pub network: Option<Network>,
     /// Kernel parameters behind `console=ttyS0 panic=-1`.
     pub parameters: Vec<String>,
 }
@@ -50,10 +53,13 @@ impl Machine {
         }
         // Without QEMU's monitor on the same line: a byte of the job's input must never be a command to QEMU.
         add(&["-nographic", "-no-reboot", "-monitor", "none", "-serial", "stdio"]);
+        if let Some(network) = &self.network {
+            out.extend(network.arguments().into_iter().map(OsString::from));
+        }
         out.extend(["-kernel".into(), self.kernel.clone().into()]);
         out.extend(["-initrd".into(), self.initrd.clone().into()]);
         let mut append = String::from("console=ttyS0 panic=-1");
-        for parameter in &self.parameters {
+        for parameter in self.parameters.iter().chain(&self.network.as_ref().map(Network::parameter)) {
             append.push(' ');
             append.push_str(parameter);
         }
@@ -86,6 +92,7 @@ mod tests {
             memory: Size::gibibytes(2),
             machine: None,
             icount: false,
+            network: None,
             parameters: pool_parameters(512, 1),
         }
     }
@@ -102,6 +109,13 @@ mod tests {
             "-kernel kernel.elf -initrd archive -append console=ttyS0 panic=-1 \
              hugepagesz=1G hugepages=1 hugepagesz=2M hugepages=512 "
         ));
+    }
+
+    #[test]
+    fn a_network_is_a_card_and_an_address() {
+        let line = line(&Machine { network: Some(Network::default()), ..machine() });
+        assert!(line.contains(" -netdev user,id=net0,ipv6=off -device virtio-net-pci,netdev=net0,romfile= "));
+        assert!(line.ends_with(" ip=10.0.2.15::10.0.2.2:255.255.255.0::eth0:off "), "{line}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use crate::network::{Forward, Network};
 use crate::size::Size;
 
 /// Which kernel to run on.
@@ -46,6 +47,15 @@ pub struct RunOptions {
     /// Count instructions instead of time, so that runs are alike; only with one CPU
     #[arg(long, help_heading = "Machine")]
     pub icount: bool,
+
+    /// A network card in the guest, which reaches the host at 10.0.2.2 and what the host reaches
+    #[arg(long, help_heading = "Machine")]
+    pub network: bool,
+
+    /// Lead a port of this machine to one of the guest's; with /udp behind it one of UDP. May be given several times;
+    /// --network is part of it
+    #[arg(long = "forward", value_name = "[ADDRESS:]HOSTPORT:PORT", help_heading = "Machine")]
+    pub forwards: Vec<Forward>,
 
     /// The kernel to run on: roundtable, linux (Debian's, to compare), or the path of a kernel
     #[arg(
@@ -141,6 +151,12 @@ impl RunOptions {
         self.program.is_empty() && self.root.is_none() && self.packages.is_empty()
     }
 
+    /// The network, when one was asked for.
+    pub fn network(&self) -> Option<Network> {
+        let wanted = self.network || !self.forwards.is_empty();
+        wanted.then(|| Network { forwards: self.forwards.clone() })
+    }
+
     /// Huge pages of 2 MiB at boot: what was asked for, or what the demonstration's file takes.
     pub fn pages_2m(&self) -> u64 {
         let is_huge = self.is_demonstration() && !self.base_pages;
@@ -216,6 +232,14 @@ mod tests {
         assert_eq!(run.packages, ["redis-server", "redis-tools"]);
         assert_eq!(run.program, ["redis-server"]);
         assert!(parse("--package").is_err());
+    }
+
+    #[test]
+    fn a_forwarded_port_brings_a_network() {
+        assert_eq!(parse("").unwrap().network(), None);
+        assert_eq!(parse("--network").unwrap().network(), Some(Network::default()));
+        let run = parse("--forward 5432:5432 --forward 53:53/udp").unwrap();
+        assert_eq!(run.network().unwrap().forwards.len(), 2);
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::root::{self, Config};
 use crate::session::Session;
 use crate::size::Size;
 use crate::terminal;
-use crate::{packages, program};
+use crate::{network, packages, program};
 
 /// Exit status when the machine itself failed.
 pub const MACHINE_FAILED: i32 = 125;
@@ -143,6 +143,12 @@ fn run_preset(preset: &Preset, given: &RunOptions, parts: &Parts) -> Result<i32>
     Ok(worst)
 }
 
+/// Runs one job; gives the exit status for the shell, and the figures that it printed.
+pub fn run_for_figures(options: &RunOptions, parts: &Parts) -> Result<(i32, Figures)> {
+    let (status, console) = run_job(options, parts)?;
+    Ok((status, Figures::find(&printable(&console))))
+}
+
 /// Runs one job; gives the exit status for the shell, and what the console printed.
 fn run_job(options: &RunOptions, parts: &Parts) -> Result<(i32, Vec<u8>)> {
     let interactive = terminal::is_interactive();
@@ -236,6 +242,13 @@ fn prepare(
     if let Some(input) = input {
         initramfs.add_bytes(job::INPUT_PATH, 0o400, input);
     }
+    let network = options.network();
+    if network.is_some() {
+        network::add_names(initramfs);
+        if options.kernel == Kernel::Linux {
+            network::add_modules(initramfs, &kernel)?;
+        }
+    }
     let init = parts.programs.join("init");
     let mut parameters = pool_parameters(options.pages_2m(), options.huge_1g);
     if options.root.is_some() {
@@ -257,6 +270,7 @@ fn prepare(
         memory,
         machine: options.machine.clone(),
         icount: options.icount,
+        network,
         parameters,
     };
     Ok((machine, job, initrd))

@@ -104,6 +104,7 @@ impl Boot {
             cpus: self.cpus,
             memory: self.memory,
             machine: None,
+            network: None,
             icount: self.icount,
             parameters: self.parameters.clone(),
         };

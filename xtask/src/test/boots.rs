@@ -24,6 +24,8 @@ pub struct Boot {
     pub icount: bool,
     /// Huge pages at boot, of 2 MiB and of 1 GiB.
     pub pools: (u64, u64),
+    /// Whether it has a network card, and the host a server for it.
+    pub network: bool,
     /// Further kernel parameters.
     pub parameters: &'static [&'static str],
     /// Seconds for each test program, or for the whole conversation.
@@ -111,6 +113,7 @@ pub const BOOT: Boot = Boot {
     machine: None,
     icount: false,
     pools: (0, 0),
+    network: false,
     parameters: &[],
     limit: 120,
     kernels: Kernels::Both,
@@ -131,6 +134,21 @@ pub fn all() -> Vec<Boot> {
             kernels: Kernels::Ours,
             parameters: &["perturb=20"],
             work: Work::Programs(Selection::Also(&["test_wakeups", "test_futex"])),
+            ..BOOT
+        },
+        Boot {
+            name: "network",
+            network: true,
+            work: Work::Programs(Selection::Only(&["test_network"])),
+            ..BOOT
+        },
+        // Its interrupts come another way there.
+        Boot {
+            name: "network-q35",
+            network: true,
+            machine: Some("q35"),
+            kernels: Kernels::Ours,
+            work: Work::Programs(Selection::Also(&["test_network"])),
             ..BOOT
         },
         // Memory of files in base pages without tables of the files.
@@ -558,6 +576,7 @@ impl Boot {
             memory: self.memory,
             machine: self.machine.map(str::to_string),
             icount: self.icount && subject != Subject::Linux,
+            network: None,
             parameters,
         }
     }

@@ -9,9 +9,11 @@ use guest_link::{Decoder, Ending, Frame, Input, Item, Job, Test};
 use roundtable::console::{Log, printable};
 use roundtable::guest::{Event, Guest};
 use roundtable::initramfs::Initramfs;
+use roundtable::network;
 use roundtable::run::{Parts, base_environment, new_key};
 
 use super::boots::Boot;
+use super::peer::Peer;
 use super::report::Report;
 use super::results::{Outcome, parse};
 use super::{Bench, Subject, TestOptions, emulator};
@@ -110,6 +112,8 @@ struct Batch<'a> {
     deadline: Instant,
     /// Removed with the batch.
     initrd: Option<tempfile::TempPath>,
+    /// The other end of its network; it ends with the batch.
+    peer: Option<Peer>,
 }
 
 /// The program that runs now.
@@ -158,12 +162,21 @@ impl<'a> Batch<'a> {
             input: Input::Null,
             window: None,
         };
+        if boot.network && subject == Subject::Linux {
+            network::add_modules(&mut initramfs, &bench.kernel(subject)?)?;
+        }
         initramfs.set_job(&parts.programs.join("init"), &job)?;
         let initrd = initramfs.write_temporary(&parts.scratch, false)?;
-        let machine = boot.machine(bench.kernel(subject)?, initrd.to_path_buf(), subject);
+        let mut machine = boot.machine(bench.kernel(subject)?, initrd.to_path_buf(), subject);
+        let peer = boot.network.then(Peer::start).transpose()?;
+        if let Some(peer) = &peer {
+            machine.network = Some(peer.network()?);
+            machine.parameters.push(peer.parameter());
+        }
         let guest = Guest::start(machine.command())?;
         let mut batch = Batch::new(bench, boot, subject, tests, guest, &job.key)?;
         batch.initrd = Some(initrd);
+        batch.peer = peer;
         Ok(batch)
     }
 
@@ -188,6 +201,7 @@ impl<'a> Batch<'a> {
             current: None,
             deadline: bench.deadline(BOOT),
             initrd: None,
+            peer: None,
         })
     }
 
@@ -409,6 +423,7 @@ mod tests {
             machine: None,
             icount: false,
             pools: (0, 0),
+            network: false,
             parameters: &[],
             limit: 60,
             kernels: Kernels::Both,

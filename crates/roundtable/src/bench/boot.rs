@@ -68,6 +68,7 @@ impl<'a> Boot<'a> {
             memory: self.memory,
             machine: None,
             icount: self.icount,
+            network: None,
             parameters,
         }
     }

@@ -3,6 +3,7 @@
 //! It mounts what programs expect, runs the job that the host left in the initramfs, reports how that ended
 //! in a frame on the console and powers the machine off. It uses nothing but Linux interfaces.
 
+mod network;
 mod terminal;
 
 use std::ffi::{CString, OsStr, OsString};
@@ -29,7 +30,9 @@ fn main() {
         }
     };
     init.mount_all();
-    init.raise_loopback();
+    if let Err(note) = network::raise() {
+        init.report(Frame::Note(note));
+    }
     init.console_level = console_level().unwrap_or(init.console_level);
     init.set_up_console();
     init.report(Frame::Start);
@@ -68,6 +71,7 @@ impl Init {
         let job = Job::decode(&bytes).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
         // The key in it is not for the job to read; an open input file needs no name.
         let input = (job.input == Input::File).then(|| File::open(job::INPUT_PATH)).transpose()?;
+        network::load_modules();
         fs::remove_dir_all(Path::new(job::PATH).parent().expect("the job file lies in a folder"))?;
         let console = File::from(std::os::fd::AsFd::as_fd(&io::stdout()).try_clone_to_owned()?);
         Ok(Init { job, console, input, console_level: 7 })
@@ -88,6 +92,15 @@ impl Init {
     fn mount_all(&mut self) {
         self.mount("devtmpfs", "/dev", "mode=0755");
         self.mount("proc", "/proc", "");
+        // What every system's /dev has, and devtmpfs has not.
+        for (name, target) in [("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")] {
+            let link = format!("/dev/{name}");
+            if let Err(error) = std::os::unix::fs::symlink(format!("/proc/self/fd{target}"), &link)
+                && error.kind() != io::ErrorKind::AlreadyExists
+            {
+                self.report(Frame::Note(format!("{link}: {error}")));
+            }
+        }
         self.mount("sysfs", "/sys", "");
         self.mount("cgroup2", "/sys/fs/cgroup", "");
         self.mount("devpts", "/dev/pts", "mode=0620,ptmxmode=0666");
@@ -119,26 +132,6 @@ impl Init {
                 let made = made.err().map(|error| format!(" (mkdir: {error})")).unwrap_or_default();
                 self.report(Frame::Note(format!("mount {kind} on {target}: {error}{made}")));
             }
-        }
-    }
-
-    /// Brings up the interface that leads back to this machine, as every system's first scripts do.
-    fn raise_loopback(&mut self) {
-        // SAFETY: takes integers; a request of zero bytes is valid, and lives through the call.
-        let failed = unsafe {
-            let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0);
-            let mut request: libc::ifreq = std::mem::zeroed();
-            request.ifr_name[..2].copy_from_slice(&[b'l' as libc::c_char, b'o' as libc::c_char]);
-            request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as i16;
-            let failed = socket == -1 || libc::ioctl(socket, libc::SIOCSIFFLAGS as _, &request) == -1;
-            let error = io::Error::last_os_error();
-            if socket != -1 {
-                libc::close(socket);
-            }
-            failed.then_some(error)
-        };
-        if let Some(error) = failed {
-            self.report(Frame::Note(format!("lo cannot be brought up: {error}")));
         }
     }
 
