@@ -8,6 +8,7 @@ mod hosts;
 mod licences;
 mod linux;
 mod profile;
+mod programs;
 mod servers;
 mod setup;
 mod sizes;
@@ -52,6 +53,8 @@ enum Command {
     Stalls(stalls::StallOptions),
     /// Measure all protocols and Debian's Linux in the same machine: a table, and a page with plots
     Bench(roundtable::bench::BenchOptions),
+    /// Run Debian's programs on both kernels: what works on each, for the table of docs/programs.md
+    Programs(programs::ProgramOptions),
     /// Build and boot a kernel that is not ours and hosts the library: a table of what sharing saves there
     Host(hosts::HostOptions),
     /// Check the published crates: packages, features, oldest Rust, public interfaces, miri, ThreadSanitizer
@@ -97,6 +100,7 @@ fn execute(command: Command) -> Result<i32> {
         Command::Stalls(options) => stalls::run(&options),
         Command::Soak(options) => soak::run(&options),
         Command::Bench(options) => bench::run(&options),
+        Command::Programs(options) => programs::run(&options),
         Command::Host(options) => hosts::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Sizes => sizes::run(),

@@ -34,6 +34,11 @@ impl Figures {
         self.0.is_empty()
     }
 
+    /// The figure with this name in a row.
+    pub fn value(&self, row: &str, name: &str) -> Option<&str> {
+        self.get(&(row.to_string(), name.to_string()))
+    }
+
     fn get(&self, key: &(String, String)) -> Option<&str> {
         Some(&self.0.iter().find(|figure| figure.key == *key)?.value)
     }
