@@ -5,7 +5,7 @@ use roundtable::bench::{BenchOptions, Subject};
 use roundtable::run::Parts;
 
 use crate::build::{self, BuildOptions};
-use crate::{linux, output_folder, profile, setup};
+use crate::{contention, curves, linux, output_folder, profile, setup};
 
 /// Protocols of our kernel.
 const PROTOCOLS: [&str; 5] = ["none", "unfenced", "file-lock", "vma-lock", "file-tables"];
@@ -13,6 +13,12 @@ const PROTOCOLS: [&str; 5] = ["none", "unfenced", "file-lock", "vma-lock", "file
 /// Runs the benchmark.
 pub fn run(options: &BenchOptions) -> Result<i32> {
     let parts = Parts::in_folder(&output_folder());
+    if options.contention {
+        return contention::run(options);
+    }
+    if let (true, Some(printed)) = (options.curves, &options.from) {
+        return curves::draw_from(options, printed);
+    }
     if options.from.is_some() {
         return roundtable::bench::run(options, &[], &parts);
     }
@@ -39,18 +45,17 @@ pub fn run(options: &BenchOptions) -> Result<i32> {
         };
         subjects.push(Subject { name: name.clone(), kernel, parameters });
     }
-    if options.profile {
-        let subject =
-            subjects.first().context("Debian's kernel does not tell its functions: name another protocol")?;
-        return profile::run(options, subject);
+    if options.profile || options.curves {
+        let subject = subjects.first().context("this is for a kernel of ours: name another protocol")?;
+        return if options.curves { curves::run(options, subject) } else { profile::run(options, subject) };
     }
     roundtable::bench::run(options, &subjects, &parts)
 }
 
-/// What to build and to measure. A profile is of one protocol: the default one, unless others are asked for.
+/// What to build and to measure. A profile is of one protocol, and so are curves: the default one, unless others are asked for.
 fn names(options: &BenchOptions) -> Vec<&String> {
     let mut names: Vec<_> = options.protocols.iter().collect();
-    if options.profile {
+    if options.profile || options.curves {
         names.retain(|name| *name != "linux");
         names.sort_by_key(|name| *name != "file-tables");
         names.truncate(1);

@@ -3,6 +3,8 @@
 mod bench;
 mod build;
 mod check;
+mod contention;
+mod curves;
 mod debian;
 mod hosts;
 mod licences;

@@ -130,6 +130,13 @@ impl<F: Format> SimMachine<F> {
         self.0.memory.word(address).load(Ordering::SeqCst)
     }
 
+    /// Frees the host's table of a slot in which no mapping is left, if there is one.
+    pub fn free_slot(&self, space: &SimSpace<F>, slot: VirtAddr) {
+        if let Some(table) = space.take_host_table(slot) {
+            self.free_host_table(space, slot, table);
+        }
+    }
+
     pub(crate) fn free_host_table(&self, space: &SimSpace<F>, slot: VirtAddr, table: PhysAddr) {
         let range = slot..slot + hugetlb::SLOT_SIZE;
         self.flush(&[Flush { space: space.clone(), range, tables: true }]);

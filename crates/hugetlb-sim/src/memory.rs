@@ -13,6 +13,10 @@ pub const POISON: u64 = 0xdead_dead_dead_dead;
 
 const TABLES_BASE: u64 = 1 << 32;
 
+/// A frame of a page table: aligned, so that its entries lie in the cache lines in which a machine has them.
+#[repr(align(4096))]
+struct TableFrame(TableEntries);
+
 /// Frames that are handed out last in, first out, so that what is freed too early is soon somebody else's.
 struct FreeList {
     free: Mutex<Vec<usize>>,
@@ -38,7 +42,7 @@ impl FreeList {
 
 /// All memory of a machine.
 pub(crate) struct Memory {
-    tables: Vec<Box<TableEntries>>,
+    tables: Vec<Box<TableFrame>>,
     table_list: FreeList,
     huge: [HugeFrames; 2],
     /// Allocations until the one that fails, that one included; 0 for none.
@@ -66,7 +70,7 @@ impl HugeFrames {
 impl Memory {
     pub(crate) fn new(tables: usize, small: usize, large: usize) -> Memory {
         Memory {
-            tables: (0..tables).map(|_| Box::new([const { Entry::empty() }; 512])).collect(),
+            tables: (0..tables).map(|_| Box::new(TableFrame([const { Entry::empty() }; 512]))).collect(),
             table_list: FreeList::new(tables),
             huge: [
                 HugeFrames::new(PageSize::Size2M, 1 << 40, small),
@@ -92,7 +96,7 @@ impl Memory {
             return None;
         }
         let number = self.table_list.take()?;
-        for entry in self.tables[number].iter() {
+        for entry in self.tables[number].0.iter() {
             entry.store(EntryValue::default(), Ordering::SeqCst);
         }
         Some(PhysAddr(TABLES_BASE + number as u64 * TABLE_SIZE))
@@ -107,7 +111,7 @@ impl Memory {
     }
 
     pub(crate) fn table(&self, table: PhysAddr) -> &TableEntries {
-        &self.tables[((table.0 - TABLES_BASE) / TABLE_SIZE) as usize]
+        &self.tables[((table.0 - TABLES_BASE) / TABLE_SIZE) as usize].0
     }
 
     pub(crate) fn tables_in_use(&self) -> usize {

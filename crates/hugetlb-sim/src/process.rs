@@ -194,8 +194,8 @@ impl<F: Format> Process<F> {
                 .range(..end)
                 .next_back()
                 .is_some_and(|(start, mapping)| *start + mapping.length() > slot);
-            if !used && let Some(table) = self.space.take_host_table(slot) {
-                self.machine.free_host_table(&self.space, slot, table);
+            if !used {
+                self.machine.free_slot(&self.space, slot);
             }
             slot = end;
         }

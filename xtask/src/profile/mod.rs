@@ -100,7 +100,7 @@ fn read(text: &str, symbols: &Symbols) -> Result<BTreeMap<usize, Stacks>> {
 }
 
 /// A name in letters that need no quotes in a shell.
-fn file_name(name: &str) -> String {
+pub fn file_name(name: &str) -> String {
     let words = name.split(|letter: char| !letter.is_ascii_alphanumeric()).filter(|word| !word.is_empty());
     words.collect::<Vec<_>>().join("-")
 }

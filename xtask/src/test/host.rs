@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 
 use super::TestOptions;
 use super::report::Report;
+use crate::contention;
 use crate::debian::has_program;
 use crate::toolchain::own_cargo;
 
@@ -32,7 +33,10 @@ pub fn run(options: &TestOptions, report: &mut Report) -> Result<()> {
     }
     let mut command = models();
     command.arg("--").args(filter);
-    one("models", command, report)
+    one("models", command, report)?;
+    let mut command = contention::cargo("test");
+    command.args(["--test", "counts", "--"]).args(filter);
+    one("lines that move between CPUs", command, report)
 }
 
 /// Runs the models, whose build is by itself: what they make of the library must not reach the others. Not quiet: the names of

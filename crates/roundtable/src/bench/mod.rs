@@ -8,7 +8,7 @@ mod boot;
 mod figures;
 mod goals;
 mod page;
-mod plots;
+pub mod plots;
 mod table;
 
 use std::path::{Path, PathBuf};
@@ -66,7 +66,15 @@ pub struct BenchOptions {
     #[arg(long)]
     pub profile: bool,
 
-    /// Draw the table and the page anew from an earlier run's results.json
+    /// Count instead which cache lines CPUs take from each other, for 1 to 64 simulated CPUs under each protocol: a table, and plots
+    #[arg(long, conflicts_with_all = ["profile", "instructions"])]
+    pub contention: bool,
+
+    /// Count instead what operations cost in instructions against the number of things around them: tables, and plots
+    #[arg(long, conflicts_with_all = ["profile", "instructions", "contention"])]
+    pub curves: bool,
+
+    /// Draw the table and the page anew from an earlier run's results.json; with --curves from what the program printed
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 }

@@ -6,35 +6,51 @@ use plotters::prelude::*;
 const SIZE: (u32, u32) = (640, 360);
 /// On the right: what each line is. Among the lines it would hide some.
 const LEGEND: u32 = 110;
+/// Its letters are as wide, and the sample and a margin beside them.
+const LETTER: u32 = 6;
+const SAMPLE: u32 = 30;
 
 /// A line of a plot.
 pub struct Line {
+    /// A subject, or what else the line is of.
     pub name: String,
+    /// From left to right.
     pub points: Vec<(f64, f64)>,
 }
 
 /// How the axes are called, and their least values.
 pub struct Axes<'a> {
+    /// Above the plot.
     pub title: &'a str,
+    /// What the horizontal axis is.
     pub x: &'a str,
+    /// What the vertical axis is.
     pub y: &'a str,
+    /// How its values are written.
     pub write_x: fn(f64) -> String,
+    /// As `write_x`.
     pub write_y: fn(f64) -> String,
 }
 
-/// Colours that people with any colour vision tell apart (Okabe and Ito), by subject.
-fn colour(name: &str) -> RGBColor {
+/// Colours that people with any colour vision tell apart (Okabe and Ito), by subject; by place for what is none.
+fn colour(name: &str, row: usize) -> RGBColor {
+    const OTHERS: [&str; 4] = ["file-tables", "file-lock", "unfenced", ""];
     match name {
         "unfenced" => RGBColor(204, 121, 167),
         "file-lock" => RGBColor(213, 94, 0),
         "vma-lock" => RGBColor(230, 159, 0),
         "file-tables" => RGBColor(0, 114, 178),
         "linux" => RGBColor(60, 60, 60),
-        _ => RGBColor(0, 158, 115),
+        "" => RGBColor(0, 158, 115),
+        _ => colour(OTHERS[row % OTHERS.len()], row),
     }
 }
 
-/// A plot with logarithmic axes.
+/// A plot with logarithmic axes; nothing when no point has a logarithm.
+///
+/// # Errors
+///
+/// When it cannot be drawn.
 pub fn log_log(axes: &Axes, lines: &[Line]) -> Result<Option<String>> {
     let points = || lines.iter().flat_map(|line| &line.points);
     // A logarithm has no zero.
@@ -63,7 +79,8 @@ fn draw(
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let plain = |error: DrawingAreaErrorKind<_>| error.to_string();
     root.fill(&WHITE).map_err(plain)?;
-    let (plot, legend) = root.split_horizontally(SIZE.0 - LEGEND);
+    let letters = lines.iter().map(|line| line.name.len() as u32).max().unwrap_or(0);
+    let (plot, legend) = root.split_horizontally(SIZE.0 - LEGEND.max(SAMPLE + LETTER * letters));
     let mut chart = ChartBuilder::on(&plot)
         .caption(axes.title, ("sans-serif", 16))
         .margin(10)
@@ -85,7 +102,8 @@ fn draw(
         .draw()
         .map_err(plain)?;
     for (row, line) in lines.iter().enumerate() {
-        let style = colour(&line.name).stroke_width(2);
+        let colour = colour(&line.name, row);
+        let style = colour.stroke_width(2);
         let points: Vec<(f64, f64)> =
             line.points.iter().copied().filter(|p| p.0 > 0.0 && p.1 > 0.0).collect();
         chart.draw_series(LineSeries::new(points.clone(), style)).map_err(plain)?;
@@ -94,7 +112,7 @@ fn draw(
         let name = Text::new(line.name.as_str(), (24, height - 7), ("sans-serif", 12));
         legend.draw(&name).map_err(plain)?;
         if points.len() <= 12 {
-            let dots = points.into_iter().map(|point| Circle::new(point, 3, colour(&line.name).filled()));
+            let dots = points.into_iter().map(|point| Circle::new(point, 3, colour.filled()));
             chart.draw_series(dots).map_err(plain)?;
         }
     }
