@@ -66,17 +66,27 @@ fn heap_per_file_mapping_table_and_page() {
         let request = MapRequest { start: place(slot), length: SLOT_SIZE, offset: slot * SLOT_SIZE, options };
         files[0].map(&mut token, request).unwrap()
     });
-    // The first page of a window brings its table.
-    let (table, _) = each(COUNT, |slot| mappings[slot as usize].fault(place(slot), Access::Write).unwrap());
+    // The first page of a file brings its locks, and the first page of a window its table.
+    let (first, _) = each(1, |slot| mappings[slot as usize].fault(place(slot), Access::Write).unwrap());
+    let (table, _) = each(COUNT - 1, |slot| {
+        mappings[slot as usize + 1].fault(place(slot + 1), Access::Write).unwrap();
+    });
     let (page, _) = each(COUNT, |slot| {
         mappings[slot as usize].fault(VirtAddr(place(slot).0 + BYTES), Access::Write).unwrap()
     });
     assert_eq!((hugetlb.sharing().tables, files[0].statistics().pages), (COUNT as u64, 2 * COUNT as u64));
+    let locks = first - table;
     println!(
-        "bytes of heap: {file} a file, {mapping} a mapping, {table} a table with its first page, {page} a page more"
+        "bytes of heap: {file} a file, {locks} its locks, {mapping} a mapping, {table} a table with its first page, {page} a page more"
     );
     // Not the tables themselves, nor the mapping that the host keeps in its VMA.
-    let most = [("file", file, 280), ("mapping", mapping, 208), ("table", table, 4480), ("page", page, 64)];
+    let most = [
+        ("file", file, 280),
+        ("locks", locks, 7168),
+        ("mapping", mapping, 208),
+        ("table", table, 4480),
+        ("page", page, 64),
+    ];
     for (name, bytes, limit) in most {
         assert!(bytes <= limit, "{name}: {bytes} bytes, docs/porting.md says {limit}");
     }

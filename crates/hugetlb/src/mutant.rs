@@ -53,6 +53,8 @@ filetables::mutants! {
     SharedAgainInSplit,
     /// The fault mutex of a page index keeps nobody out.
     IndexNotLocked,
+    /// A page that is taken out of the file stays the one that its fault mutex has noted.
+    NoteKept,
     /// mmap makes its promise and its size without the size lock.
     MapWithoutSizeLock,
     /// A fault does not look whether the mapping permits the access.

@@ -1,7 +1,9 @@
 //! Counters of page-table sharing and of faults.
 
-use crate::addr::TABLE_SIZE;
-use crate::sync::{Ordering, Tally};
+use alloc::vec::Vec;
+
+use crate::addr::{PageIndex, TABLE_SIZE};
+use crate::sync::{Line, Ordering, Tally};
 
 /// Why a 1 GiB slot of a mapping has private tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -43,6 +45,12 @@ macro_rules! counted {
         #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
         pub struct SharingStatistics {
             $($(#[$meaning])* pub $name: u64,)*
+            /// Faults, ever.
+            pub faults: u64,
+            /// Faults that took a page from the pool, ever.
+            pub faults_allocated: u64,
+            /// Faults that copied a page, ever.
+            pub faults_copied: u64,
             /// Slots or faults that came to private tables, ever, in the order of [`Fallback::ALL`].
             pub fallbacks: [u64; Fallback::ALL.len()],
         }
@@ -51,16 +59,22 @@ macro_rules! counted {
             /// All of them by name, derived ones included: a host that lists these shows every counter there is.
             pub fn list(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 let counted = [$((stringify!($name), self.$name),)*];
+                let faults = [
+                    ("faults", self.faults),
+                    ("faults_allocated", self.faults_allocated),
+                    ("faults_copied", self.faults_copied),
+                ];
                 let derived = [("table_bytes", self.table_bytes()), ("saved_bytes", self.saved_bytes())];
                 let fallbacks =
                     Fallback::ALL.map(|reason| (reason.counter_name(), self.fallbacks[reason as usize]));
-                counted.into_iter().chain(derived).chain(fallbacks)
+                counted.into_iter().chain(faults).chain(derived).chain(fallbacks)
             }
         }
 
         #[derive(Default)]
         pub(crate) struct Counters {
             $(pub(crate) $name: Counter,)*
+            faults: Faults,
             fallbacks: [Counter; Fallback::ALL.len()],
         }
 
@@ -68,6 +82,9 @@ macro_rules! counted {
             pub(crate) fn snapshot(&self) -> SharingStatistics {
                 SharingStatistics {
                     $($name: self.$name.get(),)*
+                    faults: self.faults.sum(|faults| &faults.all),
+                    faults_allocated: self.faults.sum(|faults| &faults.allocated),
+                    faults_copied: self.faults.sum(|faults| &faults.copied),
                     fallbacks: Fallback::ALL.map(|reason| self.fallbacks[reason as usize].get()),
                 }
             }
@@ -86,12 +103,32 @@ counted! {
     shares,
     /// Slots that gave up a table that others kept, ever.
     unshares,
-    /// Faults, ever.
-    faults,
-    /// Faults that took a page from the pool, ever.
-    faults_allocated,
-    /// Faults that copied a page, ever.
-    faults_copied,
+}
+
+/// Faults are counted in as many lines as a file has fault mutexes, so that faults on different pages have different ones.
+const FAULT_LINES: usize = 64;
+
+/// Counts of faults, on the heap: they are larger than a small stack should have to bear.
+struct Faults(Vec<Line<FaultCounters>>);
+
+/// What is counted of the faults of a line.
+#[derive(Default)]
+pub(crate) struct FaultCounters {
+    pub(crate) all: Counter,
+    pub(crate) allocated: Counter,
+    pub(crate) copied: Counter,
+}
+
+impl Default for Faults {
+    fn default() -> Faults {
+        Faults((0..FAULT_LINES).map(|_| Line::default()).collect())
+    }
+}
+
+impl Faults {
+    fn sum(&self, of: impl Fn(&FaultCounters) -> &Counter) -> u64 {
+        self.0.iter().map(|line| of(&line.0).get()).sum()
+    }
 }
 
 impl SharingStatistics {
@@ -117,6 +154,10 @@ pub(crate) struct Counter(Tally);
 
 impl Counter {
     pub(crate) fn add(&self, amount: u64) {
+        // Nothing takes no line from other CPUs.
+        if amount == 0 {
+            return;
+        }
         // Relaxed: a statistic, nothing is concluded from its order.
         self.0.fetch_add(amount, Ordering::Relaxed);
     }
@@ -133,6 +174,11 @@ impl Counter {
 }
 
 impl Counters {
+    /// The counters of faults on the page of an index.
+    pub(crate) fn fault(&self, index: PageIndex) -> &FaultCounters {
+        &self.faults.0[index.0 as usize % FAULT_LINES].0
+    }
+
     pub(crate) fn fall_back(&self, reason: Fallback, slots: u64) {
         self.fallbacks[reason as usize].add(slots);
     }

@@ -7,6 +7,12 @@ pub(crate) use filetables::sync::{AtomicBool, Tally};
 
 use crate::machine::Machine;
 
+/// A value that has its cache line alone, so that CPUs which use neighbours do not take it from each other. Two lines of 64 bytes where
+/// the hardware has larger ones.
+#[repr(align(64))]
+#[derive(Default)]
+pub(crate) struct Line<T>(pub(crate) T);
+
 /// A lock for short leaf sections: the holder does not sleep, wait for another CPU, or allocate huge frames.
 pub(crate) type Spin<M, T> = lock_api::Mutex<<M as filetables::Machine>::RawSpinLock, T>;
 /// A held [`Spin`].

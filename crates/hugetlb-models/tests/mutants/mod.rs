@@ -66,6 +66,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         "a table of the library in a slot without mappings",
     ),
     loom("IndexNotLocked", "two_first_faults", FILE, "on an `Err` value: Bus"),
+    loom("NoteKept", "punch_against_split", FILE, "the access faults all the same"),
     loom("PageNotZeroed", "fault_against_a_walk", VMA, "before the zeroes"),
     loom("LeafWithoutRelease", "fault_against_a_walk", VMA, "before the zeroes"),
     loom("ShownWithoutRelease", "fault_against_a_walk", FILE, "before the zeroes"),

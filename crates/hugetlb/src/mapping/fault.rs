@@ -30,8 +30,7 @@ impl<M: Machine> Mapping<M> {
         work: impl FnOnce(PhysAddr) -> T,
     ) -> Result<T, FaultError> {
         let index = self.index(address).ok_or(FaultError::NotMapped)?;
-        let hugetlb = self.file.hugetlb();
-        hugetlb.counters().faults.add(1);
+        self.file.hugetlb().counters().fault(index).all.add(1);
         // Before the index: whoever excludes all faults of the file locks indices later.
         let _fence = self.file.protocol().fault_fence(&self.file);
         let fault = Fault {

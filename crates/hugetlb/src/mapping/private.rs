@@ -58,7 +58,7 @@ impl<M: Machine> Fault<'_, M> {
         if index.0 >= self.file.content().end() {
             return Err(FaultError::Sigbus.into());
         }
-        let cached = self.file.content().get(index.0);
+        let cached = self.index.page(self.file);
         let entry = self.host_entry()?;
         let read_only = placement.protection - Protection::WRITE;
         let write = self.access == Access::Write;
@@ -91,7 +91,7 @@ impl<M: Machine> Fault<'_, M> {
                 };
                 self.initialise(&page, origin.as_deref());
                 if origin.is_some() {
-                    self.file.hugetlb().counters().faults_copied.add(1);
+                    self.file.hugetlb().counters().fault(index).copied.add(1);
                 }
                 let share = Share::new(page.clone());
                 let old = self.area.private().lock().set_copy(index, share, &mut room);
@@ -127,7 +127,7 @@ impl<M: Machine> Fault<'_, M> {
         } else {
             charge.as_ref().ok().and_then(|_| reserve::take_unpromised(pool, subpool).ok())?
         };
-        self.file.hugetlb().counters().faults_allocated.add(1);
+        self.file.hugetlb().counters().fault(index).allocated.add(1);
         Some(Arc::new(Page::new(frame, pool.clone(), subpool.cloned(), charge.ok()?)))
     }
 

@@ -60,11 +60,11 @@ impl<'m, M: Machine> Fault<'m, M> {
         if index >= content.end() {
             return Err(FaultError::Sigbus);
         }
-        if let Some(page) = content.get(index) {
+        if let Some(page) = self.index.page(self.file) {
             return Ok(page);
         }
         let page = self.file.allocate_page(&self.index).map_err(|_| FaultError::Sigbus)?;
-        self.file.hugetlb().counters().faults_allocated.add(1);
+        self.file.hugetlb().counters().fault(self.index.index()).allocated.add(1);
         if !Mutant::PageNotZeroed.is_on() {
             self.initialise(&page, None);
         }
