@@ -1,6 +1,7 @@
 //! What a file is made of: its pieces behind the locks of their stripes, and the tables above.
 
 use alloc::boxed::Box;
+use core::fmt;
 
 use once_cell::race::OnceBox;
 
@@ -29,6 +30,17 @@ pub struct FileTables<M: Machine, P: Frame> {
     pub(crate) uppers: Uppers<M>,
     counts: Counts,
     totals: Arc<Counts>,
+}
+
+impl<M: Machine, P: Frame> fmt::Debug for FileTables<M, P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileTables")
+            .field("leaf", &self.leaf)
+            .field("end", &self.end)
+            .field("pages", &self.pages)
+            .field("counts", &self.counts)
+            .finish_non_exhaustive()
+    }
 }
 
 impl<M: Machine, P: Frame + Clone> FileTables<M, P> {

@@ -1,5 +1,7 @@
 //! The handle to the whole subsystem: pools, protocol, fault mutexes, counters.
 
+use core::fmt;
+
 use crate::addr::PageSize;
 use crate::machine::Machine;
 use crate::pool::Pool;
@@ -31,6 +33,16 @@ pub struct Hugetlb<M: Machine> {
     /// What the tables of all files are counted by.
     tables: Arc<filetables::Counts>,
     next_id: Tally,
+}
+
+impl<M: Machine> fmt::Debug for Hugetlb<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hugetlb")
+            .field("config", &self.config)
+            .field("pools", &self.pools)
+            .field("sharing", &self.sharing())
+            .finish_non_exhaustive()
+    }
 }
 
 impl<M: Machine> Hugetlb<M> {

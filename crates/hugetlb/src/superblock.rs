@@ -122,6 +122,15 @@ pub struct Superblock<M: Machine> {
     options: MountOptions,
 }
 
+impl<M: Machine> fmt::Debug for Superblock<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Superblock")
+            .field("options", &self.options)
+            .field("page_size", &self.page_size)
+            .finish_non_exhaustive()
+    }
+}
+
 impl<M: Machine> Superblock<M> {
     /// A mount with these options; its minimum is promised from now on.
     ///
@@ -238,6 +247,12 @@ impl<M: Machine> fmt::Display for Superblock<M> {
 /// An inode of a mount, counted while this lives; it keeps the mount's quota alive, too.
 pub struct InodeCharge<M: Machine> {
     superblock: Arc<Superblock<M>>,
+}
+
+impl<M: Machine> fmt::Debug for InodeCharge<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("InodeCharge").field("superblock", &self.superblock).finish()
+    }
 }
 
 impl<M: Machine> Drop for InodeCharge<M> {

@@ -12,6 +12,7 @@ mod index;
 mod mappings;
 mod read;
 
+use core::fmt;
 use core::ops::Range;
 
 use filetables::FileTables;
@@ -241,6 +242,16 @@ impl<M: Machine> File<M> {
             frame
         };
         Ok(Arc::new(Page::new(frame, self.pool.clone(), self.subpool.clone(), charge)))
+    }
+}
+
+impl<M: Machine> fmt::Debug for File<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("File")
+            .field("id", &self.id)
+            .field("page_size", &self.page_size())
+            .field("statistics", &self.statistics())
+            .finish_non_exhaustive()
     }
 }
 

@@ -1,5 +1,7 @@
 //! Reading a file from its pages: read(2), pread(2), sendfile(2).
 
+use core::fmt;
+
 use super::File;
 use crate::addr::PhysAddr;
 use crate::machine::Machine;
@@ -15,6 +17,12 @@ pub struct PageRef<M: Machine> {
     length: u64,
 }
 
+impl<M: Machine> fmt::Debug for PageRef<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PageRef").field("address", &self.address()).field("length", &self.length).finish()
+    }
+}
+
 impl<M: Machine> PageRef<M> {
     /// Where the bytes are.
     pub fn address(&self) -> PhysAddr {
@@ -28,6 +36,7 @@ impl<M: Machine> PageRef<M> {
 }
 
 /// What a file has at an offset, up to the end of a page at most.
+#[must_use]
 pub enum Chunk<M: Machine> {
     /// Bytes to copy; the host does that.
     Data(PageRef<M>),
@@ -35,6 +44,16 @@ pub enum Chunk<M: Machine> {
     Hole(u64),
     /// The offset is at or beyond the end of the file.
     End,
+}
+
+impl<M: Machine> fmt::Debug for Chunk<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Chunk::Data(page) => f.debug_tuple("Data").field(page).finish(),
+            Chunk::Hole(bytes) => f.debug_tuple("Hole").field(bytes).finish(),
+            Chunk::End => f.write_str("End"),
+        }
+    }
 }
 
 impl<M: Machine> File<M> {

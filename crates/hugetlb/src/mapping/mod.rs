@@ -36,6 +36,8 @@ mod round;
 mod tests;
 mod userfault;
 
+use core::fmt;
+
 use filetables::{Protection, Space};
 
 pub use query::Resident;
@@ -67,6 +69,16 @@ pub struct Mapping<M: Machine> {
     /// As in the area, for readers who do not hold the mapping lock: only `&mut self` changes it.
     placement: Placement,
     is_unmapped: bool,
+}
+
+impl<M: Machine> fmt::Debug for Mapping<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping")
+            .field("file", &self.file.id())
+            .field("placement", &self.placement)
+            .field("shared", &self.is_shared())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What a mapping is made of: memory for all that makes it known to the file, which then does not fail.

@@ -4,6 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
+use core::fmt;
 
 use crate::addr::{PageIndex, PhysAddr, VirtAddr};
 use crate::hugetlb::Hugetlb;
@@ -38,6 +39,16 @@ pub struct CheckRound<M: Machine> {
     pages: BTreeMap<PhysAddr, Owner<M>>,
     /// Whether the table in a slot that several mappings may have a part of is one of theirs, by address space and slot.
     parts: BTreeMap<(u64, VirtAddr), bool>,
+}
+
+impl<M: Machine> fmt::Debug for CheckRound<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CheckRound")
+            .field("tables", &self.tables.len())
+            .field("attachments", &self.attachments)
+            .field("pages", &self.pages.len())
+            .finish_non_exhaustive()
+    }
 }
 
 impl<M: Machine> CheckRound<M> {

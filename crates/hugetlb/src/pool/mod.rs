@@ -15,6 +15,8 @@ mod resize;
 mod subpool;
 mod surplus;
 
+use core::fmt;
+
 use free::{Chunk, FreeList};
 pub(crate) use page::Page;
 pub(crate) use subpool::Subpool;
@@ -83,6 +85,15 @@ pub struct Pool<M: Machine> {
     state: Spin<M, State>,
     /// Serialises changes of the persistent size: two writers would each undo the other's work.
     resize: Mutex<M, ()>,
+}
+
+impl<M: Machine> fmt::Debug for Pool<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool")
+            .field("size", &self.size)
+            .field("statistics", &self.statistics())
+            .finish_non_exhaustive()
+    }
 }
 
 impl<M: Machine> Pool<M> {
