@@ -82,6 +82,7 @@ use alloc::format;
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use super::PAGE;
 use super::entry::Entry;
 use super::forked::{self, Owned};
 use super::gather::Gather;
@@ -153,9 +154,16 @@ fn is_copied_whole(vma: &Vma) -> bool {
         && !vma.flags.intersects(VmFlags::SHARED | VmFlags::DONT_FORK | VmFlags::WIPE_ON_FORK)
 }
 
-/// May a child share the table of the window at `window`, by what areas are there?
+/// May a child share the table of the window at `window`, by what areas are there? Areas of fewer pages than are worth it
+/// answer that without a look at the table's entries: a small process has no others.
 pub(super) fn may_share(set: &VmaSet, window: u64) -> bool {
-    is_on() && set.overlapping(window..window + WINDOW).all(is_copied_whole)
+    let (mut bytes, end) = (0, window + WINDOW);
+    is_on()
+        && set.overlapping(window..end).all(|vma| {
+            bytes += vma.end.min(end) - vma.start.max(window);
+            is_copied_whole(vma)
+        })
+        && bytes >= WORTH * PAGE
 }
 
 /// Pages in the table at `table` if they all are anonymous ones or the page of zeroes, and none says more
