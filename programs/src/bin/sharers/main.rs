@@ -160,6 +160,7 @@ fn share(options: &Options, pages: usize, before: Snapshot) -> Result<Report, St
     let protocol = sharing::protocol();
     let how = protocol.as_ref().map(|name| format!(" (protocol {name})")).unwrap_or_default();
     println!("{} processes map it, then touch all of it{how}:", options.processes);
+    memory::find_place(length);
     let mut memory = Memory::File(file);
     let shared = gather(&mut memory, pages, HUGE, Kind::Shared, options.processes)?;
     // Nothing of these may be left when the others are measured.

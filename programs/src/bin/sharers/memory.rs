@@ -1,6 +1,7 @@
 //! What the processes share, and how each of them gets it.
 
 use std::mem::ManuallyDrop;
+use std::sync::OnceLock;
 
 use nix::errno::Errno;
 use roundtable_programs::file::Fd;
@@ -8,13 +9,20 @@ use roundtable_programs::huge::GIB;
 use roundtable_programs::mem::{ANON, Map, NORESERVE, PRIVATE, R, RW, SHARED, mremap};
 use roundtable_programs::sys::check;
 
-/// Where the processes' records are: in front of the memory, so that both have the same table of the level above, and what
-/// the memory costs is its lower tables alone.
-pub const RECORDS: usize = 0x1000 * GIB;
-/// At a multiple of 1 GiB, as sharing on Linux demands.
-const PLACE: usize = RECORDS + GIB;
-/// Not congruent: no kernel can share a table there.
-const APART: usize = PLACE + 4096;
+/// Where all processes have the memory.
+static PLACE: OnceLock<usize> = OnceLock::new();
+
+/// Looks for a place for so many bytes, for this process and those that it starts: at a multiple of 1 GiB, as sharing on Linux
+/// demands, and where the kernel puts mappings, so that it has the upper tables that each process has anyway. What it costs is its lower
+/// tables alone. Above it is room for what the kernel places by itself, and for moves.
+pub fn find_place(length: usize) {
+    let room = Map::reserve(5 * length.next_multiple_of(GIB) + 4 * GIB, GIB);
+    PLACE.get_or_init(|| room.address + GIB);
+}
+
+fn place() -> usize {
+    *PLACE.get().expect("a place was looked for")
+}
 
 /// How it is mapped.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -29,7 +37,8 @@ pub enum Kind {
 
 impl Kind {
     fn place(self) -> usize {
-        if self == Kind::Apart { APART } else { PLACE }
+        // Not congruent with the file: no kernel can share a table there.
+        if self == Kind::Apart { place() + 4096 } else { place() }
     }
 }
 
@@ -79,6 +88,7 @@ pub enum Memory {
 impl Memory {
     /// So many bytes, without pages.
     pub fn new(source: Source, length: usize) -> Result<Memory, Errno> {
+        find_place(length);
         let file = match source {
             Source::Tmpfs => Fd::temporary(),
             Source::Memfd => Fd::memfd("sharers", 0)?,
@@ -89,7 +99,7 @@ impl Memory {
             }
             Source::Inherited => {
                 let flags = SHARED | ANON | libc::MAP_FIXED_NOREPLACE;
-                let map = Map::at(PLACE, length, RW, flags, -1, 0)?;
+                let map = Map::at(place(), length, RW, flags, -1, 0)?;
                 return Ok(Memory::Inherited(ManuallyDrop::new(map)));
             }
         };
@@ -103,7 +113,7 @@ impl Memory {
             && map.address != kind.place()
         {
             // By a detour: old and new place overlap.
-            for place in [PLACE + 2 * map.length.next_multiple_of(GIB), kind.place()] {
+            for place in [place() + 2 * map.length.next_multiple_of(GIB), kind.place()] {
                 let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
                 map.address = mremap(map.address, map.length, map.length, flags, place)?;
             }

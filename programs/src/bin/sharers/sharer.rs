@@ -4,12 +4,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use nix::errno::Errno;
-use roundtable_programs::huge::{GIB, stamp};
+use roundtable_programs::huge::stamp;
 use roundtable_programs::mem::{ANON, Map, PRIVATE, RW, SHARED};
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{check, cpu_time, faults};
 
-use crate::memory::{Kind, Memory, RECORDS};
+use crate::memory::{Kind, Memory};
 
 /// Index of the counter of processes that have mapped the file.
 pub const ATTACHED: usize = 0;
@@ -64,8 +64,7 @@ pub struct Measurements {
 impl Crew {
     pub fn new(count: usize, page_size: usize) -> Crew {
         let length = (count * RECORD).next_multiple_of(4096);
-        let flags = SHARED | ANON | libc::MAP_FIXED_NOREPLACE;
-        Crew { records: Map::at(RECORDS, length, RW, flags, -1, 0).expect("records"), count, page_size }
+        Crew { records: Map::new(length, RW, SHARED | ANON, -1, 0).expect("records"), count, page_size }
     }
 
     fn word(&self, index: usize, field: usize) -> &AtomicU64 {
@@ -160,8 +159,8 @@ impl Crew {
 /// Runs all that is measured once, on a page of its own.
 fn warm_up() {
     let start = Instant::now();
-    // In the records' part of the address space, whose tables are there.
-    if let Ok(map) = Map::at(RECORDS + GIB / 2, 4096, RW, PRIVATE | ANON | libc::MAP_FIXED_NOREPLACE, -1, 0) {
+    // Beside the records, whose tables are there.
+    if let Ok(map) = Map::new(4096, RW, PRIVATE | ANON, -1, 0) {
         map.set_u64(4096 - 8, !0);
         assert_eq!(wrong_page(&map, 1, 4096, |_| 0), None);
     }
