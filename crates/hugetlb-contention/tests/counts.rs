@@ -14,11 +14,13 @@ use libtest_mimic::{Arguments, Failed, Trial};
 #[global_allocator]
 static HEAP: Heap = Heap::new();
 
+type Test = fn() -> Result<(), Failed>;
+
 fn main() -> ExitCode {
     let mut arguments = Arguments::from_args();
     // One thread simulates all CPUs, and the hooks of atomics are not atomic.
     arguments.test_threads = Some(1);
-    let tests: [(&str, fn() -> Result<(), Failed>); 6] = [
+    let tests: [(&str, Test); 6] = [
         ("contention_is_counted_of_plain_stores_and_atomics", plain_stores_and_atomics),
         ("contention_of_a_present_page_is_nothing_under_file_tables", present_page),
         ("contention_of_a_present_page_is_a_lock_under_file_lock", fences),
@@ -27,7 +29,7 @@ fn main() -> ExitCode {
         ("contention_of_a_punch_is_in_the_cpus_that_it_asks", punch),
     ];
     // An ordinary build has nothing to say.
-    let trial = |(name, test): (&str, fn() -> Result<(), Failed>)| Trial::test(name, test);
+    let trial = |(name, test): (&str, Test)| Trial::test(name, test);
     let tests = tests.into_iter().filter(|_| COUNTS).map(trial).collect();
     libtest_mimic::run(&arguments, tests).exit_code()
 }
