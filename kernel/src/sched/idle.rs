@@ -10,6 +10,7 @@ use crate::arch::interrupts;
 use crate::arch::percpu::{self, PerCpu};
 use crate::process::{self, Thread};
 use crate::sync::grace;
+use crate::sync::lockdep::stretch;
 
 static THREADS: PerCpu<AtomicPtr<Thread>> =
     PerCpu::new([const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS]);
@@ -59,6 +60,7 @@ pub fn enter_idle() -> ! {
             continue;
         }
         interrupts::enable_and_wait();
+        stretch::begin();
         grace::end_idle();
     }
 }

@@ -321,6 +321,7 @@ pub fn all() -> Vec<Boot> {
     boots.extend(shells());
     boots.extend(refusals());
     boots.extend(super::race::boots());
+    boots.extend(broken_rules());
     boots.push(Boot {
         name: "selftest",
         parameters: &["selftest=1"],
@@ -378,6 +379,49 @@ pub fn check_names(boots: &[Boot], built: &BTreeSet<String>) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A kernel that breaks a rule of its locks says so and ends: what the other tests rely on.
+fn broken_rules() -> [Boot; 5] {
+    let broken = |name, parameters, talk| Boot {
+        name,
+        parameters,
+        kernels: Kernels::Ours,
+        own: Some(Subject::Checked),
+        work: Work::Console(Script {
+            archive: |parts| busybox_init(parts, "#!/bin/busybox sh\nbusybox sleep 60\n"),
+            gzip: false,
+            talk,
+            end: End::PowerOff,
+        }),
+        ..BOOT
+    };
+    const REVERSED: &[Talk] = &[
+        Expect("Kernel panic - "),
+        Expect("lockdep: an order of locks is reversed"),
+        Expect("breaker.rs"),
+        Expect("while held:"),
+        Expect("breaker.rs"),
+    ];
+    [
+        broken("lock-order", &["break_lock_rule=order"], REVERSED),
+        broken("lock-order-long-way", &["break_lock_rule=long-way"], REVERSED),
+        broken(
+            "lock-twice",
+            &["break_lock_rule=twice"],
+            &[Expect("Kernel panic - "), Expect("lockdep: a lock is taken at"), Expect("breaker.rs")],
+        ),
+        broken(
+            "lock-sleep",
+            &["break_lock_rule=sleep"],
+            &[Expect("Kernel panic - "), Expect("sleeps with 1 spin locks held")],
+        ),
+        broken(
+            "lock-interrupts",
+            &["break_lock_rule=interrupts"],
+            &[Expect("Kernel panic - "), Expect("sleeps with interrupts off")],
+        ),
+    ]
 }
 
 /// What is wrong about a protocol stops the kernel, with the reason.

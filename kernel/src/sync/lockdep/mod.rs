@@ -12,11 +12,15 @@
 //! feature `lock-times` does nothing but that: its times are those of the kernel as it is shipped, and some eighty instructions for each
 //! lock that is taken meanwhile.
 
+#[cfg(feature = "lockdep")]
+mod breaker;
 mod class;
 mod graph;
 mod held;
 pub mod stretch;
 
+#[cfg(feature = "lockdep")]
+pub use breaker::break_rule;
 pub use class::Class;
 pub use held::Held;
 
