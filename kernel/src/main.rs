@@ -99,6 +99,9 @@ fn kernel_main() -> ! {
     syscall::init();
     missing::init();
     process::watch::init();
+    signal::init();
+    #[cfg(feature = "lockdep")]
+    sync::lockdep::break_rule();
     if let Err(error) = process::spawn_init(process::first_process) {
         panic!("the first process could not be made: {error}");
     }

@@ -10,7 +10,8 @@ use crate::errno::{Errno, Result};
 use crate::fs::access::{self, Credentials};
 use crate::fs::caller;
 use crate::memory::reserve;
-use crate::process::{self, Pid, Process, tree};
+use crate::process::tree::{self, TreeCell};
+use crate::process::{self, Pid, Process};
 use crate::signal::{self, SigInfo};
 use crate::sync::Mutex;
 
@@ -345,10 +346,28 @@ pub fn check_clone(group: &Arc<Group>, thread: bool) -> Result<Into> {
     Ok(Into::Group(as_place(group)))
 }
 
+/// The group whose processes are being killed: one at a time, by who holds `CHANGES`.
+static KILLED: TreeCell<Option<Arc<Group>>> = TreeCell::new(None);
+
+/// Is the process, which is about to make a child, to be killed with its group? Then it makes none.
+pub(crate) fn is_being_killed(tree: &tree::Guard, process: &Process) -> bool {
+    let Some(top) = KILLED.get(tree) else { return false };
+    process.pid != 1 && place_of(process).chain().any(|group| Arc::ptr_eq(group, top))
+}
+
 /// Kills every process in the group and below.
 pub(super) fn kill(top: &Arc<Group>) -> Result<()> {
     let _changes = CHANGES.lock();
-    // A process that has the signal makes no other; one that was made just before is met by the next round.
+    let put = KILLED.get_mut(&mut tree::lock()).replace(top.clone());
+    debug_assert!(put.is_none(), "two groups at once");
+    kill_below(top);
+    let taken = KILLED.get_mut(&mut tree::lock()).take();
+    drop(taken);
+    Ok(())
+}
+
+fn kill_below(top: &Arc<Group>) {
+    // A process that has the signal, or is about to get it, makes no other; one that was made just before is met by the next round.
     loop {
         let mut killed = false;
         let mut at = Some(top.clone());
@@ -370,7 +389,7 @@ pub(super) fn kill(top: &Arc<Group>) -> Result<()> {
             at = next_below(top, &group);
         }
         if !killed {
-            return Ok(());
+            return;
         }
     }
 }

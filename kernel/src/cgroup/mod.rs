@@ -27,6 +27,7 @@ use core::fmt::Write as _;
 pub use filesystem::group_of;
 pub use group::Group;
 pub use hierarchy::check_clone;
+pub(crate) use hierarchy::is_being_killed;
 pub use hugetlb::HugePayer;
 pub use member::{Changed, Into, Member, enter, leave};
 

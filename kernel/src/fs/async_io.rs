@@ -60,7 +60,10 @@ fn work() {
     loop {
         let next = READY.lock().pop_front();
         match next {
-            Some(watch) => watch.tell(),
+            Some(watch) => {
+                watch.tell();
+                sched::cond_resched();
+            }
             None => {
                 let _ = sched::sleep(Sleep::Interruptible, None, || !READY.lock().is_empty());
             }

@@ -115,8 +115,9 @@ impl FileOwner {
                 while let Some(process) = next {
                     self.tell_process(&process, info);
                     let tree = tree::lock();
-                    // One that has left the group meanwhile ends the walk: its place is not known any more.
-                    let is_member = process.is_in_group(&tree, &group);
+                    // One that has left the group meanwhile, or has ended, ends the walk: its place is not known any more.
+                    let is_member =
+                        process.is_in_group(&tree, &group) && process.ended_locked(&tree).is_none();
                     next = if is_member { tree::next_member(&tree, &group, &process) } else { None };
                 }
             }

@@ -106,7 +106,7 @@ impl FileOps for SignalFd {
 
     fn poll(&self, _: &File) -> Events {
         let thread = process::current();
-        let pending = thread.signals.own_pending().union(thread.process.signals.shared_pending());
+        let pending = thread.own_pending().union(thread.process.signals.shared_pending());
         if pending.intersection(self.mask()).is_empty() { Events::empty() } else { Events::IN }
     }
 

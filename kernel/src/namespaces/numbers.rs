@@ -64,6 +64,12 @@ impl Numbers {
         self.entries.iter().skip(view.level().saturating_sub(1) as usize).map(|entry| entry.number)
     }
 
+    /// Does nobody come to one of the namespaces any more? Under the tree's lock: who is linked before that is found by the end of
+    /// the first process.
+    pub(crate) fn are_closed(&self) -> bool {
+        self.namespaces().any(|namespace| namespace.is_closed())
+    }
+
     /// The namespaces from the deepest up, without the first.
     pub(crate) fn namespaces(&self) -> impl Iterator<Item = &Arc<PidNamespace>> {
         core::iter::successors(Some(&self.namespace), |at| at.parent.as_ref())

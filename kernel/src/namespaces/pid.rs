@@ -138,6 +138,11 @@ impl PidNamespace {
         self.is_initial() || self.closed.load(Ordering::SeqCst) || self.init.get(&tree::lock()).is_some()
     }
 
+    /// Its first process has ended, or could not be made: nobody comes any more.
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::SeqCst)
+    }
+
     /// Whether `self` is `other` or above it.
     pub fn contains(&self, other: &PidNamespace) -> bool {
         let mut at = Some(other);

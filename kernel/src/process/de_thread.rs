@@ -19,15 +19,14 @@ pub(super) fn de_thread(thread: &Thread) -> Result<()> {
         if state.ending.is_some() || state.exec {
             return Err(Errno::EAGAIN);
         }
-        if process.relations.get(&tree).live > 1 {
-            state.exec = true;
-            for other in process.threads_locked(&tree) {
-                if !core::ptr::eq(other, thread) {
-                    signal::kill_thread(other);
-                }
-            }
-        }
+        state.exec = process.relations.get(&tree).live > 1;
     }
+    // Those that the others make meanwhile come behind them. Who is told makes none any more.
+    process.each_thread(|other| {
+        if !core::ptr::eq(other, thread) {
+            signal::kill_thread(other);
+        }
+    });
     let alone = process.thread_ended.wait_killable(None, || (process.thread_count() == 1).then_some(()));
     process.signals.state.lock().exec = false;
     if let Err(WaitError::Interrupted | WaitError::TimedOut) = alone {

@@ -81,7 +81,6 @@ fn finish(status: WaitStatus) -> ! {
     drop(remains);
     let restart = thread.restart.lock().take();
     drop(restart);
-    signal::notify_stop_of_ending_thread(&thread);
     unlink(&thread, &process, status);
     process.thread_ended.wake_all();
     // The scheduler's reference keeps the thread until it has left its stack; ours would never be dropped.
@@ -144,10 +143,12 @@ fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
     // SAFETY: a live thread is on its process's list.
     let removed = unsafe { relations.threads.cursor_mut_from_ptr(thread).remove() };
     relations.live -= 1;
+    relations.gone += 1;
     let last = relations.live == 0;
     if leader {
         relations.leader_status = Some(status);
     }
+    signal::leave_stop(&mut tree, thread);
     let stays = leader || ptrace::keep_thread(&mut tree, thread, status);
     let unregistered = if stays { None } else { tree.remove_thread(thread) };
     if !stays {
@@ -191,6 +192,7 @@ fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
     while !reparent_children(&mut tree, process, &mut removed) {
         drop(tree);
         removed.clear();
+        sched::cond_resched();
         tree = tree::lock();
     }
     // Its own group may lose the last member that could continue it.
@@ -198,7 +200,7 @@ fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
     if let (Some(group), Some(parent)) = (process.relations.get(&tree).group.clone(), parent) {
         hang_up_if_newly_orphaned(&mut tree, &group, process, &parent);
     }
-    process.relations.get_mut(&mut tree).ended = Some(status);
+    tree::set_ended(&mut tree, process, status);
     tree.child_to_front(process);
     let reaped = !ptrace::leader_ended(&mut tree, process, status) && tell_parent(&mut tree, process, status);
     if reaped {

@@ -9,7 +9,7 @@ use linux_raw_sys::general as abi;
 use super::accounts::{self, Counted};
 use super::oom::{self, Found};
 use super::thread::Parts;
-use super::{Pid, Process, Thread, limits, process, ptrace, spawn, tree};
+use super::{Pid, Process, Thread, broadcast, limits, process, ptrace, spawn, tree};
 use crate::arch::context::Context;
 use crate::arch::cpu;
 use crate::arch::trap::TrapFrame;
@@ -21,7 +21,7 @@ use crate::mm::uaccess;
 use crate::namespaces::{self, Numbers, View};
 use crate::sched::{self, Entity, Parameters, Policy};
 use crate::seccomp;
-use crate::signal::{self, AltStack, ThreadSignals};
+use crate::signal::{self, AltStack, SigInfo, ThreadSignals};
 
 /// What clone3(2) is asked for.
 #[derive(Clone, Default)]
@@ -298,11 +298,27 @@ impl Child {
         let process = &thread.process;
         let parent = &current.process;
         let mut tree = tree::lock();
+        while let Some(call) = broadcast::unheard(&tree, parent) {
+            drop(tree);
+            call.reach(parent);
+            drop(call);
+            tree = tree::lock();
+        }
+        if self.new_process && cgroup::is_being_killed(&tree, parent) {
+            drop(tree);
+            signal::send_process(parent, SigInfo::kernel(signal::SIGKILL));
+            return Err(Errno::ERESTARTNOINTR);
+        }
         // A signal to the group, or one that kills, that came before the child was there must not miss it: the parent
         // handles it first and then makes the call again.
         if current.signal_pending() {
             drop(tree);
             return Err(Errno::ERESTARTNOINTR);
+        }
+        // The namespace's first process is ending, and has perhaps looked for others already.
+        if thread.numbers().is_some_and(|numbers| numbers.are_closed()) {
+            drop(tree);
+            return Err(Errno::ENOMEM);
         }
         let changed = match self.new_process {
             true => cgroup::enter(&mut tree, process).map_err(|error| match args.cgroup {
@@ -317,11 +333,11 @@ impl Child {
         thread.no_new_privileges.store(current.no_new_privileges.load(Ordering::SeqCst), Ordering::SeqCst);
         tree.insert_thread(&thread);
         let relations = process.relations.get_mut(&mut tree);
-        relations.threads.push_back(thread.clone());
-        relations.live += 1;
+        relations.add_thread(&thread);
         let mut removed = (None, None);
         if self.new_process {
             relations.leader = Some(thread.clone());
+            process.heard.inherit(&parent.heard);
             if let Some(numbers) = process.numbers.as_ref().filter(|numbers| numbers.own() == 1) {
                 *numbers.namespace().init.get_mut(&mut tree) = Some(process.clone());
             }

@@ -4,10 +4,9 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use super::tree::{self, Group, Guard, Session};
-use super::{Credentials, Pid, Process};
+use super::{Credentials, Pid, Process, broadcast};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
-use crate::sched;
 use crate::signal::{self, SIGCONT, SigInfo};
 
 /// Whether no member but `except` has a parent in another group of the same session: then nobody could continue its stopped members.
@@ -146,32 +145,46 @@ pub fn check_may_signal(target: &Process, signal: Option<u32>) -> Result<()> {
 /// kill(2): sends to all that are meant and that the caller may signal. `EPERM` if there were some but none allowed,
 /// `ESRCH` if there were none. Signal `None` only checks.
 ///
-/// A group gets its signal in one step of the tree: a member that forks meanwhile either has its child in the group before, or gets the
-/// signal before the child is there and does not fork. So not even a fork bomb escapes.
+/// To many, the signal comes as if at one instant: [`broadcast`].
 pub fn kill(target: Target, signal: Option<u32>) -> Result<()> {
     let view = View::current();
     let global = |number: Pid| view.global(number).ok_or(Errno::ESRCH);
     match target {
-        Target::Process(pid) => send_all(Target::Process(global(pid)?), signal),
-        Target::Group(pgid) => send_all(Target::Group(global(pgid)?), signal),
-        Target::All if view.is_initial() => send_all(Target::All, signal),
-        Target::All => kill_all_seen(&view, signal),
+        Target::Process(pid) => {
+            let pid = global(pid)?;
+            let tree = tree::lock();
+            // The number of any thread names its process.
+            let process = tree.process(pid).or_else(|| tree.thread(pid).map(|thread| thread.process.clone()));
+            drop(tree);
+            kill_one(&process.ok_or(Errno::ESRCH)?, signal)
+        }
+        Target::Group(pgid) => broadcast::to_group(global(pgid)?, Sending::new(signal)),
+        Target::All => broadcast::to_all(view, Sending::new(signal)),
     }
+}
+
+fn kill_one(process: &Arc<Process>, signal: Option<u32>) -> Result<()> {
+    let sending = Sending::new(signal);
+    let queued = sending.prepare(process);
+    let mut tree = tree::lock();
+    let sent = sending.to(&mut tree, process, queued);
+    drop(tree);
+    sent.map(drop)
 }
 
 /// kill(2) of the caller's own group, which may have no number in its PID namespace.
 pub fn kill_own_group(signal: Option<u32>) -> Result<()> {
-    send_all(Target::Group(super::current().process.pgid()), signal)
+    broadcast::to_group(super::current().process.pgid(), Sending::new(signal))
 }
 
 /// kill(2) of a group that the kernel knows by this number.
 pub fn kill_group(pgid: Pid, signal: Option<u32>) -> Result<()> {
-    send_all(Target::Group(pgid), signal)
+    broadcast::to_group(pgid, Sending::new(signal))
 }
 
 /// Who sends, and what.
-struct Sending {
-    own: Arc<Process>,
+pub(super) struct Sending {
+    pub own: Arc<Process>,
     sender: Arc<Credentials>,
     signal: Option<u32>,
 }
@@ -182,7 +195,20 @@ impl Sending {
         Self { own: current.process.clone(), sender: current.credentials(), signal }
     }
 
-    fn to(&self, tree: &mut Guard, process: &Arc<Process>) -> Result<()> {
+    /// Makes what [`Self::to`] sends, before the lock.
+    pub fn prepare(&self, process: &Process) -> Option<Arc<signal::Queued>> {
+        let signal = self.signal?;
+        let info = SigInfo::user(signal, signal::codes::SI_USER, self.own.number(), self.sender.uid);
+        Some(signal::prepare(process, info, &self.own))
+    }
+
+    /// Sends what was prepared for the process, or only checks whether that may be. What comes back is dropped without the lock.
+    pub fn to(
+        &self,
+        tree: &mut Guard,
+        process: &Arc<Process>,
+        queued: Option<Arc<signal::Queued>>,
+    ) -> Result<Option<signal::Sent>> {
         let session_of = |tree: &Guard, process: &Process| {
             process.relations.get(tree).group.as_ref().map(|group| group.session.sid)
         };
@@ -190,63 +216,6 @@ impl Sending {
         if !may_signal(&self.sender, &process.credentials_locked(tree), self.signal, same_session) {
             return Err(Errno::EPERM);
         }
-        let Some(signal) = self.signal else { return Ok(()) };
-        let info = SigInfo::user(signal, signal::codes::SI_USER, self.own.number(), self.sender.uid);
-        signal::queue_process_locked(tree, process, info)
+        queued.map(|queued| signal::queue_prepared(tree, process, queued)).transpose()
     }
-}
-
-fn send_all(target: Target, signal: Option<u32>) -> Result<()> {
-    let sending = Sending::new(signal);
-    let mut result = Err(Errno::ESRCH);
-    let mut note = |sent: Result<()>| {
-        if result.is_err() {
-            result = sent;
-        }
-    };
-    let mut tree = tree::lock();
-    match target {
-        Target::Process(pid) => {
-            // The number of any thread names its process.
-            let process = tree.process(pid).or_else(|| tree.thread(pid).map(|thread| thread.process.clone()));
-            let process = process.ok_or(Errno::ESRCH)?;
-            return sending.to(&mut tree, &process);
-        }
-        Target::Group(pgid) => {
-            let group = tree.group(pgid).ok_or(Errno::ESRCH)?;
-            let mut next = tree::first_member(&tree, &group);
-            while let Some(process) = next {
-                next = tree::next_member(&tree, &group, &process);
-                note(sending.to(&mut tree, &process));
-            }
-        }
-        Target::All => {
-            let mut last = 1;
-            while let Some(process) = tree.process_after(last) {
-                last = process.pid;
-                if !Arc::ptr_eq(&process, &sending.own) {
-                    note(sending.to(&mut tree, &process));
-                }
-            }
-        }
-    }
-    drop(tree);
-    result
-}
-
-/// kill(2) of all that a PID namespace below the first has, its first process and the caller left out.
-fn kill_all_seen(view: &View, signal: Option<u32>) -> Result<()> {
-    let sending = Sending::new(signal);
-    let mut result = Err(Errno::ESRCH);
-    let mut next = 2;
-    while let Some((number, process)) = view.process_from(next) {
-        next = number + 1;
-        if !Arc::ptr_eq(&process, &sending.own) && result.is_err() {
-            result = sending.to(&mut tree::lock(), &process);
-        } else if !Arc::ptr_eq(&process, &sending.own) {
-            let _ = sending.to(&mut tree::lock(), &process);
-        }
-        sched::cond_resched();
-    }
-    result
 }

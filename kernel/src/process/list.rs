@@ -6,11 +6,13 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 
 use super::accounts::{Counted, Share};
+use super::process::THREADS_IN_A_HOLD;
 use super::{CAP_SYS_ADMIN, CAP_SYS_RESOURCE, Credentials, Pid, Process, Thread, limits, tree};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::memory::{self, Pressure};
 use crate::namespaces::View;
+use crate::sched;
 use crate::sync::grace;
 
 /// The process with this number in the current process's PID namespace, alive or a zombie.
@@ -38,27 +40,32 @@ pub fn process_after(pid: Pid) -> Option<Arc<Process>> {
     tree::lock().process_after(pid)
 }
 
-/// All processes in the order of their numbers. The lock is held for each step only; who starts meanwhile may be missed.
+/// All processes in the order of their numbers. The lock is held for each step only, and others may run in between; who starts meanwhile may
+/// be missed.
 pub fn processes() -> impl Iterator<Item = Arc<Process>> {
     let mut last = 0;
     core::iter::from_fn(move || {
         let process = process_after(last)?;
         last = process.pid;
+        sched::cond_resched();
         Some(process)
     })
 }
 
-/// The live threads of a process.
+/// The live threads of a process, in the order in which they came. The lock is held for a few at a time.
 pub fn threads_of(process: &Process) -> Result<Vec<Arc<Thread>>> {
-    // The room is made outside of the lock; threads that start meanwhile come in the next round.
+    let mut threads: Vec<Arc<Thread>> = fallible::with_capacity(process.thread_count())?;
     loop {
-        let mut threads = fallible::with_capacity(process.thread_count() + 4)?;
+        fallible::reserve(&mut threads, THREADS_IN_A_HOLD)?;
+        let last = threads.last().map_or(0, |thread| thread.order());
+        let before = threads.len();
         let tree = tree::lock();
-        if process.relations.get(&tree).live > threads.capacity() {
-            continue;
+        threads.extend(process.threads_after(&tree, last).take(THREADS_IN_A_HOLD).map(Thread::to_arc));
+        drop(tree);
+        if threads.len() < before + THREADS_IN_A_HOLD {
+            return Ok(threads);
         }
-        threads.extend(process.threads_locked(&tree).map(Thread::to_arc));
-        return Ok(threads);
+        sched::cond_resched();
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod account;
 pub mod accounts;
+mod broadcast;
 mod charges;
 mod credentials;
 mod de_thread;

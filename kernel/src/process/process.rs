@@ -3,8 +3,10 @@
 use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use alloc::sync::Arc;
-use intrusive_collections::{LinkedListAtomicLink, RBTreeAtomicLink};
+use intrusive_collections::{Bound, LinkedListAtomicLink, RBTreeAtomicLink};
+use smallvec::SmallVec;
 
+use super::broadcast::Heard;
 use super::limits::{self, Limits};
 use super::tree::{self, Relations, TreeCell};
 use super::{Charges, Credentials, Pid, Thread};
@@ -12,8 +14,9 @@ use crate::cgroup::Member;
 use crate::fs::FsContext;
 use crate::mm::AddressSpace;
 use crate::namespaces::{Numbers, PidNamespace};
+use crate::sched;
 use crate::signal::{self, Actions, ProcessSignals};
-use crate::sync::{IrqLock, SpinLock, WaitQueue};
+use crate::sync::{IrqLock, Mutex, SpinLock, WaitQueue};
 use crate::time::process_timers::ProcessTimers;
 
 /// One process, alive or a zombie.
@@ -25,13 +28,18 @@ pub struct Process {
     pub(super) relations: TreeCell<Relations>,
     pub(super) sibling: LinkedListAtomicLink,
     pub(super) in_group: LinkedListAtomicLink,
+    pub(super) heard: Heard,
     /// Its control group, and its place among the members.
     pub(crate) cgroup: Member,
     pub(crate) in_cgroup: RBTreeAtomicLink,
+    /// Its threads are being told something.
+    pub(crate) in_telling: LinkedListAtomicLink,
     mm: SpinLock<Option<Arc<AddressSpace>>>,
     /// Where clone(CLONE_SIGHAND) shares, hence behind a lock of its own: execve(2) puts a copy there.
     pub(crate) actions: IrqLock<Arc<Actions>>,
     pub(crate) signals: ProcessSignals,
+    /// Held while a thread gets a filter of system calls, for itself or for all threads.
+    pub(crate) filter_changes: Mutex<()>,
     pub(crate) limits: IrqLock<Limits>,
     pub(crate) timers: ProcessTimers,
     /// Contexts of io_setup(2).
@@ -72,6 +80,9 @@ pub struct Process {
     /// Monotonic nanoseconds.
     pub(crate) started_at: u64,
 }
+
+/// Threads that are looked at in one hold of the tree's lock, where all of a process's are wanted.
+pub(super) const THREADS_IN_A_HOLD: usize = 16;
 
 /// Sums over threads and children that have ended, and over ticks; in nanoseconds where they are times.
 #[derive(Default)]
@@ -170,11 +181,14 @@ impl Process {
             relations: TreeCell::new(parts.relations),
             sibling: LinkedListAtomicLink::new(),
             in_group: LinkedListAtomicLink::new(),
+            heard: Heard::new(),
             cgroup: Member::new(),
             in_cgroup: RBTreeAtomicLink::new(),
+            in_telling: LinkedListAtomicLink::new(),
             mm: SpinLock::new(parts.mm),
             actions: IrqLock::new(parts.actions),
             signals: ProcessSignals::new(),
+            filter_changes: Mutex::new(()),
             limits: IrqLock::new(parts.limits),
             timers: ProcessTimers::new(this.clone(), parts.limits.of(limits::CPU)),
             aio: crate::fs::aio::Contexts::new(),
@@ -263,43 +277,61 @@ impl Process {
 
     /// User and system time of all threads, those that have ended included, in nanoseconds.
     pub fn cpu_times(&self) -> (u64, u64) {
-        // Relaxed: statistics.
-        let mut user = self.totals.ended_user.load(Ordering::Relaxed);
-        let mut system = self.totals.ended_system.load(Ordering::Relaxed);
-        let tree = tree::lock();
-        for thread in self.relations.get(&tree).threads.iter() {
-            let times = thread.sched.times();
-            user += times.0;
-            system += times.1;
-        }
-        (user, system)
+        let ended = (&self.totals.ended_user, &self.totals.ended_system);
+        self.sum(ended, |thread| thread.sched.times())
     }
 
     /// Minor and major faults of all threads.
     pub fn faults(&self) -> (u64, u64) {
         // Relaxed: statistics.
-        let mut minor = self.totals.ended_minor_faults.load(Ordering::Relaxed);
-        let mut major = self.totals.ended_major_faults.load(Ordering::Relaxed);
-        let tree = tree::lock();
-        for thread in self.relations.get(&tree).threads.iter() {
-            minor += thread.minor_faults.load(Ordering::Relaxed);
-            major += thread.major_faults.load(Ordering::Relaxed);
-        }
-        (minor, major)
+        let of = |thread: &Thread| {
+            (thread.minor_faults.load(Ordering::Relaxed), thread.major_faults.load(Ordering::Relaxed))
+        };
+        self.sum((&self.totals.ended_minor_faults, &self.totals.ended_major_faults), of)
     }
 
     /// Voluntary and involuntary switches of all threads.
     pub fn switches(&self) -> (u64, u64) {
-        // Relaxed: statistics.
-        let mut voluntary = self.totals.ended_voluntary.load(Ordering::Relaxed);
-        let mut involuntary = self.totals.ended_involuntary.load(Ordering::Relaxed);
-        let tree = tree::lock();
-        for thread in self.relations.get(&tree).threads.iter() {
-            let switches = thread.sched.switches();
-            voluntary += switches.0;
-            involuntary += switches.1;
+        let ended = (&self.totals.ended_voluntary, &self.totals.ended_involuntary);
+        self.sum(ended, |thread| thread.sched.switches())
+    }
+
+    /// A sum over the threads that live and those that have ended.
+    ///
+    /// The tree's lock is given back between a few and the next few. A thread that ends meanwhile would count twice, or not at all: then the
+    /// sum is made anew. Where threads end all the time that is done a few times only; these are statistics.
+    fn sum(&self, ended: (&AtomicU64, &AtomicU64), of: impl Fn(&Thread) -> (u64, u64)) -> (u64, u64) {
+        const TRIES: usize = 4;
+        let mut sum = (0, 0);
+        for _ in 0..TRIES {
+            let (mut last, mut gone) = (0, None);
+            loop {
+                let tree = tree::lock();
+                let relations = self.relations.get(&tree);
+                // Relaxed: the tree's lock orders them with the removal of the thread.
+                let so_far = || (ended.0.load(Ordering::Relaxed), ended.1.load(Ordering::Relaxed));
+                let changed = *gone.get_or_insert_with(|| {
+                    sum = so_far();
+                    relations.gone
+                }) != relations.gone;
+                if changed {
+                    break;
+                }
+                let mut left = THREADS_IN_A_HOLD;
+                for thread in self.threads_after(&tree, last).take(THREADS_IN_A_HOLD) {
+                    let (one, other) = of(thread);
+                    sum = (sum.0 + one, sum.1 + other);
+                    last = thread.order();
+                    left -= 1;
+                }
+                drop(tree);
+                if left > 0 {
+                    return sum;
+                }
+                sched::cond_resched();
+            }
         }
-        (voluntary, involuntary)
+        sum
     }
 
     /// One of the limits of getrlimit(2): the soft value.
@@ -365,9 +397,69 @@ impl Process {
         self.relations.get(&tree::lock()).group.as_ref().map(|group| group.session.clone())
     }
 
+    /// The live threads that came behind the one with this place, for those who hold the tree's lock.
+    pub(crate) fn threads_after<'a>(
+        &'a self,
+        tree: &'a tree::Guard,
+        order: u64,
+    ) -> impl Iterator<Item = &'a Thread> {
+        self.relations.get(tree).threads.range(Bound::Excluded(&order), Bound::<&u64>::Unbounded)
+    }
+
+    /// The next few live threads behind the one with this place.
+    pub(crate) fn some_threads_after(&self, order: u64) -> SmallVec<[Arc<Thread>; THREADS_IN_A_HOLD]> {
+        let tree = tree::lock();
+        self.threads_after(&tree, order).take(THREADS_IN_A_HOLD).map(Thread::to_arc).collect()
+    }
+
+    /// The first live thread, in the order in which they came, that `is_wanted`. Without locks, and others run in between; threads that come
+    /// meanwhile are asked, too.
+    pub(crate) fn find_thread(&self, mut is_wanted: impl FnMut(&Thread) -> bool) -> Option<Arc<Thread>> {
+        let mut last = 0;
+        loop {
+            let some = self.some_threads_after(last);
+            last = some.last()?.order();
+            if let Some(found) = some.iter().find(|thread| is_wanted(thread)) {
+                return Some(found.clone());
+            }
+            drop(some);
+            sched::cond_resched();
+        }
+    }
+
+    /// Is the thread one of those that live?
+    pub(crate) fn has_thread(&self, thread: &Thread) -> bool {
+        let _tree = tree::lock();
+        thread.in_process.is_linked()
+    }
+
+    /// Shows each live thread, those that come meanwhile too, under the tree's lock: a few, and then others may run before the next few.
+    pub(crate) fn each_thread(&self, mut visit: impl FnMut(&Thread)) {
+        let mut last = 0;
+        loop {
+            let tree = tree::lock();
+            let mut left = THREADS_IN_A_HOLD;
+            for thread in self.threads_after(&tree, last).take(THREADS_IN_A_HOLD) {
+                visit(thread);
+                last = thread.order();
+                left -= 1;
+            }
+            drop(tree);
+            if left > 0 {
+                return;
+            }
+            sched::cond_resched();
+        }
+    }
+
     /// The live threads, for those who hold the tree's lock.
     pub(crate) fn threads_locked<'a>(&'a self, tree: &'a tree::Guard) -> impl Iterator<Item = &'a Thread> {
         self.relations.get(tree).threads.iter()
+    }
+
+    /// How many threads live, for those who hold the tree's lock.
+    pub(crate) fn count_locked(&self, tree: &tree::Guard) -> usize {
+        self.relations.get(tree).live
     }
 
     /// How the process ended, for those who hold the tree's lock.

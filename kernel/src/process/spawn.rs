@@ -147,8 +147,7 @@ pub fn spawn_init(body: impl FnOnce() + Send + 'static) -> Result<Arc<Thread>> {
         assert_eq!(pid, 1, "the first process comes first");
         tree.insert_thread(&thread);
         let relations = process.relations.get_mut(&mut tree);
-        relations.threads.push_back(thread.clone());
-        relations.live = 1;
+        relations.add_thread(&thread);
         relations.leader = Some(thread.clone());
         tree.join_group(&process, &group);
         tree.set_init(process);

@@ -58,7 +58,9 @@ pub struct Thread {
     pub(crate) signals: ThreadSignals,
     /// Links that the process tree's lock guards.
     pub(super) by_tid: RBTreeAtomicLink,
-    pub(super) in_process: LinkedListAtomicLink,
+    pub(super) in_process: RBTreeAtomicLink,
+    /// Its place among its process's threads. Changed under the tree's lock, before it is there.
+    order: AtomicU64,
     pub(super) in_tracees: LinkedListAtomicLink,
     /// Who traces it, and how.
     pub(crate) trace: super::ptrace::Tracee,
@@ -156,7 +158,8 @@ impl Thread {
             comm: IrqLock::new(parts.comm),
             signals: parts.signals,
             by_tid: RBTreeAtomicLink::new(),
-            in_process: LinkedListAtomicLink::new(),
+            in_process: RBTreeAtomicLink::new(),
+            order: AtomicU64::new(0),
             in_tracees: LinkedListAtomicLink::new(),
             trace: super::ptrace::Tracee::new(logged),
             clear_child_tid: AtomicUsize::new(0),
@@ -192,6 +195,17 @@ impl Thread {
     /// Thread number; that of the first thread is the process's.
     pub fn tid(&self) -> Pid {
         self.tid.load(Ordering::SeqCst)
+    }
+
+    /// How many threads its process had had when it came, itself counted.
+    pub(crate) fn order(&self) -> u64 {
+        // Relaxed: it does not change while others can find the thread.
+        self.order.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_order(&self, order: u64) {
+        // Relaxed: as above.
+        self.order.store(order, Ordering::Relaxed);
     }
 
     /// Its numbers in PID namespaces below the first, if it is in one.

@@ -12,9 +12,10 @@ use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use alloc::sync::Arc;
 use intrusive_collections::{
-    Bound, KeyAdapter, LinkedList, LinkedListAtomicLink, RBTree, RBTreeAtomicLink, intrusive_adapter,
+    KeyAdapter, LinkedList, LinkedListAtomicLink, RBTree, RBTreeAtomicLink, intrusive_adapter,
 };
 
+use super::broadcast::Board;
 use super::process::WaitStatus;
 use super::{Pid, Process, Thread};
 use crate::errno::{Errno, Result};
@@ -22,7 +23,7 @@ use crate::namespaces::Numbers;
 use crate::sync::{IrqLock, IrqLockGuard, SpinLock};
 
 intrusive_adapter!(ByTid = Arc<Thread>: Thread { by_tid => RBTreeAtomicLink });
-intrusive_adapter!(pub(super) InProcess = Arc<Thread>: Thread { in_process => LinkedListAtomicLink });
+intrusive_adapter!(pub(super) InProcess = Arc<Thread>: Thread { in_process => RBTreeAtomicLink });
 intrusive_adapter!(pub(super) Siblings = Arc<Process>: Process { sibling => LinkedListAtomicLink });
 intrusive_adapter!(pub(super) InGroup = Arc<Process>: Process { in_group => LinkedListAtomicLink });
 intrusive_adapter!(pub(super) Tracees = Arc<Thread>: Thread { in_tracees => LinkedListAtomicLink });
@@ -33,6 +34,13 @@ impl<'a> KeyAdapter<'a> for ByTid {
     type Key = Pid;
     fn get_key(&self, thread: &'a Thread) -> Pid {
         thread.tid()
+    }
+}
+
+impl<'a> KeyAdapter<'a> for InProcess {
+    type Key = u64;
+    fn get_key(&self, thread: &'a Thread) -> u64 {
+        thread.order()
     }
 }
 
@@ -50,6 +58,9 @@ impl<'a> KeyAdapter<'a> for BySid {
     }
 }
 
+/// A set of numbers, a bit each.
+type Numbers64 = [u64; PID_MAX as usize / 64];
+
 /// What is guarded by the tree's lock.
 pub(crate) struct Tree {
     threads: RBTree<ByTid>,
@@ -57,7 +68,9 @@ pub(crate) struct Tree {
     sessions: RBTree<BySid>,
     next_pid: Pid,
     /// Numbers that threads have or are about to have.
-    used: [u64; PID_MAX as usize / 64],
+    used: Numbers64,
+    /// Numbers of processes, whose first threads are in `threads`.
+    leaders: Numbers64,
     init: Option<Arc<Process>>,
 }
 
@@ -67,6 +80,7 @@ static TREE: IrqLock<Tree> = IrqLock::new(Tree {
     sessions: RBTree::new(BySid::NEW),
     next_pid: 1,
     used: [0; PID_MAX as usize / 64],
+    leaders: [0; PID_MAX as usize / 64],
     init: None,
 });
 
@@ -119,9 +133,13 @@ pub(super) struct Relations {
     pub parent: Option<Arc<Process>>,
     /// Those that have ended come first.
     pub children: LinkedList<Siblings>,
-    /// The threads that live.
-    pub threads: LinkedList<InProcess>,
+    /// The threads that live, in the order in which they came.
+    pub threads: RBTree<InProcess>,
     pub live: usize,
+    /// How many threads have come so far.
+    came: u64,
+    /// How many have ended.
+    pub gone: u64,
     /// Threads of other processes that threads of this one trace. Those with news come first.
     pub tracees: LinkedList<Tracees>,
     /// The first thread, alive or not.
@@ -141,8 +159,10 @@ impl Relations {
         Self {
             parent: None,
             children: LinkedList::new(Siblings::NEW),
-            threads: LinkedList::new(InProcess::NEW),
+            threads: RBTree::new(InProcess::NEW),
             live: 0,
+            came: 0,
+            gone: 0,
             tracees: LinkedList::new(Tracees::NEW),
             leader: None,
             group: None,
@@ -151,6 +171,14 @@ impl Relations {
             news: None,
             exit_signal,
         }
+    }
+
+    /// Adds a thread, behind all others.
+    pub fn add_thread(&mut self, thread: &Arc<Thread>) {
+        self.came += 1;
+        thread.set_order(self.came);
+        self.threads.insert(thread.clone());
+        self.live += 1;
     }
 }
 
@@ -161,7 +189,12 @@ pub struct Group {
     pub numbers: Option<Arc<Numbers>>,
     pub session: Arc<Session>,
     by_pgid: RBTreeAtomicLink,
+    /// Signals that are on their way to all members.
+    pub(super) board: Board,
+    /// Those that live.
     pub(super) members: TreeCell<LinkedList<InGroup>>,
+    /// Those that have ended and were not waited for.
+    pub(super) ended: TreeCell<LinkedList<InGroup>>,
 }
 
 /// A session, with what the terminal's driver needs.
@@ -184,8 +217,16 @@ impl Group {
             numbers,
             session,
             by_pgid: RBTreeAtomicLink::new(),
+            board: Board::new(),
             members: TreeCell::new(LinkedList::new(InGroup::NEW)),
+            ended: TreeCell::new(LinkedList::new(InGroup::NEW)),
         })
+    }
+
+    /// The list that a process of the group is on.
+    fn list_of<'a>(&'a self, tree: &'a mut Guard, process: &Process) -> &'a mut LinkedList<InGroup> {
+        let has_ended = process.relations.get(tree).ended.is_some();
+        if has_ended { self.ended.get_mut(tree) } else { self.members.get_mut(tree) }
     }
 }
 
@@ -253,6 +294,9 @@ impl Guard {
         if let Some(numbers) = thread.numbers() {
             numbers.namespaces().for_each(|namespace| namespace.thread_comes());
         }
+        if thread.is_leader() {
+            self.0.leaders[thread.tid() as usize / 64] |= 1 << (thread.tid() % 64);
+        }
         self.0.threads.insert(thread.clone());
     }
 
@@ -266,6 +310,7 @@ impl Guard {
             numbers.namespaces().for_each(|namespace| namespace.thread_goes());
         }
         self.free_pid(thread.tid());
+        self.0.leaders[thread.tid() as usize / 64] &= !(1 << (thread.tid() % 64));
         // SAFETY: it is linked, and only ever in this tree.
         unsafe { self.0.threads.cursor_mut_from_ptr(thread).remove() }
     }
@@ -281,13 +326,17 @@ impl Guard {
     }
 
     /// The process with the lowest number above `pid`.
+    ///
+    /// Other threads' numbers are not looked at: they may be many.
     pub fn process_after(&self, pid: Pid) -> Option<Arc<Process>> {
-        let mut cursor = self.0.threads.lower_bound(Bound::Excluded(&pid));
-        while let Some(thread) = cursor.get() {
-            if thread.is_leader() {
-                return Some(thread.process.clone());
+        let first = pid as usize + 1;
+        let mut mask = u64::MAX << (first % 64);
+        for (index, word) in self.0.leaders.iter().enumerate().skip(first / 64) {
+            let found = word & mask;
+            if found != 0 {
+                return self.process((index * 64) as Pid + found.trailing_zeros());
             }
-            cursor.move_next();
+            mask = u64::MAX;
         }
         None
     }
@@ -318,7 +367,7 @@ impl Guard {
             }
             *group.session.groups.get_mut(self) += 1;
         }
-        group.members.get_mut(self).push_back(process.clone());
+        group.list_of(self, process).push_back(process.clone());
         process.relations.get_mut(self).group = Some(group.clone());
         removed
     }
@@ -327,10 +376,10 @@ impl Guard {
     pub fn leave_group(&mut self, process: &Process) -> Removed {
         let mut removed = Removed::default();
         let Some(group) = process.relations.get_mut(self).group.take() else { return removed };
-        let members = group.members.get_mut(self);
+        let list = group.list_of(self, process);
         // SAFETY: a process with a group is on that group's list.
-        removed._process = unsafe { members.cursor_mut_from_ptr(process).remove() };
-        if members.is_empty() {
+        removed._process = unsafe { list.cursor_mut_from_ptr(process).remove() };
+        if group.members.get(self).is_empty() && group.ended.get(self).is_empty() {
             // SAFETY: a group with members is in the tree.
             let _ = unsafe { self.0.groups.cursor_mut_from_ptr(Arc::as_ptr(&group)).remove() };
             let session = group.session.clone();
@@ -409,9 +458,34 @@ pub fn last_pid() -> Pid {
     TREE.lock().next_pid.saturating_sub(1)
 }
 
-/// The first member of a group; with [`next_member`], a walk during which signals may be sent.
+/// Makes a process one of those that have ended: in the same hold in which it gets its status.
+pub(super) fn set_ended(tree: &mut Guard, process: &Process, status: WaitStatus) {
+    let listed = process.relations.get(tree).group.clone().and_then(|group| {
+        // SAFETY: it is a member of this group, and lives.
+        let listed = unsafe { group.members.get_mut(tree).cursor_mut_from_ptr(process).remove() };
+        listed.map(|process| (group, process))
+    });
+    process.relations.get_mut(tree).ended = Some(status);
+    if let Some((group, process)) = listed {
+        group.ended.get_mut(tree).push_back(process);
+    }
+}
+
+/// The first member of a group that lives; with [`next_member`], a walk during which signals may be sent.
 pub(crate) fn first_member(tree: &Guard, group: &Group) -> Option<Arc<Process>> {
     group.members.get(tree).front().clone_pointer()
+}
+
+/// Makes a process the last member of its group; nothing if it is in another one, or has ended.
+pub(super) fn to_back(tree: &mut Guard, group: &Arc<Group>, process: &Process) {
+    if !process.is_in_group(tree, group) || process.ended_locked(tree).is_some() {
+        return;
+    }
+    let members = group.members.get_mut(tree);
+    // SAFETY: it is a member of this group.
+    if let Some(process) = unsafe { members.cursor_mut_from_ptr(process).remove() } {
+        members.push_back(process);
+    }
 }
 
 /// The member after `process`.

@@ -43,6 +43,7 @@ fn watch(timeout: u64, panics: bool) {
         let now = time::now();
         let mut hung = false;
         for thread in super::processes().flat_map(|process| super::threads_of(&process).unwrap_or_default()) {
+            sched::cond_resched();
             let stuck = matches!(thread.sched.sleeping(), Some(Sleep::Uninterruptible | Sleep::Killable));
             let Some((place, since)) = thread.sched.wait_place() else { continue };
             if !stuck || now.saturating_sub(since) < timeout {

@@ -15,7 +15,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use crate::arch::trap::TrapFrame;
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
-use crate::process::{self, CAP_SYS_ADMIN, Thread, WaitStatus, exit, limits, tree};
+use crate::process::{self, CAP_SYS_ADMIN, Thread, WaitStatus, exit, limits};
 use crate::signal::{self, SIGKILL, SIGSYS, SigInfo};
 use crate::sync::SpinLock;
 
@@ -196,6 +196,7 @@ fn kill_process(thread: &Thread, signal: u32) -> ! {
 /// Strict mode: read, write, exit and rt_sigreturn, and nothing else ever again.
 pub fn set_strict() -> Result<usize> {
     let thread = process::current();
+    let _changes = thread.process.filter_changes.lock();
     if !matches!(thread.seccomp.mode(), DISABLED | STRICT) {
         return Err(Errno::EINVAL);
     }
@@ -216,44 +217,29 @@ pub fn add_filter(instructions: Vec<Instruction>, flags: u32) -> Result<usize> {
     }
     let program = Arc::new(Program::new(instructions)?);
     let synchronise = flags & abi_flags::TSYNC != 0;
-    // Dropped behind the lock: they may be the last of long chains.
-    let mut replaced: Vec<Arc<Filter>> = Vec::new();
-    let count = if synchronise { thread.process.thread_count() } else { 0 };
-    replaced.try_reserve(count).map_err(|_| Errno::ENOMEM)?;
-    let (filter, tree) = loop {
-        if !matches!(thread.seccomp.mode(), DISABLED | FILTER) {
-            return Err(Errno::EINVAL);
-        }
-        // Made without the lock. Another thread's TSYNC may change the chain meanwhile.
-        let filter = extend(thread.seccomp.chain(), &program)?;
-        let tree = tree::lock();
-        let own = thread.seccomp.chain();
-        let same = own.as_ref().map(Arc::as_ptr) == filter.older.as_ref().map(Arc::as_ptr);
-        if same && (!synchronise || thread.process.threads_locked(&tree).count() <= replaced.capacity()) {
-            break (filter, tree);
-        }
-        drop(tree);
-        replaced.try_reserve(thread.process.thread_count()).map_err(|_| Errno::ENOMEM)?;
-    };
-    if synchronise {
-        let stranger = thread.process.threads_locked(&tree).find(|other| !may_follow(other, &thread));
-        if let Some(stranger) = stranger {
-            let esrch = flags & abi_flags::TSYNC_ESRCH != 0;
-            return if esrch { Err(Errno::ESRCH) } else { Ok(View::current().thread(stranger) as usize) };
-        }
+    let process = &thread.process;
+    // No chain of the process changes meanwhile. New threads have their makers', and are behind all others.
+    let _changes = process.filter_changes.lock();
+    if !matches!(thread.seccomp.mode(), DISABLED | FILTER) {
+        return Err(Errno::EINVAL);
+    }
+    let filter = extend(thread.seccomp.chain(), &program)?;
+    if synchronise && let Some(stranger) = process.find_thread(|other| !may_follow(other, &thread)) {
+        let esrch = flags & abi_flags::TSYNC_ESRCH != 0;
+        return if esrch { Err(Errno::ESRCH) } else { Ok(View::current().thread(&stranger) as usize) };
     }
     set_chain(&thread, Some(filter.clone()));
     if synchronise {
-        for other in thread.process.threads_locked(&tree).filter(|other| other.tid() != thread.tid()) {
-            replaced.extend(other.seccomp.chain());
-            set_chain(other, Some(filter.clone()));
-            if without_privileges {
-                other.no_new_privileges.store(true, Ordering::SeqCst);
+        process.find_thread(|other| {
+            if !core::ptr::eq(other, &*thread) {
+                set_chain(other, Some(filter.clone()));
+                if without_privileges {
+                    other.no_new_privileges.store(true, Ordering::SeqCst);
+                }
             }
-        }
+            false
+        });
     }
-    drop(tree);
-    drop(replaced);
     Ok(0)
 }
 

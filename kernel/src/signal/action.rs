@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 
 use super::{SIGNAL_MAX, default_of};
-use crate::sync::IrqLock;
+use crate::sync::{IrqLock, Mutex, MutexGuard};
 
 /// The default action.
 pub const SIG_DFL: u64 = 0;
@@ -53,18 +53,29 @@ impl Action {
 /// The actions of a process, or of several that clone(CLONE_SIGHAND) made.
 pub struct Actions {
     table: IrqLock<[Action; SIGNAL_MAX as usize]>,
+    /// Held by sigaction(2) until what it made ignored is thrown away: a signal that was sent after the next change stays.
+    changes: Mutex<()>,
 }
 
 impl Actions {
     /// All default.
     pub fn new() -> Arc<Self> {
-        Arc::new(Self { table: IrqLock::new([Action::default(); SIGNAL_MAX as usize]) })
+        Self::of([Action::default(); SIGNAL_MAX as usize])
     }
 
     /// A copy for a child process.
     pub fn duplicate(&self) -> Arc<Self> {
         let table = *self.table.lock();
-        Arc::new(Self { table: IrqLock::new(table) })
+        Self::of(table)
+    }
+
+    fn of(table: [Action; SIGNAL_MAX as usize]) -> Arc<Self> {
+        Arc::new(Self { table: IrqLock::new(table), changes: Mutex::new(()) })
+    }
+
+    /// For the time of a change by sigaction(2).
+    pub fn change(&self) -> MutexGuard<'_, ()> {
+        self.changes.lock()
     }
 
     /// The action for a signal.

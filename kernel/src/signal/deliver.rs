@@ -66,10 +66,12 @@ pub fn deliver(frame: &mut TrapFrame) {
 
 /// The next signal.
 fn take(thread: &Thread) -> Option<SigInfo> {
+    let mut outdated = Pending::new();
     let queued;
     {
         let mut state = thread.process.signals.state.lock();
         let wanted = SigSet(!thread.signals.mask().0);
+        state.catch_up(&thread.signals, &mut outdated);
         queued = take_from(&mut thread.signals.own.lock(), wanted)
             .or_else(|| take_from(&mut state.shared, wanted));
         state.recalculate(&thread.signals);
@@ -108,9 +110,11 @@ fn take_from(pending: &mut Pending, wanted: SigSet) -> Option<Arc<Queued>> {
 
 /// Takes one of the signals in `wanted`, blocked or not, for sigtimedwait(2) and signalfd(2).
 pub fn take_waited(thread: &Thread, wanted: SigSet) -> Option<SigInfo> {
+    let mut outdated = Pending::new();
     let queued;
     {
         let mut state = thread.process.signals.state.lock();
+        state.catch_up(&thread.signals, &mut outdated);
         queued = take_from(&mut thread.signals.own.lock(), wanted)
             .or_else(|| take_from(&mut state.shared, wanted));
         state.recalculate(&thread.signals);

@@ -2,7 +2,7 @@
 //!
 //! A signal is put on a pending set, of a thread or shared by a process (`send`), and the thread that is to take it is woken or interrupted.
 //! On its way to user mode a thread takes pending signals one by one (`deliver`): it dies, stops, goes on, or enters a handler through
-//! a frame on the user's stack (`frame`), which rt_sigreturn(2) undoes.
+//! a frame on the user's stack (`frame`), which rt_sigreturn(2) undoes. What concerns all threads of a process is told them a few at a time (`tell`).
 
 mod action;
 mod deliver;
@@ -13,6 +13,7 @@ mod pending;
 mod send;
 mod state;
 mod stop;
+mod tell;
 
 pub use action::{Action, Actions, SIG_DFL, SIG_IGN, flags};
 pub use deliver::{deliver, take_waited};
@@ -20,14 +21,15 @@ pub use exception::{exception, force_fault, force_poison, force_signal};
 pub use frame::{AltStack, sigreturn};
 pub use info::{SigInfo, codes};
 pub use pending::{Pending, Queued};
-pub(crate) use send::{add_first_stop, end_all, kick, kill_thread};
 pub use send::{
-    discard, is_ignored_or_blocked, queue_process, queue_process_locked, queue_thread, send_group,
+    Sent, discard, is_ignored_or_blocked, prepare, queue_prepared, queue_process, queue_thread, send_group,
     send_of_timer, send_process, send_process_locked, send_thread,
 };
+pub(crate) use send::{add_first_stop, end_all, kick, kill_thread};
 pub use state::{ProcessSignals, ThreadSignals};
-pub(crate) use stop::{child_info, join_stop};
-pub use stop::{has_stopped, notify_stop_of_ending_thread};
+pub use stop::has_stopped;
+pub(crate) use stop::{child_info, join_stop, leave_stop};
+pub use tell::init;
 
 use crate::errno::{Errno, Result};
 

@@ -21,6 +21,8 @@ pub struct Queued {
     /// What it counts for its receiver's user.
     share: Option<Share>,
     _charge: Option<Charge>,
+    /// Whether the sender is in the receiver's PID namespace, where that is not the current thread's affair.
+    from_within: Option<bool>,
     /// The timer that sends it.
     timer: Option<Weak<PosixTimer>>,
 }
@@ -33,36 +35,49 @@ unsafe impl Send for Queued {}
 impl Queued {
     /// A signal of the kernel's own, or one that does not queue.
     pub fn new(info: SigInfo) -> Arc<Self> {
-        Self::make(info, None, None, None)
+        Self::make(info, None, None, None, None)
     }
 
     /// A signal for a process, which counts for its user if it is one of those that do.
     pub fn to(process: &Process, info: SigInfo) -> Arc<Self> {
+        let (share, charge) = Self::counted(process, &info);
+        Self::make(info, share, charge, None, None)
+    }
+
+    fn counted(process: &Process, info: &SigInfo) -> (Option<Share>, Option<Charge>) {
         let share = info.is_limited().then(|| {
             let limit = process.limit(limits::SIGPENDING);
             Share::take_within(process.uid_for_signals(), Counted::Signals, limit)
         });
         let share = share.flatten();
         let charge = share.is_some().then(|| process.charges.add(size_of::<Self>()));
-        Self::make(info, share, charge, None)
+        (share, charge)
+    }
+
+    /// As [`Self::to`], from a sender that is not the current process perhaps.
+    pub fn from(process: &Process, info: SigInfo, from_within: bool) -> Arc<Self> {
+        let (share, charge) = Self::counted(process, &info);
+        Self::make(info, share, charge, Some(from_within), None)
     }
 
     /// A timer's signal; the timer itself counts for its user.
     pub fn of_timer(info: SigInfo, timer: Weak<PosixTimer>) -> Arc<Self> {
-        Self::make(info, None, None, Some(timer))
+        Self::make(info, None, None, None, Some(timer))
     }
 
     fn make(
         info: SigInfo,
         share: Option<Share>,
         charge: Option<Charge>,
+        from_within: Option<bool>,
         timer: Option<Weak<PosixTimer>>,
     ) -> Arc<Self> {
         // One for each process of a group: less than a hundredth of what a process takes. And the queue of each is
         // limited.
         reserve::covered();
         let link = RBTreeAtomicLink::new();
-        Arc::new(Self { link, sequence: UnsafeCell::new(0), info, share, _charge: charge, timer })
+        let sequence = UnsafeCell::new(0);
+        Arc::new(Self { link, sequence, info, share, _charge: charge, from_within, timer })
     }
 
     pub fn signal(&self) -> u32 {
@@ -71,6 +86,11 @@ impl Queued {
 
     pub fn info(&self) -> &SigInfo {
         &self.info
+    }
+
+    /// Whether the sender is in the receiver's PID namespace; `None` if that is for the current thread to say.
+    pub fn is_from_within(&self) -> Option<bool> {
+        self.from_within
     }
 
     /// Whether the receiver's user has too many of this kind.
@@ -176,11 +196,21 @@ impl Pending {
 
     /// Moves all entries of the signals in `which` to `removed`, which is dropped without locks.
     pub fn remove(&mut self, which: SigSet, removed: &mut Pending) {
+        let mut all = usize::MAX;
+        self.remove_some(which, &mut all, removed);
+    }
+
+    /// As [`Self::remove`], but no more than `most`, which becomes what is left of it. False if there may be more.
+    pub fn remove_some(&mut self, which: SigSet, most: &mut usize, removed: &mut Pending) -> bool {
         let mut left = self.set.intersection(which);
         while !left.is_empty() {
+            if *most == 0 {
+                return false;
+            }
             let signal = left.0.trailing_zeros() + 1;
             match self.take(signal) {
                 Some(queued) => {
+                    *most -= 1;
                     removed.length += 1;
                     removed.next_sequence += 1;
                     // SAFETY: it is on no set now.
@@ -190,6 +220,7 @@ impl Pending {
                 None => left = left.without(SigSet::of(&[signal])),
             }
         }
+        true
     }
 }
 

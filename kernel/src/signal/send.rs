@@ -4,11 +4,11 @@ use alloc::sync::Arc;
 
 use super::pending::Queued;
 use super::state::State;
-use super::{Pending, SIG_DFL, SIGCONT, SIGKILL, SIGSTOP, SigInfo, SigSet, stop};
+use super::{Pending, SIG_DFL, SIGCONT, SIGKILL, SIGSTOP, SigInfo, SigSet, stop, tell};
 use crate::arch::{cpu, ipi};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
-use crate::process::{Pid, Process, Thread, WaitStatus, ptrace, tree};
+use crate::process::{Pid, Process, Thread, WaitStatus, tree};
 use crate::sched;
 
 /// Sends a signal to a process as a whole: a thread that does not block it takes it. Usable in interrupt handlers.
@@ -17,9 +17,14 @@ pub fn send_process(process: &Arc<Process>, info: impl Into<SigInfo>) {
     let _ = queue_process(process, info);
 }
 
-/// As [`queue_process`], for those who hold the tree's lock.
-pub fn queue_process_locked(tree: &mut tree::Guard, process: &Arc<Process>, info: SigInfo) -> Result<()> {
-    send(tree, process, None, Queued::to(process, seen_by(process, info))).map(drop)
+/// Makes what [`queue_prepared`] sends: a signal for a process, from `sender`.
+pub fn prepare(process: &Process, info: SigInfo, sender: &Process) -> Arc<Queued> {
+    Queued::from(process, seen_by(process, info, Some(sender)), View::of(process).sees(sender))
+}
+
+/// As [`queue_process`], for those who hold the tree's lock, and drop what comes back without it.
+pub fn queue_prepared(tree: &mut tree::Guard, process: &Arc<Process>, queued: Arc<Queued>) -> Result<Sent> {
+    send(tree, process, None, queued)
 }
 
 /// Sends a signal to one thread. Usable in interrupt handlers.
@@ -30,7 +35,7 @@ pub fn send_thread(thread: &Arc<Thread>, info: impl Into<SigInfo>) {
 
 /// As [`send_process`]; `EAGAIN` when too many real-time signals wait.
 pub fn queue_process(process: &Arc<Process>, info: impl Into<SigInfo>) -> Result<()> {
-    let queued = Queued::to(process, seen_by(process, info.into()));
+    let queued = Queued::to(process, seen_by_current(process, info.into()));
     let mut tree = tree::lock();
     let sent = send(&mut tree, process, None, queued);
     drop(tree);
@@ -45,7 +50,7 @@ pub fn send_process_locked(tree: &mut tree::Guard, process: &Arc<Process>, info:
 
 /// As [`send_thread`]; `EAGAIN` when too many real-time signals wait.
 pub fn queue_thread(thread: &Arc<Thread>, info: impl Into<SigInfo>) -> Result<()> {
-    let queued = Queued::to(&thread.process, seen_by(&thread.process, info.into()));
+    let queued = Queued::to(&thread.process, seen_by_current(&thread.process, info.into()));
     let mut tree = tree::lock();
     let sent = send(&mut tree, &thread.process, Some(thread), queued);
     drop(tree);
@@ -81,7 +86,7 @@ pub fn is_ignored_or_blocked(signal: u32) -> bool {
 }
 
 /// What came of a signal. The caller drops it after the tree's lock.
-pub(super) struct Sent {
+pub struct Sent {
     /// The process ignores the signal.
     ignored: bool,
     /// Signals that this one has removed.
@@ -110,10 +115,11 @@ pub(super) fn send(
         if signal == SIGCONT {
             continued = resume(tree, process, &mut state, &mut dropped);
         } else if SigSet::STOPPING.contains(signal) {
-            remove_everywhere(tree, process, &mut state, SigSet::of(&[SIGCONT]), &mut dropped);
+            state.shared.remove(SigSet::of(&[SIGCONT]), &mut dropped);
+            state.halted = state.halted.wrapping_add(1);
         }
         ignored |= is_ignored(tree, process, thread, &queued);
-        if ignored { Ok(Some(queued)) } else { post(tree, process, thread, &mut state, queued) }
+        if ignored { Ok(Some(queued)) } else { post(tree, process, thread, &mut state, queued, &mut dropped) }
     };
     if continued {
         stop::tell_parent(tree, process, WaitStatus::Continued);
@@ -121,8 +127,7 @@ pub(super) fn send(
     outcome.map(|leftover| Sent { ignored, _removed: dropped, _leftover: leftover })
 }
 
-/// Threads that are asked whether they take a signal while one like it is pending: ten thousand threads that block it shall not be
-/// asked for each of ten thousand timers.
+/// Threads that the sender of a signal asks whether they take it, with interrupts off. The others are asked later.
 const MOST_ASKED: usize = 64;
 
 /// Queues the signal and wakes its thread. The signal comes back when one like it is pending.
@@ -132,6 +137,7 @@ fn post(
     thread: Option<&Arc<Thread>>,
     state: &mut State,
     queued: Arc<Queued>,
+    dropped: &mut Pending,
 ) -> Result<Option<Arc<Queued>>> {
     let signal = queued.signal();
     if queued.is_over_limit() {
@@ -140,7 +146,10 @@ fn post(
     // Whoever takes the one that is pending finds this one too.
     let told = thread.is_none() && state.shared.set().contains(signal);
     let leftover = match thread {
-        Some(thread) => thread.signals.own.lock().add(queued),
+        Some(thread) => {
+            state.catch_up(&thread.signals, dropped);
+            thread.signals.own.lock().add(queued)
+        }
         None => state.shared.add(queued),
     };
     if signal == SIGKILL {
@@ -152,11 +161,12 @@ fn post(
         Some(_) => {}
         None => {
             // A thread that has nothing to look at yet is preferred: several that wait shall take one each.
-            let most = if told { MOST_ASKED } else { usize::MAX };
-            let takers = || process.threads_locked(tree).take(most).filter(|t| t.signals.unblocks(signal));
-            let idle = takers().find(|thread| !thread.signals.pending());
-            if let Some(thread) = idle.or_else(|| takers().next()) {
+            let idle = takers(tree, process, signal).find(|thread| !thread.signals.pending());
+            if let Some(thread) = idle.or_else(|| takers(tree, process, signal).next()) {
                 notify(&thread.to_arc());
+            } else if !told && process.count_locked(tree) > MOST_ASKED {
+                state.untold = state.untold.with(signal);
+                tell::all(tree, process, state);
             }
         }
     }
@@ -164,8 +174,13 @@ fn post(
     Ok(leftover)
 }
 
+/// Those of the first few threads that take a signal.
+fn takers<'a>(tree: &'a tree::Guard, process: &'a Process, signal: u32) -> impl Iterator<Item = &'a Thread> {
+    process.threads_locked(tree).take(MOST_ASKED).filter(move |thread| thread.signals.unblocks(signal))
+}
+
 /// Makes a thread look at its signals: ends its sleep, or interrupts the CPU that runs it in user mode.
-fn notify(thread: &Arc<Thread>) {
+pub(super) fn notify(thread: &Arc<Thread>) {
     thread.signals.mark_pending();
     if !sched::wake_for_signal(thread, false) {
         kick(thread);
@@ -182,12 +197,10 @@ pub(crate) fn kick(thread: &Thread) {
 }
 
 /// Marks a process as ending, and all its threads to be killed.
-pub(crate) fn end_all(tree: &tree::Guard, process: &Process, state: &mut State, status: WaitStatus) {
+pub(crate) fn end_all(tree: &tree::Guard, process: &Arc<Process>, state: &mut State, status: WaitStatus) {
     state.ending.get_or_insert(status);
     state.stop = None;
-    for thread in process.threads_locked(tree) {
-        kill_thread(thread);
-    }
+    tell::all(tree, process, state);
 }
 
 /// A new tracee's first stop: SIGSTOP is pending before it runs.
@@ -233,75 +246,109 @@ fn is_ignored(tree: &tree::Guard, process: &Process, thread: Option<&Arc<Thread>
 
 /// Is the sender of the signal in the process's PID namespace? The kernel itself is not.
 fn is_from_within(process: &Process, queued: &Queued) -> bool {
-    queued.info().is_from_user()
-        && crate::process::try_current().is_some_and(|sender| View::of(process).sees(&sender.process))
+    let by_current =
+        || crate::process::try_current().is_some_and(|sender| View::of(process).sees(&sender.process));
+    queued.info().is_from_user() && queued.is_from_within().unwrap_or_else(by_current)
 }
 
 /// What the receiver is told of the sender: one that it cannot see has the number 0.
-fn seen_by(process: &Process, mut info: SigInfo) -> SigInfo {
+fn seen_by(process: &Process, mut info: SigInfo, sender: Option<&Process>) -> SigInfo {
     if process.numbers.is_some()
         && info.has_sender()
-        && crate::process::try_current().is_some_and(|sender| !View::of(process).sees(&sender.process))
+        && sender.is_some_and(|sender| !View::of(process).sees(sender))
     {
         info.hide_sender();
     }
     info
 }
 
+fn seen_by_current(process: &Process, info: SigInfo) -> SigInfo {
+    let current = crate::process::try_current();
+    seen_by(process, info, current.as_ref().map(|sender| &*sender.process))
+}
+
 /// SIGCONT: no stop signal is pending any more, and stopped threads go on. True if the process had stopped.
 fn resume(tree: &tree::Guard, process: &Arc<Process>, state: &mut State, dropped: &mut Pending) -> bool {
-    remove_everywhere(tree, process, state, SigSet::STOPPING, dropped);
-    let stopped = state.stop.take().is_some();
-    state.stop_left = 0;
-    for thread in process.threads_locked(tree) {
-        thread.signals.take_stop();
-        thread.signals.take_stop_again();
-        sched::wake_stopped(&thread.to_arc());
-        ptrace::trap_of_group(tree, thread);
-    }
+    state.shared.remove(SigSet::STOPPING, dropped);
+    state.continued = state.continued.wrapping_add(1);
+    let stopped = state.stop.is_some();
+    state.turn_to(None);
+    tell::all(tree, process, state);
     stopped
 }
 
-fn remove_everywhere(
-    tree: &tree::Guard,
-    process: &Process,
-    state: &mut State,
-    which: SigSet,
-    dropped: &mut Pending,
-) {
-    state.shared.remove(which, dropped);
-    for thread in process.threads_locked(tree) {
-        thread.signals.own.lock().remove(which, dropped);
-        state.recalculate(&thread.signals);
+/// Signals that sigaction(2) takes from pending sets in one hold of the locks.
+const MOST_DISCARDED: usize = 64;
+
+/// sigaction(2) made signals ignored: pending ones are thrown away, some at a time. The caller sees to it that they stay ignored meanwhile.
+pub fn discard(process: &Arc<Process>, which: SigSet) {
+    let mut dropped = Pending::new();
+    loop {
+        let mut most = MOST_DISCARDED;
+        let done = process.signals.state.lock().shared.remove_some(which, &mut most, &mut dropped);
+        core::mem::take(&mut dropped).drain();
+        if done {
+            break;
+        }
+    }
+    let mut last = 0;
+    loop {
+        let done = {
+            let tree = tree::lock();
+            let state = process.signals.state.lock();
+            let (mut threads, mut signals) = (tell::MOST, MOST_DISCARDED);
+            let mut left = process.threads_after(&tree, last);
+            loop {
+                let Some(thread) = left.next() else { break true };
+                if threads == 0 {
+                    break false;
+                }
+                threads -= 1;
+                let removed = thread.signals.own.lock().remove_some(which, &mut signals, &mut dropped);
+                state.recalculate(&thread.signals);
+                if !removed {
+                    break false;
+                }
+                last = thread.order();
+            }
+        };
+        core::mem::take(&mut dropped).drain();
+        if done {
+            return;
+        }
+        sched::cond_resched();
     }
 }
 
-/// sigaction(2) made a signal ignored: pending ones are thrown away.
-pub fn discard(process: &Arc<Process>, which: SigSet) {
-    let mut dropped = Pending::new();
-    let tree = tree::lock();
-    remove_everywhere(&tree, process, &mut process.signals.state.lock(), which, &mut dropped);
-}
-
 /// Shared signals that one thread has just blocked go to another that takes them.
-pub(super) fn retarget(process: &Process, signals: SigSet) {
+pub(super) fn retarget(process: &Arc<Process>, signals: SigSet) {
     let tree = tree::lock();
-    let state = process.signals.state.lock();
+    let mut state = process.signals.state.lock();
     let mut left = signals.intersection(state.shared.set());
+    let mut untold = SigSet::EMPTY;
     while !left.is_empty() {
         let signal = left.0.trailing_zeros() + 1;
         left = left.without(SigSet::of(&[signal]));
-        if let Some(thread) = process.threads_locked(&tree).find(|thread| thread.signals.unblocks(signal)) {
-            notify(&thread.to_arc());
+        match takers(&tree, process, signal).next() {
+            Some(thread) => notify(&thread.to_arc()),
+            None => untold = untold.with(signal),
         }
+    }
+    if !untold.is_empty() && process.count_locked(&tree) > MOST_ASKED {
+        state.untold = state.untold.union(untold);
+        tell::all(&tree, process, &mut state);
     }
 }
 
 /// Posts a signal to the current thread without asking whether it is ignored; even the first process gets it.
 pub(super) fn force(thread: &Arc<Thread>, info: SigInfo) {
     let queued = Queued::new(info);
+    let mut dropped = Pending::new();
     let tree = tree::lock();
     let mut state = thread.process.signals.state.lock();
     // Not limited: it is no real-time signal of a user. One that is pending already is as good.
-    let _ = post(&tree, &thread.process, Some(thread), &mut state, queued);
+    let leftover = post(&tree, &thread.process, Some(thread), &mut state, queued, &mut dropped);
+    drop(state);
+    drop(tree);
+    drop((leftover, dropped));
 }

@@ -3,7 +3,8 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::frame::AltStack;
-use super::{Pending, SigSet};
+use super::tell::Walk;
+use super::{Pending, SIGCONT, SigSet};
 use crate::process::WaitStatus;
 use crate::sync::{IrqLock, SpinLock};
 
@@ -29,6 +30,10 @@ pub struct ThreadSignals {
     /// What sigtimedwait(2) waits for: taken as unblocked by senders.
     pub(crate) waited: AtomicU64,
     pub(super) own: IrqLock<Pending>,
+    /// What the thread knows of its process: see [`State`]. Changed under its lock.
+    turn: AtomicU32,
+    continued: AtomicU32,
+    halted: AtomicU32,
     pub(crate) alt_stack: SpinLock<AltStack>,
 }
 
@@ -41,6 +46,9 @@ impl ThreadSignals {
             saved_valid: AtomicU32::new(0),
             waited: AtomicU64::new(0),
             own: IrqLock::new(Pending::new()),
+            turn: AtomicU32::new(0),
+            continued: AtomicU32::new(0),
+            halted: AtomicU32::new(0),
             alt_stack: SpinLock::new(alt_stack),
         }
     }
@@ -75,8 +83,9 @@ impl ThreadSignals {
         self.flags.fetch_or(PENDING, Ordering::SeqCst);
     }
 
-    pub(super) fn ask_stop(&self) {
-        self.flags.fetch_or(STOP, Ordering::SeqCst);
+    /// False if it was asked before.
+    fn ask_stop(&self) -> bool {
+        self.flags.fetch_or(STOP, Ordering::SeqCst) & STOP == 0
     }
 
     /// Has it yet to take part in a stop?
@@ -115,11 +124,6 @@ impl ThreadSignals {
     /// The blocked signals.
     pub fn mask(&self) -> SigSet {
         SigSet(self.mask.load(Ordering::SeqCst))
-    }
-
-    /// The thread's own pending signals.
-    pub fn own_pending(&self) -> SigSet {
-        self.own.lock().set()
     }
 
     pub(super) fn unblocks(&self, signal: u32) -> bool {
@@ -164,8 +168,19 @@ pub struct State {
     pub(crate) exec: bool,
     /// The signal that stops the process, from when the stop begins until SIGCONT.
     pub(crate) stop: Option<u32>,
-    /// Threads that still have to take part in the stop.
-    pub(super) stop_left: usize,
+    /// Threads that were asked to take part in a stop and have not done so yet.
+    stop_left: usize,
+    /// The parent was told that all have stopped.
+    stop_told: bool,
+    /// How many stops have begun and ended: a thread that knows another number is yet to be told of the last one.
+    pub(super) turn: u32,
+    /// How many SIGCONT were sent, and how many signals that stop. Each removes those of the other kind from all sets: from a thread's own when
+    /// that is looked at next.
+    pub(super) continued: u32,
+    pub(super) halted: u32,
+    /// Signals for the process that may be for a thread which was not asked yet.
+    pub(super) untold: SigSet,
+    pub(super) walk: Walk,
 }
 
 impl ProcessSignals {
@@ -177,6 +192,12 @@ impl ProcessSignals {
                 exec: false,
                 stop: None,
                 stop_left: 0,
+                stop_told: false,
+                turn: 0,
+                continued: 0,
+                halted: 0,
+                untold: SigSet::EMPTY,
+                walk: Walk::default(),
             }),
         }
     }
@@ -194,9 +215,86 @@ impl ProcessSignals {
 }
 
 impl State {
+    /// A stop begins, or ends.
+    pub(super) fn turn_to(&mut self, stop: Option<u32>) {
+        self.stop = stop;
+        self.stop_told = false;
+        self.turn = self.turn.wrapping_add(1);
+    }
+
+    /// True if the thread did not know yet how the last stop began or ended. Now it does.
+    pub(super) fn shows_turn_to(&self, thread: &ThreadSignals) -> bool {
+        // Relaxed, here and below: under the lock.
+        thread.turn.swap(self.turn, Ordering::Relaxed) != self.turn
+    }
+
+    pub(super) fn ask_stop(&mut self, thread: &ThreadSignals) {
+        if thread.ask_stop() {
+            self.stop_left += 1;
+        }
+    }
+
+    pub(super) fn take_stop(&mut self, thread: &ThreadSignals) {
+        if thread.take_stop() {
+            self.stop_taken();
+        }
+    }
+
+    /// A thread that was asked takes part in a stop, or need not any more.
+    pub(super) fn stop_taken(&mut self) {
+        debug_assert!(self.stop_left > 0, "a thread stops that was not asked");
+        self.stop_left = self.stop_left.saturating_sub(1);
+    }
+
+    /// The signal of a stop in which all threads take part by now, if the parent was not told yet. It is then.
+    pub(super) fn complete_stop(&mut self) -> Option<u32> {
+        let signal =
+            self.stop.filter(|_| self.stop_left == 0 && !self.stop_told && !self.walk.is_under_way())?;
+        self.stop_told = true;
+        Some(signal)
+    }
+
+    /// Which of its own signals were removed since the thread's set was used.
+    fn outdated(&self, thread: &ThreadSignals) -> SigSet {
+        let mut outdated = SigSet::EMPTY;
+        if thread.continued.load(Ordering::Relaxed) != self.continued {
+            outdated = outdated.union(SigSet::STOPPING);
+        }
+        if thread.halted.load(Ordering::Relaxed) != self.halted {
+            outdated = outdated.union(SigSet::of(&[SIGCONT]));
+        }
+        outdated
+    }
+
+    /// Removes from the thread's own signals those that SIGCONT and signals that stop have removed. Before the set is used.
+    pub(super) fn catch_up(&self, thread: &ThreadSignals, dropped: &mut Pending) {
+        let outdated = self.outdated(thread);
+        if !outdated.is_empty() {
+            thread.own.lock().remove(outdated, dropped);
+            self.is_new(thread);
+        }
+    }
+
+    /// The thread's own set has nothing that is outdated.
+    fn is_new(&self, thread: &ThreadSignals) {
+        thread.continued.store(self.continued, Ordering::Relaxed);
+        thread.halted.store(self.halted, Ordering::Relaxed);
+    }
+
+    /// A thread that comes knows all of it.
+    pub(super) fn teach(&self, thread: &ThreadSignals) {
+        self.is_new(thread);
+        self.shows_turn_to(thread);
+    }
+
+    /// The thread's own pending signals.
+    fn own_pending(&self, thread: &ThreadSignals) -> SigSet {
+        thread.own.lock().set().without(self.outdated(thread))
+    }
+
     /// Sets the thread's flag to what its pending sets and its mask say.
     pub(super) fn recalculate(&self, thread: &ThreadSignals) {
-        let all = self.shared.set().union(thread.own.lock().set());
+        let all = self.shared.set().union(self.own_pending(thread));
         if all.without(thread.mask()).is_empty() {
             thread.flags.fetch_and(!PENDING, Ordering::SeqCst);
         } else {
@@ -213,6 +311,11 @@ impl State {
 }
 
 impl crate::process::Thread {
+    /// The thread's own pending signals.
+    pub fn own_pending(&self) -> SigSet {
+        self.process.signals.state.lock().own_pending(&self.signals)
+    }
+
     /// What a signal that waits says, of those for the thread or of those for its process: the one behind `skip` others.
     pub(crate) fn pending_at(&self, shared: bool, skip: usize) -> Option<super::SigInfo> {
         let state = self.process.signals.state.lock();

@@ -2,8 +2,8 @@
 
 use alloc::sync::Arc;
 
-use super::send::{kick, send};
-use super::{SIGCHLD, SigInfo, flags};
+use super::send::send;
+use super::{SIGCHLD, SigInfo, flags, tell};
 use crate::arch::trap::TrapFrame;
 use crate::namespaces::View;
 use crate::process::{self, Process, Thread, WaitStatus, ptrace, tree};
@@ -16,16 +16,8 @@ pub(super) fn begin(process: &Arc<Process>, signal: u32) {
     if state.stop.is_some() || state.ending.is_some() {
         return;
     }
-    state.stop = Some(signal);
-    state.stop_left = 0;
-    for thread in process.threads_locked(&tree) {
-        state.stop_left += 1;
-        thread.signals.ask_stop();
-        ptrace::trap_of_group(&tree, thread);
-        if !sched::wake_for_signal(&thread.to_arc(), false) {
-            kick(thread);
-        }
-    }
+    state.turn_to(Some(signal));
+    tell::all(&tree, process, &mut state);
 }
 
 /// Stops the current thread if that was asked for; returns when the process goes on or is killed, or when the thread's tracer says so.
@@ -42,6 +34,10 @@ pub fn stop_if_asked(frame: &mut TrapFrame) {
         return;
     }
     loop {
+        // The process may have gone on and stopped again before this thread came here.
+        if thread.signals.take_stop() {
+            took_part(process, &thread);
+        }
         let signal = process.signals.state.lock().stop;
         if thread.kill_pending() {
             return;
@@ -62,6 +58,7 @@ pub fn stop_if_asked(frame: &mut TrapFrame) {
         sched::sleep_until(Sleep::Stopped, || {
             process.signals.state.lock().stop.is_none()
                 || thread.kill_pending()
+                || thread.signals.is_asked_to_stop()
                 || thread.signals.is_asked_to_trap()
         });
         trap |= thread.signals.take_trap();
@@ -74,21 +71,21 @@ pub fn has_stopped(thread: &Thread) -> bool {
     thread.process.signals.state.lock().stop.is_some() && !thread.signals.is_asked_to_stop()
 }
 
-/// A thread that ends takes part in a stop by that.
-pub fn notify_stop_of_ending_thread(thread: &Thread) {
+/// A thread that ends takes part in a stop by that: it has just left its process's list.
+pub(crate) fn leave_stop(tree: &mut tree::Guard, thread: &Thread) {
     if thread.signals.take_stop() {
-        took_part(&thread.process, thread);
+        took_part_locked(tree, &thread.process, thread);
     }
 }
 
 /// A new thread of a process that stops or ends does so too. The tree's lock is held.
 pub(crate) fn join_stop(process: &Process, thread: &Thread) {
     let mut state = process.signals.state.lock();
+    state.teach(&thread.signals);
     if state.ending.is_some() {
         thread.signals.mark_killed();
     } else if state.stop.is_some() {
-        state.stop_left += 1;
-        thread.signals.ask_stop();
+        state.ask_stop(&thread.signals);
     }
     // What waits for the process may be for this thread: the others perhaps block it.
     state.recalculate(&thread.signals);
@@ -96,17 +93,24 @@ pub(crate) fn join_stop(process: &Process, thread: &Thread) {
 
 /// One thread more has stopped; the last one tells the parent.
 fn took_part(process: &Arc<Process>, thread: &Thread) {
-    let mut tree = tree::lock();
+    took_part_locked(&mut tree::lock(), process, thread);
+}
+
+fn took_part_locked(tree: &mut tree::Guard, process: &Arc<Process>, thread: &Thread) {
     let complete = {
         let mut state = process.signals.state.lock();
-        state.stop_left = state.stop_left.saturating_sub(1);
-        state.stop.filter(|_| state.stop_left == 0)
+        state.stop_taken();
+        state.complete_stop()
     };
-    // A parent that traces the thread hears of the stop as its tracer.
-    if let Some(signal) = complete
-        && !ptrace::is_of_parent(&tree, thread)
-    {
-        tell_parent(&mut tree, process, WaitStatus::Stopped(signal as u8));
+    if let Some(signal) = complete {
+        tell_of_stop(tree, process, thread, signal);
+    }
+}
+
+/// All threads have stopped; `last` is the last of them. A parent that traces that one hears of the stop as its tracer.
+pub(super) fn tell_of_stop(tree: &mut tree::Guard, process: &Arc<Process>, last: &Thread, signal: u32) {
+    if !ptrace::is_of_parent(tree, last) {
+        tell_parent(tree, process, WaitStatus::Stopped(signal as u8));
     }
 }
 

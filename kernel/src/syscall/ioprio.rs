@@ -73,6 +73,7 @@ fn ioprio_set(args: &mut Args) -> Result<usize> {
         return Err(Errno::ESRCH);
     }
     for thread in threads {
+        crate::sched::cond_resched();
         let uid = thread.credentials().uid;
         if uid != caller.euid && uid != caller.uid && !caller.capable(abi::CAP_SYS_NICE) {
             return Err(Errno::EPERM);

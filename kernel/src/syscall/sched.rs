@@ -277,6 +277,7 @@ fn setpriority(args: &mut Args) -> Result<usize> {
     let threads = threads_of(args.uint(0), args.int(1))?;
     let mut result = Err(Errno::ESRCH);
     for thread in threads {
+        sched::cond_resched();
         let set = check_owner(&thread).and_then(|()| checked_nice(&thread, args.int(2))).map(|nice| {
             let old = thread.sched.parameters();
             thread.sched.set_parameters(Parameters { nice, ..old });

@@ -56,6 +56,7 @@ fn rt_sigaction(args: &mut Args) -> Result<usize> {
         Some(mut new) => {
             new.flags &= signal::flags::KNOWN;
             new.mask &= !SigSet::UNBLOCKABLE.0;
+            let _change = actions.change();
             let old = actions.set(signal, new);
             if new.ignores(signal) {
                 signal::discard(&thread.process, SigSet::of(&[signal]));
@@ -96,7 +97,7 @@ fn rt_sigpending(args: &mut Args) -> Result<usize> {
         return Err(Errno::EINVAL);
     }
     let thread = process::current();
-    let pending = thread.signals.own_pending().union(thread.process.signals.shared_pending());
+    let pending = thread.own_pending().union(thread.process.signals.shared_pending());
     let blocked = pending.intersection(thread.signals.mask());
     crate::mm::uaccess::copy_to_user(args.a[0], &blocked.0.to_le_bytes()[..args.a[1]])?;
     Ok(0)

@@ -2,22 +2,25 @@
 
 use std::fs;
 use std::io::Read;
+use std::sync::atomic::{AtomicI32, Ordering};
+use std::time::Duration;
 
 use roundtable_programs::child::{Child, End, fork, in_child, waitpid};
 use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::kinds::call;
+use roundtable_programs::mem::{ANON, Map, PRIVATE, RW};
 use roundtable_programs::namespaces::{
     NEWNS, NEWPID, NEWUSER, NEWUTS, as_first, link, open, pidfd, setns, unshare, wait_info,
 };
 use roundtable_programs::procfs::status_text;
 use roundtable_programs::rows::Rows;
 use roundtable_programs::signals;
-use roundtable_programs::sys::{c_string, check, pid};
+use roundtable_programs::sys::{PAGE, c_string, check, pid};
 use roundtable_programs::{Errno, row, tests};
 
 tests! { numbers, numbers_in_proc, end_takes_all_along, signals_from_within, signals_from_outside, orphans, no_more_after_the_end,
 own_proc, ways_in, groups_and_sessions, threads, every_process, senders, flags, nested, translation, credentials_of_sockets,
-what_ipc_tells, tracers }
+what_ipc_tells, tracers, no_more_from_halfway, runaways }
 
 fn parent() -> i32 {
     // SAFETY: takes nothing.
@@ -175,6 +178,95 @@ fn no_more_after_the_end() {
             }
         };
         assert_eq!(result, Err(Errno::ENOMEM));
+    });
+}
+
+/// A child that is half made when the first process of its namespace ends does not come to be.
+fn no_more_from_halfway() {
+    const API: usize = 0xc018_aa3f;
+    const REGISTER: usize = 0xc020_aa00;
+    const ZEROPAGE: usize = 0xc020_aa04;
+    static FIRST: AtomicI32 = AtomicI32::new(0);
+    in_child(|| {
+        let place = Map::new(PAGE, RW, PRIVATE | ANON, -1, 0).unwrap();
+        let at = place.address;
+        let uffd = call(libc::SYS_userfaultfd, [libc::O_CLOEXEC as usize, 0, 0, 0, 0, 0]).unwrap();
+        let ioctl = move |command: usize, words: &mut [u64]| {
+            call(libc::SYS_ioctl, [uffd, command, words.as_mut_ptr() as usize, 0, 0, 0]).unwrap()
+        };
+        ioctl(API, &mut [0xaa, 0, 0]);
+        ioctl(REGISTER, &mut [at as u64, PAGE as u64, 1, 0]);
+        let helper = std::thread::spawn(move || {
+            // The descriptor of the child is to be written: the child has its numbers, and nobody knows it yet.
+            let mut message = [0u8; 32];
+            assert_eq!(call(libc::SYS_read, [uffd, message.as_mut_ptr() as usize, 32, 0, 0, 0]), Ok(32));
+            let first = FIRST.load(Ordering::SeqCst);
+            assert_eq!(signals::kill(first, libc::SIGKILL), Ok(0));
+            // Ours ends before the child is there; Linux's waits for whoever has a number, and would not end before.
+            let gone = (0..200).any(|_| {
+                std::thread::sleep(Duration::from_millis(10));
+                waitpid(first, libc::WNOHANG) == Ok((first, End::Signal(libc::SIGKILL)))
+            });
+            ioctl(ZEROPAGE, &mut [at as u64, PAGE as u64, 0, 0]);
+            gone
+        });
+        let first = as_first(0, || {
+            loop {
+                // SAFETY: takes nothing.
+                unsafe { libc::pause() };
+            }
+        });
+        FIRST.store(first.release(), Ordering::SeqCst);
+        let flags = libc::CLONE_PIDFD | libc::SIGCHLD;
+        let made = call(libc::SYS_clone, [flags as usize, 0, at, 0, 0, 0]);
+        if made == Ok(0) {
+            // SAFETY: ends the child that there should not be.
+            unsafe { libc::_exit(0) };
+        }
+        assert_eq!(made, Err(Errno::ENOMEM));
+        if !helper.join().unwrap() {
+            let first = FIRST.load(Ordering::SeqCst);
+            assert_eq!(waitpid(first, 0), Ok((first, End::Signal(libc::SIGKILL))));
+        }
+    });
+}
+
+/// Processes that are gone as soon as they have made another one: a signal to all, or to their group, ends them all.
+fn runaways() {
+    fn run_away() -> ! {
+        loop {
+            // SAFETY: the child does the same, the parent ends.
+            unsafe {
+                if libc::fork() != 0 {
+                    libc::_exit(0);
+                }
+            }
+        }
+    }
+    in_child(|| {
+        let child = as_first(0, || {
+            for group in [false, true] {
+                let leader = fork(|| {
+                    // SAFETY: takes integers.
+                    check(unsafe { libc::setpgid(0, 0) }).unwrap();
+                    for _ in 0..16 {
+                        // SAFETY: the children run away.
+                        if unsafe { libc::fork() } == 0 {
+                            run_away();
+                        }
+                    }
+                });
+                let target = if group { -leader.pid } else { -1 };
+                let pgid = leader.release();
+                assert_eq!(waitpid(pgid, 0), Ok((pgid, End::Code(0))));
+                std::thread::sleep(Duration::from_millis(20));
+                assert_eq!(signals::kill(target, libc::SIGKILL), Ok(0));
+                // All of them are ours by now. None is left to make another.
+                while waitpid(-1, 0).is_ok() {}
+                assert_eq!(signals::kill(target, 0), Err(Errno::ESRCH));
+            }
+        });
+        child.ok();
     });
 }
 

@@ -6,17 +6,18 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use roundtable_programs::child::{self, Child};
+use roundtable_programs::child::{self, Child, End};
 use roundtable_programs::file::Fd;
 use roundtable_programs::held::{self, Longest};
 use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
 use roundtable_programs::sys::{PAGE, check};
-use roundtable_programs::{harness, procfs, tests};
+use roundtable_programs::{harness, namespaces, procfs, tests};
 
 tests! { descriptors: 200, areas: 200, separate_areas: 200, windows: 200, sizes: 200, waiters: 200, waiters_of_another_word: 200, requeued: 200,
-pending_signals: 200, timers: 200 }
+pending_signals: 200, timers: 200, threads: 200, signals_to_threads: 200, stopped_threads: 200, exec_of_threads: 200,
+filters_of_threads: 200, groups: 200 }
 
 /// What a call may do in one hold or stretch however many things there are, in instructions of a checked kernel.
 const HOLD: u64 = 50_000;
@@ -26,6 +27,12 @@ const STRETCH: u64 = 150_000;
 /// at. The end of the child is, too.
 #[track_caller]
 fn compare(few: usize, many: usize, make: impl Fn(usize), use_them: impl Fn(usize)) {
+    compare_within(STRETCH, few, many, make, use_them);
+}
+
+/// The same, with another bound of stretches.
+#[track_caller]
+fn compare_within(most: u64, few: usize, many: usize, make: impl Fn(usize), use_them: impl Fn(usize)) {
     if held::locks().is_none() {
         harness::skip("this kernel does not count its locks");
     }
@@ -62,7 +69,7 @@ fn compare(few: usize, many: usize, make: impl Fn(usize), use_them: impl Fn(usiz
     show(few, &of_few);
     show(many, &of_many);
     assert!(of_many.hold.0 <= HOLD.max(2 * of_few.hold.0), "{of_many:?}");
-    assert!(of_many.stretch.0 <= STRETCH.max(2 * of_few.stretch.0), "{of_many:?}");
+    assert!(of_many.stretch.0 <= most.max(2 * of_few.stretch.0), "{of_many:?}");
 }
 
 fn more_of(resource: libc::__rlimit_resource_t) {
@@ -288,4 +295,179 @@ fn timers() {
         }
     };
     compare(100, 10_000, make, |_| ());
+}
+
+/// Threads that wait for ever, with whatever signals the current one blocks.
+fn make_threads(count: usize) {
+    for _ in 0..count {
+        let wait = || {
+            loop {
+                std::thread::park();
+            }
+        };
+        std::thread::Builder::new().stack_size(16 << 10).spawn(wait).expect("a thread");
+    }
+}
+
+const FEW_THREADS: usize = 10;
+const MANY_THREADS: usize = 1_000;
+/// Their stacks are freed in batches of pages: this is what `pages` of `stalls` shows for one.
+const BATCH: u64 = 250_000;
+
+/// What asks all threads of a process for something: a signal that becomes ignored, sums over threads, their list. The
+/// process ends with them.
+fn threads() {
+    compare_within(BATCH, FEW_THREADS, MANY_THREADS, make_threads, |count| {
+        // SAFETY: ignores a signal; the rest writes to what lives through the call.
+        unsafe {
+            libc::signal(libc::SIGUSR1, libc::SIG_IGN);
+            let mut usage: libc::rusage = std::mem::zeroed();
+            check(libc::getrusage(libc::RUSAGE_SELF, &mut usage)).expect("getrusage");
+            let mut time: libc::timespec = std::mem::zeroed();
+            check(libc::clock_gettime(libc::CLOCK_PROCESS_CPUTIME_ID, &mut time)).expect("clock_gettime");
+            check(libc::setpriority(libc::PRIO_PGRP, 0, 0)).expect("setpriority");
+        }
+        let tasks = std::fs::read_dir("/proc/self/task").expect("task").count();
+        assert_eq!(tasks, count + 1);
+        // The next process is behind the numbers of all these.
+        assert!(std::fs::read_dir("/proc").expect("proc").count() > 2);
+    });
+}
+
+fn change_mask(how: i32, signals: &[i32]) {
+    // SAFETY: the set is filled first, and lives through the call.
+    unsafe {
+        let mut set: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&mut set);
+        signals.iter().for_each(|signal| {
+            libc::sigaddset(&mut set, *signal);
+        });
+        check(libc::sigprocmask(how, &set, std::ptr::null_mut())).expect("sigprocmask");
+    }
+}
+
+/// A signal that all threads block, and one that only the last one takes; both change hands.
+fn signals_to_threads() {
+    let make = |count: usize| {
+        change_mask(libc::SIG_BLOCK, &[libc::SIGUSR1, libc::SIGUSR2]);
+        make_threads(count);
+        let take = || {
+            let mut taken = 0;
+            // SAFETY: the set is filled first; the number lives through the call.
+            unsafe {
+                let mut set: libc::sigset_t = std::mem::zeroed();
+                libc::sigemptyset(&mut set);
+                libc::sigaddset(&mut set, libc::SIGUSR2);
+                assert_eq!(libc::sigwait(&set, &mut taken), 0);
+            }
+            assert_eq!(taken, libc::SIGUSR2);
+            TAKEN.store(1, Ordering::SeqCst);
+        };
+        std::thread::Builder::new().stack_size(16 << 10).spawn(take).expect("a thread");
+    };
+    compare_within(BATCH, FEW_THREADS, MANY_THREADS, make, |_| {
+        // SAFETY: takes integers.
+        unsafe {
+            check(libc::kill(libc::getpid(), libc::SIGUSR1)).expect("kill");
+            check(libc::kill(libc::getpid(), libc::SIGUSR2)).expect("kill");
+        }
+        while TAKEN.load(Ordering::SeqCst) == 0 {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        // SAFETY: ignores a signal that is pending.
+        unsafe { libc::signal(libc::SIGUSR1, libc::SIG_IGN) };
+        change_mask(libc::SIG_UNBLOCK, &[libc::SIGUSR1]);
+    });
+}
+
+static TAKEN: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+
+/// A process with many threads stops and goes on, several times in a row, and is killed by a stranger.
+fn stopped_threads() {
+    compare_within(
+        BATCH,
+        FEW_THREADS,
+        MANY_THREADS,
+        |_| (),
+        |count| {
+            let child = child::fork(|| {
+                make_threads(count);
+                loop {
+                    std::thread::park();
+                }
+            });
+            let threads =
+                || std::fs::read_dir(format!("/proc/{}/task", child.pid)).map_or(0, Iterator::count);
+            while threads() <= count {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            for _ in 0..3 {
+                child.kill(libc::SIGSTOP);
+                let stopped = (child.pid, End::Stopped(libc::SIGSTOP));
+                assert_eq!(child::waitpid(child.pid, libc::WUNTRACED), Ok(stopped));
+                child.kill(libc::SIGCONT);
+            }
+            child.end();
+        },
+    );
+}
+
+/// execve(2) of one of many threads: the others end.
+fn exec_of_threads() {
+    compare_within(BATCH, FEW_THREADS, MANY_THREADS, make_threads, |_| {
+        let busybox = [c"/bin/busybox".as_ptr(), c"true".as_ptr(), std::ptr::null()];
+        // SAFETY: the strings and their list live through the call.
+        unsafe { libc::execv(busybox[0], busybox.as_ptr()) };
+        panic!("execv: {}", std::io::Error::last_os_error());
+    });
+}
+
+/// seccomp(2) with SECCOMP_FILTER_FLAG_TSYNC: all threads get the filter.
+fn filters_of_threads() {
+    compare_within(BATCH, FEW_THREADS, MANY_THREADS, make_threads, |_| {
+        const ALLOW: u32 = 0x7fff_0000;
+        let instruction = libc::sock_filter { code: 6, jt: 0, jf: 0, k: ALLOW };
+        let program = libc::sock_fprog { len: 1, filter: (&raw const instruction).cast_mut() };
+        let arguments = [1, 1, (&raw const program) as usize, 0, 0, 0];
+        assert_eq!(call(libc::SYS_seccomp, arguments), Ok(0));
+        let filtered = std::fs::read_dir("/proc/self/task").expect("task").all(|task| {
+            let status =
+                std::fs::read_to_string(task.expect("a task").path().join("status")).expect("status");
+            status.contains("Seccomp:\t2")
+        });
+        assert!(filtered);
+    });
+}
+
+/// A signal to many processes, by their group and as all of a PID namespace.
+fn groups() {
+    compare(
+        10,
+        800,
+        |_| (),
+        |count| {
+            let first = namespaces::as_first(0, || {
+                for all in [false, true] {
+                    let leader = child::fork(|| {
+                        // SAFETY: takes integers.
+                        check(unsafe { libc::setpgid(0, 0) }).expect("setpgid");
+                        for _ in 0..count {
+                            child::fork(|| {
+                                loop {
+                                    std::thread::park();
+                                }
+                            })
+                            .release();
+                        }
+                    });
+                    let target = if all { -1 } else { -leader.pid };
+                    leader.ok();
+                    // SAFETY: takes integers.
+                    check(unsafe { libc::kill(target, libc::SIGTERM) }).expect("kill");
+                    while child::waitpid(-1, 0).is_ok() {}
+                }
+            });
+            first.ok();
+        },
+    );
 }

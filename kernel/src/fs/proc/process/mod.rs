@@ -25,10 +25,11 @@ use crate::fs::path::Path;
 use crate::fs::pseudo::{Text, TextInode};
 use crate::fs::stat::{DeviceId, FileType};
 use crate::fs::{caller, mount_text};
-use crate::memory::fallible::{self, TryVec};
+use crate::memory::fallible;
 use crate::memory::inject;
 use crate::namespaces::View;
 use crate::process::{self, Pid, Process, Thread};
+use crate::sched;
 use namespaces::Setting;
 
 /// A process, or one thread of it.
@@ -506,28 +507,37 @@ impl InodeOps for Tasks {
         child_directory(dir, name, target)
     }
 
+    /// In the order in which the threads came: an offset is the place of the last one.
     fn readdir(&self, _: &Arc<Dentry>, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
         let process = self.0.process().map_err(|_| Errno::ENOENT)?;
-        let view = &self.0.view;
-        let mut tids = fallible::collect(process::threads_of(&process)?.iter().map(|t| view.thread(t)))?;
-        let first = view.process(&process);
-        // A process whose first thread has ended still shows it.
-        if !tids.contains(&first) {
-            tids.try_push(first)?;
-        }
-        tids.sort_unstable();
-        for tid in tids.into_iter().filter(|tid| u64::from(*tid) + FIRST_OFFSET >= from) {
+        let mut show = |tid: u32, order: u64| {
             let name: String = format!("{tid}");
-            let entry = Dirent {
+            emit(Dirent {
                 ino: 1 << 48 | 1 << 47 | u64::from(tid) << 24,
-                next_offset: u64::from(tid) + FIRST_OFFSET + 1,
+                next_offset: order + FIRST_OFFSET + 1,
                 kind: FileType::Directory,
                 name: name.as_bytes(),
-            };
-            if !emit(entry) {
-                break;
-            }
+            })
+        };
+        // A process whose first thread has ended still shows it.
+        let leader = process.leader();
+        let ended = leader.as_ref().filter(|leader| leader.sched.is_dead() || !process.has_thread(leader));
+        if from <= FIRST_OFFSET
+            && let Some(leader) = ended
+            && !show(self.0.view.thread(leader), 0)
+        {
+            return Ok(());
         }
-        Ok(())
+        let mut last = from.saturating_sub(FIRST_OFFSET + 1);
+        loop {
+            let some = process.some_threads_after(last);
+            let Some(behind) = some.last() else { return Ok(()) };
+            last = behind.order();
+            if !some.iter().all(|thread| show(self.0.view.thread(thread), thread.order())) {
+                return Ok(());
+            }
+            drop(some);
+            sched::cond_resched();
+        }
     }
 }

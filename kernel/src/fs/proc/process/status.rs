@@ -79,7 +79,7 @@ pub fn stat(target: &Target) -> Result<Vec<u8>> {
     let layout = mm.filter(|_| permitted).map(|mm| mm.layout()).unwrap_or_default();
     let code = if permitted { (layout.code.start, layout.code.end) } else { (1, 1) };
     let (ignored, caught) = dispositions(&process);
-    let pending = thread.signals.own_pending().0;
+    let pending = thread.own_pending().0;
     let blocked = thread.signals.mask().0;
     let waits = u32::from(thread.sched.wait_place().is_some());
     let exit_code = if permitted { process.wait_status().map_or(0, WaitStatus::to_bits) } else { 0 };
@@ -154,7 +154,7 @@ pub fn status(target: &Target) -> Result<Vec<u8>> {
         process.limit(11)
     );
     let (ignored, caught) = dispositions(&process);
-    put!(out, "SigPnd:\t{:016x}\n", thread.signals.own_pending().0);
+    put!(out, "SigPnd:\t{:016x}\n", thread.own_pending().0);
     put!(out, "ShdPnd:\t{:016x}\n", process.signals.shared_pending().0);
     put!(out, "SigBlk:\t{:016x}\n", thread.signals.mask().0);
     put!(out, "SigIgn:\t{ignored:016x}\nSigCgt:\t{caught:016x}\n");
