@@ -3,6 +3,7 @@
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
+use super::inet::ancillary::{Arrival, Wishes};
 use super::message::{Rights, Ucred};
 use super::unix::address::{self, Given};
 use super::{inet, netlink, options, unix};
@@ -16,6 +17,8 @@ pub struct Along {
     pub rights: Option<Rights>,
     /// Another identity than the sender's own: SCM_CREDENTIALS.
     pub credentials: Option<Ucred>,
+    /// What is to stand in an Internet packet's header.
+    pub wishes: Wishes,
 }
 
 /// What one receive got.
@@ -31,6 +34,8 @@ pub struct Incoming {
     pub files: Vec<Arc<File>>,
     /// Who sent it, where that is asked for.
     pub credentials: Option<Ucred>,
+    /// What an Internet packet's header said, as far as that is asked for.
+    pub arrival: Option<Arrival>,
 }
 
 /// Where an address is in user memory: its place and its length there.
@@ -135,6 +140,7 @@ impl Calls for unix::Socket {
             from: received.from.as_ref().map(|from| address::encode(Some(from))),
             files: received.files,
             credentials: received.credentials.filter(|_| self.passes_credentials()),
+            arrival: None,
         })
     }
 }

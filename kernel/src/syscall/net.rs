@@ -305,6 +305,8 @@ fn read_control(header: &MessageHeader) -> Result<Along> {
                 }
                 _ => return Err(Errno::EINVAL),
             }
+        } else {
+            along.wishes.add(level, kind, body);
         }
         at += align(len);
     }
@@ -361,10 +363,23 @@ struct Control {
 }
 
 impl Control {
-    fn header(&mut self, kind: u32, len: usize) {
+    fn header(&mut self, level: u32, kind: u32, len: usize) {
         self.bytes.extend_from_slice(&(CONTROL_HEADER + len).to_ne_bytes());
-        self.bytes.extend_from_slice(&net::SOL_SOCKET.to_ne_bytes());
+        self.bytes.extend_from_slice(&level.to_ne_bytes());
         self.bytes.extend_from_slice(&kind.to_ne_bytes());
+    }
+
+    /// An entry, as much of it as there is room for behind its header.
+    fn put(&mut self, level: u32, kind: u32, body: &[u8]) {
+        let Some(room) = self.left().checked_sub(CONTROL_HEADER) else {
+            self.cut = true;
+            return;
+        };
+        self.cut |= room < body.len();
+        let body = &body[..body.len().min(room)];
+        self.header(level, kind, body.len());
+        self.bytes.extend_from_slice(body);
+        self.pad();
     }
 
     fn left(&self) -> usize {
@@ -379,14 +394,7 @@ impl Control {
 
     fn credentials(&mut self, credentials: Ucred) {
         let Ucred { pid, uid, gid } = credentials.shown();
-        let body = [pid, uid, gid].map(u32::to_ne_bytes).concat();
-        if self.left() < CONTROL_HEADER + body.len() {
-            self.cut = true;
-            return;
-        }
-        self.header(net::SCM_CREDENTIALS, body.len());
-        self.bytes.extend_from_slice(&body);
-        self.pad();
+        self.put(net::SOL_SOCKET, net::SCM_CREDENTIALS, &[pid, uid, gid].map(u32::to_ne_bytes).concat());
     }
 
     /// Gives files descriptors, as many as there is room for; the others are closed.
@@ -404,7 +412,7 @@ impl Control {
         if fds.is_empty() {
             return;
         }
-        self.header(net::SCM_RIGHTS, fds.len() * 4);
+        self.header(net::SOL_SOCKET, net::SCM_RIGHTS, fds.len() * 4);
         for fd in fds {
             self.bytes.extend_from_slice(&fd.to_ne_bytes());
         }
@@ -429,6 +437,9 @@ fn receive_message(file: &File, socket: &dyn Calls, at: usize, flags: u32) -> Re
     let mut control = Control { bytes: Vec::new(), room, cut: false };
     if let Some(credentials) = received.credentials {
         control.credentials(credentials);
+    }
+    if let Some(arrival) = &received.arrival {
+        arrival.tell(|level, kind, body| control.put(level, kind, body));
     }
     if !received.files.is_empty() {
         let files = core::mem::take(&mut received.files);

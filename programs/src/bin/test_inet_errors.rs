@@ -204,6 +204,7 @@ fn options_are_read_back() {
         (socket, libc::SO_REUSEPORT, 1),
         (libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, 1),
         (libc::IPPROTO_IP, libc::IP_TOS, 8),
+        (libc::IPPROTO_IP, libc::IP_TTL, 7),
     ] {
         assert_eq!(inet::get(&fd, level, name).map(|old| old == value), Ok(false), "{level} {name}");
         assert_eq!(inet::set(&fd, level, name, value), Ok(0), "{level} {name}");
@@ -245,7 +246,8 @@ fn descriptors_in_messages() {
     let (_listener, client, _server) = connection(V4);
     let fd = Fd::own(std::os::fd::IntoRawFd::into_raw_fd(client) as usize);
     let sent = roundtable_programs::socket::send_files(&fd, b"x", &[0]);
-    assert!(matches!(sent, Ok(1) | Err(Errno::EINVAL)), "{sent:?}");
+    // They are for the Unix domain, and nobody looks at them here.
+    assert_eq!(sent, Ok(1));
 }
 
 fn ports_come_back() {

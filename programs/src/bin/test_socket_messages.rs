@@ -4,8 +4,8 @@ use std::mem::{size_of, zeroed};
 use std::time::Duration;
 
 use roundtable_programs::child::fork;
-use roundtable_programs::file::{Fd, pipe};
-use roundtable_programs::socket::{pair, recv, send, send_along, send_files, set_option};
+use roundtable_programs::file::pipe;
+use roundtable_programs::socket::{pair, receive, recv, send, send_along, send_files, set_option};
 use roundtable_programs::sys::{check, is_linux, settles};
 use roundtable_programs::{Errno, tests};
 
@@ -29,55 +29,15 @@ fn peer_credentials() {
     assert_eq!((peer.pid as u32, peer.uid, peer.gid), (std::process::id(), uid, gid));
 }
 
-/// What recvmsg got: bytes, flags, and the ancillary data as (type, body).
-struct Message {
-    count: usize,
-    flags: i32,
-    control: Vec<(i32, Vec<u8>)>,
-}
-
-impl Message {
-    fn files(&self) -> Vec<Fd> {
-        let bodies = self.control.iter().filter(|(kind, _)| *kind == libc::SCM_RIGHTS);
-        bodies
-            .flat_map(|(_, body)| body.chunks(4))
-            .map(|fd| Fd::own(i32::from_ne_bytes(fd.try_into().unwrap()) as usize))
-            .collect()
-    }
-}
-
-fn receive(fd: &Fd, buffer: &mut [u8], room: usize, flags: i32) -> Result<Message, Errno> {
-    let mut control = vec![0u64; room.div_ceil(8)];
-    // SAFETY: all buffers are locals, as long as we say; the headers are walked as the C library does it.
-    unsafe {
-        let mut piece = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-        let mut header: libc::msghdr = zeroed();
-        header.msg_iov = &mut piece;
-        header.msg_iovlen = 1;
-        header.msg_control = control.as_mut_ptr().cast();
-        header.msg_controllen = room;
-        let count = check(libc::recvmsg(fd.raw(), &mut header, flags) as i64)?;
-        let mut found = Vec::new();
-        let mut at = libc::CMSG_FIRSTHDR(&header);
-        while !at.is_null() {
-            let len = (*at).cmsg_len - libc::CMSG_LEN(0) as usize;
-            let body = std::slice::from_raw_parts(libc::CMSG_DATA(at), len).to_vec();
-            found.push(((*at).cmsg_type, body));
-            at = libc::CMSG_NXTHDR(&header, at);
-        }
-        Ok(Message { count, flags: header.msg_flags, control: found })
-    }
-}
-
 fn passed_credentials() {
     let (a, b) = pair(libc::SOCK_DGRAM);
     set_option(&b.0, libc::SO_PASSCRED, 1i32);
     assert_eq!(send(&a, b"x", 0), Ok(1));
     let mut buffer = [0; 10];
-    let message = receive(&b, &mut buffer, 100, 0).unwrap();
+    let message = receive(&b.0, &mut buffer, 100, 0).unwrap();
     assert_eq!(message.control.len(), 1);
-    assert_eq!(message.control[0].0, libc::SCM_CREDENTIALS);
-    let pid = u32::from_ne_bytes(message.control[0].1[..4].try_into().unwrap());
+    assert_eq!(message.control[0].1, libc::SCM_CREDENTIALS);
+    let pid = u32::from_ne_bytes(message.control[0].2[..4].try_into().unwrap());
     assert_eq!(pid, std::process::id());
     // One's own identity may be claimed, another only as root.
     let claim = |pid: i32, uid: u32| [pid.to_ne_bytes(), uid.to_ne_bytes(), 0u32.to_ne_bytes()].concat();
@@ -100,7 +60,7 @@ fn passed_files() {
     drop((read, write));
     assert_eq!(a.write(b"without"), Ok(7));
     let mut buffer = [0; 100];
-    let message = receive(&b, &mut buffer, 100, libc::MSG_CMSG_CLOEXEC).unwrap();
+    let message = receive(&b.0, &mut buffer, 100, libc::MSG_CMSG_CLOEXEC).unwrap();
     // A read ends behind what came with files.
     assert_eq!(message.count, 11);
     let files = message.files();
@@ -110,7 +70,7 @@ fn passed_files() {
     assert_eq!(flags, libc::FD_CLOEXEC);
     assert_eq!(files[1].write(b"through both"), Ok(12));
     assert_eq!(files[0].read(&mut buffer), Ok(12));
-    assert_eq!(receive(&b, &mut buffer, 100, 0).unwrap().count, 7);
+    assert_eq!(receive(&b.0, &mut buffer, 100, 0).unwrap().count, 7);
     assert_eq!(send_files(&a, b"x", &[999]), Err(Errno::EBADF));
     assert_eq!(send_files(&a, b"x", &[0; 254]), Err(Errno::EINVAL));
 }
@@ -123,7 +83,7 @@ fn passed_files_do_not_fit() {
     let mut buffer = [0; 10];
     // SAFETY: computes a size.
     let room = unsafe { libc::CMSG_LEN(8) } as usize;
-    let message = receive(&b, &mut buffer, room, 0).unwrap();
+    let message = receive(&b.0, &mut buffer, room, 0).unwrap();
     assert_eq!(message.flags & libc::MSG_CTRUNC, libc::MSG_CTRUNC);
     assert_eq!(message.files().len(), 2);
     // All copies are closed by now, the one that did not fit as well.
@@ -163,10 +123,10 @@ fn sent_sockets_keep_their_messages() {
     assert_eq!(send_files(&to_carrier, b"x", &[sent.raw()]), Ok(1));
     drop((sent, write));
     drop(pair(libc::SOCK_STREAM));
-    let sent = receive(&carrier, &mut [0; 1], 100, 0).unwrap().files().remove(0);
+    let sent = receive(&carrier.0, &mut [0; 1], 100, 0).unwrap().files().remove(0);
     assert_eq!(read.read(&mut [0; 1]), Err(Errno::EAGAIN));
     let mut buffer = [0; 10];
-    let message = receive(&sent, &mut buffer, 100, 0).unwrap();
+    let message = receive(&sent.0, &mut buffer, 100, 0).unwrap();
     assert_eq!((message.count, message.files().len()), (6, 1));
 }
 

@@ -70,9 +70,7 @@ impl Calls for Socket {
     }
 
     fn send(&self, source: &mut Source, flags: u32, to: Option<Place>, along: Along) -> Result<usize> {
-        if along.rights.is_some() || along.credentials.is_some() {
-            return Err(Errno::EINVAL);
-        }
+        // Files and identities are for the Unix domain; here they are not looked at.
         if flags & linux_raw_sys::net::MSG_OOB != 0 {
             return Err(Errno::EOPNOTSUPP);
         }
@@ -85,7 +83,7 @@ impl Calls for Socket {
                     Some(Given::Unspecified) => return Err(Errno::EINVAL),
                     None => None,
                 };
-                self.send_datagram(source, to)
+                self.send_datagram(source, to, &along.wishes)
             }
         }
     }

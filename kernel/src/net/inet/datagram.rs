@@ -9,6 +9,7 @@ use linux_raw_sys::net;
 
 use super::Socket;
 use super::address::{self, Given};
+use super::ancillary::{Arrival, Header, Wishes};
 use super::card;
 use super::ports::{self, Protocol};
 use crate::errno::{Errno, Result};
@@ -26,6 +27,7 @@ const OVERHEAD: usize = 512;
 pub struct Datagram {
     pub bytes: Vec<u8>,
     from: SocketAddr,
+    header: Header,
 }
 
 /// Datagrams that were received.
@@ -81,7 +83,12 @@ impl Socket {
     }
 
     /// Sends all of `source` as one datagram.
-    pub(super) fn send_datagram(&self, source: &mut Source, to: Option<SocketAddr>) -> Result<usize> {
+    pub(super) fn send_datagram(
+        &self,
+        source: &mut Source,
+        to: Option<SocketAddr>,
+        wishes: &Wishes,
+    ) -> Result<usize> {
         let len = source.remaining();
         if len > MOST {
             return Err(Errno::EMSGSIZE);
@@ -106,6 +113,8 @@ impl Socket {
         if to.port() == 0 {
             return Err(Errno::EINVAL);
         }
+        let flags = *self.flags.lock();
+        let (header, source_address) = wishes.header(to.ip(), &flags)?;
         self.bind_any(self.family.any())?;
         let mut bytes = Vec::new();
         bytes.try_resize(len, 0).map_err(|_| Errno::ENOBUFS)?;
@@ -113,19 +122,21 @@ impl Socket {
             source.read_exact(&mut bytes)?;
         }
         let mut from = self.state.lock().local;
-        if from.ip().is_unspecified() || from.is_ipv4() != to.is_ipv4() {
+        if let Some(ip) = source_address {
+            from.set_ip(ip);
+        } else if from.ip().is_unspecified() || from.is_ipv4() != to.is_ipv4() {
             from.set_ip(address::source_for(to.ip()));
         }
         if let Some(outside) = address::outside(to) {
             return match from {
                 SocketAddr::V4(from) if !from.ip().is_loopback() => {
-                    card::send(from, outside, bytes).map(|()| len)
+                    card::send(from, outside, bytes, &header).map(|()| len)
                 }
                 _ => Err(Errno::EINVAL),
             };
         }
         match choose(to, from)? {
-            Some(receiver) => receiver.deliver_datagram(Datagram { bytes, from }),
+            Some(receiver) => receiver.deliver_datagram(Datagram { bytes, from, header }),
             // The answer is that nobody has that port; only a connected socket hears it.
             None => {
                 let mut state = self.state.lock();
@@ -162,14 +173,14 @@ impl Socket {
     fn peek_datagram(&self) -> Result<Option<Datagram>> {
         let mut copy = CopyUnderLock::new();
         loop {
-            let from = {
+            let (from, header) = {
                 let datagrams = self.datagrams.lock();
                 let Some(front) = datagrams.list.front() else { return Ok(None) };
                 copy.copy(&front.bytes);
-                front.from
+                (front.from, front.header)
             };
             if copy.is_done()? {
-                return Ok(Some(Datagram { bytes: copy.into_vec(), from }));
+                return Ok(Some(Datagram { bytes: copy.into_vec(), from, header }));
             }
         }
     }
@@ -217,6 +228,7 @@ impl Socket {
                 count: if flags & net::MSG_TRUNC != 0 { len } else { copied },
                 flags: cut,
                 from: Some(address::encode(datagram.from, self.family)),
+                arrival: Some(Arrival::new(datagram.header, self.family, *self.flags.lock())),
                 ..Incoming::default()
             });
         }
@@ -271,9 +283,9 @@ impl Socket {
 }
 
 /// A datagram has come from another machine. What is for nobody is thrown away.
-pub fn receive(from: SocketAddr, to: SocketAddr, bytes: Vec<u8>) {
+pub fn receive(from: SocketAddr, to: SocketAddr, bytes: Vec<u8>, header: Header) {
     if let Ok(Some(receiver)) = choose(to, from) {
-        receiver.deliver_datagram(Datagram { bytes, from });
+        receiver.deliver_datagram(Datagram { bytes, from, header });
     }
 }
 

@@ -50,11 +50,14 @@ pub const LO: Interface = Interface {
     broadcast: None,
 };
 
+/// The card's number.
+pub const CARD: i32 = 2;
+
 /// The card, when there is one.
 fn ethernet() -> Option<Interface> {
     card::setup().map(|setup| Interface {
         name: card::NAME,
-        index: 2,
+        index: CARD,
         flags: UP | BROADCAST | RUNNING,
         mtu: 1500,
         hardware: 1,

@@ -9,6 +9,7 @@
 //! No two sockets' locks are held at once.
 
 pub mod address;
+pub mod ancillary;
 mod calls;
 pub mod card;
 mod connect;

@@ -5,6 +5,9 @@
 use linux_raw_sys::net;
 
 use super::address::Family;
+use super::ancillary::{
+    IP_PKTINFO, IP_RECVTOS, IP_RECVTTL, IPV6_RECVHOPLIMIT, IPV6_RECVPKTINFO, IPV6_RECVTCLASS,
+};
 use super::ports::Protocol;
 use super::{Role, Socket};
 use crate::errno::{Errno, Result};
@@ -28,20 +31,27 @@ impl Default for Flags {
     }
 }
 
+impl Flags {
+    /// The value of an option that is kept; 0 of one that is not.
+    pub(super) fn value(&self, level: u32, name: u32) -> i32 {
+        position(level, name).map_or(0, |index| self.kept[index])
+    }
+}
+
 const TCP: u32 = net::IPPROTO_TCP as u32;
 const IP: u32 = net::IPPROTO_IP as u32;
 const IPV6: u32 = net::IPPROTO_IPV6 as u32;
 const IP_MTU_DISCOVER: u32 = 10;
 const IP_RECVERR: u32 = 11;
 const IP_BIND_ADDRESS_NO_PORT: u32 = 24;
-const IPV6_UNICAST_HOPS: u32 = 16;
+pub(super) const IPV6_UNICAST_HOPS: u32 = 16;
 const IPV6_RECVERR: u32 = 25;
 const IPV6_V6ONLY: u32 = 26;
 const IPV6_MTU_DISCOVER: u32 = 23;
-const IPV6_TCLASS: u32 = 67;
+pub(super) const IPV6_TCLASS: u32 = 67;
 
 /// Numbers that are kept and read back: level, name, value at first, and the largest one.
-const KEPT: [(u32, u32, i32, i32); 21] = [
+const KEPT: [(u32, u32, i32, i32); 27] = [
     (TCP, net::TCP_NODELAY, 0, 1),
     (TCP, net::TCP_CORK, 0, 1),
     (TCP, net::TCP_QUICKACK, 1, 1),
@@ -59,11 +69,21 @@ const KEPT: [(u32, u32, i32, i32); 21] = [
     (IP, IP_RECVERR, 0, 1),
     (IP, IP_BIND_ADDRESS_NO_PORT, 0, 1),
     (IP, net::IP_FREEBIND, 0, 1),
+    (IP, IP_PKTINFO, 0, 1),
+    (IP, IP_RECVTTL, 0, 1),
+    (IP, IP_RECVTOS, 0, 1),
+    (IPV6, IPV6_RECVPKTINFO, 0, 1),
+    (IPV6, IPV6_RECVHOPLIMIT, 0, 1),
+    (IPV6, IPV6_RECVTCLASS, 0, 1),
     (IPV6, IPV6_UNICAST_HOPS, 64, 255),
     (IPV6, IPV6_MTU_DISCOVER, 1, 5),
     (IPV6, IPV6_RECVERR, 0, 1),
     (IPV6, IPV6_TCLASS, 0, 255),
 ];
+
+fn position(level: u32, name: u32) -> Option<usize> {
+    KEPT.iter().position(|option| (option.0, option.1) == (level, name))
+}
 
 impl Options {
     /// Those of a new Internet socket.
@@ -88,7 +108,7 @@ impl Socket {
         if !fits {
             return Err(if level == IPV6 { Errno::ENOPROTOOPT } else { Errno::EOPNOTSUPP });
         }
-        KEPT.iter().position(|option| (option.0, option.1) == (level, name)).ok_or(Errno::ENOPROTOOPT)
+        position(level, name).ok_or(Errno::ENOPROTOOPT)
     }
 
     pub(super) fn set(&self, level: u32, name: u32, address: usize, len: usize) -> Result<()> {
@@ -123,6 +143,7 @@ impl Socket {
             (1, value) => i32::from(value != 0),
             // These stand for what is usual.
             (255, -1) => initial,
+            (_, 0) if (level, name) == (IP, net::IP_TTL) => return Err(Errno::EINVAL),
             (_, value) if (0..=most).contains(&value) => value,
             _ => return Err(Errno::EINVAL),
         };

@@ -2,7 +2,7 @@
 
 use alloc::collections::VecDeque;
 use alloc::vec::Vec;
-use core::net::{SocketAddr, SocketAddrV4};
+use core::net::{IpAddr, SocketAddr, SocketAddrV4};
 
 use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::phy::ChecksumCapabilities;
@@ -13,7 +13,8 @@ use super::streams::is_pretended;
 use super::worker::{self, BUDGET};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
-use crate::net::inet::datagram;
+use crate::net::inet::ancillary::Header;
+use crate::net::inet::{datagram, interface};
 use crate::sync::SpinLock;
 
 /// The longest datagram that is sent: what a frame has room for. Longer ones are not cut.
@@ -28,6 +29,8 @@ struct Datagram {
     from: SocketAddrV4,
     to: SocketAddrV4,
     bytes: Vec<u8>,
+    hops: u8,
+    class: u8,
 }
 
 struct Queue {
@@ -38,7 +41,7 @@ struct Queue {
 static QUEUE: SpinLock<Queue> = SpinLock::new(Queue { list: VecDeque::new(), held: 0 });
 
 /// Sends a datagram to another machine. `EMSGSIZE`; `ENOBUFS` when those before it have not gone out.
-pub fn send(from: SocketAddrV4, to: SocketAddrV4, bytes: Vec<u8>) -> Result<()> {
+pub fn send(from: SocketAddrV4, to: SocketAddrV4, bytes: Vec<u8>, header: &Header) -> Result<()> {
     if bytes.len() > MOST {
         return Err(Errno::EMSGSIZE);
     }
@@ -50,7 +53,7 @@ pub fn send(from: SocketAddrV4, to: SocketAddrV4, bytes: Vec<u8>) -> Result<()> 
         }
         fallible::reserve_queue(&mut queue.list, 1).map_err(|_| Errno::ENOBUFS)?;
         queue.held += cost;
-        queue.list.push_back(Datagram { from, to, bytes });
+        queue.list.push_back(Datagram { from, to, bytes, hops: header.hops, class: header.class });
     }
     worker::wake();
     Ok(())
@@ -102,6 +105,7 @@ fn deliver(packet: &[u8]) -> Option<()> {
     let packet = Ipv4Packet::new_checked(packet).ok()?;
     let udp = UdpPacket::new_checked(packet.payload()).ok()?;
     let (from, to) = (packet.src_addr(), packet.dst_addr());
+    let (hops, class) = (packet.hop_limit(), packet.dscp() << 2 | packet.ecn());
     let header = UdpRepr::parse(&udp, &IpAddress::Ipv4(from), &IpAddress::Ipv4(to), &checksums).ok()?;
     if is_pretended(from, to) {
         return None;
@@ -109,13 +113,13 @@ fn deliver(packet: &[u8]) -> Option<()> {
     let from = SocketAddrV4::new(from, header.src_port);
     let to = SocketAddrV4::new(to, header.dst_port);
     let bytes = fallible::copy_of(udp.payload()).ok()?;
-    datagram::receive(SocketAddr::V4(from), SocketAddr::V4(to), bytes);
+    let header = Header { to: IpAddr::V4(*to.ip()), hops, class, interface: interface::CARD };
+    datagram::receive(SocketAddr::V4(from), SocketAddr::V4(to), bytes, header);
     Some(())
 }
 
 /// Writes the packet; `room` is as long as it.
 fn write(datagram: &Datagram, room: &mut [u8]) {
-    const HOPS: u8 = 64;
     let checksums = ChecksumCapabilities::default();
     let (from, to) = (*datagram.from.ip(), *datagram.to.ip());
     let udp = UdpRepr { src_port: datagram.from.port(), dst_port: datagram.to.port() };
@@ -124,10 +128,13 @@ fn write(datagram: &Datagram, room: &mut [u8]) {
         dst_addr: to,
         next_header: IpProtocol::Udp,
         payload_len: udp.header_len() + datagram.bytes.len(),
-        hop_limit: HOPS,
+        hop_limit: datagram.hops,
     };
     let mut packet = Ipv4Packet::new_unchecked(room);
     ip.emit(&mut packet, &checksums);
+    packet.set_dscp(datagram.class >> 2);
+    packet.set_ecn(datagram.class & 3);
+    packet.fill_checksum();
     let mut inner = UdpPacket::new_unchecked(packet.payload_mut());
     udp.emit(
         &mut inner,
