@@ -43,6 +43,11 @@ fn find(tid: i32) -> Result<Arc<Thread>> {
     }
 }
 
+/// The same for the calls to which a negative number is one that no thread has.
+fn find_any(tid: i32) -> Result<Arc<Thread>> {
+    if tid < 0 { Err(Errno::ESRCH) } else { find(tid) }
+}
+
 /// Whether the current thread may change how another one is scheduled.
 fn check_owner(thread: &Thread) -> Result<()> {
     let (own, other) = (process::current().credentials(), thread.credentials());
@@ -66,7 +71,7 @@ fn sched_setaffinity(args: &mut Args) -> Result<usize> {
     for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
         *word = u64::from_le_bytes(chunk.try_into().expect("eight bytes"));
     }
-    let thread = find(args.int(0))?;
+    let thread = find_any(args.int(0))?;
     check_owner(&thread)?;
     let set = CpuSet::from_words(words).intersection(&cpu::online());
     if set.is_empty() {
@@ -82,7 +87,7 @@ fn sched_getaffinity(args: &mut Args) -> Result<usize> {
     if args.a[1] < needed || !args.a[1].is_multiple_of(8) {
         return Err(Errno::EINVAL);
     }
-    let thread = find(args.int(0))?;
+    let thread = find_any(args.int(0))?;
     let set = thread.sched.affinity().intersection(&cpu::online());
     let bytes: Vec<u8> = set.words().iter().flat_map(|word| word.to_le_bytes()).collect();
     let length = args.a[1].min(bytes.len());

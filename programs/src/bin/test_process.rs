@@ -550,4 +550,15 @@ fn affinity() {
         sys::check(libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &none))
     };
     assert_eq!(result, Err(Errno::EINVAL));
+    // A number that no thread has, where other calls of the scheduler take it for a wrong argument.
+    // SAFETY: any bits are a set; it is as long as the call is told.
+    let (get, set) = unsafe {
+        let mut cpus: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(0, &mut cpus);
+        (
+            sys::check(libc::sched_getaffinity(-1, size_of::<libc::cpu_set_t>(), &mut cpus)),
+            sys::check(libc::sched_setaffinity(-1, size_of::<libc::cpu_set_t>(), &cpus)),
+        )
+    };
+    assert_eq!((get, set), (Err(Errno::ESRCH), Err(Errno::ESRCH)));
 }
