@@ -434,7 +434,7 @@ impl Sets {
                 files.try_push((fd, which, table.get(fd as i32)?))?;
             }
         }
-        let mut found = [Vec::new(), Vec::new(), Vec::new()];
+        let mut found: [Vec<u64>; 3] = [Vec::new(), Vec::new(), Vec::new()];
         for (found, wanted) in found.iter_mut().zip(&self.wanted) {
             *found = fallible::filled(0, wanted.len())?;
         }
@@ -459,7 +459,7 @@ impl Sets {
         for (set, address) in found.iter().zip(self.addresses) {
             if address != 0 {
                 for (i, word) in set.iter().enumerate() {
-                    write_user(address + 8 * i, word)?;
+                    write_user::<u64>(address + 8 * i, word)?;
                 }
             }
         }

@@ -10,7 +10,7 @@ use roundtable_programs::sys::{self, c_string, check};
 use roundtable_programs::{Errno, tests};
 
 tests! { pipe_capacity, pipe_writes_are_atomic, pipe_ends, pipe_size, pipe_packets, pipe_by_proc, fifo_open_waits,
-fifo_open_nonblocking, fifo_hangup, poll_readiness, poll_timeout, poll_wakes, ppoll_mask, select_sets, select_timeout,
+fifo_open_nonblocking, fifo_hangup, poll_readiness, poll_timeout, poll_wakes, ppoll_mask, select_sets, select_of_all_numbers, select_timeout,
 epoll_level_and_edge, epoll_one_shot, epoll_nested, epoll_errors, epoll_forgets_closed, epoll_wakes, eventfd_counts,
 eventfd_semaphore, signalfd_reads, timerfd_once, timerfd_interval, timerfd_absolute }
 
@@ -296,6 +296,35 @@ fn select_sets() {
         let null = std::ptr::null_mut;
         let none = std::ptr::null_mut();
         assert_eq!(check(libc::select(60, &mut readable, null(), null(), none)), Err(Errno::EBADF));
+    }
+}
+
+fn select_of_all_numbers() {
+    // In each half of two words, the ready and the others by turns.
+    const NUMBERS: [i32; 10] = [30, 31, 32, 33, 62, 63, 64, 65, 96, 127];
+    let (ready, writer) = pipe(0);
+    let (empty, _other) = pipe(0);
+    assert_eq!(writer.write(b"x"), Ok(1));
+    let is_ready = |place: usize| place.is_multiple_of(2);
+    let all: Vec<Fd> = NUMBERS
+        .iter()
+        .enumerate()
+        .map(|(place, number)| {
+            let of = if is_ready(place) { &ready } else { &empty };
+            // SAFETY: takes integers; nobody has these numbers.
+            Fd::own(check(unsafe { libc::dup3(of.raw(), *number, libc::O_CLOEXEC) }).unwrap())
+        })
+        .collect();
+    // SAFETY: the set is a local, the numbers are within it.
+    unsafe {
+        let mut set: libc::fd_set = std::mem::zeroed();
+        all.iter().for_each(|fd| libc::FD_SET(fd.raw(), &mut set));
+        let null = std::ptr::null_mut;
+        assert_eq!(libc::select(128, &mut set, null(), null(), std::ptr::null_mut()), 5);
+        let found: Vec<bool> = (0..128).map(|number| libc::FD_ISSET(number, &set)).collect();
+        let expected =
+            (0..128).map(|number| NUMBERS.iter().position(|known| *known == number).is_some_and(is_ready));
+        assert_eq!(found, expected.collect::<Vec<_>>());
     }
 }
 
