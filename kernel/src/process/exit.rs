@@ -61,19 +61,19 @@ fn finish(status: WaitStatus) -> ! {
     thread.set_signal_mask(SigSet(u64::MAX));
     thread.cpu_timers.end();
     thread.memory.set_ending();
-    if process.pid == 1 && is_last(&process) {
-        panic!("Attempted to kill init! exitcode={:#010x}", status.to_bits());
-    }
     futex::exit_robust_list(&thread);
     clear_child_tid(&thread);
     let remains = process.mm().map(|mm| mm.remains().hold());
-    leave_memory(&thread);
+    let last = leave_memory(&thread);
+    if last && process.pid == 1 {
+        panic!("Attempted to kill init! exitcode={:#010x}", status.to_bits());
+    }
     thread.leave_undo_list();
     thread.set_files(None);
     thread.set_fs(None);
     thread.set_namespaces(None);
     thread.signals.drop_own();
-    if is_last(&process) {
+    if last {
         process.timers.posix.clear();
         process.aio.clear();
         process.signals.drop_shared();
@@ -88,10 +88,6 @@ fn finish(status: WaitStatus) -> ! {
     sched::exit_current()
 }
 
-fn is_last(process: &Process) -> bool {
-    process.thread_count() == 1
-}
-
 /// set_tid_address(2): tells joiners that the thread is gone.
 pub(super) fn clear_child_tid(thread: &Thread) {
     let address = thread.clear_child_tid.swap(0, Ordering::SeqCst);
@@ -100,15 +96,15 @@ pub(super) fn clear_child_tid(thread: &Thread) {
     }
 }
 
-/// Lets go of the address space; a vfork(2) parent goes on.
-fn leave_memory(thread: &Thread) {
+/// Lets go of the address space. True for the last thread that does, whatever others have yet to do on their way out: with it goes the
+/// process's own reference, and a vfork(2) parent goes on.
+fn leave_memory(thread: &Thread) -> bool {
     let process = &thread.process;
     process.note_resident();
     let own = user::drop_address_space(thread);
-    let last = {
-        let tree = tree::lock();
-        process.relations.get(&tree).live == 1
-    };
+    // Race: the last threads end at the same time. Each still counts as living, so it is not by that number that one of them is the last.
+    // AcqRel: the last one comes behind all that the others did to the memory.
+    let last = process.running.fetch_sub(1, Ordering::AcqRel) == 1;
     let shared = if last { process.replace_mm(None) } else { None };
     // The one that drops the last reference takes the memory apart, with interrupts on and no lock held.
     drop(own);
@@ -116,6 +112,7 @@ fn leave_memory(thread: &Thread) {
     if last {
         release_vfork(process);
     }
+    last
 }
 
 /// The process does not use its vfork(2) parent's memory any more.

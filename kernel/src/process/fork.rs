@@ -334,6 +334,8 @@ impl Child {
         tree.insert_thread(&thread);
         let relations = process.relations.get_mut(&mut tree);
         relations.add_thread(&thread);
+        // A thread of the process makes the call, so that the number cannot have come to 0. Relaxed: see `leave_memory`.
+        process.running.fetch_add(1, Ordering::Relaxed);
         let mut removed = (None, None);
         if self.new_process {
             relations.leader = Some(thread.clone());

@@ -1,6 +1,6 @@
 //! A process: what its threads share.
 
-use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use alloc::sync::Arc;
 use intrusive_collections::{Bound, LinkedListAtomicLink, RBTreeAtomicLink};
@@ -57,6 +57,8 @@ pub struct Process {
     /// A vfork(2) parent waits here until `vfork_released`.
     pub(super) vfork_wait: WaitQueue,
     pub(super) vfork_released: AtomicBool,
+    /// Threads that have not let go of the memory. Those that have are on their way out and make no calls any more.
+    pub(super) running: AtomicUsize,
     pub(crate) totals: Totals,
     pub(crate) io: Io,
     /// The real user of the thread that changed it last.
@@ -199,6 +201,7 @@ impl Process {
             signals_changed: WaitQueue::new(),
             vfork_wait: WaitQueue::new(),
             vfork_released: AtomicBool::new(false),
+            running: AtomicUsize::new(0),
             totals: Totals::default(),
             io: Io::default(),
             uid: AtomicU32::new(parts.uid),

@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
 
 use super::thread::Parts;
 use super::{Credentials, Process, Thread, limits, process, thread, tree};
@@ -148,6 +149,7 @@ pub fn spawn_init(body: impl FnOnce() + Send + 'static) -> Result<Arc<Thread>> {
         tree.insert_thread(&thread);
         let relations = process.relations.get_mut(&mut tree);
         relations.add_thread(&thread);
+        process.running.store(1, Ordering::Relaxed);
         relations.leader = Some(thread.clone());
         tree.join_group(&process, &group);
         tree.set_init(process);

@@ -5,6 +5,7 @@ use std::sync::{Arc, Barrier, Condvar, Mutex, RwLock, mpsc};
 use std::time::{Duration, Instant};
 
 use roundtable_programs::fault::{self, Fault};
+use roundtable_programs::file::Fd;
 use roundtable_programs::harness::skip;
 use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::mem::{ANON, Map, PRIVATE, R, RW, SHARED, mprotect, munmap};
@@ -15,7 +16,7 @@ tests! { two_cpus_at_once: 60, spinning_threads_share_one_cpu: 60, unmapped_by_a
 protected_by_another_cpu: 60, huge_unmapped_by_another_cpu: 60, huge_punched_by_another_cpu: 60, join_gives_values,
 mutex_and_condvar, channels, barrier_of_many, thread_locals, rwlock, scoped, many_short_threads: 60,
 tids_and_tasks, stack_sizes, panic_in_a_thread, parallel_faults: 60, parallel_mmap: 60, fork_from_a_thread,
-exec_from_a_thread, sleeping_threads_wake, vector_registers_are_each_threads_own, cpus_are_all_used }
+exec_from_a_thread, sleeping_threads_wake, vector_registers_are_each_threads_own, cpus_are_all_used, threads_that_end_at_once: 60 }
 
 fn two_cpus() -> (usize, usize) {
     let cpus = sys::cpus();
@@ -456,4 +457,43 @@ fn cpus_are_all_used() {
         }
     });
     assert!(seen.lock().unwrap().iter().eq(cpus.iter()), "the scheduler left CPUs idle");
+}
+
+/// The last of a process's threads gives its memory back, also if several end at the same moment and nobody waits for the process.
+fn threads_that_end_at_once() {
+    const THREADS: u32 = 4;
+    for _ in 0..100 {
+        let file = Fd::memfd("sealed", libc::MFD_ALLOW_SEALING).unwrap();
+        file.truncate(sys::PAGE as u64).unwrap();
+        let child = child::fork(|| {
+            let map = file.map(sys::PAGE, RW, SHARED).unwrap();
+            let map: &'static Map = Box::leak(Box::new(map));
+            let end_together = move || {
+                map.atomic(0).fetch_add(1, SeqCst);
+                while map.atomic(0).load(SeqCst) < THREADS {
+                    std::hint::spin_loop();
+                }
+                // SAFETY: ends the thread, on whose stack nothing waits to be dropped.
+                unsafe { libc::syscall(libc::SYS_exit, 0) };
+            };
+            for _ in 1..THREADS {
+                std::thread::spawn(end_together);
+            }
+            end_together();
+        });
+        // SAFETY: the structure is a local; the child stays to be waited for.
+        unsafe {
+            let mut info: libc::siginfo_t = std::mem::zeroed();
+            let flags = libc::WEXITED | libc::WNOWAIT;
+            assert_eq!(libc::waitid(libc::P_PID, child.pid as u32, &mut info, flags), 0);
+        }
+        // SAFETY: takes integers.
+        let sealed = || unsafe { libc::fcntl(file.raw(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) };
+        // Refused as long as somebody has it mapped so that stores reach it.
+        assert!(
+            sys::settles(Duration::from_secs(5), || sealed() == 0),
+            "a process that has ended keeps its memory"
+        );
+        child.ok();
+    }
 }
