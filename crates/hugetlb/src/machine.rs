@@ -20,7 +20,8 @@
 //! Who needs a table of the host there (the host for base pages, or another mapping that faults) and finds a managed
 //! entry asks for the slot at that moment: the host calls [`Mapping::leave_slot`](crate::Mapping::leave_slot) of the
 //! mappings in the slot. The one that is attached puts an empty table of the host in the place of the shared one, and its
-//! own pages come back by faults. From then on the slot has the host's table, so one round over the mappings is enough.
+//! own pages come back by faults. From then on that slot has the host's table. Where it was one of 512 GiB, the table is empty: a
+//! mapping may attach to the 1 GiB below it before the host has put anything there, and the host asks once more.
 //!
 //! The library changes an entry from empty to managed without a lock of the host. So the host installs its tables by
 //! [`Entry::fill`] or a compare-and-exchange of its own, and looks at what it finds instead.

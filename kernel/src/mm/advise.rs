@@ -179,9 +179,7 @@ impl AddressSpace {
             return Ok(());
         }
         let splits = usize::from(vma.start < part.start) + usize::from(part.end < vma.end);
-        if areas.set.count() + splits > accounting::max_map_count() {
-            return Err(Errno::ENOMEM);
-        }
+        accounting::allow_splits(areas.set.count(), splits)?;
         areas.set.isolate(part.clone(), self.weak())?;
         areas.set.update(part.start, |vma| vma.flags = flags);
         Ok(())

@@ -20,6 +20,7 @@ use crate::errno::Errno;
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{self, PAGE_SIZE, PhysAddr, Pressure, reserve};
 use crate::process;
+use crate::sched;
 use crate::signal;
 use crate::sync::Once;
 
@@ -101,6 +102,9 @@ const BUS_ADRERR: i32 = 2;
 /// How many pages around a fault in a file are mapped with it when they are in the cache: a power of two.
 const AROUND: u64 = FILLED as u64;
 
+/// Rounds of a fault after which a kill ends it.
+pub(super) const ENOUGH_ROUNDS: u64 = 8;
+
 static ZERO_PAGE: Once<Frame> = Once::new();
 
 /// The page that all untouched anonymous memory reads.
@@ -141,6 +145,12 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
                     // Another CPU may have granted the right without telling this one's TLB.
                     tlb::flush_page(address);
                 }
+                if !user {
+                    // What takes the page away again and again (another thread, or a mistake of ours) holds up this thread, not the
+                    // CPU and those who wait for it to give way; and a kill ends it.
+                    sched::cond_resched();
+                    return !current.kill_pending() || !is_repeated(&current, address);
+                }
                 return true;
             }
             Err(failure) => failure,
@@ -175,6 +185,12 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
         signal::force_fault(signal, code, address, error);
         return true;
     }
+}
+
+/// Whether a thread that is to end has just had a fault of the kernel's at this address: then it gets no further there.
+fn is_repeated(thread: &process::Thread, address: u64) -> bool {
+    // Relaxed: only the thread itself asks.
+    thread.last_fault.swap(address, Ordering::Relaxed) == address
 }
 
 /// Whether an area with `flags` allows an access. A readable page is what x86-64 makes of any right at all.
@@ -219,7 +235,11 @@ impl AddressSpace {
             return Err(FaultError::NotMapped);
         }
         let thread = process::current();
-        loop {
+        // Each round but the last finds the way clear for one more step; some are more than any fault needs.
+        for round in 0u64.. {
+            if round > ENOUGH_ROUNDS && thread.kill_pending() {
+                break;
+            }
             let areas = self.read();
             let Some(vma) = areas.set.find_near(address, &thread.last_area) else {
                 return Err(FaultError::NotMapped);
@@ -242,6 +262,8 @@ impl AddressSpace {
                     Err(Unresolved::Failed(error)) => return Err(error),
                     Err(Unresolved::SlotShared) => self.take_slot(&areas.set, address)?,
                 }
+                drop(areas);
+                sched::cond_resched();
                 continue;
             }
             if !vma.flags.contains(VmFlags::GROWS_DOWN) {
@@ -250,6 +272,8 @@ impl AddressSpace {
             drop(areas);
             self.grow_stack(address)?;
         }
+        // The program does not come back to the access.
+        if origin == Origin::Program { Ok(()) } else { Err(FaultError::Bus) }
     }
 
     /// Moves the begin of the stack above `address` down to it.
@@ -326,10 +350,13 @@ impl AddressSpace {
         refuse_poison(present)?;
         let frame = Frame::alloc_zeroed(self.private_use()).ok_or(FaultError::NoMemory)?;
         let mut tables = self.tables.lock();
-        if tables.leaf(address).is_mapped() {
+        let present = tables.leaf(address);
+        if present.is_mapped() {
             drop(tables);
             return self.write_to_present(vma, address);
         }
+        // Race: UFFDIO_POISON came while the page was made.
+        refuse_poison(present)?;
         Ok(install(&mut tables, address, frame, own_bits(vma.flags))?)
     }
 
@@ -372,15 +399,22 @@ impl AddressSpace {
                 None
             };
             let mut tables = self.tables.lock();
-            if cache.mappings().unmappings() != unmappings || tables.leaf(address).is_mapped() {
-                // The page may be gone from the file (see `backing`), or another thread was faster: look again.
+            let present = tables.leaf(address);
+            if cache.mappings().unmappings() != unmappings
+                || present.is_mapped()
+                || present.has(Entry::POISON)
+            {
+                // The page may be gone from the file (see `backing`), another thread was faster, or UFFDIO_POISON was: look again.
                 continue;
             }
             return match copy {
                 Some(copy) => Ok(install(&mut tables, address, copy, own_bits(vma.flags))?),
                 None => {
                     install(&mut tables, address, page, bits)?;
-                    map_around(&mut tables, vma, cache, address, bits);
+                    // Who is told of stores or of minor faults is told of those in neighbours, too.
+                    if !vma.flags.intersects(VmFlags::USERFAULT_WP | VmFlags::USERFAULT_MINOR) {
+                        map_around(&mut tables, vma, cache, address, bits);
+                    }
                     Ok(())
                 }
             };

@@ -24,19 +24,27 @@ use super::vma::{FileArea, Kind, VmFlags, Vma, VmaSet};
 use crate::errno::{Errno, Result};
 use crate::memory::frame::Frame;
 use crate::memory::{PAGE_SIZE, reserve};
+use crate::process;
 use crate::sched;
 use crate::sync::grace;
 
 impl AddressSpace {
     /// A copy for fork(2).
     pub fn fork(&self) -> Result<Arc<AddressSpace>> {
-        loop {
-            match self.try_fork() {
-                // Page tables that are on their way out may be all that was missing.
-                Err(Errno::ENOMEM) if grace::collect() => {}
-                result => return result,
+        /// What is missing may be a limit, which stays; and each failed attempt may retire a table itself.
+        const ATTEMPTS: u32 = 3;
+        let mut result = self.try_fork();
+        for _ in 1..ATTEMPTS {
+            // Page tables that are on their way out may be all that was missing.
+            let again = matches!(result, Err(Errno::ENOMEM))
+                && !process::current().kill_pending()
+                && grace::collect();
+            if !again {
+                break;
             }
+            result = self.try_fork();
         }
+        result
     }
 
     fn try_fork(&self) -> Result<Arc<AddressSpace>> {

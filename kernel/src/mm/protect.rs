@@ -82,9 +82,7 @@ impl AddressSpace {
                 return Err(Errno::EACCES);
             }
             let splits = usize::from(vma.start < part.start) + usize::from(part.end < vma.end);
-            if areas.set.count() + splits > accounting::max_map_count() {
-                return Err(Errno::ENOMEM);
-            }
+            accounting::allow_splits(areas.set.count(), splits)?;
             for border in [part.start, part.end] {
                 if border > vma.start
                     && border < vma.end

@@ -1,7 +1,7 @@
 //! Reading and writing an address space's memory from outside: `/proc/PID/mem`, process_vm_readv(2), program loading.
 
 use super::entry::Entry;
-use super::fault::{Access, FaultError, Unresolved};
+use super::fault::{Access, ENOUGH_ROUNDS, FaultError, Unresolved};
 use super::space::AddressSpace;
 use super::userfault::Origin;
 use super::vma::{Kind, VmFlags, Vma};
@@ -9,6 +9,7 @@ use super::{PAGE, page_down};
 use crate::errno::{Errno, Result};
 use crate::memory::frame::Frame;
 use crate::memory::{PAGE_SIZE, PhysAddr, reserve};
+use crate::{process, sched};
 
 /// By which rights memory is accessed from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -92,7 +93,12 @@ impl AddressSpace {
         rights: Rights,
         work: &mut impl FnMut(*mut u8),
     ) -> Result<(), FaultError> {
-        loop {
+        // Resolved, and there: who takes it away again and again shall not keep a killed thread for ever.
+        for round in 0u64.. {
+            sched::cond_resched();
+            if round > ENOUGH_ROUNDS && process::try_current().is_some_and(|thread| thread.kill_pending()) {
+                break;
+            }
             let areas = self.read();
             if let Some(vma) = areas.set.find(address) {
                 if !rights.permit(access, vma) {
@@ -140,6 +146,7 @@ impl AddressSpace {
             drop(areas);
             self.fault_as(page_down(address), access, rights.origin(), |vma| rights.permit(access, vma))?;
         }
+        Err(FaultError::Bus)
     }
 }
 

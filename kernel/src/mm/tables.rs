@@ -372,7 +372,8 @@ impl Tables {
         let count = ((range.end - range.start) >> PAGE_SHIFT) as usize;
         // SAFETY: as in `find`.
         let leaves = unsafe { &entries(table)[index(range.start, 1)..][..count] };
-        let is_wanted = |leaf: &AtomicU64| u32::from(!Entry(leaf.load(Ordering::SeqCst)).is_mapped());
+        // A userfaultfd's marker says what is to happen there: a fault heeds it.
+        let is_wanted = |leaf: &AtomicU64| u32::from(leaf.load(Ordering::SeqCst) == 0);
         let wanted = leaves.iter().enumerate().fold(0, |all, (place, leaf)| all | is_wanted(leaf) << place);
         let mut found = [Entry(0); FILLED];
         let found = &mut found[..count];

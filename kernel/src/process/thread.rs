@@ -105,6 +105,8 @@ pub struct Thread {
     semaphore_undo: SpinLock<Option<UndoList>>,
     /// Where the area begins that its last page fault was in.
     pub(crate) last_area: AtomicU64,
+    /// The address of the last page fault of the kernel's while the thread was to be killed.
+    pub(crate) last_fault: AtomicU64,
     /// Page faults without and with I/O.
     pub(crate) minor_faults: AtomicU64,
     pub(crate) major_faults: AtomicU64,
@@ -185,6 +187,7 @@ impl Thread {
             memory_policy: crate::mm::policy::Current::default(),
             semaphore_undo: SpinLock::new(parts.semaphore_undo),
             last_area: AtomicU64::new(0),
+            last_fault: AtomicU64::new(0),
             minor_faults: AtomicU64::new(0),
             major_faults: AtomicU64::new(0),
             start: SpinLock::new(parts.start),

@@ -164,14 +164,10 @@ pub fn load(mut request: Request) -> Result<Image> {
     Ok(Image { entry: loader.as_ref().map_or(program.entry, |loader| loader.entry), stack, space })
 }
 
-/// Maps the vDSO and its data; returns where the code is.
+/// Maps the vDSO and its data; returns where the code is. Nobody may store there: its page is the kernel's, and no copies are made of it.
 fn map_vdso(space: &AddressSpace) -> Result<u64> {
     const READ: VmFlags = VmFlags::READ.union(VmFlags::MAY_READ);
-    const CODE: VmFlags = READ
-        .union(VmFlags::EXEC)
-        .union(VmFlags::MAY_EXEC)
-        .union(VmFlags::MAY_WRITE)
-        .union(VmFlags::DONT_EXPAND);
+    const CODE: VmFlags = READ.union(VmFlags::EXEC).union(VmFlags::MAY_EXEC).union(VmFlags::DONT_EXPAND);
     const DATA: VmFlags = READ.union(VmFlags::DONT_EXPAND).union(VmFlags::DONT_DUMP);
     let mut areas = space.write();
     let at = super::layout::choose(&mut areas, 0, &super::layout::Placement::pages(vdso::LEN))?;

@@ -73,6 +73,13 @@ impl Context {
                     }
                 }
                 space.leave_windows(vma, part.clone());
+                if (vma.flags - mode).contains(VmFlags::USERFAULT_WP) {
+                    // It is no longer told of stores: a mark that stayed would withhold them for ever.
+                    kept = space.permit_in(vma, part.clone());
+                    if kept.is_err() {
+                        return;
+                    }
+                }
                 vma.flags = (vma.flags - VmFlags::USERFAULT) | mode;
                 vma.userfault = Some(self.clone());
             });
@@ -158,9 +165,7 @@ impl AddressSpace {
     fn isolate_for(&self, areas: &mut Areas, part: &Range<u64>) -> Result<()> {
         let Some(vma) = areas.set.find(part.start) else { return Ok(()) };
         let splits = usize::from(vma.start < part.start) + usize::from(part.end < vma.end);
-        if areas.set.count() + splits > accounting::max_map_count() {
-            return Err(Errno::ENOMEM);
-        }
+        accounting::allow_splits(areas.set.count(), splits)?;
         areas.set.isolate(part.clone(), self.weak())
     }
 
