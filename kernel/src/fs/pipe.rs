@@ -371,7 +371,8 @@ pub fn create(flags: u32) -> (Arc<File>, Arc<File>) {
     let writer = Arc::new(End::open(&pipe, false, true));
     let read = File::anonymous(Kind::Pipe, "", reader, abi::O_RDONLY | flags & abi::O_NONBLOCK);
     // Opening it once more, by `/proc/self/fd/N`, gets the same pipe.
-    *read.inode().attachment.lock() = Some(Arc::new(Named { pipe: SpinLock::new(Arc::downgrade(&pipe)) }));
+    let named = Named { pipe: SpinLock::new(Arc::downgrade(&pipe)), waits: false };
+    *read.inode().attachment.lock() = Some(Arc::new(named));
     let write = read.sibling(writer, abi::O_WRONLY | flags & (abi::O_NONBLOCK | abi::O_DIRECT));
     (read, write)
 }
@@ -379,29 +380,35 @@ pub fn create(flags: u32) -> (Arc<File>, Arc<File>) {
 /// What a named pipe's inode keeps: the pipe, as long as somebody has it open.
 struct Named {
     pipe: SpinLock<Weak<Pipe>>,
+    /// Who opens one side waits for the other. Not so of a pipe without a name, whose sides were open from the start.
+    waits: bool,
 }
 
-fn named_pipe(inode: &Inode) -> Arc<Pipe> {
+/// The pipe, and whether who opens it waits for the other side.
+fn named_pipe(inode: &Inode) -> (Arc<Pipe>, bool) {
     let named = {
-        let fresh: Arc<dyn Any + Send + Sync> = Arc::new(Named { pipe: SpinLock::new(Weak::new()) });
+        let fresh: Arc<dyn Any + Send + Sync> =
+            Arc::new(Named { pipe: SpinLock::new(Weak::new()), waits: true });
         let mut attachment = inode.attachment.lock();
         attachment.get_or_insert(fresh).clone()
     };
     let fresh = Pipe::new();
-    let Ok(named) = named.downcast::<Named>() else { return fresh };
+    let Ok(named) = named.downcast::<Named>() else { return (fresh, true) };
     let mut slot = named.pipe.lock();
-    match slot.upgrade() {
+    let pipe = match slot.upgrade() {
         Some(pipe) => pipe,
         None => {
             *slot = Arc::downgrade(&fresh);
             fresh
         }
-    }
+    };
+    (pipe, named.waits)
 }
 
-/// Opens a named pipe: waits until the other side is open, too, unless `O_NONBLOCK` says otherwise. fifo(7).
+/// Opens a named pipe: waits until the other side is open, too, unless `O_NONBLOCK` says otherwise. fifo(7). A pipe without a name is opened
+/// at once, by `/proc/self/fd/N`: of bash's process substitution the writer may have left by then.
 pub fn open_named(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
-    let pipe = named_pipe(inode);
+    let (pipe, waits) = named_pipe(inode);
     let nonblocking = flags & abi::O_NONBLOCK != 0;
     match flags & abi::O_ACCMODE {
         abi::O_RDONLY => {
@@ -409,7 +416,7 @@ pub fn open_named(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
             let before = pipe.writer_opens.load(Ordering::SeqCst);
             let written_to = pipe.has_writers();
             let mut end = End::open(&pipe, true, false);
-            if !written_to {
+            if waits && !written_to {
                 if nonblocking {
                     end.before_writers = Some(before);
                 } else {
@@ -422,12 +429,12 @@ pub fn open_named(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
             Ok(Arc::new(end))
         }
         abi::O_WRONLY => {
-            if nonblocking && !pipe.has_readers() {
+            if waits && nonblocking && !pipe.has_readers() {
                 return Err(Errno::ENXIO);
             }
             let before = pipe.reader_opens.load(Ordering::SeqCst);
             let end = End::open(&pipe, false, true);
-            if !pipe.has_readers() {
+            if waits && !pipe.has_readers() {
                 pipe.writable.wait_event(None, || {
                     (pipe.reader_opens.load(Ordering::SeqCst) != before || pipe.has_readers()).then_some(())
                 })?;

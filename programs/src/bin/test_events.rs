@@ -9,7 +9,7 @@ use roundtable_programs::procfs;
 use roundtable_programs::sys::{self, c_string, check};
 use roundtable_programs::{Errno, tests};
 
-tests! { pipe_capacity, pipe_writes_are_atomic, pipe_ends, pipe_size, pipe_packets, pipe_by_proc, fifo_open_waits,
+tests! { pipe_capacity, pipe_writes_are_atomic, pipe_ends, pipe_size, pipe_packets, pipe_by_proc, pipe_by_proc_alone, fifo_open_waits,
 fifo_open_nonblocking, fifo_hangup, poll_readiness, poll_timeout, poll_wakes, ppoll_mask, select_sets, select_of_all_numbers, select_timeout,
 epoll_level_and_edge, epoll_one_shot, epoll_nested, epoll_errors, epoll_forgets_closed, epoll_wakes, eventfd_counts,
 eventfd_semaphore, signalfd_reads, timerfd_once, timerfd_interval, timerfd_absolute }
@@ -122,6 +122,23 @@ fn pipe_packets() {
     assert_eq!(read.read(&mut buffer[..3]), Ok(3));
     assert_eq!(read.read(&mut buffer), Ok(6));
     assert_eq!(&buffer[..6], b"second");
+}
+
+/// Who opens a side of a pipe once more does not wait for the other, which may have gone.
+fn pipe_by_proc_alone() {
+    let open = |fd: &Fd, flags| Fd::open(&format!("/proc/self/fd/{}", fd.raw()), flags);
+    for flags in [0, libc::O_NONBLOCK] {
+        let (read, write) = pipe(0);
+        assert_eq!(write.write(b"left"), Ok(4));
+        drop(write);
+        let again = open(&read, libc::O_RDONLY | flags).unwrap();
+        let mut bytes = [0; 10];
+        assert_eq!((again.read(&mut bytes), again.read(&mut bytes)), (Ok(4), Ok(0)));
+        let (read, write) = pipe(0);
+        drop(read);
+        let again = open(&write, libc::O_WRONLY | flags).unwrap();
+        assert_eq!(poll_one(again.raw(), libc::POLLOUT, 0) & libc::POLLERR, libc::POLLERR);
+    }
 }
 
 fn pipe_by_proc() {
