@@ -46,7 +46,7 @@ impl<M: Machine> Mapping<M> {
         address: VirtAddr,
         work: impl FnOnce(Option<PhysAddr>) -> T,
     ) -> Result<T, FaultError> {
-        // Held to the end: it keeps the page where it is.
+        // Held to the end: it keeps the file's page where it is.
         let locked = self.file.lock_index(self.index(address).ok_or(FaultError::NotMapped)?)?;
         let index = locked.index();
         if index.0 >= self.file.content().end() {
@@ -56,7 +56,9 @@ impl<M: Machine> Mapping<M> {
         if page.is_none() && self.area.private().lock().robbed {
             return Err(FaultError::Sigbus);
         }
-        Ok(work(page.map(|page| page.frame())))
+        // By reference: the page lives until `work` is done. The index lock keeps the file's page, but not the mapping's own copy,
+        // which MADV_DONTNEED and truncations drop under the mapping lock alone.
+        Ok(work(page.as_ref().map(|page| page.frame())))
     }
 
     /// Whether this address space has an entry for `address`: for mincore(2).

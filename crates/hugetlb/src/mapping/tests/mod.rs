@@ -137,6 +137,20 @@ fn load(mapping: &Mapping<TestMachine>, address: VirtAddr) -> u64 {
 }
 
 #[test]
+fn a_private_copy_outlives_its_discard_while_it_is_shown() {
+    let hugetlb = hugetlb(2, ProtocolKind::FileTables);
+    let (_, mapping) = map_at(&file(&hugetlb, MIB2), HERE, MIB2, PRIVATE);
+    store(&mapping, HERE, 1);
+    let free = || hugetlb.pool(PageSize::Size2M).statistics().free;
+    let shown = mapping.inspect(HERE, |frame| {
+        mapping.discard(HERE..HERE + MIB2).unwrap();
+        (hugetlb.machine().word(frame.unwrap()), free())
+    });
+    assert_eq!(shown, Ok((1, 1)), "the page is still somebody's");
+    assert_eq!(free(), 2);
+}
+
+#[test]
 fn congruent_mappings_share_one_table_and_see_each_other() {
     let hugetlb = hugetlb(8, ProtocolKind::VmaLock);
     let tables = hugetlb.machine().free_tables();
