@@ -178,11 +178,31 @@ impl<M: Machine> Superblock<M> {
     ///
     /// [`Error::NoSpace`] when `nr_inodes=` is used up.
     pub fn charge_inode(self: &Arc<Self>) -> Result<InodeCharge<M>> {
+        self.count_inode()?;
+        Ok(InodeCharge { superblock: self.clone() })
+    }
+
+    /// As [`Superblock::charge_inode`], for a host that counts its inodes itself: this one is counted until
+    /// [`Superblock::uncount_inode`].
+    ///
+    /// # Errors
+    ///
+    /// [`Error::NoSpace`] when `nr_inodes=` is used up.
+    pub fn count_inode(&self) -> Result<()> {
         if let Some(inodes) = &self.inodes {
             let mut inodes = inodes.lock();
             inodes.free = inodes.free.checked_sub(1).ok_or(Error::NoSpace)?;
         }
-        Ok(InodeCharge { superblock: self.clone() })
+        Ok(())
+    }
+
+    /// Counts out an inode that [`Superblock::count_inode`] has counted.
+    pub fn uncount_inode(&self) {
+        if let Some(inodes) = &self.inodes {
+            let mut inodes = inodes.lock();
+            debug_assert!(inodes.free < inodes.maximum, "an inode was counted out twice");
+            inodes.free += 1;
+        }
     }
 
     /// The quota, if the mount has limits.
@@ -257,9 +277,7 @@ impl<M: Machine> fmt::Debug for InodeCharge<M> {
 
 impl<M: Machine> Drop for InodeCharge<M> {
     fn drop(&mut self) {
-        if let Some(inodes) = &self.superblock.inodes {
-            inodes.lock().free += 1;
-        }
+        self.superblock.uncount_inode();
     }
 }
 

@@ -3,9 +3,8 @@
 use alloc::boxed::Box;
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 
-use ::hugetlb::{HUGETLBFS_MAGIC, InodeCharge as Charge, MountOptions, Superblock as Quota};
+use ::hugetlb::{HUGETLBFS_MAGIC, MountOptions, Superblock as Quota};
 use linux_raw_sys::general as abi;
 
 use super::file::{HugeFile, Node};
@@ -22,20 +21,15 @@ use crate::sync::SpinLock;
 /// The part of a mount that its inodes share.
 struct Shared {
     quota: Arc<Quota<Kernel>>,
-    /// One for each inode that is charged: they are all alike.
-    charges: SpinLock<Vec<Charge<Kernel>>>,
 }
 
 impl TreeFs for Shared {
     fn charge_inode(&self) -> Result<()> {
-        let charge = self.quota.charge_inode().map_err(errno)?;
-        self.charges.lock().push(charge);
-        Ok(())
+        self.quota.count_inode().map_err(errno)
     }
 
     fn uncharge_inode(&self) {
-        let charge = self.charges.lock().pop();
-        drop(charge);
+        self.quota.uncount_inode();
     }
 
     fn regular(&self, charge: InodeCharge) -> Box<dyn InodeOps> {
@@ -87,7 +81,7 @@ pub(super) fn mount(request: &MountRequest) -> Result<Arc<Dentry>> {
     let (uid, gid) = (options.uid.unwrap_or(own_uid), options.gid.unwrap_or(own_gid));
     let fs = HugetlbFs { quota: quota.clone(), root: SpinLock::new(None) };
     let superblock = Superblock::new("hugetlbfs", fs);
-    let shared: Arc<dyn TreeFs> = Arc::new(Shared { quota, charges: SpinLock::new(Vec::new()) });
+    let shared: Arc<dyn TreeFs> = Arc::new(Shared { quota });
     let root = tree::new_root(&superblock, &shared, options.mode.unwrap_or(0o755), uid, gid)?;
     if let Some(fs) = superblock.ops_as::<HugetlbFs>() {
         *fs.root.lock() = Some(root.clone());

@@ -9,7 +9,7 @@ tests! { statfs, statfs_with_size, read, read_of_holes, write_is_refused, trunca
 fallocate_grows, fallocate_keep_size, fallocate_rounds, punch_whole_pages, punch_zeroes_parts,
 punch_needs_keep_size, punch_behind_the_end, size_option, size_option_reserves, min_size_option,
 inode_option, mount_options, names, unlinked_file_lives, write_map_grows_file, seek, open_truncate,
-memory_goes_with_the_mount, read_across_pages, folders }
+memory_goes_with_the_mount, read_across_pages, folders, many_inodes }
 
 const H: u64 = HUGE as u64;
 
@@ -295,6 +295,22 @@ fn folders() {
     Fd::open(&path("a/b/../f"), libc::O_RDWR | libc::O_CREAT).unwrap();
     assert!(std::fs::metadata(path("a/f")).unwrap().is_file());
     assert_eq!(std::fs::remove_dir(path("a")).unwrap_err().raw_os_error(), Some(libc::ENOTEMPTY));
+}
+
+fn many_inodes() {
+    // More than a page has room to note one by one.
+    const MANY: u64 = 2000;
+    let mount = HugeFs::mount("size=2M,nr_inodes=3000");
+    let inodes = || Fd::open(&mount.path, libc::O_RDONLY).unwrap().statfs().f_ffree;
+    let before = inodes();
+    for number in 0..MANY {
+        std::fs::create_dir(format!("{}/{number}", mount.path)).unwrap();
+    }
+    assert_eq!(inodes(), before - MANY);
+    for number in 0..MANY {
+        std::fs::remove_dir(format!("{}/{number}", mount.path)).unwrap();
+    }
+    assert_eq!(inodes(), before);
 }
 
 fn unlinked_file_lives() {
