@@ -8,14 +8,16 @@ use roundtable_programs::fault::{self, Fault};
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::kinds::{Answer, call};
-use roundtable_programs::mem::{ANON, Map, PRIVATE, RW, SHARED, madvise, mprotect, mremap};
+use roundtable_programs::mem::{
+    ANON, FIXED, Map, NONE, NORESERVE, PRIVATE, RW, SHARED, madvise, mmap, mprotect, mremap,
+};
 use roundtable_programs::rows::Rows;
 use roundtable_programs::sys::PAGE;
 use roundtable_programs::{Errno, row, tests};
 
 tests! { missing_pages, zero_pages, minor_faults, withheld_stores, withheld_from_the_unpopulated, asynchronous_stores,
 sigbus_feature, poisoned_pages, system_calls_wait, wake_without_a_page, close_lets_go, fork_move_and_unmap, messages_and_poll,
-many_threads, shared_tables_are_left, errors }
+many_threads, shared_tables_are_left, copies_into_shared_slots, copies_into_tables_of_a_fork, copies_behind_the_end, errors }
 
 const API: usize = 0xc018_aa3f;
 const REGISTER: usize = 0xc020_aa00;
@@ -554,6 +556,89 @@ fn shared_tables_are_left() {
     other.ok();
     assert_eq!(map.get(HUGE), 3);
     map.set(0, 4);
+}
+
+/// A place of 1 GiB that nothing else is in, at a multiple of that.
+fn empty_slot() -> usize {
+    const SLOT: usize = 1 << 30;
+    let place = Map::new(2 * SLOT, NONE, PRIVATE | ANON | NORESERVE, -1, 0).expect("address space");
+    let at = place.address.next_multiple_of(SLOT);
+    // What is mapped there replaces it.
+    std::mem::forget(place);
+    at
+}
+
+fn map_there(at: usize, length: usize, file: &Fd) -> Map {
+    let address = mmap(at, length, RW, SHARED | FIXED, file.raw(), 0).expect("mmap");
+    Map { address, length }
+}
+
+fn copies_into_shared_slots() {
+    huge::pool(8);
+    let page = vec![6u8; HUGE];
+    for mode in [MISSING, MISSING | WP, MISSING | MINOR] {
+        let at = empty_slot();
+        let [file, other] = [huge::sized(1), huge::sized(1)];
+        let neighbour = map_there(at + HUGE, HUGE, &other);
+        neighbour.set(0, 1);
+        let map = map_there(at, HUGE, &file);
+        let uffd = Uffd::new(ALL_KINDS);
+        uffd.register(&map, mode).unwrap();
+        let read = beside(
+            || map.get(9),
+            || {
+                assert_eq!(uffd.next().address, map.address, "{mode}");
+                assert_eq!(uffd.copy(map.address, &page, 0), Ok(HUGE as i64), "{mode}");
+            },
+        );
+        assert_eq!((read, neighbour.get(0)), (6, 1), "{mode}");
+        assert_eq!(uffd.copy(map.address, &page, 0), Err(Errno::EEXIST), "{mode}");
+    }
+}
+
+fn copies_into_tables_of_a_fork() {
+    const WINDOW: usize = 2 << 20;
+    let page = vec![6u8; PAGE];
+    let at = empty_slot();
+    let private = mmap(at, WINDOW / 2, RW, PRIVATE | ANON | FIXED, -1, 0).expect("mmap");
+    let private = Map { address: private, length: WINDOW / 2 };
+    (0..WINDOW / 2).step_by(PAGE).for_each(|offset| private.set(offset, 1));
+    let child = fork(|| {
+        loop {
+            std::thread::sleep(std::time::Duration::from_secs(1));
+        }
+    });
+    let file = Fd::memfd("test", 0).expect("memfd");
+    file.truncate(PAGE as u64).expect("ftruncate");
+    let map = map_there(at + WINDOW / 2, PAGE, &file);
+    let uffd = Uffd::new(ALL_KINDS);
+    uffd.register(&map, MISSING).unwrap();
+    let read = beside(
+        || map.get(9),
+        || {
+            assert_eq!(uffd.next().address, map.address);
+            assert_eq!(uffd.copy(map.address, &page, 0), Ok(PAGE as i64));
+        },
+    );
+    assert_eq!(read, 6);
+    child.end();
+}
+
+fn copies_behind_the_end() {
+    let page = vec![6u8; PAGE];
+    for flags in [SHARED, PRIVATE] {
+        let file = Fd::memfd("test", 0).expect("memfd");
+        file.truncate(2 * PAGE as u64).expect("ftruncate");
+        let map = file.map(2 * PAGE, RW, flags).expect("mmap");
+        let uffd = Uffd::new(ALL_KINDS);
+        uffd.register(&map, MISSING).unwrap();
+        file.truncate(PAGE as u64).expect("ftruncate");
+        assert_eq!(uffd.copy(map.address + PAGE, &page, 0), Err(Errno::EFAULT));
+        assert_eq!(uffd.copy(map.address, &page, 0), Ok(PAGE as i64));
+        let expected = Fault { signal: libc::SIGBUS, code: libc::BUS_ADRERR, address: map.address + PAGE };
+        assert_eq!(fault::read(map.address + PAGE), Err(expected));
+        assert_eq!(fault::read(map.address), Ok(6));
+    }
 }
 
 fn errors() {

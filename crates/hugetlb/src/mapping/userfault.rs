@@ -176,7 +176,13 @@ impl<M: Machine> Mapping<M> {
             if self.file.content().get(index.0).is_some() {
                 return Ok(false);
             }
-            protocol.fault(&fault)?;
+            match protocol.fault(&fault) {
+                Ok(_) => {}
+                // The index is locked, so the page is this one. It has no entry yet, and the next access makes it. A mapping that
+                // would be told of that access is unshared, and has its entry before the page.
+                Err(_) if self.file.content().get(index.0).is_some() => {}
+                Err(error) => return Err(error),
+            }
         } else {
             if self.area.private().lock().copy(index).is_some() || self.is_resident(address) {
                 return Ok(false);

@@ -73,6 +73,16 @@ fn attach_for_fault<M: Machine>(fault: &Fault<'_, M>, placement: &Placement) -> 
     }
 }
 
+/// The entry for the page of a fault in tables of the host.
+fn own_entry<'m, M: Machine>(fault: &Fault<'m, M>) -> Result<&'m Entry, FaultError> {
+    // Listed before it has an entry: see `Area::enlist`.
+    if !fault.area.is_listed() && !Mutant::NotEnlisted.is_on() {
+        let place = fault.area.place(fault.file.hugetlb().machine())?;
+        fault.area.enlist(fault.file, place);
+    }
+    fault.host_entry()
+}
+
 impl<M: Machine> Protocol<M> for FileTables {
     fn file_state(&self) -> State {
         State::NONE
@@ -94,16 +104,17 @@ impl<M: Machine> Protocol<M> for FileTables {
         // For reading: so that the mapping is not taken apart under the fault, and no slot is attached for a dead one. An
         // unmapping by others does not take this lock.
         let placement = fault.lock_mapping()?;
-        let page = fault.page()?;
-        if !fault.area.is_unshared() && attach_for_fault(fault, &placement)? {
+        if fault.area.is_unshared() {
+            // What can fail comes before the page: see `Mapping::fill`.
+            let entry = own_entry(fault)?;
+            let page = fault.page()?;
+            publish::<M>(entry, &page, fault.permitted(placement.protection));
             return Ok(page);
         }
-        // Listed before it has an entry: see `Area::enlist`.
-        if !fault.area.is_listed() && !Mutant::NotEnlisted.is_on() {
-            let place = fault.area.place(fault.file.hugetlb().machine())?;
-            fault.area.enlist(fault.file, place);
+        let page = fault.page()?;
+        if !attach_for_fault(fault, &placement)? {
+            publish::<M>(own_entry(fault)?, &page, fault.permitted(placement.protection));
         }
-        publish::<M>(fault.host_entry()?, &page, fault.permitted(placement.protection));
         Ok(page)
     }
 

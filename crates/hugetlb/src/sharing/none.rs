@@ -35,8 +35,10 @@ impl<M: Machine> Protocol<M> for NoSharing {
 
     fn fault(&self, fault: &Fault<'_, M>) -> Result<Arc<Page<M>>, FaultError> {
         let placement = fault.lock_mapping()?;
+        // What can fail comes before the page: see `Mapping::fill`.
+        let entry = fault.host_entry()?;
         let page = fault.page()?;
-        publish::<M>(fault.host_entry()?, &page, fault.permitted(placement.protection));
+        publish::<M>(entry, &page, fault.permitted(placement.protection));
         Ok(page)
     }
 

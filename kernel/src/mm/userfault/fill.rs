@@ -161,11 +161,7 @@ impl AddressSpace {
                 _ if filling == Filling::Poison => self.poison(at),
                 _ if filling == Filling::Continue => self.map_cached(vma, at, withhold),
                 Kind::File(area) if vma.flags.contains(VmFlags::SHARED) => {
-                    let frame = content.first().ok_or(Errno::ENOMEM)?;
-                    self.check_absent(at).and_then(|()| {
-                        area.link.cache().insert(vma.index_of(at), frame)?;
-                        self.map_cached(vma, at, withhold)
-                    })
+                    self.fill_shared(&areas, vma, &**area.link.cache(), at, &content, withhold)
                 }
                 _ => self.install_private(vma, at, filling, &content, withhold),
             };
@@ -177,9 +173,34 @@ impl AddressSpace {
         }
     }
 
-    /// `EEXIST` if there is a page.
-    fn check_absent(&self, at: u64) -> Result<(), Stop> {
-        if self.tables.lock().leaf(at).is_mapped() { Err(Errno::EEXIST.into()) } else { Ok(()) }
+    /// Puts a page into the file, and maps it.
+    fn fill_shared(
+        &self,
+        areas: &Areas,
+        vma: &Vma,
+        cache: &dyn PageCache,
+        at: u64,
+        content: &[Frame],
+        withhold: bool,
+    ) -> Result<(), Stop> {
+        {
+            let mut tables = self.tables.lock();
+            if tables.leaf(at).is_mapped() {
+                return Err(Errno::EEXIST.into());
+            }
+            // What can fail comes before the page: whoever came again would find it, and take it for another's. The table stays as long
+            // as the areas lock is held.
+            tables.find_or_make(at, 1)?;
+        }
+        cache.insert(vma.index_of(at), content.first().ok_or(Errno::ENOMEM)?)?;
+        match self.map_cached(vma, at, withhold) {
+            // An access was faster, and has mapped this page.
+            Err(Stop::Failed(Errno::EEXIST)) if withhold => {
+                Ok(self.withhold_in(&areas.set, vma, at..at + PAGE)?)
+            }
+            Err(Stop::Failed(Errno::EEXIST)) => Ok(()),
+            mapped => mapped,
+        }
     }
 
     /// A page of the program's own.
@@ -194,11 +215,26 @@ impl AddressSpace {
         if !vma.is_touched() {
             vma.touched.store(true, Ordering::SeqCst);
         }
-        if let Kind::File(area) = &vma.kind {
-            // A truncation takes copies, too.
-            area.link.enlist(vma.start, vma.pages());
-        }
-        let mut tables = self.tables.lock();
+        let cache = match &vma.kind {
+            Kind::File(area) => {
+                // A truncation takes copies, too. Before the number of unmappings is read: see `backing`.
+                area.link.enlist(vma.start, vma.pages());
+                Some(area.link.cache())
+            }
+            _ => None,
+        };
+        let unmappings = || cache.map(|cache| cache.mappings().unmappings());
+        let mut tables = loop {
+            let before = unmappings();
+            if cache.is_some_and(|cache| vma.index_of(at) >= cache.size().div_ceil(PAGE)) {
+                return Err(Errno::EFAULT.into());
+            }
+            let tables = self.tables.lock();
+            if unmappings() == before {
+                break tables;
+            }
+            // A truncation may have been here already.
+        };
         let mut place = Place::empty(&mut tables, at, withhold)?;
         if filling == Filling::Zeroes && matches!(vma.kind, Kind::Anonymous) {
             return place.put_entry(Entry::new(zero_page(), leaf_bits(vma.flags) | Entry::SPECIAL));

@@ -108,3 +108,36 @@ fn a_filled_page_is_never_seen_without_its_content() {
         assert_eq!(pool(&hugetlb), (4, 0));
     }
 }
+
+#[test]
+fn a_page_that_was_filled_counts_though_its_slot_is_anothers() {
+    let hugetlb = hugetlb(8, ProtocolKind::FileTables);
+    let machine = hugetlb.machine();
+    for unshared in [false, true] {
+        let space = machine.space();
+        let [file, other] = [file(&hugetlb, MIB2), file(&hugetlb, MIB2)];
+        let neighbour = map(&other, &space, (HERE + MIB2, MIB2, 0), SHARED).unwrap();
+        store(&neighbour, HERE + MIB2, 1);
+        assert!(X86_64::is_managed(Level::Pud, space.pud(HERE)), "it has the slot");
+        let mapping = map(&file, &space, (HERE, MIB2, 0), SHARED).unwrap();
+        if unshared {
+            mapping.keep_unshared().unwrap();
+        }
+        let fill = || mapping.fill(HERE, &|frame| machine.set_word(frame, 9));
+        match unshared {
+            // Its next access would be told of once more.
+            true => {
+                assert_eq!((fill(), mapping.presence(HERE)), (Err(FaultError::SlotShared), Presence::Absent));
+                assert!(neighbour.leave_slot(HERE).unwrap());
+                assert_eq!((fill(), mapping.is_resident(HERE)), (Ok(true), true));
+            }
+            false => {
+                assert_eq!((fill(), mapping.presence(HERE)), (Ok(true), Presence::InFile));
+                assert_eq!(mapping.fault(HERE, Access::Read), Err(FaultError::SlotShared));
+                assert!(neighbour.leave_slot(HERE).unwrap());
+            }
+        }
+        assert_eq!(load(&mapping, HERE), 9);
+        assert_eq!(fill(), Ok(false));
+    }
+}
