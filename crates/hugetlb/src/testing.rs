@@ -35,6 +35,8 @@ pub(crate) struct TestMachine {
     at_flush: Mutex<Option<Hook>>,
     /// How often the library gave way.
     pub(crate) ways_given: AtomicU64,
+    /// How often the library looked for an entry of an address space.
+    looks: Arc<AtomicU64>,
     /// After so many steps there is no memory for a further one.
     pub(crate) steps_left: AtomicU64,
 }
@@ -48,6 +50,7 @@ pub(crate) struct TestSpace {
     id: u64,
     arena: Arc<Arena>,
     pud: Arc<TableEntries>,
+    looks: Arc<AtomicU64>,
 }
 
 fn table_address(index: usize) -> PhysAddr {
@@ -78,6 +81,7 @@ impl TestMachine {
             seen: Mutex::default(),
             at_flush: Mutex::default(),
             ways_given: AtomicU64::new(0),
+            looks: Arc::new(AtomicU64::new(0)),
             steps_left: AtomicU64::new(u64::MAX),
         }
     }
@@ -87,7 +91,13 @@ impl TestMachine {
             id: self.next.fetch_add(1, Ordering::SeqCst),
             arena: self.arena.clone(),
             pud: Arc::new([const { Entry::empty() }; 512]),
+            looks: self.looks.clone(),
         }
+    }
+
+    /// How often the library looked for an entry of an address space.
+    pub(crate) fn looks(&self) -> u64 {
+        self.looks.load(Ordering::SeqCst)
     }
 
     /// The word of a huge page.
@@ -152,6 +162,7 @@ impl Space for TestSpace {
     }
 
     fn find_entry(&self, address: VirtAddr, level: Level) -> Option<&Entry> {
+        self.looks.fetch_add(1, Ordering::SeqCst);
         match level {
             Level::Pud => Some(self.pud_entry(address)),
             Level::Pmd => {

@@ -132,13 +132,12 @@ impl<M: Machine> Mapping<M> {
 
     /// Entries in tables of the host.
     fn check_host(&self, placement: &Placement, indices: Range<u64>, round: &mut CheckRound<M>) -> Check {
-        for index in indices.map(PageIndex) {
-            let address = self.area.address(placement, index.0);
-            let Some(entry) = self.area.find_host_entry(address) else { continue };
+        self.area.each_host_entry(&self.file, placement, indices, |entry, index| {
             let value = entry.load(Ordering::Acquire);
             if value == EntryValue::default() {
-                continue;
+                return Ok(());
             }
+            let address = self.area.address(placement, index.0);
             let copy = self.area.private().lock().copy(index).map(|share| share.page().clone());
             let cached = self.file.content().get(index.0);
             let frames = [&copy, &cached].map(|page| page.as_ref().map(|page| page.frame()));
@@ -146,8 +145,8 @@ impl<M: Machine> Mapping<M> {
             if let Some(page) = copy.as_ref().or(cached.as_ref()) {
                 round.found_page(self.file.id(), index, page)?;
             }
-        }
-        Ok(())
+            Ok(())
+        })
     }
 
     fn check_leaf(

@@ -13,6 +13,9 @@ use crate::pool::Page;
 use crate::sharing::{Batch, Change, Purpose, next_slot};
 use crate::sync::{Arc, Ordering};
 
+/// How many entries a walk that changes nothing looks at before it gives way.
+const LOOKS_AT_A_TIME: u64 = 512;
+
 impl<M: Machine> File<M> {
     /// Clears the entries of the listed mappings for the page indices, drops private copies, and flushes.
     pub(crate) fn unmap_listed(&self, indices: Range<u64>) {
@@ -103,7 +106,7 @@ impl<M: Machine> Area<M> {
         }
     }
 
-    /// Shows `visit` the entries in tables of the host.
+    /// Shows `visit` the entries in tables of the host, to change them.
     fn change_host_entries(
         &self,
         placement: &Exclusive<'_, M>,
@@ -111,20 +114,52 @@ impl<M: Machine> Area<M> {
         batch: &mut Batch<'_, M>,
         visit: &mut impl FnMut(&Entry, PageIndex, &mut Batch<'_, M>) -> bool,
     ) {
-        let mut index = indices.start;
-        while index < indices.end {
-            let address = self.address(placement, index);
-            if let Some(entry) = self.find_host_entry(address) {
-                if visit(entry, PageIndex(index), batch) {
-                    batch.flush_leaf(self, address);
-                }
-                index += 1;
-                continue;
+        let mut next = Some(indices.start);
+        while let Some(index) = next.filter(|index| *index < indices.end) {
+            let found;
+            (found, next) = self.host_entry_from(placement, index);
+            if let Some(entry) = found
+                && visit(entry, PageIndex(index), batch)
+            {
+                batch.flush_leaf(self, self.address(placement, index));
             }
-            // Where there is no table there are no entries: a sparse terabyte is passed over table by table.
-            let Some(behind) = self.behind_missing(address) else { return };
-            index += (behind.0 - address.0).div_ceil(self.size().bytes());
         }
+    }
+
+    /// Shows `visit` the entries in tables of the host, to look at them, until it says an error. The mapping lock is held; other
+    /// threads get their turn.
+    pub(super) fn each_host_entry<E>(
+        &self,
+        file: &File<M>,
+        placement: &Placement,
+        indices: Range<u64>,
+        mut visit: impl FnMut(&Entry, PageIndex) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut next = Some(indices.start);
+        let mut looks = 0u64;
+        while let Some(index) = next.filter(|index| *index < indices.end) {
+            let found;
+            (found, next) = self.host_entry_from(placement, index);
+            if let Some(entry) = found {
+                visit(entry, PageIndex(index))?;
+            }
+            looks += 1;
+            if looks.is_multiple_of(LOOKS_AT_A_TIME) {
+                file.hugetlb().machine().give_way();
+            }
+        }
+        Ok(())
+    }
+
+    /// The entry of an index in tables of the host, if there is one, and the index to look at next: where there is no table there
+    /// are no entries, and a sparse terabyte is passed over table by table.
+    fn host_entry_from(&self, placement: &Placement, index: u64) -> (Option<&Entry>, Option<u64>) {
+        let address = self.address(placement, index);
+        if let Some(entry) = self.find_host_entry(address) {
+            return (Some(entry), Some(index + 1));
+        }
+        let steps = |behind: VirtAddr| (behind.0 - address.0).div_ceil(self.size().bytes());
+        (None, self.behind_missing(address).map(|behind| index + steps(behind)))
     }
 
     /// Where the entries may go on when the host has none at an address: behind the table that is missing.

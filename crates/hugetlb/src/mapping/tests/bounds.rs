@@ -111,3 +111,26 @@ fn without_memory_for_its_list_a_pool_does_not_grow() {
     pool.check().unwrap();
     assert_eq!(pool.set_persistent(1500, || false), 1500);
 }
+
+#[test]
+fn looks_at_a_sparse_private_mapping_pass_over_what_is_missing() {
+    // All that the test machine has.
+    const LENGTH: u64 = 512 << 30;
+    let hugetlb = hugetlb(2, ProtocolKind::FileTables);
+    let file = file(&hugetlb, LENGTH);
+    let start = VirtAddr(0);
+    let (_, mapping) = map_at(&file, start, LENGTH, MapOptions { no_reserve: true, ..PRIVATE });
+    store(&mapping, start, 1);
+    store(&mapping, start + LENGTH / 2, 1);
+    let machine = hugetlb.machine();
+    let (looks, ways) = (|| machine.looks(), || machine.ways_given.load(Ordering::SeqCst));
+    let (looks_before, ways_before) = (looks(), ways());
+    assert_eq!(mapping.resident().private, 2 * MIB2);
+    // Two tables of 512 entries, and some looks for each of the other slots.
+    assert!(looks() - looks_before < 4096, "{} looks", looks() - looks_before);
+    assert!(ways() - ways_before >= 2);
+    let (looks_before, ways_before) = (looks(), ways());
+    mapping.check(&mut CheckRound::new(&hugetlb)).unwrap();
+    assert!(looks() - looks_before < 4096, "{} looks", looks() - looks_before);
+    assert!(ways() - ways_before >= 2);
+}
