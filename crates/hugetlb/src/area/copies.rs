@@ -239,10 +239,11 @@ pub(crate) fn forget<M: Machine>(machine: &M, private: &Spin<M, Private<M>>) {
     }
 }
 
-/// What a child has of the copies at first: a share of each.
+/// What a child has of the copies at first: a share of each, but of those that are `leaving`.
 pub(crate) fn fork<M: Machine>(
     machine: &M,
     private: &Spin<M, Private<M>>,
+    leaving: &Range<u64>,
 ) -> Result<Private<M>, OutOfMemory> {
     let mut child = Private::new(None, private.lock().robbed);
     let mut next = Some(PageIndex(0));
@@ -252,7 +253,7 @@ pub(crate) fn fork<M: Machine>(
         if some[0].is_some() {
             machine.take_step()?;
         }
-        for (index, share) in some.into_iter().flatten() {
+        for (index, share) in some.into_iter().flatten().filter(|(index, _)| !leaving.contains(&index.0)) {
             let known = Known { copy: Some(share), used: false };
             child.take_over(Room::try_new(index, known).map_err(|_| OutOfMemory)?, false);
         }

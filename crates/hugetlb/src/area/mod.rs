@@ -77,6 +77,9 @@ pub(crate) struct Area<M: Machine> {
     pub(crate) listed: AtomicU64,
     /// Whether the file's tables know the address space from this mapping.
     pub(crate) joined: AtomicBool,
+    /// The last unmapping of the file for which it need not be visited any more. Changed under the mapping lock for writing, by
+    /// who has the size lock.
+    unmapped_by: AtomicU64,
     /// Whether it keeps out of shared tables. Set under the mapping lock, and stays.
     unshared: AtomicBool,
     /// Whether stores to a page were ever withheld, or an address poisoned.
@@ -105,6 +108,7 @@ impl<M: Machine> Area<M> {
             state,
             listed: AtomicU64::new(0),
             joined: AtomicBool::new(false),
+            unmapped_by: AtomicU64::new(0),
             unshared: AtomicBool::new(false),
             has_marks: AtomicBool::new(false),
         })
@@ -165,6 +169,22 @@ impl<M: Machine> Area<M> {
             leaf: self.size.level(),
             rights: M::Format::key_rights(placement.protection),
         }
+    }
+
+    /// The last unmapping of the file for which it need not be visited any more. The mapping lock is held.
+    pub(crate) fn unmapped_by(&self) -> u64 {
+        // Relaxed, here and below: see the field; a new area is known by the list's lock.
+        self.unmapped_by.load(Ordering::Relaxed)
+    }
+
+    /// Whether an unmapping of the file, which is under way, need not visit it any more.
+    pub(crate) fn is_unmapped_by(&self, number: u64) -> bool {
+        self.unmapped_by() >= number
+    }
+
+    /// It need not be visited any more for an unmapping.
+    pub(crate) fn set_unmapped_by(&self, number: u64) {
+        self.unmapped_by.store(number, Ordering::Relaxed);
     }
 
     /// Whether the mapping keeps out of shared tables.

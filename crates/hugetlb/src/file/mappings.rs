@@ -15,23 +15,63 @@ use crate::sync::{Arc, Ordering};
 /// How many areas a walk takes from the list at a time, so that it does not keep the list locked while it waits.
 const AREAS_AT_A_TIME: usize = if cfg!(roundtable_model) { 2 } else { 16 };
 
+/// The last unmapping of a file.
+#[derive(Clone, Debug)]
+pub(crate) struct LastUnmapping {
+    pub(crate) number: u64,
+    /// Empty when it is over.
+    pub(crate) indices: Range<u64>,
+}
+
+impl LastUnmapping {
+    /// There was none yet.
+    pub(super) const NONE: LastUnmapping = LastUnmapping { number: 0, indices: 0..0 };
+}
+
+/// An unmapping under way.
+pub(crate) struct Unmapping<'f, M: Machine> {
+    file: &'f File<M>,
+    pub(crate) number: u64,
+}
+
+impl<M: Machine> Drop for Unmapping<'_, M> {
+    fn drop(&mut self) {
+        self.file.unmapping.lock().indices = 0..0;
+    }
+}
+
 impl<M: Machine> File<M> {
+    /// Begins an unmapping of the indices, which is over when the result goes. The size lock admits one at a time.
+    pub(crate) fn begin_unmapping(&self, indices: Range<u64>) -> Unmapping<'_, M> {
+        let mut last = self.unmapping.lock();
+        *last = LastUnmapping { number: last.number + 1, indices };
+        Unmapping { file: self, number: last.number }
+    }
+
+    /// The last unmapping, with the indices that it is about: none when it is over. A new area takes nothing of these over, and
+    /// then need not be visited. The mapping lock of its origin is held.
+    pub(crate) fn last_unmapping(&self) -> LastUnmapping {
+        self.unmapping.lock().clone()
+    }
+
     /// Shows `visit` the listed mappings that have a page of the indices, with no lock held. An area that a fork or a split
     /// makes while its origin is locked is met, too: who is on the list at the start is visited first, then who has come
-    /// meanwhile, and so on.
-    pub(crate) fn each_listed(&self, indices: Range<u64>, mut visit: impl FnMut(&Arc<Area<M>>)) {
+    /// meanwhile, and so on. `visit` says whether there was something to do: when there was nothing to do with all of those who
+    /// have come, then who comes after them comes of them, and it is over.
+    pub(crate) fn each_listed(&self, indices: Range<u64>, mut visit: impl FnMut(&Arc<Area<M>>) -> bool) {
         // Most files have no listed mappings.
         if self.mappings.read().is_empty() {
             return;
         }
         let mut search = Search { indices, ages: 0..0 };
-        let mut after = None;
+        let (mut after, mut any) = (None, false);
         loop {
             let mut areas = [const { None }; AREAS_AT_A_TIME];
             {
                 let list = self.mappings.read();
                 if after.is_none() {
                     search.ages = search.ages.end..list.next_age();
+                    any = false;
                 }
                 let mut places = areas.iter_mut();
                 let mut last = None;
@@ -42,11 +82,13 @@ impl<M: Machine> File<M> {
                     None
                 });
                 after = last;
-                if after.is_none() && search.ages.end == list.next_age() {
+                if after.is_none() && (!any || search.ages.end == list.next_age()) {
                     return;
                 }
             }
-            areas.iter().flatten().for_each(&mut visit);
+            for area in areas.iter().flatten() {
+                any |= visit(area);
+            }
             if Mutant::WalkEndsEarly.is_on() {
                 return;
             }

@@ -19,6 +19,7 @@ use filetables::FileTables;
 
 use index::FaultMutexes;
 pub(crate) use index::{IndexLock, RunLock};
+use mappings::LastUnmapping;
 pub use read::{Chunk, PageRef};
 
 use crate::addr::PageSize;
@@ -32,7 +33,7 @@ use crate::range_list::RangeList;
 use crate::reserve::{self, Promises};
 use crate::state::State;
 use crate::superblock::InodeCharge;
-use crate::sync::{Arc, Mutex, MutexGuard, Ordering, RwLock, Tally};
+use crate::sync::{Arc, Mutex, MutexGuard, Ordering, RwLock, Spin, Tally};
 
 /// The largest file, in bytes, as for every file of Linux.
 pub const MAX_FILE_SIZE: u64 = i64::MAX as u64;
@@ -71,6 +72,7 @@ pub struct File<M: Machine> {
     state: State,
     /// Mappings with entries that the file does not write itself.
     mappings: RwLock<M, RangeList<Arc<Area<M>>>>,
+    unmapping: Spin<M, LastUnmapping>,
 }
 
 impl<M: Machine> File<M> {
@@ -97,6 +99,7 @@ impl<M: Machine> File<M> {
             promises: Mutex::<M, _>::new(Promises::new()),
             state,
             mappings: RwLock::<M, _>::new(RangeList::new()),
+            unmapping: Spin::<M, _>::new(LastUnmapping::NONE),
         })
     }
 

@@ -193,7 +193,8 @@ impl<M: Machine> Mapping<M> {
             (private.promise.clone(), private.robbed)
         };
         let space = self.area.space().clone();
-        let area = self.new_area(space, upper_placement, Private::new(promise, robbed));
+        let private = Private::new(promise, robbed);
+        let area = self.new_area(space, upper_placement, private, self.area.unmapped_by());
         let machine = self.file.hugetlb().machine();
         let place = self.area.is_listed().then(|| area.place(machine)).transpose()?;
         let marks = area::marks::cut_room(machine, self.area.marks(), middle.0)?;

@@ -19,7 +19,8 @@ const LOOKS_AT_A_TIME: u64 = 512;
 impl<M: Machine> File<M> {
     /// Clears the entries of the listed mappings for the page indices, drops private copies, and flushes.
     pub(crate) fn unmap_listed(&self, indices: Range<u64>) {
-        self.each_listed(indices.clone(), |area| area.unmap_indices(self, indices.clone()));
+        let unmapping = self.begin_unmapping(indices.clone());
+        self.each_listed(indices.clone(), |area| area.unmap_indices(self, indices.clone(), unmapping.number));
     }
 }
 
@@ -198,22 +199,29 @@ impl<M: Machine> Area<M> {
         });
     }
 
-    /// For operations on the file: clears the entries of the indices and drops private copies.
-    pub(crate) fn unmap_indices(&self, file: &File<M>, indices: Range<u64>) {
+    /// For operations on the file: clears the entries of the indices and drops private copies, for an unmapping of a number. False
+    /// when this was done, or the mapping has come since without any.
+    pub(crate) fn unmap_indices(&self, file: &File<M>, indices: Range<u64>, number: u64) -> bool {
+        if self.is_unmapped_by(number) {
+            return false;
+        }
         // Most walks miss most areas of a large file: look before waiting for the faults under way. An area that grows into
         // the range only after this look (there is none: areas shrink and move) would have nothing stale.
         if !overlaps(&self.placement().indices(), &indices) {
-            return;
+            return true;
         }
         // Held over the flush. Else the mapping could go meanwhile, without a flush of its own since it finds nothing, and
         // a new one at its place would be hidden behind the old translations.
         let placement = self.lock();
         let mut batch = Batch::new(file);
         self.clear(file, &placement, indices, Purpose::Clear, &mut batch);
+        // What a split takes off it from now on is unmapped, too.
+        self.set_unmapped_by(number);
         if Mutant::UnlockedFlush.is_on() {
             drop(placement);
         }
         batch.finish();
+        true
     }
 
     /// Clears the entries of the page indices and drops private copies.

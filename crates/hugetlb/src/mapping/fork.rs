@@ -28,12 +28,15 @@ impl<M: Machine> Mapping<M> {
         // Held until the child is on the list and the parent's entries are read-only in every TLB.
         let placement = self.area.lock();
         let private = self.area.private();
+        // Before the copies: so that a truncation under way need not visit the child. Else who forks faster than it visits would
+        // hold it up for ever.
+        let unmapping = self.file.last_unmapping();
         let copies = match self.is_shared() {
             true => Private::new(None, false),
-            false => area::fork(self.file.hugetlb().machine(), private)?,
+            false => area::fork(self.file.hugetlb().machine(), private, &unmapping.indices)?,
         };
         let has_copies = !copies.is_empty();
-        let area = self.new_area(space, *placement, copies);
+        let area = self.new_area(space, *placement, copies, unmapping.number);
         let place = place_at_once(&self.file, &area)?;
         let mut batch = Batch::new(&self.file);
         if has_copies {

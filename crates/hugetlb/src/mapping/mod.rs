@@ -100,6 +100,8 @@ impl<M: Machine> NewMapping<M> {
         let id = file.hugetlb().next_id();
         let state = file.protocol().area_state();
         let area = Area::new(id, space, shared, file.page_size(), placement, private, state);
+        // It has nothing yet.
+        area.set_unmapped_by(file.last_unmapping().number);
         Ok(NewMapping { place: place_at_once(file, &area)?, area, placement })
     }
 
@@ -128,9 +130,16 @@ fn place_at_once<M: Machine>(
 }
 
 impl<M: Machine> Mapping<M> {
-    /// An area of the same kind in an address space, of which the file does not know yet.
-    fn new_area(&self, space: M::Space, placement: Placement, private: Private<M>) -> Arc<Area<M>> {
-        Area::new(
+    /// An area of the same kind in an address space, of which the file does not know yet, with the last unmapping that need not
+    /// visit it.
+    fn new_area(
+        &self,
+        space: M::Space,
+        placement: Placement,
+        private: Private<M>,
+        unmapped_by: u64,
+    ) -> Arc<Area<M>> {
+        let area = Area::new(
             self.file.hugetlb().next_id(),
             space,
             self.is_shared(),
@@ -138,7 +147,9 @@ impl<M: Machine> Mapping<M> {
             placement,
             private,
             self.file.protocol().area_state(),
-        )
+        );
+        area.set_unmapped_by(unmapped_by);
+        area
     }
 
     /// Makes a new mapping known to the file.

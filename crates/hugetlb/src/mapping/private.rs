@@ -175,6 +175,8 @@ impl<M: Machine> Fault<'_, M> {
             if !area.is_shared() && area.id() != self.area.id() {
                 area.rob(self.file, index, page);
             }
+            // A relative of a relative may have it still.
+            true
         });
     }
 }

@@ -1,6 +1,7 @@
 //! What a user multiplies: steps, memory and holds of locks stay bounded, and what cannot be had fails as a whole.
 
 use super::*;
+use crate::mapping::Presence;
 
 /// A private mapping that has a copy of each page.
 fn private_mapping(pages: u64) -> (System, Arc<File<TestMachine>>, Mapped) {
@@ -133,4 +134,41 @@ fn looks_at_a_sparse_private_mapping_pass_over_what_is_missing() {
     mapping.check(&mut CheckRound::new(&hugetlb)).unwrap();
     assert!(looks() - looks_before < 4096, "{} looks", looks() - looks_before);
     assert!(ways() - ways_before >= 2);
+}
+
+#[test]
+fn a_hole_punch_comes_to_its_end_though_its_mappings_are_forked_meanwhile() {
+    /// At each flush the youngest mapping is forked twice: as fast as a walk visits them, and once more.
+    fn fork_at_flushes(hugetlb: &System, family: Arc<std::sync::Mutex<std::vec::Vec<Mapped>>>) {
+        let system = hugetlb.clone();
+        hugetlb.machine().at_flush(move || {
+            let mut mappings = family.lock().unwrap();
+            if mappings.len() > 40 {
+                return;
+            }
+            for _ in 0..2 {
+                let child = mappings.last().unwrap().fork(system.machine().space()).unwrap();
+                let _ = child.fault(HERE, Access::Read);
+                mappings.push(child);
+            }
+            drop(mappings);
+            fork_at_flushes(&system, family);
+        });
+    }
+    let (hugetlb, file, first) = private_mapping(1);
+    let second = first.fork(hugetlb.machine().space()).unwrap();
+    assert_eq!(load(&second, HERE), 0);
+    let family = Arc::new(std::sync::Mutex::new(std::vec![second]));
+    fork_at_flushes(&hugetlb, family.clone());
+    file.fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
+    hugetlb.machine().at_flush(|| ());
+    let mut family = family.lock().unwrap();
+    assert!((3..=5).contains(&family.len()), "{} mappings", family.len());
+    for mapping in family.iter().chain([&first]) {
+        assert_eq!(mapping.presence(HERE), Presence::Absent);
+        assert!(!mapping.is_resident(HERE));
+    }
+    family.clear();
+    drop(first);
+    assert_eq!(pool(&hugetlb), (1, 0));
 }

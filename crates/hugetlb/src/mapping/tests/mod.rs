@@ -542,7 +542,7 @@ fn a_walk_that_found_a_mapping_before_it_went_does_not_touch_what_came_to_its_pl
     let mapping = map(&new, &space, (HERE, 2 * MIB2, 0), SHARED).unwrap();
     store(&mapping, HERE, 2);
     old.fallocate(FallocateMode::PunchHole, 0, MIB2, || false).unwrap();
-    area.unmap_indices(&old, 0..2);
+    area.unmap_indices(&old, 0..2, 1);
     assert!(mapping.is_resident(HERE), "another file's entry was taken");
     assert_eq!(load(&mapping, HERE), 2);
 }
