@@ -27,6 +27,9 @@ use crate::tables::FileTables;
 use crate::uppers::{Upper, child, each_over, key, window_of};
 use crate::window::{Extent, HIGHEST, Slot, Window};
 
+/// Entries of a table that are looked at with one hold of its lock.
+const ENTRIES_AT_A_TIME: usize = if TABLE_ENTRIES < 64 { TABLE_ENTRIES } else { 64 };
+
 impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     pub(crate) fn has_upper(&self, window: &Window) -> bool {
         self.uppers.of(window.level).lock().get(&key(window)).is_some()
@@ -232,23 +235,30 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         uppers.get(&key(window)).filter(|upper| upper.frame == frame).map(|upper| upper.attachments)
     }
 
-    /// How many pages the table of a window shows, which a mapping is attached to meanwhile: all that are in front of the
-    /// end, but those whose tables are missing below it.
+    /// How many pages the table of a window shows: all that are in front of the end, but those whose tables are missing below it.
+    /// A number to show: the table may go meanwhile.
     pub fn shown(&self, window: &Window) -> u64 {
         if window.level == self.leaf {
             return self.visible(window.indices());
         }
-        let frame = self.uppers.of(window.level).lock().get(&key(window)).map(|upper| upper.frame);
-        let Some(frame) = frame else { return 0 };
-        // The attachment keeps the table, and the table what is below it.
         let mut shown = 0;
-        for (number, entry) in self.machine.table(frame).iter().enumerate() {
-            // Relaxed: a number to show.
-            if M::Format::is_present(entry.load(Ordering::Relaxed))
-                && let Some(child) = child(window, number as u64)
+        for first in (0..TABLE_ENTRIES).step_by(ENTRIES_AT_A_TIME) {
+            let mut present = 0u64;
             {
-                shown += self.shown(&child);
-                self.machine.give_way();
+                // The mapping may leave the slot meanwhile: the lock keeps the table, if it is there still.
+                let uppers = self.uppers.of(window.level).lock();
+                let Some(upper) = uppers.get(&key(window)) else { break };
+                let entries = &self.machine.table(upper.frame)[first..first + ENTRIES_AT_A_TIME];
+                for (place, entry) in entries.iter().enumerate() {
+                    // Relaxed: a number to show.
+                    present |= u64::from(M::Format::is_present(entry.load(Ordering::Relaxed))) << place;
+                }
+            }
+            for place in (0..ENTRIES_AT_A_TIME).filter(|place| present & (1 << place) != 0) {
+                if let Some(child) = child(window, (first + place) as u64) {
+                    shown += self.shown(&child);
+                    self.machine.give_way();
+                }
             }
         }
         shown
