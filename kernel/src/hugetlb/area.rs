@@ -176,11 +176,12 @@ impl HugeArea {
     /// Makes `address` accessible.
     pub fn fault(&self, address: u64, access: Access) -> Result<(), Unresolved> {
         let _library = reserve::library();
-        if self.mapping.is_poisoned(VirtAddr(address)) {
-            let granule = self.page_size().trailing_zeros();
-            return Err(Unresolved::Failed(FaultError::Poisoned(granule)));
-        }
-        self.mapping.fault(VirtAddr(address), access).map_err(unresolved)
+        self.mapping.fault(VirtAddr(address), access).map_err(|error| match error {
+            LibraryError::Sigbus if self.mapping.is_poisoned(VirtAddr(address)) => {
+                Unresolved::Failed(FaultError::Poisoned(self.page_size().trailing_zeros()))
+            }
+            error => unresolved(error),
+        })
     }
 
     /// Keeps the area out of tables that others share, for good; `ENOMEM`. The areas lock is held for writing.

@@ -225,6 +225,11 @@ impl<M: Machine> Area<M> {
         self.has_marks() && self.marks().lock().withholds(index.0)
     }
 
+    /// Whether a page is poisoned. The mapping lock is held, or what is said may be old.
+    pub(crate) fn poisons(&self, index: PageIndex) -> bool {
+        self.has_marks() && self.marks().lock().poisons(index.0)
+    }
+
     /// The entry for an address in tables of the host, if there is one.
     pub(crate) fn find_host_entry(&self, address: VirtAddr) -> Option<&Entry> {
         self.space.find_entry(address, self.size.level())

@@ -114,8 +114,9 @@ impl<M: Machine> Mapping<M> {
         self.index(address).is_some_and(|index| self.area.withholds(index))
     }
 
-    /// Poisons the page of an address where the address space has no entry: a fault there is the host's to refuse,
-    /// until a page is put there or [`Mapping::discard`] comes by. False when there is an entry.
+    /// Poisons the page of an address where the address space has no entry: a fault there is [`FaultError::Sigbus`],
+    /// until a page is put there or [`Mapping::discard`] comes by. [`Mapping::is_poisoned`] tells it from others. False when there is
+    /// an entry.
     ///
     /// # Errors
     ///
@@ -134,8 +135,7 @@ impl<M: Machine> Mapping<M> {
 
     /// Whether the page of an address is poisoned.
     pub fn is_poisoned(&self, address: VirtAddr) -> bool {
-        self.area.has_marks()
-            && self.index(address).is_some_and(|index| self.area.marks().lock().poisons(index.0))
+        self.index(address).is_some_and(|index| self.area.poisons(index))
     }
 
     /// What a fault at an address would find. The host holds its address-space lock.

@@ -49,7 +49,14 @@ impl<'m, M: Machine> Fault<'m, M> {
             Access::Write => placement.protection.contains(Protection::WRITE),
             Access::Execute => placement.protection.contains(Protection::EXECUTE),
         };
-        if permitted || Mutant::AccessNotChecked.is_on() { Ok(placement) } else { Err(FaultError::Access) }
+        if !permitted && !Mutant::AccessNotChecked.is_on() {
+            return Err(FaultError::Access);
+        }
+        // Under the lock, which who poisons holds for writing: where there is no entry then, there comes none.
+        if self.fill.is_none() && self.area.poisons(self.index.index()) {
+            return Err(FaultError::Sigbus);
+        }
+        Ok(placement)
     }
 
     /// The file's page; a fresh one, all zero, where there was a hole. Long: it may clear a huge page.

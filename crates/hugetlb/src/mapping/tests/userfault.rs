@@ -141,3 +141,18 @@ fn a_page_that_was_filled_counts_though_its_slot_is_anothers() {
         assert_eq!(fill(), Ok(false));
     }
 }
+
+#[test]
+fn a_poisoned_page_is_not_mapped() {
+    for options in [SHARED, PRIVATE] {
+        let hugetlb = hugetlb(4, ProtocolKind::FileTables);
+        let file = file(&hugetlb, MIB2);
+        let (_, mapping) = map_at(&file, HERE, MIB2, options);
+        assert!(mapping.poison(HERE).unwrap());
+        // As a fault that looked for the mark before it was there.
+        assert_eq!(mapping.fault(HERE, Access::Read), Err(FaultError::Sigbus));
+        assert!(!mapping.is_resident(HERE));
+        mapping.discard(range(0, 1)).unwrap();
+        assert_eq!(load(&mapping, HERE), 0);
+    }
+}
