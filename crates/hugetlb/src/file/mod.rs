@@ -229,11 +229,16 @@ impl<M: Machine> File<M> {
         Ok(())
     }
 
-    /// Takes a page for an index that has none, by the file's promises. The content is arbitrary.
-    pub(crate) fn allocate_page(&self, at: &IndexLock<'_, M>) -> Result<Arc<Page<M>>> {
+    /// Takes a page for an index that has none, by the file's promises. The content is arbitrary. Behind the end of the file only if
+    /// `anywhere`: else [`Error::Invalid`].
+    pub(crate) fn allocate_page(&self, at: &IndexLock<'_, M>, anywhere: bool) -> Result<Arc<Page<M>>> {
         // Held from the look to the change: a truncation that deletes the promise comes before or after both.
         let mut promises = self.promises.lock();
         let index = at.index().0;
+        // A truncation moves the end before it deletes promises. One that has deleted them has nobody to delete this one.
+        if !anywhere && index >= self.content.end() {
+            return Err(Error::Invalid);
+        }
         let promised = promises.contains(index);
         let payer = self.hugetlb.machine().payer();
         let charge = PageCharge::new(payer, self.page_size(), promised).map_err(|_| Error::NoSpace)?;

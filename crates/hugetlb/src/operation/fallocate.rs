@@ -84,7 +84,7 @@ impl<M: Machine> File<M> {
             if self.content().get(index.0).is_some() {
                 continue;
             }
-            let page = self.allocate_page(&at)?;
+            let page = self.allocate_page(&at, true)?;
             page.zero();
             self.content().insert_anywhere(index.0, page.clone()).map_err(|_| {
                 page.restore();

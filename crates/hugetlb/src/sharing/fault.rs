@@ -70,7 +70,7 @@ impl<'m, M: Machine> Fault<'m, M> {
         if let Some(page) = self.index.page(self.file) {
             return Ok(page);
         }
-        let page = self.file.allocate_page(&self.index).map_err(|_| FaultError::Sigbus)?;
+        let page = self.file.allocate_page(&self.index, false).map_err(|_| FaultError::Sigbus)?;
         self.file.hugetlb().counters().fault(self.index.index()).allocated.add(1);
         if !Mutant::PageNotZeroed.is_on() {
             self.initialise(&page, None);

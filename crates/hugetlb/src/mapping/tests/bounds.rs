@@ -172,3 +172,16 @@ fn a_hole_punch_comes_to_its_end_though_its_mappings_are_forked_meanwhile() {
     drop(first);
     assert_eq!(pool(&hugetlb), (1, 0));
 }
+
+#[test]
+fn no_promise_is_made_behind_the_end_of_a_file() {
+    let hugetlb = hugetlb(2, ProtocolKind::FileTables);
+    let file = file(&hugetlb, MIB2);
+    // As a fault that looked at the end before a truncation.
+    file.truncate(0).unwrap();
+    let at = file.lock_index(PageIndex(0)).unwrap();
+    assert!(matches!(file.allocate_page(&at, false), Err(Error::Invalid)));
+    assert!(!file.promises().lock().contains(0));
+    drop(at);
+    assert_eq!(pool(&hugetlb), (2, 0));
+}
