@@ -320,7 +320,7 @@ fn without_privilege() {
     let check = "/sys/kernel/mm/hugepages/sharing/check";
     let is_root_only = Fd::open(check, libc::O_RDONLY).map(|fd| fd.stat().st_mode & 0o7777);
     assert!(matches!(is_root_only, Ok(0o400) | Err(Errno::ENOENT)), "{is_root_only:?}");
-    let limit = libc::rlimit { rlim_cur: 4 * PAGE as u64, rlim_max: 4 * PAGE as u64 };
+    let limit = libc::rlimit { rlim_cur: 4 * PAGE as u64, rlim_max: HUGE as u64 };
     // SAFETY: the limit lives through the call; the other calls take integers.
     unsafe {
         assert_eq!(libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit), 0);
@@ -348,7 +348,15 @@ fn without_privilege() {
     row!(rows, EAGAIN, map(0, 8 * PAGE, RW, any, -1, 0));
     row!(rows, OK, call(libc::SYS_munlockall, [0; 6]));
     row!(rows, OK, map(0, HUGE, RW, any | HUGETLB, -1, 0));
-    row!(rows, EPERM, call(libc::SYS_shmget, [0, HUGE, libc::SHM_HUGETLB as usize | 0o600, 0, 0, 0]));
+    let segment = |size| call(libc::SYS_shmget, [0, size, libc::SHM_HUGETLB as usize | 0o600, 0, 0, 0]);
+    row!(rows, EPERM, segment(HUGE));
+    let more = libc::rlimit { rlim_cur: HUGE as u64, ..limit };
+    // SAFETY: the limit lives through the call.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &more) }, 0);
+    // What may be locked permits no segment, since Linux 5.16.
+    row!(rows, EPERM, segment(HUGE));
+    // SAFETY: as above.
+    assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MEMLOCK, &limit) }, 0);
     row!(rows, OK, Fd::memfd("x", libc::MFD_HUGETLB).map(|_| 0));
     row!(rows, EPERM, advise(at, PAGE, libc::MADV_HWPOISON));
     row!(rows, EPERM, advise(at, PAGE, libc::MADV_SOFT_OFFLINE));

@@ -265,8 +265,8 @@ impl<M: Machine> fmt::Debug for File<M> {
 
 impl<M: Machine> Drop for File<M> {
     fn drop(&mut self) {
-        // Nobody maps or reads the file any more. The pages return by themselves; promises that no page used do here.
-        let used = self.content.len();
+        // Nobody maps or reads the file any more. Its pages return some at a time, and others get their turn in between.
+        let used = self.remove_pages(&self.lock_size(), 0..u64::MAX, false);
         let promised = self.promises.get_mut().remove(self.pool.page_size(), 0..u64::MAX);
         reserve::unreserve(&self.pool, self.subpool.as_ref(), promised.saturating_sub(used));
     }

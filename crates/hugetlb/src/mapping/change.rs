@@ -107,7 +107,8 @@ impl<M: Machine> Mapping<M> {
 
     /// Attaches the mapping in the slot around an address, if the slot's PUD entry is empty: so the next access there
     /// need not fault. The host may call it when something has left the slot. It holds its address-space lock for
-    /// writing.
+    /// writing. Where the architecture wants an entry to be broken before it is made anew (AArch64: a table's frame must not change
+    /// under a TLB that may have walked it), the host has flushed the TLBs of the table that was there.
     pub fn settle(&self, address: VirtAddr) {
         let (start, end) = (self.start(), self.start() + self.length());
         let from = address.floor(Level::Pud).max(start);

@@ -40,7 +40,7 @@ impl<M: Machine> File<M> {
     /// [`Error::Invalid`] when the range is empty, [`Error::TooBig`] when it ends beyond the largest file,
     /// [`Error::NoSpace`] when the pool or the mount is used up, [`Error::NoMemory`] when there is no memory for the record of a page
     /// (pages allocated so far stay),
-    /// [`Error::Interrupted`].
+    /// [`Error::Interrupted`]; the pages allocated so far stay, and mode 0 has extended the file to the end of the range all the same.
     pub fn fallocate(
         &self,
         mode: FallocateMode,
@@ -56,10 +56,12 @@ impl<M: Machine> File<M> {
         match mode {
             FallocateMode::PunchHole => self.punch(&held, offset, end)?,
             FallocateMode::Allocate => {
-                self.allocate_range(&held, offset, end, interrupted)?;
-                if self.size() < end {
+                let allocated = self.allocate_range(&held, offset, end, interrupted);
+                // As on Linux, a signal does not keep the file from growing.
+                if self.size() < end && matches!(allocated, Ok(()) | Err(Error::Interrupted)) {
                     self.set_size(&held, end);
                 }
+                allocated?;
             }
             FallocateMode::AllocateKeepSize => self.allocate_range(&held, offset, end, interrupted)?,
         }
@@ -122,5 +124,28 @@ impl<M: Machine> File<M> {
             self.pool().machine().zero(PhysAddr(page.frame().0 + within), end - from);
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PageSize;
+    use crate::protocol::ProtocolKind;
+    use crate::testing::hugetlb;
+
+    #[test]
+    fn a_signal_leaves_the_pages_and_the_size_as_on_linux() {
+        const MIB2: u64 = 2 << 20;
+        for (mode, size) in [(FallocateMode::Allocate, 4 * MIB2), (FallocateMode::AllocateKeepSize, 0)] {
+            let file = hugetlb(4, ProtocolKind::FileTables).anonymous_file(PageSize::Size2M, 0).unwrap();
+            let mut pages = 0;
+            let interrupted = || {
+                pages += 1;
+                pages > 2
+            };
+            assert_eq!(file.fallocate(mode, 0, 4 * MIB2, interrupted), Err(Error::Interrupted));
+            assert_eq!((file.statistics().pages, file.statistics().size), (2, size));
+        }
     }
 }

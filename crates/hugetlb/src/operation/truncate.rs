@@ -44,7 +44,7 @@ impl<M: Machine> File<M> {
 
     /// Takes the pages of `range` out of the content; returns how many there were. A hole punch takes their promises along
     /// run by run; a truncation deletes all promises of its range afterwards.
-    pub(super) fn remove_pages(&self, _: &SizeLock, range: Range<u64>, punch: bool) -> u64 {
+    pub(crate) fn remove_pages(&self, _: &SizeLock, range: Range<u64>, punch: bool) -> u64 {
         let (mut next, mut freed) = (range.start, 0);
         while let Some(index) = self.content().next(next..range.end) {
             let run = self.content().run(index, range.end);

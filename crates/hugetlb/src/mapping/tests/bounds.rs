@@ -185,3 +185,16 @@ fn no_promise_is_made_behind_the_end_of_a_file() {
     drop(at);
     assert_eq!(pool(&hugetlb), (2, 0));
 }
+
+#[test]
+fn a_file_of_many_pages_goes_in_small_steps() {
+    const PAGES: u64 = 640;
+    let hugetlb = hugetlb(PAGES, ProtocolKind::FileTables);
+    let file = file(&hugetlb, PAGES * MIB2);
+    file.fallocate(FallocateMode::Allocate, 0, PAGES * MIB2, || false).unwrap();
+    let ways = || hugetlb.machine().ways_given.load(Ordering::SeqCst);
+    let before = ways();
+    drop(file);
+    assert!(ways() - before >= PAGES / filetables::REMOVED_AT_A_TIME);
+    assert_eq!(pool(&hugetlb), (PAGES, 0));
+}
