@@ -15,6 +15,7 @@ use alloc::boxed::Box;
 use alloc::vec::Vec;
 use core::num::NonZeroU64;
 use core::ops::Range;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use ::hugetlb::PhysAddr;
 use ::hugetlb::filetables::{self, FileTables, InsertError, Level, REMOVED_AT_A_TIME};
@@ -184,19 +185,44 @@ impl PageStore {
         });
     }
 
-    /// Puts a page where there is none; returns the one that is there then, and whether it is `frame`. `ENOMEM`.
+    /// Puts a page where there is none, also behind the file's end; returns the one that is there then, and whether it is `frame`.
+    /// `ENOMEM`.
     pub fn insert(&self, index: u64, frame: &Frame) -> Result<(Frame, bool)> {
+        self.insert_if(index, frame, None)
+    }
+
+    /// As [`PageStore::insert`], but `EFAULT` behind the end of a file of `size` bytes. A truncation sets the size before it takes pages
+    /// out, so it meets what was put there before, and nothing comes behind it.
+    pub fn insert_inside(&self, index: u64, frame: &Frame, size: &AtomicU64) -> Result<(Frame, bool)> {
+        self.insert_if(index, frame, Some(size))
+    }
+
+    fn insert_if(&self, index: u64, frame: &Frame, size: Option<&AtomicU64>) -> Result<(Frame, bool)> {
+        // Acquire: the lock under which it is asked orders it; see `insert_inside`.
+        let is_behind =
+            || size.is_some_and(|size| index >= size.load(Ordering::Acquire).div_ceil(PAGE_SIZE as u64));
         loop {
-            let in_few = |few: &mut FewPages| match few.insert(index, frame.clone()) {
-                Ok(()) => Some(Ok((frame.clone(), true))),
-                Err(_) => few.get(index).map(|theirs| Ok((theirs.clone(), false))),
+            let in_few = |few: &mut FewPages| {
+                if is_behind() {
+                    return Some(Err(Errno::EFAULT));
+                }
+                match few.insert(index, frame.clone()) {
+                    Ok(()) => Some(Ok((frame.clone(), true))),
+                    Err(_) => few.get(index).map(|theirs| Ok((theirs.clone(), false))),
+                }
             };
             let in_content = |content: &Content| {
                 let _library = reserve::library();
                 let page = CachedPage::new(frame.clone(), false);
-                match content.insert_anywhere(index, page) {
+                let inserted = match size {
+                    // It knows the end under its own lock.
+                    Some(_) => content.insert(index, page),
+                    None => content.insert_anywhere(index, page),
+                };
+                match inserted {
                     Ok(()) => Some(Ok((frame.clone(), true))),
                     Err(InsertError::Occupied) => content.get(index).map(|page| Ok((page.to_frame(), false))),
+                    Err(InsertError::BeyondEnd) if size.is_some() => Some(Err(Errno::EFAULT)),
                     Err(_) => Some(Err(Errno::ENOMEM)),
                 }
             };

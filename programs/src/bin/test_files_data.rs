@@ -14,7 +14,7 @@ tests! { holes_read_as_zeroes, seek_data_and_hole, allocate_and_punch, full_file
 appends_of_many_processes: 60, mapping_and_calls_see_each_other, truncation_reaches_mappings,
 private_mappings_keep_copies, write_from_its_own_mapping, read_into_its_own_mapping, bad_addresses, vectors,
 positions_are_shared_by_dup, size_limit_signal, sendfile_and_copy, times, memory_comes_back: 120,
-close_while_reading: 60 }
+close_while_reading: 60, writes_outlive_faults_behind_a_truncation: 60 }
 
 const PAGE: u64 = 4096;
 
@@ -483,4 +483,33 @@ fn close_while_reading() {
     }
     STOP.store(1, Ordering::SeqCst);
     assert!(reader.join().unwrap() > 0);
+}
+
+fn writes_outlive_faults_behind_a_truncation() {
+    const PAGES: u64 = 6;
+    let fd = Fd::memfd("file", 0).unwrap();
+    let sink = Fd::memfd("sink", 0).unwrap();
+    fd.truncate(PAGES * PAGE).unwrap();
+    let map = fd.map((PAGES * PAGE) as usize, R, SHARED).unwrap();
+    let last = map.address + ((PAGES - 1) * PAGE) as usize;
+    let stop = AtomicU32::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while stop.load(Ordering::SeqCst) == 0 {
+                // SAFETY: the kernel reads the byte, or says that it cannot.
+                unsafe { libc::pwrite(sink.raw(), last as *const libc::c_void, 1, 0) };
+            }
+        });
+        let mut lost = 0;
+        for round in 0..30_000u32 {
+            let byte = 1 + (round % 255) as u8;
+            fd.truncate(0).unwrap();
+            fd.write_at(&[byte; 64], (PAGES - 1) * PAGE).unwrap();
+            let mut read = [0; 64];
+            fd.read_at(&mut read, (PAGES - 1) * PAGE).unwrap();
+            lost += u32::from(read != [byte; 64]);
+        }
+        stop.store(1, Ordering::SeqCst);
+        assert_eq!(lost, 0, "writes were lost");
+    });
 }

@@ -68,15 +68,15 @@ impl RegularFile {
     }
 
     /// The page at `index` to put data in, allocated when there is a hole. `ENOSPC` by the limit, `ENOMEM` by
-    /// the machine.
-    fn obtain(&self, index: u64) -> Result<Frame> {
-        let frame = self.allocate_page(index)?;
+    /// the machine, `EFAULT` behind the end unless `anywhere`, which the inode's lock permits.
+    fn obtain(&self, index: u64, anywhere: bool) -> Result<Frame> {
+        let frame = self.allocate_page(index, anywhere)?;
         self.pages.mark_written(index);
         Ok(frame)
     }
 
     /// The page at `index`, allocated when there is a hole: no data yet.
-    fn allocate_page(&self, index: u64) -> Result<Frame> {
+    fn allocate_page(&self, index: u64, anywhere: bool) -> Result<Frame> {
         if let Some(frame) = self.lookup(index) {
             return Ok(frame);
         }
@@ -87,7 +87,10 @@ impl RegularFile {
             self.limits.uncharge_pages(1);
             return Err(Errno::ENOMEM);
         };
-        let inserted = self.pages.insert(index, &frame);
+        let inserted = match anywhere {
+            true => self.pages.insert(index, &frame),
+            false => self.pages.insert_inside(index, &frame, &self.size),
+        };
         // Another thread was faster: theirs counts.
         if !matches!(inserted, Ok((_, true))) {
             self.limits.uncharge_pages(1);
@@ -95,11 +98,11 @@ impl RegularFile {
         inserted.map(|(frame, _)| frame)
     }
 
-    /// Puts a page with data into a hole.
+    /// Puts a page with data into a hole; `EFAULT` behind the end.
     fn insert_page(&self, index: u64, frame: &Frame) -> Result<()> {
         reserve::ask_lasting(PAGE_SIZE)?;
         self.limits.charge_pages(1)?;
-        let inserted = self.pages.insert(index, frame);
+        let inserted = self.pages.insert_inside(index, frame, &self.size);
         if matches!(inserted, Ok((_, true))) {
             self.pages.mark_written(index);
             return Ok(());
@@ -136,9 +139,16 @@ impl RegularFile {
     }
 
     fn set_size(&self, size: u64) {
+        // Who sees the size may add pages in front of it: they are in front of the end, too.
+        let grows = size > self.len();
+        if grows {
+            self.pages.set_end(size.div_ceil(PAGE));
+        }
         // Release: who sees the size finds the bytes.
         self.size.store(size, Ordering::Release);
-        self.pages.set_end(size.div_ceil(PAGE));
+        if !grows {
+            self.pages.set_end(size.div_ceil(PAGE));
+        }
     }
 
     /// Sets the size; the inode is locked.
@@ -222,7 +232,7 @@ impl RegularFile {
                 failure = Some(Errno::EPERM);
                 break;
             }
-            let frame = match self.obtain(at / PAGE) {
+            let frame = match self.obtain(at / PAGE, true) {
                 Ok(frame) => frame,
                 Err(error) => {
                     failure = Some(error);
@@ -293,7 +303,7 @@ impl RegularFile {
             if self.lookup(index).is_some() {
                 continue;
             }
-            let mut failure = match self.allocate_page(index) {
+            let mut failure = match self.allocate_page(index, true) {
                 Ok(_) if crate::fs::caller::fatal_signal_pending() => Some(Errno::EINTR),
                 Ok(_) => None,
                 Err(error) => Some(error),
@@ -337,30 +347,18 @@ impl Drop for RegularFile {
 
 impl PageCache for RegularFile {
     fn page(&self, index: u64, _write: bool) -> Result<Frame> {
-        // Checked again after the page is there: a truncation in between has removed what it found, not what
-        // came after it.
         if index >= self.len().div_ceil(PAGE) {
             return Err(Errno::EFAULT);
         }
-        let frame = self.obtain(index)?;
-        if index >= self.len().div_ceil(PAGE) {
-            self.remove_pages(index, index + 1);
-            return Err(Errno::EFAULT);
-        }
-        Ok(frame)
+        // A page that comes behind a truncation is not ours to take out again: somebody may have written to it meanwhile.
+        self.obtain(index, false)
     }
 
     fn insert(&self, index: u64, frame: &Frame) -> Result<()> {
         if index >= self.len().div_ceil(PAGE) {
             return Err(Errno::EFAULT);
         }
-        self.insert_page(index, frame)?;
-        // As in `page`.
-        if index >= self.len().div_ceil(PAGE) {
-            self.remove_pages(index, index + 1);
-            return Err(Errno::EFAULT);
-        }
-        Ok(())
+        self.insert_page(index, frame)
     }
 
     fn size(&self) -> u64 {
