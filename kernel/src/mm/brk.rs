@@ -2,6 +2,7 @@
 
 use linux_raw_sys::general as abi;
 
+use super::accounting;
 use super::layout;
 use super::space::{AddressSpace, Leftovers};
 use super::vma::{VmFlags, Vma};
@@ -56,6 +57,10 @@ impl AddressSpace {
             self.unmap_locked(areas, new_end..old_end, leftovers)?;
         } else if new_end > old_end {
             if !layout::is_free(&areas.set, old_end..new_end + super::PAGE) {
+                return Err(Errno::ENOMEM);
+            }
+            // As in `map`: what is merged below counts first.
+            if areas.set.count() > accounting::max_map_count() {
                 return Err(Errno::ENOMEM);
             }
             let flags = FLAGS | areas.new_flags;

@@ -12,7 +12,7 @@ use super::super::vma::{FileArea, Kind, VmFlags, Vma, VmaSet};
 use super::super::{AddressSpace, NoTable, PAGE, page_down};
 use crate::errno::{Errno, Result};
 use crate::hugetlb::HugeArea;
-use crate::sched;
+use crate::{process, sched};
 
 /// What an access meets.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -127,6 +127,10 @@ impl AddressSpace {
                 }
             }
             sched::cond_resched();
+            // It may make very many tables.
+            if process::current().kill_pending() {
+                return Err(Errno::EINTR);
+            }
         }
         Ok(())
     }
