@@ -646,13 +646,14 @@ impl VmaSet {
 
     /// Changes the area at `start` in place; its start stays, or `change` moves it where nothing is in the way.
     pub(super) fn update<R>(&mut self, start: u64, change: impl FnOnce(&mut Vma) -> R) -> Option<R> {
-        let mut vma = self.areas.remove(&start)?;
+        // Out of the costs, too: what it takes may change.
+        let mut vma = self.take(start)?;
         self.count_out(&vma);
         let old = vma.range();
         let result = change(&mut vma);
         if vma.range() == old {
             self.count_in(&vma);
-            self.areas.insert(start, vma);
+            self.add(vma);
         } else {
             self.open_gap(old);
             self.insert(vma);

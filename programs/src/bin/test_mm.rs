@@ -13,7 +13,7 @@ cow_of_many_generations, shared_anonymous, brk_grows_and_shrinks, stack_grows, s
 remap_grows_in_place_or_moves, remap_grows_towards_a_stack, remap_shrinks, remap_fixed, remap_dontunmap, dontneed_zeroes, free_advice,
 willneed_and_others, mincore_of_anonymous, locked_memory, populate, maps_shows_areas, areas_merge, rss_counts,
 page_tables_are_freed, large_sparse_area, kernel_writes_break_cow, prot_exec_needed, growsdown_flag,
-wipe_on_fork, process_vm }
+wipe_on_fork, process_vm, growth_costs_nothing, limit_of_areas_holds_for_brk }
 
 const PAGE: usize = 4096;
 
@@ -474,4 +474,36 @@ fn process_vm() {
     assert_eq!(written, Ok(1));
     shared.add(1);
     child.ok();
+}
+
+fn growth_costs_nothing() {
+    child::in_child(|| {
+        let score = || procfs::number("/proc/self/oom_score");
+        let map = Map::new(2 * PAGE, RW, SHARED | ANON, -1, 0).unwrap();
+        let before = score();
+        for _ in 0..100_000 {
+            munmap(map.address + PAGE, PAGE).unwrap();
+            mremap(map.address, PAGE, 2 * PAGE, 0, 0).unwrap();
+        }
+        let after = score();
+        assert!(after <= before + 2, "the killer sees {after} in place of {before}");
+    });
+}
+
+fn limit_of_areas_holds_for_brk() {
+    child::in_child(|| {
+        // SAFETY: takes integers; the break is put where nothing is.
+        let brk = |to: usize| unsafe { libc::syscall(libc::SYS_brk, to) as usize };
+        let start = brk(0).next_multiple_of(PAGE);
+        assert_eq!(brk(start + PAGE), start + PAGE);
+        // Neighbours differ, so that none is merged.
+        let mut areas = 0;
+        while mmap(0, PAGE, if areas % 2 == 0 { R } else { NONE }, PRIVATE | ANON, -1, 0).is_ok() {
+            areas += 1;
+        }
+        let refused = brk(start + 2 * PAGE);
+        let shrunk = brk(start);
+        // SAFETY: ends the process, without memory that it could not get.
+        unsafe { libc::_exit(i32::from((refused, shrunk) != (start + PAGE, start))) };
+    });
 }
