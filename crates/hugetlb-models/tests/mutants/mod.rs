@@ -168,7 +168,7 @@ pub(super) const MUTANTS: &[Mutant] = &[
         FILE,
         "the table says EntryValue(0x0), the content Some",
     ),
-    loom("SlotAttachedTwice", "two_first_faults", FILE, "a page is freed that an entry leads to"),
+    loom("SlotAttachedTwice", "two_first_faults", FILE, "page tables leaked"),
     loom(
         "TableMadeTwice",
         "first_faults_of_one_process",
