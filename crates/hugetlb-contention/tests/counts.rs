@@ -107,7 +107,8 @@ fn mappings() -> Result<(), Failed> {
 fn punch() -> Result<(), Failed> {
     let ours = count(FileTables, Operation::Punch, CPUS);
     check(ours.interrupts == (CPUS - 1) as f64, || format!("{ours:?}"))?;
-    check(ours.moves <= 4.0 * CPUS as f64, || format!("{ours:?}"))?;
+    // The lock, the copies and the stamp of a mapping for each CPU.
+    check(ours.moves <= 6.0 * CPUS as f64, || format!("{ours:?}"))?;
     let theirs = count(VmaLock, Operation::Punch, CPUS);
     check(ours.moves < theirs.moves, || format!("{ours:?}, under vma-lock {theirs:?}"))
 }
