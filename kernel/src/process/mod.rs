@@ -38,7 +38,8 @@ pub use groups::{
     session_of_group, setpgid, setsid,
 };
 pub use list::{
-    find, find_global, find_thread, find_thread_global, forks, process_after, processes, threads_of,
+    find, find_global, find_thread, find_thread_global, forks, process_after, processes, processes_at_once,
+    threads_of,
 };
 pub use process::{Process, WaitStatus};
 pub use spawn::{new_idle_thread, new_kernel_thread, spawn_init};

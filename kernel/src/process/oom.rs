@@ -198,7 +198,7 @@ fn choose(current: &Thread) -> Option<Victim> {
     let is_ending = |process: &Process| process.signals.state.lock().ending.is_some();
     let worst = |wanted: &dyn Fn(&Process) -> bool| {
         let mut worst: Option<(i64, Victim)> = None;
-        for process in process::processes().filter(|process| process.pid > 1 && wanted(process)) {
+        for process in process::processes_at_once().filter(|process| process.pid > 1 && wanted(process)) {
             let Some((points, mm)) = badness(&process) else { continue };
             if worst.as_ref().is_none_or(|(most, _)| points > *most) {
                 let ending = is_ending(&process);
@@ -253,7 +253,7 @@ fn kill(victim: &Arc<Process>, mm: &Arc<AddressSpace>) {
     let status = WaitStatus::Killed { signal: signal::SIGKILL as u8, core: false };
     // Others that use the same memory keep it alive: they go too.
     let uses_it = |process: &Process| process.mm().is_some_and(|other| Arc::ptr_eq(&other, mm));
-    for process in process::processes() {
+    for process in process::processes_at_once() {
         if Arc::ptr_eq(&process, victim) || process.pid > 1 && uses_it(&process) {
             let tree = tree::lock();
             signal::end_all(&tree, &process, &mut process.signals.state.lock(), status);
