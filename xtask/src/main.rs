@@ -8,6 +8,7 @@ mod hosts;
 mod licences;
 mod linux;
 mod profile;
+mod selftests;
 mod servers;
 mod setup;
 mod sizes;
@@ -48,6 +49,8 @@ enum Command {
     Mutants,
     /// Run the long forms of the tests that look for races, for so long
     Soak(soak::SoakOptions),
+    /// Run Linux's own self-tests on Debian's kernel and on ours, and print where they differ
+    Selftests(selftests::SelftestOptions),
     /// Measure how long a call upon many of a thing keeps others waiting: a table, in instructions
     Stalls(stalls::StallOptions),
     /// Measure all protocols and Debian's Linux in the same machine: a table, and a page with plots
@@ -94,6 +97,7 @@ fn execute(command: Command) -> Result<i32> {
         Command::Run(options) => run(&options),
         Command::Test(options) => test::run(&options),
         Command::Mutants => test::mutants(),
+        Command::Selftests(options) => selftests::run(&options),
         Command::Stalls(options) => stalls::run(&options),
         Command::Soak(options) => soak::run(&options),
         Command::Bench(options) => bench::run(&options),
