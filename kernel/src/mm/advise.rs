@@ -115,8 +115,9 @@ impl AddressSpace {
                 Kind::Region(_) if matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT) => Ok(()),
                 Kind::Region(_) => Err(Errno::EINVAL),
                 Kind::File(_) if advice == abi::MADV_FREE => Err(Errno::EINVAL),
-                // There is nowhere to page out to.
-                _ if matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT) => Ok(()),
+                // There is nowhere to page out to, but what may be dropped is dropped.
+                _ if advice == abi::MADV_COLD => Ok(()),
+                _ if advice == abi::MADV_PAGEOUT && !vma.flags.contains(VmFlags::DROPPABLE) => Ok(()),
                 _ => {
                     let mut gather = Gather::new(self);
                     let anonymous = matches!(vma.kind, Kind::Anonymous);

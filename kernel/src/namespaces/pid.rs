@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeAtomicLink, UnsafeRef, intrusive_adapter};
 
@@ -57,6 +57,8 @@ pub struct PidNamespace {
     pub(crate) init: TreeCell<Option<Arc<Process>>>,
     /// Its first process has ended, or could not be made: nobody comes any more.
     closed: AtomicBool,
+    /// What `vm.memfd_noexec` was set to in it; those above count too.
+    memfd_noexec: AtomicU32,
     /// Threads that are registered with a number of it: changes under the tree's lock.
     registered: AtomicUsize,
     /// Woken when one of them goes.
@@ -78,6 +80,7 @@ impl PidNamespace {
             table: IrqLock::new(Table { entries: RBTree::new(ByNumber::NEW), used, next: 1 }),
             init: TreeCell::new(None),
             closed: AtomicBool::new(false),
+            memfd_noexec: AtomicU32::new(0),
             registered: AtomicUsize::new(0),
             left: WaitQueue::new(),
         }
@@ -94,6 +97,35 @@ impl PidNamespace {
         let head = Head::new(Kind::Pid, maker)?;
         let used = fallible::filled(0, PID_MAX as usize / 64)?;
         Ok(Arc::new(Self::build(head, Some(parent.clone()), used)))
+    }
+
+    /// `vm.memfd_noexec`: 1 when memfds are not executable unless they are asked to be, 2 when none may be, in it and all below.
+    pub fn memfd_noexec(&self) -> u32 {
+        let mut most = 0;
+        let mut at = Some(self);
+        while let Some(namespace) = at {
+            // Relaxed: a setting of its own.
+            most = most.max(namespace.memfd_noexec.load(Ordering::Relaxed));
+            at = namespace.parent.as_deref();
+        }
+        most
+    }
+
+    /// Sets it. `EINVAL` for less than what holds above.
+    pub fn set_memfd_noexec(&self, value: u32) -> Result<()> {
+        let least = self.parent.as_ref().map_or(0, |parent| parent.memfd_noexec());
+        if !(least..=2).contains(&value) {
+            return Err(Errno::EINVAL);
+        }
+        // Relaxed: as above.
+        self.memfd_noexec.store(value, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// That of the current process.
+    pub fn of_current() -> Arc<Self> {
+        let numbers = &process::current().process.numbers;
+        numbers.as_ref().map_or_else(|| Self::initial().clone(), |numbers| numbers.namespace().clone())
     }
 
     /// Is it the one that the kernel starts with?

@@ -1,8 +1,9 @@
-//! `/proc/sys/user`: how many namespaces of each kind a user may have. Each user namespace has limits of its own.
+//! `/proc/sys/user`: how many namespaces of each kind a user may have. Each user namespace has limits of its own. And
+//! `/proc/sys/vm/memfd_noexec`, which each PID namespace has.
 
 use alloc::string::ToString;
 
-use super::Kind;
+use super::{Kind, PidNamespace};
 use crate::errno::{Errno, Result};
 use crate::fs::proc::sysctl;
 use crate::process;
@@ -28,5 +29,15 @@ pub fn register() -> Result<()> {
             },
         )?;
     }
-    Ok(())
+    sysctl::register(
+        "vm/memfd_noexec",
+        || Ok(PidNamespace::of_current().memfd_noexec().to_string()),
+        |new| {
+            let namespace = PidNamespace::of_current();
+            if !process::current().credentials().capable_in(&namespace.head.user, process::CAP_SYS_ADMIN) {
+                return Err(Errno::EPERM);
+            }
+            namespace.set_memfd_noexec(sysctl::parse(new)?)
+        },
+    )
 }

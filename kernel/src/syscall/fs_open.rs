@@ -9,6 +9,7 @@ use crate::fs::caller::{context, descriptor_limit, files, start};
 use crate::fs::open::{self, KNOWN_FLAGS};
 use crate::fs::tmpfs;
 use crate::mm::uaccess::{self, read_path};
+use crate::namespaces::PidNamespace;
 
 pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::open, open),
@@ -111,7 +112,7 @@ fn close_range(args: &mut Args) -> Result<usize> {
 
 fn memfd_create(args: &mut Args) -> Result<usize> {
     const NAME_LIMIT: usize = 249;
-    let (name, flags) = (args.a[0], args.a[1] as u32);
+    let (name, mut flags) = (args.a[0], args.a[1] as u32);
     let mut known =
         abi::MFD_CLOEXEC | abi::MFD_ALLOW_SEALING | abi::MFD_HUGETLB | abi::MFD_NOEXEC_SEAL | abi::MFD_EXEC;
     if flags & abi::MFD_HUGETLB != 0 {
@@ -120,6 +121,13 @@ fn memfd_create(args: &mut Args) -> Result<usize> {
     let both = abi::MFD_EXEC | abi::MFD_NOEXEC_SEAL;
     if flags & !known != 0 || flags & both == both {
         return Err(Errno::EINVAL);
+    }
+    let noexec = PidNamespace::of_current().memfd_noexec();
+    if flags & both == 0 && noexec >= 1 {
+        flags |= abi::MFD_NOEXEC_SEAL;
+    }
+    if flags & abi::MFD_NOEXEC_SEAL == 0 && noexec >= 2 {
+        return Err(Errno::EACCES);
     }
     let name = uaccess::read_cstr(name, NAME_LIMIT, Errno::EINVAL)?;
     let file = if flags & abi::MFD_HUGETLB != 0 {

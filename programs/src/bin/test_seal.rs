@@ -10,7 +10,7 @@ use roundtable_programs::rows::Rows;
 use roundtable_programs::sys::PAGE;
 use roundtable_programs::{row, tests};
 
-tests! { sealed_areas, sealed_huge_pages, seals_and_gaps, no_gain_of_execution, release_of_the_dying }
+tests! { sealed_areas, sealed_huge_pages, seals_and_gaps, no_gain_of_execution, release_of_the_dying, droppable_memory }
 
 const EXECUTE: usize = libc::PROT_EXEC as usize;
 const READ: usize = libc::PROT_READ as usize;
@@ -140,4 +140,21 @@ fn release_of_the_dying() {
     child.end();
     row!(rows, ESRCH, release(&fd, 0));
     rows.finish();
+}
+
+/// What may be dropped is, and is all zero then. Linux drops it unless somebody happens to look at the page.
+fn droppable_memory() {
+    const DROPPABLE: i32 = 8;
+    let map = Map::new(8 * PAGE, RW, DROPPABLE | ANON, -1, 0).unwrap();
+    (0..8).for_each(|page| map.set(page * PAGE, 1));
+    let dropped = roundtable_programs::sys::settles(std::time::Duration::from_secs(10), || {
+        assert_eq!(advise(map.address, 8 * PAGE, libc::MADV_PAGEOUT), Ok(0));
+        (0..8).all(|page| map.get(page * PAGE) == 0)
+    });
+    assert!(dropped);
+    // Other memory stays.
+    let map = Map::new(PAGE, RW, PRIVATE | ANON, -1, 0).unwrap();
+    map.set(0, 1);
+    assert_eq!(advise(map.address, PAGE, libc::MADV_PAGEOUT), Ok(0));
+    assert_eq!(map.get(0), 1);
 }

@@ -1,0 +1,93 @@
+//! `vm.memfd_noexec`: whether memfds may be programs, for each PID namespace and those below.
+
+use std::fs;
+
+use roundtable_programs::child::in_child;
+use roundtable_programs::file::Fd;
+use roundtable_programs::namespaces::{as_first, errno};
+use roundtable_programs::rows::Rows;
+use roundtable_programs::sys::check;
+use roundtable_programs::{Errno, row, tests};
+
+tests! { programs_or_not, namespaces_below, who_may_set }
+
+const SETTING: &str = "/proc/sys/vm/memfd_noexec";
+const NOEXEC_SEAL: u32 = 8;
+const EXEC: u32 = 16;
+
+fn now() -> String {
+    fs::read_to_string(SETTING).unwrap()
+}
+
+fn set(value: u32) -> Result<usize, Errno> {
+    errno(fs::write(SETTING, value.to_string()))
+}
+
+/// Permissions of a new memfd.
+fn mode(flags: u32) -> Result<usize, Errno> {
+    Fd::memfd("noexec", flags).map(|fd| fd.stat().st_mode as usize & 0o777)
+}
+
+fn programs_or_not() {
+    // In a namespace of its own, which goes with what it was set to.
+    in_child(|| {
+        as_first(0, || {
+            assert_eq!(now(), "0\n");
+            assert_eq!((mode(0), mode(EXEC), mode(NOEXEC_SEAL)), (Ok(0o777), Ok(0o777), Ok(0o666)));
+            set(1).unwrap();
+            assert_eq!((mode(0), mode(EXEC), mode(NOEXEC_SEAL)), (Ok(0o666), Ok(0o777), Ok(0o666)));
+            set(2).unwrap();
+            assert_eq!(now(), "2\n");
+            let refused = Err(Errno::EACCES);
+            assert_eq!((mode(0), mode(EXEC), mode(NOEXEC_SEAL)), (Ok(0o666), refused, Ok(0o666)));
+            let mut rows = Rows::default();
+            row!(rows, EINVAL, set(3));
+            row!(rows, OK, set(0));
+            rows.finish();
+            assert_eq!(mode(0), Ok(0o777));
+        })
+        .ok();
+    });
+    assert_eq!(mode(0), Ok(0o777));
+}
+
+fn namespaces_below() {
+    in_child(|| {
+        as_first(0, || {
+            set(1).unwrap();
+            as_first(0, || {
+                let mut rows = Rows::default();
+                assert_eq!((now(), mode(0)), ("1\n".to_string(), Ok(0o666)));
+                row!(rows, EINVAL, set(0));
+                row!(rows, OK, set(2));
+                rows.finish();
+                assert_eq!(mode(EXEC), Err(Errno::EACCES));
+            })
+            .ok();
+            assert_eq!((now(), mode(EXEC)), ("1\n".to_string(), Ok(0o777)));
+        })
+        .ok();
+    });
+    in_child(|| {
+        // What is set above holds below at once.
+        as_first(0, || {
+            let (told, tell) = roundtable_programs::file::pipe(0);
+            let below = as_first(0, || {
+                assert_eq!(told.read(&mut [0; 1]), Ok(1));
+                assert_eq!(mode(EXEC), Err(Errno::EACCES));
+            });
+            set(2).unwrap();
+            tell.write(b"x").unwrap();
+            below.ok();
+        })
+        .ok();
+    });
+}
+
+fn who_may_set() {
+    in_child(|| {
+        // SAFETY: takes an integer.
+        check(unsafe { libc::setuid(1000) }).unwrap();
+        assert_eq!(set(0), Err(Errno::EACCES));
+    });
+}
