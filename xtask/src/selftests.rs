@@ -126,7 +126,9 @@ pub fn run(options: &SelftestOptions) -> Result<i32> {
     setup::host_libc()?;
     let programs = programs()?;
     let folder = output_folder();
-    build::kernel(&BuildOptions::default(), &folder.join("kernel.elf"))?;
+    // With its assertions.
+    let kernel = folder.join("kernel-checked.elf");
+    build::kernel(&BuildOptions::checked(), &kernel)?;
     build::programs()?;
     let script = folder.join("selftests/run.sh");
     fs::write(&script, script_of(&programs, &options.filter))?;
@@ -137,7 +139,7 @@ pub fn run(options: &SelftestOptions) -> Result<i32> {
         linux::fetch()?;
         boot("linux", &script, &on_linux, options)?;
     }
-    boot("roundtable", &script, &on_ours, options)?;
+    boot(&kernel.display().to_string(), &script, &on_ours, options)?;
     let read = |path: &Path| {
         fs::read(path)
             .with_context(|| format!("there is no {}", path.display()))
