@@ -63,16 +63,10 @@ impl<M: Machine> IndexLock<'_, M> {
 
     /// The file's page at the index.
     pub(crate) fn page(&self, file: &File<M>) -> Option<Arc<Page<M>>> {
-        let noted = self.note.take();
-        if let Some((index, page)) = &noted
-            && *index == self.index
-        {
-            let page = page.clone();
-            self.note.set(noted);
-            return Some(page);
-        }
-        let page = file.content().get(self.index.0)?;
-        self.note.set(Some((self.index, page.clone())));
+        let noted = self.note.take().filter(|(index, _)| *index == self.index);
+        let noted = noted.or_else(|| Some((self.index, file.content().get(self.index.0)?)))?;
+        let page = noted.1.clone();
+        self.note.set(Some(noted));
         Some(page)
     }
 }
