@@ -26,5 +26,6 @@ pub mod signals;
 pub mod socket;
 pub mod sys;
 pub mod timers;
+pub mod uffd;
 
 pub use nix::errno::Errno;

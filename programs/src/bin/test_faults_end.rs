@@ -6,59 +6,31 @@ use roundtable_programs::child::{End, fork};
 use roundtable_programs::fault::{self, Fault};
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, GIB, HUGE};
-use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::kinds::Answer;
 use roundtable_programs::mem::{
     ANON, FIXED, Map, NONE, NORESERVE, PRIVATE, R, RW, SHARED, madvise, mmap, mprotect, munmap,
 };
 use roundtable_programs::sys::{self, PAGE, is_linux};
+use roundtable_programs::uffd::{MINOR, MINOR_SHMEM, MISSING, POISON, POISONS, Uffd, WP, WP_FILES};
 use roundtable_programs::{Errno, procfs, tests};
 
 tests! { stores_to_the_vdso, marks_of_a_mode_that_is_gone, closed_at_the_limit_of_areas, whole_areas_at_the_limit,
 neighbours_stay_withheld, neighbours_stay_poisoned, neighbours_stay_minor, fork_beyond_what_is_committed,
 wide_window_over_crowded_ones, crowds_that_come_and_go: 60 }
 
-const API: usize = 0xc018_aa3f;
-const REGISTER: usize = 0xc020_aa00;
-const WRITEPROTECT: usize = 0xc018_aa06;
-const POISON: usize = 0xc020_aa08;
-const MISSING: u64 = 1;
-const WP: u64 = 2;
-const MINOR: u64 = 4;
-const MINOR_SHMEM: u64 = 1 << 10;
-const WP_FILES: u64 = 1 << 12;
-const POISONS: u64 = 1 << 14;
+/// One that does not wait for messages.
+fn listener(features: u64) -> Uffd {
+    let uffd = Uffd::bare(libc::O_NONBLOCK);
+    uffd.api(features).expect("UFFDIO_API");
+    uffd
+}
 
-struct Uffd(Fd);
+fn withhold(uffd: &Uffd, map: &Map) -> Answer {
+    uffd.protect(map.address, map.length, 1)
+}
 
-impl Uffd {
-    fn new(features: u64) -> Uffd {
-        let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
-        let fd = call(libc::SYS_userfaultfd, [flags as usize, 0, 0, 0, 0, 0]).expect("userfaultfd");
-        let uffd = Uffd(Fd::own(fd));
-        uffd.ioctl(API, &mut [0xaa, features, 0]).expect("UFFDIO_API");
-        uffd
-    }
-
-    fn ioctl<const N: usize>(&self, command: usize, words: &mut [u64; N]) -> Answer {
-        let argument = words.as_mut_ptr() as usize;
-        call(libc::SYS_ioctl, [self.0.raw() as usize, command, argument, 0, 0, 0])
-    }
-
-    fn register(&self, map: &Map, mode: u64) -> Answer {
-        self.ioctl(REGISTER, &mut [map.address as u64, map.length as u64, mode, 0])
-    }
-
-    fn withhold(&self, address: usize, length: usize) -> Answer {
-        self.ioctl(WRITEPROTECT, &mut [address as u64, length as u64, 1])
-    }
-
-    fn poison(&self, address: usize) -> Answer {
-        self.ioctl(POISON, &mut [address as u64, PAGE as u64, 0, 0])
-    }
-
-    fn has_message(&self) -> bool {
-        self.0.read(&mut [0; 32]) == Ok(32)
-    }
+fn has_message(uffd: &Uffd) -> bool {
+    uffd.0.read(&mut [0; 32]) == Ok(32)
 }
 
 /// A store by the kernel: a byte that is 0.
@@ -98,7 +70,7 @@ fn stores_to_the_vdso() {
 
 fn marks_of_a_mode_that_is_gone() {
     huge::pool(2);
-    let uffd = Uffd::new(WP_FILES);
+    let uffd = listener(WP_FILES);
     let file = Fd::of_pages(1);
     let huge = huge::sized(1);
     for (what, map) in [
@@ -114,12 +86,12 @@ fn marks_of_a_mode_that_is_gone() {
         }
         map.set(0, 1);
         assert!(uffd.register(&map, WP).is_ok(), "{what}");
-        assert_eq!(uffd.withhold(map.address, map.length), Ok(0), "{what}");
+        assert_eq!(withhold(&uffd, &map), Ok(0), "{what}");
         assert!(uffd.register(&map, MISSING).is_ok(), "{what}");
         assert_eq!(store_by_read(map.address), Ok(1), "{what}");
         assert_eq!(store_from_outside(map.address), Ok(1), "{what}");
         map.set(0, 2);
-        assert_eq!((map.get(0), uffd.has_message()), (2, false), "{what}");
+        assert_eq!((map.get(0), has_message(&uffd)), (2, false), "{what}");
     }
 }
 
@@ -156,7 +128,7 @@ impl Drop for Full {
 
 fn closed_at_the_limit_of_areas() {
     let map = Map::anonymous(4 * PAGE);
-    let uffd = Uffd::new(0);
+    let uffd = listener(0);
     uffd.register(&map, MISSING).unwrap();
     let mut full = Full::new();
     full.fill();
@@ -193,12 +165,12 @@ fn untouched(pages: &[usize]) -> (Fd, Map) {
 
 fn neighbours_stay_withheld() {
     let (_file, map) = untouched(&Vec::from_iter(0..16));
-    let uffd = Uffd::new(WP_FILES);
+    let uffd = listener(WP_FILES);
     uffd.register(&map, WP).unwrap();
-    uffd.withhold(map.address, map.length).unwrap();
-    assert_eq!((map.get(0), uffd.has_message()), (7, false));
+    withhold(&uffd, &map).unwrap();
+    assert_eq!((map.get(0), has_message(&uffd)), (7, false));
     let child = fork_thread_store(&map, 1);
-    assert!(sys::settles(Duration::from_secs(10), || uffd.has_message()), "no message of the store");
+    assert!(sys::settles(Duration::from_secs(10), || has_message(&uffd)), "no message of the store");
     drop(uffd);
     child.join().unwrap();
     assert_eq!(map.get(PAGE), 1);
@@ -213,9 +185,9 @@ fn fork_thread_store(map: &Map, page: usize) -> std::thread::JoinHandle<()> {
 
 fn neighbours_stay_poisoned() {
     let (_file, map) = untouched(&(0..16).filter(|page| *page != 1).collect::<Vec<_>>());
-    let uffd = Uffd::new(POISONS);
+    let uffd = listener(POISONS);
     uffd.register(&map, MISSING).unwrap();
-    assert_eq!(uffd.poison(map.address + PAGE), Ok(0));
+    assert_eq!(uffd.of_range(POISON, map.address + PAGE, PAGE, 0), Ok(PAGE as i64));
     // The page is there by now; what was said of its address stays.
     let other = _file.map(16 * PAGE, RW, SHARED).unwrap();
     other.set(PAGE, 9);
@@ -225,13 +197,13 @@ fn neighbours_stay_poisoned() {
 
 fn neighbours_stay_minor() {
     let (_file, map) = untouched(&Vec::from_iter(0..16));
-    let uffd = Uffd::new(MINOR_SHMEM);
+    let uffd = listener(MINOR_SHMEM);
     // A page that is not there is no minor fault: it is made.
     _file.punch(0, PAGE as u64).unwrap();
     uffd.register(&map, MINOR).unwrap();
-    assert_eq!((map.get(0), uffd.has_message()), (0, false));
+    assert_eq!((map.get(0), has_message(&uffd)), (0, false));
     let child = fork_thread_store(&map, 1);
-    assert!(sys::settles(Duration::from_secs(10), || uffd.has_message()), "no message of the minor fault");
+    assert!(sys::settles(Duration::from_secs(10), || has_message(&uffd)), "no message of the minor fault");
     drop(uffd);
     child.join().unwrap();
     assert_eq!(map.get(PAGE), 1);

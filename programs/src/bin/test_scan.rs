@@ -7,6 +7,7 @@ use roundtable_programs::kinds::{Answer, call};
 use roundtable_programs::mem::{ANON, Map, PRIVATE, RW, SHARED, madvise};
 use roundtable_programs::rows::Rows;
 use roundtable_programs::sys::{PAGE, is_linux};
+use roundtable_programs::uffd::{self, Uffd};
 use roundtable_programs::{Errno, row, tests};
 
 tests! { pages_of_kinds, masks, stored_pages, stored_huge_pages, room_and_most, nothing_is_lost: 60, areas_without_withheld_stores,
@@ -78,17 +79,11 @@ fn in_pages(region: &Region, map: &Map) -> Region {
 }
 
 /// A userfaultfd that notes stores into the mapping without asking anybody, and withholds them from all pages.
-fn noting(map: &Map) -> Fd {
-    const FEATURES: u64 = 1 << 13 | 1 << 12 | 1 << 15;
-    let fd = Fd::own(call(libc::SYS_userfaultfd, [libc::O_CLOEXEC as usize, 0, 0, 0, 0, 0]).unwrap());
-    let ioctl = |command: usize, words: &mut [u64]| {
-        call(libc::SYS_ioctl, [fd.raw() as usize, command, words.as_mut_ptr() as usize, 0, 0, 0])
-    };
-    let (start, length) = (map.address as u64, map.length as u64);
-    ioctl(0xc018_aa3f, &mut [0xaa, FEATURES, 0]).expect("UFFDIO_API");
-    ioctl(0xc020_aa00, &mut [start, length, 2, 0]).expect("UFFDIO_REGISTER");
-    ioctl(0xc018_aa06, &mut [start, length, 1]).expect("UFFDIO_WRITEPROTECT");
-    fd
+fn noting(map: &Map) -> Uffd {
+    let uffd = Uffd::new(uffd::WP_UNPOPULATED | uffd::WP_FILES | uffd::WP_ASYNC);
+    uffd.register(map, uffd::WP).expect("UFFDIO_REGISTER");
+    uffd.protect(map.address, map.length, 1).expect("UFFDIO_WRITEPROTECT");
+    uffd
 }
 
 /// Base pages, whatever the system makes of large areas.

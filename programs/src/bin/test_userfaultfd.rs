@@ -7,114 +7,21 @@ use roundtable_programs::child::{End, fork, fork_code, in_child};
 use roundtable_programs::fault::{self, Fault};
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, HUGE};
-use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{
     ANON, FIXED, Map, NONE, NORESERVE, PRIVATE, RW, SHARED, madvise, mmap, mprotect, mremap,
 };
 use roundtable_programs::rows::Rows;
 use roundtable_programs::sys::PAGE;
+use roundtable_programs::uffd::{
+    ALL_KINDS, API, CONTINUE, COPY, EXACT, FLAG_MINOR, FLAG_WP, FLAG_WRITE, MINOR, MISSING, POISON, POISONS,
+    SIGBUS, THREAD_ID, UNREGISTER, Uffd, WP, WP_ASYNC, WP_UNPOPULATED, ZEROPAGE,
+};
 use roundtable_programs::{Errno, row, tests};
 
 tests! { missing_pages, zero_pages, minor_faults, withheld_stores, withheld_from_the_unpopulated, asynchronous_stores,
 sigbus_feature, poisoned_pages, system_calls_wait, wake_without_a_page, close_lets_go, fork_move_and_unmap, messages_and_poll,
 many_threads, shared_tables_are_left, copies_into_shared_slots, copies_into_tables_of_a_fork, copies_behind_the_end, errors }
-
-const API: usize = 0xc018_aa3f;
-const REGISTER: usize = 0xc020_aa00;
-const UNREGISTER: usize = 0x8010_aa01;
-const WAKE: usize = 0x8010_aa02;
-const COPY: usize = 0xc028_aa03;
-const ZEROPAGE: usize = 0xc020_aa04;
-const WRITEPROTECT: usize = 0xc018_aa06;
-const CONTINUE: usize = 0xc020_aa07;
-const POISON: usize = 0xc020_aa08;
-
-const MISSING: u64 = 1;
-const WP: u64 = 2;
-const MINOR: u64 = 4;
-
-const FLAG_WRITE: u64 = 1;
-const FLAG_WP: u64 = 2;
-const FLAG_MINOR: u64 = 4;
-
-const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
-const MISSING_HUGE: u64 = 1 << 4;
-const MISSING_SHMEM: u64 = 1 << 5;
-const SIGBUS: u64 = 1 << 7;
-const THREAD_ID: u64 = 1 << 8;
-const MINOR_HUGE: u64 = 1 << 9;
-const MINOR_SHMEM: u64 = 1 << 10;
-const EXACT: u64 = 1 << 11;
-const WP_FILES: u64 = 1 << 12;
-const WP_UNPOPULATED: u64 = 1 << 13;
-const POISONS: u64 = 1 << 14;
-const WP_ASYNC: u64 = 1 << 15;
-const ALL_KINDS: u64 = PAGEFAULT_FLAG_WP | MISSING_HUGE | MISSING_SHMEM | MINOR_HUGE | MINOR_SHMEM | WP_FILES;
-
-struct Uffd(Fd);
-
-/// Address, flags and thread of a fault.
-struct Message {
-    address: usize,
-    flags: u64,
-    thread: u32,
-}
-
-impl Uffd {
-    fn bare(flags: i32) -> Uffd {
-        let fd = call(SYS_userfaultfd, [(flags | libc::O_CLOEXEC) as usize, 0, 0, 0, 0, 0]);
-        Uffd(Fd::own(fd.expect("userfaultfd")))
-    }
-
-    fn new(features: u64) -> Uffd {
-        let uffd = Uffd::bare(0);
-        uffd.api(features).expect("UFFDIO_API");
-        uffd
-    }
-
-    fn ioctl<const N: usize>(&self, command: usize, words: &mut [u64; N]) -> Answer {
-        let argument = words.as_mut_ptr() as usize;
-        call(libc::SYS_ioctl, [self.0.raw() as usize, command, argument, 0, 0, 0])
-    }
-
-    fn api(&self, features: u64) -> Answer {
-        self.ioctl(API, &mut [0xaa, features, 0])
-    }
-
-    fn register(&self, map: &Map, mode: u64) -> Answer {
-        self.register_at(map.address, map.length, mode)
-    }
-
-    fn register_at(&self, address: usize, length: usize, mode: u64) -> Answer {
-        self.ioctl(REGISTER, &mut [address as u64, length as u64, mode, 0])
-    }
-
-    fn copy(&self, to: usize, from: &[u8], mode: u64) -> Result<i64, Errno> {
-        let mut words = [to as u64, from.as_ptr() as u64, from.len() as u64, mode, 0];
-        self.ioctl(COPY, &mut words).map(|_| words[4] as i64)
-    }
-
-    fn of_range(&self, command: usize, address: usize, length: usize, mode: u64) -> Result<i64, Errno> {
-        let mut words = [address as u64, length as u64, mode, 0];
-        self.ioctl(command, &mut words).map(|_| words[3] as i64)
-    }
-
-    fn protect(&self, address: usize, length: usize, mode: u64) -> Answer {
-        self.ioctl(WRITEPROTECT, &mut [address as u64, length as u64, mode])
-    }
-
-    fn wake(&self, address: usize, length: usize) -> Answer {
-        self.ioctl(WAKE, &mut [address as u64, length as u64])
-    }
-
-    fn next(&self) -> Message {
-        let mut bytes = [0u8; 32];
-        assert_eq!(self.0.read(&mut bytes), Ok(32), "a message");
-        assert_eq!(bytes[0], 0x12, "a page fault");
-        let word = |at: usize| u64::from_ne_bytes(bytes[at..at + 8].try_into().unwrap());
-        Message { address: word(16) as usize, flags: word(8), thread: word(24) as u32 }
-    }
-}
 
 /// The kinds of memory that files stand behind: two mappings of the same four pages, and the size of a page.
 fn files() -> Vec<(&'static str, Map, Map, usize)> {
