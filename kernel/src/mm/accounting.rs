@@ -59,12 +59,6 @@ pub fn max_map_count() -> usize {
     MAX_MAP_COUNT.load(Ordering::Relaxed)
 }
 
-/// May an address space with so many areas cut one, so that there are `splits` more? What cuts nothing it always may, with more than there may
-/// be as well: a last mmap(2) takes it one beyond the limit, and the limit may have been lowered. `ENOMEM`.
-pub fn allow_splits(count: usize, splits: usize) -> Result<()> {
-    if splits > 0 && count + splits > max_map_count() { Err(Errno::ENOMEM) } else { Ok(()) }
-}
-
 /// `vm.overcommit_memory`.
 pub fn overcommit_memory() -> u32 {
     OVERCOMMIT.load(Ordering::Relaxed)

@@ -10,7 +10,7 @@ use super::fault::{Access, FaultError};
 use super::gather::Gather;
 use super::space::{AddressSpace, Areas, Zap};
 use super::vma::{Kind, VmFlags, Vma};
-use super::{PAGE, accounting, page_up};
+use super::{PAGE, page_up};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::hugetlb::HugeFile;
@@ -178,8 +178,7 @@ impl AddressSpace {
         if vma.flags == flags {
             return Ok(());
         }
-        let splits = usize::from(vma.start < part.start) + usize::from(part.end < vma.end);
-        accounting::allow_splits(areas.set.count(), splits)?;
+        areas.set.allow_cut(vma, &part)?;
         areas.set.isolate(part.clone(), self.weak())?;
         areas.set.update(part.start, |vma| vma.flags = flags);
         Ok(())

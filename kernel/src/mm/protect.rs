@@ -81,8 +81,7 @@ impl AddressSpace {
             if process::current().process.denies_gain(old, new) {
                 return Err(Errno::EACCES);
             }
-            let splits = usize::from(vma.start < part.start) + usize::from(part.end < vma.end);
-            accounting::allow_splits(areas.set.count(), splits)?;
+            areas.set.allow_cut(vma, &part)?;
             for border in [part.start, part.end] {
                 if border > vma.start
                     && border < vma.end

@@ -9,7 +9,6 @@ use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use bitflags::bitflags;
 
-use super::AddressSpace;
 use super::backing::Link;
 use super::gaps::Gaps;
 use super::layout::SLOT;
@@ -17,6 +16,7 @@ use super::mshare::RegionArea;
 use super::shm::Attachment;
 use super::userfault;
 use super::vdso::SpecialPages;
+use super::{AddressSpace, accounting};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::hugetlb::HugeArea;
@@ -475,6 +475,14 @@ impl VmaSet {
     /// How many areas there are.
     pub fn count(&self) -> usize {
         self.areas.len()
+    }
+
+    /// May there be so many areas more as it takes to make a part of `vma` one by itself? What cuts nothing always may, with more than there
+    /// may be as well: a last mmap(2) takes a space one beyond the limit, and the limit may have been lowered. `ENOMEM`.
+    pub fn allow_cut(&self, vma: &Vma, part: &Range<u64>) -> Result<()> {
+        let splits = usize::from(vma.start < part.start) + usize::from(part.end < vma.end);
+        let allowed = splits == 0 || self.count() + splits <= accounting::max_map_count();
+        if allowed { Ok(()) } else { Err(Errno::ENOMEM) }
     }
 
     /// What the areas take.

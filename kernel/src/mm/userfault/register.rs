@@ -5,9 +5,9 @@ use core::ops::Range;
 
 use linux_raw_sys::general as abi;
 
+use super::super::AddressSpace;
 use super::super::space::Areas;
 use super::super::vma::{Kind, VmFlags, Vma};
-use super::super::{AddressSpace, accounting};
 use super::Context;
 use crate::errno::{Errno, Result};
 use crate::sched;
@@ -164,8 +164,7 @@ impl AddressSpace {
     /// Makes a part of an area one by itself.
     fn isolate_for(&self, areas: &mut Areas, part: &Range<u64>) -> Result<()> {
         let Some(vma) = areas.set.find(part.start) else { return Ok(()) };
-        let splits = usize::from(vma.start < part.start) + usize::from(part.end < vma.end);
-        accounting::allow_splits(areas.set.count(), splits)?;
+        areas.set.allow_cut(vma, part)?;
         areas.set.isolate(part.clone(), self.weak())
     }
 
