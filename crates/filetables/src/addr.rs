@@ -20,11 +20,13 @@ pub struct VirtAddr(pub u64);
 
 impl VirtAddr {
     /// The address rounded down to where an entry of `level` begins.
+    #[must_use]
     pub const fn floor(self, level: Level) -> VirtAddr {
         VirtAddr(self.0 & !(level.span() - 1))
     }
 
     /// Whether an entry of `level` begins here.
+    #[must_use]
     pub const fn begins(self, level: Level) -> bool {
         self.0 & (level.span() - 1) == 0
     }
@@ -65,6 +67,7 @@ pub enum Level {
 
 impl Level {
     /// The binary logarithm of [`Level::span`].
+    #[must_use]
     pub const fn shift(self) -> u32 {
         match self {
             Level::Pte => 12,
@@ -75,16 +78,19 @@ impl Level {
     }
 
     /// The bytes that one entry spans.
+    #[must_use]
     pub const fn span(self) -> u64 {
         1 << self.shift()
     }
 
     /// The entry for an address in its table of this level.
+    #[must_use]
     pub const fn index(self, address: VirtAddr) -> usize {
         (address.0 >> self.shift()) as usize % TABLE_ENTRIES
     }
 
     /// The level whose entries lead to tables of this one.
+    #[must_use]
     pub const fn above(self) -> Option<Level> {
         match self {
             Level::Pte => Some(Level::Pmd),
@@ -95,6 +101,7 @@ impl Level {
     }
 
     /// The level of the tables that entries of this one lead to.
+    #[must_use]
     pub const fn below(self) -> Option<Level> {
         match self {
             Level::Pte => None,

@@ -66,7 +66,7 @@
 //! Implement [`Machine`] and [`Space`], and keep to [the rule of ownership](machine). This crate has no unsafe code.
 #![no_std]
 #![forbid(unsafe_code)]
-#![warn(missing_docs, missing_debug_implementations)]
+#![warn(missing_docs, missing_debug_implementations, clippy::must_use_candidate)]
 
 extern crate alloc;
 #[cfg(any(test, roundtable_model))]

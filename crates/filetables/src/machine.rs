@@ -26,6 +26,7 @@ pub struct Entry(AtomicU64);
 impl Entry {
     /// An empty entry.
     #[cfg(not(roundtable_model))]
+    #[must_use]
     pub const fn empty() -> Entry {
         Entry(AtomicU64::new(0))
     }

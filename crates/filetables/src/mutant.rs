@@ -98,6 +98,7 @@ pub fn is_broken() -> bool {
 /// Whether a mutant is selected: none.
 #[cfg(not(roundtable_model))]
 #[inline(always)]
+#[must_use]
 pub const fn is_broken() -> bool {
     false
 }

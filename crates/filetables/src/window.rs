@@ -25,11 +25,13 @@ pub struct Window {
 
 impl Window {
     /// The pages, by index.
+    #[must_use]
     pub fn indices(&self) -> Range<u64> {
         self.first..self.first.saturating_add(self.pages)
     }
 
     /// The entry of a table of leaves that shows a page, if the window has the page.
+    #[must_use]
     pub fn entry_of(&self, index: u64) -> Option<usize> {
         let within = index.checked_sub(self.first).filter(|within| *within < self.pages)?;
         Some(usize::from(self.entry) + within as usize)
@@ -76,16 +78,19 @@ impl Extent {
     }
 
     /// The address behind the last page.
+    #[must_use]
     pub fn end(&self) -> VirtAddr {
         self.start + (self.fitting() << self.leaf.shift())
     }
 
     /// The index behind the last page.
+    #[must_use]
     pub fn end_index(&self) -> u64 {
         self.first + self.fitting()
     }
 
     /// The part that lies in the slot of a process's entry of `level` around `address`, which the mapping covers.
+    #[must_use]
     pub fn slot(&self, address: VirtAddr, level: Level) -> Option<Slot> {
         let table = level.below()?;
         if table < self.leaf || table > HIGHEST || address < self.start || address >= self.end() {
@@ -114,6 +119,7 @@ impl Extent {
 
     /// The slot around `address` of the highest level that the mapping fills, else of the level above the leaves. `None`
     /// where no table can be shared.
+    #[must_use]
     pub fn highest_slot(&self, address: VirtAddr) -> Option<Slot> {
         let mut level = HIGHEST.above()?;
         loop {

@@ -150,7 +150,7 @@ impl Process {
         loop {
             return match mapping.fault(address, access) {
                 Ok(()) => Ok(()),
-                Err(FaultError::Sigbus) => Err(Signal::Bus),
+                Err(FaultError::Sigbus | FaultError::Poisoned(_)) => Err(Signal::Bus),
                 Err(FaultError::OutOfMemory) => panic!("there are tables enough"),
                 Err(FaultError::Access | FaultError::NotMapped) => Err(Signal::Segv),
                 Err(FaultError::SlotShared) => {

@@ -155,7 +155,7 @@ impl<F: Format> Process<F> {
         let mappings = &self.areas.read().mappings;
         let (_, mapping) = mappings.range(..=address).next_back().ok_or(Signal::Segv)?;
         mapping.fault(address, access).or_else(|error| match error {
-            FaultError::Sigbus => Err(Signal::Bus),
+            FaultError::Sigbus | FaultError::Poisoned(_) => Err(Signal::Bus),
             FaultError::OutOfMemory => Err(Signal::OutOfMemory),
             FaultError::Access | FaultError::NotMapped => Err(Signal::Segv),
             // The access comes again.

@@ -34,6 +34,7 @@ impl PageSize {
     pub const ALL: [PageSize; 2] = [PageSize::Size2M, PageSize::Size1G];
 
     /// The level of the entries that lead to such pages.
+    #[must_use]
     pub const fn level(self) -> Level {
         match self {
             PageSize::Size2M => Level::Pmd,
@@ -42,21 +43,25 @@ impl PageSize {
     }
 
     /// The size in bytes.
+    #[must_use]
     pub const fn bytes(self) -> u64 {
         self.level().span()
     }
 
     /// The binary logarithm of the size.
+    #[must_use]
     pub const fn shift(self) -> u32 {
         self.level().shift()
     }
 
     /// The size in KiB, as in the names below `/sys/kernel/mm/hugepages`.
+    #[must_use]
     pub const fn kib(self) -> u64 {
         self.bytes() >> 10
     }
 
     /// The page size of that many bytes, if it is one.
+    #[must_use]
     pub const fn from_bytes(bytes: u64) -> Option<PageSize> {
         match bytes {
             0x20_0000 => Some(PageSize::Size2M),

@@ -8,6 +8,7 @@ pub type Result<T, E = Error> = core::result::Result<T, E>;
 pub use filetables::OutOfMemory;
 
 /// Why an operation failed; each value is an errno of Linux.
+#[non_exhaustive]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Error {
     /// ENOMEM: no reservation to be had, or no frame for a page table.
@@ -28,6 +29,7 @@ pub enum Error {
 
 impl Error {
     /// The errno of Linux (positive).
+    #[must_use]
     pub const fn errno(self) -> i32 {
         match self {
             Error::Interrupted => 4,
@@ -63,11 +65,16 @@ impl fmt::Display for Error {
 
 impl core::error::Error for Error {}
 
-/// Why a fault could not be resolved.
+/// Why a fault could not be resolved: the host's own memory can use it as well, so that one name goes from the page to the trap.
+///
+/// Not `#[non_exhaustive]`: a host has to answer each of them in its own way, and wants to be told of a new one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FaultError {
     /// SIGBUS with BUS_ADRERR: beyond the end of the file, or the pool or the mount's quota is empty.
     Sigbus,
+    /// SIGBUS with BUS_MCEERR_AR: what is there counts as broken ([`crate::Mapping::poison`]). With the length of it as
+    /// a power of two, bytes: `si_addr_lsb`.
+    Poisoned(u32),
     /// No frame for a page table: the host's out-of-memory handling, then the access again.
     OutOfMemory,
     /// SIGSEGV with SEGV_ACCERR: the mapping does not permit the access.
@@ -77,6 +84,18 @@ pub enum FaultError {
     /// No signal: another mapping in the slot of the address has a shared table there. The host asks the mappings in the
     /// slot to leave it ([`crate::Mapping::leave_slot`]), then the access is tried again.
     SlotShared,
+}
+
+impl FaultError {
+    /// The errno of Linux (positive) for a system call that comes upon it in memory of its caller's.
+    #[must_use]
+    pub const fn errno(self) -> i32 {
+        match self {
+            FaultError::OutOfMemory => 12,
+            FaultError::Poisoned(_) => 133,
+            FaultError::Sigbus | FaultError::Access | FaultError::NotMapped | FaultError::SlotShared => 14,
+        }
+    }
 }
 
 impl From<OutOfMemory> for FaultError {
@@ -89,6 +108,7 @@ impl fmt::Display for FaultError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             FaultError::Sigbus => "no page to be had there",
+            FaultError::Poisoned(_) => "the page is poisoned",
             FaultError::OutOfMemory => "no memory for a page table",
             FaultError::Access => "the mapping does not permit the access",
             FaultError::NotMapped => "the address is not in the mapping",

@@ -10,7 +10,7 @@
 //! Each module uses those below it only: the ladder is in ARCHITECTURE.md.
 #![no_std]
 #![forbid(unsafe_code)]
-#![warn(missing_docs, missing_debug_implementations)]
+#![warn(missing_docs, missing_debug_implementations, clippy::must_use_candidate)]
 
 extern crate alloc;
 #[cfg(any(test, roundtable_model))]

@@ -48,11 +48,13 @@ impl Default for ProtocolKind {
 
 impl ProtocolKind {
     /// The protocol of a name, if this build has it.
+    #[must_use]
     pub fn from_name(name: &str) -> Option<ProtocolKind> {
         Self::ALL.iter().find(|(known, _)| *known == name).map(|(_, kind)| *kind)
     }
 
     /// The name of the protocol.
+    #[must_use]
     pub fn name(self) -> &'static str {
         Self::ALL.iter().find(|(_, kind)| *kind == self).map_or("", |(name, _)| name)
     }

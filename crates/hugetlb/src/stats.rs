@@ -7,6 +7,7 @@ use crate::sync::{Line, Ordering, Tally};
 
 /// Why a 1 GiB slot of a mapping has private tables.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[non_exhaustive]
 pub enum Fallback {
     /// The mapping is `MAP_PRIVATE`.
     Private,
@@ -26,6 +27,7 @@ impl Fallback {
         [Fallback::Private, Fallback::NotCovered, Fallback::Occupied, Fallback::Neighbour, Fallback::Crowded];
 
     /// The name of the reason's counter.
+    #[must_use]
     pub const fn counter_name(self) -> &'static str {
         match self {
             Fallback::Private => "fallback_private",
@@ -133,16 +135,19 @@ impl Faults {
 
 impl SharingStatistics {
     /// How often slots or faults came to private tables for that reason, ever.
+    #[must_use]
     pub fn fallbacks(&self, reason: Fallback) -> u64 {
         self.fallbacks[reason as usize]
     }
 
     /// Bytes of shared tables, each counted once: for `PageTables` in `/proc/meminfo`.
+    #[must_use]
     pub fn table_bytes(&self) -> u64 {
         self.tables * TABLE_SIZE
     }
 
     /// Bytes that private tables in the place of the shared ones would take more.
+    #[must_use]
     pub fn saved_bytes(&self) -> u64 {
         self.reached.saturating_sub(self.tables) * TABLE_SIZE
     }

@@ -102,6 +102,7 @@ impl<K, V, S> Entry<K, V, S> {
     }
 
     /// The key and the value.
+    #[must_use]
     pub fn into_pair(self) -> (K, V) {
         // Outside of a tree it has no children.
         let node = self.0.into_inner();

@@ -44,16 +44,19 @@ pub struct SummaryTree<K, V, S> {
 
 impl<K, V, S> SummaryTree<K, V, S> {
     /// An empty one.
+    #[must_use]
     pub const fn new() -> Self {
         Self { root: None, len: 0 }
     }
 
     /// How many entries there are.
+    #[must_use]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Is there none?
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -170,6 +173,7 @@ impl<K: Ord, V, S: Summary<K, V>> SummaryTree<K, V, S> {
     }
 
     /// The summary of all entries.
+    #[must_use]
     pub fn summary(&self) -> Option<&S> {
         self.root.as_deref().map(|root| &root.summary)
     }

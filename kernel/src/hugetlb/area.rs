@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use core::ops::Range;
 
 use ::hugetlb::Protection;
-use ::hugetlb::{Access, FaultError as LibraryError, MapOptions, MapRequest, Mapping, Presence, VirtAddr};
+use ::hugetlb::{Access, FaultError, MapOptions, MapRequest, Mapping, Presence, VirtAddr};
 
 use super::SpaceToken;
 use super::file::HugeFile;
@@ -15,7 +15,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::memory::reserve;
 use crate::memory::{PAGE_SIZE, PhysAddr};
-use crate::mm::fault::{FaultError, Unresolved, zero_page};
+use crate::mm::fault::zero_page;
 use crate::mm::shm::Attachment;
 use crate::mm::{NoMemory, VmFlags};
 
@@ -68,16 +68,6 @@ fn protection(flags: VmFlags) -> Protection {
     protection.set(Protection::WRITE, flags.contains(VmFlags::WRITE));
     protection.set(Protection::EXECUTE, flags.contains(VmFlags::EXEC));
     protection
-}
-
-fn unresolved(error: LibraryError) -> Unresolved {
-    Unresolved::Failed(match error {
-        LibraryError::Sigbus => FaultError::Bus,
-        LibraryError::OutOfMemory => FaultError::NoMemory,
-        LibraryError::Access => FaultError::Denied,
-        LibraryError::NotMapped => FaultError::NotMapped,
-        LibraryError::SlotShared => return Unresolved::SlotShared,
-    })
 }
 
 impl HugeArea {
@@ -174,14 +164,9 @@ impl HugeArea {
     }
 
     /// Makes `address` accessible.
-    pub fn fault(&self, address: u64, access: Access) -> Result<(), Unresolved> {
+    pub fn fault(&self, address: u64, access: Access) -> Result<(), FaultError> {
         let _library = reserve::library();
-        self.mapping.fault(VirtAddr(address), access).map_err(|error| match error {
-            LibraryError::Sigbus if self.mapping.is_poisoned(VirtAddr(address)) => {
-                Unresolved::Failed(FaultError::Poisoned(self.page_size().trailing_zeros()))
-            }
-            error => unresolved(error),
-        })
+        self.mapping.fault(VirtAddr(address), access)
     }
 
     /// Keeps the area out of tables that others share, for good; `ENOMEM`. The areas lock is held for writing.
@@ -223,10 +208,10 @@ impl HugeArea {
     }
 
     /// Puts a page there that `fill` writes through the direct map before anybody sees it. False when there is one.
-    pub fn fill(&self, address: u64, fill: &dyn Fn(*mut u8)) -> Result<bool, Unresolved> {
+    pub fn fill(&self, address: u64, fill: &dyn Fn(*mut u8)) -> Result<bool, FaultError> {
         let _library = reserve::library();
         let fill = |frame: ::hugetlb::PhysAddr| fill(PhysAddr(frame.0).as_ptr());
-        self.mapping.fill(VirtAddr(address), &fill).map_err(unresolved)
+        self.mapping.fill(VirtAddr(address), &fill)
     }
 
     /// Sets what the area allows.
@@ -269,14 +254,14 @@ impl HugeArea {
     }
 
     /// Calls `work` with the direct map's pointer to what `address` reads, whatever the area permits. `work` stays within the base page.
-    pub fn inspect(&self, address: u64, work: &mut impl FnMut(*mut u8)) -> Result<(), Unresolved> {
+    pub fn inspect(&self, address: u64, work: &mut impl FnMut(*mut u8)) -> Result<(), FaultError> {
         let _library = reserve::library();
         let within = address & (self.page_size() - 1);
         let zeroes = || PhysAddr(zero_page().0 + (address & (PAGE_SIZE as u64 - 1)));
         let work = |frame: Option<::hugetlb::PhysAddr>| {
             work(frame.map_or_else(zeroes, |frame| PhysAddr(frame.0 + within)).as_ptr());
         };
-        self.mapping.inspect(VirtAddr(address), work).map_err(unresolved)
+        self.mapping.inspect(VirtAddr(address), work)
     }
 
     /// Calls `work` with the direct map's pointer to `address`, made accessible first. `work` stays within the base page.
@@ -285,10 +270,10 @@ impl HugeArea {
         address: u64,
         access: Access,
         work: &mut impl FnMut(*mut u8),
-    ) -> Result<(), Unresolved> {
+    ) -> Result<(), FaultError> {
         let _library = reserve::library();
         let within = address & (self.page_size() - 1);
         let work = |frame: ::hugetlb::PhysAddr| work(PhysAddr(frame.0 + within).as_ptr());
-        self.mapping.fault_then(VirtAddr(address), access, work).map_err(unresolved)
+        self.mapping.fault_then(VirtAddr(address), access, work)
     }
 }

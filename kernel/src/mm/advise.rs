@@ -200,10 +200,11 @@ impl AddressSpace {
             // For what the kernel notes of the page.
             reserve::ask(PAGE_SIZE)?;
             self.fault(at, access).map_err(|error| match error {
-                FaultError::NotMapped | FaultError::NoMemory => Errno::ENOMEM,
+                FaultError::NotMapped | FaultError::OutOfMemory => Errno::ENOMEM,
                 // An area without the right: `EFAULT` is for what would be SIGBUS.
-                FaultError::Denied => Errno::EINVAL,
-                FaultError::Bus => Errno::EFAULT,
+                FaultError::Access => Errno::EINVAL,
+                // The slot was taken before.
+                FaultError::Sigbus | FaultError::SlotShared => Errno::EFAULT,
                 FaultError::Poisoned(_) => Errno::EHWPOISON,
             })?;
             at = (at & !(step - 1)) + step;

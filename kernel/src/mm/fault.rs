@@ -24,67 +24,29 @@ use crate::sched;
 use crate::signal;
 use crate::sync::Once;
 
-/// What the program tried to do.
-pub use ::hugetlb::Access;
+/// What the program tried to do, and why it cannot be: the library's, from the trap to the page.
+///
+/// [`FaultError::SlotShared`] stays among the steps of a fault; [`AddressSpace::fault_as`] takes the slot and goes on.
+pub use ::hugetlb::{Access, FaultError};
 
-/// Why a fault cannot be resolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum FaultError {
-    /// Nothing is mapped there: SIGSEGV with SEGV_MAPERR.
-    NotMapped,
-    /// The area does not allow it: SIGSEGV with SEGV_ACCERR.
-    Denied,
-    /// Behind the end of the file, or no huge page: SIGBUS with BUS_ADRERR.
-    Bus,
-    /// No memory: the out-of-memory killer decides.
-    NoMemory,
-    /// The page counts as broken: SIGBUS with BUS_MCEERR_AR. The granule as a power of two, bytes.
-    Poisoned(u32),
-}
-
-impl FaultError {
-    /// What a system call returns for it.
-    pub fn errno(self) -> Errno {
-        match self {
-            Self::NoMemory => Errno::ENOMEM,
-            Self::Poisoned(_) => Errno::EHWPOISON,
-            _ => Errno::EFAULT,
-        }
-    }
-
-    pub(super) fn from_errno(errno: Errno) -> Self {
-        match errno {
-            Errno::ENOMEM => Self::NoMemory,
-            _ => Self::Bus,
-        }
+/// The failure that an errno of a page's source stands for.
+pub(super) fn failure(errno: Errno) -> FaultError {
+    match errno {
+        Errno::ENOMEM => FaultError::OutOfMemory,
+        _ => FaultError::Sigbus,
     }
 }
 
 impl From<NoMemory> for FaultError {
     fn from(_: NoMemory) -> Self {
-        Self::NoMemory
+        Self::OutOfMemory
     }
 }
 
-/// Why a step of a fault did not resolve it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unresolved {
-    /// It cannot be.
-    Failed(FaultError),
-    /// It can be when [`AddressSpace::take_slot`] has made the slot the address space's own.
-    SlotShared,
-}
-
-impl From<FaultError> for Unresolved {
-    fn from(error: FaultError) -> Self {
-        Self::Failed(error)
-    }
-}
-
-impl From<NoTable> for Unresolved {
+impl From<NoTable> for FaultError {
     fn from(why: NoTable) -> Self {
         match why {
-            NoTable::NoMemory => Self::Failed(FaultError::NoMemory),
+            NoTable::NoMemory => Self::OutOfMemory,
             NoTable::SlotShared => Self::SlotShared,
         }
     }
@@ -155,7 +117,7 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
             }
             Err(failure) => failure,
         };
-        if failure == FaultError::NoMemory {
+        if failure == FaultError::OutOfMemory {
             attempts += 1;
             if attempts == 1 && memory::pressure() == Pressure::None {
                 // It was short only for a moment.
@@ -179,7 +141,7 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
         }
         let (signal, code) = match failure {
             FaultError::NotMapped => (signal::SIGSEGV, SEGV_MAPERR),
-            FaultError::Denied => (signal::SIGSEGV, SEGV_ACCERR),
+            FaultError::Access => (signal::SIGSEGV, SEGV_ACCERR),
             _ => (signal::SIGBUS, BUS_ADRERR),
         };
         signal::force_fault(signal, code, address, error);
@@ -246,7 +208,7 @@ impl AddressSpace {
             };
             if vma.start <= address {
                 if !permitted(vma) {
-                    return Err(FaultError::Denied);
+                    return Err(FaultError::Access);
                 }
                 if vma.userfault.is_some()
                     && let Some(fault) = self.intercept(vma, address, access, origin)?
@@ -258,9 +220,8 @@ impl AddressSpace {
                     return Ok(());
                 }
                 match self.fault_in(vma, address, access) {
-                    Ok(()) => return Ok(()),
-                    Err(Unresolved::Failed(error)) => return Err(error),
-                    Err(Unresolved::SlotShared) => self.take_slot(&areas.set, address)?,
+                    Err(FaultError::SlotShared) => self.take_slot(&areas.set, address)?,
+                    resolved => return resolved,
                 }
                 drop(areas);
                 sched::cond_resched();
@@ -273,7 +234,7 @@ impl AddressSpace {
             self.grow_stack(address)?;
         }
         // The program does not come back to the access.
-        if origin == Origin::Program { Ok(()) } else { Err(FaultError::Bus) }
+        if origin == Origin::Program { Ok(()) } else { Err(FaultError::Sigbus) }
     }
 
     /// Moves the begin of the stack above `address` down to it.
@@ -300,7 +261,7 @@ impl AddressSpace {
         Ok(())
     }
 
-    fn fault_in(&self, vma: &Vma, address: u64, access: Access) -> Result<(), Unresolved> {
+    fn fault_in(&self, vma: &Vma, address: u64, access: Access) -> Result<(), FaultError> {
         let page = page_down(address);
         let write = access == Access::Write;
         match &vma.kind {
@@ -318,8 +279,8 @@ impl AddressSpace {
     }
 
     /// A page of the kernel's own, read only.
-    fn special_fault(&self, vma: &Vma, page: Option<PhysAddr>, address: u64) -> Result<(), Unresolved> {
-        let physical = page.ok_or(FaultError::Bus)?;
+    fn special_fault(&self, vma: &Vma, page: Option<PhysAddr>, address: u64) -> Result<(), FaultError> {
+        let physical = page.ok_or(FaultError::Sigbus)?;
         let mut tables = self.tables.lock();
         if !tables.leaf(address).is_present() {
             tables.install(address, Entry::new(physical, leaf_bits(vma.flags) | Entry::SPECIAL))?;
@@ -327,7 +288,7 @@ impl AddressSpace {
         Ok(())
     }
 
-    fn anonymous_fault(&self, vma: &Vma, address: u64, write: bool) -> Result<(), Unresolved> {
+    fn anonymous_fault(&self, vma: &Vma, address: u64, write: bool) -> Result<(), FaultError> {
         // Before the first page can be there: fork looks at it.
         if !vma.is_touched() {
             vma.touched.store(true, Ordering::SeqCst);
@@ -348,7 +309,7 @@ impl AddressSpace {
             return self.write_to_present(vma, address);
         }
         refuse_poison(present)?;
-        let frame = Frame::alloc_zeroed(self.private_use()).ok_or(FaultError::NoMemory)?;
+        let frame = Frame::alloc_zeroed(self.private_use()).ok_or(FaultError::OutOfMemory)?;
         let mut tables = self.tables.lock();
         let present = tables.leaf(address);
         if present.is_mapped() {
@@ -360,7 +321,7 @@ impl AddressSpace {
         Ok(install(&mut tables, address, frame, own_bits(vma.flags))?)
     }
 
-    fn file_fault(&self, vma: &Vma, area: &FileArea, address: u64, write: bool) -> Result<(), Unresolved> {
+    fn file_fault(&self, vma: &Vma, area: &FileArea, address: u64, write: bool) -> Result<(), FaultError> {
         let cache = &**area.link.cache();
         let shared = vma.flags.contains(VmFlags::SHARED);
         if let Some(result) = self.window_fault(vma, cache, address, write) {
@@ -390,9 +351,9 @@ impl AddressSpace {
             }
             refuse_poison(present)?;
             let unmappings = cache.mappings().unmappings();
-            let page = cache.page(index, write && shared).map_err(FaultError::from_errno)?;
+            let page = cache.page(index, write && shared).map_err(failure)?;
             let copy = if write && !shared {
-                let copy = Frame::alloc(self.private_use()).ok_or(FaultError::NoMemory)?;
+                let copy = Frame::alloc(self.private_use()).ok_or(FaultError::OutOfMemory)?;
                 copy_page(&copy, &page);
                 Some(copy)
             } else {
@@ -422,7 +383,7 @@ impl AddressSpace {
     }
 
     /// A shared page's entry lacks the right to write that its area has.
-    fn make_writable(&self, address: u64) -> Result<(), Unresolved> {
+    fn make_writable(&self, address: u64) -> Result<(), FaultError> {
         let tables = self.tables.lock();
         if let Some(slot) = tables.own_leaf(address)?
             && let entry = Entry(slot.load(Ordering::SeqCst))
@@ -436,7 +397,7 @@ impl AddressSpace {
 
     /// A store to a private page whose entry does not allow it (yet): a page that another address space or the file shares gets
     /// copied; one that is ours alone becomes writable.
-    fn write_to_present(&self, vma: &Vma, address: u64) -> Result<(), Unresolved> {
+    fn write_to_present(&self, vma: &Vma, address: u64) -> Result<(), FaultError> {
         let tables = self.tables.lock();
         let Some(slot) = tables.own_leaf(address)? else { return Ok(()) };
         let old = Entry(slot.load(Ordering::SeqCst));
@@ -458,7 +419,7 @@ impl AddressSpace {
             None => Frame::alloc_zeroed(self.private_use()),
             Some(_) => Frame::alloc(self.private_use()),
         }
-        .ok_or(FaultError::NoMemory)?;
+        .ok_or(FaultError::OutOfMemory)?;
         if let Some(original) = &original {
             copy_page(&copy, original);
         }

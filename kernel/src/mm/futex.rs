@@ -63,7 +63,7 @@ impl AddressSpace {
                 if self.tables.lookup(address).is_some() {
                     return Ok(Key::Shared { device, inode, offset });
                 }
-                self.fault(address, Access::Read).map_err(|error| error.errno())?;
+                self.fault(address, Access::Read).map_err(|error| Errno::new(error.errno()))?;
                 return Ok(Key::Shared { device, inode, offset });
             }
         }

@@ -57,7 +57,7 @@ impl AddressSpace {
             return Ok(());
         }
         self.populate(range).map_err(|error| match error {
-            FaultError::NoMemory => Errno::EAGAIN,
+            FaultError::OutOfMemory => Errno::EAGAIN,
             _ => Errno::ENOMEM,
         })
     }

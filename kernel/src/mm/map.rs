@@ -246,18 +246,18 @@ impl AddressSpace {
                 }
                 let write = vma.flags & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE;
                 if !vma.flags.intersects(VmFlags::ACCESS) {
-                    return Err(FaultError::Denied);
+                    return Err(FaultError::Access);
                 }
                 (write, vma.end.min(range.end), vma.page_size())
             };
             while at < end {
                 // For what the kernel notes of the page.
-                reserve::ask(PAGE_SIZE).map_err(|_| FaultError::NoMemory)?;
+                reserve::ask(PAGE_SIZE).map_err(|_| FaultError::OutOfMemory)?;
                 self.fault(at, if write { Access::Write } else { self.populating_read(at) })?;
                 at = (at & !(step - 1)) + step;
                 crate::sched::cond_resched();
                 if process::try_current().is_some_and(|thread| thread.kill_pending()) {
-                    return Err(FaultError::NoMemory);
+                    return Err(FaultError::OutOfMemory);
                 }
             }
         }

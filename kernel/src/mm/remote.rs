@@ -1,7 +1,7 @@
 //! Reading and writing an address space's memory from outside: `/proc/PID/mem`, process_vm_readv(2), program loading.
 
 use super::entry::Entry;
-use super::fault::{Access, ENOUGH_ROUNDS, FaultError, Unresolved};
+use super::fault::{Access, ENOUGH_ROUNDS, FaultError};
 use super::space::AddressSpace;
 use super::userfault::Origin;
 use super::vma::{Kind, VmFlags, Vma};
@@ -77,7 +77,7 @@ impl AddressSpace {
             let len = (total - done).min((PAGE - (at & (PAGE - 1))) as usize);
             match self.with_page(at, access, rights, &mut |pointer| work(pointer, done, len)) {
                 Ok(()) => done += len,
-                Err(FaultError::NoMemory) if done == 0 => return Err(Errno::ENOMEM),
+                Err(FaultError::OutOfMemory) if done == 0 => return Err(Errno::ENOMEM),
                 Err(_) => break,
             }
         }
@@ -102,7 +102,7 @@ impl AddressSpace {
             let areas = self.read();
             if let Some(vma) = areas.set.find(address) {
                 if !rights.permit(access, vma) {
-                    return Err(FaultError::Denied);
+                    return Err(FaultError::Access);
                 }
                 if let Kind::Region(region) = &vma.kind {
                     // Once more by the rights of what is inside.
@@ -115,15 +115,14 @@ impl AddressSpace {
                     let resolved = match access {
                         Access::Write => {
                             // For what the kernel notes of a new page.
-                            reserve::ask(PAGE_SIZE).map_err(|_| FaultError::NoMemory)?;
+                            reserve::ask(PAGE_SIZE).map_err(|_| FaultError::OutOfMemory)?;
                             huge.with_memory(address, access, work)
                         }
                         _ => huge.inspect(address, work),
                     };
                     match resolved {
-                        Ok(()) => return Ok(()),
-                        Err(Unresolved::Failed(error)) => return Err(error),
-                        Err(Unresolved::SlotShared) => self.take_slot(&areas.set, address)?,
+                        Err(FaultError::SlotShared) => self.take_slot(&areas.set, address)?,
+                        resolved => return resolved,
                     }
                     continue;
                 }
@@ -146,7 +145,7 @@ impl AddressSpace {
             drop(areas);
             self.fault_as(page_down(address), access, rights.origin(), |vma| rights.permit(access, vma))?;
         }
-        Err(FaultError::Bus)
+        Err(FaultError::Sigbus)
     }
 }
 

@@ -80,7 +80,7 @@ use smallvec::SmallVec;
 
 use super::backing::PageCache;
 use super::entry::Entry;
-use super::fault::{FaultError, Unresolved};
+use super::fault::{FaultError, failure};
 use super::file_tables;
 use super::page_store::{Content, WINDOW_PAGES};
 use super::space::AddressSpace;
@@ -235,11 +235,11 @@ impl AddressSpace {
         cache: &dyn PageCache,
         address: u64,
         write: bool,
-    ) -> Option<Result<(), Unresolved>> {
+    ) -> Option<Result<(), FaultError>> {
         let windows = vma.table_windows().filter(|windows| windows.range().contains(&address))?;
         let (space, at) = (self.space_tables(), VirtAddr(address));
         if write && !vma.flags.contains(VmFlags::SHARED) {
-            return self.own_file_window(vma, address).err().map(|NoMemory| Err(FaultError::NoMemory.into()));
+            return self.own_file_window(vma, address).err().map(|NoMemory| Err(FaultError::OutOfMemory));
         }
         if let (Found::Host, _) = windows.content.look(&space, &windows.extent, at) {
             return None;
@@ -247,7 +247,7 @@ impl AddressSpace {
         let index = vma.index_of(address);
         // From here on all tables of the file show it.
         if let Err(error) = cache.page(index, write) {
-            return Some(Err(FaultError::from_errno(error).into()));
+            return Some(Err(failure(error)));
         }
         let mut tally = AttachTally::default();
         let _library = reserve::library();
@@ -256,7 +256,7 @@ impl AddressSpace {
             windows.content.attach_for_fault(&space, &windows.extent, at, rights, &mut tally)
         });
         file_tables::count(&tally);
-        let Ok(attached) = attached else { return Some(Err(FaultError::NoMemory.into())) };
+        let Ok(attached) = attached else { return Some(Err(FaultError::OutOfMemory)) };
         match attached {
             // Empty: a hole punch has just taken the page away. The access faults once more.
             Attached::Before | Attached::Shared | Attached::Made | Attached::Empty => {
@@ -314,7 +314,7 @@ impl AddressSpace {
             Some(_) if self.tables.lock().leaf(address).is_marker() => Ok(None),
             Some(windows) => {
                 let page = windows.area.link.cache().page(vma.index_of(address), write);
-                page.map(Some).map_err(FaultError::from_errno)
+                page.map(Some).map_err(failure)
             }
             None => Ok(None),
         }

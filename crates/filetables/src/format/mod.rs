@@ -88,6 +88,7 @@ pub trait Format: 'static {
     fn table_rights(entry: EntryValue) -> Protection;
 
     /// Whether a leaf permits more than one that is made for `allowed` would: stores imply loads, and on some machines fetches do.
+    #[must_use]
     fn exceeds(leaf: EntryValue, allowed: Protection) -> bool {
         allowed.is_empty()
             || !Self::protection(Self::leaf(Level::Pmd, PhysAddr(0), allowed))
@@ -95,6 +96,7 @@ pub trait Format: 'static {
     }
 
     /// Whether an entry that leads to a table leaves more rights than one that is made for `allowed` would.
+    #[must_use]
     fn table_exceeds(entry: EntryValue, allowed: Protection) -> bool {
         allowed.is_empty()
             || !Self::table_rights(Self::managed(PhysAddr(0), allowed)).contains(Self::table_rights(entry))
@@ -107,6 +109,7 @@ pub trait Format: 'static {
     fn table_frame(entry: EntryValue) -> PhysAddr;
 
     /// The rights that belong to the key of a table: those of its mappings, or all where rights combine.
+    #[must_use]
     fn key_rights(protection: Protection) -> Protection {
         if Self::RIGHTS_COMBINE { Protection::all() } else { protection }
     }

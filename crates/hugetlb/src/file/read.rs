@@ -25,11 +25,13 @@ impl<M: Machine> fmt::Debug for PageRef<M> {
 
 impl<M: Machine> PageRef<M> {
     /// Where the bytes are.
+    #[must_use]
     pub fn address(&self) -> PhysAddr {
         PhysAddr(self.page.frame().0 + self.within)
     }
 
     /// How many bytes there are.
+    #[must_use]
     pub fn length(&self) -> u64 {
         self.length
     }

@@ -173,36 +173,43 @@ impl<M: Machine> Mapping<M> {
     }
 
     /// The file.
+    #[must_use]
     pub fn file(&self) -> &Arc<File<M>> {
         &self.file
     }
 
     /// Whether it is `MAP_SHARED`.
+    #[must_use]
     pub fn is_shared(&self) -> bool {
         self.area.is_shared()
     }
 
     /// The size of its pages.
+    #[must_use]
     pub fn page_size(&self) -> PageSize {
         self.file.page_size()
     }
 
     /// The first address.
+    #[must_use]
     pub fn start(&self) -> VirtAddr {
         self.placement.start
     }
 
     /// The length in bytes.
+    #[must_use]
     pub fn length(&self) -> u64 {
         self.placement.pages << self.page_size().shift()
     }
 
     /// The byte offset in the file of the first address.
+    #[must_use]
     pub fn offset(&self) -> u64 {
         self.placement.first.0 << self.page_size().shift()
     }
 
     /// What it permits.
+    #[must_use]
     pub fn protection(&self) -> Protection {
         self.placement.protection
     }

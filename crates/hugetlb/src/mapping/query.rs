@@ -24,6 +24,7 @@ pub struct Resident {
 impl<M: Machine> Mapping<M> {
     /// The frame at `address` and whether stores are permitted, if this address space has an entry for it: for
     /// `/proc/PID/pagemap`. The host holds its address-space lock for reading.
+    #[must_use]
     pub fn translate(&self, address: VirtAddr) -> Option<(PhysAddr, bool)> {
         self.index(address)?;
         let placement = self.area.placement();
@@ -64,11 +65,13 @@ impl<M: Machine> Mapping<M> {
     }
 
     /// Whether this address space has an entry for `address`: for mincore(2).
+    #[must_use]
     pub fn is_resident(&self, address: VirtAddr) -> bool {
         self.translate(address).is_some()
     }
 
     /// What of the mapping has entries, for smaps and `HugetlbPages` of `/proc/PID/status`.
+    #[must_use]
     pub fn resident(&self) -> Resident {
         let placement = self.area.placement();
         let entries: u64 = match self.is_shared() {
@@ -118,6 +121,7 @@ impl<M: Machine> Mapping<M> {
 
     /// What identifies the memory at `address` to every process that maps it, for the key of a shared futex: the file's
     /// id and the byte offset.
+    #[must_use]
     pub fn identify(&self, address: VirtAddr) -> Option<(u64, u64)> {
         self.index(address)?;
         Some((self.file.id(), self.offset() + (address.0 - self.start().0)))

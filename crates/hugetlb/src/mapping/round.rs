@@ -67,11 +67,13 @@ impl<M: Machine> CheckRound<M> {
     }
 
     /// Tables that were found so far.
+    #[must_use]
     pub fn tables(&self) -> usize {
         self.tables.len()
     }
 
     /// Attachments that were found so far.
+    #[must_use]
     pub fn attachments(&self) -> u64 {
         self.attachments
     }
@@ -102,6 +104,7 @@ impl<M: Machine> CheckRound<M> {
     }
 
     /// A number that changes when mappings begin or end to share a table.
+    #[must_use]
     pub fn activity(&self) -> u64 {
         let sharing = self.hugetlb.sharing();
         sharing.shares + sharing.unshares

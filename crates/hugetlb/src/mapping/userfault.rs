@@ -110,13 +110,13 @@ impl<M: Machine> Mapping<M> {
     }
 
     /// Whether stores to the page of an address are withheld.
+    #[must_use]
     pub fn is_withheld(&self, address: VirtAddr) -> bool {
         self.index(address).is_some_and(|index| self.area.withholds(index))
     }
 
-    /// Poisons the page of an address where the address space has no entry: a fault there is [`FaultError::Sigbus`],
-    /// until a page is put there or [`Mapping::discard`] comes by. [`Mapping::is_poisoned`] tells it from others. False when there is
-    /// an entry.
+    /// Poisons the page of an address where the address space has no entry: a fault there is [`FaultError::Poisoned`],
+    /// until a page is put there or [`Mapping::discard`] comes by. False when there is an entry.
     ///
     /// # Errors
     ///
@@ -134,11 +134,13 @@ impl<M: Machine> Mapping<M> {
     }
 
     /// Whether the page of an address is poisoned.
+    #[must_use]
     pub fn is_poisoned(&self, address: VirtAddr) -> bool {
         self.index(address).is_some_and(|index| self.area.poisons(index))
     }
 
     /// What a fault at an address would find. The host holds its address-space lock.
+    #[must_use]
     pub fn presence(&self, address: VirtAddr) -> Presence {
         let Some(index) = self.index(address).filter(|index| index.0 < self.file.content().end()) else {
             return Presence::BeyondEnd;

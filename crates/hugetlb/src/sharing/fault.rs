@@ -54,7 +54,7 @@ impl<'m, M: Machine> Fault<'m, M> {
         }
         // Under the lock, which who poisons holds for writing: where there is no entry then, there comes none.
         if self.fill.is_none() && self.area.poisons(self.index.index()) {
-            return Err(FaultError::Sigbus);
+            return Err(FaultError::Poisoned(self.area.size().level().shift()));
         }
         Ok(placement)
     }

@@ -189,7 +189,7 @@ impl RegionArea {
     /// has no right.
     pub(in crate::mm) fn populating(&self, vma: &Vma, range: Range<u64>) -> Result<Populating, FaultError> {
         if !vma.flags.intersects(VmFlags::ACCESS) {
-            return Err(FaultError::Denied);
+            return Err(FaultError::Access);
         }
         let start = self.inner(vma, range.start);
         Ok(Populating {

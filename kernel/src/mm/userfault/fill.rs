@@ -7,7 +7,7 @@ use ::hugetlb::Presence;
 
 use super::super::backing::PageCache;
 use super::super::entry::Entry;
-use super::super::fault::{Access, FaultError, Unresolved, install, leaf_bits, own_bits, zero_page};
+use super::super::fault::{Access, FaultError, install, leaf_bits, own_bits, zero_page};
 use super::super::space::Areas;
 use super::super::tables::{NoTable, Tables};
 use super::super::vma::{Kind, VmFlags, Vma};
@@ -344,10 +344,10 @@ fn fill_huge(
         huge.withhold_stores(at..at + size, withhold)?;
     }
     let stopped = |why| match why {
-        Unresolved::SlotShared => Stop::SlotShared,
+        FaultError::SlotShared => Stop::SlotShared,
         // No free page of the pool.
-        Unresolved::Failed(FaultError::Bus | FaultError::NoMemory) => Stop::Failed(Errno::ENOMEM),
-        Unresolved::Failed(_) => Stop::Failed(Errno::EFAULT),
+        FaultError::Sigbus | FaultError::OutOfMemory => Stop::Failed(Errno::ENOMEM),
+        _ => Stop::Failed(Errno::EFAULT),
     };
     if filling == Filling::Continue {
         return huge.fault(at, Access::Read).map_err(stopped);

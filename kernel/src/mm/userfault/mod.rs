@@ -187,7 +187,7 @@ impl Intercepted {
         match slept {
             Ok(()) => Ok(true),
             Err(_) if origin == Origin::Program => Ok(false),
-            Err(_) => Err(FaultError::Bus),
+            Err(_) => Err(FaultError::Sigbus),
         }
     }
 }
@@ -226,14 +226,14 @@ impl AddressSpace {
             Look::Withheld if context.has(abi::UFFD_FEATURE_WP_ASYNC) => {
                 // Nobody is told: that stores are no longer withheld is the record of the store.
                 let page = address & !(vma.granule() - 1);
-                self.permit_in(vma, page..page + vma.granule()).map_err(|_| FaultError::Bus)?;
+                self.permit_in(vma, page..page + vma.granule()).map_err(|_| FaultError::Sigbus)?;
                 return Ok(None);
             }
             Look::Withheld => write | abi::UFFD_PAGEFAULT_FLAG_WP,
         };
         let refused = origin == Origin::Kernel && context.user_mode_only;
         if context.has(abi::UFFD_FEATURE_SIGBUS) || refused || origin == Origin::Debugger {
-            return Err(FaultError::Bus);
+            return Err(FaultError::Sigbus);
         }
         let intercepted = context.join(address & !(vma.granule() - 1), address, flags);
         // Once more, see the module.
@@ -257,9 +257,9 @@ impl AddressSpace {
             Look::Clear => Ok(None),
             Look::Poisoned => Err(FaultError::Poisoned(vma.granule().trailing_zeros())),
             // Another reason now. The caller drops the areas lock, and comes again.
-            _ if origin == Origin::Debugger => Err(FaultError::Bus),
+            _ if origin == Origin::Debugger => Err(FaultError::Sigbus),
             _ => {
-                let context = vma.userfault.clone().ok_or(FaultError::Bus)?;
+                let context = vma.userfault.clone().ok_or(FaultError::Sigbus)?;
                 Ok(Some(Intercepted { context, waiting: None }))
             }
         }

@@ -96,6 +96,7 @@ fn a_filled_page_is_never_seen_without_its_content() {
         let (_, mapping) = map_at(&file, HERE, 2 * MIB2, options);
         let machine = hugetlb.machine();
         assert!(mapping.poison(HERE).unwrap() && mapping.is_poisoned(HERE));
+        assert_eq!(mapping.fault(HERE, Access::Read), Err(FaultError::Poisoned(21)));
         assert_eq!(mapping.fill(HERE, &|frame| machine.set_word(frame, 9)), Ok(true));
         assert!(!mapping.is_poisoned(HERE) && !mapping.poison(HERE).unwrap());
         assert_eq!(load(&mapping, HERE), 9);
@@ -150,7 +151,7 @@ fn a_poisoned_page_is_not_mapped() {
         let (_, mapping) = map_at(&file, HERE, MIB2, options);
         assert!(mapping.poison(HERE).unwrap());
         // As a fault that looked for the mark before it was there.
-        assert_eq!(mapping.fault(HERE, Access::Read), Err(FaultError::Sigbus));
+        assert_eq!(mapping.fault(HERE, Access::Read), Err(FaultError::Poisoned(21)));
         assert!(!mapping.is_resident(HERE));
         mapping.discard(range(0, 1)).unwrap();
         assert_eq!(load(&mapping, HERE), 0);
