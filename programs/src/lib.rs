@@ -20,6 +20,7 @@ pub mod place;
 pub mod procfs;
 pub mod rng;
 pub mod rows;
+pub mod seccomp;
 pub mod shared;
 pub mod sharing;
 pub mod signals;

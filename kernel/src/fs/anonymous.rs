@@ -28,7 +28,7 @@ impl InodeOps for Plain {}
 /// The kinds of files outside of the tree, as statfs(2) and `/proc/PID/mountinfo` tell them apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// epoll, eventfd, signalfd, timerfd ...: all share one inode, named `anon_inode:[NAME]`.
+    /// epoll, eventfd, signalfd, timerfd ...: all share one inode, named `anon_inode:NAME`.
     Anonymous,
     /// Pipes without a name, named `pipe:[INODE]`.
     Pipe,
@@ -59,14 +59,14 @@ fn home(kind: Kind) -> &'static Home {
 }
 
 impl File {
-    /// An open file of one of the kernel's own kinds. `name` is the one between the brackets for
-    /// `Kind::Anonymous` (`eventpoll`); pipes and sockets have an inode of their own, whose number takes its
+    /// An open file of one of the kernel's own kinds. `name` is what Linux shows of it for
+    /// `Kind::Anonymous` (`[eventpoll]`, and some without brackets); pipes and sockets have an inode of their own, whose number takes its
     /// place.
     pub fn anonymous(kind: Kind, name: &str, ops: Arc<dyn FileOps>, flags: u32) -> Arc<File> {
         let home = home(kind);
         let dentry = match kind {
             Kind::Anonymous => {
-                let name = alloc::format!("anon_inode:[{name}]");
+                let name = alloc::format!("anon_inode:{name}");
                 Dentry::detached(name.as_bytes(), home.mount.root.inode.clone())
             }
             Kind::Pipe | Kind::Socket => {

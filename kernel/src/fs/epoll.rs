@@ -147,7 +147,7 @@ pub fn create() -> Arc<File> {
         ready: IrqLock::new(ReadyList { items: LinkedList::new(Ready::NEW), len: 0 }),
         wait: WaitQueue::new(),
     });
-    File::anonymous(Kind::Anonymous, "eventpoll", epoll, abi::O_RDWR)
+    File::anonymous(Kind::Anonymous, "[eventpoll]", epoll, abi::O_RDWR)
 }
 
 /// The last reference to an open file is gone: nobody watches it any more. Called with no lock held.

@@ -30,7 +30,7 @@ pub fn create(initial: u32, flags: u32) -> Arc<File> {
         semaphore: flags & abi::EFD_SEMAPHORE != 0,
         changed: WaitQueue::new(),
     };
-    File::anonymous(Kind::Anonymous, "eventfd", Arc::new(ops), abi::O_RDWR | flags & abi::O_NONBLOCK)
+    File::anonymous(Kind::Anonymous, "[eventfd]", Arc::new(ops), abi::O_RDWR | flags & abi::O_NONBLOCK)
 }
 
 /// Is the file such a counter?

@@ -49,7 +49,7 @@ impl FileOps for MountContext {
 
 fn open(purpose: Purpose) -> Arc<File> {
     let context = MountContext { purpose, state: Mutex::new(State::default()) };
-    File::anonymous(Kind::Anonymous, "fscontext", Arc::new(context), abi::O_RDWR)
+    File::anonymous(Kind::Anonymous, "[fscontext]", Arc::new(context), abi::O_RDWR)
 }
 
 /// For a new file system of a type.

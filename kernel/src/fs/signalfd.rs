@@ -27,7 +27,7 @@ pub struct SignalFd {
 /// A new one for the signals in `mask`.
 pub fn create(mask: SigSet, flags: u32) -> Arc<File> {
     let ops = SignalFd { mask: AtomicU64::new(wanted(mask)) };
-    File::anonymous(Kind::Anonymous, "signalfd", Arc::new(ops), abi::O_RDWR | flags & abi::O_NONBLOCK)
+    File::anonymous(Kind::Anonymous, "[signalfd]", Arc::new(ops), abi::O_RDWR | flags & abi::O_NONBLOCK)
 }
 
 /// SIGKILL and SIGSTOP cannot be read.

@@ -60,7 +60,7 @@ pub fn create(clock: i32, flags: u32) -> Arc<File> {
             expired: WaitQueue::new(),
         }
     });
-    File::anonymous(Kind::Anonymous, "timerfd", ops, abi::O_RDWR | flags & abi::O_NONBLOCK)
+    File::anonymous(Kind::Anonymous, "[timerfd]", ops, abi::O_RDWR | flags & abi::O_NONBLOCK)
 }
 
 impl State {

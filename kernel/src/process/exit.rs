@@ -57,6 +57,8 @@ fn finish(status: WaitStatus) -> ! {
     thread.signals.clear_killed();
     ptrace::exit_event(&thread, status);
     ptrace::tracer_ends(&thread);
+    // Before joiners hear of it: a thread that ends keeps nobody from a filter for all.
+    thread.seccomp.end();
     // What it was told to take for the process is for another thread now.
     thread.set_signal_mask(SigSet(u64::MAX));
     thread.cpu_timers.end();

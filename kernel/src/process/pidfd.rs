@@ -33,7 +33,7 @@ impl FileOps for PidFd {
 /// A new descriptor of the current process for `process`; it is closed on execve(2).
 pub fn open(process: &Arc<Process>, flags: u32) -> Result<i32> {
     let ops = Arc::new(PidFd { process: process.clone() });
-    let file = File::anonymous(Kind::Anonymous, "pidfd", ops, abi::O_RDWR | flags);
+    let file = File::anonymous(Kind::Anonymous, "[pidfd]", ops, abi::O_RDWR | flags);
     let current = super::current();
     let limit = current.process.limit(limits::NOFILE) as usize;
     current.files().install(file, 0, limit, true)

@@ -89,8 +89,14 @@ impl Due {
 /// A system call that a signal has ended; the signal itself may be gone by now, taken by another thread.
 #[inline]
 fn wants_restart(frame: &TrapFrame) -> bool {
+    frame.is_syscall() && is_restart_code(frame.rax as i64)
+}
+
+/// Would a call that returns this be made again?
+#[inline]
+pub fn is_restart_code(value: i64) -> bool {
     // ERESTARTSYS to ERESTART_RESTARTBLOCK.
-    frame.is_syscall() && (-516..=-512).contains(&(frame.rax as i64))
+    (-516..=-512).contains(&value)
 }
 
 /// Loads the next thread's address space, if it is another one. Called by the scheduler, with interrupts off.

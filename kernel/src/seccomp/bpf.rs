@@ -111,6 +111,11 @@ impl Program {
         self.0.len()
     }
 
+    /// The instructions, as they were given.
+    pub fn instructions(&self) -> &[Instruction] {
+        &self.0
+    }
+
     /// What the program returns for a system call.
     pub fn run(&self, call: &Call) -> u32 {
         let (mut a, mut x) = (0u32, 0u32);

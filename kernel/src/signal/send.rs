@@ -4,7 +4,10 @@ use alloc::sync::Arc;
 
 use super::pending::Queued;
 use super::state::State;
-use super::{Pending, SIG_DFL, SIGCONT, SIGKILL, SIGSTOP, SigInfo, SigSet, stop, tell};
+use super::{
+    Action, DefaultAction, Pending, SIG_DFL, SIGCONT, SIGKILL, SIGSTOP, SigInfo, SigSet, default_of, stop,
+    tell,
+};
 use crate::arch::{cpu, ipi};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
@@ -118,8 +121,13 @@ pub(super) fn send(
             state.shared.remove(SigSet::of(&[SIGCONT]), &mut dropped);
             state.halted = state.halted.wrapping_add(1);
         }
-        ignored |= is_ignored(tree, process, thread, &queued);
-        if ignored { Ok(Some(queued)) } else { post(tree, process, thread, &mut state, queued, &mut dropped) }
+        let action = process.actions.lock().get(signal);
+        ignored |= is_ignored(tree, process, thread, &queued, &action);
+        let ends = action.handler == SIG_DFL && default_of(signal) == DefaultAction::Terminate;
+        match ignored {
+            true => Ok(Some(queued)),
+            false => post(tree, process, thread, &mut state, queued, ends, &mut dropped),
+        }
     };
     if continued {
         stop::tell_parent(tree, process, WaitStatus::Continued);
@@ -130,13 +138,15 @@ pub(super) fn send(
 /// Threads that the sender of a signal asks whether they take it, with interrupts off. The others are asked later.
 const MOST_ASKED: usize = 64;
 
-/// Queues the signal and wakes its thread. The signal comes back when one like it is pending.
+/// Queues the signal and wakes its thread. The signal comes back when one like it is pending. `ends`: who takes it has no handler, and the
+/// process ends by it.
 fn post(
     tree: &tree::Guard,
     process: &Arc<Process>,
     thread: Option<&Arc<Thread>>,
     state: &mut State,
     queued: Arc<Queued>,
+    ends: bool,
     dropped: &mut Pending,
 ) -> Result<Option<Arc<Queued>>> {
     let signal = queued.signal();
@@ -152,17 +162,29 @@ fn post(
         }
         None => state.shared.add(queued),
     };
+    let ends = |state: &State, thread: &Thread| {
+        ends && state.stop.is_none()
+            && !thread.signals.mask().contains(signal)
+            && !thread.trace.is_traced()
+            && !process.is_init()
+    };
+    let killed = WaitStatus::Killed { signal: signal as u8, core: false };
     if signal == SIGKILL {
-        end_all(tree, process, state, WaitStatus::Killed { signal: SIGKILL as u8, core: false });
+        end_all(tree, process, state, killed);
         return Ok(leftover);
     }
     match thread {
+        // At once: sleeps that only a killed thread ends, end by it as well.
+        Some(thread) if ends(state, thread) => end_all(tree, process, state, killed),
         Some(thread) if thread.signals.unblocks(signal) => notify(thread),
         Some(_) => {}
         None => {
             // A thread that has nothing to look at yet is preferred: several that wait shall take one each.
             let idle = takers(tree, process, signal).find(|thread| !thread.signals.pending());
-            if let Some(thread) = idle.or_else(|| takers(tree, process, signal).next()) {
+            let taker = idle.or_else(|| takers(tree, process, signal).next());
+            if taker.is_some_and(|thread| ends(state, thread)) {
+                end_all(tree, process, state, killed);
+            } else if let Some(thread) = taker {
                 notify(&thread.to_arc());
             } else if !told && process.count_locked(tree) > MOST_ASKED {
                 state.untold = state.untold.with(signal);
@@ -220,9 +242,14 @@ pub(crate) fn kill_thread(thread: &Thread) {
 }
 
 /// Whether the signal has no effect at all, so that it is not even queued.
-fn is_ignored(tree: &tree::Guard, process: &Process, thread: Option<&Arc<Thread>>, queued: &Queued) -> bool {
+fn is_ignored(
+    tree: &tree::Guard,
+    process: &Process,
+    thread: Option<&Arc<Thread>>,
+    queued: &Queued,
+    action: &Action,
+) -> bool {
     let signal = queued.signal();
-    let action = process.actions.lock().get(signal);
     // The first process of a namespace cannot be killed or stopped from within: what it does not handle does not reach it.
     let unkillable = process.is_init() && action.handler == SIG_DFL;
     if signal == SIGKILL || signal == SIGSTOP {
@@ -347,7 +374,7 @@ pub(super) fn force(thread: &Arc<Thread>, info: SigInfo) {
     let tree = tree::lock();
     let mut state = thread.process.signals.state.lock();
     // Not limited: it is no real-time signal of a user. One that is pending already is as good.
-    let leftover = post(&tree, &thread.process, Some(thread), &mut state, queued, &mut dropped);
+    let leftover = post(&tree, &thread.process, Some(thread), &mut state, queued, false, &mut dropped);
     drop(state);
     drop(tree);
     drop((leftover, dropped));

@@ -222,6 +222,14 @@ fn watched(thread: &Thread, frame: &mut TrapFrame, number: usize) -> Result<usiz
         (Verdict::Allow, Some(number)) => call(number, Args { a, frame }),
         (Verdict::Refused(Some(errno)), _) => Err(errno),
         (Verdict::Refused(None), _) => Ok(0),
+        (Verdict::Answered(value), _) => {
+            if crate::process::is_restart_code(value) {
+                // Nothing but an answer: no signal has interrupted the call, and it is not made again.
+                frame.rax = value as u64;
+                frame.forget_syscall();
+            }
+            Ok(value as usize)
+        }
         // A signal says so, and its handler finds the number where the result would be.
         (Verdict::Trapped | Verdict::Traced(_), Some(number)) => Ok(number),
     };

@@ -15,6 +15,7 @@ use crate::process::ptrace::{
     self, NT_PRFPREG, NT_PRSTATUS, NT_X86_XSTATE, Resume, UserRegs, events, read_word, write_word,
 };
 use crate::process::{self, Process, Thread};
+use crate::seccomp;
 use crate::signal::{SIGKILL, SIGNAL_MAX, SIGTRAP, SigInfo, SigSet, send_thread};
 
 pub const TABLE: &[(Sysno, Handler)] = &[(Sysno::ptrace, ptrace)];
@@ -30,11 +31,12 @@ mod request {
         PTRACE_KILL as KILL, PTRACE_LISTEN as LISTEN, PTRACE_OLDSETOPTIONS as OLDSETOPTIONS,
         PTRACE_PEEKDATA as PEEKDATA, PTRACE_PEEKSIGINFO as PEEKSIGINFO, PTRACE_PEEKTEXT as PEEKTEXT,
         PTRACE_PEEKUSR as PEEKUSER, PTRACE_POKEDATA as POKEDATA, PTRACE_POKETEXT as POKETEXT,
-        PTRACE_POKEUSR as POKEUSER, PTRACE_SEIZE as SEIZE, PTRACE_SETFPREGS as SETFPREGS,
-        PTRACE_SETOPTIONS as SETOPTIONS, PTRACE_SETREGS as SETREGS, PTRACE_SETREGSET as SETREGSET,
-        PTRACE_SETSIGINFO as SETSIGINFO, PTRACE_SETSIGMASK as SETSIGMASK, PTRACE_SINGLESTEP as SINGLESTEP,
-        PTRACE_SYSCALL as SYSCALL, PTRACE_SYSEMU as SYSEMU, PTRACE_SYSEMU_SINGLESTEP as SYSEMU_SINGLESTEP,
-        PTRACE_TRACEME as TRACEME,
+        PTRACE_POKEUSR as POKEUSER, PTRACE_SECCOMP_GET_FILTER as SECCOMP_GET_FILTER,
+        PTRACE_SECCOMP_GET_METADATA as SECCOMP_GET_METADATA, PTRACE_SEIZE as SEIZE,
+        PTRACE_SETFPREGS as SETFPREGS, PTRACE_SETOPTIONS as SETOPTIONS, PTRACE_SETREGS as SETREGS,
+        PTRACE_SETREGSET as SETREGSET, PTRACE_SETSIGINFO as SETSIGINFO, PTRACE_SETSIGMASK as SETSIGMASK,
+        PTRACE_SINGLESTEP as SINGLESTEP, PTRACE_SYSCALL as SYSCALL, PTRACE_SYSEMU as SYSEMU,
+        PTRACE_SYSEMU_SINGLESTEP as SYSEMU_SINGLESTEP, PTRACE_TRACEME as TRACEME,
     };
 }
 
@@ -114,6 +116,8 @@ fn ptrace(args: &mut Args) -> Result<usize> {
         }
         request::GETSIGMASK | request::SETSIGMASK => return Err(Errno::EINVAL),
         request::GET_SYSCALL_INFO => return call_info(&thread, &stop, address, data),
+        request::SECCOMP_GET_FILTER => return seccomp_filter(&thread, address, data),
+        request::SECCOMP_GET_METADATA => return seccomp_metadata(&thread, address, data),
         request::GET_RSEQ_CONFIGURATION => return rseq_configuration(&thread, address, data),
         _ => return Err(Errno::EIO),
     }
@@ -342,6 +346,32 @@ fn call_info(thread: &Thread, stop: &ptrace::Stopped, room: usize, at: usize) ->
     };
     copy_to_user(at, &bytes[..size.min(room)])?;
     Ok(size)
+}
+
+/// PTRACE_SECCOMP_GET_FILTER: writes a filter's instructions, if there is a place for them, and returns how many these are.
+fn seccomp_filter(thread: &Thread, number: usize, to: usize) -> Result<usize> {
+    let (program, _) = seccomp::filter_of(thread, number as u64)?;
+    if to != 0 {
+        for (at, instruction) in program.instructions().iter().enumerate() {
+            write_user(to + at * size_of_val(instruction), instruction)?;
+        }
+    }
+    Ok(program.len())
+}
+
+/// PTRACE_SECCOMP_GET_METADATA: the number of a filter comes with the structure, its flags are behind it.
+fn seccomp_metadata(thread: &Thread, room: usize, at: usize) -> Result<usize> {
+    const NUMBER: usize = 8;
+    const WHOLE: usize = 16;
+    if room < NUMBER {
+        return Err(Errno::EINVAL);
+    }
+    let number: u64 = read_user(at)?;
+    let (_, logs) = seccomp::filter_of(thread, number)?;
+    if room >= WHOLE {
+        write_user(at + NUMBER, &seccomp::flags_of(logs))?;
+    }
+    Ok(room.min(WHOLE))
 }
 
 /// PTRACE_GET_RSEQ_CONFIGURATION.

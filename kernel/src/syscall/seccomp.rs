@@ -18,9 +18,6 @@ struct Described {
     filter: usize,
 }
 
-/// Sizes of the structures for SECCOMP_RET_USER_NOTIF, as SECCOMP_GET_NOTIF_SIZES tells them.
-const NOTIFICATION_SIZES: [u16; 3] = [80, 24, 64];
-
 fn seccomp(args: &mut Args) -> Result<usize> {
     const SET_MODE_STRICT: u32 = 0;
     const SET_MODE_FILTER: u32 = 1;
@@ -34,7 +31,7 @@ fn seccomp(args: &mut Args) -> Result<usize> {
             let action: u32 = read_user(address)?;
             if seccomp::is_action(action) { Ok(0) } else { Err(Errno::EOPNOTSUPP) }
         }
-        GET_NOTIF_SIZES if flags == 0 => write_user(address, &NOTIFICATION_SIZES).map(|()| 0),
+        GET_NOTIF_SIZES if flags == 0 => write_user(address, &seccomp::NOTIFICATION_SIZES).map(|()| 0),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -49,11 +46,13 @@ pub(super) fn set_mode(mode: u32, address: usize) -> Result<usize> {
 }
 
 fn add_filter(flags: u32, address: usize) -> Result<usize> {
-    let described: Described = read_user(address)?;
-    let len = usize::from(described.len);
-    if len == 0 || len > MOST_INSTRUCTIONS {
-        return Err(Errno::EINVAL);
-    }
-    let instructions = read_user_array::<Instruction>(described.filter, len)?;
+    let instructions = || {
+        let described: Described = read_user(address)?;
+        let len = usize::from(described.len);
+        if len == 0 || len > MOST_INSTRUCTIONS {
+            return Err(Errno::EINVAL);
+        }
+        read_user_array::<Instruction>(described.filter, len)
+    };
     seccomp::add_filter(instructions, flags)
 }

@@ -4,8 +4,9 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 
 use libc::{SYS_getpid, SYS_getppid, SYS_getuid, SYS_prctl, SYS_seccomp};
 use roundtable_programs::child::{Child, End, fork, fork_code};
-use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::kinds::call;
 use roundtable_programs::rows::Rows;
+use roundtable_programs::seccomp::*;
 use roundtable_programs::sys::pid;
 use roundtable_programs::{Errno, procfs, row, tests};
 
@@ -18,40 +19,6 @@ const TRAP: u32 = 0x0003_0000;
 const ERRNO: u32 = 0x0005_0000;
 const TRACE: u32 = 0x7ff0_0000;
 const LOG: u32 = 0x7ffc_0000;
-const ALLOW: u32 = 0x7fff_0000;
-const TSYNC: usize = 1;
-
-const LOAD: u16 = 0x20;
-const EQUAL: u16 = 0x15;
-const RETURN: u16 = 0x06;
-
-type Instruction = libc::sock_filter;
-
-const fn op(code: u16, k: u32) -> Instruction {
-    Instruction { code, jt: 0, jf: 0, k }
-}
-
-const fn branch(code: u16, k: u32, jt: u8, jf: u8) -> Instruction {
-    Instruction { code, jt, jf, k }
-}
-
-/// Answers `answer` to one system call, and lets all others be.
-fn on(number: i64, answer: u32) -> Vec<Instruction> {
-    vec![op(LOAD, 0), branch(EQUAL, number as u32, 0, 1), op(RETURN, answer), op(RETURN, ALLOW)]
-}
-
-fn no_new_privileges() {
-    assert_eq!(call(SYS_prctl, [libc::PR_SET_NO_NEW_PRIVS as usize, 1, 0, 0, 0, 0]), Ok(0));
-}
-
-fn install(filter: &[Instruction], flags: usize) -> Answer {
-    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_ptr().cast_mut() };
-    call(SYS_seccomp, [1, flags, (&raw const program) as usize, 0, 0, 0])
-}
-
-fn simple(number: i64) -> Answer {
-    call(number, [0; 6])
-}
 
 /// A child that has the filter and then runs on.
 fn filtered(filter: Vec<Instruction>, run: impl FnOnce()) -> Child {
@@ -244,7 +211,7 @@ fn all_threads() {
         });
         let tid = hear.recv().unwrap();
         assert_eq!(install(&on(SYS_getppid, ERRNO | 1), TSYNC), Ok(tid as usize));
-        assert_eq!(install(&on(SYS_getppid, ERRNO | 1), TSYNC | 16), Err(Errno::ESRCH));
+        assert_eq!(install(&on(SYS_getppid, ERRNO | 1), TSYNC | TSYNC_ESRCH), Err(Errno::ESRCH));
         assert!(simple(SYS_getppid).is_ok(), "nothing was installed");
         go.send(()).unwrap();
         other.join().unwrap();

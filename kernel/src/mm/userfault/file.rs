@@ -82,7 +82,7 @@ pub fn create(flags: u32) -> Result<usize> {
     let context = Context::new(&space, flags & abi::UFFD_USER_MODE_ONLY != 0);
     let file = File::anonymous(
         Kind::Anonymous,
-        "userfaultfd",
+        "[userfaultfd]",
         Arc::new(Descriptor(context)),
         abi::O_RDONLY | flags & abi::O_NONBLOCK,
     );
