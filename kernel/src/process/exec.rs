@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
-use super::{Thread, WaitStatus, de_thread, exit, fork, ptrace, rseq, user};
+use super::{Thread, de_thread, exit, fork, ptrace, rseq, user};
 use crate::arch::interrupts;
 use crate::arch::trap::{self, TrapFrame};
 use crate::errno::{Errno, Result};
@@ -124,12 +124,9 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
     let thread = super::current();
     let process = thread.process.clone();
     let tid = thread.tid();
-    de_thread::de_thread(&thread).inspect_err(|_| {
-        // Other threads may have ended already: there is no way back.
-        if thread.kill_pending() {
-            exit::thread_killed();
-        }
-    })?;
+    // Other threads may have ended already, and there is no way back then. This one ends by the kill that it was interrupted by, on its
+    // way to user mode and not here: nobody would let go of the new memory.
+    de_thread::de_thread(&thread)?;
     // Words in the old memory that the end of the program changes.
     super::futex::exit_robust_list(&thread);
     exit::clear_child_tid(&thread);
@@ -144,7 +141,11 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
     process.aio.clear();
     let restart = thread.restart.lock().take();
     drop(restart);
-    unshare_files(&thread);
+    if unshare_files(&thread).is_err() {
+        // There is no way back to the old program. As above, not here.
+        signal::force_signal(signal::SigInfo::kernel(signal::SIGKILL));
+        return Err(Errno::ENOMEM);
+    }
     namespaces::after_exec(&thread);
     let credentials = thread.credentials().after_exec();
     thread.set_credentials(credentials);
@@ -164,15 +165,13 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
 }
 
 /// The new program has a table of files of its own, without those that are to be closed.
-fn unshare_files(thread: &Thread) {
+fn unshare_files(thread: &Thread) -> Result<()> {
     let files = thread.files();
     // The thread's own reference and this one: more means that another process shares the table.
     if Arc::strong_count(&files) > 2 {
-        match files.duplicate() {
-            Ok(copy) => thread.set_files(Some(Arc::new(copy))),
-            // There is no way back to the old program.
-            Err(_) => exit::end_process(WaitStatus::Killed { signal: signal::SIGKILL as u8, core: false }),
-        }
+        thread.set_files(Some(Arc::new(files.duplicate()?)));
     }
+    drop(files);
     thread.files().exec();
+    Ok(())
 }

@@ -14,7 +14,7 @@ const BUSYBOX: &str = "/bin/busybox";
 tests! { arguments_and_environment, empty_strings, big_arguments, too_big_an_argument, status_is_handed_on,
 close_on_exec, files_stay_open, not_executable, not_a_program, missing, folder, script, script_with_argument,
 script_of_a_script, script_without_interpreter, endless_script, auxiliary_vector, name_of_the_program,
-by_descriptor, text_is_busy, truncated_program, itself_many_times: 60, no_argument_at_all, without_randomness }
+by_descriptor, text_is_busy, truncated_program, itself_many_times: 60, killed_among_its_threads: 60, no_argument_at_all, without_randomness }
 
 fn busybox(applet: &str) -> Command {
     if !fs::exists(BUSYBOX).unwrap_or(false) {
@@ -285,6 +285,33 @@ fn itself_many_times() {
         let text = output(Command::new("/proc/self/exe").arg("--list"));
         assert!(text.starts_with("arguments_and_environment\n"));
     }
+}
+
+/// Who executes a program waits for its other threads to end, and may be killed meanwhile: the program's memory, which is ready by
+/// then, goes with it.
+fn killed_among_its_threads() {
+    const THREADS: usize = 100;
+    let path = copy_of_busybox();
+    for _ in 0..20 {
+        let (mut ready, told) = std::io::pipe().unwrap();
+        let child = child::fork(|| {
+            for _ in 0..THREADS {
+                std::thread::spawn(|| std::thread::sleep(std::time::Duration::from_secs(1000)));
+            }
+            (&told).write_all(b"r").unwrap();
+            let error = Command::new(&path).arg0("sleep").arg("1000").exec();
+            panic!("{error}");
+        });
+        drop(told);
+        std::io::Read::read_exact(&mut ready, &mut [0]).unwrap();
+        child.kill(libc::SIGKILL);
+        child.wait();
+    }
+    let write = || fs::OpenOptions::new().write(true).open(&path);
+    // As long as somebody has it as a program it cannot be opened so.
+    let free = sys::settles(std::time::Duration::from_secs(5), || write().is_ok());
+    assert!(free, "{:?}", write());
+    fs::remove_file(path).unwrap();
 }
 
 fn no_argument_at_all() {
