@@ -59,8 +59,12 @@ impl Credentials {
 
     /// Owner of the file, or `CAP_FOWNER`?
     pub fn owns(&self, inode: &Inode) -> bool {
-        let a = inode.attributes();
-        self.uid == a.uid || self.capable_over(&a, abi::CAP_FOWNER)
+        self.owns_as(&inode.attributes())
+    }
+
+    /// As `owns`, of a file with these attributes.
+    pub fn owns_as(&self, a: &Attributes) -> bool {
+        self.uid == a.uid || self.capable_over(a, abi::CAP_FOWNER)
     }
 
     /// `EACCES` unless all of `want` (`READ`, `WRITE`, `EXECUTE`) is allowed on the inode.

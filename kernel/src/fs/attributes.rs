@@ -5,7 +5,7 @@ use linux_raw_sys::general as abi;
 use super::access::{self, Credentials};
 use super::caller::{self, now};
 use super::file::File;
-use super::inode::{Inode, SetAttributes};
+use super::inode::{Attributes, Inode, SetAttributes};
 use super::lease;
 use super::notify;
 use super::path::Path;
@@ -71,32 +71,59 @@ pub fn chmod(path: &Path, credentials: &Credentials, permissions: u32) -> Result
     if inode.kind == FileType::Symlink {
         return Err(Errno::EOPNOTSUPP);
     }
-    if !credentials.owns(inode) {
-        return Err(Errno::EPERM);
-    }
-    let mut permissions = permissions & 0o7777;
-    if !credentials.in_group(inode.attributes().gid)
-        && !credentials.capable_over(&inode.attributes(), abi::CAP_FSETID)
-    {
-        permissions &= !abi::S_ISGID;
-    }
+    let old = inode.attributes();
+    let permissions = permitted_mode(credentials, &old, permissions)?;
     let change = SetAttributes { permissions: Some(permissions), ..SetAttributes::default() };
     inode.ops.set_attributes(inode, &change)?;
     let now = now();
-    inode.update(|a| {
-        a.permissions = permissions;
+    inode.update(|a| -> Result<()> {
+        // Race: chown(2) may have given the file away since, and what its old owner wanted is not for the new one's file.
+        a.permissions = permitted_mode(credentials, a, permissions)?;
         a.ctime = now;
-    });
+        Ok(())
+    })?;
     notify::happened(&path.dentry, abi::IN_ATTRIB);
     Ok(())
+}
+
+/// The mode that a file with the attributes `a` gets; `EPERM` for who may not change it.
+fn permitted_mode(credentials: &Credentials, a: &Attributes, permissions: u32) -> Result<u32> {
+    if !credentials.owns_as(a) {
+        return Err(Errno::EPERM);
+    }
+    let in_group = credentials.in_group(a.gid) || credentials.capable_over(a, abi::CAP_FSETID);
+    Ok(permissions & if in_group { 0o7777 } else { 0o7777 & !abi::S_ISGID })
 }
 
 /// chown(2); `None` leaves one as it is.
 pub fn chown(path: &Path, credentials: &Credentials, uid: Option<u32>, gid: Option<u32>) -> Result<()> {
     path.mount.check_writable()?;
     let inode = path.inode();
-    let old = inode.attributes();
-    if !credentials.capable_over(&old, abi::CAP_CHOWN) {
+    let permissions = mode_after_chown(inode.is_dir(), credentials, &inode.attributes(), uid, gid)?;
+    let change = SetAttributes { permissions: Some(permissions), uid, gid };
+    inode.ops.set_attributes(inode, &change)?;
+    let now = now();
+    inode.update(|a| -> Result<()> {
+        // Race: as in chmod(2), which may have come in between, too.
+        a.permissions = mode_after_chown(inode.is_dir(), credentials, a, uid, gid)?;
+        a.uid = uid.unwrap_or(a.uid);
+        a.gid = gid.unwrap_or(a.gid);
+        a.ctime = now;
+        Ok(())
+    })?;
+    notify::happened(&path.dentry, abi::IN_ATTRIB);
+    Ok(())
+}
+
+/// The mode that a file with the attributes `old` has after it was given to others; `EPERM` for who may not do that.
+fn mode_after_chown(
+    is_dir: bool,
+    credentials: &Credentials,
+    old: &Attributes,
+    uid: Option<u32>,
+    gid: Option<u32>,
+) -> Result<u32> {
+    if !credentials.capable_over(old, abi::CAP_CHOWN) {
         let owner = credentials.uid == old.uid;
         if uid.is_some_and(|uid| !owner || uid != old.uid) {
             return Err(Errno::EPERM);
@@ -106,27 +133,17 @@ pub fn chown(path: &Path, credentials: &Credentials, uid: Option<u32>, gid: Opti
         }
     }
     let mut permissions = old.permissions;
-    if !inode.is_dir() {
+    if !is_dir {
         permissions &= !dangerous_bits(permissions);
-        if !credentials.in_group(old.gid) && !credentials.capable_over(&old, abi::CAP_FSETID) {
+        if !credentials.in_group(old.gid) && !credentials.capable_over(old, abi::CAP_FSETID) {
             permissions &= !abi::S_ISGID;
         }
     }
     // Taking the bits away is a change of mode, which only the owner may make.
-    if permissions != old.permissions && !credentials.owns(inode) {
+    if permissions != old.permissions && !credentials.owns_as(old) {
         return Err(Errno::EPERM);
     }
-    let change = SetAttributes { permissions: Some(permissions), uid, gid };
-    inode.ops.set_attributes(inode, &change)?;
-    let now = now();
-    inode.update(|a| {
-        a.permissions = permissions;
-        a.uid = uid.unwrap_or(a.uid);
-        a.gid = gid.unwrap_or(a.gid);
-        a.ctime = now;
-    });
-    notify::happened(&path.dentry, abi::IN_ATTRIB);
-    Ok(())
+    Ok(permissions)
 }
 
 /// What a timestamp is to become.

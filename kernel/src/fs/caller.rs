@@ -90,11 +90,21 @@ pub fn start(dirfd: i32, path: &[u8]) -> Result<Start> {
     start_as(dirfd, path, credentials())
 }
 
+/// As `start`, with `RESOLVE_*` restrictions: where the descriptor is to be the root an absolute path begins there.
+pub fn start_restricted(dirfd: i32, path: &[u8], resolve: u32) -> Result<Start> {
+    let from_root = path.first() == Some(&b'/') && resolve & linux_raw_sys::general::RESOLVE_IN_ROOT == 0;
+    Ok(Start { resolve, ..start_from(dirfd, path, from_root, credentials())? })
+}
+
 /// As `start`, on behalf of `credentials`.
 pub fn start_as(dirfd: i32, path: &[u8], credentials: Credentials) -> Result<Start> {
+    start_from(dirfd, path, path.first() == Some(&b'/'), credentials)
+}
+
+fn start_from(dirfd: i32, path: &[u8], from_root: bool, credentials: Credentials) -> Result<Start> {
     let context = context();
     let root = context.root();
-    let base = if path.first() == Some(&b'/') {
+    let base = if from_root {
         root.clone()
     } else if dirfd == linux_raw_sys::general::AT_FDCWD {
         context.cwd()

@@ -125,18 +125,20 @@ impl Dentry {
         self.removed.load(Ordering::Acquire)
     }
 
-    /// True when `self` is `other` or above it in the same file system.
+    /// True when `self` is `other` or above it in the same file system. May give way.
     pub fn is_ancestor_of(self: &Arc<Self>, other: &Arc<Dentry>) -> bool {
-        let mut at = other.clone();
-        loop {
-            if Arc::ptr_eq(self, &at) {
-                return true;
-            }
-            match at.parent() {
-                Some(parent) => at = parent,
-                None => return false,
+        // Directories may be as deep as there is memory for.
+        const STEPS: usize = 64;
+        let (mut at, mut steps) = (other.clone(), 0);
+        while !Arc::ptr_eq(self, &at) {
+            let Some(parent) = at.parent() else { return false };
+            at = parent;
+            steps += 1;
+            if steps % STEPS == 0 {
+                crate::sched::cond_resched();
             }
         }
+        true
     }
 }
 

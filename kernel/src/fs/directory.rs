@@ -77,7 +77,7 @@ pub fn read(file: &File, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
             return Ok(());
         }
         if start <= 1 {
-            let parent = file.path().parent(&super::root());
+            let parent = file.path().parent(&super::root()).unwrap_or_else(|_| file.path().clone());
             if !taken(dot(b"..", parent.inode(), 2)) {
                 return Ok(());
             }

@@ -33,6 +33,8 @@ pub struct Superblock {
     /// Files that are open for writing, through whichever mount.
     pub(super) writers: AtomicU64,
     next_ino: AtomicU64,
+    /// A directory of it has moved to another one: what was below the root of a mount may be outside of it.
+    pub(super) has_moved: AtomicBool,
     /// `MS_RDONLY` or nothing.
     flags: AtomicU32,
     /// The user namespace of who made it.
@@ -86,6 +88,7 @@ impl Superblock {
             mounts: AtomicU64::new(0),
             writers: AtomicU64::new(0),
             next_ino: AtomicU64::new(1),
+            has_moved: AtomicBool::new(false),
             flags: AtomicU32::new(0),
             user: process::try_current().map_or_else(
                 || UserNamespace::initial().clone(),

@@ -1,14 +1,16 @@
 //! Changing the tree: unlink, rmdir, link, rename.
 
 use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
 use super::access::{self, Credentials};
 use super::dentry::Dentry;
+use super::mount;
 use super::notify;
 use super::open::{Target, check_not_mounted};
-use super::path::{Path, Start};
+use super::path::{Path, RENAMES, Start};
 use crate::errno::{Errno, Result};
 use crate::sync::Mutex;
 
@@ -42,6 +44,7 @@ pub fn unlink(start: &Start, path: &[u8]) -> Result<()> {
         victim
     };
     let inode = victim.inode.clone();
+    mount::end::unmount_removed(&victim);
     notify::happened_to(&inode, abi::IN_ATTRIB);
     // The file may go with this, and its pages: outside of the directory's lock.
     drop(victim);
@@ -77,6 +80,7 @@ pub fn rmdir(start: &Start, path: &[u8]) -> Result<()> {
         victim
     };
     let inode = victim.inode.clone();
+    mount::end::unmount_removed(&victim);
     drop(victim);
     notify::entry(dir.inode(), &name, &inode, abi::IN_DELETE);
     Ok(())
@@ -102,7 +106,7 @@ pub fn link(start: &Start, old: &Path, path: &[u8]) -> Result<()> {
     if inode.is_dir() {
         return Err(Errno::EPERM);
     }
-    if dir.dentry.is_removed() || inode.attributes().nlink == 0 && !inode.may_link() {
+    if dir.dentry.is_removed() {
         return Err(Errno::ENOENT);
     }
     dir.inode().ops.link(&dir.dentry, &name, inode)?;
@@ -120,6 +124,16 @@ pub fn check_rename_flags(flags: u32) -> Result<()> {
 
 /// renameat2(2); `flags` have been checked.
 pub fn rename(old: Target, new: Target, flags: u32) -> Result<()> {
+    // Outside of the directories' locks.
+    let replaced = move_name(old, new, flags)?;
+    if let Some(replaced) = replaced {
+        mount::end::unmount_removed(&replaced);
+    }
+    Ok(())
+}
+
+/// Renames; gives the name that was replaced and is gone.
+fn move_name(old: Target, new: Target, flags: u32) -> Result<Option<Arc<Dentry>>> {
     let exchange = flags & abi::RENAME_EXCHANGE != 0;
     let no_replace = flags & abi::RENAME_NOREPLACE != 0;
     let (from, to) = (&old.dir, &new.dir);
@@ -168,7 +182,7 @@ pub fn rename(old: Target, new: Target, flags: u32) -> Result<()> {
         && Arc::ptr_eq(&entry.inode, &target.inode)
     {
         // Two names of one file: nothing to do, by POSIX.
-        return Ok(());
+        return Ok(None);
     }
     check_delete(&old.credentials, from, &entry)?;
     match &target {
@@ -199,7 +213,15 @@ pub fn rename(old: Target, new: Target, flags: u32) -> Result<()> {
     if let Some(target) = &target {
         check_not_mounted(target)?;
     }
+    let moves_directory =
+        !same_dir && (entry.inode.is_dir() || exchange && target.as_ref().is_some_and(|t| t.inode.is_dir()));
+    let moving = moves_directory.then(|| {
+        // Ordering: before the move, which the directories' locks order.
+        from.mount.superblock.has_moved.store(true, Ordering::Relaxed);
+        RENAMES.begin()
+    });
     from.inode().ops.rename(&from.dentry, &entry, &to.dentry, &new_name, target.as_ref(), exchange)?;
+    drop(moving);
     notify::moved((from.inode(), &old_name), (to.inode(), &new_name), &entry.inode);
     match &target {
         Some(target) if exchange => {
@@ -208,5 +230,5 @@ pub fn rename(old: Target, new: Target, flags: u32) -> Result<()> {
         Some(target) if !target.inode.is_dir() => notify::happened_to(&target.inode, abi::IN_ATTRIB),
         _ => {}
     }
-    Ok(())
+    Ok(target.filter(|_| !exchange))
 }

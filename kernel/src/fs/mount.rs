@@ -4,9 +4,9 @@
 //! the pair. Paths hold references to their mounts, so that a mount which is taken out of the tree
 //! (`MNT_DETACH`) serves those who are in it until they leave.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
@@ -15,13 +15,15 @@ use linux_raw_sys::general as abi;
 use super::dentry::Dentry;
 use super::inode::Superblock;
 use super::mount_namespace::{self, Copies, MountNamespace, RESTRICTIONS, check_own};
-use super::path::Path;
+use super::path::{MOUNT_MOVES, Path};
 use super::pseudo;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::TryVec;
 use crate::memory::{PAGE_SIZE, reserve};
 use crate::sched;
 use crate::sync::{Mutex, SpinLock};
+
+pub mod end;
 
 /// The flags that belong to a mount and not to the file system.
 pub const MOUNT_FLAGS: u32 = abi::MS_RDONLY
@@ -54,18 +56,29 @@ pub struct Mount {
     writers: AtomicU32,
     /// Where it is; `None` for the root of all, for a detached mount, and for mounts of the kernel's own.
     place: SpinLock<Option<Place>>,
+    /// It was in the tree once, and cannot come back.
+    was_placed: AtomicBool,
+    /// The first of the locked mounts that were on it when both were taken out of the tree: they cover what they covered, for who is
+    /// still in here.
+    kept: SpinLock<Option<Arc<Mount>>>,
+    /// The next in the list that it is in: of kept ones, or of trees to take apart.
+    pub(super) next: SpinLock<Option<Arc<Mount>>>,
 }
 
 #[derive(Clone)]
-struct Place {
-    parent: Arc<Mount>,
-    point: Arc<Dentry>,
+enum Place {
+    /// In the tree.
+    On { parent: Arc<Mount>, point: Arc<Dentry> },
+    /// Kept by its parent, which keeps it: that may go.
+    Kept { parent: Weak<Mount>, point: Arc<Dentry> },
 }
 
 struct Table {
     /// The mounts on something, by parent mount and covered dentry (its address, which the mount keeps
     /// alive).
     covering: BTreeMap<(u64, usize), Arc<Mount>>,
+    /// The same by covered dentry, namespace and parent mount.
+    points: BTreeSet<(usize, u64, u64)>,
     /// How many mounts are in the tree of each namespace, by its number.
     counts: BTreeMap<u64, usize>,
 }
@@ -85,11 +98,13 @@ impl Table {
     /// Takes the mount out; its place is returned to be dropped outside of locks.
     fn take(&mut self, mount: &Mount) -> Option<Place> {
         let place = mount.place.lock().take();
-        if let Some(place) = &place {
-            self.covering.remove(&(place.parent.id, Arc::as_ptr(&place.point) as usize));
-            place.point.mounts.fetch_sub(1, Ordering::SeqCst);
-        }
         let namespace = mount.namespace();
+        if let Some(Place::On { parent, point }) = &place {
+            let address = Arc::as_ptr(point) as usize;
+            self.covering.remove(&(parent.id, address));
+            self.points.remove(&(address, namespace, parent.id));
+            point.mounts.fetch_sub(1, Ordering::SeqCst);
+        }
         if let Some(count) = self.counts.get_mut(&namespace) {
             *count -= 1;
             if *count == 0 {
@@ -105,12 +120,20 @@ impl Table {
         mount.set_namespace(namespace);
         *self.counts.entry(namespace).or_default() += 1;
     }
+
+    /// A mount on the dentry, of any namespace.
+    fn any_on(&self, point: &Dentry) -> Option<Arc<Mount>> {
+        let address = core::ptr::from_ref(point) as usize;
+        let (_, _, parent) = self.points.range((address, 0, 0)..=(address, u64::MAX, u64::MAX)).next()?;
+        self.covering.get(&(*parent, address)).cloned()
+    }
 }
 
 /// `fs.mount-max`: mounts that one namespace may have.
 pub static MOST_MOUNTS: AtomicUsize = AtomicUsize::new(100_000);
 
-static TABLE: SpinLock<Table> = SpinLock::new(Table { covering: BTreeMap::new(), counts: BTreeMap::new() });
+static TABLE: SpinLock<Table> =
+    SpinLock::new(Table { covering: BTreeMap::new(), points: BTreeSet::new(), counts: BTreeMap::new() });
 /// Serialises changes of the table, which look at it more than once.
 static CHANGE: Mutex<()> = Mutex::new(());
 
@@ -137,6 +160,9 @@ impl Mount {
             namespace: AtomicU64::new(0),
             writers: AtomicU32::new(0),
             place: SpinLock::new(None),
+            was_placed: AtomicBool::new(false),
+            kept: SpinLock::new(None),
+            next: SpinLock::new(None),
         })
     }
 
@@ -187,9 +213,26 @@ impl Mount {
         if self.has(abi::MS_RDONLY) { Err(Errno::EROFS) } else { Ok(()) }
     }
 
+    /// Is the directory, of the mount's file system, in what the mount shows?
+    pub(super) fn shows(&self, directory: &Arc<Dentry>) -> bool {
+        // Ordering: whoever stands in a directory that was moved comes behind the move by the directory's own lock.
+        let may_be_outside =
+            self.root.parent().is_some() && self.superblock.has_moved.load(Ordering::Relaxed);
+        !may_be_outside || self.root.is_ancestor_of(directory)
+    }
+
     /// The parent mount and what is covered there.
     pub fn place(&self) -> Option<Path> {
-        self.place.lock().clone().map(|p| Path { mount: p.parent, dentry: p.point })
+        let place = self.place.lock().clone()?;
+        let (parent, dentry) = match place {
+            Place::On { parent, point } => (parent, point),
+            Place::Kept { parent, point } => {
+                // Under the table's lock, or the parent could be on its way out and have let go of what it keeps.
+                let _table = TABLE.lock();
+                (parent.upgrade()?, point)
+            }
+        };
+        Some(Path { mount: parent, dentry })
     }
 
     pub(super) fn add_writer(&self) {
@@ -210,6 +253,7 @@ impl Mount {
 
 impl Drop for Mount {
     fn drop(&mut self) {
+        end::let_go(self.kept.get_mut().take());
         if self.superblock.mounts.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.superblock.ops.kill();
         }
@@ -220,16 +264,22 @@ impl Drop for Mount {
 pub fn enter(mut path: Path) -> Path {
     // Ordering: a walk that races with mount(2) may see either state.
     while path.dentry.mounts.load(Ordering::Acquire) > 0 {
-        let Some(mount) = TABLE.lock().covering.get(&key(&path)).cloned() else { break };
+        let in_tree = TABLE.lock().covering.get(&key(&path)).cloned();
+        let Some(mount) = in_tree.or_else(|| path.mount.kept_on(&path.dentry)) else { break };
         path = Path { dentry: mount.root.clone(), mount };
     }
     path
 }
 
-/// Is anything mounted on the dentry, through whichever mount? Such a directory cannot be removed or
-/// replaced.
+/// Is anything mounted on the dentry in the current thread's namespace, through whichever mount? Such a name cannot be removed or
+/// replaced. What others have mounted there cannot hold up whose name it is: see [`unmount_removed`](end::unmount_removed).
 pub fn is_mount_point(dentry: &Dentry) -> bool {
-    dentry.mounts.load(Ordering::Acquire) > 0
+    if dentry.mounts.load(Ordering::Acquire) == 0 {
+        return false;
+    }
+    let address = core::ptr::from_ref(dentry) as usize;
+    let own = mount_namespace::own_number();
+    TABLE.lock().points.range((address, own, 0)..=(address, own, u64::MAX)).next().is_some()
 }
 
 /// Puts `mount` on `at`; both must be directories, or neither.
@@ -253,6 +303,7 @@ fn check_place(mount: &Mount, at: &Path) -> Result<()> {
 
 fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
     check_place(mount, &at)?;
+    mount_namespace::check_keeps(&mount.root.inode, at.mount.namespace())?;
     // Relaxed: a setting of its own.
     let most = MOST_MOUNTS.load(Ordering::Relaxed);
     let namespace = at.mount.namespace();
@@ -269,9 +320,14 @@ fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
 fn put(mount: &Arc<Mount>, at: &Path) {
     let mut table = TABLE.lock();
     at.dentry.mounts.fetch_add(1, Ordering::SeqCst);
-    *mount.place.lock() = Some(Place { parent: at.mount.clone(), point: at.dentry.clone() });
-    table.count(mount, at.mount.namespace());
-    table.covering.insert(key(at), mount.clone());
+    *mount.place.lock() = Some(Place::On { parent: at.mount.clone(), point: at.dentry.clone() });
+    // Ordering: changed with the tree, which has a lock of its own.
+    mount.was_placed.store(true, Ordering::Relaxed);
+    let namespace = at.mount.namespace();
+    table.count(mount, namespace);
+    let (parent, address) = key(at);
+    table.points.insert((address, namespace, parent));
+    table.covering.insert((parent, address), mount.clone());
 }
 
 /// Makes `mount` the root of all: the first mount of the system.
@@ -289,7 +345,7 @@ pub fn copy_tree(root: &Arc<Mount>, namespace: u64, locked: bool) -> Result<Copi
     if copied.is_err()
         && let Some(top) = copies.get(&root.id)
     {
-        detach_tree(top);
+        end::detach_tree(top);
     }
     copied.map(|()| copies)
 }
@@ -319,28 +375,6 @@ fn copy_below(root: &Arc<Mount>, namespace: u64, locked: bool, copies: &mut Copi
         sched::cond_resched();
     }
     Ok(())
-}
-
-/// Takes a tree apart whose namespace is gone, one mount at a time, the topmost first.
-pub fn detach_tree(root: &Arc<Mount>) {
-    let mut at = root.clone();
-    loop {
-        // A user may have a hundred thousand, each on the one before.
-        sched::cond_resched();
-        let mut table = TABLE.lock();
-        let above = table.on(&at).next().cloned();
-        if let Some(above) = above {
-            drop(table);
-            at = above;
-            continue;
-        }
-        let place = table.take(&at);
-        drop(table);
-        match place {
-            Some(place) if !Arc::ptr_eq(&at, root) => at = place.parent.clone(),
-            _ => return,
-        }
-    }
 }
 
 /// Takes the mount out of the tree without looking whether it is in use. Its place is returned to be dropped
@@ -380,42 +414,6 @@ fn is_below(mount: &Arc<Mount>, top: &Arc<Mount>) -> bool {
     }
 }
 
-/// umount2(2) of the mount whose root `path` is; `root` is the caller's.
-pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
-    // As in Linux: one's own root stays, and becomes read-only.
-    if !lazy && path.same(root) && Arc::ptr_eq(&path.dentry, &path.mount.root) {
-        let flags = path.mount.flags() | abi::MS_RDONLY;
-        return remount(&path, flags, false, "");
-    }
-    let _change = CHANGE.lock();
-    check_own(&path)?;
-    if !Arc::ptr_eq(&path.dentry, &path.mount.root) {
-        return Err(Errno::EINVAL);
-    }
-    let mount = path.mount.clone();
-    drop(path);
-    // Ordering: set before anybody could see the mount.
-    if mount.place().is_none() || mount.locked.load(Ordering::Relaxed) {
-        // The root of all stays, and so does what is no longer in the tree.
-        return Err(Errno::EINVAL);
-    }
-    if lazy {
-        for mount in subtree(&mount)?.iter().rev() {
-            drop(detach_one(mount));
-        }
-        return Ok(());
-    }
-    // Under the table's lock no walk can enter the mount; these references are known: ours, the table's.
-    let mut table = TABLE.lock();
-    if table.on(&mount).next().is_some() || Arc::strong_count(&mount) > 2 {
-        return Err(Errno::EBUSY);
-    }
-    let place = table.take(&mount);
-    drop(table);
-    drop(place);
-    Ok(())
-}
-
 /// A second view of what is visible at `from`, put on `at`; with `recursive` the mounts below as well.
 pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
     let _change = CHANGE.lock();
@@ -434,12 +432,22 @@ pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
         below.clear();
     }
     attach_locked(&top, at)?;
+    bind_below(from, &top, &below).inspect_err(|_| end::detach_tree(&top))
+}
+
+/// Copies the mounts that are on `from` onto `top`; `below` are all on its mount, that one first.
+fn bind_below(from: &Path, top: &Arc<Mount>, below: &[Arc<Mount>]) -> Result<()> {
     // By the number of what each is a copy of.
-    let mut copies = BTreeMap::from([(from.mount.id, top)]);
+    let mut copies = BTreeMap::from([(from.mount.id, top.clone())]);
     for original in below.iter().skip(1) {
+        sched::cond_resched();
         let Some(place) = original.place() else { continue };
         let Some(new_parent) = copies.get(&place.mount.id).cloned() else { continue };
         if Arc::ptr_eq(&place.mount, &from.mount) && !from.dentry.is_ancestor_of(&place.dentry) {
+            continue;
+        }
+        // A file that stands for the namespace, as in the copy of a whole one: left out.
+        if mount_namespace::check_keeps(&original.root.inode, new_parent.namespace()).is_err() {
             continue;
         }
         let new = original.another(original.root.clone());
@@ -447,7 +455,6 @@ pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
         new.locked.store(original.locked.load(Ordering::Relaxed), Ordering::Relaxed);
         attach_locked(&new, Path { mount: new_parent, dentry: place.dentry })?;
         copies.insert(original.id, new);
-        sched::cond_resched();
     }
     Ok(())
 }
@@ -468,6 +475,7 @@ pub fn relocate(from: &Path, at: Path) -> Result<()> {
     if is_below(&at.mount, mount) {
         return Err(Errno::ELOOP);
     }
+    let _moving = MOUNT_MOVES.begin();
     let old = detach_one(mount);
     put(mount, &at);
     drop(old);
@@ -488,6 +496,13 @@ pub fn place_or_move(from: &Path, at: Path) -> Result<()> {
             if !at.mount.is_in_tree() || !mount_namespace::is_own(&at.mount) {
                 return Err(Errno::EINVAL);
             }
+            // What was unmounted, as nobody else could see what it covered: it has let go of its own mounts. Relaxed: as where it is set.
+            if mount.was_placed.load(Ordering::Relaxed) {
+                return Err(Errno::EINVAL);
+            }
+            // Where a bind mount is told that the namespace would keep itself, this is a loop.
+            mount_namespace::check_keeps(&mount.root.inode, at.mount.namespace())
+                .map_err(|_| Errno::ELOOP)?;
             return attach_locked(mount, at);
         }
     }
@@ -586,7 +601,8 @@ pub fn pivot(old_root: &Path, new_root: &Path, put_old: Path) -> Result<()> {
     if Arc::ptr_eq(old, new) || Arc::ptr_eq(old, &put_old.mount) {
         return Err(Errno::EBUSY);
     }
-    if !is_below(&put_old.mount, new) {
+    // The new root has to be in sight: else the old one could be on it, and the new one would be put on itself.
+    if !is_below(&put_old.mount, new) || !is_below(new, old) {
         return Err(Errno::EINVAL);
     }
     // As in Linux: the first root file system is not attached to anything and cannot be moved.
@@ -594,6 +610,7 @@ pub fn pivot(old_root: &Path, new_root: &Path, put_old: Path) -> Result<()> {
     let put_old = enter(put_old);
     check_place(new, &old_place)?;
     check_place(old, &put_old)?;
+    let _moving = MOUNT_MOVES.begin();
     drop(detach_one(new));
     drop(detach_one(old));
     put(new, &old_place);

@@ -80,9 +80,15 @@ impl MountNamespace {
 impl Drop for MountNamespace {
     fn drop(&mut self) {
         if let Some(root) = self.root.get() {
-            mount::detach_tree(root);
+            mount::end::end_namespace(root);
         }
     }
+}
+
+/// The number of the current thread's namespace.
+pub fn own_number() -> u64 {
+    let namespaces = process::try_current().and_then(|thread| thread.namespaces());
+    namespaces.map_or(initial::MOUNT, |namespaces| namespaces.mount.head.ino)
 }
 
 /// Is the mount one of the current thread's namespace? During bring-up all are.

@@ -10,6 +10,7 @@ use linux_raw_sys::general as abi;
 
 use super::mount::{self, Mount};
 use super::path::{Path, within_file_system};
+use crate::{process, sched};
 
 /// Blanks, line ends and backslashes as octal numbers, since blanks separate the fields.
 fn escape(text: &[u8]) -> String {
@@ -61,6 +62,12 @@ fn mount_point(mount: &Arc<Mount>, root: &Path) -> Option<Vec<u8>> {
     reachable.then_some(text)
 }
 
+/// Gives way after each mount, of which a user may have a hundred thousand. Whoever is to end does not read the rest.
+fn goes_on() -> bool {
+    sched::cond_resched();
+    !process::try_current().is_some_and(|thread| thread.kill_pending())
+}
+
 /// `/proc/mounts` for a process with this root.
 pub fn mounts(root: &Path) -> crate::errno::Result<Text> {
     mount::with_visible(root, |all| mount_lines(all, root))
@@ -69,6 +76,9 @@ pub fn mounts(root: &Path) -> crate::errno::Result<Text> {
 fn mount_lines(all: &[Arc<Mount>], root: &Path) -> Text {
     let mut out = Text::new();
     for mount in all {
+        if !goes_on() {
+            break;
+        }
         let Some(point) = mount_point(mount, root) else { continue };
         let _ = writeln!(
             out,
@@ -91,6 +101,9 @@ pub fn mountinfo(root: &Path) -> crate::errno::Result<Text> {
 fn mountinfo_lines(all: &[Arc<Mount>], root: &Path) -> Text {
     let mut out = Text::new();
     for mount in all {
+        if !goes_on() {
+            break;
+        }
         let Some(point) = mount_point(mount, root) else { continue };
         let parent = mount.place().map_or(mount.id, |place| place.mount.id);
         let Ok(inner) = within_file_system(&mount.root) else { continue };

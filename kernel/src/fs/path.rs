@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
@@ -69,6 +70,14 @@ pub fn within_file_system(dentry: &Arc<Dentry>) -> Result<Vec<u8>> {
     Ok(text.finish())
 }
 
+/// Mounts may be stacked by the hundred thousand, which takes no room in a path's text.
+fn give_way(steps: &mut usize) {
+    *steps += 1;
+    if steps.is_multiple_of(64) {
+        crate::sched::cond_resched();
+    }
+}
+
 impl Path {
     /// The file at this place.
     pub fn inode(&self) -> &Arc<Inode> {
@@ -80,23 +89,29 @@ impl Path {
         Arc::ptr_eq(&self.mount, &other.mount) && Arc::ptr_eq(&self.dentry, &other.dentry)
     }
 
-    /// One level up, as `..` goes: not above `root`, through mount points, onto what is mounted there.
-    pub fn parent(&self, root: &Path) -> Path {
+    /// One level up, as `..` goes: not above `root`, through mount points, onto what is mounted there. `ENOENT` where the directory has
+    /// been moved out of what its mount shows: there is no way out of a mount but by its root.
+    pub fn parent(&self, root: &Path) -> Result<Path> {
         let mut at = self.clone();
+        let mut steps = 0;
         loop {
             if at.same(root) {
-                return at;
+                return Ok(at);
             }
             if !Arc::ptr_eq(&at.dentry, &at.mount.root)
                 && let Some(parent) = at.dentry.parent()
             {
-                return mount::enter(Path { mount: at.mount, dentry: parent });
+                if !at.mount.shows(&parent) {
+                    return Err(Errno::ENOENT);
+                }
+                return Ok(mount::enter(Path { mount: at.mount, dentry: parent }));
             }
             // The root of a mount: as seen from the mount point. The root of all is its own parent.
             match at.mount.place() {
                 Some(place) => at = place,
-                None => return at,
+                None => return Ok(at),
             }
+            give_way(&mut steps);
         }
     }
 
@@ -105,10 +120,12 @@ impl Path {
     pub fn to_text(&self, root: &Path) -> Result<(Vec<u8>, bool)> {
         let mut text = Backwards::new();
         let mut at = self.clone();
+        let mut steps = 0;
         let reachable = loop {
             if at.same(root) {
                 break true;
             }
+            give_way(&mut steps);
             if Arc::ptr_eq(&at.dentry, &at.mount.root) {
                 match at.mount.place() {
                     Some(place) => at = place,
@@ -118,6 +135,10 @@ impl Path {
             }
             let (parent, name) = at.dentry.location();
             let Some(parent) = parent else {
+                if at.mount.root.parent().is_some() {
+                    // The file system's root, from a directory that has been moved out of what the mount shows.
+                    break false;
+                }
                 // A file outside of any tree: a pipe, a socket, a memfd. Its name is all there is.
                 return Ok((name.into(), true));
             };
@@ -186,6 +207,48 @@ pub struct Walk {
     at: Path,
     pending: Vec<(Vec<u8>, usize)>,
     links: u32,
+    /// What had moved when it began.
+    changes: Changes,
+}
+
+/// How often directories have moved, and how often mounts: who asks for a walk that stays below a place is told when one did, because `..`
+/// may have led past it. Odd while one moves, as in a sequence lock.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+struct Changes {
+    renames: u64,
+    mounts: u64,
+}
+
+/// Renames of directories, with the rename lock held, and moves of mounts, with that of changes of the table.
+pub(super) static RENAMES: Moves = Moves(AtomicU64::new(0));
+pub(super) static MOUNT_MOVES: Moves = Moves(AtomicU64::new(0));
+
+/// A count that is odd while something moves.
+pub(super) struct Moves(AtomicU64);
+
+impl Moves {
+    /// Something moves until the result is dropped.
+    pub(super) fn begin(&self) -> impl Drop {
+        struct Moving<'a>(&'a AtomicU64);
+        impl Drop for Moving<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_add(1, Ordering::SeqCst);
+            }
+        }
+        self.0.fetch_add(1, Ordering::SeqCst);
+        Moving(&self.0)
+    }
+}
+
+impl Changes {
+    fn now() -> Self {
+        Self { renames: RENAMES.0.load(Ordering::SeqCst), mounts: MOUNT_MOVES.0.load(Ordering::SeqCst) }
+    }
+
+    /// Has nothing moved since, and did nothing then?
+    fn none_since(self) -> bool {
+        self.renames.is_multiple_of(2) && self.mounts.is_multiple_of(2) && self == Self::now()
+    }
 }
 
 impl Walk {
@@ -197,10 +260,17 @@ impl Walk {
         if path.len() >= PATH_MAX {
             return Err(Errno::ENAMETOOLONG);
         }
-        let mut walk = Self { start: start.clone(), at: start.base.clone(), pending: Vec::new(), links: 0 };
+        let mut walk = Self {
+            start: start.clone(),
+            at: start.base.clone(),
+            pending: Vec::new(),
+            links: 0,
+            changes: Changes::default(),
+        };
         if start.resolve & abi::RESOLVE_IN_ROOT != 0 {
             walk.start.root = start.base.clone();
         }
+        walk.changes = Changes::now();
         walk.push(path.to_vec())?;
         Ok(walk)
     }
@@ -215,7 +285,9 @@ impl Walk {
             if self.start.resolve & abi::RESOLVE_BENEATH != 0 {
                 return Err(Errno::EXDEV);
             }
-            self.at = self.start.root.clone();
+            let root = self.start.root.clone();
+            self.check_mount(&root)?;
+            self.at = root;
         }
         self.pending.push((text, 0));
         Ok(())
@@ -268,8 +340,12 @@ impl Walk {
         if self.start.resolve & abi::RESOLVE_BENEATH != 0 && self.at.same(&self.start.base) {
             return Err(Errno::EXDEV);
         }
-        let parent = self.at.parent(&self.start.root);
+        let parent = self.at.parent(&self.start.root)?;
         self.check_mount(&parent)?;
+        let stays_below = self.start.resolve & (abi::RESOLVE_BENEATH | abi::RESOLVE_IN_ROOT) != 0;
+        if stays_below && !self.changes.none_since() {
+            return Err(Errno::EAGAIN);
+        }
         self.at = parent;
         Ok(())
     }
@@ -310,7 +386,9 @@ impl Walk {
             if self.start.resolve & (abi::RESOLVE_BENEATH | abi::RESOLVE_IN_ROOT) != 0 {
                 return Err(Errno::EXDEV);
             }
-            self.at = target?;
+            let target = target?;
+            self.check_mount(&target)?;
+            self.at = target;
             return Ok(Step::There);
         }
         let text = next.inode().ops.readlink(next.inode())?;

@@ -170,8 +170,15 @@ pub fn new_inode(
     let mut gid = credentials.gid;
     if parent.permissions & abi::S_ISGID != 0 {
         gid = parent.gid;
+        let runs_as_group = permissions & (abi::S_ISGID | abi::S_IXGRP) == abi::S_ISGID | abi::S_IXGRP;
         if matches!(node, NewNode::Directory) {
             permissions |= abi::S_ISGID;
+        } else if runs_as_group
+            && !credentials.in_group(gid)
+            && !credentials.capable_over(&parent, abi::CAP_FSETID)
+        {
+            // Nobody makes a program that runs with the rights of a group which is not theirs.
+            permissions &= !abi::S_ISGID;
         }
     }
     let mut attributes = Attributes::new(permissions, credentials.uid, gid);
@@ -289,22 +296,26 @@ impl InodeOps for Directory {
     fn link(&self, dir: &Arc<Dentry>, name: &[u8], inode: &Arc<Inode>) -> Result<()> {
         // As in Linux a further name counts like a file: it takes memory of the same kind.
         let fs = self.charge.fs();
-        let further = inode.attributes().nlink > 0;
-        if further {
-            fs.charge_inode()?;
-        }
-        if let Err(error) = self.add(dir, name, inode.clone()) {
-            if further {
-                fs.uncharge_inode();
-            }
-            return Err(error);
-        }
         let now = super::caller::now();
-        inode.update(|a| {
-            a.nlink += 1;
+        let charged = fs.charge_inode();
+        // Race: other directories' locks are others'. The last name may go, or another first one come, at the same time: which name is
+        // the first is decided in one step.
+        let further = inode.update(|a| {
+            if a.nlink == 0 && !inode.may_link() {
+                return Err(Errno::ENOENT);
+            }
+            if a.nlink > 0 {
+                charged?;
+            }
+            a.nlink = a.nlink.checked_add(1).ok_or(Errno::EMLINK)?;
             a.ctime = now;
+            Ok(a.nlink > 1)
         });
-        Ok(())
+        if charged.is_ok() && further != Ok(true) {
+            fs.uncharge_inode();
+        }
+        further?;
+        self.add(dir, name, inode.clone()).map(drop).inspect_err(|_| self.drop_name(inode))
     }
 
     fn unlink(&self, dir: &Arc<Dentry>, victim: &Arc<Dentry>) -> Result<()> {
@@ -410,9 +421,19 @@ impl Directory {
     /// Bookkeeping for an entry that was taken out of `dir`.
     fn forget(&self, dir: &Arc<Dentry>, victim: &Arc<Dentry>) {
         victim.mark_removed();
-        let now = super::caller::now();
         let is_dir = victim.inode.is_dir();
-        let left = victim.inode.update(|a| {
+        self.drop_name(&victim.inode);
+        if is_dir {
+            dir.inode.update(|a| a.nlink -= 1);
+        }
+        dir.inode.touch_modified();
+    }
+
+    /// The inode has one name less: all but the last were paid for one by one.
+    fn drop_name(&self, inode: &Inode) {
+        let now = super::caller::now();
+        let is_dir = inode.is_dir();
+        let left = inode.update(|a| {
             a.nlink = if is_dir { 0 } else { a.nlink.saturating_sub(1) };
             a.ctime = now;
             a.nlink
@@ -420,10 +441,6 @@ impl Directory {
         if left > 0 {
             self.charge.fs().uncharge_inode();
         }
-        if is_dir {
-            dir.inode.update(|a| a.nlink -= 1);
-        }
-        dir.inode.touch_modified();
     }
 
     /// From now on nothing is created here; `ENOTEMPTY` when something is.

@@ -14,6 +14,7 @@ use super::{Credentials, Pid, Process};
 use crate::arch::context::Context;
 use crate::arch::percpu;
 use crate::errno::Result;
+use crate::fs::mount::end::Endings;
 use crate::fs::{FdTable, FsContext};
 use crate::ipc::sem::UndoList;
 use crate::memory::stack::KernelStack;
@@ -107,6 +108,8 @@ pub struct Thread {
     pub(crate) last_area: AtomicU64,
     /// The address of the last page fault of the kernel's while the thread was to be killed.
     pub(crate) last_fault: AtomicU64,
+    /// Trees of mounts that it is about to take apart.
+    pub(crate) endings: Endings,
     /// Page faults without and with I/O.
     pub(crate) minor_faults: AtomicU64,
     pub(crate) major_faults: AtomicU64,
@@ -188,6 +191,7 @@ impl Thread {
             semaphore_undo: SpinLock::new(parts.semaphore_undo),
             last_area: AtomicU64::new(0),
             last_fault: AtomicU64::new(0),
+            endings: Endings::default(),
             minor_faults: AtomicU64::new(0),
             major_faults: AtomicU64::new(0),
             start: SpinLock::new(parts.start),

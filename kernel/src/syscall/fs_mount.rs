@@ -103,6 +103,6 @@ fn umount2(args: &mut Args) -> Result<usize> {
     let path = uaccess::read_cstr(target, PATH_MAX - 1, Errno::ENAMETOOLONG)?;
     let at = resolve(&start(abi::AT_FDCWD, &path)?, &path, flags & abi::UMOUNT_NOFOLLOW == 0)?;
     MountNamespace::check_may_mount()?;
-    mount::unmount(at, flags & abi::MNT_DETACH != 0, &context().root())?;
+    mount::end::unmount(at, flags & abi::MNT_DETACH != 0, &context().root())?;
     Ok(0)
 }

@@ -5,7 +5,7 @@ use syscalls::Sysno;
 
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
-use crate::fs::caller::{context, descriptor_limit, files, start};
+use crate::fs::caller::{context, descriptor_limit, files, start_restricted};
 use crate::fs::open::{self, KNOWN_FLAGS};
 use crate::fs::tmpfs;
 use crate::mm::uaccess::{self, read_path};
@@ -76,8 +76,7 @@ fn openat2(args: &mut Args) -> Result<usize> {
 fn open_at(dirfd: i32, path: usize, flags: u32, mode: u32, resolve: u32) -> Result<usize> {
     let flags = open::check_flags(flags)?;
     let path = read_path(path)?;
-    let mut start = start(dirfd, &path)?;
-    start.resolve = resolve;
+    let start = start_restricted(dirfd, &path, resolve)?;
     let mode = mode & 0o7777 & !context().umask();
     let table = files();
     // A table that is full is found out before a file is created.

@@ -440,7 +440,7 @@ impl Master {
             return Err(Errno::EINVAL);
         }
         let mut start = Start::kernel();
-        start.base = master.path().parent(&start.root);
+        start.base = master.path().parent(&start.root)?;
         // Beside `/dev/ptmx` is the directory of the terminals; beside `/dev/pts/ptmx` they are themselves.
         let names = [alloc::format!("pts/{}", self.number), alloc::format!("{}", self.number)];
         let places = names.iter().filter_map(|name| resolve(&start, name.as_bytes(), true).ok());
