@@ -69,6 +69,17 @@ pub fn wait_for_sleep(pid: i32) {
     assert!(asleep, "process {pid} never sleeps; it is {:?}", state(pid));
 }
 
+/// Waits until so many threads of this process sleep, the caller not among them.
+#[track_caller]
+pub fn wait_for_sleepers(count: usize) {
+    let asleep = || {
+        let tasks = fs::read_dir("/proc/self/task").expect("tasks").flatten();
+        let states = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
+        states.filter(|text| text.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))).count()
+    };
+    assert!(settles(Duration::from_secs(60), || asleep() >= count), "{} of {count} threads sleep", asleep());
+}
+
 /// Writes a sysctl or sysfs file.
 pub fn write(path: &str, value: impl std::fmt::Display) -> std::io::Result<()> {
     fs::write(path, value.to_string())

@@ -124,17 +124,18 @@ pub fn enter() {
 /// and takes nothing: nobody else runs on this CPU before the allocation, and others have their part.
 #[inline]
 pub fn ask(bytes: usize) -> Result<()> {
+    debug_assert!(bytes <= STRETCH, "{bytes} bytes are no small step");
     ask_at(bytes, Level::Call)
 }
 
-/// As [`ask`], for an object that may outlive the process that made it.
+/// As [`ask`], for an object that may outlive the process that made it. What is more than a small step of it is one large allocation, which
+/// may fail.
 #[inline]
 pub fn ask_lasting(bytes: usize) -> Result<()> {
     ask_at(bytes, Level::Lasting)
 }
 
 fn ask_at(bytes: usize, level: Level) -> Result<()> {
-    debug_assert!(bytes <= STRETCH, "{bytes} bytes are no small step");
     if super::inject::fails() || !usage::has_room(bytes.div_ceil(PAGE_SIZE) as i64, level) {
         return Err(Errno::ENOMEM);
     }

@@ -6,4 +6,5 @@ pub mod inet;
 pub mod message;
 pub mod netlink;
 pub mod options;
+mod turn;
 pub mod unix;

@@ -18,6 +18,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
 use crate::memory::fallible::{self, CopyUnderLock};
 use crate::mm::uaccess::{copy_from_user, read_user, write_user};
+use crate::sched;
 use crate::sync::{SpinLock, WaitQueue};
 
 /// The only protocol.
@@ -223,7 +224,9 @@ impl Socket {
     }
 
     /// Puts an answer into the queue. `ENOBUFS` when nobody has read those before.
-    fn answer(&self, bytes: Vec<u8>) -> Result<()> {
+    fn answer(&self, bytes: &[u8]) -> Result<()> {
+        // One call may bring a thousand requests: each answer is asked for, and takes what it needs.
+        let bytes = fallible::copy_of(bytes).map_err(|_| Errno::ENOBUFS)?;
         let room = self.options.lock().receive_buffer;
         let mut state = self.state.lock();
         if state.held >= room {
@@ -261,7 +264,7 @@ impl Socket {
                 let asked = |of: &Interface| {
                     request.index == of.index || request.index == 0 && names(message, of.name)
                 };
-                return self.answer(match interface::all().find(asked) {
+                return self.answer(&match interface::all().find(asked) {
                     Some(of) => link(&request, 0, &of),
                     None => error(&request, header, Errno::ENODEV.into_raw()),
                 });
@@ -279,7 +282,7 @@ impl Socket {
             GET_ROUTE | GET_NEIGHBOUR | GET_RULE if dump => {}
             kind if kind < NEW_LINK => {
                 if request.flags & ACKNOWLEDGE != 0 {
-                    self.answer(error(&request, header, 0))?;
+                    self.answer(&error(&request, header, 0))?;
                 }
                 return Ok(());
             }
@@ -288,13 +291,28 @@ impl Socket {
                 // What changes something is the third of four; these are what everybody may ask.
                 let asks = request.kind % 4 == 2;
                 let errno = if asks || may { Errno::EOPNOTSUPP } else { Errno::EPERM };
-                return self.answer(error(&request, header, errno.into_raw()));
+                return self.answer(&error(&request, header, errno.into_raw()));
             }
         }
         if !out.is_empty() {
-            self.answer(out)?;
+            self.answer(&out)?;
         }
-        self.answer(Message::new(DONE, MULTI, &request, &0i32.to_ne_bytes()).finish())
+        self.answer(&Message::new(DONE, MULTI, &request, &0i32.to_ne_bytes()).finish())
+    }
+
+    /// Answers the messages in `bytes`.
+    fn handle_all(&self, bytes: &[u8]) -> Result<()> {
+        let mut rest = bytes;
+        while rest.len() >= HEADER {
+            let size = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
+            if size < HEADER || size > rest.len() {
+                break;
+            }
+            self.handle(&rest[..size])?;
+            rest = &rest[size.next_multiple_of(4).min(rest.len())..];
+            sched::cond_resched();
+        }
+        Ok(())
     }
 }
 
@@ -420,17 +438,10 @@ impl Calls for Socket {
         }
         let mut bytes = fallible::filled(0, len)?;
         source.read_exact(&mut bytes)?;
-        let mut rest = &bytes[..];
-        while rest.len() >= HEADER {
-            let size = u32::from_ne_bytes([rest[0], rest[1], rest[2], rest[3]]) as usize;
-            if size < HEADER || size > rest.len() {
-                break;
-            }
-            self.handle(&rest[..size])?;
-            rest = &rest[size.next_multiple_of(4).min(rest.len())..];
-        }
+        let result = self.handle_all(&bytes);
+        // Answers may have come before a failure.
         self.readable.wake_all();
-        Ok(len)
+        result.map(|()| len)
     }
 
     fn receive(&self, sink: &mut Sink, flags: u32) -> Result<Incoming> {

@@ -144,6 +144,8 @@ fn accept4(args: &mut Args) -> Result<usize> {
 
 fn do_accept(args: &Args, flags: u32) -> Result<usize> {
     let (file, listener) = socket_file(args.int(0))?;
+    // Without a descriptor for it a connection stays in the backlog.
+    caller::files().check_room(caller::descriptor_limit())?;
     let (new, peer) = listener.accept(file.nonblocking(), flags)?;
     if args.a[1] != 0 {
         write_address(&peer, args.a[1], args.a[2])?;

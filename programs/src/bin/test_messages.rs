@@ -11,7 +11,7 @@ use roundtable_programs::{Errno, procfs, row, signals, tests};
 
 tests! { identifiers, errors, selection, cutting, copies, full_queue, room_goes_to_who_fits, receivers_in_turn,
 receiver_too_small, removed_while_waiting, interrupted, changed_while_waiting, permissions, statistics, limits, listed,
-many_at_once: 60 }
+many_at_once: 60, all_let_in_at_once: 60 }
 
 const MSG_COPY: i32 = 0o40000;
 const IPC_INFO: i32 = 3;
@@ -432,4 +432,28 @@ fn many_at_once() {
     }
     all.into_iter().for_each(Child::ok);
     assert_eq!((queue.stat().msg_qnum, queue.stat().__msg_cbytes), (0, 0));
+}
+
+/// One receive makes room for the messages of all who wait.
+fn all_let_in_at_once() {
+    const COUNT: usize = 400;
+    let queue = Queue::new();
+    let large = [7; 8192];
+    for _ in 0..2 {
+        assert_eq!(send(queue.0, 1, &large, IPC_NOWAIT), Ok(0));
+    }
+    std::thread::scope(|scope| {
+        for number in 0..COUNT {
+            let queue = &queue;
+            let wait = move || assert_eq!(send(queue.0, 2 + number as i64, &[7], 0), Ok(0));
+            std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(scope, wait).unwrap();
+        }
+        procfs::wait_for_sleepers(COUNT);
+        assert_eq!(queue.stat().msg_qnum, 2);
+        assert_eq!(receive(queue.0, 1, 8192, IPC_NOWAIT).unwrap().1.len(), 8192);
+    });
+    assert_eq!((queue.stat().msg_qnum, queue.stat().__msg_cbytes), (1 + COUNT as u64, 8192 + COUNT as u64));
+    for kind in 2..2 + COUNT as i64 {
+        assert_eq!(receive(queue.0, kind, 1, IPC_NOWAIT), Ok((kind, vec![7])));
+    }
 }

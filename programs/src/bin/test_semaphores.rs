@@ -15,7 +15,7 @@ use roundtable_programs::{Errno, procfs, row, signals, tests};
 
 tests! { identifiers, next_identifier, errors, all_or_none, waits_for_zero, first_come_first_served, blocked_elsewhere,
 counts_of_waiters, time_limit, interrupted, removed_while_waiting, undone_at_exit, undo_is_shared_by_threads, undo_is_forgotten,
-out_of_range, permissions, limits, listed, information, many_waiters: 60 }
+out_of_range, permissions, limits, listed, information, many_waiters: 60, largest_set, all_move_at_once: 60 }
 
 const SEM_STAT: i32 = 18;
 const SEM_INFO: i32 = 19;
@@ -529,4 +529,40 @@ fn many_waiters() {
     set.change(&[(0, 7)]).unwrap();
     waiters.into_iter().for_each(Child::ok);
     assert_eq!((set.value(0), set.value(1)), (7, 0));
+}
+
+fn largest_set() {
+    let set = Set::new(32000);
+    set.set(31999, 7);
+    assert_eq!(set.value(31999), 7);
+}
+
+/// One change lets many calls go on to what blocks them next, each at a semaphore of its own.
+fn all_move_at_once() {
+    const COUNT: u16 = 400;
+    let set = Set::new(i32::from(COUNT) + 1);
+    set.set(0, 1);
+    std::thread::scope(|scope| {
+        for number in 1..=COUNT {
+            let set = &set;
+            let wait = move || assert_eq!(set.change(&[(0, 0), (number, -1)]), Ok(0));
+            std::thread::Builder::new().stack_size(64 << 10).spawn_scoped(scope, wait).unwrap();
+        }
+        let waiting = |number: u16, command| control(set.0, number.into(), command, 0).unwrap();
+        assert!(settles(Duration::from_secs(30), || waiting(0, GETZCNT) == usize::from(COUNT)));
+        set.set(0, 0);
+        for number in 1..=COUNT {
+            assert_eq!(waiting(number, GETNCNT), 1, "{number}");
+        }
+        assert_eq!(waiting(0, GETZCNT), 0);
+        // And back: who finds the first one changed waits for it again. On Linux all look.
+        set.set(0, 1);
+        set.set(COUNT.into(), 1);
+        assert!(settles(Duration::from_secs(30), || waiting(COUNT, GETNCNT) == 0));
+        set.set(0, 0);
+        // The last one has gone on by now.
+        let values: Vec<_> = (0..=COUNT).map(|number| u16::from((1..COUNT).contains(&number))).collect();
+        control(set.0, 0, SETALL, values.as_ptr() as usize).unwrap();
+    });
+    assert!((0..=i32::from(COUNT)).all(|number| set.value(number) == 0));
 }

@@ -13,6 +13,7 @@ use crate::memory::fallible::Text;
 use crate::namespaces::View;
 use crate::namespaces::ipc::here;
 use crate::process::{self, Pid};
+use crate::sched;
 
 /// All that IPC_STAT tells.
 #[derive(Clone, Copy, Debug)]
@@ -95,8 +96,14 @@ impl Queue {
 
 impl State {
     fn end_waits(&mut self, error: Errno) {
-        self.receivers.take_all().for_each(|receiver| receiver.complete(Err(error)));
-        self.senders.take_all().for_each(|sender| sender.complete(Err(error)));
+        for receiver in self.receivers.take_all() {
+            receiver.complete(Err(error));
+            sched::cond_resched();
+        }
+        for sender in self.senders.take_all() {
+            sender.complete(Err(error));
+            sched::cond_resched();
+        }
     }
 }
 

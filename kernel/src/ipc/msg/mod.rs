@@ -10,15 +10,16 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 pub use self::control::{Status, list};
 use self::messages::Messages;
+use self::messages::Parcel;
 pub use self::messages::{Message, Selection};
 use self::receivers::{Receiver, Receivers};
 use self::senders::{Sender, Senders};
 use super::ids::{Limits, Object};
 use super::permissions::{Permissions, READ, WRITE};
 use crate::errno::{Errno, Result};
-use crate::memory::reserve;
 use crate::namespaces::ipc::{Home, here};
 use crate::process::Pid;
+use crate::sched;
 use crate::sync::Mutex;
 
 /// `kernel.msgmax`, `kernel.msgmnb` in bytes, `kernel.msgmni`.
@@ -122,20 +123,21 @@ impl State {
     }
 
     /// Hands a message to the first receiver that waits for one like it, or puts it into the queue.
-    fn send(&mut self, message: Message, sender: Pid) {
+    fn send(&mut self, parcel: Parcel, sender: Pid) {
         self.last_sender = sender;
         self.sent_at = super::now();
-        while let Some(receiver) = self.receivers.take_for(message.kind) {
-            if receiver.too_small_for(&message) {
+        while let Some(receiver) = self.receivers.take_for(parcel.message().kind) {
+            if receiver.too_small_for(parcel.message()) {
                 receiver.complete(Err(Errno::E2BIG));
+                sched::cond_resched();
                 continue;
             }
             self.last_receiver = receiver.pid;
             self.received_at = self.sent_at;
-            receiver.complete(Ok(message));
+            receiver.complete(Ok(parcel.into_message()));
             return;
         }
-        self.messages.push(message);
+        self.messages.push(parcel);
     }
 
     /// Sends the messages of waiting senders as long as there is room.
@@ -143,10 +145,11 @@ impl State {
         while let Some(room) = self.room()
             && let Some(sender) = self.senders.take_first(room)
         {
-            if let Some(message) = sender.take_message() {
-                self.send(message, sender.pid);
+            if let Some(parcel) = sender.take_parcel() {
+                self.send(parcel, sender.pid);
             }
             sender.complete(Ok(()));
+            sched::cond_resched();
         }
     }
 }
@@ -155,14 +158,13 @@ impl State {
 pub fn send(id: i32, message: Message, nonblocking: bool) -> Result<()> {
     let queue = here().queues.by_id(id)?;
     // A message stays when its sender is gone.
-    reserve::ask_lasting(message.len())?;
+    let mut parcel = Some(Parcel::new(message)?);
     let pid = super::current_pid();
-    let mut message = Some(message);
     loop {
         let mut state = queue.state.lock();
         state.check(WRITE)?;
-        let Some(ready) = message.take() else { return Ok(()) };
-        if state.room().is_some_and(|room| ready.len() <= room) {
+        let Some(ready) = parcel.take() else { return Ok(()) };
+        if state.room().is_some_and(|room| ready.message().len() <= room) {
             state.send(ready, pid);
             return Ok(());
         }
@@ -182,7 +184,7 @@ pub fn send(id: i32, message: Message, nonblocking: bool) -> Result<()> {
         });
         match result {
             // The queue was changed by msgctl(2): all is looked at again.
-            Err(Errno::EAGAIN) => message = sender.take_message(),
+            Err(Errno::EAGAIN) => parcel = sender.take_parcel(),
             result => return result,
         }
     }

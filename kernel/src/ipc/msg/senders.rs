@@ -5,14 +5,14 @@ use alloc::sync::Arc;
 
 use summary_tree::{Summary, SummaryTree};
 
-use super::messages::Message;
+use super::messages::Parcel;
 use crate::errno::Result;
 use crate::process::Pid;
 use crate::sync::{SpinLock, WaitQueue};
 
 /// A call that waits for room.
 pub struct Sender {
-    message: SpinLock<Option<Message>>,
+    parcel: SpinLock<Option<Parcel>>,
     len: usize,
     pub pid: Pid,
     outcome: SpinLock<Option<Result<()>>>,
@@ -21,15 +21,15 @@ pub struct Sender {
 
 impl Sender {
     /// One that waits.
-    pub fn new(message: Message, pid: Pid) -> Self {
-        let len = message.len();
-        let message = SpinLock::new(Some(message));
-        Self { message, len, pid, outcome: SpinLock::new(None), queue: WaitQueue::new() }
+    pub fn new(parcel: Parcel, pid: Pid) -> Self {
+        let len = parcel.message().len();
+        let parcel = SpinLock::new(Some(parcel));
+        Self { parcel, len, pid, outcome: SpinLock::new(None), queue: WaitQueue::new() }
     }
 
     /// What is to be sent.
-    pub fn take_message(&self) -> Option<Message> {
-        self.message.lock().take()
+    pub fn take_parcel(&self) -> Option<Parcel> {
+        self.parcel.lock().take()
     }
 
     /// Ends the wait.

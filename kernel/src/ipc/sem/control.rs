@@ -10,7 +10,7 @@ use crate::ipc::permissions::{IpcPerm, Permissions, READ, WRITE};
 use crate::memory::fallible::{self, Text};
 use crate::namespaces::ipc::here;
 use crate::process::Pid;
-use crate::sync;
+use crate::{sched, sync};
 
 /// All that IPC_STAT tells.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +135,7 @@ impl Set {
         state.forget_undos(self.id);
         for sleeper in state.waiting.take_all() {
             sleeper.complete(Err(Errno::EIDRM));
+            sched::cond_resched();
         }
         drop(state);
         if let Some(home) = self.home.get() {

@@ -153,7 +153,7 @@ pub fn operate(id: i32, operations: Vec<Operation>, deadline: Option<u64>) -> Re
         return Err(Errno::EAGAIN);
     }
     let sleeper = Arc::new(waiting::Sleeper::new(operations, pid, undo));
-    let ticket = state.waiting.add(sleeper.clone(), blocked);
+    let ticket = state.waiting.add(sleeper.clone(), blocked, waiting::Places::new()?)?;
     drop(state);
     sleeper.queue.wait_event(deadline, || sleeper.outcome()).unwrap_or_else(|error| {
         let mut state = set.state.lock();

@@ -4,6 +4,7 @@ use super::waiting::{Blocked, Requirement};
 use super::{MAX_VALUE, State};
 use crate::errno::{Errno, Result};
 use crate::process::Pid;
+use crate::sched;
 
 const IPC_NOWAIT: i16 = 0o4000;
 const SEM_UNDO: i16 = 0x1000;
@@ -123,6 +124,8 @@ impl State {
                 }
             }
             self.mark(semaphore);
+            // One change may let many go on.
+            sched::cond_resched();
         }
     }
 

@@ -13,6 +13,7 @@ use super::{MAX_VALUE, Set, State};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::process::{self, Charge};
+use crate::sched;
 use crate::sync::SpinLock;
 
 /// The sets in which a list has adjustments.
@@ -102,6 +103,8 @@ impl Drop for Owner {
                 semaphore.pid = pid;
             }
             state.settle(changed().map(|(index, _)| index as u16));
+            drop(state);
+            sched::cond_resched();
         }
     }
 }

@@ -1,16 +1,18 @@
 //! Who waits in a set of semaphores, found by what would let him go on.
 //!
 //! A call is blocked by one operation, which needs a certain value of its semaphore. Until the semaphore has it the call cannot go on, so the
-//! call is kept under this requirement alone. When another operation blocks it later, it moves.
+//! call is kept under this requirement alone. When another operation blocks it later, it moves. One change may move all calls that wait: so
+//! each brings what any of its places takes, and moving takes no memory.
 
-use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::collections::BTreeMap;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 
-use summary_tree::{Summary, SummaryTree};
+use summary_tree::{Entry, Summary, SummaryTree};
 
 use super::{Operation, Outcome};
-use crate::errno::Result;
+use crate::errno::{Errno, Result};
+use crate::memory::{fallible, reserve};
 use crate::process::Pid;
 use crate::sync::WaitQueue;
 
@@ -70,8 +72,8 @@ pub struct Candidate {
 /// The smallest need in a part of the tree.
 struct Least(i32);
 
-impl Summary<u64, i32> for Least {
-    fn of(_: &u64, need: &i32) -> Self {
+impl Summary<(i32, u64), i32> for Least {
+    fn of(_: &(i32, u64), need: &i32) -> Self {
         Self(*need)
     }
 
@@ -80,15 +82,46 @@ impl Summary<u64, i32> for Least {
     }
 }
 
+/// Calls with the values that they need: by these and their tickets, or by their tickets alone, behind a 0.
+type Calls = SummaryTree<(i32, u64), i32, Least>;
+type Call = Entry<(i32, u64), i32, Least>;
+
 /// The calls that one semaphore blocks.
 #[derive(Default)]
 struct OfSemaphore {
     /// The call that is to be tried, once the semaphore has changed.
     due: Option<Candidate>,
-    /// The values needed, by the tickets of the calls.
-    rising: SummaryTree<u64, i32, Least>,
-    /// Value and ticket.
-    equal: BTreeSet<(i32, u64)>,
+    /// Those that wait until it has so much, in the order in which they came.
+    rising: Calls,
+    /// Those that wait for a value, by it.
+    equal: Calls,
+}
+
+impl OfSemaphore {
+    fn is_empty(&self) -> bool {
+        self.rising.is_empty() && self.equal.is_empty()
+    }
+}
+
+type BlockedHere = Entry<u32, OfSemaphore, FirstDue>;
+
+/// What a call takes that waits, wherever it does.
+pub struct Places {
+    call: Call,
+    semaphore: BlockedHere,
+}
+
+impl Places {
+    /// `ENOMEM`.
+    pub fn new() -> Result<Self> {
+        /// Both entries, and a call's place among all.
+        const BYTES: usize = 512;
+        reserve::ask(BYTES)?;
+        Ok(Self {
+            call: Entry::try_new((0, 0), 0).map_err(|_| Errno::ENOMEM)?,
+            semaphore: Entry::try_new(0, OfSemaphore::default()).map_err(|_| Errno::ENOMEM)?,
+        })
+    }
 }
 
 /// The first call in a part of the tree that is to be tried.
@@ -111,22 +144,32 @@ pub struct Waiting {
     sleepers: BTreeMap<u64, (Arc<Sleeper>, Blocked)>,
     /// By the semaphores' numbers, those only that block a call.
     semaphores: SummaryTree<u32, OfSemaphore, FirstDue>,
+    /// For semaphores that block none yet: with those in the tree there are as many as there are calls.
+    spare: Vec<BlockedHere>,
 }
 
 impl Waiting {
-    /// Adds a call at the end; its ticket is returned.
-    pub fn add(&mut self, sleeper: Arc<Sleeper>, blocked: Blocked) -> u64 {
+    /// Adds a call at the end; its ticket is returned. `ENOMEM`.
+    pub fn add(&mut self, sleeper: Arc<Sleeper>, blocked: Blocked, places: Places) -> Result<u64> {
+        let Places { call, semaphore } = places;
+        let missing = self.sleepers.len() + 1 - self.spare.len();
+        fallible::reserve(&mut self.spare, missing)?;
+        self.spare.push(semaphore);
         let ticket = self.next_ticket;
         self.next_ticket += 1;
-        self.link(ticket, blocked);
+        self.link(ticket, blocked, call);
         self.sleepers.insert(ticket, (sleeper, blocked));
-        ticket
+        Ok(ticket)
     }
 
     /// Takes a call out.
     pub fn remove(&mut self, ticket: u64) {
-        if let Some((_, blocked)) = self.sleepers.remove(&ticket) {
-            self.unlink(ticket, blocked);
+        let Some((_, blocked)) = self.sleepers.remove(&ticket) else { return };
+        drop(self.unlink(ticket, blocked));
+        // It takes along what it brought, or one like it.
+        drop(self.spare.pop());
+        if self.sleepers.is_empty() {
+            self.spare = Vec::new();
         }
     }
 
@@ -134,8 +177,9 @@ impl Waiting {
     pub fn move_to(&mut self, ticket: u64, blocked: Blocked) {
         let Some((_, kept)) = self.sleepers.get_mut(&ticket) else { return };
         let old = core::mem::replace(kept, blocked);
-        self.unlink(ticket, old);
-        self.link(ticket, blocked);
+        if let Some(call) = self.unlink(ticket, old) {
+            self.link(ticket, blocked, call);
+        }
     }
 
     /// The call with a ticket.
@@ -146,6 +190,7 @@ impl Waiting {
     /// Takes all calls out.
     pub fn take_all(&mut self) -> impl Iterator<Item = Arc<Sleeper>> + use<> {
         self.semaphores = SummaryTree::new();
+        self.spare = Vec::new();
         core::mem::take(&mut self.sleepers).into_values().map(|(sleeper, _)| sleeper)
     }
 
@@ -163,11 +208,12 @@ impl Waiting {
     /// The first call that a semaphore with this value does not block.
     pub fn candidate(&self, semaphore: u16, value: i32) -> Option<Candidate> {
         let waiting = self.semaphores.get(&semaphore.into())?;
-        if let Some((_, ticket)) = waiting.equal.range((value, 0)..=(value, u64::MAX)).next() {
-            return Some(Candidate { rises: false, ticket: *ticket, semaphore });
+        let equal = waiting.equal.find_from(&(value, 0), |key, _| Some(*key));
+        if let Some((_, ticket)) = equal.filter(|(wanted, _)| *wanted == value) {
+            return Some(Candidate { rises: false, ticket, semaphore });
         }
-        let fits = |ticket: &u64, need: &i32| (*need <= value).then_some(*ticket);
-        let ticket = waiting.rising.find_first(&u64::MAX, |least| least.0 <= value, fits)?;
+        let fits = |(_, ticket): &(i32, u64), need: &i32| (*need <= value).then_some(*ticket);
+        let ticket = waiting.rising.find_first(&(0, u64::MAX), |least| least.0 <= value, fits)?;
         Some(Candidate { rises: true, ticket, semaphore })
     }
 
@@ -177,31 +223,51 @@ impl Waiting {
         waiting.map_or((0, 0), |waiting| (waiting.rising.len(), waiting.equal.len()))
     }
 
-    fn link(&mut self, ticket: u64, blocked: Blocked) {
+    fn link(&mut self, ticket: u64, blocked: Blocked, mut call: Call) {
         let number = blocked.semaphore.into();
-        let add = |waiting: &mut OfSemaphore| match blocked.requirement {
-            Requirement::AtLeast(need) => _ = waiting.rising.insert(ticket, need),
-            Requirement::Equal(value) => _ = waiting.equal.insert((value, ticket)),
+        let (rises, key, need) = match blocked.requirement {
+            Requirement::AtLeast(need) => (true, (0, ticket), need),
+            Requirement::Equal(value) => (false, (value, ticket), value),
         };
-        if !self.semaphores.update(&number, add) {
-            let mut waiting = OfSemaphore::default();
-            add(&mut waiting);
-            self.semaphores.insert(number, waiting);
+        call.change(|at, value| {
+            *at = key;
+            *value = need;
+        });
+        let mut call = Some(call);
+        let mut add = |waiting: &mut OfSemaphore| {
+            let calls = if rises { &mut waiting.rising } else { &mut waiting.equal };
+            if let Some(call) = call.take() {
+                // Each ticket is there once.
+                let _ = calls.insert_entry(call);
+            }
+        };
+        if !self.semaphores.update(&number, &mut add)
+            && let Some(mut first) = self.spare.pop()
+        {
+            first.change(|key, waiting| {
+                *key = number;
+                waiting.due = None;
+                add(waiting);
+            });
+            // It was looked for, and is not there.
+            let _ = self.semaphores.insert_entry(first);
         }
     }
 
-    fn unlink(&mut self, ticket: u64, blocked: Blocked) {
+    fn unlink(&mut self, ticket: u64, blocked: Blocked) -> Option<Call> {
         let number = blocked.semaphore.into();
-        let mut empty = false;
+        let (mut call, mut empty) = (None, false);
         self.semaphores.update(&number, |waiting| {
-            match blocked.requirement {
-                Requirement::AtLeast(_) => _ = waiting.rising.remove(&ticket),
-                Requirement::Equal(value) => _ = waiting.equal.remove(&(value, ticket)),
-            }
-            empty = waiting.rising.is_empty() && waiting.equal.is_empty();
+            call = match blocked.requirement {
+                Requirement::AtLeast(_) => waiting.rising.remove_entry(&(0, ticket)),
+                Requirement::Equal(value) => waiting.equal.remove_entry(&(value, ticket)),
+            };
+            empty = waiting.is_empty();
         });
         if empty {
-            self.semaphores.remove(&number);
+            // There is room: see `add`.
+            self.spare.extend(self.semaphores.remove_entry(&number));
         }
+        call
     }
 }

@@ -14,8 +14,8 @@ use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::net::options::{deadline, wait_error};
 use crate::net::unix::max_backlog;
-use crate::process;
 use crate::sync::WaitError;
+use crate::{process, sched};
 
 impl Socket {
     /// bind(2).
@@ -296,7 +296,8 @@ impl Socket {
             client.refuse(error);
             return Ok(());
         }
-        self.readable.wake_all();
+        // One thread takes it, however many wait.
+        self.readable.wake_one();
         client.wake();
         Ok(())
     }
@@ -396,6 +397,7 @@ impl Socket {
         }
         for socket in pending {
             socket.close(true);
+            sched::cond_resched();
         }
         for socket in waiting.iter().filter_map(Weak::upgrade) {
             socket.refuse(Errno::ECONNREFUSED);

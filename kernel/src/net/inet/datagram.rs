@@ -7,11 +7,11 @@ use core::net::{IpAddr, SocketAddr};
 
 use linux_raw_sys::net;
 
-use super::Socket;
 use super::address::{self, Given};
 use super::ancillary::{Arrival, Header, Wishes};
 use super::card;
 use super::ports::{self, Protocol};
+use super::{Socket, check_errors};
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, Sink, Source};
 use crate::memory::fallible::{self, CopyUnderLock, TryVec};
@@ -154,7 +154,7 @@ impl Socket {
     fn deliver_datagram(&self, datagram: Datagram) {
         let room = self.options.lock().receive_buffer;
         let mut lost = Some(datagram);
-        {
+        let taken = {
             let state = self.state.lock();
             let mut queue = self.datagrams.lock();
             if !state.released
@@ -164,9 +164,13 @@ impl Socket {
             {
                 queue.push(datagram);
             }
-        }
+            lost.is_none()
+        };
         drop(lost);
-        self.readable.wake_all();
+        if taken {
+            // One thread takes it, however many wait.
+            self.readable.wake_one();
+        }
     }
 
     /// A copy of the first datagram.
@@ -201,6 +205,7 @@ impl Socket {
         if flags & net::MSG_OOB != 0 {
             return Err(Errno::EOPNOTSUPP);
         }
+        check_errors(flags)?;
         let timeout = self.options.lock().receive_timeout;
         let deadline = deadline(timeout);
         loop {
@@ -212,8 +217,14 @@ impl Socket {
                     .wait_event(deadline, || self.look_datagram())
                     .map_err(|error| wait_error(error, timeout))??,
             }
-            let datagram =
-                if flags & net::MSG_PEEK != 0 { self.peek_datagram()? } else { self.datagrams.lock().pop() };
+            let datagram = if flags & net::MSG_PEEK != 0 {
+                let datagram = self.peek_datagram();
+                // It is still there for the next one who waits.
+                self.readable.wake_one();
+                datagram?
+            } else {
+                self.datagrams.lock().pop()
+            };
             let Some(datagram) = datagram else {
                 if self.state.lock().receive_closed {
                     return Ok(Incoming::default());

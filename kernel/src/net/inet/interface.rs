@@ -124,7 +124,7 @@ pub fn ioctl(command: u32, argument: usize) -> Result<usize> {
     if !known.contains(&command) {
         return Err(Errno::ENOTTY);
     }
-    let value = argument + NAME_LEN;
+    let value = argument.checked_add(NAME_LEN).ok_or(Errno::EFAULT)?;
     if command == ioctl::SIOCGIFNAME {
         let index: i32 = read_user(value)?;
         let interface = all().find(|interface| interface.index == index).ok_or(Errno::ENODEV)?;

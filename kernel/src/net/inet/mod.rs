@@ -33,11 +33,12 @@ use self::ports::{Claim, Protocol};
 use self::stream::Bytes;
 use super::calls::Along;
 use super::options::Options;
+use super::turn::Turns;
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
 use crate::mm::uaccess::write_user;
-use crate::process;
-use crate::sync::{Mutex, SpinLock, WaitQueue};
+use crate::sync::{SpinLock, WaitQueue};
+use crate::{process, sched};
 
 /// Where a stream socket stands. A datagram socket is idle, or has a default destination.
 enum Role {
@@ -89,8 +90,8 @@ pub struct Socket {
     datagrams: SpinLock<datagram::Queue>,
     options: SpinLock<Options>,
     flags: SpinLock<Flags>,
-    /// One reader of a stream at a time: what it takes is in one piece.
-    reading: Mutex<()>,
+    /// Who reads a stream.
+    reading: Turns,
     /// Woken when there is something to receive, to accept, or when nothing will come any more.
     readable: WaitQueue,
     /// Woken when this socket may send, and when it is connected.
@@ -112,6 +113,11 @@ pub fn check_kind(kind: u32, protocol: i32) -> Result<Protocol> {
         }
         _ => Err(Errno::ESOCKTNOSUPPORT),
     }
+}
+
+/// Errors of packets are not kept: nobody waits for one.
+fn check_errors(flags: u32) -> Result<()> {
+    if flags & net::MSG_ERRQUEUE != 0 { Err(Errno::EAGAIN) } else { Ok(()) }
 }
 
 impl Socket {
@@ -146,7 +152,7 @@ impl Socket {
             datagrams: SpinLock::new(datagram::Queue::default()),
             options: SpinLock::new(options),
             flags: SpinLock::new(flags),
-            reading: Mutex::new(()),
+            reading: Turns::new(),
             readable: WaitQueue::new(),
             writable: WaitQueue::new(),
         })
@@ -224,6 +230,8 @@ impl Socket {
             Role::Listening { pending, waiting, .. } => {
                 for socket in pending {
                     socket.close(true);
+                    // Each frees what it has received.
+                    sched::cond_resched();
                 }
                 for socket in waiting.iter().filter_map(Weak::upgrade) {
                     socket.refuse(Errno::ECONNREFUSED);

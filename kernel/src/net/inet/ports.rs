@@ -67,18 +67,23 @@ impl Counts {
         }
         self.all += 1;
         self.strict_address += usize::from(!claim.reuse_address);
-        self.strict_port += usize::from(!claim.reuse_port);
+        self.strict_port += usize::from(!self.may_share(claim));
     }
 
     fn remove(&mut self, claim: &Claim) {
         self.all -= 1;
         self.strict_address -= usize::from(!claim.reuse_address);
-        self.strict_port -= usize::from(!claim.reuse_port);
+        self.strict_port -= usize::from(!self.may_share(claim));
+    }
+
+    /// Whether the port is shared with others of the same user. Who comes first is the user until all have gone.
+    fn may_share(&self, claim: &Claim) -> bool {
+        claim.reuse_port && claim.uid == self.uid
     }
 
     fn admit(&self, claim: &Claim) -> bool {
         let by_address = claim.reuse_address && self.strict_address == 0 && self.listening == 0;
-        let by_port = claim.reuse_port && self.strict_port == 0 && self.uid == claim.uid;
+        let by_port = self.may_share(claim) && self.strict_port == 0;
         self.all == 0 || by_address || by_port
     }
 }
@@ -236,7 +241,8 @@ pub fn receive_at(protocol: Protocol, claim: &Claim, socket: &Arc<Socket>) -> Re
     let listens = protocol == Protocol::Tcp;
     let port = ports.ports.get_mut(&claim.at.port()).ok_or(Errno::EINVAL)?;
     if listens {
-        let shares = |counts: &Counts| counts.listening == 0 || claim.reuse_port && counts.strict_port == 0;
+        let shares =
+            |counts: &Counts| counts.listening == 0 || counts.may_share(claim) && counts.strict_port == 0;
         let ok = if claim.at.ip().is_unspecified() {
             families(claim).all(|family| shares(&port.families[family]))
         } else {

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 
 use linux_raw_sys::net;
 
-use super::{Role, Socket};
+use super::{Role, Socket, check_errors};
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, Sink, Source};
 use crate::memory::fallible::{self, CopyUnderLock, TryVec};
@@ -218,14 +218,12 @@ impl Socket {
         if flags & net::MSG_OOB != 0 {
             return Err(Errno::EINVAL);
         }
+        check_errors(flags)?;
         let timeout = self.options.lock().receive_timeout;
         let deadline = deadline(timeout);
         let mut incoming = Incoming::default();
         let waits = flags & net::MSG_DONTWAIT == 0;
-        let reader = match waits {
-            true => self.reading.lock(),
-            false => self.reading.try_lock().ok_or(Errno::EAGAIN)?,
-        };
+        let mut turn = None;
         let peeks = flags & net::MSG_PEEK != 0;
         let whole = flags & net::MSG_WAITALL != 0 && !peeks;
         // MSG_TRUNC throws the bytes away.
@@ -236,6 +234,8 @@ impl Socket {
                 break;
             }
             if incoming.count == 0 || whole && self.bytes.lock().len() == 0 {
+                // Others may be served with less.
+                turn = None;
                 let readable = match self.look() {
                     Some(result) => result,
                     None if !waits => Err(Errno::EAGAIN),
@@ -255,6 +255,17 @@ impl Socket {
             if room == 0 {
                 break;
             }
+            if turn.is_none() {
+                let taken = match waits {
+                    true => self.reading.take(deadline, timeout),
+                    false => self.reading.try_take().ok_or(Errno::EAGAIN),
+                };
+                match taken {
+                    Ok(taken) => turn = Some(taken),
+                    Err(_) if incoming.count > 0 => break,
+                    Err(error) => return Err(error),
+                }
+            }
             let skip = if peeks { incoming.count } else { 0 };
             let copied = self.copy_part(skip, room.min(PIECE)).and_then(|bytes| {
                 let count = if discards { bytes.len() } else { sink.write(&bytes)? };
@@ -266,7 +277,8 @@ impl Socket {
                 Err(error) => return Err(error),
             };
             if wanted == 0 {
-                if whole {
+                // Another reader was faster.
+                if whole || incoming.count == 0 {
                     continue;
                 }
                 break;
@@ -283,7 +295,7 @@ impl Socket {
                 break;
             }
         }
-        drop(reader);
+        drop(turn);
         Ok(incoming)
     }
 

@@ -173,6 +173,10 @@ impl Socket {
             }
             let listener = address::find(address, self.kind)?;
             if let Some(result) = self.try_connect(&listener, &server, own) {
+                if result.is_err() {
+                    // A place that this thread was woken for is another's.
+                    listener.room.wake_one();
+                }
                 return result;
             }
             if nonblocking {
@@ -223,7 +227,8 @@ impl Socket {
                 state.peer_credentials = credentials;
                 state.peer_address = name;
                 drop(state);
-                listener.readable.wake_all();
+                // One thread takes it, however many wait.
+                listener.readable.wake_one();
                 self.writable.wake_all();
                 Some(Ok(()))
             }

@@ -22,13 +22,15 @@ use self::address::Address;
 pub use self::connect::{max_backlog, set_max_backlog};
 use super::message::{self, Message, Ucred};
 use super::options::Options;
+use super::turn::Turns;
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
 use crate::memory::fallible::Text;
 use crate::memory::reserve;
 use crate::mm::uaccess::write_user;
 use crate::net::calls::Along;
-use crate::sync::{Mutex, SpinLock, WaitQueue};
+use crate::sched;
+use crate::sync::{SpinLock, WaitQueue};
 
 pub use connect::pair;
 
@@ -100,8 +102,8 @@ pub struct Socket {
     /// Bytes of messages under way that this socket has sent.
     pub(super) in_flight: AtomicUsize,
     pub(super) options: SpinLock<Options>,
-    /// One reader of a stream at a time: what it takes is in one piece.
-    reading: Mutex<()>,
+    /// Who reads a stream.
+    reading: Turns,
     /// Woken when there is something to receive, to accept, or when nothing will come any more.
     readable: WaitQueue,
     /// Woken when this socket may send.
@@ -134,7 +136,7 @@ impl Socket {
             queue: SpinLock::new(VecDeque::new()),
             in_flight: AtomicUsize::new(0),
             options: SpinLock::new(Options::new()),
-            reading: Mutex::new(()),
+            reading: Turns::new(),
             readable: WaitQueue::new(),
             writable: WaitQueue::new(),
             room: WaitQueue::new(),
@@ -207,9 +209,9 @@ impl Socket {
         self.queue.lock().len() > QUEUE_LIMIT
     }
 
-    /// Something was taken from the queue or the backlog.
+    /// Something was taken from the queue or the backlog: there is room for one more.
     fn made_room(&self) {
-        self.room.wake_all();
+        self.room.wake_one();
         let held_up = core::mem::take(&mut *self.held_up.lock());
         for socket in held_up.values().filter_map(Weak::upgrade) {
             socket.writable.wake_all();
@@ -321,12 +323,15 @@ impl Socket {
             Role::Listening { pending, .. } => {
                 for socket in pending {
                     socket.close_unaccepted();
+                    // Each frees what it has received.
+                    sched::cond_resched();
                 }
             }
             _ => {}
         }
         // Senders find nobody.
         self.made_room();
+        self.room.wake_all();
         self.readable.wake_all();
         self.writable.wake_all();
     }

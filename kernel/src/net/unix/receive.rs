@@ -78,19 +78,28 @@ impl Socket {
         let timeout = self.options.lock().receive_timeout;
         let deadline = deadline(timeout);
         let mut received = Received::default();
-        let reader = if flags & net::MSG_DONTWAIT != 0 {
-            self.reading.try_lock().ok_or(Errno::EAGAIN)?
-        } else {
-            self.reading.lock()
-        };
+        let mut turn = None;
         let whole = flags & net::MSG_WAITALL != 0 && flags & net::MSG_PEEK == 0;
         // With MSG_PEEK nothing is taken: how far it has looked.
         let mut peeked = 0;
         while sink.remaining() > 0 {
             if received.count == 0 || whole && self.queue.lock().is_empty() {
+                // Others may be served with less.
+                turn = None;
                 match self.wait_readable(flags, deadline, timeout) {
                     Ok(true) => {}
                     Ok(false) => break,
+                    Err(_) if received.count > 0 => break,
+                    Err(error) => return Err(error),
+                }
+            }
+            if turn.is_none() {
+                let taken = match flags & net::MSG_DONTWAIT {
+                    0 => self.reading.take(deadline, timeout),
+                    _ => self.reading.try_take().ok_or(Errno::EAGAIN),
+                };
+                match taken {
+                    Ok(taken) => turn = Some(taken),
                     Err(_) if received.count > 0 => break,
                     Err(error) => return Err(error),
                 }
@@ -102,12 +111,14 @@ impl Socket {
             };
             match step {
                 Ok(true) => {}
+                // Another reader was faster.
+                Ok(false) if received.count == 0 => {}
                 Ok(false) => break,
                 Err(_) if received.count > 0 => break,
                 Err(error) => return Err(error),
             }
         }
-        drop(reader);
+        drop(turn);
         if received.count > 0 {
             received.from = self.state.lock().peer_address.clone();
         }
@@ -124,7 +135,7 @@ impl Socket {
         same_sender && received.files.is_empty() && message.rights.is_none()
     }
 
-    /// Takes from the first message. False when the receive is to end. The reader's lock is held: nobody else takes.
+    /// Takes from the first message. False when the receive is to end. It is the caller's turn: nobody else takes.
     fn take_piece(&self, sink: &mut Sink, received: &mut Received) -> Result<bool> {
         let mut bytes = CopyUnderLock::new();
         let has_rights = loop {
@@ -217,7 +228,10 @@ impl Socket {
                 return Ok(Received::default());
             }
             if flags & net::MSG_PEEK != 0 {
-                let Some((bytes, mut received)) = self.peek_message()? else { continue };
+                let peeked = self.peek_message();
+                // It is still there for the next one who waits.
+                self.readable.wake_one();
+                let Some((bytes, mut received)) = peeked? else { continue };
                 let copied = if sink.remaining() > 0 { sink.write(&bytes)? } else { 0 };
                 finish(&mut received, bytes.len(), copied, flags);
                 return Ok(received);

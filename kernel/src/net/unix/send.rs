@@ -32,7 +32,7 @@ impl Socket {
             Kind::SeqPacket => self.send_packet(source, flags, along),
             Kind::Datagram => self.send_datagram(source, flags, to, along),
         };
-        if result == Err(Errno::EPIPE) && self.kind != Kind::Datagram && flags & net::MSG_NOSIGNAL == 0 {
+        if result == Err(Errno::EPIPE) && self.kind == Kind::Stream && flags & net::MSG_NOSIGNAL == 0 {
             signal::send_thread(&process::current().to_arc(), signal::SIGPIPE);
         }
         result
@@ -42,6 +42,10 @@ impl Socket {
     fn open_peer(&self) -> Result<Arc<Socket>> {
         let peer = {
             let mut state = self.state.lock();
+            // To a stream the end comes before an error, which stays for who receives.
+            if state.send_closed && self.kind == Kind::Stream {
+                return Err(Errno::EPIPE);
+            }
             if let Some(error) = state.error.take() {
                 return Err(error);
             }
@@ -99,9 +103,15 @@ impl Socket {
         };
         // What was not taken is dropped without locks.
         drop(message);
-        result?;
-        to.readable.wake_all();
-        Ok(())
+        match self.kind {
+            // Who reads a part leaves the rest to others.
+            Kind::Stream => to.readable.wake_all(),
+            // One thread takes it, however many wait.
+            _ if result.is_ok() => to.readable.wake_one(),
+            // The place that the sender has waited for is another's.
+            _ => to.room.wake_one(),
+        }
+        result
     }
 
     fn send_stream(
