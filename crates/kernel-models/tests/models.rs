@@ -136,6 +136,35 @@ fn mutex_against_mutex() {
     });
 }
 
+/// One who waits for a mutex leaves for a signal while the holder gives it back: the other one must not wait for ever.
+fn mutex_against_a_signal() {
+    check(2, || {
+        let lock = Arc::new(RawRwLock::new());
+        let me = process::current().to_arc();
+        let holder = {
+            let lock = lock.clone();
+            loom::thread::spawn(move || {
+                lock.acquire(true);
+                me.send_signal();
+                lock.release(WRITER);
+            })
+        };
+        let other = {
+            let lock = lock.clone();
+            loom::thread::spawn(move || {
+                lock.acquire(true);
+                lock.release(WRITER);
+            })
+        };
+        if lock.acquire_unless(true, Sleep::Interruptible) {
+            lock.release(WRITER);
+        }
+        holder.join().unwrap();
+        other.join().unwrap();
+        assert!(!lock.is_held());
+    });
+}
+
 /// All histories of arming, cancelling, ticking and passing time up to a length.
 fn timers() {
     const LENGTH: u32 = 5;
@@ -418,6 +447,7 @@ const MODELS: &[Row] = &[
         mutex_against_mutex,
         &[(Mutant::RetryClearedLate, FOR_EVER), (Mutant::ReleaseTellsNobody, FOR_EVER)],
     ),
+    ("mutex_against_a_signal", mutex_against_a_signal, &[(Mutant::LeavesQuietly, FOR_EVER)]),
     (
         "timers",
         timers,

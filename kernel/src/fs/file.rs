@@ -564,6 +564,12 @@ impl File {
         self.watches.lock().remove(&Arc::as_ptr(item).addr());
     }
 
+    /// The next watch by an epoll instance, in an order of no meaning, with its place in that.
+    pub(super) fn watch_after(&self, after: Option<usize>) -> Option<(usize, Arc<epoll::Item>)> {
+        let from = after.map_or(0, |after| after + 1);
+        self.watches.lock().range(from..).find_map(|(place, item)| Some((*place, item.upgrade()?)))
+    }
+
     /// The readiness now.
     pub fn poll(&self) -> Events {
         if self.is_path() { Events::NVAL } else { self.ops.poll(self) }

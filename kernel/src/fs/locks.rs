@@ -95,8 +95,26 @@ pub struct LockTable {
     used: AtomicBool,
 }
 
-/// Waits of processes for record locks: who waits for whom. A cycle is a deadlock.
+/// Waits of processes for record locks: who waits for whom. A cycle is a deadlock, and is not let come about. So only waits that
+/// were checked are here: none of open files.
 static WAITING: Mutex<BTreeMap<Owner, Owner>> = Mutex::new(BTreeMap::new());
+
+/// Notes that a process is going to wait for `blocker`. `EDEADLK` when that waits for the process, itself or by way of others.
+fn note_wait(owner: Owner, blocker: Owner) -> Result<()> {
+    /// Chains longer than this are not looked through: others wait for it.
+    const LONGEST: usize = 100;
+    let mut waiting = WAITING.lock();
+    let mut at = blocker;
+    for _ in 0..LONGEST {
+        match waiting.get(&at) {
+            Some(next) if *next == owner => return Err(Errno::EDEADLK),
+            Some(next) => at = *next,
+            None => break,
+        }
+    }
+    waiting.insert(owner, blocker);
+    Ok(())
+}
 
 impl Default for LockTable {
     fn default() -> Self {
@@ -162,25 +180,18 @@ impl LockTable {
             if !wait {
                 return Err(Errno::EAGAIN);
             }
-            {
-                let mut waiting = WAITING.lock();
-                // Only classic locks are checked: an open file may be used by threads that do not wait.
-                if matches!(wanted.owner, Owner::Table(_)) {
-                    let mut at = blocker;
-                    while let Some(next) = waiting.get(&at) {
-                        if *next == wanted.owner {
-                            return Err(Errno::EDEADLK);
-                        }
-                        at = *next;
-                    }
-                }
-                waiting.insert(wanted.owner, blocker);
+            // Only classic locks are checked: an open file may be used by threads that do not wait.
+            let is_checked = matches!(wanted.owner, Owner::Table(_));
+            if is_checked {
+                note_wait(wanted.owner, blocker)?;
             }
             let result = state.released.wait_event(None, || {
                 let held = state.held.lock();
                 held.records.conflict(&wanted).is_none_or(|lock| lock.owner != blocker).then_some(())
             });
-            WAITING.lock().remove(&wanted.owner);
+            if is_checked {
+                WAITING.lock().remove(&wanted.owner);
+            }
             result.map_err(|_| Errno::ERESTARTSYS)?;
         }
     }

@@ -3,7 +3,8 @@
 use core::ops::{Deref, DerefMut};
 
 use super::lockdep::Class;
-use super::{RawIrqLock, RawMutex, RawRwLock, RawSpinLock};
+use super::{MutexGuard, RawIrqLock, RawMutex, RawRwLock, RawSpinLock};
+use crate::sched::Sleep;
 
 macro_rules! lock {
     ($(#[$attribute:meta])* $name:ident, $kind:ident, $raw:ident) => {
@@ -58,4 +59,25 @@ lock! {
 lock! {
     /// A lock that sleeps and lets readers share, first come first served: neither side starves.
     RwLock, RwLock, RawRwLock
+}
+
+/// For locks that are held for long, or for as long as somebody likes.
+impl<T> Mutex<T> {
+    /// Takes the lock, unless a signal comes first.
+    #[track_caller]
+    pub fn lock_interruptible(&self) -> Option<MutexGuard<'_, T>> {
+        self.lock_unless(Sleep::Interruptible)
+    }
+
+    /// Takes the lock, unless a signal that kills the thread comes first.
+    #[track_caller]
+    pub fn lock_killable(&self) -> Option<MutexGuard<'_, T>> {
+        self.lock_unless(Sleep::Killable)
+    }
+
+    #[track_caller]
+    fn lock_unless(&self, mode: Sleep) -> Option<MutexGuard<'_, T>> {
+        // SAFETY: the lock is only taken here, and the guard that is made then gives it back.
+        unsafe { self.0.raw().lock_unless(mode).then(|| self.0.make_guard_unchecked()) }
+    }
 }

@@ -5,6 +5,7 @@ use core::panic::Location;
 use super::lockdep::{self, Class, Kind};
 use super::sleep::{self, READER, WRITER};
 use crate::arch::percpu;
+use crate::sched::Sleep;
 
 /// The lock behind [`super::RwLock`].
 pub struct RawRwLock {
@@ -27,6 +28,20 @@ impl RawRwLock {
         percpu::sleeping_lock_taken();
         self.inner.acquire(writer);
         lockdep::taken(&self.class, self, Kind::Sleep, site);
+    }
+
+    #[track_caller]
+    fn acquire_unless(&self, writer: bool, mode: Sleep) -> bool {
+        let site = Location::caller();
+        lockdep::before(&self.class, self, site);
+        percpu::sleeping_lock_taken();
+        let taken = self.inner.acquire_unless(writer, mode);
+        if taken {
+            lockdep::taken(&self.class, self, Kind::Sleep, site);
+        } else {
+            percpu::sleeping_lock_released();
+        }
+        taken
     }
 
     #[inline]
@@ -109,6 +124,12 @@ impl RawMutex {
     /// A lock that is free.
     pub const fn new(class: Class) -> Self {
         Self { inner: RawRwLock::new(class) }
+    }
+
+    /// Takes the lock, unless a signal that `mode` admits comes first: then false.
+    #[track_caller]
+    pub(super) fn lock_unless(&self, mode: Sleep) -> bool {
+        self.inner.acquire_unless(true, mode)
     }
 }
 

@@ -77,6 +77,29 @@ impl Queue {
         }
     }
 
+    /// Takes a waiter out, wherever it is.
+    fn unlink(&mut self, waiter: &Waiter) {
+        let node = NonNull::from(waiter);
+        let mut before: Option<NonNull<Waiter>> = None;
+        let mut at = self.head;
+        while let Some(here) = at {
+            // SAFETY: as in `push`.
+            let next = unsafe { *here.as_ref().next.get() };
+            if here == node {
+                match before {
+                    // SAFETY: as in `push`.
+                    Some(before) => unsafe { *before.as_ref().next.get() = next },
+                    None => self.head = next,
+                }
+                if next.is_none() {
+                    self.tail = before;
+                }
+                return;
+            }
+            (before, at) = (at, next);
+        }
+    }
+
     /// Tells the head to try again. The thread is still to be woken.
     fn nudge_head(&self) -> Option<Arc<Thread>> {
         // SAFETY: as in `push`.
@@ -132,11 +155,11 @@ impl RawRwLock {
 
     #[cold]
     #[track_caller]
-    fn acquire_slow(&self, writer: bool) {
+    fn acquire_slow(&self, writer: bool, mode: Sleep) -> bool {
         for _ in 0..SPINS {
             spin_loop();
             if self.try_acquire(writer) {
-                return;
+                return true;
             }
         }
         let Some(thread) = process::try_current() else {
@@ -144,7 +167,7 @@ impl RawRwLock {
             while !self.try_acquire(writer) {
                 spin_loop();
             }
-            return;
+            return true;
         };
         let waiter = Waiter {
             next: UnsafeCell::new(None),
@@ -160,13 +183,32 @@ impl RawRwLock {
         }
         let mut overtaken = 0;
         loop {
-            sched::sleep_until(Sleep::Uninterruptible, || {
+            let slept = sched::sleep(mode, None, || {
                 waiter.granted.load(Ordering::SeqCst) || waiter.retry.load(Ordering::SeqCst)
             });
             if self.try_as_head(&waiter, &mut overtaken) {
-                return;
+                return true;
+            }
+            if slept.is_err() {
+                return self.give_up(&waiter);
             }
         }
+    }
+
+    /// A signal ends the wait: true if the waiter was given the lock meanwhile.
+    fn give_up(&self, waiter: &Waiter) -> bool {
+        let mut queue = self.queue.lock();
+        // Acquire pairs with `grant_head`.
+        if waiter.granted.load(Ordering::Acquire) {
+            return true;
+        }
+        queue.unlink(waiter);
+        self.queue_changed(&queue);
+        // It may have been told that the lock is free, or have kept readers behind it from joining those who read.
+        if !mutant::is(Mutant::LeavesQuietly) {
+            self.tell_head(&mut queue);
+        }
+        false
     }
 
     /// A waiter that was told to try again: true if it has the lock now, and is no longer queued.
@@ -238,9 +280,13 @@ impl RawRwLock {
     /// A holder has left, or a writer has become a reader, and somebody waits.
     #[cold]
     fn next(&self) {
-        let mut queue = self.queue.lock();
+        self.tell_head(&mut self.queue.lock());
+    }
+
+    /// The head of the queue, if there is one, may have the lock now.
+    fn tell_head(&self, queue: &mut Queue) {
         if self.state.load(Ordering::SeqCst) & HANDOFF != 0 {
-            self.hand_over(&mut queue);
+            self.hand_over(queue);
         } else {
             wake(queue.nudge_head());
         }
@@ -252,8 +298,15 @@ impl RawRwLock {
     pub fn acquire(&self, writer: bool) {
         debug::assert_may_sleep();
         if !self.try_acquire(writer) {
-            self.acquire_slow(writer);
+            self.acquire_slow(writer, Sleep::Uninterruptible);
         }
+    }
+
+    /// As `acquire`, unless a signal that `mode` admits comes first: then false.
+    #[track_caller]
+    pub fn acquire_unless(&self, writer: bool, mode: Sleep) -> bool {
+        debug::assert_may_sleep();
+        self.try_acquire(writer) || self.acquire_slow(writer, mode)
     }
 
     /// Gives the lock back. `holder` is what the caller is: [`READER`] or [`WRITER`].

@@ -8,6 +8,7 @@ use syscalls::Sysno;
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::{descriptor_limit, files};
+use crate::fs::fdtable::FdTable;
 use crate::fs::locks::{Owner, RecordLock};
 use crate::fs::owner::FileOwner;
 use crate::fs::{File, FileType, lease, notify};
@@ -86,10 +87,10 @@ fn fcntl(args: &mut Args) -> Result<usize> {
         }
         abi::F_DUPFD_QUERY => Ok(table.get(argument as i32).is_ok_and(|f| Arc::ptr_eq(&f, &file)).into()),
         abi::F_GETLK | abi::F_SETLK | abi::F_SETLKW => {
-            record_lock(&file, table.id(), command, argument, false)
+            record_lock(&table, fd, &file, command, argument, false)
         }
         abi::F_OFD_GETLK | abi::F_OFD_SETLK | abi::F_OFD_SETLKW => {
-            record_lock(&file, table.id(), command, argument, true)
+            record_lock(&table, fd, &file, command, argument, true)
         }
         abi::F_GETOWN => {
             let (kind, id) = file.owner().shown();
@@ -140,7 +141,14 @@ fn fcntl(args: &mut Args) -> Result<usize> {
     }
 }
 
-fn record_lock(file: &File, table: u64, command: u32, address: usize, by_file: bool) -> Result<usize> {
+fn record_lock(
+    table: &FdTable,
+    fd: i32,
+    file: &Arc<File>,
+    command: u32,
+    address: usize,
+    by_file: bool,
+) -> Result<usize> {
     let mut request: abi::flock = uaccess::read_user(address)?;
     if by_file && request.l_pid != 0 {
         return Err(Errno::EINVAL);
@@ -160,7 +168,7 @@ fn record_lock(file: &File, table: u64, command: u32, address: usize, by_file: b
     };
     let start = u64::try_from(start).map_err(|_| Errno::EINVAL)?;
     let end = end.map_or(u64::MAX, |end| end as u64);
-    let owner = if by_file { Owner::OpenFile(file.id()) } else { Owner::Table(table) };
+    let owner = if by_file { Owner::OpenFile(file.id()) } else { Owner::Table(table.id()) };
     let kind = request.l_type as u32;
     let locks = &file.inode().locks;
     let get = matches!(command, abi::F_GETLK | abi::F_OFD_GETLK);
@@ -194,6 +202,12 @@ fn record_lock(file: &File, table: u64, command: u32, address: usize, by_file: b
         return Err(Errno::EBADF);
     }
     locks.lock_record(wanted, matches!(command, abi::F_SETLKW | abi::F_OFD_SETLKW))?;
+    // A close of the descriptor gives up what was held then. One that came before the lock was taken did not find it, and nobody would
+    // give it up any more.
+    if !by_file && !table.get(fd).is_ok_and(|now| Arc::ptr_eq(&now, file)) {
+        locks.unlock_record(owner, start, end);
+        return Err(Errno::EBADF);
+    }
     Ok(0)
 }
 
@@ -258,7 +272,8 @@ fn do_ioctl(args: &mut Args) -> Result<usize> {
             Ok(0)
         }
         FIONREAD if kind == FileType::Regular => {
-            let left = file.inode().stat().size as i64 - file.position() as i64;
+            // Files of processes' memory have positions of all 64 bits.
+            let left = file.inode().stat().size.wrapping_sub(file.position());
             uaccess::write_user(argument, &(left as i32))?;
             Ok(0)
         }

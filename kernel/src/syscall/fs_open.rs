@@ -47,7 +47,7 @@ fn openat2(args: &mut Args) -> Result<usize> {
     }
     // A later version of the structure is fine as long as it asks for nothing new.
     let mut extra = alloc::vec![0u8; size - KNOWN];
-    uaccess::copy_from_user(&mut extra, how + KNOWN)?;
+    uaccess::copy_from_user(&mut extra, how.wrapping_add(KNOWN))?;
     if extra.iter().any(|b| *b != 0) {
         return Err(Errno::E2BIG);
     }

@@ -19,7 +19,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::iobuf::{Sink, Source};
 use crate::fs::{DeviceId, Events};
 use crate::signal;
-use crate::sync::{Mutex, SpinLock, WaitError, WaitQueue};
+use crate::sync::{Mutex, MutexGuard, SpinLock, WaitError, WaitQueue};
 use crate::time;
 
 /// Bytes of a program's output that are processed at a time.
@@ -79,6 +79,15 @@ pub struct Tty {
     /// Open files.
     pub(super) opens: AtomicU32,
     pub(super) driver: Box<dyn Driver>,
+}
+
+/// Takes the turn to read or to write. Who has it may keep it for as long as there is nothing to read, or no room: a signal ends the wait.
+pub(super) fn take_turn(turn: &Mutex<()>, nonblocking: bool) -> Result<MutexGuard<'_, ()>> {
+    if nonblocking {
+        turn.try_lock().ok_or(Errno::EAGAIN)
+    } else {
+        turn.lock_interruptible().ok_or(Errno::ERESTARTSYS)
+    }
 }
 
 impl Tty {
@@ -228,8 +237,7 @@ impl Tty {
         }
         let check_background = || if file.console { Ok(()) } else { job::check_background_read(self) };
         check_background()?;
-        let _reader =
-            if nonblocking { self.reading.try_lock().ok_or(Errno::EAGAIN)? } else { self.reading.lock() };
+        let _reader = take_turn(&self.reading, nonblocking)?;
         if sink.remaining() == 0 {
             return Ok(0);
         }
@@ -320,8 +328,7 @@ impl Tty {
         if !file.console && self.termios().local(abi::TOSTOP) {
             job::check_background_change(self)?;
         }
-        let _writer =
-            if nonblocking { self.writing.try_lock().ok_or(Errno::EAGAIN)? } else { self.writing.lock() };
+        let _writer = take_turn(&self.writing, nonblocking)?;
         let mut done = 0;
         let mut buffer = [0u8; CHUNK];
         while source.remaining() > 0 {

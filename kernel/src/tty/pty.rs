@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use linux_raw_sys::general as abi;
 use linux_raw_sys::ioctl as request;
 
-use super::core::{Opened, Tty};
+use super::core::{Opened, Tty, take_turn};
 use super::driver::Driver;
 use super::file::TtyFile;
 use super::ioctl;
@@ -283,11 +283,7 @@ impl Master {
 
 impl FileOps for Master {
     fn read_at(&self, file: &File, _: u64, sink: &mut Sink) -> Result<usize> {
-        let _reader = if file.nonblocking() {
-            self.reading.try_lock().ok_or(Errno::EAGAIN)?
-        } else {
-            self.reading.lock()
-        };
+        let _reader = take_turn(&self.reading, file.nonblocking())?;
         if sink.remaining() == 0 {
             return Ok(0);
         }
@@ -310,11 +306,7 @@ impl FileOps for Master {
     }
 
     fn write_at(&self, file: &File, _: &mut u64, source: &mut Source) -> Result<usize> {
-        let _writer = if file.nonblocking() {
-            self.writing.try_lock().ok_or(Errno::EAGAIN)?
-        } else {
-            self.writing.lock()
-        };
+        let _writer = take_turn(&self.writing, file.nonblocking())?;
         let tty = &self.pair.tty;
         let mut done = 0;
         let mut buffer = [0u8; 512];

@@ -2,15 +2,16 @@
 
 use std::sync::Barrier;
 
-use roundtable_programs::child::{self, in_child};
+use roundtable_programs::child::{self, End, in_child};
 use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::mem::{R, RW, SHARED};
 use roundtable_programs::place::Place;
 use roundtable_programs::sys::{self, check};
-use roundtable_programs::{Errno, tests};
+use roundtable_programs::{Errno, procfs, tests};
 
-tests! { seals, record_locks, locks_go_with_the_process, lock_deadlock, flock_of_open_files,
+tests! { seals, record_locks, locks_go_with_the_process, lock_deadlock, open_files_in_a_circle: 60, lock_after_a_close,
+flock_of_open_files,
 sealing_and_mapping_exclude_each_other: 60 }
 
 const PAGE: u64 = 4096;
@@ -158,6 +159,76 @@ fn lock_deadlock() {
     assert!(deadlocked);
     lock(&fd, libc::F_SETLK, &mut record(libc::F_UNLCK, 0, 0)).unwrap();
     other.ok();
+}
+
+/// Two open files may wait for each other for ever: who waits for one of them waits, too, and can be killed.
+fn open_files_in_a_circle() {
+    let p = Place::new("");
+    let (x, y) = (p.create("f"), p.create("f"));
+    let first = |command| (command, record(libc::F_WRLCK, 0, 1));
+    let second = |command| (command, record(libc::F_WRLCK, 1, 1));
+    let set = |fd: &Fd, (command, mut wanted)| lock(fd, command, &mut wanted);
+    assert_eq!(set(&x, first(libc::F_OFD_SETLK)), Ok(0));
+    assert_eq!(set(&y, second(libc::F_OFD_SETLK)), Ok(0));
+    let a = child::fork(|| panic!("{:?}", set(&x, second(libc::F_OFD_SETLKW))));
+    procfs::wait_for_sleep(a.pid);
+    let b = child::fork(|| panic!("{:?}", set(&y, first(libc::F_OFD_SETLKW))));
+    procfs::wait_for_sleep(b.pid);
+    // As many as there may be CPUs, and one whose wait can end.
+    let behind: Vec<_> = (0..4)
+        .map(|_| {
+            let fd = p.open("f", libc::O_RDWR).unwrap();
+            let waiter = child::fork(|| panic!("{:?}", set(&fd, first(libc::F_SETLKW))));
+            procfs::wait_for_sleep(waiter.pid);
+            waiter
+        })
+        .collect();
+    let free = p.create("g");
+    assert_eq!(set(&free, first(libc::F_SETLK)), Ok(0));
+    let waiter = child::fork(|| assert_eq!(set(&free, first(libc::F_SETLKW)), Ok(0)));
+    procfs::wait_for_sleep(waiter.pid);
+    assert_eq!(set(&free, (libc::F_SETLK, record(libc::F_UNLCK, 0, 0))), Ok(0));
+    waiter.ok();
+    behind.into_iter().for_each(|waiter| assert_eq!(kill(waiter), End::Signal(libc::SIGKILL)));
+    assert_eq!((kill(a), kill(b)), (End::Signal(libc::SIGKILL), End::Signal(libc::SIGKILL)));
+}
+
+fn kill(child: child::Child) -> End {
+    child.kill(libc::SIGKILL);
+    child.wait()
+}
+
+/// A descriptor is closed while a thread waits for a lock by way of it: nobody would give the lock up.
+fn lock_after_a_close() {
+    let p = Place::new("");
+    let (mine, theirs) = (p.create("f"), p.open("f", libc::O_RDONLY).unwrap());
+    let (told, tell) = pipe(0);
+    assert_eq!(lock(&mine, libc::F_SETLK, &mut record(libc::F_WRLCK, 0, 0)), Ok(0));
+    let other = child::fork(|| {
+        let fd = theirs.raw();
+        let (number, thread) = std::sync::mpsc::channel();
+        let waiter = std::thread::spawn(move || {
+            // SAFETY: takes nothing.
+            number.send(unsafe { libc::gettid() }).unwrap();
+            let mut wanted = record(libc::F_RDLCK, 0, 0);
+            // SAFETY: the structure lives through the call.
+            check(unsafe { libc::fcntl(fd, libc::F_SETLKW, &mut wanted) })
+        });
+        procfs::wait_for_sleep(thread.recv().unwrap());
+        // SAFETY: nobody else uses the descriptor.
+        unsafe { libc::close(fd) };
+        tell.write(b"x").unwrap();
+        assert_eq!(waiter.join().unwrap(), Err(Errno::EBADF));
+        tell.write(b"y").unwrap();
+        loop {
+            std::thread::park();
+        }
+    });
+    assert_eq!(told.read(&mut [0]), Ok(1));
+    assert_eq!(lock(&mine, libc::F_SETLK, &mut record(libc::F_UNLCK, 0, 0)), Ok(0));
+    assert_eq!(told.read(&mut [0]), Ok(1));
+    assert_eq!(lock(&mine, libc::F_SETLK, &mut record(libc::F_WRLCK, 0, 0)), Ok(0));
+    other.end();
 }
 
 /// Does the process sleep?

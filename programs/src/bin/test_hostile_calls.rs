@@ -6,10 +6,10 @@ use roundtable_programs::child::{self, Child, End};
 use roundtable_programs::file::Fd;
 use roundtable_programs::leak::Baseline;
 use roundtable_programs::mem::{Map, mprotect};
-use roundtable_programs::{Errno, sys, tests};
+use roundtable_programs::{Errno, namespaces, place, sys, tests};
 
 tests! { bad_pointers_give_efault, bad_pointers_of_the_withheld_calls, bad_addresses_for_a_childs_number,
-wild_arguments: 110, wrong_call_numbers }
+wild_arguments: 110, wrong_call_numbers, sums_that_overflow }
 
 /// Not canonical, the kernel's half, unmapped, null, all ones.
 const BAD: [usize; 6] =
@@ -305,4 +305,90 @@ fn wrong_call_numbers() {
         // SAFETY: there are no such calls.
         assert_eq!(unsafe { sys::raw(number, [0; 6]) }, Err(Errno::ENOSYS), "{number}");
     }
+}
+
+/// Each of these made a sum that no word holds, once: of an address, of an offset, of a number of pages.
+fn sums_that_overflow() {
+    use libc::*;
+    let call = |number, arguments| {
+        // SAFETY: what is written is ours, or nothing.
+        unsafe { sys::raw(number, arguments) }
+    };
+    // A structure that begins below the end of all addresses, and ends behind it.
+    for below in 1..=24usize {
+        let answer =
+            call(SYS_openat2, [AT_FDCWD as usize, c"/".as_ptr() as usize, below.wrapping_neg(), 24, 0, 0]);
+        assert_eq!(answer, Err(Errno::EFAULT), "{below} below the end");
+    }
+    let socket =
+        Fd::own(call(SYS_socket, [AF_INET as usize, SOCK_DGRAM as usize, 0, 0, 0, 0]).expect("socket"));
+    const SIOCGIFNAME: usize = 0x8910;
+    for request in [SIOCGIFNAME, SIOCGIFADDR as usize, SIOCGIFCONF as usize] {
+        for below in [1usize, 8, 16, 40] {
+            let answer = call(SYS_ioctl, [socket.raw() as usize, request, below.wrapping_neg(), 0, 0, 0]);
+            assert_eq!(answer, Err(Errno::EFAULT), "{request:#x}, {below} below the end");
+        }
+    }
+    // Places in directories behind all that they have.
+    let pid = sys::pid();
+    let directories = [
+        "/proc".to_string(),
+        format!("/proc/{pid}"),
+        format!("/proc/{pid}/fd"),
+        format!("/proc/{pid}/task"),
+        "/sys".to_string(),
+        "/dev".to_string(),
+        "/tmp".to_string(),
+    ];
+    for name in directories {
+        let directory = Fd::open(&name, O_RDONLY | O_DIRECTORY).expect(&name);
+        for offset in
+            [u64::from(u32::MAX), (1 << 16) + u64::from(u32::MAX), 1 << 40, (1 << 48) - 1, i64::MAX as u64]
+        {
+            let mut buffer = [0u8; 1000];
+            match call(SYS_lseek, [directory.raw() as usize, offset as usize, SEEK_SET as usize, 0, 0, 0]) {
+                Ok(at) => assert_eq!(at as u64, offset, "{name}"),
+                // Linux knows no offsets beyond the size that a file may have there.
+                Err(error) => assert_eq!(error, Errno::EINVAL, "{name}: {offset:#x}"),
+            }
+            let at = [directory.raw() as usize, buffer.as_mut_ptr() as usize, buffer.len(), 0, 0, 0];
+            let read = call(SYS_getdents64, at);
+            assert!(read.is_ok_and(|count| count == 0 || offset <= 1 << 33), "{name}: {offset:#x}: {read:?}");
+        }
+    }
+    // What is left of a file whose position has all 64 bits.
+    let memory = Fd::open("/proc/self/mem", O_RDONLY).unwrap();
+    for (position, left) in [(i64::MIN, 0), (i64::MIN + 5, -5), (-5000, 5000)] {
+        let mut number = 7i32;
+        assert!(
+            call(SYS_lseek, [memory.raw() as usize, position as usize, SEEK_SET as usize, 0, 0, 0]).is_ok()
+        );
+        let answer =
+            call(SYS_ioctl, [memory.raw() as usize, FIONREAD as usize, &raw mut number as usize, 0, 0, 0]);
+        assert_eq!((answer, number), (Ok(0), left), "{position}");
+    }
+    // Sizes of a file system.
+    let mount = |options: &str| place::mount("sums", "/tmp/sums", "tmpfs", 0, options);
+    child::in_child(|| {
+        namespaces::unshare(CLONE_NEWNS).unwrap();
+        place::mount("none", "/", "", MS_REC | MS_PRIVATE, "").unwrap();
+        let _ = place::mkdir("/tmp/sums", 0o755);
+        for options in [
+            "nr_blocks=18446744073709551615",
+            "nr_inodes=18446744073709551615",
+            "nr_blocks=9223372036854775808",
+        ] {
+            assert_eq!(mount(options), Err(Errno::EINVAL), "{options}");
+        }
+        for options in
+            ["nr_blocks=9223372036854775807", "size=18446744073709551615", "nr_inodes=1000000000000000"]
+        {
+            mount(options).expect(options);
+            let mounts = std::fs::read_to_string("/proc/self/mounts").expect("mounts");
+            assert!(mounts.contains("/tmp/sums"));
+            std::fs::write("/tmp/sums/file", "x").expect(options);
+            place::umount("/tmp/sums", 0).unwrap();
+        }
+        place::rmdir("/tmp/sums").unwrap();
+    });
 }

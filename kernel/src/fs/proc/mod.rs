@@ -181,8 +181,10 @@ impl InodeOps for Root {
         if from < PROCESS_OFFSET && !self.files.list(from, emit) {
             return Ok(());
         }
-        let mut last = from.saturating_sub(PROCESS_OFFSET) as Pid;
-        while let Some((number, process)) = self.view.process_from(last + 1) {
+        // An offset may be anything that a seek gave.
+        let Ok(mut last) = Pid::try_from(from.saturating_sub(PROCESS_OFFSET)) else { return Ok(()) };
+        while let Some((number, process)) = last.checked_add(1).and_then(|next| self.view.process_from(next))
+        {
             last = number;
             let name = alloc::format!("{last}");
             let entry = Dirent {

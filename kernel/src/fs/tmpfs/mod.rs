@@ -70,8 +70,6 @@ impl Limits {
 
     /// Counts bytes of extended attributes against `nr_inodes=`, together with the inodes; `ENOSPC`.
     fn charge_xattr(&self, bytes: u64) -> Result<()> {
-        /// What Linux takes an inode for.
-        const INODE_BYTES: u64 = 1024;
         // Ordering: as in `take`.
         let fits = |now: u64| {
             let (most, inodes) =
@@ -170,7 +168,7 @@ impl SuperblockOps for Tmpfs {
         // Ordering: a snapshot for display.
         let pages = l.max_pages.load(Ordering::Relaxed);
         if pages != 0 && pages != default_pages() {
-            let _ = write!(out, ",size={}k", pages * PAGE_SIZE as u64 / 1024);
+            let _ = write!(out, ",size={}k", pages.saturating_mul(PAGE_SIZE as u64 / 1024));
         }
         let inodes = l.max_inodes.load(Ordering::Relaxed);
         if inodes != 0 && inodes != default_pages() {
@@ -220,6 +218,13 @@ fn default_pages() -> u64 {
     physical::stats().total / PAGE_SIZE as u64 / 2
 }
 
+/// What Linux takes an inode for, in bytes.
+const INODE_BYTES: u64 = 1024;
+
+fn at_most(number: u64, most: u64) -> Result<u64> {
+    if number <= most { Ok(number) } else { Err(Errno::EINVAL) }
+}
+
 #[derive(Default)]
 struct Options {
     pages: Option<u64>,
@@ -238,8 +243,8 @@ impl Options {
             let page = PAGE_SIZE as u64;
             match name {
                 "size" => out.pages = Some(parse_size(value()?, physical::stats().total)?.div_ceil(page)),
-                "nr_blocks" => out.pages = Some(parse_size(value()?, 0)?),
-                "nr_inodes" => out.inodes = Some(parse_size(value()?, 0)?),
+                "nr_blocks" => out.pages = Some(at_most(parse_size(value()?, 0)?, i64::MAX as u64)?),
+                "nr_inodes" => out.inodes = Some(at_most(parse_size(value()?, 0)?, u64::MAX / INODE_BYTES)?),
                 "mode" => {
                     let mode = u32::from_str_radix(value()?, 8).map_err(|_| Errno::EINVAL)?;
                     out.mode = Some(mode & 0o7777);

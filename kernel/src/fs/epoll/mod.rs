@@ -7,10 +7,13 @@
 //! Locks: `items` (which files are watched) is taken before `fetching` (who takes items off the list); both sleep. The ready list
 //! is innermost, with interrupts off: wakes come from interrupt handlers.
 
+mod nesting;
+
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::fmt::Write;
+use core::ops::Bound;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter};
@@ -23,19 +26,13 @@ use super::watch;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::{Text, TryVec};
 use crate::sched;
-use crate::sync::{IrqLock, Mutex, WaitError, WaitQueue, Watcher};
-use core::ops::Bound;
+use crate::sync::{IrqLock, Mutex, Once, WaitError, WaitQueue, Watcher};
 
-/// How deep instances may be nested in each other.
-const MAX_NESTING: usize = 5;
 /// The bits of an interest that are no events.
 const EDGE: u32 = abi::EPOLLET;
 const ONE_SHOT: u32 = abi::EPOLLONESHOT;
 const EXCLUSIVE: u32 = abi::EPOLLEXCLUSIVE;
 const PRIVATE: u32 = EDGE | ONE_SHOT | EXCLUSIVE | abi::EPOLLWAKEUP;
-
-/// Serialises changes that nest instances: the search for cycles sees a tree that does not change.
-static NESTING: Mutex<()> = Mutex::new(());
 
 /// Interest in one file.
 pub struct Item {
@@ -59,6 +56,10 @@ intrusive_adapter!(Ready = Arc<Item>: Item { link => LinkedListAtomicLink });
 /// An epoll instance.
 pub struct Epoll {
     this: Weak<Epoll>,
+    /// The open file that it is: by way of it one finds the instances that watch this one.
+    file: Once<Weak<File>>,
+    /// It was watched by another instance.
+    nested: AtomicBool,
     /// One change at a time: adding and removing an item take several steps.
     changing: Mutex<()>,
     items: Mutex<BTreeMap<Key, Arc<Item>>>,
@@ -123,11 +124,20 @@ impl Watcher for Item {
 impl Item {
     /// What of its interest is ready now.
     fn ready_events(&self, file: &File) -> Events {
-        let wanted = self.events.load(Ordering::SeqCst);
-        if wanted & !PRIVATE == 0 {
+        Self::ready_of(self.events.load(Ordering::SeqCst), file)
+    }
+
+    /// What of `interest` is ready now.
+    fn ready_of(interest: u32, file: &File) -> Events {
+        if interest & !PRIVATE == 0 {
             return Events::empty();
         }
-        file.poll() & (Events::from_bits_retain(wanted & !PRIVATE) | Events::ERR | Events::HUP)
+        file.poll() & (Events::from_bits_retain(interest & !PRIVATE) | Events::ERR | Events::HUP)
+    }
+
+    /// Changes the interest from `from` to `to`, unless it is no longer `from`.
+    fn change_interest(&self, from: u32, to: u32) -> bool {
+        self.events.compare_exchange(from, to, Ordering::SeqCst, Ordering::SeqCst).is_ok()
     }
 
     fn stop_watching(self: &Arc<Self>, file: &File) {
@@ -140,6 +150,8 @@ impl Item {
 pub fn create() -> Arc<File> {
     let epoll = Arc::new_cyclic(|this| Epoll {
         this: this.clone(),
+        file: Once::new(),
+        nested: AtomicBool::new(false),
         changing: Mutex::new(()),
         items: Mutex::new(BTreeMap::new()),
         count: AtomicUsize::new(0),
@@ -147,7 +159,9 @@ pub fn create() -> Arc<File> {
         ready: IrqLock::new(ReadyList { items: LinkedList::new(Ready::NEW), len: 0 }),
         wait: WaitQueue::new(),
     });
-    File::anonymous(Kind::Anonymous, "[eventpoll]", epoll, abi::O_RDWR)
+    let file = File::anonymous(Kind::Anonymous, "[eventpoll]", epoll.clone(), abi::O_RDWR);
+    epoll.file.call_once(|| Arc::downgrade(&file));
+    file
 }
 
 /// The last reference to an open file is gone: nobody watches it any more. Called with no lock held.
@@ -214,18 +228,10 @@ impl Epoll {
                 return Err(Errno::EINVAL);
             }
         }
-        let _nesting = target_epoll.as_ref().filter(|_| change == Change::Add).map(|_| NESTING.lock());
-        let _changing = self.changing.lock();
         match change {
-            Change::Add => {
-                if let Some(other) = &target_epoll
-                    && other.reaches(self, MAX_NESTING, &mut BTreeMap::new())
-                {
-                    return Err(Errno::ELOOP);
-                }
-                self.add(key, target, events, data)
-            }
+            Change::Add => self.add_checked(key, target, target_epoll.as_deref(), events, data),
             Change::Modify => {
+                let _changing = self.changing.lock();
                 let item = self.items.lock().get(&key).cloned().ok_or(Errno::ENOENT)?;
                 if item.events.load(Ordering::SeqCst) & EXCLUSIVE != 0 {
                     return Err(Errno::EINVAL);
@@ -236,6 +242,7 @@ impl Epoll {
                 Ok(())
             }
             Change::Delete => {
+                let _changing = self.changing.lock();
                 let item = self.items.lock().get(&key).cloned().ok_or(Errno::ENOENT)?;
                 item.stop_watching(target);
                 target.forget_watch(&item);
@@ -243,6 +250,32 @@ impl Epoll {
                 Ok(())
             }
         }
+    }
+
+    /// Adds an item unless that nests instances too much. `inner` is the target if it is one.
+    fn add_checked(
+        &self,
+        key: Key,
+        target: &Arc<File>,
+        inner: Option<&Epoll>,
+        events: u32,
+        data: u64,
+    ) -> Result<()> {
+        // Dropped last, without a lock.
+        let mut closed = nesting::Closed::default();
+        if inner.is_none() {
+            let _changing = self.changing.lock();
+            if !self.is_nested() {
+                return self.add(key, target, events, data);
+            }
+        }
+        let nesting = nesting::begin()?;
+        if let Some(inner) = inner {
+            inner.becomes_nested(&nesting);
+        }
+        let _changing = self.changing.lock();
+        self.check_nesting(target, inner, &mut closed, &nesting)?;
+        self.add(key, target, events, data)
     }
 
     fn add(&self, key: Key, target: &Arc<File>, events: u32, data: u64) -> Result<()> {
@@ -283,37 +316,6 @@ impl Epoll {
         }
     }
 
-    /// Is `other` watched by this instance, or by one that it watches? Also true when they would be nested too deep.
-    ///
-    /// `seen` has the instances that were looked through, and how deep: an instance that many watch is looked through for them once.
-    fn reaches(&self, other: &Epoll, depth: usize, seen: &mut BTreeMap<usize, usize>) -> bool {
-        if core::ptr::eq(self, other) || depth == 0 {
-            return true;
-        }
-        if seen.get(&core::ptr::from_ref(self).addr()).is_some_and(|seen| *seen >= depth) {
-            return false;
-        }
-        seen.insert(core::ptr::from_ref(self).addr(), depth);
-        let mut after = None;
-        while let Some((key, file)) = self.nested_after(after) {
-            if file.ops_as::<Epoll>().is_some_and(|inner| inner.reaches(other, depth - 1, seen)) {
-                return true;
-            }
-            after = Some(key);
-        }
-        false
-    }
-
-    /// The next watched file that is an instance itself, in the order of the keys.
-    fn nested_after(&self, after: Option<Key>) -> Option<(Key, Arc<File>)> {
-        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let items = self.items.lock();
-        items.range((from, Bound::Unbounded)).find_map(|(key, item)| {
-            let file = item.file.upgrade()?;
-            file.ops_as::<Epoll>().is_some().then_some((*key, file))
-        })
-    }
-
     /// epoll_wait(2): gives up to `most` events to `emit`, which may refuse one. The deadline is in monotonic nanoseconds.
     pub fn wait(
         &self,
@@ -346,7 +348,8 @@ impl Epoll {
             left -= 1;
             let Some(item) = self.ready.lock().pop_front() else { break };
             let Some(file) = item.file.upgrade() else { continue };
-            let events = item.ready_events(&file);
+            let interest = item.events.load(Ordering::SeqCst);
+            let events = Item::ready_of(interest, &file);
             if let Err(failed) = files.try_push(file) {
                 self.queue(item);
                 error = Some(failed);
@@ -355,16 +358,24 @@ impl Epoll {
             if events.is_empty() {
                 continue;
             }
+            // A one-shot item is disarmed before anybody can know of its event: who is told may arm it again at once.
+            let is_once = interest & ONE_SHOT != 0;
+            if is_once && !item.change_interest(interest, interest & PRIVATE) {
+                // It was armed anew in this moment, for other events.
+                self.queue(item);
+                continue;
+            }
             if let Err(refused) = emit(events.bits(), item.data.load(Ordering::SeqCst)) {
+                if is_once {
+                    // Unless it was armed anew.
+                    item.change_interest(interest & PRIVATE, interest);
+                }
                 self.queue(item);
                 error = Some(refused);
                 break;
             }
             count += 1;
-            let interest = item.events.load(Ordering::SeqCst);
-            if interest & ONE_SHOT != 0 {
-                item.events.fetch_and(PRIVATE, Ordering::SeqCst);
-            } else if interest & EDGE == 0 {
+            if !is_once && interest & EDGE == 0 {
                 // Level-triggered: looked at again next time.
                 self.requeue(item);
             }
