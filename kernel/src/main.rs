@@ -96,6 +96,7 @@ fn kernel_main() -> ! {
         ::log::error!("no list of locks: {error}");
     }
     net::inet::card::init();
+    fs::init_volumes();
     syscall::init();
     missing::init();
     process::watch::init();

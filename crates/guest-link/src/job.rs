@@ -28,6 +28,47 @@ pub struct Job {
     pub input: Input,
     /// Rows and columns of the user's terminal.
     pub window: Option<(u16, u16)>,
+    /// Folders of the host that the machine has.
+    pub volumes: Vec<Volume>,
+}
+
+/// A folder of the host that init shall mount.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// By what the machine's device is known; without blanks.
+    pub tag: String,
+    /// Where in the guest.
+    pub path: Vec<u8>,
+    /// Nothing in it may be changed.
+    pub read_only: bool,
+    /// The host's user and group to whom all that is made in it belongs; in the guest they are the job's. Absent where the host can give
+    /// files to anybody.
+    pub owner: Option<(u32, u32)>,
+}
+
+impl Volume {
+    fn encode(&self) -> Vec<u8> {
+        let access = if self.read_only { "ro" } else { "rw" };
+        let owner = self.owner.map_or("-".to_string(), |(user, group)| format!("{user}:{group}"));
+        [format!("{} {access} {owner} ", self.tag).as_bytes(), &self.path].concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Volume> {
+        let mut fields = bytes.splitn(4, |byte| *byte == b' ');
+        let mut text = || fields.next().and_then(|field| std::str::from_utf8(field).ok());
+        let (tag, access, owner) = (text()?, text()?, text()?);
+        let read_only = match access {
+            "ro" => true,
+            "rw" => false,
+            _ => return None,
+        };
+        let owner = match owner.split_once(':') {
+            Some((user, group)) => Some((user.parse().ok()?, group.parse().ok()?)),
+            None if owner == "-" => None,
+            None => return None,
+        };
+        Some(Volume { tag: tag.into(), path: fields.next()?.to_vec(), read_only, owner })
+    }
 }
 
 /// What to run.
@@ -111,6 +152,9 @@ impl Job {
         if let Some((rows, columns)) = self.window {
             put("window", format!("{rows} {columns}").as_bytes());
         }
+        for volume in &self.volumes {
+            put("volume", &volume.encode());
+        }
         match &self.work {
             Work::Run { path, arguments } => {
                 put("run", path);
@@ -139,6 +183,7 @@ impl Job {
             user: None,
             input: Input::Null,
             window: None,
+            volumes: Vec::new(),
         };
         let body = bytes.strip_suffix(&[0]).ok_or_else(|| bad("it does not end with a NUL"))?;
         let mut strings = body.split(|&byte| byte == 0);
@@ -165,6 +210,7 @@ impl Job {
                     let number = |text: &str| text.parse().map_err(|_| bad("window"));
                     job.window = Some((number(rows)?, number(columns)?));
                 }
+                b"volume" => job.volumes.push(Volume::decode(value).ok_or_else(|| bad("volume"))?),
                 b"run" => {
                     has_work = true;
                     job.work = Work::Run { path: value.to_vec(), arguments: Vec::new() };
@@ -213,6 +259,15 @@ mod tests {
             user: Some("nobody:0".into()),
             input: Input::Relay,
             window: Some((24, 80)),
+            volumes: vec![
+                Volume {
+                    tag: "volume0".into(),
+                    path: b"/a b".to_vec(),
+                    read_only: false,
+                    owner: Some((1000, 100)),
+                },
+                Volume { tag: "volume1".into(), path: b"/c".to_vec(), read_only: true, owner: None },
+            ],
         }
     }
 
@@ -252,5 +307,6 @@ mod tests {
         assert!(Job::decode(b"key\0k\0").is_err());
         assert!(Job::decode(b"key\0k\0run\0/x\0limit\x007\0").is_err());
         assert!(Job::decode(b"key\0k\0tests\0\0argument\0a\0").is_err());
+        assert!(Job::decode(b"key\0k\0volume\0v rw 1 /a\0tests\0\0").is_err());
     }
 }

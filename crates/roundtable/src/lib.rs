@@ -24,6 +24,7 @@ pub mod signals;
 pub mod size;
 pub mod tarball;
 pub mod terminal;
+pub mod volume;
 pub mod watch;
 
 /// Makes a panic of any thread the end of the program: it has a bug then, and whoever waits for the thread would wait for ever. The

@@ -6,6 +6,7 @@ use std::process::Command;
 
 use crate::network::Network;
 use crate::size::Size;
+use crate::volume::Volume;
 
 /// The program that we run machines with.
 pub const QEMU: &str = "qemu-system-x86_64";
@@ -27,6 +28,8 @@ pub struct Machine {
     pub icount: bool,
     /// The network that it is on.
     pub network: Option<Network>,
+    /// Folders of the host in it.
+    pub volumes: Vec<Volume>,
     /// Kernel parameters behind `console=ttyS0 panic=-1`.
     pub parameters: Vec<String>,
 }
@@ -55,6 +58,9 @@ impl Machine {
         add(&["-nographic", "-no-reboot", "-monitor", "none", "-serial", "stdio"]);
         if let Some(network) = &self.network {
             out.extend(network.arguments().into_iter().map(OsString::from));
+        }
+        for (index, volume) in self.volumes.iter().enumerate() {
+            out.extend(volume.arguments(index).into_iter().map(OsString::from));
         }
         out.extend(["-kernel".into(), self.kernel.clone().into()]);
         out.extend(["-initrd".into(), self.initrd.clone().into()]);
@@ -93,6 +99,7 @@ mod tests {
             machine: None,
             icount: false,
             network: None,
+            volumes: Vec::new(),
             parameters: pool_parameters(512, 1),
         }
     }

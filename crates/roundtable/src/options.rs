@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::network::{Forward, Network};
 use crate::size::Size;
+use crate::volume::Volume;
 
 /// Which kernel to run on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,6 +99,11 @@ pub struct RunOptions {
     /// Put a file or folder into the guest, at the same path or at GUEST; may be given several times
     #[arg(short, long = "file", value_name = "HOST[:GUEST]", help_heading = "Job")]
     pub files: Vec<String>,
+
+    /// Show a folder of this machine in the guest, where programs read it and, without :ro, write it; may be given
+    /// several times. What fsync(2) has confirmed is on this machine's disk
+    #[arg(long = "volume", value_name = "HOST:GUEST[:ro]", help_heading = "Job")]
+    pub volumes: Vec<Volume>,
 
     /// Set a variable in the job's environment; may be given several times
     #[arg(short, long = "env", value_name = "NAME=VALUE", help_heading = "Job")]

@@ -17,7 +17,7 @@ use crate::root::{self, Config};
 use crate::session::Session;
 use crate::size::Size;
 use crate::terminal;
-use crate::{network, packages, program};
+use crate::{network, packages, program, volume};
 
 /// Exit status when the machine itself failed.
 pub const MACHINE_FAILED: i32 = 125;
@@ -104,6 +104,15 @@ pub fn run(options: &RunOptions, parts: &Parts) -> Result<i32> {
         crate::output::file::write(&lines.concat(), None)?;
         return Ok(0);
     }
+    let on_linux = options.beside_linux || options.kernel == Kernel::Linux;
+    if let Some(volume) = options.volumes.first().filter(|_| on_linux) {
+        bail!(
+            "--volume works on our kernel only: Debian's cloud kernel has no 9p file system. On Linux give \
+             --file {0}:{1}, which puts a copy of the folder into the guest",
+            volume.host.display(),
+            volume.guest
+        );
+    }
     match Preset::find(options, &parts.presets)? {
         Some(preset) => run_preset(&preset, options, parts),
         None if options.beside_linux => bail!("--beside-linux is for presets; --list names them"),
@@ -167,6 +176,7 @@ fn run_job(options: &RunOptions, parts: &Parts) -> Result<(i32, Vec<u8>)> {
             None => Input::Relay,
         },
         window: terminal::window(),
+        volumes: Vec::new(),
     };
     let (machine, job, _initrd) = prepare(options, parts, job, input)?;
     let mut log = Log::create(&parts.scratch.join("console.log"))?;
@@ -208,6 +218,7 @@ fn prepare(
 ) -> Result<(Machine, Job, tempfile::TempPath)> {
     let kernel = parts.kernel(&options.kernel)?;
     check_size(options, 0)?;
+    volume::check(&options.volumes)?;
     let mut packed = if options.root.is_some() || !options.packages.is_empty() {
         pack_root(options, parts)?
     } else {
@@ -239,6 +250,7 @@ fn prepare(
     // The later of two values counts.
     let variables = config.env.into_iter().flatten().chain(options.environment.iter().cloned());
     job.environment.extend(variables.map(String::into_bytes));
+    job.volumes = options.volumes.iter().enumerate().map(|(index, volume)| volume.for_job(index)).collect();
     if let Some(input) = input {
         initramfs.add_bytes(job::INPUT_PATH, 0o400, input);
     }
@@ -271,6 +283,7 @@ fn prepare(
         machine: options.machine.clone(),
         icount: options.icount,
         network,
+        volumes: options.volumes.clone(),
         parameters,
     };
     Ok((machine, job, initrd))

@@ -100,7 +100,7 @@ pub fn chown(path: &Path, credentials: &Credentials, uid: Option<u32>, gid: Opti
     path.mount.check_writable()?;
     let inode = path.inode();
     let permissions = mode_after_chown(inode.is_dir(), credentials, &inode.attributes(), uid, gid)?;
-    let change = SetAttributes { permissions: Some(permissions), uid, gid };
+    let change = SetAttributes { permissions: Some(permissions), uid, gid, ..SetAttributes::default() };
     inode.ops.set_attributes(inode, &change)?;
     let now = now();
     inode.update(|a| -> Result<()> {
@@ -177,7 +177,7 @@ pub fn set_times(path: &Path, credentials: &Credentials, atime: SetTime, mtime: 
         SetTime::At(at) => Some(at),
     };
     let (atime, mtime) = (value(atime), value(mtime));
-    inode.ops.set_attributes(inode, &SetAttributes::default())?;
+    inode.ops.set_attributes(inode, &SetAttributes { atime, mtime, ..SetAttributes::default() })?;
     inode.update(|a| {
         a.atime = atime.unwrap_or(a.atime);
         a.mtime = mtime.unwrap_or(a.mtime);

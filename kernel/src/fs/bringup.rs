@@ -11,7 +11,7 @@ use super::mount::{self, Mount};
 use super::path::{Path, Start};
 use super::registry::register_filesystem;
 use super::stat::DeviceId;
-use super::{ROOT, dev, devpts, msharefs, open, proc, sys, tmpfs};
+use super::{ROOT, dev, devpts, msharefs, open, p9, proc, sys, tmpfs};
 use crate::errno::{Errno, Result};
 
 /// `/dev/console`.
@@ -53,6 +53,11 @@ pub fn open_console() -> Result<Arc<File>> {
         Ok(file) => Ok(file),
         Err(_) => dev::open_by_number("console", CONSOLE, abi::O_RDWR | abi::O_LARGEFILE),
     }
+}
+
+/// Finds the folders of the host that the machine has. Called once, when devices can be found.
+pub fn init_volumes() {
+    p9::init();
 }
 
 /// Gives the first process the console as descriptors 0, 1 and 2.

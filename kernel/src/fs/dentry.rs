@@ -115,6 +115,20 @@ impl Dentry {
         drop(old);
     }
 
+    /// As [`Dentry::relocate`], for an entry that [`Dentry::child`] finds.
+    pub fn move_child(self: &Arc<Self>, parent: &Arc<Dentry>, name: &[u8]) {
+        let (old, old_name) = self.location();
+        if let Some(old) = old {
+            let mut children = old.children.lock();
+            if children.get(&*old_name).is_some_and(|known| known.as_ptr() == Arc::as_ptr(self)) {
+                children.remove(&*old_name);
+            }
+        }
+        self.relocate(parent, name);
+        // Who had the name before does not take this away when it goes.
+        parent.children.lock().insert(name.into(), Arc::downgrade(self));
+    }
+
     /// The name was unlinked. The entry stays usable for those who have it open.
     pub fn mark_removed(&self) {
         self.removed.store(true, Ordering::Release);

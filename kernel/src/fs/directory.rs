@@ -1,5 +1,6 @@
 //! Open directories: what getdents64(2) reads.
 
+use alloc::boxed::Box;
 use alloc::sync::Arc;
 
 use linux_raw_sys::general as abi;
@@ -11,13 +12,24 @@ use super::stat::FileType;
 use crate::errno::{Errno, Result};
 use crate::sched;
 
+/// What a file system keeps for an open directory.
+pub trait Listing: Send + Sync {
+    /// As [`super::inode::InodeOps::readdir`].
+    fn readdir(&self, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()>;
+
+    /// fsync(2) of the directory.
+    fn sync(&self) -> Result<()>;
+}
+
 /// The operations of an open directory; its position is a directory offset.
-pub struct DirectoryFile;
+pub struct DirectoryFile {
+    listing: Option<Box<dyn Listing>>,
+}
 
 impl DirectoryFile {
     /// For one open file.
-    pub fn new() -> Arc<Self> {
-        Arc::new(Self)
+    pub fn new(inode: &Inode) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self { listing: inode.ops.open_directory()? }))
     }
 }
 
@@ -41,16 +53,14 @@ impl FileOps for DirectoryFile {
     }
 
     fn sync(&self, _file: &File) -> Result<()> {
-        Ok(())
+        self.listing.as_ref().map_or(Ok(()), |listing| listing.sync())
     }
 }
 
 /// Reports entries of the open directory from its position on, `.` and `..` first, until `emit` returns
 /// false; the position ends behind the last that was taken.
 pub fn read(file: &File, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
-    if file.ops_as::<DirectoryFile>().is_none() {
-        return Err(Errno::ENOTDIR);
-    }
+    let listing = &file.ops_as::<DirectoryFile>().ok_or(Errno::ENOTDIR)?.listing;
     let dir = file.dentry();
     file.with_position(|position| {
         if dir.is_removed() {
@@ -82,7 +92,10 @@ pub fn read(file: &File, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
                 return Ok(());
             }
         }
-        dir.inode.ops.readdir(dir, start.max(2), &mut taken)
+        match listing {
+            Some(listing) => listing.readdir(start.max(2), &mut taken),
+            None => dir.inode.ops.readdir(dir, start.max(2), &mut taken),
+        }
     })?;
     notify::happened(dir, abi::IN_ACCESS);
     Ok(())

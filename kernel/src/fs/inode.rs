@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use super::access::Credentials;
 use super::dentry::Dentry;
+use super::directory::Listing;
 use super::file::{File, FileOps};
 use super::lease::Leases;
 use super::locks::LockTable;
@@ -176,7 +177,7 @@ impl Attributes {
     }
 }
 
-/// A change of mode or owner; `None` leaves one as it is. All are `None` for a change of times.
+/// A change of mode, owner or times; `None` leaves one as it is.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SetAttributes {
     /// New permission bits (07777).
@@ -185,6 +186,10 @@ pub struct SetAttributes {
     pub uid: Option<u32>,
     /// New group.
     pub gid: Option<u32>,
+    /// New time of last read.
+    pub atime: Option<Timestamp>,
+    /// New time of last change.
+    pub mtime: Option<Timestamp>,
 }
 
 /// What a new directory entry is to be.
@@ -505,6 +510,11 @@ pub trait InodeOps: Any + Send + Sync {
     /// by the VFS.
     fn open(&self, path: &Path, flags: u32) -> Result<Arc<dyn FileOps>> {
         Err(Errno::ENXIO)
+    }
+
+    /// What lists an opened directory, where each open file has something of its own for that; else `readdir` does.
+    fn open_directory(&self) -> Result<Option<Box<dyn Listing>>> {
+        Ok(None)
     }
 
     /// Called when `file` is complete, before the descriptor exists, to let the file system keep or refuse

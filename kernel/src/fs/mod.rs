@@ -44,6 +44,7 @@ mod msharefs;
 pub mod notify;
 pub mod open;
 pub mod owner;
+mod p9;
 pub mod path;
 pub mod pipe;
 pub mod poll;
@@ -63,7 +64,7 @@ pub mod watch;
 pub mod xattr;
 
 pub use anonymous::Kind;
-pub use bringup::{init, install_console};
+pub use bringup::{init, init_volumes, install_console};
 pub use context::FsContext;
 pub use dentry::Dentry;
 pub use fdtable::FdTable;

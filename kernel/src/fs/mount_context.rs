@@ -101,7 +101,7 @@ impl MountContext {
                 }
                 if let Purpose::Create(make) = &self.purpose {
                     // An option that does not exist is refused here and now. What there is no room for shows when it is made.
-                    match make(&MountRequest { options: &options }) {
+                    match make(&MountRequest { source: &state.source, options: &options }) {
                         Ok(root) => drop(Mount::new(root, "none", 0)),
                         Err(Errno::EINVAL) => return Err(Errno::EINVAL),
                         Err(_) => {}
@@ -120,9 +120,9 @@ impl MountContext {
         if state.made.is_some() || state.done {
             return Err(Errno::EBUSY);
         }
-        let root = make(&MountRequest { options: &state.options })?;
-        let read_only = if state.read_only { root.inode.superblock.begin_read_only() } else { 0 };
         let source = if state.source.is_empty() { "none" } else { &state.source };
+        let root = make(&MountRequest { source, options: &state.options })?;
+        let read_only = if state.read_only { root.inode.superblock.begin_read_only() } else { 0 };
         state.made = Some(Mount::new(root, source, read_only));
         Ok(())
     }

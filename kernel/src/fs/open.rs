@@ -149,7 +149,12 @@ fn look_or_create(start: &Start, walk: &Walk, name: &[u8], mode: u32) -> Result<
         if dir.dentry.is_removed() {
             return Err(Errno::ENOENT);
         }
-        dir.inode().ops.create(&dir.dentry, name, NewNode::Regular, mode & 0o7777, &start.credentials)?
+        let ops = &dir.inode().ops;
+        match ops.create(&dir.dentry, name, NewNode::Regular, mode & 0o7777, &start.credentials) {
+            // Where others than this system create files.
+            Err(Errno::EEXIST) => return walk.look(name).map(Found::There),
+            created => created?,
+        }
     };
     notify::entry(dir.inode(), name, &dentry.inode, abi::IN_CREATE);
     Ok(Found::Created(Path { mount: dir.mount.clone(), dentry }))
@@ -234,7 +239,7 @@ fn finish(path: Path, flags: u32) -> Result<Arc<File>> {
         lease::break_for(&inode, writes, flags & abi::O_NONBLOCK != 0)?;
     }
     let ops = match inode.kind {
-        FileType::Directory => DirectoryFile::new() as Arc<dyn FileOps>,
+        FileType::Directory => DirectoryFile::new(&inode)? as Arc<dyn FileOps>,
         FileType::CharDevice | FileType::BlockDevice => device::open(&path, flags)?,
         FileType::Fifo => pipe::open_named(&inode, flags)?,
         _ => inode.ops.open(&path, flags)?,

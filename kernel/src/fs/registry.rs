@@ -9,6 +9,8 @@ use crate::sync::SpinLock;
 
 /// What mount(2) was given for a new mount.
 pub struct MountRequest<'a> {
+    /// What is to be mounted, for types that need to know.
+    pub source: &'a str,
     /// Comma-separated options of the type.
     pub options: &'a str,
 }

@@ -68,6 +68,12 @@ pub trait PageCache: Send + Sync {
         None
     }
 
+    /// May stores reach the file through a mapping? Where they would not get where the file is, no shared mapping that may ever be written
+    /// is made.
+    fn takes_stores(&self) -> bool {
+        true
+    }
+
     /// Do its pages count as shared memory (tmpfs, shared anonymous memory), not as file pages?
     fn is_shmem(&self) -> bool {
         true

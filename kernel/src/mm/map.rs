@@ -450,6 +450,12 @@ fn file_source(request: &MapRequest, len: u64, flags: &VmFlags) -> Result<(u64, 
     let backing = file.ops().mmap(file, request.offset, len)?;
     let first = request.offset >> PAGE_SHIFT;
     Ok(match backing {
+        // As Linux for such files.
+        Backing::PageCache(cache)
+            if shared && flags.contains(VmFlags::MAY_WRITE) && !cache.takes_stores() =>
+        {
+            return Err(Errno::EINVAL);
+        }
         Backing::PageCache(cache) => {
             (first, Source::Cache { cache, file: Some(file.clone()), attachment: None })
         }

@@ -64,7 +64,7 @@ fn mount_call(args: &mut Args) -> Result<usize> {
     } else {
         let create = registry::find_for_caller(&kind)?;
         let source = if source == 0 { "none" } else { &source_text };
-        let root = create(&MountRequest { options: &options })?;
+        let root = create(&MountRequest { source, options: &options })?;
         let read_only = if flags & abi::MS_RDONLY != 0 { root.inode.superblock.begin_read_only() } else { 0 };
         let new = Mount::new(root, source, mount_flags | read_only);
         mount::check_reveals_nothing(&new)?;

@@ -32,6 +32,9 @@ struct Interrupt {
     status: NonNull<u8>,
 }
 
+// SAFETY: a register, which any CPU may read.
+unsafe impl Send for Interrupt {}
+
 /// A device whose interrupts are taken.
 struct Heard {
     status: NonNull<u8>,
@@ -41,15 +44,24 @@ struct Heard {
 // SAFETY: a register, which any CPU may read.
 unsafe impl Send for Heard {}
 
-/// More devices than this are not heard.
-const MOST_HEARD: usize = 4;
+/// More devices than this are not heard: as many as a bus has.
+const MOST_HEARD: usize = 32;
 static HEARD: IrqLock<[Option<Heard>; MOST_HEARD]> = IrqLock::new([const { None }; MOST_HEARD]);
 
 /// The first device of a type on the first bus, where QEMU puts what nothing else is said of.
 pub fn find(wanted: DeviceType) -> Option<Found> {
+    find_all(wanted).next()
+}
+
+/// All devices of a type there.
+pub fn find_all(wanted: DeviceType) -> impl Iterator<Item = Found> {
+    let is_wanted = move |info: &_| virtio_device_type(info) == Some(wanted);
+    let functions = PciRoot::new(Ports).enumerate_bus(0).filter(move |(_, info)| is_wanted(info));
+    functions.filter_map(move |(function, _)| open(function, wanted))
+}
+
+fn open(function: DeviceFunction, wanted: DeviceType) -> Option<Found> {
     let mut root = PciRoot::new(Ports);
-    let is_wanted = |info: &_| virtio_device_type(info) == Some(wanted);
-    let (function, _) = root.enumerate_bus(0).find(|(_, info)| is_wanted(info))?;
     let (_, command) = root.get_status_command(function);
     let enabled = command | Command::MEMORY_SPACE | Command::BUS_MASTER;
     root.set_command(function, enabled - Command::INTERRUPT_DISABLE);

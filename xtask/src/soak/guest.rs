@@ -95,6 +95,7 @@ impl Boot {
             user: None,
             input: Input::Null,
             window: None,
+            volumes: Vec::new(),
         };
         initramfs.set_job(&parts.programs.join("init"), &job)?;
         let initrd = initramfs.write_temporary(&parts.scratch, false)?;
@@ -105,6 +106,7 @@ impl Boot {
             memory: self.memory,
             machine: None,
             network: None,
+            volumes: Vec::new(),
             icount: self.icount,
             parameters: self.parameters.clone(),
         };

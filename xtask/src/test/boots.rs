@@ -26,6 +26,8 @@ pub struct Boot {
     pub pools: (u64, u64),
     /// Whether it has a network card, and the host a server for it.
     pub network: bool,
+    /// Whether it has a folder of the host, and the host does in it what it asks for.
+    pub volume: bool,
     /// Further kernel parameters.
     pub parameters: &'static [&'static str],
     /// Seconds for each test program, or for the whole conversation.
@@ -114,6 +116,7 @@ pub const BOOT: Boot = Boot {
     icount: false,
     pools: (0, 0),
     network: false,
+    volume: false,
     parameters: &[],
     limit: 120,
     kernels: Kernels::Both,
@@ -149,6 +152,14 @@ pub fn all() -> Vec<Boot> {
             machine: Some("q35"),
             kernels: Kernels::Ours,
             work: Work::Programs(Selection::Also(&["test_network"])),
+            ..BOOT
+        },
+        // Debian's cloud kernel has no 9p.
+        Boot {
+            name: "volume",
+            volume: true,
+            kernels: Kernels::Ours,
+            work: Work::Programs(Selection::Only(&["test_volume"])),
             ..BOOT
         },
         // Memory of files in base pages without tables of the files.
@@ -621,6 +632,7 @@ impl Boot {
             machine: self.machine.map(str::to_string),
             icount: self.icount && subject != Subject::Linux,
             network: None,
+            volumes: Vec::new(),
             parameters,
         }
     }

@@ -5,6 +5,7 @@ mod boots;
 mod console;
 mod emulator;
 mod host;
+mod host_folder;
 mod peer;
 mod programs;
 mod race;

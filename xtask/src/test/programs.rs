@@ -13,6 +13,7 @@ use roundtable::network;
 use roundtable::run::{Parts, base_environment, new_key};
 
 use super::boots::Boot;
+use super::host_folder::HostFolder;
 use super::peer::Peer;
 use super::report::Report;
 use super::results::{Outcome, parse};
@@ -114,6 +115,8 @@ struct Batch<'a> {
     initrd: Option<tempfile::TempPath>,
     /// The other end of its network; it ends with the batch.
     peer: Option<Peer>,
+    /// Its folder on the host; it goes with the batch.
+    volume: Option<HostFolder>,
 }
 
 /// The program that runs now.
@@ -153,6 +156,7 @@ impl<'a> Batch<'a> {
                 limit: boot.limit,
             }
         });
+        let volume = boot.volume.then(HostFolder::start).transpose()?;
         let job = Job {
             key: new_key()?,
             work: guest_link::Work::Tests(jobs.collect()),
@@ -161,6 +165,7 @@ impl<'a> Batch<'a> {
             user: None,
             input: Input::Null,
             window: None,
+            volumes: volume.iter().flat_map(HostFolder::for_job).collect(),
         };
         if boot.network && subject == Subject::Linux {
             network::add_modules(&mut initramfs, &bench.kernel(subject)?)?;
@@ -173,10 +178,12 @@ impl<'a> Batch<'a> {
             machine.network = Some(peer.network()?);
             machine.parameters.push(peer.parameter());
         }
+        machine.volumes = volume.iter().flat_map(HostFolder::volumes).collect();
         let guest = Guest::start(machine.command())?;
         let mut batch = Batch::new(bench, boot, subject, tests, guest, &job.key)?;
         batch.initrd = Some(initrd);
         batch.peer = peer;
+        batch.volume = volume;
         Ok(batch)
     }
 
@@ -202,6 +209,7 @@ impl<'a> Batch<'a> {
             deadline: bench.deadline(BOOT),
             initrd: None,
             peer: None,
+            volume: None,
         })
     }
 
@@ -424,6 +432,7 @@ mod tests {
             icount: false,
             pools: (0, 0),
             network: false,
+            volume: false,
             parameters: &[],
             limit: 60,
             kernels: Kernels::Both,

@@ -69,6 +69,7 @@ impl<'a> Boot<'a> {
             machine: None,
             icount: self.icount,
             network: None,
+            volumes: Vec::new(),
             parameters,
         }
     }
@@ -101,6 +102,7 @@ impl<'a> Boot<'a> {
             user: None,
             input: Input::Null,
             window: None,
+            volumes: Vec::new(),
         };
         initramfs.set_job(&parts.programs.join("init"), &job)?;
         let initrd = initramfs.write_temporary(&parts.scratch, false)?;

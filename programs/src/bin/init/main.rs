@@ -5,6 +5,7 @@
 
 mod network;
 mod terminal;
+mod volumes;
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{self, File};
@@ -36,6 +37,12 @@ fn main() {
     init.console_level = console_level().unwrap_or(init.console_level);
     init.set_up_console();
     init.report(Frame::Start);
+    if let Err(error) = init.mount_volumes() {
+        let ending = Ending::NotStarted(error.raw_os_error().unwrap_or(libc::EIO));
+        init.report(Frame::Exit(ending));
+        init.report(Frame::Exit(ending));
+        power_off();
+    }
     match init.job.work.clone() {
         Work::Run { path, arguments } => {
             let ending = init.run(&path, &arguments);
@@ -111,6 +118,19 @@ impl Init {
         if Path::new("/sys/kernel/mm/hugepages/hugepages-1048576kB").exists() {
             self.mount("hugetlbfs", "/mnt/huge-1g", "pagesize=1G,mode=1777");
         }
+    }
+
+    /// Without one of them the job would do its work in the wrong place.
+    fn mount_volumes(&mut self) -> io::Result<()> {
+        let is_owned = self.job.volumes.iter().any(|volume| volume.owner.is_some());
+        let user = if is_owned { self.user()? } else { None };
+        for volume in self.job.volumes.clone() {
+            if let Err((what, error)) = volumes::mount(&volume, user.as_ref()) {
+                self.report(Frame::Note(format!("{what}: {error}")));
+                return Err(error);
+            }
+        }
+        Ok(())
     }
 
     fn mount(&mut self, kind: &str, target: &str, options: &str) {

@@ -1,0 +1,197 @@
+//! The pages of a file that are mapped.
+//!
+//! They are the one thing that is kept of a file. What changes the file here takes them out of the mappings, and the next access fetches
+//! them anew; what the host has changed shows when the file is mapped the next time, and may show before. Stores do not get to
+//! the host, so no shared mapping that could be written is made; private ones are, and programs run from here.
+
+use alloc::sync::Arc;
+use core::ops::Range;
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::session::Fid;
+use super::wire::Attr;
+use crate::errno::{Errno, Result};
+use crate::fs::stat::Timestamp;
+use crate::memory::frame::{Frame, Use};
+use crate::memory::{PAGE_SIZE, fallible, reserve};
+use crate::mm::backing::{MappingList, PageCache};
+use crate::mm::page_store::PageStore;
+use crate::sched;
+use crate::sync::{Mutex, SpinLock};
+
+const PAGE: u64 = PAGE_SIZE as u64;
+/// Pages that are fetched together.
+const AHEAD: u64 = 16;
+
+/// The content of a file as far as it is known here.
+pub struct Content {
+    /// Device and number.
+    id: (u64, u64),
+    size: AtomicU64,
+    /// It has been mapped.
+    is_mapped: AtomicBool,
+    pages: PageStore,
+    mappings: MappingList,
+    /// Through what pages are read, and what the file was like when it was last mapped.
+    source: SpinLock<Option<(Arc<Fid>, Version)>>,
+    /// Held by those who fetch pages, and by those who take them out after a change: a page from before the change does not come behind it.
+    fetching: Mutex<()>,
+}
+
+/// What tells that somebody else has changed a file.
+type Version = Option<(Timestamp, u64)>;
+
+impl Content {
+    pub fn new(id: (u64, u64), size: u64) -> Self {
+        Self {
+            id,
+            size: AtomicU64::new(size),
+            is_mapped: AtomicBool::new(false),
+            pages: PageStore::new(),
+            mappings: MappingList::new(),
+            source: SpinLock::new(None),
+            fetching: Mutex::new(()),
+        }
+    }
+
+    /// Bytes, as far as is known.
+    pub fn len(&self) -> u64 {
+        self.size.load(Ordering::SeqCst)
+    }
+
+    /// The server has told the size.
+    pub fn told(&self, size: u64) {
+        self.size.store(size, Ordering::SeqCst);
+    }
+
+    /// It is about to be mapped by somebody who can read it by `fid`. `attr`: what the server tells of it, unless nobody but us can change it.
+    pub fn map(&self, fid: &Arc<Fid>, attr: Option<&Attr>) {
+        self.is_mapped.store(true, Ordering::SeqCst);
+        let version = attr.map(|attr| (attr.mtime, attr.size));
+        let old = self.source.lock().replace((fid.clone(), version));
+        if version.is_some() && old.is_some_and(|(_, known)| known != version) {
+            self.forget(0..u64::MAX);
+        }
+    }
+
+    /// The bytes of this range were written, by others than those who have them mapped.
+    pub fn written(&self, range: Range<u64>) {
+        self.size.fetch_max(range.end, Ordering::SeqCst);
+        if self.is_mapped.load(Ordering::SeqCst) {
+            self.forget(range.start / PAGE..range.end.div_ceil(PAGE));
+        }
+    }
+
+    /// The file has another size. With the inode's lock.
+    pub fn resized(&self, size: u64) -> Result<()> {
+        let old = self.size.swap(size, Ordering::SeqCst);
+        if self.is_mapped.load(Ordering::SeqCst) {
+            // Private copies behind the end go, too. The page with the end shows other bytes than before.
+            self.mappings.unmap_with_copies(size.div_ceil(PAGE)..u64::MAX);
+            self.forget(size.min(old) / PAGE..u64::MAX);
+        }
+        Ok(())
+    }
+
+    /// Takes pages out, and out of all mappings.
+    fn forget(&self, range: Range<u64>) {
+        let mut next = Some(range.start);
+        while let Some(from) = next {
+            let removed;
+            (removed, next) = {
+                let _fetching = self.fetching.lock();
+                self.pages.remove(from..range.end)
+            };
+            if !removed.is_empty() {
+                // Out of the mappings before the frames go.
+                self.mappings.unmap(from..next.unwrap_or(range.end));
+            }
+            drop(removed);
+            sched::cond_resched();
+        }
+    }
+
+    /// Fetches the page at `index`, and some behind it.
+    fn fetch(&self, index: u64) -> Result<Frame> {
+        let source = self.source.lock().as_ref().map(|(fid, _)| fid.clone());
+        let fid = source.ok_or(Errno::EFAULT)?;
+        let _fetching = self.fetching.lock();
+        if let Some(frame) = self.pages.get(index) {
+            return Ok(frame);
+        }
+        if index >= self.len().div_ceil(PAGE) {
+            // The host may have made it longer.
+            let attr = fid.attributes()?;
+            if attr.number == self.id.1 {
+                self.told(attr.size);
+            }
+        }
+        let end = self.len().div_ceil(PAGE).min(index.saturating_add(AHEAD));
+        if index >= end {
+            return Err(Errno::EFAULT);
+        }
+        let mut bytes = fallible::filled(0u8, ((end - index) * PAGE) as usize)?;
+        let mut len = 0;
+        while len < bytes.len() {
+            match fid.read(index * PAGE + len as u64, &mut bytes[len..])? {
+                0 => break,
+                read => len += read,
+            }
+        }
+        let mut first = None;
+        for (at, bytes) in (index..end).zip(bytes.chunks_exact(PAGE_SIZE)) {
+            reserve::ask_lasting(PAGE_SIZE)?;
+            let frame = Frame::alloc(Use::File).ok_or(Errno::ENOMEM)?;
+            // SAFETY: both are a page, and nobody else has the frame.
+            unsafe { frame.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), PAGE_SIZE) };
+            match self.pages.insert_inside(at, &frame, &self.size) {
+                Ok((frame, _)) => first = first.or(Some(frame)),
+                // What comes behind the one that was asked for may fail.
+                Err(error) if first.is_none() => return Err(error),
+                Err(_) => break,
+            }
+        }
+        first.ok_or(Errno::EFAULT)
+    }
+}
+
+impl PageCache for Content {
+    fn page(&self, index: u64, _write: bool) -> Result<Frame> {
+        match self.cached(index) {
+            Some(frame) => Ok(frame),
+            None => self.fetch(index),
+        }
+    }
+
+    fn cached(&self, index: u64) -> Option<Frame> {
+        if index < self.len().div_ceil(PAGE) { self.pages.get(index) } else { None }
+    }
+
+    fn cached_some(&self, first: u64, wanted: u32, found: &mut [Option<Frame>]) {
+        self.pages.get_some(first, wanted, found);
+    }
+
+    fn insert(&self, _: u64, _: &Frame) -> Result<()> {
+        Err(Errno::EINVAL)
+    }
+
+    fn size(&self) -> u64 {
+        self.len()
+    }
+
+    fn mappings(&self) -> &MappingList {
+        &self.mappings
+    }
+
+    fn id(&self) -> (u64, u64) {
+        self.id
+    }
+
+    fn takes_stores(&self) -> bool {
+        false
+    }
+
+    fn is_shmem(&self) -> bool {
+        false
+    }
+}
