@@ -1,7 +1,7 @@
 //! The test library: subtests in children of their own, each with a time limit.
 //!
 //! A program lists its subtests with [`crate::tests!`]. Without an argument all of them run in order, with names those;
-//! `--list` lists them. A subtest is a function that panics when it fails. Each line of result is one of `ok NAME`,
+//! `--list` lists them, and with `--patient` none is ended by its time limit: for a machine that has much else to do. A subtest is a function that panics when it fails. Each line of result is one of `ok NAME`,
 //! `not ok NAME: reason`, `skip NAME: reason`; the exit status is 0 when none failed.
 
 use std::any::Any;
@@ -63,7 +63,10 @@ pub fn panic_message(payload: &(dyn Any + Send)) -> String {
 }
 
 pub fn main(tests: &[Test]) -> std::process::ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let before = arguments.len();
+    arguments.retain(|argument| argument != "--patient");
+    let patient = arguments.len() < before;
     if arguments.iter().any(|argument| argument == "--list") {
         tests.iter().for_each(|test| println!("{}", test.name));
         return 0.into();
@@ -87,7 +90,7 @@ pub fn main(tests: &[Test]) -> std::process::ExitCode {
     let mut failed = false;
     for test in tests.iter().filter(|test| arguments.is_empty() || arguments.iter().any(|a| a == test.name)) {
         let start = Instant::now();
-        match run(test) {
+        match run(test, patient) {
             Outcome::Passed => println!("ok {}", test.name),
             Outcome::Skipped(reason) => println!("skip {}: {reason}", test.name),
             Outcome::Failed(reason) => {
@@ -106,6 +109,9 @@ pub fn main(tests: &[Test]) -> std::process::ExitCode {
     u8::from(failed).into()
 }
 
+/// What a subtest may take where nobody is in a hurry: whoever runs the program has a limit for the whole.
+const PATIENCE: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// The persistent pages at the start, to go back to after each subtest.
 fn huge_pool() -> Option<u64> {
     std::fs::read_to_string("/proc/sys/vm/nr_hugepages").ok()?.trim().parse().ok()
@@ -117,7 +123,7 @@ enum Outcome {
     Skipped(String),
 }
 
-fn run(test: &Test) -> Outcome {
+fn run(test: &Test, patient: bool) -> Outcome {
     let (read, write) = match std::io::pipe() {
         Ok(ends) => ends,
         Err(error) => return Outcome::Failed(format!("pipe: {error}")),
@@ -133,7 +139,7 @@ fn run(test: &Test) -> Outcome {
         pid => pid,
     };
     drop(write);
-    let end = wait(pid, Duration::from_secs(test.limit));
+    let end = wait(pid, if patient { PATIENCE } else { Duration::from_secs(test.limit) });
     // Whatever the subtest has left behind, when it ended as when it hangs.
     // SAFETY: takes integers; the group is the subtest's own.
     unsafe { libc::kill(-pid, libc::SIGKILL) };

@@ -234,7 +234,8 @@ fn memory(kernel: &std::path::Path, time: Duration) -> Result<Part> {
         let (program, memory) = PROGRAMS[guests % PROGRAMS.len()];
         println!("\n{} {program} in {memory}", style("       ==>").bold());
         let limit = (4 * GRACE).to_string();
-        let (status, _) = guest(kernel, &["--time-limit", &limit, "--memory", memory], &[program])?;
+        let (status, _) =
+            guest(kernel, &["--time-limit", &limit, "--memory", memory], &[program, "--patient"])?;
         failure = (status != 0).then(|| format!("{program} ended with {status}"));
         guests += 1;
     }
@@ -246,7 +247,8 @@ fn terabyte() -> Result<Part> {
     println!("\n{} 10,000 processes with 1 TiB", style("       ==>").bold());
     let limit = GRACE.to_string();
     let options = ["--time-limit", &limit, "--memory", "8G"];
-    let (status, took) = guest(&build::laboratory_output(), &options, &["test_terabyte", "ten_thousand"])?;
+    let (status, took) =
+        guest(&build::laboratory_output(), &options, &["test_terabyte", "--patient", "ten_thousand"])?;
     let failure = (status != 0).then(|| format!("it ended with {status}"));
     Ok(Part { name: "10,000 processes with 1 TiB".to_string(), took, failure })
 }
@@ -257,7 +259,7 @@ fn many(kernel: &std::path::Path) -> Result<Part> {
     let limit = (2 * GRACE).to_string();
     let machine = ["--icount", "--cpus", "1", "--memory", "3G", "--append", "counting_clock=10"];
     let options = [&machine[..], &["--time-limit", &limit]].concat();
-    let (status, took) = guest(kernel, &options, &["test_many"])?;
+    let (status, took) = guest(kernel, &options, &["test_many", "--patient"])?;
     let failure = (status != 0).then(|| format!("it ended with {status}"));
     Ok(Part { name: "up to 100,000 of each thing".to_string(), took, failure })
 }
