@@ -51,8 +51,8 @@ impl Slots {
         let found = (self.first_free..self.groups.len()).find(|index| self.groups[*index].free != 0);
         let index = match found {
             Some(index) => index,
-            None if self.groups.len() < MAX_GROUPS => {
-                fallible::reserve(&mut self.groups, 1).ok()?;
+            // Nothing is allocated under the lock: see `make_room`.
+            None if self.groups.len() < MAX_GROUPS && self.groups.len() < self.groups.capacity() => {
                 self.groups.push(Group { free: u64::MAX, dead: 0, flushing: 0 });
                 self.groups.len() - 1
             }
@@ -65,6 +65,13 @@ impl Slots {
         Some(index * GROUP + bit)
     }
 
+    /// No slot is free, and there is no place for a group more.
+    fn is_full(&self) -> bool {
+        self.groups.len() == self.groups.capacity()
+            && self.groups.len() < MAX_GROUPS
+            && (self.first_free..self.groups.len()).all(|index| self.groups[index].free == 0)
+    }
+
     fn give_back(&mut self, slot: usize) {
         self.groups[slot / GROUP].free |= 1 << (slot % GROUP);
         self.first_free = self.first_free.min(slot / GROUP);
@@ -75,6 +82,25 @@ impl Slots {
         self.dead += 1;
         self.dead >= MAX_DEAD
     }
+}
+
+/// Makes sure that there is place for a group more when one is needed. None without memory.
+fn make_room() -> Option<()> {
+    let length = {
+        let slots = SLOTS.lock();
+        if !slots.is_full() {
+            return Some(());
+        }
+        slots.groups.len()
+    };
+    let mut larger = fallible::with_capacity(2 * length + 8).ok()?;
+    let mut slots = SLOTS.lock();
+    if slots.groups.len() < larger.capacity() && slots.groups.capacity() < larger.capacity() {
+        larger.extend_from_slice(&slots.groups);
+        core::mem::swap(&mut slots.groups, &mut larger);
+    }
+    drop(slots);
+    Some(())
 }
 
 fn slot_address(slot: usize) -> u64 {
@@ -94,6 +120,7 @@ impl KernelStack {
         for frame in &mut frames {
             *frame = Some(Frame::alloc(Use::KernelStack)?);
         }
+        make_room()?;
         let slot = SLOTS.lock().allocate()?;
         let stack = Self { slot };
         let Some(table) = paging::stack_table(slot_address(slot)) else {
