@@ -379,7 +379,7 @@ fn kill_below(top: &Arc<Group>) {
                 if !process.is_ending() && process.pid != 1 {
                     killed = true;
                     signal::send_process_locked(
-                        &mut tree::lock(),
+                        &mut tree::lock_to_send(1),
                         &process,
                         SigInfo::kernel(signal::SIGKILL),
                     );

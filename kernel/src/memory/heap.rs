@@ -231,7 +231,7 @@ struct Heap;
 // allocator's.
 unsafe impl GlobalAlloc for Heap {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        crate::sync::lockdep::note_allocation();
+        crate::sync::lockdep::note_allocation(layout.size());
         let allocate = || match class_of(&layout) {
             Some(class) => CLASS[class].lock().allocate(class).map(NonNull::as_ptr),
             None => contiguous::alloc_for(layout.size(), layout.align(), Use::Heap).map(PhysAddr::as_ptr),

@@ -262,7 +262,8 @@ pub fn set_all_of(target: &Process, flags: u32) -> Result<()> {
     if flags == 0 || flags & !ALL_FLAGS != 0 {
         return Err(Errno::EINVAL);
     }
-    let leader = target.leader().filter(|leader| !leader.sched.is_dead()).ok_or(Errno::ESRCH)?;
+    // One that is on its way out has left them.
+    let leader = target.leader().filter(|leader| leader.try_fs().is_some()).ok_or(Errno::ESRCH)?;
     let theirs = Namespaces::of(&leader);
     let has = |kind: Kind| flags & kind.flag() != 0;
     let thread = process::current();

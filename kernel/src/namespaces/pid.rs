@@ -57,6 +57,8 @@ pub struct PidNamespace {
     pub(crate) init: TreeCell<Option<Arc<Process>>>,
     /// Its first process has ended, or could not be made: nobody comes any more.
     closed: AtomicBool,
+    /// Its first process has been there.
+    begun: AtomicBool,
     /// What `vm.memfd_noexec` was set to in it; those above count too.
     memfd_noexec: AtomicU32,
     /// Threads that are registered with a number of it: changes under the tree's lock.
@@ -79,6 +81,7 @@ impl PidNamespace {
             parent,
             table: IrqLock::new(Table { entries: RBTree::new(ByNumber::NEW), used, next: 1 }),
             init: TreeCell::new(None),
+            begun: AtomicBool::new(false),
             closed: AtomicBool::new(false),
             memfd_noexec: AtomicU32::new(0),
             registered: AtomicUsize::new(0),
@@ -190,10 +193,15 @@ impl PidNamespace {
     }
 
     pub(super) fn leave(&self, entry: &Entry) {
-        if entry.number == 1 {
+        let begun = self.begun.load(Ordering::SeqCst);
+        if entry.number == 1 && begun {
             self.closed.store(true, Ordering::SeqCst);
         }
         let mut table = self.table.lock();
+        if entry.number == 1 && !begun {
+            // Its first process did not come to be: a fork that a signal has interrupted, which is made again.
+            table.next = 1;
+        }
         // SAFETY: `enter` has put it into this tree.
         let _ = unsafe { table.entries.cursor_mut_from_ptr(entry).remove() };
         table.used[entry.number as usize / 64] &= !(1 << (entry.number % 64));
@@ -203,6 +211,12 @@ impl PidNamespace {
     pub(super) fn from(&self, number: Pid) -> Option<(Pid, Pid)> {
         let table = self.table.lock();
         table.entries.lower_bound(Bound::Included(&number)).get().map(|entry| (entry.number, entry.global))
+    }
+
+    /// It has its first process. The tree's lock is held.
+    pub(crate) fn begin(&self, tree: &mut tree::Guard, first: &Arc<Process>) {
+        *self.init.get_mut(tree) = Some(first.clone());
+        self.begun.store(true, Ordering::SeqCst);
     }
 
     /// A thread with a number of it is registered.
@@ -228,7 +242,7 @@ impl PidNamespace {
         let mut at = 1;
         while let Some((number, global)) = self.from(at) {
             at = number + 1;
-            let mut tree = tree::lock();
+            let mut tree = tree::lock_to_send(1);
             let other = tree.process(global).filter(|other| !Arc::ptr_eq(other, process));
             if let Some(other) = &other {
                 signal::send_process_locked(&mut tree, other, SigInfo::kernel(SIGKILL));

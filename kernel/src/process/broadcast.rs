@@ -8,7 +8,7 @@
 //! Who enters a group or a namespace later was not there when the call began, and may hear or not.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::groups::Sending;
 use super::tree::{self, Group, Guard, TreeCell};
@@ -16,23 +16,27 @@ use super::{Pid, Process};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
 use crate::sched;
-use crate::sync::Mutex;
+use crate::signal;
+use crate::sync::WaitQueue;
 
 /// Where a call is put up.
 pub(super) struct Board {
-    /// One call at a time.
-    turn: Mutex<()>,
+    /// One call at a time: somebody makes one, and who waits for that to end.
+    taken: AtomicBool,
+    free: WaitQueue,
     call: TreeCell<Option<Arc<Call>>>,
 }
 
 /// The numbers of the last calls that a process has heard, of its group and of all. Changed under the tree's lock.
-pub(super) struct Heard {
+pub(crate) struct Heard {
     in_group: AtomicU64,
     of_all: AtomicU64,
+    /// And of the kernel's own signals to its group: [`crate::signal::group`].
+    of_kernel: AtomicU64,
 }
 
 /// A signal on its way to many.
-pub(super) struct Call {
+pub(crate) struct Call {
     number: u64,
     sending: Sending,
     /// `None`: all that are seen from there, but for the caller and the first process.
@@ -46,7 +50,14 @@ static ALL: Board = Board::new();
 
 impl Board {
     pub const fn new() -> Self {
-        Self { turn: Mutex::new(()), call: TreeCell::new(None) }
+        Self { taken: AtomicBool::new(false), free: WaitQueue::new(), call: TreeCell::new(None) }
+    }
+
+    /// Waits for its turn, for which many may wait. A kill ends the wait: `EINTR`.
+    fn turn(&self) -> Result<Turn<'_>> {
+        let take = || (!self.taken.swap(true, Ordering::SeqCst)).then_some(());
+        self.free.wait_killable(None, take).map_err(|_| Errno::EINTR)?;
+        Ok(Turn(self))
     }
 
     /// Puts the call up while `reach_all` runs.
@@ -63,9 +74,19 @@ impl Board {
     }
 }
 
+/// A turn at a board.
+struct Turn<'a>(&'a Board);
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        self.0.taken.store(false, Ordering::SeqCst);
+        self.0.free.wake_one();
+    }
+}
+
 impl Heard {
     pub const fn new() -> Self {
-        Self { in_group: AtomicU64::new(0), of_all: AtomicU64::new(0) }
+        Self { in_group: AtomicU64::new(0), of_all: AtomicU64::new(0), of_kernel: AtomicU64::new(0) }
     }
 
     /// A child has heard what its parent has.
@@ -73,6 +94,20 @@ impl Heard {
         // Relaxed, here and below: under the tree's lock.
         self.in_group.store(parent.in_group.load(Ordering::Relaxed), Ordering::Relaxed);
         self.of_all.store(parent.of_all.load(Ordering::Relaxed), Ordering::Relaxed);
+        self.set_of_kernel(parent.of_kernel());
+    }
+
+    /// All three: they change when a signal to many has reached the process.
+    pub fn numbers(&self) -> [u64; 3] {
+        [&self.in_group, &self.of_all, &self.of_kernel].map(|number| number.load(Ordering::Relaxed))
+    }
+
+    pub fn of_kernel(&self) -> u64 {
+        self.of_kernel.load(Ordering::Relaxed)
+    }
+
+    pub fn set_of_kernel(&self, number: u64) {
+        self.of_kernel.store(number, Ordering::Relaxed);
     }
 }
 
@@ -101,7 +136,7 @@ impl Call {
     pub fn reach(&self, process: &Arc<Process>) {
         // What it takes is allocated and freed without the lock.
         let queued = self.sending.prepare(process);
-        let mut tree = tree::lock();
+        let mut tree = tree::lock_to_send(signal::group::MOST_FOR_ONE + self.sending.causes());
         let mut left = None;
         if self.is_news_to(process) {
             self.heard(process).store(self.number, Ordering::Relaxed);
@@ -113,6 +148,10 @@ impl Call {
             left = Some(sent);
         }
         if let Some(group) = &self.group {
+            // Who moves has heard all: the kernel's own signals, too.
+            if process.is_in_group(&tree, group) {
+                signal::group::hear(&mut tree, process);
+            }
             tree::to_back(&mut tree, group, process);
         }
         drop(tree);
@@ -122,17 +161,20 @@ impl Call {
 
 /// A call that the process is to hear before it makes a child.
 pub(super) fn unheard(tree: &Guard, process: &Process) -> Option<Arc<Call>> {
-    let of_group = process.relations.get(tree).group.as_ref();
-    let of_group = of_group.and_then(|group| group.board.call.get(tree).as_ref());
-    let of_all = ALL.call.get(tree).as_ref();
-    let news = |call: &&Arc<Call>| call.is_news_to(process) && call.means(process);
-    of_group.filter(news).or(of_all.filter(news)).cloned()
+    let of_all = || ALL.call.get(tree).clone().filter(|call| call.is_news_to(process) && call.means(process));
+    unheard_in_group(tree, process).or_else(of_all)
+}
+
+/// A call to its group that the process is yet to hear.
+pub(crate) fn unheard_in_group(tree: &Guard, process: &Process) -> Option<Arc<Call>> {
+    let group = process.relations.get(tree).group.as_ref()?;
+    group.board.call.get(tree).clone().filter(|call| call.is_news_to(process))
 }
 
 /// Sends to all members of a group.
 pub(super) fn to_group(pgid: Pid, sending: Sending) -> Result<()> {
     let group = tree::lock().group(pgid).ok_or(Errno::ESRCH)?;
-    let _turn = group.board.turn.lock();
+    let _turn = group.board.turn()?;
     let call = Call::new(sending, Some(group.clone()), View::default());
     group.board.call(&call, || {
         // Who has heard is moved behind all others: the first one that has is the end.
@@ -154,7 +196,7 @@ pub(super) fn to_group(pgid: Pid, sending: Sending) -> Result<()> {
 
 /// Sends to all that are seen, but for the caller and the first process.
 pub(super) fn to_all(view: View, sending: Sending) -> Result<()> {
-    let _turn = ALL.turn.lock();
+    let _turn = ALL.turn()?;
     let call = Call::new(sending, None, view);
     ALL.call(&call, || {
         let mut next = 2;

@@ -39,6 +39,8 @@ pub const ALL_CAPABILITIES: u64 = (1 << (LAST_CAPABILITY + 1)) - 1;
 
 #[allow(missing_docs)]
 pub const CAP_KILL: u32 = 5;
+/// CAP_CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, FOWNER and FSETID, LINUX_IMMUTABLE, MKNOD, MAC_OVERRIDE: what setfsuid(2) is about.
+const FILE_CAPABILITIES: u64 = 0x1f | 1 << 9 | 1 << 27 | 1 << 32;
 #[allow(missing_docs)]
 pub const CAP_SETGID: u32 = 6;
 #[allow(missing_docs)]
@@ -318,6 +320,7 @@ impl Credentials {
             && (self.capable_here(CAP_SETUID) || [self.uid, self.euid, self.suid, self.fsuid].contains(&uid))
         {
             self.fsuid = uid;
+            self.fsuid_changed(old);
         }
         old
     }
@@ -333,6 +336,15 @@ impl Credentials {
         old
     }
 
+    /// Whoever acts on files as another user has none of root's rights over files, and has them back with root.
+    fn fsuid_changed(&mut self, old: u32) {
+        if self.is_root(old) && !self.is_root(self.fsuid) {
+            self.effective &= !FILE_CAPABILITIES;
+        } else if !self.is_root(old) && self.is_root(self.fsuid) {
+            self.effective |= self.permitted & FILE_CAPABILITIES;
+        }
+    }
+
     /// What a change of users does to capabilities: capabilities(7).
     fn uids_changed(&mut self, old: &Self) {
         let had_root = [old.uid, old.euid, old.suid].iter().any(|uid| self.is_root(*uid));
@@ -340,9 +352,10 @@ impl Credentials {
         if had_root && !has_root {
             if !self.keep_capabilities {
                 self.permitted = 0;
-                self.ambient = 0;
             }
             self.effective = 0;
+            // Whatever is kept: programs that knew of no ambient ones expect that the next program has nothing.
+            self.ambient = 0;
         } else if self.is_root(old.euid) && !self.is_root(self.euid) {
             self.effective = 0;
         } else if !self.is_root(old.euid) && self.is_root(self.euid) {

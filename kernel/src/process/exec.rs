@@ -97,6 +97,9 @@ fn read_strings(mut at: usize) -> Result<Vec<Vec<u8>>> {
         if super::current().kill_pending() {
             return Err(Errno::EINTR);
         }
+        if strings.len().is_multiple_of(64) {
+            crate::sched::cond_resched();
+        }
     }
     Ok(strings)
 }
@@ -150,6 +153,8 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
     let credentials = thread.credentials().after_exec();
     thread.set_credentials(credentials);
     process.dumpable.store(1, Ordering::SeqCst);
+    process.membarrier.store(0, Ordering::SeqCst);
+    exit::program_changed(&process);
     // Relaxed: a setting of its own.
     process.refused_gains.store(process.inherited_refusals(), Ordering::Relaxed);
     thread.set_comm(name.rsplit(|byte| *byte == b'/').next().unwrap_or(name));

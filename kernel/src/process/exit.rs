@@ -6,7 +6,8 @@ use alloc::sync::Arc;
 use smallvec::SmallVec;
 
 use super::process::WaitStatus;
-use super::{Process, Thread, futex, ptrace, tree, user};
+use super::tree::Event;
+use super::{Process, Thread, futex, orphans, ptrace, tree, user};
 use crate::arch::interrupts;
 use crate::cgroup;
 use crate::mm::uaccess;
@@ -53,16 +54,18 @@ fn finish(status: WaitStatus) -> ! {
     let thread = super::current();
     let process = thread.process.clone();
     debug_assert!(interrupts::are_enabled());
-    // It is dying already: what it still waits for below must be able to happen.
+    // It is dying already: what it still waits for below must be able to happen, and it waits for no memory but its own.
     thread.signals.clear_killed();
+    thread.memory.set_ending();
     ptrace::exit_event(&thread, status);
+    // The killer may have ended that stop.
+    thread.signals.clear_killed();
     ptrace::tracer_ends(&thread);
     // Before joiners hear of it: a thread that ends keeps nobody from a filter for all.
     thread.seccomp.end();
     // What it was told to take for the process is for another thread now.
     thread.set_signal_mask(SigSet(u64::MAX));
     thread.cpu_timers.end();
-    thread.memory.set_ending();
     futex::exit_robust_list(&thread);
     clear_child_tid(&thread);
     let remains = process.mm().map(|mm| mm.remains().hold());
@@ -130,7 +133,7 @@ fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
     let switches = thread.sched.switches();
     let totals = &process.totals;
     // Relaxed: statistics; the tree's lock orders them with the removal of the thread.
-    let mut tree = tree::lock();
+    let mut tree = tree::lock_to_send(SENDS);
     totals.ended_user.fetch_add(times.0, Ordering::Relaxed);
     totals.ended_system.fetch_add(times.1, Ordering::Relaxed);
     totals.ended_minor_faults.fetch_add(thread.minor_faults.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -162,7 +165,7 @@ fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
             drop(tree);
             // Before the parent hears of the end: the next session that it starts on the terminal must not be hung up.
             crate::tty::session_leader_ends(&session);
-            tree = tree::lock();
+            tree = tree::lock_to_send(SENDS);
         }
         end(tree, process, status);
     } else {
@@ -184,20 +187,21 @@ fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
     if let Some(numbers) = process.numbers.as_ref().filter(|numbers| numbers.own() == 1) {
         drop(tree);
         numbers.namespace().first_process_ends(process);
-        tree = tree::lock();
+        tree = tree::lock_to_send(SENDS);
     }
     // Some at a time: what leaves the tree is kept without allocating, and dropped without the lock.
     let mut removed = Removed::new();
-    while !reparent_children(&mut tree, process, &mut removed) {
+    while let Err(sends) = reparent_children(&mut tree, process, &mut removed) {
         drop(tree);
         removed.clear();
         sched::cond_resched();
-        tree = tree::lock();
+        tree = tree::lock_to_send(sends);
     }
     // Its own group may lose the last member that could continue it.
-    let parent = process.relations.get(&tree).parent.clone();
-    if let (Some(group), Some(parent)) = (process.relations.get(&tree).group.clone(), parent) {
-        hang_up_if_newly_orphaned(&mut tree, &group, process, &parent);
+    if let Some(group) = process.group_locked(&tree).cloned()
+        && orphans::is_last_tie(&tree, process, &group)
+    {
+        hang_up_if_stopped(&mut tree, &group);
     }
     tree::set_ended(&mut tree, process, status);
     tree.child_to_front(process);
@@ -216,10 +220,26 @@ fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
     process.ended.wake_all();
 }
 
+/// A process executes another program: its parent hears of its end by SIGCHLD, and so does it of its children's, whatever signals the
+/// programs before had asked for.
+pub(super) fn program_changed(process: &Process) {
+    let mut tree = tree::lock();
+    process.relations.get_mut(&mut tree).exit_signal = SIGCHLD;
+    // Relaxed: under the tree's lock.
+    process.exec_id.fetch_add(1, Ordering::Relaxed);
+}
+
 /// SIGCHLD and waking. True if the parent does not care, so that the process is gone at once.
 pub(super) fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status: WaitStatus) -> bool {
     let Some(parent) = process.relations.get(tree).parent.clone() else { return true };
-    let exit_signal = process.relations.get(tree).exit_signal;
+    // Relaxed: under the tree's lock.
+    let same_program =
+        process.exec_id_of_parent.load(Ordering::Relaxed) == parent.exec_id.load(Ordering::Relaxed);
+    let exit_signal = match process.relations.get(tree).exit_signal {
+        0 => 0,
+        _ if !same_program => SIGCHLD,
+        signal => signal,
+    };
     let leader = process.relations.get(tree).leader.as_ref();
     let traced = leader.is_some_and(|leader| leader.trace.is_traced());
     let mut reap = false;
@@ -240,7 +260,7 @@ pub(super) fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status
             signal::send_process_locked(tree, &parent, info);
         }
     }
-    parent.child_events.wake_all();
+    tree.tell(&parent, Event::Child);
     reap
 }
 
@@ -249,15 +269,30 @@ type Removed = SmallVec<[tree::Removed; 4 * (CHILDREN + 1)]>;
 /// Children that find a new parent in one hold of the tree's lock.
 const CHILDREN: usize = 8;
 
-/// Gives some of the children a new parent. True when none is left.
-fn reparent_children(tree: &mut tree::Guard, process: &Arc<Process>, removed: &mut Removed) -> bool {
+/// Signals that the end of a thread may send, children apart: of a stop that is complete by it, and of the end itself to a tracer or the
+/// parent.
+const SENDS: usize = 3;
+
+/// Gives some of the children a new parent. When some are left, says for how many signals the lock is to be taken next.
+fn reparent_children(
+    tree: &mut tree::Guard,
+    process: &Arc<Process>,
+    removed: &mut Removed,
+) -> Result<(), usize> {
     if process.relations.get(tree).children.is_empty() {
-        return true;
+        return Ok(());
     }
     let new_parent = new_parent(tree, process);
     for _ in 0..CHILDREN {
-        let Some(child) = process.relations.get(tree).children.front().clone_pointer() else { return true };
+        let Some(child) = process.relations.get(tree).children.front().clone_pointer() else {
+            return Ok(());
+        };
         let mut signals = mourned_by(&child, tree);
+        // Of the child's end the new parent may hear.
+        let needed = signals.count_ones() as usize + signal::caused_by(SIGCONT) + 1 + SENDS;
+        if tree.sends() < needed {
+            return Err(needed.max(CHILDREN + SENDS));
+        }
         while signals != 0 {
             let signal = signals.trailing_zeros() + 1;
             signals &= signals - 1;
@@ -271,11 +306,14 @@ fn reparent_children(tree: &mut tree::Guard, process: &Arc<Process>, removed: &m
             removed.push(tree.disown(&child));
             continue;
         };
-        // The group is judged while the child still has its old parent, whose end it is about.
-        if let Some(group) = child.relations.get(tree).group.clone() {
-            hang_up_if_newly_orphaned(tree, &group, &child, process);
-        }
+        let tied = orphans::ties(tree, &child);
         removed.push(tree.adopt(new_parent, &child));
+        if tied
+            && let Some(group) = child.group_locked(tree).cloned()
+            && orphans::is_orphaned(tree, &group)
+        {
+            hang_up_if_stopped(tree, &group);
+        }
         child.relations.get_mut(tree).exit_signal = SIGCHLD;
         if let Some(status) = child.relations.get(tree).ended
             && !ptrace::is_held(tree, &child)
@@ -284,7 +322,10 @@ fn reparent_children(tree: &mut tree::Guard, process: &Arc<Process>, removed: &m
             removed.extend(super::wait::remove(tree, &child));
         }
     }
-    process.relations.get(tree).children.is_empty()
+    match process.relations.get(tree).children.is_empty() {
+        true => Ok(()),
+        false => Err(CHILDREN + SENDS),
+    }
 }
 
 /// The nearest ancestor in the same PID namespace that takes orphans, else the first process of that.
@@ -301,32 +342,10 @@ fn new_parent(tree: &tree::Guard, process: &Process) -> Option<Arc<Process>> {
     first.or_else(|| tree.init())
 }
 
-/// When `process` ends or loses `parent`, its group may become orphaned. If it has stopped members then,
-/// they get SIGHUP and SIGCONT: nobody else could continue them.
-fn hang_up_if_newly_orphaned(
-    tree: &mut tree::Guard,
-    group: &Arc<tree::Group>,
-    process: &Arc<Process>,
-    parent: &Arc<Process>,
-) {
-    let ties = parent
-        .relations
-        .get(tree)
-        .group
-        .as_ref()
-        .is_some_and(|other| !Arc::ptr_eq(other, group) && Arc::ptr_eq(&other.session, &group.session));
-    if !ties || !super::groups::is_orphaned(tree, group, Some(process)) {
-        return;
-    }
-    let stopped = group.members.get(tree).iter().any(|member| member.signals.state.lock().stop.is_some());
-    if !stopped {
-        return;
-    }
-    let mut next = tree::first_member(tree, group);
-    while let Some(member) = next {
-        next = tree::next_member(tree, group, &member);
-        signal::send_process_locked(tree, &member, SigInfo::kernel(SIGHUP));
-        signal::send_process_locked(tree, &member, SigInfo::kernel(SIGCONT));
+/// The members of a group that has just become orphaned get SIGHUP and SIGCONT if one is stopped: nobody else could continue them.
+fn hang_up_if_stopped(tree: &mut tree::Guard, group: &Arc<tree::Group>) {
+    if orphans::has_stopped(tree, group) {
+        signal::group::send_group_later(tree, group, &[SIGHUP, SIGCONT]);
     }
 }
 

@@ -16,6 +16,7 @@ pub fn first_process() {
     }
     let files = super::current().files();
     fs::install_console(&files);
+    crate::sync::lockdep::system_is_up();
     if let Err(error) = start_program() {
         panic!("No working init found ({error}). Try passing init= option to kernel.");
     }

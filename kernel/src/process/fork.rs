@@ -59,6 +59,9 @@ const NEWUSER: u64 = abi::CLONE_NEWUSER as u64;
 const NEWPID: u64 = abi::CLONE_NEWPID as u64;
 const NEWIPC: u64 = abi::CLONE_NEWIPC as u64;
 
+/// Signals that making a child known may send: what the parent has yet to hear, and the first stop of a child that is traced.
+const SENDS: usize = signal::group::MOST_FOR_ONE + 1;
+
 fn check(args: &CloneArgs, parent: &Process) -> Result<()> {
     let has = |flag: u64| args.flags & flag != 0;
     let invalid = (has(NEWNS | NEWUSER) && has(FS))
@@ -89,13 +92,19 @@ pub fn clone(args: CloneArgs, frame: &mut TrapFrame) -> Result<Pid> {
     let current = super::current();
     check(&args, &current.process)?;
     check_threads_namespaces(&args, &current)?;
+    // A signal that is there already is handled first. One that comes later waits: else a program whose timer is faster than its fork
+    // would never get to the end of one.
+    if current.signal_pending() {
+        return Err(Errno::ERESTARTNOINTR);
+    }
+    let heard = current.process.heard.numbers();
     let traced = ptrace::clone_event(&current, &args);
     let child = make_with_room(&args, frame, &current)?;
     if traced.inherits {
         ptrace::prepare(child.thread())?;
     }
     let pidfd = if args.flags & PIDFD != 0 { Some(child.make_pidfd(args.pidfd)?) } else { None };
-    let thread = child.link(&args, &current, traced.inherits).inspect_err(|_| {
+    let thread = child.link(&args, &current, traced.inherits, heard).inspect_err(|_| {
         // The call is made again, and opens another.
         if let Some(fd) = pidfd {
             let _ = current.files().close(fd);
@@ -197,13 +206,14 @@ impl Child {
             if has(CLEAR_SIGHAND) {
                 actions.clear_handlers();
             }
+            let limits = *parent.limits.lock();
             Process::new(process::Parts {
                 pid: global,
                 numbers: numbers.clone(),
                 relations: tree::Relations::new(args.exit_signal),
                 mm: Some(mm.clone()),
                 actions,
-                limits: *parent.limits.lock(),
+                limits,
                 uid: credentials.uid,
                 oom_score_adj: parent.oom_score_adj.load(Ordering::SeqCst),
                 personality: parent.personality.load(Ordering::SeqCst),
@@ -293,25 +303,33 @@ impl Child {
     }
 
     /// Makes the child known: from here on it gets signals.
-    fn link(mut self, args: &CloneArgs, current: &Thread, traced: bool) -> Result<Arc<Thread>> {
+    fn link(
+        mut self,
+        args: &CloneArgs,
+        current: &Thread,
+        traced: bool,
+        heard: [u64; 3],
+    ) -> Result<Arc<Thread>> {
         let thread = self.thread().clone();
         let process = &thread.process;
         let parent = &current.process;
-        let mut tree = tree::lock();
+        let mut tree = tree::lock_to_send(SENDS);
         while let Some(call) = broadcast::unheard(&tree, parent) {
             drop(tree);
             call.reach(parent);
             drop(call);
-            tree = tree::lock();
+            tree = tree::lock_to_send(SENDS);
         }
+        signal::group::hear(&mut tree, parent);
         if self.new_process && cgroup::is_being_killed(&tree, parent) {
             drop(tree);
             signal::send_process(parent, SigInfo::kernel(signal::SIGKILL));
             return Err(Errno::ERESTARTNOINTR);
         }
-        // A signal to the group, or one that kills, that came before the child was there must not miss it: the parent
-        // handles it first and then makes the call again.
-        if current.signal_pending() {
+        // A signal to many, or one that kills, that came before the child was there must not miss it: the parent handles it first and
+        // then makes the call again. One that is for the parent alone waits.
+        let to_many = parent.heard.numbers() != heard;
+        if current.kill_pending() || to_many && current.signal_pending() {
             drop(tree);
             return Err(Errno::ERESTARTNOINTR);
         }
@@ -337,11 +355,19 @@ impl Child {
         // A thread of the process makes the call, so that the number cannot have come to 0. Relaxed: see `leave_memory`.
         process.running.fetch_add(1, Ordering::Relaxed);
         let mut removed = (None, None);
+        // Relaxed: under the tree's lock.
+        let exec_id_of_parent = match args.flags & PARENT != 0 {
+            true => parent.exec_id_of_parent.load(Ordering::Relaxed),
+            false => parent.exec_id.load(Ordering::Relaxed),
+        };
         if self.new_process {
             relations.leader = Some(thread.clone());
             process.heard.inherit(&parent.heard);
+            // Relaxed: nobody else knows of the child yet.
+            process.membarrier.store(parent.membarrier.load(Ordering::SeqCst), Ordering::Relaxed);
+            process.exec_id_of_parent.store(exec_id_of_parent, Ordering::Relaxed);
             if let Some(numbers) = process.numbers.as_ref().filter(|numbers| numbers.own() == 1) {
-                *numbers.namespace().init.get_mut(&mut tree) = Some(process.clone());
+                numbers.namespace().begin(&mut tree, process);
             }
             let siblings_parent = if args.flags & PARENT != 0 {
                 process::parent_of(parent, &tree)
@@ -387,8 +413,19 @@ fn inherited(current: &Thread) -> Parameters {
     }
 }
 
-/// Checks RLIMIT_NPROC again: execve(2) fails for a user who has too many processes after setuid(2).
+/// Checks RLIMIT_NPROC again: execve(2) fails for a user who had too many processes at a setuid(2) and still has.
 pub(super) fn over_process_limit(thread: &Thread) -> bool {
+    // Relaxed: a flag of its own, here and below.
+    let marked = &thread.process.over_process_limit;
+    let over = marked.load(Ordering::Relaxed) && has_too_many(thread);
+    if !over {
+        marked.store(false, Ordering::Relaxed);
+    }
+    over
+}
+
+/// Whether the user of the thread has more threads than the process may have.
+pub(super) fn has_too_many(thread: &Thread) -> bool {
     let credentials = thread.credentials();
     let limit = thread.process.limit(limits::NPROC);
     accounts::count(credentials.uid, Counted::Threads) as u64 > limit && !super::list::exempt(&credentials)

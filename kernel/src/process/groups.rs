@@ -4,34 +4,10 @@ use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
 use super::tree::{self, Group, Guard, Session};
-use super::{Credentials, Pid, Process, broadcast};
+use super::{Credentials, Pid, Process, broadcast, orphans};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
 use crate::signal::{self, SIGCONT, SigInfo};
-
-/// Whether no member but `except` has a parent in another group of the same session: then nobody could continue its stopped members.
-pub(super) fn is_orphaned(tree: &Guard, group: &Arc<Group>, except: Option<&Arc<Process>>) -> bool {
-    !group.members.get(tree).iter().any(|member| {
-        let relations = member.relations.get(tree);
-        if except.is_some_and(|except| core::ptr::eq(Arc::as_ptr(except), member))
-            || relations.ended.is_some()
-        {
-            return false;
-        }
-        let Some(parent) = &relations.parent else { return false };
-        // Children of the first process count as children of nobody.
-        parent.pid != 1
-            && parent.relations.get(tree).group.as_ref().is_some_and(|other| {
-                !Arc::ptr_eq(other, group) && Arc::ptr_eq(&other.session, &group.session)
-            })
-    })
-}
-
-/// Whether the group with this number is orphaned, or does not exist.
-pub fn is_group_orphaned(pgid: Pid) -> bool {
-    let tree = tree::lock();
-    tree.group(pgid).is_none_or(|group| is_orphaned(&tree, &group, None))
-}
 
 /// The session with this number.
 pub fn session(sid: Pid) -> Option<Arc<Session>> {
@@ -51,7 +27,14 @@ pub fn setpgid(pid: Pid, pgid: Pid) -> Result<()> {
     let view = View::of(&current);
     let pid = if pid == 0 { current.pid } else { view.global(pid).ok_or(Errno::ESRCH)? };
     let pgid = if pgid == 0 { pid } else { view.global(pgid).ok_or(Errno::EPERM)? };
-    let mut tree = tree::lock();
+    // What may be needed is allocated, and freed, without the lock.
+    let made = (pgid == pid).then(|| {
+        let process = super::find_global(pid)?;
+        let group = Group::new(pgid, process.numbers.clone(), current.session()?);
+        Some((process, group))
+    });
+    let made = made.flatten();
+    let mut tree = tree::lock_to_send(signal::group::MOST_FOR_ONE);
     let process = tree.process(pid).ok_or(Errno::ESRCH)?;
     let session_of = |process: &Process, tree: &Guard| {
         process.relations.get(tree).group.as_ref().map(|group| group.session.clone())
@@ -75,14 +58,22 @@ pub fn setpgid(pid: Pid, pgid: Pid) -> Result<()> {
     let group = match tree.group(pgid) {
         Some(group) if Arc::ptr_eq(&group.session, &own_session) => group,
         Some(_) => return Err(Errno::EPERM),
-        None if pgid == pid => Group::new(pgid, process.numbers.clone(), own_session),
+        None if pgid == pid => match &made {
+            Some((of, group)) if Arc::ptr_eq(of, &process) && Arc::ptr_eq(&group.session, &own_session) => {
+                group.clone()
+            }
+            // The number has become another process's meanwhile, or the caller has left its session.
+            _ => return Err(Errno::ESRCH),
+        },
         None => return Err(Errno::EPERM),
     };
     let same = process.relations.get(&tree).group.as_ref().is_some_and(|old| Arc::ptr_eq(old, &group));
     if !same {
+        signal::group::hear(&mut tree, &process);
         let removed = tree.join_group(&process, &group);
         drop(tree);
         drop(removed);
+        orphans::parent_moved(&process);
     }
     Ok(())
 }
@@ -90,15 +81,18 @@ pub fn setpgid(pid: Pid, pgid: Pid) -> Result<()> {
 /// setsid(2).
 pub fn setsid() -> Result<Pid> {
     let process = super::current().process.clone();
-    let mut tree = tree::lock();
-    if tree.group(process.pid).is_some() {
-        return Err(Errno::EPERM);
-    }
     let numbers = || process.numbers.clone();
     let group = Group::new(process.pid, numbers(), Session::new(process.pid, numbers()));
+    let mut tree = tree::lock_to_send(signal::group::MOST_FOR_ONE);
+    if tree.group(process.pid).is_some() {
+        drop(tree);
+        return Err(Errno::EPERM);
+    }
+    signal::group::hear(&mut tree, &process);
     let removed = tree.join_group(&process, &group);
     drop(tree);
     drop(removed);
+    orphans::parent_moved(&process);
     Ok(process.number())
 }
 
@@ -166,7 +160,7 @@ pub fn kill(target: Target, signal: Option<u32>) -> Result<()> {
 fn kill_one(process: &Arc<Process>, signal: Option<u32>) -> Result<()> {
     let sending = Sending::new(signal);
     let queued = sending.prepare(process);
-    let mut tree = tree::lock();
+    let mut tree = tree::lock_to_send(sending.causes());
     let sent = sending.to(&mut tree, process, queued);
     drop(tree);
     sent.map(drop)
@@ -193,6 +187,11 @@ impl Sending {
     fn new(signal: Option<u32>) -> Self {
         let current = super::current();
         Self { own: current.process.clone(), sender: current.credentials(), signal }
+    }
+
+    /// How many of the kernel's own signals come of it.
+    pub fn causes(&self) -> usize {
+        self.signal.map_or(0, signal::caused_by)
     }
 
     /// Makes what [`Self::to`] sends, before the lock.

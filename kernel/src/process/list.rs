@@ -43,14 +43,9 @@ pub fn process_after(pid: Pid) -> Option<Arc<Process>> {
 /// All processes in the order of their numbers. The lock is held for each step only, and others may run in between; who starts meanwhile may
 /// be missed.
 pub fn processes() -> impl Iterator<Item = Arc<Process>> {
-    processes_at_once().inspect(|_| sched::cond_resched())
-}
-
-/// The same without giving way. For the choice of a victim, which all who need memory wait for: among thousands who want to run, the turn of
-/// who chooses comes again seconds later.
-pub fn processes_at_once() -> impl Iterator<Item = Arc<Process>> {
     let mut last = 0;
     core::iter::from_fn(move || {
+        sched::cond_resched();
         let process = process_after(last)?;
         last = process.pid;
         Some(process)
@@ -84,6 +79,8 @@ pub(super) fn exempt(credentials: &Credentials) -> bool {
 
 /// Counts one thread more for the user; `EAGAIN` beyond RLIMIT_NPROC or the machine's most threads, `ENOMEM` when memory is short.
 pub(super) fn charge(credentials: &Credentials, parent: &Process) -> Result<Option<Share>> {
+    // Two that have ended for each one that comes: on CPUs that are never idle nobody else frees them, and until then they count.
+    sched::reap_some(2);
     if tree::thread_count() >= super::max_threads() {
         return Err(Errno::EAGAIN);
     }
@@ -102,6 +99,8 @@ pub(super) fn charge(credentials: &Credentials, parent: &Process) -> Result<Opti
 impl Thread {
     /// After a change of its real user: the thread counts for the new one.
     pub(crate) fn recharge(&self) {
+        // As Linux: before it counts itself. Relaxed: a flag of its own.
+        self.process.over_process_limit.store(super::fork::has_too_many(self), Ordering::Relaxed);
         self.set_charge(Some(Share::take(self.credentials().uid, Counted::Threads).0));
     }
 }

@@ -2,7 +2,7 @@
 
 mod account;
 pub mod accounts;
-mod broadcast;
+pub(crate) mod broadcast;
 mod charges;
 mod credentials;
 mod de_thread;
@@ -15,6 +15,7 @@ mod groups;
 pub mod limits;
 mod list;
 pub mod oom;
+pub(crate) mod orphans;
 pub mod pidfd;
 #[allow(clippy::module_inception)] // `Process` is what the folder is about.
 mod process;
@@ -34,13 +35,13 @@ pub use exec::{execute, execve};
 pub use first::first_process;
 pub use fork::{CloneArgs, clone};
 pub use groups::{
-    Target, check_may_signal, getpgid, getsid, is_group_orphaned, kill, kill_group, kill_own_group, session,
-    session_of_group, setpgid, setsid,
+    Target, check_may_signal, getpgid, getsid, kill, kill_group, kill_own_group, session, session_of_group,
+    setpgid, setsid,
 };
 pub use list::{
-    find, find_global, find_thread, find_thread_global, forks, process_after, processes, processes_at_once,
-    threads_of,
+    find, find_global, find_thread, find_thread_global, forks, process_after, processes, threads_of,
 };
+pub use orphans::is_group_orphaned;
 pub use process::{Process, WaitStatus};
 pub use spawn::{new_idle_thread, new_kernel_thread, spawn_init};
 pub use thread::{Current, Thread, current, try_current};

@@ -89,8 +89,8 @@ pub fn out_of_memory(asked: Moment) -> Found {
 }
 
 fn search(current: &Thread, asked: Moment) -> Found {
-    // Page tables that are on their way out may be all that is missing, or what the heap keeps ready.
-    if grace::collect() || reserve::give_up_spares() {
+    // Page tables that are on their way out may be all that is missing, or what the heap keeps ready, or the stacks of threads that have ended.
+    if sched::reap_some(usize::MAX) || grace::collect() || reserve::give_up_spares() {
         return Found::Again;
     }
     let memory = {
@@ -106,12 +106,17 @@ fn search(current: &Thread, asked: Moment) -> Found {
                 if RETURNED.load(Ordering::SeqCst) != asked.0 {
                     return Found::Again;
                 }
-                let Some(Victim { process, mm, ending }) = choose(current) else { return Found::Nothing };
+                // The walks give way to threads of real-time priority alone: all who need memory wait for them, and among thousands who want
+                // to run the turn of who chooses would come again seconds later.
+                current.sched.hurry();
+                let chosen = choose(current);
+                if let Some(Victim { process, mm, ending: false }) = &chosen {
+                    kill(process, mm);
+                }
+                current.sched.calm();
+                let Some(Victim { mm, .. }) = chosen else { return Found::Nothing };
                 let memory = mm.remains().watch();
                 *last = Some(memory.clone());
-                if !ending {
-                    kill(&process, &mm);
-                }
                 memory
             }
         }
@@ -198,7 +203,7 @@ fn choose(current: &Thread) -> Option<Victim> {
     let is_ending = |process: &Process| process.signals.state.lock().ending.is_some();
     let worst = |wanted: &dyn Fn(&Process) -> bool| {
         let mut worst: Option<(i64, Victim)> = None;
-        for process in process::processes_at_once().filter(|process| process.pid > 1 && wanted(process)) {
+        for process in process::processes().filter(|process| process.pid > 1 && wanted(process)) {
             let Some((points, mm)) = badness(&process) else { continue };
             if worst.as_ref().is_none_or(|(most, _)| points > *most) {
                 let ending = is_ending(&process);
@@ -253,8 +258,10 @@ fn kill(victim: &Arc<Process>, mm: &Arc<AddressSpace>) {
     let status = WaitStatus::Killed { signal: signal::SIGKILL as u8, core: false };
     // Others that use the same memory keep it alive: they go too.
     let uses_it = |process: &Process| process.mm().is_some_and(|other| Arc::ptr_eq(&other, mm));
-    for process in process::processes_at_once() {
+    for process in process::processes() {
         if Arc::ptr_eq(&process, victim) || process.pid > 1 && uses_it(&process) {
+            // Relaxed: a flag of its own, before the lock that ends what it is in.
+            process.oom_killed.store(true, Ordering::Relaxed);
             let tree = tree::lock();
             signal::end_all(&tree, &process, &mut process.signals.state.lock(), status);
         }

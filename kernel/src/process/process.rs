@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::broadcast::Heard;
 use super::limits::{self, Limits};
 use super::tree::{self, Relations, TreeCell};
-use super::{Charges, Credentials, Pid, Thread};
+use super::{Charges, Credentials, Pid, Thread, orphans};
 use crate::cgroup::Member;
 use crate::fs::FsContext;
 use crate::mm::AddressSpace;
@@ -28,7 +28,9 @@ pub struct Process {
     pub(super) relations: TreeCell<Relations>,
     pub(super) sibling: LinkedListAtomicLink,
     pub(super) in_group: LinkedListAtomicLink,
-    pub(super) heard: Heard,
+    pub(crate) heard: Heard,
+    /// What it counts for in its group.
+    pub(super) job: orphans::Part,
     /// Its control group, and its place among the members.
     pub(crate) cgroup: Member,
     pub(crate) in_cgroup: RBTreeAtomicLink,
@@ -72,6 +74,13 @@ pub struct Process {
     /// The registrations of membarrier(2).
     pub(crate) membarrier: AtomicU32,
     pub(super) has_execed: AtomicBool,
+    /// The user had too many processes when it was changed last: execve(2) looks again.
+    pub(super) over_process_limit: AtomicBool,
+    /// The out-of-memory killer has killed it: nothing holds up its end.
+    pub(crate) oom_killed: AtomicBool,
+    /// How many programs it has executed, and how many its parent had when it was made: a child of an earlier program ends with SIGCHLD.
+    pub(super) exec_id: AtomicU32,
+    pub(super) exec_id_of_parent: AtomicU32,
     pub(crate) personality: AtomicU32,
     /// Which memory a core dump would have: `/proc/PID/coredump_filter`.
     pub(crate) dump_filter: AtomicU32,
@@ -184,6 +193,7 @@ impl Process {
             sibling: LinkedListAtomicLink::new(),
             in_group: LinkedListAtomicLink::new(),
             heard: Heard::new(),
+            job: orphans::Part::default(),
             cgroup: Member::new(),
             in_cgroup: RBTreeAtomicLink::new(),
             in_telling: LinkedListAtomicLink::new(),
@@ -211,6 +221,10 @@ impl Process {
             child_subreaper: AtomicBool::new(false),
             membarrier: AtomicU32::new(0),
             has_execed: AtomicBool::new(parts.has_execed),
+            over_process_limit: AtomicBool::new(false),
+            oom_killed: AtomicBool::new(false),
+            exec_id: AtomicU32::new(0),
+            exec_id_of_parent: AtomicU32::new(0),
             personality: AtomicU32::new(parts.personality),
             dump_filter: AtomicU32::new(parts.dump_filter),
             refused_gains: AtomicU32::new(0),
@@ -385,6 +399,11 @@ impl Process {
         self.relations.get(tree).group.as_ref().is_some_and(|own| Arc::ptr_eq(own, group))
     }
 
+    /// The process group, for those who hold the tree's lock.
+    pub(crate) fn group_locked<'t>(&'t self, tree: &'t tree::Guard) -> Option<&'t Arc<super::tree::Group>> {
+        self.relations.get(tree).group.as_ref()
+    }
+
     /// The process group.
     pub fn group(&self) -> Option<Arc<super::tree::Group>> {
         self.relations.get(&tree::lock()).group.clone()
@@ -486,11 +505,6 @@ impl Process {
         self.relations.get_mut(tree).news = Some(news);
     }
 
-    /// A child has changed state: whoever waits looks again.
-    pub(crate) fn child_event(&self) {
-        self.child_events.wake_all();
-    }
-
     /// The user that signals about this process name, without the tree's lock.
     pub(crate) fn uid_for_signals(&self) -> u32 {
         self.uid.load(Ordering::SeqCst)
@@ -499,8 +513,7 @@ impl Process {
     /// Whether no parent outside of the group could continue the process's group.
     pub(crate) fn group_is_orphaned(&self) -> bool {
         let tree = tree::lock();
-        let group = self.relations.get(&tree).group.clone();
-        group.is_none_or(|group| super::groups::is_orphaned(&tree, &group, None))
+        self.group_locked(&tree).is_none_or(|group| super::orphans::is_orphaned(&tree, group))
     }
 
     /// prctl(PR_SET_DUMPABLE).

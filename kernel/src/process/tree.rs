@@ -17,9 +17,10 @@ use intrusive_collections::{
 
 use super::broadcast::Board;
 use super::process::WaitStatus;
-use super::{Pid, Process, Thread};
+use super::{Pid, Process, Thread, orphans};
 use crate::errno::{Errno, Result};
 use crate::namespaces::Numbers;
+use crate::signal::{Pending, Queued, Sent, SigInfo, Spares, group, spares};
 use crate::sync::{IrqLock, IrqLockGuard, SpinLock};
 
 intrusive_adapter!(ByTid = Arc<Thread>: Thread { by_tid => RBTreeAtomicLink });
@@ -72,6 +73,8 @@ pub(crate) struct Tree {
     /// Numbers of processes, whose first threads are in `threads`.
     leaders: Numbers64,
     init: Option<Arc<Process>>,
+    /// For signals that are sent under the lock.
+    spares: Spares,
 }
 
 static TREE: IrqLock<Tree> = IrqLock::new(Tree {
@@ -82,6 +85,7 @@ static TREE: IrqLock<Tree> = IrqLock::new(Tree {
     used: [0; PID_MAX as usize / 64],
     leaders: [0; PID_MAX as usize / 64],
     init: None,
+    spares: Spares::new(),
 });
 
 static THREAD_COUNT: AtomicUsize = AtomicUsize::new(0);
@@ -97,12 +101,66 @@ fn after(pid: Pid) -> Pid {
 }
 
 /// The tree's lock, held.
-pub(crate) struct Guard(IrqLockGuard<'static, Tree>);
+pub(crate) struct Guard {
+    tree: IrqLockGuard<'static, Tree>,
+    /// Signals that were sent under the lock have removed these. Behind the lock: they are dropped without it.
+    dropped: Pending,
+    /// How many more signals may be sent.
+    sends: usize,
+    events: Events,
+}
+
+/// Queues of processes that are to be woken once the lock is free: any number of threads and watchers may wait in each.
+#[derive(Default)]
+struct Events([Option<(Arc<Process>, Event)>; 6]);
+
+/// Whom an event of a process concerns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Event {
+    /// Those who wait for its children.
+    Child,
+    /// Those who watch its signals.
+    Signal,
+}
+
+impl Event {
+    fn wake(self, process: &Process) {
+        match self {
+            Self::Child => process.child_events.wake_all(),
+            Self::Signal => process.signals_changed.wake_all(),
+        }
+    }
+}
+
+impl Drop for Events {
+    fn drop(&mut self) {
+        for (process, event) in self.0.iter_mut().filter_map(Option::take) {
+            event.wake(&process);
+        }
+    }
+}
 
 /// Takes the tree's lock.
 #[track_caller]
 pub(crate) fn lock() -> Guard {
-    Guard(TREE.lock())
+    Guard { tree: TREE.lock(), dropped: Pending::new(), sends: 0, events: Events::default() }
+}
+
+/// Takes the tree's lock, under which the kernel will send up to `sends` signals of its own.
+#[track_caller]
+pub(crate) fn lock_to_send(sends: usize) -> Guard {
+    debug_assert!(sends <= spares::MOST);
+    loop {
+        let mut guard = lock();
+        if guard.spares.count() >= sends {
+            guard.sends = sends;
+            return guard;
+        }
+        drop(guard);
+        let fresh = Spares::make();
+        let left = lock().spares.add(fresh);
+        drop(left);
+    }
 }
 
 /// Data in a process or group that is guarded by the tree's lock: one who shows the guard gets at it.
@@ -191,6 +249,13 @@ pub struct Group {
     by_pgid: RBTreeAtomicLink,
     /// Signals that are on their way to all members.
     pub(super) board: Board,
+    /// The kernel's own.
+    pub(crate) news: TreeCell<group::News>,
+    pub(crate) in_telling: LinkedListAtomicLink,
+    /// Members that live and have a parent in another group of the same session: it could continue them. Changed under the lock.
+    pub(super) ties: AtomicUsize,
+    /// Members that live and are stopped. Changed under the lock.
+    pub(super) stopped: AtomicUsize,
     /// Those that live.
     pub(super) members: TreeCell<LinkedList<InGroup>>,
     /// Those that have ended and were not waited for.
@@ -218,6 +283,10 @@ impl Group {
             session,
             by_pgid: RBTreeAtomicLink::new(),
             board: Board::new(),
+            news: TreeCell::new(group::News::new()),
+            in_telling: LinkedListAtomicLink::new(),
+            ties: AtomicUsize::new(0),
+            stopped: AtomicUsize::new(0),
             members: TreeCell::new(LinkedList::new(InGroup::NEW)),
             ended: TreeCell::new(LinkedList::new(InGroup::NEW)),
         })
@@ -254,9 +323,50 @@ pub(crate) struct Removed {
 }
 
 impl Guard {
+    /// Wakes those whom an event concerns, as soon as the lock is free.
+    pub fn tell(&mut self, process: &Arc<Process>, event: Event) {
+        let queue = match event {
+            Event::Child => &process.child_events,
+            Event::Signal => &process.signals_changed,
+        };
+        if queue.is_unused() {
+            return;
+        }
+        let is_same = |of: &(Arc<Process>, Event)| of.1 == event && Arc::ptr_eq(&of.0, process);
+        if self.events.0.iter().flatten().any(is_same) {
+            return;
+        }
+        match self.events.0.iter_mut().find(|slot| slot.is_none()) {
+            Some(slot) => *slot = Some((process.clone(), event)),
+            // More than a hold is to have: at once, then.
+            None => event.wake(process),
+        }
+    }
+
+    /// How many signals may yet be sent under the lock.
+    pub fn sends(&self) -> usize {
+        self.sends
+    }
+
+    /// An entry for a signal of the kernel's own.
+    pub fn take_spare(&mut self, info: SigInfo) -> Arc<Queued> {
+        debug_assert!(self.sends > 0, "a signal is sent that nothing was set aside for");
+        self.sends = self.sends.saturating_sub(1);
+        self.tree.spares.take(info).unwrap_or_else(|| Queued::new(info))
+    }
+
+    /// Keeps what came of a signal until the lock is free.
+    pub fn keep(&mut self, sent: Sent) {
+        let (removed, leftover) = sent.into_parts();
+        self.dropped.absorb(removed);
+        if let Some(queued) = leftover.and_then(|queued| self.tree.spares.put(queued)) {
+            self.dropped.keep(queued);
+        }
+    }
+
     /// A number that no thread, group or session has. It is taken until `free_pid` or `remove_thread`.
     pub fn allocate_pid(&mut self) -> Result<Pid> {
-        let tree = &mut *self.0;
+        let tree = &mut *self.tree;
         let mut left = PID_MAX;
         while left > 0 {
             let pid = tree.next_pid;
@@ -281,12 +391,12 @@ impl Guard {
 
     /// Takes a number that was just freed, under the same lock.
     pub fn claim_pid(&mut self, pid: Pid) {
-        self.0.used[pid as usize / 64] |= 1 << (pid % 64);
+        self.tree.used[pid as usize / 64] |= 1 << (pid % 64);
     }
 
     /// The number of a thread that did not come to be.
     pub fn free_pid(&mut self, pid: Pid) {
-        self.0.used[pid as usize / 64] &= !(1 << (pid % 64));
+        self.tree.used[pid as usize / 64] &= !(1 << (pid % 64));
     }
 
     pub fn insert_thread(&mut self, thread: &Arc<Thread>) {
@@ -295,9 +405,9 @@ impl Guard {
             numbers.namespaces().for_each(|namespace| namespace.thread_comes());
         }
         if thread.is_leader() {
-            self.0.leaders[thread.tid() as usize / 64] |= 1 << (thread.tid() % 64);
+            self.tree.leaders[thread.tid() as usize / 64] |= 1 << (thread.tid() % 64);
         }
-        self.0.threads.insert(thread.clone());
+        self.tree.threads.insert(thread.clone());
     }
 
     /// Takes a thread out of the register of numbers.
@@ -310,18 +420,18 @@ impl Guard {
             numbers.namespaces().for_each(|namespace| namespace.thread_goes());
         }
         self.free_pid(thread.tid());
-        self.0.leaders[thread.tid() as usize / 64] &= !(1 << (thread.tid() % 64));
+        self.tree.leaders[thread.tid() as usize / 64] &= !(1 << (thread.tid() % 64));
         // SAFETY: it is linked, and only ever in this tree.
-        unsafe { self.0.threads.cursor_mut_from_ptr(thread).remove() }
+        unsafe { self.tree.threads.cursor_mut_from_ptr(thread).remove() }
     }
 
     pub fn thread(&self, tid: Pid) -> Option<Arc<Thread>> {
-        self.0.threads.find(&tid).clone_pointer()
+        self.tree.threads.find(&tid).clone_pointer()
     }
 
     /// The process with this number, alive or a zombie.
     pub fn process(&self, pid: Pid) -> Option<Arc<Process>> {
-        let thread = self.0.threads.find(&pid);
+        let thread = self.tree.threads.find(&pid);
         thread.get().filter(|thread| thread.is_leader()).map(|thread| thread.process.clone())
     }
 
@@ -331,7 +441,7 @@ impl Guard {
     pub fn process_after(&self, pid: Pid) -> Option<Arc<Process>> {
         let first = pid as usize + 1;
         let mut mask = u64::MAX << (first % 64);
-        for (index, word) in self.0.leaders.iter().enumerate().skip(first / 64) {
+        for (index, word) in self.tree.leaders.iter().enumerate().skip(first / 64) {
             let found = word & mask;
             if found != 0 {
                 return self.process((index * 64) as Pid + found.trailing_zeros());
@@ -342,33 +452,35 @@ impl Guard {
     }
 
     pub fn group(&self, pgid: Pid) -> Option<Arc<Group>> {
-        self.0.groups.find(&pgid).clone_pointer()
+        self.tree.groups.find(&pgid).clone_pointer()
     }
 
     pub fn session(&self, sid: Pid) -> Option<Arc<Session>> {
-        self.0.sessions.find(&sid).clone_pointer()
+        self.tree.sessions.find(&sid).clone_pointer()
     }
 
     pub fn init(&self) -> Option<Arc<Process>> {
-        self.0.init.clone()
+        self.tree.init.clone()
     }
 
     pub fn set_init(&mut self, init: Arc<Process>) {
-        self.0.init = Some(init);
+        self.tree.init = Some(init);
     }
 
     /// Makes `process` a member of `group`, and of no other; what became empty is returned.
     pub fn join_group(&mut self, process: &Arc<Process>, group: &Arc<Group>) -> Removed {
         let removed = self.leave_group(process);
         if !group.by_pgid.is_linked() {
-            self.0.groups.insert(group.clone());
+            self.tree.groups.insert(group.clone());
             if !group.session.by_sid.is_linked() {
-                self.0.sessions.insert(group.session.clone());
+                self.tree.sessions.insert(group.session.clone());
             }
             *group.session.groups.get_mut(self) += 1;
         }
         group.list_of(self, process).push_back(process.clone());
         process.relations.get_mut(self).group = Some(group.clone());
+        group::enter(self, process, group);
+        orphans::enter(self, process, group);
         removed
     }
 
@@ -376,18 +488,19 @@ impl Guard {
     pub fn leave_group(&mut self, process: &Process) -> Removed {
         let mut removed = Removed::default();
         let Some(group) = process.relations.get_mut(self).group.take() else { return removed };
+        orphans::leave(process, &group, process.ended_locked(self).is_none());
         let list = group.list_of(self, process);
         // SAFETY: a process with a group is on that group's list.
         removed._process = unsafe { list.cursor_mut_from_ptr(process).remove() };
         if group.members.get(self).is_empty() && group.ended.get(self).is_empty() {
             // SAFETY: a group with members is in the tree.
-            let _ = unsafe { self.0.groups.cursor_mut_from_ptr(Arc::as_ptr(&group)).remove() };
+            let _ = unsafe { self.tree.groups.cursor_mut_from_ptr(Arc::as_ptr(&group)).remove() };
             let session = group.session.clone();
             let groups = session.groups.get_mut(self);
             *groups -= 1;
             if *groups == 0 {
                 // SAFETY: a session with groups is in the tree.
-                let _ = unsafe { self.0.sessions.cursor_mut_from_ptr(Arc::as_ptr(&session)).remove() };
+                let _ = unsafe { self.tree.sessions.cursor_mut_from_ptr(Arc::as_ptr(&session)).remove() };
             }
             removed._session = Some(session);
         }
@@ -406,6 +519,7 @@ impl Guard {
             children.push_back(child.clone());
         }
         removed._parent = child.relations.get_mut(self).parent.replace(parent.clone()).or(removed._parent);
+        orphans::recount(self, child);
         removed
     }
 
@@ -419,6 +533,7 @@ impl Guard {
                 removed._process = unsafe { children.cursor_mut_from_ptr(child).remove() };
             }
             removed._parent = Some(parent);
+            orphans::recount(self, child);
         }
         removed
     }
@@ -438,13 +553,13 @@ impl Guard {
 impl Deref for Guard {
     type Target = Tree;
     fn deref(&self) -> &Tree {
-        &self.0
+        &self.tree
     }
 }
 
 impl DerefMut for Guard {
     fn deref_mut(&mut self) -> &mut Tree {
-        &mut self.0
+        &mut self.tree
     }
 }
 
@@ -467,6 +582,7 @@ pub(super) fn set_ended(tree: &mut Guard, process: &Process, status: WaitStatus)
     });
     process.relations.get_mut(tree).ended = Some(status);
     if let Some((group, process)) = listed {
+        orphans::leave(&process, &group, true);
         group.ended.get_mut(tree).push_back(process);
     }
 }
@@ -477,7 +593,7 @@ pub(crate) fn first_member(tree: &Guard, group: &Group) -> Option<Arc<Process>> 
 }
 
 /// Makes a process the last member of its group; nothing if it is in another one, or has ended.
-pub(super) fn to_back(tree: &mut Guard, group: &Arc<Group>, process: &Process) {
+pub(crate) fn to_back(tree: &mut Guard, group: &Arc<Group>, process: &Process) {
     if !process.is_in_group(tree, group) || process.ended_locked(tree).is_some() {
         return;
     }

@@ -95,8 +95,7 @@ fn wants_restart(frame: &TrapFrame) -> bool {
 /// Would a call that returns this be made again?
 #[inline]
 pub fn is_restart_code(value: i64) -> bool {
-    // ERESTARTSYS to ERESTART_RESTARTBLOCK.
-    (-516..=-512).contains(&value)
+    signal::is_restart(value as u64)
 }
 
 /// Loads the next thread's address space, if it is another one. Called by the scheduler, with interrupts off.

@@ -61,7 +61,8 @@ pub fn wait(kind: IdKind, flags: WaitFlags) -> Result<Option<Waited>> {
 
 /// Looks once through the children.
 fn look(process: &Arc<Process>, kind: IdKind, flags: WaitFlags) -> Result<Option<Waited>> {
-    let tree = tree::lock();
+    // A tracee that has ended goes to its parent now.
+    let tree = tree::lock_to_send(1);
     let mut any = false;
     let mut found = None;
     if let IdKind::Pid(pid) = kind {

@@ -3,18 +3,18 @@
 use core::cell::UnsafeCell;
 use core::panic::Location;
 use core::ptr;
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use alloc::sync::Arc;
 use intrusive_collections::RBTreeAtomicLink;
 
-use super::policy::{Policy, weight_of_nice};
+use super::policy::Policy;
 use super::sleep_state::{Sleep, SleepState};
 use crate::arch::cpu::{CpuId, CpuSet};
 use crate::process::Thread;
 use crate::sync::IrqLock;
 
-/// Order in a run queue: real-time threads first, by priority; then by virtual run time; the idle policy last.
+/// Order in a run queue: real-time threads first, by priority; then by virtual run time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Key {
     pub class: u8,
@@ -44,6 +44,7 @@ pub struct Entity {
     pub(super) voluntary_switches: AtomicU64,
     pub(super) involuntary_switches: AtomicU64,
     weight: AtomicU32,
+    idle: AtomicBool,
     class_and_priority: AtomicU32,
     parameters: IrqLock<Parameters>,
     affinity: IrqLock<CpuSet>,
@@ -84,6 +85,7 @@ impl Entity {
             voluntary_switches: AtomicU64::new(0),
             involuntary_switches: AtomicU64::new(0),
             weight: AtomicU32::new(0),
+            idle: AtomicBool::new(false),
             class_and_priority: AtomicU32::new(0),
             parameters: IrqLock::new(parameters),
             affinity: IrqLock::new(affinity),
@@ -158,9 +160,27 @@ impl Entity {
     pub fn set_parameters(&self, parameters: Parameters) {
         *self.parameters.lock() = parameters;
         // Relaxed: the scheduler may see the new values a switch later.
-        self.weight.store(weight_of_nice(parameters.nice), Ordering::Relaxed);
+        self.weight.store(parameters.policy.weight(parameters.nice), Ordering::Relaxed);
+        self.idle.store(parameters.policy == Policy::Idle, Ordering::Relaxed);
         let class = u32::from(parameters.policy.class());
         self.class_and_priority.store(class << 8 | parameters.priority, Ordering::Relaxed);
+    }
+
+    /// Puts the thread before all those of the ordinary policies, until [`Self::calm`]: others wait for what it does. Only the thread itself.
+    pub fn hurry(&self) {
+        // Relaxed: see `set_parameters`.
+        self.class_and_priority.store(1, Ordering::Relaxed);
+    }
+
+    /// The thread is what its parameters say again.
+    pub fn calm(&self) {
+        self.set_parameters(self.parameters());
+    }
+
+    /// Whether its policy is the idle one: it waits for its turn, and takes it from nobody.
+    pub(super) fn is_idle_policy(&self) -> bool {
+        // Relaxed: see `set_parameters`.
+        self.idle.load(Ordering::Relaxed)
     }
 
     pub(super) fn weight(&self) -> u32 {

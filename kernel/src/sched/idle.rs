@@ -67,9 +67,18 @@ pub fn enter_idle() -> ! {
 
 /// Frees the stacks of threads that have ended, however many there are. Interrupts are on, no spin lock is held.
 pub fn reap() {
-    while let Some(thread) = switch::take_dead() {
+    reap_some(usize::MAX);
+}
+
+/// As [`reap`], of no more than so many. True if there were any.
+pub fn reap_some(most: usize) -> bool {
+    let mut any = false;
+    for _ in 0..most {
+        let Some(thread) = switch::take_dead() else { break };
         thread.free_stack();
         drop(thread);
+        any = true;
         super::cond_resched();
     }
+    any
 }

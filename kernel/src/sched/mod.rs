@@ -24,7 +24,7 @@ mod sleep_state;
 mod switch;
 
 pub use entity::{Entity, Parameters};
-pub use idle::{enter_idle, init_cpu, reap};
+pub use idle::{enter_idle, init_cpu, reap, reap_some};
 pub use policy::Policy;
 pub use queue::{runnable, set_affinity, tick};
 pub use sleep::{sleep, sleep_until};

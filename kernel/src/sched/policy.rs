@@ -31,18 +31,25 @@ impl Policy {
         matches!(self, Self::Fifo | Self::RoundRobin)
     }
 
-    /// 0 runs before 1, 1 before 2.
+    /// 0 runs before 1. The idle policy is of the same class as the ordinary one, with next to no weight: who has it may hold a lock that
+    /// others need, in the kernel as in user space, and must get on however busy its CPU is.
     pub(super) fn class(self) -> u8 {
         match self {
             Self::Fifo | Self::RoundRobin => 0,
-            Self::Other | Self::Batch => 1,
-            Self::Idle => 2,
+            Self::Other | Self::Batch | Self::Idle => 1,
         }
+    }
+
+    /// The share of the CPU with this nice value: see [`weight_of_nice`].
+    pub(super) fn weight(self, nice: i32) -> u32 {
+        if self == Self::Idle { IDLE_WEIGHT } else { weight_of_nice(nice) }
     }
 }
 
 /// Weight of nice 0.
 pub(super) const NICE_0_WEIGHT: u32 = 1024;
+/// Weight of the idle policy, as on Linux: a fifth of that of nice 19.
+const IDLE_WEIGHT: u32 = 3;
 
 /// Share of the CPU that a nice value means, with 1,024 for nice 0: each step is a factor of 1.25, as on Linux.
 pub const fn weight_of_nice(nice: i32) -> u32 {

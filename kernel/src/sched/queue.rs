@@ -246,6 +246,7 @@ fn enqueue(thread: &Thread, cpu: CpuId, placement: Placement) {
             let vruntime = match placement {
                 // A new thread waits for about one slice, so that forking is no way to more CPU time.
                 Placement::New => floor + slice_of(entity),
+                Placement::Woken if entity.is_idle_policy() => own.clamp(floor, floor + 100 * SLEEPER_BONUS),
                 Placement::Woken => {
                     own.clamp(floor.saturating_sub(SLEEPER_BONUS), floor + 100 * SLEEPER_BONUS)
                 }
@@ -268,7 +269,7 @@ fn enqueue(thread: &Thread, cpu: CpuId, placement: Placement) {
         queue.beacon.count_in();
         key
     };
-    if preempts(queue, &key, placement) {
+    if preempts(queue, entity, &key, placement) {
         queue.beacon.request();
         if cpu != cpu::id() {
             IDLE.remove(cpu);
@@ -282,7 +283,7 @@ fn rank(key: &Key) -> u32 {
     u32::from(key.class) << 8 | if key.class == 0 { key.value as u32 } else { 99 }
 }
 
-fn preempts(queue: &RunQueue, key: &Key, placement: Placement) -> bool {
+fn preempts(queue: &RunQueue, entity: &Entity, key: &Key, placement: Placement) -> bool {
     let running = queue.beacon.rank_of_running();
     match rank(key).cmp(&running) {
         core::cmp::Ordering::Less => true,
@@ -290,6 +291,7 @@ fn preempts(queue: &RunQueue, key: &Key, placement: Placement) -> bool {
         core::cmp::Ordering::Equal => {
             key.class == 1
                 && placement == Placement::Woken
+                && !entity.is_idle_policy()
                 && key.value + WAKEUP_GRANULARITY < queue.running_vruntime.load(Ordering::SeqCst)
         }
     }

@@ -23,8 +23,13 @@ pub fn deliver(frame: &mut TrapFrame) {
         if thread.kill_pending() {
             continue;
         }
-        let Some(info) = take(&thread) else { break };
+        let Some((info, mut continued)) = take(&thread) else { break };
+        let traced = thread.trace.is_traced();
         let Some(info) = ptrace::signal_stop(frame, info) else { continue };
+        if traced {
+            // What the tracer lets through comes now.
+            continued = stop::times_continued(&thread.process);
+        }
         if thread.kill_pending() {
             continue;
         }
@@ -33,7 +38,7 @@ pub fn deliver(frame: &mut TrapFrame) {
         match action.handler {
             SIG_IGN => continue,
             SIG_DFL => {
-                default_action(&thread, signal, &info);
+                default_action(&thread, signal, &info, continued);
                 continue;
             }
             _ => {}
@@ -64,10 +69,10 @@ pub fn deliver(frame: &mut TrapFrame) {
     thread.restore_mask();
 }
 
-/// The next signal.
-fn take(thread: &Thread) -> Option<SigInfo> {
+/// The next signal, and how many SIGCONT its process had had when it was taken.
+fn take(thread: &Thread) -> Option<(SigInfo, u32)> {
     let mut outdated = Pending::new();
-    let queued;
+    let (queued, continued);
     {
         let mut state = thread.process.signals.state.lock();
         let wanted = SigSet(!thread.signals.mask().0);
@@ -75,8 +80,9 @@ fn take(thread: &Thread) -> Option<SigInfo> {
         queued = take_from(&mut thread.signals.own.lock(), wanted)
             .or_else(|| take_from(&mut state.shared, wanted));
         state.recalculate(&thread.signals);
+        continued = state.continued;
     }
-    Some(taken(thread, &*queued?))
+    Some((taken(thread, &*queued?), continued))
 }
 
 /// What is done about a signal; SA_RESETHAND has been done.
@@ -122,14 +128,14 @@ pub fn take_waited(thread: &Thread, wanted: SigSet) -> Option<SigInfo> {
     Some(taken(thread, &*queued?))
 }
 
-fn default_action(thread: &Thread, signal: u32, info: &SigInfo) {
+fn default_action(thread: &Thread, signal: u32, info: &SigInfo, continued: u32) {
     let process = &thread.process;
     match default_of(signal) {
         DefaultAction::Ignore | DefaultAction::Continue => {}
         DefaultAction::Stop => {
             // A group that nobody could continue does not stop, except by SIGSTOP.
             if signal == SIGSTOP || !process.group_is_orphaned() {
-                stop::begin(process, signal);
+                stop::begin(process, signal, continued);
             }
         }
         // What the first process of a namespace does not handle does not reach it, unless it is its own fault.
@@ -169,16 +175,23 @@ fn restart_code(frame: &TrapFrame) -> Option<Errno> {
     if !frame.is_syscall() {
         return None;
     }
-    let error = Errno::new(i32::try_from(-(frame.rax as i64)).ok()?);
-    [Errno::ERESTARTSYS, Errno::ERESTARTNOINTR, Errno::ERESTARTNOHAND, Errno::ERESTART_RESTARTBLOCK]
-        .contains(&error)
-        .then_some(error)
+    is_restart(frame.rax).then(|| Errno::new((frame.rax as i64).wrapping_neg() as i32))
+}
+
+/// Whether the result of a system call says that the call is to be made again. Errno 515 is among the others, and says nothing of that kind.
+#[inline]
+pub fn is_restart(result: u64) -> bool {
+    const RESTARTS: [Errno; 4] =
+        [Errno::ERESTARTSYS, Errno::ERESTARTNOINTR, Errno::ERESTARTNOHAND, Errno::ERESTART_RESTARTBLOCK];
+    let error = (result as i64).wrapping_neg();
+    (512..=516).contains(&error) && RESTARTS.contains(&Errno::new(error as i32))
 }
 
 /// Back to the `syscall` instruction, which is two bytes long.
 fn restart(frame: &mut TrapFrame, number: u64) {
     frame.rax = number;
-    frame.rip -= 2;
+    // A tracer may have put the pointer anywhere.
+    frame.rip = frame.rip.wrapping_sub(2);
 }
 
 fn return_to_handler(thread: &Thread) {

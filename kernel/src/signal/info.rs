@@ -121,7 +121,7 @@ impl SigInfo {
 
     /// Whether it queues at the expense of its receiver's user: RLIMIT_SIGPENDING.
     pub fn is_limited(&self) -> bool {
-        self.signal as u32 >= super::SIGRTMIN && self.code < codes::SI_KERNEL
+        self.signal as u32 >= super::SIGRTMIN
     }
 
     /// Whether it says which process sent it: by kill(2), tgkill(2), sigqueue(3), or by a message queue.

@@ -8,28 +8,36 @@ mod action;
 mod deliver;
 mod exception;
 mod frame;
+pub(crate) mod group;
 mod info;
 mod pending;
 mod send;
+pub(crate) mod spares;
 mod state;
 mod stop;
 mod tell;
 
 pub use action::{Action, Actions, SIG_DFL, SIG_IGN, flags};
-pub use deliver::{deliver, take_waited};
+pub use deliver::{deliver, is_restart, take_waited};
 pub use exception::{exception, force_fault, force_poison, force_signal};
 pub use frame::{AltStack, sigreturn};
+pub use group::send_group;
 pub use info::{SigInfo, codes};
 pub use pending::{Pending, Queued};
 pub use send::{
-    Sent, discard, is_ignored_or_blocked, prepare, queue_prepared, queue_process, queue_thread, send_group,
+    Sent, caused_by, discard, is_ignored_or_blocked, prepare, queue_prepared, queue_process, queue_thread,
     send_of_timer, send_process, send_process_locked, send_thread,
 };
 pub(crate) use send::{add_first_stop, end_all, kick, kill_thread};
+pub use spares::Spares;
 pub use state::{ProcessSignals, ThreadSignals};
 pub use stop::has_stopped;
 pub(crate) use stop::{child_info, join_stop, leave_stop};
-pub use tell::init;
+/// Starts the kernel's threads that send signals.
+pub fn init() {
+    tell::init();
+    group::init();
+}
 
 use crate::errno::{Errno, Result};
 

@@ -25,6 +25,8 @@ pub struct Queued {
     from_within: Option<bool>,
     /// The timer that sends it.
     timer: Option<Weak<PosixTimer>>,
+    /// The kernel sends it, and it counts for nobody: one of each number waits at most, also of real-time signals.
+    single: bool,
 }
 
 // SAFETY: `sequence` is guarded as its comment says, the rest is atomic or immutable.
@@ -35,7 +37,11 @@ unsafe impl Send for Queued {}
 impl Queued {
     /// A signal of the kernel's own, or one that does not queue.
     pub fn new(info: SigInfo) -> Arc<Self> {
-        Self::make(info, None, None, None, None)
+        let mut queued = Self::make(info, None, None, None, None);
+        if let Some(queued) = Arc::get_mut(&mut queued) {
+            queued.single = true;
+        }
+        queued
     }
 
     /// A signal for a process, which counts for its user if it is one of those that do.
@@ -77,7 +83,7 @@ impl Queued {
         reserve::covered();
         let link = RBTreeAtomicLink::new();
         let sequence = UnsafeCell::new(0);
-        Arc::new(Self { link, sequence, info, share, _charge: charge, from_within, timer })
+        Arc::new(Self { link, sequence, info, share, _charge: charge, from_within, timer, single: false })
     }
 
     pub fn signal(&self) -> u32 {
@@ -95,7 +101,17 @@ impl Queued {
 
     /// Whether the receiver's user has too many of this kind.
     pub fn is_over_limit(&self) -> bool {
-        self.info.is_limited() && self.timer.is_none() && self.share.is_none()
+        self.info.is_limited() && self.timer.is_none() && self.share.is_none() && !self.single
+    }
+
+    /// For one that nobody else has.
+    pub(super) fn set_info(&mut self, info: SigInfo) {
+        self.info = info;
+    }
+
+    /// Whether it says nothing but its information, and counts for nobody.
+    pub(super) fn is_plain(&self) -> bool {
+        self.share.is_none() && self._charge.is_none() && self.from_within.is_none() && self.timer.is_none()
     }
 
     /// Whether it is on a set.
@@ -145,7 +161,8 @@ impl Pending {
     /// Adds one; gives it back when a standard signal is pending already, or this very one.
     pub fn add(&mut self, queued: Arc<Queued>) -> Option<Arc<Queued>> {
         let signal = queued.signal();
-        if queued.is_pending() || signal < SIGRTMIN && queued.timer.is_none() && self.set.contains(signal) {
+        let merges = queued.single || signal < SIGRTMIN && queued.timer.is_none();
+        if queued.is_pending() || merges && self.set.contains(signal) {
             return Some(queued);
         }
         self.set = self.set.with(signal);
@@ -168,6 +185,33 @@ impl Pending {
         let synchronous = candidates.intersection(SigSet::SYNCHRONOUS);
         let from = if synchronous.is_empty() { candidates } else { synchronous };
         (!from.is_empty()).then(|| from.0.trailing_zeros() + 1)
+    }
+
+    /// Takes over all that another set has: what is to be dropped, once nobody holds a lock.
+    pub fn absorb(&mut self, mut other: Pending) {
+        if self.queue.is_empty() {
+            core::mem::swap(self, &mut other);
+            return;
+        }
+        while let Some(queued) = other.queue.front_mut().remove() {
+            self.append(queued);
+        }
+    }
+
+    /// Adds one that is on no set, to be dropped with the others.
+    pub fn keep(&mut self, queued: Arc<Queued>) {
+        if !queued.is_pending() {
+            self.append(queued);
+        }
+    }
+
+    /// Adds one of those that are to be dropped.
+    fn append(&mut self, queued: Arc<Queued>) {
+        self.length += 1;
+        self.next_sequence += 1;
+        // SAFETY: it is on no set, and nobody else uses this one.
+        unsafe { *queued.sequence.get() = self.next_sequence };
+        self.queue.insert(queued);
     }
 
     /// Takes the oldest entry of a pending signal.
@@ -211,11 +255,7 @@ impl Pending {
             match self.take(signal) {
                 Some(queued) => {
                     *most -= 1;
-                    removed.length += 1;
-                    removed.next_sequence += 1;
-                    // SAFETY: it is on no set now.
-                    unsafe { *queued.sequence.get() = removed.next_sequence };
-                    removed.queue.insert(queued);
+                    removed.append(queued);
                 }
                 None => left = left.without(SigSet::of(&[signal])),
             }

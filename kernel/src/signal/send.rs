@@ -11,7 +11,8 @@ use super::{
 use crate::arch::{cpu, ipi};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
-use crate::process::{Pid, Process, Thread, WaitStatus, tree};
+use crate::process::tree::Event;
+use crate::process::{Process, Thread, WaitStatus, orphans, tree};
 use crate::sched;
 
 /// Sends a signal to a process as a whole: a thread that does not block it takes it. Usable in interrupt handlers.
@@ -39,22 +40,35 @@ pub fn send_thread(thread: &Arc<Thread>, info: impl Into<SigInfo>) {
 /// As [`send_process`]; `EAGAIN` when too many real-time signals wait.
 pub fn queue_process(process: &Arc<Process>, info: impl Into<SigInfo>) -> Result<()> {
     let queued = Queued::to(process, seen_by_current(process, info.into()));
-    let mut tree = tree::lock();
+    let mut tree = lock_for(queued.signal());
     let sent = send(&mut tree, process, None, queued);
     drop(tree);
     sent.map(drop)
 }
 
-/// As [`send_process`], for those who hold the tree's lock.
+/// As [`send_process`], for those who hold the tree's lock and took it to send.
 pub fn send_process_locked(tree: &mut tree::Guard, process: &Arc<Process>, info: SigInfo) {
-    // A full queue only concerns real-time signals of users; the kernel's own are standard ones.
-    let _ = send(tree, process, None, Queued::new(info));
+    let queued = tree.take_spare(info);
+    // A full queue only concerns real-time signals of users; the kernel's own count for nobody.
+    if let Ok(sent) = send(tree, process, None, queued) {
+        tree.keep(sent);
+    }
+}
+
+/// How many of the kernel's own signals a signal may cause: a stopped process that goes on tells its parent.
+pub const fn caused_by(signal: u32) -> usize {
+    (signal == SIGCONT) as usize
+}
+
+/// Takes the tree's lock to send this signal.
+pub fn lock_for(signal: u32) -> tree::Guard {
+    tree::lock_to_send(caused_by(signal))
 }
 
 /// As [`send_thread`]; `EAGAIN` when too many real-time signals wait.
 pub fn queue_thread(thread: &Arc<Thread>, info: impl Into<SigInfo>) -> Result<()> {
     let queued = Queued::to(&thread.process, seen_by_current(&thread.process, info.into()));
-    let mut tree = tree::lock();
+    let mut tree = lock_for(queued.signal());
     let sent = send(&mut tree, &thread.process, Some(thread), queued);
     drop(tree);
     sent.map(drop)
@@ -62,23 +76,11 @@ pub fn queue_thread(thread: &Arc<Thread>, info: impl Into<SigInfo>) -> Result<()
 
 /// Sends a timer's signal to a process, or to one of its threads. False if the signal is ignored.
 pub fn send_of_timer(process: &Arc<Process>, thread: Option<&Arc<Thread>>, queued: &Arc<Queued>) -> bool {
-    let mut tree = tree::lock();
+    let mut tree = lock_for(queued.signal());
     let sent = send(&mut tree, process, thread, queued.clone());
     drop(tree);
     // A timer's signal finds no queue full.
     sent.is_ok_and(|sent| !sent.ignored)
-}
-
-/// Sends a signal to all members of a process group, if there is one of that number. Usable in interrupt handlers.
-pub fn send_group(pgid: Pid, info: impl Into<SigInfo>) {
-    let info = info.into();
-    let mut tree = tree::lock();
-    let Some(group) = tree.group(pgid) else { return };
-    let mut next = tree::first_member(&tree, &group);
-    while let Some(process) = next {
-        next = tree::next_member(&tree, &group, &process);
-        let _ = send(&mut tree, &process, None, Queued::new(info));
-    }
 }
 
 /// Whether the current thread blocks or its process ignores the signal: the terminal asks before it stops a background process.
@@ -93,9 +95,16 @@ pub struct Sent {
     /// The process ignores the signal.
     ignored: bool,
     /// Signals that this one has removed.
-    _removed: Pending,
+    removed: Pending,
     /// The signal itself, when it is not pending.
-    _leftover: Option<Arc<Queued>>,
+    leftover: Option<Arc<Queued>>,
+}
+
+impl Sent {
+    /// What is to be dropped: the signals that were removed, and the one that was sent if it is not pending.
+    pub fn into_parts(self) -> (Pending, Option<Arc<Queued>>) {
+        (self.removed, self.leftover)
+    }
 }
 
 /// Puts the signal on the right set and makes the right thread see it.
@@ -109,7 +118,7 @@ pub(super) fn send(
     let mut dropped = Pending::new();
     // As Linux: who is on its way out is told nothing more.
     if process.ended_locked(tree).is_some() || process.signals.state.lock().ending.is_some() {
-        return Ok(Sent { ignored: false, _removed: dropped, _leftover: Some(queued) });
+        return Ok(Sent { ignored: false, removed: dropped, leftover: Some(queued) });
     }
     let mut continued = false;
     let mut ignored = false;
@@ -132,7 +141,7 @@ pub(super) fn send(
     if continued {
         stop::tell_parent(tree, process, WaitStatus::Continued);
     }
-    outcome.map(|leftover| Sent { ignored, _removed: dropped, _leftover: leftover })
+    outcome.map(|leftover| Sent { ignored, removed: dropped, leftover })
 }
 
 /// Threads that the sender of a signal asks whether they take it, with interrupts off. The others are asked later.
@@ -141,7 +150,7 @@ const MOST_ASKED: usize = 64;
 /// Queues the signal and wakes its thread. The signal comes back when one like it is pending. `ends`: who takes it has no handler, and the
 /// process ends by it.
 fn post(
-    tree: &tree::Guard,
+    tree: &mut tree::Guard,
     process: &Arc<Process>,
     thread: Option<&Arc<Thread>>,
     state: &mut State,
@@ -192,7 +201,7 @@ fn post(
             }
         }
     }
-    process.signals_changed.wake_all();
+    tree.tell(process, Event::Signal);
     Ok(leftover)
 }
 
@@ -222,12 +231,13 @@ pub(crate) fn kick(thread: &Thread) {
 pub(crate) fn end_all(tree: &tree::Guard, process: &Arc<Process>, state: &mut State, status: WaitStatus) {
     state.ending.get_or_insert(status);
     state.stop = None;
+    orphans::note_stop(tree, process, false);
     tell::all(tree, process, state);
 }
 
-/// A new tracee's first stop: SIGSTOP is pending before it runs.
-pub(crate) fn add_first_stop(thread: &Thread) {
-    let queued = Queued::new(SigInfo::user(SIGSTOP, super::codes::SI_USER, 0, 0));
+/// A new tracee's first stop: SIGSTOP is pending before it runs. For those who took the tree's lock to send.
+pub(crate) fn add_first_stop(tree: &mut tree::Guard, thread: &Thread) {
+    let queued = tree.take_spare(SigInfo::user(SIGSTOP, super::codes::SI_USER, 0, 0));
     // It has none yet: nothing comes back.
     let _ = thread.signals.own.lock().add(queued);
     thread.signals.mark_pending();
@@ -300,6 +310,7 @@ fn resume(tree: &tree::Guard, process: &Arc<Process>, state: &mut State, dropped
     state.continued = state.continued.wrapping_add(1);
     let stopped = state.stop.is_some();
     state.turn_to(None);
+    orphans::note_stop(tree, process, false);
     tell::all(tree, process, state);
     stopped
 }
@@ -371,10 +382,10 @@ pub(super) fn retarget(process: &Arc<Process>, signals: SigSet) {
 pub(super) fn force(thread: &Arc<Thread>, info: SigInfo) {
     let queued = Queued::new(info);
     let mut dropped = Pending::new();
-    let tree = tree::lock();
+    let mut tree = tree::lock();
     let mut state = thread.process.signals.state.lock();
     // Not limited: it is no real-time signal of a user. One that is pending already is as good.
-    let leftover = post(&tree, &thread.process, Some(thread), &mut state, queued, false, &mut dropped);
+    let leftover = post(&mut tree, &thread.process, Some(thread), &mut state, queued, false, &mut dropped);
     drop(state);
     drop(tree);
     drop((leftover, dropped));

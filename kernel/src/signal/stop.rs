@@ -2,21 +2,29 @@
 
 use alloc::sync::Arc;
 
-use super::send::send;
+use super::send::send_process_locked;
 use super::{SIGCHLD, SigInfo, flags, tell};
 use crate::arch::trap::TrapFrame;
 use crate::namespaces::View;
-use crate::process::{self, Process, Thread, WaitStatus, ptrace, tree};
+use crate::process::tree::Event;
+use crate::process::{self, Process, Thread, WaitStatus, orphans, ptrace, tree};
 use crate::sched::{self, Sleep};
 
-/// Begins to stop a process: every thread stops on its way to user mode, or where it sleeps.
-pub(super) fn begin(process: &Arc<Process>, signal: u32) {
+/// How many SIGCONT a process has had so far.
+pub(super) fn times_continued(process: &Process) -> u32 {
+    process.signals.state.lock().continued
+}
+
+/// Begins to stop a process: every thread stops on its way to user mode, or where it sleeps. Nothing happens if it has had another SIGCONT
+/// since there were `continued` of them, when the signal was taken: that one takes the signal back, though it is not pending any more.
+pub(super) fn begin(process: &Arc<Process>, signal: u32, continued: u32) {
     let tree = tree::lock();
     let mut state = process.signals.state.lock();
-    if state.stop.is_some() || state.ending.is_some() {
+    if state.stop.is_some() || state.ending.is_some() || state.continued != continued {
         return;
     }
     state.turn_to(Some(signal));
+    orphans::note_stop(&tree, process, true);
     tell::all(&tree, process, &mut state);
 }
 
@@ -93,7 +101,7 @@ pub(crate) fn join_stop(process: &Process, thread: &Thread) {
 
 /// One thread more has stopped; the last one tells the parent.
 fn took_part(process: &Arc<Process>, thread: &Thread) {
-    took_part_locked(&mut tree::lock(), process, thread);
+    took_part_locked(&mut tree::lock_to_send(1), process, thread);
 }
 
 fn took_part_locked(tree: &mut tree::Guard, process: &Arc<Process>, thread: &Thread) {
@@ -121,9 +129,9 @@ pub(super) fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status
     let action = parent.actions.lock().get(SIGCHLD);
     if action.flags & flags::SA_NOCLDSTOP == 0 {
         let info = child_info(process, &parent, status);
-        let _ = send(tree, &parent, None, super::pending::Queued::new(info));
+        send_process_locked(tree, &parent, info);
     }
-    parent.child_event();
+    tree.tell(&parent, Event::Child);
 }
 
 /// What SIGCHLD says about a child, in numbers of its parent's PID namespace.

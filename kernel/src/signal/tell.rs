@@ -119,7 +119,8 @@ fn tell(tree: &tree::Guard, state: &mut State, thread: &Thread) {
 
 /// One step of a process's walk. False when it is over.
 fn go_on(process: &Arc<Process>) -> bool {
-    let mut tree = tree::lock();
+    // The stop may be complete by this.
+    let mut tree = tree::lock_to_send(1);
     let (complete, more) = {
         let mut state = process.signals.state.lock();
         step(&tree, process, &mut state);

@@ -136,7 +136,7 @@ unsafe impl lock_api::RawMutex for RawIrqLock {
                 spin_loop();
             }
         }
-        lockdep::taken(&self.inner.class, self, Kind::Spin, site);
+        lockdep::taken(&self.inner.class, self, Kind::Irq, site);
     }
 
     #[inline]
@@ -144,7 +144,7 @@ unsafe impl lock_api::RawMutex for RawIrqLock {
     fn try_lock(&self) -> bool {
         let taken = self.try_take();
         if taken {
-            lockdep::taken(&self.inner.class, self, Kind::Spin, Location::caller());
+            lockdep::taken(&self.inner.class, self, Kind::Irq, Location::caller());
         }
         taken
     }

@@ -136,6 +136,12 @@ impl WaitQueue {
         }
     }
 
+    /// Whether nobody waits or watches, as a wake sees it: who comes later looks at the condition by itself.
+    pub fn is_unused(&self) -> bool {
+        fence(Ordering::SeqCst);
+        self.users.load(Ordering::SeqCst) == 0
+    }
+
     /// Waits until the condition gives a value. No signal ends this wait: for things that are sure to happen soon.
     pub fn wait_until<T>(&self, condition: impl FnMut() -> Option<T>) -> T {
         match self.wait(Sleep::Uninterruptible, None, condition) {

@@ -372,7 +372,8 @@ fn require_here(own: &Credentials, capability: u32) -> Result<()> {
 }
 
 fn capability(number: usize) -> Result<u64> {
-    if number as u32 > LAST_CAPABILITY { Err(Errno::EINVAL) } else { Ok(1 << number) }
+    // Of all bits: a large number is none of a capability's.
+    if number > LAST_CAPABILITY as usize { Err(Errno::EINVAL) } else { Ok(1 << number) }
 }
 
 fn ambient(args: &Args) -> Result<usize> {

@@ -106,9 +106,9 @@ fn set_policy(thread: &Thread, policy: i32, priority: i32, nice: Option<i32>, re
     let old = thread.sched.parameters();
     let privileged = process::current().credentials().capable(CAP_SYS_NICE);
     if !privileged {
-        let most = thread.process.limit(limits::RTPRIO) as i64;
+        let most = thread.process.limit(limits::RTPRIO);
         let raises = policy != old.policy || priority as u32 > old.priority;
-        if policy.is_realtime() && raises && i64::from(priority) > most {
+        if policy.is_realtime() && raises && priority as u64 > most {
             return Err(Errno::EPERM);
         }
         if old.reset_on_fork && !reset {

@@ -3,14 +3,14 @@
 use std::mem::zeroed;
 use std::time::{Duration, Instant};
 
-use roundtable_programs::child::{End, fork};
+use roundtable_programs::child::{Child, End, fork};
 use roundtable_programs::file::Fd;
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{check, settles};
-use roundtable_programs::{Errno, place, tests};
+use roundtable_programs::{Errno, place, signals, tests};
 
 tests! { canonical_line, erasing, literal_next, end_of_file, echo_of_controls, newlines, raw_minimum_and_time,
-switch_to_canonical, signals_reach_the_foreground, background_read_stops, background_write,
+switch_to_canonical, signals_reach_the_foreground, large_foreground_group, background_read_stops, background_write,
 orphans_get_an_error, window_size, hangup_by_close, hangup_by_leader, hangup_and_the_foreground, vhangup,
 serial_line, flow_control, flush, packet_mode, session_rules, settings_are_kept, names_and_locks }
 
@@ -245,6 +245,36 @@ fn in_session(pty: &Pty, run: impl FnOnce()) {
         run();
     })
     .ok();
+}
+
+/// More than a signal reaches at once.
+const MEMBERS: usize = 50;
+
+fn large_foreground_group() {
+    let pty = Pty::new();
+    in_session(&pty, || {
+        let shared = Shared::new();
+        signals::mask(libc::SIG_BLOCK, &[libc::SIGINT]);
+        let member = || {
+            fork(|| {
+                // A child of its own for each.
+                let below = fork(|| {
+                    shared.add(0);
+                    signals::mask(libc::SIG_UNBLOCK, &[libc::SIGINT]);
+                    loop {
+                        std::thread::sleep(Duration::from_secs(100));
+                    }
+                });
+                assert_eq!(below.wait(), End::Signal(libc::SIGINT));
+                shared.add(1);
+            })
+        };
+        let members: Vec<Child> = (0..MEMBERS).map(|_| member()).collect();
+        shared.wait(0, MEMBERS as u32);
+        pty.type_in(b"\x03");
+        members.into_iter().for_each(Child::ok);
+        assert_eq!(shared.get(1), MEMBERS as u32);
+    });
 }
 
 /// Forks a child in a process group of its own.

@@ -393,7 +393,7 @@ pub fn check_names(boots: &[Boot], built: &BTreeSet<String>) -> Result<()> {
 }
 
 /// A kernel that breaks a rule of its locks says so and ends: what the other tests rely on.
-fn broken_rules() -> [Boot; 5] {
+fn broken_rules() -> [Boot; 6] {
     let broken = |name, parameters, talk| Boot {
         name,
         parameters,
@@ -431,6 +431,11 @@ fn broken_rules() -> [Boot; 5] {
             "lock-interrupts",
             &["break_lock_rule=interrupts"],
             &[Expect("Kernel panic - "), Expect("sleeps with interrupts off")],
+        ),
+        broken(
+            "lock-allocation",
+            &["break_lock_rule=allocation"],
+            &[Expect("Kernel panic - "), Expect("lockdep: 8 bytes are allocated with interrupts off")],
         ),
     ]
 }

@@ -1,5 +1,7 @@
 //! Where a tracee stops: signals, system calls, clone, exec, exit.
 
+use core::sync::atomic::Ordering;
+
 use super::stop::{TRAP_FLAG, own_info, stop};
 use super::{CALLS, EMULATED, FORCED_TRAP, STEP, Stop, events, options};
 use crate::arch::trap::{self, TrapFrame};
@@ -208,7 +210,8 @@ pub fn exec_event(frame: &mut TrapFrame, tid: Pid) {
 
 /// The current thread ends with this status.
 pub fn exit_event(thread: &Thread, status: WaitStatus) {
-    if wants(thread, events::EXIT) {
+    // Relaxed: a flag of its own. A victim of the killer's stops for nobody: others wait for its memory.
+    if wants(thread, events::EXIT) && !thread.process.oom_killed.load(Ordering::Relaxed) {
         event_stop(&mut own_frame(), events::EXIT, status.to_bits() as u64);
     }
 }

@@ -139,7 +139,7 @@ pub(in crate::process) fn inherit(tree: &mut tree::Guard, maker: &Thread, thread
     if seized {
         thread.signals.ask_trap();
     } else {
-        signal::add_first_stop(thread);
+        signal::add_first_stop(tree, thread);
     }
     // The maker refers to its tracer: this clone is not the last.
     true
@@ -210,19 +210,19 @@ pub fn forget_old_leader(tree: &mut tree::Guard, leader: &Thread) -> Removed {
 /// The current thread ends: its tracees go on, or are killed if it wanted that.
 pub fn tracer_ends(tracer: &Thread) {
     loop {
-        let mut tree = tree::lock();
+        // A parent may hear now of a tracee that has ended.
+        let mut tree = tree::lock_to_send(1);
         if tracer.trace.tracees.load(Ordering::SeqCst) == 0 {
             tracer.trace.state.get_mut(&mut tree).traces_no_more = true;
             return;
         }
-        // Other threads of the process may trace too: theirs are moved behind.
-        let Some(thread) = tracer.process.relations.get_mut(&mut tree).tracees.pop_front() else { return };
-        let own = thread.trace.state.get(&tree).tracer.as_ref();
-        let own = own.is_some_and(|of| core::ptr::eq(Arc::as_ptr(of), tracer));
-        tracer.process.relations.get_mut(&mut tree).tracees.push_back(thread.clone());
-        if !own {
-            continue;
-        }
+        // Other threads of the process may trace too. The order stays as it is: those with news come first.
+        let is_own = |thread: &&Thread| {
+            let of = thread.trace.state.get(&tree).tracer.as_ref();
+            of.is_some_and(|of| core::ptr::eq(Arc::as_ptr(of), tracer))
+        };
+        let own = tracer.process.relations.get(&tree).tracees.iter().find(is_own).map(Thread::to_arc);
+        let Some(thread) = own else { return };
         let kills = thread.trace.state.get(&tree).options & options::EXITKILL != 0;
         let removed = release(&mut tree, &thread, &tracer.process);
         drop(tree);

@@ -3,9 +3,9 @@
 use alloc::sync::Arc;
 
 use super::link::release;
-use super::stop::to_front;
+use super::stop::{to_back, to_front};
 use crate::namespaces::View;
-use crate::process::tree::Guard;
+use crate::process::tree::{Event, Guard};
 use crate::process::wait::{IdKind, Waited};
 use crate::process::{Process, Thread, Usage, WaitStatus};
 use crate::signal::{self, SigInfo};
@@ -79,7 +79,7 @@ pub fn finish(mut tree: Guard, found: Found, keep: bool, process: &Process) -> W
         let state = thread.trace.state.get_mut(&mut tree);
         state.news = false;
         state.answer = 0;
-        to_back(&mut tree, &thread, process);
+        to_back(&mut tree, &thread);
     }
     drop(tree);
     let usage = if thread.is_leader() {
@@ -94,14 +94,6 @@ pub fn finish(mut tree: Guard, found: Found, keep: bool, process: &Process) -> W
         crate::sched::reap();
     }
     Waited { pid, uid, status, usage }
-}
-
-fn to_back(tree: &mut Guard, thread: &Thread, process: &Process) {
-    let tracees = &mut process.relations.get_mut(tree).tracees;
-    // SAFETY: the thread is a tracee of this process's.
-    if let Some(thread) = unsafe { tracees.cursor_mut_from_ptr(thread).remove() } {
-        tracees.push_back(thread);
-    }
 }
 
 /// Does a tracer other than the parent still have to wait for the process, which has ended?
@@ -140,5 +132,5 @@ fn tell(tree: &mut Guard, thread: &Thread, tracer: &Arc<Thread>, status: WaitSta
     let uid = thread.process.uid.load(Ordering::SeqCst);
     let info = SigInfo::child(code, View::of(&tracer.process).thread(thread), uid, value, 0, 0);
     signal::send_process_locked(tree, &tracer.process, info);
-    tracer.process.child_event();
+    tree.tell(&tracer.process, Event::Child);
 }

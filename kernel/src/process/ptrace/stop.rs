@@ -6,7 +6,7 @@ use super::{CALLS, EMULATED, FORCED_TRAP, LISTENING, STEP, STOPPED, events};
 use crate::arch::trap::TrapFrame;
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
-use crate::process::tree::{self, Guard};
+use crate::process::tree::{self, Event, Guard};
 use crate::process::{self, Thread};
 use crate::sched::{self, Sleep};
 use crate::signal::{self, SIGCHLD, SigInfo, flags};
@@ -53,7 +53,7 @@ pub(super) fn stop(frame: &mut TrapFrame, stop: Stop) -> Option<Answer> {
     }
     thread.trace.show(frame);
     {
-        let mut tree = tree::lock();
+        let mut tree = tree::lock_to_send(1);
         let state = thread.trace.state.get_mut(&mut tree);
         let tracer = state.tracer.clone()?;
         if thread.kill_pending() {
@@ -78,7 +78,10 @@ pub(super) fn stop(frame: &mut TrapFrame, stop: Stop) -> Option<Answer> {
         let state = thread.trace.state.get_mut(&mut tree);
         state.news = false;
         let answer = Answer { signal: state.answer, info: state.info.take(), tracer: None };
-        (answer, state.tracer.clone())
+        let tracer = state.tracer.clone();
+        // A kill may have ended the stop.
+        to_back(&mut tree, &thread);
+        (answer, tracer)
     };
     thread.trace.load_shown(frame);
     let by = tracer
@@ -98,6 +101,17 @@ pub(super) fn to_front(tree: &mut Guard, thread: &Thread) {
     // The tracee refers to its tracer: this clone is not the last.
 }
 
+/// Moves a tracee without news behind those that may have some: they come first.
+pub(super) fn to_back(tree: &mut Guard, thread: &Thread) {
+    let Some(tracer) = thread.trace.state.get(tree).tracer.clone() else { return };
+    let tracees = &mut tracer.process.relations.get_mut(tree).tracees;
+    // SAFETY: a traced thread is on the list of its tracer's process.
+    if let Some(thread) = unsafe { tracees.cursor_mut_from_ptr(thread).remove() } {
+        tracees.push_back(thread);
+    }
+    // The tracee refers to its tracer: this clone is not the last.
+}
+
 /// SIGCHLD and waking, for who traces the thread.
 fn tell_tracer(tree: &mut Guard, thread: &Thread, tracer: &Arc<Thread>, status: u32, trapped: bool) {
     const CLD_TRAPPED: i32 = 4;
@@ -109,7 +123,7 @@ fn tell_tracer(tree: &mut Guard, thread: &Thread, tracer: &Arc<Thread>, status: 
         let info = SigInfo::child(code, View::of(&tracer.process).thread(thread), uid, status as i32, 0, 0);
         signal::send_process_locked(tree, &tracer.process, info);
     }
-    tracer.process.child_event();
+    tree.tell(&tracer.process, Event::Child);
 }
 
 /// Ends the stop of a thread, whatever it then does. The tree's lock is held.
@@ -159,6 +173,7 @@ pub fn resume(thread: &Thread, how: Resume, signal: u32) -> Result<()> {
     thread.trace.clear(CALLS | EMULATED | STEP);
     thread.trace.set(flags);
     thread.trace.state.get_mut(&mut tree).answer = signal;
+    to_back(&mut tree, thread);
     wake(thread);
     Ok(())
 }
@@ -237,6 +252,7 @@ pub fn listen(thread: &Thread) -> Result<()> {
         return Err(Errno::EIO);
     }
     state.news = false;
+    to_back(&mut tree, thread);
     thread.trace.set(LISTENING);
     if thread.signals.is_asked_to_trap() {
         wake(thread);

@@ -1,6 +1,10 @@
 //! Breaks a rule of locks on purpose, in checked kernels with `break_lock_rule=` on the command line: a test sees that it is caught.
 
-use super::super::{Mutex, SpinLock};
+use core::hint::black_box;
+
+use alloc::boxed::Box;
+
+use super::super::{IrqLock, Mutex, SpinLock};
 use crate::arch::interrupts;
 use crate::boot::cmdline;
 use crate::sched;
@@ -14,6 +18,7 @@ pub fn break_rule() {
         "twice" => take_twice,
         "sleep" => sleep_under_a_lock,
         "interrupts" => sleep_under_interrupts_off,
+        "allocation" => allocate_with_interrupts_off,
         _ => {
             log::error!("break_lock_rule: no rule {rule}");
             return;
@@ -65,4 +70,11 @@ fn sleep_under_a_lock() {
 
 fn sleep_under_interrupts_off() {
     interrupts::without(sched::yield_now);
+}
+
+fn allocate_with_interrupts_off() {
+    super::system_is_up();
+    let lock = IrqLock::new(());
+    let _held = lock.lock();
+    drop(black_box(Box::new(0u64)));
 }

@@ -66,15 +66,10 @@ impl Held {
         list.entries[..list.count].iter().flatten().try_for_each(|entry| f(*entry))
     }
 
-    /// The class of the spin lock that was taken last.
-    pub(super) fn innermost_spin(&self) -> Option<u16> {
+    /// The spin lock that was taken last.
+    pub(super) fn innermost_spin(&self) -> Option<Entry> {
         let list = self.list();
-        list.entries[..list.count]
-            .iter()
-            .rev()
-            .flatten()
-            .find(|entry| entry.kind == Kind::Spin)
-            .map(|entry| entry.class)
+        list.entries[..list.count].iter().rev().flatten().find(|entry| entry.kind != Kind::Sleep).copied()
     }
 }
 

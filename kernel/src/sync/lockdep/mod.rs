@@ -27,6 +27,7 @@ pub use held::Held;
 use core::fmt::Write;
 use core::panic::Location;
 use core::ptr;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use crate::arch::{clock, interrupts};
 use crate::errno::Result;
@@ -44,6 +45,8 @@ const ORDER: bool = cfg!(feature = "lockdep");
 pub enum Kind {
     /// It spins: its holder does not sleep.
     Spin,
+    /// It spins and keeps interrupts off: its holder does not allocate either.
+    Irq,
     /// Its waiters sleep.
     Sleep,
 }
@@ -132,22 +135,50 @@ fn released_checked(lock: usize) {
     let Some(thread) = process::try_current() else { return };
     let entry = interrupts::without(|| thread.locks.remove(lock));
     if let Some(entry) = entry
-        && entry.kind == Kind::Spin
+        && entry.kind != Kind::Sleep
     {
         class::note_hold(entry.class, clock::tsc().wrapping_sub(entry.since), entry.site);
     }
 }
 
-/// The heap gives memory: noted for the innermost spin lock that is held.
+/// The heap gives memory. Under a lock that keeps interrupts off it is not asked for any: whoever needs some there has set it aside
+/// before. Under other spin locks allocations are counted.
 #[inline]
-pub fn note_allocation() {
+pub fn note_allocation(bytes: usize) {
     if !ON {
         return;
     }
     let Some(thread) = process::try_current() else { return };
     let innermost = interrupts::without(|| thread.locks.innermost_spin());
-    if let Some(class) = innermost {
-        class::note_allocation(class);
+    if let Some(held) = innermost {
+        class::note_allocation(held.class);
+        // Relaxed: a flag of its own.
+        if ORDER && held.kind == Kind::Irq && IS_UP.load(Ordering::Relaxed) {
+            allocated(&held, bytes);
+        }
+    }
+}
+
+/// Bring-up is over: until then one CPU fills the kernel's lists, and nobody waits for the locks.
+static IS_UP: AtomicBool = AtomicBool::new(false);
+
+/// The first process is about to run its program: see [`note_allocation`].
+pub fn system_is_up() {
+    // Relaxed: a flag of its own.
+    IS_UP.store(true, Ordering::Relaxed);
+}
+
+#[cold]
+fn allocated(held: &held::Entry, bytes: usize) {
+    /// What a panic itself allocates is no second one.
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    // Relaxed: a flag of its own.
+    if !TOLD.swap(true, Ordering::Relaxed) {
+        panic!(
+            "lockdep: {bytes} bytes are allocated with interrupts off under the lock {} held since {}",
+            class::name(held.class),
+            held.site
+        );
     }
 }
 
