@@ -103,6 +103,30 @@ fn wake_of_one_against_a_signal() {
     });
 }
 
+/// Two things, a wake of one waiter for each, and two waiters who take one each: whoever finds one without having slept must not keep
+/// the wake for the other.
+fn two_wakes_of_one() {
+    check(3, || {
+        let shared = Arc::new((WaitQueue::new(), AtomicUsize::new(0)));
+        let take = |count: &AtomicUsize| {
+            let taken = count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1));
+            taken.ok().map(drop)
+        };
+        let other = shared.clone();
+        let second = loom::thread::spawn(move || other.0.wait_until(|| take(&other.1)));
+        let other = shared.clone();
+        let waker = loom::thread::spawn(move || {
+            for _ in 0..2 {
+                other.1.fetch_add(1, Ordering::SeqCst);
+                other.0.wake_one();
+            }
+        });
+        shared.0.wait_until(|| take(&shared.1));
+        second.join().unwrap();
+        waker.join().unwrap();
+    });
+}
+
 /// A CPU that runs out of work while another queues threads for it.
 fn idle_against_enqueue() {
     check(3, || {
@@ -433,6 +457,7 @@ const MODELS: &[Row] = &[
     ),
     ("sleep_against_two_wakes", sleep_against_two_wakes, &[]),
     ("wake_of_one_against_a_signal", wake_of_one_against_a_signal, &[]),
+    ("two_wakes_of_one", two_wakes_of_one, &[(Mutant::WakeKept, FOR_EVER)]),
     (
         "idle_against_enqueue",
         idle_against_enqueue,

@@ -12,6 +12,7 @@ use super::{features, gdt, percpu};
 unsafe extern "C" {
     static trap_stubs: [[u8; 16]; 256];
     fn syscall_entry();
+    fn syscall32_entry();
     static user_iretq: u8;
 }
 
@@ -36,7 +37,7 @@ pub(super) fn init_syscall() {
     unsafe {
         features::write_msr(features::MSR_STAR, star);
         features::write_msr(features::MSR_LSTAR, syscall_entry as *const () as u64);
-        features::write_msr(features::MSR_CSTAR, 0);
+        features::write_msr(features::MSR_CSTAR, syscall32_entry as *const () as u64);
         features::write_msr(features::MSR_SYSCALL_MASK, SYSCALL_MASK);
     }
 }
@@ -106,6 +107,14 @@ trap_stubs:
     .endif
     .set vector, vector + 1
 .endr
+
+# SYSCALL from a 32-bit code segment, which any program can reach by a far jump: not on Intel's processors, which refuse it. There are
+# no 32-bit calls, so it is back at once. Stack and GS are the user's all the while: neither is touched, and interrupts are off.
+.balign 16
+.global syscall32_entry
+syscall32_entry:
+    movl $-{no_such_call}, %eax
+    sysretl
 
 .balign 16
 trap_entry:
@@ -239,6 +248,7 @@ first_return:
     call {handle_first_return}
     jmp return_from_trap
 "#,
+    no_such_call = const linux_raw_sys::errno::ENOSYS,
     handle_trap = sym super::trap::handle_trap,
     handle_paranoid = sym super::trap::handle_paranoid,
     handle_syscall = sym super::trap::handle_syscall,

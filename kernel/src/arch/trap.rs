@@ -149,6 +149,10 @@ fn handle_interrupt(frame: &mut TrapFrame, vector: u8) {
 }
 
 fn user_exception(frame: &mut TrapFrame, vector: u8) {
+    // These are not the program's, whatever they interrupt.
+    if matches!(vector, NMI | MACHINE_CHECK) {
+        return handle_paranoid(frame);
+    }
     let address = if vector == PAGE_FAULT { features::read_cr2() } else { 0 };
     if frame.interrupts_enabled() {
         interrupts::enable();

@@ -144,6 +144,8 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
             FaultError::Access => (signal::SIGSEGV, SEGV_ACCERR),
             _ => (signal::SIGBUS, BUS_ADRERR),
         };
+        // What is at the kernel's addresses is nobody's to find out.
+        let error = if address >= TASK_SIZE { error | PROTECTION } else { error };
         signal::force_fault(signal, code, address, error);
         return true;
     }

@@ -30,6 +30,8 @@ pub fn exit_to_user(frame: &mut TrapFrame) {
 #[cold]
 fn work_before_user(thread: &Thread, frame: &mut TrapFrame) {
     loop {
+        // However long this goes on: nobody reads here.
+        grace::quiescent();
         if sched::resched_if_wanted() {
             continue;
         }

@@ -155,7 +155,7 @@ pub enum Verdict {
     Allow,
     /// It is not made, and fails with this, or seems to succeed with 0.
     Refused(Option<Errno>),
-    /// It is not made, and returns this: who listens has said so.
+    /// It is not made, and returns this: the filter or who listens has said so.
     Answered(i64),
     /// It is not made, and the registers stay: a signal says so.
     Trapped,
@@ -190,7 +190,8 @@ pub fn check(thread: &Thread, frame: &TrapFrame, number: usize) -> Verdict {
             Verdict::Allow
         }
         ERRNO if data == 0 => Verdict::Refused(None),
-        ERRNO => Verdict::Refused(Some(Errno::new(data.min(4095) as i32))),
+        // Also where it looks as if a signal had interrupted the call.
+        ERRNO => Verdict::Answered(-i64::from(data.min(4095))),
         TRACE => Verdict::Traced(data),
         USER_NOTIF => match filter.as_ref().and_then(|filter| filter.listener.as_ref()) {
             None => Verdict::Refused(Some(Errno::ENOSYS)),

@@ -186,7 +186,7 @@ pub(super) fn push(frame: &mut TrapFrame, info: &SigInfo, action: &Action, mask:
                 rsp: frame.rsp,
                 rip: frame.rip,
                 rflags: frame.rflags,
-                cs: gdt::USER_CODE,
+                cs: frame.cs as u16,
                 gs: 0,
                 fs: 0,
                 ss: gdt::USER_DATA,
@@ -211,6 +211,9 @@ pub(super) fn push(frame: &mut TrapFrame, info: &SigInfo, action: &Action, mask:
     frame.rax = 0;
     frame.rsp = at;
     frame.rip = action.handler;
+    // 64-bit code, whatever it interrupts.
+    frame.cs = u64::from(gdt::USER_CODE);
+    frame.ss = u64::from(gdt::USER_DATA);
     frame.rflags &= !(DIRECTION | TRAP | RESUME);
     fpu::load_initial();
     Ok(())
@@ -244,7 +247,10 @@ pub fn sigreturn(frame: &mut TrapFrame) -> Result<()> {
     frame.rsp = registers.rsp;
     frame.rip = registers.rip;
     frame.rflags = (registers.rflags & USER_FLAGS) | (frame.rflags & !USER_FLAGS) | INTERRUPT;
-    frame.cs = u64::from(gdt::USER_CODE);
+    frame.cs = match registers.cs {
+        gdt::USER_CODE32 => u64::from(gdt::USER_CODE32),
+        _ => u64::from(gdt::USER_CODE),
+    };
     frame.ss = u64::from(gdt::USER_DATA);
     thread.set_signal_mask(SigSet(context.mask));
     // Linux ignores what is wrong with the stack here, too: the program is on its way back already.

@@ -31,6 +31,8 @@ mutants! {
     CountedLate,
     /// A wake does not look at the number of users behind a fence.
     UsersWithoutFence,
+    /// A waiter that found what it waits for before it slept keeps a wake-up that came meanwhile.
+    WakeKept,
     /// A CPU halts without a look at its queue.
     HaltsWithoutALook,
     /// A CPU does not say that it idles.

@@ -233,6 +233,11 @@ impl WaitQueue {
             }
         };
         self.waiters.lock().unlink(&waiter);
+        // Race: a wake-up that took this waiter out of the queue after it had looked, and found what it waits for, was not for that. It was
+        // perhaps meant for one waiter only, and goes on to the next.
+        if result.is_ok() && waiter.woken.load(Ordering::SeqCst) && !mutant::is(Mutant::WakeKept) {
+            self.wake_one();
+        }
         self.users.fetch_sub(1, Ordering::SeqCst);
         result
     }

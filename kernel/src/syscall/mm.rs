@@ -204,6 +204,9 @@ fn mincore(args: &mut Args) -> Result<usize> {
         copy_to_user(out + done, &residency)?;
         done += count;
         sched::cond_resched();
+        if process::current().kill_pending() {
+            return Err(Errno::EINTR);
+        }
     }
     Ok(0)
 }
@@ -401,7 +404,14 @@ fn process_vm(args: &mut Args, write: bool) -> Result<usize> {
     if flags != 0 {
         return Err(Errno::EINVAL);
     }
-    let mut local = vectors(local, local_count)?.into_iter().filter(|[_, len]| *len > 0).peekable();
+    // As of each call that moves data no more than this is done.
+    let mut most = MAX_RW_COUNT;
+    let mut local = vectors(local, local_count)?;
+    for [_, len] in &mut local {
+        *len = (*len).min(most);
+        most -= *len;
+    }
+    let mut local = local.into_iter().filter(|[_, len]| *len > 0).peekable();
     if local.peek().is_none() {
         // Nothing is to be moved: as on Linux nobody is asked.
         return Ok(0);
@@ -415,6 +425,9 @@ fn process_vm(args: &mut Args, write: bool) -> Result<usize> {
     for [mut at, mut left] in remote {
         while left > 0 {
             let Some([here, room]) = local.peek_mut() else { return Ok(done) };
+            if process::current().kill_pending() {
+                return if done == 0 { Err(Errno::EINTR) } else { Ok(done) };
+            }
             let len = left.min(*room).min(buffer.len());
             let moved = if write {
                 uaccess::copy_from_user(&mut buffer[..len], *here).and_then(|()| {

@@ -6,7 +6,7 @@ use roundtable_programs::child::{End, fork};
 use roundtable_programs::fault::{self, Fault};
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, GIB, HUGE};
-use roundtable_programs::kinds::Answer;
+use roundtable_programs::kinds::{Answer, call};
 use roundtable_programs::mem::{
     ANON, FIXED, Map, NONE, NORESERVE, PRIVATE, R, RW, SHARED, madvise, mmap, mprotect, munmap,
 };
@@ -15,6 +15,7 @@ use roundtable_programs::uffd::{MINOR, MINOR_SHMEM, MISSING, POISON, POISONS, Uf
 use roundtable_programs::{Errno, procfs, tests};
 
 tests! { stores_to_the_vdso, marks_of_a_mode_that_is_gone, closed_at_the_limit_of_areas, whole_areas_at_the_limit,
+ends_beside_its_own_list, residency_of_a_wide_range,
 neighbours_stay_withheld, neighbours_stay_poisoned, neighbours_stay_minor, fork_beyond_what_is_committed,
 wide_window_over_crowded_ones, crowds_that_come_and_go: 60 }
 
@@ -135,6 +136,48 @@ fn closed_at_the_limit_of_areas() {
     drop(uffd);
     map.set(0, 1);
     assert_eq!(map.get(PAGE), 0);
+}
+
+/// A process looks at its list of robust futexes when it ends: nobody answers for its own userfaultfd then.
+fn ends_beside_its_own_list() {
+    let child = fork(|| {
+        let map = Map::anonymous(PAGE);
+        let uffd = listener(0);
+        uffd.register(&map, MISSING).unwrap();
+        let arguments = [map.address, 24, 0, 0, 0, 0];
+        assert_eq!(call(libc::SYS_set_robust_list, arguments), Ok(0));
+        call(libc::SYS_set_tid_address, [map.address, 0, 0, 0, 0, 0]).unwrap();
+        // SAFETY: takes an integer.
+        unsafe { libc::raise(libc::SIGKILL) };
+    });
+    assert_eq!(child.wait(), End::Signal(libc::SIGKILL));
+}
+
+/// mincore(2) of so much takes minutes: a kill ends it before.
+fn residency_of_a_wide_range() {
+    const WIDE: usize = 1 << 42;
+    let child = fork(|| {
+        // SAFETY: fresh mappings, of which nothing is read.
+        unsafe {
+            let none = libc::PROT_NONE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+            let range = libc::mmap(std::ptr::null_mut(), WIDE, none, flags, -1, 0);
+            // One huge page as the answer, again and again.
+            let answer = libc::mmap(std::ptr::null_mut(), WIDE / PAGE, none, flags, -1, 0);
+            assert!(range != libc::MAP_FAILED && answer != libc::MAP_FAILED);
+            let file = Fd::memfd("answer", 0).unwrap();
+            file.truncate(HUGE as u64).unwrap();
+            for at in (0..WIDE / PAGE).step_by(HUGE) {
+                let flags = libc::MAP_SHARED | libc::MAP_FIXED;
+                let at = libc::mmap(answer.add(at), HUGE, RW, flags, file.raw(), 0);
+                assert!(at != libc::MAP_FAILED);
+            }
+            libc::mincore(range, WIDE, answer.cast());
+        }
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    child.kill(libc::SIGKILL);
+    assert_eq!(child.wait(), End::Signal(libc::SIGKILL));
 }
 
 fn whole_areas_at_the_limit() {

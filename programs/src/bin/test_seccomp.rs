@@ -10,7 +10,7 @@ use roundtable_programs::seccomp::*;
 use roundtable_programs::sys::pid;
 use roundtable_programs::{Errno, procfs, row, tests};
 
-tests! { errno_and_allow, strict_mode, kill_actions, trap, arguments, strongest_answer, inheritance, all_threads, privileges,
+tests! { errno_and_allow, errors_of_restarts, strict_mode, kill_actions, trap, arguments, strongest_answer, inheritance, all_threads, privileges,
 programs_that_are_refused, actions_and_modes, arithmetic }
 
 const KILL_PROCESS: u32 = 0x8000_0000;
@@ -47,6 +47,24 @@ fn errno_and_allow() {
     filtered(on(SYS_getppid, TRACE | 5), || assert_eq!(simple(SYS_getppid), Err(Errno::ENOSYS))).ok();
     // What is no call at all is seen as well.
     filtered(on(-1, ERRNO | 1), || assert_eq!(simple(-1), Err(Errno::EPERM))).ok();
+}
+
+/// Errors that stand, within the kernel, for a call that a signal has interrupted: from a filter they are errors like any other.
+fn errors_of_restarts() {
+    for error in 511..=517 {
+        filtered(on(SYS_getppid, ERRNO | error), || {
+            // With every signal kept out nothing but the error is to be done about.
+            // SAFETY: the sets are locals.
+            let got = unsafe {
+                let mut all: libc::sigset_t = std::mem::zeroed();
+                libc::sigfillset(&mut all);
+                libc::sigprocmask(libc::SIG_BLOCK, &all, std::ptr::null_mut());
+                libc::syscall(SYS_getppid)
+            };
+            assert_eq!((got, Errno::last_raw()), (-1, error as i32));
+        })
+        .ok();
+    }
 }
 
 fn strict_mode() {

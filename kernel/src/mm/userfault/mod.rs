@@ -231,7 +231,9 @@ impl AddressSpace {
             }
             Look::Withheld => write | abi::UFFD_PAGEFAULT_FLAG_WP,
         };
-        let refused = origin == Origin::Kernel && context.user_mode_only;
+        // Who ends waits for nobody: no signal would end that, and the descriptor may be its own.
+        let ends = process::current().memory.is_ending();
+        let refused = ends || origin == Origin::Kernel && context.user_mode_only;
         if context.has(abi::UFFD_FEATURE_SIGBUS) || refused || origin == Origin::Debugger {
             return Err(FaultError::Sigbus);
         }

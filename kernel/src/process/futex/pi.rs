@@ -27,6 +27,8 @@ pub fn lock_pi(address: usize, shared: bool, deadline: Option<u64>, only_try: bo
     let key = key_of(address, shared)?;
     let tid = process::current().number();
     let waiter = Waiter::new(key, super::MATCH_ANY, true);
+    // Let go of after the bucket's lock: it may be the last reference.
+    let mut found = None;
     let taken = with_value(address, bucket_of(&key), true, |bucket, value| {
         let mut value = value;
         loop {
@@ -46,7 +48,8 @@ pub fn lock_pi(address: usize, shared: bool, deadline: Option<u64>, only_try: bo
                 if owner == 0 {
                     return Ok(true);
                 }
-                if process::find_thread(owner).is_none() {
+                found = process::find_thread(owner);
+                if found.is_none() {
                     return Err(Errno::ESRCH);
                 }
                 bucket.add(waiter.clone());
@@ -55,6 +58,7 @@ pub fn lock_pi(address: usize, shared: bool, deadline: Option<u64>, only_try: bo
             value = uaccess::load_u32_nofault(address)?;
         }
     })?;
+    drop(found);
     if taken {
         return Ok(0);
     }
