@@ -8,6 +8,7 @@ use syscalls::Sysno;
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::files;
+use crate::fs::iobuf::MAX_RW_COUNT;
 use crate::memory::fallible;
 use crate::mm::policy::{self, Policy};
 use crate::mm::uaccess::{self, copy_to_user, read_user, read_user_array, write_user};
