@@ -98,6 +98,11 @@ impl Context {
         }))
     }
 
+    /// How many operations and events it has room for.
+    pub fn room(&self) -> usize {
+        self.room
+    }
+
     fn end(&self) {
         self.gone.store(true, Ordering::SeqCst);
         self.changed.wake_all();

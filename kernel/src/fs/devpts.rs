@@ -96,15 +96,13 @@ impl InodeOps for Root {
         if from <= FIRST_OFFSET && !emit(ptmx) {
             return Ok(());
         }
-        for number in pty::numbers() {
-            let offset = FIRST_OFFSET + 1 + u64::from(number);
-            if offset < from {
-                continue;
-            }
+        let mut next = from.saturating_sub(FIRST_OFFSET + 1);
+        while let Some(number) = u32::try_from(next).ok().and_then(pty::next_number) {
+            next = u64::from(number) + 1;
             let name = alloc::format!("{number}");
             let entry = Dirent {
                 ino: FIRST_INO + u64::from(number),
-                next_offset: offset + 1,
+                next_offset: FIRST_OFFSET + 1 + next,
                 kind,
                 name: name.as_bytes(),
             };

@@ -147,6 +147,11 @@ impl Inotify {
         watches.by_descriptor.insert(descriptor, watch.clone());
         drop(watches);
         inode.watched.add(&watch);
+        // Its number could be guessed, and the watch be ended, before the inode knew of it: then nobody else takes it out there.
+        let is_over = !self.watches.lock().by_descriptor.contains_key(&descriptor);
+        if is_over {
+            inode.watched.remove(&watch);
+        }
         Ok(descriptor)
     }
 

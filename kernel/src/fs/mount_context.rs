@@ -13,6 +13,7 @@ use super::path::Path;
 use super::registry::{MountFn, MountRequest};
 use crate::errno::{Errno, Result};
 use crate::memory::PAGE_SIZE;
+use crate::memory::fallible::Text;
 use crate::sync::Mutex;
 
 /// What the context is for.
@@ -83,7 +84,7 @@ impl MountContext {
             ("source", Some(_)) if !state.source.is_empty() => return Err(Errno::EINVAL),
             ("source", Some(value)) => state.source = value.into(),
             _ => {
-                let mut options = state.options.clone();
+                let mut options = Text::from(state.options.as_str());
                 if !options.is_empty() {
                     options.push(',');
                 }
@@ -92,6 +93,7 @@ impl MountContext {
                     options.push('=');
                     options.push_str(value);
                 }
+                let options = options.into_string()?;
                 // mount(2) takes a page of them.
                 if options.len() >= PAGE_SIZE
                     || key.contains(',')

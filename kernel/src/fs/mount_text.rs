@@ -4,7 +4,7 @@ use crate::memory::fallible::Text;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::fmt::Write;
+use core::fmt::{self, Write};
 
 use linux_raw_sys::general as abi;
 
@@ -12,23 +12,29 @@ use super::mount::{self, Mount};
 use super::path::{Path, within_file_system};
 use crate::{process, sched};
 
-/// Blanks, line ends and backslashes as octal numbers, since blanks separate the fields.
-fn escape(text: &[u8]) -> String {
-    let mut out = String::new();
-    for chunk in text.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            match c {
-                ' ' | '\t' | '\n' | '\\' | '#' => {
-                    let _ = write!(out, "\\{:03o}", c as u32);
+/// Blanks, line ends and backslashes as octal numbers, since blanks separate the fields. It may be longer than a page, and is put where that
+/// can fail.
+struct Escaped<'a>(&'a [u8]);
+
+impl fmt::Display for Escaped<'_> {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for chunk in self.0.utf8_chunks() {
+            for c in chunk.valid().chars() {
+                match c {
+                    ' ' | '\t' | '\n' | '\\' | '#' => write!(out, "\\{:03o}", c as u32)?,
+                    c => out.write_char(c)?,
                 }
-                c => out.push(c),
+            }
+            for byte in chunk.invalid() {
+                write!(out, "\\{byte:03o}")?;
             }
         }
-        for byte in chunk.invalid() {
-            let _ = write!(out, "\\{byte:03o}");
-        }
+        Ok(())
     }
-    out
+}
+
+fn escape(text: &[u8]) -> Escaped<'_> {
+    Escaped(text)
 }
 
 /// The flags of the mount itself, `rw` or `ro` in front.

@@ -48,13 +48,15 @@ impl Backwards {
         Ok(())
     }
 
-    /// The whole path, that of the root if there were no names.
+    /// The whole path, that of the root if there were no names. In the page it has room for what is put around a path: to make room later
+    /// would take more than a page.
     fn finish(mut self) -> Vec<u8> {
+        const AROUND: usize = "(unreachable)".len() + "\0".len();
         if self.start == PATH_MAX {
             return alloc::vec![b'/'];
         }
         self.text.drain(..self.start);
-        self.text.shrink_to_fit();
+        self.text.shrink_to(self.text.len() + AROUND);
         self.text
     }
 }

@@ -7,6 +7,7 @@ use alloc::boxed::Box;
 use alloc::string::String;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use super::dentry::Dentry;
 use super::file::{File, FileOps, Whence};
@@ -15,7 +16,7 @@ use super::iobuf::{Sink, Source};
 use super::path::Path;
 use super::stat::{DeviceId, FileType};
 use crate::errno::{Errno, Result};
-use crate::memory::fallible;
+use crate::memory::{PAGE_SIZE, fallible};
 use crate::sync::{Mutex, SpinLock};
 
 /// The longest text that one write may bring.
@@ -59,12 +60,14 @@ where
 pub struct TextFile {
     text: Arc<dyn Text>,
     content: Mutex<Option<Vec<u8>>>,
+    /// Bytes that the content takes, for those who must not sleep.
+    size: AtomicUsize,
 }
 
 impl TextFile {
     /// For one open file.
     pub fn new(text: Arc<dyn Text>) -> Arc<Self> {
-        Arc::new(Self { text, content: Mutex::new(None) })
+        Arc::new(Self { text, content: Mutex::new(None), size: AtomicUsize::new(0) })
     }
 }
 
@@ -80,7 +83,20 @@ impl FileOps for TextFile {
         }
         let bytes = content.as_deref().unwrap_or_default();
         let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-        if rest.is_empty() { Ok(0) } else { sink.write(rest) }
+        let is_over = rest.is_empty();
+        let result = if is_over { Ok(0) } else { sink.write(rest) };
+        // A reader that has met the end rarely comes back, and may stay open for long.
+        if is_over && content.as_ref().is_some_and(|content| content.capacity() > PAGE_SIZE) {
+            *content = None;
+        }
+        // Relaxed: a statistic.
+        self.size.store(content.as_ref().map_or(0, Vec::capacity), Ordering::Relaxed);
+        result
+    }
+
+    fn kernel_bytes(&self) -> u64 {
+        // Relaxed: as above.
+        self.size.load(Ordering::Relaxed) as u64
     }
 
     fn write_at(&self, _: &File, _: &mut u64, source: &mut Source) -> Result<usize> {

@@ -88,9 +88,9 @@ impl Entries {
         self.by_cookie.insert(cookie, dentry);
     }
 
-    /// Takes out any entry, of a directory that nobody uses any more.
+    /// Takes out any entry, of a directory that nobody uses any more: the maps have as many, and both are empty in the end.
     fn take_first(&mut self) -> Option<Arc<Dentry>> {
-        self.by_name.clear();
+        self.by_name.pop_first();
         self.by_cookie.pop_first().map(|(_, dentry)| dentry)
     }
 

@@ -14,6 +14,7 @@ use crate::fs::eventfd;
 use crate::mm::MapRequest;
 use crate::mm::uaccess::{read_user, write_user};
 use crate::process;
+use crate::sched;
 use crate::signal::SigSet;
 
 use core::sync::atomic::Ordering;
@@ -102,10 +103,11 @@ fn io_destroy(args: &mut Args) -> Result<usize> {
 fn io_submit(args: &mut Args) -> Result<usize> {
     let count = args.a[1] as isize;
     let context = process::current().process.aio.get(args.a[0] as u64)?;
-    let count = usize::try_from(count).map_err(|_| Errno::EINVAL)?;
+    // As many as there is room for at the most, even where another thread takes events out meanwhile.
+    let count = usize::try_from(count).map_err(|_| Errno::EINVAL)?.min(context.room());
     let mut done = 0;
-    // As many as there is room for at the most: each takes a slot, and nobody may take them out meanwhile.
     while done < count && !process::current().kill_pending() {
+        sched::cond_resched();
         let submitted = read_user::<u64>(args.a[2].wrapping_add(done * size_of::<u64>()))
             .and_then(|at| submit(&context, at, args.frame));
         match submitted {

@@ -7,7 +7,7 @@ use syscalls::Sysno;
 
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
-use crate::fs::caller::{descriptor_limit, files};
+use crate::fs::caller::{credentials, descriptor_limit, files};
 use crate::fs::fdtable::FdTable;
 use crate::fs::locks::{Owner, RecordLock};
 use crate::fs::owner::FileOwner;
@@ -81,6 +81,10 @@ fn fcntl(args: &mut Args) -> Result<usize> {
         }
         abi::F_GETFL => Ok(file.flags() as usize),
         abi::F_SETFL => {
+            let turned_on = argument as u32 & !file.flags();
+            if turned_on & abi::O_NOATIME != 0 && !credentials().owns(file.inode()) {
+                return Err(Errno::EPERM);
+            }
             file.set_flags(argument as u32)?;
             file.set_asynchronous(fd, argument as u32 & abi::FASYNC != 0)?;
             Ok(0)

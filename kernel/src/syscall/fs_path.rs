@@ -302,14 +302,14 @@ fn getcwd(args: &mut Args) -> Result<usize> {
     if cwd.dentry.is_removed() {
         return Err(Errno::ENOENT);
     }
+    const UNREACHABLE: &[u8] = b"(unreachable)";
     let (mut text, reachable) = cwd.to_text(&context.root())?;
-    if !reachable {
-        text.splice(..0, b"(unreachable)".iter().copied());
-    }
-    text.push(0);
-    if text.len() > crate::fs::path::PATH_MAX {
+    let before = if reachable { 0 } else { UNREACHABLE.len() };
+    if before + text.len() + 1 > crate::fs::path::PATH_MAX {
         return Err(Errno::ENAMETOOLONG);
     }
+    text.splice(..0, UNREACHABLE[..before].iter().copied());
+    text.push(0);
     if text.len() > len {
         return Err(Errno::ERANGE);
     }

@@ -6,24 +6,28 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
-use super::discipline::{Action, Discipline};
+use super::discipline::{Action, Discipline, INPUT_SIZE, Output};
 use super::driver::Driver;
 use super::job::{self, Job};
 use super::termios::Termios;
 use crate::errno::{Errno, Result};
 use crate::fs::iobuf::{Sink, Source};
 use crate::fs::{DeviceId, Events};
+use crate::memory::fallible;
+use crate::process;
+use crate::sched;
 use crate::signal;
 use crate::sync::{Mutex, MutexGuard, SpinLock, WaitError, WaitQueue};
 use crate::time;
 
 /// Bytes of a program's output that are processed at a time.
-const CHUNK: usize = 1024;
+const CHUNK: usize = 512;
+/// The most that one of them becomes: a tab.
+const WIDEST: usize = 8;
 /// Readiness for output wants this much room, so that programs do not write byte by byte.
 const WRITABLE_ROOM: usize = 256;
 
@@ -92,10 +96,10 @@ pub(super) fn take_turn(turn: &Mutex<()>, nonblocking: bool) -> Result<MutexGuar
 
 impl Tty {
     /// A terminal with nobody on it.
-    pub fn new(device: DeviceId, termios: Termios, driver: Box<dyn Driver>) -> Arc<Self> {
-        Arc::new(Self {
+    pub fn new(device: DeviceId, termios: Termios, driver: Box<dyn Driver>) -> Result<Arc<Self>> {
+        Ok(Arc::new(Self {
             device,
-            discipline: SpinLock::new(Discipline::new(termios)),
+            discipline: SpinLock::new(Discipline::new(termios)?),
             defaults: termios,
             window: SpinLock::default(),
             job: SpinLock::default(),
@@ -107,7 +111,7 @@ impl Tty {
             exclusive: AtomicBool::new(false),
             opens: AtomicU32::new(0),
             driver,
-        })
+        }))
     }
 
     /// What a file that is opened now remembers, for [`Self::hung_up`].
@@ -177,14 +181,18 @@ impl Tty {
         let mut taken = 0;
         let mut ready = false;
         let mut resumed = false;
-        let mut echo = Vec::new();
         while taken < bytes.len() {
             let mut pending = Action::None;
             let mut discipline = self.discipline.lock();
+            let mut echo = core::mem::take(&mut discipline.echo);
             while taken < bytes.len() && discipline.has_room() {
                 let was_stopped = discipline.stopped;
                 let action = discipline.receive(bytes[taken], &mut echo);
                 taken += 1;
+                if echo.is_filling() {
+                    self.driver.write(echo.bytes());
+                    echo.clear();
+                }
                 if was_stopped && !discipline.stopped {
                     // By the START character, or with IXANY by one that ended a line as well.
                     self.driver.set_stopped(false);
@@ -207,8 +215,9 @@ impl Tty {
                 self.driver.set_stopped(discipline.stopped);
             }
             // An echo for which there is no room is lost, as on a real terminal.
-            self.driver.write(&echo);
+            self.driver.write(echo.bytes());
             echo.clear();
+            discipline.echo = echo;
             drop(discipline);
             match pending {
                 Action::Signal { signal, .. } => {
@@ -306,12 +315,14 @@ impl Tty {
 
     /// Copies out what is there; `None` when nothing is, `Some(0)` at an end of file.
     fn read_available(&self, sink: &mut Sink) -> Result<Option<usize>> {
-        let (bytes, cells) = {
+        let size = sink.remaining().min(INPUT_SIZE);
+        let mut bytes = fallible::with_capacity(size)?;
+        let cells = {
             let discipline = self.discipline.lock();
             if !discipline.readable(1) {
                 return Ok(None);
             }
-            discipline.peek(sink.remaining())
+            discipline.peek(size, &mut bytes)
         };
         let count = if bytes.is_empty() { 0 } else { sink.write(&bytes)? };
         let consumed = if count == bytes.len() { cells } else { count };
@@ -331,7 +342,13 @@ impl Tty {
         let _writer = take_turn(&self.writing, nonblocking)?;
         let mut done = 0;
         let mut buffer = [0u8; CHUNK];
+        let mut processed = Output::with_room(source.remaining().min(CHUNK) * WIDEST)?;
         while source.remaining() > 0 {
+            // There may be gigabytes, and somebody who takes them as fast as they come.
+            sched::cond_resched();
+            if done > 0 && process::current().signal_pending() {
+                return Ok(done);
+            }
             let room = self.driver.room();
             if room == 0 {
                 if self.hung_up(file) || self.driver.other_end_closed() {
@@ -355,7 +372,7 @@ impl Tty {
                 Err(_) if done > 0 => return Ok(done),
                 other => other?,
             };
-            let sent = self.process_output(&buffer[..count]);
+            let sent = self.process_output(&buffer[..count], &mut processed);
             source.rewind(count - sent);
             done += sent;
         }
@@ -363,24 +380,24 @@ impl Tty {
     }
 
     /// Hands bytes to the device, processed; returns how many it took.
-    fn process_output(&self, bytes: &[u8]) -> usize {
+    fn process_output(&self, bytes: &[u8], processed: &mut Output) -> usize {
         let mut discipline = self.discipline.lock();
         if !discipline.termios.output(abi::OPOST) {
             return self.driver.write(bytes);
         }
-        let mut processed = Vec::with_capacity(bytes.len() + 64);
+        processed.clear();
         let mut sent = 0;
         // Only this function and echoes put output in, both under the lock: the room cannot shrink.
         let room = self.driver.room();
         for byte in bytes {
-            // A tab becomes up to 8 characters.
-            if processed.len() + 8 > room && !(sent == 0 && processed.len() + 2 <= room) {
+            let len = processed.bytes().len();
+            if len + WIDEST > room && !(sent == 0 && len + 2 <= room) {
                 break;
             }
-            discipline.emit(*byte, &mut processed);
+            discipline.emit(*byte, processed);
             sent += 1;
         }
-        self.driver.write(&processed);
+        self.driver.write(processed.bytes());
         sent
     }
 

@@ -9,9 +9,52 @@ use alloc::vec::Vec;
 use linux_raw_sys::general as abi;
 
 use super::termios::Termios;
+use crate::errno::Result;
+use crate::memory::fallible;
 
 /// Bytes of input that a terminal holds: `N_TTY_BUF_SIZE`. One less is used.
 pub const INPUT_SIZE: usize = 4096;
+/// Bytes of echo that are on their way to the device.
+const ECHO_SIZE: usize = 4096;
+/// What a terminal's buffers take, in bytes.
+pub const MEMORY: usize = INPUT_SIZE * size_of::<Cell>() + ECHO_SIZE;
+
+/// Bytes for the device. It never grows, since terminals are locked while it is filled: what there is no room for is lost.
+#[derive(Default)]
+pub struct Output(Vec<u8>);
+
+impl Output {
+    /// With room for so many bytes.
+    pub fn with_room(bytes: usize) -> Result<Self> {
+        fallible::with_capacity(bytes).map(Self)
+    }
+
+    /// Adds a byte.
+    pub fn push(&mut self, byte: u8) {
+        if self.0.len() < self.0.capacity() {
+            self.0.push(byte);
+        }
+    }
+
+    fn extend_from_slice(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.push(*byte));
+    }
+
+    /// Makes it empty.
+    pub fn clear(&mut self) {
+        self.0.clear();
+    }
+
+    /// What is in it.
+    pub fn bytes(&self) -> &[u8] {
+        &self.0
+    }
+
+    /// More than half of it is used.
+    pub fn is_filling(&self) -> bool {
+        self.0.len() > self.0.capacity() / 2
+    }
+}
 
 /// What a received character asks for beyond the buffer and the echo.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +103,8 @@ pub struct Discipline {
     line_column: usize,
     /// Output is stopped by the STOP character or by TCXONC.
     pub stopped: bool,
+    /// For echoes, while characters are received; else empty.
+    pub echo: Output,
 }
 
 fn is_control(byte: u8) -> bool {
@@ -67,18 +112,21 @@ fn is_control(byte: u8) -> bool {
 }
 
 impl Discipline {
-    /// Nothing typed yet.
-    pub fn new(termios: Termios) -> Self {
-        Self {
+    /// Nothing typed yet. All buffers have their full size from the start: later they are used with a spin lock held.
+    pub fn new(termios: Termios) -> Result<Self> {
+        let mut input = VecDeque::new();
+        fallible::reserve_queue(&mut input, INPUT_SIZE)?;
+        Ok(Self {
             termios,
-            input: VecDeque::new(),
+            input,
             complete: 0,
             literal_next: false,
             erasing: false,
             column: 0,
             line_column: 0,
             stopped: false,
-        }
+            echo: Output::with_room(ECHO_SIZE)?,
+        })
     }
 
     fn canonical(&self) -> bool {
@@ -110,7 +158,7 @@ impl Discipline {
 
     /// Drops all input.
     pub fn flush_input(&mut self) {
-        self.input = VecDeque::new();
+        self.input.clear();
         self.complete = 0;
         self.literal_next = false;
         self.erasing = false;
@@ -135,20 +183,18 @@ impl Discipline {
         self.input.len() < INPUT_SIZE - 1 || self.canonical() && self.complete == 0
     }
 
-    /// What one read(2) of `size` bytes gets: the bytes, and how many cells [`Self::consume`] is then to take away (one more than bytes
-    /// when an end of file is met; that alone is an end of file for the reader).
-    pub fn peek(&self, size: usize) -> (Vec<u8>, usize) {
+    /// What one read(2) of `size` bytes gets: puts the bytes into `bytes`, which is empty and has room for them, and returns how many
+    /// cells [`Self::consume`] is then to take away (one more than bytes when an end of file is met; that alone is an end of file for the
+    /// reader).
+    pub fn peek(&self, size: usize, bytes: &mut Vec<u8>) -> usize {
         if !self.canonical() {
-            let bytes: Vec<u8> = self.input.iter().take(size).map(|c| c.byte).collect();
-            let count = bytes.len();
-            return (bytes, count);
+            bytes.extend(self.input.iter().take(size).map(|c| c.byte));
+            return bytes.len();
         }
-        let mut bytes = Vec::new();
         for cell in self.input.iter().take(self.complete) {
             // An end of file right after the bytes that just fit belongs to this read.
             if cell.is_eof {
-                let count = bytes.len() + 1;
-                return (bytes, count);
+                return bytes.len() + 1;
             }
             if bytes.len() == size {
                 break;
@@ -158,8 +204,7 @@ impl Discipline {
                 break;
             }
         }
-        let count = bytes.len();
-        (bytes, count)
+        bytes.len()
     }
 
     /// Takes `cells` away that a reader has got. Fewer may be there: input can be flushed in between.
@@ -167,9 +212,6 @@ impl Discipline {
         let cells = cells.min(self.input.len());
         self.input.drain(..cells);
         self.complete = self.complete.saturating_sub(cells);
-        if self.input.is_empty() && self.input.capacity() > 256 {
-            self.input = VecDeque::new();
-        }
     }
 
     fn put(&mut self, byte: u8, ends_line: bool, is_eof: bool) {
@@ -184,7 +226,7 @@ impl Discipline {
     }
 
     /// One character has come from the device.
-    pub fn receive(&mut self, byte: u8, out: &mut Vec<u8>) -> Action {
+    pub fn receive(&mut self, byte: u8, out: &mut Output) -> Action {
         let t = self.termios;
         let mut c = byte;
         if t.input(abi::ISTRIP) {
@@ -227,7 +269,7 @@ impl Discipline {
         if resumed && action == Action::None { Action::Stopped(false) } else { action }
     }
 
-    fn signal(&mut self, c: u8, signal: u32, out: &mut Vec<u8>) -> Action {
+    fn signal(&mut self, c: u8, signal: u32, out: &mut Output) -> Action {
         let flush = !self.termios.local(abi::NOFLSH);
         if flush {
             self.flush_input();
@@ -243,7 +285,7 @@ impl Discipline {
     }
 
     /// What is neither flow control nor a signal.
-    fn translated(&mut self, mut c: u8, out: &mut Vec<u8>) -> Action {
+    fn translated(&mut self, mut c: u8, out: &mut Output) -> Action {
         let t = self.termios;
         if c == b'\r' {
             if t.input(abi::IGNCR) {
@@ -310,7 +352,7 @@ impl Discipline {
     }
 
     /// A character that is just a character.
-    fn ordinary(&mut self, c: u8, out: &mut Vec<u8>) -> Action {
+    fn ordinary(&mut self, c: u8, out: &mut Output) -> Action {
         if self.termios.local(abi::ECHO) {
             self.finish_erasing(out);
             if c == b'\n' {
@@ -338,7 +380,7 @@ impl Discipline {
         }
     }
 
-    fn finish_erasing(&mut self, out: &mut Vec<u8>) {
+    fn finish_erasing(&mut self, out: &mut Output) {
         if self.erasing {
             self.emit(b'/', out);
             self.erasing = false;
@@ -346,7 +388,7 @@ impl Discipline {
     }
 
     /// Echoes with control characters as `^X`.
-    fn echo(&mut self, c: u8, out: &mut Vec<u8>) {
+    fn echo(&mut self, c: u8, out: &mut Output) {
         if self.termios.local(abi::ECHOCTL) && is_control(c) && c != b'\t' {
             out.extend_from_slice(&[b'^', c ^ 0o100]);
             self.column += 2;
@@ -360,7 +402,7 @@ impl Discipline {
         self.termios.input(abi::IUTF8) && byte & 0xc0 == 0x80
     }
 
-    fn erase(&mut self, mut what: Erase, c: u8, out: &mut Vec<u8>) {
+    fn erase(&mut self, mut what: Erase, c: u8, out: &mut Output) {
         let t = self.termios;
         if self.input.len() == self.complete {
             return;
@@ -400,9 +442,13 @@ impl Discipline {
                     break;
                 }
             }
-            let bytes: Vec<u8> = self.input.drain(start..).map(|cell| cell.byte).collect();
-            if t.local(abi::ECHO) {
-                self.show_erased(what, &bytes, out);
+            let (echo, print) = (t.local(abi::ECHO), t.local(abi::ECHOPRT));
+            if echo && print {
+                self.print_erased(start, out);
+            }
+            self.input.truncate(start);
+            if echo && !print {
+                self.show_erased(what, first, out);
             }
             if what == Erase::Character {
                 break;
@@ -413,19 +459,23 @@ impl Discipline {
         }
     }
 
-    fn show_erased(&mut self, what: Erase, bytes: &[u8], out: &mut Vec<u8>) {
+    /// ECHOPRT: shows what is erased, from `start` to the end of the input.
+    fn print_erased(&mut self, start: usize, out: &mut Output) {
+        if !self.erasing {
+            self.emit(b'\\', out);
+            self.erasing = true;
+        }
+        self.echo(self.input[start].byte, out);
+        for i in start + 1..self.input.len() {
+            let byte = self.input[i].byte;
+            self.emit(byte, out);
+        }
+    }
+
+    /// Makes a character disappear from the screen that was erased; `c` is the first byte of it.
+    fn show_erased(&mut self, what: Erase, c: u8, out: &mut Output) {
         let t = self.termios;
-        let c = bytes[0];
-        if t.local(abi::ECHOPRT) {
-            if !self.erasing {
-                self.emit(b'\\', out);
-                self.erasing = true;
-            }
-            self.echo(c, out);
-            for byte in &bytes[1..] {
-                self.emit(*byte, out);
-            }
-        } else if what == Erase::Character && !t.local(abi::ECHOE) {
+        if what == Erase::Character && !t.local(abi::ECHOE) {
             self.echo(t.char(abi::VERASE), out);
         } else if c == b'\t' {
             self.erase_tab(out);
@@ -441,7 +491,7 @@ impl Discipline {
     }
 
     /// Moves back over a tab: how far depends on what is before it in the line.
-    fn erase_tab(&mut self, out: &mut Vec<u8>) {
+    fn erase_tab(&mut self, out: &mut Output) {
         let mut chars = 0;
         let mut after_tab = false;
         for i in (self.complete..self.input.len()).rev() {
@@ -467,7 +517,7 @@ impl Discipline {
     }
 
     /// Output processing of one byte that a program wrote or an echo.
-    pub fn emit(&mut self, c: u8, out: &mut Vec<u8>) {
+    pub fn emit(&mut self, c: u8, out: &mut Output) {
         let t = self.termios;
         if !t.output(abi::OPOST) {
             out.push(c);
@@ -505,7 +555,7 @@ impl Discipline {
                 let spaces = 8 - self.column % 8;
                 self.column += spaces;
                 if t.output & abi::TABDLY == abi::XTABS {
-                    out.extend(core::iter::repeat_n(b' ', spaces));
+                    (0..spaces).for_each(|_| out.push(b' '));
                 } else {
                     out.push(c);
                 }

@@ -6,13 +6,13 @@
 use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::Arc;
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use linux_raw_sys::general as abi;
 use linux_raw_sys::ioctl as request;
 
 use super::core::{Opened, Tty, take_turn};
+use super::discipline;
 use super::driver::Driver;
 use super::file::TtyFile;
 use super::ioctl;
@@ -22,8 +22,10 @@ use crate::fs::device::register_character_device;
 use crate::fs::open::open_place;
 use crate::fs::path::{Start, resolve};
 use crate::fs::{Dentry, DeviceId, Events, File, FileOps, Path, Sink, Source};
+use crate::memory::fallible;
 use crate::mm::uaccess::{read_user, write_user};
 use crate::process;
+use crate::sched;
 use crate::sync::{Mutex, SpinLock, WaitQueue};
 
 /// Bytes from the terminal that wait for the master.
@@ -47,13 +49,21 @@ struct Link {
     master_closed: AtomicBool,
 }
 
-#[derive(Default)]
 struct Output {
+    /// With room for [`BUFFER_SIZE`] bytes from the start.
     bytes: VecDeque<u8>,
     stopped: bool,
     /// TIOCPKT: each read begins with a byte of status.
     packet_mode: bool,
     status: u8,
+}
+
+impl Output {
+    fn new() -> Result<Self> {
+        let mut bytes = VecDeque::new();
+        fallible::reserve_queue(&mut bytes, BUFFER_SIZE)?;
+        Ok(Self { bytes, stopped: false, packet_mode: false, status: 0 })
+    }
 }
 
 /// The terminal's driver.
@@ -175,9 +185,9 @@ pub fn init() {
     register_character_device(DeviceId::new(MAJOR, 0), MOST, open_slave);
 }
 
-/// Numbers of the pairs that exist, for `/dev/pts`.
-pub fn numbers() -> Vec<u32> {
-    PAIRS.lock().keys().copied().collect()
+/// The lowest number from `from` on of a pair that exists, for `/dev/pts`.
+pub fn next_number(from: u32) -> Option<u32> {
+    PAIRS.lock().range(from..).next().map(|(number, _)| *number)
 }
 
 /// The pair with that number.
@@ -196,7 +206,7 @@ pub struct Master {
 /// Opens `/dev/ptmx`: a new pair. It is locked until TIOCSPTLCK says otherwise.
 pub fn open_master(_flags: u32) -> Result<Arc<dyn FileOps>> {
     let link = Arc::new(Link {
-        output: SpinLock::default(),
+        output: SpinLock::new(Output::new()?),
         readable: WaitQueue::new(),
         writable: WaitQueue::new(),
         opened: AtomicBool::new(false),
@@ -212,7 +222,7 @@ pub fn open_master(_flags: u32) -> Result<Arc<dyn FileOps>> {
         };
         let termios = Termios::new(abi::B38400, 38_400);
         let device = DeviceId::new(MAJOR, number);
-        let tty = Tty::new(device, termios, Box::new(Slave(link.clone())));
+        let tty = Tty::new(device, termios, Box::new(Slave(link.clone())))?;
         let pair = Arc::new(Pair {
             link: link.clone(),
             tty,
@@ -253,31 +263,40 @@ impl Master {
         !output.bytes.is_empty() || output.packet_mode && output.status != 0
     }
 
-    /// Copies out what there is, at most what one read gets.
+    /// Copies out what there is, at most what one read gets: in packet mode a status alone, or data behind a byte that says so.
     fn take(&self, sink: &mut Sink) -> Result<usize> {
-        let (bytes, packet) = {
-            let mut output = self.pair.link.output.lock();
-            if output.packet_mode && output.status != 0 {
-                (alloc::vec![core::mem::take(&mut output.status)], false)
+        let link = &self.pair.link;
+        let mut bytes = fallible::with_capacity(sink.remaining().min(BUFFER_SIZE + 1))?;
+        let (status, header) = {
+            let mut output = link.output.lock();
+            let header = usize::from(output.packet_mode);
+            let status = if output.packet_mode { core::mem::take(&mut output.status) } else { 0 };
+            if status != 0 {
+                bytes.push(status);
             } else {
-                let header = usize::from(output.packet_mode);
-                let count = output.bytes.len().min(sink.remaining().saturating_sub(header));
-                let mut bytes = Vec::with_capacity(count + header);
                 if output.packet_mode {
                     bytes.push(abi::TIOCPKT_DATA as u8);
                 }
+                let count = sink.remaining().min(BUFFER_SIZE + 1) - header;
                 bytes.extend(output.bytes.iter().take(count));
-                (bytes, output.packet_mode)
             }
+            (status, header)
         };
-        let count = sink.write(&bytes)?;
-        let mut output = self.pair.link.output.lock();
-        let data = if packet { count.saturating_sub(1) } else { count.min(output.bytes.len()) };
-        let data = data.min(output.bytes.len());
-        output.bytes.drain(..data);
+        let written = sink.write(&bytes);
+        let mut output = link.output.lock();
+        match written {
+            // Nobody has seen it.
+            Err(_) => output.status |= status,
+            Ok(_) if status != 0 => {}
+            Ok(count) => {
+                // Fewer may be there: output can be flushed in between.
+                let data = count.saturating_sub(header).min(output.bytes.len());
+                output.bytes.drain(..data);
+            }
+        }
         drop(output);
         self.pair.tty.output.wake_all();
-        Ok(count)
+        written
     }
 }
 
@@ -311,6 +330,11 @@ impl FileOps for Master {
         let mut done = 0;
         let mut buffer = [0u8; 512];
         while source.remaining() > 0 {
+            // There may be gigabytes, and what does not fit into a line that has no end is lost, without a wait.
+            sched::cond_resched();
+            if done > 0 && process::current().signal_pending() {
+                return Ok(done);
+            }
             let want = source.remaining().min(buffer.len());
             let count = match source.read(&mut buffer[..want]) {
                 Err(_) if done > 0 => return Ok(done),
@@ -411,6 +435,10 @@ impl FileOps for Master {
             }
         }
         Ok(0)
+    }
+
+    fn kernel_bytes(&self) -> u64 {
+        (BUFFER_SIZE + discipline::MEMORY) as u64
     }
 
     fn release(&self, _: &File) {

@@ -68,7 +68,12 @@ impl Driver for SerialPort {
     }
 
     fn send_urgent(&self, byte: u8) {
-        change(|output| output.bytes.push_front(byte));
+        change(|output| {
+            // The ring has its full size, and never more: who sends many while output is stopped loses those that do not fit.
+            if output.bytes.len() < output.bytes.capacity() {
+                output.bytes.push_front(byte);
+            }
+        });
     }
 
     fn input_taken(&self) {
@@ -149,7 +154,9 @@ pub fn init() {
     OUTPUT.lock().bytes.reserve_exact(OUTPUT_SIZE + ECHO_ROOM + 16);
     let mut termios = Termios::new(abi::B115200, 115_200);
     termios.control |= abi::CLOCAL;
-    let tty = CONSOLE.call_once(|| Tty::new(DeviceId::new(4, 64), termios, Box::new(SerialPort)));
+    let console = Tty::new(DeviceId::new(4, 64), termios, Box::new(SerialPort));
+    let console = console.expect("memory for the console");
+    let tty = CONSOLE.call_once(|| console);
     let tty = tty.clone();
     sched::spawn_kernel_thread("ttyS0", move || receive_loop(&tty));
     serial::enable_interrupts(input, transmit_ready);

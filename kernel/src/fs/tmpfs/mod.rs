@@ -20,6 +20,7 @@ use super::registry::{MountRequest, options, parse_size};
 use super::stat::Statfs;
 use super::tree::{self, InodeCharge, TreeFs};
 use crate::errno::{Errno, Result};
+use crate::memory::fallible::Text;
 use crate::memory::{self as physical, PAGE_SIZE, reserve};
 use crate::sync::SpinLock;
 
@@ -290,14 +291,14 @@ pub fn new_instance(kind: &'static str, text: &str, permissions: u32) -> Result<
 
 /// For the registry: ramfs, which is a tmpfs without limits and with no option but the mode.
 pub fn mount_ramfs(request: &MountRequest) -> Result<Arc<Dentry>> {
-    let mut text = String::from("size=0,nr_inodes=0");
+    let mut text = Text::from("size=0,nr_inodes=0");
     for (name, value) in options(request.options) {
         if name == "mode" {
             text.push_str(",mode=");
             text.push_str(value.unwrap_or_default());
         }
     }
-    new_instance("ramfs", &text, 0o755)
+    new_instance("ramfs", &text.into_string()?, 0o755)
 }
 
 /// For the registry of file-system types.

@@ -1,7 +1,6 @@
 //! The files that show a process's memory.
 
 use alloc::boxed::Box;
-use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 
@@ -80,22 +79,37 @@ fn area_line(out: &mut Text, area: &AreaView) {
         device.minor,
         area.inode,
     );
-    let name = match &area.name {
-        AreaName::None => None,
-        AreaName::Text(text) => Some(text.clone()),
+    let to_column = |out: &mut Text| (out.len() - begin..=NAME_COLUMN).for_each(|_| out.push(' '));
+    match &area.name {
+        AreaName::None => {}
+        AreaName::Text(text) => {
+            to_column(out);
+            out.push_str(text);
+        }
         AreaName::File(file) => {
+            to_column(out);
             // What is too long for a path is left out.
             let path = file.path().display(&caller::root()).unwrap_or_default();
-            Some(String::from_utf8_lossy(&path).replace('\n', "\\012"))
+            put_path(out, &path, &['\n']);
         }
-    };
-    if let Some(name) = name {
-        for _ in out.len() - begin..=NAME_COLUMN {
-            out.push(' ');
-        }
-        out.push_str(&name);
     }
     out.push('\n');
+}
+
+/// A path, with certain characters as octal numbers. It may become four times as long: more than a page.
+fn put_path(out: &mut Text, path: &[u8], special: &[char]) {
+    for chunk in path.utf8_chunks() {
+        for character in chunk.valid().chars() {
+            if special.contains(&character) {
+                put!(out, "\\{:03o}", u32::from(character));
+            } else {
+                out.push(character);
+            }
+        }
+        if !chunk.invalid().is_empty() {
+            out.push(char::REPLACEMENT_CHARACTER);
+        }
+    }
 }
 
 fn row(out: &mut Text, name: &str, bytes: u64) {
@@ -184,11 +198,11 @@ fn numa_line(out: &mut Text, mm: &AddressSpace, area: &AreaView, policy: Policy)
         AreaName::Text(name) if name == "[heap]" => out.push_str(" heap"),
         AreaName::Text(name) if name == "[stack]" => out.push_str(" stack"),
         // Memory without a name in the tree is a file's all the same.
-        AreaName::Text(name) if name.starts_with('/') => put!(out, " file={}", numa_name(name)),
+        AreaName::Text(name) if name.starts_with('/') => put_file(out, name.as_bytes()),
         AreaName::Text(_) | AreaName::None => {}
         AreaName::File(file) => {
             let path = file.path().display(&caller::root()).unwrap_or_default();
-            put!(out, " file={}", numa_name(&String::from_utf8_lossy(&path)));
+            put_file(out, &path);
         }
     }
     let huge = area.page_size > PAGE_SIZE as u64;
@@ -215,13 +229,10 @@ fn numa_line(out: &mut Text, mm: &AddressSpace, area: &AreaView, policy: Policy)
     out.push('\n');
 }
 
-/// A path without what would end the word.
-fn numa_name(path: &str) -> String {
-    let mut name = path.replace('\\', "\\134");
-    for (special, escaped) in [(' ', "\\040"), ('\t', "\\011"), ('\n', "\\012"), ('=', "\\075")] {
-        name = name.replace(special, escaped);
-    }
-    name
+/// The word for a file, without what would end it.
+fn put_file(out: &mut Text, path: &[u8]) {
+    out.push_str(" file=");
+    put_path(out, path, &['\\', ' ', '\t', '\n', '=']);
 }
 
 pub fn smaps_rollup(target: &Target) -> Result<Vec<u8>> {
@@ -417,6 +428,9 @@ impl FileOps for Memory {
         let mut buffer = alloc::vec![0; CHUNK.min(sink.remaining())];
         let mut done = 0;
         while sink.remaining() > 0 {
+            if done > 0 && process::current().kill_pending() {
+                break;
+            }
             let want = sink.remaining().min(CHUNK);
             let count =
                 match mm.read_remote(offset.wrapping_add(done as u64), &mut buffer[..want], Rights::Forced) {
@@ -439,6 +453,9 @@ impl FileOps for Memory {
         let mut buffer = alloc::vec![0; CHUNK.min(source.remaining())];
         let mut done = 0;
         while source.remaining() > 0 {
+            if done > 0 && process::current().kill_pending() {
+                break;
+            }
             let want = source.remaining().min(CHUNK);
             let got = match source.read(&mut buffer[..want]) {
                 Err(_) if done > 0 => break,

@@ -145,11 +145,12 @@ pub fn query(mm: &AddressSpace, argument: usize) -> Result<usize> {
             AreaName::Text(text) => text.as_bytes().to_vec(),
             AreaName::File(file) => file.path().display(&caller::root())?,
         };
+        // Asked first: there may be no room for one byte more.
+        if name.len() >= room {
+            return Err(Errno::ENAMETOOLONG);
+        }
         if !name.is_empty() {
             name.push(0);
-        }
-        if name.len() > room {
-            return Err(Errno::ENAMETOOLONG);
         }
         query.name_size = name.len() as u32;
     }
