@@ -56,6 +56,25 @@ pub fn connect(fd: &impl AsRawFd, address: SocketAddr) -> Result<usize, Errno> {
     with_address(address, |at, len| check(unsafe { libc::connect(fd.as_raw_fd(), at, len) }))
 }
 
+/// getsockname(2) of a socket of IPv4.
+pub fn name(fd: &impl AsRawFd) -> Result<SocketAddr, Errno> {
+    // SAFETY: an address of zeros is valid, there is as much room as we say.
+    unsafe {
+        let mut address: libc::sockaddr_in = std::mem::zeroed();
+        let mut len = size_of_val(&address) as u32;
+        check(libc::getsockname(fd.as_raw_fd(), (&raw mut address).cast(), &mut len))?;
+        let ip = Ipv4Addr::from(address.sin_addr.s_addr.to_ne_bytes());
+        Ok((ip, u16::from_be(address.sin_port)).into())
+    }
+}
+
+/// connect(2) with AF_UNSPEC.
+pub fn disconnect(fd: &impl AsRawFd) -> Result<usize, Errno> {
+    let address = [0u8; 16];
+    // SAFETY: the address lives through the call, and is as long as is said.
+    check(unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), 16) })
+}
+
 pub fn listen(fd: &impl AsRawFd, backlog: i32) -> Result<usize, Errno> {
     // SAFETY: takes integers.
     check(unsafe { libc::listen(fd.as_raw_fd(), backlog) })

@@ -126,6 +126,11 @@ impl Message {
         Self { bytes, taken: 0, credentials, rights, from, sender: Arc::downgrade(sender), charge }
     }
 
+    /// What it counts for.
+    pub fn charge(&self) -> usize {
+        self.charge
+    }
+
     /// The bytes that were not read yet.
     pub fn rest(&self) -> &[u8] {
         &self.bytes[self.taken..]

@@ -2,6 +2,7 @@
 //! of its interface.
 
 pub mod calls;
+mod flow;
 pub mod inet;
 pub mod message;
 pub mod netlink;

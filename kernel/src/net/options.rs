@@ -32,7 +32,8 @@ pub struct Options {
     pub reuse_address: bool,
     /// As above, for sockets that share what comes.
     pub reuse_port: bool,
-    keep_alive: bool,
+    /// Who says nothing is asked now and then whether he is there.
+    pub keep_alive: bool,
     /// A datagram may go to everybody.
     pub broadcast: bool,
     /// On or off, and seconds.

@@ -1,15 +1,20 @@
 //! Programs that make as many files, areas, signals or IPC objects as they can: see [`exhaust`].
 
+use std::cell::{Cell, RefCell};
 use std::ffi::CString;
+use std::os::fd::AsRawFd;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
 use roundtable_programs::exhaust::{adjust, drop_rights, exhaust, exhaust_after};
+use roundtable_programs::inet;
 use roundtable_programs::mem::Map;
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{c_string, check};
 use roundtable_programs::{Errno, tests};
 
 tests! { areas: 100, areas_of_huge_pages: 100, splits: 100, pipes: 100, open_files: 100, sockets: 100, messages: 100, rights: 100,
-connections: 100, epoll_items: 100, events: 100, timers: 100, signals: 100, segments: 100, memory_files: 100, names: 100,
+connections: 100, unread_connections: 100, unread_unix_connections: 100, epoll_items: 100, events: 100, timers: 100, signals: 100, segments: 100, memory_files: 100, names: 100,
 symbolic_links: 100, directories: 100, mounts: 100, locks: 100 }
 
 fn anonymous(count: usize) -> Result<usize, Errno> {
@@ -164,6 +169,45 @@ fn connections() {
             // The connection stays in the listener's queue.
             check(libc::close(client))
         }
+    });
+}
+
+/// Connections whose data waits for a listener that takes none, and whose clients are gone.
+fn unread_connections() {
+    let listener = Cell::new(None);
+    exhaust(move |count| {
+        if count.is_multiple_of(4000) {
+            let fd = inet::stream(inet::V4);
+            inet::bind(&fd, (inet::V4, 0).into())?;
+            inet::listen(&fd, 5000)?;
+            listener.set(Some(inet::name(&fd)?));
+            std::mem::forget(fd);
+        }
+        let client = inet::stream(inet::V4);
+        inet::connect(&client, listener.get().unwrap())?;
+        // SAFETY: takes integers.
+        check(unsafe { libc::fcntl(client.raw(), libc::F_SETFL, libc::O_NONBLOCK) })?;
+        while write(client.raw(), &[1; 65536]).is_ok() {}
+        Ok(0)
+    });
+}
+
+fn unread_unix_connections() {
+    let listener = RefCell::new(None);
+    exhaust(move |count| {
+        if count.is_multiple_of(4000) {
+            let name = format!("exhaustion-{}-{}", roundtable_programs::sys::pid(), count);
+            let address = SocketAddr::from_abstract_name(name).expect("a name");
+            let bound = UnixListener::bind_addr(&address).expect("bind");
+            inet::listen(&bound, 5000)?;
+            std::mem::forget(bound);
+            listener.replace(Some(address));
+        }
+        let client = UnixStream::connect_addr(listener.borrow().as_ref().unwrap())
+            .map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+        client.set_nonblocking(true).expect("nonblocking");
+        while write(client.as_raw_fd(), &[1; 65536]).is_ok() {}
+        Ok(0)
     });
 }
 

@@ -11,12 +11,14 @@ use libc::{
 use roundtable_programs::child::{End, fork};
 use roundtable_programs::file::Fd;
 use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::place::{self, Place};
 use roundtable_programs::procfs::wait_for_sleep;
 use roundtable_programs::rows::Rows;
 use roundtable_programs::sys::pid;
 use roundtable_programs::{Errno, row, tests};
 
-tests! { order_and_attributes, waiting_and_timeouts, poll_and_text, notification, names_and_errors, limits, mounted }
+tests! { order_and_attributes, waiting_and_timeouts, poll_and_text, notification, names_and_errors, limits, mounted,
+mounted_queues_are_counted }
 
 struct Queue(Fd);
 
@@ -305,4 +307,29 @@ fn mounted() {
     assert_eq!(unlink("seen"), Err(Errno::ENOENT));
     // SAFETY: as above.
     assert_eq!(unsafe { libc::umount(at.as_ptr()) }, 0);
+}
+
+/// A queue that open(2) makes counts for its user as one of mq_open(2) does.
+fn mounted_queues_are_counted() {
+    let place = Place::new("");
+    let at = place.path("queues");
+    place::mkdir(&at, 0o755).unwrap();
+    place::mount("mqueue", &at, "mqueue", 0, "").unwrap();
+    let made = fork(|| {
+        // Some of the usual size, and no more.
+        let limit = libc::rlimit { rlim_cur: 300_000, rlim_max: 300_000 };
+        // SAFETY: the limit is a local.
+        assert_eq!(unsafe { libc::setrlimit(libc::RLIMIT_MSGQUEUE, &limit) }, 0);
+        place::become_user(1234, 1234);
+        let open = |number: i32| Fd::open(&format!("{at}/counted-{number}"), O_CREAT | O_RDWR);
+        let queues: Vec<_> = (0..20).map_while(|number| open(number).ok()).collect();
+        assert!((1..=3).contains(&queues.len()), "{}", queues.len());
+        assert_eq!(open(19).err(), Some(Errno::EMFILE));
+        assert_eq!(Queue::open("counted-mq", O_CREAT | O_RDWR, None).err(), Some(Errno::EMFILE));
+    });
+    made.ok();
+    for name in place::names(&at) {
+        place::unlink(&format!("{at}/{name}")).unwrap();
+    }
+    place::umount(&at, 0).unwrap();
 }

@@ -21,7 +21,8 @@ use roundtable_programs::{Errno, procfs, tests};
 tests! { requests_at_the_last_addresses, requests_by_the_thousand, an_answer_before_a_failure, readers_that_wait_can_be_killed,
 readers_that_wait_have_a_time_limit, readers_share_a_stream: 60, a_port_of_another_user, no_errors_in_the_queue,
 a_connection_without_a_descriptor, ends_of_peers_with_unread_data, one_wake_for_a_datagram: 60, one_wake_for_a_connection: 60,
-one_wake_for_a_place: 60, a_peek_passes_the_wake_on }
+one_wake_for_a_place: 60, a_peek_passes_the_wake_on, flows_stay_together, a_chosen_source_is_forgotten,
+a_connection_leaves_nothing_to_the_next }
 
 fn netlink() -> Fd {
     Fd::own(call(libc::SYS_socket, [libc::AF_NETLINK as usize, libc::SOCK_RAW as usize, 0, 0, 0, 0]).unwrap())
@@ -392,4 +393,91 @@ fn a_peek_passes_the_wake_on() {
         assert_eq!(send(&b, b"x", 0), Ok(1));
         client_sends();
     });
+}
+
+fn receiver(at: SocketAddr, options: &[i32]) -> UdpSocket {
+    let fd = inet::socket(libc::AF_INET, libc::SOCK_DGRAM).unwrap();
+    options.iter().for_each(|option| _ = inet::set(&fd, libc::SOL_SOCKET, *option, 1).unwrap());
+    inet::bind(&fd, at).unwrap();
+    let socket = UdpSocket::from(fd.0);
+    socket.set_nonblocking(true).unwrap();
+    socket
+}
+
+/// How many datagrams wait.
+fn waiting(socket: &UdpSocket) -> usize {
+    (0..).take_while(|_| socket.recv(&mut [0; 10]).is_ok()).count()
+}
+
+fn flows_stay_together() {
+    let first = receiver((V4, 0).into(), &[libc::SO_REUSEPORT]);
+    let at = first.local_addr().unwrap();
+    let sockets: Vec<_> =
+        std::iter::once(first).chain((0..3).map(|_| receiver(at, &[libc::SO_REUSEPORT]))).collect();
+    let mut used = [0; 4];
+    for _ in 0..40 {
+        let client = UdpSocket::bind((V4, 0)).unwrap();
+        for _ in 0..5 {
+            client.send_to(b"x", at).unwrap();
+        }
+        let counts: Vec<_> = sockets.iter().map(waiting).collect();
+        let one = counts.iter().position(|count| *count == 5);
+        used[one.unwrap_or_else(|| panic!("{counts:?}"))] += 1;
+    }
+    assert!(used.iter().filter(|count| **count > 0).count() > 1, "{used:?}");
+    // Who shares the address only gives it up to the next.
+    let first = receiver((V4, 0).into(), &[libc::SO_REUSEADDR]);
+    let at = first.local_addr().unwrap();
+    let last = receiver(at, &[libc::SO_REUSEADDR]);
+    let client = UdpSocket::bind((V4, 0)).unwrap();
+    for _ in 0..10 {
+        client.send_to(b"x", at).unwrap();
+    }
+    assert_eq!((waiting(&first), waiting(&last)), (0, 10));
+}
+
+fn a_chosen_source_is_forgotten() {
+    let other = UdpSocket::bind((V4, 0)).unwrap();
+    let to = other.local_addr().unwrap();
+    let free = UdpSocket::bind((V4, 0)).unwrap().local_addr().unwrap().port();
+    let at = |text: &str| -> SocketAddr { text.parse().unwrap() };
+    for (bound, after) in [
+        (None, at("0.0.0.0:0")),
+        (Some(at("127.0.0.1:0")), at("127.0.0.1:0")),
+        (Some(SocketAddr::new([0, 0, 0, 0].into(), free)), SocketAddr::new([0, 0, 0, 0].into(), free)),
+    ] {
+        let fd = inet::socket(libc::AF_INET, libc::SOCK_DGRAM).unwrap();
+        if let Some(bound) = bound {
+            inet::bind(&fd, bound).unwrap();
+        }
+        inet::connect(&fd, to).unwrap();
+        let socket = UdpSocket::from(fd.0);
+        assert_eq!(socket.local_addr().unwrap().ip(), V4);
+        inet::disconnect(&socket).unwrap();
+        assert_eq!(socket.local_addr().unwrap(), after, "{bound:?}");
+        // As good as before.
+        inet::connect(&socket, to).unwrap();
+        assert_eq!(socket.send(b"again").unwrap(), 5);
+        let (_, from) = other.recv_from(&mut [0; 10]).unwrap();
+        assert_eq!(from, socket.local_addr().unwrap());
+        other.send_to(b"back", from).unwrap();
+        assert_eq!(socket.recv(&mut [0; 10]).unwrap(), 4);
+    }
+}
+
+fn a_connection_leaves_nothing_to_the_next() {
+    let listener = TcpListener::bind((V4, 0)).unwrap();
+    let at = listener.local_addr().unwrap();
+    let client = TcpStream::connect(at).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    server.write_all(b"old").unwrap();
+    assert_ne!(inet::poll(&client, libc::POLLIN, 10_000), 0);
+    inet::disconnect(&client).unwrap();
+    inet::connect(&client, at).unwrap();
+    let (mut server, _) = listener.accept().unwrap();
+    server.write_all(b"new").unwrap();
+    drop(server);
+    let mut text = String::new();
+    (&client).read_to_string(&mut text).unwrap();
+    assert_eq!(text, "new");
 }

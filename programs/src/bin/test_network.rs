@@ -17,7 +17,8 @@ tests! {
     the_host_connects: 100, many_connect_at_once: 120, one_after_the_other: 120, refused, reset_by_the_host,
     half_closed, closed_with_data_unread, nonblocking_connect, datagrams_go_out_and_back,
     long_datagrams_are_refused_or_cut, datagrams_come_in: 100, a_flood_stops_no_cpu: 120,
-    own_address_leads_back, loopback_stays_inside,
+    own_address_leads_back, loopback_stays_inside, nobody_there: 100, an_attempt_for_another_place,
+    a_slow_reader_gets_the_end: 100, one_user_does_not_take_all: 120,
 }
 
 const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
@@ -355,4 +356,80 @@ fn loopback_stays_inside() {
     let _listener = TcpListener::bind(("127.0.0.1", PORT)).unwrap();
     // QEMU's end takes the connection, and gives it up when the guest refuses.
     assert_ne!(line_of(&ask("call 1 100")), "ok");
+}
+
+/// An address on the line that nobody has.
+const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 99);
+
+/// Who sends to a machine that is not there holds up nobody else.
+fn nobody_there() {
+    let lost = UdpSocket::bind("0.0.0.0:0").unwrap();
+    lost.set_nonblocking(true).unwrap();
+    let waits = thread::spawn(|| TcpStream::connect((NOBODY, 9)).unwrap_err().kind());
+    for round in 0..4 {
+        // More than a queue of packets holds; whether each is taken does not matter.
+        for _ in 0..500 {
+            let _ = lost.send_to(&[0; 1000], (NOBODY, 9));
+        }
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        assert_eq!(exchange(&socket, peer().1, b"beside it"), b"beside it", "{round}");
+        let mut got = Vec::new();
+        ask("send 10000").read_to_end(&mut got).unwrap();
+        assert_eq!(got.len(), 10_000);
+        thread::sleep(Duration::from_millis(700));
+    }
+    assert_eq!(waits.join().unwrap(), ErrorKind::HostUnreachable);
+}
+
+/// A socket that was to go to the machine itself may go elsewhere afterwards.
+fn an_attempt_for_another_place() {
+    use roundtable_programs::inet;
+    let closed = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let fd = inet::stream(GUEST.into());
+    assert_eq!(inet::connect(&fd, closed), Err(roundtable_programs::Errno::ECONNREFUSED));
+    assert_eq!(inet::connect(&fd, peer().0), Ok(0));
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    socket.connect(closed).unwrap();
+    inet::disconnect(&socket).unwrap();
+    socket.connect(peer().1).unwrap();
+    assert_eq!(socket.local_addr().unwrap().ip(), GUEST);
+    assert_eq!(exchange(&socket, peer().1, b"elsewhere"), b"elsewhere");
+}
+
+/// What came before the end waits for its reader, however long after the end.
+fn a_slow_reader_gets_the_end() {
+    // More than the reader's queue holds, and less than that and TCP's.
+    const LEN: usize = 300_000;
+    let mut stream = ask(&format!("send {LEN}"));
+    stream.shutdown(Shutdown::Write).unwrap();
+    thread::sleep(Duration::from_secs(13));
+    let mut got = Vec::new();
+    stream.read_to_end(&mut got).unwrap();
+    assert!(got == pattern(LEN, 0), "{} bytes", got.len());
+}
+
+fn one_user_does_not_take_all() {
+    use roundtable_programs::child::fork;
+    use roundtable_programs::{inet, place};
+    let (mut hears, mut told) = std::io::pipe().unwrap();
+    let child = fork(|| {
+        place::become_user(1001, 1001);
+        let fds: Vec<_> = (0..520).map(|_| inet::stream(GUEST.into())).collect();
+        let mut count = 0;
+        for fd in &fds {
+            match inet::connect(fd, peer().0) {
+                Ok(_) => count += 1,
+                Err(error) => assert_eq!(error, roundtable_programs::Errno::ENOBUFS),
+            }
+        }
+        assert!(count >= 200, "{count}");
+        told.write_all(b"x").unwrap();
+        // SAFETY: takes nothing.
+        unsafe { libc::pause() };
+    });
+    hears.read_exact(&mut [0]).unwrap();
+    let mut got = Vec::new();
+    ask("send 10000").read_to_end(&mut got).unwrap();
+    assert_eq!(got.len(), 10_000);
+    child.end();
 }

@@ -30,8 +30,21 @@ const TEXT: u64 = 80;
 #[derive(Default)]
 struct Inodes(AtomicUsize);
 
+impl Inodes {
+    /// `ENOSPC` when there are as many queues as there may be.
+    fn check_room(&self) -> Result<()> {
+        // Relaxed: a setting of its own.
+        let most = QUEUES_MAX.load(Ordering::Relaxed);
+        let all = self.0.load(Ordering::SeqCst);
+        let privileged = || process::current().credentials().capable(abi::CAP_SYS_RESOURCE);
+        // The root is there before any queue.
+        if all == 0 || all - 1 < most || privileged() { Ok(()) } else { Err(Errno::ENOSPC) }
+    }
+}
+
 impl TreeFs for Inodes {
     fn charge_inode(&self) -> Result<()> {
+        self.check_room()?;
         // A queue stays when its maker ends.
         reserve::ask_lasting(PAGE_SIZE)?;
         self.0.fetch_add(1, Ordering::SeqCst);
@@ -54,6 +67,7 @@ struct Node {
 
 impl InodeOps for Node {
     fn open(&self, _: &Path, _: u32) -> Result<Arc<dyn FileOps>> {
+        self.queue.count()?;
         Ok(self.queue.clone())
     }
 
@@ -81,20 +95,18 @@ impl SuperblockOps for Mqueue {
 /// The queues of one namespace, as a mount that nobody sees.
 pub struct Instance {
     mount: Arc<Mount>,
-    inodes: Arc<Inodes>,
 }
 
 impl Instance {
     /// Without any queue.
     pub fn new() -> Result<Self> {
         let superblock = Superblock::new("mqueue", Mqueue(SpinLock::new(None)));
-        let inodes = Arc::new(Inodes::default());
-        let fs: Arc<dyn TreeFs> = inodes.clone();
+        let fs: Arc<dyn TreeFs> = Arc::new(Inodes::default());
         let root = tree::new_root(&superblock, &fs, 0o1777, 0, 0)?;
         if let Some(mqueue) = superblock.ops_as::<Mqueue>() {
             *mqueue.0.lock() = Some(root.clone());
         }
-        Ok(Self { mount: Mount::new(root, "mqueue", 0), inodes })
+        Ok(Self { mount: Mount::new(root, "mqueue", 0) })
     }
 }
 
@@ -128,18 +140,6 @@ fn start(name: &[u8]) -> Result<Start> {
 /// Opens a queue, or makes it.
 pub(super) fn open(name: &[u8], flags: u32, mode: u32) -> Result<Arc<File>> {
     open::open(&start(name)?, name, flags, mode)
-}
-
-/// `ENOSPC` when there are as many queues as there may be.
-pub(super) fn check_room() -> Result<()> {
-    // Relaxed: a setting of its own.
-    let most = QUEUES_MAX.load(Ordering::Relaxed);
-    let queues = here().messages()?.inodes.0.load(Ordering::SeqCst).saturating_sub(1);
-    if queues < most || process::current().credentials().capable(abi::CAP_SYS_RESOURCE) {
-        Ok(())
-    } else {
-        Err(Errno::ENOSPC)
-    }
 }
 
 /// Takes a name away. The queue goes with its last descriptor.

@@ -79,8 +79,16 @@ pub struct Queue {
     emptied: WaitQueue,
 }
 
-/// One at a time makes queues: from the look for the name until the queue has its attributes.
+/// One at a time makes queues by mq_open(2): from the look for the name until the queue is there.
 static OPENING: Mutex<()> = Mutex::new(());
+/// What the queue is to be like that a thread makes by mq_open(2), and its part of what the user may have.
+static MAKING: SpinLock<Option<Making>> = SpinLock::new(None);
+
+struct Making {
+    tid: u32,
+    attributes: Attributes,
+    charge: Charge,
+}
 
 /// mq_open(2): the name has no slash. Gives the open file.
 pub fn open(name: &[u8], flags: u32, mode: u32, attributes: Option<Attributes>) -> Result<Arc<File>> {
@@ -101,16 +109,14 @@ pub fn open(name: &[u8], flags: u32, mode: u32, attributes: Option<Attributes>) 
         Some(attributes) => attributes.check()?,
         None => Attributes::standard(),
     };
-    let charge = Charge::take(&attributes)?;
-    filesystem::check_room()?;
+    let making = Making { tid: process::current().tid(), attributes, charge: Charge::take(&attributes)? };
+    *MAKING.lock() = Some(making);
     let mode = mode & 0o7777 & !caller::context().umask();
-    let file = filesystem::open(name, wanted | abi::O_CREAT | abi::O_EXCL, mode)?;
-    if let Some(queue) = file.ops_as::<Queue>() {
-        let mut state = queue.state.lock();
-        state.attributes = attributes;
-        state.charge = Some(charge);
-    }
-    Ok(file)
+    let file = filesystem::open(name, wanted | abi::O_CREAT | abi::O_EXCL, mode);
+    // It is still there when no queue was made.
+    let left = MAKING.lock().take();
+    drop(left);
+    file
 }
 
 /// mq_unlink(2).
@@ -124,11 +130,37 @@ pub fn queue_of(file: &File) -> Result<&Queue> {
 }
 
 impl Queue {
-    /// A queue that open(2) makes: with the standard attributes.
+    /// A queue as mq_open(2) wants it, or one that open(2) or mknod(2) makes: with the standard attributes, and counted when it is opened.
     fn new() -> Self {
+        let tid = process::current().tid();
+        let making = MAKING.lock().take_if(|making| making.tid == tid);
         let queue = Self::default();
-        queue.state.lock().attributes = Attributes::standard();
+        let (attributes, charge) = match making {
+            Some(making) => (making.attributes, Some(making.charge)),
+            None => (Attributes::standard(), None),
+        };
+        {
+            let mut state = queue.state.lock();
+            state.attributes = attributes;
+            state.charge = charge;
+        }
         queue
+    }
+
+    /// Counts the queue for who opens it, if it counts for nobody yet. `EMFILE`.
+    fn count(&self) -> Result<()> {
+        let attributes = {
+            let state = self.state.lock();
+            if state.charge.is_some() {
+                return Ok(());
+            }
+            state.attributes
+        };
+        let charge = Charge::take(&attributes)?;
+        // Another thread may have been faster: one of both goes, without the lock.
+        let other = self.state.lock().charge.replace(charge);
+        drop(other);
+        Ok(())
     }
 
     /// What it is made for, and how many messages it has.

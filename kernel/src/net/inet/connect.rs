@@ -3,13 +3,14 @@
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
 use core::net::{IpAddr, Ipv6Addr, SocketAddr};
+use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general::CAP_NET_BIND_SERVICE;
 
 use super::address::{self, Family, Given};
 use super::card;
 use super::ports::{self, Claim, Protocol};
-use super::{Role, Socket};
+use super::{Fixed, Role, Socket};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::net::options::{deadline, wait_error};
@@ -34,7 +35,27 @@ impl Socket {
         if (1..ports::FIRST_UNPRIVILEGED).contains(&at.port()) && !privileged() {
             return Err(Errno::EACCES);
         }
-        self.bind_to(at)
+        self.bind_to(at)?;
+        self.state.lock().fixed = Fixed { ip: !at.ip().is_unspecified(), port: at.port() != 0 };
+        Ok(())
+    }
+
+    /// A socket that is not connected forgets what bind(2) has not fixed of its address.
+    pub(super) fn forget_source(&self) {
+        let claim = {
+            let mut state = self.state.lock();
+            if !matches!(state.role, Role::Idle) {
+                return;
+            }
+            if !state.fixed.ip {
+                state.local.set_ip(self.family.any());
+            }
+            if state.fixed.port { None } else { state.claim.take() }
+        };
+        if let Some(claim) = claim {
+            ports::release(self.protocol, &claim, self);
+            self.state.lock().local.set_port(0);
+        }
     }
 
     /// A socket of IPv6 alone has nothing to do with addresses of IPv4.
@@ -85,9 +106,13 @@ impl Socket {
 
     /// Takes any port if the socket has none.
     pub(super) fn bind_any(&self, ip: IpAddr) -> Result<()> {
-        if self.state.lock().claim.is_some() {
-            return Ok(());
-        }
+        let ip = {
+            let state = self.state.lock();
+            if state.claim.is_some() {
+                return Ok(());
+            }
+            if state.fixed.ip { state.local.ip() } else { ip }
+        };
         self.bind_to(SocketAddr::new(ip, 0)).map_err(|error| match error {
             // As connect(2) and listen(2) say it.
             Errno::EADDRINUSE if self.protocol == Protocol::Tcp => Errno::EADDRNOTAVAIL,
@@ -160,12 +185,15 @@ impl Socket {
         }
         self.check_family(to.ip(), Errno::ENETUNREACH)?;
         let to = address::route(to)?;
+        // An attempt before this one may have failed, and have been for another place.
+        self.forget_source();
         self.bind_any(address::source_for(to.ip()))?;
         let outside = address::outside(to);
         let local;
         {
             let mut state = self.state.lock();
-            if !matches!(state.role, Role::Idle) {
+            // Another thread may have connected it, or have broken that off.
+            if !matches!(state.role, Role::Idle) || state.claim.is_none() {
                 return Err(Errno::EALREADY);
             }
             if state.local.ip().is_unspecified() {
@@ -210,7 +238,10 @@ impl Socket {
                 }
                 _ => {
                     state.untold = false;
-                    Some(Err(state.error.take().unwrap_or(Errno::ECONNABORTED)))
+                    let error = state.error.take().unwrap_or(Errno::ECONNABORTED);
+                    drop(state);
+                    self.forget_source();
+                    Some(Err(error))
                 }
             }
         };
@@ -269,6 +300,7 @@ impl Socket {
             state.peer = Some(peer);
             state.role = Role::Connected(Arc::downgrade(client));
         }
+        server.waits.store(true, Ordering::SeqCst);
         let connected = {
             let mut state = client.state.lock();
             let waits = matches!(state.role, Role::Connecting);
@@ -359,6 +391,10 @@ impl Socket {
         {
             peer.reset();
         }
+        // What has come is of the connection that was.
+        let bytes = core::mem::take(&mut *self.bytes.lock());
+        drop(bytes);
+        self.forget_source();
         self.wake();
         Ok(())
     }
@@ -383,6 +419,11 @@ impl Socket {
             }
         };
         self.admit_waiting();
+        socket.waits.store(false, Ordering::SeqCst);
+        if let Some(client) = socket.peer() {
+            // There is more room now.
+            client.writable.wake_all();
+        }
         Ok(socket)
     }
 

@@ -16,6 +16,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::{Events, Sink, Source};
 use crate::memory::fallible::{self, CopyUnderLock, TryVec};
 use crate::net::calls::Incoming;
+use crate::net::flow;
 use crate::net::options::{deadline, wait_error};
 
 /// The longest datagram: what IPv4 has room for behind its own header and UDP's.
@@ -65,8 +66,8 @@ impl Socket {
     pub(super) fn connect_datagram(&self, given: Given) -> Result<()> {
         let to = match given {
             Given::Unspecified => {
-                let mut state = self.state.lock();
-                state.peer = None;
+                self.state.lock().peer = None;
+                self.forget_source();
                 return Ok(());
             }
             Given::Endpoint(to) => to,
@@ -130,7 +131,7 @@ impl Socket {
         if let Some(outside) = address::outside(to) {
             return match from {
                 SocketAddr::V4(from) if !from.ip().is_loopback() => {
-                    card::send(from, outside, bytes, &header).map(|()| len)
+                    card::send(self.uid, from, outside, bytes, &header).map(|()| len)
                 }
                 _ => Err(Errno::EINVAL),
             };
@@ -300,13 +301,18 @@ pub fn receive(from: SocketAddr, to: SocketAddr, bytes: Vec<u8>, header: Header)
     }
 }
 
-/// The socket that a datagram is for. Of those that suit it equally, the ones that share the port take turns by chance.
+/// The socket that a datagram is for. Of those that suit it equally and share the port each has its flows; else it is the one that came last.
 fn choose(to: SocketAddr, from: SocketAddr) -> Result<Option<Arc<Socket>>> {
     let receivers = ports::receivers(Protocol::Udp, to)?;
     let best = receivers.iter().filter_map(|socket| socket.suits(to.ip(), from)).max();
     let Some(best) = best else { return Ok(None) };
     let suits = |socket: &&Arc<Socket>| socket.suits(to.ip(), from) == Some(best);
     let count = receivers.iter().filter(suits).count();
-    let choice = crate::random::number() as usize % count.max(1);
+    let shared = receivers.iter().filter(suits).all(|socket| socket.options.lock().reuse_port);
+    let choice = if shared {
+        (flow::number(from, to) % count.max(1) as u64) as usize
+    } else {
+        count.saturating_sub(1)
+    };
     Ok(receivers.iter().filter(suits).nth(choice).cloned())
 }

@@ -23,7 +23,7 @@ mod stream;
 use alloc::collections::VecDeque;
 use alloc::sync::{Arc, Weak};
 use core::net::SocketAddr;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use linux_raw_sys::{general as abi, ioctl, net};
 
@@ -54,10 +54,18 @@ enum Role {
     Closed,
 }
 
+/// What bind(2) has said of a socket's address. The rest is chosen by connect(2), and forgotten with the connection.
+#[derive(Clone, Copy, Default)]
+struct Fixed {
+    ip: bool,
+    port: bool,
+}
+
 struct State {
     role: Role,
     /// The port that is held, with the address that it was asked for with.
     claim: Option<Claim>,
+    fixed: Fixed,
     /// The address that getsockname(2) gives.
     local: SocketAddr,
     /// The address that getpeername(2) gives.
@@ -83,6 +91,8 @@ pub struct Socket {
     uid: u32,
     /// Its inode; 0 without an open file.
     inode: AtomicU64,
+    /// It waits to be accepted.
+    waits: AtomicBool,
     state: SpinLock<State>,
     /// What a stream has received.
     bytes: SpinLock<Bytes>,
@@ -136,9 +146,11 @@ impl Socket {
             protocol,
             uid,
             inode: AtomicU64::new(0),
+            waits: AtomicBool::new(false),
             state: SpinLock::new(State {
                 role: Role::Idle,
                 claim: None,
+                fixed: Fixed::default(),
                 local: SocketAddr::new(family.any(), 0),
                 peer: None,
                 receive_closed: false,
@@ -300,12 +312,16 @@ impl FileOps for Socket {
     }
 
     fn kernel_bytes(&self) -> u64 {
+        // Those that wait to be accepted count for the listener, with what they have received; their other ends may be gone.
         let waiting = match &self.state.lock().role {
-            Role::Listening { pending, waiting, .. } => pending.len() + waiting.len(),
+            Role::Listening { pending, waiting, .. } => {
+                let queued: usize = pending.iter().map(|socket| socket.bytes.lock().held()).sum();
+                size_of::<Socket>() * (pending.len() + waiting.len()) + queued
+            }
             _ => 0,
         };
         let queued = self.bytes.lock().held() + self.datagrams.lock().held();
-        (size_of::<Socket>() * (1 + waiting) + queued) as u64
+        (size_of::<Socket>() + waiting + queued) as u64
     }
 
     fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {

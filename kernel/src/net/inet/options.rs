@@ -32,6 +32,13 @@ impl Default for Flags {
 }
 
 impl Flags {
+    /// Seconds for which the other side of a connection may be silent with SO_KEEPALIVE.
+    pub(super) fn keep_alive(&self) -> u64 {
+        let value = |name| self.value(TCP, name).max(1) as u64;
+        let questions = value(net::TCP_KEEPCNT) * value(net::TCP_KEEPINTVL);
+        value(net::TCP_KEEPIDLE) + questions
+    }
+
     /// The value of an option that is kept; 0 of one that is not.
     pub(super) fn value(&self, level: u32, name: u32) -> i32 {
         position(level, name).map_or(0, |index| self.kept[index])

@@ -3,6 +3,7 @@
 use alloc::collections::VecDeque;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use linux_raw_sys::net;
 
@@ -19,6 +20,9 @@ use crate::signal;
 const PIECE: usize = 32 * 1024;
 /// Memory for a short message, so that the next ones may join it.
 const SHORT: usize = 1024;
+
+/// The most bytes that wait in a connection which is not accepted yet.
+const UNACCEPTED: usize = 64 * 1024;
 
 /// Bytes that were received, in pieces.
 #[derive(Default)]
@@ -88,7 +92,9 @@ impl Socket {
     /// Bytes that may wait in the queue of `peer` for what this socket sends.
     pub(super) fn window(&self, peer: &Socket) -> usize {
         let own = self.options.lock().send_buffer;
-        own + peer.options.lock().receive_buffer
+        let window = own + peer.options.lock().receive_buffer;
+        // Nobody reads it yet, and perhaps nobody will.
+        if peer.waits.load(Ordering::SeqCst) { window.min(UNACCEPTED) } else { window }
     }
 
     /// The peer of a connection that may be sent to; none when nobody reads any more what is sent.

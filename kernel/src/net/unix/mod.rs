@@ -99,6 +99,8 @@ pub struct Socket {
     pub kind: Kind,
     state: SpinLock<State>,
     queue: SpinLock<VecDeque<Message>>,
+    /// Bytes that the queue's messages count for.
+    queued: AtomicUsize,
     /// Bytes of messages under way that this socket has sent.
     pub(super) in_flight: AtomicUsize,
     pub(super) options: SpinLock<Options>,
@@ -134,6 +136,7 @@ impl Socket {
                 released: false,
             }),
             queue: SpinLock::new(VecDeque::new()),
+            queued: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             options: SpinLock::new(Options::new()),
             reading: Turns::new(),
@@ -262,10 +265,24 @@ impl Socket {
         }
     }
 
+    /// Takes all messages out of the queue.
+    fn take_messages(&self) -> VecDeque<Message> {
+        let mut queue = self.queue.lock();
+        self.queued.store(0, Ordering::SeqCst);
+        core::mem::take(&mut *queue)
+    }
+
+    /// Takes the first message out of the queue.
+    fn take_message(&self, queue: &mut VecDeque<Message>) -> Option<Message> {
+        let message = queue.pop_front()?;
+        self.queued.fetch_sub(message.charge(), Ordering::SeqCst);
+        Some(message)
+    }
+
     /// Drops what is in the queue, and in those of connections that were not accepted yet; says whether that was anything. Nobody can
     /// reach the socket any more.
     pub(super) fn empty(&self) -> bool {
-        let messages = core::mem::take(&mut *self.queue.lock());
+        let messages = self.take_messages();
         let mut found = !messages.is_empty();
         drop(messages);
         self.each_pending(&mut |socket| found |= socket.empty());
@@ -310,10 +327,7 @@ impl Socket {
         if let Some(address) = &address {
             address::release(self, address);
         }
-        let unread = {
-            let taken = core::mem::take(&mut *self.queue.lock());
-            !taken.is_empty()
-        };
+        let unread = !self.take_messages().is_empty();
         match role {
             Role::Connected(peer) => match peer.upgrade() {
                 Some(peer) if self.kind == Kind::Datagram => peer.forget_held_up(self),
@@ -439,12 +453,17 @@ impl FileOps for Socket {
     }
 
     fn kernel_bytes(&self) -> u64 {
-        let waiting = match &self.state.lock().role {
-            Role::Listening { pending, .. } => pending.len(),
+        let queued = |socket: &Socket| socket.queued.load(Ordering::SeqCst);
+        // Those that wait to be accepted count for the listener, with what they have received.
+        let waiting: usize = match &self.state.lock().role {
+            Role::Listening { pending, .. } => {
+                pending.iter().map(|socket| 2 * size_of::<Socket>() + queued(socket)).sum()
+            }
             _ => 0,
         };
-        // Itself, those that wait to be accepted, and what it has sent and nobody has received.
-        (size_of::<Socket>() * (1 + 2 * waiting) + self.in_flight.load(Ordering::SeqCst)) as u64
+        // Itself, what it has received, and what it has sent and nobody has received: either end may be gone, or be another's.
+        let messages = queued(self) + self.in_flight.load(Ordering::SeqCst);
+        (size_of::<Socket>() + waiting + messages) as u64
     }
 
     fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {

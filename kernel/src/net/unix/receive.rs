@@ -163,7 +163,7 @@ impl Socket {
         received.credentials = Some(front.credentials);
         let rights = front.rights.take();
         front.taken += count;
-        let finished = if front.rest().is_empty() { queue.pop_front() } else { None };
+        let finished = if front.rest().is_empty() { self.take_message(&mut queue) } else { None };
         drop(queue);
         let files = rights.map(Rights::into_files);
         drop(taking);
@@ -237,7 +237,8 @@ impl Socket {
                 return Ok(received);
             }
             let taking = TAKING.lock();
-            let Some(mut message) = self.queue.lock().pop_front() else { continue };
+            let message = self.take_message(&mut self.queue.lock());
+            let Some(mut message) = message else { continue };
             let files = message.rights.take().map(Rights::into_files).unwrap_or_default();
             drop(taking);
             self.made_room();

@@ -97,7 +97,12 @@ impl Socket {
                 Err(Errno::EPIPE)
             } else {
                 fallible::reserve_queue(&mut *queue, 1)
-                    .map(|()| queue.extend(message.take()))
+                    .map(|()| {
+                        if let Some(message) = message.take() {
+                            to.queued.fetch_add(message.charge(), Ordering::SeqCst);
+                            queue.push_back(message);
+                        }
+                    })
                     .map_err(|_| Errno::ENOBUFS)
             }
         };

@@ -1,31 +1,29 @@
-//! UDP over the card: one socket of `smoltcp`'s sees all packets, and ours are found as for each other datagram.
+//! UDP over the card: packets are taken apart and put together here; sockets are found as for each other datagram.
 
-use alloc::collections::VecDeque;
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::vec::Vec;
 use core::net::{IpAddr, SocketAddr, SocketAddrV4};
 
-use smoltcp::iface::{SocketHandle, SocketSet};
 use smoltcp::phy::ChecksumCapabilities;
-use smoltcp::socket::raw::{self, PacketBuffer, PacketMetadata};
-use smoltcp::wire::{IpAddress, IpProtocol, IpVersion, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr};
+use smoltcp::wire::{IpAddress, IpProtocol, Ipv4Packet, Ipv4Repr, UdpPacket, UdpRepr};
 
-use super::streams::is_pretended;
+use super::device::Card;
 use super::worker::{self, BUDGET};
 use crate::errno::{Errno, Result};
-use crate::memory::fallible;
+use crate::memory::{fallible, reserve};
 use crate::net::inet::ancillary::Header;
 use crate::net::inet::{datagram, interface};
 use crate::sync::SpinLock;
 
 /// The longest datagram that is sent: what a frame has room for. Longer ones are not cut.
 const MOST: usize = 1472;
-/// Bytes that wait to be sent, and packets of each direction in the socket.
+/// Bytes that wait to be sent.
 const WAITING: usize = 256 * 1024;
-const PACKETS: usize = 64;
-const BYTES: usize = 64 * 1024;
 const HEADERS: usize = 28;
 
 struct Datagram {
+    /// Whose it is.
+    uid: u32,
     from: SocketAddrV4,
     to: SocketAddrV4,
     bytes: Vec<u8>,
@@ -33,83 +31,88 @@ struct Datagram {
     class: u8,
 }
 
+impl Datagram {
+    fn cost(&self) -> usize {
+        self.bytes.len() + size_of::<Self>()
+    }
+}
+
 struct Queue {
     list: VecDeque<Datagram>,
     held: usize,
+    /// The parts of the users who have any.
+    users: BTreeMap<u32, usize>,
 }
 
-static QUEUE: SpinLock<Queue> = SpinLock::new(Queue { list: VecDeque::new(), held: 0 });
+impl Queue {
+    /// Adds one, as long as its user has no more than is left for others.
+    fn push(&mut self, datagram: Datagram) -> Result<()> {
+        let cost = datagram.cost();
+        let own = self.users.get(&datagram.uid).copied().unwrap_or(0);
+        if own + cost > WAITING.saturating_sub(self.held) {
+            return Err(Errno::ENOBUFS);
+        }
+        fallible::reserve_queue(&mut self.list, 1).map_err(|_| Errno::ENOBUFS)?;
+        self.users.insert(datagram.uid, own + cost);
+        self.held += cost;
+        self.list.push_back(datagram);
+        Ok(())
+    }
 
-/// Sends a datagram to another machine. `EMSGSIZE`; `ENOBUFS` when those before it have not gone out.
-pub fn send(from: SocketAddrV4, to: SocketAddrV4, bytes: Vec<u8>, header: &Header) -> Result<()> {
+    fn pop(&mut self) -> Option<Datagram> {
+        let next = self.list.pop_front()?;
+        let cost = next.cost();
+        self.held -= cost;
+        if let Some(own) = self.users.get_mut(&next.uid) {
+            *own -= cost;
+            if *own == 0 {
+                self.users.remove(&next.uid);
+            }
+        }
+        Some(next)
+    }
+}
+
+static QUEUE: SpinLock<Queue> =
+    SpinLock::new(Queue { list: VecDeque::new(), held: 0, users: BTreeMap::new() });
+
+/// Sends a user's datagram to another machine. `EMSGSIZE`; `ENOBUFS` when those before it have not gone out.
+pub fn send(uid: u32, from: SocketAddrV4, to: SocketAddrV4, bytes: Vec<u8>, header: &Header) -> Result<()> {
+    /// A user's place, with its part of a node.
+    const ENTRY: usize = 256;
     if bytes.len() > MOST {
         return Err(Errno::EMSGSIZE);
     }
-    let cost = bytes.len() + size_of::<Datagram>();
-    {
-        let mut queue = QUEUE.lock();
-        if queue.held + cost > WAITING {
-            return Err(Errno::ENOBUFS);
+    reserve::ask(ENTRY).map_err(|_| Errno::ENOBUFS)?;
+    let datagram = Datagram { uid, from, to, bytes, hops: header.hops, class: header.class };
+    // The lock goes at the end of the statement.
+    let result = QUEUE.lock().push(datagram);
+    worker::wake();
+    result
+}
+
+/// Sends what is to go, as far as there are buffers, and leaves most of these to TCP.
+pub fn transmit(card: &mut Card) {
+    for _ in 0..BUDGET / 4 {
+        if !card.can_send() {
+            return;
         }
-        fallible::reserve_queue(&mut queue.list, 1).map_err(|_| Errno::ENOBUFS)?;
-        queue.held += cost;
-        queue.list.push_back(Datagram { from, to, bytes, hops: header.hops, class: header.class });
+        // The lock goes at the end of the statement.
+        let next = QUEUE.lock().pop();
+        let Some(next) = next else { return };
+        card.send(HEADERS + next.bytes.len(), |room| write(&next, room));
     }
     worker::wake();
-    Ok(())
 }
 
-/// The thread's part.
-pub struct Datagrams(SocketHandle);
-
-impl Datagrams {
-    pub fn new(sockets: &mut SocketSet<'static>) -> Result<Self> {
-        let buffer = || -> Result<PacketBuffer<'static>> {
-            Ok(PacketBuffer::new(
-                fallible::filled(PacketMetadata::EMPTY, PACKETS)?,
-                fallible::filled(0, BYTES)?,
-            ))
-        };
-        let socket = raw::Socket::new(Some(IpVersion::Ipv4), Some(IpProtocol::Udp), buffer()?, buffer()?);
-        Ok(Self(sockets.add(socket)))
-    }
-
-    /// Delivers what has come, and hands over what is to go.
-    pub fn serve(&self, sockets: &mut SocketSet<'static>) {
-        let socket = sockets.get_mut::<raw::Socket>(self.0);
-        for _ in 0..BUDGET {
-            let Ok(packet) = socket.recv() else { break };
-            // What is no datagram is nobody's.
-            let _ = deliver(packet);
-        }
-        for _ in 0..BUDGET {
-            if !socket.can_send() || socket.send_queue() + HEADERS + MOST > BYTES / 2 {
-                break;
-            }
-            let next = {
-                let mut queue = QUEUE.lock();
-                let next = queue.list.pop_front();
-                queue.held -= next.as_ref().map_or(0, |next| next.bytes.len() + size_of::<Datagram>());
-                next
-            };
-            let Some(next) = next else { break };
-            if let Ok(room) = socket.send(HEADERS + next.bytes.len()) {
-                write(&next, room);
-            }
-        }
-    }
-}
-
-fn deliver(packet: &[u8]) -> Option<()> {
+/// Delivers the datagram of a packet that is for this machine. What is none is nobody's.
+pub fn receive(packet: &[u8]) -> Option<()> {
     let checksums = ChecksumCapabilities::default();
     let packet = Ipv4Packet::new_checked(packet).ok()?;
     let udp = UdpPacket::new_checked(packet.payload()).ok()?;
     let (from, to) = (packet.src_addr(), packet.dst_addr());
     let (hops, class) = (packet.hop_limit(), packet.dscp() << 2 | packet.ecn());
     let header = UdpRepr::parse(&udp, &IpAddress::Ipv4(from), &IpAddress::Ipv4(to), &checksums).ok()?;
-    if is_pretended(from, to) {
-        return None;
-    }
     let from = SocketAddrV4::new(from, header.src_port);
     let to = SocketAddrV4::new(to, header.dst_port);
     let bytes = fallible::copy_of(udp.payload()).ok()?;

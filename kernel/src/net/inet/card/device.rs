@@ -1,13 +1,18 @@
-//! The network card: frames in and out of virtio's two rings, as `smoltcp` wants them.
+//! The network card: frames in and out of virtio's two rings. `smoltcp` sees the packets in them.
 
 use alloc::boxed::Box;
 
-use smoltcp::phy::{self, DeviceCapabilities, Medium};
+use smoltcp::phy::{self, Checksum, DeviceCapabilities, Medium};
 use smoltcp::time::Instant;
 use virtio_drivers::device::net::VirtIONetRaw;
 use virtio_drivers::transport::pci::PciTransport;
 
+use super::Setup;
 use super::counters::COUNTERS;
+use super::inbound::{self, Inbound};
+use super::neighbours::{HEADER, Neighbours};
+use super::sequence;
+use super::worker::now;
 use crate::errno::{Errno, Result};
 use crate::virtio::{Buffers, Memory};
 
@@ -21,13 +26,15 @@ const FRAME: usize = 1514;
 /// The card.
 pub struct Card {
     line: Line,
+    setup: Setup,
+    neighbours: Neighbours,
     /// The frame that is looked at.
     frame: Box<[u8; FRAME]>,
     len: usize,
 }
 
 /// The rings and their buffers.
-struct Line {
+pub struct Line {
     raw: VirtIONetRaw<Memory, PciTransport, RING>,
     received: Buffers,
     sent: Buffers,
@@ -38,7 +45,7 @@ struct Line {
     free: smallvec::SmallVec<[u16; RING]>,
 }
 
-impl Card {
+impl Line {
     /// Takes a device over.
     pub fn new(transport: PciTransport) -> Result<Self> {
         let raw = VirtIONetRaw::new(transport).map_err(|_| Errno::ENOMEM)?;
@@ -53,12 +60,25 @@ impl Card {
         for index in 0..line.received.len() {
             line.offer(index as u16);
         }
-        Ok(Self { line, frame: Box::new([0; FRAME]), len: 0 })
+        Ok(line)
     }
 
-    /// Its hardware address.
+    /// The card's hardware address.
     pub fn hardware_address(&self) -> [u8; 6] {
-        self.line.raw.mac_address()
+        self.raw.mac_address()
+    }
+}
+
+impl Card {
+    /// One that is set up.
+    pub fn new(line: Line, setup: Setup) -> Result<Self> {
+        let neighbours = Neighbours::new(setup)?;
+        Ok(Self { line, setup, neighbours, frame: Box::new([0; FRAME]), len: 0 })
+    }
+
+    /// The machines on the line.
+    pub fn neighbours(&mut self) -> &mut Neighbours {
+        &mut self.neighbours
     }
 
     /// Whether a frame waits, or one that was sent is to be put away.
@@ -71,13 +91,55 @@ impl Card {
         self.line.raw.enable_interrupts();
     }
 
-    /// Takes the next frame off the ring, unless one is still to be looked at; the ring has the buffer back at once.
-    pub fn next_frame(&mut self) -> Option<&[u8]> {
+    /// Takes the next frame off the ring, unless one is still to be looked at; the ring has the buffer back at once. What the frame brings,
+    /// or that it is to be thrown away.
+    pub fn next_frame(&mut self) -> Option<Option<Inbound<'_>>> {
         self.line.reap();
         if self.len == 0 {
             self.len = self.line.take(&mut self.frame)?;
         }
-        Some(&self.frame[..self.len])
+        Some(inbound::sort(&self.frame[..self.len], &self.setup))
+    }
+
+    /// The frame has been looked at.
+    pub fn end_frame(&mut self) {
+        self.len = 0;
+    }
+
+    /// What another machine says of itself is in the frame that is looked at.
+    pub fn hear(&mut self) {
+        let asked = match inbound::sort(&self.frame[..self.len], &self.setup) {
+            Some(Inbound::Arp(packet)) => self.neighbours.hear(packet, now()),
+            _ => None,
+        };
+        self.end_frame();
+        // Without a buffer it has to ask again.
+        if let Some(asked) = asked.filter(|_| self.can_send()) {
+            let neighbours = &self.neighbours;
+            self.line.send(|frame| neighbours.answer(frame, asked));
+        }
+    }
+
+    /// Whether there is a buffer for a frame.
+    pub fn can_send(&self) -> bool {
+        !self.line.free.is_empty()
+    }
+
+    /// Sends a packet of `len` bytes that `fill` writes. There is a buffer.
+    pub fn send<R>(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
+        self.line.send_packet(&mut self.neighbours, len, fill)
+    }
+
+    /// Sends what has waited for others to tell where they are, and asks those again who have not.
+    pub fn tend(&mut self) {
+        self.line.reap();
+        let now = now();
+        while self.can_send() {
+            let neighbours = &mut self.neighbours;
+            if !self.line.send(|frame| neighbours.due(frame, now)) {
+                break;
+            }
+        }
     }
 
     /// Throws away the frame that is looked at.
@@ -144,12 +206,32 @@ impl Line {
         }
     }
 
-    fn send<R>(&mut self, len: usize, fill: impl FnOnce(&mut [u8]) -> R) -> R {
-        // A token is there only while a buffer is.
+    /// Sends a packet to where it goes to, or lets it wait there.
+    fn send_packet<R>(
+        &mut self,
+        neighbours: &mut Neighbours,
+        len: usize,
+        fill: impl FnOnce(&mut [u8]) -> R,
+    ) -> R {
+        let mut result = None;
+        self.send(|frame| {
+            result = Some(fill(&mut frame[HEADER..HEADER + len]));
+            neighbours.wrap(frame, len, now())
+        });
+        result.expect("a frame is written once")
+    }
+
+    /// Sends a frame; `fill` writes it and gives its length. False when that is 0, and nothing is sent.
+    fn send(&mut self, fill: impl FnOnce(&mut [u8]) -> usize) -> bool {
+        // Who sends has looked whether there is one.
         let index = self.free.pop().expect("a frame has a buffer");
         let buffer = self.sent.get(index.into());
         let header = self.raw.fill_buffer_header(buffer).expect("a buffer has room for the header");
-        let result = fill(&mut buffer[header..header + len]);
+        let len = fill(&mut buffer[header..header + FRAME]);
+        if len == 0 {
+            self.free.push(index);
+            return false;
+        }
         // SAFETY: nobody touches the buffer before `reap` has it back.
         match unsafe { self.raw.transmit_begin(&buffer[..header + len]) } {
             Ok(token) => {
@@ -163,15 +245,15 @@ impl Line {
                 self.free.push(index);
             }
         }
-        result
+        true
     }
 }
 
-/// The frame that was received.
+/// The packet that was received.
 pub struct Received<'a>(&'a [u8]);
 
-/// Room for a frame to send.
-pub struct Sending<'a>(&'a mut Line);
+/// Room for a packet to send.
+pub struct Sending<'a>(&'a mut Line, &'a mut Neighbours);
 
 impl phy::RxToken for Received<'_> {
     fn consume<R, F: FnOnce(&[u8]) -> R>(self, f: F) -> R {
@@ -181,7 +263,11 @@ impl phy::RxToken for Received<'_> {
 
 impl phy::TxToken for Sending<'_> {
     fn consume<R, F: FnOnce(&mut [u8]) -> R>(self, len: usize, f: F) -> R {
-        self.0.send(len, f)
+        self.0.send_packet(self.1, len, |packet| {
+            let result = f(packet);
+            sequence::shift_out(packet);
+            result
+        })
     }
 }
 
@@ -190,22 +276,25 @@ impl phy::Device for Card {
     type TxToken<'a> = Sending<'a>;
 
     fn receive(&mut self, _: Instant) -> Option<(Received<'_>, Sending<'_>)> {
-        if self.len == 0 || self.line.free.is_empty() {
+        if self.len <= HEADER || self.line.free.is_empty() {
             return None;
         }
         let len = core::mem::take(&mut self.len);
-        Some((Received(&self.frame[..len]), Sending(&mut self.line)))
+        sequence::shift_back(&mut self.frame[HEADER..len]);
+        Some((Received(&self.frame[HEADER..len]), Sending(&mut self.line, &mut self.neighbours)))
     }
 
     fn transmit(&mut self, _: Instant) -> Option<Sending<'_>> {
         self.line.reap();
-        if self.line.free.is_empty() { None } else { Some(Sending(&mut self.line)) }
+        if self.line.free.is_empty() { None } else { Some(Sending(&mut self.line, &mut self.neighbours)) }
     }
 
     fn capabilities(&self) -> DeviceCapabilities {
         let mut capabilities = DeviceCapabilities::default();
-        capabilities.medium = Medium::Ethernet;
-        capabilities.max_transmission_unit = FRAME;
+        capabilities.medium = Medium::Ip;
+        // Those of what comes are looked at before it goes to `smoltcp`, those of what goes are written behind it.
+        capabilities.checksum.tcp = Checksum::None;
+        capabilities.max_transmission_unit = FRAME - HEADER;
         capabilities
     }
 }

@@ -4,7 +4,7 @@
 //! other end is a socket of the kernel's own, the *stand-in*, which is connected to the user's as any peer is. What the user sends waits in the
 //! stand-in's queue, until [`streams`] puts it into TCP's; what TCP receives goes into the user's queue as if the stand-in had sent it.
 //! So waiting, windows, shutdown, resets, backlogs and poll(2) are those of every connection, and only this module knows of packets.
-//! TCP itself, ARP and the answers to pings are `smoltcp`'s.
+//! TCP itself and the answers to pings are `smoltcp`'s. Ethernet is ours: what a frame may bring ([`inbound`]), who is where ([`neighbours`]).
 //!
 //! One thread, `eth0`, does all of it: no lock of `smoltcp`'s, and no work in the interrupt, which wakes the thread. A round takes
 //! [`worker::BUDGET`] frames at most, then others may run; what comes faster than that the card throws away, having no buffer for it.
@@ -15,6 +15,9 @@
 mod counters;
 mod datagrams;
 mod device;
+mod inbound;
+mod neighbours;
+mod sequence;
 mod streams;
 mod worker;
 
@@ -60,6 +63,11 @@ impl Setup {
         Ipv4Addr::from_bits(self.ip.to_bits() | !self.mask().to_bits())
     }
 
+    /// Whether a machine with this address is on the line itself.
+    pub fn is_near(&self, ip: Ipv4Addr) -> bool {
+        self.mask() & ip == self.network()
+    }
+
     /// The line's own address.
     pub fn network(&self) -> Ipv4Addr {
         Ipv4Addr::from_bits(self.ip.to_bits() & self.mask().to_bits())
@@ -76,8 +84,7 @@ pub fn setup() -> Option<&'static Setup> {
 /// Whether the card leads to `ip`.
 pub fn leads_to(ip: Ipv4Addr) -> bool {
     let is_one = |setup: &Setup| !ip.is_multicast() && !ip.is_broadcast() && ip != setup.broadcast();
-    let is_near = |setup: &Setup| setup.mask() & ip == setup.network();
-    setup().is_some_and(|setup| is_one(setup) && (setup.gateway.is_some() || is_near(setup)))
+    setup().is_some_and(|setup| is_one(setup) && (setup.gateway.is_some() || setup.is_near(ip)))
 }
 
 /// Reads `ADDRESS:SERVER:GATEWAY:MASK:HOST:DEVICE:...`, of which what is not needed may be left out.
@@ -118,9 +125,9 @@ pub fn init() {
 
 fn start(found: virtio::Found, mut setup: Setup) -> Result<()> {
     let hears = found.hear(worker::interrupted);
-    let card = device::Card::new(found.transport)?;
-    setup.hardware = card.hardware_address();
-    let worker = Box::new(Worker::new(card, &setup, hears)?);
+    let line = device::Line::new(found.transport)?;
+    setup.hardware = line.hardware_address();
+    let worker = Box::new(Worker::new(device::Card::new(line, setup)?, &setup, hears)?);
     info!("{NAME}: {}/{}{}", setup.ip, setup.prefix, if hears { "" } else { ", polled" });
     worker::set_thread(sched::spawn_kernel_thread(NAME, move || worker.run()));
     let _ = SETUP.set(setup);

@@ -8,9 +8,10 @@ use core::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use smoltcp::iface::{Interface, SocketHandle, SocketSet};
 use smoltcp::socket::tcp::{self, SocketBuffer, State as Tcp};
 use smoltcp::time::{Duration, Instant};
-use smoltcp::wire::{EthernetFrame, EthernetProtocol, IpEndpoint, IpProtocol, Ipv4Packet, TcpPacket};
+use smoltcp::wire::{IpEndpoint, Ipv4Packet, TcpPacket};
 
-use super::worker::{self, Bell, now};
+use super::neighbours::Neighbours;
+use super::worker::{self, BUDGET, Bell, now};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::net::inet::options::Flags;
@@ -63,8 +64,8 @@ pub fn connect(user: &Arc<Socket>, local: SocketAddrV4, remote: SocketAddrV4) ->
 
 /// How far a connection is.
 enum Phase {
-    /// Another machine has asked for it, and has not yet heard our answer.
-    Arriving,
+    /// Another machine has asked for it, then, and has not yet heard our answer.
+    Arriving(Instant),
     /// It waits for a place in the listener's backlog.
     Waiting,
     /// A user has asked for it, then.
@@ -78,6 +79,8 @@ enum Phase {
 /// A connection.
 struct Stream {
     tcp: SocketHandle,
+    /// The user who listens, or has asked for it.
+    uid: u32,
     local: SocketAddrV4,
     remote: SocketAddrV4,
     phase: Phase,
@@ -86,42 +89,35 @@ struct Stream {
     finished: bool,
     /// Since when there is no user.
     orphan: Option<Instant>,
+    /// Since when the other side owes an answer to our end.
+    closed: Option<Instant>,
+    /// Since when the other side is asked now and then whether it is there.
+    kept: Option<Instant>,
 }
 
 /// All connections.
 pub struct Streams {
-    own: Ipv4Addr,
     list: Vec<Stream>,
     bell: Arc<dyn Watcher>,
     /// Memory was short for somebody: to be tried again.
     held_up: bool,
+    /// A socket for the frame that is looked at was added.
+    admitted: bool,
 }
 
 fn endpoint(at: SocketAddrV4) -> IpEndpoint {
     IpEndpoint::new((*at.ip()).into(), at.port())
 }
 
-/// Who wants to connect to whom, when a frame asks for that.
-fn wish(frame: &[u8], own: Ipv4Addr) -> Option<(SocketAddrV4, SocketAddrV4)> {
-    let frame = EthernetFrame::new_checked(frame).ok()?;
-    if frame.ethertype() != EthernetProtocol::Ipv4 {
-        return None;
-    }
-    let packet = Ipv4Packet::new_checked(frame.payload()).ok()?;
-    if packet.next_header() != IpProtocol::Tcp || packet.dst_addr() != own {
-        return None;
-    }
+/// Who wants to connect to whom, when a segment asks for that.
+fn wish(packet: &[u8]) -> Option<(SocketAddrV4, SocketAddrV4)> {
+    let packet = Ipv4Packet::new_checked(packet).ok()?;
     let tcp = TcpPacket::new_checked(packet.payload()).ok()?;
     let asks = tcp.syn() && !tcp.ack() && !tcp.rst();
     asks.then(|| {
         let from = SocketAddrV4::new(packet.src_addr(), tcp.src_port());
-        (from, SocketAddrV4::new(own, tcp.dst_port()))
+        (from, SocketAddrV4::new(packet.dst_addr(), tcp.dst_port()))
     })
-}
-
-/// Whether another machine says that it has an address of this one.
-pub fn is_pretended(from: Ipv4Addr, own: Ipv4Addr) -> bool {
-    from.is_loopback() || from == own
 }
 
 /// A socket of `smoltcp`'s. `ENOBUFS`.
@@ -135,8 +131,9 @@ fn new_tcp(limit: Duration) -> Result<tcp::Socket<'static>> {
 }
 
 impl Streams {
-    pub fn new(own: Ipv4Addr) -> Result<Self> {
-        Ok(Self { own, list: fallible::with_capacity(MOST)?, bell: Arc::new(Bell), held_up: false })
+    pub fn new() -> Result<Self> {
+        let list = fallible::with_capacity(MOST)?;
+        Ok(Self { list, bell: Arc::new(Bell), held_up: false, admitted: false })
     }
 
     /// There are no connections.
@@ -171,60 +168,131 @@ impl Streams {
         &mut self,
         sockets: &mut SocketSet<'static>,
         socket: tcp::Socket<'static>,
+        uid: u32,
         local: SocketAddrV4,
         remote: SocketAddrV4,
         phase: Phase,
     ) -> Result<()> {
         let stand_in = self.stand_in(local, remote)?;
         let tcp = sockets.add(socket);
-        self.list.push(Stream { tcp, local, remote, phase, stand_in, finished: false, orphan: None });
+        self.list.push(Stream {
+            tcp,
+            uid,
+            local,
+            remote,
+            phase,
+            stand_in,
+            finished: false,
+            orphan: None,
+            closed: None,
+            kept: None,
+        });
         Ok(())
     }
 
-    /// Looks at a frame before `smoltcp` does: for one that asks a listener for a connection there is a socket then. False when the frame is to
+    /// Looks at a segment before `smoltcp` does: for one that asks a listener for a connection there is a socket then. False when it is to
     /// be thrown away, because there are too many.
-    pub fn admit(&mut self, frame: &[u8], sockets: &mut SocketSet<'static>) -> bool {
-        let Some((remote, local)) = wish(frame, self.own) else { return true };
-        if is_pretended(*remote.ip(), self.own) {
-            return false;
-        }
+    pub fn admit(&mut self, packet: &[u8], sockets: &mut SocketSet<'static>) -> bool {
+        let Some((remote, local)) = wish(packet) else { return true };
+        // A socket that listens takes the next segment that asks, whoever sends it.
+        self.drop_listening(sockets);
         if self.find(local, remote) {
             return true;
         }
-        match ports::receivers(Protocol::Tcp, SocketAddr::V4(local)) {
-            // Nobody listens: the answer is a reset.
-            Ok(listeners) if listeners.is_empty() => return true,
-            Ok(_) => {}
+        let uid = match ports::receivers(Protocol::Tcp, SocketAddr::V4(local)) {
+            Ok(listeners) => match listeners.first() {
+                Some(listener) => listener.uid,
+                // Nobody listens: the answer is a reset.
+                None => return true,
+            },
             Err(_) => return false,
-        }
-        let arriving = self.list.iter().filter(|s| matches!(s.phase, Phase::Arriving)).count();
-        if arriving >= MOST_ARRIVING || !self.make_room(sockets) {
+        };
+        self.limit_arriving(sockets);
+        if !self.make_room(uid, sockets) {
             return false;
         }
         let Ok(mut socket) = new_tcp(ARRIVE_LIMIT) else { return false };
-        socket.listen(endpoint(local)).is_ok()
-            && self.add(sockets, socket, local, remote, Phase::Arriving).is_ok()
+        self.admitted = socket.listen(endpoint(local)).is_ok()
+            && self.add(sockets, socket, uid, local, remote, Phase::Arriving(now())).is_ok();
+        self.admitted
     }
 
-    /// Makes sure that there is room for one more, in the place of one that only waits for what may still be on the line. False without room.
-    fn make_room(&mut self, sockets: &mut SocketSet<'static>) -> bool {
+    /// The segment for which [`Streams::admit`] has added a socket was looked at: if it was not taken, the socket goes.
+    pub fn after_frame(&mut self, sockets: &mut SocketSet<'static>) {
+        if core::mem::take(&mut self.admitted) {
+            self.drop_listening(sockets);
+        }
+    }
+
+    /// Takes out connections that were taken back before they were there.
+    fn drop_listening(&mut self, sockets: &mut SocketSet<'static>) {
+        let mut index = 0;
+        while let Some(stream) = self.list.get(index) {
+            let arriving = matches!(stream.phase, Phase::Arriving(_));
+            if arriving && sockets.get::<tcp::Socket>(stream.tcp).state() == Tcp::Listen {
+                self.remove(index, sockets);
+            } else {
+                index += 1;
+            }
+        }
+    }
+
+    /// Who asks for connections and does not go on gives way to the next: of too many the oldest goes.
+    fn limit_arriving(&mut self, sockets: &mut SocketSet<'static>) {
+        let (mut count, mut oldest) = (0, None);
+        for (index, stream) in self.list.iter().enumerate() {
+            if let Phase::Arriving(since) = stream.phase {
+                count += 1;
+                oldest = oldest.into_iter().chain([(since, index)]).min();
+            }
+        }
+        if count >= MOST_ARRIVING
+            && let Some((_, index)) = oldest
+        {
+            self.remove(index, sockets);
+        }
+    }
+
+    fn remove(&mut self, index: usize, sockets: &mut SocketSet<'static>) {
+        let stream = self.list.swap_remove(index);
+        drop(sockets.remove(stream.tcp));
+    }
+
+    /// Makes sure that there is room for one more of a user's, who may have as many as are left for others. The place of one that only waits
+    /// for what may still be on the line is free. False without room.
+    fn make_room(&mut self, uid: u32, sockets: &mut SocketSet<'static>) -> bool {
+        let (mut used, mut own, mut waits) = (0, 0, None);
+        for (index, stream) in self.list.iter().enumerate() {
+            if sockets.get::<tcp::Socket>(stream.tcp).state() == Tcp::TimeWait {
+                waits = Some(index);
+                continue;
+            }
+            used += 1;
+            own += usize::from(stream.uid == uid);
+        }
+        if own >= MOST - used {
+            return false;
+        }
         if self.list.len() < MOST {
             return true;
         }
-        let is_waiting = |stream: &Stream| sockets.get::<tcp::Socket>(stream.tcp).state() == Tcp::TimeWait;
-        let Some(index) = self.list.iter().position(is_waiting) else { return false };
-        let stream = self.list.swap_remove(index);
-        drop(sockets.remove(stream.tcp));
+        let Some(index) = waits else { return false };
+        let stream = &mut self.list[index];
+        stream.end(sockets.get_mut::<tcp::Socket>(stream.tcp));
+        self.remove(index, sockets);
         true
     }
 
     /// Begins what users have asked for.
-    fn begin(&mut self, interface: &mut Interface, sockets: &mut SocketSet<'static>) {
-        loop {
-            let Some(asked) = ASKED.lock().pop_front() else { return };
+    pub fn begin(&mut self, interface: &mut Interface, sockets: &mut SocketSet<'static>) {
+        for _ in 0..BUDGET {
+            sched::cond_resched();
+            // The lock goes at the end of the statement.
+            let asked = ASKED.lock().pop_front();
+            let Some(asked) = asked else { return };
             let Some(user) = asked.user.upgrade() else { continue };
             let (local, remote) = (asked.local, asked.remote);
-            let result = if !self.make_room(sockets) {
+            let result = if !self.make_room(user.uid, sockets) {
                 Err(Errno::ENOBUFS)
             } else if self.find(local, remote) {
                 Err(Errno::EADDRNOTAVAIL)
@@ -233,19 +301,38 @@ impl Streams {
                     socket
                         .connect(interface.context(), endpoint(remote), endpoint(local))
                         .map_err(|_| Errno::EADDRNOTAVAIL)?;
-                    self.add(sockets, socket, local, remote, Phase::Asking(asked.user, now()))
+                    let phase = Phase::Asking(asked.user, now());
+                    self.add(sockets, socket, user.uid, local, remote, phase)
                 })
             };
             if let Err(error) = result {
                 user.refuse(error);
             }
         }
+        // The rest is for the next round: others have their turn.
+        worker::wake();
+    }
+
+    /// A machine on the line does not answer: who asks it for a connection, or others by it, is told.
+    pub fn lose(&mut self, absent: Ipv4Addr, neighbours: &Neighbours, sockets: &mut SocketSet<'static>) {
+        let mut index = 0;
+        while let Some(stream) = self.list.get(index) {
+            match &stream.phase {
+                Phase::Asking(user, _) if neighbours.hop(*stream.remote.ip()) == Some(absent) => {
+                    let user = user.upgrade();
+                    self.remove(index, sockets);
+                    if let Some(user) = user {
+                        user.refuse(Errno::EHOSTUNREACH);
+                    }
+                }
+                _ => index += 1,
+            }
+        }
     }
 
     /// Moves what can be moved, in all connections.
-    pub fn serve(&mut self, interface: &mut Interface, sockets: &mut SocketSet<'static>) {
+    pub fn serve(&mut self, sockets: &mut SocketSet<'static>) {
         self.held_up = false;
-        self.begin(interface, sockets);
         let now = now();
         let mut index = 0;
         while let Some(stream) = self.list.get_mut(index) {
@@ -253,10 +340,7 @@ impl Streams {
             let tcp = sockets.get_mut::<tcp::Socket>(stream.tcp);
             match stream.serve(tcp, now) {
                 Ok(true) => index += 1,
-                Ok(false) => {
-                    let stream = self.list.swap_remove(index);
-                    drop(sockets.remove(stream.tcp));
-                }
+                Ok(false) => self.remove(index, sockets),
                 Err(_) => {
                     self.held_up = true;
                     index += 1;
@@ -275,7 +359,7 @@ impl Stream {
     /// One connection's round; false when it is over. An error: memory is short.
     fn serve(&mut self, tcp: &mut tcp::Socket<'static>, now: Instant) -> Result<bool> {
         match &self.phase {
-            Phase::Arriving => self.arrive(tcp),
+            Phase::Arriving(_) => self.arrive(tcp),
             Phase::Waiting => self.wait(tcp),
             Phase::Asking(user, since) => {
                 let (user, since) = (user.upgrade(), *since);
@@ -300,6 +384,12 @@ impl Stream {
             Tcp::SynReceived => {}
             // The other side took it back.
             Tcp::Listen | Tcp::Closed => self.abort(tcp),
+            // Who is told to the listener is who has answered.
+            _ if tcp.remote_endpoint() != Some(endpoint(self.remote))
+                || tcp.local_endpoint() != Some(endpoint(self.local)) =>
+            {
+                self.abort(tcp);
+            }
             _ => {
                 tcp.set_timeout(Some(ANSWER_LIMIT));
                 self.stand_in.state.lock().role = Role::Connecting;
@@ -398,7 +488,14 @@ impl Stream {
         }
         if done {
             tcp.close();
+            let since = *self.closed.get_or_insert(now);
+            let owes = matches!(tcp.state(), Tcp::FinWait1 | Tcp::Closing | Tcp::LastAck);
+            if owes && now - since >= ANSWER_LIMIT {
+                self.abort(tcp);
+                return Ok(());
+            }
         }
+        self.set_limits(tcp, user.as_deref(), now);
         if user.is_none_or(|user| user.state.lock().released) {
             let since = *self.orphan.get_or_insert(now);
             if now - since >= ORPHAN_LIMIT {
@@ -408,10 +505,41 @@ impl Stream {
         Ok(())
     }
 
+    /// Sets how long the other side may be silent: while it owes an answer, or if it is asked whether it is there.
+    fn set_limits(&mut self, tcp: &mut tcp::Socket<'_>, user: Option<&Socket>, now: Instant) {
+        /// Questions in that time.
+        const QUESTIONS: u32 = 10;
+        let keeps = |user: &&Socket| user.options.lock().keep_alive;
+        let kept = user.filter(keeps).map(|user| Duration::from_secs(user.flags.lock().keep_alive()));
+        let interval = kept.map(|limit| limit / QUESTIONS);
+        if tcp.keep_alive() != interval {
+            tcp.set_keep_alive(interval);
+            self.kept = interval.map(|_| now);
+        }
+        // `smoltcp` counts from what came last, which may be long ago when nobody has anything to say.
+        let limit = kept.filter(|limit| self.kept.is_some_and(|since| now - since >= *limit));
+        tcp.set_timeout(if tcp.send_queue() > 0 { Some(ANSWER_LIMIT) } else { limit });
+    }
+
+    /// TCP is done with it: what has come goes to the user, and the end.
+    fn end(&mut self, tcp: &mut tcp::Socket<'_>) {
+        let Some(user) = self.stand_in.peer() else { return };
+        match self.receive(tcp, &user) {
+            Ok(true) if tcp.can_recv() => user.reset(),
+            Ok(true) if !self.finished => user.finish(),
+            Ok(true) => {}
+            _ => user.reset(),
+        }
+    }
+
     /// What has come goes to the user; false when nobody is there who could read it.
     fn receive(&self, tcp: &mut tcp::Socket<'_>, user: &Arc<Socket>) -> Result<bool> {
         while tcp.can_recv() {
-            let room = self.stand_in.window(user).saturating_sub(user.bytes.lock().held());
+            // TCP keeps what came before the other side's end for some seconds only. The user may read as slowly as ever: it goes to him, a
+            // buffer of TCP's more than there is room for.
+            let last = matches!(tcp.state(), Tcp::CloseWait | Tcp::Closing | Tcp::LastAck | Tcp::TimeWait);
+            let window = self.stand_in.window(user).saturating_sub(user.bytes.lock().held());
+            let room = if last { PIECE } else { window };
             if room == 0 {
                 break;
             }

@@ -5,11 +5,12 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use smoltcp::iface::{Config, Interface, PollIngressSingleResult, PollResult, SocketSet, SocketStorage};
 use smoltcp::time::Instant;
-use smoltcp::wire::{EthernetAddress, IpCidr};
+use smoltcp::wire::{HardwareAddress, IpCidr};
 
 use super::Setup;
-use super::datagrams::Datagrams;
+use super::datagrams;
 use super::device::Card;
+use super::inbound::Inbound;
 use super::streams::{self, Streams};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
@@ -65,7 +66,6 @@ pub struct Worker {
     interface: Interface,
     sockets: SocketSet<'static>,
     streams: Streams,
-    datagrams: Datagrams,
     /// The card's interrupts arrive.
     hears: bool,
 }
@@ -78,7 +78,7 @@ pub fn now() -> Instant {
 impl Worker {
     /// Sets up the interface. `ENOMEM`.
     pub fn new(mut card: Card, setup: &Setup, hears: bool) -> Result<Self> {
-        let mut config = Config::new(EthernetAddress(setup.hardware).into());
+        let mut config = Config::new(HardwareAddress::Ip);
         config.random_seed = crate::random::number();
         let mut interface = Interface::new(config, &mut card, now());
         let mut result = Ok(());
@@ -92,9 +92,8 @@ impl Worker {
         }
         // The set never grows beyond this, so it never allocates.
         let room: alloc::vec::Vec<SocketStorage<'static>> = fallible::with_capacity(streams::MOST + 1)?;
-        let mut sockets = SocketSet::new(room);
-        let datagrams = Datagrams::new(&mut sockets)?;
-        Ok(Self { card, interface, sockets, streams: Streams::new(setup.ip)?, datagrams, hears })
+        let sockets = SocketSet::new(room);
+        Ok(Self { card, interface, sockets, streams: Streams::new()?, hears })
     }
 
     /// Works for ever.
@@ -123,27 +122,47 @@ impl Worker {
         while left > 0 {
             let Some(frame) = self.card.next_frame() else { break };
             left -= 1;
-            if !self.streams.admit(frame, &mut self.sockets) {
-                self.card.drop_frame();
-                continue;
-            }
-            let result = self.interface.poll_ingress_single(now(), &mut self.card, &mut self.sockets);
-            if matches!(result, PollIngressSingleResult::None) {
-                // No buffer for an answer: the frame waits.
-                break;
+            match frame {
+                Some(Inbound::Arp(_)) => self.card.hear(),
+                Some(Inbound::Datagram(packet)) => {
+                    // What is no datagram is nobody's.
+                    let _ = datagrams::receive(packet);
+                    self.card.end_frame();
+                }
+                Some(Inbound::Segment(packet)) if !self.streams.admit(packet, &mut self.sockets) => {
+                    self.card.drop_frame();
+                }
+                Some(Inbound::Segment(_) | Inbound::Other) => {
+                    let result = self.interface.poll_ingress_single(now(), &mut self.card, &mut self.sockets);
+                    self.streams.after_frame(&mut self.sockets);
+                    if matches!(result, PollIngressSingleResult::None) {
+                        // No buffer for an answer: the frame waits.
+                        break;
+                    }
+                }
+                None => self.card.drop_frame(),
             }
             sched::cond_resched();
         }
-        self.datagrams.serve(&mut self.sockets);
-        self.streams.serve(&mut self.interface, &mut self.sockets);
-        for _ in 0..BUDGET {
-            let sent = self.interface.poll_egress(now(), &mut self.card, &mut self.sockets);
-            if matches!(sent, PollResult::None) {
+        self.card.tend();
+        while let Some(absent) = self.card.neighbours().take_absent() {
+            self.streams.lose(absent, self.card.neighbours(), &mut self.sockets);
+        }
+        datagrams::transmit(&mut self.card);
+        self.streams.begin(&mut self.interface, &mut self.sockets);
+        self.streams.serve(&mut self.sockets);
+        let mut sent = 0;
+        while sent < BUDGET {
+            let result = self.interface.poll_egress(now(), &mut self.card, &mut self.sockets);
+            if matches!(result, PollResult::None) {
                 break;
             }
-            // What was sent has made room.
-            self.streams.serve(&mut self.interface, &mut self.sockets);
+            sent += 1;
             sched::cond_resched();
+        }
+        if sent > 0 {
+            // Some may have come to their end.
+            self.streams.serve(&mut self.sockets);
         }
         left == 0
     }
@@ -151,7 +170,8 @@ impl Worker {
     /// Nanoseconds until something is to be done by itself; none for never.
     fn pause(&mut self) -> Option<u64> {
         let delay = self.interface.poll_delay(now(), &self.sockets);
-        let timer = delay.map(|delay| (delay.total_micros() * 1000).max(SOON));
+        let delays = [delay, self.card.neighbours().delay(now())];
+        let timer = delays.into_iter().flatten().min().map(|delay| (delay.total_micros() * 1000).max(SOON));
         let streams =
             (!self.streams.is_empty()).then_some(if self.streams.is_held_up() { SOON } else { IDLE });
         let poll = (!self.hears).then_some(POLL);
