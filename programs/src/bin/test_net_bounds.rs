@@ -22,7 +22,7 @@ tests! { requests_at_the_last_addresses, requests_by_the_thousand, an_answer_bef
 readers_that_wait_have_a_time_limit, readers_share_a_stream: 60, a_port_of_another_user, no_errors_in_the_queue,
 a_connection_without_a_descriptor, ends_of_peers_with_unread_data, one_wake_for_a_datagram: 60, one_wake_for_a_connection: 60,
 one_wake_for_a_place: 60, a_peek_passes_the_wake_on, flows_stay_together, a_chosen_source_is_forgotten,
-a_connection_leaves_nothing_to_the_next }
+a_connection_leaves_nothing_to_the_next, a_bound_port_stays_with_connect }
 
 fn netlink() -> Fd {
     Fd::own(call(libc::SYS_socket, [libc::AF_NETLINK as usize, libc::SOCK_RAW as usize, 0, 0, 0, 0]).unwrap())
@@ -480,4 +480,18 @@ fn a_connection_leaves_nothing_to_the_next() {
     let mut text = String::new();
     (&client).read_to_string(&mut text).unwrap();
     assert_eq!(text, "new");
+}
+
+/// The port that bind(2) has chosen is that of the connection.
+fn a_bound_port_stays_with_connect() {
+    let listener = TcpListener::bind((V4, 0)).unwrap();
+    let at = listener.local_addr().unwrap();
+    for ip in [V4, [0, 0, 0, 0].into()] {
+        let fd = inet::stream(V4);
+        inet::bind(&fd, SocketAddr::new(ip, 0)).unwrap();
+        let port = inet::name(&fd).unwrap().port();
+        inet::connect(&fd, at).unwrap();
+        assert_eq!(inet::name(&fd).unwrap(), SocketAddr::new(V4, port));
+        assert_eq!(listener.accept().unwrap().1, SocketAddr::new(V4, port));
+    }
 }

@@ -168,7 +168,10 @@ impl Socket {
             match state.role {
                 Role::Idle if state.untold => {
                     state.untold = false;
-                    return Err(state.error.take().unwrap_or(Errno::ECONNABORTED));
+                    let error = state.error.take().unwrap_or(Errno::ECONNABORTED);
+                    drop(state);
+                    self.forget_source();
+                    return Err(error);
                 }
                 Role::Idle => {}
                 Role::Connecting if nonblocking => return Err(Errno::EALREADY),
@@ -185,8 +188,6 @@ impl Socket {
         }
         self.check_family(to.ip(), Errno::ENETUNREACH)?;
         let to = address::route(to)?;
-        // An attempt before this one may have failed, and have been for another place.
-        self.forget_source();
         self.bind_any(address::source_for(to.ip()))?;
         let outside = address::outside(to);
         let local;

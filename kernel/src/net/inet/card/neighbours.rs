@@ -1,8 +1,9 @@
 //! Who is where on the line: ARP.
 //!
-//! Packets for a machine that has not told its hardware address wait, a few for each machine, until it answers or all questions were in vain.
-//! So a machine that is not there holds up nobody else, and nobody's questions wait for another's. Only whom this machine sends to has
-//! a place in the list: what others say of themselves, or of each other, does not fill it.
+//! Packets for a machine that has not told its hardware address wait, a few for each machine, until it answers or all
+//! questions were in vain. So a machine that is not there holds up nobody else, and nobody's questions wait for
+//! another's. Only whom this machine sends to has a place in the list: what others say of themselves, or of each other,
+//! does not fill it.
 
 use alloc::vec::Vec;
 use core::net::Ipv4Addr;
@@ -105,8 +106,8 @@ impl Neighbours {
         self.list.len() - 1
     }
 
-    /// Makes a frame of the packet of `len` bytes behind the place for the header; its length is returned. If the packet has to wait that is
-    /// a question's, or 0 when none is due.
+    /// Makes a frame of the packet of `len` bytes behind the place for the header; its length is returned. If the packet
+    /// has to wait that is a question's, or 0 when none is due.
     pub fn wrap(&mut self, frame: &mut [u8], len: usize, now: Instant) -> usize {
         let packet = &frame[HEADER..HEADER + len];
         let Some(hop) = self.hop(Ipv4Packet::new_unchecked(packet).dst_addr()) else { return 0 };

@@ -1,7 +1,7 @@
 //! Sequence numbers that nobody foretells: RFC 6528.
 //!
-//! The first number of a connection comes from `smoltcp`'s own generator, whose next outputs follow from some. So on the line all numbers of a
-//! connection are shifted by one that is its own, from both addresses and a secret.
+//! The first number of a connection comes from `smoltcp`'s own generator, whose next outputs follow from some. So on
+//! the line all numbers of a connection are shifted by one that is its own, from both addresses and a secret.
 
 use core::net::{SocketAddr, SocketAddrV4};
 
@@ -27,7 +27,8 @@ pub fn shift_out(packet: &mut [u8]) {
     segment.fill_checksum(&IpAddress::Ipv4(from), &IpAddress::Ipv4(to));
 }
 
-/// A packet comes in whose headers are right: what it says of our numbers is shifted back. The checksum has been looked at, and is so no more.
+/// A packet comes in whose headers are right: what it says of our numbers is shifted back. The checksum has been
+/// looked at, and is right no more.
 pub fn shift_back(packet: &mut [u8]) {
     let mut packet = Ipv4Packet::new_unchecked(packet);
     if packet.next_header() != IpProtocol::Tcp {

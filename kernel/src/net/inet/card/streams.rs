@@ -41,6 +41,7 @@ const ORPHAN_LIMIT: Duration = Duration::from_secs(60);
 
 /// A user's wish for a connection.
 struct Asked {
+    uid: u32,
     user: Weak<Socket>,
     local: SocketAddrV4,
     remote: SocketAddrV4,
@@ -52,11 +53,13 @@ static ASKED: SpinLock<VecDeque<Asked>> = SpinLock::new(VecDeque::new());
 pub fn connect(user: &Arc<Socket>, local: SocketAddrV4, remote: SocketAddrV4) -> Result<()> {
     {
         let mut asked = ASKED.lock();
-        if asked.len() >= MOST_ASKED {
+        // As many as are left for others.
+        let own = asked.iter().filter(|wish| wish.uid == user.uid).count();
+        if own >= MOST_ASKED - asked.len() {
             return Err(Errno::ENOBUFS);
         }
         fallible::reserve_queue(&mut asked, 1).map_err(|_| Errno::ENOBUFS)?;
-        asked.push_back(Asked { user: Arc::downgrade(user), local, remote });
+        asked.push_back(Asked { uid: user.uid, user: Arc::downgrade(user), local, remote });
     }
     worker::wake();
     Ok(())
@@ -258,8 +261,8 @@ impl Streams {
         drop(sockets.remove(stream.tcp));
     }
 
-    /// Makes sure that there is room for one more of a user's, who may have as many as are left for others. The place of one that only waits
-    /// for what may still be on the line is free. False without room.
+    /// Makes sure that there is room for one more of a user's, who may have as many as are left for others. The place
+    /// of one that only waits for what may still be on the line is free. False without room.
     fn make_room(&mut self, uid: u32, sockets: &mut SocketSet<'static>) -> bool {
         let (mut used, mut own, mut waits) = (0, 0, None);
         for (index, stream) in self.list.iter().enumerate() {
