@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 use super::group::Group;
 use super::hierarchy::{self, Kind};
 use super::knob::{Interface, parse_limit, push_limit};
-use super::{Controller, member};
+use super::{Controller, freezer, member};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::Text;
 use crate::namespaces::View;
@@ -85,15 +85,26 @@ fn push_most(text: &mut Text, most: u32) {
     push_limit(text, (most != u32::MAX).then_some(u64::from(most)));
 }
 
-pub(super) const INTERFACES: [Interface; 10] = [
+pub(super) const INTERFACES: [Interface; 11] = [
     Interface::new("cgroup.controllers").and_root().read(|group, text| {
         push_controllers(text, group.controllers());
         Ok(())
     }),
     Interface::new("cgroup.events").read(|group, text| {
         let _ = writeln!(text, "populated {}", u8::from(member::is_populated(group)));
+        let _ = writeln!(text, "frozen {}", u8::from(freezer::is_frozen(group)));
         Ok(())
     }),
+    Interface::new("cgroup.freeze")
+        .read(|group, text| {
+            let _ = writeln!(text, "{}", u8::from(freezer::is_asked(group)));
+            Ok(())
+        })
+        .write(|group, value, _| match value.parse::<i32>() {
+            Ok(freeze @ 0..=1) => freezer::set(group, freeze == 1),
+            Ok(_) => Err(Errno::ERANGE),
+            Err(_) => Err(Errno::EINVAL),
+        }),
     Interface::new("cgroup.kill").write(|group, value, _| match value.parse::<i32>() {
         Ok(1) => hierarchy::kill(group),
         Ok(_) => Err(Errno::ERANGE),

@@ -10,7 +10,7 @@ use intrusive_collections::RBTree;
 
 use super::knob::Knob;
 use super::member::InCgroup;
-use super::{Controller, hugetlb, pids};
+use super::{Controller, freezer, hugetlb, pids};
 use crate::fs::inode::Inode;
 use crate::memory::fallible::Text;
 use crate::process::tree::TreeCell;
@@ -44,6 +44,7 @@ pub struct Group {
     pub(super) members: TreeCell<RBTree<InCgroup>>,
     /// Groups below that are populated, and one more if there are members.
     pub(super) populated: TreeCell<u64>,
+    pub(super) freezing: TreeCell<freezer::Freezing>,
     pub(super) pids: pids::Counter,
     /// What huge pages are charged to, while the controller is on here.
     pub(super) hugetlb: SpinLock<Option<Arc<hugetlb::Account>>>,
@@ -79,6 +80,7 @@ impl Group {
             dead: AtomicBool::new(false),
             members: TreeCell::new(RBTree::new(InCgroup::NEW)),
             populated: TreeCell::new(0),
+            freezing: TreeCell::new(freezer::Freezing::default()),
             pids: pids::Counter::new(),
             hugetlb: SpinLock::new(None),
             max_depth: AtomicU32::new(u32::MAX),

@@ -5,7 +5,7 @@ use core::sync::atomic::Ordering;
 
 use super::group::{self, Group};
 use super::knob::{Interface, Knob};
-use super::{Controller, Into, core_files, filesystem, hugetlb, member};
+use super::{Controller, Into, core_files, filesystem, freezer, hugetlb, member};
 use crate::errno::{Errno, Result};
 use crate::fs::access::{self, Credentials};
 use crate::fs::caller;
@@ -16,7 +16,7 @@ use crate::signal::{self, SigInfo};
 use crate::sync::Mutex;
 
 /// Orders what changes the tree of groups, or who is where.
-static CHANGES: Mutex<()> = Mutex::new(());
+pub(super) static CHANGES: Mutex<()> = Mutex::new(());
 
 /// How many groups there may be one below the other: charges go through all of them.
 const MAX_DEPTH: u32 = 64;
@@ -63,7 +63,7 @@ fn can_be_thread_root(group: &Group) -> bool {
 }
 
 /// The group behind `at` in the order from above downwards, of those below `top`. The hierarchy's lock keeps them in place.
-fn next_below(top: &Arc<Group>, at: &Arc<Group>) -> Option<Arc<Group>> {
+pub(super) fn next_below(top: &Arc<Group>, at: &Arc<Group>) -> Option<Arc<Group>> {
     if let Some(child) = at.child_after(0) {
         return Some(child);
     }
@@ -126,6 +126,7 @@ pub(super) fn make(
             turn_on(&group, controller)?;
         }
     }
+    freezer::begin(&group);
     let mut children = parent.children.lock();
     children.by_name.insert(name.into(), group.number);
     children.by_number.insert(group.number, group.clone());
@@ -144,14 +145,16 @@ pub(super) fn remove(group: &Arc<Group>) -> Result<()> {
     if !group.children.lock().by_name.is_empty() {
         return Err(Errno::EBUSY);
     }
-    {
+    let changed = {
         // A process that is being made looks under the same lock whether its group is there still.
-        let tree = tree::lock();
+        let mut tree = tree::lock();
         if *group.populated.get(&tree) > 0 {
             return Err(Errno::EBUSY);
         }
         group.set_dead();
-    }
+        freezer::end(&mut tree, group)
+    };
+    changed.tell();
     let removed = {
         let mut children = parent.children.lock();
         children.by_name.remove(&group.name);
@@ -315,15 +318,22 @@ pub(super) fn attach(group: &Arc<Group>, pid: Pid, who: &Credentials, whole: boo
     if Arc::ptr_eq(&from, group) {
         return Ok(());
     }
-    let changed = {
+    let (changed, freeze) = {
         let mut tree = tree::lock();
         // It has nothing to move any more.
         if process.ended_locked(&tree).is_some() || process.threads_locked(&tree).next().is_none() {
             return Ok(());
         }
-        member::migrate(&mut tree, &process, as_place(group).as_ref())
+        let to = as_place(group);
+        let was_to_freeze = freezer::is_freezing(&tree, as_place(&from).as_ref());
+        let freeze = freezer::is_freezing(&tree, to.as_ref());
+        let changed = member::migrate(&mut tree, &process, to.as_ref());
+        (changed, (freeze != was_to_freeze).then_some(freeze))
     };
     changed.tell();
+    if let Some(freeze) = freeze {
+        freezer::ask(&process, freeze);
+    }
     Ok(())
 }
 

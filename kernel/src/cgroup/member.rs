@@ -4,7 +4,7 @@ use alloc::sync::Arc;
 
 use intrusive_collections::{KeyAdapter, RBTreeAtomicLink, intrusive_adapter};
 
-use super::{Group, pids};
+use super::{Group, freezer, pids};
 use crate::errno::{Errno, Result};
 use crate::process::{Pid, Process, tree};
 use crate::sync::IrqLock;
@@ -103,18 +103,27 @@ fn admit(charged: Result<(), Arc<Group>>) -> Result<()> {
     })
 }
 
-/// The lowest group that was called populated and is not any more, or the other way round; and how many it and those above are.
-type Told = Option<(Arc<Group>, usize)>;
+/// The lowest group of which `cgroup.events` says something else than before; and how many it and those above are.
+pub(super) type Told = Option<(Arc<Group>, usize)>;
 
-/// Groups whose `populated` has changed: to be told without locks. And what left a list, to be dropped then.
+/// Groups whose `populated` or `frozen` has changed: to be told without locks. And what left a list, to be dropped then.
 #[derive(Default)]
 #[must_use = "who watches the groups is to be told"]
 pub struct Changed {
-    groups: [Told; 2],
+    groups: [Told; 4],
     _dropped: (Option<Arc<Process>>, Option<Arc<Group>>),
 }
 
 impl Changed {
+    pub(super) fn of(told: Told) -> Self {
+        Self { groups: [told, None, None, None], _dropped: (None, None) }
+    }
+
+    /// Keeps a reference to the group, too, for it to be dropped later.
+    pub(super) fn with(told: Told, group: Arc<Group>) -> Self {
+        Self { groups: [told, None, None, None], _dropped: (None, Some(group)) }
+    }
+
     /// Tells who watches.
     pub fn tell(self) {
         for (group, levels) in self.groups.iter().flatten() {
@@ -139,6 +148,10 @@ fn change_populated(tree: &mut tree::Guard, group: &Arc<Group>, more: bool) -> u
 }
 
 fn insert(tree: &mut tree::Guard, group: &Arc<Group>, process: &Arc<Process>) -> Told {
+    let rests = process.rests(tree);
+    let freezing = group.freezing.get_mut(tree);
+    freezing.members += 1;
+    freezing.resting += u64::from(rests);
     let members = group.members.get_mut(tree);
     let first = members.is_empty();
     members.insert(process.clone());
@@ -150,6 +163,10 @@ fn remove(tree: &mut tree::Guard, group: &Arc<Group>, process: &Process) -> (Opt
     if !process.in_cgroup.is_linked() {
         return (None, None);
     }
+    let rests = process.rests(tree);
+    let freezing = group.freezing.get_mut(tree);
+    freezing.members -= 1;
+    freezing.resting -= u64::from(rests);
     let members = group.members.get_mut(tree);
     // SAFETY: a process that is linked is among the members of the group that it is in: both change under the tree's lock.
     let removed = unsafe { members.cursor_mut_from_ptr(process).remove() };
@@ -164,15 +181,17 @@ pub fn enter(tree: &mut tree::Guard, process: &Arc<Process>) -> Result<Changed> 
     if group.is_dead() {
         return Err(Errno::ENODEV);
     }
+    // Where the group is frozen it stays so in name: the newcomer rests before it does anything.
     let told = insert(tree, &group, process);
-    Ok(Changed { groups: [told, None], _dropped: (None, Some(group)) })
+    Ok(Changed::with(told, group))
 }
 
 /// A process's last thread has ended: it is no member any more.
 pub fn leave(tree: &mut tree::Guard, process: &Process) -> Changed {
     let Some(group) = process.cgroup.group() else { return Changed::default() };
     let (removed, told) = remove(tree, &group, process);
-    Changed { groups: [told, None], _dropped: (removed, Some(group)) }
+    let frozen = freezer::update(tree, &group);
+    Changed { groups: [told, frozen, None, None], _dropped: (removed, Some(group)) }
 }
 
 /// Moves a process that has not ended; the hierarchy's lock is held, and the group is not removed.
@@ -181,7 +200,9 @@ pub(super) fn migrate(tree: &mut tree::Guard, process: &Arc<Process>, to: Option
     let (removed, left) = from.as_ref().map_or((None, None), |from| remove(tree, from, process));
     let entered = to.and_then(|to| insert(tree, to, process));
     let old = process.cgroup.move_to(to);
-    Changed { groups: [left, entered], _dropped: (removed, old) }
+    let frozen = [from.as_ref(), to].map(|group| group.and_then(|group| freezer::update(tree, group)));
+    let [frozen_there, frozen_here] = frozen;
+    Changed { groups: [left, entered, frozen_there, frozen_here], _dropped: (removed, old) }
 }
 
 /// Whether a process is in the group or below it.

@@ -14,6 +14,7 @@
 
 mod core_files;
 mod filesystem;
+pub mod freezer;
 mod group;
 mod hierarchy;
 mod hugetlb;

@@ -156,7 +156,10 @@ fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
     if !stays {
         process.cgroup.remove_task();
     }
-    let changed = if last { cgroup::leave(&mut tree, process) } else { cgroup::Changed::default() };
+    let changed = match last {
+        true => cgroup::leave(&mut tree, process),
+        false => cgroup::freezer::thread_gone(&mut tree, process, thread),
+    };
     if last {
         let state = process.signals.state.lock();
         let status = state.ending.or(process.relations.get(&tree).leader_status).unwrap_or(status);

@@ -122,9 +122,11 @@ pub fn clone(args: CloneArgs, frame: &mut TrapFrame) -> Result<Pid> {
     traced.tell(frame, tid);
     if args.flags & VFORK != 0 {
         // A signal that kills the parent ends the wait; others wait until the child has let go.
+        cgroup::freezer::rest(&current);
         let _ = process
             .vfork_wait
             .wait_killable(None, || process.vfork_released.load(Ordering::SeqCst).then_some(()));
+        cgroup::freezer::go_on_at_once(&current);
         ptrace::vfork_done(frame, tid);
     }
     Ok(number)
@@ -350,6 +352,7 @@ impl Child {
         seccomp::inherit(&thread, current);
         thread.no_new_privileges.store(current.no_new_privileges.load(Ordering::SeqCst), Ordering::SeqCst);
         tree.insert_thread(&thread);
+        cgroup::freezer::join(&tree, process, &thread);
         let relations = process.relations.get_mut(&mut tree);
         relations.add_thread(&thread);
         // A thread of the process makes the call, so that the number cannot have come to 0. Relaxed: see `leave_memory`.

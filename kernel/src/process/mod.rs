@@ -20,6 +20,7 @@ pub mod pidfd;
 #[allow(clippy::module_inception)] // `Process` is what the folder is about.
 mod process;
 pub mod ptrace;
+mod rest;
 pub(crate) mod rseq;
 mod spawn;
 mod thread;

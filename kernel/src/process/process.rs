@@ -575,7 +575,7 @@ impl Thread {
         match self.sched.sleeping() {
             None if signal::has_stopped(self) => 'T',
             None => 'R',
-            Some(Sleep::Interruptible) => 'S',
+            Some(Sleep::Interruptible | Sleep::Frozen) => 'S',
             Some(Sleep::Stopped) => 'T',
             Some(Sleep::Uninterruptible | Sleep::Killable) => 'D',
         }

@@ -89,6 +89,8 @@ pub struct Thread {
     /// Signal that it gets when its parent ends: prctl(PR_SET_PDEATHSIG).
     pub(crate) parent_death_signal: AtomicU32,
     pub(crate) no_new_privileges: AtomicBool,
+    /// It rests, as control groups count it. Changed under the tree's lock.
+    pub(crate) resting: AtomicBool,
     /// Which system calls it may make.
     pub(crate) seccomp: crate::seccomp::State,
     /// The locks that the thread holds.
@@ -181,6 +183,7 @@ impl Thread {
             timer_slack: AtomicU64::new(50_000),
             parent_death_signal: AtomicU32::new(0),
             no_new_privileges: AtomicBool::new(false),
+            resting: AtomicBool::new(false),
             seccomp: crate::seccomp::State::new(),
             locks: Held::new(),
             trap: IrqLock::new(super::Trap::default()),

@@ -194,6 +194,9 @@ pub(super) struct Relations {
     /// The threads that live, in the order in which they came.
     pub threads: RBTree<InProcess>,
     pub live: usize,
+    /// How many of them rest, as control groups count it; and whether that is all.
+    pub resting: usize,
+    pub rests: bool,
     /// How many threads have come so far.
     came: u64,
     /// How many have ended.
@@ -219,6 +222,8 @@ impl Relations {
             children: LinkedList::new(Siblings::NEW),
             threads: RBTree::new(InProcess::NEW),
             live: 0,
+            resting: 0,
+            rests: false,
             came: 0,
             gone: 0,
             tracees: LinkedList::new(Tracees::NEW),

@@ -52,14 +52,14 @@ pub fn wake(thread: &Arc<Thread>) -> bool {
 pub fn wake_for_signal(thread: &Arc<Thread>, kill: bool) -> bool {
     queue::wake_if(thread, |sleep| match sleep {
         Sleep::Interruptible => true,
-        Sleep::Killable | Sleep::Stopped => kill,
+        Sleep::Killable | Sleep::Stopped | Sleep::Frozen => kill,
         Sleep::Uninterruptible => false,
     })
 }
 
-/// Wakes a thread that job control has stopped.
+/// Wakes a thread that job control has stopped, or that rests with its control group.
 pub fn wake_stopped(thread: &Arc<Thread>) -> bool {
-    queue::wake_if(thread, |sleep| sleep == Sleep::Stopped)
+    queue::wake_if(thread, |sleep| matches!(sleep, Sleep::Stopped | Sleep::Frozen))
 }
 
 /// Lets other runnable threads of this CPU go first.

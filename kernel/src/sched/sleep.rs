@@ -36,7 +36,7 @@ pub fn sleep(mode: Sleep, deadline: Option<u64>, mut ready: impl FnMut() -> bool
         }
         let interrupted = match mode {
             Sleep::Interruptible => thread.signal_pending(),
-            Sleep::Killable | Sleep::Stopped => thread.kill_pending(),
+            Sleep::Killable | Sleep::Stopped | Sleep::Frozen => thread.kill_pending(),
             Sleep::Uninterruptible => false,
         };
         if interrupted {

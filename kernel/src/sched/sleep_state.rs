@@ -34,6 +34,8 @@ pub enum Sleep {
     Interruptible = 3,
     /// SIGCONT or a signal that kills: the sleep of job control.
     Stopped = 4,
+    /// The end of a control group's freezing, or a signal that kills.
+    Frozen = 5,
 }
 
 impl Sleep {
@@ -43,6 +45,7 @@ impl Sleep {
             2 => Some(Self::Killable),
             3 => Some(Self::Interruptible),
             4 => Some(Self::Stopped),
+            5 => Some(Self::Frozen),
             _ => None,
         }
     }

@@ -9,6 +9,7 @@ use super::{
     frame, stop,
 };
 use crate::arch::trap::TrapFrame;
+use crate::cgroup::freezer;
 use crate::process::{self, Thread, WaitStatus, exit, limits, ptrace};
 
 /// Handles everything that is pending for the current thread, with interrupts on: the thread dies, stops, or has a handler's frame put on its stack.
@@ -17,12 +18,17 @@ pub fn deliver(frame: &mut TrapFrame) {
     let thread = process::current();
     loop {
         if thread.kill_pending() {
+            freezer::go_on(&thread);
             exit::thread_killed();
         }
         stop::stop_if_asked(frame);
         if thread.kill_pending() {
             continue;
         }
+        if freezer::rest_if_asked(&thread) {
+            continue;
+        }
+        freezer::go_on(&thread);
         let Some((info, mut continued)) = take(&thread) else { break };
         let traced = thread.trace.is_traced();
         let Some(info) = ptrace::signal_stop(frame, info) else { continue };

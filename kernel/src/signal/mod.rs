@@ -28,7 +28,7 @@ pub use send::{
     Sent, caused_by, discard, is_ignored_or_blocked, prepare, queue_prepared, queue_process, queue_thread,
     send_of_timer, send_process, send_process_locked, send_thread,
 };
-pub(crate) use send::{add_first_stop, end_all, kick, kill_thread};
+pub(crate) use send::{add_first_stop, ask_freeze, end_all, kick, kill_thread, thaw};
 pub use spares::Spares;
 pub use state::{ProcessSignals, ThreadSignals};
 pub use stop::has_stopped;

@@ -251,6 +251,20 @@ pub(crate) fn kill_thread(thread: &Thread) {
     }
 }
 
+/// A thread's control group freezes: the thread comes to where it rests.
+pub(crate) fn ask_freeze(thread: &Thread) {
+    thread.signals.ask_freeze();
+    if !sched::wake_for_signal(&thread.to_arc(), false) {
+        kick(thread);
+    }
+}
+
+/// Its control group goes on, and so does the thread.
+pub(crate) fn thaw(thread: &Thread) {
+    thread.signals.forget_freeze();
+    sched::wake_stopped(&thread.to_arc());
+}
+
 /// Whether the signal has no effect at all, so that it is not even queued.
 fn is_ignored(
     tree: &tree::Guard,

@@ -18,6 +18,8 @@ const STOP: u32 = 4;
 const TRAP: u32 = 8;
 /// The thread is to stop with its process again, which was told to its parent before.
 const STOP_AGAIN: u32 = 16;
+/// The thread is to rest before it goes on in user mode: its control group freezes.
+const FREEZE: u32 = 32;
 
 /// A thread's part.
 pub struct ThreadSignals {
@@ -76,7 +78,7 @@ impl ThreadSignals {
 
     /// The thread is on its way out and cannot be killed once more: it must be able to sleep while it cleans up.
     pub(crate) fn clear_killed(&self) {
-        self.flags.fetch_and(!(KILLED | TRAP | STOP_AGAIN), Ordering::SeqCst);
+        self.flags.fetch_and(!(KILLED | TRAP | STOP_AGAIN | FREEZE), Ordering::SeqCst);
     }
 
     pub(super) fn mark_pending(&self) {
@@ -119,6 +121,24 @@ impl ThreadSignals {
     /// False if it was not asked.
     pub(super) fn take_stop_again(&self) -> bool {
         self.flags.fetch_and(!STOP_AGAIN, Ordering::SeqCst) & STOP_AGAIN != 0
+    }
+
+    pub(super) fn ask_freeze(&self) {
+        self.flags.fetch_or(FREEZE, Ordering::SeqCst);
+    }
+
+    pub(super) fn forget_freeze(&self) {
+        self.flags.fetch_and(!FREEZE, Ordering::SeqCst);
+    }
+
+    /// Is it to rest until its control group goes on?
+    pub(crate) fn is_asked_to_freeze(&self) -> bool {
+        self.flags.load(Ordering::SeqCst) & FREEZE != 0
+    }
+
+    /// Has it to take part in a stop, of its process or of its tracer's?
+    pub(crate) fn is_asked_for_stops(&self) -> bool {
+        self.flags.load(Ordering::SeqCst) & (STOP | STOP_AGAIN | TRAP) != 0
     }
 
     /// The blocked signals.

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use super::send::send_process_locked;
 use super::{SIGCHLD, SigInfo, flags, tell};
 use crate::arch::trap::TrapFrame;
+use crate::cgroup::freezer;
 use crate::namespaces::View;
 use crate::process::tree::Event;
 use crate::process::{self, Process, Thread, WaitStatus, orphans, ptrace, tree};
@@ -63,12 +64,14 @@ pub fn stop_if_asked(frame: &mut TrapFrame) {
         if signal.is_none() {
             return;
         }
+        freezer::rest(&thread);
         sched::sleep_until(Sleep::Stopped, || {
             process.signals.state.lock().stop.is_none()
                 || thread.kill_pending()
                 || thread.signals.is_asked_to_stop()
                 || thread.signals.is_asked_to_trap()
         });
+        freezer::go_on(&thread);
         trap |= thread.signals.take_trap();
     }
 }

@@ -1,9 +1,11 @@
 //! Stops of a tracee, and how it goes on.
 
 use alloc::sync::Arc;
+use core::sync::atomic::Ordering;
 
 use super::{CALLS, EMULATED, FORCED_TRAP, LISTENING, STEP, STOPPED, events};
 use crate::arch::trap::TrapFrame;
+use crate::cgroup::freezer;
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
 use crate::process::tree::{self, Event, Guard};
@@ -71,7 +73,15 @@ pub(super) fn stop(frame: &mut TrapFrame, stop: Stop) -> Option<Answer> {
         drop(tree);
         drop(tracer);
     }
+    // One that comes from its rest and goes back to it is not taken for somebody who goes on.
+    let rested = thread.resting.load(Ordering::Relaxed);
+    freezer::rest(&thread);
     sched::sleep_until(Sleep::Stopped, || !thread.trace.is_stopped() || thread.kill_pending());
+    if rested {
+        freezer::go_on(&thread);
+    } else {
+        freezer::go_on_at_once(&thread);
+    }
     let (answer, tracer) = {
         let mut tree = tree::lock();
         thread.trace.clear(STOPPED | LISTENING);
