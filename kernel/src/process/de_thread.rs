@@ -77,4 +77,5 @@ fn unshare_actions(process: &Process) {
         drop(old);
     }
     process.has_execed.store(true, Ordering::SeqCst);
+    process.membarrier.store(0, Ordering::SeqCst);
 }

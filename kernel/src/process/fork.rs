@@ -229,6 +229,7 @@ impl Child {
         if new_process {
             // Relaxed: nobody else knows it yet.
             process.refused_gains.store(parent.inherited_refusals(), Ordering::Relaxed);
+            process.membarrier.store(parent.membarrier.load(Ordering::SeqCst), Ordering::Relaxed);
             process.made_by.store(current.tid(), Ordering::Relaxed);
         }
         let mut registers = Context::current_user_registers();

@@ -89,7 +89,7 @@ pub(super) fn forget(thread: &Thread) {
 
 /// The thread was switched away from and runs again: the area must be looked at.
 #[inline]
-pub(super) fn preempted(thread: &Thread) {
+pub(crate) fn preempted(thread: &Thread) {
     // Relaxed: the thread's own CPU sets and reads it.
     if thread.rseq.load(Ordering::Relaxed) != 0 {
         thread.due.set(Due::RSEQ);

@@ -16,6 +16,7 @@ pub mod inotify;
 pub mod ioprio;
 pub mod ipc;
 pub mod kcmp;
+pub mod membarrier;
 pub mod mm;
 pub mod mqueue;
 pub mod msg;
@@ -86,6 +87,7 @@ const GROUPS: &[Group] = &[
     ioprio::TABLE,
     ipc::TABLE,
     kcmp::TABLE,
+    membarrier::TABLE,
     mm::TABLE,
     mqueue::TABLE,
     msg::TABLE,

@@ -32,7 +32,6 @@ pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::getpriority, getpriority),
     (Sysno::setpriority, setpriority),
     (Sysno::getcpu, getcpu),
-    (Sysno::membarrier, membarrier),
 ];
 
 fn find(tid: i32) -> Result<Arc<Thread>> {
@@ -302,57 +301,5 @@ fn getcpu(args: &mut Args) -> Result<usize> {
         // One memory node.
         write_user(args.a[1], &0u32)?;
     }
-    Ok(0)
-}
-
-/// Commands of membarrier(2).
-mod barrier {
-    pub const QUERY: u32 = 0;
-    pub const GLOBAL: u32 = 1;
-    pub const GLOBAL_EXPEDITED: u32 = 2;
-    pub const REGISTER_GLOBAL_EXPEDITED: u32 = 4;
-    pub const PRIVATE_EXPEDITED: u32 = 8;
-    pub const REGISTER_PRIVATE_EXPEDITED: u32 = 16;
-    pub const PRIVATE_EXPEDITED_SYNC_CORE: u32 = 32;
-    pub const REGISTER_PRIVATE_EXPEDITED_SYNC_CORE: u32 = 64;
-    pub const SUPPORTED: u32 = GLOBAL
-        | GLOBAL_EXPEDITED
-        | REGISTER_GLOBAL_EXPEDITED
-        | PRIVATE_EXPEDITED
-        | REGISTER_PRIVATE_EXPEDITED
-        | PRIVATE_EXPEDITED_SYNC_CORE
-        | REGISTER_PRIVATE_EXPEDITED_SYNC_CORE;
-}
-
-fn membarrier(args: &mut Args) -> Result<usize> {
-    use core::sync::atomic::{Ordering, fence};
-    if args.uint(1) != 0 {
-        return Err(Errno::EINVAL);
-    }
-    let process = process::current().process.clone();
-    let registered = process.membarrier.load(Ordering::SeqCst);
-    let command = args.uint(0);
-    let cpus = match command {
-        barrier::QUERY => return Ok(barrier::SUPPORTED as usize),
-        barrier::REGISTER_GLOBAL_EXPEDITED
-        | barrier::REGISTER_PRIVATE_EXPEDITED
-        | barrier::REGISTER_PRIVATE_EXPEDITED_SYNC_CORE => {
-            process.membarrier.fetch_or(command, Ordering::SeqCst);
-            return Ok(0);
-        }
-        barrier::GLOBAL | barrier::GLOBAL_EXPEDITED => cpu::online(),
-        barrier::PRIVATE_EXPEDITED | barrier::PRIVATE_EXPEDITED_SYNC_CORE => {
-            // Registration of a command is the next bit.
-            if registered & command << 1 == 0 {
-                return Err(Errno::EPERM);
-            }
-            process.mm().map_or(CpuSet::new(), |mm| mm.cpus())
-        }
-        _ => return Err(Errno::EINVAL),
-    };
-    fence(Ordering::SeqCst);
-    // The interrupt and its return make memory accesses and instruction fetches of the other CPUs begin anew.
-    crate::arch::ipi::call(&cpus, &|| fence(Ordering::SeqCst));
-    fence(Ordering::SeqCst);
     Ok(0)
 }
