@@ -135,9 +135,9 @@ impl FileOps for NamespaceFile {
                 if !process::current().credentials().user_namespace().contains(&owner) {
                     return Err(Errno::EPERM);
                 }
-                install(Namespace::User(owner))
+                open(Namespace::User(owner))
             }
-            GET_PARENT => self.parent().and_then(install),
+            GET_PARENT => self.parent().and_then(open),
             GET_OWNER_UID => {
                 let Namespace::User(user) = &self.0 else { return Err(Errno::EINVAL) };
                 let own = process::current().credentials();
@@ -190,7 +190,7 @@ impl NamespaceFile {
 }
 
 /// A new descriptor for the namespace, closed by execve(2).
-fn install(namespace: Namespace) -> Result<usize> {
+pub(crate) fn open(namespace: Namespace) -> Result<usize> {
     let path = place(namespace);
     let ops = path.inode().ops.open(&path, abi::O_RDONLY)?;
     let file = File::new(path, ops, abi::O_RDONLY);

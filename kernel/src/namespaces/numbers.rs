@@ -22,8 +22,8 @@ pub struct Numbers {
 
 impl Numbers {
     /// Takes numbers in `namespace` and all above it but the first, for the thread that has the number `global` there; `None` when there
-    /// is nothing but the first. Errors as [`PidNamespace::allocate`].
-    pub fn take(namespace: &Arc<PidNamespace>, global: Pid) -> Result<Option<Arc<Self>>> {
+    /// is nothing but the first. `wanted` has numbers from the deepest level up, which were checked. Errors as [`PidNamespace::allocate`].
+    pub fn take(namespace: &Arc<PidNamespace>, global: Pid, wanted: &[i32]) -> Result<Option<Arc<Self>>> {
         if namespace.is_initial() {
             return Ok(None);
         }
@@ -33,7 +33,10 @@ impl Numbers {
         core::mem::swap(&mut numbers.entries, &mut entries);
         for level in 1..=namespace.level {
             let at = at_level(namespace, level);
-            let number = at.allocate()?;
+            let number = match wanted.get((namespace.level - level) as usize) {
+                None => at.allocate()?,
+                Some(wanted) => at.allocate_this(*wanted as Pid)?,
+            };
             numbers.entries.push(Entry { number, global, link: RBTreeAtomicLink::new() });
             let entry = numbers.entries.last().expect("just pushed");
             // SAFETY: there is room for all entries, so the vector never moves them; `drop` takes them out.

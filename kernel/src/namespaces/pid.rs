@@ -10,7 +10,9 @@ use super::{Head, Kind, initial};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::process::tree::{self, TreeCell};
-use crate::process::{self, CAP_SYS_ADMIN, Credentials, PID_MAX, Pid, Process, WaitFlags};
+use crate::process::{
+    self, CAP_CHECKPOINT_RESTORE, CAP_SYS_ADMIN, Credentials, PID_MAX, Pid, Process, WaitFlags,
+};
 use crate::sched;
 use crate::signal::{self, SIG_IGN, SIGCHLD, SIGKILL, SigInfo};
 use crate::sync::{IrqLock, Once, WaitQueue};
@@ -59,7 +61,7 @@ pub struct PidNamespace {
     closed: AtomicBool,
     /// Its first process has been there.
     begun: AtomicBool,
-    /// What `vm.memfd_noexec` was set to in it; those above count too.
+    /// What `vm.memfd_noexec` was set to in it, or was above when it was made; those above count too.
     memfd_noexec: AtomicU32,
     /// Threads that are registered with a number of it: changes under the tree's lock.
     registered: AtomicUsize,
@@ -75,6 +77,7 @@ impl PidNamespace {
     }
 
     fn build(head: Head, parent: Option<Arc<PidNamespace>>, used: Vec<u64>) -> Self {
+        let noexec = parent.as_ref().map_or(0, |parent| parent.memfd_noexec());
         Self {
             head,
             level: parent.as_ref().map_or(0, |parent| parent.level + 1),
@@ -83,7 +86,7 @@ impl PidNamespace {
             init: TreeCell::new(None),
             begun: AtomicBool::new(false),
             closed: AtomicBool::new(false),
-            memfd_noexec: AtomicU32::new(0),
+            memfd_noexec: AtomicU32::new(noexec),
             registered: AtomicUsize::new(0),
             left: WaitQueue::new(),
         }
@@ -182,6 +185,43 @@ impl PidNamespace {
             return Ok(number);
         }
         Err(Errno::EAGAIN)
+    }
+
+    /// Takes this number; `EEXIST` when it is taken.
+    pub(super) fn allocate_this(&self, number: Pid) -> Result<Pid> {
+        if self.closed.load(Ordering::SeqCst) {
+            return Err(Errno::ENOMEM);
+        }
+        let mut table = self.table.lock();
+        let (word, bit) = (number as usize / 64, number % 64);
+        if table.used[word] >> bit & 1 != 0 {
+            return Err(Errno::EEXIST);
+        }
+        table.used[word] |= 1 << bit;
+        Ok(number)
+    }
+
+    /// May the caller choose these numbers for a child here, and above? From the deepest level up. `EINVAL` for what is no number, or
+    /// would be there before the first process; `EPERM` without the right in the namespace's user namespace.
+    pub fn check_wanted(&self, wanted: &[i32]) -> Result<()> {
+        if wanted.len() > self.level as usize + 1 {
+            return Err(Errno::EINVAL);
+        }
+        let mut at = Some(self);
+        for number in wanted {
+            let namespace = at.expect("as many levels as numbers");
+            let is_number = (1..PID_MAX as i32).contains(number);
+            if !is_number || *number != 1 && !namespace.has_begun() {
+                return Err(Errno::EINVAL);
+            }
+            let caller = process::current().credentials();
+            let user = &namespace.head.user;
+            if !caller.capable_in(user, CAP_CHECKPOINT_RESTORE) && !caller.capable_in(user, CAP_SYS_ADMIN) {
+                return Err(Errno::EPERM);
+            }
+            at = namespace.parent.as_deref();
+        }
+        Ok(())
     }
 
     /// # Safety

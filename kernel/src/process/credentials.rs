@@ -53,6 +53,7 @@ pub const CAP_SYS_CHROOT: u32 = 18;
 pub const CAP_SYS_PTRACE: u32 = 19;
 #[allow(missing_docs)]
 pub const CAP_SYS_ADMIN: u32 = 21;
+pub const CAP_CHECKPOINT_RESTORE: u32 = 40;
 #[allow(missing_docs)]
 pub const CAP_SYS_BOOT: u32 = 22;
 #[allow(missing_docs)]

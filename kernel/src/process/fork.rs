@@ -2,6 +2,7 @@
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
@@ -18,7 +19,7 @@ use crate::errno::{Errno, Result};
 use crate::memory::stack::KernelStack;
 use crate::memory::{self, Pressure};
 use crate::mm::uaccess;
-use crate::namespaces::{self, Numbers, View};
+use crate::namespaces::{self, Numbers, PidNamespace, View};
 use crate::sched::{self, Entity, Parameters, Policy};
 use crate::seccomp;
 use crate::signal::{self, AltStack, SigInfo, ThreadSignals};
@@ -35,6 +36,8 @@ pub struct CloneArgs {
     pub parent_tid: usize,
     pub child_tid: usize,
     pub pidfd: usize,
+    /// Numbers that the child is to have, from the deepest PID namespace up.
+    pub set_tid: Vec<i32>,
     /// The control group of a new process.
     pub cgroup: cgroup::Into,
 }
@@ -70,7 +73,7 @@ fn check(args: &CloneArgs, parent: &Process) -> Result<()> {
         || (has(THREAD) && !has(SIGHAND))
         || (has(SIGHAND) && !has(VM))
         || (has(SIGHAND) && has(CLEAR_SIGHAND))
-        || (has(PIDFD) && has(DETACHED | THREAD))
+        || (has(PIDFD) && has(DETACHED))
         || (has(PARENT) && parent.is_init())
         || args.exit_signal > signal::SIGNAL_MAX;
     if invalid { Err(Errno::EINVAL) } else { Ok(()) }
@@ -194,13 +197,19 @@ impl Child {
         let fs = if has(FS) { fs } else { Arc::new(fs.duplicate()) };
         let (new_credentials, namespaces) = namespaces::for_child(args.flags as u32, current, &fs)?;
         let credentials = new_credentials.map_or(credentials, Arc::new);
-        let pid = PidReservation(Some(tree::lock().allocate_pid()?));
+        let pid_namespace = match &namespaces {
+            Some(namespaces) => &namespaces.pid_for_children,
+            None => PidNamespace::initial(),
+        };
+        pid_namespace.check_wanted(&args.set_tid)?;
+        let wanted = args.set_tid.get(pid_namespace.level as usize);
+        let pid = PidReservation(Some(match wanted {
+            None => tree::lock().allocate_pid()?,
+            Some(wanted) => tree::lock().allocate_this_pid(*wanted as Pid)?,
+        }));
         let new_process = !has(THREAD);
         let global = pid.0.expect("just reserved");
-        let numbers = match &namespaces {
-            Some(namespaces) => Numbers::take(&namespaces.pid_for_children, global)?,
-            None => None,
-        };
+        let numbers = Numbers::take(pid_namespace, global, &args.set_tid)?;
         let own_number = numbers.as_ref().map_or(global, |numbers| numbers.own());
         let process = if new_process {
             let actions = parent.actions.lock().clone();
@@ -299,7 +308,8 @@ impl Child {
 
     /// The descriptor by which the parent knows the child: CLONE_PIDFD.
     fn make_pidfd(&self, address: usize) -> Result<i32> {
-        let fd = super::pidfd::open(&self.thread().process, 0)?;
+        let flags = if self.new_process { 0 } else { super::pidfd::THREAD };
+        let fd = super::pidfd::open(self.thread(), flags)?;
         uaccess::write_user(address, &fd).map(|()| fd).inspect_err(|_| {
             let _ = super::current().files().close(fd);
         })

@@ -1,39 +1,117 @@
-//! Descriptors that refer to a process: pidfd_open(2).
+//! Descriptors that refer to a process, or to one thread of it: pidfd_open(2).
 
 use alloc::sync::Arc;
+use core::fmt::Write;
 
 use linux_raw_sys::general as abi;
 
-use super::{Process, limits};
-use crate::errno::Result;
+use super::{Process, Thread, limits};
+use crate::errno::{Errno, Result};
 use crate::fs::anonymous::Kind;
 use crate::fs::poll::Events;
 use crate::fs::{File, FileOps};
+use crate::memory::fallible::Text;
+use crate::namespaces::{self, View};
 use crate::sync::WaitQueue;
+
+/// PIDFD_THREAD: the descriptor is for one thread.
+pub const THREAD: u32 = abi::O_EXCL;
+
+/// `_IO(0xff, n)`: the namespaces of the process, by the names of `/proc/PID/ns`.
+const IOCTL: u32 = 0xff00;
+const NAMESPACES: [&str; 10] =
+    ["cgroup", "ipc", "mnt", "net", "pid", "pid_for_children", "time", "time_for_children", "user", "uts"];
 
 struct PidFd {
     process: Arc<Process>,
+    /// The thread, if it is for one.
+    thread: Option<Arc<Thread>>,
+}
+
+impl PidFd {
+    /// The process has ended, or the thread.
+    fn has_ended(&self) -> bool {
+        match &self.thread {
+            Some(thread) => !self.process.has_thread(thread),
+            None => self.process.has_ended(),
+        }
+    }
+
+    /// Nothing is left of it, not even for who waits.
+    fn is_gone(&self) -> bool {
+        match &self.thread {
+            Some(thread) if !thread.is_leader() => !self.process.has_thread(thread),
+            _ => self.process.leader().is_none(),
+        }
+    }
 }
 
 impl FileOps for PidFd {
     fn poll(&self, _: &File) -> Events {
-        // Readable once the process has ended, whether it was waited for or not.
-        if self.process.has_ended() { Events::READABLE } else { Events::empty() }
+        // Readable at the end, whether somebody has waited or not.
+        let mut events = Events::empty();
+        events.set(Events::READABLE, self.has_ended());
+        events.set(Events::HUP, self.is_gone());
+        events
     }
 
     fn wait_queues(&self, _: &File, visit: &mut dyn FnMut(&WaitQueue)) {
         visit(&self.process.ended);
+        if self.thread.is_some() {
+            visit(&self.process.thread_ended);
+        }
     }
 
     fn pollable(&self) -> bool {
         true
     }
+
+    /// Opens a namespace of the process.
+    fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
+        if argument != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let thread = match &self.thread {
+            Some(thread) => Some(thread.clone()),
+            None => self.process.leader(),
+        };
+        let thread = thread.filter(|_| !self.is_gone()).ok_or(Errno::ESRCH)?;
+        let index = command.wrapping_sub(IOCTL + 1) as usize;
+        let name = NAMESPACES.get(index).ok_or(Errno::ENOTTY)?;
+        // One that has ended has none but its users'.
+        if thread.try_fs().is_none() {
+            return Err(Errno::ESRCH);
+        }
+        crate::syscall::mm::check_may_access(&self.process).map_err(|_| Errno::EACCES)?;
+        namespaces::file::open(namespaces::file::of_thread(&thread, name).ok_or(Errno::ENOENT)?)
+    }
+
+    fn describe(&self, _: &File, out: &mut Text) {
+        let view = View::current();
+        let (number, numbers) = match &self.thread {
+            Some(thread) => (view.thread(thread), thread.numbers().cloned()),
+            None => (view.process(&self.process), self.process.numbers.clone()),
+        };
+        // Writing to a string does not fail.
+        if self.is_gone() {
+            let _ = out.write_str("Pid:\t-1\nNSpid:\t-1\n");
+            return;
+        }
+        let _ = write!(out, "Pid:\t{number}\nNSpid:\t{number}");
+        let deeper = numbers.iter().flat_map(|numbers| numbers.seen_from(&view));
+        // The first of them is the one that is told already, unless it is the first namespace's.
+        for number in deeper.skip(usize::from(!view.is_initial())).filter(|_| number != 0) {
+            let _ = write!(out, "\t{number}");
+        }
+        let _ = out.write_str("\n");
+    }
 }
 
-/// A new descriptor of the current process for `process`; it is closed on execve(2).
-pub fn open(process: &Arc<Process>, flags: u32) -> Result<i32> {
-    let ops = Arc::new(PidFd { process: process.clone() });
-    let file = File::anonymous(Kind::Anonymous, "[pidfd]", ops, abi::O_RDWR | flags);
+/// A new descriptor of the current process for `process`, or with [`THREAD`] for `thread`; it is closed on execve(2).
+pub fn open(thread: &Arc<Thread>, flags: u32) -> Result<i32> {
+    let of_thread = flags & THREAD != 0;
+    let ops = Arc::new(PidFd { process: thread.process.clone(), thread: of_thread.then(|| thread.clone()) });
+    let file = File::anonymous(Kind::Anonymous, "[pidfd]", ops, abi::O_RDWR | flags & abi::O_NONBLOCK);
     let current = super::current();
     let limit = current.process.limit(limits::NOFILE) as usize;
     current.files().install(file, 0, limit, true)
@@ -42,4 +120,13 @@ pub fn open(process: &Arc<Process>, flags: u32) -> Result<i32> {
 /// The process that a descriptor refers to.
 pub fn process_of(file: &File) -> Option<Arc<Process>> {
     file.ops_as::<PidFd>().map(|pidfd| pidfd.process.clone())
+}
+
+/// The thread that a descriptor is for, if it is for one; `ESRCH` when that has ended.
+pub fn thread_of(file: &File) -> Result<Option<Arc<Thread>>> {
+    let Some(pidfd) = file.ops_as::<PidFd>() else { return Ok(None) };
+    match &pidfd.thread {
+        Some(_) if pidfd.has_ended() && pidfd.is_gone() => Err(Errno::ESRCH),
+        thread => Ok(thread.clone()),
+    }
 }

@@ -394,6 +394,18 @@ impl Guard {
         Err(Errno::EAGAIN)
     }
 
+    /// Takes this number; `EEXIST` when a thread, group or session has it.
+    pub fn allocate_this_pid(&mut self, pid: Pid) -> Result<Pid> {
+        let tree = &mut *self.0;
+        let (word, bit) = (pid as usize / 64, pid % 64);
+        let taken = tree.used[word] >> bit & 1 != 0;
+        if taken || !tree.groups.find(&pid).is_null() || !tree.sessions.find(&pid).is_null() {
+            return Err(Errno::EEXIST);
+        }
+        tree.used[word] |= 1 << bit;
+        Ok(pid)
+    }
+
     /// Takes a number that was just freed, under the same lock.
     pub fn claim_pid(&mut self, pid: Pid) {
         self.tree.used[pid as usize / 64] |= 1 << (pid % 64);

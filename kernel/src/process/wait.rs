@@ -161,6 +161,8 @@ fn finish(
             leader.set_charge(None);
         }
         drop(removed);
+        // Who polls it hears that nothing is left.
+        child.ended.wake_all();
         sched::reap();
     }
     Ok(Some(Waited {

@@ -10,7 +10,7 @@ use super::{Args, Handler};
 use crate::arch::context;
 use crate::cgroup;
 use crate::errno::{Errno, Result};
-use crate::mm::uaccess::{copy_from_user, read_user, write_user};
+use crate::mm::uaccess::{copy_from_user, read_user, read_user_array, write_user};
 use crate::namespaces::{self, View};
 use crate::process::{self, CloneArgs, IdKind, WaitFlags, WaitStatus, Waited, exit, rseq};
 use crate::signal::SigInfo;
@@ -105,8 +105,20 @@ fn clone3(args: &mut Args) -> Result<usize> {
     let words: [u64; size_of::<Clone3>() / 8] = core::array::from_fn(|index| {
         u64::from_ne_bytes(core::array::from_fn(|byte| bytes[index * 8 + byte]))
     });
-    let [flags, pidfd, child_tid, parent_tid, exit_signal, stack, stack_size, tls, _, set_tid_size, cgroup] =
-        words;
+    let [
+        flags,
+        pidfd,
+        child_tid,
+        parent_tid,
+        exit_signal,
+        stack,
+        stack_size,
+        tls,
+        set_tid,
+        set_tid_size,
+        cgroup,
+    ] = words;
+    const DEEPEST: u64 = 32;
     const KNOWN: u64 = 0x3_ffff_ffff;
     const INTO_CGROUP: u64 = 0x2_0000_0000;
     let csignal = u64::from(abi::CSIGNAL);
@@ -116,7 +128,8 @@ fn clone3(args: &mut Args) -> Result<usize> {
     if flags & !KNOWN != 0
         || flags & (csignal | detached) & !u64::from(abi::CLONE_NEWTIME) != 0
         || flags & INTO_CGROUP != 0 && (cgroup > i32::MAX as u64 || size < size_of::<Clone3>())
-        || set_tid_size != 0
+        || set_tid_size > DEEPEST
+        || (set_tid == 0) != (set_tid_size == 0)
         || bad_stack
         || exit_signal > 64
     {
@@ -135,6 +148,7 @@ fn clone3(args: &mut Args) -> Result<usize> {
         pidfd: pidfd as usize,
         child_tid: child_tid as usize,
         tls,
+        set_tid: read_user_array(set_tid as usize, set_tid_size as usize)?,
         cgroup: if flags & INTO_CGROUP == 0 {
             cgroup::Into::Parent
         } else {
@@ -376,15 +390,14 @@ fn setns(args: &mut Args) -> Result<usize> {
 
 fn pidfd_open(args: &mut Args) -> Result<usize> {
     let (pid, flags) = (args.int(0), args.uint(1));
-    if pid <= 0 || flags & !abi::O_NONBLOCK != 0 {
+    if pid <= 0 || flags & !(abi::O_NONBLOCK | process::pidfd::THREAD) != 0 {
         return Err(Errno::EINVAL);
     }
-    let process = match process::find(pid as u32) {
-        Some(process) => process,
-        None if process::find_thread(pid as u32).is_some() => return Err(Errno::ENOENT),
-        None => return Err(Errno::ESRCH),
-    };
-    process::pidfd::open(&process, flags).map(|fd| fd as usize)
+    let thread = process::find_thread(pid as u32).ok_or(Errno::ESRCH)?;
+    if flags & process::pidfd::THREAD == 0 && !thread.is_leader() {
+        return Err(Errno::ENOENT);
+    }
+    process::pidfd::open(&thread, flags).map(|fd| fd as usize)
 }
 
 fn personality(args: &mut Args) -> Result<usize> {

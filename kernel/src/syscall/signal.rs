@@ -284,6 +284,7 @@ fn pidfd_send_signal(args: &mut Args) -> Result<usize> {
     let current = process::current();
     let file = current.files().get(args.int(0))?;
     let target = process::pidfd::process_of(&file).ok_or(Errno::EBADF)?;
+    let own_thread = process::pidfd::thread_of(&file)?;
     let signal = signal::from_user(args.a[1])?;
     let info = if args.a[2] != 0 {
         let info = read_info(args, 2, signal, Arc::ptr_eq(&target, &current.process))?;
@@ -304,13 +305,19 @@ fn pidfd_send_signal(args: &mut Args) -> Result<usize> {
     }
     if scope == PROCESS_GROUP {
         // The group that the process leads, if it leads one.
-        return process::kill_group(target.pid, signal).map(|()| 0);
+        let number = own_thread.map_or(target.pid, |thread| thread.tid());
+        return process::kill_group(number, signal).map(|()| 0);
     }
     process::check_may_signal(&target, signal)?;
     if signal.is_none() {
         return Ok(0);
     }
-    match target.leader().filter(|_| scope == THREAD) {
+    let thread = match scope {
+        0 => own_thread,
+        THREAD => own_thread.or_else(|| target.leader()),
+        _ => None,
+    };
+    match thread {
         Some(thread) => signal::queue_thread(&thread, info)?,
         None => signal::queue_process(&target, info)?,
     }

@@ -82,6 +82,24 @@ fn namespaces_below() {
         })
         .ok();
     });
+    in_child(|| {
+        // What held above when it was made stays, although it is lowered there.
+        as_first(0, || {
+            set(1).unwrap();
+            let (told, tell) = roundtable_programs::file::pipe(0);
+            let below = as_first(0, || {
+                assert_eq!(told.read(&mut [0; 1]), Ok(1));
+                assert_eq!((now(), mode(0)), ("1\n".to_string(), Ok(0o666)));
+                set(0).unwrap();
+                assert_eq!(mode(0), Ok(0o777));
+            });
+            set(0).unwrap();
+            tell.write(b"x").unwrap();
+            below.ok();
+            assert_eq!(mode(0), Ok(0o777));
+        })
+        .ok();
+    });
 }
 
 fn who_may_set() {
