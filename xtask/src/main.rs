@@ -11,6 +11,7 @@ mod licences;
 mod linux;
 mod profile;
 mod programs;
+mod selftests;
 mod servers;
 mod setup;
 mod sizes;
@@ -57,6 +58,8 @@ enum Command {
     Bench(roundtable::bench::BenchOptions),
     /// Run Debian's programs on both kernels: what works on each, for the table of docs/programs.md
     Programs(programs::ProgramOptions),
+    /// Run Linux's own self-tests on both kernels: which pass on each
+    Selftests(selftests::SelftestOptions),
     /// Build and boot a kernel that is not ours and hosts the library: a table of what sharing saves there
     Host(hosts::HostOptions),
     /// Check the published crates: packages, features, oldest Rust, public interfaces, miri, ThreadSanitizer
@@ -103,6 +106,7 @@ fn execute(command: Command) -> Result<i32> {
         Command::Soak(options) => soak::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Programs(options) => programs::run(&options),
+        Command::Selftests(options) => selftests::run(&options),
         Command::Host(options) => hosts::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Sizes => sizes::run(),
