@@ -25,6 +25,9 @@ const REGISTER_PRIVATE_EXPEDITED_RSEQ: u32 = 1 << 8;
 const GET_REGISTRATIONS: u32 = 1 << 9;
 const SUPPORTED: u32 = (1 << 10) - 1;
 
+/// Where registrations are that are shown and allow nothing: as on Linux, a special kind shows the plain one too.
+const PLAIN_TOO: u32 = 16;
+
 /// MEMBARRIER_CMD_FLAG_CPU: only the CPU that is named.
 const ONE_CPU: u32 = 1;
 
@@ -38,13 +41,14 @@ fn membarrier(args: &mut Args) -> Result<usize> {
     let registered = process.membarrier.load(Ordering::SeqCst);
     let cpus = match command {
         QUERY => return Ok(SUPPORTED as usize),
-        GET_REGISTRATIONS => return Ok(registered as usize),
+        GET_REGISTRATIONS => return Ok((registered | registered >> PLAIN_TOO & SUPPORTED) as usize),
         REGISTER_GLOBAL_EXPEDITED | REGISTER_PRIVATE_EXPEDITED => {
             process.membarrier.fetch_or(command, Ordering::SeqCst);
             return Ok(0);
         }
         REGISTER_PRIVATE_EXPEDITED_SYNC_CORE | REGISTER_PRIVATE_EXPEDITED_RSEQ => {
-            process.membarrier.fetch_or(command | REGISTER_PRIVATE_EXPEDITED, Ordering::SeqCst);
+            let shown = command | REGISTER_PRIVATE_EXPEDITED << PLAIN_TOO;
+            process.membarrier.fetch_or(shown, Ordering::SeqCst);
             return Ok(0);
         }
         GLOBAL | GLOBAL_EXPEDITED => cpu::online(),

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering::SeqCst;
 use roundtable_programs::child::fork;
 use roundtable_programs::kinds::{Answer, call};
 use roundtable_programs::rows::Rows;
-use roundtable_programs::{row, tests};
+use roundtable_programs::{Errno, row, tests};
 
 tests! { commands, registrations, registrations_of_children, barriers_of_threads }
 
@@ -48,9 +48,11 @@ fn registrations() {
     assert_eq!(barrier(GET_REGISTRATIONS, 0, 0), Ok(0));
     assert_eq!(barrier(GLOBAL_EXPEDITED << 1, 0, 0), Ok(0));
     assert_eq!(barrier(GET_REGISTRATIONS, 0, 0), Ok(4));
-    // One of the special kinds is the plain kind too.
+    // One of the special kinds shows the plain kind too, and does not allow it.
     assert_eq!(barrier(SYNC_CORE << 1, 0, 0), Ok(0));
     assert_eq!(barrier(GET_REGISTRATIONS, 0, 0), Ok(4 | 16 | 64));
+    assert_eq!(barrier(PRIVATE, 0, 0), Err(Errno::EPERM));
+    assert_eq!(barrier(PRIVATE << 1, 0, 0), Ok(0));
     assert_eq!(barrier(PRIVATE, 0, 0), Ok(0));
     assert_eq!(barrier(RSEQ << 1, 0, 0), Ok(0));
     assert_eq!(barrier(RSEQ << 1, 0, 0), Ok(0));
