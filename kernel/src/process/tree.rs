@@ -396,7 +396,7 @@ impl Guard {
 
     /// Takes this number; `EEXIST` when a thread, group or session has it.
     pub fn allocate_this_pid(&mut self, pid: Pid) -> Result<Pid> {
-        let tree = &mut *self.0;
+        let tree = &mut *self.tree;
         let (word, bit) = (pid as usize / 64, pid % 64);
         let taken = tree.used[word] >> bit & 1 != 0;
         if taken || !tree.groups.find(&pid).is_null() || !tree.sessions.find(&pid).is_null() {
