@@ -114,6 +114,7 @@ fn publish(report: &mut Report) -> Result<()> {
         }
     }
     // It builds each package from what is in it, on the packages of the others.
+    forget_unpacked()?;
     let mut command = cargo_for_all("publish");
     command.args(["--dry-run", "--allow-dirty", "--locked", "--target-dir"]).arg(folder("publish"));
     let name = "publish::dry run";
@@ -127,6 +128,35 @@ fn publish(report: &mut Report) -> Result<()> {
         report.skip(name, "the registry is out of reach");
     } else {
         report.fail(name, &format!("it ended with {}", output.status), &errors);
+    }
+    Ok(())
+}
+
+/// Cargo keeps what it has unpacked by name and version, and takes it again though the package has changed since: those that it made
+/// itself, in a folder for a registry, are removed.
+fn forget_unpacked() -> Result<()> {
+    let home = std::env::var_os("CARGO_HOME").map(PathBuf::from);
+    let home = home.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cargo")));
+    let Some(home) = home else { return Ok(()) };
+    let entries = |folder: PathBuf| fs::read_dir(folder).into_iter().flatten().flatten();
+    let is_ours = |name: &str| {
+        let version = PUBLISHED.iter().find_map(|own| name.strip_prefix(own)?.strip_prefix('-'));
+        version.is_some_and(|version| version.starts_with(|c: char| c.is_ascii_digit()))
+    };
+    let registries = ["src", "cache"].into_iter().flat_map(|kind| entries(home.join("registry").join(kind)));
+    for registry in registries {
+        // Others have the name of a host in front of the dash.
+        if !registry.file_name().as_encoded_bytes().starts_with(b"-") {
+            continue;
+        }
+        for entry in entries(registry.path()) {
+            let path = entry.path();
+            if !entry.file_name().to_str().is_some_and(is_ours) {
+                continue;
+            }
+            let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+            removed.with_context(|| format!("{} cannot be removed", path.display()))?;
+        }
     }
     Ok(())
 }

@@ -33,6 +33,7 @@ impl Entry {
 
     /// An empty entry.
     #[cfg(roundtable_model)]
+    #[must_use]
     pub fn empty() -> Entry {
         Entry(AtomicU64::new(0))
     }

@@ -91,6 +91,7 @@ pub fn select(name: &str) {
 
 /// Whether a mutant is selected.
 #[cfg(roundtable_model)]
+#[must_use]
 pub fn is_broken() -> bool {
     selected().is_some()
 }

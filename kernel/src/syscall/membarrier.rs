@@ -41,7 +41,7 @@ fn membarrier(args: &mut Args) -> Result<usize> {
     let registered = process.membarrier.load(Ordering::SeqCst);
     let cpus = match command {
         QUERY => return Ok(SUPPORTED as usize),
-        GET_REGISTRATIONS => return Ok((registered | registered >> PLAIN_TOO & SUPPORTED) as usize),
+        GET_REGISTRATIONS => return Ok(((registered | registered >> PLAIN_TOO) & SUPPORTED) as usize),
         REGISTER_GLOBAL_EXPEDITED | REGISTER_PRIVATE_EXPEDITED => {
             process.membarrier.fetch_or(command, Ordering::SeqCst);
             return Ok(0);

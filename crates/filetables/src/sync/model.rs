@@ -22,6 +22,7 @@ std::thread_local! {
 
 impl Checker {
     /// The checker of this thread.
+    #[must_use]
     pub fn current() -> Checker {
         CHECKER.get()
     }
@@ -49,6 +50,7 @@ pub struct AtomicU64 {
 
 impl AtomicU64 {
     /// An atomic of the current checker.
+    #[must_use]
     pub fn new(value: u64) -> AtomicU64 {
         let scheduled = match Checker::current() {
             Checker::Nobody => Scheduled::Nothing,
@@ -59,6 +61,7 @@ impl AtomicU64 {
     }
 
     /// The last value stored, without being a step of the model.
+    #[must_use]
     pub fn peek(&self) -> u64 {
         self.last.load(Ordering::SeqCst)
     }
@@ -142,6 +145,7 @@ pub struct AtomicBool(AtomicU64);
 
 impl AtomicBool {
     /// A flag of the current checker.
+    #[must_use]
     pub fn new(value: bool) -> AtomicBool {
         AtomicBool(AtomicU64::new(value.into()))
     }
