@@ -103,25 +103,28 @@ fn wake_of_one_against_a_signal() {
     });
 }
 
-/// Two things, a wake of one waiter for each, and two waiters who take one each: whoever finds one without having slept must not keep
-/// the wake for the other.
-fn two_wakes_of_one() {
+/// One who finds what it waits for before it has slept, and wakes another meanwhile, as listeners for calls do: a wake for the other that
+/// takes this one out of the queue must not stay with it.
+fn wake_of_one_that_does_not_sleep() {
     check(3, || {
         let shared = Arc::new((WaitQueue::new(), AtomicUsize::new(0)));
-        let take = |count: &AtomicUsize| {
-            let taken = count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |count| count.checked_sub(1));
-            taken.ok().map(drop)
-        };
         let other = shared.clone();
-        let second = loom::thread::spawn(move || other.0.wait_until(|| take(&other.1)));
+        let second = loom::thread::spawn(move || {
+            other.0.wait_until(|| {
+                let taken = other.1.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1));
+                taken.ok().map(drop)
+            });
+        });
         let other = shared.clone();
         let waker = loom::thread::spawn(move || {
-            for _ in 0..2 {
-                other.1.fetch_add(1, Ordering::SeqCst);
-                other.0.wake_one();
-            }
+            other.1.fetch_add(1, Ordering::SeqCst);
+            other.0.wake_one();
         });
-        shared.0.wait_until(|| take(&shared.1));
+        let mut looks = 0;
+        shared.0.wait_until(|| {
+            looks += 1;
+            (looks == 2).then(|| shared.0.wake_one())
+        });
         second.join().unwrap();
         waker.join().unwrap();
     });
@@ -160,31 +163,27 @@ fn mutex_against_mutex() {
     });
 }
 
-/// One who waits for a mutex leaves for a signal while the holder gives it back: the other one must not wait for ever.
-fn mutex_against_a_signal() {
+/// A writer waits for a reader, and another reader waits behind it: when a signal ends the writer's wait, the second reader comes in.
+fn lock_against_a_signal() {
     check(2, || {
         let lock = Arc::new(RawRwLock::new());
         let me = process::current().to_arc();
-        let holder = {
+        lock.acquire(false);
+        let reader = {
             let lock = lock.clone();
             loom::thread::spawn(move || {
-                lock.acquire(true);
-                me.send_signal();
-                lock.release(WRITER);
+                lock.acquire(false);
+                // Its own share, and the first reader's, which stays until then.
+                lock.release(READER);
+                lock.release(READER);
             })
         };
-        let other = {
-            let lock = lock.clone();
-            loom::thread::spawn(move || {
-                lock.acquire(true);
-                lock.release(WRITER);
-            })
-        };
+        let sender = loom::thread::spawn(move || me.send_signal());
         if lock.acquire_unless(true, Sleep::Interruptible) {
             lock.release(WRITER);
         }
-        holder.join().unwrap();
-        other.join().unwrap();
+        reader.join().unwrap();
+        sender.join().unwrap();
         assert!(!lock.is_held());
     });
 }
@@ -422,8 +421,9 @@ fn readers_leave_a_copied_table() {
     });
 }
 
-/// The writer in the state of a lock.
+/// The writer in the state of a lock, and a reader.
 const WRITER: usize = 1;
+const READER: usize = 8;
 
 /// What a mutant's failure says when somebody waits for ever.
 const FOR_EVER: &str = "deadlock";
@@ -457,7 +457,7 @@ const MODELS: &[Row] = &[
     ),
     ("sleep_against_two_wakes", sleep_against_two_wakes, &[]),
     ("wake_of_one_against_a_signal", wake_of_one_against_a_signal, &[]),
-    ("two_wakes_of_one", two_wakes_of_one, &[(Mutant::WakeKept, FOR_EVER)]),
+    ("wake_of_one_that_does_not_sleep", wake_of_one_that_does_not_sleep, &[(Mutant::WakeKept, FOR_EVER)]),
     (
         "idle_against_enqueue",
         idle_against_enqueue,
@@ -472,7 +472,7 @@ const MODELS: &[Row] = &[
         mutex_against_mutex,
         &[(Mutant::RetryClearedLate, FOR_EVER), (Mutant::ReleaseTellsNobody, FOR_EVER)],
     ),
-    ("mutex_against_a_signal", mutex_against_a_signal, &[(Mutant::LeavesQuietly, FOR_EVER)]),
+    ("lock_against_a_signal", lock_against_a_signal, &[]),
     (
         "timers",
         timers,
@@ -548,6 +548,12 @@ macro_rules! models {
         mod holds {
             $(#[test] fn $name() { super::holds(stringify!($name)) })*
         }
+
+        #[test]
+        fn every_model_is_a_test() {
+            let tests = [$(stringify!($name)),*];
+            assert!(MODELS.iter().all(|(name, ..)| tests.contains(name)));
+        }
     };
 }
 models!(
@@ -555,6 +561,8 @@ models!(
     sleep_against_wake,
     sleep_against_two_wakes,
     wake_of_one_against_a_signal,
+    wake_of_one_that_does_not_sleep,
+    lock_against_a_signal,
     idle_against_enqueue,
     mutex_against_mutex,
     timers,

@@ -43,8 +43,6 @@ mutants! {
     RetryClearedLate,
     /// A lock's holder leaves without telling those who wait.
     ReleaseTellsNobody,
-    /// Who leaves a lock's queue for a signal does not pass on that the lock is free.
-    LeavesQuietly,
     /// An interrupt that comes early does not set the hardware again.
     EarlyIsForgotten,
     /// An interrupt believes that the hardware is still set.
