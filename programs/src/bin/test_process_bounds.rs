@@ -310,9 +310,13 @@ fn fork_under_a_fast_timer() {
     assert!(EXPIRED.load(SeqCst) > 0, "no timer has gone off");
 }
 
+/// Where a program's output goes. Opened before the user changes: other tests change who may write there.
+fn nowhere() -> Fd {
+    Fd::open("/dev/null", libc::O_WRONLY).expect("/dev/null")
+}
+
 /// Executes this program, which lists its subtests to nobody.
-fn execute() -> i32 {
-    let nowhere = Fd::open("/dev/null", libc::O_WRONLY).expect("/dev/null");
+fn execute(nowhere: &Fd) -> i32 {
     let program = sys::c_string(std::env::current_exe().expect("/proc/self/exe").to_str().expect("a path"));
     let list = sys::c_string("--list");
     let arguments = [program.as_ptr(), list.as_ptr(), std::ptr::null()];
@@ -325,11 +329,12 @@ fn execute() -> i32 {
 }
 
 fn exec_below_the_limit() {
+    let nowhere = nowhere();
     // The limit is asked for where the user changes, and then no more than it was exceeded there.
     let child = fork_code(|| {
         become_nobody();
         limit(libc::RLIMIT_NPROC, 0);
-        execute()
+        execute(&nowhere)
     });
     child.ok();
     let shared = Shared::new();
@@ -344,14 +349,14 @@ fn exec_below_the_limit() {
     let child = fork_code(|| {
         limit(libc::RLIMIT_NPROC, 0);
         become_nobody();
-        execute()
+        execute(&nowhere)
     });
     assert_eq!(child.wait(), End::Code(libc::EAGAIN));
     another.end();
 }
 
 fn exec_changes_the_exit_signal() {
-    let child = clone_with(0, || _ = execute());
+    let child = clone_with(0, || _ = execute(&nowhere()));
     // SAFETY: no status is asked for.
     let waited = check(unsafe { libc::waitpid(child, std::ptr::null_mut(), 0) });
     // Before it executes it is none of those that are waited for without __WCLONE, but that was asked too early.
