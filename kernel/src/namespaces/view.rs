@@ -44,7 +44,7 @@ impl View {
 
     /// The number of the process's parent, 0 when there is none or it cannot be seen.
     pub fn parent(&self, process: &Process) -> Pid {
-        let tree = tree::lock();
+        let tree = tree::look();
         process.parent_locked(&tree).map_or(0, |parent| self.process(parent))
     }
 

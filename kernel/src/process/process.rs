@@ -496,7 +496,7 @@ impl Process {
     }
 
     /// The parent, for those who hold the tree's lock.
-    pub(crate) fn parent_locked<'t>(&'t self, tree: &'t tree::Guard) -> Option<&'t Arc<Process>> {
+    pub(crate) fn parent_locked<'t>(&'t self, tree: &'t impl tree::Held) -> Option<&'t Arc<Process>> {
         self.relations.get(tree).parent.as_ref()
     }
 

@@ -14,6 +14,7 @@ use alloc::sync::Arc;
 use intrusive_collections::{
     KeyAdapter, LinkedList, LinkedListAtomicLink, RBTree, RBTreeAtomicLink, intrusive_adapter,
 };
+use smallvec::SmallVec;
 
 use super::broadcast::Board;
 use super::process::WaitStatus;
@@ -112,7 +113,9 @@ pub(crate) struct Guard {
 
 /// Queues of processes that are to be woken once the lock is free: any number of threads and watchers may wait in each.
 #[derive(Default)]
-struct Events([Option<(Arc<Process>, Event)>; 6]);
+struct Events(SmallVec<[(Arc<Process>, Event); MOST_EVENTS]>);
+
+const MOST_EVENTS: usize = 6;
 
 /// Whom an event of a process concerns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -134,7 +137,7 @@ impl Event {
 
 impl Drop for Events {
     fn drop(&mut self) {
-        for (process, event) in self.0.iter_mut().filter_map(Option::take) {
+        for (process, event) in self.0.drain(..) {
             event.wake(&process);
         }
     }
@@ -145,6 +148,22 @@ impl Drop for Events {
 pub(crate) fn lock() -> Guard {
     Guard { tree: TREE.lock(), dropped: Pending::new(), sends: 0, events: Events::default() }
 }
+
+/// The tree's lock, held to look at something: nothing is sent or woken under it, so that nothing is set up for that.
+pub(crate) struct Look(#[allow(dead_code)] IrqLockGuard<'static, Tree>);
+
+/// Takes the tree's lock to look at something.
+#[inline]
+#[track_caller]
+pub(crate) fn look() -> Look {
+    Look(TREE.lock())
+}
+
+/// What shows that the tree's lock is held.
+pub(crate) trait Held {}
+
+impl Held for Guard {}
+impl Held for Look {}
 
 /// Takes the tree's lock, under which the kernel will send up to `sends` signals of its own.
 #[track_caller]
@@ -174,7 +193,7 @@ impl<T> TreeCell<T> {
         Self(UnsafeCell::new(value))
     }
 
-    pub fn get<'a>(&'a self, _: &'a Guard) -> &'a T {
+    pub fn get<'a>(&'a self, _: &'a impl Held) -> &'a T {
         // SAFETY: the lock is held, and nobody has `&mut` of the guard meanwhile.
         unsafe { &*self.0.get() }
     }
@@ -338,13 +357,14 @@ impl Guard {
             return;
         }
         let is_same = |of: &(Arc<Process>, Event)| of.1 == event && Arc::ptr_eq(&of.0, process);
-        if self.events.0.iter().flatten().any(is_same) {
+        if self.events.0.iter().any(is_same) {
             return;
         }
-        match self.events.0.iter_mut().find(|slot| slot.is_none()) {
-            Some(slot) => *slot = Some((process.clone(), event)),
+        if self.events.0.len() < MOST_EVENTS {
+            self.events.0.push((process.clone(), event));
+        } else {
             // More than a hold is to have: at once, then.
-            None => event.wake(process),
+            event.wake(process);
         }
     }
 
