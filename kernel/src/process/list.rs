@@ -43,9 +43,13 @@ pub fn process_after(pid: Pid) -> Option<Arc<Process>> {
 /// All processes in the order of their numbers. The lock is held for each step only, and others may run in between; who starts meanwhile may
 /// be missed.
 pub fn processes() -> impl Iterator<Item = Arc<Process>> {
+    processes_at_once().inspect(|_| sched::cond_resched())
+}
+
+/// The same without giving way. For the choice of a victim, which all who need memory wait for.
+pub fn processes_at_once() -> impl Iterator<Item = Arc<Process>> {
     let mut last = 0;
     core::iter::from_fn(move || {
-        sched::cond_resched();
         let process = process_after(last)?;
         last = process.pid;
         Some(process)

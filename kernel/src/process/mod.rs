@@ -40,7 +40,8 @@ pub use groups::{
     setpgid, setsid,
 };
 pub use list::{
-    find, find_global, find_thread, find_thread_global, forks, process_after, processes, threads_of,
+    find, find_global, find_thread, find_thread_global, forks, process_after, processes, processes_at_once,
+    threads_of,
 };
 pub use orphans::is_group_orphaned;
 pub use process::{Process, WaitStatus};

@@ -106,8 +106,7 @@ fn search(current: &Thread, asked: Moment) -> Found {
                 if RETURNED.load(Ordering::SeqCst) != asked.0 {
                     return Found::Again;
                 }
-                // The walks give way to threads of real-time priority alone: all who need memory wait for them, and among thousands who want
-                // to run the turn of who chooses would come again seconds later.
+                // What wakes or frees in between does not take the CPU from who chooses: all who need memory wait for that.
                 current.sched.hurry();
                 let chosen = choose(current);
                 if let Some(Victim { process, mm, ending: false }) = &chosen {
@@ -203,7 +202,7 @@ fn choose(current: &Thread) -> Option<Victim> {
     let is_ending = |process: &Process| process.signals.state.lock().ending.is_some();
     let worst = |wanted: &dyn Fn(&Process) -> bool| {
         let mut worst: Option<(i64, Victim)> = None;
-        for process in process::processes().filter(|process| process.pid > 1 && wanted(process)) {
+        for process in process::processes_at_once().filter(|process| process.pid > 1 && wanted(process)) {
             let Some((points, mm)) = badness(&process) else { continue };
             if worst.as_ref().is_none_or(|(most, _)| points > *most) {
                 let ending = is_ending(&process);
@@ -258,7 +257,7 @@ fn kill(victim: &Arc<Process>, mm: &Arc<AddressSpace>) {
     let status = WaitStatus::Killed { signal: signal::SIGKILL as u8, core: false };
     // Others that use the same memory keep it alive: they go too.
     let uses_it = |process: &Process| process.mm().is_some_and(|other| Arc::ptr_eq(&other, mm));
-    for process in process::processes() {
+    for process in process::processes_at_once() {
         if Arc::ptr_eq(&process, victim) || process.pid > 1 && uses_it(&process) {
             // Relaxed: a flag of its own, before the lock that ends what it is in.
             process.oom_killed.store(true, Ordering::Relaxed);
