@@ -69,11 +69,12 @@ fn take_lead(thread: &Thread, process: &Arc<Process>) {
 
 /// Another process may share the actions through clone(CLONE_SIGHAND): exec must not change them for it.
 fn unshare_actions(process: &Process) {
-    let mut actions = process.actions.lock();
-    if Arc::strong_count(&actions) > 1 {
+    let actions = process.actions.lock().clone();
+    // The process's own and this one: nobody is left in it who could change that.
+    if Arc::strong_count(&actions) > 2 {
+        // Without the lock, under which nothing is allocated.
         let copy: Arc<Actions> = actions.duplicate();
-        let old = core::mem::replace(&mut *actions, copy);
-        drop(actions);
+        let old = core::mem::replace(&mut *process.actions.lock(), copy);
         drop(old);
     }
     process.has_execed.store(true, Ordering::SeqCst);
