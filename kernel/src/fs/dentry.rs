@@ -141,16 +141,11 @@ impl Dentry {
 
     /// True when `self` is `other` or above it in the same file system. May give way.
     pub fn is_ancestor_of(self: &Arc<Self>, other: &Arc<Dentry>) -> bool {
-        // Directories may be as deep as there is memory for.
-        const STEPS: usize = 64;
         let (mut at, mut steps) = (other.clone(), 0);
         while !Arc::ptr_eq(self, &at) {
             let Some(parent) = at.parent() else { return false };
             at = parent;
-            steps += 1;
-            if steps % STEPS == 0 {
-                crate::sched::cond_resched();
-            }
+            super::path::give_way(&mut steps);
         }
         true
     }

@@ -72,8 +72,8 @@ pub fn within_file_system(dentry: &Arc<Dentry>) -> Result<Vec<u8>> {
     Ok(text.finish())
 }
 
-/// Mounts may be stacked by the hundred thousand, which takes no room in a path's text.
-fn give_way(steps: &mut usize) {
+/// Gives way now and then on a way up: directories are as deep as there is memory for, and mounts may be stacked by the hundred thousand.
+pub(super) fn give_way(steps: &mut usize) {
     *steps += 1;
     if steps.is_multiple_of(64) {
         crate::sched::cond_resched();
@@ -209,13 +209,13 @@ pub struct Walk {
     at: Path,
     pending: Vec<(Vec<u8>, usize)>,
     links: u32,
-    /// What had moved when it began.
-    changes: Changes,
+    /// What had moved when it began, if it is to stay below a place.
+    changes: Option<Changes>,
 }
 
 /// How often directories have moved, and how often mounts: who asks for a walk that stays below a place is told when one did, because `..`
 /// may have led past it. Odd while one moves, as in a sequence lock.
-#[derive(Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 struct Changes {
     renames: u64,
     mounts: u64,
@@ -262,17 +262,13 @@ impl Walk {
         if path.len() >= PATH_MAX {
             return Err(Errno::ENAMETOOLONG);
         }
-        let mut walk = Self {
-            start: start.clone(),
-            at: start.base.clone(),
-            pending: Vec::new(),
-            links: 0,
-            changes: Changes::default(),
-        };
+        let stays_below = start.resolve & (abi::RESOLVE_BENEATH | abi::RESOLVE_IN_ROOT) != 0;
+        let changes = stays_below.then(Changes::now);
+        let mut walk =
+            Self { start: start.clone(), at: start.base.clone(), pending: Vec::new(), links: 0, changes };
         if start.resolve & abi::RESOLVE_IN_ROOT != 0 {
             walk.start.root = start.base.clone();
         }
-        walk.changes = Changes::now();
         walk.push(path.to_vec())?;
         Ok(walk)
     }
@@ -344,8 +340,7 @@ impl Walk {
         }
         let parent = self.at.parent(&self.start.root)?;
         self.check_mount(&parent)?;
-        let stays_below = self.start.resolve & (abi::RESOLVE_BENEATH | abi::RESOLVE_IN_ROOT) != 0;
-        if stays_below && !self.changes.none_since() {
+        if self.changes.is_some_and(|changes| !changes.none_since()) {
             return Err(Errno::EAGAIN);
         }
         self.at = parent;
