@@ -156,6 +156,28 @@ pub fn teardown(root: &Arc<Dentry>) {
     }
 }
 
+/// The mode and the group of a new file in a directory with the attributes `parent`: one with the set-group-ID bit hands on its group.
+pub fn inherited(
+    parent: &Attributes,
+    is_dir: bool,
+    permissions: u32,
+    credentials: &Credentials,
+) -> (u32, u32) {
+    if parent.permissions & abi::S_ISGID == 0 {
+        return (permissions, credentials.gid);
+    }
+    let gid = parent.gid;
+    if is_dir {
+        return (permissions | abi::S_ISGID, gid);
+    }
+    let runs_as_group = permissions & (abi::S_ISGID | abi::S_IXGRP) == abi::S_ISGID | abi::S_IXGRP;
+    if runs_as_group && !credentials.in_group(gid) && !credentials.capable_over(parent, abi::CAP_FSETID) {
+        // Nobody makes a program that runs with the rights of a group which is not theirs.
+        return (permissions & !abi::S_ISGID, gid);
+    }
+    (permissions, gid)
+}
+
 /// Makes an inode for `node` in the directory `dir`, whose group it inherits when that has the set-group-ID
 /// bit.
 pub fn new_inode(
@@ -165,22 +187,8 @@ pub fn new_inode(
     permissions: u32,
     credentials: &Credentials,
 ) -> Result<Arc<Inode>> {
-    let parent = dir.attributes();
-    let mut permissions = permissions;
-    let mut gid = credentials.gid;
-    if parent.permissions & abi::S_ISGID != 0 {
-        gid = parent.gid;
-        let runs_as_group = permissions & (abi::S_ISGID | abi::S_IXGRP) == abi::S_ISGID | abi::S_IXGRP;
-        if matches!(node, NewNode::Directory) {
-            permissions |= abi::S_ISGID;
-        } else if runs_as_group
-            && !credentials.in_group(gid)
-            && !credentials.capable_over(&parent, abi::CAP_FSETID)
-        {
-            // Nobody makes a program that runs with the rights of a group which is not theirs.
-            permissions &= !abi::S_ISGID;
-        }
-    }
+    let is_dir = matches!(node, NewNode::Directory);
+    let (permissions, gid) = inherited(&dir.attributes(), is_dir, permissions, credentials);
     let mut attributes = Attributes::new(permissions, credentials.uid, gid);
     let mut rdev = DeviceId::default();
     let charge = InodeCharge::new(fs)?;

@@ -26,6 +26,7 @@ use crate::fs::file::FileOps;
 use crate::fs::inode::{Inode, InodeOps, NewNode, SetAttributes, Superblock};
 use crate::fs::path::Path;
 use crate::fs::stat::{FileType, Stat};
+use crate::fs::tree::inherited;
 use crate::sync::SpinLock;
 
 /// `AT_REMOVEDIR`.
@@ -229,9 +230,8 @@ impl InodeOps for Node {
         credentials: &Credentials,
     ) -> Result<Arc<Dentry>> {
         let volume = volume::of(&dir.inode)?;
-        let parent = dir.inode.attributes();
-        let inherits = parent.permissions & abi::S_ISGID != 0;
-        let gid = if inherits { parent.gid } else { credentials.gid };
+        let is_dir = matches!(node, NewNode::Directory);
+        let (permissions, gid) = inherited(&dir.inode.attributes(), is_dir, permissions, credentials);
         let (fid, host_gid) = (self.fid()?, volume.host_gid(gid));
         let mut opened = None;
         match node {
@@ -240,10 +240,7 @@ impl InodeOps for Node {
                 file.create(name, abi::O_RDWR | abi::O_CREAT | abi::O_EXCL, permissions, host_gid)?;
                 opened = Some(file);
             }
-            NewNode::Directory => {
-                let more = if inherits { abi::S_ISGID } else { 0 };
-                fid.make_directory(name, permissions | more, host_gid)?;
-            }
+            NewNode::Directory => fid.make_directory(name, permissions, host_gid)?,
             NewNode::Symlink(target) => fid.symlink(name, target, host_gid)?,
             NewNode::Fifo | NewNode::Socket => {
                 let made = fid.make_node(name, node.file_type().mode_bits() | permissions, host_gid);
