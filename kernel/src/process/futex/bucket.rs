@@ -13,7 +13,7 @@ use intrusive_collections::{
     Bound, KeyAdapter, LinkedList, LinkedListAtomicLink, RBTree, RBTreeAtomicLink, intrusive_adapter,
 };
 
-use super::{TABLE, bucket_of};
+use super::{MATCH_ANY, TABLE, bucket_of};
 use crate::mm::Key;
 use crate::process::{self, Thread};
 
@@ -49,6 +49,9 @@ pub(super) struct Waiter {
     pub(super) bucket: AtomicUsize,
     bitset: u32,
     woken: AtomicBool,
+    /// The word that it wants to own, for FUTEX_WAIT_REQUEUE_PI: to that one alone it is moved.
+    pub(super) to_own: Option<Key>,
+    moved: AtomicBool,
     pub(super) thread: Arc<Thread>,
 }
 
@@ -82,8 +85,24 @@ impl Waiter {
             bucket: AtomicUsize::new(bucket_of(&key)),
             bitset,
             woken: AtomicBool::new(false),
+            to_own: None,
+            moved: AtomicBool::new(false),
             thread: process::current().to_arc(),
         })
+    }
+
+    /// Of the current thread, which waits for a word until it is moved to another one, to own that.
+    pub(super) fn to_own(key: Key, word: Key) -> Arc<Self> {
+        let mut waiter = Self::new(key, MATCH_ANY, false);
+        if let Some(waiter) = Arc::get_mut(&mut waiter) {
+            waiter.to_own = Some(word);
+        }
+        waiter
+    }
+
+    /// Was it moved to another word?
+    pub(super) fn is_moved(&self) -> bool {
+        self.moved.load(Ordering::SeqCst)
     }
 
     pub(super) fn is_woken(&self) -> bool {
@@ -121,10 +140,25 @@ impl Taken {
         Self(LinkedList::new(TakenOut::NEW))
     }
 
+    /// Adds one at the end.
+    pub(super) fn push(&mut self, waiter: Arc<Waiter>) {
+        self.0.push_back(waiter);
+    }
+
     /// Takes the first one.
     pub(super) fn pop(&mut self) -> Option<Arc<Waiter>> {
         self.0.pop_front()
     }
+}
+
+/// What a look at some waiters of a word gave.
+pub(super) struct Batch {
+    /// Those who were taken out.
+    pub(super) taken: Taken,
+    /// How many they are.
+    pub(super) number: usize,
+    /// The look ended at one who waits to own a word: such ones are not woken or moved like others.
+    pub(super) meets_owner_to_be: bool,
 }
 
 /// The waiters of a bucket.
@@ -142,27 +176,22 @@ impl Bucket {
     }
 
     /// Takes out up to `count` waiters of a word that have a bit of `bitset` and a ticket of `tickets`, as far as a [`BATCH`] of
-    /// looks goes. The tickets that were looked at leave the range. Gives the number, too.
-    pub(super) fn take(
-        &mut self,
-        key: &Key,
-        tickets: &mut Range<u64>,
-        count: usize,
-        bitset: u32,
-    ) -> (Taken, usize) {
-        let (mut taken, mut number) = (Taken::new(), 0);
+    /// looks goes. The tickets that were looked at leave the range.
+    pub(super) fn take(&mut self, key: &Key, tickets: &mut Range<u64>, count: usize, bitset: u32) -> Batch {
+        let mut batch = Batch { taken: Taken::new(), number: 0, meets_owner_to_be: false };
         if count == 0 {
-            return (taken, 0);
+            return batch;
         }
         let begin = Place { key: *key, pi: false, ticket: tickets.start };
         let mut cursor = self.0.lower_bound_mut(Bound::Included(&begin));
         for _ in 0..BATCH {
             let place = cursor.get().map(|waiter| InBucket::NEW.get_key(waiter));
-            let Some(place) = place.filter(|place| place.key == *key && !place.pi) else {
+            let Some(place) = place.filter(|place| place.key == *key && place.ticket < tickets.end) else {
                 tickets.start = tickets.end;
                 break;
             };
-            if place.ticket >= tickets.end {
+            if place.pi || cursor.get().is_some_and(|waiter| waiter.to_own.is_some()) {
+                batch.meets_owner_to_be = true;
                 tickets.start = tickets.end;
                 break;
             }
@@ -172,14 +201,14 @@ impl Bucket {
                 continue;
             }
             if let Some(waiter) = cursor.remove() {
-                taken.0.push_back(waiter);
-                number += 1;
+                batch.taken.push(waiter);
+                batch.number += 1;
             }
-            if number == count {
+            if batch.number == count {
                 break;
             }
         }
-        (taken, number)
+        batch
     }
 
     /// As [`Bucket::take`], of waiters that are to be woken.
@@ -189,20 +218,41 @@ impl Bucket {
         tickets: &mut Range<u64>,
         count: usize,
         bitset: u32,
-    ) -> (Taken, usize) {
-        let (taken, number) = self.take(key, tickets, count, bitset);
+    ) -> Batch {
+        let batch = self.take(key, tickets, count, bitset);
         // Under the bucket's lock: from now on the waiters do not look for themselves in the bucket.
-        taken.0.iter().for_each(|waiter| waiter.woken.store(true, Ordering::SeqCst));
-        (taken, number)
+        batch.taken.0.iter().for_each(|waiter| waiter.woken.store(true, Ordering::SeqCst));
+        batch
     }
 
     /// Adds a waiter that was taken out of the bucket of another word, or of this one, as the last that waits for
-    /// `key`. The locks of both are held.
+    /// `key`: to own it if that is what it wants. The locks of both are held.
     pub(super) fn add_moved(&mut self, waiter: Arc<Waiter>, key: &Key, index: usize) {
+        let pi = waiter.to_own.is_some();
         // SAFETY: it was in the first bucket and comes to this one; both locks are held.
-        unsafe { *waiter.place.get() = Place { key: *key, pi: false, ticket: next_ticket() } };
+        unsafe { *waiter.place.get() = Place { key: *key, pi, ticket: next_ticket() } };
         waiter.bucket.store(index, Ordering::SeqCst);
+        waiter.moved.store(true, Ordering::SeqCst);
         self.add(waiter);
+    }
+
+    /// The first that waits for a word, not to own it yet, with a ticket below `end`.
+    pub(super) fn first(&self, key: &Key, end: u64) -> Option<&Waiter> {
+        let begin = Place { key: *key, pi: false, ticket: 0 };
+        let first = self.0.lower_bound(Bound::Included(&begin)).get()?;
+        let place = InBucket::NEW.get_key(first);
+        (place.key == *key && !place.pi && place.ticket < end).then_some(first)
+    }
+
+    /// Takes out whom [`Bucket::first`] gave; `woken`: for good.
+    pub(super) fn take_first(&mut self, key: &Key, end: u64, woken: bool) -> Option<Arc<Waiter>> {
+        let first = self.first(key, end).map(core::ptr::from_ref)?;
+        // SAFETY: it is in the bucket, whose lock is held.
+        let waiter = unsafe { self.0.cursor_mut_from_ptr(first).remove() }?;
+        if woken {
+            waiter.woken.store(true, Ordering::SeqCst);
+        }
+        Some(waiter)
     }
 
     /// Whether somebody waits to own the word.

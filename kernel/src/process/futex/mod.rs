@@ -8,10 +8,12 @@
 mod bucket;
 mod ops;
 mod pi;
+mod requeue_pi;
 mod robust;
 
-pub use ops::{WaitWord, requeue, wait, waitv, wake, wake_op};
+pub use ops::{WaitWord, Word, requeue, wait, waitv, wake, wake_op};
 pub use pi::{lock_pi, unlock_pi};
+pub use requeue_pi::{requeue_pi, wait_requeue_pi};
 pub use robust::{HEAD_SIZE, exit_robust_list};
 
 use core::hash::{Hash, Hasher};

@@ -44,7 +44,7 @@ pub fn wait(
 }
 
 /// Puts the waiter in its bucket if the word has the expected value, else `EAGAIN`.
-fn join(waiter: &Arc<Waiter>, address: usize, expected: u32) -> Result<()> {
+pub(super) fn join(waiter: &Arc<Waiter>, address: usize, expected: u32) -> Result<()> {
     let index = waiter.bucket.load(Ordering::SeqCst);
     with_value(address, index, false, |bucket, value| {
         if value != expected {
@@ -55,10 +55,23 @@ fn join(waiter: &Arc<Waiter>, address: usize, expected: u32) -> Result<()> {
     })
 }
 
-/// One of the words of futex_waitv(2).
-pub struct WaitWord {
+/// A word, as calls name it.
+#[derive(Clone, Copy)]
+pub struct Word {
     pub address: usize,
     pub shared: bool,
+}
+
+impl Word {
+    /// What identifies it.
+    pub(super) fn key(self) -> Result<Key> {
+        key_of(self.address, self.shared)
+    }
+}
+
+/// One of the words of futex_waitv(2).
+pub struct WaitWord {
+    pub word: Word,
     pub expected: u32,
 }
 
@@ -76,10 +89,10 @@ pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
         woken
     };
     for word in words {
-        let joined = key_of(word.address, word.shared).and_then(|key| {
+        let joined = word.word.key().and_then(|key| {
             reserve::ask(Waiter::BYTES)?;
             let waiter = Waiter::new(key, MATCH_ANY, false);
-            join(&waiter, word.address, word.expected)?;
+            join(&waiter, word.word.address, word.expected)?;
             Ok(waiter)
         });
         match joined {
@@ -98,7 +111,7 @@ pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
 }
 
 /// Wakes all of a list. Another thread that is due runs in between.
-fn wake_threads(mut woken: Taken) {
+pub(super) fn wake_threads(mut woken: Taken) {
     perturb::point();
     while let Some(waiter) = woken.pop() {
         sched::wake(&waiter.thread);
@@ -106,17 +119,21 @@ fn wake_threads(mut woken: Taken) {
     }
 }
 
-/// Wakes up to `count` waiters of a word who wait already, some at a time; how many.
-fn wake_word(key: &Key, count: usize, bitset: u32) -> usize {
+/// Wakes up to `count` waiters of a word who wait already, some at a time; how many. `EINVAL` when it comes to one
+/// who waits to own a word.
+fn wake_word(key: &Key, count: usize, bitset: u32) -> Result<usize> {
     let mut tickets = 0..next_ticket();
     let bucket = &TABLE[bucket_of(key)];
     let mut total = 0;
     loop {
-        let (batch, woken) = bucket.lock().take_to_wake(key, &mut tickets, count - total, bitset);
-        wake_threads(batch);
-        total += woken;
+        let batch = bucket.lock().take_to_wake(key, &mut tickets, count - total, bitset);
+        wake_threads(batch.taken);
+        if batch.meets_owner_to_be {
+            return Err(Errno::EINVAL);
+        }
+        total += batch.number;
         if total == count || tickets.is_empty() {
-            return total;
+            return Ok(total);
         }
         sched::cond_resched();
     }
@@ -127,11 +144,11 @@ pub fn wake(address: usize, shared: bool, count: usize, bitset: u32) -> Result<u
     if bitset == 0 {
         return Err(Errno::EINVAL);
     }
-    Ok(wake_word(&key_of(address, shared)?, count, bitset))
+    wake_word(&key_of(address, shared)?, count, bitset)
 }
 
 /// The locks of two buckets, taken in the order of their numbers; one lock if they are the same.
-struct Pair {
+pub(super) struct Pair {
     /// Let go of first: the other one has interrupts on again.
     high: Option<IrqLockGuard<'static, Bucket>>,
     low: IrqLockGuard<'static, Bucket>,
@@ -139,7 +156,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn lock(from: usize, to: usize) -> Self {
+    pub(super) fn lock(from: usize, to: usize) -> Self {
         let low = TABLE[from.min(to)].lock();
         let high = (from != to).then(|| TABLE[from.max(to)].lock());
         Self { high, low, from_is_high: from > to }
@@ -152,23 +169,23 @@ impl Pair {
         }
     }
 
-    fn from(&mut self) -> &mut Bucket {
+    pub(super) fn from(&mut self) -> &mut Bucket {
         self.bucket(self.from_is_high)
     }
 
-    fn to(&mut self) -> &mut Bucket {
+    pub(super) fn to(&mut self) -> &mut Bucket {
         self.bucket(!self.from_is_high)
     }
 
     /// Lets up to `count` of the waiters for one word, with a ticket of `tickets`, wait for the other one, in the order
-    /// in which they came. Gives how many.
-    fn requeue(&mut self, from: &Key, to: &Key, count: usize, tickets: &mut Range<u64>) -> usize {
-        let (mut moved, number) = self.from().take(from, tickets, count, MATCH_ANY);
+    /// in which they came. Gives how many, or `EINVAL` when it comes to one who waits to own a word.
+    fn requeue(&mut self, from: &Key, to: &Key, count: usize, tickets: &mut Range<u64>) -> Result<usize> {
+        let mut batch = self.from().take(from, tickets, count, MATCH_ANY);
         let (index, target) = (bucket_of(to), self.to());
-        while let Some(waiter) = moved.pop() {
+        while let Some(waiter) = batch.taken.pop() {
             target.add_moved(waiter, to, index);
         }
-        number
+        if batch.meets_owner_to_be { Err(Errno::EINVAL) } else { Ok(batch.number) }
     }
 }
 
@@ -180,14 +197,13 @@ impl Pair {
 /// to the two limits, in the order in which they came; who comes later, or waits for the second word already, is left alone. Who
 /// wakes one of the words meanwhile finds a waiter at one of them, as if the call were made before or after.
 pub fn requeue(
-    address: usize,
-    second: usize,
-    shared: bool,
+    word: Word,
+    second: Word,
     wake_count: usize,
     requeue_count: usize,
     expected: Option<u32>,
 ) -> Result<usize> {
-    let (from, to) = (key_of(address, shared)?, key_of(second, shared)?);
+    let (from, to) = (word.key()?, second.key()?);
     let (from_index, to_index) = (bucket_of(&from), bucket_of(&to));
     let (mut woken, mut moved) = (0, 0);
     // Those that wait in the first hold, as far as they were not looked at.
@@ -195,25 +211,30 @@ pub fn requeue(
     loop {
         let mut pair = Pair::lock(from_index, to_index);
         if let (None, Some(expected)) = (&waiting, expected) {
-            match uaccess::load_u32_nofault(address) {
+            match uaccess::load_u32_nofault(word.address) {
                 Ok(value) if value == expected => {}
                 Ok(_) => return Err(Errno::EAGAIN),
                 Err(_) => {
                     drop(pair);
-                    uaccess::load_u32(address)?;
+                    uaccess::load_u32(word.address)?;
                     continue;
                 }
             }
         }
         let tickets = waiting.get_or_insert_with(|| 0..next_ticket());
-        let (batch, taken) = pair.from().take_to_wake(&from, tickets, wake_count - woken, MATCH_ANY);
-        woken += taken;
-        // Only who was not to be woken is moved.
-        if woken == wake_count {
-            moved += pair.requeue(&from, &to, requeue_count - moved, tickets);
-        }
+        let batch = pair.from().take_to_wake(&from, tickets, wake_count - woken, MATCH_ANY);
+        woken += batch.number;
+        let step = if batch.meets_owner_to_be {
+            Err(Errno::EINVAL)
+        } else if woken == wake_count {
+            pair.requeue(&from, &to, requeue_count - moved, tickets)
+        } else {
+            // Only who was not to be woken is moved.
+            Ok(0)
+        };
         drop(pair);
-        wake_threads(batch);
+        wake_threads(batch.taken);
+        moved += step?;
         if tickets.is_empty() || woken == wake_count && moved == requeue_count {
             return Ok(if expected.is_some() { woken + moved } else { woken });
         }
@@ -258,9 +279,9 @@ pub fn wake_op(
     };
     // The change is one atomic step; wakers come after it, each under its bucket's lock.
     let old = uaccess::update_u32(second, |old| change(old, operand))?;
-    let mut woken = wake_word(&key, count, MATCH_ANY);
+    let mut woken = wake_word(&key, count, MATCH_ANY)?;
     if compare(old as i32, compared as i32) {
-        woken += wake_word(&second_key, second_count, MATCH_ANY);
+        woken += wake_word(&second_key, second_count, MATCH_ANY)?;
     }
     Ok(woken)
 }

@@ -18,7 +18,7 @@ pub(super) const WAITERS: u32 = 0x8000_0000;
 pub(super) const OWNER_DIED: u32 = 0x4000_0000;
 pub(super) const TID_MASK: u32 = 0x3fff_ffff;
 
-fn exchange(address: usize, old: u32, new: u32) -> Result<bool> {
+pub(super) fn exchange(address: usize, old: u32, new: u32) -> Result<bool> {
     uaccess::cmpxchg_u32_nofault(address, old, new).map(|found| found == old)
 }
 

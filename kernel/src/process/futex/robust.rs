@@ -66,7 +66,7 @@ fn died(address: usize, tid: u32, is_pi: bool, pending: bool) -> Result<()> {
         if value & TID_MASK != tid {
             // It was unlocking when it died: the word is free, but the wake may not have happened.
             if pending && value & TID_MASK == 0 {
-                ops::wake(address, true, 1, MATCH_ANY)?;
+                wake(address);
             }
             return Ok(());
         }
@@ -77,7 +77,12 @@ fn died(address: usize, tid: u32, is_pi: bool, pending: bool) -> Result<()> {
         value = found;
     }
     if value & WAITERS != 0 {
-        ops::wake(address, true, 1, MATCH_ANY)?;
+        wake(address);
     }
     Ok(())
+}
+
+/// Wakes a waiter. That there are none of the right kind does not end the walk.
+fn wake(address: usize) {
+    let _ = ops::wake(address, true, 1, MATCH_ANY);
 }
