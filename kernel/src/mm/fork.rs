@@ -243,6 +243,7 @@ fn fork_area(vma: &Vma, child: &Arc<AddressSpace>, copy: &mut Areas) -> Result<(
         flags,
         first: vma.first,
         kind,
+        policy: vma.policy,
         touched: AtomicBool::new(copies_pages(vma)),
         userfault: None,
     };

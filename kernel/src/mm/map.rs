@@ -13,6 +13,7 @@ use super::backing::{Backing, Link, PageCache};
 use super::fault::{Access, FaultError};
 use super::layout::{self, MIN_ADDRESS, Placement};
 use super::mshare::{self, Region, RegionArea};
+use super::policy::Policy;
 use super::shm::Attachment;
 use super::space::{AddressSpace, Areas, Leftovers};
 use super::vma::{FileArea, Kind, VmFlags, Vma};
@@ -197,6 +198,7 @@ impl AddressSpace {
             kind,
             touched: AtomicBool::new(false),
             userfault: None,
+            policy: Policy::default(),
         };
         self.attach_windows(&area);
         areas.set.insert(area);

@@ -1,9 +1,14 @@
-//! Memory policies of threads: from which nodes their pages are to come.
+//! Memory policies of threads and of areas: from which nodes their pages are to come.
 //!
 //! There is one node, so a policy decides nothing. It is remembered, since programs ask for what they have set.
 
 use core::fmt;
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::ops::Range;
+use core::sync::atomic::{AtomicU16, Ordering};
+
+use super::space::{AddressSpace, Areas};
+use crate::errno::{Errno, Result};
+use crate::sched;
 
 const PREFERRED: u32 = 1;
 const BIND: u32 = 2;
@@ -25,40 +30,47 @@ pub fn may_have_flags(mode: u32, flags: u32, nodes: u64) -> bool {
     moves != STATIC | RELATIVE && !(moves != 0 && nowhere) && !balances
 }
 
-/// A policy that is valid here: `MPOL_*` with its flags. The modes that name nodes name the one that there is.
+/// A policy that is valid here: `MPOL_*` with its flags. The modes that name nodes name the one that there is. The default of
+/// an area is that of the thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Policy(u32);
+pub struct Policy(u16);
 
 impl Policy {
     /// What a valid mode with these nodes comes to: to prefer no node is to prefer the near one.
     pub fn new(mode: u32, nodes: u64) -> Policy {
         match mode & !FLAGS {
             0 => Policy(0),
-            PREFERRED if nodes == 0 => Policy(LOCAL),
-            _ => Policy(mode),
+            PREFERRED if nodes == 0 => Policy(LOCAL as u16),
+            // Mode and flags have 16 bits.
+            _ => Policy(mode as u16),
         }
     }
 
     /// As get_mempolicy(2) tells it.
     pub fn mode(self) -> u32 {
-        self.0
+        self.0.into()
+    }
+
+    /// The mode alone.
+    fn base(self) -> u32 {
+        self.mode() & !FLAGS
     }
 
     /// The mask of its nodes.
     pub fn nodes(self) -> u64 {
-        u64::from(!matches!(self.0 & !FLAGS, 0 | LOCAL))
+        u64::from(!matches!(self.base(), 0 | LOCAL))
     }
 
     /// Whether pages are to come from one node after the other: such a policy has a next node.
     pub fn interleaves(self) -> bool {
-        matches!(self.0 & !FLAGS, INTERLEAVE | WEIGHTED_INTERLEAVE)
+        matches!(self.base(), INTERLEAVE | WEIGHTED_INTERLEAVE)
     }
 }
 
 /// As numa_maps writes it.
 impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self.0 & !FLAGS {
+        f.write_str(match self.base() {
             PREFERRED => "prefer",
             BIND => "bind",
             INTERLEAVE => "interleave",
@@ -67,9 +79,9 @@ impl fmt::Display for Policy {
             WEIGHTED_INTERLEAVE => "weighted interleave",
             _ => "default",
         })?;
-        if self.0 & STATIC != 0 {
+        if self.mode() & STATIC != 0 {
             f.write_str("=static")?;
-        } else if self.0 & RELATIVE != 0 {
+        } else if self.mode() & RELATIVE != 0 {
             f.write_str("=relative")?;
         }
         if self.nodes() != 0 { f.write_str(":0") } else { Ok(()) }
@@ -78,7 +90,7 @@ impl fmt::Display for Policy {
 
 /// A thread's policy.
 #[derive(Default)]
-pub struct Current(AtomicU32);
+pub struct Current(AtomicU16);
 
 impl Current {
     /// What it is.
@@ -90,5 +102,57 @@ impl Current {
     /// Sets it.
     pub fn set(&self, policy: Policy) {
         self.0.store(policy.0, Ordering::Relaxed);
+    }
+}
+
+impl AddressSpace {
+    /// mbind(2): the areas of a range get a policy. `EFAULT` where there are none, which counts for nothing when it is the default.
+    pub fn set_policy(&self, range: Range<u64>, policy: Policy) -> Result<()> {
+        let mut guard = self.write();
+        let areas: &mut Areas = &mut guard;
+        let there = match policy {
+            Policy(0) => areas.set.is_occupied(range.clone()),
+            _ => areas.set.covers(range.clone()),
+        };
+        if !there {
+            return Err(Errno::EFAULT);
+        }
+        let mut at = range.start;
+        let mut result = Ok(());
+        while result.is_ok()
+            && let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end)
+        {
+            let part = vma.start.max(at)..vma.end.min(range.end);
+            at = part.end;
+            if vma.policy != policy {
+                result = areas.set.allow_cut(vma, &part);
+                result = result.and_then(|()| areas.set.isolate(part.clone(), self.weak()));
+                if result.is_ok() {
+                    areas.set.update(part.start, |vma| vma.policy = policy);
+                }
+            }
+            sched::cond_resched();
+        }
+        areas.set.merge(range);
+        result
+    }
+
+    /// The policy of the area at an address.
+    pub fn policy_at(&self, address: u64) -> Result<Policy> {
+        self.read().set.find(address).map(|vma| vma.policy).ok_or(Errno::EFAULT)
+    }
+
+    /// Whether the areas of a range that have policies take a home node: `ENOENT` if none has one.
+    pub fn check_home_node(&self, range: Range<u64>) -> Result<()> {
+        let areas = self.read();
+        let mut result = Err(Errno::ENOENT);
+        for vma in areas.set.overlapping(range) {
+            match vma.policy.base() {
+                0 => {}
+                BIND | PREFERRED_MANY => result = Ok(()),
+                _ => return Err(Errno::EOPNOTSUPP),
+            }
+        }
+        result
     }
 }

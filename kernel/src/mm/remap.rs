@@ -237,6 +237,7 @@ impl AddressSpace {
         }
         let touched = AtomicBool::new(vma.is_touched());
         let first = if matches!(kind, Kind::Anonymous) { start >> PAGE_SHIFT } else { first };
+        let policy = vma.policy;
         let gone = !copies && !remap.keep_old;
         if gone {
             if let Some(vma) = areas.set.remove(old.start) {
@@ -249,7 +250,7 @@ impl AddressSpace {
         } else if remap.keep_old {
             areas.set.update(old.start, |vma| vma.flags -= VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
         }
-        let area = Vma { start, end: range.end, flags, first, kind, touched, userfault: None };
+        let area = Vma { start, end: range.end, flags, first, kind, policy, touched, userfault: None };
         self.attach_windows(&area);
         areas.set.insert(area);
         if gone {

@@ -6,6 +6,7 @@ use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::entry::Entry;
+use super::policy::Policy;
 use super::space::{AddressSpace, Areas, Layout};
 use super::tables::Resident;
 use super::vma::{Kind, VmFlags, Vma};
@@ -45,6 +46,8 @@ pub struct AreaView {
     pub name: AreaName,
     /// Bytes of its pages: the base page's, or a huge page's.
     pub page_size: u64,
+    /// From which nodes its pages are to come.
+    pub policy: Policy,
 }
 
 /// What smaps says of an area, in bytes.
@@ -113,7 +116,8 @@ impl AreaView {
                 None => AreaName::None,
             },
         };
-        Self { range: vma.range(), flags: vma.flags, offset, device, inode, name, page_size: vma.page_size() }
+        let (page_size, policy) = (vma.page_size(), vma.policy);
+        Self { range: vma.range(), flags: vma.flags, offset, device, inode, name, page_size, policy }
     }
 }
 

@@ -13,6 +13,7 @@ use super::backing::Link;
 use super::gaps::Gaps;
 use super::layout::SLOT;
 use super::mshare::RegionArea;
+use super::policy::Policy;
 use super::shm::Attachment;
 use super::userfault;
 use super::vdso::SpecialPages;
@@ -121,6 +122,8 @@ pub struct Vma {
     pub(super) kind: Kind,
     /// May there be anonymous pages in it? Fork has nothing to copy where there are none.
     pub(super) touched: AtomicBool,
+    /// From which nodes its pages are to come.
+    pub(super) policy: Policy,
     /// Who is told of its faults, if anybody is; then `flags` say of which.
     pub(super) userfault: Option<Arc<userfault::Context>>,
 }
@@ -136,6 +139,7 @@ impl Vma {
             kind: Kind::Anonymous,
             touched: AtomicBool::new(false),
             userfault: None,
+            policy: Policy::default(),
         }
     }
 
@@ -285,6 +289,7 @@ impl Vma {
             kind,
             touched: AtomicBool::new(self.is_touched()),
             userfault: self.userfault.clone(),
+            policy: self.policy,
         };
         self.end = at;
         Ok(upper)
@@ -297,7 +302,8 @@ impl Vma {
             (None, None) => true,
             _ => false,
         };
-        if self.end != next.start || self.flags != next.flags || !same_userfault {
+        let alike = self.flags == next.flags && self.policy == next.policy && same_userfault;
+        if self.end != next.start || !alike {
             return false;
         }
         match (&self.kind, &next.kind) {

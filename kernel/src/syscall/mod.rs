@@ -21,6 +21,7 @@ pub mod mm;
 pub mod mqueue;
 pub mod msg;
 pub mod net;
+pub mod numa;
 pub mod process;
 pub mod ptrace;
 pub mod sched;
@@ -92,6 +93,7 @@ const GROUPS: &[Group] = &[
     mqueue::TABLE,
     msg::TABLE,
     net::TABLE,
+    numa::TABLE,
     process::TABLE,
     ptrace::TABLE,
     sched::TABLE,

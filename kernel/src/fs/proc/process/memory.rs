@@ -193,6 +193,7 @@ fn area_rows(out: &mut Text, mm: &AddressSpace, area: &AreaView) {
 /// A line of numa_maps: the policy, what is mapped, and its pages, all of them on the one node.
 fn numa_line(out: &mut Text, mm: &AddressSpace, area: &AreaView, policy: Policy) {
     let usage = mm.usage(area.range.start);
+    let policy = if area.policy == Policy::default() { policy } else { area.policy };
     put!(out, "{:08x} {policy}", area.range.start);
     match &area.name {
         AreaName::Text(name) if name == "[heap]" => out.push_str(" heap"),
