@@ -24,7 +24,16 @@ pub fn register() -> Result<()> {
     number("kernel/msgmni", &msg::SETTINGS.queues, SLOTS)?;
     wish("kernel/sem_next_id", |here| &here.sets)?;
     wish("kernel/msg_next_id", |here| &here.queues)?;
-    wish("kernel/shm_next_id", |here| &here.segments)
+    wish("kernel/shm_next_id", |here| &here.segments)?;
+    sysctl::register(
+        "kernel/shm_rmid_forced",
+        || Ok(u32::from(here().removes_orphans()).to_string()),
+        |new| match sysctl::parse(new)? {
+            0u32 => here().set_removes_orphans(false),
+            1 => here().set_removes_orphans(true),
+            _ => Err(Errno::EINVAL),
+        },
+    )
 }
 
 fn number(path: &str, value: &'static AtomicUsize, most: usize) -> Result<()> {

@@ -6,7 +6,7 @@
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt::Write as _;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use super::anonymous::SharedMemory;
 use crate::errno::{Errno, Result};
@@ -15,9 +15,11 @@ use crate::ipc::ids::{Limits, Object, SLOTS};
 use crate::ipc::permissions::{IPC_PRIVATE, IpcPerm, Permissions};
 use crate::ipc::{current_pid, now};
 use crate::memory::fallible::Text;
+use crate::namespaces::IpcNamespace;
 use crate::namespaces::View;
 use crate::namespaces::ipc::{Home, here};
-use crate::process::{self, Pid};
+use crate::process::{self, Pid, Process};
+use crate::sched;
 use crate::sync::SpinLock;
 
 static SHMMNI: AtomicUsize = AtomicUsize::new(4096);
@@ -59,6 +61,47 @@ pub fn set_shmall(value: u64) {
     SHMALL.store(value, Ordering::Relaxed);
 }
 
+/// Whether `kernel.shm_rmid_forced` was ever set in a namespace: until then no end of a process looks for segments.
+static EVER_FORCED: AtomicBool = AtomicBool::new(false);
+
+impl IpcNamespace {
+    /// `kernel.shm_rmid_forced`: segments that nobody has attached go with their last attachment, or with their maker.
+    pub fn removes_orphans(&self) -> bool {
+        // Relaxed, both: a setting of its own.
+        EVER_FORCED.load(Ordering::Relaxed) && self.orphans_go.load(Ordering::Relaxed)
+    }
+
+    /// Sets `kernel.shm_rmid_forced`, by which those go whose maker has gone before.
+    pub fn set_removes_orphans(&self, value: bool) -> Result<()> {
+        if value {
+            EVER_FORCED.store(true, Ordering::Relaxed);
+        }
+        self.orphans_go.store(value, Ordering::Relaxed);
+        if value { self.remove_unused(Segment::has_lost_maker) } else { Ok(()) }
+    }
+
+    /// Removes the segments that nobody has attached and that are `meant`.
+    fn remove_unused(&self, meant: impl Fn(&Segment) -> bool) -> Result<()> {
+        for segment in self.segments.all()? {
+            if meant(&segment) && segment.mark_if_unused() {
+                self.segments.remove(&segment);
+            }
+            sched::cond_resched();
+        }
+        Ok(())
+    }
+}
+
+/// The last thread of a process has let go of its memory.
+pub fn maker_ends(process: &Process) {
+    // Relaxed: a setting of its own.
+    if EVER_FORCED.load(Ordering::Relaxed) && here().removes_orphans() {
+        let maker = (process.pid, process.started_at);
+        // Without memory for the walk they stay, as they do without the setting.
+        let _ = here().remove_unused(|segment| segment.maker == maker);
+    }
+}
+
 /// What is behind a segment.
 pub enum Memory {
     Pages(Arc<SharedMemory>),
@@ -87,6 +130,8 @@ pub struct Segment {
     pub size: u64,
     pub memory: Memory,
     creator: Pid,
+    /// Number and start of the process that made it: no other has both.
+    maker: (Pid, u64),
     home: Home,
     state: SpinLock<State>,
 }
@@ -146,7 +191,9 @@ pub fn get(key: i32, size: u64, flags: u32, allocate: impl FnOnce() -> Result<Me
         };
         let home = Home::current();
         let state = SpinLock::new(state);
-        Ok((pages, move |id| Segment { id, key, size, memory, creator, home, state }))
+        let current = process::current();
+        let maker = (current.process.pid, current.process.started_at);
+        Ok((pages, move |id| Segment { id, key, size, memory, creator, maker, home, state }))
     })
 }
 
@@ -208,6 +255,23 @@ impl Segment {
         Ok(())
     }
 
+    /// Has the process that made it ended?
+    fn has_lost_maker(&self) -> bool {
+        let (pid, started_at) = self.maker;
+        process::find_global(pid)
+            .is_none_or(|process| process.started_at != started_at || process.mm().is_none())
+    }
+
+    /// Marks it for removal if nobody has it attached. Then nobody can attach it any more.
+    fn mark_if_unused(&self) -> bool {
+        let mut state = self.state.lock();
+        let unused = state.attachments == 0;
+        if unused {
+            state.permissions.mode |= DEST;
+        }
+        unused
+    }
+
     /// Bytes of it that are in memory.
     fn resident(&self) -> u64 {
         match &self.memory {
@@ -261,8 +325,14 @@ impl Clone for Attachment {
 
 impl Drop for Attachment {
     fn drop(&mut self) {
+        // Relaxed: a setting of its own.
+        let forced = EVER_FORCED.load(Ordering::Relaxed)
+            && self.0.home.get().is_some_and(|home| home.removes_orphans());
         let mut state = self.0.state.lock();
         state.attachments -= 1;
+        if forced && state.attachments == 0 {
+            state.permissions.mode |= DEST;
+        }
         state.detached_at = now();
         if let Some(thread) = process::try_current() {
             state.last_pid = thread.process.pid;

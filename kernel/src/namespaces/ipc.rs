@@ -2,6 +2,7 @@
 
 use alloc::sync::{Arc, Weak};
 use core::ops::Deref;
+use core::sync::atomic::AtomicBool;
 
 use super::{Head, Kind, Namespaces, initial};
 use crate::errno::{Errno, Result};
@@ -17,6 +18,8 @@ pub struct IpcNamespace {
     pub sets: Ids<sem::Set>,
     pub queues: Ids<msg::Queue>,
     pub segments: Ids<shm::Segment>,
+    /// `kernel.shm_rmid_forced`.
+    pub(crate) orphans_go: AtomicBool,
     /// The file system of message queues: made when it is first asked for.
     messages: Once<mqueue::Instance>,
 }
@@ -30,7 +33,8 @@ impl IpcNamespace {
 
     fn build(head: Head) -> Result<Self> {
         let (sets, queues, segments) = (Ids::new()?, Ids::new()?, Ids::new()?);
-        Ok(Self { head, sets, queues, segments, messages: Once::new() })
+        let orphans_go = AtomicBool::new(false);
+        Ok(Self { head, sets, queues, segments, orphans_go, messages: Once::new() })
     }
 
     /// An empty one.

@@ -10,7 +10,7 @@ use super::tree::Event;
 use super::{Process, Thread, futex, orphans, ptrace, tree, user};
 use crate::arch::interrupts;
 use crate::cgroup;
-use crate::mm::uaccess;
+use crate::mm::{shm, uaccess};
 use crate::namespaces::View;
 use crate::sched;
 use crate::signal::{self, SIGCHLD, SIGCONT, SIGHUP, SigInfo, SigSet, flags};
@@ -72,6 +72,9 @@ fn finish(status: WaitStatus) -> ! {
     let last = leave_memory(&thread);
     if last && process.pid == 1 {
         panic!("Attempted to kill init! exitcode={:#010x}", status.to_bits());
+    }
+    if last {
+        shm::maker_ends(&process);
     }
     thread.leave_undo_list();
     thread.set_files(None);
