@@ -86,8 +86,8 @@ pub struct Process {
     pub(crate) dump_filter: AtomicU32,
     /// What its memory is never to gain: prctl(PR_SET_MDWE).
     pub(crate) refused_gains: AtomicU32,
-    /// The thread that has made it: PTRACE_TRACEME is about that one.
-    pub(super) made_by: AtomicU32,
+    /// The thread that has made it: PTRACE_TRACEME is about that one, and `/proc/PID/task/TID/children` is its list.
+    pub(crate) made_by: AtomicU32,
     /// Monotonic nanoseconds.
     pub(crate) started_at: u64,
 }
@@ -498,6 +498,12 @@ impl Process {
     /// The parent, for those who hold the tree's lock.
     pub(crate) fn parent_locked<'t>(&'t self, tree: &'t impl tree::Held) -> Option<&'t Arc<Process>> {
         self.relations.get(tree).parent.as_ref()
+    }
+
+    /// Is `parent` its parent?
+    pub(crate) fn is_child_of(&self, parent: &Process) -> bool {
+        let tree = tree::look();
+        self.parent_locked(&tree).is_some_and(|found| core::ptr::eq(Arc::as_ptr(found), parent))
     }
 
     /// A stop or continuation for the parent to wait for.

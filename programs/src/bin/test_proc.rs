@@ -1,13 +1,15 @@
 //! The formats of the files in /proc and /sys that programs read.
 
 use std::fs;
+use std::time::Duration;
 
 use roundtable_programs::procfs::{Meminfo, number};
 use roundtable_programs::{child, sys, tests};
 
 tests! { meminfo, stat_of_a_process, status_of_a_process, statm, cmdline_and_comm, links_of_a_process, fd_folder,
 mounts, filesystems, version, cpuinfo, stat_of_the_machine, uptime_and_loadavg, pagemap, sysctls, cpus_in_sys,
-huge_pages_in_sys, other_users_processes, gone_process, self_and_thread_self, limits, descriptor_that_tells_of_itself, read_in_pieces, kpageflags, zones, transparent_pages }
+huge_pages_in_sys, other_users_processes, gone_process, self_and_thread_self, limits, descriptor_that_tells_of_itself, read_in_pieces, kpageflags, zones, transparent_pages,
+children_of_threads }
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -362,4 +364,52 @@ fn transparent_pages() {
         let old = words.iter().find(|word| word.starts_with('[')).unwrap().trim_matches(['[', ']']);
         fs::write(&path, old).unwrap();
     }
+}
+
+/// A child that does nothing, by fork(2) alone: it may be made by any thread.
+fn idle_child() -> i32 {
+    // SAFETY: the child makes nothing but calls that ask for nothing of the C library's.
+    unsafe {
+        match libc::fork() {
+            0 => loop {
+                libc::pause();
+            },
+            pid => pid,
+        }
+    }
+}
+
+fn children_of_threads() {
+    let children = |tid: i32| -> Vec<i32> {
+        let text = read(&format!("/proc/self/task/{tid}/children"));
+        assert!(text.is_empty() || text.ends_with(' '), "{text:?}");
+        text.split_whitespace().map(|word| word.parse().expect("a number")).collect()
+    };
+    let me = sys::pid();
+    assert_eq!(children(me), []);
+    let first = idle_child();
+    assert_eq!(children(me), [first]);
+    let (begin, ready) = std::sync::mpsc::channel::<()>();
+    let (tell, told) = std::sync::mpsc::channel();
+    let thread = std::thread::spawn(move || {
+        // SAFETY: takes nothing.
+        tell.send((unsafe { libc::gettid() }, idle_child())).unwrap();
+        let _ = ready.recv();
+    });
+    let (tid, second) = told.recv().unwrap();
+    assert_eq!((children(me), children(tid)), (vec![first], vec![second]));
+    drop(begin);
+    thread.join().unwrap();
+    // Its child is the first thread's now.
+    assert!(sys::settles(Duration::from_secs(20), || children(me).len() == 2));
+    let mut all = children(me);
+    all.sort_unstable();
+    assert_eq!(all, if first < second { [first, second] } else { [second, first] });
+    assert!(fs::metadata("/proc/self/children").is_err());
+    for child in [first, second] {
+        // SAFETY: takes integers; it is a child of ours.
+        unsafe { libc::kill(child, libc::SIGKILL) };
+        roundtable_programs::child::waitpid(child, 0).unwrap();
+    }
+    assert_eq!(children(me), []);
 }

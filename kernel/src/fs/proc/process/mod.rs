@@ -174,17 +174,27 @@ enum Make {
 struct Entry {
     name: &'static str,
     permissions: u32,
-    /// Not in `task/TID`.
-    process_only: bool,
+    place: Place,
     make: Make,
 }
 
+/// Which of the directories have an entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Both,
+    /// Not `task/TID`.
+    Process,
+    /// `task/TID` alone.
+    Task,
+}
+
 const fn entry(name: &'static str, permissions: u32, make: Make) -> Entry {
-    Entry { name, permissions, process_only: false, make }
+    Entry { name, permissions, place: Place::Both, make }
 }
 
 const ENTRIES: &[Entry] = &[
-    Entry { name: "task", permissions: 0o555, process_only: true, make: Make::Tasks },
+    Entry { place: Place::Process, ..entry("task", 0o555, Make::Tasks) },
+    Entry { place: Place::Task, ..entry("children", 0o444, Make::Text(status::children)) },
     entry("fd", 0o500, Make::Descriptors { info: false }),
     entry("ns", 0o511, Make::Namespaces),
     entry("uid_map", 0o644, Make::Namespace(Setting::Users)),
@@ -235,9 +245,9 @@ struct ProcessDirectory(Target);
 
 impl ProcessDirectory {
     fn entries(&self) -> impl Iterator<Item = (u64, &'static Entry)> {
-        let task = self.0.is_task();
+        let elsewhere = if self.0.is_task() { Place::Process } else { Place::Task };
         let all = ENTRIES.iter().enumerate().map(|(i, e)| (i as u64 + 1, e));
-        all.filter(move |(_, e)| !(task && e.process_only))
+        all.filter(move |(_, e)| e.place != elsewhere)
             .filter(|(_, e)| inject::IS_BUILT_IN || e.name != FAIL_NTH)
     }
 }

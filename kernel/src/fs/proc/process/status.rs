@@ -14,7 +14,7 @@ use crate::errno::Result;
 use crate::memory::fallible::Text;
 use crate::namespaces::{Numbers, View};
 use crate::process::accounts::{self, Counted};
-use crate::process::{Process, Thread, Usage, WaitStatus};
+use crate::process::{self, Process, Thread, Usage, WaitStatus};
 use crate::sched::Policy;
 use crate::signal::{SIG_DFL, SIG_IGN, SIGNAL_MAX};
 use crate::tty;
@@ -323,3 +323,25 @@ pub fn io(target: &Target) -> Result<Vec<u8>> {
 
 /// The scheduling policies have the numbers of sched_setscheduler(2).
 const _: () = assert!(Policy::Other as u32 == 0);
+
+/// The children that the thread has made. Those whose maker is gone are the first thread's.
+pub fn children(target: &Target) -> Result<Vec<u8>> {
+    let (process, thread) = (target.process()?, target.thread()?);
+    let mut out = Text::new();
+    for child in process::processes().filter(|child| child.is_child_of(&process)) {
+        let number = target.view.process(&child);
+        if number == 0 {
+            continue;
+        }
+        // Relaxed: set before anybody knew it.
+        let maker = child.made_by.load(Ordering::Relaxed);
+        let is_own = maker == thread.tid()
+            || thread.is_leader()
+                && !process::find_thread_global(maker)
+                    .is_some_and(|maker| Arc::ptr_eq(&maker.process, &process) && process.has_thread(&maker));
+        if is_own {
+            put!(out, "{number} ");
+        }
+    }
+    bytes(out)
+}
