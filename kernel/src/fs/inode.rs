@@ -10,6 +10,7 @@ use super::access::Credentials;
 use super::dentry::Dentry;
 use super::directory::Listing;
 use super::file::{File, FileOps};
+use super::handle::{self, Handles};
 use super::lease::Leases;
 use super::locks::LockTable;
 use super::notify::Watched;
@@ -19,6 +20,7 @@ use super::xattr::Xattrs;
 use crate::errno::{Errno, Result};
 use crate::namespaces::UserNamespace;
 use crate::process;
+use crate::random;
 use crate::sync::{Mutex, Once, SpinLock};
 
 /// A mounted file system: what all its inodes have in common. Lives as long as any of its inodes.
@@ -40,6 +42,10 @@ pub struct Superblock {
     flags: AtomicU32,
     /// The user namespace of who made it.
     user: Arc<UserNamespace>,
+    /// The files that are found by handles.
+    pub(super) handles: Handles,
+    /// Part of each handle: numbers of files begin anew in each file system.
+    pub(super) generation: u32,
 }
 
 /// What a file-system type implements once for each instance.
@@ -64,6 +70,10 @@ pub trait SuperblockOps: Any + Send + Sync {
     }
     /// Do its files have extended attributes?
     fn keeps_xattrs(&self) -> bool {
+        false
+    }
+    /// Are its files found by handles?
+    fn has_handles(&self) -> bool {
         false
     }
     /// So many bytes of extended attributes come, or go. `ENOSPC` when they may not come.
@@ -95,6 +105,8 @@ impl Superblock {
                 || UserNamespace::initial().clone(),
                 |thread| thread.credentials().user_namespace(),
             ),
+            handles: Handles::default(),
+            generation: random::number() as u32,
         })
     }
 
@@ -271,6 +283,8 @@ pub struct Inode {
     write_access: AtomicI32,
     /// An unnamed file (`O_TMPFILE`) that linkat(2) may give a name.
     may_link: AtomicBool,
+    /// It is in the table of its file system's handles.
+    has_handle: AtomicBool,
 }
 
 impl Inode {
@@ -320,6 +334,7 @@ impl Inode {
             xattrs: Once::new(),
             write_access: AtomicI32::new(0),
             may_link: AtomicBool::new(false),
+            has_handle: AtomicBool::new(false),
         })
     }
 
@@ -365,6 +380,11 @@ impl Inode {
         };
         self.ops.stat(self, &mut stat);
         stat
+    }
+
+    /// It is in the table of its file system's handles from now on.
+    pub(super) fn set_has_handle(&self) {
+        self.has_handle.store(true, Ordering::SeqCst);
     }
 
     /// One more open file that writes; `ETXTBSY` while a program runs from it.
@@ -426,6 +446,14 @@ impl Inode {
             a.mtime = now;
             a.ctime = now;
         });
+    }
+}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        if *self.has_handle.get_mut() {
+            handle::forget(self);
+        }
     }
 }
 

@@ -29,6 +29,7 @@ pub mod epoll;
 pub mod eventfd;
 pub mod fdtable;
 pub mod file;
+pub mod handle;
 pub mod initramfs;
 pub mod inode;
 pub mod inotify;

@@ -5,6 +5,7 @@ pub mod cred;
 pub mod event;
 pub mod fs_attr;
 pub mod fs_fd;
+pub mod fs_handle;
 pub mod fs_io;
 pub mod fs_mount;
 pub mod fs_mount_new;
@@ -77,6 +78,7 @@ const GROUPS: &[Group] = &[
     event::TABLE,
     fs_attr::TABLE,
     fs_fd::TABLE,
+    fs_handle::TABLE,
     fs_io::TABLE,
     fs_mount::TABLE,
     fs_mount_new::TABLE,

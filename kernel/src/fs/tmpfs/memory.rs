@@ -37,6 +37,10 @@ impl SuperblockOps for Statistics {
     }
 }
 
+    fn has_handles(&self) -> bool {
+        true
+    }
+
 fn internal() -> &'static Internal {
     static INTERNAL: Once<Internal> = Once::new();
     INTERNAL.call_once(|| {

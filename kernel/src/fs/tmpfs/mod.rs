@@ -156,6 +156,10 @@ impl SuperblockOps for Tmpfs {
     }
 
     fn charge_xattr(&self, bytes: u64) -> Result<()> {
+    fn has_handles(&self) -> bool {
+        self.magic == MAGIC
+    }
+
         self.limits.charge_xattr(bytes)
     }
 
