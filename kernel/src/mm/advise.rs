@@ -192,7 +192,8 @@ impl AddressSpace {
                 let vma = areas.set.find(at).ok_or(Errno::ENOMEM)?;
                 // Memory that may only be written can be read all the same: the right counts, not what a load would do.
                 let denied = matches!(access, Access::Read) && !vma.flags.contains(VmFlags::READ);
-                if denied || matches!(vma.kind, Kind::Special(_)) {
+                let fixed = matches!(vma.kind, Kind::Special(_)) || vma.flags.contains(VmFlags::SECRET);
+                if denied || fixed {
                     return Err(Errno::EINVAL);
                 }
                 vma.page_size()

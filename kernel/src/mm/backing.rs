@@ -74,6 +74,11 @@ pub trait PageCache: Send + Sync {
         true
     }
 
+    /// Is it for the process's own instructions and copies alone: nobody looks at it from outside? See memfd_secret(2).
+    fn is_secret(&self) -> bool {
+        false
+    }
+
     /// Do its pages count as shared memory (tmpfs, shared anonymous memory), not as file pages?
     fn is_shmem(&self) -> bool {
         true

@@ -42,7 +42,8 @@ impl AddressSpace {
             let vma = areas.set.find(address).ok_or(Errno::EFAULT)?;
             let offset = (vma.index_of(address) << PAGE_SHIFT) + (address & (super::PAGE - 1));
             // What is not private is looked at: memory that nobody may touch has no futex.
-            if !vma.flags.intersects(VmFlags::READ | VmFlags::WRITE) {
+            let is_secret = vma.flags.contains(VmFlags::SECRET);
+            if is_secret || !vma.flags.intersects(VmFlags::READ | VmFlags::WRITE) {
                 return Err(Errno::EFAULT);
             }
             if !vma.flags.contains(VmFlags::SHARED) {

@@ -135,7 +135,9 @@ impl AddressSpace {
             at = part.end;
             sched::cond_resched();
             // Huge pages and the kernel's own are always resident, and never counted; a region is not the process's alone.
-            if matches!(vma.kind, Kind::Huge(_) | Kind::Special(_) | Kind::Region(_)) {
+            // Secret memory counts for its owner.
+            let is_fixed = matches!(vma.kind, Kind::Huge(_) | Kind::Special(_) | Kind::Region(_));
+            if is_fixed || vma.flags.contains(VmFlags::SECRET) {
                 continue;
             }
             let flags = (vma.flags - LOCK_FLAGS) | new;

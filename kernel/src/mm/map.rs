@@ -196,9 +196,9 @@ impl AddressSpace {
             flags,
             first,
             kind,
+            policy: Policy::default(),
             touched: AtomicBool::new(false),
             userfault: None,
-            policy: Policy::default(),
         };
         self.attach_windows(&area);
         areas.set.insert(area);
@@ -249,6 +249,10 @@ impl AddressSpace {
                 let write = vma.flags & (VmFlags::WRITE | VmFlags::SHARED) == VmFlags::WRITE;
                 if !vma.flags.intersects(VmFlags::ACCESS) {
                     return Err(FaultError::Access);
+                }
+                if vma.flags.contains(VmFlags::SECRET) {
+                    // It comes by the program's own accesses.
+                    return Err(FaultError::Sigbus);
                 }
                 (write, vma.end.min(range.end), vma.page_size())
             };
@@ -365,7 +369,7 @@ fn plan(request: &MapRequest) -> Result<Plan> {
             return Err(Errno::EINVAL);
         }
         arriving = admit(request, len, &mut flags)?;
-        file_source(request, len, &flags)?
+        file_source(request, len, &mut flags)?
     };
     let accountable = flags & (VmFlags::WRITE | VmFlags::SHARED | VmFlags::NO_RESERVE) == VmFlags::WRITE;
     flags.set(VmFlags::ACCOUNT, accountable && !matches!(source, Source::Huge { .. }));
@@ -446,7 +450,7 @@ fn check_end(offset: u64, len: u64) -> Result<()> {
     }
 }
 
-fn file_source(request: &MapRequest, len: u64, flags: &VmFlags) -> Result<(u64, Source)> {
+fn file_source(request: &MapRequest, len: u64, flags: &mut VmFlags) -> Result<(u64, Source)> {
     let file = request.file.as_ref().ok_or(Errno::EBADF)?;
     let shared = flags.contains(VmFlags::SHARED);
     let backing = file.ops().mmap(file, request.offset, len)?;
@@ -458,7 +462,11 @@ fn file_source(request: &MapRequest, len: u64, flags: &VmFlags) -> Result<(u64, 
         {
             return Err(Errno::EINVAL);
         }
+        Backing::PageCache(cache) if cache.is_secret() && !shared => return Err(Errno::EINVAL),
         Backing::PageCache(cache) => {
+            if cache.is_secret() {
+                *flags |= VmFlags::SECRET | VmFlags::DONT_DUMP;
+            }
             (first, Source::Cache { cache, file: Some(file.clone()), attachment: None })
         }
         Backing::Zero if shared => {

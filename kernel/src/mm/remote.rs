@@ -1,5 +1,7 @@
 //! Reading and writing an address space's memory from outside: `/proc/PID/mem`, process_vm_readv(2), program loading.
 
+use core::ops::Range;
+
 use super::entry::Entry;
 use super::fault::{Access, ENOUGH_ROUNDS, FaultError};
 use super::space::AddressSpace;
@@ -31,6 +33,9 @@ impl Rights {
     }
 
     fn permit(self, access: Access, vma: &Vma) -> bool {
+        if vma.flags.contains(VmFlags::SECRET) {
+            return false;
+        }
         let (own, possible) = match access {
             Access::Write => (VmFlags::WRITE, VmFlags::MAY_WRITE),
             _ => (VmFlags::READ, VmFlags::MAY_READ),
@@ -45,6 +50,11 @@ impl Rights {
 }
 
 impl AddressSpace {
+    /// Is there memory in the range that nobody may have but by the program's own page tables?
+    pub fn has_secret(&self, range: Range<u64>) -> bool {
+        self.read().set.overlapping(range).any(|vma| vma.flags.contains(VmFlags::SECRET))
+    }
+
     /// Copies from `address` on into `buffer`; returns how much there was. `EIO` when not even the first byte is readable.
     pub fn read_remote(&self, address: u64, buffer: &mut [u8], rights: Rights) -> Result<usize> {
         self.each_piece(address, buffer.len(), Access::Read, rights, |pointer, done, len| {

@@ -84,6 +84,8 @@ bitflags! {
         const USERFAULT = 0b111 << 22;
         /// mseal(2): it is not changed or unmapped any more.
         const SEALED = 1 << 25;
+        /// memfd_secret(2): nobody accesses it but by the program's own page tables.
+        const SECRET = 1 << 26;
         /// READ, WRITE and EXEC.
         const ACCESS = 0b111;
     }
@@ -120,10 +122,10 @@ pub struct Vma {
     /// Page index in the backing of the page at `start`; the page number for anonymous memory.
     pub(super) first: u64,
     pub(super) kind: Kind,
-    /// May there be anonymous pages in it? Fork has nothing to copy where there are none.
-    pub(super) touched: AtomicBool,
     /// From which nodes its pages are to come.
     pub(super) policy: Policy,
+    /// May there be anonymous pages in it? Fork has nothing to copy where there are none.
+    pub(super) touched: AtomicBool,
     /// Who is told of its faults, if anybody is; then `flags` say of which.
     pub(super) userfault: Option<Arc<userfault::Context>>,
 }
@@ -137,9 +139,9 @@ impl Vma {
             flags,
             first: range.start >> PAGE_SHIFT,
             kind: Kind::Anonymous,
+            policy: Policy::default(),
             touched: AtomicBool::new(false),
             userfault: None,
-            policy: Policy::default(),
         }
     }
 
@@ -287,9 +289,9 @@ impl Vma {
             flags: self.flags,
             first,
             kind,
+            policy: self.policy,
             touched: AtomicBool::new(self.is_touched()),
             userfault: self.userfault.clone(),
-            policy: self.policy,
         };
         self.end = at;
         Ok(upper)

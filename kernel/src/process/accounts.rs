@@ -18,6 +18,9 @@ pub enum Counted {
     /// Instances of inotify(7), and watches of them.
     NotifyInstances,
     NotifyWatches,
+    /// Files of memfd_secret(2), and their pages: RLIMIT_MEMLOCK.
+    SecretFiles,
+    SecretPages,
     /// Namespaces of each kind: these count for a user as one of a user namespace.
     CgroupNamespaces,
     IpcNamespaces,
@@ -44,7 +47,7 @@ impl Counted {
     }
 }
 
-const KINDS: usize = 4 + Kind::ALL.len();
+const KINDS: usize = 6 + Kind::ALL.len();
 
 /// The counts of one user. It is on the list while one of them is above 0.
 struct Account {
@@ -115,6 +118,18 @@ impl Share {
     pub fn take_within_namespace(namespace: u64, uid: u32, counted: Counted, limit: u64) -> Option<Self> {
         let (share, count) = Self::take_for((namespace, uid), counted);
         (count as u64 <= limit).then_some(share)
+    }
+
+    /// Counts one more of another kind for the same user, unless there are `limit` already. Whoever has this thing takes it back.
+    pub fn add_within(&self, counted: Counted, limit: u64) -> bool {
+        let more = |count: usize| ((count as u64) < limit).then_some(count + 1);
+        let count = &self.account.counts[counted as usize];
+        count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
+    }
+
+    /// Takes back what [`Share::add_within`] counted.
+    pub fn take_back(&self, counted: Counted, count: usize) {
+        self.account.counts[counted as usize].fetch_sub(count, Ordering::SeqCst);
     }
 }
 

@@ -19,6 +19,7 @@ pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::close, close),
     (Sysno::close_range, close_range),
     (Sysno::memfd_create, memfd_create),
+    (Sysno::memfd_secret, memfd_secret),
 ];
 
 fn open(args: &mut Args) -> Result<usize> {
@@ -135,5 +136,14 @@ fn memfd_create(args: &mut Args) -> Result<usize> {
         tmpfs::memfd(&name, flags)?
     };
     let fd = files().install(file, 0, descriptor_limit(), flags & abi::MFD_CLOEXEC != 0)?;
+    Ok(fd as usize)
+}
+
+fn memfd_secret(args: &mut Args) -> Result<usize> {
+    let flags = args.uint(0);
+    if flags & !abi::O_CLOEXEC != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let fd = files().install(tmpfs::secret()?, 0, descriptor_limit(), flags & abi::O_CLOEXEC != 0)?;
     Ok(fd as usize)
 }

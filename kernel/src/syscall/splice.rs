@@ -160,6 +160,7 @@ fn vmsplice(args: &mut Args) -> Result<usize> {
         if source.remaining() == 0 {
             return Ok(0);
         }
+        check_not_secret(vectors, count)?;
         pipe_of(&file).ok_or(Errno::EBADF)?.fill_from_user(&mut source, nonblocking)
     } else {
         let mut sink = Sink::vectors(vectors, count)?;
@@ -168,4 +169,16 @@ fn vmsplice(args: &mut Args) -> Result<usize> {
         }
         pipe_of(&file).ok_or(Errno::EBADF)?.drain_to_user(&mut sink, nonblocking)
     }
+}
+
+/// `EFAULT` where memory of memfd_secret(2) would become a part of a pipe.
+fn check_not_secret(vectors: usize, count: usize) -> Result<()> {
+    let space = super::mm::space()?;
+    for index in 0..count {
+        let [base, len]: [u64; 2] = read_user(vectors + index * size_of::<[u64; 2]>())?;
+        if len > 0 && space.has_secret(base..base.saturating_add(len)) {
+            return Err(Errno::EFAULT);
+        }
+    }
+    Ok(())
 }

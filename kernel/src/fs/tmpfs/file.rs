@@ -21,6 +21,8 @@ use crate::memory::frame::{Frame, Use};
 use crate::memory::{PAGE_SIZE, reserve};
 use crate::mm::backing::{MappingList, PageCache};
 use crate::mm::page_store::{Content, PageStore};
+use crate::process;
+use crate::process::accounts::{Counted, Share};
 
 pub(super) const PAGE: u64 = PAGE_SIZE as u64;
 /// The largest file, bytes: Linux's `MAX_LFS_FILESIZE`.
@@ -33,6 +35,8 @@ pub struct RegularFile {
     pub(super) pages: PageStore,
     mappings: MappingList,
     pub(super) seals: Arc<Seals>,
+    /// Whose it is, if nobody else looks at it.
+    secret: Option<Share>,
     /// Device and inode number, known once the inode is there.
     dev: AtomicU64,
     ino: AtomicU64,
@@ -40,15 +44,25 @@ pub struct RegularFile {
 
 impl RegularFile {
     pub(super) fn new(limits: Arc<Limits>, seals: u32) -> Arc<Self> {
-        Arc::new(Self {
+        Arc::new(Self::build(limits, seals, None))
+    }
+
+    /// One that nobody looks at from outside: its pages count as locked memory of `owner`.
+    pub(super) fn secret(limits: Arc<Limits>, owner: Share) -> Arc<Self> {
+        Arc::new(Self::build(limits, abi::F_SEAL_SEAL, Some(owner)))
+    }
+
+    fn build(limits: Arc<Limits>, seals: u32, secret: Option<Share>) -> Self {
+        Self {
             limits,
             size: AtomicU64::new(0),
             pages: PageStore::new(),
             mappings: MappingList::new(),
             seals: Seals::new(seals),
+            secret,
             dev: AtomicU64::new(0),
             ino: AtomicU64::new(0),
-        })
+        }
     }
 
     /// Bytes.
@@ -82,9 +96,9 @@ impl RegularFile {
         }
         // The file's tree grows, too, and may outlive whoever writes.
         reserve::ask_lasting(PAGE_SIZE)?;
-        self.limits.charge_pages(1)?;
+        self.charge_page()?;
         let Some(frame) = Frame::alloc_zeroed(Use::File) else {
-            self.limits.uncharge_pages(1);
+            self.uncharge_pages(1);
             return Err(Errno::ENOMEM);
         };
         let inserted = match anywhere {
@@ -93,21 +107,41 @@ impl RegularFile {
         };
         // Another thread was faster: theirs counts.
         if !matches!(inserted, Ok((_, true))) {
-            self.limits.uncharge_pages(1);
+            self.uncharge_pages(1);
         }
         inserted.map(|(frame, _)| frame)
+    }
+
+    /// Counts a page against the limits: `ENOSPC`.
+    fn charge_page(&self) -> Result<()> {
+        self.limits.charge_pages(1)?;
+        if let Some(owner) = &self.secret {
+            let limit = process::current().process.limit(abi::RLIMIT_MEMLOCK as usize) / PAGE;
+            if !owner.add_within(Counted::SecretPages, limit) {
+                self.limits.uncharge_pages(1);
+                return Err(Errno::ENOSPC);
+            }
+        }
+        Ok(())
+    }
+
+    fn uncharge_pages(&self, count: u64) {
+        self.limits.uncharge_pages(count);
+        if let Some(owner) = &self.secret {
+            owner.take_back(Counted::SecretPages, count as usize);
+        }
     }
 
     /// Puts a page with data into a hole; `EFAULT` behind the end.
     fn insert_page(&self, index: u64, frame: &Frame) -> Result<()> {
         reserve::ask_lasting(PAGE_SIZE)?;
-        self.limits.charge_pages(1)?;
+        self.charge_page()?;
         let inserted = self.pages.insert_inside(index, frame, &self.size);
         if matches!(inserted, Ok((_, true))) {
             self.pages.mark_written(index);
             return Ok(());
         }
-        self.limits.uncharge_pages(1);
+        self.uncharge_pages(1);
         inserted.and(Err(Errno::EEXIST))
     }
 
@@ -118,7 +152,7 @@ impl RegularFile {
             let removed;
             (removed, next) = self.pages.remove(from..end);
             if !removed.is_empty() {
-                self.limits.uncharge_pages(removed.len() as u64);
+                self.uncharge_pages(removed.len() as u64);
                 // Out of the cache first, then out of the mappings, and only then may the frames go.
                 self.mappings.unmap(from..next.unwrap_or(end));
             }
@@ -341,7 +375,7 @@ impl RegularFile {
 
 impl Drop for RegularFile {
     fn drop(&mut self) {
-        self.limits.uncharge_pages(self.pages.count());
+        self.uncharge_pages(self.pages.count());
     }
 }
 
@@ -371,6 +405,14 @@ impl PageCache for RegularFile {
 
     fn content(&self) -> Option<&Content> {
         self.pages.content()
+    }
+
+    fn is_secret(&self) -> bool {
+        self.secret.is_some()
+    }
+
+    fn is_shmem(&self) -> bool {
+        self.secret.is_none()
     }
 
     fn cached(&self, index: u64) -> Option<Frame> {

@@ -5,6 +5,7 @@ use alloc::sync::Arc;
 use linux_raw_sys::general as abi;
 
 use super::ops::Node;
+use super::secret::{SecretFile, SecretNode};
 use super::{Limits, MAGIC};
 use crate::errno::Result;
 use crate::fs::dentry::Dentry;
@@ -35,11 +36,11 @@ impl SuperblockOps for Statistics {
     fn keeps_xattrs(&self) -> bool {
         true
     }
-}
 
     fn has_handles(&self) -> bool {
         true
     }
+}
 
 fn internal() -> &'static Internal {
     static INTERNAL: Once<Internal> = Once::new();
@@ -54,19 +55,35 @@ fn internal() -> &'static Internal {
 /// are set from the start: `F_SEAL_SEAL` for a file that cannot be sealed.
 fn memory_file(name: &[u8], size: u64, permissions: u32, seals: u32) -> Result<Arc<File>> {
     reserve::ask(PAGE_SIZE)?;
+    let node = Node::detached(internal().limits.clone(), seals);
+    let content = node.file().clone();
+    let path = detached(name, permissions, node);
+    content.identify(path.inode());
+    path.inode().ops.truncate(path.inode(), size)?;
+    Ok(File::new(path, content, abi::O_RDWR | abi::O_LARGEFILE))
+}
+
+/// A regular file without a place in a tree.
+fn detached(name: &[u8], permissions: u32, node: impl InodeOps) -> Path {
     let home = internal();
     let (uid, gid) = crate::fs::caller::current_ids();
     let attributes = Attributes { nlink: 0, ..Attributes::new(permissions, uid, gid) };
-    let node = Node::detached(home.limits.clone(), seals);
-    let content = node.file().clone();
     let superblock = &home.mount.superblock;
     let ino = superblock.allocate_ino();
     let inode = Inode::with_number(superblock, ino, FileType::Regular, DeviceId::default(), attributes, node);
-    content.identify(&inode);
-    inode.ops.truncate(&inode, size)?;
     let dentry = Dentry::detached(name, inode);
     dentry.mark_removed();
-    Ok(File::new(Path { mount: home.mount.clone(), dentry }, content, abi::O_RDWR | abi::O_LARGEFILE))
+    Path { mount: home.mount.clone(), dentry }
+}
+
+/// memfd_secret(2).
+pub fn secret() -> Result<Arc<File>> {
+    reserve::ask(PAGE_SIZE)?;
+    let node = SecretNode::new(internal().limits.clone());
+    let content = node.file().clone();
+    let path = detached(b"/secretmem", 0o600, node);
+    content.identify(path.inode());
+    Ok(File::new(path, Arc::new(SecretFile(content)), abi::O_RDWR))
 }
 
 /// memfd_create(2) of a file with base pages; `name` without the prefix.

@@ -3,8 +3,9 @@
 mod file;
 mod memory;
 mod ops;
+mod secret;
 
-pub use memory::memfd;
+pub use memory::{memfd, secret};
 
 use alloc::boxed::Box;
 use alloc::string::String;
@@ -155,11 +156,11 @@ impl SuperblockOps for Tmpfs {
         self.magic == MAGIC
     }
 
-    fn charge_xattr(&self, bytes: u64) -> Result<()> {
     fn has_handles(&self) -> bool {
         self.magic == MAGIC
     }
 
+    fn charge_xattr(&self, bytes: u64) -> Result<()> {
         self.limits.charge_xattr(bytes)
     }
 
