@@ -39,7 +39,16 @@ pub struct SelftestOptions {
     /// Seconds that one folder may take on one kernel
     #[arg(long, value_name = "SECONDS", default_value_t = 600)]
     pub time_limit: u32,
+
+    /// Write the table of those that differ, of all that ever ran on both, to docs/conformance.md
+    #[arg(long)]
+    pub write: bool,
 }
+
+/// Where the table is.
+const PAGE: &str = "docs/conformance.md";
+const BEGIN: &str = "<!-- begin of the table: cargo xtask selftests --write -->";
+const END: &str = "<!-- end of the table -->";
 
 const SOURCE: &str = "linux-source-6.12";
 /// What some of the programs are linked with.
@@ -161,16 +170,80 @@ pub fn run(options: &SelftestOptions) -> Result<i32> {
             boot(kernel, suite, &script, &log_of(&logs, name, suite), options)?;
         }
     }
-    let read = |name: &str| {
-        let mut found = BTreeMap::new();
+    for (name, _) in &kernels {
+        let mut all = results(name);
         for suite in &suites {
-            // One that did not run has no results.
-            let log = fs::read(log_of(&logs, name, suite)).unwrap_or_default();
-            found.extend(outcomes(&log));
+            all.extend(outcomes(&fs::read(log_of(&logs, name, suite))?));
         }
-        found
+        fs::write(results_of(name), lines(&all))?;
+    }
+    let (linux, ours) = (results("linux"), results("roundtable"));
+    let code = compare(&linux, &ours, &options.only);
+    if options.write {
+        let page = fs::read_to_string(PAGE).context(PAGE)?;
+        fs::write(PAGE, with_table(&page, &linux, &ours)?)?;
+    }
+    Ok(code)
+}
+
+/// What all programs that ever ran on a kernel have done there: those of other runs are kept.
+fn results_of(kernel: &str) -> PathBuf {
+    output_folder().join(format!("selftests/results-{kernel}"))
+}
+
+fn results(kernel: &str) -> BTreeMap<String, Outcome> {
+    let text = fs::read_to_string(results_of(kernel)).unwrap_or_default();
+    text.lines().filter_map(of_line).collect()
+}
+
+/// A line for each program: its name, how it ended, its own tests.
+fn lines(results: &BTreeMap<String, Outcome>) -> String {
+    let line = |(name, outcome): (&String, &Outcome)| {
+        let [passed, failed, skipped] = outcome.tests;
+        format!("{name}\t{}\t{passed}\t{failed}\t{skipped}\n", outcome.status)
     };
-    Ok(compare(&read("linux"), &read("roundtable"), &options.only))
+    results.iter().map(line).collect()
+}
+
+fn of_line(line: &str) -> Option<(String, Outcome)> {
+    let mut fields = line.split('\t');
+    let name = fields.next()?.to_string();
+    let status = fields.next()?.parse().ok()?;
+    let mut test = || fields.next()?.parse().ok();
+    Some((name, Outcome { status, tests: [test()?, test()?, test()?] }))
+}
+
+/// The page with the table of the programs that end otherwise here than there. What was said of one stays.
+fn with_table(
+    page: &str,
+    linux: &BTreeMap<String, Outcome>,
+    ours: &BTreeMap<String, Outcome>,
+) -> Result<String> {
+    let (head, rest) = page.split_once(BEGIN).context("the page has no place for the table")?;
+    let (old, tail) = rest.split_once(END).context("the page has no end of the table")?;
+    let said = |name: &str| {
+        let row = old.lines().find_map(|line| line.strip_prefix(&format!("| {name} |")));
+        row.and_then(|row| row.split('|').nth(2)).unwrap_or_default().trim()
+    };
+    let mut table = String::from("| program | Linux | here | why |\n| --- | --- | --- | --- |\n");
+    let mut sums = [0usize; 4];
+    for (name, there) in linux {
+        let Some(here) = ours.get(name) else { continue };
+        let passes = (there.status == 0, here.status == 0);
+        sums[0] += 1;
+        sums[1] += usize::from(passes.0);
+        sums[2] += usize::from(passes.1);
+        sums[3] += usize::from(passes == (true, true));
+        if there != here {
+            let row = format!("| {name} | {} | {} | {} |", there.shown(), here.shown(), said(name));
+            table.push_str(&format!("{row}\n"));
+        }
+    }
+    let [all, there, here, both] = sums;
+    let sum = format!(
+        "Of {all} programs {there} pass on Linux and {here} here, {both} of them on both. What differs:"
+    );
+    Ok(format!("{head}{BEGIN}\n{sum}\n\n{table}{END}{tail}"))
 }
 
 /// The folder of a program.
@@ -377,6 +450,31 @@ mod tests {
         assert_eq!(compare(&of(0), &BTreeMap::new(), ""), 1);
         assert_eq!(compare(&of(1), &of(1), ""), 0);
         assert_eq!(compare(&of(0), &of(1), "memfd"), 0);
+    }
+
+    #[test]
+    fn results_are_kept_as_lines() {
+        let all = BTreeMap::from([
+            ("mm/a b".to_string(), Outcome { status: -1, tests: [1, 2, 3] }),
+            ("mm/c".to_string(), Outcome::default()),
+        ]);
+        assert_eq!(lines(&all).lines().filter_map(of_line).collect::<BTreeMap<_, _>>(), all);
+        assert_eq!(of_line("mm/a\t1"), None);
+    }
+
+    #[test]
+    fn the_table_keeps_what_was_said() {
+        let of = |status: i32| Outcome { status, tests: [1, 0, 0] };
+        let linux = BTreeMap::from([("mm/a".to_string(), of(0)), ("mm/b".to_string(), of(0))]);
+        let ours = BTreeMap::from([("mm/a".to_string(), of(1)), ("mm/b".to_string(), of(0))]);
+        let page = format!("head\n{BEGIN}\n| mm/a | x | y | for a reason |\n{END}\ntail\n");
+        let page = with_table(&page, &linux, &ours).unwrap();
+        assert!(page.contains("| mm/a | passed: 1/0/0 | failed (1): 1/0/0 | for a reason |\n"), "{page}");
+        assert!(page.contains("Of 2 programs 2 pass on Linux and 1 here, 1 of them on both."), "{page}");
+        assert!(
+            page.starts_with("head\n") && page.ends_with("tail\n") && !page.contains("| mm/b |"),
+            "{page}"
+        );
     }
 
     #[test]
