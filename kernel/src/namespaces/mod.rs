@@ -34,7 +34,7 @@ use crate::sync::Once;
 
 pub use change::{after_exec, for_child, implied, set_all_of, setns, unshare};
 pub use ipc::IpcNamespace;
-pub use numbers::Numbers;
+pub use numbers::{Numbers, SharedNumbers};
 pub use pid::PidNamespace;
 pub use settings::register;
 pub use time::TimeNamespace;

@@ -2,6 +2,8 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::ops::Deref;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use intrusive_collections::RBTreeAtomicLink;
 
@@ -13,7 +15,12 @@ use crate::process::Pid;
 
 /// The numbers of a thread that is in a namespace below the first: one for each level. Groups and sessions share those of the process
 /// that made them, so that a number stays taken as long as anything has it.
+///
+/// That is the thread while it is registered, and each group and session that is made of its numbers. Who merely knows the thread, as a
+/// descriptor of it does, keeps what the numbers were, not the numbers.
 pub struct Numbers {
+    /// How many have them; the last one gives them back.
+    holders: AtomicUsize,
     /// The deepest: the one that the thread itself sees.
     namespace: Arc<PidNamespace>,
     /// For the levels from 1 on. Never moved or resized: the namespaces refer to the entries.
@@ -29,7 +36,8 @@ impl Numbers {
         }
         let mut entries = fallible::with_capacity(namespace.level as usize)?;
         // From the first level down: dropped half-way, it gives back what it has.
-        let mut numbers = Self { namespace: namespace.clone(), entries: Vec::new() };
+        let holders = AtomicUsize::new(1);
+        let mut numbers = Self { holders, namespace: namespace.clone(), entries: Vec::new() };
         core::mem::swap(&mut numbers.entries, &mut entries);
         for level in 1..=namespace.level {
             let at = at_level(namespace, level);
@@ -43,6 +51,24 @@ impl Numbers {
             unsafe { at.enter(entry) };
         }
         Ok(Some(Arc::new(numbers)))
+    }
+
+    /// Another one has them. Under the tree's lock, while somebody has them; else they stay given back.
+    pub(crate) fn hold(&self) {
+        self.holders.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// One that had them has them no more.
+    pub(crate) fn give_back(&self) {
+        if self.holders.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.leave();
+        }
+    }
+
+    fn leave(&self) {
+        for (index, entry) in self.entries.iter().enumerate() {
+            at_level(&self.namespace, index as u32 + 1).leave(entry);
+        }
     }
 
     /// The namespace that the thread itself sees.
@@ -82,9 +108,32 @@ impl Numbers {
 
 impl Drop for Numbers {
     fn drop(&mut self) {
-        for (index, entry) in self.entries.iter().enumerate() {
-            at_level(&self.namespace, index as u32 + 1).leave(entry);
-        }
+        self.leave();
+    }
+}
+
+/// The numbers of a group or session, which has them as long as it is there.
+pub struct SharedNumbers(Arc<Numbers>);
+
+impl SharedNumbers {
+    /// Of the process that makes it.
+    pub fn new(numbers: &Arc<Numbers>) -> Self {
+        numbers.hold();
+        Self(numbers.clone())
+    }
+}
+
+impl Deref for SharedNumbers {
+    type Target = Arc<Numbers>;
+
+    fn deref(&self) -> &Arc<Numbers> {
+        &self.0
+    }
+}
+
+impl Drop for SharedNumbers {
+    fn drop(&mut self) {
+        self.0.give_back();
     }
 }
 

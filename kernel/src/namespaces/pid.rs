@@ -40,7 +40,7 @@ impl<'a> KeyAdapter<'a> for ByNumber {
     }
 }
 
-/// The numbers that are taken. A number stays until everything that has it is gone, which may be in an interrupt handler.
+/// The numbers that are taken. The last that has one may go in an interrupt handler.
 struct Table {
     entries: RBTree<ByNumber>,
     used: Vec<u64>,
@@ -232,12 +232,16 @@ impl PidNamespace {
         self.table.lock().entries.insert(entry);
     }
 
+    /// Gives a number back, if it was not yet.
     pub(super) fn leave(&self, entry: &Entry) {
+        let mut table = self.table.lock();
+        if !entry.link.is_linked() {
+            return;
+        }
         let begun = self.begun.load(Ordering::SeqCst);
         if entry.number == 1 && begun {
             self.closed.store(true, Ordering::SeqCst);
         }
-        let mut table = self.table.lock();
         if entry.number == 1 && !begun {
             // Its first process did not come to be: a fork that a signal has interrupted, which is made again.
             table.next = 1;
@@ -283,7 +287,11 @@ impl PidNamespace {
         while let Some((number, global)) = self.from(at) {
             at = number + 1;
             let mut tree = tree::lock_to_send(1);
-            let other = tree.process(global).filter(|other| !Arc::ptr_eq(other, process));
+            // What had the number may be gone, and the kernel's number a stranger's.
+            let is_here = |other: &Arc<Process>| {
+                other.numbers.as_ref().and_then(|numbers| numbers.in_namespace(self)) == Some(number)
+            };
+            let other = tree.process(global).filter(|other| !Arc::ptr_eq(other, process) && is_here(other));
             if let Some(other) = &other {
                 signal::send_process_locked(&mut tree, other, SigInfo::kernel(SIGKILL));
             }
@@ -292,21 +300,30 @@ impl PidNamespace {
         }
         // Those that had ended before wait to be waited for.
         let ended = WaitFlags { no_hang: true, exited: true, clones_too: true, ..WaitFlags::default() };
-        while let Ok(Some(_)) = process::wait(process::IdKind::All, ended) {}
-        self.left.wait_until(|| (!self.has_others(process)).then_some(()));
+        while let Ok(Some(_)) = process::wait(process::IdKind::All, ended) {
+            sched::cond_resched();
+        }
+        let mut at = 1;
+        loop {
+            let registered = self.registered.load(Ordering::SeqCst);
+            if !self.has_others(process, &mut at) {
+                break;
+            }
+            let has_changed = || self.registered.load(Ordering::SeqCst) != registered;
+            self.left.wait_until(|| has_changed().then_some(()));
+        }
         let init = self.init.get_mut(&mut tree::lock()).take();
         drop(init);
     }
 
     /// Is a thread of another process registered? Those that end one after the other are not all asked each time: the first that is
-    /// found is enough.
-    fn has_others(&self, process: &Arc<Process>) -> bool {
+    /// found is enough. Nobody comes any more, so that those in front of it, `at`, need not be asked again.
+    fn has_others(&self, process: &Arc<Process>, at: &mut Pid) -> bool {
         if self.registered.load(Ordering::SeqCst) <= 1 {
             return false;
         }
-        let mut at = 1;
-        while let Some((number, global)) = self.from(at) {
-            at = number + 1;
+        while let Some((number, global)) = self.from(*at) {
+            *at = number;
             let thread = tree::lock().thread(global);
             let other = thread.filter(|thread| !Arc::ptr_eq(&thread.process, process));
             if other.and_then(|other| other.numbers().and_then(|numbers| numbers.in_namespace(self)))
@@ -314,6 +331,8 @@ impl PidNamespace {
             {
                 return true;
             }
+            *at = number + 1;
+            sched::cond_resched();
         }
         false
     }

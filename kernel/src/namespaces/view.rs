@@ -60,8 +60,8 @@ impl View {
         let session = tree.session(global);
         drop(tree);
         let numbers = thread.as_ref().and_then(|thread| thread.numbers());
-        let numbers = numbers.or_else(|| group.as_ref()?.numbers.as_ref());
-        self.shown(global, numbers.or_else(|| session.as_ref()?.numbers.as_ref()))
+        let numbers = numbers.or_else(|| group.as_ref()?.numbers.as_deref());
+        self.shown(global, numbers.or_else(|| session.as_ref()?.numbers.as_deref()))
     }
 
     /// The kernel's number for one of here; `None` when there is none.

@@ -42,11 +42,17 @@ pub(super) fn de_thread(thread: &Thread) -> Result<()> {
 /// Takes the number of the first thread, which has ended: the process keeps its number.
 fn take_lead(thread: &Thread, process: &Arc<Process>) {
     let mut tree = tree::lock();
+    // The numbers go from one thread to the other, and are nobody else's in between.
+    if let Some(numbers) = &process.numbers {
+        numbers.hold();
+    }
     let old = process.relations.get_mut(&mut tree).leader.take();
     let by_tracer = old.as_ref().map(|old| ptrace::forget_old_leader(&mut tree, old));
     let registered = old.as_ref().and_then(|old| tree.remove_thread(old));
     if registered.is_some() {
         process.cgroup.remove_task();
+    } else if let Some(numbers) = &process.numbers {
+        numbers.give_back();
     }
     let own = tree.remove_thread(thread);
     thread.set_tid(process.pid);
@@ -56,10 +62,10 @@ fn take_lead(thread: &Thread, process: &Arc<Process>) {
     }
     let relations = process.relations.get_mut(&mut tree);
     relations.leader = own;
-    relations.leader_status = None;
     drop(tree);
     if let Some(old) = &old {
         sched::wait_for_end(old);
+        old.set_charge(None);
     }
     drop(by_tracer);
     drop(registered);

@@ -30,7 +30,7 @@ pub fn setpgid(pid: Pid, pgid: Pid) -> Result<()> {
     // What may be needed is allocated, and freed, without the lock.
     let made = (pgid == pid).then(|| {
         let process = super::find_global(pid)?;
-        let group = Group::new(pgid, process.numbers.clone(), current.session()?);
+        let group = Group::new(pgid, process.numbers.as_ref(), current.session()?);
         Some((process, group))
     });
     let made = made.flatten();
@@ -81,8 +81,8 @@ pub fn setpgid(pid: Pid, pgid: Pid) -> Result<()> {
 /// setsid(2).
 pub fn setsid() -> Result<Pid> {
     let process = super::current().process.clone();
-    let numbers = || process.numbers.clone();
-    let group = Group::new(process.pid, numbers(), Session::new(process.pid, numbers()));
+    let numbers = process.numbers.as_ref();
+    let group = Group::new(process.pid, numbers, Session::new(process.pid, numbers));
     let mut tree = tree::lock_to_send(signal::group::MOST_FOR_ONE);
     if tree.group(process.pid).is_some() {
         drop(tree);

@@ -5,7 +5,7 @@ use core::fmt::Write;
 
 use linux_raw_sys::general as abi;
 
-use super::{Process, Thread, limits};
+use super::{IdKind, Process, Thread, limits};
 use crate::errno::{Errno, Result};
 use crate::fs::anonymous::Kind;
 use crate::fs::poll::Events;
@@ -49,9 +49,10 @@ impl PidFd {
 impl FileOps for PidFd {
     fn poll(&self, _: &File) -> Events {
         // Readable at the end, whether somebody has waited or not.
+        let gone = self.is_gone();
         let mut events = Events::empty();
-        events.set(Events::READABLE, self.has_ended());
-        events.set(Events::HUP, self.is_gone());
+        events.set(Events::READABLE, gone || self.has_ended());
+        events.set(Events::HUP, gone);
         events
     }
 
@@ -86,6 +87,13 @@ impl FileOps for PidFd {
         namespaces::file::open(namespaces::file::of_thread(&thread, name).ok_or(Errno::ENOENT)?)
     }
 
+    /// Of what has ended nobody else knows.
+    fn kernel_bytes(&self) -> u64 {
+        let process = if self.process.leader().is_none() { size_of::<Process>() } else { 0 };
+        let thread = self.thread.as_ref().filter(|thread| !self.process.has_thread(thread));
+        (process + thread.map_or(0, |_| size_of::<Thread>())) as u64
+    }
+
     fn describe(&self, _: &File, out: &mut Text) {
         let view = View::current();
         let (number, numbers) = match &self.thread {
@@ -107,14 +115,32 @@ impl FileOps for PidFd {
     }
 }
 
-/// A new descriptor of the current process for `process`, or with [`THREAD`] for `thread`; it is closed on execve(2).
+/// A new descriptor of the current process for the thread's process, or with [`THREAD`] for the thread; it is closed on execve(2).
 pub fn open(thread: &Arc<Thread>, flags: u32) -> Result<i32> {
+    install(&make(thread, flags))
+}
+
+/// A file that refers to the thread's process, or with [`THREAD`] to the thread. One that is not in the tree yet seems to be gone.
+pub fn make(thread: &Arc<Thread>, flags: u32) -> Arc<File> {
     let of_thread = flags & THREAD != 0;
     let ops = Arc::new(PidFd { process: thread.process.clone(), thread: of_thread.then(|| thread.clone()) });
-    let file = File::anonymous(Kind::Anonymous, "[pidfd]", ops, abi::O_RDWR | flags & abi::O_NONBLOCK);
+    File::anonymous(Kind::Anonymous, "[pidfd]", ops, abi::O_RDWR | flags & abi::O_NONBLOCK)
+}
+
+/// A descriptor of the current process for such a file.
+pub fn install(file: &Arc<File>) -> Result<i32> {
     let current = super::current();
     let limit = current.process.limit(limits::NOFILE) as usize;
-    current.files().install(file, 0, limit, true)
+    current.files().install(file.clone(), 0, limit, true)
+}
+
+/// Whom waitid(2) means by a descriptor.
+pub fn id_of(file: &File) -> Option<IdKind<'_>> {
+    let pidfd = file.ops_as::<PidFd>()?;
+    Some(match &pidfd.thread {
+        Some(thread) if !thread.is_leader() => IdKind::Thread(thread),
+        _ => IdKind::Process(&pidfd.process),
+    })
 }
 
 /// The process that a descriptor refers to.

@@ -383,6 +383,13 @@ impl Thread {
         drop(old);
     }
 
+    /// It has left its stack: unless somebody has yet to wait for it, it counts no more. Without locks.
+    pub(crate) fn left_stack(&self) {
+        if !self.by_tid.is_linked() {
+            self.set_charge(None);
+        }
+    }
+
     /// Arms the timer that ends this thread's sleep.
     pub(crate) fn arm_sleep_timer(&self, deadline: u64) -> Arc<Timer> {
         let timer = {
@@ -418,6 +425,19 @@ impl Thread {
         // The user registers go with it.
         // SAFETY: the thread has ended and is off its CPU.
         unsafe { *self.context.get() = Context::booted() };
+    }
+}
+
+/// A thread that has perhaps left the tree, to be dropped without locks. If it has, it does not count for its user any more, whoever
+/// still knows it: a descriptor of another user's, say. One that is on its stack yet counts until it is off.
+pub(crate) struct Leaving(pub Arc<Thread>);
+
+impl Drop for Leaving {
+    fn drop(&mut self) {
+        let is_current = try_current().is_some_and(|current| core::ptr::eq(&*current, Arc::as_ptr(&self.0)));
+        if !is_current {
+            self.0.left_stack();
+        }
     }
 }
 

@@ -18,9 +18,10 @@ use smallvec::SmallVec;
 
 use super::broadcast::Board;
 use super::process::WaitStatus;
+use super::thread::Leaving;
 use super::{Pid, Process, Thread, orphans};
 use crate::errno::{Errno, Result};
-use crate::namespaces::Numbers;
+use crate::namespaces::{Numbers, SharedNumbers};
 use crate::signal::{Pending, Queued, Sent, SigInfo, Spares, group, spares};
 use crate::sync::{IrqLock, IrqLockGuard, SpinLock};
 
@@ -227,8 +228,6 @@ pub(super) struct Relations {
     pub group: Option<Arc<Group>>,
     /// Set once the last thread has ended.
     pub ended: Option<WaitStatus>,
-    /// How the first thread ended, for when the last one does.
-    pub leader_status: Option<WaitStatus>,
     /// A stop or continuation that the parent has not waited for yet.
     pub news: Option<WaitStatus>,
     pub exit_signal: u32,
@@ -249,7 +248,6 @@ impl Relations {
             leader: None,
             group: None,
             ended: None,
-            leader_status: None,
             news: None,
             exit_signal,
         }
@@ -268,7 +266,7 @@ impl Relations {
 pub struct Group {
     pub pgid: Pid,
     /// The same number in PID namespaces below the first.
-    pub numbers: Option<Arc<Numbers>>,
+    pub numbers: Option<SharedNumbers>,
     pub session: Arc<Session>,
     by_pgid: RBTreeAtomicLink,
     /// Signals that are on their way to all members.
@@ -290,7 +288,7 @@ pub struct Group {
 pub struct Session {
     pub sid: Pid,
     /// The same number in PID namespaces below the first.
-    pub numbers: Option<Arc<Numbers>>,
+    pub numbers: Option<SharedNumbers>,
     by_sid: RBTreeAtomicLink,
     groups: TreeCell<usize>,
     /// The controlling terminal: the terminal's driver sets and reads it.
@@ -300,10 +298,10 @@ pub struct Session {
 }
 
 impl Group {
-    pub(super) fn new(pgid: Pid, numbers: Option<Arc<Numbers>>, session: Arc<Session>) -> Arc<Self> {
+    pub(super) fn new(pgid: Pid, numbers: Option<&Arc<Numbers>>, session: Arc<Session>) -> Arc<Self> {
         Arc::new(Self {
             pgid,
-            numbers,
+            numbers: numbers.map(SharedNumbers::new),
             session,
             by_pgid: RBTreeAtomicLink::new(),
             board: Board::new(),
@@ -324,10 +322,10 @@ impl Group {
 }
 
 impl Session {
-    pub(super) fn new(sid: Pid, numbers: Option<Arc<Numbers>>) -> Arc<Self> {
+    pub(super) fn new(sid: Pid, numbers: Option<&Arc<Numbers>>) -> Arc<Self> {
         Arc::new(Self {
             sid,
-            numbers,
+            numbers: numbers.map(SharedNumbers::new),
             by_sid: RBTreeAtomicLink::new(),
             groups: TreeCell::new(0),
             terminal: SpinLock::new(None),
@@ -342,7 +340,7 @@ pub(crate) struct Removed {
     pub _process: Option<Arc<Process>>,
     pub _group: Option<Arc<Group>>,
     pub _session: Option<Arc<Session>>,
-    pub _threads: [Option<Arc<Thread>>; 4],
+    pub _threads: [Option<Leaving>; 4],
     pub _parent: Option<Arc<Process>>,
 }
 
@@ -455,6 +453,7 @@ impl Guard {
         THREAD_COUNT.fetch_sub(1, Ordering::SeqCst);
         if let Some(numbers) = thread.numbers() {
             numbers.namespaces().for_each(|namespace| namespace.thread_goes());
+            numbers.give_back();
         }
         self.free_pid(thread.tid());
         self.tree.leaders[thread.tid() as usize / 64] &= !(1 << (thread.tid() % 64));

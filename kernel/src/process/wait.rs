@@ -6,7 +6,8 @@ use alloc::sync::Arc;
 
 use super::account::Usage;
 use super::process::WaitStatus;
-use super::{Pid, Process, ptrace, tree};
+use super::thread::Leaving;
+use super::{Pid, Process, Thread, ptrace, tree};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
 use crate::sched;
@@ -14,11 +15,15 @@ use crate::signal::SIGCHLD;
 use crate::sync::WaitError;
 
 /// Which children are meant, in the kernel's own numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IdKind {
+#[derive(Clone, Copy)]
+pub enum IdKind<'a> {
     All,
     Pid(Pid),
     Group(Pid),
+    /// This process, whoever may have its number.
+    Process(&'a Arc<Process>),
+    /// This thread, which is not its process's first: a tracee.
+    Thread(&'a Thread),
 }
 
 /// How to wait.
@@ -45,7 +50,7 @@ pub struct Waited {
 }
 
 /// Waits for a child; `None` with `no_hang` when there is none ready. `ECHILD` when there is no such child at all.
-pub fn wait(kind: IdKind, flags: WaitFlags) -> Result<Option<Waited>> {
+pub fn wait(kind: IdKind<'_>, flags: WaitFlags) -> Result<Option<Waited>> {
     let process = super::current().process.clone();
     let waited = process.child_events.wait_event(None, || match look(&process, kind, flags) {
         Ok(Some(waited)) => Some(Ok(Some(waited))),
@@ -60,13 +65,19 @@ pub fn wait(kind: IdKind, flags: WaitFlags) -> Result<Option<Waited>> {
 }
 
 /// Looks once through the children.
-fn look(process: &Arc<Process>, kind: IdKind, flags: WaitFlags) -> Result<Option<Waited>> {
+fn look(process: &Arc<Process>, kind: IdKind<'_>, flags: WaitFlags) -> Result<Option<Waited>> {
     // A tracee that has ended goes to its parent now.
     let tree = tree::lock_to_send(1);
     let mut any = false;
     let mut found = None;
-    if let IdKind::Pid(pid) = kind {
-        let child = tree.process(pid).filter(|child| {
+    let one = match kind {
+        IdKind::Pid(pid) => Some(tree.process(pid)),
+        IdKind::Process(child) => Some(Some(child.clone())),
+        IdKind::Thread(_) => Some(None),
+        IdKind::All | IdKind::Group(_) => None,
+    };
+    if let Some(child) = one {
+        let child = child.filter(|child| {
             child.relations.get(&tree).parent.as_ref().is_some_and(|parent| Arc::ptr_eq(parent, process))
         });
         if let Some(child) = child.filter(|child| is_meant(&tree, child, kind, flags)) {
@@ -109,11 +120,13 @@ fn to_arc(process: &Process) -> Arc<Process> {
     }
 }
 
-fn is_meant(tree: &tree::Guard, child: &Process, kind: IdKind, flags: WaitFlags) -> bool {
+fn is_meant(tree: &tree::Guard, child: &Process, kind: IdKind<'_>, flags: WaitFlags) -> bool {
     let relations = child.relations.get(tree);
     let of_kind = match kind {
         IdKind::All => true,
         IdKind::Pid(pid) => child.pid == pid,
+        IdKind::Process(meant) => core::ptr::eq(Arc::as_ptr(meant), child),
+        IdKind::Thread(_) => false,
         IdKind::Group(pgid) => relations.group.as_ref().is_some_and(|group| group.pgid == pgid),
     };
     let is_clone = relations.exit_signal != SIGCHLD;
@@ -158,7 +171,6 @@ fn finish(
         if let Some(leader) = leader {
             // It told of its end on its own stack.
             sched::wait_for_end(&leader);
-            leader.set_charge(None);
         }
         drop(removed);
         // Who polls it hears that nothing is left.
@@ -183,7 +195,7 @@ pub(super) fn remove(tree: &mut tree::Guard, process: &Process) -> [tree::Remove
         let [tracer, tracee, ..] = ptrace::unlink_reaped(tree, &leader)._threads;
         let registered = tree.remove_thread(&leader);
         process.cgroup.remove_task();
-        by_number._threads = [Some(leader), registered, tracer, tracee];
+        by_number._threads = [Some(Leaving(leader)), registered.map(Leaving), tracer, tracee];
     }
     [by_parent, by_group, by_number]
 }

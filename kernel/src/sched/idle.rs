@@ -41,6 +41,7 @@ pub fn enter_idle() -> ! {
             interrupts::enable();
             switch::take_dead().is_some_and(|thread| {
                 thread.free_stack();
+                thread.left_stack();
                 true
             })
         };
@@ -76,6 +77,7 @@ pub fn reap_some(most: usize) -> bool {
     for _ in 0..most {
         let Some(thread) = switch::take_dead() else { break };
         thread.free_stack();
+        thread.left_stack();
         drop(thread);
         any = true;
         super::cond_resched();

@@ -230,15 +230,16 @@ fn waitid(args: &mut Args) -> Result<usize> {
         return Err(Errno::EINVAL);
     }
     let mut no_hang = options & abi::WNOHANG != 0;
+    let file;
     let kind = match args.uint(0) {
         abi::P_ALL => IdKind::All,
         abi::P_PID if id > 0 => IdKind::Pid(child_number(id as u32)?),
         abi::P_PGID if id == 0 => IdKind::Group(process::current().process.pgid()),
         abi::P_PGID if id > 0 => IdKind::Group(child_number(id as u32)?),
         abi::P_PIDFD if id >= 0 => {
-            let file = process::current().files().get(id)?;
+            file = process::current().files().get(id)?;
             no_hang |= file.nonblocking();
-            IdKind::Pid(process::pidfd::process_of(&file).ok_or(Errno::EBADF)?.pid)
+            process::pidfd::id_of(&file).ok_or(Errno::EBADF)?
         }
         _ => return Err(Errno::EINVAL),
     };

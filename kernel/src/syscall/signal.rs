@@ -300,7 +300,8 @@ fn pidfd_send_signal(args: &mut Args) -> Result<usize> {
             current.credentials().uid,
         )
     };
-    if target.has_ended() {
+    // One that is being made has no threads yet.
+    if target.has_ended() || target.leader().is_none() {
         return Err(Errno::ESRCH);
     }
     if scope == PROCESS_GROUP {

@@ -8,12 +8,14 @@ use roundtable_programs::child::{Child, End, fork, waitpid};
 use roundtable_programs::file::Fd;
 use roundtable_programs::inet::poll;
 use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::namespaces::{NEWPID, unshare};
 use roundtable_programs::rows::Rows;
+use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{check, pid, settles};
 use roundtable_programs::{Errno, row, signals, tests};
 
 tests! { namespaces, namespaces_that_are_refused, polls_of_processes, polls_of_threads, signals_for_threads, lines_in_fdinfo,
-waits_that_do_not_block, threads_by_clone, chosen_numbers, chosen_numbers_that_are_refused, chosen_numbers_in_namespaces }
+waits_that_do_not_block, waits_for_that_process, numbers_of_the_waited_for, strangers_by_an_old_number, threads_by_clone, chosen_numbers, chosen_numbers_that_are_refused, chosen_numbers_in_namespaces }
 
 const THREAD: usize = libc::O_EXCL as usize;
 
@@ -182,6 +184,97 @@ fn waits_that_do_not_block() {
     assert_eq!(wait(libc::WEXITED), Ok(0));
     assert_eq!(wait(libc::WEXITED), Err(Errno::ECHILD));
     child.release();
+}
+
+fn wait_by(fd: &Fd) -> Answer {
+    let mut info = [0u8; 128];
+    let options = (libc::WEXITED | libc::WNOHANG) as usize;
+    call(SYS_waitid, [3, fd.raw() as usize, info.as_mut_ptr() as usize, options, 0, 0])
+}
+
+/// A descriptor means its process, not who has its number next; and one of a thread no child.
+fn waits_for_that_process() {
+    let first = waiting();
+    let (number, fd) = (first.pid, open(first.pid, 0).unwrap());
+    first.end();
+    let second = clone3(0, 0, &[number]).unwrap();
+    if second == 0 {
+        // SAFETY: the child's end.
+        unsafe { libc::_exit(7) };
+    }
+    let ended = open(number, 0).unwrap();
+    assert_eq!(poll(&ended.0, libc::POLLIN, 20_000), READABLE);
+    assert_eq!(wait_by(&fd), Err(Errno::ECHILD));
+    assert_eq!(waitpid(number, 0).unwrap().1, End::Code(7));
+    let child = fork(|| {
+        std::thread::spawn(|| std::thread::sleep(Duration::from_secs(100)));
+        // SAFETY: ends the first thread only.
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    });
+    let other = || {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", child.pid)).unwrap();
+        let numbers = tasks.filter_map(|task| task.unwrap().file_name().to_str()?.parse().ok());
+        numbers.into_iter().find(|number: &i32| *number != child.pid)
+    };
+    assert!(settles(Duration::from_secs(20), || other().is_some()));
+    let fd = open(other().unwrap(), THREAD).unwrap();
+    child.kill(libc::SIGKILL);
+    let whole = open(child.pid, 0).unwrap();
+    assert_eq!(poll(&whole.0, libc::POLLIN, 20_000), READABLE);
+    assert_eq!(wait_by(&fd), Err(Errno::ECHILD));
+    assert_eq!(child.wait(), End::Signal(libc::SIGKILL));
+}
+
+/// A namespace in which a process with the kernel's number `number` has come and gone, and somebody outside has a descriptor of it.
+/// `then` is run by its first process before it ends, and `outside` by the caller before that.
+fn known_in_a_namespace(number: i32, then: impl FnOnce(), outside: impl FnOnce()) {
+    let shared = Shared::new();
+    let holder = fork(|| {
+        unshare(NEWPID).unwrap();
+        let first = fork(|| {
+            let child = clone3(0, 0, &[2, number]).unwrap();
+            if child == 0 {
+                shared.wait(1, 1);
+                // SAFETY: the child's end.
+                unsafe { libc::_exit(0) };
+            }
+            shared.set(0, 1);
+            assert_eq!(waitpid(2, 0).unwrap().1, End::Code(0));
+            shared.set(2, 1);
+            shared.wait(3, 1);
+            then();
+        });
+        first.ok();
+    });
+    shared.wait(0, 1);
+    let _known = open(number, 0).unwrap();
+    shared.set(1, 1);
+    shared.wait(2, 1);
+    outside();
+    shared.set(3, 1);
+    holder.ok();
+}
+
+/// A number is free when its process was waited for, whoever still knows the process.
+fn numbers_of_the_waited_for() {
+    known_in_a_namespace(free_number(), || assert_eq!(child_with(0, &[2]), Ok(2)), || ());
+}
+
+/// The end of a namespace does not meet who has the kernel's number of one that was in it.
+fn strangers_by_an_old_number() {
+    let number = free_number();
+    let outside = || {
+        let stranger = clone3(0, 0, &[number]).unwrap();
+        if stranger == 0 {
+            loop {
+                // SAFETY: takes nothing.
+                unsafe { libc::pause() };
+            }
+        }
+    };
+    known_in_a_namespace(number, || (), outside);
+    signals::kill(number, libc::SIGTERM).unwrap();
+    assert_eq!(waitpid(number, 0).unwrap().1, End::Signal(libc::SIGTERM));
 }
 
 /// `struct clone_args`.

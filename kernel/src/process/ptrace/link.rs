@@ -7,6 +7,7 @@ use super::registers::Registers;
 use super::{CALLS, EMULATED, FORCED_TRAP, STEP, TRACED, WITHOUT_SECCOMP, options, stop};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
+use crate::process::thread::Leaving;
 use crate::process::tree::{self, Removed};
 use crate::process::{CAP_SYS_ADMIN, Process, Thread, WaitStatus, current, exit, wait};
 use crate::seccomp;
@@ -184,7 +185,7 @@ fn unlink(tree: &mut tree::Guard, thread: &Thread) -> Removed {
             stop::wake(thread);
         }
     }
-    removed._threads = [Some(tracer), listed, None, None];
+    removed._threads = [Some(Leaving(tracer)), listed.map(Leaving), None, None];
     removed
 }
 
@@ -242,7 +243,7 @@ pub(super) fn release(tree: &mut tree::Guard, thread: &Thread, tracer: &Process)
     if !thread.is_leader() {
         let registered = tree.remove_thread(thread);
         thread.process.cgroup.remove_task();
-        all[1]._threads = [registered, None, None, None];
+        all[1]._threads = [registered.map(Leaving), None, None, None];
         return all;
     }
     let process = thread.process.clone();

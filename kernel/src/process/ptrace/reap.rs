@@ -19,18 +19,24 @@ pub struct Found {
 }
 
 /// Looks for news of the process's tracees. Says too whether there is a tracee of that kind at all.
-pub fn look(tree: &Guard, process: &Process, kind: IdKind) -> (bool, Option<Found>) {
+pub fn look(tree: &Guard, process: &Process, kind: IdKind<'_>) -> (bool, Option<Found>) {
     let is_own = |thread: &Thread| {
         let tracer = thread.trace.state.get(tree).tracer.as_ref();
         tracer.is_some_and(|tracer| core::ptr::eq(Arc::as_ptr(&tracer.process), process))
     };
-    match kind {
-        IdKind::Pid(tid) => {
-            let Some(thread) = tree.thread(tid).filter(|thread| is_own(thread)) else { return (false, None) };
+    let one = match kind {
+        IdKind::Pid(tid) => Some(tree.thread(tid)),
+        IdKind::Process(of) => Some(of.relations.get(tree).leader.clone()),
+        IdKind::Thread(thread) => Some(Some(thread.to_arc())),
+        IdKind::All | IdKind::Group(_) => None,
+    };
+    match one {
+        Some(thread) => {
+            let Some(thread) = thread.filter(|thread| is_own(thread)) else { return (false, None) };
             let status = news_of(tree, &thread);
             (true, status.map(|status| Found { thread, status }))
         }
-        _ => {
+        None => {
             let mut any = false;
             for thread in process.relations.get(tree).tracees.iter() {
                 let is_meant = match kind {

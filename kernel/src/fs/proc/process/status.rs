@@ -138,9 +138,9 @@ pub fn status(target: &Target) -> Result<Vec<u8>> {
     let (group, session) = (process.group(), process.session());
     nested_numbers(&mut out, "NStgid", view, process.pid, process.numbers.as_ref());
     nested_numbers(&mut out, "NSpid", view, thread.tid(), thread.numbers());
-    let numbers = group.as_ref().and_then(|group| group.numbers.as_ref());
+    let numbers = group.as_ref().and_then(|group| group.numbers.as_deref());
     nested_numbers(&mut out, "NSpgid", view, process.pgid(), numbers);
-    let numbers = session.as_ref().and_then(|session| session.numbers.as_ref());
+    let numbers = session.as_ref().and_then(|session| session.numbers.as_deref());
     nested_numbers(&mut out, "NSsid", view, process.sid(), numbers);
     out.push_str("Kthread:\t0\n");
     if let Some(mm) = process.mm() {
