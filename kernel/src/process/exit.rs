@@ -6,6 +6,7 @@ use alloc::sync::Arc;
 use smallvec::SmallVec;
 
 use super::process::WaitStatus;
+use super::subreaper::{self, Search};
 use super::tree::Event;
 use super::{Process, Thread, futex, orphans, ptrace, tree, user};
 use crate::arch::interrupts;
@@ -23,6 +24,11 @@ pub(super) fn kernel_thread_ended() -> ! {
 /// exit(2): only the current thread ends, with this code if it is the last.
 pub fn exit_thread(code: u8) -> ! {
     finish(WaitStatus::Exited(code))
+}
+
+/// The current thread ends as if this signal had killed it, and the others do not.
+pub fn thread_killed_alone(signal: u32) -> ! {
+    finish(WaitStatus::Killed { signal: signal as u8, core: false })
 }
 
 /// Ends the process: all other threads are killed, and the current one ends.
@@ -150,9 +156,6 @@ fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
     relations.live -= 1;
     relations.gone += 1;
     let last = relations.live == 0;
-    if leader {
-        relations.leader_status = Some(status);
-    }
     signal::leave_stop(&mut tree, thread);
     let stays = leader || ptrace::keep_thread(&mut tree, thread, status);
     let unregistered = if stays { None } else { tree.remove_thread(thread) };
@@ -165,7 +168,8 @@ fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
     };
     if last {
         let state = process.signals.state.lock();
-        let status = state.ending.or(process.relations.get(&tree).leader_status).unwrap_or(status);
+        // As Linux since 5.17: without exit_group(2) or a signal the last thread's end is the process's.
+        let status = state.ending.unwrap_or(status);
         drop(state);
         if let Some(session) = led_session(&tree, process) {
             drop(tree);
@@ -197,11 +201,13 @@ fn end(mut tree: tree::Guard, process: &Arc<Process>, status: WaitStatus) {
     }
     // Some at a time: what leaves the tree is kept without allocating, and dropped without the lock.
     let mut removed = Removed::new();
-    while let Err(sends) = reparent_children(&mut tree, process, &mut removed) {
+    let mut search = None;
+    while let Err(more) = reparent_children(&mut tree, process, search.as_ref(), &mut removed) {
         drop(tree);
         removed.clear();
+        search = more.search;
         sched::cond_resched();
-        tree = tree::lock_to_send(sends);
+        tree = tree::lock_to_send(more.sends);
     }
     // Its own group may lose the last member that could continue it.
     if let Some(group) = process.group_locked(&tree).cloned()
@@ -279,16 +285,34 @@ const CHILDREN: usize = 8;
 /// parent.
 const SENDS: usize = 3;
 
-/// Gives some of the children a new parent. When some are left, says for how many signals the lock is to be taken next.
+/// What is left for another hold of the tree's lock.
+struct More {
+    /// For how many signals it is to be taken.
+    sends: usize,
+    /// How far the search for the new parent is.
+    search: Option<Search>,
+}
+
+impl More {
+    fn children(sends: usize) -> Self {
+        Self { sends, search: None }
+    }
+}
+
+/// Gives some of the children a new parent. `Err` when some are left.
 fn reparent_children(
     tree: &mut tree::Guard,
     process: &Arc<Process>,
+    search: Option<&Search>,
     removed: &mut Removed,
-) -> Result<(), usize> {
+) -> Result<(), More> {
     if process.relations.get(tree).children.is_empty() {
         return Ok(());
     }
-    let new_parent = new_parent(tree, process);
+    let new_parent = match subreaper::new_parent(tree, process, search) {
+        Ok(new_parent) => new_parent,
+        Err(search) => return Err(More { sends: CHILDREN + SENDS, search: Some(search) }),
+    };
     for _ in 0..CHILDREN {
         let Some(child) = process.relations.get(tree).children.front().clone_pointer() else {
             return Ok(());
@@ -297,7 +321,7 @@ fn reparent_children(
         // Of the child's end the new parent may hear.
         let needed = signals.count_ones() as usize + signal::caused_by(SIGCONT) + 1 + SENDS;
         if tree.sends() < needed {
-            return Err(needed.max(CHILDREN + SENDS));
+            return Err(More::children(needed.max(CHILDREN + SENDS)));
         }
         while signals != 0 {
             let signal = signals.trailing_zeros() + 1;
@@ -330,22 +354,8 @@ fn reparent_children(
     }
     match process.relations.get(tree).children.is_empty() {
         true => Ok(()),
-        false => Err(CHILDREN + SENDS),
+        false => Err(More::children(CHILDREN + SENDS)),
     }
-}
-
-/// The nearest ancestor in the same PID namespace that takes orphans, else the first process of that.
-fn new_parent(tree: &tree::Guard, process: &Process) -> Option<Arc<Process>> {
-    let level = |process: &Process| process.numbers.as_ref().map_or(0, |numbers| numbers.namespace().level);
-    let mut ancestor = process.relations.get(tree).parent.clone();
-    while let Some(candidate) = ancestor.filter(|candidate| level(candidate) == level(process)) {
-        if candidate.child_subreaper.load(Ordering::SeqCst) && candidate.relations.get(tree).live > 0 {
-            return Some(candidate);
-        }
-        ancestor = candidate.relations.get(tree).parent.clone();
-    }
-    let first = process.numbers.as_ref().and_then(|numbers| numbers.namespace().init.get(tree).clone());
-    first.or_else(|| tree.init())
 }
 
 /// The members of a group that has just become orphaned get SIGHUP and SIGCONT if one is stopped: nobody else could continue them.

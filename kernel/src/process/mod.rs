@@ -23,6 +23,7 @@ pub mod ptrace;
 mod rest;
 pub(crate) mod rseq;
 mod spawn;
+mod subreaper;
 mod thread;
 pub(crate) mod tree;
 mod user;

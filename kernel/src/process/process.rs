@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use super::broadcast::Heard;
 use super::limits::{self, Limits};
+use super::subreaper::Adoption;
 use super::tree::{self, Relations, TreeCell};
 use super::{Charges, Credentials, Pid, Thread, orphans};
 use crate::cgroup::Member;
@@ -70,7 +71,7 @@ pub struct Process {
     pub(crate) oom_score_adj: AtomicI32,
     /// Somebody has waited for its memory after it was killed.
     pub(super) oom_waited: AtomicBool,
-    pub(super) child_subreaper: AtomicBool,
+    pub(super) adoption: Adoption,
     /// The registrations of membarrier(2).
     pub(crate) membarrier: AtomicU32,
     pub(super) has_execed: AtomicBool,
@@ -218,7 +219,7 @@ impl Process {
             dumpable: AtomicU32::new(parts.dumpable),
             oom_score_adj: AtomicI32::new(parts.oom_score_adj),
             oom_waited: AtomicBool::new(false),
-            child_subreaper: AtomicBool::new(false),
+            adoption: Adoption::new(),
             membarrier: AtomicU32::new(0),
             has_execed: AtomicBool::new(parts.has_execed),
             over_process_limit: AtomicBool::new(false),
@@ -359,16 +360,6 @@ impl Process {
     /// Whether the process has ended, waited for or not.
     pub fn has_ended(&self) -> bool {
         self.relations.get(&tree::lock()).ended.is_some()
-    }
-
-    /// prctl(PR_SET_CHILD_SUBREAPER).
-    pub fn set_subreaper(&self, on: bool) {
-        self.child_subreaper.store(on, Ordering::SeqCst);
-    }
-
-    /// prctl(PR_GET_CHILD_SUBREAPER).
-    pub fn is_subreaper(&self) -> bool {
-        self.child_subreaper.load(Ordering::SeqCst)
     }
 
     /// Whether it is to end: its threads are on their way out, or gone.

@@ -147,6 +147,7 @@ pub fn spawn_init(body: impl FnOnce() + Send + 'static) -> Result<Arc<Thread>> {
         let pid = tree.allocate_pid()?;
         assert_eq!(pid, 1, "the first process comes first");
         tree.insert_thread(&thread);
+        process.adoption.begin_tree();
         let relations = process.relations.get_mut(&mut tree);
         relations.add_thread(&thread);
         process.running.store(1, Ordering::Relaxed);

@@ -12,12 +12,13 @@ use roundtable_programs::held::{self, Longest};
 use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
+use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{PAGE, check};
 use roundtable_programs::{harness, namespaces, procfs, tests};
 
 tests! { descriptors: 200, areas: 200, separate_areas: 200, windows: 200, sizes: 200, waiters: 200, waiters_of_another_word: 200, requeued: 200,
 pending_signals: 200, timers: 200, threads: 200, signals_to_threads: 200, stopped_threads: 200, exec_of_threads: 200,
-filters_of_threads: 200, groups: 200 }
+filters_of_threads: 200, groups: 200, chains_of_orphans: 200, zombies_of_a_namespace: 200 }
 
 /// What a call may do in one hold or stretch however many things there are, in instructions of a checked kernel.
 const HOLD: u64 = 50_000;
@@ -466,6 +467,62 @@ fn groups() {
                     check(unsafe { libc::kill(target, libc::SIGTERM) }).expect("kill");
                     while child::waitpid(-1, 0).is_ok() {}
                 }
+            });
+            first.ok();
+        },
+    );
+}
+
+/// Waits for the end of a child, which stays a zombie.
+fn await_end(child: i32) {
+    // SAFETY: a siginfo of zeros is valid, and ours to write.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let options = libc::WEXITED | libc::WNOWAIT;
+    // SAFETY: as above.
+    check(unsafe { libc::waitid(libc::P_PID, child as u32, &mut info, options) }).expect("waitid");
+}
+
+/// Each process of a chain ends when its child has, and leaves that one to the next that adopts.
+fn chains_of_orphans() {
+    let shared = Shared::new();
+    let make = |count: usize| {
+        shared.set(0, 0);
+        shared.set(1, 0);
+        let link = || {
+            for left in (0..count).rev() {
+                // SAFETY: the child goes on with the loop.
+                let child = check(unsafe { libc::fork() }).expect("fork");
+                if child != 0 {
+                    await_end(child as i32);
+                    break;
+                }
+                if left == 0 {
+                    shared.set(0, 1);
+                    shared.wait_without_limit(1, 1);
+                }
+            }
+            // SAFETY: nothing of the maker's may run in these.
+            unsafe { libc::_exit(0) };
+        };
+        shared.set(2, child::fork(link).release() as u32);
+        shared.wait_without_limit(0, 1);
+    };
+    compare(50, 2_500, make, |_| {
+        shared.set(1, 1);
+        assert_eq!(child::waitpid(shared.get(2) as i32, 0).expect("waitpid").1, End::Code(0));
+    });
+}
+
+/// Nobody has waited for them when the first process of their namespace ends.
+fn zombies_of_a_namespace() {
+    compare(
+        20,
+        1_000,
+        |_| (),
+        |count| {
+            let first = namespaces::as_first(0, || {
+                let children: Vec<i32> = (0..count).map(|_| child::fork(|| ()).release()).collect();
+                children.into_iter().for_each(await_end);
             });
             first.ok();
         },
