@@ -175,6 +175,12 @@ fn remove(tree: &mut tree::Guard, group: &Arc<Group>, process: &Process) -> (Opt
     (removed, (levels > 0).then(|| (group.clone(), levels)))
 }
 
+/// Are both in one group? Under the tree's lock, which keeps them there.
+pub fn are_together(process: &Process, other: &Process) -> bool {
+    let address = |process: &Process| process.cgroup.0.lock().group.as_ref().map(Arc::as_ptr);
+    address(process) == address(other)
+}
+
 /// A new process is known from now on. `ENODEV` when its group was removed meanwhile.
 pub fn enter(tree: &mut tree::Guard, process: &Arc<Process>) -> Result<Changed> {
     let Some(group) = process.cgroup.group() else { return Ok(Changed::default()) };

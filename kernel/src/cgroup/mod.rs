@@ -30,7 +30,7 @@ pub use group::Group;
 pub use hierarchy::check_clone;
 pub(crate) use hierarchy::is_being_killed;
 pub use hugetlb::HugePayer;
-pub use member::{Changed, Into, Member, enter, leave};
+pub use member::{Changed, Into, Member, are_together, enter, leave};
 
 use crate::errno::Result;
 use crate::fs::{proc, register_filesystem};

@@ -144,6 +144,18 @@ impl FdTable {
         Ok(())
     }
 
+    /// Closes the descriptor if it is one of this file.
+    pub fn close_file(&self, fd: i32, file: &Arc<File>) {
+        let Ok(fd) = usize::try_from(fd) else { return };
+        let slot = {
+            let _changing = self.changing.lock();
+            let mut table = self.table.lock();
+            let is_it = table.slots.get(fd).is_some_and(|slot| Arc::ptr_eq(&slot.file, file));
+            if is_it { table.take(fd) } else { None }
+        };
+        self.let_go(slot);
+    }
+
     /// Closes the descriptors from `first` to `last`, or marks them close-on-exec.
     pub fn close_range(&self, first: usize, last: usize, mark_only: bool) {
         self.each(

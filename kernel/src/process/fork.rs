@@ -16,6 +16,7 @@ use crate::arch::cpu;
 use crate::arch::trap::TrapFrame;
 use crate::cgroup;
 use crate::errno::{Errno, Result};
+use crate::fs::File;
 use crate::memory::stack::KernelStack;
 use crate::memory::{self, Pressure};
 use crate::mm::uaccess;
@@ -109,8 +110,8 @@ pub fn clone(args: CloneArgs, frame: &mut TrapFrame) -> Result<Pid> {
     let pidfd = if args.flags & PIDFD != 0 { Some(child.make_pidfd(args.pidfd)?) } else { None };
     let thread = child.link(&args, &current, traced.inherits, heard).inspect_err(|_| {
         // The call is made again, and opens another.
-        if let Some(fd) = pidfd {
-            let _ = current.files().close(fd);
+        if let Some((fd, file)) = &pidfd {
+            current.files().close_file(*fd, file);
         }
     })?;
     let tid = thread.tid();
@@ -307,12 +308,20 @@ impl Child {
     }
 
     /// The descriptor by which the parent knows the child: CLONE_PIDFD.
-    fn make_pidfd(&self, address: usize) -> Result<i32> {
+    ///
+    /// Other threads may use it at once. Until the child is linked it is that of a process that is gone, and stays so if there is no child;
+    /// and it is closed again only where it is still what the number stands for.
+    fn make_pidfd(&self, address: usize) -> Result<(i32, Arc<File>)> {
         let flags = if self.new_process { 0 } else { super::pidfd::THREAD };
-        let fd = super::pidfd::open(self.thread(), flags)?;
-        uaccess::write_user(address, &fd).map(|()| fd).inspect_err(|_| {
-            let _ = super::current().files().close(fd);
-        })
+        let file = super::pidfd::make(self.thread(), flags);
+        let fd = super::pidfd::install(&file)?;
+        match uaccess::write_user(address, &fd) {
+            Ok(()) => Ok((fd, file)),
+            Err(error) => {
+                super::current().files().close_file(fd, &file);
+                Err(error)
+            }
+        }
     }
 
     /// Makes the child known: from here on it gets signals.
@@ -352,11 +361,13 @@ impl Child {
             return Err(Errno::ENOMEM);
         }
         let changed = match self.new_process {
-            true => cgroup::enter(&mut tree, process).map_err(|error| match args.cgroup {
-                // The parent was moved before its group was removed: the call is made again.
-                cgroup::Into::Parent => Errno::ERESTARTNOINTR,
-                cgroup::Into::Group(_) => error,
-            })?,
+            true => match args.cgroup {
+                // The parent was moved meanwhile, and its group perhaps removed: the call is made again.
+                cgroup::Into::Parent if !cgroup::are_together(process, parent) => {
+                    return Err(Errno::ERESTARTNOINTR);
+                }
+                _ => cgroup::enter(&mut tree, process)?,
+            },
             false => cgroup::Changed::default(),
         };
         // Here, since another thread may have changed them for all threads of the process.
@@ -380,6 +391,7 @@ impl Child {
             // Relaxed: nobody else knows of the child yet.
             process.membarrier.store(parent.membarrier.load(Ordering::SeqCst), Ordering::Relaxed);
             process.exec_id_of_parent.store(exec_id_of_parent, Ordering::Relaxed);
+            process.adoption.inherit(&parent.adoption, args.flags & PARENT != 0);
             if let Some(numbers) = process.numbers.as_ref().filter(|numbers| numbers.own() == 1) {
                 numbers.namespace().begin(&mut tree, process);
             }
