@@ -3,8 +3,6 @@
 //! Kernel parameters: `hung_task_timeout=SECONDS` (120; 0 is off) reports threads that a signal cannot end and that have slept for so long;
 //! `hung_task_panic=1` makes a panic of it. `dump_threads=SECONDS` writes all threads to the log again and again: for a test that hangs.
 
-use core::sync::atomic::Ordering;
-
 use super::list;
 use crate::boot::cmdline;
 use crate::sched::{self, Sleep};
@@ -44,13 +42,10 @@ fn watch(timeout: u64, panics: bool) {
         let mut hung = false;
         for thread in super::processes().flat_map(|process| super::threads_of(&process).unwrap_or_default()) {
             sched::cond_resched();
-            let stuck = matches!(thread.sched.sleeping(), Some(Sleep::Uninterruptible | Sleep::Killable));
+            // Others wait for as long as a user pleases: a vfork(2) parent for its child, a fault for a userfaultfd's reader.
+            let stuck = matches!(thread.sched.sleeping(), Some(Sleep::Uninterruptible));
             let Some((place, since)) = thread.sched.wait_place() else { continue };
             if !stuck || now.saturating_sub(since) < timeout {
-                continue;
-            }
-            // A vfork(2) parent waits for as long as its child pleases.
-            if thread.syscall.load(Ordering::SeqCst) == syscalls::Sysno::vfork as u32 {
                 continue;
             }
             hung = true;

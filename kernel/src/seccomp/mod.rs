@@ -9,6 +9,7 @@
 mod bpf;
 mod listener;
 mod notify;
+mod report;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -186,7 +187,7 @@ pub fn check(thread: &Thread, frame: &TrapFrame, number: usize) -> Verdict {
     match answer & 0xffff_0000 {
         ALLOW => Verdict::Allow,
         LOG => {
-            log::info!("seccomp: {} (pid {}) makes system call {number}", thread.name(), thread.process.pid);
+            report::tell(thread, number);
             Verdict::Allow
         }
         ERRNO if data == 0 => Verdict::Refused(None),
@@ -232,7 +233,7 @@ fn run(thread: &Thread, call: &Call) -> (u32, Option<Arc<Filter>>) {
 /// Only this thread goes, unless it is the last: then it is as if the signal had killed the process.
 fn kill_thread(thread: &Thread, signal: u32) -> ! {
     if thread.process.thread_count() > 1 {
-        exit::exit_thread(0);
+        exit::thread_killed_alone(signal);
     }
     kill_process(thread, signal)
 }

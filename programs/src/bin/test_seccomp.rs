@@ -10,7 +10,7 @@ use roundtable_programs::seccomp::*;
 use roundtable_programs::sys::pid;
 use roundtable_programs::{Errno, procfs, row, tests};
 
-tests! { errno_and_allow, errors_of_restarts, strict_mode, kill_actions, trap, arguments, strongest_answer, inheritance, all_threads, privileges,
+tests! { errno_and_allow, errors_of_restarts, strict_mode, kill_actions, threads_killed_alone, few_lines_in_the_log, trap, arguments, strongest_answer, inheritance, all_threads, privileges,
 programs_that_are_refused, actions_and_modes, arithmetic }
 
 const KILL_PROCESS: u32 = 0x8000_0000;
@@ -65,6 +65,46 @@ fn errors_of_restarts() {
         })
         .ok();
     }
+}
+
+/// The last thread's end is the process's, whatever the filter has done to the first.
+fn threads_killed_alone() {
+    let end_after = |first_ends: fn()| {
+        let child = fork(|| {
+            let first = pid();
+            std::thread::spawn(move || {
+                let state = || std::fs::read_to_string(format!("/proc/self/task/{first}/stat")).unwrap();
+                while !state().contains(") Z ") {
+                    std::thread::yield_now();
+                }
+                // SAFETY: ends this thread only, which is the last.
+                unsafe { libc::syscall(libc::SYS_exit, 3) };
+            });
+            first_ends();
+        });
+        child.wait()
+    };
+    let killed = || {
+        no_new_privileges();
+        assert_eq!(install(&on(SYS_getppid, KILL_THREAD), 0), Ok(0));
+        let _ = simple(SYS_getppid);
+    };
+    assert_eq!(end_after(killed), End::Code(3));
+    // SAFETY: ends the first thread only.
+    assert_eq!(end_after(|| _ = unsafe { libc::syscall(libc::SYS_exit, 5) }), End::Code(3));
+}
+
+/// SECCOMP_RET_LOG asks for a line. Who asks all the time does not fill the log.
+fn few_lines_in_the_log() {
+    let begin = std::time::Instant::now();
+    filtered(on(SYS_getppid, LOG), || (0..3000).for_each(|_| _ = simple(SYS_getppid))).ok();
+    let seconds = begin.elapsed().as_secs() as usize;
+    let mut text = vec![0u8; 1 << 18];
+    const READ_ALL: usize = 3;
+    let length = call(libc::SYS_syslog, [READ_ALL, text.as_mut_ptr() as usize, text.len(), 0, 0, 0]).unwrap();
+    let lines =
+        String::from_utf8_lossy(&text[..length]).lines().filter(|line| line.contains("seccomp: ")).count();
+    assert!(lines <= 10 * (seconds + 2), "{lines} lines in {seconds} s");
 }
 
 fn strict_mode() {
