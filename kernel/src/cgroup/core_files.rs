@@ -16,7 +16,7 @@ use crate::process::{self, Pid, Process, tree};
 /// The member with the lowest number above `pid`: one step of a walk over all.
 pub(super) fn member_after(group: &Group, pid: Pid) -> Option<Arc<Process>> {
     if !group.is_root() {
-        let tree = tree::lock();
+        let tree = tree::look();
         let members = group.members.get(&tree);
         return members.lower_bound(intrusive_collections::Bound::Excluded(&pid)).clone_pointer();
     }

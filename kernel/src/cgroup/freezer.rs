@@ -80,16 +80,16 @@ pub(super) fn end(tree: &mut tree::Guard, group: &Arc<Group>) -> Changed {
 
 /// Whether a group is frozen with all that is below it.
 pub(super) fn is_frozen(group: &Group) -> bool {
-    group.freezing.get(&tree::lock()).frozen
+    group.freezing.get(&tree::look()).frozen
 }
 
 /// Whether its `cgroup.freeze` says so.
 pub(super) fn is_asked(group: &Group) -> bool {
-    group.freezing.get(&tree::lock()).asked
+    group.freezing.get(&tree::look()).asked
 }
 
 /// Are the processes of a group to rest?
-pub(super) fn is_freezing(tree: &tree::Guard, group: Option<&Arc<Group>>) -> bool {
+pub(super) fn is_freezing(tree: &tree::Look, group: Option<&Arc<Group>>) -> bool {
     group.is_some_and(|group| group.freezing.get(tree).reasons > 0)
 }
 
@@ -142,7 +142,7 @@ pub(super) fn ask(process: &Process, freeze: bool) {
 }
 
 /// A new thread is linked: it rests if its process does.
-pub fn join(tree: &tree::Guard, process: &Process, thread: &Thread) {
+pub fn join(tree: &tree::Look, process: &Process, thread: &Thread) {
     if let Some(group) = process.cgroup.group()
         && is_freezing(tree, Some(&group))
     {

@@ -56,7 +56,7 @@ fn can_be_thread_root(group: &Group) -> bool {
         return true;
     }
     let populated = {
-        let tree = tree::lock();
+        let tree = tree::look();
         *group.populated.get(&tree) > u64::from(!group.members.get(&tree).is_empty())
     };
     !populated && group.handed_down() & !Controller::THREADED == 0
@@ -360,7 +360,7 @@ pub fn check_clone(group: &Arc<Group>, thread: bool) -> Result<Into> {
 static KILLED: TreeCell<Option<Arc<Group>>> = TreeCell::new(None);
 
 /// Is the process, which is about to make a child, to be killed with its group? Then it makes none.
-pub(crate) fn is_being_killed(tree: &tree::Guard, process: &Process) -> bool {
+pub(crate) fn is_being_killed(tree: &tree::Look, process: &Process) -> bool {
     let Some(top) = KILLED.get(tree) else { return false };
     process.pid != 1 && place_of(process).chain().any(|group| Arc::ptr_eq(group, top))
 }

@@ -213,10 +213,10 @@ pub(super) fn migrate(tree: &mut tree::Guard, process: &Arc<Process>, to: Option
 
 /// Whether a process is in the group or below it.
 pub(super) fn is_populated(group: &Group) -> bool {
-    *group.populated.get(&tree::lock()) > 0
+    *group.populated.get(&tree::look()) > 0
 }
 
 /// Whether a process is in the group itself. Not of the root.
 pub(super) fn has_members(group: &Group) -> bool {
-    !group.members.get(&tree::lock()).is_empty()
+    !group.members.get(&tree::look()).is_empty()
 }

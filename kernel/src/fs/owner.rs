@@ -47,7 +47,7 @@ impl FileOwner {
             abi::F_OWNER_PID => Target::Process(Arc::downgrade(&process::find(number).ok_or(Errno::ESRCH)?)),
             _ => {
                 let global = View::current().global(number).ok_or(Errno::ESRCH)?;
-                Target::Group(Arc::downgrade(&tree::lock().group(global).ok_or(Errno::ESRCH)?))
+                Target::Group(Arc::downgrade(&tree::look().group(global).ok_or(Errno::ESRCH)?))
             }
         };
         Ok(Self::by_caller(target))
@@ -111,10 +111,10 @@ impl FileOwner {
             }
             Target::Group(group) => {
                 let Some(group) = group.upgrade() else { return };
-                let mut next = tree::first_member(&tree::lock(), &group);
+                let mut next = tree::first_member(&tree::look(), &group);
                 while let Some(process) = next {
                     self.tell_process(&process, info);
-                    let tree = tree::lock();
+                    let tree = tree::look();
                     // One that has left the group meanwhile, or has ended, ends the walk: its place is not known any more.
                     let is_member =
                         process.is_in_group(&tree, &group) && process.ended_locked(&tree).is_none();

@@ -180,7 +180,7 @@ impl NamespaceFile {
         let inward = matches!(command, GET_PID_IN_PIDNS | GET_TGID_IN_PIDNS);
         let (from, to) = if inward { (here, there) } else { (there, here) };
         let global = from.global(number).ok_or(Errno::ESRCH)?;
-        let thread = process::tree::lock().thread(global).ok_or(Errno::ESRCH)?;
+        let thread = process::tree::look().thread(global).ok_or(Errno::ESRCH)?;
         let shown = match command {
             GET_PID_FROM_PIDNS | GET_PID_IN_PIDNS => to.thread(&thread),
             _ => to.process(&thread.process),

@@ -141,7 +141,7 @@ impl PidNamespace {
 
     /// Is there, or was there, a first process in it?
     pub fn has_begun(&self) -> bool {
-        self.is_initial() || self.closed.load(Ordering::SeqCst) || self.init.get(&tree::lock()).is_some()
+        self.is_initial() || self.closed.load(Ordering::SeqCst) || self.init.get(&tree::look()).is_some()
     }
 
     /// Its first process has ended, or could not be made: nobody comes any more.
@@ -324,7 +324,7 @@ impl PidNamespace {
         }
         while let Some((number, global)) = self.from(*at) {
             *at = number;
-            let thread = tree::lock().thread(global);
+            let thread = tree::look().thread(global);
             let other = thread.filter(|thread| !Arc::ptr_eq(&thread.process, process));
             if other.and_then(|other| other.numbers().and_then(|numbers| numbers.in_namespace(self)))
                 == Some(number)

@@ -54,7 +54,7 @@ impl View {
         if self.0.is_none() || global == 0 {
             return global;
         }
-        let tree = tree::lock();
+        let tree = tree::look();
         let thread = tree.thread(global);
         let group = tree.group(global);
         let session = tree.session(global);
@@ -82,7 +82,7 @@ impl View {
         loop {
             let (found, global) = namespace.from(at)?;
             at = found + 1;
-            let process = tree::lock().process(global);
+            let process = tree::look().process(global);
             if let Some(process) = process.filter(|process| self.process(process) == found) {
                 return Some((found, process));
             }

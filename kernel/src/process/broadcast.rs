@@ -11,7 +11,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::groups::Sending;
-use super::tree::{self, Group, Guard, TreeCell};
+use super::tree::{self, Group, Look, TreeCell};
 use super::{Pid, Process};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
@@ -160,26 +160,26 @@ impl Call {
 }
 
 /// A call that the process is to hear before it makes a child.
-pub(super) fn unheard(tree: &Guard, process: &Process) -> Option<Arc<Call>> {
+pub(super) fn unheard(tree: &Look, process: &Process) -> Option<Arc<Call>> {
     let of_all = || ALL.call.get(tree).clone().filter(|call| call.is_news_to(process) && call.means(process));
     unheard_in_group(tree, process).or_else(of_all)
 }
 
 /// A call to its group that the process is yet to hear.
-pub(crate) fn unheard_in_group(tree: &Guard, process: &Process) -> Option<Arc<Call>> {
+pub(crate) fn unheard_in_group(tree: &Look, process: &Process) -> Option<Arc<Call>> {
     let group = process.relations.get(tree).group.as_ref()?;
     group.board.call.get(tree).clone().filter(|call| call.is_news_to(process))
 }
 
 /// Sends to all members of a group.
 pub(super) fn to_group(pgid: Pid, sending: Sending) -> Result<()> {
-    let group = tree::lock().group(pgid).ok_or(Errno::ESRCH)?;
+    let group = tree::look().group(pgid).ok_or(Errno::ESRCH)?;
     let _turn = group.board.turn()?;
     let call = Call::new(sending, Some(group.clone()), View::default());
     group.board.call(&call, || {
         // Who has heard is moved behind all others: the first one that has is the end.
         let next = || {
-            let tree = tree::lock();
+            let tree = tree::look();
             tree::first_member(&tree, &group).filter(|first| call.is_news_to(first))
         };
         while let Some(process) = next() {
@@ -187,7 +187,7 @@ pub(super) fn to_group(pgid: Pid, sending: Sending) -> Result<()> {
             sched::cond_resched();
         }
         // As Linux: who has ended counts, though it hears nothing.
-        let ended = group.ended.get(&tree::lock()).front().clone_pointer();
+        let ended = group.ended.get(&tree::look()).front().clone_pointer();
         if let Some(ended) = ended {
             call.reach(&ended);
         }

@@ -14,7 +14,7 @@ use crate::sync::WaitError;
 pub(super) fn de_thread(thread: &Thread) -> Result<()> {
     let process = &thread.process;
     {
-        let tree = tree::lock();
+        let tree = tree::look();
         let mut state = process.signals.state.lock();
         if state.ending.is_some() || state.exec {
             return Err(Errno::EAGAIN);

@@ -35,7 +35,7 @@ pub fn thread_killed_alone(signal: u32) -> ! {
 pub fn end_process(status: WaitStatus) -> ! {
     let thread = super::current();
     let status = {
-        let tree = tree::lock();
+        let tree = tree::look();
         let mut state = thread.process.signals.state.lock();
         if state.exec && state.ending.is_none() && thread.kill_pending() {
             // Another thread executes a program and has asked this one to go: then that is all that happens.
@@ -187,7 +187,7 @@ fn unlink(thread: &Thread, process: &Arc<Process>, status: WaitStatus) {
 }
 
 /// The session that a process leads.
-fn led_session(tree: &tree::Guard, process: &Process) -> Option<Arc<tree::Session>> {
+fn led_session(tree: &tree::Look, process: &Process) -> Option<Arc<tree::Session>> {
     let group = process.relations.get(tree).group.as_ref()?;
     (group.session.sid == process.pid).then(|| group.session.clone())
 }
@@ -366,7 +366,7 @@ fn hang_up_if_stopped(tree: &mut tree::Guard, group: &Arc<tree::Group>) {
 }
 
 /// The signals by which threads want to hear of their parent's end, a bit each: the process gets each of them once.
-fn mourned_by(process: &Process, tree: &tree::Guard) -> u64 {
+fn mourned_by(process: &Process, tree: &tree::Look) -> u64 {
     let signal = |thread: &Thread| thread.parent_death_signal.load(Ordering::SeqCst);
     let bit = |signal: u32| signal.checked_sub(1).and_then(|bit| 1u64.checked_shl(bit)).unwrap_or(0);
     process.threads_locked(tree).fold(0, |set, thread| set | bit(signal(thread)))

@@ -3,7 +3,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use super::tree::{self, Group, Guard, Session};
+use super::tree::{self, Group, Guard, Look, Session};
 use super::{Credentials, Pid, Process, broadcast, orphans};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
@@ -11,12 +11,12 @@ use crate::signal::{self, SIGCONT, SigInfo};
 
 /// The session with this number.
 pub fn session(sid: Pid) -> Option<Arc<Session>> {
-    tree::lock().session(sid)
+    tree::look().session(sid)
 }
 
 /// The number of the session that a group belongs to, or else the thread with that number.
 pub fn session_of_group(pgid: Pid) -> Option<Pid> {
-    let tree = tree::lock();
+    let tree = tree::look();
     let of_thread = || tree.thread(pgid)?.process.relations.get(&tree).group.clone();
     tree.group(pgid).or_else(of_thread).map(|group| group.session.sid)
 }
@@ -36,7 +36,7 @@ pub fn setpgid(pid: Pid, pgid: Pid) -> Result<()> {
     let made = made.flatten();
     let mut tree = tree::lock_to_send(signal::group::MOST_FOR_ONE);
     let process = tree.process(pid).ok_or(Errno::ESRCH)?;
-    let session_of = |process: &Process, tree: &Guard| {
+    let session_of = |process: &Process, tree: &Look| {
         process.relations.get(tree).group.as_ref().map(|group| group.session.clone())
     };
     let own_session = session_of(&current, &tree).ok_or(Errno::ESRCH)?;
@@ -146,7 +146,7 @@ pub fn kill(target: Target, signal: Option<u32>) -> Result<()> {
     match target {
         Target::Process(pid) => {
             let pid = global(pid)?;
-            let tree = tree::lock();
+            let tree = tree::look();
             // The number of any thread names its process.
             let process = tree.process(pid).or_else(|| tree.thread(pid).map(|thread| thread.process.clone()));
             drop(tree);
@@ -208,13 +208,16 @@ impl Sending {
         process: &Arc<Process>,
         queued: Option<Arc<signal::Queued>>,
     ) -> Result<Option<signal::Sent>> {
-        let session_of = |tree: &Guard, process: &Process| {
-            process.relations.get(tree).group.as_ref().map(|group| group.session.sid)
-        };
-        let same_session = session_of(tree, process) == session_of(tree, &self.own);
-        if !may_signal(&self.sender, &process.credentials_locked(tree), self.signal, same_session) {
+        // As on Linux, a process may send itself anything, whoever its threads act as.
+        if !Arc::ptr_eq(process, &self.own) && !self.may_signal_other(tree, process) {
             return Err(Errno::EPERM);
         }
         queued.map(|queued| signal::queue_prepared(tree, process, queued)).transpose()
+    }
+    fn may_signal_other(&self, tree: &Look, process: &Process) -> bool {
+        let session_of =
+            |process: &Process| process.relations.get(tree).group.as_ref().map(|group| group.session.sid);
+        let same_session = session_of(process) == session_of(&self.own);
+        may_signal(&self.sender, &process.credentials_locked(tree), self.signal, same_session)
     }
 }

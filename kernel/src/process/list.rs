@@ -27,17 +27,17 @@ pub fn find_thread(tid: Pid) -> Option<Arc<Thread>> {
 
 /// The process that the kernel itself knows by this number.
 pub fn find_global(pid: Pid) -> Option<Arc<Process>> {
-    tree::lock().process(pid)
+    tree::look().process(pid)
 }
 
 /// The thread that the kernel itself knows by this number.
 pub fn find_thread_global(tid: Pid) -> Option<Arc<Thread>> {
-    tree::lock().thread(tid)
+    tree::look().thread(tid)
 }
 
 /// The process with the lowest number above `pid`: one step of a walk over all.
 pub fn process_after(pid: Pid) -> Option<Arc<Process>> {
-    tree::lock().process_after(pid)
+    tree::look().process_after(pid)
 }
 
 /// All processes in the order of their numbers. The lock is held for each step only, and others may run in between; who starts meanwhile may
@@ -63,7 +63,7 @@ pub fn threads_of(process: &Process) -> Result<Vec<Arc<Thread>>> {
         fallible::reserve(&mut threads, THREADS_IN_A_HOLD)?;
         let last = threads.last().map_or(0, |thread| thread.order());
         let before = threads.len();
-        let tree = tree::lock();
+        let tree = tree::look();
         threads.extend(process.threads_after(&tree, last).take(THREADS_IN_A_HOLD).map(Thread::to_arc));
         drop(tree);
         if threads.len() < before + THREADS_IN_A_HOLD {

@@ -261,7 +261,7 @@ fn kill(victim: &Arc<Process>, mm: &Arc<AddressSpace>) {
         if Arc::ptr_eq(&process, victim) || process.pid > 1 && uses_it(&process) {
             // Relaxed: a flag of its own, before the lock that ends what it is in.
             process.oom_killed.store(true, Ordering::Relaxed);
-            let tree = tree::lock();
+            let tree = tree::look();
             signal::end_all(&tree, &process, &mut process.signals.state.lock(), status);
         }
     }

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use alloc::sync::Arc;
 
-use super::tree::{self, Group, Guard};
+use super::tree::{self, Group, Look};
 use super::{Pid, Process};
 use crate::sched;
 
@@ -24,7 +24,7 @@ pub(super) struct Part {
 const MOST: usize = 64;
 
 /// Could the parent of the process continue the process's group?
-fn is_tied(tree: &Guard, process: &Process) -> bool {
+fn is_tied(tree: &Look, process: &Process) -> bool {
     let relations = process.relations.get(tree);
     let (Some(group), Some(parent), None) = (&relations.group, &relations.parent, relations.ended) else {
         return false;
@@ -40,7 +40,7 @@ fn is_tied(tree: &Guard, process: &Process) -> bool {
 }
 
 /// After a change of the process's group, its parent, or the parent's group, or the process's end.
-pub(super) fn recount(tree: &Guard, process: &Process) {
+pub(super) fn recount(tree: &Look, process: &Process) {
     let tied = is_tied(tree, process);
     if process.job.tied.swap(tied, Ordering::Relaxed) == tied {
         return;
@@ -53,7 +53,7 @@ pub(super) fn recount(tree: &Guard, process: &Process) {
 }
 
 /// A process enters a group.
-pub(super) fn enter(tree: &Guard, process: &Process, group: &Group) {
+pub(super) fn enter(tree: &Look, process: &Process, group: &Group) {
     if process.job.stopped.load(Ordering::Relaxed) && process.ended_locked(tree).is_none() {
         group.stopped.fetch_add(1, Ordering::Relaxed);
     }
@@ -71,7 +71,7 @@ pub(super) fn leave(process: &Process, group: &Group, lives: bool) {
 }
 
 /// A process stops, or goes on, or is to end.
-pub(crate) fn note_stop(tree: &Guard, process: &Process, stopped: bool) {
+pub(crate) fn note_stop(tree: &Look, process: &Process, stopped: bool) {
     if process.job.stopped.swap(stopped, Ordering::Relaxed) == stopped || process.ended_locked(tree).is_some()
     {
         return;
@@ -87,7 +87,7 @@ pub(crate) fn note_stop(tree: &Guard, process: &Process, stopped: bool) {
 pub(super) fn parent_moved(parent: &Arc<Process>) {
     let mut last = 0;
     loop {
-        let tree = tree::lock();
+        let tree = tree::look();
         if parent.relations.get(&tree).children.is_empty() {
             return;
         }
@@ -104,27 +104,27 @@ pub(super) fn parent_moved(parent: &Arc<Process>) {
 }
 
 /// Whether nobody could continue the group's members.
-pub(super) fn is_orphaned(_: &Guard, group: &Group) -> bool {
+pub(super) fn is_orphaned(_: &Look, group: &Group) -> bool {
     group.ties.load(Ordering::Relaxed) == 0
 }
 
 /// Whether the process's parent could continue its group.
-pub(super) fn ties(_: &Guard, process: &Process) -> bool {
+pub(super) fn ties(_: &Look, process: &Process) -> bool {
     process.job.tied.load(Ordering::Relaxed)
 }
 
 /// Whether nobody but the parent of the process could.
-pub(super) fn is_last_tie(tree: &Guard, process: &Process, group: &Group) -> bool {
+pub(super) fn is_last_tie(tree: &Look, process: &Process, group: &Group) -> bool {
     ties(tree, process) && group.ties.load(Ordering::Relaxed) == 1
 }
 
 /// Whether a member is stopped.
-pub(super) fn has_stopped(_: &Guard, group: &Group) -> bool {
+pub(super) fn has_stopped(_: &Look, group: &Group) -> bool {
     group.stopped.load(Ordering::Relaxed) > 0
 }
 
 /// Whether the group with this number is orphaned, or does not exist.
 pub fn is_group_orphaned(pgid: Pid) -> bool {
-    let tree = tree::lock();
+    let tree = tree::look();
     tree.group(pgid).is_none_or(|group| is_orphaned(&tree, &group))
 }

@@ -268,14 +268,14 @@ impl Process {
         {
             return Some(current.to_arc());
         }
-        let tree = tree::lock();
+        let tree = tree::look();
         let relations = self.relations.get(&tree);
         relations.threads.front().clone_pointer().or_else(|| relations.leader.clone())
     }
 
     /// The process's first thread: it stays, if only as a husk, until the process has been waited for.
     pub fn leader(&self) -> Option<Arc<Thread>> {
-        self.relations.get(&tree::lock()).leader.clone()
+        self.relations.get(&tree::look()).leader.clone()
     }
 
     /// Root, working directory, umask; `None` when the process has ended.
@@ -324,7 +324,7 @@ impl Process {
         for _ in 0..TRIES {
             let (mut last, mut gone) = (0, None);
             loop {
-                let tree = tree::lock();
+                let tree = tree::look();
                 let relations = self.relations.get(&tree);
                 // Relaxed: the tree's lock orders them with the removal of the thread.
                 let so_far = || (ended.0.load(Ordering::Relaxed), ended.1.load(Ordering::Relaxed));
@@ -359,7 +359,7 @@ impl Process {
 
     /// Whether the process has ended, waited for or not.
     pub fn has_ended(&self) -> bool {
-        self.relations.get(&tree::lock()).ended.is_some()
+        self.relations.get(&tree::look()).ended.is_some()
     }
 
     /// Whether it is to end: its threads are on their way out, or gone.
@@ -377,27 +377,27 @@ impl Process {
 
     /// Whether the process has ended and waits to be waited for.
     pub fn is_zombie(&self) -> bool {
-        self.relations.get(&tree::lock()).ended.is_some()
+        self.relations.get(&tree::look()).ended.is_some()
     }
 
     /// The process group's number.
     pub fn pgid(&self) -> Pid {
-        self.relations.get(&tree::lock()).group.as_ref().map_or(0, |group| group.pgid)
+        self.relations.get(&tree::look()).group.as_ref().map_or(0, |group| group.pgid)
     }
 
     /// Whether it is a member of the group, for those who hold the tree's lock.
-    pub(crate) fn is_in_group(&self, tree: &tree::Guard, group: &Arc<super::tree::Group>) -> bool {
+    pub(crate) fn is_in_group(&self, tree: &tree::Look, group: &Arc<super::tree::Group>) -> bool {
         self.relations.get(tree).group.as_ref().is_some_and(|own| Arc::ptr_eq(own, group))
     }
 
     /// The process group, for those who hold the tree's lock.
-    pub(crate) fn group_locked<'t>(&'t self, tree: &'t tree::Guard) -> Option<&'t Arc<super::tree::Group>> {
+    pub(crate) fn group_locked<'t>(&'t self, tree: &'t tree::Look) -> Option<&'t Arc<super::tree::Group>> {
         self.relations.get(tree).group.as_ref()
     }
 
     /// The process group.
     pub fn group(&self) -> Option<Arc<super::tree::Group>> {
-        self.relations.get(&tree::lock()).group.clone()
+        self.relations.get(&tree::look()).group.clone()
     }
 
     /// The session's number.
@@ -407,13 +407,13 @@ impl Process {
 
     /// The session.
     pub fn session(&self) -> Option<Arc<super::Session>> {
-        self.relations.get(&tree::lock()).group.as_ref().map(|group| group.session.clone())
+        self.relations.get(&tree::look()).group.as_ref().map(|group| group.session.clone())
     }
 
     /// The live threads that came behind the one with this place, for those who hold the tree's lock.
     pub(crate) fn threads_after<'a>(
         &'a self,
-        tree: &'a tree::Guard,
+        tree: &'a tree::Look,
         order: u64,
     ) -> impl Iterator<Item = &'a Thread> {
         self.relations.get(tree).threads.range(Bound::Excluded(&order), Bound::<&u64>::Unbounded)
@@ -421,7 +421,7 @@ impl Process {
 
     /// The next few live threads behind the one with this place.
     pub(crate) fn some_threads_after(&self, order: u64) -> SmallVec<[Arc<Thread>; THREADS_IN_A_HOLD]> {
-        let tree = tree::lock();
+        let tree = tree::look();
         self.threads_after(&tree, order).take(THREADS_IN_A_HOLD).map(Thread::to_arc).collect()
     }
 
@@ -442,7 +442,7 @@ impl Process {
 
     /// Is the thread one of those that live?
     pub(crate) fn has_thread(&self, thread: &Thread) -> bool {
-        let _tree = tree::lock();
+        let _tree = tree::look();
         thread.in_process.is_linked()
     }
 
@@ -450,7 +450,7 @@ impl Process {
     pub(crate) fn each_thread(&self, mut visit: impl FnMut(&Thread)) {
         let mut last = 0;
         loop {
-            let tree = tree::lock();
+            let tree = tree::look();
             let mut left = THREADS_IN_A_HOLD;
             for thread in self.threads_after(&tree, last).take(THREADS_IN_A_HOLD) {
                 visit(thread);
@@ -466,28 +466,28 @@ impl Process {
     }
 
     /// The live threads, for those who hold the tree's lock.
-    pub(crate) fn threads_locked<'a>(&'a self, tree: &'a tree::Guard) -> impl Iterator<Item = &'a Thread> {
+    pub(crate) fn threads_locked<'a>(&'a self, tree: &'a tree::Look) -> impl Iterator<Item = &'a Thread> {
         self.relations.get(tree).threads.iter()
     }
 
     /// How many threads live, for those who hold the tree's lock.
-    pub(crate) fn count_locked(&self, tree: &tree::Guard) -> usize {
+    pub(crate) fn count_locked(&self, tree: &tree::Look) -> usize {
         self.relations.get(tree).live
     }
 
     /// How the process ended, for those who hold the tree's lock.
-    pub(crate) fn ended_locked(&self, tree: &tree::Guard) -> Option<WaitStatus> {
+    pub(crate) fn ended_locked(&self, tree: &tree::Look) -> Option<WaitStatus> {
         self.relations.get(tree).ended
     }
 
     /// The credentials of its first thread, for those who hold the tree's lock.
-    pub(super) fn credentials_locked(&self, tree: &tree::Guard) -> Arc<Credentials> {
+    pub(super) fn credentials_locked(&self, tree: &tree::Look) -> Arc<Credentials> {
         let leader = self.relations.get(tree).leader.as_ref();
         leader.map_or_else(Credentials::root, |leader| leader.credentials())
     }
 
     /// The parent, for those who hold the tree's lock.
-    pub(crate) fn parent_locked<'t>(&'t self, tree: &'t impl tree::Held) -> Option<&'t Arc<Process>> {
+    pub(crate) fn parent_locked<'t>(&'t self, tree: &'t tree::Look) -> Option<&'t Arc<Process>> {
         self.relations.get(tree).parent.as_ref()
     }
 
@@ -509,7 +509,7 @@ impl Process {
 
     /// Whether no parent outside of the group could continue the process's group.
     pub(crate) fn group_is_orphaned(&self) -> bool {
-        let tree = tree::lock();
+        let tree = tree::look();
         self.group_locked(&tree).is_none_or(|group| super::orphans::is_orphaned(&tree, group))
     }
 
@@ -527,7 +527,7 @@ impl Process {
 
     /// How many threads live.
     pub fn thread_count(&self) -> usize {
-        self.relations.get(&tree::lock()).live
+        self.relations.get(&tree::look()).live
     }
 
     /// The letter of /proc/PID/stat.
@@ -539,7 +539,7 @@ impl Process {
     }
 
     fn representative_for_state(&self) -> Option<Arc<Thread>> {
-        let tree = tree::lock();
+        let tree = tree::look();
         let relations = self.relations.get(&tree);
         relations
             .leader
@@ -550,12 +550,12 @@ impl Process {
 
     /// Which signal tells the parent that the process has ended, 0 for none.
     pub fn exit_signal(&self) -> u32 {
-        self.relations.get(&tree::lock()).exit_signal
+        self.relations.get(&tree::look()).exit_signal
     }
 
     /// The status for wait(2), once the process has ended.
     pub fn wait_status(&self) -> Option<WaitStatus> {
-        self.relations.get(&tree::lock()).ended
+        self.relations.get(&tree::look()).ended
     }
 }
 
@@ -580,6 +580,6 @@ impl Thread {
 }
 
 /// A process's parent, for those who hold the tree's lock.
-pub(super) fn parent_of(process: &Process, tree: &tree::Guard) -> Option<Arc<Process>> {
+pub(super) fn parent_of(process: &Process, tree: &tree::Look) -> Option<Arc<Process>> {
     process.relations.get(tree).parent.clone()
 }

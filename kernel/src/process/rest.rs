@@ -2,12 +2,12 @@
 
 use core::sync::atomic::Ordering;
 
-use super::tree::Guard;
+use super::tree::{Guard, Look};
 use super::{Process, Thread};
 
 impl Process {
     /// Do all threads rest?
-    pub(crate) fn rests(&self, tree: &Guard) -> bool {
+    pub(crate) fn rests(&self, tree: &Look) -> bool {
         self.relations.get(tree).rests
     }
 

@@ -10,7 +10,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::Process;
-use super::tree::{self, Guard};
+use super::tree::{self, Look};
 
 /// The number of the state of things. It grows when a process with children begins to adopt.
 static STATE: AtomicU64 = AtomicU64::new(1);
@@ -55,7 +55,7 @@ pub(super) struct Search {
 impl Process {
     /// prctl(PR_SET_CHILD_SUBREAPER).
     pub fn set_subreaper(&self, on: bool) {
-        let tree = tree::lock();
+        let tree = tree::look();
         let before = self.adoption.adopts.swap(on, Ordering::Relaxed);
         if on && !before && !self.relations.get(&tree).children.is_empty() {
             STATE.fetch_add(1, Ordering::Relaxed);
@@ -70,7 +70,7 @@ impl Process {
 
 /// The new parent for the children of a process that ends. `Err` when the search goes on in another hold, with what it gives.
 pub(super) fn new_parent(
-    tree: &Guard,
+    tree: &Look,
     process: &Process,
     search: Option<&Search>,
 ) -> Result<Option<Arc<Process>>, Search> {

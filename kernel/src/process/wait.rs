@@ -120,7 +120,7 @@ fn to_arc(process: &Process) -> Arc<Process> {
     }
 }
 
-fn is_meant(tree: &tree::Guard, child: &Process, kind: IdKind<'_>, flags: WaitFlags) -> bool {
+fn is_meant(tree: &tree::Look, child: &Process, kind: IdKind<'_>, flags: WaitFlags) -> bool {
     let relations = child.relations.get(tree);
     let of_kind = match kind {
         IdKind::All => true,
@@ -133,7 +133,7 @@ fn is_meant(tree: &tree::Guard, child: &Process, kind: IdKind<'_>, flags: WaitFl
     of_kind && (flags.clones_too || is_clone == flags.clones_only)
 }
 
-fn status_of(tree: &tree::Guard, child: &Process, flags: WaitFlags) -> Option<WaitStatus> {
+fn status_of(tree: &tree::Look, child: &Process, flags: WaitFlags) -> Option<WaitStatus> {
     let relations = child.relations.get(tree);
     if relations.ended.is_some() {
         return relations.ended.filter(|_| flags.exited && !ptrace::is_held(tree, child));

@@ -14,7 +14,7 @@ use alloc::sync::Arc;
 use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter};
 
 use super::{SIGCONT, SIGHUP, SigInfo, send, spares};
-use crate::process::tree::{self, Group, Guard};
+use crate::process::tree::{self, Group, Guard, Look};
 use crate::process::{self, Pid, Process, broadcast};
 use crate::sched;
 use crate::sync::{IrqLock, WaitQueue};
@@ -108,12 +108,12 @@ pub(crate) fn hear(tree: &mut Guard, process: &Arc<Process>) {
 }
 
 /// A process that enters a group was not meant by what the group was sent before.
-pub(crate) fn enter(tree: &Guard, process: &Process, group: &Group) {
+pub(crate) fn enter(tree: &Look, process: &Process, group: &Group) {
     process.heard.set_of_kernel(group.news.get(tree).newest);
 }
 
 /// Whether a process has yet to hear what its group was sent.
-pub(crate) fn has_news(tree: &Guard, process: &Process) -> bool {
+pub(crate) fn has_news(tree: &Look, process: &Process) -> bool {
     process.group_locked(tree).is_some_and(|group| group.news.get(tree).newest > process.heard.of_kernel())
 }
 

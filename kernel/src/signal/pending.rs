@@ -229,6 +229,13 @@ impl Pending {
         Some(taken)
     }
 
+    #[cold]
+    fn lose_all(&mut self) {
+        while let Some(queued) = self.queue.front_mut().remove() {
+            lose(&queued);
+        }
+    }
+
     /// Drops all, however many there are: another thread that is due runs in between. Called without locks.
     pub fn drain(mut self) {
         while let Some(queued) = self.queue.front_mut().remove() {
@@ -272,9 +279,11 @@ fn lose(queued: &Queued) {
 }
 
 impl Drop for Pending {
+    #[inline]
     fn drop(&mut self) {
-        while let Some(queued) = self.queue.front_mut().remove() {
-            lose(&queued);
+        // Most are empty: each hold of the process tree's lock has one.
+        if !self.queue.is_empty() {
+            self.lose_all();
         }
     }
 }

@@ -116,14 +116,14 @@ pub(super) fn send(
 ) -> Result<Sent> {
     let signal = queued.signal();
     let mut dropped = Pending::new();
-    // As Linux: who is on its way out is told nothing more.
-    if process.ended_locked(tree).is_some() || process.signals.state.lock().ending.is_some() {
-        return Ok(Sent { ignored: false, removed: dropped, leftover: Some(queued) });
-    }
     let mut continued = false;
     let mut ignored = false;
     let outcome = {
         let mut state = process.signals.state.lock();
+        // As Linux: who is on its way out is told nothing more.
+        if process.ended_locked(tree).is_some() || state.ending.is_some() {
+            return Ok(Sent { ignored, removed: dropped, leftover: Some(queued) });
+        }
         if signal == SIGCONT {
             continued = resume(tree, process, &mut state, &mut dropped);
         } else if SigSet::STOPPING.contains(signal) {
@@ -131,7 +131,7 @@ pub(super) fn send(
             state.halted = state.halted.wrapping_add(1);
         }
         let action = process.actions.lock().get(signal);
-        ignored |= is_ignored(tree, process, thread, &queued, &action);
+        ignored = is_ignored(tree, process, thread, &queued, &action);
         let ends = action.handler == SIG_DFL && default_of(signal) == DefaultAction::Terminate;
         match ignored {
             true => Ok(Some(queued)),
@@ -206,7 +206,7 @@ fn post(
 }
 
 /// Those of the first few threads that take a signal.
-fn takers<'a>(tree: &'a tree::Guard, process: &'a Process, signal: u32) -> impl Iterator<Item = &'a Thread> {
+fn takers<'a>(tree: &'a tree::Look, process: &'a Process, signal: u32) -> impl Iterator<Item = &'a Thread> {
     process.threads_locked(tree).take(MOST_ASKED).filter(move |thread| thread.signals.unblocks(signal))
 }
 
@@ -228,7 +228,7 @@ pub(crate) fn kick(thread: &Thread) {
 }
 
 /// Marks a process as ending, and all its threads to be killed.
-pub(crate) fn end_all(tree: &tree::Guard, process: &Arc<Process>, state: &mut State, status: WaitStatus) {
+pub(crate) fn end_all(tree: &tree::Look, process: &Arc<Process>, state: &mut State, status: WaitStatus) {
     state.ending.get_or_insert(status);
     state.stop = None;
     orphans::note_stop(tree, process, false);
@@ -267,7 +267,7 @@ pub(crate) fn thaw(thread: &Thread) {
 
 /// Whether the signal has no effect at all, so that it is not even queued.
 fn is_ignored(
-    tree: &tree::Guard,
+    tree: &tree::Look,
     process: &Process,
     thread: Option<&Arc<Thread>>,
     queued: &Queued,
@@ -319,7 +319,7 @@ fn seen_by_current(process: &Process, info: SigInfo) -> SigInfo {
 }
 
 /// SIGCONT: no stop signal is pending any more, and stopped threads go on. True if the process had stopped.
-fn resume(tree: &tree::Guard, process: &Arc<Process>, state: &mut State, dropped: &mut Pending) -> bool {
+fn resume(tree: &tree::Look, process: &Arc<Process>, state: &mut State, dropped: &mut Pending) -> bool {
     state.shared.remove(SigSet::STOPPING, dropped);
     state.continued = state.continued.wrapping_add(1);
     let stopped = state.stop.is_some();
@@ -346,7 +346,7 @@ pub fn discard(process: &Arc<Process>, which: SigSet) {
     let mut last = 0;
     loop {
         let done = {
-            let tree = tree::lock();
+            let tree = tree::look();
             let state = process.signals.state.lock();
             let (mut threads, mut signals) = (tell::MOST, MOST_DISCARDED);
             let mut left = process.threads_after(&tree, last);
@@ -374,7 +374,7 @@ pub fn discard(process: &Arc<Process>, which: SigSet) {
 
 /// Shared signals that one thread has just blocked go to another that takes them.
 pub(super) fn retarget(process: &Arc<Process>, signals: SigSet) {
-    let tree = tree::lock();
+    let tree = tree::look();
     let mut state = process.signals.state.lock();
     let mut left = signals.intersection(state.shared.set());
     let mut untold = SigSet::EMPTY;

@@ -19,7 +19,7 @@ pub(super) fn times_continued(process: &Process) -> u32 {
 /// Begins to stop a process: every thread stops on its way to user mode, or where it sleeps. Nothing happens if it has had another SIGCONT
 /// since there were `continued` of them, when the signal was taken: that one takes the signal back, though it is not pending any more.
 pub(super) fn begin(process: &Arc<Process>, signal: u32, continued: u32) {
-    let tree = tree::lock();
+    let tree = tree::look();
     let mut state = process.signals.state.lock();
     if state.stop.is_some() || state.ending.is_some() || state.continued != continued {
         return;

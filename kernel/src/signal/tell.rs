@@ -46,7 +46,7 @@ static UNDER_WAY: IrqLock<LinkedList<Listed>> = IrqLock::new(LinkedList::new(Lis
 static WORKER: WaitQueue = WaitQueue::new();
 
 /// Tells all threads of the process, the current one and the first few at once.
-pub(super) fn all(tree: &tree::Guard, process: &Arc<Process>, state: &mut State) {
+pub(super) fn all(tree: &tree::Look, process: &Arc<Process>, state: &mut State) {
     if state.walk.is_under_way() {
         state.walk.rounds = 2;
     } else {
@@ -67,7 +67,7 @@ pub(super) fn all(tree: &tree::Guard, process: &Arc<Process>, state: &mut State)
 }
 
 /// Tells the next few.
-fn step(tree: &tree::Guard, process: &Process, state: &mut State) {
+fn step(tree: &tree::Look, process: &Process, state: &mut State) {
     let mut left = MOST;
     for thread in process.threads_after(tree, state.walk.last) {
         if left == 0 {
@@ -85,7 +85,7 @@ fn step(tree: &tree::Guard, process: &Process, state: &mut State) {
     }
 }
 
-fn tell(tree: &tree::Guard, state: &mut State, thread: &Thread) {
+fn tell(tree: &tree::Look, state: &mut State, thread: &Thread) {
     if state.ending.is_some() {
         kill_thread(thread);
         return;

@@ -13,7 +13,7 @@ use linux_raw_sys::general as abi;
 
 /// Has the tracer asked for stops at this event?
 fn wants(thread: &Thread, event: u32) -> bool {
-    thread.trace.is_traced() && thread.trace.state.get(&tree::lock()).options & 1 << event != 0
+    thread.trace.is_traced() && thread.trace.state.get(&tree::look()).options & 1 << event != 0
 }
 
 fn event_stop(frame: &mut TrapFrame, event: u32, message: u64) {
@@ -55,7 +55,7 @@ pub fn signal_stop(frame: &mut TrapFrame, info: SigInfo) -> Option<SigInfo> {
 /// The process has stopped by `signal`, or the tracer has asked for a stop.
 pub fn group_stop(frame: &mut TrapFrame, signal: Option<u32>) {
     let thread = process::current();
-    let seized = thread.trace.state.get(&tree::lock()).seized;
+    let seized = thread.trace.state.get(&tree::look()).seized;
     let asked = match signal {
         _ if seized => {
             let code = signal.unwrap_or(SIGTRAP) | events::STOP << 8;
@@ -100,7 +100,7 @@ const EXIT: u64 = 2;
 
 fn call_stop(frame: &mut TrapFrame, message: u64) {
     let thread = process::current();
-    let good = thread.trace.state.get(&tree::lock()).options & options::TRACESYSGOOD != 0;
+    let good = thread.trace.state.get(&tree::look()).options & options::TRACESYSGOOD != 0;
     let code = SIGTRAP | if good { 0x80 } else { 0 };
     let answer = stop(frame, Stop::trap(code, message));
     if let Some(signal) =
@@ -201,7 +201,7 @@ pub fn exec_event(frame: &mut TrapFrame, tid: Pid) {
     }
     if wants(&thread, events::EXEC) {
         event_stop(frame, events::EXEC, u64::from(tid));
-    } else if !thread.trace.state.get(&tree::lock()).seized {
+    } else if !thread.trace.state.get(&tree::look()).seized {
         let info =
             SigInfo::user(SIGTRAP, signal::codes::SI_USER, thread.process.number(), thread.credentials().uid);
         signal::send_thread(&thread.to_arc(), info);

@@ -148,13 +148,13 @@ pub(in crate::process) fn inherit(tree: &mut tree::Guard, maker: &Thread, thread
 
 /// Is the thread a tracee of the current thread's?
 pub fn is_tracee_of_current(thread: &Thread) -> bool {
-    let tree = tree::lock();
+    let tree = tree::look();
     let state = thread.trace.state.get(&tree);
     state.tracer.as_ref().is_some_and(|tracer| core::ptr::eq(Arc::as_ptr(tracer), &*current()))
 }
 
 /// Is the thread's tracer its process's parent?
-pub(crate) fn is_of_parent(tree: &tree::Guard, thread: &Thread) -> bool {
+pub(crate) fn is_of_parent(tree: &tree::Look, thread: &Thread) -> bool {
     let tracer = thread.trace.state.get(tree).tracer.as_ref();
     let parent = thread.process.relations.get(tree).parent.as_ref();
     tracer.zip(parent).is_some_and(|(tracer, parent)| Arc::ptr_eq(&tracer.process, parent))

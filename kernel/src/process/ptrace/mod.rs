@@ -195,7 +195,7 @@ impl Thread {
     pub fn tracer_pid(&self) -> super::Pid {
         self.trace
             .state
-            .get(&tree::lock())
+            .get(&tree::look())
             .tracer
             .as_ref()
             .map_or(0, |tracer| View::current().process(&tracer.process))

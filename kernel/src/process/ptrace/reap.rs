@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 use super::link::release;
 use super::stop::{to_back, to_front};
 use crate::namespaces::View;
-use crate::process::tree::{Event, Guard};
+use crate::process::tree::{Event, Guard, Look};
 use crate::process::wait::{IdKind, Waited};
 use crate::process::{Process, Thread, Usage, WaitStatus};
 use crate::signal::{self, SigInfo};
@@ -19,7 +19,7 @@ pub struct Found {
 }
 
 /// Looks for news of the process's tracees. Says too whether there is a tracee of that kind at all.
-pub fn look(tree: &Guard, process: &Process, kind: IdKind<'_>) -> (bool, Option<Found>) {
+pub fn look(tree: &Look, process: &Process, kind: IdKind<'_>) -> (bool, Option<Found>) {
     let is_own = |thread: &Thread| {
         let tracer = thread.trace.state.get(tree).tracer.as_ref();
         tracer.is_some_and(|tracer| core::ptr::eq(Arc::as_ptr(&tracer.process), process))
@@ -63,7 +63,7 @@ pub fn look(tree: &Guard, process: &Process, kind: IdKind<'_>) -> (bool, Option<
     }
 }
 
-fn news_of(tree: &Guard, thread: &Thread) -> Option<WaitStatus> {
+fn news_of(tree: &Look, thread: &Thread) -> Option<WaitStatus> {
     let state = thread.trace.state.get(tree);
     match state.ended {
         Some(status) => Some(status),
@@ -103,7 +103,7 @@ pub fn finish(mut tree: Guard, found: Found, keep: bool, process: &Process) -> W
 }
 
 /// Does a tracer other than the parent still have to wait for the process, which has ended?
-pub fn is_held(tree: &Guard, process: &Process) -> bool {
+pub fn is_held(tree: &Look, process: &Process) -> bool {
     let leader = process.relations.get(tree).leader.as_ref();
     leader.is_some_and(|leader| leader.trace.state.get(tree).ended.is_some())
 }

@@ -8,7 +8,7 @@ use crate::arch::trap::TrapFrame;
 use crate::cgroup::freezer;
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
-use crate::process::tree::{self, Event, Guard};
+use crate::process::tree::{self, Event, Guard, Look};
 use crate::process::{self, Thread};
 use crate::sched::{self, Sleep};
 use crate::signal::{self, SIGCHLD, SigInfo, flags};
@@ -188,7 +188,7 @@ pub fn resume(thread: &Thread, how: Resume, signal: u32) -> Result<()> {
     Ok(())
 }
 
-fn is_stopped(tree: &Guard, thread: &Thread) -> bool {
+fn is_stopped(tree: &Look, thread: &Thread) -> bool {
     let state = thread.trace.state.get(tree);
     let own = state.tracer.as_ref().is_some_and(|of| core::ptr::eq(Arc::as_ptr(of), &*process::current()));
     own && thread.trace.is_stopped() && !thread.trace.has(LISTENING)
@@ -204,7 +204,7 @@ pub struct Stopped {
 
 /// The stop of a tracee of the current thread. `ESRCH` when it is no tracee, in no stop, or listens.
 pub fn stopped(thread: &Thread) -> Result<Stopped> {
-    let tree = tree::lock();
+    let tree = tree::look();
     if !is_stopped(&tree, thread) {
         return Err(Errno::ESRCH);
     }
@@ -236,7 +236,7 @@ pub(super) fn ask_trap(thread: &Thread) {
 
 /// PTRACE_INTERRUPT. `EIO` unless the tracee was seized.
 pub fn interrupt(thread: &Thread) -> Result<()> {
-    let tree = tree::lock();
+    let tree = tree::look();
     if !thread.trace.state.get(&tree).seized {
         return Err(Errno::EIO);
     }
@@ -245,7 +245,7 @@ pub fn interrupt(thread: &Thread) -> Result<()> {
 }
 
 /// A stop of the process begins or ends: a tracee that was seized tells its tracer.
-pub(crate) fn trap_of_group(tree: &Guard, thread: &Thread) {
+pub(crate) fn trap_of_group(tree: &Look, thread: &Thread) {
     if thread.trace.is_traced() && thread.trace.state.get(tree).seized {
         ask_trap(thread);
     }

@@ -1,20 +1,15 @@
-//! Who is whose parent, thread, group and session: one lock for all of it.
+//! Who is whose parent, thread, group and session: one lock for all of it, whose rules are in [`guard`].
 //!
-//! The lock keeps interrupts off, because signals to groups come from interrupt handlers too (a timer, the terminal's ^C). Nothing is
-//! allocated or freed under it: the links are inside the processes and threads, and what leaves the tree is handed out
-//! and dropped after the lock.
-//!
-//! Lock order: tree, then a process's signals, then a thread's; run queues are innermost.
+//! The links are inside the processes and threads, so nothing is allocated for them.
 
-use core::cell::UnsafeCell;
-use core::ops::{Deref, DerefMut};
+mod guard;
+
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use alloc::sync::Arc;
 use intrusive_collections::{
     KeyAdapter, LinkedList, LinkedListAtomicLink, RBTree, RBTreeAtomicLink, intrusive_adapter,
 };
-use smallvec::SmallVec;
 
 use super::broadcast::Board;
 use super::process::WaitStatus;
@@ -22,8 +17,10 @@ use super::thread::Leaving;
 use super::{Pid, Process, Thread, orphans};
 use crate::errno::{Errno, Result};
 use crate::namespaces::{Numbers, SharedNumbers};
-use crate::signal::{Pending, Queued, Sent, SigInfo, Spares, group, spares};
-use crate::sync::{IrqLock, IrqLockGuard, SpinLock};
+use crate::signal::{Spares, group};
+use crate::sync::{IrqLock, SpinLock};
+
+pub(crate) use guard::{Event, Guard, Look, TreeCell, lock, lock_to_send, look};
 
 intrusive_adapter!(ByTid = Arc<Thread>: Thread { by_tid => RBTreeAtomicLink });
 intrusive_adapter!(pub(super) InProcess = Arc<Thread>: Thread { in_process => RBTreeAtomicLink });
@@ -100,110 +97,6 @@ const RESERVED_PIDS: Pid = 300;
 /// The number that is tried after `pid`.
 fn after(pid: Pid) -> Pid {
     if pid + 1 >= PID_MAX { RESERVED_PIDS } else { pid + 1 }
-}
-
-/// The tree's lock, held.
-pub(crate) struct Guard {
-    tree: IrqLockGuard<'static, Tree>,
-    /// Signals that were sent under the lock have removed these. Behind the lock: they are dropped without it.
-    dropped: Pending,
-    /// How many more signals may be sent.
-    sends: usize,
-    events: Events,
-}
-
-/// Queues of processes that are to be woken once the lock is free: any number of threads and watchers may wait in each.
-#[derive(Default)]
-struct Events(SmallVec<[(Arc<Process>, Event); MOST_EVENTS]>);
-
-const MOST_EVENTS: usize = 6;
-
-/// Whom an event of a process concerns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Event {
-    /// Those who wait for its children.
-    Child,
-    /// Those who watch its signals.
-    Signal,
-}
-
-impl Event {
-    fn wake(self, process: &Process) {
-        match self {
-            Self::Child => process.child_events.wake_all(),
-            Self::Signal => process.signals_changed.wake_all(),
-        }
-    }
-}
-
-impl Drop for Events {
-    fn drop(&mut self) {
-        for (process, event) in self.0.drain(..) {
-            event.wake(&process);
-        }
-    }
-}
-
-/// Takes the tree's lock.
-#[track_caller]
-pub(crate) fn lock() -> Guard {
-    Guard { tree: TREE.lock(), dropped: Pending::new(), sends: 0, events: Events::default() }
-}
-
-/// The tree's lock, held to look at something: nothing is sent or woken under it, so that nothing is set up for that.
-pub(crate) struct Look(#[allow(dead_code)] IrqLockGuard<'static, Tree>);
-
-/// Takes the tree's lock to look at something.
-#[inline]
-#[track_caller]
-pub(crate) fn look() -> Look {
-    Look(TREE.lock())
-}
-
-/// What shows that the tree's lock is held.
-pub(crate) trait Held {}
-
-impl Held for Guard {}
-impl Held for Look {}
-
-/// Takes the tree's lock, under which the kernel will send up to `sends` signals of its own.
-#[track_caller]
-pub(crate) fn lock_to_send(sends: usize) -> Guard {
-    debug_assert!(sends <= spares::MOST);
-    loop {
-        let mut guard = lock();
-        if guard.spares.count() >= sends {
-            guard.sends = sends;
-            return guard;
-        }
-        drop(guard);
-        let fresh = Spares::make();
-        let left = lock().spares.add(fresh);
-        drop(left);
-    }
-}
-
-/// Data in a process or group that is guarded by the tree's lock: one who shows the guard gets at it.
-pub(crate) struct TreeCell<T>(UnsafeCell<T>);
-
-// SAFETY: access needs the guard of the one lock; `&mut` access needs `&mut` of the guard.
-unsafe impl<T: Send> Sync for TreeCell<T> {}
-
-impl<T> TreeCell<T> {
-    pub const fn new(value: T) -> Self {
-        Self(UnsafeCell::new(value))
-    }
-
-    pub fn get<'a>(&'a self, _: &'a impl Held) -> &'a T {
-        // SAFETY: the lock is held, and nobody has `&mut` of the guard meanwhile.
-        unsafe { &*self.0.get() }
-    }
-
-    #[allow(clippy::mut_from_ref)]
-    pub fn get_mut<'a>(&'a self, _: &'a mut Guard) -> &'a mut T {
-        // SAFETY: the lock is held, and the guard is borrowed for as long as the result.
-        unsafe { &mut *self.0.get() }
-    }
 }
 
 /// A process's place in the tree.
@@ -344,52 +237,50 @@ pub(crate) struct Removed {
     pub _parent: Option<Arc<Process>>,
 }
 
+impl Tree {
+    pub fn thread(&self, tid: Pid) -> Option<Arc<Thread>> {
+        self.threads.find(&tid).clone_pointer()
+    }
+
+    /// The process with this number, alive or a zombie.
+    pub fn process(&self, pid: Pid) -> Option<Arc<Process>> {
+        let thread = self.threads.find(&pid);
+        thread.get().filter(|thread| thread.is_leader()).map(|thread| thread.process.clone())
+    }
+
+    /// The process with the lowest number above `pid`.
+    ///
+    /// Other threads' numbers are not looked at: they may be many.
+    pub fn process_after(&self, pid: Pid) -> Option<Arc<Process>> {
+        let first = pid as usize + 1;
+        let mut mask = u64::MAX << (first % 64);
+        for (index, word) in self.leaders.iter().enumerate().skip(first / 64) {
+            let found = word & mask;
+            if found != 0 {
+                return self.process((index * 64) as Pid + found.trailing_zeros());
+            }
+            mask = u64::MAX;
+        }
+        None
+    }
+
+    pub fn group(&self, pgid: Pid) -> Option<Arc<Group>> {
+        self.groups.find(&pgid).clone_pointer()
+    }
+
+    pub fn session(&self, sid: Pid) -> Option<Arc<Session>> {
+        self.sessions.find(&sid).clone_pointer()
+    }
+
+    pub fn init(&self) -> Option<Arc<Process>> {
+        self.init.clone()
+    }
+}
+
 impl Guard {
-    /// Wakes those whom an event concerns, as soon as the lock is free.
-    pub fn tell(&mut self, process: &Arc<Process>, event: Event) {
-        let queue = match event {
-            Event::Child => &process.child_events,
-            Event::Signal => &process.signals_changed,
-        };
-        if queue.is_unused() {
-            return;
-        }
-        let is_same = |of: &(Arc<Process>, Event)| of.1 == event && Arc::ptr_eq(&of.0, process);
-        if self.events.0.iter().any(is_same) {
-            return;
-        }
-        if self.events.0.len() < MOST_EVENTS {
-            self.events.0.push((process.clone(), event));
-        } else {
-            // More than a hold is to have: at once, then.
-            event.wake(process);
-        }
-    }
-
-    /// How many signals may yet be sent under the lock.
-    pub fn sends(&self) -> usize {
-        self.sends
-    }
-
-    /// An entry for a signal of the kernel's own.
-    pub fn take_spare(&mut self, info: SigInfo) -> Arc<Queued> {
-        debug_assert!(self.sends > 0, "a signal is sent that nothing was set aside for");
-        self.sends = self.sends.saturating_sub(1);
-        self.tree.spares.take(info).unwrap_or_else(|| Queued::new(info))
-    }
-
-    /// Keeps what came of a signal until the lock is free.
-    pub fn keep(&mut self, sent: Sent) {
-        let (removed, leftover) = sent.into_parts();
-        self.dropped.absorb(removed);
-        if let Some(queued) = leftover.and_then(|queued| self.tree.spares.put(queued)) {
-            self.dropped.keep(queued);
-        }
-    }
-
     /// A number that no thread, group or session has. It is taken until `free_pid` or `remove_thread`.
     pub fn allocate_pid(&mut self) -> Result<Pid> {
-        let tree = &mut *self.tree;
+        let tree = self.tree();
         let mut left = PID_MAX;
         while left > 0 {
             let pid = tree.next_pid;
@@ -414,7 +305,7 @@ impl Guard {
 
     /// Takes this number; `EEXIST` when a thread, group or session has it.
     pub fn allocate_this_pid(&mut self, pid: Pid) -> Result<Pid> {
-        let tree = &mut *self.tree;
+        let tree = self.tree();
         let (word, bit) = (pid as usize / 64, pid % 64);
         let taken = tree.used[word] >> bit & 1 != 0;
         if taken || !tree.groups.find(&pid).is_null() || !tree.sessions.find(&pid).is_null() {
@@ -426,12 +317,12 @@ impl Guard {
 
     /// Takes a number that was just freed, under the same lock.
     pub fn claim_pid(&mut self, pid: Pid) {
-        self.tree.used[pid as usize / 64] |= 1 << (pid % 64);
+        self.tree().used[pid as usize / 64] |= 1 << (pid % 64);
     }
 
     /// The number of a thread that did not come to be.
     pub fn free_pid(&mut self, pid: Pid) {
-        self.tree.used[pid as usize / 64] &= !(1 << (pid % 64));
+        self.tree().used[pid as usize / 64] &= !(1 << (pid % 64));
     }
 
     pub fn insert_thread(&mut self, thread: &Arc<Thread>) {
@@ -440,9 +331,9 @@ impl Guard {
             numbers.namespaces().for_each(|namespace| namespace.thread_comes());
         }
         if thread.is_leader() {
-            self.tree.leaders[thread.tid() as usize / 64] |= 1 << (thread.tid() % 64);
+            self.tree().leaders[thread.tid() as usize / 64] |= 1 << (thread.tid() % 64);
         }
-        self.tree.threads.insert(thread.clone());
+        self.tree().threads.insert(thread.clone());
     }
 
     /// Takes a thread out of the register of numbers.
@@ -456,60 +347,22 @@ impl Guard {
             numbers.give_back();
         }
         self.free_pid(thread.tid());
-        self.tree.leaders[thread.tid() as usize / 64] &= !(1 << (thread.tid() % 64));
+        self.tree().leaders[thread.tid() as usize / 64] &= !(1 << (thread.tid() % 64));
         // SAFETY: it is linked, and only ever in this tree.
-        unsafe { self.tree.threads.cursor_mut_from_ptr(thread).remove() }
-    }
-
-    pub fn thread(&self, tid: Pid) -> Option<Arc<Thread>> {
-        self.tree.threads.find(&tid).clone_pointer()
-    }
-
-    /// The process with this number, alive or a zombie.
-    pub fn process(&self, pid: Pid) -> Option<Arc<Process>> {
-        let thread = self.tree.threads.find(&pid);
-        thread.get().filter(|thread| thread.is_leader()).map(|thread| thread.process.clone())
-    }
-
-    /// The process with the lowest number above `pid`.
-    ///
-    /// Other threads' numbers are not looked at: they may be many.
-    pub fn process_after(&self, pid: Pid) -> Option<Arc<Process>> {
-        let first = pid as usize + 1;
-        let mut mask = u64::MAX << (first % 64);
-        for (index, word) in self.tree.leaders.iter().enumerate().skip(first / 64) {
-            let found = word & mask;
-            if found != 0 {
-                return self.process((index * 64) as Pid + found.trailing_zeros());
-            }
-            mask = u64::MAX;
-        }
-        None
-    }
-
-    pub fn group(&self, pgid: Pid) -> Option<Arc<Group>> {
-        self.tree.groups.find(&pgid).clone_pointer()
-    }
-
-    pub fn session(&self, sid: Pid) -> Option<Arc<Session>> {
-        self.tree.sessions.find(&sid).clone_pointer()
-    }
-
-    pub fn init(&self) -> Option<Arc<Process>> {
-        self.tree.init.clone()
+        unsafe { self.tree().threads.cursor_mut_from_ptr(thread).remove() }
     }
 
     pub fn set_init(&mut self, init: Arc<Process>) {
-        self.tree.init = Some(init);
+        self.tree().init = Some(init);
     }
 
     /// Makes `process` a member of `group`, and of no other; what became empty is returned.
     pub fn join_group(&mut self, process: &Arc<Process>, group: &Arc<Group>) -> Removed {
         let removed = self.leave_group(process);
         if !group.by_pgid.is_linked() {
-            self.tree.groups.insert(group.clone());
+            self.tree().groups.insert(group.clone());
             if !group.session.by_sid.is_linked() {
-                self.tree.sessions.insert(group.session.clone());
+                self.tree().sessions.insert(group.session.clone());
             }
             *group.session.groups.get_mut(self) += 1;
         }
@@ -530,13 +383,13 @@ impl Guard {
         removed._process = unsafe { list.cursor_mut_from_ptr(process).remove() };
         if group.members.get(self).is_empty() && group.ended.get(self).is_empty() {
             // SAFETY: a group with members is in the tree.
-            let _ = unsafe { self.tree.groups.cursor_mut_from_ptr(Arc::as_ptr(&group)).remove() };
+            let _ = unsafe { self.tree().groups.cursor_mut_from_ptr(Arc::as_ptr(&group)).remove() };
             let session = group.session.clone();
             let groups = session.groups.get_mut(self);
             *groups -= 1;
             if *groups == 0 {
                 // SAFETY: a session with groups is in the tree.
-                let _ = unsafe { self.tree.sessions.cursor_mut_from_ptr(Arc::as_ptr(&session)).remove() };
+                let _ = unsafe { self.tree().sessions.cursor_mut_from_ptr(Arc::as_ptr(&session)).remove() };
             }
             removed._session = Some(session);
         }
@@ -586,19 +439,6 @@ impl Guard {
     }
 }
 
-impl Deref for Guard {
-    type Target = Tree;
-    fn deref(&self) -> &Tree {
-        &self.tree
-    }
-}
-
-impl DerefMut for Guard {
-    fn deref_mut(&mut self) -> &mut Tree {
-        &mut self.tree
-    }
-}
-
 /// How many threads there are, kernel threads not counted.
 pub fn thread_count() -> usize {
     THREAD_COUNT.load(Ordering::SeqCst)
@@ -606,7 +446,7 @@ pub fn thread_count() -> usize {
 
 /// The number that the next process will probably get.
 pub fn last_pid() -> Pid {
-    TREE.lock().next_pid.saturating_sub(1)
+    look().next_pid.saturating_sub(1)
 }
 
 /// Makes a process one of those that have ended: in the same hold in which it gets its status.
@@ -624,7 +464,7 @@ pub(super) fn set_ended(tree: &mut Guard, process: &Process, status: WaitStatus)
 }
 
 /// The first member of a group that lives; with [`next_member`], a walk during which signals may be sent.
-pub(crate) fn first_member(tree: &Guard, group: &Group) -> Option<Arc<Process>> {
+pub(crate) fn first_member(tree: &Look, group: &Group) -> Option<Arc<Process>> {
     group.members.get(tree).front().clone_pointer()
 }
 
@@ -641,7 +481,7 @@ pub(crate) fn to_back(tree: &mut Guard, group: &Arc<Group>, process: &Process) {
 }
 
 /// The member after `process`.
-pub(crate) fn next_member(tree: &Guard, group: &Group, process: &Process) -> Option<Arc<Process>> {
+pub(crate) fn next_member(tree: &Look, group: &Group, process: &Process) -> Option<Arc<Process>> {
     // SAFETY: members stay on the list while the lock is held.
     let mut cursor = unsafe { group.members.get(tree).cursor_from_ptr(process) };
     cursor.move_next();
