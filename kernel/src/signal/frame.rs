@@ -1,6 +1,6 @@
 //! The frame on the user's stack that a handler runs in, as Linux lays it out on x86-64.
 
-use super::{Action, SigInfo, SigSet, flags};
+use super::{Action, SigInfo, SigSet, UserSigInfo, flags};
 use crate::arch::context::Context;
 use crate::arch::fpu::{self, FpuState};
 use crate::arch::gdt;
@@ -117,7 +117,7 @@ struct UserContext {
 struct Frame {
     return_address: u64,
     context: UserContext,
-    info: SigInfo,
+    info: UserSigInfo,
 }
 
 const _: () = assert!(size_of::<SigContext>() == 256 && size_of::<UserContext>() == 304);
@@ -199,7 +199,7 @@ pub(super) fn push(frame: &mut TrapFrame, info: &SigInfo, action: &Action, mask:
             },
             mask: mask.0,
         },
-        info: *info,
+        info: (*info).into(),
     };
     write_user(at as usize, &value)?;
     if alt_stack.flags & SS_AUTODISARM != 0 && enters_alt {

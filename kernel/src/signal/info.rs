@@ -1,9 +1,11 @@
 //! `siginfo_t`: what a handler is told.
 
-use super::{SIGBUS, SIGCHLD, SIGSYS, SIGTRAP};
+use super::{SIGBUS, SIGCHLD, SIGFPE, SIGILL, SIGSEGV, SIGSYS, SIGTRAP};
+use crate::errno::{Errno, Result};
 use crate::process::Pid;
 
-/// As user space sees it: 128 bytes, the fields after the first three by kind of signal.
+/// What the kernel keeps of it, as Linux does: the first 48 bytes, which all that is known fits in. The fields after the first three differ by
+/// the kind of signal.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct SigInfo {
@@ -11,7 +13,28 @@ pub struct SigInfo {
     pub errno: i32,
     pub code: i32,
     pad: i32,
-    fields: [u64; 14],
+    fields: [u64; 4],
+}
+
+/// As user space sees it: 128 bytes, of which the last are zero.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct UserSigInfo {
+    info: SigInfo,
+    rest: [u64; 10],
+}
+
+impl From<SigInfo> for UserSigInfo {
+    fn from(info: SigInfo) -> Self {
+        Self { info, rest: [0; 10] }
+    }
+}
+
+impl UserSigInfo {
+    /// What is kept of it. `E2BIG` when there is more, and nothing is known of what that could mean.
+    pub fn to_kept(self) -> Result<SigInfo> {
+        if !self.info.is_of_known_kind() && self.rest != [0; 10] { Err(Errno::E2BIG) } else { Ok(self.info) }
+    }
 }
 
 /// Values of `si_code`.
@@ -39,7 +62,7 @@ pub mod codes {
 impl SigInfo {
     /// Without further fields.
     pub const fn new(signal: u32, code: i32) -> Self {
-        Self { signal: signal as i32, errno: 0, code, pad: 0, fields: [0; 14] }
+        Self { signal: signal as i32, errno: 0, code, pad: 0, fields: [0; 4] }
     }
 
     /// All zero: waitid(2) found nothing.
@@ -112,6 +135,21 @@ impl SigInfo {
         info.fields[0] = u64::from(id as u32) | u64::from(overrun as u32) << 32;
         info.fields[1] = value;
         info
+    }
+
+    /// Whether the code says which fields there are: Linux's `known_siginfo_layout`.
+    fn is_of_known_kind(&self) -> bool {
+        const SI_DETHREAD: i32 = -7;
+        const SI_ASYNCNL: i32 = -60;
+        let most = match self.signal as u32 {
+            SIGILL => 11,
+            SIGFPE => 15,
+            SIGSEGV => 10,
+            SIGBUS => 5,
+            SIGSYS => 2,
+            _ => 6,
+        };
+        matches!(self.code, codes::SI_KERNEL | SI_ASYNCNL) || (SI_DETHREAD..=most).contains(&self.code)
     }
 
     /// Whether a process (and not the kernel) sent it.
@@ -198,4 +236,4 @@ impl From<u32> for SigInfo {
     }
 }
 
-const _: () = assert!(size_of::<SigInfo>() == 128);
+const _: () = assert!(size_of::<SigInfo>() == 48 && size_of::<UserSigInfo>() == 128);

@@ -22,7 +22,7 @@ pub use deliver::{deliver, is_restart, take_waited};
 pub use exception::{exception, force_fault, force_poison, force_signal};
 pub use frame::{AltStack, sigreturn};
 pub use group::send_group;
-pub use info::{SigInfo, codes};
+pub use info::{SigInfo, UserSigInfo, codes};
 pub use pending::{Pending, Queued};
 pub use send::{
     Sent, caused_by, discard, is_ignored_or_blocked, prepare, queue_prepared, queue_process, queue_thread,

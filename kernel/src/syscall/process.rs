@@ -13,7 +13,7 @@ use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{copy_from_user, read_user, read_user_array, write_user};
 use crate::namespaces::{self, View};
 use crate::process::{self, CloneArgs, IdKind, WaitFlags, WaitStatus, Waited, exit, rseq};
-use crate::signal::SigInfo;
+use crate::signal::{SigInfo, UserSigInfo};
 
 pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::clone, clone),
@@ -258,7 +258,8 @@ fn waitid(args: &mut Args) -> Result<usize> {
         return Err(Errno::EAGAIN);
     }
     if args.a[2] != 0 {
-        write_user(args.a[2], &waited.as_ref().map_or(SigInfo::new_empty(), info_of))?;
+        let info = waited.as_ref().map_or(SigInfo::new_empty(), info_of);
+        write_user(args.a[2], &UserSigInfo::from(info))?;
     }
     if let Some(waited) = &waited
         && args.a[4] != 0

@@ -16,7 +16,7 @@ use crate::process::ptrace::{
 };
 use crate::process::{self, Process, Thread};
 use crate::seccomp;
-use crate::signal::{SIGKILL, SIGNAL_MAX, SIGTRAP, SigInfo, SigSet, send_thread};
+use crate::signal::{SIGKILL, SIGNAL_MAX, SIGTRAP, SigInfo, SigSet, UserSigInfo, send_thread};
 
 pub const TABLE: &[(Sysno, Handler)] = &[(Sysno::ptrace, ptrace)];
 
@@ -101,8 +101,8 @@ fn ptrace(args: &mut Args) -> Result<usize> {
             ptrace::set_options(&thread, wanted);
         }
         request::GETEVENTMSG => write_user(data, &message_of(&stop))?,
-        request::GETSIGINFO => write_user(data, &stop.info.ok_or(Errno::EINVAL)?)?,
-        request::SETSIGINFO => ptrace::set_info(&thread, read_user::<SigInfo>(data)?)?,
+        request::GETSIGINFO => write_user(data, &UserSigInfo::from(stop.info.ok_or(Errno::EINVAL)?))?,
+        request::SETSIGINFO => ptrace::set_info(&thread, read_user::<UserSigInfo>(data)?.to_kept()?)?,
         request::GETREGSET => regset(&thread, address, data, false)?,
         request::SETREGSET => regset(&thread, address, data, true)?,
         request::PEEKSIGINFO => return peek_signals(&thread, address, data),
@@ -284,7 +284,7 @@ fn peek_signals(thread: &Thread, at: usize, to: usize) -> Result<usize> {
             break;
         };
         let Some(info) = thread.pending_at(peek.flags & SHARED != 0, offset) else { break };
-        match write_user(to + copied * size_of::<SigInfo>(), &info) {
+        match write_user(to + copied * size_of::<UserSigInfo>(), &UserSigInfo::from(info)) {
             Ok(()) => copied += 1,
             Err(error) if copied == 0 => return Err(error),
             Err(_) => break,

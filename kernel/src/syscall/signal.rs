@@ -13,7 +13,7 @@ use crate::namespaces::View;
 use crate::namespaces::user::OVERFLOW_ID;
 use crate::process::{self, Target, Thread};
 use crate::sched::{self, Sleep};
-use crate::signal::{self, Action, AltStack, SIGKILL, SIGSTOP, SigInfo, SigSet, codes};
+use crate::signal::{self, Action, AltStack, SIGKILL, SIGSTOP, SigInfo, SigSet, UserSigInfo, codes};
 use crate::sync::WaitError;
 use crate::time::clock::Timespec;
 use crate::time::process_timers::{Setting, Which};
@@ -140,7 +140,7 @@ fn rt_sigtimedwait(args: &mut Args) -> Result<usize> {
     let taken = thread.wait_for_signals(wanted, deadline);
     let info = taken?;
     if args.a[1] != 0 {
-        write_user(args.a[1], &info)?;
+        write_user(args.a[1], &UserSigInfo::from(info))?;
     }
     Ok(info.signal as usize)
 }
@@ -169,7 +169,7 @@ impl Thread {
 
 /// A signal with information of the sender's own making: it must not claim to come from the kernel or from kill(2).
 fn read_info(args: &Args, at: usize, signal: Option<u32>, to_self: bool) -> Result<SigInfo> {
-    let mut info: SigInfo = read_user(args.a[at])?;
+    let mut info = read_user::<UserSigInfo>(args.a[at])?.to_kept()?;
     if (info.code >= 0 || info.code == codes::SI_TKILL) && !to_self {
         return Err(Errno::EPERM);
     }
