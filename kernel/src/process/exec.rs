@@ -12,7 +12,7 @@ use crate::arch::interrupts;
 use crate::arch::trap::{self, TrapFrame};
 use crate::errno::{Errno, Result};
 use crate::fs::{File, caller, path};
-use crate::memory::fallible::TryVec;
+use crate::memory::fallible::{self, TryVec};
 use crate::mm::exec::{self, Identity, Image, MAX_STRING, Request};
 use crate::mm::uaccess::{read_cstr, read_user};
 use crate::namespaces;
@@ -56,10 +56,9 @@ pub fn execute(path: &str, arguments: Vec<String>, environment: Vec<String>) -> 
 /// The file, and the name that the program is told: for a descriptor that of /dev/fd, as Linux makes it.
 fn open(directory: i32, name: &[u8], flags: u32) -> Result<(Arc<File>, Vec<u8>)> {
     let by_descriptor = directory != abi::AT_FDCWD && name.first() != Some(&b'/');
-    let shown = match (by_descriptor, name.is_empty()) {
-        (false, _) => name.to_vec(),
-        (true, true) => alloc::format!("/dev/fd/{directory}").into_bytes(),
-        (true, false) => alloc::format!("/dev/fd/{directory}/{}", String::from_utf8_lossy(name)).into_bytes(),
+    let shown = match by_descriptor {
+        false => fallible::copy_of(name)?,
+        true => name_by_descriptor(directory, name)?,
     };
     let start = caller::start(directory, name)?;
     if name.is_empty() {
@@ -75,6 +74,16 @@ fn open(directory: i32, name: &[u8], flags: u32) -> Result<(Arc<File>, Vec<u8>)>
         return Err(Errno::ELOOP);
     }
     Ok((exec::open_place(&start, &place)?, shown))
+}
+
+/// `/dev/fd/FD`, and the name below it if there is one: with that, it may be longer than a path.
+fn name_by_descriptor(directory: i32, name: &[u8]) -> Result<Vec<u8>> {
+    let mut shown = alloc::format!("/dev/fd/{directory}").into_bytes();
+    if !name.is_empty() {
+        shown.try_push(b'/')?;
+        shown.try_extend_from_slice(name)?;
+    }
+    Ok(shown)
 }
 
 /// An array of strings that ends with a null pointer; a null array is an empty one, as Linux has it.

@@ -1,5 +1,6 @@
 //! execve: what the new program gets, what it loses, and what cannot be executed.
 
+use std::ffi::CString;
 use std::fs;
 use std::io::Write;
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
@@ -14,7 +15,7 @@ const BUSYBOX: &str = "/bin/busybox";
 tests! { arguments_and_environment, empty_strings, big_arguments, too_big_an_argument, status_is_handed_on,
 close_on_exec, files_stay_open, not_executable, not_a_program, missing, folder, script, script_with_argument,
 script_of_a_script, script_without_interpreter, endless_script, auxiliary_vector, name_of_the_program,
-by_descriptor, text_is_busy, truncated_program, itself_many_times: 60, killed_among_its_threads: 60, no_argument_at_all, without_randomness }
+by_descriptor, long_names_by_descriptor, text_is_busy, truncated_program, itself_many_times: 60, killed_among_its_threads: 60, no_argument_at_all, without_randomness }
 
 fn busybox(applet: &str) -> Command {
     if !fs::exists(BUSYBOX).unwrap_or(false) {
@@ -242,6 +243,31 @@ fn by_descriptor() {
         panic!("fexecve: {}", Errno::last());
     });
     end.ok();
+}
+
+/// execveat(2), which comes back only if that fails.
+fn execveat(directory: i32, name: &[u8]) -> Errno {
+    let name = CString::new(name).unwrap();
+    let none = [std::ptr::null::<libc::c_char>()];
+    // SAFETY: the name is NUL-terminated, the lists end with null.
+    unsafe { libc::syscall(libc::SYS_execveat, directory, name.as_ptr(), none.as_ptr(), none.as_ptr(), 0) };
+    Errno::last()
+}
+
+/// With `/dev/fd/FD/` in front, what the program is told of its name is longer than a path may be.
+fn long_names_by_descriptor() {
+    const LONG: usize = libc::PATH_MAX as usize - 1;
+    let root = roundtable_programs::file::Fd::open("/", libc::O_RDONLY | libc::O_DIRECTORY).unwrap();
+    // Bytes that are no text.
+    assert_eq!(execveat(root.raw(), &[0xff; LONG]), Errno::ENAMETOOLONG);
+    let path = write_file("long", b"#!/no/such/interpreter\n", 0o755);
+    let name = path.strip_prefix('/').unwrap();
+    let name = format!("{}{name}", "./".repeat((LONG - name.len()) / 2));
+    assert_eq!(execveat(root.raw(), name.as_bytes()), Errno::ENOENT);
+    fs::remove_file(&path).unwrap();
+    let path = write_file("long", b"no program\n", 0o755);
+    assert_eq!(execveat(root.raw(), name.as_bytes()), Errno::ENOEXEC);
+    fs::remove_file(path).unwrap();
 }
 
 fn copy_of_busybox() -> String {

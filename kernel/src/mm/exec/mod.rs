@@ -97,7 +97,7 @@ pub fn load(mut request: Request) -> Result<Image> {
     if request.arguments.is_empty() {
         request.arguments.push(Vec::new());
     }
-    let mut script_name = request.name.to_vec();
+    let mut script_name = fallible::copy_of(request.name)?;
     let mut depth = 0;
     let executable = loop {
         check_strings(&request)?;
