@@ -163,27 +163,28 @@ fn mutex_against_mutex() {
     });
 }
 
-/// A writer waits for a reader, and another reader waits behind it: when a signal ends the writer's wait, the second reader comes in.
+/// A writer waits, and a reader behind it. A signal ends the writer's wait while the holder leaves: if the holder has told the writer that the
+/// lock is free, the reader must hear of it.
 fn lock_against_a_signal() {
     check(2, || {
         let lock = Arc::new(RawRwLock::new());
         let me = process::current().to_arc();
-        lock.acquire(false);
-        let reader = {
-            let lock = lock.clone();
-            loom::thread::spawn(move || {
-                lock.acquire(false);
-                // Its own share, and the first reader's, which stays until then.
-                lock.release(READER);
-                lock.release(READER);
-            })
-        };
-        let sender = loom::thread::spawn(move || me.send_signal());
+        lock.acquire(true);
+        let other = lock.clone();
+        let reader = loom::thread::spawn(move || {
+            other.acquire(false);
+            other.release(READER);
+        });
+        let held = lock.clone();
+        let holder = loom::thread::spawn(move || {
+            me.send_signal();
+            held.release(WRITER);
+        });
         if lock.acquire_unless(true, Sleep::Interruptible) {
             lock.release(WRITER);
         }
         reader.join().unwrap();
-        sender.join().unwrap();
+        holder.join().unwrap();
         assert!(!lock.is_held());
     });
 }
@@ -472,7 +473,7 @@ const MODELS: &[Row] = &[
         mutex_against_mutex,
         &[(Mutant::RetryClearedLate, FOR_EVER), (Mutant::ReleaseTellsNobody, FOR_EVER)],
     ),
-    ("lock_against_a_signal", lock_against_a_signal, &[]),
+    ("lock_against_a_signal", lock_against_a_signal, &[(Mutant::LeavesQuietly, FOR_EVER)]),
     (
         "timers",
         timers,

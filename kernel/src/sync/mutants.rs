@@ -43,6 +43,8 @@ mutants! {
     RetryClearedLate,
     /// A lock's holder leaves without telling those who wait.
     ReleaseTellsNobody,
+    /// A lock's waiter whose wait a signal ends keeps to itself that the lock is free.
+    LeavesQuietly,
     /// An interrupt that comes early does not set the hardware again.
     EarlyIsForgotten,
     /// An interrupt believes that the hardware is still set.
