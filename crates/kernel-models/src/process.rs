@@ -8,7 +8,7 @@ use loom::sync::{Condvar, Mutex};
 
 use crate::sched::sleep_state::{Sleep, SleepState};
 use crate::sync::primitive::{AtomicBool, Ordering};
-use crate::time::Timer;
+use crate::time::{Deadline, Timer};
 
 /// The scheduler's part.
 pub struct Entity {
@@ -61,7 +61,7 @@ impl Thread {
         crate::sched::wake(self);
     }
 
-    pub fn arm_sleep_timer(&self, _: u64) -> Timer {
+    pub fn arm_sleep_timer(&self, _: Deadline) -> Timer {
         unreachable!("no model sleeps with a deadline")
     }
 

@@ -7,7 +7,7 @@ mod sleep;
 #[path = "../../../kernel/src/sched/sleep_state.rs"]
 pub(crate) mod sleep_state;
 
-pub use sleep::{sleep, sleep_until};
+pub use sleep::{sleep, sleep_to, sleep_until};
 pub use sleep_state::Sleep;
 
 use alloc::sync::Arc;

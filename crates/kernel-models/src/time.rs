@@ -13,7 +13,15 @@ impl Timer {
     }
 }
 
-/// No model's sleep has a deadline.
-pub fn now() -> u64 {
-    0
+/// No model's sleep has one.
+#[derive(Clone, Copy)]
+pub enum Deadline {
+    Monotonic(u64),
+}
+
+impl Deadline {
+    pub fn has_passed(self) -> bool {
+        let Self::Monotonic(time) = self;
+        time == 0
+    }
 }

@@ -26,8 +26,8 @@ use crate::signal::ThreadSignals;
 use crate::sync::lockdep::Held;
 use crate::sync::{IrqLock, SpinLock};
 use crate::syscall::Args;
-use crate::time::Timer;
 use crate::time::cpu_timers::CpuTimers;
+use crate::time::{Deadline, Timer};
 
 /// What a restarted system call does: see restart_syscall(2).
 pub type Restart = Box<dyn FnOnce(&mut Args) -> Result<usize> + Send>;
@@ -391,7 +391,7 @@ impl Thread {
     }
 
     /// Arms the timer that ends this thread's sleep.
-    pub(crate) fn arm_sleep_timer(&self, deadline: u64) -> Arc<Timer> {
+    pub(crate) fn arm_sleep_timer(&self, deadline: Deadline) -> Arc<Timer> {
         let timer = {
             let existing = self.sleep_timer.lock().clone();
             existing.unwrap_or_else(|| {

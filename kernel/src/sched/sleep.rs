@@ -7,7 +7,7 @@ use super::switch;
 use crate::process;
 use crate::sync::mutant::{self, Mutant};
 use crate::sync::{WaitError, debug};
-use crate::time;
+use crate::time::Deadline;
 
 /// Sleeps until `ready`, without a deadline. With a mode that signals can end, check for them afterwards.
 #[track_caller]
@@ -21,7 +21,17 @@ pub fn sleep_until(mode: Sleep, ready: impl FnMut() -> bool) {
 /// The thread wakes for other reasons, too: a timer of its last sleep that went off late, or a signal that another thread has taken
 /// since. So all of it is looked at again each time.
 #[track_caller]
-pub fn sleep(mode: Sleep, deadline: Option<u64>, mut ready: impl FnMut() -> bool) -> Result<(), WaitError> {
+pub fn sleep(mode: Sleep, deadline: Option<u64>, ready: impl FnMut() -> bool) -> Result<(), WaitError> {
+    sleep_to(mode, deadline.map(Deadline::Monotonic), ready)
+}
+
+/// As [`sleep`], to a deadline of either clock.
+#[track_caller]
+pub fn sleep_to(
+    mode: Sleep,
+    deadline: Option<Deadline>,
+    mut ready: impl FnMut() -> bool,
+) -> Result<(), WaitError> {
     debug::assert_may_sleep();
     let thread = process::current();
     thread.sched.set_wait_place(Some(Location::caller()));
@@ -43,7 +53,7 @@ pub fn sleep(mode: Sleep, deadline: Option<u64>, mut ready: impl FnMut() -> bool
             break Err(WaitError::Interrupted);
         }
         if let Some(deadline) = deadline {
-            if time::now() >= deadline {
+            if deadline.has_passed() {
                 break Err(WaitError::TimedOut);
             }
             // Each time: a timer that went off early, by another CPU's clock, has woken this thread and does not do so again.

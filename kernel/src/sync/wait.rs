@@ -15,6 +15,7 @@ use super::{IrqLock, debug, perturb};
 use crate::errno::Errno;
 use crate::process::{self, Thread};
 use crate::sched::{self, Sleep};
+use crate::time::Deadline;
 
 /// Somebody who wants to hear of wakes without sleeping in the queue: poll, epoll.
 pub trait Watcher: Send + Sync {
@@ -157,6 +158,15 @@ impl WaitQueue {
         deadline: Option<u64>,
         condition: impl FnMut() -> Option<T>,
     ) -> Result<T, WaitError> {
+        self.wait_event_to(deadline.map(Deadline::Monotonic), condition)
+    }
+
+    /// As [`Self::wait_event`], to a deadline of either clock.
+    pub fn wait_event_to<T>(
+        &self,
+        deadline: Option<Deadline>,
+        condition: impl FnMut() -> Option<T>,
+    ) -> Result<T, WaitError> {
         self.wait(Sleep::Interruptible, deadline, condition)
     }
 
@@ -166,13 +176,13 @@ impl WaitQueue {
         deadline: Option<u64>,
         condition: impl FnMut() -> Option<T>,
     ) -> Result<T, WaitError> {
-        self.wait(Sleep::Killable, deadline, condition)
+        self.wait(Sleep::Killable, deadline.map(Deadline::Monotonic), condition)
     }
 
     fn wait<T>(
         &self,
         mode: Sleep,
-        deadline: Option<u64>,
+        deadline: Option<Deadline>,
         mut condition: impl FnMut() -> Option<T>,
     ) -> Result<T, WaitError> {
         debug::assert_may_sleep();
@@ -218,7 +228,7 @@ impl WaitQueue {
                 self.users.fetch_add(1, Ordering::SeqCst);
             }
             perturb::point();
-            let slept = sched::sleep(mode, deadline, || waiter.woken.load(Ordering::SeqCst));
+            let slept = sched::sleep_to(mode, deadline, || waiter.woken.load(Ordering::SeqCst));
             if let Err(error) = slept {
                 // A wake may have come between the look at the flag and here. It must not be lost: it was perhaps
                 // meant for one waiter only. The condition decides, and if it does not hold the wake is passed on.

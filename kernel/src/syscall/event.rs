@@ -143,7 +143,7 @@ fn timerfd_settime(args: &mut Args) -> Result<usize> {
     }
     let new = read_setting(args.a[2])?;
     let file = caller::files().get(args.int(0))?;
-    let old = file.ops_as::<TimerFd>().ok_or(Errno::EINVAL)?.set(new, flags);
+    let old = file.ops_as::<TimerFd>().ok_or(Errno::EINVAL)?.set(new, flags)?;
     if args.a[3] != 0 {
         write_setting(args.a[3], old)?;
     }

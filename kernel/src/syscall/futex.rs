@@ -12,7 +12,7 @@ use crate::mm::uaccess::{read_user, write_user};
 use crate::process::futex::{self, MATCH_ANY, WaitWord, Word};
 use crate::process::{self, CAP_SYS_ADMIN};
 use crate::time::clock::Timespec;
-use crate::time::{self, ClockId};
+use crate::time::{self, ClockId, Deadline};
 
 pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::futex, futex_call),
@@ -25,13 +25,14 @@ pub const TABLE: &[(Sysno, Handler)] = &[
 ];
 
 /// The deadline of a call whose fourth argument is a time.
-fn deadline(args: &Args, realtime: bool, absolute: bool) -> Result<Option<u64>> {
+fn deadline(args: &Args, realtime: bool, absolute: bool) -> Result<Option<Deadline>> {
     if args.a[3] == 0 {
         return Ok(None);
     }
     let time = read_user::<Timespec>(args.a[3])?.to_ns()?;
     let clock = if realtime { ClockId::Realtime } else { ClockId::monotonic() };
-    Ok(Some(if absolute { clock.to_deadline(time)? } else { time::now().saturating_add(time) }))
+    let relative = || Deadline::Monotonic(time::now().saturating_add(time));
+    Ok(Some(if absolute { clock.to_deadline(time)? } else { relative() }))
 }
 
 /// A count as C passes it: negative ones count as one, for waking.

@@ -9,6 +9,7 @@ use crate::fs::caller::{descriptor_limit, files};
 use crate::ipc::mqueue::{self, Attributes, Notification, PRIORITIES, queue_of};
 use crate::mm::uaccess::{copy_to_user, read_path, read_user, read_user_array, write_user};
 use crate::signal;
+use crate::time::Deadline;
 use crate::time::clock::{ClockId, Timespec};
 
 pub const TABLE: &[(Sysno, Handler)] = &[
@@ -44,7 +45,7 @@ fn mq_unlink(args: &mut Args) -> Result<usize> {
 }
 
 /// An absolute time of the real-time clock, as a deadline.
-fn deadline(address: usize) -> Result<Option<u64>> {
+fn deadline(address: usize) -> Result<Option<Deadline>> {
     match address {
         0 => Ok(None),
         address => ClockId::Realtime.to_deadline(read_user::<Timespec>(address)?.to_ns()?).map(Some),

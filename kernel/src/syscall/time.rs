@@ -13,7 +13,7 @@ use crate::sync::WaitError;
 use crate::time::clock::{Timespec, Timeval};
 use crate::time::posix_timers::Notify;
 use crate::time::process_timers::{Setting, Which};
-use crate::time::{self, ClockId, SECOND};
+use crate::time::{self, ClockId, Deadline, SECOND};
 
 pub const TABLE: &[(Sysno, Handler)] = &[
     (Sysno::clock_gettime, clock_gettime),
@@ -67,16 +67,11 @@ fn clock_nanosleep(args: &mut Args) -> Result<usize> {
         // Sleeping while oneself does not use the clock would be for ever.
         ClockId::ThreadCpu(_) => Err(Errno::EINVAL),
         ClockId::ProcessCpu(_) => sleep_for_cpu_time(clock, duration, absolute),
-        _ if absolute => {
-            // A clock that is set meanwhile moves the deadline.
-            loop {
-                match sleep_until(clock.to_deadline(duration)?) {
-                    Ok(()) if clock.now() < duration => {}
-                    Ok(()) => return Ok(0),
-                    Err(_) => return Err(Errno::ERESTARTNOHAND),
-                }
-            }
-        }
+        // A clock that is set meanwhile moves the deadline.
+        _ if absolute => match sleep_until(clock.to_deadline(duration)?) {
+            Ok(()) => Ok(0),
+            Err(_) => Err(Errno::ERESTARTNOHAND),
+        },
         _ => sleep_for(time::now().saturating_add(duration), args.a[3]),
     }
 }
@@ -86,8 +81,8 @@ fn nanosleep(args: &mut Args) -> Result<usize> {
     sleep_for(time::now().saturating_add(duration), args.a[1])
 }
 
-fn sleep_until(deadline: u64) -> Result<(), WaitError> {
-    match sched::sleep(Sleep::Interruptible, Some(deadline), || false) {
+fn sleep_until(deadline: impl Into<Deadline>) -> Result<(), WaitError> {
+    match sched::sleep_to(Sleep::Interruptible, Some(deadline.into()), || false) {
         Err(WaitError::TimedOut) | Ok(()) => Ok(()),
         Err(WaitError::Interrupted) => Err(WaitError::Interrupted),
     }

@@ -1,10 +1,10 @@
 //! The clocks of clock_gettime(2).
 
-use core::sync::atomic::{AtomicI64, Ordering};
+use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use alloc::sync::Arc;
 
-use super::SECOND;
+use super::{Deadline, SECOND};
 use crate::arch;
 use crate::errno::{Errno, Result};
 use crate::namespaces;
@@ -39,9 +39,20 @@ pub fn realtime_now() -> u64 {
     now().wrapping_add_signed(realtime_offset())
 }
 
-/// Sets the real-time clock.
+/// How often the real-time clock was set.
+static TIMES_SET: AtomicU64 = AtomicU64::new(0);
+
+/// How often the real-time clock was set. Who sees a new number sees the new time.
+pub fn times_set() -> u64 {
+    TIMES_SET.load(Ordering::SeqCst)
+}
+
+/// Sets the real-time clock. What waits for a time of it that has come is due.
 pub fn set_realtime(nanoseconds: u64) {
     set_realtime_offset(nanoseconds.wrapping_sub(now()) as i64);
+    TIMES_SET.fetch_add(1, Ordering::SeqCst);
+    super::timer::clock_was_set();
+    crate::fs::timerfd::clock_was_set();
 }
 
 /// Which clock a call means.
@@ -114,11 +125,13 @@ impl ClockId {
         }
     }
 
-    /// A time of this clock as monotonic nanoseconds, for the clocks that run by themselves.
-    pub fn to_deadline(&self, time: u64) -> Result<u64> {
+    /// A time of this clock as a deadline, for the clocks that run by themselves.
+    pub fn to_deadline(&self, time: u64) -> Result<Deadline> {
         match self {
-            Self::Realtime => Ok((time as i64).saturating_sub(realtime_offset()).max(0) as u64),
-            Self::Monotonic { ahead } => Ok(time.saturating_add_signed(ahead.saturating_neg())),
+            Self::Realtime => Ok(Deadline::Realtime(time)),
+            Self::Monotonic { ahead } => {
+                Ok(Deadline::Monotonic(time.saturating_add_signed(ahead.saturating_neg())))
+            }
             Self::ProcessCpu(_) | Self::ThreadCpu(_) => Err(Errno::EOPNOTSUPP),
         }
     }

@@ -18,7 +18,7 @@ use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeAtomicLink, intrusi
 
 use super::cpu_timers::CpuTimers;
 use super::process_timers::Setting;
-use super::{ClockId, Timer, now};
+use super::{ClockId, Deadline, Timer, now};
 use crate::errno::{Errno, Result};
 use crate::process::accounts::{Counted, Share};
 use crate::process::{Charge, Process, Thread, limits};
@@ -122,10 +122,9 @@ impl PosixTimer {
             (Some(queue), _) if wanted => queue.arm(self, state.deadline),
             (Some(queue), _) => queue.cancel(self),
             (None, Some(timer)) if wanted => {
-                let deadline = if state.monotonic {
-                    state.deadline
-                } else {
-                    self.clock.to_deadline(state.deadline).unwrap_or(state.deadline)
+                let deadline = match self.clock.to_deadline(state.deadline) {
+                    Ok(deadline) if !state.monotonic => deadline,
+                    _ => Deadline::Monotonic(state.deadline),
                 };
                 timer.arm(deadline);
             }

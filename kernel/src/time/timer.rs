@@ -18,6 +18,9 @@
 //! expiration: when the signal is delivered, or the descriptor is read. The periods that passed meanwhile are counted
 //! by a division.
 //!
+//! A timer waits for a time of the monotonic or of the real-time clock. When the latter is set, timers stay where they are, and each CPU
+//! looks anew when its first one is due: the interrupt that asks for that comes after any that still counted with the old time.
+//!
 //! No deadline is missed, by the argument of [`super::alarm`]: a timer is armed on the queue of the CPU that arms it,
 //! never on another's, and an interrupt looks at the whole queue. The idle thread halts with the hardware set and does
 //! not look at timers.
@@ -31,11 +34,12 @@ use intrusive_collections::{
     KeyAdapter, LinkedList, LinkedListAtomicLink, RBTree, RBTreeAtomicLink, intrusive_adapter,
 };
 
+use super::Deadline;
 use super::alarm::{Alarm, NEVER};
 use super::clock::now;
 use crate::arch::cpu::{self, MAX_CPUS};
 use crate::arch::percpu::PerCpu;
-use crate::arch::{self, interrupts};
+use crate::arch::{self, interrupts, ipi};
 use crate::sched::{self, TICK};
 use crate::sync::{IrqLock, WaitQueue};
 
@@ -43,7 +47,7 @@ use crate::sync::{IrqLock, WaitQueue};
 pub struct Timer {
     link: RBTreeAtomicLink,
     /// Used under the lock of the queue that the timer is on.
-    deadline: UnsafeCell<u64>,
+    deadline: UnsafeCell<Deadline>,
     /// The CPU on whose queue the timer is, or `NOWHERE`.
     cpu: AtomicU32,
     /// The function runs in the thread `timers`.
@@ -68,18 +72,55 @@ impl<'a> KeyAdapter<'a> for ByDeadline {
 
     fn get_key(&self, timer: &'a Timer) -> (u64, usize) {
         // SAFETY: the tree is inside the queue's lock.
-        (unsafe { *timer.deadline.get() }, core::ptr::from_ref(timer).addr())
+        let (Deadline::Monotonic(time) | Deadline::Realtime(time)) = unsafe { *timer.deadline.get() };
+        (time, core::ptr::from_ref(timer).addr())
     }
 }
 
 struct Queue {
-    timers: IrqLock<RBTree<ByDeadline>>,
+    timers: IrqLock<Timers>,
     alarm: Alarm,
 }
 
-static QUEUES: PerCpu<Queue> = PerCpu::new(
-    [const { Queue { timers: IrqLock::new(RBTree::new(ByDeadline::NEW)), alarm: Alarm::new() } }; MAX_CPUS],
-);
+static QUEUES: PerCpu<Queue> =
+    PerCpu::new([const { Queue { timers: IrqLock::new(Timers::new()), alarm: Alarm::new() } }; MAX_CPUS]);
+
+/// The timers that wait, of each clock by itself: when the real-time clock is set, the order of neither changes.
+struct Timers {
+    monotonic: RBTree<ByDeadline>,
+    realtime: RBTree<ByDeadline>,
+}
+
+impl Timers {
+    const fn new() -> Self {
+        Self { monotonic: RBTree::new(ByDeadline::NEW), realtime: RBTree::new(ByDeadline::NEW) }
+    }
+
+    fn tree(&mut self, deadline: Deadline) -> &mut RBTree<ByDeadline> {
+        match deadline {
+            Deadline::Monotonic(_) => &mut self.monotonic,
+            Deadline::Realtime(_) => &mut self.realtime,
+        }
+    }
+
+    /// The first deadline of each clock as things stand, in monotonic nanoseconds.
+    fn first_deadlines(&self) -> (u64, u64) {
+        // SAFETY: under the queue's lock.
+        let deadline = |timer: &Timer| unsafe { *timer.deadline.get() }.as_monotonic();
+        let first = |tree: &RBTree<ByDeadline>| tree.front().get().map_or(NEVER, deadline);
+        (first(&self.monotonic), first(&self.realtime))
+    }
+
+    /// Takes the timer that has been due for the longest time, if one was due at this monotonic time.
+    fn take_due(&mut self, time: u64) -> Option<Arc<Timer>> {
+        let (monotonic, realtime) = self.first_deadlines();
+        if monotonic.min(realtime) > time {
+            return None;
+        }
+        let tree = if monotonic <= realtime { &mut self.monotonic } else { &mut self.realtime };
+        tree.front_mut().remove()
+    }
+}
 
 /// Timers that one interrupt takes from its queue.
 const BATCH: usize = 16;
@@ -106,7 +147,7 @@ impl Timer {
     fn make(deferred: bool, function: Box<dyn Fn() + Send + Sync>) -> Arc<Self> {
         Arc::new(Self {
             link: RBTreeAtomicLink::new(),
-            deadline: UnsafeCell::new(0),
+            deadline: UnsafeCell::new(Deadline::Monotonic(0)),
             cpu: AtomicU32::new(NOWHERE),
             deferred,
             due_link: LinkedListAtomicLink::new(),
@@ -114,8 +155,9 @@ impl Timer {
         })
     }
 
-    /// Makes the timer go off at `deadline` (monotonic nanoseconds), and not at the time it was armed for before.
-    pub fn arm(self: &Arc<Self>, deadline: u64) {
+    /// Makes the timer go off at `deadline`, and not at the time it was armed for before.
+    pub fn arm(self: &Arc<Self>, deadline: impl Into<Deadline>) {
+        let deadline = deadline.into();
         interrupts::without(|| {
             let here = cpu::id();
             let queue = QUEUES.of(here);
@@ -128,10 +170,10 @@ impl Timer {
                 }
                 // SAFETY: the timer was nowhere, and is this queue's now, whose lock is held.
                 unsafe { *self.deadline.get() = deadline };
-                timers.insert(self.clone());
+                timers.tree(deadline).insert(self.clone());
                 break;
             }
-            queue.alarm.deadline_added(deadline, set_hardware);
+            queue.alarm.deadline_added(deadline.as_monotonic(), set_hardware);
         });
     }
 
@@ -147,13 +189,26 @@ impl Timer {
                 continue;
             }
             // SAFETY: it is on this queue, whose lock is held.
-            let removed = unsafe { timers.cursor_mut_from_ptr(self).remove() };
+            let removed = unsafe {
+                let deadline = *self.deadline.get();
+                timers.tree(deadline).cursor_mut_from_ptr(self).remove()
+            };
             self.cpu.store(NOWHERE, Ordering::SeqCst);
             drop(timers);
             drop(removed);
             return true;
         }
     }
+}
+
+/// The real-time clock was set: each CPU looks when its first timer is due now. Interrupts are on.
+pub(super) fn clock_was_set() {
+    ipi::call(&cpu::online(), &|| {
+        interrupts::without(|| {
+            let queue = QUEUES.of(cpu::id());
+            queue.alarm.deadline_added(queue.first_deadline(), set_hardware);
+        });
+    });
 }
 
 fn set_hardware(deadline: u64) {
@@ -166,20 +221,17 @@ pub fn tick_wanted(wanted: bool) {
 }
 
 impl Queue {
-    /// Takes a timer that was due at `time`.
+    /// As [`Timers::take_due`].
     fn take_due(&self, time: u64) -> Option<Arc<Timer>> {
         let mut timers = self.timers.lock();
-        let mut first = timers.front_mut();
-        // SAFETY: under the queue's lock.
-        first.get().filter(|first| unsafe { *first.deadline.get() } <= time)?;
-        let timer = first.remove()?;
+        let timer = timers.take_due(time)?;
         timer.cpu.store(NOWHERE, Ordering::SeqCst);
         Some(timer)
     }
 
     fn first_deadline(&self) -> u64 {
-        // SAFETY: under the queue's lock.
-        self.timers.lock().front().get().map_or(NEVER, |first| unsafe { *first.deadline.get() })
+        let (monotonic, realtime) = self.timers.lock().first_deadlines();
+        monotonic.min(realtime)
     }
 }
 

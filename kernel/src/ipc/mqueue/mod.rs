@@ -24,6 +24,7 @@ use crate::namespaces::View;
 use crate::process::{self, Process};
 use crate::signal::{self, SigInfo};
 use crate::sync::{Mutex, SpinLock, WaitQueue};
+use crate::time::Deadline;
 
 pub use filesystem::{Instance, register};
 use limits::Charge;
@@ -170,7 +171,7 @@ impl Queue {
     }
 
     /// mq_timedsend(2).
-    pub fn send(&self, file: &File, body: Vec<u8>, priority: u32, deadline: Option<u64>) -> Result<()> {
+    pub fn send(&self, file: &File, body: Vec<u8>, priority: u32, deadline: Option<Deadline>) -> Result<()> {
         // A message stays when its sender is gone.
         reserve::ask_lasting(body.len())?;
         let mut body = Some(body);
@@ -190,7 +191,7 @@ impl Queue {
         let notification = match attempt() {
             Some(notification) => notification,
             None if file.nonblocking() => return Err(Errno::EAGAIN),
-            None => self.emptied.wait_event(deadline, attempt)?,
+            None => self.emptied.wait_event_to(deadline, attempt)?,
         };
         self.filled.wake_one();
         if let Some(notification) = notification {
@@ -200,7 +201,7 @@ impl Queue {
     }
 
     /// mq_timedreceive(2): the message that is first, and its priority.
-    pub fn receive(&self, file: &File, deadline: Option<u64>) -> Result<(Vec<u8>, u32)> {
+    pub fn receive(&self, file: &File, deadline: Option<Deadline>) -> Result<(Vec<u8>, u32)> {
         let attempt = || {
             let mut state = self.state.lock();
             let ((Reverse(priority), _), body) = state.messages.pop_first()?;
@@ -212,7 +213,7 @@ impl Queue {
             None if file.nonblocking() => return Err(Errno::EAGAIN),
             None => {
                 self.state.lock().receivers += 1;
-                let message = self.filled.wait_event(deadline, attempt);
+                let message = self.filled.wait_event_to(deadline, attempt);
                 self.state.lock().receivers -= 1;
                 message?
             }

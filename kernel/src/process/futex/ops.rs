@@ -14,13 +14,14 @@ use crate::mm::{Key, uaccess};
 use crate::process;
 use crate::sched::{self, Sleep};
 use crate::sync::{IrqLockGuard, WaitError, perturb};
+use crate::time::Deadline;
 
-/// FUTEX_WAIT and FUTEX_WAIT_BITSET. The deadline is in monotonic nanoseconds.
+/// FUTEX_WAIT and FUTEX_WAIT_BITSET.
 pub fn wait(
     address: usize,
     shared: bool,
     expected: u32,
-    deadline: Option<u64>,
+    deadline: Option<Deadline>,
     bitset: u32,
 ) -> Result<usize> {
     if bitset == 0 {
@@ -29,7 +30,7 @@ pub fn wait(
     let waiter = Waiter::new(key_of(address, shared)?, bitset, false);
     join(&waiter, address, expected)?;
     perturb::point();
-    let slept = sched::sleep(Sleep::Interruptible, deadline, || waiter.is_woken());
+    let slept = sched::sleep_to(Sleep::Interruptible, deadline, || waiter.is_woken());
     match slept {
         Ok(()) => Ok(0),
         // Woken at the last moment: the wake was meant for this thread.
@@ -76,7 +77,7 @@ pub struct WaitWord {
 }
 
 /// futex_waitv(2): returns the index of a word whose waiters were woken.
-pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
+pub fn waitv(words: &[WaitWord], deadline: Option<Deadline>) -> Result<usize> {
     let mut waiters: Vec<Arc<Waiter>> = fallible::with_capacity(words.len())?;
     let leave_all = |waiters: &[Arc<Waiter>]| {
         let mut woken = None;
@@ -102,7 +103,7 @@ pub fn waitv(words: &[WaitWord], deadline: Option<u64>) -> Result<usize> {
         sched::cond_resched();
     }
     let slept =
-        sched::sleep(Sleep::Interruptible, deadline, || waiters.iter().any(|waiter| waiter.is_woken()));
+        sched::sleep_to(Sleep::Interruptible, deadline, || waiters.iter().any(|waiter| waiter.is_woken()));
     match (leave_all(&waiters), slept) {
         (Some(index), _) => Ok(index),
         (None, Err(WaitError::TimedOut)) => Err(Errno::ETIMEDOUT),

@@ -13,6 +13,7 @@ use crate::mm::{Key, uaccess};
 use crate::process;
 use crate::sched::{self, Sleep};
 use crate::sync::WaitError;
+use crate::time::Deadline;
 
 pub(super) const WAITERS: u32 = 0x8000_0000;
 pub(super) const OWNER_DIED: u32 = 0x4000_0000;
@@ -22,8 +23,8 @@ pub(super) fn exchange(address: usize, old: u32, new: u32) -> Result<bool> {
     uaccess::cmpxchg_u32_nofault(address, old, new).map(|found| found == old)
 }
 
-/// FUTEX_LOCK_PI, FUTEX_LOCK_PI2 and FUTEX_TRYLOCK_PI. The deadline is in monotonic nanoseconds.
-pub fn lock_pi(address: usize, shared: bool, deadline: Option<u64>, only_try: bool) -> Result<usize> {
+/// FUTEX_LOCK_PI, FUTEX_LOCK_PI2 and FUTEX_TRYLOCK_PI.
+pub fn lock_pi(address: usize, shared: bool, deadline: Option<Deadline>, only_try: bool) -> Result<usize> {
     let key = key_of(address, shared)?;
     let tid = process::current().number();
     let waiter = Waiter::new(key, super::MATCH_ANY, true);
@@ -62,7 +63,7 @@ pub fn lock_pi(address: usize, shared: bool, deadline: Option<u64>, only_try: bo
     if taken {
         return Ok(0);
     }
-    match sched::sleep(Sleep::Interruptible, deadline, || waiter.is_woken()) {
+    match sched::sleep_to(Sleep::Interruptible, deadline, || waiter.is_woken()) {
         Ok(()) => Ok(0),
         Err(_) if !waiter.leave() => Ok(0),
         Err(WaitError::TimedOut) => Err(Errno::ETIMEDOUT),
