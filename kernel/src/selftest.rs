@@ -31,7 +31,7 @@ static ENDED: AtomicBool = AtomicBool::new(false);
 
 /// Runs all checks on the boot CPU; the others are in [`join`], and leave it when this returns.
 pub fn run() {
-    let checks: [(&str, fn()); 11] = [
+    let checks: [(&str, fn()); 12] = [
         ("frames are counted", frames_are_counted),
         ("user memory stops before the kernel's", user_memory_stops_first),
         ("freed blocks become whole again", blocks_become_whole),
@@ -41,6 +41,7 @@ pub fn run() {
         ("a call reaches every CPU", call_reaches_all),
         ("a shootdown makes every CPU see a new mapping", shootdown_is_seen),
         ("all CPUs call each other at once", call_storm),
+        ("users take turns with their timers", crate::time::users_take_turns),
         ("a page table outlives its readers", grace::readers_keep_a_table),
         ("page tables change under readers", || grace::tables_change_under_readers(|| begin(1))),
     ];

@@ -4,12 +4,14 @@ mod alarm;
 pub mod clock;
 pub mod cpu_timers;
 mod deadline;
+mod due;
 pub mod posix_timers;
 pub mod process_timers;
 mod timer;
 
 pub use clock::{ClockId, now, realtime_now};
 pub use deadline::Deadline;
+pub use due::users_take_turns;
 pub use timer::{Timer, init, tick_wanted, timer_interrupt};
 
 /// Nanoseconds in a second.

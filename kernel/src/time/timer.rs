@@ -12,7 +12,7 @@
 //!
 //! A timer of [`Timer::new`] runs its function in the interrupt, with interrupts off: the function wakes one thread. A
 //! timer of [`Timer::new_deferred`] has a function that may take longer: it sends a signal, or wakes all who wait for a
-//! descriptor. The interrupt only puts it on a list; the thread `timers` runs the functions, with interrupts on.
+//! descriptor. The interrupt only puts it on a list; the thread `timers` runs the functions, with interrupts on, of each user in turn.
 //!
 //! No function arms its own timer for the next period. A periodic timer is armed again when its user has taken the
 //! expiration: when the signal is delivered, or the descriptor is read. The periods that passed meanwhile are counted
@@ -30,13 +30,12 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
-use intrusive_collections::{
-    KeyAdapter, LinkedList, LinkedListAtomicLink, RBTree, RBTreeAtomicLink, intrusive_adapter,
-};
+use intrusive_collections::{KeyAdapter, RBTree, RBTreeAtomicLink, intrusive_adapter};
 
 use super::Deadline;
 use super::alarm::{Alarm, NEVER};
 use super::clock::now;
+use super::due::{self, Due};
 use crate::arch::cpu::{self, MAX_CPUS};
 use crate::arch::percpu::PerCpu;
 use crate::arch::{self, interrupts, ipi};
@@ -52,7 +51,7 @@ pub struct Timer {
     cpu: AtomicU32,
     /// The function runs in the thread `timers`.
     deferred: bool,
-    due_link: LinkedListAtomicLink,
+    pub(super) due: due::Place,
     function: Box<dyn Fn() + Send + Sync>,
 }
 
@@ -64,7 +63,6 @@ unsafe impl Send for Timer {}
 const NOWHERE: u32 = u32::MAX;
 
 intrusive_adapter!(ByDeadline = Arc<Timer>: Timer { link => RBTreeAtomicLink });
-intrusive_adapter!(Due = Arc<Timer>: Timer { due_link => LinkedListAtomicLink });
 
 impl<'a> KeyAdapter<'a> for ByDeadline {
     /// The address tells apart timers with the same deadline.
@@ -125,8 +123,8 @@ impl Timers {
 /// Timers that one interrupt takes from its queue.
 const BATCH: usize = 16;
 
-/// Deferred timers that have gone off, in the order of their deadlines.
-static DUE: IrqLock<LinkedList<Due>> = IrqLock::new(LinkedList::new(Due::NEW));
+/// Deferred timers that have gone off.
+static DUE: IrqLock<Due> = IrqLock::new(Due::new());
 /// Woken when there are some.
 static DUE_WAIT: WaitQueue = WaitQueue::new();
 
@@ -134,23 +132,28 @@ impl Timer {
     /// A timer that calls `function` in the timer interrupt. The function's work is bounded and small: it wakes one
     /// thread.
     pub fn new(function: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
-        Self::make(false, Box::new(function))
+        Self::make(false, due::Place::of_current(), Box::new(function))
     }
 
     /// A timer that calls `function` in a thread of the kernel's own, with interrupts on, soon after its deadline. The
     /// function does not sleep. It may run once more after the timer was cancelled, or armed for later: it looks itself
     /// whether it is due.
     pub fn new_deferred(function: impl Fn() + Send + Sync + 'static) -> Arc<Self> {
-        Self::make(true, Box::new(function))
+        Self::make(true, due::Place::of_current(), Box::new(function))
     }
 
-    fn make(deferred: bool, function: Box<dyn Fn() + Send + Sync>) -> Arc<Self> {
+    /// A timer of this user, for the checks at boot.
+    pub(super) fn of_user(user: u32) -> Arc<Self> {
+        Self::make(true, due::Place::of(user), Box::new(|| {}))
+    }
+
+    fn make(deferred: bool, due: due::Place, function: Box<dyn Fn() + Send + Sync>) -> Arc<Self> {
         Arc::new(Self {
             link: RBTreeAtomicLink::new(),
             deadline: UnsafeCell::new(Deadline::Monotonic(0)),
             cpu: AtomicU32::new(NOWHERE),
             deferred,
-            due_link: LinkedListAtomicLink::new(),
+            due,
             function,
         })
     }
@@ -263,20 +266,15 @@ pub fn timer_interrupt(user: bool) {
 
 /// Leaves the function to the thread. False if the timer waits for that already.
 fn defer(timer: Arc<Timer>) -> bool {
-    let mut due = DUE.lock();
-    if timer.due_link.is_linked() {
-        return false;
-    }
-    due.push_back(timer);
-    true
+    DUE.lock().push(timer)
 }
 
 /// Starts the thread that runs the functions of deferred timers. It is an ordinary thread: it wakes ahead of those that
-/// run long, and one user's flood of timers gets it one thread's share of a CPU.
+/// run long, and one user's flood of timers gets it one thread's share of a CPU. Another user's timer waits for one of these: [`due`].
 pub fn init() {
     sched::spawn_kernel_thread("timers", || {
         loop {
-            let timer = DUE_WAIT.wait_until(|| DUE.lock().pop_front());
+            let timer = DUE_WAIT.wait_until(|| DUE.lock().pop());
             (timer.function)();
             drop(timer);
             sched::cond_resched();
