@@ -63,6 +63,7 @@ pub struct Thread {
     /// Its place among its process's threads. Changed under the tree's lock, before it is there.
     order: AtomicU64,
     pub(super) in_tracees: LinkedListAtomicLink,
+    pub(super) of_tracer: LinkedListAtomicLink,
     /// Who traces it, and how.
     pub(crate) trace: super::ptrace::Tracee,
     /// Memory that is cleared, and whose futex is woken, when the thread ends: set_tid_address(2).
@@ -168,6 +169,7 @@ impl Thread {
             in_process: RBTreeAtomicLink::new(),
             order: AtomicU64::new(0),
             in_tracees: LinkedListAtomicLink::new(),
+            of_tracer: LinkedListAtomicLink::new(),
             trace: super::ptrace::Tracee::new(logged),
             clear_child_tid: AtomicUsize::new(0),
             robust_list: AtomicUsize::new(0),

@@ -64,10 +64,17 @@ pub fn wait(kind: IdKind<'_>, flags: WaitFlags) -> Result<Option<Waited>> {
     }
 }
 
+/// Children or processes that are looked at in one hold.
+const MOST: usize = 64;
+
 /// Looks once through the children.
+///
+/// Those that have ended come first, so that most calls end with the first child. The others, whose stops may be wanted too, may be any
+/// number. Behind the first few the search goes by the numbers of all processes, some in one hold: a child that has changed meanwhile has
+/// woken the caller, who looks again.
 fn look(process: &Arc<Process>, kind: IdKind<'_>, flags: WaitFlags) -> Result<Option<Waited>> {
     // A tracee that has ended goes to its parent now.
-    let tree = tree::lock_to_send(1);
+    let mut tree = tree::lock_to_send(1);
     let mut any = false;
     let mut found = None;
     let one = match kind {
@@ -77,21 +84,21 @@ fn look(process: &Arc<Process>, kind: IdKind<'_>, flags: WaitFlags) -> Result<Op
         IdKind::All | IdKind::Group(_) => None,
     };
     if let Some(child) = one {
-        let child = child.filter(|child| {
-            child.relations.get(&tree).parent.as_ref().is_some_and(|parent| Arc::ptr_eq(parent, process))
-        });
+        let child = child.filter(|child| is_child(&tree, child, process));
         if let Some(child) = child.filter(|child| is_meant(&tree, child, kind, flags)) {
             any = true;
             found = status_of(&tree, &child, flags).map(|status| (child, status));
         }
     } else {
-        // Those that have ended come first: without an interest in stops, the first that has not ends the search.
+        // Without an interest in stops, the first that has not ended ends the search.
         let only_ended = !flags.stopped && !flags.continued;
+        let mut left = MOST;
         for child in process.relations.get(&tree).children.iter() {
             let ended = child.relations.get(&tree).ended.is_some();
-            if only_ended && !ended && any {
+            if only_ended && !ended && any || left == 0 {
                 break;
             }
+            left -= 1;
             if !is_meant(&tree, child, kind, flags) {
                 continue;
             }
@@ -99,6 +106,20 @@ fn look(process: &Arc<Process>, kind: IdKind<'_>, flags: WaitFlags) -> Result<Op
             if let Some(status) = status_of(&tree, child, flags) {
                 found = Some((to_arc(child), status));
                 break;
+            }
+        }
+        if left == 0 && found.is_none() {
+            let mut last = Some(0);
+            while let Some(from) = last {
+                drop(tree);
+                sched::cond_resched();
+                if super::current().kill_pending() {
+                    return Err(Errno::ERESTARTSYS);
+                }
+                tree = tree::lock_to_send(1);
+                let step = look_by_numbers(&tree, process, from, kind, flags);
+                any |= step.any;
+                (found, last) = (step.found, step.last);
             }
         }
     }
@@ -118,6 +139,41 @@ fn to_arc(process: &Process) -> Arc<Process> {
         Arc::increment_strong_count(process);
         Arc::from_raw(process)
     }
+}
+
+/// What a part of the search by numbers has come to.
+struct Step {
+    any: bool,
+    found: Option<(Arc<Process>, WaitStatus)>,
+    /// Where it goes on, if it does.
+    last: Option<Pid>,
+}
+
+/// Looks at the next few processes, for children.
+fn look_by_numbers(
+    tree: &tree::Look,
+    parent: &Arc<Process>,
+    mut last: Pid,
+    kind: IdKind<'_>,
+    flags: WaitFlags,
+) -> Step {
+    let mut any = false;
+    for _ in 0..MOST {
+        let Some(process) = tree.process_after(last) else { return Step { any, found: None, last: None } };
+        last = process.pid;
+        if !is_child(tree, &process, parent) || !is_meant(tree, &process, kind, flags) {
+            continue;
+        }
+        any = true;
+        if let Some(status) = status_of(tree, &process, flags) {
+            return Step { any, found: Some((process, status)), last: None };
+        }
+    }
+    Step { any, found: None, last: Some(last) }
+}
+
+fn is_child(tree: &tree::Look, process: &Process, parent: &Arc<Process>) -> bool {
+    process.parent_locked(tree).is_some_and(|of| Arc::ptr_eq(of, parent))
 }
 
 fn is_meant(tree: &tree::Look, child: &Process, kind: IdKind<'_>, flags: WaitFlags) -> bool {

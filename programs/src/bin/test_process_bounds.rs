@@ -15,7 +15,8 @@ use roundtable_programs::{Errno, signals, sys, tests};
 tests! { real_time_signals_of_any_code_count, real_time_signals_of_the_kernel, idle_policy_gets_on: 120, threads_that_end_beside_busy_ones: 120,
 registers_of_a_tracee, tracees_with_news_come_first, capability_beyond_all, file_rights_without_root, unlimited_priority,
 stopped_and_continued: 120, namespace_outlives_an_interrupted_fork: 120, fork_under_a_fast_timer: 120, exec_below_the_limit,
-exec_changes_the_exit_signal, registration_over_fork, large_orphaned_group }
+exec_changes_the_exit_signal, registration_over_fork, large_orphaned_group, one_of_many_children,
+end_of_a_siginfo }
 
 const NOBODY: u32 = 12_345;
 
@@ -422,4 +423,73 @@ fn state(pid: u32) -> Option<char> {
     let text = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     let state = text[text.rfind(')')? + 2..].chars().next()?;
     (state != 'Z').then_some(state)
+}
+
+/// wait(2) finds the one child that has stopped, wherever among many it is.
+fn one_of_many_children() {
+    child::in_child(|| {
+        const ANY: i32 = libc::WUNTRACED | libc::WCONTINUED;
+        let children: Vec<Child> = (0..200)
+            .map(|_| {
+                fork(|| {
+                    loop {
+                        std::thread::park();
+                    }
+                })
+            })
+            .collect();
+        assert_eq!(child::waitpid(-1, ANY | libc::WNOHANG).map(|(pid, _)| pid), Ok(0));
+        for index in [0, 1, 100, 199] {
+            let one = &children[index];
+            one.kill(SIGSTOP);
+            assert_eq!(child::waitpid(-1, ANY), Ok((one.pid, End::Stopped(SIGSTOP))));
+            one.kill(SIGCONT);
+            assert_eq!(child::waitpid(-1, ANY), Ok((one.pid, End::Continued)));
+        }
+        // Of a group that only the last one is in, and of one that nobody is in.
+        let last = &children[199];
+        // SAFETY: takes integers.
+        check(unsafe { libc::setpgid(last.pid, last.pid) }).expect("setpgid");
+        assert_eq!(child::waitpid(-last.pid, ANY | libc::WNOHANG).map(|(pid, _)| pid), Ok(0));
+        assert_eq!(child::waitpid(-children[0].pid, ANY | libc::WNOHANG), Err(Errno::ECHILD));
+        last.kill(SIGSTOP);
+        assert_eq!(child::waitpid(-last.pid, ANY), Ok((last.pid, End::Stopped(SIGSTOP))));
+        children[100].kill(libc::SIGKILL);
+        assert_eq!(child::waitpid(-1, ANY), Ok((children[100].pid, End::Signal(libc::SIGKILL))));
+        for (index, child) in children.into_iter().enumerate() {
+            if index == 100 {
+                child.release();
+            } else {
+                child.end();
+            }
+        }
+        assert_eq!(child::waitpid(-1, ANY | libc::WNOHANG), Err(Errno::ECHILD));
+    });
+}
+
+/// Of a siginfo the kernel keeps what it knows: the end of one whose kind it does not know must be zero.
+fn end_of_a_siginfo() {
+    const WORDS: usize = 16;
+    let queue = |code: i32, last: u64| {
+        let mut info = [0u64; WORDS];
+        // Signal and code; the sender; a value.
+        (info[0], info[1]) = (SIGUSR1 as u64, u64::from(code as u32));
+        (info[3], info[5], info[WORDS - 1]) = (0x1234, 0x5678, last);
+        call(libc::SYS_rt_sigqueueinfo, [pid() as usize, SIGUSR1 as usize, info.as_ptr().addr(), 0, 0, 0])
+    };
+    let take = || {
+        let (mut info, wanted) = ([u64::MAX; WORDS], 1u64 << (SIGUSR1 - 1));
+        let wanted = (&raw const wanted).addr();
+        let taken = call(libc::SYS_rt_sigtimedwait, [wanted, info.as_mut_ptr().addr(), 0, 8, 0, 0]);
+        assert_eq!(taken, Ok(SIGUSR1 as usize));
+        info
+    };
+    signals::mask(SIG_BLOCK, &[SIGUSR1]);
+    assert_eq!(queue(-100, 1), Err(Errno::E2BIG));
+    for (code, last) in [(-100, 0), (libc::SI_QUEUE, 0), (libc::SI_QUEUE, 1)] {
+        assert_eq!(queue(code, last), Ok(0));
+        let info = take();
+        assert_eq!((info[3], info[5]), (0x1234, 0x5678), "code {code}");
+        assert!(info[6..].iter().all(|word| *word == 0), "code {code}: {info:x?}");
+    }
 }

@@ -3,7 +3,9 @@
 //! Each test makes some of a thing and many times as many, uses them, and compares the kernel's own counts of
 //! instructions. `stalls` prints more, of the kernel as it is shipped.
 
+use std::cell::RefCell;
 use std::sync::atomic::Ordering;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use roundtable_programs::child::{self, Child, End};
@@ -18,7 +20,7 @@ use roundtable_programs::{harness, namespaces, procfs, tests};
 
 tests! { descriptors: 200, areas: 200, separate_areas: 200, windows: 200, sizes: 200, waiters: 200, waiters_of_another_word: 200, requeued: 200,
 pending_signals: 200, timers: 200, threads: 200, signals_to_threads: 200, stopped_threads: 200, exec_of_threads: 200,
-filters_of_threads: 200, groups: 200, chains_of_orphans: 200, zombies_of_a_namespace: 200 }
+filters_of_threads: 200, groups: 200, chains_of_orphans: 200, zombies_of_a_namespace: 200, children: 200, tracees: 200 }
 
 /// What a call may do in one hold or stretch however many things there are, in instructions of a checked kernel.
 const HOLD: u64 = 50_000;
@@ -527,4 +529,64 @@ fn zombies_of_a_namespace() {
             first.ok();
         },
     );
+}
+
+/// Processes that do nothing, each after `begin`.
+fn idlers(count: usize, begin: impl Fn()) -> Vec<i32> {
+    let idle = |_| {
+        child::fork(|| {
+            begin();
+            loop {
+                std::thread::park();
+            }
+        })
+        .release()
+    };
+    (0..count).map(idle).collect()
+}
+
+/// Kills them and waits for them.
+fn end(pids: &[i32]) {
+    for pid in pids {
+        // SAFETY: takes integers.
+        check(unsafe { libc::kill(*pid, libc::SIGKILL) }).expect("kill");
+        child::waitpid(*pid, libc::__WALL).expect("waitpid");
+    }
+}
+
+/// wait(2) for a stop of one of many children, of which none has stopped.
+fn children() {
+    let pids = RefCell::new(Vec::new());
+    let make = |count: usize| *pids.borrow_mut() = idlers(count, || ());
+    compare(16, 1_500, make, |_| {
+        for group in [-1, 0] {
+            let found = child::waitpid(group, libc::WUNTRACED | libc::WCONTINUED | libc::WNOHANG);
+            assert_eq!(found.map(|(pid, _)| pid), Ok(0));
+        }
+        end(&pids.borrow());
+    });
+}
+
+/// The end of a thread that traces a few, in a process whose other threads trace many.
+fn tracees() {
+    let trace_me = || {
+        call(libc::SYS_ptrace, [libc::PTRACE_TRACEME as usize, 0, 0, 0, 0, 0]).expect("PTRACE_TRACEME");
+    };
+    let pids = Mutex::new(Vec::new());
+    let make = |count: usize| {
+        // It stays as long as this process does, and so do its tracees.
+        let (made, wait) = mpsc::channel();
+        std::thread::spawn(move || {
+            made.send(idlers(count, trace_me)).expect("send");
+            loop {
+                std::thread::park();
+            }
+        });
+        *pids.lock().unwrap() = wait.recv().expect("recv");
+    };
+    compare(16, 1_000, make, |_| {
+        let few = std::thread::spawn(move || idlers(16, trace_me)).join().expect("join");
+        end(&few);
+        end(&pids.lock().unwrap());
+    });
 }

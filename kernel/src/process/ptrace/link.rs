@@ -106,7 +106,7 @@ fn link(
     state.options = seize.unwrap_or(0);
     state.news = false;
     state.message = 0;
-    tracer.trace.tracees.fetch_add(1, Ordering::SeqCst);
+    tracer.trace.state.get_mut(tree).tracees.push_back(thread.clone());
     tracer.process.relations.get_mut(tree).tracees.push_back(thread.clone());
     thread.trace.set(TRACED);
     set_seccomp(thread, seize.unwrap_or(0));
@@ -171,7 +171,8 @@ fn unlink(tree: &mut tree::Guard, thread: &Thread) -> Removed {
     // SAFETY: a traced thread is on the list of its tracer's process.
     let listed =
         unsafe { tracer.process.relations.get_mut(tree).tracees.cursor_mut_from_ptr(thread).remove() };
-    tracer.trace.tracees.fetch_sub(1, Ordering::SeqCst);
+    // SAFETY: and on its tracer's own. The other list had a reference too: this one is not the last.
+    drop(unsafe { tracer.trace.state.get_mut(tree).tracees.cursor_mut_from_ptr(thread).remove() });
     // A trap flag in a running thread's registers stays marked: the trap that it causes is nobody's.
     thread.trace.clear(TRACED | CALLS | EMULATED | STEP | WITHOUT_SECCOMP);
     if was_stopped {
@@ -213,17 +214,11 @@ pub fn tracer_ends(tracer: &Thread) {
     loop {
         // A parent may hear now of a tracee that has ended.
         let mut tree = tree::lock_to_send(1);
-        if tracer.trace.tracees.load(Ordering::SeqCst) == 0 {
+        // Other threads of the process may trace any number more.
+        let Some(thread) = tracer.trace.state.get(&tree).tracees.front().clone_pointer() else {
             tracer.trace.state.get_mut(&mut tree).traces_no_more = true;
             return;
-        }
-        // Other threads of the process may trace too. The order stays as it is: those with news come first.
-        let is_own = |thread: &&Thread| {
-            let of = thread.trace.state.get(&tree).tracer.as_ref();
-            of.is_some_and(|of| core::ptr::eq(Arc::as_ptr(of), tracer))
         };
-        let own = tracer.process.relations.get(&tree).tracees.iter().find(is_own).map(Thread::to_arc);
-        let Some(thread) = own else { return };
         let kills = thread.trace.state.get(&tree).options & options::EXITKILL != 0;
         let removed = release(&mut tree, &thread, &tracer.process);
         drop(tree);

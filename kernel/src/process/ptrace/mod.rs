@@ -40,12 +40,14 @@ pub use registers::{NT_PRFPREG, NT_PRSTATUS, NT_X86_XSTATE, Registers, UserRegs,
 pub(crate) use stop::trap_of_group;
 pub use stop::{Resume, Stop, Stopped, interrupt, listen, resume, set_info, stopped};
 
-use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 
-use super::tree::{self, TreeCell};
+use intrusive_collections::LinkedList;
+
+use super::tree::{self, OfTracer, TreeCell};
 use super::{Thread, WaitStatus};
 use crate::namespaces::View;
 use crate::signal::SigInfo;
@@ -96,8 +98,6 @@ pub struct Tracee {
     state: TreeCell<State>,
     /// Made when the thread is first traced. What it holds counts during a stop.
     registers: SpinLock<Option<Box<Registers>>>,
-    /// Threads that this one traces. Changed under the tree's lock.
-    tracees: AtomicUsize,
 }
 
 /// What the tree's lock guards.
@@ -118,6 +118,8 @@ struct State {
     info: Option<SigInfo>,
     /// The thread has ended, and stays for its tracer to wait for.
     ended: Option<WaitStatus>,
+    /// Threads that this one traces. They are on the list of its process, too.
+    tracees: LinkedList<OfTracer>,
     /// The thread is on its way out: it traces nobody any more.
     traces_no_more: bool,
 }
@@ -137,10 +139,10 @@ impl Tracee {
                 message: 0,
                 info: None,
                 ended: None,
+                tracees: LinkedList::new(OfTracer::NEW),
                 traces_no_more: false,
             }),
             registers: SpinLock::new(None),
-            tracees: AtomicUsize::new(0),
         }
     }
 

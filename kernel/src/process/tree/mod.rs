@@ -27,6 +27,7 @@ intrusive_adapter!(pub(super) InProcess = Arc<Thread>: Thread { in_process => RB
 intrusive_adapter!(pub(super) Siblings = Arc<Process>: Process { sibling => LinkedListAtomicLink });
 intrusive_adapter!(pub(super) InGroup = Arc<Process>: Process { in_group => LinkedListAtomicLink });
 intrusive_adapter!(pub(super) Tracees = Arc<Thread>: Thread { in_tracees => LinkedListAtomicLink });
+intrusive_adapter!(pub(super) OfTracer = Arc<Thread>: Thread { of_tracer => LinkedListAtomicLink });
 intrusive_adapter!(ByPgid = Arc<Group>: Group { by_pgid => RBTreeAtomicLink });
 intrusive_adapter!(BySid = Arc<Session>: Session { by_sid => RBTreeAtomicLink });
 
