@@ -16,7 +16,6 @@ use super::dentry::Dentry;
 use super::inode::Superblock;
 use super::mount_namespace::{self, Copies, MountNamespace, RESTRICTIONS, check_own};
 use super::path::{MOUNT_MOVES, Path};
-use super::pseudo;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::TryVec;
 use crate::memory::{PAGE_SIZE, reserve};
@@ -24,6 +23,9 @@ use crate::sched;
 use crate::sync::{Mutex, SpinLock};
 
 pub mod end;
+mod visible;
+
+pub use visible::{check_reveals_nothing, each_visible};
 
 /// The flags that belong to a mount and not to the file system.
 pub const MOUNT_FLAGS: u32 = abi::MS_RDONLY
@@ -619,57 +621,4 @@ pub fn pivot(old_root: &Path, new_root: &Path, put_old: Path) -> Result<()> {
     new.locked.store(old.locked.swap(false, Ordering::Relaxed), Ordering::Relaxed);
     put(old, &put_old);
     Ok(())
-}
-
-/// Calls `work` with the mounts that may be seen from `root`, in the order in which they were made. The tree does not
-/// change meanwhile, and the references to the mounts do not make them look busy.
-pub fn with_visible<R>(root: &Path, work: impl FnOnce(&[Arc<Mount>]) -> R) -> Result<R> {
-    let _change = CHANGE.lock();
-    let mut list = subtree(&root.mount)?;
-    list.retain(|mount| mount.is_in_tree());
-    list.sort_unstable_by_key(|mount| mount.id);
-    let result = work(&list);
-    // Before the lock is released: unmount counts references.
-    drop(list);
-    Ok(result)
-}
-
-/// `EPERM` when a new mount of a file system that is in each namespace would show what mounts on the ones that are there hide, or let
-/// change what may only be read there. As in Linux, one that shows everything must be there, with no more restrictions than the new one has.
-pub fn check_reveals_nothing(new: &Mount) -> Result<()> {
-    let namespace = MountNamespace::current();
-    if namespace.head.user.parent.is_none() || !matches!(new.superblock.kind, "proc" | "sysfs") {
-        return Ok(());
-    }
-    let _change = CHANGE.lock();
-    let Some(root) = namespace.root() else { return Ok(()) };
-    let all = subtree(root)?;
-    // Mounts on which another stays, over anything but a directory that is there to be mounted on.
-    let mut hiding = Vec::new();
-    for mount in &all {
-        // Ordering: set before anybody could see the mount.
-        if mount.locked.load(Ordering::Relaxed)
-            && let Some(place) = mount.place()
-            && !pseudo::is_for_mounts(&place.dentry.inode)
-        {
-            hiding.try_push(place.mount.id)?;
-        }
-        sched::cond_resched();
-    }
-    hiding.sort_unstable();
-    for mount in &all {
-        sched::cond_resched();
-        if mount.superblock.kind != new.superblock.kind || mount.root.parent().is_some() {
-            continue;
-        }
-        // Ordering: flag words of their own.
-        let locked = mount.locked_flags.load(Ordering::Relaxed) | mount.superblock.flags();
-        let restrictions = locked & abi::MS_RDONLY;
-        if restrictions & !new.flags.load(Ordering::Relaxed) != 0 || hiding.binary_search(&mount.id).is_ok() {
-            continue;
-        }
-        new.locked_flags.fetch_or(restrictions, Ordering::Relaxed);
-        return Ok(());
-    }
-    Err(Errno::EPERM)
 }

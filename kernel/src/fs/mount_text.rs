@@ -68,24 +68,21 @@ fn mount_point(mount: &Arc<Mount>, root: &Path) -> Option<Vec<u8>> {
     reachable.then_some(text)
 }
 
-/// Gives way after each mount, of which a user may have a hundred thousand. Whoever is to end does not read the rest.
-fn goes_on() -> bool {
-    sched::cond_resched();
-    !process::try_current().is_some_and(|thread| thread.kill_pending())
+/// The lines of all mounts that may be seen from `root`. Whoever is to end does not read the rest.
+fn lines(root: &Path, mut line: impl FnMut(&mut Text, &Arc<Mount>)) -> crate::errno::Result<Text> {
+    let mut out = Text::new();
+    mount::each_visible(root, |mount| {
+        line(&mut out, mount);
+        sched::cond_resched();
+        !process::try_current().is_some_and(|thread| thread.kill_pending())
+    })?;
+    Ok(out)
 }
 
 /// `/proc/mounts` for a process with this root.
 pub fn mounts(root: &Path) -> crate::errno::Result<Text> {
-    mount::with_visible(root, |all| mount_lines(all, root))
-}
-
-fn mount_lines(all: &[Arc<Mount>], root: &Path) -> Text {
-    let mut out = Text::new();
-    for mount in all {
-        if !goes_on() {
-            break;
-        }
-        let Some(point) = mount_point(mount, root) else { continue };
+    lines(root, |out, mount| {
+        let Some(point) = mount_point(mount, root) else { return };
         let _ = writeln!(
             out,
             "{} {} {} {}{} 0 0",
@@ -95,24 +92,15 @@ fn mount_lines(all: &[Arc<Mount>], root: &Path) -> Text {
             flag_text(mount.flags()),
             mount.superblock.ops.options(),
         );
-    }
-    out
+    })
 }
 
 /// `/proc/PID/mountinfo` for a process with this root.
 pub fn mountinfo(root: &Path) -> crate::errno::Result<Text> {
-    mount::with_visible(root, |all| mountinfo_lines(all, root))
-}
-
-fn mountinfo_lines(all: &[Arc<Mount>], root: &Path) -> Text {
-    let mut out = Text::new();
-    for mount in all {
-        if !goes_on() {
-            break;
-        }
-        let Some(point) = mount_point(mount, root) else { continue };
+    lines(root, |out, mount| {
+        let Some(point) = mount_point(mount, root) else { return };
         let parent = mount.place().map_or(mount.id, |place| place.mount.id);
-        let Ok(inner) = within_file_system(&mount.root) else { continue };
+        let Ok(inner) = within_file_system(&mount.root) else { return };
         let dev = mount.superblock.dev;
         let _ = writeln!(
             out,
@@ -129,6 +117,5 @@ fn mountinfo_lines(all: &[Arc<Mount>], root: &Path) -> Text {
             read_only_text(mount.superblock.flags()),
             mount.superblock.ops.options(),
         );
-    }
-    out
+    })
 }
