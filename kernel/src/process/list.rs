@@ -46,7 +46,7 @@ pub fn processes() -> impl Iterator<Item = Arc<Process>> {
     processes_at_once().inspect(|_| sched::cond_resched())
 }
 
-/// The same without giving way. For the choice of a victim, which all who need memory wait for.
+/// The same without giving way: that is for the caller to do.
 pub fn processes_at_once() -> impl Iterator<Item = Arc<Process>> {
     let mut last = 0;
     core::iter::from_fn(move || {

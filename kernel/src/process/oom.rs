@@ -106,7 +106,8 @@ fn search(current: &Thread, asked: Moment) -> Found {
                 if RETURNED.load(Ordering::SeqCst) != asked.0 {
                     return Found::Again;
                 }
-                // What wakes or frees in between does not take the CPU from who chooses: all who need memory wait for that.
+                // The walks give way to threads of real-time priority alone. All who need memory wait for them, and among thousands who want to
+                // run the turn of who chooses would come again seconds later.
                 current.sched.hurry();
                 let chosen = choose(current);
                 if let Some(Victim { process, mm, ending: false }) = &chosen {
@@ -167,6 +168,17 @@ struct Victim {
     ending: bool,
 }
 
+/// All processes. After some of them whoever is due runs: with ten thousand the walk is no stretch of ten million instructions.
+fn processes() -> impl Iterator<Item = Arc<Process>> {
+    const AT_ONCE: usize = 64;
+    process::processes_at_once().enumerate().map(|(number, process)| {
+        if number % AT_ONCE == AT_ONCE - 1 {
+            sched::cond_resched();
+        }
+        process
+    })
+}
+
 /// How bad a process is: pages that its end gives back, and a thousandth of all memory for each point of
 /// `oom_score_adj`. And its memory; `None` without.
 fn badness(process: &Process) -> Option<(i64, Arc<AddressSpace>)> {
@@ -202,7 +214,7 @@ fn choose(current: &Thread) -> Option<Victim> {
     let is_ending = |process: &Process| process.signals.state.lock().ending.is_some();
     let worst = |wanted: &dyn Fn(&Process) -> bool| {
         let mut worst: Option<(i64, Victim)> = None;
-        for process in process::processes_at_once().filter(|process| process.pid > 1 && wanted(process)) {
+        for process in processes().filter(|process| process.pid > 1 && wanted(process)) {
             let Some((points, mm)) = badness(&process) else { continue };
             if worst.as_ref().is_none_or(|(most, _)| points > *most) {
                 let ending = is_ending(&process);
@@ -257,7 +269,7 @@ fn kill(victim: &Arc<Process>, mm: &Arc<AddressSpace>) {
     let status = WaitStatus::Killed { signal: signal::SIGKILL as u8, core: false };
     // Others that use the same memory keep it alive: they go too.
     let uses_it = |process: &Process| process.mm().is_some_and(|other| Arc::ptr_eq(&other, mm));
-    for process in process::processes_at_once() {
+    for process in processes() {
         if Arc::ptr_eq(&process, victim) || process.pid > 1 && uses_it(&process) {
             // Relaxed: a flag of its own, before the lock that ends what it is in.
             process.oom_killed.store(true, Ordering::Relaxed);
