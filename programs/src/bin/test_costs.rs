@@ -23,13 +23,11 @@ const COSTS: [(Operation, u64); 8] = [
     (Operation::Exit, 66_500),
 ];
 
-/// The same for paths that every program takes: 873, 251 and 3,450, and a twentieth more. So much a path moves with how the compiler cuts
-/// the kernel into units, though nothing on it has changed. 60 of the private fault's are for storing to no line that other CPUs' faults
-/// store to: docs/scaling.md. 100 of the signal's are for telling threads a few at a time: `signal/tell.rs`. **The signal takes 3,909 now**,
-/// since each hold of the tree's lock keeps what is sent and woken for afterwards, and one that kills does so when it is sent: more than a
-/// twentieth, so the bound says what it is and not what it may be; it is to come down again.
+/// The same for paths that every program takes: 873, 251 and 3,517, and a twentieth more, or a fiftieth of the signal's. So much a path moves
+/// with how the compiler cuts the kernel into units, though nothing on it has changed. 60 of the private fault's are for storing to no line that other CPUs' faults
+/// store to: docs/scaling.md. 100 of the signal's are for telling threads a few at a time: `signal/tell.rs`.
 const LENGTHS: [(&str, u64); 3] =
-    [(Operation::PrivateFault.name(), 917), (Operation::Call.name(), 263), (Basic::Signal.name(), 3_990)];
+    [(Operation::PrivateFault.name(), 917), (Operation::Call.name(), 263), (Basic::Signal.name(), 3_590)];
 
 /// Sharers beside one.
 const MANY: u32 = 128;
