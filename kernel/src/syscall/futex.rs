@@ -132,7 +132,7 @@ fn read_word(array: usize, index: usize) -> Result<WaitWord> {
 }
 
 /// A moment on a clock that is named.
-fn deadline_by(time: usize, clock: i32) -> Result<Option<u64>> {
+fn deadline_by(time: usize, clock: i32) -> Result<Option<Deadline>> {
     if time == 0 {
         return Ok(None);
     }

@@ -114,6 +114,15 @@ fn waits_for_words_end() {
         });
         assert_eq!(result, Err(Errno::ETIMEDOUT));
     });
+    ends(|time| {
+        let (condition, lock) = (AtomicU32::new(0), AtomicU32::new(0));
+        let operation = libc::FUTEX_WAIT_REQUEUE_PI | libc::FUTEX_CLOCK_REALTIME;
+        // SAFETY: words and time live through the call.
+        let result = sys::check(unsafe {
+            libc::syscall(libc::SYS_futex, condition.as_ptr(), operation, 0, time, lock.as_ptr(), 0)
+        });
+        assert_eq!(result, Err(Errno::ETIMEDOUT));
+    });
     // sem_timedwait(3) and the like are made of these.
     ends(|time| {
         // SAFETY: a semaphore may be all zero before it is made; all lives through the calls.

@@ -16,15 +16,16 @@ use crate::mm::{Key, uaccess};
 use crate::process::{self, Thread};
 use crate::sched::{self, Sleep};
 use crate::sync::WaitError;
+use crate::time::Deadline;
 
-/// FUTEX_WAIT_REQUEUE_PI: waits for the word at `address` to be signalled, and then to own the one at `second`. The deadline, in
-/// monotonic nanoseconds, is for both.
+/// FUTEX_WAIT_REQUEUE_PI: waits for the word at `address` to be signalled, and then to own the one at `second`. The deadline is
+/// for both.
 pub fn wait_requeue_pi(
     address: usize,
     second: usize,
     shared: bool,
     expected: u32,
-    deadline: Option<u64>,
+    deadline: Option<Deadline>,
 ) -> Result<usize> {
     if address == second {
         return Err(Errno::EINVAL);
@@ -35,7 +36,7 @@ pub fn wait_requeue_pi(
     }
     let waiter = Waiter::to_own(key, to);
     join(&waiter, address, expected)?;
-    match sched::sleep(Sleep::Interruptible, deadline, || waiter.is_woken()) {
+    match sched::sleep_to(Sleep::Interruptible, deadline, || waiter.is_woken()) {
         Ok(()) => Ok(0),
         // The word was given to it at the last moment.
         Err(_) if !waiter.leave() => Ok(0),
