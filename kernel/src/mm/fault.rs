@@ -299,7 +299,7 @@ impl AddressSpace {
         if !write {
             let mut tables = self.tables.lock();
             let entry = tables.leaf(address);
-            if !entry.is_mapped() {
+            if !entry.is_mapped() && !is_for_monitor(vma) {
                 refuse_poison(entry)?;
                 tables.install(address, Entry::new(zero_page(), bits | Entry::SPECIAL))?;
             }
@@ -309,6 +309,9 @@ impl AddressSpace {
         let present = self.tables.lock().own_leaf(address)?.map_or(Entry(0), Entry::load);
         if present.is_mapped() {
             return self.write_to_present(vma, address);
+        }
+        if is_for_monitor(vma) {
+            return Ok(());
         }
         refuse_poison(present)?;
         let frame = Frame::alloc_zeroed(self.private_use()).ok_or(FaultError::OutOfMemory)?;
@@ -352,6 +355,10 @@ impl AddressSpace {
                 };
             }
             refuse_poison(present)?;
+            let is_inside = index < cache.size().div_ceil(PAGE);
+            if is_for_monitor(vma) && is_inside && cache.cached(index).is_none() {
+                return Ok(());
+            }
             let unmappings = cache.mappings().unmappings();
             let page = cache.page(index, write && shared).map_err(failure)?;
             let copy = if write && !shared {
@@ -446,6 +453,12 @@ impl AddressSpace {
         }
         Ok(install(&mut tables, address, copy, own_bits(vma.flags))?)
     }
+}
+
+/// Are missing pages of the area its monitor's affair? Race: the page was there when the fault asked whether to tell the monitor, and
+/// MADV_DONTNEED or UFFDIO_MOVE has taken it since. Nothing is put in its place: the access comes again, and the monitor is told.
+fn is_for_monitor(vma: &Vma) -> bool {
+    vma.flags.contains(VmFlags::USERFAULT_MISSING)
 }
 
 /// What userfaultfd has poisoned stays so until it is unmapped.
