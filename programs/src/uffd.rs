@@ -13,6 +13,7 @@ pub const UNREGISTER: usize = 0x8010_aa01;
 pub const WAKE: usize = 0x8010_aa02;
 pub const COPY: usize = 0xc028_aa03;
 pub const ZEROPAGE: usize = 0xc020_aa04;
+pub const MOVE: usize = 0xc028_aa05;
 pub const WRITEPROTECT: usize = 0xc018_aa06;
 pub const CONTINUE: usize = 0xc020_aa07;
 pub const POISON: usize = 0xc020_aa08;
@@ -26,8 +27,12 @@ pub const FLAG_WP: u64 = 2;
 pub const FLAG_MINOR: u64 = 4;
 
 pub const PAGEFAULT_FLAG_WP: u64 = 1 << 0;
+pub const EVENT_FORK: u64 = 1 << 1;
+pub const EVENT_REMAP: u64 = 1 << 2;
+pub const EVENT_REMOVE: u64 = 1 << 3;
 pub const MISSING_HUGE: u64 = 1 << 4;
 pub const MISSING_SHMEM: u64 = 1 << 5;
+pub const EVENT_UNMAP: u64 = 1 << 6;
 pub const SIGBUS: u64 = 1 << 7;
 pub const THREAD_ID: u64 = 1 << 8;
 pub const MINOR_HUGE: u64 = 1 << 9;
@@ -37,6 +42,7 @@ pub const WP_FILES: u64 = 1 << 12;
 pub const WP_UNPOPULATED: u64 = 1 << 13;
 pub const POISONS: u64 = 1 << 14;
 pub const WP_ASYNC: u64 = 1 << 15;
+pub const MOVES: u64 = 1 << 16;
 pub const ALL_KINDS: u64 =
     PAGEFAULT_FLAG_WP | MISSING_HUGE | MISSING_SHMEM | MINOR_HUGE | MINOR_SHMEM | WP_FILES;
 

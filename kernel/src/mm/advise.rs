@@ -56,6 +56,12 @@ impl AddressSpace {
         if range.is_empty() {
             return Ok(());
         }
+        if matches!(
+            advice,
+            abi::MADV_DONTNEED | abi::MADV_DONTNEED_LOCKED | abi::MADV_FREE | abi::MADV_REMOVE
+        ) {
+            self.tell_of_removal(range.clone());
+        }
         match advice {
             abi::MADV_POPULATE_READ => self.advise_populate(range, Access::Read),
             abi::MADV_POPULATE_WRITE => self.advise_populate(range, Access::Write),

@@ -20,8 +20,10 @@ use super::fork_tables::{self, WINDOW};
 use super::gather::Gather;
 use super::space::{AddressSpace, Areas};
 use super::tables::{NoMemory, NoTable};
+use super::userfault::Forks;
 use super::vma::{FileArea, Kind, VmFlags, Vma, VmaSet};
 use crate::errno::{Errno, Result};
+use crate::hugetlb::HugeArea;
 use crate::memory::frame::Frame;
 use crate::memory::{PAGE_SIZE, reserve};
 use crate::process;
@@ -55,13 +57,14 @@ impl AddressSpace {
         // Many a child maps nothing before it executes a program or ends.
         copy.set.forget_gaps();
         let mut gather = Gather::new(self);
+        let mut forks = Forks::default();
         let mut result = Ok(());
         let Areas { set, .. } = &mut *parent;
         for vma in set.iter() {
             if vma.flags.contains(VmFlags::DONT_FORK) {
                 continue;
             }
-            result = fork_area(vma, &child, &mut copy);
+            result = fork_area(vma, &child, &mut copy, &mut forks);
             if result.is_err() {
                 break;
             }
@@ -75,7 +78,9 @@ impl AddressSpace {
         drop(copy);
         drop(parent);
         // On failure the child goes as it is: what it has is consistent.
-        result.map(|()| child)
+        result?;
+        forks.tell();
+        Ok(child)
     }
 
     /// Shares the private pages of `parents`, the areas of this space, with the child, whose areas are `set`.
@@ -91,7 +96,7 @@ impl AddressSpace {
         for vma in parents.iter() {
             // Also behind those that have nothing: there may be 65,000 of them.
             sched::cond_resched();
-            if !copies_pages(vma) {
+            if !copies_pages(vma) && !copies_marks(vma, set) {
                 continue;
             }
             let mut at = vma.start.max(done);
@@ -153,6 +158,7 @@ impl AddressSpace {
         set: &VmaSet,
         gather: &mut Gather,
     ) -> Result<(), NoMemory> {
+        let withholds = set.find(range.start).is_some_and(|vma| vma.flags.contains(VmFlags::USERFAULT_WP));
         let mut at = range.start;
         while at < range.end {
             let tables = self.tables.lock();
@@ -162,17 +168,22 @@ impl AddressSpace {
             let mut failed = None;
             let walked = tables.walk(at..range.end, 512, |address, slot| {
                 let value = Entry(slot.load(Ordering::SeqCst));
-                if failed.is_some()
-                    || !value.is_mapped()
-                    || !(value.has(Entry::ANON) || value.has(Entry::SPECIAL))
-                {
+                if failed.is_some() {
+                    return;
+                }
+                if !value.is_mapped() || !(value.has(Entry::ANON) || value.has(Entry::SPECIAL)) {
+                    // The child has no entry there, but it is to meet what is withheld.
+                    if withholds && value.has(Entry::USERFAULT_WP) {
+                        failed = filler.mark(address, Entry::USERFAULT_WP).err().map(|why| (address, why));
+                    }
                     return;
                 }
                 if value.has(Entry::WRITABLE) {
                     slot.fetch_and(!Entry::WRITABLE, Ordering::SeqCst);
                     gather.flush_range(address..address + super::PAGE);
                 }
-                let shared = value.without(Entry::WRITABLE | Entry::USERFAULT_WP);
+                let dropped = if withholds { Entry::WRITABLE } else { Entry::WRITABLE | Entry::USERFAULT_WP };
+                let shared = value.without(dropped);
                 if let Err(why) = filler.install(address, shared) {
                     failed = Some((address, why));
                 } else if shared.owns_frame() {
@@ -206,12 +217,19 @@ fn copies_pages(vma: &Vma) -> bool {
         && !vma.flags.intersects(VmFlags::DONT_FORK | VmFlags::WIPE_ON_FORK)
 }
 
+/// Does a child, whose areas are `childs`, get marks of the area's entries, whose pages come by faults?
+fn copies_marks(vma: &Vma, childs: &VmaSet) -> bool {
+    let withholds = vma.has_own_leaves() && vma.flags.contains(VmFlags::USERFAULT_WP);
+    withholds && childs.find(vma.start).is_some_and(|copy| copy.userfault.is_some())
+}
+
 /// Gives `child` the area that is a copy of `vma`, without its pages of its own.
-fn fork_area(vma: &Vma, child: &Arc<AddressSpace>, copy: &mut Areas) -> Result<()> {
+fn fork_area(vma: &Vma, child: &Arc<AddressSpace>, copy: &mut Areas, forks: &mut Forks) -> Result<()> {
     // The area, its place in the set, and in its file's list.
     reserve::ask(PAGE_SIZE)?;
-    // Who is told of the parent's faults is not told of the child's.
-    let inherited = vma.flags - VmFlags::USERFAULT;
+    // Who is told of the parent's faults is told of the child's if he is told of the fork.
+    let userfault = forks.of_area(vma, child)?;
+    let inherited = if userfault.is_some() { vma.flags } else { vma.flags - VmFlags::USERFAULT };
     let mut flags = inherited - (VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
     if flags.contains(VmFlags::ACCOUNT) {
         accounting::commit(vma.pages())?;
@@ -233,7 +251,14 @@ fn fork_area(vma: &Vma, child: &Arc<AddressSpace>, copy: &mut Areas) -> Result<(
         }
         Kind::Huge(huge) => {
             flags = inherited;
-            Kind::Huge(Box::new(huge.fork(&mut copy.huge, flags)?))
+            let copy = huge.fork(&mut copy.huge, flags)?;
+            if flags.intersects(VmFlags::USERFAULT_WP | VmFlags::USERFAULT_MINOR) {
+                copy.keep_unshared()?;
+            }
+            if flags.contains(VmFlags::USERFAULT_WP) {
+                withhold_as(huge, &copy, vma.range())?;
+            }
+            Kind::Huge(Box::new(copy))
         }
         Kind::Region(region) => Kind::Region(Box::new(region.fork(child, flags))),
     };
@@ -245,9 +270,21 @@ fn fork_area(vma: &Vma, child: &Arc<AddressSpace>, copy: &mut Areas) -> Result<(
         kind,
         policy: vma.policy,
         touched: AtomicBool::new(copies_pages(vma)),
-        userfault: None,
+        userfault,
     };
     child.attach_windows(&area);
     copy.set.insert(area);
+    Ok(())
+}
+
+/// Withholds stores from the pages of a child's area from which they are withheld in the parent's.
+fn withhold_as(parents: &HugeArea, childs: &HugeArea, range: Range<u64>) -> Result<()> {
+    let size = parents.page_size();
+    for at in range.step_by(size as usize) {
+        if parents.is_withheld(at) {
+            childs.withhold_stores(at..at + size, true)?;
+        }
+        sched::cond_resched();
+    }
     Ok(())
 }

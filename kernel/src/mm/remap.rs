@@ -190,9 +190,10 @@ impl AddressSpace {
         let old_len = old.end - old.start;
         let copies = old_len == 0;
         let vma = areas.set.find(old.start).ok_or(Errno::EFAULT)?;
-        // The area at the new place is not registered with a userfaultfd.
+        // The area at the new place is registered with a userfaultfd only if that is told of the move.
         let registered = vma.userfault.is_some();
-        let flags = vma.flags - VmFlags::USERFAULT;
+        let userfault = vma.userfault.clone().filter(|context| context.follows_moves());
+        let flags = if userfault.is_some() { vma.flags } else { vma.flags - VmFlags::USERFAULT };
         let pages = remap.new_len >> PAGE_SHIFT;
         // A move takes its pages along; only what is more than before has to be within the limits.
         let more = if copies || remap.keep_old { pages } else { pages - (old_len >> PAGE_SHIFT) };
@@ -225,23 +226,27 @@ impl AddressSpace {
                 let (file, attachment) = (area.file.clone(), area.attachment.clone());
                 Kind::File(Box::new(FileArea { link, file, attachment }))
             }
-            Kind::Huge(_) => return self.move_huge(areas, old, start),
+            Kind::Huge(_) => return self.move_huge(areas, old, start, leftovers),
             Kind::Region(_) => return Err(Errno::EINVAL),
         };
         if !copies && self.move_pages(&areas.set, old.clone(), start).is_err() {
             uncharge();
             return Err(Errno::ENOMEM);
         }
-        if registered && !copies {
+        if registered && userfault.is_none() && !copies {
             self.permit_stores(start..start + old_len);
         }
         let touched = AtomicBool::new(vma.is_touched());
-        let first = if matches!(kind, Kind::Anonymous) { start >> PAGE_SHIFT } else { first };
         let policy = vma.policy;
+        let first = if matches!(kind, Kind::Anonymous) { start >> PAGE_SHIFT } else { first };
         let gone = !copies && !remap.keep_old;
+        if let Some(context) = &userfault {
+            leftovers.changes.moved(context, old.start, start, old_len);
+        }
         if gone {
             if let Some(vma) = areas.set.remove(old.start) {
                 self.leave_windows(&vma, vma.range());
+                leftovers.changes.unmapped(&vma, &old);
                 leftovers.push(vma, &mut areas.huge);
             }
             if areas.layout.vdso == old.start {
@@ -250,7 +255,7 @@ impl AddressSpace {
         } else if remap.keep_old {
             areas.set.update(old.start, |vma| vma.flags -= VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
         }
-        let area = Vma { start, end: range.end, flags, first, kind, policy, touched, userfault: None };
+        let area = Vma { start, end: range.end, flags, first, kind, policy, touched, userfault };
         self.attach_windows(&area);
         areas.set.insert(area);
         if gone {
@@ -263,7 +268,13 @@ impl AddressSpace {
     }
 
     /// Moves a whole area of huge pages, which neither grows nor stays behind.
-    fn move_huge(&self, areas: &mut Areas, old: Range<u64>, start: u64) -> Result<()> {
+    fn move_huge(
+        &self,
+        areas: &mut Areas,
+        old: Range<u64>,
+        start: u64,
+        leftovers: &mut Leftovers,
+    ) -> Result<()> {
         let mut vma = areas.set.remove(old.start).ok_or(Errno::EFAULT)?;
         let result = match &mut vma.kind {
             Kind::Huge(huge) => huge.move_to(start),
@@ -271,7 +282,11 @@ impl AddressSpace {
         };
         if result.is_ok() {
             (vma.start, vma.end) = (start, start + (old.end - old.start));
-            vma.forget_userfault();
+            match vma.userfault.clone().filter(|context| context.follows_moves()) {
+                Some(context) => leftovers.changes.moved(&context, old.start, start, old.end - old.start),
+                None => vma.forget_userfault(),
+            }
+            leftovers.changes.unmapped(&vma, &old);
         }
         areas.set.insert(vma);
         result?;

@@ -18,6 +18,7 @@ use super::layout::SLOT;
 use super::mshare::{self, RegionLeftover};
 use super::shm::Attachment;
 use super::tables::{NoMemory, PageTables, Resident};
+use super::userfault::Changes;
 use super::vma::{Costs, Kind, VmFlags, Vma, VmaSet};
 use super::{TASK_SIZE, accounting};
 use crate::arch::cpu::{self, CpuId, CpuSet};
@@ -342,6 +343,7 @@ impl AddressSpace {
             if vma.flags.contains(VmFlags::ACCOUNT) {
                 accounting::uncommit(vma.pages());
             }
+            leftovers.changes.unmapped(&vma, &range);
             leftovers.push(vma, &mut areas.huge);
             sched::cond_resched();
         }
@@ -519,7 +521,11 @@ pub(super) enum Zap {
 /// What is left of removed areas, to be dropped without locks: files, segments, caches. There may be very many: a list, which never needs
 /// much memory at once.
 #[derive(Default)]
-pub struct Leftovers(LinkedList<Leftover>);
+pub struct Leftovers {
+    list: LinkedList<Leftover>,
+    /// What monitors are told of then.
+    pub(super) changes: Changes,
+}
 
 #[allow(dead_code)] // only held to be dropped
 enum Leftover {
@@ -537,11 +543,11 @@ impl Leftovers {
                 let cache = area.link.cache().clone();
                 let super::vma::FileArea { link, file, attachment } = *area;
                 drop(link);
-                self.0.push_back(Leftover::File { file, cache, attachment });
+                self.list.push_back(Leftover::File { file, cache, attachment });
             }
             // Its pages and tables go here and now: the tables around it are looked at next.
-            Kind::Huge(huge) => self.0.push_back(Leftover::Huge(huge.unmap(token))),
-            Kind::Region(region) => self.0.push_back(Leftover::Region(region.detach())),
+            Kind::Huge(huge) => self.list.push_back(Leftover::Huge(huge.unmap(token))),
+            Kind::Region(region) => self.list.push_back(Leftover::Region(region.detach())),
             Kind::Anonymous | Kind::Special(_) => {}
         }
     }
@@ -549,9 +555,10 @@ impl Leftovers {
 
 impl Drop for Leftovers {
     fn drop(&mut self) {
-        while let Some(leftover) = self.0.pop_front() {
+        while let Some(leftover) = self.list.pop_front() {
             drop(leftover);
             sched::cond_resched();
         }
+        self.changes.tell();
     }
 }

@@ -193,20 +193,33 @@ pub(super) struct Filler<'t> {
 impl Filler<'_> {
     /// As [`Tables::install`].
     pub(super) fn install(&mut self, address: u64, entry: Entry) -> Result<(), NoTable> {
-        let window = address & !(span(2) - 1);
-        let table = match self.last {
-            Some((last, table)) if last == window => table,
-            _ => {
-                self.tables.find_or_make(address, 1)?;
-                let above = self.tables.above_leaves(address).ok_or(NoTable::NoMemory)?;
-                self.last = Some((window, above.address()));
-                above.address()
-            }
-        };
+        let table = self.table(address)?;
         // SAFETY: as in `Tables::find`: the tables are borrowed, so nobody frees or shares one of them.
         let slot = unsafe { &entries(table)[index(address, 1)] };
         self.tables.put(slot, entry);
         Ok(())
+    }
+
+    /// Leaves a mark where there is no page.
+    pub(super) fn mark(&mut self, address: u64, mark: u64) -> Result<(), NoTable> {
+        let table = self.table(address)?;
+        // SAFETY: as above.
+        unsafe { &entries(table)[index(address, 1)] }.store(mark, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// The table with the leaf of an address.
+    fn table(&mut self, address: u64) -> Result<PhysAddr, NoTable> {
+        let window = address & !(span(2) - 1);
+        match self.last {
+            Some((last, table)) if last == window => Ok(table),
+            _ => {
+                self.tables.find_or_make(address, 1)?;
+                let above = self.tables.above_leaves(address).ok_or(NoTable::NoMemory)?;
+                self.last = Some((window, above.address()));
+                Ok(above.address())
+            }
+        }
     }
 }
 

@@ -7,8 +7,9 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use linux_raw_sys::general as abi;
 
-use super::fill::Filling;
-use super::{Context, INITIALISED, MESSAGE};
+use super::events::Event;
+use super::fill::{Filling, Progress};
+use super::{Context, INITIALISED, MESSAGE, News};
 use crate::errno::{Errno, Result};
 use crate::fs::anonymous::Kind;
 use crate::fs::device::register_character_device;
@@ -26,6 +27,10 @@ use crate::sync::WaitQueue;
 pub static UNPRIVILEGED: AtomicBool = AtomicBool::new(false);
 
 const FEATURES: u64 = (abi::UFFD_FEATURE_PAGEFAULT_FLAG_WP
+    | abi::UFFD_FEATURE_EVENT_FORK
+    | abi::UFFD_FEATURE_EVENT_REMAP
+    | abi::UFFD_FEATURE_EVENT_REMOVE
+    | abi::UFFD_FEATURE_EVENT_UNMAP
     | abi::UFFD_FEATURE_MISSING_HUGETLBFS
     | abi::UFFD_FEATURE_MISSING_SHMEM
     | abi::UFFD_FEATURE_SIGBUS
@@ -36,7 +41,8 @@ const FEATURES: u64 = (abi::UFFD_FEATURE_PAGEFAULT_FLAG_WP
     | abi::UFFD_FEATURE_WP_HUGETLBFS_SHMEM
     | abi::UFFD_FEATURE_WP_UNPOPULATED
     | abi::UFFD_FEATURE_POISON
-    | abi::UFFD_FEATURE_WP_ASYNC) as u64;
+    | abi::UFFD_FEATURE_WP_ASYNC
+    | abi::UFFD_FEATURE_MOVE) as u64;
 
 /// The calls that every userfaultfd has: UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_API.
 const CALLS: u64 = 1 << abi::_UFFDIO_REGISTER | 1 << abi::_UFFDIO_UNREGISTER | 1 << abi::_UFFDIO_API;
@@ -53,6 +59,7 @@ const UFFDIO_UNREGISTER: u32 = ioctl(READ, abi::_UFFDIO_UNREGISTER, 16);
 const UFFDIO_WAKE: u32 = ioctl(READ, abi::_UFFDIO_WAKE, 16);
 const UFFDIO_COPY: u32 = ioctl(READ_WRITE, abi::_UFFDIO_COPY, 40);
 const UFFDIO_ZEROPAGE: u32 = ioctl(READ_WRITE, abi::_UFFDIO_ZEROPAGE, 32);
+const UFFDIO_MOVE: u32 = ioctl(READ_WRITE, abi::_UFFDIO_MOVE, 40);
 const UFFDIO_WRITEPROTECT: u32 = ioctl(READ_WRITE, abi::_UFFDIO_WRITEPROTECT, 24);
 const UFFDIO_CONTINUE: u32 = ioctl(READ_WRITE, abi::_UFFDIO_CONTINUE, 32);
 const UFFDIO_POISON: u32 = ioctl(READ_WRITE, abi::_UFFDIO_POISON, 32);
@@ -79,15 +86,19 @@ pub fn create(flags: u32) -> Result<usize> {
         return Err(Errno::EINVAL);
     }
     let space = process::current().process.mm().ok_or(Errno::EINVAL)?;
-    let context = Context::new(&space, flags & abi::UFFD_USER_MODE_ONLY != 0);
+    let context = Context::new(&space, flags);
+    install(context, flags).map(|fd| fd as usize)
+}
+
+/// A descriptor of the caller's for a context.
+fn install(context: Arc<Context>, flags: u32) -> Result<i32> {
     let file = File::anonymous(
         Kind::Anonymous,
         "[userfaultfd]",
         Arc::new(Descriptor(context)),
         abi::O_RDONLY | flags & abi::O_NONBLOCK,
     );
-    let close = flags & abi::O_CLOEXEC != 0;
-    caller::files().install(file, 0, caller::descriptor_limit(), close).map(|fd| fd as usize)
+    caller::files().install(file, 0, caller::descriptor_limit(), flags & abi::O_CLOEXEC != 0)
 }
 
 struct Descriptor(Arc<Context>);
@@ -157,7 +168,19 @@ impl Descriptor {
         let len = range.end - range.start;
         let start = range.start;
         let withhold = filling != Filling::Poison && mode & WITHHOLD != 0;
-        let (done, stopped) = match self.0.fill(range, filling, withhold) {
+        self.finish(start, len, mode, self.0.fill(range, filling, withhold), result)
+    }
+
+    /// Writes how far a call came to `result`, and wakes who waited for what is there now.
+    fn finish(
+        &self,
+        start: u64,
+        len: u64,
+        mode: u64,
+        progress: Result<Progress>,
+        result: usize,
+    ) -> Result<usize> {
+        let (done, stopped) = match progress {
             Ok(progress) => (progress.done, progress.stopped),
             Err(Errno::ESRCH) => return Err(Errno::ESRCH),
             Err(errno) => (0, Some(errno)),
@@ -176,6 +199,17 @@ impl Descriptor {
             self.0.wake(start..start + done);
         }
         if done == len { Ok(0) } else { Err(Errno::EAGAIN) }
+    }
+
+    fn move_pages(&self, argument: usize) -> Result<usize> {
+        const SKIP_HOLES: u64 = 2;
+        let [to, from, len, mode] = words::<4>(argument)?;
+        if mode & !(DONTWAKE | SKIP_HOLES) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let (target, _) = (range(to, len)?, range(from, len)?);
+        let progress = self.0.move_pages(target.start, from, len, mode & SKIP_HOLES != 0);
+        self.finish(to, len, mode, progress, argument + 32)
     }
 
     fn copy(&self, argument: usize) -> Result<usize> {
@@ -197,6 +231,30 @@ impl Descriptor {
             return Err(Errno::EINVAL);
         }
         self.fill(range, mode, filling, argument + 24)
+    }
+
+    /// Gives the reader an event, with a descriptor for the context of a child. What cannot be given stays to be read.
+    fn give(&self, number: u64, event: Arc<Event>, sink: &mut Sink) -> Result<()> {
+        let mut message = event.message;
+        let mut descriptor = None;
+        let mut give = || {
+            if let Some(child) = &event.child {
+                let fd = *descriptor.insert(install(child.clone(), child.flags)?);
+                message[8..12].copy_from_slice(&fd.to_ne_bytes());
+            }
+            sink.write_all(&message)
+        };
+        let given = give();
+        match (given, descriptor) {
+            (Ok(()), _) => event.was_read(),
+            (Err(_), None) => self.0.waiters.lock().put_back(number, event),
+            (Err(_), Some(fd)) => {
+                // Closed, the context lets go of the child, and is of no use for another reader.
+                let _ = caller::files().close(fd);
+                event.was_read();
+            }
+        }
+        given
     }
 
     fn write_protect(&self, argument: usize) -> Result<usize> {
@@ -222,13 +280,17 @@ impl FileOps for Descriptor {
         }
         let mut done = 0;
         while sink.remaining() >= MESSAGE {
-            let message = match self.0.take_message() {
-                Some(message) => message,
+            let news = match self.0.take_news() {
+                Some(news) => news,
                 None if done > 0 => return Ok(done),
                 None if file.nonblocking() => return Err(Errno::EAGAIN),
-                None => self.0.arrived.wait_event(None, || self.0.take_message())?,
+                None => self.0.arrived.wait_event(None, || self.0.take_news())?,
             };
-            match sink.write_all(&message) {
+            let given = match news {
+                News::Fault(message) => sink.write_all(&message),
+                News::Event(number, event) => self.give(number, event, sink),
+            };
+            match given {
                 Err(_) if done > 0 => return Ok(done),
                 other => other?,
             }
@@ -272,6 +334,7 @@ impl FileOps for Descriptor {
             }
             UFFDIO_COPY => self.copy(argument),
             UFFDIO_ZEROPAGE => self.fill_range(argument, Filling::Zeroes, DONTWAKE),
+            UFFDIO_MOVE => self.move_pages(argument),
             UFFDIO_WRITEPROTECT => self.write_protect(argument),
             UFFDIO_CONTINUE => self.fill_range(argument, Filling::Continue, DONTWAKE | WITHHOLD),
             UFFDIO_POISON => self.fill_range(argument, Filling::Poison, DONTWAKE),
@@ -286,7 +349,7 @@ impl FileOps for Descriptor {
     fn describe(&self, _: &File, out: &mut Text) {
         let (waiting, unread) = {
             let waiters = self.0.waiters.lock();
-            (waiters.by_page.len(), waiters.unread.len())
+            (waiters.by_page.len() + waiters.events.len(), waiters.unread.len() + waiters.events.len())
         };
         let features = self.0.features.load(Ordering::SeqCst);
         // Writing to a string does not fail.

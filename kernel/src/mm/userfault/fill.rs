@@ -69,6 +69,7 @@ impl Context {
         let space = self.space()?;
         let granule = {
             let areas = space.read();
+            self.check_unchanged()?;
             check(&areas, &range, filling, withhold)?.granule()
         };
         let mut at = range.start;
@@ -77,7 +78,7 @@ impl Context {
                 Filling::Copy(source) => Filling::Copy(source + (at - range.start)),
                 other => other,
             };
-            if let Err(errno) = space.fill_page(&range, at, granule, from, withhold) {
+            if let Err(errno) = space.fill_page(self, &range, at, granule, from, withhold) {
                 return Ok(Progress { done: at - range.start, stopped: Some(errno) });
             }
             at += granule;
@@ -93,6 +94,7 @@ impl Context {
     pub(super) fn write_protect(&self, range: Range<u64>, withhold: bool) -> Result<()> {
         let space = self.space()?;
         let areas = space.read();
+        self.check_unchanged()?;
         let mut met = false;
         for vma in areas.set.overlapping(range.clone()) {
             if !vma.flags.contains(VmFlags::USERFAULT_WP) {
@@ -131,6 +133,7 @@ fn check<'a>(areas: &'a Areas, range: &Range<u64>, filling: Filling, withhold: b
 impl AddressSpace {
     fn fill_page(
         &self,
+        context: &Context,
         range: &Range<u64>,
         at: u64,
         granule: u64,
@@ -152,6 +155,7 @@ impl AddressSpace {
         loop {
             let areas = self.read();
             // The areas may have changed since.
+            context.check_unchanged()?;
             let vma = check(&areas, range, filling, withhold)?;
             if vma.granule() != granule {
                 return Err(Errno::ENOENT);

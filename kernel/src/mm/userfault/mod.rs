@@ -10,15 +10,17 @@
 //! The context knows its address space weakly, and the areas know the context: the descriptor may outlive the memory, and is let go
 //! of by the areas when it is closed ([`Context::release`]).
 
+mod events;
 mod file;
 mod fill;
 mod look;
+mod move_pages;
 mod register;
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use linux_raw_sys::general as abi;
 
@@ -28,6 +30,8 @@ use crate::errno::{Errno, Result};
 use crate::process;
 use crate::sync::{SpinLock, WaitQueue};
 
+use events::Event;
+pub(super) use events::{Changes, Forks};
 pub use file::{UNPRIVILEGED, create, init, may_create};
 use look::Look;
 
@@ -65,6 +69,15 @@ struct Waiters {
     by_page: BTreeMap<(u64, u64), Arc<Waiting>>,
     /// Those whose message nobody has read, in the order of their arrival.
     unread: BTreeMap<u64, Arc<Waiting>>,
+    /// Other messages that nobody has read.
+    events: BTreeMap<u64, Arc<Event>>,
+}
+
+/// What a reader gets.
+enum News {
+    Fault([u8; MESSAGE]),
+    /// With its number, for who cannot take it after all.
+    Event(u64, Arc<Event>),
 }
 
 impl Waiters {
@@ -77,10 +90,12 @@ impl Waiters {
 /// What a userfaultfd refers to.
 pub struct Context {
     space: Weak<AddressSpace>,
-    /// UFFD_USER_MODE_ONLY: system calls fail in place of waiting.
-    user_mode_only: bool,
+    /// With what it was made: O_CLOEXEC, O_NONBLOCK, and UFFD_USER_MODE_ONLY, by which system calls fail in place of waiting.
+    flags: u32,
     features: AtomicU64,
     waiters: SpinLock<Waiters>,
+    /// Changes that the monitor has not heard of.
+    changing: AtomicUsize,
     /// A message has come.
     arrived: WaitQueue,
 }
@@ -93,12 +108,13 @@ pub(super) struct Intercepted {
 }
 
 impl Context {
-    fn new(space: &Arc<AddressSpace>, user_mode_only: bool) -> Arc<Self> {
+    fn new(space: &Arc<AddressSpace>, flags: u32) -> Arc<Self> {
         Arc::new(Self {
             space: Arc::downgrade(space),
-            user_mode_only,
+            flags,
             features: AtomicU64::new(0),
             waiters: SpinLock::new(Waiters::default()),
+            changing: AtomicUsize::new(0),
             arrived: WaitQueue::new(),
         })
     }
@@ -160,14 +176,18 @@ impl Context {
         }
     }
 
-    /// The message that came first and was not read; it counts as read from now on.
-    fn take_message(&self) -> Option<[u8; MESSAGE]> {
-        let taken = self.waiters.lock().unread.pop_first();
-        taken.map(|(_, waiting)| waiting.message)
+    /// The message that came first and was not read, faults before all others; that of a fault counts as read from now on.
+    fn take_news(&self) -> Option<News> {
+        let mut waiters = self.waiters.lock();
+        if let Some((_, waiting)) = waiters.unread.pop_first() {
+            return Some(News::Fault(waiting.message));
+        }
+        waiters.events.pop_first().map(|(number, event)| News::Event(number, event))
     }
 
     fn has_message(&self) -> bool {
-        !self.waiters.lock().unread.is_empty()
+        let waiters = self.waiters.lock();
+        !waiters.unread.is_empty() || !waiters.events.is_empty()
     }
 }
 
@@ -233,7 +253,7 @@ impl AddressSpace {
         };
         // Who ends waits for nobody: no signal would end that, and the descriptor may be its own.
         let ends = process::current().memory.is_ending();
-        let refused = ends || origin == Origin::Kernel && context.user_mode_only;
+        let refused = ends || origin == Origin::Kernel && context.flags & abi::UFFD_USER_MODE_ONLY != 0;
         if context.has(abi::UFFD_FEATURE_SIGBUS) || refused || origin == Origin::Debugger {
             return Err(FaultError::Sigbus);
         }

@@ -18,6 +18,7 @@ const COPY: u64 = 1 << abi::_UFFDIO_COPY;
 const ZEROPAGE: u64 = 1 << abi::_UFFDIO_ZEROPAGE;
 const WRITEPROTECT: u64 = 1 << abi::_UFFDIO_WRITEPROTECT;
 const CONTINUE: u64 = 1 << abi::_UFFDIO_CONTINUE;
+const MOVE: u64 = 1 << abi::_UFFDIO_MOVE;
 const POISON: u64 = 1 << abi::_UFFDIO_POISON;
 
 impl Vma {
@@ -88,7 +89,7 @@ impl Context {
         areas.set.merge(range);
         let mut calls = WAKE | COPY | POISON;
         if !basic {
-            calls |= ZEROPAGE;
+            calls |= ZEROPAGE | MOVE;
         }
         if mode.contains(VmFlags::USERFAULT_WP) {
             calls |= WRITEPROTECT;
@@ -157,6 +158,7 @@ impl Context {
             let _ = space.let_areas_go(&mut areas, self, 0..super::super::TASK_SIZE);
         }
         self.wake(0..u64::MAX);
+        self.give_up_events();
     }
 }
 
