@@ -94,8 +94,8 @@ struct Count {
 
 impl Count {
     fn add_line(&mut self, line: &str) {
-        let line = line.trim();
-        let is_nextest = line.starts_with("Summary [") && line.contains(" run: ");
+        // What a failed test printed is shown further in, with the counts of its own runner.
+        let is_nextest = line.trim().starts_with("Summary [") && line.contains(" run: ");
         if !is_nextest && !line.starts_with("test result: ") {
             return;
         }
@@ -122,6 +122,12 @@ mod tests {
         let mut count = Count::default();
         text.lines().for_each(|line| count.add_line(line));
         (count.passed, count.failed, count.skipped)
+    }
+
+    #[test]
+    fn a_failed_tests_own_count_is_not_counted_again() {
+        let text = "  stdout ───\n\n    test result: FAILED. 0 passed; 1 failed; 0 ignored\n     Summary [  1.9s] 2 tests run: 1 passed, 1 failed";
+        assert_eq!(count(text), (1, 1, 0));
     }
 
     #[test]

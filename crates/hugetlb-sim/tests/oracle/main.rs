@@ -38,6 +38,18 @@ fn bytes(pages: &Range<u64>) -> Range<VirtAddr> {
     VirtAddr(pages.start * SIZE)..VirtAddr(pages.end * SIZE)
 }
 
+/// What was done, told when it ends in a panic: what the shrinker calls minimal need not fail.
+#[derive(Default)]
+struct History(Vec<Operation>);
+
+impl Drop for History {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("after {:?}", self.0);
+        }
+    }
+}
+
 struct System {
     machine: SimMachine,
     hugetlb: Arc<Hugetlb<SimMachine>>,
@@ -45,6 +57,7 @@ struct System {
     processes: Vec<Process>,
     /// What is, where the generator's model is what would be if no pool was ever empty.
     model: Model,
+    history: History,
 }
 
 impl System {
@@ -57,7 +70,7 @@ impl System {
         let files = model.files.iter().map(|file| hugetlb.anonymous_file(file.page_size, 0).unwrap());
         let files = files.collect();
         let processes = vec![machine.process().unwrap()];
-        System { machine, hugetlb, files, processes, model: model.clone() }
+        System { machine, hugetlb, files, processes, model: model.clone(), history: History::default() }
     }
 
     fn supply(&self) -> Supply {
@@ -73,6 +86,7 @@ impl System {
         if !self.model.is_valid(&operation) {
             return;
         }
+        self.history.0.push(operation.clone());
         let expected = self.model.apply(&operation, &mut supply);
         assert_eq!(self.apply(operation), expected);
         self.check();

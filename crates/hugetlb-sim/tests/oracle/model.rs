@@ -212,16 +212,16 @@ impl Model {
         }
     }
 
-    /// The private mappings of a file give copies up, in the order in which they came to be: who comes last may hold alone what
-    /// several had, or find the pool without surplus pages.
+    /// The private mappings of a file give copies up, in the order of its list, first index and age: who comes last may hold
+    /// alone what several had, or find the pool without surplus pages.
     fn drop_all_copies(&mut self, file: usize, range: &Range<u64>, supply: &mut Supply) {
-        let mut losers: Vec<(u64, usize, u64)> = Vec::new();
+        let mut losers: Vec<(u64, u64, usize, u64)> = Vec::new();
         for (process, mappings) in self.processes.iter().enumerate() {
             let private = mappings.iter().filter(|(_, mapping)| mapping.file == file && !mapping.shared);
-            losers.extend(private.map(|(start, mapping)| (mapping.number, process, *start)));
+            losers.extend(private.map(|(start, mapping)| (mapping.first, mapping.number, process, *start)));
         }
         losers.sort_unstable();
-        for (_, process, start) in losers {
+        for (.., process, start) in losers {
             self.drop_copies(process, start, range.clone(), supply);
         }
     }
