@@ -63,6 +63,38 @@ fn a_page_does_not_appear_behind_a_truncation() {
     }
 }
 
+/// A fault zeroes its page; the file is truncated meanwhile, and is as long as before when the page is put there. Nothing holds
+/// the truncations up: no other mapping is on the list, and the file has no page.
+#[test]
+fn a_promise_is_not_taken_back_under_a_page_that_is_on_its_way() {
+    for no_reserve in [true, false] {
+        let (machine, hugetlb) = machine(ProtocolKind::FileTables);
+        let file = hugetlb.anonymous_file(PageSize::Size2M, 2 * SIZE).unwrap();
+        let process = machine.process().unwrap();
+        process.map(&file, SLOT, 2 * SIZE, 0, MapOptions { no_reserve, ..SHARED }).unwrap();
+        let (truncated, pools) = (file.clone(), hugetlb.clone());
+        machine.in_next_zero(move || {
+            truncated.truncate(0).unwrap();
+            // The page is nobody's promise any more, and not free either.
+            assert_eq!(pool(&pools), (POOL - 1, 0));
+            pools.pool(PageSize::Size2M).check().unwrap();
+            truncated.truncate(2 * SIZE).unwrap();
+        });
+        assert_eq!(process.store(0, SLOT, 1), Err(Signal::Bus), "it raced with the truncation");
+        assert_eq!((file.statistics().pages, pool(&hugetlb)), (0, (POOL, 0)));
+        hugetlb.pool(PageSize::Size2M).check().unwrap();
+        assert!(
+            file.reserve(0..(POOL + 1) * SIZE).is_err(),
+            "a counter below zero lends out more than there is"
+        );
+        // The next access finds a page as ever.
+        assert_eq!(process.store(0, SLOT, 1), Ok(()));
+        drop((process, file));
+        assert_eq!(pool(&hugetlb), (POOL, 0));
+        hugetlb.pool(PageSize::Size2M).check().unwrap();
+    }
+}
+
 /// A hole punch has cleared a mapping's entry and waits for its flush; the process replaces the mapping meanwhile.
 fn a_new_mapping_is_not_hidden_behind_old_translations(protocol: ProtocolKind) {
     let (machine, hugetlb) = machine(protocol);

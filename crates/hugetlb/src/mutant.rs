@@ -115,6 +115,8 @@ filetables::mutants! {
     NotEnlisted,
     /// A fault that a truncation overtook does not leave the promise behind that its page used up.
     PromiseTakenAlong,
+    /// A truncation takes the promise back of a page that a fault has taken for it and not brought yet.
+    PageOnItsWayPromised,
     /// The promise of a private mapping is not given back with it.
     PromiseOfMappingLost,
     /// A hole punch leaves the promises of its pages.

@@ -77,6 +77,23 @@ pub(super) fn fault_against_truncate_with_promises(protocol: ProtocolKind) {
     truncate(world);
 }
 
+/// A file is as long again when a fault brings the page that it took before: the promise was deleted in between.
+pub(super) fn fault_against_two_truncations(protocol: ProtocolKind) {
+    let world = World::new(protocol, 2);
+    let options = MapOptions { no_reserve: false, ..SHARED };
+    world.processes[1].map(&world.files[0], SLOT, SLOT_SIZE, 0, options).unwrap();
+    world.race([
+        |world| {
+            let stored = world.processes[1].store(0, NEXT, stamp(0, 1));
+            assert!(matches!(stored, Ok(()) | Err(Signal::Bus)), "{stored:?}");
+        },
+        |world| {
+            world.files[0].truncate(0).unwrap();
+            world.files[0].truncate(2 * PAGE).unwrap();
+        },
+    ]);
+}
+
 fn truncate(world: World) {
     world.race([
         |world| {

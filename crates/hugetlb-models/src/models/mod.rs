@@ -44,6 +44,7 @@ models! {
         fault_against_truncate 3,
         fault_against_truncate_and_exit 3,
         fault_against_truncate_with_promises 3,
+        fault_against_two_truncations 3,
         fault_against_split 3,
         fault_against_protect 3,
         fault_against_fork 3,

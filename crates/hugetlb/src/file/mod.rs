@@ -15,7 +15,7 @@ mod read;
 use core::fmt;
 use core::ops::Range;
 
-use filetables::FileTables;
+use filetables::{FileTables, InsertError};
 
 use index::FaultMutexes;
 pub(crate) use index::{IndexLock, RunLock};
@@ -27,6 +27,7 @@ use crate::area::Area;
 use crate::error::{Error, Result};
 use crate::hugetlb::Hugetlb;
 use crate::machine::Machine;
+use crate::mutant::Mutant;
 use crate::payer::PageCharge;
 use crate::pool::{Page, Pool, Subpool};
 use crate::range_list::RangeList;
@@ -230,7 +231,7 @@ impl<M: Machine> File<M> {
     }
 
     /// Takes a page for an index that has none, by the file's promises. The content is arbitrary. Behind the end of the file only if
-    /// `anywhere`: else [`Error::Invalid`].
+    /// `anywhere`: else [`Error::Invalid`]. Its way ends with [`File::bring_page`].
     pub(crate) fn allocate_page(&self, at: &IndexLock<'_, M>, anywhere: bool) -> Result<Arc<Page<M>>> {
         // Held from the look to the change: a truncation that deletes the promise comes before or after both.
         let mut promises = self.promises.lock();
@@ -239,17 +240,53 @@ impl<M: Machine> File<M> {
         if !anywhere && index >= self.content.end() {
             return Err(Error::Invalid);
         }
+        promises.make_room()?;
         let promised = promises.contains(index);
         let payer = self.hugetlb.machine().payer();
         let charge = PageCharge::new(payer, self.page_size(), promised).map_err(|_| Error::NoSpace)?;
         let frame = if promised {
             self.pool.take(true).ok_or(Error::NoSpace)?
         } else {
-            let frame = reserve::take_unpromised(&self.pool, self.subpool())?;
-            promises.insert_used(index);
-            frame
+            reserve::take_unpromised(&self.pool, self.subpool())?
         };
+        promises.set_out(index);
         Ok(Arc::new(Page::new(frame, self.pool.clone(), self.subpool.clone(), charge)))
+    }
+
+    /// Puts a page of [`File::allocate_page`], whose content is written, where it belongs. On failure the page goes, and the promise
+    /// that it used up is the pool's again if the file still keeps it.
+    ///
+    /// # Errors
+    ///
+    /// [`InsertError::BeyondEnd`] when a truncation came in between, even if the file is as long again.
+    pub(crate) fn bring_page(
+        &self,
+        at: &IndexLock<'_, M>,
+        page: &Arc<Page<M>>,
+        anywhere: bool,
+    ) -> core::result::Result<(), InsertError> {
+        let index = at.index().0;
+        // Held over the insert: a truncation that takes pages out and then deletes promises meets both or neither.
+        let mut promises = self.promises.lock();
+        if !promises.arrive(index) {
+            return Err(InsertError::BeyondEnd);
+        }
+        let inserted = if anywhere {
+            self.content.insert_anywhere(index, page.clone())
+        } else {
+            self.content.insert(index, page.clone())
+        };
+        match &inserted {
+            Ok(()) => {}
+            // The truncation has not come to the promises yet: what it would take back, the page has used up.
+            Err(InsertError::BeyondEnd) if !Mutant::PromiseTakenAlong.is_on() => {
+                promises.remove(self.page_size(), index..index + 1);
+            }
+            Err(InsertError::BeyondEnd) => {}
+            // The promise stays in the map.
+            Err(InsertError::OutOfMemory | InsertError::Occupied) => page.restore(),
+        }
+        inserted
     }
 }
 

@@ -88,10 +88,7 @@ impl<M: Machine> File<M> {
             }
             let page = self.allocate_page(&at, true)?;
             page.zero();
-            self.content().insert_anywhere(index.0, page.clone()).map_err(|_| {
-                page.restore();
-                Error::NoMemory
-            })?;
+            self.bring_page(&at, &page, true).map_err(|_| Error::NoMemory)?;
         }
         Ok(())
     }

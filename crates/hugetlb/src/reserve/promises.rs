@@ -1,42 +1,75 @@
 //! The promises of a file: which pages were promised or used, and who pays for them.
+//!
+//! A fault takes a page from the pool, writes its content, which is long, and puts it in the file. In between the pool's promise
+//! is used up and the file does not have the page yet. Such an index is *on its way*: who deletes promises meanwhile must not take
+//! it back from the pool, which would be the second time, and the page must not stay in a file that has forgotten its promise.
 
+use alloc::vec::Vec;
 use core::ops::Range;
 
 use super::Regions;
 use crate::addr::PageSize;
+use crate::error::OutOfMemory;
+use crate::mutant::Mutant;
 use crate::payer::{self, Expense, Payer};
 
 /// The reservation map of a file. Each index has who pays for its promise: nobody if its page does itself.
-pub(crate) struct Promises<P: Payer>(Regions<P>);
+pub(crate) struct Promises<P: Payer> {
+    map: Regions<P>,
+    /// Indices of the map, in no order. Each is of who holds a fault mutex of the file, so they are few.
+    on_the_way: Vec<u64>,
+}
 
 impl<P: Payer> Promises<P> {
     /// None.
     pub(crate) fn new() -> Promises<P> {
-        Promises(Regions::default())
+        Promises { map: Regions::default(), on_the_way: Vec::new() }
     }
 
     /// How many indices of `range` are not promised.
     pub(crate) fn missing(&self, range: Range<u64>) -> u64 {
-        self.0.missing(range)
+        self.map.missing(range)
     }
 
     pub(crate) fn contains(&self, index: u64) -> bool {
-        self.0.contains(index)
+        self.map.contains(index)
     }
 
-    /// Adds an index whose page pays for its promise itself.
-    pub(crate) fn insert_used(&mut self, index: u64) {
-        self.0.insert(index..index + 1, &P::nobody());
+    /// Memory for one more page on its way.
+    pub(crate) fn make_room(&mut self) -> Result<(), OutOfMemory> {
+        self.on_the_way.try_reserve(1).map_err(|_| OutOfMemory)
+    }
+
+    /// A page for the index was taken from the pool. If nothing was promised the page pays for its promise itself. There is room.
+    pub(crate) fn set_out(&mut self, index: u64) {
+        if !self.contains(index) {
+            self.map.insert(index..index + 1, &P::nobody());
+        }
+        self.on_the_way.push(index);
+    }
+
+    /// The page comes to the file. False when its promise was deleted on the way: then nobody would delete it again.
+    pub(crate) fn arrive(&mut self, index: u64) -> bool {
+        let found = self.on_the_way.iter().position(|other| *other == index);
+        found.map(|at| self.on_the_way.swap_remove(at)).is_some()
     }
 
     /// Adds `range`; `payer` was charged for what of it was missing.
     pub(crate) fn insert(&mut self, range: Range<u64>, payer: &P) {
-        self.0.insert(range, payer);
+        self.map.insert(range, payer);
     }
 
-    /// Removes `range`, of pages of a size, and discharges who paid; returns how many indices of it were in the map.
+    /// Removes `range`, of pages of a size, and discharges who paid; returns how many indices of it were in the map, without those
+    /// whose pages are on their way.
     pub(crate) fn remove(&mut self, size: PageSize, range: Range<u64>) -> u64 {
-        self.0.remove(range, |payer, pages| payer::discharge(payer, Expense::Promise, size, pages))
+        let removed = self.map.remove(range.clone(), |payer, pages| {
+            payer::discharge(payer, Expense::Promise, size, pages);
+        });
+        let before = self.on_the_way.len();
+        if !Mutant::PageOnItsWayPromised.is_on() {
+            self.on_the_way.retain(|index| !range.contains(index));
+        }
+        removed - (before - self.on_the_way.len()) as u64
     }
 }
 
@@ -106,9 +139,17 @@ mod tests {
                     promises.insert(range, &purses[payer]);
                     oracle[places].iter_mut().for_each(|place| *place = place.or(Some(Some(payer))));
                 }
-                1 if !promises.contains(start) => {
-                    promises.insert_used(start);
-                    oracle[start as usize] = Some(None);
+                1 => {
+                    promises.make_room().unwrap();
+                    promises.set_out(start);
+                    oracle[start as usize] = oracle[start as usize].or(Some(None));
+                    if random(2) == 0 {
+                        // Gone on the way, once.
+                        assert_eq!(promises.remove(SIZE, start..start + 1), 0);
+                        oracle[start as usize] = None;
+                    }
+                    assert_eq!(promises.arrive(start), oracle[start as usize].is_some());
+                    assert!(!promises.arrive(start));
                 }
                 _ => {
                     let known = oracle[places.clone()].iter().flatten().count() as u64;

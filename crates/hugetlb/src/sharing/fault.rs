@@ -75,17 +75,12 @@ impl<'m, M: Machine> Fault<'m, M> {
         if !Mutant::PageNotZeroed.is_on() {
             self.initialise(&page, None);
         }
-        content.insert(index, page.clone()).map(|()| page.clone()).map_err(|error| {
-            // A truncation came in between, or memory is short. The promise that the page used up is the truncation's to delete,
-            // or stays with the file's map; the page must not take it along.
-            if !Mutant::PromiseTakenAlong.is_on() {
-                page.restore();
-            }
-            match error {
-                InsertError::OutOfMemory => FaultError::OutOfMemory,
-                InsertError::BeyondEnd | InsertError::Occupied => FaultError::Sigbus,
-            }
-        })
+        // A truncation came in between, or memory is short.
+        self.file.bring_page(&self.index, &page, false).map_err(|error| match error {
+            InsertError::OutOfMemory => FaultError::OutOfMemory,
+            InsertError::BeyondEnd | InsertError::Occupied => FaultError::Sigbus,
+        })?;
+        Ok(page)
     }
 
     /// What the entry of the page may permit: not the stores that are withheld.
