@@ -88,8 +88,9 @@ pub trait SuperblockOps: Any + Send + Sync {
 impl Superblock {
     /// A file system of type `kind` on a device number of its own.
     pub fn new(kind: &'static str, ops: impl SuperblockOps) -> Arc<Self> {
-        // As Linux numbers file systems without a device: major 0, minors counted up.
-        static NEXT_MINOR: AtomicU64 = AtomicU64::new(1);
+        // As Linux numbers file systems without a device: major 0, minors counted up. The first is that of shared memory without a
+        // file: a device and an inode number together are a futex's key.
+        static NEXT_MINOR: AtomicU64 = AtomicU64::new(crate::mm::anonymous::DEVICE + 1);
         // Ordering: only the numbers have to differ.
         let minor = NEXT_MINOR.fetch_add(1, Ordering::Relaxed) as u32;
         Arc::new(Self {

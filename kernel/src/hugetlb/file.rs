@@ -124,8 +124,14 @@ impl HugeFile {
         if !size.is_multiple_of(self.page_size()) {
             return Err(Errno::EINVAL);
         }
-        self.seals.check_resize(self.content.statistics().size, size)?;
-        self.content.truncate(size).map_err(errno)
+        // Asked where the size cannot change: a new mapping makes the file longer, too.
+        let mut sealed = Ok(());
+        let may = |old| {
+            sealed = self.seals.check_resize(old, size);
+            sealed.is_ok()
+        };
+        self.content.truncate_if(size, may).map_err(errno)?;
+        sealed
     }
 
     fn stat(&self, stat: &mut Stat) {
@@ -135,6 +141,9 @@ impl HugeFile {
         stat.blocks = statistics.pages * (self.page_size() / 512);
     }
 }
+
+/// How many bytes read(2) copies at a time.
+const STEP: u64 = 256 << 10;
 
 impl FileOps for HugeFile {
     fn seekable(&self) -> bool {
@@ -147,11 +156,11 @@ impl FileOps for HugeFile {
         while sink.remaining() > 0 {
             let moved = match self.content.read(offset + done as u64, sink.remaining() as u64) {
                 Chunk::End => break,
-                Chunk::Hole(len) => sink.write_zeroes(len as usize),
+                // Small steps, so that other threads get their turn.
+                Chunk::Hole(len) => sink.write_zeroes(len.min(STEP) as usize),
                 Chunk::Data(bytes) => {
                     let pointer = PhysAddr(bytes.address().0).as_ptr::<u8>();
-                    // Small steps, so that other threads get their turn.
-                    let len = bytes.length().min(256 << 10) as usize;
+                    let len = bytes.length().min(STEP) as usize;
                     // SAFETY: the page stays allocated as long as `bytes` lives, and programs may store to it at the same time.
                     unsafe { sink.write_raw(pointer, len) }
                 }
@@ -296,7 +305,8 @@ pub fn memfd(name: &[u8], flags: u32) -> Result<Arc<File>> {
     let (uid, gid) = caller::current_ids();
     let attributes = Attributes { nlink: 0, ..Attributes::new(mode, uid, gid) };
     let superblock = &home.superblock;
-    let ino = superblock.allocate_ino();
+    // Memory without a file is on the same device: one sequence for both, or strangers' futexes have one key.
+    let ino = file.content.id();
     let node = Node::new(file.clone(), None);
     let inode = Inode::with_number(superblock, ino, FileType::Regular, DeviceId::default(), attributes, node);
     file.identify(&inode);

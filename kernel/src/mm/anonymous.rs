@@ -33,7 +33,7 @@ pub fn page_count() -> u64 {
     PAGES.load(Ordering::Relaxed)
 }
 
-/// The device number that maps show for it: as the kernel-internal mount of tmpfs.
+/// The device number that maps show for it: as the kernel-internal mount of tmpfs. No file system has it.
 pub const DEVICE: u64 = 1;
 
 impl SharedMemory {
@@ -90,7 +90,8 @@ impl PageCache for SharedMemory {
         if index >= self.size.div_ceil(PAGE_SIZE as u64) {
             return Err(Errno::EFAULT);
         }
-        reserve::ask(PAGE_SIZE)?;
+        // A segment may outlive whoever fills it.
+        reserve::ask_lasting(PAGE_SIZE)?;
         let (_, ours) = self.pages.insert(index, frame)?;
         // Relaxed: a statistic.
         PAGES.fetch_add(u64::from(ours), Ordering::Relaxed);

@@ -126,6 +126,8 @@ struct Entries {
     tree: SummaryTree<Key, Entry, FarEnd>,
     /// How many are writable.
     writable: usize,
+    /// One was.
+    was_writable: bool,
 }
 
 /// Who maps a file.
@@ -137,7 +139,7 @@ pub struct MappingList {
 impl MappingList {
     /// No mappings.
     pub const fn new() -> Self {
-        let entries = Entries { tree: SummaryTree::new(), writable: 0 };
+        let entries = Entries { tree: SummaryTree::new(), writable: 0, was_writable: false };
         Self { entries: Mutex::new(entries), unmappings: AtomicU64::new(0) }
     }
 
@@ -188,6 +190,11 @@ impl MappingList {
         self.entries.lock().writable > 0
     }
 
+    /// Was there ever such a mapping?
+    pub fn was_writable(&self) -> bool {
+        self.entries.lock().was_writable
+    }
+
     /// Is there a mapping that may have pages of the file in tables of its own?
     pub(super) fn has_listed(&self) -> bool {
         !self.entries.lock().tree.is_empty()
@@ -229,7 +236,9 @@ impl Link {
         // Relaxed: only the numbers have to differ.
         let key = (first, NEXT.fetch_add(1, Ordering::Relaxed));
         if writable {
-            cache.mappings().entries.lock().writable += 1;
+            let mut entries = cache.mappings().entries.lock();
+            entries.writable += 1;
+            entries.was_writable = true;
         }
         Self { cache, key, space, writable, listed: AtomicBool::new(false), joined: AtomicU64::new(0) }
     }

@@ -14,12 +14,12 @@ use super::tables::{FILLED, NoMemory, NoTable, Tables};
 use super::userfault::Origin;
 use super::vma::{FileArea, Kind, VmFlags, Vma};
 use super::{PAGE, TASK_SIZE, layout, page_down, uaccess};
-use crate::arch::tlb;
 use crate::arch::trap::TrapFrame;
+use crate::arch::{percpu, tlb};
 use crate::errno::Errno;
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{self, PAGE_SIZE, PhysAddr, Pressure, reserve};
-use crate::process;
+use crate::process::{self, oom::Found};
 use crate::sched;
 use crate::signal;
 use crate::sync::Once;
@@ -123,8 +123,12 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
                 // It was short only for a moment.
                 continue;
             }
-            if process::oom::out_of_memory(asked) == process::oom::Found::Nothing {
-                panic!("Out of memory, and nobody left but the first process");
+            match process::oom::out_of_memory(asked) {
+                Found::Nothing => panic!("Out of memory, and nobody left but the first process"),
+                // A copy from or to the program with a file's lock held, for which the victim waits. The call fails and lets it go;
+                // the next victim would be a bystander.
+                Found::Stuck if !user && percpu::sleeping_locks() != 0 => return false,
+                Found::Stuck | Found::Again => {}
             }
             if !current.kill_pending() && !current.memory.is_ending() {
                 continue;

@@ -18,6 +18,14 @@ struct Chunk {
     written: u32,
 }
 
+impl Chunk {
+    /// One bit for each page that there is.
+    fn present(&self) -> u32 {
+        let bits = self.pages.iter().enumerate().filter(|(_, page)| page.is_some());
+        bits.fold(0, |mask, (within, _)| mask | 1 << within)
+    }
+}
+
 /// Frames by page index.
 #[derive(Default)]
 pub(super) struct FewPages {
@@ -126,24 +134,26 @@ impl FewPages {
         Some(((0..CHUNK).filter(within).count() as u64, base.saturating_add(CHUNK)))
     }
 
-    /// The first page with data at or after `from`.
-    pub(super) fn next_data(&self, from: u64) -> Option<u64> {
+    /// The first page with data at or after `from`; with `any`, the first page.
+    pub(super) fn next_data(&self, from: u64, any: bool) -> Option<u64> {
         for (key, chunk) in self.chunks.range(from / CHUNK..) {
             let base = key * CHUNK;
             let first = from.saturating_sub(base);
-            if first < CHUNK && chunk.written >> first != 0 {
-                return Some(base + first + u64::from((chunk.written >> first).trailing_zeros()));
+            let data = if any { chunk.present() } else { chunk.written };
+            if first < CHUNK && data >> first != 0 {
+                return Some(base + first + u64::from((data >> first).trailing_zeros()));
             }
         }
         None
     }
 
-    /// The first index at or after `from` without data.
-    pub(super) fn next_hole(&self, from: u64) -> u64 {
+    /// The first index at or after `from` without data; with `any`, without a page.
+    pub(super) fn next_hole(&self, from: u64, any: bool) -> u64 {
         let mut at = from;
         while let Some(chunk) = self.chunks.get(&(at / CHUNK)) {
             let first = at % CHUNK;
-            let run = u64::from((!(chunk.written >> first)).trailing_zeros());
+            let data = if any { chunk.present() } else { chunk.written };
+            let run = u64::from((!(data >> first)).trailing_zeros());
             if first + run < CHUNK {
                 return at + run;
             }

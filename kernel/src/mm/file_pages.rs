@@ -75,7 +75,7 @@ fn plan(areas: &Areas, range: Range<u64>, first: u64) -> Result<Plan> {
         fixed: true,
         no_replace: false,
         low: false,
-        flags: vma.flags,
+        flags: vma.flags - VmFlags::USERFAULT,
         first,
         source,
         _arriving: arriving,

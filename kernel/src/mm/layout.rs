@@ -143,9 +143,15 @@ pub fn choose(areas: &mut Areas, hint: u64, place: &Placement) -> Result<u64> {
 pub fn choose_low(areas: &mut Areas, hint: u64, place: &Placement) -> Result<u64> {
     let within = 0x4000_0000..0x8000_0000;
     if hint != 0 {
-        let at = page_down(hint).next_multiple_of(place.granule);
-        if at >= MIN_ADDRESS && at + place.len <= within.end && is_free(&areas.set, at..at + place.len) {
-            return Ok(at);
+        // A hint may be anything, and what is behind it wrap around.
+        let at = page_down(hint).checked_next_multiple_of(place.granule);
+        let range = at.and_then(|at| Some(at..at.checked_add(place.len)?));
+        if let Some(range) = range
+            && range.start >= MIN_ADDRESS
+            && range.end <= within.end
+            && is_free(&areas.set, range.clone())
+        {
+            return Ok(range.start);
         }
     }
     let gaps = areas.set.gaps()?;

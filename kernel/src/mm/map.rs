@@ -150,6 +150,8 @@ impl AddressSpace {
         }
         let start = if plan.fixed { self.fixed_place(areas, &plan)? } else { place(areas, &plan)? };
         let range = start..start + plan.len;
+        // The books of the address space have no answer to an area that wraps around.
+        assert!(range.start < range.end && range.end <= TASK_SIZE, "an area at {range:#x?}");
         let pages = plan.len >> PAGE_SHIFT;
         let mut flags = plan.flags | areas.new_flags;
         if matches!(plan.source, Source::Huge { .. } | Source::Region { .. }) {

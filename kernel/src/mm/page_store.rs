@@ -314,15 +314,15 @@ impl PageStore {
         }
     }
 
-    /// The first page with data at or after `from`.
-    pub fn next_data(&self, from: u64) -> Option<u64> {
-        let in_content = |content: &Content| content.next_where(from..u64::MAX, CachedPage::is_written);
-        self.either(in_content, |few| few.next_data(from))
+    /// The first page with data at or after `from`; with `any`, the first page.
+    pub fn next_data(&self, from: u64, any: bool) -> Option<u64> {
+        let is_data = |page: &CachedPage| any || page.is_written();
+        self.either(|content| content.next_where(from..u64::MAX, is_data), |few| few.next_data(from, any))
     }
 
-    /// The first index at or after `from` without data.
-    pub fn next_hole(&self, from: u64) -> u64 {
-        let in_content = |content: &Content| content.next_not(from, CachedPage::is_written);
-        self.either(in_content, |few| few.next_hole(from))
+    /// The first index at or after `from` without data; with `any`, without a page.
+    pub fn next_hole(&self, from: u64, any: bool) -> u64 {
+        let is_data = |page: &CachedPage| any || page.is_written();
+        self.either(|content| content.next_not(from, is_data), |few| few.next_hole(from, any))
     }
 }

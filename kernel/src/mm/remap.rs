@@ -50,7 +50,13 @@ impl AddressSpace {
         let mut leftovers = Leftovers::default();
         let mut areas = self.write();
         let vma = areas.set.find(address).ok_or(Errno::EFAULT)?;
-        if matches!(vma.kind, Kind::Region(_)) {
+        // As Linux 6.12: before anything else is looked at, and before the target goes.
+        if vma.flags.contains(VmFlags::SEALED) {
+            return Err(Errno::EPERM);
+        }
+        if matches!(vma.kind, Kind::Region(_))
+            || keep_old && (vma.flags.contains(VmFlags::DONT_EXPAND) || matches!(vma.kind, Kind::Special(_)))
+        {
             return Err(Errno::EINVAL);
         }
         let granule = vma.granule();
@@ -98,9 +104,6 @@ impl AddressSpace {
             return Ok((remap.old.start, None));
         }
         let vma = areas.set.find(remap.old.start).ok_or(Errno::EFAULT)?;
-        if vma.flags.contains(VmFlags::SEALED) {
-            return Err(Errno::EPERM);
-        }
         let flags = vma.flags;
         let old_len = remap.old.end - remap.old.start;
         if old_len == 0 && !flags.contains(VmFlags::SHARED) {
@@ -155,7 +158,7 @@ impl AddressSpace {
             return Err(Errno::EINVAL);
         }
         let overlaps = target < remap.old.end && remap.old.start < target + remap.new_len;
-        if remap.fixed && overlaps {
+        if overlaps {
             return Err(Errno::EINVAL);
         }
         if areas.set.count() + 2 >= accounting::max_map_count().saturating_sub(3) {
@@ -329,7 +332,8 @@ impl AddressSpace {
             };
             if made.is_err() {
                 let target = start..target(old.end);
-                self.free_tables_in(target.clone(), target, &mut Gather::new(self));
+                // No area is there, so nobody else finds those that reach beyond it.
+                self.free_tables_in_hole(set, target, &mut Gather::new(self));
                 return made;
             }
         }

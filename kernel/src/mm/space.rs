@@ -312,6 +312,15 @@ impl AddressSpace {
         self.zap(range, what, &mut gather);
     }
 
+    /// Takes the page of the vDSO's data out, which shows the clocks of a time namespace that the caller, the only thread, has left.
+    pub fn forget_clocks(&self) {
+        let areas = self.read();
+        let mut gather = Gather::new(self);
+        for vma in areas.set.iter().filter(|vma| matches!(vma.kind, Kind::Special(_))) {
+            self.zap(vma.range(), Zap::Everything, &mut gather);
+        }
+    }
+
     /// Removes all areas and parts of areas in `range`, whose ends are multiples of the base page.
     pub(super) fn unmap_locked(
         &self,
@@ -372,17 +381,28 @@ impl AddressSpace {
 
     /// Frees the tables that nothing uses around `range`, in which no area is any more; huge pages beside it may share tables again.
     pub(super) fn free_tables(&self, areas: &Areas, range: Range<u64>, gather: &mut Gather) {
-        let (below, above) = (areas.set.before(range.start + 1), areas.set.find_from(range.start));
-        let floor = below.map_or(0, |vma| vma.end);
-        let ceiling = above.map_or(1 << 47, |vma| vma.start);
-        if floor < ceiling {
-            self.free_tables_in(range.clone(), floor..ceiling, gather);
-        }
+        let (below, above) = self.free_tables_in_hole(&areas.set, range.clone(), gather);
         for (neighbour, at) in [(below, range.start), (above, range.end - 1)] {
             if let Some(Kind::Huge(huge)) = neighbour.map(|vma| &vma.kind) {
                 huge.settle(at);
             }
         }
+    }
+
+    /// Frees the tables for addresses in `range`, where no area is, that lie between its neighbours as a whole. Returns these.
+    pub(super) fn free_tables_in_hole<'s>(
+        &self,
+        set: &'s VmaSet,
+        range: Range<u64>,
+        gather: &mut Gather,
+    ) -> (Option<&'s Vma>, Option<&'s Vma>) {
+        let (below, above) = (set.before(range.start + 1), set.find_from(range.start));
+        let floor = below.map_or(0, |vma| vma.end);
+        let ceiling = above.map_or(1 << 47, |vma| vma.start);
+        if floor < ceiling {
+            self.free_tables_in(range, floor..ceiling, gather);
+        }
+        (below, above)
     }
 
     /// Frees the tables for addresses in `range` that lie in `hole` as a whole.

@@ -503,7 +503,9 @@ impl VmaSet {
         // Relaxed, here and below: statistics.
         self.costs.heap.fetch_add(vma.kernel_bytes(), Ordering::Relaxed);
         self.costs.windows.fetch_add(vma.windows(), Ordering::Relaxed);
-        self.areas.insert(vma.start, vma);
+        let replaced = self.areas.insert(vma.start, vma);
+        // Its tables would outlive it, and lead to what is a stranger's by then.
+        assert!(replaced.is_none(), "two areas at one address");
     }
 
     /// Takes an area out of the map.

@@ -229,7 +229,11 @@ impl Entering {
         if self.kinds & Kind::Ipc.flag() != 0 {
             thread.leave_undo_list();
         }
+        let other_clocks = !Arc::ptr_eq(&self.namespaces.time, &Namespaces::of(thread).time);
         thread.set_namespaces(Some(Arc::new(self.namespaces)));
+        if other_clocks && let Some(space) = thread.process.mm() {
+            space.forget_clocks();
+        }
         if let Some(credentials) = self.credentials {
             // What it has from outside is not for those who are inside.
             thread.process.dumpable.store(0, Ordering::SeqCst);

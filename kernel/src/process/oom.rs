@@ -66,13 +66,15 @@ pub struct Moment(u64);
 pub enum Found {
     /// Try again: memory has come back, or the caller is to die.
     Again,
+    /// As before, and a victim did not end in time: what it waits for may be the caller's.
+    Stuck,
     /// Nothing can be had. Only the first process is told so: there is nobody else.
     Nothing,
 }
 
 /// Makes room: kills the process that uses most memory, `oom_score_adj` considered, and waits until it has let go. The
-/// caller, who had no success since `asked`, then tries again, or dies itself: a pending kill ends the wait. Called
-/// without locks that an ending process needs.
+/// caller, who had no success since `asked`, then tries again, or dies itself: a pending kill ends the wait. Who holds a
+/// lock that an ending process may need gives it up when a victim is stuck: another victim would wait for it as well.
 ///
 /// When nobody is left who may be killed, the caller is: it cannot go on without memory. For the first process those go
 /// that were excepted (`oom_score_adj` -1000).
@@ -129,6 +131,7 @@ fn search(current: &Thread, asked: Moment) -> Found {
         if last.as_ref().is_some_and(|last| last.ptr_eq(&memory)) {
             *last = None;
         }
+        return Found::Stuck;
     }
     sched::yield_now();
     Found::Again

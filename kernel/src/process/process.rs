@@ -239,6 +239,11 @@ impl Process {
         self.mm.lock().clone()
     }
 
+    /// Whether it has an address space. Takes no reference to it: the last one may be dropped only where the thread may sleep.
+    pub fn has_memory(&self) -> bool {
+        self.mm.lock().is_some()
+    }
+
     /// Puts another address space in place; the old one is returned, so that it is dropped without a lock.
     pub(super) fn replace_mm(&self, mm: Option<Arc<AddressSpace>>) -> Option<Arc<AddressSpace>> {
         core::mem::replace(&mut *self.mm.lock(), mm)

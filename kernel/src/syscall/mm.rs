@@ -61,7 +61,7 @@ fn process_mrelease(args: &mut Args) -> Result<usize> {
     }
     let file = files().get(args.int(0))?;
     let process = process::pidfd::process_of(&file).ok_or(Errno::EBADF)?;
-    if process.mm().is_none() {
+    if !process.has_memory() {
         return Err(Errno::ESRCH);
     }
     if process.is_ending() { Ok(0) } else { Err(Errno::EINVAL) }

@@ -10,7 +10,7 @@ use roundtable_programs::procfs::Meminfo;
 use roundtable_programs::sys::{self, check};
 use roundtable_programs::{Errno, tests};
 
-tests! { holes_read_as_zeroes, seek_data_and_hole, allocate_and_punch, full_file_system, grow_over_old_bytes,
+tests! { holes_read_as_zeroes, seek_data_and_hole, stores_by_a_mapping_are_data, allocate_and_punch, full_file_system, grow_over_old_bytes,
 appends_of_many_processes: 60, mapping_and_calls_see_each_other, truncation_reaches_mappings,
 private_mappings_keep_copies, write_from_its_own_mapping, read_into_its_own_mapping, bad_addresses, vectors,
 positions_are_shared_by_dup, size_limit_signal, sendfile_and_copy, times, memory_comes_back: 120,
@@ -69,6 +69,24 @@ fn seek_data_and_hole() {
     assert_eq!(seek(&fd, 10, 9), Err(Errno::EINVAL));
     let (read, _write) = pipe(0);
     assert_eq!(seek(&read, 0, libc::SEEK_SET), Err(Errno::ESPIPE));
+}
+
+/// Also where the pages were there before, and the mapping has had no fault on them: who copies a file by its holes loses nothing.
+fn stores_by_a_mapping_are_data() {
+    const MIB: usize = 1 << 20;
+    for pages in [16, 4 * MIB / PAGE as usize] {
+        let fd = Fd::memfd("data", 0).unwrap();
+        let length = pages * PAGE as usize;
+        fd.truncate(2 * length as u64).unwrap();
+        fd.fallocate(0, 0, length as u64).unwrap();
+        let map = fd.map(length, RW, SHARED).unwrap();
+        for page in 0..pages {
+            map.set(page * PAGE as usize, 7);
+        }
+        assert_eq!(seek(&fd, 0, libc::SEEK_DATA), Ok(0));
+        assert_eq!(seek(&fd, 0, libc::SEEK_HOLE), Ok(length));
+        assert_eq!(seek(&fd, length as i64, libc::SEEK_DATA), Err(Errno::ENXIO));
+    }
 }
 
 fn allocate_and_punch() {

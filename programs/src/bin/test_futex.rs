@@ -12,7 +12,7 @@ use roundtable_programs::{Errno, child, procfs, sys, tests};
 
 tests! { value_differs, times_out, absolute_time_limit, wakes_one_and_all, wake_counts, between_processes,
 key_is_the_page_not_the_address, private_keys_are_apart, anonymous_private_is_apart_after_fork, requeue,
-requeue_of_many, wrong_value_requeues_nothing, bitset, interrupted_by_a_signal, killed_while_waiting, unaligned, bad_operation,
+requeue_of_many, wrong_value_requeues_nothing, bitset, interrupted_by_a_signal, killed_while_waiting, unaligned, bad_operation, strangers_have_other_keys,
 robust_list, wake_op, no_lost_wake_up: 60 }
 
 fn futex(word: &AtomicU32, operation: i32, value: u32, rest: [usize; 3]) -> Result<usize, Errno> {
@@ -193,6 +193,46 @@ fn bitset() {
     assert_eq!(futex(shared.word(0), libc::FUTEX_WAKE_BITSET, 10, [0, 0, 0b110]), Ok(1));
     child.ok();
     assert_eq!(futex(shared.word(0), libc::FUTEX_WAKE_BITSET, 10, [0, 0, 0]), Err(Errno::EINVAL));
+}
+
+/// A key is a device, a number and an offset: no two files, segments or pieces of memory without a file may have the same.
+fn strangers_have_other_keys() {
+    const HUGE: usize = 2 << 20;
+    roundtable_programs::huge::pool(0);
+    let huge = |flags: i32| libc::MAP_HUGETLB | libc::MAP_NORESERVE | flags;
+    let (mut files, mut maps) = (Vec::new(), Vec::new());
+    for number in 0..24 {
+        maps.push(Map::new(4096, RW, SHARED | ANON, -1, 0).unwrap());
+        maps.push(Map::new(HUGE, RW, huge(SHARED | ANON), -1, 0).unwrap());
+        let of_huge_pages = Fd::memfd("huge", libc::MFD_HUGETLB).unwrap();
+        of_huge_pages.truncate(HUGE as u64).unwrap();
+        let small = Fd::memfd("small", 0).unwrap();
+        small.truncate(4096).unwrap();
+        // Of the root file system.
+        let path = format!("/key-{number}");
+        let root = Fd::open(&path, libc::O_RDWR | libc::O_CREAT).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        root.truncate(4096).unwrap();
+        maps.push(of_huge_pages.map(HUGE, RW, SHARED | libc::MAP_NORESERVE).unwrap());
+        maps.push(small.map(4096, RW, SHARED).unwrap());
+        maps.push(root.map(4096, RW, SHARED).unwrap());
+        files.push([of_huge_pages, small, root]);
+    }
+    let text = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let key = |map: &Map| {
+        let start = format!("{:x}-", map.address);
+        let line = text.lines().find(|line| line.starts_with(&start));
+        // Neighbours of one file may be one line; of different files they never are.
+        let words: Vec<&str> = line.unwrap_or_else(|| panic!("{start}\n{text}")).split_whitespace().collect();
+        (words[3].to_owned(), words[4].to_owned())
+    };
+    let mut keys: Vec<_> = maps.iter().map(key).collect();
+    keys.sort();
+    let twice: Vec<_> = keys.windows(2).filter(|pair| pair[0] == pair[1]).collect();
+    assert!(twice.is_empty(), "{twice:?}");
+    // The root file system is not where shared memory is.
+    let device = |map: usize| key(&maps[map]).0;
+    assert_ne!(device(0), device(4), "files of the root file system can have the numbers of shared memory");
 }
 
 extern "C" fn nothing(_: i32) {}

@@ -14,7 +14,7 @@ use roundtable_programs::sys::{c_string, check, pid};
 use roundtable_programs::{Errno, row, tests};
 
 tests! { host_names, mounts_apart, mounts_entered, locked_mounts, ipc_apart, ipc_settings, message_queues_apart, clocks_ahead,
-clocks_of_a_new_program, in_shifted_time, clock_rules, files, questions, kept_by_a_mount, errors, of_the_dead }
+clocks_behind_setns, clocks_of_a_new_program, in_shifted_time, clock_rules, files, questions, kept_by_a_mount, errors, of_the_dead }
 
 fn hostname() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_string()
@@ -290,6 +290,22 @@ fn clocks_ahead() {
         assert_eq!(link("time"), "time:[4026531834]");
         // Somebody was in it: too late.
         assert_eq!(errno(fs::write("/proc/self/timens_offsets", "monotonic 1 0")), Err(Errno::EACCES));
+    });
+}
+
+/// Who has looked at a clock before, by the page that the kernel shares with it, sees the other time all the same.
+fn clocks_behind_setns() {
+    const DAY: i64 = 86_400;
+    in_child(|| {
+        let before = monotonic();
+        unshare(NEWTIME).unwrap();
+        fs::write("/proc/self/timens_offsets", format!("monotonic {DAY} 0\n")).unwrap();
+        setns(&open("self", "time_for_children"), NEWTIME).unwrap();
+        for now in [monotonic(), by_call(libc::CLOCK_MONOTONIC)] {
+            assert!((before + DAY..before + DAY + 3600).contains(&now), "{now} {before}");
+        }
+        setns(&open("1", "time"), NEWTIME).unwrap();
+        assert!((before..before + 3600).contains(&monotonic()));
     });
 }
 

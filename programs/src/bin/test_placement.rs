@@ -13,7 +13,7 @@ use roundtable_programs::{child, sys, tests};
 
 tests! { histories_do_not_matter, offsets_are_kept, small_mappings_have_slots, private_ones_lie_together,
 base_pages_keep_away, segments_have_slots, many_small_ones: 120, a_slot_is_used_again, hint_is_taken, hint_in_use,
-no_replace, within_the_limit, low_addresses }
+no_replace, within_the_limit, low_addresses, hints_beyond_everything }
 
 const MIB64: usize = 64 << 20;
 
@@ -220,4 +220,22 @@ fn low_addresses() {
         .map(|_| Map::new(MIB64, RW, SHARED | NORESERVE | libc::MAP_32BIT, file.raw(), 0).expect("mmap"))
         .collect();
     assert!(maps.iter().all(|map| map.address + MIB64 <= 1 << 31), "{maps:?}");
+}
+
+/// A hint is a hint, though what is behind it wraps around. On both kernels.
+fn hints_beyond_everything() {
+    const PAGE: usize = 4096;
+    for hint in [usize::MAX - PAGE + 1, usize::MAX, usize::MAX - GIB + 1, 1 << 47, (1 << 47) - PAGE] {
+        // Beyond 47 bits Linux gives what a processor with five levels has.
+        for (flags, end) in [(libc::MAP_32BIT, 1 << 31), (0, usize::MAX)] {
+            for length in [PAGE, 2 * PAGE, MIB64] {
+                let at = mmap(hint, length, RW, PRIVATE | ANON | NORESERVE | flags, -1, 0).expect("mmap");
+                assert!(at != 0 && at + length <= end, "{hint:#x} {length:#x} {at:#x}");
+                munmap(at, length).unwrap();
+            }
+        }
+    }
+    // Nothing was left that wraps around: this goes through all areas.
+    // SAFETY: takes no argument.
+    sys::check(unsafe { libc::munlockall() }).unwrap();
 }

@@ -39,6 +39,12 @@ fn sealed_areas() {
         row!(rows, EPERM, protect(middle, PAGE, RW as usize));
         row!(rows, EPERM, remap(middle, 2 * PAGE, 3 * PAGE, MAY_MOVE, 0));
         row!(rows, EPERM, remap(middle, 2 * PAGE, PAGE, 0, 0));
+        row!(rows, EPERM, remap(middle, 2 * PAGE, 2 * PAGE, 0, 0));
+        // The target of a move that is refused stays.
+        let target = map(0, 2 * PAGE, RW, PRIVATE | ANON, -1, 0).unwrap();
+        row!(rows, EPERM, remap(middle, 2 * PAGE, 2 * PAGE, MAY_MOVE | libc::MREMAP_FIXED as usize, target));
+        row!(rows, OK, advise(target, 2 * PAGE, libc::MADV_DONTNEED));
+        row!(rows, OK, unmap(target, 2 * PAGE));
         row!(rows, EPERM, map(middle, PAGE, RW, PRIVATE | ANON | FIXED, -1, 0));
         // What can be written can be discarded.
         row!(rows, OK, advise(middle, PAGE, libc::MADV_DONTNEED));

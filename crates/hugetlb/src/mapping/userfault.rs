@@ -123,9 +123,16 @@ impl<M: Machine> Mapping<M> {
     /// [`OutOfMemory`] when there is none to note it; nothing has changed then.
     pub fn poison(&self, address: VirtAddr) -> core::result::Result<bool, OutOfMemory> {
         let Some(index) = self.index(address) else { return Ok(false) };
+        let is_present =
+            |placement: &_| self.area.leaf(&self.file, placement, address) != EntryValue::default();
+        if is_present(&self.area.placement()) {
+            return Ok(false);
+        }
+        // In a table of the file another process's page would come into sight there, without a fault that is refused.
+        self.keep_unshared()?;
         // No fault is under way.
         let placement = self.area.lock();
-        let present = self.area.leaf(&self.file, &placement, address) != EntryValue::default();
+        let present = is_present(&placement);
         if !present {
             marks::poison(self.file.hugetlb().machine(), self.area.marks(), index.0)?;
             self.area.set_has_marks();

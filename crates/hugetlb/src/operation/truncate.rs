@@ -26,8 +26,21 @@ impl<M: Machine> File<M> {
     ///
     /// [`crate::Error::Invalid`] when `size` is not a multiple of the page size.
     pub fn truncate(&self, size: u64) -> Result<()> {
+        self.truncate_if(size, |_| true)
+    }
+
+    /// As [`File::truncate`], if `may` says so of the size in bytes until now, which stays until it has answered: for seals. It must
+    /// not call the library.
+    ///
+    /// # Errors
+    ///
+    /// As [`File::truncate`].
+    pub fn truncate_if(&self, size: u64, may: impl FnOnce(u64) -> bool) -> Result<()> {
         self.check_size(size)?;
         let held = self.lock_size();
+        if !may(self.size()) {
+            return Ok(());
+        }
         if !Mutant::SizeSetLast.is_on() {
             self.set_size(&held, size);
         }

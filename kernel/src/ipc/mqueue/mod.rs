@@ -224,9 +224,13 @@ impl Queue {
 
     /// mq_notify(2): `EBUSY` when somebody else is to be told.
     pub fn notify(&self, notification: Option<Notification>) -> Result<()> {
+        // The last reference to a process must not go under the lock.
+        let mut process = None;
         let mut state = self.state.lock();
-        let alive = |old: &Notification| old.process.upgrade().is_some_and(|process| process.mm().is_some());
-        let old = state.notification.take().filter(alive);
+        let old = state.notification.take().filter(|old| {
+            process = old.process.upgrade();
+            process.as_ref().is_some_and(|process| process.has_memory())
+        });
         match (old, notification) {
             (Some(old), new) if !old.is_of_caller() || new.is_some() => {
                 let busy = new.is_some();

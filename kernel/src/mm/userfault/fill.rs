@@ -344,7 +344,8 @@ fn fill_huge(
         _ => {}
     }
     // Before the page is there.
-    if withhold || huge.is_withheld(at) {
+    let was_withheld = huge.is_withheld(at);
+    if withhold != was_withheld {
         huge.withhold_stores(at..at + size, withhold)?;
     }
     let stopped = |why| match why {
@@ -358,12 +359,22 @@ fn fill_huge(
     }
     let write = |to: *mut u8| {
         for (index, frame) in content.iter().enumerate() {
+            // A page of 1 GiB takes long; only locks that may be slept with are held.
+            if index % 64 == 63 {
+                sched::cond_resched();
+            }
             // SAFETY: the page has as many bytes as the frames together, and nobody else knows it yet.
             unsafe { core::ptr::copy_nonoverlapping(frame.as_ptr(), to.add(index * PAGE_SIZE), PAGE_SIZE) };
         }
     };
     match huge.fill(at, &write).map_err(stopped)? {
         true => Ok(()),
-        false => Err(Errno::EEXIST.into()),
+        false => {
+            // The file has the page, and this mapping does not show it: its mark is as it was.
+            if withhold != was_withheld {
+                huge.withhold_stores(at..at + size, was_withheld)?;
+            }
+            Err(Errno::EEXIST.into())
+        }
     }
 }

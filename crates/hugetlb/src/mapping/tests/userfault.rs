@@ -157,3 +157,19 @@ fn a_poisoned_page_is_not_mapped() {
         assert_eq!(load(&mapping, HERE), 0);
     }
 }
+
+#[test]
+fn a_poisoned_page_does_not_come_into_sight_by_another_mapping() {
+    let hugetlb = hugetlb(4, ProtocolKind::FileTables);
+    let file = file(&hugetlb, SLOT_SIZE);
+    let (_, poisoned) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    let (_, other) = map_at(&file, HERE, SLOT_SIZE, SHARED);
+    store(&other, HERE, 1);
+    assert_eq!(load(&poisoned, HERE), 1);
+    assert!(!poisoned.poison(HERE).unwrap(), "what is in sight cannot be poisoned");
+    assert!(poisoned.poison(HERE + MIB2).unwrap());
+    store(&other, HERE + MIB2, 2);
+    assert!(!poisoned.is_resident(HERE + MIB2));
+    assert_eq!(poisoned.fault(HERE + MIB2, Access::Read), Err(FaultError::Poisoned(21)));
+    assert_eq!((load(&poisoned, HERE), load(&other, HERE + MIB2)), (1, 2));
+}

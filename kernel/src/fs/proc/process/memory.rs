@@ -504,6 +504,9 @@ impl FileOps for Pagemap {
         let mut done = 0;
         let mut at = (offset / WORD).saturating_mul(page);
         while sink.remaining() > 0 && at < TASK_SIZE {
+            if done > 0 && process::current().kill_pending() {
+                break;
+            }
             let pages = (sink.remaining() as u64 / WORD).min(256).min((TASK_SIZE - at).div_ceil(page));
             let words = mm.pagemap(at..at + pages * page, with_frames)?;
             let raw: Vec<u8> = words.iter().flat_map(|w| w.to_ne_bytes()).collect();
