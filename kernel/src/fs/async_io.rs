@@ -11,6 +11,7 @@ use linux_raw_sys::general as abi;
 
 use super::file::File;
 use super::poll::Events;
+use super::watch::Home;
 use crate::errno::Result;
 use crate::process::Thread;
 use crate::sched::{self, Sleep};
@@ -22,6 +23,7 @@ pub struct AsyncWatch {
     file: Weak<File>,
     /// The descriptor by which the flag was set.
     fd: i32,
+    home: Home,
     /// It is on the list.
     is_listed: AtomicBool,
     link: LinkedListAtomicLink,
@@ -79,6 +81,7 @@ impl AsyncWatch {
             this: this.clone(),
             file: Arc::downgrade(file),
             fd,
+            home: Home::of(file),
             is_listed: AtomicBool::new(false),
             link: LinkedListAtomicLink::new(),
         });
@@ -95,7 +98,7 @@ impl AsyncWatch {
     pub(super) fn stop(&self, file: &File) {
         let Some(this) = self.this.upgrade() else { return };
         let this: Arc<dyn Watcher> = this;
-        file.ops().wait_queues(file, &mut |queue| queue.remove_watcher(&this));
+        self.home.remove_watcher(file, &this);
     }
 
     fn tell(&self) {

@@ -24,6 +24,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::seals::Seals;
 use crate::memory::fallible::Text;
 use crate::mm::backing::Backing;
+use crate::process::Process;
 use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
 
 /// What a seek is relative to.
@@ -103,6 +104,12 @@ pub trait FileOps: Any + Send + Sync {
     /// Shows `visit` each queue that is woken when the result of `poll` may have changed. They live as long
     /// as the file does.
     fn wait_queues(&self, file: &File, visit: &mut dyn FnMut(&WaitQueue)) {}
+
+    /// The process whose queue `wait_queues` shows, if it shows that of its caller.
+    fn home(&self) -> Option<Weak<Process>> {
+        let _ = self;
+        None
+    }
 
     /// True when the result of `poll` can change: epoll refuses files without readiness (`EPERM`).
     fn pollable(&self) -> bool {

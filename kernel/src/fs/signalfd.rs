@@ -1,6 +1,6 @@
 //! signalfd(2): signals that are read.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use core::fmt::Write;
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +12,7 @@ use super::iobuf::Sink;
 use super::poll::Events;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::Text;
-use crate::process;
+use crate::process::{self, Process};
 use crate::signal::{self, SigInfo, SigSet, codes};
 use crate::sync::WaitQueue;
 
@@ -112,6 +112,10 @@ impl FileOps for SignalFd {
 
     fn wait_queues(&self, _: &File, visit: &mut dyn FnMut(&WaitQueue)) {
         visit(&process::current().process.signals_changed);
+    }
+
+    fn home(&self) -> Option<Weak<Process>> {
+        Some(Arc::downgrade(&process::current().process))
     }
 
     fn pollable(&self) -> bool {

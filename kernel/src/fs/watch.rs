@@ -1,11 +1,12 @@
 //! Waiting for the readiness of several files: what poll(2) and select(2) have in common.
 
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::file::File;
 use crate::errno::Result;
+use crate::process::Process;
 use crate::sync::{WaitError, WaitQueue, Watcher};
 
 /// Notes that one of the watched files may have become ready.
@@ -43,6 +44,29 @@ impl Drop for Watch {
         let watcher: Arc<dyn Watcher> = self.poller.clone();
         for file in &self.files {
             file.ops().wait_queues(file, &mut |queue| queue.remove_watcher(&watcher));
+        }
+    }
+}
+
+/// Where a watcher was put that stays: it may be taken off again by another process than the one whose signals it watches.
+pub(super) struct Home(Option<Weak<Process>>);
+
+impl Home {
+    /// Of a watcher that the current thread is about to add.
+    pub(super) fn of(file: &File) -> Self {
+        Self(file.ops().home())
+    }
+
+    /// Takes the watcher off all queues that it was put on.
+    pub(super) fn remove_watcher(&self, file: &File, watcher: &Arc<dyn Watcher>) {
+        match &self.0 {
+            None => file.ops().wait_queues(file, &mut |queue| queue.remove_watcher(watcher)),
+            // The queue of a process that is gone went with it.
+            Some(process) => {
+                if let Some(process) = process.upgrade() {
+                    process.signals_changed.remove_watcher(watcher);
+                }
+            }
         }
     }
 }

@@ -161,7 +161,8 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
     namespaces::after_exec(&thread);
     let credentials = thread.credentials().after_exec();
     thread.set_credentials(credentials);
-    process.dumpable.store(1, Ordering::SeqCst);
+    // What may be executed only, Linux's would_dump().
+    process.dumpable.store(u32::from(image.readable), Ordering::SeqCst);
     process.membarrier.store(0, Ordering::SeqCst);
     exit::program_changed(&process);
     // Relaxed: a setting of its own.

@@ -272,7 +272,15 @@ impl WaitQueue {
             return;
         }
         let mut waiters = self.waiters.lock();
-        waiters.watchers.notify();
+        // Strangers may watch: a hundred thousand of them must not keep a CPU from answering. One that is added or taken off in between
+        // is told or not; it looks for itself when it has been added.
+        let mut after = 0;
+        while let Some(told) = waiters.watchers.notify_some(after) {
+            after = told;
+            drop(waiters);
+            perturb::point();
+            waiters = self.waiters.lock();
+        }
         let limit = waiters.next_ticket;
         let mut left = count;
         while left > 0 {

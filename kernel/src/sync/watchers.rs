@@ -3,11 +3,14 @@
 use alloc::boxed::Box;
 use alloc::sync::Arc;
 
-use intrusive_collections::{KeyAdapter, RBTree, RBTreeLink, intrusive_adapter};
+use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, intrusive_adapter};
 
 use super::Watcher;
 use crate::errno::Errno;
 use crate::memory::fallible;
+
+/// How many watchers are told in one hold of the queue's lock.
+const AT_A_TIME: usize = 32;
 
 /// A watcher's place in one queue: made and freed outside of the queue's lock.
 pub struct Place {
@@ -57,7 +60,19 @@ impl Watchers {
         self.0.find_mut(&address(watcher)).remove()
     }
 
-    pub fn notify(&self) {
-        self.0.iter().for_each(|place| place.watcher.notify());
+    /// Tells some watchers, those behind the address `after`. Returns where to go on, unless all have been told.
+    pub fn notify_some(&self, after: usize) -> Option<usize> {
+        let mut told = 0;
+        let mut cursor = self.0.lower_bound(Bound::Excluded(&after));
+        while let Some(place) = cursor.get() {
+            let at = address(&place.watcher);
+            place.watcher.notify();
+            told += 1;
+            if told >= AT_A_TIME {
+                return Some(at);
+            }
+            cursor.move_next();
+        }
+        None
     }
 }

@@ -103,12 +103,13 @@ fn change(change: impl FnOnce(&mut Credentials) -> Result<()>) -> Result<usize> 
         (old.euid, old.egid, old.fsuid, old.fsgid) != (new.euid, new.egid, new.fsuid, new.fsgid),
         old.uid != new.uid,
     );
-    thread.set_credentials(new);
     if ids_changed {
-        // What ran with other rights must not be looked into with these.
+        // What ran with other rights must not be looked into with these. Race: who looks at the credentials and then at this, on
+        // another CPU, must not meet the new ones before it.
         thread.process.dumpable.store(0, Ordering::SeqCst);
         thread.parent_death_signal.store(0, Ordering::SeqCst);
     }
+    thread.set_credentials(new);
     if user_changed {
         thread.recharge();
     }

@@ -7,6 +7,8 @@ use syscalls::Sysno;
 use super::mm::check_may_access;
 use super::{Args, Handler};
 use crate::arch::fpu::FpuState;
+use linux_raw_sys::general::CAP_SYS_PTRACE;
+
 use crate::errno::{Errno, Result};
 use crate::mm::Rights;
 use crate::mm::uaccess::{copy_from_user, copy_to_user, read_user, write_user};
@@ -76,6 +78,12 @@ fn ptrace(args: &mut Args) -> Result<usize> {
         request::SYSEMU => go_on(&thread, Resume::Emulate, data)?,
         request::SYSEMU_SINGLESTEP => go_on(&thread, Resume::EmulateStep, data)?,
         request::DETACH => ptrace::detach(&thread, signal(data)?),
+        // A program that its tracer may execute and not read, or one with other rights than it had, keeps its memory to itself.
+        request::PEEKTEXT | request::PEEKDATA | request::POKETEXT | request::POKEDATA
+            if !thread.process.is_dumpable() && !process::current().credentials().capable(CAP_SYS_PTRACE) =>
+        {
+            return Err(Errno::EIO);
+        }
         request::PEEKTEXT | request::PEEKDATA => {
             let word = peek(&thread.process, address as u64)?;
             write_user(data, &word)?;

@@ -8,6 +8,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use roundtable_programs::harness::skip;
+use roundtable_programs::kinds::call;
+use roundtable_programs::place::become_user;
 use roundtable_programs::{Errno, child, sys, tests};
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -15,7 +17,8 @@ const BUSYBOX: &str = "/bin/busybox";
 tests! { arguments_and_environment, empty_strings, big_arguments, too_big_an_argument, status_is_handed_on,
 close_on_exec, files_stay_open, not_executable, not_a_program, missing, folder, script, script_with_argument,
 script_of_a_script, script_without_interpreter, endless_script, auxiliary_vector, name_of_the_program,
-by_descriptor, long_names_by_descriptor, text_is_busy, truncated_program, itself_many_times: 60, killed_among_its_threads: 60, no_argument_at_all, without_randomness }
+by_descriptor, long_names_by_descriptor, text_is_busy, truncated_program, itself_many_times: 60, killed_among_its_threads: 60, no_argument_at_all, without_randomness,
+not_to_be_read }
 
 fn busybox(applet: &str) -> Command {
     if !fs::exists(BUSYBOX).unwrap_or(false) {
@@ -350,4 +353,33 @@ fn no_argument_at_all() {
         99
     });
     assert_ne!(end.wait(), child::End::Code(99));
+}
+
+/// Who may execute a program and not read it does not get at it by way of its memory either.
+fn not_to_be_read() {
+    const PROGRAM: &str = "/not-to-be-read";
+    if !fs::exists(BUSYBOX).unwrap_or(false) {
+        skip("there is no busybox");
+    }
+    fs::copy(BUSYBOX, PROGRAM).unwrap();
+    for (mode, expected) in [(0o711, Err(Errno::EPERM)), (0o755, Ok(8))] {
+        fs::set_permissions(PROGRAM, fs::Permissions::from_mode(mode)).unwrap();
+        child::in_child(|| {
+            become_user(1000, 1000);
+            let mut program = Command::new(PROGRAM).arg0("sleep").arg("1000").spawn().unwrap();
+            let pid = program.id() as i32;
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+            // Where its code begins; 0 or 1 for whom that does not concern.
+            let start = stat.rsplit(')').next().unwrap().split_whitespace().nth(23).unwrap();
+            let mut buffer = [0u8; 8];
+            let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: 8 };
+            let remote = libc::iovec { iov_base: start.parse::<usize>().unwrap() as *mut _, iov_len: 8 };
+            let vectors = [&raw const local as usize, &raw const remote as usize];
+            let read = call(libc::SYS_process_vm_readv, [pid as usize, vectors[0], 1, vectors[1], 1, 0]);
+            program.kill().unwrap();
+            program.wait().unwrap();
+            assert_eq!((read, mode), (expected, mode));
+        });
+    }
+    fs::remove_file(PROGRAM).unwrap();
 }

@@ -40,6 +40,7 @@ pub struct Item {
     link: LinkedListAtomicLink,
     epoll: Weak<Epoll>,
     file: Weak<File>,
+    home: watch::Home,
     key: Key,
     /// The events, and the bits in `PRIVATE`. 0 but for those after a one-shot event.
     events: AtomicU32,
@@ -142,7 +143,7 @@ impl Item {
 
     fn stop_watching(self: &Arc<Self>, file: &File) {
         let watcher: Arc<dyn Watcher> = self.clone();
-        file.ops().wait_queues(file, &mut |queue| queue.remove_watcher(&watcher));
+        self.home.remove_watcher(file, &watcher);
     }
 }
 
@@ -284,6 +285,7 @@ impl Epoll {
             link: LinkedListAtomicLink::new(),
             epoll: self.this.clone(),
             file: Arc::downgrade(target),
+            home: watch::Home::of(target),
             key,
             events: AtomicU32::new(events),
             data: AtomicU64::new(data),

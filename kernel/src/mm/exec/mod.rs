@@ -73,6 +73,8 @@ pub struct Image {
     pub entry: u64,
     /// The first stack pointer.
     pub stack: u64,
+    /// Who runs it may read the program and its interpreter. Else it must not be read out of memory either.
+    pub readable: bool,
 }
 
 /// Bytes that arguments and environment may have, with their pointers.
@@ -161,7 +163,10 @@ pub fn load(mut request: Request) -> Result<Image> {
         top: origins.stack_top,
     };
     let stack = stack::build(&space, &request, &facts)?;
-    Ok(Image { entry: loader.as_ref().map_or(program.entry, |loader| loader.entry), stack, space })
+    let readable =
+        open::may_read(&request.file) && interpreter.as_ref().is_none_or(|(file, _)| open::may_read(file));
+    let entry = loader.as_ref().map_or(program.entry, |loader| loader.entry);
+    Ok(Image { entry, stack, space, readable })
 }
 
 /// Maps the vDSO and its data; returns where the code is. Nobody may store there: its page is the kernel's, and no copies are made of it.

@@ -31,6 +31,11 @@ pub fn open_place(start: &Start, place: &Path) -> Result<Arc<File>> {
     Ok(file)
 }
 
+/// Whether the current thread may read the file, which it may execute.
+pub(super) fn may_read(file: &File) -> bool {
+    caller::credentials().check(file.inode(), access::READ).is_ok()
+}
+
 /// A program's file that nobody may write to while this lives.
 pub struct Executable(Arc<File>);
 
