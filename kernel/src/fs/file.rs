@@ -62,7 +62,13 @@ pub trait FileOps: Any + Send + Sync {
         Err(Errno::EINVAL)
     }
 
-    /// Writes at `offset`. For a regular file that is open with `O_APPEND`, and for the offset [`AT_END`], it
+    /// Whether `write_at` knows an end to append to. To others `O_APPEND` and `RWF_APPEND` mean nothing.
+    fn appends(&self) -> bool {
+        let _ = self;
+        false
+    }
+
+    /// Writes at `offset`. For a file that appends and is open with `O_APPEND`, and for the offset [`AT_END`], it
     /// first sets `offset` to the file's end, under the lock that makes the append atomic. The caller adds
     /// the count.
     fn write_at(&self, file: &File, offset: &mut u64, source: &mut Source) -> Result<usize> {
@@ -505,7 +511,7 @@ impl File {
         self.note_read(self.ops.read_at(self, offset, sink))
     }
 
-    /// pwrite(2): at `offset`, or at the end with `O_APPEND`; the position stays.
+    /// pwrite(2): at `offset`, or at the end with `O_APPEND` and for [`AT_END`], which is for files that append; the position stays.
     pub fn write_at(&self, offset: u64, source: &mut Source) -> Result<usize> {
         if !self.ops.seekable() {
             return Err(Errno::ESPIPE);
@@ -525,8 +531,8 @@ impl File {
         if !self.writable() {
             return Err(Errno::EBADF);
         }
-        if !self.ops.seekable() {
-            return self.note_write(self.ops.write_at(self, &mut 0, source));
+        if !self.ops.appends() {
+            return self.write(source);
         }
         let mut position = self.lock_position();
         let mut at = AT_END;

@@ -31,11 +31,17 @@ pub fn committed() -> u64 {
 
 /// Commits `pages` more, or `ENOMEM`.
 pub fn commit(pages: u64) -> Result<()> {
+    commit_instead(0, pages)
+}
+
+/// As [`commit`], when `replaced` pages that are committed are about to be taken off.
+pub fn commit_instead(replaced: u64, pages: u64) -> Result<()> {
     let sum = COMMITTED.fetch_add(pages as i64, Ordering::Relaxed) + pages as i64;
     let fits = match OVERCOMMIT.load(Ordering::Relaxed) {
+        _ if pages <= replaced => true,
         1 => true,
-        2 => sum <= commit_limit() as i64,
-        _ => pages <= total_pages(),
+        2 => sum - replaced as i64 <= commit_limit() as i64,
+        _ => pages - replaced <= total_pages(),
     };
     if fits {
         return Ok(());

@@ -183,13 +183,47 @@ pub fn may_grow_stack(set: &VmaSet, vma: &Vma, start: u64) -> Result<()> {
     }
 }
 
+/// What areas count for, in pages.
+#[derive(Clone, Copy, Default)]
+pub struct Sums {
+    total: u64,
+    data: u64,
+    locked: u64,
+    accounted: u64,
+}
+
+impl Sums {
+    /// Of what lies in a range.
+    pub fn of(set: &VmaSet, range: &Range<u64>) -> Self {
+        let mut sums = Self::default();
+        for vma in set.overlapping(range.clone()) {
+            let pages = (vma.end.min(range.end) - vma.start.max(range.start)) / PAGE;
+            let count = |counts: bool| if counts { pages } else { 0 };
+            sums.total += pages;
+            sums.data += count(vma.is_data());
+            sums.locked += count(vma.flags.contains(VmFlags::LOCKED));
+            sums.accounted += count(vma.flags.contains(VmFlags::ACCOUNT));
+        }
+        sums
+    }
+}
+
 /// May there be `pages` more pages of an area with `flags`? Commits them when they count; [`accounting::uncommit`] undoes that.
 pub fn charge(set: &VmaSet, flags: VmFlags, pages: u64) -> Result<()> {
-    check_limits(set, flags, pages)?;
+    charge_instead(set, Sums::default(), flags, pages)
+}
+
+/// As [`charge`], when what is in `replaced` is about to go.
+pub fn charge_instead(set: &VmaSet, replaced: Sums, flags: VmFlags, pages: u64) -> Result<()> {
+    check_limits(set, replaced, flags, pages)?;
     if flags.contains(VmFlags::LOCKED) {
-        super::lock::check_limit(set.locked + pages).map_err(|_| Errno::EAGAIN)?;
+        super::lock::check_limit(set.locked - replaced.locked + pages).map_err(|_| Errno::EAGAIN)?;
     }
-    if flags.contains(VmFlags::ACCOUNT) { accounting::commit(pages) } else { Ok(()) }
+    if flags.contains(VmFlags::ACCOUNT) {
+        accounting::commit_instead(replaced.accounted, pages)
+    } else {
+        Ok(())
+    }
 }
 
 /// RLIMIT_DATA for `pages` pages that get the right to be written to.
@@ -201,17 +235,17 @@ pub fn check_limits_data(set: &VmaSet, flags: VmFlags, pages: u64) -> Result<()>
     if over && !flags.contains(VmFlags::GROWS_DOWN) { Err(Errno::ENOMEM) } else { Ok(()) }
 }
 
-/// RLIMIT_AS and RLIMIT_DATA for `pages` more pages.
-pub fn check_limits(set: &VmaSet, flags: VmFlags, pages: u64) -> Result<()> {
+/// RLIMIT_AS and RLIMIT_DATA for `pages` more pages in place of `replaced`.
+fn check_limits(set: &VmaSet, replaced: Sums, flags: VmFlags, pages: u64) -> Result<()> {
     if set.is_region {
         return Ok(());
     }
     let over = |present: u64, resource| (present + pages).saturating_mul(PAGE) > limit(resource);
-    if over(set.total, abi::RLIMIT_AS) {
+    if over(set.total - replaced.total, abi::RLIMIT_AS) {
         return Err(Errno::ENOMEM);
     }
     let data = flags & (VmFlags::WRITE | VmFlags::SHARED | VmFlags::GROWS_DOWN) == VmFlags::WRITE;
-    if data && over(set.data, abi::RLIMIT_DATA) {
+    if data && over(set.data - replaced.data, abi::RLIMIT_DATA) {
         return Err(Errno::ENOMEM);
     }
     Ok(())

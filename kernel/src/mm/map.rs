@@ -11,7 +11,7 @@ use linux_raw_sys::general as abi;
 use super::anonymous::SharedMemory;
 use super::backing::{Backing, Link, PageCache};
 use super::fault::{Access, FaultError};
-use super::layout::{self, MIN_ADDRESS, Placement};
+use super::layout::{self, MIN_ADDRESS, Placement, Sums};
 use super::mshare::{self, Region, RegionArea};
 use super::policy::Policy;
 use super::shm::Attachment;
@@ -157,16 +157,21 @@ impl AddressSpace {
         if matches!(plan.source, Source::Huge { .. } | Source::Region { .. }) {
             flags &= !(VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT | VmFlags::ACCOUNT);
         }
-        // What MAP_FIXED replaces is gone first, and no longer counts; a failure after this is Linux's as well.
-        if plan.fixed {
-            self.unmap_locked(areas, range.clone(), leftovers)?;
+        // What MAP_FIXED replaces does not count, and stays when the limits forbid what comes in its place: as Linux since 6.12. A failure
+        // after this takes it away there as well.
+        let replaced = if plan.fixed { Sums::of(&areas.set, &range) } else { Sums::default() };
+        if plan.fixed && areas.set.has_sealed(range.clone()) {
+            return Err(Errno::EPERM);
         }
-        layout::charge(&areas.set, flags, pages)?;
+        layout::charge_instead(&areas.set, replaced, flags, pages)?;
         let uncharge = || {
             if flags.contains(VmFlags::ACCOUNT) {
                 accounting::uncommit(pages);
             }
         };
+        if plan.fixed {
+            self.unmap_locked(areas, range.clone(), leftovers).inspect_err(|_| uncharge())?;
+        }
         let kind = match plan.source {
             Source::Anonymous => Kind::Anonymous,
             Source::Cache { cache, file, attachment } => {

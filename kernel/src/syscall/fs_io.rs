@@ -138,7 +138,7 @@ fn pwritev2(args: &mut Args) -> Result<usize> {
     let at = offset(at)?;
     check_seekable(&file)?;
     let mut source = Source::vectors(vectors, count)?;
-    file.write_at(if append { AT_END } else { at }, &mut source)
+    file.write_at(if append && file.ops().appends() { AT_END } else { at }, &mut source)
 }
 
 fn check_readable(file: &File) -> Result<()> {

@@ -4,13 +4,14 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use roundtable_programs::child::{self, End, in_child};
 use roundtable_programs::file::{Fd, pipe};
+use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{Map, PRIVATE, R, RW, SHARED};
 use roundtable_programs::place::{Place, lstat, truncate, unlink};
 use roundtable_programs::procfs::Meminfo;
 use roundtable_programs::sys::{self, check};
 use roundtable_programs::{Errno, tests};
 
-tests! { holes_read_as_zeroes, seek_data_and_hole, stores_by_a_mapping_are_data, allocate_and_punch, full_file_system, grow_over_old_bytes,
+tests! { holes_read_as_zeroes, seek_data_and_hole, appends_to_what_has_no_end, stores_by_a_mapping_are_data, allocate_and_punch, full_file_system, grow_over_old_bytes,
 appends_of_many_processes: 60, mapping_and_calls_see_each_other, truncation_reaches_mappings,
 private_mappings_keep_copies, write_from_its_own_mapping, read_into_its_own_mapping, bad_addresses, vectors,
 positions_are_shared_by_dup, size_limit_signal, sendfile_and_copy, times, memory_comes_back: 120,
@@ -69,6 +70,29 @@ fn seek_data_and_hole() {
     assert_eq!(seek(&fd, 10, 9), Err(Errno::EINVAL));
     let (read, _write) = pipe(0);
     assert_eq!(seek(&read, 0, libc::SEEK_SET), Err(Errno::ESPIPE));
+}
+
+/// RWF_APPEND means nothing to files that do not append: they are written where they stand, by position or offset.
+fn appends_to_what_has_no_end() {
+    const RWF_APPEND: usize = 0x10;
+    let text = *b"/no/such/file";
+    let vector = libc::iovec { iov_base: text.as_ptr() as *mut _, iov_len: text.len() };
+    let write = |fd: &Fd, at: usize| {
+        call(libc::SYS_pwritev2, [fd.raw() as usize, &raw const vector as usize, 1, at, 0, RWF_APPEND])
+    };
+    let path = "/proc/sys/kernel/core_pattern";
+    let before = std::fs::read_to_string(path).unwrap();
+    for at in [usize::MAX, 0] {
+        let setting = Fd::open(path, libc::O_WRONLY).unwrap();
+        assert_eq!(write(&setting, at), Ok(text.len()), "{at}");
+        assert_eq!(std::fs::read_to_string(path).unwrap().trim_end(), "/no/such/file");
+        std::fs::write(path, &before).unwrap();
+    }
+    // Memory is written at the address that is asked for.
+    let mut byte = [0u8; 16];
+    let memory = Fd::open("/proc/self/mem", libc::O_RDWR).unwrap();
+    assert_eq!(write(&memory, byte.as_mut_ptr() as usize), Ok(text.len()));
+    assert_eq!(std::hint::black_box(byte)[..text.len()], text);
 }
 
 /// Also where the pages were there before, and the mapping has had no fault on them: who copies a file by its holes loses nothing.

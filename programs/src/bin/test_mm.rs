@@ -13,7 +13,7 @@ cow_of_many_generations, shared_anonymous, brk_grows_and_shrinks, stack_grows, s
 remap_grows_in_place_or_moves, remap_grows_towards_a_stack, remap_shrinks, remap_fixed, remap_dontunmap, dontneed_zeroes, free_advice,
 willneed_and_others, mincore_of_anonymous, locked_memory, populate, maps_shows_areas, areas_merge, rss_counts,
 page_tables_are_freed, large_sparse_area, kernel_writes_break_cow, prot_exec_needed, growsdown_flag,
-wipe_on_fork, process_vm, growth_costs_nothing, limit_of_areas_holds_for_brk }
+wipe_on_fork, process_vm, growth_costs_nothing, limit_of_areas_holds_for_brk, refused_replacement }
 
 const PAGE: usize = 4096;
 
@@ -70,6 +70,27 @@ fn fixed_replaces() {
     (0..3).for_each(|page| map.set(page * PAGE, 9));
     mmap(map.address + PAGE, PAGE, RW, PRIVATE | ANON | FIXED, -1, 0).unwrap();
     assert_eq!([0, 1, 2].map(|page| map.get(page * PAGE)), [9, 0, 9]);
+}
+
+/// What MAP_FIXED replaces does not count, and stays when the limits forbid what comes in its place. Linux until 6.11 takes it away first.
+fn refused_replacement() {
+    child::in_child(|| {
+        let release = sys::release();
+        let numbers: Vec<u32> = release.split(['.', '-']).take(2).map(|word| word.parse().unwrap()).collect();
+        let map = Map::new(64 << 20, NONE, PRIVATE | ANON, -1, 0).unwrap();
+        let size = procfs::status(std::process::id() as i32, "VmSize") << 10;
+        let limit = libc::rlimit { rlim_cur: size + (1 << 20), rlim_max: libc::RLIM_INFINITY };
+        // SAFETY: the structure lives through the call.
+        sys::check(unsafe { libc::setrlimit(libc::RLIMIT_AS, &limit) }).unwrap();
+        let replace = |length: usize| mmap(map.address, length, RW, PRIVATE | ANON | FIXED, -1, 0);
+        // As much as there was is no more.
+        assert_eq!(replace(64 << 20), Ok(map.address));
+        map.set(0, 7);
+        assert_eq!(replace(128 << 20), Err(Errno::ENOMEM));
+        if numbers >= vec![6, 12] {
+            assert_eq!(map.get(0), 7);
+        }
+    });
 }
 
 fn noreplace() {

@@ -92,6 +92,10 @@ impl OpenFile {
 }
 
 impl FileOps for OpenFile {
+    fn appends(&self) -> bool {
+        true
+    }
+
     fn seekable(&self) -> bool {
         true
     }

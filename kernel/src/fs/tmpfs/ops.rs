@@ -69,6 +69,10 @@ impl InodeOps for Node {
 }
 
 impl FileOps for RegularFile {
+    fn appends(&self) -> bool {
+        true
+    }
+
     fn seekable(&self) -> bool {
         true
     }
