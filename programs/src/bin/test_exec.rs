@@ -10,7 +10,7 @@ use std::process::Command;
 use roundtable_programs::harness::skip;
 use roundtable_programs::kinds::call;
 use roundtable_programs::place::become_user;
-use roundtable_programs::{Errno, child, sys, tests};
+use roundtable_programs::{Errno, child, procfs, sys, tests};
 
 const BUSYBOX: &str = "/bin/busybox";
 
@@ -368,6 +368,8 @@ fn not_to_be_read() {
             become_user(1000, 1000);
             let mut program = Command::new(PROGRAM).arg0("sleep").arg("1000").spawn().unwrap();
             let pid = program.id() as i32;
+            // The parent goes on in the middle of the child's execve.
+            procfs::wait_for_sleep(pid);
             let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
             // Where its code begins; 0 or 1 for whom that does not concern.
             let start = stat.rsplit(')').next().unwrap().split_whitespace().nth(23).unwrap();
