@@ -2,13 +2,12 @@
 
 use alloc::sync::Arc;
 
+use linux_raw_sys::general::CAP_SYS_PTRACE;
 use syscalls::Sysno;
 
 use super::mm::check_may_access;
 use super::{Args, Handler};
 use crate::arch::fpu::FpuState;
-use linux_raw_sys::general::CAP_SYS_PTRACE;
-
 use crate::errno::{Errno, Result};
 use crate::mm::Rights;
 use crate::mm::uaccess::{copy_from_user, copy_to_user, read_user, write_user};
