@@ -85,7 +85,15 @@ const SUITES: [&str; 28] = [
     "tmpfs",
 ];
 /// Programs that are run with these arguments, once for each; others without any.
-const ARGUMENTS: [(&str, &str); 5] = [
+const ARGUMENTS: [(&str, &str); 12] = [
+    // One by one: some need transparent huge pages, and some take too long on Linux.
+    ("mm/uffd-unit-tests", "-f register"),
+    ("mm/uffd-unit-tests", "-f zeropage"),
+    ("mm/uffd-unit-tests", "-f wp-"),
+    ("mm/uffd-unit-tests", "-f minor"),
+    ("mm/uffd-unit-tests", "-f sigbus"),
+    ("mm/uffd-unit-tests", "-f events"),
+    ("mm/uffd-unit-tests", "-f poison"),
     ("mm/uffd-stress", "anon 20 2"),
     ("mm/uffd-stress", "hugetlb 32 2"),
     ("mm/uffd-stress", "hugetlb-private 32 2"),
