@@ -18,8 +18,10 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use crate::arch::trap::TrapFrame;
 use crate::errno::{Errno, Result};
 use crate::fs::caller;
+use crate::memory::reserve;
 use crate::namespaces::View;
-use crate::process::{self, CAP_SYS_ADMIN, Pid, Thread, WaitStatus, exit, limits};
+use crate::process::{self, CAP_SYS_ADMIN, Charge, Pid, Thread, WaitStatus, exit, limits};
+use crate::sched;
 use crate::signal::{self, SIGKILL, SIGSYS, SigInfo};
 use crate::sync::SpinLock;
 
@@ -51,10 +53,14 @@ pub const ARCH: u32 = 0xc000_003e;
 /// Most instructions of a chain, and what each filter counts beside its own: `MAX_INSNS_PER_PATH`.
 const MOST_IN_CHAIN: usize = (1 << 18) / 8;
 const EACH_COUNTS: usize = 4;
+/// Instructions that are run without a look at who else wants the CPU, and those of one filter more.
+const INSTRUCTIONS_AT_ONCE: usize = 2048;
 
 /// One filter, and the older ones.
 struct Filter {
     program: Arc<Program>,
+    /// Who has added it pays, as long as it is there.
+    _charge: Charge,
     older: Option<Arc<Filter>>,
     /// How many there are from here on, and their instructions.
     depth: usize,
@@ -217,8 +223,15 @@ fn run(thread: &Thread, call: &Call) -> (u32, Option<Arc<Filter>>) {
     let mut strongest = ALLOW;
     let mut from = None;
     let mut next = chain.as_ref();
+    let mut left = INSTRUCTIONS_AT_ONCE;
     while let Some(filter) = next {
         let answer = filter.program.run(call);
+        left = left.saturating_sub(filter.program.len());
+        if left == 0 {
+            // A chain has eight times as many.
+            sched::cond_resched();
+            left = INSTRUCTIONS_AT_ONCE;
+        }
         let action = |answer: u32| (answer & 0xffff_0000) as i32;
         if action(answer) < action(strongest) {
             strongest = answer;
@@ -272,6 +285,8 @@ pub fn add_filter(instructions: impl FnOnce() -> Result<Vec<Instruction>>, flags
     if !without_privileges && !thread.credentials().capable_here(CAP_SYS_ADMIN) {
         return Err(Errno::EACCES);
     }
+    // Its children have it when it has ended.
+    reserve::ask_lasting(filter_bytes(instructions.len()))?;
     let program = Arc::new(Program::new(instructions)?);
     let listener = has(abi_flags::NEW_LISTENER).then(|| Listener::new(has(abi_flags::WAIT_KILLABLE_RECV)));
     let Some(listener) = listener else {
@@ -355,7 +370,14 @@ fn extend(
     if total > MOST_IN_CHAIN {
         return Err(Errno::ENOMEM);
     }
-    Ok(Arc::new(Filter { program: program.clone(), older, depth: depth + 1, total, logs, listener }))
+    let program = program.clone();
+    let _charge = process::current().process.charges.add(filter_bytes(program.len()));
+    Ok(Arc::new(Filter { program, _charge, older, depth: depth + 1, total, logs, listener }))
+}
+
+/// What a filter of so many instructions takes of the kernel's memory, about.
+fn filter_bytes(instructions: usize) -> usize {
+    size_of::<Filter>() + instructions * size_of::<Instruction>()
 }
 
 /// Can `other` have the chain of `thread`? Its own must be a part of it.

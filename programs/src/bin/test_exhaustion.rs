@@ -11,11 +11,11 @@ use roundtable_programs::inet;
 use roundtable_programs::mem::Map;
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{c_string, check};
-use roundtable_programs::{Errno, tests};
+use roundtable_programs::{Errno, seccomp, tests};
 
 tests! { areas: 100, areas_of_huge_pages: 100, splits: 100, pipes: 100, open_files: 100, sockets: 100, messages: 100, rights: 100,
 connections: 100, unread_connections: 100, unread_unix_connections: 100, epoll_items: 100, events: 100, timers: 100, signals: 100, segments: 100, memory_files: 100, names: 100,
-symbolic_links: 100, directories: 100, mounts: 100, locks: 100 }
+symbolic_links: 100, directories: 100, mounts: 100, locks: 100, filters: 100 }
 
 fn anonymous(count: usize) -> Result<usize, Errno> {
     let protection = if count.is_multiple_of(2) { libc::PROT_READ } else { libc::PROT_NONE };
@@ -384,5 +384,25 @@ fn locks() {
             lock.l_len = 1;
             check(libc::fcntl(file.raw(), libc::F_SETLK, &lock))
         }
+    });
+}
+
+/// Threads, each with as long a chain of filters as one may have.
+fn filters() {
+    exhaust(|_| {
+        let (told, hear) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new().stack_size(64 << 10).spawn(move || {
+            let mut filter = vec![seccomp::op(seccomp::LOAD, 0); 4095];
+            filter.push(seccomp::op(seccomp::RETURN, seccomp::ALLOW));
+            seccomp::no_new_privileges();
+            let refused = (0..7).find_map(|_| seccomp::install(&filter, 0).err());
+            drop(filter);
+            let _ = told.send(refused);
+            loop {
+                std::thread::park();
+            }
+        });
+        thread.map_err(|error| Errno::from_raw(error.raw_os_error().unwrap_or(0)))?;
+        hear.recv().expect("a thread").map_or(Ok(0), Err)
     });
 }
