@@ -10,8 +10,10 @@ use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+use intrusive_collections::RBTreeAtomicLink;
 use linux_raw_sys::general as abi;
 
+use self::end::Kept;
 use super::dentry::Dentry;
 use super::inode::Superblock;
 use super::mount_namespace::{self, Copies, MountNamespace, RESTRICTIONS, check_own};
@@ -60,10 +62,12 @@ pub struct Mount {
     place: SpinLock<Option<Place>>,
     /// It was in the tree once, and cannot come back.
     was_placed: AtomicBool,
-    /// The first of the locked mounts that were on it when both were taken out of the tree: they cover what they covered, for who is
-    /// still in here.
-    kept: SpinLock<Option<Arc<Mount>>>,
-    /// The next in the list that it is in: of kept ones, or of trees to take apart.
+    /// The locked mounts that were on it when both were taken out of the tree: they cover what they covered, for who is still in here.
+    kept: SpinLock<Kept>,
+    /// Of a kept one: its place among them, and the address of what it covers.
+    by_point: RBTreeAtomicLink,
+    covered: AtomicUsize,
+    /// The next in the list that it is in: of those to let go, or of trees to take apart.
     pub(super) next: SpinLock<Option<Arc<Mount>>>,
 }
 
@@ -163,7 +167,9 @@ impl Mount {
             writers: AtomicU32::new(0),
             place: SpinLock::new(None),
             was_placed: AtomicBool::new(false),
-            kept: SpinLock::new(None),
+            kept: SpinLock::new(Kept::new(end::ByPoint::NEW)),
+            by_point: RBTreeAtomicLink::new(),
+            covered: AtomicUsize::new(0),
             next: SpinLock::new(None),
         })
     }

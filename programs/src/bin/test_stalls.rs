@@ -15,12 +15,13 @@ use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
 use roundtable_programs::shared::Shared;
-use roundtable_programs::sys::{PAGE, check};
+use roundtable_programs::sys::{PAGE, c_string, check};
 use roundtable_programs::{harness, namespaces, procfs, tests};
 
 tests! { descriptors: 200, areas: 200, separate_areas: 200, windows: 200, sizes: 200, waiters: 200, waiters_of_another_word: 200, requeued: 200,
 pending_signals: 200, timers: 200, threads: 200, signals_to_threads: 200, stopped_threads: 200, exec_of_threads: 200,
-filters_of_threads: 200, groups: 200, chains_of_orphans: 200, zombies_of_a_namespace: 200, children: 200, tracees: 200 }
+filters_of_threads: 200, groups: 200, chains_of_orphans: 200, zombies_of_a_namespace: 200, children: 200, tracees: 200,
+kept_mounts: 200 }
 
 /// What a call may do in one hold or stretch however many things there are, in instructions of a checked kernel.
 const HOLD: u64 = 50_000;
@@ -588,5 +589,40 @@ fn tracees() {
         let few = std::thread::spawn(move || idlers(16, trace_me)).join().expect("join");
         end(&few);
         end(&pids.lock().unwrap());
+    });
+}
+
+/// A walk in a tree that was taken out, past what locked mounts cover there.
+fn kept_mounts() {
+    const FROM: &str = "/tmp/kept";
+    const TO: &str = "/tmp/kept-here";
+    let mount = |source: &str, target: &str, kind: &str, flags: u64| {
+        let [source, target, kind] = [source, target, kind].map(c_string);
+        // SAFETY: all are NUL-terminated and live through the call.
+        let result =
+            unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) };
+        check(result).expect("mount");
+    };
+    let make = |count: usize| {
+        for path in [FROM, TO] {
+            let _ = std::fs::create_dir(path);
+        }
+        namespaces::unshare(namespaces::NEWNS).expect("unshare");
+        mount("none", FROM, "tmpfs", 0);
+        for index in 0..count {
+            let path = format!("{FROM}/{index}");
+            std::fs::create_dir(&path).expect("mkdir");
+            mount(TO, &path, "", libc::MS_BIND);
+        }
+        namespaces::unshare(namespaces::NEWUSER | namespaces::NEWNS).expect("unshare");
+        mount(FROM, TO, "", libc::MS_BIND | libc::MS_REC);
+        std::env::set_current_dir(TO).expect("chdir");
+        // SAFETY: the text lives through the call.
+        check(unsafe { libc::umount2(c".".as_ptr(), libc::MNT_DETACH) }).expect("umount");
+    };
+    compare(50, 4_000, make, |count| {
+        for index in [0, 1, count - 1] {
+            std::fs::metadata(index.to_string()).expect("stat");
+        }
     });
 }

@@ -6,6 +6,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
+use intrusive_collections::{KeyAdapter, RBTree, RBTreeAtomicLink, intrusive_adapter};
 use linux_raw_sys::general as abi;
 
 use super::{CHANGE, Mount, Place, TABLE, Table, check_own, remount};
@@ -15,6 +16,20 @@ use crate::fs::path::Path;
 use crate::process;
 use crate::sched;
 use crate::sync::SpinLock;
+
+intrusive_adapter!(pub(super) ByPoint = Arc<Mount>: Mount { by_point => RBTreeAtomicLink });
+
+impl<'a> KeyAdapter<'a> for ByPoint {
+    type Key = usize;
+
+    fn get_key(&self, mount: &'a Mount) -> usize {
+        // Ordering: set before the mount came among the kept ones, with their lock.
+        mount.covered.load(Ordering::Relaxed)
+    }
+}
+
+/// The mounts that one keeps, by what they cover: a walk finds the one that it needs among a hundred thousand.
+pub(super) type Kept = RBTree<ByPoint>;
 
 /// umount2(2) of the mount whose root `path` is; `root` is the caller's.
 pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
@@ -95,10 +110,10 @@ impl Table {
         // Never 0 meanwhile: a walk would not look.
         point.mounts.fetch_add(1, Ordering::SeqCst);
         let place = self.take(mount);
+        // Ordering: the lock below.
+        mount.covered.store(Arc::as_ptr(&point) as usize, Ordering::Relaxed);
         *mount.place.lock() = Some(Place::Kept { parent: Arc::downgrade(&parent), point });
-        let mut kept = parent.kept.lock();
-        *mount.next.lock() = kept.replace(mount.clone());
-        drop(kept);
+        parent.kept.lock().insert(mount.clone());
         // `place` has another reference to the parent.
         place
     }
@@ -107,22 +122,24 @@ impl Table {
 impl Mount {
     /// The kept mount that covers `point`.
     pub(super) fn kept_on(&self, point: &Arc<Dentry>) -> Option<Arc<Mount>> {
-        let kept = self.kept.lock();
-        // The list has a reference of its own to each: none of these is the last.
-        let mut next = kept.clone();
-        while let Some(mount) = next {
-            let covers = matches!(&*mount.place.lock(), Some(Place::Kept { point: own, .. }) if Arc::ptr_eq(own, point));
-            if covers {
-                return Some(mount);
-            }
-            next = mount.next.lock().clone();
-        }
-        None
+        self.kept.lock().find(&(Arc::as_ptr(point) as usize)).clone_pointer()
+    }
+}
+
+/// Moves them all to a list.
+fn move_all(mut kept: Kept, list: &mut Option<Arc<Mount>>) {
+    while let Some(mount) = kept.front_mut().remove() {
+        let next = list.take();
+        *mount.next.lock() = next;
+        *list = Some(mount);
+        sched::cond_resched();
     }
 }
 
 /// Lets go of the mounts that one kept which is gone, and of those that they keep: in a loop, however many each is on.
-pub(super) fn let_go(mut list: Option<Arc<Mount>>) {
+pub(super) fn let_go(kept: Kept) {
+    let mut list = None;
+    move_all(kept, &mut list);
     while let Some(mount) = list {
         sched::cond_resched();
         list = mount.next.lock().take();
@@ -131,16 +148,12 @@ pub(super) fn let_go(mut list: Option<Arc<Mount>>) {
             point.mounts.fetch_sub(1, Ordering::SeqCst);
         }
         drop(place);
-        let mut inner = {
+        let inner = {
             // Who is in a mount on this one finds it under this lock only.
             let _table = TABLE.lock();
-            if Arc::strong_count(&mount) == 1 { mount.kept.lock().take() } else { None }
+            if Arc::strong_count(&mount) == 1 { mount.kept.lock().take() } else { Kept::default() }
         };
-        while let Some(next) = inner {
-            inner = core::mem::replace(&mut *next.next.lock(), list.take());
-            list = Some(next);
-            sched::cond_resched();
-        }
+        move_all(inner, &mut list);
     }
 }
 
