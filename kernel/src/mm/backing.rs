@@ -63,6 +63,9 @@ pub trait PageCache: Send + Sync {
         Err(Errno::EINVAL)
     }
 
+    /// No mapping has pages of it any more. It may give its pages back. May sleep.
+    fn left_mappings(&self) {}
+
     /// The pages with the page tables that show them, if the file has such tables.
     fn content(&self) -> Option<&Content> {
         None
@@ -314,6 +317,11 @@ impl Drop for Link {
             let mut entries = self.cache.mappings().entries.lock();
             entries.tree.remove(&self.key);
             entries.writable -= usize::from(self.writable);
+            let was_last = *self.listed.get_mut() && entries.tree.is_empty();
+            drop(entries);
+            if was_last {
+                self.cache.left_mappings();
+            }
         }
         if *self.joined.get_mut() != 0
             && let Some(content) = self.cache.content()

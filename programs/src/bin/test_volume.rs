@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{ErrorKind, Read, Seek, SeekFrom, Write};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -17,7 +17,7 @@ use roundtable_programs::child;
 use roundtable_programs::file::Fd;
 use roundtable_programs::harness::skip;
 use roundtable_programs::mem::Map;
-use roundtable_programs::{Errno, place, tests};
+use roundtable_programs::{Errno, place, procfs, tests};
 
 tests! {
     the_mount_is_shown, what_the_host_wrote_is_read, what_the_guest_wrote_is_read: 60, the_hosts_changes_show_at_once,
@@ -25,7 +25,7 @@ tests! {
     entries_are_removed_while_they_are_read: 120, names_of_all_kinds, directories_come_and_go, rename_moves_and_replaces,
     links_count, symbolic_links_lead_in_the_guest, attributes_are_the_hosts, times_are_set, a_file_without_a_name,
     a_file_that_was_replaced, a_removed_number_is_no_other_file, private_mappings, shared_mappings_to_read,
-    no_shared_mapping_to_write, a_mapping_follows_writes, a_mapping_follows_truncation, programs_run_from_it, sync_reaches_the_host,
+    no_shared_mapping_to_write, a_mapping_follows_writes, a_mapping_follows_truncation, pages_that_nobody_maps: 120, programs_run_from_it, sync_reaches_the_host,
     pipes_and_sockets_but_no_devices, nothing_is_written_read_only, it_is_mounted_and_unmounted,
     many_write_at_once: 120, appends_do_not_overlap: 60, killed_while_they_wait: 120,
     nothing_outside_is_reached, a_race_of_the_host_leads_nowhere: 60,
@@ -484,6 +484,27 @@ fn a_mapping_follows_truncation() {
     })
     .wait();
     assert_eq!(end, child::End::Signal(libc::SIGBUS));
+}
+
+/// A file that is larger than what may stay of it is read through one mapping after the other.
+fn pages_that_nobody_maps() {
+    const PIECE: usize = 32 << 20;
+    let total = procfs::Meminfo::read().get("MemTotal") as usize * 1024;
+    let file = File::create_new(format!("{}/large", fresh("unmapped"))).unwrap();
+    file.set_len((total / 2) as u64).unwrap();
+    let file = File::open(format!("{VOLUME}/unmapped/large")).unwrap();
+    let free = || procfs::Meminfo::read().get("MemFree") as usize * 1024;
+    let before = free();
+    for piece in 0..total / 2 / PIECE {
+        let map = Fd::own(file.try_clone().unwrap().into_raw_fd() as usize)
+            .map_at((piece * PIECE) as u64, PIECE, libc::PROT_READ, libc::MAP_PRIVATE)
+            .unwrap();
+        for page in (0..PIECE).step_by(16 * 4096) {
+            assert_eq!(map.get(page), 0);
+        }
+    }
+    let taken = before.saturating_sub(free());
+    assert!(taken < total / 8 + 4 * PIECE, "{taken} of {total} bytes are taken");
 }
 
 fn programs_run_from_it() {

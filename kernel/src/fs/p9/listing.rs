@@ -66,7 +66,8 @@ impl OpenDirectory {
 
 impl Listing for OpenDirectory {
     fn readdir(&self, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
-        let mut told = self.told.lock();
+        // Who has it may wait for the server.
+        let mut told = self.told.lock_killable().ok_or(Errno::EINTR)?;
         let told = &mut *told;
         if told.next != from || from == FIRST {
             // From the begin all is asked anew, as rewinddir(3) wants.

@@ -75,7 +75,8 @@ fn interrupted() {
 impl Device {
     /// The root of its file system.
     fn root(&self, options: Options) -> Result<Arc<Dentry>> {
-        let mut found = self.found.lock();
+        // Who has it may wait for the server.
+        let mut found = self.found.lock_killable().ok_or(Errno::EINTR)?;
         if let Some(root) = self.root.lock().upgrade() {
             return Ok(root);
         }

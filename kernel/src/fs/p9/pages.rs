@@ -1,6 +1,7 @@
 //! The pages of a file that are mapped.
 //!
-//! They are the one thing that is kept of a file. What changes the file here takes them out of the mappings, and the next access fetches
+//! They are the one thing that is kept of a file; when those of all volumes are an eighth of the memory, files that nobody maps keep none, and
+//! a file that grows gives back what it has. What changes the file here takes them out of the mappings, and the next access fetches
 //! them anew; what the host has changed shows when the file is mapped the next time, and may show before. Stores do not get to
 //! the host, so no shared mapping that could be written is made; private ones are, and programs run from here.
 
@@ -13,7 +14,7 @@ use super::wire::Attr;
 use crate::errno::{Errno, Result};
 use crate::fs::stat::Timestamp;
 use crate::memory::frame::{Frame, Use};
-use crate::memory::{PAGE_SIZE, fallible, reserve};
+use crate::memory::{self, PAGE_SIZE, fallible, reserve};
 use crate::mm::backing::{MappingList, PageCache};
 use crate::mm::page_store::PageStore;
 use crate::sched;
@@ -22,6 +23,16 @@ use crate::sync::{Mutex, SpinLock};
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Pages that are fetched together.
 const AHEAD: u64 = 16;
+/// A file with no more pages keeps them.
+const FEW: u64 = 256;
+
+/// Pages of all volumes. Relaxed: a sum that orders nothing.
+static PAGES: AtomicU64 = AtomicU64::new(0);
+
+/// Are there more pages than are to stay without need? They count for nobody who does not have them in a mapping, and the host has them.
+fn too_many() -> bool {
+    PAGES.load(Ordering::Relaxed) > memory::stats().total / PAGE / 8
+}
 
 /// The content of a file as far as it is known here.
 pub struct Content {
@@ -102,6 +113,7 @@ impl Content {
                 let _fetching = self.fetching.lock();
                 self.pages.remove(from..range.end)
             };
+            PAGES.fetch_sub(removed.len() as u64, Ordering::Relaxed);
             if !removed.is_empty() {
                 // Out of the mappings before the frames go.
                 self.mappings.unmap(from..next.unwrap_or(range.end));
@@ -115,7 +127,12 @@ impl Content {
     fn fetch(&self, index: u64) -> Result<Frame> {
         let source = self.source.lock().as_ref().map(|(fid, _)| fid.clone());
         let fid = source.ok_or(Errno::EFAULT)?;
-        let _fetching = self.fetching.lock();
+        if self.pages.count() > FEW && too_many() {
+            // Those that are mapped and used come again.
+            self.forget(0..u64::MAX);
+        }
+        // Who has it waits for the server.
+        let _fetching = self.fetching.lock_killable().ok_or(Errno::EINTR)?;
         if let Some(frame) = self.pages.get(index) {
             return Ok(frame);
         }
@@ -144,14 +161,41 @@ impl Content {
             let frame = Frame::alloc(Use::File).ok_or(Errno::ENOMEM)?;
             // SAFETY: both are a page, and nobody else has the frame.
             unsafe { frame.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), PAGE_SIZE) };
-            match self.pages.insert_inside(at, &frame, &self.size) {
-                Ok((frame, _)) => first = first.or(Some(frame)),
+            match self.insert_fetched(&fid, at, &frame) {
+                Ok((frame, is_new)) => {
+                    PAGES.fetch_add(u64::from(is_new), Ordering::Relaxed);
+                    first = first.or(Some(frame));
+                }
                 // What comes behind the one that was asked for may fail.
                 Err(error) if first.is_none() => return Err(error),
                 Err(_) => break,
             }
         }
         first.ok_or(Errno::EFAULT)
+    }
+
+    /// Puts a page in that the server has sent. `EFAULT` behind the end.
+    ///
+    /// Race: an answer to somebody's stat(2) from before the file had the page, who gets to run only now, has told another end meanwhile. The
+    /// server knows better.
+    fn insert_fetched(&self, fid: &Fid, index: u64, frame: &Frame) -> Result<(Frame, bool)> {
+        loop {
+            let inserted = self.pages.insert_inside(index, frame, &self.size);
+            if !matches!(inserted, Err(Errno::EFAULT)) {
+                return inserted;
+            }
+            let attr = fid.attributes()?;
+            if attr.number != self.id.1 || index >= attr.size.div_ceil(PAGE) {
+                return inserted;
+            }
+            self.told(attr.size);
+        }
+    }
+}
+
+impl Drop for Content {
+    fn drop(&mut self) {
+        PAGES.fetch_sub(self.pages.count(), Ordering::Relaxed);
     }
 }
 
@@ -189,6 +233,12 @@ impl PageCache for Content {
 
     fn takes_stores(&self) -> bool {
         false
+    }
+
+    fn left_mappings(&self) {
+        if self.pages.count() > 0 && too_many() {
+            self.forget(0..u64::MAX);
+        }
     }
 
     fn is_shmem(&self) -> bool {
