@@ -90,10 +90,12 @@ struct Stream {
     stand_in: Arc<Socket>,
     /// The user was told that nothing comes any more.
     finished: bool,
-    /// Since when there is no user.
+    /// Since when there is no user, or since the other side last took something of what there was.
     orphan: Option<Instant>,
-    /// Since when the other side owes an answer to our end.
+    /// Since when the other side owes an answer to our end, or as above.
     closed: Option<Instant>,
+    /// Bytes that it had yet to take when it was last looked.
+    untaken: usize,
     /// Since when the other side is asked now and then whether it is there.
     kept: Option<Instant>,
 }
@@ -188,6 +190,7 @@ impl Streams {
             finished: false,
             orphan: None,
             closed: None,
+            untaken: 0,
             kept: None,
         });
         Ok(())
@@ -477,10 +480,13 @@ impl Stream {
             return Ok(());
         }
         self.send(tcp);
-        let done = {
-            let state = self.stand_in.state.lock();
-            state.peer_finished && self.stand_in.bytes.lock().len() == 0
-        };
+        let waiting = self.stand_in.bytes.lock().len();
+        let done = self.stand_in.state.lock().peer_finished && waiting == 0;
+        let untaken = tcp.send_queue() + waiting;
+        if untaken < core::mem::replace(&mut self.untaken, untaken) {
+            // However slowly it takes what was sent to it, it gets it all.
+            (self.orphan, self.closed) = (None, None);
+        }
         if tcp.state() == Tcp::Closed {
             // Broken off by the other side, or by its silence, or at an end in order.
             if let Some(user) = user.filter(|_| !(done && self.finished)) {
