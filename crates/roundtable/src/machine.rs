@@ -60,7 +60,7 @@ impl Machine {
             out.extend(network.arguments().into_iter().map(OsString::from));
         }
         for (index, volume) in self.volumes.iter().enumerate() {
-            out.extend(volume.arguments(index).into_iter().map(OsString::from));
+            out.extend(volume.arguments(index));
         }
         out.extend(["-kernel".into(), self.kernel.clone().into()]);
         out.extend(["-initrd".into(), self.initrd.clone().into()]);

@@ -1,6 +1,8 @@
 //! Folders of the host in the guest: QEMU's 9p server, which lets the guest see nothing beside them.
 
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -39,10 +41,15 @@ impl FromStr for Volume {
         if !guest.starts_with('/') {
             return Err(format!("the guest's path {guest:?} does not begin with a slash"));
         }
-        if guest.bytes().all(|byte| byte == b'/') {
+        // One place has one name.
+        let guest = guest
+            .split('/')
+            .filter(|part| !matches!(*part, "" | "."))
+            .fold(String::new(), |path, part| path + "/" + part);
+        if guest.is_empty() {
             return Err("a volume cannot be the guest's root; --root takes a folder as that".into());
         }
-        Ok(Volume { host: host.into(), guest: guest.into(), read_only })
+        Ok(Volume { host: host.into(), guest, read_only })
     }
 }
 
@@ -95,14 +102,18 @@ impl Volume {
 
     /// QEMU's words for it. Files are what they are on the host, links too: QEMU gives those that the guest makes to the guest's user if it
     /// may, and leaves them to its own user if not.
-    pub fn arguments(&self, index: usize) -> Vec<String> {
+    pub fn arguments(&self, index: usize) -> Vec<OsString> {
         let tag = Self::tag(index);
         // QEMU splits its options at commas.
-        let path = self.host.display().to_string().replace(',', ",,");
+        let path: Vec<&[u8]> = self.host.as_os_str().as_bytes().split(|byte| *byte == b',').collect();
         let access = if self.read_only { ",readonly=on" } else { "" };
-        let folder = format!("local,id={tag},path={path},security_model=none,multidevs=remap{access}");
+        let mut folder = OsString::from(format!("local,id={tag},path="));
+        folder.push(OsString::from_vec(path.join(&b",,"[..])));
+        folder.push(format!(",security_model=none,multidevs=remap{access}"));
         let device = format!("virtio-9p-pci,fsdev={tag},mount_tag={tag}");
-        ["-fsdev", &folder, "-device", &device].map(String::from).to_vec()
+        [OsStr::new("-fsdev"), &folder, OsStr::new("-device"), OsStr::new(&device)]
+            .map(OsString::from)
+            .to_vec()
     }
 
     /// What init is told of it.
@@ -134,13 +145,14 @@ mod tests {
 
     #[test]
     fn qemu_reads_the_folder_as_one_word() {
-        let volume: Volume = "/a,b:/c:ro".parse().unwrap();
-        let words = volume.arguments(3).join(" ");
+        let mut volume: Volume = "/a,b:/c:ro".parse().unwrap();
         assert_eq!(
-            words,
+            volume.arguments(3).join(OsStr::new(" ")),
             "-fsdev local,id=volume3,path=/a,,b,security_model=none,multidevs=remap,readonly=on \
              -device virtio-9p-pci,fsdev=volume3,mount_tag=volume3"
         );
+        volume.host = OsStr::from_bytes(b"/not\xff,utf8").into();
+        assert!(volume.arguments(0)[1].as_bytes().starts_with(b"local,id=volume0,path=/not\xff,,utf8,"));
     }
 
     #[test]
@@ -151,7 +163,10 @@ mod tests {
         assert!(why(format!("{path}/missing:/data")).contains(&format!("mkdir -p {path}/missing")));
         std::fs::write(folder.path().join("file"), "").unwrap();
         assert!(why(format!("{path}/file:/data")).contains(&format!("--file {path}/file:/data")));
-        let twice: Vec<Volume> = vec![format!("{path}:/data").parse().unwrap(); 2];
-        assert!(check(&twice).is_err() && check(&twice[..1]).is_ok());
+        let at = |guest: &str| format!("{path}:{guest}").parse::<Volume>().unwrap();
+        assert!(check(&[at("/data")]).is_ok());
+        for same in ["/data", "/data/", "//data", "/./data"] {
+            assert!(check(&[at("/data"), at(same)]).is_err(), "{same}");
+        }
     }
 }
