@@ -116,7 +116,8 @@ impl<M: Machine> Mapping<M> {
     }
 
     /// Poisons the page of an address where the address space has no entry: a fault there is [`FaultError::Poisoned`],
-    /// until a page is put there or [`Mapping::discard`] comes by. False when there is an entry.
+    /// until a page is put there or [`Mapping::discard`] comes by. False when there is an entry. The mapping is unshared from now
+    /// on ([`Mapping::keep_unshared`]).
     ///
     /// # Errors
     ///
