@@ -20,8 +20,8 @@ use crate::memory::PAGE_SHIFT;
 use crate::memory::fallible::{self, TryVec};
 use crate::memory::frame::Frame;
 
-/// Areas that are looked at in one hold of the areas lock.
-const SHOWN: usize = 32;
+/// Areas that are looked at in one hold of the areas lock. Readers keep two such lists and more on their stacks, which have 16 KiB.
+const SHOWN: usize = 8;
 
 /// What an area is called.
 #[derive(Clone)]
