@@ -31,7 +31,7 @@ static ENDED: AtomicBool = AtomicBool::new(false);
 
 /// Runs all checks on the boot CPU; the others are in [`join`], and leave it when this returns.
 pub fn run() {
-    let checks: [(&str, fn()); 12] = [
+    let checks: [(&str, fn()); 13] = [
         ("frames are counted", frames_are_counted),
         ("user memory stops before the kernel's", user_memory_stops_first),
         ("freed blocks become whole again", blocks_become_whole),
@@ -42,6 +42,7 @@ pub fn run() {
         ("a shootdown makes every CPU see a new mapping", shootdown_is_seen),
         ("all CPUs call each other at once", call_storm),
         ("users take turns with their timers", crate::time::users_take_turns),
+        ("a time behind all times never comes", crate::time::last_times),
         ("a page table outlives its readers", grace::readers_keep_a_table),
         ("page tables change under readers", || grace::tables_change_under_readers(|| begin(1))),
     ];

@@ -159,9 +159,17 @@ struct Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        if let Some(thread) = &self.thread {
-            thread.process.cgroup.remove_task();
-            tree::lock().free_pid(thread.tid());
+        let Some(thread) = &self.thread else { return };
+        thread.process.cgroup.remove_task();
+        tree::lock().free_pid(thread.tid());
+        // Another thread may have a descriptor of it (see `make_pidfd`). It keeps nothing but what never was.
+        if let Some(numbers) = thread.numbers() {
+            numbers.give_back();
+        }
+        thread.set_charge(None);
+        thread.forget_parts();
+        if self.new_process {
+            drop(thread.process.replace_mm(None));
         }
     }
 }

@@ -420,6 +420,17 @@ impl Thread {
         }
     }
 
+    /// Lets go of what a thread was made of that never runs, and nobody can find.
+    pub(super) fn forget_parts(&self) {
+        // SAFETY: it has never been on a CPU, and never comes there.
+        let space = unsafe { (*self.address_space.get()).take() };
+        drop(space);
+        self.set_files(None);
+        self.set_fs(None);
+        self.set_namespaces(None);
+        self.free_stack();
+    }
+
     /// Frees the kernel stack of a thread that has ended and left its CPU.
     pub(crate) fn free_stack(&self) {
         let stack = self.stack.lock().take();

@@ -44,6 +44,9 @@ fn watch(timeout: u64, panics: bool) {
             sched::cond_resched();
             // Others wait for as long as a user pleases: a vfork(2) parent for its child, a fault for a userfaultfd's reader.
             let stuck = matches!(thread.sched.sleeping(), Some(Sleep::Uninterruptible));
+            // The first process of a PID namespace ends last, and a member may be a zombie for as long as its parent pleases.
+            let numbers = thread.process.numbers.as_ref();
+            let stuck = stuck && !(thread.memory.is_ending() && numbers.is_some_and(|n| n.own() == 1));
             let Some((place, since)) = thread.sched.wait_place() else { continue };
             if !stuck || now.saturating_sub(since) < timeout {
                 continue;

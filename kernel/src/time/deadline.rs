@@ -21,7 +21,9 @@ impl Deadline {
     pub fn as_monotonic(self) -> u64 {
         match self {
             Self::Monotonic(time) => time,
-            Self::Realtime(time) => (time as i64).saturating_sub(realtime_offset()).max(0) as u64,
+            // What no signed number holds never comes.
+            Self::Realtime(time) => i64::try_from(time)
+                .map_or(u64::MAX, |time| time.saturating_sub(realtime_offset()).max(0) as u64),
         }
     }
 }
@@ -29,5 +31,13 @@ impl Deadline {
 impl From<u64> for Deadline {
     fn from(monotonic: u64) -> Self {
         Self::Monotonic(monotonic)
+    }
+}
+
+/// A check at boot: sums of a time and an interval that no signed number holds are not due at once.
+pub fn last_times() {
+    let far = now() + (1 << 50);
+    for time in [u64::MAX, 1 << 63, i64::MAX as u64] {
+        assert!(Deadline::Realtime(time).as_monotonic() > far, "{time:#x}");
     }
 }

@@ -11,6 +11,7 @@ mod timer;
 
 pub use clock::{ClockId, now, realtime_now};
 pub use deadline::Deadline;
+pub use deadline::last_times;
 pub use due::users_take_turns;
 pub use timer::{Timer, init, tick_wanted, timer_interrupt};
 

@@ -16,7 +16,7 @@ use super::super::AddressSpace;
 use super::super::vma::{VmFlags, Vma};
 use super::{Context, INITIALISED, MESSAGE, Waiters};
 use crate::errno::{Errno, Result};
-use crate::memory::fallible::TryVec;
+use crate::memory::fallible;
 use crate::process;
 use crate::sched;
 use crate::sync::WaitQueue;
@@ -200,8 +200,10 @@ impl Forks {
         if let Some(known) = known {
             return Ok(known.event.child.clone());
         }
+        // Room first: a change that is dropped lets go of the child's areas, whose lock is held.
+        fallible::reserve(&mut self.0, 1)?;
         let copy = context.of_child(child);
-        self.0.try_push(Change::new(context, abi::UFFD_EVENT_FORK, [0; 3], Some(copy.clone())))?;
+        self.0.push(Change::new(context, abi::UFFD_EVENT_FORK, [0; 3], Some(copy.clone())));
         Ok(Some(copy))
     }
 
