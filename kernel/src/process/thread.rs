@@ -387,7 +387,12 @@ impl Thread {
 
     /// It has left its stack: unless somebody has yet to wait for it, it counts no more. Without locks.
     pub(crate) fn left_stack(&self) {
-        if !self.by_tid.is_linked() {
+        // Race: a thread that takes the lead is out of the register and in again in one hold of the tree's lock, and lives on.
+        let is_registered = {
+            let _tree = super::tree::look();
+            self.by_tid.is_linked()
+        };
+        if !is_registered {
             self.set_charge(None);
         }
     }

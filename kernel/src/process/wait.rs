@@ -113,7 +113,8 @@ fn look(process: &Arc<Process>, kind: IdKind<'_>, flags: WaitFlags) -> Result<Op
             while let Some(from) = last {
                 drop(tree);
                 sched::cond_resched();
-                if super::current().kill_pending() {
+                // Who does not wait hears of all: the end of a PID namespace would take this for "nobody left".
+                if !flags.no_hang && super::current().kill_pending() {
                     return Err(Errno::ERESTARTSYS);
                 }
                 tree = tree::lock_to_send(1);
