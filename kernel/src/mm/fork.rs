@@ -220,7 +220,9 @@ fn copies_pages(vma: &Vma) -> bool {
 /// Does a child, whose areas are `childs`, get marks of the area's entries, whose pages come by faults?
 fn copies_marks(vma: &Vma, childs: &VmaSet) -> bool {
     let withholds = vma.has_own_leaves() && vma.flags.contains(VmFlags::USERFAULT_WP);
-    withholds && childs.find(vma.start).is_some_and(|copy| copy.userfault.is_some())
+    withholds
+        && !vma.flags.contains(VmFlags::WIPE_ON_FORK)
+        && childs.find(vma.start).is_some_and(|copy| copy.userfault.is_some())
 }
 
 /// Gives `child` the area that is a copy of `vma`, without its pages of its own.
@@ -251,14 +253,7 @@ fn fork_area(vma: &Vma, child: &Arc<AddressSpace>, copy: &mut Areas, forks: &mut
         }
         Kind::Huge(huge) => {
             flags = inherited;
-            let copy = huge.fork(&mut copy.huge, flags)?;
-            if flags.intersects(VmFlags::USERFAULT_WP | VmFlags::USERFAULT_MINOR) {
-                copy.keep_unshared()?;
-            }
-            if flags.contains(VmFlags::USERFAULT_WP) {
-                withhold_as(huge, &copy, vma.range())?;
-            }
-            Kind::Huge(Box::new(copy))
+            Kind::Huge(Box::new(huge.fork(&mut copy.huge, flags)?))
         }
         Kind::Region(region) => Kind::Region(Box::new(region.fork(child, flags))),
     };
@@ -274,6 +269,17 @@ fn fork_area(vma: &Vma, child: &Arc<AddressSpace>, copy: &mut Areas, forks: &mut
     };
     child.attach_windows(&area);
     copy.set.insert(area);
+    // Behind the last step after which the area would be dropped without being unmapped: the child's end does that.
+    if let (Kind::Huge(parents), Some(Kind::Huge(childs))) =
+        (&vma.kind, copy.set.find(vma.start).map(|area| &area.kind))
+    {
+        if flags.intersects(VmFlags::USERFAULT_WP | VmFlags::USERFAULT_MINOR) {
+            childs.keep_unshared()?;
+        }
+        if flags.contains(VmFlags::USERFAULT_WP) {
+            withhold_as(parents, childs, vma.range())?;
+        }
+    }
     Ok(())
 }
 

@@ -159,9 +159,13 @@ impl AddressSpace {
         }
         // What MAP_FIXED replaces does not count, and stays when the limits forbid what comes in its place: as Linux since 6.12. A failure
         // after this takes it away there as well.
-        let replaced = if plan.fixed { Sums::of(&areas.set, &range) } else { Sums::default() };
-        if plan.fixed && areas.set.has_sealed(range.clone()) {
-            return Err(Errno::EPERM);
+        let mut replaced = Sums::default();
+        if plan.fixed {
+            if areas.set.has_sealed(range.clone()) {
+                return Err(Errno::EPERM);
+            }
+            Self::may_cut_out(areas, &range)?;
+            replaced = Sums::of(&areas.set, &range);
         }
         layout::charge_instead(&areas.set, replaced, flags, pages)?;
         let uncharge = || {

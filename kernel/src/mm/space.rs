@@ -362,12 +362,17 @@ impl AddressSpace {
 
     /// Makes `range`, which is about to be unmapped, begin and end at area borders.
     fn cut_out(&self, areas: &mut Areas, range: &Range<u64>) -> Result<()> {
+        Self::may_cut_out(areas, range)?;
+        areas.set.isolate(range.clone(), &self.this)
+    }
+
+    /// May the areas be cut at both ends of `range`? Judged before anything is cut, so that a failure leaves all as it was.
+    pub(super) fn may_cut_out(areas: &Areas, range: &Range<u64>) -> Result<()> {
         let splits_middle =
             areas.set.find(range.start).is_some_and(|vma| vma.start < range.start && range.end < vma.end);
         if splits_middle && areas.set.count() >= accounting::max_map_count() {
             return Err(Errno::ENOMEM);
         }
-        // Both ends are judged before anything is cut, so that a failure leaves all as it was.
         for at in [range.start, range.end] {
             if let Some(vma) = areas.set.find(at)
                 && vma.start < at
@@ -376,7 +381,7 @@ impl AddressSpace {
                 return Err(Errno::EINVAL);
             }
         }
-        areas.set.isolate(range.clone(), &self.this)
+        Ok(())
     }
 
     /// Frees the tables that nothing uses around `range`, in which no area is any more; huge pages beside it may share tables again.
