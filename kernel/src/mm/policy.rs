@@ -119,7 +119,9 @@ impl AddressSpace {
         }
         let mut at = range.start;
         let mut result = Ok(());
-        while result.is_ok()
+        // An area that has the policy is not cut, and may reach beyond the range.
+        while at < range.end
+            && result.is_ok()
             && let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end)
         {
             let part = vma.start.max(at)..vma.end.min(range.end);
