@@ -159,15 +159,16 @@ impl AddressSpace {
         }
         // What MAP_FIXED replaces does not count, and stays when the limits forbid what comes in its place: as Linux since 6.12. A failure
         // after this takes it away there as well.
-        let mut replaced = Sums::default();
-        if plan.fixed {
+        if let Err(error) = layout::charge(&areas.set, flags, pages) {
+            if !plan.fixed {
+                return Err(error);
+            }
             if areas.set.has_sealed(range.clone()) {
                 return Err(Errno::EPERM);
             }
             Self::may_cut_out(areas, &range)?;
-            replaced = Sums::of(&areas.set, &range);
+            layout::charge_instead(&areas.set, Sums::of(&areas.set, &range), flags, pages)?;
         }
-        layout::charge_instead(&areas.set, replaced, flags, pages)?;
         let uncharge = || {
             if flags.contains(VmFlags::ACCOUNT) {
                 accounting::uncommit(pages);
