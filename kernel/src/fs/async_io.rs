@@ -11,7 +11,7 @@ use linux_raw_sys::general as abi;
 
 use super::file::File;
 use super::poll::Events;
-use super::watch::Home;
+use super::watch::{self, Home};
 use crate::errno::Result;
 use crate::process::Thread;
 use crate::sched::{self, Sleep};
@@ -85,13 +85,7 @@ impl AsyncWatch {
             is_listed: AtomicBool::new(false),
             link: LinkedListAtomicLink::new(),
         });
-        let mut result = Ok(());
-        file.ops().wait_queues(file, &mut |queue| {
-            if result.is_ok() {
-                result = queue.add_watcher(watch.clone());
-            }
-        });
-        result.map(|()| watch.clone()).inspect_err(|_| watch.stop(file))
+        watch::add_watcher(file, &watch).map(|()| watch.clone()).inspect_err(|_| watch.stop(file))
     }
 
     /// Watches no longer.

@@ -163,6 +163,27 @@ impl Pair {
         Self { high, low, from_is_high: from > to }
     }
 
+    /// As [`Pair::lock`], when the word at `address` has the value `expected`, if there is one: `EAGAIN` when it has another.
+    pub(super) fn lock_to_requeue(
+        from: usize,
+        to: usize,
+        address: usize,
+        expected: Option<u32>,
+    ) -> Result<Self> {
+        loop {
+            let pair = Self::lock(from, to);
+            let Some(expected) = expected else { return Ok(pair) };
+            match uaccess::load_u32_nofault(address) {
+                Ok(value) if value == expected => return Ok(pair),
+                Ok(_) => return Err(Errno::EAGAIN),
+                Err(_) => {
+                    drop(pair);
+                    uaccess::load_u32(address)?;
+                }
+            }
+        }
+    }
+
     fn bucket(&mut self, wants_high: bool) -> &mut Bucket {
         match &mut self.high {
             Some(high) if wants_high => high,
@@ -210,18 +231,8 @@ pub fn requeue(
     // Those that wait in the first hold, as far as they were not looked at.
     let mut waiting = None;
     loop {
-        let mut pair = Pair::lock(from_index, to_index);
-        if let (None, Some(expected)) = (&waiting, expected) {
-            match uaccess::load_u32_nofault(word.address) {
-                Ok(value) if value == expected => {}
-                Ok(_) => return Err(Errno::EAGAIN),
-                Err(_) => {
-                    drop(pair);
-                    uaccess::load_u32(word.address)?;
-                    continue;
-                }
-            }
-        }
+        let compared = expected.filter(|_| waiting.is_none());
+        let mut pair = Pair::lock_to_requeue(from_index, to_index, word.address, compared)?;
         let tickets = waiting.get_or_insert_with(|| 0..next_ticket());
         let batch = pair.from().take_to_wake(&from, tickets, wake_count - woken, MATCH_ANY);
         woken += batch.number;

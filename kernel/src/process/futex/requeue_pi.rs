@@ -61,18 +61,8 @@ pub fn requeue_pi(word: Word, second: Word, count: usize, expected: u32) -> Resu
     let mut move_ = Move { from, to, address: second.address, to_index, limit: count + 1, total: 0 };
     let mut waiting = None;
     loop {
-        let mut pair = Pair::lock(from_index, to_index);
-        if waiting.is_none() {
-            match uaccess::load_u32_nofault(word.address) {
-                Ok(value) if value == expected => {}
-                Ok(_) => return Err(Errno::EAGAIN),
-                Err(_) => {
-                    drop(pair);
-                    uaccess::load_u32(word.address)?;
-                    continue;
-                }
-            }
-        }
+        let compared = waiting.is_none().then_some(expected);
+        let mut pair = Pair::lock_to_requeue(from_index, to_index, word.address, compared)?;
         let tickets = waiting.get_or_insert_with(|| 0..next_ticket());
         // Both are let go of after the locks.
         let (mut woken, mut owner) = (Taken::new(), None);
