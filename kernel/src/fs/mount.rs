@@ -14,19 +14,24 @@ use intrusive_collections::RBTreeAtomicLink;
 use linux_raw_sys::general as abi;
 
 use self::end::Kept;
+use self::propagation::Peers;
 use super::dentry::Dentry;
 use super::inode::Superblock;
 use super::mount_namespace::{self, Copies, MountNamespace, RESTRICTIONS, check_own};
-use super::path::{MOUNT_MOVES, Path};
+use super::path::Path;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::TryVec;
 use crate::memory::{PAGE_SIZE, reserve};
+use crate::namespaces::Head;
 use crate::sched;
 use crate::sync::{Mutex, SpinLock};
 
 pub mod end;
+mod moves;
+pub mod propagation;
 mod visible;
 
+pub use moves::{bind, detached_view, pivot, place_or_move, relocate};
 pub use visible::{check_reveals_nothing, each_visible};
 
 /// The flags that belong to a mount and not to the file system.
@@ -56,6 +61,10 @@ pub struct Mount {
     locked: AtomicBool,
     /// The number of the namespace whose tree it is in; 0 while it is in none.
     namespace: AtomicU64,
+    /// The number of the user namespace that this one belongs to.
+    owner: AtomicU64,
+    /// Where what is mounted on it shows as well, and what shows here.
+    peers: SpinLock<Peers>,
     /// Files that are open for writing through it.
     writers: AtomicU32,
     /// Where it is; `None` for the root of all, for a detached mount, and for mounts of the kernel's own.
@@ -101,16 +110,41 @@ impl Table {
         range.next().map(|((_, point), mount)| (*point, mount.clone()))
     }
 
-    /// Takes the mount out; its place is returned to be dropped outside of locks.
-    fn take(&mut self, mount: &Mount) -> Option<Place> {
+    /// What covers all of the mount, if nothing else is on it.
+    fn topper(&self, mount: &Mount) -> Option<Arc<Mount>> {
+        let mut all = self.on(mount);
+        let first = all.next()?;
+        let covers = self.covering.get(&(mount.id, Arc::as_ptr(&mount.root) as usize))?;
+        (all.next().is_none() && Arc::ptr_eq(first, covers)).then(|| covers.clone())
+    }
+
+    /// Puts the mount on a place of its namespace's tree.
+    fn hang(&mut self, mount: &Arc<Mount>, at: &Path) {
+        at.dentry.mounts.fetch_add(1, Ordering::SeqCst);
+        *mount.place.lock() = Some(Place::On { parent: at.mount.clone(), point: at.dentry.clone() });
+        // Ordering: changed with the tree, which has a lock of its own.
+        mount.was_placed.store(true, Ordering::Relaxed);
+        let (parent, address) = key(at);
+        self.points.insert((address, at.mount.namespace(), parent));
+        self.covering.insert((parent, address), mount.clone());
+    }
+
+    /// The reverse; the place is returned to be dropped outside of locks.
+    fn unhang(&mut self, mount: &Mount) -> Option<Place> {
         let place = mount.place.lock().take();
-        let namespace = mount.namespace();
         if let Some(Place::On { parent, point }) = &place {
             let address = Arc::as_ptr(point) as usize;
             self.covering.remove(&(parent.id, address));
-            self.points.remove(&(address, namespace, parent.id));
+            self.points.remove(&(address, mount.namespace(), parent.id));
             point.mounts.fetch_sub(1, Ordering::SeqCst);
         }
+        place
+    }
+
+    /// Takes the mount out; its place is returned to be dropped outside of locks.
+    fn take(&mut self, mount: &Mount) -> Option<Place> {
+        let place = self.unhang(mount);
+        let namespace = mount.namespace();
         if let Some(count) = self.counts.get_mut(&namespace) {
             *count -= 1;
             if *count == 0 {
@@ -121,9 +155,11 @@ impl Table {
         place
     }
 
-    /// The mount is in the tree of this namespace now.
-    fn count(&mut self, mount: &Mount, namespace: u64) {
+    /// The mount is in the tree of this namespace now, which belongs to the user namespace `owner`.
+    fn count(&mut self, mount: &Mount, namespace: u64, owner: u64) {
         mount.set_namespace(namespace);
+        // Ordering: changed with the tree, which has a lock of its own.
+        mount.owner.store(owner, Ordering::Relaxed);
         *self.counts.entry(namespace).or_default() += 1;
     }
 
@@ -164,6 +200,8 @@ impl Mount {
             locked_flags: AtomicU32::new(0),
             locked: AtomicBool::new(false),
             namespace: AtomicU64::new(0),
+            owner: AtomicU64::new(0),
+            peers: SpinLock::new(Peers::default()),
             writers: AtomicU32::new(0),
             place: SpinLock::new(None),
             was_placed: AtomicBool::new(false),
@@ -192,6 +230,12 @@ impl Mount {
         self.namespace.load(Ordering::Relaxed)
     }
 
+    /// The number of the user namespace that this one belongs to.
+    fn owner(&self) -> u64 {
+        // Ordering: changed with the tree, which has a lock of its own.
+        self.owner.load(Ordering::Relaxed)
+    }
+
     pub(super) fn set_namespace(&self, number: u64) {
         // Ordering: as above.
         self.namespace.store(number, Ordering::Relaxed);
@@ -208,6 +252,7 @@ impl Mount {
         // Ordering, all: flag words of their own.
         let copy = Self::new(root, &self.source, self.flags.load(Ordering::Relaxed));
         copy.locked_flags.store(self.locked_flags.load(Ordering::Relaxed), Ordering::Relaxed);
+        *copy.peers.lock() = self.peers().of_copy();
         copy
     }
 
@@ -295,7 +340,16 @@ pub fn attach(mount: &Arc<Mount>, at: Path) -> Result<()> {
     let _change = CHANGE.lock();
     let at = enter(at);
     check_own(&at)?;
-    attach_locked(mount, at)
+    attach_new(mount, at)
+}
+
+/// Puts a mount that is nowhere yet on `at`, and copies of it wherever that shows.
+fn attach_new(mount: &Arc<Mount>, at: Path) -> Result<()> {
+    let tree = core::slice::from_ref(mount);
+    let spread = propagation::prepare(&at, tree)?;
+    attach_locked(mount, at)?;
+    spread.commit(tree);
+    Ok(())
 }
 
 /// Can the mount be at that place? Who moves one asks before it is taken from where it is.
@@ -309,6 +363,7 @@ fn check_place(mount: &Mount, at: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Puts the mount on `at` alone.
 fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
     check_place(mount, &at)?;
     mount_namespace::check_keeps(&mount.root.inode, at.mount.namespace())?;
@@ -327,26 +382,20 @@ fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
 /// Puts a mount in its place, for those who change the tree.
 fn put(mount: &Arc<Mount>, at: &Path) {
     let mut table = TABLE.lock();
-    at.dentry.mounts.fetch_add(1, Ordering::SeqCst);
-    *mount.place.lock() = Some(Place::On { parent: at.mount.clone(), point: at.dentry.clone() });
-    // Ordering: changed with the tree, which has a lock of its own.
-    mount.was_placed.store(true, Ordering::Relaxed);
-    let namespace = at.mount.namespace();
-    table.count(mount, namespace);
-    let (parent, address) = key(at);
-    table.points.insert((address, namespace, parent));
-    table.covering.insert((parent, address), mount.clone());
+    table.count(mount, at.mount.namespace(), at.mount.owner());
+    table.hang(mount, at);
 }
 
 /// Makes `mount` the root of all: the first mount of the system.
 pub fn attach_root(mount: &Arc<Mount>) {
-    TABLE.lock().count(mount, MountNamespace::initial().head.ino);
-    MountNamespace::initial().set_root(mount);
+    let first = MountNamespace::initial();
+    TABLE.lock().count(mount, first.head.ino, first.head.user.ino);
+    first.set_root(mount);
 }
 
-/// A copy of the mount `root`, which is the bottom of a tree, and of all that is on it, for the namespace with this number. `locked`: it
-/// is of a user namespace that must not look below, nor lift restrictions.
-pub fn copy_tree(root: &Arc<Mount>, namespace: u64, locked: bool) -> Result<Copies> {
+/// A copy of the mount `root`, which is the bottom of a tree, and of all that is on it, for a namespace. `locked`: it is of a user
+/// namespace that must not look below, nor lift restrictions, nor show anything outside.
+pub fn copy_tree(root: &Arc<Mount>, namespace: &Head, locked: bool) -> Result<Copies> {
     let _change = CHANGE.lock();
     let mut copies = Copies::new();
     let copied = copy_below(root, namespace, locked, &mut copies);
@@ -358,7 +407,7 @@ pub fn copy_tree(root: &Arc<Mount>, namespace: u64, locked: bool) -> Result<Copi
     copied.map(|()| copies)
 }
 
-fn copy_below(root: &Arc<Mount>, namespace: u64, locked: bool, copies: &mut Copies) -> Result<()> {
+fn copy_below(root: &Arc<Mount>, namespace: &Head, locked: bool, copies: &mut Copies) -> Result<()> {
     for original in subtree(root)? {
         let copy = original.another(original.root.clone());
         if locked {
@@ -366,20 +415,24 @@ fn copy_below(root: &Arc<Mount>, namespace: u64, locked: bool, copies: &mut Copi
             let flags = copy.flags() & RESTRICTIONS;
             copy.locked_flags.fetch_or(flags, Ordering::Relaxed);
             copy.locked.store(!Arc::ptr_eq(&original, root), Ordering::Relaxed);
+            let peers = copy.peers().as_slave();
+            *copy.peers.lock() = peers;
         }
         copies.insert(original.id, copy.clone());
         if Arc::ptr_eq(&original, root) {
             reserve::ask_lasting(PAGE_SIZE)?;
-            TABLE.lock().count(&copy, namespace);
+            TABLE.lock().count(&copy, namespace.ino, namespace.user.ino);
+            propagation::enter(&copy, namespace.ino);
             continue;
         }
         let Some(place) = original.place() else { continue };
         let Some(parent) = copies.get(&place.mount.id).cloned() else { continue };
-        if mount_namespace::check_keeps(&original.root.inode, namespace).is_err() {
+        if mount_namespace::check_keeps(&original.root.inode, namespace.ino).is_err() {
             continue;
         }
         reserve::ask_lasting(PAGE_SIZE)?;
         put(&copy, &Path { mount: parent, dentry: place.dentry });
+        propagation::enter(&copy, namespace.ino);
         sched::cond_resched();
     }
     Ok(())
@@ -410,141 +463,15 @@ fn subtree(mount: &Arc<Mount>) -> Result<Vec<Arc<Mount>>> {
     Ok(found)
 }
 
-/// Is `mount` on `top`, directly or not, or `top` itself?
-fn is_below(mount: &Arc<Mount>, top: &Arc<Mount>) -> bool {
-    let mut at = mount.clone();
-    loop {
-        if Arc::ptr_eq(&at, top) {
-            return true;
-        }
-        let Some(place) = at.place() else { return false };
-        at = place.mount;
-    }
-}
-
-/// A second view of what is visible at `from`, put on `at`; with `recursive` the mounts below as well.
-pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
-    let _change = CHANGE.lock();
-    let at = enter(at);
-    check_own(&at)?;
-    check_own_or_namespace(from)?;
-    mount_namespace::check_keeps(from.inode(), at.mount.namespace())?;
-    let top = from.mount.another(from.dentry.clone());
-    // Before the new mount is there, or it would be copied into itself.
-    let mut below = subtree(&from.mount)?;
-    if !recursive {
-        // What a locked mount covers is not shown beside it.
-        if below.iter().skip(1).any(|mount| is_locked_below(mount, from)) {
-            return Err(Errno::EINVAL);
-        }
-        below.clear();
-    }
-    attach_locked(&top, at)?;
-    bind_below(from, &top, &below).inspect_err(|_| end::detach_tree(&top))
-}
-
-/// Copies the mounts that are on `from` onto `top`; `below` are all on its mount, that one first.
-fn bind_below(from: &Path, top: &Arc<Mount>, below: &[Arc<Mount>]) -> Result<()> {
-    // By the number of what each is a copy of.
-    let mut copies = BTreeMap::from([(from.mount.id, top.clone())]);
-    for original in below.iter().skip(1) {
-        sched::cond_resched();
-        let Some(place) = original.place() else { continue };
-        let Some(new_parent) = copies.get(&place.mount.id).cloned() else { continue };
-        if Arc::ptr_eq(&place.mount, &from.mount) && !from.dentry.is_ancestor_of(&place.dentry) {
-            continue;
-        }
-        // A file that stands for the namespace, as in the copy of a whole one: left out.
-        if mount_namespace::check_keeps(&original.root.inode, new_parent.namespace()).is_err() {
-            continue;
-        }
-        let new = original.another(original.root.clone());
-        // Ordering: set before anybody could see the mount.
-        new.locked.store(original.locked.load(Ordering::Relaxed), Ordering::Relaxed);
-        attach_locked(&new, Path { mount: new_parent, dentry: place.dentry })?;
-        copies.insert(original.id, new);
-    }
-    Ok(())
-}
-
-/// Moves the mount whose root `from` is to `at`.
-pub fn relocate(from: &Path, at: Path) -> Result<()> {
-    let _change = CHANGE.lock();
-    let at = enter(at);
-    let mount = &from.mount;
-    check_own(&at)?;
-    check_own(from)?;
-    // Ordering: set before anybody could see the mount.
-    let locked = mount.locked.load(Ordering::Relaxed);
-    if !Arc::ptr_eq(&from.dentry, &mount.root) || mount.place().is_none() || locked {
-        return Err(Errno::EINVAL);
-    }
-    check_place(mount, &at)?;
-    if is_below(&at.mount, mount) {
-        return Err(Errno::ELOOP);
-    }
-    let _moving = MOUNT_MOVES.begin();
-    let old = detach_one(mount);
-    put(mount, &at);
-    drop(old);
-    Ok(())
-}
-
-/// move_mount(2): puts a mount that is nowhere yet on `at`, or moves one that is somewhere.
-pub fn place_or_move(from: &Path, at: Path) -> Result<()> {
-    let mount = &from.mount;
-    if !Arc::ptr_eq(&from.dentry, &mount.root) {
-        return Err(Errno::EINVAL);
-    }
-    {
-        let _change = CHANGE.lock();
-        if !mount.is_in_tree() {
-            let at = enter(at);
-            // Into itself, or onto what is nowhere: nobody would ever see it.
-            if !at.mount.is_in_tree() || !mount_namespace::is_own(&at.mount) {
-                return Err(Errno::EINVAL);
-            }
-            // What was unmounted, as nobody else could see what it covered: it has let go of its own mounts. Relaxed: as where it is set.
-            if mount.was_placed.load(Ordering::Relaxed) {
-                return Err(Errno::EINVAL);
-            }
-            // Where a bind mount is told that the namespace would keep itself, this is a loop.
-            mount_namespace::check_keeps(&mount.root.inode, at.mount.namespace())
-                .map_err(|_| Errno::ELOOP)?;
-            return attach_locked(mount, at);
-        }
-    }
-    relocate(from, at)
-}
-
-/// open_tree(2) with OPEN_TREE_CLONE: a second view of what is visible at `from`, nowhere yet. Mounts below are not in it.
-pub fn detached_view(from: &Path) -> Result<Path> {
-    let _change = CHANGE.lock();
-    check_own_or_namespace(from)?;
-    if subtree(&from.mount)?.iter().skip(1).any(|mount| is_locked_below(mount, from)) {
-        return Err(Errno::EINVAL);
-    }
-    let mount = from.mount.another(from.dentry.clone());
-    Ok(Path { dentry: from.dentry.clone(), mount })
-}
-
-/// As [`check_own`], of what another view is to be made of: a file that stands for a namespace is in no tree, and may be shown all the
-/// same.
-fn check_own_or_namespace(from: &Path) -> Result<()> {
-    if crate::namespaces::file::is_one(from.inode()) { Ok(()) } else { check_own(from) }
-}
-
-/// Is `mount` one that stays where it is, and covers something that a view of `from` alone would show?
-fn is_locked_below(mount: &Mount, from: &Path) -> bool {
-    // Ordering: set before anybody could see the mount.
-    mount.locked.load(Ordering::Relaxed)
-        && mount.place().is_some_and(|place| {
-            Arc::ptr_eq(&place.mount, &from.mount) && from.dentry.is_ancestor_of(&place.dentry)
-        })
-}
-
-/// mount_setattr(2): changes flags of the mount that `path` is the root of, and of those below if `recursive`. All or none.
-pub fn change_flags(path: &Path, add: u32, remove: u32, recursive: bool) -> Result<()> {
+/// mount_setattr(2): changes flags of the mount that `path` is the root of, and of those below if `recursive`, and where what is mounted on
+/// them shows. All or none.
+pub fn change_flags(
+    path: &Path,
+    add: u32,
+    remove: u32,
+    kind: Option<propagation::Kind>,
+    recursive: bool,
+) -> Result<()> {
     let _change = CHANGE.lock();
     check_own(path)?;
     if !Arc::ptr_eq(&path.dentry, &path.mount.root) {
@@ -561,6 +488,9 @@ pub fn change_flags(path: &Path, add: u32, remove: u32, recursive: bool) -> Resu
         // Ordering: a flag word of its own, changed under the lock.
         let old = mount.flags.load(Ordering::Relaxed);
         mount.set_flags(old & !remove | add);
+    }
+    if let Some(kind) = kind {
+        propagation::set_all(&mounts, kind);
     }
     drop(mounts);
     Ok(())
@@ -589,42 +519,5 @@ pub fn remount(path: &Path, flags: u32, mount_only: bool, options: &str) -> Resu
     }
     // Ordering: a flag word of its own.
     mount.flags.store(flags & MOUNT_FLAGS, Ordering::Relaxed);
-    Ok(())
-}
-
-/// pivot_root(2): `new_root` becomes the root of the tree, the present root moves to `put_old`.
-pub fn pivot(old_root: &Path, new_root: &Path, put_old: Path) -> Result<()> {
-    let _change = CHANGE.lock();
-    let (old, new) = (&old_root.mount, &new_root.mount);
-    check_own(old_root)?;
-    check_own(new_root)?;
-    check_own(&put_old)?;
-    // Ordering: set before anybody could see the mount.
-    if new.locked.load(Ordering::Relaxed) {
-        return Err(Errno::EINVAL);
-    }
-    if !Arc::ptr_eq(&new_root.dentry, &new.root) || !Arc::ptr_eq(&old_root.dentry, &old.root) {
-        return Err(Errno::EINVAL);
-    }
-    if Arc::ptr_eq(old, new) || Arc::ptr_eq(old, &put_old.mount) {
-        return Err(Errno::EBUSY);
-    }
-    // The new root has to be in sight: else the old one could be on it, and the new one would be put on itself.
-    if !is_below(&put_old.mount, new) || !is_below(new, old) {
-        return Err(Errno::EINVAL);
-    }
-    // As in Linux: the first root file system is not attached to anything and cannot be moved.
-    let (Some(old_place), Some(_)) = (old.place(), new.place()) else { return Err(Errno::EINVAL) };
-    let put_old = enter(put_old);
-    check_place(new, &old_place)?;
-    check_place(old, &put_old)?;
-    let _moving = MOUNT_MOVES.begin();
-    drop(detach_one(new));
-    drop(detach_one(old));
-    put(new, &old_place);
-    // What stays where it is covers the same place as before; the old root may be unmounted where it is now.
-    // Ordering: changed with the tree, which has a lock of its own.
-    new.locked.store(old.locked.swap(false, Ordering::Relaxed), Ordering::Relaxed);
-    put(old, &put_old);
     Ok(())
 }

@@ -45,7 +45,7 @@ impl MountNamespace {
         let head = Head::new(Kind::Mount, maker)?;
         let root = old.root.get().ok_or(Errno::EINVAL)?;
         let locked = !Arc::ptr_eq(&head.user, &old.head.user);
-        let copies = mount::copy_tree(root, head.ino, locked)?;
+        let copies = mount::copy_tree(root, &head, locked)?;
         let new = Self { head, root: Once::new() };
         if let Some(copy) = copies.get(&root.id) {
             let _ = new.root.set(copy.clone());

@@ -104,7 +104,7 @@ pub fn mountinfo(root: &Path) -> crate::errno::Result<Text> {
         let dev = mount.superblock.dev;
         let _ = writeln!(
             out,
-            "{} {} {}:{} {} {} {} - {} {} {}{}",
+            "{} {} {}:{} {} {} {}{} - {} {} {}{}",
             mount.id,
             parent,
             dev.major,
@@ -112,6 +112,7 @@ pub fn mountinfo(root: &Path) -> crate::errno::Result<Text> {
             escape(&inner),
             escape(&point),
             flag_text(mount.flags()),
+            mount::propagation::fields(mount),
             mount.superblock.kind,
             escape(mount.source.as_bytes()),
             read_only_text(mount.superblock.flags()),

@@ -53,10 +53,8 @@ fn mount_call(args: &mut Args) -> Result<usize> {
         let from = resolve(&start, source_text.as_bytes(), true)?;
         mount::bind(&from, at, flags & abi::MS_REC != 0)?;
     } else if flags & (abi::MS_SHARED | abi::MS_PRIVATE | abi::MS_SLAVE | abi::MS_UNBINDABLE) != 0 {
-        // There is one mount table: nothing propagates anywhere, whatever the kind.
-        if !alloc::sync::Arc::ptr_eq(&at.dentry, &at.mount.root) {
-            return Err(Errno::EINVAL);
-        }
+        let kind = mount::propagation::Kind::of_flags(flags)?;
+        mount::propagation::set_kind(&at, kind, flags & abi::MS_REC != 0)?;
     } else if flags & abi::MS_MOVE != 0 {
         let start = start(abi::AT_FDCWD, source_text.as_bytes())?;
         let from = resolve(&start, source_text.as_bytes(), true)?;

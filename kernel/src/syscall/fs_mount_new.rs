@@ -172,19 +172,25 @@ fn move_mount(args: &mut Args) -> Result<usize> {
     const FROM_EMPTY: u32 = 0x4;
     const TO_SYMLINKS: u32 = 0x10;
     const TO_EMPTY: u32 = 0x40;
-    const GROUP_OR_BENEATH: u32 = 0x300;
+    const SET_GROUP: u32 = 0x100;
+    const BENEATH: u32 = 0x200;
     const KNOWN: u32 = 0x377;
     let [from_fd, from_path, to_fd, to_path, ..] = args.a;
     let flags = args.uint(4);
     may_mount()?;
-    // There are no groups that mounts propagate in, and nothing is put beneath.
-    if flags & !KNOWN != 0 || flags & GROUP_OR_BENEATH != 0 {
+    // Nothing is put beneath.
+    if flags & !KNOWN != 0 || flags & BENEATH != 0 {
         return Err(Errno::EINVAL);
     }
     let has = |flag: u32| flags & flag != 0;
     let from = place(from_fd, from_path, has(FROM_EMPTY), has(FROM_SYMLINKS))?;
     let to = place(to_fd, to_path, has(TO_EMPTY), has(TO_SYMLINKS))?;
-    mount::place_or_move(&from, to).map(|()| 0)
+    if has(SET_GROUP) {
+        mount::propagation::join(&from, &to)?;
+    } else {
+        mount::place_or_move(&from, to)?;
+    }
+    Ok(0)
 }
 
 fn open_tree(args: &mut Args) -> Result<usize> {
@@ -237,13 +243,19 @@ fn mount_setattr(args: &mut Args) -> Result<usize> {
     if (set | clear) & times != 0 && clear & times != times {
         return Err(Errno::EINVAL);
     }
-    if propagation != 0 || namespace != 0 {
-        // There is one mount table, and one user namespace.
-        let known = u64::from(abi::MS_SHARED | abi::MS_PRIVATE | abi::MS_SLAVE | abi::MS_UNBINDABLE);
-        if namespace != 0 || propagation & !known != 0 || !propagation.is_power_of_two() {
-            return Err(Errno::EINVAL);
-        }
+    if namespace != 0 {
+        return Err(Errno::EINVAL);
     }
+    let kind = match propagation {
+        0 => None,
+        _ => {
+            let flags = u32::try_from(propagation).map_err(|_| Errno::EINVAL)?;
+            if flags & (abi::MS_REC | abi::MS_SILENT) != 0 {
+                return Err(Errno::EINVAL);
+            }
+            Some(mount::propagation::Kind::of_flags(flags)?)
+        }
+    };
     let simple = |bits: u64| attributes(bits & !times).map(|flags| flags & !abi::MS_RELATIME);
     let (mut add, mut remove) = (simple(set)?, simple(clear)?);
     if clear & times != 0 {
@@ -252,5 +264,5 @@ fn mount_setattr(args: &mut Args) -> Result<usize> {
     }
     let follow = flags & abi::AT_SYMLINK_NOFOLLOW == 0;
     let at = place(dirfd, path, flags & abi::AT_EMPTY_PATH != 0, follow)?;
-    mount::change_flags(&at, add, remove, flags & abi::AT_RECURSIVE != 0).map(|()| 0)
+    mount::change_flags(&at, add, remove, kind, flags & abi::AT_RECURSIVE != 0).map(|()| 0)
 }

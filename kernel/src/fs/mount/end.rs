@@ -4,12 +4,13 @@
 //! under it: so it stays where it is, kept by that mount, and goes with it. Nothing here takes memory.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeAtomicLink, intrusive_adapter};
 use linux_raw_sys::general as abi;
 
-use super::{CHANGE, Mount, Place, TABLE, Table, check_own, remount};
+use super::{CHANGE, Mount, Place, TABLE, Table, check_own, propagation, remount};
 use crate::errno::{Errno, Result};
 use crate::fs::dentry::Dentry;
 use crate::fs::path::Path;
@@ -51,9 +52,11 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
         return Err(Errno::EINVAL);
     }
     if lazy {
-        detach_tree(&mount);
+        detach(&mount, true);
         return Ok(());
     }
+    let (companions, point) = propagation::companions(&mount)?;
+    propagation::check_unused(&companions, point)?;
     // Under the table's lock no walk can enter the mount; these references are known: ours, the table's.
     let mut table = TABLE.lock();
     if table.on(&mount).next().is_some() || Arc::strong_count(&mount) > 2 {
@@ -61,6 +64,8 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
     }
     let place = table.take(&mount);
     drop(table);
+    propagation::leave(&mount);
+    propagation::take_companions(&companions, point);
     drop(place);
     Ok(())
 }
@@ -76,17 +81,30 @@ pub fn unmount_removed(point: &Dentry) {
     }
 }
 
-/// Takes `root` and all that is on it out of the tree, one mount at a time, the topmost first.
+/// Takes `root` and all that is on it out of the tree, one mount at a time, the topmost first. What shows elsewhere stays there.
 pub(in crate::fs) fn detach_tree(root: &Arc<Mount>) {
+    detach(root, false);
+}
+
+/// Does that; with `everywhere` also in the places where the same shows. There stays what there is no memory to find.
+fn detach(root: &Arc<Mount>, everywhere: bool) {
     let mut at = root.clone();
     loop {
         // A user may have a hundred thousand, each on the one before.
         sched::cond_resched();
-        let mut table = TABLE.lock();
+        let table = TABLE.lock();
         let above = table.on(&at).next().cloned();
         if let Some(above) = above {
             drop(table);
             at = above;
+            continue;
+        }
+        drop(table);
+        let companions =
+            if everywhere { propagation::companions(&at).unwrap_or_default() } else { (Vec::new(), 0) };
+        let mut table = TABLE.lock();
+        // What came meanwhile goes before it.
+        if table.on(&at).next().is_some() {
             continue;
         }
         let is_root = Arc::ptr_eq(&at, root);
@@ -94,6 +112,8 @@ pub(in crate::fs) fn detach_tree(root: &Arc<Mount>) {
         let keep = !is_root && at.locked.load(Ordering::Relaxed);
         let place = if keep { table.take_kept(&at) } else { table.take(&at) };
         drop(table);
+        propagation::leave(&at);
+        propagation::take_companions(&companions.0, companions.1);
         at = match place {
             _ if is_root => return,
             Some(Place::On { parent, .. }) => parent,

@@ -1,0 +1,618 @@
+//! Mounts that show in other places: shared, slave, private and unbindable ones, within a namespace and across namespaces.
+
+use std::fs;
+
+use libc::{
+    MNT_DETACH, MS_BIND, MS_MOVE, MS_NODEV, MS_PRIVATE, MS_RDONLY, MS_REC, MS_SHARED, MS_SILENT, MS_SLAVE,
+    MS_UNBINDABLE, SYS_mount_setattr, SYS_move_mount, SYS_open_tree, SYS_pivot_root,
+};
+use roundtable_programs::child::{fork, in_child};
+use roundtable_programs::file::{Fd, pipe};
+use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::namespaces::{NEWNS, become_root_of_own, unshare};
+use roundtable_programs::rows::Rows;
+use roundtable_programs::sys::{c_string, check};
+use roundtable_programs::{Errno, row, tests};
+
+tests! { kinds, kinds_of_trees, peers_show_the_same, slaves_give_nothing_back, slaves_with_peers, the_last_peer_goes, trees_come_whole, parts_of_a_group,
+unbindable_mounts, moves, what_is_beneath, in_use, lazy_ends, new_namespaces, other_users, sources_far_away, joined_groups, by_attributes, roots_stay }
+
+const ROOT: &str = "/tmp/propagation";
+
+fn mount(source: &str, at: &str, kind: &str, flags: u64) -> Answer {
+    let (source, at, kind) = (c_string(source), c_string(at), c_string(kind));
+    // SAFETY: the strings are there.
+    check(unsafe { libc::mount(source.as_ptr(), at.as_ptr(), kind.as_ptr(), flags, std::ptr::null()) })
+}
+
+fn umount(at: &str, flags: i32) -> Answer {
+    // SAFETY: the string is there.
+    check(unsafe { libc::umount2(c_string(at).as_ptr(), flags) })
+}
+
+fn become_kind(at: &str, flags: u64) -> Answer {
+    mount("none", at, "", flags)
+}
+
+#[track_caller]
+fn tmpfs(at: &str) {
+    mount("none", at, "tmpfs", 0).expect(at);
+}
+
+#[track_caller]
+fn bind(from: &str, at: &str) {
+    mount(from, at, "", MS_BIND).expect(at);
+}
+
+#[track_caller]
+fn folders(paths: &[&str]) {
+    paths.iter().for_each(|path| fs::create_dir_all(path).expect(path));
+}
+
+/// The optional fields of a mount, and its number.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Fields {
+    id: u64,
+    shared: u64,
+    master: u64,
+    from: u64,
+    unbindable: bool,
+}
+
+impl Fields {
+    fn kinds(&self) -> [bool; 3] {
+        [self.shared != 0, self.master != 0, self.unbindable]
+    }
+}
+
+/// Those of all mounts in this place, in the order of their lines.
+fn all_at(at: &str) -> Vec<Fields> {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let of_line = |line: &str| {
+        let words: Vec<&str> = line.split(' ').collect();
+        if words[4] != at {
+            return None;
+        }
+        let mut fields = Fields { id: words[0].parse().unwrap(), ..Fields::default() };
+        for word in words[6..].iter().take_while(|word| **word != "-") {
+            match word.split_once(':') {
+                Some(("shared", group)) => fields.shared = group.parse().unwrap(),
+                Some(("master", group)) => fields.master = group.parse().unwrap(),
+                Some(("propagate_from", group)) => fields.from = group.parse().unwrap(),
+                None if *word == "unbindable" => fields.unbindable = true,
+                _ => panic!("{line}"),
+            }
+        }
+        Some(fields)
+    };
+    text.lines().filter_map(of_line).collect()
+}
+
+/// Those of the only mount in this place.
+#[track_caller]
+fn fields(at: &str) -> Fields {
+    let mut all = all_at(at);
+    assert_eq!(all.len(), 1, "{at}: {all:?}");
+    all.pop().unwrap()
+}
+
+#[track_caller]
+fn kinds_at(at: &str) -> [bool; 3] {
+    fields(at).kinds()
+}
+
+const NONE: [bool; 3] = [false; 3];
+const SHARED: [bool; 3] = [true, false, false];
+const SLAVE: [bool; 3] = [false, true, false];
+const BOTH: [bool; 3] = [true, true, false];
+const UNBINDABLE: [bool; 3] = [false, false, true];
+
+/// In a namespace of its own, with a tmpfs at [`ROOT`] that has these folders.
+#[track_caller]
+fn inside(names: &[&str], run: impl FnOnce()) {
+    in_child(|| {
+        unshare(NEWNS).unwrap();
+        become_kind("/", MS_REC | MS_PRIVATE).unwrap();
+        folders(&[ROOT]);
+        tmpfs(ROOT);
+        for name in names {
+            folders(&[&at(name)]);
+        }
+        run();
+    });
+}
+
+fn at(name: &str) -> String {
+    format!("{ROOT}/{name}")
+}
+
+/// A shared tmpfs at `name`, with folders `x` and `y`.
+#[track_caller]
+fn shared(name: &str) -> String {
+    let path = at(name);
+    tmpfs(&path);
+    become_kind(&path, MS_SHARED).unwrap();
+    folders(&[&format!("{path}/x"), &format!("{path}/y")]);
+    path
+}
+
+fn kinds() {
+    inside(&["a", "b"], || {
+        let (a, b) = (at("a"), at("b"));
+        tmpfs(&a);
+        assert_eq!(kinds_at(&a), NONE);
+        become_kind(&a, MS_SLAVE).unwrap();
+        assert_eq!(kinds_at(&a), NONE, "of nobody");
+        become_kind(&a, MS_SHARED).unwrap();
+        let group = fields(&a).shared;
+        become_kind(&a, MS_SHARED).unwrap();
+        assert_eq!(fields(&a).shared, group);
+        bind(&a, &b);
+        assert_eq!(fields(&b).shared, group);
+        become_kind(&b, MS_SLAVE).unwrap();
+        assert_eq!((kinds_at(&b), fields(&b).master), (SLAVE, group));
+        become_kind(&b, MS_SHARED).unwrap();
+        assert_eq!((kinds_at(&b), fields(&b).master), (BOTH, group));
+        assert_ne!(fields(&b).shared, group);
+        // No peers: it is what it was.
+        become_kind(&b, MS_SLAVE | MS_SILENT).unwrap();
+        assert_eq!((kinds_at(&b), fields(&b).master), (SLAVE, group));
+        become_kind(&b, MS_PRIVATE).unwrap();
+        assert_eq!(kinds_at(&b), NONE);
+        become_kind(&b, MS_UNBINDABLE).unwrap();
+        assert_eq!(kinds_at(&b), UNBINDABLE);
+        become_kind(&b, MS_SHARED).unwrap();
+        assert_eq!(kinds_at(&b), SHARED);
+        folders(&[&format!("{a}/inner")]);
+        let mut rows = Rows::default();
+        row!(rows, EINVAL, become_kind(&a, MS_SHARED | MS_SLAVE));
+        row!(rows, EINVAL, become_kind(&a, MS_SHARED | MS_NODEV));
+        row!(rows, EINVAL, become_kind(&format!("{a}/inner"), MS_SHARED));
+        row!(rows, ENOENT, become_kind(&at("z"), MS_SHARED));
+        rows.finish();
+    });
+}
+
+fn kinds_of_trees() {
+    inside(&["a"], || {
+        let (a, inner) = (at("a"), at("a/inner"));
+        tmpfs(&a);
+        folders(&[&inner]);
+        tmpfs(&inner);
+        become_kind(&a, MS_SHARED | MS_REC).unwrap();
+        assert_eq!((kinds_at(&a), kinds_at(&inner)), (SHARED, SHARED));
+        assert_ne!(fields(&a).shared, fields(&inner).shared);
+        become_kind(&a, MS_PRIVATE).unwrap();
+        assert_eq!((kinds_at(&a), kinds_at(&inner)), (NONE, SHARED));
+        become_kind(&a, MS_UNBINDABLE | MS_REC).unwrap();
+        assert_eq!((kinds_at(&a), kinds_at(&inner)), (UNBINDABLE, UNBINDABLE));
+    });
+}
+
+fn peers_show_the_same() {
+    inside(&["b", "c", "a"], || {
+        let a = shared("a");
+        let (b, c) = (at("b"), at("c"));
+        bind(&a, &b);
+        bind(&b, &c);
+        tmpfs(&format!("{b}/x"));
+        fs::write(format!("{a}/x/file"), "text").unwrap();
+        let of = |path: &str| fields(&format!("{path}/x"));
+        for path in [&a, &b, &c] {
+            assert_eq!(fs::read_to_string(format!("{path}/x/file")).unwrap(), "text");
+            assert_eq!(of(path).shared, of(&a).shared);
+        }
+        assert_ne!(of(&a).id, of(&b).id);
+        assert_ne!(of(&a).shared, fields(&a).shared);
+        // One that is private shows what it showed, and no more.
+        become_kind(&c, MS_PRIVATE).unwrap();
+        umount(&format!("{a}/x"), 0).unwrap();
+        assert!(all_at(&format!("{b}/x")).is_empty());
+        assert_eq!(of(&c).kinds(), SHARED);
+        assert_eq!(umount(&format!("{b}/x"), 0), Err(Errno::EINVAL));
+        umount(&format!("{c}/x"), 0).unwrap();
+        // A view of a folder gets what is mounted below that alone.
+        let folder = at("a/x/deep");
+        folders(&[&folder, &at("folder")]);
+        bind(&at("a/x"), &at("folder"));
+        tmpfs(&folder);
+        tmpfs(&at("a/y"));
+        assert_eq!(fields(&at("folder/deep")).shared, fields(&folder).shared);
+        let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert_eq!(text.lines().filter(|line| line.contains("/propagation/folder")).count(), 2);
+    });
+}
+
+fn slaves_give_nothing_back() {
+    inside(&["b", "a"], || {
+        let a = shared("a");
+        let b = at("b");
+        bind(&a, &b);
+        become_kind(&b, MS_SLAVE).unwrap();
+        tmpfs(&format!("{a}/x"));
+        let (first, second) = (fields(&format!("{a}/x")), fields(&format!("{b}/x")));
+        assert_eq!((second.kinds(), second.master), (SLAVE, first.shared));
+        tmpfs(&format!("{b}/y"));
+        assert_eq!(kinds_at(&format!("{b}/y")), NONE);
+        assert!(all_at(&format!("{a}/y")).is_empty());
+        // What it got it may do without.
+        umount(&format!("{b}/x"), 0).unwrap();
+        assert_eq!(fields(&format!("{a}/x")).shared, first.shared);
+        umount(&format!("{a}/x"), 0).unwrap();
+        assert_eq!(umount(&format!("{b}/x"), 0), Err(Errno::EINVAL));
+    });
+}
+
+fn slaves_with_peers() {
+    inside(&["b", "c", "d", "a"], || {
+        let a = shared("a");
+        let (b, c, d) = (at("b"), at("c"), at("d"));
+        bind(&a, &b);
+        become_kind(&b, MS_SLAVE).unwrap();
+        become_kind(&b, MS_SHARED).unwrap();
+        bind(&b, &c);
+        bind(&c, &d);
+        become_kind(&d, MS_SLAVE).unwrap();
+        tmpfs(&format!("{a}/x"));
+        let of = |path: &str| fields(&format!("{path}/x"));
+        assert_eq!((of(&b).kinds(), of(&b).master), (BOTH, of(&a).shared));
+        assert_eq!((of(&c).shared, of(&c).master), (of(&b).shared, of(&a).shared));
+        assert_eq!((of(&d).kinds(), of(&d).master), (SLAVE, of(&b).shared));
+        // From the middle: down, not up.
+        tmpfs(&format!("{c}/y"));
+        assert!(all_at(&format!("{a}/y")).is_empty());
+        assert_eq!(kinds_at(&format!("{b}/y")), SHARED);
+        assert_eq!(fields(&format!("{d}/y")).master, fields(&format!("{c}/y")).shared);
+        umount(&format!("{a}/x"), 0).unwrap();
+        for path in [&b, &c, &d] {
+            assert!(all_at(&format!("{path}/x")).is_empty(), "{path}");
+        }
+    });
+}
+
+fn the_last_peer_goes() {
+    inside(&["b", "c", "a"], || {
+        let a = shared("a");
+        let (b, c) = (at("b"), at("c"));
+        // c is b's slave, and b is a's.
+        bind(&a, &b);
+        become_kind(&b, MS_SLAVE).unwrap();
+        become_kind(&b, MS_SHARED).unwrap();
+        bind(&b, &c);
+        become_kind(&c, MS_SLAVE).unwrap();
+        assert_eq!(fields(&c).master, fields(&b).shared);
+        umount(&b, 0).unwrap();
+        assert_eq!(fields(&c).master, fields(&a).shared);
+        tmpfs(&format!("{a}/x"));
+        assert_eq!(fields(&format!("{c}/x")).master, fields(&format!("{a}/x")).shared);
+        umount(&a, MNT_DETACH).unwrap();
+        assert_eq!(kinds_at(&c), NONE);
+        assert!(all_at(&format!("{c}/x")).is_empty());
+    });
+}
+
+fn trees_come_whole() {
+    inside(&["tree", "b", "c", "a"], || {
+        let a = shared("a");
+        let (b, c, tree) = (at("b"), at("c"), at("tree"));
+        bind(&a, &b);
+        bind(&a, &c);
+        become_kind(&c, MS_SLAVE).unwrap();
+        tmpfs(&tree);
+        folders(&[&format!("{tree}/inner")]);
+        tmpfs(&format!("{tree}/inner"));
+        fs::write(format!("{tree}/inner/file"), "text").unwrap();
+        mount(&tree, &format!("{a}/x"), "", MS_BIND | MS_REC).unwrap();
+        for path in [&a, &b, &c] {
+            assert_eq!(fs::read_to_string(format!("{path}/x/inner/file")).unwrap(), "text");
+        }
+        let of = |path: &str| fields(&format!("{path}/x/inner"));
+        assert_eq!((of(&a).kinds(), of(&b).shared), (SHARED, of(&a).shared));
+        assert_eq!((of(&c).kinds(), of(&c).master), (SLAVE, of(&a).shared));
+        assert_eq!((kinds_at(&tree), all_at(&format!("{tree}/inner")).len()), (NONE, 1));
+        umount(&format!("{a}/x"), MNT_DETACH).unwrap();
+        assert!(all_at(&format!("{b}/x")).is_empty() && all_at(&format!("{c}/x/inner")).is_empty());
+        // The tree's own peers are not asked to show it twice.
+        tmpfs(&format!("{a}/y"));
+        mount(&a, &tree, "", MS_BIND | MS_REC).unwrap();
+        assert_eq!(all_at(&format!("{a}/y")).len(), 1);
+        assert_eq!(all_at(&format!("{b}/y")).len(), 1);
+        assert_eq!(fields(&format!("{tree}/y")).shared, fields(&format!("{a}/y")).shared);
+    });
+}
+
+fn parts_of_a_group() {
+    inside(&["b", "c", "a"], || {
+        let a = shared("a");
+        let (b, c) = (at("b"), at("c"));
+        // The middle one does not show the place: what is mounted goes past it.
+        bind(&format!("{a}/y"), &b);
+        become_kind(&b, MS_SLAVE).unwrap();
+        become_kind(&b, MS_SHARED).unwrap();
+        bind(&a, &c);
+        become_kind(&c, MS_SLAVE).unwrap();
+        tmpfs(&format!("{a}/x"));
+        assert!(all_at(&format!("{b}/x")).is_empty());
+        assert_eq!(fields(&format!("{c}/x")).master, fields(&format!("{a}/x")).shared);
+    });
+}
+
+fn unbindable_mounts() {
+    inside(&["a", "b"], || {
+        let (a, b) = (at("a"), at("b"));
+        tmpfs(&a);
+        folders(&[&format!("{a}/x"), &format!("{a}/y")]);
+        tmpfs(&format!("{a}/x"));
+        tmpfs(&format!("{a}/y"));
+        become_kind(&format!("{a}/x"), MS_UNBINDABLE).unwrap();
+        let mut rows = Rows::default();
+        row!(rows, EINVAL, mount(&format!("{a}/x"), &b, "", MS_BIND));
+        row!(rows, EINVAL, mount(&format!("{a}/x"), &b, "", MS_BIND | MS_REC));
+        row!(rows, OK, mount(&a, &b, "", MS_BIND | MS_REC));
+        rows.finish();
+        assert!(all_at(&format!("{b}/x")).is_empty());
+        assert_eq!(all_at(&format!("{b}/y")).len(), 1);
+        // A new namespace has them.
+        unshare(NEWNS).unwrap();
+        assert_eq!(kinds_at(&format!("{a}/x")), UNBINDABLE);
+    });
+}
+
+fn moves() {
+    inside(&["b", "c", "tree", "a"], || {
+        let a = shared("a");
+        let (b, tree) = (at("b"), at("tree"));
+        bind(&a, &b);
+        tmpfs(&tree);
+        folders(&[&format!("{tree}/inner")]);
+        tmpfs(&format!("{tree}/inner"));
+        let mut rows = Rows::default();
+        become_kind(&format!("{tree}/inner"), MS_UNBINDABLE).unwrap();
+        row!(rows, EINVAL, mount(&tree, &format!("{a}/x"), "", MS_MOVE));
+        become_kind(&format!("{tree}/inner"), MS_PRIVATE).unwrap();
+        row!(rows, OK, mount(&tree, &format!("{a}/x"), "", MS_MOVE));
+        assert!(all_at(&tree).is_empty());
+        assert_eq!(fields(&format!("{b}/x/inner")).shared, fields(&format!("{a}/x/inner")).shared);
+        assert_eq!(kinds_at(&format!("{b}/x")), SHARED);
+        // From where others show it, too, it does not go away.
+        row!(rows, EINVAL, mount(&format!("{a}/x"), &at("c"), "", MS_MOVE));
+        rows.finish();
+    });
+}
+
+fn what_is_beneath() {
+    inside(&["b", "a"], || {
+        let a = shared("a");
+        let b = at("b");
+        bind(&a, &b);
+        become_kind(&b, MS_SLAVE).unwrap();
+        // The slave's own comes first, and stays what one sees.
+        tmpfs(&format!("{b}/x"));
+        fs::write(format!("{b}/x/own"), "").unwrap();
+        tmpfs(&format!("{a}/x"));
+        fs::write(format!("{a}/x/theirs"), "").unwrap();
+        assert!(fs::metadata(format!("{b}/x/own")).is_ok());
+        assert_eq!(all_at(&format!("{b}/x")).len(), 2);
+        umount(&format!("{a}/x"), 0).unwrap();
+        assert_eq!(kinds_at(&format!("{b}/x")), NONE);
+        assert!(fs::metadata(format!("{b}/x/own")).is_ok());
+        // What one sees goes first.
+        tmpfs(&format!("{a}/x"));
+        umount(&format!("{b}/x"), 0).unwrap();
+        assert!(fs::metadata(format!("{b}/x/own")).is_err());
+        assert_eq!(kinds_at(&format!("{b}/x")), SLAVE);
+        umount(&format!("{a}/x"), 0).unwrap();
+        assert!(all_at(&format!("{b}/x")).is_empty());
+    });
+}
+
+fn in_use() {
+    inside(&["b", "a"], || {
+        let a = shared("a");
+        let b = at("b");
+        bind(&a, &b);
+        tmpfs(&format!("{a}/x"));
+        let used = Fd::open(&format!("{b}/x"), libc::O_RDONLY).unwrap();
+        assert_eq!(umount(&format!("{a}/x"), 0), Err(Errno::EBUSY));
+        assert_eq!(all_at(&format!("{a}/x")).len(), 1);
+        drop(used);
+        // A mount on the other keeps that one, and holds nobody up.
+        become_kind(&format!("{b}/x"), MS_PRIVATE).unwrap();
+        folders(&[&format!("{b}/x/deep")]);
+        tmpfs(&format!("{b}/x/deep"));
+        umount(&format!("{a}/x"), 0).unwrap();
+        assert_eq!(all_at(&format!("{b}/x")).len(), 1);
+    });
+}
+
+fn lazy_ends() {
+    inside(&["b", "a"], || {
+        let a = shared("a");
+        let b = at("b");
+        bind(&a, &b);
+        tmpfs(&format!("{a}/x"));
+        folders(&[&format!("{a}/x/deep")]);
+        tmpfs(&format!("{a}/x/deep"));
+        let used = Fd::open(&format!("{b}/x/deep"), libc::O_RDONLY).unwrap();
+        umount(&format!("{a}/x"), MNT_DETACH).unwrap();
+        for path in [&a, &b] {
+            assert!(all_at(&format!("{path}/x")).is_empty() && all_at(&format!("{path}/x/deep")).is_empty());
+        }
+        drop(used);
+    });
+}
+
+fn new_namespaces() {
+    inside(&["a"], || {
+        let a = shared("a");
+        let (told, tell) = pipe(0);
+        let (asked, ask) = pipe(0);
+        let child = fork(|| {
+            unshare(NEWNS).unwrap();
+            tell.write(b"x").unwrap();
+            asked.read(&mut [0; 1]).unwrap();
+            assert!(fs::metadata(format!("{a}/x/file")).is_ok());
+            umount(&format!("{a}/x"), 0).unwrap();
+            tmpfs(&format!("{a}/y"));
+            fs::write(format!("{a}/y/file"), "").unwrap();
+            // From here on alone.
+            become_kind("/", MS_REC | MS_SLAVE).unwrap();
+            umount(&format!("{a}/y"), 0).unwrap();
+            tell.write(b"x").unwrap();
+            asked.read(&mut [0; 1]).unwrap();
+            assert_eq!(kinds_at(&format!("{a}/x")), SLAVE);
+        });
+        told.read(&mut [0; 1]).unwrap();
+        let group = fields(&a).shared;
+        tmpfs(&format!("{a}/x"));
+        fs::write(format!("{a}/x/file"), "").unwrap();
+        ask.write(b"x").unwrap();
+        told.read(&mut [0; 1]).unwrap();
+        assert!(all_at(&format!("{a}/x")).is_empty());
+        assert!(fs::metadata(format!("{a}/y/file")).is_ok());
+        tmpfs(&format!("{a}/x"));
+        ask.write(b"x").unwrap();
+        child.ok();
+        // What is in this namespace outlives that one.
+        assert_eq!((fields(&a).shared, all_at(&format!("{a}/x")).len()), (group, 1));
+        umount(&format!("{a}/x"), 0).unwrap();
+    });
+}
+
+fn other_users() {
+    inside(&["a"], || {
+        let a = shared("a");
+        let (told, tell) = pipe(0);
+        let (asked, ask) = pipe(0);
+        let child = fork(|| {
+            become_root_of_own(NEWNS);
+            assert_eq!(kinds_at(&a), SLAVE);
+            tell.write(b"x").unwrap();
+            asked.read(&mut [0; 1]).unwrap();
+            let x = format!("{a}/x");
+            assert_eq!(kinds_at(&x), SLAVE);
+            let remount = |flags: u64| mount("none", &x, "", libc::MS_REMOUNT | MS_BIND | flags);
+            let mut rows = Rows::default();
+            row!(rows, EPERM, remount(0));
+            row!(rows, OK, remount(MS_RDONLY));
+            // It came as one mount: so it may go again, but not what is on it.
+            row!(rows, EINVAL, umount(&format!("{x}/inner"), 0));
+            row!(rows, OK, umount(&x, MNT_DETACH));
+            rows.finish();
+            tmpfs(&format!("{a}/y"));
+        });
+        told.read(&mut [0; 1]).unwrap();
+        let tree = at("tree");
+        folders(&[&tree]);
+        mount("none", &tree, "tmpfs", 0).unwrap();
+        folders(&[&format!("{tree}/inner")]);
+        tmpfs(&format!("{tree}/inner"));
+        mount("none", &tree, "", libc::MS_REMOUNT | MS_BIND | MS_RDONLY).unwrap();
+        mount(&tree, &format!("{a}/x"), "", MS_MOVE).unwrap();
+        ask.write(b"x").unwrap();
+        child.ok();
+        assert!(all_at(&format!("{a}/y")).is_empty());
+        assert_eq!(all_at(&format!("{a}/x/inner")).len(), 1);
+    });
+}
+
+fn sources_far_away() {
+    inside(&["b", "a"], || {
+        let a = shared("a");
+        let b = at("b");
+        // a, then b in between, then what the child keeps.
+        bind(&a, &b);
+        become_kind(&b, MS_SLAVE).unwrap();
+        become_kind(&b, MS_SHARED).unwrap();
+        let (above, between) = (fields(&a).shared, fields(&b).shared);
+        let child = fork(|| {
+            unshare(NEWNS).unwrap();
+            become_kind(&b, MS_SLAVE).unwrap();
+            assert_eq!((fields(&b).master, fields(&b).from), (between, above));
+            umount(&a, 0).unwrap();
+            assert_eq!((fields(&b).master, fields(&b).from), (between, 0));
+        });
+        child.ok();
+    });
+}
+
+fn open_tree(path: &str, flags: usize) -> Result<Fd, Errno> {
+    let path = c_string(path);
+    call(SYS_open_tree, [libc::AT_FDCWD as usize, path.as_ptr() as usize, flags, 0, 0, 0]).map(Fd::own)
+}
+
+fn join(from: &str, to: &str) -> Answer {
+    let here = libc::AT_FDCWD as usize;
+    let (from, to) = (c_string(from), c_string(to));
+    call(SYS_move_mount, [here, from.as_ptr() as usize, here, to.as_ptr() as usize, 0x100, 0])
+}
+
+fn joined_groups() {
+    inside(&["b", "c", "d", "a"], || {
+        let a = shared("a");
+        let (b, c, d) = (at("b"), at("c"), at("d"));
+        bind(&a, &b);
+        become_kind(&b, MS_PRIVATE).unwrap();
+        tmpfs(&c);
+        bind(&format!("{a}/x"), &d);
+        become_kind(&d, MS_PRIVATE).unwrap();
+        let mut rows = Rows::default();
+        row!(rows, EINVAL, join(&a, &c));
+        row!(rows, EINVAL, join(&b, &d));
+        row!(rows, EINVAL, join(&format!("{a}/x"), &b));
+        row!(rows, OK, join(&a, &b));
+        row!(rows, EINVAL, join(&a, &b));
+        row!(rows, OK, join(&a, &d));
+        rows.finish();
+        tmpfs(&format!("{a}/y"));
+        assert_eq!(fields(&format!("{b}/y")).shared, fields(&format!("{a}/y")).shared);
+        assert_eq!(fields(&d).shared, fields(&a).shared);
+        // A view that was nowhere is of the group once it is somewhere.
+        const CLONE: usize = 1;
+        let view = open_tree(&a, CLONE).unwrap();
+        let (empty, to) = (c_string(""), c_string(&c));
+        let from = [view.raw() as usize, empty.as_ptr() as usize];
+        call(SYS_move_mount, [from[0], from[1], libc::AT_FDCWD as usize, to.as_ptr() as usize, 4, 0])
+            .unwrap();
+        assert_eq!(all_at(&c).last().map(|fields| fields.shared), Some(fields(&a).shared));
+        tmpfs(&format!("{b}/x"));
+        assert_eq!(fields(&format!("{c}/x")).shared, fields(&format!("{a}/x")).shared);
+    });
+}
+
+fn by_attributes() {
+    inside(&["a", "b"], || {
+        let a = at("a");
+        tmpfs(&a);
+        folders(&[&format!("{a}/inner")]);
+        tmpfs(&format!("{a}/inner"));
+        let set = |path: &str, flags: i32, propagation: u64| {
+            let attributes = [0, 0, propagation, 0u64];
+            let path = c_string(path);
+            let given = [libc::AT_FDCWD as usize, path.as_ptr() as usize, flags as usize];
+            call(SYS_mount_setattr, [given[0], given[1], given[2], attributes.as_ptr() as usize, 32, 0])
+        };
+        let mut rows = Rows::default();
+        row!(rows, EINVAL, set(&a, 0, MS_SHARED | MS_REC));
+        row!(rows, EINVAL, set(&a, 0, MS_SHARED | MS_SLAVE));
+        row!(rows, EINVAL, set(&a, 0, MS_RDONLY));
+        row!(rows, EINVAL, set(&at("b"), 0, MS_SHARED));
+        row!(rows, OK, set(&a, 0, MS_SHARED));
+        rows.finish();
+        assert_eq!((kinds_at(&a), kinds_at(&format!("{a}/inner"))), (SHARED, NONE));
+        assert_eq!(set(&a, libc::AT_RECURSIVE, MS_UNBINDABLE), Ok(0));
+        assert_eq!((kinds_at(&a), kinds_at(&format!("{a}/inner"))), (UNBINDABLE, UNBINDABLE));
+    });
+}
+
+fn roots_stay() {
+    inside(&["a"], || {
+        let a = shared("a");
+        std::env::set_current_dir(&a).unwrap();
+        let turn = |new: &str, old: &str| {
+            let (new, old) = (c_string(new), c_string(old));
+            call(SYS_pivot_root, [new.as_ptr() as usize, old.as_ptr() as usize, 0, 0, 0, 0])
+        };
+        assert_eq!(turn(&a, &format!("{a}/x")), Err(Errno::EINVAL));
+    });
+}
