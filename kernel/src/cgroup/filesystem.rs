@@ -11,6 +11,8 @@ use crate::fs::inode::{Attributes, Inode, InodeOps, Superblock, SuperblockOps};
 use crate::fs::registry::{MountRequest, options};
 use crate::fs::{Dentry, Dirent, File, FileType, NewNode, Stat, Statfs};
 use crate::memory::PAGE_SIZE;
+use crate::memory::fallible::Text;
+use crate::namespaces::CgroupNamespace;
 use crate::sync::Once;
 
 /// `CGROUP2_SUPER_MAGIC`.
@@ -61,7 +63,28 @@ pub(super) fn mount(request: &MountRequest) -> Result<Arc<Dentry>> {
     if options(request.options).any(|(name, value)| value.is_some() || !KNOWN.contains(&name)) {
         return Err(Errno::EINVAL);
     }
-    ROOT.get().cloned().ok_or(Errno::ENODEV)
+    let root = ROOT.get().ok_or(Errno::ENODEV)?;
+    dentry_of(root, &CgroupNamespace::current().root)
+}
+
+/// The directory of a group in the one tree. `ENODEV` for one that was removed.
+fn dentry_of(root: &Arc<Dentry>, group: &Arc<Group>) -> Result<Arc<Dentry>> {
+    let mut at = root.clone();
+    for depth in 1..=group.depth {
+        let next = group.chain().find(|group| group.depth == depth).ok_or(Errno::ENODEV)?;
+        let inode = next.directory.lock().clone().ok_or(Errno::ENODEV)?;
+        let number = inode.ino;
+        at = at.child(&next.name, |other| other.ino == number, || Ok(inode))?;
+    }
+    Ok(at)
+}
+
+/// The path of a group's directory for a reader in the current thread's namespace; `None` for any other inode.
+pub fn path_of_inode(inode: &Inode) -> Option<Text> {
+    let directory = inode.ops_as::<Directory>()?;
+    let mut text = Text::new();
+    directory.0.push_path(&CgroupNamespace::current().root, &mut text);
+    Some(text)
 }
 
 /// The group whose directory is open; `EBADF` for any other file.

@@ -59,7 +59,7 @@ pub struct Group {
 static ROOT: Once<Arc<Group>> = Once::new();
 
 /// The root.
-pub(super) fn root() -> &'static Arc<Group> {
+pub fn root() -> &'static Arc<Group> {
     ROOT.call_once(|| Group::new(None, b""))
 }
 
@@ -136,10 +136,18 @@ impl Group {
         }
     }
 
-    /// Its path from the root.
-    pub(super) fn push_path(self: &Arc<Group>, text: &mut Text) {
-        // From the root down: a name needs those above it first, and there are few.
-        for depth in 1..=self.depth.max(1) {
+    /// Its path as seen from `base`: up to what both are below, and down from there.
+    pub(super) fn push_path(self: &Arc<Group>, base: &Arc<Group>, text: &mut Text) {
+        if Arc::ptr_eq(self, base) {
+            return text.push_str("/");
+        }
+        let shared = |group: &&Arc<Group>| self.chain().any(|above| Arc::ptr_eq(above, group));
+        let common = base.chain().find(shared).map_or(0, |group| group.depth);
+        for _ in common..base.depth {
+            text.push_str("/..");
+        }
+        // From there down: a name needs those above it first, and there are few.
+        for depth in common + 1..=self.depth {
             text.push_str("/");
             if let Some(group) = self.chain().find(|group| group.depth == depth) {
                 text.push_str(&alloc::string::String::from_utf8_lossy(&group.name));

@@ -23,10 +23,11 @@ mod member;
 mod pids;
 
 use alloc::string::String;
+use alloc::sync::Arc;
 use core::fmt::Write as _;
 
-pub use filesystem::group_of;
-pub use group::Group;
+pub use filesystem::{group_of, path_of_inode};
+pub use group::{Group, root};
 pub use hierarchy::check_clone;
 pub(crate) use hierarchy::is_being_killed;
 pub use hugetlb::HugePayer;
@@ -35,6 +36,7 @@ pub use member::{Changed, Into, Member, are_together, enter, leave};
 use crate::errno::Result;
 use crate::fs::{proc, register_filesystem};
 use crate::memory::fallible::Text;
+use crate::namespaces::CgroupNamespace;
 use crate::process::Process;
 
 /// What may be limited.
@@ -73,17 +75,18 @@ pub fn register() -> Result<()> {
     })
 }
 
-/// `/proc/PID/cgroup`.
+/// The group of a process.
+pub fn of_process(process: &Process) -> Arc<Group> {
+    process.cgroup.group().unwrap_or_else(|| root().clone())
+}
+
+/// `/proc/PID/cgroup`, for a reader in the current thread's namespace.
 pub fn describe(process: &Process, text: &mut Text) {
     text.push_str("0::");
-    match process.cgroup.group() {
-        None => text.push_str("/"),
-        Some(group) => {
-            group.push_path(text);
-            if group.is_dead() {
-                text.push_str(" (deleted)");
-            }
-        }
+    let group = of_process(process);
+    group.push_path(&CgroupNamespace::current().root, text);
+    if group.is_dead() {
+        text.push_str(" (deleted)");
     }
     text.push_str("\n");
 }

@@ -100,7 +100,13 @@ pub fn mountinfo(root: &Path) -> crate::errno::Result<Text> {
     lines(root, |out, mount| {
         let Some(point) = mount_point(mount, root) else { return };
         let parent = mount.place().map_or(mount.id, |place| place.mount.id);
-        let Ok(inner) = within_file_system(&mount.root) else { return };
+        // Groups are seen from a namespace's own.
+        let group = crate::cgroup::path_of_inode(&mount.root.inode).and_then(|text| text.into_string().ok());
+        let inner = match group {
+            Some(path) => Ok(path.into_bytes()),
+            None => within_file_system(&mount.root),
+        };
+        let Ok(inner) = inner else { return };
         let dev = mount.superblock.dev;
         let _ = writeln!(
             out,

@@ -6,16 +6,13 @@ use core::sync::atomic::Ordering;
 use linux_raw_sys::general as abi;
 
 use super::{
-    ALL_FLAGS, IpcNamespace, Kind, Namespace, Namespaces, PidNamespace, TimeNamespace, UserNamespace,
-    UtsNamespace,
+    ALL_FLAGS, CgroupNamespace, IpcNamespace, Kind, Namespace, Namespaces, NetNamespace, Network,
+    PidNamespace, TimeNamespace, UserNamespace, UtsNamespace,
 };
 use crate::errno::{Errno, Result};
 use crate::fs::FsContext;
 use crate::fs::mount_namespace::{self, MountNamespace};
 use crate::process::{self, ALL_CAPABILITIES, CAP_SYS_ADMIN, CAP_SYS_CHROOT, Credentials, Process, Thread};
-
-/// Those of which there can be new ones.
-pub const CREATABLE: u32 = ALL_FLAGS & !(Kind::Net.flag() | Kind::Cgroup.flag());
 
 /// Those for which the kernel needs no user namespace to be asked.
 const WITHOUT_USER: u32 = ALL_FLAGS & !Kind::User.flag();
@@ -70,9 +67,6 @@ pub fn for_child(
 /// Copies of the namespaces in `flags`; the others as they are.
 fn copy(flags: u32, old: &Namespaces, maker: &Credentials, context: &FsContext) -> Result<Namespaces> {
     let has = |kind: Kind| flags & kind.flag() != 0;
-    if flags & !CREATABLE != 0 {
-        return Err(Errno::EINVAL);
-    }
     if flags & WITHOUT_USER != 0 && !maker.capable_here(CAP_SYS_ADMIN) {
         return Err(Errno::EPERM);
     }
@@ -89,6 +83,12 @@ fn copy(flags: u32, old: &Namespaces, maker: &Credentials, context: &FsContext) 
             return Err(Errno::EINVAL);
         }
         new.pid_for_children = PidNamespace::new(&old.pid_for_children, maker)?;
+    }
+    if has(Kind::Cgroup) {
+        new.cgroup = CgroupNamespace::new(maker)?;
+    }
+    if has(Kind::Net) {
+        new.net = Network::from(&NetNamespace::new(maker)?);
     }
     if has(Kind::Time) {
         new.time_for_children = TimeNamespace::copy(&old.time, maker)?;
@@ -166,7 +166,16 @@ impl Entering {
             }
         };
         match namespace {
-            Namespace::Only(_) => may_admin(UserNamespace::initial()),
+            Namespace::Cgroup(cgroup) => {
+                may_admin(&cgroup.head.user)?;
+                self.namespaces.cgroup = cgroup.clone();
+                Ok(())
+            }
+            Namespace::Net(net) => {
+                may_admin(&net.head.user)?;
+                self.namespaces.net = Network::from(net);
+                Ok(())
+            }
             Namespace::Uts(uts) => {
                 may_admin(&uts.head.user)?;
                 self.namespaces.uts = uts.clone();
@@ -281,8 +290,8 @@ pub fn set_all_of(target: &Process, flags: u32) -> Result<()> {
         (Kind::Uts, Namespace::Uts(theirs.uts.clone())),
         (Kind::Ipc, Namespace::Ipc(theirs.ipc.clone())),
         (Kind::Pid, Namespace::Pid(target.pid_namespace())),
-        (Kind::Cgroup, Namespace::Only(Kind::Cgroup)),
-        (Kind::Net, Namespace::Only(Kind::Net)),
+        (Kind::Cgroup, Namespace::Cgroup(theirs.cgroup.clone())),
+        (Kind::Net, Namespace::Net(theirs.net.to_arc())),
         (Kind::Time, Namespace::Time(theirs.time.clone())),
     ] {
         if has(kind) {

@@ -5,7 +5,7 @@ use alloc::sync::Arc;
 
 use linux_raw_sys::general as abi;
 
-use super::{Kind, MountNamespace, Namespace, Namespaces, View};
+use super::{MountNamespace, Namespace, Namespaces, View};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::{descriptor_limit, files};
 use crate::fs::dentry::Dentry;
@@ -105,10 +105,10 @@ pub fn namespace_of(file: &File) -> Option<&Namespace> {
 pub fn of_thread(thread: &Thread, name: &str) -> Option<Namespace> {
     let namespaces = Namespaces::of(thread);
     Some(match name {
-        "cgroup" => Namespace::Only(Kind::Cgroup),
+        "cgroup" => Namespace::Cgroup(namespaces.cgroup.clone()),
         "ipc" => Namespace::Ipc(namespaces.ipc.clone()),
         "mnt" => Namespace::Mount(namespaces.mount.clone()),
-        "net" => Namespace::Only(Kind::Net),
+        "net" => Namespace::Net(namespaces.net.to_arc()),
         "pid" => Namespace::Pid(thread.process.pid_namespace()),
         // One that still waits for its first process leads nowhere.
         "pid_for_children" if !namespaces.pid_for_children.has_begun() => return None,

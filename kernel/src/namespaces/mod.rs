@@ -5,12 +5,13 @@
 //! that all processes share. Inside of the kernel users and processes have one number each, whatever the namespace; system calls
 //! translate where numbers come in and go out ([`user`], [`View`]).
 //!
-//! Each kind that has state of its own is a file here; mounts are in [`crate::fs::mount_namespace`]. There is one network and one
-//! control-group namespace: to ask for another is `EINVAL`, as in a kernel that was built without them.
+//! Each kind is a file here; mounts are in [`crate::fs::mount_namespace`].
 
+mod cgroup;
 mod change;
 pub mod file;
 pub mod ipc;
+pub mod net;
 mod numbers;
 mod pid;
 mod settings;
@@ -32,8 +33,10 @@ use crate::process::accounts::{Counted, Share};
 use crate::process::{Credentials, Thread};
 use crate::sync::Once;
 
+pub use cgroup::CgroupNamespace;
 pub use change::{after_exec, for_child, implied, set_all_of, setns, unshare};
 pub use ipc::IpcNamespace;
+pub use net::{NetNamespace, Network};
 pub use numbers::{Numbers, SharedNumbers};
 pub use pid::PidNamespace;
 pub use settings::register;
@@ -159,6 +162,8 @@ pub struct Namespaces {
     pub mount: Arc<MountNamespace>,
     pub uts: Arc<UtsNamespace>,
     pub ipc: Arc<IpcNamespace>,
+    pub cgroup: Arc<CgroupNamespace>,
+    pub net: Network,
     /// Where its children get their numbers.
     pub pid_for_children: Arc<PidNamespace>,
     pub time: Arc<TimeNamespace>,
@@ -175,6 +180,8 @@ impl Namespaces {
                 mount: MountNamespace::initial().clone(),
                 uts: UtsNamespace::initial().clone(),
                 ipc: IpcNamespace::initial().clone(),
+                cgroup: CgroupNamespace::initial().clone(),
+                net: Network::FIRST,
                 pid_for_children: PidNamespace::initial().clone(),
                 time: time.clone(),
                 time_for_children: time,
@@ -196,8 +203,8 @@ impl Namespaces {
 /// One namespace of whatever kind.
 #[derive(Clone)]
 pub enum Namespace {
-    /// The only one of its kind.
-    Only(Kind),
+    Cgroup(Arc<CgroupNamespace>),
+    Net(Arc<NetNamespace>),
     Ipc(Arc<IpcNamespace>),
     Mount(Arc<MountNamespace>),
     Pid(Arc<PidNamespace>),
@@ -209,7 +216,8 @@ pub enum Namespace {
 impl Namespace {
     pub fn kind(&self) -> Kind {
         match self {
-            Self::Only(kind) => *kind,
+            Self::Cgroup(_) => Kind::Cgroup,
+            Self::Net(_) => Kind::Net,
             Self::Ipc(_) => Kind::Ipc,
             Self::Mount(_) => Kind::Mount,
             Self::Pid(_) => Kind::Pid,
@@ -221,8 +229,6 @@ impl Namespace {
 
     pub fn ino(&self) -> u64 {
         match self {
-            Self::Only(Kind::Net) => initial::NET,
-            Self::Only(_) => initial::CGROUP,
             Self::User(user) => user.ino,
             other => other.head().map_or(0, |head| head.ino),
         }
@@ -230,7 +236,9 @@ impl Namespace {
 
     fn head(&self) -> Option<&Head> {
         match self {
-            Self::Only(_) | Self::User(_) => None,
+            Self::User(_) => None,
+            Self::Cgroup(cgroup) => Some(&cgroup.head),
+            Self::Net(net) => Some(&net.head),
             Self::Ipc(ipc) => Some(&ipc.head),
             Self::Mount(mount) => Some(&mount.head),
             Self::Pid(pid) => Some(&pid.head),

@@ -18,6 +18,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
 use crate::memory::fallible::{self, CopyUnderLock};
 use crate::mm::uaccess::{copy_from_user, read_user, write_user};
+use crate::namespaces::{NetNamespace, Network};
 use crate::sched;
 use crate::sync::{SpinLock, WaitQueue};
 
@@ -34,6 +35,7 @@ const ERROR: u16 = 2;
 const DONE: u16 = 3;
 const NEW_LINK: u16 = 16;
 const GET_LINK: u16 = 18;
+const SET_LINK: u16 = 19;
 const NEW_ADDRESS: u16 = 20;
 const GET_ADDRESS: u16 = 22;
 const NEW_ROUTE: u16 = 24;
@@ -47,6 +49,7 @@ const OPERATIONAL: u8 = 6;
 
 const MULTI: u16 = 2;
 const ACKNOWLEDGE: u16 = 4;
+const CREATE: u16 = 0x400;
 const DUMP: u16 = 0x300;
 
 struct State {
@@ -59,6 +62,7 @@ struct State {
 /// A socket.
 pub struct Socket {
     kind: u32,
+    network: Network,
     state: SpinLock<State>,
     options: SpinLock<Options>,
     readable: WaitQueue,
@@ -158,14 +162,15 @@ fn address(request: &Request, of: &Interface, v6: bool) -> Vec<u8> {
 }
 
 /// The ways of IPv4 beyond this machine, of the main table: to who is on the line, and to all others.
-fn routes(request: &Request) -> Vec<u8> {
+fn routes(network: &NetNamespace, request: &Request) -> Vec<u8> {
     const MAIN: u8 = 254;
     const BY_KERNEL: u8 = 2;
     const BY_BOOT: u8 = 3;
     const UNIVERSE: u8 = 0;
     const LINK: u8 = 253;
     const UNICAST: u8 = 1;
-    let (Some(setup), Some(of)) = (card::setup(), interface::all().find(|i| i.name == card::NAME)) else {
+    let card = interface::all(network).find(|interface| interface.name == card::NAME);
+    let (Some(setup), Some(of)) = (card::setup(), card) else {
         return Vec::new();
     };
     let body = |prefix: u8, by: u8, scope: u8| {
@@ -200,6 +205,7 @@ impl Socket {
         }
         Ok(Arc::new(Self {
             kind,
+            network: Network::current(),
             state: SpinLock::new(State { answers: VecDeque::new(), held: 0, port: 0 }),
             options: SpinLock::new(Options::new()),
             readable: WaitQueue::new(),
@@ -258,28 +264,40 @@ impl Socket {
         let mut out = Vec::new();
         let wants = |family: u32| request.family == 0 || u32::from(request.family) == family;
         match request.kind {
-            GET_LINK if dump => interface::all().for_each(|of| out.extend(link(&request, MULTI, &of))),
+            GET_LINK if dump => {
+                interface::all(&self.network).for_each(|of| out.extend(link(&request, MULTI, &of)))
+            }
             // By number, or by name.
             GET_LINK => {
                 let asked = |of: &Interface| {
                     request.index == of.index || request.index == 0 && names(message, of.name)
                 };
-                return self.answer(&match interface::all().find(asked) {
+                return self.answer(&match interface::all(&self.network).find(asked) {
                     Some(of) => link(&request, 0, &of),
                     None => error(&request, header, Errno::ENODEV.into_raw()),
                 });
             }
             GET_ADDRESS if dump => {
+                // One that is off has none.
+                let up = || interface::all(&self.network).filter(Interface::is_up);
                 if wants(net::AF_INET) {
-                    interface::all().for_each(|of| out.extend(address(&request, &of, false)));
+                    up().for_each(|of| out.extend(address(&request, &of, false)));
                 }
                 if wants(net::AF_INET6) {
-                    out.extend(address(&request, &LO, true));
+                    up().take(1).for_each(|of| out.extend(address(&request, &of, true)));
                 }
             }
-            GET_ROUTE if dump && wants(net::AF_INET) => out.extend(routes(&request)),
+            GET_ROUTE if dump && wants(net::AF_INET) => out.extend(routes(&self.network, &request)),
             // Neighbours and rules are not told of.
             GET_ROUTE | GET_NEIGHBOUR | GET_RULE if dump => {}
+            NEW_LINK | SET_LINK if request.flags & CREATE == 0 => {
+                let turned = self.turn(&request, word(HEADER + 8), word(HEADER + 12), message);
+                let errno = turned.map_or_else(Errno::into_raw, |()| 0);
+                if errno != 0 || request.flags & ACKNOWLEDGE != 0 {
+                    self.answer(&error(&request, header, errno))?;
+                }
+                return Ok(());
+            }
             kind if kind < NEW_LINK => {
                 if request.flags & ACKNOWLEDGE != 0 {
                     self.answer(&error(&request, header, 0))?;
@@ -287,7 +305,7 @@ impl Socket {
                 return Ok(());
             }
             _ => {
-                let may = crate::process::current().credentials().capable(abi::CAP_NET_ADMIN);
+                let may = self.network.is_capable(abi::CAP_NET_ADMIN);
                 // What changes something is the third of four; these are what everybody may ask.
                 let asks = request.kind % 4 == 2;
                 let errno = if asks || may { Errno::EOPNOTSUPP } else { Errno::EPERM };
@@ -298,6 +316,22 @@ impl Socket {
             self.answer(&out)?;
         }
         self.answer(&Message::new(DONE, MULTI, &request, &0i32.to_ne_bytes()).finish())
+    }
+
+    /// Turns an interface on or off: `ip link set lo up`. Nothing else of it changes.
+    fn turn(&self, request: &Request, flags: u32, change: u32, message: &[u8]) -> Result<()> {
+        const UP: u32 = 1;
+        let asked =
+            |of: &Interface| request.index == of.index || request.index == 0 && names(message, of.name);
+        if !self.network.is_capable(abi::CAP_NET_ADMIN) {
+            return Err(Errno::EPERM);
+        }
+        let of = interface::all(&self.network).find(asked).ok_or(Errno::ENODEV)?;
+        // Without a mask all flags are meant.
+        if (change | flags) & UP == 0 {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        interface::turn(&self.network, of.index, flags & UP != 0)
     }
 
     /// Answers the messages in `bytes`.
@@ -507,7 +541,7 @@ impl FileOps for Socket {
 
     fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
         if command != ioctl::FIONREAD {
-            return interface::ioctl(command, argument);
+            return interface::ioctl(&self.network, command, argument);
         }
         let next = self.state.lock().answers.front().map_or(0, Vec::len);
         write_user(argument, &(next as i32))?;

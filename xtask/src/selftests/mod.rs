@@ -84,6 +84,8 @@ impl SelftestOptions {
 
 /// Where the table is.
 const PAGE: &str = "docs/conformance.md";
+/// What the guests printed: not where `cargo xtask test` begins anew.
+const LOGS: &str = "selftests/logs";
 /// Suites that a protocol of sharing may change.
 const MEMORY: [&str; 3] = ["cgroup", "memfd", "mm"];
 /// Seconds that one program may take.
@@ -100,7 +102,7 @@ pub fn run(options: &SelftestOptions) -> Result<i32> {
     let wanted: Vec<String> =
         source::programs()?.iter().flat_map(|name| calls(name)).filter(|name| options.wants(name)).collect();
     ensure!(!wanted.is_empty(), "no self-test has {} in its name", options.only.join(" or "));
-    fs::create_dir_all(output_folder().join("logs"))?;
+    fs::create_dir_all(output_folder().join(LOGS))?;
     if options.kernel.contains(&Ground::Linux) {
         linux::fetch()?;
     }
@@ -136,8 +138,8 @@ fn run_suite(
     if options.resume {
         left.retain(|name| !known.contains_key(*name));
     }
-    let name = format!("selftests-{}-{}.log", ground.name(), suite.replace('/', "-"));
-    let log = output_folder().join("logs").join(name);
+    let name = format!("{}-{}.log", ground.name(), suite.replace('/', "-"));
+    let log = output_folder().join(LOGS).join(name);
     File::create(&log)?;
     while let Some(first) = left.first().copied() {
         println!(
@@ -194,7 +196,9 @@ fn calls(program: &str) -> Vec<String> {
 /// What the guest's shell runs: each program, a line before it, and its end behind it.
 fn script_of(calls: &[&str]) -> String {
     let mut text = String::from(
-        "mount -t cgroup2 none /sys/fs/cgroup\nmount -t tmpfs none /tmp\nmkdir /huge\nmount -t hugetlbfs none /huge\n",
+        // A script looks for a program by name, which busybox has under another.
+        "mount -t cgroup2 none /sys/fs/cgroup\nmount -t tmpfs none /tmp\nmkdir /huge\nmount -t hugetlbfs none /huge\n\
+         printf '#!/bin/sh\\nexec pidof \"$@\"\\n' > /bin/pgrep\nchmod +x /bin/pgrep\n",
     );
     for call in calls {
         let suite = suite_of(call);

@@ -124,6 +124,10 @@ pub fn programs() -> Result<Vec<String>> {
     let mut found = Vec::new();
     for suite in SUITES {
         for entry in fs::read_dir(built.join(suite)).into_iter().flatten().flatten() {
+            // A suite may be in the folder of another.
+            if entry.path().is_dir() {
+                continue;
+            }
             let name = format!("{suite}/{}", entry.file_name().to_string_lossy());
             if !LEFT_OUT.contains(&name.as_str()) && !is_helper(&entry.file_name()) {
                 found.push(name);

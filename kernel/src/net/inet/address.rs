@@ -8,6 +8,7 @@ use linux_raw_sys::net;
 use super::card;
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{copy_from_user, read_user};
+use crate::namespaces::NetNamespace;
 
 /// Bytes of a `struct sockaddr_in`.
 const V4_LEN: usize = 16;
@@ -107,37 +108,42 @@ pub fn encode(endpoint: SocketAddr, family: Family) -> Vec<u8> {
 }
 
 /// Is it an address of this machine?
-pub fn is_local(ip: IpAddr) -> bool {
-    ip.is_loopback() || card::setup().is_some_and(|setup| setup.ip == ip)
+pub fn is_local(of: &NetNamespace, ip: IpAddr) -> bool {
+    ip.is_loopback() && of.loopback_is_up() || card_of(of).is_some_and(|setup| setup.ip == ip)
+}
+
+/// The card, where it is.
+fn card_of(of: &NetNamespace) -> Option<&'static card::Setup> {
+    card::setup().filter(|_| of.is_first())
 }
 
 /// The place that lies behind the card, when `to` does.
-pub fn outside(to: SocketAddr) -> Option<SocketAddrV4> {
+pub fn outside(of: &NetNamespace, to: SocketAddr) -> Option<SocketAddrV4> {
     match to {
-        SocketAddr::V4(to) if !is_local(IpAddr::V4(*to.ip())) => Some(to),
+        SocketAddr::V4(to) if !is_local(of, IpAddr::V4(*to.ip())) => Some(to),
         _ => None,
     }
 }
 
 /// Where a packet to `to` goes: to all of the machine's addresses means to itself. `ENETUNREACH` when no interface leads there.
-pub fn route(to: SocketAddr) -> Result<SocketAddr> {
+pub fn route(of: &NetNamespace, to: SocketAddr) -> Result<SocketAddr> {
     let ip = match to.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
         ip => ip,
     };
     let leads = match ip {
-        IpAddr::V4(v4) => is_local(ip) || card::leads_to(v4),
-        IpAddr::V6(_) => is_local(ip),
+        IpAddr::V4(v4) => is_local(of, ip) || of.is_first() && card::leads_to(v4),
+        IpAddr::V6(_) => is_local(of, ip),
     };
     if leads { Ok(SocketAddr::new(ip, to.port())) } else { Err(Errno::ENETUNREACH) }
 }
 
 /// The address that a packet to `to` comes from when its socket has none.
-pub fn source_for(to: IpAddr) -> IpAddr {
+pub fn source_for(of: &NetNamespace, to: IpAddr) -> IpAddr {
     match to {
         IpAddr::V4(ip) if !ip.is_loopback() => {
-            card::setup().map_or(Ipv4Addr::LOCALHOST, |setup| setup.ip).into()
+            card_of(of).map_or(Ipv4Addr::LOCALHOST, |setup| setup.ip).into()
         }
         IpAddr::V4(_) => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(_) => Ipv6Addr::LOCALHOST.into(),

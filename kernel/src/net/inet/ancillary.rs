@@ -8,6 +8,7 @@ use super::address::{self, Family};
 use super::interface;
 use super::options::{self, Flags};
 use crate::errno::{Errno, Result};
+use crate::namespaces::Network;
 
 const IP: u32 = net::IPPROTO_IP as u32;
 const IPV6: u32 = net::IPPROTO_IPV6 as u32;
@@ -50,7 +51,8 @@ fn number(body: &[u8], least: i32) -> Result<Option<u8>> {
 /// `ENODEV` unless it is the number of an interface, or 0, which is any.
 fn check_interface(number: &[u8]) -> Result<()> {
     let number = i32::from_ne_bytes(number.try_into().map_err(|_| Errno::EINVAL)?);
-    let is_known = number == 0 || interface::all().any(|interface| interface.index == number);
+    let is_known =
+        number == 0 || interface::all(&Network::current()).any(|interface| interface.index == number);
     if is_known { Ok(()) } else { Err(Errno::ENODEV) }
 }
 
@@ -58,7 +60,7 @@ fn check_interface(number: &[u8]) -> Result<()> {
 fn check_source(ip: IpAddr) -> Result<Option<IpAddr>> {
     match ip {
         ip if ip.is_unspecified() => Ok(None),
-        ip if address::is_local(ip) => Ok(Some(ip)),
+        ip if address::is_local(&Network::current(), ip) => Ok(Some(ip)),
         _ => Err(Errno::EINVAL),
     }
 }

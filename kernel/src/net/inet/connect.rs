@@ -15,8 +15,8 @@ use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::net::options::{deadline, wait_error};
 use crate::net::unix::max_backlog;
+use crate::sched;
 use crate::sync::WaitError;
-use crate::{process, sched};
 
 impl Socket {
     /// bind(2).
@@ -28,10 +28,10 @@ impl Socket {
             Given::Unspecified => return Err(Errno::EAFNOSUPPORT),
         };
         self.check_family(at.ip(), Errno::EINVAL)?;
-        if !at.ip().is_unspecified() && !address::is_local(at.ip()) {
+        if !at.ip().is_unspecified() && !address::is_local(&self.network, at.ip()) {
             return Err(Errno::EADDRNOTAVAIL);
         }
-        let privileged = || process::current().credentials().capable(CAP_NET_BIND_SERVICE);
+        let privileged = || self.network.is_capable(CAP_NET_BIND_SERVICE);
         if (1..ports::FIRST_UNPRIVILEGED).contains(&at.port()) && !privileged() {
             return Err(Errno::EACCES);
         }
@@ -71,7 +71,7 @@ impl Socket {
                 return Err(Errno::EINVAL);
             }
         }
-        let claim = ports::claim(self.protocol, self.claim_of(at), false, &self.this)?;
+        let claim = ports::claim(&self.network, self.protocol, self.claim_of(at), false, &self.this)?;
         {
             let mut state = self.state.lock();
             if state.claim.is_some() || state.released {
@@ -187,9 +187,9 @@ impl Socket {
             }
         }
         self.check_family(to.ip(), Errno::ENETUNREACH)?;
-        let to = address::route(to)?;
-        self.bind_any(address::source_for(to.ip()))?;
-        let outside = address::outside(to);
+        let to = address::route(&self.network, to)?;
+        self.bind_any(address::source_for(&self.network, to.ip()))?;
+        let outside = address::outside(&self.network, to);
         let local;
         {
             let mut state = self.state.lock();
@@ -198,7 +198,7 @@ impl Socket {
                 return Err(Errno::EALREADY);
             }
             if state.local.ip().is_unspecified() {
-                state.local.set_ip(address::source_for(to.ip()));
+                state.local.set_ip(address::source_for(&self.network, to.ip()));
             }
             local = state.local;
             // An address of the machine alone leads nowhere else.
@@ -256,7 +256,7 @@ impl Socket {
 
     /// Finds a listener, and a place in its backlog or in the line for one. `ECONNREFUSED`.
     pub(super) fn request(&self, to: SocketAddr) -> Result<()> {
-        let listeners = ports::receivers(Protocol::Tcp, to)?;
+        let listeners = ports::receivers(&self.network, Protocol::Tcp, to)?;
         if listeners.is_empty() {
             return Err(Errno::ECONNREFUSED);
         }
@@ -289,11 +289,11 @@ impl Socket {
         };
         let options = *self.options.lock();
         let flags = *self.flags.lock();
-        let server = Socket::new(self.family, Protocol::Tcp, self.uid, options, flags);
+        let server = Socket::new(self.family, Protocol::Tcp, self.network.clone(), self.uid, options, flags);
         // The connection holds its port even when the listener is gone.
         let mut claim = self.claim_of(local);
         claim.dual = false;
-        let claim = ports::claim(Protocol::Tcp, claim, true, &server.this)?;
+        let claim = ports::claim(&server.network, Protocol::Tcp, claim, true, &server.this)?;
         {
             let mut state = server.state.lock();
             state.claim = Some(claim);

@@ -15,6 +15,7 @@ use super::{Socket, check_errors};
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, Sink, Source};
 use crate::memory::fallible::{self, CopyUnderLock, TryVec};
+use crate::namespaces::NetNamespace;
 use crate::net::calls::Incoming;
 use crate::net::flow;
 use crate::net::options::{deadline, wait_error};
@@ -73,11 +74,11 @@ impl Socket {
             Given::Endpoint(to) => to,
         };
         self.check_family(to.ip(), Errno::ENETUNREACH)?;
-        let to = address::route(to)?;
+        let to = address::route(&self.network, to)?;
         self.bind_any(self.family.any())?;
         let mut state = self.state.lock();
         if state.local.ip().is_unspecified() {
-            state.local.set_ip(address::source_for(to.ip()));
+            state.local.set_ip(address::source_for(&self.network, to.ip()));
         }
         state.peer = Some(to);
         Ok(())
@@ -107,7 +108,7 @@ impl Socket {
         let to = match to {
             Some(to) => {
                 self.check_family(to.ip(), Errno::ENETUNREACH)?;
-                address::route(to)?
+                address::route(&self.network, to)?
             }
             None => peer.ok_or(Errno::EDESTADDRREQ)?,
         };
@@ -126,9 +127,9 @@ impl Socket {
         if let Some(ip) = source_address {
             from.set_ip(ip);
         } else if from.ip().is_unspecified() || from.is_ipv4() != to.is_ipv4() {
-            from.set_ip(address::source_for(to.ip()));
+            from.set_ip(address::source_for(&self.network, to.ip()));
         }
-        if let Some(outside) = address::outside(to) {
+        if let Some(outside) = address::outside(&self.network, to) {
             return match from {
                 SocketAddr::V4(from) if !from.ip().is_loopback() => {
                     card::send(self.uid, from, outside, bytes, &header).map(|()| len)
@@ -136,7 +137,7 @@ impl Socket {
                 _ => Err(Errno::EINVAL),
             };
         }
-        match choose(to, from)? {
+        match choose(&self.network, to, from)? {
             Some(receiver) => receiver.deliver_datagram(Datagram { bytes, from, header }),
             // The answer is that nobody has that port; only a connected socket hears it.
             None => {
@@ -296,14 +297,14 @@ impl Socket {
 
 /// A datagram has come from another machine. What is for nobody is thrown away.
 pub fn receive(from: SocketAddr, to: SocketAddr, bytes: Vec<u8>, header: Header) {
-    if let Ok(Some(receiver)) = choose(to, from) {
+    if let Ok(Some(receiver)) = choose(NetNamespace::initial(), to, from) {
         receiver.deliver_datagram(Datagram { bytes, from, header });
     }
 }
 
 /// The socket that a datagram is for. Of those that suit it equally and share the port each has its flows; else it is the one that came last.
-fn choose(to: SocketAddr, from: SocketAddr) -> Result<Option<Arc<Socket>>> {
-    let receivers = ports::receivers(Protocol::Udp, to)?;
+fn choose(of: &NetNamespace, to: SocketAddr, from: SocketAddr) -> Result<Option<Arc<Socket>>> {
+    let receivers = ports::receivers(of, Protocol::Udp, to)?;
     let best = receivers.iter().filter_map(|socket| socket.suits(to.ip(), from)).max();
     let Some(best) = best else { return Ok(None) };
     let suits = |socket: &&Arc<Socket>| socket.suits(to.ip(), from) == Some(best);

@@ -9,14 +9,14 @@ use linux_raw_sys::{ioctl, net};
 use super::card;
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{copy_to_user, read_user, write_user};
-use crate::process;
+use crate::namespaces::NetNamespace;
 
 const UP: u16 = 0x1;
 const BROADCAST: u16 = 0x2;
 const LOOPBACK: u16 = 0x8;
 const RUNNING: u16 = 0x40;
 
-/// An interface. All are up from the start, and stay so.
+/// An interface. Those of the first namespace are up from the start, and stay so.
 #[derive(Clone, Copy, Debug)]
 pub struct Interface {
     pub name: &'static str,
@@ -70,9 +70,34 @@ fn ethernet() -> Option<Interface> {
     })
 }
 
+/// The loopback of a namespace.
+pub fn loopback(of: &NetNamespace) -> Interface {
+    let off = if of.loopback_is_up() { 0 } else { UP | RUNNING };
+    Interface { flags: LO.flags & !off, ..LO }
+}
+
 /// All of them, by their numbers.
-pub fn all() -> impl Iterator<Item = Interface> {
-    core::iter::once(LO).chain(ethernet())
+pub fn all(of: &NetNamespace) -> impl Iterator<Item = Interface> {
+    core::iter::once(loopback(of)).chain(ethernet().filter(|_| of.is_first()))
+}
+
+impl Interface {
+    /// Is it on? Only then it has its address.
+    pub fn is_up(&self) -> bool {
+        self.flags & UP != 0
+    }
+}
+
+/// Turns the interface with this number on or off. `EPERM` without CAP_NET_ADMIN; `EOPNOTSUPP` where it stays as it is.
+pub fn turn(of: &NetNamespace, index: i32, on: bool) -> Result<()> {
+    if !of.is_capable(CAP_NET_ADMIN) {
+        return Err(Errno::EPERM);
+    }
+    match index {
+        1 => of.turn_loopback(on),
+        CARD if on => Ok(()),
+        _ => Err(Errno::EOPNOTSUPP),
+    }
 }
 
 const NAME_LEN: usize = 16;
@@ -103,9 +128,9 @@ fn address(ip: Ipv4Addr) -> [u8; 16] {
 }
 
 /// The requests about interfaces. `ENOTTY` for others.
-pub fn ioctl(command: u32, argument: usize) -> Result<usize> {
+pub fn ioctl(network: &NetNamespace, command: u32, argument: usize) -> Result<usize> {
     if command == ioctl::SIOCGIFCONF {
-        return configuration(argument);
+        return configuration(network, argument);
     }
     let known = [
         ioctl::SIOCGIFNAME,
@@ -127,24 +152,24 @@ pub fn ioctl(command: u32, argument: usize) -> Result<usize> {
     let value = argument.checked_add(NAME_LEN).ok_or(Errno::EFAULT)?;
     if command == ioctl::SIOCGIFNAME {
         let index: i32 = read_user(value)?;
-        let interface = all().find(|interface| interface.index == index).ok_or(Errno::ENODEV)?;
+        let interface = all(network).find(|interface| interface.index == index).ok_or(Errno::ENODEV)?;
         copy_to_user(argument, &padded(interface.name))?;
         return Ok(0);
     }
     let asked: [u8; NAME_LEN] = read_user(argument)?;
     let asked = asked.split(|byte| *byte == 0).next().unwrap_or_default();
-    let of = all().find(|interface| interface.name.as_bytes() == asked).ok_or(Errno::ENODEV)?;
+    let of = all(network).find(|interface| interface.name.as_bytes() == asked).ok_or(Errno::ENODEV)?;
     match command {
         ioctl::SIOCGIFINDEX => write_user(value, &of.index)?,
         ioctl::SIOCGIFFLAGS => write_user(value, &of.flags)?,
         ioctl::SIOCSIFFLAGS => {
-            if !process::current().credentials().capable(CAP_NET_ADMIN) {
-                return Err(Errno::EPERM);
-            }
             let flags: u16 = read_user(value)?;
-            if flags & UP == 0 {
-                return Err(Errno::EOPNOTSUPP);
-            }
+            turn(network, of.index, flags & UP != 0)?;
+        }
+        ioctl::SIOCGIFADDR | ioctl::SIOCGIFDSTADDR | ioctl::SIOCGIFNETMASK | ioctl::SIOCGIFBRDADDR
+            if !of.is_up() =>
+        {
+            return Err(Errno::EADDRNOTAVAIL);
         }
         ioctl::SIOCGIFADDR | ioctl::SIOCGIFDSTADDR => write_user(value, &address(of.address))?,
         ioctl::SIOCGIFNETMASK => write_user(value, &address(of.mask))?,
@@ -165,7 +190,7 @@ pub fn ioctl(command: u32, argument: usize) -> Result<usize> {
 }
 
 /// SIOCGIFCONF: all interfaces with an address of IPv4, or how much room they need.
-fn configuration(argument: usize) -> Result<usize> {
+fn configuration(network: &NetNamespace, argument: usize) -> Result<usize> {
     let mut given: Configuration = read_user(argument)?;
     let entry = |interface: Interface| -> Vec<u8> {
         let mut entry = padded(interface.name).to_vec();
@@ -174,7 +199,7 @@ fn configuration(argument: usize) -> Result<usize> {
         entry
     };
     let mut len = 0;
-    for interface in all() {
+    for interface in all(network).filter(Interface::is_up) {
         if given.buffer != 0 {
             if len + REQUEST > given.len.max(0) as usize {
                 break;

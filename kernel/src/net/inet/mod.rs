@@ -37,6 +37,7 @@ use super::turn::Turns;
 use crate::errno::{Errno, Result};
 use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
 use crate::mm::uaccess::write_user;
+use crate::namespaces::Network;
 use crate::sync::{SpinLock, WaitQueue};
 use crate::{process, sched};
 
@@ -87,6 +88,8 @@ pub struct Socket {
     this: Weak<Socket>,
     family: Family,
     protocol: Protocol,
+    /// Where its ports are, and the interfaces that it can send by.
+    pub(super) network: Network,
     /// Who made it: what `/proc/net` says.
     uid: u32,
     /// Its inode; 0 without an open file.
@@ -117,7 +120,7 @@ pub fn check_kind(kind: u32, protocol: i32) -> Result<Protocol> {
         net::SOCK_STREAM | net::SOCK_DGRAM => Err(Errno::EPROTONOSUPPORT),
         net::SOCK_RAW if protocol == 0 => Err(Errno::EPROTONOSUPPORT),
         net::SOCK_RAW => {
-            let raw = process::current().credentials().capable(abi::CAP_NET_RAW);
+            let raw = Network::current().is_capable(abi::CAP_NET_RAW);
             // Nothing is made of packets here.
             Err(if raw { Errno::EPROTONOSUPPORT } else { Errno::EPERM })
         }
@@ -136,14 +139,23 @@ impl Socket {
         let protocol = check_kind(kind, protocol)?;
         let family = if domain == net::AF_INET6 { Family::V6 } else { Family::V4 };
         let uid = process::current().credentials().euid;
-        Ok(Self::new(family, protocol, uid, Options::of_internet(protocol), Flags::default()))
+        let options = Options::of_internet(protocol);
+        Ok(Self::new(family, protocol, Network::current(), uid, options, Flags::default()))
     }
 
-    fn new(family: Family, protocol: Protocol, uid: u32, options: Options, flags: Flags) -> Arc<Self> {
+    fn new(
+        family: Family,
+        protocol: Protocol,
+        network: Network,
+        uid: u32,
+        options: Options,
+        flags: Flags,
+    ) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             this: this.clone(),
             family,
             protocol,
+            network,
             uid,
             inode: AtomicU64::new(0),
             waits: AtomicBool::new(false),
@@ -335,7 +347,7 @@ impl FileOps for Socket {
             },
             // What was sent has arrived: nothing waits here.
             ioctl::TIOCOUTQ => 0,
-            _ => return interface::ioctl(command, argument),
+            _ => return interface::ioctl(&self.network, command, argument),
         };
         write_user(argument, &(value as i32))?;
         Ok(0)

@@ -12,6 +12,7 @@ use super::Socket;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::TryVec;
 use crate::memory::{fallible, reserve};
+use crate::namespaces::NetNamespace;
 use crate::sync::SpinLock;
 
 /// Which ports.
@@ -130,17 +131,21 @@ impl Port {
     }
 }
 
-struct Ports {
+/// The ports of one protocol in one namespace.
+pub struct Ports {
     ports: BTreeMap<u16, Port>,
     /// All sockets that have a port, by it and by their own addresses.
     holders: BTreeMap<(u16, usize), Weak<Socket>>,
     /// A bit for each port that somebody has.
-    used: [u64; 1024],
+    used: Vec<u64>,
 }
 
 impl Ports {
-    const fn new() -> Self {
-        Self { ports: BTreeMap::new(), holders: BTreeMap::new(), used: [0; 1024] }
+    /// None is taken.
+    pub fn new() -> Result<Self> {
+        let mut used = fallible::with_capacity(1024)?;
+        used.resize(1024, 0);
+        Ok(Self { ports: BTreeMap::new(), holders: BTreeMap::new(), used })
     }
 
     fn is_used(&self, port: u16) -> bool {
@@ -184,23 +189,26 @@ impl Ports {
     }
 }
 
-static TCP: SpinLock<Ports> = SpinLock::new(Ports::new());
-static UDP: SpinLock<Ports> = SpinLock::new(Ports::new());
-
 impl Protocol {
-    fn ports(self) -> &'static SpinLock<Ports> {
+    fn ports(self, of: &NetNamespace) -> &SpinLock<Ports> {
         match self {
-            Self::Tcp => &TCP,
-            Self::Udp => &UDP,
+            Self::Tcp => &of.tcp,
+            Self::Udp => &of.udp,
         }
     }
 }
 
 /// Takes a port; port 0 is any. `EADDRINUSE`. With `share`, the port is already the caller's listener's.
-pub fn claim(protocol: Protocol, mut claim: Claim, share: bool, socket: &Weak<Socket>) -> Result<Claim> {
+pub fn claim(
+    of: &NetNamespace,
+    protocol: Protocol,
+    mut claim: Claim,
+    share: bool,
+    socket: &Weak<Socket>,
+) -> Result<Claim> {
     // The nodes of two maps.
     reserve::ask(ENTRY)?;
-    let mut ports = protocol.ports().lock();
+    let mut ports = protocol.ports(of).lock();
     if claim.at.port() == 0 {
         claim.at.set_port(ports.free_port().ok_or(Errno::EADDRINUSE)?);
     } else if !share && ports.ports.get(&claim.at.port()).is_some_and(|port| !port.admits(&claim)) {
@@ -213,7 +221,7 @@ pub fn claim(protocol: Protocol, mut claim: Claim, share: bool, socket: &Weak<So
 /// Gives back what [`claim`] took; `socket` receives nothing any more.
 pub fn release(protocol: Protocol, claim: &Claim, socket: &Socket) {
     stop_receiving(protocol, claim, socket);
-    let mut ports = protocol.ports().lock();
+    let mut ports = protocol.ports(&socket.network).lock();
     let number = claim.at.port();
     let holder = ports.holders.remove(&(number, core::ptr::from_ref(socket).addr()));
     let Some(port) = ports.ports.get_mut(&number) else { return };
@@ -237,7 +245,7 @@ pub fn release(protocol: Protocol, claim: &Claim, socket: &Socket) {
 /// `socket` receives what comes to its address: it listens, or takes datagrams. `EADDRINUSE` for a second listener, unless all of
 /// them share the port.
 pub fn receive_at(protocol: Protocol, claim: &Claim, socket: &Arc<Socket>) -> Result<()> {
-    let mut ports = protocol.ports().lock();
+    let mut ports = protocol.ports(&socket.network).lock();
     let listens = protocol == Protocol::Tcp;
     let port = ports.ports.get_mut(&claim.at.port()).ok_or(Errno::EINVAL)?;
     if listens {
@@ -268,7 +276,7 @@ pub fn receive_at(protocol: Protocol, claim: &Claim, socket: &Arc<Socket>) -> Re
 
 /// `socket` receives nothing at its address any more.
 pub fn stop_receiving(protocol: Protocol, claim: &Claim, socket: &Socket) {
-    let mut ports = protocol.ports().lock();
+    let mut ports = protocol.ports(&socket.network).lock();
     let Some(group) = ports.group(claim) else { return };
     let Some(index) = group.receivers.iter().position(|r| core::ptr::eq(r.as_ptr(), socket)) else { return };
     let receiver = group.receivers.swap_remove(index);
@@ -285,8 +293,8 @@ pub fn stop_receiving(protocol: Protocol, claim: &Claim, socket: &Socket) {
 }
 
 /// The sockets that may receive what comes for an address: those of the closest one that has any.
-pub fn receivers(protocol: Protocol, to: SocketAddr) -> Result<Vec<Arc<Socket>>> {
-    let ports = protocol.ports().lock();
+pub fn receivers(of: &NetNamespace, protocol: Protocol, to: SocketAddr) -> Result<Vec<Arc<Socket>>> {
+    let ports = protocol.ports(of).lock();
     let Some(port) = ports.ports.get(&to.port()) else { return Ok(Vec::new()) };
     for key in receiving(to.ip()) {
         let Some(group) = port.groups.get(&key) else { continue };
@@ -300,15 +308,15 @@ pub fn receivers(protocol: Protocol, to: SocketAddr) -> Result<Vec<Arc<Socket>>>
     Ok(Vec::new())
 }
 
-/// Shows each socket that has a port, as `/proc/net` lists them.
-pub fn each_holder(protocol: Protocol, visit: &mut dyn FnMut(&Socket)) -> Result<()> {
+/// Shows each socket that has a port in a namespace, as `/proc/net` lists them.
+pub fn each_holder(of: &NetNamespace, protocol: Protocol, visit: &mut dyn FnMut(&Socket)) -> Result<()> {
     const BATCH: usize = 64;
     let mut next = (0, 0);
     loop {
         let mut found: [Option<Arc<Socket>>; BATCH] = [const { None }; BATCH];
         let mut count = 0;
         {
-            let ports = protocol.ports().lock();
+            let ports = protocol.ports(of).lock();
             for (key, socket) in ports.holders.range(next..).take(BATCH) {
                 next = (key.0, key.1 + 1);
                 found[count] = socket.upgrade();

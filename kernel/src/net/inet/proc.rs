@@ -13,6 +13,7 @@ use super::{Role, Socket};
 use crate::errno::Result;
 use crate::fs::proc::{register, sysctl};
 use crate::memory::fallible::Text;
+use crate::namespaces::Network;
 
 /// Registers the files.
 pub fn init() -> Result<()> {
@@ -25,7 +26,10 @@ pub fn init() -> Result<()> {
         register(&alloc::format!("net/{name}"), 0o444, move || sockets(protocol, family))?;
     }
     register("net/dev", 0o444, || Ok(dev()))?;
-    register("net/if_inet6", 0o444, || Ok("00000000000000000000000000000001 01 80 10 80       lo\n".into()))?;
+    register("net/if_inet6", 0o444, || {
+        let up = Network::current().loopback_is_up();
+        Ok(if up { "00000000000000000000000000000001 01 80 10 80       lo\n" } else { "" }.into())
+    })?;
     register("net/route", 0o444, || {
         let head = "Iface\tDestination\tGateway \tFlags\tRefCnt\tUse\tMetric\tMask\t\tMTU\tWindow\tIRTT";
         Ok(alloc::format!("{head:<127}\n{}", routes()))
@@ -75,7 +79,7 @@ fn sockets(protocol: Protocol, family: Family) -> Result<String> {
     // Writing to a text does not fail before its end.
     let _ = writeln!(out, "{head:<149}");
     let mut line = 0;
-    ports::each_holder(protocol, &mut |socket: &Socket| {
+    ports::each_holder(&Network::current(), protocol, &mut |socket: &Socket| {
         if socket.family != family {
             return;
         }
@@ -111,7 +115,7 @@ fn dev() -> String {
         "Inter-|   Receive                                                |  Transmit\n \
          face |bytes    packets errs drop fifo frame compressed multicast|bytes    packets errs drop fifo colls carrier compressed\n",
     );
-    for interface in interface::all() {
+    for interface in interface::all(&Network::current()) {
         // On the loopback bytes are not counted: they go from process to process without an interface.
         let directions = if interface.name == card::NAME {
             [card::COUNTERS.receive.read(), card::COUNTERS.send.read()]
@@ -133,7 +137,7 @@ fn routes() -> String {
     const UP: u32 = 1;
     const GATEWAY: u32 = 2;
     let mut out = String::new();
-    let Some(setup) = card::setup() else { return out };
+    let Some(setup) = card::setup().filter(|_| Network::current().is_first()) else { return out };
     let word = |ip: Ipv4Addr| u32::from_ne_bytes(ip.octets());
     let none = Ipv4Addr::UNSPECIFIED;
     let mut line = |to: Ipv4Addr, gateway: Ipv4Addr, flags: u32, mask: Ipv4Addr| {
@@ -157,7 +161,7 @@ fn routes() -> String {
 fn sockstat() -> Result<String> {
     let count = |protocol| -> Result<usize> {
         let mut count = 0;
-        ports::each_holder(protocol, &mut |socket: &Socket| {
+        ports::each_holder(&Network::current(), protocol, &mut |socket: &Socket| {
             count += usize::from(socket.family == Family::V4);
         })?;
         Ok(count)

@@ -15,7 +15,7 @@ use crate::fs::inode::NewNode;
 use crate::fs::stat::FileType;
 use crate::fs::{access, caller, open, path};
 use crate::mm::uaccess::{copy_from_user, read_user};
-use crate::sync::SpinLock;
+use crate::namespaces::NetNamespace;
 
 /// Bytes of `sun_family`.
 const FAMILY: usize = 2;
@@ -86,9 +86,8 @@ pub fn encode(address: Option<&Address>) -> Vec<u8> {
     out
 }
 
-type Names = BTreeMap<(u32, Box<[u8]>), Weak<Socket>>;
-/// The abstract names, each for one type of sockets.
-static NAMES: SpinLock<Names> = SpinLock::new(BTreeMap::new());
+/// The abstract names of a namespace, each for one type of sockets.
+pub type Names = BTreeMap<(u32, Box<[u8]>), Weak<Socket>>;
 
 /// What the inode of a path keeps.
 struct Node(Weak<Socket>);
@@ -97,7 +96,7 @@ struct Node(Weak<Socket>);
 pub fn bind(socket: &Arc<Socket>, address: &Address) -> Result<()> {
     match address {
         Address::Abstract(name) => {
-            let mut names = NAMES.lock();
+            let mut names = socket.network.names.lock();
             let key = (socket.kind.number(), name.clone());
             if names.get(&key).is_some_and(|s| s.strong_count() > 0) {
                 return Err(Errno::EADDRINUSE);
@@ -137,19 +136,19 @@ pub fn bind_any(socket: &Arc<Socket>) -> Result<Address> {
 pub fn release(socket: &Socket, address: &Address) {
     if let Address::Abstract(name) = address {
         let key = (socket.kind.number(), name.clone());
-        let mut names = NAMES.lock();
+        let mut names = socket.network.names.lock();
         if names.get(&key).is_some_and(|s| core::ptr::eq(s.as_ptr(), socket)) {
             names.remove(&key);
         }
     }
 }
 
-/// The socket with that address, for one of type `kind`. `ECONNREFUSED` when nobody has it.
-pub fn find(address: &Address, kind: Kind) -> Result<Arc<Socket>> {
+/// The socket with that address, for one of type `kind` in that namespace. `ECONNREFUSED` when nobody has it.
+pub fn find(address: &Address, kind: Kind, of: &NetNamespace) -> Result<Arc<Socket>> {
     match address {
         Address::Abstract(name) => {
             let key = (kind.number(), name.clone());
-            NAMES.lock().get(&key).and_then(Weak::upgrade).ok_or(Errno::ECONNREFUSED)
+            of.names.lock().get(&key).and_then(Weak::upgrade).ok_or(Errno::ECONNREFUSED)
         }
         Address::Path(name) => {
             let start = caller::start(abi::AT_FDCWD, name)?;

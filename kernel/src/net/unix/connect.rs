@@ -127,7 +127,7 @@ impl Socket {
 
     fn connect_datagram(&self, address: Address) -> Result<()> {
         self.bind_if_passing()?;
-        let peer = address::find(&address, self.kind)?;
+        let peer = address::find(&address, self.kind, &self.network)?;
         if !peer.accepts_from(self) {
             return Err(Errno::EPERM);
         }
@@ -163,7 +163,7 @@ impl Socket {
         self.bind_if_passing()?;
         let timeout = self.options.lock().send_timeout;
         let deadline = deadline(timeout);
-        let server = Socket::new(self.kind);
+        let server = Socket::of_network(self.kind, self.network.clone());
         let own = Ucred::current();
         loop {
             match &self.state.lock().role {
@@ -171,7 +171,7 @@ impl Socket {
                 Role::Listening { .. } => return Err(Errno::EINVAL),
                 _ => return Err(Errno::EISCONN),
             }
-            let listener = address::find(address, self.kind)?;
+            let listener = address::find(address, self.kind, &self.network)?;
             if let Some(result) = self.try_connect(&listener, &server, own) {
                 if result.is_err() {
                     // A place that this thread was woken for is another's.

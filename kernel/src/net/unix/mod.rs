@@ -28,6 +28,7 @@ use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
 use crate::memory::fallible::Text;
 use crate::memory::reserve;
 use crate::mm::uaccess::write_user;
+use crate::namespaces::Network;
 use crate::net::calls::Along;
 use crate::sched;
 use crate::sync::{SpinLock, WaitQueue};
@@ -97,6 +98,8 @@ pub struct Socket {
     this: Weak<Socket>,
     /// How it transports.
     pub kind: Kind,
+    /// Where its abstract name is, and those that it can find.
+    pub(super) network: Network,
     state: SpinLock<State>,
     queue: SpinLock<VecDeque<Message>>,
     /// Bytes that the queue's messages count for.
@@ -122,9 +125,14 @@ const QUEUE_LIMIT: usize = 10;
 impl Socket {
     /// A new socket, not connected.
     pub fn new(kind: Kind) -> Arc<Self> {
+        Self::of_network(kind, Network::current())
+    }
+
+    pub(super) fn of_network(kind: Kind, network: Network) -> Arc<Self> {
         Arc::new_cyclic(|this| Self {
             this: this.clone(),
             kind,
+            network,
             state: SpinLock::new(State {
                 role: Role::Fresh,
                 address: None,

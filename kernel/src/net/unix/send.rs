@@ -204,7 +204,7 @@ impl Socket {
         }
         let bytes = self.whole(source)?;
         let peer = match &to {
-            Some(address) => address::find(address, self.kind)?,
+            Some(address) => address::find(address, self.kind, &self.network)?,
             None => self.default_destination()?,
         };
         if !peer.accepts_from(self) {

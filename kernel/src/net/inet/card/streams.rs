@@ -14,6 +14,7 @@ use super::neighbours::Neighbours;
 use super::worker::{self, BUDGET, Bell, now};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
+use crate::namespaces::Network;
 use crate::net::inet::options::Flags;
 use crate::net::inet::ports::{self, Protocol};
 use crate::net::inet::{Role, Socket, address::Family};
@@ -158,7 +159,7 @@ impl Streams {
     /// A socket of the kernel's own that stands for the other machine's.
     fn stand_in(&self, local: SocketAddrV4, remote: SocketAddrV4) -> Result<Arc<Socket>> {
         let options = Options::of_internet(Protocol::Tcp);
-        let socket = Socket::new(Family::V4, Protocol::Tcp, 0, options, Flags::default());
+        let socket = Socket::new(Family::V4, Protocol::Tcp, Network::FIRST, 0, options, Flags::default());
         {
             let mut state = socket.state.lock();
             state.local = SocketAddr::V4(remote);
@@ -205,7 +206,7 @@ impl Streams {
         if self.find(local, remote) {
             return true;
         }
-        let uid = match ports::receivers(Protocol::Tcp, SocketAddr::V4(local)) {
+        let uid = match ports::receivers(&Network::FIRST, Protocol::Tcp, SocketAddr::V4(local)) {
             Ok(listeners) => match listeners.first() {
                 Some(listener) => listener.uid,
                 // Nobody listens: the answer is a reset.
