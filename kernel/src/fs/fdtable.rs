@@ -10,6 +10,7 @@ use super::inode::Inode;
 use super::slots::{PIECE, Slot, Slots};
 use crate::errno::{Errno, Result};
 use crate::memory::{self, Pressure};
+use crate::process::limits;
 use crate::sched;
 use crate::sync::{Mutex, SpinLock};
 
@@ -66,7 +67,7 @@ impl FdTable {
         Self { changing: Mutex::new(()), table, id }
     }
 
-    /// A copy for a child process: the same open files.
+    /// A copy for a child process: the same open files. `EMFILE` when `fs.nr_open` was made smaller than the table is.
     pub fn duplicate(&self) -> Result<Self> {
         let mut new = Self::new();
         let _changing = self.changing.lock();
@@ -74,6 +75,9 @@ impl FdTable {
         let copy = new.table.get_mut();
         let pieces = {
             let table = self.table.lock();
+            if table.slots.len() > limits::nr_open().next_multiple_of(PIECE) {
+                return Err(Errno::EMFILE);
+            }
             copy.used = table.used.try_clone()?;
             table.slots.len() / PIECE
         };

@@ -5,7 +5,7 @@ use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use core::any::Any;
 use core::ops::{Deref, DerefMut, Range};
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
@@ -194,6 +194,8 @@ pub struct File {
     /// Access mode and status flags, `O_*`.
     flags: AtomicU32,
     position: Mutex<u64>,
+    /// The open(2) that it is from made the file, too.
+    is_new: AtomicBool,
     /// What the position was when its lock was let go last, for those who only look: a file of `/proc` may tell of itself.
     last_position: AtomicU64,
     /// Who is signalled about it, and of what.
@@ -262,6 +264,7 @@ impl File {
             ops,
             flags: AtomicU32::new(flags & (abi::O_ACCMODE | STATUS_FLAGS)),
             position: Mutex::new(0),
+            is_new: AtomicBool::new(false),
             last_position: AtomicU64::new(0),
             signalling: SpinLock::new(None),
             watches: Mutex::new(BTreeMap::new()),
@@ -273,6 +276,17 @@ impl File {
             file.inode().add_writer();
         }
         file
+    }
+
+    /// The open(2) that it is from has made the file.
+    pub fn set_new(&self) {
+        // Relaxed, here and below: set before anybody else has it.
+        self.is_new.store(true, Ordering::Relaxed);
+    }
+
+    /// Did the open(2) that it is from make the file?
+    pub fn is_new(&self) -> bool {
+        self.is_new.load(Ordering::Relaxed)
     }
 
     /// Where it was opened.

@@ -82,7 +82,9 @@ pub fn open(start: &Start, path: &[u8], flags: u32, mode: u32) -> Result<Arc<Fil
         let next = if create {
             match look_or_create(start, &walk, &name, mode)? {
                 Found::There(path) => path,
-                Found::Created(path) => return finish(path, flags & !abi::O_TRUNC),
+                Found::Created(path) => {
+                    return finish(path, flags & !abi::O_TRUNC).inspect(|file| file.set_new());
+                }
             }
         } else {
             walk.look(&name)?

@@ -161,6 +161,11 @@ impl PidNamespace {
         false
     }
 
+    /// The number that was given last.
+    pub fn last_number(&self) -> Pid {
+        if self.is_initial() { tree::last_pid() } else { self.table.lock().next.saturating_sub(1) }
+    }
+
     /// Takes a number, and says whose it is once it is put in place by `enter`. `ENOMEM` when nobody comes any more, `EAGAIN` when all
     /// numbers are taken.
     pub(super) fn allocate(&self) -> Result<Pid> {

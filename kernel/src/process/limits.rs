@@ -1,5 +1,7 @@
 //! Resource limits: getrlimit(2).
 
+use core::sync::atomic::{AtomicUsize, Ordering};
+
 use crate::errno::{Errno, Result};
 use crate::memory;
 
@@ -28,8 +30,14 @@ pub const RTPRIO: usize = 14;
 pub const COUNT: usize = 16;
 /// No limit.
 pub const INFINITY: u64 = u64::MAX;
-/// Most descriptors that RLIMIT_NOFILE may allow.
-const NR_OPEN: u64 = 1 << 20;
+/// `fs.nr_open`: most descriptors that RLIMIT_NOFILE may allow.
+pub static NR_OPEN: AtomicUsize = AtomicUsize::new(1 << 20);
+
+/// What that is now.
+pub fn nr_open() -> usize {
+    // Relaxed: a setting of its own.
+    NR_OPEN.load(Ordering::Relaxed)
+}
 
 /// `struct rlimit64`.
 #[repr(C)]
@@ -82,7 +90,7 @@ impl Limits {
         if new.soft > new.hard {
             return Err(Errno::EINVAL);
         }
-        if resource == NOFILE && new.hard > NR_OPEN {
+        if resource == NOFILE && new.hard > nr_open() as u64 {
             return Err(Errno::EPERM);
         }
         if new.hard > old.hard && !privileged {

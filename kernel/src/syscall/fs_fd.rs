@@ -54,6 +54,9 @@ fn duplicate_to(old: i32, new: i32, close_on_exec: bool) -> Result<usize> {
     Ok(new as usize)
 }
 
+/// Did the open(2) that the file is from make it?
+const F_CREATED_QUERY: u32 = 1028;
+
 fn fcntl(args: &mut Args) -> Result<usize> {
     let [fd, command, argument, ..] = args.a;
     let (fd, command) = (fd as i32, command as u32);
@@ -90,6 +93,7 @@ fn fcntl(args: &mut Args) -> Result<usize> {
             Ok(0)
         }
         abi::F_DUPFD_QUERY => Ok(table.get(argument as i32).is_ok_and(|f| Arc::ptr_eq(&f, &file)).into()),
+        F_CREATED_QUERY => Ok(file.is_new().into()),
         abi::F_GETLK | abi::F_SETLK | abi::F_SETLKW => {
             record_lock(&table, fd, &file, command, argument, false)
         }

@@ -14,7 +14,7 @@ use roundtable_programs::{Errno, tests};
 tests! { names_and_slashes, path_lengths, symbolic_links, link_loops, open_flags, hard_links, renames,
 rename_exchange_and_noreplace, rename_into_itself, sticky_directory, permissions_of_a_user, set_id_bits_go,
 removed_working_directory, directory_read_while_it_changes: 60, rename_is_atomic: 60, names_of_removed_files,
-tmpfile_gets_a_name, long_chain_of_directories: 60, inode_limit }
+tmpfile_gets_a_name, long_chain_of_directories: 60, inode_limit, who_made_it }
 
 const NOREPLACE: u32 = 1;
 const EXCHANGE: u32 = 2;
@@ -457,4 +457,19 @@ fn inode_limit() {
     assert_eq!(link(&p.path("b"), &p.path("b3")), Err(Errno::ENOSPC));
     unlink(&p.path("b")).unwrap();
     assert!(p.open("d", libc::O_CREAT).is_ok());
+}
+
+fn who_made_it() {
+    const CREATED_QUERY: i32 = 1028;
+    let p = Place::new("");
+    let open = |flags: i32| Fd::open(&p.path("f"), flags | libc::O_RDWR).unwrap();
+    // SAFETY: takes integers.
+    let made = |fd: &Fd| check(unsafe { libc::fcntl(fd.raw(), CREATED_QUERY, 0) });
+    let first = open(libc::O_CREAT | libc::O_EXCL);
+    assert_eq!(made(&first), Ok(1));
+    assert_eq!(made(&open(libc::O_CREAT)), Ok(0));
+    assert_eq!(made(&open(0)), Ok(0));
+    assert_eq!(made(&first), Ok(1));
+    let unnamed = Fd::open(&p.path(""), libc::O_TMPFILE | libc::O_RDWR).unwrap();
+    assert_eq!(made(&unnamed), Ok(0));
 }

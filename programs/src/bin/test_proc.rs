@@ -3,13 +3,15 @@
 use std::fs;
 use std::time::Duration;
 
+use roundtable_programs::child::in_child;
 use roundtable_programs::procfs::{Meminfo, number};
-use roundtable_programs::{child, sys, tests};
+use roundtable_programs::sys::check;
+use roundtable_programs::{Errno, child, sys, tests};
 
 tests! { meminfo, stat_of_a_process, status_of_a_process, statm, cmdline_and_comm, links_of_a_process, fd_folder,
 mounts, filesystems, version, cpuinfo, stat_of_the_machine, uptime_and_loadavg, pagemap, sysctls, cpus_in_sys,
 huge_pages_in_sys, other_users_processes, gone_process, self_and_thread_self, limits, descriptor_that_tells_of_itself, read_in_pieces, kpageflags, zones, transparent_pages,
-children_of_threads }
+children_of_threads, own_system_call, last_number_in_a_namespace, most_descriptors }
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -412,4 +414,59 @@ fn children_of_threads() {
         roundtable_programs::child::waitpid(child, 0).unwrap();
     }
     assert_eq!(children(me), []);
+}
+
+fn own_system_call() {
+    let file = fs::File::open("/proc/self/syscall").unwrap();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&file);
+    let mut buffer = [0u8; 256];
+    // SAFETY: the buffer lives through the call, and is as long as is said.
+    let read = unsafe { libc::syscall(libc::SYS_read, fd, buffer.as_mut_ptr(), buffer.len()) };
+    let text = String::from_utf8_lossy(&buffer[..read as usize]).into_owned();
+    let begin = format!("{} {fd:#x} {:#x} 0x100 ", libc::SYS_read, buffer.as_ptr() as usize);
+    assert!(text.starts_with(&begin) && text.ends_with('\n'), "{text}, not {begin}");
+    // The other arguments, and the two registers.
+    assert_eq!(text.split_whitespace().count(), 9, "{text}");
+}
+
+fn last_number_in_a_namespace() {
+    let last = || read("/proc/loadavg").split_whitespace().last().unwrap().to_string();
+    let child = roundtable_programs::namespaces::as_first(0, || {
+        assert_eq!(last(), "1");
+        in_child(|| ());
+        assert_eq!(last(), "2");
+    });
+    child.ok();
+}
+
+fn most_descriptors() {
+    let path = "/proc/sys/fs/nr_open";
+    let before: u64 = read(path).trim().parse().unwrap();
+    assert_eq!(fs::write(path, "63").map_err(|error| error.raw_os_error()), Err(Some(libc::EINVAL)));
+    in_child(|| {
+        fs::write(path, "65536").unwrap();
+        let set = |most: u64| {
+            let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+            // SAFETY: the limit lives through the call.
+            check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) })
+        };
+        assert_eq!(set(65537), Err(Errno::EPERM));
+        assert_eq!(set(65536), Ok(0));
+        // SAFETY: take integers.
+        unsafe { assert_eq!(libc::dup2(2, 65535), 65535) };
+        // SAFETY: takes integers. The child ends at once.
+        let child = unsafe { libc::syscall(libc::SYS_clone, libc::CLONE_FILES | libc::SIGCHLD, 0, 0, 0, 0) };
+        if child == 0 {
+            let lowered = fs::write(path, "1024").is_ok();
+            // SAFETY: takes integers.
+            let answer = check(unsafe { libc::unshare(libc::CLONE_FILES) });
+            // SAFETY: ends the child.
+            unsafe { libc::_exit(i32::from(!lowered || answer != Err(Errno::EMFILE))) };
+        }
+        let mut status = 0;
+        // SAFETY: the status lives through the call.
+        unsafe { assert_eq!(libc::waitpid(child as i32, &mut status, 0), child as i32) };
+        assert_eq!(status, 0);
+    });
+    fs::write(path, before.to_string()).unwrap();
 }

@@ -12,7 +12,7 @@ use crate::mm::{accounting, exec, shm, userfault};
 use crate::namespaces::UtsNamespace;
 use crate::namespaces::user::OVERFLOW_ID;
 use crate::net::unix;
-use crate::process;
+use crate::process::{self, limits};
 use crate::sync::Once;
 
 /// Registers the setting `path` (below `/proc/sys`, as in `vm/nr_hugepages`). `read` gives the text without the end of line; `write`
@@ -276,7 +276,20 @@ fn files() -> Result<()> {
     register_read_only("fs/file-nr", || {
         Ok(alloc::format!("{}\t0\t{}", crate::fs::file::open_count(), i64::MAX))
     })?;
-    register_read_only("fs/nr_open", || text(1_048_576))?;
+    register(
+        "fs/nr_open",
+        || text(limits::nr_open()),
+        |new| {
+            // Linux takes a thousand million; a table of so many places is nothing that one may ask for here.
+            let new: usize = parse(new)?;
+            if !(64..=1 << 22).contains(&new) {
+                return Err(Errno::EINVAL);
+            }
+            // Relaxed: a setting of its own.
+            limits::NR_OPEN.store(new, Ordering::Relaxed);
+            Ok(())
+        },
+    )?;
     register("fs/pipe-max-size", || text(pipe::max_size()), |new| pipe::set_max_size(parse(new)?))?;
     use crate::fs::inotify;
     register_kept("fs/inotify/max_user_instances", &inotify::MAX_INSTANCES)?;

@@ -13,7 +13,7 @@ use crate::fs::registry;
 use crate::memory;
 use crate::memory::fallible::Text;
 use crate::mm::{accounting, anonymous};
-use crate::namespaces;
+use crate::namespaces::{self, PidNamespace};
 use crate::process;
 use crate::sched;
 use crate::sync::Once;
@@ -218,7 +218,13 @@ fn loadavg() -> Result<String> {
         let load = load + (1 << 11) / 200;
         put!(out, "{}.{:02} ", load >> 11, ((load & 2047) * 100) >> 11);
     }
-    put!(out, "{}/{} {}\n", sched::runnable().max(1), process::thread_count(), process::last_pid());
+    put!(
+        out,
+        "{}/{} {}\n",
+        sched::runnable().max(1),
+        process::thread_count(),
+        PidNamespace::of_current().last_number()
+    );
     Ok(out)
 }
 

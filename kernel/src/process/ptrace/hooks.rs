@@ -21,7 +21,7 @@ fn event_stop(frame: &mut TrapFrame, event: u32, message: u64) {
 }
 
 /// A copy of the current thread's user registers: for stops in which what the tracer changes in them has no effect any more.
-fn own_frame() -> TrapFrame {
+pub fn own_frame() -> TrapFrame {
     // SAFETY: the current thread has come from user mode, or has a frame to go there.
     unsafe { *trap::user_frame() }
 }

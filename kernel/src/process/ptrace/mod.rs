@@ -27,7 +27,7 @@ mod stop;
 
 pub use hooks::{
     before_handler, call_begins, call_ends, clone_event, exec_event, exit_event, group_stop, handler_entered,
-    seccomp_event, signal_stop, step_is_void, vfork_done,
+    own_frame, seccomp_event, signal_stop, step_is_void, vfork_done,
 };
 pub(crate) use link::is_of_parent;
 pub use link::{

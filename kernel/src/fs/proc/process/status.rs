@@ -14,7 +14,7 @@ use crate::errno::Result;
 use crate::memory::fallible::Text;
 use crate::namespaces::{Numbers, View};
 use crate::process::accounts::{self, Counted};
-use crate::process::{self, Process, Thread, Usage, WaitStatus};
+use crate::process::{self, Process, Thread, Usage, WaitStatus, ptrace};
 use crate::sched::Policy;
 use crate::signal::{SIG_DFL, SIG_IGN, SIGNAL_MAX};
 use crate::tty;
@@ -288,6 +288,16 @@ pub fn personality(target: &Target) -> Result<Vec<u8>> {
 pub fn syscall(target: &Target) -> Result<Vec<u8>> {
     let thread = target.thread()?;
     match thread.syscall.load(Ordering::SeqCst) {
+        // Of oneself the arguments are known, and where it was called.
+        number if number != u32::MAX && core::ptr::eq(&*thread, &*process::current()) => {
+            let f = ptrace::own_frame();
+            let mut out = format!("{number}");
+            for word in [f.rdi, f.rsi, f.rdx, f.r10, f.r8, f.r9, f.rsp, f.rip] {
+                put!(out, " {word:#x}");
+            }
+            out.push('\n');
+            bytes(out)
+        }
         u32::MAX => bytes("running\n"),
         number => bytes(format!("{number}\n")),
     }
