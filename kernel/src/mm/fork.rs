@@ -96,7 +96,8 @@ impl AddressSpace {
         for vma in parents.iter() {
             // Also behind those that have nothing: there may be 65,000 of them.
             sched::cond_resched();
-            if !copies_pages(vma) && !copies_marks(vma, set) {
+            let withholds = copies_marks(vma, set);
+            if !copies_pages(vma) && !withholds {
                 continue;
             }
             let mut at = vma.start.max(done);
@@ -120,7 +121,7 @@ impl AddressSpace {
                 }
                 refused = Some(window);
                 done = done.min(vma.end);
-                self.fork_pages(at.max(window)..done, child, set, gather)?;
+                self.fork_pages(at.max(window)..done, child, set, withholds, gather)?;
                 at = done;
             }
         }
@@ -150,15 +151,16 @@ impl AddressSpace {
         }
     }
 
-    /// Copies the entries of anonymous pages in `range`, of one area, to the child, whose areas are `set`.
+    /// Copies the entries of anonymous pages in `range`, of one area, to the child, whose areas are `set`. With `withholds` also the marks of
+    /// stores that are withheld.
     fn fork_pages(
         &self,
         range: Range<u64>,
         child: &AddressSpace,
         set: &VmaSet,
+        withholds: bool,
         gather: &mut Gather,
     ) -> Result<(), NoMemory> {
-        let withholds = set.find(range.start).is_some_and(|vma| vma.flags.contains(VmFlags::USERFAULT_WP));
         let mut at = range.start;
         while at < range.end {
             let tables = self.tables.lock();
@@ -219,8 +221,8 @@ fn copies_pages(vma: &Vma) -> bool {
 
 /// Does a child, whose areas are `childs`, get marks of the area's entries, whose pages come by faults?
 fn copies_marks(vma: &Vma, childs: &VmaSet) -> bool {
-    let withholds = vma.has_own_leaves() && vma.flags.contains(VmFlags::USERFAULT_WP);
-    withholds
+    vma.flags.contains(VmFlags::USERFAULT_WP)
+        && vma.has_own_leaves()
         && !vma.flags.contains(VmFlags::WIPE_ON_FORK)
         && childs.find(vma.start).is_some_and(|copy| copy.userfault.is_some())
 }
@@ -230,7 +232,10 @@ fn fork_area(vma: &Vma, child: &Arc<AddressSpace>, copy: &mut Areas, forks: &mut
     // The area, its place in the set, and in its file's list.
     reserve::ask(PAGE_SIZE)?;
     // Who is told of the parent's faults is told of the child's if he is told of the fork.
-    let userfault = forks.of_area(vma, child)?;
+    let userfault = match &vma.userfault {
+        Some(context) => forks.of_area(context, child)?,
+        None => None,
+    };
     let inherited = if userfault.is_some() { vma.flags } else { vma.flags - VmFlags::USERFAULT };
     let mut flags = inherited - (VmFlags::LOCKED | VmFlags::LOCK_ON_FAULT);
     if flags.contains(VmFlags::ACCOUNT) {
@@ -270,12 +275,11 @@ fn fork_area(vma: &Vma, child: &Arc<AddressSpace>, copy: &mut Areas, forks: &mut
     child.attach_windows(&area);
     copy.set.insert(area);
     // Behind the last step after which the area would be dropped without being unmapped: the child's end does that.
-    if let (Kind::Huge(parents), Some(Kind::Huge(childs))) =
-        (&vma.kind, copy.set.find(vma.start).map(|area| &area.kind))
+    if flags.intersects(VmFlags::USERFAULT_WP | VmFlags::USERFAULT_MINOR)
+        && let Kind::Huge(parents) = &vma.kind
+        && let Some(Kind::Huge(childs)) = copy.set.find(vma.start).map(|area| &area.kind)
     {
-        if flags.intersects(VmFlags::USERFAULT_WP | VmFlags::USERFAULT_MINOR) {
-            childs.keep_unshared()?;
-        }
+        childs.keep_unshared()?;
         if flags.contains(VmFlags::USERFAULT_WP) {
             withhold_as(parents, childs, vma.range())?;
         }

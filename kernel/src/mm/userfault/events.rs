@@ -187,15 +187,15 @@ impl Changes {
 pub(in super::super) struct Forks(Vec<Change>);
 
 impl Forks {
-    /// The context of the child's copy of an area: `None` for one that is not watched.
+    /// The context of the child's copy of an area that is watched: `None` if its monitor does not ask for children.
     pub(in super::super) fn of_area(
         &mut self,
-        vma: &Vma,
+        context: &Arc<Context>,
         child: &Arc<AddressSpace>,
     ) -> Result<Option<Arc<Context>>> {
-        let Some(context) = vma.userfault.as_ref().filter(|c| c.has(abi::UFFD_FEATURE_EVENT_FORK)) else {
+        if !context.has(abi::UFFD_FEATURE_EVENT_FORK) {
             return Ok(None);
-        };
+        }
         let known = self.0.iter().find(|change| Arc::ptr_eq(&change.context, context));
         if let Some(known) = known {
             return Ok(known.event.child.clone());
