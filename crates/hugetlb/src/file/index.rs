@@ -62,11 +62,22 @@ impl<M: Machine> IndexLock<'_, M> {
     }
 
     /// The file's page at the index.
+    #[inline]
     pub(crate) fn page(&self, file: &File<M>) -> Option<Arc<Page<M>>> {
-        let noted = self.note.take().filter(|(index, _)| *index == self.index);
-        let noted = noted.or_else(|| Some((self.index, file.content().get(self.index.0)?)))?;
-        let page = noted.1.clone();
-        self.note.set(Some(noted));
+        match self.note.take() {
+            Some((index, page)) if index == self.index => {
+                self.note.set(Some((index, page.clone())));
+                Some(page)
+            }
+            _ => self.look(file),
+        }
+    }
+
+    /// The same, when another page is noted or none.
+    #[inline(never)]
+    fn look(&self, file: &File<M>) -> Option<Arc<Page<M>>> {
+        let page = file.content().get(self.index.0)?;
+        self.note.set(Some((self.index, page.clone())));
         Some(page)
     }
 }
@@ -91,6 +102,7 @@ impl<M: Machine> File<M> {
     /// # Errors
     ///
     /// [`OutOfMemory`] when the file has no page yet, and there is no memory for its mutexes.
+    #[inline]
     pub(crate) fn lock_index(&self, index: PageIndex) -> Result<IndexLock<'_, M>, OutOfMemory> {
         let mutexes = self.fault_mutexes.get_or_make()?;
         Ok(IndexLock { index, note: mutexes[self.place(index.0)].0.lock() })

@@ -40,6 +40,7 @@ pub(crate) struct Fault<'m, M: Machine> {
 impl<'m, M: Machine> Fault<'m, M> {
     /// Locks the mapping for reading, if it permits the access. While the guard lives the mapping keeps its place, its
     /// rights and its tables; faults on other pages go on.
+    #[inline]
     pub(crate) fn lock_mapping(&self) -> Result<ReadGuard<'m, M, Placement>, FaultError> {
         let placement = self.area.placement();
         let permitted = match self.access {
@@ -53,10 +54,19 @@ impl<'m, M: Machine> Fault<'m, M> {
             return Err(FaultError::Access);
         }
         // Under the lock, which who poisons holds for writing: where there is no entry then, there comes none.
+        if self.area.has_marks() {
+            self.refuse_poison()?;
+        }
+        Ok(placement)
+    }
+
+    /// An error where an access would meet poison. The host may put a page there.
+    #[cold]
+    fn refuse_poison(&self) -> Result<(), FaultError> {
         if self.fill.is_none() && self.area.poisons(self.index.index()) {
             return Err(FaultError::Poisoned(self.area.size().level().shift()));
         }
-        Ok(placement)
+        Ok(())
     }
 
     /// The file's page; a fresh one, all zero, where there was a hole. Long: it may clear a huge page.
