@@ -418,6 +418,32 @@ impl<'a, I: Iterator<Item = &'a Vma>> Iterator for GivingWay<I> {
     }
 }
 
+/// What an area adds to the sums of its set, in pages.
+struct Addends {
+    total: u64,
+    data: u64,
+    locked: u64,
+    stack: u64,
+    code: u64,
+    sealed: u64,
+}
+
+impl Addends {
+    fn of(vma: &Vma) -> Self {
+        let total = vma.pages();
+        let if_so = |is_so: bool| if is_so { total } else { 0 };
+        let has = |flag| if_so(vma.flags.contains(flag));
+        Self {
+            total,
+            data: if_so(vma.is_data()),
+            locked: has(VmFlags::LOCKED),
+            stack: has(VmFlags::GROWS_DOWN),
+            code: if_so(vma.is_code()),
+            sealed: has(VmFlags::SEALED),
+        }
+    }
+}
+
 /// The areas of an address space in order.
 pub struct VmaSet {
     areas: BTreeMap<u64, Vma>,
@@ -584,49 +610,29 @@ impl VmaSet {
         at >= range.end
     }
 
-    fn count_in(&mut self, vma: &Vma) {
-        self.total += vma.pages();
+    fn count_in(&mut self, adds: &Addends) {
+        self.total += adds.total;
         self.peak = self.peak.max(self.total);
-        if vma.is_data() {
-            self.data += vma.pages();
-        }
-        if vma.flags.contains(VmFlags::LOCKED) {
-            self.locked += vma.pages();
-        }
-        if vma.flags.contains(VmFlags::GROWS_DOWN) {
-            self.stack += vma.pages();
-        }
-        if vma.is_code() {
-            self.code += vma.pages();
-        }
-        if vma.flags.contains(VmFlags::SEALED) {
-            self.sealed += vma.pages();
-        }
+        self.data += adds.data;
+        self.locked += adds.locked;
+        self.stack += adds.stack;
+        self.code += adds.code;
+        self.sealed += adds.sealed;
     }
 
-    fn count_out(&mut self, vma: &Vma) {
-        self.total -= vma.pages();
-        if vma.is_data() {
-            self.data -= vma.pages();
-        }
-        if vma.flags.contains(VmFlags::LOCKED) {
-            self.locked -= vma.pages();
-        }
-        if vma.flags.contains(VmFlags::GROWS_DOWN) {
-            self.stack -= vma.pages();
-        }
-        if vma.is_code() {
-            self.code -= vma.pages();
-        }
-        if vma.flags.contains(VmFlags::SEALED) {
-            self.sealed -= vma.pages();
-        }
+    fn count_out(&mut self, adds: &Addends) {
+        self.total -= adds.total;
+        self.data -= adds.data;
+        self.locked -= adds.locked;
+        self.stack -= adds.stack;
+        self.code -= adds.code;
+        self.sealed -= adds.sealed;
     }
 
     /// Adds an area where there is none.
     pub(super) fn insert(&mut self, vma: Vma) {
         debug_assert!(!self.is_occupied(vma.range()));
-        self.count_in(&vma);
+        self.count_in(&Addends::of(&vma));
         if let Some(gaps) = &mut self.gaps {
             let below = self.areas.range(..vma.start).next_back().map(|(_, vma)| vma);
             let above = self.areas.range(vma.start..).next().map(|(_, vma)| vma);
@@ -638,7 +644,7 @@ impl VmaSet {
     /// Takes the area that starts at `start` out.
     pub(super) fn remove(&mut self, start: u64) -> Option<Vma> {
         let vma = self.take(start)?;
-        self.count_out(&vma);
+        self.count_out(&Addends::of(&vma));
         self.open_gap(vma.range());
         Some(vma)
     }
@@ -664,16 +670,24 @@ impl VmaSet {
 
     /// Changes the area at `start` in place; its start stays, or `change` moves it where nothing is in the way.
     pub(super) fn update<R>(&mut self, start: u64, change: impl FnOnce(&mut Vma) -> R) -> Option<R> {
-        // Out of the costs, too: what it takes may change.
-        let mut vma = self.take(start)?;
-        self.count_out(&vma);
-        let old = vma.range();
-        let result = change(&mut vma);
-        if vma.range() == old {
-            self.count_in(&vma);
+        let vma = self.areas.get_mut(&start)?;
+        let (range, adds, costs) = (vma.range(), Addends::of(vma), (vma.kernel_bytes(), vma.windows()));
+        let result = change(vma);
+        let is_same = vma.range() == range;
+        let after = (Addends::of(vma), vma.kernel_bytes(), vma.windows());
+        self.count_out(&adds);
+        if is_same && costs == (after.1, after.2) {
+            self.count_in(&after.0);
+            return Some(result);
+        }
+        self.costs.heap.fetch_sub(costs.0, Ordering::Relaxed);
+        self.costs.windows.fetch_sub(costs.1, Ordering::Relaxed);
+        let vma = self.areas.remove(&start)?;
+        if is_same {
+            self.count_in(&after.0);
             self.add(vma);
         } else {
-            self.open_gap(old);
+            self.open_gap(range);
             self.insert(vma);
         }
         Some(result)
