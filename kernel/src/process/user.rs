@@ -19,7 +19,11 @@ pub fn exit_to_user(frame: &mut TrapFrame) {
     debug_assert!(!interrupts::are_enabled());
     debug_assert_eq!(percpu::preempt_count(), 0, "a spin lock is held on the way to user mode");
     let thread = super::current();
-    if sched::is_resched_wanted() || thread.due.is_any() || thread.signals.pending() || wants_restart(frame) {
+    if sched::is_resched_wanted()
+        || thread.due.is_any()
+        || thread.signals.pending()
+        || may_want_restart(frame)
+    {
         work_before_user(&thread, frame);
     }
     grace::quiescent();
@@ -86,6 +90,13 @@ impl Due {
     pub fn take(&self, what: u32) -> bool {
         self.0.fetch_and(!what, Ordering::Relaxed) & what != 0
     }
+}
+
+/// May it be a system call that is to be made again? In two instructions; who does something about it looks closely.
+#[inline]
+fn may_want_restart(frame: &TrapFrame) -> bool {
+    // ERESTARTSYS is 512, ERESTART_RESTARTBLOCK 516.
+    (frame.rax as i64).wrapping_add(516) as u64 <= 4 && frame.is_syscall()
 }
 
 /// A system call that a signal has ended; the signal itself may be gone by now, taken by another thread.

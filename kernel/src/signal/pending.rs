@@ -37,17 +37,13 @@ unsafe impl Send for Queued {}
 impl Queued {
     /// A signal of the kernel's own, or one that does not queue.
     pub fn new(info: SigInfo) -> Arc<Self> {
-        let mut queued = Self::make(info, None, None, None, None);
-        if let Some(queued) = Arc::get_mut(&mut queued) {
-            queued.single = true;
-        }
-        queued
+        Self::make(Self { single: true, ..Self::plain(info) })
     }
 
     /// A signal for a process, which counts for its user if it is one of those that do.
     pub fn to(process: &Process, info: SigInfo) -> Arc<Self> {
         let (share, charge) = Self::counted(process, &info);
-        Self::make(info, share, charge, None, None)
+        Self::make(Self { share, _charge: charge, ..Self::plain(info) })
     }
 
     fn counted(process: &Process, info: &SigInfo) -> (Option<Share>, Option<Charge>) {
@@ -63,27 +59,37 @@ impl Queued {
     /// As [`Self::to`], from a sender that is not the current process perhaps.
     pub fn from(process: &Process, info: SigInfo, from_within: bool) -> Arc<Self> {
         let (share, charge) = Self::counted(process, &info);
-        Self::make(info, share, charge, Some(from_within), None)
+        Self::make(Self { share, _charge: charge, from_within: Some(from_within), ..Self::plain(info) })
     }
 
     /// A timer's signal; the timer itself counts for its user.
     pub fn of_timer(info: SigInfo, timer: Weak<PosixTimer>) -> Arc<Self> {
-        Self::make(info, None, None, None, Some(timer))
+        Self::make(Self { timer: Some(timer), ..Self::plain(info) })
     }
 
-    fn make(
-        info: SigInfo,
-        share: Option<Share>,
-        charge: Option<Charge>,
-        from_within: Option<bool>,
-        timer: Option<Weak<PosixTimer>>,
-    ) -> Arc<Self> {
+    /// One that counts for nobody.
+    #[inline]
+    fn plain(info: SigInfo) -> Self {
+        let link = RBTreeAtomicLink::new();
+        let sequence = UnsafeCell::new(0);
+        Self {
+            link,
+            sequence,
+            info,
+            share: None,
+            _charge: None,
+            from_within: None,
+            timer: None,
+            single: false,
+        }
+    }
+
+    #[inline]
+    fn make(queued: Self) -> Arc<Self> {
         // One for each process of a group: less than a hundredth of what a process takes. And the queue of each is
         // limited.
         reserve::covered();
-        let link = RBTreeAtomicLink::new();
-        let sequence = UnsafeCell::new(0);
-        Arc::new(Self { link, sequence, info, share, _charge: charge, from_within, timer, single: false })
+        Arc::new(queued)
     }
 
     pub fn signal(&self) -> u32 {
