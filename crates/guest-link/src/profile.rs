@@ -41,7 +41,7 @@ pub fn marked<T>(operation: Operation, run: impl FnOnce() -> T) -> T {
         ($begins:literal) => {
             mark!(
                 $begins, Punch, Truncate, Mprotect, Fork, Start, Exit, Attach, Detach, SharedFault, PrivateFault,
-                Call, Signal
+                Call, Signal, ProtectionFault
             )
         };
         ($begins:literal, $($name:ident),*) => {

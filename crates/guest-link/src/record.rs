@@ -135,11 +135,13 @@ pub enum Operation {
     Call,
     /// A signal to oneself.
     Signal,
+    /// mprotect of a page, a store to it, the signal of that, and the mprotect that allows it.
+    ProtectionFault,
 }
 
 impl Operation {
     /// All, in the order in which they are shown.
-    pub const ALL: [Operation; 12] = [
+    pub const ALL: [Operation; 13] = [
         Operation::Punch,
         Operation::Truncate,
         Operation::Mprotect,
@@ -152,6 +154,7 @@ impl Operation {
         Operation::PrivateFault,
         Operation::Call,
         Operation::Signal,
+        Operation::ProtectionFault,
     ];
 
     /// Its name for people.
@@ -169,6 +172,7 @@ impl Operation {
             Operation::PrivateFault => "minor fault, private mapping",
             Operation::Call => "system call (getppid)",
             Operation::Signal => "signal to oneself",
+            Operation::ProtectionFault => "protection fault, its signal, mprotect",
         }
     }
 
@@ -178,6 +182,7 @@ impl Operation {
             Operation::SharedFault | Operation::PrivateFault => 63,
             Operation::Call => 1000,
             Operation::Signal => 200,
+            Operation::ProtectionFault => 100,
             _ => 1,
         }
     }

@@ -112,10 +112,13 @@ fn protection_faults(stage: &Stage) {
     map.set(0, 1);
     PROTECTED.store(map.address, std::sync::atomic::Ordering::Relaxed);
     signals::catch_with(libc::SIGSEGV, allow, 0, &[]);
-    row(stage, Basic::ProtectionFault, 100, || {
+    let fault = || {
         mprotect(map.address, PAGE, R).expect("mprotect");
         map.set(0, 1);
-    });
+    };
+    let turns = Operation::ProtectionFault.turns();
+    row(stage, Basic::ProtectionFault, turns, fault);
+    marked(Operation::ProtectionFault, || (0..turns).for_each(|_| fault()));
     // SAFETY: whoever stores where it must not from now on is a bug, and shall end.
     unsafe { libc::signal(libc::SIGSEGV, libc::SIG_DFL) };
 }
