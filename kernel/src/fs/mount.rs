@@ -44,6 +44,11 @@ pub const MOUNT_FLAGS: u32 = abi::MS_RDONLY
     | abi::MS_RELATIME
     | abi::MS_NOSYMFOLLOW;
 
+/// Of these, how access times are kept.
+pub const TIMES: u32 = abi::MS_NOATIME | abi::MS_NODIRATIME | abi::MS_RELATIME;
+/// Among the locked flags: [`TIMES`] stay as they are, set or not.
+const LOCKED_TIMES: u32 = 1 << 31;
+
 /// A file system, or a part of one, as it is visible at one place.
 pub struct Mount {
     /// Differs from every other mount's.
@@ -241,10 +246,15 @@ impl Mount {
         self.namespace.store(number, Ordering::Relaxed);
     }
 
-    /// `EPERM` when these flags lack one that has to stay.
+    /// `EPERM` when these flags lack one that has to stay, or change how access times are kept where that has to stay.
     fn check_locked(&self, flags: u32) -> Result<()> {
         // Ordering: set before anybody could see the mount.
-        if self.locked_flags.load(Ordering::Relaxed) & !flags != 0 { Err(Errno::EPERM) } else { Ok(()) }
+        let locked = self.locked_flags.load(Ordering::Relaxed);
+        let changed = self.flags.load(Ordering::Relaxed) ^ flags;
+        if locked & !LOCKED_TIMES & !flags != 0 || locked & LOCKED_TIMES != 0 && changed & TIMES != 0 {
+            return Err(Errno::EPERM);
+        }
+        Ok(())
     }
 
     /// Another view of the same file system, with `root` in the place of its own.
@@ -413,7 +423,7 @@ fn copy_below(root: &Arc<Mount>, namespace: &Head, locked: bool, copies: &mut Co
         if locked {
             // Ordering: nobody else sees it yet.
             let flags = copy.flags() & RESTRICTIONS;
-            copy.locked_flags.fetch_or(flags, Ordering::Relaxed);
+            copy.locked_flags.fetch_or(flags | LOCKED_TIMES, Ordering::Relaxed);
             copy.locked.store(!Arc::ptr_eq(&original, root), Ordering::Relaxed);
             let peers = copy.peers().as_slave();
             *copy.peers.lock() = peers;

@@ -46,6 +46,11 @@ fn mount_call(args: &mut Args) -> Result<usize> {
     } else {
         mount_flags &= !abi::MS_RELATIME;
     }
+    const ANY_TIMES: u32 = mount::TIMES | abi::MS_STRICTATIME;
+    if flags & abi::MS_REMOUNT != 0 && flags & ANY_TIMES == 0 {
+        // How access times are kept stays unless it is said.
+        mount_flags = mount_flags & !mount::TIMES | at.mount.flags() & mount::TIMES;
+    }
     if flags & abi::MS_REMOUNT != 0 {
         mount::remount(&at, mount_flags, flags & abi::MS_BIND != 0, &options)?;
     } else if flags & abi::MS_BIND != 0 {

@@ -13,7 +13,7 @@ use roundtable_programs::rows::Rows;
 use roundtable_programs::sys::{c_string, check, pid};
 use roundtable_programs::{Errno, row, tests};
 
-tests! { host_names, mounts_apart, mounts_entered, locked_mounts, ipc_apart, ipc_settings, message_queues_apart, clocks_ahead,
+tests! { host_names, mounts_apart, mounts_entered, locked_mounts, access_times_stay, ipc_apart, ipc_settings, message_queues_apart, clocks_ahead,
 clocks_behind_setns, clocks_of_a_new_program, in_shifted_time, clock_rules, files, questions, kept_by_a_mount, errors, of_the_dead }
 
 fn hostname() -> String {
@@ -155,6 +155,37 @@ fn locked_mounts() {
         row!(rows, OK, mount("/proc", &own, "", libc::MS_BIND | libc::MS_REC));
         row!(rows, EINVAL, mount("/", &own, "", libc::MS_BIND));
         rows.finish();
+    });
+    fs::remove_dir(&at).unwrap();
+}
+
+fn access_times_stay() {
+    let at = directory("times");
+    let options = || {
+        let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        let line = text.lines().rfind(|line| line.split(' ').nth(4) == Some(&at)).unwrap();
+        line.split(' ').nth(5).unwrap().to_string()
+    };
+    in_child(|| {
+        private_mounts();
+        mount("none", &at, "tmpfs", libc::MS_NOATIME).unwrap();
+        let remount = |flags: u64| mount("none", &at, "", libc::MS_REMOUNT | libc::MS_BIND | flags);
+        remount(libc::MS_NODEV).unwrap();
+        assert_eq!(options(), "rw,nodev,noatime");
+        remount(libc::MS_STRICTATIME).unwrap();
+        assert_eq!(options(), "rw");
+        remount(libc::MS_RELATIME).unwrap();
+        assert_eq!(options(), "rw,relatime");
+        remount(libc::MS_NOATIME).unwrap();
+        become_root_of_own(NEWNS);
+        let mut rows = Rows::default();
+        row!(rows, EPERM, remount(libc::MS_STRICTATIME));
+        row!(rows, EPERM, remount(libc::MS_RELATIME));
+        row!(rows, EPERM, remount(libc::MS_NOATIME | libc::MS_NODIRATIME));
+        row!(rows, OK, remount(libc::MS_NOATIME));
+        row!(rows, OK, remount(libc::MS_RDONLY));
+        rows.finish();
+        assert_eq!(options(), "ro,noatime");
     });
     fs::remove_dir(&at).unwrap();
 }

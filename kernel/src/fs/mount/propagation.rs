@@ -17,7 +17,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
-use super::{CHANGE, MOST_MOUNTS, Mount, Place, TABLE, key, put, subtree};
+use super::{CHANGE, LOCKED_TIMES, MOST_MOUNTS, Mount, Place, TABLE, key, put, subtree};
 use crate::errno::{Errno, Result};
 use crate::fs::dentry::Dentry;
 use crate::fs::mount_namespace::{self, RESTRICTIONS, check_own};
@@ -376,7 +376,7 @@ pub(super) fn prepare(at: &Path, tree: &[Arc<Mount>]) -> Result<Spread> {
             };
             if is_elsewhere {
                 // Ordering: nobody else sees it yet.
-                copy.locked_flags.fetch_or(copy.flags() & RESTRICTIONS, Ordering::Relaxed);
+                copy.locked_flags.fetch_or(copy.flags() & RESTRICTIONS | LOCKED_TIMES, Ordering::Relaxed);
                 copy.locked.store(number > 0, Ordering::Relaxed);
             }
             copies.try_push((copy, peers))?;

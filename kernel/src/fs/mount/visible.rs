@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
-use super::{CHANGE, Mount, subtree};
+use super::{CHANGE, LOCKED_TIMES, Mount, TIMES, subtree};
 use crate::errno::{Errno, Result};
 use crate::fs::mount_namespace::MountNamespace;
 use crate::fs::path::Path;
@@ -76,8 +76,14 @@ pub fn check_reveals_nothing(new: &Mount) -> Result<()> {
         }
         // Ordering: flag words of their own.
         let locked = mount.locked_flags.load(Ordering::Relaxed) | mount.superblock.flags();
-        let restrictions = locked & abi::MS_RDONLY;
-        if restrictions & !new.flags.load(Ordering::Relaxed) != 0 || hiding.binary_search(&mount.id).is_ok() {
+        let restrictions = locked & (abi::MS_RDONLY | LOCKED_TIMES);
+        let changed = mount.flags.load(Ordering::Relaxed) ^ new.flags.load(Ordering::Relaxed);
+        if locked & LOCKED_TIMES != 0 && changed & TIMES != 0 {
+            continue;
+        }
+        if restrictions & !LOCKED_TIMES & !new.flags.load(Ordering::Relaxed) != 0
+            || hiding.binary_search(&mount.id).is_ok()
+        {
             continue;
         }
         new.locked_flags.fetch_or(restrictions, Ordering::Relaxed);
