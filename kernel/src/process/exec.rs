@@ -144,7 +144,8 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
     exit::clear_child_tid(&thread);
     rseq::forget(&thread);
     process.note_resident();
-    let old = user::replace_address_space(&thread, &image.space);
+    // What may be executed only, Linux's would_dump(), is shut from its first moment on: to take the old memory apart lasts.
+    let old = user::replace_address_space(&thread, &image.space, image.readable);
     drop(old);
     exit::release_vfork(&process);
     process.actions.lock().reset_for_exec();
@@ -159,10 +160,6 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
         return Err(Errno::ENOMEM);
     }
     namespaces::after_exec(&thread);
-    let credentials = thread.credentials().after_exec();
-    thread.set_credentials(credentials);
-    // What may be executed only, Linux's would_dump().
-    process.dumpable.store(u32::from(image.readable), Ordering::SeqCst);
     process.membarrier.store(0, Ordering::SeqCst);
     exit::program_changed(&process);
     // Relaxed: a setting of its own.

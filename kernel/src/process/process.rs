@@ -12,6 +12,7 @@ use super::subreaper::Adoption;
 use super::tree::{self, Relations, TreeCell};
 use super::{Charges, Credentials, Pid, Thread, orphans};
 use crate::cgroup::Member;
+use crate::errno::Result;
 use crate::fs::FsContext;
 use crate::mm::AddressSpace;
 use crate::namespaces::{Numbers, PidNamespace};
@@ -244,9 +245,41 @@ impl Process {
         self.mm.lock().is_some()
     }
 
+    /// The address space, if `judge` finds nothing against it. What decides that ([`Process::is_dumpable`], [`Process::credentials`]) is
+    /// asked while the process has that very memory: execve(2) changes all of it in one step ([`Process::replace_program`]).
+    ///
+    /// Race: execve(2) comes between. The verdict is about another program than the memory then, and both are asked for again.
+    pub fn mm_if(&self, judge: impl Fn() -> Result<()>) -> Result<Option<Arc<AddressSpace>>> {
+        loop {
+            // Held until the second look: no other address space is taken for it.
+            let mm = self.mm();
+            judge()?;
+            if self.mm.lock().as_ref().map(Arc::as_ptr) == mm.as_ref().map(Arc::as_ptr) {
+                return Ok(mm);
+            }
+        }
+    }
+
     /// Puts another address space in place; the old one is returned, so that it is dropped without a lock.
     pub(super) fn replace_mm(&self, mm: Option<Arc<AddressSpace>>) -> Option<Arc<AddressSpace>> {
         core::mem::replace(&mut *self.mm.lock(), mm)
+    }
+
+    /// execve(2) of `thread`: another address space, and with it what says who may look into it. The old memory is returned.
+    pub(super) fn replace_program(
+        &self,
+        thread: &Thread,
+        mm: Arc<AddressSpace>,
+        dumpable: bool,
+    ) -> Option<Arc<AddressSpace>> {
+        let credentials = Arc::new(thread.credentials().after_exec());
+        let mut place = self.mm.lock();
+        let old_credentials = thread.replace_credentials(credentials);
+        self.dumpable.store(u32::from(dumpable), Ordering::SeqCst);
+        let old = place.replace(mm);
+        drop(place);
+        drop(old_credentials);
+        old
     }
 
     /// The number that it has in its own PID namespace.

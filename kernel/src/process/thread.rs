@@ -318,12 +318,15 @@ impl Thread {
 
     /// Changes them.
     pub fn set_credentials(&self, credentials: Credentials) {
+        drop(self.replace_credentials(Arc::new(credentials)));
+    }
+
+    /// Changes them; the old ones are for the caller to drop, without a lock.
+    pub(super) fn replace_credentials(&self, credentials: Arc<Credentials>) -> Arc<Credentials> {
         self.process.uid.store(credentials.uid, Ordering::SeqCst);
         // Relaxed: as where it is read.
         self.has_user_namespace.store(credentials.nested_user_namespace().is_some(), Ordering::Relaxed);
-        let new = Arc::new(credentials);
-        let old = core::mem::replace(&mut *self.credentials.lock(), new);
-        drop(old);
+        core::mem::replace(&mut *self.credentials.lock(), credentials)
     }
 
     /// The thread's name, with zero bytes at the end.

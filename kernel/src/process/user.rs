@@ -146,12 +146,14 @@ pub(super) fn drop_address_space(thread: &Thread) -> Option<Arc<AddressSpace>> {
     })
 }
 
-/// Puts another address space in place for the current thread and its process: execve(2). Returns what the caller drops.
+/// Puts another address space in place for the current thread and its process: execve(2) of a program into which others of its user may
+/// look, or not. Returns what the caller drops.
 pub(super) fn replace_address_space(
     thread: &Thread,
     new: &Arc<AddressSpace>,
+    dumpable: bool,
 ) -> (Option<Arc<AddressSpace>>, Option<Arc<AddressSpace>>) {
-    let of_process = thread.process.replace_mm(Some(new.clone()));
+    let of_process = thread.process.replace_program(thread, new.clone(), dumpable);
     let of_thread = interrupts::without(|| {
         let here = cpu::id();
         // SAFETY: the current thread's own cell, with interrupts off.

@@ -115,27 +115,27 @@ fn madvise(args: &mut Args) -> Result<usize> {
     space()?.advise(address as u64, len as u64, advice as u32).map(|()| 0)
 }
 
-/// For the process behind a pidfd; only the advices that cannot harm it.
+/// For the process behind a pidfd: as Linux 6.12 only advice that cannot harm it, also for the caller itself, and from who may make others
+/// slower.
 fn process_madvise(args: &mut Args) -> Result<usize> {
     let [fd, vector, count, advice, flags, _] = args.a;
     let advice = advice as u32;
     if flags != 0 {
         return Err(Errno::EINVAL);
     }
+    let vectors = vectors(vector, count)?;
     let file = files().get(fd as i32)?;
     let process = process::pidfd::process_of(&file).ok_or(Errno::EBADF)?;
-    let own = Arc::ptr_eq(&process, &process::current().process);
-    let harmless =
-        matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT | abi::MADV_WILLNEED | abi::MADV_COLLAPSE);
-    if !harmless && !own {
+    if !matches!(advice, abi::MADV_COLD | abi::MADV_PAGEOUT | abi::MADV_WILLNEED | abi::MADV_COLLAPSE) {
         return Err(Errno::EINVAL);
     }
-    if !own {
-        check_may_access(&process)?;
+    let space = memory_of(&process)?.ok_or(Errno::ESRCH)?;
+    let current = process::current();
+    if !Arc::ptr_eq(&process, &current.process) && !current.credentials().capable(abi::CAP_SYS_NICE) {
+        return Err(Errno::EPERM);
     }
-    let space = process.mm().ok_or(Errno::ESRCH)?;
     let mut done = 0;
-    for [base, len] in vectors(vector, count)? {
+    for [base, len] in vectors {
         match space.advise(base as u64, len as u64, advice) {
             Ok(()) => done += len,
             Err(error) if done == 0 => return Err(error),
@@ -232,6 +232,11 @@ pub(crate) fn check_may_access(process: &Arc<Process>) -> Result<()> {
     }
 }
 
+/// The memory of a process that the caller may look into: of the program about which that was asked. `None` for a zombie.
+pub(super) fn memory_of(process: &Arc<Process>) -> Result<Option<Arc<AddressSpace>>> {
+    process.mm_if(|| check_may_access(process))
+}
+
 fn process_vm_readv(args: &mut Args) -> Result<usize> {
     process_vm(args, false)
 }
@@ -258,9 +263,8 @@ fn process_vm(args: &mut Args, write: bool) -> Result<usize> {
         return Ok(0);
     }
     let remote = vectors(remote, remote_count)?;
-    let process = process::find(pid as u32).ok_or(Errno::ESRCH)?;
-    check_may_access(&process)?;
-    let space = process.mm().ok_or(Errno::ESRCH)?;
+    let thread = process::find_thread(pid as u32).ok_or(Errno::ESRCH)?;
+    let space = memory_of(&thread.process)?.ok_or(Errno::ESRCH)?;
     let mut buffer = fallible::filled(0, 16 * PAGE as usize)?;
     let mut done = 0;
     for [mut at, mut left] in remote {

@@ -5,7 +5,7 @@ use core::ops::Range;
 use linux_raw_sys::general as abi;
 use syscalls::Sysno;
 
-use super::mm::{check_may_access, space};
+use super::mm::{memory_of, space};
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::mm::PAGE;
@@ -143,7 +143,7 @@ fn get_mempolicy(args: &mut Args) -> Result<usize> {
 /// All pages are where they can be.
 fn migrate_pages(args: &mut Args) -> Result<usize> {
     let [pid, bits, from, to, ..] = args.a;
-    if pid != 0 && process::find(pid as u32).is_none() {
+    if pid != 0 && process::find_thread(pid as u32).is_none() {
         return Err(Errno::ESRCH);
     }
     read_nodes(from, bits)?;
@@ -167,9 +167,8 @@ fn move_pages(args: &mut Args) -> Result<usize> {
         0 => space()?,
         pid => {
             let pid = u32::try_from(pid).map_err(|_| Errno::ESRCH)?;
-            let process = process::find(pid).ok_or(Errno::ESRCH)?;
-            check_may_access(&process)?;
-            process.mm().ok_or(Errno::EINVAL)?
+            let thread = process::find_thread(pid).ok_or(Errno::ESRCH)?;
+            memory_of(&thread.process)?.ok_or(Errno::EINVAL)?
         }
     };
     for index in 0..count {

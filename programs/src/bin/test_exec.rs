@@ -7,9 +7,12 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+use roundtable_programs::file::Fd;
 use roundtable_programs::harness::skip;
 use roundtable_programs::kinds::call;
+use roundtable_programs::mem::Map;
 use roundtable_programs::place::become_user;
+use roundtable_programs::shared::Shared;
 use roundtable_programs::{Errno, child, procfs, sys, tests};
 
 const BUSYBOX: &str = "/bin/busybox";
@@ -18,7 +21,7 @@ tests! { arguments_and_environment, empty_strings, big_arguments, too_big_an_arg
 close_on_exec, files_stay_open, not_executable, not_a_program, missing, folder, script, script_with_argument,
 script_of_a_script, script_without_interpreter, endless_script, auxiliary_vector, name_of_the_program,
 by_descriptor, long_names_by_descriptor, text_is_busy, truncated_program, itself_many_times: 60, killed_among_its_threads: 60, no_argument_at_all, without_randomness,
-not_to_be_read }
+not_to_be_read, not_to_be_read_while_it_starts: 60 }
 
 fn busybox(applet: &str) -> Command {
     if !fs::exists(BUSYBOX).unwrap_or(false) {
@@ -383,5 +386,87 @@ fn not_to_be_read() {
             assert_eq!((read, mode), (expected, mode));
         });
     }
+    fs::remove_file(PROGRAM).unwrap();
+}
+
+/// A program that takes long to give up its old memory, and then is one that may not be read.
+fn becomes(program: &str, shared: &Shared) -> child::Child {
+    let (path, name, argument) = (sys::c_string(program), c"sleep", c"1000");
+    child::fork(|| {
+        become_user(1000, 1000);
+        // SAFETY: take integers. As a program of the user's own: others of the user's may look into it.
+        unsafe {
+            libc::prctl(libc::PR_SET_DUMPABLE, 1);
+            libc::personality(libc::ADDR_NO_RANDOMIZE as libc::c_ulong);
+        }
+        let old = Map::anonymous(192 << 20);
+        (0..old.length).step_by(sys::PAGE).for_each(|at| old.set(at, 1));
+        shared.add(0);
+        shared.wait(1, 1);
+        let arguments = [name.as_ptr(), argument.as_ptr(), std::ptr::null()];
+        // SAFETY: all are NUL-terminated, and the list ends with a null.
+        unsafe { libc::execv(path.as_ptr(), arguments.as_ptr()) };
+    })
+}
+
+/// Where the code of a process begins, for who may know.
+fn code_of(pid: i32) -> usize {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    stat.rsplit(')').next().unwrap().split_whitespace().nth(23).unwrap().parse().unwrap()
+}
+
+/// The old program may be looked into by its user, the new one may not: not even while the memory of the old one goes.
+fn not_to_be_read_while_it_starts() {
+    const PROGRAM: &str = "/not-to-be-read-2";
+    if !fs::exists(BUSYBOX).unwrap_or(false) {
+        skip("there is no busybox");
+    }
+    fs::copy(BUSYBOX, PROGRAM).unwrap();
+    fs::set_permissions(PROGRAM, fs::Permissions::from_mode(0o711)).unwrap();
+    let shared = Shared::new();
+    shared.add(1);
+    let sample = becomes(PROGRAM, &shared);
+    shared.wait(0, 1);
+    procfs::wait_for_sleep(sample.pid);
+    let code = code_of(sample.pid);
+    sample.end();
+    let shared = Shared::new();
+    let victim = becomes(PROGRAM, &shared);
+    let pid = victim.pid;
+    child::in_child(|| {
+        become_user(1000, 1000);
+        let mut buffer = [0u8; 8];
+        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: 8 };
+        let remote = libc::iovec { iov_base: code as *mut _, iov_len: 8 };
+        let vectors = [&raw const local as usize, &raw const remote as usize];
+        let read = || call(libc::SYS_process_vm_readv, [pid as usize, vectors[0], 1, vectors[1], 1, 0]);
+        let open = |name: &str| Fd::open(&format!("/proc/{pid}/{name}"), libc::O_RDONLY);
+        shared.wait(0, 1);
+        assert_eq!(read(), Err(Errno::EFAULT), "nothing is there in the old program");
+        assert!(open("mem").is_ok());
+        shared.add(1);
+        let (mut memories, mut shut) = (Vec::new(), 0);
+        // For good, when it has been shut twice: the new program does not open itself.
+        while shut < 2 {
+            match (open("mem"), open("maps")) {
+                (Err(_), Err(_)) => shut += 1,
+                opened => memories.push(opened),
+            }
+            if memories.len() > 100 {
+                memories.drain(..50);
+            }
+            let got = read();
+            assert!(matches!(got, Err(Errno::EFAULT | Errno::EPERM)), "the program is read: {got:?}");
+        }
+        for (memory, maps) in memories {
+            let mut text = vec![0; 65536];
+            let got = memory.map(|memory| memory.read_at(&mut text[..8], code as u64));
+            assert!(!matches!(got, Ok(Ok(8))), "the program is read through a descriptor");
+            let got = maps.map_or(0, |maps| maps.read(&mut text).unwrap_or(0));
+            let text = String::from_utf8_lossy(&text[..got]);
+            assert!(!text.contains(PROGRAM), "its areas are shown: {text}");
+        }
+    });
+    victim.end();
     fs::remove_file(PROGRAM).unwrap();
 }

@@ -4,18 +4,20 @@ use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
 use libc::{SYS_clone3, SYS_ioctl, SYS_pidfd_open, SYS_pidfd_send_signal, SYS_waitid};
-use roundtable_programs::child::{Child, End, fork, waitpid};
+use roundtable_programs::child::{Child, End, fork, in_child, waitpid};
 use roundtable_programs::file::Fd;
 use roundtable_programs::inet::poll;
 use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::mem::Map;
 use roundtable_programs::namespaces::{NEWPID, unshare};
+use roundtable_programs::place::become_user;
 use roundtable_programs::rows::Rows;
 use roundtable_programs::shared::Shared;
-use roundtable_programs::sys::{check, pid, settles};
+use roundtable_programs::sys::{PAGE, check, pid, settles};
 use roundtable_programs::{Errno, row, signals, tests};
 
 tests! { namespaces, namespaces_that_are_refused, polls_of_processes, polls_of_threads, signals_for_threads, lines_in_fdinfo,
-waits_that_do_not_block, waits_for_that_process, numbers_of_the_waited_for, strangers_by_an_old_number, threads_by_clone, chosen_numbers, chosen_numbers_that_are_refused, chosen_numbers_in_namespaces }
+waits_that_do_not_block, advice_about_memory, waits_for_that_process, numbers_of_the_waited_for, strangers_by_an_old_number, threads_by_clone, chosen_numbers, chosen_numbers_that_are_refused, chosen_numbers_in_namespaces }
 
 const THREAD: usize = libc::O_EXCL as usize;
 
@@ -392,4 +394,38 @@ fn chosen_numbers_in_namespaces() {
         .ok();
     })
     .ok();
+}
+
+/// process_madvise(2) of Linux 6.12: hints that harm nobody, from who may slow others down, also about oneself.
+fn advice_about_memory() {
+    let map = Map::anonymous(PAGE);
+    map.set(0, 1);
+    let child = waiting();
+    let vector = [map.address, PAGE];
+    let advise = |fd: &Fd, advice: i32| {
+        let at = vector.as_ptr() as usize;
+        call(libc::SYS_process_madvise, [fd.raw() as usize, at, 1, advice as usize, 0, 0])
+    };
+    for target in [child.pid, pid()] {
+        let fd = open(target, 0).unwrap();
+        assert_eq!(advise(&fd, libc::MADV_COLD), Ok(PAGE), "{target}");
+        assert_eq!(advise(&fd, libc::MADV_WILLNEED), Ok(PAGE), "{target}");
+        for other in [libc::MADV_DONTNEED, libc::MADV_FREE, libc::MADV_NORMAL, 1000] {
+            assert_eq!(advise(&fd, other), Err(Errno::EINVAL), "{target} {other}");
+        }
+    }
+    assert_eq!(map.get(0), 1);
+    child.end();
+    in_child(|| {
+        become_user(1000, 1000);
+        // SAFETY: takes integers.
+        unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1) };
+        let child = waiting();
+        for (target, expected) in [(child.pid, Err(Errno::EPERM)), (pid(), Ok(PAGE))] {
+            let fd = open(target, 0).unwrap();
+            assert_eq!(advise(&fd, libc::MADV_COLD), expected, "{target}");
+            assert_eq!(advise(&fd, libc::MADV_DONTNEED), Err(Errno::EINVAL), "{target}");
+        }
+        child.end();
+    });
 }

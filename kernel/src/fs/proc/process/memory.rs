@@ -39,11 +39,11 @@ pub fn cmdline(target: &Target) -> Result<Vec<u8>> {
 }
 
 pub fn environ(target: &Target) -> Result<Vec<u8>> {
-    space(target)?.map_or_else(|| Ok(Vec::new()), |mm| mm.environment())
+    target.memory()?.map_or_else(|| Ok(Vec::new()), |mm| mm.environment())
 }
 
 pub fn auxv(target: &Target) -> Result<Vec<u8>> {
-    let words = space(target)?.map_or_else(Vec::new, |mm| mm.auxiliary_vector());
+    let words = target.memory()?.map_or_else(Vec::new, |mm| mm.auxiliary_vector());
     Ok(words.iter().flat_map(|w| w.to_ne_bytes()).collect())
 }
 
@@ -238,7 +238,7 @@ fn put_file(out: &mut Text, path: &[u8]) {
 
 pub fn smaps_rollup(target: &Target) -> Result<Vec<u8>> {
     let mut out = Text::new();
-    let Some(mm) = space(target)? else { return Err(Errno::ESRCH) };
+    let Some(mm) = target.memory()? else { return Err(Errno::ESRCH) };
     let mut sum = Usage::default();
     let mut extent = 0..0;
     // Shares of anonymous pages, of files, of shared memory; an area is taken as one kind.
@@ -298,8 +298,7 @@ pub struct MemoryInode {
 
 impl InodeOps for MemoryInode {
     fn open(&self, _: &Path, _: u32) -> Result<Arc<dyn FileOps>> {
-        self.target.check_access()?;
-        let mm = self.target.process()?.mm();
+        let mm = self.target.memory()?;
         let mm = mm.as_ref().map_or_else(Weak::new, Arc::downgrade);
         Ok(match self.kind {
             Kind::Memory => Arc::new(Memory(mm)),

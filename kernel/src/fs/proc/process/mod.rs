@@ -27,6 +27,7 @@ use crate::fs::stat::{DeviceId, FileType};
 use crate::fs::{caller, mount_text};
 use crate::memory::fallible;
 use crate::memory::inject;
+use crate::mm::AddressSpace;
 use crate::namespaces::View;
 use crate::process::{self, Pid, Process, Thread};
 use crate::sched;
@@ -93,6 +94,11 @@ impl Target {
         } else {
             Err(Errno::EACCES)
         }
+    }
+
+    /// The memory of the process, into which the current thread may look: of the program about which that was asked. `None` for a zombie.
+    fn memory(&self) -> Result<Option<Arc<AddressSpace>>> {
+        self.process()?.mm_if(|| self.check_access())
     }
 
     /// Owner of the files: the effective user, or root for what may not be looked into.
