@@ -35,7 +35,10 @@ pub fn setpgid(pid: Pid, pgid: Pid) -> Result<()> {
     });
     let made = made.flatten();
     let mut tree = tree::lock_to_send(signal::group::MOST_FOR_ONE);
-    let process = tree.process(pid).ok_or(Errno::ESRCH)?;
+    let Some(process) = tree.process(pid) else {
+        // Of a thread that is not the first.
+        return Err(if tree.thread(pid).is_some() { Errno::EINVAL } else { Errno::ESRCH });
+    };
     let session_of = |process: &Process, tree: &Look| {
         process.relations.get(tree).group.as_ref().map(|group| group.session.clone())
     };
@@ -107,7 +110,11 @@ pub fn getsid(pid: Pid) -> Result<Pid> {
 }
 
 fn find_or_current(pid: Pid) -> Result<Arc<Process>> {
-    if pid == 0 { Ok(super::current().process.clone()) } else { super::find(pid).ok_or(Errno::ESRCH) }
+    match pid {
+        0 => Ok(super::current().process.clone()),
+        // The number of any thread names its process.
+        pid => super::find_thread(pid).map(|thread| thread.process.clone()).ok_or(Errno::ESRCH),
+    }
 }
 
 /// Whom kill(2) means, in the numbers of the caller's PID namespace.
