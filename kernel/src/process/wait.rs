@@ -64,8 +64,8 @@ pub fn wait(kind: IdKind<'_>, flags: WaitFlags) -> Result<Option<Waited>> {
     }
 }
 
-/// Children or processes that are looked at in one hold.
-const MOST: usize = 64;
+/// Children, processes or tracees that are looked at in one hold.
+pub(super) const MOST: usize = 64;
 
 /// Looks once through the children.
 ///
@@ -86,7 +86,7 @@ fn look(process: &Arc<Process>, kind: IdKind<'_>, flags: WaitFlags) -> Result<Op
     if let Some(child) = one {
         let child = child.filter(|child| is_child(&tree, child, process));
         if let Some(child) = child.filter(|child| is_meant(&tree, child, kind, flags)) {
-            any = true;
+            any = is_awaited(&tree, &child, flags);
             found = status_of(&tree, &child, flags).map(|status| (child, status));
         }
     } else {
@@ -102,7 +102,7 @@ fn look(process: &Arc<Process>, kind: IdKind<'_>, flags: WaitFlags) -> Result<Op
             if !is_meant(&tree, child, kind, flags) {
                 continue;
             }
-            any = true;
+            any |= is_awaited(&tree, child, flags);
             if let Some(status) = status_of(&tree, child, flags) {
                 found = Some((to_arc(child), status));
                 break;
@@ -124,11 +124,25 @@ fn look(process: &Arc<Process>, kind: IdKind<'_>, flags: WaitFlags) -> Result<Op
             }
         }
     }
+    // Dropped behind the lock: it may be the last reference.
+    let mut after: Option<Arc<Thread>> = None;
     if found.is_none() {
-        let (traces, news) = ptrace::look(&tree, process, kind);
-        any |= traces;
-        if let Some(news) = news {
-            return Ok(Some(ptrace::finish(tree, news, flags.keep, process)));
+        loop {
+            let step = ptrace::look(&tree, process, kind, flags, after.as_deref());
+            any |= step.any;
+            if let Some(news) = step.found {
+                return Ok(Some(ptrace::finish(tree, news, flags.keep, process)));
+            }
+            if step.last.is_none() {
+                break;
+            }
+            drop(tree);
+            after = step.last;
+            sched::cond_resched();
+            if super::current().kill_pending() {
+                return Err(Errno::ERESTARTSYS);
+            }
+            tree = tree::lock_to_send(1);
         }
     }
     finish(tree, found, any, flags, process)
@@ -165,7 +179,7 @@ fn look_by_numbers(
         if !is_child(tree, &process, parent) || !is_meant(tree, &process, kind, flags) {
             continue;
         }
-        any = true;
+        any |= is_awaited(tree, &process, flags);
         if let Some(status) = status_of(tree, &process, flags) {
             return Step { any, found: Some((process, status)), last: None };
         }
@@ -187,7 +201,18 @@ fn is_meant(tree: &tree::Look, child: &Process, kind: IdKind<'_>, flags: WaitFla
         IdKind::Group(pgid) => relations.group.as_ref().is_some_and(|group| group.pgid == pgid),
     };
     let is_clone = relations.exit_signal != SIGCHLD;
-    of_kind && (flags.clones_too || is_clone == flags.clones_only)
+    of_kind && (flags.clones_too || is_clone == flags.clones_only || is_traced_by_parent(tree, child))
+}
+
+/// A parent that traces its child waits for it as its tracer does: whatever the signal of its end, and for its stops as a tracee alone.
+fn is_traced_by_parent(tree: &tree::Look, child: &Process) -> bool {
+    let leader = child.relations.get(tree).leader.as_ref();
+    leader.is_some_and(|leader| ptrace::is_of_parent(tree, leader))
+}
+
+/// Will there be anything of the child that the call waits for? Of one that has ended only its end: at once, or when its tracer has heard.
+fn is_awaited(tree: &tree::Look, child: &Process, flags: WaitFlags) -> bool {
+    child.relations.get(tree).ended.is_none() || flags.exited || ptrace::is_held(tree, child)
 }
 
 fn status_of(tree: &tree::Look, child: &Process, flags: WaitFlags) -> Option<WaitStatus> {
@@ -196,7 +221,7 @@ fn status_of(tree: &tree::Look, child: &Process, flags: WaitFlags) -> Option<Wai
         return relations.ended.filter(|_| flags.exited && !ptrace::is_held(tree, child));
     }
     relations.news.filter(|news| match news {
-        WaitStatus::Stopped(_) => flags.stopped,
+        WaitStatus::Stopped(_) => flags.stopped && !is_traced_by_parent(tree, child),
         _ => flags.continued,
     })
 }

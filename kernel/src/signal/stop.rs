@@ -118,10 +118,14 @@ fn took_part_locked(tree: &mut tree::Guard, process: &Arc<Process>, thread: &Thr
     }
 }
 
-/// All threads have stopped; `last` is the last of them. A parent that traces that one hears of the stop as its tracer.
+/// All threads have stopped; `last` is the last of them. A parent that traces that one hears of the stop as its tracer, and finds it as the
+/// parent when it has let go.
 pub(super) fn tell_of_stop(tree: &mut tree::Guard, process: &Arc<Process>, last: &Thread, signal: u32) {
-    if !ptrace::is_of_parent(tree, last) {
-        tell_parent(tree, process, WaitStatus::Stopped(signal as u8));
+    let status = WaitStatus::Stopped(signal as u8);
+    if ptrace::is_of_parent(tree, last) {
+        process.set_news(tree, status);
+    } else {
+        tell_parent(tree, process, status);
     }
 }
 

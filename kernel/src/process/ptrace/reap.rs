@@ -6,7 +6,7 @@ use super::link::release;
 use super::stop::{to_back, to_front};
 use crate::namespaces::View;
 use crate::process::tree::{Event, Guard, Look};
-use crate::process::wait::{IdKind, Waited};
+use crate::process::wait::{IdKind, MOST, WaitFlags, Waited};
 use crate::process::{Process, Thread, Usage, WaitStatus};
 use crate::signal::{self, SigInfo};
 
@@ -18,8 +18,27 @@ pub struct Found {
     status: WaitStatus,
 }
 
-/// Looks for news of the process's tracees. Says too whether there is a tracee of that kind at all.
-pub fn look(tree: &Look, process: &Process, kind: IdKind<'_>) -> (bool, Option<Found>) {
+/// What a part of the search has come to.
+#[derive(Default)]
+pub struct Step {
+    /// There is a tracee of that kind from which something may come yet.
+    pub any: bool,
+    pub found: Option<Found>,
+    /// Behind which tracee it goes on, if it does.
+    pub last: Option<Arc<Thread>>,
+}
+
+/// Looks for news of the process's tracees, behind the tracee `after`.
+///
+/// Race: the lock was free since then. A tracee that has news meanwhile has woken the caller, who looks again; if `after` is no tracee any
+/// more, the search begins anew.
+pub fn look(
+    tree: &Look,
+    process: &Process,
+    kind: IdKind<'_>,
+    flags: WaitFlags,
+    after: Option<&Thread>,
+) -> Step {
     let is_own = |thread: &Thread| {
         let tracer = thread.trace.state.get(tree).tracer.as_ref();
         tracer.is_some_and(|tracer| core::ptr::eq(Arc::as_ptr(&tracer.process), process))
@@ -32,41 +51,59 @@ pub fn look(tree: &Look, process: &Process, kind: IdKind<'_>) -> (bool, Option<F
     };
     match one {
         Some(thread) => {
-            let Some(thread) = thread.filter(|thread| is_own(thread)) else { return (false, None) };
-            let status = news_of(tree, &thread);
-            (true, status.map(|status| Found { thread, status }))
+            let Some(thread) = thread.filter(|thread| is_own(thread)) else { return Step::default() };
+            let any = is_awaited(tree, &thread, flags);
+            let found = news_of(tree, &thread, flags).map(|status| Found { thread, status });
+            Step { any, found, last: None }
         }
         None => {
-            let mut any = false;
-            for thread in process.relations.get(tree).tracees.iter() {
-                let is_meant = match kind {
-                    IdKind::Group(pgid) => {
-                        let group = &thread.process.relations.get(tree).group;
-                        group.as_ref().is_some_and(|group| group.pgid == pgid)
+            let is_meant = |thread: &Thread| match kind {
+                IdKind::Group(pgid) => {
+                    let group = &thread.process.relations.get(tree).group;
+                    group.as_ref().is_some_and(|group| group.pgid == pgid)
+                }
+                _ => true,
+            };
+            let tracees = &process.relations.get(tree).tracees;
+            let mut cursor = match after.filter(|after| is_own(after)) {
+                // SAFETY: a traced thread is on the list of its tracer's process.
+                Some(after) => unsafe { tracees.cursor_from_ptr(after) },
+                None => tracees.cursor(),
+            };
+            let mut last = None;
+            for _ in 0..MOST {
+                cursor.move_next();
+                let Some(thread) = cursor.get() else { return Step::default() };
+                last = Some(thread);
+                if is_meant(thread) {
+                    if let Some(status) = news_of(tree, thread, flags) {
+                        let found = Some(Found { thread: thread.to_arc(), status });
+                        return Step { any: true, found, last: None };
                     }
-                    _ => true,
-                };
-                any |= is_meant;
-                // Those with news come first.
-                let Some(status) = news_of(tree, thread) else {
-                    if any {
-                        break;
+                    // Those with news come first, and ends that nobody asks for are among them.
+                    if is_awaited(tree, thread, flags) {
+                        return Step { any: true, found: None, last: None };
                     }
-                    continue;
-                };
-                if is_meant {
-                    return (true, Some(Found { thread: thread.to_arc(), status }));
                 }
             }
-            (any, None)
+            Step { any: false, found: None, last: last.map(Thread::to_arc) }
         }
     }
 }
 
-fn news_of(tree: &Look, thread: &Thread) -> Option<WaitStatus> {
+/// Will there be anything of the tracee that the call waits for? One that has ended stops no more, and a first thread that has ended before
+/// the others can go on with them.
+fn is_awaited(tree: &Look, thread: &Thread, flags: WaitFlags) -> bool {
+    if thread.trace.state.get(tree).ended.is_some() {
+        return flags.exited;
+    }
+    thread.in_process.is_linked() || flags.exited || flags.continued
+}
+
+fn news_of(tree: &Look, thread: &Thread, flags: WaitFlags) -> Option<WaitStatus> {
     let state = thread.trace.state.get(tree);
     match state.ended {
-        Some(status) => Some(status),
+        Some(status) => flags.exited.then_some(status),
         None if state.news && thread.trace.is_stopped() => state.stop.map(WaitStatus::Traced),
         None => None,
     }
