@@ -14,7 +14,7 @@ use crate::cgroup;
 use crate::mm::{shm, uaccess};
 use crate::namespaces::View;
 use crate::sched;
-use crate::signal::{self, SIGCHLD, SIGCONT, SIGHUP, SigInfo, SigSet, flags};
+use crate::signal::{self, SIGCHLD, SIGCONT, SIGHUP, SIGNAL_MAX, SigInfo, SigSet, flags};
 
 /// A kernel thread's function has returned.
 pub(super) fn kernel_thread_ended() -> ! {
@@ -255,7 +255,8 @@ pub(super) fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status
     let leader = process.relations.get(tree).leader.as_ref();
     let traced = leader.is_some_and(|leader| leader.trace.is_traced());
     let mut reap = false;
-    if exit_signal != 0 {
+    // clone(2) takes any number: of what is no signal nothing is sent.
+    if (1..=SIGNAL_MAX).contains(&exit_signal) {
         let mut send = true;
         // A tracer waits for its tracees, whatever it says of its children.
         if exit_signal == SIGCHLD && !traced {

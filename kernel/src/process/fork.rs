@@ -75,8 +75,7 @@ fn check(args: &CloneArgs, parent: &Process) -> Result<()> {
         || (has(SIGHAND) && !has(VM))
         || (has(SIGHAND) && has(CLEAR_SIGHAND))
         || (has(PIDFD) && has(DETACHED))
-        || (has(PARENT) && parent.is_init())
-        || args.exit_signal > signal::SIGNAL_MAX;
+        || (has(PARENT) && parent.is_init());
     if invalid { Err(Errno::EINVAL) } else { Ok(()) }
 }
 

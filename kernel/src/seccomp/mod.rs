@@ -20,7 +20,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::caller;
 use crate::memory::reserve;
 use crate::namespaces::View;
-use crate::process::{self, CAP_SYS_ADMIN, Charge, Pid, Thread, WaitStatus, exit, limits};
+use crate::process::{self, CAP_SYS_ADMIN, Charge, Pid, Thread, WaitStatus, exit};
 use crate::sched;
 use crate::signal::{self, SIGKILL, SIGSYS, SigInfo};
 use crate::sync::SpinLock;
@@ -213,7 +213,7 @@ pub fn check(thread: &Thread, frame: &TrapFrame, number: usize) -> Verdict {
             Verdict::Trapped
         }
         KILL_THREAD => kill_thread(thread, SIGSYS),
-        _ => kill_process(thread, SIGSYS),
+        _ => kill_process(SIGSYS),
     }
 }
 
@@ -248,13 +248,11 @@ fn kill_thread(thread: &Thread, signal: u32) -> ! {
     if thread.process.thread_count() > 1 {
         exit::thread_killed_alone(signal);
     }
-    kill_process(thread, signal)
+    kill_process(signal)
 }
 
-fn kill_process(thread: &Thread, signal: u32) -> ! {
-    let process = &thread.process;
-    let core = signal != SIGKILL && process.limit(limits::CORE) > 0 && process.is_dumpable();
-    exit::end_process(WaitStatus::Killed { signal: signal as u8, core })
+fn kill_process(signal: u32) -> ! {
+    exit::end_process(WaitStatus::Killed { signal: signal as u8, core: false })
 }
 
 /// Strict mode: read, write, exit and rt_sigreturn, and nothing else ever again.

@@ -2,7 +2,7 @@
 
 use alloc::sync::Arc;
 
-use super::{SIGNAL_MAX, default_of};
+use super::{DefaultAction, SIGNAL_MAX, default_of};
 use crate::sync::{IrqLock, Mutex, MutexGuard};
 
 /// The default action.
@@ -43,10 +43,10 @@ pub struct Action {
 }
 
 impl Action {
-    /// Whether the signal is thrown away at once, by wish or by default.
+    /// Whether the signal is thrown away at once, by wish or by default. What SIGCONT does by default, it does when it is sent.
     pub fn ignores(&self, signal: u32) -> bool {
-        self.handler == SIG_IGN
-            || (self.handler == SIG_DFL && default_of(signal) == super::DefaultAction::Ignore)
+        let by_default = || matches!(default_of(signal), DefaultAction::Ignore | DefaultAction::Continue);
+        self.handler == SIG_IGN || self.handler == SIG_DFL && by_default()
     }
 }
 

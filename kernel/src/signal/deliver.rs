@@ -10,7 +10,7 @@ use super::{
 };
 use crate::arch::trap::TrapFrame;
 use crate::cgroup::freezer;
-use crate::process::{self, Thread, WaitStatus, exit, limits, ptrace};
+use crate::process::{self, Thread, WaitStatus, exit, ptrace};
 
 /// Handles everything that is pending for the current thread, with interrupts on: the thread dies, stops, or has a handler's frame put on its stack.
 /// A system call that was interrupted restarts, or returns `EINTR`.
@@ -146,11 +146,8 @@ fn default_action(thread: &Thread, signal: u32, info: &SigInfo, continued: u32) 
         }
         // What the first process of a namespace does not handle does not reach it, unless it is its own fault.
         _ if process.is_init() && info.is_from_user() => {}
-        action => {
-            let core =
-                action == DefaultAction::Core && process.limit(limits::CORE) > 0 && process.is_dumpable();
-            exit::end_process(WaitStatus::Killed { signal: signal as u8, core });
-        }
+        // No core is written, and so none is told of.
+        _ => exit::end_process(WaitStatus::Killed { signal: signal as u8, core: false }),
     }
 }
 

@@ -5,7 +5,7 @@ use core::cell::UnsafeCell;
 use alloc::sync::{Arc, Weak};
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeAtomicLink, intrusive_adapter};
 
-use super::{SIGRTMIN, SigInfo, SigSet};
+use super::{SIGRTMIN, SigInfo, SigSet, codes};
 use crate::memory::reserve;
 use crate::process::accounts::{Counted, Share};
 use crate::process::{Charge, Process, limits};
@@ -25,7 +25,8 @@ pub struct Queued {
     from_within: Option<bool>,
     /// The timer that sends it.
     timer: Option<Weak<PosixTimer>>,
-    /// The kernel sends it, and it counts for nobody: one of each number waits at most, also of real-time signals.
+    /// The kernel sends it, or kill(2) had no room for it, and it counts for nobody: one of each number waits at most, also of real-time
+    /// signals.
     single: bool,
 }
 
@@ -42,24 +43,27 @@ impl Queued {
 
     /// A signal for a process, which counts for its user if it is one of those that do.
     pub fn to(process: &Process, info: SigInfo) -> Arc<Self> {
-        let (share, charge) = Self::counted(process, &info);
-        Self::make(Self { share, _charge: charge, ..Self::plain(info) })
+        Self::make(Self::counted(process, info))
     }
 
-    fn counted(process: &Process, info: &SigInfo) -> (Option<Share>, Option<Charge>) {
+    fn counted(process: &Process, info: SigInfo) -> Self {
         let share = info.is_limited().then(|| {
             let limit = process.limit(limits::SIGPENDING);
             Share::take_within(process.uid_for_signals(), Counted::Signals, limit)
         });
         let share = share.flatten();
         let charge = share.is_some().then(|| process.charges.add(size_of::<Self>()));
-        (share, charge)
+        if info.is_limited() && share.is_none() && info.code == codes::SI_USER {
+            // As Linux: kill(2) does not fail for that. One of them waits, and does not say whose it is.
+            let info = SigInfo::user(info.signal as u32, codes::SI_USER, 0, 0);
+            return Self { single: true, ..Self::plain(info) };
+        }
+        Self { share, _charge: charge, ..Self::plain(info) }
     }
 
     /// As [`Self::to`], from a sender that is not the current process perhaps.
     pub fn from(process: &Process, info: SigInfo, from_within: bool) -> Arc<Self> {
-        let (share, charge) = Self::counted(process, &info);
-        Self::make(Self { share, _charge: charge, from_within: Some(from_within), ..Self::plain(info) })
+        Self::make(Self { from_within: Some(from_within), ..Self::counted(process, info) })
     }
 
     /// A timer's signal; the timer itself counts for its user.
