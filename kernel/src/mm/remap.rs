@@ -249,7 +249,7 @@ impl AddressSpace {
         if gone {
             if let Some(vma) = areas.set.remove(old.start) {
                 self.leave_windows(&vma, vma.range());
-                leftovers.changes.unmapped(&vma, &old);
+                leftovers.changes.unmapped_alone(&vma, &old);
                 leftovers.push(vma, &mut areas.huge);
             }
             if areas.layout.vdso == old.start {
@@ -289,7 +289,7 @@ impl AddressSpace {
                 Some(context) => leftovers.changes.moved(&context, old.start, start, old.end - old.start),
                 None => vma.forget_userfault(),
             }
-            leftovers.changes.unmapped(&vma, &old);
+            leftovers.changes.unmapped_alone(&vma, &old);
         }
         areas.set.insert(vma);
         result?;

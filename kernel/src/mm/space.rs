@@ -334,9 +334,13 @@ impl AddressSpace {
         }
         // What can fail comes first.
         self.own_borders(&range).map_err(|_| Errno::ENOMEM)?;
-        // Most unmappings are of one area as a whole, and nothing is to be cut.
-        if last.range() != range {
-            self.cut_out(areas, &range)?;
+        // Most unmappings are of one area as a whole, which nobody watches, and nothing is to be cut.
+        let whole = last.range() == range;
+        let changes = &mut leftovers.changes;
+        let told =
+            if whole && last.userfault.is_none() { 0 } else { changes.unmapping(&areas.set, &range)? };
+        if !whole {
+            self.cut_out(areas, &range).inspect_err(|_| leftovers.changes.forget(told))?;
         }
         let mut gather = Gather::new(self);
         self.leave_forked(range.clone(), &mut gather);
@@ -352,7 +356,6 @@ impl AddressSpace {
             if vma.flags.contains(VmFlags::ACCOUNT) {
                 accounting::uncommit(vma.pages());
             }
-            leftovers.changes.unmapped(&vma, &range);
             leftovers.push(vma, &mut areas.huge);
             sched::cond_resched();
         }

@@ -1,5 +1,6 @@
 //! userfaultfd's events: forks, moves, removed pages and unmapped areas, told to a monitor.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread;
@@ -8,6 +9,7 @@ use std::time::Duration;
 use roundtable_programs::child::{self, End};
 use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::huge::{self, HUGE};
+use roundtable_programs::inject::Injector;
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, Map, PRIVATE, RW, SHARED, madvise, mremap, munmap};
 use roundtable_programs::sys::PAGE;
@@ -18,7 +20,7 @@ use roundtable_programs::{Errno, procfs, sys, tests};
 
 tests! { moves_are_told, moves_of_huge_pages, removed_pages_are_told, unmapped_areas_are_told, children_are_watched: 60,
 children_keep_what_is_withheld: 60, nobody_fills_meanwhile, a_closed_monitor_lets_go, a_killed_thread_lets_go, only_who_asks_is_told,
-descriptors_run_out }
+descriptors_run_out, very_many_monitors: 120, no_memory_to_tell }
 
 const FORK: u8 = 0x13;
 const REMAP: u8 = 0x14;
@@ -380,4 +382,116 @@ fn descriptors_run_out() {
         assert_eq!(reader.join().unwrap(), (Err(Errno::EMFILE), FORK));
         child.ok();
     });
+}
+
+/// Each page has a monitor of its own: that costs the call memory, and it asks for it.
+fn very_many_monitors() {
+    const MONITORS: usize = 3000;
+    let most = libc::rlimit { rlim_cur: 2 * MONITORS as u64, rlim_max: 2 * MONITORS as u64 };
+    // SAFETY: the limit is only read.
+    sys::check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &most) }).expect("setrlimit");
+    let map = Map::anonymous(2 * MONITORS * PAGE);
+    let epoll = Fd::own(call(libc::SYS_epoll_create1, [0; 6]).expect("epoll_create1"));
+    let monitors: Vec<Uffd> = (0..MONITORS)
+        .map(|number| {
+            let uffd = monitor(EVENT_UNMAP | EVENT_FORK);
+            // Two areas of each, far from each other: it is told once.
+            for page in [number, 2 * MONITORS - 1 - number] {
+                uffd.register_at(map.address + page * PAGE, PAGE, MISSING).expect("UFFDIO_REGISTER");
+            }
+            add(&epoll, &uffd, number);
+            uffd
+        })
+        .collect();
+    // One message of each, in whatever order they come. What a fork holds of the C library's is not needed.
+    let all_are_told = |told: &mut [bool], expected: &dyn Fn(u8, [u64; 3])| {
+        for _ in 0..MONITORS {
+            let number = ready(&epoll);
+            assert!(!std::mem::replace(&mut told[number], true), "{number} is told twice");
+            let (kind, words) = event(&monitors[number]);
+            expected(kind, words);
+        }
+    };
+    let mut told = vec![false; MONITORS];
+    let begun = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let reader = scope.spawn(|| {
+            begun.store(true, SeqCst);
+            all_are_told(&mut told, &|kind, words| {
+                assert_eq!(kind, FORK);
+                drop(Fd::own(words[0] as u32 as usize));
+            });
+        });
+        await_start(&begun);
+        let child = child::fork(|| {});
+        reader.join().unwrap();
+        child.ok();
+    });
+    thread::scope(|scope| {
+        let words = [map.address as u64, (map.address + map.length) as u64, 0];
+        let unmapping = scope.spawn(|| munmap(map.address, map.length));
+        let mut told = vec![false; MONITORS];
+        all_are_told(&mut told, &|kind, told| assert_eq!((kind, told), (UNMAP, words)));
+        assert_eq!(unmapping.join().unwrap(), Ok(()));
+    });
+    monitors.iter().for_each(nothing);
+    std::mem::forget(map);
+}
+
+/// Waits for the next descriptor that is ready; its number.
+fn ready(epoll: &Fd) -> usize {
+    let mut ready = libc::epoll_event { events: 0, u64: 0 };
+    let at = &raw mut ready as usize;
+    assert_eq!(call(libc::SYS_epoll_wait, [epoll.raw() as usize, at, 1, usize::MAX, 0, 0]), Ok(1));
+    ready.u64 as usize
+}
+
+fn add(epoll: &Fd, uffd: &Uffd, number: usize) {
+    let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: number as u64 };
+    let at = &raw mut event as usize;
+    call(libc::SYS_epoll_ctl, [epoll.raw() as usize, 1, uffd.0.raw() as usize, at, 0, 0])
+        .expect("EPOLL_CTL_ADD");
+}
+
+/// An unmapping that there is no memory to tell of does not happen.
+fn no_memory_to_tell() {
+    const MONITORS: usize = 40;
+    let injector = Injector::new();
+    let map = Map::anonymous(2 * MONITORS * PAGE);
+    let epoll = Fd::own(call(libc::SYS_epoll_create1, [0; 6]).expect("epoll_create1"));
+    let monitors: Arc<Vec<Uffd>> = Arc::new((0..MONITORS).map(|_| monitor(EVENT_UNMAP)).collect());
+    for (number, uffd) in monitors.iter().enumerate() {
+        uffd.register_at(map.address + 2 * number * PAGE, PAGE, MISSING).expect("UFFDIO_REGISTER");
+        add(&epoll, uffd, number);
+    }
+    let areas = || std::fs::read_to_string("/proc/self/maps").unwrap();
+    let stranger = monitor(0);
+    // Not in a scope, which would wait for it should something fail here.
+    let of_reader = monitors.clone();
+    let reader = thread::spawn(move || {
+        (0..MONITORS).for_each(|_| _ = event(&of_reader[ready(&epoll)]));
+    });
+    procfs::wait_for_sleepers(1);
+    let before = areas();
+    let mut refused = 0;
+    for nth in 1..1000 {
+        injector.arm(nth);
+        let result = munmap(map.address, map.length);
+        injector.disarm();
+        if result.is_ok() {
+            break;
+        }
+        refused += 1;
+        assert_eq!((result, areas()), (Err(Errno::ENOMEM), before.clone()), "{nth}");
+        // What is noted last is the first to be forgotten.
+        for number in [0, MONITORS - 1] {
+            nothing(&monitors[number]);
+            let other = stranger.register_at(map.address + 2 * number * PAGE, PAGE, MISSING);
+            assert_eq!(other, Err(Errno::EBUSY), "{number} is watched");
+        }
+    }
+    assert!(refused >= MONITORS, "{refused}");
+    reader.join().unwrap();
+    monitors.iter().for_each(nothing);
+    std::mem::forget(map);
 }

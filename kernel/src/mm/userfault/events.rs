@@ -8,15 +8,15 @@ use alloc::collections::LinkedList;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
 use super::super::AddressSpace;
-use super::super::vma::{VmFlags, Vma};
+use super::super::vma::{VmFlags, Vma, VmaSet};
 use super::{Context, INITIALISED, MESSAGE, Waiters};
 use crate::errno::{Errno, Result};
-use crate::memory::fallible;
+use crate::memory::{PAGE_SIZE, fallible, reserve};
 use crate::process;
 use crate::sched;
 use crate::sync::WaitQueue;
@@ -148,25 +148,67 @@ impl Context {
     }
 }
 
+/// A number for a call that notes contexts, each once.
+fn new_call() -> u64 {
+    static CALLS: AtomicU64 = AtomicU64::new(1);
+    // Relaxed: only told apart.
+    CALLS.fetch_add(1, Ordering::Relaxed)
+}
+
+impl Context {
+    /// Notes the context for a call; true the first time. The areas lock is held for writing, and orders these stores: hence relaxed.
+    fn note(&self, call: u64, place: usize) -> bool {
+        let first = self.noted.swap(call, Ordering::Relaxed) != call;
+        if first {
+            self.place.store(place, Ordering::Relaxed);
+        }
+        first
+    }
+}
+
 /// The changes of one call, in their order.
 #[derive(Default)]
 pub(in super::super) struct Changes(LinkedList<Change>);
 
 impl Changes {
-    /// An area is unmapped by a call that unmaps `range`.
-    pub(in super::super) fn unmapped(&mut self, vma: &Vma, range: &Range<u64>) {
-        let Some(context) = &vma.userfault else { return };
-        if !context.has(abi::UFFD_FEATURE_EVENT_UNMAP) {
-            return;
+    /// All areas in `range` are about to be unmapped. The contexts may be as many as the areas: what takes memory comes first, and on
+    /// `ENOMEM` nothing is noted. Returns how many are, for [`Changes::forget`].
+    pub(in super::super) fn unmapping(&mut self, set: &VmaSet, range: &Range<u64>) -> Result<usize> {
+        let (mut call, before) = (None, self.0.len());
+        for vma in set.overlapping(range.clone()) {
+            let context = vma.userfault.as_ref().filter(|c| c.has(abi::UFFD_FEATURE_EVENT_UNMAP));
+            let Some(context) = context else { continue };
+            // Each context once, however many areas it has there.
+            if !context.note(*call.get_or_insert_with(new_call), 0) {
+                continue;
+            }
+            if let Err(error) = reserve::ask(PAGE_SIZE) {
+                self.forget(self.0.len() - before);
+                return Err(error);
+            }
+            self.unmapped(context, range);
         }
-        let change = Change::new(context, abi::UFFD_EVENT_UNMAP, [range.start, range.end, 0], None);
-        let is_same = |other: &Change| {
-            Arc::ptr_eq(&other.context, &change.context) && other.event.message == change.event.message
-        };
-        // Each context once, however many areas it has there.
-        if !self.0.iter().any(is_same) {
-            self.0.push_back(change);
+        Ok(self.0.len() - before)
+    }
+
+    /// The last so many changes do not happen.
+    pub(in super::super) fn forget(&mut self, count: usize) {
+        for _ in 0..count {
+            // The areas keep its context.
+            drop(self.0.pop_back());
         }
+    }
+
+    /// One area, of all that is told of it, is unmapped.
+    pub(in super::super) fn unmapped_alone(&mut self, vma: &Vma, range: &Range<u64>) {
+        if let Some(context) = vma.userfault.as_ref().filter(|c| c.has(abi::UFFD_FEATURE_EVENT_UNMAP)) {
+            self.unmapped(context, range);
+        }
+    }
+
+    fn unmapped(&mut self, context: &Arc<Context>, range: &Range<u64>) {
+        let words = [range.start, range.end, 0];
+        self.0.push_back(Change::new(context, abi::UFFD_EVENT_UNMAP, words, None));
     }
 
     /// The memory of a context that follows moves has moved.
@@ -184,7 +226,11 @@ impl Changes {
 
 /// The contexts of a fork.
 #[derive(Default)]
-pub(in super::super) struct Forks(Vec<Change>);
+pub(in super::super) struct Forks {
+    /// The number of the call, once a context is met.
+    call: u64,
+    changes: Vec<Change>,
+}
 
 impl Forks {
     /// The context of the child's copy of an area that is watched: `None` if its monitor does not ask for children.
@@ -196,20 +242,24 @@ impl Forks {
         if !context.has(abi::UFFD_FEATURE_EVENT_FORK) {
             return Ok(None);
         }
-        let known = self.0.iter().find(|change| Arc::ptr_eq(&change.context, context));
-        if let Some(known) = known {
-            return Ok(known.event.child.clone());
+        if self.call == 0 {
+            self.call = new_call();
+        }
+        if !context.note(self.call, self.changes.len()) {
+            // Relaxed: as where it is noted. Who fails below comes no more.
+            let known = self.changes.get(context.place.load(Ordering::Relaxed));
+            return Ok(known.and_then(|known| known.event.child.clone()));
         }
         // Room first: a change that is dropped lets go of the child's areas, whose lock is held.
-        fallible::reserve(&mut self.0, 1)?;
+        fallible::reserve(&mut self.changes, 1)?;
         let copy = context.of_child(child);
-        self.0.push(Change::new(context, abi::UFFD_EVENT_FORK, [0; 3], Some(copy.clone())));
+        self.changes.push(Change::new(context, abi::UFFD_EVENT_FORK, [0; 3], Some(copy.clone())));
         Ok(Some(copy))
     }
 
     /// Tells of the child. Without locks.
     pub(in super::super) fn tell(self) {
-        self.0.into_iter().for_each(Change::tell);
+        self.changes.into_iter().for_each(Change::tell);
     }
 }
 

@@ -98,6 +98,9 @@ pub struct Context {
     changing: AtomicUsize,
     /// A message has come.
     arrived: WaitQueue,
+    /// The last call that has noted the context, and as which one of its contexts. For who has the areas lock for writing.
+    noted: AtomicU64,
+    place: AtomicUsize,
 }
 
 /// A fault that a context is to be told of, or has been: the thread has not slept yet.
@@ -116,6 +119,8 @@ impl Context {
             waiters: SpinLock::new(Waiters::default()),
             changing: AtomicUsize::new(0),
             arrived: WaitQueue::new(),
+            noted: AtomicU64::new(0),
+            place: AtomicUsize::new(0),
         })
     }
 
