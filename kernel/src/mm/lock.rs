@@ -137,7 +137,8 @@ impl AddressSpace {
             // Huge pages and the kernel's own are always resident, and never counted; a region is not the process's alone.
             // Secret memory counts for its owner.
             let is_fixed = matches!(vma.kind, Kind::Huge(_) | Kind::Special(_) | Kind::Region(_));
-            if is_fixed || vma.flags.contains(VmFlags::SECRET) {
+            // What may be dropped at any time is not locked.
+            if is_fixed || vma.flags.intersects(VmFlags::SECRET | VmFlags::DROPPABLE) {
                 continue;
             }
             let flags = (vma.flags - LOCK_FLAGS) | new;

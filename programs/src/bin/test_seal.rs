@@ -158,6 +158,12 @@ fn droppable_memory() {
         (0..8).all(|page| map.get(page * PAGE) == 0)
     });
     assert!(dropped);
+    // It is never locked, and nobody is told.
+    let locked = || roundtable_programs::procfs::status(roundtable_programs::sys::pid(), "VmLck");
+    let before = locked();
+    assert_eq!(call(libc::SYS_mlock, [map.address, 8 * PAGE, 0, 0, 0, 0]), Ok(0));
+    assert_eq!(locked(), before);
+    assert_eq!(advise(map.address, 8 * PAGE, libc::MADV_PAGEOUT), Ok(0));
     // Other memory stays.
     let map = Map::new(PAGE, RW, PRIVATE | ANON, -1, 0).unwrap();
     map.set(0, 1);
