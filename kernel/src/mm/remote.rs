@@ -116,7 +116,8 @@ impl AddressSpace {
                 }
                 if let Kind::Region(region) = &vma.kind {
                     // Once more by the rights of what is inside.
-                    return region.space().with_page(region.inner(vma, address), access, rights, work);
+                    let inner = region.inner(vma, address);
+                    return region.counting(inner, || region.space().with_page(inner, access, rights, work));
                 }
                 let ready = !self.is_intercepted(vma, address, access);
                 if let Kind::Huge(huge) = &vma.kind

@@ -216,6 +216,7 @@ impl AddressSpace {
     /// As [`AddressSpace::resident`], for who has the areas lock.
     pub(super) fn resident_in(&self, areas: &Areas) -> Resident {
         let shown = self.shown_pages(&areas.set);
+        self.costs.note_shown(shown);
         let mut tables = self.tables.lock();
         let mut resident = tables.resident;
         resident.shmem += shown;
@@ -223,11 +224,16 @@ impl AddressSpace {
         resident
     }
 
-    /// As [`AddressSpace::resident`], for who must not wait: without the pages in tables of files while the areas change.
+    /// As [`AddressSpace::resident`], for who must not wait: while the areas change, with what tables of files showed when somebody looked
+    /// last.
     pub fn resident_now(&self) -> Resident {
         match self.areas.try_read() {
             Some(areas) => self.resident_in(&areas),
-            None => self.tables.lock().resident,
+            None => {
+                let mut resident = self.tables.lock().resident;
+                resident.shmem += self.costs.shown();
+                resident
+            }
         }
     }
 

@@ -366,6 +366,8 @@ pub struct Costs {
     windows: AtomicUsize,
     /// Pages and tables that came into regions by the process's faults.
     in_regions: AtomicU64,
+    /// Pages that tables of files showed when somebody looked last.
+    shown: AtomicU64,
 }
 
 impl Costs {
@@ -383,6 +385,16 @@ impl Costs {
     /// Counts them: so many more, or fewer.
     pub(super) fn change_in_regions(&self, change: i64) {
         self.in_regions.fetch_add(change as u64, Ordering::Relaxed);
+    }
+
+    /// Pages that tables of files showed when somebody looked last.
+    pub(super) fn shown(&self) -> u64 {
+        self.shown.load(Ordering::Relaxed)
+    }
+
+    /// Somebody has looked.
+    pub(super) fn note_shown(&self, pages: u64) {
+        self.shown.store(pages, Ordering::Relaxed);
     }
 
     /// Bytes that the tables of huge pages take when all are there: its own, and those of its files.

@@ -5,6 +5,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use alloc::sync::{Arc, Weak};
 
 use super::{Process, Thread, WaitStatus, tree};
+use crate::arch::percpu;
 use crate::memory::stack::STACK_SIZE;
 use crate::memory::{self, reserve};
 use crate::mm::AddressSpace;
@@ -85,6 +86,13 @@ pub fn out_of_memory(asked: Moment) -> Found {
     }
     // What sleeps in here is not made to wait for memory once more.
     let passed = current.memory.set_passes(true);
+    // What the caller itself shows through tables of files is known from here on, even if other threads of its change its areas all the time.
+    // Who has a lock does not wait for one.
+    if percpu::sleeping_locks() == 0
+        && let Some(mm) = current.process.mm()
+    {
+        mm.resident();
+    }
     let found = search(&current, asked);
     current.memory.set_passes(passed);
     found

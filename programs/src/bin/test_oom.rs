@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 use roundtable_programs::child::{self, Child, End};
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, GIB};
+use roundtable_programs::kinds::call;
 use roundtable_programs::leak::Baseline;
-use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, RW, SHARED};
+use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, RW, SHARED, mprotect};
 use roundtable_programs::mshare::{self, Region};
 use roundtable_programs::procfs::{self, Meminfo};
 use roundtable_programs::shared::Shared;
@@ -14,7 +15,7 @@ use roundtable_programs::sys::is_linux;
 use roundtable_programs::{Errno, tests};
 
 tests! { one_hog_is_killed: 60, a_slow_end_kills_nobody_else: 60, a_storm_of_hogs: 100, page_tables_run_out: 60, shared_memory_runs_out: 60,
-a_region_runs_out: 100, all_memory_as_huge_pages: 60, more_than_there_is_at_once }
+a_region_runs_out: 100, a_region_is_filled_for_others: 100, a_hog_that_changes_its_areas: 100, all_memory_as_huge_pages: 60, more_than_there_is_at_once }
 
 const PAUSE: Duration = Duration::from_millis(10);
 
@@ -143,21 +144,7 @@ fn a_region_runs_out() {
     let bytes = Meminfo::read().get("MemTotal") as usize * 1024;
     region.map(0, bytes, RW, PRIVATE | ANON | NORESERVE, -1, 0).unwrap();
     region.attach().set(0, 1);
-    let bystanders: Vec<Child> = (0..2)
-        .map(|_| {
-            child::fork(|| {
-                let (attached, own) = (region.attach(), Map::anonymous(64 << 20));
-                (0..own.length).step_by(4096).for_each(|at| own.set(at, 1));
-                loop {
-                    assert_eq!(attached.get(0), 1);
-                    let map = Map::anonymous(16 * 4096);
-                    (0..16).for_each(|page| map.set(page * 4096, 1));
-                    shared.add(0);
-                    std::thread::sleep(PAUSE);
-                }
-            })
-        })
-        .collect();
+    let bystanders: Vec<Child> = (0..2).map(|_| attached_bystander(&region, &shared)).collect();
     shared.wait(0, 4);
     let hog = child::fork(|| {
         let map = region.attach();
@@ -173,6 +160,114 @@ fn a_region_runs_out() {
     assert_eq!(mshare::count("pages"), 0);
     bystanders.into_iter().for_each(Child::end);
     drop(region);
+    before.check();
+}
+
+/// A process that has a region attached and 64 MiB of its own, and touches new pages.
+fn attached_bystander(region: &Region, shared: &Shared) -> Child {
+    child::fork(|| {
+        let (attached, own) = (region.attach(), Map::anonymous(64 << 20));
+        (0..own.length).step_by(4096).for_each(|at| own.set(at, 1));
+        loop {
+            assert_eq!(attached.get(0), 1);
+            let map = Map::anonymous(16 * 4096);
+            (0..16).for_each(|page| map.set(page * 4096, 1));
+            shared.add(0);
+            std::thread::sleep(PAUSE);
+        }
+    })
+}
+
+/// Who fills a region answers for it, however that is done: by the call that maps memory there, and when it is not attached any more.
+fn a_region_is_filled_for_others() {
+    const POPULATE: i32 = libc::MAP_POPULATE;
+    mshare::ready();
+    let before = Baseline::take();
+    let bytes = Meminfo::read().get("MemTotal") as usize * 1024;
+    for by_attachment in [false, true] {
+        let (region, shared) = (Region::new(), Shared::new());
+        region.map(0, 4096, RW, PRIVATE | ANON | NORESERVE, -1, 0).unwrap();
+        region.attach().set(0, 1);
+        let bystanders: Vec<Child> = (0..2).map(|_| attached_bystander(&region, &shared)).collect();
+        shared.wait(0, 4);
+        let hog = child::fork(|| {
+            let flags = PRIVATE | ANON | NORESERVE;
+            region.map(4096, bytes, RW, if by_attachment { flags } else { flags | POPULATE }, -1, 0).unwrap();
+            if by_attachment {
+                drop(Map::new(region.size, RW, SHARED | POPULATE, region.fd.raw(), 0).unwrap());
+            }
+            take_everything_at_rest();
+        });
+        assert_eq!(hog.wait(), End::Signal(libc::SIGKILL));
+        assert!(mshare::count("pages") > bytes as u64 / 4096 / 4);
+        // They look at what is there.
+        all_live(bystanders);
+        region.unmap(0, bytes).unwrap();
+    }
+    before.check();
+}
+
+/// None of them was killed; and ends them.
+#[track_caller]
+fn all_live(bystanders: Vec<Child>) {
+    for bystander in bystanders {
+        assert_eq!(child::waitpid(bystander.pid, libc::WNOHANG).unwrap().0, 0, "a bystander was killed");
+        bystander.end();
+    }
+}
+
+/// Takes what is left, without a word to the killer.
+fn take_everything_at_rest() -> ! {
+    let bytes = Meminfo::read().get("MemTotal") as usize * 1024;
+    let map = Map::new(bytes, RW, PRIVATE | ANON | NORESERVE, -1, 0).expect("address space");
+    (0..bytes).step_by(4096).for_each(|at| map.set(at, 1));
+    unreachable!("all memory");
+}
+
+/// The largest is found while it changes its areas all the time.
+fn a_hog_that_changes_its_areas() {
+    const AREAS: usize = 2_000;
+    let shared = Shared::new();
+    let before = Baseline::take();
+    let bystanders: Vec<Child> = (0..2)
+        .map(|_| {
+            child::fork(|| {
+                let own = Map::anonymous(64 << 20);
+                (0..own.length).step_by(4096).for_each(|at| own.set(at, 1));
+                loop {
+                    shared.add(0);
+                    std::thread::sleep(PAUSE);
+                }
+            })
+        })
+        .collect();
+    shared.wait(0, 2);
+    let hog = child::fork(|| {
+        let small = Map::new(2 * AREAS * 4096, RW, PRIVATE | ANON | NORESERVE, -1, 0).unwrap();
+        for area in 0..AREAS {
+            mprotect(small.address + 2 * area * 4096, 4096, libc::PROT_READ).unwrap();
+        }
+        let bytes = Meminfo::read().get("MemTotal") as usize * 1024;
+        let file = Fd::memfd("hog", 0).unwrap();
+        file.truncate(bytes as u64).unwrap();
+        let map = file.map(bytes, RW, SHARED).unwrap();
+        // Most of it before, for each page has to wait for the areas then.
+        let most = ((Meminfo::read().get("MemFree") as usize * 1024) & !4095) - (48 << 20);
+        (0..most).step_by(4096).for_each(|at| map.set(at, 1));
+        let (at, length) = (small.address, small.length);
+        std::thread::spawn(move || {
+            loop {
+                // Each of the areas, in one call.
+                let locked = call(libc::SYS_mlock2, [at, length, libc::MLOCK_ONFAULT as usize, 0, 0, 0]);
+                let unlocked = call(libc::SYS_munlock, [at, length, 0, 0, 0, 0]);
+                assert_eq!((locked, unlocked), (Ok(0), Ok(0)));
+            }
+        });
+        (most..bytes).step_by(4096).for_each(|at| map.set(at, 1));
+        unreachable!("all memory");
+    });
+    assert_eq!(hog.wait(), End::Signal(libc::SIGKILL));
+    all_live(bystanders);
     before.check();
 }
 

@@ -2,9 +2,10 @@
 
 use alloc::sync::Arc;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering, fence};
+use core::sync::atomic::{Ordering, fence};
 
 use super::SPACES;
+use super::brought::Brought;
 use super::region::{GRANULE, Region};
 use crate::arch::tlb::{self, Flush};
 use crate::fs::File;
@@ -15,7 +16,7 @@ use crate::mm::fault::{Access, FaultError};
 use crate::mm::space::AddressSpace;
 use crate::mm::tables::{PageTables, TOP};
 use crate::mm::view::Usage;
-use crate::mm::vma::{Costs, VmFlags, Vma};
+use crate::mm::vma::{VmFlags, Vma};
 
 /// A region as it is attached to an address space.
 pub struct RegionArea {
@@ -33,29 +34,6 @@ pub struct RegionArea {
 pub struct RegionLeftover {
     region: Arc<Region>,
     file: Arc<File>,
-}
-
-/// Pages and tables that an area's faults brought into its region.
-struct Brought {
-    count: AtomicU64,
-    costs: Arc<Costs>,
-}
-
-impl Brought {
-    /// `more` came in; the region has `all` now, which others may have brought, or taken away.
-    fn add(&self, more: u64, all: u64) {
-        // Relaxed, all: an account on which no other data hangs.
-        let change = |count: u64| Some((count + more).min(all));
-        if let Ok(old) = self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change) {
-            self.costs.change_in_regions((old + more).min(all) as i64 - old as i64);
-        }
-    }
-}
-
-impl Drop for Brought {
-    fn drop(&mut self) {
-        self.costs.change_in_regions(-(*self.count.get_mut() as i64));
-    }
 }
 
 /// The entry of a root that leads to a region's table at `table` with the rights of an attachment.
@@ -79,7 +57,7 @@ impl RegionArea {
         flags: VmFlags,
     ) -> Self {
         let tables = space.page_tables().clone();
-        let brought = Arc::new(Brought { count: AtomicU64::new(0), costs: space.shared_costs() });
+        let brought = region.account_of(space);
         region.count_attachment(true);
         let area = Self { region, file, start, tables, brought };
         SPACES.attach(area.tables.id, area.region.id(), || area.set_entries(flags));
@@ -139,6 +117,7 @@ impl RegionArea {
             }
         });
         self.region.count_attachment(false);
+        self.region.forget_empty(self.tables.id);
         let Self { region, file, .. } = self;
         RegionLeftover { region, file }
     }
@@ -177,12 +156,21 @@ impl RegionArea {
     /// access faults once more.
     pub(in crate::mm) fn fault(&self, vma: &Vma, address: u64, access: Access) -> Result<(), FaultError> {
         let inner = self.inner(vma, address);
+        self.counting(inner, || self.space().fault(inner, access))
+    }
+
+    /// Counts the page at `inner` for the process if `bring` brings it in.
+    pub(in crate::mm) fn counting<T, E>(
+        &self,
+        inner: u64,
+        bring: impl FnOnce() -> Result<T, E>,
+    ) -> Result<T, E> {
         let was_there = self.space().page_tables().lookup(inner).is_some();
-        self.space().fault(inner, access)?;
+        let done = bring()?;
         if !was_there {
             self.brought.add(1, self.region.weight());
         }
-        Ok(())
+        Ok(done)
     }
 
     /// What is to be done to populate `range` of the area, without the areas lock; `Denied` where the process
@@ -223,10 +211,6 @@ pub(in crate::mm) struct Populating {
 
 impl Populating {
     pub(in crate::mm) fn run(self) -> Result<(), FaultError> {
-        let before = self.region.weight();
-        let result = self.region.space().populate(self.range);
-        let now = self.region.weight();
-        self.brought.add(now.saturating_sub(before), now);
-        result
+        self.region.fill(self.range, &self.brought)
     }
 }

@@ -43,6 +43,7 @@
 //! The face to user space is `crate::fs::msharefs`; nothing here depends on it.
 
 mod area;
+mod brought;
 mod check;
 mod region;
 mod spaces;

@@ -9,18 +9,20 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use bitflags::bitflags;
 use linux_raw_sys::general as abi;
 
+use super::brought::{Accounts, Brought};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::memory::fallible::TryVec;
 use crate::memory::{PAGE_SIZE, PhysAddr, reserve};
 use crate::mm::entry::Entry;
+use crate::mm::fault::FaultError;
 use crate::mm::map::MapRequest;
 use crate::mm::space::AddressSpace;
 use crate::mm::tables::{TOP, span};
 use crate::mm::vma::{VmFlags, Vma};
 use crate::mm::{PAGE, TASK_SIZE, page_up};
-use crate::sched;
 use crate::sync::SpinLock;
+use crate::{process, sched};
 
 /// What a region's size, and the address of an attachment, are multiples of, bytes: the span of an entry of a
 /// root.
@@ -80,6 +82,7 @@ pub struct Region {
     space: Arc<AddressSpace>,
     size: u64,
     attachments: AtomicU64,
+    accounts: Accounts,
 }
 
 /// All regions, by the ids of their tables.
@@ -106,7 +109,8 @@ impl Region {
                 .find_or_make(BASE + part * GRANULE, TOP - 1)
                 .map_err(|_| Errno::ENOMEM)?;
         }
-        let region = Arc::new(Self { space, size, attachments: AtomicU64::new(0) });
+        let region =
+            Arc::new(Self { space, size, attachments: AtomicU64::new(0), accounts: Accounts::default() });
         ALL.lock().insert(region.id(), Arc::downgrade(&region));
         Ok(region)
     }
@@ -162,6 +166,41 @@ impl Region {
         self.space.resident_now().total() + self.space.table_bytes() / PAGE
     }
 
+    /// What `space` has brought in.
+    pub(super) fn account_of(&self, space: &AddressSpace) -> Arc<Brought> {
+        self.accounts.of(space)
+    }
+
+    /// The space with these tables has detached.
+    pub(super) fn forget_empty(&self, id: u64) {
+        self.accounts.forget_empty(id);
+    }
+
+    /// Populates a range of the region's own addresses. It counts for `brought` as it comes: others may be short of memory meanwhile.
+    pub(super) fn fill(&self, range: Range<u64>, brought: &Brought) -> core::result::Result<(), FaultError> {
+        /// Between two looks at what has come, bytes.
+        const STEP: u64 = 2 << 20;
+        // Without a walk through all areas: what tables of files show is counted at the end.
+        let own = || {
+            let tables = self.space.page_tables().lock();
+            tables.resident.total() + tables.count
+        };
+        let (before, mut counted, mut at) = (self.weight(), 0, range.start);
+        let mut result = Ok(());
+        while at < range.end && result.is_ok() {
+            let end = (at - at % STEP + STEP).min(range.end);
+            let then = own();
+            result = self.space.populate(at..end);
+            let more = own().saturating_sub(then);
+            brought.add(more, u64::MAX);
+            counted += more;
+            at = end;
+        }
+        let now = self.weight();
+        brought.add(now.saturating_sub(before).saturating_sub(counted), now);
+        result
+    }
+
     /// Checks a range of whole pages; `EINVAL` for one that is empty, not aligned, or not inside.
     fn range(&self, at: u64, len: u64) -> Result<Range<u64>> {
         let len = page_up(len).filter(|len| *len > 0).ok_or(Errno::EINVAL)?;
@@ -183,17 +222,23 @@ impl Region {
         if new.flags & size_bits != 0 && !flags.contains(InnerFlags::HUGETLB) {
             return Err(Errno::EINVAL);
         }
-        // The area stays when its maker ends.
+        // The area stays when its maker ends, and an account of who fills it.
         reserve::ask_lasting(PAGE_SIZE)?;
+        let populates = flags.contains(InnerFlags::POPULATE) && !flags.contains(InnerFlags::NONBLOCK);
         let request = MapRequest {
             address: range.start,
             len: range.end - range.start,
             prot: new.prot,
-            flags: new.flags,
+            flags: new.flags & !abi::MAP_POPULATE,
             file: new.file,
             offset: new.offset,
         };
-        self.space.map(request).map(|_| ())
+        self.space.map(request)?;
+        if populates && let Some(space) = process::current().process.mm() {
+            // As mmap(2): what cannot be populated is found out at the first touch.
+            let _ = self.fill(range, &self.account_of(&space));
+        }
+        Ok(())
     }
 
     /// Unmaps a range inside, for all.
@@ -201,7 +246,9 @@ impl Region {
         let range = self.range(at, len)?;
         // Areas may be cut in two.
         reserve::ask(PAGE_SIZE)?;
-        self.space.unmap(range.start, range.end - range.start)
+        self.space.unmap(range.start, range.end - range.start)?;
+        self.accounts.limit(self.weight());
+        Ok(())
     }
 
     /// Sets the rights of a range inside, for all. Errors as of mprotect(2).
