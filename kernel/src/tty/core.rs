@@ -28,6 +28,8 @@ use crate::time;
 const CHUNK: usize = 512;
 /// The most that one of them becomes: a tab.
 const WIDEST: usize = 8;
+/// Characters that are looked at or shown in one hold of the discipline's lock.
+const STEPS: usize = 256;
 /// Readiness for output wants this much room, so that programs do not write byte by byte.
 const WRITABLE_ROOM: usize = 256;
 
@@ -177,18 +179,29 @@ impl Tty {
     }
 
     /// Input from the device, as much as there is room for; returns how much that was.
+    ///
+    /// One character may stand for a whole line that is shown again or erased, and other threads spin for the lock. So a hold of it ends
+    /// after [`STEPS`], and what such a character has begun goes on in the next one.
     pub fn receive(&self, bytes: &[u8]) -> usize {
         let mut taken = 0;
         let mut ready = false;
         let mut resumed = false;
-        while taken < bytes.len() {
+        loop {
             let mut pending = Action::None;
             let mut discipline = self.discipline.lock();
             let mut echo = core::mem::take(&mut discipline.echo);
-            while taken < bytes.len() && discipline.has_room() {
+            discipline.begin_hold(STEPS);
+            while discipline.may_go_on() {
                 let was_stopped = discipline.stopped;
-                let action = discipline.receive(bytes[taken], &mut echo);
-                taken += 1;
+                let action = if discipline.is_unfinished() {
+                    discipline.go_on(&mut echo);
+                    Action::None
+                } else if taken < bytes.len() && discipline.has_room() {
+                    taken += 1;
+                    discipline.receive(bytes[taken - 1], &mut echo)
+                } else {
+                    break;
+                };
                 if echo.is_filling() {
                     self.driver.write(echo.bytes());
                     echo.clear();
@@ -218,14 +231,16 @@ impl Tty {
             self.driver.write(echo.bytes());
             echo.clear();
             discipline.echo = echo;
+            let more = discipline.is_unfinished() || taken < bytes.len() && discipline.has_room();
             drop(discipline);
-            match pending {
-                Action::Signal { signal, .. } => {
-                    self.signal_foreground(signal);
-                    self.output.wake_all();
-                }
-                _ => break,
+            if let Action::Signal { signal, .. } = pending {
+                self.signal_foreground(signal);
+                self.output.wake_all();
             }
+            if !more {
+                break;
+            }
+            sched::cond_resched();
         }
         if ready {
             self.input.wake_all();
@@ -343,24 +358,23 @@ impl Tty {
         let mut done = 0;
         let mut buffer = [0u8; CHUNK];
         let mut processed = Output::with_room(source.remaining().min(CHUNK) * WIDEST)?;
+        let over = || self.hung_up(file) || self.driver.other_end_closed();
         while source.remaining() > 0 {
             // There may be gigabytes, and somebody who takes them as fast as they come.
             sched::cond_resched();
-            if done > 0 && process::current().signal_pending() {
-                return Ok(done);
+            let end = if over() {
+                Some(Errno::EIO)
+            } else {
+                process::current().signal_pending().then_some(Errno::ERESTARTSYS)
+            };
+            if let Some(error) = end {
+                return if done > 0 { Ok(done) } else { Err(error) };
             }
-            let room = self.driver.room();
-            if room == 0 {
-                if self.hung_up(file) || self.driver.other_end_closed() {
-                    return if done > 0 { Ok(done) } else { Err(Errno::EIO) };
-                }
+            if !self.has_room() {
                 if nonblocking {
                     return if done > 0 { Ok(done) } else { Err(Errno::EAGAIN) };
                 }
-                let woken = self.output.wait_event(None, || {
-                    let go = self.driver.room() > 0 || self.hung_up(file) || self.driver.other_end_closed();
-                    go.then_some(())
-                });
+                let woken = self.output.wait_event(None, || (self.has_room() || over()).then_some(()));
                 match woken {
                     Err(_) if done > 0 => return Ok(done),
                     other => other?,
@@ -379,7 +393,12 @@ impl Tty {
         Ok(done)
     }
 
-    /// Hands bytes to the device, processed; returns how many it took.
+    /// Is there room for a byte of output, whatever it becomes?
+    fn has_room(&self) -> bool {
+        self.driver.room() >= if self.termios().output(abi::OPOST) { WIDEST } else { 1 }
+    }
+
+    /// Hands bytes to the device, processed; returns how many it took. None if there is no room for the widest of them.
     fn process_output(&self, bytes: &[u8], processed: &mut Output) -> usize {
         let mut discipline = self.discipline.lock();
         if !discipline.termios.output(abi::OPOST) {
@@ -390,8 +409,7 @@ impl Tty {
         // Only this function and echoes put output in, both under the lock: the room cannot shrink.
         let room = self.driver.room();
         for byte in bytes {
-            let len = processed.bytes().len();
-            if len + WIDEST > room && !(sent == 0 && len + 2 <= room) {
+            if processed.bytes().len() + WIDEST > room {
                 break;
             }
             discipline.emit(*byte, processed);

@@ -79,6 +79,21 @@ struct Cell {
     is_eof: bool,
 }
 
+/// What one character has begun, and goes on with in another hold of the lock.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Unfinished {
+    Nothing,
+    /// The line that is being edited is shown again, from this character of it on.
+    Reprint {
+        at: usize,
+    },
+    /// Characters are erased; `in_word`: one of the word is gone.
+    Erase {
+        what: Erase,
+        in_word: bool,
+    },
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Erase {
     Character,
@@ -97,6 +112,9 @@ pub struct Discipline {
     literal_next: bool,
     /// A `\` of ECHOPRT is open.
     erasing: bool,
+    unfinished: Unfinished,
+    /// Characters that may yet be looked at in this hold of the lock.
+    steps: usize,
     /// Where the cursor is.
     column: usize,
     /// Where it was when the line that is being edited began.
@@ -122,11 +140,41 @@ impl Discipline {
             complete: 0,
             literal_next: false,
             erasing: false,
+            unfinished: Unfinished::Nothing,
+            steps: 0,
             column: 0,
             line_column: 0,
             stopped: false,
             echo: Output::with_room(ECHO_SIZE)?,
         })
+    }
+
+    /// The lock was taken, to look at so many characters.
+    pub fn begin_hold(&mut self, steps: usize) {
+        self.steps = steps;
+    }
+
+    /// May more be done in this hold of the lock?
+    pub fn may_go_on(&self) -> bool {
+        self.steps > 0
+    }
+
+    fn count_steps(&mut self, steps: usize) {
+        self.steps = self.steps.saturating_sub(steps);
+    }
+
+    /// Has the last character begun something that is not over? Then [`Self::go_on`] comes before the next one.
+    pub fn is_unfinished(&self) -> bool {
+        self.unfinished != Unfinished::Nothing
+    }
+
+    /// Goes on with what a character has begun, as far as the steps of this hold go.
+    pub fn go_on(&mut self, out: &mut Output) {
+        match self.unfinished {
+            Unfinished::Nothing => {}
+            Unfinished::Reprint { at } => self.reprint(at, out),
+            Unfinished::Erase { what, in_word } => self.erase_some(what, in_word, out),
+        }
     }
 
     fn canonical(&self) -> bool {
@@ -154,6 +202,7 @@ impl Discipline {
         }
         self.erasing = false;
         self.literal_next = false;
+        self.unfinished = Unfinished::Nothing;
     }
 
     /// Drops all input.
@@ -162,6 +211,7 @@ impl Discipline {
         self.complete = 0;
         self.literal_next = false;
         self.erasing = false;
+        self.unfinished = Unfinished::Nothing;
     }
 
     /// Bytes that FIONREAD reports: in canonical mode those of complete lines.
@@ -225,8 +275,9 @@ impl Discipline {
         }
     }
 
-    /// One character has come from the device.
+    /// One character has come from the device. Nothing is unfinished.
     pub fn receive(&mut self, byte: u8, out: &mut Output) -> Action {
+        self.count_steps(1);
         let t = self.termios;
         let mut c = byte;
         if t.input(abi::ISTRIP) {
@@ -324,10 +375,7 @@ impl Discipline {
             self.finish_erasing(out);
             self.echo(c, out);
             self.emit(b'\n', out);
-            for i in self.complete..self.input.len() {
-                let byte = self.input[i].byte;
-                self.echo(byte, out);
-            }
+            self.reprint(0, out);
             Action::None
         } else if c == b'\n' {
             if t.local(abi::ECHO | abi::ECHONL) {
@@ -397,6 +445,20 @@ impl Discipline {
         }
     }
 
+    /// Shows the line that is being edited, from its character `at` on.
+    fn reprint(&mut self, mut at: usize, out: &mut Output) {
+        while let Some(cell) = self.input.get(self.complete + at) {
+            if !self.may_go_on() {
+                self.unfinished = Unfinished::Reprint { at };
+                return;
+            }
+            self.echo(cell.byte, out);
+            self.count_steps(1);
+            at += 1;
+        }
+        self.unfinished = Unfinished::Nothing;
+    }
+
     /// Is it a further byte of a UTF-8 sequence?
     fn is_continuation(&self, byte: u8) -> bool {
         self.termios.input(abi::IUTF8) && byte & 0xc0 == 0x80
@@ -424,13 +486,24 @@ impl Discipline {
         } else if what == Erase::Character && t.is_char(c, abi::VWERASE) && !t.is_char(c, abi::VERASE) {
             what = Erase::Word;
         }
-        let mut in_word = false;
+        self.erase_some(what, false, out);
+    }
+
+    /// Erases characters, as far as the steps of this hold of the lock go.
+    fn erase_some(&mut self, what: Erase, mut in_word: bool, out: &mut Output) {
+        let t = self.termios;
+        self.unfinished = Unfinished::Nothing;
         while self.input.len() > self.complete {
+            if !self.may_go_on() {
+                self.unfinished = Unfinished::Erase { what, in_word };
+                return;
+            }
             // One character: its last byte and, in UTF-8, those before it up to the first.
             let mut start = self.input.len() - 1;
             while self.is_continuation(self.input[start].byte) && start > self.complete {
                 start -= 1;
             }
+            self.count_steps(self.input.len() - start);
             let first = self.input[start].byte;
             if self.is_continuation(first) {
                 break;
@@ -494,19 +567,22 @@ impl Discipline {
     fn erase_tab(&mut self, out: &mut Output) {
         let mut chars = 0;
         let mut after_tab = false;
-        for i in (self.complete..self.input.len()).rev() {
-            let c = self.input[i].byte;
-            if c == b'\t' {
-                after_tab = true;
-                break;
-            } else if is_control(c) {
-                if self.termios.local(abi::ECHOCTL) {
-                    chars += 2;
+        let mut looked_at = 0;
+        let two = 2 * usize::from(self.termios.local(abi::ECHOCTL));
+        let utf8 = self.termios.input(abi::IUTF8);
+        for cell in self.input.range(self.complete..).rev() {
+            looked_at += 1;
+            chars += match cell.byte {
+                b'\t' => {
+                    after_tab = true;
+                    break;
                 }
-            } else if !self.is_continuation(c) {
-                chars += 1;
-            }
+                0x00..0x20 | 0x7f => two,
+                0x80..0xc0 if utf8 => 0,
+                _ => 1,
+            };
         }
+        self.count_steps(looked_at);
         if !after_tab {
             chars += self.line_column;
         }

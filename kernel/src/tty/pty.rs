@@ -42,10 +42,8 @@ struct Link {
     readable: WaitQueue,
     /// Woken when there is room for what the master writes.
     writable: WaitQueue,
-    /// The terminal's side is in use: there is somebody to read and write there.
+    /// The terminal's side was open once.
     opened: AtomicBool,
-    /// The terminal's side was open and no longer is.
-    slave_closed: AtomicBool,
     master_closed: AtomicBool,
 }
 
@@ -140,7 +138,6 @@ impl Driver for Slave {
     }
 
     fn all_closed(&self) {
-        self.0.slave_closed.store(true, Ordering::SeqCst);
         self.0.readable.wake_all();
         self.0.writable.wake_all();
     }
@@ -190,6 +187,28 @@ pub fn next_number(from: u32) -> Option<u32> {
     PAIRS.lock().range(from..).next().map(|(number, _)| *number)
 }
 
+/// The lowest number of no pair. Some numbers are looked at in each hold of the lock.
+fn free_number() -> Result<u32> {
+    const BATCH: usize = 64;
+    let mut number = 0;
+    while number < MOST {
+        let pairs = PAIRS.lock();
+        for used in pairs.range(number..).map(|(used, _)| *used).take(BATCH) {
+            if used != number {
+                return Ok(number);
+            }
+            number += 1;
+        }
+        // None is in use from here on, or the next hold goes on with it.
+        if !pairs.contains_key(&number) && number < MOST {
+            return Ok(number);
+        }
+        drop(pairs);
+        sched::cond_resched();
+    }
+    Err(Errno::ENOSPC)
+}
+
 /// The pair with that number.
 pub fn find(number: u32) -> Option<Arc<Pair>> {
     PAIRS.lock().get(&number).cloned()
@@ -210,16 +229,12 @@ pub fn open_master(_flags: u32) -> Result<Arc<dyn FileOps>> {
         readable: WaitQueue::new(),
         writable: WaitQueue::new(),
         opened: AtomicBool::new(false),
-        slave_closed: AtomicBool::new(false),
         master_closed: AtomicBool::new(false),
     });
     let credentials = process::current().credentials();
     // The place is reserved under the lock, with everything made before it.
     loop {
-        let number = {
-            let pairs = PAIRS.lock();
-            (0..MOST).find(|n| !pairs.contains_key(n)).ok_or(Errno::ENOSPC)?
-        };
+        let number = free_number()?;
         let termios = Termios::new(abi::B38400, 38_400);
         let device = DeviceId::new(MAJOR, number);
         let tty = Tty::new(device, termios, Box::new(Slave(link.clone())))?;
@@ -247,15 +262,17 @@ fn open_slave(device: DeviceId, _: &Path, flags: u32) -> Result<Arc<dyn FileOps>
     if pair.locked.load(Ordering::SeqCst) || pair.link.master_closed.load(Ordering::SeqCst) {
         return Err(Errno::EIO);
     }
+    let file = TtyFile::open(pair.tty.clone(), flags)?;
+    // Behind the count of open files, for `slave_gone`.
     pair.link.opened.store(true, Ordering::SeqCst);
-    pair.link.slave_closed.store(false, Ordering::SeqCst);
-    TtyFile::open(pair.tty.clone(), flags)
+    Ok(file)
 }
 
 impl Master {
-    /// Nobody is at the other side any more, and what was written there is read.
+    /// Somebody was at the other side, and nobody is there any more. The count of open files alone says so: a mark beside it would be
+    /// that of a last close while another thread opens it.
     fn slave_gone(&self) -> bool {
-        self.pair.link.slave_closed.load(Ordering::SeqCst)
+        self.pair.link.opened.load(Ordering::SeqCst) && self.pair.tty.opens.load(Ordering::SeqCst) == 0
     }
 
     fn has_data(&self) -> bool {
@@ -346,9 +363,6 @@ impl FileOps for Master {
                 if taken == count {
                     break;
                 }
-                if self.slave_gone() && !self.pair.link.opened.load(Ordering::SeqCst) {
-                    return Err(Errno::EIO);
-                }
                 let wait = if file.nonblocking() {
                     Err(Errno::EAGAIN)
                 } else {
@@ -416,8 +430,9 @@ impl FileOps for Master {
                 write_user(argument, &i32::from(on))?;
             }
             request::TIOCSIG => {
+                // What the terminal's own characters may send, and no more: those who run there may be another user's.
                 let signal = argument as u32;
-                if !(1..=64).contains(&signal) {
+                if !matches!(signal, abi::SIGINT | abi::SIGQUIT | abi::SIGTSTP) {
                     return Err(Errno::EINVAL);
                 }
                 self.pair.tty.signal_foreground(signal);

@@ -7,11 +7,12 @@ use roundtable_programs::file::Fd;
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::Map;
 use roundtable_programs::sys::check;
-use roundtable_programs::{place, procfs, tests};
+use roundtable_programs::{Errno, place, procfs, tests};
 
 tests! { output_that_nobody_reads, tabs_that_nobody_reads, input_that_nobody_reads, reprint_of_controls, packet_status_takes_no_output,
 readers_can_be_killed, writers_can_be_killed, masters_can_be_killed, endless_write_to_the_master: 60, endless_write_to_the_terminal: 60,
-many_terminals: 60 }
+many_terminals: 60, single_bytes_that_nobody_reads, writer_of_single_bytes_is_killed, writer_of_single_bytes_loses_the_master,
+tab_with_little_room, opened_while_the_last_is_closed: 60, signals_of_the_master }
 
 /// Both sides of a new pseudoterminal.
 struct Pty {
@@ -57,6 +58,21 @@ fn set_nonblocking(fd: &Fd) {
     check(unsafe { libc::fcntl(fd.raw(), libc::F_SETFL, libc::O_RDWR | libc::O_NONBLOCK) }).expect("F_SETFL");
 }
 
+fn set_blocking(fd: &Fd) {
+    // SAFETY: takes integers.
+    check(unsafe { libc::fcntl(fd.raw(), libc::F_SETFL, libc::O_RDWR) }).expect("F_SETFL");
+}
+
+fn set_output(fd: &Fd, output: u32) {
+    // SAFETY: a termios of zeros is one, and the calls fill and take it.
+    unsafe {
+        let mut settings: libc::termios = std::mem::zeroed();
+        check(libc::tcgetattr(fd.raw(), &mut settings)).expect("tcgetattr");
+        settings.c_oflag = output;
+        check(libc::tcsetattr(fd.raw(), libc::TCSANOW, &settings)).expect("tcsetattr");
+    }
+}
+
 /// Writes until nothing is taken any more, and returns how much was.
 fn fill(fd: &Fd, byte: u8) -> usize {
     set_nonblocking(fd);
@@ -64,8 +80,7 @@ fn fill(fd: &Fd, byte: u8) -> usize {
     while let Ok(count) = fd.write(&[byte; 1024]) {
         all += count;
     }
-    // SAFETY: takes integers.
-    check(unsafe { libc::fcntl(fd.raw(), libc::F_SETFL, libc::O_RDWR) }).expect("F_SETFL");
+    set_blocking(fd);
     all
 }
 
@@ -208,4 +223,113 @@ fn many_terminals() {
     assert!(names.len() > MANY, "{} names", names.len());
     drop(masters);
     assert!(place::names("/dev/pts").len() < MANY);
+}
+
+/// Each byte takes as much room as a tab might, so the last ones wait although there is some.
+fn single_bytes_that_nobody_reads() {
+    let pty = Pty::new(0, libc::OPOST);
+    set_nonblocking(&pty.slave);
+    let mut written = 0;
+    let end = loop {
+        match pty.slave.write(b"x") {
+            Ok(count) => written += count,
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(end, Errno::EAGAIN);
+    assert_eq!(read(&pty.master, written), vec![b'x'; written]);
+}
+
+/// A process that writes byte by byte, and waits for room now.
+fn writer_of_single_bytes(pty: &Pty, end: impl FnOnce(Errno)) -> Child {
+    let writer = fork(|| {
+        // SAFETY: the child's own copy, which it does not use.
+        unsafe { libc::close(pty.master.raw()) };
+        loop {
+            if let Err(error) = pty.slave.write(b"x") {
+                return end(error);
+            }
+        }
+    });
+    procfs::wait_for_sleep(writer.pid);
+    writer
+}
+
+fn writer_of_single_bytes_is_killed() {
+    let pty = Pty::new(0, libc::OPOST);
+    let writer = writer_of_single_bytes(&pty, |error| panic!("{error}"));
+    writer.kill(libc::SIGKILL);
+    assert_eq!(writer.wait(), End::Signal(libc::SIGKILL));
+}
+
+fn writer_of_single_bytes_loses_the_master() {
+    let pty = Pty::new(0, libc::OPOST);
+    let writer = writer_of_single_bytes(&pty, |error| assert_eq!(error, Errno::EIO));
+    drop(pty.master);
+    writer.ok();
+}
+
+/// All of its blanks, or none.
+fn tab_with_little_room() {
+    for room in 1..8 {
+        let pty = Pty::new(0, 0);
+        let written = fill(&pty.slave, b'x');
+        let mut some = vec![0; room];
+        assert_eq!(pty.master.read(&mut some), Ok(room));
+        set_output(&pty.slave, libc::OPOST | libc::XTABS);
+        set_nonblocking(&pty.slave);
+        let tabs = pty.slave.write(b"\t").unwrap_or(0);
+        let all = written - room + tabs * 8;
+        let bytes = read(&pty.master, all);
+        assert_eq!(bytes.iter().filter(|byte| **byte == b' ').count(), tabs * 8, "room for {room}");
+    }
+}
+
+/// Whoever has the terminal open is there for its master, also when another one closes it at that time.
+fn opened_while_the_last_is_closed() {
+    let Pty { master, slave } = Pty::new(0, 0);
+    let mut number = 0u32;
+    ioctl(&master, libc::TIOCGPTN, &mut number);
+    drop(slave);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for round in 0..20_000 {
+                    let slave = Fd::open(&format!("/dev/pts/{number}"), libc::O_RDWR | libc::O_NOCTTY);
+                    let _slave = slave.expect("slave");
+                    let mut poll = libc::pollfd { fd: master.raw(), events: 0, revents: 0 };
+                    // SAFETY: one entry, which lives through the call.
+                    check(unsafe { libc::poll(&mut poll, 1, 0) }).expect("poll");
+                    assert_eq!(poll.revents, 0, "in round {round}");
+                }
+            });
+        }
+    });
+}
+
+/// Those that the terminal's own characters send, and no others.
+fn signals_of_the_master() {
+    const TIOCSIG: u64 = 0x4004_5436;
+    let pty = Pty::new(0, 0);
+    let shell = fork(|| {
+        // SAFETY: takes integers.
+        unsafe {
+            check(libc::setsid()).expect("setsid");
+            check(libc::ioctl(pty.slave.raw(), libc::TIOCSCTTY, 0)).expect("TIOCSCTTY");
+        }
+        loop {
+            std::thread::park();
+        }
+    });
+    procfs::wait_for_sleep(shell.pid);
+    let send = |signal: i32| {
+        // SAFETY: takes integers.
+        check(unsafe { libc::ioctl(pty.master.raw(), TIOCSIG, signal) })
+    };
+    for signal in [0, libc::SIGHUP, libc::SIGKILL, libc::SIGSEGV, libc::SIGTERM, libc::SIGSTOP, 64, 65] {
+        assert_eq!(send(signal), Err(Errno::EINVAL), "signal {signal}");
+    }
+    assert_eq!(procfs::state(shell.pid), Some('S'));
+    assert_eq!(send(libc::SIGQUIT), Ok(0));
+    assert_eq!(shell.wait(), End::Signal(libc::SIGQUIT));
 }
