@@ -30,6 +30,10 @@ pub trait TreeFs: Any + Send + Sync {
     fn uncharge_inode(&self);
     /// What a new, empty regular file does; the inode is charged already.
     fn regular(&self, charge: InodeCharge) -> Box<dyn InodeOps>;
+    /// Is it one directory of regular files, which keep the one name that they are made with?
+    fn is_flat(&self) -> bool {
+        false
+    }
     /// Bytes that an entry adds to its directory's size.
     fn entry_size(&self) -> u64 {
         0
@@ -291,12 +295,20 @@ impl InodeOps for Directory {
         permissions: u32,
         credentials: &Credentials,
     ) -> Result<Arc<Dentry>> {
-        let inode = new_inode(self.charge.fs(), &dir.inode, node, permissions, credentials)?;
+        let fs = self.charge.fs();
+        if fs.is_flat() && !matches!(node, NewNode::Regular) {
+            return Err(Errno::EPERM);
+        }
+        let inode = new_inode(fs, &dir.inode, node, permissions, credentials)?;
         self.add(dir, name, inode)
     }
 
     fn tmpfile(&self, dir: &Arc<Dentry>, permissions: u32, credentials: &Credentials) -> Result<Arc<Inode>> {
-        let inode = new_inode(self.charge.fs(), &dir.inode, NewNode::Regular, permissions, credentials)?;
+        let fs = self.charge.fs();
+        if fs.is_flat() {
+            return Err(Errno::EOPNOTSUPP);
+        }
+        let inode = new_inode(fs, &dir.inode, NewNode::Regular, permissions, credentials)?;
         inode.update(|a| a.nlink = 0);
         Ok(inode)
     }
@@ -304,6 +316,9 @@ impl InodeOps for Directory {
     fn link(&self, dir: &Arc<Dentry>, name: &[u8], inode: &Arc<Inode>) -> Result<()> {
         // As in Linux a further name counts like a file: it takes memory of the same kind.
         let fs = self.charge.fs();
+        if fs.is_flat() {
+            return Err(Errno::EPERM);
+        }
         let now = super::caller::now();
         let charged = fs.charge_inode();
         // Race: other directories' locks are others'. The last name may go, or another first one come, at the same time: which name is
@@ -346,6 +361,9 @@ impl InodeOps for Directory {
         target: Option<&Arc<Dentry>>,
         exchange: bool,
     ) -> Result<()> {
+        if self.charge.fs().is_flat() {
+            return Err(Errno::EPERM);
+        }
         let new = directory(new_dir)?;
         if let Some(target) = target.filter(|t| !exchange && t.inode.is_dir()) {
             directory(target)?.retire()?;

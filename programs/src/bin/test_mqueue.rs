@@ -8,17 +8,17 @@ use libc::{
     O_CREAT, O_EXCL, O_NONBLOCK, O_RDONLY, O_RDWR, O_WRONLY, SYS_mq_getsetattr, SYS_mq_notify, SYS_mq_open,
     SYS_mq_timedreceive, SYS_mq_timedsend, SYS_mq_unlink,
 };
-use roundtable_programs::child::{End, fork};
+use roundtable_programs::child::{self, End, fork};
 use roundtable_programs::file::Fd;
 use roundtable_programs::kinds::{Answer, call};
 use roundtable_programs::place::{self, Place};
 use roundtable_programs::procfs::wait_for_sleep;
 use roundtable_programs::rows::Rows;
-use roundtable_programs::sys::pid;
-use roundtable_programs::{Errno, row, tests};
+use roundtable_programs::sys::{self, pid};
+use roundtable_programs::{Errno, namespaces, procfs, row, tests};
 
 tests! { order_and_attributes, waiting_and_timeouts, poll_and_text, notification, names_and_errors, limits, mounted,
-mounted_queues_are_counted }
+mounted_queues_are_counted, only_queues_are_made, strangers_wait_for_nobody }
 
 struct Queue(Fd);
 
@@ -332,4 +332,71 @@ fn mounted_queues_are_counted() {
         place::unlink(&format!("{at}/{name}")).unwrap();
     }
     place::umount(&at, 0).unwrap();
+}
+
+/// A directory of the test's own with a mount of the queues, in namespaces of its own.
+fn own_queues() -> &'static str {
+    const AT: &str = "/tmp/queues";
+    let _ = place::mkdir(AT, 0o755);
+    namespaces::become_root_of_own(namespaces::NEWNS | namespaces::NEWIPC);
+    place::mount("queues", AT, "mqueue", 0, "").expect("mount");
+    AT
+}
+
+fn make_node(path: &str, mode: u32) -> Answer {
+    let path = CString::new(path).unwrap();
+    // SAFETY: the path is NUL-terminated.
+    sys::check(unsafe { libc::mknod(path.as_ptr(), mode, 0) })
+}
+
+/// The mount has one directory of queues, whose names stay.
+fn only_queues_are_made() {
+    child::in_child(|| {
+        let at = own_queues();
+        let path = |name: &str| format!("{at}/{name}");
+        let mut rows = Rows::default();
+        row!(rows, EPERM, make_node(&path("fifo"), libc::S_IFIFO | 0o600));
+        row!(rows, EPERM, make_node(&path("socket"), libc::S_IFSOCK | 0o600));
+        row!(rows, EPERM, place::mkdir(&path("directory"), 0o700).map(|()| 0));
+        row!(rows, EPERM, place::symlink("queue", &path("link")).map(|()| 0));
+        row!(rows, OK, make_node(&path("queue"), libc::S_IFREG | 0o600));
+        row!(rows, EPERM, place::link(&path("queue"), &path("other")).map(|()| 0));
+        row!(rows, EPERM, place::rename(&path("queue"), &path("other"), 0).map(|()| 0));
+        row!(rows, EOPNOTSUPP, Fd::open(at, libc::O_TMPFILE | O_RDWR).map(|_| 0));
+        assert_eq!(place::names(at), ["queue"]);
+        rows.finish();
+    });
+}
+
+/// Who waits in mq_open(2), for the end of a lease, holds up nobody else.
+fn strangers_wait_for_nobody() {
+    let queue = Queue::new("leased", 1, 1);
+    drop(queue);
+    let queue = Queue::open("leased", O_RDONLY, None).expect("mq_open");
+    // SAFETY: takes integers.
+    let leased = sys::check(unsafe { libc::fcntl(queue.0.raw(), libc::F_SETLEASE, libc::F_RDLCK) });
+    assert_eq!(leased, Ok(0));
+    // SAFETY: ignores a signal.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+    let opener = fork(|| {
+        // SAFETY: takes an integer. Else the lease would last as long as this one has it.
+        unsafe { libc::close(queue.0.raw()) };
+        drop(Queue::open("leased", O_WRONLY, None).expect("mq_open"));
+    });
+    wait_for_sleep(opener.pid);
+    // Linux has the directory's lock meanwhile: there those of the same namespace wait.
+    if !sys::is_linux() {
+        let exclusive = Queue::open("leased", O_CREAT | O_EXCL | O_WRONLY, Some((1, 1)));
+        assert_eq!(exclusive.err(), Some(Errno::EEXIST));
+        drop(Queue::new("other", 1, 1));
+        assert_eq!(unlink("other"), Ok(0));
+    }
+    child::in_child(|| {
+        own_queues();
+        drop(Queue::new("own", 1, 1));
+    });
+    assert_eq!(procfs::state(opener.pid), Some('S'));
+    drop(queue);
+    opener.ok();
+    assert_eq!(unlink("leased"), Ok(0));
 }

@@ -6,36 +6,41 @@ use core::sync::atomic::{AtomicUsize, Ordering};
 
 use linux_raw_sys::general as abi;
 
-use super::Queue;
 use super::limits::QUEUES_MAX;
+use super::{Making, Queue};
 use crate::errno::{Errno, Result};
 use crate::fs::dentry::Dentry;
 use crate::fs::inode::{Inode, InodeOps, Superblock, SuperblockOps};
 use crate::fs::mount::Mount;
-use crate::fs::path::{Path, Start};
+use crate::fs::path::{Path, Start, resolve};
 use crate::fs::registry::{MountRequest, register_filesystem};
 use crate::fs::tree::{self, InodeCharge, TreeFs};
 use crate::fs::{File, FileOps, Stat, Statfs, caller, modify, open};
 use crate::memory::{PAGE_SIZE, reserve};
 use crate::namespaces::ipc::here;
 use crate::process;
-use crate::sync::SpinLock;
+use crate::sync::{Mutex, SpinLock};
 
 /// `MQUEUE_MAGIC`.
 const MAGIC: u64 = 0x1980_0202;
 /// Bytes that a queue's text is said to have: `FILENT_SIZE`.
 const TEXT: u64 = 80;
 
-/// Inodes that there are in one instance, the root among them.
+/// One instance, as its tree of one directory sees it.
 #[derive(Default)]
-struct Inodes(AtomicUsize);
+struct Inodes {
+    /// How many there are, the root among them.
+    count: AtomicUsize,
+    /// What the queue is to be like that a thread makes by mq_open(2), and its part of what the user may have.
+    making: SpinLock<Option<Making>>,
+}
 
 impl Inodes {
     /// `ENOSPC` when there are as many queues as there may be.
     fn check_room(&self) -> Result<()> {
         // Relaxed: a setting of its own.
         let most = QUEUES_MAX.load(Ordering::Relaxed);
-        let all = self.0.load(Ordering::SeqCst);
+        let all = self.count.load(Ordering::SeqCst);
         let privileged = || process::current().credentials().capable(abi::CAP_SYS_RESOURCE);
         // The root is there before any queue.
         if all == 0 || all - 1 < most || privileged() { Ok(()) } else { Err(Errno::ENOSPC) }
@@ -47,16 +52,22 @@ impl TreeFs for Inodes {
         self.check_room()?;
         // A queue stays when its maker ends.
         reserve::ask_lasting(PAGE_SIZE)?;
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.count.fetch_add(1, Ordering::SeqCst);
         Ok(())
     }
 
     fn uncharge_inode(&self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
+        self.count.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    fn is_flat(&self) -> bool {
+        true
     }
 
     fn regular(&self, charge: InodeCharge) -> Box<dyn InodeOps> {
-        Box::new(Node { queue: Arc::new(Queue::new()), _charge: charge })
+        let tid = process::current().tid();
+        let making = self.making.lock().take_if(|making| making.tid == tid);
+        Box::new(Node { queue: Arc::new(Queue::new(making)), _charge: charge })
     }
 }
 
@@ -95,18 +106,22 @@ impl SuperblockOps for Mqueue {
 /// The queues of one namespace, as a mount that nobody sees.
 pub struct Instance {
     mount: Arc<Mount>,
+    inodes: Arc<Inodes>,
+    /// One at a time makes a queue by mq_open(2): who has it opens nothing that is there already, and so waits for nobody.
+    turn: Mutex<()>,
 }
 
 impl Instance {
     /// Without any queue.
     pub fn new() -> Result<Self> {
         let superblock = Superblock::new("mqueue", Mqueue(SpinLock::new(None)));
-        let fs: Arc<dyn TreeFs> = Arc::new(Inodes::default());
+        let inodes = Arc::new(Inodes::default());
+        let fs: Arc<dyn TreeFs> = inodes.clone();
         let root = tree::new_root(&superblock, &fs, 0o1777, 0, 0)?;
         if let Some(mqueue) = superblock.ops_as::<Mqueue>() {
             *mqueue.0.lock() = Some(root.clone());
         }
-        Ok(Self { mount: Mount::new(root, "mqueue", 0) })
+        Ok(Self { mount: Mount::new(root, "mqueue", 0), inodes, turn: Mutex::new(()) })
     }
 }
 
@@ -137,9 +152,33 @@ fn start(name: &[u8]) -> Result<Start> {
     Ok(Start { base: root.clone(), root, credentials: caller::credentials(), resolve: 0 })
 }
 
-/// Opens a queue, or makes it.
-pub(super) fn open(name: &[u8], flags: u32, mode: u32) -> Result<Arc<File>> {
-    open::open(&start(name)?, name, flags, mode)
+/// Opens a queue.
+pub(super) fn open(name: &[u8], flags: u32) -> Result<Arc<File>> {
+    open::open(&start(name)?, name, flags, 0)
+}
+
+/// Whether there is a queue of that name.
+pub(super) fn exists(name: &[u8]) -> Result<bool> {
+    match resolve(&start(name)?, name, true) {
+        Ok(_) => Ok(true),
+        Err(Errno::ENOENT) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a queue and opens it. `EEXIST`, and `EINTR` if the caller is killed while others make some.
+pub(super) fn make(name: &[u8], flags: u32, mode: u32, making: Making) -> Result<Arc<File>> {
+    let start = start(name)?;
+    let namespace = here();
+    let instance = namespace.messages()?;
+    let _turn = instance.turn.lock_killable().ok_or(Errno::EINTR)?;
+    let old = instance.inodes.making.lock().replace(making);
+    drop(old);
+    let file = open::open(&start, name, flags | abi::O_CREAT | abi::O_EXCL, mode);
+    // It is still there when no queue was made.
+    let left = instance.inodes.making.lock().take();
+    drop(left);
+    file
 }
 
 /// Takes a name away. The queue goes with its last descriptor.

@@ -23,7 +23,7 @@ use crate::memory::reserve;
 use crate::namespaces::View;
 use crate::process::{self, Process};
 use crate::signal::{self, SigInfo};
-use crate::sync::{Mutex, SpinLock, WaitQueue};
+use crate::sync::{SpinLock, WaitQueue};
 use crate::time::Deadline;
 
 pub use filesystem::{Instance, register};
@@ -80,11 +80,7 @@ pub struct Queue {
     emptied: WaitQueue,
 }
 
-/// One at a time makes queues by mq_open(2): from the look for the name until the queue is there.
-static OPENING: Mutex<()> = Mutex::new(());
-/// What the queue is to be like that a thread makes by mq_open(2), and its part of what the user may have.
-static MAKING: SpinLock<Option<Making>> = SpinLock::new(None);
-
+/// A queue that mq_open(2) is to make.
 struct Making {
     tid: u32,
     attributes: Attributes,
@@ -97,27 +93,34 @@ pub fn open(name: &[u8], flags: u32, mode: u32, attributes: Option<Attributes>) 
     if wanted & abi::O_ACCMODE == abi::O_ACCMODE {
         return Err(Errno::EINVAL);
     }
-    let _opening = OPENING.lock();
     if flags & abi::O_CREAT == 0 {
-        return filesystem::open(name, wanted, 0);
+        return filesystem::open(name, wanted);
     }
-    match filesystem::open(name, wanted, 0) {
-        Err(Errno::ENOENT) => {}
-        Ok(_) | Err(Errno::EACCES) if flags & abi::O_EXCL != 0 => return Err(Errno::EEXIST),
-        other => return other,
+    let exclusive = flags & abi::O_EXCL != 0;
+    loop {
+        // An exclusive open of what is there fails without opening it: that may wait for the end of a lease.
+        if exclusive {
+            if filesystem::exists(name)? {
+                return Err(Errno::EEXIST);
+            }
+        } else {
+            match filesystem::open(name, wanted) {
+                Err(Errno::ENOENT) => {}
+                other => return other,
+            }
+        }
+        let attributes = match attributes {
+            Some(attributes) => attributes.check()?,
+            None => Attributes::standard(),
+        };
+        let making = Making { tid: process::current().tid(), attributes, charge: Charge::take(&attributes)? };
+        let mode = mode & 0o7777 & !caller::context().umask();
+        match filesystem::make(name, wanted, mode, making) {
+            // Another thread was faster.
+            Err(Errno::EEXIST) if !exclusive && !process::current().kill_pending() => {}
+            other => return other,
+        }
     }
-    let attributes = match attributes {
-        Some(attributes) => attributes.check()?,
-        None => Attributes::standard(),
-    };
-    let making = Making { tid: process::current().tid(), attributes, charge: Charge::take(&attributes)? };
-    *MAKING.lock() = Some(making);
-    let mode = mode & 0o7777 & !caller::context().umask();
-    let file = filesystem::open(name, wanted | abi::O_CREAT | abi::O_EXCL, mode);
-    // It is still there when no queue was made.
-    let left = MAKING.lock().take();
-    drop(left);
-    file
 }
 
 /// mq_unlink(2).
@@ -132,9 +135,7 @@ pub fn queue_of(file: &File) -> Result<&Queue> {
 
 impl Queue {
     /// A queue as mq_open(2) wants it, or one that open(2) or mknod(2) makes: with the standard attributes, and counted when it is opened.
-    fn new() -> Self {
-        let tid = process::current().tid();
-        let making = MAKING.lock().take_if(|making| making.tid == tid);
+    fn new(making: Option<Making>) -> Self {
         let queue = Self::default();
         let (attributes, charge) = match making {
             Some(making) => (making.attributes, Some(making.charge)),
