@@ -141,6 +141,7 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
     de_thread::de_thread(&thread)?;
     // Words in the old memory that the end of the program changes.
     super::futex::exit_robust_list(&thread);
+    super::futex::leave_words(&thread, false);
     exit::clear_child_tid(&thread);
     rseq::forget(&thread);
     process.note_resident();

@@ -73,6 +73,7 @@ fn finish(status: WaitStatus) -> ! {
     thread.set_signal_mask(SigSet(u64::MAX));
     thread.cpu_timers.end();
     futex::exit_robust_list(&thread);
+    futex::leave_words(&thread, true);
     clear_child_tid(&thread);
     let remains = process.mm().map(|mm| mm.remains().hold());
     let last = leave_memory(&thread);

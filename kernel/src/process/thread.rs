@@ -70,6 +70,8 @@ pub struct Thread {
     pub(crate) clear_child_tid: AtomicUsize,
     /// Head of the list of robust futexes: set_robust_list(2).
     pub(crate) robust_list: AtomicUsize,
+    /// Nobody waits for a word of its any more: see [`super::futex::leave_words`].
+    pub(super) futex_ended: AtomicBool,
     /// The registered restartable-sequence area and its signature: rseq(2).
     pub(crate) rseq: AtomicUsize,
     pub(crate) rseq_signature: AtomicU32,
@@ -173,6 +175,7 @@ impl Thread {
             trace: super::ptrace::Tracee::new(logged),
             clear_child_tid: AtomicUsize::new(0),
             robust_list: AtomicUsize::new(0),
+            futex_ended: AtomicBool::new(false),
             rseq: AtomicUsize::new(0),
             rseq_signature: AtomicU32::new(0),
             rseq_length: AtomicU32::new(0),

@@ -11,7 +11,7 @@ use roundtable_programs::shared::{Shared, wake};
 use roundtable_programs::{Errno, procfs, row, sys, tests};
 
 tests! { moved_to_an_owned_word: 60, given_a_free_word, moves_that_are_refused, times_run_out, signals_before_and_after: 60,
-owners_to_be_are_not_woken, newer_wait_and_wake, newer_requeue, newer_calls_that_are_refused, relative_times_have_no_clock }
+owners_to_be_are_not_woken, owner_ends: 60, owner_is_killed: 60, owner_ends_with_many_words: 60, owner_ends_before_a_move: 60, newer_wait_and_wake, newer_requeue, newer_calls_that_are_refused, relative_times_have_no_clock }
 
 const SYS_FUTEX_WAKE: i64 = 454;
 const SYS_FUTEX_WAIT: i64 = 455;
@@ -303,4 +303,99 @@ fn relative_times_have_no_clock() {
     let rest = [&raw const limit as usize, 0, 0];
     let operation = libc::FUTEX_WAIT | libc::FUTEX_CLOCK_REALTIME;
     assert_eq!(futex(&word, operation, 0, rest), Err(Errno::ENOSYS));
+}
+
+fn lock(shared: &Shared, index: usize) -> Answer {
+    futex(shared.word(index), libc::FUTEX_LOCK_PI, 0, [0; 3])
+}
+
+/// A child that waits to own a word, is told that its last owner has died, and lets it go.
+fn heir(shared: &Shared, index: usize) -> Child {
+    let child = child::fork(|| {
+        assert_eq!(lock(shared, index), Ok(0));
+        let word = shared.get(index);
+        assert_eq!(word & libc::FUTEX_TID_MASK, own_number());
+        shared.word(DONE).fetch_add((word & libc::FUTEX_OWNER_DIED != 0).into(), SeqCst);
+        assert_eq!(futex(shared.word(index), libc::FUTEX_UNLOCK_PI, 0, [0; 3]), Ok(0));
+    });
+    procfs::wait_for_sleep(child.pid);
+    child
+}
+
+/// Without a list of robust futexes: the kernel knows of the word by who waits for it.
+fn owner_ends() {
+    let shared = Shared::new();
+    std::thread::scope(|scope| {
+        let owner = scope.spawn(|| {
+            assert_eq!(lock(&shared, LOCK), Ok(0));
+            shared.set(CONDITION, 1);
+            shared.wait(CONDITION, 2);
+        });
+        shared.wait(CONDITION, 1);
+        let heirs: Vec<_> = (0..3).map(|_| heir(&shared, LOCK)).collect();
+        shared.set(CONDITION, 2);
+        owner.join().unwrap();
+        heirs.into_iter().for_each(Child::ok);
+    });
+    // The second and third own what the one before has let go of.
+    assert_eq!((shared.get(DONE), shared.get(LOCK) & libc::FUTEX_TID_MASK), (1, 0));
+}
+
+/// An owner that waits until it is killed.
+fn owner(shared: &Shared, words: impl Iterator<Item = usize>) -> Child {
+    let child = child::fork(|| {
+        words.for_each(|index| assert_eq!(lock(shared, index), Ok(0)));
+        loop {
+            std::thread::park();
+        }
+    });
+    procfs::wait_for_sleep(child.pid);
+    child
+}
+
+fn owner_is_killed() {
+    let shared = Shared::new();
+    let owner = owner(&shared, [LOCK].into_iter());
+    // The first gives up before, and one comes when the owner's end is over.
+    let first = heir(&shared, LOCK);
+    let second = heir(&shared, LOCK);
+    first.end();
+    owner.end();
+    second.ok();
+    assert_eq!((shared.get(DONE), shared.get(LOCK) & libc::FUTEX_TID_MASK), (1, 0));
+    heir_of_a_free_word(&shared);
+    // Nobody waits: the word keeps the number of the dead, and nobody can have it.
+    let owner = self::owner(&shared, [LOCK].into_iter());
+    owner.end();
+    assert_eq!(lock(&shared, LOCK), Err(Errno::ESRCH));
+}
+
+fn heir_of_a_free_word(shared: &Shared) {
+    assert_eq!(lock(shared, LOCK), Ok(0));
+    assert_eq!(unlock(shared), Ok(0));
+}
+
+/// An heir that is killed before it runs leaves the word to the next.
+fn owner_ends_with_many_words() {
+    const WORDS: std::ops::Range<usize> = 100..400;
+    let shared = Shared::new();
+    let owner = owner(&shared, WORDS);
+    let heirs: Vec<_> =
+        WORDS.step_by(10).flat_map(|index| [heir(&shared, index), heir(&shared, index)]).collect();
+    owner.end();
+    let count = heirs.len() as u32;
+    heirs.into_iter().for_each(Child::ok);
+    assert_eq!(shared.get(DONE), count / 2);
+}
+
+/// Waiters of a condition that were moved to a word whose owner ends then.
+fn owner_ends_before_a_move() {
+    let shared = Shared::new();
+    let owner = owner(&shared, [LOCK].into_iter());
+    let children: Vec<_> = (0..3).map(|_| waiter(&shared)).collect();
+    assert_eq!(move_to(&shared, 1, i32::MAX as usize, LOCK, 0), Ok(3));
+    children.iter().for_each(|child| procfs::wait_for_sleep(child.pid));
+    owner.end();
+    children.into_iter().for_each(Child::ok);
+    assert_eq!(shared.get(DONE), 3);
 }

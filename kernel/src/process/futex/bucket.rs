@@ -16,6 +16,7 @@ use intrusive_collections::{
 use super::{MATCH_ANY, TABLE, bucket_of};
 use crate::mm::Key;
 use crate::process::{self, Thread};
+use crate::sched;
 
 /// Waiters that are looked at in one hold of a bucket's lock, which keeps interrupts off.
 pub(super) const BATCH: usize = 32;
@@ -52,10 +53,16 @@ pub(super) struct Waiter {
     /// The word that it wants to own, for FUTEX_WAIT_REQUEUE_PI: to that one alone it is moved.
     pub(super) to_own: Option<Key>,
     moved: AtomicBool,
+    /// Among the heirs of the word's owner, for the first of those who want to own it.
+    pub(super) inheritance: RBTreeAtomicLink,
+    /// Whose heir it is: see [`super::owners`].
+    pub(super) owner: UnsafeCell<usize>,
+    /// The owner has ended, and the waiter is to take the word. It is in its bucket yet.
+    pub(super) inherits: AtomicBool,
     pub(super) thread: Arc<Thread>,
 }
 
-// SAFETY: `place` is guarded by the bucket's lock, the rest is atomic or immutable.
+// SAFETY: `place` and `owner` are guarded by the bucket's lock, the rest is atomic or immutable.
 unsafe impl Sync for Waiter {}
 // SAFETY: as above.
 unsafe impl Send for Waiter {}
@@ -87,6 +94,9 @@ impl Waiter {
             woken: AtomicBool::new(false),
             to_own: None,
             moved: AtomicBool::new(false),
+            inheritance: RBTreeAtomicLink::new(),
+            owner: UnsafeCell::new(0),
+            inherits: AtomicBool::new(false),
             thread: process::current().to_arc(),
         })
     }
@@ -109,6 +119,16 @@ impl Waiter {
         self.woken.load(Ordering::SeqCst)
     }
 
+    /// It was taken out of its bucket for good, whose lock is held: from now on it does not look for itself there.
+    pub(super) fn set_woken(&self) {
+        self.woken.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the owner of its word has ended, which is to be its own.
+    pub(super) fn inherits(&self) -> bool {
+        self.inherits.load(Ordering::SeqCst)
+    }
+
     /// Leaves the queue. False if it was woken before.
     pub(super) fn leave(&self) -> bool {
         loop {
@@ -123,7 +143,13 @@ impl Waiter {
             }
             // SAFETY: it is in this bucket, whose lock is held.
             let removed = unsafe { bucket.0.cursor_mut_from_ptr(self).remove() };
+            // SAFETY: the lock is held.
+            let key = unsafe { (*self.place.get()).key };
+            let next = bucket.heir_leaves(self, &key);
             drop(bucket);
+            if let Some(next) = next {
+                sched::wake(&next.thread);
+            }
             drop(removed);
             return true;
         }
@@ -225,6 +251,13 @@ impl Bucket {
         batch
     }
 
+    /// Adds one that waits to own the word, as the last.
+    pub(super) fn add_owner_to_be(&mut self, waiter: &Arc<Waiter>) {
+        // SAFETY: it is in no bucket, and comes to this one, whose lock is held.
+        unsafe { (*waiter.place.get()).ticket = next_ticket() };
+        self.add(waiter.clone());
+    }
+
     /// Adds a waiter that was taken out of the bucket of another word, or of this one, as the last that waits for
     /// `key`: to own it if that is what it wants. The locks of both are held.
     pub(super) fn add_moved(&mut self, waiter: Arc<Waiter>, key: &Key, index: usize) {
@@ -244,15 +277,11 @@ impl Bucket {
         (place.key == *key && !place.pi && place.ticket < end).then_some(first)
     }
 
-    /// Takes out whom [`Bucket::first`] gave; `woken`: for good.
-    pub(super) fn take_first(&mut self, key: &Key, end: u64, woken: bool) -> Option<Arc<Waiter>> {
+    /// Takes out whom [`Bucket::first`] gave.
+    pub(super) fn take_first(&mut self, key: &Key, end: u64) -> Option<Arc<Waiter>> {
         let first = self.first(key, end).map(core::ptr::from_ref)?;
         // SAFETY: it is in the bucket, whose lock is held.
-        let waiter = unsafe { self.0.cursor_mut_from_ptr(first).remove() }?;
-        if woken {
-            waiter.woken.store(true, Ordering::SeqCst);
-        }
-        Some(waiter)
+        unsafe { self.0.cursor_mut_from_ptr(first).remove() }
     }
 
     /// Whether somebody waits to own the word.
@@ -266,13 +295,22 @@ impl Bucket {
         next.map(|next| (next.thread.number(), more))
     }
 
-    /// Takes out who owns the word next.
+    /// Takes out who owns the word from now on: the first. The next one is its heir.
     pub(super) fn take_owner(&mut self, key: &Key) -> Option<Arc<Waiter>> {
         let next = self.owners_to_be(key).0.map(core::ptr::from_ref)?;
         // SAFETY: it is in the bucket, whose lock is held.
         let waiter = unsafe { self.0.cursor_mut_from_ptr(next).remove() }?;
-        waiter.woken.store(true, Ordering::SeqCst);
+        self.heir_owns(&waiter, key);
+        waiter.set_woken();
         Some(waiter)
+    }
+
+    /// The first that waits to own the word.
+    pub(super) fn first_owner_to_be(&self, key: &Key) -> Option<Arc<Waiter>> {
+        let begin = Place { key: *key, pi: true, ticket: 0 };
+        let cursor = self.0.lower_bound(Bound::Included(&begin));
+        let place = InBucket::NEW.get_key(cursor.get()?);
+        (place.key == *key && place.pi).then(|| cursor.clone_pointer())?
     }
 
     /// The first that waits to own the word, and whether there is a second.

@@ -7,11 +7,13 @@
 
 mod bucket;
 mod ops;
+mod owners;
 mod pi;
 mod requeue_pi;
 mod robust;
 
 pub use ops::{WaitWord, Word, requeue, wait, waitv, wake, wake_op};
+pub use owners::leave_words;
 pub use pi::{lock_pi, unlock_pi};
 pub use requeue_pi::{requeue_pi, wait_requeue_pi};
 pub use robust::{HEAD_SIZE, exit_robust_list};

@@ -179,6 +179,9 @@ impl Pair {
                 Err(_) => {
                     drop(pair);
                     uaccess::load_u32(address)?;
+                    if process::current().kill_pending() {
+                        return Err(Errno::EINTR);
+                    }
                 }
             }
         }

@@ -26,7 +26,8 @@ pub(super) fn exchange(address: usize, old: u32, new: u32) -> Result<bool> {
 /// FUTEX_LOCK_PI, FUTEX_LOCK_PI2 and FUTEX_TRYLOCK_PI.
 pub fn lock_pi(address: usize, shared: bool, deadline: Option<Deadline>, only_try: bool) -> Result<usize> {
     let key = key_of(address, shared)?;
-    let tid = process::current().number();
+    let thread = process::current();
+    let tid = thread.number();
     let waiter = Waiter::new(key, super::MATCH_ANY, true);
     // Let go of after the bucket's lock: it may be the last reference.
     let mut found = None;
@@ -47,14 +48,30 @@ pub fn lock_pi(address: usize, shared: bool, deadline: Option<Deadline>, only_tr
             };
             if exchange(address, value, new)? {
                 if owner == 0 {
+                    // Those who wait wait for another owner from now on.
+                    bucket.set_first_heir(&key, &thread);
                     return Ok(true);
                 }
-                found = process::find_thread(owner);
+                if bucket.has_owner_to_be(&key) {
+                    // The first of them knows whose the word is, better than a number that may be another thread's by now.
+                    bucket.add_owner_to_be(&waiter);
+                    return Ok(false);
+                }
                 if found.is_none() {
+                    found = process::find_thread(owner);
+                }
+                let Some(found) = &found else { return Err(Errno::ESRCH) };
+                if bucket.set_heir(&waiter, found) {
+                    bucket.add_owner_to_be(&waiter);
+                    return Ok(false);
+                }
+                // It has ended. It may have let go of the word before that.
+                let now = uaccess::load_u32_nofault(address)?;
+                if now == new {
                     return Err(Errno::ESRCH);
                 }
-                bucket.add(waiter.clone());
-                return Ok(false);
+                value = now;
+                continue;
             }
             value = uaccess::load_u32_nofault(address)?;
         }
@@ -63,11 +80,26 @@ pub fn lock_pi(address: usize, shared: bool, deadline: Option<Deadline>, only_tr
     if taken {
         return Ok(0);
     }
-    match sched::sleep_to(Sleep::Interruptible, deadline, || waiter.is_woken()) {
+    match sched::sleep_to(Sleep::Interruptible, deadline, || waiter.is_woken() || waiter.inherits()) {
+        _ if waiter.inherits() => inherit(&waiter, address, &key),
         Ok(()) => Ok(0),
         Err(_) if !waiter.leave() => Ok(0),
         Err(WaitError::TimedOut) => Err(Errno::ETIMEDOUT),
         Err(WaitError::Interrupted) => Err(Errno::ERESTARTNOINTR),
+    }
+}
+
+/// The owner of the word has ended, and the waiter is to have it. It writes that into the word, and leaves its bucket.
+pub(super) fn inherit(waiter: &Waiter, address: usize, key: &Key) -> Result<usize> {
+    let taken = with_value(address, bucket_of(key), true, |bucket, value| {
+        // Somebody may have handed it over in the ordinary way: then it is the waiter's already.
+        if waiter.is_woken() { Ok(None) } else { hand_over(bucket, key, address, value, OWNER_DIED) }
+    });
+    match taken {
+        Ok(_) => Ok(0),
+        // The next one takes it.
+        Err(_) if !waiter.leave() => Ok(0),
+        Err(error) => Err(error),
     }
 }
 

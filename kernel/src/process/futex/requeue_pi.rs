@@ -9,7 +9,7 @@ use alloc::sync::Arc;
 
 use super::bucket::{BATCH, Taken, Waiter, next_ticket};
 use super::ops::{Pair, Word, join, wake_threads};
-use super::pi::{OWNER_DIED, TID_MASK, WAITERS, exchange};
+use super::pi::{OWNER_DIED, TID_MASK, WAITERS, exchange, inherit};
 use super::{bucket_of, key_of};
 use crate::errno::{Errno, Result};
 use crate::mm::{Key, uaccess};
@@ -36,7 +36,8 @@ pub fn wait_requeue_pi(
     }
     let waiter = Waiter::to_own(key, to);
     join(&waiter, address, expected)?;
-    match sched::sleep_to(Sleep::Interruptible, deadline, || waiter.is_woken()) {
+    match sched::sleep_to(Sleep::Interruptible, deadline, || waiter.is_woken() || waiter.inherits()) {
+        _ if waiter.inherits() => inherit(&waiter, second, &to),
         Ok(()) => Ok(0),
         // The word was given to it at the last moment.
         Err(_) if !waiter.leave() => Ok(0),
@@ -132,27 +133,36 @@ impl Move {
                 let new = tid | value & OWNER_DIED | if more { WAITERS } else { 0 };
                 // Where the program has changed the word it is looked at again.
                 if exchange(self.address, value, new)?
-                    && let Some(waiter) = pair.from().take_first(&self.from, tickets.end, true)
+                    && let Some(waiter) = pair.from().take_first(&self.from, tickets.end)
                 {
+                    // Those who wait wait for another owner from now on, who goes on then.
+                    pair.to().set_first_heir(&self.to, &waiter.thread);
+                    waiter.set_woken();
                     woken.push(waiter);
                     self.total += 1;
                 }
                 continue;
             }
-            match owner_found {
-                Some((number, _)) if *number == owner => {}
+            let owner_thread = match owner_found {
+                Some((number, thread)) if *number == owner => thread,
                 // Another owner: in the next hold, so that nothing is let go of in this one.
                 Some(_) => return Ok(false),
                 None => {
                     let thread = process::find_thread(owner).ok_or(Errno::ESRCH)?;
-                    *owner_found = Some((owner, thread));
+                    &owner_found.insert((owner, thread)).1
                 }
-            }
+            };
             if value & WAITERS == 0 && !exchange(self.address, value, value | WAITERS)? {
                 continue;
             }
-            if let Some(waiter) = pair.from().take_first(&self.from, tickets.end, false) {
-                pair.to().add_moved(waiter, &self.to, self.to_index);
+            if let Some(waiter) = pair.from().take_first(&self.from, tickets.end) {
+                let is_first = !pair.to().has_owner_to_be(&self.to);
+                pair.to().add_moved(waiter.clone(), &self.to, self.to_index);
+                if is_first && !pair.to().set_heir(&waiter, owner_thread) {
+                    // It has just ended.
+                    pair.to().inherit(&waiter);
+                    woken.push(waiter);
+                }
                 self.total += 1;
             }
         }
