@@ -92,7 +92,7 @@ impl Entity {
             wait_place: AtomicPtr::new(ptr::null_mut()),
             asleep_since: AtomicU64::new(0),
         };
-        entity.set_parameters(parameters);
+        entity.store_parameters(parameters);
         entity
     }
 
@@ -156,46 +156,45 @@ impl Entity {
         *self.parameters.lock()
     }
 
-    /// Changes them; a queued thread takes its new place when it is queued the next time.
-    pub fn set_parameters(&self, parameters: Parameters) {
+    /// Changes them, of a thread that is on no queue, or under its queue's lock: see [`super::set_parameters`].
+    pub(super) fn store_parameters(&self, parameters: Parameters) {
         *self.parameters.lock() = parameters;
         // Relaxed: the scheduler may see the new values a switch later.
         self.weight.store(parameters.policy.weight(parameters.nice), Ordering::Relaxed);
         self.idle.store(parameters.policy == Policy::Idle, Ordering::Relaxed);
         let class = u32::from(parameters.policy.class());
-        self.class_and_priority.store(class << 8 | parameters.priority, Ordering::Relaxed);
+        // With the loads of who queues the thread or runs it: `queue::set_parameters` says why.
+        self.class_and_priority.store(class << 8 | parameters.priority, Ordering::SeqCst);
     }
 
     /// Puts the thread before all those of the ordinary policies, until [`Self::calm`]: others wait for what it does. Only the thread itself.
     pub fn hurry(&self) {
-        // Relaxed: see `set_parameters`.
+        // Relaxed: its CPU looks at it when it switches.
         self.class_and_priority.store(1, Ordering::Relaxed);
     }
 
     /// The thread is what its parameters say again.
     pub fn calm(&self) {
-        self.set_parameters(self.parameters());
+        self.store_parameters(self.parameters());
     }
 
     /// Whether its policy is the idle one: it waits for its turn, and takes it from nobody.
     pub(super) fn is_idle_policy(&self) -> bool {
-        // Relaxed: see `set_parameters`.
+        // Relaxed: see `store_parameters`.
         self.idle.load(Ordering::Relaxed)
     }
 
     pub(super) fn weight(&self) -> u32 {
-        // Relaxed: see `set_parameters`.
+        // Relaxed: see `store_parameters`.
         self.weight.load(Ordering::Relaxed)
     }
 
     pub(super) fn class(&self) -> u8 {
-        // Relaxed: see `set_parameters`.
-        (self.class_and_priority.load(Ordering::Relaxed) >> 8) as u8
+        (self.class_and_priority.load(Ordering::SeqCst) >> 8) as u8
     }
 
     pub(super) fn priority(&self) -> u32 {
-        // Relaxed: see `set_parameters`.
-        self.class_and_priority.load(Ordering::Relaxed) & 0xff
+        self.class_and_priority.load(Ordering::SeqCst) & 0xff
     }
 
     pub(super) fn set_wait_place(&self, place: Option<&'static Location<'static>>) {

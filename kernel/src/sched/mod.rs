@@ -26,7 +26,7 @@ mod switch;
 pub use entity::{Entity, Parameters};
 pub use idle::{enter_idle, init_cpu, reap, reap_some};
 pub use policy::Policy;
-pub use queue::{runnable, set_affinity, tick};
+pub use queue::{runnable, set_affinity, set_parameters, tick};
 pub use sleep::{sleep, sleep_to, sleep_until};
 pub use sleep_state::Sleep;
 pub use switch::{TICK, exit_current, finish_switch_for_new_thread, resched_interrupt};

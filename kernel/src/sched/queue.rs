@@ -6,7 +6,7 @@ use alloc::sync::Arc;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeAtomicLink, UnsafeRef, intrusive_adapter};
 
 use super::beacon::{Beacon, IDLE_RANK};
-use super::entity::{Entity, Key};
+use super::entity::{Entity, Key, Parameters};
 use super::policy::{NICE_0_WEIGHT, Policy};
 use super::sleep_state::{Sleep, Woken};
 use crate::arch::cpu::{self, AtomicCpuSet, CpuId, CpuSet, MAX_CPUS};
@@ -125,11 +125,7 @@ pub fn load(cpu: CpuId) -> usize {
 pub(super) fn note_running(thread: &Thread, idle: bool) {
     let queue = this();
     queue.busy.store(!idle, Ordering::SeqCst);
-    let class = if idle {
-        IDLE_RANK
-    } else {
-        u32::from(thread.sched.class()) << 8 | (99 - thread.sched.priority().min(99))
-    };
+    let class = if idle { IDLE_RANK } else { rank_of(thread) };
     // In this order: another CPU must not take the old thread's run time for the new one's, if that is behind.
     queue.running_vruntime.store(thread.sched.vruntime.load(Ordering::SeqCst), Ordering::SeqCst);
     queue.beacon.note_running(class);
@@ -137,6 +133,23 @@ pub(super) fn note_running(thread: &Thread, idle: bool) {
         IDLE.insert(cpu::id());
     } else {
         IDLE.remove(cpu::id());
+    }
+}
+
+/// The order of classes and real-time priorities of a thread that runs.
+fn rank_of(thread: &Thread) -> u32 {
+    u32::from(thread.sched.class()) << 8 | (99 - thread.sched.priority().min(99))
+}
+
+/// The thread that runs here may stay: its policy may be another one than when it was put here. Before the look at the queue, so that
+/// whoever queues a thread behind that look sees it.
+pub(super) fn note_rank(thread: &Thread) {
+    let queue = this();
+    let rank = rank_of(thread);
+    if queue.beacon.running() != rank {
+        // In this order, as in `note_running`.
+        queue.running_vruntime.store(thread.sched.vruntime.load(Ordering::SeqCst), Ordering::SeqCst);
+        queue.beacon.note_running(rank);
     }
 }
 
@@ -223,13 +236,15 @@ fn enqueue(thread: &Thread, cpu: CpuId, placement: Placement) {
         let mut tree = queue.tree.lock();
         tree.sequence += 1;
         let sequence = tree.sequence;
+        let last_cpu = entity.cpu();
+        // Before the look at its class: see `set_parameters`.
+        entity.set_cpu(cpu);
         let class = entity.class();
         let key = if class == Policy::Fifo.class() {
             // A thread that was preempted stays ahead of its equals, one that yields or wakes goes behind them.
             // SAFETY: the thread is on no queue, so this is the only user of its key.
             let last = unsafe { (*entity.key.get()).sequence };
-            let keep =
-                placement == Placement::Preempted && entity.parameters_are_fifo() && entity.cpu() == cpu;
+            let keep = placement == Placement::Preempted && entity.parameters_are_fifo() && last_cpu == cpu;
             Key {
                 class,
                 value: u64::from(99 - entity.priority().min(99)),
@@ -238,9 +253,9 @@ fn enqueue(thread: &Thread, cpu: CpuId, placement: Placement) {
         } else {
             let floor = queue.advance_floor(&tree);
             let mut own = entity.vruntime.load(Ordering::SeqCst);
-            if entity.cpu() != cpu {
+            if last_cpu != cpu {
                 // Each CPU counts from another floor: what it is ahead or behind goes with it.
-                let old_floor = QUEUES.of(entity.cpu()).floor.load(Ordering::SeqCst);
+                let old_floor = QUEUES.of(last_cpu).floor.load(Ordering::SeqCst);
                 own = (floor + own).saturating_sub(old_floor);
             }
             let vruntime = match placement {
@@ -263,7 +278,6 @@ fn enqueue(thread: &Thread, cpu: CpuId, placement: Placement) {
         };
         // SAFETY: as above, and from the insertion on the queue's lock guards it.
         unsafe { *entity.key.get() = key };
-        entity.set_cpu(cpu);
         // SAFETY: the scheduler holds a reference from `start` to the thread's end, and a queued thread has not ended.
         tree.threads.insert(unsafe { UnsafeRef::from_raw(thread) });
         queue.beacon.count_in();
@@ -436,6 +450,53 @@ pub fn set_affinity(thread: &Arc<Thread>, set: CpuSet) {
             None => {}
         }
     });
+}
+
+/// Changes how a thread is scheduled. One that waits in a queue is at its new place there at once, and the CPU that runs it looks for a
+/// better one.
+///
+/// A thread that changes queues or CPUs at the same time is not missed: who queues or runs it writes where it is and then looks at its
+/// class, and this writes the class and then looks where it is.
+pub fn set_parameters(thread: &Arc<Thread>, parameters: Parameters) {
+    let entity = &thread.sched;
+    loop {
+        let cpu = entity.cpu();
+        let queue = QUEUES.of(cpu);
+        interrupts::without(|| {
+            let moved = {
+                let mut tree = queue.tree.lock();
+                let was_realtime = entity.class() == Policy::Fifo.class();
+                // SAFETY: if it is on this queue its lock is held, and else nobody looks at the key.
+                let key =
+                    (entity.link.is_linked() && entity.cpu() == cpu).then(|| unsafe { *entity.key.get() });
+                entity.store_parameters(parameters);
+                if was_realtime && !parameters.policy.is_realtime() {
+                    // What it ran in real time is not held against it: the floor did not follow.
+                    entity.vruntime.store(queue.floor.load(Ordering::SeqCst), Ordering::SeqCst);
+                }
+                let is_better_or_worse = |key: &Key| {
+                    key.class != entity.class()
+                        || key.class == 0 && key.value != u64::from(99 - entity.priority().min(99))
+                };
+                key.filter(is_better_or_worse).map(|key| remove(queue, &mut tree, key))
+            };
+            match moved {
+                // SAFETY: taken from a queue, so alive and nobody else's.
+                Some(moved) => enqueue(unsafe { &*moved }, cpu, Placement::Moved),
+                // In this order: who runs it says so before where.
+                None if entity.cpu() == cpu && entity.is_on_cpu() => {
+                    queue.beacon.request();
+                    if cpu != cpu::id() {
+                        ipi::reschedule(cpu);
+                    }
+                }
+                None => {}
+            }
+        });
+        if entity.cpu() == cpu {
+            return;
+        }
+    }
 }
 
 impl Entity {

@@ -123,6 +123,9 @@ fn schedule(why: Why) {
     };
     // A thread that may no longer run here gives way to anything, even to the idle thread.
     let may_stay = runnable && current.sched.is_allowed_on(here);
+    if may_stay {
+        queue::note_rank(current);
+    }
     let next = queue::take_best(may_stay.then_some(current), why == Why::Yield)
         .or_else(|| if may_stay { None } else { queue::steal(0) });
     let next = match next {

@@ -95,7 +95,13 @@ fn sched_getaffinity(args: &mut Args) -> Result<usize> {
 }
 
 /// Checks and sets policy and priority, and with them the nice value if it is given.
-fn set_policy(thread: &Thread, policy: i32, priority: i32, nice: Option<i32>, reset: bool) -> Result<()> {
+fn set_policy(
+    thread: &Arc<Thread>,
+    policy: i32,
+    priority: i32,
+    nice: Option<i32>,
+    reset: bool,
+) -> Result<()> {
     let policy = Policy::from_number(policy)?;
     let range = if policy.is_realtime() { 1..=99 } else { 0..=0 };
     if !range.contains(&priority) {
@@ -113,12 +119,19 @@ fn set_policy(thread: &Thread, policy: i32, priority: i32, nice: Option<i32>, re
         if old.reset_on_fork && !reset {
             return Err(Errno::EPERM);
         }
+        // The idle policy is below all nice values.
+        let leaves_idle = old.policy == Policy::Idle && policy != Policy::Idle;
+        if leaves_idle && !policy.is_realtime() && (20 - old.nice) as u64 > thread.process.limit(limits::NICE)
+        {
+            return Err(Errno::EPERM);
+        }
     }
     let nice = match nice {
-        Some(nice) => checked_nice(thread, nice)?,
+        Some(nice) => checked_nice(thread, nice).map_err(|_| Errno::EPERM)?,
         None => old.nice,
     };
-    thread.sched.set_parameters(Parameters { policy, nice, priority: priority as u32, reset_on_fork: reset });
+    let new = Parameters { policy, nice, priority: priority as u32, reset_on_fork: reset };
+    sched::set_parameters(thread, new);
     Ok(())
 }
 
@@ -284,7 +297,7 @@ fn setpriority(args: &mut Args) -> Result<usize> {
         sched::cond_resched();
         let set = check_owner(&thread).and_then(|()| checked_nice(&thread, args.int(2))).map(|nice| {
             let old = thread.sched.parameters();
-            thread.sched.set_parameters(Parameters { nice, ..old });
+            sched::set_parameters(&thread, Parameters { nice, ..old });
         });
         if result != Err(Errno::EACCES) && result != Err(Errno::EPERM) {
             result = set.map(|()| 0);
