@@ -1,6 +1,7 @@
 //! Who may do what: permission checks by mode, owner, group and capability.
 
 use alloc::sync::Arc;
+use alloc::vec::Vec;
 
 use linux_raw_sys::general as abi;
 
@@ -25,7 +26,7 @@ pub struct Credentials {
     /// File system group.
     pub gid: u32,
     /// Supplementary groups.
-    pub groups: Arc<[u32]>,
+    pub groups: Arc<Vec<u32>>,
     /// The effective capabilities, in the thread's user namespace.
     pub capabilities: u64,
     /// That namespace, unless it is the first.
@@ -35,7 +36,7 @@ pub struct Credentials {
 impl Credentials {
     /// The kernel's own: all is allowed.
     pub fn kernel() -> Self {
-        Self { uid: 0, gid: 0, groups: Arc::new([]), capabilities: !0, user: None }
+        Self { uid: 0, gid: 0, groups: Arc::new(Vec::new()), capabilities: !0, user: None }
     }
 
     /// Has it the capability of this number, for what belongs to the whole system?

@@ -34,7 +34,7 @@ fn with_all_capabilities(own: &Credentials, user: Arc<UserNamespace>) -> Credent
     new.set_user_namespace(user);
     (new.permitted, new.effective, new.inheritable) = (ALL_CAPABILITIES, ALL_CAPABILITIES, 0);
     (new.bounding, new.ambient) = (ALL_CAPABILITIES, 0);
-    (new.securebits, new.keep_capabilities) = (0, false);
+    new.securebits = 0;
     new
 }
 

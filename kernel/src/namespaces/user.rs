@@ -12,6 +12,7 @@ use crate::memory::fallible::{self, Text, TryVec};
 use crate::memory::{PAGE_SIZE, reserve};
 use crate::process::accounts::Share;
 use crate::process::{self, CAP_SETFCAP, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN, Credentials};
+use crate::sched;
 use crate::sync::{Mutex, Once};
 
 /// Who has no number in a namespace is shown with this one.
@@ -327,8 +328,11 @@ fn lower(above: &IdMap, extent: &Extent) -> Option<u32> {
 /// A fallible copy of groups, as the kernel numbers them; `EINVAL` for one that has no number.
 pub fn groups_to_kernel(own: &Credentials, groups: &[u32]) -> Result<Vec<u32>> {
     let mut out = fallible::with_capacity(groups.len())?;
-    for group in groups {
-        out.push(own.kernel_gid(*group).ok_or(Errno::EINVAL)?);
+    for groups in groups.chunks(256) {
+        for group in groups {
+            out.push(own.kernel_gid(*group).ok_or(Errno::EINVAL)?);
+        }
+        sched::cond_resched();
     }
     Ok(out)
 }

@@ -20,16 +20,32 @@ pub struct Credentials {
     /// The user and group that file systems look at.
     pub fsuid: u32,
     pub fsgid: u32,
-    pub groups: Arc<[u32]>,
+    pub groups: Arc<Vec<u32>>,
     pub permitted: u64,
     pub effective: u64,
     pub inheritable: u64,
     pub bounding: u64,
     pub ambient: u64,
-    pub keep_capabilities: bool,
+    /// What root means to the thread, and which of that it cannot change any more: the bits of [`securebits`].
     pub securebits: u32,
     /// The user namespace; `None` for the first.
     user: Option<Arc<UserNamespace>>,
+}
+
+/// The secure bits of capabilities(7); the bit above each locks it.
+pub mod securebits {
+    /// Root has no capabilities by being root.
+    pub const NOROOT: u32 = 1;
+    /// A change of users changes no capabilities.
+    pub const NO_SETUID_FIXUP: u32 = 1 << 2;
+    /// Who is root no more keeps the permitted capabilities, until the next execve(2).
+    pub const KEEP_CAPS: u32 = 1 << 4;
+    /// No capability becomes an ambient one.
+    pub const NO_CAP_AMBIENT_RAISE: u32 = 1 << 6;
+    /// All that are not locks.
+    pub const ALL: u32 = NOROOT | NO_SETUID_FIXUP | KEEP_CAPS | NO_CAP_AMBIENT_RAISE;
+    /// The lock of each.
+    pub const LOCKS: u32 = ALL << 1;
 }
 
 /// The highest capability number, as /proc/sys/kernel/cap_last_cap says.
@@ -84,13 +100,12 @@ impl Credentials {
                 sgid: 0,
                 fsuid: 0,
                 fsgid: 0,
-                groups: Arc::from(Vec::new()),
+                groups: Arc::new(Vec::new()),
                 permitted: ALL_CAPABILITIES,
                 effective: ALL_CAPABILITIES,
                 inheritable: 0,
                 bounding: ALL_CAPABILITIES,
                 ambient: 0,
-                keep_capabilities: false,
                 securebits: 0,
                 user: None,
             })
@@ -337,8 +352,44 @@ impl Credentials {
         old
     }
 
+    /// Whether one of [`securebits`] is set.
+    pub fn is_secure(&self, bit: u32) -> bool {
+        self.securebits & bit != 0
+    }
+
+    /// PR_SET_SECUREBITS: `EPERM` for unknown ones, a change of what is locked, and without CAP_SETPCAP.
+    pub fn set_securebits(&mut self, bits: usize) -> Result<()> {
+        let known =
+            u32::try_from(bits).ok().filter(|bits| bits & !(securebits::ALL | securebits::LOCKS) == 0);
+        let bits = known.ok_or(Errno::EPERM)?;
+        let locks = self.securebits & securebits::LOCKS;
+        if (self.securebits ^ bits) & (locks >> 1) != 0
+            || locks & !bits != 0
+            || !self.capable_here(CAP_SETPCAP)
+        {
+            return Err(Errno::EPERM);
+        }
+        self.securebits = bits;
+        Ok(())
+    }
+
+    /// PR_SET_KEEPCAPS: `EPERM` where that is locked.
+    pub fn keep_capabilities(&mut self, keep: bool) -> Result<()> {
+        if self.is_secure(securebits::KEEP_CAPS << 1) {
+            return Err(Errno::EPERM);
+        }
+        self.securebits &= !securebits::KEEP_CAPS;
+        if keep {
+            self.securebits |= securebits::KEEP_CAPS;
+        }
+        Ok(())
+    }
+
     /// Whoever acts on files as another user has none of root's rights over files, and has them back with root.
     fn fsuid_changed(&mut self, old: u32) {
+        if self.is_secure(securebits::NO_SETUID_FIXUP) {
+            return;
+        }
         if self.is_root(old) && !self.is_root(self.fsuid) {
             self.effective &= !FILE_CAPABILITIES;
         } else if !self.is_root(old) && self.is_root(self.fsuid) {
@@ -348,10 +399,13 @@ impl Credentials {
 
     /// What a change of users does to capabilities: capabilities(7).
     fn uids_changed(&mut self, old: &Self) {
+        if self.is_secure(securebits::NO_SETUID_FIXUP) {
+            return;
+        }
         let had_root = [old.uid, old.euid, old.suid].iter().any(|uid| self.is_root(*uid));
         let has_root = [self.uid, self.euid, self.suid].iter().any(|uid| self.is_root(*uid));
         if had_root && !has_root {
-            if !self.keep_capabilities {
+            if !self.is_secure(securebits::KEEP_CAPS) {
                 self.permitted = 0;
             }
             self.effective = 0;
@@ -368,7 +422,7 @@ impl Credentials {
     pub fn after_exec(&self) -> Self {
         let mut new = self.clone();
         let root = self.is_root(self.uid) || self.is_root(self.euid);
-        if root {
+        if root && !self.is_secure(securebits::NOROOT) {
             new.permitted = self.inheritable | self.bounding;
             new.effective = if self.is_root(self.euid) { new.permitted } else { 0 };
         } else {
@@ -377,7 +431,7 @@ impl Credentials {
         }
         (new.suid, new.sgid) = (new.euid, new.egid);
         (new.fsuid, new.fsgid) = (new.euid, new.egid);
-        new.keep_capabilities = false;
+        new.securebits &= !securebits::KEEP_CAPS;
         new
     }
 }

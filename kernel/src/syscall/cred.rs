@@ -11,7 +11,8 @@ use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{copy_to_user, read_user, read_user_array, write_user};
 use crate::namespaces::user::groups_to_kernel;
-use crate::process::{self, CAP_SETGID, CAP_SETPCAP, Credentials, LAST_CAPABILITY};
+use crate::process::{self, CAP_SETGID, CAP_SETPCAP, Credentials, LAST_CAPABILITY, securebits};
+use crate::sched;
 use crate::signal;
 
 pub const TABLE: &[(Sysno, Handler)] = &[
@@ -86,8 +87,14 @@ fn getgroups(args: &mut Args) -> Result<usize> {
         if (room as usize) < own.groups.len() {
             return Err(Errno::EINVAL);
         }
-        for (index, gid) in own.groups.iter().enumerate() {
-            write_user(args.a[1] + index * 4, &own.shown_gid(*gid))?;
+        const BATCH: usize = 256;
+        for (index, gids) in own.groups.chunks(BATCH).enumerate() {
+            let mut shown = [0u8; 4 * BATCH];
+            for (to, gid) in shown.chunks_exact_mut(4).zip(gids) {
+                to.copy_from_slice(&own.shown_gid(*gid).to_ne_bytes());
+            }
+            copy_to_user(args.a[1] + index * shown.len(), &shown[..4 * gids.len()])?;
+            sched::cond_resched();
         }
     }
     Ok(own.groups.len())
@@ -148,12 +155,27 @@ fn setregid(args: &mut Args) -> Result<usize> {
     change(|new| new.set_regid(gid(new, args, 0)?, gid(new, args, 1)?))
 }
 
+/// Whether these are what the caller is already, or stay. Then it is nobody new, and what it has opened is its own as before.
+fn are_same(wanted: [u32; 3], present: [u32; 3]) -> bool {
+    wanted.iter().zip(present).all(|(wanted, present)| *wanted == u32::MAX || *wanted == present)
+}
+
 fn setresuid(args: &mut Args) -> Result<usize> {
-    change(|new| new.set_resuid(uid(new, args, 0)?, uid(new, args, 1)?, uid(new, args, 2)?))
+    let own = credentials();
+    let [ruid, euid, suid] = [uid(&own, args, 0)?, uid(&own, args, 1)?, uid(&own, args, 2)?];
+    if own.fsuid == own.euid && are_same([ruid, euid, suid], [own.uid, own.euid, own.suid]) {
+        return Ok(0);
+    }
+    change(|new| new.set_resuid(ruid, euid, suid))
 }
 
 fn setresgid(args: &mut Args) -> Result<usize> {
-    change(|new| new.set_resgid(gid(new, args, 0)?, gid(new, args, 1)?, gid(new, args, 2)?))
+    let own = credentials();
+    let [rgid, egid, sgid] = [gid(&own, args, 0)?, gid(&own, args, 1)?, gid(&own, args, 2)?];
+    if own.fsgid == own.egid && are_same([rgid, egid, sgid], [own.gid, own.egid, own.sgid]) {
+        return Ok(0);
+    }
+    change(|new| new.set_resgid(rgid, egid, sgid))
 }
 
 fn setfsuid(args: &mut Args) -> Result<usize> {
@@ -192,8 +214,10 @@ fn setgroups(args: &mut Args) -> Result<usize> {
     let groups: Vec<u32> = read_user_array(args.a[1], count)?;
     let mut groups = groups_to_kernel(&own, &groups)?;
     groups.sort_unstable();
+    // Not as one object with its count: 65,536 of them are more than an allocation that cannot fail may take.
+    let groups = Arc::new(groups);
     change(|new| {
-        new.groups = groups.into();
+        new.groups = groups;
         Ok(())
     })
 }
@@ -295,12 +319,9 @@ fn prctl(args: &mut Args) -> Result<usize> {
         pr::PR_SET_DUMPABLE => return Err(Errno::EINVAL),
         pr::PR_GET_DUMPABLE => return Ok(process.dumpable.load(Ordering::SeqCst) as usize),
         pr::PR_SET_KEEPCAPS if value <= 1 => {
-            return change(|new| {
-                new.keep_capabilities = value == 1;
-                Ok(())
-            });
+            return change(|new| new.keep_capabilities(value == 1));
         }
-        pr::PR_GET_KEEPCAPS => return Ok(usize::from(thread.credentials().keep_capabilities)),
+        pr::PR_GET_KEEPCAPS => return Ok(usize::from(thread.credentials().is_secure(securebits::KEEP_CAPS))),
         pr::PR_SET_CHILD_SUBREAPER => process.set_subreaper(value != 0),
         pr::PR_GET_CHILD_SUBREAPER => write_user(value, &i32::from(process.is_subreaper()))?,
         pr::PR_SET_NO_NEW_PRIVS if value == 1 && rest_is_zero => {
@@ -328,13 +349,7 @@ fn prctl(args: &mut Args) -> Result<usize> {
         }
         pr::PR_CAP_AMBIENT => return ambient(args),
         pr::PR_GET_SECUREBITS => return Ok(thread.credentials().securebits as usize),
-        pr::PR_SET_SECUREBITS => {
-            return change(|new| {
-                require_here(new, CAP_SETPCAP)?;
-                new.securebits = value as u32;
-                Ok(())
-            });
-        }
+        pr::PR_SET_SECUREBITS => return change(|new| new.set_securebits(value)),
         pr::PR_GET_TID_ADDRESS => write_user(value, &thread.clear_child_tid.load(Ordering::SeqCst))?,
         pr::PR_GET_SECCOMP => return Ok(thread.seccomp.mode() as usize),
         pr::PR_SET_SECCOMP => return super::seccomp::set_mode(value as u32, args.a[2]),
@@ -379,6 +394,10 @@ fn capability(number: usize) -> Result<u64> {
 
 fn ambient(args: &Args) -> Result<usize> {
     let command = args.uint(1);
+    let superfluous = if command == pr::PR_CAP_AMBIENT_CLEAR_ALL { 2..5 } else { 3..5 };
+    if args.a[superfluous].iter().any(|value| *value != 0) {
+        return Err(Errno::EINVAL);
+    }
     if command == pr::PR_CAP_AMBIENT_CLEAR_ALL {
         return change(|new| {
             new.ambient = 0;
@@ -393,7 +412,7 @@ fn ambient(args: &Args) -> Result<usize> {
             Ok(())
         }),
         pr::PR_CAP_AMBIENT_RAISE => change(|new| {
-            if new.permitted & new.inheritable & bit == 0 {
+            if new.permitted & new.inheritable & bit == 0 || new.is_secure(securebits::NO_CAP_AMBIENT_RAISE) {
                 return Err(Errno::EPERM);
             }
             new.ambient |= bit;
