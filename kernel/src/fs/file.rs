@@ -24,7 +24,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::seals::Seals;
 use crate::memory::fallible::Text;
 use crate::mm::backing::Backing;
-use crate::process::Process;
+use crate::process::{self, Credentials, Process};
 use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
 
 /// What a seek is relative to.
@@ -204,6 +204,8 @@ pub struct File {
     watches: Mutex<BTreeMap<usize, Weak<epoll::Item>>>,
     /// Differs from every other open file's: the owner of flock(2) and OFD locks.
     id: u64,
+    /// Who opened it; nobody but the kernel else.
+    opener: Option<Arc<Credentials>>,
 }
 
 /// Adds a read to the account of the current process.
@@ -270,6 +272,7 @@ impl File {
             watches: Mutex::new(BTreeMap::new()),
             // Ordering: only the numbers have to differ.
             id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            opener: process::try_current().filter(|thread| !thread.is_kernel()).map(|t| t.credentials()),
         });
         if file.writable() {
             file.path.mount.add_writer();
@@ -320,6 +323,15 @@ impl File {
     pub fn ops_arc<T: FileOps>(&self) -> Option<Arc<T>> {
         let any: Arc<dyn Any + Send + Sync> = self.ops.clone();
         any.downcast().ok()
+    }
+
+    /// Whether the current thread is who opened it, unchanged since, or may search everything where that one is.
+    pub fn is_opened_by_caller(&self) -> bool {
+        let own = process::current().credentials();
+        match &self.opener {
+            Some(opener) => Arc::ptr_eq(opener, &own) || own.capable_over(opener, abi::CAP_DAC_READ_SEARCH),
+            None => own.capable(abi::CAP_DAC_READ_SEARCH),
+        }
     }
 
     /// Differs from every other open file's.

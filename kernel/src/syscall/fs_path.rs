@@ -176,7 +176,7 @@ fn add_link(old_dir: usize, old: usize, new_dir: usize, new: usize, flags: u32) 
     let (old, new) = (read_path(old)?, read_path(new)?);
     // A descriptor may have come from someone who could see what the caller cannot.
     let by_descriptor = flags & abi::AT_EMPTY_PATH != 0 && old_dir != CWD && old.first() != Some(&b'/');
-    if by_descriptor && !credentials().capable(abi::CAP_DAC_READ_SEARCH) {
+    if by_descriptor && !files().get(old_dir as i32)?.is_opened_by_caller() {
         return Err(Errno::ENOENT);
     }
     let old_start = start(old_dir as i32, &old)?;

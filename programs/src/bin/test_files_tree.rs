@@ -9,12 +9,12 @@ use roundtable_programs::place::{
     symlink, truncate, umount, unlink,
 };
 use roundtable_programs::sys::{c_string, check};
-use roundtable_programs::{Errno, tests};
+use roundtable_programs::{Errno, namespaces, tests};
 
 tests! { names_and_slashes, path_lengths, symbolic_links, link_loops, open_flags, hard_links, renames,
 rename_exchange_and_noreplace, rename_into_itself, sticky_directory, permissions_of_a_user, set_id_bits_go,
 removed_working_directory, directory_read_while_it_changes: 60, rename_is_atomic: 60, names_of_removed_files,
-tmpfile_gets_a_name, long_chain_of_directories: 60, inode_limit, who_made_it }
+tmpfile_gets_a_name, tmpfile_of_ones_own, long_chain_of_directories: 60, inode_limit, who_made_it }
 
 const NOREPLACE: u32 = 1;
 const EXCHANGE: u32 = 2;
@@ -416,6 +416,50 @@ fn tmpfile_gets_a_name() {
     unlink(&p.path("named")).unwrap();
     assert_eq!(link_it(), Err(Errno::ENOENT));
     assert_eq!(p.open("", libc::O_TMPFILE | libc::O_RDONLY).unwrap_err(), Errno::EINVAL);
+}
+
+/// Without privilege: who has opened it may, and nobody else, nor the same process as somebody else.
+fn tmpfile_of_ones_own() {
+    let p = Place::new("mode=1777");
+    let make = || p.open("", libc::O_TMPFILE | libc::O_RDWR).unwrap();
+    let link_it = |fd: &Fd| {
+        let (empty, name) = (c_string(""), c_string(&p.path("named")));
+        // SAFETY: the strings are NUL-terminated.
+        check(unsafe {
+            libc::linkat(fd.raw(), empty.as_ptr(), libc::AT_FDCWD, name.as_ptr(), libc::AT_EMPTY_PATH)
+        })
+    };
+    let become_user = |uid: u32| {
+        // SAFETY: takes integers.
+        check(unsafe { libc::setresuid(uid, uid, uid) }).unwrap()
+    };
+    in_child(|| {
+        let of_root = make();
+        become_user(1000);
+        assert_eq!(link_it(&of_root), Err(Errno::ENOENT));
+        let own = make();
+        assert_eq!(link_it(&own), Ok(0));
+        assert_eq!(link_it(&own), Err(Errno::EEXIST));
+        unlink(&p.path("named")).unwrap();
+        let own = make();
+        // A change to what one is already is none; another one is, of whatever.
+        become_user(1000);
+        assert_eq!(link_it(&own), Ok(0));
+        unlink(&p.path("named")).unwrap();
+        let own = make();
+        // SAFETY: takes integers.
+        check(unsafe { libc::prctl(libc::PR_SET_KEEPCAPS, 1, 0, 0, 0) }).unwrap();
+        assert_eq!(link_it(&own), Err(Errno::ENOENT));
+    });
+    in_child(|| {
+        become_user(1000);
+        // SAFETY: takes integers. Its own `/proc/self` is root's otherwise.
+        check(unsafe { libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0) }).unwrap();
+        namespaces::become_root_of_own(0);
+        let own = make();
+        become_user(0);
+        assert_eq!(link_it(&own), Ok(0));
+    });
 }
 
 /// Directories in directories, far deeper than a path can say; taken away while the deepest is in use.
