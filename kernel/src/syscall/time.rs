@@ -61,12 +61,19 @@ fn clock_getres(args: &mut Args) -> Result<usize> {
 
 fn clock_nanosleep(args: &mut Args) -> Result<usize> {
     let clock = ClockId::from_number(args.int(0))?;
+    ClockId::check_sleep(args.int(0))?;
     let duration = read_user::<Timespec>(args.a[2])?.to_ns()?;
     let absolute = args.uint(1) & abi::TIMER_ABSTIME != 0;
     match clock {
         // Sleeping while oneself does not use the clock would be for ever.
         ClockId::ThreadCpu(_) => Err(Errno::EINVAL),
-        ClockId::ProcessCpu(_) => sleep_for_cpu_time(clock, duration, absolute),
+        ClockId::ProcessCpu(_) if absolute => {
+            sleep_to_cpu_time(&clock, duration).map_err(|_| Errno::ERESTARTNOHAND)
+        }
+        ClockId::ProcessCpu(_) => {
+            let target = clock.now().saturating_add(duration);
+            sleep_for_cpu_time(clock, target, args.a[3])
+        }
         // A clock that is set meanwhile moves the deadline.
         _ if absolute => match sleep_until(clock.to_deadline(duration)?) {
             Ok(()) => Ok(0),
@@ -104,9 +111,8 @@ fn sleep_for(deadline: u64, rest: usize) -> Result<usize> {
     Err(Errno::ERESTART_RESTARTBLOCK)
 }
 
-/// Sleeps until the process's other threads have used so much time: looked at once per tick, as its clock moves by running only.
-fn sleep_for_cpu_time(clock: ClockId, duration: u64, absolute: bool) -> Result<usize> {
-    let target = if absolute { duration } else { clock.now().saturating_add(duration) };
+/// Sleeps until the clock of a process shows `target`: looked at once per tick, as it moves by running only.
+fn sleep_to_cpu_time(clock: &ClockId, target: u64) -> Result<usize, WaitError> {
     loop {
         let now = clock.now();
         if now >= target {
@@ -114,10 +120,20 @@ fn sleep_for_cpu_time(clock: ClockId, duration: u64, absolute: bool) -> Result<u
         }
         // All CPUs may run its threads at once.
         let step = ((target - now) / u64::from(crate::arch::cpu::count())).max(sched::TICK);
-        if sleep_until(time::now().saturating_add(step)).is_err() {
-            return Err(Errno::ERESTARTNOHAND);
-        }
+        sleep_until(time::now().saturating_add(step))?;
     }
+}
+
+/// As [`sleep_for`], by the clock of a process.
+fn sleep_for_cpu_time(clock: ClockId, target: u64, rest: usize) -> Result<usize> {
+    if sleep_to_cpu_time(&clock, target).is_ok() {
+        return Ok(0);
+    }
+    if rest != 0 {
+        write_user(rest, &Timespec::from_ns(target.saturating_sub(clock.now())))?;
+    }
+    process::current().set_restart(move |_| sleep_for_cpu_time(clock, target, rest));
+    Err(Errno::ERESTART_RESTARTBLOCK)
 }
 
 fn gettimeofday(args: &mut Args) -> Result<usize> {
@@ -207,8 +223,11 @@ const _: () = assert!(size_of::<SigEvent>() == 64);
 fn timer_create(args: &mut Args) -> Result<usize> {
     const SIGEV_SIGNAL: i32 = 0;
     const SIGEV_NONE: i32 = 1;
+    // The C library's own affair: a signal to the kernel.
+    const SIGEV_THREAD: i32 = 2;
     const SIGEV_THREAD_ID: i32 = 4;
     let clock = ClockId::from_number(args.int(0))?;
+    ClockId::check_timer(args.int(0))?;
     let event = if args.a[1] == 0 { None } else { Some(read_user::<SigEvent>(args.a[1])?) };
     let thread = process::current();
     let process = &thread.process;
@@ -221,7 +240,7 @@ fn timer_create(args: &mut Args) -> Result<usize> {
         }
         let signal = signal::from_user(event.signal as usize)?.ok_or(Errno::EINVAL)?;
         match event.notify {
-            SIGEV_SIGNAL => Ok(Notify::Signal { signal, value: event.value }),
+            SIGEV_SIGNAL | SIGEV_THREAD => Ok(Notify::Signal { signal, value: event.value }),
             SIGEV_THREAD_ID => {
                 let target = process::find_thread(event.thread as u32).ok_or(Errno::EINVAL)?;
                 if !alloc::sync::Arc::ptr_eq(&target.process, process) {
@@ -287,7 +306,9 @@ fn adjust(address: usize) -> Result<usize> {
     const STA_UNSYNC: u64 = 0x40;
     let mut timex: [u64; TIMEX_WORDS] = read_user(address)?;
     let modes = timex[0] as u32;
-    if modes != 0 {
+    // What adjtime(3) has left to do, for everybody who asks: nothing.
+    const ADJ_OFFSET_SS_READ: u32 = 0xa001;
+    if modes != 0 && modes != ADJ_OFFSET_SS_READ {
         process::current().credentials().require(CAP_SYS_TIME)?;
         // There is no loop that steers the clock: it cannot be adjusted, only set.
         return Err(Errno::EOPNOTSUPP);

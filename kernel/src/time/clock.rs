@@ -4,6 +4,8 @@ use core::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use alloc::sync::Arc;
 
+use linux_raw_sys::general as abi;
+
 use super::{Deadline, SECOND};
 use crate::arch;
 use crate::errno::{Errno, Result};
@@ -80,6 +82,22 @@ impl ClockId {
             number if number < 0 => Self::cpu_clock(number)?,
             _ => return Err(Errno::EINVAL),
         })
+    }
+
+    /// Whether one may sleep by the clock of this number: `EOPNOTSUPP`, and `EPERM` for one that would wake the machine.
+    pub fn check_sleep(number: i32) -> Result<()> {
+        const CLOCK_THREAD_CPUTIME_ID: i32 = 3;
+        if number == CLOCK_THREAD_CPUTIME_ID { Err(Errno::EOPNOTSUPP) } else { Self::check_timer(number) }
+    }
+
+    /// Whether it may have timers, as above.
+    pub fn check_timer(number: i32) -> Result<()> {
+        match number {
+            // The raw and the coarse ones.
+            4..=6 => Err(Errno::EOPNOTSUPP),
+            8 | 9 => process::current().credentials().require(abi::CAP_WAKE_ALARM),
+            _ => Ok(()),
+        }
     }
 
     /// A process's or thread's CPU clock: `~id << 3 | per-thread << 2 | kind`, as clock_getcpuclockid(3) makes it.

@@ -2,11 +2,13 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use roundtable_programs::{Errno, child, sys, tests};
+use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::rows::Rows;
+use roundtable_programs::{Errno, child, place, row, signals, sys, tests};
 
 tests! { monotonic_never_goes_back, monotonic_agrees_over_cpus, clocks_agree_with_the_calls, wall_clock_is_sane,
 resolution, cpu_time, sleep_is_not_early, absolute_sleep, wrong_times, interval_timer, posix_timer, timer_descriptor,
-timer_that_is_stopped, time_of_day, uptime }
+timer_that_is_stopped, time_of_day, uptime, clocks_to_sleep_by, rest_of_a_sleep_by_cpu_time, questions_of_everybody }
 
 fn now(clock: i32) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -214,4 +216,87 @@ fn uptime() {
     let up: f64 = text.split_whitespace().next().unwrap().parse().unwrap();
     let boot = now(libc::CLOCK_BOOTTIME).as_secs_f64();
     assert!((boot - up).abs() < 2.0, "{up} and {boot}");
+}
+
+fn sleep_by(clock: i32) -> Answer {
+    let nothing = [0u64; 2];
+    call(libc::SYS_clock_nanosleep, [clock as usize, 0, &raw const nothing as usize, 0, 0, 0])
+}
+
+fn timer_by(clock: i32, kind: i32) -> Answer {
+    let mut id = 0i32;
+    let event = [0u64, libc::SIGUSR1 as u64 | (kind as u64) << 32, 0, 0, 0, 0, 0, 0];
+    let (event, id_at) = (&raw const event as usize, &raw mut id as usize);
+    call(libc::SYS_timer_create, [clock as usize, event, id_at, 0, 0, 0])?;
+    call(libc::SYS_timer_delete, [id as usize, 0, 0, 0, 0, 0])
+}
+
+fn clocks_to_sleep_by() {
+    child::in_child(|| {
+        place::become_user(1000, 1000);
+        let mut rows = Rows::default();
+        for clock in [libc::CLOCK_REALTIME, libc::CLOCK_MONOTONIC, libc::CLOCK_BOOTTIME, libc::CLOCK_TAI] {
+            row!(rows, OK, sleep_by(clock));
+            row!(rows, OK, timer_by(clock, libc::SIGEV_SIGNAL));
+        }
+        row!(rows, OK, sleep_by(libc::CLOCK_PROCESS_CPUTIME_ID));
+        row!(rows, OK, timer_by(libc::CLOCK_PROCESS_CPUTIME_ID, libc::SIGEV_SIGNAL));
+        row!(rows, EOPNOTSUPP, sleep_by(libc::CLOCK_THREAD_CPUTIME_ID));
+        row!(rows, OK, timer_by(libc::CLOCK_THREAD_CPUTIME_ID, libc::SIGEV_SIGNAL));
+        let plain = [libc::CLOCK_MONOTONIC_RAW, libc::CLOCK_REALTIME_COARSE, libc::CLOCK_MONOTONIC_COARSE];
+        for clock in plain {
+            row!(rows, EOPNOTSUPP, sleep_by(clock));
+            row!(rows, EOPNOTSUPP, timer_by(clock, libc::SIGEV_SIGNAL));
+        }
+        for clock in [libc::CLOCK_REALTIME_ALARM, libc::CLOCK_BOOTTIME_ALARM] {
+            // Linux says EOPNOTSUPP where nothing can wake the machine.
+            assert!(matches!(sleep_by(clock), Err(Errno::EPERM | Errno::EOPNOTSUPP)));
+            assert!(matches!(timer_by(clock, libc::SIGEV_SIGNAL), Err(Errno::EPERM | Errno::EOPNOTSUPP)));
+        }
+        row!(rows, OK, timer_by(libc::CLOCK_MONOTONIC, libc::SIGEV_THREAD));
+        row!(rows, EINVAL, timer_by(libc::CLOCK_MONOTONIC, 3));
+        rows.finish();
+    });
+}
+
+/// A signal ends it, and what was left is told.
+fn rest_of_a_sleep_by_cpu_time() {
+    child::in_child(|| {
+        signals::catch(libc::SIGALRM);
+        let busy = || {
+            // The alarm is the sleeper's.
+            signals::mask(libc::SIG_BLOCK, &[libc::SIGALRM]);
+            loop {
+                std::hint::spin_loop();
+            }
+        };
+        std::thread::spawn(busy);
+        const WHOLE: u64 = 1000;
+        let (whole, mut rest) = ([WHOLE, 0u64], [u64::MAX; 2]);
+        // SAFETY: takes an integer.
+        unsafe { libc::alarm(1) };
+        let arguments = [
+            libc::CLOCK_PROCESS_CPUTIME_ID as usize,
+            0,
+            &raw const whole as usize,
+            &raw mut rest as usize,
+            0,
+            0,
+        ];
+        assert_eq!(call(libc::SYS_clock_nanosleep, arguments), Err(Errno::EINTR));
+        assert!(rest[0] < WHOLE && rest[1] < 1_000_000_000, "{rest:?}");
+    });
+}
+
+/// adjtime(3) without a change.
+fn questions_of_everybody() {
+    child::in_child(|| {
+        place::become_user(1000, 1000);
+        let mut timex = [0u64; 26];
+        timex[0] = 0xa001;
+        assert!(call(libc::SYS_adjtimex, [timex.as_mut_ptr() as usize, 0, 0, 0, 0, 0]).is_ok());
+        timex[0] = 0x8001;
+        let refused = call(libc::SYS_adjtimex, [timex.as_mut_ptr() as usize, 0, 0, 0, 0, 0]);
+        assert_eq!(refused, Err(Errno::EPERM));
+    });
 }
