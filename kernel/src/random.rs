@@ -2,7 +2,8 @@
 //!
 //! One ChaCha20 generator, seeded from the processor's own source where there is one and from the jitter of
 //! the time stamp counter in any case. After each request it is keyed anew from its own output, so that what
-//! was handed out cannot be computed from what is kept.
+//! was handed out cannot be computed from what is kept. Who wants much has a generator of its own for the call ([`Stream`]): the
+//! lock, which keeps interrupts off, is held for one key.
 
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
@@ -20,6 +21,23 @@ pub fn fill(bytes: &mut [u8]) {
     let mut key = [0; 32];
     generator.fill_bytes(&mut key);
     *generator = ChaCha20Rng::from_seed(key);
+}
+
+/// The numbers of one call, however many: keyed once from the pool, which is keyed anew.
+pub struct Stream(ChaCha20Rng);
+
+impl Stream {
+    /// With a key of its own.
+    pub fn new() -> Self {
+        let mut key = [0; 32];
+        fill(&mut key);
+        Self(ChaCha20Rng::from_seed(key))
+    }
+
+    /// Fills `bytes` with random numbers.
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        self.0.fill_bytes(bytes);
+    }
 }
 
 /// A random number.

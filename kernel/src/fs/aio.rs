@@ -8,6 +8,8 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
+use crate::process;
+use crate::sched;
 use crate::sync::{Mutex, WaitError, WaitQueue};
 
 /// Operations that all contexts together may hold: `/proc/sys/fs/aio-max-nr`.
@@ -28,6 +30,9 @@ pub struct Event {
 
 /// The contexts of a process, by their numbers.
 pub struct Contexts(Mutex<BTreeMap<u64, Arc<Context>>>);
+
+/// Events that are handed out in one hold of their lock.
+const BATCH: usize = 64;
 
 /// One context.
 pub struct Context {
@@ -56,7 +61,11 @@ impl Contexts {
     /// Adds a context for so many operations under a number that is free. `EAGAIN` when the system has too many.
     pub fn add(&self, number: u64, wished: usize) -> Result<()> {
         let context = Context::new(wished)?;
-        self.0.lock().insert(number, context);
+        let old = self.0.lock().insert(number, context);
+        // The page of another one was unmapped, and has come back: nobody can name that one any more.
+        if let Some(old) = old {
+            old.end();
+        }
         Ok(())
     }
 
@@ -131,25 +140,46 @@ impl Context {
         mut emit: impl FnMut(&Event) -> Result<()>,
     ) -> Result<usize> {
         let mut count = 0;
-        let mut look = || {
-            let mut events = self.events.lock();
-            while count < most {
-                let Some(event) = events.front() else { break };
-                if let Err(error) = emit(event) {
-                    return Some(if count > 0 { Ok(count) } else { Err(error) });
-                }
-                events.pop_front();
-                self.used.fetch_sub(1, Ordering::SeqCst);
-                count += 1;
+        loop {
+            let (some, result) = self.hand_out((most - count).min(BATCH), &mut emit);
+            count += some;
+            match result {
+                Err(error) if count == 0 => return Err(error),
+                Err(_) => return Ok(count),
+                Ok(()) => {}
             }
-            let is_over = count >= least || self.gone.load(Ordering::SeqCst);
-            is_over.then_some(Ok(count))
-        };
-        match self.changed.wait_event(deadline, &mut look) {
-            Ok(result) => result,
-            Err(WaitError::Interrupted) if count == 0 => Err(Errno::EINTR),
-            Err(_) => Ok(count),
+            if some == BATCH && !process::current().kill_pending() {
+                sched::cond_resched();
+                continue;
+            }
+            if count >= least {
+                return Ok(count);
+            }
+            let changed = || {
+                let gone = self.gone.load(Ordering::SeqCst);
+                (gone || !self.events.lock().is_empty()).then_some(gone)
+            };
+            match self.changed.wait_event(deadline, changed) {
+                Ok(false) => {}
+                Ok(true) if count == 0 => return Err(Errno::EINVAL),
+                Err(WaitError::Interrupted) if count == 0 => return Err(Errno::EINTR),
+                Ok(true) | Err(_) => return Ok(count),
+            }
         }
+    }
+
+    /// Hands out up to `most` events that are there; how many these were.
+    fn hand_out(&self, most: usize, emit: &mut impl FnMut(&Event) -> Result<()>) -> (usize, Result<()>) {
+        let mut events = self.events.lock();
+        for count in 0..most {
+            let Some(event) = events.front() else { return (count, Ok(())) };
+            if let Err(error) = emit(event) {
+                return (count, Err(error));
+            }
+            events.pop_front();
+            self.used.fetch_sub(1, Ordering::SeqCst);
+        }
+        (most, Ok(()))
     }
 }
 

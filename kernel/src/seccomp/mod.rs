@@ -80,6 +80,8 @@ impl Drop for Filter {
         let mut next = self.older.take();
         while let Some(mut filter) = next.and_then(Arc::into_inner) {
             next = filter.older.take();
+            drop(filter);
+            sched::cond_resched();
         }
     }
 }

@@ -23,7 +23,7 @@ pub use exception::{exception, force_fault, force_poison, force_signal};
 pub use frame::{AltStack, sigreturn};
 pub use group::send_group;
 pub use info::{SigInfo, UserSigInfo, codes};
-pub use pending::{Pending, Queued};
+pub use pending::{Pending, Place, Queued};
 pub use send::{
     Sent, caused_by, discard, is_ignored_or_blocked, prepare, queue_prepared, queue_process, queue_thread,
     send_of_timer, send_process, send_process_locked, send_thread,

@@ -146,6 +146,10 @@ impl<'a> KeyAdapter<'a> for BySignal {
     }
 }
 
+/// Where an entry is in a set: its signal, and its number among all that came. It stays good when the entry has gone.
+#[derive(Clone, Copy)]
+pub struct Place((u32, u64));
+
 /// Pending signals, by number and then in the order in which they came. Of the standard signals one each and one of
 /// each timer, of the real-time ones all.
 pub struct Pending {
@@ -184,9 +188,14 @@ impl Pending {
         None
     }
 
-    /// The information of the entry behind `skip` others.
-    pub fn info_at(&self, skip: usize) -> Option<SigInfo> {
-        self.queue.iter().nth(skip).map(|queued| queued.info)
+    /// The entry behind `skip` others that come behind `place`, or behind the begin: its place and its information. The caller holds a
+    /// lock that keeps interrupts off, so it skips a few at a time.
+    pub fn entry_behind(&self, place: Option<Place>, skip: usize) -> Option<(Place, SigInfo)> {
+        let begin = place.map_or((0, 0), |place| place.0);
+        let mut cursor = self.queue.lower_bound(Bound::Excluded(&begin));
+        (0..skip).for_each(|_| cursor.move_next());
+        let queued = cursor.get()?;
+        Some((Place(BySignal::NEW.get_key(queued)), queued.info))
     }
 
     /// Which signal of those in `wanted` comes first: synchronous ones, then by number.

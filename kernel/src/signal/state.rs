@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use super::frame::AltStack;
 use super::tell::Walk;
-use super::{Pending, SIGCONT, SigSet};
+use super::{Pending, Place, SIGCONT, SigSet};
 use crate::process::WaitStatus;
 use crate::sync::{IrqLock, SpinLock};
 
@@ -336,12 +336,17 @@ impl crate::process::Thread {
         self.process.signals.state.lock().own_pending(&self.signals)
     }
 
-    /// What a signal that waits says, of those for the thread or of those for its process: the one behind `skip` others.
-    pub(crate) fn pending_at(&self, shared: bool, skip: usize) -> Option<super::SigInfo> {
+    /// What a signal that waits says, of those for the thread or of those for its process: see [`Pending::entry_behind`].
+    pub(crate) fn pending_behind(
+        &self,
+        shared: bool,
+        place: Option<Place>,
+        skip: usize,
+    ) -> Option<(Place, super::SigInfo)> {
         let state = self.process.signals.state.lock();
         match shared {
-            true => state.shared.info_at(skip),
-            false => self.signals.own.lock().info_at(skip),
+            true => state.shared.entry_behind(place, skip),
+            false => self.signals.own.lock().entry_behind(place, skip),
         }
     }
 

@@ -16,6 +16,7 @@ use crate::process::ptrace::{
     self, NT_PRFPREG, NT_PRSTATUS, NT_X86_XSTATE, Resume, UserRegs, events, read_word, write_word,
 };
 use crate::process::{self, Process, Thread};
+use crate::sched;
 use crate::seccomp;
 use crate::signal::{SIGKILL, SIGNAL_MAX, SIGTRAP, SigInfo, SigSet, UserSigInfo, send_thread};
 
@@ -284,21 +285,29 @@ fn peek_signals(thread: &Thread, at: usize, to: usize) -> Result<usize> {
     if peek.flags & !SHARED != 0 || peek.count < 0 {
         return Err(Errno::EINVAL);
     }
-    let mut copied = 0;
+    /// Signals that are passed over in one hold of their lock.
+    const SKIP: u64 = 64;
+    let shared = peek.flags & SHARED != 0;
+    let (mut copied, mut skip, mut place) = (0, peek.offset, None);
     while copied < peek.count as usize {
-        let Some(offset) = usize::try_from(peek.offset).ok().and_then(|offset| offset.checked_add(copied))
-        else {
-            break;
-        };
-        let Some(info) = thread.pending_at(peek.flags & SHARED != 0, offset) else { break };
-        match write_user(to + copied * size_of::<UserSigInfo>(), &UserSigInfo::from(info)) {
-            Ok(()) => copied += 1,
-            Err(error) if copied == 0 => return Err(error),
-            Err(_) => break,
+        let some = skip.min(SKIP);
+        let passed = if skip > some { some - 1 } else { some };
+        let Some((found, info)) = thread.pending_behind(shared, place, passed as usize) else { break };
+        place = Some(found);
+        if skip > some {
+            skip -= some;
+        } else {
+            skip = 0;
+            match write_user(to + copied * size_of::<UserSigInfo>(), &UserSigInfo::from(info)) {
+                Ok(()) => copied += 1,
+                Err(error) if copied == 0 => return Err(error),
+                Err(_) => break,
+            }
         }
         if process::current().signal_pending() {
             break;
         }
+        sched::cond_resched();
     }
     Ok(copied)
 }

@@ -212,18 +212,20 @@ fn getrandom(args: &mut Args) -> Result<usize> {
     let length = args.a[1].min(i32::MAX as usize);
     let mut done = 0;
     let mut block = [0u8; 256];
+    let mut numbers = crate::random::Stream::new();
     while done < length {
         let part = &mut block[..(length - done).min(256)];
-        crate::random::fill(part);
+        numbers.fill(part);
         if let Err(error) = copy_to_user(args.a[0] + done, part) {
             return if done == 0 { Err(error) } else { Ok(done) };
         }
         done += part.len();
-        if done.is_multiple_of(1 << 20) {
+        if done.is_multiple_of(1024) {
             crate::sched::cond_resched();
-            if process::current().signal_pending() {
-                break;
-            }
+        }
+        // As on Linux: less comes whole, whatever signals wait.
+        if done.is_multiple_of(memory::PAGE_SIZE) && process::current().signal_pending() {
+            break;
         }
     }
     Ok(done)

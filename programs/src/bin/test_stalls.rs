@@ -9,19 +9,20 @@ use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use roundtable_programs::child::{self, Child, End};
-use roundtable_programs::file::Fd;
+use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::held::{self, Longest};
 use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{PAGE, c_string, check};
-use roundtable_programs::{harness, namespaces, procfs, tests};
+use roundtable_programs::{Errno, harness, namespaces, place, procfs, tests};
 
 tests! { descriptors: 200, areas: 200, separate_areas: 200, windows: 200, sizes: 200, waiters: 200, waiters_of_another_word: 200, requeued: 200,
 pending_signals: 200, timers: 200, threads: 200, signals_to_threads: 200, stopped_threads: 200, exec_of_threads: 200,
 filters_of_threads: 200, groups: 200, chains_of_orphans: 200, zombies_of_a_namespace: 200, children: 200, tracees: 200,
-kept_mounts: 200 }
+kept_mounts: 200, reprints: 200, erasures: 200, random_numbers: 200, signals_looked_at: 200, lists_of_groups: 200, removed_messages: 200,
+filters_of_a_thread: 200, undone_operations: 200, completions: 200, emptied_pipes: 200 }
 
 /// What a call may do in one hold or stretch however many things there are, in instructions of a checked kernel.
 const HOLD: u64 = 50_000;
@@ -625,4 +626,245 @@ fn kept_mounts() {
             std::fs::metadata(index.to_string()).expect("stat");
         }
     });
+}
+
+/// A terminal that edits lines and shows them, by its master: `line` is typed.
+fn typed(line: &[u8]) -> (Fd, Fd) {
+    if std::fs::metadata("/dev/pts/ptmx").is_err() {
+        let _ = place::mkdir("/dev/pts", 0o755);
+        let _ = place::mount("devpts", "/dev/pts", "devpts", 0, "");
+    }
+    let master = Fd::open("/dev/ptmx", libc::O_RDWR | libc::O_NOCTTY).expect("/dev/ptmx");
+    let (mut number, mut lock) = (0u32, 0i32);
+    // SAFETY: the numbers live through the calls.
+    unsafe {
+        check(libc::ioctl(master.raw(), libc::TIOCGPTN, &mut number)).expect("TIOCGPTN");
+        check(libc::ioctl(master.raw(), libc::TIOCSPTLCK, &mut lock)).expect("TIOCSPTLCK");
+    }
+    let slave = Fd::open(&format!("/dev/pts/{number}"), libc::O_RDWR | libc::O_NOCTTY).expect("slave");
+    assert_eq!(master.write(line), Ok(line.len()));
+    (master, slave)
+}
+
+/// ^R shows the line again, each time.
+fn reprints() {
+    let terminal = RefCell::new(None);
+    let make = |count: usize| *terminal.borrow_mut() = Some(typed(&vec![b'a'; count]));
+    compare(10, 4_000, make, |_| {
+        let terminal = terminal.borrow();
+        let (master, _) = terminal.as_ref().expect("made");
+        assert_eq!(master.write(&[0x12; 512]), Ok(512));
+    });
+}
+
+/// Erasing a tab looks at what is before it in the line; ^U and ^W take the line away, character by character.
+fn erasures() {
+    let terminal = RefCell::new(None);
+    let make = |count: usize| *terminal.borrow_mut() = Some(typed(&vec![b'a'; count]));
+    compare(10, 4_000, make, |count| {
+        let terminal = terminal.borrow();
+        let (master, _) = terminal.as_ref().expect("made");
+        assert_eq!(master.write(&[b'\t', 0x7f].repeat(256)), Ok(512));
+        for kill in [0x17, 0x15] {
+            assert_eq!(master.write(&[kill]), Ok(1));
+            assert_eq!(master.write(&vec![b'a'; count]), Ok(count));
+        }
+    });
+}
+
+/// getrandom(2), and a read of the device.
+fn random_numbers() {
+    compare(
+        64,
+        1 << 18,
+        |_| (),
+        |count| {
+            // Touched: a fault would be a new stretch.
+            let mut buffer = vec![1u8; count];
+            let into = buffer.as_mut_ptr() as usize;
+            assert_eq!(call(libc::SYS_getrandom, [into, count, 0, 0, 0, 0]), Ok(count));
+            let device = Fd::open("/dev/urandom", libc::O_RDONLY).expect("/dev/urandom");
+            assert_eq!(device.read(&mut buffer), Ok(count));
+        },
+    );
+}
+
+/// PTRACE_PEEKSIGINFO of many signals that wait.
+fn signals_looked_at() {
+    const MANY: usize = 20_000;
+    let tracee = RefCell::new(None);
+    // Touched, and of one size: a fault would be a new stretch, and its end is another matter.
+    let buffer = RefCell::new(vec![1u8; 128 * MANY]);
+    let make = |count: usize| {
+        more_of(libc::RLIMIT_SIGPENDING);
+        let ready = Shared::new();
+        let child = child::fork(|| {
+            change_mask(libc::SIG_BLOCK, &[libc::SIGRTMIN()]);
+            for _ in 0..count {
+                let value = libc::sigval { sival_ptr: std::ptr::null_mut() };
+                // SAFETY: takes integers.
+                check(unsafe { libc::sigqueue(libc::getpid(), libc::SIGRTMIN(), value) }).expect("sigqueue");
+            }
+            ready.set(0, 1);
+            loop {
+                std::thread::park();
+            }
+        });
+        ready.wait_without_limit(0, 1);
+        *tracee.borrow_mut() = Some(child);
+    };
+    compare(100, MANY, make, |count| {
+        let child = tracee.take().expect("made");
+        let trace = |request: u32, address: usize, data: usize| {
+            call(libc::SYS_ptrace, [request as usize, child.pid as usize, address, data, 0, 0])
+        };
+        trace(libc::PTRACE_ATTACH, 0, 0).expect("PTRACE_ATTACH");
+        child::waitpid(child.pid, libc::__WALL).expect("waitpid");
+        let into = buffer.borrow_mut().as_mut_ptr() as usize;
+        const SHARED_QUEUE: u64 = 1;
+        let all = [0u64, SHARED_QUEUE | (count as u64) << 32];
+        assert_eq!(trace(0x4209, all.as_ptr() as usize, into), Ok(count));
+        // The last one, behind all others.
+        let last = [count as u64 - 1, SHARED_QUEUE | 2 << 32];
+        assert_eq!(trace(0x4209, last.as_ptr() as usize, into), Ok(1));
+        child.end();
+    });
+}
+
+/// getgroups(2).
+fn lists_of_groups() {
+    let groups = |count: usize| -> Vec<u32> { (0..count as u32).collect() };
+    let make = |count: usize| {
+        let groups = groups(count);
+        assert_eq!(call(libc::SYS_setgroups, [count, groups.as_ptr() as usize, 0, 0, 0, 0]), Ok(0));
+    };
+    compare(16, 60_000, make, |count| {
+        let mut found = vec![0u32; count];
+        let into = found.as_mut_ptr() as usize;
+        assert_eq!(call(libc::SYS_getgroups, [count, into, 0, 0, 0, 0]), Ok(count));
+        assert_eq!(groups(count), found);
+    });
+}
+
+/// A queue of many messages: looks for one of another type, and its end.
+fn removed_messages() {
+    let queue = RefCell::new(0);
+    let make = |count: usize| {
+        let id = call(libc::SYS_msgget, [0, libc::IPC_CREAT as usize | 0o600, 0, 0, 0, 0]).expect("msgget");
+        let kind = 1u64;
+        for _ in 0..count {
+            assert_eq!(call(libc::SYS_msgsnd, [id, &raw const kind as usize, 0, 0, 0, 0]), Ok(0));
+        }
+        *queue.borrow_mut() = id;
+    };
+    compare(100, 16_000, make, |_| {
+        let (id, mut kind) = (*queue.borrow(), 0u64);
+        let flags = (libc::MSG_EXCEPT | libc::IPC_NOWAIT) as usize;
+        let found = call(libc::SYS_msgrcv, [id, &raw mut kind as usize, 0, 1, flags, 0]);
+        assert_eq!(found, Err(Errno::ENOMSG));
+        assert_eq!(call(libc::SYS_msgctl, [id, libc::IPC_RMID as usize, 0, 0, 0, 0]), Ok(0));
+    });
+}
+
+/// The end of a thread with many filters, each on the last.
+fn filters_of_a_thread() {
+    compare_within(
+        BATCH,
+        10,
+        6_000,
+        |_| (),
+        |count| {
+            child::in_child(|| {
+                const ALLOW: u32 = 0x7fff_0000;
+                let instruction = libc::sock_filter { code: 6, jt: 0, jf: 0, k: ALLOW };
+                let program = libc::sock_fprog { len: 1, filter: (&raw const instruction).cast_mut() };
+                let mut installed = 0;
+                while installed < count
+                    && call(libc::SYS_seccomp, [1, 0, (&raw const program) as usize, 0, 0, 0]).is_ok()
+                {
+                    installed += 1;
+                }
+                assert!(installed > 9, "{installed}");
+            });
+        },
+    );
+}
+
+/// SETVAL and SETALL of a set whose operations many processes would undo.
+fn undone_operations() {
+    const NUMBER: usize = 1000;
+    let set = RefCell::new((0, Vec::new()));
+    let make = |count: usize| {
+        let id =
+            call(libc::SYS_semget, [0, NUMBER, libc::IPC_CREAT as usize | 0o600, 0, 0, 0]).expect("semget");
+        let pids = idlers(count, || {
+            let operation = libc::sembuf { sem_num: 0, sem_op: 1, sem_flg: libc::SEM_UNDO as i16 };
+            assert_eq!(call(libc::SYS_semop, [id, &raw const operation as usize, 1, 0, 0, 0]), Ok(0));
+        });
+        let value = || call(libc::SYS_semctl, [id, 0, libc::GETVAL as usize, 0, 0, 0]).expect("GETVAL");
+        while value() != count {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        *set.borrow_mut() = (id, pids);
+    };
+    compare(10, 400, make, |_| {
+        let (id, pids) = set.take();
+        assert_eq!(call(libc::SYS_semctl, [id, 0, libc::SETVAL as usize, 0, 0, 0]), Ok(0));
+        let values = vec![0u16; NUMBER];
+        let all = values.as_ptr() as usize;
+        assert_eq!(call(libc::SYS_semctl, [id, 0, libc::SETALL as usize, all, 0, 0]), Ok(0));
+        end(&pids);
+        assert_eq!(call(libc::SYS_semctl, [id, 0, libc::IPC_RMID as usize, 0, 0, 0]), Ok(0));
+    });
+}
+
+/// io_getevents(2) of many requests that are done.
+fn completions() {
+    const MANY: usize = 30_000;
+    let context = RefCell::new((0usize, Vec::new()));
+    let make = |count: usize| {
+        let mut id = 0usize;
+        assert_eq!(call(libc::SYS_io_setup, [count, &raw mut id as usize, 0, 0, 0, 0]), Ok(0));
+        let file = Fd::temporary();
+        const FSYNC: u64 = 2;
+        let request = [0u64, 0, FSYNC | (file.raw() as u64) << 32, 0, 0, 0, 0, 0];
+        let requests = vec![&raw const request; 64];
+        let mut left = count;
+        while left > 0 {
+            let list = requests.as_ptr() as usize;
+            let some = left.min(requests.len());
+            left -= call(libc::SYS_io_submit, [id, some, list, 0, 0, 0]).expect("io_submit");
+        }
+        // Touched: a fault would be a new stretch.
+        *context.borrow_mut() = (id, vec![[1u64; 4]; MANY]);
+    };
+    compare(64, MANY, make, |count| {
+        let (id, events) = &mut *context.borrow_mut();
+        let into = events.as_mut_ptr() as usize;
+        assert_eq!(call(libc::SYS_io_getevents, [*id, 1, count, into, 0, 0]), Ok(count));
+    });
+}
+
+/// splice(2) of all that comes into a device that takes all, while somebody writes.
+fn emptied_pipes() {
+    compare(
+        1 << 16,
+        64 << 20,
+        |_| (),
+        |count| {
+            let (read, write) = pipe(0);
+            let writer = child::fork(|| {
+                let buffer = vec![0u8; 1 << 16];
+                (0..count >> 16).for_each(|_| assert_eq!(write.write(&buffer), Ok(buffer.len())));
+            });
+            drop(write);
+            let null = Fd::open("/dev/null", libc::O_WRONLY).expect("/dev/null");
+            let mut moved = 0;
+            while moved < count {
+                let (from, to) = (read.raw() as usize, null.raw() as usize);
+                moved += call(libc::SYS_splice, [from, 0, to, 0, count - moved, 0]).expect("splice");
+            }
+            writer.ok();
+        },
+    );
 }

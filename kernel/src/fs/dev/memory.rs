@@ -70,12 +70,15 @@ impl FileOps for Device {
         match self {
             Self::Null => Ok(0),
             Self::Zero | Self::Full => in_steps(|| sink.write_zeroes(1 << 16)),
-            Self::Random => in_steps(|| {
-                let mut bytes = [0; 256];
-                let want = sink.remaining().min(bytes.len());
-                random::fill(&mut bytes[..want]);
-                sink.write(&bytes[..want])
-            }),
+            Self::Random => {
+                let mut numbers = random::Stream::new();
+                in_steps(|| {
+                    let mut bytes = [0; 256];
+                    let want = sink.remaining().min(bytes.len());
+                    numbers.fill(&mut bytes[..want]);
+                    sink.write(&bytes[..want])
+                })
+            }
         }
     }
 

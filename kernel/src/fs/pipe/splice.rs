@@ -14,6 +14,7 @@ use crate::memory::PAGE_SIZE;
 use crate::memory::fallible;
 use crate::memory::frame::{Frame, Use};
 use crate::process;
+use crate::sched;
 use crate::signal;
 
 /// The pipe of an open file that is an end of one.
@@ -50,6 +51,12 @@ impl Buffer {
         copy.packet = self.packet;
         Ok(copy)
     }
+}
+
+/// Lets others run between two buffers: while somebody fills the pipe there is always one more. True when a signal waits.
+fn is_asked_to_stop() -> bool {
+    sched::cond_resched();
+    process::current().signal_pending()
 }
 
 /// Counts as a writer of the pipe.
@@ -175,6 +182,9 @@ impl Pipe {
     ) -> Result<usize> {
         let mut done = 0;
         while done < count {
+            if done > 0 && is_asked_to_stop() {
+                break;
+            }
             if done == 0 && !self.wait_for_data(nonblocking)? {
                 break;
             }
@@ -214,7 +224,7 @@ impl Pipe {
                     break;
                 }
                 other.wait_for_room(nonblocking)?;
-            } else if other.is_full() || !other.has_readers() {
+            } else if is_asked_to_stop() || other.is_full() || !other.has_readers() {
                 break;
             }
             let _flight = self.in_flight();

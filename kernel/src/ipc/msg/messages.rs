@@ -8,6 +8,7 @@ use summary_tree::{Entry, SummaryTree};
 use super::{BYTES, MESSAGES};
 use crate::errno::{Errno, Result};
 use crate::memory::{fallible, reserve};
+use crate::sched;
 
 /// A message.
 pub struct Message {
@@ -121,9 +122,13 @@ impl Messages {
                 first.filter(|(found, _)| *found == kind).map(|(_, number)| number)
             }
             // As many steps as there are messages of the type in front: the queue's limit at most.
-            Selection::NotEqual(kind) => self.in_order.find_from(&0, |number, message| {
-                message.as_ref().is_some_and(|message| message.kind != kind).then_some(*number)
-            }),
+            Selection::NotEqual(kind) => {
+                let mut steps = Steps::default();
+                self.in_order.find_from(&0, |number, message| {
+                    steps.count();
+                    message.as_ref().is_some_and(|message| message.kind != kind).then_some(*number)
+                })
+            }
             Selection::LowestTo(most) => {
                 let first = self.by_type.find_from(&(i64::MIN, 0), |key, ()| Some(*key));
                 first.filter(|(kind, _)| *kind <= most).map(|(_, number)| number)
@@ -148,12 +153,27 @@ impl Messages {
     /// The message at a place, counted from 0 in the order of arrival.
     pub fn at(&self, place: usize) -> Option<&Message> {
         let mut left = place;
+        let mut steps = Steps::default();
         let found = self.in_order.find_from(&0, |_, message| {
+            steps.count();
             let found = left == 0;
             left = left.saturating_sub(1);
             found.then_some(message)
         });
         found.and_then(Option::as_ref)
+    }
+}
+
+/// Messages that are looked at, in the sleeping lock of their queue: other threads run in between.
+#[derive(Default)]
+struct Steps(u32);
+
+impl Steps {
+    fn count(&mut self) {
+        self.0 += 1;
+        if self.0.is_multiple_of(64) {
+            sched::cond_resched();
+        }
     }
 }
 
@@ -165,6 +185,11 @@ fn forget(count: usize, bytes: usize) {
 
 impl Drop for Messages {
     fn drop(&mut self) {
-        forget(self.len(), self.bytes);
+        while let Some(number) = self.find(Selection::Any) {
+            drop(self.take(number));
+            if number.is_multiple_of(16) {
+                sched::cond_resched();
+            }
+        }
     }
 }

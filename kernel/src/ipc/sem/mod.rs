@@ -128,16 +128,25 @@ pub fn operate(id: i32, operations: Vec<Operation>, deadline: Option<u64>) -> Re
     }
     let undone = operations.iter().any(Operation::is_undone);
     let set = here().sets.by_id(id)?;
-    let undo = if undone { Some(undo::prepare(&set)?) } else { None };
-    let mut state = set.state.lock();
-    if state.removed {
-        return Err(Errno::EIDRM);
-    }
-    if operations.iter().any(|operation| usize::from(operation.semaphore) >= set.size) {
-        return Err(Errno::EFBIG);
-    }
     let changes = operations.iter().any(|operation| operation.change != 0);
-    state.permissions.check(if changes { super::permissions::WRITE } else { super::permissions::READ })?;
+    let check = |state: &State| -> Result<()> {
+        if state.removed {
+            return Err(Errno::EIDRM);
+        }
+        if operations.iter().any(|operation| usize::from(operation.semaphore) >= set.size) {
+            return Err(Errno::EFBIG);
+        }
+        state.permissions.check(if changes { super::permissions::WRITE } else { super::permissions::READ })
+    };
+    // Who may not use the set leaves nothing in it, either.
+    let undo = if undone {
+        check(&set.state.lock())?;
+        Some(undo::prepare(&set)?)
+    } else {
+        None
+    };
+    let mut state = set.state.lock();
+    check(&state)?;
     let pid = super::current_pid();
     let blocked = match state.attempt(&operations, pid, undo) {
         Ok(None) => {

@@ -77,6 +77,7 @@ impl State {
             if let Some(list) = undo.list.upgrade() {
                 list.sets.lock().remove(&id);
             }
+            sched::cond_resched();
         }
     }
 
@@ -84,6 +85,7 @@ impl State {
     pub(super) fn clear_adjustments(&mut self, first: usize, count: usize) {
         for undo in self.undos.values_mut() {
             undo.adjustments[first..first + count].fill(0);
+            sched::cond_resched();
         }
     }
 }
