@@ -152,7 +152,7 @@ impl AddressSpace {
     }
 
     /// Copies the entries of anonymous pages in `range`, of one area, to the child, whose areas are `set`. With `withholds` also the marks of
-    /// stores that are withheld.
+    /// stores that are withheld; those of poison always.
     fn fork_pages(
         &self,
         range: Range<u64>,
@@ -174,9 +174,12 @@ impl AddressSpace {
                     return;
                 }
                 if !value.is_mapped() || !(value.has(Entry::ANON) || value.has(Entry::SPECIAL)) {
-                    // The child has no entry there, but it is to meet what is withheld.
-                    if withholds && value.has(Entry::USERFAULT_WP) {
-                        failed = filler.mark(address, Entry::USERFAULT_WP).err().map(|why| (address, why));
+                    // The child has no entry there, but it is to meet what is withheld, and poison always.
+                    let withheld = if withholds { Entry::USERFAULT_WP } else { 0 };
+                    let poison = if value.is_mapped() { 0 } else { Entry::POISON };
+                    let marks = value.0 & (withheld | poison);
+                    if marks != 0 {
+                        failed = filler.mark(address, marks).err().map(|why| (address, why));
                     }
                     return;
                 }

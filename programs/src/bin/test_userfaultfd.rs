@@ -20,7 +20,7 @@ use roundtable_programs::uffd::{
 use roundtable_programs::{Errno, row, tests};
 
 tests! { missing_pages, zero_pages, minor_faults, withheld_stores, withheld_from_the_unpopulated, asynchronous_stores,
-sigbus_feature, poisoned_pages, system_calls_wait, wake_without_a_page, close_lets_go, fork_move_and_unmap, messages_and_poll,
+sigbus_feature, poisoned_pages, poison_stays, system_calls_wait, wake_without_a_page, close_lets_go, fork_move_and_unmap, messages_and_poll,
 many_threads, shared_tables_are_left, copies_into_shared_slots, copies_into_tables_of_a_fork, copies_behind_the_end, errors }
 
 /// The kinds of memory that files stand behind: two mappings of the same four pages, and the size of a page.
@@ -262,6 +262,30 @@ fn poisoned_pages() {
         assert_eq!(uffd.copy(map.address + size, &vec![4; size], 0), Ok(size as i64), "{kind}: heals");
         assert_eq!(fault::read(map.address + size), Ok(4), "{kind}");
         assert_eq!(uffd.of_range(POISON, map.address + size, size, 0), Err(Errno::EEXIST), "{kind}");
+    }
+}
+
+/// Poison outlives who put it there, and children of private memory have it, too.
+fn poison_stays() {
+    huge::pool(16);
+    for (kind, map, size) in memories() {
+        let uffd = Uffd::new(ALL_KINDS | POISONS);
+        uffd.register(&map, MISSING).expect(kind);
+        let at = map.address + size;
+        assert_eq!(uffd.of_range(POISON, at, size, 0), Ok(size as i64), "{kind}");
+        drop(uffd);
+        let is_poisoned = || fault::read(at).is_err_and(|fault| fault.signal == libc::SIGBUS);
+        assert!(is_poisoned(), "{kind}");
+        let mut byte = 0u8;
+        let to = [(&raw mut byte) as usize, 1];
+        let from = [at, 1];
+        let me = std::process::id() as usize;
+        let vectors = [me, to.as_ptr() as usize, 1, from.as_ptr() as usize, 1, 0];
+        assert_eq!(call(libc::SYS_process_vm_readv, vectors), Err(Errno::EFAULT), "{kind}");
+        let expected = kind == "anonymous" || kind == "private huge";
+        in_child(|| assert_eq!(is_poisoned(), expected, "{kind}, in a child"));
+        madvise(at, size, libc::MADV_DONTNEED).expect(kind);
+        assert!(!is_poisoned(), "{kind}, emptied");
     }
 }
 

@@ -222,6 +222,22 @@ pub(crate) fn poison<M: Machine>(machine: &M, marks: &Spin<M, Marks>, index: u64
     Ok(())
 }
 
+/// Poisons what is poisoned in another mapping. On failure a part of it is.
+pub(crate) fn copy_poison<M: Machine>(
+    machine: &M,
+    from: &Spin<M, Marks>,
+    to: &Spin<M, Marks>,
+) -> Result<(), OutOfMemory> {
+    let mut at = 0;
+    loop {
+        let next = from.lock().poisoned.find_from(&at, |index, ()| Some(*index));
+        let Some(index) = next else { return Ok(()) };
+        poison(machine, to, index)?;
+        at = index + 1;
+        machine.give_way();
+    }
+}
+
 /// The pages of a range are not poisoned any more.
 pub(crate) fn heal<M: Machine>(machine: &M, marks: &Spin<M, Marks>, range: Range<u64>) {
     loop {

@@ -3,7 +3,7 @@
 use filetables::{Format, Protection};
 
 use super::{Mapping, place_at_once};
-use crate::area::{self, Private};
+use crate::area::{self, Private, marks};
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
@@ -17,7 +17,8 @@ impl<M: Machine> Mapping<M> {
     ///
     /// A shared mapping starts with what the protocol attaches it to: under `file-tables` with all that is in the file, else
     /// without entries, as on Linux. A private one shares its copies with the child until one of
-    /// them writes, and the promise stays with the parent: the child may find the pool empty.
+    /// them writes, and the promise stays with the parent: the child may find the pool empty. What is poisoned in a private mapping is so in
+    /// the child's; stores are withheld from none of its pages.
     ///
     /// # Errors
     ///
@@ -37,6 +38,12 @@ impl<M: Machine> Mapping<M> {
         };
         let has_copies = !copies.is_empty();
         let area = self.new_area(space, *placement, copies, unmapping.number);
+        if !self.is_shared() && self.area.has_marks() {
+            let machine = self.file.hugetlb().machine();
+            area.set_has_marks();
+            marks::copy_poison(machine, self.area.marks(), area.marks())
+                .inspect_err(|_| marks::forget(machine, area.marks()))?;
+        }
         let place = place_at_once(&self.file, &area)?;
         let mut batch = Batch::new(&self.file);
         if has_copies {

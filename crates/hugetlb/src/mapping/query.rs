@@ -43,7 +43,7 @@ impl<M: Machine> Mapping<M> {
     ///
     /// # Errors
     ///
-    /// [`FaultError::NotMapped`] outside of the mapping, [`FaultError::Sigbus`] where an access would get it.
+    /// [`FaultError::NotMapped`] outside of the mapping, [`FaultError::Sigbus`] and [`FaultError::Poisoned`] where an access would get it.
     pub fn inspect<T>(
         &self,
         address: VirtAddr,
@@ -54,6 +54,9 @@ impl<M: Machine> Mapping<M> {
         let index = locked.index();
         if index.0 >= self.file.content().end() {
             return Err(FaultError::Sigbus);
+        }
+        if self.area.poisons(index) {
+            return Err(FaultError::Poisoned(self.page_size().shift()));
         }
         let page = self.area.page(&self.file, index);
         if page.is_none() && self.area.private().lock().robbed {

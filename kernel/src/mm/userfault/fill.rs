@@ -162,7 +162,7 @@ impl AddressSpace {
             }
             let filled = match &vma.kind {
                 Kind::Huge(huge) => fill_huge(huge, at, filling, &content, withhold),
-                _ if filling == Filling::Poison => self.poison(at),
+                _ if filling == Filling::Poison => self.poison(vma, at),
                 _ if filling == Filling::Continue => self.map_cached(vma, at, withhold),
                 Kind::File(area) if vma.flags.contains(VmFlags::SHARED) => {
                     self.fill_shared(&areas, vma, &**area.link.cache(), at, &content, withhold)
@@ -272,7 +272,11 @@ impl AddressSpace {
         }
     }
 
-    fn poison(&self, at: u64) -> Result<(), Stop> {
+    fn poison(&self, vma: &Vma, at: u64) -> Result<(), Stop> {
+        // A child of private memory gets it: see `fork`.
+        if !vma.flags.contains(VmFlags::SHARED) && !vma.is_touched() {
+            vma.touched.store(true, Ordering::SeqCst);
+        }
         let mut tables = self.tables.lock();
         let place = Place::empty(&mut tables, at, false)?;
         place.tables.find_or_make(at, 1)?.store(Entry::POISON, Ordering::SeqCst);

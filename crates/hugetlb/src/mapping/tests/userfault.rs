@@ -159,6 +159,24 @@ fn a_poisoned_page_is_not_mapped() {
 }
 
 #[test]
+fn children_of_private_mappings_are_poisoned_too() {
+    for (options, inherited) in [(PRIVATE, Err(FaultError::Poisoned(21))), (SHARED, Ok(()))] {
+        let hugetlb = hugetlb(4, ProtocolKind::FileTables);
+        let file = file(&hugetlb, 2 * MIB2);
+        let (_, mapping) = map_at(&file, HERE, 2 * MIB2, options);
+        assert!(mapping.poison(HERE + MIB2).unwrap());
+        assert_eq!(mapping.inspect(HERE + MIB2, |_| ()), Err(FaultError::Poisoned(21)));
+        assert_eq!(mapping.inspect(HERE, |_| ()), Ok(()));
+        let child = mapping.fork(hugetlb.machine().space()).unwrap();
+        assert_eq!(child.fault(HERE + MIB2, Access::Read), inherited);
+        assert_eq!(child.fault(HERE, Access::Read), Ok(()));
+        // Without memory there is no child, and nothing else has changed.
+        hugetlb.machine().steps_left.store(0, Ordering::SeqCst);
+        assert_eq!(mapping.fork(hugetlb.machine().space()).err().is_some(), inherited.is_err());
+    }
+}
+
+#[test]
 fn a_poisoned_page_does_not_come_into_sight_by_another_mapping() {
     let hugetlb = hugetlb(4, ProtocolKind::FileTables);
     let file = file(&hugetlb, SLOT_SIZE);
