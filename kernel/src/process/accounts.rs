@@ -18,6 +18,8 @@ pub enum Counted {
     /// Instances of inotify(7), and watches of them.
     NotifyInstances,
     NotifyWatches,
+    /// Files that instances of epoll(7) watch.
+    EpollWatches,
     /// Files of memfd_secret(2), and their pages: RLIMIT_MEMLOCK.
     SecretFiles,
     SecretPages,
@@ -47,7 +49,7 @@ impl Counted {
     }
 }
 
-const KINDS: usize = 6 + Kind::ALL.len();
+const KINDS: usize = 7 + Kind::ALL.len();
 
 /// The counts of one user. It is on the list while one of them is above 0.
 struct Account {

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use roundtable_programs::child;
 use roundtable_programs::file::Fd;
 use roundtable_programs::sys::{self, check};
-use roundtable_programs::{Errno, tests};
+use roundtable_programs::{Errno, procfs, tests};
 
 tests! { chain_from_the_top, chain_from_the_bottom, two_chains_joined, ways_to_the_top: 120, ways_through_layers: 60, files_below_a_new_way,
-closed_during_a_search: 120, armed_again_by_another: 120 }
+closed_during_a_search: 120, armed_again_by_another: 120, watches_are_limited }
 
 fn epoll() -> Fd {
     // SAFETY: takes an integer.
@@ -224,4 +224,27 @@ fn armed_again_by_another() {
         }
         over.store(true, Ordering::SeqCst);
     });
+}
+
+/// What the instances of a user watch counts for the user, as long as it is watched.
+fn watches_are_limited() {
+    let setting = "/proc/sys/fs/epoll/max_user_watches";
+    let before = procfs::number(setting);
+    assert!(before > 10_000, "{before}");
+    let (first, second) = (epoll(), epoll());
+    let events = [eventfd(), eventfd(), eventfd()];
+    procfs::write(setting, 2).unwrap();
+    assert_eq!(add(&first, &events[0]), Ok(0));
+    assert_eq!(add(&second, &events[1]), Ok(0));
+    assert_eq!(add(&first, &events[2]), Err(Errno::ENOSPC));
+    assert_eq!(add(&first, &events[0]), Err(Errno::EEXIST));
+    // One that is watched no longer makes room, however it ends.
+    delete(&first, &events[0]);
+    assert_eq!(add(&second, &events[2]), Ok(0));
+    drop(second);
+    assert_eq!(add(&first, &events[2]), Ok(0));
+    let [_, _, last] = events;
+    drop(last);
+    assert_eq!(add(&first, &eventfd()), Ok(0));
+    procfs::write(setting, before).unwrap();
 }

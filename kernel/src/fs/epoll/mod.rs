@@ -25,8 +25,21 @@ use super::poll::Events;
 use super::watch;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::{Text, TryVec};
-use crate::sched;
+use crate::process::accounts::{Counted, Share};
 use crate::sync::{IrqLock, Mutex, Once, WaitError, WaitQueue, Watcher};
+use crate::{process, sched};
+
+/// `fs.epoll.max_user_watches`; [`usize::MAX`] as long as nobody has set it.
+pub static MAX_WATCHES: AtomicUsize = AtomicUsize::new(usize::MAX);
+
+/// Files that the instances of a user may watch: as on Linux, what takes a twenty-fifth of memory.
+pub fn max_watches() -> usize {
+    // Relaxed: a setting of its own.
+    match MAX_WATCHES.load(Ordering::Relaxed) {
+        usize::MAX => crate::memory::stats().total as usize / 25 / size_of::<Item>(),
+        set => set,
+    }
+}
 
 /// The bits of an interest that are no events.
 const EDGE: u32 = abi::EPOLLET;
@@ -47,6 +60,7 @@ pub struct Item {
     data: AtomicU64,
     /// Taken out of the instance: it no longer goes on the list.
     gone: AtomicBool,
+    _share: Share,
 }
 
 /// Descriptor and identifier of the open file: the same file may be watched by two descriptors.
@@ -59,6 +73,8 @@ pub struct Epoll {
     this: Weak<Epoll>,
     /// The open file that it is: by way of it one finds the instances that watch this one.
     file: Once<Weak<File>>,
+    /// The user for whom its watches count: who made it.
+    uid: u32,
     /// It was watched by another instance.
     nested: AtomicBool,
     /// One change at a time: adding and removing an item take several steps.
@@ -149,9 +165,11 @@ impl Item {
 
 /// A new instance.
 pub fn create() -> Arc<File> {
+    let uid = process::current().credentials().uid;
     let epoll = Arc::new_cyclic(|this| Epoll {
         this: this.clone(),
         file: Once::new(),
+        uid,
         nested: AtomicBool::new(false),
         changing: Mutex::new(()),
         items: Mutex::new(BTreeMap::new()),
@@ -280,6 +298,11 @@ impl Epoll {
     }
 
     fn add(&self, key: Key, target: &Arc<File>, events: u32, data: u64) -> Result<()> {
+        if self.items.lock().contains_key(&key) {
+            return Err(Errno::EEXIST);
+        }
+        let share = Share::take_within(self.uid, Counted::EpollWatches, max_watches() as u64);
+        let share = share.ok_or(Errno::ENOSPC)?;
         let item = Arc::new_cyclic(|this| Item {
             this: this.clone(),
             link: LinkedListAtomicLink::new(),
@@ -290,12 +313,11 @@ impl Epoll {
             events: AtomicU32::new(events),
             data: AtomicU64::new(data),
             gone: AtomicBool::new(false),
+            _share: share,
         });
         {
+            // `changing` is held: nobody has added it since.
             let mut items = self.items.lock();
-            if items.contains_key(&key) {
-                return Err(Errno::EEXIST);
-            }
             items.insert(key, item.clone());
             // Relaxed, here and below: a statistic.
             self.count.store(items.len(), Ordering::Relaxed);

@@ -302,6 +302,15 @@ fn files() -> Result<()> {
             Ok(())
         },
     )?;
+    use crate::fs::epoll;
+    register(
+        "fs/epoll/max_user_watches",
+        || text(epoll::max_watches()),
+        |new| {
+            epoll::MAX_WATCHES.store(parse(new)?, Ordering::Relaxed);
+            Ok(())
+        },
+    )?;
     register_kept("fs/lease-break-time", &lease::BREAK_TIME)?;
     register_kept("fs/mount-max", &mount::MOST_MOUNTS)?;
     register_kept("fs/leases-enable", &lease::ENABLED)?;
