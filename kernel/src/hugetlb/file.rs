@@ -25,6 +25,9 @@ use crate::sync::Once;
 
 type Content = ::hugetlb::File<Kernel>;
 
+/// Bytes of the kernel's memory that a file takes, about: the library's file, and the mutexes that it makes with its first fault.
+pub const HUGE_FILE: usize = 10 << 10;
+
 /// A file of huge pages.
 pub struct HugeFile {
     content: Arc<Content>,
@@ -148,6 +151,10 @@ const STEP: u64 = 256 << 10;
 impl FileOps for HugeFile {
     fn seekable(&self) -> bool {
         true
+    }
+
+    fn kernel_bytes(&self) -> u64 {
+        HUGE_FILE as u64
     }
 
     fn read_at(&self, file: &File, offset: u64, sink: &mut Sink) -> Result<usize> {

@@ -22,7 +22,7 @@ mod settings;
 use alloc::sync::Arc;
 
 pub use self::area::{HugeArea, HugeLeftover};
-pub use self::file::{HugeFile, memfd};
+pub use self::file::{HUGE_FILE, HugeFile, memfd};
 pub use self::machine::{Kernel, SpaceTables};
 pub use self::settings::check_may_use_shm;
 use crate::errno::Errno;

@@ -20,7 +20,7 @@ use super::vdso::SpecialPages;
 use super::{AddressSpace, accounting};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
-use crate::hugetlb::HugeArea;
+use crate::hugetlb::{HUGE_FILE, HugeArea};
 use crate::memory::{PAGE_SHIFT, PAGE_SIZE};
 use crate::sched;
 
@@ -206,6 +206,10 @@ impl Vma {
             Kind::Anonymous | Kind::Special(_) => 0,
             Kind::File(area) if area.file.is_none() => size_of::<FileArea>() + SHARED_MEMORY,
             Kind::File(_) => size_of::<FileArea>() + LINK,
+            // Memory without a file has one all the same. Of its parts the first counts it.
+            Kind::Huge(huge) if huge.file().is_none() && self.first == 0 => {
+                2 * size_of::<HugeArea>() + HUGE_FILE
+            }
             Kind::Huge(_) => 2 * size_of::<HugeArea>(),
             Kind::Region(_) => size_of::<RegionArea>() + LINK,
         }
