@@ -359,11 +359,10 @@ impl AddressSpace {
                 };
             }
             refuse_poison(present)?;
-            let is_inside = index < cache.size().div_ceil(PAGE);
-            if is_for_monitor(vma) && is_inside && cache.cached(index).is_none() {
+            let unmappings = cache.mappings().unmappings();
+            if is_for_monitor(vma) && index < cache.size().div_ceil(PAGE) && cache.cached(index).is_none() {
                 return Ok(());
             }
-            let unmappings = cache.mappings().unmappings();
             let page = cache.page(index, write && shared).map_err(failure)?;
             let copy = if write && !shared {
                 let copy = Frame::alloc(self.private_use()).ok_or(FaultError::OutOfMemory)?;

@@ -193,7 +193,7 @@ impl Rights {
             credentials.capable(abi::CAP_SYS_RESOURCE) || credentials.capable(abi::CAP_SYS_ADMIN);
         let flight = fallible::boxed(Flight { files, uid, next: None })?;
         let files = &flight.files;
-        // The entries of the sockets among them: the nodes of two maps, each a part of a page for a descriptor.
+        // The entry of the user, and of some sockets among them.
         reserve::ask(PAGE_SIZE)?;
         let mut flights = FLIGHTS.lock();
         let user = flights.users.entry(uid).or_insert(0);
@@ -205,6 +205,8 @@ impl Rights {
         }
         *user += files.len();
         for file in files.iter().filter(|f| f.ops_as::<Socket>().is_some()) {
+            // A socket with its file takes many times what its entry does.
+            reserve::covered();
             let (file, id) = (Arc::downgrade(file), file.id());
             let entry = || InFlight { file, count: 0, inside: 0, mark: Mark::None, next: None };
             flights.sockets.entry(id).or_insert_with(entry).count += 1;

@@ -11,6 +11,7 @@ use crate::fs::iobuf::MAX_RW_COUNT;
 use crate::fs::pipe::splice::pipe_of;
 use crate::fs::{File, FileType, Sink, Source};
 use crate::mm::uaccess::{read_user, write_user};
+use crate::{process, sched};
 
 pub const TABLE: &[(Sysno, Handler)] =
     &[(Sysno::splice, splice), (Sysno::tee, tee), (Sysno::vmsplice, vmsplice)];
@@ -178,6 +179,11 @@ fn check_not_secret(vectors: usize, count: usize) -> Result<()> {
         let [base, len]: [u64; 2] = read_user(vectors + index * size_of::<[u64; 2]>())?;
         if len > 0 && space.has_secret(base..base.saturating_add(len)) {
             return Err(Errno::EFAULT);
+        }
+        // A vector may span all areas of the process, and there are 1,024 vectors.
+        sched::cond_resched();
+        if process::current().kill_pending() {
+            return Err(Errno::EINTR);
         }
     }
     Ok(())
