@@ -43,14 +43,14 @@ use boot::cmdline;
 extern crate std as _;
 
 /// Where the boot code arrives in 64-bit mode, on the boot stack, with interrupts off.
-extern "C" fn kernel_start(start_info: u32) -> ! {
+extern "C" fn kernel_start(loaded: u32, protocol: u32) -> ! {
     // SAFETY: first of all, by the boot CPU, with the loader's pointer.
     let loader = unsafe {
         smp::init_early();
-        boot::info::init(start_info)
+        boot::info::init(loaded, protocol)
     };
     log::init();
-    info!("Roundtable {}", env!("CARGO_PKG_VERSION"));
+    info!("Roundtable {} (by {})", env!("CARGO_PKG_VERSION"), loader.protocol);
     memory::init(loader.ram(), &[boot::info::initrd_range()]);
     info!("memory: {} MiB", memory::stats().total >> 20);
     smp::init_devices(loader.rsdp);

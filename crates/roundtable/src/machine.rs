@@ -24,6 +24,8 @@ pub struct Machine {
     pub memory: Size,
     /// QEMU's machine type; its own choice when absent.
     pub machine: Option<String>,
+    /// Its firmware, a file or a name that QEMU knows; the machine type's own when absent.
+    pub firmware: Option<String>,
     /// Count instructions: time passes with them, and two runs are alike.
     pub icount: bool,
     /// The network that it is on.
@@ -47,9 +49,17 @@ impl Machine {
         let mut add = |words: &[&str]| out.extend(words.iter().map(OsString::from));
         // QEMU counts instructions on one thread only.
         add(&["-accel", if self.icount { "tcg,thread=single" } else { "tcg,thread=multi" }]);
-        add(&["-cpu", "max", "-smp", &self.cpus.to_string(), "-m", &self.memory.to_string()]);
+        let mut cpus = self.cpus.to_string();
+        if self.machine.as_ref().is_some_and(|machine| machine.split(',').any(|word| word == "acpi=off")) {
+            // The MultiProcessor table, which is what tells of CPUs then, has the first one of each package.
+            cpus = format!("{cpus},sockets={cpus}");
+        }
+        add(&["-cpu", "max", "-smp", &cpus, "-m", &self.memory.to_string()]);
         if let Some(machine) = &self.machine {
             add(&["-M", machine]);
+        }
+        if let Some(firmware) = &self.firmware {
+            add(&["-bios", firmware]);
         }
         if self.icount {
             add(&["-icount", "shift=0,sleep=off"]);
@@ -97,6 +107,7 @@ mod tests {
             cpus: 2,
             memory: Size::gibibytes(2),
             machine: None,
+            firmware: None,
             icount: false,
             network: None,
             volumes: Vec::new(),

@@ -41,9 +41,14 @@ pub struct RunOptions {
     #[arg(short, long, value_name = "SIZE", help_heading = "Machine")]
     pub memory: Option<Size>,
 
-    /// QEMU's machine type: pc or q35
+    /// QEMU's machine type with its settings: pc, q35, microvm, or such as microvm,acpi=off
     #[arg(long, value_name = "TYPE", help_heading = "Machine")]
     pub machine: Option<String>,
+
+    /// The machine's firmware, a file or a name that QEMU knows: bios-microvm.bin (SeaBIOS) in a microvm, which has
+    /// qboot without
+    #[arg(long, value_name = "FILE", help_heading = "Machine")]
+    pub firmware: Option<String>,
 
     /// Count instructions instead of time, so that runs are alike; only with one CPU
     #[arg(long, help_heading = "Machine")]

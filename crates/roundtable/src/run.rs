@@ -281,6 +281,7 @@ fn prepare(
         cpus: options.cpus.get(),
         memory,
         machine: options.machine.clone(),
+        firmware: options.firmware.clone(),
         icount: options.icount,
         network,
         volumes: options.volumes.clone(),

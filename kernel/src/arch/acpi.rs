@@ -1,12 +1,16 @@
-//! What the firmware's ACPI tables say: CPUs, interrupt controllers, timer, power registers.
+//! What the firmware's ACPI tables say: CPUs, interrupt controllers, timer, power registers. Where they are not,
+//! [`mptable`] knows the first two.
 
 use acpi::address::{AddressSpace, GenericAddress};
 use acpi::fadt::Fadt;
 use acpi::madt::{Madt, MadtEntry};
 use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
 use alloc::vec::Vec;
+use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
+use super::mptable;
+use crate::boot::info::Rsdp;
 use crate::memory::{self, PhysAddr};
 use crate::sync::Once;
 
@@ -87,14 +91,20 @@ pub struct Firmware {
 static FIRMWARE: Once<Firmware> = Once::new();
 
 /// Reads the tables.
-pub(super) fn init(rsdp: Option<PhysAddr>) {
-    let firmware = match read(rsdp) {
-        Ok(firmware) => firmware,
-        Err(error) => {
-            log::warn!("no usable ACPI tables ({error:?}): one CPU, no power-off");
-            Firmware::default()
+pub(super) fn init(rsdp: Option<Rsdp>) {
+    let mut firmware = read(rsdp).unwrap_or_else(|error| {
+        log::warn!("no usable ACPI tables ({error:?}): no power-off");
+        Firmware::default()
+    });
+    if firmware.cpus.is_empty() {
+        if mptable::read(&mut firmware) {
+            log::info!("{} CPUs by the MultiProcessor table", firmware.cpus.len());
+        } else {
+            log::warn!(
+                "neither ACPI nor a MultiProcessor table lists CPUs: one CPU, no interrupts of devices"
+            );
         }
-    };
+    }
     FIRMWARE.call_once(|| firmware);
 }
 
@@ -107,11 +117,12 @@ pub(super) fn pm_timer() -> Option<PmTimer> {
     firmware()?.pm_timer
 }
 
-fn read(rsdp: Option<PhysAddr>) -> Result<Firmware, acpi::AcpiError> {
+fn read(rsdp: Option<Rsdp>) -> Result<Firmware, acpi::AcpiError> {
     // SAFETY: the loader's pointer, or the places where the BIOS leaves it; the tables are only read.
     let tables = unsafe {
         match rsdp {
-            Some(address) => AcpiTables::from_rsdp(Mapper, address.as_usize())?,
+            Some(Rsdp::At(address)) => AcpiTables::from_rsdp(Mapper, address.as_usize())?,
+            Some(Rsdp::Read { revision, tables }) => AcpiTables::from_rsdt(Mapper, revision, tables)?,
             None => AcpiTables::search_for_rsdp_bios(Mapper)?,
         }
     };
@@ -121,7 +132,7 @@ fn read(rsdp: Option<PhysAddr>) -> Result<Firmware, acpi::AcpiError> {
         Err(error) => log::warn!("no table of CPUs: {error:?}"),
     }
     match tables.find_table::<Fadt>() {
-        Ok(fadt) => read_fadt(&fadt, &mut firmware),
+        Ok(fadt) => read_fadt(&whole(&fadt), &mut firmware),
         Err(error) => log::warn!("no fixed ACPI description: {error:?}"),
     }
     if let Ok(dsdt) = tables.dsdt() {
@@ -169,6 +180,19 @@ fn register(address: GenericAddress) -> Option<Register> {
         _ => None,
     }
     .filter(|register| register.address != 0)
+}
+
+/// The fixed description with zeroes for what this version of it does not have: that of ACPI 1.0 is 116 bytes long, and
+/// what follows is another table, or no memory at all.
+fn whole(mapping: &PhysicalMapping<Mapper, Fadt>) -> Fadt {
+    let mut whole = MaybeUninit::<Fadt>::zeroed();
+    let length = mapping.region_length().min(size_of::<Fadt>());
+    let table = mapping.virtual_start().as_ptr().cast::<u8>();
+    // SAFETY: the region is mapped, and the table is integers only, of which zeroes are fine.
+    unsafe {
+        core::ptr::copy_nonoverlapping(table, whole.as_mut_ptr().cast::<u8>(), length);
+        whole.assume_init()
+    }
 }
 
 fn read_fadt(fadt: &Fadt, firmware: &mut Firmware) {

@@ -2,9 +2,9 @@
 
 use core::arch::x86_64::_rdtsc;
 use core::sync::atomic::{AtomicU64, Ordering};
-use raw_cpuid::CpuId;
+use raw_cpuid::{CpuId, Hypervisor};
 
-use super::{acpi, port, rtc};
+use super::{acpi, apic, port, rtc};
 
 const NANOSECONDS: u64 = 1_000_000_000;
 /// Frequency of the ACPI power-management timer.
@@ -70,19 +70,23 @@ pub(super) fn start() {
 pub(super) fn calibrate() {
     let (frequency, source) = frequency_by_cpuid()
         .map(|frequency| (frequency, "CPUID"))
-        .or_else(|| {
-            let timer = acpi::pm_timer()?;
-            let mask = if timer.wide { u32::MAX } else { 0xff_ffff };
-            // SAFETY: reading the power-management timer has no side effects.
-            let read = || unsafe { port::read_u32(timer.port) } & mask;
-            Some((measure(PM_TIMER_HZ, read, mask)?, "ACPI timer"))
-        })
-        .unwrap_or_else(|| (frequency_by_pit(), "PIT"));
+        .or_else(|| Some((frequency_by_acpi_timer()?, "ACPI timer")))
+        .or_else(|| Some((frequency_by_pit()?, "PIT")))
+        .or_else(|| Some((frequency_by_apic()?, "the hypervisor's APIC timer")))
+        .expect("a clock: the TSC's rate by CPUID, an ACPI timer, an interval timer (PIT), or KVM's or QEMU's APIC");
     FREQUENCY.store(frequency, Ordering::Relaxed);
     MULT.store((((NANOSECONDS as u128) << SHIFT) / frequency as u128) as u64, Ordering::Relaxed);
     let wall = rtc::unix_seconds() * NANOSECONDS;
     WALL_AT_BOOT.store(wall.saturating_sub(now_ns()), Ordering::Relaxed);
     log::info!("TSC: {}.{:03} MHz by {source}", frequency / 1_000_000, frequency / 1000 % 1000);
+}
+
+fn frequency_by_acpi_timer() -> Option<u64> {
+    let timer = acpi::pm_timer()?;
+    let mask = if timer.wide { u32::MAX } else { 0xff_ffff };
+    // SAFETY: reading the power-management timer has no side effects.
+    let read = || unsafe { port::read_u32(timer.port) } & mask;
+    measure(PM_TIMER_HZ, read, mask)
 }
 
 /// The rate as the CPU or the hypervisor states it.
@@ -115,12 +119,14 @@ fn anchor(read: impl Fn() -> u32) -> (u64, u32) {
 fn measure(hz: u64, read: impl Fn() -> u32, mask: u32) -> Option<u64> {
     let (start_tsc, start) = anchor(&read);
     let wanted = hz / CALIBRATION_PARTS;
-    // A counter that stands still must not stop the boot.
-    let give_up = 50_000_000;
-    let mut tries = 0;
+    // A counter that stands still must not stop the boot: no TSC counts so much in the time, but where the host does
+    // not run this CPU, and then the counter has moved at the next look.
+    const GIVE_UP: u64 = 1 << 31;
+    const LOOKS: u32 = 1000;
+    let mut looks = 0;
     while (read().wrapping_sub(start) & mask) as u64 <= wanted {
-        tries += 1;
-        if tries > give_up {
+        looks += 1;
+        if looks > LOOKS && tsc().wrapping_sub(start_tsc) > GIVE_UP {
             return None;
         }
     }
@@ -129,8 +135,8 @@ fn measure(hz: u64, read: impl Fn() -> u32, mask: u32) -> Option<u64> {
     Some(((end_tsc - start_tsc) as u128 * hz as u128 / ticks as u128) as u64)
 }
 
-/// Measures against the interval timer's channel 2, which every PC has.
-fn frequency_by_pit() -> u64 {
+/// Measures against the interval timer's channel 2, which every PC has, and a virtual machine need not.
+fn frequency_by_pit() -> Option<u64> {
     const GATE: u16 = 0x61;
     const COMMAND: u16 = 0x43;
     const CHANNEL_2: u16 = 0x42;
@@ -151,7 +157,20 @@ fn frequency_by_pit() -> u64 {
         // It counts down.
         count.wrapping_neg() & 0xffff
     };
-    measure(PIT_HZ, read, 0xffff).expect("the interval timer counts")
+    measure(PIT_HZ, read, 0xffff)
+}
+
+/// Measures against the local APIC's timer, where a hypervisor defines its rate: KVM's and QEMU's own count
+/// nanoseconds (KVM's APIC_BUS_CYCLE_NS, QEMU's emulated APIC).
+fn frequency_by_apic() -> Option<u64> {
+    let info = CpuId::new().get_hypervisor_info()?;
+    if !matches!(info.identify(), Hypervisor::KVM | Hypervisor::QEMU) {
+        return None;
+    }
+    apic::start_measuring();
+    let frequency = measure(NANOSECONDS, apic::measured, u32::MAX);
+    apic::arm_timer(0);
+    frequency
 }
 
 /// Spins for a time, for hardware that wants a pause.

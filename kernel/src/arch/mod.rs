@@ -13,6 +13,7 @@ pub mod idt;
 pub mod interrupts;
 pub mod ioapic;
 pub mod ipi;
+mod mptable;
 pub mod percpu;
 pub mod port;
 pub mod power;

@@ -7,10 +7,11 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use super::cpu::{CpuId, MAX_CPUS};
 use super::gdt::InterruptStacks;
 use super::{acpi, apic, clock, cpu, entry, features, fpu, gdt, idt, ioapic, percpu, serial, smap, timer};
+use crate::boot::info::Rsdp;
 use crate::boot::trampoline;
 use crate::memory::paging::{self, IdentityTable};
 use crate::memory::stack::KernelStack;
-use crate::memory::{PAGE_SIZE, PhysAddr, contiguous};
+use crate::memory::{PAGE_SIZE, contiguous};
 
 struct BootStacks(UnsafeCell<InterruptStacks>);
 
@@ -50,7 +51,7 @@ fn init_this_cpu() {
 }
 
 /// What needs the heap: firmware tables, interrupt controllers, clocks.
-pub fn init_devices(rsdp: Option<PhysAddr>) {
+pub fn init_devices(rsdp: Option<Rsdp>) {
     acpi::init(rsdp);
     apic::map();
     apic::init();

@@ -1,4 +1,8 @@
 //! The first instructions: from 32-bit mode without paging to 64-bit mode in the upper half.
+//!
+//! Two kinds of loaders jump here, both in that mode and with a pointer in EBX: those of PVH, which find the entry in
+//! an ELF note (QEMU, Firecracker, Cloud Hypervisor), and those of Multiboot 2, which find it in a header (GRUB, for
+//! PCs with a BIOS and with UEFI).
 
 use core::arch::global_asm;
 
@@ -8,6 +12,10 @@ unsafe extern "C" {
 }
 
 pvh::xen_elfnote_phys32_entry!(pvh_start32_physical);
+
+/// What the loader's pointer leads to.
+pub const PVH: u32 = 0;
+pub const MULTIBOOT: u32 = 1;
 
 /// Bytes of the stack that the kernel boots on; it becomes the boot CPU's idle stack.
 pub const STACK_SIZE: usize = 64 << 10;
@@ -61,12 +69,44 @@ boot_stack:
     .skip {STACK_SIZE}
 
 .section .text.boot, "ax"
+# Multiboot 2, 3.1.1: in the file's first 32 KiB. Magic, architecture (i386, protected mode), length, and what makes
+# their sum 0; then the tags.
+.balign 8
+multiboot_header:
+    .long {HEADER_MAGIC}, 0, multiboot_header_end - multiboot_header
+    .long -({HEADER_MAGIC} + (multiboot_header_end - multiboot_header))
+    # The entry's address.
+    .balign 8
+    .word 3, 0
+    .long 12, multiboot_start32 - KERNEL_BASE
+    # Modules on page boundaries: the initial RAM disk's pages are given back one day.
+    .balign 8
+    .word 6, 0
+    .long 8
+    # The end.
+    .balign 8
+    .word 0, 0
+    .long 8
+multiboot_header_end:
+
 .code32
+multiboot_start32:
+    # A loader of another protocol that took this entry has left another number.
+    cmpl ${MAGIC}, %eax
+    jne 9f
+    movl ${MULTIBOOT}, %ebp
+    jmp 8f
+9:
+    cli
+    hlt
+    jmp 9b
 .global pvh_start32
 pvh_start32:
+    movl ${PVH}, %ebp
+8:
     cli
     cld
-    # EBX: the start info's physical address.
+    # EBX: the physical address of what the loader tells.
     lgdtl boot_gdt_pointer - KERNEL_BASE
     movl %cr4, %eax
     orl $0x20, %eax
@@ -99,12 +139,17 @@ pvh_start32:
     subq %rdi, %rcx
     rep stosb
     movq $boot_stack + {STACK_SIZE}, %rsp
-    xorl %ebp, %ebp
     movl %ebx, %edi
+    movl %ebp, %esi
+    xorl %ebp, %ebp
     call {start}
     ud2
 "#,
     STACK_SIZE = const STACK_SIZE,
+    PVH = const PVH,
+    MULTIBOOT = const MULTIBOOT,
+    HEADER_MAGIC = const 0xe852_50d6u32,
+    MAGIC = const multiboot2::MAGIC,
     start = sym crate::kernel_start,
     options(att_syntax)
 );

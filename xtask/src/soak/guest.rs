@@ -105,6 +105,7 @@ impl Boot {
             cpus: self.cpus,
             memory: self.memory,
             machine: None,
+            firmware: None,
             network: None,
             volumes: Vec::new(),
             icount: self.icount,

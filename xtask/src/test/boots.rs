@@ -10,6 +10,7 @@ use roundtable::run::Parts;
 use roundtable::size::Size;
 
 use super::Subject;
+use super::machines::{OUTSIDER, outsider};
 use super::programs::TestProgram;
 
 /// One guest, and what it shall show.
@@ -20,6 +21,8 @@ pub struct Boot {
     pub memory: Size,
     /// QEMU's machine type.
     pub machine: Option<&'static str>,
+    /// Its firmware, by the name that QEMU knows.
+    pub firmware: Option<&'static str>,
     /// Whether our kernel's clock counts instructions; Linux gets an ordinary one.
     pub icount: bool,
     /// Huge pages at boot, of 2 MiB and of 1 GiB.
@@ -113,6 +116,7 @@ pub const BOOT: Boot = Boot {
     cpus: 2,
     memory: Size::gibibytes(2),
     machine: None,
+    firmware: None,
     icount: false,
     pools: (0, 0),
     network: false,
@@ -270,39 +274,6 @@ pub fn all() -> Vec<Boot> {
             work: Work::Programs(Selection::Only(&["test_stalls"])),
             ..BOOT
         },
-        // The line that outsiders boot our kernel with, in other machines.
-        Boot { name: "outsider-gzip", work: outsider(true, OUTSIDER), kernels: Kernels::Ours, ..BOOT },
-        Boot {
-            name: "outsider-q35",
-            machine: Some("q35"),
-            kernels: Kernels::Ours,
-            work: outsider(false, OUTSIDER),
-            ..BOOT
-        },
-        Boot { name: "outsider-1-cpu", cpus: 1, work: outsider(false, OUTSIDER_1_CPU), ..BOOT },
-        Boot {
-            name: "outsider-8-cpus",
-            cpus: 8,
-            memory: Size::gibibytes(8),
-            kernels: Kernels::Ours,
-            work: outsider(false, OUTSIDER_8_CPUS),
-            ..BOOT
-        },
-        Boot {
-            name: "outsider-512-mib",
-            memory: Size::mebibytes(512),
-            kernels: Kernels::Ours,
-            work: outsider(false, OUTSIDER),
-            ..BOOT
-        },
-        Boot {
-            name: "outsider-icount",
-            cpus: 1,
-            icount: true,
-            kernels: Kernels::Ours,
-            work: outsider(false, OUTSIDER_1_CPU),
-            ..BOOT
-        },
         Boot {
             name: "pools-at-boot",
             memory: Size::gibibytes(3),
@@ -330,6 +301,7 @@ pub fn all() -> Vec<Boot> {
     ];
     boots.extend(protocols());
     boots.extend(shells());
+    boots.extend(super::machines::boots());
     boots.extend(refusals());
     boots.extend(super::race::boots());
     boots.extend(broken_rules());
@@ -478,23 +450,6 @@ fn shells() -> [Boot; 2] {
     ]
 }
 
-/// An archive as outsiders make them: nothing but /init in an otherwise empty root.
-fn outsider(gzip: bool, talk: &'static [Talk]) -> Work {
-    Work::Console(Script {
-        archive: |parts| busybox_init(parts, include_str!("outsider.sh")),
-        gzip,
-        talk,
-        end: End::PowerOff,
-    })
-}
-
-const OUTSIDER: &[Talk] =
-    &[Expect("init is 1"), Expect("cpus 2"), Expect("pool 16"), Expect("file 4194304"), Expect("bye")];
-const OUTSIDER_1_CPU: &[Talk] =
-    &[Expect("init is 1"), Expect("cpus 1"), Expect("pool 16"), Expect("file 4194304"), Expect("bye")];
-const OUTSIDER_8_CPUS: &[Talk] =
-    &[Expect("init is 1"), Expect("cpus 8"), Expect("pool 16"), Expect("file 4194304"), Expect("bye")];
-
 const POOLS: &[Talk] = &[Expect("pools 100 1"), Expect("bye")];
 
 const SHELL: &[Talk] = &[
@@ -635,6 +590,7 @@ impl Boot {
             cpus: self.cpus,
             memory: self.memory,
             machine: self.machine.map(str::to_string),
+            firmware: self.firmware.map(str::to_string),
             icount: self.icount && subject != Subject::Linux,
             network: None,
             volumes: Vec::new(),

@@ -6,6 +6,7 @@ mod console;
 mod emulator;
 mod host;
 mod host_folder;
+mod machines;
 mod peer;
 mod programs;
 mod race;

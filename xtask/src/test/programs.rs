@@ -429,6 +429,7 @@ mod tests {
             cpus: 1,
             memory: Size::gibibytes(1),
             machine: None,
+            firmware: None,
             icount: false,
             pools: (0, 0),
             network: false,

@@ -67,6 +67,7 @@ impl<'a> Boot<'a> {
             cpus: self.cpus,
             memory: self.memory,
             machine: None,
+            firmware: None,
             icount: self.icount,
             network: None,
             volumes: Vec::new(),
