@@ -2,6 +2,13 @@
 //!
 //! The figures are counts of the time-stamp counter: instructions, where the machine's clock counts them (`--icount`).
 
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use crate::mem::{ANON, Map, RW, SHARED};
+use crate::sys::PAGE;
+use crate::{child, harness};
+
 const LOCKS: &str = "/sys/kernel/debug/lock_stat";
 const STRETCHES: &str = "/sys/kernel/debug/stretch_stat";
 
@@ -57,4 +64,57 @@ fn worst(lines: Option<Vec<Line>>, figure: usize, name: usize) -> (u64, String) 
     let lines = lines.unwrap_or_default().into_iter();
     let worst = lines.max_by_key(|line| number(line, figure)).unwrap_or_default();
     (number(&worst, figure), worst.get(name).cloned().unwrap_or_default())
+}
+
+/// What a call may do in one hold or stretch however many things there are, in instructions of a checked kernel.
+const HOLD: u64 = 50_000;
+const STRETCH: u64 = 150_000;
+
+/// Uses `few` things and then `many`; `work` makes them in the child that it runs in, and `use_them` is what is looked
+/// at. The end of the child is, too.
+#[track_caller]
+pub fn compare(few: usize, many: usize, make: impl Fn(usize), use_them: impl Fn(usize)) {
+    compare_within(STRETCH, few, many, make, use_them);
+}
+
+/// The same, with another bound of stretches.
+#[track_caller]
+pub fn compare_within(most: u64, few: usize, many: usize, make: impl Fn(usize), use_them: impl Fn(usize)) {
+    if locks().is_none() {
+        harness::skip("this kernel does not count its locks");
+    }
+    let shared = Map::new(PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
+    let measure = |count: usize| {
+        let (ready, go) = (shared.atomic(0), shared.atomic(8));
+        ready.store(0, Ordering::SeqCst);
+        go.store(0, Ordering::SeqCst);
+        let wait_for = |word: &std::sync::atomic::AtomicU32| {
+            while word.load(Ordering::SeqCst) == 0 {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        };
+        let child = child::fork(|| {
+            make(count);
+            ready.store(1, Ordering::SeqCst);
+            wait_for(go);
+            use_them(count);
+        });
+        wait_for(ready);
+        begin_anew();
+        go.store(1, Ordering::SeqCst);
+        child.ok();
+        longest()
+    };
+    let show = |count: usize, longest: &Longest| {
+        let Longest { hold, stretch } = longest;
+        println!(
+            "# {count}: held for {} at {}, {} without a chance in {}",
+            hold.0, hold.1, stretch.0, stretch.1
+        );
+    };
+    let (of_few, of_many) = (measure(few), measure(many));
+    show(few, &of_few);
+    show(many, &of_many);
+    assert!(of_many.hold.0 <= HOLD.max(2 * of_few.hold.0), "{of_many:?}");
+    assert!(of_many.stretch.0 <= most.max(2 * of_few.stretch.0), "{of_many:?}");
 }

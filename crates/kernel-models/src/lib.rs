@@ -11,6 +11,7 @@ extern crate alloc;
 
 pub mod cpu;
 pub mod errno;
+pub mod fs;
 pub mod memory;
 pub mod mm;
 pub mod mshare;

@@ -10,6 +10,7 @@ use intrusive_collections::{LinkedList, LinkedListAtomicLink, intrusive_adapter}
 use linux_raw_sys::general as abi;
 
 use super::file::File;
+use super::notify::Note;
 use super::poll::Events;
 use super::watch::{self, Home};
 use crate::errno::Result;
@@ -29,10 +30,13 @@ pub struct AsyncWatch {
     link: LinkedListAtomicLink,
 }
 
+intrusive_adapter!(ListedNote = Arc<Note>: Note { link => LinkedListAtomicLink });
 intrusive_adapter!(Listed = Arc<AsyncWatch>: AsyncWatch { link => LinkedListAtomicLink });
 
 /// Those whose files may be ready.
 static READY: IrqLock<LinkedList<Listed>> = IrqLock::new(LinkedList::new(Listed::NEW));
+/// Notes of directories that whole groups of processes hear of.
+static NOTES: IrqLock<LinkedList<ListedNote>> = IrqLock::new(LinkedList::new(ListedNote::NEW));
 static WORKER: Once<Arc<Thread>> = Once::new();
 
 impl Watcher for AsyncWatch {
@@ -58,18 +62,31 @@ fn start_worker() {
     }
 }
 
+/// Has the note's signals sent by the thread, once for all that happens until then.
+pub(super) fn tell_later(note: &Arc<Note>) {
+    start_worker();
+    if !note.is_listed.swap(true, Ordering::SeqCst) {
+        NOTES.lock().push_back(note.clone());
+        if let Some(worker) = WORKER.get() {
+            sched::wake(worker);
+        }
+    }
+}
+
 fn work() {
     loop {
-        let next = READY.lock().pop_front();
-        match next {
-            Some(watch) => {
-                watch.tell();
-                sched::cond_resched();
-            }
-            None => {
-                let _ = sched::sleep(Sleep::Interruptible, None, || !READY.lock().is_empty());
-            }
+        let (watch, note) = (READY.lock().pop_front(), NOTES.lock().pop_front());
+        if watch.is_none() && note.is_none() {
+            let is_due = || !READY.lock().is_empty() || !NOTES.lock().is_empty();
+            let _ = sched::sleep(Sleep::Interruptible, None, is_due);
         }
+        if let Some(watch) = watch {
+            watch.tell();
+        }
+        if let Some(note) = note {
+            note.tell_listed();
+        }
+        sched::cond_resched();
     }
 }
 

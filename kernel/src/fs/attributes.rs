@@ -25,8 +25,9 @@ pub fn touch_accessed(path: &Path) {
     let now = now();
     inode.update(|a| {
         // `relatime`: once after each change, and once a day.
-        let stale =
-            a.atime <= a.mtime || a.atime <= a.ctime || now.seconds - a.atime.seconds >= RELATIME_SECONDS;
+        let stale = a.atime <= a.mtime
+            || a.atime <= a.ctime
+            || now.seconds.saturating_sub(a.atime.seconds) >= RELATIME_SECONDS;
         if flags & abi::MS_RELATIME == 0 || stale {
             a.atime = now;
         }

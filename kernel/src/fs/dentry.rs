@@ -111,7 +111,15 @@ impl Dentry {
     pub fn relocate(&self, parent: &Arc<Dentry>, name: &[u8]) {
         let new = Link { parent: Some(parent.clone()), name: name.into() };
         // The old parent may be dropped by this: outside of the lock.
-        let old = core::mem::replace(&mut *self.link.lock(), new);
+        let old = {
+            let mut link = self.link.lock();
+            let stays = link.parent.as_ref().is_some_and(|old| Arc::ptr_eq(old, parent));
+            // A walk that is to stay below a directory goes up by these links. Only this moment counts: a server may take its time.
+            let moving = (self.inode.is_dir() && !stays).then(|| super::path::RENAMES.begin());
+            let old = core::mem::replace(&mut *link, new);
+            drop(moving);
+            old
+        };
         drop(old);
     }
 
@@ -171,9 +179,11 @@ impl Drop for Dentry {
         super::notify::name_released(&self.inode);
         // A chain of removed directories may be long: walk up, do not recurse. Each is dropped without a
         // parent.
-        let mut parent = self.take_parent();
+        let (mut parent, mut steps) = (self.take_parent(), 0);
         while let Some(mut last) = parent.and_then(Arc::into_inner) {
             parent = last.take_parent();
+            drop(last);
+            super::path::give_way(&mut steps);
         }
     }
 }

@@ -13,6 +13,7 @@ use super::file::{File, FileOps};
 use super::handle::{self, Handles};
 use super::lease::Leases;
 use super::locks::LockTable;
+use super::minors::{self, Minors};
 use super::notify::Watched;
 use super::path::Path;
 use super::stat::{DeviceId, FileType, Stat, Statfs, Timestamp};
@@ -46,6 +47,20 @@ pub struct Superblock {
     pub(super) handles: Handles,
     /// Part of each handle: numbers of files begin anew in each file system.
     pub(super) generation: u32,
+    /// Held while a name goes from one directory to another: no directory moves but by whoever holds it.
+    pub(super) renames: Mutex<()>,
+}
+
+/// The device numbers of file systems that users make.
+static MINORS: Minors = Minors::new();
+
+impl Drop for Superblock {
+    fn drop(&mut self) {
+        // No inode is left that had it, nor a mapping of one.
+        if self.dev.minor >= minors::FIRST {
+            MINORS.give_back(self.dev.minor);
+        }
+    }
 }
 
 /// What a file-system type implements once for each instance.
@@ -86,13 +101,23 @@ pub trait SuperblockOps: Any + Send + Sync {
 }
 
 impl Superblock {
-    /// A file system of type `kind` on a device number of its own.
+    /// A file system of the kernel's own, of type `kind`, on a device number of its own: made once, and there for good.
     pub fn new(kind: &'static str, ops: impl SuperblockOps) -> Arc<Self> {
-        // As Linux numbers file systems without a device: major 0, minors counted up. The first is that of shared memory without a
-        // file: a device and an inode number together are a futex's key.
-        static NEXT_MINOR: AtomicU64 = AtomicU64::new(crate::mm::anonymous::DEVICE + 1);
+        // The first is that of shared memory without a file: a device and an inode number together are a futex's key.
+        static NEXT: AtomicU32 = AtomicU32::new(crate::mm::anonymous::DEVICE as u32 + 1);
         // Ordering: only the numbers have to differ.
-        let minor = NEXT_MINOR.fetch_add(1, Ordering::Relaxed) as u32;
+        let minor = NEXT.fetch_add(1, Ordering::Relaxed);
+        assert!(minor < minors::FIRST, "more file systems of the kernel's own than numbers for them");
+        Self::on(minor, kind, ops)
+    }
+
+    /// A file system that a user makes, as often as he likes. `EMFILE` when all device numbers are in use.
+    pub fn mounted(kind: &'static str, ops: impl SuperblockOps) -> Result<Arc<Self>> {
+        Ok(Self::on(MINORS.take().ok_or(Errno::EMFILE)?, kind, ops))
+    }
+
+    /// As Linux numbers file systems without a device: major 0.
+    fn on(minor: u32, kind: &'static str, ops: impl SuperblockOps) -> Arc<Self> {
         Arc::new(Self {
             dev: DeviceId::new(0, minor),
             kind,
@@ -108,6 +133,7 @@ impl Superblock {
             ),
             handles: Handles::default(),
             generation: random::number() as u32,
+            renames: Mutex::new(()),
         })
     }
 

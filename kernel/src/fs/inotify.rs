@@ -4,6 +4,7 @@ use alloc::boxed::Box;
 use alloc::collections::{BTreeMap, LinkedList};
 use alloc::sync::{Arc, Weak};
 use core::fmt::Write as _;
+use core::ops::Bound;
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use linux_raw_sys::general as abi;
@@ -263,6 +264,7 @@ impl FileOps for Inotify {
                     sink.write_all(&event.name)?;
                     sink.write_zeroes(event.name_len() - event.name.len())?;
                     done += event.len();
+                    sched::cond_resched();
                 }
                 Ok(None) | Err(_) if done > 0 => return Ok(done),
                 Err(error) => return Err(error),
@@ -316,8 +318,8 @@ impl FileOps for Inotify {
     fn describe(&self, _: &File, out: &mut Text) {
         let mut after = 0;
         loop {
-            let next =
-                self.watches.lock().by_descriptor.range(after + 1..).next().map(|(_, watch)| watch.clone());
+            let behind = (Bound::Excluded(after), Bound::Unbounded);
+            let next = self.watches.lock().by_descriptor.range(behind).next().map(|(_, watch)| watch.clone());
             let Some(watch) = next else { break };
             after = watch.descriptor;
             // Writing to a string does not fail.

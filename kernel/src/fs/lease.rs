@@ -14,6 +14,7 @@ use super::stat::FileType;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::{self, TryVec};
 use crate::process;
+use crate::sched;
 use crate::sync::{SpinLock, WaitError, WaitQueue};
 use crate::time::{self, SECOND};
 
@@ -55,6 +56,9 @@ pub struct Lease {
     fd: i32,
     state: SpinLock<State>,
 }
+
+/// Leases of one file at the most. Each open of it goes through all of them, a stranger's too; Linux has no such limit.
+const MOST: usize = 1024;
 
 /// The leases of an inode.
 #[derive(Default)]
@@ -166,6 +170,10 @@ pub fn set(file: &Arc<File>, fd: i32, wanted: u32) -> Result<()> {
         if room.capacity() <= list.len() {
             continue;
         }
+        if list.len() >= MOST {
+            inode.leases.any.store(true, Ordering::SeqCst);
+            return Err(Errno::ENOLCK);
+        }
         let state = SpinLock::new(State { level, breaking: None });
         let lease = Arc::new(Lease { file: Arc::downgrade(file), fd, state });
         room.append(&mut list);
@@ -233,6 +241,7 @@ fn ask(held: &Held, down_to: Level) -> Result<(bool, u64)> {
     let leases: Vec<Arc<Lease>> = all(held)?;
     let (mut conflicting, mut first) = (false, u64::MAX);
     for lease in leases {
+        sched::cond_resched();
         let tells = {
             let mut state = lease.state.lock();
             if state.level <= down_to {

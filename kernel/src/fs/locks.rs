@@ -7,6 +7,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use super::records::Records;
 use crate::errno::{Errno, Result};
 use crate::memory::{self, Pressure};
+use crate::process::{self, Pid};
 use crate::sync::{Mutex, SpinLock, WaitQueue};
 
 /// Who holds a lock.
@@ -97,22 +98,24 @@ pub struct LockTable {
 
 /// Waits of processes for record locks: who waits for whom. A cycle is a deadlock, and is not let come about. So only waits that
 /// were checked are here: none of open files.
-static WAITING: Mutex<BTreeMap<Owner, Owner>> = Mutex::new(BTreeMap::new());
+/// Threads of one process wait each for itself.
+static WAITING: Mutex<BTreeMap<(Owner, Pid), Owner>> = Mutex::new(BTreeMap::new());
 
 /// Notes that a process is going to wait for `blocker`. `EDEADLK` when that waits for the process, itself or by way of others.
-fn note_wait(owner: Owner, blocker: Owner) -> Result<()> {
+fn note_wait(owner: Owner, thread: Pid, blocker: Owner) -> Result<()> {
     /// Chains longer than this are not looked through: others wait for it.
     const LONGEST: usize = 100;
     let mut waiting = WAITING.lock();
     let mut at = blocker;
     for _ in 0..LONGEST {
-        match waiting.get(&at) {
-            Some(next) if *next == owner => return Err(Errno::EDEADLK),
-            Some(next) => at = *next,
+        // As Linux: of a process whose threads wait for several the first is asked.
+        match waiting.range((at, 0)..=(at, Pid::MAX)).next() {
+            Some((_, next)) if *next == owner => return Err(Errno::EDEADLK),
+            Some((_, next)) => at = *next,
             None => break,
         }
     }
-    waiting.insert(owner, blocker);
+    waiting.insert((owner, thread), blocker);
     Ok(())
 }
 
@@ -152,6 +155,13 @@ impl LockTable {
         held.records.conflict(wanted)
     }
 
+    /// The first lock of `wanted`'s owner in its range.
+    pub fn own(&self, wanted: &RecordLock) -> Option<RecordLock> {
+        let state = self.existing()?;
+        let held = state.held.lock();
+        held.records.own(wanted)
+    }
+
     /// Takes `wanted`, in place of what its owner holds in the range. Without `wait`, `EAGAIN` when another
     /// holds a conflicting lock; with it, `EDEADLK` when waiting could never end.
     pub fn lock_record(&self, wanted: RecordLock, wait: bool) -> Result<()> {
@@ -165,6 +175,7 @@ impl LockTable {
             if let Some(blocker) = held.records.conflict(&wanted) {
                 return Some(Err(blocker.owner));
             }
+            held.records.charge(wanted.owner, || process::current().process.charges.add(0));
             let weakened = held.records.replace(&wanted, true);
             drop(held);
             if weakened {
@@ -183,14 +194,14 @@ impl LockTable {
             // Only classic locks are checked: an open file may be used by threads that do not wait.
             let is_checked = matches!(wanted.owner, Owner::Table(_));
             if is_checked {
-                note_wait(wanted.owner, blocker)?;
+                note_wait(wanted.owner, process::current().tid(), blocker)?;
             }
             let result = state.released.wait_event(None, || {
                 let held = state.held.lock();
                 held.records.conflict(&wanted).is_none_or(|lock| lock.owner != blocker).then_some(())
             });
             if is_checked {
-                WAITING.lock().remove(&wanted.owner);
+                WAITING.lock().remove(&(wanted.owner, process::current().tid()));
             }
             result.map_err(|_| Errno::ERESTARTSYS)?;
         }

@@ -36,6 +36,7 @@ pub mod inotify;
 pub mod iobuf;
 pub mod lease;
 pub mod locks;
+mod minors;
 pub mod modify;
 pub mod mount;
 pub mod mount_context;

@@ -10,13 +10,8 @@ use super::dentry::Dentry;
 use super::mount;
 use super::notify;
 use super::open::{Target, check_not_mounted};
-use super::path::{Path, RENAMES, Start};
+use super::path::{Path, Start};
 use crate::errno::{Errno, Result};
-use crate::sync::Mutex;
-
-/// Only one rename between directories at a time: the shape of the tree does not change while another looks
-/// at it.
-static RENAME: Mutex<()> = Mutex::new(());
 
 /// May `victim` be taken out of `dir`?
 fn check_delete(credentials: &Credentials, dir: &Path, victim: &Dentry) -> Result<()> {
@@ -144,12 +139,20 @@ fn move_name(old: Target, new: Target, flags: u32) -> Result<Option<Arc<Dentry>>
     let (new_name, new_slash) = new.last.name(if no_replace { Errno::EEXIST } else { Errno::EBUSY })?;
     from.mount.check_writable()?;
     let same_dir = Arc::ptr_eq(&from.dentry, &to.dentry);
-    let _order = RENAME.lock();
-    // The ancestor first; of unrelated directories either may come first, because the rename lock lets only
-    // one caller hold two.
-    let (first, second) = if to.dentry.is_ancestor_of(&from.dentry) { (to, from) } else { (from, to) };
-    let _first = first.inode().lock.lock();
-    let _second = (!same_dir).then(|| second.inode().lock.lock());
+    // Within one directory nothing moves: its own lock is enough.
+    let superblock = &from.mount.superblock;
+    let _order = match same_dir {
+        true => None,
+        false => Some(superblock.renames.lock_killable().ok_or(Errno::EINTR)?),
+    };
+    // The ancestor first; of unrelated directories either may come first, because only one caller at a time holds two of a file system.
+    let swapped = !same_dir && to.dentry.is_ancestor_of(&from.dentry);
+    let (first, second) = if swapped { (to, from) } else { (from, to) };
+    let _first = first.inode().lock.lock_killable().ok_or(Errno::EINTR)?;
+    let _second = match same_dir {
+        true => None,
+        false => Some(second.inode().lock.lock_killable().ok_or(Errno::EINTR)?),
+    };
 
     let entry = from.inode().ops.lookup(&from.dentry, &old_name)?;
     let target = match to.inode().ops.lookup(&to.dentry, &new_name) {
@@ -170,10 +173,11 @@ fn move_name(old: Target, new: Target, flags: u32) -> Result<Option<Arc<Dentry>>
         return Err(Errno::ENOTDIR);
     }
     // A directory cannot become part of itself, nor replace what it is in.
-    if entry.is_ancestor_of(&to.dentry) {
+    if !same_dir && entry.is_ancestor_of(&to.dentry) {
         return Err(Errno::EINVAL);
     }
     if let Some(target) = &target
+        && !same_dir
         && target.is_ancestor_of(&from.dentry)
     {
         return Err(if exchange { Errno::EINVAL } else { Errno::ENOTEMPTY });
@@ -215,13 +219,11 @@ fn move_name(old: Target, new: Target, flags: u32) -> Result<Option<Arc<Dentry>>
     }
     let moves_directory =
         !same_dir && (entry.inode.is_dir() || exchange && target.as_ref().is_some_and(|t| t.inode.is_dir()));
-    let moving = moves_directory.then(|| {
+    if moves_directory {
         // Ordering: before the move, which the directories' locks order.
-        from.mount.superblock.has_moved.store(true, Ordering::Relaxed);
-        RENAMES.begin()
-    });
+        superblock.has_moved.store(true, Ordering::Relaxed);
+    }
     from.inode().ops.rename(&from.dentry, &entry, &to.dentry, &new_name, target.as_ref(), exchange)?;
-    drop(moving);
     notify::moved((from.inode(), &old_name), (to.inode(), &new_name), &entry.inode);
     match &target {
         Some(target) if exchange => {

@@ -6,16 +6,20 @@ use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
+use intrusive_collections::LinkedListAtomicLink;
 use linux_raw_sys::general as abi;
 
+use super::async_io;
 use super::dentry::Dentry;
 use super::file::File;
 use super::inode::Inode;
 use super::inotify::Inotify;
 use super::owner::FileOwner;
+use super::path;
 use crate::errno::{Errno, Result};
 use crate::memory::reserve;
-use crate::process::accounts::Share;
+use crate::process;
+use crate::process::accounts::{Counted, Share};
 use crate::sync::SpinLock;
 
 /// Inodes that are watched, counted once for each watch.
@@ -38,7 +42,15 @@ pub struct Note {
     fd: i32,
     /// `DN_*`; 0 once it is over.
     mask: AtomicU32,
+    /// Counts for the user's limit while it lives.
+    _share: Share,
+    /// For [`async_io`], which tells many.
+    pub(super) is_listed: AtomicBool,
+    pub(super) link: LinkedListAtomicLink,
 }
+
+/// Notes of one user at the most. Whoever does something in the directory tells them all; Linux has no such limit.
+const MOST_NOTES: u64 = 1024;
 
 /// Who hears of an inode.
 #[derive(Clone)]
@@ -89,9 +101,27 @@ impl Note {
         if mask & abi::DN_MULTISHOT == 0 {
             drop(file.replace_note(None));
         }
+        if file.owner().is_group() {
+            // As many signals as the group has members: not in the call of who happens to do something.
+            async_io::tell_later(this);
+        } else {
+            self.tell(&file);
+        }
+    }
+
+    /// Sends the signal. What has happened it does not say.
+    fn tell(&self, file: &File) {
         const POLL_MSG: i32 = abi::POLL_MSG as i32;
         let band = abi::POLLIN | abi::POLLRDNORM | abi::POLLMSG;
         file.owner().tell(self.fd, POLL_MSG, band.into());
+    }
+
+    /// For the thread that tells: from here on it may be listed again.
+    pub(super) fn tell_listed(&self) {
+        self.is_listed.store(false, Ordering::SeqCst);
+        if let Some(file) = self.file.upgrade() {
+            self.tell(&file);
+        }
     }
 }
 
@@ -113,7 +143,16 @@ pub fn note(file: &Arc<File>, fd: i32, mask: u32) -> Result<()> {
         return Ok(());
     }
     reserve::ask_lasting(size_of::<Note>())?;
-    let note = Arc::new(Note { file: Arc::downgrade(file), fd, mask: AtomicU32::new(mask) });
+    let uid = process::current().credentials().uid;
+    let share = Share::take_within(uid, Counted::Notes, MOST_NOTES).ok_or(Errno::ENOSPC)?;
+    let note = Arc::new(Note {
+        file: Arc::downgrade(file),
+        fd,
+        mask: AtomicU32::new(mask),
+        _share: share,
+        is_listed: AtomicBool::new(false),
+        link: LinkedListAtomicLink::new(),
+    });
     watched.add_listener(key_of_note(&note), Listener::Note(note.clone()));
     if let Some(old) = file.replace_note(Some(note)) {
         watched.remove_note(&old);
@@ -172,7 +211,7 @@ impl Watched {
         if self.is_empty() {
             return;
         }
-        let mut after = None;
+        let (mut after, mut steps) = (None, 0);
         loop {
             let next = {
                 let watches = self.watches.lock();
@@ -181,6 +220,7 @@ impl Watched {
             };
             let Some((key, listener)) = next else { break };
             after = Some(key);
+            path::give_way(&mut steps);
             let watch = match listener {
                 Listener::Watch(watch) => watch,
                 // Of the directory itself nothing is noted.

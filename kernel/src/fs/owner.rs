@@ -87,6 +87,11 @@ impl FileOwner {
         [self.uid, self.euid].map(|uid| own.shown_uid(uid))
     }
 
+    /// Is it told to a group of processes, as many as that has?
+    pub fn is_group(&self) -> bool {
+        matches!(self.target, Target::Group(_))
+    }
+
     /// Sends the signal: `code` is `POLL_*`, `band` what poll(2) would say. Without a signal of its own, SIGIO, which says nothing else.
     pub fn tell(&self, fd: i32, code: i32, band: u64) {
         let info = match self.signal {

@@ -13,6 +13,7 @@ use super::inode::Inode;
 use super::mount::{self, Mount};
 use super::stat::FileType;
 use crate::errno::{Errno, Result};
+use crate::memory::fallible::{self, TryVec};
 
 /// The longest path, its final NUL included, bytes.
 pub const PATH_MAX: usize = 4096;
@@ -214,21 +215,28 @@ pub struct Walk {
 }
 
 /// How often directories have moved, and how often mounts: who asks for a walk that stays below a place is told when one did, because `..`
-/// may have led past it. Odd while one moves, as in a sequence lock.
-#[derive(Clone, Copy, PartialEq, Eq)]
+/// may have led past it. None while one moved.
+#[derive(Clone, Copy)]
 struct Changes {
-    renames: u64,
-    mounts: u64,
+    renames: Option<u64>,
+    mounts: Option<u64>,
 }
 
-/// Renames of directories, with the rename lock held, and moves of mounts, with that of changes of the table.
-pub(super) static RENAMES: Moves = Moves(AtomicU64::new(0));
-pub(super) static MOUNT_MOVES: Moves = Moves(AtomicU64::new(0));
+/// Directories that get another parent, and mounts that get another place.
+pub(super) static RENAMES: Moves = Moves::new();
+pub(super) static MOUNT_MOVES: Moves = Moves::new();
 
-/// A count that is odd while something moves.
-pub(super) struct Moves(AtomicU64);
+/// Moves that have begun, and those that are over. Several may be under way, in different file systems.
+pub(super) struct Moves {
+    begun: AtomicU64,
+    ended: AtomicU64,
+}
 
 impl Moves {
+    const fn new() -> Self {
+        Self { begun: AtomicU64::new(0), ended: AtomicU64::new(0) }
+    }
+
     /// Something moves until the result is dropped.
     pub(super) fn begin(&self) -> impl Drop {
         struct Moving<'a>(&'a AtomicU64);
@@ -237,19 +245,31 @@ impl Moves {
                 self.0.fetch_add(1, Ordering::SeqCst);
             }
         }
-        self.0.fetch_add(1, Ordering::SeqCst);
-        Moving(&self.0)
+        self.begun.fetch_add(1, Ordering::SeqCst);
+        Moving(&self.ended)
+    }
+
+    /// How many there were; none while one is under way.
+    fn now(&self) -> Option<u64> {
+        // In this order: what is over had begun, so with equal counts none was under way in between.
+        let ended = self.ended.load(Ordering::SeqCst);
+        let begun = self.begun.load(Ordering::SeqCst);
+        (begun == ended).then_some(begun)
+    }
+
+    /// Has none begun since, and was none under way then?
+    fn none_since(&self, then: Option<u64>) -> bool {
+        then == Some(self.begun.load(Ordering::SeqCst))
     }
 }
 
 impl Changes {
     fn now() -> Self {
-        Self { renames: RENAMES.0.load(Ordering::SeqCst), mounts: MOUNT_MOVES.0.load(Ordering::SeqCst) }
+        Self { renames: RENAMES.now(), mounts: MOUNT_MOVES.now() }
     }
 
-    /// Has nothing moved since, and did nothing then?
     fn none_since(self) -> bool {
-        self.renames.is_multiple_of(2) && self.mounts.is_multiple_of(2) && self == Self::now()
+        RENAMES.none_since(self.renames) && MOUNT_MOVES.none_since(self.mounts)
     }
 }
 
@@ -269,7 +289,7 @@ impl Walk {
         if start.resolve & abi::RESOLVE_IN_ROOT != 0 {
             walk.start.root = start.base.clone();
         }
-        walk.push(path.to_vec())?;
+        walk.push(fallible::copy_of(path)?)?;
         Ok(walk)
     }
 
@@ -287,8 +307,7 @@ impl Walk {
             self.check_mount(&root)?;
             self.at = root;
         }
-        self.pending.push((text, 0));
-        Ok(())
+        self.pending.try_push((text, 0))
     }
 
     /// The next component, whether nothing but slashes follows, and whether any do.

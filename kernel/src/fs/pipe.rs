@@ -27,11 +27,19 @@ use crate::memory::fallible;
 use crate::memory::frame::{Frame, Use};
 use crate::mm::uaccess::write_user;
 use crate::process;
+use crate::process::Credentials;
+use crate::process::accounts::{Counted, Share};
 use crate::signal;
 use crate::sync::{Mutex, SpinLock, WaitQueue};
 
 /// Buffers of a new pipe: 64 KiB.
 const DEFAULT_BUFFERS: usize = 16;
+/// And of one of a user who has as many as one may have.
+const FEW_BUFFERS: usize = 2;
+/// `fs.pipe-user-pages-soft`: a user with buffers for more pages than these gets small pipes, and none grows. 0 is no limit.
+pub static SOFT_PAGES: AtomicUsize = AtomicUsize::new(16_384);
+/// `fs.pipe-user-pages-hard`: one with more than these gets no pipes at all. 0 is no limit.
+pub static HARD_PAGES: AtomicUsize = AtomicUsize::new(0);
 /// The largest capacity that an unprivileged process may ask for, in bytes: `/proc/sys/fs/pipe-max-size`.
 static MAX_SIZE: AtomicUsize = AtomicUsize::new(1 << 20);
 
@@ -52,6 +60,17 @@ fn round_size(bytes: usize) -> Result<usize> {
         return Err(Errno::EINVAL);
     }
     Ok(bytes.max(PAGE_SIZE).next_power_of_two())
+}
+
+fn is_beyond(limit: &AtomicUsize, pages: usize) -> bool {
+    // Relaxed: a setting of its own.
+    let limit = limit.load(Ordering::Relaxed);
+    limit != 0 && pages > limit
+}
+
+/// Who may have more pipes than others.
+fn is_privileged(credentials: &Credentials) -> bool {
+    credentials.capable(abi::CAP_SYS_RESOURCE) || credentials.capable(abi::CAP_SYS_ADMIN)
 }
 
 struct Buffer {
@@ -80,6 +99,8 @@ pub struct Pipe {
     /// Opens for reading and for writing so far: who waits for the other side of a named pipe looks at them.
     reader_opens: AtomicU32,
     writer_opens: AtomicU32,
+    /// What the pipe counts for its maker, with as many pages as there may be buffers.
+    share: Share,
     /// Woken when there is something to read, and when the last writer goes.
     readable: WaitQueue,
     /// Woken when there is room, and when the last reader goes.
@@ -96,11 +117,24 @@ pub struct End {
 }
 
 impl Pipe {
-    fn new() -> Arc<Self> {
-        Arc::new(Self {
+    /// A pipe of the current thread's user. `ENFILE` when that has too many.
+    fn new() -> Result<Arc<Self>> {
+        let credentials = process::current().credentials();
+        let (share, before) = Share::take(credentials.uid, Counted::PipePages);
+        let mut buffers = DEFAULT_BUFFERS;
+        if is_beyond(&SOFT_PAGES, before - 1 + buffers) && !is_privileged(&credentials) {
+            buffers = FEW_BUFFERS;
+        }
+        if is_beyond(&HARD_PAGES, before - 1 + buffers) && !is_privileged(&credentials) {
+            return Err(Errno::ENFILE);
+        }
+        // The first one counts already. Two pipes that come at once may pass the limit by one.
+        share.add(Counted::PipePages, buffers - 1);
+        Ok(Arc::new(Self {
             ring: Mutex::new(Ring::default()),
             used: AtomicUsize::new(0),
-            limit: AtomicUsize::new(DEFAULT_BUFFERS),
+            limit: AtomicUsize::new(buffers),
+            share,
             bytes: AtomicUsize::new(0),
             readers: AtomicU32::new(0),
             writers: AtomicU32::new(0),
@@ -108,7 +142,7 @@ impl Pipe {
             writer_opens: AtomicU32::new(0),
             readable: WaitQueue::new(),
             writable: WaitQueue::new(),
-        })
+        }))
     }
 
     fn is_empty(&self) -> bool {
@@ -254,19 +288,35 @@ impl Pipe {
 
     fn set_size(&self, bytes: usize) -> Result<usize> {
         let size = round_size(bytes)?;
-        let privileged = process::current().credentials().capable(abi::CAP_SYS_RESOURCE);
+        let credentials = process::current().credentials();
         let ring = self.ring.lock();
-        let grows = size / PAGE_SIZE > self.limit.load(Ordering::SeqCst);
-        if grows && size > max_size() && !privileged {
+        let (now, wanted) = (self.limit.load(Ordering::SeqCst), size / PAGE_SIZE);
+        if wanted > now && size > max_size() && !credentials.capable(abi::CAP_SYS_RESOURCE) {
             return Err(Errno::EPERM);
         }
-        if size / PAGE_SIZE < ring.buffers.len() {
+        if wanted < ring.buffers.len() {
             return Err(Errno::EBUSY);
         }
-        self.limit.store(size / PAGE_SIZE, Ordering::SeqCst);
+        if wanted > now {
+            let all = self.share.add(Counted::PipePages, wanted - now);
+            if (is_beyond(&SOFT_PAGES, all) || is_beyond(&HARD_PAGES, all)) && !is_privileged(&credentials) {
+                self.share.take_back(Counted::PipePages, wanted - now);
+                return Err(Errno::EPERM);
+            }
+        } else {
+            self.share.take_back(Counted::PipePages, now - wanted);
+        }
+        self.limit.store(wanted, Ordering::SeqCst);
         drop(ring);
         self.writable.wake_all();
         Ok(size)
+    }
+}
+
+impl Drop for Pipe {
+    fn drop(&mut self) {
+        // The share itself is the first of them.
+        self.share.take_back(Counted::PipePages, *self.limit.get_mut() - 1);
     }
 }
 
@@ -365,8 +415,8 @@ impl FileOps for End {
 }
 
 /// pipe2(2): the reading and the writing end. `flags`: `O_NONBLOCK`, `O_DIRECT`.
-pub fn create(flags: u32) -> (Arc<File>, Arc<File>) {
-    let pipe = Pipe::new();
+pub fn create(flags: u32) -> Result<(Arc<File>, Arc<File>)> {
+    let pipe = Pipe::new()?;
     let reader = Arc::new(End::open(&pipe, true, false));
     let writer = Arc::new(End::open(&pipe, false, true));
     let read = File::anonymous(Kind::Pipe, "", reader, abi::O_RDONLY | flags & abi::O_NONBLOCK);
@@ -374,7 +424,7 @@ pub fn create(flags: u32) -> (Arc<File>, Arc<File>) {
     let named = Named { pipe: SpinLock::new(Arc::downgrade(&pipe)), waits: false };
     *read.inode().attachment.lock() = Some(Arc::new(named));
     let write = read.sibling(writer, abi::O_WRONLY | flags & (abi::O_NONBLOCK | abi::O_DIRECT));
-    (read, write)
+    Ok((read, write))
 }
 
 /// What a named pipe's inode keeps: the pipe, as long as somebody has it open.
@@ -385,16 +435,20 @@ struct Named {
 }
 
 /// The pipe, and whether who opens it waits for the other side.
-fn named_pipe(inode: &Inode) -> (Arc<Pipe>, bool) {
+fn named_pipe(inode: &Inode) -> Result<(Arc<Pipe>, bool)> {
     let named = {
         let fresh: Arc<dyn Any + Send + Sync> =
             Arc::new(Named { pipe: SpinLock::new(Weak::new()), waits: true });
         let mut attachment = inode.attachment.lock();
         attachment.get_or_insert(fresh).clone()
     };
-    let fresh = Pipe::new();
-    let Ok(named) = named.downcast::<Named>() else { return (fresh, true) };
+    let named = named.downcast::<Named>().map_err(|_| Errno::EIO)?;
+    if let Some(pipe) = named.pipe.lock().upgrade() {
+        return Ok((pipe, named.waits));
+    }
+    let fresh = Pipe::new().map_err(|_| Errno::ENOMEM)?;
     let mut slot = named.pipe.lock();
+    // Race: another open may have made one meanwhile.
     let pipe = match slot.upgrade() {
         Some(pipe) => pipe,
         None => {
@@ -402,13 +456,13 @@ fn named_pipe(inode: &Inode) -> (Arc<Pipe>, bool) {
             fresh
         }
     };
-    (pipe, named.waits)
+    Ok((pipe, named.waits))
 }
 
 /// Opens a named pipe: waits until the other side is open, too, unless `O_NONBLOCK` says otherwise. fifo(7). A pipe without a name is opened
 /// at once, by `/proc/self/fd/N`: of bash's process substitution the writer may have left by then.
 pub fn open_named(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
-    let (pipe, waits) = named_pipe(inode);
+    let (pipe, waits) = named_pipe(inode)?;
     let nonblocking = flags & abi::O_NONBLOCK != 0;
     match flags & abi::O_ACCMODE {
         abi::O_RDONLY => {

@@ -5,6 +5,7 @@ use alloc::collections::BTreeMap;
 use summary_tree::{Summary, SummaryTree};
 
 use super::locks::{Owner, RecordLock};
+use crate::process::Charge;
 use crate::sched;
 
 /// The last bytes of some locks: of all, and of those that exclude everybody.
@@ -31,7 +32,12 @@ pub struct Records {
     owned: BTreeMap<(Owner, u64), u64>,
     /// All of them, by first byte.
     placed: SummaryTree<(u64, Owner), RecordLock, LastByte>,
+    /// What each owner's locks take, for the process that took the first of them.
+    charges: BTreeMap<Owner, Charge>,
 }
+
+/// A lock with its places in both trees.
+const LOCK_BYTES: usize = size_of::<RecordLock>() + 192;
 
 impl Records {
     /// The first lock that keeps `wanted` from being taken.
@@ -49,13 +55,42 @@ impl Records {
     }
 
     fn add(&mut self, lock: RecordLock) {
+        if let Some(charge) = self.charges.get_mut(&lock.owner) {
+            charge.grow(LOCK_BYTES);
+        }
         self.owned.insert((lock.owner, lock.start), lock.end);
         self.placed.insert((lock.start, lock.owner), lock);
     }
 
     fn take(&mut self, owner: Owner, start: u64) -> Option<RecordLock> {
+        let lock = self.placed.remove(&(start, owner))?;
         self.owned.remove(&(owner, start));
-        self.placed.remove(&(start, owner))
+        if let Some(charge) = self.charges.get_mut(&owner) {
+            charge.shrink(LOCK_BYTES);
+        }
+        Some(lock)
+    }
+
+    /// From its first lock on what an owner has counts for a process.
+    pub fn charge(&mut self, owner: Owner, charge: impl FnOnce() -> Charge) {
+        self.charges.entry(owner).or_insert_with(charge);
+    }
+
+    /// Lets go of the count for an owner that has no lock.
+    fn end_charge(&mut self, owner: Owner) {
+        if self.charges.get(&owner).is_some_and(|charge| charge.bytes() == 0) {
+            self.charges.remove(&owner);
+        }
+    }
+
+    /// The first lock of `wanted`'s owner that has a byte of its range.
+    pub fn own(&self, wanted: &RecordLock) -> Option<RecordLock> {
+        let owner = wanted.owner;
+        let covers = |(_, last): &(&(Owner, u64), &u64)| **last >= wanted.start;
+        let before = self.owned.range((owner, 0)..=(owner, wanted.start)).next_back().filter(covers);
+        let (key, _) =
+            before.or_else(|| self.owned.range((owner, wanted.start)..=(owner, wanted.end)).next())?;
+        self.placed.get(&(key.1, owner)).copied()
     }
 
     /// The owner's last lock that begins at `end` or before and has a byte from `start` on.
@@ -98,6 +133,8 @@ impl Records {
         }
         if take {
             self.add(new);
+        } else {
+            self.end_charge(owner);
         }
         changed
     }

@@ -80,7 +80,7 @@ pub(super) fn mount(request: &MountRequest) -> Result<Arc<Dentry>> {
     let (own_uid, own_gid) = caller::current_ids();
     let (uid, gid) = (options.uid.unwrap_or(own_uid), options.gid.unwrap_or(own_gid));
     let fs = HugetlbFs { quota: quota.clone(), root: SpinLock::new(None) };
-    let superblock = Superblock::new("hugetlbfs", fs);
+    let superblock = Superblock::mounted("hugetlbfs", fs)?;
     let shared: Arc<dyn TreeFs> = Arc::new(Shared { quota });
     let root = tree::new_root(&superblock, &shared, options.mode.unwrap_or(0o755), uid, gid)?;
     if let Some(fs) = superblock.ops_as::<HugetlbFs>() {

@@ -4,6 +4,7 @@ use alloc::sync::Arc;
 
 use super::{Numbers, PidNamespace};
 use crate::process::{self, Pid, Process, Thread, tree};
+use crate::sched;
 
 /// A place to look from. From the first namespace the kernel's own numbers are seen.
 #[derive(Clone, Default)]
@@ -80,6 +81,8 @@ impl View {
         };
         let mut at = number;
         loop {
+            // Between two processes are the threads of the first, thousands maybe.
+            sched::cond_resched();
             let (found, global) = namespace.from(at)?;
             at = found + 1;
             let process = tree::look().process(global);

@@ -23,6 +23,10 @@ pub enum Counted {
     /// Files of memfd_secret(2), and their pages: RLIMIT_MEMLOCK.
     SecretFiles,
     SecretPages,
+    /// Pages that there may be in pipes' buffers: `fs.pipe-user-pages-soft`, `-hard`.
+    PipePages,
+    /// Directories whose entries are noted by signals: fcntl(2), F_NOTIFY.
+    Notes,
     /// Namespaces of each kind: these count for a user as one of a user namespace.
     CgroupNamespaces,
     IpcNamespaces,
@@ -49,7 +53,7 @@ impl Counted {
     }
 }
 
-const KINDS: usize = 7 + Kind::ALL.len();
+const KINDS: usize = 9 + Kind::ALL.len();
 
 /// The counts of one user. It is on the list while one of them is above 0.
 struct Account {
@@ -129,7 +133,12 @@ impl Share {
         count.fetch_update(Ordering::SeqCst, Ordering::SeqCst, more).is_ok()
     }
 
-    /// Takes back what [`Share::add_within`] counted.
+    /// Counts so many more of a kind for the same user; all that count then. Whoever has this thing takes them back.
+    pub fn add(&self, counted: Counted, count: usize) -> usize {
+        self.account.counts[counted as usize].fetch_add(count, Ordering::SeqCst) + count
+    }
+
+    /// Takes back what [`Share::add_within`] and [`Share::add`] counted.
     pub fn take_back(&self, counted: Counted, count: usize) {
         self.account.counts[counted as usize].fetch_sub(count, Ordering::SeqCst);
     }

@@ -35,6 +35,26 @@ pub struct Charge {
     bytes: usize,
 }
 
+impl Charge {
+    /// So many bytes.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Counts so many bytes more.
+    pub fn grow(&mut self, bytes: usize) {
+        self.sum.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes += bytes;
+    }
+
+    /// Counts so many bytes less.
+    pub fn shrink(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.sum.fetch_sub(bytes, Ordering::Relaxed);
+        self.bytes -= bytes;
+    }
+}
+
 impl Drop for Charge {
     fn drop(&mut self) {
         self.sum.fetch_sub(self.bytes, Ordering::Relaxed);

@@ -59,7 +59,7 @@ fn make_pipe(address: usize, flags: u32) -> Result<usize> {
     if flags & !(abi::O_CLOEXEC | abi::O_NONBLOCK | abi::O_DIRECT) != 0 {
         return Err(Errno::EINVAL);
     }
-    let (read, write) = pipe::create(flags);
+    let (read, write) = pipe::create(flags)?;
     let reader = install(read, flags)? as i32;
     let result = install(write, flags).and_then(|writer| {
         let pair = [reader, writer as i32];

@@ -187,18 +187,25 @@ fn record_lock(
     let exclusive = match kind {
         abi::F_RDLCK => false,
         abi::F_WRLCK => true,
+        // It asks for the open file's own locks.
+        abi::F_UNLCK if by_file => false,
         _ => return Err(Errno::EINVAL),
     };
     let pid = if by_file { -1 } else { crate::process::current().process.pid as i32 };
     let wanted = RecordLock { owner, exclusive, start, end, pid };
     if get {
-        match locks.conflict(&wanted) {
+        let found = if kind == abi::F_UNLCK { locks.own(&wanted) } else { locks.conflict(&wanted) };
+        match found {
             None => request.l_type = abi::F_UNLCK as i16,
             Some(lock) => {
                 request.l_type = if lock.exclusive { abi::F_WRLCK } else { abi::F_RDLCK } as i16;
                 request.l_whence = abi::SEEK_SET as i16;
                 request.l_start = lock.start as i64;
-                request.l_len = if lock.end == u64::MAX { 0 } else { (lock.end - lock.start + 1) as i64 };
+                // A lock to the last byte that there can be is one to the end.
+                request.l_len = match lock.end >= i64::MAX as u64 {
+                    true => 0,
+                    false => (lock.end - lock.start + 1) as i64,
+                };
                 request.l_pid =
                     if lock.pid > 0 { View::current().number(lock.pid as u32) as i32 } else { lock.pid };
             }

@@ -9,7 +9,7 @@ use roundtable_programs::sys::{self, check};
 use roundtable_programs::{Errno, procfs, tests};
 
 tests! { chain_from_the_top, chain_from_the_bottom, two_chains_joined, ways_to_the_top: 120, ways_through_layers: 60, files_below_a_new_way,
-closed_during_a_search: 120, armed_again_by_another: 120, watches_are_limited }
+closed_during_a_search: 120, armed_again_by_another: 120, watches_are_limited, many_in_one: 60 }
 
 fn epoll() -> Fd {
     // SAFETY: takes an integer.
@@ -247,4 +247,17 @@ fn watches_are_limited() {
     drop(last);
     assert_eq!(add(&first, &eventfd()), Ok(0));
     procfs::write(setting, before).unwrap();
+}
+
+/// An instance that watches some thousand others is watched itself: the search for circles notes them all.
+fn many_in_one() {
+    let limit = libc::rlimit { rlim_cur: 8192, rlim_max: 8192 };
+    // SAFETY: the limit is a local.
+    check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }).expect("RLIMIT_NOFILE");
+    let (top, middle, below) = (epoll(), epoll(), epolls(3000));
+    for one in &below {
+        add(&middle, one).expect("a watch");
+    }
+    assert_eq!(add(&top, &middle), Ok(0));
+    assert_eq!(add(&below[2999], &top), Err(Errno::ELOOP));
 }

@@ -11,7 +11,7 @@ use roundtable_programs::sys::{self, check};
 use roundtable_programs::{Errno, procfs, tests};
 
 tests! { seals, record_locks, locks_go_with_the_process, lock_deadlock, open_files_in_a_circle: 60, lock_after_a_close,
-flock_of_open_files,
+flock_of_open_files, own_locks, length_to_the_last_byte, deadlock_of_a_second_thread,
 sealing_and_mapping_exclude_each_other: 60 }
 
 const PAGE: u64 = 4096;
@@ -254,4 +254,74 @@ fn flock_of_open_files() {
     assert_eq!(flock(&p.create("f"), libc::LOCK_EX | libc::LOCK_NB), Err(Errno::EAGAIN));
     drop(b);
     assert_eq!(flock(&p.create("f"), libc::LOCK_EX | libc::LOCK_NB), Ok(()));
+}
+
+const OFD_GETLK: i32 = 36;
+const OFD_SETLK: i32 = 37;
+
+/// Since Linux 6.6 an open file is asked for its own locks by F_UNLCK.
+fn own_locks() {
+    let fd = Fd::temporary();
+    lock(&fd, OFD_SETLK, &mut record(libc::F_WRLCK, 10, 5)).unwrap();
+    lock(&fd, OFD_SETLK, &mut record(libc::F_RDLCK, 20, 5)).unwrap();
+    for (start, len, found) in
+        [(0, 0, (libc::F_WRLCK, 10, 5)), (12, 1, (libc::F_WRLCK, 10, 5)), (15, 0, (libc::F_RDLCK, 20, 5))]
+    {
+        let mut asked = record(libc::F_UNLCK, start, len);
+        assert_eq!(lock(&fd, OFD_GETLK, &mut asked), Ok(0));
+        assert_eq!((i32::from(asked.l_type), asked.l_start, asked.l_len), found, "from {start}");
+    }
+    let mut asked = record(libc::F_UNLCK, 30, 0);
+    assert_eq!(lock(&fd, OFD_GETLK, &mut asked), Ok(0));
+    assert_eq!(i32::from(asked.l_type), libc::F_UNLCK);
+    assert_eq!(lock(&fd, libc::F_GETLK, &mut record(libc::F_UNLCK, 0, 0)), Err(Errno::EINVAL));
+}
+
+fn length_to_the_last_byte() {
+    let fd = Fd::temporary();
+    lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 5, i64::MAX - 4)).unwrap();
+    in_child(|| {
+        let mut asked = record(libc::F_WRLCK, 0, 0);
+        assert_eq!(lock(&fd, libc::F_GETLK, &mut asked), Ok(0));
+        assert_eq!((asked.l_start, asked.l_len), (5, 0));
+    });
+}
+
+/// One thread of a process has waited and been let go of; that another still waits is known all the same.
+fn deadlock_of_a_second_thread() {
+    let fd = Fd::temporary();
+    let child_has = pipe(0);
+    lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 0, 1)).unwrap();
+    lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 1, 1)).unwrap();
+    let child = child::fork(|| {
+        lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 2, 1)).unwrap();
+        std::thread::scope(|scope| {
+            // Both wait for the parent; the second is let go of by it.
+            scope.spawn(|| lock(&fd, libc::F_SETLKW, &mut record(libc::F_WRLCK, 0, 1)).unwrap());
+            scope.spawn(|| lock(&fd, libc::F_SETLKW, &mut record(libc::F_WRLCK, 1, 1)).unwrap());
+            child_has.1.write(b"x").unwrap();
+        });
+    });
+    child_has.0.read(&mut [0]).unwrap();
+    let all_sleep = || {
+        let threads = std::fs::read_dir(format!("/proc/{}/task", child.pid)).unwrap().flatten();
+        let states: Vec<_> = threads
+            .map(|thread| {
+                let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+                stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('S'))
+            })
+            .collect();
+        states.len() == 3 && states.iter().all(|sleeps| *sleeps)
+    };
+    assert!(sys::settles(std::time::Duration::from_secs(20), all_sleep));
+    lock(&fd, libc::F_SETLK, &mut record(libc::F_UNLCK, 1, 1)).unwrap();
+    let has_it = || {
+        let mut asked = record(libc::F_WRLCK, 1, 1);
+        lock(&fd, libc::F_GETLK, &mut asked) == Ok(0) && asked.l_type == libc::F_WRLCK as i16
+    };
+    assert!(sys::settles(std::time::Duration::from_secs(20), has_it));
+    // The first thread waits still, for byte 0, which is ours: to wait for the child's byte is a circle.
+    assert_eq!(lock(&fd, libc::F_SETLKW, &mut record(libc::F_WRLCK, 2, 1)), Err(Errno::EDEADLK));
+    lock(&fd, libc::F_SETLK, &mut record(libc::F_UNLCK, 0, 0)).unwrap();
+    child.ok();
 }

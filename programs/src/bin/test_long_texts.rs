@@ -11,7 +11,7 @@ use roundtable_programs::sys::{PAGE, c_string, check};
 use roundtable_programs::{Errno, namespaces, tests};
 
 tests! { working_directory, removed_file, names_in_maps, names_of_other_bytes, query_of_a_name, source_of_a_mount, options_one_by_one,
-options_of_ramfs, flag_of_another_owner }
+options_of_ramfs, flag_of_another_owner, links_in_links }
 
 /// Goes down into new directories with this name until the path has more than `length` bytes.
 fn go_down(place: &Place, name: &[u8], length: usize) -> Vec<u8> {
@@ -171,4 +171,18 @@ fn flag_of_another_owner() {
         assert_eq!(set(0), Ok(0));
         assert_eq!(set(libc::O_NOATIME), Err(Errno::EPERM));
     });
+}
+
+/// A walk is in forty links at once, each with as long a text as there can be.
+fn links_in_links() {
+    let place = Place::new("");
+    let text = |next: usize| format!("{}l{next}", "./".repeat(2040));
+    for number in 0..41 {
+        // What is left of each text when its last name is met is a slash.
+        place::symlink(&format!("{}/", text(number + 1)), &place.path(&format!("l{number}"))).unwrap();
+    }
+    place::mkdir(&place.path("l41"), 0o755).unwrap();
+    assert!(std::fs::metadata(place.path("l1")).unwrap().is_dir());
+    let error = std::fs::metadata(place.path("l0")).unwrap_err();
+    assert_eq!(error.raw_os_error(), Some(libc::ELOOP));
 }

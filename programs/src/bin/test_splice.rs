@@ -1,15 +1,18 @@
 //! splice(2), tee(2), vmsplice(2).
 
 use libc::{SPLICE_F_NONBLOCK, SYS_splice, SYS_tee, SYS_vmsplice};
-use roundtable_programs::child::fork;
+use roundtable_programs::child::{fork, in_child};
 use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::kinds::{Answer, call};
 use roundtable_programs::mem::{ANON, Map, PRIVATE, RW};
+use roundtable_programs::place;
 use roundtable_programs::rows::Rows;
+use roundtable_programs::sys::check;
 use roundtable_programs::{Errno, procfs, row, signals, tests};
 
 tests! { file_to_pipe, pipe_to_file, pipe_to_pipe, offsets, tee_leaves_the_data, vectors, errors, nonblocking, waits_for_data,
-waits_for_room, no_reader, sockets, devices, a_whole_file: 60 }
+waits_for_room, no_reader, sockets, devices, a_whole_file: 60,
+pages_of_a_user }
 
 const NONE: usize = usize::MAX;
 
@@ -288,4 +291,36 @@ fn a_whole_file() {
     let mut copy = vec![0; text.len()];
     assert_eq!(to.read_at(&mut copy, 0), Ok(text.len()));
     assert!(copy == text, "the copy differs");
+}
+
+/// A user with many buffers gets small pipes, and none of his grows: fs.pipe-user-pages-soft.
+fn pages_of_a_user() {
+    // SAFETY: takes integers.
+    let set = |fd: &Fd, bytes: i32| check(unsafe { libc::fcntl(fd.raw(), libc::F_SETPIPE_SZ, bytes) });
+    // SAFETY: takes integers.
+    let size = |fd: &Fd| check(unsafe { libc::fcntl(fd.raw(), libc::F_GETPIPE_SZ) });
+    assert_eq!(procfs::number("/proc/sys/fs/pipe-user-pages-soft"), 16_384);
+    assert_eq!(procfs::number("/proc/sys/fs/pipe-user-pages-hard"), 0);
+    in_child(|| {
+        place::become_user(4711, 4711);
+        let mut pipes = Vec::new();
+        let refused = loop {
+            assert!(pipes.len() < 100);
+            let (read, write) = pipe(0);
+            let grown = set(&read, 1 << 20);
+            pipes.push((read, write));
+            if grown != Ok(1 << 20) {
+                break grown;
+            }
+        };
+        // 64 of 256 pages, and one more of two.
+        assert_eq!((refused, pipes.len()), (Err(Errno::EPERM), 65));
+        let (read, write) = pipes.pop().unwrap();
+        assert_eq!(size(&read), Ok(8192));
+        assert_eq!(write.write(&[0; 8192]), Ok(8192));
+        // One that gets smaller makes room.
+        assert_eq!(set(&pipes[0].0, 4096), Ok(4096));
+        assert_eq!(set(&read, 65_536), Ok(65_536));
+        assert_eq!(set(&pipes[0].0, 1 << 20), Err(Errno::EPERM));
+    });
 }

@@ -10,72 +10,19 @@ use std::time::Duration;
 
 use roundtable_programs::child::{self, Child, End};
 use roundtable_programs::file::{Fd, pipe};
-use roundtable_programs::held::{self, Longest};
+use roundtable_programs::held::{compare, compare_within};
 use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{PAGE, c_string, check};
-use roundtable_programs::{Errno, harness, namespaces, place, procfs, tests};
+use roundtable_programs::{Errno, namespaces, place, procfs, tests};
 
 tests! { descriptors: 200, areas: 200, separate_areas: 200, windows: 200, sizes: 200, waiters: 200, waiters_of_another_word: 200, requeued: 200,
 pending_signals: 200, timers: 200, threads: 200, signals_to_threads: 200, stopped_threads: 200, exec_of_threads: 200,
 filters_of_threads: 200, groups: 200, chains_of_orphans: 200, zombies_of_a_namespace: 200, children: 200, tracees: 200,
 kept_mounts: 200, reprints: 200, erasures: 200, random_numbers: 200, signals_looked_at: 200, lists_of_groups: 200, removed_messages: 200,
 filters_of_a_thread: 200, undone_operations: 200, completions: 200, emptied_pipes: 200 }
-
-/// What a call may do in one hold or stretch however many things there are, in instructions of a checked kernel.
-const HOLD: u64 = 50_000;
-const STRETCH: u64 = 150_000;
-
-/// Uses `few` things and then `many`; `work` makes them in the child that it runs in, and `use_them` is what is looked
-/// at. The end of the child is, too.
-#[track_caller]
-fn compare(few: usize, many: usize, make: impl Fn(usize), use_them: impl Fn(usize)) {
-    compare_within(STRETCH, few, many, make, use_them);
-}
-
-/// The same, with another bound of stretches.
-#[track_caller]
-fn compare_within(most: u64, few: usize, many: usize, make: impl Fn(usize), use_them: impl Fn(usize)) {
-    if held::locks().is_none() {
-        harness::skip("this kernel does not count its locks");
-    }
-    let shared = Map::new(PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
-    let measure = |count: usize| {
-        let (ready, go) = (shared.atomic(0), shared.atomic(8));
-        ready.store(0, Ordering::SeqCst);
-        go.store(0, Ordering::SeqCst);
-        let wait_for = |word: &std::sync::atomic::AtomicU32| {
-            while word.load(Ordering::SeqCst) == 0 {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-        };
-        let child = child::fork(|| {
-            make(count);
-            ready.store(1, Ordering::SeqCst);
-            wait_for(go);
-            use_them(count);
-        });
-        wait_for(ready);
-        held::begin_anew();
-        go.store(1, Ordering::SeqCst);
-        child.ok();
-        held::longest()
-    };
-    let show = |count: usize, longest: &Longest| {
-        let Longest { hold, stretch } = longest;
-        println!(
-            "# {count}: held for {} at {}, {} without a chance in {}",
-            hold.0, hold.1, stretch.0, stretch.1
-        );
-    };
-    let (of_few, of_many) = (measure(few), measure(many));
-    show(few, &of_few);
-    show(many, &of_many);
-    assert!(of_many.hold.0 <= HOLD.max(2 * of_few.hold.0), "{of_many:?}");
-    assert!(of_many.stretch.0 <= most.max(2 * of_few.stretch.0), "{of_many:?}");
-}
 
 fn more_of(resource: libc::__rlimit_resource_t) {
     let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };

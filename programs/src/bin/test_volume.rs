@@ -269,6 +269,13 @@ fn links_count() {
     let open = OpenOptions::new().read(true).write(true).open(&one).unwrap();
     fs::remove_file(&two).unwrap();
     assert_eq!(open.metadata().unwrap().nlink(), 1);
+    // A second name comes and goes, as a lock's or a backup's: the file is known by the first one all the time.
+    let mut log = OpenOptions::new().append(true).open(&one).unwrap();
+    fs::hard_link(&one, &two).unwrap();
+    fs::remove_file(&two).unwrap();
+    log.write_all(b" goes on").unwrap();
+    log.set_len(4).unwrap();
+    assert_eq!(fs::read_to_string(&one).unwrap(), "text");
     // The name by which a file was opened goes; the file still has another.
     fs::hard_link(&one, &two).unwrap();
     fs::remove_file(&one).unwrap();

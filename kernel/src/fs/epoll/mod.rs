@@ -370,6 +370,8 @@ impl Epoll {
         let mut error = None;
         while left > 0 && count < most {
             left -= 1;
+            // A user may have a hundred thousand on the list that are ready no more.
+            sched::cond_resched();
             let Some(item) = self.ready.lock().pop_front() else { break };
             let Some(file) = item.file.upgrade() else { continue };
             let interest = item.events.load(Ordering::SeqCst);
@@ -405,7 +407,7 @@ impl Epoll {
             }
         }
         drop(fetching);
-        drop(files);
+        let_go(files);
         match error {
             Some(error) if count == 0 => Err(error),
             _ => {
@@ -431,6 +433,7 @@ impl Epoll {
         let fetching = self.fetching.lock();
         let mut found = false;
         while !found {
+            sched::cond_resched();
             let Some(item) = self.ready.lock().pop_front() else { break };
             let Some(file) = item.file.upgrade() else { continue };
             found = !item.ready_events(&file).is_empty();
@@ -444,8 +447,16 @@ impl Epoll {
             }
         }
         drop(fetching);
-        drop(files);
+        let_go(files);
         found
+    }
+}
+
+/// Lets go of files, each of which may end by it.
+fn let_go(files: Vec<Arc<File>>) {
+    for file in files {
+        drop(file);
+        sched::cond_resched();
     }
 }
 

@@ -17,6 +17,7 @@ use core::sync::atomic::Ordering;
 use super::{Epoll, File, Key};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::TryVec;
+use crate::memory::reserve;
 use crate::process;
 use crate::sched;
 use crate::sync::{Mutex, MutexGuard};
@@ -50,9 +51,13 @@ fn address(epoll: &Epoll) -> usize {
     core::ptr::from_ref(epoll).addr()
 }
 
-/// Gives way, and ends the search of a thread that is to die.
+/// Gives way, and ends the search of a thread that is to die. One more instance may be noted as seen: a search meets as many as a user
+/// makes.
 fn step() -> Result<()> {
+    /// A node of such a map, and those above it that may be split.
+    const NOTED: usize = 1024;
     sched::cond_resched();
+    reserve::ask(NOTED)?;
     if process::current().kill_pending() { Err(Errno::EINTR) } else { Ok(()) }
 }
 

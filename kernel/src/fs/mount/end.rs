@@ -39,12 +39,13 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
         let flags = path.mount.flags() | abi::MS_RDONLY;
         return remount(&path, flags, false, "");
     }
+    // Let go of behind the lock for changes: with the last mount a file system is taken apart, and others mount meanwhile.
+    let mount = path.mount.clone();
     let _change = CHANGE.lock();
     check_own(&path)?;
     if !Arc::ptr_eq(&path.dentry, &path.mount.root) {
         return Err(Errno::EINVAL);
     }
-    let mount = path.mount.clone();
     drop(path);
     // Ordering: set before anybody could see the mount.
     if mount.place().is_none() || mount.locked.load(Ordering::Relaxed) {
@@ -74,10 +75,11 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
 pub fn unmount_removed(point: &Dentry) {
     // What comes after the name went is refused where it is attached.
     while point.mounts.load(Ordering::SeqCst) > 0 {
+        let mount;
         let _change = CHANGE.lock();
-        let mount = TABLE.lock().any_on(point);
-        let Some(mount) = mount else { return };
-        detach_tree(&mount);
+        mount = TABLE.lock().any_on(point);
+        let Some(mount) = &mount else { return };
+        detach_tree(mount);
     }
 }
 

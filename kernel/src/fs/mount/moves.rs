@@ -16,13 +16,14 @@ use crate::sched;
 
 /// Is `mount` on `top`, directly or not, or `top` itself?
 fn is_below(mount: &Arc<Mount>, top: &Arc<Mount>) -> bool {
-    let mut at = mount.clone();
+    let (mut at, mut steps) = (mount.clone(), 0);
     loop {
         if Arc::ptr_eq(&at, top) {
             return true;
         }
         let Some(place) = at.place() else { return false };
         at = place.mount;
+        crate::fs::path::give_way(&mut steps);
     }
 }
 

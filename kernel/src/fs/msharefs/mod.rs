@@ -93,7 +93,7 @@ fn mount(request: &MountRequest) -> Result<Arc<Dentry>> {
     let max = memory::stats().total / PAGE_SIZE as u64 / 2;
     let shared = Arc::new(Shared { used: AtomicU64::new(0), max });
     let fs = MshareFs { root: SpinLock::new(None), shared: shared.clone() };
-    let superblock = Superblock::new("msharefs", fs);
+    let superblock = Superblock::mounted("msharefs", fs)?;
     let tree: Arc<dyn TreeFs> = shared;
     let (uid, gid) = caller::current_ids();
     let root = tree::new_root(&superblock, &tree, 0o777 | abi::S_ISVTX, uid, gid)?;

@@ -40,11 +40,23 @@ pub struct Way {
     pub name: Box<[u8]>,
 }
 
+impl Way {
+    fn is(&self, dir: &Node, name: &[u8]) -> bool {
+        self.parent == dir.number && *self.name == *name
+    }
+}
+
+/// The ways to a file: the one by which the server is asked, and one that takes its place when that name goes.
+struct Ways {
+    known: Way,
+    other: Option<Way>,
+}
+
 /// What the inode of a file holds.
 pub struct Node {
     /// The server's number for the file.
     number: u64,
-    way: SpinLock<Way>,
+    way: SpinLock<Ways>,
     /// The name by which the server knows the file is not the file's any more.
     is_lost: AtomicBool,
     /// It has no name any more.
@@ -63,7 +75,7 @@ impl Node {
     pub fn new(superblock: &Superblock, attr: &Attr, way: Way) -> Self {
         Self {
             number: attr.number,
-            way: SpinLock::new(way),
+            way: SpinLock::new(Ways { known: way, other: None }),
             is_lost: AtomicBool::new(false),
             is_gone: AtomicBool::new(false),
             created: SpinLock::new(None),
@@ -88,7 +100,7 @@ impl Node {
 
     /// The fid for what is asked by name. `ESTALE` when the name is not the file's any more, `ENOENT` when it has none.
     fn fid(&self) -> Result<Arc<Fid>> {
-        let fid = self.way.lock().fid.clone();
+        let fid = self.way.lock().known.fid.clone();
         match self.is_lost.load(Ordering::SeqCst) {
             true if self.is_gone() => Err(Errno::ENOENT),
             true => Err(Errno::ESTALE),
@@ -110,8 +122,17 @@ impl Node {
     }
 
     fn set_way(&self, way: Way) {
-        let old = core::mem::replace(&mut *self.way.lock(), way);
+        let old = core::mem::replace(&mut *self.way.lock(), Ways { known: way, other: None });
         self.is_lost.store(false, Ordering::SeqCst);
+        drop(old);
+    }
+
+    /// The file has a new name. The one that it was found by may stay, or go next: then the new one is the way.
+    fn add_way(&self, way: Way) {
+        if self.is_lost.load(Ordering::SeqCst) {
+            return self.set_way(way);
+        }
+        let old = self.way.lock().other.replace(way);
         drop(old);
     }
 
@@ -142,10 +163,19 @@ impl Node {
         Ok(dentry)
     }
 
-    /// Is the file known to the server by this name?
-    fn is_known_as(&self, dir: &Node, name: &[u8]) -> bool {
-        let way = self.way.lock();
-        way.parent == dir.number && *way.name == *name
+    /// The name is going to be no more: it is not asked by that any more. False when the file is known by no other one.
+    fn leave_way(&self, dir: &Node, name: &[u8]) -> bool {
+        let mut ways = self.way.lock();
+        let (has_way, old) = if ways.known.is(dir, name) {
+            let other = ways.other.take();
+            (other.is_some(), other.map(|other| core::mem::replace(&mut ways.known, other)))
+        } else {
+            (true, ways.other.take_if(|other| other.is(dir, name)))
+        };
+        drop(ways);
+        // A way's fid is given back by a request.
+        drop(old);
+        has_way
     }
 
     /// Takes the name `name` in `dir` away by `work`. Before the server does it, the name is used no more: another file may have it at once.
@@ -157,7 +187,7 @@ impl Node {
         work: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let was_lost = self.is_lost.load(Ordering::SeqCst);
-        if self.is_known_as(dir, name) {
+        if !self.leave_way(dir, name) {
             self.is_lost.store(true, Ordering::SeqCst);
         }
         match work() {
@@ -263,12 +293,12 @@ impl InodeOps for Node {
     fn link(&self, _dir: &Arc<Dentry>, name: &[u8], inode: &Arc<Inode>) -> Result<()> {
         let (node, own) = (of(inode)?, self.fid()?);
         own.link(name, &*node.fid()?)?;
-        // Who links a file often removes its other name next.
+        // Who links a file often removes one of its names next, whichever it is.
         let fid = own.walk(Some(name))?;
         let attr = fid.attributes()?;
         if Self::is_of(inode, &attr) {
             node.refresh(inode, &attr, None);
-            node.set_way(Way { fid: Arc::new(fid), parent: self.number, name: name.into() });
+            node.add_way(Way { fid: Arc::new(fid), parent: self.number, name: name.into() });
         }
         Ok(())
     }
@@ -306,13 +336,15 @@ impl InodeOps for Node {
         }
         // The server's fids have followed.
         let moved = of(&entry.inode)?;
-        if moved.is_known_as(self, &name) {
-            let mut old = Box::<[u8]>::from(new_name);
-            let mut way = moved.way.lock();
+        let mut old = Box::<[u8]>::from(new_name);
+        let mut ways = moved.way.lock();
+        let Ways { known, other } = &mut *ways;
+        if let Some(way) = [Some(known), other.as_mut()].into_iter().flatten().find(|way| way.is(self, &name))
+        {
             way.parent = new.number;
             core::mem::swap(&mut way.name, &mut old);
-            drop(way);
         }
+        drop(ways);
         entry.move_child(new_dir, new_name);
         Ok(())
     }

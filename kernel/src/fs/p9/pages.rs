@@ -195,7 +195,14 @@ impl Content {
 
 impl Drop for Content {
     fn drop(&mut self) {
-        PAGES.fetch_sub(self.pages.count(), Ordering::Relaxed);
+        let mut next = (self.pages.count() > 0).then_some(0);
+        while let Some(from) = next {
+            let removed;
+            (removed, next) = self.pages.remove(from..u64::MAX);
+            PAGES.fetch_sub(removed.len() as u64, Ordering::Relaxed);
+            drop(removed);
+            crate::sched::cond_resched();
+        }
     }
 }
 

@@ -97,7 +97,7 @@ pub fn new(session: &'static Session, options: Options) -> Result<Arc<Dentry>> {
         return Err(Errno::ENOTDIR);
     }
     let known = Known { inodes: BTreeMap::new(), sweep_at: FEW };
-    let superblock = Superblock::new("9p", Volume { options, known: Mutex::new(known), root });
+    let superblock = Superblock::mounted("9p", Volume { options, known: Mutex::new(known), root })?;
     let way = Way { fid: Arc::new(fid), parent: 0, name: Box::from(&b""[..]) };
     let volume = superblock.ops_as::<Volume>().ok_or(Errno::EIO)?;
     Ok(Dentry::root(volume.new_inode(&superblock, &attr, way)))

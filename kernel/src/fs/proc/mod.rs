@@ -15,11 +15,12 @@ use alloc::vec::Vec;
 use super::dentry::Dentry;
 use super::inode::{Attributes, Dirent, Inode, InodeOps, Superblock, SuperblockOps};
 use super::pseudo::{Directory, Functions, LinkInode};
-use super::registry::{MountRequest, register_filesystem};
+use super::registry::{MountRequest, options, register_filesystem};
 use super::stat::{DeviceId, FileType, Stat, Statfs};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
 use crate::process::{self as processes, Pid};
+use crate::sched;
 use crate::sync::Once;
 
 pub use system::set_meminfo_lines;
@@ -67,12 +68,21 @@ fn tree() -> &'static Arc<Directory> {
     &instance().directory
 }
 
-fn mount(_: &MountRequest) -> Result<Arc<Dentry>> {
+fn mount(request: &MountRequest) -> Result<Arc<Dentry>> {
+    // A view that hides nothing is what there is: who asks for another one is not to believe that he has it.
+    let is_known = |(name, value): (&str, Option<&str>)| match name {
+        "hidepid" => matches!(value, Some("0" | "off")),
+        "gid" => value.is_some_and(|gid| gid.parse::<u32>().is_ok()),
+        _ => false,
+    };
+    if !options(request.options).all(is_known) {
+        return Err(Errno::EINVAL);
+    }
     let view = View::current();
     if view.is_initial() {
         return Ok(instance().root.clone());
     }
-    let superblock = Superblock::new("proc", ProcFs);
+    let superblock = Superblock::mounted("proc", ProcFs)?;
     let attributes = Attributes { nlink: 2, ..Attributes::new(0o555, 0, 0) };
     let root = Inode::new(&superblock, FileType::Directory, attributes, Root::new(tree(), view));
     Ok(Dentry::root(root))
@@ -204,6 +214,7 @@ impl InodeOps for Root {
         let next = |from: &mut Pid| {
             let (number, _) = self.view.process_from(*from)?;
             *from = number + 1;
+            sched::cond_resched();
             Some(())
         };
         let mut from = 1;

@@ -291,6 +291,8 @@ fn files() -> Result<()> {
         },
     )?;
     register("fs/pipe-max-size", || text(pipe::max_size()), |new| pipe::set_max_size(parse(new)?))?;
+    register_kept("fs/pipe-user-pages-hard", &pipe::HARD_PAGES)?;
+    register_kept("fs/pipe-user-pages-soft", &pipe::SOFT_PAGES)?;
     use crate::fs::inotify;
     register_kept("fs/inotify/max_user_instances", &inotify::MAX_INSTANCES)?;
     register_kept("fs/inotify/max_queued_events", &inotify::MAX_EVENTS)?;

@@ -334,24 +334,14 @@ impl RegularFile {
         self.pages.grow(end.div_ceil(PAGE), self.len().div_ceil(PAGE))?;
         let mut added: Vec<(u64, u64)> = Vec::new();
         for index in offset / PAGE..end.div_ceil(PAGE) {
-            if self.lookup(index).is_some() {
-                continue;
-            }
-            let mut failure = match self.allocate_page(index, true) {
-                Ok(_) if crate::fs::caller::fatal_signal_pending() => Some(Errno::EINTR),
-                Ok(_) => None,
-                Err(error) => Some(error),
+            crate::sched::cond_resched();
+            let failure = if crate::fs::caller::fatal_signal_pending() {
+                Some(Errno::EINTR)
+            } else if self.lookup(index).is_some() {
+                None
+            } else {
+                self.allocate_page(index, true).and_then(|_| self.note_added(index, &mut added)).err()
             };
-            match added.last_mut() {
-                Some(run) if run.1 == index => run.1 += 1,
-                // Without room for the run it ends here; the page at `index` belongs to it.
-                _ => {
-                    if let Err(error) = added.try_push((index, index + 1)) {
-                        self.remove_pages(index, index + 1);
-                        failure = failure.or(Some(error));
-                    }
-                }
-            }
             if let Some(error) = failure {
                 // All or nothing.
                 for (first, end) in added {
@@ -359,10 +349,18 @@ impl RegularFile {
                 }
                 return Err(error);
             }
-            crate::sched::cond_resched();
         }
         if grows {
             self.resize(end)?;
+        }
+        Ok(())
+    }
+
+    /// Notes that the page at `index` is new. Without room for the note it goes again.
+    fn note_added(&self, index: u64, added: &mut Vec<(u64, u64)>) -> Result<()> {
+        match added.last_mut() {
+            Some(run) if run.1 == index => run.1 += 1,
+            _ => added.try_push((index, index + 1)).inspect_err(|_| self.remove_pages(index, index + 1))?,
         }
         Ok(())
     }
@@ -375,7 +373,15 @@ impl RegularFile {
 
 impl Drop for RegularFile {
     fn drop(&mut self) {
-        self.uncharge_pages(self.pages.count());
+        // Nobody maps it any more: the pages go one batch at a time, as there may be as many as the machine has.
+        let mut next = (self.pages.count() > 0).then_some(0);
+        while let Some(from) = next {
+            let removed;
+            (removed, next) = self.pages.remove(from..u64::MAX);
+            self.uncharge_pages(removed.len() as u64);
+            drop(removed);
+            crate::sched::cond_resched();
+        }
     }
 }
 

@@ -285,7 +285,7 @@ pub fn new_instance(kind: &'static str, text: &str, permissions: u32) -> Result<
     });
     let magic = if kind == "ramfs" { RAMFS_MAGIC } else { MAGIC };
     let superblock =
-        Superblock::new(kind, Tmpfs { magic, limits: limits.clone(), root: SpinLock::new(None) });
+        Superblock::mounted(kind, Tmpfs { magic, limits: limits.clone(), root: SpinLock::new(None) })?;
     let fs: Arc<dyn TreeFs> = limits;
     let root = tree::new_root(&superblock, &fs, options.mode.unwrap_or(permissions), uid, gid)?;
     if let Some(tmpfs) = superblock.ops_as::<Tmpfs>() {

@@ -114,7 +114,7 @@ pub struct Instance {
 impl Instance {
     /// Without any queue.
     pub fn new() -> Result<Self> {
-        let superblock = Superblock::new("mqueue", Mqueue(SpinLock::new(None)));
+        let superblock = Superblock::mounted("mqueue", Mqueue(SpinLock::new(None)))?;
         let inodes = Arc::new(Inodes::default());
         let fs: Arc<dyn TreeFs> = inodes.clone();
         let root = tree::new_root(&superblock, &fs, 0o1777, 0, 0)?;
