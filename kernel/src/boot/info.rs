@@ -79,6 +79,11 @@ pub unsafe fn init(address: u32, protocol: u32) -> &'static StartInfo {
     INFO.call_once(|| info)
 }
 
+/// Usable RAM; nothing before [`init`].
+pub fn ram() -> &'static [Range] {
+    INFO.get().map_or(&[], StartInfo::ram)
+}
+
 /// The initial RAM disk's physical addresses.
 pub fn initrd_range() -> Range {
     Range { start: INITRD_START.load(Ordering::SeqCst), end: INITRD_END.load(Ordering::SeqCst) }

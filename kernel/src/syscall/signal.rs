@@ -8,6 +8,7 @@ use syscalls::Sysno;
 
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
+use crate::fs::proc;
 use crate::mm::uaccess::{read_user, write_user};
 use crate::namespaces::View;
 use crate::namespaces::user::OVERFLOW_ID;
@@ -283,7 +284,11 @@ fn pidfd_send_signal(args: &mut Args) -> Result<usize> {
     }
     let current = process::current();
     let file = current.files().get(args.int(0))?;
-    let target = process::pidfd::process_of(&file).ok_or(Errno::EBADF)?;
+    // A process's directory in /proc does as well: what killall(1) has.
+    let target = match process::pidfd::process_of(&file) {
+        Some(process) => process,
+        None => proc::process_of_directory(&file).ok_or(Errno::EBADF)??,
+    };
     let own_thread = process::pidfd::thread_of(&file)?;
     let signal = signal::from_user(args.a[1])?;
     let info = if args.a[2] != 0 {

@@ -17,7 +17,7 @@ use roundtable_programs::sys::{PAGE, check, pid, settles};
 use roundtable_programs::{Errno, row, signals, tests};
 
 tests! { namespaces, namespaces_that_are_refused, polls_of_processes, polls_of_threads, signals_for_threads, lines_in_fdinfo,
-waits_that_do_not_block, advice_about_memory, waits_for_that_process, numbers_of_the_waited_for, strangers_by_an_old_number, threads_by_clone, chosen_numbers, chosen_numbers_that_are_refused, chosen_numbers_in_namespaces }
+waits_that_do_not_block, advice_about_memory, waits_for_that_process, numbers_of_the_waited_for, strangers_by_an_old_number, threads_by_clone, chosen_numbers, chosen_numbers_that_are_refused, chosen_numbers_in_namespaces, signals_by_the_directory }
 
 const THREAD: usize = libc::O_EXCL as usize;
 
@@ -428,4 +428,20 @@ fn advice_about_memory() {
         }
         child.end();
     });
+}
+
+/// The directory of a process in /proc is as good as its descriptor, for a signal: killall(1) uses it.
+fn signals_by_the_directory() {
+    let child = waiting();
+    let open = |path: String| Fd::open(&path, libc::O_RDONLY | libc::O_DIRECTORY).expect("a directory");
+    let send = |fd: &Fd, signal: i32| {
+        call(libc::SYS_pidfd_send_signal, [fd.raw() as usize, signal as usize, 0, 0, 0, 0])
+    };
+    let directory = open(format!("/proc/{}", child.pid));
+    let thread = open(format!("/proc/{0}/task/{0}", child.pid));
+    assert_eq!((send(&directory, 0), send(&thread, 0)), (Ok(0), Err(Errno::EBADF)));
+    assert_eq!(send(&open("/proc".into()), 0), Err(Errno::EBADF));
+    assert_eq!(send(&directory, libc::SIGKILL), Ok(0));
+    assert_eq!(child.wait(), End::Signal(libc::SIGKILL));
+    assert_eq!(send(&directory, 0), Err(Errno::ESRCH));
 }

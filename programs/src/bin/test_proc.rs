@@ -11,7 +11,7 @@ use roundtable_programs::{Errno, child, sys, tests};
 tests! { meminfo, stat_of_a_process, status_of_a_process, statm, cmdline_and_comm, links_of_a_process, fd_folder,
 mounts, filesystems, version, cpuinfo, stat_of_the_machine, uptime_and_loadavg, pagemap, sysctls, cpus_in_sys,
 huge_pages_in_sys, other_users_processes, gone_process, self_and_thread_self, limits, descriptor_that_tells_of_itself, read_in_pieces, kpageflags, zones, transparent_pages,
-children_of_threads, own_system_call, last_number_in_a_namespace, most_descriptors }
+children_of_threads, own_system_call, last_number_in_a_namespace, most_descriptors, blocks_of_memory }
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -469,4 +469,25 @@ fn most_descriptors() {
         assert_eq!(status, 0);
     });
     fs::write(path, before.to_string()).unwrap();
+}
+
+/// What lsmem(1) adds up.
+fn blocks_of_memory() {
+    const FOLDER: &str = "/sys/devices/system/memory";
+    let read = |name: &str| std::fs::read_to_string(format!("{FOLDER}/{name}")).unwrap().trim().to_string();
+    let block = u64::from_str_radix(&read("block_size_bytes"), 16).unwrap();
+    let names =
+        std::fs::read_dir(FOLDER).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let blocks: Vec<String> = names.filter(|name| name.starts_with("memory")).collect();
+    for name in &blocks {
+        let index = u64::from_str_radix(&read(&format!("{name}/phys_index")), 16).unwrap();
+        assert_eq!(*name, format!("memory{index}"));
+        assert_eq!(
+            (read(&format!("{name}/state")), read(&format!("{name}/online"))),
+            ("online".into(), "1".into())
+        );
+    }
+    let all = blocks.len() as u64 * block;
+    let total = procfs::Meminfo::read().get("MemTotal") << 10;
+    assert!((total..total + 4 * block).contains(&all), "{all} for {total}");
 }

@@ -23,6 +23,7 @@ use crate::process::{self as processes, Pid};
 use crate::sched;
 use crate::sync::Once;
 
+pub use process::of_directory as process_of_directory;
 pub use system::set_meminfo_lines;
 
 struct ProcFs;

@@ -2,6 +2,8 @@
 //!
 //! A subsystem registers its files once, while the system comes up or later: [`register`].
 
+mod blocks;
+
 use alloc::string::String;
 use alloc::sync::Arc;
 use core::fmt::Display;
@@ -119,6 +121,7 @@ pub fn init() -> Result<()> {
         register_read_only(&alloc::format!("{topology}/core_siblings_list"), || Ok(cpu_list(cpu::count())))?;
     }
     node()?;
+    blocks::init()?;
     transparent()?;
     make_directory("fs/cgroup")?;
     make_directory("kernel/debug")?;

@@ -24,7 +24,7 @@ use crate::fs::inode::{Attributes, Dirent, Inode, InodeOps};
 use crate::fs::path::Path;
 use crate::fs::pseudo::{Text, TextInode};
 use crate::fs::stat::{DeviceId, FileType};
-use crate::fs::{caller, mount_text};
+use crate::fs::{File, caller, mount_text};
 use crate::memory::fallible;
 use crate::memory::inject;
 use crate::mm::AddressSpace;
@@ -123,6 +123,12 @@ impl Target {
 /// The inode number of `/proc/PID`.
 pub fn directory_ino(pid: Pid) -> u64 {
     1 << 48 | u64::from(pid) << 24
+}
+
+/// The process whose `/proc/PID` the open file is. `ESRCH` when that has ended.
+pub fn of_directory(file: &File) -> Option<Result<Arc<Process>>> {
+    let directory = file.inode().ops_as::<ProcessDirectory>()?;
+    (!directory.0.is_task()).then(|| directory.0.process())
 }
 
 /// The directory of a process.
