@@ -179,11 +179,11 @@ impl Drop for Dentry {
         super::notify::name_released(&self.inode);
         // A chain of removed directories may be long: walk up, do not recurse. Each is dropped without a
         // parent.
-        let (mut parent, mut steps) = (self.take_parent(), 0);
+        let mut parent = self.take_parent();
         while let Some(mut last) = parent.and_then(Arc::into_inner) {
             parent = last.take_parent();
             drop(last);
-            super::path::give_way(&mut steps);
+            crate::sched::cond_resched();
         }
     }
 }

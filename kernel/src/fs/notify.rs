@@ -15,11 +15,11 @@ use super::file::File;
 use super::inode::Inode;
 use super::inotify::Inotify;
 use super::owner::FileOwner;
-use super::path;
 use crate::errno::{Errno, Result};
 use crate::memory::reserve;
 use crate::process;
 use crate::process::accounts::{Counted, Share};
+use crate::sched;
 use crate::sync::SpinLock;
 
 /// Inodes that are watched, counted once for each watch.
@@ -211,7 +211,7 @@ impl Watched {
         if self.is_empty() {
             return;
         }
-        let (mut after, mut steps) = (None, 0);
+        let mut after = None;
         loop {
             let next = {
                 let watches = self.watches.lock();
@@ -220,7 +220,7 @@ impl Watched {
             };
             let Some((key, listener)) = next else { break };
             after = Some(key);
-            path::give_way(&mut steps);
+            sched::cond_resched();
             let watch = match listener {
                 Listener::Watch(watch) => watch,
                 // Of the directory itself nothing is noted.

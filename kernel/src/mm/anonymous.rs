@@ -109,7 +109,7 @@ impl PageCache for SharedMemory {
             // Relaxed: a statistic.
             PAGES.fetch_sub(removed.len() as u64, Ordering::Relaxed);
             self.mappings.unmap(from..next.unwrap_or(range.end));
-            drop(removed);
+            super::page_store::let_go(removed);
             crate::sched::cond_resched();
         }
         Ok(())
@@ -134,8 +134,10 @@ impl PageCache for SharedMemory {
 
 impl Drop for SharedMemory {
     fn drop(&mut self) {
-        // Relaxed: a statistic.
-        PAGES.fetch_sub(self.pages.count(), Ordering::Relaxed);
+        self.pages.empty(|count| {
+            // Relaxed: a statistic.
+            PAGES.fetch_sub(count, Ordering::Relaxed);
+        });
         if self.committed {
             accounting::uncommit(self.size.div_ceil(PAGE_SIZE as u64));
         }

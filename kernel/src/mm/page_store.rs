@@ -96,6 +96,16 @@ impl filetables::Frame for CachedPage {
 /// The pages of a file with its tables.
 pub type Content = FileTables<Kernel, CachedPage>;
 
+/// Gives frames back that nobody shows any more, a few at a time.
+pub fn let_go(taken: Taken) {
+    for (number, frame) in taken.into_iter().enumerate() {
+        drop(frame);
+        if number % 64 == 63 {
+            crate::sched::cond_resched();
+        }
+    }
+}
+
 /// Frames that were taken out of a file: no table shows them, but TLBs of mappings with tables of their own may.
 pub type Taken = SmallVec<[Frame; REMOVED_AT_A_TIME as usize]>;
 
@@ -267,11 +277,26 @@ impl PageStore {
             }
             at = range.end.min(index.saturating_add(REMOVED_AT_A_TIME));
             shown |= content.remove(index..at, |_, page| taken.push(page.to_frame())).shown;
+            // What was taken out stays in `taken` until all have forgotten it, however long that is.
+            crate::sched::cond_resched();
         };
         if shown {
             content.flush();
         }
         (taken, next)
+    }
+
+    /// Takes all pages out at the end of the file, when nobody maps it any more: a batch at a time, as there may be as many as the machine
+    /// has. `gone` hears how many go.
+    pub fn empty(&self, mut gone: impl FnMut(u64)) {
+        let mut next = (self.count() > 0).then_some(0);
+        while let Some(from) = next {
+            let removed;
+            (removed, next) = self.remove(from..u64::MAX);
+            gone(removed.len() as u64);
+            let_go(removed);
+            crate::sched::cond_resched();
+        }
     }
 
     /// The file ends at page `end`: tables show nothing from there on. When the end moves down, the pages behind it are to be removed next.

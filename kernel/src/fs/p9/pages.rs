@@ -16,7 +16,7 @@ use crate::fs::stat::Timestamp;
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{self, PAGE_SIZE, fallible, reserve};
 use crate::mm::backing::{MappingList, PageCache};
-use crate::mm::page_store::PageStore;
+use crate::mm::page_store::{self, PageStore};
 use crate::sched;
 use crate::sync::{Mutex, SpinLock};
 
@@ -118,7 +118,7 @@ impl Content {
                 // Out of the mappings before the frames go.
                 self.mappings.unmap(from..next.unwrap_or(range.end));
             }
-            drop(removed);
+            page_store::let_go(removed);
             sched::cond_resched();
         }
     }
@@ -195,14 +195,9 @@ impl Content {
 
 impl Drop for Content {
     fn drop(&mut self) {
-        let mut next = (self.pages.count() > 0).then_some(0);
-        while let Some(from) = next {
-            let removed;
-            (removed, next) = self.pages.remove(from..u64::MAX);
-            PAGES.fetch_sub(removed.len() as u64, Ordering::Relaxed);
-            drop(removed);
-            crate::sched::cond_resched();
-        }
+        self.pages.empty(|count| {
+            PAGES.fetch_sub(count, Ordering::Relaxed);
+        });
     }
 }
 

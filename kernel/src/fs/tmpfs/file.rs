@@ -20,7 +20,7 @@ use crate::memory::fallible::TryVec;
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{PAGE_SIZE, reserve};
 use crate::mm::backing::{MappingList, PageCache};
-use crate::mm::page_store::{Content, PageStore};
+use crate::mm::page_store::{self, Content, PageStore};
 use crate::process;
 use crate::process::accounts::{Counted, Share};
 
@@ -156,7 +156,7 @@ impl RegularFile {
                 // Out of the cache first, then out of the mappings, and only then may the frames go.
                 self.mappings.unmap(from..next.unwrap_or(end));
             }
-            drop(removed);
+            page_store::let_go(removed);
             crate::sched::cond_resched();
         }
     }
@@ -373,15 +373,7 @@ impl RegularFile {
 
 impl Drop for RegularFile {
     fn drop(&mut self) {
-        // Nobody maps it any more: the pages go one batch at a time, as there may be as many as the machine has.
-        let mut next = (self.pages.count() > 0).then_some(0);
-        while let Some(from) = next {
-            let removed;
-            (removed, next) = self.pages.remove(from..u64::MAX);
-            self.uncharge_pages(removed.len() as u64);
-            drop(removed);
-            crate::sched::cond_resched();
-        }
+        self.pages.empty(|count| self.uncharge_pages(count));
     }
 }
 
