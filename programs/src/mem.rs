@@ -6,6 +6,7 @@ pub const R: i32 = libc::PROT_READ;
 pub const RW: i32 = libc::PROT_READ | libc::PROT_WRITE;
 pub const NONE: i32 = libc::PROT_NONE;
 pub const SHARED: i32 = libc::MAP_SHARED;
+pub const POPULATE: i32 = libc::MAP_POPULATE;
 pub const PRIVATE: i32 = libc::MAP_PRIVATE;
 pub const ANON: i32 = libc::MAP_ANONYMOUS;
 pub const FIXED: i32 = libc::MAP_FIXED;

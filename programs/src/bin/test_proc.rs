@@ -488,6 +488,6 @@ fn blocks_of_memory() {
         );
     }
     let all = blocks.len() as u64 * block;
-    let total = procfs::Meminfo::read().get("MemTotal") << 10;
+    let total = Meminfo::read().get("MemTotal") << 10;
     assert!((total..total + 4 * block).contains(&all), "{all} for {total}");
 }
