@@ -403,7 +403,9 @@ impl AddressSpace {
         self.flush_all();
         file_tables::count_left(left.len() as u64);
         for window in left.drain(..) {
+            // The last one to leave gives a table back.
             content.detach(&window);
+            crate::sched::cond_resched();
         }
     }
 
