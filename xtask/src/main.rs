@@ -7,6 +7,7 @@ mod contention;
 mod curves;
 mod debian;
 mod hosts;
+mod image;
 mod licences;
 mod linux;
 mod profile;
@@ -64,6 +65,8 @@ enum Command {
     Host(hosts::HostOptions),
     /// Check the published crates: packages, features, oldest Rust, public interfaces, miri, ThreadSanitizer
     Check(check::CheckOptions),
+    /// Make an image that PCs boot by BIOS and UEFI, or a machine for Firecracker
+    Image(image::ImageOptions),
     /// Measure what the library adds to a kernel: bytes of code and data, by architecture
     Sizes,
     /// Check that all dependencies are under permissive licences
@@ -109,6 +112,7 @@ fn execute(command: Command) -> Result<i32> {
         Command::Selftests(options) => selftests::run(&options),
         Command::Host(options) => hosts::run(&options),
         Command::Check(options) => check::run(&options),
+        Command::Image(options) => image::run(&options),
         Command::Sizes => sizes::run(),
         Command::Licences => licences::check().map(|()| 0),
     }

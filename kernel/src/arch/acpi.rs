@@ -4,6 +4,7 @@
 use acpi::address::{AddressSpace, GenericAddress};
 use acpi::fadt::Fadt;
 use acpi::madt::{Madt, MadtEntry};
+use acpi::sdt::SdtHeader;
 use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
@@ -132,14 +133,12 @@ fn read(rsdp: Option<Rsdp>) -> Result<Firmware, acpi::AcpiError> {
         Err(error) => log::warn!("no table of CPUs: {error:?}"),
     }
     match tables.find_table::<Fadt>() {
-        Ok(fadt) => read_fadt(&whole(&fadt), &mut firmware),
+        Ok(fadt) => {
+            let fadt = whole(&fadt);
+            read_fadt(&fadt, &mut firmware);
+            firmware.power.s5 = fadt.dsdt_address().ok().and_then(|address| find_s5(byte_code(address)));
+        }
         Err(error) => log::warn!("no fixed ACPI description: {error:?}"),
-    }
-    if let Ok(dsdt) = tables.dsdt() {
-        let code = memory::paging::map_firmware(PhysAddr(dsdt.address as u64), dsdt.length as u64);
-        // SAFETY: mapped just now, and never changed.
-        let code = unsafe { core::slice::from_raw_parts(code.as_ptr::<u8>(), dsdt.length as usize) };
-        firmware.power.s5 = find_s5(code);
     }
     Ok(firmware)
 }
@@ -216,6 +215,17 @@ fn read_fadt(fadt: &Fadt, firmware: &mut Firmware) {
     if command != 0 && fadt.acpi_enable != 0 {
         power.enable = Some((command as u16, fadt.acpi_enable));
     }
+}
+
+/// The code of the DSDT at a physical address: what follows its header.
+fn byte_code(address: usize) -> &'static [u8] {
+    let table = |bytes: usize| memory::paging::map_firmware(PhysAddr(address as u64), bytes as u64);
+    let header = table(size_of::<SdtHeader>()).as_ptr::<SdtHeader>();
+    // SAFETY: mapped just now; a header of integers, wherever it lies.
+    let length = unsafe { header.read_unaligned() }.length as usize;
+    // SAFETY: mapped just now, and never changed.
+    let table = unsafe { core::slice::from_raw_parts(table(length).as_ptr::<u8>(), length) };
+    table.get(size_of::<SdtHeader>()..).unwrap_or_default()
 }
 
 /// Finds the sleep types of state S5 in the DSDT's byte code.

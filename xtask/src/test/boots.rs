@@ -538,7 +538,7 @@ fn pool_archive(parts: &Parts) -> Result<Initramfs> {
 }
 
 /// A whole root with busybox's links, whose /init ends up in a shell on the console.
-fn shell_archive(parts: &Parts) -> Result<Initramfs> {
+pub fn shell_archive(parts: &Parts) -> Result<Initramfs> {
     let mut initramfs = Initramfs::new();
     initramfs.add_busybox(busybox(parts)?)?;
     initramfs.add_bytes("/init", 0o755, include_str!("shell.sh"));

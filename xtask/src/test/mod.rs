@@ -1,7 +1,7 @@
 //! `cargo xtask test`: on the host, on the kernel in QEMU, and the same on Debian's Linux.
 
 mod audit;
-mod boots;
+pub mod boots;
 mod console;
 mod emulator;
 mod host;
