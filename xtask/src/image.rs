@@ -64,7 +64,7 @@ pub fn run(options: &ImageOptions) -> Result<i32> {
     parts.busybox = Some(setup::busybox()?);
     let initrd = match &options.initrd {
         Some(path) => fs::read(path).with_context(|| path.display().to_string())?,
-        None => bytes(&parts, |parts| shell_archive(parts))?,
+        None => bytes(&parts, shell_archive)?,
     };
     let parameters = format!("console=ttyS0 {}", options.append);
     if let Some(path) = &options.iso {

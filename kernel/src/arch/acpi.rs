@@ -217,15 +217,21 @@ fn read_fadt(fadt: &Fadt, firmware: &mut Firmware) {
     }
 }
 
-/// The code of the DSDT at a physical address: what follows its header.
+/// The code of the DSDT at a physical address: what follows its header. Nothing where no such table is.
 fn byte_code(address: usize) -> &'static [u8] {
+    /// More than any firmware has.
+    const MOST: usize = 16 << 20;
     let table = |bytes: usize| memory::paging::map_firmware(PhysAddr(address as u64), bytes as u64);
     let header = table(size_of::<SdtHeader>()).as_ptr::<SdtHeader>();
     // SAFETY: mapped just now; a header of integers, wherever it lies.
-    let length = unsafe { header.read_unaligned() }.length as usize;
+    let header = unsafe { header.read_unaligned() };
+    let length = header.length as usize;
+    if header.signature.as_str() != "DSDT" || !(size_of::<SdtHeader>()..=MOST).contains(&length) {
+        return &[];
+    }
     // SAFETY: mapped just now, and never changed.
     let table = unsafe { core::slice::from_raw_parts(table(length).as_ptr::<u8>(), length) };
-    table.get(size_of::<SdtHeader>()..).unwrap_or_default()
+    &table[size_of::<SdtHeader>()..]
 }
 
 /// Finds the sleep types of state S5 in the DSDT's byte code.

@@ -46,6 +46,8 @@ pub struct Note {
     _share: Share,
     /// For [`async_io`], which tells many.
     pub(super) is_listed: AtomicBool,
+    /// Who is to be told, while it is listed: the directory may be closed by then.
+    told: SpinLock<FileOwner>,
     pub(super) link: LinkedListAtomicLink,
 }
 
@@ -101,27 +103,29 @@ impl Note {
         if mask & abi::DN_MULTISHOT == 0 {
             drop(file.replace_note(None));
         }
-        if file.owner().is_group() {
+        let owner = file.owner();
+        if owner.is_group() {
             // As many signals as the group has members: not in the call of who happens to do something.
+            let old = core::mem::replace(&mut *self.told.lock(), owner);
+            drop(old);
             async_io::tell_later(this);
         } else {
-            self.tell(&file);
+            self.tell(&owner);
         }
     }
 
     /// Sends the signal. What has happened it does not say.
-    fn tell(&self, file: &File) {
+    fn tell(&self, owner: &FileOwner) {
         const POLL_MSG: i32 = abi::POLL_MSG as i32;
         let band = abi::POLLIN | abi::POLLRDNORM | abi::POLLMSG;
-        file.owner().tell(self.fd, POLL_MSG, band.into());
+        owner.tell(self.fd, POLL_MSG, band.into());
     }
 
     /// For the thread that tells: from here on it may be listed again.
     pub(super) fn tell_listed(&self) {
         self.is_listed.store(false, Ordering::SeqCst);
-        if let Some(file) = self.file.upgrade() {
-            self.tell(&file);
-        }
+        let owner = core::mem::take(&mut *self.told.lock());
+        self.tell(&owner);
     }
 }
 
@@ -151,6 +155,7 @@ pub fn note(file: &Arc<File>, fd: i32, mask: u32) -> Result<()> {
         mask: AtomicU32::new(mask),
         _share: share,
         is_listed: AtomicBool::new(false),
+        told: SpinLock::new(FileOwner::default()),
         link: LinkedListAtomicLink::new(),
     });
     watched.add_listener(key_of_note(&note), Listener::Note(note.clone()));

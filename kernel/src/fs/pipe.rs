@@ -120,16 +120,19 @@ impl Pipe {
     /// A pipe of the current thread's user. `ENFILE` when that has too many.
     fn new() -> Result<Arc<Self>> {
         let credentials = process::current().credentials();
-        let (share, before) = Share::take(credentials.uid, Counted::PipePages);
+        // All that the pipe may have counts before anybody looks: of two that come at once one may be refused, and none is let through.
+        let (share, _) = Share::take(credentials.uid, Counted::PipePages);
         let mut buffers = DEFAULT_BUFFERS;
-        if is_beyond(&SOFT_PAGES, before - 1 + buffers) && !is_privileged(&credentials) {
+        let mut all = share.add(Counted::PipePages, buffers - 1);
+        if is_beyond(&SOFT_PAGES, all) && !is_privileged(&credentials) {
+            share.take_back(Counted::PipePages, buffers - FEW_BUFFERS);
+            all -= buffers - FEW_BUFFERS;
             buffers = FEW_BUFFERS;
         }
-        if is_beyond(&HARD_PAGES, before - 1 + buffers) && !is_privileged(&credentials) {
+        if is_beyond(&HARD_PAGES, all) && !is_privileged(&credentials) {
+            share.take_back(Counted::PipePages, buffers - 1);
             return Err(Errno::ENFILE);
         }
-        // The first one counts already. Two pipes that come at once may pass the limit by one.
-        share.add(Counted::PipePages, buffers - 1);
         Ok(Arc::new(Self {
             ring: Mutex::new(Ring::default()),
             used: AtomicUsize::new(0),

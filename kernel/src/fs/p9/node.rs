@@ -122,17 +122,22 @@ impl Node {
     }
 
     fn set_way(&self, way: Way) {
-        let old = core::mem::replace(&mut *self.way.lock(), Ways { known: way, other: None });
+        let mut ways = self.way.lock();
+        let old = core::mem::replace(&mut *ways, Ways { known: way, other: None });
         self.is_lost.store(false, Ordering::SeqCst);
+        drop(ways);
         drop(old);
     }
 
     /// The file has a new name. The one that it was found by may stay, or go next: then the new one is the way.
     fn add_way(&self, way: Way) {
-        if self.is_lost.load(Ordering::SeqCst) {
-            return self.set_way(way);
-        }
-        let old = self.way.lock().other.replace(way);
+        let mut ways = self.way.lock();
+        // Race: the known name may be taken away meanwhile, which is decided under this lock.
+        let old = match self.is_lost.swap(false, Ordering::SeqCst) {
+            true => Some(core::mem::replace(&mut ways.known, way)),
+            false => ways.other.replace(way),
+        };
+        drop(ways);
         drop(old);
     }
 
@@ -163,19 +168,20 @@ impl Node {
         Ok(dentry)
     }
 
-    /// The name is going to be no more: it is not asked by that any more. False when the file is known by no other one.
-    fn leave_way(&self, dir: &Node, name: &[u8]) -> bool {
+    /// The name is going to be no more: the file is not asked for by it any more, and lost if no other one is known.
+    fn leave_way(&self, dir: &Node, name: &[u8]) {
         let mut ways = self.way.lock();
-        let (has_way, old) = if ways.known.is(dir, name) {
-            let other = ways.other.take();
-            (other.is_some(), other.map(|other| core::mem::replace(&mut ways.known, other)))
+        let old = if !ways.known.is(dir, name) {
+            ways.other.take_if(|other| other.is(dir, name))
+        } else if let Some(other) = ways.other.take() {
+            Some(core::mem::replace(&mut ways.known, other))
         } else {
-            (true, ways.other.take_if(|other| other.is(dir, name)))
+            self.is_lost.store(true, Ordering::SeqCst);
+            None
         };
         drop(ways);
         // A way's fid is given back by a request.
         drop(old);
-        has_way
     }
 
     /// Takes the name `name` in `dir` away by `work`. Before the server does it, the name is used no more: another file may have it at once.
@@ -187,9 +193,7 @@ impl Node {
         work: impl FnOnce() -> Result<()>,
     ) -> Result<()> {
         let was_lost = self.is_lost.load(Ordering::SeqCst);
-        if !self.leave_way(dir, name) {
-            self.is_lost.store(true, Ordering::SeqCst);
-        }
+        self.leave_way(dir, name);
         match work() {
             Ok(()) => {}
             // It is not known whether it was done.
