@@ -26,6 +26,7 @@ use crate::namespaces::Head;
 use crate::sched;
 use crate::sync::{Mutex, SpinLock};
 
+mod companions;
 pub mod end;
 mod moves;
 pub mod propagation;
@@ -62,8 +63,10 @@ pub struct Mount {
     flags: AtomicU32,
     /// Flags that stay set: it was copied into a user namespace that may not clear them.
     locked_flags: AtomicU32,
-    /// Copied into such a namespace, it stays where it is.
+    /// Copied into such a namespace, it stays where it is. So do its copies, but for the first of a tree.
     locked: AtomicBool,
+    /// The number of the mount with which it went, were it not locked.
+    goes_with: AtomicU64,
     /// The number of the namespace whose tree it is in; 0 while it is in none.
     namespace: AtomicU64,
     /// The number of the user namespace that this one belongs to.
@@ -123,7 +126,7 @@ impl Table {
         (all.next().is_none() && Arc::ptr_eq(first, covers)).then(|| covers.clone())
     }
 
-    /// Puts the mount on a place of its namespace's tree.
+    /// Puts the mount on a place of its namespace's tree, on which nothing is.
     fn hang(&mut self, mount: &Arc<Mount>, at: &Path) {
         at.dentry.mounts.fetch_add(1, Ordering::SeqCst);
         *mount.place.lock() = Some(Place::On { parent: at.mount.clone(), point: at.dentry.clone() });
@@ -131,7 +134,8 @@ impl Table {
         mount.was_placed.store(true, Ordering::Relaxed);
         let (parent, address) = key(at);
         self.points.insert((address, at.mount.namespace(), parent));
-        self.covering.insert((parent, address), mount.clone());
+        let replaced = self.covering.insert((parent, address), mount.clone());
+        debug_assert!(replaced.is_none(), "two mounts in one place");
     }
 
     /// The reverse; the place is returned to be dropped outside of locks.
@@ -204,6 +208,7 @@ impl Mount {
             flags: AtomicU32::new(flags & MOUNT_FLAGS),
             locked_flags: AtomicU32::new(0),
             locked: AtomicBool::new(false),
+            goes_with: AtomicU64::new(0),
             namespace: AtomicU64::new(0),
             owner: AtomicU64::new(0),
             peers: SpinLock::new(Peers::default()),
@@ -257,11 +262,20 @@ impl Mount {
         Ok(())
     }
 
+    /// Another view of the same file system, with `root` in the place of its own: the first of a tree, that nothing keeps in its place.
+    fn view(&self, root: Arc<Dentry>) -> Arc<Self> {
+        let view = self.another(root);
+        // Ordering: nobody else sees it yet.
+        view.locked.store(false, Ordering::Relaxed);
+        view
+    }
+
     /// Another view of the same file system, with `root` in the place of its own.
     fn another(&self, root: Arc<Dentry>) -> Arc<Self> {
         // Ordering, all: flag words of their own.
         let copy = Self::new(root, &self.source, self.flags.load(Ordering::Relaxed));
         copy.locked_flags.store(self.locked_flags.load(Ordering::Relaxed), Ordering::Relaxed);
+        copy.locked.store(self.locked.load(Ordering::Relaxed), Ordering::Relaxed);
         *copy.peers.lock() = self.peers().of_copy();
         copy
     }

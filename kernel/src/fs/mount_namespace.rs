@@ -4,7 +4,7 @@
 //! namespace is a root mount; those below are found from there.
 
 use alloc::collections::BTreeMap;
-use alloc::sync::Arc;
+use alloc::sync::{Arc, Weak};
 
 use linux_raw_sys::general as abi;
 
@@ -13,9 +13,9 @@ use super::inode::Inode;
 use super::mount::{self, Mount};
 use super::path::Path;
 use crate::errno::{Errno, Result};
-use crate::namespaces::{Head, Kind, Namespaces, initial};
+use crate::namespaces::{Head, Kind, Namespaces, UserNamespace, initial};
 use crate::process::{self, CAP_SYS_ADMIN, Credentials};
-use crate::sync::Once;
+use crate::sync::{Mutex, Once};
 
 /// One mount namespace.
 pub struct MountNamespace {
@@ -23,6 +23,9 @@ pub struct MountNamespace {
     /// The bottom of the tree: the kernel's first is known once there is a root file system.
     root: Once<Arc<Mount>>,
 }
+
+/// To whom the namespaces belong, but for the first, by their numbers: for who has a mount of another's.
+static OWNERS: Mutex<BTreeMap<u64, Weak<UserNamespace>>> = Mutex::new(BTreeMap::new());
 
 /// The mounts of a copied tree, by the numbers of those that they are copies of.
 pub type Copies = BTreeMap<u64, Arc<Mount>>;
@@ -46,6 +49,7 @@ impl MountNamespace {
         let root = old.root.get().ok_or(Errno::EINVAL)?;
         let locked = !Arc::ptr_eq(&head.user, &old.head.user);
         let copies = mount::copy_tree(root, &head, locked)?;
+        OWNERS.lock().insert(head.ino, Arc::downgrade(&head.user));
         let new = Self { head, root: Once::new() };
         if let Some(copy) = copies.get(&root.id) {
             let _ = new.root.set(copy.clone());
@@ -79,6 +83,7 @@ impl MountNamespace {
 
 impl Drop for MountNamespace {
     fn drop(&mut self) {
+        OWNERS.lock().remove(&self.head.ino);
         if let Some(root) = self.root.get() {
             mount::end::end_namespace(root);
         }
@@ -111,6 +116,16 @@ pub fn check_keeps(inode: &Inode, shown_in: u64) -> Result<()> {
 /// `EINVAL` unless the path is in the current thread's namespace.
 pub fn check_own(path: &Path) -> Result<()> {
     if is_own(&path.mount) { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// `EPERM` unless the current thread may mount and unmount in the namespace of the mount, which need not be its own.
+pub fn check_may_change(mount: &Mount) -> Result<()> {
+    let user = match mount.namespace() {
+        initial::MOUNT => UserNamespace::initial().clone(),
+        number => OWNERS.lock().get(&number).and_then(Weak::upgrade).ok_or(Errno::EPERM)?,
+    };
+    let own = process::current().credentials();
+    if own.capable_in(&user, CAP_SYS_ADMIN) { Ok(()) } else { Err(Errno::EPERM) }
 }
 
 /// Root and working directory go to the copies of the mounts that they are in.

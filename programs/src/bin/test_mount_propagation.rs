@@ -11,11 +11,12 @@ use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::kinds::{Answer, call};
 use roundtable_programs::namespaces::{NEWNS, become_root_of_own, unshare};
 use roundtable_programs::rows::Rows;
-use roundtable_programs::sys::{c_string, check};
+use roundtable_programs::sys::{c_string, check, is_linux};
 use roundtable_programs::{Errno, row, tests};
 
 tests! { kinds, kinds_of_trees, peers_show_the_same, slaves_give_nothing_back, slaves_with_peers, the_last_peer_goes, trees_come_whole, parts_of_a_group,
-unbindable_mounts, moves, what_is_beneath, in_use, lazy_ends, new_namespaces, other_users, sources_far_away, joined_groups, by_attributes, roots_stay }
+unbindable_mounts, moves, what_is_beneath, in_use, lazy_ends, new_namespaces, other_users, what_was_there_before, what_locked_mounts_cover, copies_stay_locked, covered_trees, namespaces_end_meanwhile: 60,
+sources_far_away, joined_groups, groups_of_others, by_attributes, roots_stay }
 
 const ROOT: &str = "/tmp/propagation";
 
@@ -516,6 +517,163 @@ fn other_users() {
     });
 }
 
+/// Mounts that were there when another user namespace began go when their source does: alone, and as a whole.
+fn what_was_there_before() {
+    inside(&["a"], || {
+        let a = shared("a");
+        for name in ["alone", "whole", "used"] {
+            let path = format!("{a}/{name}");
+            folders(&[&path]);
+            tmpfs(&path);
+            folders(&[&format!("{path}/own")]);
+        }
+        for name in ["whole", "used"] {
+            let path = format!("{a}/{name}/inner");
+            folders(&[&path]);
+            fs::write(format!("{path}/covered"), "").unwrap();
+            tmpfs(&path);
+            folders(&[&format!("{path}/deep")]);
+            tmpfs(&format!("{path}/deep"));
+        }
+        let (told, tell) = pipe(0);
+        let (asked, ask) = pipe(0);
+        let child = fork(|| {
+            become_root_of_own(NEWNS);
+            assert_eq!(umount(&format!("{a}/alone"), 0), Err(Errno::EINVAL));
+            tmpfs(&format!("{a}/used/own"));
+            let inside = Fd::open(&format!("{a}/whole"), libc::O_PATH | libc::O_DIRECTORY).unwrap();
+            tell.write(b"x").unwrap();
+            asked.read(&mut [0; 1]).unwrap();
+            assert!(all_at(&format!("{a}/alone")).is_empty());
+            for path in ["whole", "whole/inner", "whole/inner/deep"] {
+                assert!(all_at(&format!("{a}/{path}")).is_empty(), "{path}");
+            }
+            let covered = format!("/proc/self/fd/{}/inner/covered", inside.raw());
+            assert!(fs::metadata(covered).is_err(), "for who is still in there");
+            // More than the source had is on this one: all of it stays.
+            for path in ["used", "used/own", "used/inner"] {
+                assert_eq!(all_at(&format!("{a}/{path}")).len(), 1, "{path}");
+            }
+            assert!(fs::metadata(format!("{a}/used/inner/covered")).is_err());
+        });
+        told.read(&mut [0; 1]).unwrap();
+        umount(&format!("{a}/alone"), 0).unwrap();
+        umount(&format!("{a}/whole"), MNT_DETACH).unwrap();
+        umount(&format!("{a}/used"), MNT_DETACH).unwrap();
+        ask.write(b"x").unwrap();
+        child.ok();
+    });
+}
+
+/// What a locked mount covers shows in no other view, also if the mount may have none.
+fn what_locked_mounts_cover() {
+    inside(&["a", "b"], || {
+        let (a, b) = (at("a"), at("b"));
+        tmpfs(&a);
+        folders(&[&format!("{a}/x")]);
+        fs::write(format!("{a}/x/covered"), "").unwrap();
+        tmpfs(&format!("{a}/x"));
+        in_child(|| {
+            become_root_of_own(NEWNS);
+            become_kind(&format!("{a}/x"), MS_UNBINDABLE).unwrap();
+            let mut rows = Rows::default();
+            row!(rows, EINVAL, mount(&a, &b, "", MS_BIND));
+            row!(rows, EPERM, mount(&a, &b, "", MS_BIND | MS_REC));
+            rows.finish();
+            assert!(fs::metadata(format!("{b}/x/covered")).is_err());
+            assert!(all_at(&b).is_empty());
+        });
+    });
+}
+
+/// A locked mount stays in its place in each copy of the tree: of a peer, and of a new namespace of the same user.
+fn copies_stay_locked() {
+    inside(&["a", "b", "tree"], || {
+        let (a, b, tree) = (at("a"), at("b"), at("tree"));
+        tmpfs(&tree);
+        folders(&[&format!("{tree}/inner")]);
+        tmpfs(&format!("{tree}/inner"));
+        in_child(|| {
+            become_root_of_own(NEWNS);
+            tmpfs(&a);
+            folders(&[&format!("{a}/x")]);
+            become_kind(&a, MS_SHARED).unwrap();
+            bind(&a, &b);
+            mount(&tree, &format!("{a}/x"), "", MS_BIND | MS_REC).unwrap();
+            let mut rows = Rows::default();
+            row!(rows, EINVAL, umount(&format!("{a}/x/inner"), 0));
+            row!(rows, EINVAL, umount(&format!("{b}/x/inner"), 0));
+            row!(rows, EINVAL, umount(&format!("{tree}/inner"), 0));
+            unshare(NEWNS).unwrap();
+            row!(rows, EINVAL, umount(&format!("{tree}/inner"), 0));
+            row!(rows, EINVAL, umount(&format!("{b}/x/inner"), 0));
+            row!(rows, EINVAL, mount(&tree, &b, "", MS_BIND));
+            // Copies came as one, and go as one.
+            row!(rows, OK, umount(&format!("{b}/x"), MNT_DETACH));
+            rows.finish();
+        });
+    });
+}
+
+/// A tree whose first mount is covered comes under what a slave has in the place.
+fn covered_trees() {
+    inside(&["b", "tree", "a"], || {
+        let a = shared("a");
+        let (b, tree) = (at("b"), at("tree"));
+        bind(&a, &b);
+        become_kind(&b, MS_SLAVE).unwrap();
+        let x = format!("{b}/x");
+        tmpfs(&x);
+        fs::write(format!("{x}/own"), "").unwrap();
+        tmpfs(&tree);
+        let lower = Fd::open(&tree, libc::O_PATH | libc::O_DIRECTORY).unwrap();
+        tmpfs(&tree);
+        let (empty, to) = (c_string(""), c_string(&format!("{a}/x")));
+        let from = [lower.raw() as usize, empty.as_ptr() as usize];
+        call(SYS_move_mount, [from[0], from[1], libc::AT_FDCWD as usize, to.as_ptr() as usize, 4, 0])
+            .unwrap();
+        assert_eq!((all_at(&format!("{a}/x")).len(), all_at(&x).len()), (2, 3));
+        umount(&format!("{a}/x"), MNT_DETACH).unwrap();
+        drop(lower);
+        umount(&format!("{a}/x"), MNT_DETACH).unwrap();
+        assert!(all_at(&format!("{a}/x")).is_empty());
+        // Linux has both in one place for a while, and takes either.
+        assert_eq!(all_at(&x).len(), 1);
+        assert!(is_linux() || fs::metadata(format!("{x}/own")).is_ok());
+        umount(&x, 0).unwrap();
+        assert!(all_at(&x).is_empty());
+    });
+}
+
+/// A tree comes to namespaces that end as it comes.
+fn namespaces_end_meanwhile() {
+    inside(&["tree", "a"], || {
+        let a = shared("a");
+        let tree = at("tree");
+        tmpfs(&tree);
+        let mut inner = tree.clone();
+        for _ in 0..8 {
+            inner += "/inner";
+            folders(&[&inner]);
+            tmpfs(&inner);
+        }
+        let before = fields(&a);
+        for round in 0..40 {
+            let (told, tell) = pipe(0);
+            let child = fork(|| {
+                unshare(NEWNS).unwrap();
+                become_kind("/", MS_REC | if round % 2 == 0 { MS_SLAVE } else { MS_SHARED }).unwrap();
+                tell.write(b"x").unwrap();
+            });
+            told.read(&mut [0; 1]).unwrap();
+            mount(&tree, &format!("{a}/x"), "", MS_BIND | MS_REC).unwrap();
+            child.ok();
+            umount(&format!("{a}/x"), MNT_DETACH).unwrap();
+        }
+        assert_eq!(fields(&a), before);
+    });
+}
+
 fn sources_far_away() {
     inside(&["b", "a"], || {
         let a = shared("a");
@@ -577,6 +735,61 @@ fn joined_groups() {
         assert_eq!(all_at(&c).last().map(|fields| fields.shared), Some(fields(&a).shared));
         tmpfs(&format!("{b}/x"));
         assert_eq!(fields(&format!("{c}/x")).shared, fields(&format!("{a}/x")).shared);
+    });
+}
+
+/// Who is to change the groups of two mounts has to have the right in the namespaces of both.
+fn groups_of_others() {
+    let join = |from: (i32, &str), to: (i32, &str)| {
+        let (from_path, to_path) = (c_string(from.1), c_string(to.1));
+        let [from_path, to_path] = [from_path.as_ptr() as usize, to_path.as_ptr() as usize];
+        // MOVE_MOUNT_SET_GROUP, F_EMPTY_PATH, T_EMPTY_PATH.
+        call(SYS_move_mount, [from.0 as usize, from_path, to.0 as usize, to_path, 0x144, 0])
+    };
+    const HERE: i32 = libc::AT_FDCWD;
+    inside(&["b", "a"], || {
+        let a = shared("a");
+        let b = at("b");
+        bind(&a, &b);
+        become_kind(&b, MS_PRIVATE).unwrap();
+        let outer = [&a, &b].map(|path| Fd::open(path, libc::O_PATH | libc::O_DIRECTORY).unwrap());
+        let [theirs, free] = outer.each_ref().map(Fd::raw);
+        in_child(|| {
+            become_root_of_own(NEWNS);
+            let mut rows = Rows::default();
+            // What is mounted here would come there.
+            row!(rows, EPERM, join((theirs, ""), (HERE, &b)));
+            become_kind(&b, MS_SHARED).unwrap();
+            row!(rows, EPERM, join((HERE, &b), (free, "")));
+            row!(rows, EPERM, join((theirs, ""), (free, "")));
+            // Before it is asked whether they are roots.
+            row!(rows, EPERM, join((HERE, &b), (free, "x")));
+            rows.finish();
+            tmpfs(&format!("{b}/x"));
+        });
+        assert_eq!((kinds_at(&b), all_at(&format!("{a}/x")).len()), (NONE, 0));
+        // Whom both belong to may, from where it is: a namespace of the same user, and one of a user below.
+        let (told, tell) = pipe(0);
+        let (asked, ask) = pipe(0);
+        let child = fork(|| {
+            become_root_of_own(NEWNS);
+            tell.write(b"x").unwrap();
+            asked.read(&mut [0; 1]).unwrap();
+            assert_eq!((kinds_at(&b), fields(&b).shared), (SHARED, fields(&a).master));
+        });
+        told.read(&mut [0; 1]).unwrap();
+        let inner = format!("/proc/{}/root{b}", child.pid);
+        in_child(|| {
+            unshare(NEWNS).unwrap();
+            let mut rows = Rows::default();
+            row!(rows, OK, join((theirs, ""), (HERE, &inner)));
+            row!(rows, OK, join((theirs, ""), (HERE, &b)));
+            row!(rows, OK, join((HERE, &a), (free, "")));
+            rows.finish();
+        });
+        ask.write(b"x").unwrap();
+        child.ok();
+        assert_eq!(fields(&b).shared, fields(&a).shared);
     });
 }
 

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeAtomicLink, intrusive_adapter};
 use linux_raw_sys::general as abi;
 
-use super::{CHANGE, Mount, Place, TABLE, Table, check_own, propagation, remount};
+use super::{CHANGE, Mount, Place, TABLE, Table, check_own, companions, propagation, remount};
 use crate::errno::{Errno, Result};
 use crate::fs::dentry::Dentry;
 use crate::fs::path::Path;
@@ -56,8 +56,8 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
         detach(&mount, true);
         return Ok(());
     }
-    let (companions, point) = propagation::companions(&mount)?;
-    propagation::check_unused(&companions, point)?;
+    let (companions, point) = companions::find(&mount)?;
+    companions::check_unused(&companions, point)?;
     // Under the table's lock no walk can enter the mount; these references are known: ours, the table's.
     let mut table = TABLE.lock();
     if table.on(&mount).next().is_some() || Arc::strong_count(&mount) > 2 {
@@ -66,7 +66,7 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
     let place = table.take(&mount);
     drop(table);
     propagation::leave(&mount);
-    propagation::take_companions(&companions, point);
+    companions::take(&companions, point, &mount, true);
     drop(place);
     Ok(())
 }
@@ -102,8 +102,7 @@ fn detach(root: &Arc<Mount>, everywhere: bool) {
             continue;
         }
         drop(table);
-        let companions =
-            if everywhere { propagation::companions(&at).unwrap_or_default() } else { (Vec::new(), 0) };
+        let companions = if everywhere { companions::find(&at).unwrap_or_default() } else { (Vec::new(), 0) };
         let mut table = TABLE.lock();
         // What came meanwhile goes before it.
         if table.on(&at).next().is_some() {
@@ -115,7 +114,7 @@ fn detach(root: &Arc<Mount>, everywhere: bool) {
         let place = if keep { table.take_kept(&at) } else { table.take(&at) };
         drop(table);
         propagation::leave(&at);
-        propagation::take_companions(&companions.0, companions.1);
+        companions::take(&companions.0, companions.1, root, is_root);
         at = match place {
             _ if is_root => return,
             Some(Place::On { parent, .. }) => parent,

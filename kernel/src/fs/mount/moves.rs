@@ -35,7 +35,7 @@ pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
     check_own_or_namespace(from)?;
     mount_namespace::check_keeps(from.inode(), at.mount.namespace())?;
     check_bindable(&from.mount)?;
-    let top = from.mount.another(from.dentry.clone());
+    let top = from.mount.view(from.dentry.clone());
     // Before the new mount is there, or it would be copied into itself.
     let mut below = subtree(&from.mount)?;
     if !recursive {
@@ -83,12 +83,15 @@ fn bind_below(from: &Path, top: &Arc<Mount>, below: &[Arc<Mount>]) -> Result<Vec
             continue;
         }
         if original.peers().is_unbindable() {
+            // Ordering: set before anybody could see the mount.
+            if original.locked.load(Ordering::Relaxed) {
+                // What it covers would show.
+                return Err(Errno::EPERM);
+            }
             continue;
         }
         fallible::reserve(&mut tree, 1)?;
         let new = original.another(original.root.clone());
-        // Ordering: set before anybody could see the mount.
-        new.locked.store(original.locked.load(Ordering::Relaxed), Ordering::Relaxed);
         attach_locked(&new, Path { mount: new_parent, dentry: place.dentry })?;
         tree.push(new.clone());
         copies.insert(original.id, new);
@@ -164,7 +167,7 @@ pub fn detached_view(from: &Path) -> Result<Path> {
     if subtree(&from.mount)?.iter().skip(1).any(|mount| is_locked_below(mount, from)) {
         return Err(Errno::EINVAL);
     }
-    let mount = from.mount.another(from.dentry.clone());
+    let mount = from.mount.view(from.dentry.clone());
     Ok(Path { dentry: from.dentry.clone(), mount })
 }
 

@@ -4,9 +4,10 @@
 //! the group; what is unmounted goes there, too. From a slave nothing comes back, unless it is shared itself: then its own group and
 //! that one's slaves get it. Groups have numbers that grow, and a group's master has a smaller one than the group: there are no circles.
 //!
-//! [`GROUPS`] knows the mounts of all groups that are in a tree, by references that unmount(2) does not count. A mount is entered before it
-//! comes into the tree and leaves when it is out. Locks: that of the table's changes, then this one, then a mount's own and the table's. A
-//! namespace that ends takes its mounts out without the first: so a copy is put on a mount only if that is in a tree still.
+//! [`GROUPS`] knows the mounts of all groups that are in a tree, by references that unmount(2) does not count. Copies are entered before
+//! they come into the tree, what is mounted itself behind that; all leave when they are out. Locks: that of the table's changes, then this
+//! one, then a mount's own and the table's. A namespace that ends takes its mounts out without the first: so copies are put on each other
+//! first, and then, all at once, on a mount that is in a tree still.
 //!
 //! With this lock held no reference to a mount is let go of: the last one may end another namespace, whose mounts leave here.
 
@@ -17,10 +18,10 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
-use super::{CHANGE, LOCKED_TIMES, MOST_MOUNTS, Mount, Place, TABLE, key, put, subtree};
+use super::{CHANGE, LOCKED_TIMES, MOST_MOUNTS, Mount, TABLE, end, key, put, subtree};
 use crate::errno::{Errno, Result};
 use crate::fs::dentry::Dentry;
-use crate::fs::mount_namespace::{self, RESTRICTIONS, check_own};
+use crate::fs::mount_namespace::{self, RESTRICTIONS, check_may_change, check_own};
 use crate::fs::path::{MOUNT_MOVES, Path};
 use crate::memory::fallible::{self, TryVec};
 use crate::memory::{PAGE_SIZE, reserve};
@@ -216,11 +217,17 @@ pub(super) fn set_all(mounts: &[Arc<Mount>], kind: Kind) {
     }
 }
 
-/// move_mount(2) with `MOVE_MOUNT_SET_GROUP`: what comes to `from` comes to `to` as well.
+/// move_mount(2) with `MOVE_MOUNT_SET_GROUP`: what comes to `from` comes to `to` as well. Both may be of other namespaces than the
+/// caller's, if it may mount there.
 pub fn join(from: &Path, to: &Path) -> Result<()> {
     let _change = CHANGE.lock();
     let is_root = |path: &Path| Arc::ptr_eq(&path.dentry, &path.mount.root);
-    if !is_root(from) || !is_root(to) || !from.mount.is_in_tree() || !to.mount.is_in_tree() {
+    if !from.mount.is_in_tree() || !to.mount.is_in_tree() {
+        return Err(Errno::EINVAL);
+    }
+    check_may_change(&from.mount)?;
+    check_may_change(&to.mount)?;
+    if !is_root(from) || !is_root(to) {
         return Err(Errno::EINVAL);
     }
     let (theirs, own) = (from.mount.peers(), to.mount.peers());
@@ -234,6 +241,14 @@ pub fn join(from: &Path, to: &Path) -> Result<()> {
     }
     let peers = Peers { unbindable: own.unbindable, ..theirs.of_copy() };
     GROUPS.lock().enter(&to.mount, peers, to.mount.namespace());
+    // Race: another namespace may have ended meanwhile, and have found nothing of the mount to leave.
+    let is_there = {
+        let _table = TABLE.lock();
+        to.mount.is_in_tree()
+    };
+    if !is_there {
+        leave(&to.mount);
+    }
     Ok(())
 }
 
@@ -249,13 +264,13 @@ struct Level {
 
 /// The mounts that get what is mounted on another, each with its level.
 #[derive(Default)]
-struct Receivers {
-    mounts: Vec<(Arc<Mount>, usize)>,
+pub(super) struct Receivers {
+    pub(super) mounts: Vec<(Arc<Mount>, usize)>,
     levels: Vec<Level>,
 }
 
 /// Who gets what is mounted on `origin` at `point`, that one not among them.
-fn receivers(origin: &Arc<Mount>, point: &Arc<Dentry>) -> Result<Receivers> {
+pub(super) fn receivers(origin: &Arc<Mount>, point: &Arc<Dentry>) -> Result<Receivers> {
     let group = origin.peers().group;
     let mut found = Receivers::default();
     if group == 0 {
@@ -374,10 +389,14 @@ pub(super) fn prepare(at: &Path, tree: &[Arc<Mount>]) -> Result<Spread> {
                 unbindable: false,
                 entered: 0,
             };
+            // Ordering, all: nobody else sees it yet.
             if is_elsewhere {
-                // Ordering: nobody else sees it yet.
                 copy.locked_flags.fetch_or(copy.flags() & RESTRICTIONS | LOCKED_TIMES, Ordering::Relaxed);
-                copy.locked.store(number > 0, Ordering::Relaxed);
+                copy.locked.store(true, Ordering::Relaxed);
+            }
+            if number == 0 {
+                // As one it came, as one it may go.
+                copy.locked.store(false, Ordering::Relaxed);
             }
             copies.try_push((copy, peers))?;
             sched::cond_resched();
@@ -413,27 +432,42 @@ impl Spread {
                 GROUPS.lock().enter(mount, peers.of_copy(), mount.namespace());
             }
         }
+        let top = topmost(tree, &self.places);
         for Set { on, copies } in self.sets {
             let namespace = on.namespace();
             for (copy, peers) in &copies {
                 GROUPS.lock().enter(copy, *peers, namespace);
             }
             let first = &copies[0].0;
-            if !put_beneath(first, &Path { mount: on, dentry: self.point.clone() }) {
-                copies.iter().for_each(|(copy, _)| leave(copy));
-                continue;
-            }
+            TABLE.lock().count(first, namespace, on.owner());
             for ((copy, _), place) in copies.iter().zip(&self.places) {
                 let Some((on, dentry)) = place else { continue };
                 put(copy, &Path { mount: copies[*on].0.clone(), dentry: dentry.clone() });
                 sched::cond_resched();
             }
+            if !put_beneath(first, &copies[top].0, &Path { mount: on, dentry: self.point.clone() }) {
+                end::detach_tree(first);
+            }
         }
     }
 }
 
-/// Puts a mount in its place, under what is there; false when the mount that it comes onto is in no tree any more.
-fn put_beneath(mount: &Arc<Mount>, at: &Path) -> bool {
+/// The number of what covers all of a tree: the first, or the last of those that are each on the root of the one before, from there on.
+fn topmost(tree: &[Arc<Mount>], places: &[Option<(usize, Arc<Dentry>)>]) -> usize {
+    let mut top = 0;
+    for (number, place) in places.iter().enumerate() {
+        if let Some((on, dentry)) = place
+            && *on == top
+            && Arc::ptr_eq(dentry, &tree[top].root)
+        {
+            top = number;
+        }
+    }
+    top
+}
+
+/// Puts a mount in its place, under what is there, which then is on `top`; false when the mount that it comes onto is in no tree any more.
+fn put_beneath(mount: &Arc<Mount>, top: &Arc<Mount>, at: &Path) -> bool {
     let _moving = MOUNT_MOVES.begin();
     let mut table = TABLE.lock();
     if !at.mount.is_in_tree() {
@@ -442,65 +476,12 @@ fn put_beneath(mount: &Arc<Mount>, at: &Path) -> bool {
     let there = table.covering.get(&key(at)).cloned();
     let old = there.as_ref().and_then(|there| table.unhang(there));
     table.hang(mount, at);
-    table.count(mount, at.mount.namespace(), at.mount.owner());
     if let Some(there) = &there {
-        table.hang(there, &Path { mount: mount.clone(), dentry: mount.root.clone() });
+        table.hang(there, &Path { mount: top.clone(), dentry: top.root.clone() });
     }
     drop(table);
     drop(old);
     true
-}
-
-/// The mounts that go with one that is unmounted: by the numbers of those that they are on, and the address of what all of them cover.
-pub(super) fn companions(mount: &Arc<Mount>) -> Result<(Vec<u64>, usize)> {
-    let Some(place) = mount.place() else { return Ok((Vec::new(), 0)) };
-    let found = receivers(&place.mount, &place.dentry)?;
-    let ids = found.mounts.iter().map(|(mount, _)| mount.id).collect();
-    Ok((ids, Arc::as_ptr(&place.dentry) as usize))
-}
-
-/// `EBUSY` when one of those is in use.
-pub(super) fn check_unused(on: &[u64], point: usize) -> Result<()> {
-    for id in on {
-        let table = TABLE.lock();
-        let Some(mount) = table.covering.get(&(*id, point)) else { continue };
-        let topper = table.topper(mount);
-        if topper.is_none() && table.on(mount).next().is_some() {
-            continue;
-        }
-        // The table's reference, and that of what covers all of it.
-        if Arc::strong_count(mount) > 1 + usize::from(topper.is_some()) {
-            return Err(Errno::EBUSY);
-        }
-        drop(table);
-        sched::cond_resched();
-    }
-    Ok(())
-}
-
-/// Takes out what is in those places, unless more is mounted on it than what covers all of it.
-pub(super) fn take_companions(on: &[u64], point: usize) {
-    for id in on {
-        let _moving = MOUNT_MOVES.begin();
-        let mut table = TABLE.lock();
-        let Some(mount) = table.covering.get(&(*id, point)).cloned() else { continue };
-        let topper = table.topper(&mount);
-        let covers_more = topper.is_none() && table.on(&mount).next().is_some();
-        // Ordering: set before anybody could see the mount.
-        if covers_more || mount.locked.load(Ordering::Relaxed) {
-            drop(table);
-            continue;
-        }
-        let old = topper.as_ref().and_then(|topper| table.unhang(topper));
-        let place = table.take(&mount);
-        if let (Some(topper), Some(Place::On { parent, point })) = (&topper, &place) {
-            table.hang(topper, &Path { mount: parent.clone(), dentry: point.clone() });
-        }
-        drop(table);
-        drop((old, place, topper));
-        leave(&mount);
-        sched::cond_resched();
-    }
 }
 
 /// The optional fields of a line of mountinfo, each with a blank before it.
