@@ -37,9 +37,20 @@ impl Used {
         self.words.len() * BITS
     }
 
-    /// A copy.
+    /// A copy, with room for no more than is needed.
     pub fn try_clone(&self) -> Result<Self> {
-        Ok(Self { words: fallible::copy_of(&self.words)?, full: fallible::copy_of(&self.full)? })
+        let words = self.end().div_ceil(BITS);
+        let full = words.div_ceil(BITS);
+        Ok(Self {
+            words: fallible::copy_of(&self.words[..words])?,
+            full: fallible::copy_of(&self.full[..full])?,
+        })
+    }
+
+    /// One more than the largest number; 0 without any.
+    pub fn end(&self) -> usize {
+        let last = self.words.iter().rposition(|word| *word != 0);
+        last.map_or(0, |word| (word + 1) * BITS - self.words[word].leading_zeros() as usize)
     }
 
     /// Adds a number for which there is room.

@@ -24,8 +24,12 @@ impl Table {
         self.used.first_free(from)
     }
 
-    /// Puts the slot in, and gives what was there. Without memory for it the slot stays with the caller.
+    /// Puts the slot in, and gives what was there. Without memory for it the slot stays with the caller, and so it does (`EMFILE`) when the
+    /// table would have to grow over `fs.nr_open`.
     fn put(&mut self, fd: usize, slot: &mut Option<Slot>) -> Result<Option<Slot>> {
+        if fd >= self.slots.len() && fd >= limits::nr_open() {
+            return Err(Errno::EMFILE);
+        }
         self.used.grow(fd + 1)?;
         let old = self.slots.put(fd, slot)?;
         self.used.insert(fd);
@@ -67,7 +71,7 @@ impl FdTable {
         Self { changing: Mutex::new(()), table, id }
     }
 
-    /// A copy for a child process: the same open files. `EMFILE` when `fs.nr_open` was made smaller than the table is.
+    /// A copy for a child process: the same open files. `EMFILE` when `fs.nr_open` was made smaller than the last of them is.
     pub fn duplicate(&self) -> Result<Self> {
         let mut new = Self::new();
         let _changing = self.changing.lock();
@@ -75,11 +79,12 @@ impl FdTable {
         let copy = new.table.get_mut();
         let pieces = {
             let table = self.table.lock();
-            if table.slots.len() > limits::nr_open().next_multiple_of(PIECE) {
+            let len = table.used.end().next_multiple_of(PIECE);
+            if len > limits::nr_open().next_multiple_of(PIECE) {
                 return Err(Errno::EMFILE);
             }
             copy.used = table.used.try_clone()?;
-            table.slots.len() / PIECE
+            len / PIECE
         };
         for piece in 0..pieces {
             let copied = self.table.lock().slots.copy_piece(piece, &mut copy.slots);

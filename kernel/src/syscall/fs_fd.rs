@@ -50,7 +50,11 @@ fn dup3(args: &mut Args) -> Result<usize> {
 fn duplicate_to(old: i32, new: i32, close_on_exec: bool) -> Result<usize> {
     let table = files();
     let file = table.get(old)?;
-    table.replace(new, file, descriptor_limit(), close_on_exec)?;
+    table.replace(new, file, descriptor_limit(), close_on_exec).map_err(|error| match error {
+        // As in Linux: over `fs.nr_open`.
+        Errno::EMFILE => Errno::EBADF,
+        error => error,
+    })?;
     Ok(new as usize)
 }
 

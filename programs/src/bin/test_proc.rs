@@ -439,6 +439,28 @@ fn last_number_in_a_namespace() {
     child.ok();
 }
 
+/// One that is closed again does not count, and none comes over the setting, whatever the process's own limit is.
+fn descriptors_that_were(path: &str) {
+    // SAFETY: take integers. The child ends at once.
+    unsafe {
+        assert_eq!(libc::dup2(2, 5000), 5000);
+        assert_eq!(libc::close(5000), 0);
+        let child = libc::syscall(libc::SYS_clone, libc::CLONE_FILES | libc::SIGCHLD, 0, 0, 0, 0);
+        if child == 0 {
+            let lowered = fs::write(path, "1024").is_ok();
+            let own = check(libc::unshare(libc::CLONE_FILES));
+            let at = check(libc::dup2(2, 20000));
+            let from = check(libc::fcntl(2, libc::F_DUPFD, 20000));
+            let wrong = own != Ok(0) || at != Err(Errno::EBADF) || from != Err(Errno::EMFILE);
+            let raised = fs::write(path, "65536").is_ok();
+            libc::_exit(i32::from(!lowered || !raised || wrong));
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(child as i32, &mut status, 0), child as i32);
+        assert_eq!(status, 0);
+    }
+}
+
 fn most_descriptors() {
     let path = "/proc/sys/fs/nr_open";
     let before: u64 = read(path).trim().parse().unwrap();
@@ -452,6 +474,7 @@ fn most_descriptors() {
         };
         assert_eq!(set(65537), Err(Errno::EPERM));
         assert_eq!(set(65536), Ok(0));
+        descriptors_that_were(path);
         // SAFETY: take integers.
         unsafe { assert_eq!(libc::dup2(2, 65535), 65535) };
         // SAFETY: takes integers. The child ends at once.
