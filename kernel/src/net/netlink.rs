@@ -327,8 +327,11 @@ impl Socket {
             return Err(Errno::EPERM);
         }
         let of = interface::all(&self.network).find(asked).ok_or(Errno::ENODEV)?;
+        if flags == 0 && change == 0 {
+            return Ok(());
+        }
         // Without a mask all flags are meant.
-        if (change | flags) & UP == 0 {
+        if change != 0 && change & UP == 0 {
             return Err(Errno::EOPNOTSUPP);
         }
         interface::turn(&self.network, of.index, flags & UP != 0)

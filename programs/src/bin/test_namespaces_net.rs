@@ -15,10 +15,11 @@ use roundtable_programs::namespaces::{
     NEWNS, NEWUSER, become_root_of_own, errno, link, open, pidfd, setns, unshare,
 };
 use roundtable_programs::rows::Rows;
+use roundtable_programs::socket::{recv, send, send_with};
 use roundtable_programs::sys::{c_string, check, pid};
 use roundtable_programs::{Errno, row, tests};
 
-tests! { ports_apart, loopback_is_off, interfaces, abstract_names_apart, sockets_stay, entered, rights, inside_a_user_namespace,
+tests! { ports_apart, loopback_is_off, flags_by_message, addresses_of_the_socket, interfaces, abstract_names_apart, sockets_stay, entered, rights, inside_a_user_namespace,
 groups_from_inside, groups_from_outside, groups_mounted, groups_entered, all_at_once }
 
 const NEWNET: i32 = libc::CLONE_NEWNET;
@@ -127,6 +128,56 @@ fn addresses() -> Vec<(String, i32)> {
         libc::freeifaddrs(first);
         found
     }
+}
+
+/// RTM_SETLINK of the first interface: what it answers.
+fn set_link(flags: i32, change: i32) -> i32 {
+    const SET_LINK: u16 = 19;
+    const REQUEST_ACKNOWLEDGE: u16 = 5;
+    let fd = inet::socket(libc::AF_NETLINK, libc::SOCK_RAW).unwrap();
+    let mut message = 32u32.to_ne_bytes().to_vec();
+    message.extend([SET_LINK, REQUEST_ACKNOWLEDGE].map(u16::to_ne_bytes).concat());
+    // Sequence and port, family and type, number, flags, mask.
+    message.extend([1, 0, 0, 1, flags, change].map(i32::to_ne_bytes).concat());
+    assert_eq!(send(&fd, &message, 0), Ok(message.len()));
+    let mut answer = [0; 256];
+    assert!(recv(&fd, &mut answer, 0).unwrap() >= 20);
+    i32::from_ne_bytes(answer[16..20].try_into().unwrap())
+}
+
+/// Of the flags in a message count those of its mask; all if there is none.
+fn flags_by_message() {
+    let is_up = || flags() & libc::IFF_UP as u16 != 0;
+    apart(|| {
+        assert_eq!((set_link(0, 0), is_up()), (0, false));
+        assert_eq!((set_link(libc::IFF_UP, libc::IFF_UP), is_up()), (0, true));
+        assert_eq!((set_link(0, 0), is_up()), (0, true));
+        assert_eq!((set_link(0, libc::IFF_UP), is_up()), (0, false));
+        assert_eq!((set_link(libc::IFF_UP, 0), is_up()), (0, true));
+        assert_eq!((set_link(libc::IFF_NOARP, 0), is_up()), (0, false));
+        // Not of this mask. We have no such flag and say so.
+        let promiscuous = set_link(libc::IFF_UP | libc::IFF_PROMISC, libc::IFF_PROMISC);
+        assert!(promiscuous == 0 || promiscuous == -libc::EOPNOTSUPP, "{promiscuous}");
+        assert!(!is_up());
+    });
+}
+
+/// A datagram is sent in the socket's network, wherever its sender is.
+fn addresses_of_the_socket() {
+    in_child(|| {
+        let receiver = std::net::UdpSocket::bind((V4, 0)).unwrap();
+        let sender = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        sender.connect(receiver.local_addr().unwrap()).unwrap();
+        let from = |ip: [u8; 4]| (libc::IPPROTO_IP, libc::IP_PKTINFO, [[0; 4], ip, [0; 4]].concat());
+        unshare(NEWNET).unwrap();
+        // Here the loopback is off, and has no address.
+        assert_eq!(send_with(&sender, b"x", &[from([127, 0, 0, 7])]), Ok(1));
+        assert_eq!(receiver.recv_from(&mut [0; 10]).unwrap().1.ip().to_string(), "127.0.0.7");
+        turn(true).unwrap();
+        let inner = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        inner.connect((V4, 9)).unwrap();
+        assert_eq!(send_with(&inner, b"x", &[from([192, 0, 2, 1])]), Err(Errno::ENETUNREACH));
+    });
 }
 
 fn interfaces() {

@@ -26,6 +26,8 @@ const IPV6_HOPLIMIT: u32 = 52;
 struct Wish {
     hops: Option<u8>,
     class: Option<u8>,
+    /// Where the packet is to go out, and what is to stand as its sender: of the socket's network.
+    interface: Option<i32>,
     source: Option<IpAddr>,
     /// The first of its entries that cannot be obeyed.
     error: Option<Errno>,
@@ -48,21 +50,15 @@ fn number(body: &[u8], least: i32) -> Result<Option<u8>> {
     }
 }
 
-/// `ENODEV` unless it is the number of an interface, or 0, which is any.
-fn check_interface(number: &[u8]) -> Result<()> {
+/// The number of an interface; none for 0, which is any.
+fn interface_of(number: &[u8]) -> Result<Option<i32>> {
     let number = i32::from_ne_bytes(number.try_into().map_err(|_| Errno::EINVAL)?);
-    let is_known =
-        number == 0 || interface::all(&Network::current()).any(|interface| interface.index == number);
-    if is_known { Ok(()) } else { Err(Errno::ENODEV) }
+    Ok((number != 0).then_some(number))
 }
 
-/// The address to send from, none if it is not said. `EINVAL` if it is not this machine's.
-fn check_source(ip: IpAddr) -> Result<Option<IpAddr>> {
-    match ip {
-        ip if ip.is_unspecified() => Ok(None),
-        ip if address::is_local(&Network::current(), ip) => Ok(Some(ip)),
-        _ => Err(Errno::EINVAL),
-    }
+/// The address to send from, none if it is not said.
+fn said(ip: IpAddr) -> Option<IpAddr> {
+    (!ip.is_unspecified()).then_some(ip)
 }
 
 impl Wish {
@@ -73,8 +69,8 @@ impl Wish {
             (net::IP_TOS, _) => self.class = Some(number(body, 0)?.ok_or(Errno::EINVAL)?),
             // `struct in_pktinfo`: the interface, the address to send from, and one that only receivers are told.
             (IP_PKTINFO, &[ref interface @ .., a, b, c, d, _, _, _, _]) if interface.len() == 4 => {
-                check_interface(interface)?;
-                self.source = check_source(Ipv4Addr::new(a, b, c, d).into())?;
+                self.interface = interface_of(interface)?;
+                self.source = said(Ipv4Addr::new(a, b, c, d).into());
             }
             _ => return Err(Errno::EINVAL),
         }
@@ -88,12 +84,26 @@ impl Wish {
             // `struct in6_pktinfo`: the address, the interface.
             IPV6_PKTINFO => {
                 let (ip, interface) = body.split_first_chunk::<16>().ok_or(Errno::EINVAL)?;
-                check_interface(interface)?;
-                self.source = check_source(Ipv6Addr::from(*ip).into())?;
+                self.interface = interface_of(interface)?;
+                self.source = said(Ipv6Addr::from(*ip).into());
             }
             _ => return Err(Errno::EINVAL),
         }
         Ok(())
+    }
+
+    /// `ENODEV` unless the interface, `ENETUNREACH` or `EINVAL` unless the address is of this network: as Linux has it for each version.
+    fn check(&self, network: &Network) -> Result<()> {
+        if let Some(number) = self.interface
+            && !interface::all(network).any(|interface| interface.index == number)
+        {
+            return Err(Errno::ENODEV);
+        }
+        match self.source {
+            Some(IpAddr::V4(ip)) if !address::is_local(network, ip.into()) => Err(Errno::ENETUNREACH),
+            Some(ip) if !address::is_local(network, ip) => Err(Errno::EINVAL),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -115,8 +125,13 @@ impl Wishes {
         }
     }
 
-    /// The header of a packet to an address, and where it is to come from, if that is said.
-    pub(super) fn header(&self, to: IpAddr, flags: &Flags) -> Result<(Header, Option<IpAddr>)> {
+    /// The header of a packet to an address in this network, and where it is to come from, if that is said.
+    pub(super) fn header(
+        &self,
+        network: &Network,
+        to: IpAddr,
+        flags: &Flags,
+    ) -> Result<(Header, Option<IpAddr>)> {
         let (wish, hops, class) = match to {
             IpAddr::V4(_) => (self.v4, (IP, net::IP_TTL), (IP, net::IP_TOS)),
             IpAddr::V6(_) => (self.v6, (IPV6, options::IPV6_UNICAST_HOPS), (IPV6, options::IPV6_TCLASS)),
@@ -124,6 +139,7 @@ impl Wishes {
         if let Some(error) = wish.error {
             return Err(error);
         }
+        wish.check(network)?;
         // What is kept is checked when it is set.
         let kept = |(level, name)| flags.value(level, name) as u8;
         let header = Header {

@@ -116,7 +116,7 @@ impl Socket {
             return Err(Errno::EINVAL);
         }
         let flags = *self.flags.lock();
-        let (header, source_address) = wishes.header(to.ip(), &flags)?;
+        let (header, source_address) = wishes.header(&self.network, to.ip(), &flags)?;
         self.bind_any(self.family.any())?;
         let mut bytes = Vec::new();
         bytes.try_resize(len, 0).map_err(|_| Errno::ENOBUFS)?;
