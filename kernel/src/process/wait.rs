@@ -127,6 +127,7 @@ fn look(process: &Arc<Process>, kind: IdKind<'_>, flags: WaitFlags) -> Result<Op
     // Dropped behind the lock: it may be the last reference.
     let mut after: Option<Arc<Thread>> = None;
     if found.is_none() {
+        let mut moved = process.relations.get(&tree).tracees_moved;
         loop {
             let step = ptrace::look(&tree, process, kind, flags, after.as_deref());
             any |= step.any;
@@ -134,7 +135,12 @@ fn look(process: &Arc<Process>, kind: IdKind<'_>, flags: WaitFlags) -> Result<Op
                 return Ok(Some(ptrace::finish(tree, news, flags.keep, process)));
             }
             if step.last.is_none() {
-                break;
+                let now = process.relations.get(&tree).tracees_moved;
+                if any || after.is_none() || now == moved {
+                    break;
+                }
+                // One that moved while the lock was free may be the one that is waited for.
+                moved = now;
             }
             drop(tree);
             after = step.last;

@@ -31,7 +31,7 @@ pub struct Step {
 /// Looks for news of the process's tracees, behind the tracee `after`.
 ///
 /// Race: the lock was free since then. A tracee that has news meanwhile has woken the caller, who looks again; if `after` is no tracee any
-/// more, the search begins anew.
+/// more, the search begins anew. Tracees that move in the list may be passed over: the caller looks again before it takes that for "none".
 pub fn look(
     tree: &Look,
     process: &Process,

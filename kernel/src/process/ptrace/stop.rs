@@ -103,7 +103,9 @@ pub(super) fn stop(frame: &mut TrapFrame, stop: Stop) -> Option<Answer> {
 /// Moves a tracee with news to where wait(2) looks first.
 pub(super) fn to_front(tree: &mut Guard, thread: &Thread) {
     let Some(tracer) = thread.trace.state.get(tree).tracer.clone() else { return };
-    let tracees = &mut tracer.process.relations.get_mut(tree).tracees;
+    let relations = tracer.process.relations.get_mut(tree);
+    relations.tracees_moved += 1;
+    let tracees = &mut relations.tracees;
     // SAFETY: a traced thread is on the list of its tracer's process.
     if let Some(thread) = unsafe { tracees.cursor_mut_from_ptr(thread).remove() } {
         tracees.push_front(thread);
@@ -114,7 +116,9 @@ pub(super) fn to_front(tree: &mut Guard, thread: &Thread) {
 /// Moves a tracee without news behind those that may have some: they come first.
 pub(super) fn to_back(tree: &mut Guard, thread: &Thread) {
     let Some(tracer) = thread.trace.state.get(tree).tracer.clone() else { return };
-    let tracees = &mut tracer.process.relations.get_mut(tree).tracees;
+    let relations = tracer.process.relations.get_mut(tree);
+    relations.tracees_moved += 1;
+    let tracees = &mut relations.tracees;
     // SAFETY: a traced thread is on the list of its tracer's process.
     if let Some(thread) = unsafe { tracees.cursor_mut_from_ptr(thread).remove() } {
         tracees.push_back(thread);

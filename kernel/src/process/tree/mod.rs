@@ -117,6 +117,8 @@ pub(super) struct Relations {
     pub gone: u64,
     /// Threads of other processes that threads of this one trace. Those with news come first.
     pub tracees: LinkedList<Tracees>,
+    /// How often one of those has moved in the list.
+    pub tracees_moved: u64,
     /// The first thread, alive or not.
     pub leader: Option<Arc<Thread>>,
     pub group: Option<Arc<Group>>,
@@ -139,6 +141,7 @@ impl Relations {
             came: 0,
             gone: 0,
             tracees: LinkedList::new(Tracees::NEW),
+            tracees_moved: 0,
             leader: None,
             group: None,
             ended: None,
