@@ -92,6 +92,17 @@ enum Unfinished {
         what: Erase,
         in_word: bool,
     },
+    /// One of them is a tab.
+    Tab(Tab),
+}
+
+/// A tab that is erased: so many characters before it are looked at, and take so many places. And the erasure that it is part of.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Tab {
+    looked_at: usize,
+    chars: usize,
+    what: Erase,
+    in_word: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -174,6 +185,11 @@ impl Discipline {
             Unfinished::Nothing => {}
             Unfinished::Reprint { at } => self.reprint(at, out),
             Unfinished::Erase { what, in_word } => self.erase_some(what, in_word, out),
+            Unfinished::Tab(tab) => {
+                if self.erase_tab(tab, out) {
+                    self.erased_one(tab.what, tab.in_word, out);
+                }
+            }
         }
     }
 
@@ -520,14 +536,33 @@ impl Discipline {
                 self.print_erased(start, out);
             }
             self.input.truncate(start);
-            if echo && !print {
+            let shows = echo && !print;
+            if shows && first == b'\t' && (what != Erase::Character || t.local(abi::ECHOE)) {
+                if !self.erase_tab(Tab { looked_at: 0, chars: 0, what, in_word }, out) {
+                    return;
+                }
+            } else if shows {
                 self.show_erased(what, first, out);
             }
             if what == Erase::Character {
                 break;
             }
         }
-        if self.input.len() == self.complete && t.local(abi::ECHO) {
+        self.end_erasure(out);
+    }
+
+    /// A character is erased, in a hold of the lock of its own: the others are, too, if it is not the only one.
+    fn erased_one(&mut self, what: Erase, in_word: bool, out: &mut Output) {
+        if what == Erase::Character {
+            self.unfinished = Unfinished::Nothing;
+            self.end_erasure(out);
+        } else {
+            self.erase_some(what, in_word, out);
+        }
+    }
+
+    fn end_erasure(&mut self, out: &mut Output) {
+        if self.input.len() == self.complete && self.termios.local(abi::ECHO) {
             self.finish_erasing(out);
         }
     }
@@ -545,13 +580,11 @@ impl Discipline {
         }
     }
 
-    /// Makes a character disappear from the screen that was erased; `c` is the first byte of it.
+    /// Makes a character disappear from the screen that was erased, and is no tab; `c` is the first byte of it.
     fn show_erased(&mut self, what: Erase, c: u8, out: &mut Output) {
         let t = self.termios;
         if what == Erase::Character && !t.local(abi::ECHOE) {
             self.echo(t.char(abi::VERASE), out);
-        } else if c == b'\t' {
-            self.erase_tab(out);
         } else {
             let shown_as_two = is_control(c) && t.local(abi::ECHOCTL);
             if !is_control(c) || shown_as_two {
@@ -563,33 +596,37 @@ impl Discipline {
         }
     }
 
-    /// Moves back over a tab: how far depends on what is before it in the line.
-    fn erase_tab(&mut self, out: &mut Output) {
-        let mut chars = 0;
-        let mut after_tab = false;
-        let mut looked_at = 0;
+    /// Moves back over a tab: how far depends on what is before it in the line, which takes `chars` as far as it is looked at. False if
+    /// the rest is for another hold of the lock.
+    fn erase_tab(&mut self, tab: Tab, out: &mut Output) -> bool {
         let two = 2 * usize::from(self.termios.local(abi::ECHOCTL));
-        let utf8 = self.termios.input(abi::IUTF8);
-        for cell in self.input.range(self.complete..).rev() {
-            looked_at += 1;
-            chars += match cell.byte {
-                b'\t' => {
-                    after_tab = true;
-                    break;
-                }
-                0x00..0x20 | 0x7f => two,
-                0x80..0xc0 if utf8 => 0,
+        let Tab { mut looked_at, mut chars, .. } = tab;
+        let line = self.input.len() - self.complete;
+        while looked_at < line {
+            if !self.may_go_on() {
+                self.unfinished = Unfinished::Tab(Tab { looked_at, chars, ..tab });
+                return false;
+            }
+            let c = self.input[self.complete + line - 1 - looked_at].byte;
+            if c == b'\t' {
+                break;
+            }
+            chars += match c {
+                _ if is_control(c) => two,
+                _ if self.is_continuation(c) => 0,
                 _ => 1,
             };
+            looked_at += 1;
+            self.count_steps(1);
         }
-        self.count_steps(looked_at);
-        if !after_tab {
+        if looked_at == line {
             chars += self.line_column;
         }
         for _ in 0..8 - chars % 8 {
             out.push(b'\x08');
             self.column = self.column.saturating_sub(1);
         }
+        true
     }
 
     /// Output processing of one byte that a program wrote or an echo.

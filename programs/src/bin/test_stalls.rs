@@ -660,7 +660,7 @@ fn signals_looked_at() {
         ready.wait_without_limit(0, 1);
         *tracee.borrow_mut() = Some(child);
     };
-    compare(100, MANY, make, |count| {
+    compare_within(BATCH, 100, MANY, make, |count| {
         let child = tracee.take().expect("made");
         let trace = |request: u32, address: usize, data: usize| {
             call(libc::SYS_ptrace, [request as usize, child.pid as usize, address, data, 0, 0])
