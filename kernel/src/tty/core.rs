@@ -29,7 +29,7 @@ const CHUNK: usize = 512;
 /// The most that one of them becomes: a tab.
 const WIDEST: usize = 8;
 /// Characters that are looked at or shown in one hold of the discipline's lock.
-const STEPS: usize = 256;
+const STEPS: usize = 128;
 /// Readiness for output wants this much room, so that programs do not write byte by byte.
 const WRITABLE_ROOM: usize = 256;
 
