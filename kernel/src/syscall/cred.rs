@@ -163,7 +163,9 @@ fn are_same(wanted: [u32; 3], present: [u32; 3]) -> bool {
 fn setresuid(args: &mut Args) -> Result<usize> {
     let own = credentials();
     let [ruid, euid, suid] = [uid(&own, args, 0)?, uid(&own, args, 1)?, uid(&own, args, 2)?];
-    if own.fsuid == own.euid && are_same([ruid, euid, suid], [own.uid, own.euid, own.suid]) {
+    // The user of file accesses follows the effective one, but where that is not named.
+    let follows = euid == u32::MAX || own.fsuid == own.euid;
+    if follows && are_same([ruid, euid, suid], [own.uid, own.euid, own.suid]) {
         return Ok(0);
     }
     change(|new| new.set_resuid(ruid, euid, suid))
@@ -172,7 +174,8 @@ fn setresuid(args: &mut Args) -> Result<usize> {
 fn setresgid(args: &mut Args) -> Result<usize> {
     let own = credentials();
     let [rgid, egid, sgid] = [gid(&own, args, 0)?, gid(&own, args, 1)?, gid(&own, args, 2)?];
-    if own.fsgid == own.egid && are_same([rgid, egid, sgid], [own.gid, own.egid, own.sgid]) {
+    let follows = egid == u32::MAX || own.fsgid == own.egid;
+    if follows && are_same([rgid, egid, sgid], [own.gid, own.egid, own.sgid]) {
         return Ok(0);
     }
     change(|new| new.set_resgid(rgid, egid, sgid))

@@ -121,8 +121,7 @@ fn set_policy(
         }
         // The idle policy is below all nice values.
         let leaves_idle = old.policy == Policy::Idle && policy != Policy::Idle;
-        if leaves_idle && !policy.is_realtime() && (20 - old.nice) as u64 > thread.process.limit(limits::NICE)
-        {
+        if leaves_idle && (20 - old.nice) as u64 > thread.process.limit(limits::NICE) {
             return Err(Errno::EPERM);
         }
     }

@@ -8,7 +8,7 @@ use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{check, cpus, pin};
 use roundtable_programs::{harness, procfs, sys, tests};
 
-tests! { queued_thread_goes_first: 60, running_thread_goes_last: 60, no_debt_from_real_time: 60 }
+tests! { queued_thread_goes_first: 60, running_thread_goes_last: 60, no_debt_from_real_time: 60, idle_is_left_by_nice }
 
 fn set_policy(pid: i32, policy: i32, priority: i32) {
     let parameters = libc::sched_param { sched_priority: priority };
@@ -118,4 +118,26 @@ fn no_debt_from_real_time() {
     assert!(others < 200, "{others}");
     first.end();
     other.end();
+}
+
+/// Who is idle needs the right to his nice value to be anything else, real time as well.
+fn idle_is_left_by_nice() {
+    child::in_child(|| {
+        let limit = |resource, most: u64| {
+            let limit = libc::rlimit { rlim_cur: most, rlim_max: most };
+            // SAFETY: the limit lives through the call.
+            check(unsafe { libc::setrlimit(resource, &limit) }).expect("setrlimit");
+        };
+        limit(libc::RLIMIT_RTPRIO, 10);
+        limit(libc::RLIMIT_NICE, 0);
+        set_policy(0, libc::SCHED_IDLE, 0);
+        roundtable_programs::place::become_user(1000, 1000);
+        let change = |policy: i32, priority: i32| {
+            let parameters = libc::sched_param { sched_priority: priority };
+            // SAFETY: the parameters are only read.
+            check(unsafe { libc::sched_setscheduler(0, policy, &parameters) })
+        };
+        assert_eq!(change(libc::SCHED_FIFO, 5), Err(roundtable_programs::Errno::EPERM));
+        assert_eq!(change(libc::SCHED_OTHER, 0), Err(roundtable_programs::Errno::EPERM));
+    });
 }

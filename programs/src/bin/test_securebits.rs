@@ -7,7 +7,7 @@ use roundtable_programs::rows::Rows;
 use roundtable_programs::sys::{check, pid};
 use roundtable_programs::{Errno, row, tests};
 
-tests! { root_is_nobody, locks, kept_capabilities, users_change_without_effect, ambient_ones, superfluous_arguments }
+tests! { root_is_nobody, locks, kept_capabilities, users_change_without_effect, ambient_ones, superfluous_arguments, users_of_files_stay }
 
 const NOROOT: usize = 1;
 const NOROOT_LOCKED: usize = 1 << 1;
@@ -158,5 +158,18 @@ fn superfluous_arguments() {
         row!(rows, OK, ambient([is_set, 0, 0, 0]));
         row!(rows, EINVAL, ambient([99, 0, 0, 0]));
         rows.finish();
+    });
+}
+
+/// A call that names nobody leaves the user of file accesses as he is, and one that names the effective user does not.
+fn users_of_files_stay() {
+    in_child(|| {
+        let fsuid = || status_text(pid(), "Uid").split_whitespace().last().unwrap().to_string();
+        // SAFETY: take integers.
+        let set = |uid: u32| unsafe { check(libc::syscall(libc::SYS_setresuid, u32::MAX, uid, u32::MAX)) };
+        // SAFETY: takes an integer.
+        unsafe { libc::setfsuid(1000) };
+        assert_eq!((set(u32::MAX), fsuid()), (Ok(0), "1000".into()));
+        assert_eq!((set(0), fsuid()), (Ok(0), "0".into()));
     });
 }
