@@ -3,6 +3,7 @@
 //! `/proc/PID` directories are made when they are looked up, from the processes that there are; a file in one of them keeps only the
 //! process's identity, and says `ESRCH` once the process is gone. The rest is a tree of registered files ([`register`]).
 
+mod hide;
 mod kpage;
 mod process;
 pub mod sysctl;
@@ -15,20 +16,39 @@ use alloc::vec::Vec;
 use super::dentry::Dentry;
 use super::inode::{Attributes, Dirent, Inode, InodeOps, Superblock, SuperblockOps};
 use super::pseudo::{Directory, Functions, LinkInode};
-use super::registry::{MountRequest, options, register_filesystem};
+use super::registry::{MountRequest, register_filesystem};
 use super::stat::{DeviceId, FileType, Stat, Statfs};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
 use crate::process::{self as processes, Pid};
 use crate::sched;
-use crate::sync::Once;
+use crate::sync::{Once, SpinLock};
+use hide::Options;
 
 pub use process::of_directory as process_of_directory;
 pub use system::set_meminfo_lines;
 
-struct ProcFs;
+#[derive(Default)]
+struct ProcFs(SpinLock<Options>);
+
+impl ProcFs {
+    fn options_of(inode: &Inode) -> Options {
+        inode.superblock.ops_as::<ProcFs>().map_or_else(Options::default, |fs| *fs.0.lock())
+    }
+}
 
 impl SuperblockOps for ProcFs {
+    fn options(&self) -> String {
+        self.0.lock().text()
+    }
+
+    fn remount(&self, text: &str) -> Result<()> {
+        let old = *self.0.lock();
+        let new = old.changed(text)?;
+        *self.0.lock() = new;
+        Ok(())
+    }
+
     fn most_bytes(&self) -> u64 {
         i32::MAX as u64
     }
@@ -52,7 +72,7 @@ struct Instance {
 fn instance() -> &'static Instance {
     static INSTANCE: Once<Instance> = Once::new();
     INSTANCE.call_once(|| {
-        let superblock = Superblock::new("proc", ProcFs);
+        let superblock = Superblock::new("proc", ProcFs::default());
         let directory = Directory::new(&superblock);
         let attributes = Attributes { nlink: 2, ..Attributes::new(0o555, 0, 0) };
         let root =
@@ -70,20 +90,13 @@ fn tree() -> &'static Arc<Directory> {
 }
 
 fn mount(request: &MountRequest) -> Result<Arc<Dentry>> {
-    // A view that hides nothing is what there is: who asks for another one is not to believe that he has it.
-    let is_known = |(name, value): (&str, Option<&str>)| match name {
-        "hidepid" => matches!(value, Some("0" | "off")),
-        "gid" => value.is_some_and(|gid| gid.parse::<u32>().is_ok()),
-        _ => false,
-    };
-    if !options(request.options).all(is_known) {
-        return Err(Errno::EINVAL);
-    }
+    let options = Options::default().changed(request.options)?;
     let view = View::current();
-    if view.is_initial() {
+    if view.is_initial() && options == Options::default() {
         return Ok(instance().root.clone());
     }
-    let superblock = Superblock::mounted("proc", ProcFs)?;
+    // What one mount hides others show.
+    let superblock = Superblock::mounted("proc", ProcFs(SpinLock::new(options)))?;
     let attributes = Attributes { nlink: 2, ..Attributes::new(0o555, 0, 0) };
     let root = Inode::new(&superblock, FileType::Directory, attributes, Root::new(tree(), view));
     Ok(Dentry::root(root))
@@ -182,14 +195,20 @@ impl InodeOps for Root {
         if let Some(link) = self.own_links(dir, name) {
             return link;
         }
-        match self.files.lookup(dir, name) {
-            Err(Errno::ENOENT) => process::lookup(dir, name, parse_pid(name)?, &self.view),
-            other => other,
+        let options = ProcFs::options_of(&dir.inode);
+        let is_own = matches!(name, b"self" | b"thread-self");
+        if !options.only_processes || is_own {
+            match self.files.lookup(dir, name) {
+                Err(Errno::ENOENT) => {}
+                other => return other,
+            }
         }
+        process::lookup(dir, name, parse_pid(name)?, &self.view, options)
     }
 
-    fn readdir(&self, _: &Arc<Dentry>, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
-        if from < PROCESS_OFFSET && !self.files.list(from, emit) {
+    fn readdir(&self, dir: &Arc<Dentry>, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
+        let options = ProcFs::options_of(&dir.inode);
+        if from < PROCESS_OFFSET && !options.only_processes && !self.files.list(from, emit) {
             return Ok(());
         }
         // An offset may be anything that a seek gave.
@@ -197,6 +216,9 @@ impl InodeOps for Root {
         while let Some((number, process)) = last.checked_add(1).and_then(|next| self.view.process_from(next))
         {
             last = number;
+            if !options.shows(|| process::may_look_into(&process)) {
+                continue;
+            }
             let name = alloc::format!("{last}");
             let entry = Dirent {
                 ino: process::directory_ino(process.pid),

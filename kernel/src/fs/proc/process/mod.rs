@@ -17,6 +17,7 @@ use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
+use super::hide::Options;
 use super::{bytes, parse_pid, superblock};
 use crate::errno::{Errno, Result};
 use crate::fs::dentry::Dentry;
@@ -43,6 +44,8 @@ pub struct Target {
     process: Weak<Process>,
     /// For `task/TID`.
     thread: Option<Weak<Thread>>,
+    /// What the mount hides by which it was found.
+    options: Options,
 }
 
 impl Target {
@@ -83,17 +86,12 @@ impl Target {
     /// May the current thread look into the process, as ptrace(2) would let it? `EACCES`.
     fn check_access(&self) -> Result<()> {
         let process = self.process()?;
-        let thread = process::current();
-        if Arc::ptr_eq(&process, &thread.process) {
-            return Ok(());
-        }
-        let own = thread.credentials();
-        let other = process.credentials();
-        if own.may_look_into(&other, (own.fsuid, own.fsgid), process.is_dumpable()) {
-            Ok(())
-        } else {
-            Err(Errno::EACCES)
-        }
+        if may_look_into(&process) { Ok(()) } else { Err(Errno::EACCES) }
+    }
+
+    /// `EPERM` when the mount hides what is in the directory.
+    fn check_open(&self) -> Result<()> {
+        if self.options.opens(|| self.check_access().is_ok()) { Ok(()) } else { Err(Errno::EPERM) }
     }
 
     /// The memory of the process, into which the current thread may look: of the program about which that was asked. `None` for a zombie.
@@ -120,6 +118,17 @@ impl Target {
     }
 }
 
+/// May the current thread look into the process, as ptrace(2) would let it?
+pub fn may_look_into(process: &Arc<Process>) -> bool {
+    let thread = process::current();
+    if Arc::ptr_eq(process, &thread.process) {
+        return true;
+    }
+    let own = thread.credentials();
+    let other = process.credentials();
+    own.may_look_into(&other, (own.fsuid, own.fsgid), process.is_dumpable())
+}
+
 /// The inode number of `/proc/PID`.
 pub fn directory_ino(pid: Pid) -> u64 {
     1 << 48 | u64::from(pid) << 24
@@ -132,12 +141,22 @@ pub fn of_directory(file: &File) -> Option<Result<Arc<Process>>> {
 }
 
 /// The directory of a process.
-pub fn lookup(dir: &Arc<Dentry>, name: &[u8], number: Pid, view: &View) -> Result<Arc<Dentry>> {
+pub fn lookup(
+    dir: &Arc<Dentry>,
+    name: &[u8],
+    number: Pid,
+    view: &View,
+    options: Options,
+) -> Result<Arc<Dentry>> {
     // Threads that are not the first can be named, but are not listed.
     let global = view.global(number).ok_or(Errno::ENOENT)?;
     let thread = process::find_thread_global(global).ok_or(Errno::ENOENT)?;
     let process = thread.process.clone();
+    if !options.shows(|| may_look_into(&process)) {
+        return Err(Errno::ENOENT);
+    }
     let target = Target {
+        options,
         pid: process.pid,
         view: view.clone(),
         process: Arc::downgrade(&process),
@@ -150,7 +169,9 @@ fn child_directory(dir: &Arc<Dentry>, name: &[u8], target: Target) -> Result<Arc
     let same = |inode: &Inode| {
         inode.ops_as::<ProcessDirectory>().is_some_and(|d| {
             let one = |a: &Option<Weak<Thread>>| a.as_ref().map(Weak::as_ptr);
-            Weak::ptr_eq(&d.0.process, &target.process) && one(&d.0.thread) == one(&target.thread)
+            Weak::ptr_eq(&d.0.process, &target.process)
+                && one(&d.0.thread) == one(&target.thread)
+                && d.0.options == target.options
         })
     };
     let make = || Ok(target.inode(0, FileType::Directory, 0o555, ProcessDirectory(target.clone())));
@@ -267,6 +288,7 @@ impl ProcessDirectory {
 impl InodeOps for ProcessDirectory {
     fn lookup(&self, dir: &Arc<Dentry>, name: &[u8]) -> Result<Arc<Dentry>> {
         self.0.thread().map_err(|_| Errno::ENOENT)?;
+        self.0.check_open()?;
         let (number, entry) = self.entries().find(|(_, e)| e.name.as_bytes() == name).ok_or(Errno::ENOENT)?;
         let target = self.0.clone();
         let (number, mode) = (number << 16, entry.permissions);
@@ -317,6 +339,7 @@ impl InodeOps for ProcessDirectory {
 
     fn readdir(&self, _: &Arc<Dentry>, from: u64, emit: &mut dyn FnMut(Dirent) -> bool) -> Result<()> {
         self.0.thread().map_err(|_| Errno::ENOENT)?;
+        self.0.check_open()?;
         for (number, entry) in self.entries().filter(|(n, _)| n + FIRST_OFFSET > from) {
             let kind = match entry.make {
                 Make::Link(_) => FileType::Symlink,
