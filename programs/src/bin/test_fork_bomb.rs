@@ -7,7 +7,9 @@ use roundtable_programs::leak::Baseline;
 use roundtable_programs::shared::Shared;
 use roundtable_programs::{Errno, procfs, sys, tests};
 
-tests! { of_a_user_with_a_limit: 60, of_threads: 60, without_a_limit: 100 }
+// The last took 30 s on 28 November and takes 50 s since the 29th (checked kernel, 512 MiB, nothing else on the host); why is not known. Its
+// limit was 100 s then, which it does not keep beside another machine.
+tests! { of_a_user_with_a_limit: 60, of_threads: 60, without_a_limit: 240 }
 
 /// Every process forks until that fails, and so do its children.
 fn bomb(shared: &Shared) -> ! {
