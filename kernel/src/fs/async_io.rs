@@ -46,9 +46,7 @@ impl Watcher for AsyncWatch {
         }
         if let Some(this) = self.this.upgrade() {
             READY.lock().push_back(this);
-            if let Some(worker) = WORKER.get() {
-                sched::wake(worker);
-            }
+            wake_worker();
         }
     }
 }
@@ -67,9 +65,13 @@ pub(super) fn tell_later(note: &Arc<Note>) {
     start_worker();
     if !note.is_listed.swap(true, Ordering::SeqCst) {
         NOTES.lock().push_back(note.clone());
-        if let Some(worker) = WORKER.get() {
-            sched::wake(worker);
-        }
+        wake_worker();
+    }
+}
+
+fn wake_worker() {
+    if let Some(worker) = WORKER.get() {
+        sched::wake(worker);
     }
 }
 

@@ -171,7 +171,6 @@ pub fn set(file: &Arc<File>, fd: i32, wanted: u32) -> Result<()> {
             continue;
         }
         if list.len() >= MOST {
-            inode.leases.any.store(true, Ordering::SeqCst);
             return Err(Errno::ENOLCK);
         }
         let state = SpinLock::new(State { level, breaking: None });
