@@ -186,6 +186,12 @@ impl FpuState {
         self.area[LEGACY_SIZE..LEGACY_SIZE + 8].copy_from_slice(&components.to_le_bytes());
     }
 
+    /// The rest of the header is zero: the standard layout, and nothing in what is reserved. By words, for every signal's end asks.
+    fn is_standard(&self) -> bool {
+        let rest = &self.area[LEGACY_SIZE + 8..LEGACY_SIZE + HEADER_SIZE];
+        rest.as_chunks().0.iter().all(|word| u64::from_ne_bytes(*word) == 0)
+    }
+
     fn word(&self, offset: usize) -> u32 {
         u32::from_le_bytes(self.area[offset..offset + 4].try_into().expect("four bytes"))
     }
@@ -226,8 +232,7 @@ impl FpuState {
     fn correct(&mut self, is_extended: bool) -> Result<()> {
         if is_extended {
             // The header: only enabled components, the standard layout, reserved bytes zero.
-            let header = &self.area[LEGACY_SIZE + 8..LEGACY_SIZE + HEADER_SIZE];
-            if self.components() & !components() != 0 || header.iter().any(|byte| *byte != 0) {
+            if self.components() & !components() != 0 || !self.is_standard() {
                 return Err(Errno::EINVAL);
             }
         } else {
@@ -266,9 +271,8 @@ impl FpuState {
         }
         let mut new = self.clone();
         new.area[LEGACY_SIZE..bytes.len()].copy_from_slice(&bytes[LEGACY_SIZE..]);
-        let header = &new.area[LEGACY_SIZE + 8..LEGACY_SIZE + HEADER_SIZE];
         let stored = new.components();
-        if stored & !components() != 0 || header.iter().any(|byte| *byte != 0) {
+        if stored & !components() != 0 || !new.is_standard() {
             return Err(Errno::EINVAL);
         }
         new.set_legacy(bytes[..LEGACY_SIZE].try_into().expect("as long as that"))?;

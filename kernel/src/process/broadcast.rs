@@ -2,8 +2,9 @@
 //!
 //! Such a signal reaches all that it means as if at one instant, and the tree's lock is held for one of them at a time. It is fork(2) that
 //! could tell the difference. So a call is put up where all see it, with a number, and each process knows the last number that it has heard. A
-//! child has heard what its parent has. A process that is meant and has not heard makes no child: it gets the signal first ([`unheard`]), and
-//! mostly ends by it. So those who are yet to hear never become more, and not even a fork bomb escapes, however slowly the caller gets on.
+//! child has heard what its parent has. A process that is meant and has not heard makes no child: it gets the signal first ([`hear`]), and
+//! mostly ends by it. So those who are yet to hear never become more, and not even a fork bomb escapes, however slowly the caller gets on. And it
+//! gets on slowly where thousands try to fork, at a limit, and leave it a thousandth of a CPU: so who fails to fork hears, too.
 //!
 //! Who enters a group or a namespace later was not there when the call began, and may hear or not.
 
@@ -11,7 +12,7 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::groups::Sending;
-use super::tree::{self, Group, Look, TreeCell};
+use super::tree::{self, Group, Guard, Look, TreeCell};
 use super::{Pid, Process};
 use crate::errno::{Errno, Result};
 use crate::namespaces::View;
@@ -160,9 +161,19 @@ impl Call {
 }
 
 /// A call that the process is to hear before it makes a child.
-pub(super) fn unheard(tree: &Look, process: &Process) -> Option<Arc<Call>> {
+fn unheard(tree: &Look, process: &Process) -> Option<Arc<Call>> {
     let of_all = || ALL.call.get(tree).clone().filter(|call| call.is_news_to(process) && call.means(process));
     unheard_in_group(tree, process).or_else(of_all)
+}
+
+/// Takes the tree's lock when there is no call that the process is yet to hear.
+pub(super) fn hear(process: &Arc<Process>, sends: usize) -> Guard {
+    loop {
+        let tree = tree::lock_to_send(sends);
+        let Some(call) = unheard(&tree, process) else { return tree };
+        drop(tree);
+        call.reach(process);
+    }
 }
 
 /// A call to its group that the process is yet to hear.

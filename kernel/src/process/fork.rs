@@ -102,7 +102,8 @@ pub fn clone(args: CloneArgs, frame: &mut TrapFrame) -> Result<Pid> {
     }
     let heard = current.process.heard.numbers();
     let traced = ptrace::clone_event(&current, &args);
-    let child = make_with_room(&args, frame, &current)?;
+    let child =
+        make_with_room(&args, frame, &current).inspect_err(|_| drop(broadcast::hear(&current.process, 0)))?;
     if traced.inherits {
         ptrace::prepare(child.thread())?;
     }
@@ -342,13 +343,7 @@ impl Child {
         let thread = self.thread().clone();
         let process = &thread.process;
         let parent = &current.process;
-        let mut tree = tree::lock_to_send(SENDS);
-        while let Some(call) = broadcast::unheard(&tree, parent) {
-            drop(tree);
-            call.reach(parent);
-            drop(call);
-            tree = tree::lock_to_send(SENDS);
-        }
+        let mut tree = broadcast::hear(parent, SENDS);
         signal::group::hear(&mut tree, parent);
         if self.new_process && cgroup::is_being_killed(&tree, parent) {
             drop(tree);

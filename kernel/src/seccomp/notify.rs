@@ -152,9 +152,9 @@ impl Listener {
             waiting
         };
         self.changed.wake_one();
-        let answer = self.wait(&waiting);
-        self.forget(&waiting);
-        answer
+        let waited = self.wait(&waiting);
+        // An answer that came after the wait has ended, and before the call was over, was accepted: it is the call's, signal or not.
+        self.forget(&waiting).map_or(waited, Ok)
     }
 
     fn wait(&self, waiting: &Waiting) -> Result<Answer> {
@@ -175,20 +175,21 @@ impl Listener {
         }
     }
 
-    /// The call is over for the listener, and so are files that were not put in place.
-    fn forget(&self, waiting: &Waiting) {
+    /// The call is over for the listener, and so are files that were not put in place. Gives what it was answered.
+    fn forget(&self, waiting: &Waiting) -> Option<Answer> {
         let mut calls = self.calls.lock();
         let was = [calls.waiting.remove(&waiting.id), calls.taken.remove(&waiting.id)];
         drop(calls);
         drop(was);
-        let files = {
+        let (answer, files) = {
             let mut progress = waiting.progress.lock();
             progress.over = true;
-            core::mem::take(&mut progress.files)
+            (progress.answer, core::mem::take(&mut progress.files))
         };
         for adding in files {
             adding.finish(Err(Errno::ESRCH));
         }
+        answer
     }
 
     /// Takes up the call that has waited longest.

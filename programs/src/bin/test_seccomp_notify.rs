@@ -7,15 +7,16 @@ use std::time::Duration;
 
 use libc::{SYS_getppid, SYS_getuid};
 use roundtable_programs::child::{Child, End, fork};
+use roundtable_programs::harness::skip;
 use roundtable_programs::kinds::call;
 use roundtable_programs::rows::Rows;
 use roundtable_programs::seccomp::*;
-use roundtable_programs::sys::{check, pid, settles};
+use roundtable_programs::sys::{check, is_linux, pid, settles};
 use roundtable_programs::{Errno, row, tests};
 use roundtable_programs::{signals, socket};
 
 tests! { answers, calls_that_are_made, who_asks, ids, errors, flags_of_filters, one_listener_of_a_chain, closed_listener,
-closed_while_calls_wait, nobody_left, signals_interrupt, answers_that_look_like_restarts, only_kills_interrupt, killed_while_waiting, listener_is_interrupted,
+closed_while_calls_wait, nobody_left, signals_interrupt, answered_while_a_signal_comes, answers_that_look_like_restarts, only_kills_interrupt, killed_while_waiting, listener_is_interrupted,
 files_are_added, file_is_the_answer, files_that_are_refused, many_callers, all_threads, polled_by_epoll, a_bad_address_gives_back }
 
 const IN: i16 = libc::POLLIN;
@@ -248,6 +249,31 @@ fn signals_interrupt() {
         assert_eq!(listener.poll(0), 0);
         drop(listener);
     }
+}
+
+/// A call that was answered is not made again, however near its answer and a signal come.
+fn answered_while_a_signal_comes() {
+    if is_linux() {
+        skip("an answer between a signal and its thread's end of the wait is lost there");
+    }
+    const CALLS: usize = 3_000;
+    let listener = Listener::on(SYS_getppid, 0);
+    let child = caller(|| {
+        signals::catch_with(libc::SIGUSR1, nothing, libc::SA_RESTART, &[]);
+        for call in 0..CALLS {
+            assert_eq!(simple(SYS_getppid), Ok(call));
+        }
+    });
+    let mut answered = 0;
+    while answered < CALLS {
+        let told = listener.receive_next();
+        child.kill(libc::SIGUSR1);
+        match listener.answer(told.id, answered as i64) {
+            Ok(_) => answered += 1,
+            Err(error) => assert_eq!(error, Errno::ENOENT, "given up, and made again"),
+        }
+    }
+    child.ok();
 }
 
 fn answers_that_look_like_restarts() {
