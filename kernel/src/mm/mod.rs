@@ -47,7 +47,7 @@ mod remote;
 pub mod scan;
 mod seal;
 pub mod shm;
-mod space;
+pub mod space;
 mod tables;
 pub mod uaccess;
 pub mod userfault;

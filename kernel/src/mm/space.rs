@@ -4,7 +4,7 @@ use alloc::collections::LinkedList;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use intrusive_collections::{LinkedListAtomicLink, intrusive_adapter};
 
@@ -103,6 +103,16 @@ pub struct AddressSpace {
 
 intrusive_adapter!(Later = Arc<AddressSpace>: AddressSpace { later => LinkedListAtomicLink });
 
+/// How many there are, those of regions too. Some belong to no process: a fork makes them and an end takes them down, and who reads a stranger's
+/// memory keeps it meanwhile.
+static COUNT: AtomicUsize = AtomicUsize::new(0);
+
+/// How many address spaces there are.
+pub fn count() -> usize {
+    // Relaxed: whoever compares it with what it has found looks again.
+    COUNT.load(Ordering::Relaxed)
+}
+
 /// References that must not be the last where they are dropped.
 static LATER: SpinLock<intrusive_collections::LinkedList<Later>> =
     SpinLock::new(intrusive_collections::LinkedList::new(Later::NEW));
@@ -145,6 +155,8 @@ impl AddressSpace {
         let costs = set.costs();
         let huge = hugetlb::token(&tables);
         let areas = lock(Areas { set, layout: Layout::default(), new_flags: VmFlags::empty(), huge });
+        // Relaxed: see `count`.
+        COUNT.fetch_add(1, Ordering::Relaxed);
         Ok(Arc::new_cyclic(|this| Self {
             this: this.clone(),
             areas,
@@ -538,6 +550,8 @@ impl Drop for AddressSpace {
     fn drop(&mut self) {
         debug_assert!(self.cpus().is_empty(), "an address space is dropped while a CPU runs it");
         self.tear_down();
+        // Relaxed: see `count`.
+        COUNT.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -7,10 +7,13 @@ use roundtable_programs::fault::{self, Fault};
 use roundtable_programs::file::Fd;
 use roundtable_programs::harness::skip;
 use roundtable_programs::huge::{self, GIB, HUGE, expect_pool, file, stamp};
+use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{self, FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
 use roundtable_programs::procfs::Meminfo;
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sharing::{self, counter};
+use roundtable_programs::sys::PAGE;
+use roundtable_programs::uffd::{MISSING, Uffd};
 use roundtable_programs::{sys, tests};
 
 tests! { attach_faults_nothing: 60, fork_faults_nothing: 60, incongruent_faults_nothing: 60, small_mappings_share: 60,
@@ -18,7 +21,10 @@ small_mappings_without_an_address_share: 60, one_table_for_readers_and_writers: 
 prot_none_and_back: 60, dontneed_keeps_the_table: 60, neighbour_in_the_slot: 60, kept_free_space_is_no_neighbour: 60,
 kept_free_space_in_front_is_checked: 60,
 pages_behind_the_end: 60, partial_munmap_shares_the_rest: 60, moved_mapping_faults_nothing: 60, punch_of_many: 60,
-sparse_terabyte_forks: 60, retired_tables_come_back: 60, the_checker_misses_an_entry: 60 }
+sparse_terabyte_forks: 60, retired_tables_come_back: 60, the_checker_misses_an_entry: 60,
+the_checker_counts_no_memory_without_a_process: 60 }
+
+const CHECK: &str = "/sys/kernel/mm/hugepages/sharing/check";
 
 /// Pages that a small file has.
 const PAGES: usize = 32;
@@ -369,7 +375,7 @@ fn retired_tables_come_back() {
 /// The kernel counts who leads to a table, over all processes: it notices when one entry is not there any more.
 fn the_checker_misses_an_entry() {
     const BREAK: &str = "/sys/kernel/mm/hugepages/sharing/break";
-    let check = || std::fs::read_to_string("/sys/kernel/mm/hugepages/sharing/check").unwrap();
+    let check = || std::fs::read_to_string(CHECK).unwrap();
     let file = filled();
     if !std::path::Path::new(BREAK).exists() {
         skip("only a kernel built with the feature lab can be broken");
@@ -385,4 +391,41 @@ fn the_checker_misses_an_entry() {
         let found = check();
         assert!(found.starts_with("ok: "), "{found}");
     });
+}
+
+/// Who reads a process from outside keeps its memory when it ends, and the tables attached there, though no process has them any more.
+fn the_checker_counts_no_memory_without_a_process() {
+    let file = filled();
+    let page = Map::anonymous(PAGE);
+    let shared = Shared::new();
+    let from = child::fork(|| {
+        let uffd = Uffd::new(0);
+        uffd.register(&page, MISSING).unwrap();
+        // A process of its own, which outlives this one and its descriptor.
+        let _monitor = child::fork(|| {
+            shared.set(0, 1);
+            uffd.next();
+            shared.set(1, 1);
+            shared.wait(2, 1);
+        })
+        .release();
+        let map = map_whole(&file, 0, RW);
+        assert_eq!(read_all(map.address, 0, PAGES), 0);
+        shared.wait_without_limit(3, 1);
+    });
+    shared.wait(0, 1);
+    let reader = child::fork(|| {
+        let mut byte = 0u8;
+        let (to, from_there) = ([(&raw mut byte) as usize, 1], [page.address, 1]);
+        let vectors = [from.pid as usize, to.as_ptr() as usize, 1, from_there.as_ptr() as usize, 1, 0];
+        assert_eq!(call(libc::SYS_process_vm_readv, vectors), Ok(1));
+    });
+    shared.wait(1, 1);
+    from.end();
+    let found = std::fs::read_to_string(CHECK).unwrap();
+    shared.set(2, 1);
+    reader.ok();
+    assert!(found.starts_with("ok: ") && found.contains("not compared with counts"), "{found}");
+    let found = std::fs::read_to_string(CHECK).unwrap();
+    assert!(found.starts_with("ok: ") && !found.contains("not compared"), "{found}");
 }
