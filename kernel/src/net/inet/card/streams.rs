@@ -480,9 +480,11 @@ impl Stream {
             self.abort(tcp);
             return Ok(());
         }
+        // Looked at first: all that the user has sent before it is there then.
+        let finished = self.stand_in.state.lock().peer_finished;
         self.send(tcp);
         let waiting = self.stand_in.bytes.lock().len();
-        let done = self.stand_in.state.lock().peer_finished && waiting == 0;
+        let done = finished && waiting == 0;
         let untaken = tcp.send_queue() + waiting;
         if untaken < core::mem::replace(&mut self.untaken, untaken) {
             // However slowly it takes what was sent to it, it gets it all.
