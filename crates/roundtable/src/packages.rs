@@ -71,49 +71,42 @@ fn fetch(names: &[String], cache: &Path) -> Result<Vec<PathBuf>> {
     let status = cache.join("status");
     fs::write(&status, "")?;
     eprintln!("roundtable: fetching {} and what belongs to it ({})", names.join(", "), archives.display());
-    let mut words = vec!["--print-uris", "--no-install-recommends", "-y", "install"];
+    let mut words = vec!["--download-only", "--no-install-recommends", "-y", "install"];
     words.extend(BASE);
     words.extend(names.iter().map(String::as_str));
     if fs::read_dir(cache.join("lists"))?.count() < 3 {
         apt_get(cache, &["update"])?;
     }
-    let uris = match apt_get(cache, &words) {
-        Ok(uris) => uris,
-        // The lists may be of an older day than the archive.
-        Err(_) => apt_get(cache, &["update"]).and_then(|_| apt_get(cache, &words))?,
-    };
-    words[0] = "--download-only";
     if apt_get(cache, &words).is_err() {
+        // The lists may be of an older day than the archive.
         apt_get(cache, &["update"])?;
         apt_get(cache, &words)?;
     }
-    let files = files_of(&uris);
-    ensure!(!files.is_empty(), "apt-get names no files");
-    // apt has those at hand that it did not have to fetch.
-    let mut listed: Vec<String> = files.clone();
-    for name in fs::read_dir(&archives)?.flatten().filter_map(|entry| entry.file_name().into_string().ok()) {
-        if name.ends_with(".deb") && needed(&name, &uris) && !listed.contains(&name) {
-            listed.push(name);
-        }
-    }
-    for name in &listed {
+    // By the lists as they are now; others that lie there are of an older day.
+    words[0] = "--simulate";
+    let files = files_of(&apt_get(cache, &words)?);
+    ensure!(!files.is_empty(), "apt-get names no packages");
+    for name in &files {
         ensure!(archives.join(name).is_file(), "{name} did not come");
     }
-    fs::write(&set, listed.join("\n"))?;
-    Ok(listed.into_iter().map(|name| archives.join(name)).collect())
+    fs::write(&set, files.join("\n"))?;
+    Ok(files.into_iter().map(|name| archives.join(name)).collect())
 }
 
-/// The names under which apt stores what it was to fetch: the second word of `'URI' NAME SIZE HASH`.
-fn files_of(uris: &str) -> Vec<String> {
-    let lines = uris.lines().filter(|line| line.starts_with('\''));
-    let names = lines.filter_map(|line| line.split_whitespace().nth(1));
-    names.filter(|name| name.ends_with(".deb")).map(str::to_string).collect()
-}
-
-/// Whether a file `PACKAGE_VERSION_ARCHITECTURE.deb` is of those that apt said it would install.
-fn needed(file: &str, output: &str) -> bool {
-    let package = file.split('_').next().unwrap_or_default();
-    output.lines().filter(|line| line.starts_with("  ")).flat_map(str::split_whitespace).any(|w| w == package)
+/// The names under which apt stores the packages that it would install, in its order: it says of each
+/// `Inst NAME (VERSION ARCHIVE [ARCHITECTURE])`.
+fn files_of(simulation: &str) -> Vec<String> {
+    let file = |line: &str| {
+        let (name, rest) = line.strip_prefix("Inst ")?.split_once(' ')?;
+        let inside = rest.split_once('(')?.1.split_once(')')?.0;
+        let version = inside.split(' ').next()?;
+        let architecture = inside.rsplit_once('[')?.1.strip_suffix(']')?;
+        // Of another architecture than the host's it stands behind the name, too.
+        let name = name.split(':').next()?;
+        let quoted = version.replace('%', "%25").replace('_', "%5f").replace(':', "%3a");
+        Some(format!("{name}_{quoted}_{architecture}.deb"))
+    };
+    simulation.lines().filter_map(file).collect()
 }
 
 /// Runs apt-get on our own folders; nothing of the host's is read but its sources and keys.
@@ -156,12 +149,23 @@ mod tests {
         }
     }
 
+    /// The versions that apt would install, and not others that were fetched on another day.
     #[test]
     fn files_are_named_as_apt_names_them() {
-        let text = "The following NEW packages will be installed:\n  libc6 redis-server\n\
-            'http://host/pool/redis.deb' redis-server_5%3a7_amd64.deb 123 SHA256:abc\n";
-        assert_eq!(files_of(text), ["redis-server_5%3a7_amd64.deb"]);
-        assert!(needed("libc6_2.36-9_amd64.deb", text));
-        assert!(!needed("libc6-dev_2.36-9_amd64.deb", text));
+        let text = "NOTE: This is only a simulation!\nThe following NEW packages will be installed:\n  libc6 redis-server\n\
+            Inst gcc-12-base (12.2.0-14+deb12u1 Debian:12.15/oldstable [amd64]) []\n\
+            Inst libc6 (2.36-9+deb12u10 Debian:12.15/oldstable [amd64])\n\
+            Inst redis-server (5:7.0.15-1~deb12u10 Debian-Security:12/oldstable-security [amd64])\n\
+            Inst base-passwd:arm64 (3.6.1 Debian:12.15/oldstable [arm64])\n\
+            Inst libc-bin\nConf libc6 (2.36-9+deb12u10 Debian:12.15/oldstable [amd64])\n";
+        assert_eq!(
+            files_of(text),
+            [
+                "gcc-12-base_12.2.0-14+deb12u1_amd64.deb",
+                "libc6_2.36-9+deb12u10_amd64.deb",
+                "redis-server_5%3a7.0.15-1~deb12u10_amd64.deb",
+                "base-passwd_3.6.1_arm64.deb",
+            ]
+        );
     }
 }
