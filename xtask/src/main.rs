@@ -83,7 +83,16 @@ struct Run {
 
 fn main() -> ExitCode {
     roundtable::abort_on_panic();
-    match execute(Cli::parse().command) {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        // A job may end with clap's own status, 2.
+        Err(error) if error.use_stderr() => {
+            let _ = error.print();
+            return ExitCode::from(MACHINE_FAILED as u8);
+        }
+        Err(error) => error.exit(),
+    };
+    match execute(cli.command) {
         Ok(status) => ExitCode::from(status as u8),
         Err(error) => {
             // Without a terminal or a reader there is nobody to tell.
@@ -133,6 +142,9 @@ fn run(options: &Run) -> Result<i32> {
     }
     setup::qemu()?;
     setup::host_libc()?;
+    if needs_busybox(&options.run) {
+        setup::busybox()?;
+    }
     match options.run.kernel {
         Kernel::Roundtable => build::kernel(&options.build, &options.build.output())?,
         Kernel::Linux => linux::fetch()?,
@@ -149,6 +161,12 @@ fn run(options: &Run) -> Result<i32> {
     roundtable::run::run(&options.run, &parts)
 }
 
+/// Whether the program is the host's busybox: the README's first one, which a fresh host does not have.
+fn needs_busybox(options: &RunOptions) -> bool {
+    let has_own = options.root.is_some() || !options.packages.is_empty();
+    !has_own && options.program.first().is_some_and(|name| name == "busybox")
+}
+
 /// The workspace's folder.
 fn root() -> PathBuf {
     // What cargo says when it runs this comes first: a copied `target/` has a binary that was built elsewhere and counts as fresh.
@@ -159,4 +177,40 @@ fn root() -> PathBuf {
 /// Where the built things go.
 fn output_folder() -> PathBuf {
     root().join("target/roundtable")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parsed(line: &str) -> Result<Box<Run>, clap::Error> {
+        // A shell takes its words apart.
+        let script = format!("for word in {line}; do echo \"$word\"; done");
+        let output = std::process::Command::new("sh").args(["-c", &script]).output().expect("sh starts");
+        let words = String::from_utf8(output.stdout).unwrap();
+        let cli = Cli::try_parse_from(std::iter::once("xtask").chain(words.lines()))?;
+        match cli.command {
+            Command::Run(options) => Ok(options),
+            _ => panic!("{line}"),
+        }
+    }
+
+    /// Each line of the README that runs something is understood, and the host gets a busybox for those that run one.
+    #[test]
+    fn the_readme_says_what_can_be_typed() {
+        let mut lines = Vec::new();
+        for document in ["README.md", "docs/programs.md"] {
+            let text = std::fs::read_to_string(root().join(document)).unwrap();
+            let commands =
+                text.lines().filter_map(|line| line.strip_prefix("$ ")?.split_once("cargo xtask "));
+            lines.extend(commands.map(|(_, line)| line.to_string()));
+        }
+        let runs: Vec<&String> = lines.iter().filter(|line| line.starts_with("run")).collect();
+        assert!(runs.len() > 5, "{lines:?}");
+        for line in runs {
+            let options = parsed(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+            assert_eq!(needs_busybox(&options.run), line.contains("-- busybox"), "{line}");
+        }
+        assert!(!needs_busybox(&parsed("run --package redis -- busybox").unwrap().run));
+    }
 }

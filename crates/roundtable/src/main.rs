@@ -70,9 +70,9 @@ fn main() -> ExitCode {
     let failed = if runs { MACHINE_FAILED } else { UNKNOWN };
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) if error.use_stderr() && !runs => {
+        Err(error) if error.use_stderr() => {
             let _ = error.print();
-            return ExitCode::from(UNKNOWN as u8);
+            return ExitCode::from(failed as u8);
         }
         Err(error) => error.exit(),
     };
@@ -88,7 +88,16 @@ fn main() -> ExitCode {
 
 fn execute(cli: Cli) -> Result<i32> {
     match cli.command {
-        Command::Run { parts, run: options } => run(&options, &Parts::in_folder(&parts)),
+        Command::Run { parts, run: options } => {
+            if !parts.is_dir() {
+                bail!(
+                    "{}: there is no such folder. `cargo xtask build` makes target/roundtable in a clone of Roundtable; \
+                     --parts FOLDER or ROUNDTABLE_PARTS says where it is",
+                    parts.display()
+                );
+            }
+            run(&options, &Parts::in_folder(&parts))
+        }
         Command::Audit(options) => audit::run(&options),
         Command::Record(options) => record::run(&options),
         Command::Plan(options) => plan::run(&options),

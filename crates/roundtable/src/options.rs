@@ -175,23 +175,30 @@ impl RunOptions {
         self.huge_2m.unwrap_or(demonstration)
     }
 
+    /// Bytes of all huge pages at boot; more than any machine has where that is no number.
+    pub fn huge_bytes(&self) -> u64 {
+        self.pages_2m().saturating_mul(2 << 20).saturating_add(self.huge_1g.saturating_mul(1 << 30))
+    }
+
     /// The machine's memory: what was asked for, or the huge pages and room for the programs and for files of
     /// so many bytes, which are there twice while they are unpacked.
     pub fn memory(&self, files: u64) -> Size {
         self.memory.unwrap_or_else(|| {
-            let pages = (self.pages_2m() << 21).saturating_add(self.huge_1g << 30);
             // Measured: a process of the demonstration takes below 200 KiB.
             let programs =
                 if self.is_demonstration() { u64::from(self.sharers.get()) * (256 << 10) } else { 0 };
             // A process with tables of its own has one for every 512 pages.
             let base = match self.is_demonstration() && self.base_pages {
-                true => self.size.0.saturating_add(u64::from(self.sharers.get()) * (self.size.0 >> 9)),
+                true => {
+                    self.size.0.saturating_add(u64::from(self.sharers.get()).saturating_mul(self.size.0 >> 9))
+                }
                 false => 0,
             };
             // What is usual in every guest is in that.
-            let files = if files > USUAL_FILES { 2 * files } else { 0 };
-            let total = pages + programs + base + files + Size::gibibytes(1).0;
-            Size(total.next_multiple_of(Size::mebibytes(256).0))
+            let files = if files > USUAL_FILES { files.saturating_mul(2) } else { 0 };
+            let parts = [programs, base, files, Size::gibibytes(1).0];
+            let total = parts.into_iter().fold(self.huge_bytes(), u64::saturating_add);
+            Size(total.checked_next_multiple_of(Size::mebibytes(256).0).unwrap_or(u64::MAX))
         })
     }
 }
@@ -223,6 +230,20 @@ mod tests {
         assert_eq!((run.cpus.get(), run.sharers.get(), run.pages_2m()), (2, 1000, 512));
         assert_eq!(run.memory(0), Size::mebibytes(2304));
         assert_eq!(parse("--sharers 10000").unwrap().memory(0), Size::mebibytes(4608));
+    }
+
+    /// They are refused with a sentence, by the size of the machine.
+    #[test]
+    fn sizes_that_no_machine_has_are_no_panic() {
+        for line in [
+            "--size 16777215T",
+            "--size 16777215T --base-pages --sharers 4294967295",
+            "--huge-2m 18446744073709551615",
+            "--huge-1g 18446744073709551615 -- ls",
+        ] {
+            let run = parse(line).unwrap();
+            assert!(run.memory(u64::MAX) >= run.memory(0) && run.memory(0).0 > 1 << 60, "{line}");
+        }
     }
 
     #[test]

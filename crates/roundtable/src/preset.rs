@@ -79,7 +79,8 @@ impl Preset {
     /// The names in a folder, and what each is about.
     pub fn list(folder: &Path) -> Result<Vec<(String, String)>> {
         let mut list = Vec::new();
-        let entries = fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+        let missing = || format!("{}: `cargo xtask build` puts the presets there", folder.display());
+        let entries = fs::read_dir(folder).with_context(missing)?;
         for path in entries.flatten().map(|entry| entry.path()) {
             let name = path.file_stem().and_then(|name| name.to_str());
             if let Some(name) = name.filter(|_| path.extension().is_some_and(|ending| ending == ENDING)) {

@@ -38,7 +38,8 @@ pub fn find(name: &str, ours: &Path) -> Result<Program> {
             return Ok(Program { host, guest });
         }
     }
-    bail!("{name}: neither one of our programs ({}) nor in the PATH", ours.display())
+    let hint = if name == "busybox" { ": install busybox-static, or another static busybox" } else { "" };
+    bail!("{name}: neither one of our programs ({}) nor in the PATH{hint}", ours.display())
 }
 
 /// An absolute path without `.` and `..`, as the guest has it.

@@ -60,11 +60,14 @@ impl Parts {
     pub fn kernel(&self, kernel: &Kernel) -> Result<PathBuf> {
         let path = match kernel {
             Kernel::Roundtable => self.kernel.clone(),
-            Kernel::Linux => self.linux.clone().context("Debian's kernel was not fetched yet")?,
+            Kernel::Linux => {
+                self.linux.clone().context("Debian's kernel was not fetched yet: `cargo xtask setup` does")?
+            }
             Kernel::File(path) => path.clone(),
         };
         if !path.is_file() {
-            bail!("{}: there is no such kernel", path.display());
+            let hint = if *kernel == Kernel::Roundtable { ": `cargo xtask build` makes it" } else { "" };
+            bail!("{}: there is no such kernel{hint}", path.display());
         }
         Ok(path)
     }
@@ -147,7 +150,7 @@ fn run_preset(preset: &Preset, given: &RunOptions, parts: &Parts) -> Result<i32>
         }
     }
     if runs.iter().any(|(_, figures)| !figures.is_empty()) {
-        println!("\n{}", figures::table(&runs));
+        crate::output::file::write(&format!("\n{}\n", figures::table(&runs)), None)?;
     }
     Ok(worst)
 }
@@ -298,7 +301,7 @@ fn check_size(options: &RunOptions, files: u64) -> Result<Size> {
         bail!("the machine has {MOST_CPUS} CPUs at most: give --cpus {MOST_CPUS}");
     }
     let memory = options.memory(files);
-    let pages = (options.pages_2m() << 21).saturating_add(options.huge_1g << 30);
+    let pages = options.huge_bytes();
     let needed = pages.saturating_add(files.saturating_mul(2));
     if needed >= memory.0 {
         let enough = RunOptions { memory: None, ..options.clone() }.memory(files);

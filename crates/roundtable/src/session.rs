@@ -102,7 +102,10 @@ impl<'a> Session<'a> {
             started: false,
             ending: None,
             spinner,
-            deadline: options.time_limit.map(|limit| Instant::now() + Duration::from_secs(limit)),
+            // One beyond what a clock can show never comes.
+            deadline: options
+                .time_limit
+                .and_then(|limit| Instant::now().checked_add(Duration::from_secs(limit))),
         })
     }
 

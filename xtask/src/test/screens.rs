@@ -27,6 +27,8 @@ const CASES: &[Case] = &[
     Case { name: "pipe", both: true, run: pipe },
     Case { name: "shell", both: true, run: shell },
     Case { name: "demonstration", both: false, run: demonstration },
+    Case { name: "list", both: false, run: list },
+    Case { name: "preset", both: false, run: preset },
     Case { name: "narrow", both: false, run: narrow },
     Case { name: "escape-key", both: false, run: escape_key },
     Case { name: "signal", both: false, run: signal },
@@ -252,6 +254,38 @@ fn demonstration(scene: &Scene) -> Result<()> {
     });
     ensure!(colour.is_none(), "a colour: {colour:?}");
     Ok(())
+}
+
+/// The presets by name, on a terminal and to somebody who reads nothing of it.
+fn list(scene: &Scene) -> Result<()> {
+    let mut terminal = scene.terminal(&["--list"])?;
+    expect_status(&mut terminal, 0)?;
+    let text = terminal.contents();
+    ensure!(text.contains("postgres  PostgreSQL") && text.contains("redis     Redis"), "{text}");
+    terminal.expect_as_found()?;
+    let mut child = scene.command(&["--list"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    drop(child.stdout.take());
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "{}\n{}", output.status, String::from_utf8_lossy(&output.stderr));
+    Ok(())
+}
+
+/// A preset of the user's own: its steps on the terminal, and its figures as a table at the end.
+fn preset(scene: &Scene) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("own.toml");
+    std::fs::write(
+        &path,
+        "about = \"a test\"\n[environment]\nCOUNT = \"3\"\n[[steps]]\nname = \"count to $COUNT\"\n\
+         run = 'for i in 1 2 $COUNT; do echo line-$((i + 10)); done; figure Numbers counted $COUNT'\n",
+    )?;
+    let mut terminal = scene.terminal(&["--", path.to_str().context("a path of our own")?])?;
+    expect_status(&mut terminal, 0)?;
+    let text = terminal.contents();
+    for expected in ["count to 3", "line-11\n", "line-13\n", "Numbers", "counted"] {
+        ensure!(text.contains(expected), "no {expected:?}\n{text}");
+    }
+    terminal.expect_as_found()
 }
 
 /// Characters of a line without its control sequences.
