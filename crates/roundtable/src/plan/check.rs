@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::Plan;
 use super::arithmetic::Way;
+use super::{Asks, Plan};
 use crate::audit::kernel_version;
 use crate::audit::meminfo::Meminfo;
 use crate::audit::pools::{self, Pool};
@@ -18,11 +18,14 @@ pub struct Check {
     pub way: Option<Way>,
     /// Whether this host has it.
     pub is_met: bool,
+    /// Whether it has to: of several ways to map the memory one is enough, and a configuration names it.
+    pub is_needed: bool,
     /// What is needed and what there is, in a sentence.
     pub what: String,
 }
 
-/// Compares a plan with a host; only what concerns pages of one size, if one was named.
+/// Compares a plan with a host; only what concerns pages of one size, if one was named. What the configuration asks for
+/// is needed, or where there is none any one of the ways.
 pub fn checks(source: &Source, plan: &Plan, page_size: Option<Size>) -> Vec<Check> {
     let meminfo = Meminfo::read(source);
     let pools = pools::read(source, &meminfo);
@@ -32,6 +35,7 @@ pub fn checks(source: &Source, plan: &Plan, page_size: Option<Size>) -> Vec<Chec
     let mut checks = vec![Check {
         way: None,
         is_met: plan.size <= total,
+        is_needed: true,
         what: format!("the memory is {}; this host has {}", human::bytes(plan.size), human::bytes(total)),
     }];
     let wanted = |way: Way| page_size.is_none_or(|size| size.0 == way.page_size());
@@ -41,6 +45,7 @@ pub fn checks(source: &Source, plan: &Plan, page_size: Option<Size>) -> Vec<Chec
         checks.push(Check {
             way: Some(Way::Base),
             is_met: needed.is_some_and(|needed| needed <= available),
+            is_needed: false,
             what: format!(
                 "on base pages memory and page tables take {}; {} are available",
                 needed.map_or("more than 16 EiB".into(), human::bytes),
@@ -57,6 +62,7 @@ pub fn checks(source: &Source, plan: &Plan, page_size: Option<Size>) -> Vec<Chec
         checks.push(Check {
             way: Some(Way::HugeShared),
             is_met: kernel.shares,
+            is_needed: false,
             what: format!(
                 "Linux {} {} page tables of huge pages ({})",
                 kernel.release,
@@ -64,6 +70,24 @@ pub fn checks(source: &Source, plan: &Plan, page_size: Option<Size>) -> Vec<Chec
                 kernel.reason
             ),
         });
+    }
+    let default = pools.iter().find(|pool| pool.is_default).map(|pool| pool.page_size);
+    let of_size =
+        |size: u64| [Way::Base, Way::Huge, Way::Gigantic].into_iter().find(|way| way.page_size() == size);
+    let asked = match (page_size, plan.asks) {
+        (Some(size), _) => of_size(size.0),
+        (None, Some(Asks::BasePages)) => Some(Way::Base),
+        (None, Some(Asks::HugePages { size })) => {
+            of_size(if size == 0 { default.unwrap_or(0) } else { size }).or(Some(Way::Huge))
+        }
+        (None, None) => None,
+    };
+    // Sharing is the kernel's, and comes by itself or not at all.
+    let mut ways: Vec<&mut Check> =
+        checks.iter_mut().filter(|check| check.way.is_some_and(|way| way != Way::HugeShared)).collect();
+    let is_one_met = ways.iter().any(|check| check.is_met);
+    for check in &mut ways {
+        check.is_needed = if asked.is_some() { check.way == asked } else { !is_one_met };
     }
     checks
 }
@@ -98,5 +122,5 @@ fn pool(pools: &[Pool], way: Way, pages: u64, available: u64) -> Check {
             )
         }
     };
-    Check { way: Some(way), is_met, what }
+    Check { way: Some(way), is_met, is_needed: false, what }
 }

@@ -17,6 +17,7 @@ use serde::Serialize;
 use self::arithmetic::{Line, Way, lines};
 use self::check::Check;
 use self::postgres::{HugePages, Settings};
+use crate::audit::meminfo::Meminfo;
 use crate::audit::source::Source;
 use crate::output::{file, human};
 use crate::size::{Size, thousands};
@@ -98,9 +99,27 @@ pub struct Plan {
     pub ways: Vec<Line>,
     /// What the configuration says against it.
     pub remarks: Vec<String>,
+    /// What the configuration asks for, if there is one.
+    #[serde(skip)]
+    pub asks: Option<Asks>,
+    /// Bytes of the pages that this host gives to who names no size, if it was compared.
+    #[serde(skip)]
+    pub default_size: Option<u64>,
     /// What of it this host has, if that was asked for.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub checks: Vec<Check>,
+}
+
+/// The pages that a configuration asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asks {
+    /// Base pages.
+    BasePages,
+    /// Huge pages.
+    HugePages {
+        /// Of so many bytes; 0 for the host's default.
+        size: u64,
+    },
 }
 
 /// Plans and writes the plan; the exit status.
@@ -109,16 +128,17 @@ pub fn run(options: &PlanOptions) -> Result<i32> {
     if options.check {
         let source = options.root.as_deref().map_or_else(Source::host, Source::recorded);
         plan.checks = check::checks(&source, &plan, options.page_size);
+        plan.default_size = Meminfo::read(&source).get("Hugepagesize");
     }
     let text = if options.json { serde_json::to_string_pretty(&plan)? + "\n" } else { text(&plan) };
     file::write(&text, None)?;
-    Ok(i32::from(plan.checks.iter().any(|check| !check.is_met)))
+    Ok(i32::from(plan.checks.iter().any(|check| check.is_needed && !check.is_met)))
 }
 
 /// Counts.
 pub fn plan(options: &PlanOptions) -> Result<Plan> {
     let mut remarks = Vec::new();
-    let (mut size, mut processes) = (0, 0);
+    let (mut size, mut processes, mut asks) = (0, 0, None);
     if let Some(path) = &options.from {
         let settings = Settings::read(path)?;
         size = settings.shared_memory()?;
@@ -140,6 +160,10 @@ pub fn plan(options: &PlanOptions) -> Result<Plan> {
         if settings.is_sysv() {
             remarks.push("shared_memory_type is sysv: such memory cannot be on huge pages.".into());
         }
+        asks = Some(match settings.huge_pages() == HugePages::Off || settings.is_sysv() {
+            true => Asks::BasePages,
+            false => Asks::HugePages { size: settings.huge_page_size()? },
+        });
         match settings.huge_page_size()? {
             0 => {}
             page => remarks.push(format!("huge_page_size is {}.", human::bytes(page))),
@@ -161,6 +185,8 @@ pub fn plan(options: &PlanOptions) -> Result<Plan> {
         nr_hugepages_1g: size.div_ceil(1 << 30),
         ways: lines(size, processes).into_iter().filter(wanted).collect(),
         remarks,
+        asks,
+        default_size: None,
         checks: Vec::new(),
     })
 }
@@ -206,7 +232,17 @@ pub fn text(plan: &Plan) -> String {
     let _ = writeln!(out, "{table}");
     let has = |page| plan.ways.iter().any(|line| line.way.page_size() == page);
     if has(Way::Huge.page_size()) {
-        let _ = writeln!(out, "vm.nr_hugepages = {} for pages of 2 MiB", plan.nr_hugepages_2m);
+        let _ = match plan.default_size.filter(|size| *size != Way::Huge.page_size()) {
+            None => writeln!(out, "vm.nr_hugepages = {} for pages of 2 MiB", plan.nr_hugepages_2m),
+            // The setting has no size in its name, and is that of the host's default.
+            Some(size) => writeln!(
+                out,
+                "echo {} > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages for pages of 2 MiB (vm.nr_hugepages is for \
+                 pages of {} on this host)",
+                plan.nr_hugepages_2m,
+                human::bytes(size)
+            ),
+        };
     }
     if has(Way::Gigantic.page_size()) {
         let _ = writeln!(
@@ -225,7 +261,11 @@ pub fn text(plan: &Plan) -> String {
         out.push_str("On this host\n");
     }
     for check in &plan.checks {
-        let mark = if check.is_met { "ok" } else { "MISSING" };
+        let mark = match (check.is_met, check.is_needed) {
+            (true, _) => "ok",
+            (false, true) => "MISSING",
+            (false, false) => "no",
+        };
         let _ = writeln!(out, "  {mark:<7} {}", check.what);
     }
     out

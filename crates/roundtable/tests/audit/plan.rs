@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::recordings::folder;
+use crate::recordings::{copy, folder};
 
 fn plan(arguments: &str, root: Option<&Path>) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_roundtable"));
@@ -32,6 +32,72 @@ fn a_plan_is_compared_with_a_host() {
     let large = plan("--size 1Pi --processes 10,000", Some(&root));
     let (text, _) = said(&large);
     assert!(text.contains("MISSING the memory is 1 PiB"), "{text}");
+}
+
+/// A host that was set up for a server: the pool has the memory, so base pages have not enough, and there is no pool of
+/// the other size.
+#[test]
+fn a_host_passes_by_what_the_configuration_asks_for() {
+    let host = copy("database");
+    let put = |name: &str, text: String| std::fs::write(host.path().join(name), text).unwrap();
+    let meminfo = |size: u64| {
+        put(
+            "proc/meminfo",
+            format!(
+                "MemTotal: 16777216 kB\nMemFree: 1048576 kB\nMemAvailable: 2097152 kB\nHugepagesize: {size} kB\n"
+            ),
+        );
+    };
+    let pool = |pages: u64, size: u64| {
+        for (kind, number) in [("nr", pages), ("free", pages), ("resv", 0), ("surplus", 0)] {
+            put(
+                &format!("sys/kernel/mm/hugepages/hugepages-{size}kB/{kind}_hugepages"),
+                format!("{number}\n"),
+            );
+        }
+    };
+    let conf = host.path().join("postgresql.conf");
+    let status = |settings: &str, arguments: &str| {
+        std::fs::write(&conf, format!("shared_buffers = 8GB\nmax_connections = 500\n{settings}\n")).unwrap();
+        let output = plan(&format!("--from {} {arguments}", conf.display()), Some(host.path()));
+        (output.status.code().unwrap(), said(&output).0)
+    };
+    meminfo(2048);
+    pool(5000, 2048);
+    pool(0, 1_048_576);
+    for settings in ["huge_pages = on", "", "huge_pages = on\nhuge_page_size = 2MB"] {
+        let (code, text) = status(settings, "");
+        assert_eq!(code, 0, "{text}");
+        assert!(
+            !text.contains("MISSING") && text.contains("  no      9 pages of 1 GiB are needed"),
+            "{text}"
+        );
+        assert!(text.contains("vm.nr_hugepages = 4210 for pages of 2 MiB"), "{text}");
+    }
+    // What is missing there is what is asked for.
+    for (settings, arguments) in [
+        ("huge_pages = off", ""),
+        ("shared_memory_type = sysv", ""),
+        ("huge_page_size = 1GB", ""),
+        ("", "--page-size 1GiB"),
+        ("", "--page-size 4KiB"),
+    ] {
+        let (code, text) = status(settings, arguments);
+        assert_eq!((code, text.matches("MISSING").count()), (1, 1), "{settings} {arguments}: {text}");
+    }
+    pool(4000, 2048);
+    assert_eq!(status("huge_pages = on", "").0, 1);
+    // Who names no size gets the host's default.
+    meminfo(1_048_576);
+    pool(5000, 2048);
+    let (code, text) = status("huge_pages = on", "");
+    assert!(code == 1 && text.contains("MISSING 9 pages of 1 GiB"), "{text}");
+    assert!(text.contains("echo 4210 > /sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages"), "{text}");
+    assert_eq!(status("huge_page_size = 2MB", "").0, 0);
+    // Without a configuration one way is enough.
+    let code =
+        |size: &str| plan(&format!("--size {size} --processes 10"), Some(host.path())).status.code().unwrap();
+    assert_eq!([code("8GiB"), code("1GiB"), code("12GiB")], [0, 0, 1]);
 }
 
 #[test]
