@@ -1,5 +1,6 @@
 //! Reads PostgreSQL's configuration files: of this host, or of a server in a container of its own.
 
+use std::cell::Cell;
 use std::fs::{File, OpenOptions};
 use std::io::Read;
 use std::os::unix::fs::OpenOptionsExt;
@@ -8,19 +9,35 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use rustix::fs::OFlags;
 
-/// No configuration is larger. What anybody puts into the place of one must not keep the reader busy.
+/// No configuration is larger, all its files together. What anybody puts into the place of one must not keep the reader
+/// busy: ten files that include one another ten times each are read 10^10 times.
 const LARGEST: u64 = 16 << 20;
+/// No more files are opened or asked for, nor entries of one folder listed.
+const FILES: usize = 1000;
 
-/// The files as a server sees them.
-#[derive(Clone, Debug)]
+/// The files of one configuration, as a server sees them.
+#[derive(Debug)]
 pub struct Files {
     root: PathBuf,
+    /// So many more may be looked at.
+    files: Cell<usize>,
+    /// So many more bytes may be read.
+    bytes: Cell<u64>,
 }
 
 impl Files {
     /// Those below a root: `/`, or `/proc/PID/root` of a server.
     pub fn below(root: &Path) -> Files {
-        Files { root: root.to_path_buf() }
+        Files { root: root.to_path_buf(), files: Cell::new(FILES), bytes: Cell::new(LARGEST) }
+    }
+
+    /// Counts a look at a file.
+    fn count(&self) -> Result<()> {
+        let Some(left) = self.files.get().checked_sub(1) else {
+            bail!("the configuration has more than {FILES} files");
+        };
+        self.files.set(left);
+        Ok(())
     }
 
     fn path(&self, path: &Path) -> PathBuf {
@@ -46,18 +63,21 @@ impl Files {
                 bail!("it is no regular file");
             }
             let mut bytes = Vec::new();
-            file.take(LARGEST + 1).read_to_end(&mut bytes)?;
-            if bytes.len() as u64 > LARGEST {
-                bail!("it is larger than {} MiB", LARGEST >> 20);
-            }
+            let left = self.bytes.get();
+            file.take(left + 1).read_to_end(&mut bytes)?;
+            let Some(left) = left.checked_sub(bytes.len() as u64) else {
+                bail!("the configuration is larger than {} MiB", LARGEST >> 20);
+            };
+            self.bytes.set(left);
             Ok(String::from_utf8_lossy(&bytes).into_owned())
         };
-        open().and_then(read).with_context(|| path.display().to_string())
+        self.count().and_then(|()| open()).and_then(read).with_context(|| path.display().to_string())
     }
 
     /// Whether there is such a file.
-    pub fn has(&self, path: &Path) -> bool {
-        self.path(path).exists()
+    pub fn has(&self, path: &Path) -> Result<bool> {
+        self.count().with_context(|| path.display().to_string())?;
+        Ok(self.path(path).exists())
     }
 
     /// Whether there is such a folder.
@@ -67,8 +87,12 @@ impl Files {
 
     /// The files of a folder that `include_dir` reads, in its order.
     pub fn configuration_files(&self, folder: &Path) -> Result<Vec<PathBuf>> {
+        self.count()?;
         let entries = std::fs::read_dir(self.path(folder)).with_context(|| folder.display().to_string())?;
-        let mut names: Vec<_> = entries.flatten().map(|entry| entry.file_name()).collect();
+        let mut names: Vec<_> = entries.flatten().take(FILES + 1).map(|entry| entry.file_name()).collect();
+        if names.len() > FILES {
+            bail!("{}: it has more than {FILES} entries", folder.display());
+        }
         names.retain(|name| {
             let name = name.to_string_lossy();
             name.ends_with(".conf") && !name.starts_with('.')

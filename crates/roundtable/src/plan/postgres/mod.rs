@@ -58,7 +58,7 @@ impl Settings {
             return Settings::of(&files, path, None, &[]);
         }
         let options = path.join("postmaster.opts");
-        let arguments = match files.has(&options) {
+        let arguments = match files.has(&options)? {
             true => quoted_words(&files.text(&options)?),
             false => Vec::new(),
         };
@@ -81,7 +81,7 @@ impl Settings {
         let beside = conf.parent().map(Path::to_path_buf);
         let data = data.map(Path::to_path_buf).or(named).or(beside).unwrap_or_default();
         let auto = data.join(AUTO);
-        if files.has(&auto) {
+        if files.has(&auto)? {
             settings.add_file(files, &auto, Place::AlterSystem, 0)?;
         }
         for (name, value) in overrides(arguments) {
@@ -105,7 +105,7 @@ impl Settings {
                 }
                 "include_if_exists" => {
                     let file = folder.join(&value);
-                    if files.has(&file) {
+                    if files.has(&file).with_context(place)? {
                         self.add_file(files, &file, from, depth + 1).with_context(place)?;
                     }
                 }
@@ -320,6 +320,33 @@ struct Backends {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Who may name a process as a server is named writes its configuration.
+    #[test]
+    fn a_tree_of_includes_ends() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = |name: &str| folder.path().join(name);
+        for depth in 0..10 {
+            let line = format!("include 'f{}'\n", depth + 1);
+            let name = if depth == 0 { CONF.into() } else { format!("f{depth}") };
+            std::fs::write(path(&name), line.repeat(10)).unwrap();
+        }
+        std::fs::write(path("f10"), "port = 1\n").unwrap();
+        let said = |path: &Path| format!("{:#}", Settings::read(path).unwrap_err());
+        assert!(said(&path(CONF)).contains("more than 1000 files"), "{}", said(&path(CONF)));
+        // Those that are not there are asked for as often.
+        std::fs::write(path(CONF), "include_if_exists 'none'\n".repeat(2000)).unwrap();
+        assert!(said(&path(CONF)).contains("more than 1000 files"), "{}", said(&path(CONF)));
+        // Few files, and large ones.
+        std::fs::write(path("large"), "# as long as a line may well be\n".repeat(1 << 17)).unwrap();
+        std::fs::write(path(CONF), "include 'large'\n".repeat(100)).unwrap();
+        assert!(said(&path(CONF)).contains("larger than 16 MiB"), "{}", said(&path(CONF)));
+        let many = path("many");
+        std::fs::create_dir(&many).unwrap();
+        (0..1001).for_each(|number| std::fs::write(many.join(number.to_string()), "").unwrap());
+        std::fs::write(path(CONF), "include_dir 'many'\n").unwrap();
+        assert!(said(&path(CONF)).contains("more than 1000 entries"), "{}", said(&path(CONF)));
+    }
 
     fn settings(text: &str) -> Result<Settings> {
         let folder = tempfile::tempdir().unwrap();
