@@ -63,6 +63,15 @@ impl Pool {
     }
 }
 
+/// The pool that a program takes from: that of the default size where it names none, else that of huge pages of the next level.
+pub fn taken(pools: &[Pool], names_its_size: bool, huge: u64) -> Option<&Pool> {
+    let next = || pools.iter().find(|pool| pool.page_size == huge);
+    match names_its_size {
+        true => next(),
+        false => pools.iter().find(|pool| pool.is_default).or_else(next),
+    }
+}
+
 const HOST: &str = "sys/kernel/mm";
 const NODES: &str = "sys/devices/system/node";
 

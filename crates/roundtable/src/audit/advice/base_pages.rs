@@ -20,14 +20,21 @@ pub fn advise(case: &Case, worth: Worth) -> Option<Advice> {
     }
     let memory =
         Memory { file: &file.name, size: file.size, page_size: pool.page_size, is_default: pool.is_default };
-    let pages = Some(Pages { size: pool.page_size, count });
+    let pages = is_in_place(case).then_some(Pages { size: pool.page_size, count });
     let (mut steps, source) = match program {
         Program::PostgreSql if file.name.starts_with("/dev/shm/") => return transparent(file, subject, gain),
         Program::PostgreSql => return Some(postgres::advise(case, subject, gain)),
         Program::Redis | Program::Memcached => return None,
         program => program.put_on_huge_pages(memory)?,
     };
-    steps.insert(0, pool_first(count, pool));
+    steps.insert(
+        0,
+        if pages.is_some() {
+            pool_first(count, pool)
+        } else {
+            not_in_place(file.size, resident, count, pool)
+        },
+    );
     Some(Advice {
         id: "huge-pages",
         situation: format!(
@@ -45,6 +52,23 @@ pub fn advise(case: &Case, worth: Worth) -> Option<Advice> {
         pages,
         source,
     })
+}
+
+/// Whether most of the memory is there. Anybody may map much more than there is, and touch a byte of each huge page.
+pub fn is_in_place(case: &Case) -> bool {
+    case.resident >= case.file.size / 2
+}
+
+/// What stands in the place of a step to grow the pool, where that would take memory from the host that nobody has now.
+pub fn not_in_place(size: u64, resident: u64, count: u64, pool: &Pool) -> Step {
+    Step::by_hand(format!(
+        "Only {} of {} are in place, so grow-pool does not count it. Where you know that the program fills all of it: {} \
+         more pages of {} are to be in the pool than are wanted otherwise.",
+        human::bytes(resident),
+        human::bytes(size),
+        human::count(count),
+        human::bytes(pool.page_size)
+    ))
 }
 
 fn pool_first(count: u64, pool: &Pool) -> Step {

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use super::{Advice, Pages, Step, Subject, sources};
-use crate::audit::pools::Pool;
+use crate::audit::pools::{Node, Pool};
 use crate::output::human;
 
 /// How large a pool has to be.
@@ -52,34 +52,58 @@ pub fn need(pool: &Pool, advices: &[Advice]) -> Need {
         .collect();
     let all: u64 = wanted.iter().map(|want| want.pages).sum();
     let needed = pool.in_use() + pool.reserved + all;
-    let nodes = node_needs(pool, pool.reserved + all);
+    // Nobody asked for a smaller pool: free pages may wait for a program that starts later.
+    let nr_hugepages = needed.max(pool.persistent());
     Need {
         in_use: pool.in_use(),
         promised: pool.reserved,
-        // Nobody asked for a smaller pool: free pages may wait for a program that starts later.
-        nr_hugepages: needed.max(pool.persistent()),
+        nr_hugepages,
         wanted,
-        nodes,
+        nodes: node_needs(pool, nr_hugepages),
     }
 }
 
-/// Spreads pages over the nodes as the kernel does, evenly, and keeps on each what is in use there.
-fn node_needs(pool: &Pool, mut rest: u64) -> Vec<NodeNeed> {
-    let mut needs: Vec<(NodeNeed, u64)> = pool
+/// Spreads `total` pages over the nodes: none has fewer than now, and what is free or comes anew is as even as that lets it be.
+/// Together they are what the pool is to have.
+fn node_needs(pool: &Pool, total: u64) -> Vec<NodeNeed> {
+    struct Part {
+        used: i128,
+        persistent: i128,
+        pages: i128,
+    }
+    let mut parts: Vec<Part> = pool
         .nodes
         .iter()
         .map(|node| {
-            let used = node.total.saturating_sub(node.free);
-            (NodeNeed { node: node.node, nr_hugepages: used }, node.total.saturating_sub(node.surplus))
+            let persistent = node.total.saturating_sub(node.surplus).into();
+            Part { used: node.total.saturating_sub(node.free).into(), persistent, pages: persistent }
         })
         .collect();
-    let count = needs.len() as u64;
-    for (index, (need, persistent)) in needs.iter_mut().enumerate() {
-        let part = rest.div_ceil(count - index as u64);
-        rest -= part;
-        need.nr_hugepages = (need.nr_hugepages + part).max(*persistent);
+    // Those with most pages to spare keep them; the others share the rest.
+    let mut order: Vec<usize> = (0..parts.len()).collect();
+    order.sort_by_key(|&index| parts[index].used - parts[index].persistent);
+    let mut free = i128::from(total) - parts.iter().map(|part| part.used).sum::<i128>();
+    let mut sharers = order.as_slice();
+    while let [first, others @ ..] = sharers {
+        let spare = parts[*first].persistent - parts[*first].used;
+        if spare * sharers.len() as i128 <= free {
+            break;
+        }
+        free -= spare;
+        sharers = others;
     }
-    needs.into_iter().map(|(need, _)| need).collect()
+    let mut sharers: Vec<usize> = sharers.to_vec();
+    sharers.sort_unstable();
+    let count = sharers.len() as i128;
+    for (place, index) in sharers.into_iter().enumerate() {
+        let more = i128::from((place as i128) < free.rem_euclid(count));
+        parts[index].pages = parts[index].used + free.div_euclid(count) + more;
+    }
+    let need = |(node, part): (&Node, &Part)| NodeNeed {
+        node: node.node,
+        nr_hugepages: u64::try_from(part.pages).unwrap_or(0),
+    };
+    pool.nodes.iter().zip(&parts).map(need).collect()
 }
 
 /// How to get there: nothing where the pool has it all already.
@@ -106,10 +130,22 @@ pub fn advise(pool: &Pool, need: &Need, memory_available: Option<u64>) -> Option
         };
         need.nodes.iter().map(of_node).collect()
     };
-    let bound = match need.nodes.is_empty() {
-        true => "",
-        false => " Each node gets its part; a program that is bound to one node needs all its pages there.",
-    };
+    let mut bound = String::new();
+    if !need.nodes.is_empty() {
+        bound += " Each node gets its part; a program that is bound to one node needs all its pages there.";
+    }
+    for (node, to_be) in pool.nodes.iter().zip(&need.nodes) {
+        let bytes =
+            to_be.nr_hugepages.saturating_sub(node.total - node.surplus.min(node.total)) * pool.page_size;
+        if bytes > node.memory_free {
+            bound += &format!(
+                " Node {} has only {} free for {} more.",
+                node.node,
+                human::bytes(node.memory_free),
+                human::bytes(bytes)
+            );
+        }
+    }
     let mut steps = vec![
         Step {
             what: format!(
@@ -138,13 +174,19 @@ pub fn advise(pool: &Pool, need: &Need, memory_available: Option<u64>) -> Option
     ];
     steps.push(if pool.is_default {
         Step::run(
-            "Keep it over a boot.",
-            [format!("echo 'vm.nr_hugepages = {number}' > /etc/sysctl.d/90-hugepages.conf")],
+            "Keep it over a boot. What the first two commands find sets it too, and may have the last word: \
+             change it there instead.",
+            [
+                "grep -rs nr_hugepages /etc/sysctl.conf /etc/sysctl.d /run/sysctl.d /usr/lib/sysctl.d || true"
+                    .to_string(),
+                "grep -o 'hugepages[a-z]*=[^ ]*' /proc/cmdline || true".to_string(),
+                format!("echo 'vm.nr_hugepages = {number}' > /etc/sysctl.d/90-roundtable-hugepages.conf"),
+            ],
         )
     } else {
         Step::by_hand(format!(
-            "Keep it over a boot: add hugepagesz={}M hugepages={number} to the kernel's command line.",
-            pool.page_size >> 20
+            "Keep it over a boot: add hugepagesz={} hugepages={number} to the kernel's command line.",
+            parameter(pool.page_size)
         ))
     });
     let wanted: Vec<String> = need
@@ -172,10 +214,18 @@ pub fn advise(pool: &Pool, need: &Need, memory_available: Option<u64>) -> Option
     })
 }
 
+/// A size as the kernel's command line has it.
+fn parameter(page_size: u64) -> String {
+    match page_size {
+        0..0x10_0000 => format!("{}K", page_size >> 10),
+        _ => format!("{}M", page_size >> 20),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::audit::pools::Node;
+    use proptest::prelude::*;
 
     fn pool() -> Pool {
         Pool {
@@ -221,6 +271,15 @@ mod tests {
     }
 
     #[test]
+    fn a_command_line_has_sizes_of_every_pool() {
+        assert_eq!([64 << 10, 2 << 20, 1 << 30].map(parameter), ["64K", "2M", "1024M"]);
+        let pool = Pool { page_size: 64 << 10, is_default: false, ..pool() };
+        let wants = Advice { pages: Some(Pages { size: 64 << 10, count: 5000 }), ..wants(0, "a") };
+        let text = format!("{:?}", advise(&pool, &super::need(&pool, &[wants]), None).unwrap());
+        assert!(text.contains("hugepagesz=64K hugepages="), "{text}");
+    }
+
+    #[test]
     fn surplus_pages_that_are_in_use_count_as_used() {
         let pool = Pool { total: 30, free: 0, surplus: 20, reserved: 0, ..pool() };
         assert_eq!(super::need(&pool, &[wants(5, "a")]).nr_hugepages, 35);
@@ -236,7 +295,51 @@ mod tests {
         assert_eq!(nodes, [1100, 1094]);
         assert_eq!(nodes.iter().sum::<u64>(), need.nr_hugepages);
         let text = format!("{:?}", advise(&pool, &need, Some(1)).unwrap());
+        assert!(text.contains("Node 1 has only 0 B free for 1.4 GiB more."), "{text}");
         assert!(text.contains("echo 1094 > /sys/devices/system/node/node1/hugepages/"), "{text}");
         assert!(text.contains("too little"), "{text}");
+    }
+
+    /// What a node has to spare is taken first.
+    #[test]
+    fn nodes_get_together_what_the_pool_is_to_have() {
+        let node = |node, total| Node { node, total, free: total, surplus: 0, memory_free: 1 << 40 };
+        for (totals, wanted, expected) in
+            [([100, 0], 140, [100, 40]), ([1000, 0], 1200, [1000, 200]), ([10, 0], 141, [71, 70])]
+        {
+            let nodes = vec![node(0, totals[0]), node(1, totals[1])];
+            let total = totals.iter().sum();
+            let pool = Pool { total, free: total, reserved: 0, nodes, ..pool() };
+            let need = super::need(&pool, &[wants(wanted, "a")]);
+            let parts: Vec<u64> = need.nodes.iter().map(|node| node.nr_hugepages).collect();
+            assert_eq!(parts, expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_node_shrinks_and_none_gets_more_than_is_wanted(
+            nodes in prop::collection::vec((0u64..5000, 0u64..5000, 0u64..50), 2..9),
+            wanted in 0u64..20_000,
+            reserved in 0u64..5000,
+        ) {
+            let nodes: Vec<Node> = nodes
+                .into_iter()
+                .enumerate()
+                .map(|(node, (total, free, surplus))| Node {
+                    node: node as u32, total, free: free.min(total), surplus: surplus.min(total), memory_free: 0,
+                })
+                .collect();
+            let sum = |of: fn(&Node) -> u64| nodes.iter().map(of).sum::<u64>();
+            let pool = Pool {
+                total: sum(|node| node.total), free: sum(|node| node.free), surplus: sum(|node| node.surplus),
+                reserved, nodes: nodes.clone(), ..pool()
+            };
+            let need = super::need(&pool, &[wants(wanted, "a")]);
+            prop_assert_eq!(need.nodes.iter().map(|node| node.nr_hugepages).sum::<u64>(), need.nr_hugepages);
+            for (node, need) in nodes.iter().zip(&need.nodes) {
+                prop_assert!(need.nr_hugepages >= node.total - node.surplus);
+            }
+        }
     }
 }

@@ -1,5 +1,6 @@
 //! Advice for PostgreSQL's main memory on base pages, by what the server's own settings say.
 
+use super::base_pages::{is_in_place, not_in_place};
 use super::{Advice, Pages, Step, Subject, sources};
 use crate::audit::pools::Pool;
 use crate::audit::postgres::Server;
@@ -49,7 +50,7 @@ pub fn advise(case: &Case, subject: Subject, gain: u64) -> Advice {
         gain,
         cost: (count * pool.page_size).saturating_sub(case.resident),
         frees: 0,
-        pages: Some(Pages { size: pool.page_size, count }),
+        pages: is_in_place(case).then_some(Pages { size: pool.page_size, count }),
         source: sources::POSTGRESQL,
     }
 }
@@ -168,6 +169,10 @@ impl Steps<'_> {
 
     fn pool(&mut self, pool: &Pool, count: u64) {
         let size = human::bytes(pool.page_size);
+        if !is_in_place(self.case) && pool.available() < count {
+            self.steps.push(not_in_place(self.case.file.size, self.case.resident, count, pool));
+            return;
+        }
         self.steps.push(if pool.available() >= count {
             Step::by_hand(format!(
                 "The pool has {} pages of {size} that nobody has been promised, and it takes {}: nothing to do.",
@@ -188,7 +193,10 @@ impl Steps<'_> {
         let what = "Start it again: a reload does not change its memory.";
         self.steps.push(match self.case.server.and_then(|server| server.restart(unit)) {
             Some(command) => Step::run(what, [command]),
-            None => Step::by_hand(format!("{what} (systemctl restart, pg_ctl restart, or its container)")),
+            None => Step::by_hand(format!(
+                "{what} (systemctl restart, for a unit of a user's own systemctl --user -M USER@ restart, \
+                 pg_ctl restart, or its container)"
+            )),
         });
     }
 

@@ -223,6 +223,11 @@ impl Program {
         }
     }
 
+    /// Whether it is told the size of its pages; the others take the host's default (`default_hugepagesz=`).
+    pub fn names_its_size(self) -> bool {
+        matches!(self, Program::Qemu | Program::Dpdk | Program::Other)
+    }
+
     /// Whether its operator can choose where it maps its memory, and how large it is to the byte.
     pub fn chooses_addresses(self) -> bool {
         self == Program::Other

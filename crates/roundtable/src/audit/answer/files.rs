@@ -11,6 +11,7 @@ use crate::audit::files::describe;
 use crate::audit::group::Group;
 use crate::audit::host::Host;
 use crate::audit::kernel_version::Protocol;
+use crate::audit::pools;
 use crate::audit::postgres::server;
 use crate::audit::report::{Bytes, FileReport, OfProcesses};
 use crate::audit::slots::{self, Analysis, Evidence};
@@ -48,10 +49,14 @@ pub fn answer(host: &Host, min_processes: usize, worth: Worth, advice: &mut Vec<
             files.huge.push(file);
         } else if group.size >= LARGE && group.pids.len() >= min_processes {
             let file = base(host, group);
-            let pool = host.pools.iter().find(|pool| pool.page_size == host.source.geometry.huge());
+            let program = file.subject().program();
+            let pool = pools::taken(&host.pools, program.names_its_size(), host.source.geometry.huge());
             let pages = group.shapes.iter().map(|shape| shape.most_pages).max().unwrap_or(0);
-            let server = match file.subject().program() {
-                Program::PostgreSql => first_process(host, group).and_then(|pid| server(host.source, pid)),
+            let server = match program {
+                // Anybody may have many files, and processes with a server's name.
+                Program::PostgreSql if !host.deadline.is_past() => {
+                    first_process(host, group).and_then(|pid| server(host.source, pid))
+                }
                 _ => None,
             };
             advice.extend(pool.and_then(|pool| {

@@ -9,6 +9,7 @@ use crate::audit::advice::{Advice, Pages, Step, Worth, is_plain};
 use crate::audit::collect::{Missing, Process};
 use crate::audit::geometry::Tables;
 use crate::audit::host::Host;
+use crate::audit::pools;
 use crate::audit::probe::{self, Area};
 use crate::output::human;
 
@@ -80,7 +81,7 @@ pub fn advise(host: &Host, owner: &Owner, worth: Worth) -> Option<Advice> {
     if matches!(program, Program::PostgreSql | Program::Oracle | Program::Other | Program::Dpdk) {
         return None;
     }
-    let pool = host.pools.iter().find(|pool| pool.page_size == host.source.geometry.huge())?;
+    let pool = pools::taken(&host.pools, program.names_its_size(), host.source.geometry.huge())?;
     // Cheap, and above what is looked into below.
     if worth == Worth(0)
         || !worth.is_reached((owner.anonymous / host.source.geometry.entries()).min(owner.private), 0)
