@@ -1,6 +1,6 @@
 //! Reads all processes: who they are, what their page tables weigh, and which files of huge or shared pages they map.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io::ErrorKind;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,7 +9,7 @@ use procfs::ProcError;
 use procfs::process::Process as Handle;
 
 use super::deadline::Deadline;
-use super::files::{self, Devices, FileId, Kind};
+use super::files::{self, Asked, Devices, FileId, Kind};
 use super::maps::{self, Access, Line};
 use super::recording;
 use super::same_memory;
@@ -99,10 +99,12 @@ pub struct Census {
 
 /// What the first look at a process gives.
 enum Look {
-    Seen(Process, Vec<(FileId, File)>),
+    Seen(Process),
     /// A kernel thread or a zombie.
     Empty,
     Gone,
+    /// There was no time for all of it.
+    Late,
 }
 
 /// Reads all processes.
@@ -113,19 +115,19 @@ pub fn census(
     deadline: &Deadline,
 ) -> std::io::Result<Census> {
     let pids = source.processes()?;
-    let looks = in_parallel(&pids, deadline, |&pid, buffer| look(source, devices, pid, with_faults, buffer));
-    let mut census = Census::default();
+    let files = Files::default();
+    let all = Looks { source, devices, files: &files, deadline, with_faults };
+    let looks = in_parallel(&pids, deadline, |&pid, buffer| all.look(pid, buffer));
+    let mut census = Census { files: files.into_inner().expect("no holder panics"), ..Census::default() };
     for look in looks {
         let Some(look) = look else {
             census.skipped += 1;
             continue;
         };
         match look {
-            Look::Seen(process, files) => {
-                census.processes.push(process);
-                census.files.extend(files);
-            }
+            Look::Seen(process) => census.processes.push(process),
             Look::Gone => census.vanished += 1,
+            Look::Late => census.skipped += 1,
             Look::Empty => {}
         }
     }
@@ -135,54 +137,96 @@ pub fn census(
     Ok(census)
 }
 
-fn look(source: &Source, devices: &Devices, pid: i32, with_faults: bool, buffer: &mut Vec<u8>) -> Look {
-    // With hidepid=1 another user's process is listed, and not even its status may be read.
-    let hidden = || Look::Seen(Process { pid, ..Process::default() }, Vec::new());
-    let handle = match source.process(pid) {
-        Ok(handle) => handle,
-        Err(ProcError::PermissionDenied(_)) => return hidden(),
-        Err(_) => return Look::Gone,
-    };
-    let mut process = match status(source, &handle, buffer) {
-        Ok(Some(process)) => process,
-        Ok(None) => return Look::Empty,
-        Err(Missing::Denied) => return hidden(),
-        Err(_) => return Look::Gone,
-    };
-    if with_faults {
-        process.faults = faults(source, &handle, buffer).unwrap_or(0);
-    }
-    (process.unit, process.groups) = unit::of(source, &handle, buffer);
-    let mut files = Vec::new();
-    match read(source, &handle, "maps", buffer) {
-        Ok(()) => {
-            process.readable = true;
-            for line in maps::lines(buffer) {
-                match interesting(source, devices, &handle, &line) {
-                    Ok(Some((mapping, file))) => {
-                        files.push((mapping.file, file));
-                        process.mappings.push(mapping);
-                    }
-                    Ok(None) => {}
-                    Err(Missing::Denied) => process.readable = false,
-                    Err(_) => return Look::Gone,
-                }
-            }
-        }
-        Err(Missing::Denied) => {}
-        Err(_) => return Look::Gone,
-    }
-    Look::Seen(process, files)
+/// The files that were met so far, in whatever process: each name is kept once.
+pub type Files = Mutex<HashMap<FileId, File>>;
+
+/// What the looks at all processes have in common.
+struct Looks<'a> {
+    source: &'a Source,
+    devices: &'a Devices,
+    files: &'a Files,
+    deadline: &'a Deadline,
+    with_faults: bool,
 }
 
-/// The mapping as one to look into, when its file is of huge or shared pages.
+impl Looks<'_> {
+    fn look(&self, pid: i32, buffer: &mut Vec<u8>) -> Look {
+        let source = self.source;
+        // With hidepid=1 another user's process is listed, and not even its status may be read.
+        let hidden = || Look::Seen(Process { pid, ..Process::default() });
+        let handle = match source.process(pid) {
+            Ok(handle) => handle,
+            Err(ProcError::PermissionDenied(_)) => return hidden(),
+            Err(_) => return Look::Gone,
+        };
+        let mut process = match status(source, &handle, buffer) {
+            Ok(Some(process)) => process,
+            Ok(None) => return Look::Empty,
+            Err(Missing::Denied) => return hidden(),
+            Err(_) => return Look::Gone,
+        };
+        if self.with_faults {
+            process.faults = faults(source, &handle, buffer).unwrap_or(0);
+        }
+        (process.unit, process.groups) = unit::of(source, &handle, buffer);
+        match read(source, &handle, "maps", buffer) {
+            Ok(()) => {
+                process.readable = true;
+                let mut asked = self.devices.of(source, &handle, self.deadline);
+                let mut met = HashSet::new();
+                for line in maps::lines(buffer) {
+                    match interesting(&mut asked, source, &handle, &line, buffer) {
+                        Ok(Some(found)) => {
+                            found.keep(&line, &mut met, self.files);
+                            process.mappings.push(found.mapping);
+                        }
+                        Ok(None) => {}
+                        Err(Missing::Denied) => process.readable = false,
+                        Err(Missing::Late) => return Look::Late,
+                        Err(Missing::Gone) => return Look::Gone,
+                    }
+                }
+            }
+            Err(Missing::Denied) => {}
+            Err(_) => return Look::Gone,
+        }
+        Look::Seen(process)
+    }
+}
+
+/// A mapping of a file of huge or shared pages, and what is known of the file.
+pub struct Found {
+    /// The mapping.
+    pub mapping: Mapping,
+    /// Bytes of a page of the file.
+    pub page_size: u64,
+    /// Whether it lies on hugetlbfs.
+    pub is_hugetlb: bool,
+}
+
+impl Found {
+    /// Keeps the file, whose name stands in this line, if it was not met in this process or another.
+    pub fn keep(&self, line: &Line, met: &mut HashSet<FileId>, files: &Files) {
+        let file = self.mapping.file;
+        if met.insert(file) {
+            files.lock().expect("no holder panics").entry(file).or_insert_with(|| File {
+                name: line.name.to_vec(),
+                page_size: self.page_size,
+                is_hugetlb: self.is_hugetlb,
+            });
+        }
+    }
+}
+
+/// The mapping as one to look into, when its file is of huge or shared pages; `maps` are all lines of the process.
 pub fn interesting(
+    asked: &mut Asked,
     source: &Source,
-    devices: &Devices,
     handle: &Handle,
     line: &Line,
-) -> Result<Option<(Mapping, File)>, Missing> {
-    let kind = devices.kind(source, handle, line)?;
+    maps: &[u8],
+) -> Result<Option<Found>, Missing> {
+    let kind = asked.kind(line, maps)?;
     let (page_size, is_hugetlb) = match kind {
         Kind::Hugetlb(page_size) => (page_size, true),
         Kind::SharedMemory if line.access.shared && line.end - line.start >= SMALLEST => {
@@ -198,7 +242,7 @@ pub fn interesting(
     }
     let mapping =
         Mapping { start: line.start, end: line.end, offset: line.offset, access: line.access, file };
-    Ok(Some((mapping, File { name: line.name.to_vec(), page_size, is_hugetlb })))
+    Ok(Some(Found { mapping, page_size, is_hugetlb }))
 }
 
 /// Why a process's file cannot be read.

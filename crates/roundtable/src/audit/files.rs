@@ -9,7 +9,8 @@ use procfs::process::Process;
 use serde::{Deserialize, Serialize};
 
 use super::collect::{self, Missing};
-use super::maps::{Line, for_each_in_smaps};
+use super::deadline::Deadline;
+use super::maps::{self, Line, for_each_in_smaps};
 use super::mounts::mounts;
 use super::source::Source;
 
@@ -45,32 +46,107 @@ pub struct Devices {
 }
 
 impl Devices {
-    /// What a mapping's file is. Only a device that was not met before costs anything.
-    pub fn kind(&self, source: &Source, process: &Process, line: &Line) -> Result<Kind, Missing> {
-        // Both file systems live on devices without a driver.
-        if line.device.0 != 0 || !line.has_file() || !may_be(line) {
+    /// Those of a process's mappings.
+    pub fn of<'a>(&'a self, source: &'a Source, process: &'a Process, deadline: &'a Deadline) -> Asked<'a> {
+        Asked { devices: self, source, process, deadline, namespace: None, is_asked: false }
+    }
+}
+
+/// What the devices of one process's mappings are. The kernel is asked once for all that were not met before: anybody may
+/// map a file of each of very many file systems.
+pub struct Asked<'a> {
+    devices: &'a Devices,
+    source: &'a Source,
+    process: &'a Process,
+    deadline: &'a Deadline,
+    /// The number of its mount namespace, if that may be read; once it was needed.
+    namespace: Option<Option<u64>>,
+    is_asked: bool,
+}
+
+impl Asked<'_> {
+    /// What the file of a mapping is; `maps` are all lines of the process.
+    pub fn kind(&mut self, line: &Line, maps: &[u8]) -> Result<Kind, Missing> {
+        if !is_of_interest(line) {
             return Ok(Kind::Other);
         }
-        if let Some(&kind) = self.known.lock().expect("no holder panics").get(&line.device) {
+        if let Some(kind) = self.known(line.device) {
             return Ok(kind);
         }
-        let absent = namespace(source, process.pid, "mnt").map(|namespace| (line.device, namespace));
-        let is_absent = |absent| self.absent.lock().expect("no holder panics").contains(&absent);
-        if absent.is_some_and(is_absent) {
-            return Ok(Kind::Other);
+        if !std::mem::replace(&mut self.is_asked, true) {
+            self.ask(maps)?;
         }
-        match look(source, process, line)? {
-            Found::Is(kind) => {
-                self.known.lock().expect("no holder panics").insert(line.device, kind);
-                Ok(kind)
-            }
-            Found::Nowhere => {
-                self.absent.lock().expect("no holder panics").extend(absent);
-                Ok(Kind::Other)
-            }
-            Found::Nothing => Ok(Kind::Other),
-        }
+        // A mapping that is gone, or was cut off in smaps: that is not remembered of the device.
+        Ok(self.known(line.device).unwrap_or(Kind::Other))
     }
+
+    fn known(&mut self, device: (u32, u32)) -> Option<Kind> {
+        if let Some(&kind) = self.devices.known.lock().expect("no holder panics").get(&device) {
+            return Some(kind);
+        }
+        let absent = (device, self.namespace()?);
+        self.devices.absent.lock().expect("no holder panics").contains(&absent).then_some(Kind::Other)
+    }
+
+    fn namespace(&mut self) -> Option<u64> {
+        let (source, pid) = (self.source, self.process.pid);
+        *self.namespace.get_or_insert_with(|| namespace(source, pid, "mnt"))
+    }
+
+    /// Asks the kernel about all devices that are not known.
+    fn ask(&mut self, maps: &[u8]) -> Result<(), Missing> {
+        let devices: HashSet<(u32, u32)> =
+            maps::lines(maps).filter(is_of_interest).map(|line| line.device).collect();
+        let mut wanted: HashSet<_> =
+            devices.into_iter().filter(|&device| self.known(device).is_none()).collect();
+        let smaps = BufReader::new(self.source.counted(collect::open(self.source, self.process, "smaps")?));
+        let (mut mounted, mut looked, mut is_late) = (HashSet::new(), 0, false);
+        let mut known = HashMap::new();
+        for_each_in_smaps(smaps, |line, extra| {
+            looked += 1;
+            is_late = looked % STRIDE == 0 && self.deadline.is_past();
+            // Large pages alone do not tell: a character device of persistent memory has them as well.
+            let flags = extra.flags.filter(|_| extra.page_size > 0 && is_of_interest(line));
+            if let Some(flags) = flags
+                && wanted.remove(&line.device)
+            {
+                if flags.has(b"ht") {
+                    known.insert(line.device, Kind::Hugetlb(extra.page_size));
+                } else if is_kernels_own(line.name) {
+                    known.insert(line.device, Kind::SharedMemory);
+                } else {
+                    mounted.insert(line.device);
+                }
+            }
+            !is_late && !wanted.is_empty()
+        })
+        .map_err(|_| Missing::Gone)?;
+        // The process's own table of mounts: it may live in a container.
+        let mut text = Vec::new();
+        if !mounted.is_empty() && collect::read(self.source, self.process, "mountinfo", &mut text).is_ok() {
+            let text = String::from_utf8_lossy(&text);
+            let kinds = file_systems(&text);
+            let namespace = self.namespace();
+            let mut absent = self.devices.absent.lock().expect("no holder panics");
+            for device in mounted {
+                match kinds.get(&device) {
+                    Some(&"tmpfs") => drop(known.insert(device, Kind::SharedMemory)),
+                    Some(_) => drop(known.insert(device, Kind::Other)),
+                    None => absent.extend(namespace.map(|namespace| (device, namespace))),
+                }
+            }
+        }
+        self.devices.known.lock().expect("no holder panics").extend(known);
+        if is_late { Err(Missing::Late) } else { Ok(()) }
+    }
+}
+
+/// So many mappings are looked at before the deadline is asked for again.
+const STRIDE: usize = 128;
+
+/// Whether a mapping's file can lie on one of the two file systems, which live on devices without a driver.
+fn is_of_interest(line: &Line) -> bool {
+    line.device.0 == 0 && line.has_file() && may_be(line)
 }
 
 /// The smallest huge page of any architecture: arm64's contiguous base pages.
@@ -88,55 +164,21 @@ pub fn namespace(source: &Source, process: impl Display, name: &str) -> Option<u
     link.to_str()?.split_once('[')?.1.strip_suffix(']')?.parse().ok()
 }
 
-/// What a look at a mapping's device has shown.
-enum Found {
-    Is(Kind),
-    /// It is mounted nowhere that the process could reach.
-    Nowhere,
-    /// The mapping is gone, or smaps was cut off: what is not known must not be remembered of the device.
-    Nothing,
-}
-
-/// Asks the kernel about one mapping.
-fn look(source: &Source, process: &Process, wanted: &Line) -> Result<Found, Missing> {
-    let smaps = BufReader::new(source.counted(collect::open(source, process, "smaps")?));
-    let mut page_size = None;
-    for_each_in_smaps(smaps, |line, extra| {
-        if line.start == wanted.start && line.device == wanted.device && extra.page_size > 0 {
-            // Large pages alone do not tell: a character device of persistent memory has them as well.
-            page_size = extra.flags.map(|flags| if flags.has(b"ht") { extra.page_size } else { 0 });
-        }
-        page_size.is_none()
-    })
-    .map_err(|_| Missing::Gone)?;
-    Ok(match page_size {
-        None => Found::Nothing,
-        Some(0) if is_kernels_own(wanted.name) => Found::Is(Kind::SharedMemory),
-        Some(0) => {
-            // The process's own table of mounts: it may live in a container.
-            let mut text = Vec::new();
-            match collect::read(source, process, "mountinfo", &mut text) {
-                Ok(()) => match file_system(&String::from_utf8_lossy(&text), wanted.device) {
-                    Some("tmpfs") => Found::Is(Kind::SharedMemory),
-                    Some(_) => Found::Is(Kind::Other),
-                    None => Found::Nowhere,
-                },
-                Err(_) => Found::Nothing,
-            }
-        }
-        Some(size) => Found::Is(Kind::Hugetlb(size)),
-    })
-}
-
 /// Names that only the kernel's own tmpfs gives, which is mounted nowhere.
 fn is_kernels_own(name: &[u8]) -> bool {
     [&b"/SYSV"[..], b"/memfd:", b"/dev/zero (deleted)"].iter().any(|start| name.starts_with(start))
 }
 
-/// The type of the file system on a device, by a table of mounts.
-fn file_system(mountinfo: &str, device: (u32, u32)) -> Option<&str> {
-    let device = format!("{}:{}", device.0, device.1);
-    mounts(mountinfo).find(|mount| mount.device == device).map(|mount| mount.kind)
+/// The types of the file systems on all devices, by a table of mounts.
+fn file_systems(mountinfo: &str) -> HashMap<(u32, u32), &str> {
+    let mut kinds = HashMap::new();
+    for mount in mounts(mountinfo) {
+        let device = mount.device.split_once(':');
+        if let Some((Ok(major), Ok(minor))) = device.map(|(major, minor)| (major.parse(), minor.parse())) {
+            kinds.entry((major, minor)).or_insert(mount.kind);
+        }
+    }
+    kinds
 }
 
 /// A file in an operator's words.
@@ -162,9 +204,11 @@ mod tests {
     fn mounts_tell_the_file_system() {
         let mounts = "22 1 0:20 / /proc rw - proc proc rw\n\
             23 1 0:25 / /dev/shm rw,nosuid shared:4 master:1 - tmpfs tmpfs rw\n24 1 254:0 / / rw - ext4 /dev/root rw\n";
-        assert_eq!(file_system(mounts, (0, 25)), Some("tmpfs"));
-        assert_eq!(file_system(mounts, (0, 20)), Some("proc"));
-        assert_eq!(file_system(mounts, (0, 2)), None);
+        let kinds = file_systems(mounts);
+        assert_eq!(
+            [(0, 25), (0, 20), (0, 2)].map(|device| kinds.get(&device)),
+            [Some(&"tmpfs"), Some(&"proc"), None]
+        );
     }
 
     #[test]

@@ -133,15 +133,16 @@ fn look_into(
         order.push((rank.unwrap_or(1), process.pid));
     }
     order.sort_unstable();
+    let files = collect::Files::new(std::mem::take(&mut census.files));
     let looks = collect::in_parallel(&order, deadline, |&(_, pid), buffer| {
-        probe::probe(source, devices, pid, deadline, buffer)
+        probe::probe(source, devices, &files, pid, deadline, buffer)
     });
+    census.files = files.into_inner().expect("no holder panics");
     let mut probes = HashMap::new();
     let mut gone = BTreeSet::new();
     for ((_, pid), look) in order.into_iter().zip(looks) {
         match look {
-            Some(Ok((probe, files))) => {
-                census.files.extend(files);
+            Some(Ok(probe)) => {
                 probes.insert(pid, Some(probe));
             }
             Some(Err(Missing::Gone)) => {

@@ -1,10 +1,11 @@
 //! Looks into one process: which of its pages are there, which tables they need, and with which flags it maps files.
 
+use std::collections::HashSet;
 use std::io::BufReader;
 
 use procfs::process::Process as Handle;
 
-use super::collect::{self, Census, File, Mapping, Missing};
+use super::collect::{self, Census, Files, Mapping, Missing};
 use super::deadline::Deadline;
 use super::files::{Devices, FileId};
 use super::geometry::Tables;
@@ -55,18 +56,25 @@ struct Watched {
     watched: Option<usize>,
 }
 
-/// Looks into a process; the files that it maps come with the result.
+/// What is known of a mapping's file.
+struct FileKind {
+    page_size: u64,
+    is_hugetlb: bool,
+}
+
+/// Looks into a process; the files that it maps are kept among `files`.
 pub fn probe(
     source: &Source,
     devices: &Devices,
+    files: &Files,
     pid: i32,
     deadline: &Deadline,
     buffer: &mut Vec<u8>,
-) -> Result<(Probe, Vec<(FileId, File)>), Missing> {
+) -> Result<Probe, Missing> {
     let handle = source.process(pid).map_err(|_| Missing::Gone)?;
     let mut before = image(source, &handle, buffer);
     for _ in 0..PROGRAMS {
-        let found = look(source, devices, &handle, deadline, buffer)?;
+        let found = look(source, devices, files, &handle, deadline, buffer)?;
         let after = image(source, &handle, buffer);
         if before == after {
             return Ok(found);
@@ -159,21 +167,24 @@ fn image(source: &Source, handle: &Handle, buffer: &mut Vec<u8>) -> Vec<u8> {
 fn look(
     source: &Source,
     devices: &Devices,
+    kept: &Files,
     handle: &Handle,
     deadline: &Deadline,
     buffer: &mut Vec<u8>,
-) -> Result<(Probe, Vec<(FileId, File)>), Missing> {
+) -> Result<Probe, Missing> {
     let pid = handle.pid;
     let geometry = source.geometry;
     collect::read(source, handle, "maps", buffer)?;
-    let (mut areas, mut mappings, mut files) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut areas, mut mappings, mut kinds) = (Vec::new(), Vec::new(), Vec::new());
+    let mut asked = devices.of(source, handle, deadline);
+    let mut met = HashSet::new();
     for line in maps::lines(buffer) {
         // The vsyscall page lies in the kernel's half.
         if line.start >> 63 != 0 {
             continue;
         }
-        let found = collect::interesting(source, devices, handle, &line)?;
-        let page_size = found.as_ref().map_or(geometry.page(), |(_, file)| file.page_size);
+        let found = collect::interesting(&mut asked, source, handle, &line, buffer)?;
+        let page_size = found.as_ref().map_or(geometry.page(), |found| found.page_size);
         let watched = found.is_some().then_some(mappings.len());
         areas.push(Watched {
             start: line.start,
@@ -181,9 +192,11 @@ fn look(
             leaf: geometry.leaf_level(page_size),
             watched,
         });
-        if let Some((mapping, file)) = found {
+        if let Some(found) = found {
+            found.keep(&line, &mut met, kept);
+            kinds.push(FileKind { page_size: found.page_size, is_hugetlb: found.is_hugetlb });
+            let mapping = found.mapping;
             let slots = (mapping.end - 1) / geometry.slot() - mapping.start / geometry.slot() + 1;
-            files.push((mapping.file, file));
             mappings.push(Probed {
                 mapping,
                 flags: None,
@@ -194,7 +207,7 @@ fn look(
             });
         }
     }
-    let gone = add_flags(source, handle, &mut mappings, &files)?;
+    let gone = add_flags(source, handle, &mut mappings, &kinds)?;
     let mut pagemap = Pagemap::open(source, handle)?;
     let mut counter = Counter::new(geometry, mappings.len());
     let ranges: Vec<(u64, u64)> = areas.iter().map(|area| (area.start, area.end)).collect();
@@ -211,7 +224,7 @@ fn look(
             counter.add(part.start, part.end, leaf, area.watched);
             if let Some(index) = area.watched {
                 let probed = &mut mappings[index];
-                let pages = (part.end - part.start) / files[index].1.page_size.max(1);
+                let pages = (part.end - part.start) / kinds[index].page_size.max(1);
                 probed.pages += pages;
                 probed.private_pages += if range.file { 0 } else { pages };
                 let first = probed.mapping.start / geometry.slot();
@@ -224,7 +237,7 @@ fn look(
     walked?;
     let (tables, exclusive) = counter.finish();
     let mut huge_bytes = 0;
-    for ((probed, exclusive), (_, file)) in mappings.iter_mut().zip(exclusive).zip(&files) {
+    for ((probed, exclusive), file) in mappings.iter_mut().zip(exclusive).zip(&kinds) {
         probed.exclusive = exclusive;
         huge_bytes += if file.is_hugetlb { probed.pages * file.page_size } else { 0 };
     }
@@ -232,9 +245,8 @@ fn look(
     let filled_itself = huge_bytes > 0 && status.hugetlb >= huge_bytes;
     for index in gone.into_iter().rev() {
         mappings.remove(index);
-        files.remove(index);
     }
-    Ok((Probe { pid, tables, vm_pte: status.vm_pte, filled_itself, mappings }, files))
+    Ok(Probe { pid, tables, vm_pte: status.vm_pte, filled_itself, mappings })
 }
 
 /// Reads the flags of the mappings that could share a table, and no further: smaps is costly. Gives, in order, those
@@ -243,11 +255,11 @@ fn add_flags(
     source: &Source,
     handle: &Handle,
     mappings: &mut [Probed],
-    files: &[(FileId, File)],
+    kinds: &[FileKind],
 ) -> Result<Vec<usize>, Missing> {
     let geometry = source.geometry;
     let mut wanted: Vec<usize> = Vec::new();
-    for (index, (probed, (_, file))) in mappings.iter().zip(files).enumerate() {
+    for (index, (probed, file)) in mappings.iter().zip(kinds).enumerate() {
         let mapping = &probed.mapping;
         let first = mapping.start.next_multiple_of(geometry.slot());
         let could_share = file.is_hugetlb

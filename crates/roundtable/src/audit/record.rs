@@ -188,8 +188,10 @@ impl Recorder<'_> {
     }
 
     fn maps_shared_memory(&self, handle: &Handle, maps: &[u8]) -> bool {
+        let never = Deadline::never();
+        let mut asked = self.devices.of(self.source, handle, &never);
         maps::lines(maps)
-            .any(|line| matches!(interesting(self.source, &self.devices, handle, &line), Ok(Some(_))))
+            .any(|line| matches!(interesting(&mut asked, self.source, handle, &line, maps), Ok(Some(_))))
     }
 
     /// `None` when the process ended meanwhile.

@@ -6,6 +6,11 @@ use std::process::Command;
 use std::ptr::null_mut;
 use std::time::Instant;
 
+use roundtable::audit::deadline::Deadline;
+use roundtable::audit::source::Source;
+use roundtable::audit::{LookOptions, audit_until};
+use roundtable::size::Size;
+
 use crate::recordings::folder;
 
 /// Kilobytes of address space that the audit may use, its program and the threads' stacks included.
@@ -57,6 +62,52 @@ fn ten_times_the_processes_cost_ten_times_the_work() {
     for what in ["reads", "bytes_read"] {
         assert!(per_process(&many, what) < per_process(&few, what) * 1.01, "{what}: {few} {many}");
     }
+}
+
+/// A host with one process that maps a page of each of so many file systems, a file of a long name in each.
+fn of_devices(devices: u32) -> tempfile::TempDir {
+    let host = of_processes(2);
+    let place = host.path().join("proc/3");
+    fs::create_dir(&place).unwrap();
+    let (mut maps, mut smaps, mut mounts) = (String::new(), String::new(), String::new());
+    for number in 0..devices {
+        let start = 0x7000_0000_0000_u64 + u64::from(number) * (8 << 20);
+        let (major, minor) = (0, 1000 + number);
+        let line = format!(
+            "{start:x}-{:x} rw-s 00000000 {major:02x}:{minor:02x} 2 /mnt/{number}/file\n",
+            start + 4096
+        );
+        maps += &line;
+        smaps += &(line + "KernelPageSize:        4 kB\nVmFlags: rd wr sh ms \n");
+        mounts += &format!("1 1 {major}:{minor} / /mnt/{number} rw - tmpfs tmpfs rw\n");
+    }
+    for (name, text) in
+        [("maps", maps), ("smaps", smaps), ("mountinfo", mounts), ("pagemap.txt", String::new())]
+    {
+        fs::write(place.join(name), text).unwrap();
+    }
+    fs::write(place.join("status"), "Name:\tmany\nVmPTE:\t 8 kB\n").unwrap();
+    host
+}
+
+/// Anybody may mount any number of file systems in a namespace of its own, and map something of each.
+#[test]
+fn many_file_systems_cost_one_look() {
+    let read = |devices: u32, deadline: Deadline| {
+        let host = of_devices(devices);
+        let source = Source::recorded(host.path());
+        let options = LookOptions { seconds: 2, all: false, min_processes: 2, worth: Size(0), root: None };
+        let report = audit_until(deadline, &source, &options, false).unwrap();
+        assert_eq!(report.seen.processes + report.seen.skipped, 3);
+        assert_eq!(report.seen.vanished, 0);
+        (source.counts().1, report.seen.skipped)
+    };
+    let ((few, _), (many, skipped)) = (read(300, Deadline::never()), read(3000, Deadline::never()));
+    assert_eq!(skipped, 0);
+    assert!(many < few * 12, "{few} bytes for 300, {many} for 3,000");
+    // The end comes in the middle of it.
+    let (late, skipped) = read(3000, Deadline::when_asked(8));
+    assert!(late < many && skipped == 1, "{late} of {many} bytes, {skipped} skipped");
 }
 
 /// Prints what the figure in docs/operators.md is: a part of `cargo xtask soak`, or by itself
