@@ -92,7 +92,7 @@ fn text(process: &Process, report: &Report, areas: &[Area], limits: &[Limit], ho
         out.push_str("\nIts limits\n");
     }
     for limit in limits {
-        let _ = writeln!(out, "  {} ({})", limit.what, human::printable(&limit.place));
+        let _ = writeln!(out, "  {} ({})", limit.what, human::printable_path(&limit.place));
     }
     let advice: Vec<&Advice> = report
         .advice

@@ -56,10 +56,39 @@ pub fn processes(number: u64) -> String {
     if number == 1 { "1 process".into() } else { format!("{} processes", count(number)) }
 }
 
-/// A name without what a terminal would obey, and without what shows other text than is there: anybody may
-/// give a file or a process any name.
+/// Of a longer name the middle is left out; --json has all of it.
+const LONGEST: usize = 64;
+/// That of a container in Kubernetes' control groups has some 200.
+const LONGEST_PATH: usize = 255;
+/// What stands there.
+const CUT: &str = "...";
+
+/// A name without what a terminal would obey, without what shows other text than is there, and no longer than a table can
+/// show: anybody may give a file or a process any name.
 pub fn printable(name: &str) -> String {
-    name.chars().map(|c| if c.is_control() || is_invisible(c) { '?' } else { c }).collect()
+    printable_up_to(name, LONGEST)
+}
+
+/// The same of a path that the reader has to find: it stands in a sentence, and more of it is kept.
+pub fn printable_path(path: &str) -> String {
+    printable_up_to(path, LONGEST_PATH)
+}
+
+fn printable_up_to(name: &str, longest: usize) -> String {
+    let shown = |c: char| if c.is_control() || is_invisible(c) || is_line(c) { '?' } else { c };
+    let count = name.chars().count();
+    if count <= longest {
+        return name.chars().map(shown).collect();
+    }
+    let kept = longest - CUT.len();
+    let (before, behind) = (kept / 2, kept - kept / 2);
+    let behind = name.chars().skip(count - behind).map(shown);
+    name.chars().take(before).map(shown).chain(CUT.chars()).chain(behind).collect()
+}
+
+/// Lines and corners, as tables are drawn with.
+fn is_line(c: char) -> bool {
+    matches!(c, '\u{2500}'..='\u{257f}')
 }
 
 /// Characters that are not seen, or that change the order in which others are.
@@ -95,6 +124,12 @@ mod tests {
         assert_eq!(printable("sga\u{202e}gol.tpo"), "sga?gol.tpo");
         assert_eq!(printable("a\u{1b}[2Jb\nc\u{9b}d\u{200b}e\u{feff}"), "a?[2Jb?c?d?e?");
         assert_eq!(printable("Größe 表 é"), "Größe 表 é");
+        // Cells that are none.
+        assert_eq!(printable("a │ 99 GiB ┆ b"), "a ? 99 GiB ? b");
+        let long = format!("/start/{}/end", "ö".repeat(4000));
+        assert_eq!(printable(&long).chars().count(), LONGEST);
+        assert!(printable(&long).starts_with("/start/ö") && printable(&long).ends_with("ö/end"));
+        assert_eq!(printable(&"a".repeat(LONGEST)), "a".repeat(LONGEST));
     }
 
     #[test]

@@ -2,11 +2,12 @@
 //!
 //! Names follow Prometheus' conventions: base units, `_bytes` and `_total` where they belong, gauges for what
 //! goes up and down. The file's labels are few and stable, so that a fleet's series do not multiply with its
-//! processes.
+//! processes; and only those files that have most have a name: anybody may make any number of them.
 
 mod answers;
 
-use std::collections::{BTreeSet, HashMap};
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt::Write;
 
 use crate::audit::kernel_version::Status;
@@ -44,12 +45,30 @@ pub fn text(report: &Report) -> String {
     out
 }
 
+/// So many files have labels of their own, those with the largest page tables; the rest are one, by the size of their pages.
+const NAMED: usize = 50;
+/// What they are called together.
+const OTHERS: &str = "others";
+
+/// Each file with its labels.
+fn named(report: &Report) -> Vec<(Labels, &FileReport)> {
+    let files: Vec<&FileReport> = report.huge.iter().chain(&report.base).collect();
+    let mut order: Vec<usize> = (0..files.len()).collect();
+    order.sort_by_key(|&index| Reverse(files[index].bytes.now));
+    let others: HashSet<usize> = order.into_iter().skip(NAMED).collect();
+    let label = |(index, file): (usize, &FileReport)| match others.contains(&index) {
+        true => vec![("file", OTHERS.to_string()), ("page_size", file.page_size.to_string())],
+        false => labels(file),
+    };
+    files.into_iter().enumerate().map(|(index, file)| (label((index, file)), file)).collect()
+}
+
 fn metrics(report: &Report) -> Vec<Metric> {
-    let files = || report.huge.iter().chain(&report.base);
+    let files = named(report);
     let of_file = |name, help, value: &dyn Fn(&FileReport) -> u64| Metric {
         name,
         help,
-        samples: summed(files().map(|file| (labels(file), value(file)))),
+        samples: summed(files.iter().map(|(labels, file)| (labels.clone(), value(file)))),
     };
     let plain = |name, help, value: u64| Metric { name, help, samples: vec![(Vec::new(), value as f64)] };
     let kinds = ["now", "unshared", "huge_pages", "best_here", "file_owned", "file_owned_as_is"];
@@ -65,23 +84,23 @@ fn metrics(report: &Report) -> Vec<Metric> {
             name: "roundtable_file_page_table_bytes",
             help: "Page tables that only a file's mappings need: now, without sharing, on huge pages, \
                    at best on this kernel, and with tables owned by the file, on huge pages and on the pages that it has.",
-            samples: summed(files().flat_map(|file| {
+            samples: summed(files.iter().flat_map(|(labels, file)| {
                 let bytes = file.bytes;
                 let owned = [bytes.best_owned, bytes.owned_as_is];
                 let values = [[bytes.now, bytes.unshared], [bytes.huge, bytes.best_here], owned].concat();
                 kinds
                     .into_iter()
                     .zip(values)
-                    .map(move |(kind, value)| (with(labels(file), "state", kind), value))
+                    .map(move |(kind, value)| (with(labels.clone(), "state", kind), value))
             })),
         },
         Metric {
             name: "roundtable_file_slots",
             help: "Slots of one shared table each, of all mappings of a file, by what became of them.",
-            samples: summed(report.huge.iter().flat_map(|file| {
+            samples: summed(files.iter().flat_map(|(labels, file)| {
                 file.slots
                     .iter()
-                    .map(move |(verdict, count)| (with(labels(file), "verdict", &name_of(verdict)), *count))
+                    .map(move |(verdict, count)| (with(labels.clone(), "verdict", &name_of(verdict)), *count))
             })),
         },
         Metric {
@@ -210,17 +229,19 @@ fn some(names: &BTreeSet<String>) -> String {
     some.join(",") + if names.len() > SOME { ",..." } else { "" }
 }
 
-/// A file's name without numbers that change each time: of a path the last part's digits become `*`, a
-/// segment has its key only.
+/// A file's name without numbers that change each time: of a path the last part's digits become `*`, and those of a memfd;
+/// a segment has its key only.
 pub fn stable(name: &str) -> String {
     if let Some(rest) = name.strip_prefix("SysV segment ") {
         let key = rest.split_once(' ').map_or("", |(_, key)| key);
         return format!("SysV segment {key}");
     }
-    let Some((folder, base)) = name.rsplit_once('/').filter(|_| name.starts_with('/')) else {
-        return name.to_string();
+    let (start, base) = match (name.strip_prefix("memfd "), name.rfind('/')) {
+        (Some(base), _) => ("memfd ", base),
+        (None, Some(end)) if name.starts_with('/') => name.split_at(end + 1),
+        _ => return name.to_string(),
     };
-    let mut out = format!("{folder}/");
+    let mut out = start.to_string();
     for c in base.chars() {
         match c.is_ascii_digit() {
             true if out.ends_with('*') => {}

@@ -147,7 +147,7 @@ fn limits(out: &mut String, report: &Report) {
             "  {}: {} ({})",
             limit.subject.describe(),
             limit.what,
-            human::printable(&limit.place)
+            human::printable_path(&limit.place)
         );
     }
 }

@@ -41,7 +41,8 @@ fn a_program_that_is_started_again_keeps_its_series() {
         ("SysV segment 32768 (key 0x0000002a)", "SysV segment (key 0x0000002a)"),
         ("/dev/hugepages/spdk_pid93map_12", "/dev/hugepages/spdk_pid*map_*"),
         ("/dev/shm/PostgreSQL.3141592", "/dev/shm/PostgreSQL.*"),
-        ("memfd sga1", "memfd sga1"),
+        ("memfd sga1", "memfd sga*"),
+        ("memfd a/b1/2c", "memfd a/b*/*c"),
         ("anonymous memory", "anonymous memory"),
     ] {
         assert_eq!(stable(name), expected);
@@ -53,6 +54,41 @@ fn a_program_that_is_started_again_keeps_its_series() {
     let samples = &metrics["roundtable_file_size_bytes"].samples;
     assert_eq!(samples.len(), 1 + report.base.len());
     assert_eq!(samples[0].1, 2.0 * report.huge[0].size as f64);
+}
+
+/// Anybody may make any number of files of huge pages, of any names, and of no page.
+#[test]
+fn very_many_files_are_few_series() {
+    let few = audited(&folder("database"));
+    let mut many = few.clone();
+    let letters = |number: usize| format!("{number:b}").replace('0', "a").replace('1', "b");
+    many.huge = (0..3000)
+        .map(|number| {
+            let mut file = few.huge[0].clone();
+            file.name = format!("memfd {}", letters(number));
+            file.bytes.now = if number == 2500 { 1 << 40 } else { number as u64 };
+            file
+        })
+        .collect();
+    many.advice = (0..3000)
+        .map(|number| {
+            let mut advice = few.advice[0].clone();
+            (advice.gain, advice.subject.file) = (1 + number as u64, letters(number));
+            advice
+        })
+        .collect();
+    let text = text(&many);
+    assert!(text.lines().count() < 2000, "{} lines", text.lines().count());
+    let metrics = parse(&text).unwrap();
+    let samples = &metrics["roundtable_file_page_table_bytes"].samples;
+    let now = || samples.iter().filter(|(labels, _)| labels["state"] == "now");
+    assert!(now().any(|(labels, value)| labels["file"] == format!("memfd {}", letters(2500))
+        && *value == (1u64 << 40) as f64));
+    let sum: f64 = now().map(|(_, value)| value).sum();
+    let files = many.huge.iter().chain(&many.base);
+    assert_eq!(sum as u64, files.map(|file| file.bytes.now).sum::<u64>(), "the others are summed");
+    let saving = &metrics["roundtable_advice_saving_bytes"].samples;
+    assert_eq!((saving.len(), saving.iter().map(|(_, value)| value).sum::<f64>()), (51, 4_501_500.0));
 }
 
 proptest! {

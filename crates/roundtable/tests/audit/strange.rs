@@ -102,6 +102,28 @@ fn a_control_group_with_a_hostile_name_is_in_no_command_and_obeyed_by_no_termina
     assert!(!commands.is_empty() && commands.iter().all(|line| !line.contains("reboot")), "{commands:?}");
 }
 
+/// A path may have 4,000 bytes, and letters that look like the lines of a table.
+#[test]
+fn names_do_not_break_the_tables() {
+    let host = copy("database");
+    let name = format!("/dev/shm/{}", " │ postgres ┆ 99 GiB".repeat(200));
+    for pid in 1..=24 {
+        for file in ["maps", "smaps"] {
+            let path = host.path().join(format!("proc/{pid}/{file}"));
+            if let Ok(text) = fs::read_to_string(&path) {
+                fs::write(path, text.replace("/dev/zero (deleted)", &name)).unwrap();
+            }
+        }
+    }
+    let said = shown(host.path());
+    assert!(said.contains("postgres ? 99 GiB"), "{said}");
+    let widest = said.lines().map(|line| line.chars().count()).max().unwrap();
+    assert!(widest < 400, "{widest} columns: {said}");
+    assert!(!said.contains("┆ 99 GiB") && !said.contains("│ postgres ┆"), "{said}");
+    // Whoever reads it by a program has all of it.
+    assert!(serde_json::to_string(&audited(host.path())).unwrap().contains(&name));
+}
+
 /// A group outside of the reader's control group namespace has a way up in its path. Nothing is recorded there.
 #[test]
 fn a_recording_stays_in_its_folder() {

@@ -102,9 +102,13 @@ impl Subject {
     }
 }
 
+/// A longer text is in no command: nobody reads what it does.
+const LONGEST_PLAIN: usize = 255;
+
 /// Whether a text can stand in a command for a shell as it is.
 pub fn is_plain(text: &str) -> bool {
     !text.is_empty()
+        && text.len() <= LONGEST_PLAIN
         && !text.starts_with('-')
         && text.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@:+=".contains(c))
 }

@@ -296,7 +296,7 @@ pub fn raise(host: &Host, advices: &mut [Advice]) {
             );
             match is_plain(&one.place) {
                 true => Step::run(what, [format!("echo {bytes} > {}", one.place)]),
-                false => Step::by_hand(format!("{what} ({})", human::printable(&one.place))),
+                false => Step::by_hand(format!("{what} ({})", human::printable_path(&one.place))),
             }
         });
         let steps: Vec<Step> = steps.collect();

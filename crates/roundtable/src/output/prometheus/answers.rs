@@ -1,6 +1,8 @@
 //! Metrics of the three questions, of what is advised, and of the audit itself.
 
-use super::{Metric, name_of, some, stable, summed};
+use std::cmp::Reverse;
+
+use super::{Metric, NAMED, OTHERS, name_of, some, stable, summed};
 use crate::audit::answer::tables::Owner;
 use crate::audit::report::Report;
 
@@ -12,7 +14,15 @@ pub(super) fn metrics(report: &Report) -> Vec<Metric> {
     let plain = |name, help, value: f64| Metric { name, help, samples: vec![(Vec::new(), value)] };
     let pool = |size: u64| vec![("page_size", size.to_string())];
     let advice = |value: fn(&crate::audit::advice::Advice) -> u64| {
-        summed(report.advice.iter().filter(|advice| value(advice) > 0).map(|advice| {
+        let mut advices: Vec<_> = report.advice.iter().filter(|advice| value(advice) > 0).collect();
+        advices.sort_by_key(|advice| Reverse(value(advice)));
+        summed(advices.into_iter().enumerate().map(|(place, advice)| {
+            if place >= NAMED {
+                return (
+                    vec![("advice", advice.id.to_string()), ("file", OTHERS.to_string())],
+                    value(advice),
+                );
+            }
             let subject = &advice.subject;
             let labels = vec![
                 ("advice", advice.id.to_string()),
@@ -41,7 +51,8 @@ pub(super) fn metrics(report: &Report) -> Vec<Metric> {
         ),
         Metric {
             name: "roundtable_pool_held_pages",
-            help: "Huge pages by how they are held: mapped, private, file, descriptor, segment, or not explained.",
+            help: "Huge pages by how they are held: mapped, private, file (which nobody has), open-file, unseen (nobody \
+                in sight has it), descriptor, segment, or unexplained.",
             samples: summed(report.pools.iter().flat_map(|one| {
                 let size = pool(one.pool.page_size);
                 let with = move |hold: String| {
