@@ -3,6 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::LARGE;
 use super::deadline::Deadline;
 use super::files::FileId;
 use super::holding::{self, Descriptor, Left, MountPoint, Segment};
@@ -34,14 +35,13 @@ impl Held {
         let never = Deadline::never();
         let mounts = holding::mounts(source, &host.census, &never);
         let mapped = host.groups.iter().map(|group| group.id).collect();
-        let mut known = holding::places(&mapped);
+        let known = holding::places(&mapped);
         let left = holding::left_files(source, &mounts, &known, &never);
-        known.extend(left.iter().map(Left::place));
-        let huge = host.groups.iter().filter(|group| group.file.is_hugetlb);
+        let large = host.groups.iter().filter(|group| group.file.is_hugetlb || group.size >= LARGE);
         Held {
-            open: holding::descriptors(source, &host.census, &known, &never),
+            open: holding::uses(host, &mounts, &known, &left).open,
             segments: holding::segments(source, &mapped),
-            files: huge.filter_map(|group| Some((group.id, holding::file_pages(source, group)?))).collect(),
+            files: large.filter_map(|group| Some((group.id, holding::file_pages(source, group)?))).collect(),
             mounts,
             left,
         }

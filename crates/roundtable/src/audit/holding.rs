@@ -2,21 +2,26 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::Metadata;
-use std::io::BufReader;
+use std::io::{BufReader, ErrorKind};
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{major, minor, statfs};
+use rustix::fs::{
+    AtFlags, CWD, FileType, MemfdFlags, StatxFlags, fstat, major, memfd_create, minor, statfs, statx,
+};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 use super::collect::{self, Census};
 use super::deadline::Deadline;
 use super::files::{self, FileId};
 use super::group::{Group, Shape};
+use super::host::Host;
 use super::maps::{self, for_each_in_smaps};
 use super::mounts::{self, unescaped};
 use super::source::Source;
+use super::trust;
 
 /// `f_type` of hugetlbfs.
 const MAGIC: i64 = 0x9584_58f6;
@@ -26,6 +31,8 @@ const FILES: usize = 100_000;
 const DESCRIPTORS: usize = 1_000_000;
 /// Of these small looks so many are had before the deadline is asked for again.
 const STRIDE: usize = 128;
+/// From this bit of memfd_create's flags on stands the logarithm of a huge page's size.
+const MFD_HUGE_SHIFT: u32 = 26;
 /// `st_blocks` counts in these.
 const BLOCK: u64 = 512;
 
@@ -54,6 +61,9 @@ pub struct MountPoint {
     pub min_size: u64,
     /// Pages that its files have.
     pub used_pages: u64,
+    /// A process that sees it there, where this program does not: its path is not one of this program's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<i32>,
 }
 
 impl MountPoint {
@@ -101,6 +111,7 @@ pub fn mounts(source: &Source, census: &Census, deadline: &Deadline) -> Vec<Moun
                     size: option("size"),
                     min_size: option("min_size").unwrap_or(0),
                     used_pages: 0,
+                    inside: process.parse().ok(),
                 }
             });
         }
@@ -134,6 +145,12 @@ pub struct Left {
     pub pages: u64,
     /// Seconds since it was changed last.
     pub age_seconds: Option<u64>,
+    /// A process that sees it at this path, where this program does not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub inside: Option<i32>,
+    /// Whether others than root can let its path lead elsewhere.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_movable: bool,
 }
 
 impl Left {
@@ -141,6 +158,16 @@ impl Left {
     pub fn place(&self) -> Place {
         (self.device, self.inode)
     }
+}
+
+/// A folder of a mount.
+struct Folder {
+    /// Where this program finds it.
+    reached: PathBuf,
+    /// Where it is for those who see the mount.
+    path: PathBuf,
+    /// Whether others than root can put another into its place, or into that of one above.
+    is_movable: bool,
 }
 
 /// The files of these mounts that are not among the mapped ones.
@@ -156,10 +183,14 @@ pub fn left_files(
     let mut left = Vec::new();
     let mut looked = 0;
     for mount in mounts.iter().filter(|mount| mount.page_size > 0) {
-        let mut folders = vec![(mount.reached.clone(), PathBuf::from(&mount.path))];
-        while let Some((reached, path)) = folders.pop() {
+        let path = PathBuf::from(&mount.path);
+        let is_movable = !path.parent().is_none_or(trust::are_closed);
+        let mut folders = vec![Folder { reached: mount.reached.clone(), path, is_movable }];
+        while let Some(folder) = folders.pop() {
             source.count(1, 0);
-            for entry in std::fs::read_dir(&reached).into_iter().flatten().flatten() {
+            let is_open =
+                !std::fs::metadata(&folder.reached).is_ok_and(|metadata| trust::is_closed(&metadata));
+            for entry in std::fs::read_dir(&folder.reached).into_iter().flatten().flatten() {
                 looked += 1;
                 if looked > FILES || looked % STRIDE == 0 && deadline.is_past() {
                     return left;
@@ -169,9 +200,10 @@ pub fn left_files(
                 if device(&metadata) != mount.device {
                     continue;
                 }
-                let path = path.join(entry.file_name());
+                let path = folder.path.join(entry.file_name());
                 if metadata.is_dir() {
-                    folders.push((entry.path(), path));
+                    let is_movable = folder.is_movable || is_open || metadata.uid() != 0;
+                    folders.push(Folder { reached: entry.path(), path, is_movable });
                 } else if metadata.is_file() && !mapped.contains(&(mount.device, metadata.ino())) {
                     left.push(Left {
                         path: path.to_string_lossy().into_owned(),
@@ -180,6 +212,8 @@ pub fn left_files(
                         page_size: mount.page_size,
                         pages: metadata.blocks() * BLOCK / mount.page_size,
                         age_seconds: age(metadata.mtime()),
+                        inside: mount.inside,
+                        is_movable: folder.is_movable,
                     });
                 }
             }
@@ -198,82 +232,171 @@ fn age(seconds: i64) -> Option<u64> {
     now.checked_sub(u64::try_from(seconds).ok()?)
 }
 
+/// The devices of hugetlbfs with the bytes of their pages: of mounts, of mapped files, and the kernel's own for memfd, SysV
+/// and anonymous memory. So no other file system has to be asked what it is: one whose server hangs would not answer.
+pub fn devices(mounts: &[MountPoint], host: &Host) -> HashMap<(u32, u32), u64> {
+    let of_mounts = mounts.iter().filter(|mount| mount.page_size > 0);
+    let of_files = host.groups.iter().filter(|group| group.file.is_hugetlb);
+    let own = host.pools.iter().filter(|_| !host.source.is_recording()).filter_map(|pool| {
+        let size = MemfdFlags::from_bits_retain(pool.page_size.ilog2() << MFD_HUGE_SHIFT);
+        let file = memfd_create(c"roundtable", MemfdFlags::CLOEXEC | MemfdFlags::HUGETLB | size).ok()?;
+        let device = fstat(file).ok()?.st_dev;
+        Some(((major(device), minor(device)), pool.page_size))
+    });
+    let known = of_mounts.map(|mount| (mount.device, mount.page_size));
+    known.chain(of_files.map(|group| (group.id.device, group.file.page_size))).chain(own).collect()
+}
+
 /// A file of huge pages that is open.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Descriptor {
     /// Its name in an operator's words.
     pub name: String,
+    /// Its device.
+    #[serde(default)]
+    pub device: (u32, u32),
+    /// Its number.
+    #[serde(default)]
+    pub inode: u64,
     /// Whether it is one of those that were known already.
     pub is_known: bool,
     /// Bytes of its pages.
     pub page_size: u64,
     /// How many it has.
     pub pages: u64,
-    /// The processes that have it open.
+    /// The processes that have it open, or that map it meanwhile.
     pub pids: Vec<i32>,
 }
 
-/// The files of huge pages that processes have open.
-pub fn descriptors(
-    source: &Source,
-    census: &Census,
-    known: &HashSet<Place>,
-    deadline: &Deadline,
-) -> Vec<Descriptor> {
-    if let Some(held) = source.held() {
-        return held.open.clone();
+impl Descriptor {
+    /// Where it lies.
+    pub fn place(&self) -> Place {
+        (self.device, self.inode)
     }
-    let mut found: HashMap<Place, Descriptor> = HashMap::new();
-    let mut looked = 0;
-    for process in &census.processes {
-        if deadline.is_past() {
+}
+
+/// The files of huge pages that are in use beyond what the census has shown.
+#[derive(Clone, Debug, Default)]
+pub struct Uses {
+    /// They.
+    pub open: Vec<Descriptor>,
+    /// Whether every process could be asked, and of all that it has open.
+    pub is_whole: bool,
+}
+
+/// Looks for the files of huge pages that processes have open, and once more for mappings of those that seem to be left:
+/// a program may have started since the census.
+pub fn uses(host: &Host, mounts: &[MountPoint], mapped: &HashSet<Place>, left: &[Left]) -> Uses {
+    let source = host.source;
+    if let Some(held) = source.held() {
+        return Uses { open: held.open.clone(), is_whole: true };
+    }
+    let mut search = Search {
+        devices: devices(mounts, host),
+        known: mapped.iter().copied().chain(left.iter().map(Left::place)).collect(),
+        found: HashMap::new(),
+        looked: 0,
+        is_whole: true,
+        deadline: &host.deadline,
+    };
+    let left: HashMap<Place, &Left> = left.iter().map(|file| (file.place(), file)).collect();
+    let mut buffer = Vec::new();
+    for pid in source.processes().unwrap_or_default() {
+        if host.deadline.is_past() {
+            search.is_whole = false;
             break;
         }
-        let folder = source.path(&format!("proc/{}/fd", process.pid));
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            looked += 1;
-            if looked > DESCRIPTORS || looked % STRIDE == 0 && deadline.is_past() {
-                break;
+        // In this order: who maps a file had it open before.
+        search.descriptors(source, pid);
+        if !left.is_empty() {
+            search.mappings(source, pid, &left, &mut buffer);
+        }
+    }
+    let mut open: Vec<Descriptor> = search.found.into_values().collect();
+    open.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.pids.cmp(&b.pids)));
+    Uses { open, is_whole: search.is_whole }
+}
+
+/// Devices that most processes have open.
+const COMMON: [&[u8]; 3] = [b"/dev/null", b"/dev/urandom", b"/dev/tty"];
+
+struct Search<'a> {
+    devices: HashMap<(u32, u32), u64>,
+    known: HashSet<Place>,
+    found: HashMap<Place, Descriptor>,
+    looked: usize,
+    is_whole: bool,
+    deadline: &'a Deadline,
+}
+
+impl Search<'_> {
+    /// Whether an error tells more than that the process has ended.
+    fn is_missed(error: &std::io::Error) -> bool {
+        let raw = error.raw_os_error();
+        error.kind() != ErrorKind::NotFound && raw != Some(Errno::SRCH.raw_os_error())
+    }
+
+    fn descriptors(&mut self, source: &Source, pid: i32) {
+        let entries = match std::fs::read_dir(source.path(&format!("proc/{pid}/fd"))) {
+            Ok(entries) => entries,
+            Err(error) => {
+                self.is_whole &= !Self::is_missed(&error);
+                return;
+            }
+        };
+        for entry in entries.flatten() {
+            self.looked += 1;
+            if self.looked > DESCRIPTORS || self.looked.is_multiple_of(STRIDE) && self.deadline.is_past() {
+                self.is_whole = false;
+                return;
             }
             let Ok(link) = std::fs::read_link(entry.path()) else { continue };
             // Sockets, pipes and the like have no path.
             let name = link.as_os_str().as_encoded_bytes();
-            if name.first() != Some(&b'/')
-                || name.starts_with(b"/dev/")
-                    && !name.starts_with(b"/dev/huge")
-                    && !name.starts_with(b"/dev/shm")
-            {
+            if name.first() != Some(&b'/') || COMMON.contains(&name) || name.starts_with(b"/dev/pts/") {
                 continue;
             }
-            let Ok(metadata) = std::fs::metadata(entry.path()) else { continue };
-            if !metadata.is_file() || major(metadata.dev()) != 0 {
-                continue;
+            // What is known of it is enough: a server on the network is not asked.
+            let (flags, fields) = (AtFlags::STATX_DONT_SYNC, StatxFlags::BASIC_STATS);
+            let Ok(status) = statx(CWD, entry.path(), flags, fields) else { continue };
+            let device = (status.stx_dev_major, status.stx_dev_minor);
+            let Some(&page_size) = self.devices.get(&device) else { continue };
+            if FileType::from_raw_mode(status.stx_mode.into()).is_file() {
+                let place = (device, status.stx_ino);
+                self.add(place, name, page_size, status.stx_blocks * BLOCK / page_size, pid);
             }
-            let place = (device(&metadata), metadata.ino());
-            if let Some(open) = found.get_mut(&place) {
-                if open.pids.last() != Some(&process.pid) {
-                    open.pids.push(process.pid);
-                }
-                continue;
-            }
-            let Ok(system) = statfs(entry.path()) else { continue };
-            if system.f_type != MAGIC || system.f_bsize <= 0 {
-                continue;
-            }
-            let page_size = system.f_bsize as u64;
-            let open = Descriptor {
-                name: files::describe(name, metadata.ino()),
-                is_known: known.contains(&place),
-                page_size,
-                pages: metadata.blocks() * BLOCK / page_size,
-                pids: vec![process.pid],
-            };
-            found.insert(place, open);
         }
     }
-    let mut found: Vec<Descriptor> = found.into_values().collect();
-    found.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.pids.cmp(&b.pids)));
-    found
+
+    fn mappings(&mut self, source: &Source, pid: i32, left: &HashMap<Place, &Left>, buffer: &mut Vec<u8>) {
+        let read = std::fs::File::open(source.path(&format!("proc/{pid}/maps")))
+            .and_then(|maps| source.read_into(maps, buffer));
+        if let Err(error) = read {
+            self.is_whole &= !Self::is_missed(&error);
+            return;
+        }
+        for line in maps::lines(buffer) {
+            let place = (line.device, line.inode);
+            if let Some(file) = left.get(&place) {
+                self.add(place, line.name, file.page_size, file.pages, pid);
+            }
+        }
+    }
+
+    fn add(&mut self, place: Place, name: &[u8], page_size: u64, pages: u64, pid: i32) {
+        let open = self.found.entry(place).or_insert_with(|| Descriptor {
+            name: files::describe(name, place.1),
+            device: place.0,
+            inode: place.1,
+            is_known: self.known.contains(&place),
+            page_size,
+            pages,
+            pids: Vec::new(),
+        });
+        if open.pids.last() != Some(&pid) {
+            open.pids.push(pid);
+        }
+    }
 }
 
 /// A SysV segment of this IPC namespace that nobody has attached.

@@ -35,6 +35,7 @@ pub mod slots;
 pub mod source;
 pub mod tables;
 pub mod thresholds;
+pub mod trust;
 pub mod unit;
 pub mod witness;
 

@@ -3,7 +3,7 @@
 //! Names of files and of processes become numbers, processes are numbered anew, and of each file only what an
 //! audit uses is kept. So an operator may send it on, and the tests read such recordings.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::symlink;
@@ -73,6 +73,8 @@ pub fn record(source: &Source, options: &RecordOptions) -> Result<u64> {
         pools: pools::read(source, &Meminfo::read(source)),
         numbers: HashMap::new(),
         servers: HashSet::new(),
+        owners: BTreeSet::new(),
+        root: folder.clone(),
     };
     recorder.control_groups_mounted(folder)?;
     if recorder.witness.can_tell() {
@@ -147,6 +149,10 @@ struct Recorder<'a> {
     numbers: HashMap<i32, i32>,
     /// Processes of PostgreSQL servers.
     servers: HashSet<i32>,
+    /// The users that servers run as, with their names.
+    owners: BTreeSet<(u32, String)>,
+    /// The folder of the recording.
+    root: PathBuf,
 }
 
 impl Recorder<'_> {
@@ -201,7 +207,7 @@ impl Recorder<'_> {
             out.write_all(&self.line(&line))?;
         }
         if let Ok(link) = fs::read_link(self.source.path(&format!("proc/{}/ns/ipc", handle.pid))) {
-            fs::create_dir(folder.join("ns"))?;
+            fs::create_dir_all(folder.join("ns"))?;
             symlink(link, folder.join("ns/ipc"))?;
         }
         self.mounts(handle, folder)?;
@@ -363,19 +369,26 @@ impl Recorder<'_> {
             line.lines().map(|line| format!("--{}", line.replace(" = ", "=").replace('\'', ""))).collect();
         fs::write(folder.join("cmdline"), format!("postgres\0{}", words.join("\0")))?;
         if self.names.is_none() {
-            symlink(server.programs.join("postgres"), folder.join("exe"))?;
+            if let Some(programs) = &server.programs {
+                symlink(programs.join("postgres"), folder.join("exe"))?;
+            }
             if let Some((socket, port)) = &server.socket {
                 fs::write(inside(&data).join("postmaster.pid"), format!("1\n\n\n{port}\n{socket}\n"))?;
             }
             if let Some(owner) = &server.owner
-                && let Some(user) = self.source.text(&format!("proc/{pid}/status")).and_then(|text| {
-                    let line = text.lines().find_map(|line| line.strip_prefix("Uid:"))?;
-                    Some(line.split_whitespace().next()?.to_string())
-                })
+                && let Some(user) = postgres::user(self.source, pid)
+                && self.owners.insert((user, owner.clone()))
             {
-                fs::create_dir_all(folder.join("root/etc"))?;
-                fs::write(folder.join("root/etc/passwd"), format!("{owner}:x:{user}:\n"))?;
+                let users = self.owners.iter().map(|(user, owner)| format!("{owner}:x:{user}:\n"));
+                let etc = self.root.join("etc");
+                fs::create_dir_all(&etc)?;
+                fs::write(etc.join("passwd"), users.collect::<String>())?;
             }
+        }
+        if server.is_apart {
+            // That of the reader is not recorded, and is another so.
+            fs::create_dir_all(folder.join("ns"))?;
+            symlink("mnt:[0]", folder.join("ns/mnt"))?;
         }
         Ok(())
     }
@@ -392,6 +405,13 @@ impl Recorder<'_> {
                 None => String::from_utf8_lossy(&self.name(open.name.as_bytes())).into_owned(),
             };
         }
+        let number = |pid: &mut Option<i32>| *pid = pid.and_then(|pid| self.numbers.get(&pid).copied());
+        held.mounts.iter_mut().for_each(|mount| number(&mut mount.inside));
+        held.left.iter_mut().for_each(|file| {
+            // One whose process is gone is still in another namespace.
+            file.is_movable |= file.inside.is_some();
+            number(&mut file.inside);
+        });
         for path in held
             .mounts
             .iter_mut()

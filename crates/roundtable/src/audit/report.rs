@@ -15,7 +15,7 @@ use super::pools::Pool;
 use super::slots::{Evidence, Verdict};
 
 /// The form of the JSON output; it grows when a field changes its meaning or goes away.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// All of it. Sizes are in bytes.
 #[derive(Clone, Debug, Serialize)]

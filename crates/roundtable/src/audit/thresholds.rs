@@ -25,7 +25,7 @@ enum Measure {
     Left,
     /// Huge pages in use that nothing explains.
     Unexplained,
-    /// Huge pages of the default size that anybody can still have: reached from above.
+    /// Huge pages of the default size that anybody can still have, where there is a pool: reached from above.
     PoolFree,
     /// Limits that are met.
     Limits,
@@ -76,9 +76,10 @@ impl Threshold {
             Measure::Saving => report.advice.iter().map(|advice| advice.gain).sum(),
             Measure::Left => accounts()
                 .flat_map(|(pool, account)| {
-                    let unused = account.holders.iter().filter(|holder| {
-                        matches!(holder.hold, Hold::File | Hold::Segment) && holder.subject.processes == 0
-                    });
+                    let unused = account
+                        .holders
+                        .iter()
+                        .filter(|holder| matches!(holder.hold, Hold::File | Hold::Segment));
                     unused.map(|holder| holder.pages * pool.page_size)
                 })
                 .sum(),
@@ -88,10 +89,16 @@ impl Threshold {
                 default.map_or(0, |one| one.pool.available())
             }
             Measure::Limits => report.limits.len() as u64,
-            Measure::Unseen => report.seen.unreadable + report.seen.skipped,
+            Measure::Unseen => {
+                let seen = &report.seen;
+                // How many a container or hidepid keeps out of sight nobody tells.
+                (seen.unreadable + seen.skipped).max(u64::from(!seen.is_whole()))
+            }
         };
+        // Where nobody has made a pool none is missing.
+        let has_pool = accounts().any(|(pool, _)| pool.is_default && pool.total + pool.overcommit > 0);
         let is_reached = match self.measure {
-            Measure::PoolFree => value <= self.value,
+            Measure::PoolFree => has_pool && value <= self.value,
             _ => value >= self.value.max(1),
         };
         let shown = match self.measure {

@@ -49,13 +49,25 @@ pub fn is_unit(part: &str) -> bool {
     KINDS.iter().any(|kind| part.ends_with(kind))
 }
 
-/// A group's path as a name: of a service its own, of a container or pod the last two parts, of anything else the path.
+/// A group's path as a name: of a unit its own, of a container or pod the last two parts, of anything else the path.
+/// Of a unit that another manager than the system's has, as a user's own or one in a container, the name of what it is
+/// in comes first: anybody may call a unit as one of the system's is called.
 pub fn name(path: &str) -> String {
     let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != "..").collect();
-    if let Some(unit) = parts.iter().rev().find(|part| is_unit(part)) {
-        return (*unit).to_string();
+    if let Some(inner) = parts.iter().rposition(|part| is_unit(part)) {
+        // Slices are the system's, or those of the manager that they are in.
+        let outer = parts.iter().position(|part| !part.ends_with(".slice")).unwrap_or(inner);
+        return match outer < inner {
+            true => format!("{}/{}", parts[outer], parts[inner]),
+            false => parts[inner].to_string(),
+        };
     }
     parts[parts.len().saturating_sub(2)..].join("/")
+}
+
+/// Whether a name is of a unit that is in another manager's.
+pub fn is_nested(name: &str) -> bool {
+    name.contains('/')
 }
 
 #[cfg(test)]
@@ -77,7 +89,16 @@ mod tests {
                 "postgresql@15-main.service",
             ),
             ("0::/user.slice/user-0.slice/session-1.scope\n", "session-1.scope"),
-            ("0::/user.slice/user@1000.service/app.slice/vte-spawn-1.scope\n", "vte-spawn-1.scope"),
+            (
+                "0::/user.slice/user-1000.slice/user@1000.service/app.slice/vte-spawn-1.scope\n",
+                "user@1000.service/vte-spawn-1.scope",
+            ),
+            (
+                "0::/user.slice/user-1000.slice/user@1000.service/app.slice/postgresql.service\n",
+                "user@1000.service/postgresql.service",
+            ),
+            ("0::/docker/12ab/system.slice/postgresql.service\n", "docker/postgresql.service"),
+            ("0::/system.slice/postgresql.service/worker\n", "postgresql.service"),
             ("12:hugetlb:/a\n1:name=systemd:/system.slice/cron.service\n0::/\n", "cron.service"),
             (
                 "0::/kubepods.slice/kubepods-pod1.slice/cri-containerd-12ab.scope\n",

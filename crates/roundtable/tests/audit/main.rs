@@ -3,6 +3,7 @@
 //! `UPDATE_EXPECT=1 cargo test -p roundtable --test audit` writes the golden outputs anew.
 //! `tests/recordings/README.md` says how the recordings were made.
 
+mod commands;
 mod deadline;
 mod exposition;
 mod golden;
@@ -10,6 +11,7 @@ mod manners;
 mod monitoring;
 mod output_file;
 mod plan;
+mod pools;
 mod prometheus;
 mod recordings;
 mod scale;

@@ -31,12 +31,52 @@ fn thresholds_decide_the_exit_status() {
         // 473 are free, 429 of them promised.
         (&["--fail-on", "pool-free=43"], 0),
         (&["--fail-on", "pool-free=44"], 2),
+        (&["--fail-on", "unseen=1"], 0),
         (&["--fail-on", "tables"], 3),
         (&["--no-such-option"], 3),
     ] {
         let output = roundtable(&[&["audit", "--all"], arguments].concat(), Some(&root));
         assert_eq!(output.status.code(), Some(status), "{arguments:?}: {}", text(&output.stderr));
     }
+}
+
+/// A host that shows not all of it, and one that nobody has made a pool on.
+#[test]
+fn thresholds_know_what_is_out_of_sight() {
+    let host = copy("database");
+    let status =
+        |what: &str| roundtable(&["audit", "--all", "--fail-on", what], Some(host.path())).status.code();
+    let ns = host.path().join("proc/self/ns");
+    fs::create_dir_all(&ns).unwrap();
+    assert_eq!(status("unseen=1"), Some(0));
+    std::os::unix::fs::symlink("pid:[4026539999]", ns.join("pid")).unwrap();
+    assert_eq!((status("unseen=1"), status("unseen=2")), (Some(2), Some(0)));
+    assert_eq!(status("pool-free=100"), Some(2));
+    let pool = host.path().join("sys/kernel/mm/hugepages/hugepages-2048kB");
+    for file in ["nr", "free", "resv", "surplus", "nr_overcommit"] {
+        fs::write(pool.join(format!("{file}_hugepages")), "0\n").unwrap();
+    }
+    assert_eq!(status("pool-free=100"), Some(0));
+}
+
+/// A job's own status may be 2.
+#[test]
+fn a_run_that_cannot_begin_has_a_status_of_its_own() {
+    let place = tempfile::tempdir().unwrap();
+    let parts = place.path().to_str().unwrap();
+    for (arguments, said) in [
+        (&["run", "--no-such-option"][..], "--no-such-option"),
+        (&["run", "--parts", parts, "--", "true"], "cargo xtask build"),
+        (&["run", "--parts", parts, "--kernel", "linux", "--", "true"], "cargo xtask setup"),
+        (&["run", "--parts", parts, "--list"], "cargo xtask build"),
+        (&["run", "--parts", "/no/such/folder", "--list"], "ROUNDTABLE_PARTS"),
+    ] {
+        let output = roundtable(arguments, None);
+        let errors = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(125), "{arguments:?}: {errors}");
+        assert!(errors.contains(said), "{arguments:?}: {errors}");
+    }
+    assert_eq!(roundtable(&["run", "--help"], None).status.code(), Some(0));
 }
 
 /// A folder without processes, and one whose processes are all gone or closed, are no hosts on which all is well.

@@ -83,7 +83,13 @@ pub fn shared_memory_of_each_kind() {
         assert_eq!(seen["processes"], 2, "{seen}");
         assert_eq!(seen["tables"]["now"]["pte"], 2 * (LENGTH / STEP), "{seen}");
         assert_eq!(seen["page_size"], 4096);
-        assert_eq!(advice(&report, &name, "huge-pages")["pages"]["count"], 32);
+        // A page in each table is hardly any memory: no pool grows for it.
+        let advice = advice(&report, &name, "huge-pages");
+        assert_eq!(advice.get("pages"), None, "{advice}");
+        assert!(
+            advice["steps"][0]["what"].as_str().unwrap().starts_with("Only 128 KiB of 64 MiB"),
+            "{advice}"
+        );
     }
 }
 

@@ -10,6 +10,7 @@ mod differences;
 mod files;
 mod following;
 mod holders;
+mod impostor;
 mod limits;
 mod mounts;
 mod namespaces;
@@ -39,6 +40,10 @@ use files::{gigantic_pages, path_and_unrelated_processes, sysv_segment};
 use holders::{
     file_left_on_a_mount, mount_with_a_promise, open_file_without_a_name, promises_and_private_pages,
     segment_left_behind,
+};
+use impostor::{
+    a_file_left_in_a_container, a_file_left_in_a_users_folder, a_server_below_a_root_of_its_own,
+    another_users_audit_removes_nothing,
 };
 use limits::{control_group_that_is_full, mount_that_is_full};
 use mounts::{
@@ -102,6 +107,11 @@ tests! {
     counters_tell_without_root: 60,
     in_a_container: 60,
     hidden_processes: 60,
+    // Somebody who means harm, and the commands for root.
+    a_server_below_a_root_of_its_own: 60,
+    a_file_left_in_a_container: 60,
+    a_file_left_in_a_users_folder: 60,
+    another_users_audit_removes_nothing: 60,
     // Not for long.
     storm: 60,
     several_in_one_memory: 60,

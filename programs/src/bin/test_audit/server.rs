@@ -58,8 +58,11 @@ impl Cluster {
 
     /// The folders above the programs may be closed to others than their owner.
     fn bring_within_reach(&mut self) {
-        let copy = self.folder.join("postgresql");
-        let status = Command::new("cp").arg("-a").arg(&self.root).arg(&copy).status().expect("cp starts");
+        // Beside the folder, which is the server's user's: root is told to run programs only where nobody else can change them.
+        let copy = self.folder.with_extension("programs");
+        let copied =
+            Command::new("cp").args(["-a", "--no-preserve=ownership"]).arg(&self.root).arg(&copy).status();
+        let status = copied.expect("cp starts");
         assert!(status.success());
         self.programs = programs(&copy).expect("the copy has what was copied");
         self.root = copy;
@@ -87,6 +90,7 @@ impl Cluster {
 impl Drop for Cluster {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.folder);
+        let _ = std::fs::remove_dir_all(self.folder.with_extension("programs"));
     }
 }
 

@@ -62,7 +62,7 @@ pub fn is_in_place(case: &Case) -> bool {
 /// What stands in the place of a step to grow the pool, where that would take memory from the host that nobody has now.
 pub fn not_in_place(size: u64, resident: u64, count: u64, pool: &Pool) -> Step {
     Step::by_hand(format!(
-        "Only {} of {} are in place, so grow-pool does not count it. Where you know that the program fills all of it: {} \
+        "Only {} of {} are known to be in place, so grow-pool does not count it. Where you know that the program fills all of it: {} \
          more pages of {} are to be in the pool than are wanted otherwise.",
         human::bytes(resident),
         human::bytes(size),

@@ -9,6 +9,7 @@ use crate::audit::advice::{Advice, Worth, base_pages, sharing};
 use crate::audit::cost::{Cost, cost};
 use crate::audit::files::describe;
 use crate::audit::group::Group;
+use crate::audit::holding;
 use crate::audit::host::Host;
 use crate::audit::kernel_version::Protocol;
 use crate::audit::pools;
@@ -51,7 +52,8 @@ pub fn answer(host: &Host, min_processes: usize, worth: Worth, advice: &mut Vec<
             let file = base(host, group);
             let program = file.subject().program();
             let pool = pools::taken(&host.pools, program.names_its_size(), host.source.geometry.huge());
-            let pages = group.shapes.iter().map(|shape| shape.most_pages).max().unwrap_or(0);
+            // One process may map only a part of what is there.
+            let pages = holding::file_pages(host.source, group).unwrap_or_else(|| holding::most_pages(group));
             let server = match program {
                 // Anybody may have many files, and processes with a server's name.
                 Program::PostgreSql if !host.deadline.is_past() => {

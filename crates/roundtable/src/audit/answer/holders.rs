@@ -1,7 +1,7 @@
 //! Who has the huge pages: every page in use and every promise, as far as anything tells of it; the rest is named.
 
 use std::cmp::Reverse;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde::Serialize;
 
@@ -24,8 +24,12 @@ pub enum Hold {
     Mapped,
     /// By private copies in processes' memory.
     Private,
-    /// By a file on a hugetlbfs that nobody maps.
+    /// By a file on a hugetlbfs that nobody maps or has open.
     File,
+    /// By a file on a hugetlbfs that nobody maps, and that is open.
+    OpenFile,
+    /// By a file on a hugetlbfs that nobody in sight maps or has open, where not all are in sight.
+    Unseen,
     /// By a file that nobody maps and that has a name no more: processes have it open.
     Descriptor,
     /// By a SysV segment that nobody has attached.
@@ -49,6 +53,9 @@ pub struct Holder {
     pub age_seconds: Option<u64>,
     /// The number of a segment.
     pub segment: Option<u64>,
+    /// What is known of a file that nobody maps.
+    #[serde(skip)]
+    pub left: Option<Left>,
 }
 
 /// The account of a pool.
@@ -66,8 +73,8 @@ pub struct Account {
     pub unexplained_promises: u64,
 }
 
-/// Accounts for the pages of each pool.
-pub fn answer(host: &Host) -> Vec<Account> {
+/// Accounts for the pages of each pool; `is_whole` where every process was seen.
+pub fn answer(host: &Host, is_whole: bool) -> Vec<Account> {
     let busy = |pool: &Pool| pool.in_use() > 0 || pool.reserved > 0;
     if !host.pools.iter().any(busy) {
         return host.pools.iter().map(|_| Account::default()).collect();
@@ -91,11 +98,12 @@ pub fn answer(host: &Host) -> Vec<Account> {
     // called left.
     let is_short = |building: &Building| building.unexplained() > 0;
     if !left.is_empty() || accounts.iter().any(is_short) {
-        let mut seen: HashSet<_> = known.clone();
-        seen.extend(left.iter().map(Left::place));
-        let found = holding::descriptors(host.source, &host.census, &seen, &host.deadline);
+        let uses = holding::uses(host, &mounts, &known, &left);
         for building in &mut accounts {
-            building.descriptors(host, &found);
+            building.descriptors(host, &uses.open);
+            if !(is_whole && uses.is_whole) {
+                building.doubt();
+            }
         }
     }
     accounts.iter_mut().for_each(|building| building.segments(&segments, host.source.geometry.entries()));
@@ -119,7 +127,15 @@ impl Building<'_> {
 
     fn add(&mut self, hold: Hold, subject: Subject, pages: u64, promised: u64) -> &mut Holder {
         let promised = promised.min(self.unexplained_promises());
-        self.holders.push(Holder { hold, subject, pages, promised, age_seconds: None, segment: None });
+        self.holders.push(Holder {
+            hold,
+            subject,
+            pages,
+            promised,
+            age_seconds: None,
+            segment: None,
+            left: None,
+        });
         self.holders.last_mut().expect("it was pushed")
     }
 
@@ -148,6 +164,14 @@ impl Building<'_> {
             let subject = Subject { file: file.path.clone(), ..Subject::default() };
             let holder = self.add(Hold::File, subject, file.pages, 0);
             holder.age_seconds = file.age_seconds;
+            holder.left = Some(file.clone());
+        }
+    }
+
+    /// Not all were asked: somebody else may have the files that nobody seems to have.
+    fn doubt(&mut self) {
+        for holder in self.holders.iter_mut().filter(|holder| holder.hold == Hold::File) {
+            holder.hold = Hold::Unseen;
         }
     }
 
@@ -164,9 +188,13 @@ impl Building<'_> {
                 .filter(|unit| !unit.is_empty())
                 .take(8)
                 .collect();
-            match self.holders.iter_mut().find(|one| one.hold == Hold::File && one.subject.file == open.name)
-            {
-                Some(holder) => holder.subject = subject,
+            let is_it =
+                |one: &&mut Holder| one.left.as_ref().is_some_and(|left| left.place() == open.place());
+            match self.holders.iter_mut().find(is_it) {
+                Some(holder) => {
+                    holder.hold = Hold::OpenFile;
+                    holder.subject = Subject { file: std::mem::take(&mut holder.subject.file), ..subject };
+                }
                 None if open.pages > 0 && !open.is_known => {
                     self.add(Hold::Descriptor, subject, open.pages, 0);
                 }
@@ -261,19 +289,30 @@ pub fn advise(pool: &Pool, account: &Account) -> Vec<Advice> {
             source,
         });
     };
-    let left: Vec<&Holder> = of(Hold::File).filter(|holder| holder.subject.processes == 0).collect();
+    let left: Vec<&Holder> = of(Hold::File).collect();
     if !left.is_empty() {
         let pages: u64 = left.iter().map(|holder| holder.pages).sum();
         let age = left.iter().filter_map(|holder| holder.age_seconds).min();
-        let plain = left.iter().map(|holder| holder.subject.file.as_str()).filter(|path| is_plain(path));
+        let them = if left.len() == 1 { "it" } else { "them" };
         let mut step = Step::by_hand(format!(
-            "When no program is about to start from {} again, remove {}; the pages are free at once.",
-            if left.len() == 1 { "it" } else { "them" },
-            if left.len() == 1 { "it" } else { "them" }
+            "When no program is about to start from {them} again, remove {them}; the pages are free at once."
         ));
-        step.commands = plain.take(NAMED).map(|path| format!("rm {path}")).collect();
+        // A path that another could let lead elsewhere, or that is another's from the start, is none for root.
+        let is_ours = |file: &&Left| file.inside.is_none() && !file.is_movable && is_plain(&file.path);
+        let ours = left.iter().filter_map(|holder| holder.left.as_ref()).filter(is_ours);
+        step.commands = ours.take(NAMED).map(|file| format!("rm {}", file.path)).collect();
         if step.commands.len() < left.len() {
             step.what += " (Not all are named here: --json does, up to 50.)";
+        }
+        let inside: BTreeSet<i32> = left.iter().filter_map(|holder| holder.left.as_ref()?.inside).collect();
+        if !inside.is_empty() {
+            let pids: Vec<String> = inside.iter().take(NAMED).map(i32::to_string).collect();
+            step.what += &format!(
+                " Some are not on this program's mounts but on those of others ({} {}): remove them there, by \
+                 the container's own means. Here their paths are other files.",
+                if inside.len() == 1 { "pid" } else { "pids" },
+                pids.join(" ")
+            );
         }
         let name = match left.as_slice() {
             [one] => one.subject.file.clone(),
@@ -294,7 +333,7 @@ pub fn advise(pool: &Pool, account: &Account) -> Vec<Advice> {
             sources::DPDK,
         );
     }
-    for holder in of(Hold::Descriptor).chain(of(Hold::File).filter(|holder| holder.subject.processes > 0)) {
+    for holder in of(Hold::Descriptor).chain(of(Hold::OpenFile)) {
         add(
             "open-file",
             holder.pages,

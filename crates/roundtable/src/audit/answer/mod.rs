@@ -18,11 +18,12 @@ use super::sight;
 /// All answers.
 pub fn report(host: &Host, min_processes: usize, worth: Worth) -> Report {
     let source = host.source;
+    let seen = seen(host);
     let mut advice = Vec::new();
     let files = files::answer(host, min_processes, worth, &mut advice);
     let page_tables = tables::answer(host, &files.counted_again);
     advice.extend(tables::advise(host, &page_tables, worth));
-    let accounts = holders::answer(host);
+    let accounts = holders::answer(host, seen.is_whole());
     let pools: Vec<PoolReport> = host
         .pools
         .iter()
@@ -41,7 +42,7 @@ pub fn report(host: &Host, min_processes: usize, worth: Worth) -> Report {
         slot: source.geometry.slot(),
         kernel: host.kernel.clone(),
         pools,
-        seen: seen(host),
+        seen,
         check: Check {
             page_tables: host.meminfo.get("PageTables").unwrap_or(0),
             vm_pte_all: host.census.processes.iter().map(|process| process.vm_pte).sum(),

@@ -72,7 +72,7 @@ fn account(out: &mut String, one: &PoolReport, extent: Extent) {
             human::count(holder.pages),
             human::count(holder.promised),
             how(holder),
-            if holder.subject.programs.is_empty() { "nobody".into() } else { holder.subject.describe() },
+            who(holder),
         ]);
     }
     if account.unexplained > 0 || account.unexplained_promises > 0 {
@@ -86,16 +86,33 @@ fn account(out: &mut String, one: &PoolReport, extent: Extent) {
     }
     let _ = writeln!(out, "{}", aligned(table, 2));
     rest(out, account.holders.len().saturating_sub(extent.top) + account.other_holders as usize);
+    if account.holders.iter().any(|holder| holder.hold == Hold::Unseen) {
+        out.push_str(
+            "Whether files that nobody in sight has are left behind is not known: not every process was seen. As root, \
+             on the host and with --all they are.\n",
+        );
+    }
+}
+
+fn who(holder: &Holder) -> String {
+    match holder.hold {
+        Hold::Unseen => "not known".into(),
+        _ if holder.subject.programs.is_empty() => "nobody".into(),
+        _ => holder.subject.describe(),
+    }
 }
 
 fn how(holder: &Holder) -> String {
     let age =
         holder.age_seconds.map_or(String::new(), |age| format!(", changed {} ago", human::duration(age)));
+    let inside = holder.left.as_ref().and_then(|file| file.inside);
+    let inside = inside.map_or(String::new(), |pid| format!(", on a mount that pid {pid} sees"));
     match holder.hold {
         Hold::Mapped => "mapped".into(),
         Hold::Private => "private copies".into(),
-        Hold::File if holder.subject.processes > 0 => format!("a file that is open and not mapped{age}"),
-        Hold::File => format!("a file that nobody maps{age}"),
+        Hold::OpenFile => format!("a file that is open and not mapped{inside}{age}"),
+        Hold::File => format!("a file that nobody maps{inside}{age}"),
+        Hold::Unseen => format!("a file that nobody in sight has{inside}{age}"),
         Hold::Descriptor => "an open file without a name".into(),
         Hold::Segment => format!("a segment that nobody has attached{age}"),
         Hold::Mount => "promised to a mount (min_size)".into(),
