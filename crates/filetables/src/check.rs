@@ -138,7 +138,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     }
 
     /// Compares each table with the content: inside its window it says what the content says up to the end, outside it says
-    /// nothing. A table above leads to the tables of its windows.
+    /// nothing, and nothing of pages that are not to be shown yet. A table above leads to the tables of its windows.
     ///
     /// # Errors
     ///
@@ -160,6 +160,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
                     let within = number.checked_sub(usize::from(window.entry)).map(|within| within as u64);
                     let index = within.filter(|within| *within < window.pages).map(|at| window.first + at);
                     let page = index.filter(|index| *index < self.end()).and_then(|index| self.get(index));
+                    let page = page.filter(|page| page.is_shown());
                     let shown = M::Format::is_leaf(window.level, value);
                     (shown.then(|| M::Format::leaf_frame(window.level, value)), page.map(|page| page.frame()))
                 };

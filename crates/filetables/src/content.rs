@@ -72,14 +72,17 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         }
     }
 
-    /// Changes what the owner notes with a page, if there is one. The page itself stays: tables show it. `change` is called
-    /// under a spin lock.
+    /// Changes what the owner notes with a page, if there is one, and shows it if it [is to be shown](Frame::is_shown) from now on. The page
+    /// itself stays: tables show it. `change` is called under a spin lock.
     pub fn amend(&self, index: u64, change: impl FnOnce(&mut P)) {
         self.change_piece(index / PIECE_PAGES, |piece| {
             let Some(page) = piece.get_mut(index) else { return };
             let frame = page.frame();
             change(page);
             debug_assert!(page.frame() == frame, "a page changes under its entries");
+            if index < self.end() {
+                piece.show(&*self.machine, index);
+            }
         });
     }
 
@@ -146,16 +149,27 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// under a spin lock, so it keeps the page and does nothing else.
     ///
     /// Both in one section: a table that is made now must not be filled with a page that is about to go.
-    pub fn remove(&self, indices: Range<u64>, mut taken: impl FnMut(u64, P)) -> Removed {
+    pub fn remove(&self, indices: Range<u64>, taken: impl FnMut(u64, P)) -> Removed {
+        self.remove_where(indices, |_| true, taken)
+    }
+
+    /// As [`FileTables::remove`], of the pages of which `goes` says yes; it is called under the same lock.
+    pub fn remove_where(
+        &self,
+        indices: Range<u64>,
+        goes: impl Fn(&P) -> bool,
+        mut taken: impl FnMut(u64, P),
+    ) -> Removed {
         debug_assert!(indices.end - indices.start <= REMOVED_AT_A_TIME);
         let mut removed = Removed { shown: false, pages: 0 };
         self.each_piece(indices, |piece, indices| {
             let mut next = piece.next(indices.start, indices.end);
             while let Some(index) = next {
-                if !Mutant::RemovedButShown.is_on() {
+                let goes = piece.get(index).is_some_and(&goes);
+                if goes && !Mutant::RemovedButShown.is_on() {
                     removed.shown |= piece.hide(&*self.machine, index);
                 }
-                if let Some(page) = piece.take(index) {
+                if goes && let Some(page) = piece.take(index) {
                     removed.pages += 1;
                     taken(index, page);
                 }

@@ -68,6 +68,11 @@ impl<P: Frame> Piece<P> {
         self.pages = places;
     }
 
+    /// Takes the places out when no page is left: tables may keep the piece for long.
+    pub(crate) fn idle_places(&mut self) -> Vec<Option<P>> {
+        if self.has_places() && !self.has_pages() { core::mem::take(&mut self.pages) } else { Vec::new() }
+    }
+
     pub(crate) fn get(&self, index: u64) -> Option<&P> {
         self.pages.get(self.within(index))?.as_ref()
     }
@@ -208,7 +213,7 @@ impl<P: Frame> Piece<P> {
 
     /// Writes the entries of a page where they are missing, in all tables that show it.
     pub(crate) fn show<M: Machine>(&self, machine: &M, index: u64) {
-        let Some(page) = self.get(index) else { return };
+        let Some(page) = self.get(index).filter(|page| page.is_shown()) else { return };
         for over in &self.over {
             if let Some(entry) = over.window.entry_of(index) {
                 show_in(machine, over, entry, page.frame());
@@ -224,7 +229,8 @@ impl<P: Frame> Piece<P> {
         while bits != 0 {
             let index = base + u64::from(bits.trailing_zeros());
             bits &= bits - 1;
-            if let (Some(page), Some(entry)) = (self.get(index), over.window.entry_of(index)) {
+            let page = self.get(index).filter(|page| page.is_shown());
+            if let (Some(page), Some(entry)) = (page, over.window.entry_of(index)) {
                 show_in(machine, over, entry, page.frame());
             }
         }

@@ -144,10 +144,11 @@ impl<M: Machine, P: Frame> FileTables<M, P> {
         let mut stripe = self.stripes.get()?[number as usize % STRIPES].lock();
         let piece = stripe.pieces.get_mut(&number)?;
         let result = work(piece);
+        let idle = piece.idle_places();
         let gone = if piece.is_empty() { stripe.pieces.remove_entry(&number) } else { None };
         // The lock first, then the memory.
         drop(stripe);
-        drop(gone);
+        drop((gone, idle));
         Some(result)
     }
 
@@ -165,10 +166,11 @@ impl<M: Machine, P: Frame> FileTables<M, P> {
             let missing = match spare.provide(&mut stripe, number, need) {
                 Ok(piece) => {
                     let result = work(piece);
+                    let idle = piece.idle_places();
                     let gone = if piece.is_empty() { stripe.pieces.remove_entry(&number) } else { None };
                     // The lock first, then the memory.
                     drop(stripe);
-                    drop(gone);
+                    drop((gone, idle));
                     return Ok(result);
                 }
                 Err(missing) => missing,

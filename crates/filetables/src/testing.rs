@@ -207,12 +207,16 @@ impl Space for TestSpace {
     }
 }
 
-/// A page that is a number.
+/// A page that is a number. An odd one is not to be shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Page(pub(crate) PhysAddr);
 
 impl Frame for Page {
     fn frame(&self) -> PhysAddr {
-        self.0
+        PhysAddr(self.0.0 & !1)
+    }
+
+    fn is_shown(&self) -> bool {
+        self.0.0 & 1 == 0
     }
 }

@@ -2,6 +2,7 @@
 
 mod oracle;
 
+use std::vec;
 use std::vec::Vec;
 
 use crate::format::X86_64;
@@ -70,11 +71,13 @@ impl<'f> Mapping<'f> {
         let mut tables = 0;
         for (slot, entry) in self.file.attachments(&self.space, &self.extent) {
             let frame = X86_64::table_frame(entry.load(sync::Ordering::SeqCst));
+            let before = tables;
             let mut count = |seen: Seen<'_, Page>| {
                 tables += u64::from(matches!(seen, Seen::Table(..)));
                 Ok(true)
             };
             self.file.check_slot(&slot.window, frame, &mut count).unwrap();
+            assert_eq!(self.file.reached(&slot.window), tables - before);
         }
         tables
     }
@@ -231,6 +234,47 @@ fn a_page_knows_its_viewers() {
     assert_eq!(file.viewers(5), 1);
     drop(narrow);
     assert_eq!(file.viewers(5), 0);
+}
+
+/// A page that waits for its first fault is the content's, and in no table until its owner says so.
+#[test]
+fn a_page_is_shown_once_it_is_to_be() {
+    let machine = TestMachine::new(32);
+    let file = file(&machine, Level::Pte, 1 << 18);
+    let hidden = |index| Page(PhysAddr(page(Level::Pte, index).0.0 | 1));
+    file.insert(5, hidden(5)).unwrap();
+    file.insert(6, page(Level::Pte, 6)).unwrap();
+    let mapping = Mapping::new(&machine, &file, 512 * GIB, 0, 1 << 18);
+    file.insert(7, hidden(7)).unwrap();
+    file.insert(8, hidden(8)).unwrap();
+    assert_eq!([5, 6, 7, 8].map(|index| mapping.sees(index).is_some()), [false, true, false, false]);
+    assert_eq!(mapping.fault(7), Attached::Before);
+    assert_eq!(mapping.sees(7), None);
+    file.check().unwrap();
+    [5, 7].into_iter().for_each(|index| file.amend(index, |there| *there = page(Level::Pte, index)));
+    assert_eq!([5, 7].map(|index| mapping.sees(index)), [5, 7].map(|index| Some(page(Level::Pte, index).0)));
+    file.check().unwrap();
+    let mut taken = Vec::new();
+    let removed = file.remove_where(0..32, |page| !page.is_shown(), |index, _| taken.push(index));
+    assert_eq!((taken, removed), (vec![8], Removed { shown: false, pages: 1 }));
+    assert_eq!(file.len(), 3);
+    file.check().unwrap();
+}
+
+/// A table may stay for long where no page is any more: what the pages were noted in does not.
+#[test]
+fn without_pages_a_piece_has_no_places() {
+    let machine = TestMachine::new(32);
+    let file = file(&machine, Level::Pte, 1 << 18);
+    file.insert(5, page(Level::Pte, 5)).unwrap();
+    let mapping = Mapping::new(&machine, &file, 512 * GIB, 0, 1 << 18);
+    let has_places = || file.with_piece(0, |piece| piece.has_places());
+    assert_eq!(has_places(), Some(true));
+    assert!(file.remove(0..32, |_, _| ()).shown);
+    assert_eq!(has_places(), Some(false));
+    file.insert(9, page(Level::Pte, 9)).unwrap();
+    assert_eq!((has_places(), mapping.sees(9)), (Some(true), Some(page(Level::Pte, 9).0)));
+    file.check().unwrap();
 }
 
 /// Searches stop at pages by what is noted with them.

@@ -8,9 +8,12 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicI32, Ordering};
 
+use smallvec::SmallVec;
+
 use super::permissions::{IPC_PRIVATE, Permissions};
 use crate::errno::{Errno, Result};
 use crate::memory::{PAGE_SIZE, fallible, reserve};
+use crate::sched;
 use crate::sync::SpinLock;
 
 /// Most objects of a kind that can be set.
@@ -241,20 +244,25 @@ impl<T: Object> Ids<T> {
         (objects.by_slot.len(), highest, objects.weight)
     }
 
-    /// The objects, in the order of their slots.
-    pub fn all(&self) -> Result<Vec<Arc<T>>> {
-        let mut all = Vec::new();
-        loop {
-            let objects = self.objects.lock();
-            let count = objects.by_slot.len();
-            if count <= all.capacity() {
-                all.extend(objects.by_slot.values().map(|(_, object)| object.clone()));
-                return Ok(all);
+    /// The objects, in the order of their slots; those that come or go meanwhile are met or not. Some with one hold of the lock, which each
+    /// operation of a neighbour takes, and whoever is due runs in between.
+    pub fn each(&self) -> impl Iterator<Item = Arc<T>> {
+        const AT_ONCE: usize = 16;
+        let mut next = 0;
+        let mut some: SmallVec<[Arc<T>; AT_ONCE]> = SmallVec::new();
+        core::iter::from_fn(move || {
+            if some.is_empty() {
+                sched::cond_resched();
+                let objects = self.objects.lock();
+                for (slot, (_, object)) in objects.by_slot.range(next..).take(AT_ONCE) {
+                    some.push(object.clone());
+                    next = slot + 1;
+                }
+                drop(objects);
+                some.reverse();
             }
-            drop(objects);
-            // Allocation stays outside the lock.
-            fallible::reserve(&mut all, count)?;
-        }
+            some.pop()
+        })
     }
 }
 

@@ -29,8 +29,10 @@ pub fn register() -> Result<()> {
         "kernel/shm_rmid_forced",
         || Ok(u32::from(here().removes_orphans()).to_string()),
         |new| match sysctl::parse(new)? {
-            0u32 => here().set_removes_orphans(false),
-            1 => here().set_removes_orphans(true),
+            value @ 0..=1u32 => {
+                here().set_removes_orphans(value == 1);
+                Ok(())
+            }
             _ => Err(Errno::EINVAL),
         },
     )

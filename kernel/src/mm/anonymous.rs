@@ -56,6 +56,17 @@ impl SharedMemory {
         Ok(memory)
     }
 
+    /// Puts a page where there is none. It is counted before anybody can find it, and take it out again: the sum is never below zero.
+    fn add(&self, index: u64, frame: &Frame) -> Result<(Frame, bool)> {
+        // Relaxed, here and below: a statistic.
+        PAGES.fetch_add(1, Ordering::Relaxed);
+        let added = self.pages.insert(index, frame, true);
+        if !matches!(added, Ok((_, true))) {
+            PAGES.fetch_sub(1, Ordering::Relaxed);
+        }
+        added
+    }
+
     /// How many pages there are now.
     pub fn pages(&self) -> u64 {
         self.pages.count()
@@ -72,9 +83,8 @@ impl PageCache for SharedMemory {
         }
         reserve::ask(PAGE_SIZE)?;
         let new = Frame::alloc_zeroed(Use::File).ok_or(Errno::ENOMEM)?;
-        let (frame, ours) = self.pages.insert(index, &new)?;
-        // Another thread may have been faster: theirs counts. Relaxed: a statistic.
-        PAGES.fetch_add(u64::from(ours), Ordering::Relaxed);
+        let (frame, _) = self.add(index, &new)?;
+        // Another thread may have been faster: theirs counts.
         Ok(frame)
     }
 
@@ -92,9 +102,7 @@ impl PageCache for SharedMemory {
         }
         // A segment may outlive whoever fills it.
         reserve::ask_lasting(PAGE_SIZE)?;
-        let (_, ours) = self.pages.insert(index, frame)?;
-        // Relaxed: a statistic.
-        PAGES.fetch_add(u64::from(ours), Ordering::Relaxed);
+        let (_, ours) = self.add(index, frame)?;
         if ours { Ok(()) } else { Err(Errno::EEXIST) }
     }
 

@@ -38,7 +38,7 @@ pub trait PageCache: Send + Sync {
     }
 
     /// The pages from `first` on, none behind the file's end, of which `wanted` has a bit, each in its place in `found` when it is there
-    /// already. Never sleeps: faults map a page's neighbours by it.
+    /// already, and data. Never sleeps: faults map a page's neighbours by it.
     fn cached_some(&self, first: u64, wanted: u32, found: &mut [Option<Frame>]) {
         let places = found.iter_mut().enumerate().filter(|(place, _)| wanted & (1 << place) != 0);
         places.for_each(|(place, found)| *found = self.cached(first + place as u64));
@@ -129,8 +129,6 @@ struct Entries {
     tree: SummaryTree<Key, Entry, FarEnd>,
     /// How many are writable.
     writable: usize,
-    /// One was.
-    was_writable: bool,
 }
 
 /// Who maps a file.
@@ -142,7 +140,7 @@ pub struct MappingList {
 impl MappingList {
     /// No mappings.
     pub const fn new() -> Self {
-        let entries = Entries { tree: SummaryTree::new(), writable: 0, was_writable: false };
+        let entries = Entries { tree: SummaryTree::new(), writable: 0 };
         Self { entries: Mutex::new(entries), unmappings: AtomicU64::new(0) }
     }
 
@@ -193,11 +191,6 @@ impl MappingList {
         self.entries.lock().writable > 0
     }
 
-    /// Was there ever such a mapping?
-    pub fn was_writable(&self) -> bool {
-        self.entries.lock().was_writable
-    }
-
     /// Is there a mapping that may have pages of the file in tables of its own?
     pub(super) fn has_listed(&self) -> bool {
         !self.entries.lock().tree.is_empty()
@@ -241,7 +234,6 @@ impl Link {
         if writable {
             let mut entries = cache.mappings().entries.lock();
             entries.writable += 1;
-            entries.was_writable = true;
         }
         Self { cache, key, space, writable, listed: AtomicBool::new(false), joined: AtomicU64::new(0) }
     }

@@ -18,14 +18,6 @@ struct Chunk {
     written: u32,
 }
 
-impl Chunk {
-    /// One bit for each page that there is.
-    fn present(&self) -> u32 {
-        let bits = self.pages.iter().enumerate().filter(|(_, page)| page.is_some());
-        bits.fold(0, |mask, (within, _)| mask | 1 << within)
-    }
-}
-
 /// Frames by page index.
 #[derive(Default)]
 pub(super) struct FewPages {
@@ -67,8 +59,15 @@ impl FewPages {
         self.chunks.get(&(index / CHUNK))?.pages[(index % CHUNK) as usize].as_ref()
     }
 
-    /// Puts a page where there is none; gives it back when there is one.
-    pub(super) fn insert(&mut self, index: u64, frame: Frame) -> Result<(), Frame> {
+    /// The page at `index` if it is data.
+    pub(super) fn get_written(&self, index: u64) -> Option<&Frame> {
+        let chunk = self.chunks.get(&(index / CHUNK))?;
+        let is_written = chunk.written & (1 << (index % CHUNK)) != 0;
+        chunk.pages[(index % CHUNK) as usize].as_ref().filter(|_| is_written)
+    }
+
+    /// Puts a page, which is data if `written`, where there is none; gives it back when there is one.
+    pub(super) fn insert(&mut self, index: u64, frame: Frame, written: bool) -> Result<(), Frame> {
         let chunk = self.chunks.entry(index / CHUNK).or_insert_with(|| {
             Box::new(Chunk { pages: [const { None }; CHUNK as usize], used: 0, written: 0 })
         });
@@ -77,6 +76,7 @@ impl FewPages {
             return Err(frame);
         }
         *slot = Some(frame);
+        chunk.written |= u32::from(written) << (index % CHUNK);
         chunk.used += 1;
         self.count += 1;
         self.changes += 1;
@@ -85,15 +85,18 @@ impl FewPages {
 
     /// The page at `index` counts as data from now on.
     pub(super) fn mark_written(&mut self, index: u64) {
-        if let Some(chunk) = self.chunks.get_mut(&(index / CHUNK)) {
+        if let Some(chunk) = self.chunks.get_mut(&(index / CHUNK))
+            && chunk.pages[(index % CHUNK) as usize].is_some()
+        {
             let bit = 1 << (index % CHUNK);
             self.changes += u64::from(chunk.written & bit == 0);
             chunk.written |= bit;
         }
     }
 
-    /// Takes pages of `range` out, as many as there is room for, and tells where to go on; `None` when the range is done.
-    pub(super) fn remove(&mut self, range: Range<u64>, out: &mut Taken) -> Option<u64> {
+    /// Takes pages of `range` out, or those of them that were only allocated, as many as there is room for, and tells where to go on; `None` when the
+    /// range is done.
+    pub(super) fn remove(&mut self, range: Range<u64>, untouched: bool, out: &mut Taken) -> Option<u64> {
         self.changes += 1;
         let mut at = range.start;
         while at < range.end {
@@ -108,7 +111,11 @@ impl FewPages {
                 if out.len() == out.capacity() {
                     return Some(at);
                 }
-                if let Some(frame) = chunk.pages[(at - base) as usize].take() {
+                let is_written = chunk.written & (1 << (at - base)) != 0;
+                // Who looks a page up has a reference at once.
+                let goes =
+                    |frame: &mut Frame| !untouched || !is_written && Frame::count_at(frame.phys()) == 1;
+                if let Some(frame) = chunk.pages[(at - base) as usize].take_if(goes) {
                     out.push(frame);
                     chunk.written &= !(1 << (at - base));
                     chunk.used -= 1;
@@ -134,12 +141,12 @@ impl FewPages {
         Some(((0..CHUNK).filter(within).count() as u64, base.saturating_add(CHUNK)))
     }
 
-    /// The first page with data at or after `from`; with `any`, the first page.
-    pub(super) fn next_data(&self, from: u64, any: bool) -> Option<u64> {
+    /// The first page with data at or after `from`.
+    pub(super) fn next_data(&self, from: u64) -> Option<u64> {
         for (key, chunk) in self.chunks.range(from / CHUNK..) {
             let base = key * CHUNK;
             let first = from.saturating_sub(base);
-            let data = if any { chunk.present() } else { chunk.written };
+            let data = chunk.written;
             if first < CHUNK && data >> first != 0 {
                 return Some(base + first + u64::from((data >> first).trailing_zeros()));
             }
@@ -147,13 +154,12 @@ impl FewPages {
         None
     }
 
-    /// The first index at or after `from` without data; with `any`, without a page.
-    pub(super) fn next_hole(&self, from: u64, any: bool) -> u64 {
+    /// The first index at or after `from` without data.
+    pub(super) fn next_hole(&self, from: u64) -> u64 {
         let mut at = from;
         while let Some(chunk) = self.chunks.get(&(at / CHUNK)) {
             let first = at % CHUNK;
-            let data = if any { chunk.present() } else { chunk.written };
-            let run = u64::from((!(data >> first)).trailing_zeros());
+            let run = u64::from((!(chunk.written >> first)).trailing_zeros());
             if first + run < CHUNK {
                 return at + run;
             }

@@ -51,7 +51,11 @@ impl AddressSpace {
             }
             if let Kind::Region(region) = &vma.kind {
                 // What is inside says who shares it. Private memory of a region is everybody's who has it attached.
-                return region.space().futex_key(region.inner(vma, address), true);
+                let (inner, space) = (region.inner(vma, address), region.space());
+                return match space.tables.lookup(inner) {
+                    Some(_) => space.futex_key(inner, true),
+                    None => region.counting(inner, || space.futex_key(inner, true)),
+                };
             }
             let id = match &vma.kind {
                 Kind::File(area) => Some(area.link.cache().id()),

@@ -42,7 +42,8 @@ pub struct CachedPage(NonZeroU64);
 impl CachedPage {
     /// Always set.
     const PAGE: u64 = 1 << 0;
-    /// It has been written, or may have been, and is data to lseek(2). Others were only allocated.
+    /// It has been written, or may have been, and is data to lseek(2). Others were only allocated: no page table leads to them, so that the first
+    /// store faults.
     const WRITTEN: u64 = 1 << 1;
 
     pub(super) fn new(frame: Frame, written: bool) -> Self {
@@ -69,6 +70,11 @@ impl CachedPage {
         self.0.get() & Self::WRITTEN != 0
     }
 
+    /// Only allocated, and nobody is about to touch it: who looks a page up has a reference at once.
+    fn is_untouched(&self) -> bool {
+        !self.is_written() && Frame::count_at(self.address()) == 1
+    }
+
     fn set_written(&mut self) {
         self.0 |= Self::WRITTEN;
     }
@@ -90,6 +96,10 @@ impl Drop for CachedPage {
 impl filetables::Frame for CachedPage {
     fn frame(&self) -> PhysAddr {
         PhysAddr(self.address().0)
+    }
+
+    fn is_shown(&self) -> bool {
+        self.is_written()
     }
 }
 
@@ -173,7 +183,7 @@ impl PageStore {
         self.either(|content| content.get(index).map(|page| page.to_frame()), |few| few.get(index).cloned())
     }
 
-    /// The pages from `first` on of which `wanted` has a bit, each in its place in `found`, which is short.
+    /// The pages with data from `first` on of which `wanted` has a bit, each in its place in `found`, which is short.
     pub fn get_some(&self, first: u64, wanted: u32, found: &mut [Option<Frame>]) {
         let is_wanted = |place: usize| wanted & (1 << place) != 0;
         if self.content().is_none() {
@@ -181,7 +191,7 @@ impl PageStore {
             // Else they have just gone there.
             if self.content().is_none() {
                 for (place, found) in found.iter_mut().enumerate().filter(|(place, _)| is_wanted(*place)) {
-                    *found = few.get(first + place as u64).cloned();
+                    *found = few.get_written(first + place as u64).cloned();
                 }
                 return;
             }
@@ -189,25 +199,31 @@ impl PageStore {
         let Some(content) = self.content() else { return };
         content.each(first..first + found.len() as u64, |index, page| {
             let place = (index - first) as usize;
-            if is_wanted(place) {
+            if is_wanted(place) && page.is_written() {
                 found[place] = Some(page.to_frame());
             }
         });
     }
 
     /// Puts a page where there is none, also behind the file's end; returns the one that is there then, and whether it is `frame`.
-    /// `ENOMEM`.
-    pub fn insert(&self, index: u64, frame: &Frame) -> Result<(Frame, bool)> {
-        self.insert_if(index, frame, None)
+    /// It is data if `written`. `ENOMEM`.
+    pub fn insert(&self, index: u64, frame: &Frame, written: bool) -> Result<(Frame, bool)> {
+        self.insert_if(index, frame, written, None)
     }
 
-    /// As [`PageStore::insert`], but `EFAULT` behind the end of a file of `size` bytes. A truncation sets the size before it takes pages
+    /// As [`PageStore::insert`] of data, but `EFAULT` behind the end of a file of `size` bytes. A truncation sets the size before it takes pages
     /// out, so it meets what was put there before, and nothing comes behind it.
     pub fn insert_inside(&self, index: u64, frame: &Frame, size: &AtomicU64) -> Result<(Frame, bool)> {
-        self.insert_if(index, frame, Some(size))
+        self.insert_if(index, frame, true, Some(size))
     }
 
-    fn insert_if(&self, index: u64, frame: &Frame, size: Option<&AtomicU64>) -> Result<(Frame, bool)> {
+    fn insert_if(
+        &self,
+        index: u64,
+        frame: &Frame,
+        written: bool,
+        size: Option<&AtomicU64>,
+    ) -> Result<(Frame, bool)> {
         // Acquire: the lock under which it is asked orders it; see `insert_inside`.
         let is_behind =
             || size.is_some_and(|size| index >= size.load(Ordering::Acquire).div_ceil(PAGE_SIZE as u64));
@@ -216,14 +232,14 @@ impl PageStore {
                 if is_behind() {
                     return Some(Err(Errno::EFAULT));
                 }
-                match few.insert(index, frame.clone()) {
+                match few.insert(index, frame.clone(), written) {
                     Ok(()) => Some(Ok((frame.clone(), true))),
                     Err(_) => few.get(index).map(|theirs| Ok((theirs.clone(), false))),
                 }
             };
             let in_content = |content: &Content| {
                 let _library = reserve::library();
-                let page = CachedPage::new(frame.clone(), false);
+                let page = CachedPage::new(frame.clone(), written);
                 let inserted = match size {
                     // It knows the end under its own lock.
                     Some(_) => content.insert(index, page),
@@ -243,7 +259,7 @@ impl PageStore {
         }
     }
 
-    /// The page at `index` counts as data from now on.
+    /// The page at `index` counts as data from now on. The caller has a reference to it.
     pub fn mark_written(&self, index: u64) {
         self.either(|content| content.amend(index, CachedPage::set_written), |few| few.mark_written(index));
     }
@@ -251,6 +267,15 @@ impl PageStore {
     /// Takes some pages of `range` out, and out of all tables of the file and all TLBs that have them from there. Returns them, and where to
     /// go on; `None` when the range is done. Needs no memory.
     pub fn remove(&self, range: Range<u64>) -> (Taken, Option<u64>) {
+        self.remove_some(range, false)
+    }
+
+    /// As [`PageStore::remove`], of pages that were only allocated: nobody has mapped one of them, or written to it, or is about to.
+    pub fn remove_untouched(&self, range: Range<u64>) -> (Taken, Option<u64>) {
+        self.remove_some(range, true)
+    }
+
+    fn remove_some(&self, range: Range<u64>, untouched: bool) -> (Taken, Option<u64>) {
         let mut taken = Taken::new();
         // With less room it goes in smaller steps.
         let _ = taken.try_reserve_exact(BATCH);
@@ -262,7 +287,7 @@ impl PageStore {
                     // They have just gone there.
                     Some(content) => content,
                     None => {
-                        let next = few.remove(range, &mut taken);
+                        let next = few.remove(range, untouched, &mut taken);
                         drop(few);
                         return (taken, next);
                     }
@@ -276,7 +301,8 @@ impl PageStore {
                 break Some(index);
             }
             at = range.end.min(index.saturating_add(REMOVED_AT_A_TIME));
-            shown |= content.remove(index..at, |_, page| taken.push(page.to_frame())).shown;
+            let goes = |page: &CachedPage| !untouched || page.is_untouched();
+            shown |= content.remove_where(index..at, goes, |_, page| taken.push(page.to_frame())).shown;
             // What was taken out stays in `taken` until all have forgotten it, however long that is.
             crate::sched::cond_resched();
         };
@@ -339,15 +365,15 @@ impl PageStore {
         }
     }
 
-    /// The first page with data at or after `from`; with `any`, the first page.
-    pub fn next_data(&self, from: u64, any: bool) -> Option<u64> {
-        let is_data = |page: &CachedPage| any || page.is_written();
-        self.either(|content| content.next_where(from..u64::MAX, is_data), |few| few.next_data(from, any))
+    /// The first page with data at or after `from`.
+    pub fn next_data(&self, from: u64) -> Option<u64> {
+        let in_content = |content: &Content| content.next_where(from..u64::MAX, CachedPage::is_written);
+        self.either(in_content, |few| few.next_data(from))
     }
 
-    /// The first index at or after `from` without data; with `any`, without a page.
-    pub fn next_hole(&self, from: u64, any: bool) -> u64 {
-        let is_data = |page: &CachedPage| any || page.is_written();
-        self.either(|content| content.next_not(from, is_data), |few| few.next_hole(from, any))
+    /// The first index at or after `from` without data.
+    pub fn next_hole(&self, from: u64) -> u64 {
+        let in_content = |content: &Content| content.next_not(from, CachedPage::is_written);
+        self.either(in_content, |few| few.next_hole(from))
     }
 }

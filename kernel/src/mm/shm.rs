@@ -19,7 +19,6 @@ use crate::namespaces::IpcNamespace;
 use crate::namespaces::View;
 use crate::namespaces::ipc::{Home, here};
 use crate::process::{self, Pid, Process};
-use crate::sched;
 use crate::sync::SpinLock;
 
 static SHMMNI: AtomicUsize = AtomicUsize::new(4096);
@@ -72,23 +71,23 @@ impl IpcNamespace {
     }
 
     /// Sets `kernel.shm_rmid_forced`, by which those go whose maker has gone before.
-    pub fn set_removes_orphans(&self, value: bool) -> Result<()> {
+    pub fn set_removes_orphans(&self, value: bool) {
         if value {
             EVER_FORCED.store(true, Ordering::Relaxed);
         }
         self.orphans_go.store(value, Ordering::Relaxed);
-        if value { self.remove_unused(Segment::has_lost_maker) } else { Ok(()) }
+        if value {
+            self.remove_unused(Segment::has_lost_maker);
+        }
     }
 
     /// Removes the segments that nobody has attached and that are `meant`.
-    fn remove_unused(&self, meant: impl Fn(&Segment) -> bool) -> Result<()> {
-        for segment in self.segments.all()? {
+    fn remove_unused(&self, meant: impl Fn(&Segment) -> bool) {
+        for segment in self.segments.each() {
             if meant(&segment) && segment.mark_if_unused() {
                 self.segments.remove(&segment);
             }
-            sched::cond_resched();
         }
-        Ok(())
     }
 }
 
@@ -97,8 +96,7 @@ pub fn maker_ends(process: &Process) {
     // Relaxed: a setting of its own.
     if EVER_FORCED.load(Ordering::Relaxed) && here().removes_orphans() {
         let maker = (process.pid, process.started_at);
-        // Without memory for the walk they stay, as they do without the setting.
-        let _ = here().remove_unused(|segment| segment.maker == maker);
+        here().remove_unused(|segment| segment.maker == maker);
     }
 }
 
@@ -282,10 +280,10 @@ impl Segment {
 }
 
 /// Segments, the highest slot in use, pages of all of them, and pages in memory.
-pub fn totals() -> Result<(usize, usize, u64, u64)> {
+pub fn totals() -> (usize, usize, u64, u64) {
     let (count, highest, pages) = here().segments.totals();
-    let resident = here().segments.all()?.iter().map(|segment| segment.resident() / super::PAGE).sum();
-    Ok((count, highest, pages, resident))
+    let resident = here().segments.each().map(|segment| segment.resident() / super::PAGE).sum();
+    (count, highest, pages, resident)
 }
 
 /// One area's hold on a segment.
@@ -355,7 +353,7 @@ pub fn list() -> Result<String> {
          atime      dtime      ctime                   rss                  swap\n",
     );
     let view = View::current();
-    for segment in here().segments.all()? {
+    for segment in here().segments.each() {
         let status = segment.status();
         let permissions = status.permissions;
         let _ = writeln!(

@@ -227,11 +227,11 @@ impl AddressSpace {
 
     /// As [`AddressSpace::resident`], for who has the areas lock.
     pub(super) fn resident_in(&self, areas: &Areas) -> Resident {
-        let shown = self.shown_pages(&areas.set);
-        self.costs.note_shown(shown);
+        let shown = self.shown(&areas.set);
+        self.costs.note_shown(&shown);
         let mut tables = self.tables.lock();
         let mut resident = tables.resident;
-        resident.shmem += shown;
+        resident.shmem += shown.pages;
         tables.peak = tables.peak.max(resident.total());
         resident
     }

@@ -5,7 +5,7 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
 use bitflags::bitflags;
 
@@ -17,6 +17,7 @@ use super::policy::Policy;
 use super::shm::Attachment;
 use super::userfault;
 use super::vdso::SpecialPages;
+use super::windows::ByFiles;
 use super::{AddressSpace, accounting};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
@@ -368,10 +369,12 @@ pub struct Costs {
     heap: AtomicUsize,
     /// Slots of huge pages.
     windows: AtomicUsize,
-    /// Pages and tables that came into regions by the process's faults.
-    in_regions: AtomicU64,
+    /// Bytes that came into regions by the process.
+    in_regions: AtomicI64,
     /// Pages that tables of files showed when somebody looked last.
     shown: AtomicU64,
+    /// Tables of files that showed them.
+    showing: AtomicU64,
 }
 
 impl Costs {
@@ -381,14 +384,15 @@ impl Costs {
         self.heap.load(Ordering::Relaxed) as u64
     }
 
-    /// Pages and tables that came into regions by the process's faults, as far as they are still there.
+    /// Bytes of pages, tables and areas that came into regions by the process, as far as they are still there.
     pub fn in_regions(&self) -> u64 {
-        self.in_regions.load(Ordering::Relaxed)
+        // Of two changes of one account the second may come here first.
+        self.in_regions.load(Ordering::Relaxed).max(0) as u64
     }
 
     /// Counts them: so many more, or fewer.
     pub(super) fn change_in_regions(&self, change: i64) {
-        self.in_regions.fetch_add(change as u64, Ordering::Relaxed);
+        self.in_regions.fetch_add(change, Ordering::Relaxed);
     }
 
     /// Pages that tables of files showed when somebody looked last.
@@ -397,8 +401,15 @@ impl Costs {
     }
 
     /// Somebody has looked.
-    pub(super) fn note_shown(&self, pages: u64) {
-        self.shown.store(pages, Ordering::Relaxed);
+    pub(super) fn note_shown(&self, shown: &ByFiles) {
+        self.shown.store(shown.pages, Ordering::Relaxed);
+        self.showing.store(shown.tables, Ordering::Relaxed);
+    }
+
+    /// Bytes that files took for the tables that showed base pages when somebody looked last: the tables live by who maps the file, and so do the
+    /// places of 512 pages that each of them goes with.
+    pub fn file_tables(&self) -> u64 {
+        self.showing.load(Ordering::Relaxed) * 2 * PAGE
     }
 
     /// Bytes that the tables of huge pages take when all are there: its own, and those of its files.

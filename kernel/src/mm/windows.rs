@@ -128,6 +128,14 @@ pub(super) struct Shown {
     pub sharers: u64,
 }
 
+/// What areas show through tables of files.
+#[derive(Clone, Copy, Default)]
+pub(super) struct ByFiles {
+    pub pages: u64,
+    /// The tables that do, once for each entry that leads to them: as many as the process would have of its own.
+    pub tables: u64,
+}
+
 /// How many mappings show the pages of an area's file through tables of the file. It keeps the last number, which is that of 512 pages.
 pub(super) struct Viewers<'a> {
     content: Option<&'a Content>,
@@ -477,15 +485,25 @@ impl AddressSpace {
         });
     }
 
-    /// Pages that all areas show through tables of files.
-    pub(super) fn shown_pages(&self, set: &VmaSet) -> u64 {
-        let mut pages = 0;
-        for vma in set.iter() {
-            self.each_attached(vma, vma.range(), |windows, slot| {
-                pages += windows.content.shown(&slot.window)
+    /// What all areas show through tables of files.
+    pub(super) fn shown(&self, set: &VmaSet) -> ByFiles {
+        self.shown_by(set.iter(), 0..u64::MAX)
+    }
+
+    /// What areas show through tables of files in `range`, and in the slots that it begins and ends in.
+    pub(super) fn shown_in(&self, set: &VmaSet, range: Range<u64>) -> ByFiles {
+        self.shown_by(set.overlapping(range.clone()), range)
+    }
+
+    fn shown_by<'a>(&self, areas: impl Iterator<Item = &'a Vma>, range: Range<u64>) -> ByFiles {
+        let mut shown = ByFiles::default();
+        for vma in areas {
+            self.each_attached(vma, range.clone(), |windows, slot| {
+                shown.pages += windows.content.shown(&slot.window);
+                shown.tables += windows.content.reached(&slot.window);
             });
         }
-        pages
+        shown
     }
 
     /// Whether the area shows `address` through a table of its file.

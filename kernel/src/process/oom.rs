@@ -193,20 +193,29 @@ fn processes() -> impl Iterator<Item = Arc<Process>> {
 /// How bad a process is: pages that its end gives back, and a thousandth of all memory for each point of
 /// `oom_score_adj`. And its memory; `None` without.
 fn badness(process: &Process) -> Option<(i64, Arc<AddressSpace>)> {
-    let mm = process.mm()?;
+    let (pages, mm) = pages(process)?;
     let adjust = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
     let total = (memory::stats().total / memory::PAGE_SIZE as u64) as i64;
+    Some((pages as i64 + adjust * total / 1000, mm))
+}
+
+/// Pages that the end of a process gives back, and its memory; `None` without.
+pub fn pages(process: &Process) -> Option<(u64, Arc<AddressSpace>)> {
+    let mm = process.mm()?;
+    // First: it finds out what tables of files there are.
+    let resident = mm.resident_now().total();
     let kernel = table_memory(&mm) + kernel_memory(process, &mm);
     // What it brought into regions may go with it; what others brought there is not its fault.
     let regions = mm.costs().in_regions();
-    let pages = (mm.resident_now().total() + regions + kernel / memory::PAGE_SIZE as u64) as i64;
-    Some((pages + adjust * total / 1000, mm))
+    Some((resident + (regions + kernel) / memory::PAGE_SIZE as u64, mm))
 }
 
-/// Bytes of page tables that go with an address space: its own, and those of the files whose huge pages it maps, since
-/// a file's tables live by its mappings. The latter are counted for each that maps the file, as on Linux.
+/// Bytes of page tables that go with an address space: its own, and those of the files that it maps, since a file's
+/// tables live by its mappings. The latter are counted for each that maps the file, as on Linux.
 fn table_memory(mm: &AddressSpace) -> u64 {
-    mm.table_bytes() + mm.costs().huge_tables().min(memory::stats().page_tables)
+    let (costs, stats) = (mm.costs(), memory::stats());
+    let of_files = costs.file_tables().min(stats.page_tables + stats.heap);
+    mm.table_bytes() + costs.huge_tables().min(stats.page_tables) + of_files
 }
 
 /// Bytes of the kernel's own memory that the end of a process gives back, page tables apart: what it can have many of.

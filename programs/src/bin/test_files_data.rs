@@ -1,6 +1,6 @@
 //! The content of files in memory: holes, limits, calls beside mappings, times.
 
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use roundtable_programs::child::{self, End, in_child};
 use roundtable_programs::file::{Fd, pipe};
@@ -15,7 +15,8 @@ tests! { holes_read_as_zeroes, seek_data_and_hole, appends_to_what_has_no_end, s
 appends_of_many_processes: 60, mapping_and_calls_see_each_other, truncation_reaches_mappings,
 private_mappings_keep_copies, write_from_its_own_mapping, read_into_its_own_mapping, bad_addresses, vectors,
 positions_are_shared_by_dup, size_limit_signal, sendfile_and_copy, times, memory_comes_back: 120,
-close_while_reading: 60, writes_outlive_faults_behind_a_truncation: 60 }
+close_while_reading: 60, writes_outlive_faults_behind_a_truncation: 60,
+a_failed_allocation_keeps_stores: 60, a_failed_write_keeps_what_was_allocated }
 
 const PAGE: u64 = 4096;
 
@@ -104,6 +105,10 @@ fn stores_by_a_mapping_are_data() {
         fd.truncate(2 * length as u64).unwrap();
         fd.fallocate(0, 0, length as u64).unwrap();
         let map = fd.map(length, RW, SHARED).unwrap();
+        // Neither what was only allocated is data, nor a neighbour of what was stored to.
+        map.set(3 * PAGE as usize, 7);
+        assert_eq!(seek(&fd, 0, libc::SEEK_DATA), Ok(3 * PAGE as usize));
+        assert_eq!(seek(&fd, 3 * PAGE as i64, libc::SEEK_HOLE), Ok(4 * PAGE as usize));
         for page in 0..pages {
             map.set(page * PAGE as usize, 7);
         }
@@ -138,6 +143,65 @@ fn allocate_and_punch() {
     let before = fd.stat().st_blocks;
     assert_eq!(fd.fallocate(0, 0, 1 << 21), Err(Errno::ENOSPC));
     assert_eq!(fd.stat().st_blocks, before);
+}
+
+/// A call that fails takes back what it has allocated, but for pages that somebody has found and stored to before it failed.
+fn a_failed_allocation_keeps_stores() {
+    const ALL: usize = 4096;
+    let p = Place::new("size=16m");
+    let (fd, numbers) = (p.create("f"), Fd::memfd("numbers", 0).unwrap());
+    let bytes: Vec<u8> = (1..=ALL as u64).flat_map(u64::to_ne_bytes).collect();
+    numbers.write_at(&bytes, 0).unwrap();
+    fd.truncate(ALL as u64 * PAGE).unwrap();
+    let map = fd.map(ALL * PAGE as usize, RW, SHARED).unwrap();
+    // By a call, which finds out if there is no room; in user mode that would be a signal.
+    let store = |page: usize| {
+        let to = map.address + page * PAGE as usize;
+        call(libc::SYS_pread64, [numbers.raw() as usize, to, 8, 8 * page, 0, 0]) == Ok(8)
+    };
+    let failed = AtomicBool::new(false);
+    let mut sum = 0;
+    while sum < 100 {
+        fd.punch(0, ALL as u64 * PAGE).unwrap();
+        let other = p.create("other");
+        other.fallocate(0, 0, 64 * PAGE).unwrap();
+        failed.store(false, Ordering::SeqCst);
+        let stored: Vec<usize> = std::thread::scope(|scope| {
+            let stores = scope.spawn(|| {
+                let (mut stored, mut page) = (Vec::new(), 0);
+                while page < ALL / 2 && !failed.load(Ordering::SeqCst) {
+                    let allocated = fd.stat().st_blocks as usize / 8;
+                    while page < allocated / 2 && !failed.load(Ordering::SeqCst) {
+                        stored.extend(Some(page).filter(|page| store(*page)));
+                        page += 1;
+                    }
+                }
+                stored
+            });
+            // It fails at the last pages.
+            assert_eq!(fd.fallocate(0, 0, ALL as u64 * PAGE), Err(Errno::ENOSPC));
+            failed.store(true, Ordering::SeqCst);
+            stores.join().unwrap()
+        });
+        unlink(&p.path("other")).unwrap();
+        drop(other);
+        for page in &stored {
+            let found = map.get_u64(page * PAGE as usize);
+            assert_eq!(found, 1 + *page as u64, "page {page} of {}", stored.len());
+        }
+        sum += stored.len();
+    }
+}
+
+/// A write that fails gives no page back that was promised before.
+fn a_failed_write_keeps_what_was_allocated() {
+    let p = Place::new("size=1m");
+    let fd = p.create("f");
+    fd.fallocate(libc::FALLOC_FL_KEEP_SIZE, 0, PAGE).unwrap();
+    let write = |at: u64| call(libc::SYS_pwrite64, [fd.raw() as usize, 8, 100, at as usize, 0, 0]);
+    assert_eq!((write(0), fd.stat().st_blocks), (Err(Errno::EFAULT), 8));
+    assert_eq!((write(PAGE), fd.stat().st_blocks), (Err(Errno::EFAULT), 8));
+    assert_eq!(fd.stat().st_size, 0);
 }
 
 fn full_file_system() {

@@ -12,15 +12,16 @@ use roundtable_programs::mem::{
     ANON, FIXED, Map, NONE, NORESERVE, PRIVATE, R, RW, SHARED, madvise, mincore, mmap, mprotect, mremap,
     munmap,
 };
+use roundtable_programs::mshare::{self, Region};
 use roundtable_programs::sys::{PAGE, c_string, check, is_linux};
-use roundtable_programs::{child, procfs, socket, tests};
+use roundtable_programs::{child, harness, procfs, socket, tests};
 
 tests! { areas_unmapped_front_first: 120, areas_searched_past_small_holes: 120, areas_protected: 120, areas_locked: 120,
 areas_moved: 120, areas_forked: 120, maps_read_in_pieces: 120, smaps_read_in_pieces: 120, mappings_of_one_file: 120,
 descriptors_reopened: 120, descriptors_forked: 120, names_unlinked: 120, names_read_in_pieces: 120, epoll_events: 120,
 segments: 120, mounts: 120, pending_signals: 120, timers: 120, processes: 120, threads: 120, backlog: 120,
 record_locks: 120, whole_file_locks: 120, epoll_watches: 120, long_calls_give_way: 300, sockets_in_flight: 120,
-polls_of_full_sockets: 120 }
+polls_of_full_sockets: 120, pages_of_a_region: 120 }
 
 /// What the kernel's command line says of the clock: `counting_clock=1` if it counts instructions, and a larger number for so many times as
 /// many things.
@@ -594,5 +595,24 @@ fn polls_of_full_sockets() {
         (0..count).for_each(|_| assert_eq!(poll(), 0));
         // The reader tells who waits, which is one, whatever the number of polls: as a sum it is what each poll cost.
         count as u64 * timed(|| assert_eq!(socket::recv(&to, &mut [0; 8], 0), Ok(1)))
+    });
+}
+
+/// Each page that comes into a region of many areas.
+fn pages_of_a_region() {
+    if mshare::mount().is_err() {
+        harness::skip("this kernel has no msharefs");
+    }
+    more_areas();
+    compare(FEW, |count| {
+        let region = Region::new();
+        let map = region.attach();
+        for index in 0..count {
+            let private = PRIVATE | ANON | NORESERVE;
+            region.map(2 * index * PAGE, PAGE, RW, private, -1, 0).expect("a mapping inside");
+        }
+        let time = timed(|| (0..count).for_each(|index| map.set(2 * index * PAGE, 1)));
+        drop(map);
+        time
     });
 }

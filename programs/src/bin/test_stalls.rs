@@ -16,13 +16,14 @@ use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{PAGE, c_string, check};
+use roundtable_programs::uffd::{MISSING, Uffd, ZEROPAGE};
 use roundtable_programs::{Errno, namespaces, place, procfs, tests};
 
 tests! { descriptors: 200, areas: 200, separate_areas: 200, windows: 200, sizes: 200, waiters: 200, waiters_of_another_word: 200, requeued: 200,
 pending_signals: 200, timers: 200, threads: 200, signals_to_threads: 200, stopped_threads: 200, exec_of_threads: 200,
 filters_of_threads: 200, groups: 200, chains_of_orphans: 200, zombies_of_a_namespace: 200, children: 200, tracees: 200,
 kept_mounts: 200, reprints: 200, erasures: 200, random_numbers: 200, signals_looked_at: 200, lists_of_groups: 200, removed_messages: 200,
-filters_of_a_thread: 200, undone_operations: 200, completions: 200, emptied_pipes: 200 }
+filters_of_a_thread: 200, undone_operations: 200, completions: 200, emptied_pipes: 200, lists_of_objects: 200, watched_faults: 200 }
 
 fn more_of(resource: libc::__rlimit_resource_t) {
     let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
@@ -814,4 +815,50 @@ fn emptied_pipes() {
             writer.ok();
         },
     );
+}
+
+/// Lists of System V objects, and sums over them.
+fn lists_of_objects() {
+    let sets = RefCell::new(Vec::new());
+    let make = |count: usize| {
+        let get = |_| call(libc::SYS_semget, [0, 1, libc::IPC_CREAT as usize | 0o600, 0, 0, 0]);
+        *sets.borrow_mut() = (0..count).map(get).map(|id| id.expect("semget")).collect();
+    };
+    compare(100, 16_000, make, |_| {
+        let list = Fd::open("/proc/sysvipc/sem", libc::O_RDONLY).expect("sem");
+        let mut some = [0; 64];
+        assert_eq!(list.read_at(&mut some, 1), Ok(some.len()));
+        for id in sets.take() {
+            assert_eq!(call(libc::SYS_semctl, [id, 0, libc::IPC_RMID as usize, 0, 0, 0]), Ok(0));
+        }
+    });
+}
+
+/// Many threads wait for one userfaultfd: the read of their messages, and the wake of all.
+fn watched_faults() {
+    let watch = RefCell::new(None);
+    let make = |count: usize| {
+        let memory = Map::anonymous(PAGE);
+        let uffd = Uffd::new(0);
+        uffd.register(&memory, MISSING).expect("UFFDIO_REGISTER");
+        let address = memory.address;
+        for _ in 0..count {
+            // SAFETY: the map stays as long as the process.
+            let wait = move || _ = unsafe { (address as *const u8).read_volatile() };
+            std::thread::Builder::new().stack_size(16 << 10).spawn(wait).expect("a thread");
+        }
+        // Touched: a fault would be a new stretch.
+        *watch.borrow_mut() = Some((memory, uffd, vec![1u8; count * 32]));
+    };
+    compare_within(BATCH, 10, 2_000, make, |count| {
+        let mut watch = watch.borrow_mut();
+        let (memory, uffd, messages) = watch.as_mut().expect("a monitor");
+        let mut read = 0;
+        while read < count {
+            read += uffd.0.read(messages).expect("messages") / 32;
+        }
+        uffd.wake(memory.address, PAGE).expect("UFFDIO_WAKE");
+        // They come back, for there is no page yet.
+        uffd.of_range(ZEROPAGE, memory.address, PAGE, 0).expect("UFFDIO_ZEROPAGE");
+    });
 }

@@ -264,6 +264,15 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         shown
     }
 
+    /// How many tables of the file an entry that leads to the table of a window reaches: that one, and all below it. A number to show, in a few
+    /// steps: the table may go meanwhile.
+    pub fn reached(&self, window: &Window) -> u64 {
+        if window.level == self.leaf {
+            return 1;
+        }
+        self.uppers.of(window.level).lock().get(&key(window)).map_or(0, |upper| upper.reach)
+    }
+
     /// The tables above that lead to the table of a window: how many they are, and how many entries of processes reach the
     /// table by them.
     pub(crate) fn above(&self, window: &Window) -> (u64, u64) {

@@ -84,16 +84,18 @@ impl RegularFile {
     /// The page at `index` to put data in, allocated when there is a hole. `ENOSPC` by the limit, `ENOMEM` by
     /// the machine, `EFAULT` behind the end unless `anywhere`, which the inode's lock permits.
     fn obtain(&self, index: u64, anywhere: bool) -> Result<Frame> {
-        let frame = self.allocate_page(index, anywhere)?;
-        self.pages.mark_written(index);
+        let (frame, is_new) = match self.lookup(index) {
+            Some(frame) => (frame, false),
+            None => self.allocate_page(index, anywhere, true)?,
+        };
+        if !is_new {
+            self.pages.mark_written(index);
+        }
         Ok(frame)
     }
 
-    /// The page at `index`, allocated when there is a hole: no data yet.
-    fn allocate_page(&self, index: u64, anywhere: bool) -> Result<Frame> {
-        if let Some(frame) = self.lookup(index) {
-            return Ok(frame);
-        }
+    /// Allocates the page at `index`, where there was a hole; it is data if `written`. Returns the one that is there then, and whether it is new.
+    fn allocate_page(&self, index: u64, anywhere: bool, written: bool) -> Result<(Frame, bool)> {
         // The file's tree grows, too, and may outlive whoever writes.
         reserve::ask_lasting(PAGE_SIZE)?;
         self.charge_page()?;
@@ -102,14 +104,14 @@ impl RegularFile {
             return Err(Errno::ENOMEM);
         };
         let inserted = match anywhere {
-            true => self.pages.insert(index, &frame),
+            true => self.pages.insert(index, &frame, written),
             false => self.pages.insert_inside(index, &frame, &self.size),
         };
         // Another thread was faster: theirs counts.
         if !matches!(inserted, Ok((_, true))) {
             self.uncharge_pages(1);
         }
-        inserted.map(|(frame, _)| frame)
+        inserted
     }
 
     /// Counts a page against the limits: `ENOSPC`.
@@ -138,7 +140,6 @@ impl RegularFile {
         self.charge_page()?;
         let inserted = self.pages.insert_inside(index, frame, &self.size);
         if matches!(inserted, Ok((_, true))) {
-            self.pages.mark_written(index);
             return Ok(());
         }
         self.uncharge_pages(1);
@@ -156,6 +157,18 @@ impl RegularFile {
                 // Out of the cache first, then out of the mappings, and only then may the frames go.
                 self.mappings.unmap(from..next.unwrap_or(end));
             }
+            page_store::let_go(removed);
+            crate::sched::cond_resched();
+        }
+    }
+
+    /// Takes those of the pages `first..end` out that were allocated, and that nobody has touched since: no mapping has one.
+    fn remove_untouched(&self, first: u64, end: u64) {
+        let mut next = Some(first);
+        while let Some(from) = next {
+            let removed;
+            (removed, next) = self.pages.remove_untouched(from..end);
+            self.uncharge_pages(removed.len() as u64);
             page_store::let_go(removed);
             crate::sched::cond_resched();
         }
@@ -266,8 +279,19 @@ impl RegularFile {
                 failure = Some(Errno::EPERM);
                 break;
             }
-            let frame = match self.obtain(at / PAGE, true) {
-                Ok(frame) => frame,
+            // With as much to write as memory is large others wait for the inode's lock, and cannot be killed.
+            if crate::fs::caller::fatal_signal_pending() {
+                failure = Some(Errno::EINTR);
+                break;
+            }
+            // What is new is behind the end, or data only when there is any.
+            let index = at / PAGE;
+            let obtained = match self.lookup(index) {
+                Some(frame) => Ok((frame, false)),
+                None => self.allocate_page(index, true, false),
+            };
+            let (frame, is_new) = match obtained {
+                Ok(obtained) => obtained,
                 Err(error) => {
                     failure = Some(error);
                     break;
@@ -278,10 +302,16 @@ impl RegularFile {
             let count = match moved {
                 Ok(count) => count,
                 Err(error) => {
+                    drop(frame);
+                    if is_new {
+                        // For bytes that could not be had.
+                        self.remove_untouched(index, index + 1);
+                    }
                     failure = Some(error);
                     break;
                 }
             };
+            self.pages.mark_written(index);
             done += count;
             let end = at + count as u64;
             if end > self.len() {
@@ -291,14 +321,6 @@ impl RegularFile {
                 break;
             }
             crate::sched::cond_resched();
-        }
-        // A page may have been allocated for bytes that could not be had.
-        let size = self.len();
-        if failure.is_some() && self.lookup((offset + done as u64) / PAGE).is_some() {
-            let first = size.div_ceil(PAGE).max((offset + done as u64) / PAGE);
-            if (offset + done as u64) >= size {
-                self.remove_pages(first, first + 1);
-            }
         }
         match failure {
             Some(error) if done == 0 => Err(error),
@@ -340,12 +362,13 @@ impl RegularFile {
             } else if self.lookup(index).is_some() {
                 None
             } else {
-                self.allocate_page(index, true).and_then(|_| self.note_added(index, &mut added)).err()
+                let allocated = self.allocate_page(index, true, false);
+                allocated.map(drop).and_then(|()| self.note_added(index, &mut added)).err()
             };
             if let Some(error) = failure {
-                // All or nothing.
+                // All or nothing, but for what others have found and stored to meanwhile.
                 for (first, end) in added {
-                    self.remove_pages(first, end);
+                    self.remove_untouched(first, end);
                 }
                 return Err(error);
             }
@@ -360,7 +383,9 @@ impl RegularFile {
     fn note_added(&self, index: u64, added: &mut Vec<(u64, u64)>) -> Result<()> {
         match added.last_mut() {
             Some(run) if run.1 == index => run.1 += 1,
-            _ => added.try_push((index, index + 1)).inspect_err(|_| self.remove_pages(index, index + 1))?,
+            _ => {
+                added.try_push((index, index + 1)).inspect_err(|_| self.remove_untouched(index, index + 1))?
+            }
         }
         Ok(())
     }

@@ -18,7 +18,7 @@ use crate::fs::stat::Stat;
 use crate::fs::tree::InodeCharge;
 use crate::fs::{attributes, caller};
 use crate::memory::fallible::Text;
-use crate::mm::backing::{Backing, PageCache};
+use crate::mm::backing::Backing;
 
 /// What the inode of a regular file holds.
 pub struct Node {
@@ -116,12 +116,10 @@ impl FileOps for RegularFile {
                     return Err(Errno::ENXIO);
                 }
                 let pages = &self.pages;
-                // A page that fallocate(2) made may have been stored to through a mapping, without a fault that would tell.
-                let any = PageCache::mappings(self).was_writable();
                 let found = if whence == Whence::Data {
-                    pages.next_data(from / PAGE, any).ok_or(Errno::ENXIO)?
+                    pages.next_data(from / PAGE).ok_or(Errno::ENXIO)?
                 } else {
-                    pages.next_hole(from / PAGE, any)
+                    pages.next_hole(from / PAGE)
                 };
                 let at = (found * PAGE).max(from);
                 return match whence {

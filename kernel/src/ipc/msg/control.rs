@@ -114,7 +114,7 @@ pub fn list() -> Result<String> {
          stime      rtime      ctime\n",
     );
     let view = View::current();
-    for queue in here().queues.all()? {
+    for queue in here().queues.each() {
         let status = queue.status_for_all();
         let permissions = status.permissions;
         let _ = writeln!(

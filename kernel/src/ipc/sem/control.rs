@@ -149,7 +149,7 @@ impl Set {
 pub fn list() -> Result<String> {
     let mut text =
         Text::from("       key      semid perms      nsems   uid   gid  cuid  cgid      otime      ctime\n");
-    for set in here().sets.all()? {
+    for set in here().sets.each() {
         let status = set.status_for_all();
         let permissions = status.permissions;
         let _ = writeln!(

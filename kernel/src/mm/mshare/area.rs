@@ -159,16 +159,24 @@ impl RegionArea {
         self.counting(inner, || self.space().fault(inner, access))
     }
 
-    /// Counts the page at `inner` for the process if `bring` brings it in.
+    /// Counts the page at `inner` for the process if `bring` brings it in, also in the place of the page of zeroes.
     pub(in crate::mm) fn counting<T, E>(
         &self,
         inner: u64,
         bring: impl FnOnce() -> Result<T, E>,
     ) -> Result<T, E> {
-        let was_there = self.space().page_tables().lookup(inner).is_some();
+        let before = self.space().page_tables().lookup(inner);
         let done = bring()?;
-        if !was_there {
-            self.brought.add(1, self.region.weight());
+        let comes = match before {
+            None => true,
+            Some((_, entry)) if entry.owns_frame() => false,
+            Some((zeroes, _)) => {
+                let now = self.space().page_tables().lookup(inner);
+                now.is_some_and(|(frame, _)| frame != zeroes)
+            }
+        };
+        if comes {
+            self.brought.add(PAGE, &self.region);
         }
         Ok(done)
     }

@@ -8,11 +8,12 @@ use alloc::sync::{Arc, Weak};
 use core::ops::Bound;
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use super::region::Region;
 use crate::mm::space::AddressSpace;
 use crate::mm::vma::Costs;
 use crate::sync::SpinLock;
 
-/// Pages and tables that a process brought into a region.
+/// Bytes of pages, tables and areas that a process brought into a region.
 pub(super) struct Brought {
     count: AtomicU64,
     /// What the process answers for when memory is short, while it has its memory.
@@ -20,8 +21,16 @@ pub(super) struct Brought {
 }
 
 impl Brought {
-    /// `more` came in; the region has `all` now, which others may have brought, or taken away.
-    pub(super) fn add(&self, more: u64, all: u64) {
+    /// `more` came into the region, from which others may have taken something away.
+    ///
+    /// To find out what tables of files show takes a walk through all areas. So that is done only where the account has outgrown
+    /// what is known by more than a part of it: a page costs a few steps, however many areas there are.
+    pub(super) fn add(&self, more: u64, region: &Region) {
+        const SLACK: u64 = 2 << 20;
+        let known = region.known();
+        // Relaxed: as in `change`.
+        let count = self.count.load(Ordering::Relaxed).saturating_add(more);
+        let all = if count <= known + known / 8 + SLACK { u64::MAX } else { region.weight() };
         self.change(|count| count.saturating_add(more).min(all));
     }
 

@@ -102,6 +102,7 @@ impl Region {
         reserve::ask_lasting(2 * PAGE_SIZE)?;
         let space = AddressSpace::new_region()?;
         for part in 0..size / GRANULE {
+            sched::cond_resched();
             // The tables that attachments lead to.
             space
                 .page_tables()
@@ -112,6 +113,9 @@ impl Region {
         let region =
             Arc::new(Self { space, size, attachments: AtomicU64::new(0), accounts: Accounts::default() });
         ALL.lock().insert(region.id(), Arc::downgrade(&region));
+        if let Some(maker) = process::current().process.mm() {
+            region.account_of(&maker).add(region.known(), &region);
+        }
         Ok(region)
     }
 
@@ -161,9 +165,41 @@ impl Region {
         self.space.resident().total()
     }
 
-    /// Pages and page tables that it has.
+    /// Bytes of pages, page tables and areas that it has, with what tables of files showed when somebody looked last.
+    pub(super) fn known(&self) -> u64 {
+        let costs = self.space.costs();
+        self.own() + PAGE * (1 + costs.shown()) + costs.file_tables() + costs.heap()
+    }
+
+    /// The same, after a walk through all areas.
     pub(super) fn weight(&self) -> u64 {
-        self.space.resident_now().total() + self.space.table_bytes() / PAGE
+        self.space.resident_now();
+        self.known()
+    }
+
+    /// Bytes of the pages in tables of its own, and of these.
+    fn own(&self) -> u64 {
+        let tables = self.space.page_tables().lock();
+        (tables.resident.total() + tables.count) * PAGE
+    }
+
+    /// What tables of files show in a range of the region's own addresses, bytes.
+    fn shown_in(&self, range: Range<u64>) -> u64 {
+        self.space.shown_in(&self.space.read().set, range).pages * PAGE
+    }
+
+    /// Counts what `change` makes areas and tables take more for who asks for it.
+    fn counting<T>(&self, change: impl FnOnce() -> T) -> T {
+        let taken = || self.space.costs().heap() + self.space.table_bytes();
+        let before = taken();
+        let result = change();
+        let more = taken().saturating_sub(before);
+        if more > 0
+            && let Some(space) = process::current().process.mm()
+        {
+            self.account_of(&space).add(more, self);
+        }
+        result
     }
 
     /// What `space` has brought in.
@@ -180,24 +216,17 @@ impl Region {
     pub(super) fn fill(&self, range: Range<u64>, brought: &Brought) -> core::result::Result<(), FaultError> {
         /// Between two looks at what has come, bytes.
         const STEP: u64 = 2 << 20;
-        // Without a walk through all areas: what tables of files show is counted at the end.
-        let own = || {
-            let tables = self.space.page_tables().lock();
-            tables.resident.total() + tables.count
-        };
-        let (before, mut counted, mut at) = (self.weight(), 0, range.start);
+        // What tables of files show is counted at the end.
+        let (before, mut at) = (self.shown_in(range.clone()), range.start);
         let mut result = Ok(());
         while at < range.end && result.is_ok() {
             let end = (at - at % STEP + STEP).min(range.end);
-            let then = own();
+            let then = self.own();
             result = self.space.populate(at..end);
-            let more = own().saturating_sub(then);
-            brought.add(more, u64::MAX);
-            counted += more;
+            brought.add(self.own().saturating_sub(then), self);
             at = end;
         }
-        let now = self.weight();
-        brought.add(now.saturating_sub(before).saturating_sub(counted), now);
+        brought.add(self.shown_in(range).saturating_sub(before), self);
         result
     }
 
@@ -233,7 +262,7 @@ impl Region {
             file: new.file,
             offset: new.offset,
         };
-        self.space.map(request)?;
+        self.counting(|| self.space.map(request))?;
         if populates && let Some(space) = process::current().process.mm() {
             // As mmap(2): what cannot be populated is found out at the first touch.
             let _ = self.fill(range, &self.account_of(&space));
@@ -246,7 +275,7 @@ impl Region {
         let range = self.range(at, len)?;
         // Areas may be cut in two.
         reserve::ask(PAGE_SIZE)?;
-        self.space.unmap(range.start, range.end - range.start)?;
+        self.counting(|| self.space.unmap(range.start, range.end - range.start))?;
         self.accounts.limit(self.weight());
         Ok(())
     }
@@ -258,7 +287,7 @@ impl Region {
             return Err(Errno::EINVAL);
         }
         reserve::ask(PAGE_SIZE)?;
-        self.space.protect(range.start, range.end - range.start, prot)
+        self.counting(|| self.space.protect(range.start, range.end - range.start, prot))
     }
 
     /// The first mappings inside that end behind byte `from`, in order: as many as are shown at a time.

@@ -21,6 +21,7 @@ use crate::memory::fallible::Text;
 use crate::mm::uaccess::{read_user, write_user};
 use crate::mm::{PAGE, TASK_SIZE, VmFlags};
 use crate::process;
+use crate::sched;
 use crate::sync::WaitQueue;
 
 /// `vm.unprivileged_userfaultfd`: may everybody have the faults of system calls wait?
@@ -295,6 +296,8 @@ impl FileOps for Descriptor {
                 other => other?,
             }
             done += MESSAGE;
+            // A buffer may have room for thousands.
+            sched::cond_resched();
         }
         if done == 0 { Err(Errno::EINVAL) } else { Ok(done) }
     }

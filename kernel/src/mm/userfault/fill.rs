@@ -67,10 +67,13 @@ impl Context {
     /// Fills `range` page by page, and withholds stores from the pages if `withhold`.
     pub(super) fn fill(&self, range: Range<u64>, filling: Filling, withhold: bool) -> Result<Progress> {
         let space = self.space()?;
-        let granule = {
+        let (granule, user) = {
             let areas = space.read();
             self.check_unchanged()?;
-            check(&areas, &range, filling, withhold)?.granule()
+            let vma = check(&areas, &range, filling, withhold)?;
+            // What comes into a file stays there.
+            let shared = vma.flags.contains(VmFlags::SHARED);
+            (vma.granule(), if shared { Use::File } else { Use::Anon })
         };
         let mut at = range.start;
         while at < range.end {
@@ -78,7 +81,7 @@ impl Context {
                 Filling::Copy(source) => Filling::Copy(source + (at - range.start)),
                 other => other,
             };
-            if let Err(errno) = space.fill_page(self, &range, at, granule, from, withhold) {
+            if let Err(errno) = space.fill_page(self, &range, at, (granule, user), from, withhold) {
                 return Ok(Progress { done: at - range.start, stopped: Some(errno) });
             }
             at += granule;
@@ -136,7 +139,7 @@ impl AddressSpace {
         context: &Context,
         range: &Range<u64>,
         at: u64,
-        granule: u64,
+        (granule, user): (u64, Use),
         filling: Filling,
         withhold: bool,
     ) -> Result<()> {
@@ -144,10 +147,10 @@ impl AddressSpace {
         reserve::ask(PAGE_SIZE)?;
         // The content first, without any lock: it may have to be faulted in.
         let content = match filling {
-            Filling::Copy(source) => copy_in(source, granule)?,
+            Filling::Copy(source) => copy_in(source, granule, user)?,
             Filling::Zeroes => {
                 let mut zeroes = Vec::new();
-                zeroes.try_push(Frame::alloc_zeroed(Use::Anon).ok_or(Errno::ENOMEM)?)?;
+                zeroes.try_push(Frame::alloc_zeroed(user).ok_or(Errno::ENOMEM)?)?;
                 zeroes
             }
             Filling::Continue | Filling::Poison => Vec::new(),
@@ -262,7 +265,10 @@ impl AddressSpace {
         }
         loop {
             let unmappings = cache.mappings().unmappings();
-            let page = cache.cached(vma.index_of(at)).ok_or(Errno::EFAULT)?;
+            let index = vma.index_of(at);
+            cache.cached(index).ok_or(Errno::EFAULT)?;
+            // One that was only allocated is data from now on.
+            let page = cache.page(index, false)?;
             let mut tables = self.tables.lock();
             if cache.mappings().unmappings() != unmappings {
                 // The page may be gone from the file, see `backing`.
@@ -310,12 +316,12 @@ impl<'t> Place<'t> {
     }
 }
 
-/// Copies `len` bytes of the caller's memory into frames.
-fn copy_in(source: u64, len: u64) -> Result<Vec<Frame>> {
+/// Copies `len` bytes of the caller's memory into frames for `user`.
+fn copy_in(source: u64, len: u64, user: Use) -> Result<Vec<Frame>> {
     let count = (len / PAGE) as usize;
     let mut frames = fallible::with_capacity(count)?;
     for index in 0..count {
-        let frame = Frame::alloc(Use::Anon).ok_or(Errno::ENOMEM)?;
+        let frame = Frame::alloc(user).ok_or(Errno::ENOMEM)?;
         let from = source as usize + index * PAGE_SIZE;
         // SAFETY: the frame has a page's bytes, and is ours alone.
         if unsafe { uaccess::copy_from_user_raw(frame.as_ptr(), from, PAGE_SIZE) } != 0 {

@@ -28,6 +28,7 @@ use super::AddressSpace;
 use super::fault::{Access, FaultError};
 use crate::errno::{Errno, Result};
 use crate::process;
+use crate::sched;
 use crate::sync::{SpinLock, WaitQueue};
 
 use events::Event;
@@ -178,6 +179,8 @@ impl Context {
             let Some(woken) = woken else { return };
             woken.resumed.store(true, Ordering::SeqCst);
             woken.queue.wake_all();
+            // Thousands of threads may wait.
+            sched::cond_resched();
         }
     }
 

@@ -128,8 +128,12 @@ pub fn status(target: &Target) -> Result<Vec<u8>> {
     let [gid, egid, sgid, fsgid] = [c.gid, c.egid, c.sgid, c.fsgid].map(|gid| reader.shown_gid(gid));
     put!(out, "Gid:\t{gid}\t{egid}\t{sgid}\t{fsgid}\n");
     put!(out, "FDSize:\t{}\nGroups:\t", thread.try_files().map_or(0, |f| f.capacity()));
-    for group in c.groups.iter() {
+    for (number, group) in c.groups.iter().enumerate() {
         put!(out, "{} ", reader.shown_gid(*group));
+        // There may be 65,536.
+        if number % 64 == 63 {
+            crate::sched::cond_resched();
+        }
     }
     if c.groups.is_empty() {
         out.push(' ');
