@@ -167,15 +167,11 @@ impl RegionArea {
     ) -> Result<T, E> {
         let before = self.space().page_tables().lookup(inner);
         let done = bring()?;
-        let comes = match before {
-            None => true,
-            Some((_, entry)) if entry.owns_frame() => false,
-            Some((zeroes, _)) => {
-                let now = self.space().page_tables().lookup(inner);
-                now.is_some_and(|(frame, _)| frame != zeroes)
-            }
-        };
-        if comes {
+        if before.is_some_and(|(_, entry)| entry.owns_frame()) {
+            return Ok(done);
+        }
+        let now = self.space().page_tables().lookup(inner);
+        if now.map(|(frame, _)| frame) != before.map(|(frame, _)| frame) {
             self.brought.add(PAGE, &self.region);
         }
         Ok(done)

@@ -169,16 +169,22 @@ impl Context {
 
     /// Lets all who wait for pages in `range` look again.
     fn wake(&self, range: Range<u64>) {
-        loop {
-            let woken = {
-                let mut waiters = self.waiters.lock();
-                let first = waiters.by_page.range((range.start, 0)..(range.end, 0)).next();
-                let key = first.map(|(key, _)| *key);
-                key.and_then(|key| waiters.remove(key))
+        // Who comes back meanwhile waits for the next call: else this one would not end.
+        let last = self.waiters.lock().next;
+        let mut from = (range.start, 0);
+        while from < (range.end, 0) {
+            let mut waiters = self.waiters.lock();
+            let Some(key) = waiters.by_page.range(from..(range.end, 0)).next().map(|(key, _)| *key) else {
+                return;
             };
-            let Some(woken) = woken else { return };
-            woken.resumed.store(true, Ordering::SeqCst);
-            woken.queue.wake_all();
+            let woken = if key.1 < last { waiters.remove(key) } else { None };
+            drop(waiters);
+            // Of one page those who came first come first.
+            from = if woken.is_some() { key } else { (key.0 + 1, 0) };
+            if let Some(woken) = woken {
+                woken.resumed.store(true, Ordering::SeqCst);
+                woken.queue.wake_all();
+            }
             // Thousands of threads may wait.
             sched::cond_resched();
         }
