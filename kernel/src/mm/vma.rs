@@ -375,6 +375,8 @@ pub struct Costs {
     shown: AtomicU64,
     /// Tables of files that showed them.
     showing: AtomicU64,
+    /// Bytes in attached regions that nobody else answers for.
+    unclaimed: AtomicU64,
 }
 
 impl Costs {
@@ -384,10 +386,12 @@ impl Costs {
         self.heap.load(Ordering::Relaxed) as u64
     }
 
-    /// Bytes of pages, tables and areas that came into regions by the process, as far as they are still there.
+    /// Bytes of pages, tables and areas that came into regions by the process, as far as they are still there, and into regions that it has
+    /// attached by processes that are gone.
     pub fn in_regions(&self) -> u64 {
         // Of two changes of one account the second may come here first.
-        self.in_regions.load(Ordering::Relaxed).max(0) as u64
+        let brought = self.in_regions.load(Ordering::Relaxed).max(0) as u64;
+        brought + self.unclaimed.load(Ordering::Relaxed)
     }
 
     /// Counts them: so many more, or fewer.
@@ -404,6 +408,7 @@ impl Costs {
     pub(super) fn note_shown(&self, shown: &ByFiles) {
         self.shown.store(shown.pages, Ordering::Relaxed);
         self.showing.store(shown.tables, Ordering::Relaxed);
+        self.unclaimed.store(shown.unclaimed, Ordering::Relaxed);
     }
 
     /// Bytes that files took for the tables that showed base pages when somebody looked last: the tables live by who maps the file, and so do the

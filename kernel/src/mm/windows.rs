@@ -128,12 +128,14 @@ pub(super) struct Shown {
     pub sharers: u64,
 }
 
-/// What areas show through tables of files.
+/// What areas show through tables of files, and of regions.
 #[derive(Clone, Copy, Default)]
 pub(super) struct ByFiles {
     pub pages: u64,
     /// The tables that do, once for each entry that leads to them: as many as the process would have of its own.
     pub tables: u64,
+    /// Bytes in attached regions that came by processes which are gone.
+    pub unclaimed: u64,
 }
 
 /// How many mappings show the pages of an area's file through tables of the file. It keeps the last number, which is that of 512 pages.
@@ -498,6 +500,9 @@ impl AddressSpace {
     fn shown_by<'a>(&self, areas: impl Iterator<Item = &'a Vma>, range: Range<u64>) -> ByFiles {
         let mut shown = ByFiles::default();
         for vma in areas {
+            if let Kind::Region(region) = &vma.kind {
+                shown.unclaimed += region.region().unclaimed();
+            }
             self.each_attached(vma, range.clone(), |windows, slot| {
                 shown.pages += windows.content.shown(&slot.window);
                 shown.tables += windows.content.reached(&slot.window);

@@ -8,7 +8,7 @@ use super::{Process, Thread, WaitStatus, tree};
 use crate::arch::percpu;
 use crate::memory::stack::STACK_SIZE;
 use crate::memory::{self, reserve};
-use crate::mm::AddressSpace;
+use crate::mm::{AddressSpace, mshare};
 use crate::sched::{self, Sleep};
 use crate::sync::{Mutex, WaitError, WaitQueue, grace};
 use crate::{process, signal, time};
@@ -205,7 +205,7 @@ pub fn pages(process: &Process) -> Option<(u64, Arc<AddressSpace>)> {
     // First: it finds out what tables of files there are.
     let resident = mm.resident_now().total();
     let kernel = table_memory(&mm) + kernel_memory(process, &mm);
-    // What it brought into regions may go with it; what others brought there is not its fault.
+    // What it brought into regions may go with it; what others brought there is not its fault, while they live.
     let regions = mm.costs().in_regions();
     Some((resident + (regions + kernel) / memory::PAGE_SIZE as u64, mm))
 }
@@ -231,6 +231,7 @@ fn kernel_memory(process: &Process, mm: &AddressSpace) -> u64 {
 
 /// The process whose end helps most; the caller when there is none, or, for the first process, one that is excepted.
 fn choose(current: &Thread) -> Option<Victim> {
+    mshare::begin_decision();
     let is_ending = |process: &Process| process.signals.state.lock().ending.is_some();
     let worst = |wanted: &dyn Fn(&Process) -> bool| {
         let mut worst: Option<(i64, Victim)> = None;

@@ -11,7 +11,7 @@ use roundtable_programs::procfs::{self, Meminfo};
 use roundtable_programs::sys::PAGE;
 use roundtable_programs::tests;
 
-tests! { tables_of_a_sparse_file: 60, tables_of_an_empty_file: 60, what_is_read_before_it_is_written, what_futexes_bring, mappings_in_regions: 60, regions_without_mappings }
+tests! { tables_of_a_sparse_file: 60, tables_of_an_empty_file: 60, what_is_read_before_it_is_written, what_futexes_bring, what_children_brought, mappings_in_regions: 60, regions_without_mappings }
 
 const MIB: usize = 1 << 20;
 
@@ -78,6 +78,21 @@ fn what_futexes_bring() {
         for at in (0..SIZE).step_by(PAGE) {
             let wake = [map.address + at, libc::FUTEX_WAKE as usize, 1, 0, 0, 0];
             assert_eq!(call(libc::SYS_futex, wake), Ok(0));
+        }
+        map
+    });
+}
+
+/// They are gone, and their parent has it all the same.
+fn what_children_brought() {
+    const SIZE: usize = 64 * MIB;
+    mshare::ready();
+    let region = Region::new();
+    region.map_shared(0, SIZE);
+    costs(SIZE, || {
+        let map = region.attach();
+        for part in (0..SIZE).step_by(SIZE / 4) {
+            child::in_child(|| (part..part + SIZE / 4).step_by(PAGE).for_each(|at| map.set(at, 1)));
         }
         map
     });

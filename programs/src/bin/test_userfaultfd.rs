@@ -21,7 +21,7 @@ use roundtable_programs::{Errno, row, tests};
 
 tests! { missing_pages, zero_pages, minor_faults, withheld_stores, withheld_from_the_unpopulated, asynchronous_stores,
 sigbus_feature, poisoned_pages, poison_stays, system_calls_wait, wake_without_a_page, close_lets_go, fork_move_and_unmap, messages_and_poll,
-many_threads, shared_tables_are_left, copies_into_shared_slots, copies_into_tables_of_a_fork, copies_behind_the_end, errors }
+many_threads, shared_tables_are_left, copies_into_shared_slots, copies_into_tables_of_a_fork, copies_behind_the_end, copies_are_pages_of_the_file, errors }
 
 /// The kinds of memory that files stand behind: two mappings of the same four pages, and the size of a page.
 fn files() -> Vec<(&'static str, Map, Map, usize)> {
@@ -639,6 +639,25 @@ fn errors() {
 /// Gives the memory back, or the entries for it: a file keeps its pages.
 fn forget(map: &Map, offset: usize, length: usize) {
     madvise(map.address + offset, length, libc::MADV_DONTNEED).expect("madvise");
+}
+
+/// What is copied into a file is the file's, and mapped once.
+fn copies_are_pages_of_the_file() {
+    const ANONYMOUS: u64 = 1 << 12;
+    let file = Fd::memfd("test", 0).expect("memfd");
+    file.truncate(4 * PAGE as u64).expect("ftruncate");
+    let map = file.map(4 * PAGE, RW, SHARED).expect("mmap");
+    let uffd = Uffd::new(0);
+    uffd.register(&map, MISSING).expect("UFFDIO_REGISTER");
+    assert_eq!(uffd.copy(map.address, &vec![7u8; PAGE], 0), Ok(PAGE as i64));
+    let frame = pagemap(&map, 0) & ((1 << 55) - 1);
+    let of_frame = |name: &str| {
+        let mut word = [0u8; 8];
+        assert_eq!(Fd::open(name, libc::O_RDONLY).expect(name).read_at(&mut word, 8 * frame), Ok(8));
+        u64::from_ne_bytes(word)
+    };
+    assert_eq!(of_frame("/proc/kpageflags") & ANONYMOUS, 0);
+    assert_eq!(of_frame("/proc/kpagecount"), 1);
 }
 
 /// The word of a page in `/proc/self/pagemap`.

@@ -1,7 +1,8 @@
 //! Who has brought what into a region: for the killer, which asks who is to go when memory is short.
 //!
 //! A region has an account for each address space that has brought something in, by faults, by populating, or by what debuggers store. It
-//! stays when the region is detached, as the pages do, and until these go or the address space does.
+//! stays when the region is detached, as the pages do, and until these go or the address space does. Then what is left counts for each who has the
+//! region attached.
 
 use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
@@ -108,13 +109,29 @@ impl Accounts {
 
     /// Pages have gone: the region has `all` now.
     pub(super) fn limit(&self, all: u64) {
+        self.each(|account| account.limit(all));
+    }
+
+    /// Bytes that address spaces which are there answer for.
+    pub(super) fn claimed(&self) -> u64 {
+        let mut sum = 0;
+        self.each(|account| {
+            if account.costs.strong_count() > 0 {
+                // Relaxed: as in `change`.
+                sum += account.count.load(Ordering::Relaxed);
+            }
+        });
+        sum
+    }
+
+    fn each(&self, mut visit: impl FnMut(&Brought)) {
         let mut last = None;
         loop {
             let table = self.0.lock();
             let next = (last.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded);
             // Some in a hold: there may be very many.
             for (id, account) in table.by_space.range::<u64, _>(next).take(AT_ONCE) {
-                account.limit(all);
+                visit(account);
                 last = Some(*id);
             }
             let more = table
@@ -129,5 +146,5 @@ impl Accounts {
     }
 }
 
-/// Accounts that are changed in one hold.
+/// Accounts that are visited in one hold.
 const AT_ONCE: usize = 64;

@@ -83,6 +83,18 @@ pub struct Region {
     size: u64,
     attachments: AtomicU64,
     accounts: Accounts,
+    /// Bytes that no account answers for, and the decision for which that was found out.
+    unclaimed: AtomicU64,
+    decision: AtomicU64,
+}
+
+/// Decisions so far that hang on who answers for what is in regions.
+static DECISIONS: AtomicU64 = AtomicU64::new(0);
+
+/// Finds out anew, from now on, what nobody answers for.
+pub fn begin_decision() {
+    // Relaxed, here and below: numbers on which no other data hangs.
+    DECISIONS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// All regions, by the ids of their tables.
@@ -110,8 +122,14 @@ impl Region {
                 .find_or_make(BASE + part * GRANULE, TOP - 1)
                 .map_err(|_| Errno::ENOMEM)?;
         }
-        let region =
-            Arc::new(Self { space, size, attachments: AtomicU64::new(0), accounts: Accounts::default() });
+        let region = Arc::new(Self {
+            space,
+            size,
+            attachments: AtomicU64::new(0),
+            accounts: Accounts::default(),
+            unclaimed: AtomicU64::new(0),
+            decision: AtomicU64::new(0),
+        });
         ALL.lock().insert(region.id(), Arc::downgrade(&region));
         if let Some(maker) = process::current().process.mm() {
             region.account_of(&maker).add(region.known(), &region);
@@ -200,6 +218,17 @@ impl Region {
             self.account_of(&space).add(more, self);
         }
         result
+    }
+
+    /// Bytes that came by processes which are gone: they count for each who has the region attached, as shared memory does. One walk through
+    /// the accounts and areas for each decision, however many ask.
+    pub(in crate::mm) fn unclaimed(&self) -> u64 {
+        let decision = DECISIONS.load(Ordering::Relaxed);
+        if self.decision.swap(decision, Ordering::Relaxed) != decision {
+            let unclaimed = self.weight().saturating_sub(self.accounts.claimed());
+            self.unclaimed.store(unclaimed, Ordering::Relaxed);
+        }
+        self.unclaimed.load(Ordering::Relaxed)
     }
 
     /// What `space` has brought in.

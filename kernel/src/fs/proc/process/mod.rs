@@ -28,7 +28,7 @@ use crate::fs::stat::{DeviceId, FileType};
 use crate::fs::{File, caller, mount_text};
 use crate::memory::fallible;
 use crate::memory::inject;
-use crate::mm::AddressSpace;
+use crate::mm::{AddressSpace, mshare};
 use crate::namespaces::View;
 use crate::process::{self, Pid, Process, Thread, oom};
 use crate::sched;
@@ -525,6 +525,7 @@ fn set_oom_adj(target: &Target, text: &[u8]) -> Result<()> {
 fn oom_score(target: &Target) -> Result<Vec<u8>> {
     let process = target.process()?;
     let adjustment = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
+    mshare::begin_decision();
     let pages = oom::pages(&process).map_or(0, |(pages, _)| pages);
     let total = (crate::memory::stats().total / 4096).max(1);
     let score = if adjustment == -1000 || process.pid == 1 {
