@@ -276,13 +276,13 @@ fn preset(scene: &Scene) -> Result<()> {
     let path = folder.path().join("own.toml");
     std::fs::write(
         &path,
-        "about = \"a test\"\n[environment]\nCOUNT = \"3\"\n[[steps]]\nname = \"count to $COUNT\"\n\
+        "about = \"a test\"\n[environment]\nCOUNT = \"3\"\n[[steps]]\nname = \"count\"\n\
          run = 'for i in 1 2 $COUNT; do echo line-$((i + 10)); done; figure Numbers counted $COUNT'\n",
     )?;
     let mut terminal = scene.terminal(&["--", path.to_str().context("a path of our own")?])?;
     expect_status(&mut terminal, 0)?;
     let text = terminal.contents();
-    for expected in ["count to 3", "line-11\n", "line-13\n", "Numbers", "counted"] {
+    for expected in ["== count\n", "line-11\n", "line-13\n", "Numbers", "counted"] {
         ensure!(text.contains(expected), "no {expected:?}\n{text}");
     }
     terminal.expect_as_found()
