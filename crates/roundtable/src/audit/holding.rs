@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fs::Metadata;
-use std::io::{BufReader, ErrorKind};
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -13,12 +13,12 @@ use rustix::fs::{
 use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
-use super::collect::{self, Census};
+use super::collect::Census;
 use super::deadline::Deadline;
 use super::files::{self, FileId};
-use super::group::{Group, Shape};
+use super::group::Group;
 use super::host::Host;
-use super::maps::{self, for_each_in_smaps};
+use super::maps;
 use super::mounts::{self, unescaped};
 use super::source::Source;
 use super::trust;
@@ -469,51 +469,6 @@ pub fn most_pages(group: &Group) -> u64 {
 /// one of them writes: of mappings that are alike the largest is counted.
 pub fn private_pages(group: &Group) -> u64 {
     group.shapes.iter().map(|shape| shape.most_private).sum()
-}
-
-/// Pages that are promised to a file's mappings at the most: what is mapped and not there yet, unless it was
-/// mapped with MAP_NORESERVE.
-pub fn promises(source: &Source, group: &Group, shared: u64, private: u64, deadline: &Deadline) -> u64 {
-    let page = group.file.page_size;
-    let mut ranges: Vec<(u64, u64)> = Vec::new();
-    let mut own = 0;
-    for shape in &group.shapes {
-        if !deadline.is_past() && !reserves(source, group, shape) {
-            continue;
-        }
-        if shape.access.shared {
-            ranges.push((shape.offset, shape.offset + (shape.end - shape.start)));
-        } else {
-            own = own.max((shape.end - shape.start) / page);
-        }
-    }
-    ranges.sort_unstable();
-    let (mut pages, mut at) = (0, 0);
-    for (start, end) in ranges {
-        pages += end.saturating_sub(start.max(at)) / page;
-        at = at.max(end);
-    }
-    pages.saturating_sub(shared) + own.saturating_sub(private)
-}
-
-fn reserves(source: &Source, group: &Group, shape: &Shape) -> bool {
-    if shape.has_flags {
-        return !shape.all_flags.has(b"nr");
-    }
-    // Nobody needed its flags so far.
-    let Some(pid) = shape.witness.or_else(|| group.pids.first().copied()) else { return true };
-    let Ok(handle) = source.process(pid) else { return true };
-    let Ok(smaps) = collect::open(source, &handle, "smaps") else { return true };
-    let mut reserves = true;
-    let wanted = |line: &maps::Line| line.start == shape.start && line.inode == group.id.inode;
-    let _ = for_each_in_smaps(BufReader::new(source.counted(smaps)), |line, extra| {
-        if wanted(line) {
-            reserves = !extra.flags.is_some_and(|flags| flags.has(b"nr"));
-            return false;
-        }
-        true
-    });
-    reserves
 }
 
 #[cfg(test)]

@@ -29,6 +29,7 @@ pub mod probe;
 pub mod record;
 pub mod recording;
 pub mod report;
+pub mod reservations;
 pub mod same_memory;
 pub mod sight;
 pub mod slots;

@@ -64,22 +64,22 @@ fn ten_times_the_processes_cost_ten_times_the_work() {
     }
 }
 
-/// A host with one process that maps a page of each of so many file systems, a file of a long name in each.
-fn of_devices(devices: u32) -> tempfile::TempDir {
+/// A host with one process that has so many mappings, by a line of maps for each and what smaps says of it.
+fn of_mappings(
+    mappings: u32,
+    line: impl Fn(u32) -> String,
+    smaps_says: &str,
+    mounts: String,
+) -> tempfile::TempDir {
     let host = of_processes(2);
     let place = host.path().join("proc/3");
     fs::create_dir(&place).unwrap();
-    let (mut maps, mut smaps, mut mounts) = (String::new(), String::new(), String::new());
-    for number in 0..devices {
+    let (mut maps, mut smaps) = (String::new(), String::new());
+    for number in 0..mappings {
         let start = 0x7000_0000_0000_u64 + u64::from(number) * (8 << 20);
-        let (major, minor) = (0, 1000 + number);
-        let line = format!(
-            "{start:x}-{:x} rw-s 00000000 {major:02x}:{minor:02x} 2 /mnt/{number}/file\n",
-            start + 4096
-        );
+        let line = format!("{start:x}-{:x} rw-s 00000000 {}\n", start + (2 << 20), line(number));
         maps += &line;
-        smaps += &(line + "KernelPageSize:        4 kB\nVmFlags: rd wr sh ms \n");
-        mounts += &format!("1 1 {major}:{minor} / /mnt/{number} rw - tmpfs tmpfs rw\n");
+        smaps += &(line + smaps_says);
     }
     for (name, text) in
         [("maps", maps), ("smaps", smaps), ("mountinfo", mounts), ("pagemap.txt", String::new())]
@@ -90,24 +90,53 @@ fn of_devices(devices: u32) -> tempfile::TempDir {
     host
 }
 
+/// A file of each of so many file systems.
+fn of_devices(devices: u32) -> tempfile::TempDir {
+    let mount = |number| format!("1 1 0:{} / /mnt/{number} rw - tmpfs tmpfs rw\n", 1000 + number);
+    let line = |number| format!("00:{:x} 2 /mnt/{number}/file", 1000 + number);
+    let says = "KernelPageSize:        4 kB\nVmFlags: rd wr sh ms \n";
+    of_mappings(devices, line, says, (0..devices).map(mount).collect())
+}
+
+/// So many files of huge pages, of which none has a page: they take no right.
+fn of_huge_files(files: u32) -> tempfile::TempDir {
+    let line = |number| format!("00:2f {} /memfd:{number} (deleted)", 5000 + number);
+    of_mappings(
+        files,
+        line,
+        "KernelPageSize:     2048 kB\nVmFlags: rd wr sh mr mw me ms ht nr \n",
+        String::new(),
+    )
+}
+
+/// Bytes read of a host with three processes, and how many of these there was no time for.
+fn read(host: &tempfile::TempDir, deadline: Deadline) -> (u64, u64) {
+    let source = Source::recorded(host.path());
+    let options = LookOptions { seconds: 2, all: false, min_processes: 2, worth: Size(0), root: None };
+    let report = audit_until(deadline, &source, &options, false).unwrap();
+    assert_eq!(report.seen.processes + report.seen.skipped, 3);
+    assert_eq!(report.seen.vanished, 0);
+    (source.counts().1, report.seen.skipped)
+}
+
 /// Anybody may mount any number of file systems in a namespace of its own, and map something of each.
 #[test]
 fn many_file_systems_cost_one_look() {
-    let read = |devices: u32, deadline: Deadline| {
-        let host = of_devices(devices);
-        let source = Source::recorded(host.path());
-        let options = LookOptions { seconds: 2, all: false, min_processes: 2, worth: Size(0), root: None };
-        let report = audit_until(deadline, &source, &options, false).unwrap();
-        assert_eq!(report.seen.processes + report.seen.skipped, 3);
-        assert_eq!(report.seen.vanished, 0);
-        (source.counts().1, report.seen.skipped)
-    };
-    let ((few, _), (many, skipped)) = (read(300, Deadline::never()), read(3000, Deadline::never()));
+    let many = of_devices(3000);
+    let (few, _) = read(&of_devices(300), Deadline::never());
+    let (all, skipped) = read(&many, Deadline::never());
     assert_eq!(skipped, 0);
-    assert!(many < few * 12, "{few} bytes for 300, {many} for 3,000");
+    assert!(all < few * 12, "{few} bytes for 300, {all} for 3,000");
     // The end comes in the middle of it.
-    let (late, skipped) = read(3000, Deadline::when_asked(8));
-    assert!(late < many && skipped == 1, "{late} of {many} bytes, {skipped} skipped");
+    let (late, skipped) = read(&many, Deadline::when_asked(8));
+    assert!(late < all && skipped == 1, "{late} of {all} bytes, {skipped} skipped");
+}
+
+/// Whether pages are promised to each of them is asked of the process once.
+#[test]
+fn many_huge_files_cost_one_look() {
+    let [few, many] = [300, 3000].map(|files| read(&of_huge_files(files), Deadline::never()).0);
+    assert!(many < few * 12, "{few} bytes for 300, {many} for 3,000");
 }
 
 /// Prints what the figure in docs/operators.md is: a part of `cargo xtask soak`, or by itself

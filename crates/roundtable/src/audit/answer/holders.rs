@@ -1,16 +1,17 @@
 //! Who has the huge pages: every page in use and every promise, as far as anything tells of it; the rest is named.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 
 use serde::Serialize;
 
 use crate::audit::advice::{Advice, Step, Subject, is_plain, sources};
 use crate::audit::files::{FileId, describe};
 use crate::audit::group::Group;
-use crate::audit::holding::{self, Descriptor, Left, MountPoint, Segment};
+use crate::audit::holding::{self, Descriptor, Left, MountPoint, Place, Segment};
 use crate::audit::host::Host;
 use crate::audit::pools::Pool;
+use crate::audit::reservations::Reservations;
 use crate::output::human;
 
 /// So many holders of a pool are told, those with most pages first.
@@ -84,12 +85,14 @@ pub fn answer(host: &Host, is_whole: bool) -> Vec<Account> {
     let known = holding::places(&mapped);
     let left = holding::left_files(host.source, &mounts, &known, &host.deadline);
     let segments = holding::segments(host.source, &mapped);
+    let mut reservations = Reservations::new(host.source, &host.deadline);
     let mut accounts: Vec<Building> = host
         .pools
         .iter()
         .map(|pool| {
-            let mut building = Building { pool, holders: Vec::new() };
-            building.mapped(host);
+            let mut building =
+                Building { pool, holders: Vec::new(), pages: 0, promised: 0, left: HashMap::new() };
+            building.mapped(host, &mut reservations);
             building.files(&left);
             building
         })
@@ -114,19 +117,26 @@ pub fn answer(host: &Host, is_whole: bool) -> Vec<Account> {
 struct Building<'a> {
     pool: &'a Pool,
     holders: Vec<Holder>,
+    /// What these have together: there may be very many.
+    pages: u64,
+    promised: u64,
+    /// Which of them are files that nobody maps.
+    left: HashMap<Place, usize>,
 }
 
 impl Building<'_> {
     fn unexplained(&self) -> u64 {
-        self.pool.in_use().saturating_sub(self.holders.iter().map(|holder| holder.pages).sum())
+        self.pool.in_use().saturating_sub(self.pages)
     }
 
     fn unexplained_promises(&self) -> u64 {
-        self.pool.reserved.saturating_sub(self.holders.iter().map(|holder| holder.promised).sum())
+        self.pool.reserved.saturating_sub(self.promised)
     }
 
     fn add(&mut self, hold: Hold, subject: Subject, pages: u64, promised: u64) -> &mut Holder {
         let promised = promised.min(self.unexplained_promises());
+        self.pages += pages;
+        self.promised += promised;
         self.holders.push(Holder {
             hold,
             subject,
@@ -140,14 +150,14 @@ impl Building<'_> {
     }
 
     /// Files that processes map, and what they have copied of them.
-    fn mapped(&mut self, host: &Host) {
+    fn mapped(&mut self, host: &Host, reservations: &mut Reservations) {
         let size = self.pool.page_size;
         let groups = host.groups.iter().filter(|group| group.file.is_hugetlb && group.file.page_size == size);
         for group in groups {
             let private = holding::private_pages(group);
             let shared = holding::file_pages(host.source, group)
                 .unwrap_or_else(|| holding::most_pages(group).saturating_sub(private));
-            let promised = holding::promises(host.source, group, shared, private, &host.deadline);
+            let promised = reservations.promises(group, shared, private);
             let subject = subject(host, group);
             if private > 0 {
                 self.add(Hold::Private, subject.clone(), private, if shared > 0 { 0 } else { promised });
@@ -162,6 +172,7 @@ impl Building<'_> {
     fn files(&mut self, left: &[Left]) {
         for file in left.iter().filter(|file| file.page_size == self.pool.page_size) {
             let subject = Subject { file: file.path.clone(), ..Subject::default() };
+            self.left.insert(file.place(), self.holders.len());
             let holder = self.add(Hold::File, subject, file.pages, 0);
             holder.age_seconds = file.age_seconds;
             holder.left = Some(file.clone());
@@ -188,9 +199,8 @@ impl Building<'_> {
                 .filter(|unit| !unit.is_empty())
                 .take(8)
                 .collect();
-            let is_it =
-                |one: &&mut Holder| one.left.as_ref().is_some_and(|left| left.place() == open.place());
-            match self.holders.iter_mut().find(is_it) {
+            let known = self.left.get(&open.place()).copied();
+            match known.map(|index| &mut self.holders[index]) {
                 Some(holder) => {
                     holder.hold = Hold::OpenFile;
                     holder.subject = Subject { file: std::mem::take(&mut holder.subject.file), ..subject };
