@@ -4,7 +4,8 @@
 //! number of buffers: a write goes on in the last one only if what does not fill whole pages fits there, so that a write of up to
 //! `PIPE_BUF` bytes is never torn apart.
 //!
-//! The ring's lock sleeps and is held over user copies. What poll(2) and waiting threads look at is beside it, in atomics.
+//! The ring's lock sleeps and is held over user copies, of some buffers at a time: who waits for it may be killed. What poll(2) and waiting
+//! threads look at is beside it, in atomics.
 
 pub mod splice;
 
@@ -29,12 +30,15 @@ use crate::mm::uaccess::write_user;
 use crate::process;
 use crate::process::Credentials;
 use crate::process::accounts::{Counted, Share};
+use crate::sched;
 use crate::signal;
-use crate::sync::{Mutex, SpinLock, WaitQueue};
+use crate::sync::{Mutex, MutexGuard, SpinLock, WaitQueue};
 
 /// Buffers of a new pipe: 64 KiB.
 const DEFAULT_BUFFERS: usize = 16;
-/// And of one of a user who has as many as one may have.
+/// Buffers that are filled or emptied in one hold of the ring's lock: what fits into a new pipe stays together.
+const AT_ONCE: usize = DEFAULT_BUFFERS;
+/// Buffers of a new pipe of a user who has as many as one may have.
 const FEW_BUFFERS: usize = 2;
 /// `fs.pipe-user-pages-soft`: a user with buffers for more pages than these gets small pipes, and none grows. 0 is no limit.
 pub static SOFT_PAGES: AtomicUsize = AtomicUsize::new(16_384);
@@ -107,6 +111,20 @@ pub struct Pipe {
     writable: WaitQueue,
 }
 
+/// Has waited for data or for room. One of those who wait is woken for what comes; what he leaves is for the next.
+struct Woken<'a>(&'a Pipe);
+
+impl Drop for Woken<'_> {
+    fn drop(&mut self) {
+        if !self.0.is_empty() {
+            self.0.readable.wake_one();
+        }
+        if !self.0.is_full() {
+            self.0.writable.wake_one();
+        }
+    }
+}
+
 /// One open end: what an open file of a pipe refers to.
 pub struct End {
     pipe: Arc<Pipe>,
@@ -166,35 +184,43 @@ impl Pipe {
 
     fn read(&self, nonblocking: bool, sink: &mut Sink) -> Result<usize> {
         let mut done = 0;
+        let mut woken = None;
         loop {
             let taken = self.take(sink, &mut done);
+            let goes_on = taken == Ok(true) && !process::is_killed();
             // Whether it was full before does not tell: a writer may have filled it, and begun to wait, in between.
             if done > 0 && !self.is_full() {
-                self.writable.wake_all();
+                self.writable.wake_one();
             }
             taken?;
+            if goes_on {
+                continue;
+            }
             if done > 0 || sink.remaining() == 0 || !self.has_writers() && self.is_empty() {
                 return Ok(done);
             }
             if nonblocking {
                 return Err(Errno::EAGAIN);
             }
+            woken.get_or_insert(Woken(self));
             self.readable.wait_event(None, || (!self.is_empty() || !self.has_writers()).then_some(()))?;
         }
     }
 
-    /// Takes what there is, as much as fits.
-    fn take(&self, sink: &mut Sink, done: &mut usize) -> Result<()> {
-        let mut ring = self.ring.lock();
-        while sink.remaining() > 0
-            && let Some(buffer) = ring.buffers.front_mut()
-        {
+    /// Takes some of what there is, as much as fits. True when the read goes on.
+    fn take(&self, sink: &mut Sink, done: &mut usize) -> Result<bool> {
+        let mut ring = self.ring()?;
+        for _ in 0..AT_ONCE {
+            if sink.remaining() == 0 {
+                return Ok(false);
+            }
+            let Some(buffer) = ring.buffers.front_mut() else { return Ok(false) };
             let len = buffer.end - buffer.start;
             // SAFETY: the buffer's frame is ours, and the range is inside it.
             let moved = unsafe { sink.write_raw(buffer.frame.as_ptr().add(buffer.start), len) };
             let moved = match moved {
                 Ok(moved) => moved,
-                Err(_) if *done > 0 => return Ok(()),
+                Err(_) if *done > 0 => return Ok(false),
                 Err(error) => return Err(error),
             };
             *done += moved;
@@ -208,10 +234,10 @@ impl Pipe {
                 self.used.store(ring.buffers.len(), Ordering::SeqCst);
             }
             if packet || moved < len {
-                break;
+                return Ok(false);
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     fn write(&self, nonblocking: bool, packets: bool, source: &mut Source) -> Result<usize> {
@@ -220,6 +246,7 @@ impl Pipe {
             return Ok(0);
         }
         let mut first = true;
+        let mut woken = None;
         loop {
             if !self.has_readers() {
                 signal::send_thread(&process::current().to_arc(), signal::SIGPIPE);
@@ -229,30 +256,34 @@ impl Pipe {
             let put = self.put(packets, first, source, &mut done);
             first = false;
             if done > before {
-                self.readable.wake_all();
+                self.readable.wake_one();
             }
-            match put {
+            let is_full = match put {
                 Err(_) if done > 0 => return Ok(done),
                 other => other?,
-            }
-            if source.remaining() == 0 {
+            };
+            if source.remaining() == 0 || done > before && process::is_killed() {
                 return Ok(done);
+            }
+            if !is_full {
+                continue;
             }
             if nonblocking {
                 return if done > 0 { Ok(done) } else { Err(Errno::EAGAIN) };
             }
-            let woken =
+            woken.get_or_insert(Woken(self));
+            let waited =
                 self.writable.wait_event(None, || (!self.is_full() || !self.has_readers()).then_some(()));
-            match woken {
+            match waited {
                 Err(_) if done > 0 => return Ok(done),
                 other => other?,
             }
         }
     }
 
-    /// Puts in what there is room for.
-    fn put(&self, packets: bool, first: bool, source: &mut Source, done: &mut usize) -> Result<()> {
-        let mut ring = self.ring.lock();
+    /// Puts in some of what there is room for. True when the ring is full.
+    fn put(&self, packets: bool, first: bool, source: &mut Source, done: &mut usize) -> Result<bool> {
+        let mut ring = self.ring()?;
         let limit = self.limit.load(Ordering::SeqCst);
         // What does not fill whole pages goes into the last buffer, if all of it fits.
         let rest = source.remaining() % PAGE_SIZE;
@@ -272,7 +303,10 @@ impl Pipe {
                 return Err(Errno::EFAULT);
             }
         }
-        while source.remaining() > 0 && ring.buffers.len() < limit {
+        for _ in 0..AT_ONCE {
+            if source.remaining() == 0 || ring.buffers.len() >= limit {
+                break;
+            }
             let frame = Frame::alloc(Use::Other).ok_or(Errno::ENOMEM)?;
             fallible::reserve_queue(&mut ring.buffers, 1)?;
             let want = source.remaining().min(PAGE_SIZE);
@@ -286,13 +320,18 @@ impl Pipe {
                 return Err(Errno::EFAULT);
             }
         }
-        Ok(())
+        Ok(ring.buffers.len() >= limit)
+    }
+
+    /// The ring. `EINTR` for a thread that is killed while it waits for who has it, and who may wait for memory of his program's.
+    fn ring(&self) -> Result<MutexGuard<'_, Ring>> {
+        self.ring.lock_killable().ok_or(Errno::EINTR)
     }
 
     fn set_size(&self, bytes: usize) -> Result<usize> {
         let size = round_size(bytes)?;
         let credentials = process::current().credentials();
-        let ring = self.ring.lock();
+        let ring = self.ring()?;
         let (now, wanted) = (self.limit.load(Ordering::SeqCst), size / PAGE_SIZE);
         if wanted > now && size > max_size() && !credentials.capable(abi::CAP_SYS_RESOURCE) {
             return Err(Errno::EPERM);
@@ -318,6 +357,12 @@ impl Pipe {
 
 impl Drop for Pipe {
     fn drop(&mut self) {
+        // Who may have as large a pipe as he likes may have left it full.
+        let buffers = &mut self.ring.get_mut().buffers;
+        while buffers.len() > AT_ONCE {
+            buffers.truncate(buffers.len() - AT_ONCE);
+            sched::cond_resched();
+        }
         // The share itself is the first of them.
         self.share.take_back(Counted::PipePages, *self.limit.get_mut() - 1);
     }
@@ -477,6 +522,7 @@ pub fn open_named(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
                 if nonblocking {
                     end.before_writers = Some(before);
                 } else {
+                    let _woken = Woken(&pipe);
                     pipe.readable.wait_event(None, || {
                         (pipe.writer_opens.load(Ordering::SeqCst) != before || pipe.has_writers())
                             .then_some(())
@@ -492,6 +538,7 @@ pub fn open_named(inode: &Arc<Inode>, flags: u32) -> Result<Arc<dyn FileOps>> {
             let before = pipe.reader_opens.load(Ordering::SeqCst);
             let end = End::open(&pipe, false, true);
             if waits && !pipe.has_readers() {
+                let _woken = Woken(&pipe);
                 pipe.writable.wait_event(None, || {
                     (pipe.reader_opens.load(Ordering::SeqCst) != before || pipe.has_readers()).then_some(())
                 })?;

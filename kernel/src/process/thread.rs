@@ -496,6 +496,12 @@ pub fn current() -> Current {
     try_current().expect("the scheduler runs")
 }
 
+/// Lets others run, in a loop that is as long as somebody likes. True for a thread that is to die: it gives up.
+pub fn is_killed() -> bool {
+    sched::cond_resched();
+    current().kill_pending()
+}
+
 /// The thread that runs this code; `None` during bring-up.
 #[inline]
 pub fn try_current() -> Option<Current> {

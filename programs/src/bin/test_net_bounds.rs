@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use roundtable_programs::child::{Child, End, fork};
-use roundtable_programs::file::Fd;
+use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::harness::skip;
 use roundtable_programs::inet::{self, V4};
 use roundtable_programs::kinds::call;
@@ -21,7 +21,7 @@ use roundtable_programs::{Errno, procfs, tests};
 tests! { requests_at_the_last_addresses, requests_by_the_thousand, an_answer_before_a_failure, readers_that_wait_can_be_killed,
 readers_that_wait_have_a_time_limit, readers_share_a_stream: 60, a_port_of_another_user, no_errors_in_the_queue,
 a_connection_without_a_descriptor, ends_of_peers_with_unread_data, one_wake_for_a_datagram: 60, one_wake_for_a_connection: 60,
-one_wake_for_a_place: 60, a_peek_passes_the_wake_on, flows_stay_together, a_chosen_source_is_forgotten,
+one_wake_for_a_place: 60, one_wake_for_a_byte: 60, a_peek_passes_the_wake_on, flows_stay_together, a_chosen_source_is_forgotten,
 a_connection_leaves_nothing_to_the_next, a_bound_port_stays_with_connect }
 
 fn netlink() -> Fd {
@@ -363,6 +363,26 @@ fn one_wake_for_a_place() {
     let write = || assert_eq!(client.send_to(b"x", &path).unwrap(), 1);
     let count = wakes(COUNT, write, || assert_eq!(log.recv(&mut [0; 10]).unwrap(), 1));
     assert!(count < MOST, "datagrams: {count}");
+}
+
+fn one_wake_for_a_byte() {
+    let (read, write) = pipe(0);
+    let take = || assert_eq!(read.read(&mut [0; 1]), Ok(1));
+    let count = wakes(COUNT, take, || assert_eq!(write.write(b"x"), Ok(1)));
+    assert!(count < MOST, "readers: {count}");
+    // Who finds more than he takes tells the next.
+    let mut number = 0;
+    let count = wakes(COUNT, take, || {
+        if number % 10 == 0 {
+            assert_eq!(write.write(&[0; 10]), Ok(10));
+        }
+        number += 1;
+    });
+    assert!(count < MOST, "readers of more: {count}");
+    assert_eq!(write.write(&[0; 65536]), Ok(65536));
+    let put = || assert_eq!(write.write(&[0; 4096]), Ok(4096));
+    let count = wakes(COUNT, put, || assert_eq!(read.read(&mut [0; 4096]), Ok(4096)));
+    assert!(count < MOST, "writers: {count}");
 }
 
 fn a_peek_passes_the_wake_on() {

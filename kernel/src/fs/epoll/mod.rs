@@ -364,7 +364,12 @@ impl Epoll {
         let mut count = 0;
         // Files that were closed meanwhile are let go of at the end, without a lock: that may take this instance's own.
         let mut files = Vec::new();
-        let fetching = self.fetching.lock();
+        // Who has it may wait for memory of his program's.
+        let Some(fetching) = self.fetching.lock_killable() else {
+            // What this thread was woken for is another's.
+            self.wait.wake_one();
+            return Err(Errno::EINTR);
+        };
         // What goes back on the list is not looked at twice.
         let mut left = self.ready.lock().len;
         let mut error = None;
@@ -430,7 +435,8 @@ impl Epoll {
     /// Is any watched file ready? Items whose files are not go off the list.
     fn any_ready(&self) -> bool {
         let mut files = Vec::new();
-        let fetching = self.fetching.lock();
+        // As above. Who is killed needs no answer.
+        let Some(fetching) = self.fetching.lock_killable() else { return true };
         let mut found = false;
         while !found {
             sched::cond_resched();

@@ -6,7 +6,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::Ordering;
 
-use super::{Buffer, End, Pipe};
+use super::{Buffer, End, Pipe, Woken};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::fs::iobuf::{Sink, Source};
@@ -72,18 +72,19 @@ impl Drop for InFlight<'_> {
 
 impl Pipe {
     /// Waits until there is something to read. False when there is nothing and no writer.
-    fn wait_for_data(&self, nonblocking: bool) -> Result<bool> {
+    fn wait_for_data<'a>(&'a self, nonblocking: bool, woken: &mut Option<Woken<'a>>) -> Result<bool> {
         if self.is_empty() && self.has_writers() {
             if nonblocking {
                 return Err(Errno::EAGAIN);
             }
+            woken.get_or_insert(Woken(self));
             self.readable.wait_event(None, || (!self.is_empty() || !self.has_writers()).then_some(()))?;
         }
         Ok(!self.is_empty())
     }
 
     /// Waits until there is room. SIGPIPE and `EPIPE` when nobody reads.
-    fn wait_for_room(&self, nonblocking: bool) -> Result<()> {
+    fn wait_for_room<'a>(&'a self, nonblocking: bool, woken: &mut Option<Woken<'a>>) -> Result<()> {
         loop {
             if !self.has_readers() {
                 signal::send_thread(&process::current().to_arc(), signal::SIGPIPE);
@@ -95,6 +96,7 @@ impl Pipe {
             if nonblocking {
                 return Err(Errno::EAGAIN);
             }
+            woken.get_or_insert(Woken(self));
             self.writable.wait_event(None, || (!self.is_full() || !self.has_readers()).then_some(()))?;
         }
     }
@@ -111,17 +113,18 @@ impl Pipe {
     }
 
     /// Takes the first buffer out.
-    fn detach(&self) -> Option<Buffer> {
-        let mut ring = self.ring.lock();
-        let buffer = ring.buffers.pop_front()?;
+    fn detach(&self) -> Result<Option<Buffer>> {
+        let mut ring = self.ring()?;
+        let Some(buffer) = ring.buffers.pop_front() else { return Ok(None) };
         self.bytes.fetch_sub(buffer.len(), Ordering::SeqCst);
         self.used.store(ring.buffers.len(), Ordering::SeqCst);
-        Some(buffer)
+        Ok(Some(buffer))
     }
 
-    /// Puts a buffer back that was detached, or what is left of it.
+    /// Puts a buffer back that was detached, or what is left of it. With a thread that is killed while it waits for the ring it is lost, as
+    /// what a program has read and not written.
     fn put_back(&self, buffer: Buffer) -> Result<()> {
-        let mut ring = self.ring.lock();
+        let mut ring = self.ring()?;
         fallible::reserve_queue(&mut ring.buffers, 1)?;
         self.bytes.fetch_add(buffer.len(), Ordering::SeqCst);
         ring.buffers.push_front(buffer);
@@ -131,15 +134,15 @@ impl Pipe {
         Ok(())
     }
 
-    /// Adds a buffer at the end.
+    /// Adds a buffer at the end; as above.
     fn attach(&self, buffer: Buffer) -> Result<()> {
-        let mut ring = self.ring.lock();
+        let mut ring = self.ring()?;
         fallible::reserve_queue(&mut ring.buffers, 1)?;
         self.bytes.fetch_add(buffer.len(), Ordering::SeqCst);
         ring.buffers.push_back(buffer);
         self.used.store(ring.buffers.len(), Ordering::SeqCst);
         drop(ring);
-        self.readable.wake_all();
+        self.readable.wake_one();
         Ok(())
     }
 
@@ -151,10 +154,15 @@ impl Pipe {
         all: bool,
         mut read: impl FnMut(&mut [u8]) -> Result<usize>,
     ) -> Result<usize> {
-        self.wait_for_room(nonblocking)?;
+        let mut woken = None;
+        self.wait_for_room(nonblocking, &mut woken)?;
         let count = count.min(self.room().max(1) * PAGE_SIZE);
         let mut done = 0;
         while done < count {
+            // Others may fill it, too.
+            if done > 0 && (process::is_killed() || self.is_full()) {
+                break;
+            }
             let mut buffer = Buffer::new()?;
             let want = (count - done).min(PAGE_SIZE);
             let got = match read(&mut buffer.space()[..want]) {
@@ -180,16 +188,16 @@ impl Pipe {
         nonblocking: bool,
         mut write: impl FnMut(&[u8]) -> Result<usize>,
     ) -> Result<usize> {
-        let mut done = 0;
+        let (mut done, mut woken) = (0, None);
         while done < count {
             if done > 0 && is_asked_to_stop() {
                 break;
             }
-            if done == 0 && !self.wait_for_data(nonblocking)? {
+            if done == 0 && !self.wait_for_data(nonblocking, &mut woken)? {
                 break;
             }
             let _flight = self.in_flight();
-            let Some(mut buffer) = self.detach() else {
+            let Some(mut buffer) = self.detach()? else {
                 if done > 0 {
                     break;
                 }
@@ -203,7 +211,7 @@ impl Pipe {
             if buffer.len() > 0 {
                 self.put_back(buffer)?;
             } else if !self.is_full() {
-                self.writable.wake_all();
+                self.writable.wake_one();
             }
             match written {
                 Err(error) if done == 0 => return Err(error),
@@ -217,18 +225,18 @@ impl Pipe {
 
     /// splice(2) from this pipe to another: buffers that are wanted whole move.
     pub fn move_to(&self, other: &Pipe, count: usize, nonblocking: bool) -> Result<usize> {
-        let mut done = 0;
+        let (mut done, mut from, mut to) = (0, None, None);
         while done < count {
             if done == 0 {
-                if !self.wait_for_data(nonblocking)? {
+                if !self.wait_for_data(nonblocking, &mut from)? {
                     break;
                 }
-                other.wait_for_room(nonblocking)?;
+                other.wait_for_room(nonblocking, &mut to)?;
             } else if is_asked_to_stop() || other.is_full() || !other.has_readers() {
                 break;
             }
             let _flight = self.in_flight();
-            let Some(mut buffer) = self.detach() else {
+            let Some(mut buffer) = self.detach()? else {
                 if done > 0 {
                     break;
                 }
@@ -238,7 +246,7 @@ impl Pipe {
             if want == buffer.len() {
                 other.attach(buffer)?;
                 if !self.is_full() {
-                    self.writable.wake_all();
+                    self.writable.wake_one();
                 }
             } else {
                 let part = buffer.copy(want);
@@ -253,15 +261,19 @@ impl Pipe {
 
     /// tee(2): copies what there is to another pipe, as much as it has room for, and takes nothing out.
     pub fn copy_to(&self, other: &Pipe, count: usize, nonblocking: bool) -> Result<usize> {
-        if !self.wait_for_data(nonblocking)? {
+        let (mut from, mut to) = (None, None);
+        if !self.wait_for_data(nonblocking, &mut from)? {
             return Ok(0);
         }
-        other.wait_for_room(nonblocking)?;
+        other.wait_for_room(nonblocking, &mut to)?;
         let mut done = 0;
         let mut index = 0;
         while done < count && other.has_readers() && !other.is_full() {
+            if done > 0 && process::is_killed() {
+                break;
+            }
             let copy = {
-                let ring = self.ring.lock();
+                let ring = self.ring()?;
                 let Some(buffer) = ring.buffers.get(index) else { break };
                 buffer.copy(buffer.len().min(count - done))?
             };

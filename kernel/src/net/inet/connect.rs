@@ -6,6 +6,7 @@ use core::net::{IpAddr, Ipv6Addr, SocketAddr};
 use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general::CAP_NET_BIND_SERVICE;
+use smallvec::SmallVec;
 
 use super::address::{self, Family, Given};
 use super::card;
@@ -262,10 +263,10 @@ impl Socket {
         }
         let choice = crate::random::number() as usize % listeners.len();
         let listener = &listeners[choice];
-        let admitted = {
+        let find = || {
             let mut state = listener.state.lock();
             match &mut state.role {
-                Role::Listening { backlog, pending, .. } if pending.len() <= *backlog => true,
+                Role::Listening { backlog, pending, .. } if pending.len() <= *backlog => Ok(true),
                 Role::Listening { waiting, .. } => {
                     // Who would wait behind so many is lost, as a packet would be; but at once.
                     if waiting.len() >= max_backlog() {
@@ -273,12 +274,47 @@ impl Socket {
                     }
                     fallible::reserve_queue(waiting, 1).map_err(|_| Errno::ENOBUFS)?;
                     waiting.push_back(self.this.clone());
-                    false
+                    Ok(false)
                 }
-                _ => return Err(Errno::ECONNREFUSED),
+                _ => Err(Errno::ECONNREFUSED),
             }
         };
+        let admitted = match find() {
+            Err(Errno::ETIMEDOUT) => {
+                listener.forget_closed();
+                find()?
+            }
+            found => found?,
+        };
         if admitted { listener.admit(&self.to_arc()) } else { Ok(()) }
+    }
+
+    /// Takes those out of the line for a place in the backlog who were closed meanwhile.
+    fn forget_closed(&self) {
+        /// How many are looked at in one hold of the lock, and how many are taken out: others are moved for that.
+        const STEP: usize = 64;
+        const FEW: usize = 8;
+        let mut next = 0;
+        loop {
+            // Their memory goes with this, without the lock.
+            let mut closed = SmallVec::<[Weak<Socket>; FEW]>::new();
+            {
+                let mut state = self.state.lock();
+                let Role::Listening { waiting, .. } = &mut state.role else { return };
+                for _ in 0..STEP {
+                    if closed.len() == FEW {
+                        break;
+                    }
+                    match waiting.get(next) {
+                        Some(client) if client.strong_count() > 0 => next += 1,
+                        Some(_) => closed.extend(waiting.remove(next)),
+                        None => return,
+                    }
+                }
+            }
+            drop(closed);
+            sched::cond_resched();
+        }
     }
 
     /// Connects `client`, which waits for it, with a socket that is to be accepted.
@@ -348,7 +384,8 @@ impl Socket {
                 }
             };
             let Some(client) = client else { return };
-            // One that was closed meanwhile has no place to take.
+            // One that was closed meanwhile has no place to take. There may be many of them.
+            sched::cond_resched();
             let Some(client) = client.upgrade() else { continue };
             if let Err(error) = self.admit(&client) {
                 client.refuse(error);

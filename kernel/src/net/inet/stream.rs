@@ -121,7 +121,8 @@ impl Socket {
                 Ok(count) => done += count,
                 Err(error) => break Err(error),
             }
-            if source.remaining() == 0 {
+            // While the peer takes it all there is always room.
+            if source.remaining() == 0 || process::is_killed() {
                 break Ok(());
             }
         };
@@ -297,7 +298,7 @@ impl Socket {
                     peer.writable.wake_all();
                 }
             }
-            if count < wanted {
+            if count < wanted || count < room && process::is_killed() {
                 break;
             }
         }

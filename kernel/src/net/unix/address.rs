@@ -11,6 +11,7 @@ use linux_raw_sys::net;
 
 use super::{Kind, Socket};
 use crate::errno::{Errno, Result};
+use crate::fs::dentry::Dentry;
 use crate::fs::inode::NewNode;
 use crate::fs::stat::FileType;
 use crate::fs::{access, caller, open, path};
@@ -92,8 +93,8 @@ pub type Names = BTreeMap<(u32, Box<[u8]>), Weak<Socket>>;
 /// What the inode of a path keeps.
 struct Node(Weak<Socket>);
 
-/// Gives `socket` the address. `EADDRINUSE`.
-pub fn bind(socket: &Arc<Socket>, address: &Address) -> Result<()> {
+/// Gives `socket` the address, and that place in the file system: as long as somebody has it, it leads to the socket. `EADDRINUSE`.
+pub fn bind(socket: &Arc<Socket>, address: &Address) -> Result<Option<Arc<Dentry>>> {
     match address {
         Address::Abstract(name) => {
             let mut names = socket.network.names.lock();
@@ -102,7 +103,7 @@ pub fn bind(socket: &Arc<Socket>, address: &Address) -> Result<()> {
                 return Err(Errno::EADDRINUSE);
             }
             names.insert(key, Arc::downgrade(socket));
-            Ok(())
+            Ok(None)
         }
         Address::Path(path) => {
             let start = caller::start(abi::AT_FDCWD, path)?;
@@ -113,7 +114,7 @@ pub fn bind(socket: &Arc<Socket>, address: &Address) -> Result<()> {
             })?;
             let node: Arc<dyn Any + Send + Sync> = Arc::new(Node(Arc::downgrade(socket)));
             *place.inode().attachment.lock() = Some(node);
-            Ok(())
+            Ok(Some(place.dentry))
         }
     }
 }
@@ -126,7 +127,7 @@ pub fn bind_any(socket: &Arc<Socket>) -> Result<Address> {
         let address = Address::Abstract(name.into_bytes().into());
         match bind(socket, &address) {
             Err(Errno::EADDRINUSE) => {}
-            other => return other.map(|()| address),
+            other => return other.map(|_| address),
         }
     }
     Err(Errno::ENOSPC)

@@ -57,12 +57,12 @@ impl Socket {
                 _ => Err(Errno::EINVAL),
             };
         }
-        let address = match given {
+        let (address, place) = match given {
             Given::Unspecified => return Err(Errno::EINVAL),
-            Given::Unnamed => address::bind_any(&socket)?,
+            Given::Unnamed => (address::bind_any(&socket)?, None),
             Given::Named(address) => {
-                address::bind(&socket, &address)?;
-                address
+                let place = address::bind(&socket, &address)?;
+                (address, place)
             }
         };
         let mut state = self.state.lock();
@@ -73,6 +73,7 @@ impl Socket {
             return Err(Errno::EINVAL);
         }
         state.address = Some(address);
+        state.place = place;
         Ok(())
     }
 

@@ -24,6 +24,7 @@ use super::message::{self, Message, Ucred};
 use super::options::Options;
 use super::turn::Turns;
 use crate::errno::{Errno, Result};
+use crate::fs::dentry::Dentry;
 use crate::fs::{Events, File, FileOps, Kind as FileKind, Sink, Source};
 use crate::memory::fallible::Text;
 use crate::memory::reserve;
@@ -83,6 +84,8 @@ enum Role {
 struct State {
     role: Role,
     address: Option<Address>,
+    /// The name in the file system. On a volume nothing else keeps the inode, which leads here.
+    place: Option<Arc<Dentry>>,
     /// The address of the peer, as getpeername(2) gives it.
     peer_address: Option<Address>,
     peer_credentials: Ucred,
@@ -136,6 +139,7 @@ impl Socket {
             state: SpinLock::new(State {
                 role: Role::Fresh,
                 address: None,
+                place: None,
                 peer_address: None,
                 peer_credentials: Ucred::NOBODY,
                 receive_closed: false,
@@ -224,8 +228,14 @@ impl Socket {
     fn made_room(&self) {
         self.room.wake_one();
         let held_up = core::mem::take(&mut *self.held_up.lock());
-        for socket in held_up.values().filter_map(Weak::upgrade) {
-            socket.writable.wake_all();
+        // One user may have many of them.
+        for (number, (_, socket)) in held_up.into_iter().enumerate() {
+            if let Some(socket) = socket.upgrade() {
+                socket.writable.wake_all();
+            }
+            if number % 16 == 15 {
+                sched::cond_resched();
+            }
         }
     }
 
@@ -248,8 +258,27 @@ impl Socket {
 
     /// Shows the files that wait in the queue, and in those of connections that were not accepted yet.
     pub(super) fn each_right(&self, visit: &mut dyn FnMut(&Arc<File>)) {
-        for file in self.queue.lock().iter().filter_map(|m| m.rights.as_ref()).flat_map(|r| r.files()) {
-            visit(file);
+        /// Files, or messages without any, that are looked at in one hold of the queue's lock.
+        const AT_ONCE: usize = 32;
+        // From the end: nothing keeps anybody from taking a message without files, at the front, and the others move there. One may be
+        // shown twice then, where somebody can receive it.
+        let mut left = self.queue.lock().len();
+        let mut shown = 0;
+        while left > 0 {
+            {
+                let queue = self.queue.lock();
+                for _ in 0..AT_ONCE {
+                    let rights = left.checked_sub(1).and_then(|index| queue.get(index)).map(|m| &m.rights);
+                    match rights.and_then(|rights| rights.as_ref()?.files().get(shown)) {
+                        Some(file) => {
+                            visit(file);
+                            shown += 1;
+                        }
+                        None => (left, shown) = (left.saturating_sub(1), 0),
+                    }
+                }
+            }
+            sched::cond_resched();
         }
         self.each_pending(&mut |socket| socket.each_right(visit));
     }
@@ -325,13 +354,15 @@ impl Socket {
 
     /// The open file is gone, or the listener of a connection that was never accepted.
     fn close(&self) {
-        let (role, address) = {
+        let (role, address, place) = {
             let mut state = self.state.lock();
             state.released = true;
             state.receive_closed = true;
             state.send_closed = true;
-            (core::mem::replace(&mut state.role, Role::Fresh), state.address.take())
+            (core::mem::replace(&mut state.role, Role::Fresh), state.address.take(), state.place.take())
         };
+        // Its memory may go with this, and does so without the lock.
+        drop(place);
         if let Some(address) = &address {
             address::release(self, address);
         }

@@ -12,6 +12,7 @@ use crate::fs::{File, Sink};
 use crate::memory::fallible::CopyUnderLock;
 use crate::net::message::{Message, Rights, TAKING, Ucred};
 use crate::net::options::{deadline, wait_error};
+use crate::process;
 
 /// What one receive got.
 #[derive(Default)]
@@ -117,6 +118,9 @@ impl Socket {
                 Err(_) if received.count > 0 => break,
                 Err(error) => return Err(error),
             }
+            if sink.remaining() > 0 && process::is_killed() {
+                break;
+            }
         }
         drop(turn);
         if received.count > 0 {
@@ -156,8 +160,11 @@ impl Socket {
         let bytes = bytes.into_vec();
         // Copied without a spin lock: user memory may have to be faulted in.
         let count = sink.write(&bytes)?;
+        let taking = match has_rights {
+            true => Some(TAKING.lock_killable().ok_or(Errno::EINTR)?),
+            false => None,
+        };
         received.count += count;
-        let taking = has_rights.then(|| TAKING.lock());
         let mut queue = self.queue.lock();
         let Some(front) = queue.front_mut() else { return Ok(false) };
         received.credentials = Some(front.credentials);
@@ -236,11 +243,8 @@ impl Socket {
                 finish(&mut received, bytes.len(), copied, flags);
                 return Ok(received);
             }
-            let taking = TAKING.lock();
-            let message = self.take_message(&mut self.queue.lock());
-            let Some(mut message) = message else { continue };
-            let files = message.rights.take().map(Rights::into_files).unwrap_or_default();
-            drop(taking);
+            let taken = self.take_whole().inspect_err(|_| self.readable.wake_one());
+            let Some((mut message, files)) = taken? else { continue };
             self.made_room();
             let mut received = Received {
                 from: message.from.take(),
@@ -257,6 +261,25 @@ impl Socket {
             finish(&mut received, message.bytes.len(), copied, flags);
             return Ok(received);
         }
+    }
+
+    /// Takes the first message out of the queue, and the files out of the message. `EINTR` for a thread that is killed while it waits for a
+    /// search for garbage: only messages with files have to.
+    fn take_whole(&self) -> Result<Option<(Message, Vec<Arc<File>>)>> {
+        {
+            let mut queue = self.queue.lock();
+            if queue.front().is_none_or(|front| front.rights.is_none()) {
+                return Ok(self.take_message(&mut queue).map(|message| (message, Vec::new())));
+            }
+        }
+        let taking = TAKING.lock_killable().ok_or(Errno::EINTR)?;
+        let message = self.take_message(&mut self.queue.lock());
+        let taken = message.map(|mut message| {
+            let files = message.rights.take().map(Rights::into_files).unwrap_or_default();
+            (message, files)
+        });
+        drop(taking);
+        Ok(taken)
     }
 
     fn peek_message(&self) -> Result<Option<(Vec<u8>, Received)>> {

@@ -140,6 +140,10 @@ impl Socket {
                 Err(_) if done > 0 => break,
                 Err(error) => return Err(error),
             }
+            // While the peer takes it all there is always room.
+            if source.remaining() > 0 && process::is_killed() {
+                break;
+            }
         }
         Ok(done)
     }
