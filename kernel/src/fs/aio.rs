@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
-use crate::process;
+use crate::process::{self, Charge};
 use crate::sched;
 use crate::sync::{Mutex, WaitError, WaitQueue};
 
@@ -33,6 +33,8 @@ pub struct Contexts(Mutex<BTreeMap<u64, Arc<Context>>>);
 
 /// Events that are handed out in one hold of their lock.
 const BATCH: usize = 64;
+/// An entry of the map, with its part of a node.
+const ENTRY: usize = 64;
 
 /// One context.
 pub struct Context {
@@ -44,6 +46,8 @@ pub struct Context {
     events: Mutex<VecDeque<Event>>,
     changed: WaitQueue,
     gone: AtomicBool,
+    /// Itself with its place among others, and all events that it has room for.
+    _charge: Charge,
 }
 
 /// Room for one event of an operation that runs.
@@ -83,8 +87,13 @@ impl Contexts {
 
     /// Takes all away: the memory in which their numbers mean something goes.
     pub fn clear(&self) {
-        let contexts = core::mem::take(&mut *self.0.lock());
-        contexts.values().for_each(|context| context.end());
+        loop {
+            // The lock goes at the end of the statement.
+            let Some((_, context)) = self.0.lock().pop_first() else { return };
+            context.end();
+            drop(context);
+            sched::cond_resched();
+        }
     }
 }
 
@@ -96,14 +105,17 @@ impl Context {
                 count.checked_add(wished).filter(|count| *count <= most)
             })
             .map_err(|_| Errno::EAGAIN)?;
+        // Linux fills the pages of its ring, and has room for a few at the least.
+        let room = wished.max(64) * 2;
+        let bytes = size_of::<Self>() + ENTRY + room * size_of::<Event>();
         Ok(Arc::new(Self {
             wished,
-            // Linux fills the pages of its ring, and has room for a few at the least.
-            room: wished.max(64) * 2,
+            room,
             used: AtomicUsize::new(0),
             events: Mutex::new(VecDeque::new()),
             changed: WaitQueue::new(),
             gone: AtomicBool::new(false),
+            _charge: process::current().process.charges.add(bytes),
         }))
     }
 

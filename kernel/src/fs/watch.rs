@@ -7,7 +7,19 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use super::file::File;
 use crate::errno::Result;
 use crate::process::Process;
+use crate::sched;
 use crate::sync::{WaitError, WaitQueue, Watcher};
+
+/// Lets others run after some of what is gone through: a user may have a million files.
+pub fn in_turns<I: IntoIterator>(items: I) -> impl Iterator<Item = I::Item> {
+    const AT_ONCE: usize = 64;
+    items.into_iter().enumerate().map(|(number, item)| {
+        if number % AT_ONCE == AT_ONCE - 1 {
+            sched::cond_resched();
+        }
+        item
+    })
+}
 
 /// Notes that one of the watched files may have become ready.
 struct Poller {
@@ -32,7 +44,7 @@ impl Watch {
     fn new(files: Vec<Arc<File>>) -> Result<Self> {
         let poller = Arc::new(Poller { woken: AtomicBool::new(false), queue: WaitQueue::new() });
         let watch = Self { poller, files };
-        for file in &watch.files {
+        for file in in_turns(&watch.files) {
             add_watcher(file, &watch.poller)?;
         }
         Ok(watch)
@@ -42,7 +54,7 @@ impl Watch {
 impl Drop for Watch {
     fn drop(&mut self) {
         let watcher: Arc<dyn Watcher> = self.poller.clone();
-        for file in &self.files {
+        for file in in_turns(&self.files) {
             file.ops().wait_queues(file, &mut |queue| queue.remove_watcher(&watcher));
         }
     }

@@ -16,6 +16,7 @@ use crate::fs::file::File;
 use crate::memory::fallible;
 use crate::process::{self, Thread};
 use crate::random;
+use crate::sched;
 use crate::sync::{Mutex, WaitQueue};
 
 use super::bpf::Call;
@@ -253,6 +254,8 @@ impl Listener {
                 .answer
                 .get_or_insert(Answer::Returns(-i64::from(Errno::ENOSYS.into_raw())));
             waiting.changed.wake_all();
+            drop(waiting);
+            sched::cond_resched();
         }
     }
 }

@@ -11,6 +11,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::epoll::{Change, Epoll};
 use crate::fs::signalfd::SignalFd;
 use crate::fs::timerfd::{Setting, TimerFd};
+use crate::fs::watch::in_turns;
 use crate::fs::{Events, File, caller, epoll, eventfd, pipe, signalfd, timerfd, watch};
 use crate::memory::fallible::{self, TryVec};
 use crate::mm::uaccess::{self, read_user, write_user};
@@ -296,18 +297,18 @@ fn read_pollfds(address: usize, count: usize) -> Result<Vec<PollFd>> {
 fn poll_files(fds: &mut [PollFd], deadline: Option<u64>) -> Result<usize> {
     let table = caller::files();
     // In the order of descriptors, each once.
-    let mut numbers = fallible::collect(fds.iter().map(|entry| entry.fd).filter(|fd| *fd >= 0))?;
+    let mut numbers = fallible::collect(in_turns(&*fds).map(|entry| entry.fd).filter(|fd| *fd >= 0))?;
     numbers.sort_unstable();
     numbers.dedup();
     let mut files = fallible::with_capacity(numbers.len())?;
-    files.extend(numbers.iter().filter_map(|fd| Some((*fd, table.get(*fd).ok()?))));
+    files.extend(in_turns(&numbers).filter_map(|fd| Some((*fd, table.get(*fd).ok()?))));
     let file_of = |fd: i32| files.binary_search_by_key(&fd, |(fd, _)| *fd).ok().map(|at| &files[at].1);
     watch::wait(
         deadline,
-        || fallible::collect(files.iter().map(|(_, file)| file.clone())),
+        || fallible::collect(in_turns(&files).map(|(_, file)| file.clone())),
         || {
             let mut ready = 0;
-            for entry in fds.iter_mut() {
+            for entry in in_turns(fds.iter_mut()) {
                 let events = match file_of(entry.fd) {
                     _ if entry.fd < 0 => Events::empty(),
                     None => Events::NVAL,
@@ -325,7 +326,7 @@ fn poll_files(fds: &mut [PollFd], deadline: Option<u64>) -> Result<usize> {
 }
 
 fn write_revents(address: usize, fds: &[PollFd]) -> Result<()> {
-    for (i, entry) in fds.iter().enumerate() {
+    for (i, entry) in in_turns(fds).enumerate() {
         // Only the result goes out: the rest is the caller's, and another thread may be changing it.
         write_user(address + i * size_of::<PollFd>() + 6, &entry.revents)?;
     }
@@ -427,7 +428,7 @@ impl Sets {
     fn run(&self, deadline: Option<u64>) -> Result<usize> {
         let table = caller::files();
         let mut files = Vec::new();
-        for fd in 0..self.count {
+        for fd in in_turns(0..self.count) {
             let asked = |set: &Vec<u64>| set[fd / 64] >> (fd % 64) & 1 != 0;
             let which: [bool; 3] = core::array::from_fn(|i| asked(&self.wanted[i]));
             if which.contains(&true) {
@@ -440,10 +441,10 @@ impl Sets {
         }
         let ready = watch::wait(
             deadline,
-            || fallible::collect(files.iter().map(|(_, _, file)| file.clone())),
+            || fallible::collect(in_turns(&files).map(|(_, _, file)| file.clone())),
             || {
                 let mut ready = 0;
-                for (fd, which, file) in &files {
+                for (fd, which, file) in in_turns(&files) {
                     let events = file.poll();
                     for i in 0..3 {
                         if which[i] && events.intersects(SELECT_EVENTS[i]) {

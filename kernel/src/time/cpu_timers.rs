@@ -10,6 +10,7 @@ use alloc::sync::Arc;
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeAtomicLink, intrusive_adapter};
 
 use super::posix_timers::PosixTimer;
+use crate::sched;
 use crate::sync::IrqLock;
 
 intrusive_adapter!(ByCpuTime = Arc<PosixTimer>: PosixTimer { cpu_link => RBTreeAtomicLink });
@@ -78,7 +79,10 @@ impl CpuTimers {
 
     /// The clock stands still for ever: its process or thread has ended.
     pub fn end(&self) {
-        while self.take_due(NEVER).is_some() {}
+        // Others may have many here, too.
+        while self.take_due(NEVER).is_some() {
+            sched::cond_resched();
+        }
     }
 
     fn note_first(&self, timers: &RBTree<ByCpuTime>) {

@@ -330,7 +330,13 @@ impl PosixTimers {
         let share =
             Share::take_within(process.uid_for_signals(), Counted::Signals, limit).ok_or(Errno::EAGAIN)?;
         const BYTES: usize = size_of::<PosixTimer>() + size_of::<Timer>() + size_of::<Queued>();
-        let charge = process.charges.add(BYTES);
+        // When the one whose CPU time it is has ended nobody else may know of him.
+        let kept = match &clock {
+            ClockId::ProcessCpu(other) if !Arc::ptr_eq(other, process) => size_of::<Process>(),
+            ClockId::ThreadCpu(_) => size_of::<Thread>(),
+            _ => 0,
+        };
+        let charge = process.charges.add(BYTES + kept);
         let id = self.reserve()?;
         let notify = make(id)?;
         let timer = Arc::new_cyclic(|this: &Weak<PosixTimer>| {

@@ -271,7 +271,7 @@ pub fn all() -> Vec<Boot> {
             icount: true,
             kernels: Kernels::Ours,
             limit: 600,
-            work: Work::Programs(Selection::Only(&["test_stalls", "test_stalls_files"])),
+            work: Work::Programs(Selection::Only(&["test_stalls", "test_stalls_files", "test_stalls_net"])),
             ..BOOT
         },
         Boot {
