@@ -215,7 +215,7 @@ pub fn truncate(path: &Path, credentials: &Credentials, size: u64) -> Result<()>
 
 fn resize(inode: &Inode, size: u64) -> Result<()> {
     check_size_limit(inode, size)?;
-    let _writers = inode.lock.lock();
+    let _writers = inode.lock.lock_killable().ok_or(Errno::EINTR)?;
     inode.ops.truncate(inode, size)?;
     remove_privileges(inode);
     inode.touch_modified();

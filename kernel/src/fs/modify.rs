@@ -25,7 +25,7 @@ pub fn unlink(start: &Start, path: &[u8]) -> Result<()> {
     let (name, slash) = last.name(Errno::EISDIR)?;
     dir.mount.check_writable()?;
     let victim = {
-        let _changes = dir.inode().lock.lock();
+        let _changes = dir.inode().lock.lock_killable().ok_or(Errno::EINTR)?;
         let victim = dir.inode().ops.lookup(&dir.dentry, &name)?;
         if slash {
             return Err(if victim.inode.is_dir() { Errno::EISDIR } else { Errno::ENOTDIR });
@@ -61,7 +61,7 @@ pub fn rmdir(start: &Start, path: &[u8]) -> Result<()> {
     let (name, _) = last.name(otherwise)?;
     dir.mount.check_writable()?;
     let victim = {
-        let _changes = dir.inode().lock.lock();
+        let _changes = dir.inode().lock.lock_killable().ok_or(Errno::EINTR)?;
         let victim = dir.inode().ops.lookup(&dir.dentry, &name)?;
         check_delete(&credentials, &dir, &victim)?;
         if !victim.inode.is_dir() {
@@ -69,7 +69,7 @@ pub fn rmdir(start: &Start, path: &[u8]) -> Result<()> {
         }
         check_not_mounted(&victim)?;
         // Waits for those who are creating something in it.
-        let inside = victim.inode.lock.lock();
+        let inside = victim.inode.lock.lock_killable().ok_or(Errno::EINTR)?;
         dir.inode().ops.rmdir(&dir.dentry, &victim)?;
         drop(inside);
         victim
@@ -89,7 +89,7 @@ pub fn link(start: &Start, old: &Path, path: &[u8]) -> Result<()> {
         return Err(Errno::EXDEV);
     }
     let inode = old.inode();
-    let _changes = dir.inode().lock.lock();
+    let _changes = dir.inode().lock.lock_killable().ok_or(Errno::EINTR)?;
     match dir.inode().ops.lookup(&dir.dentry, &name) {
         Err(Errno::ENOENT) if slash => return Err(Errno::ENOENT),
         Err(Errno::ENOENT) => {}

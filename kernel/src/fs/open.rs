@@ -140,7 +140,7 @@ fn look_or_create(start: &Start, walk: &Walk, name: &[u8], mode: u32) -> Result<
     }
     let dir = walk.place();
     let dentry = {
-        let _changes = dir.inode().lock.lock();
+        let _changes = dir.inode().lock.lock_killable().ok_or(Errno::EINTR)?;
         // Somebody may have created it meanwhile: then it is opened, not created.
         match walk.look(name) {
             Err(Errno::ENOENT) => {}
@@ -250,7 +250,7 @@ fn finish(path: Path, flags: u32) -> Result<Arc<File>> {
     inode.ops.opened(&file)?;
     notify::happened(file.dentry(), abi::IN_OPEN);
     if truncate {
-        let _writers = inode.lock.lock();
+        let _writers = inode.lock.lock_killable().ok_or(Errno::EINTR)?;
         inode.ops.truncate(&inode, 0)?;
         super::attributes::remove_privileges(&inode);
         inode.touch_modified();
@@ -265,7 +265,7 @@ pub fn create(start: &Start, path: &[u8], node: NewNode, mode: u32) -> Result<Pa
     let mut walk = Walk::new(start, path)?;
     let Last::Name { name, slash } = walk.parent()? else { return Err(Errno::EEXIST) };
     let dir = walk.place();
-    let _changes = dir.inode().lock.lock();
+    let _changes = dir.inode().lock.lock_killable().ok_or(Errno::EINTR)?;
     match dir.inode().ops.lookup(&dir.dentry, &name) {
         Err(Errno::ENOENT) => {}
         Ok(_) => return Err(Errno::EEXIST),

@@ -139,7 +139,7 @@ impl FileOps for OpenFile {
         }
         let inode = file.inode();
         let node = node::of(inode)?;
-        let _writers = inode.lock.lock();
+        let _writers = inode.lock.lock_killable().ok_or(Errno::EINTR)?;
         if file.appending() || *offset == AT_END {
             *offset = self.end(inode, node)?;
         }
@@ -170,7 +170,7 @@ impl FileOps for OpenFile {
         }
         let inode = file.inode();
         let node = node::of(inode)?;
-        let _writers = inode.lock.lock();
+        let _writers = inode.lock.lock_killable().ok_or(Errno::EINTR)?;
         if node.is_gone() {
             self.resize_gone(node, size)?;
         } else {

@@ -12,6 +12,7 @@ use crate::fs::directory::Listing;
 use crate::fs::inode::Dirent;
 use crate::fs::stat::FileType;
 use crate::memory::fallible::TryVec;
+use crate::process;
 use crate::sync::Mutex;
 
 /// Where the entries begin.
@@ -74,8 +75,16 @@ impl Listing for OpenDirectory {
             told.bytes.clear();
             (told.at, told.next) = (0, from);
         }
+        // A server that leads in a circle, past entries that are none, is not followed.
+        let mut asked = None;
         loop {
             if told.at >= told.bytes.len() {
+                if process::is_killed() {
+                    return Err(Errno::EINTR);
+                }
+                if asked.replace(told.next) == Some(told.next) {
+                    return Err(Errno::EIO);
+                }
                 told.at = 0;
                 told.bytes.clear();
                 told.bytes.try_resize(BATCH, 0)?;

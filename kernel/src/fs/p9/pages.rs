@@ -16,7 +16,7 @@ use crate::fs::stat::Timestamp;
 use crate::memory::frame::{Frame, Use};
 use crate::memory::{self, PAGE_SIZE, fallible, reserve};
 use crate::mm::backing::{MappingList, PageCache};
-use crate::mm::page_store::{self, PageStore};
+use crate::mm::page_store::{self, PageStore, Taken};
 use crate::sched;
 use crate::sync::{Mutex, SpinLock};
 
@@ -47,6 +47,9 @@ pub struct Content {
     source: SpinLock<Option<(Arc<Fid>, Version)>>,
     /// Held by those who fetch pages, and by those who take them out after a change: a page from before the change does not come behind it.
     fetching: Mutex<()>,
+    /// How often somebody who is killed has taken pages out without a wait for those who fetch. Held while one is put in, and never while
+    /// anybody waits for the server.
+    not_waited: Mutex<u64>,
 }
 
 /// What tells that somebody else has changed a file.
@@ -62,6 +65,7 @@ impl Content {
             mappings: MappingList::new(),
             source: SpinLock::new(None),
             fetching: Mutex::new(()),
+            not_waited: Mutex::new(0),
         }
     }
 
@@ -104,15 +108,28 @@ impl Content {
         Ok(())
     }
 
-    /// Takes pages out, and out of all mappings.
+    /// Takes pages out that are not what the file has any more, and out of all mappings.
     fn forget(&self, range: Range<u64>) {
+        self.remove(range, |from| {
+            let _fetching = self.fetching.lock_killable().or_else(|| {
+                // Who has it may wait for the server for ever. What he fetches now is too old.
+                *self.not_waited.lock() += 1;
+                None
+            });
+            self.pages.remove(from)
+        });
+    }
+
+    /// Takes all pages out, and out of all mappings, because there are too many. They are what the file has: one that is just fetched may stay.
+    fn give_up(&self) {
+        self.remove(0..u64::MAX, |from| self.pages.remove(from));
+    }
+
+    fn remove(&self, range: Range<u64>, take_out: impl Fn(Range<u64>) -> (Taken, Option<u64>)) {
         let mut next = Some(range.start);
         while let Some(from) = next {
             let removed;
-            (removed, next) = {
-                let _fetching = self.fetching.lock();
-                self.pages.remove(from..range.end)
-            };
+            (removed, next) = take_out(from..range.end);
             PAGES.fetch_sub(removed.len() as u64, Ordering::Relaxed);
             if !removed.is_empty() {
                 // Out of the mappings before the frames go.
@@ -129,13 +146,24 @@ impl Content {
         let fid = source.ok_or(Errno::EFAULT)?;
         if self.pages.count() > FEW && too_many() {
             // Those that are mapped and used come again.
-            self.forget(0..u64::MAX);
+            self.give_up();
         }
         // Who has it waits for the server.
         let _fetching = self.fetching.lock_killable().ok_or(Errno::EINTR)?;
-        if let Some(frame) = self.pages.get(index) {
-            return Ok(frame);
+        loop {
+            if let Some(frame) = self.fetch_some(&fid, index)? {
+                return Ok(frame);
+            }
         }
+    }
+
+    /// As above, with the lock. `None` when a change that did not wait has come in between.
+    fn fetch_some(&self, fid: &Fid, index: u64) -> Result<Option<Frame>> {
+        if let Some(frame) = self.pages.get(index) {
+            return Ok(Some(frame));
+        }
+        // The lock goes at the end of the statement.
+        let before = *self.not_waited.lock();
         if index >= self.len().div_ceil(PAGE) {
             // The host may have made it longer.
             let attr = fid.attributes()?;
@@ -161,32 +189,46 @@ impl Content {
             let frame = Frame::alloc(Use::File).ok_or(Errno::ENOMEM)?;
             // SAFETY: both are a page, and nobody else has the frame.
             unsafe { frame.as_ptr().copy_from_nonoverlapping(bytes.as_ptr(), PAGE_SIZE) };
-            match self.insert_fetched(&fid, at, &frame) {
-                Ok((frame, is_new)) => {
+            match self.insert_fetched(fid, at, &frame, before) {
+                Ok(Some((frame, is_new))) => {
                     PAGES.fetch_add(u64::from(is_new), Ordering::Relaxed);
                     first = first.or(Some(frame));
                 }
                 // What comes behind the one that was asked for may fail.
+                Ok(None) if first.is_none() => return Ok(None),
                 Err(error) if first.is_none() => return Err(error),
-                Err(_) => break,
+                Ok(None) | Err(_) => break,
             }
         }
-        first.ok_or(Errno::EFAULT)
+        first.map(Some).ok_or(Errno::EFAULT)
     }
 
-    /// Puts a page in that the server has sent. `EFAULT` behind the end.
+    /// Puts a page in that the server has sent. `EFAULT` behind the end; `None` when it is too old, as pages were taken out since
+    /// `before`.
     ///
     /// Race: an answer to somebody's stat(2) from before the file had the page, who gets to run only now, has told another end meanwhile. The
     /// server knows better.
-    fn insert_fetched(&self, fid: &Fid, index: u64, frame: &Frame) -> Result<(Frame, bool)> {
+    fn insert_fetched(
+        &self,
+        fid: &Fid,
+        index: u64,
+        frame: &Frame,
+        before: u64,
+    ) -> Result<Option<(Frame, bool)>> {
         loop {
-            let inserted = self.pages.insert_inside(index, frame, &self.size);
+            let inserted = {
+                let not_waited = self.not_waited.lock();
+                if *not_waited != before {
+                    return Ok(None);
+                }
+                self.pages.insert_inside(index, frame, &self.size)
+            };
             if !matches!(inserted, Err(Errno::EFAULT)) {
-                return inserted;
+                return inserted.map(Some);
             }
             let attr = fid.attributes()?;
             if attr.number != self.id.1 || index >= attr.size.div_ceil(PAGE) {
-                return inserted;
+                return inserted.map(Some);
             }
             self.told(attr.size);
         }
@@ -239,7 +281,7 @@ impl PageCache for Content {
 
     fn left_mappings(&self) {
         if self.pages.count() > 0 && too_many() {
-            self.forget(0..u64::MAX);
+            self.give_up();
         }
     }
 

@@ -5,6 +5,8 @@ use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 
+use smallvec::SmallVec;
+
 use super::node::{Node, Way};
 use super::session::{Fid, Session};
 use super::wire::Attr;
@@ -14,6 +16,7 @@ use crate::fs::inode::{Attributes, Inode, Superblock, SuperblockOps};
 use crate::fs::registry::options;
 use crate::fs::stat::{DeviceId, FileType, Statfs, Timestamp};
 use crate::memory::{PAGE_SIZE, reserve};
+use crate::sched;
 use crate::sync::Mutex;
 
 /// A number of the host's, and the guest's number that stands for it: a server that is not root can give files to nobody else, so its user
@@ -140,6 +143,39 @@ impl Volume {
         Inode::with_number(superblock, attr.number, attr.kind, rdev, attributes, node)
     }
 
+    /// Takes the inodes that are in use no longer out of those that are known, if it is time for that.
+    fn sweep(&self) {
+        /// Inodes that are looked at in one hold of the lock.
+        const STEP: usize = 64;
+        {
+            let mut known = self.known.lock();
+            if known.inodes.len() < known.sweep_at {
+                return;
+            }
+            // For the others who come meanwhile.
+            known.sweep_at = 2 * known.inodes.len();
+        }
+        let mut next = Some(0);
+        while let Some(from) = next {
+            let mut gone = SmallVec::<[u64; STEP]>::new();
+            let mut known = self.known.lock();
+            let some = known.inodes.range(from..).take(STEP);
+            next = some.fold(None, |_, (number, inode)| {
+                if inode.strong_count() == 0 {
+                    gone.push(*number);
+                }
+                number.checked_add(1)
+            });
+            for number in gone {
+                known.inodes.remove(&number);
+            }
+            drop(known);
+            sched::cond_resched();
+        }
+        let mut known = self.known.lock();
+        known.sweep_at = FEW.max(2 * known.inodes.len());
+    }
+
     /// The inode of a file that was walked to: the one in use, or a new one, which takes `way`.
     ///
     /// A directory has one of its own for each name by which it was found, because the host may rename it: two inodes that are locked one
@@ -156,14 +192,11 @@ impl Volume {
         if attr.kind == FileType::Directory {
             return Ok(self.new_inode(superblock, attr, take()?));
         }
+        self.sweep();
         let mut known = self.known.lock();
         let in_use = known.inodes.get(&attr.number).and_then(Weak::upgrade);
         if let Some(inode) = in_use.filter(|inode| Node::is_of(inode, attr)) {
             return Ok(inode);
-        }
-        if known.inodes.len() >= known.sweep_at {
-            known.inodes.retain(|_, inode| inode.strong_count() > 0);
-            known.sweep_at = FEW.max(2 * known.inodes.len());
         }
         let inode = self.new_inode(superblock, attr, take()?);
         known.inodes.insert(attr.number, Arc::downgrade(&inode));
