@@ -38,9 +38,11 @@ pub struct Line {
     raw: VirtIONetRaw<Memory, PciTransport, RING>,
     received: Buffers,
     sent: Buffers,
-    /// Which buffer a place in a ring has.
-    received_at: [u16; RING],
-    sent_at: [u16; RING],
+    /// Which buffer a place in a ring has. The device may tell of one that has none.
+    received_at: [Option<u16>; RING],
+    sent_at: [Option<u16>; RING],
+    /// The device has told nonsense: its rings are looked at no more, and what is sent is lost.
+    is_broken: bool,
     /// Buffers for sending that the device does not have.
     free: smallvec::SmallVec<[u16; RING]>,
 }
@@ -53,8 +55,9 @@ impl Line {
             raw,
             received: Buffers::new(RING, BUFFER)?,
             sent: Buffers::new(RING, BUFFER)?,
-            received_at: [0; RING],
-            sent_at: [0; RING],
+            received_at: [None; RING],
+            sent_at: [None; RING],
+            is_broken: false,
             free: (0..RING as u16).collect(),
         };
         for index in 0..line.received.len() {
@@ -83,7 +86,8 @@ impl Card {
 
     /// Whether a frame waits, or one that was sent is to be put away.
     pub fn has_work(&mut self) -> bool {
-        self.line.raw.poll_receive().is_some() || self.line.raw.poll_transmit().is_some()
+        let raw = &mut self.line.raw;
+        !self.line.is_broken && (raw.poll_receive().is_some() || raw.poll_transmit().is_some())
     }
 
     /// The device interrupts from now on when there is something to do.
@@ -159,22 +163,33 @@ impl Line {
         if let Ok(token) = token
             && let Some(place) = self.received_at.get_mut(usize::from(token))
         {
-            *place = index;
+            *place = Some(index);
         }
+    }
+
+    /// The buffer that the device has in this place, which is ours again. Without one it is broken.
+    fn take_back(places: &mut [Option<u16>; RING], token: u16, is_broken: &mut bool) -> Option<u16> {
+        let index = places.get_mut(usize::from(token)).and_then(Option::take);
+        *is_broken |= index.is_none();
+        index
     }
 
     /// Copies the next frame that fits; gives its length.
     fn take(&mut self, frame: &mut [u8; FRAME]) -> Option<usize> {
-        loop {
+        while !self.is_broken {
             let token = self.raw.poll_receive()?;
-            let index = *self.received_at.get(usize::from(token))?;
+            let index = Self::take_back(&mut self.received_at, token, &mut self.is_broken)?;
             let buffer = self.received.get(index.into());
             // SAFETY: it is the buffer that `offer` gave for this place.
             let result = unsafe { self.raw.receive_complete(token, buffer) };
-            let Ok((start, len)) = result else {
-                COUNTERS.receive.lose();
-                self.offer(index);
-                continue;
+            let (start, len) = match result {
+                Ok(place) => place,
+                // Too short for virtio's header.
+                Err(virtio_drivers::Error::IoError) => (0, 0),
+                Err(_) => {
+                    self.is_broken = true;
+                    break;
+                }
             };
             // The length is the device's word.
             let copied = match buffer.get(start..start.saturating_add(len)) {
@@ -191,18 +206,21 @@ impl Line {
             }
             COUNTERS.receive.lose();
         }
+        None
     }
 
     /// Takes back the buffers of what was sent.
     fn reap(&mut self) {
-        while let Some(token) = self.raw.poll_transmit() {
-            let Some(index) = self.sent_at.get(usize::from(token)).copied() else { return };
+        while !self.is_broken
+            && let Some(token) = self.raw.poll_transmit()
+            && let Some(index) = Self::take_back(&mut self.sent_at, token, &mut self.is_broken)
+        {
             let buffer = self.sent.get(index.into());
             // SAFETY: it is the buffer that was sent in this place, of any length.
-            if unsafe { self.raw.transmit_complete(token, buffer) }.is_err() {
-                return;
+            match unsafe { self.raw.transmit_complete(token, buffer) } {
+                Ok(_) => self.free.push(index),
+                Err(_) => self.is_broken = true,
             }
-            self.free.push(index);
         }
     }
 
@@ -232,12 +250,17 @@ impl Line {
             self.free.push(index);
             return false;
         }
+        if self.is_broken {
+            COUNTERS.send.lose();
+            self.free.push(index);
+            return true;
+        }
         // SAFETY: nobody touches the buffer before `reap` has it back.
         match unsafe { self.raw.transmit_begin(&buffer[..header + len]) } {
             Ok(token) => {
                 COUNTERS.send.count(len);
                 if let Some(place) = self.sent_at.get_mut(usize::from(token)) {
-                    *place = index;
+                    *place = Some(index);
                 }
             }
             Err(_) => {
