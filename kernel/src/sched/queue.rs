@@ -31,6 +31,15 @@ struct Tree {
     sequence: u64,
 }
 
+impl Tree {
+    /// The most virtual run time of a queued thread of the fair classes. What a real-time thread has run is none.
+    fn last_fair(&self) -> Option<u64> {
+        // SAFETY: the key of a queued thread, under the queue's lock, which the tree is inside of.
+        let key = unsafe { *self.threads.back().get()?.sched.key.get() };
+        (key.class == 1).then_some(key.value)
+    }
+}
+
 /// The runnable threads of a CPU, but the one that runs.
 pub(super) struct RunQueue {
     tree: IrqLock<Tree>,
@@ -266,12 +275,10 @@ fn enqueue(thread: &Thread, cpu: CpuId, placement: Placement) {
                     own.clamp(floor.saturating_sub(SLEEPER_BONUS), floor + 100 * SLEEPER_BONUS)
                 }
                 Placement::Preempted | Placement::Moved => own.max(floor.saturating_sub(SLEEPER_BONUS)),
-                Placement::Yielded => own.max(
-                    tree.threads
-                        .back()
-                        .get()
-                        .map_or(floor, |last| last.sched.vruntime.load(Ordering::SeqCst)),
-                ),
+                // Behind its equals, which are within a slice of the floor; not behind one of low weight, which a tick puts seconds ahead.
+                Placement::Yielded => {
+                    own.max(tree.last_fair().map_or(floor, |last| last.min(floor + slice_of(entity))))
+                }
             };
             entity.vruntime.store(vruntime, Ordering::SeqCst);
             Key { class, value: vruntime, sequence }
