@@ -14,7 +14,7 @@ use crate::process::{
     self, CAP_CHECKPOINT_RESTORE, CAP_SYS_ADMIN, Credentials, PID_MAX, Pid, Process, WaitFlags,
 };
 use crate::sched;
-use crate::signal::{self, SIG_IGN, SIGCHLD, SIGKILL, SigInfo};
+use crate::signal::{self, SIGKILL, SigInfo};
 use crate::sync::{IrqLock, Once, WaitQueue};
 
 /// The deepest that namespaces nest.
@@ -145,7 +145,7 @@ impl PidNamespace {
     }
 
     /// Its first process has ended, or could not be made: nobody comes any more.
-    pub(super) fn is_closed(&self) -> bool {
+    pub(crate) fn is_closed(&self) -> bool {
         self.closed.load(Ordering::SeqCst)
     }
 
@@ -281,13 +281,8 @@ impl PidNamespace {
 
     /// The last thread of the first process ends: takes along everybody else, and returns when they are gone.
     pub(crate) fn first_process_ends(&self, process: &Arc<Process>) {
+        // Children that end from now on are not waited for: see `exit::tell_parent`.
         self.closed.store(true, Ordering::SeqCst);
-        // Children that end now are not waited for.
-        {
-            let actions = process.actions.lock();
-            let ignored = signal::Action { handler: SIG_IGN, ..actions.get(SIGCHLD) };
-            actions.set(SIGCHLD, ignored);
-        }
         let mut at = 1;
         while let Some((number, global)) = self.from(at) {
             at = number + 1;

@@ -256,8 +256,17 @@ pub(super) fn tell_parent(tree: &mut tree::Guard, process: &Arc<Process>, status
     let leader = process.relations.get(tree).leader.as_ref();
     let traced = leader.is_some_and(|leader| leader.trace.is_traced());
     let mut reap = false;
+    if !traced
+        && parent
+            .numbers
+            .as_ref()
+            .is_some_and(|numbers| numbers.own() == 1 && numbers.namespace().is_closed())
+    {
+        // The first process of a PID namespace is at its end and waits until all others are gone. It has waited for those that had ended before
+        // that, and waits for no more of them, whatever signal they send.
+        reap = true;
     // clone(2) takes any number: of what is no signal nothing is sent.
-    if (1..=SIGNAL_MAX).contains(&exit_signal) {
+    } else if (1..=SIGNAL_MAX).contains(&exit_signal) {
         let mut send = true;
         // A tracer waits for its tracees, whatever it says of its children.
         if exit_signal == SIGCHLD && !traced {

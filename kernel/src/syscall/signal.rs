@@ -290,6 +290,10 @@ fn pidfd_send_signal(args: &mut Args) -> Result<usize> {
         None => proc::process_of_directory(&file).ok_or(Errno::EBADF)??,
     };
     let own_thread = process::pidfd::thread_of(&file)?;
+    // Who has a descriptor of a process outside of its PID namespace has no number for it, and sends it nothing.
+    if !View::current().sees(&target) {
+        return Err(Errno::EINVAL);
+    }
     let signal = signal::from_user(args.a[1])?;
     let info = if args.a[2] != 0 {
         let info = read_info(args, 2, signal, Arc::ptr_eq(&target, &current.process))?;

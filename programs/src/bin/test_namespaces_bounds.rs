@@ -1,17 +1,21 @@
 //! What a user namespace does not give: nobody in one changes what is not its own, or keeps what nobody can let go of.
 
 use std::fs;
+use std::time::Duration;
 
-use roundtable_programs::child::in_child;
+use roundtable_programs::child::{End, in_child, waitpid};
 use roundtable_programs::file::Fd;
 use roundtable_programs::kinds::{Answer, call};
-use roundtable_programs::namespaces::{NEWNS, NEWPID, NEWUSER, as_first, become_root_of_own, errno, unshare};
+use roundtable_programs::mem::Map;
+use roundtable_programs::namespaces::{
+    NEWNS, NEWPID, NEWUSER, as_first, become_root_of_own, errno, pidfd, unshare,
+};
 use roundtable_programs::rows::Rows;
-use roundtable_programs::sys::{c_string, check, is_linux, pid};
+use roundtable_programs::sys::{PAGE, c_string, check, is_linux, pid, settles};
 use roundtable_programs::{Errno, procfs, row, tests};
 
 tests! { read_only_for_oneself, views_of_another_tree, a_tree_in_itself, memory_outside, many_mounts, mounts_of_each,
-proc_reveals_nothing, pivoting_keeps_locks }
+proc_reveals_nothing, pivoting_keeps_locks, first_process_with_clones: 100, descriptors_of_processes_outside }
 
 const USER: u32 = 1000;
 
@@ -227,5 +231,52 @@ fn pivoting_keeps_locks() {
         row!(rows, OK, check(unsafe { libc::fchdir(outside.raw()) }));
         row!(rows, EINVAL, unmount("bounds"));
         rows.finish();
+    });
+}
+
+/// The first process ends before its children, who tell of their ends by other signals than SIGCHLD, or by none.
+fn first_process_with_clones() {
+    const CHILDREN: usize = 20;
+    const MEMORY: usize = 4 << 20;
+    for signal in [0, libc::SIGUSR1] {
+        in_child(|| {
+            let first = as_first(0, || {
+                for _ in 0..CHILDREN {
+                    // SAFETY: as fork(2): this process has one thread.
+                    if check(unsafe { libc::syscall(libc::SYS_clone, signal as usize, 0, 0, 0, 0) }) == Ok(0)
+                    {
+                        // Its end lasts.
+                        let memory = Map::anonymous(MEMORY);
+                        (0..MEMORY).step_by(PAGE).for_each(|at| memory.set(at, 1));
+                        loop {
+                            // SAFETY: takes nothing.
+                            unsafe { libc::pause() };
+                        }
+                    }
+                }
+            });
+            let pid = first.release();
+            let mut end = None;
+            let ends = settles(Duration::from_secs(40), || {
+                end = waitpid(pid, libc::WNOHANG).ok().filter(|(found, _)| *found == pid);
+                end.is_some()
+            });
+            assert!(ends, "the first process of a namespace never ends");
+            assert_eq!(end, Some((pid, End::Code(0))));
+        });
+    }
+}
+
+/// Who has a descriptor of a process that it has no number for sends it nothing.
+fn descriptors_of_processes_outside() {
+    let send = |fd: &Fd| call(libc::SYS_pidfd_send_signal, [fd.raw() as usize, 0, 0, 0, 0, 0]);
+    in_child(|| {
+        let outside = pidfd(pid());
+        assert_eq!(send(&outside), Ok(0));
+        as_first(0, || {
+            assert_eq!(send(&outside), Err(Errno::EINVAL));
+            assert_eq!(send(&pidfd(1)), Ok(0));
+        })
+        .ok();
     });
 }
