@@ -289,6 +289,11 @@ impl Bucket {
         self.owners_to_be(key).0.is_some()
     }
 
+    /// Whether the owner of the word has ended, and who is to take it has not run yet. Until then nobody else takes it, whatever it says.
+    pub(super) fn is_inherited(&self, key: &Key) -> bool {
+        self.owners_to_be(key).0.is_some_and(Waiter::inherits)
+    }
+
     /// The number of the thread that owns the word next, and whether another waits behind it.
     pub(super) fn next_owner(&self, key: &Key) -> Option<(u32, bool)> {
         let (next, more) = self.owners_to_be(key);

@@ -38,7 +38,8 @@ pub fn lock_pi(address: usize, shared: bool, deadline: Option<Deadline>, only_tr
             if owner == tid {
                 return Err(Errno::EDEADLK);
             }
-            let new = if owner == 0 {
+            let is_free = owner == 0 && !bucket.is_inherited(&key);
+            let new = if is_free {
                 let waiters = if bucket.has_owner_to_be(&key) { WAITERS } else { 0 };
                 tid | (value & OWNER_DIED) | waiters
             } else if only_try {
@@ -47,7 +48,7 @@ pub fn lock_pi(address: usize, shared: bool, deadline: Option<Deadline>, only_tr
                 value | WAITERS
             };
             if exchange(address, value, new)? {
-                if owner == 0 {
+                if is_free {
                     // Those who wait wait for another owner from now on.
                     bucket.set_first_heir(&key, &thread);
                     return Ok(true);

@@ -127,7 +127,8 @@ impl Move {
             if owner == tid {
                 return Err(Errno::EDEADLK);
             }
-            if owner == 0 {
+            let is_inherited = owner == 0 && pair.to().is_inherited(&self.to);
+            if owner == 0 && !is_inherited {
                 // Those who are yet to come make the owner ask the kernel when he lets go.
                 let more = self.limit > 1 || pair.to().has_owner_to_be(&self.to);
                 let new = tid | value & OWNER_DIED | if more { WAITERS } else { 0 };
@@ -144,12 +145,14 @@ impl Move {
                 continue;
             }
             let owner_thread = match owner_found {
-                Some((number, thread)) if *number == owner => thread,
+                // Nobody asks: who takes it waits first.
+                _ if is_inherited => None,
+                Some((number, thread)) if *number == owner => Some(&*thread),
                 // Another owner: in the next hold, so that nothing is let go of in this one.
                 Some(_) => return Ok(false),
                 None => {
                     let thread = process::find_thread(owner).ok_or(Errno::ESRCH)?;
-                    &owner_found.insert((owner, thread)).1
+                    Some(&owner_found.insert((owner, thread)).1)
                 }
             };
             if value & WAITERS == 0 && !exchange(self.address, value, value | WAITERS)? {
@@ -158,7 +161,7 @@ impl Move {
             if let Some(waiter) = pair.from().take_first(&self.from, tickets.end) {
                 let is_first = !pair.to().has_owner_to_be(&self.to);
                 pair.to().add_moved(waiter.clone(), &self.to, self.to_index);
-                if is_first && !pair.to().set_heir(&waiter, owner_thread) {
+                if is_first && owner_thread.is_some_and(|owner| !pair.to().set_heir(&waiter, owner)) {
                     // It has just ended.
                     pair.to().inherit(&waiter);
                     woken.push(waiter);
