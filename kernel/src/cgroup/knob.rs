@@ -3,7 +3,7 @@
 use alloc::string::ToString;
 use alloc::sync::Arc;
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use linux_raw_sys::general as abi;
 
@@ -140,6 +140,7 @@ impl InodeOps for KnobInode {
             knob: self.0.clone(),
             opener: caller::credentials(),
             content: Mutex::new(None),
+            size: AtomicUsize::new(0),
             seen: AtomicU64::new(0),
         }))
     }
@@ -156,6 +157,8 @@ struct Open {
     /// Who opened it: a descriptor that is handed on gives the taker no more rights, and takes none away.
     opener: Credentials,
     content: Mutex<Option<Vec<u8>>>,
+    /// Bytes that the content takes, for those who must not sleep.
+    size: AtomicUsize,
     /// The changes that were read.
     seen: AtomicU64,
 }
@@ -177,7 +180,20 @@ impl FileOps for Open {
         }
         let bytes = content.as_deref().unwrap_or_default();
         let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-        if rest.is_empty() { Ok(0) } else { sink.write(rest) }
+        let is_over = rest.is_empty();
+        let result = if is_over { Ok(0) } else { sink.write(rest) };
+        // As with other texts of the kernel's: see `pseudo::TextFile`.
+        if is_over && content.as_ref().is_some_and(|content| content.capacity() > PAGE_SIZE) {
+            *content = None;
+        }
+        // Relaxed: a statistic.
+        self.size.store(content.as_ref().map_or(0, Vec::capacity), Ordering::Relaxed);
+        result
+    }
+
+    fn kernel_bytes(&self) -> u64 {
+        // Relaxed: as above.
+        self.size.load(Ordering::Relaxed) as u64
     }
 
     fn write_at(&self, _: &File, _: &mut u64, source: &mut Source) -> Result<usize> {

@@ -53,6 +53,8 @@ pub struct FdTable {
     table: SpinLock<Table>,
     /// Differs from every other table's: the owner of fcntl(2) record locks.
     id: u64,
+    /// The last sum over threads, by its number, that has the table in it.
+    counted: AtomicU64,
 }
 
 impl Default for FdTable {
@@ -68,7 +70,7 @@ impl FdTable {
         // Ordering: only the numbers have to differ.
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let table = SpinLock::new(Table { slots: Slots::new(), used: Used::new() });
-        Self { changing: Mutex::new(()), table, id }
+        Self { changing: Mutex::new(()), table, id, counted: AtomicU64::new(0) }
     }
 
     /// A copy for a child process: the same open files. `EMFILE` when `fs.nr_open` was made smaller than the last of them is.
@@ -251,6 +253,12 @@ impl FdTable {
         }
     }
 
+    /// Whether the sum with this number does not have the table in it yet; from now on it has.
+    pub fn is_new_in(&self, sum: u64) -> bool {
+        // Relaxed: a sum that somebody else makes meanwhile may have a table twice.
+        self.counted.swap(sum, Ordering::Relaxed) != sum
+    }
+
     /// Bytes of the kernel's memory that go with the descriptors, about: table, open files, and what these hold.
     pub fn kernel_bytes(&self) -> u64 {
         const FILE: u64 = size_of::<File>() as u64;
@@ -263,6 +271,9 @@ impl FdTable {
             let names = Arc::strong_count(file.dentry()) as u64;
             bytes += FILE + NAME / names + file.ops().kernel_bytes();
             from = fd as usize + 1;
+            if from.is_multiple_of(64) {
+                sched::cond_resched();
+            }
         }
         bytes
     }

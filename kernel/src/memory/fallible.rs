@@ -217,6 +217,11 @@ impl Text {
         self.text.len()
     }
 
+    /// Bytes that it takes.
+    pub fn capacity(&self) -> usize {
+        self.text.capacity()
+    }
+
     /// Whether there is nothing yet.
     pub fn is_empty(&self) -> bool {
         self.text.is_empty()

@@ -13,7 +13,7 @@ use crate::arch::trap::{self, TrapFrame};
 use crate::errno::{Errno, Result};
 use crate::fs::{File, caller, path};
 use crate::memory::fallible::{self, TryVec};
-use crate::mm::exec::{self, Identity, Image, MAX_STRING, Request};
+use crate::mm::exec::{self, Identity, Image, MAX_STRING, Request, StringList};
 use crate::mm::uaccess::{read_cstr, read_user};
 use crate::namespaces;
 use crate::signal;
@@ -45,9 +45,13 @@ pub fn execve(
 
 /// The program of the first process, or another one that the kernel itself starts in the current process.
 pub fn execute(path: &str, arguments: Vec<String>, environment: Vec<String>) -> Result<()> {
-    let bytes = |strings: Vec<String>| strings.into_iter().map(String::into_bytes).collect();
+    let list = |strings: Vec<String>| -> Result<StringList> {
+        let mut list = new_list();
+        strings.into_iter().try_for_each(|string| list.push(string.into_bytes()))?;
+        Ok(list)
+    };
     let file = exec::open_program(path.as_bytes())?;
-    let image = load(file, path.as_bytes(), bytes(arguments), bytes(environment))?;
+    let image = load(file, path.as_bytes(), list(arguments)?, list(environment)?)?;
     // SAFETY: the frame of this thread's way to user mode, at the top of its own stack.
     let frame = unsafe { &mut *trap::user_frame() };
     commit(image, path.as_bytes(), frame)
@@ -86,9 +90,14 @@ fn name_by_descriptor(directory: i32, name: &[u8]) -> Result<Vec<u8>> {
     Ok(shown)
 }
 
+/// An empty list for the current process.
+fn new_list() -> StringList {
+    StringList::new(super::current().process.charges.add(0))
+}
+
 /// An array of strings that ends with a null pointer; a null array is an empty one, as Linux has it.
-fn read_strings(mut at: usize) -> Result<Vec<Vec<u8>>> {
-    let mut strings = Vec::new();
+fn read_strings(mut at: usize) -> Result<StringList> {
+    let mut strings = new_list();
     let mut bytes = 0;
     while at != 0 {
         let string: usize = read_user(at)?;
@@ -101,7 +110,7 @@ fn read_strings(mut at: usize) -> Result<Vec<Vec<u8>>> {
         if bytes > MOST_BYTES {
             return Err(Errno::E2BIG);
         }
-        strings.try_push(string)?;
+        strings.push(string)?;
         at += size_of::<usize>();
         if super::current().kill_pending() {
             return Err(Errno::EINTR);
@@ -116,7 +125,7 @@ fn read_strings(mut at: usize) -> Result<Vec<Vec<u8>>> {
 /// Three quarters of the default stack: Linux's bound for all arguments.
 const MOST_BYTES: usize = 6 << 20;
 
-fn load(file: Arc<File>, name: &[u8], arguments: Vec<Vec<u8>>, environment: Vec<Vec<u8>>) -> Result<Image> {
+fn load(file: Arc<File>, name: &[u8], arguments: StringList, environment: StringList) -> Result<Image> {
     let identity = |_: &Arc<File>| {
         // Set-user-ID bits are not honoured, as on a mount with `nosuid`: no program gains rights by running.
         let own = super::current().credentials();
@@ -148,6 +157,7 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
     // What may be executed only, Linux's would_dump(), is shut from its first moment on: to take the old memory apart lasts.
     let old = user::replace_address_space(&thread, &image.space, image.readable);
     drop(old);
+    drop(image.charge);
     exit::release_vfork(&process);
     process.actions.lock().reset_for_exec();
     *thread.signals.alt_stack.lock() = signal::AltStack::DISABLED;

@@ -236,6 +236,7 @@ impl Child {
                 limits,
                 uid: credentials.uid,
                 oom_score_adj: parent.oom_score_adj.load(Ordering::SeqCst),
+                oom_score_adj_min: parent.oom_score_adj_min.load(Ordering::SeqCst),
                 personality: parent.personality.load(Ordering::SeqCst),
                 dump_filter: parent.dump_filter.load(Ordering::SeqCst),
                 dumpable: parent.dumpable.load(Ordering::SeqCst),

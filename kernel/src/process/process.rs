@@ -70,6 +70,8 @@ pub struct Process {
     pub(crate) dumpable: AtomicU32,
     /// -1000 to 1000, as /proc/PID/oom_score_adj has it.
     pub(crate) oom_score_adj: AtomicI32,
+    /// What somebody with the right to lower it has set last: others may go so far.
+    pub(crate) oom_score_adj_min: AtomicI32,
     /// Somebody has waited for its memory after it was killed.
     pub(super) oom_waited: AtomicBool,
     pub(super) adoption: Adoption,
@@ -180,6 +182,7 @@ pub(super) struct Parts {
     pub limits: Limits,
     pub uid: u32,
     pub oom_score_adj: i32,
+    pub oom_score_adj_min: i32,
     pub personality: u32,
     pub dump_filter: u32,
     pub dumpable: u32,
@@ -219,6 +222,7 @@ impl Process {
             uid: AtomicU32::new(parts.uid),
             dumpable: AtomicU32::new(parts.dumpable),
             oom_score_adj: AtomicI32::new(parts.oom_score_adj),
+            oom_score_adj_min: AtomicI32::new(parts.oom_score_adj_min),
             oom_waited: AtomicBool::new(false),
             adoption: Adoption::new(),
             membarrier: AtomicU32::new(0),

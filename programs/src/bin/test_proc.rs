@@ -11,7 +11,7 @@ use roundtable_programs::{Errno, child, sys, tests};
 tests! { meminfo, stat_of_a_process, status_of_a_process, statm, cmdline_and_comm, links_of_a_process, fd_folder,
 mounts, filesystems, version, cpuinfo, stat_of_the_machine, uptime_and_loadavg, pagemap, sysctls, cpus_in_sys,
 huge_pages_in_sys, other_users_processes, gone_process, self_and_thread_self, limits, descriptor_that_tells_of_itself, read_in_pieces, kpageflags, zones, transparent_pages,
-children_of_threads, own_system_call, last_number_in_a_namespace, most_descriptors, blocks_of_memory }
+children_of_threads, own_system_call, last_number_in_a_namespace, most_descriptors, blocks_of_memory, adjustments_that_are_taken_back }
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -513,4 +513,28 @@ fn blocks_of_memory() {
     let all = blocks.len() as u64 * block;
     let total = Meminfo::read().get("MemTotal") << 10;
     assert!((total..total + 4 * block).contains(&all), "{all} for {total}");
+}
+
+/// Who raises the adjustment of a process may lower it again to what somebody with the right to has set last, and no further.
+fn adjustments_that_are_taken_back() {
+    const FILE: &str = "/proc/self/oom_score_adj";
+    let set = |value: i32| fs::write(FILE, value.to_string()).map_err(|error| error.kind());
+    in_child(|| {
+        assert_eq!(set(100), Ok(()));
+        // SAFETY: take integers. The file is the user's as long as the memory is.
+        unsafe {
+            check(libc::setuid(1234)).expect("setuid");
+            check(libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0)).expect("dumpable");
+        }
+        let denied = Err(std::io::ErrorKind::PermissionDenied);
+        for (value, answer) in [(500, Ok(())), (100, Ok(())), (99, denied), (1000, Ok(())), (101, Ok(()))] {
+            assert_eq!(set(value), answer, "{value}");
+        }
+        // Children inherit the bound.
+        in_child(|| assert_eq!((set(500), set(100), set(99)), (Ok(()), Ok(()), denied)));
+        // The older file has none.
+        let older =
+            |value: i32| fs::write("/proc/self/oom_adj", value.to_string()).map_err(|error| error.kind());
+        assert_eq!((older(10), older(9)), (Ok(()), denied));
+    });
 }

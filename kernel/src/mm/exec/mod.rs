@@ -7,6 +7,7 @@ mod binary;
 mod open;
 mod script;
 mod stack;
+mod strings;
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
@@ -14,13 +15,14 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use self::binary::Binary;
 pub use self::open::{Executable, open_place, open_program};
+pub use self::strings::StringList;
 use super::layout::Origins;
 use super::vma::{Kind, VmFlags, Vma};
 use super::{AddressSpace, PAGE, limit, vdso};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::memory::fallible;
-use crate::process;
+use crate::process::{self, Charge};
 
 /// Longest argument or environment string, with its end.
 pub const MAX_STRING: usize = 32 * PAGE as usize;
@@ -60,8 +62,8 @@ pub struct Request<'a> {
     pub file: Arc<File>,
     /// As the caller named it: `AT_EXECFN`, and what a script's interpreter is given.
     pub name: &'a [u8],
-    pub arguments: Vec<Vec<u8>>,
-    pub environment: Vec<Vec<u8>>,
+    pub arguments: StringList,
+    pub environment: StringList,
     /// Says who will run the program that was found in the end, an interpreter in place of a script.
     pub identity: &'a dyn Fn(&Arc<File>) -> Identity,
 }
@@ -69,6 +71,8 @@ pub struct Request<'a> {
 /// A program that is ready to run.
 pub struct Image {
     pub space: Arc<AddressSpace>,
+    /// For what is in memory of it: nobody finds it by the process until it is in place.
+    pub charge: Charge,
     /// Where user mode starts: the program's entry, or its interpreter's.
     pub entry: u64,
     /// The first stack pointer.
@@ -85,19 +89,21 @@ fn argument_limit() -> u64 {
 }
 
 fn check_strings(request: &Request) -> Result<()> {
-    let strings = || request.arguments.iter().chain(&request.environment);
-    if strings().any(|string| string.len() + 1 > MAX_STRING) {
-        return Err(Errno::E2BIG);
+    let mut bytes = request.name.len() as u64 + 1;
+    for string in request.arguments.iter().chain(request.environment.iter()) {
+        if string.len() + 1 > MAX_STRING {
+            return Err(Errno::E2BIG);
+        }
+        bytes += string.len() as u64 + 1 + 8;
     }
-    let bytes: u64 = strings().map(|string| string.len() as u64 + 1 + 8).sum();
-    if bytes + request.name.len() as u64 + 1 > argument_limit() { Err(Errno::E2BIG) } else { Ok(()) }
+    if bytes > argument_limit() { Err(Errno::E2BIG) } else { Ok(()) }
 }
 
 /// Builds the address space of a program.
 pub fn load(mut request: Request) -> Result<Image> {
     // Linux gives a program without arguments an empty one.
-    if request.arguments.is_empty() {
-        request.arguments.push(Vec::new());
+    if request.arguments.len() == 0 {
+        request.arguments.push(Vec::new())?;
     }
     let mut script_name = fallible::copy_of(request.name)?;
     let mut depth = 0;
@@ -112,12 +118,11 @@ pub fn load(mut request: Request) -> Result<Image> {
             return Err(Errno::ELOOP);
         }
         // INTERPRETER [ARGUMENT] SCRIPT, then the arguments but for the name that the caller made up.
-        let mut arguments = fallible::with_capacity(request.arguments.len() + 2)?;
-        arguments.push(line.interpreter.to_vec());
-        arguments.extend(line.argument.map(<[u8]>::to_vec));
-        arguments.push(core::mem::replace(&mut script_name, line.interpreter.to_vec()));
-        arguments.extend(request.arguments.drain(1..));
-        request.arguments = arguments;
+        let mut first = fallible::with_capacity(3)?;
+        first.push(line.interpreter.to_vec());
+        first.extend(line.argument.map(<[u8]>::to_vec));
+        first.push(core::mem::replace(&mut script_name, line.interpreter.to_vec()));
+        request.arguments.replace_first(first)?;
         request.file = open_program(line.interpreter)?;
     };
     let binary = Binary::read(&request.file, Errno::ENOEXEC)?;
@@ -163,10 +168,12 @@ pub fn load(mut request: Request) -> Result<Image> {
         top: origins.stack_top,
     };
     let stack = stack::build(&space, &request, &facts)?;
+    let bytes = space.resident_now().total() * PAGE + space.table_bytes();
+    let charge = process::current().process.charges.add(bytes as usize);
     let readable =
         open::may_read(&request.file) && interpreter.as_ref().is_none_or(|(file, _)| open::may_read(file));
     let entry = loader.as_ref().map_or(program.entry, |loader| loader.entry);
-    Ok(Image { entry, stack, space, readable })
+    Ok(Image { entry, stack, space, charge, readable })
 }
 
 /// Maps the vDSO and its data; returns where the code is. Nobody may store there: its page is the kernel's, and no copies are made of it.

@@ -5,6 +5,7 @@ use alloc::vec::Vec;
 use linux_raw_sys::auxvec;
 
 use super::binary::Mapped;
+use super::strings::giving_way;
 use super::{Identity, Request};
 use crate::arch::features;
 use crate::arch::fpu::FpuState;
@@ -12,6 +13,7 @@ use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::mm::vma::{VmFlags, Vma};
 use crate::mm::{AddressSpace, PAGE, Rights, layout, page_down};
+use crate::process;
 
 /// Room that the stack has at first besides what is on it; the rest comes as it is touched.
 const INITIAL: u64 = 128 << 10;
@@ -55,8 +57,11 @@ impl Strings {
 
 /// Makes the stack; returns the first stack pointer.
 pub fn build(space: &AddressSpace, request: &Request, facts: &Facts) -> Result<u64> {
-    let strings_len: usize =
-        request.arguments.iter().chain(&request.environment).map(|string| string.len() + 1).sum();
+    let all = request.arguments.iter().chain(request.environment.iter());
+    let strings_len: usize = all.map(|string| string.len() + 1).sum();
+    // The strings on their way to the stack, and there; the pointers to them.
+    let pointers = (request.arguments.len() + request.environment.len()) * size_of::<u64>();
+    let _charge = process::current().process.charges.add(2 * (strings_len + pointers));
     // Eight zero bytes at the very end, the program's name below, the strings below that.
     let name_at = facts.top - 8 - (request.name.len() as u64 + 1);
     let base = name_at - strings_len as u64;
@@ -82,7 +87,7 @@ pub fn build(space: &AddressSpace, request: &Request, facts: &Facts) -> Result<u
     let vector = [arguments.len() as u64].into_iter();
     let vector = vector.chain(arguments.iter().copied()).chain([0]);
     let vector = vector.chain(environment.iter().copied()).chain([0]).chain(auxv.iter().copied());
-    vector.for_each(|word| block.extend(word.to_le_bytes()));
+    giving_way(vector).for_each(|word| block.extend(word.to_le_bytes()));
 
     make_area(space, facts, stack)?;
     for (at, bytes) in [(stack, &block), (random_at, &fixed), (base, &strings.bytes)] {

@@ -78,6 +78,8 @@ pub struct WaitWord {
 
 /// futex_waitv(2): returns the index of a word whose waiters were woken.
 pub fn waitv(words: &[WaitWord], deadline: Option<Deadline>) -> Result<usize> {
+    // Each thread may have many times its own size of them.
+    let _charge = process::current().process.charges.add(size_of_val(words) + words.len() * Waiter::BYTES);
     let mut waiters: Vec<Arc<Waiter>> = fallible::with_capacity(words.len())?;
     let leave_all = |waiters: &[Arc<Waiter>]| {
         let mut woken = None;

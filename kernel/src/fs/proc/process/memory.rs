@@ -3,6 +3,7 @@
 use alloc::boxed::Box;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
+use core::sync::atomic::{AtomicUsize, Ordering};
 
 use linux_raw_sys::general as abi;
 
@@ -326,6 +327,8 @@ struct AreaText {
     mm: Weak<AddressSpace>,
     write: Write,
     piece: Mutex<Piece>,
+    /// Bytes that the piece takes, for those who must not sleep.
+    size: AtomicUsize,
     /// May one ask for single areas?
     answers_queries: bool,
 }
@@ -348,7 +351,8 @@ impl AreaText {
         mm: Weak<AddressSpace>,
         write: impl Fn(&mut Text, &AddressSpace, &AreaView) + Send + Sync + 'static,
     ) -> Self {
-        Self { mm, write: Box::new(write), piece: Mutex::new(Piece::default()), answers_queries: false }
+        let piece = Mutex::new(Piece::default());
+        Self { mm, write: Box::new(write), piece, size: AtomicUsize::new(0), answers_queries: false }
     }
 
     /// The next piece; false at the end.
@@ -370,8 +374,42 @@ impl FileOps for AreaText {
     }
 
     fn read_at(&self, _: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
-        let Some(mm) = self.mm.upgrade() else { return Ok(0) };
         let mut piece = self.piece.lock();
+        let result = match self.mm.upgrade() {
+            Some(mm) => self.read_some(&mm, &mut piece, offset, sink),
+            None => Ok(0),
+        };
+        // A reader that has met the end rarely comes back, and may stay open for long. Where the piece begins is known further on.
+        if matches!(result, Ok(0)) && piece.text.capacity() > PAGE_SIZE {
+            piece.offset += piece.text.len() as u64;
+            piece.text = Text::new();
+        }
+        // Relaxed: a statistic.
+        self.size.store(piece.text.capacity(), Ordering::Relaxed);
+        result
+    }
+
+    fn kernel_bytes(&self) -> u64 {
+        // Relaxed: as above.
+        self.size.load(Ordering::Relaxed) as u64
+    }
+
+    fn seek(&self, _: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {
+        text_seek(whence, offset, position)
+    }
+
+    fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
+        match command {
+            query::PROCMAP_QUERY if self.answers_queries => {
+                query::query(&*self.mm.upgrade().ok_or(Errno::ESRCH)?, argument)
+            }
+            _ => Err(Errno::ENOTTY),
+        }
+    }
+}
+
+impl AreaText {
+    fn read_some(&self, mm: &AddressSpace, piece: &mut Piece, offset: u64, sink: &mut Sink) -> Result<usize> {
         if offset < piece.offset || offset == 0 {
             *piece = Piece::default();
         }
@@ -387,7 +425,7 @@ impl FileOps for AreaText {
             } else if process::current().kill_pending() {
                 break;
             } else {
-                match self.advance(&mm, &mut piece) {
+                match self.advance(mm, piece) {
                     Ok(true) => {}
                     Err(error) if done == 0 => {
                         // What there is has a gap.
@@ -399,19 +437,6 @@ impl FileOps for AreaText {
             }
         }
         Ok(done)
-    }
-
-    fn seek(&self, _: &File, whence: Whence, offset: i64, position: u64) -> Result<u64> {
-        text_seek(whence, offset, position)
-    }
-
-    fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
-        match command {
-            query::PROCMAP_QUERY if self.answers_queries => {
-                query::query(&*self.mm.upgrade().ok_or(Errno::ESRCH)?, argument)
-            }
-            _ => Err(Errno::ENOTTY),
-        }
     }
 }
 

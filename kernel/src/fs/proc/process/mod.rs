@@ -464,15 +464,17 @@ fn parse_signed(text: &[u8]) -> Result<i32> {
     text.trim().parse().map_err(|_| Errno::EINVAL)
 }
 
-fn adjust(target: &Target, value: i32) -> Result<()> {
-    let process = target.process()?;
-    let old = process.oom_score_adj.load(Ordering::SeqCst);
-    // To make a process less likely to be killed needs a privilege.
-    if value < old && !process::current().credentials().capable(abi::CAP_SYS_RESOURCE) {
+/// To make a process less likely to be killed than `least` says needs a privilege.
+fn adjust(process: &Process, value: i32, least: i32, is_privileged: bool) -> Result<()> {
+    if value < least && !is_privileged {
         return Err(Errno::EACCES);
     }
     process.oom_score_adj.store(value, Ordering::SeqCst);
     Ok(())
+}
+
+fn may_lower() -> bool {
+    process::current().credentials().capable(abi::CAP_SYS_RESOURCE)
 }
 
 fn set_oom_score_adj(target: &Target, text: &[u8]) -> Result<()> {
@@ -480,7 +482,13 @@ fn set_oom_score_adj(target: &Target, text: &[u8]) -> Result<()> {
     if !(-1000..=1000).contains(&value) {
         return Err(Errno::EINVAL);
     }
-    adjust(target, value)
+    let (process, is_privileged) = (target.process()?, may_lower());
+    adjust(&process, value, process.oom_score_adj_min.load(Ordering::SeqCst), is_privileged)?;
+    if is_privileged {
+        // Others who raise it may take that back.
+        process.oom_score_adj_min.store(value, Ordering::SeqCst);
+    }
+    Ok(())
 }
 
 fn dump_filter(target: &Target) -> Result<Vec<u8>> {
@@ -518,7 +526,10 @@ fn set_oom_adj(target: &Target, text: &[u8]) -> Result<()> {
     if !(-17..=15).contains(&value) {
         return Err(Errno::EINVAL);
     }
-    adjust(target, if value == 15 { 1000 } else { value * 1000 / 17 })
+    let process = target.process()?;
+    let scaled = if value == 15 { 1000 } else { value * 1000 / 17 };
+    // As Linux has it, in this file what was raised is not taken back.
+    adjust(&process, scaled, process.oom_score_adj.load(Ordering::SeqCst), may_lower())
 }
 
 /// How likely the process is to be killed when memory runs out, from 0 to 2000: its share of memory, in thousandths, and the adjustment.
