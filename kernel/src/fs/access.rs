@@ -25,7 +25,7 @@ pub struct Credentials {
     pub uid: u32,
     /// File system group.
     pub gid: u32,
-    /// Supplementary groups.
+    /// Supplementary groups, in order.
     pub groups: Arc<Vec<u32>>,
     /// The effective capabilities, in the thread's user namespace.
     pub capabilities: u64,
@@ -55,7 +55,7 @@ impl Credentials {
 
     /// Is it a member of the group?
     pub fn in_group(&self, gid: u32) -> bool {
-        self.gid == gid || self.groups.contains(&gid)
+        self.gid == gid || self.groups.binary_search(&gid).is_ok()
     }
 
     /// Owner of the file, or `CAP_FOWNER`?

@@ -20,6 +20,7 @@ pub struct Credentials {
     /// The user and group that file systems look at.
     pub fsuid: u32,
     pub fsgid: u32,
+    /// Supplementary groups, in order.
     pub groups: Arc<Vec<u32>>,
     pub permitted: u64,
     pub effective: u64,
@@ -212,7 +213,7 @@ impl Credentials {
 
     /// Whether `gid` is the effective group or a supplementary one.
     pub fn in_group(&self, gid: u32) -> bool {
-        self.egid == gid || self.groups.contains(&gid)
+        self.egid == gid || self.groups.binary_search(&gid).is_ok()
     }
 
     /// setuid(2).

@@ -271,7 +271,12 @@ pub fn all() -> Vec<Boot> {
             icount: true,
             kernels: Kernels::Ours,
             limit: 600,
-            work: Work::Programs(Selection::Only(&["test_stalls", "test_stalls_files", "test_stalls_net"])),
+            work: Work::Programs(Selection::Only(&[
+                "test_stalls",
+                "test_stalls_files",
+                "test_stalls_net",
+                "test_stalls_processes",
+            ])),
             ..BOOT
         },
         Boot {

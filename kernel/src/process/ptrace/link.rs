@@ -10,6 +10,7 @@ use crate::memory::fallible;
 use crate::process::thread::Leaving;
 use crate::process::tree::{self, Removed};
 use crate::process::{CAP_SYS_ADMIN, Process, Thread, WaitStatus, current, exit, wait};
+use crate::sched;
 use crate::seccomp;
 use crate::signal::{self, SIGKILL, SIGSTOP, SigInfo};
 
@@ -226,6 +227,7 @@ pub fn tracer_ends(tracer: &Thread) {
         if kills {
             signal::send_process(&thread.process, SigInfo::kernel(SIGKILL));
         }
+        sched::cond_resched();
     }
 }
 
