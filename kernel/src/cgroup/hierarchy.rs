@@ -122,8 +122,11 @@ pub(super) fn make(
     let group = Group::new(Some(parent), name);
     filesystem::furnish(&group, permissions, (owner.uid, owner.gid));
     for (controller, _) in Controller::ALL {
-        if group.controllers() & controller.bit() != 0 {
-            turn_on(&group, controller)?;
+        if group.controllers() & controller.bit() != 0
+            && let Err(error) = turn_on(&group, controller)
+        {
+            take_apart(&group);
+            return Err(error);
         }
     }
     freezer::begin(&group);
@@ -164,13 +167,18 @@ pub(super) fn remove(group: &Arc<Group>) -> Result<()> {
         above.descendants.fetch_sub(1, Ordering::SeqCst);
         above.dying.fetch_add(1, Ordering::SeqCst);
     }
-    // What refers to the group, and the group to it.
+    take_apart(group);
+    drop(removed);
+    Ok(())
+}
+
+/// Lets go of what refers to the group, and the group to it.
+fn take_apart(group: &Group) {
     let knobs = core::mem::take(&mut *group.knobs.lock());
     let directory = group.directory.lock().take();
     let account = group.hugetlb.lock().take();
     filesystem::forget(&knobs, directory.as_ref());
-    drop((removed, knobs, directory, account));
-    Ok(())
+    drop((knobs, directory, account));
 }
 
 /// A controller begins in a group: its files appear. They are whose turned it on: who was given the directory does not change the limits

@@ -125,7 +125,10 @@ fn clone3(args: &mut Args) -> Result<usize> {
     // A clone3 without a stack has the parent's; one with a stack says where it begins.
     let bad_stack = (stack == 0) != (stack_size == 0);
     let detached = u64::from(abi::CLONE_DETACHED);
+    let both_numbers = u64::from(abi::CLONE_PIDFD | abi::CLONE_PARENT_SETTID);
     if flags & !KNOWN != 0
+        // One would overwrite the other.
+        || flags & both_numbers == both_numbers && pidfd == parent_tid
         || flags & (csignal | detached) & !u64::from(abi::CLONE_NEWTIME) != 0
         || flags & INTO_CGROUP != 0 && (cgroup > i32::MAX as u64 || size < size_of::<Clone3>())
         || set_tid_size > DEEPEST
@@ -359,6 +362,11 @@ fn unshare(args: &mut Args) -> Result<usize> {
     if flags & needs_one_thread != 0 && thread.process.thread_count() > 1 {
         return Err(Errno::EINVAL);
     }
+    // Before anything has changed: it may fail.
+    let files = match flags & abi::CLONE_FILES {
+        0 => None,
+        _ => Some(Arc::new(thread.files().duplicate()?)),
+    };
     let old_context = thread.fs();
     if flags & abi::CLONE_FS != 0 {
         let copy = old_context.duplicate();
@@ -372,9 +380,8 @@ fn unshare(args: &mut Args) -> Result<usize> {
     if flags & abi::CLONE_SYSVSEM != 0 {
         thread.leave_undo_list();
     }
-    if flags & abi::CLONE_FILES != 0 {
-        let copy = thread.files().duplicate()?;
-        thread.set_files(Some(Arc::new(copy)));
+    if files.is_some() {
+        thread.set_files(files);
     }
     Ok(0)
 }

@@ -6,6 +6,7 @@
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use roundtable_programs::cgroup::Group;
 use roundtable_programs::child::{self, End};
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, HUGE};
@@ -17,7 +18,7 @@ use roundtable_programs::{Errno, procfs, socket, tests};
 
 tests! { map_and_touch, map_file, populate, move_pages, map_huge, fault_huge_private, punch_huge, truncate_huge, move_huge,
 split_huge, fork_small: 60, fork_large: 100, fork_huge: 60, execute: 100, threads: 60, mount, segments, sockets, rights, epoll, pipes, files,
-directories, polls, futexes, proc_files, groups }
+directories, polls, futexes, proc_files, groups, control_groups: 100 }
 
 /// The pool of the scenarios with huge pages.
 const POOL: u64 = 16;
@@ -578,4 +579,31 @@ fn groups() {
         let priority = unsafe { libc::getpriority(libc::PRIO_USER, 0) };
         if priority == -1 && Errno::last_raw() != 0 { Err(Errno::last()) } else { Ok(()) }
     });
+}
+
+/// A control group that has begun and cannot be finished goes again.
+fn control_groups() {
+    const TIMES: usize = 20;
+    let above = Group::new("+pids +hugetlb");
+    above.write("cgroup.subtree_control", "+pids +hugetlb").expect("controllers");
+    let injector = Injector::new();
+    let free = || Meminfo::read().get("MemFree");
+    let (mut before, mut failures) = (free(), 0);
+    for nth in 0..30 {
+        if nth == 1 {
+            // What is made once is made by now.
+            before = free();
+        }
+        for _ in 0..TIMES {
+            injector.arm(nth);
+            let made = above.try_child("one");
+            injector.disarm();
+            failures += usize::from(made.is_err());
+        }
+    }
+    let settled =
+        roundtable_programs::sys::settles(std::time::Duration::from_secs(5), || free() + 256 >= before);
+    println!("# {failures} of {} groups were refused", 30 * TIMES);
+    assert!(failures >= 3 * TIMES, "nothing was made to fail");
+    assert!(settled, "{} kB leaked with {failures} groups", before - free());
 }

@@ -16,7 +16,7 @@ use roundtable_programs::sys::{PAGE, check, settles};
 use roundtable_programs::uffd::{MISSING, Uffd};
 use roundtable_programs::{Errno, tests};
 
-tests! { parents_that_are_moved, descriptors_of_nobody, threads_that_are_known_do_not_count, children_that_are_known_do_not_count }
+tests! { numbers_in_one_place, parents_that_are_moved, descriptors_of_nobody, threads_that_are_known_do_not_count, children_that_are_known_do_not_count }
 
 const THREAD: usize = libc::O_EXCL as usize;
 const NOBODY: u32 = 12_346;
@@ -33,6 +33,20 @@ fn clone_with_descriptor(address: usize) -> Answer {
         }
     }
     Ok(child)
+}
+
+/// The descriptor and the number of a child are not to be written to the same word.
+fn numbers_in_one_place() {
+    let mut word = 0u32;
+    let at = &raw mut word as u64;
+    let flags = (libc::CLONE_PIDFD | libc::CLONE_PARENT_SETTID) as u64;
+    let arguments = [flags, at, 0, at, libc::SIGCHLD as u64, 0, 0, 0, 0, 0, 0];
+    let child = call(SYS_clone3, [arguments.as_ptr() as usize, 88, 0, 0, 0, 0]);
+    if child == Ok(0) {
+        // SAFETY: ends the child.
+        unsafe { libc::_exit(0) };
+    }
+    assert_eq!(child, Err(Errno::EINVAL));
 }
 
 /// A page that is not there, and who is told of it.
