@@ -148,7 +148,7 @@ pub fn run(options: &SoakOptions, load: Load, kernel: PathBuf, parts: Parts, tim
                 println!("{line}");
             }
         })?;
-        let Some(finding) = Finding::in_guest(&seen) else { continue };
+        let Some(finding) = Finding::in_guest(&seen, machine.icount) else { continue };
         println!("{} {}", style("     FOUND").red().bold(), finding.text);
         let known = found.iter().any(|other| other.kind == finding.kind);
         found.push(finding.clone());
@@ -269,7 +269,7 @@ impl Fuzzer<'_> {
             words.extend(["--keep".into(), keep(calls)]);
         }
         let seen = self.boot(machine, &words, SILENCE, |_| ())?;
-        Ok(Finding::in_guest(&seen).is_some_and(|other| other.kind == finding.kind))
+        Ok(Finding::in_guest(&seen, machine.icount).is_some_and(|other| other.kind == finding.kind))
     }
 }
 
