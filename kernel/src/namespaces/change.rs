@@ -46,8 +46,11 @@ pub fn for_child(
     context: &FsContext,
 ) -> Result<(Option<Credentials>, Option<Arc<Namespaces>>)> {
     let old = parent.namespaces();
+    // Shared memory tells one time: its new user goes to another with the memory of its own that execve(2) gives it.
+    let keeps_time = flags & abi::CLONE_VM != 0;
     let flags = flags & ALL_FLAGS;
-    let enters_time = old.as_ref().is_some_and(|old| !Arc::ptr_eq(&old.time, &old.time_for_children));
+    let asked_for = |old: &Arc<Namespaces>| !Arc::ptr_eq(&old.time, &old.time_for_children);
+    let enters_time = !keeps_time && old.as_ref().is_some_and(asked_for);
     if flags == 0 && !enters_time {
         return Ok((None, old));
     }
@@ -57,7 +60,7 @@ pub fn for_child(
     let old = old.unwrap_or_else(|| Namespaces::initial().clone());
     let mut namespaces = copy(flags, &old, maker, context)?;
     // A child is in the namespace that its parent has asked for.
-    if !Arc::ptr_eq(&namespaces.time, &namespaces.time_for_children) {
+    if !keeps_time && !Arc::ptr_eq(&namespaces.time, &namespaces.time_for_children) {
         namespaces.time_for_children.freeze();
         namespaces.time = namespaces.time_for_children.clone();
     }

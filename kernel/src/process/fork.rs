@@ -79,14 +79,11 @@ fn check(args: &CloneArgs, parent: &Process) -> Result<()> {
     if invalid { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
-/// A thread has its numbers from where its process has them, and shared memory tells one time.
+/// A thread has its numbers from where its process has them.
 fn check_threads_namespaces(args: &CloneArgs, current: &Thread) -> Result<()> {
     let Some(namespaces) = current.namespaces() else { return Ok(()) };
     let other_numbers = || !Arc::ptr_eq(&namespaces.pid_for_children, &current.process.pid_namespace());
-    let other_time = || !Arc::ptr_eq(&namespaces.time_for_children, &namespaces.time);
-    let invalid = args.flags & THREAD != 0 && other_numbers()
-        || args.flags & VM != 0 && args.flags & VFORK == 0 && other_time();
-    if invalid { Err(Errno::EINVAL) } else { Ok(()) }
+    if args.flags & THREAD != 0 && other_numbers() { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
 /// Makes a thread or a process after the current one; returns its number. With CLONE_VFORK, returns when the child has

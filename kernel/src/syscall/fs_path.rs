@@ -209,19 +209,11 @@ fn read_link(dirfd: usize, path: usize, buffer: usize, len: usize) -> Result<usi
     if place.inode().kind != FileType::Symlink {
         return Err(if path.is_empty() { Errno::ENOENT } else { Errno::EINVAL });
     }
-    let target = link_text(&place)?;
+    let target = place.inode().ops.readlink(place.inode())?;
     let count = target.len().min(len);
     uaccess::copy_to_user(buffer, &target[..count])?;
     attributes::touch_accessed(&place);
     Ok(count)
-}
-
-/// The text of a symbolic link; of a magic one the path of its target as it is now.
-fn link_text(place: &Path) -> Result<Vec<u8>> {
-    match place.inode().ops.follow() {
-        Some(target) => target?.display(&context().root()),
-        None => place.inode().ops.readlink(place.inode()),
-    }
 }
 
 /// Directory entries are gathered in the kernel up to this size before they are handed out.

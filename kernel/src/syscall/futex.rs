@@ -5,12 +5,13 @@ use core::sync::atomic::Ordering;
 use linux_raw_sys::general as abi;
 use syscalls::Sysno;
 
+use super::mm::check_may_access;
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
 use crate::mm::uaccess::{read_user, write_user};
+use crate::process;
 use crate::process::futex::{self, MATCH_ANY, WaitWord, Word};
-use crate::process::{self, CAP_SYS_ADMIN};
 use crate::time::clock::Timespec;
 use crate::time::{self, ClockId, Deadline};
 
@@ -197,10 +198,7 @@ fn get_robust_list(args: &mut Args) -> Result<usize> {
         0 => current.to_arc(),
         tid => process::find_thread(tid as u32).ok_or(Errno::ESRCH)?,
     };
-    let (own, other) = (current.credentials(), thread.credentials());
-    if own.euid != other.uid && !own.capable(CAP_SYS_ADMIN) {
-        return Err(Errno::EPERM);
-    }
+    check_may_access(&thread.process)?;
     write_user(args.a[2], &futex::HEAD_SIZE)?;
     write_user(args.a[1], &thread.robust_list.load(Ordering::SeqCst))?;
     Ok(0)

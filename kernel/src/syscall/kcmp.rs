@@ -28,6 +28,8 @@ fn pidfd_getfd(args: &mut Args) -> Result<usize> {
     check_may_access(&target)?;
     let thread = target.leader().ok_or(Errno::ESRCH)?;
     let file = file_of(&thread, args.int(1))?;
+    // It may be a program's that has taken the place of the other meanwhile.
+    check_may_access(&target)?;
     Ok(files().install(file, 0, descriptor_limit(), true)? as usize)
 }
 

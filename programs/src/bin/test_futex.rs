@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 use roundtable_programs::file::Fd;
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, Map, PRIVATE, RW, SHARED};
+use roundtable_programs::place::become_user;
 use roundtable_programs::shared::{Shared, wait, wake};
 use roundtable_programs::{Errno, child, procfs, sys, tests};
 
 tests! { value_differs, times_out, absolute_time_limit, wakes_one_and_all, wake_counts, between_processes,
 key_is_the_page_not_the_address, private_keys_are_apart, anonymous_private_is_apart_after_fork, requeue,
 requeue_of_many, wrong_value_requeues_nothing, bitset, interrupted_by_a_signal, killed_while_waiting, unaligned, bad_operation, strangers_have_other_keys,
-robust_list, wake_op, no_lost_wake_up: 60 }
+robust_list, robust_lists_of_others, wake_op, no_lost_wake_up: 60 }
 
 fn futex(word: &AtomicU32, operation: i32, value: u32, rest: [usize; 3]) -> Result<usize, Errno> {
     let arguments = [word.as_ptr() as usize, operation as usize, value as usize, rest[0], rest[1], rest[2]];
@@ -310,6 +311,36 @@ fn robust_list() {
     let value = list.word.load(SeqCst);
     assert_ne!(value & libc::FUTEX_OWNER_DIED, 0, "{value:#x}");
     assert_eq!(value & libc::FUTEX_TID_MASK, 0, "{value:#x}");
+}
+
+/// Where a thread's list is tells of its memory: whoever may not look into that learns nothing.
+fn robust_lists_of_others() {
+    const USER: u32 = 31_415;
+    let ask = |pid: i32| {
+        let (mut head, mut length) = (0usize, 0usize);
+        let arguments = [pid as usize, (&raw mut head) as usize, (&raw mut length) as usize, 0, 0, 0];
+        call(libc::SYS_get_robust_list, arguments).map(|_| length)
+    };
+    let shared = Shared::new();
+    let sleeper = |dumpable: usize| {
+        child::fork(|| {
+            become_user(USER, USER);
+            assert_eq!(call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, dumpable, 0, 0, 0, 0]), Ok(0));
+            shared.set(dumpable, 1);
+            shared.wait_without_limit(2, 1);
+        })
+    };
+    let (shut, open) = (sleeper(0), sleeper(1));
+    shared.wait(0, 1);
+    shared.wait(1, 1);
+    child::in_child(|| {
+        become_user(USER, USER);
+        assert_eq!(
+            [open.pid, shut.pid, 1, 0].map(ask),
+            [Ok(24), Err(Errno::EPERM), Err(Errno::EPERM), Ok(24)]
+        );
+    });
+    assert_eq!([open.pid, shut.pid].map(ask), [Ok(24), Ok(24)]);
 }
 
 fn wake_op() {

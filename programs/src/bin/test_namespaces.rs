@@ -3,9 +3,10 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use roundtable_programs::child::{End, fork, in_child};
+use roundtable_programs::child::{End, fork, in_child, waitpid};
 use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::mem::Map;
 use roundtable_programs::namespaces::{
     NEWIPC, NEWNS, NEWPID, NEWTIME, NEWUSER, NEWUTS, become_root_of_own, errno, link, open, setns, unshare,
 };
@@ -14,7 +15,7 @@ use roundtable_programs::sys::{c_string, check, pid};
 use roundtable_programs::{Errno, row, tests};
 
 tests! { host_names, mounts_apart, mounts_entered, locked_mounts, access_times_stay, ipc_apart, ipc_settings, message_queues_apart, clocks_ahead,
-clocks_behind_setns, clocks_of_a_new_program, in_shifted_time, clock_rules, files, questions, kept_by_a_mount, errors, of_the_dead }
+clocks_behind_setns, times_in_proc, clocks_of_a_new_program, clocks_of_shared_memory, in_shifted_time, clock_rules, files, questions, kept_by_a_mount, errors, of_the_dead }
 
 fn hostname() -> String {
     fs::read_to_string("/proc/sys/kernel/hostname").unwrap().trim().to_string()
@@ -337,6 +338,59 @@ fn clocks_behind_setns() {
         }
         setns(&open("1", "time"), NEWTIME).unwrap();
         assert!((before..before + 3600).contains(&monotonic()));
+    });
+}
+
+fn times_in_proc() {
+    const DAY: i64 = 86_400;
+    let word = |text: &str, name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name)).expect("such a line");
+        line.trim().parse::<i64>().expect("a number")
+    };
+    let boot = || word(&fs::read_to_string("/proc/stat").unwrap(), "btime ");
+    let started = || {
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        stat.rsplit_once(") ").unwrap().1.split(' ').nth(19).unwrap().parse::<i64>().unwrap()
+    };
+    let before = boot();
+    in_child(|| {
+        unshare(NEWTIME).unwrap();
+        fs::write("/proc/self/timens_offsets", format!("boottime {DAY} 0")).unwrap();
+        in_child(|| {
+            let uptime = fs::read_to_string("/proc/uptime").unwrap();
+            let up: i64 = uptime.split('.').next().unwrap().parse().unwrap();
+            assert!((before - DAY - 2..=before - DAY + 2).contains(&boot()), "{} {before}", boot());
+            // In hundredths of a second.
+            let started = started();
+            assert!((DAY * 100..=(up + 1) * 100).contains(&started), "{started}, {uptime}");
+        });
+    });
+}
+
+/// Threads, and a child until it has memory of its own, stay with the time of the memory that they share.
+fn clocks_of_shared_memory() {
+    const DAY: i64 = 86_400;
+    fn shifted() -> [bool; 2] {
+        [monotonic(), by_call(libc::CLOCK_MONOTONIC)].map(|now| now >= DAY)
+    }
+    extern "C" fn look(seen: *mut libc::c_void) -> i32 {
+        // SAFETY: the parent's array; it waits meanwhile.
+        unsafe { *seen.cast::<[bool; 2]>() = shifted() };
+        0
+    }
+    in_child(|| {
+        unshare(NEWTIME).unwrap();
+        fs::write("/proc/self/timens_offsets", format!("monotonic {DAY} 0")).unwrap();
+        assert_eq!(std::thread::spawn(shifted).join().unwrap(), [false; 2]);
+        let stack = Map::anonymous(64 << 10);
+        let mut seen = [true; 2];
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        let top = (stack.address + (64 << 10)) as *mut libc::c_void;
+        // SAFETY: the child has a stack of its own, and the array while this waits.
+        let pid = check(unsafe { libc::clone(look, top, flags, (&raw mut seen).cast()) }).unwrap();
+        assert_eq!(waitpid(pid as i32, 0).unwrap().1, End::Code(0));
+        assert_eq!(seen, [false; 2]);
+        in_child(|| assert_eq!(shifted(), [true; 2]));
     });
 }
 

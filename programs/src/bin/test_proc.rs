@@ -4,14 +4,19 @@ use std::fs;
 use std::time::Duration;
 
 use roundtable_programs::child::in_child;
+use roundtable_programs::file::Fd;
+use roundtable_programs::kinds::call;
+use roundtable_programs::mem::Map;
+use roundtable_programs::place::become_user;
 use roundtable_programs::procfs::{Meminfo, number};
-use roundtable_programs::sys::check;
+use roundtable_programs::sys::{PAGE, check};
 use roundtable_programs::{Errno, child, sys, tests};
 
 tests! { meminfo, stat_of_a_process, status_of_a_process, statm, cmdline_and_comm, links_of_a_process, fd_folder,
 mounts, filesystems, version, cpuinfo, stat_of_the_machine, uptime_and_loadavg, pagemap, sysctls, cpus_in_sys,
 huge_pages_in_sys, other_users_processes, gone_process, self_and_thread_self, limits, descriptor_that_tells_of_itself, read_in_pieces, kpageflags, zones, transparent_pages,
-children_of_threads, own_system_call, last_number_in_a_namespace, most_descriptors, blocks_of_memory, adjustments_that_are_taken_back }
+children_of_threads, own_system_call, last_number_in_a_namespace, most_descriptors, blocks_of_memory, adjustments_that_are_taken_back,
+mapped_files }
 
 fn read(path: &str) -> String {
     fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
@@ -536,5 +541,52 @@ fn adjustments_that_are_taken_back() {
         let older =
             |value: i32| fs::write("/proc/self/oom_adj", value.to_string()).map_err(|error| error.kind());
         assert_eq!((older(10), older(9)), (Ok(()), denied));
+    });
+}
+
+/// A link for each area of a file, named by its range. It leads to the file, whatever became of its name, for those who may restore processes.
+fn mapped_files() {
+    let path = "/tmp/mapped";
+    fs::write(path, [7; 3 * PAGE]).unwrap();
+    let file = Fd::open(path, libc::O_RDONLY).unwrap();
+    let map = file.map_at(PAGE as u64, 2 * PAGE, libc::PROT_READ, libc::MAP_PRIVATE).unwrap();
+    let anonymous = Map::anonymous(PAGE);
+    let (start, end) = (map.address, map.address + 2 * PAGE);
+    let of = |start: usize, end: usize| format!("/proc/self/map_files/{start:x}-{end:x}");
+    assert_eq!(fs::read_link(of(start, end)).unwrap().to_str(), Some(path));
+    let names: Vec<String> = fs::read_dir("/proc/self/map_files")
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    assert!(names.contains(&format!("{start:x}-{end:x}")), "{names:?}");
+    assert!(
+        names.is_sorted_by_key(|name| usize::from_str_radix(name.split_once('-').unwrap().0, 16).unwrap())
+    );
+    assert!(!names.iter().any(|name| name.starts_with(&format!("{:x}-", anonymous.address))), "{names:?}");
+    let spelled_wrong = [
+        of(start, end - PAGE),
+        of(start + PAGE, end),
+        format!("/proc/self/map_files/0{start:x}-{end:x}"),
+        format!("/proc/self/map_files/{start:x}-0{end:x}"),
+        format!("/proc/self/map_files/+{start:x}-{end:x}"),
+        format!("/proc/self/map_files/{start:x}"),
+        format!("/proc/self/map_files/{start:x}-{end:x}-"),
+        format!("/proc/self/map_files/{:x}-{:x}", anonymous.address, anonymous.address + PAGE),
+    ];
+    for name in spelled_wrong {
+        let error = fs::read_link(&name).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT), "{name}");
+    }
+    fs::remove_file(path).unwrap();
+    assert_eq!(fs::read(of(start, end)).unwrap(), [7; 3 * PAGE]);
+    assert_eq!(fs::read_link(of(start, end)).unwrap().to_str(), Some("/tmp/mapped (deleted)"));
+    let parent = sys::pid();
+    in_child(|| {
+        become_user(31_415, 31_415);
+        let error = fs::read_dir(format!("/proc/{parent}/map_files")).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EACCES));
+        assert_eq!(call(libc::SYS_prctl, [libc::PR_SET_DUMPABLE as usize, 1, 0, 0, 0, 0]), Ok(0));
+        assert_eq!(fs::read_link(of(start, end)).map_err(|error| error.raw_os_error()).map(drop), Ok(()));
+        assert_eq!(fs::read(of(start, end)).unwrap_err().raw_os_error(), Some(libc::EPERM));
     });
 }

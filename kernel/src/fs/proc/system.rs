@@ -185,6 +185,9 @@ fn interrupts() -> Result<String> {
     out.into_string()
 }
 
+/// `CLOCK_BOOTTIME`, as a time namespace shifts it.
+pub(super) const BOOTTIME: i32 = 7;
+
 fn stat() -> Result<String> {
     let mut out = Text::new();
     let times: Vec<_> = (0..cpu::count()).map(process::cpu_usage).collect();
@@ -193,7 +196,7 @@ fn stat() -> Result<String> {
     for (id, time) in times.into_iter().enumerate() {
         cpu_row(&mut out, &alloc::format!("cpu{id}"), time);
     }
-    let boot = time::clock::realtime_offset().max(0) as u64 / SECOND;
+    let boot = (time::clock::realtime_offset() - namespaces::time::offset(BOOTTIME)).max(0) as u64 / SECOND;
     put!(out, "intr {}\n", all_interrupts());
     put!(out, "ctxt {}\n", process::context_switches());
     put!(out, "btime {boot}\nprocesses {}\n", process::forks());
@@ -203,7 +206,6 @@ fn stat() -> Result<String> {
 }
 
 fn uptime() -> Result<String> {
-    const BOOTTIME: i32 = 7;
     let idle: u64 = (0..cpu::count()).map(|id| process::cpu_usage(id).2).sum();
     let parts = |ns: u64| (ns / SECOND, ns % SECOND / CLOCK_TICK);
     let ((up, up_part), (idle, idle_part)) =

@@ -99,7 +99,10 @@ struct Link {
 impl Link {
     fn place(&self) -> Result<Path> {
         self.target.check_access()?;
-        Ok(open_file(&self.target, self.fd)?.path().clone())
+        let file = open_file(&self.target, self.fd)?;
+        // It may be a program's that has taken the place of the other meanwhile.
+        self.target.check_access()?;
+        Ok(file.path().clone())
     }
 }
 
@@ -131,6 +134,8 @@ impl Text for Info {
         put!(out, "pos:\t{}\nflags:\t0{flags:o}\n", file.position());
         put!(out, "mnt_id:\t{}\nino:\t{}\n", file.path().mount.id, file.inode().ino);
         file.ops().describe(&file, &mut out);
+        // It may be a program's that has taken the place of the other meanwhile.
+        self.target.check_access()?;
         bytes(out)
     }
 }

@@ -4,6 +4,7 @@
 //! time and is then gone from here.
 
 mod descriptors;
+mod map_files;
 mod memory;
 mod namespaces;
 mod query;
@@ -194,6 +195,8 @@ enum Make {
     Link(fn(&Target) -> Result<Path>),
     /// `fd`, `fdinfo`.
     Descriptors { info: bool },
+    /// `map_files`.
+    MapFiles,
     /// `task`.
     Tasks,
     /// `mem`, `pagemap`, `maps`, `smaps`.
@@ -230,6 +233,7 @@ const ENTRIES: &[Entry] = &[
     Entry { place: Place::Task, ..entry("children", 0o444, Make::Text(status::children)) },
     entry("fd", 0o500, Make::Descriptors { info: false }),
     entry("ns", 0o511, Make::Namespaces),
+    Entry { place: Place::Process, ..entry("map_files", 0o500, Make::MapFiles) },
     entry("uid_map", 0o644, Make::Namespace(Setting::Users)),
     entry("gid_map", 0o644, Make::Namespace(Setting::Groups)),
     entry("setgroups", 0o644, Make::Namespace(Setting::Setgroups)),
@@ -324,6 +328,9 @@ impl InodeOps for ProcessDirectory {
                     let ops = namespaces::SettingInode { target: target.clone(), setting };
                     target.inode(number, FileType::Regular, mode, ops)
                 }
+                Make::MapFiles => {
+                    target.inode(number, FileType::Directory, mode, map_files::MapFiles(target.clone()))
+                }
                 Make::Tasks => target.inode(number, FileType::Directory, mode, Tasks(target.clone())),
                 Make::Memory(kind) => {
                     let ops = memory::MemoryInode { target: target.clone(), kind };
@@ -343,7 +350,9 @@ impl InodeOps for ProcessDirectory {
         for (number, entry) in self.entries().filter(|(n, _)| n + FIRST_OFFSET > from) {
             let kind = match entry.make {
                 Make::Link(_) => FileType::Symlink,
-                Make::Descriptors { .. } | Make::Tasks | Make::Namespaces => FileType::Directory,
+                Make::Descriptors { .. } | Make::MapFiles | Make::Tasks | Make::Namespaces => {
+                    FileType::Directory
+                }
                 _ => FileType::Regular,
             };
             let ino = self.0.ino(number << 16);
@@ -400,7 +409,10 @@ impl PlaceLink {
     fn place(&self) -> Result<Path> {
         self.target.thread().map_err(|_| Errno::ENOENT)?;
         self.target.check_access()?;
-        (self.place)(&self.target)
+        let place = (self.place)(&self.target)?;
+        // It may be a program's that has taken the place of the other meanwhile.
+        self.target.check_access()?;
+        Ok(place)
     }
 }
 

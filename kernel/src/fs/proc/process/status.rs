@@ -7,12 +7,12 @@ use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::bytes;
-use super::super::system::{CLOCK_TICK, put};
+use super::super::system::{BOOTTIME, CLOCK_TICK, put};
 use super::Target;
 use crate::arch::cpu;
 use crate::errno::Result;
 use crate::memory::fallible::Text;
-use crate::namespaces::{Numbers, View};
+use crate::namespaces::{self, Numbers, View};
 use crate::process::accounts::{self, Counted};
 use crate::process::{self, Process, Thread, Usage, WaitStatus, ptrace};
 use crate::sched::Policy;
@@ -95,6 +95,8 @@ pub fn stat(target: &Target) -> Result<Vec<u8>> {
     put!(out, "{} {} ", ticks(children.user), ticks(children.system));
     put!(out, "{shown_priority} {nice} {} 0 ", process.thread_count());
     let started = if target.is_task() { thread.started_at } else { process.started_at };
+    // By the reader's clock since boot, as /proc/uptime: their difference is how long it has run.
+    let started = started.saturating_add_signed(namespaces::time::offset(BOOTTIME));
     put!(out, "{} {size} {rss} ", ticks(started));
     put!(out, "{} {} {} {} 0 0 ", process.limit(5), code.0, code.1, layout.stack_start);
     // The masks in these fields are of the first 31 signals only.
