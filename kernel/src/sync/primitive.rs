@@ -9,6 +9,9 @@ pub use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicU
 /// How often a waiter for a sleeping lock looks again before it goes to sleep: most critical sections are shorter than two switches.
 pub const SPINS: u32 = 64;
 
+/// Readers that are given a sleeping lock in one hold of its queue's lock: more than there are CPUs for them on most machines.
+pub const AT_ONCE: usize = 32;
+
 /// A constructor that is `const` here, and not in the models.
 macro_rules! constructor {
     ($(#[$attribute:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),*) -> Self $body:block) => {

@@ -4,7 +4,9 @@
 //! queue and sets `QUEUED`. The holder that leaves last wakes the head of the queue, which then tries again: a running thread may be
 //! faster and take the lock in between, so that a lock that many want is not handed from sleeper to sleeper at the price of a
 //! switch each time. A head that has been overtaken twice sets `HANDOFF`: from then on nobody takes the lock past the queue, and the holder
-//! that leaves last gives it to the head: to one writer, or to all readers up to the next writer. So neither readers nor writers starve.
+//! that leaves last gives it to the head: to one writer, or to readers up to the next writer. These may be thousands, and the queue's lock keeps
+//! interrupts off, so that only some get it at a time. `HANDOFF` then stays, and the last of those gives it to the next ones. So neither
+//! readers nor writers starve.
 
 use core::cell::UnsafeCell;
 use core::ptr::NonNull;
@@ -12,7 +14,7 @@ use core::ptr::NonNull;
 use alloc::sync::Arc;
 
 use super::mutant::{self, Mutant};
-use super::primitive::{AtomicBool, AtomicUsize, Ordering, SPINS, constructor, spin_loop};
+use super::primitive::{AT_ONCE, AtomicBool, AtomicUsize, Ordering, SPINS, constructor, spin_loop};
 use super::{IrqLock, debug, perturb};
 use crate::process::{self, Thread};
 use crate::sched::{self, Sleep};
@@ -257,9 +259,9 @@ impl RawRwLock {
         }
     }
 
-    /// With `HANDOFF` set: gives the lock to those at the head of the queue who can have it now, and wakes them.
+    /// With `HANDOFF` set: gives the lock to some at the head of the queue who can have it now, and wakes them.
     fn hand_over(&self, queue: &mut Queue) {
-        let mut given = false;
+        let mut given = 0;
         while let Some(writer) = queue.head_is_writer() {
             // HANDOFF is set, so that only holders that leave change the state beside this.
             let state = self.state.load(Ordering::SeqCst);
@@ -267,11 +269,15 @@ impl RawRwLock {
             if busy {
                 break;
             }
+            if given == AT_ONCE {
+                // The next ones could have it, too. Nobody overtakes them until the last of these leaves.
+                return;
+            }
             self.state.fetch_add(if writer { WRITER } else { READER }, Ordering::SeqCst);
             wake(queue.grant_head());
-            given = true;
+            given += 1;
         }
-        if given {
+        if given > 0 {
             self.state.fetch_and(!HANDOFF, Ordering::SeqCst);
         }
         self.queue_changed(queue);

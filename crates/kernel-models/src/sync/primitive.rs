@@ -6,6 +6,9 @@ pub use loom::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicU
 /// How often a waiter looks again before it sleeps.
 pub const SPINS: u32 = 0;
 
+/// Readers that are given a lock in one hold of its queue's lock: fewer than the models have.
+pub const AT_ONCE: usize = 1;
+
 /// A spinning CPU lets the others go on.
 pub fn spin_loop() {
     loom::thread::yield_now();
