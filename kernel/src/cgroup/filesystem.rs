@@ -117,7 +117,7 @@ pub(super) fn add_knobs(
 
 /// The names are gone: who watches hears of it with the last reference.
 pub(super) fn forget(knobs: &[Arc<Knob>], directory: Option<&Arc<Inode>>) {
-    for inode in knobs.iter().filter_map(|knob| knob.inode()).chain(directory) {
+    for inode in knobs.iter().filter_map(|knob| knob.take_inode()).chain(directory.cloned()) {
         inode.update(|attributes| attributes.nlink = 0);
     }
 }
@@ -140,7 +140,7 @@ struct Directory(Arc<Group>);
 impl InodeOps for Directory {
     fn lookup(&self, dir: &Arc<Dentry>, name: &[u8]) -> Result<Arc<Dentry>> {
         let inode = match self.0.knob_of(name) {
-            Some(knob) => knob.inode().cloned(),
+            Some(knob) => knob.inode(),
             None => self.0.child(name).and_then(|group| group.directory.lock().clone()),
         };
         let inode = inode.ok_or(Errno::ENOENT)?;

@@ -293,7 +293,7 @@ fn common(one: &Arc<Group>, other: &Arc<Group>) -> Arc<Group> {
 /// `EACCES` unless the file `cgroup.procs` of a group may be written.
 fn check_may_write(group: &Group, who: &Credentials) -> Result<()> {
     let knob = group.knob("cgroup.procs").ok_or(Errno::ENODEV)?;
-    knob.inode().map_or(Err(Errno::ENODEV), |inode| who.check(inode, access::WRITE))
+    knob.inode().map_or(Err(Errno::ENODEV), |inode| who.check(&inode, access::WRITE))
 }
 
 /// The group of a process, the root too.

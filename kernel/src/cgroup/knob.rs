@@ -16,7 +16,7 @@ use crate::fs::inode::{Attributes, Inode, InodeOps, Superblock};
 use crate::fs::{Events, FileType, Path, Sink, Source, caller, notify, pseudo};
 use crate::memory::PAGE_SIZE;
 use crate::memory::fallible::{self, Text};
-use crate::sync::{Mutex, Once, WaitQueue};
+use crate::sync::{Mutex, SpinLock, WaitQueue};
 
 /// Composes the text of a file.
 type Show = fn(&Arc<Group>, &mut Text) -> Result<()>;
@@ -83,7 +83,8 @@ impl Interface {
 pub(super) struct Knob {
     pub interface: &'static Interface,
     group: Arc<Group>,
-    inode: Once<Arc<Inode>>,
+    /// The two refer to each other until the file is gone.
+    inode: SpinLock<Option<Arc<Inode>>>,
     /// How often its content has changed by itself, and one.
     changes: AtomicU64,
     watchers: WaitQueue,
@@ -100,19 +101,24 @@ impl Knob {
         let knob = Arc::new(Knob {
             interface,
             group: group.clone(),
-            inode: Once::new(),
+            inode: SpinLock::new(None),
             changes: AtomicU64::new(1),
             watchers: WaitQueue::new(),
         });
         let attributes = Attributes::new(interface.permissions(), uid, gid);
         let inode = Inode::new(superblock, FileType::Regular, attributes, KnobInode(knob.clone()));
-        let _ = knob.inode.set(inode);
+        *knob.inode.lock() = Some(inode);
         knob
     }
 
-    /// Its inode: the two refer to each other until the group is removed.
-    pub fn inode(&self) -> Option<&Arc<Inode>> {
-        self.inode.get()
+    /// Its inode, while there is the file.
+    pub fn inode(&self) -> Option<Arc<Inode>> {
+        self.inode.lock().clone()
+    }
+
+    /// The file is gone: the knob refers to its inode no more.
+    pub fn take_inode(&self) -> Option<Arc<Inode>> {
+        self.inode.lock().take()
     }
 
     /// Whoever polls it or watches it hears that it is to be read again.
@@ -120,7 +126,7 @@ impl Knob {
         self.changes.fetch_add(1, Ordering::SeqCst);
         self.watchers.wake_all();
         if let Some(inode) = self.inode() {
-            notify::happened_to(inode, abi::IN_MODIFY);
+            notify::happened_to(&inode, abi::IN_MODIFY);
         }
     }
 

@@ -160,6 +160,9 @@ fn arguments_on_their_way() {
     assert!(after > before, "{before} became {after}");
     child.kill(libc::SIGKILL);
     let _ = ptrace(libc::PTRACE_CONT, 0);
+    // Who traces a thread waits for its end: before that its process's is not told.
+    // SAFETY: no status is asked for.
+    unsafe { libc::waitpid(thread, std::ptr::null_mut(), libc::__WALL) };
     child.wait();
 }
 
