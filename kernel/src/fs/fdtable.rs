@@ -1,7 +1,7 @@
 //! File descriptors: the small numbers by which a process knows its open files.
 
 use alloc::sync::Arc;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use super::dentry::Dentry;
 use super::descriptors::Used;
@@ -53,6 +53,9 @@ pub struct FdTable {
     table: SpinLock<Table>,
     /// Differs from every other table's: the owner of fcntl(2) record locks.
     id: u64,
+    /// Threads that have it. Whoever only looks at it has a reference for a moment, and decides nothing by that: neither whether a new program
+    /// has the table for itself, nor when its descriptors are closed.
+    users: AtomicUsize,
     /// The last sum over threads, by its number, that has the table in it.
     counted: AtomicU64,
 }
@@ -70,7 +73,24 @@ impl FdTable {
         // Ordering: only the numbers have to differ.
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
         let table = SpinLock::new(Table { slots: Slots::new(), used: Used::new() });
-        Self { changing: Mutex::new(()), table, id, counted: AtomicU64::new(0) }
+        Self { changing: Mutex::new(()), table, id, users: AtomicUsize::new(0), counted: AtomicU64::new(0) }
+    }
+
+    /// A thread has it from now on.
+    pub fn enter(&self) {
+        self.users.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A thread has it no more. The last one closes all.
+    pub fn leave(&self) {
+        if self.users.fetch_sub(1, Ordering::SeqCst) == 1 {
+            self.each(0, usize::MAX, |_| true, |_| true);
+        }
+    }
+
+    /// Whether other threads than the caller's have it.
+    pub fn is_shared(&self) -> bool {
+        self.users.load(Ordering::SeqCst) > 1
     }
 
     /// A copy for a child process: the same open files. `EMFILE` when `fs.nr_open` was made smaller than the last of them is.
@@ -253,9 +273,14 @@ impl FdTable {
         }
     }
 
-    /// Whether the sum with this number does not have the table in it yet; from now on it has.
+    /// Differs from every other table's.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Whether the sum with this number does not have the table in it yet; from now on it has. Of two sums at once each may have it twice.
     pub fn is_new_in(&self, sum: u64) -> bool {
-        // Relaxed: a sum that somebody else makes meanwhile may have a table twice.
+        // Relaxed: see above.
         self.counted.swap(sum, Ordering::Relaxed) != sum
     }
 

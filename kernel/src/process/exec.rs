@@ -190,8 +190,8 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
 /// The new program has a table of files of its own, without those that are to be closed.
 fn unshare_files(thread: &Thread) -> Result<()> {
     let files = thread.files();
-    // The thread's own reference and this one: more means that another process shares the table.
-    if Arc::strong_count(&files) > 2 {
+    // The process has one thread by now: another process shares the table.
+    if files.is_shared() {
         thread.set_files(Some(Arc::new(files.duplicate()?)));
     }
     drop(files);

@@ -4,8 +4,11 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use alloc::sync::{Arc, Weak};
 
+use smallvec::SmallVec;
+
 use super::{Process, Thread, WaitStatus, tree};
 use crate::arch::percpu;
+use crate::fs::FdTable;
 use crate::memory::stack::STACK_SIZE;
 use crate::memory::{self, reserve};
 use crate::mm::{AddressSpace, mshare};
@@ -193,18 +196,19 @@ fn processes() -> impl Iterator<Item = Arc<Process>> {
 /// How bad a process is: pages that its end gives back, and a thousandth of all memory for each point of
 /// `oom_score_adj`. And its memory; `None` without.
 fn badness(process: &Process) -> Option<(i64, Arc<AddressSpace>)> {
-    let (pages, mm) = pages(process)?;
+    let (pages, mm) = pages(process, true)?;
     let adjust = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
     let total = (memory::stats().total / memory::PAGE_SIZE as u64) as i64;
     Some((pages as i64 + adjust * total / 1000, mm))
 }
 
-/// Pages that the end of a process gives back, and its memory; `None` without.
-pub fn pages(process: &Process) -> Option<(u64, Arc<AddressSpace>)> {
+/// Pages that the end of a process gives back, and its memory; `None` without. Only with `files` it looks at the open files, one after the
+/// other: one that is closed meanwhile is released by whoever looks.
+pub fn pages(process: &Process, files: bool) -> Option<(u64, Arc<AddressSpace>)> {
     let mm = process.mm()?;
     // First: it finds out what tables of files there are.
     let resident = mm.resident_now().total();
-    let kernel = table_memory(&mm) + kernel_memory(process, &mm);
+    let kernel = table_memory(&mm) + kernel_memory(process, &mm, files);
     // What it brought into regions may go with it; what others brought there is not its fault, while they live.
     let regions = mm.costs().in_regions();
     Some((resident + (regions + kernel) / memory::PAGE_SIZE as u64, mm))
@@ -220,11 +224,12 @@ fn table_memory(mm: &AddressSpace) -> u64 {
 
 /// Bytes of the kernel's own memory that the end of a process gives back, page tables apart: what it can have many of.
 /// Takes no lock that somebody who waits for memory holds.
-fn kernel_memory(process: &Process, mm: &AddressSpace) -> u64 {
+fn kernel_memory(process: &Process, mm: &AddressSpace, files: bool) -> u64 {
     /// A thread: its stack, and what the scheduler and signals keep of it.
     const THREAD: u64 = STACK_SIZE as u64 + 4096;
     let threads = process.thread_count() as u64 * THREAD;
-    threads + mm.costs().heap() + process.charges.bytes() + descriptors(process)
+    let files = if files { descriptors(process) } else { 0 };
+    threads + mm.costs().heap() + process.charges.bytes() + files
 }
 
 /// Bytes that go with the descriptors of a process: its first thread may have ended, and each may have a table for itself.
@@ -233,12 +238,22 @@ fn descriptors(process: &Process) -> u64 {
     // Relaxed: only the numbers have to differ.
     let sum = SUMS.fetch_add(1, Ordering::Relaxed) + 1;
     let (mut bytes, mut last) = (0, 0);
+    // The first few: most threads have one table, and another sum at the same time does not make it new again.
+    let mut seen: SmallVec<[u64; 8]> = SmallVec::new();
+    let mut is_new = |table: &FdTable| {
+        let known = seen.contains(&table.id());
+        if !known && seen.len() < seen.inline_size() {
+            seen.push(table.id());
+            return true;
+        }
+        !known && table.is_new_in(sum)
+    };
     loop {
         let some = process.some_threads_after(last);
         let Some(thread) = some.last() else { return bytes };
         last = thread.order();
         let tables = some.iter().filter_map(|thread| thread.try_files());
-        bytes += tables.filter(|table| table.is_new_in(sum)).map(|table| table.kernel_bytes()).sum::<u64>();
+        bytes += tables.filter(|table| is_new(table)).map(|table| table.kernel_bytes()).sum::<u64>();
         drop(some);
         sched::cond_resched();
     }

@@ -151,6 +151,9 @@ pub(super) struct Parts {
 impl Thread {
     pub(super) fn new(parts: Parts) -> Arc<Self> {
         let logged = crate::syscall::is_logged(parts.process.pid);
+        if let Some(files) = &parts.files {
+            files.enter();
+        }
         Arc::new(Self {
             tid: AtomicU32::new(parts.tid),
             own_numbers: parts.numbers,
@@ -285,10 +288,15 @@ impl Thread {
         self.try_fs().expect("a running user thread has a working directory")
     }
 
-    /// Puts another table of files in place: unshare(2), execve(2), exit(2). The old one is dropped without a lock.
+    /// Puts another table of files in place: unshare(2), execve(2), exit(2). The old one is left without a lock.
     pub fn set_files(&self, files: Option<Arc<FdTable>>) {
+        if let Some(new) = &files {
+            new.enter();
+        }
         let old = core::mem::replace(&mut *self.files.lock(), files);
-        drop(old);
+        if let Some(old) = old {
+            old.leave();
+        }
     }
 
     /// Puts another file-system context in place.

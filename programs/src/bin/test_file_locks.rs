@@ -10,7 +10,7 @@ use roundtable_programs::place::Place;
 use roundtable_programs::sys::{self, check};
 use roundtable_programs::{Errno, procfs, tests};
 
-tests! { seals, record_locks, locks_go_with_the_process, lock_deadlock, open_files_in_a_circle: 60, lock_after_a_close,
+tests! { seals, record_locks, locks_go_with_the_process, locks_stay_with_a_new_program: 60, lock_deadlock, open_files_in_a_circle: 60, lock_after_a_close,
 flock_of_open_files, own_locks, length_to_the_last_byte, deadlock_of_a_second_thread,
 sealing_and_mapping_exclude_each_other: 60 }
 
@@ -138,6 +138,43 @@ fn locks_go_with_the_process() {
     ready.read(&mut [0]).unwrap();
     holder.end();
     waiter.ok();
+}
+
+/// Whoever looks at the process's descriptors meanwhile.
+fn locks_stay_with_a_new_program() {
+    let p = Place::new("");
+    let program = sys::c_string("/proc/self/exe");
+    let list = sys::c_string("--list");
+    for round in 0..20 {
+        let fd = p.create(&format!("f{round}"));
+        let (until_exec, closed_by_exec) = pipe(libc::O_CLOEXEC);
+        let (_never_read, full) = pipe(libc::O_NONBLOCK);
+        while full.write(&[0; 4096]).is_ok() {}
+        let holder = child::fork(|| {
+            lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 0, 0)).unwrap();
+            (0..900).for_each(|_| std::mem::forget(Fd::open("/dev/null", libc::O_RDONLY).unwrap()));
+            closed_by_exec.write(b"x").unwrap();
+            // The new program prints, and waits for room.
+            let pointers = [program.as_ptr(), list.as_ptr(), std::ptr::null()];
+            // SAFETY: take integers, and strings that are there.
+            unsafe {
+                check(libc::fcntl(full.raw(), libc::F_SETFL, 0)).unwrap();
+                check(libc::dup2(full.raw(), 1)).unwrap();
+                check(libc::fcntl(fd.raw(), libc::F_SETFD, 0)).unwrap();
+                libc::execv(program.as_ptr(), pointers.as_ptr());
+            }
+        });
+        drop(closed_by_exec);
+        until_exec.read(&mut [0]).unwrap();
+        let score = format!("/proc/{}/oom_score", holder.pid);
+        let reader = child::fork(|| while std::fs::read(&score).is_ok() {});
+        assert_eq!(until_exec.read(&mut [0]), Ok(0), "the new program has begun");
+        reader.end();
+        let mut wanted = record(libc::F_WRLCK, 0, 0);
+        lock(&fd, libc::F_GETLK, &mut wanted).unwrap();
+        assert_eq!((i32::from(wanted.l_type), wanted.l_pid), (libc::F_WRLCK, holder.pid), "round {round}");
+        holder.end();
+    }
 }
 
 fn lock_deadlock() {

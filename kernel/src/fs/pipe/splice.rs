@@ -67,6 +67,10 @@ impl Drop for InFlight<'_> {
         if self.0.writers.fetch_sub(1, Ordering::SeqCst) == 1 {
             self.0.readable.wake_all();
         }
+        // What was taken out of this pipe is gone where it could be neither moved on nor put back, and nobody has told of the room.
+        if !self.0.is_full() {
+            self.0.writable.wake_one();
+        }
     }
 }
 

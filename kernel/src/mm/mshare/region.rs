@@ -224,9 +224,11 @@ impl Region {
     /// the accounts and areas for each decision, however many ask.
     pub(in crate::mm) fn unclaimed(&self) -> u64 {
         let decision = DECISIONS.load(Ordering::Relaxed);
-        if self.decision.swap(decision, Ordering::Relaxed) != decision {
+        if self.decision.load(Ordering::Acquire) != decision {
             let unclaimed = self.weight().saturating_sub(self.accounts.claimed());
             self.unclaimed.store(unclaimed, Ordering::Relaxed);
+            // Behind the number: who finds the decision finds that. Two may find it out at once.
+            self.decision.store(decision, Ordering::Release);
         }
         self.unclaimed.load(Ordering::Relaxed)
     }

@@ -374,13 +374,15 @@ impl FileOps for AreaText {
     }
 
     fn read_at(&self, _: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
+        // Before the lock, so that it is dropped behind it: it may be the last.
+        let mm = self.mm.upgrade();
         let mut piece = self.piece.lock();
-        let result = match self.mm.upgrade() {
-            Some(mm) => self.read_some(&mm, &mut piece, offset, sink),
+        let result = match &mm {
+            Some(mm) => self.read_some(mm, &mut piece, offset, sink),
             None => Ok(0),
         };
         // A reader that has met the end rarely comes back, and may stay open for long. Where the piece begins is known further on.
-        if matches!(result, Ok(0)) && piece.text.capacity() > PAGE_SIZE {
+        if matches!(result, Ok(0)) && sink.remaining() > 0 && piece.text.capacity() > PAGE_SIZE {
             piece.offset += piece.text.len() as u64;
             piece.text = Text::new();
         }

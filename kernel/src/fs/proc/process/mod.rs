@@ -545,11 +545,12 @@ fn set_oom_adj(target: &Target, text: &[u8]) -> Result<()> {
 }
 
 /// How likely the process is to be killed when memory runs out, from 0 to 2000: its share of memory, in thousandths, and the adjustment.
+/// What its open files hold is told to those who may look into it.
 fn oom_score(target: &Target) -> Result<Vec<u8>> {
     let process = target.process()?;
     let adjustment = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
     mshare::begin_decision();
-    let pages = oom::pages(&process).map_or(0, |(pages, _)| pages);
+    let pages = oom::pages(&process, may_look_into(&process)).map_or(0, |(pages, _)| pages);
     let total = (crate::memory::stats().total / 4096).max(1);
     let score = if adjustment == -1000 || process.pid == 1 {
         0
