@@ -102,7 +102,7 @@ fn close_range(args: &mut Args) -> Result<usize> {
         return Err(Errno::EINVAL);
     }
     let mut table = files();
-    if flags & CLOSE_RANGE_UNSHARE != 0 {
+    if flags & CLOSE_RANGE_UNSHARE != 0 && table.is_shared() {
         table = alloc::sync::Arc::new(table.duplicate()?);
         crate::process::current().set_files(Some(table.clone()));
     }

@@ -362,10 +362,10 @@ fn unshare(args: &mut Args) -> Result<usize> {
     if flags & needs_one_thread != 0 && thread.process.thread_count() > 1 {
         return Err(Errno::EINVAL);
     }
-    // Before anything has changed: it may fail.
-    let files = match flags & abi::CLONE_FILES {
-        0 => None,
-        _ => Some(Arc::new(thread.files().duplicate()?)),
+    // Before anything has changed: it may fail. What nobody shares stays, with the record locks that belong to it.
+    let files = match thread.files() {
+        files if flags & abi::CLONE_FILES != 0 && files.is_shared() => Some(Arc::new(files.duplicate()?)),
+        _ => None,
     };
     let old_context = thread.fs();
     if flags & abi::CLONE_FS != 0 {

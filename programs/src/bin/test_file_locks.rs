@@ -5,12 +5,14 @@ use std::sync::Barrier;
 use roundtable_programs::child::{self, End, in_child};
 use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::huge::{self, HUGE};
+use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{R, RW, SHARED};
 use roundtable_programs::place::Place;
 use roundtable_programs::sys::{self, check};
 use roundtable_programs::{Errno, procfs, tests};
 
-tests! { seals, record_locks, locks_go_with_the_process, locks_stay_with_a_new_program: 60, lock_deadlock, open_files_in_a_circle: 60, lock_after_a_close,
+tests! { seals, record_locks, locks_go_with_the_process, locks_stay_with_a_new_program: 60, locks_stay_with_what_is_not_shared,
+lock_deadlock, open_files_in_a_circle: 60, lock_after_a_close,
 flock_of_open_files, own_locks, length_to_the_last_byte, deadlock_of_a_second_thread,
 sealing_and_mapping_exclude_each_other: 60 }
 
@@ -175,6 +177,30 @@ fn locks_stay_with_a_new_program() {
         assert_eq!((i32::from(wanted.l_type), wanted.l_pid), (libc::F_WRLCK, holder.pid), "round {round}");
         holder.end();
     }
+}
+
+/// As long as nobody shares its descriptors, there is nothing that they are taken out of.
+fn locks_stay_with_what_is_not_shared() {
+    const UNSHARE: usize = 2;
+    let p = Place::new("");
+    let fd = p.create("f");
+    in_child(|| {
+        lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 0, 0)).unwrap();
+        let holder = sys::pid();
+        let is_mine = || {
+            in_child(|| {
+                let mut wanted = record(libc::F_WRLCK, 0, 0);
+                lock(&fd, libc::F_GETLK, &mut wanted).unwrap();
+                assert_eq!((i32::from(wanted.l_type), wanted.l_pid), (libc::F_WRLCK, holder));
+            });
+            // The owner itself is not kept from anything.
+            assert_eq!(lock(&fd, libc::F_SETLK, &mut record(libc::F_WRLCK, 5, 1)), Ok(0));
+        };
+        assert_eq!(call(libc::SYS_unshare, [libc::CLONE_FILES as usize, 0, 0, 0, 0, 0]), Ok(0));
+        is_mine();
+        assert_eq!(call(libc::SYS_close_range, [1_000, 2_000, UNSHARE, 0, 0, 0]), Ok(0));
+        is_mine();
+    });
 }
 
 fn lock_deadlock() {
