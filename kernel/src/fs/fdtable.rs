@@ -273,11 +273,6 @@ impl FdTable {
         }
     }
 
-    /// Differs from every other table's.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
     /// Whether the sum with this number does not have the table in it yet; from now on it has. Of two sums at once each may have it twice.
     pub fn is_new_in(&self, sum: u64) -> bool {
         // Relaxed: see above.

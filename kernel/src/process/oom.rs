@@ -314,7 +314,7 @@ fn kill(victim: &Arc<Process>, mm: &Arc<AddressSpace>) {
         "Out of memory: Killed process {} ({name}) rss:{resident}kB pgtables:{}kB kernel:{}kB oom_score_adj:{}",
         victim.pid,
         table_memory(mm) >> 10,
-        kernel_memory(victim, mm) >> 10,
+        kernel_memory(victim, mm, true) >> 10,
         victim.oom_score_adj.load(Ordering::SeqCst)
     );
     let status = WaitStatus::Killed { signal: signal::SIGKILL as u8, core: false };

@@ -16,7 +16,7 @@ use roundtable_programs::{Errno, seccomp, tests};
 
 tests! { areas: 100, areas_of_huge_pages: 100, splits: 100, pipes: 100, open_files: 100, sockets: 100, messages: 100, rights: 100,
 connections: 100, unread_connections: 100, unread_unix_connections: 100, epoll_items: 100, events: 100, timers: 100, signals: 100, segments: 100, memory_files: 100, names: 100,
-symbolic_links: 100, directories: 100, mounts: 100, locks: 100, filters: 100, completions: 100, timers_of_the_ended: 100 }
+symbolic_links: 100, directories: 100, mounts: 100, locks: 100, filters: 100, completions: 100 }
 
 fn anonymous(count: usize) -> Result<usize, Errno> {
     let protection = if count.is_multiple_of(2) { libc::PROT_READ } else { libc::PROT_NONE };
@@ -416,29 +416,5 @@ fn completions() {
         let mut id = 0usize;
         call(libc::SYS_io_setup, [1, &raw mut id as usize, 0, 0, 0, 0])?;
         call(libc::SYS_io_submit, [id, ROOM, requests.as_ptr() as usize, 0, 0, 0])
-    });
-}
-
-/// Timers that go by the CPU time of processes of which nothing else is left.
-fn timers_of_the_ended() {
-    exhaust(|_| {
-        // SAFETY: the child only waits; the identifier is written; the rest takes integers.
-        unsafe {
-            let maker = libc::getpid();
-            let child = check(libc::fork())? as i32;
-            if child == 0 {
-                // The maker may be killed before it kills this one.
-                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-                while libc::getppid() == maker {
-                    libc::pause();
-                }
-                libc::_exit(0);
-            }
-            let mut timer: libc::timer_t = std::ptr::null_mut();
-            let made = check(libc::timer_create(!child << 3 | 2, std::ptr::null_mut(), &mut timer));
-            check(libc::kill(child, libc::SIGKILL))?;
-            check(libc::waitpid(child, std::ptr::null_mut(), 0))?;
-            made
-        }
     });
 }

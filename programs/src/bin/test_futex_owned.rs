@@ -426,20 +426,33 @@ fn robust_owner(shared: &Shared) -> Child {
 }
 
 /// An owner has ended, and its word is free to look at, but its heir has not run: nobody else can have it until then.
+///
+/// What keeps the heir from running is not for ever: both kernels leave other threads a part of each second beside one of a real-time policy.
+/// Where the heir has run before all was seen, nothing was; it does not happen each time.
 fn heir_that_has_not_run() {
-    const STOP: usize = 24;
-    let shared = Shared::new();
-    let cpus = sys::cpus();
-    if cpus.len() < 2 {
+    if sys::cpus().len() < 2 {
         harness::skip("there is one CPU");
     }
+    let seen = (0..20).any(|_| an_heir_does_not_run());
+    assert!(seen, "each time the heir had run");
+}
+
+/// False when the heir has run.
+fn an_heir_does_not_run() -> bool {
+    const STOP: usize = 24;
+    const HAS_RUN: usize = 32;
+    let shared = Shared::new();
+    let cpus = sys::cpus();
     sys::pin(cpus[0]);
     let owner = robust_owner(&shared);
     let heir = child::fork(|| {
         sys::pin(cpus[1]);
         assert_eq!(lock(&shared, LOCK), Ok(0));
+        shared.set(HAS_RUN, 1);
         let word = shared.get(LOCK);
         assert_eq!(word & !libc::FUTEX_WAITERS, own_number() | libc::FUTEX_OWNER_DIED);
+        // For as long as the others look.
+        shared.wait(STOP, 1);
         assert_eq!(unlock(&shared), Ok(0));
     });
     procfs::wait_for_sleep(heir.pid);
@@ -458,17 +471,23 @@ fn heir_that_has_not_run() {
     shared.wait(DONE, 1);
     shared.set(CONDITION, 2);
     owner.ok();
-    assert_eq!(shared.get(LOCK) & libc::FUTEX_TID_MASK, 0);
+    let before = shared.get(LOCK);
     let taken = futex(shared.word(LOCK), libc::FUTEX_TRYLOCK_PI, 0, [0; 3]);
     // Neither does a move give it to another.
     let waiter = waiter_of_little(&shared);
     let moved = move_to(&shared, 1, 0, LOCK, 0);
     let word = shared.get(LOCK);
+    let has_run = shared.get(HAS_RUN) == 1;
     shared.set(STOP, 1);
     real_time.ok();
     heir.ok();
     waiter.ok();
-    assert_eq!((taken, moved, word & libc::FUTEX_TID_MASK), (Err(Errno::EAGAIN), Ok(1), 0));
+    // The heir or nobody: it never is another's.
+    assert_eq!((taken, moved), (Err(Errno::EAGAIN), Ok(1)));
+    if !has_run {
+        assert_eq!((before & libc::FUTEX_TID_MASK, word & libc::FUTEX_TID_MASK), (0, 0));
+    }
+    !has_run
 }
 
 /// A child that waits for the condition, owns the lock then, and lets it go.

@@ -8,10 +8,11 @@ use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, Map, NORESERVE, PRIVATE, RW, SHARED};
 use roundtable_programs::mshare::{self, Region};
 use roundtable_programs::procfs::{self, Meminfo};
-use roundtable_programs::sys::PAGE;
+use roundtable_programs::sys::{self, PAGE};
 use roundtable_programs::tests;
 
-tests! { tables_of_a_sparse_file: 60, tables_of_an_empty_file: 60, what_is_read_before_it_is_written, what_futexes_bring, what_children_brought, mappings_in_regions: 60, regions_without_mappings }
+tests! { tables_of_a_sparse_file: 60, tables_of_an_empty_file: 60, what_is_read_before_it_is_written, what_futexes_bring, what_children_brought, mappings_in_regions: 60, regions_without_mappings,
+timers_of_another }
 
 const MIB: usize = 1 << 20;
 
@@ -111,4 +112,29 @@ fn regions_without_mappings() {
     const GRANULES: usize = 200;
     mshare::ready();
     costs(50 * GRANULES * PAGE, || (0..50).map(|_| Region::of(GRANULES)).collect::<Vec<_>>());
+}
+
+/// Each keeps the process by whose CPU time it goes, though nothing else be left of it.
+fn timers_of_another() {
+    const COUNT: usize = 12_000;
+    /// Less than what the kernel has of a process alone.
+    const PROCESS: usize = 2048;
+    let many = libc::rlimit { rlim_cur: 2 * COUNT as u64, rlim_max: 2 * COUNT as u64 };
+    // SAFETY: the limit lives through the call.
+    sys::check(unsafe { libc::setrlimit(libc::RLIMIT_SIGPENDING, &many) }).expect("setrlimit");
+    costs(COUNT * PROCESS, || {
+        let other = child::fork(|| {
+            loop {
+                // SAFETY: takes nothing.
+                unsafe { libc::pause() };
+            }
+        });
+        for _ in 0..COUNT {
+            let mut timer: libc::timer_t = std::ptr::null_mut();
+            // SAFETY: the identifier is written.
+            sys::check(unsafe { libc::timer_create(!other.pid << 3 | 2, std::ptr::null_mut(), &mut timer) })
+                .expect("timer_create");
+        }
+        other.end();
+    });
 }

@@ -152,8 +152,27 @@ impl Streams {
         self.held_up
     }
 
-    fn find(&self, local: SocketAddrV4, remote: SocketAddrV4) -> bool {
-        self.list.iter().any(|stream| stream.local == local && stream.remote == remote)
+    fn find(&self, local: SocketAddrV4, remote: SocketAddrV4) -> Option<usize> {
+        self.list.iter().position(|stream| stream.local == local && stream.remote == remote)
+    }
+
+    /// Whether the addresses are free for a new connection. One that only waits for what may still be on the line gives them up: the other end
+    /// has closed it, and a new one begins at another sequence number.
+    fn is_free(
+        &mut self,
+        local: SocketAddrV4,
+        remote: SocketAddrV4,
+        sockets: &mut SocketSet<'static>,
+    ) -> bool {
+        let Some(index) = self.find(local, remote) else { return true };
+        let stream = &mut self.list[index];
+        let socket = sockets.get_mut::<tcp::Socket>(stream.tcp);
+        if socket.state() != Tcp::TimeWait {
+            return false;
+        }
+        stream.end(socket);
+        self.remove(index, sockets);
+        true
     }
 
     /// A socket of the kernel's own that stands for the other machine's.
@@ -203,7 +222,7 @@ impl Streams {
         let Some((remote, local)) = wish(packet) else { return true };
         // A socket that listens takes the next segment that asks, whoever sends it.
         self.drop_listening(sockets);
-        if self.find(local, remote) {
+        if self.find(local, remote).is_some() {
             return true;
         }
         let uid = match ports::receivers(&Network::FIRST, Protocol::Tcp, SocketAddr::V4(local)) {
@@ -301,7 +320,7 @@ impl Streams {
             let (local, remote) = (asked.local, asked.remote);
             let result = if !self.make_room(user.uid, sockets) {
                 Err(Errno::ENOBUFS)
-            } else if self.find(local, remote) {
+            } else if !self.is_free(local, remote, sockets) {
                 Err(Errno::EADDRNOTAVAIL)
             } else {
                 new_tcp(CONNECT_LIMIT).and_then(|mut socket| {
