@@ -8,10 +8,10 @@ use roundtable_programs::child::{self, Child};
 use roundtable_programs::kinds::{Answer, call};
 use roundtable_programs::rows::Rows;
 use roundtable_programs::shared::{Shared, wake};
-use roundtable_programs::{Errno, harness, procfs, row, sys, tests};
+use roundtable_programs::{Errno, procfs, row, sys, tests};
 
 tests! { moved_to_an_owned_word: 60, given_a_free_word, moves_that_are_refused, times_run_out, signals_before_and_after: 60,
-owners_to_be_are_not_woken, owner_ends: 60, owner_is_killed: 60, owner_ends_with_many_words: 60, owner_ends_before_a_move: 60, heir_that_has_not_run: 100, newer_wait_and_wake, newer_requeue, newer_calls_that_are_refused, relative_times_have_no_clock }
+owners_to_be_are_not_woken, owner_ends: 60, owner_is_killed: 60, owner_ends_with_many_words: 60, owner_ends_before_a_move: 60, newer_wait_and_wake, newer_requeue, newer_calls_that_are_refused, relative_times_have_no_clock }
 
 const SYS_FUTEX_WAKE: i64 = 454;
 const SYS_FUTEX_WAIT: i64 = 455;
@@ -398,106 +398,4 @@ fn owner_ends_before_a_move() {
     owner.end();
     children.into_iter().for_each(Child::ok);
     assert_eq!(shared.get(DONE), 3);
-}
-
-/// A child that owns a word which is on its list of robust words, as one whose owner has nothing to inherit. It ends when it is told to.
-fn robust_owner(shared: &Shared) -> Child {
-    /// `struct robust_list_head`, with one entry.
-    #[repr(C)]
-    struct List {
-        first: usize,
-        offset: isize,
-        pending: usize,
-        entry: usize,
-    }
-    let child = child::fork(|| {
-        let mut list = List { first: 0, offset: 0, pending: 0, entry: 0 };
-        let head = &raw mut list as usize;
-        (list.entry, list.first) = (head, &raw const list.entry as usize);
-        list.offset = address(shared.word(LOCK)).wrapping_sub(list.first) as isize;
-        assert_eq!(call(libc::SYS_set_robust_list, [head, 24, 0, 0, 0, 0]), Ok(0));
-        assert_eq!(lock(shared, LOCK), Ok(0));
-        shared.set(CONDITION, 1);
-        shared.wait(CONDITION, 2);
-        std::hint::black_box(&list);
-    });
-    shared.wait(CONDITION, 1);
-    child
-}
-
-/// An owner has ended, and its word is free to look at, but its heir has not run: nobody else can have it until then.
-///
-/// What keeps the heir from running is not for ever: both kernels leave other threads a part of each second beside one of a real-time policy.
-/// Where the heir has run before all was seen, on a slow host, nothing was.
-fn heir_that_has_not_run() {
-    if sys::cpus().len() < 2 {
-        harness::skip("there is one CPU");
-    }
-    if !an_heir_does_not_run() {
-        harness::skip("the heir has run");
-    }
-}
-
-/// False when the heir has run.
-fn an_heir_does_not_run() -> bool {
-    const STOP: usize = 24;
-    const HAS_RUN: usize = 32;
-    let shared = Shared::new();
-    let cpus = sys::cpus();
-    sys::pin(cpus[0]);
-    let owner = robust_owner(&shared);
-    let heir = child::fork(|| {
-        sys::pin(cpus[1]);
-        assert_eq!(lock(&shared, LOCK), Ok(0));
-        shared.set(HAS_RUN, 1);
-        let word = shared.get(LOCK);
-        assert_eq!(word & !libc::FUTEX_WAITERS, own_number() | libc::FUTEX_OWNER_DIED);
-        // For as long as the others look.
-        shared.wait(STOP, 1);
-        assert_eq!(unlock(&shared), Ok(0));
-    });
-    procfs::wait_for_sleep(heir.pid);
-    // The heir's CPU has something better to do.
-    let real_time = child::fork(|| {
-        sys::pin(cpus[1]);
-        let parameters = libc::sched_param { sched_priority: 1 };
-        // SAFETY: the parameters are only read.
-        sys::check(unsafe { libc::sched_setscheduler(0, libc::SCHED_FIFO, &parameters) })
-            .expect("SCHED_FIFO");
-        shared.set(DONE, 1);
-        while shared.get(STOP) == 0 {
-            std::hint::spin_loop();
-        }
-    });
-    shared.wait(DONE, 1);
-    shared.set(CONDITION, 2);
-    owner.ok();
-    let before = shared.get(LOCK);
-    let taken = futex(shared.word(LOCK), libc::FUTEX_TRYLOCK_PI, 0, [0; 3]);
-    // Neither does a move give it to another.
-    let waiter = waiter_of_little(&shared);
-    let moved = move_to(&shared, 1, 0, LOCK, 0);
-    let word = shared.get(LOCK);
-    let has_run = shared.get(HAS_RUN) == 1;
-    shared.set(STOP, 1);
-    real_time.ok();
-    heir.ok();
-    waiter.ok();
-    // The heir or nobody: it never is another's.
-    assert_eq!((taken, moved), (Err(Errno::EAGAIN), Ok(1)));
-    if !has_run {
-        assert_eq!((before & libc::FUTEX_TID_MASK, word & libc::FUTEX_TID_MASK), (0, 0));
-    }
-    !has_run
-}
-
-/// A child that waits for the condition, owns the lock then, and lets it go.
-fn waiter_of_little(shared: &Shared) -> Child {
-    shared.set(CONDITION, 0);
-    let child = child::fork(|| {
-        assert_eq!(wait_for(shared, None), Ok(0));
-        assert_eq!(unlock(shared), Ok(0));
-    });
-    procfs::wait_for_sleep(child.pid);
-    child
 }
