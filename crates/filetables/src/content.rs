@@ -77,10 +77,10 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     pub fn amend(&self, index: u64, change: impl FnOnce(&mut P)) {
         self.change_piece(index / PIECE_PAGES, |piece| {
             let Some(page) = piece.get_mut(index) else { return };
-            let frame = page.frame();
+            let (frame, was_shown) = (page.frame(), page.is_shown());
             change(page);
             debug_assert!(page.frame() == frame, "a page changes under its entries");
-            if index < self.end() {
+            if !was_shown && index < self.end() {
                 piece.show(&*self.machine, index);
             }
         });

@@ -84,8 +84,12 @@ impl FdTable {
     /// A thread has it no more. The last one closes all.
     pub fn leave(&self) {
         if self.users.fetch_sub(1, Ordering::SeqCst) == 1 {
-            self.each(0, usize::MAX, |_| true, |_| true);
+            self.close_all();
         }
+    }
+
+    fn close_all(&self) {
+        self.each(0, usize::MAX, |_| true, |_| true);
     }
 
     /// Whether other threads than the caller's have it.
@@ -320,7 +324,8 @@ impl FdTable {
 
 impl Drop for FdTable {
     fn drop(&mut self) {
-        self.each(0, usize::MAX, |_| true, |_| true);
+        // Of a copy that no thread ever had.
+        self.close_all();
         while self.table.get_mut().slots.drop_last_piece() {
             sched::cond_resched();
         }

@@ -36,16 +36,20 @@ fn parse(name: &[u8]) -> Result<i32> {
     text.parse().map_err(|_| Errno::ENOENT)
 }
 
+/// An open file of a process that the current thread may look into.
 fn open_file(target: &Target, fd: i32) -> Result<Arc<File>> {
+    target.check_access()?;
     let thread = target.thread().map_err(|_| Errno::ENOENT)?;
     let files = thread.try_files().ok_or(Errno::ENOENT)?;
-    files.get(fd).map_err(|_| Errno::ENOENT)
+    let file = files.get(fd).map_err(|_| Errno::ENOENT)?;
+    // It may be a program's that has taken the place of the other meanwhile.
+    target.check_access()?;
+    Ok(file)
 }
 
 impl InodeOps for Descriptors {
     fn lookup(&self, dir: &Arc<Dentry>, name: &[u8]) -> Result<Arc<Dentry>> {
         let fd = parse(name)?;
-        self.target.check_access()?;
         let file = open_file(&self.target, fd)?;
         let target = self.target.clone();
         let number = 1 << 23 | u64::from(self.info) << 22 | fd as u64;
@@ -98,11 +102,7 @@ struct Link {
 
 impl Link {
     fn place(&self) -> Result<Path> {
-        self.target.check_access()?;
-        let file = open_file(&self.target, self.fd)?;
-        // It may be a program's that has taken the place of the other meanwhile.
-        self.target.check_access()?;
-        Ok(file.path().clone())
+        Ok(open_file(&self.target, self.fd)?.path().clone())
     }
 }
 
