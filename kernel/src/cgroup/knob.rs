@@ -2,8 +2,7 @@
 
 use alloc::string::ToString;
 use alloc::sync::Arc;
-use alloc::vec::Vec;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use linux_raw_sys::general as abi;
 
@@ -16,7 +15,7 @@ use crate::fs::inode::{Attributes, Inode, InodeOps, Superblock};
 use crate::fs::{Events, FileType, Path, Sink, Source, caller, notify, pseudo};
 use crate::memory::PAGE_SIZE;
 use crate::memory::fallible::{self, Text};
-use crate::sync::{Mutex, SpinLock, WaitQueue};
+use crate::sync::{SpinLock, WaitQueue};
 
 /// Composes the text of a file.
 type Show = fn(&Arc<Group>, &mut Text) -> Result<()>;
@@ -145,8 +144,7 @@ impl InodeOps for KnobInode {
         Ok(Arc::new(Open {
             knob: self.0.clone(),
             opener: caller::credentials(),
-            content: Mutex::new(None),
-            size: AtomicUsize::new(0),
+            kept: pseudo::KeptText::new(),
             seen: AtomicU64::new(0),
         }))
     }
@@ -162,9 +160,7 @@ struct Open {
     knob: Arc<Knob>,
     /// Who opened it: a descriptor that is handed on gives the taker no more rights, and takes none away.
     opener: Credentials,
-    content: Mutex<Option<Vec<u8>>>,
-    /// Bytes that the content takes, for those who must not sleep.
-    size: AtomicUsize,
+    kept: pseudo::KeptText,
     /// The changes that were read.
     seen: AtomicU64,
 }
@@ -177,29 +173,16 @@ impl FileOps for Open {
     fn read_at(&self, _: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
         self.knob.check()?;
         let show = self.knob.interface.show.ok_or(Errno::EINVAL)?;
-        let mut content = self.content.lock();
-        if offset == 0 || content.is_none() {
+        self.kept.read(offset, sink, || {
             self.seen.store(self.knob.changes.load(Ordering::SeqCst), Ordering::SeqCst);
             let mut text = Text::new();
             show(&self.knob.group, &mut text)?;
-            *content = Some(text.finish()?);
-        }
-        let bytes = content.as_deref().unwrap_or_default();
-        let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
-        let is_over = rest.is_empty();
-        let result = if is_over { Ok(0) } else { sink.write(rest) };
-        // As with other texts of the kernel's: see `pseudo::TextFile`.
-        if is_over && content.as_ref().is_some_and(|content| content.capacity() > PAGE_SIZE) {
-            *content = None;
-        }
-        // Relaxed: a statistic.
-        self.size.store(content.as_ref().map_or(0, Vec::capacity), Ordering::Relaxed);
-        result
+            text.finish()
+        })
     }
 
     fn kernel_bytes(&self) -> u64 {
-        // Relaxed: as above.
-        self.size.load(Ordering::Relaxed) as u64
+        self.kept.kernel_bytes()
     }
 
     fn write_at(&self, _: &File, _: &mut u64, source: &mut Source) -> Result<usize> {

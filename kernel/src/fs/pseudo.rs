@@ -56,30 +56,30 @@ where
     }
 }
 
-/// An open file with such content.
-pub struct TextFile {
-    text: Arc<dyn Text>,
+/// What an open file keeps of a text between reads: it is made at the first one, and anew at each from the beginning.
+pub struct KeptText {
     content: Mutex<Option<Vec<u8>>>,
     /// Bytes that the content takes, for those who must not sleep.
     size: AtomicUsize,
 }
 
-impl TextFile {
-    /// For one open file.
-    pub fn new(text: Arc<dyn Text>) -> Arc<Self> {
-        Arc::new(Self { text, content: Mutex::new(None), size: AtomicUsize::new(0) })
-    }
-}
-
-impl FileOps for TextFile {
-    fn seekable(&self) -> bool {
-        true
+impl KeptText {
+    /// Nothing yet. Its lock is of the caller's class: what is locked while a text is made differs.
+    #[track_caller]
+    pub fn new() -> Self {
+        Self { content: Mutex::new(None), size: AtomicUsize::new(0) }
     }
 
-    fn read_at(&self, _: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
+    /// Reads what is behind `offset`.
+    pub fn read(
+        &self,
+        offset: u64,
+        sink: &mut Sink,
+        make: impl FnOnce() -> Result<Vec<u8>>,
+    ) -> Result<usize> {
         let mut content = self.content.lock();
         if offset == 0 || content.is_none() {
-            *content = Some(self.text.show()?);
+            *content = Some(make()?);
         }
         let bytes = content.as_deref().unwrap_or_default();
         let rest = usize::try_from(offset).ok().and_then(|at| bytes.get(at..)).unwrap_or_default();
@@ -94,9 +94,37 @@ impl FileOps for TextFile {
         result
     }
 
-    fn kernel_bytes(&self) -> u64 {
+    /// Bytes of the kernel's memory that it takes.
+    pub fn kernel_bytes(&self) -> u64 {
         // Relaxed: as above.
         self.size.load(Ordering::Relaxed) as u64
+    }
+}
+
+/// An open file with such content.
+pub struct TextFile {
+    text: Arc<dyn Text>,
+    kept: KeptText,
+}
+
+impl TextFile {
+    /// For one open file.
+    pub fn new(text: Arc<dyn Text>) -> Arc<Self> {
+        Arc::new(Self { text, kept: KeptText::new() })
+    }
+}
+
+impl FileOps for TextFile {
+    fn seekable(&self) -> bool {
+        true
+    }
+
+    fn read_at(&self, _: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
+        self.kept.read(offset, sink, || self.text.show())
+    }
+
+    fn kernel_bytes(&self) -> u64 {
+        self.kept.kernel_bytes()
     }
 
     fn write_at(&self, _: &File, _: &mut u64, source: &mut Source) -> Result<usize> {
