@@ -70,33 +70,35 @@ fn what_is_read_before_it_is_written() {
     });
 }
 
-fn what_futexes_bring() {
+/// What `fill` brings into shared memory of a region counts for who has the region attached.
+#[track_caller]
+fn brings(fill: impl FnOnce(&Map, usize)) {
     const SIZE: usize = 64 * MIB;
     mshare::ready();
     let region = Region::new();
     region.map_shared(0, SIZE);
     costs(SIZE, || {
         let map = region.attach();
-        for at in (0..SIZE).step_by(PAGE) {
+        fill(&map, SIZE);
+        map
+    });
+}
+
+fn what_futexes_bring() {
+    brings(|map, size| {
+        for at in (0..size).step_by(PAGE) {
             let wake = [map.address + at, libc::FUTEX_WAKE as usize, 1, 0, 0, 0];
             assert_eq!(call(libc::SYS_futex, wake), Ok(0));
         }
-        map
     });
 }
 
 /// They are gone, and their parent has it all the same.
 fn what_children_brought() {
-    const SIZE: usize = 64 * MIB;
-    mshare::ready();
-    let region = Region::new();
-    region.map_shared(0, SIZE);
-    costs(SIZE, || {
-        let map = region.attach();
-        for part in (0..SIZE).step_by(SIZE / 4) {
-            child::in_child(|| (part..part + SIZE / 4).step_by(PAGE).for_each(|at| map.set(at, 1)));
+    brings(|map, size| {
+        for part in (0..size).step_by(size / 4) {
+            child::in_child(|| (part..part + size / 4).step_by(PAGE).for_each(|at| map.set(at, 1)));
         }
-        map
     });
 }
 
