@@ -136,6 +136,9 @@ fn read_away(from: &Fd, _: &Fd) -> Result<usize, Errno> {
 
 /// A write of 2 GiB ends with its writer, however fast the other side is.
 fn writers_that_readers_keep_up_with() {
+    if is_linux() {
+        skip("Linux looks for a signal only where a writer waits");
+    }
     const PART: usize = 2 << 20;
     const ALL: usize = 0x7fff_f000;
     let [here, there] = two();
