@@ -212,5 +212,9 @@ mod tests {
             assert_eq!(needs_busybox(&options.run), line.contains("-- busybox"), "{line}");
         }
         assert!(!needs_busybox(&parsed("run --package redis -- busybox").unwrap().run));
+        // Each preset has its line.
+        for (name, _) in roundtable::preset::Preset::list(&root().join("presets")).unwrap() {
+            assert!(lines.iter().any(|line| line.ends_with(&format!("-- {name}"))), "{name}");
+        }
     }
 }

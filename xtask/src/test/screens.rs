@@ -261,7 +261,11 @@ fn list(scene: &Scene) -> Result<()> {
     let mut terminal = scene.terminal(&["--list"])?;
     expect_status(&mut terminal, 0)?;
     let text = terminal.contents();
-    ensure!(text.contains("postgres  PostgreSQL") && text.contains("redis     Redis"), "{text}");
+    for (name, about) in [("postgres", "PostgreSQL: "), ("redis", "Redis: "), ("jvm", "Java: ")] {
+        let is_told =
+            |line: &str| line.strip_prefix(name).is_some_and(|rest| rest.trim_start().starts_with(about));
+        ensure!(text.lines().any(is_told), "no {name}\n{text}");
+    }
     terminal.expect_as_found()?;
     let mut child = scene.command(&["--list"]).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     drop(child.stdout.take());
