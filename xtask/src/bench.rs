@@ -5,7 +5,7 @@ use roundtable::bench::{BenchOptions, Subject};
 use roundtable::run::Parts;
 
 use crate::build::{self, BuildOptions};
-use crate::{contention, curves, linux, output_folder, profile, setup};
+use crate::{contention, curves, linux, output_folder, profile, setup, showcase};
 
 /// Protocols of our kernel.
 const PROTOCOLS: [&str; 5] = ["none", "unfenced", "file-lock", "vma-lock", "file-tables"];
@@ -13,6 +13,9 @@ const PROTOCOLS: [&str; 5] = ["none", "unfenced", "file-lock", "vma-lock", "file
 /// Runs the benchmark.
 pub fn run(options: &BenchOptions) -> Result<i32> {
     let parts = Parts::in_folder(&output_folder());
+    if options.programs {
+        return showcase::run(options);
+    }
     if options.contention {
         return contention::run(options);
     }

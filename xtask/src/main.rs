@@ -15,6 +15,7 @@ mod programs;
 mod selftests;
 mod servers;
 mod setup;
+mod showcase;
 mod sizes;
 mod soak;
 mod stalls;

@@ -1,5 +1,7 @@
 //! The figures that a job prints, as a table: of one kernel, or of ours beside Linux.
 
+use std::fmt;
+
 use comfy_table::presets::ASCII_MARKDOWN;
 use comfy_table::{CellAlignment, Table};
 
@@ -44,6 +46,14 @@ impl Figures {
     }
 }
 
+/// As the job printed them.
+impl fmt::Display for Figures {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut figures = self.0.iter();
+        figures.try_for_each(|Figure { key, value }| writeln!(out, "{START}{} | {} | {value}", key.0, key.1))
+    }
+}
+
 /// A table of what was found on each kernel. With two kernels the last column is the first's figure divided
 /// by the second's.
 pub fn table(runs: &[(&str, Figures)]) -> String {
@@ -77,13 +87,15 @@ pub fn table(runs: &[(&str, Figures)]) -> String {
     table.to_string()
 }
 
+/// A value's number and its unit.
+pub fn number(text: &str) -> Option<(f64, &str)> {
+    let (number, unit) = text.split_once(' ').unwrap_or((text, ""));
+    Some((number.replace(',', "").parse().ok()?, unit))
+}
+
 /// The quotient of two numbers of the same unit.
-fn ratio(first: &str, second: &str) -> Option<f64> {
-    let split = |text: &str| {
-        let (number, unit) = text.split_once(' ').unwrap_or((text, ""));
-        Some((number.replace(',', "").parse::<f64>().ok()?, unit.to_string()))
-    };
-    let ((first, unit), (second, other)) = (split(first)?, split(second)?);
+pub fn ratio(first: &str, second: &str) -> Option<f64> {
+    let ((first, unit), (second, other)) = (number(first)?, number(second)?);
     (unit == other && second != 0.0).then(|| first / second)
 }
 
@@ -97,6 +109,7 @@ mod tests {
         let figures = Figures::find(text);
         assert_eq!(figures.get(&("10 clients".into(), "TPS".into())), Some("512.5"));
         assert_eq!(figures.0.len(), 1);
+        assert_eq!(Figures::find(&figures.to_string()), figures);
         assert!(Figures::find("nothing").is_empty());
     }
 

@@ -125,34 +125,45 @@ pub fn run(options: &RunOptions, parts: &Parts) -> Result<i32> {
 
 /// Runs a preset, beside Linux when that is asked for, and prints the figures as a table.
 fn run_preset(preset: &Preset, given: &RunOptions, parts: &Parts) -> Result<i32> {
-    let mut options = preset.apply(given, &parts.programs)?;
-    let mut kernels = vec![options.kernel.clone()];
-    if options.beside_linux {
+    let mut kernels = vec![given.kernel.clone()];
+    if given.beside_linux {
         kernels.push(Kernel::Linux);
     }
+    let (worst, runs) = run_preset_on(&kernels, preset, given, parts)?;
+    if runs.iter().any(|(_, figures)| !figures.is_empty()) {
+        crate::output::file::write(&format!("\n{}\n", figures::table(&runs)), None)?;
+    }
+    Ok(worst)
+}
+
+/// Runs a preset on one kernel after the other; gives the worst of the exit statuses, and what each has printed.
+pub fn run_preset_on(
+    kernels: &[Kernel],
+    preset: &Preset,
+    given: &RunOptions,
+    parts: &Parts,
+) -> Result<(i32, Vec<(&'static str, Figures)>)> {
+    let mut options = preset.apply(given, &parts.programs)?;
     let (mut runs, mut worst) = (Vec::new(), 0);
     for kernel in kernels {
-        let name = match &kernel {
+        let name = match kernel {
             Kernel::Roundtable => "Roundtable",
             Kernel::Linux => "Linux",
             Kernel::File(_) => "this kernel",
         };
-        if options.beside_linux {
+        if kernels.len() > 1 {
             eprintln!("roundtable: on {name}");
         }
-        options.kernel = kernel;
-        let (status, console) = run_job(&options, parts)?;
-        runs.push((name, Figures::find(&printable(&console))));
+        options.kernel = kernel.clone();
+        let (status, figures) = run_for_figures(&options, parts)?;
+        runs.push((name, figures));
         worst = worst.max(status);
         if status >= MACHINE_FAILED {
             // Whoever ends one run does not want another.
             break;
         }
     }
-    if runs.iter().any(|(_, figures)| !figures.is_empty()) {
-        crate::output::file::write(&format!("\n{}\n", figures::table(&runs)), None)?;
-    }
-    Ok(worst)
+    Ok((worst, runs))
 }
 
 /// Runs one job; gives the exit status for the shell, and the figures that it printed.

@@ -57,6 +57,14 @@ fn percentile(sorted: &[Duration], percent: usize) -> f64 {
     sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)].as_secs_f64() * 1000.0
 }
 
+/// How far it is: many clients take minutes where processors are emulated.
+fn tell(what: &str, number: usize, count: usize) {
+    const STEP: usize = 250;
+    if number.is_multiple_of(STEP) {
+        println!("   {number} of {count} {what}");
+    }
+}
+
 fn main() -> io::Result<()> {
     let arguments: Vec<String> = std::env::args().collect();
     let [_, row, socket, user, count, query] = arguments.as_slice() else {
@@ -68,15 +76,17 @@ fn main() -> io::Result<()> {
     Client::connect(socket, user)?.query(query)?;
     let before = Meminfo::read();
     let (mut clients, mut times) = (Vec::new(), Vec::new());
-    for _ in 0..count {
+    for number in 1..=count {
         let start = Instant::now();
         clients.push(Client::connect(socket, user)?);
         times.push(start.elapsed());
+        tell("connected", number, count);
     }
     times.sort();
     let connected = Meminfo::read();
-    for client in &mut clients {
+    for (index, client) in clients.iter_mut().enumerate() {
         client.query(query)?;
+        tell("ran the query", index + 1, count);
     }
     let after = Meminfo::read();
     let each = |before: &Meminfo, after: &Meminfo, name: &str| {

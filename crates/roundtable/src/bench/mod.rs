@@ -74,7 +74,17 @@ pub struct BenchOptions {
     #[arg(long, conflicts_with_all = ["profile", "instructions", "contention"])]
     pub curves: bool,
 
-    /// Draw the table and the page anew from an earlier run's results.json; with --curves from what the program printed
+    /// Run PostgreSQL instead, by its preset, on our kernel and on Debian's Linux, with 10, 100 and 1,000 clients, huge
+    /// pages on and off: a table, and plots. It takes about an hour and 10 GB of memory; with --quick minutes and 4 GB
+    #[arg(long, conflicts_with_all = ["profile", "instructions", "contention", "curves"])]
+    pub programs: bool,
+
+    /// Put the table into docs/programs.md
+    #[arg(long, requires = "programs")]
+    pub write: bool,
+
+    /// Draw the table and the page anew from an earlier run's results.json; with --curves from what the program printed,
+    /// with --programs from programs.txt
     #[arg(long, value_name = "FILE")]
     pub from: Option<PathBuf>,
 }
@@ -299,7 +309,8 @@ fn command_line() -> String {
     format!("cargo xtask {}", arguments.join(" "))
 }
 
-fn processor() -> String {
+/// The host's processor, and how many there are.
+pub fn processor() -> String {
     let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let field = |name: &str| {
         let line = text.lines().find(|line| line.starts_with(name))?;
