@@ -67,7 +67,8 @@ pub trait Machine: filetables::Machine {
     /// A physically contiguous, naturally aligned huge frame with any content; `None` when there is none. May sleep.
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr>;
 
-    /// Takes a frame from [`Machine::allocate_huge`] back; nothing maps it and no TLB holds it.
+    /// Takes a frame from [`Machine::allocate_huge`] back; nothing maps it and no TLB holds it. In a host that calls
+    /// [`Pool::demote`](crate::Pool::demote) it may be a part of one: `size` is that of the part.
     fn free_huge(&self, size: PageSize, frame: PhysAddr);
 
     /// Fills `bytes` from `start`, which lie inside one huge frame, with zeroes. Long: never called under a spin lock,

@@ -1,7 +1,7 @@
 //! A machine for the unit tests: frames are numbers, each huge page has one word, and freed frames are checked.
 
 use std::boxed::Box;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Mutex;
 use std::vec::Vec;
 
@@ -27,7 +27,7 @@ struct Arena {
 pub(crate) struct TestMachine {
     arena: Arc<Arena>,
     huge: Mutex<HashMap<u64, u64>>,
-    used: Mutex<HashSet<u64>>,
+    used: Mutex<HashMap<u64, PageSize>>,
     next: AtomicU64,
     pub(crate) flushes: AtomicU64,
     watched: Mutex<Option<(TestSpace, VirtAddr)>>,
@@ -241,13 +241,21 @@ impl Machine for TestMachine {
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
         let frame = self.next.fetch_add(1, Ordering::SeqCst) << size.shift();
-        self.used.lock().unwrap().insert(frame);
+        self.used.lock().unwrap().insert(frame, size);
         self.huge.lock().unwrap().insert(frame, 0xdead);
         Some(PhysAddr(frame))
     }
 
-    fn free_huge(&self, _: PageSize, frame: PhysAddr) {
-        assert!(self.used.lock().unwrap().remove(&frame.0), "a frame was freed twice");
+    fn free_huge(&self, size: PageSize, frame: PhysAddr) {
+        let mut used = self.used.lock().unwrap();
+        let whole = frame.0 & !(PageSize::Size1G.bytes() - 1);
+        if size == PageSize::Size2M && used.get(&whole) == Some(&PageSize::Size1G) {
+            // It was demoted.
+            let parts = (whole..whole + PageSize::Size1G.bytes()).step_by(size.bytes() as usize);
+            used.extend(parts.map(|part| (part, size)));
+        }
+        assert_eq!(used.remove(&frame.0), Some(size), "a frame was freed twice");
+        drop(used);
         self.huge.lock().unwrap().remove(&frame.0);
     }
 

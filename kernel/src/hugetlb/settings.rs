@@ -4,6 +4,7 @@ use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::fmt::Write as _;
+use core::num::IntErrorKind;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use ::hugetlb::{Config, Hugetlb, PageSize, Pool, ProtocolKind};
@@ -120,6 +121,29 @@ fn overcommit(pool: &Pool<Kernel>, text: &str) -> Result<()> {
     pool.set_overcommit(sysctl::parse(text)?).map_err(errno)
 }
 
+/// `demote`: makes pages of 2 MiB of so many free ones of 1 GiB.
+fn demote(pool: &Pool<Kernel>, text: &str) -> Result<()> {
+    // Decimal, unlike the settings beside it.
+    let number = text.strip_suffix('\n').unwrap_or(text).parse::<u64>();
+    let count = number.map_err(|error| match error.kind() {
+        IntErrorKind::PosOverflow => Errno::ERANGE,
+        _ => Errno::EINVAL,
+    })?;
+    let _library = reserve::library();
+    pool.demote(count, system().pool(PageSize::Size2M)).map_err(errno)?;
+    Ok(())
+}
+
+/// `demote_size`: there is one size to choose.
+fn set_demote_size(text: &str) -> Result<()> {
+    // As it is shown, or as on the command line.
+    let text = text.trim_end();
+    match parse_size(text.strip_suffix('B').unwrap_or(text)) {
+        Some(PageSize::Size2M) => Ok(()),
+        _ => Err(Errno::EINVAL),
+    }
+}
+
 fn default_pool() -> &'static Arc<Pool<Kernel>> {
     system().pool(system().default_size())
 }
@@ -166,6 +190,11 @@ fn register_pool(size: PageSize) -> Result<()> {
         sys::register(&path("nr_hugepages"), move || line(pool().statistics().total), store)?;
         sys::register_read_only(&path("free_hugepages"), move || line(pool().statistics().free))?;
         sys::register_read_only(&path("surplus_hugepages"), move || line(pool().statistics().surplus))?;
+        if size == PageSize::Size1G {
+            sys::register_write_only(&path("demote"), move |text| demote(pool(), text))?;
+            let shown = || Ok(alloc::format!("{}kB\n", PageSize::Size2M.kib()));
+            sys::register(&path("demote_size"), shown, set_demote_size)?;
+        }
         if of_node {
             continue;
         }

@@ -8,7 +8,7 @@ use roundtable_programs::mem::{ANON, Map, PRIVATE, R, RW, SHARED, munmap};
 use roundtable_programs::{Errno, child, procfs, tests};
 
 tests! { counters, anonymous: 60, file: 60, two_mappings: 60, fork_shares: 60, unaligned, pool_runs_out: 60,
-truncate_and_refault: 60, memfd: 60, private_copy: 90, set_at_run_time: 60 }
+truncate_and_refault: 60, memfd: 60, private_copy: 90, set_at_run_time: 60, demotion: 90 }
 
 const FOLDER: &str = "/sys/kernel/mm/hugepages/hugepages-1048576kB";
 
@@ -167,4 +167,71 @@ fn private_copy() {
         assert_eq!((map.get(0), map.get(GIB - 1)), (2, 4));
     });
     assert_eq!(map.get(0), 1);
+}
+
+/// Pages of 2 MiB: all, free, surplus.
+fn small_pool() -> (u64, u64, u64) {
+    const SMALL: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB";
+    let number = |name: &str| procfs::number(&format!("{SMALL}/{name}"));
+    (number("nr_hugepages"), number("free_hugepages"), number("surplus_hugepages"))
+}
+
+fn store_error(path: &str, text: &str) -> Option<i32> {
+    procfs::write(path, text).err()?.raw_os_error()
+}
+
+fn demotion() {
+    need(2);
+    let (total, small) = (read("nr_hugepages"), small_pool());
+    let (demote, size) = (format!("{FOLDER}/demote"), format!("{FOLDER}/demote_size"));
+    assert_eq!(std::fs::read_to_string(&size).unwrap(), "2048kB\n");
+    for text in ["2048kB", "2M", "2097152\n"] {
+        procfs::write(&size, text).unwrap();
+    }
+    for text in ["1G", "4k", "3M", "x"] {
+        assert_eq!(store_error(&size, text), Some(libc::EINVAL), "{text}");
+    }
+    for (text, error) in [("x", libc::EINVAL), ("0x1", libc::EINVAL), ("99999999999999999999", libc::ERANGE)]
+    {
+        assert_eq!(store_error(&demote, text), Some(error), "{text}");
+    }
+    let mode = std::fs::metadata(&demote).unwrap().permissions();
+    assert_eq!(std::os::unix::fs::PermissionsExt::mode(&mode) & 0o777, 0o200);
+    let counts = |demoted: u64| {
+        let (all, free, surplus) = small;
+        assert_eq!(
+            (read("nr_hugepages"), small_pool()),
+            (total - demoted, (all + 512 * demoted, free + 512 * demoted, surplus))
+        );
+        assert_eq!(read("surplus_hugepages"), 0);
+    };
+    procfs::write(&demote, 0).unwrap();
+    counts(0);
+    // Pages in use and pages that are promised stay what they are: here all of them are, and nothing is to be had.
+    let used = anonymous_map(1).unwrap();
+    used.set(7, 7);
+    let promised = anonymous_map(total as usize - 1).unwrap();
+    procfs::write(&demote, 1).unwrap();
+    counts(0);
+    drop(promised);
+    procfs::write(&demote, 1).unwrap();
+    counts(1);
+    assert_eq!((used.get(7), pool()), (7, (total - 2, 0)));
+    // The new pages are as others: all of them can be had, each once.
+    let pages = 512 + small.1 as usize;
+    let map =
+        Map::new(pages * HUGE, RW, PRIVATE | ANON | libc::MAP_HUGETLB | libc::MAP_HUGE_2MB, -1, 0).unwrap();
+    (0..pages).for_each(|page| map.set(page * HUGE + HUGE / 2, page as u8));
+    (0..pages).for_each(|page| {
+        assert_eq!((map.get(page * HUGE), map.get(page * HUGE + HUGE / 2)), (0, page as u8))
+    });
+    assert_eq!(used.get(7), 7);
+    drop((map, used));
+    // More than there are: all of them.
+    procfs::write(&demote, 1000).unwrap();
+    counts(total);
+    // For the programs that come later.
+    procfs::write("/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages", small.0).unwrap();
+    procfs::write(&format!("{FOLDER}/nr_hugepages"), total).unwrap();
+    assert_eq!((read("nr_hugepages"), small_pool()), (total, small));
 }

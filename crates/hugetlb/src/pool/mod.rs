@@ -9,6 +9,7 @@
 //! At rest: `free <= total`, `reserved <= free`, `surplus <= total`, and `total - surplus` is the persistent size.
 
 mod check;
+mod demote;
 mod free;
 mod page;
 mod resize;
@@ -65,9 +66,9 @@ impl State {
         self.free.len() as i64 - self.reserved
     }
 
-    /// Whether the list has room for one more frame of the pool.
-    fn has_room(&self) -> bool {
-        self.total < self.free.room()
+    /// Whether the list has room for so many more frames of the pool.
+    fn has_room(&self, more: u64) -> bool {
+        self.total.saturating_add(more) <= self.free.room()
     }
 
     /// Takes a free frame out of the pool.
@@ -152,11 +153,11 @@ impl<M: Machine> Pool<M> {
         Some(frame)
     }
 
-    /// The pool's state, with room for one more frame.
-    fn lock_with_room(&self) -> Result<SpinGuard<'_, M, State>, OutOfMemory> {
+    /// The pool's state, with room for so many more frames.
+    fn lock_with_room(&self, more: u64) -> Result<SpinGuard<'_, M, State>, OutOfMemory> {
         loop {
             let state = self.state.lock();
-            if state.has_room() {
+            if state.has_room(more) {
                 return Ok(state);
             }
             drop(state);
@@ -194,6 +195,12 @@ impl<M: Machine> Pool<M> {
         for frame in frames.iter().flatten() {
             self.machine.free_huge(self.size, *frame);
         }
+        self.give_up_room();
+        self.machine.give_way();
+    }
+
+    /// Gives up room that the list does not need any more.
+    fn give_up_room(&self) {
         loop {
             let mut state = self.state.lock();
             // A chunk more than needed stays, so that a pool that breathes does not allocate.
@@ -204,7 +211,6 @@ impl<M: Machine> Pool<M> {
                 break;
             }
         }
-        self.machine.give_way();
     }
 
     /// Takes a page back; with `restore` it is promised again.

@@ -21,7 +21,7 @@ impl<M: Machine> Pool<M> {
         }
         while count > self.statistics().persistent && !interrupted() {
             let Some(frame) = self.machine.allocate_huge(self.size) else { break };
-            let Ok(mut state) = self.lock_with_room() else {
+            let Ok(mut state) = self.lock_with_room(1) else {
                 self.machine.free_huge(self.size, frame);
                 break;
             };

@@ -71,7 +71,7 @@ impl<M: Machine> Pool<M> {
     pub(super) fn grow_surplus(&self) -> Option<PhysAddr> {
         {
             // Counted before it is allocated, so that two callers cannot both pass the limit.
-            let mut state = self.lock_with_room().ok()?;
+            let mut state = self.lock_with_room(1).ok()?;
             if state.surplus >= state.overcommit {
                 return None;
             }

@@ -67,6 +67,15 @@ pub fn register_read_only(
     tree().directory.register(path, 0o444, Arc::new(Functions { show, store }))
 }
 
+/// Registers a file that is only written, by root.
+pub fn register_write_only(
+    path: &str,
+    store: impl Fn(&str) -> Result<()> + Send + Sync + 'static,
+) -> Result<()> {
+    let show = || Err(Errno::EIO);
+    tree().directory.register(path, 0o200, Arc::new(Functions { show, store }))
+}
+
 /// As [`register_read_only`], for root alone: what costs others much, or tells of them.
 pub fn register_for_root(
     path: &str,
