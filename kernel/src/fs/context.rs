@@ -1,6 +1,6 @@
 //! Root, working directory and umask of a process.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 
 use super::path::Path;
 use crate::sync::SpinLock;
@@ -9,19 +9,39 @@ use crate::sync::SpinLock;
 pub struct FsContext {
     places: SpinLock<(Path, Path)>,
     umask: AtomicU32,
+    /// Threads that have it. Who reads another one's working directory holds it as well, for a moment, and does not count.
+    users: AtomicUsize,
 }
 
 impl FsContext {
     /// At the root of the system, umask 022.
     pub fn new() -> Self {
         let root = super::root();
-        Self { places: SpinLock::new((root.clone(), root)), umask: AtomicU32::new(0o022) }
+        Self::with((root.clone(), root), 0o022)
     }
 
     /// A copy for a child process.
     pub fn duplicate(&self) -> Self {
-        let places = self.places.lock().clone();
-        Self { places: SpinLock::new(places), umask: AtomicU32::new(self.umask()) }
+        Self::with(self.places.lock().clone(), self.umask())
+    }
+
+    fn with(places: (Path, Path), umask: u32) -> Self {
+        Self { places: SpinLock::new(places), umask: AtomicU32::new(umask), users: AtomicUsize::new(0) }
+    }
+
+    /// A thread has it from now on.
+    pub fn enter(&self) {
+        self.users.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// A thread has it no more.
+    pub fn leave(&self) {
+        self.users.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether other threads than the caller's have it.
+    pub fn is_shared(&self) -> bool {
+        self.users.load(Ordering::SeqCst) > 1
     }
 
     /// What `/` means.

@@ -258,8 +258,7 @@ impl Entering {
 
 /// `EINVAL` when another process shares root and working directory.
 fn check_own_context(thread: &Thread) -> Result<()> {
-    // The thread's own reference and this one.
-    if Arc::strong_count(&thread.fs()) > 2 { Err(Errno::EINVAL) } else { Ok(()) }
+    if thread.fs().is_shared() { Err(Errno::EINVAL) } else { Ok(()) }
 }
 
 /// setns(2) with a namespace; `kind` is `CLONE_NEW*` or 0 for any.

@@ -122,7 +122,7 @@ fn search(current: &Thread, asked: Moment) -> Found {
                 // The walks give way to threads of real-time priority alone. All who need memory wait for them, and among thousands who want to
                 // run the turn of who chooses would come again seconds later.
                 current.sched.hurry();
-                let chosen = choose(current);
+                let chosen = mshare::with_decision(|| choose(current));
                 if let Some(Victim { process, mm, ending: false }) = &chosen {
                     kill(process, mm);
                 }
@@ -261,7 +261,6 @@ fn descriptors(process: &Process) -> u64 {
 
 /// The process whose end helps most; the caller when there is none, or, for the first process, one that is excepted.
 fn choose(current: &Thread) -> Option<Victim> {
-    mshare::begin_decision();
     let is_ending = |process: &Process| process.signals.state.lock().ending.is_some();
     let worst = |wanted: &dyn Fn(&Process) -> bool| {
         let mut worst: Option<(i64, Victim)> = None;

@@ -154,6 +154,9 @@ impl Thread {
         if let Some(files) = &parts.files {
             files.enter();
         }
+        if let Some(fs) = &parts.fs {
+            fs.enter();
+        }
         Arc::new(Self {
             tid: AtomicU32::new(parts.tid),
             own_numbers: parts.numbers,
@@ -301,8 +304,13 @@ impl Thread {
 
     /// Puts another file-system context in place.
     pub fn set_fs(&self, fs: Option<Arc<FsContext>>) {
+        if let Some(new) = &fs {
+            new.enter();
+        }
         let old = core::mem::replace(&mut *self.fs.lock(), fs);
-        drop(old);
+        if let Some(old) = old {
+            old.leave();
+        }
     }
 
     /// The list of what the thread's end undoes in semaphores; made when there is none yet.

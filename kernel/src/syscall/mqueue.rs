@@ -36,8 +36,11 @@ fn mq_open(args: &mut Args) -> Result<usize> {
         }
     };
     let name = read_path(name)?;
+    let (table, limit) = (files(), descriptor_limit());
+    // A table that is full is found out before a queue is created.
+    table.check_room(limit)?;
     let file = mqueue::open(&name, flags, mode as u32, attributes)?;
-    files().install(file, 0, descriptor_limit(), true).map(|fd| fd as usize)
+    table.install(file, 0, limit, true).map(|fd| fd as usize)
 }
 
 fn mq_unlink(args: &mut Args) -> Result<usize> {

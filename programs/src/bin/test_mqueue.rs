@@ -266,6 +266,15 @@ fn names_and_errors() {
         assert_eq!(Queue::open("mine", make, Some((10, 8193))).err(), Some(Errno::EINVAL), "msgsize_max");
     })
     .ok();
+    // Who has no descriptor left makes none.
+    fork(|| {
+        let limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+        // SAFETY: the limit is a local.
+        sys::check(unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &limit) }).expect("RLIMIT_NOFILE");
+        assert_eq!(Queue::open("full", make, None).err(), Some(Errno::EMFILE));
+        assert_eq!(unlink("full"), Err(Errno::ENOENT));
+    })
+    .ok();
     row!(rows, OK, unlink("errors"));
     rows.finish();
 }

@@ -3,19 +3,20 @@
 use std::fs;
 use std::time::Duration;
 
-use roundtable_programs::child::{End, in_child, waitpid};
+use roundtable_programs::child::{End, fork, in_child, waitpid};
 use roundtable_programs::file::Fd;
 use roundtable_programs::kinds::{Answer, call};
 use roundtable_programs::mem::Map;
 use roundtable_programs::namespaces::{
-    NEWNS, NEWPID, NEWUSER, as_first, become_root_of_own, errno, pidfd, unshare,
+    NEWNS, NEWPID, NEWUSER, as_first, become_root_of_own, errno, open, pidfd, setns, unshare,
 };
 use roundtable_programs::rows::Rows;
 use roundtable_programs::sys::{PAGE, c_string, check, is_linux, pid, settles};
 use roundtable_programs::{Errno, procfs, row, tests};
 
 tests! { read_only_for_oneself, views_of_another_tree, a_tree_in_itself, memory_outside, many_mounts, mounts_of_each,
-proc_reveals_nothing, pivoting_keeps_locks, first_process_with_clones: 100, descriptors_of_processes_outside }
+proc_reveals_nothing, pivoting_keeps_locks, first_process_with_clones: 100, descriptors_of_processes_outside,
+entered_while_others_look }
 
 const USER: u32 = 1000;
 
@@ -278,5 +279,37 @@ fn descriptors_of_processes_outside() {
             assert_eq!(send(&pidfd(1)), Ok(0));
         })
         .ok();
+    });
+}
+
+/// A thread that shares its working directory with nobody may enter a mount namespace, whoever looks at the directory.
+fn entered_while_others_look() {
+    in_child(|| {
+        unshare(NEWNS).expect("unshare");
+        let own = open("self", "mnt");
+        let path = format!("/proc/{}/cwd", pid());
+        let reader = fork(|| {
+            loop {
+                let _ = fs::read_link(&path);
+            }
+        });
+        for round in 0..10_000 {
+            assert_eq!(setns(&own, NEWNS), Ok(0), "round {round}");
+        }
+        reader.end();
+        // The child only waits to be killed.
+        let flags = (libc::CLONE_FS | libc::SIGCHLD) as usize;
+        match call(libc::SYS_clone, [flags, 0, 0, 0, 0, 0]).unwrap() {
+            0 => loop {
+                std::thread::park();
+            },
+            sharer => {
+                assert_eq!(setns(&own, NEWNS), Err(Errno::EINVAL));
+                // SAFETY: take integers.
+                check(unsafe { libc::kill(sharer as i32, libc::SIGKILL) }).unwrap();
+                waitpid(sharer as i32, 0).unwrap();
+                assert_eq!(setns(&own, NEWNS), Ok(0));
+            }
+        }
     });
 }

@@ -50,7 +50,7 @@ mod spaces;
 
 pub use area::{RegionArea, RegionLeftover};
 pub use check::check_all;
-pub use region::{GRANULE, NewMapping, Region, Statistics, begin_decision, statistics};
+pub use region::{GRANULE, NewMapping, Region, Statistics, begin_decision, statistics, with_decision};
 
 use alloc::collections::BTreeMap;
 

@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use bitflags::bitflags;
 use linux_raw_sys::general as abi;
@@ -91,10 +91,25 @@ pub struct Region {
 /// Decisions so far that hang on who answers for what is in regions.
 static DECISIONS: AtomicU64 = AtomicU64::new(0);
 
-/// Finds out anew, from now on, what nobody answers for.
+/// Whether somebody is to be killed by what is found out now.
+static KILLER_DECIDES: AtomicBool = AtomicBool::new(false);
+
+/// Finds out anew, from now on, what nobody answers for. While somebody is chosen to be killed that is not found out again for others: readers
+/// of `oom_score` would make each process that has a region attached cost the killer one more walk through the region.
 pub fn begin_decision() {
-    // Relaxed, here and below: numbers on which no other data hangs.
-    DECISIONS.fetch_add(1, Ordering::Relaxed);
+    // Relaxed, here and below: numbers on which no other data hangs. A decision too many costs time.
+    if !KILLER_DECIDES.load(Ordering::Relaxed) {
+        DECISIONS.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// As [`begin_decision`], for who chooses whom to kill: nobody else begins one before `decide` returns. One at a time.
+pub fn with_decision<R>(decide: impl FnOnce() -> R) -> R {
+    begin_decision();
+    KILLER_DECIDES.store(true, Ordering::Relaxed);
+    let result = decide();
+    KILLER_DECIDES.store(false, Ordering::Relaxed);
+    result
 }
 
 /// All regions, by the ids of their tables.
