@@ -54,10 +54,10 @@ impl Dentry {
     fn build(parent: Option<Arc<Dentry>>, name: &[u8], inode: Arc<Inode>) -> Arc<Self> {
         Arc::new(Self {
             inode,
-            link: SpinLock::new(Link { parent, name: name.into() }),
+            link: SpinLock::growing(Link { parent, name: name.into() }),
             mounts: AtomicU32::new(0),
             removed: AtomicBool::new(false),
-            children: SpinLock::new(BTreeMap::new()),
+            children: SpinLock::growing(BTreeMap::new()),
         })
     }
 

@@ -72,7 +72,7 @@ impl FdTable {
         static NEXT_ID: AtomicU64 = AtomicU64::new(1);
         // Ordering: only the numbers have to differ.
         let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let table = SpinLock::new(Table { slots: Slots::new(), used: Used::new() });
+        let table = SpinLock::growing(Table { slots: Slots::new(), used: Used::new() });
         Self { changing: Mutex::new(()), table, id, users: AtomicUsize::new(0), counted: AtomicU64::new(0) }
     }
 

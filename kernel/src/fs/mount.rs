@@ -184,7 +184,7 @@ impl Table {
 pub static MOST_MOUNTS: AtomicUsize = AtomicUsize::new(100_000);
 
 static TABLE: SpinLock<Table> =
-    SpinLock::new(Table { covering: BTreeMap::new(), points: BTreeSet::new(), counts: BTreeMap::new() });
+    SpinLock::growing(Table { covering: BTreeMap::new(), points: BTreeSet::new(), counts: BTreeMap::new() });
 /// Serialises changes of the table, which look at it more than once.
 static CHANGE: Mutex<()> = Mutex::new(());
 

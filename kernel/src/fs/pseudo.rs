@@ -215,7 +215,7 @@ impl Directory {
         Arc::new(Self {
             ino: superblock.allocate_ino(),
             superblock: superblock.clone(),
-            entries: SpinLock::new(Vec::new()),
+            entries: SpinLock::growing(Vec::new()),
         })
     }
 

@@ -18,7 +18,7 @@ pub struct MountRequest<'a> {
 /// Makes a file system, or finds the one instance of a type that has only one, and returns its root.
 pub type MountFn = fn(&MountRequest) -> Result<Arc<Dentry>>;
 
-static TYPES: SpinLock<Vec<(&'static str, MountFn)>> = SpinLock::new(Vec::new());
+static TYPES: SpinLock<Vec<(&'static str, MountFn)>> = SpinLock::growing(Vec::new());
 
 /// Makes a type known. Call once per name, while the system comes up.
 pub fn register_filesystem(name: &'static str, mount: MountFn) {

@@ -225,7 +225,7 @@ fn directory(dentry: &Dentry) -> Result<&Directory> {
 impl Directory {
     /// An empty one. All are made here, so their locks are of one class: of two the one at the lower address is taken first.
     fn new(charge: InodeCharge) -> Self {
-        Self { entries: SpinLock::default(), charge }
+        Self { entries: SpinLock::growing(Default::default()), charge }
     }
 
     fn add(&self, dir: &Arc<Dentry>, name: &[u8], inode: Arc<Inode>) -> Result<Arc<Dentry>> {

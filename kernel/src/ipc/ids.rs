@@ -130,7 +130,7 @@ impl<T: Object> Ids<T> {
             last: None,
             sequence: 0,
         };
-        Ok(Self { objects: SpinLock::new(objects), wanted: AtomicI32::new(-1) })
+        Ok(Self { objects: SpinLock::growing(objects), wanted: AtomicI32::new(-1) })
     }
 
     /// `kernel.*_next_id`.

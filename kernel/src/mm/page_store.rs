@@ -128,7 +128,7 @@ pub struct PageStore {
 impl PageStore {
     /// No pages.
     pub const fn new() -> Self {
-        Self { few: SpinLock::new(FewPages::new()), content: Once::new() }
+        Self { few: SpinLock::growing(FewPages::new()), content: Once::new() }
     }
 
     /// The pages as the tables have them; `None` for a file that is too small for tables.

@@ -144,7 +144,7 @@ impl PageTables {
             root: tables.root(),
             cpus: AtomicCpuSet::new(),
             is_region,
-            inner: SpinLock::new(tables),
+            inner: SpinLock::growing(tables),
         }))
     }
 

@@ -42,9 +42,9 @@ impl NetNamespace {
     fn with(head: Head, tcp: Ports, udp: Ports, loopback_is_up: bool) -> Self {
         Self {
             head,
-            tcp: SpinLock::new(tcp),
-            udp: SpinLock::new(udp),
-            names: SpinLock::new(Names::new()),
+            tcp: SpinLock::growing(tcp),
+            udp: SpinLock::growing(udp),
+            names: SpinLock::growing(Names::new()),
             loopback_is_up: AtomicBool::new(loopback_is_up),
         }
     }

@@ -177,7 +177,7 @@ struct Flights {
 }
 
 static FLIGHTS: SpinLock<Flights> =
-    SpinLock::new(Flights { sockets: BTreeMap::new(), users: BTreeMap::new() });
+    SpinLock::growing(Flights { sockets: BTreeMap::new(), users: BTreeMap::new() });
 /// Held while messages with files are taken from queues, and while garbage is looked for: the search sees each file either in a queue
 /// or taken out and no longer counted.
 pub static TAKING: Mutex<()> = Mutex::new(());

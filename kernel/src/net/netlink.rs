@@ -206,7 +206,7 @@ impl Socket {
         Ok(Arc::new(Self {
             kind,
             network: Network::current(),
-            state: SpinLock::new(State { answers: VecDeque::new(), held: 0, port: 0 }),
+            state: SpinLock::growing(State { answers: VecDeque::new(), held: 0, port: 0 }),
             options: SpinLock::new(Options::new()),
             readable: WaitQueue::new(),
         }))

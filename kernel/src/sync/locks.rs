@@ -61,6 +61,15 @@ lock! {
     RwLock, RwLock, RawRwLock
 }
 
+impl<T> SpinLock<T> {
+    /// A lock over a map or a list that grows while the lock is held, by allocations of a page at most. There is memory for these at any time
+    /// ([`crate::memory::reserve`]), so that what they cost is a short time under the lock. Under other spin locks nothing is allocated.
+    #[track_caller]
+    pub const fn growing(value: T) -> Self {
+        Self(lock_api::Mutex::from_raw(RawSpinLock::new(Class::of_caller_that_grows()), value))
+    }
+}
+
 /// For locks that are held for long, or for as long as somebody likes.
 impl<T> Mutex<T> {
     /// Takes the lock, unless a signal comes first.

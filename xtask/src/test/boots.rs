@@ -378,7 +378,7 @@ pub fn check_names(boots: &[Boot], built: &BTreeSet<String>) -> Result<()> {
 }
 
 /// A kernel that breaks a rule of its locks says so and ends: what the other tests rely on.
-fn broken_rules() -> [Boot; 6] {
+fn broken_rules() -> [Boot; 7] {
     let broken = |name, parameters, talk| Boot {
         name,
         parameters,
@@ -420,7 +420,21 @@ fn broken_rules() -> [Boot; 6] {
         broken(
             "lock-allocation",
             &["break_lock_rule=allocation"],
-            &[Expect("Kernel panic - "), Expect("lockdep: 8 bytes are allocated with interrupts off")],
+            &[
+                Expect("Kernel panic - "),
+                Expect("lockdep: 8 bytes are allocated under the lock"),
+                Expect("of kind Irq"),
+            ],
+        ),
+        broken(
+            "lock-allocation-spinning",
+            &["break_lock_rule=allocation-spinning"],
+            &[
+                Expect("a lock that grows may"),
+                Expect("Kernel panic - "),
+                Expect("lockdep: 8 bytes are allocated under the lock"),
+                Expect("of kind Spin"),
+            ],
         ),
     ]
 }

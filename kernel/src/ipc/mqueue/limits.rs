@@ -59,7 +59,7 @@ impl Attributes {
 }
 
 /// Bytes of queues by user, of those who have some.
-static USED: SpinLock<BTreeMap<u32, u64>> = SpinLock::new(BTreeMap::new());
+static USED: SpinLock<BTreeMap<u32, u64>> = SpinLock::growing(BTreeMap::new());
 
 /// A queue's part of its maker's RLIMIT_MSGQUEUE, given back when dropped.
 pub(super) struct Charge {

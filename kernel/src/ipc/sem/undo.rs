@@ -42,7 +42,7 @@ impl UndoList {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         // Relaxed: only the numbers have to differ.
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::new(Owner(Arc::new(Sets { number, sets: SpinLock::new(BTreeMap::new()) }))))
+        Self(Arc::new(Owner(Arc::new(Sets { number, sets: SpinLock::growing(BTreeMap::new()) }))))
     }
 }
 

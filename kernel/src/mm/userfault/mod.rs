@@ -117,7 +117,7 @@ impl Context {
             space: Arc::downgrade(space),
             flags,
             features: AtomicU64::new(0),
-            waiters: SpinLock::new(Waiters::default()),
+            waiters: SpinLock::growing(Waiters::default()),
             changing: AtomicUsize::new(0),
             arrived: WaitQueue::new(),
             noted: AtomicU64::new(0),

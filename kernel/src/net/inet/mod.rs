@@ -159,7 +159,7 @@ impl Socket {
             uid,
             inode: AtomicU64::new(0),
             waits: AtomicBool::new(false),
-            state: SpinLock::new(State {
+            state: SpinLock::growing(State {
                 role: Role::Idle,
                 claim: None,
                 fixed: Fixed::default(),
@@ -172,8 +172,8 @@ impl Socket {
                 error: None,
                 released: false,
             }),
-            bytes: SpinLock::new(Bytes::default()),
-            datagrams: SpinLock::new(datagram::Queue::default()),
+            bytes: SpinLock::growing(Bytes::default()),
+            datagrams: SpinLock::growing(datagram::Queue::default()),
             options: SpinLock::new(options),
             flags: SpinLock::new(flags),
             reading: Turns::new(),

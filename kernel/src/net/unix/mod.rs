@@ -136,7 +136,7 @@ impl Socket {
             this: this.clone(),
             kind,
             network,
-            state: SpinLock::new(State {
+            state: SpinLock::growing(State {
                 role: Role::Fresh,
                 address: None,
                 place: None,
@@ -147,7 +147,7 @@ impl Socket {
                 error: None,
                 released: false,
             }),
-            queue: SpinLock::new(VecDeque::new()),
+            queue: SpinLock::growing(VecDeque::new()),
             queued: AtomicUsize::new(0),
             in_flight: AtomicUsize::new(0),
             options: SpinLock::new(Options::new()),
@@ -155,7 +155,7 @@ impl Socket {
             readable: WaitQueue::new(),
             writable: WaitQueue::new(),
             room: WaitQueue::new(),
-            held_up: SpinLock::new(BTreeMap::new()),
+            held_up: SpinLock::growing(BTreeMap::new()),
         })
     }
 

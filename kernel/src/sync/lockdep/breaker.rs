@@ -19,6 +19,7 @@ pub fn break_rule() {
         "sleep" => sleep_under_a_lock,
         "interrupts" => sleep_under_interrupts_off,
         "allocation" => allocate_with_interrupts_off,
+        "allocation-spinning" => allocate_under_a_spin_lock,
         _ => {
             log::error!("break_lock_rule: no rule {rule}");
             return;
@@ -77,4 +78,18 @@ fn allocate_with_interrupts_off() {
     let lock = IrqLock::new(());
     let _held = lock.lock();
     drop(black_box(Box::new(0u64)));
+}
+
+/// The other kind of spin lock; one that grows may have it.
+fn allocate_under_a_spin_lock() {
+    super::system_is_up();
+    let (grows, plain) = (SpinLock::growing(()), SpinLock::new(()));
+    let allocate = || drop(black_box(Box::new(0u64)));
+    {
+        let _held = grows.lock();
+        allocate();
+    }
+    log::error!("break_lock_rule: a lock that grows may");
+    let _held = plain.lock();
+    allocate();
 }

@@ -17,12 +17,24 @@ impl Class {
     /// Of a lock whose place is not known.
     // Each use is a fresh one.
     #[allow(clippy::declare_interior_mutable_const)]
-    pub const UNKNOWN: Self = Self(place::Place::new(None));
+    pub const UNKNOWN: Self = Self(place::Place::new(None, false));
 
     /// Of the locks that the caller makes.
     #[track_caller]
     pub const fn of_caller() -> Self {
-        Self(place::Place::new(Some(Location::caller())))
+        Self(place::Place::new(Some(Location::caller()), false))
+    }
+
+    /// The same, of locks under which a map or a list grows.
+    #[track_caller]
+    pub const fn of_caller_that_grows() -> Self {
+        Self(place::Place::new(Some(Location::caller()), true))
+    }
+
+    /// Whether small allocations are made under such locks.
+    #[inline]
+    pub(super) fn grows(&self) -> bool {
+        self.0.grows()
     }
 
     /// The class's number, for one who takes the lock at `site`.
@@ -41,13 +53,18 @@ mod place {
     /// Where a lock is made, and the number of that.
     pub struct Place {
         place: Option<&'static Location<'static>>,
+        grows: bool,
         /// 0 as long as it is not known.
         number: AtomicU16,
     }
 
     impl Place {
-        pub const fn new(place: Option<&'static Location<'static>>) -> Self {
-            Self { place, number: AtomicU16::new(0) }
+        pub const fn new(place: Option<&'static Location<'static>>, grows: bool) -> Self {
+            Self { place, grows, number: AtomicU16::new(0) }
+        }
+
+        pub fn grows(&self) -> bool {
+            self.grows
         }
 
         #[inline]
@@ -71,8 +88,12 @@ mod place {
     pub struct Place;
 
     impl Place {
-        pub const fn new(_: Option<&'static Location<'static>>) -> Self {
+        pub const fn new(_: Option<&'static Location<'static>>, _: bool) -> Self {
             Self
+        }
+
+        pub fn grows(&self) -> bool {
+            false
         }
 
         pub fn number(&self, _: &'static Location<'static>) -> u16 {

@@ -66,10 +66,17 @@ impl Held {
         list.entries[..list.count].iter().flatten().try_for_each(|entry| f(*entry))
     }
 
-    /// The spin lock that was taken last.
-    pub(super) fn innermost_spin(&self) -> Option<Entry> {
+    /// The spin lock that was taken last, and the last one under which nothing is allocated.
+    pub(super) fn innermost_spins(&self) -> (Option<Entry>, Option<Entry>) {
         let list = self.list();
-        list.entries[..list.count].iter().rev().flatten().find(|entry| entry.kind != Kind::Sleep).copied()
+        let mut spins = list.entries[..list.count]
+            .iter()
+            .rev()
+            .flatten()
+            .filter(|entry| entry.kind != Kind::Sleep)
+            .copied();
+        let last = spins.next();
+        (last, last.into_iter().chain(spins).find(|entry| entry.kind != Kind::Growing))
     }
 }
 

@@ -43,9 +43,11 @@ const ORDER: bool = cfg!(feature = "lockdep");
 /// What a lock's holder may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It spins: its holder does not sleep.
+    /// It spins: its holder neither sleeps nor allocates.
     Spin,
-    /// It spins and keeps interrupts off: its holder does not allocate either.
+    /// The same, but small allocations are made under it: [`super::SpinLock::growing`].
+    Growing,
+    /// It spins and keeps interrupts off.
     Irq,
     /// Its waiters sleep.
     Sleep,
@@ -126,6 +128,7 @@ fn reversed(
 
 fn taken_checked(class: &Class, lock: usize, kind: Kind, site: &'static Location<'static>) {
     let Some(thread) = process::try_current() else { return };
+    let kind = if kind == Kind::Spin && class.grows() { Kind::Growing } else { kind };
     let class = class.number(site);
     let since = clock::tsc();
     interrupts::without(|| thread.locks.push(held::Entry { lock, class, kind, site, since }));
@@ -141,21 +144,24 @@ fn released_checked(lock: usize) {
     }
 }
 
-/// The heap gives memory. Under a lock that keeps interrupts off it is not asked for any: whoever needs some there has set it aside
-/// before. Under other spin locks allocations are counted.
+/// The heap gives memory. Under a spin lock it is not asked for any: whoever needs some there has set it aside before. The exceptions are
+/// locks over what grows ([`super::SpinLock::growing`]), unless one of the others is held, too.
 #[inline]
 pub fn note_allocation(bytes: usize) {
     if !ON {
         return;
     }
     let Some(thread) = process::try_current() else { return };
-    let innermost = interrupts::without(|| thread.locks.innermost_spin());
-    if let Some(held) = innermost {
+    let (last, forbids) = interrupts::without(|| thread.locks.innermost_spins());
+    if let Some(held) = last {
         class::note_allocation(held.class);
-        // Relaxed: a flag of its own.
-        if ORDER && held.kind == Kind::Irq && IS_UP.load(Ordering::Relaxed) {
-            allocated(&held, bytes);
-        }
+    }
+    // Relaxed: a flag of its own.
+    if ORDER
+        && let Some(held) = forbids
+        && IS_UP.load(Ordering::Relaxed)
+    {
+        allocated(&held, bytes);
     }
 }
 
@@ -175,8 +181,9 @@ fn allocated(held: &held::Entry, bytes: usize) {
     // Relaxed: a flag of its own.
     if !TOLD.swap(true, Ordering::Relaxed) {
         panic!(
-            "lockdep: {bytes} bytes are allocated with interrupts off under the lock {} held since {}",
+            "lockdep: {bytes} bytes are allocated under the lock {} of kind {:?} held since {}",
             class::name(held.class),
+            held.kind,
             held.site
         );
     }

@@ -74,7 +74,7 @@ impl Queue {
 }
 
 static QUEUE: SpinLock<Queue> =
-    SpinLock::new(Queue { list: VecDeque::new(), held: 0, users: BTreeMap::new() });
+    SpinLock::growing(Queue { list: VecDeque::new(), held: 0, users: BTreeMap::new() });
 
 /// Sends a user's datagram to another machine. `EMSGSIZE`; `ENOBUFS` when those before it have not gone out.
 pub fn send(uid: u32, from: SocketAddrV4, to: SocketAddrV4, bytes: Vec<u8>, header: &Header) -> Result<()> {

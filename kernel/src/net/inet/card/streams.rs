@@ -48,7 +48,7 @@ struct Asked {
     remote: SocketAddrV4,
 }
 
-static ASKED: SpinLock<VecDeque<Asked>> = SpinLock::new(VecDeque::new());
+static ASKED: SpinLock<VecDeque<Asked>> = SpinLock::growing(VecDeque::new());
 
 /// Begins a connection of `user`, which waits for it, with another machine.
 pub fn connect(user: &Arc<Socket>, local: SocketAddrV4, remote: SocketAddrV4) -> Result<()> {
