@@ -104,7 +104,7 @@ impl AsyncWatch {
             is_listed: AtomicBool::new(false),
             link: LinkedListAtomicLink::new(),
         });
-        watch::add_watcher(file, &watch).map(|()| watch.clone()).inspect_err(|_| watch.stop(file))
+        watch::add_watcher(file, &watch).map(|_| watch.clone()).inspect_err(|_| watch.stop(file))
     }
 
     /// Watches no longer.

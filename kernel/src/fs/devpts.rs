@@ -97,8 +97,11 @@ impl InodeOps for Root {
             return Ok(());
         }
         let mut next = from.saturating_sub(FIRST_OFFSET + 1);
-        while let Some(number) = u32::try_from(next).ok().and_then(pty::next_number) {
+        while let Some((number, is_found)) = u32::try_from(next).ok().and_then(pty::next_number) {
             next = u64::from(number) + 1;
+            if !is_found {
+                continue;
+            }
             let name = alloc::format!("{number}");
             let entry = Dirent {
                 ino: FIRST_INO + u64::from(number),

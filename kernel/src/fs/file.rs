@@ -75,6 +75,11 @@ pub trait FileOps: Any + Send + Sync {
         Err(Errno::EINVAL)
     }
 
+    /// Does O_ASYNC have a meaning? SIGIO tells of what comes in, and of room.
+    fn signals_readiness(&self) -> bool {
+        false
+    }
+
     /// May sendfile(2) read from it?
     fn spliceable(&self) -> bool {
         true
@@ -413,10 +418,10 @@ impl File {
         result.expect("it was just put there")
     }
 
-    /// O_ASYNC comes or goes, by this descriptor.
+    /// O_ASYNC comes or goes, by this descriptor. Nothing happens to files without a meaning for it.
     pub fn set_asynchronous(self: &Arc<Self>, fd: i32, on: bool) -> Result<()> {
         let is_on = self.signalling.lock().as_ref().is_some_and(|signalling| signalling.watch.is_some());
-        if is_on == on {
+        if is_on == on || !self.ops().signals_readiness() {
             return Ok(());
         }
         let new = if on { Some(AsyncWatch::start(self, fd)?) } else { None };

@@ -249,6 +249,10 @@ impl Watches {
 }
 
 impl FileOps for Inotify {
+    fn signals_readiness(&self) -> bool {
+        true
+    }
+
     fn read_at(&self, file: &File, _: u64, sink: &mut Sink) -> Result<usize> {
         let mut done = 0;
         loop {
@@ -300,7 +304,13 @@ impl FileOps for Inotify {
     fn kernel_bytes(&self) -> u64 {
         /// A watch and its places in three maps.
         const WATCH: usize = size_of::<Watch>() + 192;
-        let waiting = self.queue.lock().events.len() * (size_of::<Event>() + 64);
+        /// An event's places, in the queue and in the heap.
+        const EVENT: usize = size_of::<Event>() + 64;
+        let waiting = {
+            let queue = self.queue.lock();
+            // What the reader is to get has the names.
+            queue.events.len() * EVENT + queue.bytes
+        };
         (waiting + self.watches.lock().by_descriptor.len() * WATCH) as u64
     }
 

@@ -241,6 +241,10 @@ fn ask(held: &Held, down_to: Level) -> Result<(bool, u64)> {
     let (mut conflicting, mut first) = (false, u64::MAX);
     for lease in leases {
         sched::cond_resched();
+        // Each may be told to thousands, at the cost of who opens the file.
+        if process::is_killed() {
+            return Err(Errno::EINTR);
+        }
         let tells = {
             let mut state = lease.state.lock();
             if state.level <= down_to {

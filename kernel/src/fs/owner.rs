@@ -12,6 +12,7 @@ use crate::errno::{Errno, Result};
 use crate::namespaces::View;
 use crate::process::tree::{self, Group};
 use crate::process::{self, Credentials, Process, Thread};
+use crate::sched;
 use crate::signal::{self, SIGIO, SigInfo};
 
 /// Whom a signal about a file goes to. Nobody, once they are gone.
@@ -118,6 +119,7 @@ impl FileOwner {
                 let Some(group) = group.upgrade() else { return };
                 let mut next = tree::first_member(&tree::look(), &group);
                 while let Some(process) = next {
+                    sched::cond_resched();
                     self.tell_process(&process, info);
                     let tree = tree::look();
                     // One that has left the group meanwhile, or has ended, ends the walk: its place is not known any more.

@@ -396,6 +396,10 @@ impl Drop for End {
 }
 
 impl FileOps for End {
+    fn signals_readiness(&self) -> bool {
+        true
+    }
+
     fn read_at(&self, file: &File, _: u64, sink: &mut Sink) -> Result<usize> {
         self.pipe.read(file.nonblocking(), sink)
     }

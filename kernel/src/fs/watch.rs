@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::file::File;
 use crate::errno::Result;
-use crate::process::Process;
+use crate::process::{self, Charge, Process};
 use crate::sched;
 use crate::sync::{WaitError, WaitQueue, Watcher};
 
@@ -38,15 +38,20 @@ impl Watcher for Poller {
 struct Watch {
     poller: Arc<Poller>,
     files: Vec<Arc<File>>,
+    _charge: Charge,
 }
 
 impl Watch {
-    fn new(files: Vec<Arc<File>>) -> Result<Self> {
+    /// `held`: bytes that the caller keeps meanwhile.
+    fn new(files: Vec<Arc<File>>, held: usize) -> Result<Self> {
         let poller = Arc::new(Poller { woken: AtomicBool::new(false), queue: WaitQueue::new() });
-        let watch = Self { poller, files };
+        let charge = process::current().process.charges.add(held + size_of_val(&*files));
+        let mut watch = Self { poller, files, _charge: charge };
+        let mut queues = 0;
         for file in in_turns(&watch.files) {
-            add_watcher(file, &watch.poller)?;
+            queues += add_watcher(file, &watch.poller)?;
         }
+        watch._charge.grow(queues * WaitQueue::BYTES_OF_WATCHER);
         Ok(watch)
     }
 }
@@ -83,21 +88,26 @@ impl Home {
     }
 }
 
-/// Has `watcher` told of what happens to the file; dropping that again is the caller's, also after a failure.
-pub(super) fn add_watcher<W: Watcher + 'static>(file: &File, watcher: &Arc<W>) -> Result<()> {
-    let mut result = Ok(());
+/// Has `watcher` told of what happens to the file, by so many queues; dropping that again is the caller's, also after a failure.
+pub(super) fn add_watcher<W: Watcher + 'static>(file: &File, watcher: &Arc<W>) -> Result<usize> {
+    let mut result = Ok(0);
     file.ops().wait_queues(file, &mut |queue| {
-        if result.is_ok() {
-            result = queue.add_watcher(watcher.clone());
+        if let Ok(queues) = &mut result {
+            match queue.add_watcher(watcher.clone()) {
+                Ok(()) => *queues += 1,
+                Err(error) => result = Err(error),
+            }
         }
     });
     result
 }
 
 /// Calls `scan` until it finds something ready (a number above 0), the deadline (monotonic nanoseconds) passes, or a signal comes.
-/// `files` gives what to watch; it is asked once and only if there is nothing at first. Without files it just sleeps.
+/// `files` gives what to watch; it is asked once and only if there is nothing at first. Without files it just sleeps. `held` are the bytes
+/// that the caller keeps meanwhile: they are its process's while it waits.
 pub fn wait(
     deadline: Option<u64>,
+    held: usize,
     files: impl FnOnce() -> Result<Vec<Arc<File>>>,
     mut scan: impl FnMut() -> usize,
 ) -> Result<usize> {
@@ -105,7 +115,7 @@ pub fn wait(
     if ready > 0 || deadline == Some(0) {
         return Ok(ready);
     }
-    let watch = Watch::new(files()?)?;
+    let watch = Watch::new(files()?, held)?;
     loop {
         watch.poller.woken.store(false, Ordering::SeqCst);
         let ready = scan();

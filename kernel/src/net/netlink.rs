@@ -516,6 +516,10 @@ impl Calls for Socket {
 }
 
 impl FileOps for Socket {
+    fn signals_readiness(&self) -> bool {
+        true
+    }
+
     fn read_at(&self, file: &File, _: u64, sink: &mut Sink) -> Result<usize> {
         let flags = if file.nonblocking() { net::MSG_DONTWAIT } else { 0 };
         self.receive(sink, flags).map(|incoming| incoming.count)

@@ -49,7 +49,7 @@ pub use process::{Process, WaitStatus};
 pub use spawn::{new_idle_thread, new_kernel_thread, spawn_init};
 pub use thread::{Current, Thread, current, is_killed, try_current};
 pub use tree::{PID_MAX, Session, thread_count};
-pub use user::{exit_to_user, is_restart_code, switch_address_space};
+pub use user::{Due, exit_to_user, is_restart_code, switch_address_space};
 pub use wait::{IdKind, WaitFlags, Waited, wait};
 
 use core::sync::atomic::{AtomicUsize, Ordering};

@@ -45,7 +45,9 @@ fn work_before_user(thread: &Thread, frame: &mut TrapFrame) {
             interrupts::disable();
             continue;
         }
-        let signals = thread.signals.pending();
+        // A call with a mask of its own was interrupted, by what may be gone by now.
+        let masked = thread.due.take(Due::MASK);
+        let signals = masked || thread.signals.pending();
         if !signals && !wants_restart(frame) && !thread.due.is_any() {
             return;
         }
@@ -68,6 +70,8 @@ impl Due {
     pub const TIMERS: u32 = 1;
     /// The restartable-sequence area must be looked at.
     pub const RSEQ: u32 = 2;
+    /// The signal mask is that of a call which is over.
+    pub const MASK: u32 = 4;
 
     /// Nothing.
     pub const fn new() -> Self {

@@ -74,10 +74,11 @@ intrusive_adapter!(Listed = Arc<Group>: Group { in_telling => LinkedListAtomicLi
 static UNDER_WAY: IrqLock<LinkedList<Listed>> = IrqLock::new(LinkedList::new(Listed::NEW));
 static WORKER: WaitQueue = WaitQueue::new();
 
-/// Sends a signal to all members of a process group, if there is one of that number. Usable in interrupt handlers.
-pub fn send_group(pgid: Pid, signal: u32) {
+/// Sends a signal to all members of a session's process group, if there is one of that number: who noted the number does not keep it,
+/// and a group of another session may have it by now. Usable in interrupt handlers.
+pub fn send_group(session: Pid, pgid: Pid, signal: u32) {
     let mut tree = tree::lock_to_send(2 * MEMBERS + MOST_FOR_ONE);
-    let Some(group) = tree.group(pgid) else { return };
+    let Some(group) = tree.group(pgid).filter(|group| group.session.sid == session) else { return };
     group.news.get_mut(&mut tree).announce(signal);
     // It does not go back to user mode as if nothing had happened.
     if let Some(current) = process::try_current()

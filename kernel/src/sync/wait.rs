@@ -295,6 +295,9 @@ impl WaitQueue {
         }
     }
 
+    /// Bytes that a watcher's place takes.
+    pub const BYTES_OF_WATCHER: usize = size_of::<Place>();
+
     /// Adds a watcher, which is told of every wake from now on.
     pub fn add_watcher(&self, watcher: Arc<dyn Watcher>) -> Result<(), Errno> {
         // Allocation stays outside the lock.

@@ -271,8 +271,12 @@ pub(super) fn with_mask<T>(mask: Option<SigSet>, work: impl FnOnce() -> Result<T
     let thread = process::current();
     thread.set_temporary_mask(mask);
     let result = work();
-    if !matches!(result, Err(Errno::EINTR | Errno::ERESTARTNOHAND | Errno::ERESTART_RESTARTBLOCK)) {
-        thread.restore_mask();
+    match result {
+        // Signals are delivered under the call's mask; that brings the old one back.
+        Err(Errno::EINTR | Errno::ERESTARTNOHAND | Errno::ERESTART_RESTARTBLOCK) => {
+            thread.due.set(process::Due::MASK);
+        }
+        _ => thread.restore_mask(),
     }
     result
 }
@@ -303,8 +307,10 @@ fn poll_files(fds: &mut [PollFd], deadline: Option<u64>) -> Result<usize> {
     let mut files = fallible::with_capacity(numbers.len())?;
     files.extend(in_turns(&numbers).filter_map(|fd| Some((*fd, table.get(*fd).ok()?))));
     let file_of = |fd: i32| files.binary_search_by_key(&fd, |(fd, _)| *fd).ok().map(|at| &files[at].1);
+    let held = size_of_val(&*fds) + size_of_val(&*numbers) + size_of_val(&*files);
     watch::wait(
         deadline,
+        held,
         || fallible::collect(in_turns(&files).map(|(_, file)| file.clone())),
         || {
             let mut ready = 0;
@@ -439,8 +445,10 @@ impl Sets {
         for (found, wanted) in found.iter_mut().zip(&self.wanted) {
             *found = fallible::filled(0, wanted.len())?;
         }
+        let sets = 2 * self.wanted.iter().map(|set| size_of_val(&**set)).sum::<usize>();
         let ready = watch::wait(
             deadline,
+            sets + size_of_val(&*files),
             || fallible::collect(in_turns(&files).map(|(_, _, file)| file.clone())),
             || {
                 let mut ready = 0;

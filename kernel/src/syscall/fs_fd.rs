@@ -92,8 +92,12 @@ fn fcntl(args: &mut Args) -> Result<usize> {
             if turned_on & abi::O_NOATIME != 0 && !credentials().owns(file.inode()) {
                 return Err(Errno::EPERM);
             }
-            file.set_flags(argument as u32)?;
-            file.set_asynchronous(fd, argument as u32 & abi::FASYNC != 0)?;
+            let mut flags = argument as u32;
+            if !file.ops().signals_readiness() {
+                flags = flags & !abi::FASYNC | file.flags() & abi::FASYNC;
+            }
+            file.set_flags(flags)?;
+            file.set_asynchronous(fd, flags & abi::FASYNC != 0)?;
             Ok(0)
         }
         abi::F_DUPFD_QUERY => Ok(table.get(argument as i32).is_ok_and(|f| Arc::ptr_eq(&f, &file)).into()),
@@ -283,6 +287,9 @@ fn do_ioctl(args: &mut Args) -> Result<usize> {
         FIONBIO => set_flag(abi::O_NONBLOCK),
         FIOASYNC => {
             let on = uaccess::read_user::<i32>(argument)? != 0;
+            if !file.ops().signals_readiness() && on != (file.flags() & abi::FASYNC != 0) {
+                return Err(Errno::ENOTTY);
+            }
             set_flag(abi::FASYNC)?;
             file.set_asynchronous(fd, on).map(|()| 0)
         }

@@ -77,7 +77,7 @@ fn ptrace(args: &mut Args) -> Result<usize> {
         request::SINGLESTEP => go_on(&thread, Resume::Step, data)?,
         request::SYSEMU => go_on(&thread, Resume::Emulate, data)?,
         request::SYSEMU_SINGLESTEP => go_on(&thread, Resume::EmulateStep, data)?,
-        request::DETACH => ptrace::detach(&thread, signal(data)?),
+        request::DETACH => ptrace::detach(&thread, signal(data)?)?,
         // A program that its tracer may execute and not read, or one with other rights than it had, keeps its memory to itself.
         request::PEEKTEXT | request::PEEKDATA | request::POKETEXT | request::POKEDATA
             if !thread.process.is_dumpable() && !process::current().credentials().capable(CAP_SYS_PTRACE) =>

@@ -20,7 +20,6 @@ use crate::fs::{DeviceId, Events};
 use crate::memory::fallible;
 use crate::process;
 use crate::sched;
-use crate::signal;
 use crate::sync::{Mutex, MutexGuard, SpinLock, WaitError, WaitQueue};
 use crate::time;
 
@@ -172,10 +171,8 @@ impl Tty {
     }
 
     pub(super) fn signal_foreground(&self, signal: u32) {
-        let group = self.job.lock().foreground;
-        if group > 0 {
-            signal::send_group(group, signal);
-        }
+        let job = *self.job.lock();
+        job.signal(signal);
     }
 
     /// Input from the device, as much as there is room for; returns how much that was.

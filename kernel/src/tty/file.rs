@@ -79,6 +79,16 @@ impl FileOps for TtyFile {
         true
     }
 
+    fn signals_readiness(&self) -> bool {
+        true
+    }
+
+    fn kernel_bytes(&self) -> u64 {
+        // Relaxed: a number that tells.
+        let opens = self.tty.opens.load(Ordering::Relaxed).max(1);
+        if self.tty.driver.other_end_closed() { pty::MEMORY as u64 / u64::from(opens) } else { 0 }
+    }
+
     fn ioctl(&self, file: &File, command: u32, argument: usize) -> Result<usize> {
         ioctl::ioctl(&self.tty, self.opened(file), command, argument)
     }

@@ -21,6 +21,15 @@ pub struct Job {
     pub foreground: Pid,
 }
 
+impl Job {
+    /// Sends a signal to the group in the foreground, if there is one.
+    pub fn signal(&self, signal: u32) {
+        if self.foreground != 0 {
+            signal::send_group(self.session, self.foreground, signal);
+        }
+    }
+}
+
 /// The controlling terminal of a session.
 pub fn terminal_of(session: &Session) -> Option<Arc<Tty>> {
     let terminal: Arc<dyn Any + Send + Sync> = session.terminal.lock().clone()?;
@@ -52,7 +61,7 @@ fn check(tty: &Tty, signal: u32) -> Result<()> {
         return Ok(());
     }
     let thread = process::current();
-    let group = thread.process.pgid();
+    let (group, session) = (thread.process.pgid(), thread.process.sid());
     let foreground = tty.job.lock().foreground;
     if foreground == 0 || group == foreground {
         return Ok(());
@@ -64,7 +73,7 @@ fn check(tty: &Tty, signal: u32) -> Result<()> {
     if process::is_group_orphaned(group) {
         return Err(Errno::EIO);
     }
-    signal::send_group(group, signal);
+    signal::send_group(session, group, signal);
     Err(Errno::ERESTARTSYS)
 }
 
@@ -120,18 +129,18 @@ pub fn set_controlling(tty: &Arc<Tty>, steal: bool, readable: bool) -> Result<()
     Ok(())
 }
 
-/// Takes the terminal away from the session; returns its foreground group, 0 for none.
-fn release(session: &Session, tty: &Arc<Tty>) -> Pid {
-    let foreground = {
+/// Takes the terminal away from the session; returns who had it.
+fn release(session: &Session, tty: &Arc<Tty>) -> Job {
+    let job = {
         let mut job = tty.job.lock();
         if job.session != session.sid {
-            return 0;
+            return Job::default();
         }
-        core::mem::take(&mut *job).foreground
+        core::mem::take(&mut *job)
     };
     let old = session.terminal.lock().take();
     drop(old);
-    foreground
+    job
 }
 
 /// TIOCNOTTY.
@@ -143,11 +152,9 @@ pub fn give_up(tty: &Arc<Tty>) -> Result<()> {
     let session = process.session().ok_or(Errno::ENOTTY)?;
     // The terminal belongs to the session as a whole here: it is the leader's to give up.
     if session.sid == process.pid {
-        let foreground = release(&session, tty);
-        if foreground != 0 {
-            signal::send_group(foreground, abi::SIGHUP);
-            signal::send_group(foreground, abi::SIGCONT);
-        }
+        let job = release(&session, tty);
+        job.signal(abi::SIGHUP);
+        job.signal(abi::SIGCONT);
     }
     Ok(())
 }
@@ -157,21 +164,16 @@ pub fn give_up(tty: &Arc<Tty>) -> Result<()> {
 pub fn session_leader_ends(session: &Session) {
     let Some(tty) = terminal_of(session) else {
         // Relaxed: the leader alone is left to hang up, and it is ending.
-        let left = session.left_in_foreground.swap(0, Ordering::Relaxed);
-        // The number may be another session's by now.
-        if left != 0 && process::session_of_group(left) == Some(session.sid) {
-            signal::send_group(left, abi::SIGHUP);
-            signal::send_group(left, abi::SIGCONT);
-        }
+        let foreground = session.left_in_foreground.swap(0, Ordering::Relaxed);
+        let left = Job { session: session.sid, foreground };
+        left.signal(abi::SIGHUP);
+        left.signal(abi::SIGCONT);
         return;
     };
     if !tty.driver.is_pseudoterminal() {
         tty.hang_up();
     }
-    let foreground = release(session, &tty);
-    if foreground != 0 {
-        signal::send_group(foreground, abi::SIGHUP);
-    }
+    release(session, &tty).signal(abi::SIGHUP);
 }
 
 /// Takes the terminal away from all who have it open: a pseudoterminal's master was closed, or vhangup(2). Its session has no terminal
@@ -184,7 +186,7 @@ pub fn hang_up(tty: &Arc<Tty>) {
     }
     match process::session(sid) {
         Some(session) => {
-            let foreground = release(&session, tty);
+            let foreground = release(&session, tty).foreground;
             // Relaxed: a number; who ends as leader reads it when it has taken locks that order the two.
             session.left_in_foreground.store(foreground, Ordering::Relaxed);
         }

@@ -30,6 +30,8 @@ use crate::sync::{Mutex, SpinLock, WaitQueue};
 
 /// Bytes from the terminal that wait for the master.
 const BUFFER_SIZE: usize = 8192;
+/// Bytes of a pair: its master answers for them, and once that is closed who has the terminal open.
+pub(super) const MEMORY: usize = BUFFER_SIZE + discipline::MEMORY;
 /// Major number of `/dev/pts/N`.
 const MAJOR: u32 = 136;
 /// The most pairs at once.
@@ -37,6 +39,7 @@ const MOST: u32 = 4096;
 
 /// What both sides share.
 struct Link {
+    number: u32,
     output: SpinLock<Output>,
     /// Woken when there is something for the master.
     readable: WaitQueue,
@@ -45,6 +48,12 @@ struct Link {
     /// The terminal's side was open once.
     opened: AtomicBool,
     master_closed: AtomicBool,
+}
+
+impl Link {
+    fn is_master_closed(&self) -> bool {
+        self.master_closed.load(Ordering::SeqCst)
+    }
 }
 
 struct Output {
@@ -130,7 +139,7 @@ impl Driver for Slave {
     }
 
     fn other_end_closed(&self) -> bool {
-        self.0.master_closed.load(Ordering::SeqCst)
+        self.0.is_master_closed()
     }
 
     fn is_pseudoterminal(&self) -> bool {
@@ -140,13 +149,16 @@ impl Driver for Slave {
     fn all_closed(&self) {
         self.0.readable.wake_all();
         self.0.writable.wake_all();
+        if self.other_end_closed() {
+            forget(&self.0);
+        }
     }
 }
 
 /// `/dev/ptmx`.
 pub const PTMX: DeviceId = DeviceId::new(5, 2);
 
-/// A pair: found by its number for as long as the master is open.
+/// A pair. It has its number until both sides are closed, and is found by it for as long as the master is open.
 pub struct Pair {
     link: Arc<Link>,
     tty: Arc<Tty>,
@@ -182,9 +194,19 @@ pub fn init() {
     register_character_device(DeviceId::new(MAJOR, 0), MOST, open_slave);
 }
 
-/// The lowest number from `from` on of a pair that exists, for `/dev/pts`.
-pub fn next_number(from: u32) -> Option<u32> {
-    PAIRS.lock().range(from..).next().map(|(number, _)| *number)
+/// The lowest number from `from` on of a pair, for `/dev/pts`, and whether the pair is found by it.
+pub fn next_number(from: u32) -> Option<(u32, bool)> {
+    PAIRS.lock().range(from..).next().map(|(number, pair)| (*number, !pair.link.is_master_closed()))
+}
+
+/// Gives the pair's number back: both sides are closed. Each of the two looks, and both may find it so; the number may be another's then.
+fn forget(link: &Arc<Link>) {
+    let mut pairs = PAIRS.lock();
+    let is_own = pairs.get(&link.number).is_some_and(|pair| Arc::ptr_eq(&pair.link, link));
+    let pair = if is_own { pairs.remove(&link.number) } else { None };
+    drop(pairs);
+    // The pair may go with it, without the lock.
+    drop(pair);
 }
 
 /// The lowest number of no pair. Some numbers are looked at in each hold of the lock.
@@ -209,14 +231,14 @@ fn free_number() -> Result<u32> {
     Err(Errno::ENOSPC)
 }
 
-/// The pair with that number.
+/// The pair with that number, if its master is open.
 pub fn find(number: u32) -> Option<Arc<Pair>> {
-    PAIRS.lock().get(&number).cloned()
+    let pair = PAIRS.lock().get(&number).cloned();
+    pair.filter(|pair| !pair.link.is_master_closed())
 }
 
 /// The master side of a pair.
 pub struct Master {
-    number: u32,
     pair: Arc<Pair>,
     reading: Mutex<()>,
     writing: Mutex<()>,
@@ -224,22 +246,23 @@ pub struct Master {
 
 /// Opens `/dev/ptmx`: a new pair. It is locked until TIOCSPTLCK says otherwise.
 pub fn open_master(_flags: u32) -> Result<Arc<dyn FileOps>> {
-    let link = Arc::new(Link {
-        output: SpinLock::new(Output::new()?),
-        readable: WaitQueue::new(),
-        writable: WaitQueue::new(),
-        opened: AtomicBool::new(false),
-        master_closed: AtomicBool::new(false),
-    });
     let credentials = process::current().credentials();
     // The place is reserved under the lock, with everything made before it.
     loop {
         let number = free_number()?;
+        let link = Arc::new(Link {
+            number,
+            output: SpinLock::new(Output::new()?),
+            readable: WaitQueue::new(),
+            writable: WaitQueue::new(),
+            opened: AtomicBool::new(false),
+            master_closed: AtomicBool::new(false),
+        });
         let termios = Termios::new(abi::B38400, 38_400);
         let device = DeviceId::new(MAJOR, number);
         let tty = Tty::new(device, termios, Box::new(Slave(link.clone())))?;
         let pair = Arc::new(Pair {
-            link: link.clone(),
+            link,
             tty,
             locked: AtomicBool::new(true),
             uid: credentials.fsuid,
@@ -253,16 +276,20 @@ pub fn open_master(_flags: u32) -> Result<Arc<dyn FileOps>> {
         }
         pairs.insert(number, pair.clone());
         drop(pairs);
-        return Ok(Arc::new(Master { number, pair, reading: Mutex::new(()), writing: Mutex::new(()) }));
+        return Ok(Arc::new(Master { pair, reading: Mutex::new(()), writing: Mutex::new(()) }));
     }
 }
 
 fn open_slave(device: DeviceId, _: &Path, flags: u32) -> Result<Arc<dyn FileOps>> {
     let pair = find(device.minor).ok_or(Errno::EIO)?;
-    if pair.locked.load(Ordering::SeqCst) || pair.link.master_closed.load(Ordering::SeqCst) {
+    if pair.locked.load(Ordering::SeqCst) {
         return Err(Errno::EIO);
     }
     let file = TtyFile::open(pair.tty.clone(), flags)?;
+    // Once more behind the count of open files: either the master's end sees that, or the end is seen here.
+    if pair.link.is_master_closed() {
+        return Err(Errno::EIO);
+    }
     // Behind the count of open files, for `slave_gone`.
     pair.link.opened.store(true, Ordering::SeqCst);
     Ok(file)
@@ -318,6 +345,10 @@ impl Master {
 }
 
 impl FileOps for Master {
+    fn signals_readiness(&self) -> bool {
+        true
+    }
+
     fn read_at(&self, file: &File, _: u64, sink: &mut Sink) -> Result<usize> {
         let _reader = take_turn(&self.reading, file.nonblocking())?;
         if sink.remaining() == 0 {
@@ -411,7 +442,7 @@ impl FileOps for Master {
 
     fn ioctl(&self, file: &File, command: u32, argument: usize) -> Result<usize> {
         match command {
-            request::TIOCGPTN => write_user(argument, &self.number)?,
+            request::TIOCGPTN => write_user(argument, &self.pair.link.number)?,
             request::TIOCSPTLCK => {
                 let lock: i32 = read_user(argument)?;
                 self.pair.locked.store(lock != 0, Ordering::SeqCst);
@@ -453,17 +484,18 @@ impl FileOps for Master {
     }
 
     fn kernel_bytes(&self) -> u64 {
-        (BUFFER_SIZE + discipline::MEMORY) as u64
+        MEMORY as u64
     }
 
     fn release(&self, _: &File) {
-        // Dropped outside of the lock.
-        let pair = PAIRS.lock().remove(&self.number);
-        drop(pair);
-        let dentry = self.pair.dentry.lock().take();
-        drop(dentry);
         self.pair.link.master_closed.store(true, Ordering::SeqCst);
+        let dentry = self.pair.dentry.lock().take();
+        // Dropped outside of the lock.
+        drop(dentry);
         super::job::hang_up(&self.pair.tty);
+        if self.pair.tty.opens.load(Ordering::SeqCst) == 0 {
+            forget(&self.pair.link);
+        }
     }
 }
 
@@ -477,7 +509,8 @@ impl Master {
         let mut start = Start::kernel();
         start.base = master.path().parent(&start.root)?;
         // Beside `/dev/ptmx` is the directory of the terminals; beside `/dev/pts/ptmx` they are themselves.
-        let names = [alloc::format!("pts/{}", self.number), alloc::format!("{}", self.number)];
+        let number = self.pair.link.number;
+        let names = [alloc::format!("pts/{number}"), alloc::format!("{number}")];
         let places = names.iter().filter_map(|name| resolve(&start, name.as_bytes(), true).ok());
         let place = places.into_iter().find(|place| place.inode().rdev == self.pair.tty.device);
         let file = open_place(&start, &place.ok_or(Errno::ENODEV)?, flags)?;

@@ -5,11 +5,13 @@ use std::time::{Duration, Instant};
 
 use roundtable_programs::child;
 use roundtable_programs::file::Fd;
-use roundtable_programs::sys::{self, check};
-use roundtable_programs::{Errno, procfs, tests};
+use roundtable_programs::harness::skip;
+use roundtable_programs::shared::Shared;
+use roundtable_programs::sys::{self, check, cpus};
+use roundtable_programs::{Errno, procfs, signals, tests};
 
 tests! { chain_from_the_top, chain_from_the_bottom, two_chains_joined, ways_to_the_top: 120, ways_through_layers: 60, files_below_a_new_way,
-closed_during_a_search: 120, armed_again_by_another: 120, watches_are_limited, many_in_one: 60 }
+closed_during_a_search: 120, armed_again_by_another: 120, watches_are_limited, many_in_one: 60, the_mask_comes_back: 60 }
 
 fn epoll() -> Fd {
     // SAFETY: takes an integer.
@@ -260,4 +262,46 @@ fn many_in_one() {
     }
     assert_eq!(add(&top, &middle), Ok(0));
     assert_eq!(add(&below[2999], &top), Err(Errno::ELOOP));
+}
+
+/// epoll_pwait(2) ends for a stop that is over before its thread runs again: the old mask is back.
+fn the_mask_comes_back() {
+    const ROUNDS: u32 = 300;
+    let [here, there, ..] = cpus()[..] else { skip("it takes two CPUs") };
+    let shared = Shared::new();
+    let waiter = child::fork(|| {
+        sys::pin(there);
+        let epoll = epoll();
+        signals::mask(libc::SIG_BLOCK, &[libc::SIGUSR1]);
+        let none = signals::set_of(&[]);
+        loop {
+            let mut event = libc::epoll_event { events: 0, u64: 0 };
+            shared.add(0);
+            // SAFETY: room for one event; the sets live through the calls.
+            let mut after = none;
+            let (result, blocked) = unsafe {
+                let result = check(libc::epoll_pwait(epoll.raw(), &mut event, 1, -1, &none));
+                check(libc::sigprocmask(libc::SIG_BLOCK, std::ptr::null(), &mut after)).unwrap();
+                (result, libc::sigismember(&after, libc::SIGUSR1))
+            };
+            assert_eq!((result, blocked), (Err(Errno::EINTR), 1), "round {}", shared.get(0));
+        }
+    });
+    // Somebody who wants to run there keeps the waiter from hearing at once.
+    let busy = child::fork(|| {
+        sys::pin(there);
+        loop {
+            std::hint::spin_loop();
+        }
+    });
+    sys::pin(here);
+    while shared.get(0) < ROUNDS {
+        if procfs::state(waiter.pid) == Some('S') {
+            signals::kill(waiter.pid, libc::SIGSTOP).unwrap();
+            signals::kill(waiter.pid, libc::SIGCONT).unwrap();
+        }
+        assert_ne!(procfs::state(waiter.pid), Some('Z'), "round {}: it has another mask", shared.get(0));
+    }
+    busy.end();
+    waiter.end();
 }

@@ -14,7 +14,7 @@ use roundtable_programs::sys::{check, pid, settles};
 use roundtable_programs::{Errno, row, tests};
 
 tests! { lease_rules, broken_by_writers, broken_by_readers, not_waited_for, given_up, taken_away: 60, several_readers, truncation_breaks,
-ends_with_the_file, set_twice_at_once, ready_pipes, ready_sockets, signals_of_ones_own, owners, owners_that_are_gone, notes, notes_once, note_rules }
+ends_with_the_file, set_twice_at_once, ready_pipes, ready_sockets, signals_of_ones_own, owners, owners_that_are_gone, files_that_are_not_told_of, notes, notes_once, note_rules }
 
 const SETLEASE: i32 = 1024;
 const GETLEASE: i32 = 1025;
@@ -431,4 +431,30 @@ fn note_rules() {
     rows.finish();
     fs::remove_file(&path).unwrap();
     assert!(settles(Duration::from_secs(1), || true));
+}
+
+/// O_ASYNC is for what comes in from outside: pipes, sockets, terminals, inotify. To others it means nothing.
+fn files_that_are_not_told_of() {
+    const FIOASYNC: usize = 0x5452;
+    let make = |number, argument| Fd::own(call(number, [argument, 0, 0, 0, 0, 0]).unwrap());
+    let cases: [(&str, Fd, bool); 5] = [
+        ("eventfd", make(libc::SYS_eventfd2, 0), false),
+        ("epoll", make(libc::SYS_epoll_create1, 0), false),
+        ("timerfd", make(libc::SYS_timerfd_create, libc::CLOCK_MONOTONIC as usize), false),
+        ("inotify", make(libc::SYS_inotify_init1, 0), true),
+        ("pipe", pipe(0).0, true),
+    ];
+    let mut rows = Rows::default();
+    for (what, fd, told) in &cases {
+        let is_on = || fcntl(fd, libc::F_GETFL, 0).unwrap() as i32 & ASYNC != 0;
+        let flags = fcntl(fd, libc::F_GETFL, 0).unwrap();
+        row!(rows, OK, fcntl(fd, libc::F_SETFL, flags | ASYNC as usize));
+        assert_eq!(is_on(), *told, "{what}");
+        row!(rows, OK, fcntl(fd, libc::F_SETFL, flags));
+        assert!(!is_on(), "{what}");
+        let on = 1i32;
+        let answer = call(libc::SYS_ioctl, [fd.raw() as usize, FIOASYNC, (&raw const on) as usize, 0, 0, 0]);
+        assert_eq!(answer, if *told { Ok(0) } else { Err(Errno::ENOTTY) }, "{what}");
+    }
+    rows.finish();
 }

@@ -14,7 +14,8 @@ use roundtable_programs::sys::{PAGE, c_string, check, is_linux, settles};
 use roundtable_programs::{Errno, harness, tests};
 
 tests! { a_table_of_a_second_thread: 100, the_first_thread_has_ended: 100, arguments_on_their_way: 100, texts_of_open_files: 100,
-texts_of_control_groups: 100, waiters_of_many_words: 100 }
+texts_of_control_groups: 100, waiters_of_many_words: 100, polls_of_many_files: 100, terminals_without_masters: 100,
+names_of_events: 100, messages_that_wait_for_room: 100 }
 
 /// What Linux counts is in address spaces alone.
 fn skip_on_linux() {
@@ -271,4 +272,138 @@ fn waiters_of_many_words() {
             unsafe { libc::_exit(i32::from(!has_risen || expected < 5)) };
         });
     });
+}
+
+/// The score rises while threads wait for many files each.
+fn polls_of_many_files() {
+    const EACH: usize = 20_000;
+    skip_on_linux();
+    in_child(|| {
+        limit(libc::RLIMIT_NOFILE, 1 << 20);
+        let event = Fd::own(call(libc::SYS_eventfd2, [0; 6]).expect("eventfd2"));
+        let other = |_| {
+            // SAFETY: takes an integer.
+            check(unsafe { libc::dup(event.raw()) }).expect("dup") as i32
+        };
+        let files: Vec<_> =
+            (0..EACH).map(other).map(|fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
+        let before = score("self");
+        // Each file of each has more than 64 bytes.
+        let threads = much() / (EACH * 64) + 1;
+        std::thread::scope(|scope| {
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    let (at, count) = (files.as_ptr() as usize, files.len());
+                    panic!("{:?}", call(libc::SYS_poll, [at, count, usize::MAX, 0, 0, 0]));
+                });
+            }
+            let expected = rise(threads * EACH * 64);
+            let has_risen = settles(Duration::from_secs(60), || score("self") >= before + expected);
+            println!("# {before}, then {}; {expected} more are expected", score("self"));
+            // The threads wait for ever.
+            // SAFETY: ends the process.
+            unsafe { libc::_exit(i32::from(!has_risen || expected < 5)) };
+        });
+    });
+}
+
+/// Who has a terminal open answers for it when its master is closed.
+fn terminals_without_masters() {
+    const COUNT: usize = 2_000;
+    skip_on_linux();
+    in_child(|| {
+        limit(libc::RLIMIT_NOFILE, 1 << 20);
+        let before = score("self");
+        for _ in 0..COUNT {
+            let master = Fd::open("/dev/ptmx", libc::O_RDWR | libc::O_NOCTTY).expect("/dev/ptmx");
+            let mut number = 0u32;
+            // SAFETY: the numbers have the types that the requests want.
+            unsafe {
+                check(libc::ioctl(master.raw(), libc::TIOCGPTN, &mut number)).expect("TIOCGPTN");
+                check(libc::ioctl(master.raw(), libc::TIOCSPTLCK, &0i32)).expect("TIOCSPTLCK");
+            }
+            let path = format!("/dev/pts/{number}");
+            std::mem::forget(Fd::open(&path, libc::O_RDWR | libc::O_NOCTTY).expect("a terminal"));
+        }
+        expect_rise(before, score("self"), COUNT * 24_000);
+    });
+}
+
+/// Names that inotify keeps count as they are long.
+fn names_of_events() {
+    const EVENTS: usize = 16_000;
+    const EACH: usize = 340;
+    skip_on_linux();
+    in_child(|| {
+        let folder = c_string("/tmp/held-names");
+        fs::create_dir_all("/tmp/held-names").unwrap();
+        let before = score("self");
+        let count = much() / (EVENTS * EACH) + 1;
+        let instances: Vec<_> = (0..count)
+            .map(|_| {
+                let instance = Fd::own(call(libc::SYS_inotify_init1, [0; 6]).expect("inotify_init1"));
+                let wanted = (libc::IN_CREATE | libc::IN_DELETE) as usize;
+                let watch = [instance.raw() as usize, folder.as_ptr() as usize, wanted, 0, 0, 0];
+                call(libc::SYS_inotify_add_watch, watch).expect("inotify_add_watch");
+                instance
+            })
+            .collect();
+        let name = format!("/tmp/held-names/{}", "x".repeat(255));
+        for _ in 0..EVENTS / 2 {
+            fs::write(&name, "").unwrap();
+            fs::remove_file(&name).unwrap();
+        }
+        expect_rise(before, score("self"), count * EVENTS * EACH);
+        drop(instances);
+        fs::remove_dir("/tmp/held-names").unwrap();
+    });
+}
+
+/// Threads that wait for room in a socket keep nothing of what they send.
+fn messages_that_wait_for_room() {
+    const LONG: usize = 200_000;
+    for kind in [libc::SOCK_DGRAM, libc::SOCK_SEQPACKET] {
+        in_child(|| {
+            let mut ends = [0; 2];
+            // SAFETY: two descriptors are written.
+            check(unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, ends.as_mut_ptr()) })
+                .expect("socketpair");
+            let message = vec![1u8; LONG];
+            let threads = much() / LONG;
+            let free = || Meminfo::read().get("MemFree") as usize * 1024;
+            let go = std::sync::Barrier::new(threads + 1);
+            std::thread::scope(|scope| {
+                for _ in 0..threads {
+                    let send = || {
+                        go.wait();
+                        let arguments = [ends[0] as usize, message.as_ptr() as usize, LONG, 0, 0, 0];
+                        loop {
+                            let _ = call(libc::SYS_sendto, arguments);
+                        }
+                    };
+                    std::thread::Builder::new()
+                        .stack_size(16 << 10)
+                        .spawn_scoped(scope, send)
+                        .expect("a thread");
+                }
+                procfs::wait_for_sleepers(threads);
+                let before = free();
+                go.wait();
+                // One message or a few are delivered, and who has sent those waits with the others.
+                let delivered = || {
+                    let mut bytes = 0i32;
+                    // SAFETY: TIOCOUTQ writes a number.
+                    check(unsafe { libc::ioctl(ends[0], libc::TIOCOUTQ, &mut bytes) }).expect("TIOCOUTQ");
+                    bytes as usize
+                };
+                let asleep = settles(Duration::from_secs(60), || delivered() >= LONG);
+                procfs::wait_for_sleepers(threads);
+                let taken = before.saturating_sub(free());
+                println!("# {threads} threads have {taken} bytes");
+                // The threads wait for ever.
+                // SAFETY: ends the process.
+                unsafe { libc::_exit(i32::from(!asleep || taken > threads * LONG / 2)) };
+            });
+        });
+    }
 }

@@ -2,17 +2,19 @@
 
 use std::time::Duration;
 
-use roundtable_programs::child::{Child, End, fork};
+use roundtable_programs::child::{Child, End, fork, waitpid};
 use roundtable_programs::file::Fd;
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::Map;
+use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::check;
-use roundtable_programs::{Errno, place, procfs, tests};
+use roundtable_programs::{Errno, place, procfs, signals, tests};
 
 tests! { output_that_nobody_reads, tabs_that_nobody_reads, input_that_nobody_reads, reprint_of_controls, packet_status_takes_no_output,
 readers_can_be_killed, writers_can_be_killed, masters_can_be_killed, endless_write_to_the_master: 60, endless_write_to_the_terminal: 60,
 many_terminals: 60, single_bytes_that_nobody_reads, writer_of_single_bytes_is_killed, writer_of_single_bytes_loses_the_master,
-tab_with_little_room, opened_while_the_last_is_closed: 60, signals_of_the_master }
+tab_with_little_room, opened_while_the_last_is_closed: 60, signals_of_the_master, foreground_group_is_gone,
+number_of_an_open_terminal }
 
 /// Both sides of a new pseudoterminal.
 struct Pty {
@@ -332,4 +334,79 @@ fn signals_of_the_master() {
     assert_eq!(procfs::state(shell.pid), Some('S'));
     assert_eq!(send(libc::SIGQUIT), Ok(0));
     assert_eq!(shell.wait(), End::Signal(libc::SIGQUIT));
+}
+
+/// Makes a child of this number; 0 in the child.
+fn child_with_number(number: i32) -> usize {
+    let numbers = [number];
+    let arguments = [0, 0, 0, 0, libc::SIGCHLD as u64, 0, 0, 0, numbers.as_ptr() as u64, 1, 0];
+    call(libc::SYS_clone3, [arguments.as_ptr() as usize, 88, 0, 0, 0, 0]).expect("clone3")
+}
+
+/// A terminal's keys, window and end are for the group that was put into the foreground, not for who has its number later.
+fn foreground_group_is_gone() {
+    let pty = Pty::new(libc::ISIG, 0);
+    let shared = Shared::new();
+    let leader = fork(|| {
+        // SAFETY: take integers.
+        unsafe {
+            check(libc::setsid()).expect("setsid");
+            check(libc::ioctl(pty.slave.raw(), libc::TIOCSCTTY, 0)).expect("TIOCSCTTY");
+        }
+        let member = fork(|| {
+            loop {
+                std::thread::park();
+            }
+        });
+        // SAFETY: take integers.
+        unsafe {
+            check(libc::setpgid(member.pid, member.pid)).expect("setpgid");
+            check(libc::tcsetpgrp(pty.slave.raw(), member.pid)).expect("tcsetpgrp");
+        }
+        shared.set(1, member.pid as u32);
+        member.end();
+        shared.set(0, 1);
+        loop {
+            std::thread::park();
+        }
+    });
+    shared.wait(0, 1);
+    let number = shared.get(1) as i32;
+    let all = [libc::SIGINT, libc::SIGQUIT, libc::SIGTSTP, libc::SIGHUP, libc::SIGCONT, libc::SIGWINCH];
+    if child_with_number(number) == 0 {
+        signals::mask(libc::SIG_BLOCK, &all);
+        // SAFETY: takes nothing.
+        let is_leader = unsafe { libc::setsid() } == number;
+        shared.set(2, 1 + u32::from(is_leader));
+        loop {
+            std::thread::park();
+        }
+    }
+    shared.wait(2, 2);
+    assert_eq!(pty.master.write(b"\x03\x1c\x1a"), Ok(3));
+    ioctl(&pty.master, libc::TIOCSWINSZ, &mut [10u16, 20, 0, 0]);
+    leader.end();
+    let heard = procfs::status_text(number, "ShdPnd");
+    signals::kill(number, libc::SIGKILL).unwrap();
+    waitpid(number, 0).unwrap();
+    assert_eq!(u64::from_str_radix(heard.trim(), 16), Ok(0));
+}
+
+/// A terminal that is open keeps its number when its master is closed.
+fn number_of_an_open_terminal() {
+    fn device(fd: &Fd) -> u64 {
+        fd.stat().st_rdev
+    }
+    let first = Pty::new(0, 0);
+    let number = device(&first.slave);
+    let Pty { master, slave } = first;
+    drop(master);
+    let name = format!("/dev/pts/{}", libc::minor(number));
+    assert!(std::fs::metadata(&name).is_err(), "{name} is there");
+    let second = Pty::new(0, 0);
+    assert_ne!(device(&second.slave), number);
+    drop(slave);
+    // It is for others now.
+    let third = Pty::new(0, 0);
+    assert_eq!(device(&third.slave), number);
 }

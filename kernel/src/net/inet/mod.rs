@@ -297,6 +297,10 @@ impl Socket {
 }
 
 impl FileOps for Socket {
+    fn signals_readiness(&self) -> bool {
+        true
+    }
+
     fn read_at(&self, file: &File, _: u64, sink: &mut Sink) -> Result<usize> {
         let flags = if file.nonblocking() { net::MSG_DONTWAIT } else { 0 };
         super::calls::Calls::receive(self, sink, flags).map(|r| r.count)

@@ -14,7 +14,7 @@ use crate::memory::fallible::{self, TryVec};
 use crate::net::calls::Along;
 use crate::net::message::{Message, Ucred};
 use crate::net::options::{deadline, wait_error};
-use crate::process;
+use crate::process::{self, Charge};
 use crate::signal;
 
 /// The most bytes of a stream that are put into one message.
@@ -170,24 +170,30 @@ impl Socket {
         Ok(count)
     }
 
-    /// All of `source` as one message's bytes.
-    fn whole(&self, source: &mut Source) -> Result<Vec<u8>> {
+    /// `EMSGSIZE` when what is left of `source` is too long for one message.
+    fn check_length(&self, source: &Source) -> Result<()> {
+        let most = self.options.lock().send_buffer.saturating_sub(32);
+        if source.remaining() > most { Err(Errno::EMSGSIZE) } else { Ok(()) }
+    }
+
+    /// All of `source` as one message's bytes. Who calls has room for them: any number of threads may wait for it, with nothing in their hands.
+    /// They are the process's until they are delivered, however long the copy waits for a page.
+    fn whole(source: &mut Source) -> Result<(Vec<u8>, Charge)> {
         let len = source.remaining();
-        if len > self.options.lock().send_buffer.saturating_sub(32) {
-            return Err(Errno::EMSGSIZE);
-        }
+        let charge = process::current().process.charges.add(len);
         let mut bytes = Vec::new();
         bytes.try_resize(len, 0).map_err(|_| Errno::ENOBUFS)?;
         if len > 0 {
             source.read_exact(&mut bytes)?;
         }
-        Ok(bytes)
+        Ok((bytes, charge))
     }
 
     fn send_packet(&self, source: &mut Source, flags: u32, along: Along) -> Result<usize> {
         self.open_peer()?;
-        let bytes = self.whole(source)?;
+        self.check_length(source)?;
         self.wait_for_buffer(flags)?;
+        let (bytes, _charge) = Self::whole(source)?;
         let peer = self.open_peer()?;
         let credentials = along.credentials.unwrap_or_else(Ucred::current_real);
         let count = bytes.len();
@@ -206,7 +212,7 @@ impl Socket {
         if self.state.lock().send_closed {
             return Err(Errno::EPIPE);
         }
-        let bytes = self.whole(source)?;
+        self.check_length(source)?;
         let peer = match &to {
             Some(address) => address::find(address, self.kind, &self.network)?,
             None => self.default_destination()?,
@@ -216,6 +222,10 @@ impl Socket {
         }
         self.wait_for_buffer(flags)?;
         self.wait_for_room(&peer, flags)?;
+        let (bytes, _charge) = Self::whole(source).inspect_err(|_| {
+            // The place that it has waited for is another's.
+            peer.room.wake_one();
+        })?;
         let credentials = along.credentials.unwrap_or_else(Ucred::current_real);
         let count = bytes.len();
         let message = Message::new(&self.to_arc(), bytes, credentials, along.rights, self.address());

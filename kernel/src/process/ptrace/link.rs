@@ -191,13 +191,18 @@ fn unlink(tree: &mut tree::Guard, thread: &Thread) -> Removed {
     removed
 }
 
-/// PTRACE_DETACH, of a tracee in a stop: it goes on with this signal.
-pub fn detach(thread: &Thread, signal: u32) {
+/// PTRACE_DETACH, of a tracee in a stop: it goes on with this signal. `ESRCH` when it is in none: one that was killed and has ended is for
+/// the tracer's wait(2), or for its end.
+pub fn detach(thread: &Thread, signal: u32) -> Result<()> {
     let mut tree = tree::lock();
+    if !super::stop::is_stopped(&tree, thread) {
+        return Err(Errno::ESRCH);
+    }
     thread.trace.state.get_mut(&mut tree).answer = signal;
     let removed = unlink(&mut tree, thread);
     drop(tree);
     drop(removed);
+    Ok(())
 }
 
 /// A process is about to leave the tree, waited for by its parent: nobody traces its first thread from here on.

@@ -192,7 +192,7 @@ pub fn resume(thread: &Thread, how: Resume, signal: u32) -> Result<()> {
     Ok(())
 }
 
-fn is_stopped(tree: &Look, thread: &Thread) -> bool {
+pub(super) fn is_stopped(tree: &Look, thread: &Thread) -> bool {
     let state = thread.trace.state.get(tree);
     let own = state.tracer.as_ref().is_some_and(|of| core::ptr::eq(Arc::as_ptr(of), &*process::current()));
     own && thread.trace.is_stopped() && !thread.trace.has(LISTENING)
