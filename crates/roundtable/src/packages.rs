@@ -16,6 +16,16 @@ const BASE: [&str; 4] = ["base-files", "base-passwd", "libc-bin", "dash"];
 /// Fetches packages and all that they depend on into `cache`, and unpacks them. Their set-up scripts do not
 /// run.
 pub fn unpack(names: &[String], cache: &Path) -> Result<Archive> {
+    let mut archive = Archive::new();
+    for tarball in tarballs(names, cache)? {
+        tarball::read(File::open(&tarball)?, &mut archive, Layered::No)
+            .with_context(|| tarball.display().to_string())?;
+    }
+    Ok(archive)
+}
+
+/// Fetches packages and all that they depend on into `cache`: the file system of each, as a tarball there.
+pub fn tarballs(names: &[String], cache: &Path) -> Result<Vec<PathBuf>> {
     for name in names {
         let is_name = |c: char| c.is_ascii_alphanumeric() || "+-.:=~_".contains(c);
         ensure!(
@@ -23,16 +33,14 @@ pub fn unpack(names: &[String], cache: &Path) -> Result<Archive> {
             "{name:?} is no package's name"
         );
     }
-    let mut archive = Archive::new();
-    for package in fetch(names, cache)? {
-        let named = || package.display().to_string();
+    let tarball = |package: PathBuf| {
         let plain = package.with_extension("tar");
         if !plain.is_file() {
-            extract(&package, &plain).with_context(named)?;
+            extract(&package, &plain).with_context(|| package.display().to_string())?;
         }
-        tarball::read(File::open(&plain)?, &mut archive, Layered::No).with_context(named)?;
-    }
-    Ok(archive)
+        Ok(plain)
+    };
+    fetch(names, cache)?.into_iter().map(tarball).collect()
 }
 
 /// The file system of a package as a plain tarball.

@@ -7,6 +7,7 @@ mod emulator;
 mod host;
 mod host_folder;
 mod machines;
+mod newcomer;
 mod peer;
 mod programs;
 mod race;
@@ -236,6 +237,8 @@ fn guests(options: &TestOptions, report: &mut Report) -> Result<()> {
         for (subject, wanted) in [(Subject::Shipped, ours), (Subject::Linux, linux)] {
             if wanted {
                 screens::run(&bench, subject, options, report)?;
+                let part = format!("newcomer on {}", subject.name());
+                report.timed(part, |report| newcomer::run(&bench, subject, options, report))?;
             }
         }
         Ok(())

@@ -1,0 +1,158 @@
+//! What a newcomer runs first, as the README has it and in short forms: the presets of servers, and a root file system of Debian.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, ensure};
+use roundtable::packages;
+use roundtable::preset::Preset;
+use serde_json::json;
+
+use super::report::Report;
+use super::{Bench, Subject, TestOptions};
+
+/// Seconds that a run may take, on a busy host.
+const LIMIT: u32 = 240;
+
+/// One test.
+struct Case {
+    name: &'static str,
+    /// The preset; none for the root file system.
+    preset: Option<&'static str>,
+    /// Variables that make the preset a short one.
+    environment: &'static [&'static str],
+    /// What the run prints.
+    expected: &'static [&'static str],
+}
+
+const CASES: &[Case] = &[
+    Case {
+        name: "postgres",
+        preset: Some("postgres"),
+        environment: &["CLIENTS=4", "SCALE=1", "TRANSACTIONS=40", "SHARED_BUFFERS=64MB"],
+        expected: &["== initdb", "4 clients, huge pages on", "4 clients, huge pages off", "TPS"],
+    },
+    Case {
+        name: "redis",
+        preset: Some("redis"),
+        environment: &["CLIENTS=4", "REQUESTS=200"],
+        expected: &["== requests from the clients", "requests a second", "LRANGE_100"],
+    },
+    Case {
+        name: "debian",
+        preset: None,
+        environment: &[],
+        expected: &["daemon in /var by a variable", "Debian GNU/Linux 12", "600 files at least"],
+    },
+];
+
+/// What Debian calls essential, as far as a person would miss it.
+const DEBIAN: [&str; 14] = [
+    "bash",
+    "bsdutils",
+    "coreutils",
+    "dash",
+    "debianutils",
+    "diffutils",
+    "findutils",
+    "grep",
+    "gzip",
+    "hostname",
+    "login",
+    "perl-base",
+    "sed",
+    "util-linux",
+];
+
+/// The command of the image, which runs as the image says.
+const SCRIPT: &str = r#"set -e
+echo "$(id -un) in $(pwd) $HOW"
+. /etc/os-release; echo "$PRETTY_NAME"
+ls -l /bin/su | grep -q '^-rwsr-xr-x 1 root root'
+perl -e 'print join(",", map { $_ * $_ } 1 .. 5), "\n"' | grep -qx '1,4,9,16,25'
+[ "$(find / -xdev -type f | wc -l)" -ge 600 ] && echo "600 files at least""#;
+
+/// Runs those that are asked for on one kernel.
+pub fn run(bench: &Bench, subject: Subject, options: &TestOptions, report: &mut Report) -> Result<()> {
+    for case in CASES {
+        let name = format!("newcomer::{}", case.name);
+        if !options.wants(&name) {
+            continue;
+        }
+        let name = format!("[{}] {name}", subject.name());
+        if bench.is_out_of_time() {
+            report.fail(&name, "not run: the time budget is used up", "");
+            continue;
+        }
+        report.busy_with(&name);
+        let names = match case.preset {
+            Some(preset) => Preset::read(&bench.parts.presets.join(preset).with_extension("toml"))?.packages,
+            None => DEBIAN.map(str::to_string).to_vec(),
+        };
+        let tarballs = match packages::tarballs(&names, &bench.parts.scratch.join("packages")) {
+            Ok(tarballs) => tarballs,
+            Err(error) => {
+                report.skip(&name, &format!("the packages are not to be had: {error:#}").replace('\n', " "));
+                continue;
+            }
+        };
+        let start = Instant::now();
+        let image = tempfile::tempdir_in(&bench.parts.scratch)?;
+        let mut words: Vec<String> = case.environment.iter().map(|one| format!("--env={one}")).collect();
+        match case.preset {
+            Some(preset) => words.extend(["--".into(), preset.into()]),
+            None => {
+                save_image(&tarballs, image.path())?;
+                words.push(format!("--root={}", image.path().display()));
+            }
+        }
+        match check(subject, &words, case.expected) {
+            Ok(()) => report.pass(&name, Some(start.elapsed())),
+            Err(error) => {
+                let text = format!("{error:#}");
+                let (reason, output) = text.split_once('\n').unwrap_or((&text, ""));
+                report.fail(&name, reason, output);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// An image as `docker save` and `podman save` unpack to, with a layer for each package.
+fn save_image(tarballs: &[std::path::PathBuf], folder: &Path) -> Result<()> {
+    let mut layers = Vec::new();
+    for (number, tarball) in tarballs.iter().enumerate() {
+        let layer = format!("{number}.tar");
+        fs::hard_link(tarball, folder.join(&layer)).with_context(|| tarball.display().to_string())?;
+        layers.push(layer);
+    }
+    let config = json!({ "config": {
+        "User": "daemon",
+        "Env": ["HOW=by a variable", "PATH=/usr/local/bin:/usr/bin:/bin"],
+        "WorkingDir": "/var",
+        "Cmd": ["/bin/bash", "-c", SCRIPT],
+    } });
+    fs::write(folder.join("config.json"), config.to_string())?;
+    let manifest = json!([{ "Config": "config.json", "Layers": layers }]);
+    fs::write(folder.join("manifest.json"), manifest.to_string())?;
+    Ok(())
+}
+
+/// Runs the command as a person does, in a pipe.
+fn check(subject: Subject, words: &[String], expected: &[&str]) -> Result<()> {
+    let kernel = if subject == Subject::Linux { "linux" } else { "roundtable" };
+    let output = Command::new(std::env::current_exe()?)
+        .args(["run", "--kernel", kernel, &format!("--time-limit={LIMIT}")])
+        .args(words)
+        .stdin(Stdio::null())
+        .output()?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let all = || format!("{text}\n{}", String::from_utf8_lossy(&output.stderr));
+    ensure!(output.status.success(), "{}\n{}", output.status, all());
+    for wanted in expected {
+        ensure!(text.contains(wanted), "no {wanted:?}\n{}", all());
+    }
+    Ok(())
+}
