@@ -37,9 +37,14 @@ struct Known {
 }
 
 /// The files of a file system that have handles.
-#[derive(Default)]
 pub struct Handles {
     by_number: SpinLock<BTreeMap<u64, Known>>,
+}
+
+impl Default for Handles {
+    fn default() -> Self {
+        Self { by_number: SpinLock::growing(BTreeMap::new()) }
+    }
 }
 
 fn put(words: [u32; 3]) -> [u8; BYTES] {

@@ -101,8 +101,8 @@ pub fn create(flags: u32) -> Result<Arc<File>> {
     let share = Share::take_within(uid, Counted::NotifyInstances, most).ok_or(Errno::EMFILE)?;
     let ops = Arc::new_cyclic(|this: &Weak<Inotify>| Inotify {
         this: this.clone(),
-        queue: SpinLock::new(Queue::default()),
-        watches: SpinLock::new(Watches::default()),
+        queue: SpinLock::growing(Queue::default()),
+        watches: SpinLock::growing(Watches::default()),
         adding: Mutex::new(()),
         readable: WaitQueue::new(),
         uid,

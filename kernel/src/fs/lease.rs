@@ -155,7 +155,11 @@ pub fn set(file: &Arc<File>, fd: i32, wanted: u32) -> Result<()> {
     };
     file.prepare_signalling();
     loop {
-        let mut room = fallible::with_capacity(held.list.lock().len() + 1)?;
+        // All that is made is made before the lock.
+        let count = held.list.lock().len();
+        let mut room = fallible::with_capacity(count + 1)?;
+        let state = SpinLock::new(State { level, breaking: None });
+        let lease = Arc::new(Lease { file: Arc::downgrade(file), fd, state });
         let mut list = held.list.lock();
         // From here on whoever opens the file waits for this lock, or was there before and is counted.
         inode.leases.any.store(true, Ordering::SeqCst);
@@ -173,8 +177,6 @@ pub fn set(file: &Arc<File>, fd: i32, wanted: u32) -> Result<()> {
         if list.len() >= MOST {
             return Err(Errno::ENOLCK);
         }
-        let state = SpinLock::new(State { level, breaking: None });
-        let lease = Arc::new(Lease { file: Arc::downgrade(file), fd, state });
         room.append(&mut list);
         room.push(lease.clone());
         // Both know of it before another call on the same open file looks.

@@ -62,10 +62,15 @@ enum Listener {
 }
 
 /// The listeners of one inode, by the addresses of their instances or notes.
-#[derive(Default)]
 pub struct Watched {
     any: AtomicBool,
     watches: SpinLock<BTreeMap<usize, Listener>>,
+}
+
+impl Default for Watched {
+    fn default() -> Self {
+        Self { any: AtomicBool::new(false), watches: SpinLock::growing(BTreeMap::new()) }
+    }
 }
 
 fn key(group: &Weak<Inotify>) -> usize {

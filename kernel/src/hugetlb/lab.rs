@@ -19,7 +19,7 @@ use crate::mm::table_entries;
 use crate::process;
 use crate::sync::SpinLock;
 
-static RETIRED: SpinLock<Vec<Frame>> = SpinLock::new(Vec::new());
+static RETIRED: SpinLock<Vec<Frame>> = SpinLock::growing(Vec::new());
 
 /// Keeps a retired table for [`take`]; gives it back under the other protocols.
 pub(super) fn keep(table: Frame) -> Option<Frame> {

@@ -379,7 +379,8 @@ impl Thread {
 
     /// Sets the restart of the current system call; return `ERESTART_RESTARTBLOCK` then.
     pub fn set_restart(&self, restart: impl FnOnce(&mut Args) -> Result<usize> + Send + 'static) {
-        let old = self.restart.lock().replace(Box::new(restart));
+        let new = Box::new(restart);
+        let old = self.restart.lock().replace(new);
         drop(old);
     }
 

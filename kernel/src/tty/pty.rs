@@ -187,7 +187,7 @@ impl Pair {
     }
 }
 
-static PAIRS: SpinLock<BTreeMap<u32, Arc<Pair>>> = SpinLock::new(BTreeMap::new());
+static PAIRS: SpinLock<BTreeMap<u32, Arc<Pair>>> = SpinLock::growing(BTreeMap::new());
 
 /// Registers the terminals' device numbers.
 pub fn init() {

@@ -85,11 +85,15 @@ impl<M: Machine> Mapping<M> {
             ));
         }
         self.file.content().check_slot(&slot.window, frame, &mut |seen| match seen {
-            Seen::Table(frame, attachments) => Ok(round.found_table(frame, attachments)),
-            Seen::Page(index, page) => {
-                round.found_page(self.file.id(), PageIndex(index), page).map(|()| true)
+            Seen::Table(frame, attachments) => {
+                round.settle()?;
+                Ok(round.found_table(frame, attachments))
             }
-        })
+            Seen::Page(index, page) => {
+                round.note_page(self.file.id(), PageIndex(index), page).map(|()| true)
+            }
+        })?;
+        round.settle()
     }
 
     fn check_adopted(

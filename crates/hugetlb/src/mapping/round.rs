@@ -6,7 +6,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 
-use crate::addr::{PageIndex, PhysAddr, VirtAddr};
+use crate::addr::{PageIndex, PhysAddr, TABLE_ENTRIES, VirtAddr};
 use crate::hugetlb::Hugetlb;
 use crate::machine::Machine;
 use crate::pool::Page;
@@ -37,6 +37,8 @@ pub struct CheckRound<M: Machine> {
     /// Entries of processes that lead to tables.
     attachments: u64,
     pages: BTreeMap<PhysAddr, Owner<M>>,
+    /// Pages of the table that is looked at, noted under a spin lock: with room for as many as a table has.
+    noted: Vec<(PhysAddr, Owner<M>)>,
     /// Whether the table in a slot that several mappings may have a part of is one of theirs, by address space and slot.
     parts: BTreeMap<(u64, VirtAddr), bool>,
 }
@@ -62,6 +64,7 @@ impl<M: Machine> CheckRound<M> {
             tables: BTreeMap::new(),
             attachments: 0,
             pages: BTreeMap::new(),
+            noted: Vec::new(),
             parts: BTreeMap::new(),
         }
     }
@@ -131,22 +134,38 @@ impl<M: Machine> CheckRound<M> {
 
     /// A mapping shows a page of a file, or of its own. The caller keeps the page from going.
     pub(super) fn found_page(&mut self, file: u64, index: PageIndex, page: &Arc<Page<M>>) -> Check {
+        self.note_page(file, index, page)?;
+        self.settle()
+    }
+
+    /// As [`CheckRound::found_page`], under a spin lock: one of the pages of a table, which is compared with others by
+    /// [`CheckRound::settle`]. That was called before the table.
+    pub(super) fn note_page(&mut self, file: u64, index: PageIndex, page: &Arc<Page<M>>) -> Check {
         let frame = page.frame();
         // The list is of the start; what is on it now counts.
         if self.free.binary_search(&frame).is_ok() && page.is_free() {
             return Err(format!("invariant 2: page {index:?} of file {file} is {frame:?}, which is free"));
         }
-        let found = Owner { page: Arc::downgrade(page), file, index };
-        let Some(other) = self.pages.insert(frame, found) else { return Ok(()) };
-        // Pages come and go, and a frame with them; two that are there at once have a frame each.
-        // Without a reference to it: that could be the last, and the page would come back later than its owner expects.
-        let is_there = other.page.strong_count() != 0;
-        if is_there && other.page.as_ptr() != Arc::as_ptr(page) {
-            return Err(format!(
-                "invariant 6: {frame:?} is page {:?} of file {} and page {index:?} of file {file}",
-                other.index, other.file
-            ));
+        self.noted.push((frame, Owner { page: Arc::downgrade(page), file, index }));
+        Ok(())
+    }
+
+    /// Compares the pages that were noted with those of other mappings, and makes room for those of another table.
+    pub(super) fn settle(&mut self) -> Check {
+        for (frame, found) in self.noted.drain(..) {
+            let (page, file, index) = (found.page.clone(), found.file, found.index);
+            let Some(other) = self.pages.insert(frame, found) else { continue };
+            // Pages come and go, and a frame with them; two that are there at once have a frame each.
+            // Without a reference to one: that could be the last, and the page would come back later than its owner expects.
+            let are_there = other.page.strong_count() != 0 && page.strong_count() != 0;
+            if are_there && other.page.as_ptr() != page.as_ptr() {
+                return Err(format!(
+                    "invariant 6: {frame:?} is page {:?} of file {} and page {index:?} of file {file}",
+                    other.index, other.file
+                ));
+            }
         }
+        self.noted.reserve(TABLE_ENTRIES);
         Ok(())
     }
 }

@@ -39,7 +39,8 @@ impl ProcFs {
 
 impl SuperblockOps for ProcFs {
     fn options(&self) -> String {
-        self.0.lock().text()
+        let options = *self.0.lock();
+        options.text()
     }
 
     fn remount(&self, text: &str) -> Result<()> {

@@ -71,7 +71,6 @@ struct State {
 }
 
 /// A queue.
-#[derive(Default)]
 pub struct Queue {
     state: SpinLock<State>,
     /// A message has come, or a notification was asked for.
@@ -136,17 +135,12 @@ pub fn queue_of(file: &File) -> Result<&Queue> {
 impl Queue {
     /// A queue as mq_open(2) wants it, or one that open(2) or mknod(2) makes: with the standard attributes, and counted when it is opened.
     fn new(making: Option<Making>) -> Self {
-        let queue = Self::default();
         let (attributes, charge) = match making {
             Some(making) => (making.attributes, Some(making.charge)),
             None => (Attributes::standard(), None),
         };
-        {
-            let mut state = queue.state.lock();
-            state.attributes = attributes;
-            state.charge = charge;
-        }
-        queue
+        let state = State { attributes, charge, ..State::default() };
+        Self { state: SpinLock::growing(state), filled: WaitQueue::new(), emptied: WaitQueue::new() }
     }
 
     /// Counts the queue for who opens it, if it counts for nobody yet. `EMFILE`.

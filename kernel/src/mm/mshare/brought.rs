@@ -58,8 +58,13 @@ impl Drop for Brought {
 }
 
 /// The accounts of a region.
-#[derive(Default)]
 pub(super) struct Accounts(SpinLock<Table>);
+
+impl Default for Accounts {
+    fn default() -> Self {
+        Self(SpinLock::growing(Table::default()))
+    }
+}
 
 #[derive(Default)]
 struct Table {

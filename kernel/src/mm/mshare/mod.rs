@@ -57,7 +57,7 @@ use alloc::collections::BTreeMap;
 use spaces::{Part, Spaces};
 
 /// What all address spaces have attached.
-static SPACES: Spaces<64> = Spaces::new([const { Part::new(BTreeMap::new()) }; 64]);
+static SPACES: Spaces<64> = Spaces::new([const { Part::growing(BTreeMap::new()) }; 64]);
 
 /// Has the address space a region attached of whose id `concerned` says yes? As [`Spaces::has_attached`].
 pub fn has_attached(space: u64, concerned: &dyn Fn(u64) -> bool) -> bool {

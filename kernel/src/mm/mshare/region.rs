@@ -113,7 +113,7 @@ pub fn with_decision<R>(decide: impl FnOnce() -> R) -> R {
 }
 
 /// All regions, by the ids of their tables.
-static ALL: SpinLock<BTreeMap<u64, Weak<Region>>> = SpinLock::new(BTreeMap::new());
+static ALL: SpinLock<BTreeMap<u64, Weak<Region>>> = SpinLock::growing(BTreeMap::new());
 
 impl Region {
     /// An empty region of `size` bytes: `EINVAL` unless that is a multiple of [`GRANULE`] above 0, `EFBIG`
