@@ -277,8 +277,8 @@ fn the_mask_comes_back() {
         loop {
             let mut event = libc::epoll_event { events: 0, u64: 0 };
             shared.add(0);
-            // SAFETY: room for one event; the sets live through the calls.
             let mut after = none;
+            // SAFETY: room for one event; the sets live through the calls.
             let (result, blocked) = unsafe {
                 let result = check(libc::epoll_pwait(epoll.raw(), &mut event, 1, -1, &none));
                 check(libc::sigprocmask(libc::SIG_BLOCK, std::ptr::null(), &mut after)).unwrap();

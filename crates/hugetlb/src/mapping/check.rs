@@ -89,9 +89,7 @@ impl<M: Machine> Mapping<M> {
                 round.settle()?;
                 Ok(round.found_table(frame, attachments))
             }
-            Seen::Page(index, page) => {
-                round.note_page(self.file.id(), PageIndex(index), page).map(|()| true)
-            }
+            Seen::Page(index, page) => round.note_page(self.file.id(), PageIndex(index), page).map(|()| true),
         })?;
         round.settle()
     }
