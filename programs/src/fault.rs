@@ -1,7 +1,7 @@
 //! Memory accesses that may fault, from any thread: a signal becomes a value.
 
 use std::arch::global_asm;
-use std::sync::Once;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::sys::check;
 
@@ -76,7 +76,8 @@ impl Fault {
     }
 }
 
-static INSTALL: Once = Once::new();
+/// Not a lock: a child that is forked while another thread installs the handler would wait for that thread, which it does not have.
+static IS_INSTALLED: AtomicBool = AtomicBool::new(false);
 
 extern "C" fn handler(signal: i32, info: *mut libc::siginfo_t, context: *mut libc::c_void) {
     // SAFETY: the kernel gives both, and they live while the handler runs.
@@ -117,7 +118,11 @@ fn install() {
 
 /// Makes an access, with a place for its fault.
 fn attempt(access: impl FnOnce(*mut Fault) -> i32) -> Result<(), Fault> {
-    INSTALL.call_once(install);
+    if !IS_INSTALLED.load(Ordering::SeqCst) {
+        // Twice does no harm.
+        install();
+        IS_INSTALLED.store(true, Ordering::SeqCst);
+    }
     let mut fault = Fault { signal: 0, code: 0, address: 0 };
     if access(&mut fault) == 0 { Ok(()) } else { Err(fault) }
 }

@@ -88,7 +88,9 @@ pub fn run(bench: &Bench, subject: Subject, options: &TestOptions, report: &mut 
         }
         report.busy_with(&name);
         let names = match case.preset {
-            Some(preset) => Preset::read(&bench.parts.presets.join(preset).with_extension("toml"))?.packages,
+            Some(preset) => {
+                Preset::read(&crate::root().join("presets").join(preset).with_extension("toml"))?.packages
+            }
             None => DEBIAN.map(str::to_string).to_vec(),
         };
         let tarballs = match packages::tarballs(&names, &bench.parts.scratch.join("packages")) {
