@@ -31,7 +31,7 @@ const CASES: &[Case] = &[
     Case {
         name: "postgres",
         preset: Some("postgres"),
-        environment: &["CLIENTS=4", "SCALE=1", "TRANSACTIONS=40", "SHARED_BUFFERS=64MB"],
+        environment: &["CLIENTS=4", "SCALE=1", "FILL_FACTOR=100", "TRANSACTIONS=40", "SHARED_BUFFERS=64MB"],
         expected: &["== initdb", "4 clients, huge pages on", "4 clients, huge pages off", "TPS"],
     },
     Case {
