@@ -67,6 +67,9 @@ fn fetch(names: &[String], cache: &Path) -> Result<Vec<PathBuf>> {
     for folder in [&archives.join("partial"), &cache.join("lists/partial"), &cache.join("sets")] {
         fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
+    // One at a time: apt's files are in the cache, and it does not lock them for us.
+    let lock = File::create(cache.join("lock"))?;
+    lock.lock().context("the cache's lock")?;
     // What was found for the same names before: no need to ask apt, nor the network.
     let set = cache.join("sets").join(names.join(","));
     if let Ok(text) = fs::read_to_string(&set) {
