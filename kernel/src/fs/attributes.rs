@@ -202,7 +202,8 @@ pub fn truncate(path: &Path, credentials: &Credentials, size: u64) -> Result<()>
         FileType::Regular => {}
         _ => return Err(Errno::EINVAL),
     }
-    path.mount.check_writable()?;
+    // As long as the lease is waited for, too.
+    let _writing = path.mount.begin_writing()?;
     credentials.check(inode, access::WRITE)?;
     inode.begin_writing()?;
     let result = lease::break_for(inode, true, false).and_then(|()| resize(inode, size));

@@ -20,6 +20,7 @@ use super::notify::Note;
 use super::owner::{FileOwner, Signalling};
 use super::path::Path;
 use super::poll::Events;
+use super::stat::FileType;
 use crate::errno::{Errno, Result};
 use crate::fs::seals::Seals;
 use crate::memory::fallible::Text;
@@ -280,8 +281,10 @@ impl File {
             opener: process::try_current().filter(|thread| !thread.is_kernel()).map(|t| t.credentials()),
         });
         if file.writable() {
-            file.path.mount.add_writer();
             file.inode().add_writer();
+        }
+        if file.keeps_writable() {
+            file.path.mount.add_writer();
         }
         file
     }
@@ -369,6 +372,11 @@ impl File {
     pub fn writable(&self) -> bool {
         let flags = self.flags();
         flags & abi::O_PATH == 0 && matches!(flags & abi::O_ACCMODE, abi::O_WRONLY | abi::O_RDWR)
+    }
+
+    /// Does it keep its mount from becoming read-only? What is written to a device, a FIFO or a socket is not in the file system.
+    fn keeps_writable(&self) -> bool {
+        self.writable() && self.inode().kind == FileType::Regular
     }
 
     /// Is it only a reference to a place in the tree (`O_PATH`)?
@@ -673,6 +681,8 @@ impl Drop for File {
         ops.release(self);
         if self.writable() {
             self.inode().end_writing();
+        }
+        if self.keeps_writable() {
             self.path.mount.remove_writer();
         }
     }

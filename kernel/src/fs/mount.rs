@@ -8,7 +8,7 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::sync::{Arc, Weak};
 use alloc::vec::Vec;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 
 use intrusive_collections::RBTreeAtomicLink;
 use linux_raw_sys::general as abi;
@@ -17,22 +17,26 @@ use self::end::Kept;
 use self::propagation::Peers;
 use super::dentry::Dentry;
 use super::inode::Superblock;
-use super::mount_namespace::{self, Copies, MountNamespace, RESTRICTIONS, check_own};
-use super::path::Path;
+use super::mount_namespace::{self, MountNamespace, check_own};
+use super::path::{Path, give_way};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::TryVec;
 use crate::memory::{PAGE_SIZE, reserve};
-use crate::namespaces::Head;
 use crate::sched;
-use crate::sync::{Mutex, SpinLock};
+use crate::sync::{Mutex, MutexGuard, SpinLock};
 
 mod companions;
+mod copies;
 pub mod end;
 mod moves;
 pub mod propagation;
+mod settings;
+mod spread;
 mod visible;
 
+pub use copies::copy_tree;
 pub use moves::{bind, detached_view, pivot, place_or_move, relocate};
+pub use settings::{change_flags, remount};
 pub use visible::{check_reveals_nothing, each_visible};
 
 /// The flags that belong to a mount and not to the file system.
@@ -73,8 +77,10 @@ pub struct Mount {
     owner: AtomicU64,
     /// Where what is mounted on it shows as well, and what shows here.
     peers: SpinLock<Peers>,
-    /// Files that are open for writing through it.
+    /// Files that are open for writing through it, and calls that are about to write.
     writers: AtomicU32,
+    /// Its number in the tree that comes somewhere now: under the lock of changes.
+    number: AtomicUsize,
     /// Where it is; `None` for the root of all, for a detached mount, and for mounts of the kernel's own.
     place: SpinLock<Option<Place>>,
     /// It was in the tree once, and cannot come back.
@@ -188,6 +194,11 @@ static TABLE: SpinLock<Table> =
 /// Serialises changes of the table, which look at it more than once.
 static CHANGE: Mutex<()> = Mutex::new(());
 
+/// The lock of changes, for a call. `EINTR` when the caller is killed: others may change much.
+fn lock_changes() -> Result<MutexGuard<'static, ()>> {
+    CHANGE.lock_killable().ok_or(Errno::EINTR)
+}
+
 fn key(path: &Path) -> (u64, usize) {
     (path.mount.id, Arc::as_ptr(&path.dentry) as usize)
 }
@@ -213,6 +224,7 @@ impl Mount {
             owner: AtomicU64::new(0),
             peers: SpinLock::new(Peers::default()),
             writers: AtomicU32::new(0),
+            number: AtomicUsize::new(0),
             place: SpinLock::new(None),
             was_placed: AtomicBool::new(false),
             kept: SpinLock::new(Kept::new(end::ByPoint::NEW)),
@@ -312,6 +324,16 @@ impl Mount {
         Some(Path { mount: parent, dentry })
     }
 
+    /// As `check_writable`, and it stays so as long as the result lives: nobody makes the mount or its file system read-only meanwhile.
+    pub(super) fn begin_writing(&self) -> Result<Writing<'_>> {
+        self.add_writer();
+        let writing = Writing(self);
+        // Race: either this sees what `settings` made of the flags, or that one sees this writer.
+        fence(Ordering::SeqCst);
+        self.check_writable()?;
+        Ok(writing)
+    }
+
     pub(super) fn add_writer(&self) {
         self.writers.fetch_add(1, Ordering::SeqCst);
         self.superblock.writers.fetch_add(1, Ordering::SeqCst);
@@ -328,6 +350,15 @@ impl Mount {
     }
 }
 
+/// See [`Mount::begin_writing`].
+pub(super) struct Writing<'a>(&'a Mount);
+
+impl Drop for Writing<'_> {
+    fn drop(&mut self) {
+        self.0.remove_writer();
+    }
+}
+
 impl Drop for Mount {
     fn drop(&mut self) {
         end::let_go(self.kept.get_mut().take());
@@ -337,13 +368,15 @@ impl Drop for Mount {
     }
 }
 
-/// The top of the mounts on `path`: where a path walk that arrives at `path` goes on.
+/// The top of the mounts on `path`: where a path walk that arrives at `path` goes on. May give way: there may be a hundred thousand.
 pub fn enter(mut path: Path) -> Path {
+    let mut steps = 0;
     // Ordering: a walk that races with mount(2) may see either state.
     while path.dentry.mounts.load(Ordering::Acquire) > 0 {
         let in_tree = TABLE.lock().covering.get(&key(&path)).cloned();
         let Some(mount) = in_tree.or_else(|| path.mount.kept_on(&path.dentry)) else { break };
         path = Path { dentry: mount.root.clone(), mount };
+        give_way(&mut steps);
     }
     path
 }
@@ -361,7 +394,7 @@ pub fn is_mount_point(dentry: &Dentry) -> bool {
 
 /// Puts `mount` on `at`; both must be directories, or neither.
 pub fn attach(mount: &Arc<Mount>, at: Path) -> Result<()> {
-    let _change = CHANGE.lock();
+    let _change = lock_changes()?;
     let at = enter(at);
     check_own(&at)?;
     attach_new(mount, at)
@@ -370,7 +403,7 @@ pub fn attach(mount: &Arc<Mount>, at: Path) -> Result<()> {
 /// Puts a mount that is nowhere yet on `at`, and copies of it wherever that shows.
 fn attach_new(mount: &Arc<Mount>, at: Path) -> Result<()> {
     let tree = core::slice::from_ref(mount);
-    let spread = propagation::prepare(&at, tree)?;
+    let spread = spread::prepare(&at, tree)?;
     attach_locked(mount, at)?;
     spread.commit(tree);
     Ok(())
@@ -405,6 +438,8 @@ fn attach_locked(mount: &Arc<Mount>, at: Path) -> Result<()> {
 
 /// Puts a mount in its place, for those who change the tree.
 fn put(mount: &Arc<Mount>, at: &Path) {
+    // On one that nothing reaches it would stay for ever.
+    debug_assert!(at.mount.is_in_tree(), "a mount on one that is in no tree");
     let mut table = TABLE.lock();
     table.count(mount, at.mount.namespace(), at.mount.owner());
     table.hang(mount, at);
@@ -415,51 +450,6 @@ pub fn attach_root(mount: &Arc<Mount>) {
     let first = MountNamespace::initial();
     TABLE.lock().count(mount, first.head.ino, first.head.user.ino);
     first.set_root(mount);
-}
-
-/// A copy of the mount `root`, which is the bottom of a tree, and of all that is on it, for a namespace. `locked`: it is of a user
-/// namespace that must not look below, nor lift restrictions, nor show anything outside.
-pub fn copy_tree(root: &Arc<Mount>, namespace: &Head, locked: bool) -> Result<Copies> {
-    let _change = CHANGE.lock();
-    let mut copies = Copies::new();
-    let copied = copy_below(root, namespace, locked, &mut copies);
-    if copied.is_err()
-        && let Some(top) = copies.get(&root.id)
-    {
-        end::detach_tree(top);
-    }
-    copied.map(|()| copies)
-}
-
-fn copy_below(root: &Arc<Mount>, namespace: &Head, locked: bool, copies: &mut Copies) -> Result<()> {
-    for original in subtree(root)? {
-        let copy = original.another(original.root.clone());
-        if locked {
-            // Ordering: nobody else sees it yet.
-            let flags = copy.flags() & RESTRICTIONS;
-            copy.locked_flags.fetch_or(flags | LOCKED_TIMES, Ordering::Relaxed);
-            copy.locked.store(!Arc::ptr_eq(&original, root), Ordering::Relaxed);
-            let peers = copy.peers().as_slave();
-            *copy.peers.lock() = peers;
-        }
-        copies.insert(original.id, copy.clone());
-        if Arc::ptr_eq(&original, root) {
-            reserve::ask_lasting(PAGE_SIZE)?;
-            TABLE.lock().count(&copy, namespace.ino, namespace.user.ino);
-            propagation::enter(&copy, namespace.ino);
-            continue;
-        }
-        let Some(place) = original.place() else { continue };
-        let Some(parent) = copies.get(&place.mount.id).cloned() else { continue };
-        if mount_namespace::check_keeps(&original.root.inode, namespace.ino).is_err() {
-            continue;
-        }
-        reserve::ask_lasting(PAGE_SIZE)?;
-        put(&copy, &Path { mount: parent, dentry: place.dentry });
-        propagation::enter(&copy, namespace.ino);
-        sched::cond_resched();
-    }
-    Ok(())
 }
 
 /// Takes the mount out of the tree without looking whether it is in use. Its place is returned to be dropped
@@ -485,63 +475,4 @@ fn subtree(mount: &Arc<Mount>) -> Result<Vec<Arc<Mount>>> {
         next += 1;
     }
     Ok(found)
-}
-
-/// mount_setattr(2): changes flags of the mount that `path` is the root of, and of those below if `recursive`, and where what is mounted on
-/// them shows. All or none.
-pub fn change_flags(
-    path: &Path,
-    add: u32,
-    remove: u32,
-    kind: Option<propagation::Kind>,
-    recursive: bool,
-) -> Result<()> {
-    let _change = CHANGE.lock();
-    check_own(path)?;
-    if !Arc::ptr_eq(&path.dentry, &path.mount.root) {
-        return Err(Errno::EINVAL);
-    }
-    let mounts = if recursive { subtree(&path.mount)? } else { alloc::vec![path.mount.clone()] };
-    if add & abi::MS_RDONLY != 0 && mounts.iter().any(|mount| mount.writers.load(Ordering::SeqCst) > 0) {
-        return Err(Errno::EBUSY);
-    }
-    for mount in &mounts {
-        mount.check_locked(mount.flags.load(Ordering::Relaxed) & !remove | add)?;
-    }
-    for mount in &mounts {
-        // Ordering: a flag word of its own, changed under the lock.
-        let old = mount.flags.load(Ordering::Relaxed);
-        mount.set_flags(old & !remove | add);
-    }
-    if let Some(kind) = kind {
-        propagation::set_all(&mounts, kind);
-    }
-    drop(mounts);
-    Ok(())
-}
-
-/// Changes the flags of the mount that `path` is the root of; unless `mount_only`, the file system's as well,
-/// which gets `options`.
-pub fn remount(path: &Path, flags: u32, mount_only: bool, options: &str) -> Result<()> {
-    let _change = CHANGE.lock();
-    let mount = &path.mount;
-    check_own(path)?;
-    if !Arc::ptr_eq(&path.dentry, &mount.root) {
-        return Err(Errno::EINVAL);
-    }
-    mount.check_locked(flags)?;
-    if !mount_only {
-        mount.superblock.check_may_change()?;
-        let becomes_read_only = flags & abi::MS_RDONLY != 0 && mount.superblock.flags() & abi::MS_RDONLY == 0;
-        if becomes_read_only && mount.superblock.writers.load(Ordering::SeqCst) > 0 {
-            return Err(Errno::EBUSY);
-        }
-        mount.superblock.ops.remount(options)?;
-        mount.superblock.set_flags(flags & abi::MS_RDONLY);
-    } else if flags & abi::MS_RDONLY != 0 && mount.writers.load(Ordering::SeqCst) > 0 {
-        return Err(Errno::EBUSY);
-    }
-    // Ordering: a flag word of its own.
-    mount.flags.store(flags & MOUNT_FLAGS, Ordering::Relaxed);
-    Ok(())
 }

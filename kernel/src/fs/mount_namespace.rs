@@ -96,21 +96,20 @@ pub fn own_number() -> u64 {
     namespaces.map_or(initial::MOUNT, |namespaces| namespaces.mount.head.ino)
 }
 
-/// Is the mount one of the current thread's namespace? During bring-up all are.
+/// Is the mount one of the current thread's namespace? One that is in no tree is nobody's.
 pub fn is_own(mount: &Mount) -> bool {
-    match process::try_current().and_then(|thread| thread.namespaces()) {
-        Some(namespaces) => namespaces.mount.head.ino == mount.namespace(),
-        None => matches!(mount.namespace(), 0 | initial::MOUNT),
-    }
+    mount.namespace() == own_number()
 }
 
 /// `EINVAL` for a file that stands for a mount namespace, shown in one that is not older: it would keep its keeper, and nobody could
 /// ever let go of the two. Numbers grow.
 pub fn check_keeps(inode: &Inode, shown_in: u64) -> Result<()> {
-    match crate::namespaces::file::mount_namespace(inode) {
-        Some(kept) if kept.head.ino <= shown_in => Err(Errno::EINVAL),
-        _ => Ok(()),
-    }
+    if shown_in < kept_by(inode) { Ok(()) } else { Err(Errno::EINVAL) }
+}
+
+/// The number of the mount namespace that the file stands for; more than all numbers for another file. It may be shown in older ones only.
+pub fn kept_by(inode: &Inode) -> u64 {
+    crate::namespaces::file::mount_namespace(inode).map_or(u64::MAX, |kept| kept.head.ino)
 }
 
 /// `EINVAL` unless the path is in the current thread's namespace.
@@ -126,6 +125,13 @@ pub fn check_may_change(mount: &Mount) -> Result<()> {
     };
     let own = process::current().credentials();
     if own.capable_in(&user, CAP_SYS_ADMIN) { Ok(()) } else { Err(Errno::EPERM) }
+}
+
+/// `EPERM` unless the current thread may mount what shows a PID or IPC namespace of this owner: a mount namespace of one's own is not
+/// enough, or what an administrator's mount hides would show in another one.
+pub fn check_may_show(owner: &UserNamespace) -> Result<()> {
+    let may = |thread: process::Current| thread.credentials().capable_in(owner, CAP_SYS_ADMIN);
+    if process::try_current().is_none_or(may) { Ok(()) } else { Err(Errno::EPERM) }
 }
 
 /// Root and working directory go to the copies of the mounts that they are in.

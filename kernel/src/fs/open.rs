@@ -237,7 +237,11 @@ fn finish(path: Path, flags: u32) -> Result<Arc<File>> {
     // A program that runs from the file keeps writers out; the open file counts itself, this count covers the
     // time until then.
     let _writer = if writes { Some(WriteAccess::new(&inode)?) } else { None };
-    if inode.kind == FileType::Regular {
+    // So for the mount: the wait below may be long.
+    let is_regular = inode.kind == FileType::Regular;
+    let mount = (writes && is_regular).then(|| path.mount.clone());
+    let _writing = mount.as_ref().map(|mount| mount.begin_writing()).transpose()?;
+    if is_regular {
         lease::break_for(&inode, writes, flags & abi::O_NONBLOCK != 0)?;
     }
     let ops = match inode.kind {

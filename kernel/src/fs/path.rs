@@ -14,6 +14,7 @@ use super::mount::{self, Mount};
 use super::stat::FileType;
 use crate::errno::{Errno, Result};
 use crate::memory::fallible::{self, TryVec};
+use crate::process;
 
 /// The longest path, its final NUL included, bytes.
 pub const PATH_MAX: usize = 4096;
@@ -334,7 +335,14 @@ impl Walk {
     /// Goes to the directory of the last component, and tells that. The directory is checked to be one that
     /// may be searched.
     pub fn parent(&mut self) -> Result<Last> {
+        let mut steps = 0usize;
         loop {
+            steps += 1;
+            // Each may lead over a hundred thousand mounts.
+            if steps.is_multiple_of(64) && process::try_current().is_some_and(|thread| thread.kill_pending())
+            {
+                return Err(Errno::EINTR);
+            }
             let Some((name, last, slash)) = self.next() else { return Ok(Last::Place) };
             if !self.at.inode().is_dir() {
                 return Err(Errno::ENOTDIR);

@@ -266,6 +266,20 @@ impl<T: Object> Ids<T> {
     }
 }
 
+impl<T> Drop for Ids<T> {
+    /// A namespace ends with tens of thousands of them.
+    fn drop(&mut self) {
+        let objects = self.objects.get_mut();
+        while objects.by_key.pop_last().is_some() {
+            sched::cond_resched();
+        }
+        while let Some(last) = objects.by_slot.pop_last() {
+            drop(last);
+            sched::cond_resched();
+        }
+    }
+}
+
 impl<T> Objects<T> {
     /// A new identifier: the `wanted` one or the next with its sequence number, or that whose turn it is.
     fn allocate(&mut self, wanted: i32) -> Result<i32> {

@@ -143,6 +143,34 @@ fn ask_at(bytes: usize, level: Level) -> Result<()> {
     Ok(())
 }
 
+/// Memory for many small allocations that are made later, in a step that must not fail: it stays free for them until this is dropped.
+pub struct Promise {
+    frames: i64,
+}
+
+impl Promise {
+    /// For `bytes` of objects that may outlive the process that makes them. `ENOMEM`.
+    pub fn lasting(bytes: usize) -> Result<Self> {
+        let frames = bytes.div_ceil(PAGE_SIZE) as i64;
+        if super::inject::fails() || !usage::has_room(frames, Level::Lasting) {
+            return Err(Errno::ENOMEM);
+        }
+        usage::promise(frames);
+        Ok(Self { frames })
+    }
+
+    /// The allocations up to the next step are some of those.
+    pub fn step(&self) {
+        begin_stretch();
+    }
+}
+
+impl Drop for Promise {
+    fn drop(&mut self) {
+        usage::end_promise(self.frames);
+    }
+}
+
 /// A thread with its locks, away from its CPU.
 pub struct OffCpu {
     locks: u32,

@@ -21,6 +21,7 @@ mod policy;
 mod queue;
 mod sleep;
 mod sleep_state;
+mod sorting;
 mod switch;
 
 pub use entity::{Entity, Parameters};
@@ -29,6 +30,7 @@ pub use policy::Policy;
 pub use queue::{runnable, set_affinity, set_parameters, tick};
 pub use sleep::{sleep, sleep_to, sleep_until};
 pub use sleep_state::Sleep;
+pub use sorting::sort_by_key;
 pub use switch::{TICK, exit_current, finish_switch_for_new_thread, resched_interrupt};
 
 use alloc::boxed::Box;

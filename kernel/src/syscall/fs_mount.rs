@@ -9,7 +9,7 @@ use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::fs::caller::{context, start};
 use crate::fs::mount::{self, MOUNT_FLAGS, Mount};
-use crate::fs::mount_namespace::MountNamespace;
+use crate::fs::mount_namespace::{MountNamespace, check_own};
 use crate::fs::path::{PATH_MAX, resolve};
 use crate::fs::registry::{self, MountRequest};
 use crate::memory::PAGE_SIZE;
@@ -52,6 +52,7 @@ fn mount_call(args: &mut Args) -> Result<usize> {
         mount_flags = mount_flags & !mount::TIMES | at.mount.flags() & mount::TIMES;
     }
     if flags & abi::MS_REMOUNT != 0 {
+        check_own(&at)?;
         mount::remount(&at, mount_flags, flags & abi::MS_BIND != 0, &options)?;
     } else if flags & abi::MS_BIND != 0 {
         let start = start(abi::AT_FDCWD, source_text.as_bytes())?;

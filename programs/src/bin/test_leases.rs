@@ -7,6 +7,7 @@ use roundtable_programs::child::fork;
 use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::kinds::{Answer, call};
 use roundtable_programs::namespaces::wait_info;
+use roundtable_programs::place::{Place, mount};
 use roundtable_programs::procfs;
 use roundtable_programs::rows::Rows;
 use roundtable_programs::signals;
@@ -14,7 +15,7 @@ use roundtable_programs::sys::{check, pid, settles};
 use roundtable_programs::{Errno, row, tests};
 
 tests! { lease_rules, broken_by_writers, broken_by_readers, not_waited_for, given_up, taken_away: 60, several_readers, truncation_breaks,
-ends_with_the_file, set_twice_at_once, ready_pipes, ready_sockets, signals_of_ones_own, owners, owners_that_are_gone, files_that_are_not_told_of, notes, notes_once, note_rules }
+ends_with_the_file, set_twice_at_once, ready_pipes, ready_sockets, signals_of_ones_own, owners, owners_that_are_gone, files_that_are_not_told_of, notes, notes_once, note_rules, read_only_meanwhile }
 
 const SETLEASE: i32 = 1024;
 const GETLEASE: i32 = 1025;
@@ -457,4 +458,33 @@ fn files_that_are_not_told_of() {
         assert_eq!(answer, if *told { Ok(0) } else { Err(Errno::ENOTTY) }, "{what}");
     }
     rows.finish();
+}
+
+/// Who waits for a lease to write counts as a writer: the file system does not become read-only behind its back.
+fn read_only_meanwhile() {
+    let place = Place::new("");
+    let root = place.path("");
+    let root = root.trim_end_matches('/');
+    let remount = |flags: libc::c_ulong| mount("", root, "", libc::MS_REMOUNT | flags, "");
+    signals::mask(libc::SIG_BLOCK, &[libc::SIGRTMIN()]);
+    let path = place.path("file");
+    fs::write(&path, "text").unwrap();
+    let by_open = || drop(open(&path, libc::O_RDWR));
+    let by_truncate = || roundtable_programs::place::truncate(&path, 1).unwrap();
+    let ways: [&dyn Fn(); 2] = [&by_open, &by_truncate];
+    for way in ways {
+        let fd = open(&path, libc::O_RDONLY);
+        fcntl(&fd, SETSIG, libc::SIGRTMIN() as usize).unwrap();
+        lease(&fd, libc::F_RDLCK).unwrap();
+        let child = fork(way);
+        wait_info(libc::SIGRTMIN());
+        assert_eq!(remount(libc::MS_RDONLY), Err(Errno::EBUSY));
+        assert_eq!(remount(libc::MS_BIND | libc::MS_RDONLY), Err(Errno::EBUSY));
+        lease(&fd, libc::F_UNLCK).unwrap();
+        child.ok();
+        drop(fd);
+        remount(libc::MS_RDONLY).unwrap();
+        remount(0).unwrap();
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), 1);
 }

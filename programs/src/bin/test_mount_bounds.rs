@@ -7,12 +7,13 @@ use roundtable_programs::child::{fork, in_child};
 use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::kinds::{Answer, call};
 use roundtable_programs::namespaces::{NEWNS, become_root_of_own, errno, unshare};
+use roundtable_programs::procfs::Meminfo;
 use roundtable_programs::rows::Rows;
 use roundtable_programs::sys::{c_string, check};
 use roundtable_programs::{Errno, row, tests};
 
 tests! { names_with_mounts_of_others, namespaces_in_a_row: 60, pivoting_onto_itself, a_view_of_oneself, roots_by_descriptor,
-what_locked_mounts_cover, out_of_a_mount, moved_away, first_and_last_names, programs_of_a_group }
+what_locked_mounts_cover, out_of_a_mount, moved_away, first_and_last_names, programs_of_a_group, on_what_is_left_out }
 
 fn mount(source: &str, at: &str, kind: &str, flags: u64) -> Answer {
     mount_with(source, at, kind, flags, "")
@@ -379,5 +380,43 @@ fn programs_of_a_group() {
         assert_eq!(mode_of_new("program", 0o2775), 0o775);
         assert_eq!(mode_of_new("locked", 0o2765), 0o2765, "without execution the bit means something else");
     });
+    fs::remove_dir(&at).unwrap();
+}
+
+/// A copy of a tree has no file that stands for a newer namespace, nor what is mounted on that: nothing of the two stays for ever.
+fn on_what_is_left_out() {
+    const FILES: usize = 100;
+    const SIZE: usize = 16 << 20;
+    let at = directory("left-out");
+    let path = |index: usize| format!("{at}/{index}");
+    let before = Meminfo::read().get("Shmem");
+    in_child(|| {
+        become_root_of_own(NEWNS);
+        mount("none", &at, "tmpfs", 0).unwrap();
+        let big = format!("{at}/big");
+        fs::write(&big, vec![1; SIZE]).unwrap();
+        let (told, tell) = pipe(0);
+        let (asked, ask) = pipe(0);
+        let newer = fork(|| {
+            unshare(NEWNS).unwrap();
+            tell.write(b"x").unwrap();
+            asked.read(&mut [0; 1]).unwrap();
+        });
+        assert_eq!(told.read(&mut [0; 1]), Ok(1));
+        for index in 0..FILES {
+            fs::write(path(index), "").unwrap();
+            mount(&format!("/proc/{}/ns/mnt", newer.pid), &path(index), "", libc::MS_BIND).unwrap();
+        }
+        mount(&big, &path(0), "", libc::MS_BIND).unwrap();
+        in_child(|| {
+            unshare(NEWNS).unwrap();
+            let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+            assert_eq!(mounts.lines().filter(|line| line.contains(&format!("{at}/"))).count(), 0, "{mounts}");
+        });
+        ask.write(b"x").unwrap();
+        newer.ok();
+    });
+    let after = Meminfo::read().get("Shmem");
+    assert!(after < before + (SIZE / 2 / 1024) as u64, "{before} kB of shared memory before, {after} behind");
     fs::remove_dir(&at).unwrap();
 }

@@ -16,7 +16,7 @@ use roundtable_programs::{Errno, row, tests};
 
 tests! { kinds, kinds_of_trees, peers_show_the_same, slaves_give_nothing_back, slaves_with_peers, the_last_peer_goes, trees_come_whole, parts_of_a_group,
 unbindable_mounts, moves, what_is_beneath, in_use, lazy_ends, new_namespaces, other_users, what_was_there_before, what_locked_mounts_cover, copies_stay_locked, covered_trees, namespaces_end_meanwhile: 60,
-sources_far_away, joined_groups, groups_of_others, by_attributes, roots_stay }
+sources_far_away, joined_groups, groups_of_others, by_attributes, roots_stay, large_trees: 60, many_groups: 100, groups_far_above: 60 }
 
 const ROOT: &str = "/tmp/propagation";
 
@@ -827,5 +827,100 @@ fn roots_stay() {
             call(SYS_pivot_root, [new.as_ptr() as usize, old.as_ptr() as usize, 0, 0, 0, 0])
         };
         assert_eq!(turn(&a, &format!("{a}/x")), Err(Errno::EINVAL));
+    });
+}
+
+/// A tree with a mount on each of these folders.
+fn large_tree(path: &str, mounts: usize) {
+    tmpfs(path);
+    for index in 0..mounts {
+        let folder = format!("{path}/{index}");
+        folders(&[&folder]);
+        bind(&folder, &folder);
+    }
+}
+
+/// How many mounts there are in this place and below.
+fn mounts_below(at: &str) -> usize {
+    let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let is_below = |line: &&str| {
+        let point = line.split(' ').nth(4).unwrap();
+        point.strip_prefix(at).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    };
+    text.lines().filter(is_below).count()
+}
+
+/// Trees that are too large for the kernel to look at in one go come to all peers, and become shared.
+fn large_trees() {
+    const MOUNTS: usize = 400;
+    inside(&["a", "s", "peer"], || {
+        let (a, s, peer) = (at("a"), shared("s"), at("peer"));
+        large_tree(&a, MOUNTS);
+        bind(&s, &peer);
+        mount(&a, &format!("{s}/x"), "", MS_BIND | MS_REC).unwrap();
+        assert_eq!(mounts_below(&format!("{s}/x")), MOUNTS + 1);
+        assert_eq!(mounts_below(&format!("{peer}/x")), MOUNTS + 1);
+        assert_eq!(kinds_at(&format!("{peer}/x/7")), SHARED);
+        mount(&a, &format!("{s}/y"), "", MS_MOVE).unwrap();
+        assert_eq!(mounts_below(&format!("{peer}/y")), MOUNTS + 1);
+        umount(&format!("{s}/x"), MNT_DETACH).unwrap();
+        assert_eq!(mounts_below(&format!("{peer}/x")), 0);
+    });
+    inside(&["a"], || {
+        let a = at("a");
+        large_tree(&a, MOUNTS);
+        become_kind(&a, MS_SHARED | MS_REC).unwrap();
+        assert_eq!(kinds_at(&format!("{a}/7")), SHARED);
+        become_kind(&a, MS_SLAVE | MS_REC).unwrap();
+        become_kind(&a, MS_PRIVATE | MS_REC).unwrap();
+        assert_eq!(kinds_at(&format!("{a}/7")), NONE);
+    });
+}
+
+/// Slaves of one mount, each with a group of its own, get what is mounted there.
+fn many_groups() {
+    const GROUPS: usize = 2_100;
+    inside(&["s"], || {
+        let s = shared("s");
+        for index in 0..GROUPS {
+            let path = at(&format!("{index}"));
+            folders(&[&path]);
+            bind(&s, &path);
+            become_kind(&path, MS_SLAVE).unwrap();
+            become_kind(&path, MS_SHARED).unwrap();
+        }
+        tmpfs(&format!("{s}/x"));
+        let last = at(&format!("{}/x", GROUPS - 1));
+        assert_eq!(kinds_at(&last), BOTH);
+        assert_eq!(fields(&last).master, fields(&format!("{s}/x")).shared);
+        umount(&format!("{s}/x"), 0).unwrap();
+        assert_eq!(mounts_below(&last), 0);
+    });
+}
+
+/// The nearest group above that can be seen is that of a mount a long way up, or none.
+fn groups_far_above() {
+    const GROUPS: usize = 600;
+    inside(&["s"], || {
+        let mut last = shared("s");
+        let first = fields(&last).shared;
+        for index in 0..GROUPS {
+            let path = at(&format!("{index}"));
+            folders(&[&path]);
+            bind(&last, &path);
+            become_kind(&path, MS_SLAVE).unwrap();
+            become_kind(&path, MS_SHARED).unwrap();
+            last = path;
+        }
+        in_child(|| {
+            unshare(NEWNS).unwrap();
+            for index in 0..GROUPS - 1 {
+                umount(&at(&format!("{index}")), MNT_DETACH).unwrap();
+            }
+            assert_eq!(fields(&last).from, first);
+            umount(&at("s"), MNT_DETACH).unwrap();
+            assert_eq!(fields(&last).from, 0);
+            assert_eq!(kinds_at(&last), BOTH);
+        });
     });
 }

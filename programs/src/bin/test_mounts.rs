@@ -10,7 +10,7 @@ use roundtable_programs::{Errno, tests};
 
 tests! { options_and_errors, covers_and_uncovers, stacked, busy, lazy_unmount, dot_dot_crosses, bind_a_directory,
 bind_a_file, move_a_mount, read_only_mount, read_only_bind, noexec_and_nodev, chroot_is_a_root, one_devtmpfs,
-listed_in_proc }
+listed_in_proc, devices_do_not_keep_it_writable }
 
 const BIND: libc::c_ulong = libc::MS_BIND;
 const REMOUNT: libc::c_ulong = libc::MS_REMOUNT;
@@ -305,4 +305,30 @@ fn listed_in_proc() {
     assert!(fields[3].starts_with("rw,nosuid,relatime,size=1024k"), "{}", fields[3]);
     umount(&p.path("with space"), 0).unwrap();
     assert!(!std::fs::read_to_string("/proc/mounts").unwrap().contains("my\\040source"));
+}
+
+/// What is written to a device or a FIFO is not in the file system.
+fn devices_do_not_keep_it_writable() {
+    let p = place();
+    let a = p.path("a");
+    tmpfs(&a, "").unwrap();
+    let (null, fifo, file) = (format!("{a}/null"), format!("{a}/fifo"), format!("{a}/file"));
+    mknod(&null, libc::S_IFCHR | 0o666, libc::makedev(1, 3)).unwrap();
+    mknod(&fifo, libc::S_IFIFO | 0o666, 0).unwrap();
+    std::fs::write(&file, b"x").unwrap();
+    let open = [&null, &fifo].map(|path| Fd::open(path, libc::O_RDWR).unwrap());
+    mount("", &a, "", REMOUNT | RDONLY, "").unwrap();
+    assert_eq!(open[0].write(b"x"), Ok(1));
+    assert_eq!(open[1].write(b"x"), Ok(1));
+    mount("", &a, "", REMOUNT, "").unwrap();
+    mount("", &a, "", REMOUNT | BIND | RDONLY, "").unwrap();
+    mount("", &a, "", REMOUNT | BIND, "").unwrap();
+    drop(open);
+    let writer = Fd::open(&file, libc::O_WRONLY).unwrap();
+    assert_eq!(mount("", &a, "", REMOUNT | BIND | RDONLY, ""), Err(Errno::EBUSY));
+    assert_eq!(mount("", &a, "", REMOUNT | RDONLY, ""), Err(Errno::EBUSY));
+    // A refused one has changed nothing.
+    std::fs::write(format!("{a}/new"), b"x").unwrap();
+    drop(writer);
+    umount(&a, 0).unwrap();
 }

@@ -6,14 +6,16 @@ use std::fs;
 use libc::{
     SYS_fsconfig, SYS_fsmount, SYS_fsopen, SYS_fspick, SYS_mount_setattr, SYS_move_mount, SYS_open_tree,
 };
-use roundtable_programs::child::fork;
+use roundtable_programs::child::{fork, in_child};
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge;
 use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::namespaces::{NEWNS, unshare};
+use roundtable_programs::place;
 use roundtable_programs::rows::Rows;
 use roundtable_programs::{Errno, row, tests};
 
-tests! { tmpfs_by_steps, hugetlbfs_by_steps, views_and_attributes, reconfiguration, errors, types_by_number }
+tests! { tmpfs_by_steps, hugetlbfs_by_steps, views_and_attributes, reconfiguration, errors, types_by_number, views_that_are_nowhere }
 
 const SET_FLAG: usize = 0;
 const SET_STRING: usize = 1;
@@ -256,4 +258,41 @@ fn errors() {
     })
     .ok();
     rows.finish();
+}
+
+/// A view is set up before it comes to its place, whatever namespace one is in; nothing is mounted on it until then.
+fn views_that_are_nowhere() {
+    let look = |new_namespace: bool| {
+        in_child(|| {
+            if new_namespace {
+                unshare(NEWNS).unwrap();
+                place::mount("none", "/", "", libc::MS_REC | libc::MS_PRIVATE, "").unwrap();
+            }
+            let (origin, view) = (Place::new("nowhere"), Place::new("somewhere"));
+            let _mount = mounted(&origin);
+            fs::create_dir(format!("{}/below", origin.0)).unwrap();
+            let path = c(&origin.0);
+            let tree = call(SYS_open_tree, [HERE, path.as_ptr() as usize, 1, 0, 0, 0]).map(Fd::own).unwrap();
+            let set = |fd: &Fd| {
+                let (empty, attributes) = (c(""), [1u64, 0, 0, 0]);
+                let (empty, attributes) = (empty.as_ptr() as usize, attributes.as_ptr() as usize);
+                let flags = libc::AT_EMPTY_PATH as usize;
+                call(SYS_mount_setattr, [fd.raw() as usize, empty, flags, attributes, 32, 0])
+            };
+            let mut rows = Rows::default();
+            row!(rows, OK, set(&tree));
+            let below = format!("/proc/self/fd/{}/below", tree.raw());
+            row!(rows, EINVAL, place::mount("none", &below, "tmpfs", 0, "").map(|()| 0));
+            row!(rows, EINVAL, place::mount(&origin.0, &below, "", libc::MS_BIND, "").map(|()| 0));
+            row!(rows, OK, put(&tree, &view.0));
+            row!(rows, OK, set(&tree));
+            rows.finish();
+            assert!(fs::write(format!("{}/file", view.0), "x").is_err());
+            fs::write(format!("{}/file", origin.0), "x").unwrap();
+            place::umount(&view.0, libc::MNT_DETACH).unwrap();
+            assert_eq!(set(&tree), Err(Errno::EINVAL), "it was somewhere, and is not any more");
+        });
+    };
+    look(false);
+    look(true);
 }

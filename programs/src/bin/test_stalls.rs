@@ -23,7 +23,8 @@ tests! { descriptors: 200, areas: 200, separate_areas: 200, windows: 200, sizes:
 pending_signals: 200, timers: 200, threads: 200, signals_to_threads: 200, stopped_threads: 200, exec_of_threads: 200,
 filters_of_threads: 200, groups: 200, chains_of_orphans: 200, zombies_of_a_namespace: 200, children: 200, tracees: 200,
 kept_mounts: 200, reprints: 200, erasures: 200, random_numbers: 200, signals_looked_at: 200, lists_of_groups: 200, removed_messages: 200,
-filters_of_a_thread: 200, undone_operations: 200, completions: 200, emptied_pipes: 200, lists_of_objects: 200, watched_faults: 200 }
+filters_of_a_thread: 200, undone_operations: 200, completions: 200, emptied_pipes: 200, lists_of_objects: 200, watched_faults: 200,
+trees_and_groups: 200, stacked_mounts: 200, ends_of_ipc_namespaces: 200, lists_of_mounts: 200 }
 
 fn more_of(resource: libc::__rlimit_resource_t) {
     let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
@@ -574,6 +575,96 @@ fn kept_mounts() {
             std::fs::metadata(index.to_string()).expect("stat");
         }
     });
+}
+
+fn mount(source: &str, target: &str, kind: &str, flags: u64) {
+    place::mount(source, target, kind, flags, "").unwrap_or_else(|errno| panic!("{target}: {errno}"));
+}
+
+/// A tmpfs in a mount namespace of one's own.
+fn own_mounts(at: &str) {
+    let _ = std::fs::create_dir(at);
+    namespaces::unshare(namespaces::NEWNS).expect("unshare");
+    mount("none", "/", "", libc::MS_REC | libc::MS_PRIVATE);
+    mount("none", at, "tmpfs", 0);
+}
+
+/// A tree comes to where a mount is that has many groups of slaves, which show nothing of it.
+fn trees_and_groups() {
+    const AT: &str = "/tmp/stalls-groups";
+    let path = |name: &str| format!("{AT}/{name}");
+    let folder = |name: &str| {
+        std::fs::create_dir(path(name)).expect("mkdir");
+        path(name)
+    };
+    let make = |count: usize| {
+        own_mounts(AT);
+        let shared = folder("shared");
+        mount("none", &shared, "tmpfs", 0);
+        mount("none", &shared, "", libc::MS_SHARED);
+        let (_, part) = (folder("shared/place"), folder("shared/part"));
+        for index in 0..count {
+            let slave = folder(&format!("slave-{index}"));
+            mount(&part, &slave, "", libc::MS_BIND);
+            mount("none", &slave, "", libc::MS_SLAVE);
+            mount("none", &slave, "", libc::MS_SHARED);
+        }
+        let tree = folder("tree");
+        mount("none", &tree, "tmpfs", 0);
+        for index in 0..count {
+            let below = folder(&format!("tree/{index}"));
+            mount(&below, &below, "", libc::MS_BIND);
+        }
+    };
+    compare(10, 300, make, |_| mount(&path("tree"), &path("shared/place"), "", libc::MS_MOVE));
+}
+
+/// A walk over many mounts that are each on the one before.
+fn stacked_mounts() {
+    const AT: &str = "/tmp/stalls-stack";
+    let make = |count: usize| {
+        own_mounts(AT);
+        // The lowest: all others are on it.
+        std::env::set_current_dir(AT).expect("chdir");
+        for _ in 0..count.ilog2() {
+            mount(".", ".", "", libc::MS_BIND | libc::MS_REC);
+        }
+    };
+    compare(16, 4096, make, |_| {
+        std::fs::metadata(AT).expect("stat");
+    });
+}
+
+/// The list of many mounts is put in order.
+fn lists_of_mounts() {
+    const AT: &str = "/tmp/stalls-list";
+    let make = |count: usize| {
+        own_mounts(AT);
+        for index in 0..256 {
+            std::fs::create_dir(format!("{AT}/{index}")).expect("mkdir");
+        }
+        for index in 0..count {
+            let path = format!("{AT}/{}", index % 256);
+            mount(&path, &path, "", libc::MS_BIND);
+        }
+    };
+    compare(100, 8_000, make, |_| {
+        let file = Fd::open("/proc/self/mounts", libc::O_RDONLY).expect("mounts");
+        assert_eq!(file.read(&mut [0; 1]), Ok(1));
+    });
+}
+
+/// A namespace ends with what System V objects it has.
+fn ends_of_ipc_namespaces() {
+    let make = |count: usize| {
+        namespaces::unshare(namespaces::NEWIPC).expect("unshare");
+        for _ in 0..count {
+            let flags = libc::IPC_CREAT as usize | 0o600;
+            call(libc::SYS_semget, [0, 1, flags, 0, 0, 0]).expect("semget");
+            call(libc::SYS_msgget, [0, flags, 0, 0, 0, 0]).expect("msgget");
+        }
+    };
+    compare(100, 8_000, make, |_| ());
 }
 
 /// A terminal that edits lines and shows them, by its master: `line` is typed.

@@ -7,7 +7,8 @@ use alloc::sync::Arc;
 use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
-use super::propagation::{leave, receivers};
+use super::propagation::leave;
+use super::spread::receivers;
 use super::{Mount, Place, TABLE, end, subtree};
 use crate::errno::{Errno, Result};
 use crate::fs::path::{MOUNT_MOVES, Path};

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering;
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeAtomicLink, intrusive_adapter};
 use linux_raw_sys::general as abi;
 
-use super::{CHANGE, Mount, Place, TABLE, Table, check_own, companions, propagation, remount};
+use super::{CHANGE, Mount, Place, TABLE, Table, check_own, companions, lock_changes, propagation, remount};
 use crate::errno::{Errno, Result};
 use crate::fs::dentry::Dentry;
 use crate::fs::path::Path;
@@ -41,7 +41,7 @@ pub fn unmount(path: Path, lazy: bool, root: &Path) -> Result<()> {
     }
     // Let go of behind the lock for changes: with the last mount a file system is taken apart, and others mount meanwhile.
     let mount = path.mount.clone();
-    let _change = CHANGE.lock();
+    let _change = lock_changes()?;
     check_own(&path)?;
     if !Arc::ptr_eq(&path.dentry, &path.mount.root) {
         return Err(Errno::EINVAL);

@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::Ordering;
 
 use super::{
-    CHANGE, Mount, attach_locked, attach_new, check_place, detach_one, end, enter, propagation, put, subtree,
+    Mount, attach_locked, attach_new, check_place, detach_one, end, enter, lock_changes, put, spread, subtree,
 };
 use crate::errno::{Errno, Result};
 use crate::fs::mount_namespace::{self, check_own};
@@ -29,7 +29,7 @@ fn is_below(mount: &Arc<Mount>, top: &Arc<Mount>) -> bool {
 
 /// A second view of what is visible at `from`, put on `at`; with `recursive` the mounts below as well.
 pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
-    let _change = CHANGE.lock();
+    let _change = lock_changes()?;
     let at = enter(at);
     check_own(&at)?;
     check_own_or_namespace(from)?;
@@ -48,7 +48,7 @@ pub fn bind(from: &Path, at: Path, recursive: bool) -> Result<()> {
     attach_locked(&top, at.clone())?;
     // What comes to other places comes as a whole: the copies' places are known once all of them are there.
     let spread = bind_below(from, &top, &below)
-        .and_then(|tree| propagation::prepare(&at, &tree).map(|spread| (tree, spread)));
+        .and_then(|tree| spread::prepare(&at, &tree).map(|spread| (tree, spread)));
     match spread {
         Ok((tree, spread)) => {
             spread.commit(&tree);
@@ -101,7 +101,7 @@ fn bind_below(from: &Path, top: &Arc<Mount>, below: &[Arc<Mount>]) -> Result<Vec
 
 /// Moves the mount whose root `from` is to `at`.
 pub fn relocate(from: &Path, at: Path) -> Result<()> {
-    let _change = CHANGE.lock();
+    let _change = lock_changes()?;
     let at = enter(at);
     let mount = &from.mount;
     check_own(&at)?;
@@ -122,7 +122,7 @@ pub fn relocate(from: &Path, at: Path) -> Result<()> {
     if is_below(&at.mount, mount) {
         return Err(Errno::ELOOP);
     }
-    let spread = propagation::prepare(&at, &tree)?;
+    let spread = spread::prepare(&at, &tree)?;
     let moving = MOUNT_MOVES.begin();
     let old = detach_one(mount);
     put(mount, &at);
@@ -139,7 +139,7 @@ pub fn place_or_move(from: &Path, at: Path) -> Result<()> {
         return Err(Errno::EINVAL);
     }
     {
-        let _change = CHANGE.lock();
+        let _change = lock_changes()?;
         if !mount.is_in_tree() {
             let at = enter(at);
             // Into itself, or onto what is nowhere: nobody would ever see it.
@@ -161,7 +161,7 @@ pub fn place_or_move(from: &Path, at: Path) -> Result<()> {
 
 /// open_tree(2) with OPEN_TREE_CLONE: a second view of what is visible at `from`, nowhere yet. Mounts below are not in it.
 pub fn detached_view(from: &Path) -> Result<Path> {
-    let _change = CHANGE.lock();
+    let _change = lock_changes()?;
     check_own_or_namespace(from)?;
     check_bindable(&from.mount)?;
     if subtree(&from.mount)?.iter().skip(1).any(|mount| is_locked_below(mount, from)) {
@@ -188,7 +188,7 @@ pub(super) fn is_locked_below(mount: &Mount, from: &Path) -> bool {
 
 /// pivot_root(2): `new_root` becomes the root of the tree, the present root moves to `put_old`.
 pub fn pivot(old_root: &Path, new_root: &Path, put_old: Path) -> Result<()> {
-    let _change = CHANGE.lock();
+    let _change = lock_changes()?;
     let (old, new) = (&old_root.mount, &new_root.mount);
     check_own(old_root)?;
     check_own(new_root)?;

@@ -6,13 +6,13 @@ use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
-use super::{CHANGE, LOCKED_TIMES, Mount, TIMES, subtree};
+use super::{LOCKED_TIMES, Mount, TIMES, lock_changes, subtree};
 use crate::errno::{Errno, Result};
 use crate::fs::mount_namespace::MountNamespace;
 use crate::fs::path::Path;
 use crate::fs::pseudo;
 use crate::memory::fallible::{self, TryVec};
-use crate::sched;
+use crate::sched::{self, sort_by_key};
 
 /// Calls `work` with each mount that may be seen from `root`, in the order in which they were made, until it says false. The tree does not
 /// change while `work` runs. Between two mounts it may: of those that come meanwhile none is shown, and of those that go some.
@@ -21,7 +21,7 @@ use crate::sched;
 /// who mounts or unmounts waits for one way up at most.
 pub fn each_visible(root: &Path, mut work: impl FnMut(&Arc<Mount>) -> bool) -> Result<()> {
     for mount in visible(root)? {
-        let _change = CHANGE.lock();
+        let _change = lock_changes()?;
         let Some(mount) = mount.upgrade() else { continue };
         let goes_on = !mount.is_in_tree() || work(&mount);
         // Before the lock is released: unmount counts references.
@@ -35,9 +35,9 @@ pub fn each_visible(root: &Path, mut work: impl FnMut(&Arc<Mount>) -> bool) -> R
 
 /// Those mounts, by references that unmount does not count.
 fn visible(root: &Path) -> Result<Vec<Weak<Mount>>> {
-    let _change = CHANGE.lock();
+    let _change = lock_changes()?;
     let mut list = subtree(&root.mount)?;
-    list.sort_unstable_by_key(|mount| mount.id);
+    sort_by_key(&mut list, |mount| mount.id);
     let mut visible = fallible::with_capacity(list.len())?;
     for mount in list {
         visible.push(Arc::downgrade(&mount));
@@ -53,7 +53,7 @@ pub fn check_reveals_nothing(new: &Mount) -> Result<()> {
     if namespace.head.user.parent.is_none() || !matches!(new.superblock.kind, "proc" | "sysfs") {
         return Ok(());
     }
-    let _change = CHANGE.lock();
+    let _change = lock_changes()?;
     let Some(root) = namespace.root() else { return Ok(()) };
     let all = subtree(root)?;
     // Mounts on which another stays, over anything but a directory that is there to be mounted on.
@@ -68,7 +68,7 @@ pub fn check_reveals_nothing(new: &Mount) -> Result<()> {
         }
         sched::cond_resched();
     }
-    hiding.sort_unstable();
+    sort_by_key(&mut hiding, |id| *id);
     for mount in &all {
         sched::cond_resched();
         if mount.superblock.kind != new.superblock.kind || mount.root.parent().is_some() {
