@@ -2,13 +2,13 @@
 
 use std::sync::atomic::Ordering::SeqCst;
 
-use roundtable_programs::child::in_child;
+use roundtable_programs::child::{fork, in_child};
 use roundtable_programs::place::{self, Place};
 use roundtable_programs::shared::Shared;
-use roundtable_programs::sys::pid;
-use roundtable_programs::{Errno, namespaces, tests};
+use roundtable_programs::sys::{is_linux, pid};
+use roundtable_programs::{Errno, namespaces, procfs, tests};
 
-tests! { options_of_mounts }
+tests! { options_of_mounts, not_got_around, where_strangers_sleep }
 
 /// hidepid=, gid= and subset= of proc(5).
 fn options_of_mounts() {
@@ -72,4 +72,59 @@ fn options_of_mounts() {
         );
         assert_eq!(look("subset=pid", 1000), ([1, 0, 0, 0, gone], ",subset=pid".into()));
     });
+}
+
+/// Who has a user namespace and a mount namespace of its own, and nothing else, sees no more than before.
+fn not_got_around() {
+    use namespaces::{NEWIPC, NEWNS, NEWUSER, as_first, unshare};
+    in_child(|| {
+        unshare(NEWNS).unwrap();
+        place::mount("none", "/", "", libc::MS_REC | libc::MS_PRIVATE, "").unwrap();
+        place::mount("proc", "/proc", "proc", 0, "hidepid=2").unwrap();
+        let place = Place::new("");
+        let point = place.path("point");
+        place::mkdir(&point, 0o755).unwrap();
+        let mount = |kind: &str, options: &str| place::mount("none", &point, kind, 0, options);
+        in_child(|| {
+            place::become_user(1000, 1000);
+            unshare(NEWUSER | NEWNS).unwrap();
+            assert_eq!(mount("proc", ""), Err(Errno::EPERM));
+            assert_eq!(mount("proc", "subset=pid"), Err(Errno::EPERM));
+            assert_eq!(mount("proc", "hidepid=2"), Err(Errno::EPERM));
+            assert_eq!(mount("mqueue", ""), Err(Errno::EPERM));
+            assert_eq!(place::mount(&point, &point, "", libc::MS_BIND, ""), Ok(()));
+        });
+        in_child(|| {
+            place::become_user(1000, 1000);
+            unshare(NEWUSER | NEWNS | NEWIPC).unwrap();
+            assert_eq!(mount("mqueue", ""), Ok(()));
+            as_first(0, || {
+                assert_eq!(mount("proc", ""), Ok(()));
+                let names = place::names(&point);
+                let processes = names.iter().filter(|name| name.parse::<i32>().is_ok());
+                assert_eq!(processes.count(), 1, "{names:?}");
+            })
+            .ok();
+        });
+    });
+}
+
+/// Where in the kernel a process sleeps is for those who may look into it.
+fn where_strangers_sleep() {
+    let sleeper = fork(|| {
+        loop {
+            std::thread::park();
+        }
+    });
+    procfs::wait_for_sleep(sleeper.pid);
+    let read = || std::fs::read_to_string(format!("/proc/{}/wchan", sleeper.pid)).unwrap();
+    if !is_linux() {
+        // Linux may have been built without names.
+        assert_ne!(read(), "0");
+    }
+    in_child(|| {
+        place::become_user(1000, 1000);
+        assert_eq!(read(), "0");
+    });
+    sleeper.end();
 }

@@ -15,6 +15,7 @@ use alloc::vec::Vec;
 
 use super::dentry::Dentry;
 use super::inode::{Attributes, Dirent, Inode, InodeOps, Superblock, SuperblockOps};
+use super::mount_namespace::check_may_show;
 use super::pseudo::{Directory, Functions, LinkInode};
 use super::registry::{MountRequest, register_filesystem};
 use super::stat::{DeviceId, FileType, Stat, Statfs};
@@ -92,6 +93,9 @@ fn tree() -> &'static Arc<Directory> {
 
 fn mount(request: &MountRequest) -> Result<Arc<Dentry>> {
     let options = Options::default().changed(request.options)?;
+    if let Some(thread) = processes::try_current() {
+        check_may_show(&thread.process.pid_namespace().head.user)?;
+    }
     let view = View::current();
     if view.is_initial() && options == Options::default() {
         return Ok(instance().root.clone());

@@ -12,6 +12,7 @@ use crate::errno::{Errno, Result};
 use crate::fs::dentry::Dentry;
 use crate::fs::inode::{Inode, InodeOps, Superblock, SuperblockOps};
 use crate::fs::mount::Mount;
+use crate::fs::mount_namespace::check_may_show;
 use crate::fs::path::{Path, Start, resolve};
 use crate::fs::registry::{MountRequest, register_filesystem};
 use crate::fs::tree::{self, InodeCharge, TreeFs};
@@ -127,7 +128,9 @@ impl Instance {
 
 /// For the registry of file-system types: each mount in a namespace shows the same queues.
 fn mount(_: &MountRequest) -> Result<Arc<Dentry>> {
-    Ok(here().messages()?.mount.root.clone())
+    let namespace = here();
+    check_may_show(&namespace.head.user)?;
+    Ok(namespace.messages()?.mount.root.clone())
 }
 
 /// Makes the type known.

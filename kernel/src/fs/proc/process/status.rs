@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::bytes;
 use super::super::system::{BOOTTIME, CLOCK_TICK, put};
-use super::Target;
+use super::{Target, may_look_into};
 use crate::arch::cpu;
 use crate::errno::Result;
 use crate::memory::fallible::Text;
@@ -312,6 +312,10 @@ pub fn syscall(target: &Target) -> Result<Vec<u8>> {
 /// Where in the kernel the thread sleeps, as the name of the source file without its directories; `0` for a thread that does not.
 pub fn wchan(target: &Target) -> Result<Vec<u8>> {
     let thread = target.thread()?;
+    // As in Linux: strangers are told the same as of one that runs.
+    if !may_look_into(&thread.process) {
+        return bytes("0");
+    }
     let Some((place, _)) = thread.sched.wait_place() else { return bytes("0") };
     let file = place.file().rsplit('/').next().unwrap_or_default();
     bytes(file.trim_end_matches(".rs").replace('-', "_"))
