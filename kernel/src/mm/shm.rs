@@ -352,7 +352,7 @@ pub fn list() -> Result<String> {
         "       key      shmid perms                  size  cpid  lpid nattch   uid   gid  cuid  cgid      \
          atime      dtime      ctime                   rss                  swap\n",
     );
-    let view = View::current();
+    let (view, who) = (View::current(), process::current().credentials());
     for segment in here().segments.each() {
         let status = segment.status();
         let permissions = status.permissions;
@@ -366,10 +366,10 @@ pub fn list() -> Result<String> {
             view.number(status.creator),
             view.number(status.last_pid),
             status.attachments,
-            permissions.uid,
-            permissions.gid,
-            permissions.creator_uid,
-            permissions.creator_gid,
+            who.shown_uid(permissions.uid),
+            who.shown_gid(permissions.gid),
+            who.shown_uid(permissions.creator_uid),
+            who.shown_gid(permissions.creator_gid),
             status.attached_at,
             status.detached_at,
             status.changed_at,

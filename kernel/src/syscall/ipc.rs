@@ -164,9 +164,14 @@ fn shmctl(args: &mut Args) -> Result<usize> {
         }
         IPC_RMID => here().segments.by_id(id)?.mark_for_removal().map(|()| 0),
         command @ (SHM_LOCK | SHM_UNLOCK) => {
-            let segment = here().segments.by_id(id)?;
-            if !process::current().credentials().capable(abi::CAP_IPC_LOCK) {
-                segment.permissions().check_owner()?;
+            let namespace = here();
+            let segment = namespace.segments.by_id(id)?;
+            let thread = process::current();
+            if !thread.credentials().capable_in(&namespace.head.user, abi::CAP_IPC_LOCK) {
+                segment.permissions().check_may_lock()?;
+                if command == SHM_LOCK && thread.process.limit(abi::RLIMIT_MEMLOCK as usize) == 0 {
+                    return Err(Errno::EPERM);
+                }
             }
             segment.set_locked(command == SHM_LOCK);
             Ok(0)

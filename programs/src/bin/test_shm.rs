@@ -2,10 +2,12 @@
 
 use roundtable_programs::child::{fork, in_child};
 use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::namespaces::{NEWIPC, become_root_of_own};
+use roundtable_programs::place::become_user;
 use roundtable_programs::sys::PAGE;
 use roundtable_programs::{Errno, procfs, sys, tests};
 
-tests! { orphans_go, attached_orphans_go_last, setting }
+tests! { orphans_go, attached_orphans_go_last, setting, locks_by_owners, owners_as_seen_from_inside }
 
 const SETTING: &str = "/proc/sys/kernel/shm_rmid_forced";
 
@@ -98,5 +100,46 @@ fn setting() {
         // Each namespace has its own.
         procfs::write(SETTING, 1).unwrap();
         apart(|| assert_eq!(procfs::number(SETTING), 0));
+    });
+}
+
+/// May lock no memory, by its limit.
+fn lock_nothing() {
+    let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the limit lives through the call; the other takes integers.
+    unsafe {
+        sys::check(libc::setrlimit(libc::RLIMIT_MEMLOCK, &none)).expect("setrlimit");
+        sys::check(libc::prctl(libc::PR_SET_DUMPABLE, 1, 0, 0, 0)).expect("dumpable");
+    }
+}
+
+/// SHM_LOCK is for owners who may lock memory.
+fn locks_by_owners() {
+    let control = |id: usize, command: i32| call(libc::SYS_shmctl, [id, command as usize, 0, 0, 0, 0]);
+    in_child(|| {
+        become_user(1000, 1000);
+        lock_nothing();
+        let id = make();
+        assert_eq!(control(id, libc::SHM_LOCK), Err(Errno::EPERM));
+        assert_eq!(control(id, libc::SHM_UNLOCK), Ok(0));
+        assert_eq!(control(id, libc::IPC_RMID), Ok(0));
+    });
+}
+
+/// The lists of objects name their owners as the reader knows them.
+fn owners_as_seen_from_inside() {
+    in_child(|| {
+        become_user(1000, 1001);
+        lock_nothing();
+        become_root_of_own(NEWIPC);
+        make();
+        let flags = libc::IPC_CREAT as usize | 0o600;
+        call(libc::SYS_semget, [0, 1, flags, 0, 0, 0]).expect("semget");
+        call(libc::SYS_msgget, [0, flags, 0, 0, 0, 0]).expect("msgget");
+        for (list, owner) in [("shm", 7), ("sem", 4), ("msg", 7)] {
+            let text = std::fs::read_to_string(format!("/proc/sysvipc/{list}")).unwrap();
+            let line: Vec<&str> = text.lines().nth(1).expect("an object").split_whitespace().collect();
+            assert_eq!(line[owner..owner + 4], ["0"; 4], "{list}: {text}");
+        }
     });
 }

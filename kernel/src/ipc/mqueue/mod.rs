@@ -264,19 +264,16 @@ impl FileOps for Queue {
     }
 
     fn read_at(&self, _: &File, offset: u64, sink: &mut Sink) -> Result<usize> {
-        let mut text = Text::new();
-        {
+        let (bytes, (kind, signal, pid)) = {
             let state = self.state.lock();
-            let (kind, signal, pid) =
-                state.notification.as_ref().map_or((0, 0, 0), |asked| (asked.kind, asked.signal, asked.pid));
-            let pid = View::current().number(pid);
-            // Writing to a string does not fail.
-            let _ = writeln!(
-                text,
-                "QSIZE:{:<10} NOTIFY:{kind:<5} SIGNO:{signal:<5} NOTIFY_PID:{pid:<6}",
-                state.bytes
-            );
-        }
+            let asked = state.notification.as_ref();
+            (state.bytes, asked.map_or((0, 0, 0), |asked| (asked.kind, asked.signal, asked.pid)))
+        };
+        // Without the lock: the process may end with the reference that looks for its number.
+        let pid = View::current().number(pid);
+        let mut text = Text::new();
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "QSIZE:{bytes:<10} NOTIFY:{kind:<5} SIGNO:{signal:<5} NOTIFY_PID:{pid:<6}");
         let text = text.finish()?;
         let rest = usize::try_from(offset).ok().and_then(|at| text.get(at..)).unwrap_or_default();
         if rest.is_empty() { Ok(0) } else { sink.write(rest) }

@@ -113,7 +113,7 @@ pub fn list() -> Result<String> {
         "       key      msqid perms      cbytes       qnum lspid lrpid   uid   gid  cuid  cgid      \
          stime      rtime      ctime\n",
     );
-    let view = View::current();
+    let (view, who) = (View::current(), process::current().credentials());
     for queue in here().queues.each() {
         let status = queue.status_for_all();
         let permissions = status.permissions;
@@ -127,10 +127,10 @@ pub fn list() -> Result<String> {
             status.messages,
             view.number(status.last_sender),
             view.number(status.last_receiver),
-            permissions.uid,
-            permissions.gid,
-            permissions.creator_uid,
-            permissions.creator_gid,
+            who.shown_uid(permissions.uid),
+            who.shown_gid(permissions.gid),
+            who.shown_uid(permissions.creator_uid),
+            who.shown_gid(permissions.creator_gid),
             status.sent_at,
             status.received_at,
             status.changed_at,

@@ -9,7 +9,7 @@ use crate::errno::{Errno, Result};
 use crate::ipc::permissions::{IpcPerm, Permissions, READ, WRITE};
 use crate::memory::fallible::{self, Text};
 use crate::namespaces::ipc::here;
-use crate::process::Pid;
+use crate::process::{self, Pid};
 use crate::{sched, sync};
 
 /// All that IPC_STAT tells.
@@ -149,6 +149,7 @@ impl Set {
 pub fn list() -> Result<String> {
     let mut text =
         Text::from("       key      semid perms      nsems   uid   gid  cuid  cgid      otime      ctime\n");
+    let who = process::current().credentials();
     for set in here().sets.each() {
         let status = set.status_for_all();
         let permissions = status.permissions;
@@ -159,10 +160,10 @@ pub fn list() -> Result<String> {
             status.id,
             permissions.mode,
             status.size,
-            permissions.uid,
-            permissions.gid,
-            permissions.creator_uid,
-            permissions.creator_gid,
+            who.shown_uid(permissions.uid),
+            who.shown_gid(permissions.gid),
+            who.shown_uid(permissions.creator_uid),
+            who.shown_gid(permissions.creator_gid),
             status.operated_at,
             status.changed_at,
         );
