@@ -16,7 +16,7 @@ use roundtable_programs::sys::{PAGE, check, cpus, is_linux, pin, settles};
 use roundtable_programs::uffd::{MISSING, Uffd};
 use roundtable_programs::{Errno, procfs, tests};
 
-tests! { receivers_beside_a_search: 60, writers_that_readers_keep_up_with: 100, a_pipe_behind_a_fault: 60, clients_that_were_closed: 60 }
+tests! { receivers_beside_a_search: 60, writers_that_readers_keep_up_with: 100, a_pipe_behind_a_fault: 60, a_file_behind_a_fault: 60, clients_that_were_closed: 60 }
 
 /// Two CPUs.
 fn two() -> [usize; 2] {
@@ -238,6 +238,52 @@ fn a_pipe_behind_a_fault() {
         assert_eq!((waits, ended), (true, true), "{what}");
     }
     reader.end();
+}
+
+/// Who waits for a file in memory that another one writes to, from memory that nobody brings, can be killed.
+fn a_file_behind_a_fault() {
+    if is_linux() {
+        skip("Linux waits, deaf to a kill");
+    }
+    let file = Fd::memfd("shared", 0).unwrap();
+    file.truncate(PAGE as u64).unwrap();
+    let shared = Shared::new();
+    let writer = fork(|| {
+        let map = Map::new(PAGE, RW, PRIVATE | ANON, -1, 0).unwrap();
+        let uffd = Uffd::new(0);
+        uffd.register(&map, MISSING).unwrap();
+        let (fd, at) = (file.raw() as usize, map.address);
+        std::thread::spawn(move || call(libc::SYS_pwrite64, [fd, at, 4, 0, 0, 0]));
+        uffd.next();
+        shared.set(0, 1);
+        loop {
+            std::thread::park();
+        }
+    });
+    shared.wait(0, 1);
+    let (fd, byte) = (file.raw() as usize, b"x".as_ptr() as usize);
+    for (what, number, arguments) in [
+        ("write", libc::SYS_pwrite64, [fd, byte, 1, 0, 0, 0]),
+        ("ftruncate", libc::SYS_ftruncate, [fd, 1, 0, 0, 0, 0]),
+        ("fallocate", libc::SYS_fallocate, [fd, 0, 0, PAGE, 0, 0]),
+    ] {
+        let child = fork(|| {
+            shared.add(1);
+            let result = call(number, arguments);
+            panic!("{what}: {result:?}");
+        });
+        shared.wait(1, 1);
+        shared.set(1, 0);
+        let waits = settles(Duration::from_secs(20), || matches!(procfs::state(child.pid), Some('S' | 'D')));
+        child.kill(libc::SIGKILL);
+        let ended = has_ended(&child);
+        if !ended {
+            writer.kill(libc::SIGKILL);
+        }
+        assert_eq!(child.wait(), End::Signal(libc::SIGKILL), "{what}");
+        assert_eq!((waits, ended), (true, true), "{what}");
+    }
+    writer.end();
 }
 
 /// They wait for a place in a listener's backlog, and are closed.

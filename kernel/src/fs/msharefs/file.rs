@@ -141,7 +141,7 @@ impl FileOps for RegionFile {
 
     fn truncate(&self, file: &File, size: u64) -> Result<()> {
         let inode = file.inode();
-        let _writers = inode.lock.lock();
+        let _writers = inode.lock.lock_killable().ok_or(Errno::EINTR)?;
         self.resize(size)?;
         inode.touch_modified();
         Ok(())

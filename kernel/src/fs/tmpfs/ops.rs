@@ -89,7 +89,7 @@ impl FileOps for RegularFile {
             return Ok(0);
         }
         let inode = file.inode();
-        let _writers = inode.lock.lock();
+        let _writers = inode.lock.lock_killable().ok_or(Errno::EINTR)?;
         if file.appending() || *offset == AT_END {
             *offset = self.len();
         }
@@ -143,7 +143,7 @@ impl FileOps for RegularFile {
 
     fn truncate(&self, file: &File, size: u64) -> Result<()> {
         let inode = file.inode();
-        let _writers = inode.lock.lock();
+        let _writers = inode.lock.lock_killable().ok_or(Errno::EINTR)?;
         self.resize(size)?;
         attributes::remove_privileges(inode);
         inode.touch_modified();
@@ -152,7 +152,7 @@ impl FileOps for RegularFile {
 
     fn fallocate(&self, file: &File, mode: u32, offset: u64, len: u64) -> Result<()> {
         let inode = file.inode();
-        let _writers = inode.lock.lock();
+        let _writers = inode.lock.lock_killable().ok_or(Errno::EINTR)?;
         if mode & !abi::FALLOC_FL_KEEP_SIZE == 0 {
             attributes::check_size_limit(inode, offset.saturating_add(len))?;
         }

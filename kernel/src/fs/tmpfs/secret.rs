@@ -59,7 +59,7 @@ impl FileOps for SecretFile {
 
     fn truncate(&self, file: &File, size: u64) -> Result<()> {
         let inode = file.inode();
-        let _writers = inode.lock.lock();
+        let _writers = inode.lock.lock_killable().ok_or(Errno::EINTR)?;
         inode.ops.truncate(inode, size)?;
         inode.touch_modified();
         Ok(())
