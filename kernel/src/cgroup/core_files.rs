@@ -162,6 +162,7 @@ pub(super) const INTERFACES: [Interface; 11] = [
             each_member(group, |process| {
                 for thread in process::threads_of(&process)? {
                     let _ = writeln!(text, "{}", view.thread(&thread));
+                    crate::sched::cond_resched();
                 }
                 Ok(())
             })

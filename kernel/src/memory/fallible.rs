@@ -11,6 +11,7 @@ use core::fmt;
 use super::{PAGE_SIZE, inject};
 use crate::arch::percpu;
 use crate::errno::{Errno, Result};
+use crate::process::{self, Charge};
 
 /// Runs an allocation that can fail. Checked kernels let large ones pass only here.
 #[inline]
@@ -182,12 +183,14 @@ impl<T> TryVec<T> for Vec<T> {
 pub struct Text {
     text: String,
     failed: bool,
+    /// A long one counts for the process that asks, while it grows.
+    charge: Option<Charge>,
 }
 
 impl Text {
     /// An empty one.
     pub const fn new() -> Self {
-        Self { text: String::new(), failed: false }
+        Self { text: String::new(), failed: false, charge: None }
     }
 
     /// Appends.
@@ -209,7 +212,14 @@ impl Text {
             return Ok(());
         }
         let wanted = (self.text.len() + additional).max(self.text.len() * 2);
-        attempt(wanted, || self.text.try_reserve(additional))
+        attempt(wanted, || self.text.try_reserve(additional))?;
+        if self.text.capacity() > PAGE_SIZE
+            && let Some(thread) = process::try_current()
+        {
+            let charge = self.charge.get_or_insert_with(|| thread.process.charges.add(0));
+            charge.grow(self.text.capacity().saturating_sub(charge.bytes()));
+        }
+        Ok(())
     }
 
     /// Bytes so far.
@@ -257,7 +267,7 @@ impl fmt::Display for Text {
 
 impl From<String> for Text {
     fn from(text: String) -> Self {
-        Self { text, failed: false }
+        Self { text, failed: false, charge: None }
     }
 }
 
