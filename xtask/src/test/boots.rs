@@ -221,14 +221,6 @@ pub fn all() -> Vec<Boot> {
             ..BOOT
         },
         Boot {
-            // Its pages are lost for the machine.
-            name: "broken-memory",
-            memory: Size::gibibytes(1),
-            parameters: &["hugetlb_check=1"],
-            work: Work::Programs(Selection::Only(&["test_hwpoison"])),
-            ..BOOT
-        },
-        Boot {
             name: "audit",
             memory: Size::gibibytes(4),
             pools: (0, 1),
@@ -339,7 +331,7 @@ fn protocols() -> [Boot; 4] {
         name,
         parameters,
         kernels: Kernels::Ours,
-        work: Work::Programs(Selection::Also(&["test_sharing", "test_hugetlb_random", "test_hwpoison"])),
+        work: Work::Programs(Selection::Also(&["test_sharing", "test_hugetlb_random"])),
         ..BOOT
     };
     // A clock that counts instructions: figures are exact, and those of the kernel as it is shipped.
