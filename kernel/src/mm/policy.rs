@@ -105,6 +105,20 @@ impl Policy {
         matches!(self.base(), INTERLEAVE | WEIGHTED_INTERLEAVE)
     }
 
+    /// The nodes that it binds to, if it does.
+    pub fn bound(self) -> Option<NodeMask> {
+        (self.base() == BIND).then_some(self.nodes)
+    }
+
+    /// Nodes for what has no place in an area, as the pool's pages: all that have memory, without a policy that names some.
+    pub fn nodes_or_all(self) -> NodeMask {
+        match self.base() {
+            DEFAULT => node::with_memory(),
+            LOCAL => 1 << node::here(),
+            _ => self.nodes,
+        }
+    }
+
     /// Which node's turn it is for the page at an index, of a policy that interleaves.
     fn turn(self, index: u64) -> usize {
         let weight = |node: &usize| match self.base() {

@@ -6,8 +6,10 @@ use std::fs::{read_link, read_to_string};
 
 use libc::{SYS_get_mempolicy, SYS_mbind, SYS_migrate_pages, SYS_move_pages, SYS_set_mempolicy};
 use roundtable_programs::child::{fork, in_child};
+use roundtable_programs::fault::{self, Fault};
 use roundtable_programs::file::Fd;
 use roundtable_programs::harness::skip;
+use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, Map, PRIVATE, R, RW, SHARED};
 use roundtable_programs::rows::Rows;
@@ -16,7 +18,8 @@ use roundtable_programs::{Errno, procfs, row, tests};
 
 tests! { nodes_are_listed, cpus_know_their_node, memory_is_counted_by_node, pages_come_from_near, modes, told_nodes, bound_pages,
 preferred_pages, pages_take_turns, turns_by_weight, areas_have_policies, shared_pages, copies_of_pages, strict_areas, areas_move,
-single_pages_move, processes_move, lines_tell_nodes }
+single_pages_move, processes_move, lines_tell_nodes, pool_at_boot, pool_by_turns, pool_of_a_policy, huge_pages_of_a_policy,
+huge_pages_that_a_policy_has_not, surplus_of_a_node }
 
 const NODES: &str = "/sys/devices/system/node";
 
@@ -407,6 +410,147 @@ fn processes_move() {
     row!(rows, EINVAL, migrate(1, 4));
     row!(rows, EINVAL, migrate(1, 0));
     rows.finish();
+}
+
+const POOL: &str = "hugepages/hugepages-2048kB";
+
+/// Pages, free and surplus ones of a node.
+fn pool_of(node: usize) -> (u64, u64, u64) {
+    let [total, free, surplus] = ["nr", "free", "surplus"]
+        .map(|name| procfs::number(&format!("{NODES}/node{node}/{POOL}/{name}_hugepages")));
+    (total, free, surplus)
+}
+
+#[track_caller]
+fn expect_pools(first: (u64, u64, u64), second: (u64, u64, u64)) {
+    assert_eq!((pool_of(0), pool_of(1)), (first, second));
+    let all = huge::counters();
+    assert_eq!(
+        (all.total, all.free, all.surplus),
+        (first.0 + second.0, first.1 + second.1, first.2 + second.2)
+    );
+}
+
+fn set_node(node: usize, pages: u64) {
+    procfs::write(&format!("{NODES}/node{node}/{POOL}/nr_hugepages"), pages).unwrap();
+}
+
+/// So many pages on each node.
+fn pools(first: u64, second: u64) {
+    huge::set_overcommit(0);
+    set_node(0, first);
+    set_node(1, second);
+    expect_pools((first, first, 0), (second, second, 0));
+}
+
+fn huge_map(pages: usize, sharing: i32) -> Result<Map, Errno> {
+    Map::new(pages * HUGE, RW, sharing | ANON | libc::MAP_HUGETLB, -1, 0)
+}
+
+/// The nodes of huge pages, each touched first.
+fn huge_nodes(map: &Map, pages: usize) -> Vec<i32> {
+    (0..pages).for_each(|page| map.set(page * HUGE, page as u8 + 1));
+    (0..pages).map(|page| node_at(map.address + page * HUGE)).collect()
+}
+
+/// As the kernel's command line has it: `hugepages=0:3,1:5`.
+fn pool_at_boot() {
+    need_two();
+    let line = read_to_string("/proc/cmdline").unwrap();
+    assert!(line.contains("hugepages=0:3,1:5"), "{line}");
+    expect_pools((3, 3, 0), (5, 5, 0));
+}
+
+fn pool_by_turns() {
+    need_two();
+    pools(0, 0);
+    huge::set_pool(6);
+    expect_pools((3, 3, 0), (3, 3, 0));
+    huge::set_pool(2);
+    expect_pools((1, 1, 0), (1, 1, 0));
+    set_node(1, 4);
+    expect_pools((1, 1, 0), (4, 4, 0));
+    set_node(0, 0);
+    expect_pools((0, 0, 0), (4, 4, 0));
+    pools(0, 0);
+}
+
+fn pool_of_a_policy() {
+    need_two();
+    pools(1, 1);
+    const BY_POLICY: &str = "/sys/kernel/mm/hugepages/hugepages-2048kB/nr_hugepages_mempolicy";
+    set(BIND, 2).unwrap();
+    procfs::write(BY_POLICY, 5).unwrap();
+    expect_pools((1, 1, 0), (4, 4, 0));
+    procfs::write("/proc/sys/vm/nr_hugepages_mempolicy", 3).unwrap();
+    expect_pools((1, 1, 0), (2, 2, 0));
+    // The other file does not look at policies.
+    huge::set_pool(0);
+    set(DEFAULT, 0).unwrap();
+    procfs::write(BY_POLICY, 2).unwrap();
+    expect_pools((1, 1, 0), (1, 1, 0));
+    pools(0, 0);
+}
+
+fn huge_pages_of_a_policy() {
+    need_two();
+    pools(4, 4);
+    pin(0);
+    for sharing in [PRIVATE, SHARED] {
+        let map = huge_map(4, sharing).unwrap();
+        assert_eq!(huge_nodes(&map, 2), [0, 0]);
+        bind(map.address, 4 * HUGE, BIND, 2, 0).unwrap();
+        assert_eq!(huge_nodes(&map, 4), [0, 0, 1, 1]);
+        expect_pools((4, 2, 0), (4, 2, 0));
+        map.unmap().unwrap();
+        expect_pools((4, 4, 0), (4, 4, 0));
+    }
+    // By turns, as they lie in memory.
+    let map = huge_map(4, PRIVATE).unwrap();
+    bind(map.address, 4 * HUGE, INTERLEAVE, 3, 0).unwrap();
+    let nodes = huge_nodes(&map, 4);
+    assert!(nodes == [0, 1, 0, 1] || nodes == [1, 0, 1, 0], "{nodes:?}");
+    let text = read_to_string("/proc/self/numa_maps").unwrap();
+    assert!(text.lines().any(|line| line.contains(" huge ") && line.contains(" N0=2 N1=2 ")), "{text}");
+    map.unmap().unwrap();
+    // The near node's first, then the other's.
+    pin(1);
+    let map = huge_map(6, PRIVATE).unwrap();
+    assert_eq!(huge_nodes(&map, 6), [1, 1, 1, 1, 0, 0]);
+    map.unmap().unwrap();
+    pools(0, 0);
+}
+
+fn huge_pages_that_a_policy_has_not() {
+    need_two();
+    pools(3, 1);
+    // A promise is refused that the policy's nodes cannot keep.
+    set(BIND, 2).unwrap();
+    assert_eq!(huge_map(2, PRIVATE).map(|_| ()), Err(Errno::ENOMEM));
+    set(DEFAULT, 0).unwrap();
+    let map = huge_map(2, PRIVATE).unwrap();
+    bind(map.address, 2 * HUGE, BIND, 2, 0).unwrap();
+    assert_eq!(huge_nodes(&map, 1), [1]);
+    // What is promised is on the other node.
+    let beyond = map.address + HUGE;
+    assert_eq!(fault::write(beyond, 1), Err(Fault::bus(beyond)));
+    map.unmap().unwrap();
+    expect_pools((3, 3, 0), (1, 1, 0));
+    pools(0, 0);
+}
+
+fn surplus_of_a_node() {
+    need_two();
+    pools(1, 0);
+    huge::set_overcommit(2);
+    pin(0);
+    let map = huge_map(3, PRIVATE).unwrap();
+    bind(map.address, 3 * HUGE, BIND, 1, 0).unwrap();
+    assert_eq!(huge_nodes(&map, 3), [0, 0, 0]);
+    expect_pools((3, 0, 2), (0, 0, 0));
+    map.unmap().unwrap();
+    expect_pools((1, 1, 0), (0, 0, 0));
+    pools(0, 0);
 }
 
 fn lines_tell_nodes() {
