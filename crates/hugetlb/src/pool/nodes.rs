@@ -49,8 +49,8 @@ impl Nodes {
 
     /// The first of `nodes` from `start` on, and around, that is `wanted`.
     fn turn(&self, start: usize, nodes: &NodeOrder, wanted: impl Fn(usize) -> bool) -> Option<usize> {
-        let by_turns = (start..self.count).chain(0..start);
-        by_turns.into_iter().find(|node| nodes.iter().any(|other| other == *node) && wanted(*node))
+        let mut by_turns = (start..self.count).chain(0..start);
+        by_turns.find(|node| nodes.iter().any(|other| other == *node) && wanted(*node))
     }
 
     fn surplus(&self) -> u64 {
