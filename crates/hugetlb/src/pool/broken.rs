@@ -8,10 +8,11 @@ impl<M: Machine> Pool<M> {
     /// A frame for a page in use that takes the place of another: a free one that nobody is promised, else one of the machine's, whatever
     /// the limits are: the other one goes soon.
     pub(crate) fn take_successor(&self) -> Option<PhysAddr> {
+        let order = self.wanted_nodes();
         {
             let mut state = self.state.lock();
             if state.unreserved() > 0
-                && let Some(frame) = state.free.pop()
+                && let Some(frame) = state.pop(&order)
             {
                 return Some(frame);
             }
@@ -21,16 +22,20 @@ impl<M: Machine> Pool<M> {
             self.machine.free_huge(self.size, frame);
             return None;
         };
-        state.total += 1;
+        state.count_in(self.node_of(frame), 1);
         state.persistent = state.total - state.surplus;
         Some(frame)
     }
 
-    /// A page in use is none of the pool's any more: a surplus one if there are any.
-    pub(super) fn count_out(&self) {
+    /// A page in use is none of the pool's any more: a surplus one if its node has any.
+    pub(super) fn count_out(&self, frame: PhysAddr) {
+        let node = self.node_of(frame);
         let mut state = self.state.lock();
-        state.total -= 1;
-        state.surplus = state.surplus.saturating_sub(1);
+        if state.has_surplus(node) {
+            state.count_surplus_out(node);
+        } else {
+            state.count_out(node);
+        }
         state.persistent = state.total - state.surplus;
     }
 }

@@ -96,7 +96,7 @@ impl<M: Machine> Page<M> {
     /// The pool counts the broken page no longer, though somebody has it still.
     pub(crate) fn count_out(&self) {
         if !self.counted_out.swap(true, Ordering::SeqCst) {
-            self.pool.count_out();
+            self.pool.count_out(self.frame);
         }
     }
 
