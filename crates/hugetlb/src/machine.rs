@@ -41,7 +41,6 @@ pub use filetables::{Entry, Space, TableEntries};
 
 use crate::addr::{PageSize, PhysAddr, VirtAddr};
 use crate::error::OutOfMemory;
-use crate::node::NodeOrder;
 use crate::payer::Payer;
 
 /// The machine that the library runs on: what [`filetables::Machine`] has, and huge frames and sleeping locks. Implemented
@@ -68,44 +67,9 @@ pub trait Machine: filetables::Machine {
     /// A physically contiguous, naturally aligned huge frame with any content; `None` when there is none. May sleep.
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr>;
 
-    /// How many memory nodes there are, at most [`MAX_NODES`](crate::MAX_NODES). It never changes.
-    fn nodes(&self) -> usize {
-        1
-    }
-
-    /// The node of a huge frame, below [`Machine::nodes`].
-    fn node_of(&self, frame: PhysAddr) -> usize {
-        let _ = frame;
-        0
-    }
-
-    /// From which nodes the calling thread is to get the huge frame that it is about to take, and from no others. Not asked where
-    /// there is one node. Called without a spin lock.
-    fn wanted_nodes(&self) -> NodeOrder {
-        NodeOrder::first(self.nodes())
-    }
-
-    /// Whether pages that are promised to the calling thread may be on a node. Not asked where there is one.
-    fn may_use_node(&self, node: usize) -> bool {
-        let _ = node;
-        true
-    }
-
-    /// As [`Machine::allocate_huge`], from this node alone. Not called where there is one.
-    fn allocate_huge_on(&self, size: PageSize, node: usize) -> Option<PhysAddr> {
-        let _ = node;
-        self.allocate_huge(size)
-    }
-
     /// Takes a frame from [`Machine::allocate_huge`] back; nothing maps it and no TLB holds it. In a host that calls
     /// [`Pool::demote`](crate::Pool::demote) it may be a part of one: `size` is that of the part.
     fn free_huge(&self, size: PageSize, frame: PhysAddr);
-
-    /// As [`Machine::free_huge`], of a frame with broken memory ([`Mapping::break_page`](crate::Mapping::break_page)): what the host noted
-    /// as broken is never handed out again. A host that does not say otherwise loses all of the frame.
-    fn free_broken(&self, size: PageSize, frame: PhysAddr) {
-        let _ = (size, frame);
-    }
 
     /// Fills `bytes` from `start`, which lie inside one huge frame, with zeroes. Long: never called under a spin lock,
     /// and the host keeps interrupts on.

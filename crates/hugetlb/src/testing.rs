@@ -12,7 +12,6 @@ use crate::addr::{PageSize, PhysAddr, VirtAddr};
 use crate::error::OutOfMemory;
 use crate::hugetlb::{Config, Hugetlb};
 use crate::machine::{Flush, Machine, Space, TableEntries};
-use crate::node::NodeOrder;
 use crate::protocol::ProtocolKind;
 use crate::sync::{Arc, AtomicU64, Ordering};
 
@@ -40,11 +39,6 @@ pub(crate) struct TestMachine {
     looks: Arc<AtomicU64>,
     /// After so many steps there is no memory for a further one.
     pub(crate) steps_left: AtomicU64,
-    nodes: usize,
-    /// The nodes of frames that are not of the first.
-    homes: Mutex<HashMap<u64, usize>>,
-    /// The nodes that callers want, a bit each.
-    pub(crate) wanted: AtomicU64,
 }
 
 /// Runs once.
@@ -89,9 +83,6 @@ impl TestMachine {
             ways_given: AtomicU64::new(0),
             looks: Arc::new(AtomicU64::new(0)),
             steps_left: AtomicU64::new(u64::MAX),
-            nodes: 1,
-            homes: Mutex::default(),
-            wanted: AtomicU64::new(u64::MAX),
         }
     }
 
@@ -248,36 +239,7 @@ impl Machine for TestMachine {
         if left == 0 { Err(OutOfMemory) } else { Ok(()) }
     }
 
-    fn nodes(&self) -> usize {
-        self.nodes
-    }
-
-    fn node_of(&self, frame: PhysAddr) -> usize {
-        self.homes.lock().unwrap().get(&frame.0).copied().unwrap_or(0)
-    }
-
-    fn wanted_nodes(&self) -> NodeOrder {
-        let mut order = NodeOrder::default();
-        (0..self.nodes).filter(|node| self.may_use_node(*node)).for_each(|node| order.push(node));
-        order
-    }
-
-    fn may_use_node(&self, node: usize) -> bool {
-        self.wanted.load(Ordering::SeqCst) >> node & 1 != 0
-    }
-
-    fn allocate_huge_on(&self, size: PageSize, node: usize) -> Option<PhysAddr> {
-        let frame = self.next.fetch_add(1, Ordering::SeqCst) << size.shift();
-        self.used.lock().unwrap().insert(frame, size);
-        self.huge.lock().unwrap().insert(frame, 0xdead);
-        self.homes.lock().unwrap().insert(frame, node);
-        Some(PhysAddr(frame))
-    }
-
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
-        if self.nodes > 1 {
-            return self.allocate_huge_on(size, self.wanted_nodes().iter().next()?);
-        }
         let frame = self.next.fetch_add(1, Ordering::SeqCst) << size.shift();
         self.used.lock().unwrap().insert(frame, size);
         self.huge.lock().unwrap().insert(frame, 0xdead);
@@ -328,10 +290,4 @@ pub(crate) fn hugetlb(pages: u64, protocol: ProtocolKind) -> Arc<Hugetlb<TestMac
     let hugetlb = Hugetlb::new(TestMachine::new(), config);
     assert_eq!(hugetlb.pool(PageSize::Size2M).set_persistent(pages, || false), pages);
     hugetlb
-}
-
-/// A subsystem on a machine of so many nodes, with empty pools.
-pub(crate) fn hugetlb_of_nodes(nodes: usize, protocol: ProtocolKind) -> Arc<Hugetlb<TestMachine>> {
-    let config = Config { default_size: PageSize::Size2M, protocol };
-    Hugetlb::new(TestMachine { nodes, ..TestMachine::new() }, config)
 }

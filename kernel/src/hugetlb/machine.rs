@@ -4,14 +4,13 @@ use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU64, Ordering, fence};
 
 use ::hugetlb::filetables::{self, Entry, Level, format::Native};
-use ::hugetlb::{Flush, Machine, NodeOrder, OutOfMemory, PageSize, PhysAddr, Space, TableEntries, VirtAddr};
+use ::hugetlb::{Flush, Machine, OutOfMemory, PageSize, PhysAddr, Space, TableEntries, VirtAddr};
 
 use crate::arch::cpu::{self, CpuSet};
 use crate::arch::{features, ipi, tlb};
 use crate::cgroup::HugePayer;
 use crate::memory::frame::{Frame, Use};
-use crate::memory::{self, PAGE_SIZE, contiguous, node};
-use crate::mm::policy::{self, Places};
+use crate::memory::{self, PAGE_SIZE, contiguous};
 use crate::mm::{self, NoTable, PageTables};
 use crate::sync::grace;
 use crate::{process, sched, sync};
@@ -92,44 +91,14 @@ impl Machine for Kernel {
         }
     }
 
-    fn nodes(&self) -> usize {
-        node::count()
-    }
-
-    fn node_of(&self, frame: PhysAddr) -> usize {
-        node::of(memory::PhysAddr(frame.0))
-    }
-
-    fn wanted_nodes(&self) -> NodeOrder {
-        let places = policy::wanted();
-        let nodes = places.as_ref().map_or_else(|| node::nearest(node::here()), Places::as_slice);
-        let mut order = NodeOrder::default();
-        nodes.iter().for_each(|node| order.push((*node).into()));
-        order
-    }
-
-    fn may_use_node(&self, node: usize) -> bool {
-        let bound = process::try_current().and_then(|thread| thread.memory_policy.get().bound());
-        bound.is_none_or(|nodes| nodes >> node & 1 != 0)
-    }
-
-    fn allocate_huge_on(&self, size: PageSize, node: usize) -> Option<PhysAddr> {
-        allocate(size, Some(&[node as u8]))
-    }
-
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
-        let places = if node::count() == 1 { None } else { policy::wanted() };
-        allocate(size, places.as_ref().map(Places::as_slice))
+        let bytes = size.bytes() as usize;
+        contiguous::alloc(bytes, bytes).map(|address| PhysAddr(address.0))
     }
 
     fn free_huge(&self, size: PageSize, frame: PhysAddr) {
         // SAFETY: the caller gives back what `allocate_huge` gave it, and nothing uses it any more.
         unsafe { contiguous::free(memory::PhysAddr(frame.0), size.bytes() as usize) };
-    }
-
-    fn free_broken(&self, size: PageSize, frame: PhysAddr) {
-        // SAFETY: as in `free_huge`.
-        unsafe { contiguous::free_broken(memory::PhysAddr(frame.0), size.bytes() as usize) };
     }
 
     fn zero(&self, start: PhysAddr, bytes: u64) {
@@ -167,12 +136,6 @@ impl Machine for Kernel {
             ipi::call(&cpus, &|| flush_here(batch));
         }
     }
-}
-
-/// A huge frame of these nodes, the first one first.
-fn allocate(size: PageSize, nodes: Option<&[u8]>) -> Option<PhysAddr> {
-    let bytes = size.bytes() as usize;
-    contiguous::alloc(bytes, bytes, nodes).map(|address| PhysAddr(address.0))
 }
 
 /// Calls `work` with offset and length of each step, and lets other threads run in between.

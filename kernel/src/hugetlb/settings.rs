@@ -7,7 +7,7 @@ use core::fmt::Write as _;
 use core::num::IntErrorKind;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use ::hugetlb::{Config, Hugetlb, NodeOrder, NodeStatistics, PageSize, Pool, PoolStatistics, ProtocolKind};
+use ::hugetlb::{Config, Hugetlb, PageSize, Pool, ProtocolKind};
 use linux_raw_sys::general as abi;
 
 use super::machine::Kernel;
@@ -16,7 +16,7 @@ use crate::boot::cmdline;
 use crate::errno::{Errno, Result};
 use crate::fs::proc::{self, sysctl};
 use crate::fs::sys;
-use crate::memory::{node, reserve};
+use crate::memory::reserve;
 use crate::mm::file_tables;
 use crate::process;
 
@@ -86,40 +86,15 @@ pub(super) fn init() {
     assert!(SYSTEM.set(system).is_ok(), "initialised twice");
 }
 
-/// Fills a pool by `hugepages=`: with so many pages, or with so many of each node that it names: `0:2,1:4`.
-fn fill(system: &Arc<Hugetlb<Kernel>>, size: Option<PageSize>, text: &str) {
-    let counts: Option<Vec<(Option<usize>, u64)>> = text.split(',').map(parse_count).collect();
-    // A count without a node is for all of them, and alone.
-    let counts = counts.filter(|counts| counts.len() == 1 || counts.iter().all(|(node, _)| node.is_some()));
-    let (Some(size), Some(counts)) = (size, counts) else {
-        log::warn!("hugepages={text} ignored");
+fn fill(system: &Arc<Hugetlb<Kernel>>, size: Option<PageSize>, count: &str) {
+    let (Some(size), Ok(count)) = (size, count.parse::<u64>()) else {
+        log::warn!("hugepages={count} ignored");
         return;
     };
-    let pool = system.pool(size);
-    let before = pool.statistics().persistent;
-    let mut wanted = 0;
-    for (node, count) in counts {
-        wanted += count;
-        match node {
-            Some(node) => pool.set_persistent_of(node, count, || false),
-            None => pool.set_persistent(count, || false),
-        };
-    }
-    let got = pool.statistics().persistent;
+    let got = system.pool(size).set_persistent(count, || false);
     log::info!("HugeTLB: {got} pages of {} KiB", size.kib());
-    if got < wanted && before <= got {
-        log::warn!("HugeTLB: {wanted} pages of {} KiB were asked for", size.kib());
-    }
-}
-
-/// A count of pages, and the node that it is for: `4`, `1:4`.
-fn parse_count(text: &str) -> Option<(Option<usize>, u64)> {
-    match text.split_once(':') {
-        None => Some((None, text.parse().ok()?)),
-        Some((node, count)) => {
-            let node = node.parse().ok().filter(|node| *node < node::count())?;
-            Some((Some(node), count.parse().ok()?))
-        }
+    if got < count {
+        log::warn!("HugeTLB: {count} pages of {} KiB were asked for", size.kib());
     }
 }
 
@@ -131,50 +106,14 @@ pub fn check_may_use_shm() -> Result<()> {
     if who.capable(abi::CAP_IPC_LOCK) || who.in_group(group) { Ok(()) } else { Err(Errno::EPERM) }
 }
 
-/// Which pages of a pool a file is about.
-#[derive(Clone, Copy)]
-enum Of {
-    All,
-    /// Those of the nodes that the caller's policy names.
-    Policy,
-    Node(usize),
-}
-
-impl Of {
-    fn nodes(self) -> NodeOrder {
-        let mask = match self {
-            Of::All => node::with_memory(),
-            Of::Policy => process::current().memory_policy.get().nodes_or_all(),
-            Of::Node(node) => 1 << node,
-        };
-        let mut nodes = NodeOrder::default();
-        node::list(mask).for_each(|node| nodes.push(node));
-        nodes
-    }
-
-    fn statistics(self, pool: &Pool<Kernel>) -> NodeStatistics {
-        match self {
-            Of::Node(node) => pool.node_statistics(node),
-            Of::All | Of::Policy => {
-                let PoolStatistics { total, free, surplus, .. } = pool.statistics();
-                NodeStatistics { total, free, surplus }
-            }
-        }
-    }
-}
-
-/// Sets the persistent size of a pool, or what of it is on a node, until a signal comes.
-fn resize(pool: &Pool<Kernel>, of: Of, text: &str) -> Result<()> {
+/// Sets the persistent size of a pool, until a signal comes.
+fn resize(pool: &Pool<Kernel>, text: &str) -> Result<()> {
     let _library = reserve::library();
     let count = sysctl::parse(text)?;
-    let interrupted = || {
+    pool.set_persistent(count, || {
         crate::sched::cond_resched();
         process::current().signal_pending()
-    };
-    match of {
-        Of::Node(node) => pool.set_persistent_of(node, count, interrupted),
-        Of::All | Of::Policy => pool.set_persistent_on(&of.nodes(), count, interrupted),
-    };
+    });
     Ok(())
 }
 
@@ -183,7 +122,7 @@ fn overcommit(pool: &Pool<Kernel>, text: &str) -> Result<()> {
 }
 
 /// `demote`: makes pages of 2 MiB of so many free ones of 1 GiB.
-fn demote(pool: &Pool<Kernel>, of: Of, text: &str) -> Result<()> {
+fn demote(pool: &Pool<Kernel>, text: &str) -> Result<()> {
     // Decimal, unlike the settings beside it.
     let number = text.strip_suffix('\n').unwrap_or(text).parse::<u64>();
     let count = number.map_err(|error| match error.kind() {
@@ -191,7 +130,7 @@ fn demote(pool: &Pool<Kernel>, of: Of, text: &str) -> Result<()> {
         _ => Errno::EINVAL,
     })?;
     let _library = reserve::library();
-    pool.demote_on(&of.nodes(), count, system().pool(PageSize::Size2M)).map_err(errno)?;
+    pool.demote(count, system().pool(PageSize::Size2M)).map_err(errno)?;
     Ok(())
 }
 
@@ -210,11 +149,11 @@ fn default_pool() -> &'static Arc<Pool<Kernel>> {
 }
 
 pub(super) fn register() -> Result<()> {
-    for (name, of) in [("nr_hugepages", Of::All), ("nr_hugepages_mempolicy", Of::Policy)] {
+    for name in ["nr_hugepages", "nr_hugepages_mempolicy"] {
         sysctl::register(
             &alloc::format!("vm/{name}"),
             || Ok(default_pool().statistics().persistent.to_string()),
-            move |text| resize(default_pool(), of, text),
+            |text| resize(default_pool(), text),
         )?;
     }
     sysctl::register(
@@ -239,32 +178,27 @@ pub(super) fn register() -> Result<()> {
     Ok(())
 }
 
-/// `/sys/kernel/mm/hugepages/hugepages-*kB`, and the same for each memory node.
+/// `/sys/kernel/mm/hugepages/hugepages-*kB`, and the same for the one memory node.
 fn register_pool(size: PageSize) -> Result<()> {
     let pool = move || system().pool(size);
     let line = |number: u64| Ok(alloc::format!("{number}\n"));
     let directory = alloc::format!("kernel/mm/hugepages/hugepages-{}kB", size.kib());
-    let of_node = |node| {
-        let path = alloc::format!("devices/system/node/node{node}/hugepages/hugepages-{}kB", size.kib());
-        (path, Of::Node(node))
-    };
-    for (directory, of) in core::iter::once((directory, Of::All)).chain(node::all().map(of_node)) {
+    let node = alloc::format!("devices/system/node/node0/hugepages/hugepages-{}kB", size.kib());
+    for (directory, of_node) in [(&directory, false), (&node, true)] {
         let path = |name: &str| alloc::format!("{directory}/{name}");
-        let count = move || of.statistics(pool());
-        let store = move |text: &str| resize(pool(), of, text);
-        sys::register(&path("nr_hugepages"), move || line(count().total), store)?;
-        sys::register_read_only(&path("free_hugepages"), move || line(count().free))?;
-        sys::register_read_only(&path("surplus_hugepages"), move || line(count().surplus))?;
+        let store = move |text: &str| resize(pool(), text);
+        sys::register(&path("nr_hugepages"), move || line(pool().statistics().total), store)?;
+        sys::register_read_only(&path("free_hugepages"), move || line(pool().statistics().free))?;
+        sys::register_read_only(&path("surplus_hugepages"), move || line(pool().statistics().surplus))?;
         if size == PageSize::Size1G {
-            sys::register_write_only(&path("demote"), move |text| demote(pool(), of, text))?;
+            sys::register_write_only(&path("demote"), move |text| demote(pool(), text))?;
             let shown = || Ok(alloc::format!("{}kB\n", PageSize::Size2M.kib()));
             sys::register(&path("demote_size"), shown, set_demote_size)?;
         }
-        if matches!(of, Of::Node(_)) {
+        if of_node {
             continue;
         }
-        let by_policy = move |text: &str| resize(pool(), Of::Policy, text);
-        sys::register(&path("nr_hugepages_mempolicy"), move || line(count().total), by_policy)?;
+        sys::register(&path("nr_hugepages_mempolicy"), move || line(pool().statistics().total), store)?;
         sys::register_read_only(&path("resv_hugepages"), move || line(pool().statistics().reserved))?;
         sys::register(
             &path("nr_overcommit_hugepages"),

@@ -2,14 +2,12 @@
 
 use super::buddy::{self, MAX_ORDER};
 use super::usage::Use;
-use super::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, broken};
+use super::{PAGE_SHIFT, PAGE_SIZE, PhysAddr};
 
 /// Memory for a huge page: `bytes` (any multiple of a page up to 1 GiB) at a multiple of `align`; `None` when no
 /// free block is large enough or user memory is used up. The content is arbitrary.
-///
-/// It comes from `nodes` alone, the first one first; without them from as near as there is one.
-pub fn alloc(bytes: usize, align: usize, nodes: Option<&[u8]>) -> Option<PhysAddr> {
-    let address = alloc_from(bytes, align, Use::Huge, nodes)?;
+pub fn alloc(bytes: usize, align: usize) -> Option<PhysAddr> {
+    let address = alloc_for(bytes, align, Use::Huge)?;
     buddy::mark_huge(address.page_number(), (bytes / PAGE_SIZE) as u64, true);
     Some(address)
 }
@@ -24,43 +22,15 @@ pub unsafe fn free(address: PhysAddr, bytes: usize) {
     unsafe { free_for(address, bytes, Use::Huge) };
 }
 
-/// As [`free`], but for the frames in it that are broken.
-///
-/// # Safety
-/// As [`free`].
-pub unsafe fn free_broken(address: PhysAddr, bytes: usize) {
-    /// Frames that are looked at before other threads get their turn.
-    const LOOKS: u64 = 512;
-    let frames = address.page_number()..address.page_number() + (bytes / PAGE_SIZE) as u64;
-    buddy::mark_huge(frames.start, frames.end - frames.start, false);
-    let mut start = frames.start;
-    while start < frames.end {
-        let end = frames.end.min(start + LOOKS);
-        let mut whole = start;
-        for broken in (start..=end).filter(|frame| *frame == end || broken::is_broken(*frame)) {
-            if broken > whole {
-                give_back(whole, (broken - whole) as usize, Use::Huge);
-            }
-            whole = broken + 1;
-        }
-        start = end;
-        crate::sched::cond_resched();
-    }
-}
-
 /// [`alloc`] for another use.
 pub fn alloc_for(bytes: usize, align: usize, for_use: Use) -> Option<PhysAddr> {
-    alloc_from(bytes, align, for_use, None)
-}
-
-fn alloc_from(bytes: usize, align: usize, for_use: Use, nodes: Option<&[u8]>) -> Option<PhysAddr> {
     let frames = bytes.div_ceil(PAGE_SIZE).max(1);
     let order =
         frames.next_power_of_two().max(align.div_ceil(PAGE_SIZE)).next_power_of_two().ilog2() as usize;
     if order > MAX_ORDER {
         return None;
     }
-    let start = buddy::allocate_from(order, for_use, nodes)?;
+    let start = buddy::allocate(order, for_use)?;
     // What the size does not need goes back at once.
     give_back(start + frames as u64, (1 << order) - frames, for_use);
     Some(PhysAddr(start << PAGE_SHIFT))

@@ -1,7 +1,6 @@
 //! Physical memory, the kernel heap, and the kernel's own mappings.
 
 pub mod addr;
-pub mod broken;
 mod buddy;
 pub mod contiguous;
 pub mod early;
@@ -11,7 +10,6 @@ pub mod frame;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod heap;
 pub mod inject;
-pub mod node;
 pub mod paging;
 pub mod reserve;
 pub mod stack;

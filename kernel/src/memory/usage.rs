@@ -20,7 +20,7 @@ pub enum Use {
     Other,
 }
 
-pub(super) const USES: usize = 7;
+const USES: usize = 7;
 
 impl Use {
     pub(super) const fn from_u8(value: u8) -> Self {

@@ -9,7 +9,6 @@ use core::sync::atomic::Ordering;
 use super::backing::PageCache;
 use super::entry::Entry;
 use super::gather::Gather;
-use super::policy::Placing;
 use super::space::{AddressSpace, Areas};
 use super::tables::{FILLED, NoMemory, NoTable, Tables};
 use super::userfault::Origin;
@@ -226,10 +225,7 @@ impl AddressSpace {
                     }
                     return Ok(());
                 }
-                let placing = Placing::new(&thread, || vma.placing(address));
-                let resolved = self.fault_in(vma, address, access);
-                drop(placing);
-                match resolved {
+                match self.fault_in(vma, address, access) {
                     Err(FaultError::SlotShared) => self.take_slot(&areas.set, address)?,
                     resolved => return resolved,
                 }
@@ -284,7 +280,7 @@ impl AddressSpace {
     }
 
     /// What a page of private memory counts as. In a region it may outlive its maker, as a file's pages do.
-    pub(super) fn private_use(&self) -> Use {
+    fn private_use(&self) -> Use {
         if self.is_region() { Use::File } else { Use::Anon }
     }
 
@@ -510,7 +506,7 @@ fn map_around(tables: &mut Tables, vma: &Vma, cache: &dyn PageCache, address: u6
 }
 
 /// Copies a page. The source may change meanwhile: shared memory does not promise more.
-pub(super) fn copy_page(to: &Frame, from: &Frame) {
+fn copy_page(to: &Frame, from: &Frame) {
     // SAFETY: both frames are referenced, and `to` is not known to anybody else.
     unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), PAGE_SIZE) };
 }

@@ -19,8 +19,6 @@ pub struct Boot {
     pub name: &'static str,
     pub cpus: u32,
     pub memory: Size,
-    /// Memory nodes.
-    pub nodes: u32,
     /// QEMU's machine type.
     pub machine: Option<&'static str>,
     /// Its firmware, by the name that QEMU knows.
@@ -117,7 +115,6 @@ pub const BOOT: Boot = Boot {
     name: "",
     cpus: 2,
     memory: Size::gibibytes(2),
-    nodes: 1,
     machine: None,
     firmware: None,
     icount: false,
@@ -221,22 +218,6 @@ pub fn all() -> Vec<Boot> {
             memory: Size::gibibytes(4),
             pools: (0, 2),
             work: Work::Programs(Selection::Only(&["test_gigantic", "test_cgroup_hugetlb"])),
-            ..BOOT
-        },
-        Boot {
-            // Its pages are lost for the machine.
-            name: "broken-memory",
-            memory: Size::gibibytes(1),
-            parameters: &["hugetlb_check=1"],
-            work: Work::Programs(Selection::Only(&["test_hwpoison"])),
-            ..BOOT
-        },
-        Boot {
-            name: "nodes",
-            memory: Size::gibibytes(1),
-            nodes: 2,
-            parameters: &["hugepages=0:3,1:5"],
-            work: Work::Programs(Selection::Only(&["test_nodes"])),
             ..BOOT
         },
         Boot {
@@ -350,7 +331,7 @@ fn protocols() -> [Boot; 4] {
         name,
         parameters,
         kernels: Kernels::Ours,
-        work: Work::Programs(Selection::Also(&["test_sharing", "test_hugetlb_random", "test_hwpoison"])),
+        work: Work::Programs(Selection::Also(&["test_sharing", "test_hugetlb_random"])),
         ..BOOT
     };
     // A clock that counts instructions: figures are exact, and those of the kernel as it is shipped.
@@ -627,7 +608,6 @@ impl Boot {
             initrd,
             cpus: self.cpus,
             memory: self.memory,
-            nodes: self.nodes,
             machine: self.machine.map(str::to_string),
             firmware: self.firmware.map(str::to_string),
             icount: self.icount && subject != Subject::Linux,

@@ -141,13 +141,10 @@ impl<M: Machine> Mapping<M> {
         Ok(!present)
     }
 
-    /// Whether the page of an address is poisoned, or broken.
+    /// Whether the page of an address is poisoned.
     #[must_use]
     pub fn is_poisoned(&self, address: VirtAddr) -> bool {
-        self.index(address).is_some_and(|index| {
-            let is_broken = || self.area.page(&self.file, index).is_some_and(|page| page.is_broken());
-            self.area.poisons(index) || is_broken()
-        })
+        self.index(address).is_some_and(|index| self.area.poisons(index))
     }
 
     /// What a fault at an address would find. The host holds its address-space lock.

@@ -44,10 +44,7 @@ impl<M: Machine> Pool<M> {
         let state = self.state.lock();
         let free = state.free.len();
         let promised = u64::try_from(state.reserved).is_ok_and(|reserved| reserved <= free);
-        if promised
-            && free <= state.total
-            && state.total.checked_sub(state.surplus) == Some(state.persistent)
-            && state.nodes_fit()
+        if promised && free <= state.total && state.total.checked_sub(state.surplus) == Some(state.persistent)
         {
             return Ok(());
         }

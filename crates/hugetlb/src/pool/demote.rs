@@ -4,7 +4,6 @@ use super::{FREED_AT_A_TIME, Pool};
 use crate::addr::PhysAddr;
 use crate::error::{Error, Result};
 use crate::machine::Machine;
-use crate::node::NodeOrder;
 
 impl<M: Machine> Pool<M> {
     /// Makes free pages of `target`, which has smaller ones, of so many free persistent pages that nobody is promised, or of as many as
@@ -15,15 +14,6 @@ impl<M: Machine> Pool<M> {
     /// [`Error::Invalid`] when the pages of `target` are not smaller. [`Error::NoMemory`] when there is none to note the new
     /// pages; what was demoted until then stays so.
     pub fn demote(&self, count: u64, target: &Pool<M>) -> Result<u64> {
-        self.demote_on(&self.all_nodes(), count, target)
-    }
-
-    /// As [`Pool::demote`], of pages on these memory nodes only: `demote` of a node.
-    ///
-    /// # Errors
-    ///
-    /// As [`Pool::demote`].
-    pub fn demote_on(&self, nodes: &NodeOrder, count: u64, target: &Pool<M>) -> Result<u64> {
         if target.size >= self.size {
             return Err(Error::Invalid);
         }
@@ -34,16 +24,16 @@ impl<M: Machine> Pool<M> {
         let mut demoted = 0;
         let mut result = Ok(());
         while demoted < count && result.is_ok() {
-            let Some((node, frame)) = self.take_unpromised(nodes) else { break };
+            let Some(frame) = self.take_unpromised() else { break };
             result = target.grow_by(frame, parts);
             let mut state = self.state.lock();
             if result.is_ok() {
-                state.count_out(node);
+                state.total -= 1;
                 state.persistent = state.total - state.surplus;
                 demoted += 1;
             } else {
                 // It was counted all the time, so there is room.
-                state.free.push(node, frame);
+                state.free.push(frame);
             }
             drop(state);
             self.machine.give_way();
@@ -52,20 +42,19 @@ impl<M: Machine> Pool<M> {
         result.map(|()| demoted)
     }
 
-    /// Takes a free page of these nodes off the list that counts as in use from then on: a persistent one that nobody is promised.
-    fn take_unpromised(&self, nodes: &NodeOrder) -> Option<(usize, PhysAddr)> {
+    /// Takes a free page off the list that counts as in use from then on: a persistent one that nobody is promised.
+    fn take_unpromised(&self) -> Option<PhysAddr> {
         let mut state = self.state.lock();
         let may = state.unreserved() > 0 && state.total > state.surplus;
-        may.then(|| state.pop_persistent(nodes)).flatten()
+        may.then(|| state.free.pop()).flatten()
     }
 
     /// Adds a run of so many frames as free persistent pages.
     fn grow_by(&self, first: PhysAddr, frames: u64) -> Result<()> {
-        let node = self.node_of(first);
         {
             // Counted at once, so that the list keeps the room for them; until they are on it they count as in use.
             let mut state = self.lock_with_room(frames)?;
-            state.count_in(node, frames);
+            state.total += frames;
             state.persistent = state.total - state.surplus;
         }
         let bytes = self.size.bytes();
@@ -75,7 +64,7 @@ impl<M: Machine> Pool<M> {
             let mut state = self.state.lock();
             for _ in 0..left.min(FREED_AT_A_TIME as u64) {
                 left -= 1;
-                state.free.push(node, PhysAddr(first.0 + left * bytes));
+                state.free.push(PhysAddr(first.0 + left * bytes));
             }
             drop(state);
             self.machine.give_way();

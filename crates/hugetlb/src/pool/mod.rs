@@ -8,11 +8,9 @@
 //!
 //! At rest: `free <= total`, `reserved <= free`, `surplus <= total`, and `total - surplus` is the persistent size.
 
-mod broken;
 mod check;
 mod demote;
 mod free;
-mod nodes;
 mod page;
 mod resize;
 mod subpool;
@@ -21,8 +19,6 @@ mod surplus;
 use core::fmt;
 
 use free::{Chunk, FreeList};
-pub use nodes::NodeStatistics;
-use nodes::Nodes;
 pub(crate) use page::Page;
 pub(crate) use subpool::Subpool;
 
@@ -30,7 +26,6 @@ use crate::addr::{PageSize, PhysAddr};
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
 use crate::mutant::Mutant;
-use crate::node::MAX_NODES;
 use crate::sync::{Arc, Mutex, Spin, SpinGuard};
 
 /// Pages that go back to the machine after one hold of the pool lock.
@@ -64,7 +59,6 @@ struct State {
     reserved: i64,
     overcommit: u64,
     persistent: u64,
-    nodes: Nodes,
 }
 
 impl State {
@@ -76,14 +70,19 @@ impl State {
     fn has_room(&self, more: u64) -> bool {
         self.total.saturating_add(more) <= self.free.room()
     }
+
+    /// Takes a free frame out of the pool.
+    fn remove_free(&mut self) -> Option<PhysAddr> {
+        let frame = self.free.pop()?;
+        self.total -= 1;
+        Some(frame)
+    }
 }
 
 /// The pool of one page size.
 pub struct Pool<M: Machine> {
     machine: Arc<M>,
     size: PageSize,
-    /// Memory nodes of the machine.
-    nodes: usize,
     state: Spin<M, State>,
     /// Serialises changes of the persistent size: two writers would each undo the other's work.
     resize: Mutex<M, ()>,
@@ -100,17 +99,15 @@ impl<M: Machine> fmt::Debug for Pool<M> {
 
 impl<M: Machine> Pool<M> {
     pub(crate) fn new(machine: Arc<M>, size: PageSize) -> Pool<M> {
-        let nodes = machine.nodes().clamp(1, MAX_NODES);
         let state = State {
-            free: FreeList::new(nodes),
+            free: FreeList::default(),
             total: 0,
             surplus: 0,
             reserved: 0,
             overcommit: 0,
             persistent: 0,
-            nodes: Nodes::new(nodes),
         };
-        Pool { machine, size, nodes, state: Spin::<M, _>::new(state), resize: Mutex::<M, _>::new(()) }
+        Pool { machine, size, state: Spin::<M, _>::new(state), resize: Mutex::<M, _>::new(()) }
     }
 
     /// The size of the pool's pages.
@@ -140,11 +137,10 @@ impl<M: Machine> Pool<M> {
     ///
     /// The page's content is whatever was there before.
     pub(crate) fn take(&self, reserved: bool) -> Option<PhysAddr> {
-        let order = self.wanted_nodes();
         {
             let mut state = self.state.lock();
             if (reserved || state.unreserved() > 0 || Mutant::PromisedPageTaken.is_on())
-                && let Some(frame) = state.pop(&order)
+                && let Some(frame) = state.free.pop()
             {
                 state.reserved -= i64::from(reserved && !Mutant::PromiseNotUsedUp.is_on());
                 return Some(frame);
@@ -182,7 +178,8 @@ impl<M: Machine> Pool<M> {
                     if state.surplus == 0 || state.unreserved() <= 0 {
                         break;
                     }
-                    *place = state.remove_surplus();
+                    *place = state.remove_free();
+                    state.surplus -= u64::from(place.is_some());
                 }
             }
             self.give_to_machine(&freed);
@@ -218,16 +215,16 @@ impl<M: Machine> Pool<M> {
 
     /// Takes a page back; with `restore` it is promised again.
     pub(crate) fn give(&self, frame: PhysAddr, restore: bool) {
-        let node = self.node_of(frame);
         let mut state = self.state.lock();
         state.reserved += i64::from(restore && !Mutant::PromiseNotRenewed.is_on());
         // A surplus page goes back to the machine first, unless a promise needs it.
-        if state.has_surplus(node) && state.unreserved() >= 0 {
-            state.count_surplus_out(node);
+        if state.surplus > 0 && state.unreserved() >= 0 {
+            state.surplus -= 1;
+            state.total -= 1;
             drop(state);
             self.machine.free_huge(self.size, frame);
         } else {
-            state.free.push(node, frame);
+            state.free.push(frame);
         }
     }
 }

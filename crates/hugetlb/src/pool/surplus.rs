@@ -33,10 +33,9 @@ impl<M: Machine> Pool<M> {
                 }
             }
             let Some(frame) = self.grow_surplus() else { break Err(Error::NoMemory) };
-            let node = self.node_of(frame);
             {
                 let mut state = self.state.lock();
-                state.free.push(node, frame);
+                state.free.push(frame);
                 state.reserved += 1;
             }
             added += 1;
@@ -45,15 +44,8 @@ impl<M: Machine> Pool<M> {
             }
         };
         match result {
-            Ok(()) => {
-                let may_be = self.may_be_promised(pages);
-                // Pages that came free in the meantime do as well.
-                self.shed(added as u64);
-                if !may_be {
-                    self.unreserve(pages);
-                    return Err(Error::NoMemory);
-                }
-            }
+            // Pages that came free in the meantime do as well.
+            Ok(()) => self.shed(added as u64),
             Err(_) => self.unreserve(added as u64),
         }
         result
@@ -87,20 +79,12 @@ impl<M: Machine> Pool<M> {
             state.total += 1;
         }
         let frame = self.machine.allocate_huge(self.size);
-        match frame {
-            Some(frame) if self.nodes > 1 => {
-                let node = self.node_of(frame);
-                self.state.lock().surplus_came(node);
-            }
-            Some(_) => {}
-            None => {
-                let mut state = self.state.lock();
-                // A resize may have declared it persistent meanwhile.
-                state.surplus = state.surplus.saturating_sub(1);
-                state.total -= 1;
-                state.settle_surplus();
-                state.persistent = state.total - state.surplus;
-            }
+        if frame.is_none() {
+            let mut state = self.state.lock();
+            // A resize may have declared it persistent meanwhile.
+            state.surplus = state.surplus.saturating_sub(1);
+            state.total -= 1;
+            state.persistent = state.total - state.surplus;
         }
         frame
     }

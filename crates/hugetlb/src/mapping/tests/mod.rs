@@ -1,7 +1,6 @@
 //! What a mapping promises, on the test machine.
 
 mod bounds;
-mod broken;
 mod check;
 mod file_tables;
 mod userfault;
