@@ -62,6 +62,12 @@ pub fn state(pid: i32) -> Option<char> {
     text.rsplit_once(") ")?.1.chars().next()
 }
 
+/// A child of a process with one thread that has forked.
+pub fn child_of(pid: i32) -> Option<i32> {
+    let text = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).ok()?;
+    text.split_whitespace().next()?.parse().ok()
+}
+
 /// Waits until a process sleeps: for who shall wake it, and not be there before it waits.
 #[track_caller]
 pub fn wait_for_sleep(pid: i32) {
@@ -69,13 +75,15 @@ pub fn wait_for_sleep(pid: i32) {
     assert!(asleep, "process {pid} never sleeps; it is {:?}", state(pid));
 }
 
-/// Waits until so many threads of this process sleep, the caller not among them.
+/// Waits until so many threads of this process sleep, whether a signal would wake them or not, the caller not among them.
 #[track_caller]
 pub fn wait_for_sleepers(count: usize) {
     let asleep = || {
         let tasks = fs::read_dir("/proc/self/task").expect("tasks").flatten();
         let states = tasks.filter_map(|task| fs::read_to_string(task.path().join("stat")).ok());
-        states.filter(|text| text.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with('S'))).count()
+        states
+            .filter(|text| text.rsplit_once(") ").is_some_and(|(_, rest)| rest.starts_with(['S', 'D'])))
+            .count()
     };
     assert!(settles(Duration::from_secs(60), || asleep() >= count), "{} of {count} threads sleep", asleep());
 }

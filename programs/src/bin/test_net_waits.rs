@@ -11,12 +11,12 @@ use roundtable_programs::inet::{self, V4};
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, Map, PRIVATE, RW};
 use roundtable_programs::shared::Shared;
-use roundtable_programs::socket::{pair, recv, send, send_along, socket};
+use roundtable_programs::socket::{pair, recv, send, send_along, set_option, socket};
 use roundtable_programs::sys::{PAGE, check, cpus, is_linux, pin, settles};
 use roundtable_programs::uffd::{MISSING, Uffd};
 use roundtable_programs::{Errno, procfs, tests};
 
-tests! { receivers_beside_a_search: 60, writers_that_readers_keep_up_with: 100, a_pipe_behind_a_fault: 60, a_file_behind_a_fault: 60, clients_that_were_closed: 60 }
+tests! { receivers_beside_a_search: 60, writers_that_readers_keep_up_with: 100, a_pipe_behind_a_fault: 60, a_file_behind_a_fault: 60, clients_that_were_closed: 60, senders_behind_faults: 60 }
 
 /// Two CPUs.
 fn two() -> [usize; 2] {
@@ -284,6 +284,39 @@ fn a_file_behind_a_fault() {
         assert_eq!((waits, ended), (true, true), "{what}");
     }
     writer.end();
+}
+
+/// Senders of what nobody brings wait for a full queue; who has something to send gets a place as they would.
+fn senders_behind_faults() {
+    const SENDERS: usize = 30;
+    let (from, to) = pair(libc::SOCK_DGRAM);
+    let mut full = 0;
+    while send(&from, b"x", libc::MSG_DONTWAIT).is_ok() {
+        full += 1;
+    }
+    let child = fork(|| {
+        let map = Map::new(PAGE, RW, PRIVATE | ANON, -1, 0).unwrap();
+        let uffd = Uffd::new(0);
+        uffd.register(&map, MISSING).unwrap();
+        let (fd, at) = (from.raw() as usize, map.address);
+        for _ in 0..SENDERS {
+            std::thread::spawn(move || call(libc::SYS_sendto, [fd, at, 1, 0, 0, 0]));
+        }
+        procfs::wait_for_sleepers(SENDERS);
+        fork(|| assert_eq!(send(&from, b"p", 0), Ok(1))).ok();
+        // SAFETY: ends the process with its threads.
+        unsafe { libc::_exit(0) };
+    });
+    let plain_waits = || procfs::child_of(child.pid).is_some_and(|pid| procfs::state(pid) == Some('S'));
+    assert!(settles(Duration::from_secs(20), plain_waits), "nobody waits");
+    let second = libc::timeval { tv_sec: 20, tv_usec: 0 };
+    set_option(&to, libc::SO_RCVTIMEO, second);
+    let mut byte = [0];
+    for _ in 0..full {
+        assert_eq!((recv(&to, &mut byte, 0), byte), (Ok(1), *b"x"));
+    }
+    assert_eq!((recv(&to, &mut byte, 0), byte), (Ok(1), *b"p"));
+    child.ok();
 }
 
 /// They wait for a place in a listener's backlog, and are closed.

@@ -176,8 +176,8 @@ impl Socket {
         if source.remaining() > most { Err(Errno::EMSGSIZE) } else { Ok(()) }
     }
 
-    /// All of `source` as one message's bytes. Who calls has room for them: any number of threads may wait for it, with nothing in their hands.
-    /// They are the process's until they are delivered, however long the copy waits for a page.
+    /// All of `source` as one message's bytes. Who calls has room for them in its own buffer: any number of threads may wait for that, with
+    /// nothing in their hands. They are the process's until they are delivered, however long that or the copy takes.
     fn whole(source: &mut Source) -> Result<(Vec<u8>, Charge)> {
         let len = source.remaining();
         let charge = process::current().process.charges.add(len);
@@ -221,11 +221,9 @@ impl Socket {
             return Err(Errno::EPERM);
         }
         self.wait_for_buffer(flags)?;
+        // Before the peer's room: that wakes one sender for each message that is read, and who is woken must not wait for a page.
+        let (bytes, _charge) = Self::whole(source)?;
         self.wait_for_room(&peer, flags)?;
-        let (bytes, _charge) = Self::whole(source).inspect_err(|_| {
-            // The place that it has waited for is another's.
-            peer.room.wake_one();
-        })?;
         let credentials = along.credentials.unwrap_or_else(Ucred::current_real);
         let count = bytes.len();
         let message = Message::new(&self.to_arc(), bytes, credentials, along.rights, self.address());
