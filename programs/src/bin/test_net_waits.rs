@@ -182,6 +182,48 @@ fn writers_that_readers_keep_up_with() {
     }
 }
 
+/// A process in which a call upon the file waits for a page that nobody brings.
+fn behind_a_fault(number: i64, file: &Fd) -> Child {
+    let shared = Shared::new();
+    let holder = fork(|| {
+        let map = Map::new(PAGE, RW, PRIVATE | ANON, -1, 0).unwrap();
+        let uffd = Uffd::new(0);
+        uffd.register(&map, MISSING).unwrap();
+        let (fd, at) = (file.raw() as usize, map.address);
+        std::thread::spawn(move || call(number, [fd, at, 4, 0, 0, 0]));
+        uffd.next();
+        shared.set(0, 1);
+        loop {
+            std::thread::park();
+        }
+    });
+    shared.wait(0, 1);
+    holder
+}
+
+/// Each call waits for the holder, and ends when it is killed.
+fn can_be_killed(holder: Child, calls: &[(&str, i64, [usize; 6])]) {
+    let shared = Shared::new();
+    for (what, number, arguments) in calls {
+        let child = fork(|| {
+            shared.add(0);
+            let result = call(*number, *arguments);
+            panic!("{what}: {result:?}");
+        });
+        shared.wait(0, 1);
+        shared.set(0, 0);
+        let waits = settles(Duration::from_secs(20), || matches!(procfs::state(child.pid), Some('S' | 'D')));
+        child.kill(libc::SIGKILL);
+        let ended = has_ended(&child);
+        if !ended {
+            holder.kill(libc::SIGKILL);
+        }
+        assert_eq!(child.wait(), End::Signal(libc::SIGKILL), "{what}");
+        assert_eq!((waits, ended), (true, true), "{what}");
+    }
+    holder.end();
+}
+
 /// Somebody reads a pipe into memory of which nobody tells what is there.
 fn a_pipe_behind_a_fault() {
     if is_linux() {
@@ -191,20 +233,7 @@ fn a_pipe_behind_a_fault() {
     let (other_read, other_write) = pipe(0);
     assert_eq!(write.write(b"text"), Ok(4));
     assert_eq!(other_write.write(b"text"), Ok(4));
-    let shared = Shared::new();
-    let reader = fork(|| {
-        let map = Map::new(PAGE, RW, PRIVATE | ANON, -1, 0).unwrap();
-        let uffd = Uffd::new(0);
-        uffd.register(&map, MISSING).unwrap();
-        let (fd, at) = (read.raw() as usize, map.address);
-        std::thread::spawn(move || call(libc::SYS_read, [fd, at, 4, 0, 0, 0]));
-        uffd.next();
-        shared.set(0, 1);
-        loop {
-            std::thread::park();
-        }
-    });
-    shared.wait(0, 1);
+    let reader = behind_a_fault(libc::SYS_read, &read);
     let [read, write, other_read, other_write] =
         [&read, &write, &other_read, &other_write].map(|fd| fd.raw() as usize);
     let byte = b"x".as_ptr() as usize;
@@ -212,7 +241,7 @@ fn a_pipe_behind_a_fault() {
     let into = into.as_mut_ptr() as usize;
     let vector = [byte, 1];
     let vector = vector.as_ptr() as usize;
-    for (what, number, arguments) in [
+    let calls = [
         ("write", libc::SYS_write, [write, byte, 1, 0, 0, 0]),
         ("read", libc::SYS_read, [read, into, 4, 0, 0, 0]),
         ("F_SETPIPE_SZ", libc::SYS_fcntl, [write, libc::F_SETPIPE_SZ as usize, 1 << 20, 0, 0, 0]),
@@ -220,24 +249,8 @@ fn a_pipe_behind_a_fault() {
         ("splice to", libc::SYS_splice, [other_read, 0, write, 0, 1, 0]),
         ("tee", libc::SYS_tee, [read, other_write, 4, 0, 0, 0]),
         ("vmsplice", libc::SYS_vmsplice, [write, vector, 1, 0, 0, 0]),
-    ] {
-        let child = fork(|| {
-            shared.add(1);
-            let result = call(number, arguments);
-            panic!("{what}: {result:?}");
-        });
-        shared.wait(1, 1);
-        shared.set(1, 0);
-        let waits = settles(Duration::from_secs(20), || matches!(procfs::state(child.pid), Some('S' | 'D')));
-        child.kill(libc::SIGKILL);
-        let ended = has_ended(&child);
-        if !ended {
-            reader.kill(libc::SIGKILL);
-        }
-        assert_eq!(child.wait(), End::Signal(libc::SIGKILL), "{what}");
-        assert_eq!((waits, ended), (true, true), "{what}");
-    }
-    reader.end();
+    ];
+    can_be_killed(reader, &calls);
 }
 
 /// Who waits for a file in memory that another one writes to, from memory that nobody brings, can be killed.
@@ -247,43 +260,14 @@ fn a_file_behind_a_fault() {
     }
     let file = Fd::memfd("shared", 0).unwrap();
     file.truncate(PAGE as u64).unwrap();
-    let shared = Shared::new();
-    let writer = fork(|| {
-        let map = Map::new(PAGE, RW, PRIVATE | ANON, -1, 0).unwrap();
-        let uffd = Uffd::new(0);
-        uffd.register(&map, MISSING).unwrap();
-        let (fd, at) = (file.raw() as usize, map.address);
-        std::thread::spawn(move || call(libc::SYS_pwrite64, [fd, at, 4, 0, 0, 0]));
-        uffd.next();
-        shared.set(0, 1);
-        loop {
-            std::thread::park();
-        }
-    });
-    shared.wait(0, 1);
+    let writer = behind_a_fault(libc::SYS_pwrite64, &file);
     let (fd, byte) = (file.raw() as usize, b"x".as_ptr() as usize);
-    for (what, number, arguments) in [
+    let calls = [
         ("write", libc::SYS_pwrite64, [fd, byte, 1, 0, 0, 0]),
         ("ftruncate", libc::SYS_ftruncate, [fd, 1, 0, 0, 0, 0]),
         ("fallocate", libc::SYS_fallocate, [fd, 0, 0, PAGE, 0, 0]),
-    ] {
-        let child = fork(|| {
-            shared.add(1);
-            let result = call(number, arguments);
-            panic!("{what}: {result:?}");
-        });
-        shared.wait(1, 1);
-        shared.set(1, 0);
-        let waits = settles(Duration::from_secs(20), || matches!(procfs::state(child.pid), Some('S' | 'D')));
-        child.kill(libc::SIGKILL);
-        let ended = has_ended(&child);
-        if !ended {
-            writer.kill(libc::SIGKILL);
-        }
-        assert_eq!(child.wait(), End::Signal(libc::SIGKILL), "{what}");
-        assert_eq!((waits, ended), (true, true), "{what}");
-    }
-    writer.end();
+    ];
+    can_be_killed(writer, &calls);
 }
 
 /// Senders of what nobody brings wait for a full queue; who has something to send gets a place as they would.

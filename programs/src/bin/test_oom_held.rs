@@ -49,6 +49,15 @@ fn expect_rise(before: u64, after: u64, bytes: usize) {
     );
 }
 
+/// Ends a process whose threads wait for ever: well when the score rises by what so many bytes make.
+fn end_when_risen(before: u64, bytes: usize) -> ! {
+    let expected = rise(bytes);
+    let has_risen = settles(Duration::from_secs(60), || score("self") >= before + expected);
+    println!("# {before}, then {}; {expected} more are expected", score("self"));
+    // SAFETY: ends the process.
+    unsafe { libc::_exit(i32::from(!has_risen || expected < 5)) }
+}
+
 fn limit(resource: libc::__rlimit_resource_t, value: u64) {
     let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
     // SAFETY: the limit is only read.
@@ -263,13 +272,7 @@ fn waiters_of_many_words() {
             let before = score("self");
             shared.set(0, 1);
             // A waiter has more than a hundred bytes.
-            let expected = rise(THREADS * EACH * 100);
-            let rises = || score("self") >= before + expected;
-            let has_risen = settles(Duration::from_secs(60), rises);
-            println!("# {before}, then {}; {expected} more are expected", score("self"));
-            // The threads wait for ever.
-            // SAFETY: ends the process.
-            unsafe { libc::_exit(i32::from(!has_risen || expected < 5)) };
+            end_when_risen(before, THREADS * EACH * 100);
         });
     });
 }
@@ -297,12 +300,7 @@ fn polls_of_many_files() {
                     panic!("{:?}", call(libc::SYS_poll, [at, count, usize::MAX, 0, 0, 0]));
                 });
             }
-            let expected = rise(threads * EACH * 64);
-            let has_risen = settles(Duration::from_secs(60), || score("self") >= before + expected);
-            println!("# {before}, then {}; {expected} more are expected", score("self"));
-            // The threads wait for ever.
-            // SAFETY: ends the process.
-            unsafe { libc::_exit(i32::from(!has_risen || expected < 5)) };
+            end_when_risen(before, threads * EACH * 64);
         });
     });
 }

@@ -1,9 +1,8 @@
 //! What a newcomer runs first, as the README has it and in short forms: the presets of servers, and a root file system of Debian.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
 use roundtable::packages;
@@ -25,6 +24,34 @@ struct Case {
     environment: &'static [&'static str],
     /// What the run prints.
     expected: &'static [&'static str],
+}
+
+impl Case {
+    /// Gives the reason when its packages are not to be had.
+    fn run(&self, subject: Subject, scratch: &Path) -> Result<Option<String>> {
+        let names = match self.preset {
+            Some(preset) => {
+                Preset::read(&crate::root().join("presets").join(preset).with_extension("toml"))?.packages
+            }
+            None => DEBIAN.map(str::to_string).to_vec(),
+        };
+        let tarballs = match packages::tarballs(&names, &scratch.join("packages")) {
+            Ok(tarballs) => tarballs,
+            Err(error) => {
+                return Ok(Some(format!("the packages are not to be had: {error:#}").replace('\n', " ")));
+            }
+        };
+        let image = tempfile::tempdir_in(scratch)?;
+        let mut words: Vec<String> = self.environment.iter().map(|one| format!("--env={one}")).collect();
+        match self.preset {
+            Some(preset) => words.extend(["--".into(), preset.into()]),
+            None => {
+                save_image(&tarballs, image.path())?;
+                words.push(format!("--root={}", image.path().display()));
+            }
+        }
+        check(subject, &words, self.expected).map(|()| None)
+    }
 }
 
 const CASES: &[Case] = &[
@@ -75,55 +102,15 @@ perl -e 'print join(",", map { $_ * $_ } 1 .. 5), "\n"' | grep -qx '1,4,9,16,25'
 [ "$(find /usr -type f | wc -l)" -ge 600 ] && echo "600 files at least""#;
 
 /// Runs those that are asked for on one kernel.
-pub fn run(bench: &Bench, subject: Subject, options: &TestOptions, report: &mut Report) -> Result<()> {
+pub fn run(bench: &Bench, subject: Subject, options: &TestOptions, report: &mut Report) {
     for case in CASES {
         let name = format!("newcomer::{}", case.name);
-        if !options.wants(&name) {
-            continue;
-        }
-        let name = format!("[{}] {name}", subject.name());
-        if bench.is_out_of_time() {
-            report.fail(&name, "not run: the time budget is used up", "");
-            continue;
-        }
-        report.busy_with(&name);
-        let names = match case.preset {
-            Some(preset) => {
-                Preset::read(&crate::root().join("presets").join(preset).with_extension("toml"))?.packages
-            }
-            None => DEBIAN.map(str::to_string).to_vec(),
-        };
-        let tarballs = match packages::tarballs(&names, &bench.parts.scratch.join("packages")) {
-            Ok(tarballs) => tarballs,
-            Err(error) => {
-                report.skip(&name, &format!("the packages are not to be had: {error:#}").replace('\n', " "));
-                continue;
-            }
-        };
-        let start = Instant::now();
-        let image = tempfile::tempdir_in(&bench.parts.scratch)?;
-        let mut words: Vec<String> = case.environment.iter().map(|one| format!("--env={one}")).collect();
-        match case.preset {
-            Some(preset) => words.extend(["--".into(), preset.into()]),
-            None => {
-                save_image(&tarballs, image.path())?;
-                words.push(format!("--root={}", image.path().display()));
-            }
-        }
-        match check(subject, &words, case.expected) {
-            Ok(()) => report.pass(&name, Some(start.elapsed())),
-            Err(error) => {
-                let text = format!("{error:#}");
-                let (reason, output) = text.split_once('\n').unwrap_or((&text, ""));
-                report.fail(&name, reason, output);
-            }
-        }
+        bench.test(&name, subject, options, report, || case.run(subject, &bench.parts.scratch));
     }
-    Ok(())
 }
 
 /// An image as `docker save` and `podman save` unpack to, with a layer for each package.
-fn save_image(tarballs: &[std::path::PathBuf], folder: &Path) -> Result<()> {
+fn save_image(tarballs: &[PathBuf], folder: &Path) -> Result<()> {
     let mut layers = Vec::new();
     for (number, tarball) in tarballs.iter().enumerate() {
         let layer = format!("{number}.tar");

@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use rustix::process::{Pid, Signal, test_kill_process};
@@ -40,24 +40,7 @@ pub fn run(bench: &Bench, subject: Subject, options: &TestOptions, report: &mut 
     let scene = Scene { xtask: std::env::current_exe()?, subject };
     for case in CASES.iter().filter(|case| case.both || subject != Subject::Linux) {
         let name = format!("terminal::{}", case.name);
-        if !options.wants(&name) {
-            continue;
-        }
-        let name = format!("[{}] {name}", subject.name());
-        if bench.is_out_of_time() {
-            report.fail(&name, "not run: the time budget is used up", "");
-            continue;
-        }
-        report.busy_with(&name);
-        let start = Instant::now();
-        match (case.run)(&scene) {
-            Ok(()) => report.pass(&name, Some(start.elapsed())),
-            Err(error) => {
-                let text = format!("{error:#}");
-                let (reason, output) = text.split_once('\n').unwrap_or((&text, ""));
-                report.fail(&name, reason, output);
-            }
-        }
+        bench.test(&name, subject, options, report, || (case.run)(&scene).map(|()| None));
     }
     Ok(())
 }
