@@ -1,11 +1,11 @@
 //! The other end of a guest's network in the tests: a server on the host that does what a guest's test asks of it.
 //!
-//! A guest reaches it at 10.0.2.2. It says in a line what it wants: `echo`, `send BYTES`, `reset`, `call TIMES BYTES` (connections into the
+//! A guest reaches it at 10.0.2.2. It says in a line what it wants: `echo`, `send BYTES`, `reset`, `keep` (open, until the server's end), `call TIMES BYTES` (connections into the
 //! guest, by the forwarded port), `datagrams COUNT` (into the guest, as fast as they go). Datagrams are sent back to where they came from.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
@@ -46,13 +46,15 @@ impl Peer {
             over: over.clone(),
         };
         let is_over = over.clone();
+        let kept = Arc::<Mutex<Vec<TcpStream>>>::default();
         thread::spawn(move || {
             for stream in listener.incoming() {
                 if is_over.load(Ordering::SeqCst) {
                     return;
                 }
                 if let Ok(stream) = stream {
-                    thread::spawn(move || serve(stream, forwarded));
+                    let kept = kept.clone();
+                    thread::spawn(move || serve(stream, forwarded, &kept));
                 }
             }
         });
@@ -95,7 +97,7 @@ fn pattern(len: usize, seed: usize) -> Vec<u8> {
 }
 
 /// Does what a line asks for. An error is the other end's, which has gone.
-fn serve(stream: TcpStream, forwarded: u16) {
+fn serve(stream: TcpStream, forwarded: u16, kept: &Mutex<Vec<TcpStream>>) {
     let answer = (|| -> Result<()> {
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
@@ -124,6 +126,7 @@ fn serve(stream: TcpStream, forwarded: u16) {
                 while reader.read(&mut [0; 256])? > 0 {}
             }
             Some("reset") => rustix::net::sockopt::set_socket_linger(stream, Some(Duration::ZERO))?,
+            Some("keep") => kept.lock().unwrap().push(stream.try_clone()?),
             Some("call") => {
                 let result = call(forwarded, number(1), number(2));
                 let text = result.map_or_else(|error| format!("{error:#}"), |()| "ok".into());

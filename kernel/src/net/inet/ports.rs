@@ -138,18 +138,22 @@ pub struct Ports {
     holders: BTreeMap<(u16, usize), Weak<Socket>>,
     /// A bit for each port that somebody has.
     used: Vec<u64>,
+    /// A bit for each port of a connection that has lost its socket and is still to end, or may still be on the line. Who asks for any port
+    /// gets another: with the same other end there would be two connections of one name.
+    ending: Vec<u64>,
 }
 
 impl Ports {
     /// None is taken.
     pub fn new() -> Result<Self> {
-        let mut used = fallible::with_capacity(1024)?;
-        used.resize(1024, 0);
-        Ok(Self { ports: BTreeMap::new(), holders: BTreeMap::new(), used })
+        let bits = || fallible::filled(0, 1024);
+        Ok(Self { ports: BTreeMap::new(), holders: BTreeMap::new(), used: bits()?, ending: bits()? })
     }
 
-    fn is_used(&self, port: u16) -> bool {
-        self.used[usize::from(port / 64)] >> (port % 64) & 1 != 0
+    /// The ports that are not to be given away, 64 from this one's word.
+    fn taken(&self, port: u16) -> u64 {
+        let word = usize::from(port / 64);
+        self.used[word] | self.ending[word]
     }
 
     /// A port that nobody has, from a random place on.
@@ -161,11 +165,11 @@ impl Ports {
         while step < count {
             let port = first + ((start + step) % count) as u16;
             // A word of the map at once where it is full.
-            if port.is_multiple_of(64) && self.used[usize::from(port / 64)] == u64::MAX {
+            if port.is_multiple_of(64) && self.taken(port) == u64::MAX {
                 step += 64.min(u32::from(last - port) + 1);
                 continue;
             }
-            if !self.is_used(port) {
+            if self.taken(port) >> (port % 64) & 1 == 0 {
                 return Some(port);
             }
             step += 1;
@@ -240,6 +244,17 @@ pub fn release(protocol: Protocol, claim: &Claim, socket: &Socket) {
     drop(ports);
     // Their memory is freed without the lock.
     drop((group, port, holder));
+}
+
+/// Whether a connection has `port` that may outlive its socket; see [`Ports::ending`].
+pub fn keep(of: &NetNamespace, port: u16, kept: bool) {
+    let mut ports = Protocol::Tcp.ports(of).lock();
+    let (word, bit) = (usize::from(port / 64), 1 << (port % 64));
+    if kept {
+        ports.ending[word] |= bit;
+    } else {
+        ports.ending[word] &= !bit;
+    }
 }
 
 /// `socket` receives what comes to its address: it listens, or takes datagrams. `EADDRINUSE` for a second listener, unless all of

@@ -199,6 +199,7 @@ impl Streams {
         phase: Phase,
     ) -> Result<()> {
         let stand_in = self.stand_in(local, remote)?;
+        ports::keep(&Network::FIRST, local.port(), true);
         let tcp = sockets.add(socket);
         self.list.push(Stream {
             tcp,
@@ -282,6 +283,10 @@ impl Streams {
     fn remove(&mut self, index: usize, sockets: &mut SocketSet<'static>) {
         let stream = self.list.swap_remove(index);
         drop(sockets.remove(stream.tcp));
+        let port = stream.local.port();
+        if self.list.iter().all(|other| other.local.port() != port) {
+            ports::keep(&Network::FIRST, port, false);
+        }
     }
 
     /// Makes sure that there is room for one more of a user's, who may have as many as are left for others. The place
