@@ -53,9 +53,9 @@ pub fn init() {
     ENABLED.store(cmdline::get("missing") == Some("1"), Ordering::Relaxed);
 }
 
-/// Tells of it, once for each program's name.
+/// Tells of it, once for each program's name. What PID 1 asks for before anything is mounted is no news.
 pub fn tell(what: fmt::Arguments) {
-    if !ENABLED.load(Ordering::Relaxed) {
+    if !ENABLED.load(Ordering::Relaxed) || process::current().process.pid == 1 {
         return;
     }
     let name = process::current().name();

@@ -356,8 +356,22 @@ impl Socket {
 /// Whether a request for an interface names this one in its attribute.
 fn names(message: &[u8], name: &str) -> bool {
     const BODY: usize = HEADER + 16;
-    let given = message.get(BODY + 4..).and_then(|rest| rest.split(|byte| *byte == 0).next());
-    given == Some(name.as_bytes())
+    const NAME: u16 = 3;
+    let mut given = attributes(message.get(BODY..).unwrap_or_default());
+    given.any(|(kind, value)| kind == NAME && value.split(|byte| *byte == 0).next() == Some(name.as_bytes()))
+}
+
+/// The attributes behind a message's body: kinds and values. One that does not fit ends them.
+fn attributes(mut rest: &[u8]) -> impl Iterator<Item = (u16, &[u8])> {
+    const ATTRIBUTE: usize = 4;
+    core::iter::from_fn(move || {
+        let (head, _) = rest.split_first_chunk::<ATTRIBUTE>()?;
+        let half = |at: usize| u16::from_ne_bytes([head[at], head[at + 1]]);
+        let (len, kind) = (usize::from(half(0)), half(2));
+        let value = rest.get(ATTRIBUTE..len)?;
+        rest = rest.get(len.next_multiple_of(4)..).unwrap_or_default();
+        Some((kind, value))
+    })
 }
 
 fn encode(port: u32) -> Vec<u8> {

@@ -13,7 +13,7 @@ tests! {
     end_of_process_ends_connection, forked_ends_are_one, unread_bytes_reset, writing_to_nobody, lingering_resets,
     nonblocking_connections, a_full_backlog: 60, closed_listeners, datagrams, connected_datagrams,
     refused_datagrams, peeking_and_waiting, a_full_window: 60, many_connections: 120, shown_in_proc, interfaces,
-    names_of_interfaces,
+    names_of_interfaces, interface_by_name,
 }
 
 fn both(run: impl Fn(IpAddr)) {
@@ -503,4 +503,35 @@ fn names_of_interfaces() {
     assert!(fd.read(&mut answer).unwrap() >= 36);
     assert_eq!(answer[4..6], 2u16.to_ne_bytes());
     assert_eq!(answer[16..20], (-libc::ENODEV).to_ne_bytes());
+}
+
+/// By its name, which comes behind what else is asked, as `ip link show lo` does it; and by a socket of another family.
+fn interface_by_name() {
+    let fd = socket(libc::AF_NETLINK, libc::SOCK_RAW).unwrap();
+    let ask = |name: &[u8; 8]| {
+        let mut request = [0u8; 52];
+        request[..4].copy_from_slice(&52u32.to_ne_bytes());
+        request[4..6].copy_from_slice(&18u16.to_ne_bytes());
+        request[6..8].copy_from_slice(&1u16.to_ne_bytes());
+        // IFLA_EXT_MASK, and IFLA_IFNAME.
+        request[32..36].copy_from_slice(&[8, 0, 29, 0]);
+        request[36..40].copy_from_slice(&9u32.to_ne_bytes());
+        request[40..44].copy_from_slice(&[12, 0, 3, 0]);
+        request[44..].copy_from_slice(name);
+        assert_eq!(fd.write(&request), Ok(52));
+        let mut answer = [0; 8192];
+        assert!(fd.read(&mut answer).unwrap() >= 36);
+        (u16::from_ne_bytes([answer[4], answer[5]]), i32::from_ne_bytes(answer[16..20].try_into().unwrap()))
+    };
+    assert_eq!(ask(b"lo\0\0\0\0\0\0").0, 16);
+    assert_eq!(ask(b"none\0\0\0\0"), (2, -libc::ENODEV));
+    let local = socket(libc::AF_UNIX, libc::SOCK_DGRAM).unwrap();
+    // SAFETY: the structure is a local of zero bytes, which is valid.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        request.ifr_name[0] = b'l' as libc::c_char;
+        request.ifr_name[1] = b'o' as libc::c_char;
+        assert_eq!(libc::ioctl(local.raw(), libc::SIOCGIFINDEX, &mut request), 0, "{}", Errno::last());
+        assert_eq!(request.ifr_ifru.ifru_ifindex, 1);
+    }
 }

@@ -31,6 +31,7 @@ use crate::memory::reserve;
 use crate::mm::uaccess::write_user;
 use crate::namespaces::Network;
 use crate::net::calls::Along;
+use crate::net::inet::interface;
 use crate::sched;
 use crate::sync::{SpinLock, WaitQueue};
 
@@ -514,7 +515,8 @@ impl FileOps for Socket {
             ioctl::FIONREAD if self.is_listening() => return Err(Errno::EINVAL),
             ioctl::FIONREAD => self.available(),
             ioctl::TIOCOUTQ => self.in_flight.load(Ordering::SeqCst),
-            _ => return Err(Errno::ENOTTY),
+            // if_nametoindex(3) asks a socket of this family first.
+            _ => return interface::ioctl(&self.network, command, argument),
         };
         write_user(argument, &(value as i32))?;
         Ok(0)
