@@ -10,6 +10,7 @@ use super::{Head, Kind, initial};
 use crate::errno::{Errno, Result};
 use crate::net::inet::ports::Ports;
 use crate::net::unix::address::Names;
+use crate::net::unix::list::List;
 use crate::process::{self, Credentials, Thread};
 use crate::sync::{Once, SpinLock};
 
@@ -20,6 +21,8 @@ pub struct NetNamespace {
     pub udp: SpinLock<Ports>,
     /// The abstract names.
     pub names: SpinLock<Names>,
+    /// All sockets of the Unix domain.
+    pub unix: SpinLock<List>,
     loopback_is_up: AtomicBool,
 }
 
@@ -45,6 +48,7 @@ impl NetNamespace {
             tcp: SpinLock::growing(tcp),
             udp: SpinLock::growing(udp),
             names: SpinLock::growing(Names::new()),
+            unix: SpinLock::growing(List::new()),
             loopback_is_up: AtomicBool::new(loopback_is_up),
         }
     }

@@ -153,6 +153,7 @@ fn commit(image: Image, name: &[u8], frame: &mut TrapFrame) -> Result<()> {
     super::futex::leave_words(&thread, false);
     exit::clear_child_tid(&thread);
     rseq::forget(&thread);
+    thread.trace.set_dispatched(false);
     process.note_resident();
     // What may be executed only, Linux's would_dump(), is shut from its first moment on: to take the old memory apart lasts.
     let old = user::replace_address_space(&thread, &image.space, image.readable);

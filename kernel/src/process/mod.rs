@@ -27,6 +27,7 @@ mod subreaper;
 mod thread;
 pub(crate) mod tree;
 mod user;
+pub(crate) mod user_dispatch;
 mod wait;
 pub mod watch;
 

@@ -10,6 +10,7 @@ use alloc::sync::{Arc, Weak};
 use intrusive_collections::{LinkedListAtomicLink, RBTreeAtomicLink};
 
 use super::user::Due;
+use super::user_dispatch::UserDispatch;
 use super::{Credentials, Pid, Process};
 use crate::arch::context::Context;
 use crate::arch::percpu;
@@ -96,6 +97,8 @@ pub struct Thread {
     pub(crate) resting: AtomicBool,
     /// Which system calls it may make.
     pub(crate) seccomp: crate::seccomp::State,
+    /// Which of them raise a signal instead.
+    pub(super) dispatch: UserDispatch,
     /// The locks that the thread holds.
     pub(crate) locks: Held,
     trap: IrqLock<super::Trap>,
@@ -196,6 +199,7 @@ impl Thread {
             no_new_privileges: AtomicBool::new(false),
             resting: AtomicBool::new(false),
             seccomp: crate::seccomp::State::new(),
+            dispatch: UserDispatch::new(),
             locks: Held::new(),
             trap: IrqLock::new(super::Trap::default()),
             charge: SpinLock::new(parts.charge),

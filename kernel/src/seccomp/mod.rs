@@ -211,7 +211,8 @@ pub fn check(thread: &Thread, frame: &TrapFrame, number: usize) -> Verdict {
             },
         },
         TRAP => {
-            signal::force_signal(SigInfo::system_call(data as i32, frame.rip, number as u32, ARCH));
+            let code = signal::codes::SYS_SECCOMP;
+            signal::force_signal(SigInfo::system_call(code, data as i32, frame.rip, number as u32, ARCH));
             Verdict::Trapped
         }
         KILL_THREAD => kill_thread(thread, SIGSYS),

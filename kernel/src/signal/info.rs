@@ -56,6 +56,7 @@ pub mod codes {
     pub const BUS_ADRALN: i32 = 1;
     pub const BUS_MCEERR_AR: i32 = 4;
     pub const SYS_SECCOMP: i32 = 1;
+    pub const SYS_USER_DISPATCH: i32 = 2;
     pub const TRAP_TRACE: i32 = 2;
 }
 
@@ -96,9 +97,9 @@ impl SigInfo {
         info
     }
 
-    /// seccomp(2) has kept the thread from a system call: its number, made at `address`, and what the filter says.
-    pub const fn system_call(data: i32, address: u64, number: u32, arch: u32) -> Self {
-        let mut info = Self::fault(SIGSYS, codes::SYS_SECCOMP, address);
+    /// The thread is kept from a system call, by the code's means: the call's number, made at `address`, and what a filter says.
+    pub const fn system_call(code: i32, data: i32, address: u64, number: u32, arch: u32) -> Self {
+        let mut info = Self::fault(SIGSYS, code, address);
         info.errno = data;
         info.fields[1] = number as u64 | (arch as u64) << 32;
         info

@@ -11,7 +11,9 @@ use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::mm::uaccess::{copy_to_user, read_user, read_user_array, write_user};
 use crate::namespaces::user::groups_to_kernel;
-use crate::process::{self, CAP_SETGID, CAP_SETPCAP, Credentials, LAST_CAPABILITY, securebits};
+use crate::process::{
+    self, CAP_SETGID, CAP_SETPCAP, Credentials, LAST_CAPABILITY, securebits, user_dispatch,
+};
 use crate::sched;
 use crate::signal;
 
@@ -354,6 +356,10 @@ fn prctl(args: &mut Args) -> Result<usize> {
         pr::PR_GET_SECUREBITS => return Ok(thread.credentials().securebits as usize),
         pr::PR_SET_SECUREBITS => return change(|new| new.set_securebits(value)),
         pr::PR_GET_TID_ADDRESS => write_user(value, &thread.clear_child_tid.load(Ordering::SeqCst))?,
+        pr::PR_SET_SYSCALL_USER_DISPATCH => {
+            let [_, mode, offset, len, selector, _] = args.a;
+            thread.set_user_dispatch(&user_dispatch::Config { mode, selector, offset, len })?;
+        }
         pr::PR_GET_SECCOMP => return Ok(thread.seccomp.mode() as usize),
         pr::PR_SET_SECCOMP => return super::seccomp::set_mode(value as u32, args.a[2]),
         pr::PR_GET_TSC => write_user(value, &(pr::PR_TSC_ENABLE as i32))?,

@@ -80,7 +80,7 @@ fn socket(args: &mut Args) -> Result<usize> {
     let (domain, protocol) = (args.uint(0), args.int(2));
     let (kind, flags) = split_type(args.uint(1))?;
     let file = match domain {
-        net::AF_UNIX => Socket::new(unix_kind(kind, protocol)?).into_file(flags),
+        net::AF_UNIX => Socket::new(unix_kind(kind, protocol)?)?.into_file(flags),
         net::AF_INET | net::AF_INET6 => inet::Socket::create(domain, kind, protocol)?.into_file(flags),
         net::AF_NETLINK => netlink::Socket::create(kind, protocol)?.into_file(flags),
         _ => {
@@ -103,7 +103,7 @@ fn socketpair(args: &mut Args) -> Result<usize> {
     }
     let kind = unix_kind(kind, args.int(2))?;
     let close = flags & abi::O_CLOEXEC != 0;
-    let (a, b) = unix::pair(kind);
+    let (a, b) = unix::pair(kind)?;
     let (a, b) = (a.into_file(flags), b.into_file(flags));
     let first = install(a, close)?;
     let result = install(b, close).and_then(|second| {

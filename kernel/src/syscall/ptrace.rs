@@ -15,6 +15,7 @@ use crate::namespaces::View;
 use crate::process::ptrace::{
     self, NT_PRFPREG, NT_PRSTATUS, NT_X86_XSTATE, Resume, UserRegs, events, read_word, write_word,
 };
+use crate::process::user_dispatch::Config;
 use crate::process::{self, Process, Thread};
 use crate::sched;
 use crate::seccomp;
@@ -27,14 +28,16 @@ mod request {
     pub use linux_raw_sys::ptrace::{
         PTRACE_ARCH_PRCTL as ARCH_PRCTL, PTRACE_ATTACH as ATTACH, PTRACE_CONT as CONT,
         PTRACE_DETACH as DETACH, PTRACE_GET_RSEQ_CONFIGURATION as GET_RSEQ_CONFIGURATION,
-        PTRACE_GET_SYSCALL_INFO as GET_SYSCALL_INFO, PTRACE_GETEVENTMSG as GETEVENTMSG,
-        PTRACE_GETFPREGS as GETFPREGS, PTRACE_GETREGS as GETREGS, PTRACE_GETREGSET as GETREGSET,
-        PTRACE_GETSIGINFO as GETSIGINFO, PTRACE_GETSIGMASK as GETSIGMASK, PTRACE_INTERRUPT as INTERRUPT,
-        PTRACE_KILL as KILL, PTRACE_LISTEN as LISTEN, PTRACE_OLDSETOPTIONS as OLDSETOPTIONS,
-        PTRACE_PEEKDATA as PEEKDATA, PTRACE_PEEKSIGINFO as PEEKSIGINFO, PTRACE_PEEKTEXT as PEEKTEXT,
-        PTRACE_PEEKUSR as PEEKUSER, PTRACE_POKEDATA as POKEDATA, PTRACE_POKETEXT as POKETEXT,
-        PTRACE_POKEUSR as POKEUSER, PTRACE_SECCOMP_GET_FILTER as SECCOMP_GET_FILTER,
-        PTRACE_SECCOMP_GET_METADATA as SECCOMP_GET_METADATA, PTRACE_SEIZE as SEIZE,
+        PTRACE_GET_SYSCALL_INFO as GET_SYSCALL_INFO,
+        PTRACE_GET_SYSCALL_USER_DISPATCH_CONFIG as GET_SYSCALL_USER_DISPATCH_CONFIG,
+        PTRACE_GETEVENTMSG as GETEVENTMSG, PTRACE_GETFPREGS as GETFPREGS, PTRACE_GETREGS as GETREGS,
+        PTRACE_GETREGSET as GETREGSET, PTRACE_GETSIGINFO as GETSIGINFO, PTRACE_GETSIGMASK as GETSIGMASK,
+        PTRACE_INTERRUPT as INTERRUPT, PTRACE_KILL as KILL, PTRACE_LISTEN as LISTEN,
+        PTRACE_OLDSETOPTIONS as OLDSETOPTIONS, PTRACE_PEEKDATA as PEEKDATA,
+        PTRACE_PEEKSIGINFO as PEEKSIGINFO, PTRACE_PEEKTEXT as PEEKTEXT, PTRACE_PEEKUSR as PEEKUSER,
+        PTRACE_POKEDATA as POKEDATA, PTRACE_POKETEXT as POKETEXT, PTRACE_POKEUSR as POKEUSER,
+        PTRACE_SECCOMP_GET_FILTER as SECCOMP_GET_FILTER, PTRACE_SECCOMP_GET_METADATA as SECCOMP_GET_METADATA,
+        PTRACE_SEIZE as SEIZE, PTRACE_SET_SYSCALL_USER_DISPATCH_CONFIG as SET_SYSCALL_USER_DISPATCH_CONFIG,
         PTRACE_SETFPREGS as SETFPREGS, PTRACE_SETOPTIONS as SETOPTIONS, PTRACE_SETREGS as SETREGS,
         PTRACE_SETREGSET as SETREGSET, PTRACE_SETSIGINFO as SETSIGINFO, PTRACE_SETSIGMASK as SETSIGMASK,
         PTRACE_SINGLESTEP as SINGLESTEP, PTRACE_SYSCALL as SYSCALL, PTRACE_SYSEMU as SYSEMU,
@@ -127,6 +130,19 @@ fn ptrace(args: &mut Args) -> Result<usize> {
         request::SECCOMP_GET_FILTER => return seccomp_filter(&thread, address, data),
         request::SECCOMP_GET_METADATA => return seccomp_metadata(&thread, address, data),
         request::GET_RSEQ_CONFIGURATION => return rseq_configuration(&thread, address, data),
+        request::SET_SYSCALL_USER_DISPATCH_CONFIG | request::GET_SYSCALL_USER_DISPATCH_CONFIG
+            if address != size_of::<[u64; 4]>() =>
+        {
+            return Err(Errno::EINVAL);
+        }
+        request::SET_SYSCALL_USER_DISPATCH_CONFIG => {
+            let [mode, selector, offset, len] = read_user::<[u64; 4]>(data)?.map(|word| word as usize);
+            thread.set_user_dispatch(&Config { mode, selector, offset, len })?;
+        }
+        request::GET_SYSCALL_USER_DISPATCH_CONFIG => {
+            let Config { mode, selector, offset, len } = thread.user_dispatch();
+            write_user(data, &[mode, selector, offset, len].map(|word| word as u64))?;
+        }
         _ => return Err(Errno::EIO),
     }
     Ok(0)

@@ -16,7 +16,7 @@ use roundtable_programs::{Errno, tests};
 tests! { stream_carries_bytes, stream_ends, broken_pipe, unread_data_resets, many_clients, addresses,
 abstract_names, bind_errors, connect_errors, backlog_fills, datagrams_keep_borders, datagram_destinations,
 datagrams_fill_up, seqpacket, peek_and_wait_all, timeouts, shutdown, options, readiness, bytes_available,
-many_messages, no_other_domains }
+many_messages, no_other_domains, shown_in_proc }
 
 fn poll_one(fd: &impl AsRawFd, events: i16, timeout: i32) -> i16 {
     let mut entry = libc::pollfd { fd: fd.as_raw_fd(), events, revents: 0 };
@@ -452,4 +452,46 @@ fn no_other_domains() {
     let fd = make(libc::AF_UNIX, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0).unwrap();
     // SAFETY: the descriptor is ours.
     drop(unsafe { OwnedFd::from_raw_fd(fd as i32) });
+}
+
+/// The lines of /proc/net/unix about one inode, or those that end so, from the flags on.
+fn lines(what: &str) -> Vec<String> {
+    let text = std::fs::read_to_string("/proc/net/unix").unwrap();
+    assert!(text.starts_with("Num       RefCount Protocol Flags    Type St Inode Path\n"), "{text}");
+    let fields = text.lines().skip(1).map(|line| line.split_whitespace().skip(3).collect::<Vec<_>>());
+    fields.filter(|fields| fields[3] == what || fields.get(4) == Some(&what)).map(|f| f.join(" ")).collect()
+}
+
+fn inode(of: &impl AsRawFd) -> String {
+    // SAFETY: the structure is a local of zero bytes, which is valid.
+    unsafe {
+        let mut stat: libc::stat = zeroed();
+        assert_eq!(libc::fstat(of.as_raw_fd(), &mut stat), 0);
+        stat.st_ino.to_string()
+    }
+}
+
+fn shown_in_proc() {
+    let place = Place::new("");
+    let path = place.path("listed");
+    let listener = UnixListener::bind(&path).unwrap();
+    let name = path.as_str();
+    assert_eq!(lines(name), [format!("00010000 0001 01 {} {name}", inode(&listener))]);
+    let client = UnixStream::connect(&path).unwrap();
+    assert_eq!(lines(&inode(&client)), [format!("00000000 0001 03 {}", inode(&client))]);
+    // One that nobody has accepted has no inode; behind that it has, and the listener's name.
+    assert!(lines(name).contains(&format!("00000000 0001 02 0 {name}")), "{:?}", lines(name));
+    let (server, _) = listener.accept().unwrap();
+    assert!(
+        lines(name).contains(&format!("00000000 0001 03 {} {name}", inode(&server))),
+        "{:?}",
+        lines(name)
+    );
+    let datagrams = socket(libc::SOCK_DGRAM);
+    let found = inode(&datagrams.0);
+    assert_eq!(lines(&found), [format!("00000000 0002 01 {found}")]);
+    drop(datagrams);
+    assert_eq!(lines(&found), [""; 0]);
+    drop((listener, client, server));
+    assert_eq!(lines(name), [""; 0]);
 }

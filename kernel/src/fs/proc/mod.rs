@@ -132,6 +132,7 @@ pub fn init() -> Result<()> {
     register_inode("kpageflags", 0o400, kpage::FLAGS)?;
     system::init()?;
     sysctl::init()?;
+    crate::net::unix::list::init()?;
     crate::net::inet::proc::init()
 }
 

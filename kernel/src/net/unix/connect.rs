@@ -36,14 +36,14 @@ fn link(a: &Arc<Socket>, b: &Arc<Socket>) {
 }
 
 /// socketpair(2).
-pub fn pair(kind: Kind) -> (Arc<Socket>, Arc<Socket>) {
-    let (a, b) = (Socket::new(kind), Socket::new(kind));
+pub fn pair(kind: Kind) -> Result<(Arc<Socket>, Arc<Socket>)> {
+    let (a, b) = (Socket::new(kind)?, Socket::new(kind)?);
     link(&a, &b);
     let own = Ucred::current();
     for socket in [&a, &b] {
         socket.state.lock().peer_credentials = own;
     }
-    (a, b)
+    Ok((a, b))
 }
 
 impl Socket {
@@ -164,7 +164,7 @@ impl Socket {
         self.bind_if_passing()?;
         let timeout = self.options.lock().send_timeout;
         let deadline = deadline(timeout);
-        let server = Socket::of_network(self.kind, self.network.clone());
+        let server = Socket::of_network(self.kind, self.network.clone())?;
         let own = Ucred::current();
         loop {
             match &self.state.lock().role {

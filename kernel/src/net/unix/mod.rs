@@ -8,13 +8,14 @@
 
 pub mod address;
 mod connect;
+pub mod list;
 mod receive;
 mod send;
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::sync::{Arc, Weak};
 use core::fmt::Write;
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use linux_raw_sys::{general as abi, ioctl, net};
 
@@ -121,6 +122,8 @@ pub struct Socket {
     room: WaitQueue,
     /// Sockets connected to this one whose poll(2) found its queue full, by their addresses.
     held_up: SpinLock<BTreeMap<usize, Weak<Socket>>>,
+    /// Of its open file, once it has one.
+    inode: AtomicU64,
 }
 
 /// Datagrams that wait in a socket beyond which senders wait.
@@ -128,12 +131,12 @@ const QUEUE_LIMIT: usize = 10;
 
 impl Socket {
     /// A new socket, not connected.
-    pub fn new(kind: Kind) -> Arc<Self> {
+    pub fn new(kind: Kind) -> Result<Arc<Self>> {
         Self::of_network(kind, Network::current())
     }
 
-    pub(super) fn of_network(kind: Kind, network: Network) -> Arc<Self> {
-        Arc::new_cyclic(|this| Self {
+    pub(super) fn of_network(kind: Kind, network: Network) -> Result<Arc<Self>> {
+        let socket = Arc::new_cyclic(|this| Self {
             this: this.clone(),
             kind,
             network,
@@ -157,12 +160,18 @@ impl Socket {
             writable: WaitQueue::new(),
             room: WaitQueue::new(),
             held_up: SpinLock::growing(BTreeMap::new()),
-        })
+            inode: AtomicU64::new(0),
+        });
+        list::add(&socket)?;
+        Ok(socket)
     }
 
     /// An open file for it. `flags`: `O_NONBLOCK`.
     pub fn into_file(self: Arc<Self>, flags: u32) -> Arc<File> {
-        File::anonymous(FileKind::Socket, "", self, abi::O_RDWR | flags & abi::O_NONBLOCK)
+        let file = File::anonymous(FileKind::Socket, "", self.clone(), abi::O_RDWR | flags & abi::O_NONBLOCK);
+        // Relaxed: for people to read.
+        self.inode.store(file.inode().ino, Ordering::Relaxed);
+        file
     }
 
     fn to_arc(&self) -> Arc<Self> {

@@ -90,6 +90,8 @@ const LISTENING: u32 = 128;
 const FILTERED: u32 = 256;
 /// Its system calls are logged. No tracer's either.
 const LOGGED: u32 = 512;
+/// Its system calls may be dispatched to a handler of its own: prctl(PR_SET_SYSCALL_USER_DISPATCH).
+const DISPATCHED: u32 = 1024;
 
 /// A thread's part.
 pub struct Tracee {
@@ -173,7 +175,7 @@ impl Tracee {
     /// Is there anything to do at system calls beside them: for a tracer, for filters, for the log?
     #[inline]
     pub fn minds_calls(&self) -> bool {
-        self.has(CALLS | EMULATED | STEP | FILTERED | LOGGED)
+        self.has(CALLS | EMULATED | STEP | FILTERED | LOGGED | DISPATCHED)
     }
 
     /// Is there something to do at system calls for a tracer?
@@ -184,6 +186,20 @@ impl Tracee {
     /// The thread has filters from now on. They are in place.
     pub fn set_filtered(&self) {
         self.set(FILTERED);
+    }
+
+    /// Turns the dispatch of its system calls on or off.
+    pub(super) fn set_dispatched(&self, on: bool) {
+        if on {
+            self.set(DISPATCHED);
+        } else {
+            self.clear(DISPATCHED);
+        }
+    }
+
+    /// Are its system calls dispatched?
+    pub(super) fn is_dispatched(&self) -> bool {
+        self.has(DISPATCHED)
     }
 
     /// PTRACE_O_SUSPEND_SECCOMP.
