@@ -1,14 +1,25 @@
 //! Debian packages with what they depend on, for a guest: fetched by apt into a folder of ours, installed
 //! nowhere.
 
+use std::fmt;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Error, Result, anyhow, bail, ensure};
 
 use crate::archive::Archive;
 use crate::tarball::{self, Layered};
+
+/// The reason of an error: this host has no apt, or apt does not reach its archive. Every other error is a fault, of ours or of the names.
+#[derive(Debug)]
+pub struct OutOfReach;
+
+impl fmt::Display for OutOfReach {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("the packages' archive is out of reach")
+    }
+}
 
 /// What a Debian system counts on to be there.
 const BASE: [&str; 4] = ["base-files", "base-passwd", "libc-bin", "dash"];
@@ -85,13 +96,22 @@ fn fetch(names: &[String], cache: &Path) -> Result<Vec<PathBuf>> {
     let mut words = vec!["--download-only", "--no-install-recommends", "-y", "install"];
     words.extend(BASE);
     words.extend(names.iter().map(String::as_str));
-    if fs::read_dir(cache.join("lists"))?.count() < 3 {
-        apt_get(cache, &["update"])?;
+    let has_lists = || Ok::<_, Error>(fs::read_dir(cache.join("lists"))?.count() >= 3);
+    let update = || {
+        apt_get(cache, &["update"]).context(OutOfReach)?;
+        // For apt it is no error that a list does not come.
+        if has_lists()? { Ok(()) } else { Err(anyhow!("apt-get update brought no list").context(OutOfReach)) }
+    };
+    if !has_lists()? {
+        update()?;
     }
     if apt_get(cache, &words).is_err() {
         // The lists may be of an older day than the archive.
-        apt_get(cache, &["update"])?;
-        apt_get(cache, &words)?;
+        update()?;
+        apt_get(cache, &words).map_err(|error| {
+            let is_away = error.to_string().contains("Failed to fetch");
+            if is_away { error.context(OutOfReach) } else { error }
+        })?;
     }
     // By the lists as they are now; others that lie there are of an older day.
     words[0] = "--simulate";
@@ -140,7 +160,12 @@ fn apt_get(cache: &Path, words: &[&str]) -> Result<String> {
     ] {
         command.args(["-o", &option]);
     }
-    let output = command.arg("-q").args(words).output().context("there is no apt-get on this host")?;
+    let output = command
+        .arg("-q")
+        .args(words)
+        .output()
+        .context("there is no apt-get on this host")
+        .context(OutOfReach)?;
     if !output.status.success() {
         let text = String::from_utf8_lossy(&output.stderr);
         bail!("apt-get {}: {}", words.join(" "), text.trim());

@@ -2,11 +2,14 @@
 
 use alloc::boxed::Box;
 use core::cell::UnsafeCell;
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 
 use super::cpu::{CpuId, MAX_CPUS};
 use super::gdt::InterruptStacks;
-use super::{acpi, apic, clock, cpu, entry, features, fpu, gdt, idt, ioapic, percpu, serial, smap, timer};
+use super::{
+    acpi, apic, clock, cpu, entry, features, fpu, gdt, idt, interrupts, ioapic, ipi, percpu, serial, smap,
+    timer,
+};
 use crate::boot::info::Rsdp;
 use crate::boot::trampoline;
 use crate::memory::paging::{self, IdentityTable};
@@ -69,8 +72,6 @@ static STARTING_STACKS: AtomicUsize = AtomicUsize::new(0);
 static READY: AtomicBool = AtomicBool::new(false);
 /// Whether the started CPUs may run threads.
 static RELEASED: AtomicBool = AtomicBool::new(false);
-
-use core::sync::atomic::AtomicUsize;
 
 /// Starts the other CPUs that firmware lists, one by one; they wait for [`release_others`].
 pub fn start_others(limit: usize) {
@@ -154,8 +155,11 @@ pub(crate) fn ap_main() -> ! {
     super::tlb::flush_global();
     apic::init();
     READY.store(true, Ordering::SeqCst);
+    // Halted, as there may be many: those that are emulated take turns with the one that starts now. `release_others` sends its interrupt
+    // after the store, and one that comes between the look and the halt ends the halt.
     while !RELEASED.load(Ordering::SeqCst) {
-        core::hint::spin_loop();
+        interrupts::enable_and_wait();
+        interrupts::disable();
     }
     crate::secondary_main()
 }
@@ -163,6 +167,9 @@ pub(crate) fn ap_main() -> ! {
 /// Lets the started CPUs go on to `secondary_main`.
 pub fn release_others() {
     RELEASED.store(true, Ordering::SeqCst);
+    for cpu in 1..cpu::count() {
+        ipi::reschedule(cpu);
+    }
 }
 
 const _: () = assert!(size_of::<InterruptStacks>().is_multiple_of(PAGE_SIZE));

@@ -18,6 +18,14 @@ pub fn boots() -> Vec<Boot> {
             work: outsider(false, OUTSIDER_8_CPUS),
             ..BOOT
         },
+        // As many as have numbers that an APIC knows without its extension.
+        Boot {
+            name: "outsider-255-cpus",
+            cpus: 255,
+            kernels: Kernels::Ours,
+            work: outsider(false, OUTSIDER_255_CPUS),
+            ..BOOT
+        },
         Boot {
             name: "outsider-512-mib",
             memory: Size::mebibytes(512),
@@ -78,3 +86,5 @@ const OUTSIDER_1_CPU: &[Talk] =
     &[Expect("init is 1"), Expect("cpus 1"), Expect("pool 16"), Expect("file 4194304"), Expect("bye")];
 const OUTSIDER_8_CPUS: &[Talk] =
     &[Expect("init is 1"), Expect("cpus 8"), Expect("pool 16"), Expect("file 4194304"), Expect("bye")];
+const OUTSIDER_255_CPUS: &[Talk] =
+    &[Expect("init is 1"), Expect("cpus 255"), Expect("pool 16"), Expect("file 4194304"), Expect("bye")];

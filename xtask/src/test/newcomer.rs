@@ -37,9 +37,10 @@ impl Case {
         };
         let tarballs = match packages::tarballs(&names, &scratch.join("packages")) {
             Ok(tarballs) => tarballs,
-            Err(error) => {
+            Err(error) if error.is::<packages::OutOfReach>() => {
                 return Ok(Some(format!("the packages are not to be had: {error:#}").replace('\n', " ")));
             }
+            Err(error) => return Err(error),
         };
         let image = tempfile::tempdir_in(scratch)?;
         let mut words: Vec<String> = self.environment.iter().map(|one| format!("--env={one}")).collect();

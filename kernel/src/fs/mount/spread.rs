@@ -212,6 +212,15 @@ pub(super) fn prepare(at: &Path, tree: &[Arc<Mount>]) -> Result<Spread> {
         give_way(&mut steps);
         mount.namespace() < oldest_kept
     });
+    // Nobody is a slave of a level that gets no copies any more.
+    for level in levels.iter_mut().skip(1) {
+        level.used = false;
+        sched::cond_resched();
+    }
+    for &(_, level) in &mounts {
+        levels[level].used = true;
+        sched::cond_resched();
+    }
     check_room(&mounts, tree.len())?;
     let promise = Promise::lasting((mounts.len() + 1) * tree.len() * ENTRIES)?;
     let groups = NewGroups::new(&mut levels, tree.len())?;
