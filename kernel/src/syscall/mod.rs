@@ -163,16 +163,16 @@ pub fn dispatch(frame: &mut TrapFrame) {
     // Relaxed: for the thread dump only.
     thread.syscall.store(number as u32, Ordering::Relaxed);
     stretch::is_call(number);
-    if thread.trace.minds_calls() && user_dispatch::keeps_from(&thread, frame) {
-        // Its handler finds the number where the result would be; neither tracers nor filters hear of it.
-        frame.rax = number as u64;
-        thread.syscall.store(u32::MAX, Ordering::Relaxed);
-        return;
-    }
     let result = match thread.trace.minds_calls() {
         false => {
             enter(Some(number));
             call(number, Args { a: arguments(frame), frame })
+        }
+        true if user_dispatch::keeps_from(&thread, frame) => {
+            // Its handler finds the number where the result would be; neither tracers nor filters hear of it.
+            frame.rax = number as u64;
+            thread.syscall.store(u32::MAX, Ordering::Relaxed);
+            return;
         }
         true => watched(&thread, frame, number),
     };
