@@ -27,6 +27,7 @@ pub mod signals;
 pub mod socket;
 pub mod sys;
 pub mod timers;
+pub mod tracing;
 pub mod uffd;
 
 pub use nix::errno::Errno;

@@ -3,9 +3,10 @@
 use alloc::boxed::Box;
 use core::arch::{asm, global_asm};
 
+use super::debug::{self, DebugRegisters};
 use super::fpu::FpuState;
 use super::trap::TrapFrame;
-use super::{features, percpu};
+use super::{features, interrupts, percpu};
 
 /// Entry of a kernel thread: runs on the thread's own stack, and never returns.
 pub type KernelEntry = extern "C" fn(usize) -> !;
@@ -21,6 +22,8 @@ pub struct Context {
     /// Where traps from user mode start; 0 for the thread that booted this CPU.
     stack_top: u64,
     user: Option<Box<UserRegisters>>,
+    /// A child does not inherit them.
+    debug: DebugRegisters,
 }
 
 /// Registers that only threads with a user mode have.
@@ -55,14 +58,14 @@ struct SavedRegisters {
 impl Context {
     /// The context of a CPU's first thread, which runs already; the first switch away fills it.
     pub const fn booted() -> Self {
-        Self { rsp: 0, stack_top: 0, user: None }
+        Self { rsp: 0, stack_top: 0, user: None, debug: DebugRegisters::new() }
     }
 
     /// A kernel thread that will run `entry(argument)` on the stack whose highest address is `stack_top`.
     pub fn kernel(stack_top: u64, entry: KernelEntry, argument: usize) -> Self {
         // SAFETY: the caller's new stack; the words below its top are free.
         let rsp = unsafe { prepare(stack_top, entry as usize, argument) };
-        Self { rsp, stack_top, user: None }
+        Self { rsp, stack_top, user: None, debug: DebugRegisters::new() }
     }
 
     /// A thread that will run `entry(argument)` in the kernel and then enter user mode with `frame`.
@@ -79,7 +82,7 @@ impl Context {
             (place as *mut TrapFrame).write(*frame);
             prepare(place, entry as usize, argument)
         };
-        Self { rsp, stack_top, user: Some(registers) }
+        Self { rsp, stack_top, user: Some(registers), debug: DebugRegisters::new() }
     }
 
     /// Gives a kernel thread (PID 1 before its first program) a user mode, with initial registers, loaded at once.
@@ -116,6 +119,23 @@ impl Context {
         state.save();
         state.describe();
         Some(state)
+    }
+
+    /// Watches the running thread by these debug registers from now on.
+    ///
+    /// # Safety
+    /// The context is that of the thread that calls.
+    pub unsafe fn watch(context: *mut Self, registers: &DebugRegisters) {
+        // A switch between the two stores would leave this CPU watching the next thread.
+        interrupts::without(|| {
+            // SAFETY: the caller's promise; no switch comes in between.
+            let debug = unsafe { &mut (*context).debug };
+            if *debug == *registers {
+                return;
+            }
+            *debug = *registers;
+            if registers.control == 0 { debug::unload() } else { registers.load() }
+        });
     }
 }
 
@@ -183,10 +203,16 @@ pub unsafe fn switch(prev: *mut Context, next: *const Context) {
             user.gs_base = gs_base();
             user.fpu.save();
         }
+        if (*prev).debug.control != 0 {
+            debug::unload();
+        }
         if let Some(user) = &(*next).user {
             set_fs_base(user.fs_base);
             set_gs_base(user.gs_base);
             user.fpu.load();
+        }
+        if (*next).debug.control != 0 {
+            (*next).debug.load();
         }
         percpu::set_kernel_stack((*next).stack_top);
         switch_stacks(&raw mut (*prev).rsp, (*next).rsp);
@@ -225,10 +251,4 @@ pub fn gs_base() -> u64 {
 pub fn set_gs_base(base: u64) {
     // SAFETY: `swapgs` brings it in on the way to user mode.
     unsafe { features::write_msr(features::MSR_KERNEL_GS_BASE, base) };
-}
-
-/// Forgets why the last debug trap came.
-pub(super) fn clear_debug_status() {
-    // SAFETY: DR6 only reports.
-    unsafe { asm!("mov dr6, {}", in(reg) 0xffff_0ff0u64, options(nostack, nomem, preserves_flags)) };
 }

@@ -5,6 +5,7 @@ pub mod apic;
 pub mod clock;
 pub mod context;
 pub mod cpu;
+pub mod debug;
 pub mod entry;
 pub mod features;
 pub mod fpu;

@@ -1,6 +1,6 @@
 //! Traps, interrupts and system calls once they are in Rust.
 
-use super::{apic, entry, features, interrupts, ipi, percpu};
+use super::{apic, debug, entry, features, interrupts, ipi, percpu};
 use crate::sync::lockdep::stretch;
 
 const INTERRUPT_FLAG: u64 = 1 << 9;
@@ -153,14 +153,19 @@ fn user_exception(frame: &mut TrapFrame, vector: u8) {
     if matches!(vector, NMI | MACHINE_CHECK) {
         return handle_paranoid(frame);
     }
-    let address = if vector == PAGE_FAULT { features::read_cr2() } else { 0 };
+    // What a register of the CPU says more of it.
+    let detail = match vector {
+        PAGE_FAULT => features::read_cr2(),
+        DEBUG => debug::take_status(),
+        _ => 0,
+    };
     if frame.interrupts_enabled() {
         interrupts::enable();
     }
     if vector == PAGE_FAULT {
-        crate::mm::fault::page_fault(frame, address, frame.error);
+        crate::mm::fault::page_fault(frame, detail, frame.error);
     } else {
-        crate::signal::exception(frame, vector, frame.error, address);
+        crate::signal::exception(frame, vector, frame.error, detail);
     }
 }
 
@@ -195,8 +200,10 @@ fn resolve_kernel_fault(frame: &mut TrapFrame, address: u64) -> bool {
 pub(super) extern "C" fn handle_paranoid(frame: &mut TrapFrame) {
     match frame.vector() {
         NMI => crate::panic::nmi(),
-        // A data breakpoint or a single step that user mode set up and that hit inside the kernel.
-        DEBUG => super::context::clear_debug_status(),
+        // A data breakpoint or a single step that user mode set up and that hit inside the kernel: nobody is told, as on Linux.
+        DEBUG => {
+            debug::take_status();
+        }
         vector => crate::panic::exception(frame, vector, features::read_cr2()),
     }
 }

@@ -4,16 +4,16 @@ use super::{Action, SIG_DFL, SIG_IGN, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP, 
 use crate::arch::trap::{self, TrapFrame};
 use crate::process::{self, Trap, ptrace};
 
-/// An exception of user mode other than a page fault.
-pub fn exception(frame: &mut TrapFrame, vector: u8, error: u64, address: u64) {
-    if vector == trap::DEBUG && ptrace::step_is_void(frame) {
+/// An exception of user mode other than a page fault. `status` is DR6 of a debug exception.
+pub fn exception(frame: &mut TrapFrame, vector: u8, error: u64, status: u64) {
+    if vector == trap::DEBUG && ptrace::step_is_void(frame, status) {
         return;
     }
-    process::current().set_trap(Trap { vector, error, address });
+    process::current().set_trap(Trap { vector, error, address: 0 });
     let rip = frame.rip;
     let (signal, code, at) = match vector {
         0 => (SIGFPE, codes::FPE_INTDIV, rip),
-        1 => (SIGTRAP, codes::TRAP_TRACE, rip),
+        1 => (SIGTRAP, ptrace::debug_code(frame, status), rip),
         3 => (SIGTRAP, codes::SI_KERNEL, 0),
         6 => (SIGILL, codes::ILL_ILLOPN, rip),
         16 | 19 => (SIGFPE, floating_point_code(), rip),

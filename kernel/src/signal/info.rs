@@ -57,7 +57,9 @@ pub mod codes {
     pub const BUS_MCEERR_AR: i32 = 4;
     pub const SYS_SECCOMP: i32 = 1;
     pub const SYS_USER_DISPATCH: i32 = 2;
+    pub const TRAP_BRKPT: i32 = 1;
     pub const TRAP_TRACE: i32 = 2;
+    pub const TRAP_HWBKPT: i32 = 4;
 }
 
 impl SigInfo {

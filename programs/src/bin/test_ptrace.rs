@@ -9,7 +9,8 @@ use roundtable_programs::child::{Child, fork, fork_code};
 use roundtable_programs::kinds::{Answer, call};
 use roundtable_programs::mem::Map;
 use roundtable_programs::rows::Rows;
-use roundtable_programs::sys::{PAGE, check, pid};
+use roundtable_programs::sys::{PAGE, pid};
+use roundtable_programs::tracing::{go, ptrace, registers, stopped, tracee, wait, wait_any};
 use roundtable_programs::{Errno, kinds, procfs, row, signals, tests};
 
 tests! { system_calls, changed_calls, signals_of_a_tracee, steps, memory_and_registers, fork_events, exec_and_exit, threads,
@@ -18,53 +19,7 @@ seized, group_stops, a_strangers_child, tracer_ends, filters_ask_the_tracer, err
 const SYSGOOD: usize = libc::PTRACE_O_TRACESYSGOOD as usize;
 const EVENT_STOP: i32 = libc::PTRACE_EVENT_STOP;
 
-fn ptrace(request: u32, pid: i32, address: usize, data: usize) -> Answer {
-    call(libc::SYS_ptrace, [request as usize, pid as usize, address, data, 0, 0])
-}
-
-fn go(request: u32, pid: i32, signal: i32) {
-    ptrace(request, pid, 0, signal as usize).expect("the tracee goes on");
-}
-
-/// The whole status of wait4, and whose it is.
-fn wait_any(pid: i32, options: i32) -> Result<(i32, i32), Errno> {
-    let mut status = 0;
-    // SAFETY: `status` lives through the call.
-    let pid = check(unsafe { libc::waitpid(pid, &mut status, options) })?;
-    Ok((pid as i32, status))
-}
-
-fn wait(pid: i32) -> i32 {
-    let (found, status) = wait_any(pid, libc::__WALL).expect("wait4");
-    assert_eq!(found, pid);
-    status
-}
-
-/// The status of a stop.
-const fn stopped(signal: i32, event: i32) -> i32 {
-    event << 16 | signal << 8 | 0x7f
-}
-
 const CALL: i32 = stopped(SIGTRAP | 0x80, 0);
-
-/// A child that asks to be traced, and runs `run` when its tracer has it in a stop by SIGSTOP and lets it go on.
-fn tracee(options: usize, run: impl FnOnce() -> i32) -> Child {
-    let child = fork_code(|| {
-        ptrace(libc::PTRACE_TRACEME, 0, 0, 0).expect("PTRACE_TRACEME");
-        signals::raise(SIGSTOP);
-        run()
-    });
-    assert_eq!(wait(child.pid), stopped(SIGSTOP, 0));
-    ptrace(libc::PTRACE_SETOPTIONS, child.pid, 0, options).expect("PTRACE_SETOPTIONS");
-    child
-}
-
-fn registers(pid: i32) -> libc::user_regs_struct {
-    let mut registers = MaybeUninit::uninit();
-    ptrace(libc::PTRACE_GETREGS, pid, 0, registers.as_mut_ptr() as usize).expect("PTRACE_GETREGS");
-    // SAFETY: the call has filled it.
-    unsafe { registers.assume_init() }
-}
 
 fn set_registers(pid: i32, registers: &libc::user_regs_struct) {
     ptrace(libc::PTRACE_SETREGS, pid, 0, std::ptr::from_ref(registers) as usize).expect("PTRACE_SETREGS");

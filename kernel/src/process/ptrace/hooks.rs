@@ -4,6 +4,7 @@ use core::sync::atomic::Ordering;
 
 use super::stop::{TRAP_FLAG, own_info, stop};
 use super::{CALLS, EMULATED, FORCED_TRAP, STEP, Stop, events, options};
+use crate::arch::debug;
 use crate::arch::trap::{self, TrapFrame};
 use crate::errno::Errno;
 use crate::process::{self, CloneArgs, Pid, Thread, WaitStatus, tree};
@@ -85,10 +86,10 @@ pub fn before_handler(frame: &mut TrapFrame) {
     }
 }
 
-/// A debug exception: true if it comes of the trap flag of a tracer that has gone.
-pub fn step_is_void(frame: &mut TrapFrame) -> bool {
+/// A debug exception: true if it comes of nothing but the trap flag of a tracer that has gone.
+pub fn step_is_void(frame: &mut TrapFrame, status: u64) -> bool {
     let thread = process::current();
-    if thread.trace.is_traced() || thread.trace.clear(FORCED_TRAP) == 0 {
+    if status & debug::HITS != 0 || thread.trace.is_traced() || thread.trace.clear(FORCED_TRAP) == 0 {
         return false;
     }
     frame.rflags &= !TRAP_FLAG;
@@ -135,8 +136,7 @@ pub fn call_begins(frame: &mut TrapFrame) -> Option<usize> {
 pub fn call_ends(frame: &mut TrapFrame) {
     let thread = process::current();
     if thread.trace.has(STEP) && !thread.trace.has(EMULATED) {
-        const TRAP_BRKPT: i32 = 1;
-        signal::force_signal(SigInfo::fault(SIGTRAP, TRAP_BRKPT, frame.rip));
+        signal::force_signal(SigInfo::fault(SIGTRAP, signal::codes::TRAP_BRKPT, frame.rip));
     } else if thread.trace.has(CALLS) {
         call_stop(frame, EXIT);
     }
@@ -196,6 +196,7 @@ pub fn vfork_done(frame: &mut TrapFrame, child: Pid) {
 /// A new program is in place, in a process whose thread had the number `tid` before.
 pub fn exec_event(frame: &mut TrapFrame, tid: Pid) {
     let thread = process::current();
+    thread.trace.watch_nothing();
     if !thread.trace.is_traced() {
         return;
     }

@@ -24,6 +24,7 @@ mod link;
 mod reap;
 mod registers;
 mod stop;
+mod watched;
 
 pub use hooks::{
     before_handler, call_begins, call_ends, clone_event, exec_event, exit_event, group_stop, handler_entered,
@@ -39,6 +40,7 @@ pub(super) use reap::{finish, is_held, keep_thread, leader_ended, look};
 pub use registers::{NT_PRFPREG, NT_PRSTATUS, NT_X86_XSTATE, Registers, UserRegs, read_word, write_word};
 pub(crate) use stop::trap_of_group;
 pub use stop::{Resume, Stop, Stopped, interrupt, listen, resume, set_info, stopped};
+pub use watched::debug_code;
 
 use core::sync::atomic::{AtomicU32, Ordering};
 

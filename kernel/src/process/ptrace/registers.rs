@@ -1,6 +1,7 @@
 //! The registers of a tracee in a stop, as ptrace(2) lays them out.
 
 use super::stop::TRAP_FLAG;
+use super::watched::Watched;
 use super::{FORCED_TRAP, Tracee};
 use crate::arch::context::{self, UserRegisters};
 use crate::arch::gdt;
@@ -14,6 +15,7 @@ use crate::process::Thread;
 pub struct Registers {
     pub frame: TrapFrame,
     pub user: UserRegisters,
+    pub(super) watched: Watched,
 }
 
 /// `struct user_regs_struct`, in words.
@@ -60,6 +62,7 @@ impl Tracee {
         if let Some(registers) = self.registers.lock().as_ref() {
             *frame = registers.frame;
             context::load_user_registers(&registers.user);
+            registers.watched.load();
         }
     }
 
@@ -148,9 +151,11 @@ pub fn read_word(thread: &Thread, offset: usize) -> Result<u64> {
     if !offset.is_multiple_of(8) || offset >= USER_AREA {
         return Err(Errno::EIO);
     }
-    let words = thread.trace.with_registers(|registers| registers.words())?;
-    // Nothing is set in the debug registers, and of the rest of the area only core files make use.
-    Ok(words.get(offset / 8).copied().unwrap_or(0))
+    thread.trace.with_registers(|registers| match debug_register(offset) {
+        Some(index) => registers.watched.read(index),
+        // Of the rest of the area only core files make use.
+        None => registers.words().get(offset / 8).copied().unwrap_or(0),
+    })
 }
 
 /// PTRACE_POKEUSER.
@@ -158,8 +163,13 @@ pub fn write_word(thread: &Thread, offset: usize, value: u64) -> Result<()> {
     if !offset.is_multiple_of(8) || offset >= USER_AREA {
         return Err(Errno::EIO);
     }
-    if DEBUG_REGISTERS.contains(&offset) && value == 0 {
-        return Ok(());
-    }
-    thread.trace.with_registers(|registers| registers.set_word(offset / 8, value))?
+    thread.trace.with_registers(|registers| match debug_register(offset) {
+        Some(index) => registers.watched.write(index, value),
+        None => registers.set_word(offset / 8, value),
+    })?
+}
+
+/// Which debug register stands there.
+fn debug_register(offset: usize) -> Option<usize> {
+    DEBUG_REGISTERS.contains(&offset).then(|| (offset - DEBUG_REGISTERS.start) / 8)
 }
