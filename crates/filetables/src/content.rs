@@ -137,6 +137,27 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         });
     }
 
+    /// Clears the entries of a page that [is not to be shown](Frame::is_shown) any more; it stays in the content. Returns whether any table
+    /// showed it: then TLBs of all who are attached may hold it until the [flush](FileTables::flush).
+    pub fn hide(&self, index: u64) -> bool {
+        self.with_piece(index / PIECE_PAGES, |piece| piece.hide(&*self.machine, index)).unwrap_or(false)
+    }
+
+    /// Puts a page in the place of one that [is not shown](Frame::is_shown) and [hidden](FileTables::hide), and shows it; returns the
+    /// old one. Without a page there nothing happens.
+    pub fn replace(&self, index: u64, page: P) -> Option<P> {
+        let mut old = None;
+        self.change_piece(index / PIECE_PAGES, |piece| {
+            let Some(place) = piece.get_mut(index) else { return };
+            debug_assert!(!place.is_shown(), "a page is replaced under its entries");
+            old = Some(core::mem::replace(place, page));
+            if index < self.end() {
+                piece.show(&*self.machine, index);
+            }
+        });
+        old
+    }
+
     /// The pages from an index on that follow each other without a hole, at most [`REMOVED_AT_A_TIME`] and before `end`.
     /// Empty when the index has no page.
     pub fn run(&self, index: u64, end: u64) -> Range<u64> {

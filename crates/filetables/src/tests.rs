@@ -261,6 +261,24 @@ fn a_page_is_shown_once_it_is_to_be() {
     file.check().unwrap();
 }
 
+/// A page that is hidden stays the content's, and what takes its place is shown to all.
+#[test]
+fn a_page_is_hidden_and_replaced() {
+    let machine = TestMachine::new(32);
+    let file = file(&machine, Level::Pte, 1 << 18);
+    [5, 6].into_iter().for_each(|index| file.insert(index, page(Level::Pte, index)).unwrap());
+    let mapping = Mapping::new(&machine, &file, 512 * GIB, 0, 1 << 18);
+    file.amend(5, |there| *there = Page(PhysAddr(there.0.0 | 1)));
+    assert!(file.hide(5) && !file.hide(5) && !file.hide(7));
+    assert_eq!(mapping.fault(5), Attached::Before);
+    assert_eq!([5, 6].map(|index| mapping.sees(index)), [None, Some(page(Level::Pte, 6).0)]);
+    file.check().unwrap();
+    assert_eq!(file.replace(5, page(Level::Pte, 9)).map(|old| old.frame()), Some(page(Level::Pte, 5).0));
+    assert!(file.replace(7, page(Level::Pte, 7)).is_none());
+    assert_eq!((mapping.sees(5), file.len()), (Some(page(Level::Pte, 9).0), 2));
+    file.check().unwrap();
+}
+
 /// A table may stay for long where no page is any more: what the pages were noted in does not.
 #[test]
 fn without_pages_a_piece_has_no_places() {

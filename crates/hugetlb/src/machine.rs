@@ -71,6 +71,12 @@ pub trait Machine: filetables::Machine {
     /// [`Pool::demote`](crate::Pool::demote) it may be a part of one: `size` is that of the part.
     fn free_huge(&self, size: PageSize, frame: PhysAddr);
 
+    /// As [`Machine::free_huge`], of a frame with broken memory ([`Mapping::break_page`](crate::Mapping::break_page)): what the host noted
+    /// as broken is never handed out again. A host that does not say otherwise loses all of the frame.
+    fn free_broken(&self, size: PageSize, frame: PhysAddr) {
+        let _ = (size, frame);
+    }
+
     /// Fills `bytes` from `start`, which lie inside one huge frame, with zeroes. Long: never called under a spin lock,
     /// and the host keeps interrupts on.
     fn zero(&self, start: PhysAddr, bytes: u64);

@@ -83,6 +83,7 @@ pub(crate) fn discharge<P: Payer>(payer: &P, expense: Expense, size: PageSize, p
 }
 
 /// Who pays for a page outside of the pool, and who for its promise: nobody if that was made before.
+#[derive(Clone)]
 pub(crate) struct PagePayers<P: Payer> {
     page: P,
     promise: P,

@@ -3,7 +3,7 @@
 #[cfg(roundtable_model)]
 pub use filetables::sync::model;
 pub use filetables::sync::{Arc, AtomicU64, Ordering, Weak};
-pub(crate) use filetables::sync::{AtomicBool, Tally};
+pub(crate) use filetables::sync::{AtomicBool, Flag, Tally};
 
 use crate::machine::Machine;
 

@@ -13,7 +13,7 @@ use crate::error::OutOfMemory;
 use crate::hugetlb::{Config, Hugetlb};
 use crate::machine::{Flush, Machine, Space, TableEntries};
 use crate::protocol::ProtocolKind;
-use crate::sync::{Arc, AtomicU64, Ordering};
+use crate::sync::{Arc, AtomicU64, Flag, Ordering};
 
 const TABLES: usize = 64;
 
@@ -39,6 +39,8 @@ pub(crate) struct TestMachine {
     looks: Arc<AtomicU64>,
     /// After so many steps there is no memory for a further one.
     pub(crate) steps_left: AtomicU64,
+    /// There is no further huge frame.
+    pub(crate) is_full: Flag,
 }
 
 /// Runs once.
@@ -83,6 +85,7 @@ impl TestMachine {
             ways_given: AtomicU64::new(0),
             looks: Arc::new(AtomicU64::new(0)),
             steps_left: AtomicU64::new(u64::MAX),
+            is_full: Flag::new(false),
         }
     }
 
@@ -240,6 +243,9 @@ impl Machine for TestMachine {
     }
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
+        if self.is_full.load(Ordering::SeqCst) {
+            return None;
+        }
         let frame = self.next.fetch_add(1, Ordering::SeqCst) << size.shift();
         self.used.lock().unwrap().insert(frame, size);
         self.huge.lock().unwrap().insert(frame, 0xdead);

@@ -13,8 +13,8 @@ use super::machine::Kernel;
 use super::{CheckRound, errno};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
-use crate::memory::reserve;
 use crate::memory::{PAGE_SIZE, PhysAddr};
+use crate::memory::{broken, reserve};
 use crate::mm::fault::zero_page;
 use crate::mm::shm::Attachment;
 use crate::mm::{NoMemory, VmFlags};
@@ -195,6 +195,26 @@ impl HugeArea {
     pub fn poison(&self, address: u64) -> Result<bool> {
         let _library = reserve::library();
         self.mapping.poison(VirtAddr(address)).map_err(|_| Errno::ENOMEM)
+    }
+
+    /// The memory at an address is broken: accesses to its page fail from now on. False when there is no page.
+    pub fn break_page(&self, address: u64) -> Result<bool> {
+        let _library = reserve::library();
+        self.mapping
+            .break_page(VirtAddr(address), |frame| self.note_broken(frame, address))
+            .map_err(|_| Errno::ENOMEM)
+    }
+
+    /// The page of an address moves to other memory, and what it had at the address is never used again. False when there is no page.
+    pub fn replace_page(&self, address: u64) -> Result<bool> {
+        let _library = reserve::library();
+        self.mapping
+            .replace_page(VirtAddr(address), |frame| self.note_broken(frame, address))
+            .map_err(|_| Errno::ENOMEM)
+    }
+
+    fn note_broken(&self, frame: ::hugetlb::PhysAddr, address: u64) {
+        broken::note(PhysAddr(frame.0 + (address & (self.page_size() - 1))));
     }
 
     /// Whether the page of an address is poisoned.

@@ -19,7 +19,7 @@ use crate::fs::seals::{self, Seals};
 use crate::fs::{DeviceId, File, FileOps, FileType, Sink, Source, Stat, Statfs, attributes, caller};
 use crate::memory::PhysAddr;
 use crate::memory::fallible::Text;
-use crate::memory::reserve;
+use crate::memory::{broken, reserve};
 use crate::mm::backing::Backing;
 use crate::sync::Once;
 
@@ -166,8 +166,17 @@ impl FileOps for HugeFile {
                 // Small steps, so that other threads get their turn.
                 Chunk::Hole(len) => sink.write_zeroes(len.min(STEP) as usize),
                 Chunk::Data(bytes) => {
-                    let pointer = PhysAddr(bytes.address().0).as_ptr::<u8>();
-                    let len = bytes.length().min(STEP) as usize;
+                    let (start, mut len) = (PhysAddr(bytes.address().0), bytes.length().min(STEP));
+                    if bytes.is_broken() {
+                        len = broken::whole_bytes(start, len);
+                    }
+                    if len == 0 {
+                        if done == 0 {
+                            return Err(Errno::EIO);
+                        }
+                        break;
+                    }
+                    let (pointer, len) = (start.as_ptr::<u8>(), len as usize);
                     // SAFETY: the page stays allocated as long as `bytes` lives, and programs may store to it at the same time.
                     unsafe { sink.write_raw(pointer, len) }
                 }

@@ -101,6 +101,11 @@ impl Machine for Kernel {
         unsafe { contiguous::free(memory::PhysAddr(frame.0), size.bytes() as usize) };
     }
 
+    fn free_broken(&self, size: PageSize, frame: PhysAddr) {
+        // SAFETY: as in `free_huge`.
+        unsafe { contiguous::free_broken(memory::PhysAddr(frame.0), size.bytes() as usize) };
+    }
+
     fn zero(&self, start: PhysAddr, bytes: u64) {
         in_steps(bytes, |offset, len| {
             let pointer: *mut u8 = memory::PhysAddr(start.0 + offset).as_ptr();

@@ -4,7 +4,7 @@
 //! are a doubly linked list whose links are stored in the blocks themselves. A frame's [`FrameInfo`] says whether
 //! a free block begins there, and of which order, so a freed block finds out in one look whether its buddy is free.
 
-use core::sync::atomic::{AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use super::usage::{self, Use};
 use super::{PAGE_SHIFT, PhysAddr, inject};
@@ -24,6 +24,8 @@ pub struct FrameInfo {
     pub used_for: AtomicU8,
     /// The order of the free block that begins here, or `NOT_FREE`; changed under the allocator's lock.
     free_order: AtomicU8,
+    /// Its memory is broken: nobody gets it any more. Once set it stays.
+    pub broken: AtomicBool,
     /// The next frame of the [`super::frame::FrameList`] that the frame is on. On none: what its user notes,
     /// see [`super::frame::Frame::note_at`].
     pub next: AtomicU32,
@@ -47,6 +49,7 @@ pub unsafe fn init(memory: *mut FrameInfo, count: usize) {
             count: AtomicU32::new(0),
             used_for: AtomicU8::new(Use::Other as u8),
             free_order: AtomicU8::new(NOT_FREE),
+            broken: AtomicBool::new(false),
             next: AtomicU32::new(0),
         };
         // SAFETY: the caller's memory.

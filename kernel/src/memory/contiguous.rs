@@ -2,7 +2,7 @@
 
 use super::buddy::{self, MAX_ORDER};
 use super::usage::Use;
-use super::{PAGE_SHIFT, PAGE_SIZE, PhysAddr};
+use super::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, broken};
 
 /// Memory for a huge page: `bytes` (any multiple of a page up to 1 GiB) at a multiple of `align`; `None` when no
 /// free block is large enough or user memory is used up. The content is arbitrary.
@@ -20,6 +20,32 @@ pub unsafe fn free(address: PhysAddr, bytes: usize) {
     buddy::mark_huge(address.page_number(), (bytes / PAGE_SIZE) as u64, false);
     // SAFETY: the caller's promise.
     unsafe { free_for(address, bytes, Use::Huge) };
+}
+
+/// As [`free`], but for the frames in it that are broken.
+///
+/// # Safety
+/// As [`free`].
+pub unsafe fn free_broken(address: PhysAddr, bytes: usize) {
+    /// Frames that are looked at before other threads get their turn.
+    const LOOKS: u64 = 512;
+    let frames = address.page_number()..address.page_number() + (bytes / PAGE_SIZE) as u64;
+    buddy::mark_huge(frames.start, frames.end - frames.start, false);
+    let mut start = frames.start;
+    while start < frames.end {
+        let end = frames.end.min(start + LOOKS);
+        let mut whole = start;
+        for broken in (start..=end).filter(|frame| *frame == end || broken::is_broken(*frame)) {
+            if broken > whole {
+                give_back(whole, (broken - whole) as usize, Use::Huge);
+            }
+            whole = broken + 1;
+        }
+        start = end;
+        if start < frames.end {
+            crate::sched::cond_resched();
+        }
+    }
 }
 
 /// [`alloc`] for another use.

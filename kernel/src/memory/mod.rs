@@ -1,6 +1,7 @@
 //! Physical memory, the kernel heap, and the kernel's own mappings.
 
 pub mod addr;
+pub mod broken;
 mod buddy;
 pub mod contiguous;
 pub mod early;

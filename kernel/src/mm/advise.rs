@@ -47,14 +47,12 @@ impl AddressSpace {
         }
         let len = page_up(len).ok_or(Errno::EINVAL)?;
         let end = start.checked_add(len).ok_or(Errno::EINVAL)?;
-        if matches!(advice, abi::MADV_HWPOISON | abi::MADV_SOFT_OFFLINE) {
-            // There is no handling of bad memory, as in a kernel that was built without.
-            let allowed = process::current().credentials().capable(abi::CAP_SYS_ADMIN);
-            return Err(if allowed { Errno::EINVAL } else { Errno::EPERM });
-        }
         let range = start..end;
         if range.is_empty() {
             return Ok(());
+        }
+        if matches!(advice, abi::MADV_HWPOISON | abi::MADV_SOFT_OFFLINE) {
+            return self.advise_broken(range, advice == abi::MADV_SOFT_OFFLINE);
         }
         if matches!(
             advice,

@@ -506,7 +506,7 @@ fn map_around(tables: &mut Tables, vma: &Vma, cache: &dyn PageCache, address: u6
 }
 
 /// Copies a page. The source may change meanwhile: shared memory does not promise more.
-fn copy_page(to: &Frame, from: &Frame) {
+pub(super) fn copy_page(to: &Frame, from: &Frame) {
     // SAFETY: both frames are referenced, and `to` is not known to anybody else.
     unsafe { core::ptr::copy_nonoverlapping(from.as_ptr(), to.as_ptr(), PAGE_SIZE) };
 }

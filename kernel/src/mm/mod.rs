@@ -21,6 +21,7 @@ pub mod anonymous;
 mod attach;
 pub mod backing;
 mod brk;
+pub mod broken;
 pub mod check;
 mod entry;
 pub mod exec;

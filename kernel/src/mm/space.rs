@@ -97,6 +97,8 @@ pub struct AddressSpace {
     later: LinkedListAtomicLink,
     /// What the areas take, for those who must not take their lock.
     costs: Arc<Costs>,
+    /// Which walk over all processes has been here last: several may have the space. See [`super::broken`].
+    pub(super) walk: AtomicU64,
     /// The last field: all others are dropped before it.
     remains: oom::Remains,
 }
@@ -163,6 +165,7 @@ impl AddressSpace {
             tables,
             later: LinkedListAtomicLink::new(),
             costs,
+            walk: AtomicU64::new(0),
             remains: oom::Remains::new(),
         }))
     }

@@ -221,6 +221,14 @@ pub fn all() -> Vec<Boot> {
             ..BOOT
         },
         Boot {
+            // Its pages are lost for the machine.
+            name: "broken-memory",
+            memory: Size::gibibytes(3),
+            parameters: &["hugetlb_check=1"],
+            work: Work::Programs(Selection::Only(&["test_hwpoison"])),
+            ..BOOT
+        },
+        Boot {
             name: "audit",
             memory: Size::gibibytes(4),
             pools: (0, 1),
@@ -331,7 +339,7 @@ fn protocols() -> [Boot; 4] {
         name,
         parameters,
         kernels: Kernels::Ours,
-        work: Work::Programs(Selection::Also(&["test_sharing", "test_hugetlb_random"])),
+        work: Work::Programs(Selection::Also(&["test_sharing", "test_hugetlb_random", "test_hwpoison"])),
         ..BOOT
     };
     // A clock that counts instructions: figures are exact, and those of the kernel as it is shipped.

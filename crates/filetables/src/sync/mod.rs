@@ -2,7 +2,7 @@
 //!
 //! In a build with `--cfg roundtable_model` the atomics are those of a model checker. Nothing else names `core::sync` or
 //! `alloc::sync`. The locks are the machine's, so the machine of a model brings locks that the checker schedules. `Arc` and
-//! the counters ([`Tally`]) are not scheduled.
+//! what [`Tally`] and [`Flag`] are for are not scheduled.
 
 #[cfg(roundtable_model)]
 pub mod model;
@@ -17,3 +17,6 @@ pub use model::{AtomicBool, AtomicU64, fence};
 
 /// A number that is only added to and shown, or given out: a model checker need not try its orders.
 pub type Tally = core::sync::atomic::AtomicU64;
+
+/// A flag whose readers a lock orders: a model checker need not try its orders either.
+pub type Flag = core::sync::atomic::AtomicBool;

@@ -12,7 +12,8 @@ use super::few::{AT_A_TIME, Few, few};
 use crate::addr::PageIndex;
 use crate::error::OutOfMemory;
 use crate::machine::Machine;
-use crate::sync::Spin;
+use crate::pool::Page;
+use crate::sync::{Arc, Spin};
 
 /// What is known of a page index. There is an entry if either says something.
 pub(crate) struct Known<M: Machine> {
@@ -125,6 +126,17 @@ impl<M: Machine> Private<M> {
         known?.copy.replace(share)
     }
 
+    /// Puts another page in the place of a copy, if it is the one that the mapping has. Gives the old share back.
+    pub(crate) fn exchange(
+        &mut self,
+        index: PageIndex,
+        old: &Arc<Page<M>>,
+        new: &Arc<Page<M>>,
+    ) -> Option<Share<M>> {
+        let copy = self.known.get_mut(&index)?.copy.as_mut()?;
+        Arc::ptr_eq(copy.page(), old).then(|| core::mem::replace(copy, Share::new(new.clone())))
+    }
+
     /// Gives promises back to copies of the range that the mapping has alone. Returns where to go on, if it did not
     /// come to the end.
     pub(crate) fn restore_promises(&mut self, indices: &Range<PageIndex>) -> Option<PageIndex> {
@@ -141,6 +153,8 @@ impl<M: Machine> Private<M> {
             // A relative that goes away meanwhile came too late. The mapping lock keeps forks out.
             if known.used
                 && let Some(share) = known.copy.as_ref().filter(|share| share.is_sole())
+                // The promise went with a page that is broken.
+                && !share.page().is_broken()
             {
                 share.page().restore();
                 known.used = false;

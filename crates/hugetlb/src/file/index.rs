@@ -61,6 +61,11 @@ impl<M: Machine> IndexLock<'_, M> {
         self.index
     }
 
+    /// The page that is noted is not the content's any more.
+    pub(crate) fn forget(&self) {
+        self.note.set(None);
+    }
+
     /// The file's page at the index.
     #[inline]
     pub(crate) fn page(&self, file: &File<M>) -> Option<Arc<Page<M>>> {

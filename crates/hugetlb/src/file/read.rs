@@ -30,6 +30,12 @@ impl<M: Machine> PageRef<M> {
         PhysAddr(self.page.frame().0 + self.within)
     }
 
+    /// Whether a part of the page is broken ([`crate::Mapping::break_page`]): the host knows which.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.page.is_broken()
+    }
+
     /// How many bytes there are.
     #[must_use]
     pub fn length(&self) -> u64 {

@@ -24,6 +24,7 @@
 //! * The end of the file may move in front of the index. The fault looks at the size once more in the critical section
 //!   that adds the page to the cache; a page that was mapped just before is met by the truncation's own walk.
 
+mod broken;
 mod change;
 mod check;
 mod entries;

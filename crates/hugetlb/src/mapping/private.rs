@@ -59,6 +59,9 @@ impl<M: Machine> Fault<'_, M> {
             return Err(FaultError::Sigbus.into());
         }
         let cached = self.index.page(self.file);
+        if let Some(page) = copy.as_ref().map(|(_, page)| page).or(cached.as_ref()) {
+            self.refuse_broken(page)?;
+        }
         let entry = self.host_entry()?;
         let read_only = placement.protection - Protection::WRITE;
         let write = self.access == Access::Write;

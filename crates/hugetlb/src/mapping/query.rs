@@ -59,6 +59,9 @@ impl<M: Machine> Mapping<M> {
             return Err(FaultError::Poisoned(self.page_size().shift()));
         }
         let page = self.area.page(&self.file, index);
+        if page.as_ref().is_some_and(|page| page.is_broken()) {
+            return Err(FaultError::Poisoned(self.page_size().shift()));
+        }
         if page.is_none() && self.area.private().lock().robbed {
             return Err(FaultError::Sigbus);
         }

@@ -141,10 +141,13 @@ impl<M: Machine> Mapping<M> {
         Ok(!present)
     }
 
-    /// Whether the page of an address is poisoned.
+    /// Whether the page of an address is poisoned, or broken.
     #[must_use]
     pub fn is_poisoned(&self, address: VirtAddr) -> bool {
-        self.index(address).is_some_and(|index| self.area.poisons(index))
+        self.index(address).is_some_and(|index| {
+            let is_broken = || self.area.page(&self.file, index).is_some_and(|page| page.is_broken());
+            self.area.poisons(index) || is_broken()
+        })
     }
 
     /// What a fault at an address would find. The host holds its address-space lock.

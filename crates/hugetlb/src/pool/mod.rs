@@ -8,6 +8,7 @@
 //!
 //! At rest: `free <= total`, `reserved <= free`, `surplus <= total`, and `total - surplus` is the persistent size.
 
+mod broken;
 mod check;
 mod demote;
 mod free;

@@ -1,10 +1,11 @@
 //! One huge page in use, which returns to its pool when the last owner is gone.
 
+use super::broken::Successor;
 use super::{Pool, Subpool};
 use crate::addr::{PageSize, PhysAddr};
 use crate::machine::Machine;
 use crate::payer::{PageCharge, PagePayers};
-use crate::sync::{Arc, AtomicBool, AtomicU64, Ordering};
+use crate::sync::{Arc, AtomicBool, AtomicU64, Flag, Ordering};
 
 /// A huge page outside the free list.
 ///
@@ -18,6 +19,16 @@ pub(crate) struct Page<M: Machine> {
     subpool: Option<Arc<Subpool<M>>>,
     /// The reservation that the page used up is still promised: see [`Page::restore`].
     restore: AtomicBool,
+    /// No table shows the page: it is being moved, or broken.
+    hidden: Flag,
+    /// Its memory is broken: an access to it fails.
+    broken: Flag,
+    /// Its memory is broken, or about to be: the frame does not come back to the pool.
+    leaves: Flag,
+    /// The pool does not count it any more.
+    counted_out: Flag,
+    /// What was paid for it is its successor's.
+    succeeded: Flag,
     /// Entries that lead here from tables that are not the file's. An entry is subtracted only after its flush. The file's own
     /// tables are not counted: they are behind the same lock as the page.
     mapped: AtomicU64,
@@ -33,8 +44,66 @@ impl<M: Machine> Page<M> {
         subpool: Option<Arc<Subpool<M>>>,
         charge: PageCharge<M::Payer>,
     ) -> Page<M> {
-        let (restore, mapped, shares) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
-        Page { frame, pool, subpool, restore, mapped, shares, payers: charge.into_payers() }
+        Page::of(frame, pool, subpool, charge.into_payers())
+    }
+
+    fn of(
+        frame: PhysAddr,
+        pool: Arc<Pool<M>>,
+        subpool: Option<Arc<Subpool<M>>>,
+        payers: PagePayers<M::Payer>,
+    ) -> Page<M> {
+        let no = || Flag::new(false);
+        Page {
+            frame,
+            pool,
+            subpool,
+            restore: AtomicBool::new(false),
+            hidden: no(),
+            broken: no(),
+            leaves: no(),
+            counted_out: no(),
+            succeeded: no(),
+            mapped: AtomicU64::new(0),
+            shares: AtomicU64::new(0),
+            payers,
+        }
+    }
+
+    /// The page that takes this one's place: what was paid for this one is its own, and what was counted, too, unless the pool counts
+    /// the successor by itself. This one is whole for those who read it yet, and goes without its frame coming back to the pool.
+    pub(crate) fn succeed(&self, successor: &Successor) -> Page<M> {
+        let next = Page::of(successor.frame, self.pool.clone(), self.subpool.clone(), self.payers.clone());
+        next.restore.store(self.restore.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.succeeded.store(true, Ordering::SeqCst);
+        self.counted_out.store(!successor.is_counted, Ordering::SeqCst);
+        self.leaves.store(true, Ordering::SeqCst);
+        next
+    }
+
+    /// From now on no table comes to show the page. The fault mutex of its index is held.
+    pub(crate) fn hide(&self) {
+        self.hidden.store(true, Ordering::SeqCst);
+    }
+
+    /// An access to the page fails from now on, and its frame will not come back to the pool. The fault mutex of its index is held.
+    pub(crate) fn break_down(&self) {
+        self.leaves.store(true, Ordering::SeqCst);
+        self.broken.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether an access to the page fails.
+    #[inline]
+    pub(crate) fn is_broken(&self) -> bool {
+        // Relaxed: who faults holds the fault mutex, as who broke it did; others may be late.
+        self.broken.load(Ordering::Relaxed)
+    }
+
+    /// The pool counts the broken page no longer, though somebody has it still.
+    pub(crate) fn count_out(&self) {
+        if !self.counted_out.swap(true, Ordering::SeqCst) {
+            self.pool.count_out();
+        }
     }
 
     pub(crate) fn frame(&self) -> PhysAddr {
@@ -49,6 +118,11 @@ impl<M: Machine> Page<M> {
     /// a private owner gave it up and keeps the right to a fresh one.
     pub(crate) fn restore(&self) {
         self.restore.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the page goes, and is promised anew: see [`Page::restore`].
+    pub(crate) fn is_restored(&self) -> bool {
+        self.restore.load(Ordering::SeqCst)
     }
 
     pub(crate) fn zero(&self) {
@@ -96,17 +170,41 @@ impl<M: Machine> Page<M> {
     pub(crate) fn is_mapped(&self) -> bool {
         self.mapped.load(Ordering::SeqCst) != 0
     }
+
+    /// The frame goes back to nobody.
+    #[cold]
+    fn lose(&self) {
+        if !self.succeeded.load(Ordering::SeqCst) {
+            if let Some(subpool) = &self.subpool {
+                // What the mount was promised shrinks by the page: a promise without a page is none.
+                subpool.forget(1);
+            }
+            self.payers.discharge(self.size());
+        }
+        self.count_out();
+        self.pool.machine().free_broken(self.size(), self.frame);
+    }
 }
 
 impl<M: Machine> filetables::Frame for Page<M> {
     fn frame(&self) -> PhysAddr {
         self.frame
     }
+
+    fn is_shown(&self) -> bool {
+        // Relaxed: who hides takes the lock under which this is asked afterwards.
+        !self.hidden.load(Ordering::Relaxed)
+    }
 }
 
 impl<M: Machine> Drop for Page<M> {
     fn drop(&mut self) {
         debug_assert!(!self.is_mapped(), "a page returns to the pool under entries that lead to it");
+        // Relaxed: who gave up the last reference before us did so after the store.
+        if self.leaves.load(Ordering::Relaxed) {
+            self.lose();
+            return;
+        }
         let mut restore = self.restore.load(Ordering::SeqCst);
         if !restore && let Some(subpool) = &self.subpool {
             // The mount keeps its minimum: what it does not hand on stays promised to it.

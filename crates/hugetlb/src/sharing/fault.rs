@@ -69,6 +69,12 @@ impl<'m, M: Machine> Fault<'m, M> {
         Ok(())
     }
 
+    /// An error for a page whose memory is broken.
+    #[inline]
+    pub(crate) fn refuse_broken(&self, page: &Page<M>) -> Result<(), FaultError> {
+        if page.is_broken() { Err(FaultError::Poisoned(page.size().shift())) } else { Ok(()) }
+    }
+
     /// The file's page; a fresh one, all zero, where there was a hole. Long: it may clear a huge page.
     pub(crate) fn page(&self) -> Result<Arc<Page<M>>, FaultError> {
         let index = self.index.index().0;
@@ -78,6 +84,7 @@ impl<'m, M: Machine> Fault<'m, M> {
             return Err(FaultError::Sigbus);
         }
         if let Some(page) = self.index.page(self.file) {
+            self.refuse_broken(&page)?;
             return Ok(page);
         }
         let page = self.file.allocate_page(&self.index, false).map_err(|_| FaultError::Sigbus)?;

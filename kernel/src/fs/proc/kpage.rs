@@ -8,6 +8,7 @@ use crate::fs::file::{File, FileOps, Whence};
 use crate::fs::inode::InodeOps;
 use crate::fs::iobuf::Sink;
 use crate::fs::path::Path;
+use crate::memory::broken;
 use crate::memory::frame::{FrameState, Use, frame_count, state_of};
 
 const WORD: u64 = 8;
@@ -24,11 +25,17 @@ mod flag {
     pub const COMPOUND_HEAD: u64 = 1 << 15;
     pub const COMPOUND_TAIL: u64 = 1 << 16;
     pub const HUGE: u64 = 1 << 17;
+    pub const HWPOISON: u64 = 1 << 19;
     pub const NO_PAGE: u64 = 1 << 20;
     pub const PAGE_TABLE: u64 = 1 << 26;
 }
 
 fn flags(frame: u64) -> u64 {
+    let broken = if frame < frame_count() && broken::is_broken(frame) { flag::HWPOISON } else { 0 };
+    broken | use_flags(frame)
+}
+
+fn use_flags(frame: u64) -> u64 {
     match state_of(frame) {
         FrameState::Absent => flag::NO_PAGE,
         FrameState::Free => flag::BUDDY,

@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use crate::errno::{Errno, Result};
 use crate::fs::pseudo::Functions;
 use crate::fs::{aio, lease, mount, pipe};
-use crate::mm::{accounting, exec, shm, userfault};
+use crate::mm::{accounting, broken, exec, shm, userfault};
 use crate::namespaces::UtsNamespace;
 use crate::namespaces::user::OVERFLOW_ID;
 use crate::net::unix;
@@ -223,6 +223,18 @@ fn memory() -> Result<()> {
         |new| match parse(new)? {
             value @ 0..=1u8 => {
                 userfault::UNPRIVILEGED.store(value == 1, Ordering::Relaxed);
+                Ok(())
+            }
+            _ => Err(Errno::EINVAL),
+        },
+    )?;
+    register(
+        "vm/enable_soft_offline",
+        // Relaxed, both: a setting of its own.
+        || text(u8::from(broken::SOFT_OFFLINE.load(Ordering::Relaxed))),
+        |new| match parse(new)? {
+            value @ 0..=1u8 => {
+                broken::SOFT_OFFLINE.store(value == 1, Ordering::Relaxed);
                 Ok(())
             }
             _ => Err(Errno::EINVAL),

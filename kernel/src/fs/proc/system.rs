@@ -107,7 +107,7 @@ fn meminfo() -> Result<String> {
     row("VmallocUsed:", s.kernel_stacks);
     row("VmallocChunk:", 0);
     row("Percpu:", 0);
-    row("HardwareCorrupted:", 0);
+    row("HardwareCorrupted:", memory::broken::bytes());
     row("AnonHugePages:", 0);
     row("ShmemHugePages:", 0);
     row("ShmemPmdMapped:", 0);

@@ -1,6 +1,7 @@
 //! What a mapping promises, on the test machine.
 
 mod bounds;
+mod broken;
 mod check;
 mod file_tables;
 mod userfault;
