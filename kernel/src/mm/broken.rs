@@ -108,26 +108,31 @@ impl AddressSpace {
 
     /// Takes the page from all who have it. The caller has the signal of an access even if somebody keeps it.
     fn lose_anonymous(&self, at: u64, frame: Frame) -> Result<bool> {
+        let taken = self.take_from_all(at, &frame);
+        // Some have lost it: it is broken, whatever kept the walk from the others.
+        let is_held = taken.is_err() || frame.count() != 1;
+        lose(frame);
+        if is_held {
+            signal::force_signal(SigInfo::poison(at, PAGE.trailing_zeros()));
+            return Err(taken.err().unwrap_or(Errno::EBUSY));
+        }
+        Ok(true)
+    }
+
+    fn take_from_all(&self, at: u64, frame: &Frame) -> Result<()> {
         loop {
             let mut found = false;
             for process in process::processes() {
                 if let Some(space) = process.mm() {
-                    found |= space.part_with(at, &frame)?;
+                    found |= space.part_with(at, frame)?;
                 }
                 self.check_killed()?;
             }
             // Race: who was asked already got it again by a fork of who was not.
             if frame.count() == 1 || !found {
-                break;
+                return Ok(());
             }
         }
-        let is_held = frame.count() != 1;
-        lose(frame);
-        if is_held {
-            signal::force_signal(SigInfo::poison(at, PAGE.trailing_zeros()));
-            return Err(Errno::EBUSY);
-        }
-        Ok(true)
     }
 
     /// Gives all who have the page another one with the same content.

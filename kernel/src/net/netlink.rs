@@ -562,7 +562,7 @@ impl FileOps for Socket {
 
     fn ioctl(&self, _: &File, command: u32, argument: usize) -> Result<usize> {
         if command != ioctl::FIONREAD {
-            return interface::ioctl(&self.network, command, argument);
+            return interface::ioctl_of_devices(&self.network, command, argument);
         }
         let next = self.state.lock().answers.front().map_or(0, Vec::len);
         write_user(argument, &(next as i32))?;

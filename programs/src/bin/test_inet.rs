@@ -533,5 +533,7 @@ fn interface_by_name() {
         request.ifr_name[1] = b'o' as libc::c_char;
         assert_eq!(libc::ioctl(local.raw(), libc::SIOCGIFINDEX, &mut request), 0, "{}", Errno::last());
         assert_eq!(request.ifr_ifru.ifru_ifindex, 1);
+        assert_eq!(libc::ioctl(local.raw(), libc::SIOCGIFADDR, &mut request), -1);
+        assert_eq!(Errno::last(), Errno::ENOTTY);
     }
 }

@@ -492,6 +492,10 @@ fn shown_in_proc() {
     assert_eq!(lines(&found), [format!("00000000 0002 01 {found}")]);
     drop(datagrams);
     assert_eq!(lines(&found), [""; 0]);
+    let (one, other) = pair(libc::SOCK_DGRAM);
+    for end in [&one, &other] {
+        assert_eq!(lines(&inode(&end.0)), [format!("00000000 0002 03 {}", inode(&end.0))]);
+    }
     drop((listener, client, server));
     assert_eq!(lines(name), [""; 0]);
 }

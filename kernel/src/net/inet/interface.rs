@@ -127,6 +127,15 @@ fn address(ip: Ipv4Addr) -> [u8; 16] {
     out
 }
 
+/// Those that sockets of all families take: no addresses of this one. `ENOTTY` for others.
+pub fn ioctl_of_devices(network: &NetNamespace, command: u32, argument: usize) -> Result<usize> {
+    use ioctl::{SIOCGIFADDR, SIOCGIFBRDADDR, SIOCGIFDSTADDR, SIOCGIFNETMASK};
+    match command {
+        SIOCGIFADDR | SIOCGIFDSTADDR | SIOCGIFNETMASK | SIOCGIFBRDADDR => Err(Errno::ENOTTY),
+        _ => self::ioctl(network, command, argument),
+    }
+}
+
 /// The requests about interfaces. `ENOTTY` for others.
 pub fn ioctl(network: &NetNamespace, command: u32, argument: usize) -> Result<usize> {
     if command == ioctl::SIOCGIFCONF {

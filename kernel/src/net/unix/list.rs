@@ -70,15 +70,12 @@ fn line(out: &mut Text, socket: &Socket) {
     const UNCONNECTED: u32 = 1;
     const CONNECTING: u32 = 2;
     const CONNECTED: u32 = 3;
+    const DISCONNECTING: u32 = 4;
     let (references, flags, state, address) = {
         let state = socket.state.lock();
         let (references, flags, number) = match state.role {
             Role::Fresh => (2, 0, UNCONNECTED),
             Role::Listening { .. } => (2, LISTENS, UNCONNECTED),
-            // A datagram socket is not, whatever it has for a destination.
-            Role::Connected(_) | Role::Orphaned if socket.kind == super::Kind::Datagram => {
-                (3, 0, UNCONNECTED)
-            }
             Role::Connected(_) | Role::Orphaned => (3, 0, CONNECTED),
         };
         (references, flags, number, state.address.clone())
@@ -86,7 +83,11 @@ fn line(out: &mut Text, socket: &Socket) {
     // Relaxed: for people to read.
     let inode = socket.inode.load(Ordering::Relaxed);
     // Nobody has accepted it yet.
-    let state = if inode == 0 { CONNECTING } else { state };
+    let state = match state {
+        _ if inode != 0 => state,
+        CONNECTED => CONNECTING,
+        _ => DISCONNECTING,
+    };
     // Writing to a text does not fail before its end. Where the kernel has it is nobody's business.
     let _ = write!(
         out,

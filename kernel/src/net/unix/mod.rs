@@ -525,7 +525,7 @@ impl FileOps for Socket {
             ioctl::FIONREAD => self.available(),
             ioctl::TIOCOUTQ => self.in_flight.load(Ordering::SeqCst),
             // if_nametoindex(3) asks a socket of this family first.
-            _ => return interface::ioctl(&self.network, command, argument),
+            _ => return interface::ioctl_of_devices(&self.network, command, argument),
         };
         write_user(argument, &(value as i32))?;
         Ok(0)

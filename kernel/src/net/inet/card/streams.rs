@@ -258,6 +258,7 @@ impl Streams {
             let arriving = matches!(stream.phase, Phase::Arriving(_));
             if arriving && sockets.get::<tcp::Socket>(stream.tcp).state() == Tcp::Listen {
                 self.remove(index, sockets);
+                sched::cond_resched();
             } else {
                 index += 1;
             }
@@ -352,6 +353,7 @@ impl Streams {
                 Phase::Asking(user, _) if neighbours.hop(*stream.remote.ip()) == Some(absent) => {
                     let user = user.upgrade();
                     self.remove(index, sockets);
+                    sched::cond_resched();
                     if let Some(user) = user {
                         user.refuse(Errno::EHOSTUNREACH);
                     }
