@@ -311,6 +311,15 @@ impl Spread {
         let top = topmost(tree, &self.places);
         for Set { on, copies } in self.sets {
             let namespace = on.namespace();
+            // Race: a namespace ends without the lock of changes, and this one has since the copies were made. What ends from here on,
+            // `put_beneath` sees.
+            if namespace == 0 {
+                for copy in copies {
+                    drop(copy);
+                    sched::cond_resched();
+                }
+                continue;
+            }
             for (copy, peers) in &copies {
                 step(&self.promise);
                 GROUPS.lock().enter(copy, *peers, namespace);
