@@ -20,7 +20,7 @@ pub enum Use {
     Other,
 }
 
-const USES: usize = 7;
+pub(super) const USES: usize = 7;
 
 impl Use {
     pub(super) const fn from_u8(value: u8) -> Self {

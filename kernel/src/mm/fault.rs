@@ -9,6 +9,7 @@ use core::sync::atomic::Ordering;
 use super::backing::PageCache;
 use super::entry::Entry;
 use super::gather::Gather;
+use super::policy::Placing;
 use super::space::{AddressSpace, Areas};
 use super::tables::{FILLED, NoMemory, NoTable, Tables};
 use super::userfault::Origin;
@@ -225,7 +226,10 @@ impl AddressSpace {
                     }
                     return Ok(());
                 }
-                match self.fault_in(vma, address, access) {
+                let placing = Placing::new(&thread, || vma.placing(address));
+                let resolved = self.fault_in(vma, address, access);
+                drop(placing);
+                match resolved {
                     Err(FaultError::SlotShared) => self.take_slot(&areas.set, address)?,
                     resolved => return resolved,
                 }
@@ -280,7 +284,7 @@ impl AddressSpace {
     }
 
     /// What a page of private memory counts as. In a region it may outlive its maker, as a file's pages do.
-    fn private_use(&self) -> Use {
+    pub(super) fn private_use(&self) -> Use {
         if self.is_region() { Use::File } else { Use::Anon }
     }
 
