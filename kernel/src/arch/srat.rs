@@ -1,7 +1,7 @@
 //! Which memory is near to which CPUs: ACPI's tables SRAT and SLIT.
 //!
-//! They are read as bytes (ACPI 6.5, 5.2.16 and 5.2.17). What they say is believed as a whole or not at all: a table that contradicts itself
-//! is worth less than none.
+//! They are read as bytes (ACPI 6.5, 5.2.16 and 5.2.17). What they say is believed as a whole or not at all: a table that contradicts
+//! itself is worth less than none.
 
 use alloc::vec::Vec;
 

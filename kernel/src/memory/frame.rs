@@ -5,7 +5,7 @@ use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use super::buddy::{self, FrameInfo};
 pub use super::usage::Use;
-use super::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, node};
+use super::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, node, usage};
 use crate::mm::policy::{self, Places};
 
 /// One reference to a frame of 4 KiB; the last one to go frees it.
@@ -26,7 +26,13 @@ impl Frame {
     #[cold]
     fn alloc_by_policy(for_use: Use) -> Option<Self> {
         let places = policy::wanted();
-        buddy::allocate_from(0, for_use, places.as_ref().map(Places::as_slice)).map(Self::new)
+        let mut frame = buddy::allocate_from(0, for_use, places.as_ref().map(Places::as_slice));
+        // If it was not for want of memory at all, these places had none.
+        if frame.is_none() && usage::is_left(for_use) && places.as_ref().is_some_and(policy::may_go_elsewhere)
+        {
+            frame = buddy::allocate_from(0, for_use, None);
+        }
+        frame.map(Self::new)
     }
 
     /// As [`Self::alloc`], from these nodes and no others, the first one first.

@@ -150,6 +150,11 @@ fn take(frames: i64, left: i64) -> bool {
     FREE.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enough).is_ok()
 }
 
+/// Would [`charge`] of one frame succeed now?
+pub(super) fn is_left(for_use: Use) -> bool {
+    FREE.load(Ordering::SeqCst) > for_use.watermark(1)
+}
+
 /// Undoes [`charge`].
 pub(super) fn uncharge(frames: u64, for_use: Use) {
     USED[for_use as usize].fetch_sub(frames, Ordering::SeqCst);

@@ -124,7 +124,7 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
                 // It was short only for a moment.
                 continue;
             }
-            match process::oom::out_of_memory(asked) {
+            match process::oom::out_of_memory(asked, current.memory_policy.take_full()) {
                 Found::Nothing => panic!("Out of memory, and nobody left but the first process"),
                 // A copy from or to the program with a file's lock held, for which the victim waits. The call fails and lets it go;
                 // the next victim would be a bystander.

@@ -1,7 +1,7 @@
 //! On which memory nodes pages are, and their moves to others.
 //!
-//! What moves is a private page that nobody else has. Its entry is taken out and flushed before the page is copied, all under the page-table
-//! lock: whoever comes meanwhile waits for the lock in a fault, and finds the copy.
+//! What moves is a private page that nobody else has. Its entry is taken out and flushed before the page is copied, all under the
+//! page-table lock: whoever comes meanwhile waits for the lock in a fault, and finds the copy.
 
 use core::ops::Range;
 use core::sync::atomic::Ordering;
@@ -13,8 +13,9 @@ use super::policy::Places;
 use super::space::AddressSpace;
 use super::tables::NoTable;
 use super::vma::{Kind, Vma};
-use super::{PAGE, page_down};
+use super::{PAGE, TASK_SIZE, page_down};
 use crate::errno::{Errno, Result};
+use crate::memory::PhysAddr;
 use crate::memory::frame::Frame;
 use crate::memory::node::{self, MAX_NODES, NodeMask};
 use crate::{process, sched};
@@ -97,6 +98,26 @@ impl AddressSpace {
         }
     }
 
+    /// Pages on these nodes that the space's own tables and those of files show. Waits for no lock: what files show is left out while the
+    /// areas change.
+    pub fn pages_on(&self, nodes: NodeMask) -> u64 {
+        const AT_ONCE: usize = 256;
+        let is_on = |page: PhysAddr| nodes >> node::of(page) & 1 != 0;
+        let (mut sum, mut at) = (0, 0);
+        while at < TASK_SIZE {
+            at = self.tables.lock().read(at..TASK_SIZE, AT_ONCE, |_, entry, _| {
+                sum += u64::from(entry.owns_frame() && is_on(entry.address()));
+            });
+            sched::cond_resched();
+        }
+        if let Some(areas) = self.try_read() {
+            for vma in areas.set.iter().filter(|vma| matches!(vma.kind, Kind::File(_))) {
+                self.each_page_shown(vma, |page| sum += u64::from(is_on(page)));
+            }
+        }
+        sum
+    }
+
     /// How many pages of the area at `start` are on which node, of its own size each.
     pub fn pages_by_node(&self, start: u64) -> ByNode {
         let mut sum = [0; MAX_NODES];
@@ -159,7 +180,7 @@ impl AddressSpace {
                 });
             }
             for (address, node, index) in &found[..count] {
-                let places = places(*node, *index).unwrap_or_else(|| Places::these(1 << node::here()));
+                let places = places(*node, *index).unwrap_or_else(|| Places::near(node::here()));
                 match self.move_page(*address, all, &places) {
                     Ok(Move::Busy) => failed += 1,
                     // What is gone needs no move. As on Linux: what others have, too, stays without a word.
@@ -205,6 +226,10 @@ impl AddressSpace {
             return Ok(if all { Move::Busy } else { Move::Shared });
         }
         let copy = Frame::alloc_from(self.private_use(), places.as_slice()).ok_or(Errno::ENOMEM)?;
+        if node::of(copy.phys()) == node::of(entry.address()) {
+            // Nothing better has room.
+            return Ok(Move::NotNeeded);
+        }
         let mut gather = Gather::new(self);
         let tables = self.tables.lock();
         let slot = match tables.own_leaf(page) {
@@ -220,13 +245,14 @@ impl AddressSpace {
         let old = Entry(slot.swap(0, Ordering::SeqCst));
         gather.flush_range(page..page + PAGE);
         gather.flush();
-        if Frame::count_at(old.address()) != 1 {
-            // Somebody has taken hold of it before: it stays.
-            slot.store(old.0, Ordering::SeqCst);
-            return Ok(Move::Busy);
-        }
         // SAFETY: the entry owned this reference, and is gone.
         let original = unsafe { Frame::from_raw(old.address()) };
+        if original.count() != 1 {
+            // Somebody has taken hold of it before: it stays, and the entry has the reference again.
+            slot.store(old.0, Ordering::SeqCst);
+            let _ = original.into_raw();
+            return Ok(Move::Busy);
+        }
         copy_page(&copy, &original);
         slot.store(old.moved_to(copy.into_raw()).0, Ordering::SeqCst);
         drop(tables);

@@ -1,12 +1,12 @@
 //! Memory policies of threads and of areas: from which nodes their pages are to come.
 //!
-//! A page that a fault or a call makes for a process comes from where the policy of its area says, or else that of the thread: [`wanted`]. The fault
-//! notes the area's ([`Placing`]) where there are several nodes; with one nothing is noted, and nobody asks. The kernel's own memory
-//! comes from the node of the CPU.
+//! A page that a fault or a call makes for a process comes from where the policy of its area says, or else that of the thread: [`wanted`].
+//! The fault notes the area's ([`Placing`]) where there are several nodes; with one nothing is noted, and nobody asks. The kernel's own
+//! memory comes from the node of the CPU.
 
 use core::fmt;
 use core::ops::Range;
-use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use super::space::{AddressSpace, Areas};
 use crate::errno::{Errno, Result};
@@ -98,6 +98,11 @@ impl Policy {
     /// The mask of its nodes as get_mempolicy(2) tells it.
     pub fn told_nodes(self) -> u64 {
         if self.mode() & (STATIC | RELATIVE) != 0 { self.given.into() } else { self.nodes.into() }
+    }
+
+    /// Whether none of its pages come from these nodes.
+    fn keeps_off(self, nodes: NodeMask) -> bool {
+        self.base() == BIND && self.nodes & nodes == 0
     }
 
     /// Whether pages are to come from one node after the other: such a policy has a next node.
@@ -217,8 +222,19 @@ impl Places {
         places
     }
 
+    /// All nodes, the nearest to this one first.
+    pub fn near(node: usize) -> Places {
+        let mut places = Places::default();
+        node::nearest(node).iter().for_each(|node| places.add(*node));
+        places
+    }
+
     pub fn as_slice(&self) -> &[u8] {
         &self.nodes[..usize::from(self.len)]
+    }
+
+    fn mask(&self) -> NodeMask {
+        self.as_slice().iter().fold(0, |mask, node| mask | 1 << node)
     }
 }
 
@@ -228,12 +244,15 @@ pub struct Current {
     policy: AtomicU64,
     /// Where pages take turns: how many were made outside of faults.
     turn: AtomicU64,
-    /// The area's, while a fault is on its way; all bits for none.
+    /// The area's, while a fault is on its way; 0 for none.
     placing: AtomicU64,
     index: AtomicU64,
+    /// The nodes that had nothing for the fault that is on its way, or for the one before, while others had: whoever is killed for it must
+    /// have memory there.
+    full: AtomicU16,
 }
 
-/// No policy has such a mode.
+/// Without [`IS_PLACING`].
 const NOT_PLACING: u64 = 0;
 /// Tells the note of a default policy from none.
 const IS_PLACING: u64 = 1 << 12;
@@ -245,6 +264,11 @@ impl Current {
         Policy::from_bits(self.policy.load(Ordering::Relaxed))
     }
 
+    /// Whether what the thread takes is from other nodes than these.
+    pub fn keeps_off(&self, nodes: NodeMask) -> bool {
+        self.get().keeps_off(nodes)
+    }
+
     /// Sets it.
     pub fn set(&self, policy: Policy) {
         self.policy.store(policy.to_bits(), Ordering::Relaxed);
@@ -254,6 +278,11 @@ impl Current {
     /// The node that has its turn next, of a policy that interleaves.
     pub fn next_turn(&self) -> usize {
         self.get().turn(self.turn.load(Ordering::Relaxed))
+    }
+
+    /// The nodes that had nothing for the thread's last fault though others had; 0 if that was not it.
+    pub fn take_full(&self) -> NodeMask {
+        self.full.swap(0, Ordering::Relaxed)
     }
 
     fn places(&self) -> Option<Places> {
@@ -272,8 +301,30 @@ pub fn wanted() -> Option<Places> {
     process::try_current()?.memory_policy.places()
 }
 
+/// There was no page in these places, while there is memory. Whether it may come from elsewhere: for the first process, without which nobody
+/// is left. A fault of others notes it, see [`Current::take_full`].
+pub fn may_go_elsewhere(places: &Places) -> bool {
+    let mask = places.mask();
+    if mask & node::with_memory() == node::with_memory() {
+        return false;
+    }
+    let Some(thread) = process::try_current() else { return true };
+    let current = &thread.memory_policy;
+    if current.placing.load(Ordering::Relaxed) != NOT_PLACING {
+        current.full.store(mask, Ordering::Relaxed);
+    }
+    thread.process.pid == 1
+}
+
 /// While this is, pages that the current thread makes come from where an area's policy says.
-pub struct Placing<'a>(Option<&'a Thread>);
+pub struct Placing<'a>(Option<Noted<'a>>);
+
+/// A thread, and what it had noted before: a fault in a region is one inside of another.
+struct Noted<'a> {
+    thread: &'a Thread,
+    placing: u64,
+    index: u64,
+}
 
 impl Placing<'_> {
     /// For the page at an index of an area with this policy. Free of cost where there is one node.
@@ -282,22 +333,33 @@ impl Placing<'_> {
         if node::count() == 1 {
             return Placing(None);
         }
-        let (policy, index) = of_area();
+        Self::note(thread, of_area())
+    }
+
+    #[cold]
+    fn note(thread: &Thread, (policy, index): (Policy, u64)) -> Placing<'_> {
         let current = &thread.memory_policy;
-        let policy = if policy == Policy::default() { current.get() } else { policy };
-        // Relaxed: of the thread alone.
-        current.index.store(index, Ordering::Relaxed);
-        current.placing.store(policy.to_bits() | IS_PLACING, Ordering::Relaxed);
-        Placing(Some(thread))
+        // Relaxed, here and below: of the thread alone.
+        let outer = current.placing.load(Ordering::Relaxed);
+        let bits = match policy == Policy::default() {
+            false => policy.to_bits() | IS_PLACING,
+            // An area inside of another that says nothing itself.
+            true if outer != NOT_PLACING => outer,
+            true => current.get().to_bits() | IS_PLACING,
+        };
+        current.full.store(0, Ordering::Relaxed);
+        current.placing.store(bits, Ordering::Relaxed);
+        Placing(Some(Noted { thread, placing: outer, index: current.index.swap(index, Ordering::Relaxed) }))
     }
 }
 
 impl Drop for Placing<'_> {
     #[inline]
     fn drop(&mut self) {
-        if let Some(thread) = self.0 {
+        if let Some(Noted { thread, placing, index }) = &self.0 {
             // Relaxed: as above.
-            thread.memory_policy.placing.store(NOT_PLACING, Ordering::Relaxed);
+            thread.memory_policy.placing.store(*placing, Ordering::Relaxed);
+            thread.memory_policy.index.store(*index, Ordering::Relaxed);
         }
     }
 }

@@ -99,9 +99,10 @@ fn mbind(args: &mut Args) -> Result<usize> {
     space.set_policy(range.clone(), policy)?;
     if moves {
         let all = flags & MPOL_MF_MOVE_ALL != 0;
-        let failed =
-            space.move_range(range, all, |node| fits >> node & 1 == 0, |_, index| policy.places(index))?;
-        if failed > 0 && flags & MPOL_MF_STRICT != 0 {
+        let moved =
+            space.move_range(range, all, |node| fits >> node & 1 == 0, |_, index| policy.places(index));
+        // As Linux: no room is a failure like others.
+        if moved != Ok(0) && flags & MPOL_MF_STRICT != 0 {
             return Err(Errno::EIO);
         }
     }
@@ -180,8 +181,8 @@ fn memory_for_moves(pid: usize) -> Result<Option<alloc::sync::Arc<crate::mm::Add
     }
 }
 
-/// Moves the pages of a process from nodes to others, the first to the first: as Linux, the new nodes in turn where there are fewer. Returns
-/// how many could not be moved.
+/// Moves the pages of a process from nodes to others, the first to the first: as Linux, the new nodes in turn where there are fewer.
+/// Returns how many could not be moved.
 fn migrate_pages(args: &mut Args) -> Result<usize> {
     let [pid, bits, from, to, ..] = args.a;
     let (from, to) = (read_nodes(from, bits)?, read_nodes(to, bits)?);
@@ -234,6 +235,8 @@ fn move_pages(args: &mut Args) -> Result<usize> {
                 Ok(Move::Absent) => Err(Errno::ENOENT),
                 Ok(Move::Busy) => Err(Errno::EBUSY),
                 Ok(Move::Shared) => Err(Errno::EACCES),
+                // As Linux: the other pages are not tried.
+                Err(Errno::ENOMEM) => return Err(Errno::ENOMEM),
                 Err(errno) => Err(errno),
             }
         };

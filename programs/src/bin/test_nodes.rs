@@ -3,20 +3,24 @@
 //! Its machine has two nodes of 512 MiB with a CPU each.
 
 use std::fs::{read_link, read_to_string};
+use std::thread::sleep;
+use std::time::Duration;
 
 use libc::{SYS_get_mempolicy, SYS_mbind, SYS_migrate_pages, SYS_move_pages, SYS_set_mempolicy};
-use roundtable_programs::child::{fork, in_child};
+use roundtable_programs::child::{Child, End, fork, in_child};
 use roundtable_programs::file::Fd;
 use roundtable_programs::harness::skip;
 use roundtable_programs::kinds::call;
-use roundtable_programs::mem::{ANON, Map, PRIVATE, R, RW, SHARED};
+use roundtable_programs::mem::{ANON, Map, NORESERVE, PRIVATE, R, RW, SHARED};
 use roundtable_programs::rows::Rows;
+use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{PAGE, current_cpu, pin};
 use roundtable_programs::{Errno, procfs, row, tests};
 
 tests! { nodes_are_listed, cpus_know_their_node, memory_is_counted_by_node, pages_come_from_near, modes, told_nodes, bound_pages,
 preferred_pages, pages_take_turns, turns_by_weight, areas_have_policies, shared_pages, copies_of_pages, strict_areas, areas_move,
-single_pages_move, processes_move, lines_tell_nodes }
+single_pages_move, processes_move, lines_tell_nodes, who_fills_a_node_spares_others: 60, who_has_a_node_makes_room: 100,
+a_full_node_is_passed_by: 100 }
 
 const NODES: &str = "/sys/devices/system/node";
 
@@ -429,4 +433,91 @@ fn lines_tell_nodes() {
     touch(&shared, 5);
     let found = line(&shared);
     assert!(found.contains(" bind:1 ") && found.contains(" N1=5 kernelpagesize_kB=4"), "{found}");
+}
+
+const PAUSE: Duration = Duration::from_millis(10);
+const MIB: usize = 1 << 20;
+
+/// Fills node 1 with its pages until `enough` says so, asked before each MiB.
+fn fill(mut enough: impl FnMut(usize) -> bool) {
+    set(BIND, 2).unwrap();
+    let size = 600 * MIB;
+    let map = Map::new(size, RW, PRIVATE | ANON | NORESERVE, -1, 0).unwrap();
+    for start in (0..size).step_by(MIB) {
+        if enough(start) {
+            std::mem::forget(map);
+            return;
+        }
+        (start..start + MIB).step_by(PAGE).for_each(|at| map.set(at, 1));
+    }
+    unreachable!("a node of 512 MiB has room for {size} bytes");
+}
+
+/// A process that leaves little of node 1. First it waits for what somebody had who has just been killed.
+fn hog() -> Child {
+    let shared = Shared::new();
+    let child = fork(|| {
+        while of_node(1, "MemFree") < 300 << 10 {
+            sleep(PAUSE);
+        }
+        fill(|taken| taken > 250 * MIB && of_node(1, "MemFree") < 24 << 10);
+        shared.add(0);
+        loop {
+            sleep(PAUSE);
+        }
+    });
+    shared.wait(0, 1);
+    child
+}
+
+/// Somebody whose pages are on another node gives nothing back there, though everybody else would be better off without him.
+fn who_fills_a_node_spares_others() {
+    need_two();
+    let shared = Shared::new();
+    let bystander = fork(|| {
+        set(BIND, 1).unwrap();
+        procfs::write("/proc/self/oom_score_adj", 1000).unwrap();
+        // Not what he was forked with, which is anywhere.
+        let _own = touched(1000);
+        loop {
+            shared.add(0);
+            sleep(PAUSE);
+        }
+    });
+    shared.wait(0, 1);
+    assert_eq!(fork(|| fill(|_| false)).wait(), End::Signal(libc::SIGKILL));
+    let count = shared.get(0);
+    assert!(shared.wait_for(0, count + 3, Duration::from_secs(20)), "the bystander is gone");
+    bystander.end();
+}
+
+fn who_has_a_node_makes_room() {
+    need_two();
+    let hog = hog();
+    in_child(|| {
+        set(BIND, 2).unwrap();
+        // More than Linux can free without anybody's end.
+        assert_eq!(nodes_of(&touched(200 * MIB / PAGE), 10), [1; 10]);
+    });
+    assert_eq!(hog.wait(), End::Signal(libc::SIGKILL));
+}
+
+fn a_full_node_is_passed_by() {
+    need_two();
+    const PAGES: usize = 100 * MIB / PAGE;
+    // First, so that it has none of the pages that are to move.
+    let hog = hog();
+    pin(0);
+    let map = touched(PAGES);
+    // The near node has room for some of them.
+    pin(1);
+    let mut rows = Rows::default();
+    row!(rows, OK, bind(map.address, PAGES * PAGE, DEFAULT, 0, MOVE));
+    rows.finish();
+    let far = nodes_of(&map, PAGES).iter().filter(|node| **node == 0).count();
+    assert!((1..PAGES).contains(&far), "{far} of {PAGES} have stayed");
+    // New pages come from the other node.
+    let new = touched(PAGES);
+    assert!(nodes_of(&new, PAGES).contains(&0));
+    hog.end();
 }

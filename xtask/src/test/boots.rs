@@ -235,6 +235,7 @@ pub fn all() -> Vec<Boot> {
             name: "nodes",
             memory: Size::gibibytes(1),
             nodes: 2,
+            limit: 240,
             work: Work::Programs(Selection::Only(&["test_nodes"])),
             ..BOOT
         },
