@@ -98,26 +98,6 @@ impl AddressSpace {
         }
     }
 
-    /// Pages on these nodes that the space's own tables and those of files show. Waits for no lock: what files show is left out while the
-    /// areas change.
-    pub fn pages_on(&self, nodes: NodeMask) -> u64 {
-        const AT_ONCE: usize = 256;
-        let is_on = |page: PhysAddr| nodes >> node::of(page) & 1 != 0;
-        let (mut sum, mut at) = (0, 0);
-        while at < TASK_SIZE {
-            at = self.tables.lock().read(at..TASK_SIZE, AT_ONCE, |_, entry, _| {
-                sum += u64::from(entry.owns_frame() && is_on(entry.address()));
-            });
-            sched::cond_resched();
-        }
-        if let Some(areas) = self.try_read() {
-            for vma in areas.set.iter().filter(|vma| matches!(vma.kind, Kind::File(_))) {
-                self.each_page_shown(vma, |page| sum += u64::from(is_on(page)));
-            }
-        }
-        sum
-    }
-
     /// How many pages of the area at `start` are on which node, of its own size each.
     pub fn pages_by_node(&self, start: u64) -> ByNode {
         let mut sum = [0; MAX_NODES];
@@ -155,17 +135,18 @@ impl AddressSpace {
         Ok(false)
     }
 
-    /// Moves the pages of a range whose node `leaves`, each to where `places` says by its node and its index. Returns how many could not be
-    /// moved.
+    /// Moves the pages of a range whose node `leaves`, each to where `places` says by its node and its index, while it `goes_on`. Returns how
+    /// many could not be moved.
     pub fn move_range(
         &self,
         range: Range<u64>,
         all: bool,
         leaves: impl Fn(usize) -> bool,
         places: impl Fn(usize, u64) -> Option<Places>,
+        goes_on: impl Fn() -> bool,
     ) -> Result<usize> {
         let (mut at, mut failed) = (range.start, 0);
-        while at < range.end && !process::current().kill_pending() {
+        while at < range.end && goes_on() && !process::current().kill_pending() {
             let mut found = [(0, 0, 0); AT_ONCE];
             let mut count = 0;
             {
@@ -230,12 +211,18 @@ impl AddressSpace {
             // Nothing better has room.
             return Ok(Move::NotNeeded);
         }
+        // A table that a fork has shared stays so when the child is gone.
+        let is_shared = matches!(self.tables.lock().own_leaf(page), Err(NoTable::SlotShared));
+        if is_shared {
+            self.take_slot(&areas.set, page).map_err(|_| Errno::ENOMEM)?;
+        }
         let mut gather = Gather::new(self);
         let tables = self.tables.lock();
         let slot = match tables.own_leaf(page) {
             Ok(Some(slot)) => slot,
             Ok(None) => return Ok(Move::Absent),
             Err(NoTable::NoMemory) => return Err(Errno::ENOMEM),
+            // Race: a thread has forked meanwhile.
             Err(NoTable::SlotShared) => return Ok(Move::Busy),
         };
         let now = Entry(slot.load(Ordering::SeqCst));

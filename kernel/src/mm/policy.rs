@@ -100,9 +100,9 @@ impl Policy {
         if self.mode() & (STATIC | RELATIVE) != 0 { self.given.into() } else { self.nodes.into() }
     }
 
-    /// Whether none of its pages come from these nodes.
-    fn keeps_off(self, nodes: NodeMask) -> bool {
-        self.base() == BIND && self.nodes & nodes == 0
+    /// Whether all of its pages come from these nodes.
+    fn is_bound_to(self, nodes: NodeMask) -> bool {
+        self.base() == BIND && self.nodes & !nodes == 0
     }
 
     /// Whether pages are to come from one node after the other: such a policy has a next node.
@@ -264,9 +264,9 @@ impl Current {
         Policy::from_bits(self.policy.load(Ordering::Relaxed))
     }
 
-    /// Whether what the thread takes is from other nodes than these.
-    pub fn keeps_off(&self, nodes: NodeMask) -> bool {
-        self.get().keeps_off(nodes)
+    /// Whether all that the thread takes is from these nodes.
+    pub fn is_bound_to(&self, nodes: NodeMask) -> bool {
+        self.get().is_bound_to(nodes)
     }
 
     /// Sets it.
@@ -309,11 +309,14 @@ pub fn may_go_elsewhere(places: &Places) -> bool {
         return false;
     }
     let Some(thread) = process::try_current() else { return true };
+    if thread.process.pid == 1 {
+        return true;
+    }
     let current = &thread.memory_policy;
     if current.placing.load(Ordering::Relaxed) != NOT_PLACING {
         current.full.store(mask, Ordering::Relaxed);
     }
-    thread.process.pid == 1
+    false
 }
 
 /// While this is, pages that the current thread makes come from where an area's policy says.

@@ -9,7 +9,7 @@ use smallvec::SmallVec;
 use super::{Process, Thread, WaitStatus, tree};
 use crate::arch::percpu;
 use crate::fs::FdTable;
-use crate::memory::node::{self, NodeMask};
+use crate::memory::node::NodeMask;
 use crate::memory::stack::STACK_SIZE;
 use crate::memory::{self, reserve};
 use crate::mm::{AddressSpace, mshare};
@@ -206,28 +206,10 @@ fn badness(process: &Process) -> Option<(i64, Arc<AddressSpace>)> {
     Some((pages as i64 + adjust * total / 1000, mm))
 }
 
-/// As [`badness`], for memory of these nodes, which have `total` pages. `None` for who has none there or, as on Linux, keeps off them. All
-/// of the caller's memory counts: it could have what is not seen there, such as pages of files.
-fn badness_on(
-    process: &Process,
-    (nodes, total): (NodeMask, i64),
-    is_caller: bool,
-) -> Option<(i64, Arc<AddressSpace>)> {
-    let (pages, mm) = if is_caller {
-        pages(process, true)?
-    } else if keeps_off(process, nodes) {
-        return None;
-    } else {
-        let mm = process.mm()?;
-        (mm.pages_on(nodes), mm)
-    };
-    let adjust = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
-    (pages > 0).then(|| (pages as i64 + adjust * total / 1000, mm))
-}
-
-/// Whether all threads of a process take memory of other nodes than these.
-fn keeps_off(process: &Process, nodes: NodeMask) -> bool {
-    process.find_thread(|thread| !thread.memory_policy.keeps_off(nodes)).is_none()
+/// Whether all that a thread of the process takes is of these nodes. What others have there is not looked for: it may be shown to them a
+/// thousand times, and they would die for somebody who may go nowhere else.
+fn is_bound_to(process: &Process, nodes: NodeMask) -> bool {
+    process.find_thread(|thread| thread.memory_policy.is_bound_to(nodes)).is_some()
 }
 
 /// Pages that the end of a process gives back, and its memory; `None` without. Only with `files` it looks at the open files, one after the
@@ -287,18 +269,16 @@ fn descriptors(process: &Process) -> u64 {
     }
 }
 
-/// The process whose end helps most, of those with memory on the nodes that are `full`, where not all are; the caller when there is none,
-/// or, for the first process, one that is excepted.
+/// The process whose end helps most, where some nodes are `full` of the caller and those that are bound to them; the caller when there is
+/// none, or, for the first process, one that is excepted.
 fn choose(current: &Thread, full: NodeMask) -> Option<Victim> {
-    let total: u64 = node::list(full).map(|node| node::stats(node).total / memory::PAGE_SIZE as u64).sum();
-    let badness = |process: &Arc<Process>| match full {
-        0 => badness(process),
-        nodes => badness_on(process, (nodes, total as i64), Arc::ptr_eq(process, &current.process)),
+    let may_help = |process: &Arc<Process>| {
+        full == 0 || Arc::ptr_eq(process, &current.process) || is_bound_to(process, full)
     };
     let is_ending = |process: &Process| process.signals.state.lock().ending.is_some();
     let worst = |wanted: &dyn Fn(&Process) -> bool| {
         let mut worst: Option<(i64, Victim)> = None;
-        for process in processes().filter(|process| process.pid > 1 && wanted(process)) {
+        for process in processes().filter(|process| process.pid > 1 && may_help(process) && wanted(process)) {
             let Some((points, mm)) = badness(&process) else { continue };
             if worst.as_ref().is_none_or(|(most, _)| points > *most) {
                 let ending = is_ending(&process);

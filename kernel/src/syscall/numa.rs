@@ -1,5 +1,6 @@
 //! System calls about memory nodes: policies, where pages are, and their moves.
 
+use alloc::sync::Arc;
 use core::ops::Range;
 
 use linux_raw_sys::general as abi;
@@ -9,11 +10,11 @@ use super::mm::{memory_of, space};
 use super::{Args, Handler};
 use crate::errno::{Errno, Result};
 use crate::memory::node::{self, NodeMask};
-use crate::mm::PAGE;
 use crate::mm::nodes::Move;
 use crate::mm::policy::{MASK_BITS, Places, Policy, UserMask};
 use crate::mm::uaccess::{self, read_user, read_user_array, write_user};
-use crate::process;
+use crate::mm::{AddressSpace, PAGE};
+use crate::process::{self, Process};
 use crate::sched;
 
 pub const TABLE: &[(Sysno, Handler)] = &[
@@ -99,8 +100,13 @@ fn mbind(args: &mut Args) -> Result<usize> {
     space.set_policy(range.clone(), policy)?;
     if moves {
         let all = flags & MPOL_MF_MOVE_ALL != 0;
-        let moved =
-            space.move_range(range, all, |node| fits >> node & 1 == 0, |_, index| policy.places(index));
+        let moved = space.move_range(
+            range,
+            all,
+            |node| fits >> node & 1 == 0,
+            |_, index| policy.places(index),
+            || true,
+        );
         // As Linux: no room is a failure like others.
         if moved != Ok(0) && flags & MPOL_MF_STRICT != 0 {
             return Err(Errno::EIO);
@@ -157,28 +163,38 @@ fn get_mempolicy(args: &mut Args) -> Result<usize> {
         write_user(mode, &told)?;
     }
     if mask != 0 {
-        let bytes = bits.div_ceil(64) * 8;
-        if uaccess::zero_user_raw(mask, bytes.min(PAGE as usize)) != 0 {
+        // The last bit is none: as Linux counts.
+        let bytes = bits.saturating_sub(1).div_ceil(64) * 8;
+        if bytes > PAGE as usize {
+            return Err(Errno::EINVAL);
+        }
+        if uaccess::zero_user_raw(mask, bytes) != 0 {
             return Err(Errno::EFAULT);
         }
         let nodes = if allowed { node::with_memory().into() } else { policy.told_nodes() };
-        if nodes != 0 {
+        if nodes != 0 && bytes != 0 {
             write_user(mask, &nodes)?;
         }
     }
     Ok(0)
 }
 
-/// The memory of a process for moves and questions: `None` without any.
-fn memory_for_moves(pid: usize) -> Result<Option<alloc::sync::Arc<crate::mm::AddressSpace>>> {
+/// A process, and its memory for moves and questions: `None` without any. Who takes a long time looks whether the process is still there:
+/// its memory comes back when it is let go of.
+fn memory_for_moves(pid: usize) -> Result<(Arc<Process>, Option<Arc<AddressSpace>>)> {
     match pid as i32 {
-        0 => space().map(Some),
+        0 => Ok((process::current().process.clone(), Some(space()?))),
         pid => {
             let pid = u32::try_from(pid).map_err(|_| Errno::ESRCH)?;
-            let thread = process::find_thread(pid).ok_or(Errno::ESRCH)?;
-            memory_of(&thread.process)
+            let process = process::find_thread(pid).ok_or(Errno::ESRCH)?.process.clone();
+            let space = memory_of(&process)?;
+            Ok((process, space))
         }
     }
+}
+
+fn is_ending(process: &Process) -> bool {
+    process.signals.state.lock().ending.is_some()
 }
 
 /// Moves the pages of a process from nodes to others, the first to the first: as Linux, the new nodes in turn where there are fewer.
@@ -186,7 +202,7 @@ fn memory_for_moves(pid: usize) -> Result<Option<alloc::sync::Arc<crate::mm::Add
 fn migrate_pages(args: &mut Args) -> Result<usize> {
     let [pid, bits, from, to, ..] = args.a;
     let (from, to) = (read_nodes(from, bits)?, read_nodes(to, bits)?);
-    let space = memory_for_moves(pid)?;
+    let (process, space) = memory_for_moves(pid)?;
     let is_privileged = process::current().credentials().capable(abi::CAP_SYS_NICE);
     let ((from, _), (to, has_others)) = (possible(&from), possible(&to));
     let there = node::with_memory();
@@ -205,8 +221,7 @@ fn migrate_pages(args: &mut Args) -> Result<usize> {
     // A page that is on a node of its own target stays.
     let leaves = |node: usize| from >> node & 1 != 0 && target(node) != node;
     let places = |node: usize, _: u64| Some(Places::these(1 << target(node)));
-    let failed = space.move_range(0..crate::mm::TASK_SIZE, is_privileged, leaves, places)?;
-    Ok(failed)
+    space.move_range(0..crate::mm::TASK_SIZE, is_privileged, leaves, places, || !is_ending(&process))
 }
 
 /// Tells where pages are, or moves them.
@@ -221,8 +236,14 @@ fn move_pages(args: &mut Args) -> Result<usize> {
     if flags & MOVE_ALL != 0 && !process::current().credentials().capable(abi::CAP_SYS_NICE) {
         return Err(Errno::EPERM);
     }
-    let space = memory_for_moves(pid)?.ok_or(Errno::EINVAL)?;
+    /// So many pages are one look at whether the process ends.
+    const AT_ONCE: usize = 64;
+    let (process, space) = memory_for_moves(pid)?;
+    let space = space.ok_or(Errno::EINVAL)?;
     for index in 0..count {
+        if index % AT_ONCE == 0 && is_ending(&process) {
+            return Err(Errno::ESRCH);
+        }
         let address: u64 = read_user(pages.wrapping_add(index * size_of::<u64>()))?;
         let result = if nodes == 0 {
             space.node_of(address)

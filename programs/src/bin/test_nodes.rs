@@ -19,7 +19,7 @@ use roundtable_programs::{Errno, procfs, row, tests};
 
 tests! { nodes_are_listed, cpus_know_their_node, memory_is_counted_by_node, pages_come_from_near, modes, told_nodes, bound_pages,
 preferred_pages, pages_take_turns, turns_by_weight, areas_have_policies, shared_pages, copies_of_pages, strict_areas, areas_move,
-single_pages_move, processes_move, lines_tell_nodes, who_fills_a_node_spares_others: 60, who_has_a_node_makes_room: 100,
+single_pages_move, processes_move, lines_tell_nodes, moves_behind_forks, masks_end_where_they_say, who_fills_a_node_spares_others: 60, who_has_a_node_makes_room: 100,
 a_full_node_is_passed_by: 100 }
 
 const NODES: &str = "/sys/devices/system/node";
@@ -393,6 +393,31 @@ fn single_pages_move() {
     assert_eq!(move_pages(&pages[..1], Some(&[-1])), Err(Errno::ENODEV));
 }
 
+/// The tables that a child had, too, are no hindrance when it is gone.
+fn moves_behind_forks() {
+    need_two();
+    pin(0);
+    const PAGES: usize = 8 * MIB / PAGE;
+    let map = touched(PAGES);
+    fork(|| ()).ok();
+    assert_eq!(bind(map.address, PAGES * PAGE, BIND, 2, MOVE | STRICT), Ok(0));
+    assert!(nodes_of(&map, PAGES).iter().all(|node| *node == 1));
+    assert!((0..PAGES).all(|page| map.get(page * PAGE) == page as u8 + 1));
+}
+
+/// Behind a program's mask nothing is written.
+fn masks_end_where_they_say() {
+    const MEMS_ALLOWED: usize = 4;
+    let mut mask = [!0u64; 2];
+    let get = |mask: &mut [u64; 2], bits: usize| {
+        call(SYS_get_mempolicy, [0, mask.as_mut_ptr() as usize, bits, 0, MEMS_ALLOWED, 0])
+    };
+    assert_eq!(get(&mut mask, 65), Ok(0));
+    assert_eq!(mask[1], !0);
+    assert!(mask[0] & 1 == 1 && mask[0] < 4, "{mask:x?}");
+    assert_eq!(get(&mut mask, 1 << 20), Err(Errno::EINVAL));
+}
+
 fn processes_move() {
     need_two();
     pin(0);
@@ -457,10 +482,10 @@ fn fill(mut enough: impl FnMut(usize) -> bool) {
 fn hog() -> Child {
     let shared = Shared::new();
     let child = fork(|| {
-        while of_node(1, "MemFree") < 300 << 10 {
+        while of_node(1, "MemFree") < 150 << 10 {
             sleep(PAUSE);
         }
-        fill(|taken| taken > 250 * MIB && of_node(1, "MemFree") < 24 << 10);
+        fill(|taken| taken > 100 * MIB && of_node(1, "MemFree") < 24 << 10);
         shared.add(0);
         loop {
             sleep(PAUSE);
