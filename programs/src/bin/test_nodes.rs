@@ -485,7 +485,7 @@ fn hog() -> Child {
         while of_node(1, "MemFree") < 150 << 10 {
             sleep(PAUSE);
         }
-        fill(|taken| taken > 100 * MIB && of_node(1, "MemFree") < 24 << 10);
+        fill(|taken| taken > 100 * MIB && of_node(1, "MemFree") < 64 << 10);
         shared.add(0);
         loop {
             sleep(PAUSE);
