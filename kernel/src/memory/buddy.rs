@@ -130,8 +130,9 @@ static BUDDY: IrqLock<Buddy> =
     IrqLock::new(Buddy { nodes: [const { Lists { heads: [NONE; MAX_ORDER + 1], frames: 0 } }; MAX_NODES] });
 
 impl Buddy {
-    fn push(&mut self, frame: u64, order: usize) {
-        let lists = &mut self.nodes[node_of(frame)];
+    /// `node` is the block's, here and in [`Buddy::remove`]: who frees a block looks for it once, however many it joins.
+    fn push(&mut self, node: usize, frame: u64, order: usize) {
+        let lists = &mut self.nodes[node];
         let next = lists.heads[order];
         // SAFETY: the block is free, so its memory is ours.
         unsafe { links(frame).write(Links { next, previous: NONE }) };
@@ -145,8 +146,8 @@ impl Buddy {
         info(frame).free_order.store(order as u8, Ordering::Relaxed);
     }
 
-    fn remove(&mut self, frame: u64, order: usize) {
-        let lists = &mut self.nodes[node_of(frame)];
+    fn remove(&mut self, node: usize, frame: u64, order: usize) {
+        let lists = &mut self.nodes[node];
         lists.frames -= 1 << order;
         // SAFETY: blocks on the list.
         unsafe {
@@ -167,27 +168,32 @@ impl Buddy {
         let heads = &self.nodes[node].heads;
         let found = (order..=MAX_ORDER).find(|order| heads[*order] != NONE)?;
         let frame = heads[found];
-        self.remove(frame, found);
+        self.remove(node, frame, found);
         for smaller in (order..found).rev() {
-            self.push(frame + (1 << smaller), smaller);
+            self.push(node, frame + (1 << smaller), smaller);
         }
         Some(frame)
     }
 
     fn free(&mut self, mut frame: u64, mut order: usize) {
+        let node = node_of(frame);
+        let count = INFO_COUNT.load(Ordering::Relaxed);
         while order < MAX_ORDER {
             let buddy = frame ^ (1 << order);
-            let whole = (buddy as usize) < INFO_COUNT.load(Ordering::Relaxed)
-                && info(buddy).free_order.load(Ordering::Relaxed) == order as u8
-                && node_of(buddy) == node_of(frame);
-            if !whole {
+            if buddy as usize >= count {
                 break;
             }
-            self.remove(buddy, order);
+            let other = info(buddy);
+            if other.free_order.load(Ordering::Relaxed) != order as u8
+                || usize::from(other.node.load(Ordering::Relaxed)) != node
+            {
+                break;
+            }
+            self.remove(node, buddy, order);
             frame &= !(1 << order);
             order += 1;
         }
-        self.push(frame, order);
+        self.push(node, frame, order);
     }
 
     /// Frees a run of frames as the largest aligned blocks that it consists of.
