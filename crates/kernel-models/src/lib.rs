@@ -9,7 +9,6 @@
 
 extern crate alloc;
 
-pub mod arch;
 pub mod cpu;
 pub mod errno;
 pub mod fs;

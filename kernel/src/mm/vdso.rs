@@ -148,13 +148,10 @@ vdso_getcpu:
     rdtscp
     testq %rdi, %rdi
     jz 7f
-    movl %ecx, %eax
-    andl $0xfff, %eax
-    movl %eax, (%rdi)
+    movl %ecx, (%rdi)
 7:  testq %rsi, %rsi
     jz 8f
-    shrl $12, %ecx
-    movl %ecx, (%rsi)
+    movl $0, (%rsi)
 8:  xorl %eax, %eax
     retq
 9:  movl $309, %eax
