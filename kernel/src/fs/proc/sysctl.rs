@@ -3,7 +3,7 @@
 use alloc::string::{String, ToString};
 use alloc::sync::Arc;
 use core::fmt::Display;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 
 use crate::errno::{Errno, Result};
 use crate::fs::pseudo::Functions;
@@ -213,33 +213,27 @@ fn kernel() -> Result<()> {
     register("kernel/core_pattern", || text("core"), |_| Ok(()))
 }
 
+/// A setting that is on or off.
+fn register_switch(name: &str, switch: &'static AtomicBool) -> Result<()> {
+    register(
+        name,
+        // Relaxed, both: a setting of its own.
+        move || text(u8::from(switch.load(Ordering::Relaxed))),
+        move |new| match parse(new)? {
+            value @ 0..=1u8 => {
+                switch.store(value == 1, Ordering::Relaxed);
+                Ok(())
+            }
+            _ => Err(Errno::EINVAL),
+        },
+    )
+}
+
 fn memory() -> Result<()> {
     // Nothing is compacted, so nothing is kept from it.
     register_number("vm/compact_unevictable_allowed", 1, 0..=1)?;
-    register(
-        "vm/unprivileged_userfaultfd",
-        // Relaxed, both: a setting of its own.
-        || text(u8::from(userfault::UNPRIVILEGED.load(Ordering::Relaxed))),
-        |new| match parse(new)? {
-            value @ 0..=1u8 => {
-                userfault::UNPRIVILEGED.store(value == 1, Ordering::Relaxed);
-                Ok(())
-            }
-            _ => Err(Errno::EINVAL),
-        },
-    )?;
-    register(
-        "vm/enable_soft_offline",
-        // Relaxed, both: a setting of its own.
-        || text(u8::from(broken::SOFT_OFFLINE.load(Ordering::Relaxed))),
-        |new| match parse(new)? {
-            value @ 0..=1u8 => {
-                broken::SOFT_OFFLINE.store(value == 1, Ordering::Relaxed);
-                Ok(())
-            }
-            _ => Err(Errno::EINVAL),
-        },
-    )?;
+    register_switch("vm/unprivileged_userfaultfd", &userfault::UNPRIVILEGED)?;
+    register_switch("vm/enable_soft_offline", &broken::SOFT_OFFLINE)?;
     register(
         "vm/overcommit_memory",
         || text(accounting::overcommit_memory()),
