@@ -2,6 +2,7 @@
 //!
 //! The figures are counts of the time-stamp counter: instructions, where the machine's clock counts them (`--icount`).
 
+use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -31,7 +32,7 @@ pub fn locks() -> Option<Vec<Line>> {
     lines(LOCKS)
 }
 
-/// Each system call: its longest stretch without a look at who else wants to run, its name.
+/// Each system call: its longest stretch without a look at who else wants to run, its name, where that stretch began and ended.
 pub fn stretches() -> Option<Vec<Line>> {
     lines(STRETCHES)
 }
@@ -53,17 +54,17 @@ pub struct Longest {
 /// The longest so far; zeroes where nothing is counted.
 pub fn longest() -> Longest {
     // In this order: to read the first is a stretch of its own, and a short hold.
-    let stretch = worst(stretches(), 0, 1);
+    let stretch = worst(stretches(), 0, 1..4);
     // Not the look at all page tables at a process's end, which only checked kernels take: it is longer than what it would hide.
     let is_check = |line: &Line| line.get(4).is_some_and(|place| place.contains("mm/check.rs"));
     let locks = locks().map(|lines| lines.into_iter().filter(|line| !is_check(line)).collect());
-    Longest { hold: worst(locks, 1, 4), stretch }
+    Longest { hold: worst(locks, 1, 4..5), stretch }
 }
 
-fn worst(lines: Option<Vec<Line>>, figure: usize, name: usize) -> (u64, String) {
+fn worst(lines: Option<Vec<Line>>, figure: usize, names: Range<usize>) -> (u64, String) {
     let lines = lines.unwrap_or_default().into_iter();
     let worst = lines.max_by_key(|line| number(line, figure)).unwrap_or_default();
-    (number(&worst, figure), worst.get(name).cloned().unwrap_or_default())
+    (number(&worst, figure), worst.get(names).unwrap_or_default().join(" "))
 }
 
 /// What a call may do in one hold or stretch however many things there are, in instructions of a checked kernel.

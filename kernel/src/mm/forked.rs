@@ -7,9 +7,14 @@ use super::entry::Entry;
 use super::tables::{NoMemory, entries};
 use crate::memory::PhysAddr;
 use crate::memory::frame::{Frame, Use};
+use crate::sched;
 use crate::sync::grace;
 use crate::sync::mutant::{self, Mutant};
 use crate::sync::primitive::{AtomicU64, Ordering, fence};
+
+/// Pages that are freed without a look at who else wants to run. Each takes some 500 instructions in a checked kernel, which looks at the
+/// allocator's locks.
+pub(super) const FREED: usize = 64;
 
 /// How a table became a space's own.
 pub(super) enum Owned {
@@ -101,18 +106,21 @@ pub(super) fn leave(slot: &AtomicU64) -> Frame {
 }
 
 /// Gives up a reference to a table that is or was shared. No entry of its space leads to it, and no CPU that
-/// runs the space has one in a cache.
+/// runs the space has one in a cache. No spin lock is held: the last one frees all that is in it.
 pub(super) fn let_go(table: Frame) {
     // Race: others copy the table or leave it. The last one has it alone.
     let Some(table) = table.into_unique() else { return };
     // SAFETY: the table is ours alone.
-    for leaf in unsafe { entries(table.phys()) } {
-        // Relaxed: ours alone, after all that others did. All of them have flushed their TLBs.
-        let leaf = Entry(leaf.load(Ordering::Relaxed));
-        if leaf.owns_frame() {
-            // SAFETY: the table's leaves own these references, and nobody reads them any more.
-            drop(unsafe { Frame::from_raw(leaf.address()) });
+    for leaves in unsafe { entries(table.phys()) }.chunks(FREED) {
+        for leaf in leaves {
+            // Relaxed: ours alone, after all that others did. All of them have flushed their TLBs.
+            let leaf = Entry(leaf.load(Ordering::Relaxed));
+            if leaf.owns_frame() {
+                // SAFETY: the table's leaves own these references, and nobody reads them any more.
+                drop(unsafe { Frame::from_raw(leaf.address()) });
+            }
         }
+        sched::cond_resched();
     }
     // Race: a walker without a lock reads the table on behalf of a space that has left it.
     grace::retire(table);

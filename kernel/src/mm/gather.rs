@@ -10,7 +10,8 @@ use core::sync::atomic::{Ordering, fence};
 
 use smallvec::SmallVec;
 
-use super::{AddressSpace, forked};
+use super::AddressSpace;
+use super::forked::{self, FREED};
 use crate::arch::tlb::{self, Flush};
 use crate::memory::frame::{Frame, FrameList};
 use crate::sched;
@@ -80,9 +81,15 @@ impl<'a> Gather<'a> {
         self.frames.len() > LIMIT - BATCH || self.tables.len() >= BATCH || self.forked.len() == FORKED
     }
 
-    /// Flushes the TLBs, then frees. May be called under the page-table lock: CPUs that spin for it answer.
+    /// Flushes the TLBs, then frees. May be called under the page-table lock, as long as there is little to free: CPUs that spin for it
+    /// answer.
     pub fn flush(&mut self) {
         self.flush_tlb();
+        while self.frames.len() > FREED {
+            // Who has so many holds no spin lock.
+            self.frames.truncate(self.frames.len() - FREED);
+            sched::cond_resched();
+        }
         self.frames.clear();
         while let Some(table) = self.tables.pop() {
             grace::retire(table);

@@ -72,6 +72,7 @@ pub fn yield_now() {
 }
 
 /// Switches to another thread if one is due. For loops in the kernel that may take long.
+#[cfg_attr(any(feature = "lockdep", feature = "lock-times"), track_caller)]
 pub fn cond_resched() {
     if process::try_current().is_none() {
         return;

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use roundtable_programs::child::{self, Child, End};
 use roundtable_programs::file::{Fd, pipe};
-use roundtable_programs::held::{compare, compare_within};
+use roundtable_programs::held::compare;
 use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, FIXED, Map, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, munmap};
@@ -265,13 +265,11 @@ fn make_threads(count: usize) {
 
 const FEW_THREADS: usize = 10;
 const MANY_THREADS: usize = 1_000;
-/// Their stacks are freed in batches of pages: this is what `pages` of `stalls` shows for one.
-const BATCH: u64 = 250_000;
 
 /// What asks all threads of a process for something: a signal that becomes ignored, sums over threads, their list. The
 /// process ends with them.
 fn threads() {
-    compare_within(BATCH, FEW_THREADS, MANY_THREADS, make_threads, |count| {
+    compare(FEW_THREADS, MANY_THREADS, make_threads, |count| {
         // SAFETY: ignores a signal; the rest writes to what lives through the call.
         unsafe {
             libc::signal(libc::SIGUSR1, libc::SIG_IGN);
@@ -319,7 +317,7 @@ fn signals_to_threads() {
         };
         std::thread::Builder::new().stack_size(16 << 10).spawn(take).expect("a thread");
     };
-    compare_within(BATCH, FEW_THREADS, MANY_THREADS, make, |_| {
+    compare(FEW_THREADS, MANY_THREADS, make, |_| {
         // SAFETY: takes integers.
         unsafe {
             check(libc::kill(libc::getpid(), libc::SIGUSR1)).expect("kill");
@@ -338,8 +336,7 @@ static TAKEN: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0
 
 /// A process with many threads stops and goes on, several times in a row, and is killed by a stranger.
 fn stopped_threads() {
-    compare_within(
-        BATCH,
+    compare(
         FEW_THREADS,
         MANY_THREADS,
         |_| (),
@@ -368,7 +365,7 @@ fn stopped_threads() {
 
 /// execve(2) of one of many threads: the others end.
 fn exec_of_threads() {
-    compare_within(BATCH, FEW_THREADS, MANY_THREADS, make_threads, |_| {
+    compare(FEW_THREADS, MANY_THREADS, make_threads, |_| {
         let busybox = [c"/bin/busybox".as_ptr(), c"true".as_ptr(), std::ptr::null()];
         // SAFETY: the strings and their list live through the call.
         unsafe { libc::execv(busybox[0], busybox.as_ptr()) };
@@ -378,7 +375,7 @@ fn exec_of_threads() {
 
 /// seccomp(2) with SECCOMP_FILTER_FLAG_TSYNC: all threads get the filter.
 fn filters_of_threads() {
-    compare_within(BATCH, FEW_THREADS, MANY_THREADS, make_threads, |_| {
+    compare(FEW_THREADS, MANY_THREADS, make_threads, |_| {
         const ALLOW: u32 = 0x7fff_0000;
         let instruction = libc::sock_filter { code: 6, jt: 0, jf: 0, k: ALLOW };
         let program = libc::sock_fprog { len: 1, filter: (&raw const instruction).cast_mut() };
@@ -752,7 +749,7 @@ fn signals_looked_at() {
         ready.wait_without_limit(0, 1);
         *tracee.borrow_mut() = Some(child);
     };
-    compare_within(BATCH, 100, MANY, make, |count| {
+    compare(100, MANY, make, |count| {
         let child = tracee.take().expect("made");
         let trace = |request: u32, address: usize, data: usize| {
             call(libc::SYS_ptrace, [request as usize, child.pid as usize, address, data, 0, 0])
@@ -808,8 +805,7 @@ fn removed_messages() {
 
 /// The end of a thread with many filters, each on the last.
 fn filters_of_a_thread() {
-    compare_within(
-        BATCH,
+    compare(
         10,
         6_000,
         |_| (),
@@ -942,7 +938,7 @@ fn watched_faults() {
         // Touched: a fault would be a new stretch.
         *watch.borrow_mut() = Some((memory, uffd, vec![1u8; count * 32]));
     };
-    compare_within(BATCH, 10, 2_000, make, |count| {
+    compare(10, 2_000, make, |count| {
         let mut watch = watch.borrow_mut();
         let (memory, uffd, messages) = watch.as_mut().expect("a monitor");
         let mut read = 0;

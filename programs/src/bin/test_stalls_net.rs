@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use std::sync::mpsc;
 
 use roundtable_programs::file::{Fd, pipe};
-use roundtable_programs::held::{compare, compare_within};
+use roundtable_programs::held::compare;
 use roundtable_programs::kinds::call;
 use roundtable_programs::mem::{ANON, Map, PRIVATE, RW};
 use roundtable_programs::place::Place;
@@ -17,9 +17,6 @@ use roundtable_programs::{procfs, tests};
 
 tests! { filled_pipes: 200, contexts: 200, calls_that_wait: 200, timers_of_a_thread: 200, polled_descriptors: 200,
 files_on_their_way: 200, senders_that_poll: 200 }
-
-/// Pages are freed in batches: this is what `pages` of `stalls` shows for one.
-const BATCH: u64 = 250_000;
 
 fn more_of(resource: libc::__rlimit_resource_t) {
     let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
@@ -43,8 +40,7 @@ fn filled_pipes() {
         (0..pages).for_each(|page| memory.set(page * PAGE, 1));
         *made.borrow_mut() = Some((large_pipe(), large_pipe(), memory));
     };
-    // Its memory is freed in batches of pages.
-    compare_within(BATCH, 1, 256, make, |pages| {
+    compare(1, 256, make, |pages| {
         let made = made.borrow();
         let ((read, write), (second_read, second_write), memory) = made.as_ref().expect("made");
         let (at, len) = (memory.address, pages * PAGE);
@@ -87,8 +83,7 @@ fn calls_that_wait() {
         }
         procfs::wait_for_sleepers(count);
     };
-    // The stacks of the threads are freed so, too.
-    compare_within(BATCH, 10, 1_000, make, |_| drop(listener.take()));
+    compare(10, 1_000, make, |_| drop(listener.take()));
 }
 
 /// The end of a thread by whose CPU time many timers go.

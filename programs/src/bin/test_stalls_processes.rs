@@ -92,9 +92,6 @@ fn short_arguments() {
     });
 }
 
-/// The stacks of threads are freed in batches of pages: this is what `pages` of `stalls` shows for one.
-const BATCH: u64 = 250_000;
-
 /// Threads that look at their memory while one changes it: they queue behind it, and have it all at once.
 fn readers_beside_a_writer() {
     const CHANGED: usize = 64 << 20;
@@ -117,7 +114,7 @@ fn readers_beside_a_writer() {
         }
         *map.borrow_mut() = Some(changed);
     };
-    compare_within(BATCH, 10, 1_000, make, |_| {
+    compare(10, 1_000, make, |_| {
         let map = map.borrow();
         let map = map.as_ref().expect("made");
         for _ in 0..100 {

@@ -4,7 +4,9 @@
 //! `cond_resched`, where it sleeps, and on its way to user mode. The idle thread's begins anew each time that it wakes.
 
 use core::fmt::Write;
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::panic::Location;
+use core::ptr;
+use core::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 
 use crate::memory::fallible::Text;
 
@@ -15,6 +17,17 @@ use crate::process;
 
 /// When the present stretch began, in counts of the time-stamp counter.
 static BEGIN: PerCpu<AtomicU64> = PerCpu::new([const { AtomicU64::new(0) }; MAX_CPUS]);
+
+/// A place of the kernel's source.
+type Place = AtomicPtr<Location<'static>>;
+
+fn place(at: &Place) -> &'static Location<'static> {
+    // SAFETY: null, or from a reference that is valid for ever. Relaxed: what it leads to never changes.
+    unsafe { at.load(Ordering::Relaxed).as_ref() }.unwrap_or(Location::caller())
+}
+
+/// Where it began.
+static FROM: PerCpu<Place> = PerCpu::new([const { AtomicPtr::new(ptr::null_mut()) }; MAX_CPUS]);
 
 /// System calls by number; then what else brings a thread into the kernel, and the kernel's own threads.
 const KINDS: usize = 514;
@@ -27,8 +40,12 @@ static KIND: PerCpu<AtomicUsize> = PerCpu::new([const { AtomicUsize::new(OTHERS)
 /// The longest stretch of each.
 static LONGEST: [AtomicU64; KINDS] = [const { AtomicU64::new(0) }; KINDS];
 
+/// Where that began and ended.
+static PLACES: [[Place; 2]; KINDS] = [const { [const { AtomicPtr::new(ptr::null_mut()) }; 2] }; KINDS];
+
 /// A stretch begins: a thread has entered the kernel, or comes onto a CPU in it.
 #[inline]
+#[cfg_attr(any(feature = "lockdep", feature = "lock-times"), track_caller)]
 pub fn begin() {
     if super::ON {
         let kind = match process::try_current() {
@@ -38,6 +55,7 @@ pub fn begin() {
         };
         // Relaxed: the CPU's own words.
         KIND.store(kind, Ordering::Relaxed);
+        FROM.store(ptr::from_ref(Location::caller()).cast_mut(), Ordering::Relaxed);
         BEGIN.store(clock::tsc(), Ordering::Relaxed);
     }
 }
@@ -52,6 +70,7 @@ pub fn is_call(number: usize) {
 
 /// A stretch of the current thread ends, and another one begins.
 #[inline]
+#[cfg_attr(any(feature = "lockdep", feature = "lock-times"), track_caller)]
 pub fn end() {
     if !super::ON {
         return;
@@ -59,15 +78,22 @@ pub fn end() {
     let now = clock::tsc();
     // Relaxed: the CPU's own word.
     let began = BEGIN.swap(now, Ordering::Relaxed);
+    let to = ptr::from_ref(Location::caller()).cast_mut();
+    let from = FROM.swap(to, Ordering::Relaxed);
     if process::try_current().is_some() {
         // Relaxed: the CPU's own word, and statistics.
-        LONGEST[KIND.load(Ordering::Relaxed)].fetch_max(now.saturating_sub(began), Ordering::Relaxed);
+        let kind = KIND.load(Ordering::Relaxed);
+        let lasted = now.saturating_sub(began);
+        if LONGEST[kind].fetch_max(lasted, Ordering::Relaxed) < lasted {
+            PLACES[kind][0].store(from, Ordering::Relaxed);
+            PLACES[kind][1].store(to, Ordering::Relaxed);
+        }
     }
 }
 
 /// The longest stretch of each system call that was made.
 pub(super) fn report() -> Text {
-    let mut text = Text::from("longest-stretch call\n");
+    let mut text = Text::from("longest-stretch call from to\n");
     for (call, longest) in LONGEST.iter().enumerate() {
         // Relaxed: statistics.
         let longest = longest.load(Ordering::Relaxed);
@@ -78,7 +104,8 @@ pub(super) fn report() -> Text {
                 _ => syscalls::Sysno::new(call).map_or("unknown", |call| call.name()),
             };
             // What does not fit is found out at the end.
-            let _ = writeln!(text, "{longest} {name}");
+            let [from, to] = PLACES[call].each_ref().map(place);
+            let _ = writeln!(text, "{longest} {name} {from} {to}");
         }
     }
     text
