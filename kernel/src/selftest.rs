@@ -134,7 +134,7 @@ fn user_memory_stops_first() {
     let mut blocks = Vec::with_capacity(2048);
     for size in [1 << 30, 256 << 20, 32 << 20, 2 << 20] {
         while blocks.len() < blocks.capacity()
-            && let Some(block) = contiguous::alloc(size, size)
+            && let Some(block) = contiguous::alloc(size, size, None)
         {
             blocks.push((block, size));
         }
@@ -155,7 +155,7 @@ fn user_memory_stops_first() {
     let (anon, tables, heap) = (take(Use::Anon), take(Use::PageTable), take(Use::Heap));
     assert!(anon > 0 && tables > 0 && heap > 0, "{anon} {tables} {heap}");
     assert_eq!(memory::pressure(), memory::Pressure::Critical);
-    assert!(contiguous::alloc(2 << 20, 2 << 20).is_none());
+    assert!(contiguous::alloc(2 << 20, 2 << 20, None).is_none());
     while let Some(address) = list {
         // SAFETY: as above; the reference went into the list.
         unsafe {
@@ -176,7 +176,7 @@ fn blocks_become_whole() {
     let take_all = |size: usize| {
         let mut blocks = Vec::with_capacity(256);
         while blocks.len() < blocks.capacity()
-            && let Some(block) = contiguous::alloc(size, size)
+            && let Some(block) = contiguous::alloc(size, size, None)
         {
             assert!(block.is_aligned(size as u64));
             blocks.push(block);
@@ -195,7 +195,7 @@ fn blocks_become_whole() {
     }
     drop(frames);
     // A piece that is no power of two goes back by halves, too.
-    let piece = contiguous::alloc(5 * PAGE_SIZE, PAGE_SIZE).expect("memory is free");
+    let piece = contiguous::alloc(5 * PAGE_SIZE, PAGE_SIZE, None).expect("memory is free");
     // SAFETY: ours, and nobody uses it.
     unsafe {
         contiguous::free(piece, 2 * PAGE_SIZE);

@@ -9,6 +9,7 @@
 
 extern crate alloc;
 
+pub mod arch;
 pub mod cpu;
 pub mod errno;
 pub mod fs;

@@ -22,6 +22,8 @@ pub struct Machine {
     pub cpus: u32,
     /// Memory.
     pub memory: Size,
+    /// Memory nodes, each with its part of CPUs and memory.
+    pub nodes: u32,
     /// QEMU's machine type; its own choice when absent.
     pub machine: Option<String>,
     /// Its firmware, a file or a name that QEMU knows; the machine type's own when absent.
@@ -44,6 +46,22 @@ impl Machine {
         command
     }
 
+    /// Each node's part of memory, in whole huge pages but for the last one's, and of the CPUs.
+    fn node_arguments(&self) -> Vec<Node> {
+        const HUGE: u64 = 2 << 20;
+        let nodes = u64::from(self.nodes);
+        let part = self.memory.0 / nodes / HUGE * HUGE;
+        let mut out = Vec::new();
+        for node in 0..nodes {
+            let bytes = if node + 1 < nodes { part } else { self.memory.0 - part * (nodes - 1) };
+            let first_cpu = |node: u64| node * u64::from(self.cpus) / nodes;
+            let (first, end) = (first_cpu(node), first_cpu(node + 1));
+            let cpus = if first < end { format!(",cpus={first}-{}", end - 1) } else { String::new() };
+            out.push(Node { bytes, cpus });
+        }
+        out
+    }
+
     fn arguments(&self) -> Vec<OsString> {
         let mut out: Vec<OsString> = Vec::new();
         let mut add = |words: &[&str]| out.extend(words.iter().map(OsString::from));
@@ -57,6 +75,13 @@ impl Machine {
         add(&["-cpu", "max", "-smp", &cpus, "-m", &self.memory.to_string()]);
         if let Some(machine) = &self.machine {
             add(&["-M", machine]);
+        }
+        if self.nodes > 1 {
+            for (index, node) in self.node_arguments().iter().enumerate() {
+                let Node { bytes, cpus } = node;
+                add(&["-object", &format!("memory-backend-ram,id=node{index},size={bytes}")]);
+                add(&["-numa", &format!("node,nodeid={index},memdev=node{index}{cpus}")]);
+            }
         }
         if let Some(firmware) = &self.firmware {
             add(&["-bios", firmware]);
@@ -84,6 +109,13 @@ impl Machine {
     }
 }
 
+/// A memory node's part of the machine.
+struct Node {
+    bytes: u64,
+    /// Its CPUs as QEMU wants them, a comma in front; nothing without any.
+    cpus: String,
+}
+
 /// Kernel parameters for pools of both sizes at boot.
 pub fn pool_parameters(huge_2m: u64, huge_1g: u64) -> Vec<String> {
     let mut out = Vec::new();
@@ -106,6 +138,7 @@ mod tests {
             initrd: "archive".into(),
             cpus: 2,
             memory: Size::gibibytes(2),
+            nodes: 1,
             machine: None,
             firmware: None,
             icount: false,
@@ -134,6 +167,27 @@ mod tests {
         let line = line(&Machine { network: Some(Network::default()), ..machine() });
         assert!(line.contains(" -netdev user,id=net0,ipv6=off -device virtio-net-pci,netdev=net0,romfile= "));
         assert!(line.ends_with(" ip=10.0.2.15::10.0.2.2:255.255.255.0::eth0:off "), "{line}");
+    }
+
+    #[test]
+    fn nodes_have_parts_of_memory_and_cpus() {
+        assert!(!line(&machine()).contains("-numa"));
+        let two = line(&Machine { nodes: 2, ..machine() });
+        assert!(two.contains(
+            "-object memory-backend-ram,id=node0,size=1073741824 -numa node,nodeid=0,memdev=node0,cpus=0-0 \
+             -object memory-backend-ram,id=node1,size=1073741824 -numa node,nodeid=1,memdev=node1,cpus=1-1 "
+        ));
+        // What does not divide evenly is the last one's, and there are nodes without CPUs.
+        let three = line(&Machine { nodes: 3, ..machine() });
+        assert!(
+            three.contains("id=node1,size=715128832 -numa node,nodeid=1,memdev=node1,cpus=0-0 "),
+            "{three}"
+        );
+        assert!(
+            three.contains("id=node2,size=717225984 -numa node,nodeid=2,memdev=node2,cpus=1-1 "),
+            "{three}"
+        );
+        assert!(three.contains("-numa node,nodeid=0,memdev=node0 "), "{three}");
     }
 
     #[test]

@@ -41,6 +41,10 @@ pub struct RunOptions {
     #[arg(short, long, value_name = "SIZE", help_heading = "Machine")]
     pub memory: Option<Size>,
 
+    /// Number of memory nodes (NUMA), among which memory and CPUs are divided
+    #[arg(long, value_name = "N", default_value = "1", help_heading = "Machine")]
+    pub nodes: NonZeroU32,
+
     /// QEMU's machine type with its settings: pc, q35, microvm, or such as microvm,acpi=off
     #[arg(long, value_name = "TYPE", help_heading = "Machine")]
     pub machine: Option<String>,

@@ -294,6 +294,7 @@ fn prepare(
         initrd: initrd.to_path_buf(),
         cpus: options.cpus.get(),
         memory,
+        nodes: options.nodes.get(),
         machine: options.machine.clone(),
         firmware: options.firmware.clone(),
         icount: options.icount,
@@ -308,10 +309,15 @@ fn prepare(
 fn check_size(options: &RunOptions, files: u64) -> Result<Size> {
     /// QEMU's PC has no more.
     const MOST_CPUS: u32 = 255;
+    /// `MAX_NODES` of the kernel.
+    const MOST_NODES: u32 = 16;
     if options.cpus.get() > MOST_CPUS {
         bail!("the machine has {MOST_CPUS} CPUs at most: give --cpus {MOST_CPUS}");
     }
     let memory = options.memory(files);
+    if options.nodes.get() > MOST_NODES {
+        bail!("the kernel knows {MOST_NODES} memory nodes at most: give --nodes {MOST_NODES}");
+    }
     let pages = options.huge_bytes();
     let needed = pages.saturating_add(files.saturating_mul(2));
     if needed >= memory.0 {

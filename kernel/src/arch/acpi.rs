@@ -4,16 +4,37 @@
 use acpi::address::{AddressSpace, GenericAddress};
 use acpi::fadt::Fadt;
 use acpi::madt::{Madt, MadtEntry};
-use acpi::sdt::SdtHeader;
-use acpi::{AcpiHandler, AcpiTables, PhysicalMapping};
+use acpi::sdt::{SdtHeader, Signature};
+use acpi::{AcpiHandler, AcpiTable, AcpiTables, PhysicalMapping};
 use alloc::vec::Vec;
 use core::mem::MaybeUninit;
 use core::ptr::NonNull;
 
 use super::mptable;
+use super::srat::{self, Affinity};
 use crate::boot::info::Rsdp;
 use crate::memory::{self, PhysAddr};
 use crate::sync::Once;
+
+/// A table of which only the header is looked at here.
+macro_rules! table {
+    ($name:ident, $signature:ident) => {
+        #[repr(transparent)]
+        struct $name(SdtHeader);
+
+        // SAFETY: all tables begin with the header, and nothing but integers is read.
+        unsafe impl AcpiTable for $name {
+            const SIGNATURE: Signature = Signature::$signature;
+
+            fn header(&self) -> &SdtHeader {
+                &self.0
+            }
+        }
+    };
+}
+
+table!(Srat, SRAT);
+table!(Slit, SLIT);
 
 /// Maps tables through the direct map, or as device memory where firmware put them outside of RAM.
 #[derive(Clone)]
@@ -87,6 +108,8 @@ pub struct Firmware {
     pub isa_routes: Vec<IsaRoute>,
     pub pm_timer: Option<PmTimer>,
     pub power: PowerRegisters,
+    /// Which memory is near to which CPUs, where a table says so that can be believed.
+    pub affinity: Option<Affinity>,
 }
 
 static FIRMWARE: Once<Firmware> = Once::new();
@@ -140,7 +163,21 @@ fn read(rsdp: Option<Rsdp>) -> Result<Firmware, acpi::AcpiError> {
         }
         Err(error) => log::warn!("no fixed ACPI description: {error:?}"),
     }
+    if let Ok(nodes) = tables.find_table::<Srat>() {
+        let distances = tables.find_table::<Slit>().ok();
+        match srat::read(content(&nodes), distances.as_ref().map(content)) {
+            Ok(affinity) => firmware.affinity = Some(affinity),
+            Err(what) => log::warn!("the table of memory nodes is not used: {what}"),
+        }
+    }
     Ok(firmware)
+}
+
+/// All of a table, its header included.
+fn content<T: AcpiTable>(mapping: &PhysicalMapping<Mapper, T>) -> &'static [u8] {
+    let start = mapping.virtual_start().as_ptr().cast::<u8>();
+    // SAFETY: mapped for good, and never changed.
+    unsafe { core::slice::from_raw_parts(start, mapping.region_length()) }
 }
 
 fn read_madt(madt: &PhysicalMapping<Mapper, Madt>, firmware: &mut Firmware) {

@@ -4,6 +4,7 @@ use core::arch::asm;
 use core::mem::size_of;
 
 use super::percpu::CpuArea;
+use crate::memory::node;
 
 pub const KERNEL_CODE: u16 = 0x10;
 pub const KERNEL_DATA: u16 = 0x18;
@@ -76,7 +77,7 @@ impl Descriptors {
 
     fn set_cpu_number(&mut self, cpu: u32) {
         // A data segment, byte granular, whose limit is the number.
-        let limit = cpu as u64;
+        let limit = u64::from(cpu_number(cpu));
         self.gdt[CPU_NUMBER as usize / 8] =
             0x0040_f100_0000_0000 | (limit & 0xffff) | ((limit & 0xf_0000) << 32);
     }
@@ -104,6 +105,20 @@ impl InterruptStacks {
 struct TablePointer {
     limit: u16,
     base: u64,
+}
+
+/// What programs are told of a CPU: its number, and its node above bit 12. As Linux.
+pub(super) fn cpu_number(cpu: u32) -> u32 {
+    cpu | (node::of_cpu(cpu) as u32) << 12
+}
+
+/// Puts the CPU's number into its segments once more: its node is known now.
+///
+/// # Safety
+/// The calling CPU's own area.
+pub(super) unsafe fn renumber(area: &'static CpuArea, cpu: u32) {
+    // SAFETY: the CPU's own descriptors; a segment that is not loaded is read by LSL alone.
+    unsafe { (*area.descriptors.get()).set_cpu_number(cpu) };
 }
 
 /// Loads the segments and the task state of the calling CPU.

@@ -22,6 +22,7 @@ pub mod rtc;
 pub mod serial;
 pub mod smap;
 pub mod smp;
+pub mod srat;
 pub mod timer;
 pub mod tlb;
 pub mod trap;

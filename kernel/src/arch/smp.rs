@@ -14,7 +14,7 @@ use crate::boot::info::Rsdp;
 use crate::boot::trampoline;
 use crate::memory::paging::{self, IdentityTable};
 use crate::memory::stack::KernelStack;
-use crate::memory::{PAGE_SIZE, contiguous};
+use crate::memory::{PAGE_SIZE, contiguous, node};
 
 struct BootStacks(UnsafeCell<InterruptStacks>);
 
@@ -47,18 +47,29 @@ fn init_this_cpu() {
     idt::load();
     entry::init_syscall();
     fpu::init();
+    set_number();
+}
+
+/// Tells programs the number of this CPU and its node, where they read them without a system call.
+fn set_number() {
+    let number = gdt::cpu_number(cpu::id());
     if features::has_rdtscp() {
-        // SAFETY: the register is there for this; Linux puts the node above bit 12.
-        unsafe { features::write_msr(features::MSR_TSC_AUX, cpu::id() as u64) };
+        // SAFETY: the register is there for this.
+        unsafe { features::write_msr(features::MSR_TSC_AUX, number.into()) };
     }
 }
 
 /// What needs the heap: firmware tables, interrupt controllers, clocks.
 pub fn init_devices(rsdp: Option<Rsdp>) {
     acpi::init(rsdp);
+    node::init(acpi::firmware().and_then(|firmware| firmware.affinity.as_ref()));
     apic::map();
     apic::init();
     percpu::set_apic_id(0, apic::id());
+    node::set_cpu(0, apic::id());
+    // SAFETY: the boot CPU's own segments.
+    unsafe { gdt::renumber(percpu::this_area(), 0) };
+    set_number();
     ioapic::init();
     clock::calibrate();
     timer::calibrate();
@@ -106,6 +117,7 @@ fn start(cpu: CpuId, apic_id: u32, table: &IdentityTable) -> bool {
     STARTING_STACKS.store(stacks.to_virt().as_usize(), Ordering::SeqCst);
     READY.store(false, Ordering::SeqCst);
     percpu::set_apic_id(cpu, apic_id);
+    node::set_cpu(cpu, apic_id);
     // Long mode; no-execute as the boot CPU has it.
     let efer = 1 << 8 | if features::has_nx() { 1 << 11 } else { 0 };
     trampoline::install(table.address(), stack.top(), efer);

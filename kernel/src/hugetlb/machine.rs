@@ -93,7 +93,7 @@ impl Machine for Kernel {
 
     fn allocate_huge(&self, size: PageSize) -> Option<PhysAddr> {
         let bytes = size.bytes() as usize;
-        contiguous::alloc(bytes, bytes).map(|address| PhysAddr(address.0))
+        contiguous::alloc(bytes, bytes, None).map(|address| PhysAddr(address.0))
     }
 
     fn free_huge(&self, size: PageSize, frame: PhysAddr) {

@@ -6,8 +6,10 @@ use super::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, broken};
 
 /// Memory for a huge page: `bytes` (any multiple of a page up to 1 GiB) at a multiple of `align`; `None` when no
 /// free block is large enough or user memory is used up. The content is arbitrary.
-pub fn alloc(bytes: usize, align: usize) -> Option<PhysAddr> {
-    let address = alloc_for(bytes, align, Use::Huge)?;
+///
+/// It comes from `nodes` alone, the first one first; without them from as near as there is one.
+pub fn alloc(bytes: usize, align: usize, nodes: Option<&[u8]>) -> Option<PhysAddr> {
+    let address = alloc_from(bytes, align, Use::Huge, nodes)?;
     buddy::mark_huge(address.page_number(), (bytes / PAGE_SIZE) as u64, true);
     Some(address)
 }
@@ -50,13 +52,17 @@ pub unsafe fn free_broken(address: PhysAddr, bytes: usize) {
 
 /// [`alloc`] for another use.
 pub fn alloc_for(bytes: usize, align: usize, for_use: Use) -> Option<PhysAddr> {
+    alloc_from(bytes, align, for_use, None)
+}
+
+fn alloc_from(bytes: usize, align: usize, for_use: Use, nodes: Option<&[u8]>) -> Option<PhysAddr> {
     let frames = bytes.div_ceil(PAGE_SIZE).max(1);
     let order =
         frames.next_power_of_two().max(align.div_ceil(PAGE_SIZE)).next_power_of_two().ilog2() as usize;
     if order > MAX_ORDER {
         return None;
     }
-    let start = buddy::allocate(order, for_use)?;
+    let start = buddy::allocate_from(order, for_use, nodes)?;
     // What the size does not need goes back at once.
     give_back(start + frames as u64, (1 << order) - frames, for_use);
     Some(PhysAddr(start << PAGE_SHIFT))

@@ -17,10 +17,12 @@ const MAX_RANGES: usize = 256;
 struct Free {
     ranges: [Range; MAX_RANGES],
     count: usize,
+    /// How many of them the frame allocator has got.
+    given: usize,
 }
 
 static FREE: IrqLock<Free> =
-    IrqLock::new(Free { ranges: [Range { start: 0, end: 0 }; MAX_RANGES], count: 0 });
+    IrqLock::new(Free { ranges: [Range { start: 0, end: 0 }; MAX_RANGES], count: 0, given: 0 });
 
 /// The boot page tables show this much of physical memory.
 const REACHABLE: u64 = 4 << 30;
@@ -97,7 +99,15 @@ pub(super) fn hand_over() {
     for range in &free.ranges[..free.count] {
         buddy::add(PhysAddr(range.start), PhysAddr(range.end));
     }
-    free.count = 0;
+    free.given = core::mem::take(&mut free.count);
+}
+
+/// Calls `see` with the first frame and the end of each range that [`hand_over`] gave away.
+pub(super) fn for_each_given(mut see: impl FnMut(u64, u64)) {
+    let free = FREE.lock();
+    for range in &free.ranges[..free.given] {
+        see(PhysAddr(range.start).page_number(), PhysAddr(range.end).page_number());
+    }
 }
 
 /// Gives memory that was reserved at boot to the frame allocator, whole pages of it.

@@ -5,7 +5,8 @@ use core::sync::atomic::{AtomicU32, Ordering, fence};
 
 use super::buddy::{self, FrameInfo};
 pub use super::usage::Use;
-use super::{PAGE_SHIFT, PAGE_SIZE, PhysAddr};
+use super::{PAGE_SHIFT, PAGE_SIZE, PhysAddr, node, usage};
+use crate::mm::policy::{self, Places};
 
 /// One reference to a frame of 4 KiB; the last one to go frees it.
 #[derive(Debug, PartialEq, Eq)]
@@ -13,11 +14,37 @@ pub struct Frame(PhysAddr);
 
 impl Frame {
     /// A frame with arbitrary content; `None` when memory for this use is used up.
+    ///
+    /// One for a process comes from where the thread's policies say, any other from as near as there is one.
     pub fn alloc(for_use: Use) -> Option<Self> {
-        let frame = buddy::allocate(0, for_use)?;
+        if node::count() > 1 && matches!(for_use, Use::Anon | Use::File) {
+            return Self::alloc_by_policy(for_use);
+        }
+        buddy::allocate(0, for_use).map(Self::new)
+    }
+
+    #[cold]
+    fn alloc_by_policy(for_use: Use) -> Option<Self> {
+        let places = policy::wanted();
+        let mut frame = buddy::allocate_from(0, for_use, places.as_ref().map(Places::as_slice));
+        // If it was not for want of memory at all, these places had none.
+        if frame.is_none() && usage::is_left(for_use) && places.as_ref().is_some_and(policy::may_go_elsewhere)
+        {
+            frame = buddy::allocate_from(0, for_use, None);
+        }
+        frame.map(Self::new)
+    }
+
+    /// As [`Self::alloc`], from these nodes and no others, the first one first.
+    pub fn alloc_from(for_use: Use, nodes: &[u8]) -> Option<Self> {
+        buddy::allocate_from(0, for_use, Some(nodes)).map(Self::new)
+    }
+
+    /// The first reference to a frame that was allocated.
+    fn new(frame: u64) -> Self {
         // Relaxed: nobody else knows the frame yet.
         buddy::info(frame).count.store(1, Ordering::Relaxed);
-        Some(Self(PhysAddr(frame << PAGE_SHIFT)))
+        Self(PhysAddr(frame << PAGE_SHIFT))
     }
 
     /// A frame of zeros; `None` when memory for this use is used up.

@@ -11,6 +11,7 @@ pub mod frame;
 #[cfg_attr(not(target_os = "none"), allow(dead_code))]
 mod heap;
 pub mod inject;
+pub mod node;
 pub mod paging;
 pub mod reserve;
 pub mod stack;

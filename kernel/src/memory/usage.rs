@@ -20,7 +20,7 @@ pub enum Use {
     Other,
 }
 
-const USES: usize = 7;
+pub(super) const USES: usize = 7;
 
 impl Use {
     pub(super) const fn from_u8(value: u8) -> Self {
@@ -148,6 +148,11 @@ pub(super) fn charge(frames: u64, for_use: Use) -> bool {
 fn take(frames: i64, left: i64) -> bool {
     let enough = |free: i64| (free.saturating_sub(frames) >= left).then_some(free - frames);
     FREE.fetch_update(Ordering::SeqCst, Ordering::SeqCst, enough).is_ok()
+}
+
+/// Would [`charge`] of one frame succeed now?
+pub(super) fn is_left(for_use: Use) -> bool {
+    FREE.load(Ordering::SeqCst) > for_use.watermark(1)
 }
 
 /// Undoes [`charge`].

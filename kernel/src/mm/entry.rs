@@ -111,6 +111,11 @@ impl Entry {
         PhysAddr(self.0 & Self::ADDRESS)
     }
 
+    /// The entry for another page in the place of this one.
+    pub const fn moved_to(self, page: PhysAddr) -> Self {
+        Self(self.0 & !Self::ADDRESS | page.0)
+    }
+
     /// The same with `bits` set.
     pub const fn with(self, bits: u64) -> Self {
         Self(self.0 | bits)

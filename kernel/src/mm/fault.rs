@@ -9,6 +9,7 @@ use core::sync::atomic::Ordering;
 use super::backing::PageCache;
 use super::entry::Entry;
 use super::gather::Gather;
+use super::policy::Placing;
 use super::space::{AddressSpace, Areas};
 use super::tables::{FILLED, NoMemory, NoTable, Tables};
 use super::userfault::Origin;
@@ -123,7 +124,7 @@ pub fn page_fault(frame: &mut TrapFrame, address: u64, error: u64) -> bool {
                 // It was short only for a moment.
                 continue;
             }
-            match process::oom::out_of_memory(asked) {
+            match process::oom::out_of_memory(asked, current.memory_policy.take_full()) {
                 Found::Nothing => panic!("Out of memory, and nobody left but the first process"),
                 // A copy from or to the program with a file's lock held, for which the victim waits. The call fails and lets it go;
                 // the next victim would be a bystander.
@@ -225,7 +226,10 @@ impl AddressSpace {
                     }
                     return Ok(());
                 }
-                match self.fault_in(vma, address, access) {
+                let placing = Placing::new(&thread, || vma.placing(address));
+                let resolved = self.fault_in(vma, address, access);
+                drop(placing);
+                match resolved {
                     Err(FaultError::SlotShared) => self.take_slot(&areas.set, address)?,
                     resolved => return resolved,
                 }
@@ -280,7 +284,7 @@ impl AddressSpace {
     }
 
     /// What a page of private memory counts as. In a region it may outlive its maker, as a file's pages do.
-    fn private_use(&self) -> Use {
+    pub(super) fn private_use(&self) -> Use {
         if self.is_region() { Use::File } else { Use::Anon }
     }
 

@@ -39,6 +39,7 @@ mod layout;
 mod lock;
 mod map;
 pub mod mshare;
+pub mod nodes;
 pub mod page_store;
 pub mod policy;
 mod protect;

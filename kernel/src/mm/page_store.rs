@@ -51,7 +51,7 @@ impl CachedPage {
         Self(NonZeroU64::MIN | word)
     }
 
-    fn address(&self) -> memory::PhysAddr {
+    pub(super) fn address(&self) -> memory::PhysAddr {
         memory::PhysAddr(self.0.get() & !(Self::PAGE | Self::WRITTEN))
     }
 

@@ -48,24 +48,6 @@ impl AddressSpace {
         }
     }
 
-    /// Where the page of an address is, for move_pages(2): on node 0, the only one. `EFAULT` without an area and for the page of zeroes,
-    /// `ENOENT` where nothing is mapped.
-    pub fn node_of(&self, address: u64) -> Result<i32> {
-        let areas = self.read();
-        let vma = areas.set.find(address).ok_or(Errno::EFAULT)?;
-        let present = match &vma.kind {
-            Kind::Huge(_) | Kind::Region(_) | Kind::File(_) => self.tables.lookup(address).is_some(),
-            Kind::Special(_) | Kind::Anonymous => {
-                let entry = self.tables.lock().leaf(address);
-                if entry.is_mapped() && !entry.owns_frame() {
-                    return Err(Errno::EFAULT);
-                }
-                entry.is_mapped()
-            }
-        };
-        if present { Ok(0) } else { Err(Errno::ENOENT) }
-    }
-
     /// The range of mincore(2): `EINVAL` unaligned, `ENOMEM` outside of user space.
     pub fn residency_range(start: u64, len: u64) -> Result<Range<u64>> {
         if !start.is_multiple_of(PAGE) {

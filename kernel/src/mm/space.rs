@@ -218,6 +218,11 @@ impl AddressSpace {
         self.areas.read()
     }
 
+    /// As [`AddressSpace::read`], for who must not wait.
+    pub(super) fn try_read(&self) -> Option<RwLockReadGuard<'_, Areas>> {
+        self.areas.try_read()
+    }
+
     /// The areas, to change them.
     pub(super) fn write(&self) -> RwLockWriteGuard<'_, Areas> {
         self.areas.write()
@@ -242,7 +247,7 @@ impl AddressSpace {
     /// As [`AddressSpace::resident`], for who must not wait: while the areas change, with what tables of files showed when somebody looked
     /// last.
     pub fn resident_now(&self) -> Resident {
-        match self.areas.try_read() {
+        match self.try_read() {
             Some(areas) => self.resident_in(&areas),
             None => {
                 let mut resident = self.tables.lock().resident;

@@ -148,10 +148,13 @@ vdso_getcpu:
     rdtscp
     testq %rdi, %rdi
     jz 7f
-    movl %ecx, (%rdi)
+    movl %ecx, %eax
+    andl $0xfff, %eax
+    movl %eax, (%rdi)
 7:  testq %rsi, %rsi
     jz 8f
-    movl $0, (%rsi)
+    shrl $12, %ecx
+    movl %ecx, (%rsi)
 8:  xorl %eax, %eax
     retq
 9:  movl $309, %eax

@@ -166,6 +166,12 @@ impl Vma {
         self.first + ((address - self.start) >> PAGE_SHIFT)
     }
 
+    /// From where a page is to come: the area's policy, and the page's number in what it maps.
+    pub(super) fn placing(&self, address: u64) -> (Policy, u64) {
+        let in_pages = self.page_size().trailing_zeros() as usize - PAGE_SHIFT;
+        (self.policy, self.index_of(address) >> in_pages)
+    }
+
     /// Does it consist of huge pages?
     pub fn is_huge(&self) -> bool {
         matches!(self.kind, Kind::Huge(_))

@@ -487,6 +487,24 @@ impl AddressSpace {
         });
     }
 
+    /// Calls `visit` with the address of each page that the area shows through tables of its file.
+    pub(super) fn each_page_shown(&self, vma: &Vma, mut visit: impl FnMut(PhysAddr)) {
+        self.each_attached(vma, vma.range(), |windows, slot| {
+            let content = windows.content;
+            let mut next = slot.window.first;
+            let end = slot.window.indices().end.min(content.end());
+            while let Some(index) = content.next(next..end) {
+                sched::cond_resched();
+                next = end.min(index - index % WINDOW_PAGES + WINDOW_PAGES);
+                if content.viewers(index) > 0 {
+                    (index..next)
+                        .filter_map(|index| content.get(index))
+                        .for_each(|page| visit(page.address()));
+                }
+            }
+        });
+    }
+
     /// What all areas show through tables of files.
     pub(super) fn shown(&self, set: &VmaSet) -> ByFiles {
         self.shown_by(set.iter(), 0..u64::MAX)

@@ -142,7 +142,7 @@ fn make_with_room(args: &CloneArgs, frame: &TrapFrame, current: &Thread) -> Resu
         let asked = oom::moment();
         let made = Child::make(args, frame, current);
         let is_short = matches!(made, Err(Errno::ENOMEM)) && memory::pressure() == Pressure::Critical;
-        if !is_short || current.kill_pending() || oom::out_of_memory(asked) == Found::Nothing {
+        if !is_short || current.kill_pending() || oom::out_of_memory(asked, 0) == Found::Nothing {
             return made;
         }
     }

@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::{Process, Thread, WaitStatus, tree};
 use crate::arch::percpu;
 use crate::fs::FdTable;
+use crate::memory::node::NodeMask;
 use crate::memory::stack::STACK_SIZE;
 use crate::memory::{self, reserve};
 use crate::mm::{AddressSpace, mshare};
@@ -82,7 +83,10 @@ pub enum Found {
 ///
 /// When nobody is left who may be killed, the caller is: it cannot go on without memory. For the first process those go
 /// that were excepted (`oom_score_adj` -1000).
-pub fn out_of_memory(asked: Moment) -> Found {
+///
+/// Where only some memory nodes are `full`, from which alone the caller wants its pages, the others who may be killed are those who have
+/// pages there, and these are what counts.
+pub fn out_of_memory(asked: Moment, full: NodeMask) -> Found {
     let current = process::current();
     if current.kill_pending() || current.memory.is_ending() {
         return Found::Again;
@@ -96,12 +100,12 @@ pub fn out_of_memory(asked: Moment) -> Found {
     {
         mm.resident();
     }
-    let found = search(&current, asked);
+    let found = search(&current, asked, full);
     current.memory.set_passes(passed);
     found
 }
 
-fn search(current: &Thread, asked: Moment) -> Found {
+fn search(current: &Thread, asked: Moment, full: NodeMask) -> Found {
     // Page tables that are on their way out may be all that is missing, or what the heap keeps ready, or the stacks of threads that have ended.
     if sched::reap_some(usize::MAX) || grace::collect() || reserve::give_up_spares() {
         return Found::Again;
@@ -122,7 +126,7 @@ fn search(current: &Thread, asked: Moment) -> Found {
                 // The walks give way to threads of real-time priority alone. All who need memory wait for them, and among thousands who want to
                 // run the turn of who chooses would come again seconds later.
                 current.sched.hurry();
-                let chosen = mshare::with_decision(|| choose(current));
+                let chosen = mshare::with_decision(|| choose(current, full));
                 if let Some(Victim { process, mm, ending: false }) = &chosen {
                     kill(process, mm);
                 }
@@ -166,7 +170,7 @@ pub fn make_room() {
             continue;
         }
         patience = time::now() + PATIENCE;
-        if out_of_memory(asked) == Found::Nothing {
+        if out_of_memory(asked, 0) == Found::Nothing {
             // The first process goes on as long as there is any memory at all.
             break;
         }
@@ -200,6 +204,12 @@ fn badness(process: &Process) -> Option<(i64, Arc<AddressSpace>)> {
     let adjust = i64::from(process.oom_score_adj.load(Ordering::SeqCst));
     let total = (memory::stats().total / memory::PAGE_SIZE as u64) as i64;
     Some((pages as i64 + adjust * total / 1000, mm))
+}
+
+/// Whether all that a thread of the process takes is of these nodes. What others have there is not looked for: it may be shown to them a
+/// thousand times, and they would die for somebody who may go nowhere else.
+fn is_bound_to(process: &Process, nodes: NodeMask) -> bool {
+    process.find_thread(|thread| thread.memory_policy.is_bound_to(nodes)).is_some()
 }
 
 /// Pages that the end of a process gives back, and its memory; `None` without. Only with `files` it looks at the open files, one after the
@@ -259,12 +269,16 @@ fn descriptors(process: &Process) -> u64 {
     }
 }
 
-/// The process whose end helps most; the caller when there is none, or, for the first process, one that is excepted.
-fn choose(current: &Thread) -> Option<Victim> {
+/// The process whose end helps most, where some nodes are `full` of the caller and those that are bound to them; the caller when there is
+/// none, or, for the first process, one that is excepted.
+fn choose(current: &Thread, full: NodeMask) -> Option<Victim> {
+    let may_help = |process: &Arc<Process>| {
+        full == 0 || Arc::ptr_eq(process, &current.process) || is_bound_to(process, full)
+    };
     let is_ending = |process: &Process| process.signals.state.lock().ending.is_some();
     let worst = |wanted: &dyn Fn(&Process) -> bool| {
         let mut worst: Option<(i64, Victim)> = None;
-        for process in processes().filter(|process| process.pid > 1 && wanted(process)) {
+        for process in processes().filter(|process| process.pid > 1 && may_help(process) && wanted(process)) {
             let Some((points, mm)) = badness(&process) else { continue };
             if worst.as_ref().is_none_or(|(most, _)| points > *most) {
                 let ending = is_ending(&process);

@@ -11,6 +11,7 @@ use super::user::Due;
 use crate::arch::cpu;
 use crate::arch::trap::TrapFrame;
 use crate::errno::{Errno, Result};
+use crate::memory::node;
 use crate::mm::uaccess::{read_user, write_user};
 use crate::signal::{self, SIGSEGV, SigInfo};
 
@@ -106,7 +107,7 @@ pub(super) fn update(thread: &Thread, frame: &mut TrapFrame) {
     let result = abort_if_inside(thread, frame).and_then(|()| {
         write_user(area + CPU_ID_START, &cpu)?;
         write_user(area + CPU_ID, &cpu)?;
-        write_user(area + NODE_ID, &0u32)?;
+        write_user(area + NODE_ID, &(node::of_cpu(cpu) as u32))?;
         write_user(area + MM_CID, &cpu)
     });
     if result.is_err() {

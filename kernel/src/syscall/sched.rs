@@ -9,7 +9,7 @@ use syscalls::Sysno;
 use super::{Args, Handler};
 use crate::arch::cpu::{self, CpuSet};
 use crate::errno::{Errno, Result};
-use crate::memory::fallible;
+use crate::memory::{fallible, node};
 use crate::mm::uaccess::{copy_from_user, copy_to_user, read_user, write_user};
 use crate::namespaces::View;
 use crate::process::{self, CAP_SYS_NICE, Thread, limits};
@@ -310,8 +310,7 @@ fn getcpu(args: &mut Args) -> Result<usize> {
         write_user(args.a[0], &cpu::id())?;
     }
     if args.a[1] != 0 {
-        // One memory node.
-        write_user(args.a[1], &0u32)?;
+        write_user(args.a[1], &(node::here() as u32))?;
     }
     Ok(0)
 }

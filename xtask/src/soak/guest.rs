@@ -104,6 +104,7 @@ impl Boot {
             initrd: initrd.to_path_buf(),
             cpus: self.cpus,
             memory: self.memory,
+            nodes: 1,
             machine: None,
             firmware: None,
             network: None,

@@ -19,6 +19,8 @@ pub struct Boot {
     pub name: &'static str,
     pub cpus: u32,
     pub memory: Size,
+    /// Memory nodes.
+    pub nodes: u32,
     /// QEMU's machine type.
     pub machine: Option<&'static str>,
     /// Its firmware, by the name that QEMU knows.
@@ -115,6 +117,7 @@ pub const BOOT: Boot = Boot {
     name: "",
     cpus: 2,
     memory: Size::gibibytes(2),
+    nodes: 1,
     machine: None,
     firmware: None,
     icount: false,
@@ -226,6 +229,14 @@ pub fn all() -> Vec<Boot> {
             memory: Size::gibibytes(3),
             parameters: &["hugetlb_check=1"],
             work: Work::Programs(Selection::Only(&["test_hwpoison"])),
+            ..BOOT
+        },
+        Boot {
+            name: "nodes",
+            memory: Size::gibibytes(1),
+            nodes: 2,
+            limit: 240,
+            work: Work::Programs(Selection::Only(&["test_nodes"])),
             ..BOOT
         },
         Boot {
@@ -616,6 +627,7 @@ impl Boot {
             initrd,
             cpus: self.cpus,
             memory: self.memory,
+            nodes: self.nodes,
             machine: self.machine.map(str::to_string),
             firmware: self.firmware.map(str::to_string),
             icount: self.icount && subject != Subject::Linux,

@@ -428,6 +428,7 @@ mod tests {
             name: "played",
             cpus: 1,
             memory: Size::gibibytes(1),
+            nodes: 1,
             machine: None,
             firmware: None,
             icount: false,

@@ -66,6 +66,7 @@ impl<'a> Boot<'a> {
             initrd,
             cpus: self.cpus,
             memory: self.memory,
+            nodes: 1,
             machine: None,
             firmware: None,
             icount: self.icount,

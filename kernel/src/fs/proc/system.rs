@@ -10,8 +10,8 @@ use crate::arch::{clock, cpu};
 use crate::boot::cmdline;
 use crate::errno::Result;
 use crate::fs::registry;
-use crate::memory;
 use crate::memory::fallible::Text;
+use crate::memory::{self, Use, node};
 use crate::mm::{accounting, anonymous};
 use crate::namespaces::{self, PidNamespace};
 use crate::process;
@@ -119,15 +119,40 @@ fn meminfo() -> Result<String> {
     Ok(out)
 }
 
-/// One zone, since nothing here asks for memory of a certain kind. Its marks are those of [`memory::reserve`].
+/// One zone for each node, since nothing here asks for memory of a certain kind. Its marks are a part of those of [`memory::reserve`].
 fn zoneinfo() -> Result<String> {
-    let stats = memory::stats();
+    let mut out = String::new();
+    for node in node::list(node::with_memory()) {
+        zone(&mut out, node);
+    }
+    Ok(out)
+}
+
+fn zone(out: &mut String, node: usize) {
+    let mut stats = memory::stats();
+    let mut minimum = memory::minimum();
+    if node::count() > 1 {
+        let whole = stats.total;
+        let part = node::stats(node);
+        let [anon, file, page_tables, kernel_stacks] =
+            [Use::Anon, Use::File, Use::PageTable, Use::KernelStack].map(|by| part.used(by));
+        stats = memory::Stats {
+            total: part.total,
+            free: part.free,
+            anon,
+            file,
+            page_tables,
+            kernel_stacks,
+            ..stats
+        };
+        minimum = minimum * part.total / whole.max(1);
+    }
     let pages = |bytes: u64| bytes / memory::PAGE_SIZE as u64;
-    let mut out = String::from("Node 0, zone   Normal\n");
+    put!(out, "Node {node}, zone   Normal\n  pages free     {}\n", pages(stats.free));
     let mut row = |name: &str, pages: u64| put!(out, "        {name:<8} {pages}\n");
-    row("min", memory::minimum());
-    row("low", 2 * memory::minimum());
-    row("high", 4 * memory::minimum());
+    row("min", minimum);
+    row("low", 2 * minimum);
+    row("high", 4 * minimum);
     for name in ["spanned", "present", "managed"] {
         row(name, pages(stats.total));
     }
@@ -138,12 +163,10 @@ fn zoneinfo() -> Result<String> {
         ("nr_page_table_pages", stats.page_tables),
         ("nr_kernel_stack", stats.kernel_stacks),
     ];
-    let mut out = out.replacen('\n', &alloc::format!("\n  pages free     {}\n", pages(stats.free)), 1);
     for (name, bytes) in counts {
         put!(out, "      {name} {}\n", pages(bytes));
     }
     put!(out, "  node_unreclaimable:  0\n  start_pfn:           0\n");
-    Ok(out)
 }
 
 /// Nanoseconds of user mode, of the kernel, and idle.

@@ -2,9 +2,10 @@
 
 use alloc::format;
 
-use super::{line, register, register_read_only};
+use super::{line, node, register, register_read_only};
 use crate::boot::info;
 use crate::errno::{Errno, Result};
+use crate::memory;
 
 const MEMORY: &str = "devices/system/memory";
 /// Bytes of a block: what x86 has below 64 GiB, and all block numbers with it.
@@ -26,6 +27,7 @@ pub(super) fn init() -> Result<()> {
             register_read_only(&format!("{directory}/phys_index"), move || Ok(format!("{block:08x}\n")))?;
             register_read_only(&format!("{directory}/removable"), || line(0))?;
             register_read_only(&format!("{directory}/valid_zones"), || line("none"))?;
+            node::link_block(block, memory::node::within(block * BLOCK, (block + 1) * BLOCK))?;
         }
         next = next.max(end);
     }

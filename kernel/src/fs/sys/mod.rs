@@ -3,6 +3,7 @@
 //! A subsystem registers its files once, while the system comes up or later: [`register`].
 
 mod blocks;
+pub mod node;
 
 use alloc::string::String;
 use alloc::sync::Arc;
@@ -10,12 +11,13 @@ use core::fmt::Display;
 
 use super::dentry::Dentry;
 use super::inode::{Superblock, SuperblockOps};
-use super::pseudo::{Directory, Functions};
+use super::pseudo::{Directory, Functions, LinkInode};
 use super::registry::{MountRequest, register_filesystem};
-use super::stat::Statfs;
+use super::stat::{FileType, Statfs};
 use crate::arch::cpu;
 use crate::errno::{Errno, Result};
 use crate::memory;
+use crate::mm::policy;
 use crate::sync::Once;
 
 struct SysFs;
@@ -85,6 +87,12 @@ pub fn register_for_root(
     tree().directory.register(path, 0o400, Arc::new(Functions { show, store }))
 }
 
+/// Registers a symbolic link.
+fn register_link(path: &str, target: String) -> Result<()> {
+    let link = LinkInode(move || Ok(target.as_bytes().to_vec()));
+    tree().directory.register_inode(path, FileType::Symlink, 0o777, link)
+}
+
 /// Makes the directory `path` exist.
 pub fn make_directory(path: &str) -> Result<()> {
     let mut directory = tree().directory.clone();
@@ -129,15 +137,31 @@ pub fn init() -> Result<()> {
         register_read_only(&alloc::format!("{topology}/thread_siblings_list"), move || line(id))?;
         register_read_only(&alloc::format!("{topology}/core_siblings_list"), || Ok(cpu_list(cpu::count())))?;
     }
-    node()?;
+    node::init()?;
     blocks::init()?;
     transparent()?;
+    weights()?;
     make_directory("fs/cgroup")?;
     make_directory("kernel/debug")?;
     make_directory("module")?;
     make_directory("class")?;
     make_directory("block")?;
     make_directory("bus")
+}
+
+/// How many pages in a row each node has with `MPOL_WEIGHTED_INTERLEAVE`; 0 or nothing is one, as on Linux.
+fn weights() -> Result<()> {
+    for node in memory::node::list(memory::node::with_memory()) {
+        let path = alloc::format!("kernel/mm/mempolicy/weighted_interleave/node{node}");
+        let store = move |text: &str| {
+            let text = text.trim();
+            let weight: u8 = if text.is_empty() { 0 } else { text.parse().map_err(|_| Errno::EINVAL)? };
+            policy::set_weight(node, weight.max(1));
+            Ok(())
+        };
+        register(&path, move || line(policy::weight(node)), store)?;
+    }
+    Ok(())
 }
 
 /// Huge pages come from pools alone: programs read here that nothing else makes them, and may ask that it stay so.
@@ -154,42 +178,4 @@ fn transparent() -> Result<()> {
     register_read_only(&alloc::format!("{DIRECTORY}/use_zero_page"), || line(0))?;
     // No `hpage_pmd_size`: programs take it for a kernel that can make them.
     register_read_only(&alloc::format!("{DIRECTORY}/khugepaged/defrag"), || line(0))
-}
-
-/// The one memory node.
-fn node() -> Result<()> {
-    const NODE: &str = "devices/system/node";
-    for name in ["online", "possible", "has_cpu", "has_memory", "has_normal_memory"] {
-        register_read_only(&alloc::format!("{NODE}/{name}"), || line(0))?;
-    }
-    register_read_only(&alloc::format!("{NODE}/node0/cpulist"), || Ok(cpu_list(cpu::count())))?;
-    register_read_only(&alloc::format!("{NODE}/node0/cpumap"), || {
-        let count = cpu::count();
-        // Groups of 32 CPUs, the highest first.
-        let mut text = String::new();
-        for group in (0..count.div_ceil(32)).rev() {
-            let bits = (count - group * 32).min(32);
-            let mask = if bits == 32 { u32::MAX } else { (1 << bits) - 1 };
-            let separator = if group > 0 { "," } else { "\n" };
-            text.push_str(&alloc::format!("{mask:x}{separator}"));
-        }
-        Ok(text)
-    })?;
-    register_read_only(&alloc::format!("{NODE}/node0/distance"), || line(10))?;
-    register_read_only(&alloc::format!("{NODE}/node0/meminfo"), || {
-        let stats = memory::stats();
-        let mut text = String::new();
-        let mut put = |name: &str, bytes: u64| {
-            let label = alloc::format!("{name}:");
-            text.push_str(&alloc::format!("Node 0 {label:<15} {:>8} kB\n", bytes >> 10));
-        };
-        put("MemTotal", stats.total);
-        put("MemFree", stats.free);
-        put("MemUsed", stats.total - stats.free);
-        put("FilePages", stats.file);
-        put("AnonPages", stats.anon);
-        put("KernelStack", stats.kernel_stacks);
-        put("PageTables", stats.page_tables);
-        Ok(text)
-    })
 }

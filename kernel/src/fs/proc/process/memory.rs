@@ -17,8 +17,8 @@ use crate::fs::iobuf::{Sink, Source};
 use crate::fs::path::Path;
 use crate::fs::pseudo::text_seek;
 use crate::fs::{DeviceId, caller};
-use crate::memory::PAGE_SIZE;
 use crate::memory::fallible::Text;
+use crate::memory::{PAGE_SIZE, node};
 use crate::mm::policy::Policy;
 use crate::mm::view::{AreaName, AreaView, Usage};
 use crate::mm::{AddressSpace, Rights, TASK_SIZE, VmFlags};
@@ -191,7 +191,7 @@ fn area_rows(out: &mut Text, mm: &AddressSpace, area: &AreaView) {
     out.push_str(" \n");
 }
 
-/// A line of numa_maps: the policy, what is mapped, and its pages, all of them on the one node.
+/// A line of numa_maps: the policy, what is mapped, and its pages.
 fn numa_line(out: &mut Text, mm: &AddressSpace, area: &AreaView, policy: Policy) {
     let usage = mm.usage(area.range.start);
     let policy = if area.policy == Policy::default() { policy } else { area.policy };
@@ -226,7 +226,15 @@ fn numa_line(out: &mut Text, mm: &AddressSpace, area: &AreaView, policy: Policy)
         if resident != anonymous && resident != dirty {
             put!(out, " mapped={}", pages(resident));
         }
-        put!(out, " N0={} kernelpagesize_kB={}", pages(resident), area.page_size >> 10);
+        if node::count() == 1 {
+            put!(out, " N0={}", pages(resident));
+        } else {
+            let by_node = mm.pages_by_node(area.range.start);
+            for (node, pages) in by_node.iter().enumerate().filter(|(_, pages)| **pages > 0) {
+                put!(out, " N{node}={pages}");
+            }
+        }
+        put!(out, " kernelpagesize_kB={}", area.page_size >> 10);
     }
     out.push('\n');
 }

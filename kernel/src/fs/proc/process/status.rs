@@ -11,7 +11,9 @@ use super::super::system::{BOOTTIME, CLOCK_TICK, put};
 use super::{Target, may_look_into};
 use crate::arch::cpu;
 use crate::errno::Result;
+use crate::fs::sys;
 use crate::memory::fallible::Text;
+use crate::memory::node;
 use crate::namespaces::{self, Numbers, View};
 use crate::process::accounts::{self, Counted};
 use crate::process::{self, Process, Thread, Usage, WaitStatus, ptrace};
@@ -172,7 +174,9 @@ pub fn status(target: &Target) -> Result<Vec<u8>> {
     let cpus = thread.sched.affinity().intersection(&cpu::online());
     put!(out, "Cpus_allowed:\t{}\n", cpu_mask(&cpus));
     put!(out, "Cpus_allowed_list:\t{}\n", cpu_list(&cpus));
-    put!(out, "Mems_allowed:\t1\nMems_allowed_list:\t0\n");
+    // All that have memory: nothing takes nodes from a process.
+    let nodes = node::with_memory();
+    put!(out, "Mems_allowed:\t{nodes:08x}\nMems_allowed_list:\t{}\n", sys::node::list(node::list(nodes)));
     let (voluntary, involuntary) = thread.sched.switches();
     put!(out, "voluntary_ctxt_switches:\t{voluntary}\nnonvoluntary_ctxt_switches:\t{involuntary}\n");
     bytes(out)
