@@ -14,7 +14,7 @@ pub const FIRST: u32 = 64;
 /// Numbers in use.
 pub struct Minors {
     used: [AtomicU64; WORDS],
-    /// The word to look at next.
+    /// The number to look at next, counted from [`FIRST`]: what is given back waits until the search comes round.
     next: AtomicUsize,
 }
 
@@ -24,19 +24,21 @@ impl Minors {
         Self { used: [const { AtomicU64::new(0) }; WORDS], next: AtomicUsize::new(0) }
     }
 
-    /// A number that nobody has; none when all are taken.
+    /// A number that nobody has; none when all are taken. They count up: some programs know eight bits of them only.
     pub fn take(&self) -> Option<u32> {
         // Relaxed: where a search begins.
         let begin = self.next.load(Ordering::Relaxed);
-        (0..WORDS).find_map(|step| {
-            let word = (begin + step) % WORDS;
-            let with_free = |used: u64| (used != u64::MAX).then(|| used | (used + 1));
+        // The first word comes once more at the end, for what is before the place where the search begins.
+        (0..=WORDS).find_map(|step| {
+            let word = (begin / 64 + step) % WORDS;
+            let allowed = if step == 0 { u64::MAX << (begin % 64) } else { u64::MAX };
+            let free = |used: u64| !used & allowed;
+            let with_free = |used: u64| (free(used) != 0).then(|| used | 1 << free(used).trailing_zeros());
             // Acquire: with the release by which the number was given back.
             let before = self.used[word].fetch_update(Ordering::AcqRel, Ordering::Relaxed, with_free).ok()?;
-            let bit = before.trailing_ones();
-            // Each number comes from another word: what is given back waits until the search comes round.
-            self.next.store((word + 1) % WORDS, Ordering::Relaxed);
-            Some(FIRST + word as u32 * 64 + bit)
+            let found = word * 64 + free(before).trailing_zeros() as usize;
+            self.next.store((found + 1) % (WORDS * 64), Ordering::Relaxed);
+            Some(FIRST + found as u32)
         })
     }
 

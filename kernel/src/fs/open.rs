@@ -169,7 +169,8 @@ fn open_tmpfile(start: &Start, dir: &Path, flags: u32, mode: u32) -> Result<Arc<
     dir.mount.check_writable()?;
     start.credentials.check(dir.inode(), access::WRITE | access::EXECUTE)?;
     let inode = dir.inode().ops.tmpfile(&dir.dentry, mode & 0o7777, &start.credentials)?;
-    let dentry = Dentry::detached(alloc::format!("/#{}", inode.ino).as_bytes(), inode);
+    // Nobody finds it by that name.
+    let dentry = Dentry::new(&dir.dentry, alloc::format!("#{}", inode.ino).as_bytes(), inode);
     dentry.mark_removed();
     // O_EXCL keeps it from ever getting a name.
     if flags & abi::O_EXCL == 0 {

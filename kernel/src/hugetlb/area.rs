@@ -197,6 +197,11 @@ impl HugeArea {
         self.mapping.poison(VirtAddr(address)).map_err(|_| Errno::ENOMEM)
     }
 
+    /// The page of an address is not poisoned any more, unless it is broken.
+    pub fn lift_poison(&self, address: u64) {
+        self.mapping.lift_poison(VirtAddr(address));
+    }
+
     /// The memory at an address is broken: accesses to its page fail from now on. False when there is no page.
     pub fn break_page(&self, address: u64) -> Result<bool> {
         let _library = reserve::library();

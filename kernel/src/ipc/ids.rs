@@ -251,8 +251,9 @@ impl<T: Object> Ids<T> {
         let mut next = 0;
         let mut some: SmallVec<[Arc<T>; AT_ONCE]> = SmallVec::new();
         core::iter::from_fn(move || {
+            // To show one takes thousands of instructions.
+            sched::cond_resched();
             if some.is_empty() {
-                sched::cond_resched();
                 let objects = self.objects.lock();
                 for (slot, (_, object)) in objects.by_slot.range(next..).take(AT_ONCE) {
                     some.push(object.clone());

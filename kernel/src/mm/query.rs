@@ -42,8 +42,16 @@ impl AddressSpace {
             Kind::Special(_) => true,
             Kind::Anonymous => self.tables.lock().leaf(address).is_mapped(),
             Kind::File(area) => {
-                self.tables.lock().leaf(address).is_mapped()
-                    || area.link.cache().cached(vma.index_of(address)).is_some()
+                if self.tables.lock().leaf(address).is_mapped() {
+                    return true;
+                }
+                let (cache, index) = (area.link.cache(), vma.index_of(address));
+                let mut found = [None];
+                if index < cache.size().div_ceil(PAGE) {
+                    // What was only allocated is not there yet.
+                    cache.cached_some(index, 1, &mut found);
+                }
+                found[0].is_some()
             }
         }
     }

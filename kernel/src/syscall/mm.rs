@@ -154,7 +154,7 @@ fn mincore(args: &mut Args) -> Result<usize> {
     let mut done = 0;
     // Piece by piece, each copied out without a lock.
     while done < pages {
-        let count = (pages - done).min(1024);
+        let count = (pages - done).min(256);
         let start = range.start + done as u64 * PAGE;
         let residency = space.residency(start..start + count as u64 * PAGE)?;
         copy_to_user(out + done, &residency)?;

@@ -404,6 +404,8 @@ fn tmpfile_gets_a_name() {
     let fd = p.open("", libc::O_TMPFILE | libc::O_RDWR).unwrap();
     fd.write(b"content").unwrap();
     assert_eq!((fd.stat().st_nlink, p.names().len()), (0, 0));
+    let shown = std::fs::read_link(format!("/proc/self/fd/{}", fd.raw())).unwrap();
+    assert_eq!(shown.to_str().unwrap(), format!("{} (deleted)", p.path(&format!("#{}", fd.stat().st_ino))));
     let (empty, name) = (c_string(""), c_string(&p.path("named")));
     let link_it = || {
         // SAFETY: the strings are NUL-terminated.

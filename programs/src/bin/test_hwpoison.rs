@@ -10,9 +10,10 @@ use roundtable_programs::huge::{self, Counters, GIB, HUGE, sized};
 use roundtable_programs::mem::{ANON, Map, NONE, NORESERVE, PRIVATE, R, RW, SHARED, madvise, mremap};
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{check, is_linux};
+use roundtable_programs::uffd::{ALL_KINDS, CONTINUE, MINOR, Uffd};
 use roundtable_programs::{Errno, child, namespaces, procfs, tests};
 
-tests! { errors, a_file_page, what_is_read, two_processes, a_private_page, moved, moved_copies, not_moved, base_pages, base_pages_of_many,
+tests! { errors, a_file_page, what_is_read, monitored, two_processes, a_private_page, moved, moved_copies, not_moved, base_pages, base_pages_of_many,
 base_pages_moved, base_pages_elsewhere, moved_under_stores: 90, gigantic: 90 }
 
 const PAGE: usize = 4096;
@@ -208,6 +209,21 @@ fn what_is_read() {
     file.truncate(HUGE as u64).unwrap();
     assert_eq!(file.read_at(&mut bytes, 3 * PAGE as u64), Ok(16 * PAGE));
     assert!(bytes.iter().all(|byte| *byte == 0));
+}
+
+/// No monitor can go on with a page that is broken.
+fn monitored() {
+    pool(4);
+    let file = sized(1);
+    let map = file.map(HUGE, RW, SHARED).unwrap();
+    map.set(0, 1);
+    let watched = file.map(HUGE, RW, SHARED).unwrap();
+    let uffd = Uffd::new(ALL_KINDS);
+    uffd.register(&watched, MINOR).unwrap();
+    let goes_on = || uffd.of_range(CONTINUE, watched.address, HUGE, 0);
+    poison(map.address).0.unwrap();
+    assert_eq!((goes_on(), access(watched.address)), (Err(Errno::EIO), BROKEN));
+    assert_eq!(goes_on(), Err(Errno::EIO));
 }
 
 fn two_processes() {

@@ -19,7 +19,7 @@ use roundtable_programs::rows::Rows;
 use roundtable_programs::{Errno, procfs, row, tests};
 
 tests! { a_file, a_directory, renames, removal, hard_links, open_while_removed, masks, one_shot, errors, same_events_are_one,
-overflow, reading, waits, limits, permissions, many_watches: 60 }
+overflow, reading, waits, limits, permissions, unnamed_files, many_watches: 60 }
 
 struct Inotify(Fd);
 
@@ -424,4 +424,20 @@ fn many_watches() {
     let wd = inotify.watch(&path, IN_CREATE);
     fs::write(format!("{path}/last"), "").unwrap();
     assert_eq!(inotify.events(), [(wd, IN_CREATE, "last".into())]);
+}
+
+/// A file without a name tells the directory that it was made for, by what stands for a name.
+fn unnamed_files() {
+    let directory = directory("unnamed");
+    let inotify = Inotify::new();
+    let watch = inotify.watch(&directory, IN_ALL_EVENTS);
+    let excluding = Inotify::new();
+    excluding.watch(&directory, IN_ALL_EVENTS | IN_EXCL_UNLINK);
+    let file = Fd::open(&directory, libc::O_TMPFILE | libc::O_RDWR).expect("O_TMPFILE");
+    let name = format!("#{}", file.stat().st_ino);
+    file.write(b"x").expect("write");
+    drop(file);
+    let expected = [IN_OPEN, IN_MODIFY, IN_CLOSE_WRITE].map(|event| (watch, event, name.clone()));
+    assert_eq!(inotify.events(), expected);
+    assert_eq!(excluding.events(), []);
 }

@@ -2,12 +2,12 @@
 
 use roundtable_programs::fault::{self, Fault};
 use roundtable_programs::file::Fd;
-use roundtable_programs::mem::{Map, PRIVATE, R, RW, SHARED, madvise, mprotect, mremap, munmap};
+use roundtable_programs::mem::{Map, PRIVATE, R, RW, SHARED, madvise, mincore, mprotect, mremap, munmap};
 use roundtable_programs::{Errno, sys, tests};
 
 tests! { file_shared_writes, file_private_writes, file_changes_show, behind_the_end_of_a_file,
 tail_of_a_file_is_zero, truncate_takes_pages, punch_hole_in_file, write_protected_file, remap_keeps_file_offset,
-dontneed_of_a_file, msync_and_files, map_of_a_pipe, exec_only_text }
+dontneed_of_a_file, msync_and_files, map_of_a_pipe, exec_only_text, mincore_of_allocated_pages }
 
 const PAGE: usize = 4096;
 
@@ -143,4 +143,22 @@ fn exec_only_text() {
     // A program's code cannot be written.
     let code = exec_only_text as *const () as usize;
     assert_eq!(fault::write(code, 0x90), Err(Fault::forbidden(code)));
+}
+
+/// What fallocate(2) has made is not in memory before it is read or written.
+fn mincore_of_allocated_pages() {
+    let shared_memory = Fd::open("/dev/shm", libc::O_TMPFILE | libc::O_RDWR).unwrap();
+    for file in [Fd::of_pages(0), shared_memory] {
+        file.fallocate(0, 0, 4 * PAGE as u64).unwrap();
+        let map = file.map(4 * PAGE, RW, SHARED).unwrap();
+        let resident = || mincore(map.address, 4 * PAGE).unwrap();
+        assert_eq!(resident(), [false; 4]);
+        file.write_at(&[1], PAGE as u64).unwrap();
+        assert_eq!(resident(), [false, true, false, false]);
+        assert_eq!((map.get(2 * PAGE), map.get(PAGE)), (0, 1));
+        assert_eq!(resident(), [false, true, true, false]);
+        let mut byte = [1];
+        file.read_at(&mut byte, 0).unwrap();
+        assert_eq!((byte, resident()), ([0], [false, true, true, false].to_vec()));
+    }
 }

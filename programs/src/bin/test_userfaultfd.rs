@@ -20,7 +20,7 @@ use roundtable_programs::uffd::{
 use roundtable_programs::{Errno, row, tests};
 
 tests! { missing_pages, zero_pages, minor_faults, withheld_stores, withheld_from_the_unpopulated, asynchronous_stores,
-sigbus_feature, poisoned_pages, poison_stays, system_calls_wait, wake_without_a_page, close_lets_go, fork_move_and_unmap, messages_and_poll,
+sigbus_feature, poisoned_pages, poison_is_lifted, poison_stays, system_calls_wait, wake_without_a_page, close_lets_go, fork_move_and_unmap, messages_and_poll,
 many_threads, shared_tables_are_left, copies_into_shared_slots, copies_into_tables_of_a_fork, copies_behind_the_end, copies_are_pages_of_the_file, errors }
 
 /// The kinds of memory that files stand behind: two mappings of the same four pages, and the size of a page.
@@ -262,6 +262,21 @@ fn poisoned_pages() {
         assert_eq!(uffd.copy(map.address + size, &vec![4; size], 0), Ok(size as i64), "{kind}: heals");
         assert_eq!(fault::read(map.address + size), Ok(4), "{kind}");
         assert_eq!(uffd.of_range(POISON, map.address + size, size, 0), Err(Errno::EEXIST), "{kind}");
+    }
+}
+
+/// UFFDIO_CONTINUE shows the page that the file has, whatever was said before.
+fn poison_is_lifted() {
+    huge::pool(16);
+    for (kind, map, other, size) in files() {
+        other.set(0, 5);
+        let uffd = Uffd::new(ALL_KINDS | POISONS);
+        uffd.register(&map, MINOR).expect(kind);
+        forget(&map, 0, map.length);
+        assert_eq!(uffd.of_range(POISON, map.address, size, 0), Ok(size as i64), "{kind}");
+        assert!(fault::read(map.address).is_err(), "{kind}");
+        assert_eq!(uffd.of_range(CONTINUE, map.address, size, 0), Ok(size as i64), "{kind}");
+        assert_eq!(fault::read(map.address), Ok(5), "{kind}");
     }
 }
 

@@ -141,6 +141,14 @@ impl<M: Machine> Mapping<M> {
         Ok(!present)
     }
 
+    /// What [`Mapping::poison`] did to the page of an address counts no more: a fault there finds what it would have found before. A page that is
+    /// broken stays so.
+    pub fn lift_poison(&self, address: VirtAddr) {
+        if let Some(index) = self.index(address) {
+            self.area.heal(&self.file, index.0..index.0 + 1);
+        }
+    }
+
     /// Whether the page of an address is poisoned, or broken.
     #[must_use]
     pub fn is_poisoned(&self, address: VirtAddr) -> bool {

@@ -365,7 +365,11 @@ fn fill_huge(
         _ => Stop::Failed(Errno::EFAULT),
     };
     if filling == Filling::Continue {
-        return huge.fault(at, Access::Read).map_err(stopped);
+        huge.lift_poison(at);
+        return huge.fault(at, Access::Read).map_err(|why| match why {
+            FaultError::Poisoned(_) => Stop::Failed(Errno::EIO),
+            why => stopped(why),
+        });
     }
     let write = |to: *mut u8| {
         for (index, frame) in content.iter().enumerate() {

@@ -105,6 +105,9 @@ fn a_filled_page_is_never_seen_without_its_content() {
         assert!(mapping.poison(HERE + MIB2).unwrap());
         mapping.discard(range(0, 2)).unwrap();
         assert!(!mapping.is_poisoned(HERE + MIB2));
+        assert!(mapping.poison(HERE + MIB2).unwrap());
+        mapping.lift_poison(HERE + MIB2);
+        assert_eq!(mapping.fault(HERE + MIB2, Access::Read), Ok(()));
         drop((mapping, file));
         assert_eq!(pool(&hugetlb), (4, 0));
     }
