@@ -125,12 +125,10 @@ impl AddressSpace {
                 _ => {
                     let mut gather = Gather::new(self);
                     let anonymous = matches!(vma.kind, Kind::Anonymous);
-                    if anonymous {
-                        // Race: threads fault in the range meanwhile. A window that they make their own does
-                        // not become a shared one before we are done.
-                        self.own_borders(&part).map_err(|_| Errno::ENOMEM)?;
-                        self.leave_forked(part.clone(), &mut gather);
-                    }
+                    // Race: threads fault in the range meanwhile. A window that they make their own does
+                    // not become a shared one before we are done.
+                    self.own_borders(&part).map_err(|_| Errno::ENOMEM)?;
+                    self.leave_forked(part.clone(), &mut gather);
                     let what = if anonymous { Zap::Everything } else { Zap::Pages };
                     self.zap(part, what, &mut gather);
                     Ok(())

@@ -93,6 +93,7 @@ impl AddressSpace {
     fn break_anonymous(&self, at: u64, soft: bool) -> Result<bool> {
         let frame = {
             let tables = self.tables.lock();
+            let _kept = tables.keep_shared(at);
             let entry = tables.leaf(at);
             if !entry.is_mapped() {
                 return Ok(false);

@@ -6,7 +6,7 @@
 //! * A counted page has at least one reference; a writable anonymous page has exactly one.
 //! * The counters of resident pages and tables are what the tables say.
 //! * A table that is shared since a fork is reached without the right to store, has a reference for this
-//!   space, leaves of anonymous areas only, and as many pages as are noted for it.
+//!   space, leaves of anonymous areas and files only, and no more pages than are noted for it.
 //!
 //! * An entry that leads to a table of a file is where one area covers all that the table shows, gives no right that the area does not, and
 //!   leads to the file's table for these pages, which says what the file says.
@@ -18,6 +18,7 @@ use alloc::string::String;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::entry::Entry;
+use super::fork_files::Note;
 use super::space::AddressSpace;
 use super::tables::{ENTRIES, Resident, entries, span};
 use super::vma::{Kind, VmFlags, Vma, VmaSet};
@@ -192,7 +193,8 @@ fn check_forked(set: &VmaSet, above: Entry, base: u64, found: &mut Found) -> Res
         FrameState::Used { by: Use::PageTable, references } if references > 0 => {}
         _ => return bad("a table that is shared since a fork is none"),
     }
-    let before = found.resident;
+    let note = Note::at(above.address());
+    let mut seen = Resident::default();
     // SAFETY: the page-table lock is held, and the entry keeps the table.
     for (index, slot) in unsafe { entries(above.address()) }.iter().enumerate() {
         let entry = Entry::load(slot);
@@ -203,18 +205,25 @@ fn check_forked(set: &VmaSet, above: Entry, base: u64, found: &mut Found) -> Res
         let checked = match set.find(address) {
             _ if entry.is_marker() => bad("a marker in a table that is shared since a fork"),
             Some(vma) if matches!(vma.kind, Kind::Anonymous) => check_leaf(set, entry, address),
-            _ => bad("a shared table shows more than anonymous areas"),
+            Some(vma) if note.is_mixed() && matches!(vma.kind, Kind::File(_)) => {
+                check_leaf(set, entry, address)
+            }
+            _ => bad("a shared table shows more than anonymous areas and files"),
         };
         // Another space that copies the table takes the right to store from a leaf before it takes a
         // reference to the page.
         if checked.is_err() && Entry::load(slot).0 == entry.0 {
             return checked;
         }
-        found.resident.add(entry);
+        seen.add(entry);
     }
-    if found.resident.anonymous - before.anonymous != u64::from(Frame::noted_at(above.address())) {
+    let noted = note.pages();
+    // Pages may have left a file since.
+    let (least, most) = (if note.is_mixed() { 0 } else { noted.total() }, noted.total());
+    if !(least..=most).contains(&seen.total()) {
         return bad("a shared table has another number of pages than is noted");
     }
+    found.resident.add_all(&noted);
     Ok(())
 }
 

@@ -483,7 +483,7 @@ pub(super) fn install(tables: &mut Tables, address: u64, frame: Frame, bits: u64
 }
 
 /// Maps pages of the cache beside `address` that are there: programs and libraries touch neighbours soon.
-fn map_around(tables: &mut Tables, vma: &Vma, cache: &dyn PageCache, address: u64, bits: u64) {
+pub(super) fn map_around(tables: &mut Tables, vma: &Vma, cache: &dyn PageCache, address: u64, bits: u64) {
     // The truth of "accessed" is worth less than a fault; but a neighbour nobody asked for was not accessed.
     let bits = bits & !Entry::ACCESSED;
     let window = address & !(AROUND * PAGE - 1);

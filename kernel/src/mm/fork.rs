@@ -16,7 +16,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use super::accounting;
 use super::backing::Link;
 use super::entry::Entry;
-use super::fork_tables::{self, WINDOW};
+use super::fork_tables::{self, Sharing, WINDOW};
 use super::gather::Gather;
 use super::space::{AddressSpace, Areas};
 use super::tables::{NoMemory, NoTable};
@@ -97,7 +97,8 @@ impl AddressSpace {
             // Also behind those that have nothing: there may be 65,000 of them.
             sched::cond_resched();
             let withholds = copies_marks(vma, set);
-            if !copies_pages(vma) && !withholds {
+            let copies = copies_pages(vma) || withholds;
+            if !copies && !matches!(vma.kind, Kind::File(_)) {
                 continue;
             }
             let mut at = vma.start.max(done);
@@ -113,15 +114,18 @@ impl AddressSpace {
                 done = window + WINDOW;
                 // Decided by the first area in the window, for all in it.
                 if refused != Some(window)
-                    && fork_tables::may_share(parents, window)
-                    && self.share_window(window, child, set, gather)?
+                    && let Some(sharing) = fork_tables::may_share(parents, window)
+                    && (sharing == Sharing::Anonymous || self.prepare_mixed(parents, set, window))
+                    && self.share_window(window, sharing, child, set, gather)?
                 {
                     at = done;
                     continue;
                 }
                 refused = Some(window);
                 done = done.min(vma.end);
-                self.fork_pages(at.max(window)..done, child, set, withholds, gather)?;
+                if copies {
+                    self.fork_pages(at.max(window)..done, child, set, withholds, gather)?;
+                }
                 at = done;
             }
         }
@@ -132,6 +136,7 @@ impl AddressSpace {
     fn share_window(
         &self,
         window: u64,
+        sharing: Sharing,
         child: &AddressSpace,
         set: &VmaSet,
         gather: &mut Gather,
@@ -141,7 +146,7 @@ impl AddressSpace {
                 let mut tables = self.tables.lock();
                 // Nobody else knows the child, so the order of the two locks cannot matter.
                 let mut childs = child.tables.lock();
-                tables.share_with(&mut childs, window, gather)
+                tables.share_with(&mut childs, window, sharing, gather)
             };
             match shared {
                 Ok(shared) => return Ok(shared),

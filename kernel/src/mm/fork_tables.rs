@@ -20,18 +20,18 @@
 //! # What is shared
 //!
 //! A table that has [`WORTH`] pages or more, where all areas of the window (the 2 MiB that the table shows)
-//! are private anonymous memory that fork copies: no file, no MADV_DONTFORK or MADV_WIPEONFORK, no
-//! userfaultfd. So *the leaves of a shared table lie in anonymous areas in each space that shares it*, and
-//! they name anonymous pages, or none of their own (the page of zeroes). An area that comes into the window
-//! later brings its first leaf by a fault, which makes the table the space's own. Therefore truncation and
-//! hole punches, which cannot fail, find nothing of a file in a shared table and pass it by.
+//! are private anonymous memory that fork copies: no MADV_DONTFORK or MADV_WIPEONFORK, no userfaultfd; and
+//! one that has pages of files as well, by the rules of [`fork_files`](super::fork_files). So *where a leaf of a shared table
+//! lies, each space that shares it has the same area*. An area that comes into the window later brings its
+//! first leaf by a fault, which makes the table the space's own. Truncation and hole punches, which cannot
+//! fail, take leaves out of a shared table for all at once; nobody else changes one.
 //!
 //! # What is counted
 //!
 //! The frame of a table counts the entries that lead to it. A leaf owns one reference to its page for all who
-//! share the table. The number of pages in a shared table is noted with its frame; it cannot change, and
-//! tells each who joins or leaves what its resident memory gains or loses. VmPTE has the tables of a
-//! process's own only.
+//! share the table. The number of pages that a table has when it becomes a shared one is noted with its
+//! frame, and tells each who joins or leaves what its resident memory gains or loses. VmPTE has the tables
+//! of a process's own only.
 //!
 //! # Who holds what
 //!
@@ -84,16 +84,16 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::PAGE;
 use super::entry::Entry;
+use super::fork_files::{self, Note, count_leaves, keep_leaves};
 use super::forked::{self, Owned};
 use super::gather::Gather;
 use super::space::AddressSpace;
-use super::tables::{ENTRIES, MetForked, NoMemory, NoTable, Tables, entries, span};
+use super::tables::{ENTRIES, MetForked, NoMemory, NoTable, Resident, Tables, entries, span};
 use super::vma::{Kind, VmFlags, Vma, VmaSet};
 use crate::boot::cmdline;
 use crate::errno::Result as KernelResult;
 use crate::fs::sys;
 use crate::memory::PhysAddr;
-use crate::memory::frame::Frame;
 use crate::sched;
 use crate::sync::grace;
 
@@ -156,14 +156,30 @@ fn is_copied_whole(vma: &Vma) -> bool {
 
 /// May a child share the table of the window at `window`, by what areas are there? Areas of fewer pages than are worth it
 /// answer that without a look at the table's entries: a small process has no others.
-pub(super) fn may_share(set: &VmaSet, window: u64) -> bool {
+pub(super) fn may_share(set: &VmaSet, window: u64) -> Option<Sharing> {
+    if !is_on() {
+        return None;
+    }
     let (mut bytes, end) = (0, window + WINDOW);
-    is_on()
-        && set.overlapping(window..end).all(|vma| {
-            bytes += vma.end.min(end) - vma.start.max(window);
-            is_copied_whole(vma)
-        })
-        && bytes >= WORTH * PAGE
+    let mut sharing = Sharing::Anonymous;
+    for vma in set.overlapping(window..end) {
+        bytes += vma.end.min(end) - vma.start.max(window);
+        match is_copied_whole(vma) {
+            true => {}
+            false if fork_files::may_be_mixed(vma, window) => sharing = Sharing::Mixed,
+            false => return None,
+        }
+    }
+    (sharing == Sharing::Mixed || bytes >= WORTH * PAGE).then_some(sharing)
+}
+
+/// What a table has that may be shared.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Sharing {
+    /// Anonymous memory.
+    Anonymous,
+    /// Pages of files as well.
+    Mixed,
 }
 
 /// Pages in the table at `table` if they all are anonymous ones or the page of zeroes, and none says more
@@ -199,30 +215,34 @@ impl Tables {
         &mut self,
         child: &mut Tables,
         window: u64,
+        sharing: Sharing,
         gather: &mut Gather,
     ) -> Result<bool, NoTable> {
         let Some(above) = self.above_leaves(window) else { return Ok(false) };
         let table = above.address();
-        let pages = match above.is_forked(2) {
-            true => u64::from(Frame::noted_at(table)),
-            false => match count_pages(table) {
-                Some(pages) if pages >= WORTH => pages,
-                _ => return Ok(false),
-            },
+        let note = match sharing {
+            _ if above.is_forked(2) => Some(Note::at(table)),
+            Sharing::Anonymous => count_pages(table)
+                .filter(|pages| *pages >= WORTH)
+                .map(|pages| Note::new(Resident { anonymous: pages, ..Resident::default() }, false)),
+            Sharing::Mixed => {
+                count_leaves(table).filter(|pages| pages.total() > 0).map(|pages| Note::new(pages, true))
+            }
         };
+        let Some(note) = note else { return Ok(false) };
         // What can fail comes first.
         let slot = child.find_or_make(window, 2)?;
         debug_assert_eq!(slot.load(Ordering::SeqCst), 0, "a child has a table at {window:#x} already");
         let Some(own) = self.find(window, 2) else { return Ok(false) };
         forked::share(own, slot);
         if !above.is_forked(2) {
-            Frame::note_at(table, pages as u32);
+            note.put(table);
             gather.flush_range(window..window + WINDOW);
             self.count -= 1;
             self.forked += 1;
         }
         child.forked += 1;
-        child.resident.anonymous += pages;
+        child.resident.add_all(&note.pages());
         child.peak = child.peak.max(child.resident.total());
         EVENTS.shared.fetch_add(1, Ordering::Relaxed);
         Ok(true)
@@ -234,7 +254,18 @@ impl Tables {
         let Some(slot) = self.find(address, 2).filter(|slot| Entry::load(slot).is_forked(2)) else {
             return Ok(None);
         };
+        let table = Entry::load(slot).address();
+        let note = Note::at(table);
+        let kept = note.is_mixed().then(|| keep_leaves(table));
         let owned = forked::own(slot, flush)?;
+        let own = Entry::load(slot).address();
+        drop(kept);
+        if note.is_mixed() {
+            // Not all of them were copied, and the files may have taken some out.
+            self.resident.remove_all(&note.pages());
+            self.resident.add_all(&count_leaves(own).unwrap_or_default());
+        }
+        Note::OWNED.put(own);
         self.count += 1;
         self.forked -= 1;
         let event = match owned {
@@ -277,7 +308,7 @@ impl Tables {
             let Some(slot) = self.find(window, 2) else { continue };
             gather.forked(window..at, forked::leave(slot));
             self.forked -= 1;
-            self.resident.anonymous -= u64::from(Frame::noted_at(above.address()));
+            self.resident.remove_all(&Note::at(above.address()).pages());
             EVENTS.saved.fetch_add(1, Ordering::Relaxed);
         }
         if self.forked == 0 { range.end } else { at.min(range.end) }

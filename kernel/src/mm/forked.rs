@@ -39,7 +39,8 @@ pub(super) fn share(own: &AtomicU64, child: &AtomicU64) {
 }
 
 /// Makes the table to which the forked entry `slot` leads the space's own. `flush` has the CPUs that run the space
-/// forget what they know by the entry. The page-table lock is held.
+/// forget what they know by the entry. The page-table lock is held, and
+/// [`keep_leaves`](super::fork_files::keep_leaves)'s if the table has pages of files.
 pub(super) fn own(slot: &AtomicU64, flush: impl FnOnce()) -> Result<Owned, NoMemory> {
     let table = Entry::load(slot).address();
     if Frame::count_at(table) == 1 {
@@ -75,6 +76,10 @@ fn copy(table: PhysAddr) -> Result<Frame, NoMemory> {
     let (from, to) = unsafe { (entries(table), entries(copy.phys())) };
     for (old, new) in from.iter().zip(to) {
         let mut leaf = Entry::load(old);
+        if leaf.owns_frame() && !leaf.has(Entry::ANON) && !leaf.has(Entry::ACCESSED) {
+            // A file's page that nobody missed so far: it comes back by a fault.
+            leaf = Entry(0);
+        }
         if leaf.owns_frame() {
             if leaf.has(Entry::WRITABLE) {
                 // Race: another one copies the table as well, or takes it back when we have let it go.

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use super::AddressSpace;
 use super::forked::{self, FREED};
+use super::space::cpus_running;
 use crate::arch::tlb::{self, Flush};
 use crate::memory::frame::{Frame, FrameList};
 use crate::sched;
@@ -36,6 +37,8 @@ pub struct Gather<'a> {
     tables: FrameList,
     /// References to tables that other address spaces share, or did.
     forked: SmallVec<[Frame; FORKED]>,
+    /// Pages that other address spaces have, too, whichever: the CPUs of all are flushed.
+    everybodys: bool,
 }
 
 impl<'a> Gather<'a> {
@@ -48,6 +51,7 @@ impl<'a> Gather<'a> {
             frames: Vec::new(),
             tables: FrameList::new(),
             forked: SmallVec::new(),
+            everybodys: false,
         }
     }
 
@@ -60,6 +64,12 @@ impl<'a> Gather<'a> {
     /// `frame` is no longer mapped at `address`.
     pub fn page(&mut self, address: u64, frame: Frame) {
         self.flush_range(address..address + 4096);
+        self.frames.push(frame);
+    }
+
+    /// `frame` is no longer mapped by a table that other address spaces share since a fork.
+    pub(super) fn shared_page(&mut self, frame: Frame) {
+        self.everybodys = true;
         self.frames.push(frame);
     }
 
@@ -103,6 +113,14 @@ impl<'a> Gather<'a> {
 
     /// Flushes the TLBs only.
     pub(super) fn flush_tlb(&mut self) {
+        if core::mem::take(&mut self.everybodys) {
+            // SeqCst: as below.
+            fence(Ordering::SeqCst);
+            let cpus = cpus_running(&|_| true);
+            if !cpus.is_empty() {
+                tlb::shootdown(&cpus, Flush::All);
+            }
+        }
         if self.start < self.end {
             // SeqCst: the changed entries are visible before the set is read; see the module.
             fence(Ordering::SeqCst);

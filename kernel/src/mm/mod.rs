@@ -6,7 +6,7 @@
 //! takes none of them.
 //!
 //! Shared memory uses page tables of its files where it can: [`windows`] has the protocol. Private memory
-//! shares tables after a fork until somebody stores: [`fork_tables`].
+//! shares tables after a fork until somebody stores: [`fork_tables`], [`fork_files`].
 //!
 //! Rules:
 //! * Nothing touches user memory through `uaccess` with a lock of an address space held.
@@ -30,6 +30,7 @@ mod few_pages;
 mod file_pages;
 pub mod file_tables;
 mod fork;
+mod fork_files;
 pub mod fork_tables;
 mod forked;
 pub mod futex;

@@ -143,6 +143,7 @@ impl AddressSpace {
                     return Ok(());
                 }
                 let tables = self.tables.lock();
+                let _kept = tables.keep_shared(address);
                 // To store needs a table that is ours alone; the fault makes it so.
                 let entry = match access {
                     Access::Write => tables.own_leaf(address).ok().flatten().map_or(Entry(0), Entry::load),

@@ -313,16 +313,14 @@ impl AddressSpace {
             tables.resident.file -= removed.file;
             tables.resident.shmem -= removed.shmem;
             drop(tables);
-            at = walked.unwrap_or_else(|met| {
-                // A file's range in a window with a shared table, whose leaves are all anonymous memory's:
-                // see `fork_tables`.
-                debug_assert!(
-                    what != Zap::Everything,
-                    "leaves of a shared table are removed at {:#x}",
-                    met.0
-                );
-                (met.0 & !(WINDOW - 1)) + WINDOW
-            });
+            at = match walked {
+                Ok(next) => next,
+                Err(met) if what == Zap::Everything => {
+                    debug_assert!(false, "leaves of a shared table are removed at {:#x}", met.0);
+                    (met.0 & !(WINDOW - 1)) + WINDOW
+                }
+                Err(met) => self.zap_shared(met.0..range.end, what, gather),
+            };
             if gather.is_full() {
                 gather.flush();
             }

@@ -10,6 +10,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::entry::Entry;
+use super::fork_files::Note;
 use super::gather::Gather;
 use super::space::cpus_running;
 use crate::arch::cpu::{AtomicCpuSet, CpuSet};
@@ -84,6 +85,22 @@ pub struct Resident {
 }
 
 impl Resident {
+    fn each(&mut self, other: &Self, change: impl Fn(&mut u64, u64)) {
+        change(&mut self.anonymous, other.anonymous);
+        change(&mut self.file, other.file);
+        change(&mut self.shmem, other.shmem);
+    }
+
+    /// Counts pages in.
+    pub(super) fn add_all(&mut self, pages: &Self) {
+        self.each(pages, |mine, more| *mine += more);
+    }
+
+    /// Counts pages out.
+    pub(super) fn remove_all(&mut self, pages: &Self) {
+        self.each(pages, |mine, less| *mine -= less);
+    }
+
     /// All of them.
     pub fn total(&self) -> u64 {
         self.anonymous + self.file + self.shmem
@@ -306,6 +323,7 @@ impl Tables {
                     reserve::ask_lasting(PAGE_SIZE).map_err(|_| NoMemory)?;
                 }
                 let new = Frame::alloc_zeroed(Use::PageTable).ok_or(NoMemory)?;
+                Note::NONE.put(new.phys());
                 value = Entry::table(new.phys());
                 // The library attaches its tables without the lock. SeqCst: the walkers in hardware see the zeroes before the
                 // entry.
@@ -335,6 +353,7 @@ impl Tables {
             reserve::ask_lasting(PAGE_SIZE).map_err(|_| NoMemory)?;
         }
         let new = Frame::alloc_zeroed(Use::PageTable).ok_or(NoMemory)?;
+        Note::NONE.put(new.phys());
         let slot = self.find(address, level).ok_or(NoMemory)?;
         // SeqCst: as in `find_or_make`.
         let old = Entry(slot.swap(Entry::table(new.into_raw()).0, Ordering::SeqCst));

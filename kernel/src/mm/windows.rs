@@ -115,7 +115,7 @@ pub(super) struct Windows<'a> {
 }
 
 impl Windows<'_> {
-    fn range(&self) -> Range<u64> {
+    pub(super) fn range(&self) -> Range<u64> {
         self.extent.start.0..self.extent.end().0
     }
 }

@@ -189,6 +189,7 @@ pub fn all() -> Vec<Boot> {
             parameters: &["fork_tables=off"],
             kernels: Kernels::Ours,
             work: Work::Programs(Selection::Also(&[
+                "test_fork_files",
                 "test_fork_tables",
                 "test_mm",
                 "test_thread",
