@@ -322,7 +322,10 @@ fn one_of_two_attachments() {
 
 /// A process with a page of its own, and a child that shares its table.
 fn family() -> (Arc<Space>, Arc<Space>) {
-    let parent = Space::with(1);
+    family_of(Space::with(1))
+}
+
+fn family_of(parent: Space) -> (Arc<Space>, Arc<Space>) {
     let child = parent.fork();
     (Arc::new(parent), Arc::new(child))
 }
@@ -383,6 +386,53 @@ fn copy_against_a_second_fork() {
         let found = (words(&parent), words(&child), words(&second));
         assert_eq!(found, ((2, 1), (1, 3), (1, 1)), "{LEAK}");
         end(&[&parent, &child, &second]);
+    });
+}
+
+/// A file loses the page of which parent and child have a copy, while the child copies the table.
+fn copy_against_a_truncation() {
+    check(3, || {
+        let (parent, child) = family_of(Space::with_copy(1));
+        let other = child.clone();
+        let thread = loom::thread::spawn(move || other.store(0, 3));
+        Space::lose(&[&parent, &child]);
+        thread.join().unwrap();
+        assert_eq!(
+            (parent.look(0), child.look(0)),
+            (None, None),
+            "a page that a file has lost is still there"
+        );
+        end(&[&parent, &child]);
+    });
+}
+
+/// The same while the child ends.
+fn exit_against_a_truncation() {
+    check(3, || {
+        let (parent, child) = family_of(Space::with_copy(1));
+        let other = child.clone();
+        let thread = loom::thread::spawn(move || other.exit());
+        Space::lose(&[&parent, &child]);
+        thread.join().unwrap();
+        assert_eq!(parent.look(0), None, "a page that a file has lost is still there");
+        end(&[&parent]);
+    });
+}
+
+/// The same while the child, which the truncation comes to when the page is gone already, loads it again and again.
+fn load_against_a_truncation() {
+    check(3, || {
+        let (parent, child) = family_of(Space::with_copy(1));
+        let other = child.clone();
+        let thread = loom::thread::spawn(move || {
+            for _ in 0..2 {
+                assert!(matches!(other.look(0), None | Some(1)), "{LEAK}");
+            }
+        });
+        Space::lose(&[&parent, &child]);
+        thread.join().unwrap();
+        assert_eq!(child.look(0), None, "a page that a file has lost is still there");
+        end(&[&parent, &child]);
     });
 }
 
@@ -513,6 +563,9 @@ const MODELS: &[Row] = &[
     ),
     ("copy_against_exit", copy_against_exit, &[(Mutant::LetGoBeforeCopied, "a frame is")]),
     ("copy_against_a_second_fork", copy_against_a_second_fork, &[]),
+    ("copy_against_a_truncation", copy_against_a_truncation, &[]),
+    ("exit_against_a_truncation", exit_against_a_truncation, &[]),
+    ("load_against_a_truncation", load_against_a_truncation, &[]),
     ("store_during_a_fork", store_during_a_fork, &[]),
     (
         "readers_leave_a_copied_table",
@@ -573,6 +626,9 @@ models!(
     copy_against_copy,
     copy_against_exit,
     copy_against_a_second_fork,
+    copy_against_a_truncation,
+    exit_against_a_truncation,
+    load_against_a_truncation,
     store_during_a_fork,
     readers_leave_a_copied_table,
 );
