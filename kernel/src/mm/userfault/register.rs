@@ -54,7 +54,10 @@ impl Context {
         let areas: &mut Areas = &mut guard;
         let basic = self.check_range(areas, &range, mode)?;
         let mut at = range.start;
-        while let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) {
+        // An area that is registered already is not cut, and may reach beyond the range.
+        while at < range.end
+            && let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end)
+        {
             let part = vma.start.max(range.start)..vma.end.min(range.end);
             at = part.end;
             sched::cond_resched();
@@ -173,7 +176,10 @@ impl AddressSpace {
     /// Lets go of what of the range is registered with `context`.
     fn let_areas_go(&self, areas: &mut Areas, context: &Arc<Context>, range: Range<u64>) -> Result<()> {
         let mut at = range.start;
-        while let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) {
+        // As above for one that is not the context's.
+        while at < range.end
+            && let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end)
+        {
             let part = vma.start.max(range.start)..vma.end.min(range.end);
             at = part.end;
             sched::cond_resched();
