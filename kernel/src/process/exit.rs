@@ -115,12 +115,17 @@ pub(super) fn clear_child_tid(thread: &Thread) {
 /// process's own reference, and a vfork(2) parent goes on.
 fn leave_memory(thread: &Thread) -> bool {
     let process = &thread.process;
-    process.note_resident();
     let own = user::drop_address_space(thread);
     // Race: the last threads end at the same time. Each still counts as living, so it is not by that number that one of them is the last.
     // AcqRel: the last one comes behind all that the others did to the memory.
     let last = process.running.fetch_sub(1, Ordering::AcqRel) == 1;
-    let shared = if last { process.replace_mm(None) } else { None };
+    // By the last one alone: it looks at all areas, and a thousand threads would do so a thousand times.
+    let shared = if last {
+        process.note_resident();
+        process.replace_mm(None)
+    } else {
+        None
+    };
     // The one that drops the last reference takes the memory apart, with interrupts on and no lock held.
     drop(own);
     drop(shared);
