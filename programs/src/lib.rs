@@ -1,5 +1,6 @@
 //! What the Linux programs here share: a small test library and thin covers over system calls.
 
+pub mod card;
 pub mod cgroup;
 pub mod child;
 pub mod exhaust;

@@ -4,50 +4,20 @@
 
 use std::fs;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::net::{Shutdown, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use roundtable_programs::card::{GUEST, HOST, PORT, ask, exchange, line_of, pattern, peer, serve};
 use roundtable_programs::tests;
 
 tests! {
     card_is_shown, bytes_go_out_and_back: 100, much_comes_in: 100, a_slow_reader_loses_nothing: 100,
-    the_host_connects: 100, many_connect_at_once: 120, one_after_the_other: 120, beside_ends: 120, refused, reset_by_the_host,
-    half_closed: 60, closed_with_data_unread, nonblocking_connect, datagrams_go_out_and_back,
-    long_datagrams_are_refused_or_cut, datagrams_come_in: 100, a_flood_stops_no_cpu: 120,
-    own_address_leads_back, loopback_stays_inside, nobody_there: 100, an_attempt_for_another_place,
-    a_slow_reader_gets_the_end: 100, one_user_does_not_take_all: 120,
-}
-
-const GUEST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 15);
-const HOST: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-const PORT: u16 = 7000;
-
-/// The ports of the host's server, of TCP and UDP.
-fn peer() -> (SocketAddr, SocketAddr) {
-    let line = fs::read_to_string("/proc/cmdline").unwrap();
-    let ports = line.split_whitespace().find_map(|word| word.strip_prefix("peer=")).expect("peer=TCP:UDP");
-    let (tcp, udp) = ports.split_once(':').unwrap();
-    ((HOST, tcp.parse::<u16>().unwrap()).into(), (HOST, udp.parse::<u16>().unwrap()).into())
-}
-
-/// A connection with the server that has been told what to do.
-fn ask(what: &str) -> TcpStream {
-    let mut stream = TcpStream::connect(peer().0).unwrap();
-    stream.write_all(format!("{what}\n").as_bytes()).unwrap();
-    stream
-}
-
-fn pattern(len: usize, seed: usize) -> Vec<u8> {
-    (0..len).map(|i| (i * 7 + i / 251 + seed) as u8).collect()
-}
-
-fn line_of(stream: &TcpStream) -> String {
-    let mut line = String::new();
-    BufReader::new(stream).read_line(&mut line).unwrap();
-    line.trim_end().to_string()
+    the_host_connects: 100, refused, reset_by_the_host, half_closed: 60, closed_with_data_unread,
+    nonblocking_connect, datagrams_go_out_and_back, long_datagrams_are_refused_or_cut, datagrams_come_in: 100,
+    a_flood_stops_no_cpu: 120, own_address_leads_back, loopback_stays_inside, an_attempt_for_another_place,
 }
 
 fn card_is_shown() {
@@ -129,81 +99,11 @@ fn a_slow_reader_loses_nothing() {
     assert!(got == pattern(LEN, 0), "{} bytes", got.len());
 }
 
-/// Greets, and sends back what comes, on so many connections, each with a thread of its own.
-fn serve(listener: &TcpListener, count: usize) {
-    let servers: Vec<_> = (0..count)
-        .map(|_| {
-            let (mut stream, from) = listener.accept().unwrap();
-            assert_eq!((from.ip(), stream.local_addr().unwrap().ip()), (HOST.into(), GUEST.into()));
-            stream.write_all(b"go\n").unwrap();
-            thread::spawn(move || {
-                let mut bytes = vec![0; 1 << 16];
-                loop {
-                    match stream.read(&mut bytes).unwrap() {
-                        0 => break,
-                        len => stream.write_all(&bytes[..len]).unwrap(),
-                    }
-                }
-            })
-        })
-        .collect();
-    servers.into_iter().for_each(|server| server.join().unwrap());
-}
-
 fn the_host_connects() {
     let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
     let asked = ask("call 1 300000");
     serve(&listener, 1);
     assert_eq!(line_of(&asked), "ok");
-}
-
-fn many_connect_at_once() {
-    // One that serves both families, as most servers do.
-    let listener = TcpListener::bind(("::", PORT)).unwrap();
-    let asked = ask("call 60 20000");
-    let servers: Vec<_> = (0..60)
-        .map(|_| {
-            let (mut stream, from) = listener.accept().unwrap();
-            assert_eq!(from.ip(), HOST.to_ipv6_mapped());
-            stream.write_all(b"go\n").unwrap();
-            thread::spawn(move || {
-                let mut bytes = Vec::new();
-                stream.read_to_end(&mut bytes).unwrap();
-                stream.write_all(&bytes).unwrap();
-            })
-        })
-        .collect();
-    servers.into_iter().for_each(|server| server.join().unwrap());
-    assert_eq!(line_of(&asked), "ok");
-}
-
-/// What one connection leaves behind does not stand in the way of the next.
-fn one_after_the_other() {
-    let listener = TcpListener::bind(("0.0.0.0", PORT)).unwrap();
-    for _ in 0..40 {
-        let asked = ask("call 1 100");
-        serve(&listener, 1);
-        assert_eq!(line_of(&asked), "ok");
-    }
-}
-
-/// A connection that has lost its socket here and waits for the other end keeps its port: nobody gets it for one of the same name.
-fn beside_ends() {
-    // So many that one of the later ones' random ports would be among them, all but for one run of a thousand.
-    for _ in 0..200 {
-        drop(ask("keep"));
-    }
-    for i in 0..1000 {
-        let mut text = Vec::new();
-        match TcpStream::connect(peer().0) {
-            Ok(mut stream) => {
-                stream.write_all(b"send 5\n").unwrap();
-                stream.read_to_end(&mut text).unwrap();
-            }
-            Err(error) => panic!("connection {i}: {error}"),
-        }
-        assert_eq!(text, pattern(5, 0));
-    }
 }
 
 fn refused() {
@@ -260,20 +160,6 @@ fn nonblocking_connect() {
     assert_eq!(entry.revents, libc::POLLOUT);
     assert_eq!(inet::connect(&fd, peer().0), Ok(0));
     assert_eq!(inet::connect(&fd, peer().0), Err(roundtable_programs::Errno::EISCONN));
-}
-
-/// Sends until the answer comes: the line may lose one.
-fn exchange(socket: &UdpSocket, to: SocketAddr, bytes: &[u8]) -> Vec<u8> {
-    socket.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
-    let mut room = vec![0; 65536];
-    for _ in 0..20 {
-        socket.send_to(bytes, to).unwrap();
-        if let Ok((len, from)) = socket.recv_from(&mut room) {
-            assert_eq!(from, to);
-            return room[..len].to_vec();
-        }
-    }
-    panic!("no answer of {to}");
 }
 
 fn datagrams_go_out_and_back() {
@@ -380,29 +266,6 @@ fn loopback_stays_inside() {
     assert_ne!(line_of(&ask("call 1 100")), "ok");
 }
 
-/// An address on the line that nobody has.
-const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 99);
-
-/// Who sends to a machine that is not there holds up nobody else.
-fn nobody_there() {
-    let lost = UdpSocket::bind("0.0.0.0:0").unwrap();
-    lost.set_nonblocking(true).unwrap();
-    let waits = thread::spawn(|| TcpStream::connect((NOBODY, 9)).unwrap_err().kind());
-    for round in 0..4 {
-        // More than a queue of packets holds; whether each is taken does not matter.
-        for _ in 0..500 {
-            let _ = lost.send_to(&[0; 1000], (NOBODY, 9));
-        }
-        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
-        assert_eq!(exchange(&socket, peer().1, b"beside it"), b"beside it", "{round}");
-        let mut got = Vec::new();
-        ask("send 10000").read_to_end(&mut got).unwrap();
-        assert_eq!(got.len(), 10_000);
-        thread::sleep(Duration::from_millis(700));
-    }
-    assert_eq!(waits.join().unwrap(), ErrorKind::HostUnreachable);
-}
-
 /// A socket that was to go to the machine itself may go elsewhere afterwards.
 fn an_attempt_for_another_place() {
     use roundtable_programs::inet;
@@ -416,42 +279,4 @@ fn an_attempt_for_another_place() {
     socket.connect(peer().1).unwrap();
     assert_eq!(socket.local_addr().unwrap().ip(), GUEST);
     assert_eq!(exchange(&socket, peer().1, b"elsewhere"), b"elsewhere");
-}
-
-/// What came before the end waits for its reader, however long after the end.
-fn a_slow_reader_gets_the_end() {
-    // More than the reader's queue holds, and less than that and TCP's.
-    const LEN: usize = 300_000;
-    let mut stream = ask(&format!("send {LEN}"));
-    stream.shutdown(Shutdown::Write).unwrap();
-    thread::sleep(Duration::from_secs(13));
-    let mut got = Vec::new();
-    stream.read_to_end(&mut got).unwrap();
-    assert!(got == pattern(LEN, 0), "{} bytes", got.len());
-}
-
-fn one_user_does_not_take_all() {
-    use roundtable_programs::child::fork;
-    use roundtable_programs::{inet, place};
-    let (mut hears, mut told) = std::io::pipe().unwrap();
-    let child = fork(|| {
-        place::become_user(1001, 1001);
-        let fds: Vec<_> = (0..520).map(|_| inet::stream(GUEST.into())).collect();
-        let mut count = 0;
-        for fd in &fds {
-            match inet::connect(fd, peer().0) {
-                Ok(_) => count += 1,
-                Err(error) => assert_eq!(error, roundtable_programs::Errno::ENOBUFS),
-            }
-        }
-        assert!(count >= 200, "{count}");
-        told.write_all(b"x").unwrap();
-        // SAFETY: takes nothing.
-        unsafe { libc::pause() };
-    });
-    hears.read_exact(&mut [0]).unwrap();
-    let mut got = Vec::new();
-    ask("send 10000").read_to_end(&mut got).unwrap();
-    assert_eq!(got.len(), 10_000);
-    child.end();
 }

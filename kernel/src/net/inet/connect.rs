@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use super::address::{self, Family, Given};
 use super::card;
-use super::ports::{self, Claim, Protocol};
+use super::ports::{self, Claim, Protocol, Purpose};
 use super::{Fixed, Role, Socket};
 use crate::errno::{Errno, Result};
 use crate::memory::fallible;
@@ -36,7 +36,7 @@ impl Socket {
         if (1..ports::FIRST_UNPRIVILEGED).contains(&at.port()) && !privileged() {
             return Err(Errno::EACCES);
         }
-        self.bind_to(at)?;
+        self.bind_to(at, Purpose::Address)?;
         self.state.lock().fixed = Fixed { ip: !at.ip().is_unspecified(), port: at.port() != 0 };
         Ok(())
     }
@@ -65,14 +65,14 @@ impl Socket {
         if only && ip.is_ipv4() { Err(error) } else { Ok(()) }
     }
 
-    fn bind_to(&self, at: SocketAddr) -> Result<()> {
+    fn bind_to(&self, at: SocketAddr, purpose: Purpose) -> Result<()> {
         {
             let state = self.state.lock();
             if state.claim.is_some() || !matches!(state.role, Role::Idle) {
                 return Err(Errno::EINVAL);
             }
         }
-        let claim = ports::claim(&self.network, self.protocol, self.claim_of(at), false, &self.this)?;
+        let claim = ports::claim(&self.network, self.protocol, self.claim_of(at), purpose, &self.this)?;
         {
             let mut state = self.state.lock();
             if state.claim.is_some() || state.released {
@@ -114,7 +114,9 @@ impl Socket {
             }
             if state.fixed.ip { state.local.ip() } else { ip }
         };
-        self.bind_to(SocketAddr::new(ip, 0)).map_err(|error| match error {
+        // The ports of datagrams are to be guessed by nobody.
+        let purpose = if self.protocol == Protocol::Tcp { Purpose::Connect } else { Purpose::Address };
+        self.bind_to(SocketAddr::new(ip, 0), purpose).map_err(|error| match error {
             // As connect(2) and listen(2) say it.
             Errno::EADDRINUSE if self.protocol == Protocol::Tcp => Errno::EADDRNOTAVAIL,
             Errno::EADDRINUSE => Errno::EAGAIN,
@@ -329,7 +331,7 @@ impl Socket {
         // The connection holds its port even when the listener is gone.
         let mut claim = self.claim_of(local);
         claim.dual = false;
-        let claim = ports::claim(&server.network, Protocol::Tcp, claim, true, &server.this)?;
+        let claim = ports::claim(&server.network, Protocol::Tcp, claim, Purpose::Accept, &server.this)?;
         {
             let mut state = server.state.lock();
             state.claim = Some(claim);

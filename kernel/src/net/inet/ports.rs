@@ -141,13 +141,16 @@ pub struct Ports {
     /// A bit for each port of a connection that has lost its socket and is still to end, or may still be on the line. Who asks for any port
     /// gets another: with the same other end there would be two connections of one name.
     ending: Vec<u64>,
+    /// Where the search for a connection's port begins.
+    next: u32,
 }
 
 impl Ports {
     /// None is taken.
     pub fn new() -> Result<Self> {
         let bits = || fallible::filled(0, 1024);
-        Ok(Self { ports: BTreeMap::new(), holders: BTreeMap::new(), used: bits()?, ending: bits()? })
+        let next = crate::random::number() as u32;
+        Ok(Self { ports: BTreeMap::new(), holders: BTreeMap::new(), used: bits()?, ending: bits()?, next })
     }
 
     /// The ports that are not to be given away, 64 from this one's word.
@@ -156,11 +159,19 @@ impl Ports {
         self.used[word] | self.ending[word]
     }
 
-    /// A port that nobody has, from a random place on.
-    fn free_port(&self) -> Option<u16> {
+    /// A port that nobody has, at random. Those of connections come one some way behind the other (RFC 6056, its fifth algorithm), and so
+    /// again only after thousands: the other end of the connection before may still be in TIME-WAIT, and `smoltcp`'s first sequence
+    /// numbers are random, so that it would take every other new connection for an old packet, for seconds.
+    fn free_port(&mut self, in_turn: bool) -> Option<u16> {
         let (first, last) = (*EPHEMERAL.start(), *EPHEMERAL.end());
         let count = u32::from(last - first) + 1;
-        let start = crate::random::number() as u32 % count;
+        let random = crate::random::number() as u32;
+        let start = if in_turn {
+            self.next = (self.next % count + 1 + random % 4) % count;
+            self.next
+        } else {
+            random % count
+        };
         let mut step = 0;
         while step < count {
             let port = first + ((start + step) % count) as u16;
@@ -202,20 +213,33 @@ impl Protocol {
     }
 }
 
-/// Takes a port; port 0 is any. `EADDRINUSE`. With `share`, the port is already the caller's listener's.
+/// What a port is taken for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// bind(2), or datagrams from anywhere.
+    Address,
+    /// A connection to another place.
+    Connect,
+    /// A connection that a listener has accepted: its port is the listener's already.
+    Accept,
+}
+
+/// Takes a port; port 0 is any. `EADDRINUSE`.
 pub fn claim(
     of: &NetNamespace,
     protocol: Protocol,
     mut claim: Claim,
-    share: bool,
+    purpose: Purpose,
     socket: &Weak<Socket>,
 ) -> Result<Claim> {
     // The nodes of two maps.
     reserve::ask(ENTRY)?;
     let mut ports = protocol.ports(of).lock();
     if claim.at.port() == 0 {
-        claim.at.set_port(ports.free_port().ok_or(Errno::EADDRINUSE)?);
-    } else if !share && ports.ports.get(&claim.at.port()).is_some_and(|port| !port.admits(&claim)) {
+        claim.at.set_port(ports.free_port(purpose == Purpose::Connect).ok_or(Errno::EADDRINUSE)?);
+    } else if purpose != Purpose::Accept
+        && ports.ports.get(&claim.at.port()).is_some_and(|port| !port.admits(&claim))
+    {
         return Err(Errno::EADDRINUSE);
     }
     ports.add(&claim, socket);
