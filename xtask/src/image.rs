@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::build::{self, BuildOptions};
 use crate::step::Step;
-use crate::test::boots::{busybox_init, shell_archive};
+use crate::test::conversations::{busybox_init, shell_archive};
 use crate::{debian, output_folder, setup};
 
 /// What to make, and of what.

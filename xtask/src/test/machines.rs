@@ -2,7 +2,8 @@
 
 use roundtable::size::Size;
 
-use super::boots::{BOOT, Boot, End, Kernels, Script, Talk, Work, busybox_init};
+use super::boots::{BOOT, Boot, End, Kernels, Script, Talk, Work};
+use super::conversations::busybox_init;
 use Talk::Expect;
 
 /// The boots: other sizes of QEMU's PC, and other machines. The plain one is the table's first.

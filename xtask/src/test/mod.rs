@@ -3,6 +3,7 @@
 mod audit;
 pub mod boots;
 mod console;
+pub mod conversations;
 mod emulator;
 mod host;
 mod host_folder;

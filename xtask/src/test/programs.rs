@@ -295,6 +295,12 @@ impl<'a> Batch<'a> {
             }
             Item::Frame(Frame::TestEnd { index, ending, milliseconds }) => {
                 self.log.add(format!("--- {ending} after {milliseconds} ms\n").as_bytes())?;
+                // A clock that counts instructions says nothing of what the run takes.
+                if !self.boot.icount && self.tests.len() > 1 {
+                    let part =
+                        format!("    of it {} on {}", self.tests[index].name, self.boot.label(self.subject));
+                    report.took(part, Duration::from_millis(milliseconds));
+                }
                 self.end_test(index, ending, report);
                 self.deadline = bench.deadline(GRACE);
             }

@@ -5,7 +5,8 @@ use roundtable::initramfs::Initramfs;
 use roundtable::run::Parts;
 
 use super::Subject;
-use super::boots::{BOOT, Boot, End, Kernels, Script, Talk, Work, busybox_init};
+use super::boots::{BOOT, Boot, End, Kernels, Script, Talk, Work};
+use super::conversations::busybox_init;
 use Talk::{Expect, ExpectOneOf};
 
 /// Guests that race: under the cures nothing may be found, by the program or by the kernel's assertions; without one
