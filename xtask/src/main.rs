@@ -3,6 +3,7 @@
 mod bench;
 mod build;
 mod check;
+mod compare;
 mod contention;
 mod curves;
 mod debian;
@@ -62,6 +63,8 @@ enum Command {
     Programs(programs::ProgramOptions),
     /// Run Linux's own self-tests on both kernels: which pass on each
     Selftests(selftests::SelftestOptions),
+    /// Run random sequences of operations on huge pages on both kernels: what comes of each step has to be the same
+    Compare(compare::CompareOptions),
     /// Build and boot a kernel that is not ours and hosts the library: a table of what sharing saves there
     Host(hosts::HostOptions),
     /// Check the published crates: packages, features, oldest Rust, public interfaces, miri, ThreadSanitizer
@@ -120,6 +123,7 @@ fn execute(command: Command) -> Result<i32> {
         Command::Bench(options) => bench::run(&options),
         Command::Programs(options) => programs::run(&options),
         Command::Selftests(options) => selftests::run(&options),
+        Command::Compare(options) => compare::run(&options),
         Command::Host(options) => hosts::run(&options),
         Command::Check(options) => check::run(&options),
         Command::Image(options) => image::run(&options),

@@ -171,7 +171,7 @@ fn area_rows(out: &mut Text, mm: &AddressSpace, area: &AreaView) {
         (area.flags.contains(VmFlags::SEQUENTIAL), "sr"),
         (area.flags.contains(VmFlags::RANDOM), "rr"),
         (area.flags.contains(VmFlags::DONT_FORK), "dc"),
-        (area.flags.contains(VmFlags::DONT_EXPAND), "de"),
+        (huge || area.flags.contains(VmFlags::DONT_EXPAND), "de"),
         (area.flags.contains(VmFlags::ACCOUNT), "ac"),
         (area.flags.contains(VmFlags::NO_RESERVE), "nr"),
         (huge, "ht"),

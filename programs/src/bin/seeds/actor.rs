@@ -1,0 +1,256 @@
+//! A process of a sequence: it does its steps and says what came of them.
+
+use std::fmt::Write;
+
+use roundtable_programs::Errno;
+use roundtable_programs::cgroup;
+use roundtable_programs::fault::{self, Fault};
+use roundtable_programs::file::Fd;
+use roundtable_programs::huge::{self, HUGE};
+use roundtable_programs::kinds::{self, Answer, call};
+use roundtable_programs::mem::{ANON, FIXED, mincore};
+use roundtable_programs::uffd::{self, Uffd};
+
+use super::step::{Place, REGIONS, Step, What};
+
+/// get_mempolicy(2) of an address.
+const MPOL_F_ADDR: usize = 2;
+
+/// What a process has.
+pub struct Actor<'a> {
+    pub files: &'a [Fd],
+    /// Its control group.
+    pub group: &'a cgroup::Group,
+    /// Of its own memory, made when it is first asked for.
+    pub uffd: Option<Uffd>,
+}
+
+/// A result as it is written down.
+fn said(answer: Answer) -> String {
+    match answer {
+        Ok(value) => value.to_string(),
+        Err(error) => format!("{error:?}"),
+    }
+}
+
+/// The same for a call that gives an address.
+fn placed(answer: Answer, wanted: usize) -> String {
+    match answer {
+        Ok(address) if address == wanted => "there".into(),
+        Ok(_) => "elsewhere".into(),
+        Err(error) => format!("{error:?}"),
+    }
+}
+
+fn faulted<T: std::fmt::Display>(result: Result<T, Fault>, at: usize) -> String {
+    match result {
+        Ok(value) => value.to_string(),
+        // The address as the distance from where the access was.
+        Err(fault) => {
+            format!("signal {} code {} at {:+}", fault.signal, fault.code, fault.address as i64 - at as i64)
+        }
+    }
+}
+
+impl Actor<'_> {
+    /// Does a step that is not for the process's life.
+    pub fn run(&mut self, step: Step, pid_of: impl Fn(usize) -> i32) -> String {
+        let range = |at: Place| [at.address(), at.length()];
+        match step {
+            Step::Map { at, what, protection, flags, offset } => {
+                let (fd, more, offset) = match what {
+                    What::File(file) => (self.files[file].raw(), 0, offset),
+                    What::Huge => (-1, ANON | libc::MAP_HUGETLB, 0),
+                    What::Base => (-1, ANON, 0),
+                };
+                let [address, length] = range(at);
+                placed(kinds::map(address, length, protection, flags | more | FIXED, fd, offset), address)
+            }
+            Step::Unmap { at } => said(kinds::unmap(at.address(), at.length())),
+            Step::Protect { at, protection } => {
+                said(kinds::protect(at.address(), at.length(), protection as usize))
+            }
+            Step::Move { from, to, flags } => {
+                let [address, length] = range(from);
+                let moved = kinds::remap(address, length, to.length(), flags as usize, to.address());
+                let result = placed(moved, to.address());
+                // Where the kernel has chosen the place, nobody looks: it goes.
+                if let Ok(address) = moved
+                    && result == "elsewhere"
+                    && !inside(address)
+                {
+                    _ = kinds::unmap(address, to.length());
+                }
+                result
+            }
+            Step::Load { at } => faulted(fault::load(at.address()), at.address()),
+            Step::Store { at, value } => {
+                faulted(fault::store(at.address(), value).map(|()| "stored"), at.address())
+            }
+            Step::Truncate { file, length } => said(self.files[file].truncate(length as u64).map(|()| 0)),
+            Step::Allocate { file, mode, offset, length } => {
+                said(self.files[file].fallocate(mode, offset as u64, length as u64).map(|()| 0))
+            }
+            Step::Read { file, page } => {
+                let mut word = [0; 8];
+                let read = self.files[file].read_at(&mut word, (page * HUGE) as u64);
+                format!("{} {}", said(read), u64::from_ne_bytes(word))
+            }
+            Step::Write { file } => said(self.files[file].write_at(&[1; 8], 0)),
+            Step::Seek { file, page, whence } => said(call(
+                libc::SYS_lseek,
+                [self.files[file].raw() as usize, page * HUGE, whence as usize, 0, 0, 0],
+            )),
+            Step::Stat { file } => {
+                let (stat, system) = (self.files[file].stat(), self.files[file].statfs());
+                let (all, free) = (system.f_blocks, system.f_bfree);
+                format!("{} bytes {} blocks; {all} {free}", stat.st_size, stat.st_blocks)
+            }
+            Step::Seal { file, seals } => {
+                let fd = self.files[file].raw() as usize;
+                said(call(libc::SYS_fcntl, [fd, libc::F_ADD_SEALS as usize, seals as usize, 0, 0, 0]))
+            }
+            Step::Advise { at, advice } => said(kinds::advise(at.address(), at.length(), advice)),
+            Step::Lock { at, on } => {
+                let number = if on { libc::SYS_mlock } else { libc::SYS_munlock };
+                said(call(number, [at.address(), at.length(), 0, 0, 0, 0]))
+            }
+            Step::Resident { at } => match mincore(at.address(), at.length()) {
+                Ok(pages) => pages.chunks(512).map(|huge| if huge[0] { '1' } else { '0' }).collect(),
+                Err(error) => format!("{error:?}"),
+            },
+            Step::Sync { at, flags } => {
+                said(call(libc::SYS_msync, [at.address(), at.length(), flags as usize, 0, 0, 0]))
+            }
+            Step::Peek { other, at } => peek(pid_of(other), at),
+            Step::Register { at, mode } => said(self.uffd().register_at(at.address(), at.length(), mode)),
+            Step::Unregister { at } => {
+                said(self.uffd().ioctl(uffd::UNREGISTER, &mut [at.address() as u64, at.length() as u64]))
+            }
+            Step::Copy { at, value, mode } => {
+                let mut page = vec![0; HUGE];
+                page[..8].copy_from_slice(&value.to_ne_bytes());
+                counted(self.uffd().copy(at.address(), &page, mode))
+            }
+            Step::Zero { at } => counted(self.uffd().of_range(uffd::ZEROPAGE, at.address(), HUGE, 0)),
+            Step::WriteProtect { at, on } => {
+                said(self.uffd().protect(at.address(), at.length(), u64::from(on)))
+            }
+            Step::Continue { at } => counted(self.uffd().of_range(uffd::CONTINUE, at.address(), HUGE, 0)),
+            Step::Bind { at, mode, nodes, flags } => {
+                let nodes = (&raw const nodes) as usize;
+                said(call(libc::SYS_mbind, [at.address(), at.length(), mode, nodes, 64, flags]))
+            }
+            Step::SetPolicy { mode, nodes } => {
+                said(call(libc::SYS_set_mempolicy, [mode, (&raw const nodes) as usize, 64, 0, 0, 0]))
+            }
+            Step::Policy { at } => policy(at),
+            Step::Maps => maps(),
+            Step::Limit { reserved, pages } => {
+                let name = if reserved { "hugetlb.2MB.rsvd.max" } else { "hugetlb.2MB.max" };
+                let written = match pages {
+                    Some(pages) => self.group.write(name, pages * HUGE),
+                    None => self.group.write(name, "max"),
+                };
+                said(written.map(|()| 0))
+            }
+            Step::Usage => {
+                let names = ["current", "rsvd.current", "max", "events"];
+                let all = names.map(|name| self.group.read(&format!("hugetlb.2MB.{name}")));
+                all.map(|text| text.trim().replace('\n', " ")).join(", ")
+            }
+            Step::Pool { pages } => huge::set_pool(pages).to_string(),
+            Step::Overcommit { pages } => {
+                huge::set_overcommit(pages);
+                "0".into()
+            }
+            Step::Fork { .. } | Step::Exit | Step::Reap { .. } => unreachable!("of its life"),
+        }
+    }
+
+    fn uffd(&mut self) -> &Uffd {
+        // A fault that nobody resolves is a signal, and the process goes on.
+        self.uffd.get_or_insert_with(|| Uffd::new(uffd::SIGBUS | uffd::ALL_KINDS))
+    }
+}
+
+fn counted(result: Result<i64, Errno>) -> String {
+    result.map_or_else(|error| format!("{error:?}"), |count| count.to_string())
+}
+
+fn inside(address: usize) -> bool {
+    REGIONS.iter().any(|(start, pages)| (*start..start + pages * HUGE).contains(&address))
+}
+
+/// What another process has at a place.
+fn peek(pid: i32, at: Place) -> String {
+    let mut word = 0u64;
+    let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: 8 };
+    let remote = libc::iovec { iov_base: at.address() as *mut _, iov_len: 8 };
+    // SAFETY: both vectors live through the call, and so does the word.
+    let read = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
+    format!("{} {word}", said(roundtable_programs::sys::check(read as i64)))
+}
+
+fn policy(at: Place) -> String {
+    let (mut mode, mut nodes) = (0i32, 0u64);
+    let arguments = [(&raw mut mode) as usize, (&raw mut nodes) as usize, 64, at.address(), MPOL_F_ADDR, 0];
+    format!("{} {mode} {nodes}", said(call(libc::SYS_get_mempolicy, arguments)))
+}
+
+/// What `/proc/self/smaps` and `numa_maps` say of the regions.
+fn maps() -> String {
+    const SHOWN: [&str; 11] = [
+        "Size:",
+        "KernelPageSize:",
+        "MMUPageSize:",
+        "Rss:",
+        "Shared_Clean:",
+        "Shared_Dirty:",
+        "Private_Clean:",
+        "Private_Dirty:",
+        "Anonymous:",
+        "Locked:",
+        "VmFlags:",
+    ];
+    let mut text = String::new();
+    let (mut shown, mut huge) = (false, 0);
+    for line in std::fs::read_to_string("/proc/self/smaps").expect("smaps").lines() {
+        let mut words = line.split_whitespace();
+        let first = words.next().unwrap_or_default();
+        if let Some((start, end)) = first.split_once('-') {
+            let number = |text| usize::from_str_radix(text, 16).expect("an address");
+            let (start, end) = (number(start), number(end));
+            shown = inside(start);
+            if shown {
+                huge = 0;
+                let rights = words.next().unwrap_or_default();
+                let offset = words.next().unwrap_or_default();
+                let region = usize::from(start >= REGIONS[1].0);
+                let base = REGIONS[region].0;
+                _ = write!(text, "\n    {region} {:#x}-{:#x} {rights} {offset}", start - base, end - base);
+            }
+        } else if shown && ["Shared_Hugetlb:", "Private_Hugetlb:"].contains(&first) {
+            // Their sum: ours calls a file's page shared, Linux one that is mapped more than once.
+            huge += words.next().and_then(|word| word.parse::<u64>().ok()).expect("a number");
+        } else if shown && SHOWN.contains(&first) {
+            // Ours has no soft-dirty bits, which Linux shows as set from the start.
+            let value: Vec<&str> = words.filter(|word| !["kB", "sd"].contains(word)).collect();
+            if first == "VmFlags:" && huge != 0 {
+                _ = write!(text, " Hugetlb:{huge}");
+            }
+            if value != ["0"] {
+                _ = write!(text, " {first}{}", value.join(","));
+            }
+        }
+    }
+    for line in std::fs::read_to_string("/proc/self/numa_maps").expect("numa_maps").lines() {
+        let mut words = line.split_whitespace();
+        let address = words.next().and_then(|word| usize::from_str_radix(word, 16).ok());
+        let Some(address) = address.filter(|address| inside(*address)) else { continue };
+        let rest: Vec<&str> = words.filter(|word| !word.starts_with("file=")).collect();
+        let region = usize::from(address >= REGIONS[1].0);
+        _ = write!(text, "\n    {region} {:#x} {}", address - REGIONS[region].0, rest.join(" "));
+    }
+    text
+}
