@@ -106,26 +106,25 @@ impl Context {
     /// Can all areas of the range be registered? Tells whether there are huge pages.
     fn check_range(self: &Arc<Self>, areas: &Areas, range: &Range<u64>, mode: VmFlags) -> Result<bool> {
         let mut huge = false;
-        let mut met = false;
+        let mut first = true;
         for vma in areas.set.overlapping(range.clone()) {
-            met = true;
             if !vma.can_userfault(mode) {
                 return Err(Errno::EINVAL);
             }
             if !vma.flags.contains(VmFlags::MAY_WRITE) {
                 return Err(Errno::EPERM);
             }
-            let part = vma.start.max(range.start)..vma.end.min(range.end);
-            if vma.is_huge() && ((part.start | part.end) & (vma.granule() - 1)) != 0 {
+            if !starts_well(vma, range, first) || cuts_at_its_end(vma, range) {
                 return Err(Errno::EINVAL);
             }
+            first = false;
             if vma.userfault.as_ref().is_some_and(|other| !Arc::ptr_eq(other, self)) {
                 return Err(Errno::EBUSY);
             }
             huge |= vma.is_huge();
             sched::cond_resched();
         }
-        if met { Ok(huge) } else { Err(Errno::EINVAL) }
+        if first { Err(Errno::EINVAL) } else { Ok(huge) }
     }
 
     /// UFFDIO_UNREGISTER.
@@ -134,16 +133,17 @@ impl Context {
         {
             let mut guard = space.write();
             let areas: &mut Areas = &mut guard;
-            let mut met = false;
+            let mut first = true;
             for vma in areas.set.overlapping(range.clone()) {
-                met = true;
-                let part = vma.start.max(range.start)..vma.end.min(range.end);
-                let cuts = vma.is_huge() && ((part.start | part.end) & (vma.granule() - 1)) != 0;
-                if cuts || !vma.can_userfault(VmFlags::empty()) {
+                // As on Linux, the end matters where there is something to let go of.
+                let own = vma.userfault.as_ref().is_some_and(|other| Arc::ptr_eq(other, self));
+                let cuts = own && cuts_at_its_end(vma, &range);
+                if cuts || !starts_well(vma, &range, first) || !vma.can_userfault(VmFlags::empty()) {
                     return Err(Errno::EINVAL);
                 }
+                first = false;
             }
-            if !met {
+            if first {
                 return Err(Errno::EINVAL);
             }
             space.let_areas_go(areas, self, range.clone())?;
@@ -163,6 +163,16 @@ impl Context {
         self.wake(0..u64::MAX);
         self.give_up_events();
     }
+}
+
+/// Whether the range may begin where it does: at a huge page, if the first area that it meets is of those.
+fn starts_well(vma: &Vma, range: &Range<u64>, first: bool) -> bool {
+    !first || !vma.is_huge() || range.start.is_multiple_of(vma.granule())
+}
+
+/// Whether the range ends amid one of the area's huge pages.
+fn cuts_at_its_end(vma: &Vma, range: &Range<u64>) -> bool {
+    vma.is_huge() && range.end < vma.end && !range.end.is_multiple_of(vma.granule())
 }
 
 impl AddressSpace {

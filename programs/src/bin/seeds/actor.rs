@@ -21,6 +21,8 @@ pub struct Actor<'a> {
     pub files: &'a [Fd],
     /// Its control group.
     pub group: &'a cgroup::Group,
+    /// Huge pages of the pool that are not the sequence's.
+    pub others: u64,
     /// Of its own memory, made when it is first asked for.
     pub uffd: Option<Uffd>,
 }
@@ -159,7 +161,7 @@ impl Actor<'_> {
                 let all = names.map(|name| self.group.read(&format!("hugetlb.2MB.{name}")));
                 all.map(|text| text.trim().replace('\n', " ")).join(", ")
             }
-            Step::Pool { pages } => huge::set_pool(pages).to_string(),
+            Step::Pool { pages } => (huge::set_pool(pages + self.others) - self.others).to_string(),
             Step::Overcommit { pages } => {
                 huge::set_overcommit(pages);
                 "0".into()
@@ -198,23 +200,12 @@ fn policy(at: Place) -> String {
     format!("{} {mode} {nodes}", said(call(libc::SYS_get_mempolicy, arguments)))
 }
 
-/// What `/proc/self/smaps` and `numa_maps` say of the regions.
+/// What `/proc/self/smaps` and `numa_maps` say of the regions. How many pages of a file a process has entries for is the kernel's own
+/// business: ours shows those that others have touched.
 fn maps() -> String {
-    const SHOWN: [&str; 11] = [
-        "Size:",
-        "KernelPageSize:",
-        "MMUPageSize:",
-        "Rss:",
-        "Shared_Clean:",
-        "Shared_Dirty:",
-        "Private_Clean:",
-        "Private_Dirty:",
-        "Anonymous:",
-        "Locked:",
-        "VmFlags:",
-    ];
+    const SHOWN: [&str; 4] = ["Size:", "KernelPageSize:", "MMUPageSize:", "VmFlags:"];
     let mut text = String::new();
-    let (mut shown, mut huge) = (false, 0);
+    let mut shown = false;
     for line in std::fs::read_to_string("/proc/self/smaps").expect("smaps").lines() {
         let mut words = line.split_whitespace();
         let first = words.next().unwrap_or_default();
@@ -223,34 +214,26 @@ fn maps() -> String {
             let (start, end) = (number(start), number(end));
             shown = inside(start);
             if shown {
-                huge = 0;
                 let rights = words.next().unwrap_or_default();
                 let offset = words.next().unwrap_or_default();
                 let region = usize::from(start >= REGIONS[1].0);
                 let base = REGIONS[region].0;
                 _ = write!(text, "\n    {region} {:#x}-{:#x} {rights} {offset}", start - base, end - base);
             }
-        } else if shown && ["Shared_Hugetlb:", "Private_Hugetlb:"].contains(&first) {
-            // Their sum: ours calls a file's page shared, Linux one that is mapped more than once.
-            huge += words.next().and_then(|word| word.parse::<u64>().ok()).expect("a number");
         } else if shown && SHOWN.contains(&first) {
             // Ours has no soft-dirty bits, which Linux shows as set from the start.
             let value: Vec<&str> = words.filter(|word| !["kB", "sd"].contains(word)).collect();
-            if first == "VmFlags:" && huge != 0 {
-                _ = write!(text, " Hugetlb:{huge}");
-            }
-            if value != ["0"] {
-                _ = write!(text, " {first}{}", value.join(","));
-            }
+            _ = write!(text, " {first}{}", value.join(","));
         }
     }
     for line in std::fs::read_to_string("/proc/self/numa_maps").expect("numa_maps").lines() {
         let mut words = line.split_whitespace();
         let address = words.next().and_then(|word| usize::from_str_radix(word, 16).ok());
         let Some(address) = address.filter(|address| inside(*address)) else { continue };
-        let rest: Vec<&str> = words.filter(|word| !word.starts_with("file=")).collect();
+        let policy = words.next().unwrap_or_default();
+        let copies = words.find(|word| word.starts_with("anon=")).unwrap_or_default();
         let region = usize::from(address >= REGIONS[1].0);
-        _ = write!(text, "\n    {region} {:#x} {}", address - REGIONS[region].0, rest.join(" "));
+        _ = write!(text, "\n    {region} {:#x} {policy} {copies}", address - REGIONS[region].0);
     }
     text
 }

@@ -127,7 +127,7 @@ fn play(seed: u64, steps: u64, before: &Before, files: &[Fd], group: &Group) -> 
     let mut parents = [None; ACTORS];
     let first = child::fork(|| {
         group.attach(0).expect("cgroup.procs");
-        live(0, 0, &board, Actor { files, group, uffd: None });
+        live(0, 0, &board, Actor { files, group, others: before.promised + before.used, uffd: None });
     });
     board.set_pid(0, first.release());
     alive[0] = true;

@@ -167,6 +167,8 @@ fn area_rows(out: &mut Text, mm: &AddressSpace, area: &AreaView) {
         (area.flags.contains(VmFlags::MAY_EXEC), "me"),
         (area.flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE), "ms"),
         (area.flags.contains(VmFlags::GROWS_DOWN), "gd"),
+        (area.flags.contains(VmFlags::USERFAULT_MISSING), "um"),
+        (area.flags.contains(VmFlags::USERFAULT_WP), "uw"),
         (area.flags.contains(VmFlags::LOCKED), "lo"),
         (area.flags.contains(VmFlags::SEQUENTIAL), "sr"),
         (area.flags.contains(VmFlags::RANDOM), "rr"),
@@ -180,8 +182,6 @@ fn area_rows(out: &mut Text, mm: &AddressSpace, area: &AreaView) {
         (area.flags.contains(VmFlags::HUGE_PAGE), "hg"),
         (area.flags.contains(VmFlags::NO_HUGE_PAGE), "nh"),
         (area.flags.contains(VmFlags::MERGEABLE), "mg"),
-        (area.flags.contains(VmFlags::USERFAULT_MISSING), "um"),
-        (area.flags.contains(VmFlags::USERFAULT_WP), "uw"),
         (area.flags.contains(VmFlags::USERFAULT_MINOR), "ui"),
         (area.flags.contains(VmFlags::SEALED), "sl"),
     ];
