@@ -8,7 +8,7 @@ use roundtable_programs::fault::{self, Fault};
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, HUGE};
 use roundtable_programs::kinds::{self, Answer, call};
-use roundtable_programs::mem::{ANON, FIXED, mincore};
+use roundtable_programs::mem::{ANON, FIXED};
 use roundtable_programs::uffd::{self, Uffd};
 
 use super::step::{Place, REGIONS, Step, What};
@@ -56,7 +56,7 @@ fn faulted<T: std::fmt::Display>(result: Result<T, Fault>, at: usize) -> String 
 
 impl Actor<'_> {
     /// Does a step that is not for the process's life.
-    pub fn run(&mut self, step: Step, pid_of: impl Fn(usize) -> i32) -> String {
+    pub fn run(&mut self, step: Step) -> String {
         let range = |at: Place| [at.address(), at.length()];
         match step {
             Step::Map { at, what, protection, flags, offset } => {
@@ -66,7 +66,9 @@ impl Actor<'_> {
                     What::Base => (-1, ANON, 0),
                 };
                 let [address, length] = range(at);
-                placed(kinds::map(address, length, protection, flags | more | FIXED, fd, offset), address)
+                let mapped = kinds::map(address, length, protection, flags | more | FIXED, fd, offset);
+                cleared(mapped, at);
+                placed(mapped, address)
             }
             Step::Unmap { at } => said(kinds::unmap(at.address(), at.length())),
             Step::Protect { at, protection } => {
@@ -75,6 +77,9 @@ impl Actor<'_> {
             Step::Move { from, to, flags } => {
                 let [address, length] = range(from);
                 let moved = kinds::remap(address, length, to.length(), flags as usize, to.address());
+                if flags & libc::MREMAP_FIXED != 0 {
+                    cleared(moved, to);
+                }
                 let result = placed(moved, to.address());
                 // Where the kernel has chosen the place, nobody looks: it goes.
                 if let Ok(address) = moved
@@ -117,14 +122,9 @@ impl Actor<'_> {
                 let number = if on { libc::SYS_mlock } else { libc::SYS_munlock };
                 said(call(number, [at.address(), at.length(), 0, 0, 0, 0]))
             }
-            Step::Resident { at } => match mincore(at.address(), at.length()) {
-                Ok(pages) => pages.chunks(512).map(|huge| if huge[0] { '1' } else { '0' }).collect(),
-                Err(error) => format!("{error:?}"),
-            },
             Step::Sync { at, flags } => {
                 said(call(libc::SYS_msync, [at.address(), at.length(), flags as usize, 0, 0, 0]))
             }
-            Step::Peek { other, at } => peek(pid_of(other), at),
             Step::Register { at, mode } => said(self.uffd().register_at(at.address(), at.length(), mode)),
             Step::Unregister { at } => {
                 said(self.uffd().ioctl(uffd::UNREGISTER, &mut [at.address() as u64, at.length() as u64]))
@@ -157,9 +157,12 @@ impl Actor<'_> {
                 said(written.map(|()| 0))
             }
             Step::Usage => {
-                let names = ["current", "rsvd.current", "max", "events"];
-                let all = names.map(|name| self.group.read(&format!("hugetlb.2MB.{name}")));
-                all.map(|text| text.trim().replace('\n', " ")).join(", ")
+                let names = ["current", "rsvd.current", "max"];
+                let all =
+                    names.map(|name| self.group.read(&format!("hugetlb.2MB.{name}")).trim().to_string());
+                // Linux may count a fault that fails twice.
+                let failed = self.group.value("hugetlb.2MB.events", "max") != 0;
+                format!("{} {failed}", all.join(", "))
             }
             Step::Pool { pages } => (huge::set_pool(pages + self.others) - self.others).to_string(),
             Step::Overcommit { pages } => {
@@ -180,18 +183,16 @@ fn counted(result: Result<i64, Errno>) -> String {
     result.map_or_else(|error| format!("{error:?}"), |count| count.to_string())
 }
 
-fn inside(address: usize) -> bool {
-    REGIONS.iter().any(|(start, pages)| (*start..start + pages * HUGE).contains(&address))
+/// A call that was to replace what is at a place and has failed: on Linux it may have taken away what was there, here never. It goes.
+fn cleared(answer: Answer, at: Place) {
+    if answer.is_err() {
+        let (address, length) = at.whole();
+        _ = kinds::unmap(address, length);
+    }
 }
 
-/// What another process has at a place.
-fn peek(pid: i32, at: Place) -> String {
-    let mut word = 0u64;
-    let local = libc::iovec { iov_base: (&raw mut word).cast(), iov_len: 8 };
-    let remote = libc::iovec { iov_base: at.address() as *mut _, iov_len: 8 };
-    // SAFETY: both vectors live through the call, and so does the word.
-    let read = unsafe { libc::process_vm_readv(pid, &raw const local, 1, &raw const remote, 1, 0) };
-    format!("{} {word}", said(roundtable_programs::sys::check(read as i64)))
+fn inside(address: usize) -> bool {
+    REGIONS.iter().any(|(start, pages)| (*start..start + pages * HUGE).contains(&address))
 }
 
 fn policy(at: Place) -> String {
@@ -231,9 +232,8 @@ fn maps() -> String {
         let address = words.next().and_then(|word| usize::from_str_radix(word, 16).ok());
         let Some(address) = address.filter(|address| inside(*address)) else { continue };
         let policy = words.next().unwrap_or_default();
-        let copies = words.find(|word| word.starts_with("anon=")).unwrap_or_default();
         let region = usize::from(address >= REGIONS[1].0);
-        _ = write!(text, "\n    {region} {:#x} {policy} {copies}", address - REGIONS[region].0);
+        _ = write!(text, "\n    {region} {:#x} {policy}", address - REGIONS[region].0);
     }
     text
 }

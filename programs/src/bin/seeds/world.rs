@@ -29,8 +29,6 @@ struct Board {
     step: Map,
     /// The answer, behind its length.
     answer: Map,
-    /// The processes' numbers, a word each.
-    pids: Map,
 }
 
 impl Board {
@@ -40,14 +38,6 @@ impl Board {
         // SAFETY: the room is there, and nobody else uses it now.
         unsafe { std::ptr::copy_nonoverlapping(text.as_ptr(), (self.answer.address + 8) as *mut u8, length) };
         self.words.add(ANSWERS);
-    }
-
-    fn pid(&self, actor: usize) -> i32 {
-        self.pids.get_u64(8 * actor) as i32
-    }
-
-    fn set_pid(&self, actor: usize, pid: i32) {
-        self.pids.set_u64(8 * actor, pid as u64);
     }
 
     fn step(&self) -> Step {
@@ -119,41 +109,46 @@ fn hash(text: &str) -> u64 {
         .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
+/// A process that lives: its number, and which process made it, unless that has ended.
+#[derive(Clone, Copy)]
+struct Living {
+    pid: i32,
+    parent: Option<usize>,
+}
+
 fn play(seed: u64, steps: u64, before: &Before, files: &[Fd], group: &Group) -> String {
     let shared = |length| Map::new(length, RW, SHARED | ANON, -1, 0).expect("shared memory");
-    let board = Board { words: Shared::new(), step: shared(PAGE), answer: shared(ROOM), pids: shared(PAGE) };
+    let board = Board { words: Shared::new(), step: shared(PAGE), answer: shared(ROOM) };
     let mut rng = Rng::new(seed);
-    let mut alive = [false; ACTORS];
-    let mut parents = [None; ACTORS];
     let first = child::fork(|| {
         group.attach(0).expect("cgroup.procs");
         live(0, 0, &board, Actor { files, group, others: before.promised + before.used, uffd: None });
     });
-    board.set_pid(0, first.release());
-    alive[0] = true;
+    let mut all = [None; ACTORS];
+    all[0] = Some(Living { pid: first.release(), parent: None });
     let mut text = String::new();
     for number in 1..=steps {
-        let living: Vec<usize> = (0..ACTORS).filter(|actor| alive[*actor]).collect();
+        let living: Vec<usize> = (0..ACTORS).filter(|actor| all[*actor].is_some()).collect();
         let actor = living[rng.below(living.len())];
-        let step = Step::draw(&mut rng, number, actor, &alive);
+        let free = (0..ACTORS).find(|actor| all[*actor].is_none());
+        let step = Step::draw(&mut rng, number, actor, free);
         let mut answer = ask(&board, actor, step);
         match step {
             Step::Fork { to } => {
                 if let Ok(pid) = answer.parse() {
-                    board.set_pid(to, pid);
-                    (alive[to], parents[to]) = (true, Some(actor));
+                    all[to] = Some(Living { pid, parent: Some(actor) });
                     answer = "forked".into();
                 }
             }
-            Step::Exit => end(&board, actor, &mut alive, &mut parents),
+            Step::Exit => end(&board, actor, &mut all),
             _ => {}
         }
         _ = writeln!(text, "{number} {actor} {step:?} = {answer} | {}", before.pool());
     }
     for actor in (0..ACTORS).rev() {
-        if alive[actor] {
+        if all[actor].is_some() {
             ask(&board, actor, Step::Exit);
-            end(&board, actor, &mut alive, &mut parents);
+            end(&board, actor, &mut all);
         }
     }
     text
@@ -174,14 +169,16 @@ fn ask(board: &Board, actor: usize, step: Step) -> String {
 }
 
 /// A process has said that it ends: whoever is its parent waits for that, for its memory goes with it.
-fn end(board: &Board, actor: usize, alive: &mut [bool; ACTORS], parents: &mut [Option<usize>; ACTORS]) {
-    let pid = board.pid(actor);
-    alive[actor] = false;
+fn end(board: &Board, actor: usize, all: &mut [Option<Living>; ACTORS]) {
+    let Some(ended) = all[actor].take() else { return };
     // Its children are the world's now, which is a subreaper.
-    parents.iter_mut().filter(|parent| **parent == Some(actor)).for_each(|parent| *parent = None);
-    match parents[actor] {
-        Some(parent) => _ = ask(board, parent, Step::Reap { pid }),
-        None => _ = child::waitpid(pid, 0).expect("waitpid"),
+    all.iter_mut()
+        .flatten()
+        .filter(|other| other.parent == Some(actor))
+        .for_each(|other| other.parent = None);
+    match ended.parent {
+        Some(parent) => _ = ask(board, parent, Step::Reap { pid: ended.pid }),
+        None => _ = child::waitpid(ended.pid, 0).expect("waitpid"),
     }
 }
 
@@ -217,7 +214,7 @@ fn live(mut me: usize, mut done: u32, board: &Board, mut own: Actor<'_>) {
                 }
             }
             step => {
-                let answer = own.run(step, |other| board.pid(other));
+                let answer = own.run(step);
                 board.answer(&answer);
             }
         }
