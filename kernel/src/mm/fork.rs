@@ -16,6 +16,7 @@ use core::sync::atomic::{AtomicBool, Ordering};
 use super::accounting;
 use super::backing::Link;
 use super::entry::Entry;
+use super::fork_files;
 use super::fork_tables::{self, Sharing, WINDOW};
 use super::gather::Gather;
 use super::space::{AddressSpace, Areas};
@@ -98,7 +99,8 @@ impl AddressSpace {
             sched::cond_resched();
             let withholds = copies_marks(vma, set);
             let copies = copies_pages(vma) || withholds;
-            if !copies && !matches!(vma.kind, Kind::File(_)) {
+            // A shared mapping may have a hundred thousand tables, none of which a child gets.
+            if !copies && !fork_files::may_ever_be_mixed(vma) {
                 continue;
             }
             let mut at = vma.start.max(done);
@@ -303,6 +305,10 @@ fn withhold_as(parents: &HugeArea, childs: &HugeArea, range: Range<u64>) -> Resu
             childs.withhold_stores(at..at + size, true)?;
         }
         sched::cond_resched();
+        // The area may be of many TiB.
+        if process::current().kill_pending() {
+            return Err(Errno::EINTR);
+        }
     }
     Ok(())
 }

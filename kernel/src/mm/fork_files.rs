@@ -133,17 +133,26 @@ pub(super) fn count_leaves(table: PhysAddr) -> Option<Resident> {
     Some(pages)
 }
 
-/// May the area lie in a window whose table has pages of files, and is shared?
-pub(super) fn may_be_mixed(vma: &Vma, window: u64) -> bool {
+/// May the area lie in windows whose tables have pages of files, and are shared? Otherwise all windows that it lies in are refused.
+pub(super) fn may_ever_be_mixed(vma: &Vma) -> bool {
     let Kind::File(_) = &vma.kind else { return false };
-    let withheld = VmFlags::DONT_FORK | VmFlags::WIPE_ON_FORK | VmFlags::SECRET;
+    // A copy of the table leaves out pages that nobody has used yet, which what is locked must not miss.
+    let withheld = VmFlags::DONT_FORK | VmFlags::WIPE_ON_FORK | VmFlags::SECRET | VmFlags::LOCKED;
     if vma.userfault.is_some() || vma.flags.intersects(withheld) {
         return false;
     }
     // Larger ones have tables of the file's where they can, and elsewhere their mappings are not on the file's list before
     // they have a page.
+    !vma.flags.contains(VmFlags::SHARED) || vma.len() < WINDOW
+}
+
+/// May the area lie in the window at `window`, whose table has pages of files, and is shared?
+pub(super) fn may_be_mixed(vma: &Vma, window: u64) -> bool {
+    if !may_ever_be_mixed(vma) {
+        return false;
+    }
     if vma.flags.contains(VmFlags::SHARED) {
-        return vma.len() < WINDOW;
+        return true;
     }
     // The child is attached to such a window, or its faults do that.
     vma.is_touched() || !vma.table_windows().is_some_and(|windows| windows.range().contains(&window))

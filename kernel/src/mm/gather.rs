@@ -63,12 +63,14 @@ impl<'a> Gather<'a> {
 
     /// `frame` is no longer mapped at `address`.
     pub fn page(&mut self, address: u64, frame: Frame) {
+        debug_assert!(self.frames.len() < LIMIT, "nobody has looked whether there is room");
         self.flush_range(address..address + 4096);
         self.frames.push(frame);
     }
 
     /// `frame` is no longer mapped by a table that other address spaces share since a fork.
     pub(super) fn shared_page(&mut self, frame: Frame) {
+        debug_assert!(self.frames.len() < LIMIT, "nobody has looked whether there is room");
         self.everybodys = true;
         self.frames.push(frame);
     }

@@ -319,7 +319,13 @@ impl AddressSpace {
                     debug_assert!(false, "leaves of a shared table are removed at {:#x}", met.0);
                     (met.0 & !(WINDOW - 1)) + WINDOW
                 }
-                Err(met) => self.zap_shared(met.0..range.end, what, gather),
+                Err(met) => {
+                    // There is room for the pages of one table, and the walk may have met some before.
+                    if gather.is_full() {
+                        gather.flush();
+                    }
+                    self.zap_shared(met.0..range.end, what, gather)
+                }
             };
             if gather.is_full() {
                 gather.flush();

@@ -20,7 +20,7 @@ use roundtable_programs::{procfs, sys, tests};
 tests! { reading_copies_nothing: 60, stores_stay_apart: 60, generations: 60, calls_in_the_child: 60,
 calls_in_the_parent: 60, a_punch_is_for_all: 60, a_truncation_is_for_all: 60, shared_mappings_beside: 60,
 punches_against_forks: 120, truncations_against_stores: 120, looked_at_while_punched: 120,
-killed_while_punched: 120, a_punch_cannot_fail: 60, residency_is_told: 60 }
+killed_while_punched: 120, a_punch_cannot_fail: 60, residency_is_told: 60, own_and_shared_tables: 60, locked_pages_stay: 60 }
 
 const COUNTERS: &str = "/sys/kernel/mm/file_tables";
 
@@ -600,4 +600,48 @@ fn residency_is_told() {
     });
     assert_eq!(fault::read(mixed.at(READ)), Err(Fault::bus(mixed.at(READ))));
     mixed.expect_anonymous();
+}
+
+/// A truncation of more pages at once than are gathered for one flush: those of a table of the parent's own, and of one that is shared.
+fn own_and_shared_tables() {
+    const ALL: usize = 2 * WINDOW / PAGE - 1;
+    let file = stamped(ALL * PAGE);
+    let place = Map::reserve(4 * WINDOW, WINDOW);
+    // Not where the file has tables of its own.
+    let start = place.address + PAGE;
+    mmap(start, ALL * PAGE, RW, PRIVATE | FIXED, file.raw(), 0).unwrap();
+    let load = |page: usize| fault::load(start + page * PAGE);
+    (0..ALL).for_each(|page| assert!(load(page).is_ok()));
+    let words = Shared::new();
+    let child = child::fork(|| words.wait(0, 1));
+    fault::store(start, 1).unwrap();
+    (0..ALL).for_each(|page| assert!(load(page).is_ok()));
+    file.truncate(0).unwrap();
+    for page in [0, 1, ALL / 2, ALL - 1] {
+        assert_eq!(load(page), Err(Fault::bus(start + page * PAGE)));
+    }
+    words.set(0, 1);
+    child.ok();
+}
+
+/// What is locked is there in the parent after a fork and a store beside it, though nobody has looked at it yet.
+fn locked_pages_stay() {
+    let file = stamped(PAGES * PAGE);
+    let place = Map::reserve(3 * WINDOW, WINDOW);
+    let (locked, beside) = (place.address + WINDOW, place.address + WINDOW + 2 * PAGES * PAGE);
+    mmap(locked, PAGES * PAGE, R, PRIVATE | FIXED, file.raw(), 0).unwrap();
+    mmap(beside, PAGE, RW, PRIVATE | ANON | FIXED, -1, 0).unwrap();
+    fault::store(beside, 1).unwrap();
+    // SAFETY: the pages are mapped.
+    sys::check(unsafe { libc::mlock(locked as *const _, PAGES * PAGE) }).expect("mlock");
+    let words = Shared::new();
+    let child = child::fork(|| words.wait(0, 1));
+    fault::store(beside, 2).unwrap();
+    let before = sys::faults().0;
+    (0..PAGES).for_each(|page| assert_eq!(fault::load(locked + page * PAGE), Ok(stamp(page))));
+    let faults = sys::faults().0 - before;
+    // The test's own code may fault in.
+    assert!(faults < 8, "{faults} faults at pages that are locked");
+    words.set(0, 1);
+    child.ok();
 }
