@@ -53,16 +53,21 @@ fn relative(mask: &UserMask, there: NodeMask) -> NodeMask {
 }
 
 impl Policy {
+    /// Whether there are such a mode and such flags of it: what Linux asks before it reads the nodes.
+    pub fn check_mode(whole: u32) -> Result<()> {
+        let (mode, flags) = (whole & !FLAGS, whole & FLAGS);
+        let both = STATIC | RELATIVE;
+        let may_balance = flags & BALANCING == 0 || matches!(mode, BIND | PREFERRED_MANY);
+        if mode >= MAX || flags & both == both || !may_balance { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
     /// The policy of a mode with its flags and of a program's nodes. `EINVAL` as Linux: unknown modes and flags, flags that say what
     /// becomes of nodes without any, nodes none of which has memory.
     pub fn new(whole: u32, mask: &UserMask) -> Result<Policy> {
+        Policy::check_mode(whole)?;
         let (mode, flags) = (whole & !FLAGS, whole & FLAGS);
         let is_none = mask.iter().all(|word| *word == 0);
         let moves = flags & (STATIC | RELATIVE);
-        let may_balance = flags & BALANCING == 0 || matches!(mode, BIND | PREFERRED_MANY);
-        if mode >= MAX || moves == STATIC | RELATIVE || !may_balance {
-            return Err(Errno::EINVAL);
-        }
         match mode {
             DEFAULT if is_none => return Ok(Policy::default()),
             // To prefer no node is to prefer the near one.
@@ -414,7 +419,10 @@ impl AddressSpace {
         let areas: &mut Areas = &mut guard;
         let mut result = Err(Errno::ENOENT);
         let mut at = range.start;
-        while let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) {
+        // An area with no policy of its own is not cut, and may reach beyond the range.
+        while at < range.end
+            && let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end)
+        {
             let part = vma.start.max(at)..vma.end.min(range.end);
             at = part.end;
             let policy = Policy { home: home as u16 + 1, ..vma.policy };

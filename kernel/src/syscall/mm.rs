@@ -264,7 +264,10 @@ fn process_vm(args: &mut Args, write: bool) -> Result<usize> {
     }
     let remote = vectors(remote, remote_count)?;
     let thread = process::find_thread(pid as u32).ok_or(Errno::ESRCH)?;
-    let space = memory_of(&thread.process)?.ok_or(Errno::ESRCH)?;
+    // Not held while the caller's own memory is accessed: that may sleep for long (a userfaultfd whose owner does not answer), and memory of
+    // a process that is killed meanwhile has to come back.
+    let held = Arc::downgrade(&memory_of(&thread.process)?.ok_or(Errno::ESRCH)?);
+    let space = || held.upgrade().ok_or(Errno::ESRCH);
     let mut buffer = fallible::filled(0, 16 * PAGE as usize)?;
     let mut done = 0;
     for [mut at, mut left] in remote {
@@ -276,16 +279,16 @@ fn process_vm(args: &mut Args, write: bool) -> Result<usize> {
             let len = left.min(*room).min(buffer.len());
             let moved = if write {
                 uaccess::copy_from_user(&mut buffer[..len], *here).and_then(|()| {
-                    space.write_remote(at as u64, &buffer[..len], Rights::Own).map_err(|_| Errno::EFAULT)
+                    space()?.write_remote(at as u64, &buffer[..len], Rights::Own).map_err(|_| Errno::EFAULT)
                 })
             } else {
-                space
-                    .read_remote(at as u64, &mut buffer[..len], Rights::Own)
-                    .map_err(|_| Errno::EFAULT)
-                    .and_then(|got| {
-                        copy_to_user(*here, &buffer[..got])?;
-                        Ok(got)
-                    })
+                let got = space().and_then(|space| {
+                    space.read_remote(at as u64, &mut buffer[..len], Rights::Own).map_err(|_| Errno::EFAULT)
+                });
+                got.and_then(|got| {
+                    copy_to_user(*here, &buffer[..got])?;
+                    Ok(got)
+                })
             };
             let moved = match moved {
                 Ok(moved) => moved,

@@ -65,6 +65,7 @@ fn possible(mask: &UserMask) -> (NodeMask, bool) {
 
 fn set_mempolicy(args: &mut Args) -> Result<usize> {
     let [mode, mask, bits, ..] = args.a;
+    Policy::check_mode(mode as u32)?;
     let policy = Policy::new(mode as u32, &read_nodes(mask, bits)?)?;
     process::current().memory_policy.set(policy);
     Ok(0)
@@ -72,21 +73,23 @@ fn set_mempolicy(args: &mut Args) -> Result<usize> {
 
 fn mbind(args: &mut Args) -> Result<usize> {
     let [address, len, mode, mask, bits, mut flags] = args.a;
+    // In Linux's order.
+    Policy::check_mode(mode as u32)?;
+    let nodes = read_nodes(mask, bits)?;
     if flags & !(MPOL_MF_STRICT | MPOL_MF_MOVE | MPOL_MF_MOVE_ALL) != 0 {
         return Err(Errno::EINVAL);
     }
-    let nodes = read_nodes(mask, bits)?;
     if flags & MPOL_MF_MOVE_ALL != 0 && !process::current().credentials().capable(abi::CAP_SYS_NICE) {
         return Err(Errno::EPERM);
     }
     if !(address as u64).is_multiple_of(PAGE) {
         return Err(Errno::EINVAL);
     }
-    let policy = Policy::new(mode as u32, &nodes)?;
     let range = pages(address, len)?;
     if range.is_empty() {
         return Ok(0);
     }
+    let policy = Policy::new(mode as u32, &nodes)?;
     if policy.mode() == MPOL_DEFAULT {
         flags &= !MPOL_MF_STRICT;
     }
@@ -179,8 +182,8 @@ fn get_mempolicy(args: &mut Args) -> Result<usize> {
     Ok(0)
 }
 
-/// A process, and its memory for moves and questions: `None` without any. Who takes a long time looks whether the process is still there:
-/// its memory comes back when it is let go of.
+/// A process, and its memory for moves and questions: `None` without any. Who takes a long time looks whether the process is still there, and
+/// who may sleep for long, as at an access to the caller's memory, does not have it meanwhile: it comes back when it is let go of.
 fn memory_for_moves(pid: usize) -> Result<(Arc<Process>, Option<Arc<AddressSpace>>)> {
     match pid as i32 {
         0 => Ok((process::current().process.clone(), Some(space()?))),
@@ -239,16 +242,18 @@ fn move_pages(args: &mut Args) -> Result<usize> {
     /// So many pages are one look at whether the process ends.
     const AT_ONCE: usize = 64;
     let (process, space) = memory_for_moves(pid)?;
-    let space = space.ok_or(Errno::EINVAL)?;
+    let held = Arc::downgrade(&space.ok_or(Errno::EINVAL)?);
     for index in 0..count {
         if index % AT_ONCE == 0 && is_ending(&process) {
             return Err(Errno::ESRCH);
         }
         let address: u64 = read_user(pages.wrapping_add(index * size_of::<u64>()))?;
-        let result = if nodes == 0 {
-            space.node_of(address)
-        } else {
-            let node: i32 = read_user(nodes.wrapping_add(index * size_of::<i32>()))?;
+        let node: Option<i32> = match nodes {
+            0 => None,
+            nodes => Some(read_user(nodes.wrapping_add(index * size_of::<i32>()))?),
+        };
+        let space = held.upgrade().ok_or(Errno::ESRCH)?;
+        let result = if let Some(node) = node {
             let node = usize::try_from(node).ok().filter(|node| *node < node::count());
             let node = node.filter(|node| node::with_memory() >> node & 1 != 0).ok_or(Errno::ENODEV)?;
             match space.move_page(address, flags & MOVE_ALL != 0, &Places::these(1 << node)) {
@@ -260,7 +265,10 @@ fn move_pages(args: &mut Args) -> Result<usize> {
                 Err(Errno::ENOMEM) => return Err(Errno::ENOMEM),
                 Err(errno) => Err(errno),
             }
+        } else {
+            space.node_of(address)
         };
+        drop(space);
         let found = result.unwrap_or_else(|errno| -errno.into_raw());
         write_user(status.wrapping_add(index * size_of::<i32>()), &found)?;
         sched::cond_resched();

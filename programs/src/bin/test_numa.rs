@@ -275,6 +275,9 @@ fn home_nodes() {
     row!(rows, OK, home(at, 0, 0, 0));
     // No area has a policy.
     row!(rows, ENOENT, home(at, 4 * PAGE, 0, 0));
+    // Nor has its beginning, or a part amid it.
+    row!(rows, ENOENT, home(at, PAGE, 0, 0));
+    row!(rows, ENOENT, home(at + PAGE, 2 * PAGE, 0, 0));
     bind(at, PAGE, BIND, 1).unwrap();
     row!(rows, OK, home(at, 4 * PAGE, 0, 0));
     bind(at + PAGE, PAGE, PREFERRED_MANY, 1).unwrap();
