@@ -131,6 +131,24 @@ impl Port {
     }
 }
 
+/// A number below `count`, which is at most 65,536, for each such number: a Feistel cipher of 16 bits, again where the result is too large.
+fn shuffled(number: u32, count: u32, key: u64) -> u32 {
+    let mut number = number;
+    loop {
+        let (mut left, mut right) = (number >> 8 & 0xff, number & 0xff);
+        for round in 0..4 {
+            let key = (key >> (16 * round)) as u32 & 0xffff;
+            // What matters is that who sees some ports does not see the next: the high bits of a product with an odd number.
+            let mixed = ((right << 16 | key) ^ key << 3).wrapping_mul(0x9e37_79b1) >> 24;
+            (left, right) = (right, left ^ mixed);
+        }
+        number = left << 8 | right;
+        if number < count {
+            return number;
+        }
+    }
+}
+
 /// The ports of one protocol in one namespace.
 pub struct Ports {
     ports: BTreeMap<u16, Port>,
@@ -141,16 +159,25 @@ pub struct Ports {
     /// A bit for each port of a connection that has lost its socket and is still to end, or may still be on the line. Who asks for any port
     /// gets another: with the same other end there would be two connections of one name.
     ending: Vec<u64>,
-    /// Where the search for a connection's port begins.
+    /// How many ports of connections were asked for, as far as there are ports.
     next: u32,
+    /// The key of their order.
+    key: u64,
 }
 
 impl Ports {
     /// None is taken.
     pub fn new() -> Result<Self> {
         let bits = || fallible::filled(0, 1024);
-        let next = crate::random::number() as u32;
-        Ok(Self { ports: BTreeMap::new(), holders: BTreeMap::new(), used: bits()?, ending: bits()?, next })
+        let key = crate::random::number();
+        Ok(Self {
+            ports: BTreeMap::new(),
+            holders: BTreeMap::new(),
+            used: bits()?,
+            ending: bits()?,
+            next: 0,
+            key,
+        })
     }
 
     /// The ports that are not to be given away, 64 from this one's word.
@@ -159,18 +186,17 @@ impl Ports {
         self.used[word] | self.ending[word]
     }
 
-    /// A port that nobody has, at random. Those of connections come one some way behind the other (RFC 6056, its fifth algorithm), and so
-    /// again only after thousands: the other end of the connection before may still be in TIME-WAIT, and `smoltcp`'s first sequence
-    /// numbers are random, so that it would take every other new connection for an old packet, for seconds.
+    /// A port that nobody has, at random. Those of connections come in an order that is secret, each again only after all others: the
+    /// other end of the connection before may still be in TIME-WAIT, and `smoltcp`'s first sequence numbers are random, so that it would
+    /// take every other new connection for an old packet, for seconds.
     fn free_port(&mut self, in_turn: bool) -> Option<u16> {
         let (first, last) = (*EPHEMERAL.start(), *EPHEMERAL.end());
         let count = u32::from(last - first) + 1;
-        let random = crate::random::number() as u32;
         let start = if in_turn {
-            self.next = (self.next % count + 1 + random % 4) % count;
-            self.next
+            self.next = (self.next + 1) % count;
+            shuffled(self.next, count, self.key)
         } else {
-            random % count
+            crate::random::number() as u32 % count
         };
         let mut step = 0;
         while step < count {
