@@ -365,9 +365,14 @@ fn fill_huge(
         _ => Stop::Failed(Errno::EFAULT),
     };
     if filling == Filling::Continue {
+        let poisoned = huge.is_poisoned(at);
         huge.lift_poison(at);
         return huge.fault(at, Access::Read).map_err(|why| match why {
             FaultError::Poisoned(_) => Stop::Failed(Errno::EIO),
+            // Where the page does not come, it is again what it was.
+            why if poisoned && !matches!(why, FaultError::SlotShared) => {
+                huge.poison(at).map_or_else(Stop::Failed, |_| stopped(why))
+            }
             why => stopped(why),
         });
     }

@@ -54,8 +54,10 @@ impl Context {
         let areas: &mut Areas = &mut guard;
         let basic = self.check_range(areas, &range, mode)?;
         let mut at = range.start;
+        let mut result = Ok(());
         // An area that is registered already is not cut, and may reach beyond the range.
         while at < range.end
+            && result.is_ok()
             && let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end)
         {
             let part = vma.start.max(range.start)..vma.end.min(range.end);
@@ -65,31 +67,13 @@ impl Context {
             if same && vma.flags.contains(mode) {
                 continue;
             }
-            space.isolate_for(areas, &part)?;
-            let mut kept = Ok(());
-            areas.set.update(part.start, |vma| {
-                if let Kind::Huge(huge) = &vma.kind
-                    && mode.intersects(VmFlags::USERFAULT_WP | VmFlags::USERFAULT_MINOR)
-                {
-                    kept = huge.keep_unshared();
-                    if kept.is_err() {
-                        return;
-                    }
-                }
-                space.leave_windows(vma, part.clone());
-                if (vma.flags - mode).contains(VmFlags::USERFAULT_WP) {
-                    // It is no longer told of stores: a mark that stayed would withhold them for ever.
-                    kept = space.permit_in(vma, part.clone());
-                    if kept.is_err() {
-                        return;
-                    }
-                }
-                vma.flags = (vma.flags - VmFlags::USERFAULT) | mode;
-                vma.userfault = Some(self.clone());
-            });
-            kept?;
+            result = space.isolate_for(areas, &part);
+            if result.is_ok() {
+                areas.set.update(part.start, |vma| result = self.take_area(&space, vma, part.clone(), mode));
+            }
         }
         areas.set.merge(range);
+        result?;
         let mut calls = WAKE | COPY | POISON;
         if !basic {
             calls |= ZEROPAGE | MOVE;
@@ -103,18 +87,41 @@ impl Context {
         Ok(calls)
     }
 
+    /// Registers an area, which is `part`.
+    fn take_area(
+        self: &Arc<Self>,
+        space: &AddressSpace,
+        vma: &mut Vma,
+        part: Range<u64>,
+        mode: VmFlags,
+    ) -> Result<()> {
+        if let Kind::Huge(huge) = &vma.kind
+            && mode.intersects(VmFlags::USERFAULT_WP | VmFlags::USERFAULT_MINOR)
+        {
+            huge.keep_unshared()?;
+        }
+        space.leave_windows(vma, part.clone());
+        if (vma.flags - mode).contains(VmFlags::USERFAULT_WP) {
+            // It is no longer told of stores: a mark that stayed would withhold them for ever.
+            space.permit_in(vma, part)?;
+        }
+        vma.flags = (vma.flags - VmFlags::USERFAULT) | mode;
+        vma.userfault = Some(self.clone());
+        Ok(())
+    }
+
     /// Can all areas of the range be registered? Tells whether there are huge pages.
     fn check_range(self: &Arc<Self>, areas: &Areas, range: &Range<u64>, mode: VmFlags) -> Result<bool> {
         let mut huge = false;
         let mut first = true;
         for vma in areas.set.overlapping(range.clone()) {
-            if !vma.can_userfault(mode) {
+            if !starts_well(vma, range, first) || !vma.can_userfault(mode) {
                 return Err(Errno::EINVAL);
             }
             if !vma.flags.contains(VmFlags::MAY_WRITE) {
                 return Err(Errno::EPERM);
             }
-            if !starts_well(vma, range, first) || cuts_at_its_end(vma, range) {
+            if cuts_at_its_end(vma, range) {
                 return Err(Errno::EINVAL);
             }
             first = false;
@@ -186,6 +193,7 @@ impl AddressSpace {
     /// Lets go of what of the range is registered with `context`.
     fn let_areas_go(&self, areas: &mut Areas, context: &Arc<Context>, range: Range<u64>) -> Result<()> {
         let mut at = range.start;
+        let mut result = Ok(());
         // As above for one that is not the context's.
         while at < range.end
             && let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end)
@@ -196,7 +204,10 @@ impl AddressSpace {
             if !vma.userfault.as_ref().is_some_and(|other| Arc::ptr_eq(other, context)) {
                 continue;
             }
-            self.isolate_for(areas, &part)?;
+            result = self.isolate_for(areas, &part);
+            if result.is_err() {
+                break;
+            }
             let huge = areas.set.update(part.start, |vma| {
                 vma.forget_userfault();
                 vma.is_huge()
@@ -206,6 +217,6 @@ impl AddressSpace {
             }
         }
         areas.set.merge(range);
-        Ok(())
+        result
     }
 }
