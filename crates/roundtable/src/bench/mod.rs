@@ -75,7 +75,7 @@ pub struct BenchOptions {
     pub curves: bool,
 
     /// Run PostgreSQL instead, by its preset, on our kernel and on Debian's Linux, with 10, 100 and 1,000 clients, huge
-    /// pages on and off: a table, and plots. It takes about an hour and 10 GB of memory; with --quick minutes and 4 GB
+    /// pages on and off: a table, and plots. It takes a quarter of an hour and 10 GB of memory; with --quick minutes and 4 GB
     #[arg(long, conflicts_with_all = ["profile", "instructions", "contention", "curves"])]
     pub programs: bool,
 
