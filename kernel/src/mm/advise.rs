@@ -156,7 +156,7 @@ impl AddressSpace {
         let mut gap = false;
         let mut result = Ok(());
         while at < range.end {
-            let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) else {
+            let Some(vma) = areas.set.find_in(at..range.end) else {
                 gap = true;
                 break;
             };
@@ -226,7 +226,7 @@ impl AddressSpace {
         while at < range.end {
             let (punch, start, end) = {
                 let areas = self.read();
-                let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) else {
+                let Some(vma) = areas.set.find_in(at..range.end) else {
                     gap = true;
                     break;
                 };

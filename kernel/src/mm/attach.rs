@@ -77,7 +77,7 @@ impl AddressSpace {
         let mut result = Ok(());
         let mut at = address;
         // One by one: a program may have cut the segment into very many.
-        while let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < end) {
+        while let Some(vma) = areas.set.find_in(at..end) {
             let range = vma.range();
             at = range.end;
             let is_part =

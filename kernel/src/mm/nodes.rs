@@ -121,7 +121,7 @@ impl AddressSpace {
         let mut at = range.start;
         while at < range.end && !process::current().kill_pending() {
             let areas = self.read();
-            let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) else { break };
+            let Some(vma) = areas.set.find_in(at..range.end) else { break };
             let mut found = false;
             let part = vma.start.max(at)..vma.end.min(range.end);
             at = self.see_pages(vma, part, |_, node| found |= nodes >> node & 1 == 0);
@@ -150,7 +150,7 @@ impl AddressSpace {
             let mut count = 0;
             {
                 let areas = self.read();
-                let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) else { break };
+                let Some(vma) = areas.set.find_in(at..range.end) else { break };
                 let part = vma.start.max(at)..vma.end.min(range.end);
                 at = self.see_pages(vma, part, |address, node| {
                     if leaves(node) {

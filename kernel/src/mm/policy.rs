@@ -387,10 +387,8 @@ impl AddressSpace {
         }
         let mut at = range.start;
         let mut result = Ok(());
-        // An area that has the policy is not cut, and may reach beyond the range.
-        while at < range.end
-            && result.is_ok()
-            && let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end)
+        while result.is_ok()
+            && let Some(vma) = areas.set.find_in(at..range.end)
         {
             let part = vma.start.max(at)..vma.end.min(range.end);
             at = part.end;
@@ -419,10 +417,7 @@ impl AddressSpace {
         let areas: &mut Areas = &mut guard;
         let mut result = Err(Errno::ENOENT);
         let mut at = range.start;
-        // An area with no policy of its own is not cut, and may reach beyond the range.
-        while at < range.end
-            && let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end)
-        {
+        while let Some(vma) = areas.set.find_in(at..range.end) {
             let part = vma.start.max(at)..vma.end.min(range.end);
             at = part.end;
             let policy = Policy { home: home as u16 + 1, ..vma.policy };

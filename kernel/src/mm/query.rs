@@ -85,7 +85,7 @@ impl AddressSpace {
         while at < range.end {
             let file = {
                 let areas = self.read();
-                let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) else {
+                let Some(vma) = areas.set.find_in(at..range.end) else {
                     gap = true;
                     break;
                 };

@@ -129,7 +129,7 @@ impl AddressSpace {
     pub fn scan_some(&self, request: &Request, from: u64, found: &mut Found) -> Result<(u64, Option<Stop>)> {
         let areas = self.read();
         let end = request.range.end;
-        let Some(vma) = areas.set.find_from(from).filter(|vma| vma.start < end) else {
+        let Some(vma) = areas.set.find_in(from..end) else {
             return Ok((end, None));
         };
         let (from, end) = (from.max(vma.start), end.min(vma.end));

@@ -259,7 +259,7 @@ impl AddressSpace {
         let mut words = fallible::with_capacity(((range.end - range.start) / PAGE) as usize)?;
         let mut at = range.start;
         while at < range.end {
-            let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end) else {
+            let Some(vma) = areas.set.find_in(at..range.end) else {
                 words.resize(((range.end - range.start) / PAGE) as usize, 0);
                 break;
             };

@@ -595,6 +595,15 @@ impl VmaSet {
         self.find(address).or_else(|| self.areas.range(address..).next().map(|(_, vma)| vma))
     }
 
+    /// The first area that has a byte in `range`; none in an empty one. Who goes through a range by its parts ends so, whether or not the last
+    /// area reaches beyond.
+    pub fn find_in(&self, range: Range<u64>) -> Option<&Vma> {
+        if range.is_empty() {
+            return None;
+        }
+        self.find_from(range.start).filter(|vma| vma.start < range.end)
+    }
+
     /// As [`VmaSet::find_from`], where one thread looks for the same area again and again: `hint` is where the last one began.
     pub fn find_near(&self, address: u64, hint: &AtomicU64) -> Option<&Vma> {
         // Relaxed, here and below: the number only says where to look first.

@@ -55,10 +55,8 @@ impl Context {
         let basic = self.check_range(areas, &range, mode)?;
         let mut at = range.start;
         let mut result = Ok(());
-        // An area that is registered already is not cut, and may reach beyond the range.
-        while at < range.end
-            && result.is_ok()
-            && let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end)
+        while result.is_ok()
+            && let Some(vma) = areas.set.find_in(at..range.end)
         {
             let part = vma.start.max(range.start)..vma.end.min(range.end);
             at = part.end;
@@ -194,10 +192,7 @@ impl AddressSpace {
     fn let_areas_go(&self, areas: &mut Areas, context: &Arc<Context>, range: Range<u64>) -> Result<()> {
         let mut at = range.start;
         let mut result = Ok(());
-        // As above for one that is not the context's.
-        while at < range.end
-            && let Some(vma) = areas.set.find_from(at).filter(|vma| vma.start < range.end)
-        {
+        while let Some(vma) = areas.set.find_in(at..range.end) {
             let part = vma.start.max(range.start)..vma.end.min(range.end);
             at = part.end;
             sched::cond_resched();
