@@ -74,6 +74,7 @@ fn kernel_main() -> ! {
     // Early: pages of 1 GiB need memory in one piece.
     mm::file_tables::init();
     mm::fork_tables::init();
+    mm::exec::init();
     hugetlb::init();
     mm::init();
     fs::init();

@@ -99,3 +99,10 @@ pub fn number(path: &str) -> u64 {
     let text = fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
     text.trim().parse().unwrap_or_else(|_| panic!("{path} says {text:?}"))
 }
+
+/// Are program, mappings and stack of a process near each other? That is our own business, and `layout=far` has Linux's places.
+pub fn has_near_layout() -> bool {
+    let line = fs::read_to_string("/proc/cmdline").expect("/proc/cmdline");
+    let is_ours = fs::exists("/sys/kernel/mm/hugepages/sharing").unwrap_or(false);
+    is_ours && !line.split_whitespace().any(|word| word == "layout=far")
+}

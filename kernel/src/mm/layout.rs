@@ -251,37 +251,6 @@ fn check_limits(set: &VmaSet, replaced: Sums, flags: VmFlags, pages: u64) -> Res
     Ok(())
 }
 
-/// Bits of randomness in pages for the mmap base, the stack and the heap, as Linux's defaults on x86-64.
-const MMAP_BITS: u32 = 28;
-const STACK_BITS: u32 = 22;
-
-/// Addresses of a new program.
-pub struct Origins {
-    /// End of the stack.
-    pub stack_top: u64,
-    /// For [`Layout::mmap_base`].
-    pub mmap_base: u64,
-    /// Where a position-independent program goes.
-    pub program: u64,
-    /// Distance from the end of the program to the heap.
-    pub brk_gap: u64,
-}
-
-impl Origins {
-    /// Random ones, or always the same.
-    pub fn new(randomise: bool) -> Self {
-        let random = |bits: u32| if randomise { crate::random::number() & ((1 << bits) - 1) } else { 0 };
-        let stack_top = TASK_SIZE - (random(STACK_BITS) << 12);
-        // Room for the stack to grow to its limit, plus its guard and what randomness may have taken from the top; all of it within
-        // sense, as on Linux: a base 1 MiB lower leaves half as many pages to the first table below it.
-        let pad = STACK_GUARD + if randomise { (1 << STACK_BITS) << 12 } else { 0 };
-        let gap = limit(abi::RLIMIT_STACK).saturating_add(pad).clamp(128 << 20, TASK_SIZE / 6 * 5);
-        let mmap_base = page_down(TASK_SIZE - gap) - (random(MMAP_BITS) << 12);
-        let program = ((TASK_SIZE / 3 * 2) & !0xfff) + (random(MMAP_BITS) << 12);
-        Self { stack_top, mmap_base, program, brk_gap: random(13) << 12 }
-    }
-}
-
 impl Layout {
     /// Is `vma` the heap?
     pub fn is_heap(&self, vma: &Vma) -> bool {

@@ -13,7 +13,7 @@ use std::sync::{Arc, Condvar, Mutex};
 
 use roundtable_programs::child::{self, End};
 use roundtable_programs::fault::{self, Fault};
-use roundtable_programs::{Errno, sys, tests};
+use roundtable_programs::{Errno, procfs, sys, tests};
 
 tests! { is_of_its_kind, load_address, entry_in_the_auxiliary_vector, headers_in_the_auxiliary_vector,
 base_of_the_interpreter, names_in_maps, rights_of_the_segments, data_and_zeroes, program_break, thread_locals,
@@ -128,8 +128,13 @@ fn load_address() {
         assert!(bias > 1 << 32 && bias.is_multiple_of(4096), "{bias:#x}");
     }
     if kind.dynamic && !kind.fixed {
-        // Two thirds up, so that the libraries above and the heap behind it have room; random by up to a terabyte.
-        assert!((0x5555_5555_4000..0x5655_5555_5000).contains(&bias), "{bias:#x}");
+        if procfs::has_near_layout() {
+            let here = 0;
+            assert_eq!(bias >> 30, (&raw const here as usize) >> 30, "{bias:#x} is not near the stack");
+        } else {
+            // Two thirds up, so that the libraries above and the heap behind it have room; random by up to a terabyte.
+            assert!((0x5555_5555_4000..0x5655_5555_5000).contains(&bias), "{bias:#x}");
+        }
     }
     // Each segment is where the file wants it.
     for segment in image.segments(libc::PT_LOAD) {

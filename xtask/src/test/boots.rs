@@ -195,6 +195,20 @@ pub fn all() -> Vec<Boot> {
             ])),
             ..BOOT
         },
+        // Programs, mappings and stacks as far from each other as on Linux.
+        Boot {
+            name: "layout-far",
+            parameters: &["layout=far"],
+            kernels: Kernels::Ours,
+            work: Work::Programs(Selection::Also(&[
+                "test_layout",
+                "test_loading",
+                "test_exec",
+                "test_placement",
+                "test_slots",
+            ])),
+            ..BOOT
+        },
         Boot {
             name: "many-sharers",
             memory: Size::gibibytes(4),

@@ -10,6 +10,7 @@ use elf::file::{Class, FileHeader, parse_ident};
 use elf::segment::{ProgramHeader, SegmentTable};
 use linux_raw_sys::general as abi;
 
+use super::origins::{Origins, Shape};
 use crate::errno::{Errno, Result};
 use crate::fs::File;
 use crate::memory::fallible;
@@ -142,33 +143,45 @@ impl Binary {
         asked.max().unwrap_or(PAGE).clamp(PAGE, 1 << 30)
     }
 
-    /// How the span must lie for the file's tables to show the largest segment that is not written and has a whole window: an
-    /// alignment, and the start modulo that.
-    fn window_phase(&self) -> Option<(u64, u64)> {
+    /// How the span must lie for the file's tables to show the largest segment that is not written and has a whole window: its start modulo
+    /// a window.
+    fn window_phase(&self) -> Option<u64> {
         let readers = self.loads().filter(|load| load.p_flags & PF_W == 0);
         let largest = readers.max_by_key(|load| load.p_filesz)?;
         let reach = layout::Placement::windows(largest.p_filesz, largest.p_offset).align;
         let phase = (self.span().start + largest.p_offset).wrapping_sub(largest.p_vaddr) & (WINDOW - 1);
-        (reach >= WINDOW && phase.is_multiple_of(self.alignment())).then_some((WINDOW, phase))
+        (reach >= WINDOW && phase.is_multiple_of(self.alignment())).then_some(phase)
     }
 
-    /// Maps the segments. A position-independent file goes to `origin`, or where mmap(2) would put it.
-    pub fn map(&self, space: &AddressSpace, file: &Arc<File>, origin: Option<u64>) -> Result<Mapped> {
+    /// Has it no addresses of its own?
+    pub fn is_movable(&self) -> bool {
+        self.header.e_type != ET_EXEC
+    }
+
+    fn shape(&self) -> Shape {
         let span = self.span();
-        let len = span.end - span.start;
-        let bias = if self.header.e_type == ET_EXEC {
-            0
-        } else {
-            let granule = self.alignment();
-            let (align, phase) = self.window_phase().unwrap_or((granule, 0));
-            let start = match origin {
-                Some(origin) => (origin & !(align - 1)) + phase,
+        let mut writers = self.loads().filter(|load| load.p_flags & PF_W != 0);
+        let written = writers.next().map_or(span.end, |load| page_down(load.p_vaddr))..span.end;
+        let written = written.start - span.start..written.end - span.start;
+        Shape { len: span.end - span.start, granule: self.alignment(), phase: self.window_phase(), written }
+    }
+
+    /// Maps the segments. A program goes where `origins` says if it is position-independent, another such file where mmap(2) would put it.
+    pub fn map(&self, space: &AddressSpace, file: &Arc<File>, origins: Option<&Origins>) -> Result<Mapped> {
+        let bias = if self.is_movable() {
+            let shape = self.shape();
+            let start = match origins {
+                Some(origins) => origins.program(&shape),
                 None => {
+                    let Shape { len, granule, phase, .. } = shape;
+                    let (align, phase) = phase.map_or((granule, 0), |phase| (WINDOW, phase));
                     let place = layout::Placement { align, phase, granule, ..layout::Placement::pages(len) };
                     layout::choose(&mut space.write(), 0, &place)?
                 }
             };
-            start.wrapping_sub(span.start)
+            start.wrapping_sub(self.span().start)
+        } else {
+            0
         };
         let mut mapped = Mapped {
             bias,

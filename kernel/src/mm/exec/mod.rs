@@ -5,6 +5,7 @@
 
 mod binary;
 mod open;
+mod origins;
 mod script;
 mod stack;
 mod strings;
@@ -15,8 +16,9 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use self::binary::Binary;
 pub use self::open::{Executable, open_place, open_program};
+use self::origins::Origins;
+pub use self::origins::init;
 pub use self::strings::StringList;
-use super::layout::Origins;
 use super::vma::{Kind, VmFlags, Vma};
 use super::{AddressSpace, PAGE, limit, vdso};
 use crate::errno::{Errno, Result};
@@ -136,13 +138,10 @@ pub fn load(mut request: Request) -> Result<Image> {
     };
     let personality = process::current().process.personality.load(Ordering::SeqCst);
     let randomise = randomize_va_space() > 0 && personality & ADDR_NO_RANDOMIZE == 0;
-    let mut origins = Origins::new(randomise);
-    if randomize_va_space() < 2 {
-        origins.brk_gap = 0;
-    }
+    let origins = Origins::new(randomise);
     let space = AddressSpace::new()?;
     space.write().layout.mmap_base = origins.mmap_base;
-    let program = binary.map(&space, &request.file, Some(origins.program))?;
+    let program = binary.map(&space, &request.file, Some(&origins))?;
     let loader = match &interpreter {
         Some((file, binary)) => Some(binary.map(&space, file, None)?),
         None => None,
@@ -153,7 +152,9 @@ pub fn load(mut request: Request) -> Result<Image> {
         let layout = &mut areas.layout;
         layout.code = program.code.clone();
         layout.data = program.data.clone();
-        layout.brk_start = super::page_up(program.end).ok_or(Errno::ENOMEM)? + origins.brk_gap;
+        let end = super::page_up(program.end).ok_or(Errno::ENOMEM)?;
+        layout.brk_start =
+            if randomize_va_space() < 2 { end } else { origins.heap(end, binary.is_movable()) };
         layout.brk = layout.brk_start;
         layout.vdso = vdso;
         layout.executable = Some(executable.clone());
