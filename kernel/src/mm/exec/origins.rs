@@ -33,8 +33,8 @@ const HEAP_BITS: u32 = 13;
 const LEAST_STACK: u64 = 128 << 20;
 
 /// The first GiB that may be drawn, and how many there are. ThreadSanitizer, as it is in GCC and in LLVM until 17, takes nothing below
-/// 0x7e80_0000_0000 for a program's own memory, the other sanitizers take what lies much further below. That leaves 128 GiB and more for mappings
-/// of such a program, and 384 GiB and more for a heap.
+/// 0x7e80_0000_0000 for a program's own memory; the other sanitizers take what lies much further below. That leaves 128 GiB and
+/// more for mappings of such a program, and 384 GiB and more for a heap.
 const LOWEST: u64 = 0x7ea0_0000_0000;
 const GIBS: u64 = 1024;
 /// Mappings have that much of the GiB at least, and a program with its heap.
