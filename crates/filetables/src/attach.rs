@@ -235,7 +235,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             false => self.count_in_leaf(&slot.window, &mut write)?.map(|()| 1),
         };
         let Ok(reaches) = written else { return Some(self.whose(slot, entry)) };
-        self.count_attachment(true, reaches);
+        self.count_attachment(slot.window.level, true, reaches);
         Some(Attached::Shared)
     }
 
@@ -277,7 +277,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// returns whether this was the last.
     pub fn detach(&self, window: &Window) -> bool {
         let reaches = if window.level > self.leaf { self.detach_upper(window) } else { 1 };
-        self.count_attachment(false, reaches);
+        self.count_attachment(window.level, false, reaches);
         self.count_out(window)
     }
 

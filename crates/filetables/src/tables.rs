@@ -91,19 +91,19 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         self.len() == 0
     }
 
-    pub(crate) fn count_table(&self, comes: bool) {
+    pub(crate) fn count_table(&self, level: Level, comes: bool) {
         // Relaxed, here and below: numbers to show. To subtract one is to add the largest.
         let change = if comes { 1 } else { u64::MAX };
         for counts in [&self.counts, &*self.totals] {
-            counts.tables.fetch_add(change, Ordering::Relaxed);
+            counts.add_tables(level, change);
         }
     }
 
-    /// An attachment that reaches so many tables comes or goes.
-    pub(crate) fn count_attachment(&self, comes: bool, reaches: u64) {
+    /// An attachment to a table of `level` that reaches so many tables comes or goes.
+    pub(crate) fn count_attachment(&self, level: Level, comes: bool, reaches: u64) {
         let change = if comes { 1 } else { u64::MAX };
         for counts in [&self.counts, &*self.totals] {
-            counts.attachments.fetch_add(change, Ordering::Relaxed);
+            counts.add_attachments(level, change);
         }
         self.count_reached(reaches.wrapping_mul(change));
     }

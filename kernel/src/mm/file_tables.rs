@@ -9,7 +9,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use ::hugetlb::filetables::{AttachTally, Counts};
+use ::hugetlb::filetables::{AttachTally, Counts, Level};
 
 use super::PAGE;
 use crate::boot::cmdline;
@@ -96,6 +96,12 @@ pub fn register() -> Result<()> {
     sys::register_read_only(&alloc::format!("{DIRECTORY}/mode"), || {
         Ok(alloc::format!("{}\n", NAMES[usize::from(MODE.load(Ordering::Relaxed))]))
     })?;
+    number("pte/tables", || totals().tables_of(Level::Pte))?;
+    number("pte/attachments", || totals().attachments_of(Level::Pte))?;
+    number("pmd/tables", || totals().tables_of(Level::Pmd))?;
+    number("pmd/attachments", || totals().attachments_of(Level::Pmd))?;
+    number("pud/tables", || totals().tables_of(Level::Pud))?;
+    number("pud/attachments", || totals().attachments_of(Level::Pud))?;
     number("tables", || totals().tables())?;
     number("attachments", || totals().attachments())?;
     // What processes would have of their own in the place of these.

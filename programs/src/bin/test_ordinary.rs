@@ -114,6 +114,8 @@ fn tables_go_with_the_last() {
         roundtable_programs::harness::skip("files have no tables here");
     }
     let (tables, attachments) = (counter("tables"), counter("attachments"));
+    let by_level = || ["pte/tables", "pte/attachments", "pmd/tables", "pmd/attachments"].map(counter);
+    let before = by_level();
     let file = stamped(4 * WINDOW);
     let map = file.map(4 * WINDOW, RW, SHARED).unwrap();
     assert_eq!((counter("tables"), counter("attachments")), (tables + 4, attachments + 4));
@@ -124,6 +126,13 @@ fn tables_go_with_the_last() {
     assert_eq!((counter("tables"), counter("attachments")), (tables + 4, attachments + 4));
     map.unmap().unwrap();
     assert_eq!((counter("tables"), counter("attachments")), (tables, attachments));
+    assert_eq!(by_level(), before);
+    // All of a GiB is shown by one entry, in which the tables of leaves are the file's business.
+    file.truncate(GIB as u64).unwrap();
+    let place = Map::reserve(GIB, GIB);
+    mmap(place.address, GIB, RW, SHARED | FIXED, file.raw(), 0).unwrap();
+    let shown: Vec<u64> = by_level().iter().zip(before).map(|(now, then)| now - then).collect();
+    assert_eq!(shown, [4, 0, 1, 1]);
 }
 
 /// Children that map the file, each at an address of its own, and do `work` when the counter says so.

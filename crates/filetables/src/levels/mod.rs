@@ -14,7 +14,7 @@
 
 mod upper;
 
-use crate::addr::PhysAddr;
+use crate::addr::{Level, PhysAddr};
 use crate::error::OutOfMemory;
 use crate::frame::Frame;
 use crate::machine::Machine;
@@ -58,7 +58,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             self.add_leaf(&Over { window: *window, frame, attachments: 1 })
         };
         if matches!(made, Ok(Made::Now)) {
-            self.count_table(true);
+            self.count_table(window.level, true);
             if window.level > self.leaf {
                 self.fill_upper(window);
             }
@@ -148,12 +148,12 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
         if last != home {
             self.forget(last, &over);
         }
-        self.retire(over.frame);
+        self.retire(window.level, over.frame);
         true
     }
 
-    pub(crate) fn retire(&self, frame: PhysAddr) {
-        self.count_table(false);
+    pub(crate) fn retire(&self, level: Level, frame: PhysAddr) {
+        self.count_table(level, false);
         self.machine.retire_table(frame);
     }
 

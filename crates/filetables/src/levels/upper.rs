@@ -225,7 +225,7 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
             }
             self.machine.give_way();
         }
-        self.retire(frame);
+        self.retire(window.level, frame);
         true
     }
 
