@@ -3,9 +3,9 @@
 //! A quarter of the time goes to the simulated machine on the host: random operations against the oracle, and threads
 //! as CPUs. A quarter goes to the fuzzer of system calls, and a quarter to Debian's trinity and stress-ng, first alone and then
 //! beside the fuzzer. An eighth goes to guests in which each allocation fails once, and to others in which programs use up the kernel's
-//! memory. The rest goes to the program `race` in guests, in equal parts under each protocol that has a cure. Last, the protocol without
-//! one has to be found out, 10,000 processes map a file of 1 TiB, what one of 100,000 things costs is counted, and
-//! 10,000 processes of the host are audited.
+//! memory. The rest goes to the program `race` in guests, in equal parts under each protocol that has a cure, on base pages, and on
+//! files in regions of either. Last, the protocol without one has to be found out, 10,000 processes map a file of 1 TiB, what one of
+//! 100,000 things costs is counted, and 10,000 processes of the host are audited.
 //! `--only` gives all of the time to one of these.
 
 mod finding;
@@ -139,11 +139,16 @@ pub fn run(options: &SoakOptions) -> Result<i32> {
         done.push(memory(&checked, share(8))?);
     }
     if wants(Which::Race) {
-        let share = share(8) / options.protocols.len().max(1) as u32;
-        for protocol in &options.protocols {
-            let seconds = share.as_secs().max(1);
-            let words =
-                ["--seconds".to_string(), seconds.to_string(), "--seed".into(), options.seed.to_string()];
+        let protocols = options.protocols.iter().map(|protocol| (protocol.as_str(), &[][..]));
+        let others = OTHER_GROUNDS
+            .into_iter()
+            .filter(|(protocol, _)| options.protocols.iter().any(|one| one == protocol));
+        let turns: Vec<_> = protocols.chain(others).collect();
+        let seconds = (share(8) / turns.len().max(1) as u32).as_secs().max(1);
+        for (protocol, ground) in turns {
+            let seed = ["--seed".into(), options.seed.to_string()];
+            let words = ["--seconds".to_string(), seconds.to_string()].into_iter().chain(seed);
+            let words: Vec<String> = words.chain(ground.iter().map(|word| word.to_string())).collect();
             done.push(race(protocol, &checked, &words, seconds, 0)?);
         }
         let words = ["--seconds".to_string(), UNFENCED.to_string(), "--until-found".into()];
@@ -197,6 +202,13 @@ struct Guest {
     run: RunOptions,
 }
 
+/// What else is raced on, under the protocol that it is for: base pages, and files in regions.
+const OTHER_GROUNDS: [(&str, &[&str]); 3] = [
+    ("file-tables", &["--base-pages"]),
+    ("file-tables", &["--regions"]),
+    ("file-tables", &["--regions", "--base-pages"]),
+];
+
 /// Runs `race` in a guest, its output on the terminal.
 fn race(
     protocol: &str,
@@ -205,7 +217,9 @@ fn race(
     seconds: u64,
     expected: i32,
 ) -> Result<Part> {
-    println!("\n{} race under {protocol}", style("       ==>").bold());
+    let ground = words.iter().filter(|word| ["--base-pages", "--regions"].contains(&word.as_str()));
+    let name = ground.fold(format!("race under {protocol}"), |name, word| format!("{name} {word}"));
+    println!("\n{} {name}", style("       ==>").bold());
     let parameter = format!("hugetlb_sharing={protocol}");
     let limit = (seconds + GRACE).to_string();
     let options = ["--append", &parameter, "--time-limit", &limit, "--memory", "1G"];
@@ -216,7 +230,7 @@ fn race(
         (false, 0) => Some(format!("it ended with {status}")),
         (false, _) => Some(format!("the corruption was not found (it ended with {status})")),
     };
-    Ok(Part { name: format!("race under {protocol}"), took, failure })
+    Ok(Part { name, took, failure })
 }
 
 /// Programs that have every allocation fail, and that make things until memory is gone, in turn.

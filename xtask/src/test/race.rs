@@ -11,13 +11,14 @@ use Talk::{Expect, ExpectOneOf};
 
 /// Guests that race: under the cures nothing may be found, by the program or by the kernel's assertions; without one
 /// both have to find something.
-pub fn boots() -> [Boot; 6] {
+pub fn boots() -> [Boot; 7] {
     let checked = Subject::Checked;
     [
         race("race-file-lock", &["hugetlb_sharing=file-lock", CHECKER], checked, clean_archive, CLEAN),
         race("race-vma-lock", &["hugetlb_sharing=vma-lock", CHECKER], checked, clean_archive, CLEAN),
         race("race-file-tables", &["hugetlb_sharing=file-tables", CHECKER], checked, clean_archive, CLEAN),
         race("race-base-pages", &[CHECKER], checked, base_archive, CLEAN),
+        race("race-regions", &[CHECKER], checked, regions_archive, CLEAN),
         race("race-is-caught", &["hugetlb_sharing=unfenced", CHECKER], checked, long_archive, CAUGHT),
         race("race-is-seen", &["hugetlb_sharing=unfenced"], Subject::Laboratory, corrupt_archive, SEEN),
     ]
@@ -59,6 +60,10 @@ fn clean_archive(parts: &Parts) -> Result<Initramfs> {
 
 fn base_archive(parts: &Parts) -> Result<Initramfs> {
     archive(parts, "race --base-pages --seconds 8")
+}
+
+fn regions_archive(parts: &Parts) -> Result<Initramfs> {
+    archive(parts, "race --regions --base-pages --seconds 8")
 }
 
 /// Goes on when the program has found something: the kernel has to as well.

@@ -1,67 +1,24 @@
 //! A process of the cast that maps the files: its threads fault, one of them disturbs.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use roundtable_programs::Errno;
 use roundtable_programs::fault;
 use roundtable_programs::file::Fd;
-use roundtable_programs::mem::{FIXED, Map, NORESERVE, RW, SHARED, mmap};
 use roundtable_programs::rng::Rng;
 
 use crate::board::{Board, Count, Finding, Kind, Step};
 use crate::cast::Plot;
-use crate::scale::{page_size, places, slot_size};
+use crate::scale::places;
 use crate::stamp::{LAST_QUARTER, USED, Word, stamp};
+use crate::view::{Ground, View};
 use crate::ways::SITTER;
-
-/// A file's mapping: a whole 1 GiB slot, in one of two places.
-pub struct View {
-    /// The file's number.
-    pub file: usize,
-    fd: i32,
-    home: Map,
-    offset: AtomicUsize,
-}
-
-impl View {
-    fn new(file: usize, fd: &Fd) -> Result<View, Errno> {
-        let home = Map::reserve(2 * slot_size(), slot_size());
-        let view = View { file, fd: fd.raw(), home, offset: AtomicUsize::new(0) };
-        view.map(0, slot_size())?;
-        Ok(view)
-    }
-
-    pub fn start(&self) -> usize {
-        self.home.address + self.offset.load(Ordering::SeqCst)
-    }
-
-    pub fn other_start(&self) -> usize {
-        self.home.address + (slot_size() - self.offset.load(Ordering::SeqCst))
-    }
-
-    /// The mapping is in the other place now.
-    pub fn moved(&self) {
-        self.offset.fetch_xor(slot_size(), Ordering::SeqCst);
-    }
-
-    pub fn address(&self, index: usize, place: usize) -> usize {
-        self.start() + index * page_size() + place
-    }
-
-    /// Maps the file over a part of its place.
-    pub fn map(&self, offset: usize, length: usize) -> Result<(), Errno> {
-        let flags = SHARED | FIXED | NORESERVE;
-        mmap(self.start() + offset, length, RW, flags, self.fd, offset as i64).map(drop)
-    }
-}
 
 pub struct Actor<'a> {
     pub number: u32,
     pub plot: Plot,
     pub board: &'a Board,
-    pub files: &'a [Fd],
+    pub grounds: &'a [Ground],
     pub sitter: &'a Fd,
-    pub views: Vec<View>,
+    pub views: Vec<View<'a>>,
 }
 
 impl<'a> Actor<'a> {
@@ -69,16 +26,16 @@ impl<'a> Actor<'a> {
         number: u32,
         plot: Plot,
         board: &'a Board,
-        files: &'a [Fd],
+        grounds: &'a [Ground],
         sitter: &'a Fd,
     ) -> Result<Actor<'a>, Errno> {
-        let views = files.iter().enumerate().map(|(file, fd)| View::new(file, fd));
-        Ok(Actor { number, plot, board, files, sitter, views: views.collect::<Result<_, _>>()? })
+        let views = grounds.iter().enumerate().map(|(file, ground)| View::new(file, ground));
+        Ok(Actor { number, plot, board, grounds, sitter, views: views.collect::<Result<_, _>>()? })
     }
 
     /// A process that has nothing to do with the files: it maps none of them.
-    pub fn outside(number: u32, plot: Plot, board: &'a Board, files: &'a [Fd], sitter: &'a Fd) -> Actor<'a> {
-        Actor { number, plot, board, files, sitter, views: Vec::new() }
+    pub fn outside(number: u32, plot: Plot, board: &'a Board, sitter: &'a Fd) -> Actor<'a> {
+        Actor { number, plot, board, grounds: &[], sitter, views: Vec::new() }
     }
 
     pub fn find(&self, kind: Kind, file: usize, index: usize, seen: u64, expected: u64) {
@@ -94,6 +51,11 @@ impl<'a> Actor<'a> {
             eprintln!("race: {call}: {} ({})", error.desc(), std::panic::Location::caller());
             std::process::abort();
         }
+    }
+
+    /// The file of a view.
+    pub fn file(&self, view: &View) -> &Fd {
+        &self.grounds[view.file].file
     }
 
     /// One load and maybe one store, somewhere.

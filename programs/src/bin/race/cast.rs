@@ -16,6 +16,7 @@ use crate::options::Shape;
 use crate::scale::{page_size, slot_size};
 use crate::stamp::ANCHOR;
 use crate::victim::Victim;
+use crate::view::Ground;
 use crate::ways::{Way, come_and_go};
 
 /// Processes that have nothing to do with the files.
@@ -32,6 +33,8 @@ pub struct Plot {
     pub shape: Shape,
     /// Whether a further sharer comes and goes, and punches holes, meanwhile: see [`come_and_go`].
     pub in_company: bool,
+    /// Whether the files are mapped in regions that the processes attach.
+    pub in_regions: bool,
     /// Whether bystanders use anonymous memory too: a kernel that frees what it finds in a corrupted table of it may die of
     /// that before anybody has looked.
     pub anonymous: bool,
@@ -71,7 +74,12 @@ enum Broken {
 
 /// Lets a cast run for a while.
 pub fn run(scene: &Scene, plot: Plot, time: Duration, seed: u64) -> Result<Outcome, String> {
-    scene.files.iter().try_for_each(empty).map_err(|error| format!("fallocate: {}", error.desc()))?;
+    let grounds = &scene.grounds;
+    grounds
+        .iter()
+        .try_for_each(|ground| empty(&ground.file))
+        .map_err(|error| format!("fallocate: {}", error.desc()))?;
+    grounds.iter().try_for_each(Ground::renew).map_err(|error| format!("a region: {}", error.desc()))?;
     let before = huge::counters();
     let start = Instant::now();
     let mut cast = Cast { scene, plot, board: Board::new(), pids: Vec::new(), actors: 0 };
@@ -118,7 +126,7 @@ impl Cast<'_> {
         let Shape { processes, threads } = self.plot.shape;
         let processes = processes as u32;
         for number in 0..processes {
-            let disturbs = self.plot.way.is_done_by(number);
+            let disturbs = self.plot.way.is_done_by(number, self.plot.in_regions);
             let seed = rng.draw();
             self.fork(threads as u32 + u32::from(disturbs), |cast| cast.live(number, disturbs, seed))?;
         }
@@ -136,7 +144,7 @@ impl Cast<'_> {
             self.fork(1, |cast| {
                 let scene = cast.scene;
                 let number = processes + 1 + number;
-                let actor = Actor::outside(number, cast.plot, &cast.board, &[], &scene.sitter);
+                let actor = Actor::outside(number, cast.plot, &cast.board, &scene.sitter);
                 Victim::new(&actor, &scene.canary, cast.plot.anonymous).live(Rng::new(seed));
                 true
             })?;
@@ -170,7 +178,7 @@ impl Cast<'_> {
     /// A process with all files mapped.
     fn actor(&self, number: u32) -> Option<Actor<'_>> {
         let scene = self.scene;
-        let actor = Actor::new(number, self.plot, &self.board, &scene.files, &scene.sitter);
+        let actor = Actor::new(number, self.plot, &self.board, &scene.grounds, &scene.sitter);
         actor.inspect_err(|error| eprintln!("race: mmap of a file: {}", error.desc())).ok()
     }
 
@@ -291,8 +299,8 @@ impl Cast<'_> {
     }
 
     fn take_pages_back(&self) {
-        for file in &self.scene.files {
-            if let Err(error) = empty(file) {
+        for ground in &self.scene.grounds {
+            if let Err(error) = empty(&ground.file) {
                 eprintln!("race: a file cannot be emptied: {}", error.desc());
             }
         }

@@ -6,21 +6,22 @@
 use roundtable_programs::fault;
 use roundtable_programs::mem::mincore;
 
-use crate::actor::{Actor, View};
+use crate::actor::Actor;
 use crate::board::{Count, Kind};
 use crate::scale::{page_size, places};
 use crate::stamp::{USED, Word, stamp};
+use crate::view::View;
 
 fn in_file(actor: &Actor, file: usize, index: usize, place: usize) -> Option<u64> {
     let mut bytes = [0; 8];
-    let read = actor.files[file].read_at(&mut bytes, (index * page_size() + place) as u64);
+    let read = actor.grounds[file].file.read_at(&mut bytes, (index * page_size() + place) as u64);
     actor.expect(read.is_ok(), "pread");
     // Nothing at all is read behind the end of the file.
     (read == Ok(8)).then(|| u64::from_ne_bytes(bytes))
 }
 
 /// The pages of a view that this process has entries for.
-fn present(view: &View) -> impl Iterator<Item = usize> {
+fn present<'a>(view: &'a View) -> impl Iterator<Item = usize> + use<'a> {
     USED.into_iter().filter(|&index| {
         let base_page = mincore(view.address(index, 0), 4096);
         base_page.is_ok_and(|resident| resident[0])

@@ -4,7 +4,7 @@
 //! Threads fault absent pages in, which takes long because a huge page is zeroed; meanwhile tables are taken away: by
 //! protecting, unmapping, moving, cutting, forgetting, truncating, punching, forking and exiting. Bystanders build
 //! tables all the time, so that a table that was lost is soon somebody else's. An ordinary Linux program. With `--base-pages`
-//! the files are of 2 MiB, on tmpfs, and all happens one level below.
+//! the files are of 2 MiB, on tmpfs, and all happens one level below; with `--regions` they are mapped in regions of msharefs.
 
 mod actor;
 mod board;
@@ -15,6 +15,7 @@ mod report;
 mod scale;
 mod stamp;
 mod victim;
+mod view;
 mod ways;
 
 use std::process::ExitCode;
@@ -24,13 +25,14 @@ use roundtable_programs::file::Fd;
 use roundtable_programs::huge;
 use roundtable_programs::leak::Baseline;
 use roundtable_programs::mem::{NORESERVE, RW, SHARED};
-use roundtable_programs::procfs;
 use roundtable_programs::rng::Rng;
+use roundtable_programs::{Errno, mshare, procfs};
 
 use cast::Plot;
 use options::Options;
 use scale::{page_size, places, slot_size};
 use stamp::{LAST_QUARTER, USED, stamp};
+use view::Ground;
 
 /// The files that are raced on.
 const FILES: usize = 3;
@@ -39,7 +41,7 @@ const SLOT: usize = 512;
 
 /// The files of a run.
 pub struct Scene {
-    pub files: Vec<Fd>,
+    pub grounds: Vec<Ground>,
     pub sitter: Fd,
     pub canary: Fd,
 }
@@ -95,14 +97,18 @@ fn race(options: &Options) -> Result<bool, String> {
     let mut outcomes = Vec::new();
     let mut rng = Rng::new(options.seed);
     let shapes = options.shapes();
-    let casts = (options.ways.len() * shapes.len() * 2) as u32;
+    let ways = options.ways.iter().copied().filter(|way| !options.regions || way.goes_in_regions());
+    let ways: Vec<_> = ways.collect();
+    let casts = (ways.len() * shapes.len() * 2) as u32;
     {
-        let scene = Scene::set_up()?;
-        for &way in &options.ways {
+        let in_regions = options.regions;
+        let scene = Scene::set_up(in_regions)?;
+        for way in ways {
             for (shape, in_company) in shapes.iter().flat_map(|&shape| [(shape, false), (shape, true)]) {
                 let time = options.time / casts;
                 let anonymous = !options.until_found;
-                let plot = Plot { way, shape, in_company, anonymous, until_found: options.until_found };
+                let until_found = options.until_found;
+                let plot = Plot { way, shape, in_company, in_regions, anonymous, until_found };
                 let outcome = cast::run(&scene, plot, time, rng.draw())?;
                 report::progress(&outcome, start.elapsed());
                 let end = options.until_found && outcome.corruptions() > 0;
@@ -125,11 +131,16 @@ fn race(options: &Options) -> Result<bool, String> {
 }
 
 impl Scene {
-    fn set_up() -> Result<Scene, String> {
+    fn set_up(in_regions: bool) -> Result<Scene, String> {
+        if in_regions {
+            mshare::mount().map_err(|error| format!("mount of msharefs: {}", error.desc()))?;
+        }
+        let ground = |_| Ground::new(scale::file(1), in_regions);
+        let grounds: Result<_, Errno> = (0..FILES).map(ground).collect();
         let sitter = USED.into_iter().filter(|&index| index >= LAST_QUARTER);
         let canary = (0..victim::CANARY_SLOTS).map(|slot| slot * SLOT + victim::CANARY_PAGE);
         Ok(Scene {
-            files: (0..FILES).map(|_| scale::file(1)).collect(),
+            grounds: grounds.map_err(|error| format!("a region: {}", error.desc()))?,
             sitter: filled(ways::SITTER, 1, sitter)?,
             canary: filled(victim::CANARY, victim::CANARY_SLOTS, canary)?,
         })

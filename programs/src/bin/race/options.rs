@@ -12,6 +12,7 @@ pub const USAGE: &str = "usage: race [OPTIONS]
   --threads N     threads that fault in each of them [2]; each way is played by one process with these threads,
                   by two with one each, and by all
   --base-pages    pages of 4 KiB on tmpfs in the place of huge pages
+  --regions       the files are mapped in regions of msharefs, which the processes attach
   --pages N       huge pages of 2 MiB that the pool is to have [96]
   --seed N        where the random numbers start [1]
   --until-found   end at the first corruption, and leave all processes stopped as they are
@@ -27,6 +28,7 @@ pub struct Options {
     pub pages: u64,
     pub seed: u64,
     pub base_pages: bool,
+    pub regions: bool,
     pub until_found: bool,
 }
 
@@ -60,6 +62,7 @@ impl Options {
             pages: 96,
             seed: 1,
             base_pages: false,
+            regions: false,
             until_found: false,
         };
         while let Some(word) = words.next() {
@@ -80,9 +83,13 @@ impl Options {
                 "--pages" => options.pages = number(&value()?)?,
                 "--seed" => options.seed = number(&value()?)?,
                 "--base-pages" => options.base_pages = true,
+                "--regions" => options.regions = true,
                 "--until-found" => options.until_found = true,
                 _ => return Err(format!("what is {word}?")),
             }
+        }
+        if options.regions && !options.ways.iter().any(|way| way.goes_in_regions()) {
+            return Err("none of these ways is one of regions".to_string());
         }
         if options.processes == 0 || options.threads == 0 || options.time.is_zero() {
             return Err("one process, one thread and some time are the least".to_string());
@@ -111,11 +118,20 @@ mod tests {
         assert_eq!((options.seed, options.until_found), (7, true));
         assert_eq!(parse("").unwrap().ways, Way::ALL);
         assert!(parse("--base-pages").unwrap().base_pages && !parse("").unwrap().base_pages);
+        assert!(parse("--regions").unwrap().regions && !parse("").unwrap().regions);
     }
 
     #[test]
     fn nonsense_is_refused() {
-        for line in ["--seconds", "--seconds 0", "--seconds -1", "--ways x", "--threads 0", "-x"] {
+        for line in [
+            "--seconds",
+            "--seconds 0",
+            "--seconds -1",
+            "--ways x",
+            "--threads 0",
+            "-x",
+            "--regions --ways dontneed",
+        ] {
             assert!(parse(line).is_err(), "{line}");
         }
     }

@@ -2,15 +2,14 @@
 
 use roundtable_programs::child::waitpid;
 use roundtable_programs::fault;
-use roundtable_programs::mem::{
-    self, ANON, FIXED, NONE, NORESERVE, PRIVATE, R, RW, SHARED, mmap, mprotect, mremap, munmap,
-};
+use roundtable_programs::mem::{self, NONE, R, RW};
 use roundtable_programs::rng::Rng;
 
-use crate::actor::{Actor, View};
+use crate::actor::Actor;
 use crate::board::Kind;
 use crate::scale::{page_size, places, slot_size};
 use crate::stamp::{ANCHOR, LAST_QUARTER, USED, stamp};
+use crate::view::View;
 
 /// The file that sits where the last quarter of a mapping was unmapped.
 pub const SITTER: usize = 100;
@@ -63,9 +62,20 @@ impl Way {
         Way::ALL.into_iter().find(|way| way.name() == name)
     }
 
-    /// Whether every process does it. A truncation knows that its file is short only when nobody else makes it long.
-    pub fn is_done_by(self, process: u32) -> bool {
-        self != Way::Truncate || process == 0
+    /// Whether it can be done to an attached region: forgetting what is inside would be everybody's loss, and is refused.
+    pub fn goes_in_regions(self) -> bool {
+        self != Way::DontNeed
+    }
+
+    /// Whether every process does it. A truncation knows that its file is short only when nobody else makes it long, and in a region the
+    /// mappings are everybody's.
+    pub fn is_done_by(self, process: u32, in_regions: bool) -> bool {
+        let changes_all = match self {
+            Way::Truncate => true,
+            Way::Mprotect | Way::Munmap | Way::PartialMunmap => in_regions,
+            _ => false,
+        };
+        !changes_all || process == 0
     }
 
     /// Whether an address in the last quarter of a slot may belong to the sitter.
@@ -109,7 +119,7 @@ fn any_used(rng: &mut Rng) -> usize {
 fn punch(actor: &Actor, view: &View, rng: &mut Rng) {
     let index = any_used(rng);
     let length = 1 + rng.below(4);
-    let result = actor.files[view.file].punch((index * page_size()) as u64, (length * page_size()) as u64);
+    let result = actor.file(view).punch((index * page_size()) as u64, (length * page_size()) as u64);
     actor.expect(result.is_ok(), "punch");
 }
 
@@ -119,8 +129,7 @@ fn punch(actor: &Actor, view: &View, rng: &mut Rng) {
 /// along. A fault that had found the table then stores into a frame that may be anybody's.
 pub fn come_and_go(actor: &Actor, rng: &mut Rng) {
     let view = &actor.views[rng.below(actor.views.len())];
-    actor.expect(munmap(view.start(), slot_size()).is_ok(), "munmap");
-    actor.expect(view.map(0, slot_size()).is_ok(), "mmap");
+    actor.expect(view.leave_and_come().is_ok(), "munmap and mmap");
     match fault::load(view.address(ANCHOR, 0)) {
         Ok(0) => {}
         Ok(word) => actor.find(Kind::Foreign, view.file, ANCHOR, word, 0),
@@ -128,14 +137,11 @@ pub fn come_and_go(actor: &Actor, rng: &mut Rng) {
         Err(_) => {}
     }
     let index = any_used(rng) as u64;
-    actor.expect(
-        actor.files[view.file].punch(index * page_size() as u64, page_size() as u64).is_ok(),
-        "punch",
-    );
+    actor.expect(actor.file(view).punch(index * page_size() as u64, page_size() as u64).is_ok(), "punch");
 }
 
 fn truncate(actor: &Actor, view: &View, rng: &mut Rng) {
-    let file = &actor.files[view.file];
+    let file = actor.file(view);
     actor.expect(file.truncate(truncated()).is_ok(), "ftruncate");
     for _ in 0..2 {
         let index = USED[USED.len() - 1 - rng.below(4)];
@@ -151,9 +157,8 @@ fn truncate(actor: &Actor, view: &View, rng: &mut Rng) {
 
 fn protect(actor: &Actor, view: &View, rng: &mut Rng) {
     let (offset, length) = part(rng);
-    let start = view.start() + offset;
     let protection = if rng.chance(2) { R } else { NONE };
-    actor.expect(mprotect(start, length, protection).is_ok(), "mprotect");
+    actor.expect(view.protect(offset, length, protection).is_ok(), "mprotect");
     for _ in 0..2 {
         // The last quarter is protected in either case.
         let index = USED[USED.len() - 1 - rng.below(4)];
@@ -168,7 +173,7 @@ fn protect(actor: &Actor, view: &View, rng: &mut Rng) {
             actor.find(Kind::Permission, view.file, index, word, 0);
         }
     }
-    actor.expect(mprotect(start, length, RW).is_ok(), "mprotect");
+    actor.expect(view.protect(offset, length, RW).is_ok(), "mprotect");
 }
 
 /// Nothing is mapped at the view's addresses now, so nothing may be seen there.
@@ -182,20 +187,16 @@ fn expect_nothing(actor: &Actor, view: &View, start: usize, rng: &mut Rng) {
 }
 
 fn unmap(actor: &Actor, view: &View, rng: &mut Rng) {
-    actor.expect(munmap(view.start(), slot_size()).is_ok(), "munmap");
+    actor.expect(view.unmap(0, slot_size()).is_ok(), "munmap");
     expect_nothing(actor, view, view.start(), rng);
     actor.expect(view.map(0, slot_size()).is_ok(), "mmap");
 }
 
 fn unmap_last_quarter(actor: &Actor, view: &View, rng: &mut Rng) {
     let offset = LAST_QUARTER * page_size();
-    let start = view.start() + offset;
-    actor.expect(munmap(start, slot_size() - offset).is_ok(), "munmap");
+    actor.expect(view.unmap(offset, slot_size() - offset).is_ok(), "munmap");
     expect_nothing(actor, view, view.start(), rng);
-    // Read-only: other threads may be about to store a stamp of the file that was here.
-    let flags = SHARED | FIXED | NORESERVE;
-    let sitter = mmap(start, slot_size() - offset, R, flags, actor.sitter.raw(), offset as i64);
-    actor.expect(sitter.is_ok(), "mmap");
+    actor.expect(view.seat(actor.sitter, offset, slot_size() - offset).is_ok(), "mmap");
     for index in USED.into_iter().filter(|&index| index >= LAST_QUARTER) {
         let expected = stamp(SITTER, index, 0);
         match fault::load(view.start() + index * page_size() + places()[rng.below(places().len())]) {
@@ -208,13 +209,11 @@ fn unmap_last_quarter(actor: &Actor, view: &View, rng: &mut Rng) {
 }
 
 fn remap(actor: &Actor, view: &View, rng: &mut Rng) {
-    let (from, to) = (view.start(), view.other_start());
-    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
-    actor.expect(mremap(from, slot_size(), slot_size(), flags, to).is_ok(), "mremap");
-    view.moved();
+    let from = view.move_away();
+    actor.expect(from.is_ok(), "mremap");
+    let Ok(from) = from else { return };
     expect_nothing(actor, view, from, rng);
-    let flags = PRIVATE | ANON | NORESERVE | FIXED;
-    actor.expect(mmap(from, slot_size(), NONE, flags, -1, 0).is_ok(), "mmap");
+    actor.expect(view.keep(from).is_ok(), "mmap");
 }
 
 /// Starts a process that goes on with `child`, which must allocate no memory: other threads may hold the allocator's lock.
