@@ -67,6 +67,10 @@ impl Drop for Superblock {
 pub trait SuperblockOps: Any + Send + Sync {
     /// statfs(2), without flags and identifier.
     fn statfs(&self) -> Statfs;
+    /// The magic number of the type, as statfs(2) has it. Never waits for anybody.
+    fn magic(&self) -> u64 {
+        self.statfs().magic
+    }
     /// The options for `/proc/mounts`, each with a comma in front: `,size=1024k`; empty when there are none.
     fn options(&self) -> alloc::string::String {
         alloc::string::String::new()

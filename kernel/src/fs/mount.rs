@@ -28,6 +28,7 @@ use crate::sync::{Mutex, MutexGuard, SpinLock};
 mod companions;
 mod copies;
 pub mod end;
+pub mod listed;
 mod moves;
 pub mod propagation;
 mod settings;
@@ -108,6 +109,8 @@ struct Table {
     covering: BTreeMap<(u64, usize), Arc<Mount>>,
     /// The same by covered dentry, namespace and parent mount.
     points: BTreeSet<(usize, u64, u64)>,
+    /// Where they are, by namespace and the mount's number: all but the ones at the bottom of a namespace.
+    numbers: BTreeMap<(u64, u64), (u64, usize)>,
     /// How many mounts are in the tree of each namespace, by its number.
     counts: BTreeMap<u64, usize>,
 }
@@ -139,7 +142,9 @@ impl Table {
         // Ordering: changed with the tree, which has a lock of its own.
         mount.was_placed.store(true, Ordering::Relaxed);
         let (parent, address) = key(at);
-        self.points.insert((address, at.mount.namespace(), parent));
+        let namespace = at.mount.namespace();
+        self.points.insert((address, namespace, parent));
+        self.numbers.insert((namespace, mount.id), (parent, address));
         let replaced = self.covering.insert((parent, address), mount.clone());
         debug_assert!(replaced.is_none(), "two mounts in one place");
     }
@@ -151,6 +156,7 @@ impl Table {
             let address = Arc::as_ptr(point) as usize;
             self.covering.remove(&(parent.id, address));
             self.points.remove(&(address, mount.namespace(), parent.id));
+            self.numbers.remove(&(mount.namespace(), mount.id));
             point.mounts.fetch_sub(1, Ordering::SeqCst);
         }
         place
@@ -178,6 +184,22 @@ impl Table {
         *self.counts.entry(namespace).or_default() += 1;
     }
 
+    /// The mount with this number, if it is on something in this namespace.
+    fn by_number(&self, namespace: u64, id: u64) -> Option<Arc<Mount>> {
+        self.covering.get(self.numbers.get(&(namespace, id))?).cloned()
+    }
+
+    /// The mount with the next number, as [`Table::by_number`]: behind `at`, or before it. From 0 on all are.
+    fn next_number(&self, namespace: u64, at: u64, backwards: bool) -> Option<Arc<Mount>> {
+        let place = if backwards {
+            let end = if at == 0 { u64::MAX } else { at };
+            self.numbers.range((namespace, 0)..(namespace, end)).next_back()
+        } else {
+            self.numbers.range((namespace, at.saturating_add(1))..=(namespace, u64::MAX)).next()
+        };
+        self.covering.get(place?.1).cloned()
+    }
+
     /// A mount on the dentry, of any namespace.
     fn any_on(&self, point: &Dentry) -> Option<Arc<Mount>> {
         let address = core::ptr::from_ref(point) as usize;
@@ -189,8 +211,12 @@ impl Table {
 /// `fs.mount-max`: mounts that one namespace may have.
 pub static MOST_MOUNTS: AtomicUsize = AtomicUsize::new(100_000);
 
-static TABLE: SpinLock<Table> =
-    SpinLock::growing(Table { covering: BTreeMap::new(), points: BTreeSet::new(), counts: BTreeMap::new() });
+static TABLE: SpinLock<Table> = SpinLock::growing(Table {
+    covering: BTreeMap::new(),
+    points: BTreeSet::new(),
+    numbers: BTreeMap::new(),
+    counts: BTreeMap::new(),
+});
 /// Serialises changes of the table, which look at it more than once.
 static CHANGE: Mutex<()> = Mutex::new(());
 

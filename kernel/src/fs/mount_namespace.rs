@@ -27,6 +27,9 @@ pub struct MountNamespace {
 /// To whom the namespaces belong, but for the first, by their numbers: for who has a mount of another's.
 static OWNERS: Mutex<BTreeMap<u64, Weak<UserNamespace>>> = Mutex::new(BTreeMap::new());
 
+/// All but the first, by their numbers.
+static ALL: Mutex<BTreeMap<u64, Weak<MountNamespace>>> = Mutex::new(BTreeMap::new());
+
 /// The mounts of a copied tree, by the numbers of those that they are copies of.
 pub type Copies = BTreeMap<u64, Arc<Mount>>;
 
@@ -54,7 +57,17 @@ impl MountNamespace {
         if let Some(copy) = copies.get(&root.id) {
             let _ = new.root.set(copy.clone());
         }
-        Ok((Arc::new(new), copies))
+        let new = Arc::new(new);
+        ALL.lock().insert(new.head.ino, Arc::downgrade(&new));
+        Ok((new, copies))
+    }
+
+    /// The one with this number. Not under a lock of mounts: it may end when this reference goes.
+    pub fn by_number(number: u64) -> Option<Arc<Self>> {
+        if number == initial::MOUNT {
+            return Some(Self::initial().clone());
+        }
+        ALL.lock().get(&number)?.upgrade()
     }
 
     /// The bottom of its tree.
@@ -84,6 +97,7 @@ impl MountNamespace {
 impl Drop for MountNamespace {
     fn drop(&mut self) {
         OWNERS.lock().remove(&self.head.ino);
+        ALL.lock().remove(&self.head.ino);
         if let Some(root) = self.root.get() {
             mount::end::end_namespace(root);
         }

@@ -95,18 +95,19 @@ pub fn mounts(root: &Path) -> crate::errno::Result<Text> {
     })
 }
 
+/// What of its file system the mount shows.
+pub(super) fn root_text(mount: &Mount) -> crate::errno::Result<Vec<u8>> {
+    // Groups are seen from a namespace's own.
+    let group = crate::cgroup::path_of_inode(&mount.root.inode).and_then(|text| text.into_string().ok());
+    group.map_or_else(|| within_file_system(&mount.root), |path| Ok(path.into_bytes()))
+}
+
 /// `/proc/PID/mountinfo` for a process with this root.
 pub fn mountinfo(root: &Path) -> crate::errno::Result<Text> {
     lines(root, |out, mount| {
         let Some(point) = mount_point(mount, root) else { return };
         let parent = mount.place().map_or(mount.id, |place| place.mount.id);
-        // Groups are seen from a namespace's own.
-        let group = crate::cgroup::path_of_inode(&mount.root.inode).and_then(|text| text.into_string().ok());
-        let inner = match group {
-            Some(path) => Ok(path.into_bytes()),
-            None => within_file_system(&mount.root),
-        };
-        let Ok(inner) = inner else { return };
+        let Ok(inner) = root_text(mount) else { return };
         let dev = mount.superblock.dev;
         let _ = writeln!(
             out,

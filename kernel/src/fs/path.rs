@@ -152,6 +152,23 @@ impl Path {
         Ok((text.finish(), reachable))
     }
 
+    /// Is it below `root`, or that itself?
+    pub fn is_below(&self, root: &Path) -> bool {
+        let mut at = self.clone();
+        let mut steps = 0;
+        while !at.same(root) {
+            give_way(&mut steps);
+            let above = if Arc::ptr_eq(&at.dentry, &at.mount.root) {
+                at.mount.place()
+            } else {
+                at.dentry.parent().map(|parent| Path { mount: at.mount.clone(), dentry: parent })
+            };
+            let Some(above) = above else { return false };
+            at = above;
+        }
+        true
+    }
+
     /// The text that `/proc` shows: ` (deleted)` behind a name that is gone. Errors as [`Path::to_text`].
     pub fn display(&self, root: &Path) -> Result<Vec<u8>> {
         const DELETED: &[u8] = b" (deleted)";

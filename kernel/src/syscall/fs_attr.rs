@@ -95,7 +95,11 @@ fn statx(args: &mut Args) -> Result<usize> {
     }
     let place = place(dirfd, path, flags)?;
     let is_root = Arc::ptr_eq(&place.dentry, &place.mount.root);
-    let stat = place.inode().stat().to_statx(Some((place.mount.id, is_root)));
+    let mut stat = place.inode().stat().to_statx(Some((place.mount.id, is_root)));
+    if mask & abi::STATX_MNT_ID_UNIQUE != 0 {
+        stat.stx_mask ^= abi::STATX_MNT_ID | abi::STATX_MNT_ID_UNIQUE;
+        stat.stx_mnt_id = place.mount.unique_id();
+    }
     uaccess::write_user(out, &stat)?;
     Ok(0)
 }

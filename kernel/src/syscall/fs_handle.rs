@@ -42,10 +42,9 @@ fn name_to_handle_at(args: &mut Args) -> Result<usize> {
     if room > MOST_BYTES {
         return Err(Errno::EINVAL);
     }
-    let id = place.mount.id;
     match flags & abi::AT_HANDLE_MNT_ID_UNIQUE {
-        0 => write_user(mount, &(id as i32))?,
-        _ => write_user(mount, &id)?,
+        0 => write_user(mount, &(place.mount.id as i32))?,
+        _ => write_user(mount, &place.mount.unique_id())?,
     }
     let fits = room >= handle::BYTES;
     // The kind of a handle that there is no room for is none.

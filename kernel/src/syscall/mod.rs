@@ -9,6 +9,7 @@ pub mod fs_handle;
 pub mod fs_io;
 pub mod fs_mount;
 pub mod fs_mount_new;
+pub mod fs_mount_query;
 pub mod fs_open;
 pub mod fs_path;
 pub mod fs_space;
@@ -82,6 +83,7 @@ const GROUPS: &[Group] = &[
     fs_io::TABLE,
     fs_mount::TABLE,
     fs_mount_new::TABLE,
+    fs_mount_query::TABLE,
     fs_open::TABLE,
     fs_path::TABLE,
     fs_space::TABLE,

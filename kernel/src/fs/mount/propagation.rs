@@ -87,7 +87,7 @@ pub(super) struct Groups {
 }
 
 /// At most what a mount takes in these lists, and in the table of mounts, bytes.
-pub(super) const ENTRIES: usize = 256;
+pub(super) const ENTRIES: usize = 384;
 
 pub(super) static GROUPS: Mutex<Groups> =
     Mutex::new(Groups { members: BTreeMap::new(), slaves: BTreeMap::new() });
@@ -257,18 +257,34 @@ pub fn join(from: &Path, to: &Path) -> Result<()> {
 }
 
 /// The optional fields of a line of mountinfo, each with a blank before it.
+#[derive(Default)]
 pub struct Fields {
-    group: u64,
-    master: u64,
-    /// The nearest group above that has a mount in the same namespace, when the master has none.
-    from: u64,
+    pub group: u64,
+    pub master: u64,
+    /// The master, or if that has no mount in the same namespace the nearest group above that has one.
+    pub from: u64,
     unbindable: bool,
+}
+
+impl Fields {
+    /// As `MS_SHARED` and the like.
+    pub fn flags(&self) -> u32 {
+        let shown = [
+            (self.group != 0, abi::MS_SHARED),
+            (self.master != 0, abi::MS_SLAVE),
+            (self.unbindable, abi::MS_UNBINDABLE),
+        ];
+        match shown.into_iter().filter(|(is, _)| *is).fold(0, |all, (_, flag)| all | flag) {
+            0 => abi::MS_PRIVATE,
+            flags => flags,
+        }
+    }
 }
 
 impl core::fmt::Display for Fields {
     fn fmt(&self, out: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        for (number, name) in [(self.group, "shared"), (self.master, "master"), (self.from, "propagate_from")]
-        {
+        let from = if self.from == self.master { 0 } else { self.from };
+        for (number, name) in [(self.group, "shared"), (self.master, "master"), (from, "propagate_from")] {
             if number != 0 {
                 write!(out, " {name}:{number}")?;
             }
@@ -290,7 +306,7 @@ pub fn fields(mount: &Mount) -> Fields {
     while at != 0 {
         let groups = GROUPS.lock();
         if groups.members.range((at, namespace, 0)..=(at, namespace, u64::MAX)).next().is_some() {
-            fields.from = if at == peers.master { 0 } else { at };
+            fields.from = at;
             break;
         }
         let any = groups.members.range((at, 0, 0)..=(at, u64::MAX, u64::MAX)).next();

@@ -210,6 +210,10 @@ impl SuperblockOps for Volume {
         self.root.statfs().unwrap_or(Statfs { magic: super::MAGIC, name_max: 255, ..Statfs::default() })
     }
 
+    fn magic(&self) -> u64 {
+        super::MAGIC
+    }
+
     fn options(&self) -> String {
         let mut text = String::from(",access=client,trans=virtio");
         for (name, alias) in [("owner", self.options.owner), ("group", self.options.group)] {
