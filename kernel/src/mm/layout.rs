@@ -97,6 +97,9 @@ impl Placement {
 
 /// A free range of `place.len` bytes in `within`, as high as there is one.
 fn search(gaps: &Gaps, within: Range<u64>, place: &Placement, want: Want) -> Option<u64> {
+    if within.is_empty() {
+        return None;
+    }
     // Wherever an aligned address may be in a range, it is there for sure if the range is longer by what alignment can cost.
     let sure = place.len.saturating_add(place.align - PAGE.min(place.align));
     gaps.search(within, want, place.len, sure, |free| place.fit(free))
@@ -115,17 +118,18 @@ pub fn choose(areas: &mut Areas, hint: u64, place: &Placement) -> Result<u64> {
             return Ok(at);
         }
     }
-    let base = areas.layout.mmap_base.min(TASK_SIZE);
+    let within = areas.layout.ranges();
     let wants = match () {
         () if place.own_slots => &[Want::Slots][..],
         () if place.avoid_slots => &[Want::ApartFromShared, Want::Any],
         () => &[Want::Any],
     };
     if let Some(narrow) = place.narrow() {
-        let wide = search(areas.set.gaps()?, MIN_ADDRESS..base, place, Want::Slots);
+        let gaps = areas.set.gaps()?;
+        let wide = within[..2].iter().find_map(|range| search(gaps, range.clone(), place, Want::Slots));
         return wide.map_or_else(|| choose(areas, 0, &narrow), Ok);
     }
-    for within in [MIN_ADDRESS..base, base..TASK_SIZE] {
+    for within in within {
         for want in wants {
             if let Some(found) = search(areas.set.gaps()?, within.clone(), place, *want) {
                 return Ok(found);
@@ -252,6 +256,15 @@ fn check_limits(set: &VmaSet, replaced: Sums, flags: VmFlags, pages: u64) -> Res
 }
 
 impl Layout {
+    /// Where mmap(2) without an address looks, one range after the other; the first two are below the base.
+    fn ranges(&self) -> [Range<u64>; 4] {
+        let (base, room) = (self.mmap_base.min(TASK_SIZE), &self.stack_room);
+        if room.is_empty() {
+            return [MIN_ADDRESS..base, 0..0, base..TASK_SIZE, 0..0];
+        }
+        [room.end..base, MIN_ADDRESS..room.start, base..TASK_SIZE, room.clone()]
+    }
+
     /// Is `vma` the heap?
     pub fn is_heap(&self, vma: &Vma) -> bool {
         vma.start <= self.brk && vma.end >= self.brk_start && self.brk_start < self.brk

@@ -41,6 +41,8 @@ use crate::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard, SpinLock, grace};
 pub struct Layout {
     /// mmap(2) without an address goes below.
     pub mmap_base: u64,
+    /// Nothing goes here but the stack, while there is room elsewhere; empty where the stack is above all that.
+    pub stack_room: Range<u64>,
     /// Where the heap begins, and its present end, to the byte.
     pub brk_start: u64,
     pub brk: u64,

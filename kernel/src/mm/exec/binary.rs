@@ -154,8 +154,13 @@ impl Binary {
     }
 
     /// Has it no addresses of its own?
-    pub fn is_movable(&self) -> bool {
+    fn is_movable(&self) -> bool {
         self.header.e_type != ET_EXEC
+    }
+
+    /// What decides where it goes, if it has no addresses of its own.
+    pub fn movable_shape(&self) -> Option<Shape> {
+        self.is_movable().then(|| self.shape())
     }
 
     fn shape(&self) -> Shape {

@@ -140,7 +140,11 @@ pub fn load(mut request: Request) -> Result<Image> {
     let randomise = randomize_va_space() > 0 && personality & ADDR_NO_RANDOMIZE == 0;
     let origins = Origins::new(randomise);
     let space = AddressSpace::new()?;
-    space.write().layout.mmap_base = origins.mmap_base;
+    {
+        let layout = &mut space.write().layout;
+        layout.mmap_base = origins.mmap_base;
+        layout.stack_room = origins.stack_room.clone();
+    }
     let program = binary.map(&space, &request.file, Some(&origins))?;
     let loader = match &interpreter {
         Some((file, binary)) => Some(binary.map(&space, file, None)?),
@@ -154,7 +158,7 @@ pub fn load(mut request: Request) -> Result<Image> {
         layout.data = program.data.clone();
         let end = super::page_up(program.end).ok_or(Errno::ENOMEM)?;
         layout.brk_start =
-            if randomize_va_space() < 2 { end } else { origins.heap(end, binary.is_movable()) };
+            if randomize_va_space() < 2 { end } else { origins.heap(end, binary.movable_shape().as_ref()) };
         layout.brk = layout.brk_start;
         layout.vdso = vdso;
         layout.executable = Some(executable.clone());

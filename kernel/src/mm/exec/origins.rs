@@ -1,18 +1,20 @@
 //! Where the parts of a new program go, and how much of that is random.
 //!
-//! Linux puts the program, the mappings and the stack 512 GiB and more from each other, so that a process has three page tables of each
-//! of two levels for them, whatever it shares. Here they are *near* each other: a random GiB, and in it, from low to high,
+//! Linux puts the program some TiB from the mappings and the stack, and these up to a TiB from each other, so that a process has two or
+//! three page tables of each of two levels for them, whatever it shares. Here they are *near* each other: a random GiB, and in it, from low
+//! to high,
 //!
 //! ```text
-//! mappings, downwards | room for the stack | stack, downwards | program | heap, upwards
+//! stack, downwards | mappings, downwards | program | heap, upwards
 //! ```
 //!
-//! each at a random place of its own share. Mappings leave the GiB at its lower end and the heap at its upper end when they must: there is
-//! nothing else in their way. Each of them begins well inside a window (the reach of a table of the lowest level), and so does what the
+//! each at a random place of its own share. The stack and the heap leave the GiB at its ends: nothing is in their way. Mappings that do not
+//! fit between the stack and where they begin go below the *room* that is kept for the stack, which a program may raise the limit of.
+//! Each of them begins well inside a window (the reach of a table of the lowest level), and so does what the
 //! program writes to: with the first pages of the heap that is one table.
 //!
 //! Places are as on Linux (*far*) with the kernel parameter `layout=far`, without randomness (a debugger's users know these addresses),
-//! and with a limit of the stack that the GiB has no room for.
+//! and with a larger limit of the stack than that room is made for.
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, Ordering};
@@ -29,19 +31,27 @@ use crate::random;
 const MMAP_BITS: u32 = 28;
 const STACK_BITS: u32 = 22;
 const HEAP_BITS: u32 = 13;
-/// The stack can grow to that even if its limit was lower at first, as on Linux.
+/// The stack can grow to that even if its limit was lower at first, as on Linux without randomness.
 const LEAST_STACK: u64 = 128 << 20;
+/// By how much a running program may raise that limit and have the stack all the same: on Linux it is the randomness of all places, half
+/// of which this is.
+const RAISE: u64 = 16 << 30;
 
-/// The first GiB that may be drawn, and how many there are. ThreadSanitizer, as it is in GCC and in LLVM until 17, takes nothing below
-/// 0x7e80_0000_0000 for a program's own memory; the other sanitizers take what lies much further below. That leaves 128 GiB and
-/// more for mappings of such a program, and 384 GiB and more for a heap.
+/// The first GiB that may be drawn, how many there are in a row, and how many such rows. ThreadSanitizer, as it is in GCC and in LLVM until
+/// 17, takes nothing below 0x7e80_0000_0000 for a program's own memory; the other sanitizers take what lies much further below. That leaves
+/// 96 GiB and more for mappings of such a program, and 512 GiB and more for a heap.
 const LOWEST: u64 = 0x7ea0_0000_0000;
-const GIBS: u64 = 1024;
-/// Mappings have that much of the GiB at least, and a program with its heap.
-const LEAST_BELOW: u64 = 32 << 20;
+const ROW: u64 = 384;
+const ROWS: u64 = 2;
+/// From one row to the next: what a table above has one entry for. The first GiBs of that are no row's, so that what goes below the
+/// room for the stack needs no other one.
+const WIDE: u64 = SLOT << 9;
+/// Mappings have that much between the stack and where they begin at least, and a program with its heap has that much of the GiB.
+const LEAST_BETWEEN: u64 = 192 << 20;
 const LEAST_ABOVE: u64 = 64 << 20;
-/// The largest room for a stack which leaves shares that are worth it: 256 MiB, and the guard.
-const MOST_ROOM: u64 = (256 << 20) + STACK_GUARD;
+/// The largest limit of a stack that leaves enough of a row for mappings below its room.
+const MOST_STACK: u64 = 16 << 30;
+const SHARE: u64 = (SLOT - LEAST_BETWEEN - LEAST_ABOVE) / 3 / WINDOW * WINDOW;
 /// What mappings and stack have of their first window at least: the small ones of a process without libraries, and a stack as it begins.
 const FIRST_MAPPINGS: u64 = 512 << 10;
 const FIRST_STACK: u64 = 256 << 10;
@@ -77,8 +87,9 @@ pub struct Shape {
 pub struct Origins {
     /// End of the stack.
     pub stack_top: u64,
-    /// For [`super::super::space::Layout::mmap_base`].
+    /// For [`super::super::space::Layout`].
     pub mmap_base: u64,
+    pub stack_room: Range<u64>,
     /// Where a position-independent program goes, if that is near the rest; and where Linux has one.
     near_program: Option<u64>,
     far_program: u64,
@@ -100,46 +111,59 @@ impl Origins {
         let (map, stack) = ([5, 6].map(word), [7, 8].map(word));
         let far_program = page_down(TASK_SIZE / 3 * 2) + pages_below(far, PAGE << MMAP_BITS);
         let limit = limit(abi::RLIMIT_STACK);
-        let room = limit.max(LEAST_STACK).saturating_add(STACK_GUARD);
         // Relaxed: see `init`.
-        if !is_random || !NEAR.load(Ordering::Relaxed) || room > MOST_ROOM {
+        if !is_random || !NEAR.load(Ordering::Relaxed) || limit > MOST_STACK {
             let stack_top = TASK_SIZE - pages_below(stack[0], PAGE << STACK_BITS);
             // Room for the stack to grow to its limit, plus its guard and what randomness may have taken from the top; all of it within
             // sense, as on Linux: a base 1 MiB lower leaves half as many pages to the first table below it.
             let pad = STACK_GUARD + if is_random { PAGE << STACK_BITS } else { 0 };
             let gap = limit.saturating_add(pad).clamp(LEAST_STACK, TASK_SIZE / 6 * 5);
             let mmap_base = page_down(TASK_SIZE - gap) - pages_below(map[0], PAGE << MMAP_BITS);
-            return Self { stack_top, mmap_base, near_program: None, far_program, within, heap };
+            return Self {
+                stack_top,
+                mmap_base,
+                stack_room: 0..0,
+                near_program: None,
+                far_program,
+                within,
+                heap,
+            };
         }
-        let share = (SLOT - LEAST_BELOW - LEAST_ABOVE - room) / 3 / WINDOW * WINDOW;
         // A window of the share, and a page of that with what is to be in the same window before it.
         let place = |[window, page]: [u64; 2], first: u64| {
-            window % (share / WINDOW) * WINDOW + first + pages_below(page, WINDOW - first + PAGE)
+            window % (SHARE / WINDOW) * WINDOW + first + pages_below(page, WINDOW - first + PAGE)
         };
-        let mappings = LOWEST + gib % GIBS * SLOT + LEAST_BELOW;
-        let stacks = mappings + share + room.next_multiple_of(WINDOW);
-        let programs = stacks + share;
+        let stacks = LOWEST + gib / ROW % ROWS * WIDE + gib % ROW * SLOT;
+        let mappings = stacks + SHARE + LEAST_BETWEEN;
+        let programs = mappings + SHARE;
+        let stack_top = stacks + place(stack, FIRST_STACK);
+        let room = page_down(limit) + PAGE + STACK_GUARD + RAISE;
         Self {
-            stack_top: stacks + place(stack, FIRST_STACK),
+            stack_top,
             mmap_base: mappings + place(map, FIRST_MAPPINGS),
-            near_program: Some(programs + pages_below(program, share)),
+            stack_room: stack_top - room..stack_top,
+            near_program: Some(programs + pages_below(program, SHARE)),
             far_program,
             within,
             heap,
         }
     }
 
+    /// Near which place a program of this shape goes, if it is not too large for that.
+    fn near(&self, shape: &Shape) -> Option<u64> {
+        self.near_program.filter(|_| shape.len <= SLOT && shape.granule <= WINDOW)
+    }
+
     /// Where a position-independent program of this shape begins.
     pub fn program(&self, shape: &Shape) -> u64 {
-        let near = self.near_program.filter(|_| shape.len <= SLOT && shape.granule <= WINDOW);
-        let Some(origin) = near else {
+        let Some(origin) = self.near(shape) else {
             // Also what is too large to be near anything.
             return match shape.phase {
                 Some(phase) => (self.far_program & !(WINDOW - 1)) + phase,
                 None => self.far_program & !(shape.granule - 1),
             };
         };
-        // Up from there: below is the stack.
+        // Up from there: below are the mappings.
         if let Some(phase) = shape.phase {
             return origin.next_multiple_of(WINDOW) + phase;
         }
@@ -153,11 +177,14 @@ impl Origins {
         window + pages_below(self.within, WINDOW - len + PAGE) - keep.start
     }
 
-    /// Where the heap begins behind a program that ends at `end`, a multiple of the page.
-    pub fn heap(&self, end: u64, is_movable: bool) -> u64 {
-        // In the program's last window, but not behind a program whose address everybody knows.
+    /// Where the heap begins behind a program that ends at `end`, a multiple of the page: one of this shape, if it has no addresses of its own.
+    pub fn heap(&self, end: u64, shape: Option<&Shape>) -> u64 {
+        // In the program's last window; but not if everybody knows where in a window the program ends, who has seen its file: an address of
+        // the heap would tell all of the program's.
+        let is_at_any_page = |shape: &&Shape| shape.phase.is_none() && shape.granule == PAGE;
         let gaps = (end.next_multiple_of(WINDOW) - end).saturating_sub(FIRST_HEAP);
-        let is_near = self.near_program.is_some() && is_movable && gaps >= LEAST_GAP;
+        let is_near =
+            shape.filter(is_at_any_page).and_then(|shape| self.near(shape)).is_some() && gaps >= LEAST_GAP;
         end + pages_below(self.heap, if is_near { gaps } else { PAGE << HEAP_BITS })
     }
 }
