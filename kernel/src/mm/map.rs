@@ -227,15 +227,7 @@ impl AddressSpace {
             Source::Region { .. } => mshare::GRANULE,
             _ => PAGE,
         };
-        if !start.is_multiple_of(granule) {
-            return Err(Errno::EINVAL);
-        }
-        if len > TASK_SIZE || start > TASK_SIZE - len {
-            return Err(Errno::ENOMEM);
-        }
-        if start < MIN_ADDRESS && !process::current().credentials().capable(abi::CAP_SYS_RAWIO) {
-            return Err(Errno::EPERM);
-        }
+        check_fixed(start, len, granule)?;
         if plan.no_replace && areas.set.is_occupied(start..start + len) {
             return Err(Errno::EEXIST);
         }
@@ -310,6 +302,20 @@ fn place(areas: &mut Areas, plan: &Plan) -> Result<u64> {
     layout::choose(areas, plan.hint, &place)
 }
 
+/// Whether an area may be at a place that the caller names, whatever is there.
+fn check_fixed(start: u64, len: u64, granule: u64) -> Result<()> {
+    if !start.is_multiple_of(granule) {
+        return Err(Errno::EINVAL);
+    }
+    if len > TASK_SIZE || start > TASK_SIZE - len {
+        return Err(Errno::ENOMEM);
+    }
+    if start < MIN_ADDRESS && !process::current().credentials().capable(abi::CAP_SYS_RAWIO) {
+        return Err(Errno::EPERM);
+    }
+    Ok(())
+}
+
 /// Checks a request, and finds out what it is about.
 fn plan(request: &MapRequest) -> Result<Plan> {
     let map = MapFlags::from_bits_truncate(request.flags);
@@ -367,6 +373,10 @@ fn plan(request: &MapRequest) -> Result<Plan> {
         flags |= VmFlags::LOCKED;
     }
     let fixed = map.intersects(MapFlags::FIXED | MapFlags::FIXED_NOREPLACE);
+    if fixed {
+        // Before the file is asked: as Linux, where a bad address is told before a seal is.
+        check_fixed(request.address, len, granule)?;
+    }
     let mut arriving = None;
     let (first, source) = if anonymous {
         if map.contains(MapFlags::GROWSDOWN) {

@@ -62,7 +62,10 @@ impl AddressSpace {
         let granule = vma.granule();
         let old_len = old_len.checked_next_multiple_of(granule).ok_or(Errno::EINVAL)?;
         let new_len = new_len.checked_next_multiple_of(granule).ok_or(Errno::EINVAL)?;
-        if !address.is_multiple_of(granule) || vma.is_huge() && (new_len > old_len || keep_old) {
+        // The new address, too, where nobody asks for it: as Linux.
+        if !address.is_multiple_of(granule)
+            || vma.is_huge() && (!target.is_multiple_of(granule) || new_len > old_len || keep_old)
+        {
             return Err(Errno::EINVAL);
         }
         // What is longer than user space is cut off by munmap(2), or not there.
@@ -265,6 +268,9 @@ impl AddressSpace {
             // With the new area in the set: its tables may be close by, and must stay.
             let mut gather = Gather::new(self);
             self.free_tables(areas, old, &mut gather);
+        } else if remap.keep_old {
+            // It was cut out to be moved, and stays a part of what it was.
+            areas.set.merge(old);
         }
         areas.set.merge(range);
         Ok(())

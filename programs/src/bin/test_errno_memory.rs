@@ -8,7 +8,7 @@ use roundtable_programs::rows::{Rows, name};
 use roundtable_programs::sys::PAGE;
 use roundtable_programs::{Errno, row, tests};
 
-tests! { advice_by_kind, mlock_by_kind, msync_and_mincore, policies, memory_from_outside, without_privilege }
+tests! { advice_by_kind, mlock_by_kind, msync_and_mincore, policies, memory_from_outside, without_privilege, places_of_huge_pages }
 
 /// The end of user space with tables of five levels, and flags for mmap and mremap.
 const END: usize = (1 << 56) - PAGE;
@@ -370,4 +370,30 @@ fn without_privilege() {
 /// Linux has no such file: nobody reads it there either.
 fn not_there(error: Errno) -> Answer {
     Err(if error == Errno::ENOENT { Errno::EACCES } else { error })
+}
+
+/// Where huge pages are to be is looked at first: also what mremap is given without being told to use it, and before the seals of a file.
+fn places_of_huge_pages() {
+    let mut rows = Rows::default();
+    huge::pool(4);
+    let place = Map::reserve(4 * HUGE, HUGE).address;
+    let file = Fd::memfd("sealed", libc::MFD_HUGETLB | libc::MFD_ALLOW_SEALING).unwrap();
+    file.truncate(2 * HUGE as u64).unwrap();
+    let seal = |seals: usize| {
+        call(libc::SYS_fcntl, [file.raw() as usize, libc::F_ADD_SEALS as usize, seals, 0, 0, 0])
+    };
+    row!(rows, OK, seal(libc::F_SEAL_WRITE as usize));
+    let sealed = |at, flags, offset| map(at, HUGE, RW, flags, file.raw(), offset);
+    row!(rows, EPERM, sealed(0, libc::MAP_SHARED, 0));
+    row!(rows, EPERM, sealed(place, libc::MAP_SHARED | FIXED, 0));
+    row!(rows, EINVAL, sealed(place + PAGE, libc::MAP_SHARED | FIXED, 0));
+    row!(rows, EINVAL, sealed(place + PAGE, libc::MAP_SHARED | NOREPLACE, 0));
+    row!(rows, EPERM, sealed(place, libc::MAP_SHARED | FIXED, PAGE));
+    row!(rows, ENOMEM, sealed(END & !(HUGE - 1), libc::MAP_SHARED | FIXED, 0));
+    row!(rows, OK, map(place, 2 * HUGE, RW, PRIVATE | ANON | HUGETLB | FIXED, -1, 0));
+    row!(rows, OK, remap(place, 2 * HUGE, 2 * HUGE, MAYMOVE, 0));
+    row!(rows, EINVAL, remap(place, 2 * HUGE, 2 * HUGE, MAYMOVE, PAGE));
+    row!(rows, EINVAL, remap(place, 2 * HUGE, HUGE, 0, place + PAGE));
+    row!(rows, OK, remap(place, 2 * HUGE, HUGE, 0, place + HUGE));
+    rows.finish();
 }

@@ -282,6 +282,12 @@ fn remap_dontunmap() {
     let moved = mremap(map.address, 2 * PAGE, 2 * PAGE, flags, 0).unwrap();
     let moved = Map { address: moved, length: 2 * PAGE };
     assert_eq!((moved.get(0), map.get(0)), (4, 0));
+    // What stays is not cut out of its area.
+    let shared = Map::new(4 * PAGE, RW, SHARED | ANON, -1, 0).unwrap();
+    let moved = mremap(shared.address + PAGE, 2 * PAGE, 2 * PAGE, flags, 0).unwrap();
+    let whole = format!("{:x}-{:x} ", shared.address, shared.address + 4 * PAGE);
+    assert!(maps_of_self().iter().any(|line| line.starts_with(&whole)), "{whole}");
+    munmap(moved, 2 * PAGE).unwrap();
 }
 
 fn dontneed_zeroes() {
