@@ -4,12 +4,13 @@ use std::fs;
 
 use roundtable_programs::child::in_child;
 use roundtable_programs::file::Fd;
+use roundtable_programs::mem::{R, RW, SHARED};
 use roundtable_programs::namespaces::{as_first, errno};
 use roundtable_programs::rows::Rows;
-use roundtable_programs::sys::check;
+use roundtable_programs::sys::{PAGE, check};
 use roundtable_programs::{Errno, row, tests};
 
-tests! { programs_or_not, namespaces_below, who_may_set }
+tests! { programs_or_not, namespaces_below, who_may_set, flags_of_mappings }
 
 const SETTING: &str = "/proc/sys/vm/memfd_noexec";
 const NOEXEC_SEAL: u32 = 8;
@@ -108,4 +109,27 @@ fn who_may_set() {
         check(unsafe { libc::setuid(1000) }).unwrap();
         assert_eq!(set(0), Err(Errno::EACCES));
     });
+}
+
+/// What smaps says of shared mappings through which nobody may store: a seal leaves them shared, a descriptor to read with does not.
+fn flags_of_mappings() {
+    let file = Fd::memfd("flags", libc::MFD_ALLOW_SEALING).unwrap();
+    file.truncate(PAGE as u64).unwrap();
+    let reader = Fd::open(&format!("/proc/self/fd/{}", file.raw()), libc::O_RDONLY).unwrap();
+    let flags = |file: &Fd, rights| {
+        let map = file.map(PAGE, rights, SHARED).unwrap();
+        let start = format!("{:x}-", map.address);
+        let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&start));
+        let line = lines.find_map(|line| line.strip_prefix("VmFlags:")).unwrap();
+        line.split_whitespace()
+            .filter(|flag| ["rd", "wr", "sh", "mw", "ms"].contains(flag))
+            .collect::<String>()
+    };
+    assert_eq!(flags(&file, RW), "rdwrshmwms");
+    assert_eq!(flags(&file, R), "rdshmwms");
+    assert_eq!(flags(&reader, R), "rdms");
+    // SAFETY: takes integers.
+    check(unsafe { libc::fcntl(file.raw(), libc::F_ADD_SEALS, libc::F_SEAL_WRITE) }).unwrap();
+    assert_eq!(flags(&file, R), "rdshms");
 }

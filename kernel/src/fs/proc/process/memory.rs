@@ -157,15 +157,22 @@ fn area_rows(out: &mut Text, mm: &AddressSpace, area: &AreaView) {
     put!(out, "THPeligible:    {:>8}\n", 0);
     out.push_str("VmFlags:");
     let huge = area.page_size > PAGE_SIZE as u64;
+    let shared = area.flags.contains(VmFlags::SHARED);
+    // As Linux: through a file that is open for reading alone nobody ever stores, so such a mapping is shared to look at only.
+    let may_share_stores = shared
+        && match &area.name {
+            AreaName::File(file) => file.writable(),
+            _ => area.flags.contains(VmFlags::MAY_WRITE),
+        };
     let names = [
         (area.flags.contains(VmFlags::READ), "rd"),
         (area.flags.contains(VmFlags::WRITE), "wr"),
         (area.flags.contains(VmFlags::EXEC), "ex"),
-        (area.flags.contains(VmFlags::SHARED), "sh"),
+        (may_share_stores, "sh"),
         (area.flags.contains(VmFlags::MAY_READ), "mr"),
         (area.flags.contains(VmFlags::MAY_WRITE), "mw"),
         (area.flags.contains(VmFlags::MAY_EXEC), "me"),
-        (area.flags.contains(VmFlags::SHARED | VmFlags::MAY_WRITE), "ms"),
+        (shared, "ms"),
         (area.flags.contains(VmFlags::GROWS_DOWN), "gd"),
         (area.flags.contains(VmFlags::USERFAULT_MISSING), "um"),
         (area.flags.contains(VmFlags::USERFAULT_WP), "uw"),
