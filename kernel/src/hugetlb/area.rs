@@ -232,6 +232,11 @@ impl HugeArea {
         self.mapping.presence(VirtAddr(address))
     }
 
+    /// Whether the file has a page at an address, whether the mapping has a copy or not.
+    pub fn is_in_file(&self, address: u64) -> bool {
+        self.mapping.is_in_file(VirtAddr(address))
+    }
+
     /// Puts a page there that `fill` writes through the direct map before anybody sees it. False when there is one.
     pub fn fill(&self, address: u64, fill: &dyn Fn(*mut u8)) -> Result<bool, FaultError> {
         let _library = reserve::library();

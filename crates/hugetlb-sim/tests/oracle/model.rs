@@ -249,8 +249,9 @@ impl Model {
         let index = mapping.first + (page - start);
         let unit = self.files[file].unit();
         let index = index - index % unit;
-        // As on Linux, a page that the end of the file lies in is behind it.
-        if index + unit > self.files[file].size {
+        // As on Linux, a page that the end of the file lies in is behind it, and what was allocated there is reached.
+        let is_there = self.files[file].pages.contains_key(&index) || mapping.copies.contains_key(&index);
+        if index + unit > self.files[file].size && !is_there {
             return Outcome::Bus;
         }
         if shared {

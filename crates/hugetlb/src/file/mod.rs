@@ -4,6 +4,8 @@
 //!
 //! * The *size* changes under the size lock. No fault can add a page beyond the end once it is set: see
 //!   [`FileTables::set_end`].
+//! * The *content's end* is the size, or lies behind pages that fallocate(2) has put behind it: as on Linux, who maps those
+//!   reaches them. It moves under the size lock, too.
 //! * The *content* changes at an index only under that index's fault mutex.
 //! * The *reservation map* changes under its own mutex, held from the look at an index to the page taken for it.
 //! * An area is put on the *mapping list* before it gets its first entry, and leaves it after its last.
@@ -22,7 +24,7 @@ pub(crate) use index::{IndexLock, RunLock};
 use mappings::LastUnmapping;
 pub use read::{Chunk, PageRef};
 
-use crate::addr::PageSize;
+use crate::addr::{PageIndex, PageSize};
 use crate::area::Area;
 use crate::error::{Error, Result};
 use crate::hugetlb::Hugetlb;
@@ -142,7 +144,31 @@ impl<M: Machine> File<M> {
         self.size.load(Ordering::Relaxed)
     }
 
-    /// Moves the end.
+    /// Whether a fault may not add a page at an index: the file ends before it.
+    pub(crate) fn ends_before(&self, index: u64) -> bool {
+        // The content's end first: with `truncate_if`. Behind it the size may be late, see there.
+        index >= self.content.end() || index >= self.size() >> self.page_size().shift()
+    }
+
+    /// The page of an index, unless a truncation is about to take it.
+    pub(crate) fn shown_page(&self, index: PageIndex) -> Option<Arc<Page<M>>> {
+        self.content.get(index.0).filter(|_| index.0 < self.content.end())
+    }
+
+    /// Makes the file longer.
+    pub(crate) fn grow(&self, held: &SizeLock, size: u64) {
+        self.size.store(size, Ordering::Relaxed);
+        self.show_to(held, size >> self.page_size().shift());
+    }
+
+    /// Shows the pages up to an index, wherever the file ends.
+    pub(crate) fn show_to(&self, _: &SizeLock, end: u64) {
+        if end > self.content.end() {
+            self.content.set_end(end);
+        }
+    }
+
+    /// Moves the end; what lies behind it is not shown any more.
     pub(crate) fn set_size(&self, _: &SizeLock, size: u64) {
         self.size.store(size, Ordering::Relaxed);
         self.content.set_end(size >> self.page_size().shift());
@@ -237,7 +263,7 @@ impl<M: Machine> File<M> {
         let mut promises = self.promises.lock();
         let index = at.index().0;
         // A truncation moves the end before it deletes promises. One that has deleted them has nobody to delete this one.
-        if !anywhere && index >= self.content.end() {
+        if !anywhere && self.ends_before(index) {
             return Err(Error::Invalid);
         }
         promises.make_room()?;
@@ -251,6 +277,23 @@ impl<M: Machine> File<M> {
         };
         promises.set_out(index);
         Ok(Arc::new(Page::new(frame, self.pool.clone(), self.subpool.clone(), charge)))
+    }
+
+    /// Whether there is a page for an index that has none; it is not kept, nor is a promise used up.
+    pub(crate) fn try_page(&self, at: &IndexLock<'_, M>) -> Result<()> {
+        let index = at.index().0;
+        let promised = self.promises.lock().contains(index);
+        let page = self.allocate_page(at, true)?;
+        let mut promises = self.promises.lock();
+        // Else a truncation has taken the promise along.
+        if promises.arrive(index) {
+            if promised {
+                page.restore();
+            } else {
+                promises.remove(self.page_size(), index..index + 1);
+            }
+        }
+        Ok(())
     }
 
     /// Puts a page of [`File::allocate_page`], whose content is written, where it belongs. On failure the page goes, and the promise

@@ -90,12 +90,9 @@ impl<M: Machine> Mapping<M> {
 
     /// The page that an index leads to, unless it is broken, and whether it is a private copy. The fault mutex is held.
     fn whole_page(&self, index: PageIndex) -> Option<(Arc<Page<M>>, bool)> {
-        if index.0 >= self.file.content().end() {
-            return None;
-        }
         let copy = self.area.private().lock().copy(index).map(|share| share.page().clone());
         let is_copy = copy.is_some();
-        let page = copy.or_else(|| self.file.content().get(index.0))?;
+        let page = copy.or_else(|| self.file.shown_page(index))?;
         (!page.is_broken()).then_some((page, is_copy))
     }
 }

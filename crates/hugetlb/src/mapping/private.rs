@@ -55,10 +55,11 @@ impl<M: Machine> Fault<'_, M> {
             (share.map(|share| (share.is_sole(), share.page().clone())), private.robbed)
         };
         // Looked at under the mapping lock: a truncation that comes later meets what this fault maps.
-        if index.0 >= self.file.content().end() {
+        let cached = self.index.page(self.file).filter(|_| index.0 < self.file.content().end());
+        // A copy stays until a truncation takes it, and the host may put one where the file has ended: as Linux.
+        if copy.is_none() && cached.is_none() && self.fill.is_none() && self.file.ends_before(index.0) {
             return Err(FaultError::Sigbus.into());
         }
-        let cached = self.index.page(self.file);
         if let Some(page) = copy.as_ref().map(|(_, page)| page).or(cached.as_ref()) {
             self.refuse_broken(page)?;
         }
@@ -82,7 +83,7 @@ impl<M: Machine> Fault<'_, M> {
             (copy, cached) => {
                 let copy = copy.map(|(_, page)| page);
                 let origin = copy.clone().or(cached);
-                if origin.is_none() && robbed {
+                if origin.is_none() && robbed && self.fill.is_none() {
                     return Err(FaultError::Sigbus.into());
                 }
                 let mut room = self.room(index)?;
@@ -98,7 +99,10 @@ impl<M: Machine> Fault<'_, M> {
                 }
                 let share = Share::new(page.clone());
                 let old = self.area.private().lock().set_copy(index, share, &mut room);
-                self.replace(entry, origin, &page, self.permitted(placement.protection));
+                // PROT_NONE has no entries: what the host has put there comes by a fault, when there are rights.
+                if !placement.protection.is_empty() {
+                    self.replace(entry, origin, &page, self.permitted(placement.protection));
+                }
                 // Behind the flush: see `Share`.
                 drop(old);
                 Ok(page)

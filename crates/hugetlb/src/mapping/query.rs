@@ -52,13 +52,13 @@ impl<M: Machine> Mapping<M> {
         // Held to the end: it keeps the file's page where it is.
         let locked = self.file.lock_index(self.index(address).ok_or(FaultError::NotMapped)?)?;
         let index = locked.index();
-        if index.0 >= self.file.content().end() {
-            return Err(FaultError::Sigbus);
-        }
         if self.area.poisons(index) {
             return Err(FaultError::Poisoned(self.page_size().shift()));
         }
         let page = self.area.page(&self.file, index);
+        if page.is_none() && self.file.ends_before(index.0) {
+            return Err(FaultError::Sigbus);
+        }
         if page.as_ref().is_some_and(|page| page.is_broken()) {
             return Err(FaultError::Poisoned(self.page_size().shift()));
         }

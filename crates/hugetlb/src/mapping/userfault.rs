@@ -161,16 +161,21 @@ impl<M: Machine> Mapping<M> {
     /// What a fault at an address would find. The host holds its address-space lock.
     #[must_use]
     pub fn presence(&self, address: VirtAddr) -> Presence {
-        let Some(index) = self.index(address).filter(|index| index.0 < self.file.content().end()) else {
-            return Presence::BeyondEnd;
-        };
+        let Some(index) = self.index(address) else { return Presence::BeyondEnd };
         if self.area.private().lock().copy(index).is_some() {
             return Presence::Copied;
         }
-        match self.file.content().get(index.0) {
+        match self.file.shown_page(index) {
             Some(_) => Presence::InFile,
+            None if self.file.ends_before(index.0) => Presence::BeyondEnd,
             None => Presence::Absent,
         }
+    }
+
+    /// Whether the file has a page at an address, whether the mapping has a copy of its own or not.
+    #[must_use]
+    pub fn is_in_file(&self, address: VirtAddr) -> bool {
+        self.index(address).is_some_and(|index| self.file.shown_page(index).is_some())
     }
 
     /// Puts a page with the content that `fill` writes where there is none, as a fault would: nobody sees it before it
@@ -179,7 +184,8 @@ impl<M: Machine> Mapping<M> {
     ///
     /// # Errors
     ///
-    /// As [`Mapping::fault`]: [`FaultError::Sigbus`] behind the end of the file and without a free page.
+    /// As [`Mapping::fault`]: [`FaultError::Sigbus`] without a free page. [`FaultError::NotMapped`] behind the end of the file, where a
+    /// private mapping may have a page: as on Linux.
     pub fn fill(&self, address: VirtAddr, fill: Fill<'_>) -> core::result::Result<bool, FaultError> {
         let index = self.index(address).ok_or(FaultError::NotMapped)?;
         let protocol = self.file.protocol();
@@ -197,7 +203,15 @@ impl<M: Machine> Mapping<M> {
             if self.file.content().get(index.0).is_some() {
                 return Ok(false);
             }
-            match protocol.fault(&fault) {
+            if self.file.ends_before(index.0) {
+                // Linux takes the page first, and tells first that there is none.
+                self.file.try_page(&fault.index).map_err(|_| FaultError::Sigbus)?;
+                return Err(FaultError::NotMapped);
+            }
+            // The host keeps the rights as they are. PROT_NONE has no entries.
+            let is_shown = !self.area.placement().protection.is_empty();
+            let filled = if is_shown { protocol.fault(&fault) } else { fault.unshown_page() };
+            match filled {
                 Ok(_) => {}
                 // The index is locked, so the page is this one. It has no entry yet, and the next access makes it. A mapping that
                 // would be told of that access is unshared, and has its entry before the page.

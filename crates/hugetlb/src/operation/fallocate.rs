@@ -1,5 +1,7 @@
 //! fallocate(2): allocate pages ahead, punch holes.
 
+use core::ops::Range;
+
 use crate::addr::{PageIndex, PhysAddr};
 use crate::error::{Error, Result};
 use crate::file::{File, MAX_FILE_SIZE, SizeLock};
@@ -59,7 +61,7 @@ impl<M: Machine> File<M> {
                 let allocated = self.allocate_range(&held, offset, end, interrupted);
                 // As on Linux, a signal does not keep the file from growing.
                 if self.size() < end && matches!(allocated, Ok(()) | Err(Error::Interrupted)) {
-                    self.set_size(&held, end);
+                    self.grow(&held, end);
                 }
                 allocated?;
             }
@@ -70,25 +72,35 @@ impl<M: Machine> File<M> {
 
     fn allocate_range(
         &self,
-        _: &SizeLock,
+        held: &SizeLock,
         offset: u64,
         end: u64,
-        mut interrupted: impl FnMut() -> bool,
+        interrupted: impl FnMut() -> bool,
     ) -> Result<()> {
         let size = self.page_size();
-        for index in (offset >> size.shift()..end.div_ceil(size.bytes())).map(PageIndex) {
+        let mut indices = offset >> size.shift()..end.div_ceil(size.bytes());
+        let result = self.allocate_pages(&mut indices, interrupted);
+        // All before the first that is left have their pages.
+        self.show_to(held, indices.start);
+        result
+    }
+
+    /// Allocates the pages of `indices`, from which it takes those that it has come to.
+    fn allocate_pages(&self, indices: &mut Range<u64>, mut interrupted: impl FnMut() -> bool) -> Result<()> {
+        while !indices.is_empty() {
+            let index = PageIndex(indices.start);
             if interrupted() {
                 return Err(Error::Interrupted);
             }
             // For the record of the page.
             self.pool().machine().take_step()?;
             let at = self.lock_index(index)?;
-            if self.content().get(index.0).is_some() {
-                continue;
+            if self.content().get(index.0).is_none() {
+                let page = self.allocate_page(&at, true)?;
+                page.zero();
+                self.bring_page(&at, &page, true).map_err(|_| Error::NoMemory)?;
             }
-            let page = self.allocate_page(&at, true)?;
-            page.zero();
-            self.bring_page(&at, &page, true).map_err(|_| Error::NoMemory)?;
+            indices.start += 1;
         }
         Ok(())
     }

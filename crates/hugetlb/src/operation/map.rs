@@ -74,7 +74,7 @@ impl<M: Machine> File<M> {
             }
         }
         if options.protection.contains(Protection::WRITE) && self.size() < end {
-            self.set_size(held.get_or_insert_with(|| self.lock_size()), end);
+            self.grow(held.get_or_insert_with(|| self.lock_size()), end);
         }
         // mmap changes the list of mappings.
         let _fence = self.protocol().change_fence(self);

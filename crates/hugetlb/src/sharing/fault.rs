@@ -45,7 +45,7 @@ impl<'m, M: Machine> Fault<'m, M> {
         let placement = self.area.placement();
         let permitted = match self.access {
             // The host puts the page there, not the program.
-            _ if self.fill.is_some() => !placement.protection.is_empty(),
+            _ if self.fill.is_some() => true,
             Access::Read => !placement.protection.is_empty(),
             Access::Write => placement.protection.contains(Protection::WRITE),
             Access::Execute => placement.protection.contains(Protection::EXECUTE),
@@ -75,6 +75,12 @@ impl<'m, M: Machine> Fault<'m, M> {
         if page.is_broken() { Err(FaultError::Poisoned(page.size().shift())) } else { Ok(()) }
     }
 
+    /// As [`Fault::page`], and the mapping gets no entry.
+    pub(crate) fn unshown_page(&self) -> Result<Arc<Page<M>>, FaultError> {
+        let _placement = self.area.placement();
+        self.page()
+    }
+
     /// The file's page; a fresh one, all zero, where there was a hole. Long: it may clear a huge page.
     pub(crate) fn page(&self) -> Result<Arc<Page<M>>, FaultError> {
         let index = self.index.index().0;
@@ -87,6 +93,7 @@ impl<'m, M: Machine> Fault<'m, M> {
             self.refuse_broken(&page)?;
             return Ok(page);
         }
+        // Refuses to where the file ends before the content does.
         let page = self.file.allocate_page(&self.index, false).map_err(|_| FaultError::Sigbus)?;
         self.file.hugetlb().counters().fault(self.index.index()).allocated.add(1);
         if !Mutant::PageNotZeroed.is_on() {

@@ -3,8 +3,6 @@
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use ::hugetlb::Presence;
-
 use super::super::backing::PageCache;
 use super::super::entry::Entry;
 use super::super::fault::{Access, FaultError, install, leaf_bits, own_bits, zero_page};
@@ -341,17 +339,15 @@ fn fill_huge(
     withhold: bool,
 ) -> Result<(), Stop> {
     let size = huge.page_size();
+    // What the file has not got cannot be shown, whatever the mapping has instead: as Linux.
+    if filling == Filling::Continue && !huge.is_in_file(at) {
+        return Err(Errno::EFAULT.into());
+    }
     if huge.is_resident(at) {
         return Err(Errno::EEXIST.into());
     }
     if filling == Filling::Poison {
         return if huge.poison(at)? { Ok(()) } else { Err(Errno::EEXIST.into()) };
-    }
-    let presence = huge.presence(at);
-    match (filling, presence) {
-        (_, Presence::BeyondEnd) => return Err(Errno::EFAULT.into()),
-        (Filling::Continue, Presence::Absent) => return Err(Errno::EFAULT.into()),
-        _ => {}
     }
     // Before the page is there.
     let was_withheld = huge.is_withheld(at);
@@ -386,14 +382,11 @@ fn fill_huge(
             unsafe { core::ptr::copy_nonoverlapping(frame.as_ptr(), to.add(index * PAGE_SIZE), PAGE_SIZE) };
         }
     };
-    match huge.fill(at, &write).map_err(stopped)? {
-        true => Ok(()),
-        false => {
-            // The file has the page, and this mapping does not show it: its mark is as it was.
-            if withhold != was_withheld {
-                huge.withhold_stores(at..at + size, was_withheld)?;
-            }
-            Err(Errno::EEXIST.into())
-        }
+    let filled = huge.fill(at, &write);
+    // Where no page came, the mark is as it was.
+    if withhold != was_withheld && !matches!(filled, Ok(true)) {
+        huge.withhold_stores(at..at + size, was_withheld)?;
     }
+    // Without it the file has the page, and this mapping does not show it.
+    if filled.map_err(stopped)? { Ok(()) } else { Err(Errno::EEXIST.into()) }
 }
