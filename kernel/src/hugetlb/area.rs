@@ -213,9 +213,16 @@ impl HugeArea {
     /// The page of an address moves to other memory, and what it had at the address is never used again. False when there is no page.
     pub fn replace_page(&self, address: u64) -> Result<bool> {
         let _library = reserve::library();
-        self.mapping
+        let was_resident = self.mapping.is_resident(VirtAddr(address));
+        let moved = self
+            .mapping
             .replace_page(VirtAddr(address), |frame| self.note_broken(frame, address))
-            .map_err(|_| Errno::ENOMEM)
+            .map_err(|_| Errno::ENOMEM)?;
+        if moved && was_resident {
+            // As Linux, where the entry leads to the new page at once. Otherwise the next access finds it.
+            let _ = self.mapping.fault(VirtAddr(address), Access::Read);
+        }
+        Ok(moved)
     }
 
     fn note_broken(&self, frame: ::hugetlb::PhysAddr, address: u64) {

@@ -10,10 +10,11 @@ use roundtable_programs::huge::{self, Counters, GIB, HUGE, sized};
 use roundtable_programs::mem::{ANON, Map, NONE, NORESERVE, PRIVATE, R, RW, SHARED, madvise, mremap};
 use roundtable_programs::shared::Shared;
 use roundtable_programs::sys::{check, is_linux};
-use roundtable_programs::uffd::{ALL_KINDS, CONTINUE, MINOR, Uffd};
+use roundtable_programs::uffd::{ALL_KINDS, CONTINUE, MINOR, MISSING, POISON, Uffd};
 use roundtable_programs::{Errno, child, namespaces, procfs, tests};
 
-tests! { errors, a_file_page, what_is_read, monitored, two_processes, a_private_page, moved, moved_copies, not_moved, base_pages, base_pages_of_many,
+tests! { errors, a_file_page, what_is_read, monitored, two_processes, a_private_page, moved, moved_copies,
+moved_and_registered, not_moved, base_pages, base_pages_of_many,
 base_pages_moved, base_pages_elsewhere, moved_under_stores: 90, gigantic: 90 }
 
 const PAGE: usize = 4096;
@@ -328,6 +329,20 @@ fn moved_copies() {
     assert_eq!(map.get(0), 2);
     drop(map);
     assert_eq!(counted(), (5, 5, 0));
+}
+
+/// The entry leads to the new page at once: UFFDIO_POISON finds it.
+fn moved_and_registered() {
+    pool(4);
+    for flags in [SHARED, PRIVATE] {
+        let map = sized(1).map(HUGE, RW, flags).unwrap();
+        let uffd = Uffd::new(ALL_KINDS);
+        uffd.register(&map, MISSING).unwrap();
+        assert_eq!(uffd.copy(map.address, &[7; HUGE], 0), Ok(HUGE as i64));
+        soft_offline(map.address).unwrap();
+        assert_eq!(uffd.of_range(POISON, map.address, HUGE, 0), Err(Errno::EEXIST));
+        assert_eq!(map.get(0), 7);
+    }
 }
 
 fn not_moved() {
