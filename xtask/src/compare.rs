@@ -1,8 +1,9 @@
 //! `cargo xtask compare`: sequences of operations on huge pages, drawn from seeds, on Debian's kernel and on ours under each protocol.
 //!
 //! The program `seeds` runs in a guest of each and says for every seed a hash of all that came of its steps. Seeds that differ run once
-//! more, and the first step that came out otherwise is shown. Two kinds of differences are Linux's: it loses count of promises in some
-//! sequences, and with surplus pages it gives pages back that a mount's `min_size` has promised.
+//! more, and the first step that came out otherwise is shown. Some differences are Linux's: it loses count of promises in some sequences,
+//! with surplus pages it gives pages back that are promised, and it keeps wrong accounts of a mount's `min_size`. Seeds that differ run
+//! without a `min_size`, too: then all of the sequence has to be alike to its end, or to differ by one of the first two.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -61,6 +62,15 @@ const TRACED: usize = 50;
 /// What a kernel said of the seeds: a hash of each, and the promises that were left behind.
 type Seen = BTreeMap<u64, (String, i64)>;
 
+/// All that a kernel said of a seed, and the promises that were left behind.
+#[derive(Default)]
+struct Trace {
+    lines: Vec<String>,
+    left: i64,
+}
+
+type Traces = BTreeMap<u64, Trace>;
+
 /// A kernel that runs the sequences.
 struct Subject {
     name: String,
@@ -114,28 +124,44 @@ impl Subject {
         Ok(seen)
     }
 
-    /// All that was seen of some seeds.
+    /// All that was seen of some seeds; `even` without a `min_size`.
     fn traces(
         &self,
         seeds: &[u64],
+        even: bool,
         options: &CompareOptions,
         signals: &Signals,
-    ) -> Result<BTreeMap<u64, Vec<String>>> {
-        let mut traces: BTreeMap<u64, Vec<String>> = BTreeMap::new();
+    ) -> Result<Traces> {
+        let mut traces = Traces::new();
         for seeds in seeds.chunks(TRACED) {
-            let mut arguments = vec!["trace".to_string(), options.steps.to_string()];
+            let mut arguments: Vec<String> = even.then(|| "even".to_string()).into_iter().collect();
+            arguments.extend(["trace".to_string(), options.steps.to_string()]);
             arguments.extend(seeds.iter().map(u64::to_string));
             let mut current = None;
             self.run(arguments, signals, |line| {
-                if let Some(seed) = line.strip_prefix("trace ").and_then(|rest| rest.split(' ').next()) {
-                    current = seed.parse().ok();
-                } else if let Some(seed) = current {
-                    traces.entry(seed).or_default().push(line.to_string());
+                if let Some((seed, left)) = of_trace(line) {
+                    traces.insert(seed, Trace { lines: Vec::new(), left });
+                    current = Some(seed);
+                } else if let Some(trace) = current.and_then(|seed| traces.get_mut(&seed)) {
+                    trace.lines.push(line.to_string());
+                    // The console goes on after the last one.
+                    if line.starts_with("end | ") {
+                        current = None;
+                    }
                 }
             })?;
         }
+        for seed in seeds {
+            ensure!(traces.contains_key(seed), "{}: seed {seed} has no trace", self.name);
+        }
         Ok(traces)
     }
+}
+
+/// The seed and the promises left of the line before a trace.
+fn of_trace(line: &str) -> Option<(u64, i64)> {
+    let (seed, left) = line.strip_prefix("trace ")?.split_once(' ')?;
+    Some((seed.parse().ok()?, left.parse().ok()?))
 }
 
 /// The seed, the hash and the promises left of a line of the program's.
@@ -171,6 +197,71 @@ fn in_promises_alone(linux: &str, ours: &str) -> bool {
 fn in_surplus_that_was_promised(linux: &str, ours: &str) -> bool {
     let (Some((step, pool)), Some((same_step, own))) = (split(linux), split(ours)) else { return false };
     step == same_step && pool[1] < pool[2] && own[1] >= own[2] && pool[0] < own[0]
+}
+
+/// What of Linux's makes a difference.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+enum Reason {
+    /// Promises that are never given back.
+    Lost,
+    /// Surplus pages that were promised and are given back.
+    Overdrawn,
+    /// What a mount's `min_size` has left to promise.
+    Minimum,
+}
+
+impl Reason {
+    fn text(self) -> &'static str {
+        match self {
+            Reason::Lost => "Linux loses count of promises",
+            Reason::Overdrawn => "it gives back what it has promised",
+            Reason::Minimum => "it keeps wrong accounts of a mount's minimum",
+        }
+    }
+}
+
+/// Whether the first difference of two traces is one of the two that need no look at anything else.
+fn plain_reason(linux: &Trace, ours: &Trace) -> Option<Reason> {
+    let (_, theirs, own) = first_difference(&linux.lines, &ours.lines)?;
+    if in_promises_alone(theirs, own) && linux.left != 0 && ours.left == 0 {
+        Some(Reason::Lost)
+    } else if in_surplus_that_was_promised(theirs, own) {
+        Some(Reason::Overdrawn)
+    } else {
+        None
+    }
+}
+
+/// Why two traces differ, if it is Linux's doing. The same sequences without a `min_size` must be alike to the end, or differ by that, too.
+fn reason([linux, ours]: [&Trace; 2], [even_linux, even_ours]: [&Trace; 2]) -> Option<Reason> {
+    if even_linux.lines != even_ours.lines && plain_reason(even_linux, even_ours).is_none() {
+        return None;
+    }
+    plain_reason(linux, ours).or_else(|| {
+        let (at, ..) = first_difference(&linux.lines, &ours.lines)?;
+        let behind = linux.lines.len().min(at + 1);
+        linux.lines[..behind].iter().any(|line| miscounts_minimum(line)).then_some(Reason::Minimum)
+    })
+}
+
+const MAP_PRIVATE: u64 = 2;
+
+/// The number that follows a word.
+fn number_behind(text: &str, word: &str) -> Option<u64> {
+    let (_, rest) = text.split_once(word)?;
+    rest.split(|byte: char| !byte.is_ascii_digit()).next()?.parse().ok()
+}
+
+/// Whether Linux has wrong accounts of the mount with a `min_size` from such a step on. When it finds no page, or cannot promise one, it
+/// gives the mount back what the pool never had. Private mappings that have promised nothing, or are a child's, do not take what the mount
+/// has promised, but the mount's account says so. A page that the mount keeps leaves the pool all the same when that has surplus pages.
+fn miscounts_minimum(line: &str) -> bool {
+    let is_of_mount = line.contains("file: 3,") || line.contains("what: File(3)");
+    let is_without_pages = [" = ENOMEM |", " = ENOSPC |"].iter().any(|result| line.contains(result));
+    let flags = line.split_once("what: File(3)").and_then(|(_, rest)| number_behind(rest, "flags: "));
+    let is_private = flags.is_some_and(|flags| flags & MAP_PRIVATE != 0);
+    let has_surplus = split(line).is_some_and(|(_, [.., surplus])| surplus > 0);
+    is_of_mount && is_without_pages || is_private || has_surplus
 }
 
 /// Runs all; 0 when nothing differs that is not Linux's.
@@ -219,42 +310,49 @@ fn compare(
     let different: Vec<u64> =
         theirs.iter().filter(|(seed, seen)| own[seed].0 != seen.0).map(|(seed, _)| *seed).collect();
     let same = own.len() - different.len();
-    let (of_linux, of_ours) =
-        (linux.traces(&different, options, signals)?, ours.traces(&different, options, signals)?);
-    let (mut lost, mut overdrawn, mut whole) = (0, 0, 0);
+    let traces = |even| -> Result<[Traces; 2]> {
+        Ok([
+            linux.traces(&different, even, options, signals)?,
+            ours.traces(&different, even, options, signals)?,
+        ])
+    };
+    let (plain, even) = (traces(false)?, traces(true)?);
+    let (mut reasons, mut unexplained) = (BTreeMap::<Reason, Vec<u64>>::new(), 0);
     for seed in &different {
-        let (of_linux, of_ours) = (trace(&of_linux, *seed), trace(&of_ours, *seed));
-        let Some((at, linux, ours)) = first_difference(of_linux, of_ours) else {
-            println!("seed {seed}: alike the second time");
-            continue;
-        };
-        if in_promises_alone(linux, ours) && theirs[seed].1 != 0 && own[seed].1 == 0 {
-            lost += 1;
+        let (plain, even) = (plain.each_ref().map(|all| &all[seed]), even.each_ref().map(|all| &all[seed]));
+        if let Some(reason) = reason(plain, even) {
+            reasons.entry(reason).or_default().push(*seed);
             continue;
         }
-        if in_surplus_that_was_promised(linux, ours) {
-            overdrawn += 1;
-            continue;
-        }
+        let is_whole = unexplained < options.whole;
+        unexplained += 1;
         println!("seed {seed}:");
-        let first = if whole < options.whole { 0 } else { at.saturating_sub(1) };
-        whole += 1;
-        of_linux[first.min(of_linux.len())..at.min(of_linux.len())]
-            .iter()
-            .for_each(|line| println!("      {line}"));
-        println!("    - {linux}\n    + {ours}");
+        if !show_difference(plain, is_whole) {
+            println!("    alike the second time");
+        }
+        if plain_reason(plain[0], plain[1]).is_some() || even[0].lines != even[1].lines {
+            println!("    without a minimum:");
+            show_difference(even, false);
+        }
     }
-    let unexplained = different.len() - lost - overdrawn;
     println!(
-        "{}: {same} seeds are alike; in {lost} Linux loses count of promises, in {overdrawn} it gives back what it has \
-         promised; {unexplained} differ; promises are left behind after {left}",
+        "{}: {same} seeds are alike; {unexplained} differ; promises are left behind after {left}",
         ours.name
     );
+    for (reason, seeds) in &reasons {
+        println!("    in {} {}: {seeds:?}", seeds.len(), reason.text());
+    }
     Ok(unexplained == 0 && left == 0)
 }
 
-fn trace(traces: &BTreeMap<u64, Vec<String>>, seed: u64) -> &[String] {
-    traces.get(&seed).map_or(&[], Vec::as_slice)
+/// Shows where two traces begin to differ, and the step before or all of them; false when they do not.
+fn show_difference([linux, ours]: [&Trace; 2], is_whole: bool) -> bool {
+    let Some((at, theirs, own)) = first_difference(&linux.lines, &ours.lines) else { return false };
+    let first = if is_whole { 0 } else { at.saturating_sub(1) };
+    let before = linux.lines.iter().take(at).skip(first);
+    before.for_each(|line| println!("      {line}"));
+    println!("    - {theirs}\n    + {own}");
+    true
 }
 
 #[cfg(test)]
@@ -265,6 +363,8 @@ mod tests {
     fn a_seed_has_a_line() {
         assert_eq!(of_seed("seed 7 00ff -2"), Some((7, "00ff".to_string(), -2)));
         assert_eq!(of_seed("seeds 7 00ff 0"), None);
+        assert_eq!(of_trace("trace 7 -2"), Some((7, -2)));
+        assert_eq!(of_trace("7 0 Maps = "), None);
     }
 
     #[test]
@@ -285,5 +385,22 @@ mod tests {
         assert!(in_surplus_that_was_promised("1 0 a = 0 | 18 5 6 10", "1 0 a = 0 | 19 6 6 11"));
         assert!(!in_surplus_that_was_promised("1 0 a = 0 | 18 5 6 10", "1 0 a = 1 | 19 6 6 11"));
         assert!(!in_surplus_that_was_promised("1 0 a = 0 | 18 6 6 10", "1 0 a = 0 | 19 7 6 11"));
+    }
+
+    #[test]
+    fn a_minimum_is_to_blame_only_where_all_else_is_alike() {
+        let trace =
+            |lines: &[&str]| Trace { lines: lines.iter().map(|line| line.to_string()).collect(), left: 0 };
+        let refused = "1 0 Map { what: File(3), flags: 1 } = ENOMEM | 24 24 2 0";
+        let (linux, ours) =
+            (trace(&[refused, "2 0 a = 0 | 24 20 3 0"]), trace(&[refused, "2 0 a = 0 | 24 21 4 0"]));
+        let (same, other) = (trace(&["2 0 a = 0 | 24 20 3 0"]), trace(&["2 0 a = 1 | 24 20 3 0"]));
+        assert_eq!(reason([&linux, &ours], [&same, &same]), Some(Reason::Minimum));
+        assert_eq!(reason([&linux, &ours], [&same, &other]), None);
+        let (linux, ours) = (
+            trace(&linux.lines[1..].iter().map(String::as_str).collect::<Vec<_>>()),
+            trace(&["2 0 a = 0 | 24 21 4 0"]),
+        );
+        assert_eq!(reason([&linux, &ours], [&same, &same]), None);
     }
 }

@@ -125,7 +125,10 @@ impl Actor<'_> {
             Step::Sync { at, flags } => {
                 said(call(libc::SYS_msync, [at.address(), at.length(), flags as usize, 0, 0, 0]))
             }
-            Step::Register { at, mode } => said(self.uffd().register_at(at.address(), at.length(), mode)),
+            Step::Register { at, mode } => {
+                forget_shared(at);
+                said(self.uffd().register_at(at.address(), at.length(), mode))
+            }
             Step::Unregister { at } => {
                 said(self.uffd().ioctl(uffd::UNREGISTER, &mut [at.address() as u64, at.length() as u64]))
             }
@@ -189,6 +192,27 @@ fn cleared(answer: Answer, at: Place) {
         let (address, length) = at.whole();
         _ = kinds::unmap(address, length);
     }
+}
+
+/// Which pages of a file a process has entries for when it registers shared memory depends on tables that it shared until then, on both
+/// kernels: here it has none.
+fn forget_shared(at: Place) {
+    let (start, length) = at.whole();
+    for line in std::fs::read_to_string("/proc/self/maps").expect("maps").lines() {
+        let Some((from, to, _)) = area(line).filter(|(.., rights)| rights.contains('s')) else { continue };
+        let (from, to) = (from.max(start), to.min(start + length));
+        if from < to {
+            _ = kinds::advise(from, to - from, libc::MADV_DONTNEED);
+        }
+    }
+}
+
+/// Start, end and rights of the area that a line of `/proc/PID/maps` is about.
+fn area(line: &str) -> Option<(usize, usize, &str)> {
+    let mut words = line.split_whitespace();
+    let (start, end) = words.next()?.split_once('-')?;
+    let number = |text| usize::from_str_radix(text, 16).ok();
+    Some((number(start)?, number(end)?, words.next()?))
 }
 
 fn inside(address: usize) -> bool {

@@ -75,7 +75,7 @@ impl Before {
 }
 
 /// Runs the sequence of a seed and prints what was seen.
-pub fn run(seed: u64, steps: u64, trace: bool) {
+pub fn run(seed: u64, steps: u64, trace: bool, even: bool) {
     // SAFETY: takes integers.
     unsafe {
         check(libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)).expect("PR_SET_CHILD_SUBREAPER");
@@ -85,7 +85,8 @@ pub fn run(seed: u64, steps: u64, trace: bool) {
     let before = Before::prepare();
     let text = {
         let group = Group::new("+hugetlb");
-        let systems = ["", "size=16M", "min_size=4M,size=16M"].map(HugeFs::mount);
+        let minimum = if even { "size=16M" } else { "min_size=4M,size=16M" };
+        let systems = ["", "size=16M", minimum].map(HugeFs::mount);
         let memfd = Fd::memfd("seeds", libc::MFD_HUGETLB | libc::MFD_ALLOW_SEALING).expect("memfd_create");
         let files = [systems[0].file(), systems[0].file(), systems[1].file(), systems[2].file(), memfd];
         files[0].truncate(8 * HUGE as u64).expect("ftruncate");
