@@ -239,6 +239,16 @@ impl HugeArea {
         self.mapping.presence(VirtAddr(address))
     }
 
+    /// The frame of a private mapping's own page, whether it has an entry or not.
+    pub fn copy_at(&self, address: u64) -> Option<PhysAddr> {
+        if self.presence(address) != Presence::Copied {
+            return None;
+        }
+        let _library = reserve::library();
+        let frame = self.mapping.inspect(VirtAddr(address), |frame| frame).ok().flatten();
+        frame.map(|frame| PhysAddr(frame.0))
+    }
+
     /// Whether the file has a page at an address, whether the mapping has a copy or not.
     pub fn is_in_file(&self, address: u64) -> bool {
         self.mapping.is_in_file(VirtAddr(address))

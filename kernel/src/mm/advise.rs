@@ -169,21 +169,18 @@ impl AddressSpace {
             }
             sched::cond_resched();
         }
-        areas.set.merge(range);
         result?;
         if gap { Err(Errno::ENOMEM) } else { Ok(()) }
     }
 
-    /// Gives a part of an area other flags; rights stay.
+    /// Gives a part of an area other flags; rights stay. It is merged with what is like it then.
     pub(super) fn set_flags(&self, areas: &mut Areas, part: Range<u64>, flags: VmFlags) -> Result<()> {
         let Some(vma) = areas.set.find(part.start) else { return Ok(()) };
         if vma.flags == flags {
             return Ok(());
         }
         areas.set.allow_cut(vma, &part)?;
-        areas.set.isolate(part.clone(), self.weak())?;
-        areas.set.update(part.start, |vma| vma.flags = flags);
-        Ok(())
+        areas.set.change(part, self.weak(), |vma| vma.flags = flags)
     }
 
     fn advise_populate(&self, range: Range<u64>, access: Access) -> Result<()> {

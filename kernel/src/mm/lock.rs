@@ -147,7 +147,6 @@ impl AddressSpace {
                 break;
             }
         }
-        areas.set.merge(range);
         result
     }
 }

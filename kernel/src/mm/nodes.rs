@@ -116,15 +116,25 @@ impl AddressSpace {
         }
     }
 
-    /// Whether a page of the range is on none of the nodes.
+    /// Whether a page of the range is on none of the nodes. `EFAULT` where nothing is mapped: as Linux, before the pages of the area in front of
+    /// the gap.
     pub fn has_pages_outside(&self, range: Range<u64>, nodes: NodeMask) -> Result<bool> {
         let mut at = range.start;
         while at < range.end && !process::current().kill_pending() {
             let areas = self.read();
-            let Some(vma) = areas.set.find_in(at..range.end) else { break };
+            let vma = areas.set.find(at).ok_or(Errno::EFAULT)?;
+            if vma.end < range.end && areas.set.find(vma.end).is_none() {
+                return Err(Errno::EFAULT);
+            }
             let mut found = false;
-            let part = vma.start.max(at)..vma.end.min(range.end);
-            at = self.see_pages(vma, part, |_, node| found |= nodes >> node & 1 == 0);
+            let part = at..vma.end.min(range.end);
+            at = self.see_pages(vma, part.clone(), |_, node| found |= nodes >> node & 1 == 0);
+            if let Kind::Huge(huge) = &vma.kind {
+                // Copies that a fork has handed on have no entries before they are touched.
+                let copies = (part.start..at).step_by(vma.page_size() as usize);
+                let mut copies = copies.filter_map(|at| huge.copy_at(at));
+                found |= copies.any(|frame| nodes >> node::of(frame) & 1 == 0);
+            }
             if found {
                 return Ok(true);
             }

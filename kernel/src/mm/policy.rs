@@ -394,14 +394,10 @@ impl AddressSpace {
             at = part.end;
             if vma.policy != policy {
                 result = areas.set.allow_cut(vma, &part);
-                result = result.and_then(|()| areas.set.isolate(part.clone(), self.weak()));
-                if result.is_ok() {
-                    areas.set.update(part.start, |vma| vma.policy = policy);
-                }
+                result = result.and_then(|()| areas.set.change(part, self.weak(), |vma| vma.policy = policy));
             }
             sched::cond_resched();
         }
-        areas.set.merge(range);
         result
     }
 
@@ -425,10 +421,8 @@ impl AddressSpace {
                 DEFAULT => {}
                 BIND | PREFERRED_MANY => {
                     let cut = areas.set.allow_cut(vma, &part);
-                    result = cut.and_then(|()| areas.set.isolate(part.clone(), self.weak()));
-                    if result.is_ok() {
-                        areas.set.update(part.start, |vma| vma.policy = policy);
-                    }
+                    result =
+                        cut.and_then(|()| areas.set.change(part, self.weak(), |vma| vma.policy = policy));
                 }
                 _ => result = Err(Errno::EOPNOTSUPP),
             }
@@ -437,7 +431,6 @@ impl AddressSpace {
             }
             sched::cond_resched();
         }
-        areas.set.merge(range);
         result
     }
 }

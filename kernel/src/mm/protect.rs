@@ -53,9 +53,7 @@ impl AddressSpace {
             // No area of this architecture grows up.
             return Err(Errno::EINVAL);
         }
-        let result = self.protect_locked(areas, range.clone(), access_flags(prot));
-        areas.set.merge(range);
-        result
+        self.protect_locked(areas, range, access_flags(prot))
     }
 
     /// Area by area; what comes before the first that cannot be changed stays changed, as on Linux.
@@ -105,8 +103,15 @@ impl AddressSpace {
                     new |= VmFlags::ACCOUNT;
                 }
             }
-            areas.set.isolate(part.clone(), self.weak())?;
-            areas.set.update(part.start, |vma| {
+            // As Linux: memory that nobody has stored to is none to count while nobody may.
+            let gives_back = !new.contains(VmFlags::WRITE)
+                && old.contains(VmFlags::ACCOUNT)
+                && matches!(vma.kind, Kind::Anonymous)
+                && !vma.is_touched();
+            if gives_back {
+                new -= VmFlags::ACCOUNT;
+            }
+            let changed = areas.set.change(part, self.weak(), |vma| {
                 vma.flags = new;
                 match &mut vma.kind {
                     Kind::Huge(huge) => huge.protect(new),
@@ -117,6 +122,17 @@ impl AddressSpace {
                     }
                 }
             });
+            let taken = new - old;
+            match changed {
+                Ok(()) if gives_back => accounting::uncommit(pages),
+                Ok(()) => {}
+                Err(error) => {
+                    if taken.contains(VmFlags::ACCOUNT) {
+                        accounting::uncommit(pages);
+                    }
+                    return Err(error);
+                }
+            }
         }
         Ok(())
     }

@@ -35,7 +35,6 @@ impl AddressSpace {
             self.set_flags(areas, part, flags)?;
             sched::cond_resched();
         }
-        areas.set.merge(range);
         Ok(())
     }
 }

@@ -763,7 +763,23 @@ impl VmaSet {
         self.split(range.end, space)
     }
 
-    /// Merges areas that touch inside `range` and at its ends where they can be one.
+    /// Makes a part of an area one by itself, changes it, and merges it with what is like it then.
+    pub(super) fn change(
+        &mut self,
+        part: Range<u64>,
+        space: &Weak<AddressSpace>,
+        change: impl FnOnce(&mut Vma),
+    ) -> Result<()> {
+        let isolated = self.isolate(part.clone(), space);
+        if isolated.is_ok() {
+            self.update(part.start, change);
+        }
+        self.merge(part);
+        isolated
+    }
+
+    /// Merges areas that touch inside `range` and at its ends where they can be one. As on Linux, who changes areas does so for each that it
+    /// has changed: neighbours that a fork or an end of userfaultfd(2) has made alike stay two.
     pub(super) fn merge(&mut self, range: Range<u64>) {
         let mut at = match self.before(range.start) {
             Some(vma) => vma.start,
@@ -786,7 +802,7 @@ impl VmaSet {
         let mut areas = self.areas.range(from..);
         let mut vma = areas.next()?.1;
         for (_, next) in areas {
-            if vma.start > last {
+            if vma.start >= last {
                 return None;
             }
             if vma.can_merge(next) {

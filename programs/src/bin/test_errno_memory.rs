@@ -1,8 +1,11 @@
 //! What calls that advise on, lock and look into memory answer to bad and odd arguments: tables that were read off Linux 6.12.
 
+use roundtable_programs::child::in_child;
 use roundtable_programs::file::Fd;
 use roundtable_programs::huge::{self, HUGE};
-use roundtable_programs::kinds::{Answer, advise, by_kind, call, map, memory, protect, remap, with_gap};
+use roundtable_programs::kinds::{
+    Answer, advise, by_kind, call, map, memory, protect, remap, unmap, with_gap,
+};
 use roundtable_programs::mem::{ANON, FIXED, Map, PRIVATE, R, RW};
 use roundtable_programs::rows::{Rows, name};
 use roundtable_programs::sys::PAGE;
@@ -189,6 +192,7 @@ fn msync_and_mincore() {
 
 fn policies() {
     let mut rows = Rows::default();
+    huge::pool(2);
     let at = with_gap();
     let mask = Map::anonymous(PAGE);
     let m = mask.address;
@@ -208,6 +212,20 @@ fn policies() {
     row!(rows, OK, bind(at, usize::MAX, 2, m, 64, 0));
     row!(rows, EFAULT, bind(at, PAGE, 2, 1, 64, 0));
     row!(rows, EINVAL, bind(at, PAGE, 2, m, 1 << 40, 0));
+    // Pages that lie elsewhere, and a gap behind them.
+    let [local, strict] = [4, 1];
+    let map = Map::anonymous(3 * PAGE);
+    let gap = map.address;
+    for page in [gap, gap + PAGE] {
+        row!(rows, OK, advise(page, PAGE, libc::MADV_POPULATE_WRITE));
+    }
+    row!(rows, OK, unmap(gap + 2 * PAGE, PAGE));
+    row!(rows, EIO, bind(gap, 2 * PAGE, local, 0, 0, strict));
+    row!(rows, EFAULT, bind(gap, 3 * PAGE, local, 0, 0, strict));
+    // A child has its parent's pages.
+    let huge = Map::new(HUGE, RW, PRIVATE | ANON | HUGETLB, -1, 0).unwrap();
+    huge.set(0, 1);
+    in_child(|| assert_eq!(bind(huge.address, HUGE, local, 0, 0, strict), Err(Errno::EIO)));
     row!(rows, OK, call(libc::SYS_set_mempolicy, [0, 0, 0, 0, 0, 0]));
     row!(rows, EINVAL, call(libc::SYS_set_mempolicy, [0, m, 64, 0, 0, 0]));
     row!(rows, EINVAL, call(libc::SYS_set_mempolicy, [2, 0, 0, 0, 0, 0]));

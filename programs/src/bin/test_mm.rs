@@ -11,7 +11,7 @@ tests! { anonymous_is_zero, used_again_it_is_zero, wrong_arguments, partial_unma
 fixed_replaces, noreplace, hint, protection, protect_of_holes, read_only_zero_page, cow_after_fork,
 cow_of_many_generations, shared_anonymous, brk_grows_and_shrinks, stack_grows, stack_limit,
 remap_grows_in_place_or_moves, remap_grows_towards_a_stack, remap_shrinks, remap_fixed, remap_dontunmap, dontneed_zeroes, free_advice,
-willneed_and_others, mincore_of_anonymous, locked_memory, populate, maps_shows_areas, areas_merge, rss_counts,
+willneed_and_others, mincore_of_anonymous, locked_memory, populate, maps_shows_areas, untouched_memory_does_not_count, areas_merge, rss_counts,
 page_tables_are_freed, large_sparse_area, kernel_writes_break_cow, prot_exec_needed, growsdown_flag,
 wipe_on_fork, process_vm, growth_costs_nothing, limit_of_areas_holds_for_brk, refused_replacement }
 
@@ -353,6 +353,33 @@ fn populate() {
     let (before, _) = sys::faults();
     (0..32).for_each(|page| map.set(page * PAGE, 1));
     assert_eq!(sys::faults().0, before);
+}
+
+/// Memory that nobody has stored to does not count as long as nobody may.
+fn untouched_memory_does_not_count() {
+    // Amid what it cannot be merged with.
+    let place = Map::reserve(6 * PAGE, PAGE);
+    let map = |page, count: usize| {
+        mmap(place.address + page * PAGE, count * PAGE, RW, PRIVATE | ANON | FIXED, -1, 0).unwrap()
+    };
+    let (first, touched) = (map(1, 2), map(4, 1));
+    let second = first + PAGE;
+    mprotect(first, PAGE, NONE).unwrap();
+    let counts = |address: usize| {
+        let smaps = std::fs::read_to_string("/proc/self/smaps").unwrap();
+        let mut lines = smaps.lines().skip_while(|line| !line.starts_with(&format!("{address:x}-")));
+        lines.find(|line| line.starts_with("VmFlags:")).unwrap().contains(" ac")
+    };
+    assert!(!counts(first));
+    mprotect(first, PAGE, R).unwrap();
+    assert!(!counts(first));
+    assert_eq!(fault::write(touched, 1), Ok(()));
+    mprotect(touched, PAGE, R).unwrap();
+    assert!(counts(touched));
+    mprotect(first, PAGE, RW).unwrap();
+    assert!(counts(first));
+    mprotect(second, PAGE, R).unwrap();
+    assert!(!counts(second));
 }
 
 fn maps_of_self() -> Vec<String> {

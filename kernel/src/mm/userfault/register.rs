@@ -69,8 +69,8 @@ impl Context {
             if result.is_ok() {
                 areas.set.update(part.start, |vma| result = self.take_area(&space, vma, part.clone(), mode));
             }
+            areas.set.merge(part);
         }
-        areas.set.merge(range);
         result?;
         let mut calls = WAKE | COPY | POISON;
         if !basic {
@@ -201,6 +201,7 @@ impl AddressSpace {
             }
             result = self.isolate_for(areas, &part);
             if result.is_err() {
+                areas.set.merge(part);
                 break;
             }
             let huge = areas.set.update(part.start, |vma| {
@@ -208,10 +209,10 @@ impl AddressSpace {
                 vma.is_huge()
             });
             if huge == Some(false) {
-                self.permit_stores(part);
+                self.permit_stores(part.clone());
             }
+            areas.set.merge(part);
         }
-        areas.set.merge(range);
         result
     }
 }
