@@ -306,23 +306,26 @@ pub fn run(options: &CompareOptions) -> Result<i32> {
         options.seeds, options.steps
     );
     let mut status = 0;
+    let mut known = [Traces::new(), Traces::new()];
     for protocol in &options.protocols {
         let ours = Subject {
             name: protocol.clone(),
             kernel: kernel.clone(),
             parameters: vec![format!("hugetlb_sharing={protocol}")],
         };
-        if !compare(&linux, &theirs, &ours, options, &signals)? {
+        if !compare(&linux, &theirs, &mut known, &ours, options, &signals)? {
             status = 1;
         }
     }
     Ok(status)
 }
 
-/// Compares a kernel of ours with Linux; says whether all differences are Linux's.
+/// Compares a kernel of ours with Linux; says whether all differences are Linux's. `known` are traces of Linux's, with a `min_size` and
+/// without.
 fn compare(
     linux: &Subject,
     theirs: &Seen,
+    known: &mut [Traces; 2],
     ours: &Subject,
     options: &CompareOptions,
     signals: &Signals,
@@ -332,16 +335,15 @@ fn compare(
     let different: Vec<u64> =
         theirs.iter().filter(|(seed, seen)| own[seed].0 != seen.0).map(|(seed, _)| *seed).collect();
     let same = own.len() - different.len();
-    let traces = |even| -> Result<[Traces; 2]> {
-        Ok([
-            linux.traces(&different, even, options, signals)?,
-            ours.traces(&different, even, options, signals)?,
-        ])
-    };
-    let (plain, even) = (traces(false)?, traces(true)?);
+    for (known, even) in known.iter_mut().zip([false, true]) {
+        let missing: Vec<u64> = different.iter().copied().filter(|seed| !known.contains_key(seed)).collect();
+        known.extend(linux.traces(&missing, even, options, signals)?);
+    }
+    let plain = [&known[0], &ours.traces(&different, false, options, signals)?];
+    let even = [&known[1], &ours.traces(&different, true, options, signals)?];
     let (mut reasons, mut unexplained) = (BTreeMap::<Reason, Vec<u64>>::new(), 0);
     for seed in &different {
-        let (plain, even) = (plain.each_ref().map(|all| &all[seed]), even.each_ref().map(|all| &all[seed]));
+        let (plain, even) = (plain.map(|all| &all[seed]), even.map(|all| &all[seed]));
         if let Some(reason) = reason(plain, even) {
             reasons.entry(reason).or_default().push(*seed);
             continue;
