@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use crate::mem::{ANON, Map, RW, SHARED};
-use crate::sys::PAGE;
+use crate::sys::{PAGE, check};
 use crate::{child, harness};
 
 const LOCKS: &str = "/sys/kernel/debug/lock_stat";
@@ -118,4 +118,34 @@ pub fn compare_within(most: u64, few: usize, many: usize, make: impl Fn(usize), 
     show(many, &of_many);
     assert!(of_many.hold.0 <= HOLD.max(2 * of_few.hold.0), "{of_many:?}");
     assert!(of_many.stretch.0 <= most.max(2 * of_few.stretch.0), "{of_many:?}");
+}
+
+/// Raises one of the process's limits to a million.
+pub fn more_of(resource: libc::__rlimit_resource_t) {
+    let limit = libc::rlimit { rlim_cur: 1 << 20, rlim_max: 1 << 20 };
+    // SAFETY: the limit lives through the call.
+    check(unsafe { libc::setrlimit(resource, &limit) }).expect("setrlimit");
+}
+
+/// Processes that do nothing, each after `begin`.
+pub fn idlers(count: usize, begin: impl Fn()) -> Vec<i32> {
+    let idle = |_| {
+        child::fork(|| {
+            begin();
+            loop {
+                std::thread::park();
+            }
+        })
+        .release()
+    };
+    (0..count).map(idle).collect()
+}
+
+/// Kills them and waits for them.
+pub fn end(pids: &[i32]) {
+    for pid in pids {
+        // SAFETY: takes integers.
+        check(unsafe { libc::kill(*pid, libc::SIGKILL) }).expect("kill");
+        child::waitpid(*pid, libc::__WALL).expect("waitpid");
+    }
 }

@@ -3,8 +3,9 @@
 use std::fs;
 
 use roundtable_programs::child::in_child;
-use roundtable_programs::kinds::{Answer, call};
+use roundtable_programs::kinds::call;
 use roundtable_programs::namespaces::{NEWNS, unshare};
+use roundtable_programs::place::mount;
 use roundtable_programs::rows::Rows;
 use roundtable_programs::sys::{c_string, is_linux};
 use roundtable_programs::{Errno, row, tests};
@@ -127,14 +128,6 @@ fn numbers(path: &str) -> (u64, u64) {
         }
     };
     (get(MNT_ID_UNIQUE), get(MNT_ID))
-}
-
-fn mount(source: &str, target: &str, kind: &str, flags: u64, data: &str) -> Answer {
-    let [source, target, kind, data] = [source, target, kind, data].map(c_string);
-    // SAFETY: all are NUL-terminated and live through the call.
-    let result =
-        unsafe { libc::mount(source.as_ptr(), target.as_ptr(), kind.as_ptr(), flags, data.as_ptr().cast()) };
-    Errno::result(result).map(|_| 0)
 }
 
 /// In a namespace of its own, where nothing propagates, with a file system at `/tmp/mounts`.

@@ -306,8 +306,10 @@ pub fn all() -> Vec<Boot> {
             work: Work::Programs(Selection::Only(&[
                 "test_stalls",
                 "test_stalls_files",
+                "test_stalls_mounts",
                 "test_stalls_net",
                 "test_stalls_processes",
+                "test_stalls_threads",
             ])),
             ..BOOT
         },
