@@ -218,7 +218,10 @@ impl HugeArea {
             .mapping
             .replace_page(VirtAddr(address), |frame| self.note_broken(frame, address))
             .map_err(|_| Errno::ENOMEM)?;
-        if moved && was_resident {
+        // Race: a hole punch may have taken the page since, and nobody is to get a fresh one for that.
+        let is_there =
+            matches!(self.mapping.presence(VirtAddr(address)), Presence::InFile | Presence::Copied);
+        if moved && was_resident && is_there {
             // As Linux, where the entry leads to the new page at once. Otherwise the next access finds it.
             let _ = self.mapping.fault(VirtAddr(address), Access::Read);
         }

@@ -132,7 +132,10 @@ impl AddressSpace {
             if let Kind::Huge(huge) = &vma.kind {
                 // Copies that a fork has handed on have no entries before they are touched.
                 let copies = (part.start..at).step_by(vma.page_size() as usize);
-                let mut copies = copies.filter_map(|at| huge.copy_at(at));
+                let mut copies = copies.filter_map(|at| {
+                    sched::cond_resched();
+                    huge.copy_at(at)
+                });
                 found |= copies.any(|frame| nodes >> node::of(frame) & 1 == 0);
             }
             if found {

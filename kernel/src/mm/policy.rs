@@ -419,6 +419,8 @@ impl AddressSpace {
             let policy = Policy { home: home as u16 + 1, ..vma.policy };
             match vma.policy.base() {
                 DEFAULT => {}
+                // Also what was merged with the part before it.
+                BIND | PREFERRED_MANY if vma.policy == policy => result = Ok(()),
                 BIND | PREFERRED_MANY => {
                     let cut = areas.set.allow_cut(vma, &part);
                     result =

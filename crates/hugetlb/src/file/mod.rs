@@ -4,7 +4,7 @@
 //!
 //! * The *size* changes under the size lock. No fault can add a page beyond the end once it is set: see
 //!   [`FileTables::set_end`].
-//! * The *content's end* is the size, or lies behind pages that fallocate(2) has put behind it: as on Linux, who maps those
+//! * The *content's end* is the size, or lies where fallocate(2) has put pages behind it: as on Linux, who maps those
 //!   reaches them. It moves under the size lock, too.
 //! * The *content* changes at an index only under that index's fault mutex.
 //! * The *reservation map* changes under its own mutex, held from the look at an index to the page taken for it.
@@ -266,6 +266,11 @@ impl<M: Machine> File<M> {
         if !anywhere && self.ends_before(index) {
             return Err(Error::Invalid);
         }
+        self.take_page(&mut promises, index).map(|(page, _)| page)
+    }
+
+    /// Takes a page for an index, which is on its way then; also whether it was promised.
+    fn take_page(&self, promises: &mut Promises<M::Payer>, index: u64) -> Result<(Arc<Page<M>>, bool)> {
         promises.make_room()?;
         let promised = promises.contains(index);
         let payer = self.hugetlb.machine().payer();
@@ -276,23 +281,24 @@ impl<M: Machine> File<M> {
             reserve::take_unpromised(&self.pool, self.subpool())?
         };
         promises.set_out(index);
-        Ok(Arc::new(Page::new(frame, self.pool.clone(), self.subpool.clone(), charge)))
+        Ok((Arc::new(Page::new(frame, self.pool.clone(), self.subpool.clone(), charge)), promised))
     }
 
     /// Whether there is a page for an index that has none; it is not kept, nor is a promise used up.
     pub(crate) fn try_page(&self, at: &IndexLock<'_, M>) -> Result<()> {
         let index = at.index().0;
-        let promised = self.promises.lock().contains(index);
-        let page = self.allocate_page(at, true)?;
+        // Held to the end: who promises the page meanwhile would take the note of one that is on its way for a promise, and a truncation would have
+        // nothing to delete.
         let mut promises = self.promises.lock();
-        // Else a truncation has taken the promise along.
-        if promises.arrive(index) {
-            if promised {
-                page.restore();
-            } else {
-                promises.remove(self.page_size(), index..index + 1);
-            }
+        let (page, promised) = self.take_page(&mut promises, index)?;
+        promises.arrive(index);
+        if promised {
+            page.restore();
+        } else {
+            promises.remove(self.page_size(), index..index + 1);
         }
+        // The page goes after the lock.
+        drop(promises);
         Ok(())
     }
 

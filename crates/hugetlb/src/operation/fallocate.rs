@@ -78,10 +78,13 @@ impl<M: Machine> File<M> {
         interrupted: impl FnMut() -> bool,
     ) -> Result<()> {
         let size = self.page_size();
-        let mut indices = offset >> size.shift()..end.div_ceil(size.bytes());
+        let first = offset >> size.shift();
+        let mut indices = first..end.div_ceil(size.bytes());
         let result = self.allocate_pages(&mut indices, interrupted);
         // All before the first that is left have their pages.
-        self.show_to(held, indices.start);
+        if indices.start > first {
+            self.show_to(held, indices.start);
+        }
         result
     }
 

@@ -363,7 +363,14 @@ fn fill_huge(
     if filling == Filling::Continue {
         let poisoned = huge.is_poisoned(at);
         huge.lift_poison(at);
-        return huge.fault(at, Access::Read).map_err(|why| match why {
+        let mapped = huge.fault(at, Access::Read);
+        // Where no page came, the mark is as it was. Where only the slot was shared, this is done again.
+        if withhold != was_withheld
+            && mapped.as_ref().is_err_and(|why| !matches!(why, FaultError::SlotShared))
+        {
+            huge.withhold_stores(at..at + size, was_withheld)?;
+        }
+        return mapped.map_err(|why| match why {
             FaultError::Poisoned(_) => Stop::Failed(Errno::EIO),
             // Where the page does not come, it is again what it was.
             why if poisoned && !matches!(why, FaultError::SlotShared) => {

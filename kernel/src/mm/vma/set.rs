@@ -358,7 +358,7 @@ impl VmaSet {
     }
 
     /// Merges areas that touch inside `range` and at its ends where they can be one. As on Linux, who changes areas does so for each that it
-    /// has changed: neighbours that a fork or an end of userfaultfd(2) has made alike stay two.
+    /// has changed: neighbours that a fork has made alike stay two.
     pub(in crate::mm) fn merge(&mut self, range: Range<u64>) {
         let mut at = match self.before(range.start) {
             Some(vma) => vma.start,
