@@ -127,7 +127,9 @@ impl AddressSpace {
                     let anonymous = matches!(vma.kind, Kind::Anonymous);
                     // Race: threads fault in the range meanwhile. A window that they make their own does
                     // not become a shared one before we are done.
-                    self.own_borders(&part).map_err(|_| Errno::ENOMEM)?;
+                    self.own_borders(&part)
+                        .or_else(|_| self.leave_borders(&part, &mut gather))
+                        .map_err(|_| Errno::ENOMEM)?;
                     self.leave_forked(part.clone(), &mut gather);
                     let what = if anonymous { Zap::Everything } else { Zap::Pages };
                     self.zap(part, what, &mut gather);

@@ -22,7 +22,8 @@
 //!
 //! *The others' walks.* A space that copies the table, or reads a page's bytes by it, holds its own page-table lock, and not that by which
 //! the leaf is taken out. They meet in a lock of the table ([`keep_leaves`]), from the look at the leaf until the page has one
-//! more reference, or is not needed any more. Lock order: page-table lock, this lock.
+//! more reference, or is not needed any more. Lock order: page-table lock, this lock. Spaces without anything else in common wait for it, all children of a server
+//! at their first store: nobody makes a table or flushes CPUs under it.
 //!
 //! *Copies.* A space that copies the table has the page in its own table then, if it copied the leaf before it went. It does both under its
 //! page-table lock. The unmapping visits it, too: before the copy, then the leaf is out of the shared table before; or
@@ -111,7 +112,7 @@ impl Note {
 }
 
 /// Locks of tables, by their addresses.
-static LEAVES: [SpinLock<()>; 64] = [const { SpinLock::growing(()) }; 64];
+static LEAVES: [SpinLock<()>; 64] = [const { SpinLock::new(()) }; 64];
 
 /// Keeps the leaves of the shared table at `table` from being taken out, and the pages that they name.
 pub(super) fn keep_leaves(table: PhysAddr) -> SpinLockGuard<'static, ()> {
@@ -166,10 +167,12 @@ impl Tables {
         Note::at(above.address()).is_mixed().then(|| keep_leaves(above.address()))
     }
 
-    /// Could the table of the window at `window` become a shared one with pages of files?
-    fn is_ready_to_mix(&self, window: u64) -> bool {
-        self.above_leaves(window)
-            .is_some_and(|above| above.is_forked(2) || !Note::at(above.address()).is_hot())
+    /// Whether the table of the window at `window` is a shared one since an earlier fork; `None` if it could not become one with pages of
+    /// files.
+    fn is_mixed_already(&self, window: u64) -> Option<bool> {
+        let above = self.above_leaves(window)?;
+        let is_shared = above.is_forked(2);
+        (is_shared || !Note::at(above.address()).is_hot()).then_some(is_shared)
     }
 }
 
@@ -177,9 +180,7 @@ impl AddressSpace {
     /// Before the table of the window at `window`, which has pages of files, is shared with a child whose areas are
     /// `childs`: false if it should not be. The areas lock is held for writing.
     pub(super) fn prepare_mixed(&self, set: &VmaSet, childs: &VmaSet, window: u64) -> bool {
-        if !self.tables.lock().is_ready_to_mix(window) {
-            return false;
-        }
+        let Some(is_shared) = self.tables.lock().is_mixed_already(window) else { return false };
         for vma in set.overlapping(window..window + WINDOW).chain(childs.overlapping(window..window + WINDOW))
         {
             if let Kind::File(area) = &vma.kind {
@@ -187,8 +188,11 @@ impl AddressSpace {
                 area.link.enlist(vma.start, vma.pages());
             }
         }
-        for vma in set.overlapping(window..window + WINDOW) {
-            self.fill_window(vma, window);
+        // One that is shared was filled before it became so, and nothing may be put into it.
+        if !is_shared {
+            for vma in set.overlapping(window..window + WINDOW) {
+                self.fill_window(vma, window);
+            }
         }
         true
     }
@@ -206,7 +210,6 @@ impl AddressSpace {
         let cache = &**area.link.cache();
         let shmem = if cache.is_shmem() { Entry::SHMEM } else { 0 };
         for at in (start & !(AT_ONCE - 1)..end).step_by(AT_ONCE as usize) {
-            // It does nothing where the table is shared.
             map_around(&mut self.tables.lock(), vma, cache, at, leaf_bits(vma.flags) | shmem);
             sched::cond_resched();
         }
@@ -222,8 +225,9 @@ impl AddressSpace {
             // It has become the space's own.
             return range.start;
         };
-        let _kept = keep_leaves(above.address());
         let count = (end - range.start).div_ceil(PAGE) as usize;
+        gather.reserve(count);
+        let _kept = keep_leaves(above.address());
         // SAFETY: the page-table lock is held, and the entry keeps the table.
         for leaf in &unsafe { entries(above.address()) }[index(range.start, 1)..][..count] {
             let value = Entry::load(leaf);

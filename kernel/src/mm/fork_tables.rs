@@ -85,7 +85,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::PAGE;
 use super::entry::Entry;
 use super::fork_files::{self, Note, count_leaves, keep_leaves};
-use super::forked::{self, Owned};
+use super::forked::{self, Owned, WantsTable};
 use super::gather::Gather;
 use super::space::AddressSpace;
 use super::tables::{ENTRIES, MetForked, NoMemory, NoTable, Resident, Tables, entries, span};
@@ -94,6 +94,7 @@ use crate::boot::cmdline;
 use crate::errno::Result as KernelResult;
 use crate::fs::sys;
 use crate::memory::PhysAddr;
+use crate::memory::frame::{Frame, Use};
 use crate::sched;
 use crate::sync::grace;
 
@@ -102,9 +103,6 @@ pub(super) const WINDOW: u64 = span(2);
 /// Pages that a table has if it is worth sharing. Fewer are copied more cheaply one by one than with the
 /// fault that follows on sharing.
 const WORTH: u64 = 64;
-
-/// Tables that are looked at in one hold of the page-table lock.
-const STEPS: usize = 64;
 
 static ENABLED: AtomicBool = AtomicBool::new(true);
 
@@ -250,16 +248,20 @@ impl Tables {
 
     /// Makes the table of a forked entry for `address` the space's own; `None` if there is no such entry. See
     /// [`forked::own`].
-    fn own(&mut self, address: u64, flush: impl FnOnce()) -> Result<Option<Owned>, NoMemory> {
+    fn own(
+        &mut self,
+        address: u64,
+        spare: &mut Option<Frame>,
+        flush: impl FnOnce(),
+    ) -> Result<Option<Owned>, WantsTable> {
         let Some(slot) = self.find(address, 2).filter(|slot| Entry::load(slot).is_forked(2)) else {
             return Ok(None);
         };
         let table = Entry::load(slot).address();
         let note = Note::at(table);
-        let kept = note.is_mixed().then(|| keep_leaves(table));
-        let owned = forked::own(slot, flush)?;
+        let keep = || note.is_mixed().then(|| keep_leaves(table));
+        let owned = forked::own(slot, spare, keep, flush)?;
         let own = Entry::load(slot).address();
-        drop(kept);
         if note.is_mixed() {
             // Not all of them were copied, and the files may have taken some out.
             self.resident.remove_all(&note.pages());
@@ -276,28 +278,26 @@ impl Tables {
         Ok(Some(owned))
     }
 
-    /// Does the window of `address` use a shared table that has leaves outside of `range`?
-    fn shares_outside(&self, address: u64, range: &Range<u64>) -> bool {
+    /// Does the window of `address` use a shared table that has such leaves outside of `range`?
+    fn shares_outside(&self, address: u64, range: &Range<u64>, such: impl Fn(Entry) -> bool) -> bool {
         let Some(above) = self.above_leaves(address).filter(|above| above.is_forked(2)) else { return false };
         let window = address & !(WINDOW - 1);
         // SAFETY: the lock is held, and the entry keeps the table.
         let leaves = unsafe { entries(above.address()) };
         leaves.iter().enumerate().any(|(place, leaf)| {
             let at = window + (place * (WINDOW as usize / ENTRIES)) as u64;
-            !range.contains(&at) && leaf.load(Ordering::SeqCst) != 0
+            !range.contains(&at) && such(Entry::load(leaf))
         })
     }
 
     /// Leaves the shared tables that have leaves in `range`. Returns where to go on; stops when `gather` is
-    /// full, and after some tables.
+    /// full, and after some entries.
     fn leave_forked(&mut self, range: Range<u64>, gather: &mut Gather) -> u64 {
         let mut at = range.start;
-        // Most tables may be the space's own.
-        for _ in 0..STEPS {
-            if at >= range.end || self.forked == 0 || gather.is_full() {
-                break;
-            }
-            let (window, above) = match self.next_table(at..range.end) {
+        // Most tables may be the space's own, and a whole table of entries between one and the next.
+        let mut steps = ENTRIES;
+        while at < range.end && self.forked > 0 && !gather.is_full() {
+            let (window, above) = match self.next_table_within(at..range.end, &mut steps) {
                 Ok(found) => found,
                 Err(next) => return next,
             };
@@ -319,10 +319,10 @@ impl AddressSpace {
     /// Makes the table for `address` the space's own if address spaces share it since a fork; tells whether
     /// they did. The areas lock is held.
     pub(super) fn own_window(&self, address: u64) -> Result<bool, NoMemory> {
+        // Made without a lock: others may wait for it.
+        let mut spare = None;
         loop {
-            let mut tables = self.tables.lock();
-            let owned = tables.own(address, || self.flush_all());
-            drop(tables);
+            let owned = self.tables.lock().own(address, &mut spare, || self.flush_all());
             match owned {
                 Ok(owned) => {
                     let shared = owned.is_some();
@@ -332,9 +332,11 @@ impl AddressSpace {
                     }
                     return Ok(shared);
                 }
-                // Tables that are on their way out may be all that was missing.
-                Err(NoMemory) if grace::collect() => {}
-                Err(NoMemory) => return Err(NoMemory),
+                Err(WantsTable) => spare = Frame::alloc(Use::PageTable),
+            }
+            // Tables that are on their way out may be all that was missing.
+            if spare.is_none() && !grace::collect() {
+                return Err(NoMemory);
             }
         }
     }
@@ -379,11 +381,26 @@ impl AddressSpace {
             if tables.forked == 0 {
                 return Ok(());
             }
-            let outside = tables.shares_outside(border, range);
+            let outside = tables.shares_outside(border, range, |leaf| leaf.0 != 0);
             drop(tables);
             if outside {
                 self.own_window(border)?;
             }
+        }
+        Ok(())
+    }
+
+    /// What does for [`AddressSpace::own_borders`] where there is no memory for a table: leaves the shared tables at the ends of `range` as a whole, if all
+    /// that they have outside of it are pages of files, which come back by faults.
+    pub(super) fn leave_borders(&self, range: &Range<u64>, gather: &mut Gather) -> Result<(), NoMemory> {
+        let comes_back = |leaf: Entry| leaf.0 == 0 || leaf.owns_frame() && !leaf.has(Entry::ANON);
+        for border in [range.start, range.end - 1] {
+            // A shared table gets no other leaves: what is true of it stays so.
+            if self.tables.lock().shares_outside(border, range, |leaf| !comes_back(leaf)) {
+                return Err(NoMemory);
+            }
+            let window = border & !(WINDOW - 1);
+            self.leave_forked(window..window + WINDOW, gather);
         }
         Ok(())
     }

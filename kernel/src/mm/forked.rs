@@ -4,9 +4,9 @@
 //! with loom's atomics: copies against each other, against an exit, a second fork and stores of other threads.
 
 use super::entry::Entry;
-use super::tables::{NoMemory, entries};
+use super::tables::entries;
 use crate::memory::PhysAddr;
-use crate::memory::frame::{Frame, Use};
+use crate::memory::frame::Frame;
 use crate::sched;
 use crate::sync::grace;
 use crate::sync::mutant::{self, Mutant};
@@ -24,6 +24,9 @@ pub(super) enum Owned {
     Copied(Frame),
 }
 
+/// There was no table at hand to copy the shared one to.
+pub(super) struct WantsTable;
+
 /// Has the entry `child` of another space lead to the table that `own` leads to, whose leaves are `own`'s or shared already.
 /// The page-table locks of both are held, and the areas lock of `own`'s space until its CPUs are flushed.
 pub(super) fn share(own: &AtomicU64, child: &AtomicU64) {
@@ -38,10 +41,16 @@ pub(super) fn share(own: &AtomicU64, child: &AtomicU64) {
     child.store(Entry::forked(shared.into_raw()).0, Ordering::SeqCst);
 }
 
-/// Makes the table to which the forked entry `slot` leads the space's own. `flush` has the CPUs that run the space
-/// forget what they know by the entry. The page-table lock is held, and
-/// [`keep_leaves`](super::fork_files::keep_leaves)'s if the table has pages of files.
-pub(super) fn own(slot: &AtomicU64, flush: impl FnOnce()) -> Result<Owned, NoMemory> {
+/// Makes the table to which the forked entry `slot` leads the space's own, by a copy in `spare` if others have it as well. `flush` has the CPUs that
+/// run the space forget what they know by the entry. The page-table lock is held. `keep` takes
+/// [`keep_leaves`](super::fork_files::keep_leaves)'s if the table has pages of files: for the copy, and not for the flush, since all
+/// who share the table wait there for each other.
+pub(super) fn own<Kept>(
+    slot: &AtomicU64,
+    spare: &mut Option<Frame>,
+    keep: impl FnOnce() -> Kept,
+    flush: impl FnOnce(),
+) -> Result<Owned, WantsTable> {
     let table = Entry::load(slot).address();
     if Frame::count_at(table) == 1 {
         if !mutant::is(Mutant::AloneWithoutFence) {
@@ -52,11 +61,15 @@ pub(super) fn own(slot: &AtomicU64, flush: impl FnOnce()) -> Result<Owned, NoMem
         slot.store(Entry::table(table).0, Ordering::SeqCst);
         return Ok(Owned::TakenBack);
     }
+    let copy = spare.take().ok_or(WantsTable)?;
     if mutant::is(Mutant::LetGoBeforeCopied) {
         // SAFETY: none; this is what must not be done.
         let_go(unsafe { Frame::from_raw(table) });
     }
-    let copy = copy(table)?;
+    {
+        let _kept = keep();
+        copy_leaves(table, &copy);
+    }
     // SeqCst: the hardware sees the leaves before the entry, and the flush comes after it.
     slot.store(Entry::table(copy.into_raw()).0, Ordering::SeqCst);
     if mutant::is(Mutant::CopiedWithoutFlush) {
@@ -69,9 +82,8 @@ pub(super) fn own(slot: &AtomicU64, flush: impl FnOnce()) -> Result<Owned, NoMem
     Ok(Owned::Copied(unsafe { Frame::from_raw(table) }))
 }
 
-/// A copy of the shared table at `table`, to which an entry of this space leads.
-fn copy(table: PhysAddr) -> Result<Frame, NoMemory> {
-    let copy = Frame::alloc(Use::PageTable).ok_or(NoMemory)?;
+/// Copies the shared table at `table`, to which an entry of this space leads, to `copy`.
+fn copy_leaves(table: PhysAddr, copy: &Frame) {
     // SAFETY: the reference of this space's entry keeps the one; the other is ours alone.
     let (from, to) = unsafe { (entries(table), entries(copy.phys())) };
     for (old, new) in from.iter().zip(to) {
@@ -98,7 +110,6 @@ fn copy(table: PhysAddr) -> Result<Frame, NoMemory> {
         // Relaxed: nobody knows the copy yet.
         new.store(leaf.0, Ordering::Relaxed);
     }
-    Ok(copy)
 }
 
 /// Takes a forked entry out. Returns its reference, for [`let_go`] when the CPUs that run the space are flushed. The

@@ -61,6 +61,11 @@ impl<'a> Gather<'a> {
         self.end = self.end.max(range.end);
     }
 
+    /// Makes room for `pages` pages, for who adds them where nothing can be allocated.
+    pub(super) fn reserve(&mut self, pages: usize) {
+        self.frames.reserve(pages);
+    }
+
     /// `frame` is no longer mapped at `address`.
     pub fn page(&mut self, address: u64, frame: Frame) {
         debug_assert!(self.frames.len() < LIMIT, "nobody has looked whether there is room");

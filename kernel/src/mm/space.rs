@@ -450,10 +450,11 @@ impl AddressSpace {
         let mut at = range.start;
         while at < range.end {
             at = self.tables.lock().free(at..range.end, &hole, gather);
+            sched::cond_resched();
             if gather.is_full() {
                 gather.flush();
+                sched::cond_resched();
             }
-            sched::cond_resched();
         }
     }
 

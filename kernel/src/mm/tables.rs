@@ -514,11 +514,18 @@ impl Tables {
     /// The begin of the first window in `range` whose entry of level 2 leads to a table of leaves, and the
     /// entry. Looks at a bounded number of entries; `Err` with where to go on if it has found none.
     pub(super) fn next_table(&self, range: Range<u64>) -> Result<(u64, Entry), u64> {
+        self.next_table_within(range, &mut { ENTRIES })
+    }
+
+    /// As [`Self::next_table`]; looks at `steps` entries at the most, and counts those down.
+    pub(super) fn next_table_within(
+        &self,
+        range: Range<u64>,
+        steps: &mut usize,
+    ) -> Result<(u64, Entry), u64> {
         let mut at = range.start & !(span(2) - 1);
-        for _ in 0..ENTRIES {
-            if at >= range.end {
-                break;
-            }
+        while *steps > 0 && at < range.end {
+            *steps -= 1;
             let mut table = self.root.phys();
             let mut level = TOP;
             loop {

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use roundtable_programs::child::{self, Child, in_child};
 use roundtable_programs::fault::{self, Fault};
 use roundtable_programs::file::Fd;
+use roundtable_programs::harness::skip;
 use roundtable_programs::inject::Injector;
 use roundtable_programs::leak::Baseline;
 use roundtable_programs::mem::{
@@ -15,12 +16,12 @@ use roundtable_programs::mem::{
 };
 use roundtable_programs::ordinary::{PAGE, WINDOW, expect_stamps_at, stamp, stamped};
 use roundtable_programs::shared::Shared;
-use roundtable_programs::{procfs, sys, tests};
+use roundtable_programs::{held, procfs, sys, tests};
 
 tests! { reading_copies_nothing: 60, stores_stay_apart: 60, generations: 60, calls_in_the_child: 60,
 calls_in_the_parent: 60, a_punch_is_for_all: 60, a_truncation_is_for_all: 60, shared_mappings_beside: 60,
 punches_against_forks: 120, truncations_against_stores: 120, looked_at_while_punched: 120,
-killed_while_punched: 120, a_punch_cannot_fail: 60, residency_is_told: 60, own_and_shared_tables: 60, locked_pages_stay: 60 }
+killed_while_punched: 120, a_punch_cannot_fail: 60, residency_is_told: 60, own_and_shared_tables: 60, locked_pages_stay: 60, second_forks_are_short: 60, a_discard_cannot_fail: 60 }
 
 const COUNTERS: &str = "/sys/kernel/mm/file_tables";
 
@@ -102,6 +103,31 @@ fn shares_tables() -> bool {
 
 fn counter(name: &str) -> Option<u64> {
     shares_tables().then(|| procfs::number(&format!("{COUNTERS}/{name}")))
+}
+
+/// What the first fork puts into the tables is not looked for once more by the second one.
+fn second_forks_are_short() {
+    const WINDOWS: usize = 32;
+    let of_tables = |line: &held::Line| line.iter().any(|word| word.contains("mm/tables.rs"));
+    let takes = || {
+        held::locks().map(|lines| {
+            lines.iter().filter(|line| of_tables(line)).map(|line| held::number(line, 0)).sum::<u64>()
+        })
+    };
+    if !shares_tables() || takes().is_none() {
+        skip("this kernel does not share tables, or does not count its locks");
+    }
+    let all: Vec<Mixed> = (0..WINDOWS).map(|_| Mixed::new()).collect();
+    let count = || {
+        held::begin_anew();
+        in_child(|| ());
+        takes().expect("they are counted")
+    };
+    let (first, second) = (count(), count());
+    println!("# {first} and {second} holds of page-table locks");
+    // Sixteen for each window, which has 256 pages of files: some others come and go.
+    assert!(second + 12 * WINDOWS as u64 <= first, "{first} holds of page-table locks, and then {second}");
+    all.iter().for_each(Mixed::expect);
 }
 
 /// Who only reads has no faults in the window, and so no table of it.
@@ -573,6 +599,36 @@ fn a_punch_cannot_fail() {
     }
     turn.add(1);
     child.ok();
+}
+
+/// Nor does MADV_DONTNEED of a part of a window where nothing else is lost by giving the whole of it up.
+fn a_discard_cannot_fail() {
+    let file = stamped(PAGES * PAGE);
+    let place = Map::reserve(3 * WINDOW, WINDOW);
+    let start = place.address + WINDOW;
+    mmap(start, PAGES * PAGE, R, PRIVATE | FIXED, file.raw(), 0).unwrap();
+    expect_stamps_at(start, PAGES * PAGE, 0);
+    drop(Injector::new());
+    for nth in 1.. {
+        assert!(nth < 100, "it never goes without a failure");
+        let child = child::fork_code(|| {
+            let injector = Injector::new();
+            injector.arm(nth);
+            let result = madvise(start + 8 * PAGE, 8 * PAGE, libc::MADV_DONTNEED);
+            let left = injector.disarm();
+            expect_stamps_at(start, PAGES * PAGE, 0);
+            assert_eq!(result, Ok(()), "failure {nth}");
+            i32::from(left > 0)
+        });
+        match child.wait() {
+            child::End::Code(0) => {}
+            end => {
+                assert_eq!(end, child::End::Code(1));
+                break;
+            }
+        }
+    }
+    expect_stamps_at(start, PAGES * PAGE, 0);
 }
 
 /// What smaps says of a sharer is what it can reach.

@@ -6,7 +6,7 @@
 use std::cell::RefCell;
 use std::time::Duration;
 
-use roundtable_programs::child::{self};
+use roundtable_programs::child;
 use roundtable_programs::file::{Fd, pipe};
 use roundtable_programs::held::{compare, end, idlers, more_of};
 use roundtable_programs::huge::{self, HUGE};
@@ -16,7 +16,7 @@ use roundtable_programs::sys::{PAGE, check};
 use roundtable_programs::uffd::{MISSING, Uffd, ZEROPAGE};
 use roundtable_programs::{Errno, place, procfs, tests};
 
-tests! { descriptors: 200, areas: 200, separate_areas: 200, windows: 200, sizes: 200, reprints: 200, erasures: 200, random_numbers: 200, removed_messages: 200, undone_operations: 200, completions: 200, emptied_pipes: 200, lists_of_objects: 200, watched_faults: 200 }
+tests! { descriptors: 200, areas: 200, separate_areas: 200, windows: 200, tables_far_apart: 200, sizes: 200, reprints: 200, erasures: 200, random_numbers: 200, removed_messages: 200, undone_operations: 200, completions: 200, emptied_pipes: 200, lists_of_objects: 200, watched_faults: 200 }
 
 /// fork(2), and the end of a process, with many descriptors.
 fn descriptors() {
@@ -55,6 +55,26 @@ fn separate_areas() {
         }
         // A child has to find out where there is room.
         child::in_child(|| drop(Map::new(PAGE, RW, PRIVATE | ANON, -1, 0).expect("mmap")));
+    });
+}
+
+/// Many page tables with nothing near them, one of which a child shares: what looks for that one.
+fn tables_far_apart() {
+    const GIB: usize = 1 << 30;
+    let at = Map::new(PAGE, RW, SHARED | ANON, -1, 0).expect("shared memory");
+    let make = |count: usize| {
+        let map = Map::new((count + 2) * GIB, RW, PRIVATE | ANON | NORESERVE, -1, 0).expect("mmap");
+        let first = map.address.next_multiple_of(GIB);
+        // Too few pages for a child to share their tables, and enough, in the highest one.
+        let pages = (0..count).map(|number| number * GIB);
+        let shared = (0..128).map(|page| count * GIB + page * PAGE);
+        pages.chain(shared).for_each(|offset| map.set(first - map.address + offset, 1));
+        at.set_u64(0, first as u64);
+        std::mem::forget(map);
+    };
+    compare(4, 300, make, |count| {
+        let first = at.get_u64(0) as usize;
+        child::in_child(|| munmap(first, (count + 1) * GIB).expect("munmap"));
     });
 }
 

@@ -165,11 +165,12 @@ impl Space {
         let mut left = None;
         {
             let _tables = self.tables.lock().unwrap();
-            let _kept = self.is_mixed.then(|| LEAVES.lock().unwrap());
-            if Entry::load(&self.slot).is_forked(2)
-                && let Owned::Copied(table) = forked::own(&self.slot, || self.flush()).expect("memory")
-            {
-                left = Some(table);
+            let keep = || self.is_mixed.then(|| LEAVES.lock().unwrap());
+            if Entry::load(&self.slot).is_forked(2) {
+                let mut spare = Frame::alloc(Use::PageTable);
+                if let Ok(Owned::Copied(table)) = forked::own(&self.slot, &mut spare, keep, || self.flush()) {
+                    left = Some(table);
+                }
             }
         }
         left.into_iter().for_each(forked::let_go);
