@@ -266,8 +266,17 @@ fn process_vm(args: &mut Args, write: bool) -> Result<usize> {
     let thread = process::find_thread(pid as u32).ok_or(Errno::ESRCH)?;
     // Not held while the caller's own memory is accessed: that may sleep for long (a userfaultfd whose owner does not answer), and memory of
     // a process that is killed meanwhile has to come back.
-    let held = Arc::downgrade(&memory_of(&thread.process)?.ok_or(Errno::ESRCH)?);
-    let space = || held.upgrade().ok_or(Errno::ESRCH);
+    let mut held = Arc::downgrade(&memory_of(&thread.process)?.ok_or(Errno::ESRCH)?);
+    let mut space = |done: usize| match held.upgrade() {
+        Some(space) => Ok(space),
+        // Race: the process executes another program. As if this call had come after that, if nothing is done yet.
+        None if done == 0 => {
+            let space = memory_of(&thread.process)?.ok_or(Errno::ESRCH)?;
+            held = Arc::downgrade(&space);
+            Ok(space)
+        }
+        None => Err(Errno::ESRCH),
+    };
     let mut buffer = fallible::filled(0, 16 * PAGE as usize)?;
     let mut done = 0;
     for [mut at, mut left] in remote {
@@ -279,10 +288,12 @@ fn process_vm(args: &mut Args, write: bool) -> Result<usize> {
             let len = left.min(*room).min(buffer.len());
             let moved = if write {
                 uaccess::copy_from_user(&mut buffer[..len], *here).and_then(|()| {
-                    space()?.write_remote(at as u64, &buffer[..len], Rights::Own).map_err(|_| Errno::EFAULT)
+                    space(done)?
+                        .write_remote(at as u64, &buffer[..len], Rights::Own)
+                        .map_err(|_| Errno::EFAULT)
                 })
             } else {
-                let got = space().and_then(|space| {
+                let got = space(done).and_then(|space| {
                     space.read_remote(at as u64, &mut buffer[..len], Rights::Own).map_err(|_| Errno::EFAULT)
                 });
                 got.and_then(|got| {
