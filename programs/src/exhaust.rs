@@ -99,9 +99,15 @@ pub fn exhaust(step: impl Fn(usize) -> Result<usize, Errno>) {
 }
 
 /// As [`exhaust`], for those who only make processes: each is small, and any innocent one larger. They ask to be the
-/// victims.
+/// victims. Whoever makes one more may have one killed for it, again and again, and never be refused: each ends after some.
 pub fn exhaust_by_family(step: impl Fn(usize) -> Result<usize, Errno>) {
-    exhaust_after(|| drop_rights(1000), step, || ());
+    /// Of all of the crew more than twice as many as there is memory for.
+    const MEMBERS: usize = 50;
+    exhaust_after(
+        || drop_rights(1000),
+        |count| if count < MEMBERS { step(count) } else { Err(Errno::EAGAIN) },
+        || (),
+    );
 }
 
 /// Has a crew do `step` after `prepare`; `clean_up` undoes what stays of it.

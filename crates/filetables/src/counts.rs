@@ -3,15 +3,46 @@
 use crate::addr::Level;
 use crate::sync::{Ordering, Tally};
 
+/// How many tables a file has, of all levels, and how many entries of processes lead to them.
+#[derive(Default, Debug)]
+pub struct Counts {
+    pub(crate) tables: Tally,
+    pub(crate) attachments: Tally,
+    pub(crate) reached: Tally,
+}
+
+impl Counts {
+    /// Tables, of 4 KiB each.
+    pub fn tables(&self) -> u64 {
+        // Relaxed: a number to show.
+        self.tables.load(Ordering::Relaxed)
+    }
+
+    /// Entries of processes that lead to tables.
+    pub fn attachments(&self) -> u64 {
+        // Relaxed: a number to show.
+        self.attachments.load(Ordering::Relaxed)
+    }
+
+    /// Tables that processes would have of their own in the place of these: each table once for each attachment that leads
+    /// to it, directly or by a table above.
+    pub fn reached(&self) -> u64 {
+        // Relaxed: a number to show.
+        self.reached.load(Ordering::Relaxed)
+    }
+}
+
 /// Levels whose tables files can have.
 const LEVELS: usize = 3;
 
-/// How many tables there are, of all levels, and how many entries of processes lead to them.
+/// The sums of many files, by level.
+// Lines of their own: all CPUs that attach store to them.
+#[repr(align(64))]
 #[derive(Default, Debug)]
-pub struct Counts {
+pub struct Totals {
+    pub(crate) all: Counts,
     tables: [Tally; LEVELS],
     attachments: [Tally; LEVELS],
-    pub(crate) reached: Tally,
 }
 
 /// The tally of a level, if files can have tables of it.
@@ -19,26 +50,16 @@ fn of(tallies: &[Tally; LEVELS], level: Level) -> Option<&Tally> {
     tallies.get((level as usize).checked_sub(Level::Pte as usize)?)
 }
 
-fn sum(tallies: &[Tally; LEVELS]) -> u64 {
-    // Relaxed: a number to show.
-    tallies.iter().fold(0, |sum, tally| sum.wrapping_add(tally.load(Ordering::Relaxed)))
-}
-
-impl Counts {
-    /// Tables, of 4 KiB each.
-    pub fn tables(&self) -> u64 {
-        sum(&self.tables)
+impl Totals {
+    /// Of all levels.
+    pub fn all(&self) -> &Counts {
+        &self.all
     }
 
     /// Tables of a level; none of [`Level::Pgd`].
     pub fn tables_of(&self, level: Level) -> u64 {
-        // Relaxed, here and below: a number to show.
+        // Relaxed, here and below: numbers to show.
         of(&self.tables, level).map_or(0, |tally| tally.load(Ordering::Relaxed))
-    }
-
-    /// Entries of processes that lead to tables.
-    pub fn attachments(&self) -> u64 {
-        sum(&self.attachments)
     }
 
     /// Entries of processes that lead to tables of a level.
@@ -48,22 +69,13 @@ impl Counts {
 
     /// Adds to the tables of a level; to subtract one is to add the largest number.
     pub(crate) fn add_tables(&self, level: Level, change: u64) {
-        if let Some(tally) = of(&self.tables, level) {
-            tally.fetch_add(change, Ordering::Relaxed);
-        }
+        self.all.tables.fetch_add(change, Ordering::Relaxed);
+        of(&self.tables, level).map(|tally| tally.fetch_add(change, Ordering::Relaxed));
     }
 
-    /// As [`Counts::add_tables`], for attachments.
+    /// As [`Totals::add_tables`], for attachments.
     pub(crate) fn add_attachments(&self, level: Level, change: u64) {
-        if let Some(tally) = of(&self.attachments, level) {
-            tally.fetch_add(change, Ordering::Relaxed);
-        }
-    }
-
-    /// Tables that processes would have of their own in the place of these: each table once for each attachment that leads
-    /// to it, directly or by a table above.
-    pub fn reached(&self) -> u64 {
-        // Relaxed: a number to show.
-        self.reached.load(Ordering::Relaxed)
+        self.all.attachments.fetch_add(change, Ordering::Relaxed);
+        of(&self.attachments, level).map(|tally| tally.fetch_add(change, Ordering::Relaxed));
     }
 }

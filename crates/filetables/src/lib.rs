@@ -105,7 +105,7 @@ pub use addr::{Level, PhysAddr, TABLE_ENTRIES, TABLE_SIZE, VirtAddr};
 pub use attach::{AttachTally, Attached, Found};
 pub use check::Seen;
 pub use content::{REMOVED_AT_A_TIME, Removed};
-pub use counts::Counts;
+pub use counts::{Counts, Totals};
 pub use error::{InsertError, OutOfMemory};
 pub use format::{EntryValue, Format, Protection};
 pub use frame::Frame;

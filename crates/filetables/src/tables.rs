@@ -6,7 +6,7 @@ use core::fmt;
 use once_cell::race::OnceBox;
 
 use crate::addr::Level;
-use crate::counts::Counts;
+use crate::counts::{Counts, Totals};
 use crate::error::OutOfMemory;
 use crate::frame::Frame;
 use crate::lock::Spin;
@@ -29,7 +29,7 @@ pub struct FileTables<M: Machine, P: Frame> {
     pub(crate) stripes: OnceBox<Stripes<M, P>>,
     pub(crate) uppers: Uppers<M>,
     counts: Counts,
-    totals: Arc<Counts>,
+    pub(crate) totals: Arc<Totals>,
 }
 
 impl<M: Machine, P: Frame> fmt::Debug for FileTables<M, P> {
@@ -46,7 +46,7 @@ impl<M: Machine, P: Frame> fmt::Debug for FileTables<M, P> {
 impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     /// Content without pages, which ends at index 0. The leaves of its tables are of `leaf`: the size of the pages.
     /// `totals` are counted along: those of all files of an owner.
-    pub fn new(machine: Arc<M>, leaf: Level, totals: Arc<Counts>) -> FileTables<M, P> {
+    pub fn new(machine: Arc<M>, leaf: Level, totals: Arc<Totals>) -> FileTables<M, P> {
         FileTables {
             machine,
             leaf,
@@ -94,22 +94,20 @@ impl<M: Machine, P: Frame + Clone> FileTables<M, P> {
     pub(crate) fn count_table(&self, level: Level, comes: bool) {
         // Relaxed, here and below: numbers to show. To subtract one is to add the largest.
         let change = if comes { 1 } else { u64::MAX };
-        for counts in [&self.counts, &*self.totals] {
-            counts.add_tables(level, change);
-        }
+        self.counts.tables.fetch_add(change, Ordering::Relaxed);
+        self.totals.add_tables(level, change);
     }
 
     /// An attachment to a table of `level` that reaches so many tables comes or goes.
     pub(crate) fn count_attachment(&self, level: Level, comes: bool, reaches: u64) {
         let change = if comes { 1 } else { u64::MAX };
-        for counts in [&self.counts, &*self.totals] {
-            counts.add_attachments(level, change);
-        }
+        self.counts.attachments.fetch_add(change, Ordering::Relaxed);
+        self.totals.add_attachments(level, change);
         self.count_reached(reaches.wrapping_mul(change));
     }
 
     pub(crate) fn count_reached(&self, change: u64) {
-        for counts in [&self.counts, &*self.totals] {
+        for counts in [&self.counts, self.totals.all()] {
             counts.reached.fetch_add(change, Ordering::Relaxed);
         }
     }

@@ -180,7 +180,7 @@ fn a_mapping_of_1_tib_has_two_entries_and_no_table_of_its_own() {
     }
     // Two PUD tables, and the three PMD tables of the windows with pages.
     assert_eq!(counts(&file), (5, 4));
-    let of = |level| (file.counts().tables_of(level), file.counts().attachments_of(level));
+    let of = |level| (file.totals.tables_of(level), file.totals.attachments_of(level));
     assert_eq!([Level::Pte, Level::Pmd, Level::Pud, Level::Pgd].map(of), [(0, 0), (3, 0), (2, 4), (0, 0)]);
     assert_eq!(file.counts().reached(), 2 * 5);
     file.insert(200_000, page(Level::Pmd, 200_000)).unwrap();

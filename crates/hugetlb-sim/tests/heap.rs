@@ -81,7 +81,7 @@ fn heap_per_file_mapping_table_and_page() {
     );
     // Not the tables themselves, nor the mapping that the host keeps in its VMA.
     let most = [
-        ("file", file, 368),
+        ("file", file, 448),
         ("locks", locks, 7168),
         ("mapping", mapping, 208),
         ("table", table, 4480),

@@ -31,7 +31,7 @@ pub struct Hugetlb<M: Machine> {
     pools: [Arc<Pool<M>>; 2],
     counters: Counters,
     /// What the tables of all files are counted by.
-    tables: Arc<filetables::Counts>,
+    tables: Arc<filetables::Totals>,
     next_id: Tally,
 }
 
@@ -95,13 +95,13 @@ impl<M: Machine> Hugetlb<M> {
     /// Counters of table sharing.
     pub fn sharing(&self) -> SharingStatistics {
         let mut counted = self.counters.snapshot();
-        counted.tables += self.tables.tables();
-        counted.attachments += self.tables.attachments();
-        counted.reached += self.tables.reached();
+        counted.tables += self.tables.all().tables();
+        counted.attachments += self.tables.all().attachments();
+        counted.reached += self.tables.all().reached();
         counted
     }
 
-    pub(crate) fn table_counts(&self) -> Arc<filetables::Counts> {
+    pub(crate) fn table_counts(&self) -> Arc<filetables::Totals> {
         self.tables.clone()
     }
 

@@ -9,7 +9,7 @@
 use alloc::sync::Arc;
 use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
-use ::hugetlb::filetables::{AttachTally, Counts, Level};
+use ::hugetlb::filetables::{AttachTally, Level, Totals};
 
 use super::PAGE;
 use crate::boot::cmdline;
@@ -24,7 +24,7 @@ const ALL: u8 = 2;
 
 static MODE: AtomicU8 = AtomicU8::new(ALL);
 static MACHINE: Once<Arc<Kernel>> = Once::new();
-static TOTALS: Once<Arc<Counts>> = Once::new();
+static TOTALS: Once<Arc<Totals>> = Once::new();
 
 /// Events since boot.
 struct Events {
@@ -68,7 +68,7 @@ pub(super) fn machine() -> Arc<Kernel> {
     MACHINE.call_once(|| Arc::new(Kernel)).clone()
 }
 
-pub(super) fn totals() -> Arc<Counts> {
+pub(super) fn totals() -> Arc<Totals> {
     TOTALS.call_once(Arc::default).clone()
 }
 
@@ -102,10 +102,10 @@ pub fn register() -> Result<()> {
     number("pmd/attachments", || totals().attachments_of(Level::Pmd))?;
     number("pud/tables", || totals().tables_of(Level::Pud))?;
     number("pud/attachments", || totals().attachments_of(Level::Pud))?;
-    number("tables", || totals().tables())?;
-    number("attachments", || totals().attachments())?;
+    number("tables", || totals().all().tables())?;
+    number("attachments", || totals().all().attachments())?;
     // What processes would have of their own in the place of these.
-    number("bytes_saved", || totals().reached().saturating_sub(totals().tables()) * PAGE)?;
+    number("bytes_saved", || totals().all().reached().saturating_sub(totals().all().tables()) * PAGE)?;
     number("attached_shared", || EVENTS.shared.load(Ordering::Relaxed))?;
     number("attached_made", || EVENTS.made.load(Ordering::Relaxed))?;
     number("left", || EVENTS.left.load(Ordering::Relaxed))?;

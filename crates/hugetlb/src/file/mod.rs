@@ -36,7 +36,7 @@ use crate::range_list::RangeList;
 use crate::reserve::{self, Promises};
 use crate::state::State;
 use crate::superblock::InodeCharge;
-use crate::sync::{Arc, Mutex, MutexGuard, Ordering, RwLock, Spin, Tally};
+use crate::sync::{Arc, Line, Mutex, MutexGuard, Ordering, RwLock, Spin, Tally};
 
 /// The largest file, in bytes, as for every file of Linux.
 pub const MAX_FILE_SIZE: u64 = i64::MAX as u64;
@@ -65,8 +65,8 @@ pub struct File<M: Machine> {
     _inode: Option<InodeCharge<M>>,
     /// Serialises what changes the size or frees ranges, and mmap's promise with it.
     size_lock: Mutex<M, SizeLock>,
-    /// `st_size`, in bytes. Changed under the size lock.
-    size: Tally,
+    /// `st_size`, in bytes. Changed under the size lock, and read by each fault that adds a page.
+    size: Line<Tally>,
     /// The pages, and the tables that show them.
     content: FileTables<M, Arc<Page<M>>>,
     fault_mutexes: FaultMutexes<M>,
@@ -96,7 +96,7 @@ impl<M: Machine> File<M> {
             subpool,
             _inode: inode,
             size_lock: Mutex::<M, _>::new(SizeLock(())),
-            size: Tally::new(0),
+            size: Line(Tally::new(0)),
             content,
             fault_mutexes: FaultMutexes::new(),
             promises: Mutex::<M, _>::new(Promises::new()),
@@ -141,7 +141,7 @@ impl<M: Machine> File<M> {
 
     pub(crate) fn size(&self) -> u64 {
         // Relaxed: what a fault must know is the content's end.
-        self.size.load(Ordering::Relaxed)
+        self.size.0.load(Ordering::Relaxed)
     }
 
     /// Whether a fault may not add a page at an index: the file ends before it.
@@ -157,7 +157,7 @@ impl<M: Machine> File<M> {
 
     /// Makes the file longer.
     pub(crate) fn grow(&self, held: &SizeLock, size: u64) {
-        self.size.store(size, Ordering::Relaxed);
+        self.size.0.store(size, Ordering::Relaxed);
         self.show_to(held, size >> self.page_size().shift());
     }
 
@@ -170,7 +170,7 @@ impl<M: Machine> File<M> {
 
     /// Moves the end; what lies behind it is not shown any more.
     pub(crate) fn set_size(&self, _: &SizeLock, size: u64) {
-        self.size.store(size, Ordering::Relaxed);
+        self.size.0.store(size, Ordering::Relaxed);
         self.content.set_end(size >> self.page_size().shift());
     }
 

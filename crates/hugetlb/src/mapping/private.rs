@@ -55,12 +55,15 @@ impl<M: Machine> Fault<'_, M> {
             (share.map(|share| (share.is_sole(), share.page().clone())), private.robbed)
         };
         // Looked at under the mapping lock: a truncation that comes later meets what this fault maps.
-        // Race: fallocate(2) has put the page behind the end, and shows it now. The end is asked for first: who sees the new one sees the page.
-        let ended = self.file.ends_before(index.0);
-        let cached = self.index.page(self.file).filter(|_| index.0 < self.file.content().end());
-        // A copy stays until a truncation takes it, and the host may put one where the file has ended: as Linux.
-        if copy.is_none() && cached.is_none() && self.fill.is_none() && ended {
-            return Err(FaultError::Sigbus.into());
+        let shown = || self.index.page(self.file).filter(|_| index.0 < self.file.content().end());
+        let mut cached = shown();
+        if copy.is_none() && cached.is_none() {
+            // A copy stays until a truncation takes it, and the host may put one where the file has ended: as Linux.
+            if self.fill.is_none() && self.file.ends_before(index.0) {
+                return Err(FaultError::Sigbus.into());
+            }
+            // Race: fallocate(2) had put the page behind the end, and shows it since. Who sees the new end sees the page.
+            cached = shown();
         }
         if let Some(page) = copy.as_ref().map(|(_, page)| page).or(cached.as_ref()) {
             self.refuse_broken(page)?;

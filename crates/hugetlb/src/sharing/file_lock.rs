@@ -18,7 +18,7 @@ use crate::machine::Machine;
 use crate::mutant::Mutant;
 use crate::pool::Page;
 use crate::state::State;
-use crate::sync::{Arc, ReadGuard, RwLock, WriteGuard};
+use crate::sync::{Arc, Line, ReadGuard, RwLock, WriteGuard};
 
 pub(super) struct FileLock;
 
@@ -26,14 +26,15 @@ pub(super) const PROTOCOL: Adopted<FileLock> = Adopted(FileLock);
 
 /// Held by all faults (for reading) and by what takes away (for writing).
 fn fence<M: Machine>(file: &File<M>) -> Option<&RwLock<M, ()>> {
-    let fence = adopted::fence(file)?.get();
+    let fence = adopted::fence(file)?.get::<Line<RwLock<M, ()>>>();
     debug_assert!(fence.is_some(), "the file has no fence");
-    fence
+    fence.map(|fence| &fence.0)
 }
 
 impl<M: Machine> Fence<M> for FileLock {
     fn file_state(&self) -> State {
-        State::new(RwLock::<M, ()>::new(()))
+        // What each fault stores to lies apart from what it reads.
+        State::new(Line(RwLock::<M, ()>::new(())))
     }
 
     fn fault_fence<'f>(&self, file: &'f File<M>) -> Option<ReadGuard<'f, M, ()>> {
