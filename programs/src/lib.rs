@@ -19,6 +19,7 @@ pub mod namespaces;
 pub mod ordinary;
 pub mod place;
 pub mod procfs;
+pub mod propagation;
 pub mod rng;
 pub mod rows;
 pub mod seccomp;

@@ -10,7 +10,7 @@ use roundtable_programs::rows::Rows;
 use roundtable_programs::sys::{c_string, is_linux};
 use roundtable_programs::{Errno, row, tests};
 
-tests! { what_is_told, masters, deep_below, texts_and_room, lists, other_namespaces, below_the_root_only, errors, many: 60 }
+tests! { what_is_told, masters, deep_below, texts_and_room, lists, moved_and_pivoted, copies_that_show_elsewhere, other_namespaces, below_the_root_only, errors, many: 60 }
 
 const STATMOUNT: i64 = 457;
 const LISTMOUNT: i64 = 458;
@@ -300,6 +300,65 @@ fn lists() {
         assert_eq!(ask(&Request::new(expected[2], SB_BASIC), BYTES).err(), Some(Errno::ENOENT));
         assert_eq!(list_by(&Request::new(expected[2], 0), 8, 0), Err(Errno::ENOENT));
         assert_eq!(piece(expected[2], 8, 0), expected[3..]);
+    });
+}
+
+/// The number stays when a mount comes elsewhere, or is what `/` is.
+fn moved_and_pivoted() {
+    alone(|| {
+        for name in ["from", "to", "from/below"] {
+            fs::create_dir_all(format!("/tmp/mounts/{name}")).unwrap();
+        }
+        mount("source", "/tmp/mounts/from", "tmpfs", 0, "").unwrap();
+        fs::create_dir_all("/tmp/mounts/from/below").unwrap();
+        mount("source", "/tmp/mounts/from/below", "tmpfs", 0, "").unwrap();
+        let (top, _) = numbers("/tmp/mounts");
+        let (moved, below) = (numbers("/tmp/mounts/from").0, numbers("/tmp/mounts/from/below").0);
+        assert_eq!(list(top), [moved, below]);
+        mount("/tmp/mounts/from", "/tmp/mounts/to", "", libc::MS_MOVE, "").unwrap();
+        assert_eq!((numbers("/tmp/mounts/to").0, told(moved).point()), (moved, "/tmp/mounts/to"));
+        assert_eq!((told(below).point(), told(below).parent()), ("/tmp/mounts/to/below", moved));
+        assert_eq!((list(top), list(moved)), (vec![moved, below], vec![below]));
+        // The moved one is the root from now on, with what it was mounted on behind it.
+        fs::create_dir_all("/tmp/mounts/to/old").unwrap();
+        let (new, old) = (c_string("/tmp/mounts/to"), c_string("/tmp/mounts/to/old"));
+        // The file system that the kernel began with is no mount on another, which pivot_root(2) asks for.
+        let pivoted = call(libc::SYS_pivot_root, [new.as_ptr() as usize, old.as_ptr() as usize, 0, 0, 0, 0]);
+        if pivoted == Ok(0) {
+            assert_eq!((numbers("/").0, told(moved).point(), told(below).point()), (moved, "/", "/below"));
+            let all = list(ALL);
+            assert!(all.contains(&moved) && all.contains(&below) && all.contains(&top), "{all:x?}");
+            assert_eq!(told(top).point(), "/old/tmp/mounts");
+        } else {
+            assert_eq!(pivoted, Err(Errno::EINVAL));
+        }
+    });
+}
+
+/// What comes and goes by itself, where something else is mounted.
+fn copies_that_show_elsewhere() {
+    alone(|| {
+        for name in ["one", "two"] {
+            fs::create_dir_all(format!("/tmp/mounts/{name}")).unwrap();
+        }
+        mount("source", "/tmp/mounts/one", "tmpfs", 0, "").unwrap();
+        mount("", "/tmp/mounts/one", "", libc::MS_SHARED, "").unwrap();
+        mount("/tmp/mounts/one", "/tmp/mounts/two", "", libc::MS_BIND, "").unwrap();
+        fs::create_dir("/tmp/mounts/one/in").unwrap();
+        let before = list(ALL);
+        mount("source", "/tmp/mounts/one/in", "tmpfs", 0, "").unwrap();
+        let (here, there) = (numbers("/tmp/mounts/one/in").0, numbers("/tmp/mounts/two/in").0);
+        assert_ne!(here, there);
+        assert_eq!(told(there).point(), "/tmp/mounts/two/in");
+        let both: Vec<u64> = list(ALL).into_iter().filter(|id| !before.contains(id)).collect();
+        assert_eq!(both, [here.min(there), here.max(there)]);
+        let path = c_string("/tmp/mounts/two/in");
+        // SAFETY: a string that lives through the call.
+        assert_eq!(unsafe { libc::umount2(path.as_ptr(), 0) }, 0);
+        assert_eq!(list(ALL), before);
+        for id in both {
+            assert_eq!(ask(&Request::new(id, SB_BASIC), BYTES).err(), Some(Errno::ENOENT));
+        }
     });
 }
 

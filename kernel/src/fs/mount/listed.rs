@@ -2,6 +2,7 @@
 
 use alloc::sync::Arc;
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 
 use linux_raw_sys::general as abi;
 
@@ -105,7 +106,8 @@ impl View {
             let parent = mount.place().map_or_else(|| mount.clone(), |place| place.mount);
             (out.mnt_id, out.mnt_parent_id) = (mount.unique_id(), parent.unique_id());
             (out.mnt_id_old, out.mnt_parent_id_old) = (mount.id as u32, parent.id as u32);
-            out.mnt_attr = attributes(mount.flags.load(core::sync::atomic::Ordering::Relaxed));
+            // Ordering: a flag word of its own.
+            out.mnt_attr = attributes(mount.flags.load(Ordering::Relaxed));
             out.mnt_propagation = fields.flags().into();
             (out.mnt_peer_group, out.mnt_master) = (fields.group, fields.master);
         }
