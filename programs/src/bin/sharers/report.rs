@@ -36,8 +36,12 @@ fn kb(kb: u64) -> String {
     size(kb << 10)
 }
 
+/// At most seven letters, so that two of them and two kernels fit into a line also where the host is busy.
 fn micros(nanoseconds: u64) -> String {
-    format!("{:.0} us", nanoseconds as f64 / 1e3)
+    match nanoseconds {
+        0..9_999_500 => format!("{:.0} us", nanoseconds as f64 / 1e3),
+        _ => format!("{:.0} ms", nanoseconds as f64 / 1e6),
+    }
 }
 
 fn seconds(time: Duration) -> String {
