@@ -50,6 +50,16 @@ pub const MOUNT_FLAGS: u32 = abi::MS_RDONLY
     | abi::MS_RELATIME
     | abi::MS_NOSYMFOLLOW;
 
+/// Of these, those that the new calls have a `MOUNT_ATTR_*` bit for each: the bit, and the flag.
+pub const ATTRIBUTES: [(u32, u32); 6] = [
+    (abi::MOUNT_ATTR_RDONLY, abi::MS_RDONLY),
+    (abi::MOUNT_ATTR_NOSUID, abi::MS_NOSUID),
+    (abi::MOUNT_ATTR_NODEV, abi::MS_NODEV),
+    (abi::MOUNT_ATTR_NOEXEC, abi::MS_NOEXEC),
+    (abi::MOUNT_ATTR_NODIRATIME, abi::MS_NODIRATIME),
+    (abi::MOUNT_ATTR_NOSYMFOLLOW, abi::MS_NOSYMFOLLOW),
+];
+
 /// Of these, how access times are kept.
 pub const TIMES: u32 = abi::MS_NOATIME | abi::MS_NODIRATIME | abi::MS_RELATIME;
 /// Among the locked flags: [`TIMES`] stay as they are, set or not.

@@ -113,20 +113,13 @@ fn fsconfig(args: &mut Args) -> Result<usize> {
 
 /// `MOUNT_ATTR_*` as `MS_*`; `EINVAL` for unknown ones.
 fn attributes(bits: u64) -> Result<u32> {
-    const SIMPLE: [(u32, u32); 6] = [
-        (abi::MOUNT_ATTR_RDONLY, abi::MS_RDONLY),
-        (abi::MOUNT_ATTR_NOSUID, abi::MS_NOSUID),
-        (abi::MOUNT_ATTR_NODEV, abi::MS_NODEV),
-        (abi::MOUNT_ATTR_NOEXEC, abi::MS_NOEXEC),
-        (abi::MOUNT_ATTR_NODIRATIME, abi::MS_NODIRATIME),
-        (abi::MOUNT_ATTR_NOSYMFOLLOW, abi::MS_NOSYMFOLLOW),
-    ];
-    let known = SIMPLE.iter().fold(abi::MOUNT_ATTR__ATIME, |known, (bit, _)| known | bit);
+    let known = mount::ATTRIBUTES.iter().fold(abi::MOUNT_ATTR__ATIME, |known, (bit, _)| known | bit);
     let bits = u32::try_from(bits).map_err(|_| Errno::EINVAL)?;
     if bits & !known != 0 {
         return Err(Errno::EINVAL);
     }
-    let set = SIMPLE.iter().filter(|(bit, _)| bits & bit != 0).fold(0, |flags, (_, flag)| flags | flag);
+    let simple = mount::ATTRIBUTES.iter().filter(|(bit, _)| bits & bit != 0);
+    let set = simple.fold(0, |flags, (_, flag)| flags | flag);
     match bits & abi::MOUNT_ATTR__ATIME {
         abi::MOUNT_ATTR_RELATIME => Ok(set | abi::MS_RELATIME),
         abi::MOUNT_ATTR_NOATIME => Ok(set | abi::MS_NOATIME),

@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 use linux_raw_sys::general as abi;
 
 use super::propagation::{self, Fields};
-use super::{Mount, TABLE, lock_changes};
+use super::{ATTRIBUTES, Mount, TABLE, lock_changes};
 use crate::errno::{Errno, Result};
 use crate::fs::mount_namespace::MountNamespace;
 use crate::fs::mount_text::root_text;
@@ -208,16 +208,11 @@ fn may_see_all(namespace: &MountNamespace) -> bool {
 
 /// The flags of a mount as the new calls have them.
 fn attributes(flags: u32) -> u64 {
-    const PAIRS: [(u32, u32); 7] = [
-        (abi::MS_RDONLY, abi::MOUNT_ATTR_RDONLY),
-        (abi::MS_NOSUID, abi::MOUNT_ATTR_NOSUID),
-        (abi::MS_NODEV, abi::MOUNT_ATTR_NODEV),
-        (abi::MS_NOEXEC, abi::MOUNT_ATTR_NOEXEC),
-        (abi::MS_NODIRATIME, abi::MOUNT_ATTR_NODIRATIME),
-        (abi::MS_NOSYMFOLLOW, abi::MOUNT_ATTR_NOSYMFOLLOW),
-        (abi::MS_NOATIME, abi::MOUNT_ATTR_NOATIME),
-    ];
-    let simple = PAIRS.iter().filter(|(flag, _)| flags & flag != 0).fold(0, |all, (_, bit)| all | bit);
-    let strict = flags & (abi::MS_NOATIME | abi::MS_RELATIME) == 0;
-    u64::from(simple | if strict { abi::MOUNT_ATTR_STRICTATIME } else { 0 })
+    let simple = ATTRIBUTES.iter().filter(|(_, flag)| flags & flag != 0).fold(0, |all, (bit, _)| all | bit);
+    let times = match flags & (abi::MS_NOATIME | abi::MS_RELATIME) {
+        0 => abi::MOUNT_ATTR_STRICTATIME,
+        times if times & abi::MS_NOATIME != 0 => abi::MOUNT_ATTR_NOATIME,
+        _ => abi::MOUNT_ATTR_RELATIME,
+    };
+    u64::from(simple | times)
 }
